@@ -1,0 +1,109 @@
+"""Connectomics volumes as lazy, labelled arrays; overlays and outlines as dask block functions.
+
+>>> import imageryxr as ix
+>>> sample = ix.sample(sample_path)
+>>> em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
+>>> box = ix.BBox.around((4600, 2560, 130), (512, 512), resolution=(8, 8, 40))
+>>> ds = ix.align(em, seg, bbox=box)
+>>> picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=ix.Outline(2))
+>>> ix.to_pil(picture).size
+(512, 512)
+"""
+
+from __future__ import annotations
+
+from imageryxr import accessor as _accessor
+from imageryxr import errors
+from imageryxr.align import align, regrid
+from imageryxr.colors import palette
+from imageryxr.errors import (
+    AuthError,
+    BoxError,
+    ChunkReadError,
+    CodecError,
+    ColorError,
+    GridError,
+    GridMismatchError,
+    ImageryError,
+    ImageryWarning,
+    LayerError,
+    MipError,
+    MissingChunkError,
+    MissingChunkWarning,
+    MissingIdsWarning,
+    OptionError,
+    OutOfVolumeError,
+    SegmentError,
+    SourceError,
+    SourceNotFoundError,
+    TargetError,
+    TargetExistsError,
+)
+from imageryxr.export import export, plan_export
+from imageryxr.export.plan import ExportPlan
+from imageryxr.export.run import ExportReport
+from imageryxr.figure import montage, scale_bar, to_pil
+from imageryxr.grid import BBox, Grid, grid_of
+from imageryxr.opening import crop, open_image, open_multiscale, open_segmentation
+from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
+from imageryxr.sample import Sample, sample
+from imageryxr.segments import select_ids, split_masks, unique_ids
+from imageryxr.sources.base import Level, Source
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AuthError",
+    "BBox",
+    "BoxError",
+    "ChunkReadError",
+    "CodecError",
+    "ColorError",
+    "ExportPlan",
+    "ExportReport",
+    "Grid",
+    "GridError",
+    "GridMismatchError",
+    "ImageryError",
+    "ImageryWarning",
+    "LayerError",
+    "Level",
+    "MipError",
+    "MissingChunkError",
+    "MissingChunkWarning",
+    "MissingIdsWarning",
+    "OptionError",
+    "OutOfVolumeError",
+    "Outline",
+    "Sample",
+    "SegmentError",
+    "Source",
+    "SourceError",
+    "SourceNotFoundError",
+    "TargetError",
+    "TargetExistsError",
+    "align",
+    "composite",
+    "crop",
+    "errors",
+    "export",
+    "grid_of",
+    "montage",
+    "open_image",
+    "open_multiscale",
+    "open_segmentation",
+    "outline",
+    "overlay",
+    "palette",
+    "plan_export",
+    "regrid",
+    "sample",
+    "scale_bar",
+    "select_ids",
+    "split_masks",
+    "to_pil",
+    "to_rgba",
+    "unique_ids",
+]
+
+del _accessor

@@ -1,0 +1,105 @@
+"""The ``.imagery`` accessor: the public functions as methods of arrays and Datasets."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import xarray as xr
+
+from imageryxr.align import align, aligned_names, regrid
+from imageryxr.export import export, plan_export
+from imageryxr.figure import montage, to_pil
+from imageryxr.grid import Grid, grid_of
+from imageryxr.opening import crop
+from imageryxr.overlay import composite, outline, overlay, to_rgba
+from imageryxr.segments import select_ids, split_masks, unique_ids
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of an array as a method, with its docstring and signature."""
+
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self._obj, *args, **kwargs)
+
+    return method
+
+
+def _layers_method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of (image, segmentation) as a method of a Dataset that holds both."""
+
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        image, segmentation = aligned_names(self._obj)
+        return function(self._obj[image], self._obj[segmentation], *args, **kwargs)
+
+    return method
+
+
+@xr.register_dataarray_accessor("imagery")
+class ImageryArray:
+    """What imageryxr does with an array, as methods: ``da.imagery.crop(bbox)`` is ``imageryxr.crop(da, bbox)``.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em.imagery.grid.resolution
+    (8.0, 8.0, 40.0)
+    >>> em.imagery.crop(ix.BBox.around((4300, 2200, 120), (64, 64), resolution=(8, 8, 40))).shape
+    (1, 64, 64)
+    """
+
+    __slots__ = ("_obj",)
+
+    def __init__(self, obj: xr.DataArray) -> None:
+        self._obj = obj
+
+    @property
+    def grid(self) -> Grid:
+        """Where the array lies."""
+        return grid_of(self._obj)
+
+    crop = _method(crop)
+    regrid = _method(regrid)
+    unique_ids = _method(unique_ids)
+    select_ids = _method(select_ids)
+    split_masks = _method(split_masks)
+    outline = _method(outline)
+    overlay = _method(overlay)
+    to_rgba = _method(to_rgba)
+    composite = _method(composite)
+    to_pil = _method(to_pil)
+    montage = _method(montage)
+    export = _method(export)
+    plan_export = _method(plan_export)
+
+
+@xr.register_dataset_accessor("imagery")
+class ImageryDataset:
+    """What imageryxr does with a Dataset of an image and a segmentation, as methods.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
+    >>> ds.imagery.overlay(alpha=0.3).dims
+    ('z', 'y', 'x', 'rgba')
+    """
+
+    __slots__ = ("_obj",)
+
+    def __init__(self, obj: xr.Dataset) -> None:
+        self._obj = obj
+
+    @property
+    def grid(self) -> Grid:
+        """Where the arrays lie."""
+        return grid_of(self._obj)
+
+    crop = _method(crop)
+    align = _layers_method(align)
+    overlay = _layers_method(overlay)

@@ -1,0 +1,252 @@
+"""One grid: resampling an array onto another's grid, and bringing an image and a segmentation together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import xarray as xr
+
+from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError
+from imageryxr.expr import Expr, Resampled, view
+from imageryxr.grid import DIMS, Axis, AxisMap, BBox, Grid, check_resolution, grid_of, outside_error
+from imageryxr.lazy import choose_splits
+from imageryxr.volumes import Volume, result, volume_of
+
+Method = Literal["nearest", "mode", "linear", "mean"]
+Target = Literal["finest", "coarsest", "image", "segmentation"]
+METHODS: dict[str, tuple[Method, ...]] = {
+    "segmentation": ("nearest", "mode"),
+    "image": ("linear", "nearest", "mean"),
+}
+
+
+def regrid(
+    da: xr.DataArray,
+    like: xr.DataArray | xr.Dataset | Grid | tuple[float, float, float],
+    *,
+    method: Method | None = None,
+) -> xr.DataArray:
+    """Resample an array onto another grid, by position in nanometres.
+
+    Lazy: reads nothing. Blocks follow the storage chunks of ``da``; each reads what it needs and no more.
+
+    Parameters
+    ----------
+    da : DataArray
+        Image or segmentation, dims (z, y, x).
+    like : DataArray, Dataset, Grid or (x, y, z)
+        The target: anything with a grid, or a resolution in nm, which takes the voxels of that size, counted from
+        0 nm, whose centres lie within ``da``.
+    method : {"nearest", "mode", "linear", "mean"}, optional
+        For segmentations "nearest" (default: the id at each new centre, in exact whole-number arithmetic; a
+        centre on the edge between two voxels belongs to the upper one) or "mode" (the id that fills most of each new voxel; of
+        equals the smallest id, 0 last), which is the better one to shrink by. For images "linear" (default: between voxel centres,
+        clamped at the edge of the data), "nearest", or "mean" (the average over each new voxel), which is the better one to
+        shrink by, as it lets no detail alias. Labels are never averaged.
+
+    Returns
+    -------
+    DataArray
+        On the target's grid, dtype and attrs kept, integers rounded half up; 0 where a centre lies outside ``da``.
+
+    Raises
+    ------
+    OptionError
+        If the method does not fit the layer.
+    GridError
+        If coordinates form no grid.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
+    >>> fine = ix.regrid(seg, like=em)
+    >>> fine.shape == em.shape, fine.dtype
+    (True, dtype('uint64'))
+    """
+    volume = volume_of(da)
+    layer = layer_type_of(da)
+    chosen = _check_method(method, layer, da)
+    grid = _target_grid(like, volume.grid)
+    expr = _onto(volume, grid, chosen)
+    return result(expr, grid, volume, attrs=volume.attrs, name=str(da.name) if da.name is not None else layer)
+
+
+def align(
+    image: xr.DataArray,
+    segmentation: xr.DataArray,
+    *,
+    to: Target | Grid | tuple[float, float, float] = "finest",
+    bbox: BBox | None = None,
+) -> xr.Dataset:
+    """Bring an image and a segmentation together on one grid, by position in nanometres.
+
+    Lazy: reads nothing. A layer that lies on the target grid already is not resampled; the image is resampled linearly, the
+    segmentation to the nearest id (use `regrid` for other methods).
+
+    Parameters
+    ----------
+    image, segmentation : DataArray
+        Dims (z, y, x), at any resolutions and offsets.
+    to : {"finest", "coarsest", "image", "segmentation"}, Grid or (x, y, z), default "finest"
+        The target grid. "finest" and "coarsest" choose along each axis the layer with the smaller or larger voxels; take
+        "finest" for figures, "coarsest" to read less. "image" and "segmentation" leave that layer as it is. Or a grid, or
+        a resolution in nm.
+    bbox : BBox, optional
+        The box to give. Default: what both layers cover.
+
+    Returns
+    -------
+    Dataset
+        Variables ``image`` and ``segmentation``, with the same coordinates and the same dask blocks.
+
+    Raises
+    ------
+    OutOfVolumeError
+        If ``bbox`` lies wholly outside one of the layers.
+    GridMismatchError
+        If the layers do not overlap anywhere.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
+    >>> box = ix.BBox.around((4300, 2200, 120), (256, 256), resolution=(8, 8, 40))
+    >>> ix.align(em, seg, bbox=box).sizes
+    Frozen({'z': 1, 'y': 256, 'x': 256})
+    """
+    pictures, labels = volume_of(image), _labels(segmentation)
+    whole = _common_grid(pictures.grid, labels.grid, to)
+    box = _common_box(pictures.grid, labels.grid) if bbox is None else _inside_both(bbox, image, segmentation)
+    grid = whole if isinstance(to, Grid) and bbox is None else whole.crop(whole.select(box))
+    exprs = {"image": _onto(pictures, grid, "linear"), "segmentation": _onto(labels, grid, "nearest")}
+    foreign = bool(pictures.givens or labels.givens)
+    splits = choose_splits(list(exprs.values()), grid.shape, group=not foreign)
+    return xr.Dataset(
+        {
+            name: result(exprs[name], grid, volume, attrs=volume.attrs, name=name, chunks=splits)
+            for name, volume in (("image", pictures), ("segmentation", labels))
+        }
+    )
+
+
+def layer_type_of(da: xr.DataArray) -> str:
+    """Return what an array holds, "image" or "segmentation": as its attrs say, else by its name and dtype."""
+    said = da.attrs.get("layer_type", da.name)
+    if said in METHODS:
+        return str(said)
+    # Grey values come in 8 or 16 bits or as floats; whole numbers that are wider than that are ids.
+    return "segmentation" if da.dtype.kind in "iu" and da.dtype.itemsize > 2 else "image"
+
+
+def _labels(segmentation: xr.DataArray) -> Volume:
+    volume = volume_of(segmentation)
+    if volume.expr.dtype.kind not in "iu":
+        raise LayerError(
+            f"the segmentation {segmentation.name!r} has dtype {volume.expr.dtype}, but ids are whole numbers; "
+            "align takes the image first and the segmentation second"
+        )
+    return volume
+
+
+def _check_method(method: Any, layer: str, da: xr.DataArray) -> Method:
+    allowed = METHODS[layer]
+    if method is None:
+        return allowed[0]
+    if method not in allowed:
+        others = METHODS["image" if layer == "segmentation" else "segmentation"]
+        reason = f"{da.name!r} is a{'n image' if layer == 'image' else ' segmentation'} (dtype {da.dtype})"
+        if method in others:
+            reason += "; averaging ids makes ids up" if layer == "segmentation" else ""
+        raise OptionError(
+            f"method={method!r} cannot be used: {reason}; choose one of {', '.join(map(repr, allowed))}, "
+            "or set array.attrs['layer_type'] if it is the other kind"
+        )
+    chosen: Method = method
+    return chosen
+
+
+def _target_grid(like: Any, own: Grid) -> Grid:
+    if isinstance(like, Grid):
+        return like
+    if isinstance(like, xr.DataArray | xr.Dataset):
+        return grid_of(like)
+    try:
+        resolution = check_resolution(like, "like")
+    except BoxError as error:
+        raise OptionError(
+            f"like={like!r} is no target: give an array with coordinates, a Grid, or a resolution (x, y, z) in nm"
+        ) from error
+    axes = [_covering(axis, r) for axis, r in zip(own.axes, resolution[::-1], strict=True)]
+    return Grid.from_axes(axes)
+
+
+def _covering(axis: Axis, resolution: float) -> Axis:
+    start, stop = Axis(1, resolution, 0).select(*axis.edges())
+    return Axis(stop - start, resolution, start)
+
+
+def _onto(volume: Volume, grid: Grid, method: Method) -> Expr:
+    shift = grid.shift_to(volume.grid)
+    if shift is not None:
+        return view(volume.expr, grid.box.shift(shift))
+    maps = tuple(AxisMap.between(target, own) for target, own in zip(grid.axes, volume.grid.axes, strict=True))
+    return Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
+
+
+def _common_grid(image: Grid, segmentation: Grid, to: Any) -> Grid:
+    if to == "image":
+        return image
+    if to == "segmentation":
+        return segmentation
+    if to in ("finest", "coarsest"):
+        pick = min if to == "finest" else max
+        axes = [pick(pair, key=lambda a: a.resolution) for pair in zip(image.axes, segmentation.axes, strict=True)]
+        return Grid.from_axes(axes)
+    if isinstance(to, str) or to is None:
+        options = "'finest', 'coarsest', 'image', 'segmentation'"
+        raise OptionError(f"to={to!r} is no target grid; choose {options}, a Grid, or a resolution (x, y, z) in nm")
+    return _target_grid(to, image)
+
+
+def _common_box(image: Grid, segmentation: Grid) -> BBox:
+    box = image.bbox.intersection(segmentation.bbox)
+    if box is None:
+        raise GridMismatchError(
+            f"the image and the segmentation do not overlap: the image covers {image.bbox}, the segmentation "
+            f"{segmentation.bbox}; check that they belong together, and their voxel offsets"
+        )
+    return box
+
+
+def _inside_both(bbox: BBox, image: xr.DataArray, segmentation: xr.DataArray) -> BBox:
+    for name, array in (("image", image), ("segmentation", segmentation)):
+        grid = grid_of(array)
+        if not grid.select(bbox).clip(grid.box).voxels:
+            raise outside_error(bbox, grid, f"the {name}")
+    return bbox
+
+
+def aligned_names(dataset: xr.Dataset) -> tuple[str, str]:
+    """Return the names of the image and the segmentation in a Dataset, by their layer type.
+
+    Raises
+    ------
+    LayerError
+        If there is not one of each.
+    """
+    found: dict[str, list[str]] = {"image": [], "segmentation": []}
+    for name, variable in dataset.data_vars.items():
+        if set(DIMS) - {*variable.dims, *variable.coords}:
+            continue
+        found[layer_type_of(variable)].append(str(name))
+    for layer, names in found.items():
+        if layer in names:
+            found[layer] = [layer]
+        if len(found[layer]) != 1:
+            raise LayerError(
+                f"the Dataset has {len(names)} {layer} variables {names}; it must have one, named {layer!r}"
+            )
+    return found["image"][0], found["segmentation"][0]

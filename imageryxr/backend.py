@@ -1,0 +1,68 @@
+"""The same sources through xarray's own door: ``xr.open_dataset(source, engine="imageryxr")``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import xarray as xr
+from xarray.backends import BackendEntrypoint
+
+from imageryxr.opening import open_image, open_segmentation
+from imageryxr.sources.resolve import resolve_source
+
+
+class ImageryBackend(BackendEntrypoint):  # type: ignore[misc]
+    """Opens a level of an image or segmentation as a Dataset with one variable; lazy."""
+
+    description = "Connectomics volumes: Neuroglancer precomputed and OME-Zarr"
+    open_dataset_parameters = (
+        "filename_or_obj",
+        "drop_variables",
+        "mip",
+        "bbox",
+        "layer_type",
+        "missing",
+        "token",
+        "channel",
+        "time",
+        "assume",
+    )
+
+    def open_dataset(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        layer_type: str | None = None,
+        **choices: Any,
+    ) -> xr.Dataset:
+        """Return the Dataset of a level; reads metadata only.
+
+        Parameters
+        ----------
+        filename_or_obj : str, path or Source
+            As in `imageryxr.open_image`.
+        drop_variables : str or iterable of str, optional
+            Variables to leave out.
+        layer_type : {"image", "segmentation"}, optional
+            How to open it. Default: as the layer says what it is.
+        **choices
+            ``mip``, ``bbox``, ``missing``, ``token``, ``channel``, ``time``, ``assume`` as in `imageryxr.open_image`.
+
+        Returns
+        -------
+        Dataset
+            One variable, ``image`` or ``segmentation``.
+        """
+        told = {k: choices[k] for k in ("token", "channel", "time", "assume", "missing") if k in choices}
+        layer = resolve_source(filename_or_obj, layer_type, **told)
+        opened = open_segmentation if layer.layer_type == "segmentation" else open_image
+        places = {k: choices[k] for k in ("mip", "bbox", "missing") if k in choices}
+        dataset = opened(layer, **places).to_dataset()
+        dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or [])
+        return dataset.drop_vars(dropped, errors="ignore")
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Tell whether the address says that it is ours."""
+        return isinstance(filename_or_obj, str) and filename_or_obj.startswith(("precomputed://", "graphene://"))

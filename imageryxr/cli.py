@@ -1,0 +1,304 @@
+"""The command line: ``imageryxr info | demo | figure | export``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import xarray as xr
+
+import imageryxr as ix
+from imageryxr.demo import run_demo
+from imageryxr.errors import ImageryError, OptionError
+from imageryxr.grid import show_triple
+from imageryxr.sources.resolve import resolve_source
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Connectomics volumes: what they are, pictures of them, exports.",
+)
+
+Bbox = Annotated[str | None, typer.Option(help="Corners, upper one exclusive: x0,y0,z0:x1,y1,z1 in units of --resolution.")]  # fmt: skip
+Center = Annotated[str | None, typer.Option(help="Middle of the box: x,y,z in units of --resolution.")]
+Size = Annotated[str | None, typer.Option(help="Its size: w,h (one plane) or w,h,d, in units of --resolution.")]
+Resolution = Annotated[str, typer.Option(help="nm per unit of those numbers: x,y,z. 1,1,1 means that they are nm.")]
+Image = Annotated[str | None, typer.Option("--image", help="Source of the image.")]
+Segmentation = Annotated[str | None, typer.Option("--segmentation", help="Source of the segmentation.")]
+ImageMip = Annotated[int | None, typer.Option(help="Level of the image; default: the finest.")]
+SegMip = Annotated[int | None, typer.Option(help="Level of the segmentation; default: the finest.")]
+Ids = Annotated[str | None, typer.Option(help="Draw these segments only: id,id,…")]
+Colors = Annotated[str | None, typer.Option(help="A palette's name, or a JSON object id → colour.")]
+Alpha = Annotated[float, typer.Option(help="How opaque the fill is, 0 to 1.")]
+OutlineWidth = Annotated[float | None, typer.Option("--outline", help="Width of outlines in pixels; none if left out.")]
+Side = Annotated[str, typer.Option("--outline-side", help="'out' or 'in'.")]
+Merge = Annotated[bool, typer.Option("--merge/--no-merge", help="Outline segments that touch as one, or each.")]
+Contrast = Annotated[str | None, typer.Option(help="Grey values that become black and white: low,high.")]
+Axis = Annotated[str, typer.Option(help="The axis across the slices: z, y or x.")]
+MissingChunks = Annotated[str, typer.Option("--missing", help="Chunks the store lacks: 'raise', 'fill' or 'warn'.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a target that exists.")]
+
+
+@app.command()
+def info(
+    source: Annotated[str, typer.Argument(help="precomputed://…, zarr://…, or a URL or path of either.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Print the levels, sizes, resolutions and chunks of a source."""
+    layer = resolve_source(source, None)
+    if as_json:
+        print(json.dumps(_description(layer), indent=2))
+        return
+    first = layer.levels[0].grid
+    print(f"{layer.name}\n{layer.layer_type}, {layer.dtype}, {len(layer.levels)} levels, {_extent(first)}")
+    for key, value in layer.attrs.items():
+        print(f"{key}: {value}")
+    rows = [("mip", "size (x × y × z)", "resolution (nm)", "offset (x, y, z)", "chunk (x × y × z)", "encoding")]
+    for level in layer.levels:
+        grid = level.grid
+        encoding = level.encoding + (", placeholder" if level.placeholder else "")
+        offset = ", ".join(f"{o:,}" for o in grid.voxel_offset)
+        sizes = (show_triple(grid.shape[::-1]), show_triple(grid.resolution), offset, show_triple(level.chunks[::-1]))
+        rows.append((str(level.mip), *sizes, encoding))
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    print()
+    for row in rows:
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a sample volume and run the whole pipeline on it: figures, a PNG stack, an OME-Zarr. Needs no network."""
+    run_demo(folder, overwrite=overwrite, say=print)
+
+
+@app.command()
+def figure(
+    out: Annotated[Path, typer.Argument(help="The picture to write, e.g. figure.png.")],
+    image: Image = None,
+    segmentation: Segmentation = None,
+    bbox: Bbox = None,
+    center: Center = None,
+    size: Size = None,
+    resolution: Resolution = "1,1,1",
+    image_mip: ImageMip = None,
+    seg_mip: SegMip = None,
+    ids: Ids = None,
+    colors: Colors = None,
+    alpha: Alpha = 0.2,
+    outline: OutlineWidth = None,
+    outline_side: Side = "out",
+    merge: Merge = True,
+    contrast: Contrast = None,
+    axis: Axis = "z",
+    missing: MissingChunks = "raise",
+    scale_bar: Annotated[bool, typer.Option("--scale-bar/--no-scale-bar", help="Draw one.")] = True,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw one slice: the image, with segments coloured or outlined over it.
+
+    Without --bbox or --center: the middle of the volume.
+    """
+    if out.exists() and not overwrite:
+        raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
+    box = _box(bbox, center, size, resolution)
+    layers = _layers(image, segmentation, image_mip, seg_mip, missing, box, plane=axis)
+    rgba = _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
+    picture = ix.to_pil(rgba)
+    if scale_bar:
+        across = {"z": 0, "y": 0, "x": 1}[axis]
+        picture = ix.scale_bar(picture, nm_per_pixel=ix.grid_of(rgba).resolution[across])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(out)
+    print(f"wrote {out}: {picture.width} × {picture.height} pixels, {ix.grid_of(rgba).bbox}")
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="'stack/z{z:04d}.png', or a path that ends in .ome.zarr.")],
+    image: Image = None,
+    segmentation: Segmentation = None,
+    bbox: Bbox = None,
+    center: Center = None,
+    size: Size = None,
+    resolution: Resolution = "1,1,1",
+    image_mip: ImageMip = None,
+    seg_mip: SegMip = None,
+    ids: Ids = None,
+    colors: Colors = None,
+    alpha: Alpha = 0.2,
+    outline: OutlineWidth = None,
+    outline_side: Side = "out",
+    merge: Merge = True,
+    contrast: Contrast = None,
+    axis: Axis = "z",
+    missing: MissingChunks = "raise",
+    raw: Annotated[bool, typer.Option("--raw", help="Export the voxels of the one source given, not a picture.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a stack of pictures or an OME-Zarr.
+
+    Without --bbox or --center: all that the sources cover.
+    """
+    box = _box(bbox, center, size, resolution)
+    layers = _layers(image, segmentation, image_mip, seg_mip, missing, box)
+    if raw and len(layers) != 1:
+        raise OptionError("--raw exports one source; give --image or --segmentation, not both")
+    one = next(iter(layers.values()))
+    array = one if raw else _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
+    if dry_run:
+        print(ix.plan_export(array, target, overwrite=overwrite))
+        return
+    print(ix.export(array, target, overwrite=overwrite))
+
+
+def _layers(
+    image: str | None,
+    segmentation: str | None,
+    image_mip: int | None,
+    seg_mip: int | None,
+    missing: Any,
+    box: ix.BBox | None,
+    plane: str | None = None,
+) -> dict[str, xr.DataArray]:
+    opened = {}
+    if image:
+        opened["image"] = ix.open_image(image, mip=image_mip, missing=missing)
+    if segmentation:
+        opened["segmentation"] = ix.open_segmentation(segmentation, mip=seg_mip, missing=missing)
+    if not opened:
+        raise OptionError("nothing to draw: give --image SOURCE, --segmentation SOURCE or both")
+    if plane is not None and box is None:
+        box = _middle(next(iter(opened.values())), plane)
+    if len(opened) == 2:
+        together = ix.align(opened["image"], opened["segmentation"], bbox=box)
+        return {"image": together["image"], "segmentation": together["segmentation"]}
+    return {name: array if box is None else ix.crop(array, box) for name, array in opened.items()}
+
+
+def _middle(array: xr.DataArray, plane: str) -> ix.BBox:
+    grid = ix.grid_of(array)
+    size = [min(1024, n) for n in grid.shape[::-1]]
+    size["xyz".index(plane)] = 1
+    center = [o + n / 2 for o, n in zip(grid.voxel_offset, grid.shape[::-1], strict=True)]
+    return ix.BBox.around(center, size, resolution=grid.resolution)
+
+
+def _draw(
+    layers: dict[str, xr.DataArray],
+    ids: str | None,
+    colors: str | None,
+    alpha: float,
+    width: float | None,
+    side: Any,
+    merge: bool,
+    contrast: str | None,
+    axis: str,
+) -> xr.DataArray:
+    limits = None if contrast is None else _numbers(contrast, "--contrast", (2,))
+    window = None if limits is None else (limits[0], limits[1])
+    if "segmentation" not in layers:
+        return ix.to_rgba(layers["image"], contrast_limits=window)
+    return ix.overlay(
+        layers.get("image"),
+        layers["segmentation"],
+        ids=None if ids is None else [i.strip() for i in ids.split(",")],  # type: ignore[misc]
+        colors=_palette(colors),
+        alpha=alpha,
+        outline=None if width is None else ix.Outline(width, side=side, merge=merge),
+        contrast_limits=window,
+        axis=axis,
+    )
+
+
+def _palette(colors: str | None) -> Any:
+    if colors is None or not colors.lstrip().startswith("{"):
+        return colors
+    try:
+        return json.loads(colors)
+    except json.JSONDecodeError as error:
+        raise OptionError(f"--colors {colors} is no JSON object ({error}); write '{{\"12\": \"red\"}}'") from None
+
+
+def _box(bbox: str | None, center: str | None, size: str | None, resolution: str) -> ix.BBox | None:
+    unit = _numbers(resolution, "--resolution", (3,))
+    if bbox is not None:
+        if center is not None or size is not None:
+            raise OptionError("--bbox says all; leave --center and --size out")
+        corners = bbox.split(":")
+        if len(corners) != 2:
+            raise OptionError(f"--bbox {bbox} is not two corners; write x0,y0,z0:x1,y1,z1")
+        lo, hi = (_numbers(c, "--bbox", (3,)) for c in corners)
+        return ix.BBox(lo, hi, resolution=unit)
+    if center is None:
+        if size is not None:
+            raise OptionError("--size needs --center x,y,z")
+        return None
+    if size is None:
+        raise OptionError("--center needs --size w,h or w,h,d")
+    return ix.BBox.around(_numbers(center, "--center", (3,)), _numbers(size, "--size", (2, 3)), resolution=unit)
+
+
+def _numbers(text: str, option: str, count: tuple[int, ...]) -> list[float]:
+    try:
+        values = [float(part) if "." in part or "e" in part.lower() else int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in count:
+        shape = " or ".join(",".join("xyz"[:n]) for n in count)
+        raise OptionError(f"{option} {text} is not {' or '.join(map(str, count))} numbers {shape}, divided by commas")
+    return values
+
+
+def _description(layer: Any) -> dict[str, Any]:
+    return {
+        "source": layer.name,
+        "layer_type": layer.layer_type,
+        "dtype": str(layer.dtype),
+        "attrs": layer.attrs,
+        "levels": [
+            {
+                "mip": level.mip,
+                "size": level.grid.shape[::-1],
+                "resolution": level.grid.resolution,
+                "voxel_offset": level.grid.voxel_offset,
+                "chunk": level.chunks[::-1],
+                "encoding": level.encoding,
+                "placeholder": level.placeholder,
+            }
+            for level in layer.levels
+        ],
+    }
+
+
+def _extent(grid: ix.Grid) -> str:
+    return f"{show_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])} µm"
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except ImageryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def main() -> None:
+    """Run the command line; our errors end it with one line and exit code 1."""
+    with _plain_errors():
+        app()

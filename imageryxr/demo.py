@@ -1,0 +1,119 @@
+"""The demo: a sample volume, and everything that the library does with one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from imageryxr.align import align
+from imageryxr.colors import palette
+from imageryxr.errors import TargetExistsError
+from imageryxr.export import export
+from imageryxr.export.targets import disk_errors
+from imageryxr.figure import legend, montage, scale_bar, to_pil
+from imageryxr.grid import grid_of
+from imageryxr.opening import open_image, open_segmentation
+from imageryxr.overlay import Outline, overlay
+from imageryxr.sample import sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PRODUCTS = ("overlay.png", "outline.png", "slices.png", "stack", "overlay.ome.zarr")
+
+
+def run_demo(folder: Path, *, overwrite: bool, say: Callable[[str], Any]) -> list[Path]:
+    """Write the sample volume and what is made of it into a folder; computes.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to write.
+    overwrite : bool
+        Whether to replace the products of an earlier demo.
+    say : callable
+        Takes each line of what is told.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    TargetExistsError
+        If there is a product of an earlier demo, and ``overwrite`` is False.
+    """
+    from tqdm.auto import tqdm
+
+    _make_room(folder, overwrite)
+    began = time.perf_counter()
+    steps = tqdm(total=5, bar_format="{desc:<26}{bar}{n}/{total}", disable=not sys.stderr.isatty())
+    with steps:
+        steps.set_description("sample volume")
+        volume = sample(folder / "sample")
+        both = align(open_image(volume.image), open_segmentation(volume.segmentation))
+        steps.update()
+
+        steps.set_description("overlay figure")
+        filled = overlay(both.image, both.segmentation, alpha=0.35)
+        _overlay_figure(filled, both.segmentation).save(folder / "overlay.png")
+        steps.update()
+
+        steps.set_description("outline figures")
+        lines = overlay(both.image, both.segmentation, alpha=0, outline=Outline(3, side="in", merge=False))
+        _with_bar(lines.isel(z=[_middle(lines)])).save(folder / "outline.png")
+        tiles = lines.isel(z=slice(0, None, -(-lines.sizes["z"] // 4)), y=slice(256, 576), x=slice(256, 576))
+        montage(tiles, labels=True).save(folder / "slices.png")
+        steps.update()
+
+        for name, target in (("PNG stack", "stack/z{z:04d}.png"), ("OME-Zarr", "overlay.ome.zarr")):
+            steps.set_description(name)
+            export(filled, folder / target, overwrite=True, progress=False)
+            steps.update()
+    return _tell(folder, filled.sizes["z"], time.perf_counter() - began, say)
+
+
+def _overlay_figure(filled: xr.DataArray, segmentation: xr.DataArray) -> Image:
+    """Draw the middle slice with a scale bar, and beside it the colours of its largest cells."""
+    middle = _middle(filled)
+    ids, sizes = np.unique(segmentation.isel(z=middle).values, return_counts=True)
+    largest = [int(i) for i in ids[np.argsort(-sizes, kind="stable")] if i][:16]
+    return legend(_with_bar(filled.isel(z=[middle])), palette(largest, "stable"))
+
+
+def _middle(picture: xr.DataArray) -> int:
+    return int(picture.sizes["z"]) // 2
+
+
+def _with_bar(picture: xr.DataArray) -> Image:
+    return scale_bar(to_pil(picture), nm_per_pixel=grid_of(picture).resolution[0])
+
+
+def _make_room(folder: Path, overwrite: bool) -> None:
+    there = [folder / name for name in PRODUCTS if (folder / name).exists()]
+    if there and not overwrite:
+        raise TargetExistsError(f"{there[0]} exists; give --overwrite to make the demo anew, or another folder")
+    with disk_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _tell(folder: Path, slices: int, seconds: float, say: Callable[[str], Any]) -> list[Path]:
+    told = {
+        "sample": "a volume of EM and its segmentation, as Neuroglancer precomputed layers",
+        "overlay.png": "one slice, each cell in a colour of its own",
+        "outline.png": "the same slice, each cell outlined",
+        "slices.png": "part of four slices, side by side",
+        "stack": f"{slices} slices of the overlay, a PNG each",
+        "overlay.ome.zarr": "the overlay as OME-Zarr 0.5 with a pyramid",
+    }
+    say(f"the demo took {seconds:.1f} s and wrote")
+    for name, text in told.items():
+        say(f"  {folder / name}: {text}")
+    return [folder / name for name in told]

@@ -1,0 +1,455 @@
+"""Recipes for voxels: what a lazy array is made of, before any block of it exists.
+
+An `Expr` says how the voxels of any index box follow from other expressions, down to leaves that read a source. It is
+a small picklable value. A dask block is one call of `evaluate` on its box, so an overlay of a regridded segmentation is
+one task a block, however many verbs led to it; a halo is a larger box asked of the source, not a graph of neighbours;
+and what several branches need of one leaf is read once.
+
+Index 0 is the first voxel of the array that an expression stands for, but an expression may be asked for any box: where
+``bounds`` ends, its values are 0. That is how a crop still knows the data beyond its border.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.grid import AxisMap, Index3, IndexBox
+from imageryxr.sources.base import Source
+
+Array = npt.NDArray[Any]
+
+
+class Expr(ABC):
+    """How the voxels of any index box follow from others."""
+
+    lead: tuple[int, ...] = ()
+    """Sizes of the axes before (z, y, x)."""
+    tail: tuple[int, ...] = ()
+    """Sizes of the axes behind (z, y, x)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+
+    @property
+    @abstractmethod
+    def bounds(self) -> IndexBox:
+        """Where there are data; outside, values are 0."""
+
+    @property
+    def inputs(self) -> tuple[Expr, ...]:
+        """The expressions that this one is made of."""
+        return ()
+
+    @abstractmethod
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the box wanted of each input to make a box, which lies within ``bounds``."""
+
+    @abstractmethod
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the values of a box within ``bounds``, from the inputs' values of the boxes that `needs` gave."""
+
+    def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
+        """Return where storage chunks end between start and stop; None if nothing is stored in chunks.
+
+        Of several inputs the one with the largest chunks decides: its edges are most often the others' too.
+        """
+        found = [e for e in (child.edges(axis, start, stop) for child in self.inputs) if e is not None]
+        return min(found, key=len) if found else None
+
+    def __dask_tokenize__(self) -> object:
+        from dask.base import normalize_token
+
+        values = tuple(normalize_token(getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        return (f"imageryxr.{type(self).__name__}", values)
+
+
+class Leaf(Expr):
+    """An expression that reads."""
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return nothing: a leaf has no inputs."""
+        return ()
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the values of a box."""
+        return self.read(box)
+
+    @abstractmethod
+    def read(self, box: IndexBox) -> Array:
+        """Return the values of a box within ``bounds``."""
+
+
+@dataclass(frozen=True)
+class LevelLeaf(Leaf):
+    """A level of a source."""
+
+    source: Source
+    mip: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the voxels."""
+        return self.source.dtype
+
+    @property
+    def bounds(self) -> IndexBox:
+        """The whole level."""
+        return self.source.levels[self.mip].grid.box
+
+    def read(self, box: IndexBox) -> Array:
+        """Read a box from the source, in one call."""
+        return self.source.read(self.mip, box)
+
+    def edges(self, axis: int, start: int, stop: int) -> list[int]:
+        """Return the storage chunk edges."""
+        chunk = self.source.levels[self.mip].chunks[axis]
+        return list(range((start // chunk + 1) * chunk, stop, chunk))
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayLeaf(Leaf):
+    """Values in memory."""
+
+    array: Array
+    lead: tuple[int, ...] = ()
+    tail: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the array."""
+        return self.array.dtype
+
+    @property
+    def bounds(self) -> IndexBox:
+        """The whole array."""
+        return IndexBox.of_shape(self.array.shape[len(self.lead) :])
+
+    def read(self, box: IndexBox) -> Array:
+        """Return a view of the box."""
+        return self.array[spatial(self, box.slices())]
+
+
+@dataclass(frozen=True)
+class GivenLeaf(Leaf):
+    """Blocks of a dask array that imageryxr did not build: the scheduler hands them in."""
+
+    name: str
+    """The dask array's name, which stands for its content."""
+    type: str
+    shape: Index3
+    splits: tuple[tuple[int, ...], ...]
+    """Block sizes along z, y and x."""
+    lead: tuple[int, ...] = ()
+    tail: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the dask array."""
+        return np.dtype(self.type)
+
+    @property
+    def bounds(self) -> IndexBox:
+        """The whole dask array."""
+        return IndexBox.of_shape(self.shape)
+
+    def read(self, box: IndexBox) -> Array:
+        """Refuse: these values are handed in with the task."""
+        raise AssertionError(f"the blocks of {self.name} were not handed in")
+
+    def edges(self, axis: int, start: int, stop: int) -> list[int]:
+        """Return the block edges."""
+        return [int(e) for e in np.cumsum(self.splits[axis]) if start < e < stop]
+
+
+@dataclass(frozen=True)
+class Shifted(Expr):
+    """The same values, counted from another voxel: index ``i`` here is ``i + by`` there."""
+
+    child: Expr
+    by: Index3
+    lead: tuple[int, ...] = field(init=False)
+    tail: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _take_axes(self, self.child)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the child."""
+        return self.child.dtype
+
+    @property
+    def bounds(self) -> IndexBox:
+        """The child's bounds, counted from here."""
+        return self.child.bounds.shift(self.by, -1)
+
+    @property
+    def inputs(self) -> tuple[Expr, ...]:
+        """The child."""
+        return (self.child,)
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the box as the child counts."""
+        return (box.shift(self.by),)
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the child's values."""
+        return arrays[0]
+
+    def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
+        """Return the child's chunk edges, counted from here."""
+        by = self.by[axis]
+        found = self.child.edges(axis, start + by, stop + by)
+        return None if found is None else [e - by for e in found]
+
+
+@dataclass(frozen=True)
+class Widened(Expr):
+    """The same values, with the background around the child counted as data: a box that reaches outside a volume."""
+
+    child: Expr
+    box: IndexBox
+    lead: tuple[int, ...] = field(init=False)
+    tail: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _take_axes(self, self.child)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the child."""
+        return self.child.dtype
+
+    @property
+    def bounds(self) -> IndexBox:
+        """The wider box."""
+        return self.box
+
+    @property
+    def inputs(self) -> tuple[Expr, ...]:
+        """The child."""
+        return (self.child,)
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the same box."""
+        return (box,)
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the child's values."""
+        return arrays[0]
+
+
+@dataclass(frozen=True)
+class Mapped(Expr):
+    """A function of one child, voxel by voxel, with 0 for 0 outside the bounds."""
+
+    child: Expr
+    function: Callable[[Array], Array]
+    """A picklable function of a block, which may add axes before or behind."""
+    type: str
+    lead: tuple[int, ...] = ()
+    tail: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the results."""
+        return np.dtype(self.type)
+
+    @property
+    def bounds(self) -> IndexBox:
+        """The child's bounds."""
+        return self.child.bounds
+
+    @property
+    def inputs(self) -> tuple[Expr, ...]:
+        """The child."""
+        return (self.child,)
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the same box."""
+        return (box,)
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the function's result."""
+        return self.function(arrays[0])
+
+
+@dataclass(frozen=True)
+class Resampled(Expr):
+    """A child on another grid."""
+
+    child: Expr
+    maps: tuple[AxisMap, AxisMap, AxisMap]
+    """From the indexes here to those of the child, for z, y and x."""
+    method: str
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the child: resampling keeps it."""
+        return self.child.dtype
+
+    @property
+    def bounds(self) -> IndexBox:
+        """The voxels whose centre lies within the child's bounds."""
+        b = self.child.bounds
+        start = tuple(m.first_at(e) for m, e in zip(self.maps, b.start, strict=True))
+        stop = tuple(m.first_at(e) for m, e in zip(self.maps, b.stop, strict=True))
+        return IndexBox(start, stop)  # type: ignore[arg-type]
+
+    @property
+    def inputs(self) -> tuple[Expr, ...]:
+        """The child."""
+        return (self.child,)
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the child's box that the method touches, within its bounds."""
+        reach = [m.reach(a, b, self.method) for m, a, b in zip(self.maps, box.start, box.stop, strict=True)]
+        (z0, z1), (y0, y1), (x0, x1) = reach
+        return (IndexBox((z0, y0, x0), (z1, y1, x1)).clip(self.child.bounds),)
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the resampled values."""
+        from imageryxr.kernels import resample
+
+        (need,), bounds = self.needs(box), self.child.bounds
+        axes = zip(self.maps, box.start, box.stop, bounds.start, bounds.stop, need.start, strict=True)
+        if self.method == "nearest":
+            indexes = [m.nearest(a, b, (lo, hi)).read_from(first).index for m, a, b, lo, hi, first in axes]
+            return resample.nearest(arrays[0], *indexes)
+        if self.method == "linear":
+            z, y, x = (resample.Lerp(*m.linear(a, b, (lo, hi)).read_from(first)) for m, a, b, lo, hi, first in axes)
+            return resample.linear(arrays[0], (z, y, x))
+        runs = [resample.Overlap(*m.overlap(a, b, (lo, hi)).read_from(first)) for m, a, b, lo, hi, first in axes]
+        kernel = resample.mode if self.method == "mode" else resample.mean
+        return kernel(arrays[0], (runs[0], runs[1], runs[2]))
+
+    def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
+        """Return the child's chunk edges, as they fall here."""
+        m = self.maps[axis]
+        found = self.child.edges(axis, *m.reach(start, stop, "nearest"))
+        if found is None:
+            return None
+        return sorted({e for e in map(m.first_at, found) if start < e < stop})
+
+
+def _take_axes(target: Expr, child: Expr) -> None:
+    object.__setattr__(target, "lead", child.lead)
+    object.__setattr__(target, "tail", child.tail)
+
+
+def spatial(expr: Expr, slices: tuple[slice, slice, slice]) -> tuple[slice, ...]:
+    """Return an index that cuts slices (z, y, x) out of an array with the axes of an expression."""
+    return (slice(None),) * len(expr.lead) + slices
+
+
+def shifted(expr: Expr, by: Sequence[int]) -> Expr:
+    """Return an expression counted from another voxel, without piling shift on shift."""
+    z, y, x = (int(b) for b in by)
+    if isinstance(expr, Shifted):
+        z, y, x = z + expr.by[0], y + expr.by[1], x + expr.by[2]
+        expr = expr.child
+    return expr if (z, y, x) == (0, 0, 0) else Shifted(expr, (z, y, x))
+
+
+def view(expr: Expr, box: IndexBox) -> Expr:
+    """Return the expression of a box of another: counted from its start, and with all of it in bounds."""
+    moved = shifted(expr, box.start)
+    whole = IndexBox.of_shape(box.shape)
+    return moved if moved.bounds.contains(whole) else Widened(moved, moved.bounds.hull(whole))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# evaluation
+
+Readings = dict[Expr, list[tuple[IndexBox, Array]]]
+
+
+def wanted(expr: Expr, box: IndexBox) -> dict[Leaf, list[IndexBox]]:
+    """Return what must be read of each leaf to evaluate a box: every voxel once."""
+    found: dict[Leaf, list[IndexBox]] = {}
+    _collect(expr, box, found)
+    return found
+
+
+def _collect(expr: Expr, box: IndexBox, found: dict[Leaf, list[IndexBox]]) -> None:
+    box = box.clip(expr.bounds)
+    if not box.voxels:
+        return
+    if isinstance(expr, Leaf):
+        _merge(found.setdefault(expr, []), box)
+    for child, need in zip(expr.inputs, expr.needs(box), strict=True):
+        _collect(child, need, found)
+
+
+def _merge(boxes: list[IndexBox], box: IndexBox) -> None:
+    for i, other in enumerate(boxes):
+        hull = other.hull(box)
+        # Two boxes far apart are read as two: their hull would be mostly unwanted.
+        if hull.voxels <= other.voxels + box.voxels:
+            boxes[i] = hull
+            return
+    boxes.append(box)
+
+
+_ALL: ContextVar[bool] = ContextVar("imageryxr_evaluating_all", default=False)
+
+
+def evaluating_all() -> bool:
+    """Tell whether the block that this thread evaluates is all of its array, so that what it lacks is not there."""
+    return _ALL.get()
+
+
+def evaluate_all(expr: Expr, box: IndexBox, given: Readings | None = None) -> Array:
+    """Evaluate a box that is all of an array."""
+    token = _ALL.set(True)
+    try:
+        return evaluate(expr, box, given)
+    finally:
+        _ALL.reset(token)
+
+
+def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None) -> Array:
+    """Return the values of a box; reads each leaf once for what all branches need of it.
+
+    Parameters
+    ----------
+    expr : Expr
+        What to evaluate.
+    box : IndexBox
+        Any box; outside the bounds of ``expr`` values are 0.
+    given : dict, optional
+        Values of leaves that are in hand.
+
+    Returns
+    -------
+    ndarray
+        Shape ``lead + box.shape + tail``, C order.
+    """
+    readings: Readings = dict(given or {})
+    for leaf, boxes in wanted(expr, box).items():
+        if leaf not in readings:
+            readings[leaf] = [(b, leaf.read(b)) for b in boxes]
+    return np.ascontiguousarray(_build(expr, box, readings))
+
+
+def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:
+    inside = box.clip(expr.bounds)
+    if inside != box or not box.voxels:
+        out = np.zeros((*expr.lead, *box.shape, *expr.tail), expr.dtype)
+        if inside.voxels:
+            out[spatial(expr, inside.slices(box))] = _build(expr, inside, readings)
+        return out
+    if isinstance(expr, Leaf):
+        held, values = next((b, v) for b, v in readings[expr] if b.contains(box))
+        return values if held == box else values[spatial(expr, box.slices(held))]
+    arrays = [_build(c, need, readings) for c, need in zip(expr.inputs, expr.needs(box), strict=True)]
+    return expr.apply(box, *arrays)

@@ -1,0 +1,568 @@
+"""Tables from segment ids to anything: colours, masks, other ids.
+
+Ids are exact over the whole range of uint64 and 0 is background. Labels may come in any integer dtype:
+uint8, uint16, uint32 and uint64 are read as they are; a signed id is the uint64 that it is modulo 2**64, so a
+non-negative one keeps its value and -1 is 2**64 - 1 whatever its width. Bools are 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import index
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+from imageryxr.errors import GridMismatchError, LayerError, OptionError
+
+__all__ = [
+    "ColorTable",
+    "IdSet",
+    "as_ids",
+    "as_labels",
+    "build_set",
+    "build_table",
+    "compiled",
+    "find_end",
+    "frozen",
+    "hash_ids",
+    "lookup",
+    "masks",
+    "present",
+    "remap",
+    "select",
+    "slot_of",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# As uint64 constants, because numba makes a float64 of a uint64 and an int64.
+_ZERO = np.uint64(0)
+_ONE = np.uint64(1)
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_W1, _W2, _W3, _W4, _W5, _W6, _W7, _W8 = (np.uint64(n) for n in range(1, 9))
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
+def compiled(function: _F) -> _F:
+    """Compile `function` with numba, without the GIL and with a cache on disk where one can be written.
+
+    numba renews a cached function when its own file changes, not when a function that it calls changes:
+    after an edit of this module, remove the caches of the kernels that use it.
+    """
+    try:
+        return cast(_F, njit(nogil=True, cache=True)(function))
+    except RuntimeError:  # neither the package nor the user's cache directory can be written
+        return cast(_F, njit(nogil=True)(function))
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """Return `array` C-contiguous, aligned, in native byte order and read-only, copied only if it must be.
+
+    numba compiles anew for each layout and for writable and read-only arrays: made alike, each kernel is
+    compiled once per dtype.
+    """
+    native = np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "A"])
+    view = native.view()
+    view.flags.writeable = False
+    return view
+
+
+def as_labels(labels: NDArray[Any]) -> NDArray[Any]:
+    """Return `labels` as unsigned ids for a kernel: see the rule for signed ids at the top of this module.
+
+    Parameters
+    ----------
+    labels
+        Ids of any integer dtype or bool, any shape.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, uint16, uint32 or uint64 of the same shape; read-only, C-contiguous, a view where possible.
+
+    Raises
+    ------
+    LayerError
+        `labels` is neither integer nor bool.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind == "b":
+        return frozen(labels).view(np.uint8)
+    if labels.dtype.kind == "i":
+        return frozen(labels.astype(np.int64, copy=False)).view(np.uint64)
+    if labels.dtype.kind != "u":
+        raise LayerError(f"segment ids must be integers, got an array of dtype {labels.dtype}")
+    return frozen(labels)
+
+
+def as_ids(ids: ArrayLike) -> NDArray[np.uint64]:
+    """Return a list of ids as uint64[k].
+
+    Raises
+    ------
+    LayerError
+        An id is not an integer.
+    """
+    if not isinstance(ids, np.ndarray | np.generic):
+        # numpy makes floats of a list such as [1, 2**64 - 1], and of an empty one.
+        given = np.array(ids, dtype=object).ravel()
+        try:
+            ids = np.fromiter((index(i) & 0xFFFF_FFFF_FFFF_FFFF for i in given), np.uint64, given.size)
+        except TypeError as error:
+            raise LayerError(f"segment ids must be integers, got {given.tolist()!s:.80}") from error
+    if ids.dtype.kind not in "iu":
+        raise LayerError(f"segment ids must be integers, got {ids.dtype}")
+    return np.ascontiguousarray(ids.ravel()).astype(np.uint64)
+
+
+# --- hashing --------------------------------------------------------------------------------------
+
+
+@compiled
+def _splitmix64(value: np.uint64) -> np.uint64:
+    z = value + _GAMMA
+    z = (z ^ (z >> _SHIFT_1)) * _MIX_1
+    z = (z ^ (z >> _SHIFT_2)) * _MIX_2
+    return z ^ (z >> _SHIFT_3)
+
+
+def hash_ids(ids: ArrayLike) -> NDArray[np.uint64]:
+    """Return the SplitMix64 hash of each id: equal everywhere and for ever, near ids lie far apart.
+
+    It is the first output of Vigna's ``splitmix64.c`` seeded with the id, that is one step of the generator
+    of Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
+
+    Parameters
+    ----------
+    ids
+        Integers, any shape.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint64, the shape of `ids`.
+
+    Examples
+    --------
+    >>> [hex(h) for h in hash_ids([0, 1]).tolist()]
+    ['0xe220a8397b1dcdaf', '0x910a2dec89025cc1']
+    """
+    z = as_ids(ids) + _GAMMA
+    z = (z ^ (z >> _SHIFT_1)) * _MIX_1
+    z = (z ^ (z >> _SHIFT_2)) * _MIX_2
+    return cast("NDArray[np.uint64]", (z ^ (z >> _SHIFT_3)).reshape(np.shape(ids)))
+
+
+@compiled
+def _insert(ids: NDArray[np.uint64], keys: NDArray[np.uint64], slots: NDArray[np.int32]) -> int:
+    mask = np.uint64(keys.size - 1)
+    zero = -1
+    for i in range(ids.size):
+        key = ids[i]
+        if key == _ZERO:
+            zero = i
+            continue
+        at = _splitmix64(key) & mask
+        while keys[at] != _ZERO and keys[at] != key:
+            at = (at + _ONE) & mask
+        keys[at] = key
+        slots[at] = i
+    return zero
+
+
+@compiled
+def slot_of(
+    keys: NDArray[np.uint64],
+    slots: NDArray[np.int32],
+    zero: int,
+    explicit: int,
+    fallback: int,
+    key: np.uint64,
+) -> int:
+    """Return the slot of the id `key`, or -1 (compiled; for use inside kernels)."""
+    if key == _ZERO:
+        return zero
+    code = _splitmix64(key)
+    mask = np.uint64(keys.size - 1)
+    at = code & mask
+    while True:
+        here = keys[at]
+        if here == key:
+            return int(slots[at])
+        if here == _ZERO:
+            break
+        at = (at + _ONE) & mask
+    if fallback > 0:
+        return explicit + int(code % np.uint64(fallback))
+    return -1
+
+
+@compiled
+def find_end(flat: NDArray[Any], start: int, stop: int) -> int:
+    """Return the end of the run of equal values that begins at `start`, at most `stop` (compiled)."""
+    value = flat[start]
+    # Unsigned, or numba adds a test for negative indexes to each access; eight at a time without a branch,
+    # since long runs are the rule in segmentations.
+    i, last = np.uint64(start + 1), np.uint64(stop)
+    while i + _W8 <= last:
+        if (
+            (flat[i] ^ value)
+            | (flat[i + _W1] ^ value)
+            | (flat[i + _W2] ^ value)
+            | (flat[i + _W3] ^ value)
+            | (flat[i + _W4] ^ value)
+            | (flat[i + _W5] ^ value)
+            | (flat[i + _W6] ^ value)
+            | (flat[i + _W7] ^ value)
+        ) != 0:
+            break
+        i += _W8
+    while i < last and flat[i] == value:
+        i += _W1
+    return int(i)
+
+
+def _hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
+    # At most two thirds full: short probes, and always an empty slot at which a search ends.
+    capacity = 1 << (3 * ids.size // 2).bit_length()
+    keys = np.zeros(capacity, np.uint64)
+    slots = np.full(capacity, -1, np.int32)
+    zero = _insert(ids, keys, slots)
+    return keys, slots, zero
+
+
+# --- colour tables --------------------------------------------------------------------------------
+
+
+class ColorTable(NamedTuple):
+    """Colours by id: explicit ones, and a fallback palette for all other ids.
+
+    An id is found as follows. 0 is not shown. An explicit id has its own row. Any other id has row
+    ``n + hash_ids(id) % n_fallback``, or is not shown if there is no fallback.
+
+    Attributes
+    ----------
+    keys
+        uint64[capacity], an open-addressing hash map with linear probing; capacity is a power of two, 0 marks
+        an empty place.
+    slots
+        int32[capacity], the row of each key.
+    rgba
+        uint8[n + n_fallback, 4], straight alpha: n explicit colours, then the fallback palette.
+    n_fallback
+        Length of the fallback palette.
+    """
+
+    keys: NDArray[np.uint64]
+    slots: NDArray[np.int32]
+    rgba: NDArray[np.uint8]
+    n_fallback: int
+
+
+def _as_rgba(rgba: ArrayLike) -> NDArray[np.uint8]:
+    rows = np.asarray(rgba)
+    if rows.size == 0:
+        rows = np.empty((0, 4), np.uint8)
+    if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 4:
+        raise OptionError(f"colours must be uint8 of shape (n, 4), got {rows.dtype} of shape {rows.shape}")
+    return rows
+
+
+def build_table(ids: ArrayLike = (), rgba: ArrayLike = (), fallback: ArrayLike = ()) -> ColorTable:
+    """Build the colour table that `fill`, `outline` and `paint` look ids up in.
+
+    Parameters
+    ----------
+    ids
+        n ids. Of equal ids the last one counts; 0 is never shown, whatever its colour.
+    rgba
+        uint8[n, 4], the colour of each id, straight alpha.
+    fallback
+        uint8[m, 4], colours for all other ids, chosen by their hash; m may be 0.
+
+    Returns
+    -------
+    ColorTable
+        Depends on nothing but the arguments, so it pickles to the same bytes every time.
+
+    Raises
+    ------
+    OptionError
+        The colours are not uint8 of shape (n, 4), or not as many as ids.
+    """
+    explicit, colors, rest = as_ids(ids), _as_rgba(rgba), _as_rgba(fallback)
+    if len(explicit) != len(colors):
+        raise OptionError(f"{len(explicit)} ids need as many colours, got {len(colors)}")
+    keys, slots, _ = _hash_table(explicit)
+    return ColorTable(keys, slots, np.concatenate([colors, rest]), len(rest))
+
+
+class _Ready(NamedTuple):
+    """A colour table as kernels take it; colours packed to uint32, red in the lowest byte."""
+
+    keys: NDArray[np.uint64]
+    slots: NDArray[np.int32]
+    packed: NDArray[np.uint32]
+    explicit: int
+    fallback: int
+
+
+def ready(table: ColorTable) -> _Ready:
+    """Return the parts of a colour table in the form that kernels take."""
+    packed = frozen(table.rgba).view("<u4").reshape(-1).astype(np.uint32, copy=False)
+    explicit = len(table.rgba) - table.n_fallback
+    return _Ready(frozen(table.keys), frozen(table.slots), frozen(packed), explicit, int(table.n_fallback))
+
+
+@compiled
+def _lookup(
+    flat: NDArray[Any],
+    keys: NDArray[np.uint64],
+    slots: NDArray[np.int32],
+    zero: int,
+    explicit: int,
+    fallback: int,
+    out: NDArray[np.int32],
+) -> None:
+    i = 0
+    while i < flat.size:
+        end = find_end(flat, i, flat.size)
+        slot = slot_of(keys, slots, zero, explicit, fallback, np.uint64(flat[i]))
+        for j in range(i, end):
+            out[j] = slot
+        i = end
+
+
+def lookup(labels: NDArray[Any], table: ColorTable) -> NDArray[np.int32]:
+    """Return the row of `table` of each label, -1 where it is not shown.
+
+    Parameters
+    ----------
+    labels
+        Ids, any integer dtype and shape.
+    table
+        See `build_table`.
+
+    Returns
+    -------
+    numpy.ndarray
+        int32, the shape of `labels`.
+    """
+    ids, look = as_labels(labels), ready(table)
+    out = np.empty(ids.shape, np.int32)
+    _lookup(ids.reshape(-1), look.keys, look.slots, -1, look.explicit, look.fallback, out.reshape(-1))
+    return out
+
+
+# --- sets of ids ----------------------------------------------------------------------------------
+
+
+class IdSet(NamedTuple):
+    """A list of ids that kernels search: build it once with `build_set` when many blocks use it.
+
+    Attributes
+    ----------
+    keys, slots
+        As in `ColorTable`; a slot is the place in the list of distinct ids.
+    zero
+        Slot of the id 0, or -1.
+    order
+        int64[k] from places in the list as given, which may repeat ids, to slots.
+    """
+
+    keys: NDArray[np.uint64]
+    slots: NDArray[np.int32]
+    zero: int
+    order: NDArray[np.int64]
+
+
+def build_set(ids: ArrayLike) -> IdSet:
+    """Build a searchable list of ids, for `select`, `masks` and `present`; here 0 is an id like any other."""
+    distinct, order = np.unique(as_ids(ids), return_inverse=True)
+    return IdSet(*_hash_table(distinct), order.astype(np.int64))
+
+
+def _as_set(ids: IdSet | ArrayLike) -> IdSet:
+    return ids if isinstance(ids, IdSet) else build_set(ids)
+
+
+@compiled
+def _select(
+    flat: NDArray[Any], keys: NDArray[np.uint64], slots: NDArray[np.int32], zero: int, out: NDArray[Any]
+) -> None:
+    i = 0
+    while i < flat.size:
+        end = find_end(flat, i, flat.size)
+        # A select of either value, not the product: some compilers' promotions would pass through float.
+        if slot_of(keys, slots, zero, 0, 0, np.uint64(flat[i])) >= 0:
+            for j in range(i, end):
+                out[j] = flat[i]
+        else:
+            for j in range(i, end):
+                out[j] = 0
+        i = end
+
+
+def select(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[Any]:
+    """Keep the labels in `ids`, set all others to 0.
+
+    Parameters
+    ----------
+    labels
+        Ids, any integer dtype and shape.
+    ids
+        The ids to keep, or a set of them from `build_set`.
+
+    Returns
+    -------
+    numpy.ndarray
+        The dtype (in native byte order) and shape of `labels`.
+    """
+    flat, kept = as_labels(labels), _as_set(ids)
+    out = np.empty(flat.shape, flat.dtype)
+    _select(flat.reshape(-1), frozen(kept.keys), frozen(kept.slots), kept.zero, out.reshape(-1))
+    return out.astype(np.asarray(labels).dtype.newbyteorder("="), copy=False)
+
+
+@compiled
+def _masks(
+    flat: NDArray[Any], keys: NDArray[np.uint64], slots: NDArray[np.int32], zero: int, out: NDArray[np.bool_]
+) -> None:
+    i = 0
+    while i < flat.size:
+        end = find_end(flat, i, flat.size)
+        slot = slot_of(keys, slots, zero, 0, 0, np.uint64(flat[i]))
+        if slot >= 0:
+            for j in range(i, end):
+                out[slot, j] = True
+        i = end
+
+
+def masks(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
+    """Return one mask per id, in one pass over `labels`.
+
+    Parameters
+    ----------
+    labels
+        Ids, any integer dtype and shape.
+    ids
+        k ids, or a set of them from `build_set`.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool of shape (k, *labels.shape), in the order of `ids`.
+    """
+    flat, wanted = as_labels(labels), _as_set(ids)
+    distinct = int(wanted.order.max(initial=-1)) + 1
+    out = np.zeros((distinct, flat.size), np.bool_)
+    _masks(flat.reshape(-1), frozen(wanted.keys), frozen(wanted.slots), wanted.zero, out)
+    if not np.array_equal(wanted.order, np.arange(distinct)):
+        out = out[wanted.order]
+    return out.reshape((len(wanted.order), *flat.shape))
+
+
+@compiled
+def _present(
+    flat: NDArray[Any], keys: NDArray[np.uint64], slots: NDArray[np.int32], zero: int, out: NDArray[np.bool_]
+) -> None:
+    missing = out.size
+    i = 0
+    while i < flat.size and missing > 0:
+        slot = slot_of(keys, slots, zero, 0, 0, np.uint64(flat[i]))
+        if slot >= 0 and not out[slot]:
+            out[slot] = True
+            missing -= 1
+        i = find_end(flat, i, flat.size)
+
+
+def present(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
+    """Tell which of `ids` occur in `labels`.
+
+    Parameters
+    ----------
+    labels
+        Ids, any integer dtype and shape.
+    ids
+        k ids, or a set of them from `build_set`.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool[k], in the order of `ids`.
+    """
+    flat, wanted = as_labels(labels), _as_set(ids)
+    out = np.zeros(int(wanted.order.max(initial=-1)) + 1, np.bool_)
+    _present(flat.reshape(-1), frozen(wanted.keys), frozen(wanted.slots), wanted.zero, out)
+    return out[wanted.order]
+
+
+@compiled
+def _remap(
+    flat: NDArray[Any],
+    keys: NDArray[np.uint64],
+    slots: NDArray[np.int32],
+    zero: int,
+    values: NDArray[np.uint64],
+    keep: bool,
+    out: NDArray[np.uint64],
+) -> None:
+    i = 0
+    while i < flat.size:
+        end = find_end(flat, i, flat.size)
+        value = np.uint64(flat[i])
+        slot = slot_of(keys, slots, zero, 0, 0, value)
+        if slot >= 0:
+            value = values[slot]
+        elif not keep:
+            value = _ZERO
+        for j in range(i, end):
+            out[j] = value
+        i = end
+
+
+def remap(
+    labels: NDArray[Any], ids: ArrayLike, values: ArrayLike, *, missing: Literal["zero", "keep"] = "zero"
+) -> NDArray[np.uint64]:
+    """Replace each id by its value.
+
+    Parameters
+    ----------
+    labels
+        Ids, any integer dtype and shape.
+    ids, values
+        k ids and the ids to put in their place; 0 may be among either. Of equal ids the last one counts.
+    missing : {"zero", "keep"}
+        What becomes of a label that is not in `ids`: 0, or itself.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint64, the shape of `labels`.
+
+    Raises
+    ------
+    GridMismatchError
+        `ids` and `values` differ in length.
+    OptionError
+        `missing` is neither "zero" nor "keep".
+    """
+    if missing not in ("zero", "keep"):
+        raise OptionError(f'missing must be "zero" or "keep", got {missing!r}')
+    old, new = as_ids(ids), as_ids(values)
+    if len(old) != len(new):
+        raise GridMismatchError(f"{len(old)} ids need as many values, got {len(new)}")
+    flat = as_labels(labels)
+    keys, slots, zero = _hash_table(old)
+    out = np.empty(flat.shape, np.uint64)
+    keep = missing == "keep"
+    _remap(flat.reshape(-1), frozen(keys), frozen(slots), zero, frozen(new), keep, out.reshape(-1))
+    return out

@@ -1,0 +1,264 @@
+"""Recipes to dask arrays and back: the only place that builds graphs.
+
+An expression that reads sources becomes one flat Blockwise layer: a block's task is `evaluate` with the block's box, the
+expression sits in the layer once, and nothing is materialised until dask schedules it. So the graph of four
+million blocks pickles to a few kilobytes, an overlay has the tasks of one read, and halos are larger reads.
+Only where a foreign dask array is among the inputs are tasks written out, one a block, each naming the foreign blocks
+that its box (with its halo) touches.
+Names are tokens of the whole expression and the chunks: equal calls share work, different ones never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, product
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+from dask.blockwise import Blockwise, BlockwiseDep, blockwise
+from dask.highlevelgraph import HighLevelGraph
+
+from imageryxr.expr import Array, Expr, GivenLeaf, Readings, evaluate, evaluate_all, wanted
+from imageryxr.grid import Index3, IndexBox
+
+Splits = tuple[tuple[int, ...], ...]
+
+# Blocks of some 4 million voxels: CloudVolume reads at full speed from there on, and a core's blocks fit in memory.
+BLOCK_VOXELS = 1 << 22
+
+
+@dataclass(frozen=True)
+class BoxDep(BlockwiseDep):  # type: ignore[misc]
+    """Tells each block of a Blockwise layer its box; carries the expression, so that an array can be read again."""
+
+    expr: Expr
+    splits: Splits
+    produces_tasks: bool = False
+
+    @property
+    def numblocks(self) -> tuple[int, ...]:
+        """Blocks along z, y and x."""
+        return tuple(len(s) for s in self.splits)
+
+    def __getitem__(self, idx: tuple[int, ...]) -> IndexBox:
+        return _block_box(self._starts, idx)
+
+    @cached_property
+    def _starts(self) -> Splits:
+        return _starts(self.splits)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (BoxDep, (self.expr, self.splits))
+
+    def __dask_tokenize__(self) -> object:
+        return ("imageryxr.BoxDep", tokenize(self.expr), self.splits)
+
+
+def _starts(splits: Splits) -> Splits:
+    return tuple((0, *accumulate(s)) for s in splits)
+
+
+def _block_box(starts: Splits, idx: Sequence[int]) -> IndexBox:
+    start = tuple(s[i] for s, i in zip(starts, idx, strict=True))
+    stop = tuple(s[i + 1] for s, i in zip(starts, idx, strict=True))
+    return IndexBox(start, stop)  # type: ignore[arg-type]
+
+
+def _run_block(box: IndexBox, expr: Expr, run: Callable[..., Array]) -> Array:
+    return run(expr, IndexBox(*box))
+
+
+def to_dask(
+    expr: Expr, shape: Index3, *, givens: Mapping[str, da.Array] | None = None, chunks: Any = None, name: str = "block"
+) -> da.Array:
+    """Return the dask array of an expression, from index 0 over a shape (z, y, x).
+
+    Parameters
+    ----------
+    expr : Expr
+        What each block evaluates.
+    shape : tuple of 3 int
+        Voxels along (z, y, x).
+    givens : mapping, optional
+        The foreign dask arrays that leaves of ``expr`` stand for, by name.
+    chunks : int, tuple, dict or "auto", optional
+        Block sizes as dask takes them; default: whole storage chunks, some 4 million voxels together.
+    name : str
+        First word of the array's name in dask's dashboards.
+    """
+    splits = choose_splits(expr, shape, chunks, group=not givens)
+    key = f"{name}-{tokenize(expr, shape, splits)}"
+    all_splits = tuple((n,) for n in expr.lead) + splits + tuple((n,) for n in expr.tail)
+    meta = np.empty((0,) * len(all_splits), expr.dtype)
+    if givens:
+        tasks = dict(_given_tasks(key, expr, splits, givens))
+        graph = HighLevelGraph.from_collections(key, tasks, dependencies=list(givens.values()))
+    else:
+        graph = HighLevelGraph.from_collections(key, _flat_layer(key, expr, splits), dependencies=[])
+    return da.Array(graph, key, all_splits, meta=meta)
+
+
+def _flat_layer(key: str, expr: Expr, splits: Splits) -> Blockwise:
+    lead = tuple(f"lead{i}" for i in range(len(expr.lead)))
+    tail = tuple(f"tail{i}" for i in range(len(expr.tail)))
+    dims = ("z", "y", "x")
+    return blockwise(
+        _run_block,
+        key,
+        (*lead, *dims, *tail),
+        BoxDep(expr, splits),
+        dims,
+        new_axes=dict.fromkeys((*lead, *tail), 1),
+        numblocks={},
+        expr=expr,
+        run=_runner(splits),
+    )
+
+
+def _runner(splits: Splits) -> Callable[..., Array]:
+    return evaluate_all if all(len(s) == 1 for s in splits) else evaluate
+
+
+def expr_of(array: da.Array) -> tuple[Expr, Splits] | None:
+    """Return the expression and block sizes (z, y, x) of a dask array that `to_dask` built flat, or None.
+
+    What dask did to it since, such as persisting or rechunking, made it another array, and gives None.
+    """
+    layer = array.dask.layers.get(array.name)
+    for dep in getattr(layer, "io_deps", {}).values():
+        if isinstance(dep, BoxDep):
+            return dep.expr, dep.splits
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# foreign blocks
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Which leaf a block handed to a task belongs to, and where it lies."""
+
+    leaf: GivenLeaf
+    box: IndexBox
+
+
+def _given_tasks(key: str, expr: Expr, splits: Splits, givens: Mapping[str, da.Array]) -> Iterator[tuple[Any, Any]]:
+    lead, tail = (0,) * len(expr.lead), (0,) * len(expr.tail)
+    starts, run = _starts(splits), _runner(splits)
+    for idx in product(*(range(len(s)) for s in splits)):
+        box = _block_box(starts, idx)
+        pieces, keys = [], []
+        for leaf, boxes in wanted(expr, box).items():
+            if isinstance(leaf, GivenLeaf):
+                for part, source_key in _touched(leaf, boxes, givens[leaf.name]):
+                    pieces.append(_Piece(leaf, part))
+                    keys.append(source_key)
+        yield (key, *lead, *idx, *tail), (_run_given, expr, _Opaque((box, tuple(pieces), run)), keys)
+
+
+@dataclass(frozen=True)
+class _Opaque:
+    """Keeps dask from looking for keys inside."""
+
+    value: Any
+
+
+def _touched(leaf: GivenLeaf, boxes: list[IndexBox], array: da.Array) -> Iterator[tuple[IndexBox, Any]]:
+    starts = _starts(leaf.splits)
+    lead, tail = (0,) * len(leaf.lead), (0,) * len(leaf.tail)
+    seen = set()
+    for box in boxes:
+        ranges = [
+            range(np.searchsorted(s, a, "right") - 1, np.searchsorted(s, b, "left"))
+            for s, a, b in zip(starts, box.start, box.stop, strict=True)
+        ]
+        for idx in product(*ranges):
+            if idx not in seen:
+                seen.add(idx)
+                yield _block_box(starts, idx), (array.name, *lead, *map(int, idx), *tail)
+
+
+def _run_given(expr: Expr, opaque: _Opaque, blocks: list[Array]) -> Array:
+    box, pieces, run = opaque.value
+    readings: Readings = {}
+    for leaf, boxes in wanted(expr, box).items():
+        if isinstance(leaf, GivenLeaf):
+            mine = [(p.box, b) for p, b in zip(pieces, blocks, strict=True) if p.leaf == leaf]
+            readings[leaf] = [(target, _assemble(leaf, target, mine)) for target in boxes]
+    result: Array = run(expr, box, readings)
+    return result
+
+
+def _assemble(leaf: GivenLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Array]]) -> Array:
+    lead = (slice(None),) * len(leaf.lead)
+    for box, values in blocks:
+        if box.contains(target):
+            return np.asarray(values)[lead + target.slices(box)]
+    out = np.empty((*leaf.lead, *target.shape, *leaf.tail), leaf.dtype)
+    for box, values in blocks:
+        part = box.clip(target)
+        if part.voxels:
+            out[lead + part.slices(target)] = np.asarray(values)[lead + part.slices(box)]
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------
+# block sizes
+
+
+def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None, *, group: bool = True) -> Splits:
+    """Return block sizes along z, y and x: those asked for, or whole storage chunks of some 4 million voxels together.
+
+    Parameters
+    ----------
+    expr : Expr or sequence of Expr
+        Knows where storage chunks end; of several the one with the largest chunks decides.
+    shape : tuple of 3 int
+        Voxels along (z, y, x).
+    chunks : int, tuple, dict or "auto", optional
+        As dask takes them; a dict is by dim, and dims left out are chosen.
+    group : bool
+        Whether to take several storage chunks together.
+    """
+    exprs = [expr] if isinstance(expr, Expr) else list(expr)
+    dtype = exprs[0].dtype
+    if chunks is not None and chunks != "auto" and not isinstance(chunks, Mapping):
+        return tuple(da.core.normalize_chunks(chunks, shape, dtype=dtype))
+    stored = [_stored_sizes(exprs, axis, n) for axis, n in enumerate(shape)]
+    chosen = _grouped(stored, shape) if group else tuple(tuple(s) for s in stored)
+    if not isinstance(chunks, Mapping):
+        return chosen
+    asked = [chunks.get(dim, own) for dim, own in zip(("z", "y", "x"), chosen, strict=True)]
+    return tuple(da.core.normalize_chunks(tuple(asked), shape, dtype=dtype))
+
+
+def _stored_sizes(exprs: Sequence[Expr], axis: int, n: int) -> list[int]:
+    found = [e for e in (expr.edges(axis, 0, n) for expr in exprs) if e is not None]
+    cuts = [0, *(min(found, key=len) if found else range(512, n, 512)), n]
+    return [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def _grouped(stored: list[list[int]], shape: Index3) -> Splits:
+    count = [1, 1, 1]
+    largest = [max(s) for s in stored]
+
+    def extent(axis: int) -> int:
+        return min(shape[axis], count[axis] * largest[axis])
+
+    # In-plane first, the shorter side first: pictures are planes, and a plane's rows lie together in memory.
+    while True:
+        growable = [axis for axis in (2, 1) if extent(axis) < shape[axis]] or [a for a in (0,) if extent(a) < shape[a]]
+        if not growable:
+            break
+        axis = min(growable, key=extent)
+        if extent(0) * extent(1) * extent(2) * 2 > BLOCK_VOXELS:
+            break
+        count[axis] *= 2
+    return tuple(
+        tuple(sum(sizes[i : i + k]) for i in range(0, len(sizes), k)) for sizes, k in zip(stored, count, strict=True)
+    )

@@ -1,0 +1,263 @@
+"""Opening volumes: from an address to a labelled, lazy array."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal
+
+import xarray as xr
+
+from imageryxr.errors import OptionError
+from imageryxr.grid import BBox, IndexBox, outside_error
+from imageryxr.segments import select_ids
+from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, find_level, level_attrs
+from imageryxr.sources.resolve import resolve_source
+from imageryxr.volumes import cropped, level_array
+
+SourceLike = str | os.PathLike[str] | xr.DataArray | Source | Any
+Mip = int | tuple[float, float, float] | None
+Assume = Literal["center", "corner"]
+
+
+def open_image(
+    source: SourceLike,
+    *,
+    mip: Mip = None,
+    bbox: BBox | None = None,
+    chunks: Any = None,
+    missing: Missing = "raise",
+    token: str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    assume: Assume = "center",
+) -> xr.DataArray:
+    """Open a level of an image as a labelled array, dims (z, y, x) with coordinates in nanometres.
+
+    Reads metadata only. The array is lazily indexed, as from `xarray.open_dataset`: nothing is read before it is
+    computed, and then only the box that was selected. ``bbox`` or ``chunks`` make it a dask array.
+
+    Parameters
+    ----------
+    source : str, path, DataArray or Source
+        ``precomputed://…`` (on ``gs://``, ``s3://``, ``https://``, ``file://`` or a local path), ``zarr://…`` for
+        OME-Zarr, or a bare URL or path of either. Or an array in memory, a DataArray with coordinates in nm.
+    mip : int or (x, y, z), optional
+        The level: its number, or its resolution in nm. Default: the finest that is no placeholder.
+    bbox : BBox, optional
+        Open this box only, as dask blocks that follow the storage chunks. Outside the volume it is 0.
+    chunks : int, tuple, dict or "auto", optional
+        Make dask blocks: ``"auto"`` for whole storage chunks of some 4 million voxels together, or sizes as dask
+        takes them. Prefer ``bbox`` for a part of a large volume: blocks of petabytes are slow to slice.
+    missing : {"raise", "fill", "warn"}, default "raise"
+        What a chunk that the store does not have is: an error; 0; or 0 with a warning. Take "fill" for layers
+        whose empty chunks were left out.
+    token : str, optional
+        For sources behind authentication. It is kept out of attrs, reprs and messages.
+    channel, time : int, optional
+        Which to open, where a source has several.
+    assume : {"center", "corner"}, default "center"
+        What an OME-Zarr translation is the place of: the centre of the first voxel, as the community settled on, or
+        its lower corner, as some older writers meant it.
+
+    Returns
+    -------
+    DataArray
+        Dims (z, y, x), dtype as stored; attrs ``source``, ``resolution`` and ``voxel_offset`` (x, y, z), ``mip``,
+        ``layer_type``, where known ``contrast_limits``.
+
+    Raises
+    ------
+    SourceNotFoundError, SourceError, AuthError
+        If there is no volume at the address, or it cannot be understood, or not be read.
+    MipError
+        If there is no such level; the message lists those that exist.
+    OutOfVolumeError
+        If ``bbox`` lies wholly outside, unless ``missing="fill"``.
+    LayerError
+        If the source is a segmentation.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em.dims, em.dtype, em.attrs["resolution"]
+    (('z', 'y', 'x'), dtype('uint8'), (8.0, 8.0, 40.0))
+    """
+    return _open(source, "image", mip, bbox, chunks, missing, token, channel=channel, time=time, assume=assume)
+
+
+def open_segmentation(
+    source: SourceLike,
+    *,
+    mip: Mip = None,
+    bbox: BBox | None = None,
+    chunks: Any = None,
+    ids: Iterable[int] | None = None,
+    agglomerate: bool = True,
+    timestamp: datetime | str | float | None = None,
+    missing: Missing = "raise",
+    token: str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    assume: Assume = "center",
+) -> xr.DataArray:
+    """Open a level of a segmentation as a labelled array of ids, dims (z, y, x) with coordinates in nanometres.
+
+    Reads metadata only; laziness, ``source``, ``mip``, ``bbox``, ``chunks``, ``missing``, ``token``, ``channel``, ``time``
+    and ``assume`` are as in `open_image`.
+
+    Parameters
+    ----------
+    source : str, path, DataArray or Source
+        As in `open_image`. Ids may be of any integer type up to uint64, and stay as they are stored.
+    mip, bbox, chunks, missing, token, channel, time, assume
+        As in `open_image`.
+    ids : iterable of int, optional
+        Keep these ids only; all others become 0. See `select_ids`.
+    agglomerate : bool, default True
+        For sources whose supervoxels a graph joins: whether to give root ids. Others are given as stored.
+    timestamp : datetime, str or float, optional
+        For sources that change in time: the instant. Static sources have none.
+
+    Returns
+    -------
+    DataArray
+        Dims (z, y, x), integer ids, 0 is background.
+
+    Raises
+    ------
+    LayerError
+        If the source holds floats.
+    OptionError
+        If a timestamp is given for a source that does not change.
+    ImageryError
+        As `open_image`.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation, mip=1)
+    >>> seg.dtype, seg.attrs["resolution"]
+    (dtype('uint64'), (32.0, 32.0, 40.0))
+    """
+    if timestamp is not None:
+        raise OptionError(
+            f"timestamp={timestamp!r}: this source does not change in time, so it has no state at an instant; "
+            "leave timestamp out"
+        )
+    seg = _open(source, "segmentation", mip, bbox, chunks, missing, token, channel=channel, time=time, assume=assume)
+    return seg if ids is None else select_ids(seg, ids)
+
+
+def open_multiscale(
+    source: SourceLike,
+    *,
+    bbox: BBox | None = None,
+    chunks: Any = None,
+    missing: Missing = "raise",
+    token: str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    assume: Assume = "center",
+) -> xr.DataTree:
+    """Open every level of a layer as a tree, one child per level.
+
+    Reads metadata only. Levels keep their own places: those whose offsets differ by half a voxel stay half a
+    voxel apart. Placeholder levels are left out.
+
+    Parameters
+    ----------
+    source, bbox, chunks, missing, token, channel, time, assume
+        As in `open_image`; ``bbox`` is cut out of every level.
+
+    Returns
+    -------
+    DataTree
+        Children ``"/0"``, ``"/1"``, … by mip, each with one variable, ``image`` or ``segmentation``, as the layer
+        says what it is.
+
+    Raises
+    ------
+    ImageryError
+        As `open_image`.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> tree = ix.open_multiscale(ix.sample(sample_path).image)
+    >>> list(tree.children)
+    ['0', '1', '2']
+    >>> tree["1/image"].attrs["resolution"]
+    (16.0, 16.0, 40.0)
+    """
+    layer = resolve_source(source, None, missing=check_missing(missing), token=token, channel=channel, time=time, assume=assume)  # fmt: skip
+    levels = [level for level in layer.levels if not level.placeholder]
+    children = {str(lv.mip): _level(layer, lv, bbox, chunks).to_dataset() for lv in levels}
+    first = level_attrs(layer, find_level(layer, None))
+    attrs = {key: first[key] for key in first if key not in ("mip", "resolution", "voxel_offset")}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{f"/{k}": v for k, v in children.items()}})
+
+
+def crop(obj: Any, bbox: BBox) -> Any:
+    """Cut a box out of an array: the voxels whose centre lies in ``[lo, hi)``.
+
+    Lazy: reads nothing. A lazily indexed array becomes a dask array whose blocks follow the storage chunks; numpy
+    stays numpy. The result still knows the data beyond its border, so that an outline of a crop is a crop of the
+    outline.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        With dims z, y, x and coordinates in nm; further dims, such as ``rgba``, are kept whole.
+    bbox : BBox
+        The box, x, y, z. Where it reaches outside the array the result is 0; a box thinner than a voxel takes the
+        voxel that holds its centre.
+
+    Returns
+    -------
+    DataArray or Dataset
+        As ``obj``, on the box; n voxels' worth of box is n voxels.
+
+    Raises
+    ------
+    OutOfVolumeError
+        If the box lies wholly outside, with a suggestion where the numbers look like another unit.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> box = ix.BBox.around((4300, 2200, 120), (64, 48), resolution=(8, 8, 40))
+    >>> ix.crop(em, box).shape
+    (1, 48, 64)
+    """
+    if isinstance(obj, xr.Dataset):
+        parts = {name: crop(v, bbox) if "x" in v.coords else v for name, v in obj.data_vars.items()}
+        return xr.Dataset(parts, attrs=obj.attrs)
+    return cropped(obj, bbox)
+
+
+def _open(
+    source: SourceLike,
+    layer_type: LayerType,
+    mip: Mip,
+    bbox: BBox | None,
+    chunks: Any,
+    missing: Missing,
+    token: str | None,
+    **choices: Any,
+) -> xr.DataArray:
+    layer = resolve_source(source, layer_type, missing=check_missing(missing), token=token, **choices)
+    return _level(layer, find_level(layer, mip), bbox, chunks, outside_ok=missing == "fill")
+
+
+def _level(layer: Source, level: Level, bbox: BBox | None, chunks: Any, *, outside_ok: bool = False) -> xr.DataArray:
+    layer.check(level.mip)
+    if bbox is None:
+        return level_array(layer, level, chunks)
+    box: IndexBox = level.grid.select(bbox)
+    if not outside_ok and not box.clip(level.grid.box).voxels:
+        raise outside_error(bbox, level.grid, layer.name, [lv.grid for lv in layer.levels])
+    return cropped(level_array(layer, level), bbox, chunks=chunks, outside_ok=True)

@@ -1,0 +1,101 @@
+"""Addresses: what people type to name a volume, taken apart once."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from imageryxr.errors import SourceError
+
+Format = Literal["precomputed", "zarr", "graphene"]
+
+_FORMATS: dict[str, Format] = {
+    "precomputed": "precomputed",
+    "neuroglancer-precomputed": "precomputed",
+    "zarr": "zarr",
+    "zarr2": "zarr",
+    "zarr3": "zarr",
+    "graphene": "graphene",
+}
+PROTOCOLS = ("file", "http", "https", "gs", "s3", "mem", "middleauth+https", "ngauth+https")
+_WEB = ("http", "https", "middleauth+https", "ngauth+https")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A place and, where it was said, the format of what lies there."""
+
+    format: Format | None
+    """The format that was named, or None: to be found out."""
+    url: str
+    """``protocol://…`` without a format and without a trailing slash."""
+
+    @property
+    def protocol(self) -> str:
+        """The part before ``://``."""
+        return self.url.split("://", 1)[0]
+
+    @property
+    def public(self) -> str:
+        """The address without user, password or query: what may be shown and stored."""
+        scheme, _, rest = self.url.partition("://")
+        if scheme not in _WEB:
+            return self.url  # a bucket's keys and a folder's names may hold any character
+        host, slash, path = re.split("[?#]", rest)[0].partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+    @property
+    def local_path(self) -> Path | None:
+        """The path of a ``file://`` address, else None."""
+        return Path(self.url.removeprefix("file://")) if self.protocol == "file" else None
+
+
+def parse_address(text: str | os.PathLike[str]) -> Address:
+    """Return the address that a string or path names.
+
+    Understood are ``precomputed://…``, ``zarr://…`` and ``graphene://…`` before a URL or a local path, the newer
+    Neuroglancer form ``URL|precomputed:`` behind it, and a bare URL or path, whose format is found out later.
+
+    Raises
+    ------
+    SourceError
+        If the scheme is not known, or there is a query.
+    """
+    given = os.fspath(text).strip()
+    rest, pipe, suffix = given.partition("|")
+    form = _FORMATS.get(suffix.split(":")[0]) if pipe else None
+    if pipe and form is None:
+        raise _unknown(given, suffix.split(":")[0])
+    scheme, separator, tail = rest.partition("://")
+    if separator and scheme in _FORMATS:
+        form, rest = _FORMATS[scheme], tail
+        scheme, separator, _ = rest.partition("://")
+    if not rest or (separator and not rest.partition("://")[2].strip("/")):
+        raise SourceError(
+            f"source={given!r} names no place; give a URL or a path, such as precomputed://gs://bucket/layer"
+        )
+    if not separator:
+        return Address(form, "file://" + os.path.abspath(os.path.expanduser(rest)))
+    if scheme not in PROTOCOLS:
+        raise _unknown(given, scheme)
+    if scheme in _WEB and re.search("[?#]", rest):
+        shown = Address(form, rest).public
+        raise SourceError(
+            f"the address {shown} goes on with a query, which would be lost: a volume is a folder of many files, so a "
+            "signed link to one of them cannot open it; give the folder's address and, where it is needed, token=…"
+        )
+    if scheme == "file":
+        rest = "file://" + os.path.abspath(os.path.expanduser(rest.removeprefix("file://")))
+    return Address(form, re.sub(r"(?<!/)/+$", "", rest))
+
+
+def _unknown(given: str, scheme: str) -> SourceError:
+    formats = ", ".join(f"{name}://" for name in ("precomputed", "zarr", "graphene"))
+    places = ", ".join(f"{name}://" for name in PROTOCOLS)
+    return SourceError(
+        f"source={given!r} has the unknown scheme {scheme!r}; the formats are {formats} and the places {places}, "
+        "or a local path: e.g. precomputed://gs://bucket/layer, zarr://s3://bucket/image.ome.zarr, data/em.ome.zarr"
+    )

@@ -1,0 +1,183 @@
+"""What every source owes: the `Source` contract, and the parts of it that all sources share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.errors import ChunkReadError, MipError, OptionError, SourceError
+from imageryxr.grid import Grid, Index3, IndexBox, show_triple, tidy
+
+LayerType = Literal["image", "segmentation"]
+Missing = Literal["raise", "fill", "warn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One resolution of a layer."""
+
+    mip: int
+    """Its number; 0 is the finest, placeholders count."""
+    grid: Grid
+    """Where its voxels lie."""
+    chunks: Index3
+    """Shape (z, y, x) of a stored chunk; the first one starts at index 0."""
+    encoding: str = "raw"
+    """How chunks are stored, in the format's own word."""
+    placeholder: bool = False
+    """Whether the level is announced but holds no data."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A layer that can be read: a value with its metadata in hand, opened without touching a voxel.
+
+    A source is picklable and small, safe to read from many threads, and equal to another, with an equal dask
+    token, exactly if they describe the same voxels read under the same options. Reading never needs anything but the
+    source itself: a worker on another machine unpickles it and reads.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its address, without any token."""
+
+    @property
+    def layer_type(self) -> LayerType:
+        """Whether the voxels are grey values or ids."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its voxels, in native byte order."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Every level, by mip, placeholders included."""
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What the layer says of itself beyond place and type, such as ``contrast_limits``."""
+
+    def check(self, mip: int) -> None:
+        """Raise, before anything is read, if a level cannot be read here for want of a package."""
+
+    def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        """Return the voxels of a box of indexes of a level, C order (z, y, x).
+
+        The box may reach outside the level, partly or wholly; there the value is 0. A chunk that cannot be
+        read raises `ChunkReadError`.
+        """
+
+    def __dask_tokenize__(self) -> object:
+        """Return plain data that differ where the voxels or the options do."""
+
+
+def read_filled(source: Any, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+    """Read a box that may reach outside a level: 0 there, `source.read_inside` for the rest."""
+    inside = box.clip(source.levels[mip].grid.box)
+    if inside == box and box.voxels:
+        return np.ascontiguousarray(source.read_inside(mip, box))
+    out = np.zeros(box.shape, source.dtype)
+    if inside.voxels:
+        out[inside.slices(box)] = source.read_inside(mip, inside)
+    return out
+
+
+def read_error(source: Source, mip: int, box: IndexBox, cause: object, *, kind: type[ChunkReadError] = ChunkReadError, hint: str = "") -> ChunkReadError:  # fmt: skip
+    """Return the error for a box that could not be read, naming source, level and box."""
+    grid = source.levels[mip].grid
+    where = f"{source.name}, mip {mip} ({show_triple(grid.resolution)} nm), box {grid.crop(box).bbox}"
+    reason = plain(str(cause)) or type(cause).__name__
+    return kind(f"could not read {where}: {reason}{'; ' + hint if hint else ''}")
+
+
+def plain(text: object) -> str:
+    """Return a client's message on one line, without terminal colours, and without what a URL holds in secret."""
+    line = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(text)).split())
+    return re.sub(r"(https?://)[^/\s@]+@", r"\1", re.sub(r"(https?://[^\s?]+)\?[^\s'\")]+", r"\1", line))
+
+
+def default_level(source: Source) -> Level:
+    """Return the finest level that is not a placeholder."""
+    for level in source.levels:
+        if not level.placeholder:
+            return level
+    raise MipError(f"every level of {source.name} is a placeholder: there are no voxels to open")
+
+
+def find_level(source: Source, mip: Any) -> Level:
+    """Return the level of a mip number or a resolution (x, y, z nm), or the default one for None.
+
+    Raises
+    ------
+    MipError
+        If there is no such level, or it is a placeholder; the message lists those that exist.
+    """
+    if mip is None:
+        return default_level(source)
+    real = [level for level in source.levels if not level.placeholder]
+    have = ", ".join(f"{lv.mip} ({show_triple(lv.grid.resolution)} nm)" for lv in real)
+    if isinstance(mip, int | np.integer) and not isinstance(mip, bool):
+        found = [lv for lv in source.levels if lv.mip == mip]
+        if found and found[0].placeholder:
+            raise MipError(f"mip={mip} of {source.name} is a placeholder without voxels; open one of mip {have}")
+    else:
+        found = [lv for lv in real if same_resolution(lv.grid.resolution, mip)]
+    if not found:
+        given = f"mip={mip!r}"
+        raise MipError(f"{source.name} has no level {given}; open one of mip {have}")
+    return found[0]
+
+
+def same_resolution(resolution: tuple[float, ...], given: Any) -> bool:
+    """Tell whether a resolution is the given one, within float noise."""
+    try:
+        values = [float(v) for v in given]
+    except (TypeError, ValueError):
+        raise MipError(f"mip={given!r} is neither a level's number nor a resolution (x, y, z) in nm") from None
+    return len(values) == 3 and all(abs(a - b) <= 1e-6 * a for a, b in zip(resolution, values, strict=True))
+
+
+def pick_index(name: str, what: str, count: int, index: int | None) -> int:
+    """Return which of several channels or times to read; None will do where there is one.
+
+    Raises
+    ------
+    SourceError
+        If there are several and none was chosen, or there is no such one.
+    """
+    choices = f"{what}=0" + (f" to {what}={count - 1}" if count > 1 else ", or nothing")
+    if index is None and count > 1:
+        raise SourceError(f"{name} has {count} {what}s; choose one with {choices}")
+    number = 0 if index is None else index
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < count:
+        have = f"its {what}s are 0 to {count - 1}" if count > 1 else f"it has one {what}"
+        raise SourceError(f"{name} has no {what}={index!r}: {have}; give {choices}")
+    return int(number)
+
+
+def check_missing(missing: Any) -> Missing:
+    """Return the policy for missing chunks, or raise `OptionError`."""
+    if missing not in ("raise", "fill", "warn"):
+        raise OptionError(
+            f"missing={missing!r} is not a policy; 'raise' stops at a chunk that the store does not have, 'fill' takes "
+            "background for it, 'warn' does that and says so"
+        )
+    policy: Missing = missing
+    return policy
+
+
+def level_attrs(source: Source, level: Level) -> dict[str, Any]:
+    """Return the attributes of an opened level: what DESIGN calls for, nothing secret."""
+    x, y, z = level.grid.resolution
+    return {
+        "source": source.name,
+        "layer_type": source.layer_type,
+        "mip": level.mip,
+        "resolution": (x, y, z),
+        "voxel_offset": tuple(tidy(o) for o in level.grid.voxel_offset),
+        **source.attrs,
+    }

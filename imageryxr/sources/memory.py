@@ -1,0 +1,113 @@
+"""Arrays in memory as a source: numpy, dask, or a DataArray with coordinates in nm."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.errors import GridError, LayerError
+from imageryxr.grid import DIMS, Grid, IndexBox, grid_of
+from imageryxr.sources.base import LayerType, Level, Source, read_filled
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySource:
+    """One level of voxels that are in memory already, or in a dask graph.
+
+    Opening it hands out the array as it is: numpy stays numpy, dask keeps its blocks.
+    """
+
+    array: Any
+    """The voxels (z, y, x), numpy or dask."""
+    grid: Grid
+    """Where they lie."""
+    layer_type: LayerType
+    """Whether they are grey values or ids."""
+    given_attrs: tuple[tuple[str, Any], ...] = ()
+    """Attributes that the array came with."""
+
+    @property
+    def name(self) -> str:
+        """How the source calls itself."""
+        return f"memory://{self.dtype}"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the voxels."""
+        return np.dtype(self.array.dtype).newbyteorder("=")
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The one level."""
+        chunks = getattr(self.array, "chunksize", self.grid.shape)
+        return (Level(0, self.grid, chunks, encoding="memory"),)
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes that the array came with."""
+        return dict(self.given_attrs)
+
+    def check(self, mip: int) -> None:
+        """Do nothing: memory can be read."""
+
+    def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        """Return the voxels of a box, 0 outside the array; computes a dask array's part."""
+        return read_filled(self, mip, box)
+
+    def read_inside(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        """Return the voxels of a box that lies inside the array."""
+        return np.asarray(self.array[box.slices()]).astype(self.dtype, copy=False)
+
+    def __eq__(self, other: object) -> bool:
+        from dask.base import tokenize
+
+        if not isinstance(other, MemorySource) or hash(self) != hash(other):
+            return False
+        return self.array is other.array or bool(tokenize(self) == tokenize(other))
+
+    def __hash__(self) -> int:
+        return hash((self.grid, self.layer_type, str(self.dtype)))  # equal sources may hold equal copies of an array
+
+    def __dask_tokenize__(self) -> object:
+        from dask.base import normalize_token
+
+        return ("imageryxr.memory", normalize_token(self.array), astuple(self.grid), self.layer_type)
+
+
+def memory_source(array: Any, layer_type: LayerType) -> MemorySource:
+    """Return the source of an array: a DataArray with nm coordinates, or with attrs that say where it lies.
+
+    Raises
+    ------
+    GridError
+        If nothing says how large the voxels are.
+    LayerError
+        If the array has not the three dims (z, y, x).
+    """
+    if not isinstance(array, xr.DataArray):
+        kind = type(array).__name__
+        raise GridError(
+            f"a bare {kind} says nothing of its place; give a DataArray with dims (z, y, x) and coordinates in nm: "
+            "xr.DataArray(array, dims=('z', 'y', 'x'), coords=imageryxr.Grid(array.shape, resolution=(8, 8, 40), "
+            "voxel_offset=(0, 0, 0)).coords())"
+        )
+    if set(array.dims) != set(DIMS):
+        raise LayerError(f"the array has dims {array.dims}; a volume has ('z', 'y', 'x'): rename or select first")
+    array = array.transpose(*DIMS)
+    keep = {k: v for k, v in array.attrs.items() if k not in ("resolution", "voxel_offset", "mip", "layer_type")}
+    return MemorySource(array.data, _grid(array), layer_type, tuple(sorted(keep.items(), key=lambda kv: str(kv[0]))))
+
+
+def _grid(array: xr.DataArray) -> Grid:
+    if all(dim in array.coords for dim in DIMS):
+        return grid_of(array)
+    if "resolution" in array.attrs:
+        return Grid(array.shape, array.attrs["resolution"], array.attrs.get("voxel_offset", (0, 0, 0)))  # type: ignore[arg-type]
+    return grid_of(array)
+
+
+_: type[Source] = MemorySource

@@ -1,0 +1,301 @@
+"""Recipes to labelled arrays and back: where `xarray.DataArray` meets `Expr`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from imageryxr.errors import LayerError
+from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, LevelLeaf, evaluate, evaluate_all, shifted, view
+from imageryxr.grid import DIMS, BBox, Grid, Index3, IndexBox, grid_of, outside_error
+from imageryxr.lazy import Splits, expr_of, to_dask
+from imageryxr.sources.base import Level, Source, level_attrs
+
+RGBA = ("r", "g", "b", "a")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A labelled array taken apart: what its voxels are, where they lie, and how to label what is made of it."""
+
+    expr: Expr
+    """Index 0 is the first voxel of the array."""
+    grid: Grid
+    attrs: dict[str, Any]
+    name: Any
+    in_memory: bool
+    """Whether the array is numpy: then results are, too."""
+    givens: dict[str, da.Array]
+    """Foreign dask arrays that leaves of the expression stand for."""
+    splits: Splits | None
+    """Its dask block sizes along z, y and x: results on the same grid keep them."""
+    dropped: tuple[str, ...]
+    """Which of z, y and x the caller has dropped."""
+
+    @property
+    def box(self) -> IndexBox:
+        """All voxels of the array."""
+        return self.grid.box
+
+
+def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
+    """Take a labelled array apart; computes nothing.
+
+    Parameters
+    ----------
+    array : DataArray
+        Dims z, y, x in any order; a dim that was dropped to a scalar coordinate counts as one voxel.
+    tail : tuple of str
+        Further dims, moved behind, such as ``("rgba",)``.
+
+    Raises
+    ------
+    LayerError
+        If there are other dims, or it is no DataArray.
+    """
+    if not isinstance(array, xr.DataArray):
+        raise LayerError(
+            f"a {type(array).__name__} has no coordinates; give an xarray.DataArray as imageryxr.open_image and "
+            "open_segmentation return it"
+        )
+    dropped = tuple(d for d in DIMS if d not in array.dims and d in array.coords)
+    extra = [str(d) for d in array.dims if d not in (*DIMS, *tail)]
+    absent = [d for d in (*DIMS, *tail) if d not in (*array.dims, *dropped)]
+    if extra or absent:
+        problem = f"has dims {tuple(array.dims)}"
+        advice = f"select along {extra[0]!r} first, e.g. .isel({extra[0]}=0)" if extra else f"it lacks {absent[0]!r}"
+        raise LayerError(f"the array {array.name!r} {problem}, but dims {(*DIMS, *tail)} are needed: {advice}")
+    grid = grid_of(array)
+    full = array.expand_dims(list(dropped)) if dropped else array
+    full = full.transpose(*DIMS, *tail)
+    sizes = tuple(int(n) for n in full.shape[3:])
+    expr, givens, in_memory = _expr_of_data(full, grid.shape, sizes)
+    splits = tuple(full.data.chunks[:3]) if _is_dask(full) else next((g.chunks[:3] for g in givens.values()), None)
+    return Volume(expr, grid, dict(array.attrs), array.name, in_memory, givens, splits, dropped)
+
+
+def _is_dask(array: xr.DataArray) -> bool:
+    return isinstance(array.variable._data, da.Array)
+
+
+def _expr_of_data(array: xr.DataArray, shape: Index3, tail: tuple[int, ...]) -> tuple[Expr, dict[str, da.Array], bool]:
+    field = _unwrapped(array.variable._data)
+    if isinstance(field, indexing.LazilyIndexedArray) and isinstance(field.array, FieldArray):
+        box = _contiguous(field.key.tuple, field.array.shape)
+        if box is not None and box.shape == shape and not tail:
+            return view(field.array.expr, box), {}, False
+        array = array.chunk(dict(zip(DIMS, (64, 1024, 1024), strict=True)))
+    if not _is_dask(array):
+        return ArrayLeaf(np.asarray(array.data), tail=tail), {}, True
+    known = expr_of(array.data)
+    if known is not None and known[0].tail == tail and not known[0].lead:
+        return known[0], {}, False
+    data = array.data.rechunk({3 + i: -1 for i in range(len(tail))}) if tail else array.data
+    if any(math.isnan(c) for sizes in data.chunks for c in sizes):
+        raise LayerError("the dask array has blocks of unknown size; call .compute_chunk_sizes() on its data first")
+    leaf = GivenLeaf(data.name, str(data.dtype), shape, tuple(data.chunks[:3]), tail=tail)
+    return leaf, {data.name: data}, False
+
+
+def _unwrapped(data: Any) -> Any:
+    # xarray wraps what backends give in caches, which hold numpy once something was loaded.
+    while isinstance(data, indexing.CopyOnWriteArray | indexing.MemoryCachedArray):
+        data = data.array
+    return data
+
+
+def _contiguous(key: Sequence[Any], shape: Sequence[int]) -> IndexBox | None:
+    ranges = []
+    for item, size in zip(key, shape, strict=True):
+        if isinstance(item, int | np.integer):
+            ranges.append((int(item) % size, int(item) % size + 1))
+            continue
+        if not isinstance(item, slice):
+            return None
+        start, stop, step = item.indices(size)
+        if step != 1 or stop <= start:
+            return None
+        ranges.append((start, stop))
+    (z0, z1), (y0, y1), (x0, x1) = ranges
+    return IndexBox((z0, y0, x0), (z1, y1, x1))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# labelling
+
+
+class FieldArray(BackendArray):  # type: ignore[misc]
+    """An expression as xarray's lazily indexed arrays want it: read when, and as far as, it is indexed."""
+
+    def __init__(self, expr: Expr, shape: Index3) -> None:
+        self.expr = expr
+        self.shape = shape
+        self.dtype = expr.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Array:
+        """Read what a key selects."""
+        return indexing.explicit_indexing_adapter(  # type: ignore[no-any-return]
+            key, self.shape, indexing.IndexingSupport.BASIC, self._read
+        )
+
+    def _read(self, key: tuple[int | slice, ...]) -> Array:
+        start, stop, inner = [], [], []
+        for item, size in zip(key, self.shape, strict=True):
+            if isinstance(item, slice):
+                wanted = range(size)[item]
+                low, high = (min(wanted), max(wanted) + 1) if len(wanted) else (0, 0)
+                # a slice that goes down to index 0 has no stop that is a number
+                last = wanted.stop - low if len(wanted) and wanted.stop >= low else None
+                inner.append(slice(wanted.start - low, last, wanted.step) if len(wanted) else slice(0, 0))
+            else:
+                low, high = int(item) % size, int(item) % size + 1
+                inner.append(0)
+            start.append(low)
+            stop.append(high)
+        box = IndexBox(tuple(start), tuple(stop))  # type: ignore[arg-type]
+        return evaluate(self.expr, box)[tuple(inner)]
+
+
+def lazy_array(expr: Expr, grid: Grid, attrs: Mapping[str, Any], name: str, chunks: Any = None) -> xr.DataArray:
+    """Label an expression: lazily indexed, as `xarray.open_dataset` does it, or in dask blocks where asked for."""
+    if chunks is not None:
+        return labelled(to_dask(expr, grid.shape, chunks=chunks, name=name), grid, attrs, name)
+    field = indexing.LazilyIndexedArray(FieldArray(expr, grid.shape))
+    return labelled(indexing.CopyOnWriteArray(indexing.MemoryCachedArray(field)), grid, attrs, name)
+
+
+def level_array(source: Source, level: Level, chunks: Any = None, name: str | None = None) -> xr.DataArray:
+    """Label a level of a source; an array in memory is handed out as it is."""
+    name = name or source.layer_type
+    attrs = level_attrs(source, level)
+    held = getattr(source, "array", None)
+    if held is not None and (chunks is None or isinstance(held, da.Array)):
+        array = labelled(held, level.grid, attrs, name)
+        return array if chunks is None else array.chunk(chunks)
+    return lazy_array(LevelLeaf(source, level.mip), level.grid, attrs, name, chunks)
+
+
+def labelled(
+    data: Any, grid: Grid, attrs: Mapping[str, Any], name: str, *, tail: str | None = None, lead: str | None = None
+) -> xr.DataArray:
+    """Return data (z, y, x) with the coordinates and attributes of a grid."""
+    dims = tuple(d for d in (lead, *DIMS, tail) if d)
+    coords: dict[str, Any] = dict(grid.coords())
+    if tail == "rgba":
+        coords["rgba"] = ("rgba", list(RGBA))
+    return xr.DataArray(xr.Variable(dims, data, placed(attrs, grid)), coords=coords, name=name)
+
+
+def placed(attrs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
+    """Return attributes with the place brought up to date."""
+    return {**attrs, "resolution": grid.resolution, "voxel_offset": grid.voxel_offset}
+
+
+def result(
+    expr: Expr,
+    grid: Grid,
+    *volumes: Volume,
+    attrs: Mapping[str, Any],
+    name: str,
+    tail: str | None = None,
+    lead: str | None = None,
+    chunks: Any = None,
+) -> xr.DataArray:
+    """Label what a verb made: numpy if all that went in was, else dask; dims that the caller had dropped stay so."""
+    if all(v.in_memory for v in volumes):
+        data: Any = evaluate_all(expr, grid.box)
+    else:
+        kept = [v.splits for v in volumes if v.splits is not None and v.grid == grid]
+        chunks = kept[0] if chunks is None and kept else chunks
+        expr, givens = _lend(expr, volumes)
+        data = to_dask(expr, grid.shape, givens=givens, chunks=chunks, name=name)
+    array = labelled(data, grid, attrs, name, tail=tail, lead=lead)
+    dropped = [d for d in volumes[0].dropped if all(d in v.dropped for v in volumes)]
+    return array.isel(dict.fromkeys(dropped, 0)) if dropped else array
+
+
+def _lend(expr: Expr, volumes: Sequence[Volume]) -> tuple[Expr, dict[str, da.Array]]:
+    # A numpy array among lazy ones would travel inside every task: as a dask array each task gets its part.
+    givens = {name: array for v in volumes for name, array in v.givens.items()}
+    for v in volumes:
+        if v.in_memory:
+            expr = _exchange(expr, givens)
+    return expr, givens
+
+
+def _exchange(expr: Expr, givens: dict[str, da.Array]) -> Expr:
+    if isinstance(expr, ArrayLeaf):
+        block = (64, 1024, 1024)
+        sizes = tuple(min(n, b) for n, b in zip(expr.bounds.shape, block, strict=True))
+        array = da.from_array(expr.array, chunks=(*(-1 for _ in expr.lead), *sizes, *(-1 for _ in expr.tail)))
+        first = len(expr.lead)
+        givens[array.name] = array
+        splits = tuple(array.chunks[first : first + 3])
+        return GivenLeaf(array.name, str(array.dtype), expr.bounds.shape, splits, expr.lead, expr.tail)
+    changed = {
+        name: tuple(_exchange(c, givens) for c in value) if isinstance(value, tuple) else _exchange(value, givens)
+        for name, value in vars(expr).items()
+        if isinstance(value, Expr) or (isinstance(value, tuple) and value and isinstance(value[0], Expr))
+    }
+    return replace(expr, **changed) if changed else expr  # type: ignore[type-var]
+
+
+def crop_volume(volume: Volume, box: IndexBox) -> Volume:
+    """Return the volume of a box of indexes, which still knows the data beyond it."""
+    return replace(volume, expr=view(volume.expr, box), grid=volume.grid.crop(box), splits=None)
+
+
+def cropped(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: bool = False) -> xr.DataArray:
+    """Return the array of a box in space, filled with 0 where that reaches outside of it.
+
+    Raises
+    ------
+    OutOfVolumeError
+        If the box lies wholly outside and that is not ``outside_ok``.
+    """
+    grid = grid_of(array)
+    box = grid.select(bbox)
+    if not outside_ok and not box.clip(grid.box).voxels:
+        raise outside_error(bbox, grid, f"the array {array.name!r}")
+    tail = "rgba" if "rgba" in array.dims else None
+    if set(array.dims) - {*DIMS, "rgba"}:
+        return _picked(array, box.clip(grid.box))
+    part = crop_volume(volume_of(array, tail=(tail,) if tail else ()), box)
+    name = str(array.name) if array.name is not None else "crop"
+    return result(part.expr, part.grid, part, attrs=part.attrs, name=name, tail=tail, chunks=chunks)
+
+
+def _picked(array: xr.DataArray, box: IndexBox) -> xr.DataArray:
+    # Arrays with dims of their own (a mask a segment) are cut as xarray cuts them; nothing lies beyond them.
+    slices = {d: s for d, s in zip(DIMS, box.slices(), strict=True) if d in array.dims}
+    part = array.isel(slices)
+    return part.assign_attrs(placed(array.attrs, grid_of(part)))
+
+
+@dataclass(frozen=True)
+class BoxReader:
+    """Gives the values of any box of an array: what an export asks, region by region."""
+
+    volume: Volume
+    tail: tuple[int, ...]
+
+    def __call__(self, box: IndexBox) -> Array:
+        """Compute a box, in this thread."""
+        if not self.volume.givens:
+            return evaluate(self.volume.expr, box)
+        array = to_dask(shifted(self.volume.expr, box.start), box.shape, givens=self.volume.givens)
+        return np.asarray(array.compute(scheduler="synchronous"))
+
+
+def box_reader(array: xr.DataArray) -> BoxReader:
+    """Return the reader of an array (z, y, x) or (z, y, x, rgba)."""
+    tail = ("rgba",) if "rgba" in array.dims else ()
+    return BoxReader(volume_of(array, tail=tail), tuple(array.sizes[t] for t in tail))

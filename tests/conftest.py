@@ -1,0 +1,59 @@
+"""What every test stands on: a home of its own, the sample volume, Hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# cloud-volume makes a folder in the home directory when it is imported, and caveclient looks for tokens there.
+os.environ["HOME"] = tempfile.mkdtemp(prefix="imageryxr-home-")
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import HealthCheck, settings
+
+import imageryxr as ix
+
+settings.register_profile(
+    "default", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)  # fmt: skip
+settings.register_profile("ci", settings.get_profile("default"), max_examples=200)
+settings.load_profile("ci" if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else "default")
+
+FIB25 = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib25_medulla_250.npz"
+
+
+@pytest.fixture(scope="session")
+def sample_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the sample volume of this session lies, in a size that is quick to write."""
+    path = tmp_path_factory.mktemp("sample") / "volume"
+    ix.sample(path, shape=(32, 512, 512))
+    return path
+
+
+@pytest.fixture(scope="session")
+def sample(sample_path: Path) -> ix.Sample:
+    """The sample volume of this session."""
+    return ix.sample(sample_path, shape=(32, 512, 512))
+
+
+@contextmanager
+def no_compute() -> Iterator[None]:
+    """Fail if dask computes anything inside."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("dask computed, where everything should stay lazy")
+
+    with dask.config.set(scheduler=refuse):
+        yield
+
+
+def volume(values: np.ndarray, resolution=(8, 8, 40), offset=(0, 0, 0), **attrs) -> xr.DataArray:
+    """Return values (z, y, x) as a labelled array."""
+    grid = ix.Grid(values.shape, resolution, offset)
+    return xr.DataArray(values, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution, **attrs})

@@ -1,0 +1,91 @@
+"""A module imports only from floors below its own; imports inside functions count."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import imageryxr
+
+ROOT = Path(imageryxr.__file__).parent
+
+# Lower floors first. Modules on one line do not know each other; those of the kernels may use those before them.
+FLOORS = [
+    ["errors"],
+    ["kernels.lookup"],
+    ["kernels.fill", "kernels.resample"],
+    ["kernels.outline"],
+    ["grid", "colors"],
+    ["sources.base", "sources.address", "figure", "sample"],
+    ["sources.memory", "sources.precomputed", "sources.omezarr"],
+    ["sources.resolve"],
+    ["expr"],
+    ["lazy"],
+    ["volumes"],
+    ["segments"],
+    ["align", "overlay", "opening"],
+    ["export.targets"],
+    ["export.omezarr", "export.plan"],
+    ["export.run"],
+    ["export"],
+    ["accessor", "backend", "demo"],
+    ["cli"],
+]
+RANK = {name: rank for rank, floor in enumerate(FLOORS) for name in floor}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules of this package that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for a in node.names:
+                whole = f"{node.module}.{a.name}"
+                found.add(whole if whole.removeprefix("imageryxr.") in RANK else node.module)
+    return {m.removeprefix("imageryxr.") for m in found if m.startswith("imageryxr.")}
+
+
+MODULES = sorted(p for p in ROOT.rglob("*.py") if name_of(p) not in ("", "kernels", "sources"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_come_from_below(path):
+    name = name_of(path)
+    assert name in RANK, f"{name} has no floor: add it to FLOORS"
+    for other in imported(path):
+        assert RANK[other] < RANK[name], f"{name} imports {other}, which does not lie below it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_verb_reads_as_a_table_of_contents(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= 50, f"{name_of(path)}.{node.name} has {lines} lines"
+
+
+def test_import_stays_light():
+    heavy = ["numba", "cloudvolume", "cloudfiles", "caveclient", "zarr", "matplotlib", "PIL", "distributed", "tqdm", "typer"]
+    code = f"import xarray, dask.array, sys; before = set(sys.modules); import imageryxr; print([m for m in {heavy} if m in set(sys.modules) - before])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_everything_public_is_listed_and_there():
+    assert imageryxr.__all__ == sorted(imageryxr.__all__)
+    assert len(set(imageryxr.__all__)) == len(imageryxr.__all__)
+    for name in imageryxr.__all__:
+        assert getattr(imageryxr, name).__doc__
+    assert {n for n in vars(imageryxr) if not n.startswith("_")} >= set(imageryxr.__all__)

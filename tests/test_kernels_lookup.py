@@ -1,0 +1,167 @@
+"""The id tables, against Python's dict."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.kernels import lookup as lk
+
+TOP = 2**64 - 1
+BIG = [0, 1, 2, 7, 255, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, TOP - 1, TOP]
+SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6)
+DTYPES = st.sampled_from(["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", ">u8", ">i4"])
+
+
+@st.composite
+def label_arrays(draw):
+    dtype = np.dtype(draw(DTYPES))
+    pool = [i for i in BIG if i <= np.iinfo(dtype).max]
+    if dtype.kind == "i":
+        pool += [-1, -2, int(np.iinfo(dtype).min)]
+    labels = draw(hnp.arrays(dtype, draw(SHAPES), elements=st.sampled_from(pool)))
+    return np.repeat(labels, draw(st.sampled_from([1, 5, 11])), axis=2)
+
+
+IDS = st.lists(st.sampled_from(BIG), unique=True, max_size=len(BIG))
+
+
+def canonical(labels):
+    """The ids as Python ints, by the rule of the module."""
+    return np.array([int(v) % 2**64 for v in labels.ravel()], dtype=object).reshape(labels.shape)
+
+
+def splitmix64(value):
+    z = (value + 0x9E3779B97F4A7C15) & TOP
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & TOP
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & TOP
+    return z ^ (z >> 31)
+
+
+def test_hash_matches_integers_of_python():
+    assert lk.hash_ids(BIG).tolist() == [splitmix64(i) for i in BIG]
+    assert int(lk.hash_ids(0)) == 0xE220A8397B1DCDAF
+    assert lk.hash_ids(np.arange(6).reshape(2, 3)).shape == (2, 3)
+
+
+@given(label_arrays(), IDS, st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_lookup(labels, ids, m):
+    table = lk.build_table(ids, np.zeros((len(ids), 4), np.uint8), np.zeros((m, 4), np.uint8))
+
+    def slot(i):
+        if i == 0:
+            return -1
+        if i in ids:
+            return ids.index(i)
+        return len(ids) + splitmix64(i) % m if m else -1
+
+    want = np.array([slot(i) for i in canonical(labels).ravel()]).reshape(labels.shape)
+    got = lk.lookup(labels, table)
+    assert got.dtype == np.int32
+    np.testing.assert_array_equal(got, want)
+
+
+@given(label_arrays(), IDS)
+@settings(max_examples=60, deadline=None)
+def test_select_masks_present(labels, ids):
+    exact = canonical(labels)
+    kept = np.isin(exact.astype(np.uint64), np.array(ids, np.uint64))
+    got = lk.select(labels, ids)
+    assert got.dtype == labels.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(got, np.where(kept, labels, 0))
+    each = [exact.astype(np.uint64) == np.uint64(i) for i in ids]
+    got = lk.masks(labels, lk.build_set(ids))
+    assert got.dtype == bool
+    assert got.shape == (len(ids), *labels.shape)
+    np.testing.assert_array_equal(got, np.array(each).reshape(got.shape))
+    assert lk.present(labels, ids).tolist() == [bool(m.any()) for m in each]
+
+
+@given(label_arrays(), IDS, st.data())
+@settings(max_examples=40, deadline=None)
+def test_remap(labels, ids, data):
+    values = data.draw(st.lists(st.sampled_from(BIG), min_size=len(ids), max_size=len(ids)))
+    to = dict(zip(ids, values, strict=True))
+    for missing in ("zero", "keep"):
+        want = [to.get(i, i if missing == "keep" else 0) for i in canonical(labels).ravel()]
+        got = lk.remap(labels, ids, values, missing=missing)
+        assert got.dtype == np.uint64
+        assert got.ravel().tolist() == want
+
+
+def test_many_ids():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 2**63, 5000).astype(np.uint64)
+    colors = rng.integers(0, 256, (5000, 4)).astype(np.uint8)
+    table = lk.build_table(ids, colors)
+    np.testing.assert_array_equal(lk.lookup(ids, table), np.arange(5000))
+    assert (lk.lookup(ids + np.uint64(2**63), table) == -1).all()
+    assert len(table.keys) <= 4 * 5000
+
+
+def test_repeated_ids():
+    labels = np.array([[[1, 2, 0]]])
+    assert (lk.masks(labels, [2, 2, 1])[:, 0, 0] * 1).tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert lk.present(labels, [2, 5, 2]).tolist() == [True, False, True]
+    assert lk.remap(labels, [1, 1], [4, 5]).tolist() == [[[5, 0, 0]]]
+    table = lk.build_table([1, 1], np.zeros((2, 4), np.uint8))
+    assert lk.lookup(labels, table).tolist() == [[[1, -1, -1]]]
+
+
+def test_zero_has_no_colour():
+    table = lk.build_table([0], np.full((1, 4), 9, np.uint8), np.full((3, 4), 9, np.uint8))
+    assert lk.lookup(np.zeros((1, 1, 2), np.uint8), table).tolist() == [[[-1, -1]]]
+
+
+def test_table_pickles_small_and_alike():
+    def make():
+        return lk.build_table(np.arange(1, 301), np.zeros((300, 4), np.uint8), np.ones((5, 4), np.uint8))
+
+    assert pickle.dumps(make()) == pickle.dumps(make())
+    assert len(pickle.dumps(make())) < 10_000
+    back = pickle.loads(pickle.dumps(make()))
+    np.testing.assert_array_equal(lk.lookup(np.arange(9), back), lk.lookup(np.arange(9), make()))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_any_memory_layout(order):
+    labels = np.array(np.arange(24).reshape(2, 3, 4), order=order, dtype=np.uint64)
+    want = np.where(labels.copy() % 2 == 1, labels, 0)
+    odd = np.arange(1, 24, 2)
+    np.testing.assert_array_equal(lk.select(labels, odd), want)
+    np.testing.assert_array_equal(lk.select(labels[:, ::-1, ::2], odd), want[:, ::-1, ::2])
+    labels.flags.writeable = False
+    np.testing.assert_array_equal(lk.select(labels, odd), want)
+    raw = np.frombuffer(b"x" + labels.tobytes(), np.uint8)[1:].view(np.uint64)
+    np.testing.assert_array_equal(lk.select(raw, odd), want.ravel())
+    assert lk.select(labels[:0], odd).shape == (0, 3, 4)
+
+
+def test_bools_are_ids():
+    labels = np.array([[[True, False]]])
+    assert lk.lookup(labels, lk.build_table([1], np.zeros((1, 4), np.uint8))).tolist() == [[[0, -1]]]
+    assert lk.select(labels, [1]).dtype == bool
+
+
+def test_errors():
+    with pytest.raises(LayerError, match="float64"):
+        lk.select(np.zeros((1, 1, 1)), [1])
+    with pytest.raises(LayerError, match=r"1\.5"):
+        lk.select(np.zeros((1, 1, 1), int), [1.5])
+    with pytest.raises(LayerError, match="float32"):
+        lk.select(np.zeros((1, 1, 1), int), np.zeros(2, np.float32))
+    with pytest.raises(OptionError, match="2 ids"):
+        lk.build_table([1, 2], np.zeros((1, 4), np.uint8))
+    with pytest.raises(OptionError, match="float64"):
+        lk.build_table([1], np.zeros((1, 4)))
+    with pytest.raises(OptionError, match="drop"):
+        lk.remap(np.zeros((1, 1, 1), int), [1], [1], missing="drop")
+    with pytest.raises(GridMismatchError, match="2 ids"):
+        lk.remap(np.zeros((1, 1, 1), int), [1, 2], [1])

@@ -1,0 +1,280 @@
+"""Resampling, voxel by voxel in exact fractions."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.kernels.resample import Lerp, Overlap, linear, mean, mode, nearest
+
+TOP = 2**64 - 1
+SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
+IMAGES = ["u1", "u2", "u4", "i2", "i4", "i1"]
+
+
+@st.composite
+def images(draw, dtypes=IMAGES):
+    dtype = np.dtype(draw(st.sampled_from(dtypes)))
+    if dtype.kind == "f":
+        elements = st.floats(-1000, 1000, width=32)
+    else:
+        info = np.iinfo(dtype)
+        elements = st.sampled_from([int(info.min), 0, 1, 2, 3, 100, int(info.max) - 1, int(info.max)])
+    return draw(hnp.arrays(dtype, draw(SHAPES), elements=elements))
+
+
+@st.composite
+def lerps(draw, size):
+    n = draw(st.integers(1, 6))
+    at = st.integers(0, size - 1)
+    lower = draw(st.lists(st.just(-1) | at | at | at, min_size=n, max_size=n))
+    upper = draw(st.lists(at, min_size=n, max_size=n))
+    # Eighths, so that the float64 arithmetic of the kernel is exact and halves occur.
+    weight = draw(st.lists(st.sampled_from([0.0, 0.5, 0.25, 0.875]), min_size=n, max_size=n))
+    return Lerp(np.array(lower), np.array(upper), np.array(weight))
+
+
+@st.composite
+def overlaps(draw, size):
+    first, weights, offsets = [], [], [0]
+    for _ in range(draw(st.integers(1, 5))):
+        begin = draw(st.integers(0, size - 1))
+        count = draw(st.integers(0, size - begin) | st.integers(1, size - begin))
+        first.append(begin)
+        weights += draw(st.lists(st.sampled_from([1, 2, 3, 4, 1000]), min_size=count, max_size=count))
+        offsets.append(len(weights))
+    return Overlap(np.array(first), np.array(offsets), np.array(weights, np.int64))
+
+
+def rounded(value, dtype):
+    info = np.iinfo(dtype)
+    return min(max(floor(value + Fraction(1, 2)), int(info.min)), int(info.max))
+
+
+def voxels(out):
+    return np.ndindex(out.shape)
+
+
+@given(st.data(), st.sampled_from(["u1", "u2", "u4", "u8", "i2", "i8", "f4", "f8", "?", ">u8", ">f4"]))
+@settings(max_examples=80, deadline=None)
+def test_nearest(data, dtype):
+    a = data.draw(hnp.arrays(np.dtype(dtype), data.draw(SHAPES)))
+    index = [
+        np.array(data.draw(st.lists(st.integers(-1, n - 1), max_size=5))).astype(np.int64) for n in a.shape
+    ]
+    index = [np.repeat(i, data.draw(st.sampled_from([1, 2]))) for i in index]
+    if data.draw(st.booleans()):
+        index[2] = np.arange(a.shape[2])
+    got = nearest(a, *index, fill=1)
+    assert got.dtype == a.dtype.newbyteorder("=")
+    assert got.shape == tuple(i.size for i in index)
+    for z, y, x in voxels(got):
+        at = (index[0][z], index[1][y], index[2][x])
+        np.testing.assert_array_equal(got[z, y, x], np.array(1, a.dtype) if -1 in at else a[at])
+
+
+def test_nearest_keeps_large_ids():
+    a = np.array([[[TOP, TOP - 1, 2**53 + 1]]], np.uint64)
+    assert nearest(a, [0], [0], [2, 2, 0, -1, 1], fill=TOP - 2).tolist() == [
+        [[2**53 + 1, 2**53 + 1, TOP, TOP - 2, TOP - 1]]
+    ]
+
+
+def one_lerp(a, axes, at):
+    value = Fraction(0)
+    for corner in np.ndindex(2, 2, 2):
+        weight = Fraction(1)
+        source = []
+        for axis, i, side in zip(axes, at, corner, strict=True):
+            w = Fraction(float(axis.weight[i]))
+            weight *= w if side else 1 - w
+            source.append(axis[side][i])
+        if weight:
+            value += weight * int(a[tuple(source)])
+    return value
+
+
+@given(st.data(), images())
+@settings(max_examples=80, deadline=None)
+def test_linear_of_integers(data, a):
+    axes = tuple(data.draw(lerps(n)) for n in a.shape)
+    got = linear(a, axes, fill=5)
+    assert got.dtype == a.dtype
+    for at in voxels(got):
+        outside = any(axis.lower[i] < 0 for axis, i in zip(axes, at, strict=True))
+        assert got[at] == (5 if outside else rounded(one_lerp(a, axes, at), a.dtype))
+
+
+@given(st.data(), images(["f4", "f8", "f2", ">f4"]))
+@settings(max_examples=40, deadline=None)
+def test_linear_of_floats(data, a):
+    axes = tuple(data.draw(lerps(n)) for n in a.shape)
+    got = linear(a, axes, fill=-1)
+    v = a.astype(np.float64)
+    for axis, (lower, upper, weight) in enumerate(axes):
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        v = v.take(lower, axis) * (1 - weight).reshape(shape) + v.take(upper, axis) * weight.reshape(shape)
+    for axis, lerp in enumerate(axes):
+        v[(slice(None),) * axis + (lerp.lower < 0,)] = -1
+    assert got.dtype == a.dtype.newbyteorder("=")
+    np.testing.assert_allclose(got, v, rtol=1e-3 if a.dtype.itemsize == 2 else 1e-6, atol=1e-3)
+
+
+def test_linear_spreads_nan_no_farther_than_it_is_used():
+    a = np.array([[[1.0, np.nan, 3.0]]])
+    point = Lerp(np.array([0]), np.array([0]), np.array([0.0]))
+    got = linear(a, (point, point, Lerp(np.array([0, 0, 2]), np.array([1, 1, 1]), np.array([0.0, 0.5, 0.0]))))
+    np.testing.assert_array_equal(got, [[[1.0, np.nan, 3.0]]])
+
+
+def one_cell(a, axes, at):
+    """(label or value, weight) of all that an output voxel covers."""
+    spans = [range(axis.offsets[i], axis.offsets[i + 1]) for axis, i in zip(axes, at, strict=True)]
+    for ks in np.ndindex(*(len(s) for s in spans)):
+        source = tuple(int(axis.first[i]) + k for axis, i, k in zip(axes, at, ks, strict=True))
+        weight = 1
+        for axis, span, k in zip(axes, spans, ks, strict=True):
+            weight *= int(axis.weights[span[k]])
+        yield a[source], weight
+
+
+@given(st.data(), images())
+@settings(max_examples=80, deadline=None)
+def test_mean_of_integers(data, a):
+    axes = tuple(data.draw(overlaps(n)) for n in a.shape)
+    got = mean(a, axes, fill=5)
+    assert got.dtype == a.dtype
+    for at in voxels(got):
+        cell = list(one_cell(a, axes, at))
+        if not cell:
+            assert got[at] == 5
+            continue
+        exact = Fraction(sum(int(v) * w for v, w in cell), sum(w for _, w in cell))
+        assert got[at] == rounded(exact, a.dtype)
+
+
+@given(st.data(), images(["f4", "f8"]))
+@settings(max_examples=40, deadline=None)
+def test_mean_of_floats(data, a):
+    a[0, 0, 0] = np.nan
+    axes = tuple(data.draw(overlaps(n)) for n in a.shape)
+    got = mean(a, axes, fill=5)
+    for at in voxels(got):
+        cell = list(one_cell(a, axes, at))
+        want = sum(float(v) * w for v, w in cell) / sum(w for _, w in cell) if cell else 5
+        np.testing.assert_allclose(got[at], want, rtol=1e-5, atol=1e-3)
+
+
+@given(st.data(), st.sampled_from(["u1", "u2", "u4", "u8", "i8", "i4", ">u8"]))
+@settings(max_examples=100, deadline=None)
+def test_mode(data, dtype):
+    dtype = np.dtype(dtype)
+    pool = [0, 1, 2, 3] + ([2**63, TOP - 1, TOP] if dtype.itemsize == 8 and dtype.kind == "u" else [])
+    pool += [-1] if dtype.kind == "i" else []
+    a = data.draw(hnp.arrays(dtype, data.draw(SHAPES), elements=st.sampled_from(pool)))
+    axes = tuple(data.draw(overlaps(n)) for n in a.shape)
+    got = mode(a, axes, fill=5)
+    assert got.dtype == dtype.newbyteorder("=")
+    for at in voxels(got):
+        sums = {}
+        for label, weight in one_cell(a, axes, at):
+            sums[int(label)] = sums.get(int(label), 0) + weight
+        want = min(sums, key=lambda i: (-sums[i], i == 0, i % 2**64)) if sums else 5
+        assert int(got[at]) == want
+
+
+def halves(n):
+    return Overlap(np.arange(0, n, 2), np.arange(0, n + 1, 2), np.ones(n, np.int64))
+
+
+def test_mode_of_many_labels():
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 400, (4, 16, 16)).astype(np.uint64) + np.uint64(2**63)
+    whole = tuple(Overlap(np.array([0]), np.array([0, n]), np.ones(n, np.int64)) for n in a.shape)
+    ids, counts = np.unique(a, return_counts=True)
+    assert mode(a, whole).item() == ids[counts.argmax()]
+
+
+def test_common_divisors_do_not_matter():
+    a = np.random.default_rng(0).integers(0, 4, (4, 6, 8)).astype(np.uint8)
+    axes = tuple(halves(n) for n in a.shape)
+    large = tuple(Overlap(o.first, o.offsets, o.weights * 10**15) for o in axes)
+    np.testing.assert_array_equal(mode(a, large), mode(a, axes))
+    np.testing.assert_array_equal(mean(a, large), mean(a, axes))
+
+
+def threes(n):
+    return Overlap(np.arange(n), np.arange(n + 1) * 3, np.tile([1, 5, 2], n))
+
+
+def test_blocks_make_the_whole():
+    rng = np.random.default_rng(3)
+    a = rng.integers(0, 256, (3, 20, 30)).astype(np.uint8)
+    f = rng.random((3, 20, 30))
+    n = 40
+    lower = [np.sort(rng.integers(0, s, n)) for s in a.shape]
+    axes = [Lerp(i, np.minimum(i + 1, s - 1), rng.random(n)) for i, s in zip(lower, a.shape, strict=True)]
+    for image in (a, f):
+        whole = linear(image, tuple(axes))
+        low, high = axes[2].lower[11], axes[2].upper[:30].max() + 1
+        part = Lerp(axes[2].lower[11:30] - low, axes[2].upper[11:30] - low, axes[2].weight[11:30])
+        np.testing.assert_array_equal(linear(image[..., low:high], (*axes[:2], part)), whole[..., 11:30])
+        covers = tuple(threes(s // 3) for s in image.shape)
+        part = (*covers[:2], threes(3))
+        np.testing.assert_array_equal(mean(image[..., 4:], part), mean(image, covers)[..., 4:7])
+
+
+def test_large_integers_stay_in_range():
+    a = np.full((1, 1, 2), TOP, np.uint64)
+    point = Lerp(np.array([0]), np.array([0]), np.array([0.0]))
+    middle = Lerp(np.array([0]), np.array([1]), np.array([0.5]))
+    assert linear(a, (point, point, middle)).item() >= TOP - 2**11
+    b = np.full((1, 1, 2), 2**63 - 1, np.int64)
+    assert linear(b, (point, point, middle)).item() >= 2**63 - 2**11
+
+
+def test_empty():
+    a = np.zeros((2, 3, 0), np.uint8)
+    none, some = np.array([-1, -1]), np.array([0])
+    assert nearest(a, some, some, none, fill=7).tolist() == [[[7, 7]]]
+    gap = Lerp(none, none, np.zeros(2))
+    assert linear(a, (gap, gap, gap), fill=7).tolist() == [[[7, 7]] * 2] * 2
+    bare = Overlap(np.array([0]), np.array([0, 0]), np.array([], np.int64))
+    assert mean(a, (bare, bare, bare), fill=7).tolist() == [[[7]]]
+    assert mode(a, (bare, bare, bare), fill=7).tolist() == [[[7]]]
+    assert nearest(np.zeros((2, 2, 2)), some, some, np.array([], np.int64)).shape == (1, 1, 0)
+
+
+def test_errors():
+    a, good = np.zeros((2, 2, 2), np.uint8), np.array([0, 1])
+    axis = halves(2)
+    with pytest.raises(GridMismatchError, match="2"):
+        nearest(a, good, good, np.array([2]))
+    with pytest.raises(GridMismatchError, match="-2"):
+        nearest(a, good, good, np.array([-2]))
+    with pytest.raises(GridMismatchError, match=r"\(2, 2\)"):
+        nearest(a[0], good, good, good)
+    with pytest.raises(LayerError, match="complex128"):
+        nearest(a.astype(complex), good, good, good)
+    with pytest.raises(GridMismatchError, match="upper"):
+        linear(a, (Lerp(good, good, np.zeros(1)),) * 3)
+    with pytest.raises(LayerError, match="complex64"):
+        linear(a.astype(np.complex64), (Lerp(good, good, np.zeros(2)),) * 3)
+    with pytest.raises(GridMismatchError, match="not all in"):
+        mean(a, (axis, axis, Overlap(np.array([1]), np.array([0, 2]), np.array([1, 1]))))
+    with pytest.raises(GridMismatchError, match="offsets"):
+        mean(a, (axis, axis, Overlap(np.array([1]), np.array([0, 2]), np.array([1]))))
+    with pytest.raises(OptionError, match="positive"):
+        mode(a, (axis, axis, Overlap(np.array([0]), np.array([0, 2]), np.array([1, 0]))))
+    with pytest.raises(OptionError, match="coarser"):
+        mode(a, (Overlap(np.array([0]), np.array([0, 2]), np.array([2**40, 1])),) * 3)
+    with pytest.raises(LayerError, match="float64"):
+        mode(a.astype(float), (axis, axis, axis))
