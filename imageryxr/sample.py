@@ -380,8 +380,9 @@ class _Room:
         return bool(np.all(point > -_MARGIN) and np.all(point < self.size + _MARGIN))
 
     def widest(self) -> tuple[float, Floats]:
-        index = np.unravel_index(int(np.argmax(self.clear)), self.clear.shape)
-        return float(self.clear[index]), (np.array(index) + 0.5) * _ROOM - _MARGIN
+        inner = self.clear[4:-4, 5:-5, 5:-5]
+        index = np.unravel_index(int(np.argmax(inner)), inner.shape)
+        return float(inner[index]), (np.array(index) + 0.5) * _ROOM
 
 
 def _stamp(
@@ -533,11 +534,12 @@ def _populate(size: Floats, rng: np.random.Generator) -> list[_Chain]:
         chain = _Chain(kind, chain.points, chain.radii)
         room.add(chain)
         cells.append(_with_spines(chain, room, rng) if kind == "dendrite" else chain)
-    for n in itertools.count():
+    while True:
         widest, spot = room.widest()
-        if widest < 280 or n > 2000:
+        if widest < 270:
             return cells
-        start = spot if widest < 420 else _seed(room, rng, 20)
+        start = _seed(room, rng, 20)
+        start = start if room.at(start) > 200 else spot
         habit = _Habit(rng.uniform(90, 210), 80, rng.uniform(0, 260), rng.uniform(1100, 2600))
         chain = _grow(start, _direction(rng), habit, room, rng)
         room.add(chain)

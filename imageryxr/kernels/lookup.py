@@ -227,7 +227,7 @@ def find_end(flat: NDArray[Any], start: int, stop: int) -> int:
         i += _W8
     while i < last and flat[i] == value:
         i += _W1
-    return int(i)
+    return np.int64(i)  # type: ignore[return-value]
 
 
 def _hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:

@@ -62,6 +62,8 @@ class PrecomputedSource:
     """What to do about a chunk that the store does not have."""
     channel: int = 0
     """Which channel is read."""
+    layer_type: LayerType = "image"
+    """What it is opened as."""
 
     @cached_property
     def info(self) -> dict[str, Any]:
@@ -69,15 +71,11 @@ class PrecomputedSource:
         parsed: dict[str, Any] = json.loads(self.info_text)
         return parsed
 
-    @property
-    def layer_type(self) -> LayerType:
-        """What the layer says it is."""
-        return "segmentation" if self.info.get("type") == "segmentation" else "image"
-
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         """The type of the voxels."""
-        return np.dtype(self.info["data_type"])
+        dtype: np.dtype[Any] = np.dtype(self.info["data_type"])
+        return dtype
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -174,7 +172,7 @@ class PrecomputedSource:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # what is derived is derived again
 
     def __dask_tokenize__(self) -> object:
-        return ("imageryxr.precomputed", self.url, self.info_text, self.missing, self.channel)
+        return ("imageryxr.precomputed", self.url, self.info_text, self.missing, self.channel, self.layer_type)
 
 
 @lru_cache(maxsize=64)
@@ -295,7 +293,8 @@ def open_precomputed(
     if problem:
         raise SourceError(f"the info file of {name} is not that of a precomputed volume: {problem}")
     number = _pick_channel(name, int(info.get("num_channels", 1)), channel)
-    return PrecomputedSource(address.url, name, json.dumps(info, sort_keys=True), missing, number)
+    kind: LayerType = "segmentation" if info.get("type") == "segmentation" else "image"
+    return PrecomputedSource(address.url, name, json.dumps(info, sort_keys=True), missing, number, kind)
 
 
 def _problem(info: dict[str, Any]) -> str:
