@@ -362,7 +362,7 @@ MIDDLE = 0.179
 
 def _luminance(color: Sequence[float]) -> float:
     """Give the relative luminance of an sRGB colour: 0 black, 1 white."""
-    red, green, blue = ((part / 255) ** 2.2 for part in color[:3])
+    red, green, blue = (math.pow(part / 255, 2.2) for part in color[:3])
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 

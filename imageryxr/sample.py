@@ -51,7 +51,7 @@ _COARSE = np.array([80.0, 32.0, 32.0])
 _TILE = (16, 64, 64)
 _CELL_TILE = (8, 16, 16)
 _HALO = (1, 2, 2)
-_FAR = 450.0  # distances are cut off here
+_FAR = 380.0  # distances are cut off here
 _ROOM = np.array([80.0, 64.0, 64.0])  # grid on which cells look for room
 _MARGIN = 320.0  # tissue goes on this far outside the block
 
@@ -389,18 +389,19 @@ def _stamp(
     grid: npt.NDArray[np.float32], points: Floats, radii: Floats, steep: float, pitch: Floats, reach: float
 ) -> None:
     """Lower `grid` to the distance from the surface of each ball, as far as `reach` from it."""
-    for point, radius in zip(points, radii, strict=True):
-        lo = np.maximum(np.floor((point - radius - reach) / pitch), 0).astype(int)
-        hi = np.minimum(np.ceil((point + radius + reach) / pitch), grid.shape).astype(int)
-        if np.any(lo >= hi):
-            continue
+    around = radii[:, None] + reach
+    first = np.maximum(np.floor((points - around) / pitch), 0).astype(int)
+    last = np.minimum(np.ceil((points + around) / pitch), grid.shape).astype(int)
+    axes = [(np.arange(n) + 0.5) * p for n, p in zip(grid.shape, pitch, strict=True)]
+    for n in np.flatnonzero(np.all(first < last, axis=1)):
+        where = tuple(slice(a, b) for a, b in zip(first[n].tolist(), last[n].tolist(), strict=True))
         z, y, x = (
-            np.square(((np.arange(a, b) + 0.5) * p - c) * steep).astype(np.float32)
-            for a, b, p, c in zip(lo, hi, pitch, point, strict=True)
+            np.square((axis[cut] - c) * steep).astype(np.float32)
+            for axis, cut, c in zip(axes, where, points[n], strict=True)
         )
         distance = np.sqrt((z[:, None] + y)[:, :, None] + x)
-        distance -= np.float32(radius * steep - (steep - 1) * 45)
-        view = grid[tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))]
+        distance -= np.float32(radii[n] * steep - (steep - 1) * 45)
+        view = grid[where]
         np.minimum(view, distance, out=view)
 
 
@@ -502,7 +503,6 @@ class _Tissue:
         deep = min(_TILE[0], self.shape[0] - z)
         across = [(y, x) for y in range(0, ny, _TILE[1]) for x in range(0, nx, _TILE[2])]
         high, wide = across[-1][0] + _TILE[1], across[-1][1] + _TILE[2]
-        grain = _grain(z, (_TILE[0], high, wide))
         grey = np.empty((_TILE[0], high, wide), np.uint8)
         cells = np.empty((_TILE[0], high // 2, wide // 2), np.uint16)
 
@@ -513,6 +513,7 @@ class _Tissue:
             grey[here], cells[half] = _draw(self, (z, y, x), grain[here])
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            grain = np.stack([*pool.map(lambda k: _grain(z + k, high, wide), range(_TILE[0]))])
             for _ in pool.map(draw, across):
                 pass
         return grey[:deep, :ny, :nx], cells[:deep, : ny // 2, : nx // 2]
@@ -536,11 +537,11 @@ def _populate(size: Floats, rng: np.random.Generator) -> list[_Chain]:
         cells.append(_with_spines(chain, room, rng) if kind == "dendrite" else chain)
     while True:
         widest, spot = room.widest()
-        if widest < 270:
+        if widest < 245:
             return cells
         start = _seed(room, rng, 20)
         start = start if room.at(start) > 200 else spot
-        habit = _Habit(rng.uniform(90, 210), 80, rng.uniform(0, 260), rng.uniform(1100, 2600))
+        habit = _Habit(60 + 140 * rng.random() ** 2, 60, rng.uniform(0, 280), rng.uniform(1100, 2600))
         chain = _grow(start, _direction(rng), habit, room, rng)
         room.add(chain)
         cells.append(chain)
@@ -585,7 +586,8 @@ def _with_spines(dendrite: _Chain, room: _Room, rng: np.random.Generator) -> _Ch
 
 
 def _organelles(cells: list[_Chain], rng: np.random.Generator) -> tuple[list[_Chain], list[_Chain]]:
-    nuclei, mitochondria = [], []
+    nuclei: list[_Chain] = []
+    mitochondria: list[_Chain] = []
     for cell in cells:
         if cell.kind == "soma":
             nuclei.append(_Chain("nucleus", cell.points[:5], cell.radii[:5] - 520))
@@ -593,9 +595,13 @@ def _organelles(cells: list[_Chain], rng: np.random.Generator) -> tuple[list[_Ch
         for _ in range(often):
             at = int(rng.integers(len(cell.points)))
             mitochondrion = _mitochondrion(cell, at, rng)
-            if mitochondrion is not None:
+            if mitochondrion is not None and not any(_touch(mitochondrion, n) for n in nuclei):
                 mitochondria.append(mitochondrion)
     return nuclei, mitochondria
+
+
+def _touch(a: _Chain, b: _Chain) -> bool:
+    return bool(np.any(_length(a.points[:, None] - b.points) < a.radii[:, None] + b.radii + 60))
 
 
 def _mitochondrion(cell: _Chain, at: int, rng: np.random.Generator) -> _Chain | None:
@@ -606,8 +612,7 @@ def _mitochondrion(cell: _Chain, at: int, rng: np.random.Generator) -> _Chain | 
         middle = cell.points[at % 5] + side * (cell.radii[at % 5] - rng.uniform(180, 420))
         ends = np.stack([middle - turn * length / 3, middle, middle + (turn + 0.4 * side) * length / 3])
         return _Chain("mitochondrion", *_refined(ends, np.full(3, radius)))
-    room = 720.0 if cell.kind in ("myelin",) else 0.0
-    thick = cell.radii[at] - (200 if room else 0)
+    thick = cell.radii[at] - (200 if cell.kind == "myelin" else 0)
     radius = min(radius, 0.62 * float(thick))
     if radius < 75:
         return None
@@ -675,7 +680,7 @@ def _distances(tissue: _Tissue) -> dict[tuple[int, int, int], _Tile]:
     origin = np.array(_HALO) * _COARSE
     for number, chain in enumerate(tissue.cells):
         if len(chain.points):
-            for at, part in _cut([chain], grid, origin, counts, 330):
+            for at, part in _cut([chain], grid, origin, counts, 320):
                 tiles[at].cells.append(number)
                 tiles[at].fields.append(part)
     for name, chains in (("mitochondrion", tissue.mitochondria), ("nucleus", tissue.nuclei)):
@@ -692,8 +697,8 @@ def _cut(
     whole = np.full(grid, _FAR, np.float32)
     lo, hi = np.full(3, np.inf), np.full(3, -np.inf)
     for chain in chains:
-        _stamp(whole, chain.points + origin, chain.radii, chain.steep, _COARSE, 420.0)
-        reach = chain.radii[:, None] + 420
+        _stamp(whole, chain.points + origin, chain.radii, chain.steep, _COARSE, 340.0)
+        reach = chain.radii[:, None] + 340
         lo = np.minimum(lo, (chain.points - reach).min(axis=0))
         hi = np.maximum(hi, (chain.points + reach).max(axis=0))
     edge = np.array(_TILE) * _VOXEL
@@ -743,32 +748,31 @@ def _noise_bank(rng: np.random.Generator) -> npt.NDArray[np.float32]:
 def _vesicle_bank(rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Eight tiles (periodic, 256 wide) of vesicle profiles, as grey to add: a dark ring about a pale middle."""
     bank = np.zeros((8, 256, 256), np.float32)
-    pitch = 8
-    yy, xx = np.mgrid[-5:6, -5:6]
+    pitch = 7
+    yy, xx = np.mgrid[-7:8, -7:8]
     for layer in bank:
         for y, x in itertools.product(range(0, 256, pitch), repeat=2):
-            dy, dx, size = rng.uniform(-1.6, 1.6), rng.uniform(-1.6, 1.6), rng.uniform(2.1, 2.8)
+            dy, dx, size = rng.uniform(-3, 3), rng.uniform(-3, 3), rng.uniform(1.9, 2.7)
             r = np.sqrt((yy - dy) ** 2 + (xx - dx) ** 2)
             ring = np.clip(1 - np.abs(r - size) / 1.3, 0, 1) * -62 + np.clip(1 - r / 1.6, 0, 1) * 12
             rows, columns = (y + 4 + yy) % 256, (x + 4 + xx) % 256
-            layer[rows, columns] += ring
+            if rng.random() < 0.72:
+                layer[rows, columns] = np.where(r < size + 1.3, ring, layer[rows, columns])
     return bank
 
 
-def _grain(z: int, shape: tuple[int, int, int]) -> npt.NDArray[np.float32]:
-    """What the microscope and the stain add: cytoplasmic grain, uneven staining, section brightness, noise."""
-    high, wide = (-(-n // 256) * 256 for n in shape[1:])
-    out = np.empty(shape, np.float32)
-    for k in range(shape[0]):
-        rng = np.random.Generator(np.random.PCG64([_SEED, z + k]))
-        fine = _smooth(rng, (high, wide), (1, 1)) * np.float32(9)
-        fine += _smooth(rng, (high, wide), (2, 2)) * np.float32(7)
-        fine += _smooth(rng, (high, wide), (8, 8)) * np.float32(3)
-        fine += np.float32(rng.uniform(-3.5, 3.5))
-        shot = rng.integers(0, 256, (2, high, wide), np.uint8).astype(np.float32)
-        fine += (shot[0] + shot[1] - np.float32(255)) * np.float32(0.055)
-        out[k] = fine[: shape[1], : shape[2]]
-    return out
+def _grain(z: int, ny: int, nx: int) -> npt.NDArray[np.float32]:
+    """What microscope and stain add to a slice: cytoplasmic grain, uneven staining, section brightness, noise."""
+    high, wide = -(-ny // 256) * 256, -(-nx // 256) * 256
+    rng = np.random.Generator(np.random.PCG64([_SEED, z]))
+    fine = _smooth(rng, (high, wide), (1, 1))
+    grain = fine * np.float32(7) - _ramp(fine, 0.35, 0.9) * np.float32(24)
+    for doublings, strength in ((2, 9), (3, 6), (8, 4)):
+        grain += _smooth(rng, (high, wide), (doublings, doublings)) * np.float32(strength)
+    grain += np.float32(rng.uniform(-3.5, 3.5))
+    shot = rng.integers(0, 256, (2, high, wide), np.uint8)
+    grain += (np.add(shot[0], shot[1], dtype=np.float32) - np.float32(255)) * np.float32(0.055)
+    return grain[:ny, :nx]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -800,8 +804,8 @@ def _fields(tissue: _Tissue, corner: tuple[int, int, int]) -> tuple[_Tile, npt.N
     cells = np.stack(tile.fields).astype(np.float32)
     start = [i * t for i, t in zip(at, _CELL_TILE, strict=True)]
     for row, number in zip(cells, tile.cells, strict=True):
-        row += _noise(tissue, start, number) * np.float32(26)
-    matter = np.flatnonzero((cells - cells.min(axis=0) < 140).any(axis=(1, 2, 3)))
+        row += _noise(tissue, start, number) * np.float32(40)
+    matter = np.flatnonzero((cells - cells.min(axis=0) < 150).any(axis=(1, 2, 3)))
     kept = _Tile([tile.cells[i] for i in matter], [], tile.extra)
     extra = [part.astype(np.float32) for part in tile.extra.values()]
     noise = [_noise(tissue, start, -1), _noise(tissue, start, -2)]
@@ -860,9 +864,9 @@ def _shade(
         lamella = np.abs(depth * np.float32(1 / 26) % 1 - np.float32(0.5))
         dark = _ramp(depth, 150, 135) * sheath
         grey += dark * (np.float32(38) + 50 * lamella - grey)
-    _draw_synapses(tissue, corner, grey, owner, depth)
-    membrane = _ramp(np.abs(depth - np.float32(3)), 21, 5)
-    grey += membrane * (np.float32(62) - grey) * (np.float32(0.9) + aux["reticulum"] * np.float32(0.1))
+    _draw_synapses(tissue, corner, grey, owner, depth, aux.get("mitochondrion"))
+    membrane = _ramp(np.abs(depth - np.float32(2)), 17, 4)
+    grey += membrane * (np.float32(52) - grey) * (np.float32(0.9) + aux["reticulum"] * np.float32(0.1))
     blood = tissue.lumen[owner]
     if blood.any():
         grey += _ramp(depth, 12, 30) * blood * (np.float32(214) - grey)
@@ -888,7 +892,14 @@ def _draw_mitochondria(grey: Floats, distance: Floats, depth: Floats, noise: Flo
     grey += _ramp(np.abs(distance), 17, 5) * (np.float32(62) - grey)
 
 
-def _draw_synapses(tissue: _Tissue, corner: tuple[int, int, int], grey: Floats, owner: Floats, depth: Floats) -> None:
+def _draw_synapses(
+    tissue: _Tissue,
+    corner: tuple[int, int, int],
+    grey: Floats,
+    owner: Floats,
+    depth: Floats,
+    mitochondria: Floats | None,
+) -> None:
     """Vesicles on one side, a density on the other."""
     start = np.array(corner) * _VOXEL
     end = start + np.array(_TILE) * _VOXEL
@@ -907,7 +918,10 @@ def _draw_synapses(tissue: _Tissue, corner: tuple[int, int, int], grey: Floats, 
             columns = np.arange(corner[2], corner[2] + _TILE[2]) % 256
             layers = np.arange(corner[0], corner[0] + _TILE[0]) % 8
             vesicles = tissue.vesicles[np.ix_(layers, rows, columns)]
-            grey += pre * _ramp(away, cloud, cloud * 0.72) * _ramp(depth, 22, 40) * vesicles
+            cover = pre * _ramp(away, cloud, cloud * 0.72) * _ramp(depth, 22, 40)
+            if mitochondria is not None:
+                cover *= _ramp(mitochondria, 18, 32)
+            grey += cover * vesicles
         near = _ramp(away, synapse.radius, synapse.radius * 0.8)
         grey += post * near * _ramp(depth, 58, 34) * (np.float32(44) - grey)
         grey += pre * near * _ramp(depth, 26, 14) * (np.float32(70) - grey)

@@ -1,0 +1,548 @@
+"""Colours against their oracles: seaborn and ImageryClient, Matplotlib, colorcet, Neuroglancer, and the kernels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import subprocess
+import sys
+
+import colorcet
+import matplotlib
+import numpy as np
+import pytest
+from dask.base import tokenize
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import CSS4_COLORS, to_rgba
+
+from imageryxr.colors import (
+    Colors,
+    _neuroglancer_colors,
+    _splitmix64,
+    palette,
+    parse_color,
+    resolve_colors,
+    stable_table,
+)
+from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
+
+BIG = 864691135617152361
+TOP = 2**64 - 1
+ids64 = st.integers(1, TOP)
+COUNTS = (1, 2, 3, 7, 10, 11, 23, 64)
+
+
+def rgb(colors):
+    return np.array(list(colors), dtype=float).reshape(-1, 3)
+
+
+# --- parse_color ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("red", (255, 0, 0, 255)),
+        (" Tab:Blue ", (31, 119, 180, 255)),
+        ("xkcd:sky blue", (117, 187, 253, 255)),
+        ("k", (0, 0, 0, 255)),
+        ("none", (0, 0, 0, 0)),
+        ("#abc", (170, 187, 204, 255)),
+        ("#abc8", (170, 187, 204, 136)),
+        ("#1F77b4", (31, 119, 180, 255)),
+        ("#1f77b480", (31, 119, 180, 128)),
+        ((1.0, 0, 0), (255, 0, 0, 255)),
+        ((0, 1.0, 1, 0.5), (0, 255, 255, 128)),
+        ((1, 0, 0), (1, 0, 0, 255)),
+        ([255, 128, 0], (255, 128, 0, 255)),
+        ((1, 2, 3, 4), (1, 2, 3, 4)),
+        (np.array([1, 0, 0.5]), (255, 0, 128, 255)),
+        (np.array([1, 0, 255], np.uint8), (1, 0, 255, 255)),
+        ((np.float32(1), np.int8(0), 0), (255, 0, 0, 255)),
+    ],
+)
+def test_a_colour_is_read(value, expected):
+    result = parse_color(value)
+    assert result == expected
+    assert all(type(part) is int for part in result)
+
+
+@pytest.mark.parametrize("name", list(CSS4_COLORS))
+def test_names_and_hex_agree_with_matplotlib(name):
+    expected = tuple(round(255 * part) for part in to_rgba(name))
+    assert parse_color(name) == parse_color(CSS4_COLORS[name]) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("rde", "did you mean 'red'"),
+        ("1f77b4", "'#1f77b4'"),
+        ("#12345", "'#rrggbb'"),
+        ("#ggg", "hex digits"),
+        ("C0", "not a colour name"),
+        ("0.5", "not a colour name"),
+        ("", "not a colour name"),
+        ((255, 0, 0.0), "0 to 1"),
+        ((1.5, 0, 0), r"\(1.5, 0, 0\)"),
+        ((float("nan"), 0, 0), "nan"),
+        ((256, 0, 0), "256"),
+        ((-1, 0, 0), "-1"),
+        ((True, False, False), "True"),
+        (np.array([True, False, True]), "True"),
+        ((1, 2), "has 2"),
+        ((1, 2, 3, 4, 5), "has 5"),
+        (("1", "0", "0"), "'1'"),
+        (np.zeros((2, 3)), r"shape \(2, 3\)"),
+        (5, "5 is not a colour"),
+        (None, "None"),
+        ({"r": 1}, "'r'"),
+        (b"red", "b'red'"),
+    ],
+)
+def test_anything_else_is_refused_and_told_why(value, says):
+    with pytest.raises(ColorError, match=says):
+        parse_color(value)
+
+
+# --- palette ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", ["husl", "hls"])
+def test_hues_are_those_of_imageryclient(name, count):
+    composite = pytest.importorskip("imageryclient.composite")
+    utils = pytest.importorskip("imageryclient.utils")
+    ids = [BIG + i for i in range(count)]
+    ours = palette(ids, name)
+    theirs = composite.discrete_colors(dict.fromkeys(ids), palette=name)
+    assert list(ours) == list(theirs)
+    assert np.abs(rgb(ours.values()) - utils.colors_to_uint8(theirs.values())).max() <= 1
+
+
+def test_hues_take_h_s_and_l():
+    seaborn = pytest.importorskip("seaborn")
+    expected = 255 * rgb(seaborn.husl_palette(5, h=0.3, s=0.5, l=0.8))
+    assert np.abs(rgb(palette(range(1, 6), h=0.3, s=0.5, l=0.8).values()) - expected).max() <= 1
+    expected = 255 * rgb(seaborn.hls_palette(5, h=0.0, s=0.5, l=0.4))
+    assert np.abs(rgb(palette(range(1, 6), "hls", h=0, s=0.5, l=0.4).values()) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    "name",
+    "tab10 tab20 Set1 Set3 Paired Pastel2 Dark2 Accent "
+    "viridis magma_r twilight Spectral rainbow coolwarm gray hsv cubehelix".split(),
+)
+def test_colormaps_are_sampled_as_by_seaborn(name, count):
+    seaborn = pytest.importorskip("seaborn")
+    expected = 255 * rgb(seaborn.color_palette(name, count))
+    assert np.abs(rgb(palette(range(1, count + 1), name).values()) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["tab10", "Set1"])
+def test_listed_colours_are_exact(name):
+    colors = matplotlib.colormaps[name].colors
+    assert list(palette(range(1, len(colors) + 1), name).values()) == [parse_color(color)[:3] for color in colors]
+
+
+@pytest.mark.parametrize("name", ["glasbey", "glasbey_light", "glasbey_bw_minc_20", "cet_glasbey_dark"])
+def test_glasbey_goes_in_order_and_around(name):
+    expected = [parse_color(color)[:3] for color in colorcet.palette[name.removeprefix("cet_")]]
+    got = list(palette(range(1, 301), name).values())
+    assert got == [*expected, *expected[:44]]
+
+
+def test_colorcet_ramps_are_spread_evenly():
+    table = [parse_color(color)[:3] for color in colorcet.fire]
+    got = [table.index(color) for color in palette(range(1, 5), "fire").values()]
+    assert got == [51, 102, 153, 204]
+    assert list(palette(range(1, 5), "fire_r").values()) == [table[255 - place] for place in got]
+    assert palette([1, 2, 3], "cet_rainbow") != palette([1, 2, 3], "rainbow") == palette([1, 2, 3], "rainbow")
+
+
+def test_every_name_of_colorcet_and_matplotlib_works():
+    for name in [*colorcet.palette, *matplotlib.colormaps]:
+        colors = resolve_colors(name, [1, 2, 3])
+        assert colors.rgb.shape == (3, 3), name
+        assert 1 <= len(resolve_colors(name).fallback) <= 256, name
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([5, 0, 5, 3], [5, 3]),
+        ((TOP, 2**63), [TOP, 2**63]),
+        ([5, np.uint64(TOP)], [5, TOP]),
+        (np.array([[7, 0], [2, 7]], np.uint32), [7, 2]),
+        (np.array([TOP, 1, TOP], np.uint64), [TOP, 1]),
+        (np.array([9, 8], object), [9, 8]),
+        ({3: "a", 1: "b"}, [3, 1]),
+        (dict.fromkeys([4, 2]).keys(), [4, 2]),
+        (np.array([]), []),
+        ([0], []),
+        ([], []),
+    ],
+)
+@pytest.mark.parametrize("name", ["husl", "hls", "stable", "neuroglancer", "tab10", "viridis", "glasbey"])
+def test_ids_are_kept_exactly_and_in_order(ids, expected, name):
+    colors = palette(ids, name)
+    assert list(colors) == expected
+    assert all(type(key) is int for key in colors)
+    assert all(type(part) is int and 0 <= part <= 255 for color in colors.values() for part in color)
+
+
+def test_ids_may_come_one_by_one():
+    assert list(palette(iter([4, 4, 2]))) == list(palette(segment for segment in (4, 2))) == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "error"),
+    [
+        ([1.0], LayerError),
+        (np.array([1.0]), LayerError),
+        (np.array([True]), LayerError),
+        (["5"], LayerError),
+        ("56", LayerError),
+        ([True], LayerError),
+        (5, LayerError),
+        (np.uint64(5), LayerError),
+        ([-1], OptionError),
+        (np.array([-1]), OptionError),
+        ([2**64], OptionError),
+    ],
+)
+def test_what_is_no_id_is_refused(ids, error):
+    with pytest.raises(error, match=r"\bids?\b"):
+        palette(ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("viridsi", "did you mean 'viridis'"),
+        ("Glasbey", "did you mean 'glasbey'"),
+        ("stabel", "did you mean 'stable'"),
+        ("red", "dict.fromkeys"),
+        ("nonsuch", "colorcet name .* Matplotlib colormap"),
+        (5, "5"),
+        (["tab10"], "tab10"),
+    ],
+)
+def test_an_unknown_palette_is_refused_with_suggestions(name, says):
+    for ids in ([1, 2], []):
+        with pytest.raises(ColorError, match=says):
+            palette(ids, name)
+
+
+def test_hue_options_are_checked():
+    with pytest.raises(OptionError, match="'husl' and 'hls' only"):
+        palette([1], "tab10", s=0.5)
+    with pytest.raises(OptionError, match=r"l=65"):
+        palette([1], l=65)
+    with pytest.raises(OptionError, match=r"s=nan"):
+        palette([1], s=float("nan"))
+
+
+# --- stable -----------------------------------------------------------------------------------------------
+
+
+def test_the_stable_table_never_changes():
+    table = stable_table()
+    assert table.shape == (1018, 3)
+    assert table.dtype == np.uint8
+    # A figure made last year must match one made today: another table needs another name.
+    assert hashlib.sha256(table.tobytes()).hexdigest() == (
+        "7217e3fc65c9e97444e299981ebb0dc8ee6f6c98e76494af05b840b37e8dd914"
+    )
+    with pytest.raises(ValueError, match="read-only"):
+        table[0] = 0
+
+
+def test_the_stable_colours_are_apart_and_no_grey():
+    color = pytest.importorskip("skimage.color")
+    lab = color.rgb2lab(stable_table()[None] / 255)[0]
+    distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1e9 * np.eye(len(lab))
+    assert distances.min() > 7
+    assert np.hypot(lab[:, 1], lab[:, 2]).min() > 39
+    assert lab[:, 0].min() > 34
+    assert lab[:, 0].max() < 89
+
+
+@given(st.lists(ids64, max_size=20, unique=True))
+def test_a_stable_colour_depends_on_the_id_alone(ids):
+    together = palette(ids, "stable")
+    assert all(palette([segment], "stable")[segment] == color for segment, color in together.items())
+    assert list(together.values()) == list(map(tuple, resolve_colors(None).colors_for(np.array(ids, np.uint64))))
+
+
+def splitmix64(value):
+    """Vigna's splitmix64.c, in Python's unbounded ints."""
+    z = (value + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+@given(st.lists(st.integers(0, TOP), min_size=1))
+def test_the_hash_is_splitmix64_and_the_kernels(ids):
+    lookup = pytest.importorskip("imageryxr.kernels.lookup")
+    array = np.array(ids, np.uint64)
+    assert _splitmix64(array).tolist() == [splitmix64(value) for value in ids] == lookup.hash_ids(array).tolist()
+
+
+def test_consecutive_ids_take_unlike_colours():
+    colors = resolve_colors(None).colors_for(np.arange(1, 2001, dtype=np.uint64)).astype(int)
+    assert np.abs(np.diff(colors, axis=0)).sum(axis=1).mean() > 150
+    assert len(np.unique(colors, axis=0)) > 800
+
+
+# --- Neuroglancer -----------------------------------------------------------------------------------------
+
+
+@given(ids=st.lists(st.integers(0, TOP), min_size=1), seed=st.integers(0, 2**32 - 1))
+def test_neuroglancers_colours_are_its_own(ids, seed):
+    reference = pytest.importorskip("neuroglancer.segment_colors").hex_string_from_segment_id
+    expected = [parse_color(reference(seed, segment))[:3] for segment in ids]
+    assert list(map(tuple, _neuroglancer_colors(np.array(ids, np.uint64), seed).tolist())) == expected
+
+
+def test_neuroglancers_colours_are_pinned_without_it():
+    # From neuroglancer 2.41.2, so that the test says something where that is not installed.
+    ids = np.array([1, 2, 3, BIG, TOP], np.uint64)
+    hexes = ["#{:02x}{:02x}{:02x}".format(*color) for color in _neuroglancer_colors(ids, 0).tolist()]
+    assert hexes == ["#5e80ff", "#ff3578", "#9bff0c", "#a5ff25", "#d3ff03"]
+
+
+def test_neuroglancer_with_and_without_ids():
+    everything, some = resolve_colors(("neuroglancer", 7)), resolve_colors(["neuroglancer", 7], [BIG, 5])
+    assert (everything.mode, everything.seed) == ("neuroglancer", 7)
+    assert len(everything.ids) == len(everything.fallback) == 0
+    assert some.mode == "table"
+    np.testing.assert_array_equal(some.rgb, everything.colors_for(some.ids))
+    assert resolve_colors("neuroglancer") == resolve_colors(("neuroglancer", 0)) != everything
+    assert list(palette([5, BIG], "neuroglancer").values()) == list(
+        map(tuple, resolve_colors("neuroglancer").colors_for([5, BIG]).tolist())
+    )
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "1", None])
+def test_a_seed_is_checked(seed):
+    with pytest.raises(ColorError, match="seed"):
+        resolve_colors(("neuroglancer", seed))
+
+
+def test_only_neuroglancer_takes_a_seed():
+    with pytest.raises(ColorError, match="only 'neuroglancer' takes a seed"):
+        resolve_colors(("husl", 3))
+
+
+# --- resolve_colors ---------------------------------------------------------------------------------------
+
+
+def test_none_shows_every_id_by_the_stable_table():
+    colors = resolve_colors(None)
+    assert (len(colors.ids), colors.rgb.shape, colors.alpha, colors.mode) == (0, (0, 3), None, "table")
+    np.testing.assert_array_equal(colors.fallback, stable_table())
+    assert colors == resolve_colors("stable")
+    assert colors.shows([0, 1, TOP]).tolist() == [False, True, True]
+
+
+def test_ids_alone_are_shown_in_their_stable_colours_and_nothing_else():
+    colors = resolve_colors(None, [BIG, 0, 5, BIG])
+    assert colors.ids.tolist() == [BIG, 5]
+    assert colors.ids.dtype == np.uint64
+    assert len(colors.fallback) == 0
+    np.testing.assert_array_equal(colors.rgb, resolve_colors(None).colors_for([BIG, 5]))
+    assert colors.shows([5, 6, BIG, 0]).tolist() == [True, False, True, False]
+    assert colors.colors_for([6, 0]).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_a_dict_shows_its_ids_only():
+    colors = resolve_colors({BIG: "red", "18446744073709551615": (0, 0, 1.0), np.uint64(7): "#00ff0080"})
+    assert colors.ids.tolist() == [BIG, TOP, 7]
+    assert colors.rgb.tolist() == [[255, 0, 0], [0, 0, 255], [0, 255, 0]]
+    assert colors.alpha.tolist() == [255, 255, 128]
+    assert len(colors.fallback) == 0
+    assert colors.colors_for(np.array([7, BIG, BIG + 1, TOP, 0], np.uint64)).tolist() == [
+        [0, 255, 0],
+        [255, 0, 0],
+        [0, 0, 0],
+        [0, 0, 255],
+        [0, 0, 0],
+    ]
+    assert colors.alphas_for([7, BIG, 1, 0]).tolist() == [128, 255, 0, 0]
+
+
+def test_a_dict_with_ids_gives_those_in_their_order():
+    colors = resolve_colors({1: "red", 2: "lime", 3: "blue"}, [3, 1])
+    assert colors.ids.tolist() == [3, 1]
+    assert colors.rgb.tolist() == [[0, 0, 255], [255, 0, 0]]
+    assert colors.alpha is None
+
+
+def test_ids_without_a_colour_are_listed():
+    with pytest.raises(ColorError, match=r"no colour for 15 of the 16 ids: 2, 3, .*, 11, …\. Add them"):
+        resolve_colors({1: "red"}, range(1, 17))
+    with pytest.raises(ColorError, match=rf"1 of the 2 ids: {BIG}\."):
+        resolve_colors({1: "red"}, [1, BIG])
+
+
+def test_nothing_to_show_shows_nothing():
+    for colors in (resolve_colors({}), resolve_colors(None, []), resolve_colors("tab10", []), Colors()):
+        assert not colors.shows_all
+        assert colors.colors_for([1, 2]).tolist() == [[0, 0, 0], [0, 0, 0]]
+        assert colors.rgb.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({0: "red"}, "background"),
+        ({"0": "red"}, "background"),
+        ({1.0: "red"}, "float"),
+        ({True: "red"}, "True"),
+        ({-1: "red"}, "-1"),
+        ({2**64: "red"}, "18446744073709551616"),
+        ({"x5": "red"}, "'x5'"),
+        ({"²": "red"}, "no id"),
+        ({5: "red", "5": "blue"}, "twice"),
+        ({5: "rde"}, r"colors\[5\].*did you mean 'red'"),
+        ({5: (255, 0, 0.5)}, r"colors\[5\].*0 to 1"),
+        ("viridsi", "did you mean 'viridis'"),
+        ("red", "dict.fromkeys"),
+        (5, "palette name"),
+        (["red", "blue"], "only 'neuroglancer'"),
+        (["red", "blue", "lime"], "dict\\(zip\\(ids, colors\\)\\)"),
+        (np.zeros((3, 3)), "dict\\(zip\\(ids, colors\\)\\)"),
+    ],
+)
+def test_what_is_no_colours_is_refused(spec, says):
+    for ids in (None, [5]):
+        with pytest.raises(ColorError, match=says):
+            resolve_colors(spec, ids)
+
+
+def test_palette_names_without_ids_go_by_hash():
+    tab10 = resolve_colors("tab10")
+    assert tab10.fallback.tolist() == [list(color) for color in palette(range(1, 11), "tab10").values()]
+    assert tab10.colors_for([BIG]).tolist() == [tab10.fallback[splitmix64(BIG) % 10].tolist()]
+    assert len(resolve_colors("husl").fallback) == len(resolve_colors("viridis").fallback) == 256
+    assert tab10.shows_all
+
+
+def test_palette_names_with_ids_go_by_rank():
+    colors = resolve_colors("husl", [9, 4])
+    assert dict(zip(colors.ids.tolist(), map(tuple, colors.rgb.tolist()), strict=True)) == palette([9, 4], "husl")
+
+
+@pytest.mark.parametrize("value", [(0, 1, 1), [1, 0, 0], np.array([0, 1, 1]), (0, 1, 1, 1)])
+def test_ints_of_0_and_1_are_read_as_nearly_black_with_a_warning(value):
+    with pytest.warns(ImageryWarning, match=r"nearly black\. Write \([01]\.0, ") as caught:
+        colors = resolve_colors({5: value, 6: "red"})
+    assert colors.rgb[0].tolist() == list(value)[:3]
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{5: (0, 0, 0)}, {5: (0.0, 1.0, 1.0)}, {5: (0, 1, 1), 6: (0, 200, 0)}, {5: (1, 0, 0, 255)}, {5: "black"}, {}],
+)
+def test_other_colours_do_not_warn(spec, recwarn):
+    resolve_colors(spec)
+    assert not recwarn.list
+
+
+# --- the value --------------------------------------------------------------------------------------------
+
+
+SPECS = [
+    (None, None),
+    (None, [1, 2]),
+    (None, [2, 1]),
+    ("tab10", None),
+    ("tab10", [1, 2]),
+    ("husl", [1, 2]),
+    ({1: "red", 2: "blue"}, None),
+    ({1: "red", 2: "#0000ff80"}, None),
+    ({1: "red", 2: "#0000ff40"}, None),
+    ("neuroglancer", None),
+    (("neuroglancer", 1), None),
+    (("neuroglancer", 1), [1, 2]),
+]
+
+
+def test_equal_values_have_equal_tokens_and_others_do_not():
+    made = [resolve_colors(*spec) for spec in SPECS]
+    again = [pickle.loads(pickle.dumps(resolve_colors(*spec))) for spec in SPECS]
+    assert made == again
+    assert [hash(value) for value in made] == [hash(value) for value in again]
+    assert [tokenize(value) for value in made] == [tokenize(value) for value in again]
+    assert len({tokenize(value) for value in made}) == len(set(made)) == len(SPECS)
+    assert made[0] != "stable"
+
+
+def test_a_value_cannot_be_changed():
+    mine = np.array([[1, 2, 3]], np.uint8)
+    colors = Colors(np.array([5]), mine)
+    mine[:] = 9
+    assert colors.rgb.tolist() == [[1, 2, 3]]
+    with pytest.raises(ValueError, match="read-only"):
+        colors.rgb[0] = 0
+    with pytest.raises(AttributeError):
+        colors.seed = 3
+    assert repr(colors) == "<Colors of 1 ids; others: not shown>"
+
+
+@given(
+    explicit=st.dictionaries(ids64, st.tuples(*[st.integers(2, 255)] * 4), max_size=8),
+    others=st.lists(st.integers(0, TOP), max_size=8),
+    mode=st.sampled_from(["none", "table", "neuroglancer"]),
+)
+def test_lookup_agrees_with_a_dict(explicit, others, mode):
+    given_ids = np.array(list(explicit), np.uint64)
+    rgba = np.array(list(explicit.values()), np.uint8).reshape(-1, 4)
+    rest = {"fallback": stable_table()} if mode == "table" else {"mode": mode, "seed": 3} if mode != "none" else {}
+    colors = Colors(given_ids, rgba[:, :3], rgba[:, 3], **rest)
+    wanted = [*explicit, *others]
+    got = colors.colors_for(wanted)
+    for segment, color, alpha, shown in zip(
+        wanted, got.tolist(), colors.alphas_for(wanted).tolist(), colors.shows(wanted).tolist(), strict=True
+    ):
+        if segment in explicit:
+            assert (tuple(color), alpha, shown) == (explicit[segment][:3], explicit[segment][3], True)
+        elif segment == 0 or mode == "none":
+            assert (color, alpha, shown) == ([0, 0, 0], 0, False)
+        else:
+            name = "stable" if mode == "table" else ("neuroglancer", 3)
+            assert (color, alpha, shown) == (resolve_colors(name, [segment]).rgb[0].tolist(), 255, True)
+
+
+def test_the_kernel_table_paints_the_same():
+    lookup = pytest.importorskip("imageryxr.kernels.lookup")
+    labels = np.random.default_rng(3).integers(0, 2**64, (4, 5, 6), dtype=np.uint64)
+    labels[0, 0, :3] = 0, BIG, 7
+    for spec in (None, "tab10", {BIG: "red", 7: "blue"}):
+        colors = resolve_colors(spec)
+        explicit, rest = (np.pad(rgb, ((0, 0), (0, 1)), constant_values=255) for rgb in (colors.rgb, colors.fallback))
+        table = lookup.build_table(colors.ids, explicit, rest)
+        rows = lookup.lookup(labels, table)
+        painted = np.where(rows[..., None] >= 0, table.rgba[rows], 0)
+        expected = np.concatenate([colors.colors_for(labels), colors.alphas_for(labels)[:, None]], axis=1)
+        np.testing.assert_array_equal(painted.reshape(-1, 4), expected)
+
+
+def test_the_module_is_light():
+    heavy = ["matplotlib", "colorcet", "hsluv", "PIL", "dask", "xarray", "numba"]
+    code = (
+        "import importlib.util, json, sys, types\n"
+        "package = types.ModuleType('imageryxr')\n"
+        f"package.__path__ = {list(sys.modules['imageryxr'].__path__)!r}\n"
+        "sys.modules['imageryxr'] = package\n"
+        "import imageryxr.colors\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    loaded = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert not set(heavy) & set(loaded)
