@@ -363,7 +363,7 @@ def stable_table() -> UInt8Array:
 
     An id has row ``splitmix64(id) % len(table)``, on every machine and in every version. The colours are the
     points of a body-centred cubic lattice in CIELAB (the layout that keeps a given number of points farthest
-    apart), no two nearer than 7.8, as far as they are of medium lightness and well away from grey: they stand
+    apart), no two nearer than 6.9, as far as they are of medium lightness and well away from grey: they stand
     out over electron microscopy, and none is mistaken for its black, grey and white.
 
     Returns

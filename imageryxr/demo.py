@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.align import align
+from imageryxr.align import align, regrid
 from imageryxr.colors import palette
 from imageryxr.errors import TargetExistsError
 from imageryxr.export import export
 from imageryxr.export.targets import disk_errors
 from imageryxr.figure import legend, montage, scale_bar, to_pil
-from imageryxr.grid import grid_of
+from imageryxr.grid import Grid, grid_of
 from imageryxr.opening import open_image, open_segmentation
 from imageryxr.overlay import Outline, overlay
 from imageryxr.sample import sample
@@ -54,10 +55,12 @@ def run_demo(folder: Path, *, overwrite: bool, say: Callable[[str], Any]) -> lis
 
     _make_room(folder, overwrite)
     began = time.perf_counter()
+    compiling = _compile_ahead()
     steps = tqdm(total=5, bar_format="{desc:<26}{bar}{n}/{total}", disable=not sys.stderr.isatty())
     with steps:
         steps.set_description("sample volume")
         volume = sample(folder / "sample")
+        compiling.wait()
         both = align(open_image(volume.image), open_segmentation(volume.segmentation))
         steps.update()
 
@@ -86,6 +89,22 @@ def _overlay_figure(filled: xr.DataArray, segmentation: xr.DataArray) -> Image:
     ids, sizes = np.unique(segmentation.isel(z=middle).values, return_counts=True)
     largest = [int(i) for i in ids[np.argsort(-sizes, kind="stable")] if i][:16]
     return legend(_with_bar(filled.isel(z=[middle])), palette(largest, "stable"))
+
+
+def _compile_ahead() -> subprocess.Popen[bytes]:
+    # On a new machine compiling the kernels takes as long as writing the sample; their cache is on disk, so
+    # another process can fill it meanwhile.
+    code = "from imageryxr.demo import compile_kernels; compile_kernels()"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def compile_kernels() -> None:
+    """Draw a picture of 16 pixels with the kernels that the demo uses, which compiles and caches them."""
+    grid = Grid((1, 4, 4), (8, 8, 40), (0, 0, 0))
+    ids = xr.DataArray(np.ones(grid.shape, np.uint64), dims=("z", "y", "x"), coords=grid.coords())
+    overlay(ids.astype(np.uint8), ids, outline=Outline(3, side="in", merge=False)).load()
+    regrid(ids, Grid((1, 8, 8), (4, 4, 40), (0, 0, 0))).load()
+    regrid(ids.astype(np.float32), (16, 16, 40), method="mean").load()
 
 
 def _middle(picture: xr.DataArray) -> int:

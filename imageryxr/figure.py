@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -80,7 +81,8 @@ def picture_of(plane: npt.NDArray[Any]) -> Image:
 
     if plane.dtype == np.bool_:
         plane = plane.astype(np.uint8) * 255
-    if plane.dtype not in (np.uint8, np.uint16) or plane.shape[2:] not in ((), (4,)):
+    gray = plane.ndim == 2 and plane.dtype in (np.uint8, np.uint16)
+    if not gray and not (plane.ndim == 3 and plane.shape[2] == 4 and plane.dtype == np.uint8):
         raise LayerError(
             f"pixels of shape {plane.shape} and dtype {plane.dtype} are no picture; make uint8 RGBA of them"
         )
@@ -196,12 +198,16 @@ def montage(
     """
     _check_count("spacing", spacing, 0)
     fill = None if background is None else parse_color(background)
-    tiles, names = _tiles(images, dim)
-    columns = len(tiles) if columns is None else _check_count("columns", columns, 1)
+    images = images if isinstance(images, xr.DataArray) else _listed(images)
+    names = _names(images, dim)
     texts = _label_texts(labels, names)
+    columns = len(names) if columns is None else _check_count("columns", columns, 1)
+    if label_size is not None:
+        _check_count("label_size", label_size, 1)
+
+    tiles = [picture.convert("RGBA") for picture in _pictures(images, dim)]
     if texts:
-        smallest = min(min(tile.size) for tile in tiles)
-        size = max(10, smallest // 16) if label_size is None else _check_count("label_size", label_size, 1)
+        size = label_size or max(10, min(min(tile.size) for tile in tiles) // 16)
         tiles = [_labelled(tile, text, size, fill) for tile, text in zip(tiles, texts, strict=True)]
     return _grid_picture(tiles, columns, spacing, fill)
 
@@ -212,44 +218,49 @@ def _check_count(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def _tiles(images: Any, dim: str) -> tuple[list[Image], list[str]]:
-    """List the tiles, as RGBA, and what each is called."""
+def _listed(images: Any) -> list[Any]:
     from PIL import Image
 
-    pictures: list[Image.Image] = []
-    names: list[str] = []
-    if isinstance(images, xr.DataArray):
-        for tile in _slices(images, dim):
-            pictures.append(to_pil(tile))
-            names.append(_place_of(tile, dim, len(names)))
-    elif isinstance(images, (Image.Image, str, bytes, np.ndarray)) or not isinstance(images, Iterable):
+    if isinstance(images, (Image.Image, str, bytes, np.ndarray, xr.Dataset)) or not isinstance(images, Iterable):
         raise OptionError(
             f"montage was given a {type(images).__name__}. Write a list of pictures, such as [a, b], or a DataArray, "
             "whose slices become the tiles"
         )
+    return list(images)
+
+
+def _names(images: xr.DataArray | list[Any], dim: str) -> list[str]:
+    """Check the tiles and tell where each lies; computes nothing."""
+    from PIL import Image
+
+    if not isinstance(images, xr.DataArray):
+        tiles = images
+    elif dim in images.dims:
+        tiles = [images.isel({dim: i}) for i in range(images.sizes[dim])]
+    elif dim in DIMS:
+        tiles = [images]
     else:
-        for image in images:
-            pictures.append(image if isinstance(image, Image.Image) else to_pil(image))
-            names.append(_place_of(image, dim, len(names)))
-    if not pictures:
+        raise OptionError(f"dim={dim!r} is none of the dims of the array, which are {tuple(map(str, images.dims))}")
+    if not tiles:
         raise OptionError("montage was given no pictures; give at least one")
-    return [picture.convert("RGBA") for picture in pictures], names
+    for tile in tiles:
+        if not isinstance(tile, Image.Image):
+            _plane(tile)
+    return [_place_of(tile, dim, number) for number, tile in enumerate(tiles)]
 
 
-def _slices(stack: xr.DataArray, dim: str) -> Iterator[xr.DataArray]:
-    if dim not in stack.dims:
-        if dim not in DIMS:
-            raise OptionError(f"dim={dim!r} is none of the dims of the array, which are {tuple(map(str, stack.dims))}")
-        yield stack
-        return
-    if stack.sizes[dim]:
-        _plane(stack.isel({dim: 0}))
-    # By chunks, since stored ones are often 64 slices deep: slice by slice would read each of them 64 times.
-    start = 0
-    for depth in stack.chunksizes.get(dim, (stack.sizes[dim],)):
-        slab = stack.isel({dim: slice(start, start + depth)}).compute()
-        yield from (slab.isel({dim: i}) for i in range(depth))
-        start += depth
+def _pictures(images: xr.DataArray | list[Any], dim: str) -> Iterator[Image]:
+    if not isinstance(images, xr.DataArray):
+        yield from (to_pil(image) if isinstance(image, xr.DataArray) else image for image in images)
+    elif dim not in images.dims:
+        yield to_pil(images)
+    else:
+        # By chunks, since stored ones are often 64 slices deep: slice by slice would read each of them 64 times.
+        start = 0
+        for depth in images.chunksizes.get(dim, (images.sizes[dim],)):
+            slab = images.isel({dim: slice(start, start + depth)}).compute()
+            yield from (to_pil(slab.isel({dim: i})) for i in range(depth))
+            start += depth
 
 
 def _place_of(tile: Any, dim: str, number: int) -> str:
@@ -317,10 +328,13 @@ def _labelled(tile: Image, text: str, size: int, behind: RGBA | None) -> Image:
     return tile
 
 
+@lru_cache(maxsize=64)
 def _font(size: int) -> Any:
+    # Pillow's own font has no µ; Matplotlib brings one that has.
+    from matplotlib import get_data_path
     from PIL import ImageFont
 
-    return ImageFont.load_default(size)
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _stroke(size: int) -> int:

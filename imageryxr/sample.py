@@ -16,7 +16,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -127,7 +126,7 @@ def sample(path: str | os.PathLike[str], *, shape: tuple[int, int, int] = _SHAPE
     mean of the one before; its finest level begins at voxel (4096, 2048, 100). ``segmentation`` is uint64,
     compressed_segmentation, at 16 x 16 x 40 and 32 x 32 x 40 nm (by mode). It lies in the same space in nm, but
     begins a little later on each axis and ends a little sooner (when the block is 128 wide, 32 deep or more).
-    Ids look like CAVE's root ids, beyond what a float64 holds; two of them differ by one. Background is 0: clefts
+    Ids look like CAVE's root ids, beyond what a float64 holds; some pairs differ by one. Background is 0: clefts
     between cells, and the lumen of a blood vessel. The whole takes 88 MB of image and some MB of segmentation;
     objects are stored without gzip, so that any reader and any static file server can serve them.
 
@@ -146,15 +145,14 @@ def sample(path: str | os.PathLike[str], *, shape: tuple[int, int, int] = _SHAPE
         return target
     try:
         target.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.path.name}.", dir=target.path.parent))
+        with tempfile.TemporaryDirectory(prefix=f".{target.path.name}.", dir=target.path.parent) as scratch:
+            written = Sample(Path(scratch) / "sample", target.shape)
+            _write(written, progress=progress)
+            _move(written, target, Path(scratch) / "stale")
+    except TargetError:
+        raise
     except OSError as error:
         raise TargetError(f"the sample cannot be written to {target.path}: {error}") from error
-    try:
-        written = Sample(scratch / "sample", target.shape)
-        _write(written, progress=progress)
-        _move(written, target, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
@@ -213,18 +211,13 @@ def _is_complete(target: Sample) -> bool:
     return False
 
 
-def _move(written: Sample, target: Sample, scratch: Path) -> None:
+def _move(written: Sample, target: Sample, stale: Path) -> None:
     """Put the finished folder in its place, and what was there (nothing, or a stale sample) out of the way."""
-    try:
-        if target.path.exists():
-            if _is_complete(target):  # another process was quicker
-                return
-            os.rename(target.path, scratch / "stale")
-        os.rename(written.path, target.path)
-    except TargetExistsError:
-        raise
-    except OSError as error:
-        raise TargetError(f"the sample cannot be put at {target.path}: {error}") from error
+    if target.path.exists():
+        if _is_complete(target):  # another process was quicker
+            return
+        os.rename(target.path, stale)
+    os.rename(written.path, target.path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -334,7 +327,7 @@ def _mean2(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _mode2(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Most frequent id of each 2 x 2; of a draw, the pair (or voxel) that comes last."""
     a, b, c, d = _quarters(ids)
-    return np.where((a == b) | (a == c), a, np.where(b == c, b, d)) if ids.size else a
+    return np.where((a == b) | (a == c), a, np.where(b == c, b, d))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -369,7 +362,7 @@ class _Room:
         self.clear = np.full([math.ceil(n) for n in (size + 2 * _MARGIN) / _ROOM], 600.0, np.float32)
 
     def add(self, chain: _Chain) -> None:
-        _stamp(self.clear, chain.points + _MARGIN, chain.radii, 1.0, _ROOM, 400.0)
+        _stamp(self.clear, chain.points + _MARGIN, chain.radii, 1.0, _ROOM, 280.0)
 
     def at(self, points: Floats) -> Floats:
         index = np.floor((points + _MARGIN) / _ROOM).astype(np.intp)
@@ -428,7 +421,7 @@ def _refined(points: Floats, radii: Floats) -> tuple[Floats, Floats]:
         return points, radii
     many, thick = [points[:1]], [radii[:1]]
     for a, b, r, s in zip(points[:-1], points[1:], radii[:-1], radii[1:], strict=True):
-        n = math.ceil(float(_length(b - a)) / max(50.0, 0.5 * min(r, s)))
+        n = math.ceil(float(_length(b - a)) / max(55.0, 0.75 * min(r, s)))
         t = np.arange(1, n + 1) / n
         many.append(a + (b - a) * t[:, None])
         thick.append(r + (s - r) * t)
@@ -486,6 +479,10 @@ class _Tissue:
         self.cells = [_Chain("none", np.zeros((0, 3)), np.zeros(0)), *_populate(self.size, rng)]
         self.nuclei, self.mitochondria = _organelles(self.cells, rng)
         self.synapses = _synapses(self.cells, self.size, rng)
+        self.clouds = (
+            np.array([s.point for s in self.synapses]).reshape(-1, 3),
+            np.array([[2.6 * s.radius] for s in self.synapses]).reshape(-1, 1),
+        )
         self.ids = _ids(self.cells, rng)
         kinds = [cell.kind for cell in self.cells]
         self.tint = rng.uniform(-9, 9, len(kinds)).astype(np.float32)
@@ -591,7 +588,7 @@ def _organelles(cells: list[_Chain], rng: np.random.Generator) -> tuple[list[_Ch
     for cell in cells:
         if cell.kind == "soma":
             nuclei.append(_Chain("nucleus", cell.points[:5], cell.radii[:5] - 520))
-        often = {"axon": 1, "dendrite": 6, "myelin": 2, "endothelium": 2, "soma": 60}.get(cell.kind, 0)
+        often = {"axon": 2, "dendrite": 10, "myelin": 3, "endothelium": 2, "soma": 60}.get(cell.kind, 0)
         for _ in range(often):
             at = int(rng.integers(len(cell.points)))
             mitochondrion = _mitochondrion(cell, at, rng)
@@ -635,7 +632,7 @@ def _synapses(cells: list[_Chain], size: Floats, rng: np.random.Generator) -> li
     inside = np.all((points > 0) & (points < size), axis=1)
     boutons = np.flatnonzero(axon[owner] & (radii > 125) & inside)
     found: list[_Synapse] = []
-    for i in rng.permutation(boutons)[:1500]:
+    for i in rng.permutation(boutons)[:600]:
         if any(_length(points[i] - s.point) < 800 for s in found):
             continue
         gaps = _length(points - points[i]) - radii - radii[i]
@@ -652,8 +649,8 @@ def _synapses(cells: list[_Chain], size: Floats, rng: np.random.Generator) -> li
 
 
 def _ids(cells: list[_Chain], rng: np.random.Generator) -> npt.NDArray[np.uint64]:
-    """Ids by cell number, like CAVE's root ids; two neighbours in number differ by one."""
-    low = rng.permutation(np.unique(rng.integers(10**8, 10**9, 2 * len(cells) + 8)))[: len(cells)]
+    """Ids by cell number, like CAVE's root ids; some pairs differ by one."""
+    low = rng.permutation(np.unique(rng.integers(10**8 // 3, 10**9 // 3, 2 * len(cells) + 8)))[: len(cells)] * 3
     low[2::64] = low[1::64][: len(low[2::64])] + 1
     ids = low.astype(np.uint64) + np.uint64(_FIRST_ID)
     ids[[c.kind in ("none", "lumen") for c in cells]] = 0
@@ -746,8 +743,8 @@ def _noise_bank(rng: np.random.Generator) -> npt.NDArray[np.float32]:
 
 
 def _vesicle_bank(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Eight tiles (periodic, 256 wide) of vesicle profiles, as grey to add: a dark ring about a pale middle."""
-    bank = np.zeros((8, 256, 256), np.float32)
+    """Four tiles (periodic, 256 wide) of vesicle profiles, as grey to add: a dark ring about a pale middle."""
+    bank = np.zeros((4, 256, 256), np.float32)
     pitch = 7
     yy, xx = np.mgrid[-7:8, -7:8]
     for layer in bank:
@@ -790,7 +787,7 @@ def _draw(
     nearest, depth = _nearest(half[:count, :, 2:-2, 2:-2], half[count, :, 2:-2, 2:-2])
     cells = numbers[nearest]
     cells[depth < 0] = 0
-    full = _double(_double(half[:, :, :, 0:], 3)[..., 2:-2], 2)[:, :, 2:-2]
+    full = _double(_double(half, 3)[..., 2:-2], 2)[:, :, 2:-2]
     nearest, depth = _nearest(full[:count], full[count])
     owner = numbers[nearest]
     aux = dict(zip(("cleft", "reticulum", *tile.extra), full[count:], strict=True))
@@ -805,7 +802,8 @@ def _fields(tissue: _Tissue, corner: tuple[int, int, int]) -> tuple[_Tile, npt.N
     start = [i * t for i, t in zip(at, _CELL_TILE, strict=True)]
     for row, number in zip(cells, tile.cells, strict=True):
         row += _noise(tissue, start, number) * np.float32(40)
-    matter = np.flatnonzero((cells - cells.min(axis=0) < 150).any(axis=(1, 2, 3)))
+    margin = 320 if tissue.myelin[tile.cells].any() else 120
+    matter = np.flatnonzero((cells - cells.min(axis=0)).min(axis=(1, 2, 3)) < margin)
     kept = _Tile([tile.cells[i] for i in matter], [], tile.extra)
     extra = [part.astype(np.float32) for part in tile.extra.values()]
     noise = [_noise(tissue, start, -1), _noise(tissue, start, -2)]
@@ -902,26 +900,29 @@ def _draw_synapses(
 ) -> None:
     """Vesicles on one side, a density on the other."""
     start = np.array(corner) * _VOXEL
-    end = start + np.array(_TILE) * _VOXEL
-    for synapse in tissue.synapses:
-        cloud = 2.6 * synapse.radius
-        if np.any(synapse.point < start - cloud) or np.any(synapse.point > end + cloud):
-            continue
+    spots, clouds = tissue.clouds
+    first = np.maximum(np.floor((spots - clouds - start) / _VOXEL), 0).astype(int)
+    last = np.minimum(np.ceil((spots + clouds - start) / _VOXEL), _TILE).astype(int)
+    for n in np.flatnonzero(np.all(first < last, axis=1)):
+        synapse, cloud = tissue.synapses[n], float(clouds[n, 0])
+        here = [range(a, b) for a, b in zip(first[n], last[n], strict=True)]
+        box = tuple(slice(r.start, r.stop) for r in here)
         z, y, x = (
-            np.square((np.arange(n) + 0.5) * v + s - p).astype(np.float32)
-            for n, v, s, p in zip(_TILE, _VOXEL, start, synapse.point, strict=True)
+            np.square((np.array(r) + 0.5) * v + s - p).astype(np.float32)
+            for r, v, s, p in zip(here, _VOXEL, start, synapse.point, strict=True)
         )
         away = np.sqrt((z[:, None] + y)[:, :, None] + x)
-        pre, post = owner == synapse.pre, owner == synapse.post
-        if pre.any():
-            rows = np.arange(corner[1], corner[1] + _TILE[1]) % 256
-            columns = np.arange(corner[2], corner[2] + _TILE[2]) % 256
-            layers = np.arange(corner[0], corner[0] + _TILE[0]) % 8
-            vesicles = tissue.vesicles[np.ix_(layers, rows, columns)]
-            cover = pre * _ramp(away, cloud, cloud * 0.72) * _ramp(depth, 22, 40)
-            if mitochondria is not None:
-                cover *= _ramp(mitochondria, 18, 32)
-            grey += cover * vesicles
+        pre, post = owner[box] == synapse.pre, owner[box] == synapse.post
         near = _ramp(away, synapse.radius, synapse.radius * 0.8)
-        grey += post * near * _ramp(depth, 58, 34) * (np.float32(44) - grey)
-        grey += pre * near * _ramp(depth, 26, 14) * (np.float32(70) - grey)
+        part, deep = grey[box], depth[box]
+        if pre.any():
+            layers, rows, columns = (
+                (np.array(r) + c) % n for r, c, n in zip(here, corner, tissue.vesicles.shape, strict=True)
+            )
+            cover = pre * _ramp(away, cloud, cloud * 0.72) * _ramp(deep, 22, 40)
+            if mitochondria is not None:
+                cover *= _ramp(mitochondria[box], 18, 32)
+            part += cover * tissue.vesicles[np.ix_(layers, rows, columns)]
+            part += pre * near * _ramp(deep, 26, 14) * (np.float32(70) - part)
+        if post.any():
+            part += post * near * _ramp(deep, 58, 34) * (np.float32(44) - part)

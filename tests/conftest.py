@@ -29,17 +29,9 @@ FIB25 = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib
 
 
 @pytest.fixture(scope="session")
-def sample_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the sample volume of this session lies, in a size that is quick to write."""
-    path = tmp_path_factory.mktemp("sample") / "volume"
-    ix.sample(path, shape=(32, 512, 512))
-    return path
-
-
-@pytest.fixture(scope="session")
-def sample(sample_path: Path) -> ix.Sample:
-    """The sample volume of this session."""
-    return ix.sample(sample_path, shape=(32, 512, 512))
+def sample(tmp_path_factory: pytest.TempPathFactory) -> ix.Sample:
+    """The sample volume of this session, which the doctests use too."""
+    return ix.sample(tmp_path_factory.getbasetemp() / "sample-volume")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ FLOORS = [
     ["align", "overlay", "opening"],
     ["export.targets"],
     ["export.omezarr", "export.plan"],
-    ["export.run"],
+    ["export.run", "export.choosing"],
     ["export"],
     ["accessor", "backend", "demo"],
     ["cli"],
@@ -56,7 +56,9 @@ def imported(path: Path) -> set[str]:
     return {m.removeprefix("imageryxr.") for m in found if m.startswith("imageryxr.")}
 
 
-MODULES = sorted(p for p in ROOT.rglob("*.py") if name_of(p) not in ("", "kernels", "sources"))
+MODULES = sorted(p for p in ROOT.rglob("*.py") if name_of(p) not in ("", "kernels", "sources", "conftest"))
+# A compiled loop is one idea however long it is; everything that people read from the top is held short.
+READ = [p for p in MODULES if "kernels" not in p.parts]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -67,7 +69,7 @@ def test_imports_come_from_below(path):
         assert RANK[other] < RANK[name], f"{name} imports {other}, which does not lie below it"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", READ, ids=name_of)
 def test_a_verb_reads_as_a_table_of_contents(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):

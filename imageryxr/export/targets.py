@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import string
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +22,6 @@ import numpy as np
 from imageryxr.errors import OptionError, TargetError, TargetExistsError
 from imageryxr.expr import Array
 from imageryxr.grid import DIMS, Grid, Index3, IndexBox
-
-KINDS = "a name pattern such as 'stack/z{z:04d}.png' (a picture a slice), or a path that ends in .ome.zarr or .zarr"
-
 
 class Target(Protocol):
     """What an export owes to a format."""
@@ -182,33 +178,3 @@ def png_stack(pattern: str, grid: Grid, channels: int, dtype: np.dtype[Any], **o
     except (ValueError, KeyError, IndexError) as error:
         raise OptionError(f"target={pattern!r} cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'") from None
     return PngStack(pattern, axis, grid, channels, dtype, names=[n.absolute() for n in names], **options)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# choosing
-
-
-def choose_target(target: str | os.PathLike[str], grid: Grid, tail: int, dtype: np.dtype[Any], attrs: Mapping[str, Any], **options: Any) -> Target:  # fmt: skip
-    """Return the target that a path or pattern names.
-
-    Raises
-    ------
-    OptionError
-        If it names none that is known, or an option is not one of that target's.
-    """
-    text = os.fspath(target)
-    known = {".png": ("compress_level",), ".zarr": ("chunks", "levels", "layer_type")}
-    kind = Path(re.sub(r"{[^}]*}", "", text.rstrip("/"))).suffix.lower()
-    if kind not in known:
-        raise OptionError(f"target={text!r} is of no format that this version writes; give {KINDS}")
-    unknown = sorted(set(options) - set(known[kind]))
-    if unknown:
-        raise OptionError(f"{unknown[0]}=… is no option of a {kind} target; its options are {', '.join(known[kind])}")
-    if "://" in text and not text.startswith("file://"):
-        raise OptionError(f"target={text!r} is remote, and this version writes to local disk; give a local path")
-    text = text.removeprefix("file://")
-    if kind == ".png":
-        return png_stack(text, grid, tail, dtype, **options)
-    from imageryxr.export.omezarr import OmeZarrTarget
-
-    return OmeZarrTarget.plan(text, grid, tail, dtype, attrs, **options)

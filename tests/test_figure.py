@@ -1,0 +1,395 @@
+"""Pictures against Pillow, NumPy and ImageryClient."""
+
+from __future__ import annotations
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageChops
+
+from imageryxr.errors import ColorError, ImageryError, LayerError, OptionError
+from imageryxr.figure import montage, picture_of, scale_bar, to_pil
+from imageryxr.grid import Grid
+
+RNG = np.random.default_rng(5)
+
+
+def array(values, resolution=(8, 8, 40), **attrs):
+    values = np.asarray(values)
+    dims = ("z", "y", "x", "rgba")[: values.ndim]
+    coords = Grid(values.shape[:3], resolution, (2, 3, 4)).coords()
+    return xr.DataArray(values, dims=dims, coords=coords, attrs={"resolution": resolution, **attrs})
+
+
+@pytest.fixture
+def gray():
+    return array(RNG.integers(0, 256, (3, 5, 7), dtype=np.uint8))
+
+
+@pytest.fixture
+def rgba():
+    return array(RNG.integers(0, 256, (3, 5, 7, 4), dtype=np.uint8))
+
+
+def lazy(values):
+    """Return an array that fails when it is computed."""
+
+    def fail(block):
+        raise AssertionError("computed")
+
+    return values.copy(data=da.from_array(values.values).map_blocks(fail, dtype=values.dtype, meta=values.values[:0]))
+
+
+def pixels(picture):
+    return np.asarray(picture)
+
+
+# --- to_pil -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_slice_of_any_axis_keeps_its_orientation(gray, rgba, axis, keep, chunked):
+    for volume, mode in ((gray, "L"), (rgba, "RGBA")):
+        picture = to_pil((volume.chunk(2) if chunked else volume).isel({axis: [1] if keep else 1}))
+        assert picture.mode == mode
+        np.testing.assert_array_equal(pixels(picture), volume.isel({axis: 1}).values)
+
+
+def test_dims_in_another_order_give_the_same_picture(rgba):
+    plane = rgba.isel(z=[0])
+    expected = pixels(to_pil(plane))
+    np.testing.assert_array_equal(pixels(to_pil(plane.transpose("rgba", "x", "z", "y"))), expected)
+    np.testing.assert_array_equal(pixels(to_pil(plane.T)), expected)
+
+
+def test_masks_are_black_and_white(gray):
+    mask = (gray > 100).assign_attrs(layer_type="segmentation").isel(z=[0])
+    picture = to_pil(mask)
+    assert picture.mode == "L"
+    np.testing.assert_array_equal(pixels(picture), np.where(mask[0], 255, 0))
+
+
+def test_of_several_thin_axes_the_first_is_left_out(gray):
+    assert to_pil(gray[:1, :1, :]).size == (7, 1)
+    assert to_pil(gray[:1, :, :1]).size == (1, 5)
+    assert to_pil(gray[:, :1, :1]).size == (1, 3)
+    assert to_pil(gray[:1, :1, :1]).size == (1, 1)
+
+
+def test_a_flipped_selection_is_drawn_as_it_lies(gray):
+    np.testing.assert_array_equal(pixels(to_pil(gray[0, ::-1])), gray.values[0, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda g: g, OptionError, r"3 slices \(z: 3, y: 5, x: 7\).*isel\(z=0\).*montage.*export"),
+        (lambda g: g[:0], OptionError, "empty"),
+        (lambda g: g[0, 0], LayerError, r"two of the dims"),
+        (lambda g: g.expand_dims(segment=[5, 6]), LayerError, r"isel\(segment=0\)"),
+        (lambda g: g.astype("uint64"), LayerError, "overlay"),
+        (lambda g: g.assign_attrs(layer_type="segmentation"), LayerError, "overlay"),
+        (lambda g: g.astype("uint16"), LayerError, "uint16.*contrast_limits"),
+        (lambda g: g.astype("float32"), LayerError, "float32.*contrast_limits"),
+        (lambda g: g[0].expand_dims(rgba=3, axis=-1), LayerError, "4 channels"),
+        (lambda g: g[0].expand_dims(rgba=4, axis=-1).astype(float), LayerError, "float64"),
+        (lambda g: np.zeros((5, 7), np.uint8), LayerError, "ndarray"),
+        (lambda g: g.to_dataset(name="image"), LayerError, "Dataset"),
+        (lambda g: None, LayerError, "NoneType"),
+    ],
+)
+def test_what_is_no_picture_is_refused_before_anything_computes(gray, make, error, says):
+    with pytest.raises(error, match=says):
+        to_pil(make(lazy(gray)))
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.uint8, "L"), (np.uint16, "I;16"), (np.bool_, "L")])
+def test_planes_survive_png(tmp_path, dtype, mode):
+    plane = RNG.integers(0, 2 if dtype == np.bool_ else np.iinfo(dtype).max, (6, 9)).astype(dtype)
+    picture = picture_of(plane)
+    assert picture.mode == mode
+    picture.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(
+        pixels(Image.open(tmp_path / "a.png")), plane * 255 if mode == "L" and dtype == np.bool_ else plane
+    )
+
+
+@pytest.mark.parametrize(
+    "plane", [np.zeros((2, 2)), np.zeros((2, 2, 3), np.uint8), np.zeros(4, np.uint8), np.zeros((2, 2, 4), np.uint16)]
+)
+def test_other_planes_are_refused(plane):
+    with pytest.raises(LayerError, match="no picture"):
+        picture_of(plane)
+
+
+# --- montage ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("direction", "columns"), [("horizontal", None), ("vertical", 1)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_row_and_a_column_are_those_of_imageryclient(direction, columns, mode):
+    stack_images = pytest.importorskip("imageryclient").stack_images
+    tiles = [Image.fromarray(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)).convert(mode) for _ in range(4)]
+    ours, theirs = montage(tiles, columns=columns), stack_images(tiles, direction=direction)
+    assert ours.mode == theirs.mode == "RGB"
+    np.testing.assert_array_equal(pixels(ours), pixels(theirs))
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=7),
+    columns=st.integers(1, 8) | st.none(),
+    spacing=st.integers(0, 3),
+)
+def test_every_tile_stands_whole_in_the_middle_of_its_cell(sizes, columns, spacing):
+    tiles = [Image.fromarray(RNG.integers(0, 256, (h, w, 4), dtype=np.uint8)) for w, h in sizes]
+    got = pixels(montage(tiles, columns=columns, spacing=spacing, background=None))
+    across = min(columns or len(tiles), len(tiles))
+    cells = [(i // across, i % across) for i in range(len(tiles))]
+    widths = [max(w for (w, _), cell in zip(sizes, cells, strict=True) if cell[1] == c) for c in range(across)]
+    heights = [
+        max(h for (_, h), cell in zip(sizes, cells, strict=True) if cell[0] == r) for r in range(cells[-1][0] + 1)
+    ]
+    expected = np.zeros(
+        (sum(heights) + spacing * (len(heights) - 1), sum(widths) + spacing * (across - 1), 4), np.uint8
+    )
+    for (w, h), (r, c), tile in zip(sizes, cells, tiles, strict=True):
+        top = sum(heights[:r]) + spacing * r + (heights[r] - h) // 2
+        left = sum(widths[:c]) + spacing * c + (widths[c] - w) // 2
+        expected[top : top + h, left : left + w] = pixels(tile)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_stack_gives_a_tile_per_slice(rgba):
+    expected = pixels(montage([to_pil(rgba.isel(y=i)) for i in range(5)], background=None))
+    for stack in (rgba, rgba.chunk(2), rgba.chunk(y=1)):
+        np.testing.assert_array_equal(pixels(montage(stack, dim="y", background=None)), expected)
+    np.testing.assert_array_equal(pixels(montage(rgba[1], background=None)), rgba.values[1])
+    np.testing.assert_array_equal(pixels(montage(rgba[1:2], background=None)), rgba.values[1])
+
+
+def test_masks_of_one_slice_become_tiles(gray):
+    masks = xr.concat([gray[:1] > 80, gray[:1] > 160], "segment").assign_coords(segment=np.array([5, 2**63], np.uint64))
+    got = montage(masks, dim="segment", spacing=0)
+    np.testing.assert_array_equal(
+        pixels(got.convert("L")), np.hstack([255 * (gray.values[0] > limit) for limit in (80, 160)])
+    )
+    assert montage(masks, dim="segment", labels=True).size == montage(masks, dim="segment").size
+
+
+def test_a_thin_stack_is_sliced_along_the_axis_named(gray):
+    np.testing.assert_array_equal(pixels(montage(gray[:, :1], background=None))[..., 0].shape, (1, 3 * 7 + 20))
+
+
+def test_each_chunk_is_computed_once():
+    reads = []
+
+    def count(block, block_info=None):
+        reads.append(block_info[0]["chunk-location"])
+        return block
+
+    source = da.from_array(np.zeros((8, 4, 4), np.uint8), chunks=(4, 4, 2)).map_blocks(
+        count, dtype=np.uint8, meta=np.zeros(0, np.uint8)
+    )
+    with dask.config.set(scheduler="synchronous"):
+        montage(xr.DataArray(source, dims=("z", "y", "x")))
+    assert sorted(reads) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
+
+
+def test_transparent_tiles_show_the_background():
+    half = Image.new("RGBA", (2, 2), (200, 0, 0, 128))
+    assert montage([half], background=None).getpixel((0, 0)) == (200, 0, 0, 128)
+    assert (
+        montage([half]).getpixel((0, 0))
+        == Image.alpha_composite(Image.new("RGBA", (2, 2), "white"), half).getpixel((0, 0))[:3]
+    )
+    both = montage([half, half], background="#0000ff80", spacing=1)
+    assert both.mode == "RGBA"
+    assert both.getpixel((2, 0)) == (0, 0, 255, 128)
+
+
+def test_pictures_and_arrays_mix(gray):
+    assert montage([to_pil(gray[0]), gray[1], gray[[2]]], spacing=0).size == (21, 5)
+    assert montage((tile for tile in [gray[0]]), columns=9).size == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda g: montage([]), OptionError, "no pictures"),
+        (lambda g: montage(g[:0]), OptionError, "no pictures"),
+        (lambda g: montage(Image.new("L", (2, 2))), OptionError, r"\[a, b\]"),
+        (lambda g: montage(g.to_dataset(name="a")), OptionError, "Dataset"),
+        (lambda g: montage([np.zeros((2, 2), np.uint8)]), LayerError, "ndarray"),
+        (lambda g: montage(g, label_size=0), OptionError, "label_size=0"),
+        (lambda g: montage(g, labels=["a"]), OptionError, "1 labels for 3 tiles"),
+        (lambda g: montage(g, dim="w"), OptionError, "dim='w'"),
+        (lambda g: montage(g, columns=0), OptionError, "columns=0"),
+        (lambda g: montage(g, columns=True), OptionError, "columns=True"),
+        (lambda g: montage(g, spacing=-1), OptionError, "spacing=-1"),
+        (lambda g: montage(g, spacing=1.5), OptionError, "spacing=1.5"),
+        (lambda g: montage(g, background="wite"), ColorError, "white"),
+        (lambda g: montage(g.expand_dims(t=2)), LayerError, r"isel\(t=0\)"),
+        (lambda g: montage(g.astype("uint64")), LayerError, "overlay"),
+        (lambda g: montage([g]), OptionError, "3 slices"),
+    ],
+)
+def test_montage_refuses_before_anything_computes(gray, make, error, says):
+    with pytest.raises(error, match=says):
+        make(lazy(gray))
+
+
+@pytest.mark.parametrize(("labels", "says"), [(["a"], "1 labels for 3 tiles"), ("abc", "'abc'"), (5, "5")])
+def test_labels_are_checked(gray, labels, says):
+    with pytest.raises(OptionError, match=says):
+        montage(gray, labels=labels)
+
+
+@pytest.mark.parametrize(("tone", "ink"), [(0, 255), (60, 255), (255, 0), (180, 0)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_labels_are_legible_and_stay_in_their_corner(tone, ink, mode):
+    tile = Image.new("L", (200, 160), tone).convert(mode)
+    plain, labelled = pixels(montage([tile])).astype(int), pixels(montage([tile], labels=["z = 4,020 nm"])).astype(int)
+    changed = np.argwhere((plain != labelled).any(axis=-1))
+    assert len(changed) > 50
+    assert changed[:, 0].max() < 20
+    assert changed[:, 1].max() < 120
+    assert changed.min() >= 2
+    assert (labelled[..., 0] == ink).sum() > 20
+
+
+def test_labels_over_nothing_have_clean_edges():
+    picture = montage([Image.new("RGBA", (200, 160))], labels=["abc"], background=None)
+    values = pixels(picture)
+    assert values[..., 3].max() == 255
+    # Edge pixels of straight alpha keep the colours of rim and ink: no third tone but their mixture.
+    faint = values[(values[..., 3] > 0) & (values[..., 3] < 100)]
+    assert len(faint) > 0
+    assert (faint[:, :3] > 200).all()
+
+
+def test_a_long_label_is_made_to_fit():
+    tile = Image.new("L", (120, 60))
+    values = pixels(montage([tile, tile], labels=["a label that is too long", ""], label_size=20, spacing=0))[..., 0]
+    assert values[:, :120].max() == 255
+    assert values[:, 117:].max() == 0
+
+
+def text_of(monkeypatch, *args, **kwargs):
+    written = []
+    monkeypatch.setattr("imageryxr.figure._labelled", lambda tile, text, *rest: written.append(text) or tile)
+    montage(*args, labels=True, **kwargs)
+    return written
+
+
+def test_labels_tell_where_a_slice_lies(gray, monkeypatch):
+    assert text_of(monkeypatch, gray) == ["z = 180 nm", "z = 220 nm", "z = 260 nm"]
+    assert text_of(monkeypatch, [gray[0], gray[[2]], gray[:, 1]]) == ["z = 180 nm", "z = 260 nm", "y = 36 nm"]
+    far = gray.assign_coords(z=("z", [4020.0, 4020.5, 1e9], {"units": "nm"}))
+    assert text_of(monkeypatch, far) == ["z = 4,020 nm", "z = 4,020.5 nm", "z = 1,000,000,000 nm"]
+    assert text_of(monkeypatch, gray.drop_vars("z")) == ["z 0", "z 1", "z 2"]
+    assert text_of(monkeypatch, [to_pil(gray[0])] * 2) == ["0", "1"]
+    masks = (gray[:1] > 9).expand_dims(segment=np.array([864691135617152361], np.uint64))
+    assert text_of(monkeypatch, masks, dim="segment") == ["segment 864691135617152361"]
+
+
+# --- scale bar --------------------------------------------------------------------------------------------
+
+
+def bar_of(before, after):
+    """Measure the bar, without its text: left, top, pixels across and down."""
+    left, top, right, bottom = ImageChops.difference(before.convert("RGB"), after.convert("RGB")).convert("L").getbbox()
+    return left, top, right - left, bottom - top
+
+
+@given(width=st.integers(40, 900), step=st.floats(0.01, 1e4))
+def test_the_bar_is_as_long_as_it_says(width, step):
+    picture = Image.new("L", (width, 50))
+    after = scale_bar(picture, nm_per_pixel=step, label=False)
+    _, _, across, _ = bar_of(picture, after)
+    lengths = [m * 10.0**e for e in range(-3, 8) for m in (1, 2, 5)]
+    longest = max(length for length in lengths if length <= width * step / 4 * (1 + 1e-9))
+    assert across == max(1, round(longest / step))
+    assert picture.getbbox() is None
+
+
+@pytest.mark.parametrize("position", ["bottom right", "bottom left", "top right", "top left"])
+@pytest.mark.parametrize("label", [True, False])
+def test_it_stands_in_its_corner(position, label):
+    picture = Image.new("RGB", (400, 300), "white")
+    left, top, across, down = bar_of(picture, scale_bar(picture, nm_per_pixel=4, position=position, label=label))
+    margin = 10
+    assert (top + down == 300 - margin) if position.startswith("bottom") else (top == margin)
+    assert abs((left - margin) if position.endswith("left") else (left + across - 400 + margin)) <= 2
+    assert (down > 10) is label
+
+
+@pytest.mark.parametrize(("tone", "ink"), [(0, 255), (60, 255), (150, 0), (255, 0)])
+def test_its_colour_stands_out(tone, ink):
+    picture = Image.new("L", (400, 300), tone)
+    after = scale_bar(picture, nm_per_pixel=4, label=False)
+    assert after.mode == "L"
+    assert set(pixels(after).ravel().tolist()) == {tone, ink}
+
+
+def test_modes_and_colours():
+    picture = Image.new("L", (400, 300))
+    assert scale_bar(picture, nm_per_pixel=4, color="gray").mode == "L"
+    assert scale_bar(picture, nm_per_pixel=4, color="yellow").mode == "RGB"
+    clear = scale_bar(Image.new("RGBA", (400, 300)), nm_per_pixel=4, color="#ff0000", label=False)
+    assert sorted(color for _, color in clear.getcolors()) == [(0, 0, 0, 0), (255, 0, 0, 255)]
+
+
+def test_the_resolution_is_that_of_the_columns(gray):
+    wide = array(np.zeros((4, 60, 100), np.uint8), (8, 16, 40))
+    for plane, step in ((wide[:1], 8), (wide[0], 8), (wide[:, :1], 8), (wide[:, :, 0], 16), (wide[0, :, ::2], 16)):
+        before = to_pil(plane)
+        after = scale_bar(plane.chunk(), label=False, length=160)
+        assert bar_of(before, after)[2] == 160 / step
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "nm_per_pixel="),
+        ({"nm_per_pixel": 0}, "nm_per_pixel=0"),
+        ({"nm_per_pixel": float("inf")}, "inf"),
+        ({"nm_per_pixel": True}, "True"),
+        ({"nm_per_pixel": 4, "length": -5}, "length=-5"),
+        ({"nm_per_pixel": 4, "length": 2000}, r"2 µm takes 500 pixels .* 400 wide; write length=200"),
+        ({"nm_per_pixel": 4, "position": "bottom"}, "'bottom'"),
+        ({"nm_per_pixel": 4, "color": "rde"}, "red"),
+    ],
+)
+def test_scale_bar_refusals(options, says):
+    with pytest.raises(ImageryError, match=says):
+        scale_bar(Image.new("L", (400, 300)), **options)
+
+
+def test_an_array_without_a_grid_is_told_to_say_its_resolution():
+    plane = xr.DataArray(np.zeros((300, 400), np.uint8), dims=("y", "x"))
+    with pytest.raises(OptionError, match="nm_per_pixel="):
+        scale_bar(plane)
+    assert scale_bar(plane, nm_per_pixel=4).size == (400, 300)
+
+
+@pytest.mark.parametrize(
+    ("length", "text"), [(0.5, "0.5 nm"), (500, "500 nm"), (1000, "1 µm"), (2500, "2.5 µm"), (5e6, "5 mm")]
+)
+def test_lengths_are_written_in_a_fitting_unit(length, text, monkeypatch):
+    written = []
+    monkeypatch.setattr("imageryxr.figure._write", lambda picture, at, text, *rest: written.append(text))
+    scale_bar(Image.new("L", (400, 300)), nm_per_pixel=length / 80, length=length)
+    assert written == [text]
+
+
+def test_tiny_pictures_do_not_break():
+    for size in ((12, 9), (9, 40), (60, 6)):
+        picture = Image.new("L", size)
+        assert scale_bar(picture, nm_per_pixel=8).size == size
+        assert montage([picture], labels=["a long label"]).size == size

@@ -1,0 +1,140 @@
+"""Place: boxes, grids, coordinates, and the arithmetic between two axes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import imageryxr as ix
+from imageryxr.grid import Axis, AxisMap, exact
+from tests.conftest import volume
+
+RESOLUTIONS = st.sampled_from([1.0, 4.0, 4.04, 4.7, 7.98, 8.0, 8.08, 10.666666666666666, 16.0, 30.0, 40.0])
+OFFSETS = st.integers(-(10**7), 10**7)
+
+
+@given(RESOLUTIONS, OFFSETS, st.integers(1, 40), st.integers(-20, 20), st.integers(1, 40))
+def test_n_voxels_worth_of_box_is_n_voxels(resolution, offset, size, start, count):
+    axis = Axis(size, resolution, offset)
+    lo = exact(offset + start) * exact(resolution)
+    assert axis.select(lo, lo + count * exact(resolution)) == (start, start + count)
+
+
+@given(RESOLUTIONS, OFFSETS, st.integers(1, 40), st.floats(-30, 30), st.floats(1.01, 30))
+def test_a_box_selects_the_voxels_whose_centre_it_holds(resolution, offset, size, start, length):
+    axis = Axis(size, resolution, offset)
+    r, o = exact(resolution), exact(offset)
+    lo = (o + Fraction(start)) * r
+    hi = lo + Fraction(length) * r
+    first, last = axis.select(lo, hi)
+    inside = [i for i in range(-80, 120) if lo <= (o + i + Fraction(1, 2)) * r < hi]
+    near = min(abs((o + i + Fraction(1, 2)) * r - e) for i in range(-80, 120) for e in (lo, hi))
+    if near > r / 1000 and abs(Fraction(length) - round(length)) > Fraction(1, 1000):
+        assert list(range(first, last)) == inside
+
+
+@given(RESOLUTIONS, OFFSETS, st.integers(0, 63), st.integers(1, 64))
+def test_sel_on_edges_and_crop_agree(resolution, offset, start, count):
+    grid = ix.Grid((1, 1, 64), (resolution, 8, 40), (offset, 0, 0))
+    da = volume(np.arange(64, dtype=np.uint8).reshape(1, 1, 64), grid.resolution, grid.voxel_offset)
+    stop = min(64, start + count)
+    lo, hi = offset + start, offset + stop
+    picked = da.sel(x=slice(lo * resolution, hi * resolution))
+    cropped = ix.crop(da, ix.BBox((lo, 0, 0), (hi, 1, 1), resolution=(resolution, 8, 40)))
+    assert picked.values.tolist() == cropped.values.tolist() == [[list(range(start, stop))]]
+    assert cropped.x.values.tolist() == da.x.values[start:stop].tolist()
+
+
+def test_a_thin_box_takes_the_voxel_that_holds_its_centre():
+    axis = Axis(10, 40.0, 0)
+    assert axis.select(Fraction(81), Fraction(82)) == (2, 3)
+    assert axis.select(Fraction(119), Fraction(120)) == (2, 3)
+    assert axis.select(Fraction(100), Fraction(121)) == (2, 3)
+
+
+def test_around_equals_imageryclients_bounds():
+    import imageryclient
+
+    for center, size in [((5319, 8677, 1201), (400, 400, 1)), ((10, 11, 12), (3, 4, 5)), ((-7, 0, 5), (8, 7, 2))]:
+        width, height, depth = size
+        lo, hi = imageryclient.bounds_from_center(center, width, height, depth)
+        box = ix.BBox.around(center, size, resolution=(4, 4, 40))
+        assert (box.lo, box.hi) == (tuple(lo), tuple(hi))
+
+
+@given(RESOLUTIONS, OFFSETS, st.integers(2, 200), st.integers(1, 4))
+def test_grid_of_reads_coordinates_back(resolution, offset, size, step):
+    grid = ix.Grid((1, 2, size), (resolution, 8, 40), (offset, -3, 0))
+    da = xr.DataArray(
+        np.zeros(grid.shape), dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution}
+    )
+    assert ix.grid_of(da) == grid
+    part = da.isel(x=slice(size // 2, None))
+    assert ix.grid_of(part).voxel_offset == (offset + size // 2, -3, 0)
+    strided = da.isel(x=slice(0, None, step))
+    if strided.sizes["x"] > 1:
+        assert ix.grid_of(strided).resolution[0] == pytest.approx(resolution * step)
+        assert np.allclose(ix.grid_of(strided).coords()["x"], strided.x)
+
+
+@given(RESOLUTIONS, RESOLUTIONS, st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 30), st.integers(-40, 40))
+def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o_s, count, start):
+    t, s = Axis(60, target, o_t), Axis(50, source, o_s)
+    m = AxisMap.between(t, s)
+    stop, valid = start + count, (0, 50)
+    nearest = m.nearest(start, stop, valid).read_from(0).index
+    linear = m.linear(start, stop, valid).read_from(0)
+    overlap = m.overlap(start, stop, valid).read_from(0)
+    for k in range(count):
+        center = (exact(o_t) + start + k + Fraction(1, 2)) * exact(target)
+        place = center / exact(source) - o_s
+        inside = 0 <= place < 50
+        holds = place.numerator // place.denominator
+        assert nearest[k] == (holds if inside else -1)
+        if inside:
+            low = (place - Fraction(1, 2)).numerator // (place - Fraction(1, 2)).denominator
+            assert linear.lower[k] == min(max(low, 0), 49)
+            assert linear.upper[k] == min(max(low + 1, 0), 49)
+            assert linear.weight[k] == pytest.approx(float(place - Fraction(1, 2) - low))
+            half = exact(target) / exact(source) / 2
+            a, b = max(place - half, 0), min(place + half, 50)
+            weights = overlap.weights[overlap.offsets[k] : overlap.offsets[k + 1]]
+            assert overlap.first[k] == a.numerator // a.denominator
+            shares = [
+                min(i + 1, b) - max(i, a)
+                for i in range(int(overlap.first[k]), int(overlap.first[k]) + len(weights))
+            ]
+            assert [Fraction(int(w), int(weights.sum())) for w in weights] == [x / (b - a) for x in shares]
+        lo, hi = m.reach(start + k, start + k + 1, "nearest")
+        assert (lo, hi) == (holds, holds + 1)
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "word"),
+    [
+        ((0, 0, 0), (1, -1, 1), "inverted along y"),
+        ((0, 0, 0), (1, 1, 0), "empty along z"),
+        ((0, 0), (1, 1, 1), "is not 3 numbers"),
+        ((0, 0, float("nan")), (1, 1, 1), "not a finite number"),
+        ("abc", (1, 1, 1), "not a finite number"),
+    ],
+)
+def test_bad_boxes_say_what_is_wrong(lo, hi, word):
+    with pytest.raises(ix.BoxError, match=word):
+        ix.BBox(lo, hi)
+
+
+def test_uneven_and_descending_coordinates_are_refused():
+    grid = ix.Grid((1, 1, 4), (8, 8, 40), (0, 0, 0))
+    da = xr.DataArray(
+        np.zeros(grid.shape), dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": (8, 8, 40)}
+    )
+    with pytest.raises(ix.GridError, match="not evenly spaced"):
+        ix.grid_of(da.isel(x=[0, 1, 3]))
+    with pytest.raises(ix.GridError, match="does not ascend"):
+        ix.grid_of(da.isel(x=slice(None, None, -1)))
