@@ -143,7 +143,9 @@ def export(
     contrast: Contrast = None,
     axis: Axis = "z",
     missing: MissingChunks = "raise",
-    raw: Annotated[bool, typer.Option("--raw", help="Export the voxels of the one source given, not a picture.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Export the voxels of the one source given, not a picture.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -228,7 +230,7 @@ def _palette(colors: str | None) -> Any:
     try:
         return json.loads(colors)
     except json.JSONDecodeError as error:
-        raise OptionError(f"--colors {colors} is no JSON object ({error}); write '{{\"12\": \"red\"}}'") from None
+        raise OptionError(f'--colors {colors} is no JSON object ({error}); write \'{{"12": "red"}}\'') from None
 
 
 def _box(bbox: str | None, center: str | None, size: str | None, resolution: str) -> ix.BBox | None:
@@ -302,3 +304,7 @@ def main() -> None:
     """Run the command line; our errors end it with one line and exit code 1."""
     with _plain_errors():
         app()
+
+
+if __name__ == "__main__":
+    main()

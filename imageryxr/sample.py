@@ -30,7 +30,7 @@ from imageryxr.errors import OptionError, TargetError, TargetExistsError
 
 __all__ = ["Sample", "sample"]
 
-Floats = npt.NDArray[Any]
+Floats = Any  # numpy's stubs lose the dtype in most arithmetic
 Slices = tuple[slice, slice, slice]
 
 # What is written. The offset is that of the finest image level, (x, y, z) in its voxels.
@@ -50,6 +50,7 @@ _COARSE = np.array([80.0, 32.0, 32.0])
 _TILE = (16, 64, 64)
 _CELL_TILE = (8, 16, 16)
 _HALO = (1, 2, 2)
+_PART = 32  # a tile is drawn in parts this wide: small arrays stay in the processor's cache
 _FAR = 380.0  # distances are cut off here
 _ROOM = np.array([80.0, 64.0, 64.0])  # grid on which cells look for room
 _MARGIN = 320.0  # tissue goes on this far outside the block
@@ -314,7 +315,7 @@ def _put(volume: Any, block: npt.NDArray[Any], z: int) -> None:
 
 
 def _quarters(block: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
-    """The four voxels of each 2 x 2, an odd edge repeated."""
+    """Take apart the four voxels of each 2 x 2, an odd edge repeated."""
     block = np.pad(block, ((0, 0), (0, block.shape[1] % 2), (0, block.shape[2] % 2)), mode="edge")
     return block[:, ::2, ::2], block[:, ::2, 1::2], block[:, 1::2, ::2], block[:, 1::2, 1::2]
 
@@ -408,7 +409,7 @@ def _unit(vectors: Floats) -> Floats:
 
 
 def _direction(rng: np.random.Generator) -> Floats:
-    """A direction, all alike."""
+    """Draw a direction, all alike."""
     while True:
         vector = rng.uniform(-1, 1, 3)
         if 0.1 < _length(vector) < 1:
@@ -421,7 +422,7 @@ def _refined(points: Floats, radii: Floats) -> tuple[Floats, Floats]:
         return points, radii
     many, thick = [points[:1]], [radii[:1]]
     for a, b, r, s in zip(points[:-1], points[1:], radii[:-1], radii[1:], strict=True):
-        n = math.ceil(float(_length(b - a)) / max(55.0, 0.75 * min(r, s)))
+        n = math.ceil(float(_length(b - a)) / max(55.0, 0.9 * min(r, s)))
         t = np.arange(1, n + 1) / n
         many.append(a + (b - a) * t[:, None])
         thick.append(r + (s - r) * t)
@@ -542,7 +543,6 @@ def _populate(size: Floats, rng: np.random.Generator) -> list[_Chain]:
         chain = _grow(start, _direction(rng), habit, room, rng)
         room.add(chain)
         cells.append(chain)
-    return cells
 
 
 def _seed(room: _Room, rng: np.random.Generator, tries: int) -> Floats:
@@ -551,7 +551,7 @@ def _seed(room: _Room, rng: np.random.Generator, tries: int) -> Floats:
 
 
 def _landmarks(size: Floats, rng: np.random.Generator) -> list[_Chain]:
-    """A cell body in one corner; a capillary and the cell around it in another."""
+    """Place a cell body in one corner; a capillary and the cell around it in another."""
     body = np.array([0.45, 0.13, 0.86]) * size
     lobes = np.array([[0, 0, 0], [200, 500, -350], [-200, -300, 700], [100, 900, 500], [-300, 100, -900]])
     soma = _Chain("soma", body + lobes, np.array([1900.0, 1500, 1700, 1350, 1050]))
@@ -602,7 +602,7 @@ def _touch(a: _Chain, b: _Chain) -> bool:
 
 
 def _mitochondrion(cell: _Chain, at: int, rng: np.random.Generator) -> _Chain | None:
-    """A worm along its neurite, off its axis; in a cell body, anywhere outside the nucleus."""
+    """Lay a worm along its neurite, off its axis; in a cell body, anywhere outside the nucleus."""
     radius = rng.uniform(95, 165)
     side, turn, length = _direction(rng), _direction(rng), rng.uniform(250, 1300)
     if cell.kind == "soma" and at < 60:
@@ -668,11 +668,13 @@ class _Tile:
     cells: list[int] = field(default_factory=list)
     fields: list[npt.NDArray[np.int16]] = field(default_factory=list)
     extra: dict[str, npt.NDArray[np.int16]] = field(default_factory=dict)
+    margin: float = 0.0
 
 
 def _distances(tissue: _Tissue) -> dict[tuple[int, int, int], _Tile]:
     counts = [-(-n // t) for n, t in zip(tissue.shape, _TILE, strict=True)]
-    tiles = {at: _Tile() for at in itertools.product(*(range(n) for n in counts))}
+    nz, ny, nx = (range(n) for n in counts)
+    tiles = {at: _Tile() for at in itertools.product(nz, ny, nx)}
     grid = [n * t + 2 * h for n, t, h in zip(counts, _CELL_TILE, _HALO, strict=True)]
     origin = np.array(_HALO) * _COARSE
     for number, chain in enumerate(tissue.cells):
@@ -690,7 +692,7 @@ def _distances(tissue: _Tissue) -> dict[tuple[int, int, int], _Tile]:
 def _cut(
     chains: list[_Chain], grid: list[int], origin: Floats, counts: list[int], near: float
 ) -> Iterator[tuple[tuple[int, int, int], npt.NDArray[np.int16]]]:
-    """The distance to `chains`, for each tile that it comes near to."""
+    """Yield the distance to `chains` for each tile that it comes near to."""
     whole = np.full(grid, _FAR, np.float32)
     lo, hi = np.full(3, np.inf), np.full(3, -np.inf)
     for chain in chains:
@@ -701,7 +703,8 @@ def _cut(
     edge = np.array(_TILE) * _VOXEL
     first = np.maximum(np.floor(lo / edge) - 1, 0).astype(int)
     last = np.minimum(np.ceil(hi / edge) + 1, counts).astype(int)
-    for at in itertools.product(*(range(a, b) for a, b in zip(first, last, strict=True))):
+    nz, ny, nx = (range(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True))
+    for at in itertools.product(nz, ny, nx):
         where = tuple(slice(i * t, (i + 1) * t + 2 * h) for i, t, h in zip(at, _CELL_TILE, _HALO, strict=True))
         part = whole[where]
         if part.min() < near:
@@ -759,11 +762,11 @@ def _vesicle_bank(rng: np.random.Generator) -> npt.NDArray[np.float32]:
 
 
 def _grain(z: int, ny: int, nx: int) -> npt.NDArray[np.float32]:
-    """What microscope and stain add to a slice: cytoplasmic grain, uneven staining, section brightness, noise."""
+    """Draw what a slice gets from stain and microscope: grain, uneven staining, section brightness, noise."""
     high, wide = -(-ny // 256) * 256, -(-nx // 256) * 256
     rng = np.random.Generator(np.random.PCG64([_SEED, z]))
     fine = _smooth(rng, (high, wide), (1, 1))
-    grain = fine * np.float32(7) - _ramp(fine, 0.35, 0.9) * np.float32(24)
+    grain: npt.NDArray[np.float32] = fine * np.float32(7) - _ramp(fine, 0.35, 0.9) * np.float32(24)
     for doublings, strength in ((2, 9), (3, 6), (8, 4)):
         grain += _smooth(rng, (high, wide), (doublings, doublings)) * np.float32(strength)
     grain += np.float32(rng.uniform(-3.5, 3.5))
@@ -787,11 +790,24 @@ def _draw(
     nearest, depth = _nearest(half[:count, :, 2:-2, 2:-2], half[count, :, 2:-2, 2:-2])
     cells = numbers[nearest]
     cells[depth < 0] = 0
-    full = _double(_double(half, 3)[..., 2:-2], 2)[:, :, 2:-2]
-    nearest, depth = _nearest(full[:count], full[count])
-    owner = numbers[nearest]
-    aux = dict(zip(("cleft", "reticulum", *tile.extra), full[count:], strict=True))
-    return _shade(tissue, corner, owner, depth, aux, grain), cells
+    grey = np.empty(_TILE, np.uint8)
+    names = ("cleft", "reticulum", *tile.extra)
+    for y, x in itertools.product(range(0, _TILE[1], _PART), range(0, _TILE[2], _PART)):
+        fields = half[:, :, y // 2 : (y + _PART) // 2 + 4, x // 2 : (x + _PART) // 2 + 4]
+        rows = _mattering(fields[:count], tile.margin)
+        fields = fields[[*rows, *range(count, len(half))]]
+        full = _double(_double(fields, 3)[..., 2:-2], 2)[:, :, 2:-2]
+        nearest, depth = _nearest(full[: len(rows)], full[len(rows)])
+        aux = dict(zip(names, full[len(rows) :], strict=True))
+        here = np.s_[:, y : y + _PART, x : x + _PART]
+        start = (corner[0], corner[1] + y, corner[2] + x)
+        grey[here] = _shade(tissue, start, numbers[rows][nearest], depth, aux, grain[here])
+    return grey, cells
+
+
+def _mattering(fields: npt.NDArray[np.float32], margin: float) -> npt.NDArray[np.intp]:
+    """Find the rows of the cells that are, somewhere, no more than `margin` nm behind the nearest."""
+    return np.flatnonzero((fields - fields.min(axis=0)).min(axis=(1, 2, 3)) < margin)
 
 
 def _fields(tissue: _Tissue, corner: tuple[int, int, int]) -> tuple[_Tile, npt.NDArray[np.float32]]:
@@ -803,15 +819,15 @@ def _fields(tissue: _Tissue, corner: tuple[int, int, int]) -> tuple[_Tile, npt.N
     for row, number in zip(cells, tile.cells, strict=True):
         row += _noise(tissue, start, number) * np.float32(40)
     margin = 320 if tissue.myelin[tile.cells].any() else 120
-    matter = np.flatnonzero((cells - cells.min(axis=0)).min(axis=(1, 2, 3)) < margin)
-    kept = _Tile([tile.cells[i] for i in matter], [], tile.extra)
+    matter = _mattering(cells, margin)
+    kept = _Tile([tile.cells[i] for i in matter], [], tile.extra, margin)
     extra = [part.astype(np.float32) for part in tile.extra.values()]
     noise = [_noise(tissue, start, -1), _noise(tissue, start, -2)]
     return kept, np.stack([*(cells[i] for i in matter), *noise, *extra])
 
 
 def _noise(tissue: _Tissue, start: list[int], number: int) -> npt.NDArray[np.float32]:
-    """The noise that belongs to a cell, on a tile of the coarse grid with its halo."""
+    """Cut out the noise that belongs to a cell, on a tile of the coarse grid with its halo."""
     shift = (number * 11, number * 53, number * 37)
     where = []
     for first, more, n, t, h in zip(start, shift, _BANK, _CELL_TILE, _HALO, strict=True):
@@ -823,7 +839,7 @@ def _noise(tissue: _Tissue, start: list[int], number: int) -> npt.NDArray[np.flo
 def _nearest(
     fields: npt.NDArray[np.float32], cleft: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """The row of the nearest cell, and how deep in it a voxel lies (nm); negative in a cleft."""
+    """Find the row of the nearest cell, and how deep in it a voxel lies (nm; negative in a cleft)."""
     first = fields[0].copy()
     second = np.full_like(first, first.max() + 2 * _FAR)
     nearest = np.zeros(first.shape, np.uint8)
@@ -837,8 +853,8 @@ def _nearest(
 
 
 def _ramp(a: npt.NDArray[np.float32], bottom: float, top: float) -> npt.NDArray[np.float32]:
-    """A smooth step from 0 where `a` is `bottom` to 1 where it is `top`."""
-    t = np.clip((a - np.float32(bottom)) * np.float32(1 / (top - bottom)), 0, 1)
+    """Make a smooth step from 0 where `a` is `bottom` to 1 where it is `top`."""
+    t: npt.NDArray[np.float32] = np.clip((a - np.float32(bottom)) * np.float32(1 / (top - bottom)), 0, 1)
     return t * t * (np.float32(3) - 2 * t)
 
 
@@ -850,13 +866,13 @@ def _shade(
     aux: dict[str, npt.NDArray[np.float32]],
     grain: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.uint8]:
-    grey = np.float32(172) + tissue.tint[owner]
+    grey: npt.NDArray[np.float32] = np.float32(172) + tissue.tint[owner]
     tubule = _ramp(np.abs(aux["reticulum"]), 0.09, 0.02) * _ramp(depth, 40, 60) * _ramp(aux["cleft"], -0.1, 0.2)
     grey -= tubule * np.float32(48)
     if "nucleus" in aux:
         _draw_nucleus(grey, aux["nucleus"], aux["reticulum"], aux["cleft"])
     if "mitochondrion" in aux:
-        _draw_mitochondria(grey, aux["mitochondrion"], depth, aux["reticulum"])
+        _draw_mitochondria(corner, grey, aux["mitochondrion"], depth, aux["reticulum"])
     sheath = tissue.myelin[owner]
     if sheath.any():
         lamella = np.abs(depth * np.float32(1 / 26) % 1 - np.float32(0.5))
@@ -869,7 +885,8 @@ def _shade(
     if blood.any():
         grey += _ramp(depth, 12, 30) * blood * (np.float32(214) - grey)
     grey += grain
-    return np.clip(np.floor(grey + np.float32(0.5)), 0, 255).astype(np.uint8)
+    grey8: npt.NDArray[np.uint8] = np.clip(grey + np.float32(0.5), 0, 255).astype(np.uint8)
+    return grey8
 
 
 def _draw_nucleus(grey: Floats, distance: Floats, clumps: Floats, more: Floats) -> None:
@@ -880,10 +897,13 @@ def _draw_nucleus(grey: Floats, distance: Floats, clumps: Floats, more: Floats) 
     grey += _ramp(np.abs(distance), 22, 6) * (np.float32(74) - grey)
 
 
-def _draw_mitochondria(grey: Floats, distance: Floats, depth: Floats, noise: Floats) -> None:
+def _draw_mitochondria(
+    corner: tuple[int, int, int], grey: Floats, distance: Floats, depth: Floats, noise: Floats
+) -> None:
     distance = np.maximum(distance + noise * np.float32(14), np.float32(34) - depth)
-    nz, ny, nx = grey.shape
-    y, x = np.arange(ny, dtype=np.float32)[:, None], np.arange(nx, dtype=np.float32)
+    ny, nx = grey.shape[1:]
+    y = np.arange(corner[1], corner[1] + ny, dtype=np.float32)[:, None]
+    x = np.arange(corner[2], corner[2] + nx, dtype=np.float32)
     phase = (y * np.float32(0.09) + x * np.float32(0.06)) + noise * np.float32(2.6)
     crista = _ramp(np.abs(phase % 1 - np.float32(0.5)), 0.1, 0.34)
     grey += _ramp(distance, 4, -8) * (np.float32(84) + 46 * crista - grey)
@@ -902,7 +922,7 @@ def _draw_synapses(
     start = np.array(corner) * _VOXEL
     spots, clouds = tissue.clouds
     first = np.maximum(np.floor((spots - clouds - start) / _VOXEL), 0).astype(int)
-    last = np.minimum(np.ceil((spots + clouds - start) / _VOXEL), _TILE).astype(int)
+    last = np.minimum(np.ceil((spots + clouds - start) / _VOXEL), grey.shape).astype(int)
     for n in np.flatnonzero(np.all(first < last, axis=1)):
         synapse, cloud = tissue.synapses[n], float(clouds[n, 0])
         here = [range(a, b) for a, b in zip(first[n], last[n], strict=True)]

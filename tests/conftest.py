@@ -48,4 +48,6 @@ def no_compute() -> Iterator[None]:
 def volume(values: np.ndarray, resolution=(8, 8, 40), offset=(0, 0, 0), **attrs) -> xr.DataArray:
     """Return values (z, y, x) as a labelled array."""
     grid = ix.Grid(values.shape, resolution, offset)
-    return xr.DataArray(values, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution, **attrs})
+    return xr.DataArray(
+        values, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution, **attrs}
+    )

@@ -79,7 +79,18 @@ def test_a_verb_reads_as_a_table_of_contents(path):
 
 
 def test_import_stays_light():
-    heavy = ["numba", "cloudvolume", "cloudfiles", "caveclient", "zarr", "matplotlib", "PIL", "distributed", "tqdm", "typer"]
+    heavy = [
+        "numba",
+        "cloudvolume",
+        "cloudfiles",
+        "caveclient",
+        "zarr",
+        "matplotlib",
+        "PIL",
+        "distributed",
+        "tqdm",
+        "typer",
+    ]
     code = f"import xarray, dask.array, sys; before = set(sys.modules); import imageryxr; print([m for m in {heavy} if m in set(sys.modules) - before])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -106,8 +106,7 @@ def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o
             weights = overlap.weights[overlap.offsets[k] : overlap.offsets[k + 1]]
             assert overlap.first[k] == a.numerator // a.denominator
             shares = [
-                min(i + 1, b) - max(i, a)
-                for i in range(int(overlap.first[k]), int(overlap.first[k]) + len(weights))
+                min(i + 1, b) - max(i, a) for i in range(int(overlap.first[k]), int(overlap.first[k]) + len(weights))
             ]
             assert [Fraction(int(w), int(weights.sum())) for w in weights] == [x / (b - a) for x in shares]
         lo, hi = m.reach(start + k, start + k + 1, "nearest")

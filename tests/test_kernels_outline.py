@@ -87,9 +87,7 @@ def test_is_imageryclients(side, merge, width, alpha):
     ids = [int(i) for i in np.unique(labels) if i]
     colors = {i: tuple(rng.random(3)) for i in ids}
     masks = {i: (labels == i).T.astype(int) for i in ids}
-    there = ic.composite_overlay(
-        masks, colors, alpha=alpha, outline=True, width=width, side=side, merge_outline=merge
-    )
+    there = ic.composite_overlay(masks, colors, alpha=alpha, outline=True, width=width, side=side, merge_outline=merge)
     rgba = [[int(255 * c) for c in colors[i]] + [int(alpha * 255)] for i in ids]
     table = build_table(ids, np.array(rgba, np.uint8))
     got = outline(labels[None], table, limit=width, side=side, merge=merge)[0]

@@ -66,9 +66,7 @@ def voxels(out):
 @settings(max_examples=80, deadline=None)
 def test_nearest(data, dtype):
     a = data.draw(hnp.arrays(np.dtype(dtype), data.draw(SHAPES)))
-    index = [
-        np.array(data.draw(st.lists(st.integers(-1, n - 1), max_size=5))).astype(np.int64) for n in a.shape
-    ]
+    index = [np.array(data.draw(st.lists(st.integers(-1, n - 1), max_size=5))).astype(np.int64) for n in a.shape]
     index = [np.repeat(i, data.draw(st.sampled_from([1, 2]))) for i in index]
     if data.draw(st.booleans()):
         index[2] = np.arange(a.shape[2])

@@ -200,7 +200,10 @@ def test_nearest_agrees_with_a_slow_loop(resolution, offset):
     grid = ix.Grid((4, 9, 11), resolution, (offset, offset, 1))
     out = ix.regrid(SEG, grid)
     own = ix.grid_of(SEG)
-    picks = [np.floor(t.centers() / s.resolution - s.offset + 1e-9).astype(int) for t, s in zip(grid.axes, own.axes, strict=True)]
+    picks = [
+        np.floor(t.centers() / s.resolution - s.offset + 1e-9).astype(int)
+        for t, s in zip(grid.axes, own.axes, strict=True)
+    ]
     for z, y, x in np.ndindex(grid.shape):
         i = (picks[0][z], picks[1][y], picks[2][x])
         inside = all(0 <= a < n for a, n in zip(i, SEG.shape, strict=True))

@@ -9,9 +9,9 @@ import xarray as xr
 
 from imageryxr.align import layer_type_of
 from imageryxr.errors import LayerError
+from imageryxr.export.choosing import choose_target
 from imageryxr.export.plan import ExportPlan, make_plan
 from imageryxr.export.run import ExportReport, run_plan
-from imageryxr.export.choosing import choose_target
 from imageryxr.volumes import BoxReader, box_reader
 
 

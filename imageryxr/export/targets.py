@@ -23,6 +23,7 @@ from imageryxr.errors import OptionError, TargetError, TargetExistsError
 from imageryxr.expr import Array
 from imageryxr.grid import DIMS, Grid, Index3, IndexBox
 
+
 class Target(Protocol):
     """What an export owes to a format."""
 

@@ -487,11 +487,11 @@ def _mode(
                             sums[last] += w * x_weights[np.uint64(x_low + k)]
                 best = 0
                 for i in range(1, n):
-                    if sums[i] > sums[best]:
-                        best = i
-                    elif sums[i] == sums[best] and labels[i] != 0 and labels[best] > labels[i]:
-                        best = i
-                    elif sums[i] == sums[best] and labels[best] == 0:
+                    if (
+                        sums[i] > sums[best]
+                        or (sums[i] == sums[best] and labels[i] != 0 and labels[best] > labels[i])
+                        or (sums[i] == sums[best] and labels[best] == 0)
+                    ):
                         best = i
                 row[x] = labels[best]
 

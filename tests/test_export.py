@@ -1,0 +1,118 @@
+"""Exports: every voxel back through independent readers; whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import zarr
+from ome_zarr_models.v05 import Image as OmeImage
+from PIL import Image
+
+import imageryxr as ix
+from tests.conftest import volume
+from tests.test_verbs import FINE, IMAGE, as_source
+
+
+@pytest.fixture
+def picture():
+    return ix.overlay(as_source(IMAGE), as_source(FINE), alpha=0.4, outline=2)
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+def test_png_stack_along_any_axis(tmp_path, picture, axis):
+    report = ix.export(picture, tmp_path / f"{axis}{{{axis}:03d}}.png")
+    n = picture.sizes[axis]
+    files = sorted(tmp_path.glob("*.png"))
+    assert len(files) == n
+    assert sorted(os.listdir(tmp_path)) == [f.name for f in files]
+    assert report.bytes_written == sum(f.stat().st_size for f in files)
+    whole = picture.values
+    for i, file in enumerate(files):
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), np.take(whole, i, axis="zyx".index(axis)))
+
+
+def test_png_names_by_nm_and_grey_values(tmp_path):
+    deep = volume(np.arange(24, dtype=np.uint16).reshape(2, 3, 4) * 2000, (8, 8, 40), (0, 0, 5))
+    ix.export(deep, tmp_path / "{z_nm:.0f}.png")
+    assert sorted(os.listdir(tmp_path)) == ["220.png", "260.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "260.png")), deep.values[1])
+
+
+@pytest.mark.parametrize("make", ["rgba", "grey", "ids", "foreign"])
+def test_omezarr_round_trip(tmp_path, picture, make):
+    array = {"rgba": picture, "grey": as_source(IMAGE), "ids": as_source(FINE), "foreign": FINE.chunk(z=1, y=13)}[make]
+    ix.export(array, tmp_path / "out.ome.zarr", chunks=(2, 16, 16))
+    group = zarr.open_group(tmp_path / "out.ome.zarr", mode="r")
+    OmeImage.from_zarr(group)
+    stored = group["0"][:]
+    truth = np.moveaxis(array.values, -1, 0) if make == "rgba" else array.values
+    np.testing.assert_array_equal(stored, truth)
+    assert len(list(group.array_keys())) > 1
+    kind = ix.open_segmentation if make in ("ids", "foreign") else ix.open_image
+    back = kind(tmp_path / "out.ome.zarr", **({"channel": 1} if make == "rgba" else {}))
+    for dim in "zyx":
+        assert back[dim].values == pytest.approx(array[dim].values)
+    if make == "ids":
+        assert set(np.unique(group["1"][:])) <= set(np.unique(stored))
+
+
+def test_a_pyramid_keeps_its_lower_corner(tmp_path):
+    ramp = volume(np.tile(np.arange(33, dtype=np.float32), (2, 5, 1)), (8, 8, 40), (3, 0, 0))
+    ix.export(ramp, tmp_path / "r.zarr", levels=3)
+    tree = ix.open_multiscale(tmp_path / "r.zarr")
+    for child in tree.children.values():
+        level = child["image"]
+        corner = level.x.values[0] - level.attrs["resolution"][0] / 2
+        assert corner == pytest.approx(24)
+        inner = level.isel(x=slice(0, -1))
+        assert inner.values[0, 0] == pytest.approx((inner.x.values - 24) / 8 - 0.5)
+
+
+def test_an_existing_target_is_refused_then_replaced_whole(tmp_path, picture):
+    for target in (tmp_path / "s" / "z{z}.png", tmp_path / "o.ome.zarr"):
+        ix.export(picture, target)
+        with pytest.raises(ix.TargetExistsError, match="overwrite=True"):
+            ix.export(picture, target)
+        ix.export(picture, target, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["o.ome.zarr", "s"]
+
+
+@pytest.mark.parametrize("name", ["z{z}.png", "o.ome.zarr"])
+def test_what_was_there_survives_a_failure(tmp_path, picture, name, monkeypatch):
+    before = ix.to_rgba(IMAGE)
+    ix.export(before, tmp_path / name)
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    from imageryxr.sources import memory
+
+    calls = []
+
+    def failing(self, mip, box):
+        calls.append(box)
+        raise ix.ChunkReadError("the disk that it lies on is gone")
+
+    monkeypatch.setattr(memory.MemorySource, "read", failing)
+    with pytest.raises(ix.ChunkReadError):
+        ix.export(picture, tmp_path / name, overwrite=True)
+    assert calls
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, picture, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(ix.TargetError, match="disk is full"):
+        ix.export(picture, tmp_path / "s" / "z{z}.png")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_plan_tells_and_does_nothing(tmp_path, picture):
+    plan = ix.plan_export(picture, tmp_path / "z{z:04d}.png")
+    assert plan.bytes_to_write == picture.nbytes
+    assert sum(r.voxels for r in plan.regions) == picture.size // 4
+    assert "regions" in repr(plan)
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,74 @@
+"""Bad input: what was given, why it cannot be, what to type instead."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from tests.conftest import volume
+from tests.test_verbs import FINE, IMAGE, as_source
+
+DEEP = volume(np.zeros((2, 3, 4), np.uint16), (8, 8, 40))
+EM = as_source(IMAGE)
+
+CASES = {
+    "unknown scheme": (lambda s: ix.open_image("ftp://host/em"), ix.SourceError, ValueError, ["'ftp'", "precomputed://"]),
+    "no info": (lambda s: ix.open_image("precomputed://file:///nowhere/em"), ix.SourceNotFoundError, FileNotFoundError, ["/nowhere/em/info"]),
+    "nothing there": (lambda s: ix.open_image("/nowhere/em"), ix.SourceNotFoundError, FileNotFoundError, ["info", "zarr.json"]),
+    "no such mip": (lambda s: ix.open_image(s.image, mip=9), ix.MipError, KeyError, ["mip=9", "0 (8 × 8 × 40 nm)", "2 (32 × 32 × 40 nm)"]),
+    "no such resolution": (lambda s: ix.open_image(s.image, mip=(5, 5, 40)), ix.MipError, KeyError, ["(5, 5, 40)", "0 (8"]),
+    "wholly outside": (lambda s: ix.open_image(s.image, bbox=ix.BBox((0, 0, 0), (9, 9, 9))), ix.OutOfVolumeError, ValueError, ["wholly outside", "(4,096, 2,048, 100)"]),
+    "voxels given as nm": (lambda s: ix.open_image(s.image, bbox=ix.BBox((4200, 2200, 110), (4300, 2300, 111))), ix.OutOfVolumeError, ValueError, ["resolution=(8, 8, 40)"]),
+    "nm given as voxels": (lambda s: ix.open_image(s.image, bbox=ix.BBox((33600, 17600, 4400), (34400, 18400, 4440), resolution=(8, 8, 40))), ix.OutOfVolumeError, ValueError, ["resolution=(1, 1, 1)"]),
+    "no box": (lambda s: ix.crop(EM, ((0, 0, 0), (1, 1, 1))), ix.BoxError, ValueError, ["BBox(lo, hi"]),
+    "segmentation as image": (lambda s: ix.open_image(s.segmentation), ix.LayerError, TypeError, ["open_segmentation"]),
+    "float segmentation": (lambda s: ix.overlay(IMAGE, FINE.astype(float)), ix.LayerError, TypeError, ["float64", "uint64"]),
+    "deep image": (lambda s: ix.to_rgba(DEEP), ix.LayerError, TypeError, ["uint16", "contrast_limits=(low, high)"]),
+    "unaligned": (lambda s: ix.overlay(IMAGE, FINE.isel(x=slice(1, None))), ix.GridMismatchError, ValueError, ["align("]),
+    "bad colour": (lambda s: ix.overlay(IMAGE, FINE, colors={5: "rde"}), ix.ColorError, ValueError, ["'rde'"]),
+    "bad palette": (lambda s: ix.overlay(IMAGE, FINE, colors="tab11"), ix.ColorError, ValueError, ["'tab11'"]),
+    "no colour": (lambda s: ix.overlay(IMAGE, FINE, ids=[5, 6], colors={5: "red"}), ix.ColorError, ValueError, ["6"]),
+    "float id": (lambda s: ix.select_ids(FINE, [1.0]), ix.SegmentError, KeyError, ["1.0", "2**53"]),
+    "negative id": (lambda s: ix.select_ids(FINE, [-1]), ix.SegmentError, KeyError, ["-1"]),
+    "averaged ids": (lambda s: ix.regrid(FINE, IMAGE, method="linear"), ix.OptionError, ValueError, ["'nearest', 'mode'"]),
+    "alpha": (lambda s: ix.overlay(IMAGE, FINE, alpha=51), ix.OptionError, ValueError, ["51", "0 (nothing) to 1"]),
+    "width": (lambda s: ix.outline(FINE, width=0), ix.OptionError, ValueError, ["0", "positive"]),
+    "side": (lambda s: ix.Outline(side="outside"), ix.OptionError, ValueError, ["'outside'", "'out' or 'in'"]),
+    "outline": (lambda s: ix.overlay(IMAGE, FINE, outline="thick"), ix.OptionError, ValueError, ["'thick'", "outline=3"]),
+    "policy": (lambda s: ix.open_image(s.image, missing="black"), ix.OptionError, ValueError, ["'black'", "'fill'"]),
+    "timestamp": (lambda s: ix.open_segmentation(s.segmentation, timestamp="2024-01-01"), ix.OptionError, ValueError, ["timestamp"]),
+    "bare numpy": (lambda s: ix.open_image(np.zeros((2, 3, 4))), ix.GridError, ValueError, ["coordinates in nm", "Grid("]),
+    "too many dims": (lambda s: ix.to_rgba(ix.split_masks(FINE, [1])), ix.LayerError, TypeError, ["'segment'", ".isel(segment=0)"]),
+    "target format": (lambda s: ix.export(EM, "out.jpg"), ix.OptionError, ValueError, ["'out.jpg'", ".ome.zarr"]),
+    "no axis": (lambda s: ix.export(EM, "out.png"), ix.OptionError, ValueError, ["{z:04d}"]),
+    "same name": (lambda s: ix.export(EM, "{z_nm:.0e}.png"), ix.OptionError, ValueError, ["one name"]),
+    "ids as png": (lambda s: ix.export(FINE, "z{z}.png"), ix.OptionError, ValueError, ["overlay"]),
+    "remote target": (lambda s: ix.export(EM, "s3://b/o.zarr"), ix.OptionError, ValueError, ["local path"]),
+    "dataset": (lambda s: ix.export(IMAGE.to_dataset(name="image"), "o.zarr"), ix.LayerError, TypeError, ["DataArray"]),
+    "far apart": (lambda s: ix.align(IMAGE, FINE.assign_coords(x=FINE.x + 1e6)), ix.GridMismatchError, ValueError, ["do not overlap"]),
+    "graphene": (lambda s: ix.open_segmentation("graphene://https://h/segmentation/table/t"), ix.SourceError, ValueError, ["graphene"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_message(case, sample):
+    act, ours, builtin, words = CASES[case]
+    with pytest.raises(ours) as caught:
+        act(sample)
+    assert isinstance(caught.value, builtin)
+    assert isinstance(caught.value, ix.ImageryError)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_codec_that_is_not_there(tmp_path, monkeypatch):
+    from cloudvolume import CloudVolume
+
+    from imageryxr.sources import precomputed
+
+    info = CloudVolume.create_new_info(1, "segmentation", "uint64", "crackle", [8, 8, 40], [0, 0, 0], [8, 8, 8])
+    CloudVolume(f"file://{tmp_path}", info=info).commit_info()
+    monkeypatch.setattr(precomputed, "find_spec", lambda name: None)
+    with pytest.raises(ix.CodecError, match=r"pip install crackle-codec, or pip install 'imageryxr\[codecs\]'"):
+        ix.open_segmentation(tmp_path)
