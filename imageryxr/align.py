@@ -38,11 +38,11 @@ def regrid(
         The target: anything with a grid, or a resolution in nm, which takes the voxels of that size, counted from
         0 nm, whose centres lie within ``da``.
     method : {"nearest", "mode", "linear", "mean"}, optional
-        For segmentations "nearest" (default: the id at each new centre, in exact whole-number arithmetic; a
-        centre on the edge between two voxels belongs to the upper one) or "mode" (the id that fills most of each new voxel; of
-        equals the smallest id, 0 last), which is the better one to shrink by. For images "linear" (default: between voxel centres,
-        clamped at the edge of the data), "nearest", or "mean" (the average over each new voxel), which is the better one to
-        shrink by, as it lets no detail alias. Labels are never averaged.
+        For segmentations "nearest" (default: the id at each new centre, in exact whole-number arithmetic; a centre on
+        the edge between two voxels belongs to the upper one) or "mode" (the id that fills most of each new voxel; of
+        equals the smallest id, 0 last), which is the better one to shrink by. For images "linear" (default: between
+        voxel centres, clamped at the edge of the data), "nearest", or "mean" (the average over each new voxel), which
+        is the better one to shrink by, as it lets no detail alias. Labels are never averaged.
 
     Returns
     -------
@@ -82,15 +82,16 @@ def align(
 ) -> xr.Dataset:
     """Bring an image and a segmentation together on one grid, by position in nanometres.
 
-    Lazy: reads nothing. A layer that lies on the target grid already is not resampled; the image is resampled linearly, the
-    segmentation to the nearest id (use `regrid` for other methods).
+    Lazy: reads nothing. A layer that lies on the target grid already is not resampled; the image is resampled
+    linearly, the segmentation to the nearest id (use `regrid` for other methods).
 
     Parameters
     ----------
     image, segmentation : DataArray
         Dims (z, y, x), at any resolutions and offsets.
     to : {"finest", "coarsest", "image", "segmentation"}, Grid or (x, y, z), default "finest"
-        The target grid. "finest" and "coarsest" choose along each axis the layer with the smaller or larger voxels; take
+        The target grid. "finest" and "coarsest" choose along each axis the layer with the smaller or larger voxels;
+        take
         "finest" for figures, "coarsest" to read less. "image" and "segmentation" leave that layer as it is. Or a grid, or
         a resolution in nm.
     bbox : BBox, optional

@@ -9,10 +9,11 @@ import xarray as xr
 from xarray.backends import BackendEntrypoint
 
 from imageryxr.opening import open_image, open_segmentation
+from imageryxr.sources.base import LayerType
 from imageryxr.sources.resolve import resolve_source
 
 
-class ImageryBackend(BackendEntrypoint):  # type: ignore[misc]
+class ImageryBackend(BackendEntrypoint):
     """Opens a level of an image or segmentation as a Dataset with one variable; lazy."""
 
     description = "Connectomics volumes: Neuroglancer precomputed and OME-Zarr"
@@ -34,7 +35,7 @@ class ImageryBackend(BackendEntrypoint):  # type: ignore[misc]
         filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
-        layer_type: str | None = None,
+        layer_type: LayerType | None = None,
         **choices: Any,
     ) -> xr.Dataset:
         """Return the Dataset of a level; reads metadata only.

@@ -26,7 +26,8 @@ app = typer.Typer(
     help="Connectomics volumes: what they are, pictures of them, exports.",
 )
 
-Bbox = Annotated[str | None, typer.Option(help="Corners, upper one exclusive: x0,y0,z0:x1,y1,z1 in units of --resolution.")]  # fmt: skip
+_CORNERS = "Corners, upper one exclusive: x0,y0,z0:x1,y1,z1 in units of --resolution."
+Bbox = Annotated[str | None, typer.Option(help=_CORNERS)]
 Center = Annotated[str | None, typer.Option(help="Middle of the box: x,y,z in units of --resolution.")]
 Size = Annotated[str | None, typer.Option(help="Its size: w,h (one plane) or w,h,d, in units of --resolution.")]
 Resolution = Annotated[str, typer.Option(help="nm per unit of those numbers: x,y,z. 1,1,1 means that they are nm.")]

@@ -23,5 +23,5 @@ def sample_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _names(doctest_namespace: dict[str, Any], request: pytest.FixtureRequest) -> None:
     if isinstance(request.node, pytest.DoctestItem):
         doctest_namespace["os"] = os
-        if "sample_path" in "".join(e.source for e in request.node.dtest.examples):  # type: ignore[union-attr]
+        if "sample_path" in "".join(e.source for e in request.node.dtest.examples):
             doctest_namespace["sample_path"] = request.getfixturevalue("sample_path")

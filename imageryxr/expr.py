@@ -323,7 +323,7 @@ class Resampled(Expr):
         (need,), bounds = self.needs(box), self.child.bounds
         axes = zip(self.maps, box.start, box.stop, bounds.start, bounds.stop, need.start, strict=True)
         if self.method == "nearest":
-            indexes = [m.nearest(a, b, (lo, hi)).read_from(first).index for m, a, b, lo, hi, first in axes]
+            indexes = [m.nearest(a, b, (lo, hi)).read_from(first).voxel for m, a, b, lo, hi, first in axes]
             return resample.nearest(arrays[0], *indexes)
         if self.method == "linear":
             z, y, x = (resample.Lerp(*m.linear(a, b, (lo, hi)).read_from(first)) for m, a, b, lo, hi, first in axes)

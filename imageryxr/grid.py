@@ -563,8 +563,8 @@ def same_grid(a: Grid, b: Grid, what: str) -> None:
     if a.shape == b.shape and a.shift_to(b) == (0, 0, 0):
         return
     raise GridMismatchError(
-        f"{what} do not lie on one grid: {a} against {b}; bring them together with imageryxr.align(image, segmentation) "
-        "or imageryxr.regrid(array, like=other)"
+        f"{what} do not lie on one grid: {a} against {b}; bring them together with "
+        "imageryxr.align(image, segmentation) or imageryxr.regrid(array, like=other)"
     )
 
 
@@ -579,11 +579,11 @@ OUTSIDE = -1
 class NearestMap(NamedTuple):
     """For each target voxel the source voxel that holds its centre."""
 
-    index: npt.NDArray[np.int64]
+    voxel: npt.NDArray[np.int64]
 
     def read_from(self, first: int) -> NearestMap:
         """Return the map into an array whose index 0 is source voxel ``first``; `OUTSIDE` stays."""
-        return NearestMap(_rebased(self.index, first))
+        return NearestMap(_rebased(self.voxel, first))
 
 
 class LinearMap(NamedTuple):

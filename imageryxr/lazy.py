@@ -1,11 +1,11 @@
 """Recipes to dask arrays and back: the only place that builds graphs.
 
-An expression that reads sources becomes one flat Blockwise layer: a block's task is `evaluate` with the block's box, the
-expression sits in the layer once, and nothing is materialised until dask schedules it. So the graph of four
-million blocks pickles to a few kilobytes, an overlay has the tasks of one read, and halos are larger reads.
-Only where a foreign dask array is among the inputs are tasks written out, one a block, each naming the foreign blocks
-that its box (with its halo) touches.
-Names are tokens of the whole expression and the chunks: equal calls share work, different ones never meet.
+An expression that reads sources becomes one flat Blockwise layer: a block's task is `evaluate` with the block's box,
+the expression sits in the layer once, and nothing is materialised until dask schedules it. So the graph of four
+million blocks pickles to a few kilobytes, an overlay has the tasks of one read, and halos are larger reads. Only
+where a foreign dask array is among the inputs are tasks written out, one a block, each naming the foreign blocks that
+its box (with its halo) touches. Names are tokens of the whole expression and the chunks: equal calls share work,
+different ones never meet.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 from typing import Any
 
 import dask.array as da
@@ -32,7 +32,7 @@ BLOCK_VOXELS = 1 << 22
 
 
 @dataclass(frozen=True)
-class BoxDep(BlockwiseDep):  # type: ignore[misc]
+class BoxDep(BlockwiseDep):
     """Tells each block of a Blockwise layer its box; carries the expression, so that an array can be read again."""
 
     expr: Expr
@@ -40,7 +40,7 @@ class BoxDep(BlockwiseDep):  # type: ignore[misc]
     produces_tasks: bool = False
 
     @property
-    def numblocks(self) -> tuple[int, ...]:
+    def numblocks(self) -> tuple[int, ...]:  # type: ignore[override]
         """Blocks along z, y and x."""
         return tuple(len(s) for s in self.splits)
 
@@ -96,7 +96,7 @@ def to_dask(
     meta = np.empty((0,) * len(all_splits), expr.dtype)
     if givens:
         tasks = dict(_given_tasks(key, expr, splits, givens))
-        graph = HighLevelGraph.from_collections(key, tasks, dependencies=list(givens.values()))
+        graph = HighLevelGraph.from_collections(key, tasks, dependencies=list(givens.values()))  # type: ignore[arg-type]
     else:
         graph = HighLevelGraph.from_collections(key, _flat_layer(key, expr, splits), dependencies=[])
     return da.Array(graph, key, all_splits, meta=meta)
@@ -106,7 +106,7 @@ def _flat_layer(key: str, expr: Expr, splits: Splits) -> Blockwise:
     lead = tuple(f"lead{i}" for i in range(len(expr.lead)))
     tail = tuple(f"tail{i}" for i in range(len(expr.tail)))
     dims = ("z", "y", "x")
-    return blockwise(
+    layer: Blockwise = blockwise(
         _run_block,
         key,
         (*lead, *dims, *tail),
@@ -117,6 +117,7 @@ def _flat_layer(key: str, expr: Expr, splits: Splits) -> Blockwise:
         expr=expr,
         run=_runner(splits),
     )
+    return layer
 
 
 def _runner(splits: Splits) -> Callable[..., Array]:
@@ -240,7 +241,7 @@ def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None
 def _stored_sizes(exprs: Sequence[Expr], axis: int, n: int) -> list[int]:
     found = [e for e in (expr.edges(axis, 0, n) for expr in exprs) if e is not None]
     cuts = [0, *(min(found, key=len) if found else range(512, n, 512)), n]
-    return [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [b - a for a, b in pairwise(cuts)]
 
 
 def _grouped(stored: list[list[int]], shape: Index3) -> Splits:

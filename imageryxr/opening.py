@@ -105,8 +105,8 @@ def open_segmentation(
 ) -> xr.DataArray:
     """Open a level of a segmentation as a labelled array of ids, dims (z, y, x) with coordinates in nanometres.
 
-    Reads metadata only; laziness, ``source``, ``mip``, ``bbox``, ``chunks``, ``missing``, ``token``, ``channel``, ``time``
-    and ``assume`` are as in `open_image`.
+    Reads metadata only; laziness, ``source``, ``mip``, ``bbox``, ``chunks``, ``missing``, ``token``, ``channel``,
+    ``time`` and ``assume`` are as in `open_image`.
 
     Parameters
     ----------
@@ -192,7 +192,8 @@ def open_multiscale(
     >>> tree["1/image"].attrs["resolution"]
     (16.0, 16.0, 40.0)
     """
-    layer = resolve_source(source, None, missing=check_missing(missing), token=token, channel=channel, time=time, assume=assume)  # fmt: skip
+    choices = {"token": token, "channel": channel, "time": time, "assume": assume}
+    layer = resolve_source(source, None, missing=check_missing(missing), **choices)  # type: ignore[arg-type]
     levels = [level for level in layer.levels if not level.placeholder]
     children = {str(lv.mip): _level(layer, lv, bbox, chunks).to_dataset() for lv in levels}
     first = level_attrs(layer, find_level(layer, None))

@@ -193,9 +193,9 @@ def overlay(
     ids : iterable of int, optional
         Draw these only. Default: all, or those that ``colors`` names.
     colors : optional
-        None for colours that depend on the id alone, so that a block, a job and a figure agree; a dict id → colour; the name
-        of a palette; ``"neuroglancer"`` or ``("neuroglancer", seed)`` for the viewer's colours. A colour is a name, a hex
-        string, floats from 0 to 1 or ints from 0 to 255.
+        None for colours that depend on the id alone, so that a block, a job and a figure agree; a dict id → colour;
+        the name of a palette; ``"neuroglancer"`` or ``("neuroglancer", seed)`` for the viewer's colours. A colour is
+        a name, a hex string, floats from 0 to 1 or ints from 0 to 255.
     alpha : float, default 0.2
         How opaque the fill is, 0 to 1. 0 draws outlines only.
     outline : Outline, int or bool, optional
@@ -264,8 +264,8 @@ def outline(
 ) -> xr.DataArray:
     """Draw the outlines of segments, as a layer of their own.
 
-    Lazy: reads nothing. Lines are exact across block borders, and at the border of a crop they follow from the data beyond it
-    where there are any; the edge of the data makes no line.
+    Lazy: reads nothing. Lines are exact across block borders, and at the border of a crop they follow from the data
+    beyond it where there are any; the edge of the data makes no line.
 
     Parameters
     ----------
@@ -279,8 +279,8 @@ def outline(
     Returns
     -------
     DataArray
-        uint8, dims (z, y, x, rgba), transparent between the lines; where several outlines lie over each other they are laid one
-        over the other in the order of the ids. `composite` puts it over a picture.
+        uint8, dims (z, y, x, rgba), transparent between the lines; where several outlines lie over each other they
+        are laid one over the other in the order of the ids. `composite` puts it over a picture.
 
     Raises
     ------

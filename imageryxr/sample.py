@@ -50,7 +50,7 @@ _COARSE = np.array([80.0, 32.0, 32.0])
 _TILE = (16, 64, 64)
 _CELL_TILE = (8, 16, 16)
 _HALO = (1, 2, 2)
-_PART = 32  # a tile is drawn in parts this wide: small arrays stay in the processor's cache
+_FEW = 8  # slices of a tile that are drawn at a time: small arrays stay in the processor's cache
 _FAR = 380.0  # distances are cut off here
 _ROOM = np.array([80.0, 64.0, 64.0])  # grid on which cells look for room
 _MARGIN = 320.0  # tissue goes on this far outside the block
@@ -482,7 +482,7 @@ class _Tissue:
         self.synapses = _synapses(self.cells, self.size, rng)
         self.clouds = (
             np.array([s.point for s in self.synapses]).reshape(-1, 3),
-            np.array([[2.6 * s.radius] for s in self.synapses]).reshape(-1, 1),
+            np.array([[2.1 * s.radius] for s in self.synapses]).reshape(-1, 1),
         )
         self.ids = _ids(self.cells, rng)
         kinds = [cell.kind for cell in self.cells]
@@ -668,7 +668,6 @@ class _Tile:
     cells: list[int] = field(default_factory=list)
     fields: list[npt.NDArray[np.int16]] = field(default_factory=list)
     extra: dict[str, npt.NDArray[np.int16]] = field(default_factory=dict)
-    margin: float = 0.0
 
 
 def _distances(tissue: _Tissue) -> dict[tuple[int, int, int], _Tile]:
@@ -791,23 +790,14 @@ def _draw(
     cells = numbers[nearest]
     cells[depth < 0] = 0
     grey = np.empty(_TILE, np.uint8)
-    names = ("cleft", "reticulum", *tile.extra)
-    for y, x in itertools.product(range(0, _TILE[1], _PART), range(0, _TILE[2], _PART)):
-        fields = half[:, :, y // 2 : (y + _PART) // 2 + 4, x // 2 : (x + _PART) // 2 + 4]
-        rows = _mattering(fields[:count], tile.margin)
-        fields = fields[[*rows, *range(count, len(half))]]
-        full = _double(_double(fields, 3)[..., 2:-2], 2)[:, :, 2:-2]
-        nearest, depth = _nearest(full[: len(rows)], full[len(rows)])
-        aux = dict(zip(names, full[len(rows) :], strict=True))
-        here = np.s_[:, y : y + _PART, x : x + _PART]
-        start = (corner[0], corner[1] + y, corner[2] + x)
-        grey[here] = _shade(tissue, start, numbers[rows][nearest], depth, aux, grain[here])
+    for z in range(0, _TILE[0], _FEW):
+        few = slice(z, z + _FEW)
+        full = _double(_double(half[:, few], 3)[..., 2:-2], 2)[:, :, 2:-2]
+        nearest, depth = _nearest(full[:count], full[count])
+        aux = dict(zip(("cleft", "reticulum", *tile.extra), full[count:], strict=True))
+        start = (corner[0] + z, corner[1], corner[2])
+        grey[few] = _shade(tissue, start, numbers[nearest], depth, aux, grain[few])
     return grey, cells
-
-
-def _mattering(fields: npt.NDArray[np.float32], margin: float) -> npt.NDArray[np.intp]:
-    """Find the rows of the cells that are, somewhere, no more than `margin` nm behind the nearest."""
-    return np.flatnonzero((fields - fields.min(axis=0)).min(axis=(1, 2, 3)) < margin)
 
 
 def _fields(tissue: _Tissue, corner: tuple[int, int, int]) -> tuple[_Tile, npt.NDArray[np.float32]]:
@@ -819,8 +809,8 @@ def _fields(tissue: _Tissue, corner: tuple[int, int, int]) -> tuple[_Tile, npt.N
     for row, number in zip(cells, tile.cells, strict=True):
         row += _noise(tissue, start, number) * np.float32(40)
     margin = 320 if tissue.myelin[tile.cells].any() else 120
-    matter = _mattering(cells, margin)
-    kept = _Tile([tile.cells[i] for i in matter], [], tile.extra, margin)
+    matter = np.flatnonzero((cells - cells.min(axis=0)).min(axis=(1, 2, 3)) < margin)
+    kept = _Tile([tile.cells[i] for i in matter], [], tile.extra)
     extra = [part.astype(np.float32) for part in tile.extra.values()]
     noise = [_noise(tissue, start, -1), _noise(tissue, start, -2)]
     return kept, np.stack([*(cells[i] for i in matter), *noise, *extra])
@@ -900,14 +890,19 @@ def _draw_nucleus(grey: Floats, distance: Floats, clumps: Floats, more: Floats) 
 def _draw_mitochondria(
     corner: tuple[int, int, int], grey: Floats, distance: Floats, depth: Floats, noise: Floats
 ) -> None:
-    distance = np.maximum(distance + noise * np.float32(14), np.float32(34) - depth)
-    ny, nx = grey.shape[1:]
-    y = np.arange(corner[1], corner[1] + ny, dtype=np.float32)[:, None]
-    x = np.arange(corner[2], corner[2] + nx, dtype=np.float32)
+    close = distance < 40
+    if not close.any():
+        return
+    rows, columns = np.flatnonzero(close.any(axis=(0, 2))), np.flatnonzero(close.any(axis=(0, 1)))
+    box = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    part, noise = grey[box], noise[box]
+    distance = np.maximum(distance[box] + noise * np.float32(14), np.float32(34) - depth[box])
+    y = np.arange(rows[0], rows[-1] + 1).astype(np.float32)[:, None] + np.float32(corner[1])
+    x = np.arange(columns[0], columns[-1] + 1).astype(np.float32) + np.float32(corner[2])
     phase = (y * np.float32(0.09) + x * np.float32(0.06)) + noise * np.float32(2.6)
     crista = _ramp(np.abs(phase % 1 - np.float32(0.5)), 0.1, 0.34)
-    grey += _ramp(distance, 4, -8) * (np.float32(84) + 46 * crista - grey)
-    grey += _ramp(np.abs(distance), 17, 5) * (np.float32(62) - grey)
+    part += _ramp(distance, 4, -8) * (np.float32(84) + 46 * crista - part)
+    part += _ramp(np.abs(distance), 17, 5) * (np.float32(62) - part)
 
 
 def _draw_synapses(
@@ -939,7 +934,7 @@ def _draw_synapses(
             layers, rows, columns = (
                 (np.array(r) + c) % n for r, c, n in zip(here, corner, tissue.vesicles.shape, strict=True)
             )
-            cover = pre * _ramp(away, cloud, cloud * 0.72) * _ramp(deep, 22, 40)
+            cover = pre * _ramp(away, cloud, cloud * 0.75) * _ramp(deep, 22, 40)
             if mitochondria is not None:
                 cover *= _ramp(mitochondria[box], 18, 32)
             part += cover * tissue.vesicles[np.ix_(layers, rows, columns)]

@@ -28,9 +28,9 @@ def segmentation_volume(seg: xr.DataArray) -> Volume:
     volume = volume_of(seg)
     if volume.expr.dtype.kind not in "iu":
         raise LayerError(
-            f"the segmentation {seg.name!r} has dtype {volume.expr.dtype}: ids are whole numbers, and floats cannot hold "
-            "those above 2**53; open it with imageryxr.open_segmentation, or cast with .astype('uint64') if its values "
-            "are whole and small"
+            f"the segmentation {seg.name!r} has dtype {volume.expr.dtype}: ids are whole numbers, and floats cannot "
+            "hold those above 2**53; open it with imageryxr.open_segmentation, or cast with .astype('uint64') if its "
+            "values are whole and small"
         )
     return volume
 
@@ -92,13 +92,13 @@ def unique_ids(seg: xr.DataArray) -> npt.NDArray[np.uint64]:
 
 
 def _unique_of_blocks(data: Any) -> list[Array]:
-    import dask
     import fastremap
+    from dask.base import compute
+    from dask.delayed import delayed
 
     if isinstance(data, np.ndarray):
         return [fastremap.unique(np.ascontiguousarray(data))]
-    delayed = [dask.delayed(fastremap.unique)(block) for block in data.to_delayed().ravel()]
-    return list(dask.compute(*delayed))
+    return list(compute(*[delayed(fastremap.unique)(block) for block in data.to_delayed().ravel()]))
 
 
 def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:

@@ -132,7 +132,7 @@ def _contiguous(key: Sequence[Any], shape: Sequence[int]) -> IndexBox | None:
 # labelling
 
 
-class FieldArray(BackendArray):  # type: ignore[misc]
+class FieldArray(BackendArray):
     """An expression as xarray's lazily indexed arrays want it: read when, and as far as, it is indexed."""
 
     def __init__(self, expr: Expr, shape: Index3) -> None:
@@ -147,7 +147,9 @@ class FieldArray(BackendArray):  # type: ignore[misc]
         )
 
     def _read(self, key: tuple[int | slice, ...]) -> Array:
-        start, stop, inner = [], [], []
+        start: list[int] = []
+        stop: list[int] = []
+        inner: list[int | slice] = []
         for item, size in zip(key, self.shape, strict=True):
             if isinstance(item, slice):
                 wanted = range(size)[item]
@@ -169,7 +171,8 @@ def lazy_array(expr: Expr, grid: Grid, attrs: Mapping[str, Any], name: str, chun
     if chunks is not None:
         return labelled(to_dask(expr, grid.shape, chunks=chunks, name=name), grid, attrs, name)
     field = indexing.LazilyIndexedArray(FieldArray(expr, grid.shape))
-    return labelled(indexing.CopyOnWriteArray(indexing.MemoryCachedArray(field)), grid, attrs, name)
+    cached = indexing.CopyOnWriteArray(indexing.MemoryCachedArray(field))  # type: ignore[arg-type]
+    return labelled(cached, grid, attrs, name)
 
 
 def level_array(source: Source, level: Level, chunks: Any = None, name: str | None = None) -> xr.DataArray:

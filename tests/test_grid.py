@@ -87,7 +87,7 @@ def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o
     t, s = Axis(60, target, o_t), Axis(50, source, o_s)
     m = AxisMap.between(t, s)
     stop, valid = start + count, (0, 50)
-    nearest = m.nearest(start, stop, valid).read_from(0).index
+    nearest = m.nearest(start, stop, valid).read_from(0).voxel
     linear = m.linear(start, stop, valid).read_from(0)
     overlap = m.overlap(start, stop, valid).read_from(0)
     for k in range(count):

@@ -56,8 +56,8 @@ def export(
 ) -> ExportReport:
     """Write an array out as a stack of pictures or an OME-Zarr.
 
-    Computes, region by region: a region is read, drawn and written by one thread, and as many are under way as there are
-    threads, so memory does not grow with the array. The result appears at its place when it is complete;
+    Computes, region by region: a region is read, drawn and written by one thread, and as many are under way as there
+    are threads, so memory does not grow with the array. The result appears at its place when it is complete;
     if anything fails, what was there before is untouched.
 
     Parameters
@@ -65,9 +65,9 @@ def export(
     da : DataArray
         Dims (z, y, x), or (z, y, x, rgba) as `overlay` gives.
     target : str or path
-        ``"stack/z{z:04d}.png"``: a PNG a slice along the axis that is named, ``{z}`` the index in the array, ``{z_nm}`` the
-        coordinate; 8- or 16-bit grey values or RGBA. ``"out.ome.zarr"`` or ``"out.zarr"``: OME-Zarr 0.5 with a pyramid and
-        units, any dtype, RGBA as four channels.
+        ``"stack/z{z:04d}.png"``: a PNG a slice along the axis that is named, ``{z}`` the index in the array,
+        ``{z_nm}`` the coordinate; 8- or 16-bit grey values or RGBA. ``"out.ome.zarr"`` or ``"out.zarr"``: OME-Zarr
+        0.5 with a pyramid and units, any dtype, RGBA as four channels.
     overwrite : bool, default False
         Whether to replace a target that exists.
     workers : int, optional
@@ -75,7 +75,8 @@ def export(
     progress : bool, optional
         Whether to show a bar. Default: if standard error is a terminal.
     **options
-        PNG: ``compress_level`` (0 to 9, default 3: little larger than 9 and several times as fast). OME-Zarr: ``chunks``
+        PNG: ``compress_level`` (0 to 9, default 3: little larger than 9 and several times as fast). OME-Zarr:
+        ``chunks``
         (z, y, x voxels, default (16, 256, 256)) and ``levels`` (default: halve until a level is one chunk wide).
 
     Returns

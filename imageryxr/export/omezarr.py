@@ -192,7 +192,9 @@ class OmeZarrTarget:
     def _channels(self) -> list[dict[str, Any]]:
         low, high = self.attrs.get("contrast_limits", _range_of(self.dtype))
         window = {"start": tidy(low), "end": tidy(high), "min": tidy(low), "max": tidy(high)}
-        colors = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "alpha": "FFFFFF"} if self.channels else {"gray": "FFFFFF"}  # fmt: skip
+        colors = {"gray": "FFFFFF"}
+        if self.channels:
+            colors = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "alpha": "FFFFFF"}
         return [{"label": n, "color": c, "active": n != "alpha", "window": window} for n, c in colors.items()]
 
 
@@ -243,4 +245,5 @@ def shrink_rgba(values: Array, held: IndexBox, maps: tuple[AxisMap, ...], box: I
     weight = _shrunk(alpha, held, maps, box, "mean")
     safe = np.where(weight > 0, weight, 1)
     planes = [np.floor(m / safe + 0.5) for m in means] + [np.floor(weight + 0.5)]
-    return np.clip(np.stack(planes, axis=-1), 0, 255).astype(np.uint8)
+    out: Array = np.clip(np.stack(planes, axis=-1), 0, 255).astype(np.uint8)
+    return out

@@ -35,7 +35,9 @@ class ExportReport:
         )
 
 
-def run_plan(plan: ExportPlan, read: Callable[[IndexBox], Array], *, workers: int | None, progress: bool | None) -> ExportReport:  # fmt: skip
+def run_plan(
+    plan: ExportPlan, read: Callable[[IndexBox], Array], *, workers: int | None, progress: bool | None
+) -> ExportReport:
     """Compute and write every region; on any failure remove what was begun and raise.
 
     At most two regions a thread are under way, so memory does not grow with the size of the export.

@@ -86,7 +86,15 @@ def read_filled(source: Any, mip: int, box: IndexBox) -> npt.NDArray[Any]:
     return out
 
 
-def read_error(source: Source, mip: int, box: IndexBox, cause: object, *, kind: type[ChunkReadError] = ChunkReadError, hint: str = "") -> ChunkReadError:  # fmt: skip
+def read_error(
+    source: Source,
+    mip: int,
+    box: IndexBox,
+    cause: object,
+    *,
+    kind: type[ChunkReadError] = ChunkReadError,
+    hint: str = "",
+) -> ChunkReadError:
     """Return the error for a box that could not be read, naming source, level and box."""
     grid = source.levels[mip].grid
     where = f"{source.name}, mip {mip} ({show_triple(grid.resolution)} nm), box {grid.crop(box).bbox}"
