@@ -91,9 +91,8 @@ def align(
         Dims (z, y, x), at any resolutions and offsets.
     to : {"finest", "coarsest", "image", "segmentation"}, Grid or (x, y, z), default "finest"
         The target grid. "finest" and "coarsest" choose along each axis the layer with the smaller or larger voxels;
-        take
-        "finest" for figures, "coarsest" to read less. "image" and "segmentation" leave that layer as it is. Or a grid, or
-        a resolution in nm.
+        take "finest" for figures, "coarsest" to read less. "image" and "segmentation" leave that layer as it is. Or
+        a grid, or a resolution in nm.
     bbox : BBox, optional
         The box to give. Default: what both layers cover.
 

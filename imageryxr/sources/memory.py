@@ -38,7 +38,8 @@ class MemorySource:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The type of the voxels."""
-        return np.dtype(self.array.dtype).newbyteorder("=")
+        dtype: np.dtype[Any] = np.dtype(self.array.dtype).newbyteorder("=")
+        return dtype
 
     @property
     def levels(self) -> tuple[Level, ...]:
