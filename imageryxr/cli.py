@@ -58,7 +58,7 @@ def info(
         print(json.dumps(_description(layer), indent=2))
         return
     first = layer.levels[0].grid
-    print(f"{layer.name}\n{layer.layer_type}, {layer.dtype}, {len(layer.levels)} levels, {_extent(first)}")
+    print(f"{layer.name}\n{layer.layer_type}, {layer.dtype}, {_count(len(layer.levels), 'level')}, {_extent(first)}")
     for key, value in layer.attrs.items():
         print(f"{key}: {value}")
     rows = [("mip", "size (x × y × z)", "resolution (nm)", "offset (x, y, z)", "chunk (x × y × z)", "encoding")]
@@ -283,6 +283,10 @@ def _description(layer: Any) -> dict[str, Any]:
             for level in layer.levels
         ],
     }
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _extent(grid: ix.Grid) -> str:
