@@ -1,0 +1,36 @@
+# %% [markdown]
+# # A first figure
+#
+# An image and a segmentation of different resolutions, one box, one picture. The sample volume stands in for yours: put any
+# `precomputed://` or `zarr://` address in its place.
+
+# %%
+import tempfile
+
+import imageryxr as ix
+
+sample = ix.sample(tempfile.mkdtemp() + "/sample")
+em = ix.open_image(sample.image)
+seg = ix.open_segmentation(sample.segmentation)
+em
+
+# %% [markdown]
+# Nothing is read yet. Coordinates are voxel centres in nanometres; the box is given as Neuroglancer shows it, (x, y, z) in
+# voxels of 8 × 8 × 40 nm.
+
+# %%
+box = ix.BBox.around((4600, 2560, 130), (512, 512), resolution=(8, 8, 40))
+ds = ix.align(em, seg, bbox=box)
+ds
+
+# %%
+picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=ix.Outline(2, side="in", merge=False))
+ix.scale_bar(ix.to_pil(picture), nm_per_pixel=8)
+
+# %% [markdown]
+# The largest cells of the slice, each by itself in a colour of its own.
+
+# %%
+sizes = ds.segmentation.to_series().value_counts()
+largest = [int(i) for i in sizes.index if i][:4]
+ix.montage([ix.to_pil(ix.overlay(ds.image, ds.segmentation, ids=[i], alpha=0.5)) for i in largest], columns=2)
