@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A first figure
 #
-# An image and a segmentation of different resolutions, one box, one picture. The sample volume stands in for yours: put any
-# `precomputed://` or `zarr://` address in its place.
+# An image and a segmentation of different resolutions, one box, one picture. The sample volume stands in for yours:
+# put any `precomputed://` or `zarr://` address in its place.
 
 # %%
 import tempfile
@@ -15,8 +15,8 @@ seg = ix.open_segmentation(sample.segmentation)
 em
 
 # %% [markdown]
-# Nothing is read yet. Coordinates are voxel centres in nanometres; the box is given as Neuroglancer shows it, (x, y, z) in
-# voxels of 8 × 8 × 40 nm.
+# Nothing is read yet. Coordinates are voxel centres in nanometres; the box is given as Neuroglancer shows it,
+# (x, y, z) in voxels of 8 × 8 × 40 nm.
 
 # %%
 box = ix.BBox.around((4600, 2560, 130), (512, 512), resolution=(8, 8, 40))
