@@ -135,7 +135,7 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     >>> import numpy as np, xarray as xr, imageryxr as ix
     >>> grid = ix.Grid((1, 1, 3), (8, 8, 40), (0, 0, 0))
     >>> ids = np.array([[[7, 2**64 - 1, 9]]], "uint64")
-    >>> seg = xr.DataArray(ids, dims=("z", "y", "x"), coords=grid.coords())
+    >>> seg = xr.DataArray(ids, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution})
     >>> ix.select_ids(seg, [2**64 - 1]).values.tolist()
     [[[0, 18446744073709551615, 0]]]
     """
@@ -173,7 +173,8 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     --------
     >>> import numpy as np, xarray as xr, imageryxr as ix
     >>> grid = ix.Grid((1, 1, 3), (8, 8, 40), (0, 0, 0))
-    >>> seg = xr.DataArray(np.array([[[7, 0, 9]]], "uint64"), dims=("z", "y", "x"), coords=grid.coords())
+    >>> ids = np.array([[[7, 0, 9]]], "uint64")
+    >>> seg = xr.DataArray(ids, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution})
     >>> masks = ix.split_masks(seg, [9, 7])
     >>> masks.sel(segment=9).values.tolist()
     [[[False, False, True]]]

@@ -35,8 +35,8 @@ def choose_target(
         If it names none that is known, or an option is not one of that target's.
     """
     text = os.fspath(target)
-    # a pattern may be nothing but a field: the suffix is looked for behind some name
-    kind = Path("name" + re.sub(r"{[^}]*}", "", text.rstrip("/"))).suffix.lower()
+    # a pattern may be nothing but a field, and a field may hold a dot: the suffix is that of a filled-in name
+    kind = Path(re.sub(r"{[^}]*}", "0", text.rstrip("/"))).suffix.lower()
     if kind not in OPTIONS:
         raise OptionError(f"target={text!r} is of no format that this version writes; give {KINDS}")
     unknown = sorted(set(options) - set(OPTIONS[kind]))
