@@ -526,6 +526,8 @@ def _outside(
 ) -> None:
     """Lay the outside lines of all shown segments over `out`."""
     first, order = _order(rows, ids)
+    if merge and first[-1] == rows[-1]:
+        return  # no background to draw on
     y_high, x_high = y_low + out.shape[0], x_low + out.shape[1]
     far = limit // step_y
     begin, end = max(0, y_low - far), min(rows.size - 1, y_high + far)
@@ -559,7 +561,8 @@ def _outside(
         # Up, from as far below the strip as lines reach.
         n = 0
         for y in range(min(end, bottom + far) - 1, max(top, y_low) - 1, -1):
-            if y < bottom:
+            full = first[y + 1] - first[y] == rows[y + 1] - rows[y]
+            if y < bottom and not (merge and full):
                 k = y - top + 1
                 most = lists[k + 1] - lists[k] + n
                 if most > covers.shape[0]:
