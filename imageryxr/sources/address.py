@@ -92,6 +92,19 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     return Address(form, re.sub(r"(?<!/)/+$", "", rest))
 
 
+def reads_anonymously(url: str) -> bool:
+    """Tell whether a bucket is best read over plain https: nobody left credentials for it."""
+    from cloudvolume.secrets import CLOUD_VOLUME_DIR
+
+    if not url.startswith(("gs://", "s3://")):
+        return False
+    kind = "google" if url.startswith("gs://") else "aws"
+    folder = os.path.join(CLOUD_VOLUME_DIR, "secrets")
+    variables = {"google": ["GOOGLE_APPLICATION_CREDENTIALS"], "aws": ["AWS_ACCESS_KEY_ID", "AWS_PROFILE"]}[kind]
+    stored = os.path.isdir(folder) and any(name.endswith(f"{kind}-secret.json") for name in os.listdir(folder))
+    return not stored and not any(name in os.environ for name in variables)
+
+
 def _unknown(given: str, scheme: str) -> SourceError:
     formats = ", ".join(f"{name}://" for name in ("precomputed", "zarr", "graphene"))
     places = ", ".join(f"{name}://" for name in PROTOCOLS)

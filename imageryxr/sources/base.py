@@ -14,6 +14,7 @@ from imageryxr.grid import Grid, Index3, IndexBox, show_triple, tidy
 
 LayerType = Literal["image", "segmentation"]
 Missing = Literal["raise", "fill", "warn"]
+Assume = Literal["center", "corner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,17 @@ def check_missing(missing: Any) -> Missing:
         )
     policy: Missing = missing
     return policy
+
+
+def check_assume(assume: Any) -> Assume:
+    """Return what an OME-Zarr translation is taken as the place of, or raise `OptionError`."""
+    if assume not in ("center", "corner"):
+        raise OptionError(
+            f"assume={assume!r} is neither 'center' nor 'corner': whether an OME-Zarr translation is the place of the "
+            "centre of the first voxel, or of its lower corner"
+        )
+    place: Assume = assume
+    return place
 
 
 def level_attrs(source: Source, level: Level) -> dict[str, Any]:

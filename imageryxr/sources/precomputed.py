@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -30,8 +31,8 @@ from imageryxr.errors import (
     SourceNotFoundError,
 )
 from imageryxr.grid import Grid, Index3, IndexBox
-from imageryxr.sources.address import Address
-from imageryxr.sources.base import LayerType, Level, Missing, Source, read_error, read_filled
+from imageryxr.sources.address import Address, reads_anonymously
+from imageryxr.sources.base import LayerType, Level, Missing, Source, pick_index, plain, read_error, read_filled
 
 # What each encoding needs beside CloudVolume itself: the module that decodes, and the package that brings it.
 CODECS = {
@@ -52,11 +53,11 @@ CODECS = {
 class PrecomputedSource:
     """A precomputed layer with its ``info`` in hand."""
 
-    url: str
-    """Where it lies, ``protocol://…``."""
+    url: str = field(repr=False)
+    """Where it lies, ``protocol://…``; a web address may hold a password."""
     name: str
     """Its address without anything secret."""
-    info_text: str
+    info_text: str = field(repr=False)
     """The ``info`` file as canonical JSON: text is hashed, compared and pickled for nothing."""
     missing: Missing = "raise"
     """What to do about a chunk that the store does not have."""
@@ -108,11 +109,12 @@ class PrecomputedSource:
         try:
             return self._download(mip, box)
         except EmptyVolumeException as error:
-            if self.missing == "raise":
-                hint = "missing='fill' takes background for chunks that the store does not have, 'warn' says which"
-                cause = f"the store has no chunk {error}"
-                raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
-            return self._read_around_holes(mip, box)
+            if self.missing != "raise":
+                return self._read_around_holes(mip, box)
+            self._refuse_empty_file(mip, self._chunk_named(mip, str(error)))
+            hint = "missing='fill' takes background for chunks that the store does not have, 'warn' says which"
+            cause = f"the store has no chunk {error}, or does not let it be read"
+            raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
 
     def _download(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
         from cloudvolume import Bbox
@@ -129,7 +131,7 @@ class PrecomputedSource:
             raise CodecError(f"{self.name}: {error}; pip install 'imageryxr[codecs]' brings all encodings") from error
         except Exception as error:
             if status_of(error) in (401, 403):
-                raise AuthError(f"{self.name} refused to be read ({error}); check the token or your rights") from error
+                raise _refused(self.name, error) from error
             raise read_error(self, mip, box, error) from error
         return voxels.reshape(*box.shape[::-1], -1)[..., self.channel].T
 
@@ -144,9 +146,13 @@ class PrecomputedSource:
             try:
                 out[part.slices(box)] = self._download(mip, part)
             except EmptyVolumeException:
-                self._refuse_empty_file(mip, chunk.clip(level.grid.box))
-                holes.append(str(level.grid.crop(chunk.clip(level.grid.box)).bbox))
-        if self.missing == "warn":
+                whole = chunk.clip(level.grid.box)
+                self._refuse_empty_file(mip, whole)
+                holes.append(str(level.grid.crop(whole).bbox))
+        # CloudVolume takes 403 for 404, as buckets that may not be listed do: then the metadata are still readable.
+        if holes and _is_web(self.url) and fetch_info(Address("precomputed", self.url)) is None:
+            raise _refused(self.name, "403")
+        if holes and self.missing == "warn":
             shown = "; ".join(holes[:3]) + (f"; and {len(holes) - 3} more" if len(holes) > 3 else "")
             warnings.warn(
                 f"{self.name}, mip {mip}: {len(holes)} missing chunks are filled with background: {shown}",
@@ -155,14 +161,23 @@ class PrecomputedSource:
             )
         return out
 
-    def _refuse_empty_file(self, mip: int, chunk: IndexBox) -> None:
-        # CloudVolume takes an object of zero bytes for a missing one; it was cut short, and is no background.
-        from cloudfiles import CloudFiles
+    def _chunk_named(self, mip: int, name: str) -> IndexBox | None:
+        # CloudVolume says which chunk is not there by the name of its file, in absolute voxels.
+        found = re.search(r"(-?\d+)-(-?\d+)_(-?\d+)-(-?\d+)_(-?\d+)-(-?\d+)", name)
+        if found is None:
+            return None
+        x0, x1, y0, y1, z0, z1 = map(int, found.groups())
+        x, y, z = self.levels[mip].grid.voxel_offset
+        return IndexBox((z0, y0, x0), (z1, y1, x1)).shift((z, y, x), -1)  # type: ignore[arg-type]
 
+    def _refuse_empty_file(self, mip: int, chunk: IndexBox | None) -> None:
+        # CloudVolume takes an object of zero bytes for a missing one; it was cut short, and is no background.
+        if chunk is None or "sharding" in self.info["scales"][mip]:
+            return
         x, y, z = self.levels[mip].grid.crop(chunk).voxel_offset
         sz, sy, sx = chunk.shape
         key = f"{self.info['scales'][mip]['key']}/{x}-{x + sx}_{y}-{y + sy}_{z}-{z + sz}"
-        if "sharding" not in self.info["scales"][mip] and CloudFiles(self.url).exists(key):
+        if _files(self.url).exists(key):
             raise read_error(self, mip, chunk, "the stored chunk is empty (0 bytes): it was cut short when written")
 
     def _volume(self) -> Any:
@@ -181,6 +196,7 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
     # mip is passed as an argument and neither its cache nor `parallel` is used.
     from cloudvolume import CloudVolume
 
+    _renew_connections_in_forks()
     info = json.loads(info_text)
     real = next((i for i, scale in enumerate(info["scales"]) if not _is_placeholder(scale)), 0)
     return CloudVolume(
@@ -195,19 +211,6 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
         cache=False,
         use_https=reads_anonymously(url),
     )
-
-
-def reads_anonymously(url: str) -> bool:
-    """Tell whether a bucket is best read over plain https: nobody left credentials for it."""
-    from cloudvolume.secrets import CLOUD_VOLUME_DIR
-
-    if not url.startswith(("gs://", "s3://")):
-        return False
-    kind = "google" if url.startswith("gs://") else "aws"
-    folder = os.path.join(CLOUD_VOLUME_DIR, "secrets")
-    variables = {"google": ["GOOGLE_APPLICATION_CREDENTIALS"], "aws": ["AWS_ACCESS_KEY_ID", "AWS_PROFILE"]}[kind]
-    stored = os.path.isdir(folder) and any(name.endswith(f"{kind}-secret.json") for name in os.listdir(folder))
-    return not stored and not any(name in os.environ for name in variables)
 
 
 def _chunks_of(box: IndexBox, chunks: Index3) -> Iterator[IndexBox]:
@@ -230,6 +233,32 @@ def _level(mip: int, scale: dict[str, Any]) -> Level:
     return Level(mip, grid, (cz, cy, cx), str(scale.get("encoding", "raw")), _is_placeholder(scale))
 
 
+def _is_web(url: str) -> bool:
+    return not url.startswith(("file://", "mem://"))
+
+
+def _files(url: str) -> Any:
+    from cloudfiles import CloudFiles
+
+    return CloudFiles(url, progress=False, use_https=reads_anonymously(url))
+
+
+@lru_cache(maxsize=1)
+def _renew_connections_in_forks() -> None:
+    # Its sockets belong to a class of cloudfiles: a forked child would read its parent's answers from them.
+    from cloudfiles.interfaces import HttpInterface
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: setattr(HttpInterface, "adaptor", type(HttpInterface.adaptor)()))
+
+
+def _refused(name: str, error: object) -> AuthError:
+    return AuthError(
+        f"{name} refused to be read ({plain(error)}); check your rights, and that your credentials lie in "
+        "~/.cloudvolume/secrets, where CloudVolume looks for them"
+    )
+
+
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status behind an error, or None."""
     return getattr(getattr(error, "response", None), "status_code", None)
@@ -247,19 +276,17 @@ def fetch_info(address: Address) -> dict[str, Any] | None:
     ChunkReadError
         If the server did not answer.
     """
-    from cloudfiles import CloudFiles
-
     path = address.local_path
     if path is not None and not path.is_dir():
         return None
     try:
-        info = CloudFiles(address.url, progress=False).get_json("info")
+        info = _files(address.url).get_json("info")
     except ValueError as error:
         raise SourceError(f"{address.public}/info is not JSON ({error}): a login page or a broken file?") from None
     except Exception as error:
         if status_of(error) in (401, 403):
-            raise AuthError(f"{address.public} refused to be read ({error}); check the token or your rights") from error
-        raise ChunkReadError(f"could not read {address.public}/info: {type(error).__name__}: {error}") from error
+            raise _refused(address.public, error) from error
+        raise ChunkReadError(f"could not read {address.public}/info: {type(error).__name__}: {plain(error)}") from error
     if info is not None and not isinstance(info, dict):
         raise SourceError(f"{address.public}/info holds a {type(info).__name__}, not the JSON object of a layer")
     return info
@@ -286,42 +313,37 @@ def open_precomputed(
     name = f"precomputed://{address.public}"
     if info is None:
         raise SourceNotFoundError(
-            f"there is no precomputed layer at {name}: no file {address.public}/info; check the path, "
-            "or name another format, e.g. zarr://…"
+            f"there is no precomputed layer at {name}: no file {address.public}/info, or none that may be read; check "
+            "the path, or name another format, e.g. zarr://…"
         )
     problem = _problem(info)
     if problem:
         raise SourceError(f"the info file of {name} is not that of a precomputed volume: {problem}")
-    number = _pick_channel(name, int(info.get("num_channels", 1)), channel)
+    number = pick_index(name, "channel", int(info.get("num_channels", 1)), channel)
     kind: LayerType = "segmentation" if info.get("type") == "segmentation" else "image"
     return PrecomputedSource(address.url, name, json.dumps(info, sort_keys=True), missing, number, kind)
 
 
 def _problem(info: dict[str, Any]) -> str:
-    if info.get("@type", "neuroglancer_multiscale_volume") != "neuroglancer_multiscale_volume":
-        return f"its @type is {info['@type']!r}"
+    kind = str(info.get("@type", "neuroglancer_multiscale_volume"))
+    if kind != "neuroglancer_multiscale_volume":
+        what = next((word for word in ("skeleton", "mesh", "annotation", "properties") if word in kind), None)
+        said = {"mesh": "meshes", "properties": "properties of segments"}.get(what or "", f"{what}s")
+        return f"its @type is {kind!r}" + (f", so it holds {said}; give the volume they belong to" if what else "")
     absent = [key for key in ("data_type", "scales") if not info.get(key)]
     if absent:
         return f"it lacks {' and '.join(absent)}"
-    for mip, scale in enumerate(info["scales"]):
-        absent = [key for key in ("key", "size", "resolution", "chunk_sizes") if key not in scale]
-        if absent:
-            return f"scale {mip} lacks {' and '.join(absent)}"
     try:
-        np.dtype(info["data_type"])
-        [_level(mip, scale) for mip, scale in enumerate(info["scales"])]
-    except (TypeError, ValueError) as error:
+        for mip, scale in enumerate(info["scales"]):
+            absent = [key for key in ("key", "size", "resolution", "chunk_sizes") if key not in scale]
+            if absent:
+                return f"scale {mip} lacks {' and '.join(absent)}"
+            _level(mip, scale)
+        if np.dtype(info["data_type"]).kind not in "iuf" or int(info.get("num_channels", 1)) < 1:
+            return f"data_type {info['data_type']!r} with {info.get('num_channels', 1)} channels"
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         return str(error)
     return ""
-
-
-def _pick_channel(name: str, count: int, channel: int | None) -> int:
-    if channel is None and count > 1:
-        raise SourceError(f"{name} has {count} channels; choose one with channel=0 to channel={count - 1}")
-    number = channel or 0
-    if not 0 <= number < count:
-        raise SourceError(f"{name} has no channel={channel!r}: its channels are 0 to {count - 1}")
-    return number
 
 
 _: type[Source] = PrecomputedSource

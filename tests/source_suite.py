@@ -1,0 +1,272 @@
+"""What every source owes, as a class that the tests of each kind of source inherit; and a web server for files."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dask.base import tokenize
+
+from imageryxr.grid import Grid, IndexBox
+from imageryxr.sources.base import Source
+
+
+def noise(shape: tuple[int, int, int], dtype: str = "uint8", seed: int = 0) -> np.ndarray:
+    """Voxels that tell every place from every other, without a 0."""
+    values = np.random.default_rng(seed).integers(1, 2**8 if dtype == "uint8" else 2**16, shape, dtype="uint64")
+    if dtype == "uint64":
+        values = np.uint64(2**64 - 1) - values
+    return values.astype(dtype)
+
+
+def padded(truth: np.ndarray, box: IndexBox) -> np.ndarray:
+    """What a box of an array holds, 0 outside: an oracle without any arithmetic of the package's own."""
+    axes = [np.arange(a, b) for a, b in zip(box.start, box.stop, strict=True)]
+    inside = [(i >= 0) & (i < n) for i, n in zip(axes, truth.shape, strict=True)]
+    values = truth[np.ix_(*(np.clip(i, 0, n - 1) for i, n in zip(axes, truth.shape, strict=True)))]
+    return np.where(inside[0][:, None, None] & inside[1][:, None] & inside[2], values, 0).astype(truth.dtype)
+
+
+def boxes_of(shape: tuple[int, ...], count: int = 12) -> list[IndexBox]:
+    """Boxes inside, partly and wholly outside, one voxel, and the whole."""
+    z, y, x = shape
+    found = [
+        IndexBox.of_shape(shape),
+        IndexBox((0, 0, 0), (1, 1, 1)),
+        IndexBox((z - 1, y - 1, x - 1), (z, y, x)),
+        IndexBox((-3, -2, -5), (2, 3, 4)),
+        IndexBox((z - 2, y - 3, x - 4), (z + 3, y + 2, x + 1)),
+        IndexBox((-1, -2, -3), (z + 1, y + 2, x + 3)),
+        IndexBox((z, 0, 0), (z + 2, 2, 2)),
+        IndexBox((0, -9, 0), (2, -4, 3)),
+        IndexBox((1, 1, 1), (1, 4, 4)),
+    ]
+    rng = np.random.default_rng(7)
+    for _ in range(count):
+        start = [int(rng.integers(-4, n)) for n in shape]
+        stop = [a + int(rng.integers(1, n + 4)) for a, n in zip(start, shape, strict=True)]
+        found.append(IndexBox(tuple(start), tuple(stop)))
+    return found
+
+
+class SourceSuite:
+    """Inherit and fill in `write`, `open`, `truth`, `grids`, `open_without_voxels` and `others`."""
+
+    small = True
+    """Whether a pickle must be small: all but arrays in memory."""
+
+    def write(self, folder: Path) -> None:
+        """Store the layer."""
+        raise NotImplementedError
+
+    def open(self, folder: Path) -> Source:
+        """Open what `write` stored, anew at each call."""
+        raise NotImplementedError
+
+    def truth(self) -> list[np.ndarray]:
+        """Voxels (z, y, x) of each level."""
+        raise NotImplementedError
+
+    def grids(self) -> list[Grid]:
+        """Where each level lies."""
+        raise NotImplementedError
+
+    def open_without_voxels(self, folder: Path, empty: Path) -> Source:
+        """Open a layer whose voxels cannot be read."""
+        raise NotImplementedError
+
+    def others(self, folder: Path) -> list[Source]:
+        """Sources that differ from `open`'s in one thing each."""
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        path = tmp_path_factory.mktemp("layer")
+        cls().write(path)
+        return path
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def source(cls, folder: Path) -> Source:
+        return cls().open(folder)
+
+    def test_it_is_a_source(self, source):
+        assert isinstance(source, Source)
+        assert source.layer_type in ("image", "segmentation")
+        assert "://" in source.name
+        assert source.dtype.isnative
+
+    def test_levels_lie_where_they_were_written(self, source):
+        assert [level.mip for level in source.levels] == list(range(len(self.grids())))
+        for level, grid, truth in zip(source.levels, self.grids(), self.truth(), strict=True):
+            assert level.grid == grid
+            assert level.grid.shape == truth.shape
+            assert len(level.chunks) == 3
+            assert min(level.chunks) > 0
+            for axis in level.grid.axes:
+                np.testing.assert_array_equal(
+                    axis.centers(), (np.arange(axis.size) + axis.offset + 0.5) * axis.resolution
+                )
+
+    def test_opening_reads_no_voxel(self, folder, tmp_path):
+        source = self.open_without_voxels(folder, tmp_path)
+        assert [level.grid for level in source.levels] == self.grids()
+        assert (source.dtype, source.attrs) == (self.truth()[0].dtype, source.attrs)
+        source.check(0)
+
+    def test_any_box(self, source):
+        for mip, truth in enumerate(self.truth()):
+            for box in boxes_of(truth.shape):
+                found = source.read(mip, box)
+                assert type(found) is np.ndarray
+                assert (found.dtype, found.shape) == (truth.dtype, box.shape)
+                assert found.dtype.isnative
+                assert found.flags.c_contiguous
+                np.testing.assert_array_equal(found, padded(truth, box), err_msg=f"mip {mip}, {box}")
+
+    def test_threads_share_it(self, folder):
+        source, truth = self.open(folder), self.truth()
+        jobs = [(mip, box) for mip, t in enumerate(truth) for box in boxes_of(t.shape, 24)] * 2
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda job: source.read(*job), jobs))
+        for (mip, box), values in zip(jobs, found, strict=True):
+            np.testing.assert_array_equal(values, padded(truth[mip], box))
+
+    def test_pickle(self, folder):
+        source = self.open(folder)
+        for use in (False, True):
+            if use:
+                source.read(0, IndexBox((0, 0, 0), (2, 2, 2)))
+            blob = pickle.dumps(source)
+            again = pickle.loads(blob)
+            assert not self.small or len(blob) < 20_000
+            assert again == source
+            assert hash(again) == hash(source)
+            assert tokenize(again) == tokenize(source)
+        box = IndexBox((-1, 0, 0), (3, 5, 6))
+        np.testing.assert_array_equal(again.read(0, box), padded(self.truth()[0], box))
+
+    def test_equal_exactly_where_tokens_are(self, folder):
+        first, again = self.open(folder), self.open(folder)
+        assert first == again
+        assert tokenize(first) == tokenize(again)
+        everyone = [first, *self.others(folder)]
+        assert len({tokenize(s) for s in everyone}) == len(everyone)
+        assert all(a != b for i, a in enumerate(everyone) for b in everyone[:i])
+
+    def test_a_fresh_process_reads_it(self, folder, source, tmp_path):
+        (tmp_path / "source.pickle").write_bytes(pickle.dumps(source))
+        code = (
+            "import pickle, sys, numpy as np\n"
+            "from imageryxr.grid import IndexBox\n"
+            "source = pickle.load(open(sys.argv[1] + '/source.pickle', 'rb'))\n"
+            "np.save(sys.argv[1] + '/found.npy', source.read(0, IndexBox((-1, 2, 3), (9, 15, 12))))\n"
+        )
+        root = str(Path(__file__).resolve().parents[1])
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        expected = padded(self.truth()[0], IndexBox((-1, 2, 3), (9, 15, 12)))
+        np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), expected)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the web
+
+
+class FileServer(ThreadingHTTPServer):
+    """Serves a folder as object stores do: exact lengths, ranges, ``NAME.gz`` as gzipped ``NAME``; and faults."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder = folder
+        self.faults: dict[str, int] = {}
+        """Status by a part of the path; 0 hangs up in the middle of the body."""
+        self.asked: list[str] = []
+        """Paths asked for."""
+        self.needs: str | None = None
+        """An Authorization header without which everything is 401."""
+
+    @property
+    def url(self) -> str:
+        """Its address, without a slash."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that go away."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    server: FileServer
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        status = next((s for part, s in self.server.faults.items() if part in self.path), 200)
+        if self.server.needs and self.headers.get("Authorization") != self.server.needs:
+            status = 401
+        plain = self.server.folder / self.path.lstrip("/")
+        zipped = plain.with_name(plain.name + ".gz")
+        found = next((p for p in (plain, zipped) if p.is_file()), None)
+        if status not in (200, 0) or found is None:
+            self._answer(status if status not in (200, 0) else 404, b"<html>no</html>", {})
+            return
+        self._send_file(found, status == 0, {"Content-Encoding": "gzip"} if found == zipped else {})
+
+    do_HEAD = do_GET
+
+    def _send_file(self, found: Path, cut: bool, headers: dict[str, str]) -> None:
+        body, size = found.read_bytes(), found.stat().st_size
+        status = 200
+        if "Range" in self.headers:
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            a, b = (int(first), int(last or size - 1) + 1) if first else (max(0, size - int(last)), size)
+            body, status = body[a:b], 206
+            headers["Content-Range"] = f"bytes {a}-{min(b, size) - 1}/{size}"
+        self._answer(status, body, headers, cut)
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str], cut: bool = False) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.wfile.flush()
+        if cut:
+            self.close_connection = True
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[FileServer]:
+    """Serve a folder on 127.0.0.1."""
+    server = FileServer(folder)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def dead_url() -> str:
+    """Return an address at which nothing listens."""
+    with serving(Path()) as server:
+        return server.url
