@@ -196,8 +196,8 @@ class FileServer(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
-        self.faults: dict[str, int] = {}
-        """Status by a part of the path; 0 hangs up in the middle of the body."""
+        self.faults: dict[str, int | list[int]] = {}
+        """Status by a part of the path, or those of the next answers; 0 hangs up in the middle of the body."""
         self.asked: list[str] = []
         """Paths asked for."""
         self.needs: str | None = None
@@ -207,6 +207,13 @@ class FileServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Its address, without a slash."""
         return f"http://127.0.0.1:{self.server_port}"
+
+    def status(self, path: str) -> int:
+        """Return the status of the next answer; 200 where there is no fault."""
+        fault = next((f for part, f in self.faults.items() if part in path), 200)
+        if isinstance(fault, list):
+            return fault.pop(0) if fault else 200
+        return fault
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that go away."""
@@ -219,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        status = next((s for part, s in self.server.faults.items() if part in self.path), 200)
+        status = self.server.status(self.path)
         if self.server.needs and self.headers.get("Authorization") != self.server.needs:
             status = 401
         plain = self.server.folder / self.path.lstrip("/")

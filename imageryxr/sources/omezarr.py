@@ -216,14 +216,19 @@ def _recorder() -> Any:
             self.absent: dict[str, bool] = {}
 
         async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
-            try:
-                found = await self._store.get(key, *args, **kwargs)
-            except Exception as error:
-                # Buckets that may not be listed answer 403 for what is not there: `_tell_holes` finds out which.
-                if type(error).__name__ != "PermissionDeniedError":
-                    raise
-                self.absent[key] = True
-                return None
+            for last in (False, False, True):
+                try:
+                    found = await self._store.get(key, *args, **kwargs)
+                except Exception as error:
+                    # Buckets that may not be listed answer 403 for what is not there: `_tell_holes` finds out which.
+                    if type(error).__name__ == "PermissionDeniedError":
+                        self.absent[key] = True
+                        return None
+                    # obstore tries all else again, but not a transfer that was cut in its middle.
+                    if last or "body error" not in str(error):
+                        raise
+                else:
+                    break
             if found is None:
                 self.absent[key] = False
             return found
