@@ -99,11 +99,11 @@ def _compile_ahead() -> subprocess.Popen[bytes]:
 
 
 def compile_kernels() -> None:
-    """Draw a picture of 16 pixels with the kernels that the demo uses, which compiles and caches them."""
-    grid = Grid((1, 4, 4), (8, 8, 40), (0, 0, 0))
+    """Draw a picture of a few pixels with the kernels that the demo uses, which compiles and caches them."""
+    grid = Grid((2, 4, 4), (8, 8, 40), (0, 0, 0))
     ids = xr.DataArray(np.ones(grid.shape, np.uint64), dims=("z", "y", "x"), coords=grid.coords())
     overlay(ids.astype(np.uint8), ids, outline=Outline(3, side="in", merge=False)).load()
-    regrid(ids, Grid((1, 8, 8), (4, 4, 40), (0, 0, 0))).load()
+    regrid(ids, Grid((2, 8, 8), (4, 4, 40), (0, 0, 0))).load()
     regrid(ids.astype(np.float32), (16, 16, 40), method="mean").load()
 
 

@@ -54,7 +54,8 @@ def open_image(
         What a chunk that the store does not have is: an error; 0; or 0 with a warning. Take "fill" for layers
         whose empty chunks were left out.
     token : str, optional
-        For sources behind authentication. It is kept out of attrs, reprs and messages.
+        Sent to web servers that hold an OME-Zarr. Precomputed layers behind authentication take theirs from
+        ``~/.cloudvolume/secrets``, as CloudVolume does. It is kept out of attrs, reprs and messages.
     channel, time : int, optional
         Which to open, where a source has several.
     assume : {"center", "corner"}, default "center"

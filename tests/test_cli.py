@@ -45,6 +45,13 @@ def test_figure_and_export(sample, tmp_path):
     assert "regions" in run("export", tmp_path / "y{y}.png", *sources, *place, "--dry-run").stdout
 
 
+def test_what_the_demo_compiles_ahead_is_what_it_draws_with():
+    # the demo runs this in a process whose failure it would not see
+    code = "from imageryxr.demo import compile_kernels; compile_kernels()"
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_demo(tmp_path):
     done = run("demo", tmp_path / "out")
