@@ -171,68 +171,21 @@ class GivenLeaf(Leaf):
 
 
 @dataclass(frozen=True)
-class Shifted(Expr):
-    """The same values, counted from another voxel: index ``i`` here is ``i + by`` there."""
+class _Same(Expr):
+    """The values of a child as they are; only places differ."""
 
     child: Expr
-    by: Index3
     lead: tuple[int, ...] = field(init=False)
     tail: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        _take_axes(self, self.child)
+        object.__setattr__(self, "lead", self.child.lead)
+        object.__setattr__(self, "tail", self.child.tail)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the child."""
         return self.child.dtype
-
-    @property
-    def bounds(self) -> IndexBox:
-        """The child's bounds, counted from here."""
-        return self.child.bounds.shift(self.by, -1)
-
-    @property
-    def inputs(self) -> tuple[Expr, ...]:
-        """The child."""
-        return (self.child,)
-
-    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the box as the child counts."""
-        return (box.shift(self.by),)
-
-    def apply(self, box: IndexBox, *arrays: Array) -> Array:
-        """Return the child's values."""
-        return arrays[0]
-
-    def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
-        """Return the child's chunk edges, counted from here."""
-        by = self.by[axis]
-        found = self.child.edges(axis, start + by, stop + by)
-        return None if found is None else [e - by for e in found]
-
-
-@dataclass(frozen=True)
-class Widened(Expr):
-    """The same values, with the background around the child counted as data: a box that reaches outside a volume."""
-
-    child: Expr
-    box: IndexBox
-    lead: tuple[int, ...] = field(init=False)
-    tail: tuple[int, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        _take_axes(self, self.child)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the child."""
-        return self.child.dtype
-
-    @property
-    def bounds(self) -> IndexBox:
-        """The wider box."""
-        return self.box
 
     @property
     def inputs(self) -> tuple[Expr, ...]:
@@ -246,6 +199,40 @@ class Widened(Expr):
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the child's values."""
         return arrays[0]
+
+
+@dataclass(frozen=True)
+class Shifted(_Same):
+    """The same values, counted from another voxel: index ``i`` here is ``i + by`` there."""
+
+    by: Index3
+
+    @property
+    def bounds(self) -> IndexBox:
+        """The child's bounds, counted from here."""
+        return self.child.bounds.shift(self.by, -1)
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the box as the child counts."""
+        return (box.shift(self.by),)
+
+    def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
+        """Return the child's chunk edges, counted from here."""
+        by = self.by[axis]
+        found = self.child.edges(axis, start + by, stop + by)
+        return None if found is None else [e - by for e in found]
+
+
+@dataclass(frozen=True)
+class Widened(_Same):
+    """The same values, with the background around the child counted as data: a box that reaches outside a volume."""
+
+    box: IndexBox
+
+    @property
+    def bounds(self) -> IndexBox:
+        """The wider box."""
+        return self.box
 
 
 @dataclass(frozen=True)
@@ -339,11 +326,6 @@ class Resampled(Expr):
         if found is None:
             return None
         return sorted({e for e in map(m.first_at, found) if start < e < stop})
-
-
-def _take_axes(target: Expr, child: Expr) -> None:
-    object.__setattr__(target, "lead", child.lead)
-    object.__setattr__(target, "tail", child.tail)
 
 
 def spatial(expr: Expr, slices: tuple[slice, slice, slice]) -> tuple[slice, ...]:

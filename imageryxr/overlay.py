@@ -110,9 +110,9 @@ class _Painted(Expr):
 
         labels, image = arrays[0], arrays[1] if self.image is not None else None
         inner = box.slices(self.needs(box)[0])
-        for paint in (self.fill or self.line,):
-            if paint is not None:
-                paint.report(labels)
+        paint = self.fill or self.line
+        if paint is not None and paint.asked is not None:
+            paint.asked.report(labels)
         order = (self.axis, *(a for a in range(3) if a != self.axis))
         drawn = kernel.paint(
             labels.transpose(order),
@@ -141,16 +141,13 @@ class _Paint:
         """Return the table that kernels look colours up in."""
         if self.colors.mode == "table":
             return _table(self)
+        import fastremap
+
         from imageryxr.kernels import lookup
 
-        present = np.unique(labels)
+        present = fastremap.unique(labels)
         present = present[present != 0].astype(np.uint64)
         return lookup.build_table(present, _rgba(self.colors.colors_for(present), self.alpha), ())
-
-    def report(self, labels: Array) -> None:
-        """Warn of ids that were asked for and are not there."""
-        if self.asked is not None:
-            self.asked.report(labels)
 
 
 @lru_cache(maxsize=64)

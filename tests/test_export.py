@@ -116,3 +116,29 @@ def test_a_plan_tells_and_does_nothing(tmp_path, picture):
     assert sum(r.voxels for r in plan.regions) == picture.size // 4
     assert "regions" in repr(plan)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["z{z}.png", "o.ome.zarr"])
+def test_a_rename_that_fails_midway_is_taken_back(tmp_path, picture, name, monkeypatch):
+    ix.export(ix.to_rgba(IMAGE), tmp_path / name)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    rename, left = os.rename, [3 if name.endswith("png") else 1]
+
+    def failing(source, target):
+        left[0] -= 1
+        if left[0] == -1:
+            raise OSError(errno.EIO, "input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(ix.TargetError, match="untouched"):
+        ix.export(picture, tmp_path / name, overwrite=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_slices_of_a_longer_stack_are_told_of(tmp_path, picture):
+    (tmp_path / "zebra.png").write_bytes(b"somebody's")
+    ix.export(picture, tmp_path / "z{z:03d}.png")
+    with pytest.warns(ix.ImageryWarning, match=r"1 files beside the 2 .*z002\.png; remove them"):
+        ix.export(picture.isel(z=slice(0, 2)), tmp_path / "z{z:03d}.png", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["z000.png", "z001.png", "z002.png", "zebra.png"]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.errors import OptionError, TargetExistsError
-from imageryxr.export.targets import disk_errors
+from imageryxr.export.targets import disk_errors, move_into_place
 from imageryxr.expr import Array, ArrayLeaf, Expr, Resampled, evaluate
 from imageryxr.grid import Axis, AxisMap, Grid, Index3, IndexBox, tidy
 
@@ -123,12 +123,8 @@ class OmeZarrTarget:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(partial(self._shrink, level), self._bricks(level)))
         written = sum(f.stat().st_size for f in self._work.rglob("*") if f.is_file())
-        old = self._work.with_name(self._work.name + "-old")
         with disk_errors(self.place):
-            if self.path.exists():
-                os.rename(self.path, old)
-            os.rename(self._work, self.path)
-        _remove(old)
+            move_into_place([(self._work, self.path)], self._work.with_name(self._work.name + "-aside"))
         return written
 
     def abandon(self) -> None:
@@ -203,13 +199,6 @@ def _range_of(dtype: np.dtype[Any]) -> tuple[float, float]:
         return (0.0, 1.0)
     info = np.iinfo(dtype)
     return (float(info.min), float(info.max))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    elif path.exists():
-        path.unlink()
 
 
 def pyramid(grid: Grid, levels: int | None, largest: int) -> list[Grid]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import string
 import uuid
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from imageryxr.errors import OptionError, TargetError, TargetExistsError
+from imageryxr.errors import ImageryWarning, OptionError, TargetError, TargetExistsError
 from imageryxr.expr import Array
 from imageryxr.grid import DIMS, Grid, Index3, IndexBox
 
@@ -66,6 +68,35 @@ def disk_errors(place: str) -> Iterator[None]:
             errno.EROFS: "the file system is read-only",
         }.get(error.errno or 0, str(error))
         raise TargetError(f"could not write {place}: {advice}. What was at the target before is untouched") from error
+
+
+def move_into_place(moves: Sequence[tuple[Path, Path]], aside: Path) -> None:
+    """Rename each finished piece to its final path; what was there is kept aside until all are in place.
+
+    If one rename fails, all that were done are taken back, so that the old data are whole again, and it raises.
+
+    Parameters
+    ----------
+    moves : sequence of (Path, Path)
+        Finished piece and final path, on one file system.
+    aside : Path
+        A folder of the export's own on that file system, which need not exist.
+    """
+    aside.mkdir(exist_ok=True)
+    done: list[tuple[Path, Path]] = []
+    try:
+        for number, (piece, final) in enumerate(moves):
+            if os.path.lexists(final):
+                os.rename(final, aside / str(number))
+                done.append((final, aside / str(number)))
+            os.rename(piece, final)
+            done.append((piece, final))
+    except BaseException:
+        for before, after in reversed(done):
+            os.rename(after, before)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -140,11 +171,29 @@ class PngStack:
     def finish(self) -> int:
         """Move the pictures to their names."""
         with disk_errors(self.place):
-            for i, name in enumerate(self.names):
-                name.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self._work / f"{i}.png", name)
+            for folder in {name.parent for name in self.names}:
+                folder.mkdir(parents=True, exist_ok=True)
+            moves = [(self._work / f"{i}.png", name) for i, name in enumerate(self.names)]
+            move_into_place(moves, self._work / "aside")
             self._work.rmdir()
+        self._warn_of_strays()
         return 0
+
+    def _warn_of_strays(self) -> None:
+        # Pictures of a longer stack that was replaced would pass for slices of this one; they may also be somebody's.
+        fields = re.split(r"{[^}]*}", os.path.basename(self.pattern))
+        like = re.compile(r"-?[\d.]+".join(map(re.escape, fields)))
+        mine = set(self.names)
+        there = {f for folder in {n.parent for n in self.names} for f in folder.iterdir()}
+        strays = sorted(f.name for f in there - mine if like.fullmatch(f.name))
+        if strays:
+            warnings.warn(
+                f"{len(strays)} files beside the {len(self.names)} of this stack have names of its pattern and are not "
+                f"part of it: {', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove them if they are of an "
+                "earlier export",
+                ImageryWarning,
+                stacklevel=2,
+            )
 
     def abandon(self) -> None:
         """Remove the folder of this export."""
