@@ -11,12 +11,17 @@ import pytest
 from imageryxr.sample import sample
 
 
+def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where the sample volume of this test session lies: one kept between sessions, or one of its own."""
+    # Writing it takes longer than most single tests: IMAGERYXR_TEST_SAMPLE=folder keeps it while one works on them.
+    kept = os.environ.get("IMAGERYXR_TEST_SAMPLE")
+    return Path(kept) if kept else tmp_path_factory.getbasetemp() / "sample-volume"
+
+
 @pytest.fixture(scope="session")
 def sample_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the sample volume of this test session lies."""
-    path = tmp_path_factory.getbasetemp() / "sample-volume"
-    sample(path)
-    return path
+    return sample(sample_folder(tmp_path_factory)).path
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ import xarray as xr
 from hypothesis import HealthCheck, settings
 
 import imageryxr as ix
+from imageryxr.conftest import sample_folder
 
 settings.register_profile(
     "default", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -31,7 +32,7 @@ FIB25 = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> ix.Sample:
     """The sample volume of this session, which the doctests use too."""
-    return ix.sample(tmp_path_factory.getbasetemp() / "sample-volume")
+    return ix.sample(sample_folder(tmp_path_factory))
 
 
 @contextmanager
