@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +18,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.demo import run_demo
-from imageryxr.errors import ChoiceError, ImageryError, OptionError
+from imageryxr.errors import ChoiceError, ImageryError, ImageryWarning, OptionError
 from imageryxr.export.targets import disk_errors
 from imageryxr.grid import show_triple
 from imageryxr.sources.base import Source
@@ -127,11 +130,9 @@ def figure(
         across = {"z": 0, "y": 0, "x": 1}[axis]
         picture = ix.scale_bar(picture, nm_per_pixel=ix.grid_of(rgba).resolution[across])
     # What is opaque needs no alpha, which JPEG cannot hold and journals send back.
-    if picture.mode == "RGBA" and picture.getextrema()[3] == (255, 255):
+    if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
         picture = picture.convert("RGB")
-    with disk_errors(str(out)):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(out)
+    _save(picture, out)
     print(f"wrote {out}: {picture.width} × {picture.height} pixels, {ix.grid_of(rgba).bbox}")
 
 
@@ -268,7 +269,7 @@ def _box(bbox: str | None, center: str | None, size: str | None, resolution: str
         raise OptionError("--center needs --size w,h or w,h,d")
     sizes = _numbers(size, "--size", (2, 3))
     if len(sizes) == 2:
-        sizes.insert("xyz".index(axis), 0)  # a box thinner than a voxel takes the one that holds its centre
+        sizes.insert("xyz".index(axis), 1)
     return ix.BBox.around(_numbers(center, "--center", (3,)), sizes, resolution=unit)
 
 
@@ -301,6 +302,20 @@ def _check_format(out: Path) -> None:
     known = PilImage.registered_extensions()
     if known.get(out.suffix.lower()) not in PilImage.SAVE:
         raise OptionError(f"{out} is of no picture format; end it in .png, .tif or .jpg")
+
+
+def _save(picture: Any, out: Path) -> None:
+    """Write a picture beside its place and move it there, so that what is there is whole at all times."""
+    beside = out.with_name(f".{out.stem}-{uuid.uuid4().hex[:8]}{out.suffix}")
+    try:
+        with disk_errors(str(out)):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(beside)
+            os.replace(beside, out)
+    except ValueError as error:
+        raise OptionError(f"{out} cannot hold this picture ({error}); end it in .png") from None
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _check_one_slice(layers: dict[str, xr.DataArray], axis: str) -> None:
@@ -351,12 +366,36 @@ def _extent(grid: ix.Grid) -> str:
     return f"{show_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])} µm"
 
 
+# What messages say for Python, as the command line spells it.
+_SPELLINGS = {
+    r"overwrite=True": "--overwrite",
+    r"missing='(\w+)'": r"--missing \1",
+    r"resolution=\(([^()]*)\)": r"--resolution \1",
+    r"contrast_limits=\(([^()]*)\)": r"--contrast \1",
+    r"imageryxr\.open_(image|segmentation)": r"--\1",
+    r"imageryxr\.BBox\(": "--bbox (",
+}
+
+
+def _as_options(message: str) -> str:
+    for python, option in _SPELLINGS.items():
+        message = re.sub(python, lambda found, o=option: found.expand(o).replace(", ", ","), message)  # type: ignore[misc]
+    return message
+
+
+def _warn(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    print(f"warning: {_as_options(str(message))}", file=sys.stderr)
+
+
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ImageryWarning)
+            warnings.showwarning = _warn
+            yield
     except ImageryError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_as_options(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
