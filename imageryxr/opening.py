@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
 import xarray as xr
 
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.errors import ImageryWarning, LayerError, OptionError
 from imageryxr.grid import BBox, IndexBox, outside_error
 from imageryxr.segments import select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, find_level, level_attrs
@@ -257,6 +258,13 @@ def _open(
         # An array that was opened before is opened again as dask blocks of what is needed of it: nothing is read.
         source, bbox = as_dask(source if bbox is None else cropped(source, bbox, outside_ok=missing == "fill")), None
     layer = resolve_source(source, layer_type, missing=check_missing(missing), token=token, **choices)
+    if layer_type == "segmentation" and getattr(layer, "declared_type", None) == "image":
+        warnings.warn(
+            f"{layer.name} is an image by its own word, and its {layer.dtype} values are taken for ids; open it with "
+            "imageryxr.open_image if they are grey",
+            ImageryWarning,
+            stacklevel=3,
+        )
     return _level(layer, find_level(layer, mip), bbox, chunks, outside_ok=missing == "fill")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
@@ -11,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 
-from imageryxr.errors import ImageryWarning, LayerError, SourceError, SourceNotFoundError
+from imageryxr.errors import LayerError, SourceError, SourceNotFoundError
 from imageryxr.sources import memory, omezarr, precomputed
 from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.base import Assume, LayerType, Missing, Source, check_assume, check_missing, pick_index
@@ -116,13 +115,6 @@ def _as_layer(source: Source, layer_type: LayerType | None) -> Source:
         raise LayerError(
             f"{source.name} holds {source.dtype}, but ids are whole numbers{mask}; it is an image: open it with "
             "imageryxr.open_image"
-        )
-    if wanted == "segmentation" and isinstance(source, precomputed.PrecomputedSource) and source.layer_type == "image":
-        warnings.warn(
-            f"{source.name} is an image by its own word, and its {source.dtype} values are taken for ids; open it with "
-            "imageryxr.open_image if they are grey",
-            ImageryWarning,
-            stacklevel=2,
         )
     if source.layer_type == wanted:
         return source
