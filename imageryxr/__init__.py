@@ -19,6 +19,7 @@ from imageryxr.colors import palette
 from imageryxr.errors import (
     AuthError,
     BoxError,
+    ChoiceError,
     ChunkReadError,
     CodecError,
     ColorError,
@@ -56,6 +57,7 @@ __all__ = [
     "AuthError",
     "BBox",
     "BoxError",
+    "ChoiceError",
     "ChunkReadError",
     "CodecError",
     "ColorError",
