@@ -9,27 +9,34 @@ little beside decoding.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
+from imageryxr.kernels.runs import compiled, frozen
+
 __all__ = ["segmentation_problem"]
 
-_LEGAL = np.zeros(256, bool)
-_LEGAL[[0, 1, 2, 4, 8, 16, 32]] = True
-_BATCH = 256
-"""Blocks whose voxels are looked at together, which bounds the memory that they take."""
+_SAYS = (
+    "",
+    "it ends within the headers of its blocks",
+    "a block's voxels take a number of bits that is none of 0, 1, 2, 4, 8, 16 and 32",
+    "a block points into the headers",
+    "the voxels of a block reach over its end",
+    "the ids of a block lie over its end",
+    "the voxels of a block point at ids over its end",
+)
+_LOW = np.uint32(0xFFFFFF)
+_HIGH = np.uint32(24)
 
 
 def segmentation_problem(
-    data: bytes | NDArray[np.uint8], shape: tuple[int, int, int, int], itemsize: int, block: tuple[int, int, int]
+    data: bytes, shape: tuple[int, int, int, int], itemsize: int, block: tuple[int, int, int]
 ) -> str:
     """Return what is wrong with an encoded chunk, or an empty string.
 
     Parameters
     ----------
-    data : bytes or numpy.ndarray
+    data : bytes
         The chunk as stored, gzip and the like taken off.
     shape : tuple of int
         Its voxels (x, y, z, channel).
@@ -43,87 +50,72 @@ def segmentation_problem(
     str
         Half a sentence that goes on from "the chunk is damaged:".
     """
-    if len(data) % 4 or len(data) < 4 * shape[3]:
+    channels = shape[3]
+    if len(data) % 4 or len(data) < 4 * channels:
         return f"its {len(data)} bytes are no whole number of 32-bit words, or too few for the offsets of its channels"
-    words = np.frombuffer(data, "<u4")
-    begins = [int(w) for w in words[: shape[3]]]
-    if begins[0] != shape[3] or begins != sorted(begins) or begins[-1] > words.size:
-        return f"the offsets of its {shape[3]} channels are {begins}, in {words.size} words"
-    needs = _voxels_needed(shape[:3], block)
+    words = frozen(np.frombuffer(data, "<u4"))
+    begins = words[:channels].tolist()
+    if begins[0] != channels or begins != sorted(begins) or begins[-1] > words.size:
+        return f"it begins with {begins}, which are no offsets of channels in {words.size} words"
     for begin, end in zip(begins, [*begins[1:], words.size], strict=True):
-        problem = _channel_problem(words[begin:end], needs, itemsize // 4, shape[:3], block)
-        if problem:
-            return problem
+        fault = _fault(words[begin:end], itemsize // 4, shape[:3], block)
+        if fault:
+            return _SAYS[fault]
     return ""
 
 
-def _channel_problem(
+@compiled
+def _fault(words: NDArray[np.uint32], width: int, shape: tuple[int, int, int], block: tuple[int, int, int]) -> int:
+    """Return the index into `_SAYS` of what is wrong with a channel; ids are `width` words wide."""
+    size = words.size
+    gx, gy, gz = -(-shape[0] // block[0]), -(-shape[1] // block[1]), -(-shape[2] // block[2])
+    head = 2 * gx * gy * gz
+    if size < head:
+        return 1
+    place = 0
+    for z in range(gz):
+        deep = min(block[2], shape[2] - z * block[2])
+        for y in range(gy):
+            high = min(block[1], shape[1] - y * block[1])
+            for x in range(gx):
+                wide = min(block[0], shape[0] - x * block[0])
+                table = np.int64(words[place] & _LOW)
+                bits = np.int64(words[place] >> _HIGH)
+                values = np.int64(words[place + 1])
+                place += 2
+                if bits > 32 or bits & (bits - 1):
+                    return 2
+                if table < head or (bits and values < head):
+                    return 3
+                # The voxels of a block beyond the chunk's edge need not be stored: no decoder reads them.
+                last = wide + block[0] * (high - 1 + block[1] * (deep - 1))
+                if bits and values + (bits * last + 31) // 32 > size:
+                    return 4
+                ids = (size - table) // width
+                if ids < 1:
+                    return 5
+                # A table is as long as it needs to be: the voxels tell of one that the end might cut.
+                if bits and ids >> bits == 0 and not _is_within(words, values, bits, ids, (wide, high, deep), block):
+                    return 6
+    return 0
+
+
+@compiled
+def _is_within(
     words: NDArray[np.uint32],
-    needs: NDArray[np.int64],
-    width: int,
-    shape: tuple[int, int, int],
+    values: np.int64,
+    bits: np.int64,
+    ids: np.int64,
+    inside: tuple[int, int, int],
     block: tuple[int, int, int],
-) -> str:
-    count = needs.size
-    if words.size < 2 * count:
-        return f"it ends within the headers of its {count} blocks"
-    headers = words[: 2 * count].reshape(count, 2).astype(np.int64)
-    table, bits, values = headers[:, 0] & 0xFFFFFF, headers[:, 0] >> 24, headers[:, 1]
-    if not _LEGAL[bits].all():
-        return f"a block takes {bits[~_LEGAL[bits]][0]} bits a voxel, which is none of 0, 1, 2, 4, 8, 16 and 32"
-    stored = bits > 0
-    if table.min() < 2 * count or (stored & (values < 2 * count)).any():
-        return "a block points into the headers"
-    if (stored & (values + (bits * needs + 31 >> 5) > words.size)).any():
-        return "the voxels of a block reach over its end"
-    if (table + width > words.size).any():
-        return "the ids of a block lie beyond its end"
-    # Tables are as long as they need to be, not as the bits allow: of those near the end the voxels tell.
-    for some in np.unique(bits[stored]):
-        near = np.flatnonzero((bits == some) & (table + (width << some) > words.size))
-        for part in np.split(near, range(_BATCH, near.size, _BATCH)):
-            highest = _highest_index(words, values[part], int(some), _inside(part, shape, block))
-            if (table[part] + (highest + 1) * width > words.size).any():
-                return "voxels point beyond the ids of their block, over its end"
-    return ""
-
-
-def _highest_index(
-    words: NDArray[np.uint32], values: NDArray[np.int64], bits: int, inside: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """Return the highest index into its table that a voxel of each block holds; `inside` is (block, voxel)."""
-    bit = np.arange(inside.shape[1]) * bits
-    # The voxels beyond the chunk's edge, which may not be stored, are not looked at.
-    place = np.minimum(values[:, None] + (bit >> 5), words.size - 1)
-    found = words[place].astype(np.int64) >> (bit & 31) & ((1 << bits) - 1)
-    highest: NDArray[np.int64] = np.where(inside, found, 0).max(axis=1, initial=0)
-    return highest
-
-
-def _grid_of(shape: tuple[int, int, int], block: tuple[int, int, int]) -> tuple[int, ...]:
-    return tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
-
-
-def _extents(shape: tuple[int, int, int], block: tuple[int, int, int]) -> list[NDArray[np.int64]]:
-    grid = _grid_of(shape, block)
-    return [np.minimum(b, n - b * np.arange(g)) for n, b, g in zip(shape, block, grid, strict=True)]
-
-
-@lru_cache(maxsize=64)
-def _voxels_needed(shape: tuple[int, int, int], block: tuple[int, int, int]) -> NDArray[np.int64]:
-    """Return for each block, x fastest, how many of its stored voxels a decoder must reach."""
-    x, y, z = _extents(shape, block)
-    last = (x - 1) + block[0] * ((y - 1)[:, None] + block[1] * (z - 1)[:, None, None])
-    needed: NDArray[np.int64] = last.ravel() + 1
-    needed.flags.writeable = False
-    return needed
-
-
-def _inside(blocks: NDArray[np.int64], shape: tuple[int, int, int], block: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Return which voxels of some blocks lie in the chunk: (block, voxel), x fastest."""
-    grid = _grid_of(shape, block)
-    x, y, z = _extents(shape, block)
-    k, j, i = np.unravel_index(blocks, grid[::-1])
-    bz, by, bx = np.indices(block[::-1]).reshape(3, -1)
-    found: NDArray[np.bool_] = (bx < x[i][:, None]) & (by < y[j][:, None]) & (bz < z[k][:, None])
-    return found
+) -> bool:
+    """Tell whether the voxels of a block that lie in the chunk all point at one of so many ids."""
+    mask = (np.int64(1) << bits) - 1
+    highest = np.int64(0)
+    for z in range(inside[2]):
+        for y in range(inside[1]):
+            bit = bits * block[0] * (y + block[1] * z)
+            for _ in range(inside[0]):
+                highest = max(highest, (np.int64(words[values + (bit >> 5)]) >> (bit & 31)) & mask)
+                bit += bits
+    return bool(highest < ids)

@@ -97,7 +97,7 @@ def _adaptor_class() -> Any:
                 response.headers["location"] = f"{place}#{_MARK}{asked}"  # never goes over the wire
             elif moved and name != asked and response.status_code in (403, 404):
                 # A store that keeps voxels elsewhere has them there: what is not there is no place for them.
-                response.status_code = 401
+                response.status_code, response.url = 401, request.url.partition("#")[0]
                 response.reason = f"the request was sent on to {url.scheme}://{url.netloc}{url.path}, a login page?"
             return response
 
