@@ -16,14 +16,15 @@ ROOT = Path(imageryxr.__file__).parent
 # Lower floors first. Modules on one line do not know each other; those of the kernels may use those before them.
 FLOORS = [
     ["errors"],
-    ["kernels.runs", "kernels.segcheck"],
-    ["kernels.lookup"],
+    ["kernels.runs"],
+    ["kernels.lookup", "kernels.segcheck"],
     ["kernels.fill", "kernels.resample"],
     ["kernels.inside", "kernels.outside", "kernels.topmost"],
     ["kernels.outline"],
     ["grid", "colors"],
     ["sources.base", "sources.address", "figure", "sample"],
-    ["sources.cloudhttp", "sources.decoding"],
+    ["sources.cloudhttp", "sources.decoding", "sources.ngff", "sources.zarrobjects"],
+    ["sources.zarrstore"],
     ["sources.memory", "sources.precomputed", "sources.omezarr"],
     ["sources.resolve"],
     ["expr"],

@@ -17,11 +17,10 @@ import numpy.typing as npt
 
 from imageryxr.errors import ImageryWarning
 from imageryxr.kernels.segcheck import segmentation_problem
-from imageryxr.sources.base import plain
+from imageryxr.sources.base import is_page, plain
 
 _EMPTY = "it is empty (0 bytes): it was cut short when written"
 _MARK = "watched_by_imageryxr"
-_PAGES = (b"<!doctype", b"<html>", b"<html ", b"<html\n", b"<html\r", b"<head>")
 
 
 class DamagedChunkError(ValueError):
@@ -38,11 +37,6 @@ def watch(volume: Any) -> Any:
     _wrap_shards()
     setattr(volume.image.meta, _MARK, True)
     return volume
-
-
-def is_page(data: Any) -> bool:
-    """Tell whether stored bytes are a web page: a login page that came with the status of success."""
-    return bytes(data[:256]).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES)
 
 
 @lru_cache(maxsize=1)
