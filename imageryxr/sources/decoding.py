@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.errors import ImageryWarning
-from imageryxr.kernels.segcheck import segmentation_problem
 from imageryxr.sources.base import is_page, plain
 
 _EMPTY = "it is empty (0 bytes): it was cut short when written"
@@ -192,6 +191,8 @@ def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype
         expected = math.prod(shape) * dtype.itemsize
         return "" if len(stored) == expected else f"it holds {len(stored)} bytes where {expected} should be"
     if encoding == "compressed_segmentation" and dtype.name in ("uint32", "uint64"):
+        from imageryxr.kernels.segcheck import segmentation_problem
+
         x, y, z = (int(b) for b in block)
         return segmentation_problem(stored, shape, dtype.itemsize, (x, y, z))
     return ""

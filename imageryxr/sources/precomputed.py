@@ -48,6 +48,7 @@ CODECS = {
     "jxl": ("imagecodecs", "imagecodecs"),
     "jpegxl": ("imagecodecs", "imagecodecs"),
 }
+ENCODINGS = ("raw", *CODECS)
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,13 @@ class PrecomputedSource:
         return tuple(_level(mip, scale) for mip, scale in enumerate(self.info["scales"]))
 
     def check(self, mip: int) -> None:
-        """Raise `CodecError` if a level's encoding cannot be decoded here."""
+        """Raise `CodecError` if a level's encoding is not known, or its package not installed."""
         encoding = self.levels[mip].encoding
+        if encoding not in ENCODINGS:
+            raise CodecError(
+                f"{self.name} is stored as {encoding!r} at mip {mip}, which is none of {', '.join(ENCODINGS)}; if it is "
+                "a new encoding, a newer cloud-volume and imageryxr may read it"
+            )
         module, package = CODECS.get(encoding, ("", ""))
         if module and find_spec(module) is None:
             raise CodecError(
@@ -287,8 +293,9 @@ def open_precomputed(
     problem = _problem(info)
     if problem:
         raise SourceError(f"the info file of {name} is not that of a precomputed volume: {problem}")
-    number = pick_index(name, "channel", int(info.get("num_channels", 1)), channel)
-    kind: LayerType = "segmentation" if info.get("type") == "segmentation" else "image"
+    info = _completed(info)
+    number = pick_index(name, "channel", info["num_channels"], channel)
+    kind: LayerType = "segmentation" if info["type"] == "segmentation" else "image"
     return PrecomputedSource(address.url, name, json.dumps(info, sort_keys=True), missing, number, kind)
 
 
@@ -307,11 +314,45 @@ def _problem(info: dict[str, Any]) -> str:
             if absent:
                 return f"scale {mip} lacks {' and '.join(absent)}"
             _level(mip, scale)
+            problem = _scale_problem(scale, str(info["data_type"]))
+            if problem:
+                return f"scale {mip} {problem}"
         if np.dtype(info["data_type"]).kind not in "iuf" or int(info.get("num_channels", 1)) < 1:
             return f"data_type {info['data_type']!r} with {info.get('num_channels', 1)} channels"
     except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         return str(error)
     return ""
+
+
+def _scale_problem(scale: dict[str, Any], dtype: str) -> str:
+    places = {
+        "size": scale["size"],
+        "chunk_sizes": scale["chunk_sizes"][0],
+        "voxel_offset": scale.get("voxel_offset", []),
+    }
+    if scale.get("encoding") == "compressed_segmentation":
+        if dtype not in ("uint32", "uint64"):
+            return f"is compressed_segmentation of {dtype}, which holds uint32 and uint64 only"
+        places["compressed_segmentation_block_size"] = scale.get("compressed_segmentation_block_size")
+    for key, numbers in places.items():
+        if numbers is None or any(isinstance(n, bool) or not isinstance(n, int | float) or n % 1 for n in numbers):
+            return f"has the {key} {numbers}; understood are whole numbers"
+        if key not in ("voxel_offset", "size") and (len(numbers) != 3 or min(numbers) < 1):
+            return f"has the {key} {numbers}; understood are three positive numbers"
+    return ""
+
+
+def _completed(info: dict[str, Any]) -> dict[str, Any]:
+    """Return an ``info`` with what may be left out, and whole numbers written as such, for CloudVolume."""
+    encodings = {scale.get("encoding") for scale in info["scales"]}
+    ids = encodings & {"compressed_segmentation", "compresso", "crackle"} or info["data_type"] in ("uint32", "uint64")
+    scales = []
+    for scale in info["scales"]:
+        whole = {key: [int(n) for n in scale.get(key, (0, 0, 0))] for key in ("size", "voxel_offset")}
+        chunks = [[int(n) for n in sizes] for sizes in scale["chunk_sizes"][:1]]
+        scales.append({"encoding": "raw", **scale, **whole, "chunk_sizes": chunks})
+    given = {"type": "segmentation" if ids else "image", **info}
+    return {**given, "num_channels": int(info.get("num_channels", 1)), "scales": scales}
 
 
 _: type[Source] = PrecomputedSource
