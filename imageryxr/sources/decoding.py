@@ -190,7 +190,9 @@ def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype
     if encoding == "raw":
         expected = math.prod(shape) * dtype.itemsize
         return "" if len(stored) == expected else f"it holds {len(stored)} bytes where {expected} should be"
-    if encoding == "compressed_segmentation" and dtype.name in ("uint32", "uint64"):
+    if encoding == "compressed_segmentation":
+        if dtype.name not in ("uint32", "uint64"):
+            return f"compressed_segmentation holds uint32 and uint64, not {dtype}"
         from imageryxr.kernels.segcheck import segmentation_problem
 
         x, y, z = (int(b) for b in block)

@@ -95,8 +95,8 @@ class PrecomputedSource:
         encoding = self.levels[mip].encoding
         if encoding not in ENCODINGS:
             raise CodecError(
-                f"{self.name} is stored as {encoding!r} at mip {mip}, which is none of {', '.join(ENCODINGS)}; if it is "
-                "a new encoding, a newer cloud-volume and imageryxr may read it"
+                f"{self.name} is stored as {encoding!r} at mip {mip}, which is none of {', '.join(ENCODINGS)}; if that "
+                "is a new encoding, a newer cloud-volume and imageryxr may read it"
             )
         module, package = CODECS.get(encoding, ("", ""))
         if module and find_spec(module) is None:
@@ -314,7 +314,7 @@ def _problem(info: dict[str, Any]) -> str:
             if absent:
                 return f"scale {mip} lacks {' and '.join(absent)}"
             _level(mip, scale)
-            problem = _scale_problem(scale, str(info["data_type"]))
+            problem = _scale_problem(scale)
             if problem:
                 return f"scale {mip} {problem}"
         if np.dtype(info["data_type"]).kind not in "iuf" or int(info.get("num_channels", 1)) < 1:
@@ -324,15 +324,10 @@ def _problem(info: dict[str, Any]) -> str:
     return ""
 
 
-def _scale_problem(scale: dict[str, Any], dtype: str) -> str:
-    places = {
-        "size": scale["size"],
-        "chunk_sizes": scale["chunk_sizes"][0],
-        "voxel_offset": scale.get("voxel_offset", []),
-    }
+def _scale_problem(scale: dict[str, Any]) -> str:
+    places = {key: scale.get(key, []) for key in ("size", "voxel_offset")}
+    places["chunk_sizes"] = scale["chunk_sizes"][0]
     if scale.get("encoding") == "compressed_segmentation":
-        if dtype not in ("uint32", "uint64"):
-            return f"is compressed_segmentation of {dtype}, which holds uint32 and uint64 only"
         places["compressed_segmentation_block_size"] = scale.get("compressed_segmentation_block_size")
     for key, numbers in places.items():
         if numbers is None or any(isinstance(n, bool) or not isinstance(n, int | float) or n % 1 for n in numbers):
