@@ -21,7 +21,7 @@ from imageryxr.errors import (
     SourceNotFoundError,
 )
 from imageryxr.grid import Grid, IndexBox
-from imageryxr.sources import precomputed
+from imageryxr.sources import precomputed, web
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.base import default_level
 from imageryxr.sources.precomputed import open_precomputed
@@ -424,11 +424,8 @@ def test_a_codec_that_is_not_installed(tmp_path, monkeypatch, encoding):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Let CloudVolume try again at once."""
-    from cloudfiles.interfaces import HttpInterface
-
-    for name in ("get_file", "head", "exists"):
-        monkeypatch.setattr(getattr(HttpInterface, name).retry, "sleep", lambda seconds: None)
+    """Try again at once."""
+    monkeypatch.setattr(web, "LONGEST_WAIT", 0.0)
 
 
 @pytest.fixture

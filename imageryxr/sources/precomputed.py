@@ -2,7 +2,7 @@
 
 The format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. CloudVolume fetches and
 decodes; the metadata are read here once, at opening, and handed to every CloudVolume, so that a worker asks for
-chunks only.
+chunks only. What comes over http is fetched in `chunks`, with timeouts, and decoded by CloudVolume.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -21,18 +20,21 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.errors import (
-    AuthError,
     ChunkReadError,
     CodecError,
     ImageryError,
     MissingChunkError,
     MissingChunkWarning,
+    ServerError,
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.grid import Grid, Index3, IndexBox
+from imageryxr.grid import Grid, IndexBox
+from imageryxr.sources import chunks
 from imageryxr.sources.address import Address, reads_anonymously
+from imageryxr.sources.auth import Token
 from imageryxr.sources.base import LayerType, Level, Missing, Source, pick_index, plain, read_error, read_filled
+from imageryxr.sources.web import Connection
 
 # What each encoding needs beside CloudVolume itself: the module that decodes, and the package that brings it.
 CODECS = {
@@ -65,6 +67,10 @@ class PrecomputedSource:
     """Which channel is read."""
     layer_type: LayerType = "image"
     """What it is opened as."""
+    token: Token | None = field(default=None, compare=False)
+    """What ``middleauth`` servers are asked with."""
+    connection: Connection = field(default=Connection(), compare=False, repr=False)
+    """How web servers are asked."""
 
     @cached_property
     def info(self) -> dict[str, Any]:
@@ -111,47 +117,49 @@ class PrecomputedSource:
         except EmptyVolumeException as error:
             if self.missing != "raise":
                 return self._read_around_holes(mip, box)
-            self._refuse_empty_file(mip, self._chunk_named(mip, str(error)))
+            if not self._by_web(mip):
+                self._refuse_empty_file(mip, self._chunk_named(mip, str(error)))
             hint = "missing='fill' takes background for chunks that the store does not have, 'warn' says which"
             cause = f"the store has no chunk {error}, or does not let it be read"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
 
-    def _download(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        from cloudvolume import Bbox
+    def _by_web(self, mip: int) -> bool:
+        return chunks.web_folder(self.url) is not None and "sharding" not in self.info["scales"][mip]
+
+    def _download(self, mip: int, box: IndexBox, holes: list[IndexBox] | None = None) -> npt.NDArray[Any]:
         from cloudvolume.exceptions import EmptyVolumeException
 
-        offset = np.array(self.levels[mip].grid.voxel_offset)
-        bounds = Bbox(np.array(box.start[::-1]) + offset, np.array(box.stop[::-1]) + offset)
         try:
-            # CloudVolume gives (x, y, z, channel) in Fortran order: transposed it is C order without a copy.
-            voxels = np.asarray(self._volume().download(bounds, mip=mip))
+            return chunks.fetch_box(self, mip, box, holes) if self._by_web(mip) else self._by_cloudvolume(mip, box)
+        except ServerError as error:
+            raise read_error(self, mip, box, error) from error
         except (EmptyVolumeException, ImageryError):
             raise
         except ImportError as error:
             raise CodecError(f"{self.name}: {error}; pip install 'imageryxr[codecs]' brings all encodings") from error
         except Exception as error:
             if status_of(error) in (401, 403):
-                raise _refused(self.name, error) from error
+                raise chunks.refused(self.name, error) from error
             raise read_error(self, mip, box, error) from error
+
+    def _by_cloudvolume(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        from cloudvolume import Bbox
+
+        offset = np.array(self.levels[mip].grid.voxel_offset)
+        bounds = Bbox(np.array(box.start[::-1]) + offset, np.array(box.stop[::-1]) + offset)
+        # CloudVolume gives (x, y, z, channel) in Fortran order: transposed it is C order without a copy.
+        voxels = np.asarray(_open_volume(self.url, self.info_text, os.getpid()).download(bounds, mip=mip))
         return voxels.reshape(*box.shape[::-1], -1)[..., self.channel].T
 
     def _read_around_holes(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        from cloudvolume.exceptions import EmptyVolumeException
-
         level = self.levels[mip]
-        out = np.zeros(box.shape, self.dtype)
-        holes = []
-        for chunk in _chunks_of(box, level.chunks):
-            part = chunk.clip(box)
-            try:
-                out[part.slices(box)] = self._download(mip, part)
-            except EmptyVolumeException:
-                whole = chunk.clip(level.grid.box)
-                self._refuse_empty_file(mip, whole)
-                holes.append(str(level.grid.crop(whole).bbox))
+        found: list[IndexBox] = []
+        out = self._download(mip, box, found) if self._by_web(mip) else self._chunk_by_chunk(mip, box, found)
+        holes = [str(level.grid.crop(hole).bbox) for hole in sorted(found)]
         # CloudVolume takes 403 for 404, as buckets that may not be listed do: then the metadata are still readable.
-        if holes and _is_web(self.url) and fetch_info(Address("precomputed", self.url)) is None:
-            raise _refused(self.name, "403")
+        address = Address("precomputed", self.url)
+        if holes and _is_web(self.url) and fetch_info(address, self.connection, self.token) is None:
+            raise chunks.refused(self.name, "403")
         if holes and self.missing == "warn":
             shown = "; ".join(holes[:3]) + (f"; and {len(holes) - 3} more" if len(holes) > 3 else "")
             warnings.warn(
@@ -159,6 +167,20 @@ class PrecomputedSource:
                 MissingChunkWarning,
                 stacklevel=2,
             )
+        return out
+
+    def _chunk_by_chunk(self, mip: int, box: IndexBox, holes: list[IndexBox]) -> npt.NDArray[Any]:
+        from cloudvolume.exceptions import EmptyVolumeException
+
+        level = self.levels[mip]
+        out = np.zeros(box.shape, self.dtype)
+        for chunk in chunks.chunks_of(box, level.chunks):
+            part, whole = chunk.clip(box), chunk.clip(level.grid.box)
+            try:
+                out[part.slices(box)] = self._download(mip, part)
+            except EmptyVolumeException:
+                self._refuse_empty_file(mip, whole)
+                holes.append(whole)
         return out
 
     def _chunk_named(self, mip: int, name: str) -> IndexBox | None:
@@ -174,14 +196,9 @@ class PrecomputedSource:
         # CloudVolume takes an object of zero bytes for a missing one; it was cut short, and is no background.
         if chunk is None or "sharding" in self.info["scales"][mip]:
             return
-        x, y, z = self.levels[mip].grid.crop(chunk).voxel_offset
-        sz, sy, sx = chunk.shape
-        key = f"{self.info['scales'][mip]['key']}/{x}-{x + sx}_{y}-{y + sy}_{z}-{z + sz}"
+        key = f"{self.info['scales'][mip]['key']}/{chunks.chunk_name(self.levels[mip].grid.voxel_offset, chunk)}"
         if _files(self.url).exists(key):
             raise read_error(self, mip, chunk, "the stored chunk is empty (0 bytes): it was cut short when written")
-
-    def _volume(self) -> Any:
-        return _open_volume(self.url, self.info_text, os.getpid())
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # what is derived is derived again
@@ -211,15 +228,6 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
         cache=False,
         use_https=reads_anonymously(url),
     )
-
-
-def _chunks_of(box: IndexBox, chunks: Index3) -> Iterator[IndexBox]:
-    ranges = [range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, chunks, strict=True)]
-    for z in ranges[0]:
-        for y in ranges[1]:
-            for x in ranges[2]:
-                start = (z * chunks[0], y * chunks[1], x * chunks[2])
-                yield IndexBox(start, (start[0] + chunks[0], start[1] + chunks[1], start[2] + chunks[2]))
 
 
 def _is_placeholder(scale: dict[str, Any]) -> bool:
@@ -252,19 +260,14 @@ def _renew_connections_in_forks() -> None:
         os.register_at_fork(after_in_child=lambda: setattr(HttpInterface, "adaptor", type(HttpInterface.adaptor)()))
 
 
-def _refused(name: str, error: object) -> AuthError:
-    return AuthError(
-        f"{name} refused to be read ({plain(error)}); check your rights, and that your credentials lie in "
-        "~/.cloudvolume/secrets, where CloudVolume looks for them"
-    )
-
-
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status behind an error, or None."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def fetch_info(address: Address) -> dict[str, Any] | None:
+def fetch_info(
+    address: Address, connection: Connection | None = None, token: Token | None = None
+) -> dict[str, Any] | None:
     """Return the ``info`` file at an address, or None where there is none; one request.
 
     Raises
@@ -280,16 +283,30 @@ def fetch_info(address: Address) -> dict[str, Any] | None:
     if path is not None and not path.is_dir():
         return None
     try:
-        info = _files(address.url).get_json("info")
+        info = _read_info(address, connection or Connection(), token)
+    except ImageryError as error:
+        if not isinstance(error, ServerError):
+            raise
+        raise ChunkReadError(f"could not read {address.public}/info: {error}") from error
     except ValueError as error:
         raise SourceError(f"{address.public}/info is not JSON ({error}): a login page or a broken file?") from None
     except Exception as error:
         if status_of(error) in (401, 403):
-            raise _refused(address.public, error) from error
+            raise chunks.refused(address.public, error) from error
         raise ChunkReadError(f"could not read {address.public}/info: {type(error).__name__}: {plain(error)}") from error
     if info is not None and not isinstance(info, dict):
         raise SourceError(f"{address.public}/info holds a {type(info).__name__}, not the JSON object of a layer")
     return info
+
+
+def _read_info(address: Address, connection: Connection, token: Token | None) -> Any:
+    if chunks.web_folder(address.url) is None:
+        return _files(address.url).get_json("info")
+    reply = chunks.get_file(address.url, "info", connection, token)
+    if reply.status == 404 or (reply.status == 403 and not address.url.startswith(chunks.MIDDLEAUTH)):
+        return None
+    chunks.check_reply(reply, address.public, address.url, token)
+    return json.loads(chunks.unpacked(reply))
 
 
 def looks_precomputed(info: dict[str, Any] | None) -> bool:
@@ -298,7 +315,13 @@ def looks_precomputed(info: dict[str, Any] | None) -> bool:
 
 
 def open_precomputed(
-    address: Address, *, missing: Missing = "raise", channel: int | None = None, info: dict[str, Any] | None = None
+    address: Address,
+    *,
+    missing: Missing = "raise",
+    channel: int | None = None,
+    info: dict[str, Any] | None = None,
+    token: Token | None = None,
+    connection: Connection | None = None,
 ) -> PrecomputedSource:
     """Return the source of a precomputed layer; reads its ``info`` unless that is in hand, and no voxel.
 
@@ -309,7 +332,8 @@ def open_precomputed(
     SourceError
         If it is not that of a volume.
     """
-    info = fetch_info(address) if info is None else info
+    connection = connection or Connection()
+    info = fetch_info(address, connection, token) if info is None else info
     name = f"precomputed://{address.public}"
     if info is None:
         raise SourceNotFoundError(
@@ -321,7 +345,8 @@ def open_precomputed(
         raise SourceError(f"the info file of {name} is not that of a precomputed volume: {problem}")
     number = pick_index(name, "channel", int(info.get("num_channels", 1)), channel)
     kind: LayerType = "segmentation" if info.get("type") == "segmentation" else "image"
-    return PrecomputedSource(address.url, name, json.dumps(info, sort_keys=True), missing, number, kind)
+    text = json.dumps(info, sort_keys=True)
+    return PrecomputedSource(address.url, name, text, missing, number, kind, token, connection)
 
 
 def _problem(info: dict[str, Any]) -> str:
