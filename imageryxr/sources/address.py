@@ -20,8 +20,8 @@ _FORMATS: dict[str, Format] = {
     "zarr3": "zarr",
     "graphene": "graphene",
 }
-PROTOCOLS = ("file", "http", "https", "gs", "s3", "mem", "middleauth+https", "ngauth+https")
-_WEB = ("http", "https", "middleauth+https", "ngauth+https")
+PROTOCOLS = ("file", "http", "https", "gs", "s3", "mem", "middleauth+https", "middleauth+http", "ngauth+https")
+_WEB = ("http", "https", "middleauth+https", "middleauth+http", "ngauth+https")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -17,13 +17,46 @@ from imageryxr.errors import AuthError, ServerError
 from imageryxr.grid import Index3, IndexBox
 from imageryxr.sources.address import reads_anonymously
 from imageryxr.sources.auth import Token, check_allowed
-from imageryxr.sources.base import plain
+from imageryxr.sources.base import Level, plain
 from imageryxr.sources.web import Connection, Reply, ask, ask_once, host_of, in_parallel
 
-if TYPE_CHECKING:
-    from imageryxr.sources.precomputed import PrecomputedSource
-
 MIDDLEAUTH = "middleauth+"
+
+
+class Stored(Protocol):
+    """What must be known of a precomputed layer to fetch its chunks."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Its metadata."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Its levels."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its voxels."""
+
+    @property
+    def channel(self) -> int:
+        """Which channel to take."""
+
+    @property
+    def token(self) -> Token | None:
+        """What ``middleauth`` servers are asked with."""
+
+    @property
+    def connection(self) -> Connection:
+        """How servers are asked."""
 
 
 def web_folder(url: str) -> str | None:
@@ -85,9 +118,7 @@ def unpacked(reply: Reply) -> bytes:
         raise ValueError(f"its {encoding} compression is broken ({type(error).__name__}: {error})") from error
 
 
-def fetch_box(
-    source: PrecomputedSource, mip: int, box: IndexBox, holes: list[IndexBox] | None = None
-) -> npt.NDArray[Any]:
+def fetch_box(source: Stored, mip: int, box: IndexBox, holes: list[IndexBox] | None = None) -> npt.NDArray[Any]:
     """Return the voxels of a box inside a layer; all requests of one box run side by side.
 
     Parameters
@@ -156,7 +187,7 @@ def refused(name: str, error: object) -> AuthError:
     )
 
 
-def decoder(source: PrecomputedSource, mip: int) -> Callable[[bytes, Index3], npt.NDArray[Any]]:
+def decoder(source: Stored, mip: int) -> Callable[[bytes, Index3], npt.NDArray[Any]]:
     """Return what makes the voxels (z, y, x) of a chunk from its bytes."""
     from cloudvolume import chunks
 
