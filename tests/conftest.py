@@ -26,7 +26,9 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("default"), max_examples=200)
 settings.load_profile("ci" if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else "default")
 
-FIB25 = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib25_medulla_250.npz"
+# Elsewhere in a second checkout of this repository: IMAGERYXR_FIB25 names the file then.
+_beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib25_medulla_250.npz"
+FIB25 = Path(os.environ.get("IMAGERYXR_FIB25", _beside))
 
 
 @pytest.fixture(scope="session")
