@@ -81,7 +81,9 @@ def sample_tissue(sample: Any) -> Tissue:
     ds = ix.align(em, ix.open_segmentation(sample.segmentation), to="image", bbox=box)
     cells = ds.segmentation.values
     z, y, x = (i // 16 for i in np.indices(cells.shape))
-    pieces = np.where(cells > 0, cells.astype(np.uint64) * np.uint64(4096) + (z * 256 + y * 16 + x).astype(np.uint64), 0)
+    pieces = np.where(
+        cells > 0, cells.astype(np.uint64) * np.uint64(4096) + (z * 256 + y * 16 + x).astype(np.uint64), 0
+    )
     voxels, ids, old = encoded(pieces)
     return Tissue(ds.image.values, voxels, ids, np.unique(old // np.uint64(4096), return_inverse=True)[1] + 1)
 
@@ -90,7 +92,9 @@ def write_layers(folder: Path, tissue: Tissue) -> dict[str, Any]:
     """Write image and supervoxels as precomputed layers; returns the ``info`` of the latter."""
     from cloudvolume import CloudVolume
 
-    def write(name: str, kind: str, encoding: str, volumes: list[np.ndarray], sizes: list[tuple], compress: Any) -> dict:
+    def write(
+        name: str, kind: str, encoding: str, volumes: list[np.ndarray], sizes: list[tuple], compress: Any
+    ) -> dict:
         path = f"precomputed://file://{folder}/{name}"
         scales = []
         for values, size in zip(volumes, sizes, strict=True):
@@ -112,6 +116,17 @@ def write_layers(folder: Path, tissue: Tissue) -> dict[str, Any]:
     coarse = tuple(2 * s for s in SEG_SIZE)
     levels = [tissue.supervoxels, np.ascontiguousarray(tissue.supervoxels[1::2, 1::2, 1::2])]
     return write("ws", "segmentation", "compressed_segmentation", levels, [SEG_SIZE, coarse], "gzip")
+
+
+def tiles(tissue: Tissue) -> int:
+    """How many whole chunks of 64 voxels lie side by side."""
+    return min(tissue.em.shape[1:]) // 64
+
+
+def wide(info: dict[str, Any]) -> dict[str, Any]:
+    """The ``info`` of a layer 1024 voxels wide and high that repeats these chunks."""
+    scale = info["scales"][0]
+    return {**info, "scales": [{**scale, "size": [1024, 1024, scale["size"][2]]}]}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -281,8 +296,15 @@ class CaveServer(ThreadingHTTPServer):
         """Forget faults and the log."""
         self.faults.clear()
         self.log.clear()
+        self.graph = Graph(self.tissue)
         self.before_roots, self.secret_data, self.date_shift, self.without = None, False, 0.0, set()
         self.peak = 0
+
+    def truth(self, when: float, box: tuple[slice, slice, slice] = (slice(None),) * 3) -> np.ndarray:
+        """Roots at a time, voxel by voxel; index (z, y, x) from the first voxel."""
+        voxels = self.tissue.supervoxels[box]
+        roots = self.graph.state(when)[np.minimum(np.searchsorted(self.graph.ids, voxels), len(self.graph.ids) - 1)]
+        return np.where(voxels > 0, roots, np.uint64(0))
 
     def count(self, pattern: str) -> int:
         """How many requests in the log a pattern finds."""
@@ -308,7 +330,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.log.append(asked)
             self.server.busy += 1
             self.server.peak = max(self.server.peak, self.server.busy)
-            fault = next((f for f in self.server.faults if re.search(f.pattern, str(asked)) and f.times != f.done), None)
+            fault = next(
+                (f for f in self.server.faults if re.search(f.pattern, str(asked)) and f.times != f.done), None
+            )
             if fault is not None:
                 fault.done += 1
         self.counted = True
@@ -385,7 +409,11 @@ class Handler(BaseHTTPRequestHandler):
             refused = self._refusal(asked) if self.server.secret_data else None
             return refused or self._file(path.removeprefix("/data/"))
         if path.endswith(("/api/version", "/api/versions", "/materialize/version", "/info/version")):
-            values = {"/segmentation/api/versions": [0, 1], "/segmentation/api/version": "2.21.1", "/info/version": "4.7.2"}
+            values = {
+                "/segmentation/api/versions": [0, 1],
+                "/segmentation/api/version": "2.21.1",
+                "/info/version": "4.7.2",
+            }
             return 200, values.get(path, [2, 3] if path.endswith("versions") else "5.0.0"), JSON
         refused = self._refusal(asked)
         if refused:
@@ -410,6 +438,9 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _file(self, name: str) -> tuple[int, Any, dict[str, str]]:
+        layer, _, rest = name.partition("/")
+        if layer.startswith("wide-"):
+            return self._wide(layer.removeprefix("wide-"), rest)
         plain = self.server.folder / name
         zipped = plain.with_name(plain.name + ".gz")
         if zipped.is_file():
@@ -418,6 +449,15 @@ class Handler(BaseHTTPRequestHandler):
             return 404, b"<xml>NoSuchKey</xml>", {"Content-Type": "application/xml"}
         body = plain.read_bytes()
         return 200, body, {"x-goog-hash": f"crc32c=AAAAAA==,md5={b64encode(md5(body).digest()).decode()}"}
+
+    def _wide(self, layer: str, rest: str) -> tuple[int, Any, dict[str, str]]:
+        # The first chunks of a layer over and over: tissue 1024 voxels wide, without a file of its own.
+        if rest == "info":
+            return 200, wide(json.loads((self.server.folder / layer / "info").read_text())), JSON
+        spans = [int(n) for n in re.findall(r"\d+", rest.rpartition("/")[2])]
+        starts = [o + (a - o) % (64 * tiles(self.server.tissue)) for o, a in zip(OFFSET[:2], spans[:4:2], strict=True)]
+        place = "_".join(f"{a}-{a + 64}" for a in starts)
+        return self._file(f"{layer}/{rest.rpartition('/')[0]}/{place}_{spans[4]}-{spans[5]}")
 
     def datastack(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
         if name != DATASTACK:
@@ -430,12 +470,28 @@ class Handler(BaseHTTPRequestHandler):
         return 200, found | {"description": "", "skeleton_source": None}, JSON
 
     def table_info(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
-        if table != TABLE:
+        if table not in (TABLE, f"wide_{TABLE}"):
             return 500, {"message": f"unknown table {table}"}, JSON
         bits = {"1": 10, "2": 10, "3": 1, "4": 1}
-        graph = {"chunk_size": [64, 64, 64], "n_bits_for_layer_id": 8, "cv_mip": 0, "n_layers": LAYERS, "spatial_bit_masks": bits}
-        more = {"data_dir": f"precomputed://{self.server.url}/data/ws", "graph": graph, "app": {"supported_api_versions": [0, 1]}}
-        return 200, {**self.server.ws_info, **more, "chunks_start_at_voxel_offset": True, "sharded_mesh": True, "verify_mesh": False}, JSON
+        graph = {
+            "chunk_size": [64, 64, 64],
+            "n_bits_for_layer_id": 8,
+            "cv_mip": 0,
+            "n_layers": LAYERS,
+            "spatial_bit_masks": bits,
+        }
+        layer = "ws" if table == TABLE else "wide-ws"
+        more = {
+            "data_dir": f"precomputed://{self.server.url}/data/{layer}",
+            "graph": graph,
+            "app": {"supported_api_versions": [0, 1]},
+        }
+        stored = self.server.ws_info if table == TABLE else wide(self.server.ws_info)
+        return (
+            200,
+            {**stored, **more, "chunks_start_at_voxel_offset": True, "sharded_mesh": True, "verify_mesh": False},
+            JSON,
+        )
 
     def roots(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
         import gzip
@@ -449,7 +505,11 @@ class Handler(BaseHTTPRequestHandler):
         return 200, found.astype("<u8").tobytes(), {}
 
     def root(self, asked: Asked, table: str, node: str) -> tuple[int, Any, dict[str, str]]:
-        return 200, {"root_id": int(self.server.graph.roots(np.array([int(node)], np.uint64), self._when(asked))[0])}, JSON
+        return (
+            200,
+            {"root_id": int(self.server.graph.roots(np.array([int(node)], np.uint64), self._when(asked))[0])},
+            JSON,
+        )
 
     def leaves(self, asked: Asked, table: str, node: str) -> tuple[int, Any, dict[str, str]]:
         graph = self.server.graph
@@ -478,9 +538,13 @@ class Handler(BaseHTTPRequestHandler):
     def version(self, asked: Asked, name: str, number: str) -> tuple[int, Any, dict[str, str]]:
         if int(number) not in VERSIONS:
             return 404, {"message": "version not found"}, JSON
-        when = datetime.fromtimestamp(VERSIONS[int(number)], UTC).replace(tzinfo=None)
-        found = {"version": int(number), "time_stamp": str(when), "expires_on": "2121-01-01 00:00:00", "valid": True}
-        return 200, found | {"datastack": name, "is_merged": True, "status": "AVAILABLE", "id": 1, "parent_version": None}, JSON
+        when = datetime.fromtimestamp(VERSIONS[int(number)], UTC).replace(tzinfo=None).isoformat()
+        found = {"version": int(number), "time_stamp": when, "expires_on": "2121-01-01T00:00:00.000001", "valid": True}
+        return (
+            200,
+            found | {"datastack": name, "is_merged": True, "status": "AVAILABLE", "id": 1, "parent_version": None},
+            JSON,
+        )
 
     def _when(self, asked: Asked) -> float:
         return float(asked.query.get("timestamp", time.time()))

@@ -11,6 +11,9 @@ from pathlib import Path
 # cloud-volume makes a folder in the home directory when it is imported, and caveclient looks for tokens there.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="imageryxr-home-")
 
+for _name in ("CAVE_TOKEN", "CLOUD_VOLUME_DIR"):
+    os.environ.pop(_name, None)
+
 import dask
 import numpy as np
 import pytest
@@ -19,6 +22,8 @@ from hypothesis import HealthCheck, settings
 
 import imageryxr as ix
 from imageryxr.conftest import sample_folder
+from imageryxr.sources import chunkedgraph
+from tests import cave_server
 
 settings.register_profile(
     "default", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -35,6 +40,27 @@ FIB25 = Path(os.environ.get("IMAGERYXR_FIB25", _beside))
 def sample(tmp_path_factory: pytest.TempPathFactory) -> ix.Sample:
     """The sample volume of this session, which the doctests use too."""
     return ix.sample(sample_folder(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def cave_everywhere(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
+    """A CAVE deployment for this session."""
+    if FIB25.exists():
+        tissue = cave_server.fib25_tissue(FIB25)
+    else:
+        tissue = cave_server.sample_tissue(request.getfixturevalue("sample"))
+    folder = tmp_path_factory.mktemp("cave")
+    with cave_server.serving_cave(folder, tissue, cave_server.write_layers(folder, tissue)) as server:
+        yield server
+
+
+@pytest.fixture
+def cave(cave_everywhere: cave_server.CaveServer) -> Iterator[cave_server.CaveServer]:
+    """The deployment as new: no faults, an empty log, its first history; and nothing remembered of it here."""
+    cave_everywhere.reset()
+    chunkedgraph.forget_roots()
+    yield cave_everywhere
+    cave_everywhere.reset()
 
 
 @contextmanager

@@ -361,11 +361,9 @@ class TestInfo:
         with pytest.raises(SourceError, match=said):
             resolve_source(tmp_path, "image")
 
-    def test_graphene_is_for_later(self, tmp_path):
-        with pytest.raises(SourceError, match="CAVE graphene segmentation.*not read"):
-            resolve_source("graphene://https://host/segmentation/table/t", "segmentation")
+    def test_the_info_of_a_graph_away_from_its_server(self, tmp_path):
         (tmp_path / "info").write_text(json.dumps({"graph": {}, "scales": [], "app": {}}))
-        with pytest.raises(SourceError, match="CAVE graphene"):
+        with pytest.raises(SourceError, match="names no table of a graph server; write graphene://https://HOST"):
             resolve_source(tmp_path, "segmentation")
 
 

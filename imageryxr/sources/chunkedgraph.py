@@ -141,8 +141,9 @@ class ChunkedGraph:
 
     def relatives(self, root: int, made: Instant, instant: Instant) -> list[int]:
         """Return the roots that a root became, or that it was made of, and that are current at an instant."""
-        past, future = sorted((made, instant))
-        path = f"lineage_graph_multiple?timestamp_past={past.seconds}&timestamp_future={future.seconds}"
+        # Forebears that were current at the instant were made before it: all of the past is asked for then.
+        since = f"&timestamp_past={made.seconds}" if made <= instant else ""
+        path = f"lineage_graph_multiple?timestamp_future={max(made, instant).seconds}{since}"
         reply = self._ask("POST", path, {"root_ids": [root]}, _list_of("nodes", None), missing_ok=True)
         if reply.status == 404:
             return []
