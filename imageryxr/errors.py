@@ -34,6 +34,8 @@ cannot be, and what to type instead.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ImageryError(Exception):
     """Root of every error that imageryxr raises on purpose."""
@@ -41,6 +43,10 @@ class ImageryError(Exception):
     def __str__(self) -> str:
         # KeyError would show the repr of its argument, with escaped newlines and quotes.
         return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Said here, since distributed's way to make exceptions anew fails for kin of both ValueError and OSError.
+        return (type(self), self.args)
 
 
 class BoxError(ImageryError, ValueError):
@@ -87,7 +93,7 @@ class StaleRootError(SegmentError):
         self.successors = successors or {}
         """The ids that cover the same object at that instant, for each stale id."""
 
-    def __reduce__(self) -> tuple[type[StaleRootError], tuple[str, dict[int, list[int]]]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (StaleRootError, (str(self), self.successors))
 
 

@@ -354,29 +354,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, asked: Asked, fault: Fault | None) -> None:
         kind = fault.kind if fault else ""
+        made = {
+            "status": (fault.status if fault else 0, {"message": "a fault"}, fault.headers if fault else {}),
+            "missing": (404, b"<xml>NoSuchKey</xml>", {"Content-Type": "application/xml"}),
+            "login": (302, b"", {"Location": f"{self.server.url}/auth/login"}),
+            "page": (200, b"<html>Sign in</html>", {"Content-Type": "text/html"}),
+            "garbage": (200, b"\x00garbage{", {}),
+        }
         if kind == "delay":
             time.sleep(fault.seconds)
         if kind == "drop":
             self.close_connection = True
             self._leave()
-            return
-        if kind == "status":
-            return self._send(fault.status, {"message": "a fault"}, fault.headers)
-        if kind == "missing":
-            return self._send(404, b"<xml>NoSuchKey</xml>", {"Content-Type": "application/xml"})
-        if kind == "login":
-            return self._send(302, b"", {"Location": f"{self.server.url}/auth/login"})
-        if kind == "page":
-            return self._send(200, b"<html>Sign in</html>", {"Content-Type": "text/html"})
-        if kind == "garbage":
-            return self._send(200, b"\x00garbage{")
-        status, value, headers = self._route(asked)
-        body = value if isinstance(value, bytes) else json.dumps(value).encode()
-        if kind == "short":
-            body = body[: len(body) // 2]
-        if kind == "corrupt":
-            body = bytes(b ^ 0x5A for b in body)
-        self._send(status, body, headers, cut=kind == "truncate")
+        elif kind in made:
+            self._send(*made[kind])
+        else:
+            status, value, headers = self._route(asked)
+            body = value if isinstance(value, bytes) else json.dumps(value).encode()
+            body = body[: len(body) // 2] if kind == "short" else body
+            body = bytes(b ^ 0x5A for b in body) if kind == "corrupt" else body
+            self._send(status, body, headers, cut=kind == "truncate")
 
     def _send(self, status: int, value: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -501,7 +498,9 @@ class Handler(BaseHTTPRequestHandler):
         body = gzip.decompress(asked.body) if self.headers.get("Content-Encoding") == "gzip" else asked.body
         ids = np.frombuffer(body, "<u8").astype(np.uint64)
         layer = ids >> np.uint64(56)
-        found = np.where(layer == LAYERS, ids, self.server.graph.roots(ids, self._when(asked)))
+        found = self.server.graph.roots(ids, self._when(asked))
+        if (layer == LAYERS).any():
+            found = np.where(layer == LAYERS, ids, found)
         return 200, found.astype("<u8").tobytes(), {}
 
     def root(self, asked: Asked, table: str, node: str) -> tuple[int, Any, dict[str, str]]:

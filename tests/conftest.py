@@ -11,8 +11,7 @@ from pathlib import Path
 # cloud-volume makes a folder in the home directory when it is imported, and caveclient looks for tokens there.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="imageryxr-home-")
 
-for _name in ("CAVE_TOKEN", "CLOUD_VOLUME_DIR"):
-    os.environ.pop(_name, None)
+os.environ["CAVE_TOKEN"] = os.environ["CLOUD_VOLUME_DIR"] = ""
 
 import dask
 import numpy as np

@@ -70,7 +70,7 @@ class TestDatastack:
         np.testing.assert_array_equal(ds.segmentation.values, roots)
         grid = ix.grid_of(ds.segmentation)
         plain = xr.DataArray(roots, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution})
-        middle = dict(z=slice(2, 4), y=slice(10, 40), x=slice(10, 60))  # within, where outlines do not see the edge
+        middle = {"z": slice(2, 4), "y": slice(10, 40), "x": slice(10, 60)}  # where outlines do not see the edge
         truth = ix.overlay(ds.image.compute(), plain, alpha=0.4, outline=2).isel(middle)
         np.testing.assert_array_equal(picture.isel(middle).values, truth.values)
 
@@ -396,7 +396,7 @@ class TestRequests:
     def test_neighbours_ask_for_what_is_new(self, cave):
         seg = segmentation(cave, NOW)
         for start in (0, 20):
-            seg[start : start + 30, :60, :60].values
+            seg[start : start + 30, :60, :60].compute()
         first, second = (set(np.frombuffer(a.body, "<u8").tolist()) for a in cave.log if "roots_binary" in str(a))
         assert first
         assert second
@@ -446,7 +446,7 @@ class TestRequests:
         seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=utc(NOW), **connection)
         em = ix.open_image(cave.image, **connection)
         cave.fault("/data/|roots", "delay", seconds=0.02)
-        part = dict(z=slice(0, 40), y=slice(0, 130), x=slice(0, 130))
+        part = {"z": slice(0, 40), "y": slice(0, 130), "x": slice(0, 130)}
         with ThreadPoolExecutor(6) as pool:
             found = list(pool.map(lambda a: a.isel(part).values, [seg, em] * 3))
         assert cave.peak == limit

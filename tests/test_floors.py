@@ -17,7 +17,7 @@ ROOT = Path(imageryxr.__file__).parent
 FLOORS = [
     ["errors"],
     ["kernels.lookup"],
-    ["kernels.fill", "kernels.relabel", "kernels.resample"],
+    ["kernels.cseg", "kernels.fill", "kernels.relabel", "kernels.resample"],
     ["kernels.outline"],
     ["grid", "colors"],
     ["sources.base", "sources.address", "sources.instant", "sources.web", "figure", "sample"],

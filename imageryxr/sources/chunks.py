@@ -191,12 +191,20 @@ def decoder(source: Stored, mip: int) -> Callable[[bytes, Index3], npt.NDArray[A
     """Return what makes the voxels (z, y, x) of a chunk from its bytes."""
     from cloudvolume import chunks
 
+    from imageryxr.kernels import cseg
+
     scale, channels = source.info["scales"][mip], int(source.info.get("num_channels", 1))
+    encoding = source.levels[mip].encoding
     block = scale.get("compressed_segmentation_block_size", (8, 8, 8))
 
     def decode(body: bytes, shape: Index3) -> npt.NDArray[Any]:
-        whole = (*shape[::-1], channels)
-        found = chunks.decode(body, source.levels[mip].encoding, whole, source.dtype, block)
+        z, y, x = shape
+        whole = (x, y, z, channels)
+        if encoding == "compressed_segmentation" and not cseg.is_sound(
+            body, (x, y, z), tuple(block), source.dtype.itemsize, channels
+        ):
+            raise ValueError("the chunk is cut short or broken: its offsets lead out of it")
+        found = chunks.decode(body, encoding, whole, source.dtype, block)
         # (x, y, z, channel) in Fortran order: transposed it is C order without a copy.
         return np.asarray(found).reshape(whole)[..., source.channel].T
 
