@@ -126,14 +126,16 @@ def test_an_error_on_a_worker_is_the_error_here(cave):
 
     seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=utc(NOW), bbox=BOX, connection=HASTY)
     em = ix.open_image(cave.image, bbox=BOX, connection=HASTY)
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, host="127.0.0.1") as cluster:
-        with Client(cluster):
-            cave.fault("/data/em/10_10_10", "missing")
-            with pytest.raises(ix.MissingChunkError, match="mip 0"):
-                em.compute()
-            cave.fault("roots", "status", status=401)
-            with pytest.raises(ix.InvalidTokenError, match="does not know the token from token="):
-                seg.compute()
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, host="127.0.0.1") as cluster,
+        Client(cluster),
+    ):
+        cave.fault("/data/em/10_10_10", "missing")
+        with pytest.raises(ix.MissingChunkError, match="mip 0"):
+            em.compute()
+        cave.fault("roots", "status", status=401)
+        with pytest.raises(ix.InvalidTokenError, match="does not know the token from token="):
+            seg.compute()
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,8 @@ def _follow(
     home = host_of(url)
     for _ in range(5):
         reply = _once(method, url, connection, body, headers, stop)
-        target = urljoin(url, reply.headers.get("location", ""))
+        place = reply.headers.get("location", "")
+        target = urljoin(url, place) if place else ""
         # Who needs a token is sent to a login page on another server; data that moved are fetched where they are.
         if not reply.went_elsewhere or "authorization" in {h.lower() for h in headers} or method != "GET":
             return reply
@@ -280,11 +281,11 @@ def _worth_retrying(error: Exception) -> bool:
 
 
 def _plain_cause(error: Exception) -> str:
-    from urllib3.exceptions import ConnectTimeoutError, ReadTimeoutError
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
-    if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
+    text = str(error).partition(": ")[2] if isinstance(error, NewConnectionError) else str(error)
+    if isinstance(error, ConnectTimeoutError | ReadTimeoutError) and not isinstance(error, NewConnectionError):
         return "no answer within the timeout"
-    text = str(error).rpartition("object at 0x")[2].partition(">: ")[2] or str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
