@@ -81,8 +81,14 @@ def test_a_redirect_to_no_web_address(cave, place):
 def test_nobody_listens():
     with pytest.raises(ix.ServerError, match="after 3 tries.*refused"):
         web.ask_once("GET", dead_url() + "/x", HASTY)
-    with pytest.raises(ix.ServerError):
-        web.ask_once("GET", "http://[::1", HASTY)
+
+
+@pytest.mark.parametrize("host", ["[::1", "host:port", "", "host:99999999", ":80"])
+def test_what_is_no_host(host):
+    with pytest.raises(ix.SourceError, match="no web address|names no place"):
+        ix.open_image(f"precomputed://https://{host}/em")
+    with pytest.raises(ix.OptionError, match="server_address=.*is no web address"):
+        ix.open_datastack("x", server_address=f"https://{host}")
 
 
 def test_an_answer_that_drips(cave, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any
 
 from imageryxr.errors import OptionError, ServerError, SourceError, SourceNotFoundError
 from imageryxr.grid import Triple, check_resolution
+from imageryxr.sources.address import is_web_address
 from imageryxr.sources.auth import Token, check_allowed, find_token
 from imageryxr.sources.instant import Instant, instant_of
 from imageryxr.sources.web import Connection, Reply, ask_once, host_of
@@ -101,8 +102,11 @@ def _name_of(client: Any) -> str:
 
 
 def _web_address(server: str) -> str:
-    server = server.strip().rstrip("/")
-    return server if "://" in server else f"https://{server}"
+    server = server.strip()
+    url = server if "://" in server else f"https://{server}"
+    if not url.startswith(("http://", "https://")) or not is_web_address(url):
+        raise OptionError(f"server_address={server!r} is no web address; write e.g. 'https://global.daf-apis.com'")
+    return url.rstrip("/")
 
 
 def _noted(name: str) -> str | None:
