@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.lookup import as_labels, compiled, find_end, remap
+from imageryxr.errors import GridMismatchError
+from imageryxr.kernels.lookup import as_labels, build_set, compiled, find_end, frozen, slot_of
 
 __all__ = ["distinct", "relabel"]
 
@@ -82,19 +83,46 @@ def distinct(labels: NDArray[Any]) -> NDArray[np.uint64]:
     return np.sort(_distinct(ids.reshape(-1), row))
 
 
-def relabel(labels: NDArray[Any], ids: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return a block with values in the place of ids; 0 stays 0.
+@compiled
+def _relabel(
+    flat: NDArray[np.uint64],
+    keys: NDArray[np.uint64],
+    slots: NDArray[np.int32],
+    values: NDArray[np.uint64],
+) -> None:
+    i = 0
+    last, put = _ZERO, _ZERO
+    while i < flat.size:
+        value = flat[i]
+        end = find_end(flat, i, flat.size)
+        if value != _ZERO:
+            if value != last:
+                last, put = value, values[slot_of(keys, slots, -1, 0, 0, value)]
+            for j in range(i, end):
+                flat[j] = put
+        i = end
+
+
+def relabel(labels: NDArray[np.uint64], ids: NDArray[np.uint64], values: NDArray[np.uint64]) -> None:
+    """Put values in the place of ids, where they stand; 0 stays 0.
+
+    In place, because the pages of a second array of that size cost more than the work itself.
 
     Parameters
     ----------
     labels
-        Ids, any integer dtype and shape.
+        uint64, C-contiguous and writable, any shape. Every id in it but 0 must be among `ids`.
     ids, values
-        Every id that occurs, and what takes its place.
+        Distinct ids, and what takes the place of each.
 
-    Returns
-    -------
-    numpy.ndarray
-        uint64, the shape of `labels`.
+    Raises
+    ------
+    GridMismatchError
+        `ids` and `values` differ in length.
     """
-    return remap(labels, ids, values, missing="zero")
+    if len(ids) != len(values):
+        raise GridMismatchError(f"{len(ids)} ids need as many values, got {len(values)}")
+    table = build_set(ids)
+    ordered = np.empty(len(ids), np.uint64)
+    ordered[table.order] = values
+    _relabel(labels.reshape(-1), frozen(table.keys), frozen(table.slots), frozen(ordered))

@@ -20,6 +20,8 @@ from imageryxr.sources.auth import Token, check_allowed
 from imageryxr.sources.base import Level, plain
 from imageryxr.sources.web import Connection, Reply, ask, ask_once, host_of, in_parallel
 
+Each = Callable[[npt.NDArray[Any]], None]
+
 MIDDLEAUTH = "middleauth+"
 
 
@@ -118,7 +120,13 @@ def unpacked(reply: Reply) -> bytes:
         raise ValueError(f"its {encoding} compression is broken ({type(error).__name__}: {error})") from error
 
 
-def fetch_box(source: Stored, mip: int, box: IndexBox, holes: list[IndexBox] | None = None) -> npt.NDArray[Any]:
+def fetch_box(
+    source: Stored,
+    mip: int,
+    box: IndexBox,
+    holes: list[IndexBox] | None = None,
+    each: Each | None = None,
+) -> npt.NDArray[Any]:
     """Return the voxels of a box inside a layer; all requests of one box run side by side.
 
     Parameters
@@ -129,6 +137,9 @@ def fetch_box(source: Stored, mip: int, box: IndexBox, holes: list[IndexBox] | N
         What to read.
     holes : list, optional
         Takes the boxes of chunks that are not there, which are 0 then; else they raise.
+    each : callable, optional
+        Is called with the part of each chunk in the box, in the thread that fetched it: work on voxels that are at
+        hand costs little.
 
     Raises
     ------
@@ -155,7 +166,10 @@ def fetch_box(source: Stored, mip: int, box: IndexBox, holes: list[IndexBox] | N
         if not reply.body:
             raise ValueError(f"the stored chunk {key} is empty (0 bytes): it was cut short when written")
         part = whole.clip(box)
-        out[part.slices(box)] = decode(unpacked(reply), whole.shape)[part.slices(whole)]
+        voxels = decode(unpacked(reply), whole.shape)[part.slices(whole)]
+        if each is not None:
+            each(voxels)
+        out[part.slices(box)] = voxels
 
     in_parallel(fetch, list(chunks_of(box, level.chunks)), source.connection)
     return out

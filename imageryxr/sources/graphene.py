@@ -14,7 +14,7 @@ from imageryxr.errors import OptionError, SegmentError, ServerError, SourceError
 from imageryxr.grid import IndexBox
 from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.auth import Token
-from imageryxr.sources.base import LayerType, Level, Missing, Source, plain, read_error
+from imageryxr.sources.base import LayerType, Level, Missing, Source, plain, read_error, read_filled
 from imageryxr.sources.chunkedgraph import ChunkedGraph, graph_at, pinned
 from imageryxr.sources.instant import Instant
 from imageryxr.sources.precomputed import PrecomputedSource, open_precomputed
@@ -74,19 +74,25 @@ class GrapheneSource:
 
     def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
         """Return the roots (or supervoxels) in a box (z, y, x), 0 outside; at most one request for roots."""
+        return read_filled(self, mip, box)
+
+    def read_inside(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        """Return the roots (or supervoxels) in a box that lies inside the layer."""
         from imageryxr.kernels import relabel
 
-        stored = self.supervoxels.read(mip, box)
         if self.instant is None:
-            return stored
-        ids = relabel.distinct(stored)
-        if not len(ids):
-            return stored.astype(np.uint64, copy=False)
-        try:
-            roots = self.graph.roots(ids, self.instant, self.root_layer, 64 - self.layer_bits)
-        except ServerError as error:
-            raise read_error(self, mip, box, error) from error
-        return relabel.relabel(stored, ids, roots)
+            return self.supervoxels.read_inside(mip, box)
+        found: list[npt.NDArray[np.uint64]] = []
+        stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct(part)))
+        labels = np.require(stored, np.uint64, ["C", "W"])
+        ids = np.unique(np.concatenate(found))
+        if len(ids):
+            try:
+                roots = self.graph.roots(ids, self.instant, self.root_layer, 64 - self.layer_bits)
+            except ServerError as error:
+                raise read_error(self, mip, box, error) from error
+            relabel.relabel(labels, ids, roots)
+        return labels
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

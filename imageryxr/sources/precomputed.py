@@ -108,15 +108,18 @@ class PrecomputedSource:
         """Return the voxels of a box (z, y, x), 0 outside the layer; one CloudVolume call."""
         return read_filled(self, mip, box)
 
-    def read_inside(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        """Return the voxels of a box that lies inside the layer."""
+    def read_inside(self, mip: int, box: IndexBox, each: chunks.Each | None = None) -> npt.NDArray[Any]:
+        """Return the voxels of a box that lies inside the layer.
+
+        ``each`` is called with the parts that the box is made of, but for holes, in the threads that fetch them.
+        """
         from cloudvolume.exceptions import EmptyVolumeException
 
         try:
-            return self._download(mip, box)
+            return self._download(mip, box, each=each)
         except EmptyVolumeException as error:
             if self.missing != "raise":
-                return self._read_around_holes(mip, box)
+                return self._read_around_holes(mip, box, each)
             if not self._by_web(mip):
                 self._refuse_empty_file(mip, self._chunk_named(mip, str(error)))
             hint = "missing='fill' takes background for chunks that the store does not have, 'warn' says which"
@@ -126,11 +129,18 @@ class PrecomputedSource:
     def _by_web(self, mip: int) -> bool:
         return chunks.web_folder(self.url) is not None and "sharding" not in self.info["scales"][mip]
 
-    def _download(self, mip: int, box: IndexBox, holes: list[IndexBox] | None = None) -> npt.NDArray[Any]:
+    def _download(
+        self, mip: int, box: IndexBox, holes: list[IndexBox] | None = None, each: chunks.Each | None = None
+    ) -> npt.NDArray[Any]:
         from cloudvolume.exceptions import EmptyVolumeException
 
         try:
-            return chunks.fetch_box(self, mip, box, holes) if self._by_web(mip) else self._by_cloudvolume(mip, box)
+            if self._by_web(mip):
+                return chunks.fetch_box(self, mip, box, holes, each)
+            whole = self._by_cloudvolume(mip, box)
+            if each is not None:
+                each(whole)
+            return whole
         except ServerError as error:
             raise read_error(self, mip, box, error) from error
         except (EmptyVolumeException, ImageryError):
@@ -151,10 +161,11 @@ class PrecomputedSource:
         voxels = np.asarray(_open_volume(self.url, self.info_text, os.getpid()).download(bounds, mip=mip))
         return voxels.reshape(*box.shape[::-1], -1)[..., self.channel].T
 
-    def _read_around_holes(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+    def _read_around_holes(self, mip: int, box: IndexBox, each: chunks.Each | None) -> npt.NDArray[Any]:
         level = self.levels[mip]
         found: list[IndexBox] = []
-        out = self._download(mip, box, found) if self._by_web(mip) else self._chunk_by_chunk(mip, box, found)
+        read = self._download if self._by_web(mip) else self._chunk_by_chunk
+        out = read(mip, box, found, each)
         holes = [str(level.grid.crop(hole).bbox) for hole in sorted(found)]
         # CloudVolume takes 403 for 404, as buckets that may not be listed do: then the metadata are still readable.
         address = Address("precomputed", self.url)
@@ -169,7 +180,9 @@ class PrecomputedSource:
             )
         return out
 
-    def _chunk_by_chunk(self, mip: int, box: IndexBox, holes: list[IndexBox]) -> npt.NDArray[Any]:
+    def _chunk_by_chunk(
+        self, mip: int, box: IndexBox, holes: list[IndexBox], each: chunks.Each | None
+    ) -> npt.NDArray[Any]:
         from cloudvolume.exceptions import EmptyVolumeException
 
         level = self.levels[mip]
@@ -177,7 +190,7 @@ class PrecomputedSource:
         for chunk in chunks.chunks_of(box, level.chunks):
             part, whole = chunk.clip(box), chunk.clip(level.grid.box)
             try:
-                out[part.slices(box)] = self._download(mip, part)
+                out[part.slices(box)] = self._download(mip, part, each=each)
             except EmptyVolumeException:
                 self._refuse_empty_file(mip, whole)
                 holes.append(whole)
