@@ -21,7 +21,7 @@ FLOORS = [
     ["kernels.outline"],
     ["grid", "colors"],
     ["sources.base", "sources.address", "sources.instant", "sources.web", "figure", "sample"],
-    ["sources.auth"],
+    ["sources.auth", "sources.shards"],
     ["sources.chunks", "sources.chunkedgraph", "sources.cave"],
     ["sources.memory", "sources.precomputed", "sources.omezarr"],
     ["sources.graphene"],

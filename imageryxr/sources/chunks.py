@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from imageryxr.errors import AuthError, ServerError
 from imageryxr.grid import Index3, IndexBox
+from imageryxr.sources import shards
 from imageryxr.sources.address import reads_anonymously
 from imageryxr.sources.auth import Token, check_allowed
 from imageryxr.sources.base import Level, plain
@@ -146,6 +147,8 @@ def fetch_box(
     EmptyVolumeException
         CloudVolume's word for a chunk that is not there.
     """
+    if "sharding" in source.info["scales"][mip]:
+        return _fetch_sharded(source, mip, box, holes, each)
     from cloudvolume.exceptions import EmptyVolumeException
 
     level, scale = source.levels[mip], source.info["scales"][mip]
@@ -173,6 +176,59 @@ def fetch_box(
 
     in_parallel(fetch, list(chunks_of(box, level.chunks)), source.connection)
     return out
+
+
+def _fetch_sharded(
+    source: Stored, mip: int, box: IndexBox, holes: list[IndexBox] | None, each: Each | None
+) -> npt.NDArray[Any]:
+    from cloudvolume.exceptions import EmptyVolumeException
+
+    level, scale = source.levels[mip], source.info["scales"][mip]
+    sharding, get = scale["sharding"], _byte_ranges(source, mip)
+    parts = list(chunks_of(box, level.chunks))
+    points = [tuple(a // c for a, c in zip(p.start, level.chunks, strict=True)) for p in parts]
+    ids = shards.chunk_ids(points, level.grid.shape, level.chunks)  # type: ignore[arg-type]
+    where = shards.fetch_shards(f"{source.url}/{scale['key']}", sharding, ids, get, source.connection)
+    places, wanted = {i: where(i) for i in ids}, dict(zip(ids, parts, strict=True))
+    for number in (i for i, place in places.items() if place is None):
+        whole = wanted[number].clip(level.grid.box)
+        if holes is None:
+            raise EmptyVolumeException(f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}")
+        holes.append(whole)
+    decode, out = decoder(source, mip), np.zeros(box.shape, source.dtype)
+
+    def fetch(bundle: tuple[str, int, int, list[tuple[int, int, int]]], stop: threading.Event) -> None:
+        name, first, last, inside = bundle
+        body = get(name, first, last, stop)
+        if body is None or len(body) != last - first:
+            raise ValueError(f"{name} ends before byte {last}, where its index says that chunks lie")
+        for number, start, end in inside:
+            whole = wanted[number].clip(level.grid.box)
+            voxels = decode(shards.chunk_body(sharding, body[start - first : end - first]), whole.shape)
+            part = whole.clip(box)
+            if each is not None:
+                each(voxels[part.slices(whole)])
+            out[part.slices(box)] = voxels[part.slices(whole)]
+
+    in_parallel(fetch, shards.bundles(places), source.connection)
+    return out
+
+
+def _byte_ranges(source: Stored, mip: int) -> shards.GetBytes:
+    folder = f"{web_folder(source.url)}/{source.info['scales'][mip]['key']}"
+    headers = {**request_headers(source.url, source.token), "Accept-Encoding": "identity"}
+
+    def get(name: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
+        span = {**headers, "Range": f"bytes={start}-{stop - 1}"}
+        reply = ask("GET", f"{folder}/{name}", source.connection, headers=span, stop=stopped)
+        if reply.status in (403, 404) and not _refused_token(reply, source.url):
+            return None
+        if reply.status == 206:
+            return reply.body
+        check_reply(reply, source.name, source.url, source.token)
+        return unpacked(reply)[start:stop]  # a server that knows no ranges
+
+    return get
 
 
 def check_reply(reply: Reply, name: str, url: str, token: Token | None) -> None:

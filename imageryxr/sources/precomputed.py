@@ -120,14 +120,14 @@ class PrecomputedSource:
         except EmptyVolumeException as error:
             if self.missing != "raise":
                 return self._read_around_holes(mip, box, each)
-            if not self._by_web(mip):
+            if not self._by_web():
                 self._refuse_empty_file(mip, self._chunk_named(mip, str(error)))
             hint = "missing='fill' takes background for chunks that the store does not have, 'warn' says which"
             cause = f"the store has no chunk {error}, or does not let it be read"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
 
-    def _by_web(self, mip: int) -> bool:
-        return chunks.web_folder(self.url) is not None and "sharding" not in self.info["scales"][mip]
+    def _by_web(self) -> bool:
+        return chunks.web_folder(self.url) is not None
 
     def _download(
         self, mip: int, box: IndexBox, holes: list[IndexBox] | None = None, each: chunks.Each | None = None
@@ -135,7 +135,7 @@ class PrecomputedSource:
         from cloudvolume.exceptions import EmptyVolumeException
 
         try:
-            if self._by_web(mip):
+            if self._by_web():
                 return chunks.fetch_box(self, mip, box, holes, each)
             whole = self._by_cloudvolume(mip, box)
             if each is not None:
@@ -164,7 +164,7 @@ class PrecomputedSource:
     def _read_around_holes(self, mip: int, box: IndexBox, each: chunks.Each | None) -> npt.NDArray[Any]:
         level = self.levels[mip]
         found: list[IndexBox] = []
-        read = self._download if self._by_web(mip) else self._chunk_by_chunk
+        read = self._download if self._by_web() else self._chunk_by_chunk
         out = read(mip, box, found, each)
         holes = [str(level.grid.crop(hole).bbox) for hole in sorted(found)]
         # CloudVolume takes 403 for 404, as buckets that may not be listed do: then the metadata are still readable.
