@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -11,9 +11,10 @@ import xarray as xr
 from imageryxr.align import align
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.grid import BBox, grid_of
-from imageryxr.opening import Mip, layer_array
+from imageryxr.opening import Mip, kept_ids, layer_array
 from imageryxr.sources import cave
 from imageryxr.sources.base import Missing, check_missing
+from imageryxr.sources.graphene import Stale
 from imageryxr.sources.resolve import is_graphene, resolve_source
 from imageryxr.sources.web import Connection
 
@@ -27,6 +28,8 @@ def open_datastack(
     version: int | None = None,
     server_address: str | None = None,
     token: str | None = None,
+    ids: Iterable[int] | None = None,
+    stale: Stale = "raise",
     agglomerate: bool = True,
     image_mip: Mip = None,
     segmentation_mip: Mip = None,
@@ -54,6 +57,10 @@ def open_datastack(
     token : str, optional
         Default: the client's, the variable ``CAVE_TOKEN``, or the files in ``~/.cloudvolume/secrets``. A token given
         here travels to workers, hidden; any other is looked up where a worker runs.
+    ids : iterable of int, optional
+        Keep these segments only; all others become 0.
+    stale : {"raise", "update", "keep"}, default "raise"
+        What to do about ids that are not current at the instant, as in `open_segmentation`.
     agglomerate : bool, default True
         Root ids; False gives supervoxels.
     image_mip, segmentation_mip : int or (x, y, z), optional
@@ -83,6 +90,8 @@ def open_datastack(
         has a class of its own.
     TimestampError
         If the instant lies before the graph's first or in the future.
+    SegmentError, StaleRootError
+        If an id is no root, or is not current at the instant.
     ServerError
         If a server did not answer.
 
@@ -107,9 +116,10 @@ def open_datastack(
         stack.segmentation_source, "segmentation", agglomerate=agglomerate, timestamp=when, **options
     )
     outside_ok = missing == "fill"
+    labels = layer_array(segmentation, segmentation_mip, bbox, chunks, outside_ok=outside_ok)
     layers = {
         "image": layer_array(image, image_mip, bbox, chunks, outside_ok=outside_ok),
-        "segmentation": layer_array(segmentation, segmentation_mip, bbox, chunks, outside_ok=outside_ok),
+        "segmentation": kept_ids(segmentation, labels, ids, stale),
     }
     attrs = _attrs(stack, layers, version if timestamp is None else None)
     children = {f"/{name}": array.to_dataset(name=name) for name, array in layers.items()}
@@ -159,6 +169,7 @@ def resolution_of(tree: xr.DataTree, resolution: Unit = "viewer") -> tuple[float
     if not isinstance(resolution, str):
         x, y, z = (float(v) for v in BBox((0, 0, 0), (1, 1, 1), resolution=resolution).resolution)
         return (x, y, z)
+    tree = tree.root
     if resolution == "viewer" and "viewer_resolution" in tree.attrs:
         x, y, z = (float(v) for v in tree.attrs["viewer_resolution"])
         return (x, y, z)

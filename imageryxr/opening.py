@@ -132,7 +132,7 @@ def open_segmentation(
     timestamp : datetime, str or float, optional
         For graphene layers: the instant whose roots to give, everywhere and on every worker. A datetime, ISO 8601,
         `numpy.datetime64` or seconds since 1970; without a time zone it is taken as UTC, with a warning. Default: now,
-        when this is called. Static sources have none.
+        when this is called. Supervoxels are the same at all times; static sources have none.
     stale : {"raise", "update", "keep"}, default "raise"
         For ``ids`` of a graphene layer that are not current at its instant: an error that names those that cover the
         same object then; these in their place; or go on although no voxel bears them.
@@ -167,11 +167,7 @@ def open_segmentation(
     choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
     living: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
     layer = resolve_source(source, "segmentation", missing=check_missing(missing), **choices, **living)
-    seg = layer_array(layer, mip, bbox, chunks, outside_ok=missing == "fill")
-    if ids is None:
-        return seg
-    asked = id_array(ids).tolist()
-    return select_ids(seg, current_ids(layer, asked, stale) if isinstance(layer, GrapheneSource) else asked)
+    return kept_ids(layer, layer_array(layer, mip, bbox, chunks, outside_ok=missing == "fill"), ids, stale)
 
 
 def open_multiscale(
@@ -267,6 +263,14 @@ def crop(obj: Any, bbox: BBox) -> Any:
         parts = {name: crop(v, bbox) if "x" in v.coords else v for name, v in obj.data_vars.items()}
         return xr.Dataset(parts, attrs=obj.attrs)
     return cropped(obj, bbox)
+
+
+def kept_ids(layer: Source, seg: xr.DataArray, ids: Iterable[int] | None, stale: Stale = "raise") -> xr.DataArray:
+    """Return an array of a layer with some of its ids only, all if None; a living layer is asked for them first."""
+    if ids is None:
+        return seg
+    asked = id_array(ids).tolist()
+    return select_ids(seg, current_ids(layer, asked, stale) if isinstance(layer, GrapheneSource) else asked)
 
 
 def layer_array(

@@ -152,6 +152,17 @@ class TestDatastack:
         with pytest.raises(ix.OptionError, match="does not change in time"):
             self.open(cave, timestamp=utc(MERGE))
 
+    def test_some_ids(self, cave):
+        a, b = cave.graph.merged_from
+        tree = self.open(cave, ids=[a, b], stale="update", timestamp=utc(MERGE + 1))
+        truth = cave.truth(MERGE + 1)
+        found = tree["segmentation/segmentation"]
+        assert found.attrs["ids"] == [cave.graph.merged]
+        np.testing.assert_array_equal(found.values, np.where(truth == cave.graph.merged, truth, 0))
+        with pytest.raises(ix.StaleRootError):
+            self.open(cave, ids=[a], timestamp=utc(MERGE + 1))
+        assert tree["image"].imagery.bbox((0, 0, 0), (1, 1, 1)).resolution == VIEWER
+
 
 class TestClient:
     @pytest.fixture
@@ -251,12 +262,18 @@ class TestInstant:
             early.compute()
 
     @pytest.mark.parametrize("when", [None, "now"])
-    def test_now_is_the_server_s(self, cave, when):
-        cave.date_shift = -3600.0
-        with pytest.warns(ix.ClockWarning, match=r"ahead of that of .* by 3\d\d\d s"):
+    @pytest.mark.parametrize(("shift", "word"), [(-3600.0, "ahead of"), (3600.0, "behind")])
+    def test_now_is_the_server_s(self, cave, when, shift, word):
+        cave.date_shift = shift
+        with pytest.warns(ix.ClockWarning, match=rf"{word} that of .* by 3\d\d\d s"):
             seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=when)
-        behind = datetime.now(UTC).timestamp() - datetime.fromisoformat(seg.attrs["timestamp"]).timestamp()
-        assert 3590 < behind < 3700
+        apart = datetime.fromisoformat(seg.attrs["timestamp"]).timestamp() - datetime.now(UTC).timestamp()
+        assert abs(apart - shift) < 100
+
+    def test_now_is_never_in_the_server_s_future(self, cave):
+        cave.date_shift = -1.2  # a clock that is ahead, by less than what deserves a warning
+        seg = ix.open_segmentation(cave.table, token=TOKEN)
+        assert datetime.fromisoformat(seg.attrs["timestamp"]).timestamp() <= datetime.now(UTC).timestamp() - 0.2
 
     def test_all_levels_show_one(self, cave):
         tree = ix.open_multiscale(cave.table, timestamp=utc(MERGE), token=TOKEN)
@@ -310,6 +327,18 @@ class TestIds:
         with pytest.raises(ix.StaleRootError) as caught:
             segmentation(cave, MERGE - 1, ids=[cave.graph.merged])
         assert caught.value.successors == {cave.graph.merged: sorted(cave.graph.merged_from)}
+
+    def test_many_at_once(self, cave):
+        a, b = cave.graph.merged_from
+        stale = [a, b, cave.graph.merged]
+        with pytest.raises(ix.StaleRootError) as caught:
+            segmentation(cave, NOW, ids=[*stale, int(cave.graph.state(NOW)[0])])
+        assert caught.value.successors == dict.fromkeys(sorted(stale), sorted(cave.graph.split_into))
+        assert cave.count("is_latest") == 2
+        assert cave.count("root_timestamps") == 1
+        unknown = [(4 << 56) + 999_998, (4 << 56) + 999_999]
+        with pytest.raises(ix.SegmentError, match=f"{unknown[0]}, {unknown[1]} are no roots of"):
+            segmentation(cave, NOW, ids=[*stale, *unknown])
 
     def test_update(self, cave):
         a, b = cave.graph.merged_from

@@ -20,6 +20,7 @@ from imageryxr.grid import IndexBox
 from imageryxr.sources.auth import Token, find_token
 from imageryxr.sources.resolve import resolve_source
 from tests.cave_server import DATASTACK, FORBIDDEN, MERGE, NO_TERMS, TABLE, TOKEN
+from tests.source_suite import serving
 from tests.test_cave import BOX, HASTY, NOW, PART, utc, voxels
 
 OTHER = "abcdefabcdefabcdefabcdefabcdefab"
@@ -196,7 +197,17 @@ def test_a_token_goes_only_where_it_belongs(cave, home):
     cave.fault("/segmentation/table", "login")
     with pytest.raises(ix.InvalidTokenError, match="login page"):
         seg_of(cave, token=TOKEN)
-    assert cave.count("/auth/login") == 0
+
+
+def test_a_token_does_not_follow_to_another_server(cave, home):
+    with serving(cave.folder) as other:
+        cave.fault("/segmentation/table", "status", status=302, headers={"Location": f"{other.url}/em/info"})
+        with pytest.raises(ix.SourceError, match="it lacks 'graph'"):  # there is an info, of another kind
+            seg_of(cave, token=TOKEN)
+        other.needs = f"Bearer {TOKEN}"
+        with pytest.raises(ix.InvalidTokenError, match="HTTP 401"):
+            seg_of(cave, token=TOKEN)
+        assert other.asked == ["/em/info", "/em/info"]
 
 
 # ---------------------------------------------------------------------------------------------------------

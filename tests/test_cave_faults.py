@@ -15,7 +15,7 @@ from tests.test_cave import NOW, utc, voxels
 
 # Twice again at once; and a silence long enough to be told from a slow answer of a busy machine.
 HASTY = ix.Connection(timeout=30, retries=2, backoff=0.001)
-IMPATIENT = ix.Connection(timeout=0.3, retries=1, backoff=0.001)
+IMPATIENT = ix.Connection(timeout=0.5, retries=1, backoff=0.001)
 
 BOX = voxels((3, 5, 7), (70, 75, 10))
 PART = (slice(7, 10), slice(5, 75), slice(3, 70))
@@ -29,7 +29,7 @@ FAULTS = {
     "403": {"kind": "status", "status": 403},
     "410": {"kind": "status", "status": 410},
     "missing": {"kind": "missing"},
-    "delay": {"kind": "delay", "seconds": 1.5},
+    "delay": {"kind": "delay", "seconds": 2.0},
     "drop": {"kind": "drop"},
     "truncate": {"kind": "truncate"},
     "short": {"kind": "short"},

@@ -23,7 +23,7 @@ from imageryxr.errors import ClockWarning, ServerError, SourceError, SourceNotFo
 from imageryxr.sources.address import Address
 from imageryxr.sources.auth import Token, check_allowed, find_token
 from imageryxr.sources.instant import Instant, instant_of
-from imageryxr.sources.web import Connection, Reply, ask_once, host_of
+from imageryxr.sources.web import Connection, Reply, ask_once, host_of, in_parallel
 
 Ids = npt.NDArray[np.uint64]
 
@@ -130,26 +130,46 @@ class ChunkedGraph:
         reply = self._ask("POST", f"is_latest_roots?timestamp={instant.seconds}", {"node_ids": ids.tolist()}, check)
         return np.array(self._object(reply)["is_latest"], dtype=bool)
 
-    def made_at(self, root: int) -> Instant | None:
-        """Return when a root came to be; None if it is none."""
-        check = _list_of("timestamp", None)
-        reply = self._ask("POST", "root_timestamps?latest=False", {"node_ids": [root]}, check, missing_ok=True)
-        if reply.status in (400, 404):
-            return None
-        times = self._object(reply)["timestamp"]
-        return instant_of(times[0]) if times else None
+    def made_at(self, roots: Sequence[int]) -> dict[int, Instant]:
+        """Return when each root came to be, without those that are none."""
+        found = self._times(roots)
+        # Ids that are no roots are left out of the answer, which does not tell which.
+        if len(found) != len(roots):
+            each = in_parallel(lambda root, stop: self._times([root]), roots, self.connection)
+            return {root: times[0] for root, times in zip(roots, each, strict=True) if times}
+        return dict(zip(roots, found, strict=True))
 
-    def relatives(self, root: int, made: Instant, instant: Instant) -> list[int]:
-        """Return the roots that a root became, or that it was made of, and that are current at an instant."""
+    def relatives(self, made: dict[int, Instant], instant: Instant) -> dict[int, list[int]]:
+        """Return the roots that each root became, or that it was made of, and that are current at an instant.
+
+        Parameters
+        ----------
+        made : dict
+            Roots, and when they came to be.
+        instant : Instant
+            When.
+        """
+        lines = in_parallel(lambda item, stop: self._lineage(*item, instant), list(made.items()), self.connection)
+        everyone = np.array(sorted(set().union(*lines)), np.uint64)
+        current = set(everyone[self.are_current(everyone, instant)].tolist()) if len(everyone) else set()
+        return {root: sorted(line & current) for root, line in zip(made, lines, strict=True)}
+
+    def _times(self, roots: Sequence[int]) -> list[Instant]:
+        check = _list_of("timestamp", None)
+        value = {"node_ids": list(roots)}
+        reply = self._ask("POST", "root_timestamps?latest=False", value, check, missing_ok=len(roots) == 1)
+        if reply.status != 200:
+            return []
+        return [instant_of(time) for time in self._object(reply)["timestamp"]]
+
+    def _lineage(self, root: int, made: Instant, instant: Instant) -> set[int]:
         # Forebears that were current at the instant were made before it: all of the past is asked for then.
         since = f"&timestamp_past={made.seconds}" if made <= instant else ""
         path = f"lineage_graph_multiple?timestamp_future={max(made, instant).seconds}{since}"
         reply = self._ask("POST", path, {"root_ids": [root]}, _list_of("nodes", None), missing_ok=True)
-        if reply.status == 404:
-            return []
-        nodes = {int(node["id"]) for node in self._object(reply)["nodes"]} - {root}
-        ids = np.array(sorted(nodes), np.uint64)
-        return [int(i) for i in ids[self.are_current(ids, instant)]] if len(ids) else []
+        if reply.status != 200:
+            return set()
+        return {int(node["id"]) for node in self._object(reply)["nodes"]} - {root}
 
     # -----------------------------------------------------------------------------------------------------
 
@@ -256,12 +276,11 @@ def pinned(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instan
     TimestampError
         If it lies before the graph's first state, or in the future, where the state may still change.
     """
-    here = Instant.now()
-    now = _agreed(graph, here, clock)
+    now = _agreed(graph, Instant.now(), clock)
     if timestamp is None or (isinstance(timestamp, str) and timestamp.strip().lower() == "now"):
         return now
     instant = timestamp if isinstance(timestamp, Instant) else instant_of(timestamp)
-    if instant > max(now, here if clock is None else now).after(CLOCK_SECONDS):
+    if instant > now.after(CLOCK_SECONDS):
         raise TimestampError(
             f"timestamp={instant} lies in the future (now it is {now}): the graph may still change until then; leave "
             "timestamp out for now"
@@ -276,18 +295,19 @@ def pinned(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instan
 
 
 def _agreed(graph: ChunkedGraph, here: Instant, clock: Instant | None) -> Instant:
-    # A pin in the server's future would not hold: edits would still land before it. Date counts whole seconds.
-    if clock is None or clock.after(-CLOCK_SECONDS) <= here <= clock.after(1 + CLOCK_SECONDS):
+    # A pin in the server's future would not hold: edits would still land before it. Its clock tells whole seconds.
+    if clock is None:
         return here
-    if here > clock:
-        warnings.warn(
-            f"this machine's clock is ahead of that of {graph.server} by {(here.micros - clock.micros) / 1e6:.0f} s; "
-            f"the server's time, {clock}, is taken for now",
-            ClockWarning,
-            stacklevel=2,
-        )
-        return clock
-    return here
+    apart = (here.micros - clock.micros) / 1e6
+    if -CLOCK_SECONDS <= apart <= 1 + CLOCK_SECONDS:
+        return min(here, clock.after(1))
+    warnings.warn(
+        f"this machine's clock is {'ahead of' if apart > 0 else 'behind'} that of {graph.server} by {abs(apart):.0f} "
+        f"s; the server's time, {clock}, is taken for now",
+        ClockWarning,
+        stacklevel=2,
+    )
+    return clock
 
 
 def _clock(reply: Reply) -> Instant | None:

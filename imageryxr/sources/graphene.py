@@ -188,8 +188,8 @@ def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> lis
     _refuse_other_layers(source, asked)
     current = source.graph.are_current(asked, source.instant)
     others = [int(i) for i in asked[~current]]
-    born = {root: source.graph.made_at(root) for root in others}
-    unknown = [root for root, made in born.items() if made is None]
+    born = source.graph.made_at(others) if others else {}
+    unknown = [root for root in others if root not in born]
     if unknown:
         raise SegmentError(
             f"{_listed(unknown)} {'is no root' if len(unknown) == 1 else 'are no roots'} of {source.name} at any time; "
@@ -197,13 +197,8 @@ def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> lis
         )
     if not others or stale == "keep":
         return [int(i) for i in asked]
-    successors = {
-        root: source.graph.relatives(root, made, source.instant) for root, made in born.items() if made is not None
-    }
-    if stale == "raise":
-        raise _stale(source, successors)
-    lost = [root for root, new in successors.items() if not new]
-    if lost:
+    successors = source.graph.relatives(born, source.instant)
+    if stale == "raise" or not all(successors.values()):
         raise _stale(source, successors)
     kept = [int(i) for i in asked[current]]
     return sorted({*kept, *(new for found in successors.values() for new in found)})

@@ -219,18 +219,16 @@ def _take(done: queue.SimpleQueue[Any]) -> Any:
 def _follow(
     method: str, url: str, connection: Connection, body: bytes | None, headers: dict[str, str], stop: threading.Event
 ) -> Reply:
-    home = host_of(url)
     for _ in range(5):
         reply = _once(method, url, connection, body, headers, stop)
         place = reply.headers.get("location", "")
         target = urljoin(url, place) if place else ""
-        # Who needs a token is sent to a login page on another server; data that moved are fetched where they are.
-        if not reply.went_elsewhere or "authorization" in {h.lower() for h in headers} or method != "GET":
+        if not reply.went_elsewhere or method != "GET" or not target.startswith(("http://", "https://")):
             return reply
-        if not target.startswith(("http://", "https://")):
-            return reply
+        at_home = host_of(target) == host_of(url) and target.split(":")[0] in (url.split(":")[0], "https")
+        if not at_home:  # what is secret stays with the server that it is for
+            headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
         url = target
-        headers = headers if host_of(url) == home else {"Accept-Encoding": headers.get("Accept-Encoding", "identity")}
     raise ServerError(f"{_shown(url)} sends round in circles")
 
 
