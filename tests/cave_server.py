@@ -77,7 +77,7 @@ def sample_tissue(sample: Any) -> Tissue:
     import imageryxr as ix
 
     em = ix.open_image(sample.image)
-    box = ix.BBox.around((4600, 2560, 130), (192, 192, 48), resolution=(8, 8, 40))
+    box = ix.BBox.around((4600, 2560, 132), (192, 192, 64), resolution=(8, 8, 40))
     ds = ix.align(em, ix.open_segmentation(sample.segmentation), to="image", bbox=box)
     cells = ds.segmentation.values
     z, y, x = (i // 16 for i in np.indices(cells.shape))
