@@ -355,7 +355,11 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, asked: Asked, fault: Fault | None) -> None:
         kind = fault.kind if fault else ""
         made = {
-            "status": (fault.status if fault else 0, {"message": "a fault"}, fault.headers if fault else {}),
+            "status": (
+                fault.status if fault else 0,
+                {"message": f"a fault, {asked.token}"},
+                fault.headers if fault else {},
+            ),
             "missing": (404, b"<xml>NoSuchKey</xml>", {"Content-Type": "application/xml"}),
             "login": (302, b"", {"Location": f"{self.server.url}/auth/login"}),
             "page": (200, b"<html>Sign in</html>", {"Content-Type": "text/html"}),

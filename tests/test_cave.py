@@ -248,6 +248,12 @@ class TestInstant:
         again = ix.open_segmentation(cave.table, token=TOKEN, bbox=voxels((0, 0, 0), (128, 128, 64)))
         np.testing.assert_array_equal(again.values, cave.truth(now + 1e6, part))
 
+    def test_an_open_source_keeps_its_own(self, cave):
+        source = resolve_source(cave.table, None, token=TOKEN, timestamp=utc(MERGE))
+        np.testing.assert_array_equal(ix.open_segmentation(source, bbox=BOX).values, cave.truth(MERGE, PART))
+        with pytest.raises(ix.OptionError, match="open already, at 2023-11-16T02:00:00.250"):
+            ix.open_segmentation(source, timestamp=utc(SPLIT))
+
     def test_before_the_first_and_in_the_future(self, cave):
         with pytest.raises(ix.TimestampError, match="before the first state of graphene://.*2023-11-14T22:13:20.125"):
             segmentation(cave, BEGIN - 0.001)

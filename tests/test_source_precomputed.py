@@ -506,6 +506,12 @@ class TestHttp:
             source.read(0, grid.box)
         assert "verysecret" not in str(caught.value) + repr(source) + source.name
 
+    def test_passwords_are_sent(self, served):
+        server, _, grid, values = served
+        server.needs = "Basic bWU6dmVyeSBzZWNyZXQ="
+        secret = server.url.replace("http://", "precomputed://http://me:very%20secret@")
+        np.testing.assert_array_equal(resolve_source(secret, "image").read(0, grid.box), values)
+
     def test_a_login_page_is_no_info(self, served):
         server, url, *_ = served
         (server.folder / "info").write_text("<html>Sign in</html>")

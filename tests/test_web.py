@@ -43,7 +43,7 @@ def test_waits_grow(cave, monkeypatch):
     waits = []
     monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
     cave.fault("info", "status", status=503)
-    with pytest.raises(ix.ServerError, match=r"after 6 tries: HTTP 503 \(a fault\)"):
+    with pytest.raises(ix.ServerError, match=r"after 6 tries: HTTP 503 \(a fault"):
         web.ask("GET", cave.url + "/data/em/info", ix.Connection())
     assert len(waits) == 5
     for number, seconds in enumerate(waits):

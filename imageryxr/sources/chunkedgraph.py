@@ -23,7 +23,7 @@ from imageryxr.errors import ClockWarning, ServerError, SourceError, SourceNotFo
 from imageryxr.sources.address import Address
 from imageryxr.sources.auth import Token, check_allowed, find_token
 from imageryxr.sources.instant import Instant, instant_of
-from imageryxr.sources.web import Connection, Reply, ask_once, host_of, in_parallel
+from imageryxr.sources.web import Connection, Reply, ask_once, host_of, in_parallel, said
 
 Ids = npt.NDArray[np.uint64]
 
@@ -193,7 +193,8 @@ class ChunkedGraph:
         reply = ask_once(method, url, self.connection, body=body, headers=headers, check=check or _no_json)
         check_allowed(reply, self.name, host_of(self.server), self.token)
         if reply.status != 200 and not (missing_ok and reply.status in (400, 404)):
-            raise ServerError(f"{self.name}: {path.partition('?')[0]} answered HTTP {reply.status}")
+            words = self.token.hide(said(reply)) if self.token else said(reply)
+            raise ServerError(f"{self.name}: {path.partition('?')[0]} answered HTTP {reply.status} {words}".rstrip())
         return reply
 
     def _ask_roots(self, supervoxels: Ids, instant: Instant) -> Ids:
@@ -234,8 +235,8 @@ class ChunkedGraph:
 
     def _no_table(self, why: str) -> SourceNotFoundError:
         return SourceNotFoundError(
-            f"there is no table {self.table!r} on {self.server} ({why}); check the name: imageryxr.open_datastack "
-            "finds the right one by the name of the datastack"
+            f"there is no table {self.table!r} on {self.server}, or it fails there ({why}); check the name: "
+            "imageryxr.open_datastack finds the right one by the name of the datastack"
         )
 
 

@@ -133,7 +133,7 @@ def fetch_box(
     Parameters
     ----------
     source : PrecomputedSource
-        On the web, not sharded.
+        On the web.
     mip, box
         What to read.
     holes : list, optional

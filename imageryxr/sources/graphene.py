@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -93,9 +93,6 @@ class GrapheneSource:
                 raise read_error(self, mip, box, error) from error
             relabel.relabel(labels, ids, roots)
         return labels
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def __dask_tokenize__(self) -> object:
         graph, instant = self.graph, self.instant

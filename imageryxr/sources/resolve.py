@@ -62,6 +62,8 @@ def resolve_source(
         )
     elif isinstance(source, Source) and not hasattr(source, "__array__"):
         found = source
+        if timestamp is not None and isinstance(source, graphene.GrapheneSource):
+            raise OptionError(f"{source.name} is open already, at {source.instant}; give its address to open it anew")
     elif hasattr(source, "dtype") and hasattr(source, "shape"):
         for what, index in (("channel", channel), ("time", time)):
             pick_index("the array", what, 1, index)

@@ -8,6 +8,7 @@ for once its caller has gone: Ctrl-C returns at once, whatever a server does.
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401  # registers its own end of Python before ours, below
+import json
 import os
 import queue
 import random
@@ -141,12 +142,13 @@ def ask(
         If there was no sensible answer.
     """
     stop = stop or threading.Event()
-    problem: object = ""
+    secret = next((v.rpartition(" ")[2] for k, v in (headers or {}).items() if k.lower() == "authorization"), "")
+    problem = ""
     for attempt in range(connection.retries + 1):
         pause = 0.0
         try:
             reply = _follow(method, url, connection, body, dict(headers or {}), stop)
-            problem = f"HTTP {reply.status} {_said(reply)}".strip() if _may_pass(reply.status) else ""
+            problem = f"HTTP {reply.status} {said(reply, secret)}".strip() if _may_pass(reply.status) else ""
             if not problem and check is not None and reply.status == 200 and not reply.is_page:
                 problem = check(reply)
             if not problem:
@@ -258,7 +260,7 @@ def _once(
                     raise StoppedError(f"{_shown(url)}: stopped")
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"not all came within {_PATIENCE * connection.timeout:g} s")
-            found = {k.lower(): v for k, v in response.headers.items()}
+            found = {k.lower(): v for k, v in response.headers.itermerged()}
         except BaseException:
             response.close()  # what is left of the answer must not be taken for the next one
             raise
@@ -297,15 +299,15 @@ def _asked_to_wait(reply: Reply) -> float:
         return 0.0
 
 
-def _said(reply: Reply) -> str:
-    import json
-
+def said(reply: Reply, secret: str = "") -> str:
+    """Return what a server said of its refusal, in brackets and without a secret that it may repeat."""
     try:
         found = json.loads(reply.body)
-        text = found.get("message") or found.get("error") or "" if isinstance(found, dict) else ""
+        text = str(found.get("message") or found.get("error") or "") if isinstance(found, dict) else ""
     except ValueError:
         text = ""
-    return f"({str(text)[:200]})" if text else ""
+    text = text.replace(secret, "<token>") if secret else text
+    return f"({text[:200]})" if text else ""
 
 
 def _shown(url: str) -> str:
