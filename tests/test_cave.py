@@ -163,6 +163,13 @@ class TestDatastack:
             self.open(cave, ids=[a], timestamp=utc(MERGE + 1))
         assert tree["image"].imagery.bbox((0, 0, 0), (1, 1, 1)).resolution == VIEWER
 
+    def test_a_client_without_a_datastack(self, cave):
+        from caveclient import CAVEclient
+
+        client = CAVEclient(server_address=cave.url, auth_token=TOKEN, write_server_cache=False)
+        with pytest.raises(ix.OptionError, match="has no datastack"):
+            ix.open_datastack(client)
+
 
 class TestClient:
     @pytest.fixture
@@ -464,9 +471,21 @@ class TestRequests:
         known, roots = memory.look_up(np.array([1, 49_990, 49_999], np.uint64))
         assert known.tolist() == [False, True, True]
         assert roots.tolist() == [0, 3 * 49_990, 3 * 49_999]
-        for when in range(20):
+        for when in range(1, 20):
             segmentation(cave, NOW + when, bbox=voxels((0, 0, 0), (9, 9, 9))).compute()
         assert len(chunkedgraph._memories) == chunkedgraph.STATES
+
+    def test_memory_is_a_table(self):
+        rng = np.random.default_rng(3)
+        memory, table = chunkedgraph.RootMemory(), {}
+        for _ in range(60):
+            ids = np.unique(rng.integers(1, 500, int(rng.integers(1, 40)), dtype=np.uint64))
+            known, roots = memory.look_up(ids)
+            assert known.tolist() == [int(i) in table for i in ids]
+            assert roots.tolist() == [table.get(int(i), 0) for i in ids]
+            memory.remember(ids, ids + np.uint64(7))
+            table.update({int(i): int(i) + 7 for i in ids})
+        assert len(memory) == len(table)
 
     def test_large_blocks_ask_in_batches(self, cave, monkeypatch):
         monkeypatch.setattr(chunkedgraph, "BATCH", 50)

@@ -91,6 +91,8 @@ READS = {
     "overlay": lambda em, seg, folder: ix.overlay(em, seg, outline=2).values,
     "align": lambda em, seg, folder: [a.values for a in ix.align(em, seg, to=(20, 20, 10)).data_vars.values()],
     "ids": lambda em, seg, folder: [ix.unique_ids(seg), em.isel(z=0).values],
+    "rgba": lambda em, seg, folder: ix.composite(ix.to_rgba(em), ix.outline(seg)).values,
+    "pictures": lambda em, seg, folder: np.asarray(ix.montage(ix.overlay(em, seg, alpha=0.5))),
     "png": lambda em, seg, folder: files_of(ix.overlay(em, seg, alpha=0.5), folder, "z{z}.png"),
     "zarr": lambda em, seg, folder: files_of(ix.overlay(em, seg, alpha=0.5), folder, "a.ome.zarr"),
 }
@@ -98,6 +100,7 @@ SEGMENTATION_READS = {
     "outline": lambda em, seg, folder: ix.outline(seg, width=3).values,
     "select": lambda em, seg, folder: ix.select_ids(seg, [ids_of(seg)[0]]).values,
     "masks": lambda em, seg, folder: ix.split_masks(seg, ids_of(seg)).values,
+    "ids zarr": lambda em, seg, folder: files_of(seg, folder, "ids.ome.zarr"),
     "mode": lambda em, seg, folder: ix.regrid(seg, (20, 20, 20), method="mode").values,
 }
 _known: list[int] = []

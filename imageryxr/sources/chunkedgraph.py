@@ -374,12 +374,14 @@ class RootMemory:
         return known, roots
 
     def remember(self, ids: Ids, roots: Ids) -> None:
-        """Keep the roots of ids."""
+        """Keep the roots of ascending, distinct ids."""
         with self._lock:
-            keys = np.concatenate([self._young[0], ids])
-            _, first = np.unique(keys, return_index=True)
-            merged = (keys[first], np.concatenate([self._young[1], roots])[first])
-            if len(first) > REMEMBERED // 2:
+            keys, values = self._young
+            at = np.searchsorted(keys, ids)
+            new = np.ones(len(ids), bool)
+            new[at < len(keys)] = keys[at[at < len(keys)]] != ids[at < len(keys)]  # another thread may have asked, too
+            merged = np.insert(keys, at[new], ids[new]), np.insert(values, at[new], roots[new])
+            if len(merged[0]) > REMEMBERED // 2:
                 self._old, merged = merged, (np.empty(0, np.uint64), np.empty(0, np.uint64))
             self._young = merged
 
