@@ -14,7 +14,8 @@
     ├── SegmentError (KeyError)                an id that is not there where one is needed
     │   └── StaleRootError                     a root id that is not current at the instant of its layer
     ├── SourceError (ValueError)               an unknown scheme, metadata that make no sense
-    │   └── SourceNotFoundError (FileNotFoundError)
+    │   ├── SourceNotFoundError (FileNotFoundError)
+    │   └── ChoiceError                        several channels or times, and none was chosen
     ├── TimestampError (ValueError)            a time that is none, or lies before a graph's first or in the future
     ├── AuthError (PermissionError)            a token missing, wrong or without the right
     │   ├── MissingTokenError                  no token was found
@@ -34,7 +35,7 @@ cannot be, and what to type instead.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 
 class ImageryError(Exception):
@@ -103,6 +104,34 @@ class SourceError(ImageryError, ValueError):
 
 class SourceNotFoundError(SourceError, FileNotFoundError):
     """A source at whose address there is no volume."""
+
+
+class ChoiceError(SourceError):
+    """A source that holds several channels or times, of which none was chosen.
+
+    Parameters
+    ----------
+    message : str
+        What is to be read.
+    what : {"channel", "time"}
+        The keyword with which to choose.
+    count : int
+        How many there are: 0 to ``count - 1`` may be chosen.
+    """
+
+    def __init__(self, message: str, what: Literal["channel", "time"], count: int) -> None:
+        super().__init__(message, what, count)  # all of it, since an exception is pickled by its arguments
+
+    @property
+    def what(self) -> Literal["channel", "time"]:
+        """The keyword with which to choose."""
+        chosen: Literal["channel", "time"] = self.args[1]
+        return chosen
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self.args[2])
 
 
 class TimestampError(ImageryError, ValueError):

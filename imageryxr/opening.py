@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
 import xarray as xr
 
+from imageryxr.errors import ImageryWarning, LayerError
 from imageryxr.grid import BBox, IndexBox, outside_error
 from imageryxr.segments import id_array, select_ids
-from imageryxr.sources.base import Level, Missing, Source, check_missing, find_level, level_attrs
+from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, find_level, level_attrs
 from imageryxr.sources.graphene import GrapheneSource, Stale, current_ids
 from imageryxr.sources.resolve import resolve_source
 from imageryxr.sources.web import Connection
-from imageryxr.volumes import cropped, level_array
+from imageryxr.volumes import as_dask, cropped, is_lazy, level_array
 
 SourceLike = str | os.PathLike[str] | xr.DataArray | Source | Any
 Mip = int | tuple[float, float, float] | None
@@ -91,8 +93,8 @@ def open_image(
     >>> em.dims, em.dtype, em.attrs["resolution"]
     (('z', 'y', 'x'), dtype('uint8'), (8.0, 8.0, 40.0))
     """
-    choices = {"channel": channel, "time": time, "assume": assume, "connection": connection}
-    layer = resolve_source(source, "image", missing=check_missing(missing), token=token, **choices)  # type: ignore[arg-type]
+    choices = {"token": token, "channel": channel, "time": time, "assume": assume, "connection": connection}
+    layer, bbox = _resolved(source, "image", bbox, missing, **choices)
     return layer_array(layer, mip, bbox, chunks, outside_ok=missing == "fill")
 
 
@@ -166,7 +168,7 @@ def open_segmentation(
     """
     choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
     living: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
-    layer = resolve_source(source, "segmentation", missing=check_missing(missing), **choices, **living)
+    layer, bbox = _resolved(source, "segmentation", bbox, missing, **choices, **living)
     return kept_ids(layer, layer_array(layer, mip, bbox, chunks, outside_ok=missing == "fill"), ids, stale)
 
 
@@ -262,6 +264,8 @@ def crop(obj: Any, bbox: BBox) -> Any:
     if isinstance(obj, xr.Dataset):
         parts = {name: crop(v, bbox) if "x" in v.coords else v for name, v in obj.data_vars.items()}
         return xr.Dataset(parts, attrs=obj.attrs)
+    if not isinstance(obj, xr.DataArray):
+        raise LayerError(f"crop takes a DataArray or a Dataset, not a {type(obj).__name__}; open one first")
     return cropped(obj, bbox)
 
 
@@ -278,6 +282,24 @@ def layer_array(
 ) -> xr.DataArray:
     """Return a level of a source, or a box of it, as a labelled array; reads nothing."""
     return _level(layer, find_level(layer, mip), bbox, chunks, outside_ok=outside_ok)
+
+
+def _resolved(
+    source: SourceLike, layer_type: LayerType, bbox: BBox | None, missing: Missing, **choices: Any
+) -> tuple[Source, BBox | None]:
+    """Return a source, and the box that is still to be cut out of it."""
+    if isinstance(source, xr.DataArray) and is_lazy(source):
+        # An array that was opened before is opened again as dask blocks of what is needed of it: nothing is read.
+        source, bbox = as_dask(source if bbox is None else cropped(source, bbox, outside_ok=missing == "fill")), None
+    layer = resolve_source(source, layer_type, missing=check_missing(missing), **choices)
+    if layer_type == "segmentation" and getattr(layer, "declared_type", None) == "image":
+        warnings.warn(
+            f"{layer.name} is an image by its own word, and its {layer.dtype} values are taken for ids; open it with "
+            "imageryxr.open_image if they are grey",
+            ImageryWarning,
+            stacklevel=3,
+        )
+    return layer, bbox
 
 
 def _level(layer: Source, level: Level, bbox: BBox | None, chunks: Any, *, outside_ok: bool = False) -> xr.DataArray:

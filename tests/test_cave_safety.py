@@ -145,7 +145,8 @@ def test_every_error_travels(kind):
     from tblib import pickling_support
 
     pickling_support.install()  # what distributed sends errors with
-    again = pickle.loads(pickle.dumps(kind("what was given")))
+    given = ("what was given", "channel", 2) if kind is errors.ChoiceError else ("what was given",)
+    again = pickle.loads(pickle.dumps(kind(*given)))
     assert (type(again), str(again)) == (kind, "what was given")
 
 

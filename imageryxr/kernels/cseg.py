@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.lookup import compiled, frozen
+from imageryxr.kernels.runs import compiled, frozen
 
 __all__ = ["is_sound"]
 

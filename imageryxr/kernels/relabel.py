@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError
-from imageryxr.kernels.lookup import as_labels, build_set, compiled, find_end, frozen, slot_of
+from imageryxr.kernels.lookup import as_labels, build_set, slot_of
+from imageryxr.kernels.runs import PIECE, compiled, frozen, run_ends, scratch
 
 __all__ = ["distinct", "relabel"]
 
@@ -41,21 +42,27 @@ def _put(keys: NDArray[np.uint64], value: np.uint64) -> bool:
 def _distinct(flat: NDArray[Any], row: int) -> NDArray[np.uint64]:
     keys = np.zeros(4096, np.uint64)
     found = 0
-    i = 0
     last = _ZERO
-    while i < flat.size:
-        value = np.uint64(flat[i])
-        end = find_end(flat, i, flat.size)
-        if value != _ZERO and value != last and (i < row or np.uint64(flat[i - row]) != value) and _put(keys, value):
-            found += 1
-            if 2 * found > keys.size:
-                larger = np.zeros(4 * keys.size, np.uint64)
-                for key in keys:
-                    if key != _ZERO:
-                        _put(larger, key)
-                keys = larger
-        last = value
-        i = end
+    room = scratch(PIECE)
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        begin = 0
+        for k in range(run_ends(piece, room)):
+            value, at = np.uint64(piece[begin]), start + begin
+            begin = room.ends[k]
+            if value == _ZERO:
+                continue
+            if value == last or (at >= row and np.uint64(flat[at - row]) == value):
+                continue
+            last = value
+            if _put(keys, value):
+                found += 1
+                if 2 * found > keys.size:
+                    larger = np.zeros(4 * keys.size, np.uint64)
+                    for key in keys:
+                        if key != _ZERO:
+                            _put(larger, key)
+                    keys = larger
     out = np.empty(found, np.uint64)
     n = 0
     for key in keys:
@@ -90,17 +97,19 @@ def _relabel(
     slots: NDArray[np.int32],
     values: NDArray[np.uint64],
 ) -> None:
-    i = 0
     last, put = _ZERO, _ZERO
-    while i < flat.size:
-        value = flat[i]
-        end = find_end(flat, i, flat.size)
-        if value != _ZERO:
-            if value != last:
-                last, put = value, values[slot_of(keys, slots, -1, 0, 0, value)]
-            for j in range(i, end):
-                flat[j] = put
-        i = end
+    room = scratch(PIECE)
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        begin = 0
+        for k in range(run_ends(piece, room)):
+            value, end = piece[begin], room.ends[k]
+            if value != _ZERO:
+                if value != last:
+                    last, put = value, values[slot_of(keys, slots, -1, 0, 0, value)]
+                for j in range(begin, end):
+                    piece[j] = put
+            begin = end
 
 
 def relabel(labels: NDArray[np.uint64], ids: NDArray[np.uint64], values: NDArray[np.uint64]) -> None:

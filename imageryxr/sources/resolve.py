@@ -65,8 +65,8 @@ def resolve_source(
         if timestamp is not None and isinstance(source, graphene.GrapheneSource):
             raise OptionError(f"{source.name} is open already, at {source.instant}; give its address to open it anew")
     elif hasattr(source, "dtype") and hasattr(source, "shape"):
-        for what, index in (("channel", channel), ("time", time)):
-            pick_index("the array", what, 1, index)
+        pick_index("the array", "channel", 1, channel)
+        pick_index("the array", "time", 1, time)
         found = memory.memory_source(source, _kind_of(source) or layer_type or _likely_kind(source))
     else:
         raise SourceError(
@@ -139,8 +139,8 @@ def _open_graphene(
     connection: Connection,
 ) -> graphene.GrapheneSource:
     found = graphene.open_graphene(address, missing=missing, token=token, connection=connection, **living)
-    for what in ("channel", "time"):
-        pick_index(found.name, what, 1, choices[what])
+    pick_index(found.name, "channel", 1, choices["channel"])
+    pick_index(found.name, "time", 1, choices["time"])
     return found
 
 
