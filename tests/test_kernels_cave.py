@@ -29,13 +29,13 @@ def test_distinct_and_relabel(seed, shape, dtype):
     table = dict(zip(ids.tolist(), values.tolist(), strict=True))
     expected = [table.get(int(i), 0) for i in labels.astype(np.uint64).ravel()]
     changed = labels.astype(np.uint64)
-    relabel.relabel(changed, ids[::-1], values[::-1])
+    relabel.relabel(changed, relabel.build_table(ids[::-1], values[::-1]))
     np.testing.assert_array_equal(changed.ravel(), np.array(expected, np.uint64))
 
 
 def test_relabel_needs_a_value_for_each():
     with pytest.raises(ix.GridMismatchError, match="2 ids need as many values, got 1"):
-        relabel.relabel(np.zeros((1, 2, 3), np.uint64), np.array([1, 2], np.uint64), np.array([1], np.uint64))
+        relabel.build_table(np.array([1, 2], np.uint64), np.array([1], np.uint64))
 
 
 def test_distinct_of_very_many():

@@ -6,7 +6,7 @@ asked.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from imageryxr.errors import GridMismatchError
 from imageryxr.kernels.lookup import as_labels, build_set, slot_of
 from imageryxr.kernels.runs import PIECE, compiled, frozen, run_ends, scratch
 
-__all__ = ["distinct", "relabel"]
+__all__ = ["Table", "build_table", "distinct", "relabel"]
 
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
@@ -112,17 +112,16 @@ def _relabel(
             begin = end
 
 
-def relabel(labels: NDArray[np.uint64], ids: NDArray[np.uint64], values: NDArray[np.uint64]) -> None:
-    """Put values in the place of ids, where they stand; 0 stays 0.
+class Table(NamedTuple):
+    """Ids, and what takes the place of each, in the form that the kernel takes."""
 
-    In place, because the pages of a second array of that size cost more than the work itself.
+    keys: NDArray[np.uint64]
+    slots: NDArray[np.int32]
+    values: NDArray[np.uint64]
 
-    Parameters
-    ----------
-    labels
-        uint64, C-contiguous and writable, any shape. Every id in it but 0 must be among `ids`.
-    ids, values
-        Distinct ids, and what takes the place of each.
+
+def build_table(ids: NDArray[np.uint64], values: NDArray[np.uint64]) -> Table:
+    """Return the table of distinct ids and of what takes the place of each.
 
     Raises
     ------
@@ -134,4 +133,19 @@ def relabel(labels: NDArray[np.uint64], ids: NDArray[np.uint64], values: NDArray
     table = build_set(ids)
     ordered = np.empty(len(ids), np.uint64)
     ordered[table.order] = values
-    _relabel(labels.reshape(-1), frozen(table.keys), frozen(table.slots), frozen(ordered))
+    return Table(frozen(table.keys), frozen(table.slots), frozen(ordered))
+
+
+def relabel(labels: NDArray[np.uint64], table: Table) -> None:
+    """Put values in the place of ids, where they stand; 0 stays 0.
+
+    In place, because the pages of a second array of that size cost more than the work itself.
+
+    Parameters
+    ----------
+    labels
+        uint64, C-contiguous and writable, any shape. Every id in it but 0 must be in the table.
+    table
+        See `build_table`.
+    """
+    _relabel(labels.reshape(-1), *table)

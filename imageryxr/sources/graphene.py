@@ -18,7 +18,10 @@ from imageryxr.sources.base import LayerType, Level, Missing, Source, plain, rea
 from imageryxr.sources.chunkedgraph import ChunkedGraph, graph_at, pinned
 from imageryxr.sources.instant import Instant
 from imageryxr.sources.precomputed import PrecomputedSource, open_precomputed
-from imageryxr.sources.web import Connection
+from imageryxr.sources.web import Connection, in_parallel
+
+# Voxels that a thread gives their roots at a time.
+RELABELLED = 1 << 20
 
 Stale = Literal["raise", "update", "keep"]
 
@@ -91,7 +94,10 @@ class GrapheneSource:
                 roots = self.graph.roots(ids, self.instant, self.root_layer, 64 - self.layer_bits)
             except ServerError as error:
                 raise read_error(self, mip, box, error) from error
-            relabel.relabel(labels, ids, roots)
+            table = relabel.build_table(ids, roots)
+            step = -(-len(labels) // max(1, labels.size // RELABELLED))
+            parts = [labels[i : i + step] for i in range(0, len(labels), step)]
+            in_parallel(lambda part, stop: relabel.relabel(part, table), parts, self.graph.connection)
         return labels
 
     def __dask_tokenize__(self) -> object:
