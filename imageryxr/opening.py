@@ -137,7 +137,7 @@ def open_segmentation(
         when this is called. Supervoxels are the same at all times; static sources have none.
     stale : {"raise", "update", "keep"}, default "raise"
         For ``ids`` of a graphene layer that are not current at its instant: an error that names those that cover the
-        same object then; these in their place; or go on although no voxel bears them.
+        same object then; these in their place; or go on although no voxel bears them, which warns.
 
     Returns
     -------
