@@ -37,6 +37,7 @@ FAULTS = {
     "garbage": {"kind": "garbage"},
     "login": {"kind": "login"},
     "page": {"kind": "page"},
+    "lost": {"kind": "status", "status": 302, "headers": {"Location": "/no/login/here"}},
 }
 PASSING = ["500", "503", "429", "drop", "truncate"]
 

@@ -126,7 +126,8 @@ def check_allowed(reply: Reply, name: str, host: str, token: Token | None) -> No
         According to the answer and to whether a token was sent.
     """
     pages = f"https://{host}/sticky_auth/settings/tokens"
-    login = reply.went_elsewhere or (reply.is_page and reply.status == 200)
+    lost = bool(reply.sent_on) and reply.status in (403, 404)
+    login = reply.went_elsewhere or lost or (reply.is_page and reply.status == 200)
     if reply.status != 401 and reply.status != 403 and not login:
         return
     if token is None:
@@ -136,7 +137,7 @@ def check_allowed(reply: Reply, name: str, host: str, token: Token | None) -> No
         )
     if login:
         raise InvalidTokenError(
-            f"{name} answered with a login page, although {token.origin} gave a token: the server does not take it; "
+            f"{name} answered with a login page, or the way to one, although {token.origin} gave a token: the server does not take it; "
             f"get another from {pages}"
         )
     said = _words(reply)

@@ -160,7 +160,7 @@ def fetch_box(
         whole = chunk.clip(level.grid.box)
         key = f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}"
         reply = ask("GET", f"{folder}/{key}", source.connection, headers=headers, check=_broken, stop=stop)
-        if reply.status in (403, 404) and not _refused_token(reply, source.url):
+        if is_absent(reply, source.url):
             if holes is None:
                 raise EmptyVolumeException(key)
             holes.append(whole)
@@ -221,7 +221,7 @@ def _byte_ranges(source: Stored, mip: int) -> shards.GetBytes:
     def get(name: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
         span = {**headers, "Range": f"bytes={start}-{stop - 1}"}
         reply = ask("GET", f"{folder}/{name}", source.connection, headers=span, stop=stopped)
-        if reply.status in (403, 404) and not _refused_token(reply, source.url):
+        if is_absent(reply, source.url):
             return None
         if reply.status == 206:
             return reply.body
@@ -243,6 +243,8 @@ def check_reply(reply: Reply, name: str, url: str, token: Token | None) -> None:
     """
     if url.startswith(MIDDLEAUTH):
         check_allowed(reply, name, host_of(url), token)
+    if reply.sent_on and reply.status in (403, 404):
+        raise refused(name, f"the request was sent on to {reply.sent_on}, a login page?")
     if reply.status in (401, 403) or reply.is_page:
         raise refused(name, "a page for people came in its place" if reply.status == 200 else f"HTTP {reply.status}")
     if reply.status != 200:
@@ -297,9 +299,10 @@ def chunks_of(box: IndexBox, chunks: Index3) -> Iterator[IndexBox]:
                 yield IndexBox(start, (start[0] + chunks[0], start[1] + chunks[1], start[2] + chunks[2]))
 
 
-def _refused_token(reply: Reply, url: str) -> bool:
+def is_absent(reply: Reply, url: str) -> bool:
+    """Tell whether an answer says that a file of a folder is not there, and not that it may not be read."""
     # A bucket says 403 for what is not there, too; a server that checks tokens means it.
-    return reply.status == 403 and url.startswith(MIDDLEAUTH)
+    return not reply.sent_on and (reply.status == 404 or (reply.status == 403 and not url.startswith(MIDDLEAUTH)))
 
 
 def _broken(reply: Reply) -> str:

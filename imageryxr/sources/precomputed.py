@@ -322,7 +322,7 @@ def _read_info(address: Address, connection: Connection, token: Token | None) ->
     if chunks.web_folder(address.url) is None:
         return _files(address.url).get_json("info")
     reply = chunks.get_file(address.url, "info", connection, token)
-    if reply.status == 404 or (reply.status == 403 and not address.url.startswith(chunks.MIDDLEAUTH)):
+    if chunks.is_absent(reply, address.url):
         return None
     chunks.check_reply(reply, address.public, address.url, token)
     return json.loads(chunks.unpacked(reply))

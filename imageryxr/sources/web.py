@@ -90,6 +90,8 @@ class Reply(NamedTuple):
     headers: Mapping[str, str]
     """By lower-case name."""
     body: bytes
+    sent_on: str = ""
+    """Where the request was sent on to, if that has another file name: what is not there is no missing file."""
 
     @property
     def is_page(self) -> bool:
@@ -221,8 +223,11 @@ def _take(done: queue.SimpleQueue[Any]) -> Any:
 def _follow(
     method: str, url: str, connection: Connection, body: bytes | None, headers: dict[str, str], stop: threading.Event
 ) -> Reply:
+    name = urlsplit(url).path.rpartition("/")[2]
     for _ in range(5):
         reply = _once(method, url, connection, body, headers, stop)
+        if urlsplit(url).path.rpartition("/")[2] != name:
+            reply = reply._replace(sent_on=_shown(url))
         place = reply.headers.get("location", "")
         target = urljoin(url, place) if place else ""
         if not reply.went_elsewhere or method != "GET" or not target.startswith(("http://", "https://")):
