@@ -124,6 +124,21 @@ def test_the_first_error_ends_it():
     assert len(started) <= 4
 
 
+def test_what_was_given_up_takes_no_place(cave):
+    cave.fault("/data/em/info", "delay", seconds=30)
+    narrow = ix.Connection(concurrency=1, retries=0)
+    stop = threading.Event()
+    given_up = threading.Thread(
+        target=lambda: web.ask("GET", f"{cave.url}/data/em/info", narrow, stop=stop), daemon=True
+    )
+    given_up.start()
+    while not cave.log:
+        stop.wait(0.01)
+    stop.set()
+    assert web.ask_once("GET", f"{cave.url}/data/ws/info", narrow).status == 200
+    assert given_up.is_alive()
+
+
 def test_results_come_in_order():
     assert web.in_parallel(lambda job, stop: job * 2, range(50), ix.Connection()) == list(range(0, 100, 2))
     assert web.in_parallel(lambda job, stop: job, [], ix.Connection()) == []

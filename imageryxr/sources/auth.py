@@ -137,8 +137,8 @@ def check_allowed(reply: Reply, name: str, host: str, token: Token | None) -> No
         )
     if login:
         raise InvalidTokenError(
-            f"{name} answered with a login page, or the way to one, although {token.origin} gave a token: the server does not take it; "
-            f"get another from {pages}"
+            f"{name} answered with a login page, or the way to one, although {token.origin} gave a token: the "
+            f"server does not take it; get another from {pages}"
         )
     said = _words(reply)
     if reply.status == 401:

@@ -329,7 +329,12 @@ class _Gate:
 
     def __init__(self) -> None:
         self.free = threading.Condition()
-        self.busy = 0
+        self.waits: list[threading.Event] = []
+
+    @property
+    def busy(self) -> int:
+        """Requests that somebody waits for: those that were given up hang on until they time out, and do not count."""
+        return sum(not stop.is_set() for stop in self.waits)
 
 
 class _Held:
@@ -366,12 +371,12 @@ def _slot(host: str, limit: int, stop: threading.Event) -> Iterator[None]:
             if stop.is_set():
                 raise StoppedError(f"{host}: stopped")
             gate.free.wait(_GLANCE)
-        gate.busy += 1
+        gate.waits.append(stop)
     try:
         yield
     finally:
         with gate.free:
-            gate.busy -= 1
+            gate.waits.remove(stop)
             gate.free.notify()
 
 
