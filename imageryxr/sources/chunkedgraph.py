@@ -80,6 +80,8 @@ class ChunkedGraph:
         check_allowed(reply, self.name, host_of(self.server), self.token)
         if reply.status == 404:
             raise self._no_table("HTTP 404")
+        if reply.status != 200:
+            raise ServerError(f"{self.name}: its info answered HTTP {reply.status}")
         found = self._object(reply)
         absent = [key for key in ("graph", "data_dir", "scales", "data_type") if key not in found]
         if absent:
