@@ -126,12 +126,11 @@ def align(
     exprs = {"image": _onto(pictures, grid, "linear"), "segmentation": _onto(labels, grid, "nearest")}
     foreign = bool(pictures.givens or labels.givens)
     splits = choose_splits(list(exprs.values()), grid.shape, group=not foreign)
-    return xr.Dataset(
-        {
-            name: result(exprs[name], grid, volume, attrs=volume.attrs, name=name, chunks=splits)
-            for name, volume in (("image", pictures), ("segmentation", labels))
-        }
-    )
+    layers = {
+        name: result(exprs[name], grid, volume, attrs=volume.attrs, name=name, chunks=splits)
+        for name, volume in (("image", pictures), ("segmentation", labels))
+    }
+    return xr.Dataset({name: layer.variable for name, layer in layers.items()}, coords=layers["image"].coords)
 
 
 def layer_type_of(da: xr.DataArray) -> str:

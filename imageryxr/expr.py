@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -431,10 +432,23 @@ def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None) -> Array:
         Shape ``lead + box.shape + tail``, C order.
     """
     readings: Readings = dict(given or {})
-    for leaf, boxes in wanted(expr, box).items():
-        if leaf not in readings:
-            readings[leaf] = [(b, leaf.read(b)) for b in boxes]
+    readings |= _read({leaf: boxes for leaf, boxes in wanted(expr, box).items() if leaf not in readings})
     return np.ascontiguousarray(_build(expr, box, readings))
+
+
+def _read(boxes: dict[Leaf, list[IndexBox]]) -> Readings:
+    def one(leaf: Leaf) -> list[tuple[IndexBox, Array]]:
+        return [(b, leaf.read(b)) for b in boxes[leaf]]
+
+    stored = [leaf for leaf in boxes if isinstance(leaf, LevelLeaf)]
+    if len(stored) < 2:
+        return {leaf: one(leaf) for leaf in boxes}
+    # A figure waits for its slowest layer, not for one layer after the other. The threads live as long as the call: a
+    # forked child would find those of a lasting pool dead.
+    with ThreadPoolExecutor(len(stored) - 1, thread_name_prefix="imageryxr-read") as pool:
+        under_way = {leaf: pool.submit(one, leaf) for leaf in stored[1:]}
+        found = {leaf: one(leaf) for leaf in boxes if leaf not in under_way}
+        return found | {leaf: future.result() for leaf, future in under_way.items()}
 
 
 def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:

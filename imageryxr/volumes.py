@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import dask.array as da
@@ -220,10 +221,14 @@ def labelled(
 ) -> xr.DataArray:
     """Return data (z, y, x) with the coordinates and attributes of a grid."""
     dims = tuple(d for d in (lead, *DIMS, tail) if d)
-    coords: dict[str, Any] = dict(grid.coords())
-    if tail == "rgba":
-        coords["rgba"] = ("rgba", list(RGBA))
-    return xr.DataArray(xr.Variable(dims, data, placed(attrs, grid)), coords=coords, name=name)
+    return xr.DataArray(xr.Variable(dims, data, placed(attrs, grid)), coords=_coordinates(grid, tail), name=name)
+
+
+@lru_cache(maxsize=64)
+def _coordinates(grid: Grid, tail: str | None) -> xr.Coordinates:
+    # Arrays get copies of them that share the values: making indexes takes longer than the rest of most verbs.
+    rgba: dict[str, Any] = {"rgba": ("rgba", list(RGBA))} if tail == "rgba" else {}
+    return xr.Coordinates({**grid.coords(), **rgba})
 
 
 def placed(attrs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
