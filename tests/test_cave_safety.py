@@ -160,14 +160,18 @@ def test_a_graph_is_small(cave):
 
 SCRIPT = """
     import sys, dask, imageryxr as ix
-    image, mode = sys.argv[1:]
+    image, table, mode = sys.argv[1:]
     em = ix.open_image(image, chunks=None if mode == "lazily" else (8, 64, 64))
+    if mode == "overlay":
+        box = ix.BBox((640, 512, 320), (700, 600, 321), resolution=(10, 10, 10))
+        seg = ix.open_segmentation(table, token="{TOKEN}", bbox=box)
+        em = ix.overlay(ix.open_image(image, bbox=box), seg)
     print("reading", flush=True)
     try:
         if mode == "lazily":
             em[:20, :100, :100].values
         else:
-            em.data.compute(scheduler=mode)
+            em.data.compute(scheduler="synchronous" if mode == "overlay" else mode)
     except KeyboardInterrupt:
         print("stopped", flush=True)
         raise SystemExit(130)
@@ -176,13 +180,16 @@ SCRIPT = """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-@pytest.mark.parametrize("mode", ["lazily", "threads", "synchronous"])
+@pytest.mark.parametrize("mode", ["lazily", "threads", "synchronous", "overlay"])
 def test_ctrl_c(cave, mode):
     # Every chunk takes ten minutes: whatever is waited for until then is waited for too long.
-    fault = cave.fault("/data/em/10_10_10", "delay", seconds=600)
-    code = textwrap.dedent(SCRIPT)
+    fault = cave.fault("/data/../10_10_10", "delay", seconds=600)
+    code = textwrap.dedent(SCRIPT).replace("{TOKEN}", TOKEN)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, cave.image, mode], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, cave.image, cave.table, mode],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout.readline() == "reading\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from email.utils import formatdate
 
 import pytest
@@ -120,17 +121,40 @@ def test_the_first_error_ends_it():
         assert stop.wait(60)  # what still runs is told
 
     with pytest.raises(ix.ServerError, match="the first"):
-        web.in_parallel(work, range(100), ix.Connection(concurrency=3))
+        web.in_parallel(work, range(100), 3)
     assert len(started) <= 4
+
+
+def test_what_is_within_ends_with_it():
+    inner: list[threading.Event] = []
+
+    def within(job, stop):
+        inner.append(stop)
+        assert stop.wait(60)
+
+    def work(job, stop):
+        if job == 0:
+            while len(inner) < 2:
+                stop.wait(0.01)
+            raise ix.ServerError("the first")
+        web.in_parallel(within, range(2), 2)
+
+    with pytest.raises(ix.ServerError, match="the first"):
+        web.in_parallel(work, range(2), 2)
+    for stop in inner:
+        assert stop.wait(60)
 
 
 def test_what_was_given_up_takes_no_place(cave):
     cave.fault("/data/em/info", "delay", seconds=30)
     narrow = ix.Connection(concurrency=1, retries=0)
     stop = threading.Event()
-    given_up = threading.Thread(
-        target=lambda: web.ask("GET", f"{cave.url}/data/em/info", narrow, stop=stop), daemon=True
-    )
+
+    def give_up():
+        with suppress(ix.ServerError):
+            web.ask("GET", f"{cave.url}/data/em/info", narrow, stop=stop)
+
+    given_up = threading.Thread(target=give_up, daemon=True)
     given_up.start()
     while not cave.log:
         stop.wait(0.01)
@@ -140,8 +164,8 @@ def test_what_was_given_up_takes_no_place(cave):
 
 
 def test_results_come_in_order():
-    assert web.in_parallel(lambda job, stop: job * 2, range(50), ix.Connection()) == list(range(0, 100, 2))
-    assert web.in_parallel(lambda job, stop: job, [], ix.Connection()) == []
+    assert web.in_parallel(lambda job, stop: job * 2, range(50), 8) == list(range(0, 100, 2))
+    assert web.in_parallel(lambda job, stop: job, [], 8) == []
 
 
 def test_a_proxy_from_the_environment(cave, monkeypatch):

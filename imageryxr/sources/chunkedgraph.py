@@ -137,7 +137,7 @@ class ChunkedGraph:
         found = self._times(roots)
         # Ids that are no roots are left out of the answer, which does not tell which.
         if len(found) != len(roots):
-            each = in_parallel(lambda root, stop: self._times([root]), roots, self.connection)
+            each = in_parallel(lambda root, stop: self._times([root]), roots, self.connection.concurrency)
             return {root: times[0] for root, times in zip(roots, each, strict=True) if times}
         return dict(zip(roots, found, strict=True))
 
@@ -151,7 +151,9 @@ class ChunkedGraph:
         instant : Instant
             When.
         """
-        lines = in_parallel(lambda item, stop: self._lineage(*item, instant), list(made.items()), self.connection)
+        lines = in_parallel(
+            lambda item, stop: self._lineage(*item, instant), list(made.items()), self.connection.concurrency
+        )
         everyone = np.array(sorted(set().union(*lines)), np.uint64)
         current = set(everyone[self.are_current(everyone, instant)].tolist()) if len(everyone) else set()
         return {root: sorted(line & current) for root, line in zip(made, lines, strict=True)}

@@ -174,7 +174,7 @@ def fetch_box(
             each(voxels)
         out[part.slices(box)] = voxels
 
-    in_parallel(fetch, list(chunks_of(box, level.chunks)), source.connection)
+    in_parallel(fetch, list(chunks_of(box, level.chunks)), source.connection.concurrency)
     return out
 
 
@@ -210,7 +210,7 @@ def _fetch_sharded(
                 each(voxels[part.slices(whole)])
             out[part.slices(box)] = voxels[part.slices(whole)]
 
-    in_parallel(fetch, shards.bundles(places), source.connection)
+    in_parallel(fetch, shards.bundles(places), source.connection.concurrency)
     return out
 
 

@@ -97,7 +97,7 @@ class GrapheneSource:
             table = relabel.build_table(ids, roots)
             step = -(-len(labels) // max(1, labels.size // RELABELLED))
             parts = [labels[i : i + step] for i in range(0, len(labels), step)]
-            in_parallel(lambda part, stop: relabel.relabel(part, table), parts, self.graph.connection)
+            in_parallel(lambda part, stop: relabel.relabel(part, table), parts, self.graph.connection.concurrency)
         return labels
 
     def __dask_tokenize__(self) -> object:

@@ -151,7 +151,7 @@ def _known_or_fetched(
             _indexes.move_to_end(key)
             found[key] = _indexes[key]
     asked = sorted(keys - found.keys())
-    for key, index in zip(asked, in_parallel(fetch, asked, connection), strict=True):
+    for key, index in zip(asked, in_parallel(fetch, asked, connection.concurrency), strict=True):
         found[key] = index
         if index is not None:  # what is not there now may be written yet
             with _lock:

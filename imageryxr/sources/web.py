@@ -170,17 +170,18 @@ def ask(
     raise ServerError(f"{_shown(url)} did not give what was asked for{tries}: {problem}")
 
 
-def in_parallel(
-    work: Callable[[Job, threading.Event], Result], jobs: Sequence[Job], connection: Connection
-) -> list[Result]:
-    """Do jobs in as many threads as requests are allowed at a time; the first error ends it.
+def in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequence[Job], width: int) -> list[Result]:
+    """Do jobs in up to ``width`` threads; the first error ends it.
 
-    Whoever waits here can be interrupted: jobs that still run are told so, and nothing waits for them.
+    Whoever waits here can be interrupted: jobs that still run are told so by the event that they are given, those
+    within them, too, and nothing waits for them.
     """
+    outer: threading.Event | None = getattr(_within, "stop", None)
     stop, numbers = threading.Event(), count()
     done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
+        _within.stop = stop
         while not stop.is_set() and (number := next(numbers)) < len(jobs):
             try:
                 done.put((number, work(jobs[number], stop), None))
@@ -188,12 +189,12 @@ def in_parallel(
                 done.put((number, None, error))
                 return
 
-    for _ in range(min(connection.concurrency, len(jobs))):
+    for _ in range(min(width, len(jobs))):
         threading.Thread(target=run, daemon=True, name="imageryxr-web").start()
     results: list[Any] = [None] * len(jobs)
     try:
         for _ in jobs:
-            number, result, error = _take(done)
+            number, result, error = _take(done, outer)
             if error is not None:
                 raise error
             results[number] = result
@@ -204,16 +205,16 @@ def in_parallel(
 
 def ask_once(method: str, url: str, connection: Connection, **options: Any) -> Reply:
     """Make one request, so that whoever waits for it can be interrupted; see `ask`."""
-    return in_parallel(lambda _, stop: ask(method, url, connection, stop=stop, **options), [None], connection)[0]
+    return in_parallel(lambda _, stop: ask(method, url, connection, stop=stop, **options), [None], 1)[0]
 
 
-def _take(done: queue.SimpleQueue[Any]) -> Any:
+def _take(done: queue.SimpleQueue[Any], outer: threading.Event | None) -> Any:
     while True:
         try:
             return done.get(timeout=_GLANCE)
         except queue.Empty:
-            if _closing.is_set():
-                raise StoppedError("the interpreter is shutting down") from None
+            if _closing.is_set() or (outer is not None and outer.is_set()):
+                raise StoppedError("nobody waits for this any more") from None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -348,6 +349,7 @@ class _Held:
 
 _held = _Held()
 _closing = threading.Event()
+_within = threading.local()  # the event of the jobs that a thread works for
 
 
 def _renew() -> None:
