@@ -36,7 +36,9 @@ _CORNERS = "Corners, upper one exclusive: x0,y0,z0:x1,y1,z1 in units of --resolu
 Bbox = Annotated[str | None, typer.Option(help=_CORNERS)]
 Center = Annotated[str | None, typer.Option(help="Middle of the box: x,y,z in units of --resolution.")]
 Size = Annotated[str | None, typer.Option(help="Its size: w,h (one plane) or w,h,d, in units of --resolution.")]
-Resolution = Annotated[str, typer.Option(help="nm per unit of those numbers: x,y,z. 1,1,1 means that they are nm.")]
+Resolution = Annotated[
+    str, typer.Option(help="nm per unit of those numbers: x,y,z, or 'viewer' for a datastack's. 1,1,1: they are nm.")
+]
 Image = Annotated[str | None, typer.Option("--image", help="Source of the image.")]
 Segmentation = Annotated[str | None, typer.Option("--segmentation", help="Source of the segmentation.")]
 ImageMip = Annotated[int | None, typer.Option(help="Level of the image; default: the finest.")]
@@ -50,16 +52,20 @@ Merge = Annotated[bool, typer.Option("--merge/--no-merge", help="Outline segment
 Contrast = Annotated[str | None, typer.Option(help="Grey values that become black and white: low,high.")]
 Axis = Annotated[str, typer.Option(help="The axis across the slices: z, y or x.")]
 MissingChunks = Annotated[str, typer.Option("--missing", help="Chunks the store lacks: 'raise', 'fill' or 'warn'.")]
+Datastack = Annotated[str | None, typer.Option(help="A CAVE datastack, in the place of --image and --segmentation.")]
+Server = Annotated[str | None, typer.Option(help="Its info service; default: the one that caveclient uses.")]
+Timestamp = Annotated[str | None, typer.Option(help="Instant of a graphene segmentation, ISO 8601; default: now.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a target that exists.")]
 
 
 @app.command()
 def info(
-    source: Annotated[str, typer.Argument(help="precomputed://…, zarr://…, or a URL or path of either.")],
+    source: Annotated[str, typer.Argument(help="precomputed://…, zarr://…, graphene://…, or a URL or path.")],
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    timestamp: Timestamp = None,
 ) -> None:
     """Print the levels, sizes, resolutions and chunks of a source."""
-    layer, choices = _described(source)
+    layer, choices = _described(source, timestamp)
     if as_json:
         print(json.dumps(_description(layer), indent=2))
         return
@@ -111,6 +117,9 @@ def figure(
     contrast: Contrast = None,
     axis: Axis = "z",
     missing: MissingChunks = "raise",
+    datastack: Datastack = None,
+    server_address: Server = None,
+    timestamp: Timestamp = None,
     scale_bar: Annotated[bool, typer.Option("--scale-bar/--no-scale-bar", help="Draw one.")] = True,
     overwrite: Overwrite = False,
 ) -> None:
@@ -121,8 +130,9 @@ def figure(
     if out.exists() and not overwrite:
         raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
     _check_format(out)
-    box = _box(bbox, center, size, resolution, axis)
-    layers = _layers(image, segmentation, image_mip, seg_mip, missing, box, plane=_check_axis(axis))
+    opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
+    box = _box(bbox, center, size, resolution, axis, unit)
+    layers = _layers(opened, box, plane=_check_axis(axis))
     _check_one_slice(layers, axis)
     rgba = _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
     picture = ix.to_pil(rgba)
@@ -156,6 +166,9 @@ def export(
     contrast: Contrast = None,
     axis: Annotated[str | None, typer.Option(help="The axis across which outlines are drawn: z, y or x.")] = None,
     missing: MissingChunks = "raise",
+    datastack: Datastack = None,
+    server_address: Server = None,
+    timestamp: Timestamp = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Export the voxels of the one source given, not a picture.")
     ] = False,
@@ -168,8 +181,8 @@ def export(
     pattern names, and outlines are drawn across it.
     """
     axis = _check_axis(axis or _axis_of(target))
-    box = _box(bbox, center, size, resolution, axis)
-    layers = _layers(image, segmentation, image_mip, seg_mip, missing, box)
+    opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
+    layers = _layers(opened, _box(bbox, center, size, resolution, axis, unit))
     if raw and len(layers) != 1:
         raise OptionError("--raw exports one source; give --image or --segmentation, not both")
     one = next(iter(layers.values()))
@@ -180,22 +193,34 @@ def export(
     print(ix.export(array, target, overwrite=overwrite))
 
 
-def _layers(
+def _open(
     image: str | None,
     segmentation: str | None,
     image_mip: int | None,
     seg_mip: int | None,
     missing: Any,
-    box: ix.BBox | None,
-    plane: str | None = None,
-) -> dict[str, xr.DataArray]:
+    datastack: str | None,
+    server_address: str | None,
+    timestamp: str | None,
+) -> tuple[dict[str, xr.DataArray], Any]:
+    if datastack is not None:
+        if image or segmentation:
+            raise OptionError("--datastack says what to open; leave --image and --segmentation out")
+        mips: dict[str, Any] = {"image_mip": image_mip, "segmentation_mip": seg_mip}
+        tree = ix.open_datastack(datastack, server_address=server_address, timestamp=timestamp, missing=missing, **mips)
+        layers = {name: tree[name][name] for name in ("image", "segmentation")}
+        return layers, tree.attrs.get("viewer_resolution")  # type: ignore[return-value]
     opened = {}
     if image:
         opened["image"] = ix.open_image(image, mip=image_mip, missing=missing)
     if segmentation:
-        opened["segmentation"] = ix.open_segmentation(segmentation, mip=seg_mip, missing=missing)
+        opened["segmentation"] = ix.open_segmentation(segmentation, mip=seg_mip, missing=missing, timestamp=timestamp)
     if not opened:
-        raise OptionError("nothing to draw: give --image SOURCE, --segmentation SOURCE or both")
+        raise OptionError("nothing to draw: give --image SOURCE, --segmentation SOURCE or both, or --datastack NAME")
+    return opened, None
+
+
+def _layers(opened: dict[str, xr.DataArray], box: ix.BBox | None, plane: str | None = None) -> dict[str, xr.DataArray]:
     if plane is not None and box is None:
         # of two layers what both cover: a figure of one and the frame of the other is nobody's wish
         both = ix.align(opened["image"], opened["segmentation"]) if len(opened) == 2 else next(iter(opened.values()))
@@ -251,8 +276,14 @@ def _palette(colors: str | None) -> Any:
         raise OptionError(f'--colors {colors} is no JSON object ({error}); write \'{{"12": "red"}}\'') from None
 
 
-def _box(bbox: str | None, center: str | None, size: str | None, resolution: str, axis: str) -> ix.BBox | None:
-    unit = _numbers(resolution, "--resolution", (3,))
+def _box(
+    bbox: str | None, center: str | None, size: str | None, resolution: str, axis: str, viewer: Any
+) -> ix.BBox | None:
+    if resolution == "viewer" and viewer is None:
+        raise OptionError(
+            "--resolution viewer is that of a datastack's viewer; give --datastack, or nm per unit: x,y,z"
+        )
+    unit = list(viewer) if resolution == "viewer" else _numbers(resolution, "--resolution", (3,))
     if bbox is not None:
         if center is not None or size is not None:
             raise OptionError("--bbox says all; leave --center and --size out")
@@ -327,12 +358,13 @@ def _check_one_slice(layers: dict[str, xr.DataArray], axis: str) -> None:
         )
 
 
-def _described(source: str) -> tuple[Source, dict[str, int]]:
+def _described(source: str, timestamp: str | None) -> tuple[Source, dict[str, int]]:
     """Open a source to be described, of several channels or times the first, and tell how many there are of each."""
     choices: dict[str, int] = {}
     while True:
         try:
-            return resolve_source(source, None, **dict.fromkeys(choices, 0)), choices  # type: ignore[arg-type]
+            first: dict[str, Any] = dict.fromkeys(choices, 0)
+            return resolve_source(source, None, timestamp=timestamp, **first), choices
         except ChoiceError as error:
             choices[error.what] = error.count
 

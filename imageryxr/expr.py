@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from imageryxr.grid import AxisMap, Index3, IndexBox
 from imageryxr.sources.base import Source
+from imageryxr.sources.web import in_parallel
 
 Array = npt.NDArray[Any]
 
@@ -443,12 +443,11 @@ def _read(boxes: dict[Leaf, list[IndexBox]]) -> Readings:
     stored = [leaf for leaf in boxes if isinstance(leaf, LevelLeaf)]
     if len(stored) < 2:
         return {leaf: one(leaf) for leaf in boxes}
-    # A figure waits for its slowest layer, not for one layer after the other. The threads live as long as the call: a
-    # forked child would find those of a lasting pool dead.
-    with ThreadPoolExecutor(len(stored) - 1, thread_name_prefix="imageryxr-read") as pool:
-        under_way = {leaf: pool.submit(one, leaf) for leaf in stored[1:]}
-        found = {leaf: one(leaf) for leaf in boxes if leaf not in under_way}
-        return found | {leaf: future.result() for leaf, future in under_way.items()}
+    # A figure waits for its slowest layer, not for one layer after the other. The threads live as long as the call (a
+    # forked child would find those of a lasting pool dead), and nothing waits for them when somebody stops it.
+    found: Readings = {leaf: one(leaf) for leaf in boxes if leaf not in stored}
+    found.update(zip(stored, in_parallel(lambda leaf, stop: one(leaf), stored, len(stored)), strict=True))
+    return found
 
 
 def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:

@@ -247,7 +247,9 @@ def _grouped(stored: list[list[int]], shape: Index3) -> Splits:
 
     # In-plane first, the shorter side first: pictures are planes, and a plane's rows lie together in memory.
     while True:
-        growable = [axis for axis in (2, 1) if extent(axis) < shape[axis]] or [a for a in (0,) if extent(a) < shape[a]]
+        # By count, since a box may touch more chunks than its size fills.
+        growable = [axis for axis in (2, 1) if count[axis] < len(stored[axis])]
+        growable = growable or [axis for axis in (0,) if count[axis] < len(stored[axis])]
         if not growable:
             break
         axis = min(growable, key=extent)

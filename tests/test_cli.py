@@ -12,6 +12,7 @@ import xarray as xr
 from PIL import Image
 
 import imageryxr as ix
+from tests.cave_server import DATASTACK, OFFSET, TOKEN
 
 
 def run(*args):
@@ -131,6 +132,49 @@ def test_what_the_demo_compiles_ahead_is_what_it_draws_with():
     code = "from imageryxr.demo import compile_kernels; compile_kernels()"
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class TestCave:
+    @pytest.fixture(autouse=True)
+    def token(self, monkeypatch):
+        monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+
+    def test_info(self, cave):
+        done = run("info", cave.table, "--timestamp", "2023-11-16T02:00:00.250Z")
+        assert done.returncode == 0, done.stderr
+        assert f"{cave.table}\nsegmentation, uint64, 2 levels" in done.stdout
+        assert "timestamp: 2023-11-16T02:00:00.250000+00:00" in done.stdout
+        assert json.loads(run("info", "--json", cave.table).stdout)["attrs"]["agglomerate"] is True
+        assert TOKEN not in done.stdout + done.stderr
+
+    def test_figure_of_a_datastack(self, cave, tmp_path):
+        x, y, z = (2 * OFFSET[0] + 101, 2 * OFFSET[1] + 81, OFFSET[2] + 11)
+        stack = ["--datastack", DATASTACK, "--server-address", cave.url, "--timestamp", "2023-11-16T02:00:00.250Z"]
+        place = ["--center", f"{x},{y},{z}", "--size", "80,60", "--resolution", "viewer"]
+        done = run("figure", tmp_path / "a.png", *stack, *place, "--alpha", 0.4, "--no-scale-bar")
+        assert done.returncode == 0, done.stderr
+        tree = ix.open_datastack(DATASTACK, server_address=cave.url, timestamp="2023-11-16T02:00:00.250Z")
+        ds = tree.imagery.align(bbox=tree.imagery.around((x, y, z), (80, 60)))
+        drawn = ds.imagery.overlay(alpha=0.4).values[0, ..., :3]
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), drawn)
+        box = ["--center", "70,60,40", "--size", "10,10", "--resolution", "viewer"]
+        for wrong, says in (
+            ([*stack, "--image", cave.image], "leave --image and --segmentation out"),
+            (["--image", cave.image, *box], "--datastack, or nm per unit"),
+        ):
+            failed = run("figure", tmp_path / "b.png", *wrong)
+            assert failed.returncode == 1
+            assert says in failed.stderr
+
+    def test_figure_of_a_table(self, cave, tmp_path, monkeypatch):
+        place = ["--center", "660,570,330", "--size", "90,80", "--resolution", "10,10,10"]
+        done = run("figure", tmp_path / "a.png", "--segmentation", cave.table, *place, "--no-scale-bar")
+        assert done.returncode == 0, done.stderr
+        monkeypatch.delenv("CAVE_TOKEN")
+        failed = run("figure", tmp_path / "b.png", "--segmentation", cave.table, *place)
+        assert failed.returncode == 1
+        assert "none was found" in failed.stderr
+        assert "Traceback" not in failed.stderr
 
 
 @pytest.mark.slow
