@@ -35,7 +35,8 @@ def _sound(
         if values + (bits * volume + 31) // 32 > total:
             return False
         highest = np.int64(0)
-        if bits > 0:
+        # Only where the largest index that these bits can hold would lead out are the indexes looked at.
+        if bits > 0 and (bits > 16 or table + (np.int64(1) << bits) * label_words > total):
             mask = np.int64((1 << bits) - 1)
             nx = min(block[0], size[0] - bx * block[0])
             for z in range(min(block[2], size[2] - bz * block[2])):

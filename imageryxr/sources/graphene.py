@@ -88,7 +88,7 @@ class GrapheneSource:
         found: list[npt.NDArray[np.uint64]] = []
         stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct(part)))
         labels = np.require(stored, np.uint64, ["C", "W"])
-        ids = np.unique(np.concatenate(found))
+        ids = relabel.distinct(np.concatenate(found))
         if len(ids):
             try:
                 roots = self.graph.roots(ids, self.instant, self.root_layer, 64 - self.layer_bits)
