@@ -1,4 +1,4 @@
-"""Run a piece of work in a process of its own, within bounds of memory and time: for peers that may need all of either."""
+"""Run work in a process of its own, within bounds of memory and time: for peers that may need all of either."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
 
 
 def apart(name: str, arguments: Sequence[object], *, memory: int = MEMORY, seconds: float = SECONDS) -> Outcome:
-    """Call ``name`` ("module:function") with plain arguments in a new process, twice where the time allows, and time it."""
+    """Call ``name`` ("module:function") with plain arguments in a new process, twice where time allows, and time it."""
     code = f"from benchmarks.apart import _inside; _inside({name!r}, {json.dumps(list(arguments))!r}, {seconds})"
 
     def bound() -> None:

@@ -13,7 +13,7 @@ from imageryxr.kernels import fill, outline, resample
 
 
 class _Picture(work.Work):
-    """One slice of 512 x 512 pixels with 300 cells, on one core, from labels (which ImageryClient splits into masks)."""
+    """One slice of 512 x 512 pixels with 300 cells, on one core; ImageryClient splits it into masks first."""
 
     rounds = 2
     peer_name = "ImageryClient 1.0.4"

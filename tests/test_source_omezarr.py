@@ -29,7 +29,7 @@ from imageryxr.errors import (
     SourceNotFoundError,
 )
 from imageryxr.grid import Grid, IndexBox
-from imageryxr.sources import omezarr
+from imageryxr.sources import zarrstore
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.omezarr import open_omezarr
 from imageryxr.sources.resolve import resolve_source
@@ -549,10 +549,10 @@ def hasty(monkeypatch):
     """Let obstore try again at once, twice."""
     soon = timedelta(milliseconds=1)
     retry = {"max_retries": 2, "backoff": {"init_backoff": soon, "max_backoff": soon, "base": 2}}
-    monkeypatch.setattr(omezarr, "RETRY", retry | {"retry_timeout": timedelta(seconds=20)})
-    omezarr._store.cache_clear()
+    monkeypatch.setattr(zarrstore, "RETRY", retry | {"retry_timeout": timedelta(seconds=20)})
+    zarrstore.open_store.cache_clear()
     yield
-    omezarr._store.cache_clear()
+    zarrstore.open_store.cache_clear()
 
 
 @pytest.fixture
@@ -722,12 +722,12 @@ def test_s3(tmp_path, monkeypatch):
 def test_public_buckets_are_found_in_any_region(monkeypatch):
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    assert omezarr._bucket_options("s3://janelia/em", "janelia") == {
+    assert zarrstore._bucket_options("s3://janelia/em", "janelia") == {
         "skip_signature": True,
         "virtual_hosted_style_request": True,
         "endpoint": "https://janelia.s3.amazonaws.com",
     }
     monkeypatch.setenv("AWS_REGION", "eu-west-2")
-    assert omezarr._bucket_options("s3://janelia/em", "janelia") == {"skip_signature": True}
+    assert zarrstore._bucket_options("s3://janelia/em", "janelia") == {"skip_signature": True}
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    assert omezarr._bucket_options("s3://janelia/em", "janelia") == {}
+    assert zarrstore._bucket_options("s3://janelia/em", "janelia") == {}

@@ -109,6 +109,14 @@ def plain(text: object) -> str:
     return re.sub(r"(https?://)[^/\s@]+@", r"\1", re.sub(r"(https?://[^\s?]+)\?[^\s'\")]+", r"\1", line))
 
 
+_PAGES = (b"<!doctype", b"<html>", b"<html ", b"<html\n", b"<html\r", b"<head>")
+
+
+def is_page(data: bytes | memoryview) -> bool:
+    """Tell whether stored bytes are a web page: a login page that came with the status of success."""
+    return bytes(data[:256]).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES)
+
+
 def default_level(source: Source) -> Level:
     """Return the finest level that is not a placeholder."""
     for level in source.levels:

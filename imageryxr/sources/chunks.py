@@ -19,6 +19,7 @@ from imageryxr.sources import shards
 from imageryxr.sources.address import reads_anonymously
 from imageryxr.sources.auth import Token, check_allowed
 from imageryxr.sources.base import Level, plain
+from imageryxr.sources.decoding import decode_chunk
 from imageryxr.sources.web import Connection, Reply, ask, ask_once, host_of, in_parallel
 
 Each = Callable[[npt.NDArray[Any]], None]
@@ -261,24 +262,14 @@ def refused(name: str, error: object) -> AuthError:
 
 def decoder(source: Stored, mip: int) -> Callable[[bytes, Index3], npt.NDArray[Any]]:
     """Return what makes the voxels (z, y, x) of a chunk from its bytes."""
-    from cloudvolume import chunks
-
-    from imageryxr.kernels import cseg
-
     scale, channels = source.info["scales"][mip], int(source.info.get("num_channels", 1))
-    encoding = source.levels[mip].encoding
-    block = scale.get("compressed_segmentation_block_size", (8, 8, 8))
+    encoding, block = source.levels[mip].encoding, scale.get("compressed_segmentation_block_size", (8, 8, 8))
 
     def decode(body: bytes, shape: Index3) -> npt.NDArray[Any]:
         z, y, x = shape
-        whole = (x, y, z, channels)
-        if encoding == "compressed_segmentation" and not cseg.is_sound(
-            body, (x, y, z), tuple(block), source.dtype.itemsize, channels
-        ):
-            raise ValueError("the chunk is cut short or broken: its offsets lead out of it")
-        found = chunks.decode(body, encoding, whole, source.dtype, block)
+        found = decode_chunk(body, encoding, (x, y, z, channels), source.dtype, block)
         # (x, y, z, channel) in Fortran order: transposed it is C order without a copy.
-        return np.asarray(found).reshape(whole)[..., source.channel].T
+        return found.reshape(x, y, z, channels)[..., source.channel].T
 
     return decode
 

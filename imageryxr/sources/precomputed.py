@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import warnings
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -33,7 +32,9 @@ from imageryxr.grid import Grid, IndexBox
 from imageryxr.sources import chunks
 from imageryxr.sources.address import Address, reads_anonymously
 from imageryxr.sources.auth import Token
-from imageryxr.sources.base import LayerType, Level, Missing, Source, pick_index, plain, read_error, read_filled
+from imageryxr.sources.base import LayerType, Level, Missing, Source, pick_index, read_error, read_filled
+from imageryxr.sources.cloudhttp import prepare_http, reason_of, status_of
+from imageryxr.sources.decoding import watch
 from imageryxr.sources.web import Connection
 
 # What each encoding needs beside CloudVolume itself: the module that decodes, and the package that brings it.
@@ -49,6 +50,7 @@ CODECS = {
     "jxl": ("imagecodecs", "imagecodecs"),
     "jpegxl": ("imagecodecs", "imagecodecs"),
 }
+ENCODINGS = ("raw", *CODECS)
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,13 @@ class PrecomputedSource:
         return tuple(_level(mip, scale) for mip, scale in enumerate(self.info["scales"]))
 
     def check(self, mip: int) -> None:
-        """Raise `CodecError` if a level's encoding cannot be decoded here."""
+        """Raise `CodecError` if a level's encoding is not known, or its package not installed."""
         encoding = self.levels[mip].encoding
+        if encoding not in ENCODINGS:
+            raise CodecError(
+                f"{self.name} is stored as {encoding!r} at mip {mip}, which is none of {', '.join(ENCODINGS)}; if that "
+                "is a new encoding, a newer cloud-volume and imageryxr may read it"
+            )
         module, package = CODECS.get(encoding, ("", ""))
         if module and find_spec(module) is None:
             raise CodecError(
@@ -126,8 +133,6 @@ class PrecomputedSource:
         except EmptyVolumeException as error:
             if self.missing != "raise":
                 return self._read_around_holes(mip, box, each)
-            if not self._by_web():
-                self._refuse_empty_file(mip, self._chunk_named(mip, str(error)))
             hint = "missing='fill' takes background for chunks that the store does not have, 'warn' says which"
             cause = f"the store has no chunk {error}, or does not let it be read"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
@@ -156,7 +161,7 @@ class PrecomputedSource:
         except Exception as error:
             if status_of(error) in (401, 403):
                 raise chunks.refused(self.name, error) from error
-            raise read_error(self, mip, box, error) from error
+            raise read_error(self, mip, box, error if isinstance(error, ValueError) else reason_of(error)) from error
 
     def _by_cloudvolume(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
         from cloudvolume import Bbox
@@ -194,30 +199,12 @@ class PrecomputedSource:
         level = self.levels[mip]
         out = np.zeros(box.shape, self.dtype)
         for chunk in chunks.chunks_of(box, level.chunks):
-            part, whole = chunk.clip(box), chunk.clip(level.grid.box)
+            part = chunk.clip(box)
             try:
                 out[part.slices(box)] = self._download(mip, part, each=each)
             except EmptyVolumeException:
-                self._refuse_empty_file(mip, whole)
-                holes.append(whole)
+                holes.append(chunk.clip(level.grid.box))
         return out
-
-    def _chunk_named(self, mip: int, name: str) -> IndexBox | None:
-        # CloudVolume says which chunk is not there by the name of its file, in absolute voxels.
-        found = re.search(r"(-?\d+)-(-?\d+)_(-?\d+)-(-?\d+)_(-?\d+)-(-?\d+)", name)
-        if found is None:
-            return None
-        x0, x1, y0, y1, z0, z1 = map(int, found.groups())
-        x, y, z = self.levels[mip].grid.voxel_offset
-        return IndexBox((z0, y0, x0), (z1, y1, x1)).shift((z, y, x), -1)  # type: ignore[arg-type]
-
-    def _refuse_empty_file(self, mip: int, chunk: IndexBox | None) -> None:
-        # CloudVolume takes an object of zero bytes for a missing one; it was cut short, and is no background.
-        if chunk is None or "sharding" in self.info["scales"][mip]:
-            return
-        key = f"{self.info['scales'][mip]['key']}/{chunks.chunk_name(self.levels[mip].grid.voxel_offset, chunk)}"
-        if _files(self.url).exists(key):
-            raise read_error(self, mip, chunk, "the stored chunk is empty (0 bytes): it was cut short when written")
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # what is derived is derived again
@@ -232,10 +219,10 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
     # mip is passed as an argument and neither its cache nor `parallel` is used.
     from cloudvolume import CloudVolume
 
-    _renew_connections_in_forks()
+    prepare_http()
     info = json.loads(info_text)
     real = next((i for i, scale in enumerate(info["scales"]) if not _is_placeholder(scale)), 0)
-    return CloudVolume(
+    volume = CloudVolume(
         f"precomputed://{url}",
         mip=real,  # CloudVolume prints a warning when it starts on a placeholder
         info=info,
@@ -247,6 +234,7 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
         cache=False,
         use_https=reads_anonymously(url),
     )
+    return watch(volume)
 
 
 def _is_placeholder(scale: dict[str, Any]) -> bool:
@@ -267,21 +255,8 @@ def _is_web(url: str) -> bool:
 def _files(url: str) -> Any:
     from cloudfiles import CloudFiles
 
+    prepare_http()
     return CloudFiles(url, progress=False, use_https=reads_anonymously(url))
-
-
-@lru_cache(maxsize=1)
-def _renew_connections_in_forks() -> None:
-    # Its sockets belong to a class of cloudfiles: a forked child would read its parent's answers from them.
-    from cloudfiles.interfaces import HttpInterface
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: setattr(HttpInterface, "adaptor", type(HttpInterface.adaptor)()))
-
-
-def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error, or None."""
-    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def fetch_info(
@@ -312,7 +287,7 @@ def fetch_info(
     except Exception as error:
         if status_of(error) in (401, 403):
             raise chunks.refused(address.public, error) from error
-        raise ChunkReadError(f"could not read {address.public}/info: {type(error).__name__}: {plain(error)}") from error
+        raise ChunkReadError(f"could not read {address.public}/info: {reason_of(error)}") from error
     if info is not None and not isinstance(info, dict):
         raise SourceError(f"{address.public}/info holds a {type(info).__name__}, not the JSON object of a layer")
     return info
@@ -362,8 +337,9 @@ def open_precomputed(
     problem = _problem(info)
     if problem:
         raise SourceError(f"the info file of {name} is not that of a precomputed volume: {problem}")
-    number = pick_index(name, "channel", int(info.get("num_channels", 1)), channel)
-    kind: LayerType = "segmentation" if info.get("type") == "segmentation" else "image"
+    info = _completed(info)
+    number = pick_index(name, "channel", info["num_channels"], channel)
+    kind: LayerType = "segmentation" if info["type"] == "segmentation" else "image"
     text = json.dumps(info, sort_keys=True)
     return PrecomputedSource(address.url, name, text, missing, number, kind, token, connection)
 
@@ -383,11 +359,40 @@ def _problem(info: dict[str, Any]) -> str:
             if absent:
                 return f"scale {mip} lacks {' and '.join(absent)}"
             _level(mip, scale)
+            problem = _scale_problem(scale)
+            if problem:
+                return f"scale {mip} {problem}"
         if np.dtype(info["data_type"]).kind not in "iuf" or int(info.get("num_channels", 1)) < 1:
             return f"data_type {info['data_type']!r} with {info.get('num_channels', 1)} channels"
     except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         return str(error)
     return ""
+
+
+def _scale_problem(scale: dict[str, Any]) -> str:
+    places = {key: scale.get(key, []) for key in ("size", "voxel_offset")}
+    places["chunk_sizes"] = scale["chunk_sizes"][0]
+    if scale.get("encoding") == "compressed_segmentation":
+        places["compressed_segmentation_block_size"] = scale.get("compressed_segmentation_block_size")
+    for key, numbers in places.items():
+        if numbers is None or any(isinstance(n, bool) or not isinstance(n, int | float) or n % 1 for n in numbers):
+            return f"has the {key} {numbers}; understood are whole numbers"
+        if key not in ("voxel_offset", "size") and (len(numbers) != 3 or min(numbers) < 1):
+            return f"has the {key} {numbers}; understood are three positive numbers"
+    return ""
+
+
+def _completed(info: dict[str, Any]) -> dict[str, Any]:
+    """Return an ``info`` with what may be left out, and whole numbers written as such, for CloudVolume."""
+    encodings = {scale.get("encoding") for scale in info["scales"]}
+    ids = encodings & {"compressed_segmentation", "compresso", "crackle"} or info["data_type"] in ("uint32", "uint64")
+    scales = []
+    for scale in info["scales"]:
+        whole = {key: [int(n) for n in scale.get(key, (0, 0, 0))] for key in ("size", "voxel_offset")}
+        chunks = [[int(n) for n in sizes] for sizes in scale["chunk_sizes"][:1]]
+        scales.append({"encoding": "raw", **scale, **whole, "chunk_sizes": chunks})
+    given = {"type": "segmentation" if ids else "image", **info}
+    return {**given, "num_channels": int(info.get("num_channels", 1)), "scales": scales}
 
 
 _: type[Source] = PrecomputedSource

@@ -1,0 +1,200 @@
+"""Stored chunks looked at before CloudVolume decodes them, and after.
+
+The decoders of several encodings trust what they read: a chunk that was cut short is read beyond its end, which gives
+ids out of nothing or ends the process. CloudVolume passes each stored chunk, of a shard or by itself, to one function,
+which is wrapped here, for the volumes that are watched and no others.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.errors import ImageryWarning
+from imageryxr.sources.base import is_page, plain
+
+_EMPTY = "it is empty (0 bytes): it was cut short when written"
+_MARK = "watched_by_imageryxr"
+
+
+class DamagedChunkError(ValueError):
+    """A stored chunk that is not what its layer says it is; `PrecomputedSource` says of which box."""
+
+
+def watch(volume: Any) -> Any:
+    """Let every chunk of a CloudVolume be checked as it is decoded; return the volume.
+
+    A chunk that is damaged then raises `DamagedChunkError` where CloudVolume would print an error and raise another,
+    read beyond the chunk's end, or, for one of no bytes, take it for missing.
+    """
+    _wrap_decoding()
+    _wrap_shards()
+    setattr(volume.image.meta, _MARK, True)
+    return volume
+
+
+@lru_cache(maxsize=1)
+def _wrap_decoding() -> None:
+    from cloudvolume.datasource.precomputed.image import rx
+
+    inner = getattr(rx, "_decode_helper", None)
+    if inner is None:
+        _tell_unknown()
+        return
+
+    def helper(decoder: Any, meta: Any, where: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
+        # CloudVolume prints what is raised within its function, and takes a chunk of no bytes for missing.
+        failures: list[DamagedChunkError | ImportError] = []
+
+        def quiet(stored: Any, *, encoding: str, shape: Any, dtype: Any, block_size: Any, **options: Any) -> Any:
+            x, y, z, channels = (int(n) for n in shape)
+            layout = (encoding, (x, y, z, channels), np.dtype(dtype), block_size)
+            try:
+                return decode_chunk(stored, *layout, decoder=decoder, **options)
+            except (DamagedChunkError, ImportError) as error:
+                failures.append(error)
+
+        if not hasattr(meta, _MARK) or isinstance(content, np.ndarray):
+            return inner(decoder, meta, where, content, *args, **kwargs)
+        if content is not None and len(content) == 0:
+            raise _damaged(where, _EMPTY)
+        found = inner(quiet, meta, where, content, *args, **kwargs)
+        if failures:
+            raise failures[0] if isinstance(failures[0], ImportError) else _damaged(where, failures[0])
+        return found
+
+    rx._decode_helper = helper
+
+
+@lru_cache(maxsize=1)
+def _wrap_shards() -> None:
+    from cloudvolume.datasource.precomputed import sharding
+
+    if not hasattr(sharding, "CloudFiles") or not hasattr(sharding.ShardReader, "decode_index"):
+        _tell_unknown()
+        return
+    inner = sharding.ShardReader.decode_index
+
+    def decode_index(self: Any, binary: Any, filename: str = "Shard") -> Any:
+        # CloudVolume takes a shard of zero bytes for one that is not there.
+        if binary is not None and len(binary) == 0:
+            raise DamagedChunkError(f"the shard {filename} is empty (0 bytes), so it was cut short when written")
+        return inner(self, binary, filename)
+
+    class WholeRanges(sharding.CloudFiles):  # type: ignore[misc]
+        """Files whose ranges of bytes come whole: those of a shard that was cut short end early, in silence."""
+
+        def get(self, paths: Any, *args: Any, **kwargs: Any) -> Any:
+            found = super().get(paths, *args, **kwargs)
+            for answer in found if isinstance(found, list) else ():
+                start, end = answer["byte_range"]
+                content = answer["content"]
+                if content is not None and end is not None and len(content) != end - (start or 0):
+                    cause = "a web page came in its place" if is_page(content) else "it was cut short, or overwritten"
+                    raise DamagedChunkError(
+                        f"the shard {answer['path']} gave {len(content)} bytes where {end - (start or 0)} should be: "
+                        f"{cause}"
+                    )
+            return found
+
+    sharding.CloudFiles = WholeRanges
+    sharding.ShardReader.decode_index = decode_index
+
+
+def _tell_unknown() -> None:
+    warnings.warn(
+        "this release of CloudVolume decodes chunks in another way than imageryxr knows, so damaged ones may go "
+        "unnoticed; pip install 'cloud-volume<13', or a newer imageryxr",
+        ImageryWarning,
+        stacklevel=2,
+    )
+
+
+def _damaged(where: Any, problem: object) -> DamagedChunkError:
+    from cloudvolume import Bbox
+
+    box = Bbox.create(where)
+    lo, hi = (tuple(int(v) for v in corner) for corner in (box.minpt, box.maxpt))
+    return DamagedChunkError(f"the stored chunk {box.to_filename()}, box {lo} to {hi}, is damaged: {problem}")
+
+
+def decode_chunk(
+    stored: Any,
+    encoding: str,
+    shape: tuple[int, int, int, int],
+    dtype: np.dtype[Any],
+    block: Any = None,
+    *,
+    decoder: Any = None,
+    **options: Any,
+) -> npt.NDArray[Any]:
+    """Return the voxels (x, y, z, channel) of a stored chunk, decoded by CloudVolume's codecs.
+
+    Parameters
+    ----------
+    stored : bytes
+        The chunk, gzip and the like taken off.
+    encoding : str
+        As the level's ``info`` names it.
+    shape : tuple of int
+        Its voxels (x, y, z, channel).
+    dtype : numpy.dtype
+        What the layer holds.
+    block : sequence of int, optional
+        Voxels (x, y, z) of a block of compressed_segmentation.
+    decoder : callable, optional
+        What decodes after the check; None takes ``cloudvolume.chunks.decode``.
+    **options
+        Passed to the decoder.
+
+    Raises
+    ------
+    DamagedChunkError
+        If it is not what the other arguments say, as far as that can be told.
+    ImportError
+        If the codec is not installed.
+    """
+    problem = _problem(stored, encoding, shape, dtype, block)
+    if problem:
+        raise DamagedChunkError(problem)
+    if decoder is None:
+        from cloudvolume import chunks
+
+        decoder = chunks.decode
+    try:
+        found = decoder(stored, encoding=encoding, shape=shape, dtype=dtype, block_size=block, **options)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise DamagedChunkError(
+            f"it cannot be decoded as {encoding} ({plain(error) or type(error).__name__})"
+        ) from error
+    # Of a single voxel, CloudVolume decodes no more.
+    if found.shape not in (shape, shape[:3], (1, 1, 1, shape[3]), (1, 1, 1, 1)):
+        raise DamagedChunkError(f"it decodes to {found.shape} voxels where {shape} should be")
+    if not np.can_cast(found.dtype, dtype, "same_kind" if found.dtype.kind == "f" else "safe"):
+        raise DamagedChunkError(f"it decodes to {found.dtype} where {dtype} should be")
+    return np.asarray(found)
+
+
+def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: Any) -> str:
+    if len(stored) == 0:
+        return _EMPTY
+    if is_page(stored):
+        return "it is a web page, such as servers send to ask for a login"
+    if encoding == "raw":
+        expected = math.prod(shape) * dtype.itemsize
+        return "" if len(stored) == expected else f"it holds {len(stored)} bytes where {expected} should be"
+    if encoding == "compressed_segmentation":
+        if dtype.name not in ("uint32", "uint64"):
+            return f"compressed_segmentation holds uint32 and uint64, not {dtype}"
+        from imageryxr.kernels.segcheck import segmentation_problem
+
+        x, y, z = (int(b) for b in block)
+        return segmentation_problem(stored, shape, dtype.itemsize, (x, y, z))
+    return ""

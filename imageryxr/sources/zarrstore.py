@@ -1,0 +1,220 @@
+"""Where Zarr arrays are read from: local folders, web servers and buckets, through zarr-python's stores.
+
+Every object that comes is looked at before it is decoded, and every one that does not come is noted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from imageryxr.errors import AuthError, ChunkReadError, ImageryError, SourceError
+from imageryxr.sources.address import Address, reads_anonymously
+from imageryxr.sources.base import plain
+from imageryxr.sources.zarrobjects import ZarrForm, check_object, form_of
+
+# Object stores are asked again about errors that may pass, for half a minute at the most.
+RETRY: dict[str, Any] = {
+    "max_retries": 7,
+    "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=8), "base": 2},
+    "retry_timeout": timedelta(seconds=60),
+}
+
+
+@lru_cache(maxsize=1024)
+def array_metadata(text: str) -> Any:
+    """Return zarr's own form of an array's metadata; ValueError where a codec is not known."""
+    from zarr import AsyncArray
+    from zarr.storage import MemoryStore, StorePath
+
+    return AsyncArray(json.loads(text), StorePath(MemoryStore())).metadata
+
+
+def open_array(url: str, token: str | None, path: str, metadata: str) -> tuple[Any, dict[str, bool]]:
+    """Return an array whose metadata are in hand, and which objects were absent once it was read from.
+
+    Lazy: reads nothing. For each absent key, whether the store forbade it (403).
+    """
+    import zarr
+    from zarr.storage import StorePath
+
+    recorder = _recorder_class()(open_store(url, token, os.getpid()), form_of(metadata))
+    array = zarr.Array(zarr.AsyncArray(array_metadata(metadata), StorePath(recorder, path)))
+    return array, recorder.absent
+
+
+@lru_cache(maxsize=1)
+def _recorder_class() -> Any:
+    from zarr.storage import WrapperStore
+
+    class Recorder(WrapperStore[Any]):
+        """A store that notes which objects it did not have and refuses broken ones, for the length of one read."""
+
+        def __init__(self, store: Any, form: ZarrForm) -> None:
+            super().__init__(store)
+            self.form = form
+            self.absent: dict[str, bool] = {}
+
+        async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+            for last in (False, False, True):
+                try:
+                    found = await self._store.get(key, *args, **kwargs)
+                except Exception as error:
+                    # Buckets that may not be listed answer 403 for what is not there: `_tell_holes` finds out which.
+                    if type(error).__name__ == "PermissionDeniedError":
+                        self.absent[key] = True
+                        return None
+                    # obstore tries all else again, but not a transfer that was cut in its middle.
+                    if last or "body error" not in str(error):
+                        raise
+                else:
+                    break
+            if found is None:
+                self.absent[key] = False
+            else:
+                check_object(self.form, key, memoryview(found.as_numpy_array()), _asked(*args, **kwargs))
+            return found
+
+    return Recorder
+
+
+def _asked(prototype: Any = None, byte_range: Any = None) -> tuple[int | None, int | None]:
+    if hasattr(byte_range, "suffix"):
+        return (None, byte_range.suffix)
+    return (getattr(byte_range, "start", getattr(byte_range, "offset", None)), getattr(byte_range, "end", None))
+
+
+@lru_cache(maxsize=64)
+def open_store(url: str, token: str | None, pid: int) -> Any:
+    """Return zarr's store for the folder at a URL; `pid` is that of this process."""
+    # One store a process, shared by its threads.
+    from zarr.storage import LocalStore, ObjectStore
+
+    scheme, _, rest = url.partition("://")
+    if scheme == "file":
+        return LocalStore(rest, read_only=True)
+    if _forked():
+        raise ChunkReadError(
+            "this process was forked from one that had already read over the network, and such connections do not "
+            "outlive a fork; start workers with multiprocessing's 'spawn' or 'forkserver', as dask.distributed does"
+        )
+    from obstore.store import GCSStore, HTTPStore, S3Store
+
+    client: dict[str, Any] = {"allow_http": True, "connect_timeout": "15s", "timeout": "180s"}
+    common: dict[str, Any] = {"client_options": client, "retry_config": RETRY}
+    if scheme in ("http", "https"):
+        if token is not None:
+            client["default_headers"] = {"Authorization": f"Bearer {token}"}
+        return ObjectStore(HTTPStore.from_url(url, **common), read_only=True)
+    bucket, _, prefix = rest.partition("/")
+    options = _bucket_options(url, bucket)
+    kind: Any = S3Store if scheme == "s3" else GCSStore
+    return ObjectStore(kind(bucket, prefix=prefix or None, **common, **options), read_only=True)
+
+
+def _bucket_options(url: str, bucket: str) -> dict[str, Any]:
+    from cloudfiles import secrets
+
+    if url.startswith("gs://"):
+        key = next((p for p in map(secrets.secretpath, _secret_files(bucket, "google")) if os.path.exists(p)), None)
+        return {"skip_signature": True} if reads_anonymously(url) else ({"service_account": key} if key else {})
+    if reads_anonymously(url):
+        said = {"AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"}
+        if said & set(os.environ) or "." in bucket:
+            return {"skip_signature": True}
+        # Without a region only the bucket's own host finds it, and unsigned requests need to name none.
+        host = {"virtual_hosted_style_request": True, "endpoint": f"https://{bucket}.s3.amazonaws.com"}
+        return {"skip_signature": True, **host}
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        return {}
+    if any(os.path.exists(secrets.secretpath(name)) for name in _secret_files(bucket, "aws")):
+        return {name.lower(): value for name, value in secrets.aws_credentials(bucket).items() if value}
+    import boto3  # type: ignore[import-untyped]
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    return {"credential_provider": Boto3CredentialProvider(boto3.Session())}
+
+
+def _secret_files(bucket: str, kind: str) -> tuple[str, str]:
+    return (f"{bucket}-{kind}-secret.json", f"{kind}-secret.json")
+
+
+@lru_cache(maxsize=1)
+def _forked() -> list[bool]:
+    # obstore's threads are not there in a forked child, which would wait for them for ever.
+    marks: list[bool] = []
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: marks.append(True))
+    return marks
+
+
+@contextmanager
+def failures(name: str, otherwise: Any) -> Iterator[None]:
+    """Make ours of the errors of stores: refusals `AuthError`, the rest what `otherwise` makes of the message."""
+    try:
+        yield
+    except ImageryError:
+        raise
+    except Exception as error:
+        message = plain(str(error).split("Debug source:")[0])  # the rest is the client's inner state
+        if isinstance(error, PermissionError) or type(error).__name__ in (
+            "UnauthenticatedError",
+            "PermissionDeniedError",
+        ):
+            raise AuthError(f"{name} refused to be read ({message}); check the token or your rights") from error
+        raise otherwise(message or type(error).__name__) from error
+
+
+def fetch(url: str, token: str | None, key: str, name: str) -> bytes | None:
+    """Return an object of a store, or None where there is none, or none that may be read."""
+    with failures(name, lambda error: ChunkReadError(f"could not read the metadata of {name} ({key}): {error}")):
+        try:
+            if url.startswith("file://"):
+                return (Path(url.removeprefix("file://")) / key).read_bytes()
+            import obstore
+
+            return bytes(obstore.get(open_store(url, token, os.getpid()).store, key).bytes())
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except Exception as error:
+            if type(error).__name__ != "PermissionDeniedError":
+                raise
+            return None
+
+
+def fetch_json(address: Address, token: str | None, key: str) -> dict[str, Any] | None:
+    """Return the JSON object at a key, or None where there is none, or none that may be read."""
+    data = fetch(address.url, token, key, f"zarr://{address.public}")
+    try:
+        found = None if data is None else json.loads(data)
+    except ValueError as error:
+        raise SourceError(f"{address.public}/{key} is not JSON ({error}): a login page or a broken file?") from None
+    if found is not None and not isinstance(found, dict):
+        raise SourceError(f"{address.public}/{key} holds a {type(found).__name__}, not a JSON object")
+    return found
+
+
+def sent_elsewhere(url: str, token: str | None, key: str) -> str | None:
+    """Return where a web server sends requests for an object on to, if that is another object: a login page.
+
+    One request, to be made for an object that did not come: obstore follows such requests without a word.
+    """
+    import requests
+
+    if not url.startswith(("http://", "https://")):
+        return None
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    try:
+        with requests.get(f"{url}/{key}", headers=headers, allow_redirects=False, stream=True, timeout=15) as answer:
+            place = urlsplit(urljoin(answer.url, answer.headers.get("location", "")))
+            moved = answer.is_redirect and not place.path.endswith(f"/{key}")
+    except requests.RequestException:
+        return None
+    return f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}" if moved else None
