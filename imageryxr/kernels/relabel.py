@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError
 from imageryxr.kernels.lookup import as_labels, build_set, slot_of
-from imageryxr.kernels.runs import PIECE, compiled, frozen, run_ends, scratch
+from imageryxr.kernels.runs import PAD, PIECE, compiled, frozen, run_ends, scratch, spread
 
 __all__ = ["Table", "build_table", "distinct", "relabel"]
 
@@ -97,19 +97,24 @@ def _relabel(
     slots: NDArray[np.int32],
     values: NDArray[np.uint64],
 ) -> None:
-    last, put = _ZERO, _ZERO
+    # By way of memory that stays near, since `spread` overshoots into what has yet to be read.
+    out = np.empty(PIECE + PAD, np.uint64)
     room = scratch(PIECE)
+    last, put = _ZERO, _ZERO
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
         begin = 0
         for k in range(run_ends(piece, room)):
-            value, end = piece[begin], room.ends[k]
-            if value != _ZERO:
-                if value != last:
-                    last, put = value, values[slot_of(keys, slots, -1, 0, 0, value)]
-                for j in range(begin, end):
-                    piece[j] = put
-            begin = end
+            value = piece[begin]
+            if value != last:
+                last, put = value, _ZERO
+                slot = slot_of(keys, slots, -1, 0, 0, value)
+                if slot >= 0:
+                    put = values[slot]
+            spread(out, begin, room.ends[k], put)
+            begin = room.ends[k]
+        for i in range(piece.size):
+            piece[i] = out[i]
 
 
 class Table(NamedTuple):

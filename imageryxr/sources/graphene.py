@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -88,7 +87,7 @@ class GrapheneSource:
         found: list[npt.NDArray[np.uint64]] = []
         stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct(part)))
         labels = np.require(stored, np.uint64, ["C", "W"])
-        ids = np.unique(np.concatenate(found))
+        ids = relabel.distinct(np.concatenate(found))
         if len(ids):
             try:
                 roots = self.graph.roots(ids, self.instant, self.root_layer, 64 - self.layer_bits)
@@ -157,7 +156,7 @@ def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) ->
         place, missing=missing, info=stored, token=graph.token, connection=graph.connection, channel=0
     )
     name = f"{graph.name} (supervoxels at {found.name})"
-    return replace(found, name=name, layer_type="segmentation", info_text=json.dumps(stored, sort_keys=True))
+    return replace(found, name=name, layer_type="segmentation")
 
 
 def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> list[int]:
