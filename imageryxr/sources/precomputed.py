@@ -32,7 +32,17 @@ from imageryxr.errors import (
 )
 from imageryxr.grid import Grid, Index3, IndexBox
 from imageryxr.sources.address import Address, reads_anonymously
-from imageryxr.sources.base import LayerType, Level, Missing, Source, pick_index, plain, read_error, read_filled
+from imageryxr.sources.base import (
+    LayerType,
+    Level,
+    Missing,
+    Source,
+    note_holes,
+    pick_index,
+    plain,
+    read_error,
+    read_filled,
+)
 
 # What each encoding needs beside CloudVolume itself: the module that decodes, and the package that brings it.
 CODECS = {
@@ -152,6 +162,7 @@ class PrecomputedSource:
         # CloudVolume takes 403 for 404, as buckets that may not be listed do: then the metadata are still readable.
         if holes and _is_web(self.url) and fetch_info(Address("precomputed", self.url)) is None:
             raise _refused(self.name, "403")
+        note_holes(self, mip, holes)
         if holes and self.missing == "warn":
             shown = "; ".join(holes[:3]) + (f"; and {len(holes) - 3} more" if len(holes) > 3 else "")
             warnings.warn(
