@@ -71,19 +71,23 @@ class Video(SliceTarget):
         rows, columns = self.picture_shape
         # colours are stored for two by two pixels: an odd side gets its last row or column twice
         even = np.pad(frame, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
-        return zlib.compress(even.tobytes(), 1)
+        return zlib.compress(yuv420(even).tobytes(), 1)
 
     def assemble(self, regions: Regions, place: Place, path: str) -> None:
         """Encode the frames, in order."""
         import av
 
         rows, columns = (n + n % 2 for n in self.picture_shape)
-        with av.open(path, "w", format=self.container) as film:
+        # "bitexact": no random identifiers, no time, no version of the encoder, so that the same frames are the same file
+        with av.open(path, "w", format=self.container, options={"fflags": "bitexact"}) as film:
             stream: Any = film.add_stream(CODECS[self.container], rate=Fraction(self.fps).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
-            stream.options = {"crf": str(self.crf), **({"b:v": "0"} if self.container == "webm" else {})}
+            context = stream.codec_context  # BT.709, from 16 to 235, said outright: players guess by the size else
+            context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
+            stream.options = {"crf": str(self.crf), "flags": "bitexact", **({"b:v": "0"} if self.container == "webm" else {})}
             for pixels in self._frames(place, rows, columns):
-                for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
+                for packet in stream.encode(frame):
                     film.mux(packet)
             for packet in stream.encode(None):
                 film.mux(packet)
@@ -93,7 +97,24 @@ class Video(SliceTarget):
             data = place.get(self.key(i))
             if data is None:
                 raise TargetError(f"frame {i} of {self.place} is lost: {place.url}/{self.key(i)} is not there any more")
-            yield np.frombuffer(zlib.decompress(data), np.uint8).reshape(rows, columns, 3)
+            yield np.frombuffer(zlib.decompress(data), np.uint8).reshape(rows * 3 // 2, columns)
+
+
+def yuv420(rgb: Array) -> Array:
+    """Return a picture of even size as brightness and, of two by two pixels each, two colour differences (BT.709).
+
+    FFmpeg's own conversion rounds by how memory happens to be aligned, so that the same export would give other bytes.
+    """
+    rows, columns, _ = rgb.shape
+    r, g, b = (rgb[..., i].astype(np.float32) for i in range(3))
+    y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    parts = [16 + y * (219 / 255)]
+    for color, scale in ((b, 1.8556), (r, 1.5748)):
+        difference = ((color - y) / scale).reshape(rows // 2, 2, columns // 2, 2).mean(axis=(1, 3))
+        parts.append(128 + difference * (224 / 255))
+    flat = np.concatenate([p.ravel() for p in parts])
+    out: Array = np.clip(np.floor(flat + 0.5), 0, 255).astype(np.uint8).reshape(rows * 3 // 2, columns)
+    return out
 
 
 def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: float = 12.0, crf: int = 18) -> Video:
