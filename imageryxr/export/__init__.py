@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any, Literal
 
 import xarray as xr
@@ -194,6 +194,7 @@ def _plan(
     array = _checked(da)
     layer_type = layer_type_of(array)
     read = box_reader(array)
+    read = replace(read, volume=replace(read.volume, splits=None))  # which may be long, and no region needs
     if square:
         axis = options.get("axis") or next((d for d in "zyx" if f"{{{d}" in str(target)), "z")
         read = squared(read, axis, layer_type)

@@ -12,7 +12,7 @@ from imageryxr.expr import Expr, Leaf, LevelLeaf, wanted
 from imageryxr.grid import Index3, IndexBox
 
 # Above this many cuts along one axis, evenly spaced ones stand for all.
-SAMPLED = 512
+SAMPLED = 128
 # While chunks are fetched and decoded, their compressed bytes and a decoded chunk are held beside the result.
 FETCHING = 1.25
 # What a process takes before it does anything: the interpreter, numpy, xarray, compiled kernels, a client.

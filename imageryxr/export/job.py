@@ -82,15 +82,14 @@ def read_region(read: BoxReader, box: IndexBox) -> Array:
 
 
 def bricks(box: IndexBox, voxels: int = BRICK_VOXELS) -> Iterator[IndexBox]:
-    """Return slabs of a box along z, or if one slice of it is large, along y."""
-    axis = 0 if box.voxels // box.shape[0] <= voxels else 1
-    plane = box.voxels // box.shape[axis]
-    depth = max(1, voxels // plane)
-    for start in range(box.start[axis], box.stop[axis], depth):
-        low, high = list(box.start), list(box.stop)
-        low[axis], high[axis] = start, min(start + depth, box.stop[axis])
-        part = IndexBox(tuple(low), tuple(high))  # type: ignore[arg-type]
-        yield from bricks(part, voxels) if axis == 0 and part.voxels > 2 * voxels else [part]
+    """Return slabs of a box along z, or if one slice of it is large, slices cut along y."""
+    slice_, row = box.shape[1] * box.shape[2], box.shape[2]
+    axis, step = (0, voxels // slice_) if slice_ <= voxels else (1, max(1, voxels // row))
+    for z in range(box.start[0], box.stop[0], step if axis == 0 else 1):
+        slab = (z, min(z + step, box.stop[0]) if axis == 0 else z + 1)
+        for y in range(box.start[1], box.stop[1], step if axis == 1 else box.shape[1]):
+            rows = (y, min(y + step, box.stop[1]) if axis == 1 else box.stop[1])
+            yield IndexBox((slab[0], rows[0], box.start[2]), (slab[1], rows[1], box.stop[2]))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -69,16 +69,13 @@ class Regions(Sequence[IndexBox]):
 
     def largest(self) -> IndexBox:
         """Return a region that is as large as any."""
-        return self[self._number(1)] if len(self) > 1 else self[0]
-
-    def probes(self) -> list[IndexBox]:
-        """Return a few regions that stand for all: the first, one amid, the last."""
-        return [self[i] for i in sorted({0, self._number(0), self._number(1), len(self) - 1})]
-
-    def _number(self, at_least: int) -> int:
-        z, y, x = (min(n - 1, max(at_least, n // 2)) for n in self.counts)
+        index = []
+        for n, step, first, count in zip(self.shape, self.step, self.first, self.counts, strict=True):
+            # the second one is whole unless it is the last
+            index.append(1 if count > 1 and min(step, n - first) > first else 0)
+        z, y, x = index
         _, ny, nx = self.counts
-        return (z * ny + y) * nx + x
+        return self[(z * ny + y) * nx + x]
 
 
 def choose_regions(

@@ -83,6 +83,8 @@ class Stack(SliceTarget):
     def key(self, index: int) -> str:
         """Fill the pattern in."""
         dim, axis = DIMS[self.axis], self.layer.grid.axes[self.axis]
+        if f"{{{dim}_nm" not in self.pattern:
+            return self.pattern.format(**{dim: index})
         center = float(Axis(1, axis.resolution, axis.offset + index).centers()[0])
         return self.pattern.format(**{dim: index, f"{dim}_nm": center})
 
