@@ -159,7 +159,9 @@ def test_errors_come_back_as_they_are(tmp_path, cluster):
     with pytest.raises(ix.ChunkReadError, match="broken disk") as caught:
         ix.export(picture(fail_above=7), tmp_path / "o.zarr", client=cluster, retries=0, **OPTIONS)
     assert any("in region" in note for note in caught.value.__notes__)
-    report = ix.export(picture(fail_above=7), tmp_path / "o.zarr", client=cluster, retries=0, on_error="collect", **OPTIONS)
+    report = ix.export(
+        picture(fail_above=7), tmp_path / "o.zarr", client=cluster, retries=0, on_error="collect", **OPTIONS
+    )
     assert report.failed
     assert report.skipped > 0
 
@@ -221,7 +223,9 @@ def test_a_dead_driver_leaves_no_processes(tmp_path):
     driver.kill()
     driver.wait()
     for _ in range(200):
-        alive = [p for p in pids if Path(f"/proc/{p}").exists() and Path(f"/proc/{p}/stat").read_text().split()[2] != "Z"]
+        alive = [
+            p for p in pids if Path(f"/proc/{p}").exists() and Path(f"/proc/{p}/stat").read_text().split()[2] != "Z"
+        ]
         if not alive:
             break
         time.sleep(0.05)

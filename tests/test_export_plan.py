@@ -86,7 +86,11 @@ def test_what_is_read_is_what_was_planned(tmp_path, crop, target, start, monkeyp
     assert not Counting.fetched
     ix.export(drawn, tmp_path / target, workers=2)
     for reads in plan.reads:
-        layer = "segmentation" if reads.requests == _count("segmentation") and len(plan.reads) == 2 and reads is plan.reads[0] else None
+        layer = (
+            "segmentation"
+            if reads.requests == _count("segmentation") and len(plan.reads) == 2 and reads is plan.reads[0]
+            else None
+        )
         assert reads.requests in (_count("image"), _count("segmentation")), (reads, layer)
     assert plan.requests == Counting.fetched.total()
     assert sum(r.distinct_bytes for r in plan.reads) <= plan.bytes_to_read
@@ -217,7 +221,9 @@ def test_no_room_for_what_will_surely_be_written(tmp_path):
 def test_a_million_regions_take_no_more_than_one(tmp_path):
     tracemalloc.start()
     try:
-        plan = ix.plan_export(huge((100_000, 51_200, 51_200), chunks=(64, 256, 256)), tmp_path / "o.zarr", memory="600 MB")
+        plan = ix.plan_export(
+            huge((100_000, 51_200, 51_200), chunks=(64, 256, 256)), tmp_path / "o.zarr", memory="600 MB"
+        )
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

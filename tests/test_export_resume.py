@@ -211,7 +211,10 @@ def test_failed_regions_are_listed_and_made_later(tmp_path):
     assert rest.skipped == report.regions
     assert rest.complete
     ix.export(picture(), tmp_path / "b.zarr", chunks=(2, 16, 16))
-    assert digest(tmp_path / "o.zarr").items() >= {k: v for k, v in digest(tmp_path / "b.zarr").items() if k != "zarr.json"}.items()
+    assert (
+        digest(tmp_path / "o.zarr").items()
+        >= {k: v for k, v in digest(tmp_path / "b.zarr").items() if k != "zarr.json"}.items()
+    )
 
 
 def test_if_nothing_could_be_made_nothing_is_left(tmp_path):

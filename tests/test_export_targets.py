@@ -61,7 +61,11 @@ def test_omezarr(tmp_path, name, options):
     assert tuple(translation.translation[-3:]) == tuple(float(array[d][0]) for d in "zyx")
     assert len(multiscale.datasets) == len(list(group.array_keys()))
     assert (len(multiscale.datasets) == 1) == (options.get("levels") == 1)
-    here = sum(f.stat().st_size for f in (tmp_path / "o.ome.zarr").rglob("*") if f.is_file() and "zarr.json" not in f.name and not f.name.startswith(".z"))
+    here = sum(
+        f.stat().st_size
+        for f in (tmp_path / "o.ome.zarr").rglob("*")
+        if f.is_file() and "zarr.json" not in f.name and not f.name.startswith(".z")
+    )
     assert report.bytes_written == here
 
 
@@ -187,7 +191,9 @@ def test_tiff_stack(tmp_path, name, axis):
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-@pytest.mark.parametrize("options", [{}, {"compression": None, "bigtiff": True}, {"axis": "y"}], ids=["zlib", "big", "y"])
+@pytest.mark.parametrize(
+    "options", [{}, {"compression": None, "bigtiff": True}, {"axis": "y"}], ids=["zlib", "big", "y"]
+)
 @pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
 def test_tiff_file(tmp_path, name, options, suffix):
     array, path = ARRAYS[name], tmp_path / f"one{suffix}"
@@ -242,7 +248,10 @@ def test_square_pixels(tmp_path, axis, name):
     assert found.shape[0] == 5 * array.sizes["z"]
     if name == "rgba":
         solid = array.isel(rgba=3).values.min() == 255
-        truths = [ix.regrid(array.isel(rgba=i, drop=True).load().assign_attrs(layer_type="image"), (8, 8, 8)).values for i in range(3)]
+        truths = [
+            ix.regrid(array.isel(rgba=i, drop=True).load().assign_attrs(layer_type="image"), (8, 8, 8)).values
+            for i in range(3)
+        ]
         assert solid
         assert np.abs(found[..., :3].astype(int) - np.stack(truths, axis=-1)).max() <= 1
     else:
@@ -283,7 +292,11 @@ def test_video_keeps_colours(tmp_path):
     colors = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [200, 200, 30]], np.uint8)
     solid = np.repeat(np.repeat(colors[:, np.newaxis, np.newaxis], 32, axis=1), 48, axis=2)
     rgba = ix.to_rgba(volume(np.zeros((4, 32, 48), np.uint8), layer_type="image"))
-    ix.export(rgba.copy(data=np.concatenate([solid, np.full((4, 32, 48, 1), 255, np.uint8)], axis=-1)), tmp_path / "film.mp4", crf=4)
+    ix.export(
+        rgba.copy(data=np.concatenate([solid, np.full((4, 32, 48, 1), 255, np.uint8)], axis=-1)),
+        tmp_path / "film.mp4",
+        crf=4,
+    )
     with av.open(tmp_path / "film.mp4") as film:
         for frame, color in zip(film.decode(video=0), colors, strict=True):
             shown = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()

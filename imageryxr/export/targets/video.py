@@ -84,7 +84,11 @@ class Video(SliceTarget):
             stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
             context = stream.codec_context  # BT.709, from 16 to 235, said outright: players guess by the size else
             context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
-            stream.options = {"crf": str(self.crf), "flags": "bitexact", **({"b:v": "0"} if self.container == "webm" else {})}
+            stream.options = {
+                "crf": str(self.crf),
+                "flags": "bitexact",
+                **({"b:v": "0"} if self.container == "webm" else {}),
+            }
             for pixels in self._frames(place, rows, columns):
                 frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
                 for packet in stream.encode(frame):
