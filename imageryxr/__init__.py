@@ -5,7 +5,7 @@
 >>> em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
 >>> box = ix.BBox.around((4600, 2560, 130), (512, 512), resolution=(8, 8, 40))
 >>> ds = ix.align(em, seg, bbox=box)
->>> picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=ix.Outline(2))
+>>> picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=ix.Outline(2, side="in", merge=False))
 >>> ix.to_pil(picture).size
 (512, 512)
 """
@@ -19,6 +19,7 @@ from imageryxr.colors import palette
 from imageryxr.errors import (
     AuthError,
     BoxError,
+    ChoiceError,
     ChunkReadError,
     CodecError,
     ColorError,
@@ -56,6 +57,7 @@ __all__ = [
     "AuthError",
     "BBox",
     "BoxError",
+    "ChoiceError",
     "ChunkReadError",
     "CodecError",
     "ColorError",

@@ -13,7 +13,8 @@
     ├── ColorError (ValueError)                a colour or palette that cannot be read
     ├── SegmentError (KeyError)                an id that is not there where one is needed
     ├── SourceError (ValueError)               an unknown scheme, metadata that make no sense
-    │   └── SourceNotFoundError (FileNotFoundError)
+    │   ├── SourceNotFoundError (FileNotFoundError)
+    │   └── ChoiceError                        several channels or times, and none was chosen
     ├── AuthError (PermissionError)            a token missing, wrong or without the right
     ├── CodecError (ImportError)               an encoding whose package is not installed
     ├── ChunkReadError (OSError)               stored voxels that could not be read
@@ -26,6 +27,8 @@ cannot be, and what to type instead.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 
 class ImageryError(Exception):
@@ -78,6 +81,34 @@ class SourceError(ImageryError, ValueError):
 
 class SourceNotFoundError(SourceError, FileNotFoundError):
     """A source at whose address there is no volume."""
+
+
+class ChoiceError(SourceError):
+    """A source that holds several channels or times, of which none was chosen.
+
+    Parameters
+    ----------
+    message : str
+        What is to be read.
+    what : {"channel", "time"}
+        The keyword with which to choose.
+    count : int
+        How many there are: 0 to ``count - 1`` may be chosen.
+    """
+
+    def __init__(self, message: str, what: Literal["channel", "time"], count: int) -> None:
+        super().__init__(message, what, count)  # all of it, since an exception is pickled by its arguments
+
+    @property
+    def what(self) -> Literal["channel", "time"]:
+        """The keyword with which to choose."""
+        chosen: Literal["channel", "time"] = self.args[1]
+        return chosen
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self.args[2])
 
 
 class AuthError(ImageryError, PermissionError):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
 import xarray as xr
 
-from imageryxr.errors import OptionError
+from imageryxr.errors import ImageryWarning, LayerError, OptionError
 from imageryxr.grid import BBox, IndexBox, outside_error
 from imageryxr.segments import select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, find_level, level_attrs
 from imageryxr.sources.resolve import resolve_source
-from imageryxr.volumes import cropped, level_array
+from imageryxr.volumes import as_dask, cropped, is_lazy, level_array
 
 SourceLike = str | os.PathLike[str] | xr.DataArray | Source | Any
 Mip = int | tuple[float, float, float] | None
@@ -238,6 +239,8 @@ def crop(obj: Any, bbox: BBox) -> Any:
     if isinstance(obj, xr.Dataset):
         parts = {name: crop(v, bbox) if "x" in v.coords else v for name, v in obj.data_vars.items()}
         return xr.Dataset(parts, attrs=obj.attrs)
+    if not isinstance(obj, xr.DataArray):
+        raise LayerError(f"crop takes a DataArray or a Dataset, not a {type(obj).__name__}; open one first")
     return cropped(obj, bbox)
 
 
@@ -251,7 +254,17 @@ def _open(
     token: str | None,
     **choices: Any,
 ) -> xr.DataArray:
+    if isinstance(source, xr.DataArray) and is_lazy(source):
+        # An array that was opened before is opened again as dask blocks of what is needed of it: nothing is read.
+        source, bbox = as_dask(source if bbox is None else cropped(source, bbox, outside_ok=missing == "fill")), None
     layer = resolve_source(source, layer_type, missing=check_missing(missing), token=token, **choices)
+    if layer_type == "segmentation" and getattr(layer, "declared_type", None) == "image":
+        warnings.warn(
+            f"{layer.name} is an image by its own word, and its {layer.dtype} values are taken for ids; open it with "
+            "imageryxr.open_image if they are grey",
+            ImageryWarning,
+            stacklevel=3,
+        )
     return _level(layer, find_level(layer, mip), bbox, chunks, outside_ok=missing == "fill")
 
 

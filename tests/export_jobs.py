@@ -87,7 +87,9 @@ def picture(seconds=0.0, seed=0, **kwargs):
     """Return an overlay that takes a while a region."""
     em = array_of(Computed(seconds=seconds, seed=seed, **kwargs))
     seg = array_of(Computed(layer_type="segmentation", **{k: v for k, v in kwargs.items() if k == "shape"}))
-    return ix.overlay(em, seg, alpha=0.4, outline=2)
+    drawn = ix.overlay(em, seg, alpha=0.4, outline=2)
+    del drawn.attrs["outline_axis"]  # tests slice it along all axes
+    return drawn
 
 
 def place(kind, folder):
@@ -210,7 +212,7 @@ def kill_at_every_call(kind, folder, step):
             # half of a stack is renamed, or a file is just between: nothing else may be
             assert all(found[name] in (old.get(name), new.get(name)) for name in found), f"strange at call {number}"
             mixed += 1
-        assert ended_well(forked(lambda at=at: run(kind, at, overwrite=found != new, region=1 << 14)))
+        assert ended_well(forked(lambda at=at, again=found != new: run(kind, at, overwrite=again, region=1 << 14)))
         assert digest(at) == new, f"{kind} differs after a kill at call {number}"
         number += step
 

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 
 import imageryxr as ix
@@ -33,7 +34,8 @@ def test_figure_and_export(sample, tmp_path):
     assert done.returncode == 0, done.stderr
     box = ix.BBox.around((4600, 2560, 130), (200, 100), resolution=(8, 8, 40))
     ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
-    truth = ix.overlay(ds.image, ds.segmentation, alpha=0.4, outline=2).values[0]
+    # what is opaque is written without an alpha
+    truth = ix.overlay(ds.image, ds.segmentation, alpha=0.4, outline=2).values[0, ..., :3]
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), truth)
     again = run("figure", tmp_path / "a.png", *sources, *place)
     assert again.returncode == 1
@@ -43,6 +45,85 @@ def test_figure_and_export(sample, tmp_path):
     assert stack.returncode == 0, stack.stderr
     assert (tmp_path / "z00.png").exists()
     assert "regions" in run("export", tmp_path / "y{y}.png", *sources, *place, "--dry-run").stdout
+
+
+def test_a_figure_along_y_and_outlines_along_the_stack(sample, tmp_path):
+    sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--resolution", "8,8,40", "--outline", 2]
+    place = ["--center", "4600,2560,130"]
+    done = run("figure", tmp_path / "a.png", *sources, *place, "--size", "200,20", "--axis", "y", "--no-scale-bar")
+    assert done.returncode == 0, done.stderr
+    box = ix.BBox.around((4600, 2560, 130), (200, 1, 20), resolution=(8, 8, 40))
+    ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
+    truth = ix.overlay(ds.image, ds.segmentation, outline=2, axis="y").values[:, 0, :, :3]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), truth)
+    stack = run("export", tmp_path / "y{y}.png", *sources, *place, "--size", "200,1,20")
+    assert stack.returncode == 0, stack.stderr
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "y0.png"))[..., :3], truth)
+
+
+def test_ids_as_people_type_them(sample, tmp_path):
+    seg = ix.open_segmentation(sample.segmentation)
+    ids, counts = np.unique(
+        seg.isel(z=seg.sizes["z"] // 2, x=slice(100, 300), y=slice(100, 300)).values, return_counts=True
+    )
+    one = int(ids[counts.argmax()])
+    done = run("figure", tmp_path / "a.png", "--segmentation", sample.segmentation, "--ids", f"{one}, 5", "--alpha", 1)
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 of the 2 ids" in done.stderr
+    assert "not in the data: 5" in done.stderr
+
+
+def test_a_channel_of_several_is_described(tmp_path):
+    grid = ix.Grid((2, 8, 8), (8, 8, 40), (0, 0, 0))
+    rgba = ix.to_rgba(xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords()))
+    ix.export(rgba, tmp_path / "a.ome.zarr")
+    done = run("info", tmp_path / "a.ome.zarr")
+    assert done.returncode == 0, done.stderr
+    assert "4 channels, channel=0 to channel=3" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.jpg", "wrote"),
+        ("a.webp", "wrote"),
+        ("a", "no picture format"),
+        ("a.xyz", "no picture format"),
+        ("a.png", "wrote"),
+    ],
+)
+def test_figure_formats(sample, tmp_path, name, said):
+    (tmp_path / name).write_bytes(b"old")
+    done = run("figure", tmp_path / name, "--image", sample.image, "--image-mip", 2, "--overwrite")
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(f.name for f in tmp_path.iterdir()) == [name]
+    assert ((tmp_path / name).read_bytes() == b"old") == (said != "wrote")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["figure", "a.png", "--image", "IM", "--axis", "w"], "--axis w is none of z, y and x"),
+        (["figure", "a.png", "--image", "IM", "--outline", "2"], "--segmentation SOURCE"),
+        (["figure", "a.png", "--image", "IM", "--bbox", "1,1,1:9,9,2"], "--resolution 8,8,40"),
+        (
+            ["figure", "a.png", "--image", "IM", "--bbox", "4200,2200,110:4300,2300,120", "--resolution", "8,8,40"],
+            "10 slices deep",
+        ),
+        (["figure", "a.png", "--image", "SEG"], "--segmentation"),
+        (["export", "a.ome.zarr", "--image", "IM", "--image-mip", "7"], "open one of mip 0"),
+    ],
+)
+def test_messages_speak_of_options(sample, tmp_path, arguments, said):
+    given = [
+        {"IM": sample.image, "SEG": sample.segmentation, "a.png": str(tmp_path / "a.png")}.get(a, a) for a in arguments
+    ]
+    done = run(*given)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_the_demo_compiles_ahead_is_what_it_draws_with():

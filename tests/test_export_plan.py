@@ -53,7 +53,7 @@ def test_bricks_cover_a_region_once(shape, voxels):
 class Counting(Computed):
     """A source that counts the chunks that are fetched of it."""
 
-    fetched: Counter = Counter()
+    fetched = Counter()
 
     def read(self, mip, box):
         inside = box.clip(self.levels[0].grid.box)
@@ -76,6 +76,7 @@ def test_what_is_read_is_what_was_planned(tmp_path, crop, target, start, monkeyp
     em = array_of(Counting(shape, chunks=(8, 32, 32)))
     seg = array_of(Counting(shape, chunks=(16, 16, 16), layer_type="segmentation"))
     drawn = ix.overlay(em, seg, outline=3)
+    del drawn.attrs["outline_axis"]
     z, y, x = (slice(a, b) for a, b in zip(crop[0][::-1], crop[1][::-1], strict=True))
     drawn = drawn.isel(z=z, y=y, x=x) if crop[0] == (0, 0, 0) else drawn.imagery.crop(
         ix.BBox([a + o for a, o in zip(crop[0], (3, 5, 7), strict=True)], [b + o for b, o in zip(crop[1], (3, 5, 7), strict=True)], resolution=(8, 8, 40))

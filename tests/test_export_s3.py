@@ -54,7 +54,7 @@ class Bucket:
     def url(self, path):
         return f"s3://{self.name}/{path}"
 
-    def keys(self):
+    def names(self):
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
         return sorted(entry["Key"] for page in pages for entry in page.get("Contents", []))
 
@@ -62,10 +62,10 @@ class Bucket:
         return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
 
     def contents(self):
-        return {key: self.read(key) for key in self.keys() if "manifest" not in key}
+        return {key: self.read(key) for key in self.names() if "manifest" not in key}
 
     def open_to_all(self):
-        for key in self.keys():
+        for key in self.names():
             self.client.put_object_acl(Bucket=self.name, Key=key, ACL="public-read")
 
     def fetch(self, folder):
@@ -93,7 +93,7 @@ def test_the_same_bytes_as_on_a_disk(bucket, tmp_path, kind):
         if p.is_file() and "manifest" not in p.name
     }
     assert bucket.contents() == local
-    assert not [k for k in bucket.keys() if "-work-" in k]
+    assert not [k for k in bucket.names() if "-work-" in k]
     again = put(kind, bucket)
     assert (again.regions, again.skipped) == (0, report.regions)
 
@@ -107,7 +107,7 @@ def test_independent_readers(bucket, tmp_path):
     np.testing.assert_array_equal(np.moveaxis(zarr.open_group(store, mode="r")["0"][:], 0, -1), truth)
     assert ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}", channel=2).shape == truth.shape[:3]
     put("precomputed", bucket)
-    head = bucket.client.head_object(Bucket=bucket.name, Key=next(k for k in bucket.keys() if "8_8_40/" in k))
+    head = bucket.client.head_object(Bucket=bucket.name, Key=next(k for k in bucket.names() if "8_8_40/" in k))
     assert head["ContentEncoding"] == "gzip"
     bucket.open_to_all()
     vol = CloudVolume(
@@ -149,19 +149,19 @@ def test_what_is_there_stays_until_the_new_is_whole(bucket, kind):
     after = bucket.contents()
     assert set(after) == set(before)
     assert after != before
-    assert not [k for k in bucket.keys() if "-work-" in k]
+    assert not [k for k in bucket.names() if "-work-" in k]
     assert put(kind, bucket, array=other).regions == 0
 
 
 def test_nothing_opens_what_is_not_whole(bucket):
     with pytest.raises(ix.ChunkReadError):
         put("omezarr", bucket, array=picture(fail_above=7), workers=1, retries=0)
-    assert "o.ome.zarr/zarr.json" not in bucket.keys()
+    assert "o.ome.zarr/zarr.json" not in bucket.names()
     with pytest.raises(ix.SourceNotFoundError):
         ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}")
     report = put("omezarr", bucket)
     assert report.skipped > 0
-    assert "o.ome.zarr/zarr.json" in bucket.keys()
+    assert "o.ome.zarr/zarr.json" in bucket.names()
 
 
 def test_torn_and_lost_objects_are_made_again(bucket):
@@ -188,7 +188,7 @@ def test_no_secret_is_written_down(bucket):
     plan = ix.plan_export(picture(), bucket.url("o.zarr"))
     report = put("omezarr", bucket)
     assert SECRET not in repr(plan) + repr(report)
-    for key in bucket.keys():
+    for key in bucket.names():
         assert SECRET.encode() not in bucket.read(key)
 
 
@@ -209,7 +209,7 @@ def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):
         process.wait()
     put(kind, bucket)
     found = bucket.contents()
-    for key in [k for k in bucket.keys() if k.split("/")[0] == target.split("/")[0] or "manifest" in k]:
+    for key in [k for k in bucket.names() if k.split("/")[0] == target.split("/")[0] or "manifest" in k]:
         bucket.client.delete_object(Bucket=bucket.name, Key=key)
     put(kind, bucket)
     assert found == bucket.contents()

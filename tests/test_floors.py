@@ -16,8 +16,10 @@ ROOT = Path(imageryxr.__file__).parent
 # Lower floors first. Modules on one line do not know each other; those of the kernels may use those before them.
 FLOORS = [
     ["errors"],
+    ["kernels.runs"],
     ["kernels.lookup"],
     ["kernels.fill", "kernels.resample"],
+    ["kernels.inside", "kernels.outside", "kernels.topmost"],
     ["kernels.outline"],
     ["grid", "colors"],
     ["sources.base", "sources.address", "figure", "sample"],

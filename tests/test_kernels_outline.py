@@ -67,6 +67,27 @@ def test_by_definition(scene, limit, steps, options):
     np.testing.assert_array_equal(got, by_definition(labels, table, limit, steps, side, merge))
 
 
+@given(
+    scenes(), st.sampled_from([0, 1, 2, 3, 4, 5, 7, 12, 1000]), st.sampled_from([(1, 1), (3, 3), (1, 2)]), st.booleans()
+)
+@settings(max_examples=150, deadline=None)
+def test_opaque_lines_by_definition(scene, limit, steps, merge):
+    labels, table = scene
+    solid = table._replace(rgba=np.column_stack([table.rgba[:, :3], np.full(len(table.rgba), 255, np.uint8)]))
+    got = outline(labels[None], solid, limit=limit, steps=steps, merge=merge)[0]
+    np.testing.assert_array_equal(got, by_definition(labels, solid, limit, steps, "out", merge))
+
+
+def test_more_segments_than_have_a_rank():
+    labels = np.arange(1, 300 * 300 + 1, dtype=np.uint64).reshape(1, 300, 300) * np.uint64(2**40 + 1)
+    labels[0, 100:140, 100:140] = 0
+    colors = np.random.default_rng(3).integers(0, 256, (7, 4)).astype(np.uint8)
+    colors[:, 3] = 255
+    got = outline(labels, build_table(fallback=colors), limit=6)
+    part = (slice(None), slice(90, 150), slice(90, 150))
+    assert (outline(labels[part], build_table(fallback=colors), limit=6) == got[part]).all()
+
+
 def blobs(shape, seeds, rng, background=0.25):
     """Cells of the nearest seed, some of them background."""
     points = rng.random((seeds, 2)) * shape

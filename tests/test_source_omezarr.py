@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dask.base import tokenize
 
 from imageryxr.errors import (
     AuthError,
+    ChoiceError,
     ChunkReadError,
     CodecError,
     ImageryWarning,
@@ -269,10 +271,13 @@ def test_axes_in_any_order(tmp_path, order, version):
 def test_several_channels_and_times_must_be_chosen(tmp_path):
     values = np.zeros((2, 3, 4, 8, 8), "uint8")
     write_ome(tmp_path, [values], {"axes": axes_of("tczyx"), "datasets": [level("0", (1, 1, 40, 8, 8))]})
-    with pytest.raises(SourceError, match="3 channels; choose one with channel=0 to channel=2"):
+    with pytest.raises(ChoiceError, match="3 channels; choose one with channel=0 to channel=2") as caught:
         opened(tmp_path, time=0)
-    with pytest.raises(SourceError, match="2 times; choose one with time=0 to time=1"):
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert (error.what, error.count, str(error)) == ("channel", 3, str(caught.value))
+    with pytest.raises(ChoiceError, match="2 times; choose one with time=0 to time=1") as caught:
         opened(tmp_path, channel=0)
+    assert (caught.value.what, caught.value.count) == ("time", 2)
     with pytest.raises(SourceError, match="no channel=3: its channels are 0 to 2"):
         opened(tmp_path, channel=3, time=0)
     assert opened(tmp_path, channel=0, time=0) != opened(tmp_path, channel=0, time=1)

@@ -12,6 +12,7 @@ import pytest
 
 from imageryxr.errors import (
     AuthError,
+    ChoiceError,
     ChunkReadError,
     CodecError,
     LayerError,
@@ -194,7 +195,7 @@ def test_channels(tmp_path):
     grid = Grid((5, 20, 18), (8, 8, 40), (0, -3, 0))
     values = np.stack([noise(grid.shape, seed=s) for s in range(3)])
     write_layer(tmp_path, [values], [grid])
-    with pytest.raises(SourceError, match="3 channels; choose one with channel=0 to channel=2"):
+    with pytest.raises(ChoiceError, match="3 channels; choose one with channel=0 to channel=2"):
         opened(tmp_path)
     for channel in range(3):
         np.testing.assert_array_equal(opened(tmp_path, channel=channel).read(0, grid.box), values[channel])

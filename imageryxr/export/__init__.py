@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import astuple, replace
 from typing import Any, Literal
 
 import xarray as xr
 
 from imageryxr.align import layer_type_of
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.errors import ImageryWarning, LayerError, OptionError
 from imageryxr.export.choosing import choose_target
 from imageryxr.export.executors import Crew, find_crew
 from imageryxr.export.manifest import FORMAT
@@ -19,7 +20,7 @@ from imageryxr.export.run import run_plan
 from imageryxr.export.square import squared
 from imageryxr.export.targets.base import Layer, Target
 from imageryxr.expr import Expr, Leaf, LevelLeaf
-from imageryxr.grid import BBox
+from imageryxr.grid import DIMS, BBox
 from imageryxr.volumes import BoxReader, box_reader
 
 
@@ -209,8 +210,21 @@ def _plan(
         None if contrast is None or channels else (float(contrast[0]), float(contrast[1])),
     )
     chosen = choose_target(target, layer, **options)
+    _warn_of_cut_lines(array, getattr(chosen, "axis", None))
     what = _what(chosen, volume.expr, volume.grid.bbox)
     return make_plan(chosen, read, crew, _token(chosen, read), what, overwrite=overwrite)
+
+
+def _warn_of_cut_lines(da: xr.DataArray, axis: int | None) -> None:
+    # Lines that were drawn in one plane are broken into dots and dashes when they are cut along another.
+    drawn = da.attrs.get("outline_axis")
+    if axis is not None and drawn is not None and drawn != DIMS[axis]:
+        warnings.warn(
+            f"the outlines were drawn in slices across {drawn}, and the stack is sliced across {DIMS[axis]}: they will "
+            f"look broken; draw them with axis={DIMS[axis]!r}",
+            ImageryWarning,
+            stacklevel=4,
+        )
 
 
 def _token(target: Target, read: BoxReader) -> str:

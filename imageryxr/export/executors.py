@@ -198,7 +198,7 @@ def open_client(client: Any) -> tuple[Any, bool]:
     from distributed import Client
 
     try:
-        return Client(client, timeout="10s", set_as_default=False), True
+        return Client(client, timeout="5s", set_as_default=False), True
     except OSError as error:
         raise TargetError(f"no scheduler answers at {client} ({error}); start one with `dask scheduler`") from error
 

@@ -13,43 +13,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.lookup import ColorTable, as_labels, compiled, find_end, frozen, ready, slot_of
+from imageryxr.kernels.lookup import ColorTable, as_labels, ready, slot_of
+from imageryxr.kernels.runs import PAD, PIECE, Scratch, compiled, frozen, padded, run_ends, scratch, spread
 
 __all__ = ["alpha_over", "fill", "gray_to_rgba", "over", "to_uint8"]
 
-# Three 16-bit lanes in a uint64, so that one multiplication serves red, green and blue.
-_LANES = np.uint64(0x0000_0001_0001_0001)
-_LANE_HALVES = np.uint64(0x0000_0080_0080_0080)
-_LANE_BYTES = np.uint64(0x0000_00FF_00FF_00FF)
-_RED, _GREEN, _BLUE = np.uint64(0xFF), np.uint64(0xFF00), np.uint64(0xFF0000)
-_EIGHT, _SIXTEEN = np.uint64(8), np.uint64(16)
-_OPAQUE = np.uint64(0xFF000000)
-_GRAY = np.uint64(0x010101)
-_BYTE = np.uint64(0xFF)
-_FULL = np.uint64(255)
-_ALPHA = np.uint64(24)
+_GRAY = np.uint32(0x010101)
+_OPAQUE = np.uint32(0xFF000000)
+_BYTE, _FULL, _HALF = np.uint32(0xFF), np.uint32(255), np.uint32(128)
+_EIGHT, _SIXTEEN, _ALPHA = np.uint32(8), np.uint32(16), np.uint32(24)
 
 
 @compiled
 def _gray_row(image: NDArray[np.uint8], out: NDArray[np.uint32]) -> None:
     for i in range(out.size):
-        out[i] = np.uint64(image[i]) * _GRAY | _OPAQUE
+        out[i] = np.uint32(image[i]) * _GRAY | _OPAQUE
 
 
 @compiled
-def _blend_run(image: NDArray[np.uint8], color: np.uint32, out: NDArray[np.uint32]) -> None:
-    """Lay `color` over opaque grey: (grey * (255 - a) + color * a) / 255, to the nearest."""
-    alpha = np.uint64(color) >> _ALPHA
-    red = np.uint64(color) & _BYTE
-    green = (np.uint64(color) >> _EIGHT) & _BYTE
-    blue = (np.uint64(color) >> _SIXTEEN) & _BYTE
-    top = (red | green << _SIXTEEN | blue << _SIXTEEN << _SIXTEEN) * alpha + _LANE_HALVES
-    rest = (_FULL - alpha) * _LANES
+def _blend_row(image: NDArray[np.uint8], line: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
+    """Lay a row of colours over opaque grey: (grey * (255 - a) + color * a) / 255, to the nearest."""
     for i in range(out.size):
-        # (t + 128 + (t + 128 >> 8)) >> 8 is t / 255 to the nearest for t up to 255 * 255.
-        t = np.uint64(image[i]) * rest + top
-        t = ((t + ((t >> _EIGHT) & _LANE_BYTES)) >> _EIGHT) & _LANE_BYTES
-        out[i] = (t & _RED) | ((t >> _EIGHT) & _GREEN) | ((t >> _SIXTEEN) & _BLUE) | _OPAQUE
+        color, gray = line[i], np.uint32(image[i])
+        alpha = color >> _ALPHA
+        rest = _FULL - alpha
+        # (t + (t >> 8)) >> 8 is (t - 128) / 255 to the nearest for t - 128 up to 255 * 255.
+        red = (color & _BYTE) * alpha + gray * rest + _HALF
+        green = ((color >> _EIGHT) & _BYTE) * alpha + gray * rest + _HALF
+        blue = ((color >> _SIXTEEN) & _BYTE) * alpha + gray * rest + _HALF
+        red = (red + (red >> _EIGHT)) >> _EIGHT
+        green = (green + (green >> _EIGHT)) >> _EIGHT
+        blue = (blue + (blue >> _EIGHT)) >> _EIGHT
+        out[i] = red | (green << _EIGHT) | (blue << _SIXTEEN) | _OPAQUE
+
+
+@compiled
+def _color_row(
+    row: NDArray[Any],
+    keys: NDArray[np.uint64],
+    slots: NDArray[np.int32],
+    packed: NDArray[np.uint32],
+    explicit: int,
+    fallback: int,
+    room: Scratch,
+    at: int,
+    to: NDArray[np.uint32],
+) -> None:
+    """Write the colour of each pixel of a row from `at` on; `to` has `PAD` values of room behind it."""
+    start = 0
+    for k in range(run_ends(row, room)):
+        end = room.ends[k]
+        slot = slot_of(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
+        color = packed[slot] if slot >= 0 else np.uint32(0)
+        spread(to, at + start, at + end, color)
+        start = end
 
 
 @compiled
@@ -64,33 +81,23 @@ def _fill(
     explicit: int,
     fallback: int,
     out: NDArray[np.uint32],
+    size: tuple[int, int, int],
 ) -> None:
-    depth, height, width = out.shape
+    depth, height, width = size
     blend = image.size > 0
-    last = np.uint64(0)
-    slot = -1
+    line = np.empty(min(width, PIECE) + PAD, np.uint32)
+    room = scratch(min(width, PIECE))
     for z in range(depth):
         for y in range(height):
-            row = out[z, y]
-            begin = ((corner[0] + z) * shape[1] + corner[1] + y) * shape[2] + corner[2]
-            base = (z * height + y) * width
-            i = 0
-            while i < width:
-                end = find_end(flat, begin + i, begin + width) - begin
-                label = np.uint64(flat[begin + i])
-                if label != last:
-                    last = label
-                    slot = slot_of(keys, slots, -1, explicit, fallback, label)
-                if slot >= 0:
-                    if blend:
-                        _blend_run(image[base + i : base + end], packed[slot], row[i:end])
-                    else:
-                        row[i:end] = packed[slot]
-                elif blend:
-                    _gray_row(image[base + i : base + end], row[i:end])
+            for left in range(0, width, PIECE):
+                begin = ((corner[0] + z) * shape[1] + corner[1] + y) * shape[2] + corner[2] + left
+                base = (z * height + y) * width + left
+                row = flat[begin : begin + min(PIECE, width - left)]
+                if blend:
+                    _color_row(row, keys, slots, packed, explicit, fallback, room, 0, line)
+                    _blend_row(image[base : base + row.size], line[: row.size], out[base : base + row.size])
                 else:
-                    row[i:end] = 0
-                i = end
+                    _color_row(row, keys, slots, packed, explicit, fallback, room, base, out)
 
 
 def _as_image(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -111,9 +118,9 @@ def fill_packed(
     """Fill the part of `labels` (z, y, x) that begins at `corner` and has `shape`; packed pixels."""
     ids, look = as_labels(labels), ready(table)
     under = np.empty(0, np.uint8) if image is None else _as_image(image, shape)
-    out = np.empty(shape, np.uint32)
-    _fill(ids.reshape(-1), ids.shape, corner, frozen(under.reshape(-1)), *look, out)
-    return out
+    out = padded(math.prod(shape), np.uint32)
+    _fill(ids.reshape(-1), ids.shape, corner, frozen(under.reshape(-1)), *look, out, shape)
+    return out[: math.prod(shape)].reshape(shape)
 
 
 def unpack(packed: NDArray[np.uint32]) -> NDArray[np.uint8]:
@@ -288,6 +295,24 @@ def over_opaque(bottom: np.uint32, top: np.uint32) -> np.uint32:
         t = upper * source + lower * rest + 128
         pixel |= ((t + (t >> 8)) >> 8) << shift
     return np.uint32(pixel)
+
+
+# What is known of a picture that lines are laid over, so that most of it is drawn without branches.
+BLANK, SOLID, ANY = 0, 1, 2
+
+
+@compiled
+def over_row(line: NDArray[np.uint32], under: int, out: NDArray[np.uint32]) -> None:
+    """Lay a row over the row `out` of a picture, which is blank, opaque or anything (compiled)."""
+    if under == BLANK:
+        out[:] = line
+    elif under == SOLID:
+        for x in range(out.size):
+            out[x] = over_opaque(out[x], line[x])
+    else:
+        for x in range(out.size):
+            if line[x] != np.uint32(0):
+                out[x] = over(out[x], line[x])
 
 
 @compiled

@@ -7,15 +7,14 @@ non-negative one keeps its value and -1 is 2**64 - 1 whatever its width. Bools a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from operator import index
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.kernels.runs import PIECE, compiled, frozen, padded, run_ends, scratch, spread
 
 __all__ = [
     "ColorTable",
@@ -24,9 +23,6 @@ __all__ = [
     "as_labels",
     "build_set",
     "build_table",
-    "compiled",
-    "find_end",
-    "frozen",
     "hash_ids",
     "lookup",
     "masks",
@@ -36,43 +32,17 @@ __all__ = [
     "slot_of",
 ]
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
 # As uint64 constants, because numba makes a float64 of a uint64 and an int64.
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_W1, _W2, _W3, _W4, _W5, _W6, _W7, _W8 = (np.uint64(n) for n in range(1, 9))
+_HALF = np.uint64(32)
 _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
-def compiled(function: _F) -> _F:
-    """Compile `function` with numba, without the GIL and with a cache on disk where one can be written.
-
-    numba renews a cached function when its own file changes, not when a function that it calls changes:
-    after an edit of this module, remove the caches of the kernels that use it.
-    """
-    try:
-        return cast(_F, njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # neither the package nor the user's cache directory can be written
-        return cast(_F, njit(nogil=True)(function))
-
-
 # --- inputs ---------------------------------------------------------------------------------------
-
-
-def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """Return `array` C-contiguous, aligned, in native byte order and read-only, copied only if it must be.
-
-    numba compiles anew for each layout and for writable and read-only arrays: made alike, each kernel is
-    compiled once per dtype.
-    """
-    native = np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "A"])
-    view = native.view()
-    view.flags.writeable = False
-    return view
 
 
 def as_labels(labels: NDArray[Any]) -> NDArray[Any]:
@@ -162,6 +132,12 @@ def hash_ids(ids: ArrayLike) -> NDArray[np.uint64]:
 
 
 @compiled
+def _home(key: np.uint64) -> np.uint64:
+    """Return where the search for `key` begins, before it is masked: the best mixed bits of one product."""
+    return (key * _GAMMA) >> _HALF
+
+
+@compiled
 def _insert(ids: NDArray[np.uint64], keys: NDArray[np.uint64], slots: NDArray[np.int32]) -> int:
     mask = np.uint64(keys.size - 1)
     zero = -1
@@ -170,7 +146,7 @@ def _insert(ids: NDArray[np.uint64], keys: NDArray[np.uint64], slots: NDArray[np
         if key == _ZERO:
             zero = i
             continue
-        at = _splitmix64(key) & mask
+        at = _home(key) & mask
         while keys[at] != _ZERO and keys[at] != key:
             at = (at + _ONE) & mask
         keys[at] = key
@@ -190,9 +166,8 @@ def slot_of(
     """Return the slot of the id `key`, or -1 (compiled; for use inside kernels)."""
     if key == _ZERO:
         return zero
-    code = _splitmix64(key)
     mask = np.uint64(keys.size - 1)
-    at = code & mask
+    at = _home(key) & mask
     while True:
         here = keys[at]
         if here == key:
@@ -201,33 +176,8 @@ def slot_of(
             break
         at = (at + _ONE) & mask
     if fallback > 0:
-        return explicit + int(code % np.uint64(fallback))
+        return explicit + int(_splitmix64(key) % np.uint64(fallback))
     return -1
-
-
-@compiled
-def find_end(flat: NDArray[Any], start: int, stop: int) -> int:
-    """Return the end of the run of equal values that begins at `start`, at most `stop` (compiled)."""
-    value = flat[start]
-    # Unsigned, or numba adds a test for negative indexes to each access; eight at a time without a branch,
-    # since long runs are the rule in segmentations.
-    i, last = np.uint64(start + 1), np.uint64(stop)
-    while i + _W8 <= last:
-        if (
-            (flat[i] ^ value)
-            | (flat[i + _W1] ^ value)
-            | (flat[i + _W2] ^ value)
-            | (flat[i + _W3] ^ value)
-            | (flat[i + _W4] ^ value)
-            | (flat[i + _W5] ^ value)
-            | (flat[i + _W6] ^ value)
-            | (flat[i + _W7] ^ value)
-        ) != 0:
-            break
-        i += _W8
-    while i < last and flat[i] == value:
-        i += _W1
-    return np.int64(i)  # type: ignore[return-value]
 
 
 def _hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
@@ -332,13 +282,15 @@ def _lookup(
     fallback: int,
     out: NDArray[np.int32],
 ) -> None:
-    i = 0
-    while i < flat.size:
-        end = find_end(flat, i, flat.size)
-        slot = slot_of(keys, slots, zero, explicit, fallback, np.uint64(flat[i]))
-        for j in range(i, end):
-            out[j] = slot
-        i = end
+    room = scratch(PIECE)
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        begin = 0
+        for k in range(run_ends(piece, room)):
+            end = room.ends[k]
+            slot = slot_of(keys, slots, zero, explicit, fallback, np.uint64(piece[begin]))
+            spread(out, start + begin, start + end, slot)
+            begin = end
 
 
 def lookup(labels: NDArray[Any], table: ColorTable) -> NDArray[np.int32]:
@@ -357,9 +309,9 @@ def lookup(labels: NDArray[Any], table: ColorTable) -> NDArray[np.int32]:
         int32, the shape of `labels`.
     """
     ids, look = as_labels(labels), ready(table)
-    out = np.empty(ids.shape, np.int32)
-    _lookup(ids.reshape(-1), look.keys, look.slots, -1, look.explicit, look.fallback, out.reshape(-1))
-    return out
+    out = padded(ids.size, np.int32)
+    _lookup(ids.reshape(-1), look.keys, look.slots, -1, look.explicit, look.fallback, out)
+    return out[: ids.size].reshape(ids.shape)
 
 
 # --- sets of ids ----------------------------------------------------------------------------------
@@ -398,17 +350,18 @@ def _as_set(ids: IdSet | ArrayLike) -> IdSet:
 def _select(
     flat: NDArray[Any], keys: NDArray[np.uint64], slots: NDArray[np.int32], zero: int, out: NDArray[Any]
 ) -> None:
-    i = 0
-    while i < flat.size:
-        end = find_end(flat, i, flat.size)
-        # A select of either value, not the product: some compilers' promotions would pass through float.
-        if slot_of(keys, slots, zero, 0, 0, np.uint64(flat[i])) >= 0:
-            for j in range(i, end):
-                out[j] = flat[i]
-        else:
-            for j in range(i, end):
-                out[j] = 0
-        i = end
+    room = scratch(PIECE)
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        begin = 0
+        for k in range(run_ends(piece, room)):
+            end = room.ends[k]
+            label = piece[begin]
+            # A select of either value, not the product: some compilers' promotions would pass through float.
+            if slot_of(keys, slots, zero, 0, 0, np.uint64(label)) < 0:
+                label = flat.dtype.type(0)
+            spread(out, start + begin, start + end, label)
+            begin = end
 
 
 def select(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[Any]:
@@ -427,23 +380,25 @@ def select(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[Any]:
         The dtype (in native byte order) and shape of `labels`.
     """
     flat, kept = as_labels(labels), _as_set(ids)
-    out = np.empty(flat.shape, flat.dtype)
-    _select(flat.reshape(-1), frozen(kept.keys), frozen(kept.slots), kept.zero, out.reshape(-1))
-    return out.astype(np.asarray(labels).dtype.newbyteorder("="), copy=False)
+    out = padded(flat.size, flat.dtype)
+    _select(flat.reshape(-1), frozen(kept.keys), frozen(kept.slots), kept.zero, out)
+    return out[: flat.size].reshape(flat.shape).astype(np.asarray(labels).dtype.newbyteorder("="), copy=False)
 
 
 @compiled
 def _masks(
     flat: NDArray[Any], keys: NDArray[np.uint64], slots: NDArray[np.int32], zero: int, out: NDArray[np.bool_]
 ) -> None:
-    i = 0
-    while i < flat.size:
-        end = find_end(flat, i, flat.size)
-        slot = slot_of(keys, slots, zero, 0, 0, np.uint64(flat[i]))
-        if slot >= 0:
-            for j in range(i, end):
-                out[slot, j] = True
-        i = end
+    room = scratch(PIECE)
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        begin = 0
+        for k in range(run_ends(piece, room)):
+            end = room.ends[k]
+            slot = slot_of(keys, slots, zero, 0, 0, np.uint64(piece[begin]))
+            if slot >= 0:
+                out[slot, start + begin : start + end] = True
+            begin = end
 
 
 def masks(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
@@ -475,13 +430,18 @@ def _present(
     flat: NDArray[Any], keys: NDArray[np.uint64], slots: NDArray[np.int32], zero: int, out: NDArray[np.bool_]
 ) -> None:
     missing = out.size
-    i = 0
-    while i < flat.size and missing > 0:
-        slot = slot_of(keys, slots, zero, 0, 0, np.uint64(flat[i]))
-        if slot >= 0 and not out[slot]:
-            out[slot] = True
-            missing -= 1
-        i = find_end(flat, i, flat.size)
+    room = scratch(PIECE)
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        begin = 0
+        for k in range(run_ends(piece, room)):
+            slot = slot_of(keys, slots, zero, 0, 0, np.uint64(piece[begin]))
+            if slot >= 0 and not out[slot]:
+                out[slot] = True
+                missing -= 1
+            begin = room.ends[k]
+        if missing == 0:
+            return
 
 
 def present(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
@@ -515,18 +475,20 @@ def _remap(
     keep: bool,
     out: NDArray[np.uint64],
 ) -> None:
-    i = 0
-    while i < flat.size:
-        end = find_end(flat, i, flat.size)
-        value = np.uint64(flat[i])
-        slot = slot_of(keys, slots, zero, 0, 0, value)
-        if slot >= 0:
-            value = values[slot]
-        elif not keep:
-            value = _ZERO
-        for j in range(i, end):
-            out[j] = value
-        i = end
+    room = scratch(PIECE)
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        begin = 0
+        for k in range(run_ends(piece, room)):
+            end = room.ends[k]
+            value = np.uint64(piece[begin])
+            slot = slot_of(keys, slots, zero, 0, 0, value)
+            if slot >= 0:
+                value = values[slot]
+            elif not keep:
+                value = _ZERO
+            spread(out, start + begin, start + end, value)
+            begin = end
 
 
 def remap(
@@ -562,7 +524,6 @@ def remap(
         raise GridMismatchError(f"{len(old)} ids need as many values, got {len(new)}")
     flat = as_labels(labels)
     keys, slots, zero = _hash_table(old)
-    out = np.empty(flat.shape, np.uint64)
-    keep = missing == "keep"
-    _remap(flat.reshape(-1), frozen(keys), frozen(slots), zero, frozen(new), keep, out.reshape(-1))
-    return out
+    out = padded(flat.size, np.uint64)
+    _remap(flat.reshape(-1), frozen(keys), frozen(slots), zero, frozen(new), missing == "keep", out)
+    return out[: flat.size].reshape(flat.shape)

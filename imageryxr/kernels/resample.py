@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.lookup import as_labels, compiled, frozen
+from imageryxr.kernels.lookup import as_labels
+from imageryxr.kernels.runs import compiled, frozen
 
 __all__ = ["Lerp", "Overlap", "linear", "mean", "mode", "nearest"]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.errors import ChunkReadError, MipError, OptionError, SourceError
+from imageryxr.errors import ChoiceError, ChunkReadError, MipError, OptionError, SourceError
 from imageryxr.grid import Grid, Index3, IndexBox, show_triple, tidy
 
 LayerType = Literal["image", "segmentation"]
@@ -174,17 +174,19 @@ def same_resolution(resolution: tuple[float, ...], given: Any) -> bool:
     return len(values) == 3 and all(abs(a - b) <= 1e-6 * a for a, b in zip(resolution, values, strict=True))
 
 
-def pick_index(name: str, what: str, count: int, index: int | None) -> int:
+def pick_index(name: str, what: Literal["channel", "time"], count: int, index: int | None) -> int:
     """Return which of several channels or times to read; None will do where there is one.
 
     Raises
     ------
+    ChoiceError
+        If there are several and none was chosen.
     SourceError
-        If there are several and none was chosen, or there is no such one.
+        If there is no such one.
     """
     choices = f"{what}=0" + (f" to {what}={count - 1}" if count > 1 else ", or nothing")
     if index is None and count > 1:
-        raise SourceError(f"{name} has {count} {what}s; choose one with {choices}")
+        raise ChoiceError(f"{name} has {count} {what}s; choose one with {choices}", what, count)
     number = 0 if index is None else index
     if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < count:
         have = f"its {what}s are 0 to {count - 1}" if count > 1 else f"it has one {what}"

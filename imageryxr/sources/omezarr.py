@@ -18,7 +18,7 @@ from datetime import timedelta
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -561,9 +561,10 @@ def _axis_name(entry: dict[str, Any]) -> str:
 def _picks(
     name: str, axes: tuple[str, ...], shape: Sequence[int], asked: dict[str, int | None]
 ) -> tuple[tuple[str, int], ...]:
+    kinds: dict[str, Literal["channel", "time"]] = {"c": "channel", "t": "time"}
     chosen = {
         axis: pick_index(name, what, shape[axes.index(axis)] if axis in axes else 1, asked[axis])
-        for axis, what in {"c": "channel", "t": "time"}.items()
+        for axis, what in kinds.items()
     }
     other = [a for a, n in zip(axes, shape, strict=True) if a not in (*DIMS, "c", "t") and n > 1]
     if other:

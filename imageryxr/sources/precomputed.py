@@ -82,6 +82,12 @@ class PrecomputedSource:
         parsed: dict[str, Any] = json.loads(self.info_text)
         return parsed
 
+    @property
+    def declared_type(self) -> str | None:
+        """What the layer says that it is, whatever it was opened as."""
+        said = self.info.get("type")
+        return None if said is None else str(said)
+
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         """The type of the voxels."""

@@ -53,8 +53,8 @@ def resolve_source(
     elif isinstance(source, Source) and not hasattr(source, "__array__"):
         found = source
     elif hasattr(source, "dtype") and hasattr(source, "shape"):
-        for what, index in (("channel", channel), ("time", time)):
-            pick_index("the array", what, 1, index)
+        pick_index("the array", "channel", 1, channel)
+        pick_index("the array", "time", 1, time)
         found = memory.memory_source(source, _kind_of(source) or layer_type or _likely_kind(source))
     else:
         raise SourceError(

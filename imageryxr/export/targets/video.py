@@ -78,17 +78,14 @@ class Video(SliceTarget):
         import av
 
         rows, columns = (n + n % 2 for n in self.picture_shape)
-        # "bitexact": no random identifiers, no time, no version of the encoder, so that the same frames are the same file
+        # "bitexact": no random identifiers, no time, no version: the same frames are the same file
         with av.open(path, "w", format=self.container, options={"fflags": "bitexact"}) as film:
             stream: Any = film.add_stream(CODECS[self.container], rate=Fraction(self.fps).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
             context = stream.codec_context  # BT.709, from 16 to 235, said outright: players guess by the size else
             context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
-            stream.options = {
-                "crf": str(self.crf),
-                "flags": "bitexact",
-                **({"b:v": "0"} if self.container == "webm" else {}),
-            }
+            rate = {"b:v": "0"} if self.container == "webm" else {}
+            stream.options = {"crf": str(self.crf), "flags": "bitexact", **rate}
             for pixels in self._frames(place, rows, columns):
                 frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
                 for packet in stream.encode(frame):
