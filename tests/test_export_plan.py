@@ -53,7 +53,7 @@ def test_bricks_cover_a_region_once(shape, voxels):
 class Counting(Computed):
     """A source that counts the chunks that are fetched of it."""
 
-    fetched = Counter()
+    fetched = Counter()  # noqa: RUF012
 
     def read(self, mip, box):
         inside = box.clip(self.levels[0].grid.box)

@@ -41,6 +41,7 @@ FLOORS = [
     ["export.run"],
     ["export"],
     ["accessor", "backend", "demo"],
+    ["cli_export"],
     ["cli"],
 ]
 RANK = {name: rank for rank, floor in enumerate(FLOORS) for name in floor}

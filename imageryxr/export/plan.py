@@ -137,7 +137,7 @@ class ExportPlan:
 
     def _rows(self) -> list[tuple[str, str]]:
         z, y, x = self.shape
-        dz, dy, dx = self.regions.step
+        dz, dy, dx = self.regions.largest().shape
         options = ", ".join(f"{k}={v}" for k, v in self.target.describe().items() if v is not None and k != "format")
         rows = [
             ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
