@@ -407,3 +407,26 @@ def test_an_array_in_memory_is_known_by_its_values(tmp_path):
     with pytest.raises(ix.TargetExistsError, match="of other voxels"):
         ix.export(volume(values, layer_type="image"), tmp_path / "o.zarr")
     assert zarr.open_group(tmp_path / "o.zarr", mode="r")["0"][0, 0, 0] == values[0, 0, 0] ^ 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what is told meanwhile
+
+
+def test_a_bar_where_somebody_looks_and_silence_where_nobody_does(tmp_path, capsys):
+    run("png", tmp_path / "a")
+    assert capsys.readouterr().err == ""
+    report = run("png", tmp_path / "b", progress=True, seconds=0.01)
+    shown = capsys.readouterr().err
+    assert f"{report.regions}/{report.regions}" in shown
+    assert "region/s" in shown or "s/region" in shown
+    assert "z{z:03d}.png" in shown
+
+
+def test_an_error_of_a_source_is_not_taken_for_one_of_the_target(tmp_path):
+    class Broken(Computed):
+        def read(self, mip, box):
+            raise PermissionError("not for you")
+
+    with pytest.raises(PermissionError, match="not for you"):
+        ix.export(array_of(Broken()), tmp_path / "o.zarr", retries=0)

@@ -243,7 +243,7 @@ def find_crew(client: Any, count: int | None, memory: Any) -> Crew:
         return Crew("processes", number, 1, limit or share, lambda job: Processes(job, number))
     opened, owned = open_client(client)
     threads = opened.nthreads().values()
-    known = opened.scheduler_info(n_workers=-1)["workers"].values()
+    known = _worker_infos(opened)
     limits = [w["memory_limit"] for w in known if w.get("memory_limit")]
     return Crew(
         "cluster",
@@ -253,6 +253,14 @@ def find_crew(client: Any, count: int | None, memory: Any) -> Crew:
         lambda job: Cluster(job, opened, count),
         opened.close if owned else lambda: None,
     )
+
+
+def _worker_infos(client: Any) -> list[dict[str, Any]]:
+    try:
+        info = client.scheduler_info(n_workers=-1)
+    except TypeError:  # before 2025.5 it tells of all anyway
+        info = client.scheduler_info()
+    return list(info["workers"].values())
 
 
 def _memory(value: Any) -> int | None:

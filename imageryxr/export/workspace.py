@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,24 +130,29 @@ class Workspace:
     @contextmanager
     def opened(self, *, overwrite: bool, resume: bool) -> Iterator[None]:
         """Begin or continue; other processes are kept out until the block ends."""
-        with disk_errors(self.target.place), self.keeper.locked():
-            header = self.adopt_cut()
-            try:
-                self.refuse(header, overwrite)
-            except TargetExistsError:
-                if header is None:
-                    self.keeper.remove()
-                raise
-            if header is not None and header.phase == "publishing" and (self._is_mine(header) or not self.remote):
-                self.header = header
-                self._publish()  # it was complete: only the last step is missing
-                header = self.header
-            if header is not None and self._is_mine(header) and self._continues(header, overwrite, resume):
-                self.header = header
-                self._look_again()
-            else:
-                self._begin(header, overwrite)
+        with ExitStack() as kept:
+            with disk_errors(self.target.place):
+                kept.enter_context(self.keeper.locked())
+                self._enter(overwrite, resume)
             yield
+
+    def _enter(self, overwrite: bool, resume: bool) -> None:
+        header = self.adopt_cut()
+        try:
+            self.refuse(header, overwrite)
+        except TargetExistsError:
+            if header is None:
+                self.keeper.remove()
+            raise
+        if header is not None and header.phase == "publishing" and (self._is_mine(header) or not self.remote):
+            self.header = header
+            self._publish()  # it was complete: only the last step is missing
+            header = self.header
+        if header is not None and self._is_mine(header) and self._continues(header, overwrite, resume):
+            self.header = header
+            self._look_again()
+        else:
+            self._begin(header, overwrite)
 
     def _continues(self, header: Header, overwrite: bool, resume: bool) -> bool:
         if header.phase == "writing":
@@ -221,13 +226,18 @@ class Workspace:
 
     def note(self, entry: Entry) -> None:
         """Note a finished region; after this it is not made again."""
-        self.keeper.append(self.header.run, entry)
+        with disk_errors(self.target.place):
+            self.keeper.append(self.header.run, entry)
         self.progress.note(entry)
 
     # ---- ending
 
     def publish(self) -> int:
         """Bring the complete result to its place; return the bytes of what was written for that."""
+        with disk_errors(self.target.place):
+            return self._bring()
+
+    def _bring(self) -> int:
         if self.header.phase == "finished":
             self._remove_work()
             return 0
