@@ -19,13 +19,13 @@ from matplotlib.colors import CSS4_COLORS, to_rgba
 
 from imageryxr.colors import (
     Colors,
-    _neuroglancer_colors,
-    _splitmix64,
     palette,
     parse_color,
     resolve_colors,
     stable_table,
 )
+from imageryxr.colors.ids import splitmix64 as splitmix64_array
+from imageryxr.colors.viewer import neuroglancer_colors
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
 
 BIG = 864691135617152361
@@ -289,10 +289,10 @@ def splitmix64(value):
 
 
 @given(st.lists(st.integers(0, TOP), min_size=1))
-def test_the_hash_is_splitmix64_and_the_kernels(ids):
+def test_the_hash_issplitmix64_array_and_the_kernels(ids):
     lookup = pytest.importorskip("imageryxr.kernels.lookup")
     array = np.array(ids, np.uint64)
-    assert _splitmix64(array).tolist() == [splitmix64(value) for value in ids] == lookup.hash_ids(array).tolist()
+    assert splitmix64_array(array).tolist() == [splitmix64(value) for value in ids] == lookup.hash_ids(array).tolist()
 
 
 def test_consecutive_ids_take_unlike_colours():
@@ -308,13 +308,13 @@ def test_consecutive_ids_take_unlike_colours():
 def test_neuroglancers_colours_are_its_own(ids, seed):
     reference = pytest.importorskip("neuroglancer.segment_colors").hex_string_from_segment_id
     expected = [parse_color(reference(seed, segment))[:3] for segment in ids]
-    assert list(map(tuple, _neuroglancer_colors(np.array(ids, np.uint64), seed).tolist())) == expected
+    assert list(map(tuple, neuroglancer_colors(np.array(ids, np.uint64), seed).tolist())) == expected
 
 
 def test_neuroglancers_colours_are_pinned_without_it():
     # From neuroglancer 2.41.2, so that the test says something where that is not installed.
     ids = np.array([1, 2, 3, BIG, TOP], np.uint64)
-    hexes = ["#{:02x}{:02x}{:02x}".format(*color) for color in _neuroglancer_colors(ids, 0).tolist()]
+    hexes = ["#{:02x}{:02x}{:02x}".format(*color) for color in neuroglancer_colors(ids, 0).tolist()]
     assert hexes == ["#5e80ff", "#ff3578", "#9bff0c", "#a5ff25", "#d3ff03"]
 
 

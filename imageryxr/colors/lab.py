@@ -1,0 +1,22 @@
+"""CIELAB, in which the distance between two colours is about what an eye sees between them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+def lab_to_rgb(lab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Convert CIELAB (D65) to sRGB; what sRGB cannot show falls outside 0–1."""
+    fy = (lab[:, 0] + 16) / 116
+    f = np.stack([fy + lab[:, 1] / 500, fy, fy - lab[:, 2] / 200], axis=1)
+    xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * [0.95047, 1.0, 1.08883]
+    linear = xyz @ np.array(
+        [
+            [3.2404542, -0.9692660, 0.0556434],
+            [-1.5371385, 1.8760108, -0.2040259],
+            [-0.4985314, 0.0415560, 1.0572252],
+        ]
+    )
+    curved: npt.NDArray[np.float64] = 1.055 * np.clip(linear, 0, None) ** (1 / 2.4) - 0.055
+    return np.where(linear <= 0.0031308, 12.92 * linear, curved)
