@@ -44,6 +44,7 @@ from imageryxr.export.plan import ExportPlan
 from imageryxr.export.run import ExportReport
 from imageryxr.figure import montage, scale_bar, to_pil
 from imageryxr.grid import BBox, Grid, grid_of
+from imageryxr.layers import Layer
 from imageryxr.opening import crop, open_image, open_multiscale, open_segmentation
 from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
 from imageryxr.sample import Sample, sample
@@ -66,6 +67,7 @@ __all__ = [
     "GridMismatchError",
     "ImageryError",
     "ImageryWarning",
+    "Layer",
     "LayerError",
     "Level",
     "MipError",

@@ -13,7 +13,7 @@ from imageryxr.export import export, plan_export
 from imageryxr.figure import montage, to_pil
 from imageryxr.grid import Grid, grid_of
 from imageryxr.opening import crop
-from imageryxr.overlay import composite, outline, overlay, to_rgba
+from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
 from imageryxr.segments import select_ids, split_masks, unique_ids
 
 
@@ -102,4 +102,4 @@ class ImageryDataset:
 
     crop = _method(crop)
     align = _layers_method(align)
-    overlay = _layers_method(overlay)
+    overlay = _method(overlay_dataset)
