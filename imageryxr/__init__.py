@@ -27,6 +27,8 @@ from imageryxr.errors import (
     ImageryError,
     ImageryWarning,
     LayerError,
+    LinkError,
+    LinkWarning,
     MipError,
     MissingChunkError,
     MissingChunkWarning,
@@ -49,7 +51,9 @@ from imageryxr.opening import crop, open_image, open_multiscale, open_segmentati
 from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
 from imageryxr.sample import Sample, sample
 from imageryxr.segments import select_ids, split_masks, unique_ids
+from imageryxr.sharing import neuroglancer_link
 from imageryxr.sources.base import Level, Source
+from imageryxr.viewer import open_neuroglancer
 
 __version__ = "0.1.0"
 
@@ -70,6 +74,8 @@ __all__ = [
     "Layer",
     "LayerError",
     "Level",
+    "LinkError",
+    "LinkWarning",
     "MipError",
     "MissingChunkError",
     "MissingChunkWarning",
@@ -91,8 +97,10 @@ __all__ = [
     "export",
     "grid_of",
     "montage",
+    "neuroglancer_link",
     "open_image",
     "open_multiscale",
+    "open_neuroglancer",
     "open_segmentation",
     "outline",
     "overlay",

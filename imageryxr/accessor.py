@@ -15,6 +15,8 @@ from imageryxr.grid import Grid, grid_of
 from imageryxr.opening import crop
 from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
 from imageryxr.segments import select_ids, split_masks, unique_ids
+from imageryxr.sharing import neuroglancer_link
+from imageryxr.views import view
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +77,7 @@ class ImageryArray:
     montage = _method(montage)
     export = _method(export)
     plan_export = _method(plan_export)
+    neuroglancer_link = _method(neuroglancer_link)
 
 
 @xr.register_dataset_accessor("imagery")
@@ -103,3 +106,27 @@ class ImageryDataset:
     crop = _method(crop)
     align = _layers_method(align)
     overlay = _method(overlay_dataset)
+    neuroglancer_link = _method(neuroglancer_link)
+
+
+@xr.register_datatree_accessor("imagery")
+class ImageryTree:
+    """What imageryxr does with a tree of layers, such as `open_neuroglancer` returns, as methods.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> state = {"layers": [{"type": "image", "name": "em", "source": sample.image}]}
+    >>> tree = ix.open_neuroglancer(state, allow_local=True)
+    >>> tree.imagery.view(size=(64, 48)).em.shape
+    (1, 48, 64)
+    """
+
+    __slots__ = ("_obj",)
+
+    def __init__(self, obj: xr.DataTree) -> None:
+        self._obj = obj
+
+    view = _method(view)
+    neuroglancer_link = _method(neuroglancer_link)

@@ -14,6 +14,7 @@
     ├── SegmentError (KeyError)                an id that is not there where one is needed
     ├── SourceError (ValueError)               an unknown scheme, metadata that make no sense
     │   └── SourceNotFoundError (FileNotFoundError)
+    ├── LinkError (ValueError)                 a Neuroglancer link or state that makes no sense, or may not be followed
     ├── AuthError (PermissionError)            a token missing, wrong or without the right
     ├── CodecError (ImportError)               an encoding whose package is not installed
     ├── ChunkReadError (OSError)               stored voxels that could not be read
@@ -80,6 +81,10 @@ class SourceNotFoundError(SourceError, FileNotFoundError):
     """A source at whose address there is no volume."""
 
 
+class LinkError(ImageryError, ValueError):
+    """A Neuroglancer link or state that cannot be understood, or must not be followed as it is."""
+
+
 class AuthError(ImageryError, PermissionError):
     """A token that is missing, wrong, or lacks the right."""
 
@@ -114,3 +119,7 @@ class MissingChunkWarning(ImageryWarning):
 
 class MissingIdsWarning(ImageryWarning):
     """Ids were asked for that are not in the data."""
+
+
+class LinkWarning(ImageryWarning):
+    """Parts of a Neuroglancer link were left out."""

@@ -45,6 +45,20 @@ SATURATION = "saturation"
 #: Whether all segments are shown where none is selected.
 ALL_IF_NONE = "all_if_none_selected"
 
+#: Source of a layer as its link has it, as JSON, where that is more than an address.
+LINK_SOURCE = "link_source"
+#: Shader of an image.
+SHADER = "shader"
+
+#: Of a whole link: nm per unit of its positions, by axis; the point it looks at; nm per pixel on the screen; the
+#: quaternion (x, y, z, w) of its cross sections; all layers, from bottom to top; those that are not opened.
+DIMENSIONS = "dimensions"
+POSITION = "position"
+NM_PER_PIXEL = "nm_per_pixel"
+ORIENTATION = "orientation"
+LAYER_ORDER = "layer_order"
+UNSUPPORTED = "unsupported_layers"
+
 
 @dataclass(frozen=True)
 class SegmentLook:
