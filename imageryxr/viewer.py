@@ -128,7 +128,8 @@ def open_neuroglancer(
             unsupported.append({"name": layer.name, "type": layer.kind, "reason": array})
         else:
             opened[layer.name] = array
-    for entry in unsupported:
+    # Somebody who says which layers to open knows of the others.
+    for entry in unsupported if layers is None else [u for u in unsupported if u["name"] in {c.name for c in chosen}]:
         _warn(f"the layer {entry['name']!r} of the link is left out: {entry['reason']}")
     return _tree(state, opened, unsupported)
 

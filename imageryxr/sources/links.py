@@ -20,6 +20,9 @@ from imageryxr.errors import AuthError, LinkError
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
 
+# Anything that holds braces or quotes is a state that lost its "#!", and no address to ask a server for.
+_STATE_URL = re.compile(r"((middleauth\+)?https?|gs|s3)://(?!.*%7b)[^\s{}\"'<>|\\]{1,2000}", re.IGNORECASE)
+
 #: Servers of CAVE, to which the token in ``cave-secret.json`` belongs.
 CAVE_DOMAINS = ("daf-apis.com", "microns-daf.com", "flywire-daf.com", "fanc-fly.com", "cave-explorer.org")
 
@@ -89,7 +92,7 @@ def _of_text(text: str, allow_local: bool, trusted_hosts: Collection[str], hops:
         target = inner
     else:
         target = _json_url(scheme) or scheme
-    if hops or not re.match(r"(middleauth\+)?https?://|gs://|s3://", target):
+    if hops or not _STATE_URL.fullmatch(target):
         raise LinkError(f"there is no state in the link {_shown(text)}: after '#!' stands the state, {{…}}, or its URL")
     return _of_text(_fetch(target, allow_local, trusted_hosts).strip(), allow_local, trusted_hosts, hops + 1)
 
@@ -238,6 +241,7 @@ def _fetch(url: str, allow_local: bool, trusted_hosts: Collection[str]) -> str:
 
 def _download(address: str, host: str, with_token: bool) -> str:
     import requests
+    import urllib3
     from caveclient.auth import AuthClient
     from caveclient.jsonservice import JSONService
 
@@ -259,7 +263,7 @@ def _download(address: str, host: str, with_token: bool) -> str:
             if response.status_code != 200:
                 raise LinkError(f"there is no state at {_shown(address)}: status {response.status_code}")
             return _bounded(response, host)
-    except requests.RequestException as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
         raise LinkError(f"the state at {host} could not be fetched: {type(error).__name__}") from None
 
 
