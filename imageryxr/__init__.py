@@ -15,7 +15,7 @@ from __future__ import annotations
 from imageryxr import accessor as _accessor
 from imageryxr import errors
 from imageryxr.align import align, regrid
-from imageryxr.colors import palette
+from imageryxr.colors import load_palette, palette, save_palette
 from imageryxr.errors import (
     AuthError,
     BoxError,
@@ -96,6 +96,7 @@ __all__ = [
     "errors",
     "export",
     "grid_of",
+    "load_palette",
     "montage",
     "neuroglancer_link",
     "open_image",
@@ -108,6 +109,7 @@ __all__ = [
     "plan_export",
     "regrid",
     "sample",
+    "save_palette",
     "scale_bar",
     "select_ids",
     "split_masks",

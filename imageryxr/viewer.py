@@ -182,19 +182,13 @@ def _open_layer(layer: LinkLayer) -> xr.DataArray | str:
     """Open a layer and give it its place and look; or return why it cannot be drawn."""
     try:
         array = _opened(layer)
-    except (LayerError, CodecError, GridError) as error:
-        return str(error)
-    except SourceNotFoundError as error:
-        if layer.visible:
-            raise
-        return str(error)
-    except SourceError as error:
-        return str(error)
     except ImageryError as error:
-        if layer.visible:
-            error.args = (f"the layer {layer.name!r} of the link: {error}; to open others only, give layers=[…]",)
-            raise
-        return str(error)
+        not_there = isinstance(error, SourceNotFoundError)
+        undrawn = isinstance(error, LayerError | CodecError | GridError | SourceError) and not not_there
+        if undrawn or not layer.visible:
+            return str(error)
+        error.args = (f"the layer {layer.name!r} of the link: {error}; to open others only, give layers=[…]",)
+        raise
     attrs = {LAYER: layer.name, VISIBLE: layer.visible}
     if layer.raw:
         attrs[LINK_SOURCE] = layer.raw

@@ -20,7 +20,7 @@ FLOORS = [
     ["kernels.fill", "kernels.resample"],
     ["kernels.outline"],
     ["grid", "colors.reading", "colors.ids", "colors.lab"],
-    ["colors.viewer"],
+    ["colors.viewer", "colors.distinct", "colors.files"],
     ["colors.palettes"],
     ["colors.chosen"],
     ["colors", "look"],

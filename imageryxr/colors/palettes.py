@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from imageryxr.colors.distinct import set_apart, touching
 from imageryxr.colors.ids import UInt8Array, UInt64Array, hash_rows, read_only, unique_ids
 from imageryxr.colors.lab import lab_to_rgb
 from imageryxr.colors.reading import RGB, close_names, parse_color
@@ -17,8 +18,9 @@ from imageryxr.errors import ColorError, OptionError
 
 def palette(
     ids: Any,
-    name: str = "husl",
+    name: str | None = None,
     *,
+    distinct: bool = False,
     h: float | None = None,
     s: float | None = None,
     l: float | None = None,  # noqa: E741  (ImageryClient's keyword, which people have in their notebooks)
@@ -31,7 +33,7 @@ def palette(
     ----------
     ids : iterable of int, or integer array of any shape
         Segment ids up to 2**64 - 1. The background, 0, is skipped; an id given twice counts once.
-    name : str, default "husl"
+    name : str, default "husl" for up to a dozen ids, "glasbey" for more
         Which colours, and what they depend on:
 
         - ``"stable"``: each colour depends on its id alone, so that figures made on different days agree. It is
@@ -43,9 +45,15 @@ def palette(
         - ``"hls"``: likewise, more garish, the hues less even to the eye;
         - ``"glasbey"``, ``"glasbey_light"``, … (colorcet): 256 colours in order, each as far as can be from those
           before; for dozens of segments;
+        - ``"colorblind"``: seven colours that people with any of the common colour blindnesses tell apart (Okabe and
+          Ito's, without the black), in order, from the start again when used up;
         - ``"tab10"``, ``"Set1"``, … (Matplotlib's qualitative colormaps): in order, from the start again when used up;
         - any other colormap of Matplotlib (``"viridis"``) or colorcet (``"fire"``): sampled evenly, ends left out;
           for ids whose order means something. A name that both have is Matplotlib's, and ``cet_…`` colorcet's.
+    distinct : bool, default False
+        Whether ids that touch in `ids`, which is then a segmentation of two dims or more, must have colours that an
+        eye tells apart. An id whose colour is too near to that of a neighbour gets another one out of the palette; all
+        others keep theirs. The same ids in the same array give the same colours.
     h, s, l : float, optional
         First hue, saturation and lightness, from 0 to 1, of ``"husl"`` and ``"hls"``; by default 0.01, 1.0, 0.65.
 
@@ -70,11 +78,20 @@ def palette(
     >>> palette([5], "stable") == {5: palette(range(100), "stable")[5]}
     True
     """
-    hsl = _hue_options(name, h, s, l)
+    if distinct:
+        ids = np.asarray(ids)
+        contacts = touching(ids)
     known = unique_ids(ids)
-    colors = colors_of(name, np.array(known, dtype=np.uint64), hsl).tolist()
-    return {segment: (r, g, b) for segment, (r, g, b) in zip(known, colors, strict=True)}
+    chosen = name if name is not None else "husl" if len(known) <= 12 or (h, s, l) != (None,) * 3 else "glasbey"
+    hsl = _hue_options(chosen, h, s, l)
+    colors = colors_of(chosen, np.array(known, dtype=np.uint64), hsl)
+    if distinct:
+        colors = set_apart(np.array(known, dtype=np.uint64), colors, contacts, palette_table(chosen, hsl))
+    return {segment: (r, g, b) for segment, (r, g, b) in zip(known, colors.tolist(), strict=True)}
 
+
+# M. Okabe and K. Ito, "Color universal design", 2008. Their black is left out: over electron microscopy it is none.
+_OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 HSL: TypeAlias = tuple[float, float, float]
 _IMAGERYCLIENT_HSL: HSL = (0.01, 1.0, 0.65)
@@ -146,6 +163,8 @@ def colormap(name: str) -> tuple[UInt8Array, bool]:
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
+    if name == "colorblind":
+        return read_only(np.array([parse_color(color)[:3] for color in _OKABE_ITO], dtype=np.uint8)), True
     plain = name.removeprefix("cet_")
     if plain == name and name in colormaps:
         cmap = colormaps[name]
@@ -160,14 +179,14 @@ def colormap(name: str) -> tuple[UInt8Array, bool]:
 
 
 def _unknown_palette(name: str, maps: Iterable[str]) -> str:
-    close = close_names(name, ["stable", "neuroglancer", "husl", "hls", *maps])
+    close = close_names(name, ["stable", "neuroglancer", "husl", "hls", "colorblind", *maps])
     try:
         parse_color(name)
         hint = f" It is a colour: to give each id the same, write dict.fromkeys(ids, {name!r})."
     except ColorError:
         hint = ""
     return (
-        f"there is no palette {name!r}{close}. Palettes are 'stable', 'neuroglancer', 'husl', 'hls', "
+        f"there is no palette {name!r}{close}. Palettes are 'stable', 'neuroglancer', 'husl', 'hls', 'colorblind', "
         "every colorcet name ('glasbey', 'fire', …) and every Matplotlib colormap ('tab10', 'viridis', …)." + hint
     )
 
@@ -202,11 +221,13 @@ def stable_table() -> UInt8Array:
     return read_only(np.rint(255 * rgb[visible]).astype(np.uint8))
 
 
-def palette_table(name: str) -> UInt8Array:
+def palette_table(name: str, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
     """Return the colours that a palette has for ids that are not known yet: a hash picks among them."""
     if name == "stable":
         return stable_table()
     if name in ("husl", "hls"):
-        return ranked(name, 256)
+        return ranked(name, 256, hsl)
+    if name == "neuroglancer":
+        return neuroglancer_colors(np.arange(1, 513, dtype=np.uint64), 0)
     table, listed = colormap(name)
     return table if listed else ranked(name, 256)
