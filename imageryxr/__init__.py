@@ -44,11 +44,12 @@ from imageryxr.errors import (
 from imageryxr.export import export, plan_export
 from imageryxr.export.plan import ExportPlan
 from imageryxr.export.run import ExportReport
-from imageryxr.figure import montage, scale_bar, to_pil
+from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
 from imageryxr.grid import BBox, Grid, grid_of
 from imageryxr.layers import Layer
 from imageryxr.opening import crop, open_image, open_multiscale, open_segmentation
 from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
+from imageryxr.plane import plane
 from imageryxr.sample import Sample, sample
 from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sharing import neuroglancer_link
@@ -96,6 +97,8 @@ __all__ = [
     "errors",
     "export",
     "grid_of",
+    "inset",
+    "legend",
     "load_palette",
     "montage",
     "neuroglancer_link",
@@ -107,8 +110,10 @@ __all__ = [
     "overlay",
     "palette",
     "plan_export",
+    "plane",
     "regrid",
     "sample",
+    "save_figure",
     "save_palette",
     "scale_bar",
     "select_ids",

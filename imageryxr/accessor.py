@@ -14,6 +14,7 @@ from imageryxr.figure import montage, to_pil
 from imageryxr.grid import Grid, grid_of
 from imageryxr.opening import crop
 from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
+from imageryxr.plane import plane, tree_plane
 from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sharing import neuroglancer_link
 from imageryxr.views import view
@@ -65,6 +66,7 @@ class ImageryArray:
         return grid_of(self._obj)
 
     crop = _method(crop)
+    plane = _method(plane)
     regrid = _method(regrid)
     unique_ids = _method(unique_ids)
     select_ids = _method(select_ids)
@@ -104,6 +106,7 @@ class ImageryDataset:
         return grid_of(self._obj)
 
     crop = _method(crop)
+    plane = _method(plane)
     align = _layers_method(align)
     overlay = _method(overlay_dataset)
     neuroglancer_link = _method(neuroglancer_link)
@@ -129,4 +132,5 @@ class ImageryTree:
         self._obj = obj
 
     view = _method(view)
+    plane = _method(tree_plane)
     neuroglancer_link = _method(neuroglancer_link)

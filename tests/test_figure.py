@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from imageryxr.errors import ColorError, ImageryError, LayerError, OptionError
+from imageryxr.errors import ColorError, ImageryError, ImageryWarning, LayerError, OptionError
 from imageryxr.figure import montage, picture_of, scale_bar, to_pil
 from imageryxr.grid import Grid
 
@@ -179,7 +179,8 @@ def test_masks_of_one_slice_become_tiles(gray):
     np.testing.assert_array_equal(
         pixels(got.convert("L")), np.hstack([255 * (gray.values[0] > limit) for limit in (80, 160)])
     )
-    assert montage(masks, dim="segment", labels=True).size == montage(masks, dim="segment").size
+    with pytest.warns(ImageryWarning, match="is left out"):
+        assert montage(masks, dim="segment", labels=True).size == montage(masks, dim="segment").size
 
 
 def test_a_thin_stack_is_sliced_along_the_axis_named(gray):
@@ -282,7 +283,7 @@ def test_a_long_label_is_made_to_fit():
 
 def text_of(monkeypatch, *args, **kwargs):
     written = []
-    monkeypatch.setattr("imageryxr.figure._labelled", lambda tile, text, *rest: written.append(text) or tile)
+    monkeypatch.setattr("imageryxr.figure.montages._labelled", lambda tile, text, *rest: written.append(text) or tile)
     montage(*args, labels=True, **kwargs)
     return written
 
@@ -383,7 +384,7 @@ def test_an_array_without_a_grid_is_told_to_say_its_resolution():
 )
 def test_lengths_are_written_in_a_fitting_unit(length, text, monkeypatch):
     written = []
-    monkeypatch.setattr("imageryxr.figure._write", lambda picture, at, text, *rest: written.append(text))
+    monkeypatch.setattr("imageryxr.figure.bars.write", lambda picture, at, text, *rest: written.append(text))
     scale_bar(Image.new("L", (400, 300)), nm_per_pixel=length / 80, length=length)
     assert written == [text]
 
@@ -391,5 +392,7 @@ def test_lengths_are_written_in_a_fitting_unit(length, text, monkeypatch):
 def test_tiny_pictures_do_not_break():
     for size in ((12, 9), (9, 40), (60, 6)):
         picture = Image.new("L", size)
-        assert scale_bar(picture, nm_per_pixel=8).size == size
-        assert montage([picture], labels=["a long label"]).size == size
+        with pytest.warns(ImageryWarning, match="'.* nm' is left out"):
+            assert scale_bar(picture, nm_per_pixel=8).size == size
+        with pytest.warns(ImageryWarning, match="'a long label' is left out"):
+            assert montage([picture], labels=["a long label"]).size == size
