@@ -47,9 +47,11 @@ from imageryxr.export.run import ExportReport
 from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
 from imageryxr.grid import BBox, Grid, grid_of
 from imageryxr.layers import Layer
+from imageryxr.looking import contrast_limits, thumbnail
 from imageryxr.opening import crop, open_image, open_multiscale, open_segmentation
 from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
 from imageryxr.plane import plane
+from imageryxr.plots import plot
 from imageryxr.sample import Sample, sample
 from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sharing import neuroglancer_link
@@ -93,6 +95,7 @@ __all__ = [
     "TargetExistsError",
     "align",
     "composite",
+    "contrast_limits",
     "crop",
     "errors",
     "export",
@@ -111,6 +114,7 @@ __all__ = [
     "palette",
     "plan_export",
     "plane",
+    "plot",
     "regrid",
     "sample",
     "save_figure",
@@ -118,6 +122,7 @@ __all__ = [
     "scale_bar",
     "select_ids",
     "split_masks",
+    "thumbnail",
     "to_pil",
     "to_rgba",
     "unique_ids",

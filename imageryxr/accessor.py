@@ -12,9 +12,11 @@ from imageryxr.align import align, aligned_names, regrid
 from imageryxr.export import export, plan_export
 from imageryxr.figure import montage, to_pil
 from imageryxr.grid import Grid, grid_of
+from imageryxr.looking import contrast_limits, describe_tree, thumbnail, tree_html
 from imageryxr.opening import crop
 from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
 from imageryxr.plane import plane, tree_plane
+from imageryxr.plots import plot
 from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sharing import neuroglancer_link
 from imageryxr.views import view
@@ -79,6 +81,9 @@ class ImageryArray:
     montage = _method(montage)
     export = _method(export)
     plan_export = _method(plan_export)
+    plot = _method(plot)
+    thumbnail = _method(thumbnail)
+    contrast_limits = _method(contrast_limits)
     neuroglancer_link = _method(neuroglancer_link)
 
 
@@ -109,6 +114,8 @@ class ImageryDataset:
     plane = _method(plane)
     align = _layers_method(align)
     overlay = _method(overlay_dataset)
+    plot = _method(plot)
+    thumbnail = _method(thumbnail)
     neuroglancer_link = _method(neuroglancer_link)
 
 
@@ -133,4 +140,11 @@ class ImageryTree:
 
     view = _method(view)
     plane = _method(tree_plane)
+    thumbnail = _method(thumbnail)
     neuroglancer_link = _method(neuroglancer_link)
+
+    def __repr__(self) -> str:
+        return describe_tree(self._obj)
+
+    def _repr_html_(self) -> str:
+        return tree_html(self._obj)

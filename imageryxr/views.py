@@ -80,7 +80,7 @@ def view(
         if grid_of(array).bbox.intersection(grid.bbox) is None:
             outside.append(name)
         else:
-            shown[name] = _on(array, grid)
+            shown[name] = on_grid(array, grid)
     if not shown:
         raise outside_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layers {', '.join(outside)}")
     for name in outside:
@@ -139,8 +139,8 @@ def _chosen(arrays: dict[str, xr.DataArray], names: Iterable[str] | None) -> dic
     return {n: arrays[n].assign_attrs({VISIBLE: True}) for n in wanted}
 
 
-def _on(array: xr.DataArray, grid: Grid) -> xr.DataArray:
-    """Return a layer on a grid, from the level that suits it."""
+def on_grid(array: xr.DataArray, grid: Grid) -> xr.DataArray:
+    """Return a layer on a grid, read from the level that suits it."""
     level = coarse_enough(array, grid.resolution)
     if layer_type_of(level) == "segmentation":
         return regrid(level, grid, method="nearest")

@@ -41,7 +41,7 @@ FLOORS = [
     ["levels", "slicing"],
     ["align", "opening"],
     ["overlay", "views", "viewer"],
-    ["sharing", "plane"],
+    ["sharing", "plane", "looking", "plots"],
     ["export.targets"],
     ["export.omezarr", "export.plan"],
     ["export.run", "export.choosing"],
