@@ -571,3 +571,16 @@ def test_rows_and_slice_numbers(gray, monkeypatch):
     monkeypatch.setattr("imageryxr.figure.montages._labelled", lambda tile, text, *rest: written.append(text) or tile)
     montage(gray, labels="slice")
     assert written == ["z 4", "z 5", "z 6"]
+
+
+def test_a_bar_over_dark_and_light_is_seen_on_all_its_length():
+    picture = Image.new("L", (400, 300), 200)
+    picture.paste(0, (330, 0, 400, 300))
+    after = np.asarray(scale_bar(picture, nm_per_pixel=4, length=400, label=False))
+    before = np.asarray(picture)
+    columns = np.flatnonzero((after != before).any(axis=0))
+    assert len(columns) == 100
+    # In each column of the bar there is a step in tone that an eye sees.
+    for column in columns:
+        part = after[280:292, column].astype(int)
+        assert part.max() - part.min() > 100

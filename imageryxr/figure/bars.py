@@ -10,7 +10,7 @@ import xarray as xr
 
 from imageryxr.colors import RGBA, parse_color
 from imageryxr.errors import GridError, OptionError
-from imageryxr.figure.lettering import contrasting, fitting, text_extent, write
+from imageryxr.figure.lettering import BLACK, MIDDLE, WHITE, contrasting, drowns, fitting, luminance, text_extent, write
 from imageryxr.figure.montages import check_count
 from imageryxr.figure.slices import plane_of, to_pil
 from imageryxr.grid import DIMS, grid_of
@@ -119,7 +119,14 @@ def _draw_bar(
         ink = contrasting(canvas.crop((left, top, left + wide, top + total)), None)
     if text:
         write(canvas, (left + (wide - width) // 2, top if bottom else top + thick + gap), text, size, ink)
-    _fill_box(canvas, (left + (wide - pixels) // 2, top + height + gap if bottom else top), (pixels, thick), ink)
+    at = (left + (wide - pixels) // 2, top + height + gap if bottom else top)
+    strip = (at[0], at[1], at[0] + pixels, at[1] + thick)
+    if drowns(canvas.crop(strip), ink):
+        # Above and below only: at its ends a rim would make the bar longer than it says.
+        rim = max(1, thick // 4)
+        other = BLACK if luminance(ink) > MIDDLE else WHITE
+        _fill_box(canvas, (at[0], at[1] - rim), (pixels, thick + 2 * rim), other)
+    _fill_box(canvas, at, (pixels, thick), ink)
     return ink
 
 

@@ -96,3 +96,13 @@ def contrasting(region: Image, behind: RGBA | None) -> RGBA:
     ground = Image.new("RGBA", region.size, behind or WHITE)
     ground.alpha_composite(region)
     return WHITE if luminance(ImageStat.Stat(ground.convert("RGB")).mean) < MIDDLE else BLACK
+
+
+def drowns(region: Image, color: RGBA) -> bool:
+    """Tell whether a colour is lost against a twentieth of a region or more: contrast below 2 (WCAG)."""
+    import numpy as np
+
+    seen = (np.asarray(region.convert("RGB"), dtype=np.float64) / 255) ** 2.2 @ np.array([0.2126, 0.7152, 0.0722])
+    own = luminance(color)
+    contrast = (np.maximum(seen, own) + 0.05) / (np.minimum(seen, own) + 0.05)
+    return bool((contrast < 2).mean() >= 0.05)
