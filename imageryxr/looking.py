@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import layer_type_of
 from imageryxr.errors import ImageryError, LayerError, OptionError
 from imageryxr.figure import to_pil
 from imageryxr.grid import DIMS, BBox, Grid, grid_of, show_triple
-from imageryxr.levels import levels_of
+from imageryxr.levels import coarse_enough, levels_of
 from imageryxr.look import CONTRAST_LIMITS, VISIBLE, SegmentLook
 from imageryxr.overlay import overlay, overlay_dataset, to_rgba
 from imageryxr.views import dimensions_of, layers_of, on_grid, position_of
@@ -65,7 +66,7 @@ def contrast_limits(image: xr.DataArray, percentiles: Sequence[float] = (1, 99))
     low, high = _percentiles(percentiles)
     if layer_type_of(image) == "segmentation":
         raise LayerError(f"{image.name!r} holds ids, of which percentiles say nothing; give the image")
-    values = _glance(image).values
+    values = _glance(image)
     seen = values[np.isfinite(values) & (values != 0)] if values.dtype.kind == "f" else values[values != 0]
     if not seen.size:
         raise LayerError(f"{image.name!r} is 0 everywhere in its box; choose another place")
@@ -94,21 +95,21 @@ def _coarsest(array: xr.DataArray, voxels_across: int = 1) -> xr.DataArray:
     return array
 
 
-def _glance(array: xr.DataArray) -> xr.DataArray:
-    """Return what a quick look reads of an array: its coarsest level, thinned to `GLANCE_VOXELS`."""
-    level = _coarsest(array)
+def _glance(array: xr.DataArray) -> npt.NDArray[Any]:
+    """Read what a quick look reads: the coarsest level, of a large one some slices, at most `GLANCE_VOXELS`."""
+    level = _central(_coarsest(array), int(GLANCE_VOXELS**0.5))
     depth = max(1, GLANCE_VOXELS // (level.sizes["y"] * level.sizes["x"]))
-    if level.sizes["z"] > depth:
-        # Whole slabs would be of one place; slices apart cost a chunk each, and few are taken.
-        picks = np.unique(np.linspace(0, level.sizes["z"] - 1, min(depth, 8)).round().astype(int))
-        level = xr.concat(
-            [level.isel(z=[int(i)]) for i in picks], "z", coords="different", compat="equals", join="outer"
-        )
-    if level.sizes["y"] * level.sizes["x"] > GLANCE_VOXELS:
-        side = int(GLANCE_VOXELS**0.5)
-        level = level.isel({d: slice(max(0, (level.sizes[d] - side) // 2), None) for d in ("y", "x")})
-        level = level.isel(y=slice(0, side), x=slice(0, side))
-    return level
+    if level.sizes["z"] <= depth:
+        return np.asarray(level.values)
+    # Whole slabs would be of one place; slices apart cost a chunk each, so few are taken.
+    picks = np.unique(np.linspace(0, level.sizes["z"] - 1, min(depth, 8)).round().astype(int))
+    return np.concatenate([level.isel(z=[int(i)]).values for i in picks])
+
+
+def _central(array: xr.DataArray, most: int) -> xr.DataArray:
+    """Return the middle of an array, at most so many voxels across and down."""
+    starts = {d: max(0, (array.sizes[d] - most) // 2) for d in ("y", "x")}
+    return array.isel({d: slice(start, start + most) for d, start in starts.items()})
 
 
 def thumbnail(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int = 256) -> Image:
@@ -158,18 +159,27 @@ def _picture_of(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int) -> Imag
 
 
 def _middle_of(obj: xr.Dataset | xr.DataTree, size: int) -> xr.Dataset:
-    """Return the middle slice of what holds several layers, on a grid of about ``size`` voxels across."""
+    """Return the middle slice of what holds several layers, on a grid of about ``size`` voxels across.
+
+    Of a layer that has no coarse level only so much is shown as costs no more; what would cost more is left out.
+    """
     layers = layers_of(obj) if isinstance(obj, xr.DataTree) else _layers_of_dataset(obj)
     shown = {n: a for n, a in layers.items() if a.attrs.get(VISIBLE, True)} or layers
-    first = grid_of(next(iter(shown.values())))
-    width, height, _ = first.bbox.size_nm
-    step = max(width, height) / size
-    target = (max(step, first.resolution[0]), max(step, first.resolution[1]), first.resolution[2])
-    pixels = [max(1, round(n / r)) for n, r in zip((width, height), target[:2], strict=True)]
-    center = [nm / r for nm, r in zip(first.bbox.center_nm, target, strict=True)]
+    name, first = next(iter(shown.items()))
+    whole, coarse = grid_of(first), grid_of(levels_of(first)[-1])
+    extent = [min(n, 4 * size * r) for n, r in zip(whole.bbox.size_nm[:2], coarse.resolution[:2], strict=True)]
+    step = max(extent) / size
+    target = (max(step, whole.resolution[0]), max(step, whole.resolution[1]), whole.resolution[2])
+    pixels = [max(1, round(n / r)) for n, r in zip(extent, target[:2], strict=True)]
+    center = [nm / r for nm, r in zip(whole.bbox.center_nm, target, strict=True)]
     box = BBox.around(center, pixels, resolution=target)
     grid = Grid((1, pixels[1], pixels[0]), target, (box.lo[0], box.lo[1], box.lo[2]))
-    return xr.Dataset({n: _shown(on_grid(a, grid)) for n, a in shown.items()})
+    out = {}
+    for n, array in shown.items():
+        size_x, size_y, _ = grid_of(coarse_enough(array, target)).resolution
+        if n == name or extent[0] / size_x * extent[1] / size_y <= GLANCE_VOXELS:
+            out[n] = _shown(on_grid(array, grid))
+    return xr.Dataset(out)
 
 
 def _shown(array: xr.DataArray) -> xr.DataArray:
@@ -194,9 +204,7 @@ def _slice_of(array: xr.DataArray, size: int) -> Image:
     full = array.expand_dims([d for d in DIMS if d not in array.dims and d in array.coords])
     level = full if "rgba" in full.dims else _coarsest(full, size)
     level = level.isel(z=[level.sizes["z"] // 2])
-    most = 4 * size
-    starts = {d: max(0, (level.sizes[d] - most) // 2) for d in ("y", "x")}
-    level = level.isel({d: slice(start, start + most) for d, start in starts.items()}).load()
+    level = _central(level, 4 * size).load()
     if "rgba" in level.dims or level.dtype == np.bool_:
         return to_pil(level)
     if layer_type_of(level) == "segmentation":

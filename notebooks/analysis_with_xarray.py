@@ -91,5 +91,6 @@ for i in largest:
         left.annotate(str(i)[-4:], (x, y), color="white", ha="center", va="center", fontsize=8, fontweight="bold")
     right.plot(areas.z / 1000, areas.sel(id=i), "o-", color=np.array(colors[int(i)]) / 255, label=f"…{str(i)[-4:]}")
 right.set(xlabel="z (µm)", ylabel="area (µm²)", ylim=(0, None))
+right.locator_params(axis="x", nbins=4)
 right.spines[["top", "right"]].set_visible(False)
 right.legend(title="cell", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

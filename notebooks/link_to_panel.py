@@ -103,5 +103,5 @@ back[:80] + "…"
 # A cross section at another angle, at the same place.
 
 # %%
-cut = ix.plane(ix.align(em, seg), (4600.5, 2560.5, 130.5), (400, 260), normal=(1, 1, 0.3), resolution=(8, 8, 40))
-ix.scale_bar(ix.overlay(cut.image, cut.segmentation, alpha=0.35, outline=1), scale=2)
+cut = ix.plane(ix.align(em, seg), (4600.5, 2560.5, 130.5), (400, 300), normal=(0.3, 0.4, 1), resolution=(8, 8, 40))
+ix.scale_bar(ix.overlay(cut.image, cut.segmentation, alpha=0.35), scale=2)

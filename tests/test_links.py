@@ -662,3 +662,15 @@ def test_any_text_ends_in_a_state_or_in_our_error(no_network, text):
 @given(st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.lists(st.integers(), max_size=3)))
 def test_the_url_safe_form_is_read_as_neuroglancer_writes_it(state):
     assert json.loads(url_safe_to_json(neuroglancer.url_state.json_to_url_safe(json.dumps(state)))) == state
+
+
+def test_passwords_in_a_link_go_no_further(sample):
+    url = {"url": "precomputed://https://me:hunter2@example.com/mesh"}
+    notes = {"type": "annotation", "name": "notes", "source": "https://me:hunter2@example.com/notes"}
+    layers = [{"type": "image", "name": "em", "source": [{"url": "IMAGE"}, url]}, notes]
+    with pytest.warns(ix.LinkWarning):
+        tree = opened({"layers": layers}, sample)
+    told = json.dumps(dict(tree.attrs)) + json.dumps(dict(tree["em/image"].attrs))
+    told += ix.neuroglancer_link(tree, allow_local=True, site="https://spelunker.cave-explorer.org/#!")
+    assert "hunter2" not in told
+    assert "spelunker.cave-explorer.org/#!%7B" in told

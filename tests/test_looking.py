@@ -195,3 +195,28 @@ def test_the_bar_of_a_plot_is_as_long_as_it_says():
 def test_looking_needs_no_display():
     code = "import imageryxr, sys; assert 'matplotlib' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_quick_look_at_a_volume_without_coarse_levels_is_quick(tmp_path, reads):
+    from cloudvolume import CloudVolume
+
+    layers = []
+    for kind, dtype in (("image", "uint8"), ("segmentation", "uint64")):
+        info = CloudVolume.create_new_info(
+            1, kind, dtype, "raw", [4, 4, 40], [0, 0, 0], [200_000, 180_000, 5000], chunk_size=[128, 128, 16]
+        )
+        CloudVolume(f"file://{tmp_path}/{kind}", info=info).commit_info()
+        layers.append({"type": kind, "name": kind, "source": f"file://{tmp_path}/{kind}"})
+    em = ix.open_image(tmp_path / "image", missing="fill")
+    assert em.imagery.thumbnail(100).size == (100, 100)
+    assert sum(v for _, v in reads) <= 400 * 400
+    reads.clear()
+    with pytest.raises(ix.LayerError, match="0 everywhere"):
+        ix.contrast_limits(em)
+    assert sum(v for _, v in reads) <= 1 << 24
+    reads.clear()
+    tree = xr.DataTree.from_dict(
+        {"/em": em.to_dataset(), "/cells": ix.open_segmentation(tmp_path / "segmentation", missing="fill").to_dataset()}
+    )
+    assert max(tree.imagery.thumbnail(100).size) == 100
+    assert sum(v for _, v in reads) <= 2 * 401 * 401

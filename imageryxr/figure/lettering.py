@@ -42,6 +42,11 @@ def text_extent(text: str, size: int) -> tuple[int, int]:
     return math.ceil(right - left), math.ceil(bottom - top)
 
 
+def top_of(text: str, size: int) -> int:
+    """Return how far below the line's own top the highest letter of a text begins."""
+    return int(math.floor(font(size).getbbox(text, stroke_width=_stroke(size))[1]))
+
+
 def fitting(text: str, size: int, width: int, height: int) -> int:
     """Give the largest size of a text, up to the one asked for, that fits; 0 if only one that nobody can read does.
 

@@ -11,7 +11,7 @@ import xarray as xr
 
 from imageryxr.colors import RGBA, parse_color
 from imageryxr.errors import OptionError
-from imageryxr.figure.lettering import contrasting, fitting, text_extent, write
+from imageryxr.figure.lettering import contrasting, fitting, text_extent, top_of, write
 from imageryxr.figure.slices import plane_of, to_pil
 from imageryxr.grid import DIMS, grid_of
 
@@ -223,5 +223,6 @@ def _labelled(tile: Image, text: str, size: int, behind: RGBA | None) -> Image:
     width, height = text_extent(text, size)
     color = contrasting(tile.crop((margin, margin, margin + width, margin + height)), behind)
     tile = tile.copy()
-    write(tile, (margin, margin), text, size, color)
+    # Letters stand on one line from tile to tile, whether they are high or low.
+    write(tile, (margin, margin + top_of(text, size) - top_of("d", size)), text, size, color)
     return tile

@@ -208,7 +208,7 @@ def _layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | LeftOut:
     if kind is None:
         kind = "segmentation" if "segments" in spec else "image"
     kind = {"segmentation_with_graph": "segmentation"}.get(kind, kind) if isinstance(kind, str) else str(kind)
-    spare = json.dumps(spec)
+    spare = _public(spec)
     if kind not in KINDS:
         return LeftOut(name, kind, f"layers of type {kind!r} hold no voxels", spare)
     volumes = [(url, item) for url, item in urls if _is_volume(url)]
@@ -225,10 +225,15 @@ def _layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | LeftOut:
     # The older form, beside the source, is one that newer viewers do not read.
     if "transform" in spec and "transform" not in item and placement != NATIVE:
         raw = [{"url": url, "transform": placement.transform()}]
-    both |= {"raw": "" if isinstance(raw, str) else json.dumps(raw)}
+    both |= {"raw": "" if isinstance(raw, str) else _public(raw)}
     if kind == "image":
         return LinkLayer(**both, **_image(spec, where))
     return LinkLayer(**both, **_segmentation(spec, where, item))
+
+
+def _public(value: Any) -> str:
+    """Return JSON without the names and passwords that URLs in it may hold."""
+    return re.sub(r"(://)[^/\s@\"\\]+@", r"\1", json.dumps(value))
 
 
 def _sources(source: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
