@@ -190,11 +190,12 @@ def _segments(array: xr.DataArray) -> dict[str, Any]:
     out["segments"] = [*map(str, look.selected_ids), *(f"!{i}" for i in look.hidden_ids)]
     out["selectedAlpha"], out["notSelectedAlpha"] = look.selected_alpha, look.rest_alpha
     if look.colors:
-        out["segmentColors"] = {str(i): hex_color(c) for i, c in look.colors.items()}
+        # The viewer takes no alpha here.
+        out["segmentColors"] = {str(i): hex_color((*c[:3], 255)) for i, c in look.colors.items()}
     if look.color_seed:
         out["colorSeed"] = look.color_seed
     if look.default_color is not None:
-        out["segmentDefaultColor"] = hex_color(look.default_color)
+        out["segmentDefaultColor"] = hex_color((*look.default_color[:3], 255))
     if look.saturation != 1:
         out["saturation"] = look.saturation
     if not look.all_if_none_selected:

@@ -44,7 +44,8 @@ def text_extent(text: str, size: int) -> tuple[int, int]:
 
 def top_of(text: str, size: int) -> int:
     """Return how far below the line's own top the highest letter of a text begins."""
-    return int(math.floor(font(size).getbbox(text, stroke_width=_stroke(size))[1]))
+    top: float = font(size).getbbox(text, stroke_width=_stroke(size))[1]
+    return math.floor(top)
 
 
 def fitting(text: str, size: int, width: int, height: int) -> int:

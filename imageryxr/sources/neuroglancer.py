@@ -351,7 +351,8 @@ def _segment_colors(value: Any, where: str) -> dict[int, RGBA]:
     for key, color in colors.items():
         number = _whole(key, f"{where}.segmentColors", 2**64 - 1)
         if number:
-            out[number] = _color(color, f"{where}.segmentColors[{key}]")
+            r, g, b, _ = _color(color, f"{where}.segmentColors[{key}]")
+            out[number] = (r, g, b, 255)  # the viewer does not read an alpha here
     return out
 
 
