@@ -112,11 +112,12 @@ def layers_of(tree: xr.DataTree) -> dict[str, xr.DataArray]:
 
 
 def dimensions_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray]) -> Triple:
-    """Return nm per unit (x, y, z) of a tree's positions: the link's, or the voxels of its first layer."""
+    """Return nm per unit (x, y, z) of a tree's positions: the link's, the datastack's, or voxels of its first layer."""
     said = tree.attrs.get(DIMENSIONS)
     if said:
         return check_resolution([said[axis][0] for axis in "xyz"], DIMENSIONS)
-    return grid_of(next(iter(arrays.values()))).resolution
+    viewer = tree.attrs.get("viewer_resolution")  # a datastack's
+    return grid_of(next(iter(arrays.values()))).resolution if viewer is None else check_resolution(viewer)
 
 
 def position_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray], unit: Triple) -> Sequence[float]:

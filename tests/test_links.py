@@ -674,3 +674,46 @@ def test_passwords_in_a_link_go_no_further(sample):
     told += ix.neuroglancer_link(tree, allow_local=True, site="https://spelunker.cave-explorer.org/#!")
     assert "hunter2" not in told
     assert "spelunker.cave-explorer.org/#!%7B" in told
+
+
+def test_huge_links_are_not_read(tmp_path, monkeypatch):
+    from imageryxr.sources import links
+
+    many = {"layers": [{"type": "image", "source": "precomputed://gs://b/x"}] * 501}
+    with pytest.raises(ix.LinkError, match="501 layers"):
+        ix.open_neuroglancer(many)
+    monkeypatch.setattr(links, "MAX_BYTES", 10_000)
+    text = json.dumps({"title": "x" * 20_000})
+    for link in (text, "https://site/#!" + text):
+        with pytest.raises(ix.LinkError, match="more than the 10,000"):
+            ix.open_neuroglancer(link)
+    (tmp_path / "huge.json").write_text(text)
+    with pytest.raises(ix.LinkError, match="larger than"):
+        ix.open_neuroglancer(tmp_path / "huge.json")
+
+
+def test_many_segments_are_no_trouble(sample):
+    ids = [str(i) for i in range(1, 100_001)]
+    state = {"layers": [{"type": "segmentation", "name": "s", "source": "SEGMENTATION", "segments": ids}]}
+    tree = opened(state, sample)
+    assert len(tree["s/segmentation"].attrs["selected_ids"]) == 100_000
+    assert tree.imagery.view(size=(16, 16)).imagery.overlay().values.max() == 0  # none of them is there
+
+
+def test_a_tree_without_a_link_has_a_view(sample):
+    import xarray as xr
+
+    nodes = {
+        "/image": ix.open_image(sample.image).to_dataset(),
+        "/segmentation": ix.open_segmentation(sample.segmentation).to_dataset(),
+    }
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"viewer_resolution": (16, 16, 40)}), **nodes})
+    ds = tree.imagery.view(size=(64, 32), center=(2300, 1280, 130))
+    assert list(ds.data_vars) == ["image", "segmentation"]
+    assert ix.grid_of(ds).resolution == (16, 16, 40)
+    levels = xr.DataTree.from_dict(
+        {"/em": None, **{f"/em/{k}": v.to_dataset() for k, v in ix.open_multiscale(sample.image).children.items()}}
+    )
+    assert list(levels.imagery.view(size=(64, 32)).data_vars) == ["em"]
+    with pytest.raises(ix.LayerError, match="no images"):
+        xr.DataTree().imagery.view(size=(4, 4))

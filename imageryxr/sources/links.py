@@ -68,15 +68,17 @@ def _looks_like_link(text: str) -> bool:
 
 def _read_file(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise LinkError(f"the file {path} is larger than {MAX_BYTES >> 20} MB, which no link is")
-        return path.read_text(encoding="utf-8").strip()
+        size = path.stat().st_size
+        text = path.read_text(encoding="utf-8").strip() if size <= MAX_BYTES else None
     except (OSError, ValueError) as error:
         shown = str(path) if len(str(path)) < 200 else str(path)[:200] + "…"
         raise LinkError(
             f"{shown!r} is neither a link, nor JSON, nor a file that can be read ({type(error).__name__}); give "
             "https://…#!…, the JSON state, or the path of a file with either"
         ) from None
+    if text is None:
+        raise LinkError(f"the file {path} has {size:,} bytes, and is larger than any link: {MAX_BYTES:,}")
+    return text
 
 
 def _of_text(text: str, allow_local: bool, trusted_hosts: Collection[str], hops: int = 0) -> dict[str, Any]:
