@@ -20,6 +20,8 @@ _SNAP = 1e-6
 # Weights are multiples of this, so that a pixel in the middle of a voxel is that voxel, to the bit.
 _WEIGHT = 2.0**-20
 
+TILE_PIXELS = 1 << 18
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -51,7 +53,7 @@ class Cut:
         return IndexBox(_index3(low), _index3(high))
 
     def sample(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
-        """Return the values of a box of pixels.
+        """Return the values of a box of pixels, tile by tile: eight places a pixel would fill the memory.
 
         Parameters
         ----------
@@ -66,6 +68,12 @@ class Cut:
         edges : callable
             Gives, of an axis and a range, where chunks end; or None.
         """
+        out = np.zeros(box.shape, dtype)
+        for tile in _tiles(box):
+            out[tile.slices(box)] = self._tile(tile, bounds, dtype, read, edges)
+        return out
+
+    def _tile(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
         places = self.places(box)
         voxel = np.floor(places + _SNAP).astype(np.int64)
         inside = np.ones(box.shape, bool)
@@ -79,6 +87,19 @@ class Cut:
         else:
             out[inside] = _linear(places[:, inside], bounds, dtype, read, edges)
         return out
+
+
+def _tiles(box: IndexBox) -> list[IndexBox]:
+    """Cut a box into parts of `TILE_PIXELS`: parallel planes together, as they cross the same chunks."""
+    depth = min(8, box.shape[0])
+    side = int((TILE_PIXELS // depth) ** 0.5)
+    starts = [range(a, b, step) for a, b, step in zip(box.start, box.stop, (depth, side, side), strict=True)]
+    return [
+        IndexBox((z, y, x), (z + depth, y + side, x + side)).clip(box)
+        for z in starts[0]
+        for y in starts[1]
+        for x in starts[2]
+    ]
 
 
 def _linear(places: npt.NDArray[np.float64], bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:

@@ -522,7 +522,11 @@ def test_an_entry_that_makes_no_sense_is_named(case):
 def survives(link):
     """Tell whether a link ends in a state or in our error."""
     try:
-        return isinstance(parse_state(state_of(link)), LinkState)
+        state = parse_state(state_of(link))
+        for layer in state.layers:
+            layer.placement.place(ix.Grid((4, 4, 4), (8, 8, 40), (1, 2, 3)), (8, 8, 40))
+            check_source(layer, allow_local=False, trusted_hosts=())
+        return isinstance(state, LinkState)
     except ix.ImageryError:
         return True
 

@@ -100,6 +100,16 @@ def test_any_origin_gives_the_same_bits(seed):
         np.testing.assert_array_equal(small.chunk({"y": 5, "x": 6}).values, truth.values)
 
 
+def test_tiles_join_without_a_seam(monkeypatch):
+    from imageryxr import slicing
+
+    options = {"center": point(IMAGE, 5, 14, 20), "size": (40, 33, 5), "normal": (1, 2, 0.4), "nm_per_pixel": 9}
+    truth = {name: ix.plane(as_source(da), **options).values for name, da in (("image", IMAGE), ("ids", SEG))}
+    monkeypatch.setattr(slicing, "TILE_PIXELS", 100)
+    for name, da in (("image", IMAGE), ("ids", SEG)):
+        np.testing.assert_array_equal(ix.plane(as_source(da), **options).values, truth[name])
+
+
 def test_up_is_up():
     # A bright voxel above the centre, in z, must appear in the upper half.
     values = np.zeros((9, 9, 9), np.uint8)
