@@ -47,6 +47,8 @@ ALL_IF_NONE = "all_if_none_selected"
 
 #: Source of a layer as its link has it, as JSON, where that is more than an address.
 LINK_SOURCE = "link_source"
+#: Instant of a layer that changes in time, as its link writes it: viewers differ in the unit.
+LINK_TIMESTAMP = "link_timestamp"
 #: Shader of an image.
 SHADER = "shader"
 

@@ -7,6 +7,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of
@@ -18,6 +19,7 @@ from imageryxr.look import (
     LAYER,
     LAYER_ORDER,
     LINK_SOURCE,
+    LINK_TIMESTAMP,
     NM_PER_PIXEL,
     OPACITY,
     ORIENTATION,
@@ -138,6 +140,9 @@ def _layer(name: str, array: xr.DataArray, allow_local: bool) -> dict[str, Any]:
     out: dict[str, Any] = {"type": kind, "name": name, "source": _source(name, array, allow_local)}
     if not array.attrs.get(VISIBLE, True):
         out["visible"] = False
+    when = _timestamp(array)
+    if when:
+        out["timestamp"] = when
     return out | (_segments(array) if kind == "segmentation" else _image(array))
 
 
@@ -159,6 +164,16 @@ def _source(name: str, array: xr.DataArray, allow_local: bool) -> Any:
     if raw:
         return json.loads(raw)
     return f"{address.format}://{address.public}" if address.format else address.public
+
+
+def _timestamp(array: xr.DataArray) -> str:
+    """Return the instant of a layer that changes in time, as its link had it, else in milliseconds."""
+    if LINK_TIMESTAMP in array.attrs:
+        return str(array.attrs[LINK_TIMESTAMP])
+    said = array.attrs.get("timestamp")
+    if not isinstance(said, str) or not str(array.attrs.get("source", "")).startswith("graphene://"):
+        return ""
+    return str(int(np.datetime64(said.replace("Z", "").split("+")[0], "ms").astype(np.int64)))
 
 
 def _image(array: xr.DataArray) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from imageryxr.look import (
     LAYER,
     LAYER_ORDER,
     LINK_SOURCE,
+    LINK_TIMESTAMP,
     NM_PER_PIXEL,
     OPACITY,
     ORIENTATION,
@@ -189,9 +190,11 @@ def _open_layer(layer: LinkLayer) -> xr.DataArray | str:
             return str(error)
         error.args = (f"the layer {layer.name!r} of the link: {error}; to open others only, give layers=[…]",)
         raise
-    attrs = {LAYER: layer.name, VISIBLE: layer.visible}
+    attrs: dict[str, Any] = {LAYER: layer.name, VISIBLE: layer.visible}
     if layer.raw:
         attrs[LINK_SOURCE] = layer.raw
+    if layer.raw_timestamp:
+        attrs[LINK_TIMESTAMP] = layer.raw_timestamp
     return array.assign_attrs({**attrs, **_look(layer, array.dtype)})
 
 

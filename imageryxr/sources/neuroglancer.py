@@ -49,6 +49,8 @@ class LinkLayer:
     """Whether the shader shows grey values, so that contrast limits tell all of it."""
     timestamp: float | None = None
     """Of a segmentation that changes in time: seconds since 1970."""
+    raw_timestamp: str = ""
+    """The same as it stands in the link."""
     equivalences: tuple[tuple[int, ...], ...] = ()
     """Sets of ids that are shown as one."""
     raw: str = ""
@@ -330,7 +332,9 @@ def _segmentation(spec: Mapping[str, Any], where: str, source: Mapping[str, Any]
         for group in _list(sets, f"{where}.equivalences", None)
     ]
     stamp = spec.get("timestamp", _mapping(source.get("state"), f"{where}.source.state").get("timestamp"))
-    return {"look": look, "equivalences": tuple(groups), "timestamp": _timestamp(stamp, f"{where}.timestamp")}
+    when = _timestamp(stamp, f"{where}.timestamp")
+    said = "" if when is None else str(stamp)
+    return {"look": look, "equivalences": tuple(groups), "timestamp": when, "raw_timestamp": said}
 
 
 def _segments(spec: Mapping[str, Any], where: str) -> tuple[list[int], list[int]]:
