@@ -269,6 +269,10 @@ def _look(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
         out[CONTRAST_LIMITS] = limits
     if layer.shader:
         out[SHADER] = layer.shader
+    if layer.additive:
+        _warn(
+            f"the layer {layer.name!r} of the link is added to those below it in the viewer, and drawn over them here"
+        )
     if not layer.plain_shader:
         _warn(f"the layer {layer.name!r} of the link has a shader of its own, and is drawn as grey values")
     return out

@@ -554,6 +554,8 @@ ODD = [
     {"url": None},
     float("nan"),
     [None],
+    10**5000,
+    -(10**5000),
 ]
 
 
@@ -596,7 +598,6 @@ def no_network(monkeypatch):
 def test_ten_thousand_links_end_in_a_state_or_in_our_error(no_network):
     rng = random.Random(6)
     states = [NEW, OLD, state_of(MICRONS), {**NEW, "crossSectionOrientation": [0, 0, 0.7, 0.7]}]
-    states[3] = mutated(states[3], rng)
     states[2]["layers"][0]["source"]["transform"] = {
         "outputDimensions": NEW["dimensions"],
         "inputDimensions": NEW["dimensions"],
@@ -721,3 +722,38 @@ def test_a_tree_without_a_link_has_a_view(sample):
     assert list(levels.imagery.view(size=(64, 32)).data_vars) == ["em"]
     with pytest.raises(ix.LayerError, match="no images"):
         xr.DataTree().imagery.view(size=(4, 4))
+
+
+def test_layers_that_share_a_selection():
+    first = {
+        "type": "segmentation",
+        "name": "a",
+        "source": "precomputed://gs://b/a",
+        "segments": ["5", "!6"],
+        "colorSeed": 9,
+        "segmentColors": {"5": "red"},
+        "selectedAlpha": 0.9,
+    }
+    both = {
+        "type": "segmentation",
+        "name": "b",
+        "source": "precomputed://gs://b/b",
+        "linkedSegmentationGroup": "a",
+        "segments": ["7"],
+    }
+    own = {**both, "name": "c", "linkedSegmentationColorGroup": False, "colorSeed": 3}
+    a, b, c = (layer.look for layer in parse_state({"layers": [first, both, own]}).layers)
+    assert (
+        (b.selected_ids, b.hidden_ids)
+        == (c.selected_ids, c.hidden_ids)
+        == (a.selected_ids, a.hidden_ids)
+        == ((5,), (6,))
+    )
+    assert (b.color_seed, b.colors) == (9, a.colors)
+    assert (c.color_seed, c.colors) == (3, {})
+    assert (a.selected_alpha, b.selected_alpha) == (0.9, 0.5)
+
+
+def test_layers_that_are_added_are_told_of(sample):
+    with pytest.warns(ix.LinkWarning, match="'em' of the link is added"):
+        opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", "blend": "additive"}]}, sample)

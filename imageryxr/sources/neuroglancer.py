@@ -10,17 +10,17 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-import numpy as np
 
 from imageryxr.colors.reading import RGBA, parse_color
 from imageryxr.errors import ColorError, LinkError
 from imageryxr.grid import Triple
 from imageryxr.look import SegmentLook
 from imageryxr.sources.address import FORMAT_NAMES
+from imageryxr.sources.checks import as_list, as_mapping, as_number, as_numbers, as_positive, as_share, as_whole, shown
 from imageryxr.sources.placement import NATIVE, Placement, dimensions_of, read_dimensions, read_transform
+from imageryxr.sources.shaders import image_options
 
 MAX_LAYERS = 500
 KINDS = ("image", "segmentation")
@@ -53,6 +53,10 @@ class LinkLayer:
     """The same as it stands in the link."""
     equivalences: tuple[tuple[int, ...], ...] = ()
     """Sets of ids that are shown as one."""
+    additive: bool = False
+    """Whether an image is added to what lies below it."""
+    linked: tuple[str, str] = ("", "")
+    """Names of the layers whose selection, and whose colours, hold for this one, too."""
     raw: str = ""
     """The source as it stands in the link, as JSON."""
 
@@ -113,12 +117,30 @@ def parse_state(state: Mapping[str, Any]) -> LinkState:
         position,
         zoom,
         orientation,
-        tuple(layers),
+        _linked(layers),
         tuple(left_out),
         tuple(order),
         title if isinstance(title, str) else "",
         layout if isinstance(layout, str) else "",
     )
+
+
+def _linked(layers: list[LinkLayer]) -> tuple[LinkLayer, ...]:
+    """Give layers that share another one's selection or colours these."""
+    named = {layer.name: layer for layer in layers if layer.kind == "segmentation"}
+    out = []
+    for layer in layers:
+        selection, colors = (named.get(name, layer) for name in layer.linked)
+        look = replace(
+            layer.look,
+            selected_ids=selection.look.selected_ids,
+            hidden_ids=selection.look.hidden_ids,
+            colors=colors.look.colors,
+            color_seed=colors.look.color_seed,
+            default_color=colors.look.default_color,
+        )
+        out.append(replace(layer, look=look, equivalences=selection.equivalences))
+    return tuple(out)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -127,33 +149,33 @@ def parse_state(state: Mapping[str, Any]) -> LinkState:
 
 def _pose(state: Mapping[str, Any], dims: dict[str, tuple[float, str]]) -> tuple[Any, Any, Any, Any]:
     """Read the place in either form: ``dimensions`` and ``position``, or the older ``navigation``."""
-    navigation = _mapping(state.get("navigation"), "navigation")
-    pose = _mapping(navigation.get("pose"), "navigation.pose")
+    navigation = as_mapping(state.get("navigation"), "navigation")
+    pose = as_mapping(navigation.get("pose"), "navigation.pose")
     place = pose.get("position", navigation.get("position"))
-    place = {"voxelCoordinates": place} if isinstance(place, list) else _mapping(place, "navigation.position")
+    place = {"voxelCoordinates": place} if isinstance(place, list) else as_mapping(place, "navigation.position")
     resolution = dimensions_of(dims) if dims else None
     size = place.get("voxelSize", navigation.get("voxelSize"))
     if resolution is None and size is not None:
-        x, y, z = (_positive(s, "navigation.voxelSize") for s in _list(size, "navigation.voxelSize", 3))
+        x, y, z = (as_positive(s, "navigation.voxelSize") for s in as_list(size, "navigation.voxelSize", 3))
         resolution = (x, y, z)
     position = None
     if state.get("position") is not None:
         position = _position(state["position"], dims)
     elif place.get("voxelCoordinates") is not None:
-        position = _numbers(place["voxelCoordinates"], "navigation.pose.position.voxelCoordinates", 3)
+        position = as_numbers(place["voxelCoordinates"], "navigation.pose.position.voxelCoordinates", 3)
     elif place.get("spatialCoordinates") is not None and resolution is not None:
-        nm = _numbers(place["spatialCoordinates"], "navigation.pose.position.spatialCoordinates", 3)
+        nm = as_numbers(place["spatialCoordinates"], "navigation.pose.position.spatialCoordinates", 3)
         position = tuple(n / r for n, r in zip(nm, resolution, strict=True))
     return resolution, position, _zoom(state, navigation, resolution), _orientation(state, pose, navigation)
 
 
 def _position(value: Any, dims: dict[str, tuple[float, str]]) -> tuple[float, float, float]:
     names = list(dims) or list(AXES)
-    numbers = _list(value, "position", None)
-    found = {name: _number(n, f"position[{i}]") for i, (name, n) in enumerate(zip(names, numbers, strict=False))}
+    numbers = as_list(value, "position", None)
+    found = {name: as_number(n, f"position[{i}]") for i, (name, n) in enumerate(zip(names, numbers, strict=False))}
     missing = [axis for axis in AXES if axis not in found]
     if missing:
-        raise LinkError(f"position={_short(value)} has no {missing[0]}; it counts along {', '.join(names)}")
+        raise LinkError(f"position={shown(value)} has no {missing[0]}; it counts along {', '.join(names)}")
     return found["x"], found["y"], found["z"]
 
 
@@ -161,18 +183,18 @@ def _zoom(state: Mapping[str, Any], navigation: Mapping[str, Any], resolution: T
     scale = state.get("crossSectionScale")
     if scale is not None and resolution is not None:
         # One unit of it is the smallest voxel side on the screen.
-        return _positive(scale, "crossSectionScale") * min(resolution)
+        return as_positive(scale, "crossSectionScale") * min(resolution)
     zoom = navigation.get("zoomFactor")
-    return None if zoom is None else _positive(zoom, "navigation.zoomFactor")
+    return None if zoom is None else as_positive(zoom, "navigation.zoomFactor")
 
 
 def _orientation(*places: Mapping[str, Any]) -> tuple[float, float, float, float]:
     for place, key in zip(places, ("crossSectionOrientation", "orientation", "orientation"), strict=True):
         if place.get(key) is not None:
-            x, y, z, w = _numbers(place[key], key, 4)
+            x, y, z, w = as_numbers(place[key], key, 4)
             length = math.sqrt(x * x + y * y + z * z + w * w)
             if not 1e-6 < length < math.inf:
-                raise LinkError(f"{key}={_short(place[key])} is no rotation; it is a quaternion (x, y, z, w)")
+                raise LinkError(f"{key}={shown(place[key])} is no rotation; it is a quaternion (x, y, z, w)")
             return x / length, y / length, z / length, w / length
     return 0.0, 0.0, 0.0, 1.0
 
@@ -184,16 +206,16 @@ def _orientation(*places: Mapping[str, Any]) -> tuple[float, float, float, float
 def _named_layers(layers: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """List the layers of the newer form, a list, and of the older one, an object by name."""
     if isinstance(layers, Mapping):
-        layers = [{"name": name, **_mapping(spec, f"layers.{name}")} for name, spec in layers.items()]
+        layers = [{"name": name, **as_mapping(spec, f"layers.{name}")} for name, spec in layers.items()]
     if not isinstance(layers, list):
-        raise LinkError(f"layers={_short(layers)} is no list of layers")
+        raise LinkError(f"layers={shown(layers)} is no list of layers")
     if len(layers) > MAX_LAYERS:
         raise LinkError(f"the state has {len(layers)} layers; more than {MAX_LAYERS} are not opened")
     out: dict[str, Mapping[str, Any]] = {}
     for number, spec in enumerate(layers):
         if isinstance(spec, str):
             spec = {"source": spec}
-        spec = _mapping(spec, f"layers[{number}]")
+        spec = as_mapping(spec, f"layers[{number}]")
         name = spec.get("name", f"layer {number}")
         name = name if isinstance(name, str) and name else f"layer {number}"
         while name in out:
@@ -209,13 +231,13 @@ def _layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | LeftOut:
     urls = _sources(raw, where)
     if kind is None:
         kind = "segmentation" if "segments" in spec else "image"
-    kind = {"segmentation_with_graph": "segmentation"}.get(kind, kind) if isinstance(kind, str) else str(kind)
+    kind = {"segmentation_with_graph": "segmentation"}.get(kind, kind) if isinstance(kind, str) else shown(kind)
     spare = _public(spec)
     if kind not in KINDS:
         return LeftOut(name, kind, f"layers of type {kind!r} hold no voxels", spare)
     volumes = [(url, item) for url, item in urls if _is_volume(url)]
     if not volumes:
-        given = ", ".join(_short(url) for url, _ in urls) or "nothing"
+        given = ", ".join(shown(url) for url, _ in urls) or "nothing"
         formats = ", ".join(sorted({f"{f}://" for f in FORMAT_NAMES}))
         return LeftOut(name, kind, f"its source is {given}, and {formats} are read", spare)
     url, item = volumes[0]
@@ -229,23 +251,27 @@ def _layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | LeftOut:
         raw = [{"url": url, "transform": placement.transform()}]
     both |= {"raw": "" if isinstance(raw, str) else _public(raw)}
     if kind == "image":
-        return LinkLayer(**both, **_image(spec, where))
+        return LinkLayer(**both, **image_options(spec, where))
     return LinkLayer(**both, **_segmentation(spec, where, item))
 
 
 def _public(value: Any) -> str:
     """Return JSON without the names and passwords that URLs in it may hold."""
-    return re.sub(r"(://)[^/\s@\"\\]+@", r"\1", json.dumps(value))
+    try:
+        text = json.dumps(value, default=shown)
+    except (TypeError, ValueError):  # what a parsed state from somewhere else may hold, and JSON cannot
+        return ""
+    return re.sub(r"(://)[^/\s@\"\\]+@", r"\1", text)
 
 
 def _sources(source: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
     items = source if isinstance(source, list) else [] if source is None else [source]
     out: list[tuple[str, Mapping[str, Any]]] = []
     for item in items:
-        entry = {"url": item} if isinstance(item, str) else _mapping(item, f"{where}.source")
+        entry = {"url": item} if isinstance(item, str) else as_mapping(item, f"{where}.source")
         url = entry.get("url")
         if not isinstance(url, str):
-            raise LinkError(f"{where}.source has no url, but {_short(item)}")
+            raise LinkError(f"{where}.source has no url, but {shown(item)}")
         out.append((url.strip(), entry))
     return out
 
@@ -258,60 +284,6 @@ def _is_volume(url: str) -> bool:
     return scheme in FORMAT_NAMES or scheme in ("", "http", "https", "gs", "s3", "file", "mem", "middleauth+https")
 
 
-def _image(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
-    shader = spec.get("shader")
-    shader = shader if isinstance(shader, str) else ""
-    controls = _mapping(spec.get("shaderControls"), f"{where}.shaderControls")
-    limits = _invlerp(shader, controls, where)
-    normalized = False
-    if limits is None:
-        limits = _sliders(shader, controls, where)
-        normalized = limits is not None
-    plain = not shader.strip() or bool(re.search(r"emitGrayscale|emitRGB\s*\(\s*vec3\s*\(\s*[^,]*\)\s*\)", shader))
-    opacity = _share(spec.get("opacity", 0.5), f"{where}.opacity")
-    return {
-        "contrast": limits,
-        "normalized": normalized,
-        "opacity": opacity,
-        "shader": shader,
-        "plain_shader": plain and "colormap" not in shader,
-    }
-
-
-def _invlerp(shader: str, controls: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    """Return the range of the invlerp control: as set, else as the shader says."""
-    declared = dict(re.findall(r"#uicontrol\s+invlerp\s+(\w+)[ \t]*(?:\(([^)\n]*)\))?", shader))
-    names = sorted({*declared, *(k for k, v in controls.items() if isinstance(v, Mapping))}, key=_by_fame)
-    for name in names:
-        setting = controls.get(name)
-        if isinstance(setting, Mapping) and setting.get("range") is not None:
-            return _limits(setting["range"], f"{where}.shaderControls.{name}.range")
-        in_text = re.search(r"range\s*=\s*\[([^\]]*)\]", declared.get(name, ""))
-        if in_text:
-            return _limits(in_text.group(1).split(","), f"{where}.shader, range of {name}")
-    return None
-
-
-def _by_fame(name: str) -> tuple[int, str]:
-    return ({"normalized": 0, "contrast": 1}.get(name, 2), name)
-
-
-def _limits(value: Any, what: str) -> tuple[float, float] | None:
-    low, high = (_number(v, what) for v in _list(value, what, 2))
-    return (low, high) if low != high else None
-
-
-def _sliders(shader: str, controls: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    """Return what the sliders ``black`` and ``white`` are set to, which CAVE's viewers have by default."""
-    found = []
-    for name, default in (("black", 0.0), ("white", 1.0)):
-        declared = re.search(rf"#uicontrol\s+float\s+{name}\b[^\n]*?default\s*=\s*([-+.\deE]+)", shader)
-        if name not in controls and f"float {name}" not in shader:
-            return None
-        found.append(_number(controls.get(name, declared.group(1) if declared else default), f"{where}: {name}"))
-    return (found[0], found[1]) if found[0] != found[1] else None
-
-
 def _segmentation(spec: Mapping[str, Any], where: str, source: Mapping[str, Any]) -> dict[str, Any]:
     selected, hidden = _segments(spec, where)
     default = spec.get("segmentDefaultColor")
@@ -319,41 +291,45 @@ def _segmentation(spec: Mapping[str, Any], where: str, source: Mapping[str, Any]
         selected_ids=tuple(selected),
         hidden_ids=tuple(hidden),
         colors=_segment_colors(spec.get("segmentColors"), where),
-        color_seed=_whole(spec.get("colorSeed", 0), f"{where}.colorSeed", 2**32 - 1),
+        color_seed=as_whole(spec.get("colorSeed", 0), f"{where}.colorSeed", 2**32 - 1),
         default_color=None if default is None else _color(default, f"{where}.segmentDefaultColor"),
-        selected_alpha=_share(spec.get("selectedAlpha", 0.5), f"{where}.selectedAlpha"),
-        rest_alpha=_share(spec.get("notSelectedAlpha", 0.0), f"{where}.notSelectedAlpha"),
-        saturation=_share(spec.get("saturation", 1.0), f"{where}.saturation"),
+        selected_alpha=as_share(spec.get("selectedAlpha", 0.5), f"{where}.selectedAlpha"),
+        rest_alpha=as_share(spec.get("notSelectedAlpha", 0.0), f"{where}.notSelectedAlpha"),
+        saturation=as_share(spec.get("saturation", 1.0), f"{where}.saturation"),
         all_if_none_selected=spec.get("ignoreNullVisibleSet", True) is not False,
     )
     sets = spec.get("equivalences") or []
     groups = [
-        tuple(_whole(i, f"{where}.equivalences", 2**64 - 1) for i in _list(group, f"{where}.equivalences", None))
-        for group in _list(sets, f"{where}.equivalences", None)
+        tuple(as_whole(i, f"{where}.equivalences", 2**64 - 1) for i in as_list(group, f"{where}.equivalences", None))
+        for group in as_list(sets, f"{where}.equivalences", None)
     ]
-    stamp = spec.get("timestamp", _mapping(source.get("state"), f"{where}.source.state").get("timestamp"))
+    stamp = spec.get("timestamp", as_mapping(source.get("state"), f"{where}.source.state").get("timestamp"))
     when = _timestamp(stamp, f"{where}.timestamp")
     said = "" if when is None else str(stamp)
-    return {"look": look, "equivalences": tuple(groups), "timestamp": when, "raw_timestamp": said}
+    group = spec.get("linkedSegmentationGroup")
+    group = group if isinstance(group, str) else ""
+    shared = spec.get("linkedSegmentationColorGroup", group)
+    linked = (group, shared if isinstance(shared, str) else "")
+    return {"look": look, "equivalences": tuple(groups), "timestamp": when, "raw_timestamp": said, "linked": linked}
 
 
 def _segments(spec: Mapping[str, Any], where: str) -> tuple[list[int], list[int]]:
     selected: dict[int, None] = {}
     hidden: dict[int, None] = {}
-    for item in _list(spec.get("segments") or [], f"{where}.segments", None):
+    for item in as_list(spec.get("segments") or [], f"{where}.segments", None):
         off = isinstance(item, str) and item.startswith("!")
-        number = _whole(item[1:] if off else item, f"{where}.segments", 2**64 - 1)
+        number = as_whole(item[1:] if off else item, f"{where}.segments", 2**64 - 1)
         (hidden if off else selected)[number] = None
-    for item in _list(spec.get("hiddenSegments") or [], f"{where}.hiddenSegments", None):
-        hidden[_whole(item, f"{where}.hiddenSegments", 2**64 - 1)] = None
+    for item in as_list(spec.get("hiddenSegments") or [], f"{where}.hiddenSegments", None):
+        hidden[as_whole(item, f"{where}.hiddenSegments", 2**64 - 1)] = None
     return [i for i in selected if i], [i for i in hidden if i and i not in selected]
 
 
 def _segment_colors(value: Any, where: str) -> dict[int, RGBA]:
-    colors = _mapping(value, f"{where}.segmentColors")
+    colors = as_mapping(value, f"{where}.segmentColors")
     out = {}
     for key, color in colors.items():
-        number = _whole(key, f"{where}.segmentColors", 2**64 - 1)
+        number = as_whole(key, f"{where}.segmentColors", 2**64 - 1)
         if number:
             r, g, b, _ = _color(color, f"{where}.segmentColors[{key}]")
             out[number] = (r, g, b, 255)  # the viewer does not read an alpha here
@@ -370,68 +346,11 @@ def _color(value: Any, what: str) -> RGBA:
             return parse_color((r, g, b, round(255 * float(parts.group(4) or 1))))
         except (ColorError, ValueError):
             pass
-    raise LinkError(f"{what}={_short(value)} is no colour")
+    raise LinkError(f"{what}={shown(value)} is no colour")
 
 
 def _timestamp(value: Any, what: str) -> float | None:
     if value is None or value == "":
         return None
-    number = _positive(value, what)
+    number = as_positive(value, what)
     return number / 1000 if number > 1e11 else number  # milliseconds, in the newer viewers
-
-
-# ---------------------------------------------------------------------------------------------------------
-# values
-
-
-def _mapping(value: Any, what: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise LinkError(f"{what}={_short(value)} must be an object {{…}}")
-    return value
-
-
-def _list(value: Any, what: str, count: int | None) -> list[Any]:
-    if isinstance(value, np.ndarray | tuple):
-        value = list(value)
-    if not isinstance(value, list) or (count is not None and len(value) != count):
-        raise LinkError(f"{what}={_short(value)} must be a list{'' if count is None else f' of {count}'}")
-    return value
-
-
-def _numbers(value: Any, what: str, count: int) -> Any:
-    return tuple(_number(v, what) for v in _list(value, what, count))
-
-
-def _number(value: Any, what: str) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) < 1e15:
-        raise LinkError(f"{what}={_short(value)} is no number of a sensible size")
-    return number
-
-
-def _positive(value: Any, what: str) -> float:
-    number = _number(value, what)
-    if not number > 0:
-        raise LinkError(f"{what}={_short(value)} must be more than 0")
-    return number
-
-
-def _share(value: Any, what: str) -> float:
-    return min(1.0, max(0.0, _number(value, what)))
-
-
-def _whole(value: Any, what: str, top: int) -> int:
-    text = str(value) if isinstance(value, int | str | np.integer) and not isinstance(value, bool) else ""
-    if not re.fullmatch(r"[0-9]{1,20}", text) or int(text) > top:
-        raise LinkError(f"{what}: {_short(value)} is no whole number from 0 to {top}")
-    return int(text)
-
-
-def _short(value: Any) -> str:
-    text = re.sub(r"//[^/\s@]+@", "//", repr(value)[:400])
-    return text if len(text) <= 100 else text[:100] + "…"

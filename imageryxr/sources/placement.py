@@ -10,6 +10,7 @@ from typing import Any
 
 from imageryxr.errors import LinkError
 from imageryxr.grid import Grid, Triple, tidy
+from imageryxr.sources.checks import shown
 
 AXES = "xyz"
 _PREFIXES = {"": 0, "Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "d": -1, "c": -2}
@@ -64,7 +65,7 @@ def read_dimensions(state: Mapping[str, Any], key: str = "dimensions") -> dict[s
     if given is None:
         return {}
     if not isinstance(given, Mapping) or len(given) > 32:
-        raise LinkError(f"{key}={str(given)[:100]} is no object of dimensions, such as {{'x': [4e-9, 'm'], …}}")
+        raise LinkError(f"{key}={shown(given)} is no object of dimensions, such as {{'x': [4e-9, 'm'], …}}")
     return {str(name): _dimension(value, f"{key}.{name}") for name, value in given.items()}
 
 
@@ -72,13 +73,13 @@ def _dimension(value: Any, what: str) -> tuple[float, str]:
     if isinstance(value, Mapping):
         return 1.0, ""  # named places along an axis
     if not isinstance(value, list | tuple) or len(value) != 2 or not isinstance(value[1], str):
-        raise LinkError(f"{what}={str(value)[:100]} is no scale and unit, such as [4e-9, 'm']")
+        raise LinkError(f"{what}={shown(value)} is no scale and unit, such as [4e-9, 'm']")
     try:
         scale = math.nan if isinstance(value[0], bool) else float(value[0])
     except (TypeError, ValueError, OverflowError):
         scale = math.nan
     if not 1e-30 < scale < 1e30:
-        raise LinkError(f"{what}={str(value)[:100]}: the scale must be a number above 0")
+        raise LinkError(f"{what}={shown(value)}: the scale must be a number above 0")
     match = re.fullmatch(r"([YZEPTGMkhdcmuµnpfazy]?)m", value[1])
     if match is None:
         return scale, value[1]
@@ -114,7 +115,7 @@ def read_transform(transform: Any, where: str) -> Placement | str:
     if isinstance(transform, list):
         return _from_matrix(transform, (1.0, 1.0, 1.0), (None, None, None), list(AXES), where)  # older: 4 × 4, in nm
     if not isinstance(transform, Mapping):
-        raise LinkError(f"{where}.transform={str(transform)[:100]} is no transform")
+        raise LinkError(f"{where}.transform={shown(transform)} is no transform")
     outputs = read_dimensions(transform, "outputDimensions")
     inputs = read_dimensions(transform, "inputDimensions")
     sizes = [inputs[a][0] if inputs.get(a, (0, ""))[1] == "nm" else None for a in AXES]
