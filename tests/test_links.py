@@ -482,6 +482,7 @@ BROKEN = {
     "NaN": '{"position": [NaN, 1, 2], "dimensions": {"x": [1, "m"], "y": [1, "m"], "z": [1, "m"]}}',
     "no file": "somewhere.json",
     "a state that leads on": "https://host/#!ftp://elsewhere/state",
+    "a circle": None,
     "a bad port": "https://host:port/#!https://host:port/x",
     "a bad address": "https://[1::/state",
 }
@@ -494,6 +495,9 @@ def test_what_is_no_link_is_told(no_network, case):
         link = {}
         for _ in range(5000):
             link = {"layers": link}
+    if case == "a circle":
+        link = {"layers": []}
+        link["layers"] += [link, link, link["layers"]]
     with pytest.raises(ix.LinkError):
         ix.open_neuroglancer(link)
 
@@ -574,13 +578,13 @@ def mutated(state, rng):
                 continue
             change = rng.random()
             if change < 0.6:
-                node[key] = rng.choice(ODD)
+                node[key] = copy.deepcopy(rng.choice(ODD))
             elif change < 0.75:
                 del node[key]
             elif isinstance(node, dict):
                 node[
                     rng.choice(["type", "source", "transform", "segments", "dimensions", "navigation", "position"])
-                ] = node[key]
+                ] = copy.deepcopy(node[key])
             break
     return state
 

@@ -147,9 +147,11 @@ def _depth(text: str) -> int:
 def _checked(state: Any) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise LinkError(f"the state is a {type(state).__name__}, and must be a JSON object {{…}} with layers")
-    level: list[Any] = [state]
+    level: dict[int, Any] = {id(state): state}
     for _ in range(MAX_DEPTH):
-        level = [v for item in level if isinstance(item, dict | list) for v in _values(item)]
+        # Each once: a mapping from elsewhere may hold itself, which JSON cannot.
+        inner = [v for item in level.values() for v in _values(item) if isinstance(v, dict | list)]
+        level = {id(v): v for v in inner}
         if not level:
             return state
     raise LinkError(f"the state is nested deeper than {MAX_DEPTH} levels, which no state is")
