@@ -71,7 +71,8 @@ def plane(
     DataArray or Dataset
         Dims (z, y, x): y runs down and x across the picture, z across the planes. Coordinates in nm are those of the
         volume turned with the plane, so those of the volume itself for ``normal="z"``. Attrs ``plane_center``,
-        ``plane_axes`` (the directions (x, y, z) of x, y and z in the volume). Outside the volume it is 0.
+        ``plane_axes`` (the directions (x, y, z) of x, y and z in the volume). Outside the volume it is 0, so an outline
+        runs along the edge of the data, too.
 
     Raises
     ------
