@@ -39,7 +39,7 @@ def legend(
     background : colour, default "white"
         What the list stands on; the text is black or white, whichever stands out.
     label_size : int, optional
-        Height of the text in pixels. Default: a thirtieth of the picture's height, at least 12.
+        Height of the text in pixels. Default: a fortieth of the picture's height, at least 12.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def legend(
     from PIL import Image as PilImage
     from PIL import ImageDraw
 
-    size = max(12, picture.height // 30) if label_size is None else check_count("label_size", label_size, LEGIBLE)
+    size = max(12, picture.height // 40) if label_size is None else check_count("label_size", label_size, LEGIBLE)
     step = 2 * size
     room = (picture.height - size) // step - bool(title)
     lines = [(str((names or {}).get(key, key)), parse_color(color)) for key, color in colors.items()]
