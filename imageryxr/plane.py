@@ -171,13 +171,15 @@ def _axes(normal: Any, up: Any) -> Floats:
         return np.array([[float(axis == name) for axis in "xyz"] for name in _AXES[normal]])
     depth = _direction(normal, "normal")
     if up is None:
-        up = (0, -1, 0) if abs(depth[1]) < 1 - 1e-9 else (0, 0, -1)
+        up = (0, -1, 0) if abs(depth[1]) < 1 - 1e-6 else (0, 0, -1)
     down = -_direction(up, "up")
     down = down - depth * (down @ depth)
     length = float(np.linalg.norm(down))
     if length < 1e-6:
         raise OptionError(f"up={up!r} points along normal={normal!r}; in the picture it would point at the viewer")
     down /= length
+    down -= depth * (down @ depth)  # again, for where up and normal lie close the first time leaves a rest
+    down /= np.linalg.norm(down)
     return np.stack([np.cross(down, depth), down, depth])
 
 
