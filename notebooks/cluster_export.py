@@ -34,7 +34,7 @@ ix.plan_export(picture, folder / "stack/z{z:04d}.png")
 # drawn is then written as a stack.
 
 # %%
-with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster, Client(cluster):
     drawn = picture.chunk(z=4).compute()
 ix.export(drawn, folder / "stack/z{z:04d}.png", progress=False)
 
