@@ -15,7 +15,7 @@ from __future__ import annotations
 from imageryxr import accessor as _accessor
 from imageryxr import errors
 from imageryxr.align import align, regrid
-from imageryxr.colors import palette
+from imageryxr.colors import load_palette, palette, save_palette
 from imageryxr.datastack import open_datastack
 from imageryxr.errors import (
     AuthError,
@@ -32,6 +32,8 @@ from imageryxr.errors import (
     ImageryWarning,
     InvalidTokenError,
     LayerError,
+    LinkError,
+    LinkWarning,
     MipError,
     MissingChunkError,
     MissingChunkWarning,
@@ -53,14 +55,20 @@ from imageryxr.errors import (
 from imageryxr.export import export, plan_export
 from imageryxr.export.plan import ExportPlan
 from imageryxr.export.report import ExportReport
-from imageryxr.figure import montage, scale_bar, to_pil
+from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
 from imageryxr.grid import BBox, Grid, grid_of
+from imageryxr.layers import Layer
+from imageryxr.looking import contrast_limits, thumbnail
 from imageryxr.opening import crop, open_image, open_multiscale, open_segmentation
 from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
+from imageryxr.plane import plane
+from imageryxr.plots import plot
 from imageryxr.sample import Sample, sample
 from imageryxr.segments import select_ids, split_masks, unique_ids
+from imageryxr.sharing import neuroglancer_link
 from imageryxr.sources.base import Level, Source
 from imageryxr.sources.web import Connection
+from imageryxr.viewer import open_neuroglancer
 
 __version__ = "0.1.0"
 
@@ -83,8 +91,11 @@ __all__ = [
     "ImageryError",
     "ImageryWarning",
     "InvalidTokenError",
+    "Layer",
     "LayerError",
     "Level",
+    "LinkError",
+    "LinkWarning",
     "MipError",
     "MissingChunkError",
     "MissingChunkWarning",
@@ -107,24 +118,35 @@ __all__ = [
     "TimestampError",
     "align",
     "composite",
+    "contrast_limits",
     "crop",
     "errors",
     "export",
     "grid_of",
+    "inset",
+    "legend",
+    "load_palette",
     "montage",
+    "neuroglancer_link",
     "open_datastack",
     "open_image",
     "open_multiscale",
+    "open_neuroglancer",
     "open_segmentation",
     "outline",
     "overlay",
     "palette",
     "plan_export",
+    "plane",
+    "plot",
     "regrid",
     "sample",
+    "save_figure",
+    "save_palette",
     "scale_bar",
     "select_ids",
     "split_masks",
+    "thumbnail",
     "to_pil",
     "to_rgba",
     "unique_ids",

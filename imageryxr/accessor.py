@@ -13,9 +13,14 @@ from imageryxr.datastack import align_tree, around, bbox
 from imageryxr.export import export, plan_export
 from imageryxr.figure import montage, to_pil
 from imageryxr.grid import Grid, grid_of
+from imageryxr.looking import contrast_limits, describe_tree, thumbnail, tree_html
 from imageryxr.opening import crop
-from imageryxr.overlay import composite, outline, overlay, to_rgba
+from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
+from imageryxr.plane import plane, tree_plane
+from imageryxr.plots import plot
 from imageryxr.segments import select_ids, split_masks, unique_ids
+from imageryxr.sharing import neuroglancer_link
+from imageryxr.views import view
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,6 +69,7 @@ class ImageryArray:
         return grid_of(self._obj)
 
     crop = _method(crop)
+    plane = _method(plane)
     regrid = _method(regrid)
     unique_ids = _method(unique_ids)
     select_ids = _method(select_ids)
@@ -76,6 +82,10 @@ class ImageryArray:
     montage = _method(montage)
     export = _method(export)
     plan_export = _method(plan_export)
+    plot = _method(plot)
+    thumbnail = _method(thumbnail)
+    contrast_limits = _method(contrast_limits)
+    neuroglancer_link = _method(neuroglancer_link)
 
 
 @xr.register_dataset_accessor("imagery")
@@ -102,16 +112,26 @@ class ImageryDataset:
         return grid_of(self._obj)
 
     crop = _method(crop)
+    plane = _method(plane)
     align = _layers_method(align)
-    overlay = _layers_method(overlay)
+    overlay = _method(overlay_dataset)
+    plot = _method(plot)
+    thumbnail = _method(thumbnail)
+    neuroglancer_link = _method(neuroglancer_link)
 
 
 @xr.register_datatree_accessor("imagery")
 class ImageryTree:
-    """What imageryxr does with a tree of a datastack, as methods: boxes in its viewer's units, both layers aligned.
+    """What imageryxr does with a tree of layers, as `open_neuroglancer` and `open_datastack` return it, as methods.
 
     Examples
     --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> state = {"layers": [{"type": "image", "name": "em", "source": sample.image}]}
+    >>> tree = ix.open_neuroglancer(state, allow_local=True)
+    >>> tree.imagery.view(size=(64, 48)).em.shape
+    (1, 48, 64)
     >>> import xarray as xr
     >>> tree = xr.DataTree(xr.Dataset(attrs={"viewer_resolution": (4, 4, 40)}))
     >>> tree.imagery.around((1000, 1000, 50), (512, 512), resolution="viewer")
@@ -126,3 +146,13 @@ class ImageryTree:
     bbox = _method(bbox)
     around = _method(around)
     align = _method(align_tree)
+    view = _method(view)
+    plane = _method(tree_plane)
+    thumbnail = _method(thumbnail)
+    neuroglancer_link = _method(neuroglancer_link)
+
+    def __repr__(self) -> str:
+        return describe_tree(self._obj)
+
+    def _repr_html_(self) -> str:
+        return tree_html(self._obj)

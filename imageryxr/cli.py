@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ import imageryxr as ix
 from imageryxr import cli_export as engine
 from imageryxr.demo import run_demo
 from imageryxr.errors import ChoiceError, ImageryError, ImageryWarning, OptionError
-from imageryxr.export.targets import disk_errors
+from imageryxr.figure.saving import check_suffix
 from imageryxr.grid import show_triple
 from imageryxr.sources.base import Source
 from imageryxr.sources.resolve import resolve_source
@@ -47,6 +45,9 @@ SegMip = Annotated[int | None, typer.Option(help="Level of the segmentation; def
 Ids = Annotated[str | None, typer.Option(help="Draw these segments only: id,id,…")]
 Colors = Annotated[str | None, typer.Option(help="A palette's name, or a JSON object id → colour.")]
 Alpha = Annotated[float, typer.Option(help="How opaque the fill is, 0 to 1.")]
+AlphaOrTheirs = Annotated[
+    float | None, typer.Option("--alpha", help="How opaque the fill is; default 0.2, or the link's.")
+]
 OutlineWidth = Annotated[float | None, typer.Option("--outline", help="Width of outlines in pixels; none if left out.")]
 Side = Annotated[str, typer.Option("--outline-side", help="'out' or 'in'.")]
 Merge = Annotated[bool, typer.Option("--merge/--no-merge", help="Outline segments that touch as one, or each.")]
@@ -100,7 +101,10 @@ def demo(
 
 @app.command()
 def figure(
-    out: Annotated[Path, typer.Argument(help="The picture to write, e.g. figure.png.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="[LINK] OUT", help="A Neuroglancer link or state, if any; the picture to write."),
+    ],
     image: Image = None,
     segmentation: Segmentation = None,
     bbox: Bbox = None,
@@ -111,7 +115,7 @@ def figure(
     seg_mip: SegMip = None,
     ids: Ids = None,
     colors: Colors = None,
-    alpha: Alpha = 0.2,
+    alpha: AlphaOrTheirs = None,
     outline: OutlineWidth = None,
     outline_side: Side = "out",
     merge: Merge = True,
@@ -122,29 +126,62 @@ def figure(
     server_address: Server = None,
     timestamp: Timestamp = None,
     scale_bar: Annotated[bool, typer.Option("--scale-bar/--no-scale-bar", help="Draw one.")] = True,
+    scale: Annotated[int, typer.Option(help="Pixels per voxel.")] = 1,
+    dpi: Annotated[float, typer.Option(help="Pixels per inch in print.")] = 300,
+    link_layers: Annotated[
+        str | None, typer.Option("--layers", help="Of a link, draw these layers only: name,name,…")
+    ] = None,
+    allow_local: Annotated[bool, typer.Option("--allow-local", help="Let a link lead to this machine.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw one slice: the image, with segments coloured or outlined over it.
+    """Draw one slice: the image, with segments coloured or outlined over it; or what a Neuroglancer link shows.
 
-    Without --bbox or --center: the middle of the volume.
+    Without --bbox or --center: the middle of the volume, or the position of the link. A link's --center and --size
+    count in its own voxels, and it has its own colours, alphas and contrast unless they are given.
     """
+    link, out = _link_and_target(paths)
     if out.exists() and not overwrite:
         raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
-    _check_format(out)
-    opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
-    box = _box(bbox, center, size, resolution, axis, unit)
-    layers = _layers(opened, box, plane=_check_axis(axis))
-    _check_one_slice(layers, axis)
-    rgba = _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
-    picture = ix.to_pil(rgba)
+    check_suffix(out)
+    if link is not None:
+        _refuse_sources(image, segmentation, bbox)
+        dataset = _link_view(link, center, size, link_layers, allow_local)
+        options = _overlay_options(ids, colors, alpha, outline, outline_side, merge, contrast, _check_axis(axis))
+        rgba = dataset.imagery.overlay(**options)
+    else:
+        opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
+        box = _box(bbox, center, size, resolution, axis, unit)
+        layers = _layers(opened, box, plane=_check_axis(axis))
+        _check_one_slice(layers, axis)
+        rgba = _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
+    across = ix.grid_of(rgba).resolution[{"z": 0, "y": 0, "x": 1}[axis]] / scale
+    picture = ix.to_pil(rgba, scale=scale)
     if scale_bar:
-        across = {"z": 0, "y": 0, "x": 1}[axis]
-        picture = ix.scale_bar(picture, nm_per_pixel=ix.grid_of(rgba).resolution[across])
-    # What is opaque needs no alpha, which JPEG cannot hold and journals send back.
-    if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
-        picture = picture.convert("RGB")
-    _save(picture, out)
+        picture = ix.scale_bar(picture, nm_per_pixel=across)
+    ix.save_figure(picture, out, dpi=dpi, nm_per_pixel=across, overwrite=overwrite)
     print(f"wrote {out}: {picture.width} × {picture.height} pixels, {ix.grid_of(rgba).bbox}")
+
+
+def _link_and_target(paths: list[str]) -> tuple[str | None, Path]:
+    if len(paths) > 2:
+        raise OptionError(
+            f"figure takes a link and a picture to write, or a picture only; {len(paths)} arguments were given"
+        )
+    return (paths[0] if len(paths) == 2 else None), Path(paths[-1])
+
+
+def _refuse_sources(*given: str | None) -> None:
+    if any(given):
+        raise OptionError("a link says what is drawn and where; leave out --image, --segmentation and --bbox")
+
+
+def _link_view(link: str, center: str | None, size: str | None, layers: str | None, allow_local: bool) -> xr.Dataset:
+    names = None if layers is None else [name.strip() for name in layers.split(",")]
+    tree = ix.open_neuroglancer(link, allow_local=allow_local, layers=names)
+    shape = (512, 512) if size is None else _numbers(size, "--size", (2, 3))
+    point = None if center is None else _numbers(center, "--center", (3,))
+    dataset: xr.Dataset = tree.imagery.view(size=shape, center=point)
+    return dataset
 
 
 @app.command()
@@ -276,29 +313,40 @@ def _draw(
     layers: dict[str, xr.DataArray],
     ids: str | None,
     colors: str | None,
-    alpha: float,
+    alpha: float | None,
     width: float | None,
     side: Any,
     merge: bool,
     contrast: str | None,
     axis: str,
 ) -> xr.DataArray:
-    limits = None if contrast is None else _numbers(contrast, "--contrast", (2,))
-    window = None if limits is None else (limits[0], limits[1])
+    options = _overlay_options(ids, colors, alpha, width, side, merge, contrast, axis)
     if "segmentation" not in layers:
         if ids or colors or width:
             raise OptionError("--ids, --colors and --outline need segments: give --segmentation SOURCE, too")
-        return ix.to_rgba(layers["image"], contrast_limits=window)
-    return ix.overlay(
-        layers.get("image"),
-        layers["segmentation"],
-        ids=None if ids is None else [i.strip() for i in ids.split(",")],  # type: ignore[misc]
-        colors=_palette(colors),
-        alpha=alpha,
-        outline=None if width is None else ix.Outline(width, side=side, merge=merge),
-        contrast_limits=window,
-        axis=axis,
-    )
+        return ix.to_rgba(layers["image"], contrast_limits=options["contrast_limits"])
+    return ix.overlay(layers.get("image"), layers["segmentation"], **options)
+
+
+def _overlay_options(
+    ids: str | None,
+    colors: str | None,
+    alpha: float | None,
+    width: float | None,
+    side: Any,
+    merge: bool,
+    contrast: str | None,
+    axis: str,
+) -> dict[str, Any]:
+    limits = None if contrast is None else _numbers(contrast, "--contrast", (2,))
+    return {
+        "ids": None if ids is None else [i.strip() for i in ids.split(",")],
+        "colors": _palette(colors),
+        "alpha": alpha,
+        "outline": None if width is None else ix.Outline(width, side=side, merge=merge),
+        "contrast_limits": None if limits is None else (limits[0], limits[1]),
+        "axis": axis,
+    }
 
 
 def _palette(colors: str | None) -> Any:
@@ -359,28 +407,6 @@ def _axis_of(pattern: str) -> str:
     """Return the axis that a name pattern slices along; z for what is no stack of pictures."""
     named = re.findall(r"{([xyz])(?:_nm)?[:}]", pattern)
     return str(named[0]) if named else "z"
-
-
-def _check_format(out: Path) -> None:
-    from PIL import Image as PilImage
-
-    known = PilImage.registered_extensions()
-    if known.get(out.suffix.lower()) not in PilImage.SAVE:
-        raise OptionError(f"{out} is of no picture format; end it in .png, .tif or .jpg")
-
-
-def _save(picture: Any, out: Path) -> None:
-    """Write a picture beside its place and move it there, so that what is there is whole at all times."""
-    beside = out.with_name(f".{out.stem}-{uuid.uuid4().hex[:8]}{out.suffix}")
-    try:
-        with disk_errors(str(out)):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(beside)
-            os.replace(beside, out)
-    except ValueError as error:
-        raise OptionError(f"{out} cannot hold this picture ({error}); end it in .png") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _check_one_slice(layers: dict[str, xr.DataArray], axis: str) -> None:

@@ -17,6 +17,7 @@
     │   ├── SourceNotFoundError (FileNotFoundError)
     │   └── ChoiceError                        several channels or times, and none was chosen
     ├── TimestampError (ValueError)            a time that is none, or lies before a graph's first or in the future
+    ├── LinkError (ValueError)                 a Neuroglancer link or state that makes no sense, or may not be followed
     ├── AuthError (PermissionError)            a token missing, wrong or without the right
     │   ├── MissingTokenError                  no token was found
     │   ├── InvalidTokenError                  the server does not know the token
@@ -138,6 +139,10 @@ class TimestampError(ImageryError, ValueError):
     """A time that cannot be read, or at which the segmentation has no state."""
 
 
+class LinkError(ImageryError, ValueError):
+    """A Neuroglancer link or state that cannot be understood, or must not be followed as it is."""
+
+
 class AuthError(ImageryError, PermissionError):
     """A token that is missing, wrong, or lacks the right."""
 
@@ -200,3 +205,7 @@ class NaiveTimestampWarning(ImageryWarning):
 
 class ClockWarning(ImageryWarning):
     """Two clocks, of this machine and of a server, disagree."""
+
+
+class LinkWarning(ImageryWarning):
+    """Parts of a Neuroglancer link were left out."""

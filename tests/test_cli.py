@@ -87,7 +87,7 @@ def test_a_channel_of_several_is_described(tmp_path):
     ("name", "said"),
     [
         ("a.jpg", "wrote"),
-        ("a.webp", "wrote"),
+        ("a.tif", "wrote"),
         ("a", "no picture format"),
         ("a.xyz", "no picture format"),
         ("a.png", "wrote"),
@@ -185,3 +185,34 @@ def test_demo(tmp_path):
         assert Image.open(tmp_path / "out" / name).width > 400
     assert len(list((tmp_path / "out" / "stack").glob("*.png"))) == 60
     assert run("demo", tmp_path / "out").returncode == 1
+
+
+def test_the_figure_of_a_link(sample, tmp_path):
+    state = {
+        "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
+        "position": [4600.5, 2560.5, 130.5],
+        "layers": [
+            {
+                "type": "image",
+                "name": "em",
+                "source": sample.image,
+                "shaderControls": {"normalized": {"range": [40, 220]}},
+            },
+            {"type": "segmentation", "name": "cells", "source": sample.segmentation, "colorSeed": 3},
+        ],
+    }
+    link = tmp_path / "link.txt"
+    link.write_text("https://neuroglancer-demo.appspot.com/#!" + json.dumps(state))
+    refused = run("figure", link, tmp_path / "a.png")
+    assert refused.returncode == 1
+    assert "allow_local" in refused.stderr
+    done = run("figure", link, tmp_path / "a.png", "--allow-local", "--size", "120,80", "--no-scale-bar", "--scale", 3)
+    assert done.returncode == 0, done.stderr
+    ds = ix.open_neuroglancer(state, allow_local=True).imagery.view(size=(120, 80))
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.info["nm_per_pixel"] == f"{8 / 3:g}"
+        assert round(picture.info["dpi"][0]) == 300
+        np.testing.assert_array_equal(np.asarray(picture)[::3, ::3], ds.imagery.overlay().values[0, ..., :3])
+    one = run("figure", json.dumps(state), tmp_path / "b.png", "--allow-local", "--layers", "em", "--size", "64,64")
+    assert one.returncode == 0, one.stderr
+    assert "leave out" in run("figure", link, tmp_path / "c.png", "--image", sample.image).stderr

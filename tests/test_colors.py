@@ -19,13 +19,13 @@ from matplotlib.colors import CSS4_COLORS, to_rgba
 
 from imageryxr.colors import (
     Colors,
-    _neuroglancer_colors,
-    _splitmix64,
     palette,
     parse_color,
     resolve_colors,
     stable_table,
 )
+from imageryxr.colors.ids import splitmix64 as splitmix64_array
+from imageryxr.colors.viewer import neuroglancer_colors
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
 
 BIG = 864691135617152361
@@ -289,10 +289,10 @@ def splitmix64(value):
 
 
 @given(st.lists(st.integers(0, TOP), min_size=1))
-def test_the_hash_is_splitmix64_and_the_kernels(ids):
+def test_the_hash_issplitmix64_array_and_the_kernels(ids):
     lookup = pytest.importorskip("imageryxr.kernels.lookup")
     array = np.array(ids, np.uint64)
-    assert _splitmix64(array).tolist() == [splitmix64(value) for value in ids] == lookup.hash_ids(array).tolist()
+    assert splitmix64_array(array).tolist() == [splitmix64(value) for value in ids] == lookup.hash_ids(array).tolist()
 
 
 def test_consecutive_ids_take_unlike_colours():
@@ -308,13 +308,13 @@ def test_consecutive_ids_take_unlike_colours():
 def test_neuroglancers_colours_are_its_own(ids, seed):
     reference = pytest.importorskip("neuroglancer.segment_colors").hex_string_from_segment_id
     expected = [parse_color(reference(seed, segment))[:3] for segment in ids]
-    assert list(map(tuple, _neuroglancer_colors(np.array(ids, np.uint64), seed).tolist())) == expected
+    assert list(map(tuple, neuroglancer_colors(np.array(ids, np.uint64), seed).tolist())) == expected
 
 
 def test_neuroglancers_colours_are_pinned_without_it():
     # From neuroglancer 2.41.2, so that the test says something where that is not installed.
     ids = np.array([1, 2, 3, BIG, TOP], np.uint64)
-    hexes = ["#{:02x}{:02x}{:02x}".format(*color) for color in _neuroglancer_colors(ids, 0).tolist()]
+    hexes = ["#{:02x}{:02x}{:02x}".format(*color) for color in neuroglancer_colors(ids, 0).tolist()]
     assert hexes == ["#5e80ff", "#ff3578", "#9bff0c", "#a5ff25", "#d3ff03"]
 
 
@@ -548,3 +548,131 @@ def test_the_module_is_light():
     )
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert not set(heavy) & set(loaded)
+
+
+# --- neighbours told apart ----------------------------------------------------------------------------------
+
+
+def delta_e(a, b):
+    """Distance of two colours in CIELAB, by scikit-image."""
+    from skimage.color import rgb2lab
+
+    return float(np.linalg.norm(rgb2lab(np.array([[a]], np.uint8)) - rgb2lab(np.array([[b]], np.uint8))))
+
+
+def test_lab_agrees_with_scikit_image():
+    from skimage.color import rgb2lab
+
+    from imageryxr.colors.lab import rgb_to_lab
+
+    rgb = np.random.default_rng(0).integers(0, 256, (500, 3)).astype(np.uint8)
+    np.testing.assert_allclose(rgb_to_lab(rgb), rgb2lab(rgb[None])[0], atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["stable", "neuroglancer", "glasbey", "husl", "tab20", "colorblind"])
+def test_ids_that_touch_differ(name, sample):
+    import imageryxr as ix
+    from imageryxr.colors.distinct import touching
+
+    seg = ix.open_segmentation(sample.segmentation).isel(z=[30]).load()
+    contacts = touching(seg.values)
+    colors = palette(seg, name, distinct=True)
+    assert colors == palette(seg, name, distinct=True)
+    worst = min(delta_e(colors[a], colors[b]) for a, near in contacts.items() for b in near)
+    before = palette(seg, name)
+    near_before = min(delta_e(before[a], before[b]) for a, near in contacts.items() for b in near)
+    assert worst > near_before
+    assert worst >= {"colorblind": 10, "tab20": 15}.get(name, 30)
+    changed = [i for i in colors if colors[i] != before[i]]
+    assert len(changed) < len(colors) * (0.9 if name in ("colorblind", "husl", "tab20") else 0.6)
+    # Whoever was changed stood too near to somebody.
+    for i in changed:
+        assert any(delta_e(before[i], c) < 30 for j in contacts[i] for c in (before[j], colors[j]))
+
+
+def test_touching_is_what_a_slow_loop_finds():
+    from imageryxr.colors.distinct import REACH, touching
+
+    labels = np.random.default_rng(3).integers(0, 9, (2, 7, 8)).astype(np.uint64)
+    truth = {}
+    for z, y, x in np.ndindex(labels.shape):
+        steps = [(0, k, 0) for k in range(1, REACH + 1)] + [(0, 0, k) for k in range(1, REACH + 1)] + [(1, 0, 0)]
+        for dz, dy, dx in steps:
+            if z + dz < 2 and y + dy < 7 and x + dx < 8:
+                a, b = int(labels[z, y, x]), int(labels[z + dz, y + dy, x + dx])
+                if a != b and a and b:
+                    truth.setdefault(a, set()).add(b)
+                    truth.setdefault(b, set()).add(a)
+    assert touching(labels) == truth
+
+
+def test_distinct_needs_an_array():
+    with pytest.raises(LayerError, match="needs a segmentation"):
+        palette([1, 2, 3], distinct=True)
+
+
+def test_many_ids_take_glasbey():
+    assert palette(range(1, 13)) == palette(range(1, 13), "husl")
+    assert palette(range(1, 40)) == palette(range(1, 40), "glasbey")
+    assert palette(range(1, 40), h=0.5) == palette(range(1, 40), "husl", h=0.5)
+
+
+# What each kind of colour blindness leaves of linear sRGB (Vienot, Brettel and Mollon 1999; tritan by Machado 2009).
+BLIND = {
+    "protan": [[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]],
+    "deutan": [[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_the_colourblind_palette_is_told_apart(kind):
+    from imageryxr.colors.lab import rgb_to_lab
+
+    rgb = np.array(list(palette(range(1, 8), "colorblind").values())) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.array(BLIND[kind]).T
+    seen = np.clip(
+        np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.clip(linear, 0, 1) ** (1 / 2.4) - 0.055), 0, 1
+    )
+    lab = rgb_to_lab(seen * 255)
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(7, 1)]
+    assert apart.min() > 8
+    lab10 = rgb_to_lab(np.array(list(palette(range(1, 8), "tab10").values())))
+    assert len(lab10) == 7
+
+
+# --- palettes on disk --------------------------------------------------------------------------------------
+
+
+@given(colors=st.dictionaries(ids64, st.tuples(*[st.integers(0, 255)] * 4), max_size=5))
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_a_palette_comes_back_from_disk(colors, kind, tmp_path_factory):
+    from imageryxr.colors import load_palette, save_palette
+
+    path = tmp_path_factory.getbasetemp() / f"palette.{kind}"
+    save_palette(colors, path)
+    back = load_palette(path)
+    assert back == {i: tuple(c) for i, c in colors.items()}
+    assert list(back) == list(colors)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error", "says"),
+    [
+        ("a.csv", "id,color\n8.64691E+17,#ff0000\n", ColorError, "spreadsheet"),
+        ("a.csv", "5,#ff0000,x\n", ColorError, "3 columns"),
+        ("a.csv", "5,rde\n", ColorError, "entry 1"),
+        ("a.json", "[1]", ColorError, "holds a list"),
+        ("a.json", "{", ColorError, "no JSON"),
+        ("a.json", '{"-1": "red"}', ColorError, "'-1'"),
+        ("a.txt", "", OptionError, r"\.json or \.csv"),
+    ],
+)
+def test_a_palette_file_that_is_none(name, text, error, says, tmp_path):
+    from imageryxr.colors import load_palette
+
+    (tmp_path / name).write_text(text)
+    with pytest.raises(error, match=says):
+        load_palette(tmp_path / name)
+    with pytest.raises(OptionError, match="cannot be read"):
+        load_palette(tmp_path / "none.csv")

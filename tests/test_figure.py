@@ -11,9 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from imageryxr.errors import ColorError, ImageryError, LayerError, OptionError
-from imageryxr.figure import montage, picture_of, scale_bar, to_pil
-from imageryxr.grid import Grid
+from imageryxr.errors import (
+    ColorError,
+    ImageryError,
+    ImageryWarning,
+    LayerError,
+    OptionError,
+    OutOfVolumeError,
+    TargetExistsError,
+)
+from imageryxr.figure import inset, legend, montage, picture_of, save_figure, scale_bar, to_pil
+from imageryxr.grid import BBox, Grid
 
 RNG = np.random.default_rng(5)
 
@@ -179,7 +187,8 @@ def test_masks_of_one_slice_become_tiles(gray):
     np.testing.assert_array_equal(
         pixels(got.convert("L")), np.hstack([255 * (gray.values[0] > limit) for limit in (80, 160)])
     )
-    assert montage(masks, dim="segment", labels=True).size == montage(masks, dim="segment").size
+    with pytest.warns(ImageryWarning, match="is left out"):
+        assert montage(masks, dim="segment", labels=True).size == montage(masks, dim="segment").size
 
 
 def test_a_thin_stack_is_sliced_along_the_axis_named(gray):
@@ -282,7 +291,7 @@ def test_a_long_label_is_made_to_fit():
 
 def text_of(monkeypatch, *args, **kwargs):
     written = []
-    monkeypatch.setattr("imageryxr.figure._labelled", lambda tile, text, *rest: written.append(text) or tile)
+    monkeypatch.setattr("imageryxr.figure.montages._labelled", lambda tile, text, *rest: written.append(text) or tile)
     montage(*args, labels=True, **kwargs)
     return written
 
@@ -383,7 +392,7 @@ def test_an_array_without_a_grid_is_told_to_say_its_resolution():
 )
 def test_lengths_are_written_in_a_fitting_unit(length, text, monkeypatch):
     written = []
-    monkeypatch.setattr("imageryxr.figure._write", lambda picture, at, text, *rest: written.append(text))
+    monkeypatch.setattr("imageryxr.figure.bars.write", lambda picture, at, text, *rest: written.append(text))
     scale_bar(Image.new("L", (400, 300)), nm_per_pixel=length / 80, length=length)
     assert written == [text]
 
@@ -391,5 +400,187 @@ def test_lengths_are_written_in_a_fitting_unit(length, text, monkeypatch):
 def test_tiny_pictures_do_not_break():
     for size in ((12, 9), (9, 40), (60, 6)):
         picture = Image.new("L", size)
-        assert scale_bar(picture, nm_per_pixel=8).size == size
-        assert montage([picture], labels=["a long label"]).size == size
+        with pytest.warns(ImageryWarning, match="'.* nm' is left out"):
+            assert scale_bar(picture, nm_per_pixel=8).size == size
+        with pytest.warns(ImageryWarning, match="'a long label' is left out"):
+            assert montage([picture], labels=["a long label"]).size == size
+
+
+# --- at any size, in print, in the tissue -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1, 2, 5])
+def test_the_bar_is_right_at_any_scale(gray, scale):
+    wide = gray.isel(z=0).pad(x=(0, 200), y=(0, 100), constant_values=90).drop_vars(["x", "y"])
+    wide = xr.DataArray(
+        wide.values[None], dims=("z", "y", "x"), coords=Grid((1, *wide.shape), (8, 8, 40), (0, 0, 0)).coords()
+    )
+    wide = wide.assign_attrs(resolution=(8.0, 8.0, 40.0))
+    before, after = to_pil(wide, scale=scale), scale_bar(wide, scale=scale, label=False)
+    assert after.size == before.size == (wide.sizes["x"] * scale, wide.sizes["y"] * scale)
+    changed = np.asarray(ImageChops.difference(after.convert("RGB"), before.convert("RGB"))).any(axis=2)
+    width = np.flatnonzero(changed.any(axis=0))
+    length = (width[-1] - width[0] + 1) * 8 / scale
+    assert (
+        length in (100, 200, 500, 1000)
+        or abs(length - min((100, 200, 500), key=lambda v: abs(v - length))) <= 4 / scale
+    )
+
+
+def test_to_pil_repeats_voxels(rgba):
+    once, thrice = pixels(to_pil(rgba[1])), pixels(to_pil(rgba[1], scale=3))
+    np.testing.assert_array_equal(thrice[1::3, 2::3], once)
+    with pytest.raises(OptionError, match="scale=0"):
+        to_pil(rgba[1], scale=0)
+
+
+def test_no_text_is_smaller_than_can_be_read(monkeypatch):
+    sizes = []
+    from imageryxr.figure import bars
+
+    original = bars.write
+    monkeypatch.setattr(
+        bars,
+        "write",
+        lambda picture, at, text, size, color: sizes.append(size) or original(picture, at, text, size, color),
+    )
+    for width in (90, 150, 400, 2000):
+        scale_bar(Image.new("L", (width, width)), nm_per_pixel=8)
+    assert min(sizes) >= 9
+    assert sizes[-1] >= 80
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_files_say_how_large_they_are(tmp_path, kind):
+    import tifffile
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 1004, 4), np.uint8))
+    path = save_figure(picture, tmp_path / "deep" / f"a.{kind}", width_mm=85, nm_per_pixel=8)
+    with Image.open(path) as back:
+        assert back.info["dpi"][0] == pytest.approx(300, abs=0.5)
+        np.testing.assert_array_equal(np.asarray(back), np.asarray(picture))
+        if kind == "png":
+            assert back.info["nm_per_pixel"] == "8"
+    if kind == "tif":
+        with tifffile.TiffFile(path) as tif:
+            page = tif.pages[0]
+            assert page.tags["ResolutionUnit"].value == 2
+            assert page.tags["ImageDescription"].value == '{"nm_per_pixel": 8.0}'
+    with pytest.raises(TargetExistsError):
+        save_figure(picture, path)
+    assert save_figure(picture, path, dpi=600, overwrite=True) == path
+    with Image.open(path) as back:
+        assert back.info["dpi"][0] == pytest.approx(600, abs=0.5)
+
+
+def test_files_that_would_not_print_well(tmp_path):
+    small = Image.new("L", (200, 100))
+    with pytest.warns(ImageryWarning, match=r"60 to the inch .* scale=6"):
+        save_figure(small, tmp_path / "a.png", width_mm=85)
+    for options, says in (({"dpi": 3, "width_mm": 3}, "two ways"), ({"dpi": 0}, "dpi=0"), ({"width_mm": "wide"}, "mm")):
+        with pytest.raises(OptionError, match=says):
+            save_figure(small, tmp_path / "b.png", **options)
+    with pytest.raises(OptionError, match=r"\.png or \.tif"):
+        save_figure(small, tmp_path / "b.svg")
+
+
+# --- legends and insets --------------------------------------------------------------------------------------
+
+
+def test_a_legend_lists_colours_in_order():
+    picture = Image.new("L", (100, 200), 40)
+    out = np.asarray(legend(picture, {5: "red", 2**64 - 1: (0, 0, 255)}, title="cells"))
+    assert out.shape[0] == 200
+    np.testing.assert_array_equal(out[:, :100], 40)
+    rows = {c: np.flatnonzero((out[:, 100:] == c).all(axis=2).any(axis=1)) for c in ((255, 0, 0), (0, 0, 255))}
+    assert rows[255, 0, 0].max() < rows[0, 0, 255].min()
+    assert (out[:, -1] == 255).all()
+    wide = legend(picture, {1: "red"}, names={1: "a rather long name of a cell"})
+    assert wide.width > out.shape[1] * 0.9
+    dark = np.asarray(legend(picture, {1: "red"}, background="black"))
+    assert dark[:, 100:].max(axis=(0, 1)).min() > 200
+
+
+def test_a_legend_counts_those_without_room(monkeypatch):
+    from PIL import ImageDraw
+
+    written = []
+    original = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda self, at, text, **kw: written.append(text) or original(self, at, text, **kw)
+    )
+    legend(Image.new("L", (50, 120)), dict.fromkeys(range(1, 101), "red"))
+    assert written == ["1", "2", "3", "and 97 more"]
+    with pytest.raises(OptionError, match="no room"):
+        legend(Image.new("L", (50, 20)), {1: "red"})
+    with pytest.raises(OptionError, match="0 colours"):
+        legend(Image.new("L", (50, 200)), {})
+
+
+@pytest.mark.parametrize("position", ["top right", "top left", "bottom right", "bottom left"])
+def test_an_inset_is_the_part_magnified(position):
+    values = np.random.default_rng(1).integers(0, 200, (1, 90, 120)).astype(np.uint8)
+    da = array(values)
+    grid = Grid(values.shape, (8, 8, 40), (0, 0, 0))
+    da = xr.DataArray(values, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution})
+    out = np.asarray(
+        inset(
+            da, BBox((50, 40, 0), (60, 48, 1), resolution=(8, 8, 40)), zoom=3, position=position, color="red"
+        ).convert("RGB")
+    )
+    x = 4 if position.endswith("left") else 120 - 30 - 4
+    y = 4 if position.startswith("top") else 90 - 24 - 4
+    np.testing.assert_array_equal(out[y : y + 24, x : x + 30, 0], values[0, 40:48, 50:60].repeat(3, 0).repeat(3, 1))
+    assert (out[38:40, 50:60] == (255, 0, 0)).all()
+    assert (out[y - 2 : y, x : x + 30] == (255, 0, 0)).all()
+    np.testing.assert_array_equal(out[40:48, 50:60, 0], values[0, 40:48, 50:60])
+
+
+def test_an_inset_may_show_more_detail():
+    coarse = Grid((1, 60, 60), (16, 16, 40), (0, 0, 0))
+    fine = Grid((1, 120, 120), (8, 8, 40), (0, 0, 0))
+    a = xr.DataArray(
+        np.zeros(coarse.shape, np.uint8),
+        dims=("z", "y", "x"),
+        coords=coarse.coords(),
+        attrs={"resolution": coarse.resolution},
+    )
+    b = xr.DataArray(
+        np.full(fine.shape, 99, np.uint8),
+        dims=("z", "y", "x"),
+        coords=fine.coords(),
+        attrs={"resolution": fine.resolution},
+    )
+    box = BBox((10, 30, 0), (20, 40, 1), resolution=(16, 16, 40))
+    assert np.asarray(inset(a, box, detail=b).convert("L"))[20, 40] == 99
+    for bad, error, says in (
+        (BBox((0, 0, 0), (99, 9, 1), resolution=(16, 16, 40)), OutOfVolumeError, "outside"),
+        (BBox((0, 0, 0), (30, 30, 1), resolution=(16, 16, 40)), OptionError, "does not fit"),
+    ):
+        with pytest.raises(error, match=says):
+            inset(a, bad)
+    with pytest.raises(OptionError, match="position"):
+        inset(a, box, position="middle")
+
+
+def test_rows_and_slice_numbers(gray, monkeypatch):
+    assert montage(gray, rows=2, spacing=0).size == montage(gray, columns=2, spacing=0).size
+    with pytest.raises(OptionError, match="one of them"):
+        montage(gray, rows=2, columns=2)
+    written = []
+    monkeypatch.setattr("imageryxr.figure.montages._labelled", lambda tile, text, *rest: written.append(text) or tile)
+    montage(gray, labels="slice")
+    assert written == ["z 4", "z 5", "z 6"]
+
+
+def test_a_bar_over_dark_and_light_is_seen_on_all_its_length():
+    picture = Image.new("L", (400, 300), 200)
+    picture.paste(0, (330, 0, 400, 300))
+    after = np.asarray(scale_bar(picture, nm_per_pixel=4, length=400, label=False))
+    before = np.asarray(picture)
+    columns = np.flatnonzero((after != before).any(axis=0))
+    assert len(columns) == 100
+    # In each column of the bar there is a step in tone that an eye sees.
+    for column in columns:
+        part = after[280:292, column].astype(int)
+        assert part.max() - part.min() > 100

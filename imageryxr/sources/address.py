@@ -13,7 +13,7 @@ from imageryxr.errors import SourceError
 
 Format = Literal["precomputed", "zarr", "graphene"]
 
-_FORMATS: dict[str, Format] = {
+FORMAT_NAMES: dict[str, Format] = {
     "precomputed": "precomputed",
     "neuroglancer-precomputed": "precomputed",
     "zarr": "zarr",
@@ -67,12 +67,12 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     """
     given = os.fspath(text).strip()
     rest, pipe, suffix = given.partition("|")
-    form = _FORMATS.get(suffix.split(":")[0]) if pipe else None
+    form = FORMAT_NAMES.get(suffix.split(":")[0]) if pipe else None
     if pipe and form is None:
         raise _unknown(given, suffix.split(":")[0])
     scheme, separator, tail = rest.partition("://")
-    if separator and scheme in _FORMATS:
-        form, rest = _FORMATS[scheme], tail
+    if separator and scheme in FORMAT_NAMES:
+        form, rest = FORMAT_NAMES[scheme], tail
         scheme, separator, _ = rest.partition("://")
     if not rest or (separator and not rest.partition("://")[2].strip("/")):
         raise SourceError(

@@ -1,0 +1,27 @@
+"""Colours: reading one, choosing one per segment, and the value that overlays paint from.
+
+Nothing here reads data. Matplotlib, colorcet and hsluv load inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+from imageryxr.colors.chosen import Colors, ColorSpec, resolve_colors
+from imageryxr.colors.files import load_palette, save_palette
+from imageryxr.colors.ids import UInt8Array, UInt64Array
+from imageryxr.colors.palettes import palette, stable_table
+from imageryxr.colors.reading import RGB, RGBA, parse_color
+
+__all__ = [
+    "RGB",
+    "RGBA",
+    "ColorSpec",
+    "Colors",
+    "UInt8Array",
+    "UInt64Array",
+    "load_palette",
+    "palette",
+    "parse_color",
+    "resolve_colors",
+    "save_palette",
+    "stable_table",
+]

@@ -1,0 +1,233 @@
+"""Palettes: a colour for each of some ids, by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from imageryxr.colors.distinct import set_apart, touching
+from imageryxr.colors.ids import UInt8Array, UInt64Array, hash_rows, read_only, unique_ids
+from imageryxr.colors.lab import lab_to_rgb
+from imageryxr.colors.reading import RGB, close_names, parse_color
+from imageryxr.colors.viewer import neuroglancer_colors
+from imageryxr.errors import ColorError, OptionError
+
+
+def palette(
+    ids: Any,
+    name: str | None = None,
+    *,
+    distinct: bool = False,
+    h: float | None = None,
+    s: float | None = None,
+    l: float | None = None,  # noqa: E741  (ImageryClient's keyword, which people have in their notebooks)
+) -> dict[int, RGB]:
+    """Choose a colour for each id.
+
+    Reads nothing, unless `ids` is a lazy array, which is computed whole (`unique_ids` is the better way).
+
+    Parameters
+    ----------
+    ids : iterable of int, or integer array of any shape
+        Segment ids up to 2**64 - 1. The background, 0, is skipped; an id given twice counts once.
+    name : str, default "husl" for up to a dozen ids, "glasbey" for more
+        Which colours, and what they depend on:
+
+        - ``"stable"``: each colour depends on its id alone, so that figures made on different days agree. It is
+          what `overlay` uses by default. Among many ids some come close to each other;
+        - ``"neuroglancer"``: as Neuroglancer shows the id with colour seed 0, so that a figure matches the viewer;
+        - ``"husl"``: hues spread evenly over the ids at one lightness, for up to a dozen segments that should
+          be as distinct, and as prominent, as can be. Adding an id changes the colours of the others, as for all
+          palettes below. The same colours as ImageryClient's default;
+        - ``"hls"``: likewise, more garish, the hues less even to the eye;
+        - ``"glasbey"``, ``"glasbey_light"``, … (colorcet): 256 colours in order, each as far as can be from those
+          before; for dozens of segments;
+        - ``"colorblind"``: seven colours that people with any of the common colour blindnesses tell apart (Okabe and
+          Ito's, without the black), in order, from the start again when used up;
+        - ``"tab10"``, ``"Set1"``, … (Matplotlib's qualitative colormaps): in order, from the start again when used up;
+        - any other colormap of Matplotlib (``"viridis"``) or colorcet (``"fire"``): sampled evenly, ends left out;
+          for ids whose order means something. A name that both have is Matplotlib's, and ``cet_…`` colorcet's.
+    distinct : bool, default False
+        Whether ids that touch in `ids`, which is then a segmentation of two dims or more, must have colours that an
+        eye tells apart. An id whose colour is too near to that of a neighbour gets another one out of the palette; all
+        others keep theirs. The same ids in the same array give the same colours.
+    h, s, l : float, optional
+        First hue, saturation and lightness, from 0 to 1, of ``"husl"`` and ``"hls"``; by default 0.01, 1.0, 0.65.
+
+    Returns
+    -------
+    dict of int to tuple of int
+        ``{id: (r, g, b)}``, each 0–255, in the order of the ids.
+
+    Raises
+    ------
+    ColorError
+        For a palette that does not exist.
+    LayerError
+        For ids that are not whole numbers.
+    OptionError
+        For an id outside uint64, and for h, s, l outside 0–1 or with another palette.
+
+    Examples
+    --------
+    >>> palette([864691135617152361, 5], "tab10")
+    {864691135617152361: (31, 119, 180), 5: (255, 127, 14)}
+    >>> palette([5], "stable") == {5: palette(range(100), "stable")[5]}
+    True
+    """
+    if distinct:
+        ids = np.asarray(ids)
+        contacts = touching(ids)
+    known = unique_ids(ids)
+    chosen = name if name is not None else "husl" if len(known) <= 12 or (h, s, l) != (None,) * 3 else "glasbey"
+    hsl = _hue_options(chosen, h, s, l)
+    colors = colors_of(chosen, np.array(known, dtype=np.uint64), hsl)
+    if distinct:
+        colors = set_apart(np.array(known, dtype=np.uint64), colors, contacts, palette_table(chosen, hsl))
+    return {segment: (r, g, b) for segment, (r, g, b) in zip(known, colors.tolist(), strict=True)}
+
+
+# M. Okabe and K. Ito, "Color universal design", 2008. Their black is left out: over electron microscopy it is none.
+_OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+
+HSL: TypeAlias = tuple[float, float, float]
+_IMAGERYCLIENT_HSL: HSL = (0.01, 1.0, 0.65)
+
+
+def _hue_options(name: Any, h: float | None, s: float | None, l: float | None) -> HSL:  # noqa: E741
+    given = {key: value for key, value in (("h", h), ("s", s), ("l", l)) if value is not None}
+    if given and name not in ("husl", "hls"):
+        raise OptionError(
+            f"{', '.join(given)} shape the palettes 'husl' and 'hls' only, and the palette is {name!r}. "
+            "Leave them out, or write name='husl'."
+        )
+    for key, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
+            raise OptionError(f"{key}={value!r} is not a number from 0 to 1.")
+    first, saturation, lightness = _IMAGERYCLIENT_HSL
+    return (
+        first if h is None else float(h),
+        saturation if s is None else float(s),
+        lightness if l is None else float(l),
+    )
+
+
+def colors_of(name: str, ids: UInt64Array, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
+    """Return the colours (n, 3) that a palette gives ids, in their order."""
+    if not isinstance(name, str):
+        raise ColorError(f"{name!r} is not the name of a palette. Write one, such as 'stable' or 'glasbey'.")
+    if name == "stable":
+        table = stable_table()
+        return table[hash_rows(ids, len(table))]
+    if name == "neuroglancer":
+        return neuroglancer_colors(ids, 0)
+    return ranked(name, len(ids), hsl)
+
+
+def ranked(name: str, count: int, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
+    """Give the first ``count`` colours of a palette that goes by rank."""
+    if name in ("husl", "hls"):
+        return _hues(name, count, hsl)
+    table, listed = colormap(name)
+    if listed:
+        return table[np.arange(count) % len(table)]
+    # Seaborn's rule, and so ImageryClient's: evenly spaced, the extremes left out for contrast.
+    places = np.linspace(0, 1, count + 2)[1:-1]
+    return table[np.minimum((places * len(table)).astype(np.intp), len(table) - 1)]
+
+
+def _hues(name: str, count: int, hsl: HSL) -> UInt8Array:
+    import colorsys
+
+    from hsluv import hsluv_to_rgb
+
+    h, s, l = hsl  # noqa: E741
+    hues = ((np.linspace(0, 1, count + 1)[:-1] + h) % 1).tolist()
+    if name == "husl":
+        # 359 and 99 are seaborn's, kept so that figures made with ImageryClient keep their colours.
+        colors = [hsluv_to_rgb((hue * 359, s * 99, l * 99)) for hue in hues]
+    else:
+        colors = [colorsys.hls_to_rgb(hue, l, s) for hue in hues]
+    rgb = np.array(colors, dtype=np.float64).reshape(-1, 3)
+    # Truncated, not rounded, as in ImageryClient's colors_to_uint8.
+    return (255 * np.clip(rgb, 0, 1)).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def colormap(name: str) -> tuple[UInt8Array, bool]:
+    """Find a colormap by name: its colours, and whether they are a list rather than a ramp."""
+    import colorcet
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    if name == "colorblind":
+        return read_only(np.array([parse_color(color)[:3] for color in _OKABE_ITO], dtype=np.uint8)), True
+    plain = name.removeprefix("cet_")
+    if plain == name and name in colormaps:
+        cmap = colormaps[name]
+        floats = cmap(np.arange(cmap.N))[:, :3]
+        listed = isinstance(cmap, ListedColormap) and cmap.N < 256
+        return read_only(np.rint(255 * floats).astype(np.uint8)), listed
+    forward = plain if plain in colorcet.palette else plain.removesuffix("_r")
+    if forward not in colorcet.palette:
+        raise ColorError(_unknown_palette(name, [*colormaps, *colorcet.palette]))
+    table = np.array([parse_color(color)[:3] for color in colorcet.palette[forward]], dtype=np.uint8)
+    return read_only(table if forward == plain else table[::-1]), forward.startswith("glasbey")
+
+
+def _unknown_palette(name: str, maps: Iterable[str]) -> str:
+    close = close_names(name, ["stable", "neuroglancer", "husl", "hls", "colorblind", *maps])
+    try:
+        parse_color(name)
+        hint = f" It is a colour: to give each id the same, write dict.fromkeys(ids, {name!r})."
+    except ColorError:
+        hint = ""
+    return (
+        f"there is no palette {name!r}{close}. Palettes are 'stable', 'neuroglancer', 'husl', 'hls', 'colorblind', "
+        "every colorcet name ('glasbey', 'fire', …) and every Matplotlib colormap ('tab10', 'viridis', …)." + hint
+    )
+
+
+@functools.cache
+def stable_table() -> UInt8Array:
+    """Return the colours of the palette ``"stable"``.
+
+    An id has row ``splitmix64(id) % len(table)``, on every machine and in every version. The colours are the
+    points of a body-centred cubic lattice in CIELAB (the layout that keeps a given number of points farthest
+    apart), no two nearer than 6.9, as far as they are of medium lightness and well away from grey: they stand
+    out over electron microscopy, and none is mistaken for its black, grey and white.
+
+    Returns
+    -------
+    uint8 array, shape (1018, 3)
+        Read-only red, green, blue.
+
+    Examples
+    --------
+    >>> stable_table().shape
+    (1018, 3)
+    """
+    spacing, reach = 9.0, 20
+    steps = np.arange(-reach, reach + 1)
+    corners = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    # Off the grey axis, so that no point lies on a limit where a last digit would decide.
+    lab = np.concatenate([corners, corners + 0.5]) * spacing + [61.5, 0.37, 0.11]
+    lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
+    rgb = lab_to_rgb(lab[(lightness >= 35) & (lightness <= 88) & (chroma >= 40)])
+    visible = ((rgb >= 0) & (rgb <= 1)).all(axis=1)
+    return read_only(np.rint(255 * rgb[visible]).astype(np.uint8))
+
+
+def palette_table(name: str, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
+    """Return the colours that a palette has for ids that are not known yet: a hash picks among them."""
+    if name == "stable":
+        return stable_table()
+    if name in ("husl", "hls"):
+        return ranked(name, 256, hsl)
+    if name == "neuroglancer":
+        return neuroglancer_colors(np.arange(1, 513, dtype=np.uint64), 0)
+    table, listed = colormap(name)
+    return table if listed else ranked(name, 256)

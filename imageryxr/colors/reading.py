@@ -1,0 +1,125 @@
+"""One colour: what people write for it, read as red, green, blue and alpha."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from imageryxr.errors import ColorError
+
+RGB: TypeAlias = tuple[int, int, int]
+RGBA: TypeAlias = tuple[int, int, int, int]
+
+FORMS = "a name ('red', 'tab:blue'), a hex string ('#1f77b4'), 3 or 4 floats 0–1, or 3 or 4 ints 0–255"
+
+
+def parse_color(value: Any) -> RGBA:
+    """Read one colour as red, green, blue, alpha.
+
+    Parameters
+    ----------
+    value : str or sequence of 3 or 4 numbers
+        - a CSS or Matplotlib name: ``"red"``, ``"tab:blue"``, ``"xkcd:sky blue"``; ``"none"`` is transparent;
+        - a hex string: ``"#rgb"``, ``"#rgba"``, ``"#rrggbb"`` or ``"#rrggbbaa"``;
+        - floats from 0 to 1, as soon as one of the numbers is a float: ``(1.0, 0, 0)`` is red;
+        - ints from 0 to 255, when every number is an int: ``(1, 0, 0)`` is nearly black.
+
+        A tuple, a list and a NumPy array are read alike.
+
+    Returns
+    -------
+    tuple of int
+        ``(r, g, b, a)``, each 0–255, straight alpha; ``a`` is 255 where none was given.
+
+    Raises
+    ------
+    ColorError
+        For anything else, and for numbers outside their range.
+
+    Examples
+    --------
+    >>> parse_color("tab:blue")
+    (31, 119, 180, 255)
+    >>> parse_color((1.0, 0.5, 0))
+    (255, 128, 0, 255)
+    >>> parse_color("#ff000080")
+    (255, 0, 0, 128)
+    """
+    if isinstance(value, str):
+        return _named_color(value)
+    parts = _components(value)
+    if len(parts) not in (3, 4):
+        raise ColorError(
+            f"a colour has 3 numbers (r, g, b) or 4 (r, g, b, a); {value!r} has {len(parts)}. Write {FORMS}."
+        )
+    floats = any(isinstance(part, float) for part in parts)
+    top = 1 if floats else 255
+    if not all(0 <= part <= top for part in parts):
+        raise ColorError(_range_message(value, floats))
+    scaled = [round(255 * part) if floats else int(part) for part in parts]
+    r, g, b, a = scaled if len(scaled) == 4 else [*scaled, 255]
+    return r, g, b, a
+
+
+def _components(value: Any) -> list[int | float]:
+    """List the numbers of a colour, each a Python int or float, so that one rule reads them all."""
+    if isinstance(value, (bytes, Mapping, set, frozenset)) or not isinstance(value, Iterable):
+        raise ColorError(f"{value!r} is not a colour. Write {FORMS}.")
+    if isinstance(value, np.ndarray) and value.ndim != 1:
+        raise ColorError(f"an array of shape {value.shape} is not one colour, which has shape (3,) or (4,).")
+    parts: list[int | float] = []
+    for part in value:
+        if isinstance(part, (int, np.integer)) and not isinstance(part, bool):
+            parts.append(int(part))
+        elif isinstance(part, (float, np.floating)):
+            parts.append(float(part))
+        else:
+            kind = type(part).__name__
+            raise ColorError(f"{value!r} is not a colour: {part!r} is a {kind}, not a number. Write {FORMS}.")
+    return parts
+
+
+def _range_message(value: Any, floats: bool) -> str:
+    if floats:
+        return (
+            f"the colour {value!r} has a float, so all of its numbers count from 0 to 1, and not all are there. "
+            "Write ints for 0–255, such as (255, 0, 0), or floats for 0–1, such as (1.0, 0.0, 0.0)."
+        )
+    return f"the colour {value!r} has ints, which count from 0 to 255, and not all are there. Write {FORMS}."
+
+
+def _named_color(value: str) -> RGBA:
+    name = value.strip().lower()
+    if name.startswith("#"):
+        digits = name[1:]
+        if not re.fullmatch(r"([0-9a-f]{3,4}|[0-9a-f]{6}|[0-9a-f]{8})", digits):
+            raise ColorError(
+                f"{value!r} is not a hex colour. Write '#rgb', '#rgba', '#rrggbb' or '#rrggbbaa', hex digits only."
+            )
+        if len(digits) < 6:
+            digits = "".join(2 * digit for digit in digits)
+        r, g, b, *a = bytes.fromhex(digits)
+        return r, g, b, a[0] if a else 255
+    if name == "none":
+        return 0, 0, 0, 0
+    from matplotlib.colors import get_named_colors_mapping, to_rgb
+
+    # Not all that Matplotlib's to_rgba reads: "C0" depends on the style in use, and "0.5" is a grey to it alone.
+    names = get_named_colors_mapping()
+    if name in names:
+        r, g, b = (round(255 * part) for part in to_rgb(names[name]))
+        return r, g, b, 255
+    if re.fullmatch(r"[0-9a-f]{6}([0-9a-f]{2})?", name):
+        raise ColorError(f"{value!r} is not a colour name. If it is a hex colour, write '#{name}'.")
+    raise ColorError(f"{value!r} is not a colour name{close_names(name, names)}. Write {FORMS}.")
+
+
+def close_names(name: str, names: Iterable[str]) -> str:
+    """Return a question that suggests the names nearest to one that is not there, or nothing."""
+    by_fold = {known.casefold(): known for known in names}
+    close = difflib.get_close_matches(name.casefold(), by_fold, n=3)
+    return f" (did you mean {' or '.join(repr(by_fold[match]) for match in close)}?)" if close else ""

@@ -1,0 +1,15 @@
+"""Pictures: one slice as a Pillow image, several side by side, scale bars, legends and insets.
+
+Everything here returns pixels, so everything here computes. Pillow loads inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+from imageryxr.figure.bars import Position, scale_bar
+from imageryxr.figure.insets import inset
+from imageryxr.figure.legends import legend
+from imageryxr.figure.montages import montage
+from imageryxr.figure.saving import save_figure
+from imageryxr.figure.slices import picture_of, to_pil
+
+__all__ = ["Position", "inset", "legend", "montage", "picture_of", "save_figure", "scale_bar", "to_pil"]

@@ -1,0 +1,117 @@
+"""Insets: a part of a picture, magnified in its corner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args
+
+import xarray as xr
+
+from imageryxr.colors import RGBA, parse_color
+from imageryxr.errors import OptionError, OutOfVolumeError
+from imageryxr.figure.bars import Position
+from imageryxr.figure.slices import plane_of, to_pil
+from imageryxr.grid import DIMS, BBox, grid_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def inset(
+    picture: xr.DataArray,
+    bbox: BBox,
+    *,
+    zoom: int = 3,
+    detail: xr.DataArray | None = None,
+    position: Position = "top right",
+    color: Any = "white",
+    line: int | None = None,
+    scale: int = 1,
+) -> Image:
+    """Draw a part of a picture magnified in its corner, and frame both; computes the picture.
+
+    Parameters
+    ----------
+    picture : DataArray
+        One slice, as `to_pil` takes it, with coordinates.
+    bbox : BBox
+        The part, on the picture's axes; across them it need not reach the slice.
+    zoom : int, default 3
+        How many times larger than in the picture the part is drawn, on each side.
+    detail : DataArray, optional
+        The same place from a finer level, for the magnified part to show more. Default: the picture's own voxels.
+    position : {"top right", "top left", "bottom right", "bottom left"}, default "top right"
+        The corner.
+    color : colour, default "white"
+        Of the frames.
+    line : int, optional
+        Width of the frames in pixels. Default: a 250th of the picture, at least 2.
+    scale : int, default 1
+        Pixels per voxel of the picture, as in `to_pil`.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB, or RGBA where the picture is transparent somewhere; of the picture's size.
+
+    Raises
+    ------
+    OutOfVolumeError
+        If the part lies outside the picture.
+    OptionError
+        If it would not fit, magnified.
+
+    Examples
+    --------
+    >>> from imageryxr.grid import Grid
+    >>> grid = Grid((1, 90, 120), (8, 8, 40), (0, 0, 0))
+    >>> import numpy as np
+    >>> em = xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords())
+    >>> em = em.assign_attrs(resolution=grid.resolution)
+    >>> inset(em, BBox((10, 10, 0), (22, 20, 1), resolution=(8, 8, 40))).size
+    (120, 90)
+    """
+    from PIL import Image as PilImage
+    from PIL import ImageDraw
+
+    if position not in get_args(Position):
+        raise OptionError(f"position={position!r} is none of {', '.join(map(repr, get_args(Position)))}")
+    whole = to_pil(picture, scale=scale).convert("RGBA")
+    left, top, right, bottom = (scale * n for n in _part(picture, bbox))
+    width, height = (right - left) * zoom, (bottom - top) * zoom
+    line = max(2, min(whole.size) // 250) if line is None else line
+    margin = 2 * line
+    if zoom < 1 or width + 2 * margin > whole.width or height + 2 * margin > whole.height:
+        raise OptionError(
+            f"zoom={zoom} makes an inset of {width} × {height} pixels, which does not fit into the picture of "
+            f"{whole.width} × {whole.height}; make the part or the zoom smaller"
+        )
+    part = whole.crop((left, top, right, bottom)) if detail is None else _detail(detail, bbox)
+    part = part.resize((width, height), PilImage.Resampling.NEAREST if detail is None else PilImage.Resampling.LANCZOS)
+    x = margin if position.endswith("left") else whole.width - width - margin
+    y = margin if position.startswith("top") else whole.height - height - margin
+    whole.paste(part, (x, y))
+    ink: RGBA = parse_color(color)
+    draw = ImageDraw.Draw(whole)
+    for box in ((left, top, right, bottom), (x, y, x + width, y + height)):
+        draw.rectangle((box[0] - line, box[1] - line, box[2] + line - 1, box[3] + line - 1), outline=ink, width=line)
+    opaque = whole.getchannel("A").getextrema()[0] == 255
+    return whole.convert("RGB") if opaque else whole
+
+
+def _part(picture: xr.DataArray, bbox: BBox) -> tuple[int, int, int, int]:
+    """Return the pixels (left, top, right, bottom) that a box covers."""
+    rows, columns = (str(d) for d in plane_of(picture).dims if d != "rgba")
+    grid = grid_of(picture)
+    start, stop = grid.select(bbox)
+    ranges = dict(zip(DIMS, zip(start, stop, strict=True), strict=True))
+    (top, bottom), (left, right) = ranges[rows], ranges[columns]
+    sizes = dict(zip(DIMS, grid.shape, strict=True))
+    if top < 0 or left < 0 or bottom > sizes[rows] or right > sizes[columns]:
+        raise OutOfVolumeError(f"the part {bbox} reaches outside of the picture, which covers {grid.bbox}")
+    return left, top, right, bottom
+
+
+def _detail(detail: xr.DataArray, bbox: BBox) -> Image:
+    left, top, right, bottom = _part(detail, bbox)
+    rows, columns = (str(d) for d in plane_of(detail).dims if d != "rgba")
+    return to_pil(detail.isel({rows: slice(top, bottom), columns: slice(left, right)})).convert("RGBA")

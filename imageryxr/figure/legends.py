@@ -1,0 +1,92 @@
+"""Legends: which colour is which segment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from imageryxr.colors import parse_color
+from imageryxr.errors import OptionError
+from imageryxr.figure.lettering import LEGIBLE, contrasting, font
+from imageryxr.figure.montages import check_count
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def legend(
+    picture: Image,
+    colors: Mapping[Any, Any],
+    *,
+    names: Mapping[Any, str] | None = None,
+    title: str = "",
+    background: Any = "white",
+    label_size: int | None = None,
+) -> Image:
+    """Set a list of ids and their colours beside a picture.
+
+    Parameters
+    ----------
+    picture : PIL.Image.Image
+        Any picture.
+    colors : mapping
+        Id → colour, as `palette` returns it, in the order to list; those for which there is no room are counted in the
+        last line.
+    names : mapping, optional
+        Id → what to write for it. Default: the id.
+    title : str, optional
+        A line above the list.
+    background : colour, default "white"
+        What the list stands on; the text is black or white, whichever stands out.
+    label_size : int, optional
+        Height of the text in pixels. Default: a fortieth of the picture's height, at least 12.
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB, the picture with the list to its right, as wide as its longest line.
+
+    Raises
+    ------
+    OptionError
+        If there are no colours, or not room for one line.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> legend(Image.new("L", (300, 200)), {5: "red", 7: "blue"}, names={5: "axon", 7: "dendrite"}).mode
+    'RGB'
+    """
+    from PIL import Image as PilImage
+    from PIL import ImageDraw
+
+    size = max(12, picture.height // 40) if label_size is None else check_count("label_size", label_size, LEGIBLE)
+    step = 2 * size
+    room = (picture.height - size) // step - bool(title)
+    lines = [(str((names or {}).get(key, key)), parse_color(color)) for key, color in colors.items()]
+    if not lines or room < 1:
+        raise OptionError(
+            f"a legend of {len(lines)} colours on a picture {picture.height} pixels high has no room for a line of "
+            f"{step}; give colours, or enlarge the picture"
+        )
+    shown = lines if len(lines) <= room else lines[: room - 1]
+    rest = len(lines) - len(shown)
+    ground = parse_color(background)
+    ink = contrasting(PilImage.new("RGBA", (1, 1), ground), None)[:3]
+    face = font(size)
+    texts = [title, *(text for text, _ in shown), f"and {rest:,} more" if rest else ""]
+    width = round(max(face.getlength(text) for text in texts)) + 4 * size
+    out = PilImage.new("RGB", (picture.width + width, picture.height), ground[:3])
+    out.paste(picture.convert("RGB"), (0, 0))
+    draw = ImageDraw.Draw(out)
+    left, top = picture.width + size, size
+    if title:
+        draw.text((left, top + size / 2), title, fill=ink, font=face, anchor="lm")
+        top += step
+    for text, color in shown:
+        draw.rectangle((left, top, left + size - 1, top + size - 1), fill=color[:3])
+        draw.text((left + 1.7 * size, top + size / 2), text, fill=ink, font=face, anchor="lm")
+        top += step
+    if rest:
+        draw.text((left, top + size / 2), texts[-1], fill=ink, font=face, anchor="lm")
+    return out

@@ -1,0 +1,228 @@
+"""Several pictures side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from imageryxr.colors import RGBA, parse_color
+from imageryxr.errors import OptionError
+from imageryxr.figure.lettering import contrasting, fitting, text_extent, top_of, write
+from imageryxr.figure.slices import plane_of, to_pil
+from imageryxr.grid import DIMS, grid_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def montage(
+    images: xr.DataArray | Iterable[xr.DataArray | Image],
+    *,
+    columns: int | None = None,
+    rows: int | None = None,
+    spacing: int = 10,
+    background: Any = "white",
+    labels: bool | Sequence[str] | None = None,
+    label_size: int | None = None,
+    dim: str = "z",
+) -> Image:
+    """Lay pictures side by side, or in rows and columns; computes them.
+
+    Parameters
+    ----------
+    images : DataArray, or iterable of DataArray and PIL.Image.Image
+        A stack, whose slices along `dim` are the tiles; or the tiles, each as `to_pil` takes it. A stack is
+        computed chunk by chunk along `dim`, so that each is read once.
+    columns : int, optional
+        Tiles in a row; 1 is one below the other. Default: all in one row.
+    rows : int, optional
+        In place of `columns`, how many rows to fill.
+    spacing : int, default 10
+        Pixels between tiles.
+    background : colour or None, default "white"
+        What lies between and behind the tiles; anything that `parse_color` reads. None keeps the tiles' own
+        transparency and leaves the gaps transparent.
+    labels : None, True, "slice" or sequence of str, default None
+        A text in the upper left corner of each tile. True tells the place of the slice, such as "z = 4,020 nm", or
+        its number where there is no coordinate; "slice" its index as Neuroglancer counts, such as "z 100".
+    label_size : int, optional
+        Height of the text in pixels. Default: a sixteenth of the smallest tile, at least 10. Text that would be
+        wider than its tile is made smaller.
+    dim : str, default "z"
+        The axis of a stack to slice: "z", "y", "x", or another dim of the array, such as "segment".
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB, or RGBA if the background is None or has transparency. Each column is as wide as its widest tile
+        and each row as high as its highest; smaller tiles stand in the middle of their cells.
+
+    Raises
+    ------
+    OptionError
+        If there is no tile, or not one label per tile.
+
+    Warns
+    -----
+    ImageryWarning
+        If a label is left out because it could not be read on so small a tile.
+
+    Examples
+    --------
+    >>> stack = xr.DataArray(np.zeros((4, 20, 30), np.uint8), dims=("z", "y", "x"))
+    >>> montage(stack).size
+    (150, 20)
+    >>> montage(stack, columns=2, spacing=4, background=None).size
+    (64, 44)
+    """
+    check_count("spacing", spacing, 0)
+    fill = None if background is None else parse_color(background)
+    images = images if isinstance(images, xr.DataArray) else _listed(images)
+    names = _names(images, dim, as_index=isinstance(labels, str) and labels == "slice")
+    texts = _label_texts(True if isinstance(labels, str) and labels == "slice" else labels, names)
+    columns = _columns(columns, rows, len(names))
+    if label_size is not None:
+        check_count("label_size", label_size, 1)
+
+    tiles = [picture.convert("RGBA") for picture in _pictures(images, dim)]
+    if texts:
+        size = label_size or max(10, min(min(tile.size) for tile in tiles) // 16)
+        tiles = [_labelled(tile, text, size, fill) for tile, text in zip(tiles, texts, strict=True)]
+    return _grid_picture(tiles, columns, spacing, fill)
+
+
+def _columns(columns: int | None, rows: int | None, count: int) -> int:
+    if columns is not None and rows is not None:
+        raise OptionError(f"columns={columns!r} and rows={rows!r}: one follows from the other; give one of them")
+    if rows is not None:
+        return -(-count // check_count("rows", rows, 1))
+    return count if columns is None else check_count("columns", columns, 1)
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    """Return a whole number of at least some size, or raise `OptionError`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise OptionError(f"{name}={value!r} is not a whole number of at least {least}")
+    return int(value)
+
+
+def _listed(images: Any) -> list[Any]:
+    from PIL import Image
+
+    if isinstance(images, (Image.Image, str, bytes, np.ndarray, xr.Dataset)) or not isinstance(images, Iterable):
+        raise OptionError(
+            f"montage was given a {type(images).__name__}. Write a list of pictures, such as [a, b], or a DataArray, "
+            "whose slices become the tiles"
+        )
+    return list(images)
+
+
+def _names(images: xr.DataArray | list[Any], dim: str, *, as_index: bool) -> list[str]:
+    """Check the tiles and tell where each lies; computes nothing."""
+    from PIL import Image
+
+    if not isinstance(images, xr.DataArray):
+        tiles = images
+    elif dim in images.dims:
+        tiles = [images.isel({dim: i}) for i in range(images.sizes[dim])]
+    elif dim in DIMS:
+        tiles = [images]
+    else:
+        raise OptionError(f"dim={dim!r} is none of the dims of the array, which are {tuple(map(str, images.dims))}")
+    if not tiles:
+        raise OptionError("montage was given no pictures; give at least one")
+    for tile in tiles:
+        if not isinstance(tile, Image.Image):
+            plane_of(tile)
+    return [_place_of(tile, dim, number, as_index) for number, tile in enumerate(tiles)]
+
+
+def _pictures(images: xr.DataArray | list[Any], dim: str) -> Iterator[Image]:
+    if not isinstance(images, xr.DataArray):
+        yield from (to_pil(image) if isinstance(image, xr.DataArray) else image for image in images)
+    elif dim not in images.dims:
+        yield to_pil(images)
+    else:
+        # By chunks, since stored ones are often 64 slices deep: slice by slice would read each of them 64 times.
+        start = 0
+        for depth in images.chunksizes.get(dim, (images.sizes[dim],)):
+            slab = images.isel({dim: slice(start, start + depth)}).compute()
+            yield from (to_pil(slab.isel({dim: i})) for i in range(depth))
+            start += depth
+
+
+def _place_of(tile: Any, dim: str, number: int, as_index: bool) -> str:
+    """Say where a tile lies, from the coordinate of its slice."""
+    if not isinstance(tile, xr.DataArray):
+        return str(number)
+    thin = [d for d in (dim, *DIMS) if d in tile.coords and tile.coords[d].size == 1]
+    if not thin:
+        return f"{dim} {number}"
+    value = tile.coords[thin[0]]
+    if as_index and thin[0] in DIMS:
+        axis = grid_of(tile.expand_dims([d for d in DIMS if d not in tile.dims and d in tile.coords])).axes[
+            DIMS.index(str(thin[0]))
+        ]
+        return f"{thin[0]} {math.floor(axis.offset + 1e-6):,}"
+    if value.dtype.kind != "f":
+        return f"{thin[0]} {value.values.reshape(-1)[0]}"
+    return f"{thin[0]} = {float(value.values.reshape(-1)[0]):,.10g} {value.attrs.get('units', '')}".rstrip()
+
+
+def _label_texts(labels: Any, names: list[str]) -> list[str]:
+    if labels is None or labels is False:
+        return []
+    if labels is True:
+        return names
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+        raise OptionError(
+            f"labels={labels!r} is no list of texts. Write one per tile, or True for the slices' places, or 'slice' "
+            "for their numbers"
+        )
+    texts = [str(label) for label in labels]
+    if len(texts) != len(names):
+        raise OptionError(f"there are {len(texts)} labels for {len(names)} tiles; give one per tile, '' for none")
+    return texts
+
+
+def _grid_picture(tiles: list[Image], columns: int, spacing: int, fill: RGBA | None) -> Image:
+    from PIL import Image
+
+    columns = min(columns, len(tiles))
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    widths = [max(row[i].width for row in rows if i < len(row)) for i in range(columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    size = (sum(widths) + spacing * (columns - 1), sum(heights) + spacing * (len(rows) - 1))
+    canvas = Image.new("RGBA", size, fill or (0, 0, 0, 0))
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for tile, width in zip(row, widths, strict=False):
+            at = (left + (width - tile.width) // 2, top + (height - tile.height) // 2)
+            if fill is None:
+                canvas.paste(tile, at)
+            else:
+                canvas.alpha_composite(tile, at)
+            left += width + spacing
+        top += height + spacing
+    return canvas.convert("RGB") if fill and fill[3] == 255 else canvas
+
+
+def _labelled(tile: Image, text: str, size: int, behind: RGBA | None) -> Image:
+    """Write a text into the upper left corner of a copy of a tile."""
+    if not text:
+        return tile
+    margin = max(2, size // 3)
+    size = fitting(text, size, tile.width - 2 * margin, tile.height - 2 * margin)
+    if not size:
+        return tile
+    width, height = text_extent(text, size)
+    color = contrasting(tile.crop((margin, margin, margin + width, margin + height)), behind)
+    tile = tile.copy()
+    # Letters stand on one line from tile to tile, whether they are high or low.
+    write(tile, (margin, margin + top_of(text, size) - top_of("d", size)), text, size, color)
+    return tile

@@ -1,0 +1,131 @@
+"""Pictures on disk, with the size that they have in print and in the tissue."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imageryxr.errors import ImageryWarning, OptionError, TargetError, TargetExistsError
+from imageryxr.figure.bars import check_length
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: What journals ask of pictures with text on them.
+PRINT_DPI = 300
+
+
+def save_figure(
+    picture: Image,
+    path: str | os.PathLike[str],
+    *,
+    dpi: float | None = None,
+    width_mm: float | None = None,
+    nm_per_pixel: float | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a picture as PNG, TIFF or JPEG that says how large it is printed, and how large its pixels are.
+
+    Parameters
+    ----------
+    picture : PIL.Image.Image
+        As `to_pil`, `montage`, `scale_bar` and their like return it.
+    path : str or path
+        ``….png``, ``….tif``, ``….tiff`` or, of opaque pictures and with losses, ``….jpg``.
+    dpi : float, optional
+        Pixels per inch in print, by default 300.
+    width_mm : float, optional
+        In place of `dpi`, how wide the picture is printed: 85 or 180 mm, a column or a page of most journals.
+    nm_per_pixel : float, optional
+        Width of a pixel in nm, kept in the file: as the text entry ``nm_per_pixel`` of a PNG, and in the description
+        of a TIFF, as ImageJ reads it.
+    overwrite : bool, default False
+        Whether to replace a file that is there.
+
+    Returns
+    -------
+    Path
+        Where it was written.
+
+    Raises
+    ------
+    OptionError
+        If an option is outside its range.
+    TargetExistsError, TargetError
+        If the file is there, or cannot be written.
+
+    Warns
+    -----
+    ImageryWarning
+        If the picture has too few pixels for its width: less than 150 to the inch.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> path = save_figure(Image.new("L", (1004, 500)), tempfile.mkdtemp() + "/a.png", width_mm=85, nm_per_pixel=4)
+    >>> with Image.open(path) as back:
+    ...     round(back.info["dpi"][0])
+    300
+    """
+    target = check_suffix(path)
+    if dpi is not None and width_mm is not None:
+        raise OptionError("dpi and width_mm say the same in two ways; give one of them")
+    if width_mm is not None:
+        dpi = picture.width / (check_length("width_mm", width_mm, "mm") / 25.4)
+    dpi = PRINT_DPI if dpi is None else check_length("dpi", dpi, "pixels per inch")
+    step = None if nm_per_pixel is None else check_length("nm_per_pixel", nm_per_pixel)
+    if dpi < 150:
+        warnings.warn(
+            f"{target.name} has {picture.width} pixels, {dpi:.0f} to the inch at that width: coarse in print, and text "
+            f"on it is large; before text is set make to_pil(rgba, scale={int(np.ceil(PRINT_DPI / dpi))})",
+            ImageryWarning,
+            stacklevel=2,
+        )
+    if target.exists() and not overwrite:
+        raise TargetExistsError(f"{target} exists; give overwrite=True to replace it, or another name")
+    # What is opaque needs no alpha, which JPEG cannot hold and journals send back.
+    if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
+        picture = picture.convert("RGB")
+    # Written beside its place and moved there, so that what is there is whole at all times.
+    beside = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(beside, dpi=(dpi, dpi), **_options(target.suffix.lower(), step))
+        os.replace(beside, target)
+    except OSError as error:
+        raise TargetError(f"{target} cannot be written: {error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return target
+
+
+def check_suffix(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a picture to write, or raise `OptionError` if no such picture can be written."""
+    target = Path(path)
+    if target.suffix.lower() not in (".png", ".tif", ".tiff", ".jpg", ".jpeg"):
+        raise OptionError(
+            f"path={str(target)!r} is of no picture format that is written here; end it in .png, .tif or .jpg (SVG and "
+            "PDF come from array.imagery.plot())"
+        )
+    return target
+
+
+def _options(kind: str, step: float | None) -> dict[str, Any]:
+    from PIL.PngImagePlugin import PngInfo
+
+    if kind == ".png":
+        texts = PngInfo()
+        if step is not None:
+            texts.add_text("nm_per_pixel", f"{step:g}")
+        return {"pnginfo": texts, "optimize": True}
+    if kind in (".jpg", ".jpeg"):
+        return {"quality": 95, "subsampling": 0}
+    about = {} if step is None else {"nm_per_pixel": step}
+    return {"compression": "tiff_deflate", "description": json.dumps(about)}

@@ -1,0 +1,131 @@
+"""One slice of an array as a Pillow image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.errors import LayerError, OptionError
+from imageryxr.grid import DIMS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
+    """Turn one slice into a Pillow image; computes it.
+
+    Parameters
+    ----------
+    rgba : DataArray
+        uint8 with the dims (z, y, x, rgba), as `overlay` and `to_rgba` give it, or uint8 or bool without ``rgba``.
+        One of z, y and x is gone or has size 1. Of several with size 1, the first is the one left out.
+    scale : int, default 1
+        Pixels per voxel and side: a picture of few voxels needs more, so that text on it can be read in print.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGBA with straight alpha; mode L for grey, and for a mask with 0 and 255. The remaining dims are rows
+        and columns: (y, x) of a z slice, (z, x) of a y slice, (z, y) of an x slice. A pixel is a voxel, also where
+        voxels are not cubes: `regrid` first for true proportions.
+
+    Raises
+    ------
+    OptionError
+        If there is more than one slice, or none.
+    LayerError
+        If the array holds segment ids, grey values other than uint8, or has other dims.
+
+    Examples
+    --------
+    >>> volume = xr.DataArray(np.zeros((5, 40, 60), np.uint8), dims=("z", "y", "x"))
+    >>> to_pil(volume.isel(z=0)).size
+    (60, 40)
+    >>> to_pil(volume.isel(y=[7])).size
+    (60, 5)
+    """
+    if isinstance(scale, bool) or not isinstance(scale, int | np.integer) or not 1 <= scale <= 100:
+        raise OptionError(f"scale={scale!r} is not a whole number of pixels per voxel from 1 to 100")
+    plane = np.asarray(plane_of(rgba).values)
+    return picture_of(plane if scale == 1 else plane.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def picture_of(plane: npt.NDArray[Any]) -> Image:
+    """Turn rows of pixels into a Pillow image.
+
+    Parameters
+    ----------
+    plane : array, shape (rows, columns) or (rows, columns, 4)
+        uint8, uint16 or bool; with four channels uint8.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGBA with four channels, else L, or I;16 of uint16. True becomes 255.
+    """
+    from PIL import Image
+
+    if plane.dtype == np.bool_:
+        plane = plane.astype(np.uint8) * 255
+    gray = plane.ndim == 2 and plane.dtype in (np.uint8, np.uint16)
+    if not gray and not (plane.ndim == 3 and plane.shape[2] == 4 and plane.dtype == np.uint8):
+        raise LayerError(
+            f"pixels of shape {plane.shape} and dtype {plane.dtype} are no picture; make uint8 RGBA of them"
+        )
+    return Image.fromarray(np.ascontiguousarray(plane))
+
+
+def plane_of(da: Any) -> xr.DataArray:
+    """Check that an array is one picture, and leave out its slice axis; computes nothing."""
+    _check_values(da)
+    dims = [dim for dim in DIMS if dim in da.dims]
+    others = [str(dim) for dim in da.dims if dim not in (*DIMS, "rgba")]
+    shape = ", ".join(f"{dim}: {size}" for dim, size in da.sizes.items())
+    if others or len(dims) < 2:
+        hint = f"take one with .isel({others[0]}=0)" if others else "keep the dropped ones, as with .isel(y=[0])"
+        raise LayerError(f"a picture has two of the dims z, y and x, and this array has ({shape}); {hint}")
+    if 0 in da.sizes.values():
+        raise OptionError(f"the array is empty ({shape}), which is no picture; widen the selection")
+    if len(dims) == 3:
+        thin = next((dim for dim in dims if da.sizes[dim] == 1), None)
+        if thin is None:
+            raise OptionError(
+                f"the array has {da.sizes['z']} slices ({shape}), and a picture is one. Take one with .isel(z=0), lay "
+                "them side by side with montage(array), or write each to a file with "
+                "export(array, 'stack/z{z:04d}.png')"
+            )
+        da = da.isel({thin: 0})
+        dims.remove(thin)
+    plane: xr.DataArray = da.transpose(*dims, *(["rgba"] if "rgba" in da.dims else []))
+    return plane
+
+
+def _check_values(da: Any) -> None:
+    if not isinstance(da, xr.DataArray):
+        raise LayerError(
+            f"a picture is made of a DataArray with dims such as (z, y, x, rgba), and this is a {type(da).__name__}. "
+            "Write xarray.DataArray(values, dims=('y', 'x')) for a NumPy array, or ds.image for a Dataset's variable"
+        )
+    if "rgba" in da.dims:
+        if da.dtype != np.uint8 or da.sizes["rgba"] != 4:
+            raise LayerError(
+                f"RGBA is uint8 with 4 channels, and this has dtype {da.dtype} and {da.sizes['rgba']}; "
+                "overlay(…) and to_rgba(…) make it so"
+            )
+        return
+    if da.dtype == np.bool_:
+        return
+    if da.attrs.get("layer_type") == "segmentation" or da.dtype in (np.uint64, np.int64):
+        raise LayerError(
+            f"the array holds segment ids ({da.dtype}), which have no colours yet; "
+            "write to_pil(overlay(image, segmentation)), or overlay(None, segmentation, alpha=1) without an image"
+        )
+    if da.dtype != np.uint8:
+        raise LayerError(
+            f"grey values of dtype {da.dtype} have no given black and white; "
+            "write to_pil(to_rgba(image, contrast_limits=(black, white)))"
+        )

@@ -1,0 +1,260 @@
+"""What is laid over an image: segmentations with options of their own, and masks that may overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from imageryxr.colors import parse_color, resolve_colors
+from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
+from imageryxr.expr import Array, Expr, Mapped
+from imageryxr.grid import same_grid
+from imageryxr.painting import (
+    Outline,
+    Paint,
+    check_alpha,
+    norm_outline,
+    paint_of,
+    painted,
+)
+from imageryxr.segments import segmentation_volume
+from imageryxr.stacking import AnyOf, Clipped, Stacked
+from imageryxr.volumes import Volume, labelled, volume_of
+
+Masks = Mapping[Any, Any] | Sequence[Any] | xr.DataArray
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A segmentation, or masks, with options of its own; what ``overlay(image, [Layer(…), …])`` takes.
+
+    Parameters
+    ----------
+    segmentation : DataArray, or masks
+        As in `overlay`.
+    ids, colors, alpha, rest_alpha, outline, overlap : optional
+        As in `overlay`. None leaves an option to the call; ``outline=False`` draws no lines whatever the call says.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
+    >>> cells = ix.Layer(ds.segmentation, alpha=0.2)
+    >>> one = ix.Layer(ds.segmentation, ids=[1], colors={1: "red"}, alpha=0, outline=2)
+    >>> ix.overlay(ds.image, [cells, one]).sizes["rgba"]
+    4
+    """
+
+    segmentation: Any = field(repr=False)
+    ids: Iterable[int] | None = None
+    colors: Any = None
+    alpha: Any = None
+    rest_alpha: float | None = None
+    outline: Outline | int | bool | None = None
+    overlap: bool | None = None
+
+    def over(self, call: Layer) -> Layer:
+        """Return the layer with what it leaves open taken from the call."""
+        names = ("ids", "colors", "alpha", "rest_alpha", "outline", "overlap")
+        return replace(self, **{n: getattr(call, n) for n in names if getattr(self, n) is None})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A layer ready to be painted: over an image expression, or on nothing."""
+
+    volumes: tuple[Volume, ...]
+    """What it is made of; the first has the attributes."""
+    labels: Expr | None
+    """Its ids, where one picture of ids is all there is: it is painted together with the image, in one pass."""
+    fill: Paint | None
+    line: Paint | None
+    style: Outline
+    stack: tuple[Expr, ...] = ()
+    """Else the RGBA layers that it consists of."""
+
+    def exprs(self, image: Expr | None, axis: str) -> tuple[Expr, ...]:
+        """Return the RGBA layers, over an image if there is one."""
+        if self.labels is None:
+            return self.stack if image is None else (rgba_of(image), *self.stack)
+        return (painted(self.labels, self.volumes[0].grid, image, self.fill, self.line, self.style, axis),)
+
+
+def prepared_layers(segmentation: Any, picture: Volume | None, call: Layer, axis: str) -> list[Prepared]:
+    """Return what a caller laid over an image, each thing ready to be painted.
+
+    Raises
+    ------
+    LayerError, GridMismatchError, ColorError, OptionError
+        If it cannot be.
+    """
+    given = list(segmentation) if isinstance(segmentation, list | tuple) else [segmentation]
+    if not given:
+        raise OptionError(
+            "overlay was given an empty list of segmentations; give at least one, or write to_rgba(image)"
+        )
+    if isinstance(segmentation, list | tuple) and all(is_mask(item) for item in given):
+        given = [segmentation]
+    out = []
+    for number, item in enumerate(given):
+        layer = (item if isinstance(item, Layer) else Layer(item)).over(call)
+        what = "the segmentation" if len(given) == 1 else f"layer {number}"
+        if is_masks(layer.segmentation):
+            out.append(_masks(layer, picture, axis, what))
+        else:
+            out.append(_segments(layer, picture, what))
+    return out
+
+
+def rgba_of(image: Expr, opacity: float = 1.0) -> Expr:
+    """Return grey values as RGBA."""
+    return Mapped(image, partial(_gray_to_rgba, opacity=opacity), "uint8", tail=(4,))
+
+
+def _gray_to_rgba(values: Array, opacity: float) -> Array:
+    from imageryxr.kernels import fill
+
+    out = fill.gray_to_rgba(values)
+    if opacity < 1:
+        out = np.array(out)
+        out[..., 3] = int(opacity * 255 + 0.5)
+    return out
+
+
+def _segments(layer: Layer, picture: Volume | None, what: str) -> Prepared:
+    labels = segmentation_volume(layer.segmentation)
+    if picture is not None:
+        same_grid(picture.grid, labels.grid, f"the image and {what}")
+    style = norm_outline(layer.outline)
+    paint = paint_of(layer.colors, layer.ids, layer.alpha, layer.rest_alpha, labels)
+    line = None if style is None else paint.line(style.alpha)
+    fill = paint if paint.shows_fill or line is None else None
+    return Prepared((labels,), labels.expr, fill, line, style or Outline())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# masks
+
+
+def is_mask(item: Any) -> bool:
+    """Tell whether something is one mask: an array of bool."""
+    return hasattr(item, "dtype") and item.dtype == np.bool_ and not (hasattr(item, "dims") and "segment" in item.dims)
+
+
+def is_masks(item: Any) -> bool:
+    """Tell whether something is masks: a dict or list of arrays, or what `split_masks` returns."""
+    if isinstance(item, Mapping) and not isinstance(item, xr.Dataset):
+        return True
+    if isinstance(item, list | tuple) or is_mask(item):
+        return True
+    return isinstance(item, xr.DataArray) and "segment" in item.dims
+
+
+def _masks(layer: Layer, picture: Volume | None, axis: str, what: str) -> Prepared:
+    named = _named_masks(layer.segmentation, layer.ids)
+    volumes = {key: _mask_volume(mask, picture, f"mask {key!r}") for key, mask in named.items()}
+    first = next(iter(volumes.values()))
+    for key, volume in volumes.items():
+        same_grid((picture or first).grid, volume.grid, f"{'the image' if picture else what} and mask {key!r}")
+    colors = _mask_colors(layer.colors, list(volumes))
+    alphas = _mask_alphas(layer.alpha, list(volumes))
+    style = norm_outline(layer.outline)
+    wins = layer.overlap is False
+    stack: list[Expr] = []
+    if style is None or any(alphas.values()):
+        fills = [_one(v, colors[k], alphas[k], None, axis) for k, v in volumes.items()]
+        stack.append(Stacked(tuple(fills), wins))
+    if style is not None:
+        lines: Expr = Stacked(tuple(_one(v, colors[k], 0, style, axis) for k, v in volumes.items()), wins)
+        if style.merge and len(volumes) > 1:
+            union = AnyOf(tuple(v.expr for v in volumes.values()))
+            lines = Clipped(lines, _one(replace(first, expr=union), (0, 0, 0, 255), 0, style, axis))
+        stack.append(lines)
+    return Prepared(tuple(volumes.values()), None, None, None, style or Outline(), tuple(stack))
+
+
+def _one(volume: Volume, color: tuple[int, ...], alpha: float, style: Outline | None, axis: str) -> Expr:
+    """Return one mask in its colour: filled, or outlined."""
+    labels = Mapped(volume.expr, _ones, "uint8")
+    paint = Paint(resolve_colors({1: color}), alpha)
+    line = None if style is None else paint.line(style.alpha)
+    return painted(labels, volume.grid, None, paint if style is None else None, line, style or Outline(), axis)
+
+
+def _ones(mask: Array) -> Array:
+    return np.asarray(mask != 0).astype(np.uint8)
+
+
+def _named_masks(masks: Any, ids: Iterable[int] | None) -> dict[Any, Any]:
+    if isinstance(masks, Mapping):
+        named = dict(masks)
+    elif isinstance(masks, xr.DataArray) and "segment" in masks.dims:
+        keys = masks["segment"].values.tolist() if "segment" in masks.coords else range(masks.sizes["segment"])
+        named = {key: masks.isel(segment=i, drop=True) for i, key in enumerate(keys)}
+    else:
+        named = dict(enumerate(masks if isinstance(masks, list | tuple) else [masks]))
+    if ids is not None:
+        absent = [i for i in ids if i not in named]
+        if absent:
+            raise OptionError(f"ids holds {absent[0]!r}, and there is no such mask; the masks are {_shown(named)}")
+        named = {i: named[i] for i in ids}
+    if not named:
+        raise OptionError("overlay was given no masks; give a dict name → mask or a list of them, with at least one")
+    return named
+
+
+def _shown(named: Iterable[Any]) -> str:
+    names = [repr(n) for n in named]
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+
+
+def _mask_volume(mask: Any, picture: Volume | None, what: str) -> Volume:
+    if not isinstance(mask, xr.DataArray):
+        mask = _placed(mask, picture, what)
+    if mask.dtype.kind not in "biu":
+        raise LayerError(f"{what} has dtype {mask.dtype}; a mask is bool, or whole numbers of which 0 is outside")
+    return volume_of(mask)
+
+
+def _placed(mask: Any, picture: Volume | None, what: str) -> xr.DataArray:
+    """Give an array without coordinates those of the image."""
+    if not hasattr(mask, "shape") or not hasattr(mask, "dtype"):
+        raise LayerError(f"{what} is a {type(mask).__name__}; give a bool array, with coordinates or as the image")
+    if picture is None:
+        raise LayerError(
+            f"{what} has no coordinates, and there is no image to take them from; give a DataArray, such as "
+            "(segmentation == 5), or xarray.DataArray(mask, dims=image.dims, coords=image.coords)"
+        )
+    shape = picture.grid.shape
+    if tuple(mask.shape) not in (shape, tuple(n for n in shape if n > 1), shape[1:] if shape[0] == 1 else shape):
+        hint = ": it is (x, y, z), so give mask.T" if tuple(mask.shape[::-1]) == shape else ""
+        raise GridMismatchError(f"{what} has shape {tuple(mask.shape)}, and the image (z, y, x) {shape}{hint}")
+    return labelled(mask.reshape(shape), picture.grid, {}, "mask")
+
+
+def _mask_colors(colors: Any, keys: list[Any]) -> dict[Any, tuple[int, ...]]:
+    if isinstance(colors, list) and len(colors) == len(keys):
+        return {key: parse_color(color) for key, color in zip(keys, colors, strict=True)}
+    if isinstance(colors, list):
+        raise ColorError(f"there are {len(colors)} colours for {len(keys)} masks; give one for each, in their order")
+    if isinstance(colors, Mapping):
+        absent = [key for key in keys if key not in colors]
+        if absent:
+            raise ColorError(f"colors has no colour for mask {absent[0]!r}; it has {_shown(colors)}")
+        return {key: parse_color(colors[key]) for key in keys}
+    numbered = all(isinstance(k, int | np.integer) and not isinstance(k, bool) and k > 0 for k in keys)
+    ids = [int(k) for k in keys] if numbered else list(range(1, len(keys) + 1))
+    found = resolve_colors("husl" if colors is None and not numbered else colors, ids)
+    return {key: tuple(rgb) for key, rgb in zip(keys, found.colors_for(np.array(ids, np.uint64)).tolist(), strict=True)}
+
+
+def _mask_alphas(alpha: Any, keys: list[Any]) -> dict[Any, float]:
+    if isinstance(alpha, Mapping):
+        return {key: check_alpha(alpha.get(key, 0.2), f"alpha[{key!r}]") for key in keys}
+    return dict.fromkeys(keys, 0.2 if alpha is None else check_alpha(alpha, "alpha"))

@@ -1,0 +1,93 @@
+"""Other levels of the volume that an array came from: what a coarse look at it should read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import xarray as xr
+
+from imageryxr.errors import GridError, LayerError
+from imageryxr.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
+from imageryxr.grid import Grid, Triple, exact, grid_of, tidy
+from imageryxr.lazy import to_dask
+from imageryxr.sources.base import Level
+from imageryxr.volumes import Volume, labelled, lazy_array, volume_of
+
+
+def levels_of(array: xr.DataArray) -> list[xr.DataArray]:
+    """Return an array at every level of the volume that it came from, finest first; reads nothing.
+
+    Levels lie where the array lies: moved or scaled with it, and whole even where the array is a crop. What was done
+    voxel by voxel, such as a selection of ids, is done to each. An array of which that cannot be said is all there is.
+    """
+    try:
+        volume = volume_of(array)
+    except (LayerError, GridError):
+        return [array]
+    found = _leaf(volume.expr, (0, 0, 0))
+    if found is None:
+        return [array]
+    leaf, by = found
+    own = leaf.source.levels[leaf.mip].grid
+    real = [level for level in leaf.source.levels if not level.placeholder]
+    return [_at(array, volume, leaf, level, _moved(level.grid, own, volume.grid, by)) for level in real]
+
+
+def finest_resolution(array: xr.DataArray) -> Triple:
+    """Return the resolution (x, y, z nm) of level 0 of the volume that an array came from, placeholders included."""
+    found = _leaf(volume_of(array).expr, (0, 0, 0))
+    return grid_of(array).resolution if found is None else found[0].source.levels[0].grid.resolution
+
+
+def coarse_enough(array: xr.DataArray, resolution: Triple) -> xr.DataArray:
+    """Return the coarsest level of an array's volume that is still as fine as a resolution (x, y, z nm), on each axis.
+
+    Where none is, the finest.
+    """
+    levels = levels_of(array)
+    sizes = [grid_of(level).resolution for level in levels]
+    # Along an axis on which no level is fine enough, the finest there is has to do.
+    wanted = [max(min(size[axis] for size in sizes), resolution[axis]) * (1 + 1e-6) for axis in range(3)]
+    fine = [i for i, size in enumerate(sizes) if all(a <= b for a, b in zip(size, wanted, strict=True))]
+    return levels[max(fine, default=0)]
+
+
+def _leaf(expr: Expr, by: tuple[int, int, int]) -> tuple[LevelLeaf, tuple[int, int, int]] | None:
+    """Return the level that an expression shows voxel by voxel, and the index there of its voxel 0."""
+    if isinstance(expr, LevelLeaf):
+        return expr, by
+    if isinstance(expr, Shifted):
+        z, y, x = (a + b for a, b in zip(by, expr.by, strict=True))
+        return _leaf(expr.child, (z, y, x))
+    if isinstance(expr, Widened | Mapped):
+        return _leaf(expr.child, by)
+    return None
+
+
+def _moved(level: Grid, own: Grid, placed: Grid, by: tuple[int, int, int]) -> Grid:
+    """Return where a level lies if the level ``own``, from voxel ``by``, lies at ``placed``."""
+    resolution, offset = [], []
+    for axis in range(3):
+        r, o, i = exact(own.resolution[axis]), exact(own.voxel_offset[axis]), by[2 - axis]
+        scale = exact(placed.resolution[axis]) / r
+        shift = exact(placed.voxel_offset[axis]) * exact(placed.resolution[axis]) - (o + i) * r * scale
+        size = exact(level.resolution[axis]) * scale
+        resolution.append(float(size))
+        offset.append(tidy(exact(level.voxel_offset[axis]) + shift / size))
+    return Grid(level.shape, tuple(resolution), tuple(offset))  # type: ignore[arg-type]
+
+
+def _at(array: xr.DataArray, volume: Volume, leaf: LevelLeaf, level: Level, grid: Grid) -> xr.DataArray:
+    expr = _exchanged(volume.expr, LevelLeaf(leaf.source, level.mip))
+    attrs = {**array.attrs, "mip": level.mip, "resolution": grid.resolution, "voxel_offset": grid.voxel_offset}
+    name = str(array.name) if array.name is not None else leaf.source.layer_type
+    if isinstance(expr, LevelLeaf):
+        return lazy_array(expr, grid, attrs, name)
+    tail = "rgba" if expr.tail == (4,) else None
+    return labelled(to_dask(expr, grid.shape, name=name), grid, attrs, name, tail=tail)
+
+
+def _exchanged(expr: Expr, leaf: LevelLeaf) -> Expr:
+    if isinstance(expr, Mapped):
+        return replace(expr, child=_exchanged(expr.child, leaf))
+    return leaf if isinstance(expr, LevelLeaf) else _exchanged(expr.inputs[0], leaf)

@@ -1,0 +1,245 @@
+"""A quick look: thumbnails from the coarsest level, contrast limits, and what a tree holds."""
+
+from __future__ import annotations
+
+import html
+import io
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.align import layer_type_of
+from imageryxr.errors import ImageryError, LayerError, OptionError
+from imageryxr.figure import to_pil
+from imageryxr.grid import DIMS, BBox, Grid, grid_of, show_triple
+from imageryxr.levels import coarse_enough, levels_of
+from imageryxr.look import CONTRAST_LIMITS, VISIBLE, SegmentLook
+from imageryxr.overlay import overlay, overlay_dataset, to_rgba
+from imageryxr.views import dimensions_of, layers_of, on_grid, position_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: The most voxels that a quick look reads of an array.
+GLANCE_VOXELS = 1 << 24
+
+
+def contrast_limits(image: xr.DataArray, percentiles: Sequence[float] = (1, 99)) -> tuple[float, float]:
+    """Choose the grey values to show as black and white: percentiles of the data.
+
+    Computes: reads the coarsest level of the image's volume, within the box of the array, and of that a few slices
+    where it is large (at most 16 million voxels). Call it once, and give the result to all pictures that belong
+    together.
+
+    Parameters
+    ----------
+    image : DataArray
+        Grey values, dims (z, y, x).
+    percentiles : (low, high), default (1, 99)
+        How many percent of the voxels may be black, and how many not white. Voxels of value 0, the padding of most
+        volumes, and what is no number do not count.
+
+    Returns
+    -------
+    tuple of float
+        ``(low, high)``, for ``contrast_limits=``, or the attribute of that name.
+
+    Raises
+    ------
+    OptionError
+        If the percentiles are no such pair.
+    LayerError
+        If it is no image, or there is nothing to see.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> low, high = ix.contrast_limits(em)
+    >>> 0 < low < high < 256
+    True
+    """
+    low, high = _percentiles(percentiles)
+    if layer_type_of(image) == "segmentation":
+        raise LayerError(f"{image.name!r} holds ids, of which percentiles say nothing; give the image")
+    values = _glance(image)
+    seen = values[np.isfinite(values) & (values != 0)] if values.dtype.kind == "f" else values[values != 0]
+    if not seen.size:
+        raise LayerError(f"{image.name!r} is 0 everywhere in its box; choose another place")
+    bottom, top = (float(v) for v in np.percentile(seen, (low, high)))
+    return (bottom, top) if bottom < top else (bottom - 0.5, bottom + 0.5)
+
+
+def _percentiles(given: Any) -> tuple[float, float]:
+    try:
+        low, high = (float(v) for v in given)
+    except (TypeError, ValueError):
+        low, high = 0.0, -1.0
+    if not 0 <= low < high <= 100:
+        raise OptionError(f"percentiles={given!r} are not two numbers from 0 to 100, the lower one first, e.g. (1, 99)")
+    return low, high
+
+
+def _coarsest(array: xr.DataArray, voxels_across: int = 1) -> xr.DataArray:
+    """Return an array's box at the coarsest level that still has some voxels across it."""
+    box = grid_of(array).bbox
+    for level in reversed(levels_of(array)):
+        grid = grid_of(level)
+        part = grid.select(box).clip(grid.box)
+        if part.voxels and max(part.shape[1:]) >= min(voxels_across, max(grid_of(array).shape[1:])):
+            return level.isel(dict(zip(DIMS, part.slices(), strict=True)))
+    return array
+
+
+def _glance(array: xr.DataArray) -> npt.NDArray[Any]:
+    """Read what a quick look reads: the coarsest level, of a large one some slices, at most `GLANCE_VOXELS`."""
+    level = _central(_coarsest(array), int(GLANCE_VOXELS**0.5))
+    depth = max(1, GLANCE_VOXELS // (level.sizes["y"] * level.sizes["x"]))
+    if level.sizes["z"] <= depth:
+        return np.asarray(level.values)
+    # Whole slabs would be of one place; slices apart cost a chunk each, so few are taken.
+    picks = np.unique(np.linspace(0, level.sizes["z"] - 1, min(depth, 8)).round().astype(int))
+    return np.concatenate([level.isel(z=[int(i)]).values for i in picks])
+
+
+def _central(array: xr.DataArray, most: int) -> xr.DataArray:
+    """Return the middle of an array, at most so many voxels across and down."""
+    starts = {d: max(0, (array.sizes[d] - most) // 2) for d in ("y", "x")}
+    return array.isel({d: slice(start, start + most) for d, start in starts.items()})
+
+
+def thumbnail(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int = 256) -> Image:
+    """Show the middle of a volume, small.
+
+    Computes, at a bounded cost: one slice of the coarsest level that has ``size`` voxels across, and of a larger one
+    its middle only.
+
+    Parameters
+    ----------
+    obj : DataArray, Dataset or DataTree
+        Image, segmentation, mask or RGBA; of a Dataset or tree the layers are laid over each other.
+    size : int, default 256
+        The longer side in pixels, at most.
+
+    Returns
+    -------
+    PIL.Image.Image
+
+    Raises
+    ------
+    LayerError
+        If there is nothing that could be shown.
+    OptionError
+        If the size makes no sense.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em.imagery.thumbnail().size
+    (256, 256)
+    """
+    from PIL import Image as PilImage
+
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 16 <= size <= 2048:
+        raise OptionError(f"size={size!r} is not a whole number of pixels from 16 to 2048")
+    picture = _picture_of(obj, size)
+    picture.thumbnail((size, size), PilImage.Resampling.BOX)
+    return picture
+
+
+def _picture_of(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int) -> Image:
+    if isinstance(obj, xr.DataArray):
+        return _slice_of(obj, size)
+    return to_pil(overlay_dataset(_middle_of(obj, size)))
+
+
+def _middle_of(obj: xr.Dataset | xr.DataTree, size: int) -> xr.Dataset:
+    """Return the middle slice of what holds several layers, on a grid of about ``size`` voxels across.
+
+    Of a layer that has no coarse level only so much is shown as costs no more; what would cost more is left out.
+    """
+    layers = layers_of(obj) if isinstance(obj, xr.DataTree) else _layers_of_dataset(obj)
+    shown = {n: a for n, a in layers.items() if a.attrs.get(VISIBLE, True)} or layers
+    name, first = next(iter(shown.items()))
+    whole, coarse = grid_of(first), grid_of(levels_of(first)[-1])
+    extent = [min(n, 4 * size * r) for n, r in zip(whole.bbox.size_nm[:2], coarse.resolution[:2], strict=True)]
+    step = max(extent) / size
+    target = (max(step, whole.resolution[0]), max(step, whole.resolution[1]), whole.resolution[2])
+    pixels = [max(1, round(n / r)) for n, r in zip(extent, target[:2], strict=True)]
+    center = [nm / r for nm, r in zip(whole.bbox.center_nm, target, strict=True)]
+    box = BBox.around(center, pixels, resolution=target)
+    grid = Grid((1, pixels[1], pixels[0]), target, (box.lo[0], box.lo[1], box.lo[2]))
+    out = {}
+    for n, array in shown.items():
+        size_x, size_y, _ = grid_of(coarse_enough(array, target)).resolution
+        if n == name or extent[0] / size_x * extent[1] / size_y <= GLANCE_VOXELS:
+            out[n] = _shown(on_grid(array, grid))
+    return xr.Dataset(out)
+
+
+def _shown(array: xr.DataArray) -> xr.DataArray:
+    """Give an image whose black and white are not known those of what is seen of it."""
+    if layer_type_of(array) == "segmentation" or array.dtype == np.uint8 or CONTRAST_LIMITS in array.attrs:
+        return array
+    values = array.values
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    return array.assign_attrs({CONTRAST_LIMITS: (low, high if high > low else low + 1)})
+
+
+def _layers_of_dataset(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
+    found = {str(n): v for n, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+    if not found:
+        raise LayerError(f"the Dataset's variables {list(map(str, dataset.data_vars))} are nothing to show")
+    return found
+
+
+def _slice_of(array: xr.DataArray, size: int) -> Image:
+    """Return the middle slice of an array in its colours."""
+    full = array.expand_dims([d for d in DIMS if d not in array.dims and d in array.coords])
+    level = full if "rgba" in full.dims else _coarsest(full, size)
+    level = level.isel(z=[level.sizes["z"] // 2])
+    level = _central(level, 4 * size).load()
+    if "rgba" in level.dims or level.dtype == np.bool_:
+        return to_pil(level)
+    if layer_type_of(level) == "segmentation":
+        alpha = None if SegmentLook.of(level.attrs) else 1.0
+        return to_pil(overlay(None, level, alpha=alpha))
+    return to_pil(to_rgba(_shown(level)))
+
+
+def describe_tree(tree: xr.DataTree) -> str:
+    """Say in a few lines what layers a tree holds; reads nothing."""
+    try:
+        arrays = layers_of(tree)
+    except LayerError:
+        return "<imagery of a tree without images or segmentations>"
+    lines = []
+    for name, array in arrays.items():
+        grid = grid_of(array)
+        size = show_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])
+        off = "" if array.attrs.get(VISIBLE, True) else ", switched off"
+        about = f"{layer_type_of(array)}, {array.dtype}, {show_triple(grid.shape[::-1])} voxels of "
+        lines.append(f"  {name}: {about}{show_triple(grid.resolution)} nm, {size} µm{off}")
+    unit = dimensions_of(tree, arrays)
+    place = ", ".join(f"{v:,.10g}" for v in position_of(tree, arrays, unit))
+    return "\n".join([f"<imagery of {len(arrays)} layers, at ({place}) in voxels of {show_triple(unit)} nm>", *lines])
+
+
+def tree_html(tree: xr.DataTree) -> str:
+    """Show a tree as HTML, with a thumbnail; computes what `thumbnail` does."""
+    text = f"<pre>{html.escape(describe_tree(tree))}</pre>"
+    try:
+        picture = thumbnail(tree)
+    except ImageryError as error:
+        return text + f"<p>{html.escape(str(error))}</p>"
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    return (
+        text + f'<img alt="the middle of the volume" src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">'
+    )

@@ -1,0 +1,332 @@
+"""What overlays are made of: recipes for segments filled and outlined and for layers of them, and their options."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from imageryxr.colors import Colors, resolve_colors
+from imageryxr.errors import ImageryWarning, OptionError
+from imageryxr.expr import Array, Expr
+from imageryxr.grid import DIMS, Grid, IndexBox
+from imageryxr.look import SegmentLook
+from imageryxr.segments import AskedIds, id_array, id_list
+from imageryxr.volumes import Volume
+
+Side = Literal["out", "in"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """How outlines are drawn; what ``overlay(outline=…)`` takes.
+
+    Outlines are drawn slice by slice, in the plane of the picture. A pixel belongs to an outline if it lies within
+    ``width`` of the segment, steps counted along rows and columns, as repeated dilation by a cross counts.
+
+    Parameters
+    ----------
+    width : float, default 10
+        In ``unit``.
+    side : {"out", "in"}, default "out"
+        Outside the segment, which leaves all of it to see, or inside, where neighbours never cover each other.
+    merge : bool, default True
+        Whether segments that touch are outlined as one. Take False to see the line between neighbours.
+    alpha : float, default 1
+        0 (nothing) to 1 (opaque).
+    unit : {"px", "nm"}, default "px"
+        Pixels of the picture; or nanometres, which keeps a line's width across resolutions.
+
+    Raises
+    ------
+    OptionError
+        If a value is outside its range.
+
+    Examples
+    --------
+    >>> Outline(3, side="in")
+    Outline(width=3, side='in', merge=True, alpha=1.0, unit='px')
+    """
+
+    width: float = 10
+    side: Side = "out"
+    merge: bool = True
+    alpha: float = 1.0
+    unit: Literal["px", "nm"] = "px"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.width, bool) or not _is_number(self.width) or not 0 < self.width < math.inf:
+            raise OptionError(f"width={self.width!r} of an outline must be a positive number of {self.unit}, e.g. 3")
+        if self.side not in ("out", "in"):
+            raise OptionError(f"side={self.side!r} of an outline must be 'out' or 'in'")
+        if self.unit not in ("px", "nm"):
+            raise OptionError(f"unit={self.unit!r} of an outline must be 'px' (pixels) or 'nm' (nanometres)")
+        if not isinstance(self.merge, bool | np.bool_):
+            raise OptionError(f"merge={self.merge!r} of an outline must be True or False")
+        check_alpha(self.alpha, "alpha of an outline")
+
+
+@dataclass(frozen=True)
+class Painted(Expr):
+    """Segments filled and outlined, over an image or alone."""
+
+    labels: Expr
+    image: Expr | None
+    fill: Paint | None
+    line: Paint | None
+    limit: float
+    steps: tuple[float, float]
+    side: Side
+    merge: bool
+    axis: int
+    """The axis across the slices."""
+    halo: tuple[int, int, int]
+    whole: IndexBox
+    """All voxels of the picture, of which a crop may be made later."""
+    tail: tuple[int, ...] = (4,)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """RGBA is uint8."""
+        return np.dtype(np.uint8)
+
+    @property
+    def bounds(self) -> IndexBox:
+        """What the segments and the image cover together."""
+        return self.labels.bounds if self.image is None else self.labels.bounds.hull(self.image.bounds)
+
+    @property
+    def inputs(self) -> tuple[Expr, ...]:
+        """The segments, and the image."""
+        return (self.labels,) if self.image is None else (self.labels, self.image)
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the box of the segments with the reach of their lines, and the box of the image."""
+        # What lies beyond the data is unknown rather than background: a segment that the edge of the volume cuts
+        # gets no line there.
+        wide = box.grow(self.halo).clip(self.labels.bounds).hull(box)
+        return (wide,) if self.image is None else (wide, box)
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the segments painted over the image, in one pass."""
+        from imageryxr.kernels import outline as kernel
+
+        labels, image = arrays[0], arrays[1] if self.image is not None else None
+        inner = box.slices(self.needs(box)[0])
+        paint = self.fill or self.line
+        if paint is not None and paint.asked is not None:
+            paint.asked.report(self, self.whole, box, labels)
+        order = (self.axis, *(a for a in range(3) if a != self.axis))
+        drawn = kernel.paint(
+            labels.transpose(order),
+            None if image is None else image.transpose(order),
+            None if self.fill is None else self.fill.table(labels),
+            None if self.line is None else self.line.table(labels),
+            limit=self.limit,
+            steps=self.steps,
+            side=self.side,
+            merge=self.merge,
+            inner=(inner[order[0]], inner[order[1]], inner[order[2]]),
+        )
+        back = [order.index(a) for a in range(3)]
+        return np.asarray(drawn.transpose(*back, 3))
+
+
+@dataclass(frozen=True)
+class Paint:
+    """Which ids have which colour, and how opaque."""
+
+    colors: Colors
+    alpha: float
+    """Of the selected segments."""
+    asked: AskedIds | None = None
+    """Ids that the caller named, who wants to hear of those that are not there."""
+    selected: AskedIds | None = None
+    """Segments that ``alpha`` is for; None for all."""
+    rest: float = 0.0
+    """Of the others."""
+    own: tuple[bytes, bytes] | None = None
+    """Ids (ascending uint64) and alphas (float64) of segments that have one of their own."""
+    saturation: float = 1.0
+
+    @property
+    def shows_fill(self) -> bool:
+        """Whether anything is filled at all."""
+        return self.alpha > 0 or self.rest > 0 or self.own is not None
+
+    def line(self, alpha: float) -> Paint:
+        """Return the paint of outlines, which only selected segments have."""
+        return replace(self, alpha=float(alpha), rest=0.0, own=None)
+
+    def table(self, labels: Array) -> Any:
+        """Return the table that kernels look colours up in."""
+        plain = self.selected is None and self.own is None and self.saturation == 1
+        if plain and self.colors.mode == "table":
+            return _table(self)
+        import fastremap
+
+        from imageryxr.kernels import lookup
+
+        present = fastremap.unique(labels)
+        present = present[present != 0].astype(np.uint64)
+        rgba = self._rgba(present)
+        shown = rgba[:, 3] > 0
+        return lookup.build_table(present[shown], rgba[shown], ())
+
+    def _rgba(self, ids: Array) -> Array:
+        shown = self.colors.shows(ids)
+        alpha = np.full(len(ids), self.alpha)
+        if self.selected is not None:
+            alpha = np.where(np.isin(ids, self.selected.array), self.alpha, self.rest)
+        alpha = alpha * (self.colors.alphas_for(ids) / 255)
+        if self.own is not None:
+            known, alphas = np.frombuffer(self.own[0], np.uint64), np.frombuffer(self.own[1], np.float64)
+            places = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+            alpha = np.where((known[places] == ids) & shown, alphas[places], alpha)
+        out = np.empty((len(ids), 4), np.uint8)
+        rgb = self.colors.colors_for(ids).astype(float)
+        out[:, :3] = np.floor(255 + (rgb - 255) * self.saturation + 0.5)
+        out[:, 3] = np.floor(alpha * 255 + 0.5)
+        return out
+
+
+@lru_cache(maxsize=64)
+def _table(paint: Paint) -> Any:
+    from imageryxr.kernels import lookup
+
+    colors = paint.colors
+    shown = _rgba(colors.rgb, paint.alpha, colors.alpha)
+    return lookup.build_table(colors.ids, shown, _rgba(colors.fallback, paint.alpha))
+
+
+def _rgba(rgb: Array, alpha: float, own: Array | None = None) -> Array:
+    out = np.empty((len(rgb), 4), np.uint8)
+    out[:, :3] = rgb
+    out[:, 3] = math.floor(alpha * 255 + 0.5) if own is None else np.floor(alpha * own.astype(float) + 0.5)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------
+# arguments
+
+
+def painted(
+    labels: Expr, grid: Grid, image: Expr | None, fill: Paint | None, line: Paint | None, style: Outline, axis: str
+) -> Painted:
+    """Return the recipe of segments over an image."""
+    across = check_axis(axis)
+    limit, steps, halo = _reach(style, grid, across) if line is not None else (0.0, (1.0, 1.0), (0, 0, 0))
+    return Painted(labels, image, fill, line, limit, steps, style.side, style.merge, across, halo, grid.box)
+
+
+def _reach(style: Outline, grid: Grid, across: int) -> tuple[float, tuple[float, float], tuple[int, int, int]]:
+    from imageryxr.kernels import outline as kernel
+
+    plane = [a for a in range(3) if a != across]
+    steps = tuple(grid.axes[a].resolution if style.unit == "nm" else 1.0 for a in plane)
+    rows, columns = kernel.reach(float(style.width), (steps[0], steps[1]))
+    halo = [0, 0, 0]
+    if rows == columns == 0:
+        pixel = " × ".join(f"{grid.axes[a].resolution:g}" for a in reversed(plane))
+        warnings.warn(
+            f"an outline of {style.width:g} {style.unit} is thinner than a pixel ({pixel} nm): nothing of it is drawn",
+            ImageryWarning,
+            stacklevel=4,
+        )
+    halo[plane[0]], halo[plane[1]] = rows, columns
+    return float(style.width), (steps[0], steps[1]), (halo[0], halo[1], halo[2])
+
+
+def paint_of(colors: Any, ids: Iterable[int] | None, alpha: Any, rest_alpha: Any, volume: Volume | None) -> Paint:
+    """Read what a caller says of colours and alphas; what is left open is as the layer's attributes say."""
+    look = None if volume is None else SegmentLook.of(volume.attrs)
+    # in the order given: palettes that go by rank go by that of the caller
+    chosen = None if ids is None else id_list(ids)
+    base, own = _alphas(alpha, 0.2 if look is None else look.selected_alpha)
+    rest = None if rest_alpha is None else check_alpha(rest_alpha, "rest_alpha")
+    if look is None:
+        return _paint(resolve_colors(colors, chosen), colors, chosen, base, rest or 0.0, own)
+    found = look.chosen if colors is None else resolve_colors(colors, chosen)
+    if chosen is not None or isinstance(colors, Mapping):
+        return _paint(found, colors, chosen, base, rest or 0.0, own)
+    everything = look.all_if_none_selected and not look.selected_ids
+    shown = None if everything else AskedIds.of([i for i in look.selected_ids if i])
+    own = {**look.alphas, **own} if colors is None else own
+    saturation = look.saturation if colors is None else 1.0
+    return Paint(found, base, None, shown, look.rest_alpha if rest is None else rest, _packed(own), saturation)
+
+
+def _paint(
+    found: Colors, colors: Any, chosen: list[int] | None, alpha: float, rest: float, own: dict[int, float]
+) -> Paint:
+    """Return the paint of the segments that a caller named, over that of all others."""
+    if chosen is None:
+        return Paint(found, alpha, own=_packed(own))
+    asked = AskedIds.of(chosen)
+    own = {i: a for i, a in own.items() if i in set(asked.array.tolist())}
+    if rest > 0 and not found.shows_all:
+        found = _with_others(found, resolve_colors(colors))
+    needed = found.shows_all or rest > 0
+    return Paint(found, alpha, asked, asked if needed else None, rest, _packed(own))
+
+
+def _with_others(chosen: Colors, everyone: Colors) -> Colors:
+    others = ~np.isin(everyone.ids, chosen.ids)
+    ids = np.concatenate([chosen.ids, everyone.ids[others]])
+    rgb = np.concatenate([chosen.rgb, everyone.rgb[others]])
+    return replace(everyone, ids=ids, rgb=rgb, alpha=None)
+
+
+def _alphas(alpha: Any, default: float) -> tuple[float, dict[int, float]]:
+    if alpha is None:
+        return default, {}
+    if not isinstance(alpha, Mapping):
+        return check_alpha(alpha, "alpha"), {}
+    own = {}
+    for key, value in alpha.items():
+        (number,) = id_array([key], "alpha").tolist()
+        own[number] = check_alpha(value, f"alpha[{key!r}]")
+    return default, own
+
+
+def _packed(own: Mapping[int, float]) -> tuple[bytes, bytes] | None:
+    if not own:
+        return None
+    ids = np.array(sorted(own), dtype=np.uint64)
+    return ids.tobytes(), np.array([own[i] for i in ids.tolist()], dtype=np.float64).tobytes()
+
+
+def norm_outline(outline: Any) -> Outline | None:
+    """Return an outline from what a caller may say of one."""
+    if outline is None or outline is False or (_is_number(outline) and outline == 0):
+        return None
+    if outline is True:
+        return Outline()
+    if isinstance(outline, Outline):
+        return outline
+    if _is_number(outline):
+        return Outline(outline)
+    raise OptionError(f"outline={outline!r} must be an Outline, a width in pixels, True or None; e.g. outline=3")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def check_alpha(alpha: Any, what: str) -> float:
+    """Return an alpha, or raise `OptionError`."""
+    if not _is_number(alpha) or not 0 <= alpha <= 1:
+        raise OptionError(f"{what}={alpha!r} must be a number from 0 (nothing) to 1 (opaque)")
+    return float(alpha)
+
+
+def check_axis(axis: Any) -> int:
+    """Return the number of the axis across the slices, or raise `OptionError`."""
+    if axis not in DIMS:
+        raise OptionError(f"axis={axis!r} must be 'z', 'y' or 'x': the axis across the slices")
+    return DIMS.index(axis)

@@ -1,0 +1,270 @@
+"""Planes at any angle through a volume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.align import METHODS, Method, layer_type_of
+from imageryxr.errors import BoxError, LayerError, OptionError
+from imageryxr.grid import DIMS, Grid, Index3, check_resolution, grid_of
+from imageryxr.levels import coarse_enough
+from imageryxr.look import NM_PER_PIXEL, ORIENTATION, VISIBLE
+from imageryxr.slicing import Cut, sliced
+from imageryxr.views import dimensions_of, layers_of, position_of
+from imageryxr.volumes import result, volume_of
+
+Floats = npt.NDArray[np.float64]
+
+# Columns, rows and depth of the planes that lie as plain slices do.
+_AXES: dict[str, tuple[str, str, str]] = {"z": ("x", "y", "z"), "y": ("x", "z", "y"), "x": ("y", "z", "x")}
+
+
+def plane(
+    obj: Any,
+    center: Sequence[float],
+    size: Sequence[int],
+    *,
+    normal: str | Sequence[float] = "z",
+    up: Sequence[float] | None = None,
+    orientation: Sequence[float] | None = None,
+    nm_per_pixel: float | None = None,
+    resolution: Sequence[float] = (1, 1, 1),
+    method: Method | None = None,
+) -> Any:
+    """Cut a plane, or a stack of parallel ones, through a volume at any angle, with square pixels.
+
+    Lazy: reads nothing. When computed, of each storage chunk that the plane crosses the part around it is read, once.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        Image or segmentation, dims (z, y, x).
+    center : sequence of 3 numbers
+        The point (x, y, z) in the middle of the picture, in units of ``resolution``: that of pixel
+        ``(height // 2, width // 2)``.
+    size : sequence of 2 or 3 int
+        Pixels across and down and, for a stack, planes, the middle one through the centre.
+    normal : {"z", "y", "x"} or sequence of 3 numbers, default "z"
+        The direction (x, y, z) that the plane stands across. A name gives the plane as plain slices lie: columns along
+        x, rows along y for "z"; x and z for "y"; y and z for "x".
+    up : sequence of 3 numbers, optional
+        The direction (x, y, z) that points up in the picture, for a ``normal`` given in numbers. Default: −y, or −z
+        where the plane stands across y.
+    orientation : sequence of 4 numbers, optional
+        In place of ``normal``, Neuroglancer's ``crossSectionOrientation``, a quaternion (x, y, z, w).
+    nm_per_pixel : float, optional
+        Side of a pixel, and distance between planes. Default: the smallest side of a voxel of ``obj``.
+    resolution : (x, y, z), default (1, 1, 1)
+        Nanometres per unit of ``center``.
+    method : {"nearest", "linear"}, optional
+        Default: "nearest" for segmentations, for which it is the only one: a pixel has the id of the voxel that holds
+        its middle; "linear" for images.
+
+    Returns
+    -------
+    DataArray or Dataset
+        Dims (z, y, x): y runs down and x across the picture, z across the planes. Coordinates in nm are those of the
+        volume turned with the plane, so those of the volume itself for ``normal="z"``. Attrs ``plane_center``,
+        ``plane_axes`` (the directions (x, y, z) of x, y and z in the volume). Outside the volume it is 0, so an outline
+        runs along the edge of the data, too.
+
+    Raises
+    ------
+    BoxError, OptionError
+        If an argument makes no sense.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> side = ix.plane(em, (4600.5, 2560.5, 130.5), (256, 200), normal=(1, 1, 0.2), resolution=(8, 8, 40))
+    >>> side.shape, side.attrs["resolution"]
+    ((1, 200, 256), (8.0, 8.0, 8.0))
+    """
+    if isinstance(obj, xr.Dataset):
+        layers = {n: v for n, v in obj.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+        if nm_per_pixel is None and layers:
+            nm_per_pixel = min(min(grid_of(v).resolution) for v in layers.values())
+        common: dict[str, Any] = {"normal": normal, "up": up, "orientation": orientation, "resolution": resolution}
+        cuts = {n: plane(v, center, size, nm_per_pixel=nm_per_pixel, **common) for n, v in layers.items()}
+        return xr.Dataset(cuts, attrs=obj.attrs)
+    volume = volume_of(obj)
+    chosen = _method(obj, method)
+    step = min(volume.grid.resolution) if nm_per_pixel is None else _positive(nm_per_pixel)
+    shape = _shape(size)
+    axes = _from_quaternion(orientation) if orientation is not None else _axes(normal, up)
+    unit = check_resolution(resolution)
+    middle = np.array([_finite(c, center) * u for c, u in zip(_three(center, "center"), unit, strict=True)])
+    grid = _plane_grid(middle, axes, step, shape)
+    expr = sliced(volume.expr, _cut(volume.grid, middle, axes, step, shape, chosen), shape)
+    attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.tolist()}
+    name = str(obj.name) if obj.name is not None else layer_type_of(obj)
+    return result(expr, grid, volume, attrs=attrs, name=name)
+
+
+def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | None = None) -> xr.Dataset:
+    """Give what a link shows in its cross section: the plane through its position, as it is turned and zoomed there.
+
+    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the picture.
+
+    Parameters
+    ----------
+    tree : DataTree
+        As `open_neuroglancer` returns it.
+    size : sequence of 2 or 3 int
+        Pixels across and down and, for a stack, planes.
+    nm_per_pixel : float, optional
+        Side of a pixel. Default: as on the screen that the link was copied from, or its smallest voxel side.
+
+    Returns
+    -------
+    Dataset
+        A variable per layer that is switched on; see `plane` and ``view``.
+
+    Raises
+    ------
+    ImageryError
+        As `plane`.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> state = {"layers": [{"type": "image", "name": "em", "source": sample.image}],
+    ...          "crossSectionOrientation": [0.5, 0.5, 0.5, 0.5]}
+    >>> ix.open_neuroglancer(state, allow_local=True).imagery.plane((120, 80)).em.shape
+    (1, 80, 120)
+    """
+    arrays = layers_of(tree)
+    unit = dimensions_of(tree, arrays)
+    step = float(tree.attrs.get(NM_PER_PIXEL, min(unit))) if nm_per_pixel is None else _positive(nm_per_pixel)
+    common: dict[str, Any] = {"orientation": tree.attrs.get(ORIENTATION, (0, 0, 0, 1)), "nm_per_pixel": step}
+    center = position_of(tree, arrays, unit)
+    return xr.Dataset(
+        {
+            name: plane(coarse_enough(array, (step, step, step)), center, size, resolution=unit, **common)
+            for name, array in arrays.items()
+            if array.attrs.get(VISIBLE, True)
+        },
+        attrs=dict(tree.attrs),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# directions
+
+
+def _axes(normal: Any, up: Any) -> Floats:
+    """Return the directions (x, y, z) of the columns, the rows and the depth of a plane."""
+    if isinstance(normal, str):
+        if normal not in _AXES or up is not None:
+            raise OptionError(
+                f"normal={normal!r}, up={up!r}: a named normal is 'z', 'y' or 'x', and says what is up; else give "
+                "numbers (x, y, z)"
+            )
+        return np.array([[float(axis == name) for axis in "xyz"] for name in _AXES[normal]])
+    depth = _direction(normal, "normal")
+    if up is None:
+        up = (0, -1, 0) if abs(depth[1]) < 1 - 1e-6 else (0, 0, -1)
+    down = -_direction(up, "up")
+    down = down - depth * (down @ depth)
+    length = float(np.linalg.norm(down))
+    if length < 1e-6:
+        raise OptionError(f"up={up!r} points along normal={normal!r}; in the picture it would point at the viewer")
+    down /= length
+    down -= depth * (down @ depth)  # again, for where up and normal lie close the first time leaves a rest
+    down /= np.linalg.norm(down)
+    return np.stack([np.cross(down, depth), down, depth])
+
+
+def _from_quaternion(orientation: Any) -> Floats:
+    values = np.array([_finite(v, orientation) for v in orientation] if len(orientation) == 4 else [0.0])
+    length = float(np.linalg.norm(values))
+    if len(values) != 4 or length < 1e-6:
+        raise OptionError(f"orientation={orientation!r} is no quaternion (x, y, z, w), such as (0, 0, 0, 1)")
+    x, y, z, w = values / length
+    turned = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)],
+            [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)],
+            [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    # Quarter turns come out a last digit beside 0 and 1.
+    return np.where(np.abs(turned - np.rint(turned)) < 1e-12, np.rint(turned), turned)
+
+
+def _direction(value: Any, name: str) -> Floats:
+    vector = np.array([_finite(v, value) for v in _three(value, name)])
+    length = float(np.linalg.norm(vector))
+    if not length > 0:
+        raise OptionError(f"{name}={value!r} points nowhere; give a direction (x, y, z), such as (1, 0, 0)")
+    return vector / length
+
+
+# ---------------------------------------------------------------------------------------------------------
+# places
+
+
+def _plane_grid(middle: Floats, axes: Floats, step: float, shape: Index3) -> Grid:
+    """Return the grid of a plane in coordinates turned with it."""
+    offsets = [float(p) / step - n // 2 - 0.5 for p, n in zip(axes @ middle, shape[::-1], strict=True)]
+    return Grid(shape, (step, step, step), (offsets[0], offsets[1], offsets[2]))
+
+
+def _cut(grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, method: str) -> Cut:
+    size, offset = np.array(grid.resolution), np.array(grid.voxel_offset, dtype=np.float64)
+    moves = axes * step / size  # voxels (x, y, z) per pixel along x, y and z of the plane
+    first = middle / size - offset - np.array([n // 2 for n in shape[::-1]]) @ moves
+    steps = [tuple(float(v) for v in move[::-1]) for move in moves[::-1]]
+    z, y, x = (float(v) for v in first[::-1])
+    return Cut((z, y, x), (steps[0], steps[1], steps[2]), method)  # type: ignore[arg-type]
+
+
+def _method(obj: xr.DataArray, method: Any) -> str:
+    layer = layer_type_of(obj)
+    if "rgba" in obj.dims:
+        raise LayerError("a plane is cut through an image or a segmentation; cut first, and draw the overlay then")
+    allowed = [m for m in METHODS[layer] if m in ("nearest", "linear")]
+    if method is not None and method not in allowed:
+        raise OptionError(f"method={method!r} cannot cut a {layer}; choose {' or '.join(map(repr, allowed))}")
+    return method or allowed[0]
+
+
+def _shape(size: Any) -> Index3:
+    values = list(size) if isinstance(size, Sequence | np.ndarray) else []
+    whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) and 0 < v < 1 << 20 for v in values)
+    if len(values) not in (2, 3) or not whole:
+        raise OptionError(f"size={size!r} is not 2 or 3 whole numbers of pixels: across, down, planes; e.g. (512, 512)")
+    width, height, depth = [int(v) for v in values] if len(values) == 3 else [*map(int, values), 1]
+    return (depth, height, width)
+
+
+def _three(value: Any, name: str) -> list[Any]:
+    items = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else []
+    if len(items) != 3:
+        raise BoxError(f"{name}={value!r} is not 3 numbers (x, y, z)")
+    return items
+
+
+def _finite(value: Any, given: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BoxError(f"{given!r} holds {value!r}, which is no finite number")
+    return number
+
+
+def _positive(value: Any) -> float:
+    number = _finite(value, value)
+    if number <= 0:
+        raise OptionError(f"nm_per_pixel={value!r} must be more than 0")
+    return number

@@ -1,0 +1,122 @@
+"""Pictures in the axes of Matplotlib, in the coordinates of the tissue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from imageryxr.align import layer_type_of
+from imageryxr.errors import OptionError
+from imageryxr.figure import picture_of
+from imageryxr.figure.bars import length_text, nice_below
+from imageryxr.figure.slices import plane_of
+from imageryxr.grid import DIMS, grid_of
+from imageryxr.look import SegmentLook
+from imageryxr.overlay import overlay, overlay_dataset, to_rgba
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+
+def plot(
+    obj: xr.DataArray | xr.Dataset,
+    ax: Axes | None = None,
+    *,
+    unit: str = "µm",
+    scale_bar: bool = False,
+    contrast_limits: tuple[float, float] | None = None,
+    **options: Any,
+) -> AxesImage:
+    """Draw one slice into the axes of a Matplotlib figure, at its place in the tissue; computes it.
+
+    What is drawn into the axes afterwards is in the same coordinates: synapses, skeletons, arrows. Save the figure as
+    SVG or PDF, and lines, text and the scale bar stay lines and text.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        One slice: RGBA, grey values, ids or a mask; of a Dataset the layers over each other.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw. Default: the current axes.
+    unit : {"µm", "nm"}, default "µm"
+        Of the coordinates.
+    scale_bar : bool, default False
+        Whether to draw one, in place of ticks.
+    contrast_limits : (low, high), optional
+        As in `to_rgba`.
+    **options
+        For ``ax.imshow``, such as ``interpolation="none"``.
+
+    Returns
+    -------
+    matplotlib.image.AxesImage
+        Rows run downwards, as in the viewer.
+
+    Raises
+    ------
+    OptionError, LayerError
+        If it is not one slice, or has no coordinates.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("agg")
+    >>> import imageryxr as ix
+    >>> em = ix.open_image(ix.sample(sample_path).image, mip=2)
+    >>> drawn = em.isel(z=[3]).imagery.plot()
+    >>> [round(float(v), 3) for v in drawn.get_extent()]
+    [32.768, 40.96, 24.576, 16.384]
+    """
+    import matplotlib.pyplot as plt
+
+    factor = {"µm": 1e-3, "um": 1e-3, "nm": 1.0}.get(unit)
+    if factor is None:
+        raise OptionError(f"unit={unit!r} must be 'µm' or 'nm'")
+    picture = overlay_dataset(obj) if isinstance(obj, xr.Dataset) else _colored(obj, contrast_limits)
+    flat = plane_of(picture)
+    rows, columns = (str(d) for d in flat.dims if d != "rgba")
+    grid = grid_of(picture)
+    axes = dict(zip(DIMS, grid.axes, strict=True))
+    (top, bottom), (left, right) = ((float(e) * factor for e in axes[d].edges()) for d in (rows, columns))
+    ax = plt.gca() if ax is None else ax
+    values = np.asarray(flat.values)
+    pixels = values if values.ndim == 3 else np.asarray(picture_of(values))
+    defaults: dict[str, Any] = {"origin": "upper", "extent": (left, right, bottom, top), "interpolation": "none"}
+    if pixels.ndim == 2:
+        defaults |= {"cmap": "gray", "vmin": 0, "vmax": 255}
+    drawn = ax.imshow(pixels, **{**defaults, **options})
+    ax.set_aspect("equal")
+    if scale_bar:
+        ax.set(xticks=[], yticks=[])
+        _bar(ax, (left, right, bottom, top), factor)
+    else:
+        ax.set(
+            xlabel=f"{columns} ({'nm' if factor == 1 else 'µm'})", ylabel=f"{rows} ({'nm' if factor == 1 else 'µm'})"
+        )
+    return drawn
+
+
+def _colored(array: xr.DataArray, limits: tuple[float, float] | None) -> xr.DataArray:
+    plane_of(array if "rgba" in array.dims else array.astype(bool))  # says what is wrong with its shape
+    if "rgba" in array.dims or array.dtype == np.bool_:
+        return array
+    if layer_type_of(array) == "segmentation":
+        return overlay(None, array, alpha=None if SegmentLook.of(array.attrs) else 1.0)
+    return to_rgba(array, contrast_limits=limits)
+
+
+def _bar(ax: Axes, extent: tuple[float, float, float, float], factor: float) -> None:
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    left, right, bottom, top = extent
+    width, height = right - left, bottom - top
+    length = nice_below(width / factor / 4)
+    margin, thick = 0.04 * min(width, height), 0.015 * min(width, height)
+    x = right - margin - length * factor
+    ax.add_patch(Rectangle((x, bottom - margin - thick), length * factor, thick, color="white", ec="black", lw=0.5))
+    text = ax.text(x + length * factor / 2, bottom - margin - 1.6 * thick, length_text(length), color="white")
+    text.set(ha="center", va="bottom", path_effects=[withStroke(linewidth=1.5, foreground="black")])

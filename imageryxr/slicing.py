@@ -1,0 +1,228 @@
+"""Recipes for planes at any angle: which voxels their pixels are made of, read chunk by chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.expr import Array, Expr, GivenLeaf, Leaf, evaluate
+from imageryxr.grid import Index3, IndexBox
+
+Vector = tuple[float, float, float]
+Indexes = npt.NDArray[np.int64]
+
+# Places closer than this to an edge between two voxels lie on it, and the upper voxel has it, as everywhere here.
+_SNAP = 1e-6
+# Weights are multiples of this, so that a pixel in the middle of a voxel is that voxel, to the bit.
+_WEIGHT = 2.0**-20
+
+TILE_PIXELS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An affine map from the pixels of a plane to the voxels of an array: ``place = origin + step @ (z, y, x)``."""
+
+    origin: Vector
+    """Place of the middle of pixel (0, 0, 0) in voxels (z, y, x), where voxel 0 reaches from 0 to 1."""
+    steps: tuple[Vector, Vector, Vector]
+    """How the place moves with each pixel along z, y and x."""
+    method: str
+
+    def places(self, box: IndexBox) -> npt.NDArray[np.float64]:
+        """Return the places of the pixels of a box: shape (3, z, y, x)."""
+        axes = [np.arange(a, b, dtype=np.float64) for a, b in zip(box.start, box.stop, strict=True)]
+        z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
+        rows = []
+        for axis in range(3):
+            dz, dy, dx = (step[axis] for step in self.steps)
+            rows.append(self.origin[axis] + dz * z + dy * y + dx * x)
+        return np.stack(np.broadcast_arrays(*rows))
+
+    def reach(self, box: IndexBox) -> IndexBox:
+        """Return the box of voxels around all that the pixels of a box are made of."""
+        corners = np.array(list(product(*zip(box.start, (s - 1 for s in box.stop), strict=True))), dtype=np.float64)
+        places = np.array(self.origin) + corners @ np.array(self.steps)
+        around = 1 if self.method == "linear" else 0
+        low = np.floor(places.min(axis=0) - 0.5 * around - _SNAP).astype(int)
+        high = np.floor(places.max(axis=0) + 0.5 * around + _SNAP).astype(int) + 1
+        return IndexBox(_index3(low), _index3(high))
+
+    def sample(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
+        """Return the values of a box of pixels, tile by tile: eight places a pixel would fill the memory.
+
+        Parameters
+        ----------
+        box : IndexBox
+            Of the plane.
+        bounds : IndexBox
+            Where there are voxels; pixels whose place lies outside are 0.
+        dtype : dtype
+            Of the result.
+        read : callable
+            Gives the voxels of an index box.
+        edges : callable
+            Gives, of an axis and a range, where chunks end; or None.
+        """
+        out = np.zeros(box.shape, dtype)
+        for tile in _tiles(box):
+            out[tile.slices(box)] = self._tile(tile, bounds, dtype, read, edges)
+        return out
+
+    def _tile(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
+        places = self.places(box)
+        voxel = np.floor(places + _SNAP).astype(np.int64)
+        inside = np.ones(box.shape, bool)
+        for axis in range(3):
+            inside &= (voxel[axis] >= bounds.start[axis]) & (voxel[axis] < bounds.stop[axis])
+        out = np.zeros(box.shape, dtype)
+        if not inside.any():
+            return out
+        if self.method == "nearest":
+            out[inside] = _fetch(voxel[:, inside], dtype, read, edges)
+        else:
+            out[inside] = _linear(places[:, inside], bounds, dtype, read, edges)
+        return out
+
+
+def _tiles(box: IndexBox) -> list[IndexBox]:
+    """Cut a box into parts of `TILE_PIXELS`: parallel planes together, as they cross the same chunks."""
+    depth = min(8, box.shape[0])
+    side = int((TILE_PIXELS // depth) ** 0.5)
+    starts = [range(a, b, step) for a, b, step in zip(box.start, box.stop, (depth, side, side), strict=True)]
+    return [
+        IndexBox((z, y, x), (z + depth, y + side, x + side)).clip(box)
+        for z in starts[0]
+        for y in starts[1]
+        for x in starts[2]
+    ]
+
+
+def _linear(places: npt.NDArray[np.float64], bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
+    low = np.floor(places - 0.5 + _SNAP)
+    weight = np.clip(np.rint((places - 0.5 - low) / _WEIGHT) * _WEIGHT, 0, 1)
+    corners = list(product((0, 1), repeat=3))
+    stops = np.array(bounds.stop)[:, None] - 1
+    start = np.array(bounds.start)[:, None]
+    voxels = [np.clip(low.astype(np.int64) + np.array(c)[:, None], start, stops) for c in corners]
+    values = _fetch(np.concatenate(voxels, axis=1), dtype, read, edges).reshape(8, -1)
+    total = np.zeros(places.shape[1], np.float64)
+    for corner, found in zip(corners, values, strict=True):
+        share = np.prod([w if c else 1 - w for c, w in zip(corner, weight, strict=True)], axis=0)
+        # A voxel of no weight must not count even where it is no number.
+        total += np.where(share > 0, share * found, 0)
+    if dtype.kind in "iu":
+        return np.asarray(np.floor(total + 0.5))
+    return total
+
+
+def _fetch(voxels: Indexes, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
+    """Return the values of voxels (3, n): of each storage chunk the box around those in it is read, once."""
+    chunk = np.zeros(voxels.shape[1], np.int64)
+    for axis in range(3):
+        low, high = int(voxels[axis].min()), int(voxels[axis].max()) + 1
+        cuts = np.array(edges(axis, low, high) or range(low - low % 64 + 64, high, 64), dtype=np.int64)
+        chunk = chunk * (len(cuts) + 1) + np.searchsorted(cuts, voxels[axis], side="right")
+    order = np.argsort(chunk, kind="stable")
+    borders = np.flatnonzero(np.diff(chunk[order])) + 1
+    out = np.empty(voxels.shape[1], dtype)
+    for members in np.split(order, borders):
+        part = voxels[:, members]
+        start, stop = part.min(axis=1), part.max(axis=1) + 1
+        values = read(IndexBox(_index3(start), _index3(stop)))
+        z, y, x = part - start[:, None]
+        out[members] = values[z, y, x]
+    return out
+
+
+def _index3(values: Any) -> Index3:
+    z, y, x = (int(v) for v in values)
+    return (z, y, x)
+
+
+@dataclass(frozen=True)
+class Sliced(Expr):
+    """A plane, or a stack of parallel ones, through an expression whose voxels are handed in."""
+
+    child: Expr
+    cut: Cut
+    shape: Index3
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the child."""
+        return self.child.dtype
+
+    @property
+    def bounds(self) -> IndexBox:
+        """All pixels."""
+        return IndexBox.of_shape(self.shape)
+
+    @property
+    def inputs(self) -> tuple[Expr, ...]:
+        """The child."""
+        return (self.child,)
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the box around all voxels of the pixels."""
+        return (self.cut.reach(box).clip(self.child.bounds),)
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the pixels of a box."""
+        (held,) = self.needs(box)
+        return self.cut.sample(
+            box, self.child.bounds, self.dtype, lambda part: arrays[0][part.slices(held)], lambda *_: None
+        )
+
+    def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
+        """Return nothing: chunks lie across a plane."""
+        return None
+
+
+@dataclass(frozen=True)
+class _Held:
+    """An expression out of sight of those who look for inputs."""
+
+    expr: Expr
+
+    def __dask_tokenize__(self) -> object:
+        return self.expr.__dask_tokenize__()
+
+
+@dataclass(frozen=True)
+class SlicedLeaf(Leaf):
+    """A plane that reads for itself, of each storage chunk what it crosses."""
+
+    held: _Held
+    cut: Cut
+    shape: Index3
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of what is cut."""
+        return self.held.expr.dtype
+
+    @property
+    def bounds(self) -> IndexBox:
+        """All pixels."""
+        return IndexBox.of_shape(self.shape)
+
+    def read(self, box: IndexBox) -> Array:
+        """Read the pixels of a box."""
+        expr = self.held.expr
+        return self.cut.sample(box, expr.bounds, self.dtype, lambda part: evaluate(expr, part), expr.edges)
+
+
+def sliced(expr: Expr, cut: Cut, shape: Index3) -> Expr:
+    """Return the expression of a plane through another."""
+    if _is_handed_in(expr):
+        return Sliced(expr, cut, shape)
+    return SlicedLeaf(_Held(expr), cut, shape)
+
+
+def _is_handed_in(expr: Expr) -> bool:
+    return isinstance(expr, GivenLeaf) or any(_is_handed_in(child) for child in expr.inputs)

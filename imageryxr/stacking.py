@@ -1,0 +1,117 @@
+"""Recipes of layers over each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from imageryxr.expr import Array, Expr
+from imageryxr.grid import IndexBox
+
+
+@dataclass(frozen=True)
+class Stacked(Expr):
+    """RGBA layers, the first at the bottom."""
+
+    layers: tuple[Expr, ...]
+    first_wins: bool = False
+    """Whether a pixel of a lower layer keeps those above away, rather than being covered."""
+    tail: tuple[int, ...] = (4,)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """RGBA is uint8."""
+        return np.dtype(np.uint8)
+
+    @property
+    def bounds(self) -> IndexBox:
+        """What the layers cover together."""
+        whole = self.layers[0].bounds
+        for layer in self.layers[1:]:
+            whole = whole.hull(layer.bounds)
+        return whole
+
+    @property
+    def inputs(self) -> tuple[Expr, ...]:
+        """The layers."""
+        return self.layers
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the same box of each."""
+        return (box,) * len(self.layers)
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the layers laid over each other."""
+        from imageryxr.kernels import fill
+
+        out = arrays[0]
+        for layer in arrays[1:]:
+            out = np.where(out[..., 3:] > 0, out, layer) if self.first_wins else fill.alpha_over(out, layer)
+        return out
+
+
+@dataclass(frozen=True)
+class Clipped(Expr):
+    """An RGBA layer where another one has any paint."""
+
+    layer: Expr
+    by: Expr
+    tail: tuple[int, ...] = (4,)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """RGBA is uint8."""
+        return np.dtype(np.uint8)
+
+    @property
+    def bounds(self) -> IndexBox:
+        """Where the layer is."""
+        return self.layer.bounds
+
+    @property
+    def inputs(self) -> tuple[Expr, ...]:
+        """Both layers."""
+        return (self.layer, self.by)
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the same box of both."""
+        return (box, box)
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the first where the second is painted."""
+        return np.where(arrays[1][..., 3:] > 0, arrays[0], np.uint8(0))
+
+
+@dataclass(frozen=True)
+class AnyOf(Expr):
+    """1 where any of several masks is set."""
+
+    masks: tuple[Expr, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """A label."""
+        return np.dtype(np.uint8)
+
+    @property
+    def bounds(self) -> IndexBox:
+        """What the masks cover together."""
+        whole = self.masks[0].bounds
+        for mask in self.masks[1:]:
+            whole = whole.hull(mask.bounds)
+        return whole
+
+    @property
+    def inputs(self) -> tuple[Expr, ...]:
+        """The masks."""
+        return self.masks
+
+    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the same box of each."""
+        return (box,) * len(self.masks)
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the union."""
+        return np.asarray(np.any([a != 0 for a in arrays], axis=0)).astype(np.uint8)

@@ -1,0 +1,309 @@
+"""Neuroglancer links, both ways: from a link to arrays that look like the viewer, and back to a link."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from imageryxr.errors import (
+    CodecError,
+    GridError,
+    ImageryError,
+    LayerError,
+    LinkError,
+    LinkWarning,
+    OptionError,
+    SourceError,
+    SourceNotFoundError,
+)
+from imageryxr.expr import Array, Mapped
+from imageryxr.grid import Grid, grid_of
+from imageryxr.levels import finest_resolution
+from imageryxr.look import (
+    CONTRAST_LIMITS,
+    DIMENSIONS,
+    LAYER,
+    LAYER_ORDER,
+    LINK_SOURCE,
+    LINK_TIMESTAMP,
+    NM_PER_PIXEL,
+    OPACITY,
+    ORIENTATION,
+    POSITION,
+    SHADER,
+    UNSUPPORTED,
+    VISIBLE,
+)
+from imageryxr.opening import open_image, open_segmentation
+from imageryxr.sources.address import parse_address
+from imageryxr.sources.links import check_trusted, host_of, is_local_host, state_of
+from imageryxr.sources.neuroglancer import LinkLayer, LinkState, parse_state
+from imageryxr.sources.placement import NATIVE
+from imageryxr.sources.resolve import resolve_source
+from imageryxr.volumes import placed, result, volume_of
+
+
+def open_neuroglancer(
+    link: Any,
+    *,
+    layers: Iterable[str] | None = None,
+    allow_local: bool = False,
+    trusted_hosts: Collection[str] = (),
+) -> xr.DataTree:
+    """Open the images and segmentations of a Neuroglancer link, as it shows them.
+
+    Reads metadata only: that of the state, where the link only names it, and that of each layer.
+
+    Parameters
+    ----------
+    link : str, path, mapping or viewer state
+        A link (``https://…/#!{…}``, ``https://…/#!middleauth+https://…/state/ID``), the URL of a state, the JSON state
+        itself as text or parsed, a file that holds either, or a ``neuroglancer.ViewerState``.
+    layers : iterable of str, optional
+        Names of the layers to open. Default: all images and segmentations.
+    allow_local : bool, default False
+        Whether the link may name files of this machine and servers on it or in its network. A link from somebody else
+        should not.
+    trusted_hosts : collection of str, optional
+        Hosts that may be sent your CAVE token, besides CAVE's own and those with a token file of their own.
+
+    Returns
+    -------
+    DataTree
+        A child per layer, named as it, from bottom to top, with the variable ``image`` or ``segmentation`` at its
+        finest level. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units, ``nm_per_pixel``,
+        ``orientation``, ``unsupported_layers``. Attrs of the variables: ``contrast_limits``, ``opacity``,
+        ``selected_ids``, ``colors``, … as `imageryxr.look` lists them, which `overlay` follows.
+        ``tree.imagery.view(size=(w, h))`` gives what the link shows.
+
+    Raises
+    ------
+    LinkError
+        If the link or state cannot be understood, or leads to this machine and may not.
+    AuthError
+        If a server asks for a token, or a token would go to a server that is not trusted.
+    SourceNotFoundError, SourceError
+        If a visible layer cannot be opened; ``layers=`` names those to open.
+
+    Warns
+    -----
+    LinkWarning
+        Of layers that are left out (annotations, meshes, transforms that rotate, …) and of shaders that are drawn as
+        grey values.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> state = {
+    ...     "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
+    ...     "position": [4600.5, 2560.5, 130.5],
+    ...     "layers": [
+    ...         {"type": "image", "name": "em", "source": sample.image},
+    ...         {"type": "segmentation", "name": "cells", "source": sample.segmentation},
+    ...     ],
+    ... }
+    >>> tree = ix.open_neuroglancer(state, allow_local=True)
+    >>> list(tree.children)
+    ['em', 'cells']
+    >>> ds = tree.imagery.view(size=(256, 200))
+    >>> ds.sizes
+    Frozen({'z': 1, 'y': 200, 'x': 256})
+    >>> ds.imagery.overlay().sizes["rgba"]
+    4
+    """
+    state = parse_state(state_of(link, allow_local=allow_local, trusted_hosts=trusted_hosts))
+    chosen = _chosen(state, layers)
+    for layer in chosen:
+        check_source(layer, allow_local=allow_local, trusted_hosts=trusted_hosts)
+    opened: dict[str, xr.DataArray] = {}
+    unsupported = [{"name": o.name, "type": o.type, "reason": o.reason} for o in state.left_out]
+    for layer in chosen:
+        array = _open_layer(layer)
+        if isinstance(array, str):
+            unsupported.append({"name": layer.name, "type": layer.kind, "reason": array})
+        else:
+            opened[layer.name] = array
+    # Somebody who says which layers to open knows of the others.
+    for entry in unsupported if layers is None else [u for u in unsupported if u["name"] in {c.name for c in chosen}]:
+        _warn(f"the layer {entry['name']!r} of the link is left out: {entry['reason']}")
+    return _tree(state, opened, unsupported)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, LinkWarning, stacklevel=3)
+
+
+def _chosen(state: LinkState, names: Iterable[str] | None) -> list[LinkLayer]:
+    if names is None:
+        return list(state.layers)
+    wanted = [names] if isinstance(names, str) else list(names)
+    have = {layer.name: layer for layer in state.layers}
+    absent = [n for n in wanted if n not in have]
+    if absent:
+        raise OptionError(
+            f"layers names {absent[0]!r}, and the link has {', '.join(map(repr, have)) or 'none to open'}"
+        )
+    return [layer for layer in state.layers if layer.name in wanted]
+
+
+def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collection[str]) -> None:
+    """Raise unless a layer of a link may be opened.
+
+    Raises
+    ------
+    LinkError
+        If it lies on this machine or in its network.
+    AuthError
+        If opening it would send a token to a server that is not trusted.
+    """
+    address = parse_address(layer.source)
+    what = f"the layer {layer.name!r} of the link"
+    web = "http" in address.protocol
+    local = is_local_host(host_of(address.url)) if web else address.protocol in ("file", "mem")
+    if local and not allow_local:
+        raise LinkError(
+            f"{what} leads to {address.public}, on this machine or its network, where a link from elsewhere should not "
+            "reach; if it is your own, give allow_local=True"
+        )
+    if address.format == "graphene" or address.protocol.startswith("middleauth"):
+        check_trusted(address.url, what, allow_local=allow_local, trusted_hosts=trusted_hosts)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# layers
+
+
+def _open_layer(layer: LinkLayer) -> xr.DataArray | str:
+    """Open a layer and give it its place and look; or return why it cannot be drawn."""
+    try:
+        array = _opened(layer)
+    except ImageryError as error:
+        not_there = isinstance(error, SourceNotFoundError)
+        undrawn = isinstance(error, LayerError | CodecError | GridError | SourceError) and not not_there
+        if undrawn or not layer.visible:
+            return str(error)
+        error.args = (f"the layer {layer.name!r} of the link: {error}; to open others only, give layers=[…]",)
+        raise
+    attrs: dict[str, Any] = {LAYER: layer.name, VISIBLE: layer.visible}
+    if layer.raw:
+        attrs[LINK_SOURCE] = layer.raw
+    if layer.raw_timestamp:
+        attrs[LINK_TIMESTAMP] = layer.raw_timestamp
+    return array.assign_attrs({**attrs, **_look(layer, array.dtype)})
+
+
+def _opened(layer: LinkLayer) -> xr.DataArray:
+    if "graphene" in layer.source:
+        when: dict[str, Any] = {} if layer.timestamp is None else {"timestamp": layer.timestamp}
+        array = open_segmentation(layer.source, **when)
+    elif layer.kind == "segmentation":
+        array = open_segmentation(layer.source)
+    else:
+        source = resolve_source(layer.source, None)
+        if source.layer_type == "segmentation":
+            raise LayerError("it is a segmentation, shown as an image")
+        array = open_image(source)
+    if layer.placement != NATIVE:
+        array = _placed(array, layer.placement.place(grid_of(array), finest_resolution(array)))
+    return _joined(array, layer.equivalences)
+
+
+def _placed(array: xr.DataArray, grid: Grid) -> xr.DataArray:
+    moved = array.assign_coords(grid.coords())
+    return moved.assign_attrs(placed(array.attrs, grid))
+
+
+def _joined(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:
+    """Give ids that the viewer shows as one the smallest of them, as it does."""
+    pairs = {i: min(group) for group in _merged(sets) for i in group}
+    if not pairs:
+        return seg
+    volume = volume_of(seg)
+    packed = np.array(list(pairs), np.uint64).tobytes(), np.array(list(pairs.values()), np.uint64).tobytes()
+    expr = Mapped(volume.expr, partial(_relabel, packed=packed), "uint64")
+    return result(expr, volume.grid, volume, attrs=volume.attrs, name="segmentation")
+
+
+def _merged(sets: Sequence[Sequence[int]]) -> list[set[int]]:
+    root: dict[int, int] = {}
+
+    def find(i: int) -> int:
+        while root.setdefault(i, i) != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    for group in sets:
+        for i in group[1:]:
+            root[find(i)] = find(group[0])
+    out: dict[int, set[int]] = {}
+    for i in list(root):
+        out.setdefault(find(i), set()).add(i)
+    return [group for group in out.values() if len(group) > 1]
+
+
+def _relabel(labels: Array, packed: tuple[bytes, bytes]) -> Array:
+    from imageryxr.kernels import lookup
+
+    ids, values = (np.frombuffer(p, np.uint64) for p in packed)
+    return lookup.remap(labels, ids, values, missing="keep")
+
+
+def _look(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
+    if layer.kind == "segmentation":
+        return layer.look.attrs()
+    top = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
+    out: dict[str, Any] = {OPACITY: layer.opacity}
+    limits = layer.contrast
+    if limits is not None and layer.normalized:
+        limits = (limits[0] * top, limits[1] * top)
+    if limits is None and dtype != np.uint8:
+        limits = (0.0, top)  # what the viewer shows before anybody set a range
+    if limits is not None:
+        out[CONTRAST_LIMITS] = limits
+    if layer.shader:
+        out[SHADER] = layer.shader
+    if layer.additive:
+        _warn(
+            f"the layer {layer.name!r} of the link is added to those below it in the viewer, and drawn over them here"
+        )
+    if not layer.plain_shader:
+        _warn(f"the layer {layer.name!r} of the link has a shader of its own, and is drawn as grey values")
+    return out
+
+
+def _tree(state: LinkState, opened: Mapping[str, xr.DataArray], unsupported: list[dict[str, str]]) -> xr.DataTree:
+    resolution = state.resolution
+    if resolution is None and opened:
+        resolution = grid_of(next(iter(opened.values()))).resolution
+    attrs: dict[str, Any] = {"title": state.title, "layout": state.layout}
+    if resolution is not None:
+        attrs[DIMENSIONS] = {axis: [size, "nm"] for axis, size in zip("xyz", resolution, strict=True)}
+    if state.position is not None:
+        attrs[POSITION] = list(state.position)
+    if state.nm_per_pixel is not None:
+        attrs[NM_PER_PIXEL] = state.nm_per_pixel
+    raw = {o.name: o.raw for o in state.left_out}
+    attrs |= {
+        ORIENTATION: list(state.orientation),
+        LAYER_ORDER: list(state.order),
+        UNSUPPORTED: [{**entry, "json": raw.get(entry["name"], "")} for entry in unsupported],
+    }
+    nodes: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs={k: v for k, v in attrs.items() if v != ""})}
+    for name, array in opened.items():
+        node = _node_name(name, nodes)
+        nodes[node] = array.to_dataset(name=array.attrs["layer_type"]).assign_attrs({LAYER: name})
+    return xr.DataTree.from_dict(nodes)
+
+
+def _node_name(name: str, taken: Collection[str]) -> str:
+    safe = name.replace("/", "∕") if name not in (".", "..") else f"layer {name}"
+    while f"/{safe}" in taken:
+        safe += "′"
+    return f"/{safe}"

@@ -1,0 +1,149 @@
+"""What a link shows: its layers around its position, on one grid."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import xarray as xr
+
+from imageryxr.align import layer_type_of, regrid
+from imageryxr.errors import LayerError, LinkWarning, OptionError
+from imageryxr.grid import DIMS, BBox, Grid, Triple, check_resolution, grid_of, outside_error
+from imageryxr.levels import coarse_enough
+from imageryxr.look import DIMENSIONS, LAYER, POSITION, VISIBLE
+
+
+def view(
+    tree: xr.DataTree,
+    size: Sequence[float],
+    *,
+    center: Sequence[float] | None = None,
+    resolution: Sequence[float] | None = None,
+    layers: Iterable[str] | None = None,
+) -> xr.Dataset:
+    """Give what a link shows: its layers around its position, on one grid.
+
+    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the view.
+
+    Parameters
+    ----------
+    tree : DataTree
+        As `open_neuroglancer` returns it, or any tree whose nodes hold an image or a segmentation.
+    size : sequence of 2 or 3 numbers
+        Width, height and, for a stack, depth, in voxels of the link's dimensions.
+    center : sequence of 3 numbers, optional
+        The point (x, y, z) to look at, in the link's dimensions. Default: the link's position, or where it has none
+        the middle of the first layer.
+    resolution : (x, y, z), optional
+        Nanometres per voxel of the view, and the unit of ``size``. Default: the link's dimensions.
+    layers : iterable of str, optional
+        Names of the layers to show, in this order. Default: those that are switched on in the link.
+
+    Returns
+    -------
+    Dataset
+        A variable per layer, named as the layer, dims (z, y, x); each has its contrast, colours, alphas and selection
+        in its attrs, which ``ds.imagery.overlay()`` follows.
+
+    Raises
+    ------
+    OptionError
+        If there is no such layer.
+    OutOfVolumeError
+        If no layer reaches the view.
+
+    Warns
+    -----
+    LinkWarning
+        Of layers that are left out since they do not reach the view.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> state = {"layers": [{"type": "image", "name": "em", "source": sample.image}]}
+    >>> tree = ix.open_neuroglancer(state, allow_local=True)
+    >>> tree.imagery.view(size=(100, 50, 4)).em.shape
+    (4, 50, 100)
+    """
+    arrays = _chosen(layers_of(tree), layers)
+    unit = dimensions_of(tree, arrays)
+    target = unit if resolution is None else check_resolution(resolution)
+    point = position_of(tree, arrays, unit) if center is None else center
+    box = BBox.around(point, size, resolution=unit, size_resolution=target)
+    voxels = [max(1, round(hi - lo)) for lo, hi in zip(box.lo, box.hi, strict=True)]
+    grid = Grid((voxels[2], voxels[1], voxels[0]), target, (box.lo[0], box.lo[1], box.lo[2]))
+    shown, outside = {}, []
+    for name, array in arrays.items():
+        if grid_of(array).bbox.intersection(grid.bbox) is None:
+            outside.append(name)
+        else:
+            shown[name] = on_grid(array, grid)
+    if not shown:
+        raise outside_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layers {', '.join(outside)}")
+    for name in outside:
+        warnings.warn(f"the layer {name!r} does not reach the view, and is left out", LinkWarning, stacklevel=2)
+    return xr.Dataset(shown, attrs={**tree.attrs, POSITION: [float(v) for v in point]})
+
+
+def layers_of(tree: xr.DataTree) -> dict[str, xr.DataArray]:
+    """Return the images and segmentations of a tree, each under the name of its layer.
+
+    Of a node that holds several levels, the finest.
+
+    Raises
+    ------
+    LayerError
+        If there are none.
+    """
+    out: dict[str, xr.DataArray] = {}
+    for node in tree.subtree:
+        for name, variable in node.data_vars.items():
+            if set(DIMS) - {str(d) for d in variable.dims}:
+                continue
+            parent = node.parent.name if node.parent is not None and node.name and node.name.isdecimal() else node.name
+            label = str(variable.attrs.get(LAYER, parent or name))
+            out.setdefault(label, variable)
+    if not out:
+        raise LayerError("the tree holds no images or segmentations: none of its variables has the dims z, y and x")
+    return out
+
+
+def dimensions_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray]) -> Triple:
+    """Return nm per unit (x, y, z) of a tree's positions: the link's, the datastack's, or voxels of its first layer."""
+    said = tree.attrs.get(DIMENSIONS)
+    if said:
+        return check_resolution([said[axis][0] for axis in "xyz"], DIMENSIONS)
+    viewer = tree.attrs.get("viewer_resolution")  # a datastack's
+    return grid_of(next(iter(arrays.values()))).resolution if viewer is None else check_resolution(viewer)
+
+
+def position_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray], unit: Triple) -> Sequence[float]:
+    """Return the point (x, y, z) that a tree looks at, in units of its dimensions."""
+    said: Any = tree.attrs.get(POSITION)
+    if said is not None:
+        return [float(v) for v in said]
+    middle = grid_of(next(iter(arrays.values()))).bbox.center_nm
+    return [nm / r for nm, r in zip(middle, unit, strict=True)]
+
+
+def _chosen(arrays: dict[str, xr.DataArray], names: Iterable[str] | None) -> dict[str, xr.DataArray]:
+    if names is None:
+        on = {name: array for name, array in arrays.items() if array.attrs.get(VISIBLE, True)}
+        return on or arrays
+    wanted = [names] if isinstance(names, str) else list(names)
+    absent = [n for n in wanted if n not in arrays]
+    if absent or not wanted:
+        raise OptionError(f"layers={wanted!r}: the tree has {', '.join(map(repr, arrays))}")
+    return {n: arrays[n].assign_attrs({VISIBLE: True}) for n in wanted}
+
+
+def on_grid(array: xr.DataArray, grid: Grid) -> xr.DataArray:
+    """Return a layer on a grid, read from the level that suits it."""
+    level = coarse_enough(array, grid.resolution)
+    if layer_type_of(level) == "segmentation":
+        return regrid(level, grid, method="nearest")
+    finer = any(a < b * (1 - 1e-6) for a, b in zip(grid_of(level).resolution, grid.resolution, strict=True))
+    return regrid(level, grid, method="mean" if finer else "linear")

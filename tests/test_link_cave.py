@@ -1,0 +1,69 @@
+"""Links with graphene layers and datastacks' trees, against a CAVE deployment on the loopback."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from imageryxr.sources.links import state_of
+
+cave_server = pytest.importorskip("tests.cave_server", reason="graphene layers are not read here yet")
+
+
+@pytest.fixture
+def state(cave, monkeypatch):
+    """A link to the deployment, before a merge; and its token where imageryxr looks for one."""
+    monkeypatch.setenv("CAVE_TOKEN", cave_server.TOKEN)
+    size = [s * 1e-9 for s in cave_server.VIEWER]
+    middle = [
+        (o + 48) * e / v + 0.5
+        for o, e, v in zip(cave_server.OFFSET, cave_server.EM_SIZE, cave_server.VIEWER, strict=True)
+    ]
+    return {
+        "dimensions": {a: [s, "m"] for a, s in zip("xyz", size, strict=True)},
+        "position": middle,
+        "layers": [
+            {"type": "image", "name": "em", "source": cave.image},
+            {"type": "segmentation", "name": "cells", "source": cave.table, "timestamp": str(int(cave_server.MERGE * 1000) - 1), "notSelectedAlpha": 0.2},
+        ],
+    }  # fmt: skip
+
+
+def test_a_link_with_a_graphene_layer(cave, state):
+    tree = ix.open_neuroglancer(state, allow_local=True)
+    ds = tree.imagery.view(size=(96, 64))
+    seg = ix.open_segmentation(cave.table, timestamp=cave_server.MERGE - 0.001, bbox=ix.grid_of(ds).bbox)
+    np.testing.assert_array_equal(ds.cells.values, ix.regrid(seg, ds.cells).values)
+    assert len(np.unique(ds.cells.values)) > 2
+    assert ds.imagery.overlay().shape == (1, 64, 96, 4)
+    back = ix.neuroglancer_link(tree, allow_local=True)
+    assert cave_server.TOKEN not in back + str(tree.attrs) + str(ds.cells.attrs)
+    assert state_of(back)["layers"][1]["timestamp"] == state["layers"][1]["timestamp"]
+    assert state_of(back)["layers"][1]["source"] == cave.table
+
+
+def test_no_token_goes_where_a_link_says(cave, state):
+    with pytest.raises(ix.LinkError, match="allow_local"):
+        ix.open_neuroglancer(state)
+    state["layers"] = [
+        {"type": "segmentation", "name": "s", "source": "graphene://https://evil.example.com/segmentation/table/t"}
+    ]
+    with pytest.raises(ix.AuthError, match="evil.example.com"):
+        ix.open_neuroglancer(state)
+    assert cave.log == []
+
+
+def test_the_tree_of_a_datastack(cave, state):
+    tree = ix.open_datastack(cave_server.DATASTACK, server_address=cave.url, timestamp=cave_server.MERGE - 1)
+    ds = tree.imagery.view(size=(64, 48), center=state["position"])
+    assert ix.grid_of(ds).resolution == cave_server.VIEWER
+    link = ix.neuroglancer_link(tree, allow_local=True)
+    layers = state_of(link)["layers"]
+    assert [layer["name"] for layer in layers] == ["image", "segmentation"]
+    assert int(layers[1]["timestamp"]) == int((cave_server.MERGE - 1) * 1000)
+    again = ix.open_neuroglancer(link, allow_local=True)
+    np.testing.assert_array_equal(
+        again.imagery.view(size=(64, 48), center=state["position"]).segmentation.values, ds.segmentation.values
+    )
+    assert max(tree.imagery.thumbnail(64).size) == 64

@@ -1,0 +1,173 @@
+"""Links whose state or data lie on a server: a real one, on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from imageryxr.sources import links
+from tests.test_links import NEW
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A state service that wants a token for some states, and a folder of files."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        server = self.server
+        server.seen.append((self.path, dict(self.headers)))
+        status, body, headers = server.answer(self.path, self.headers)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+class StateServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.seen, self.states = Path(folder), [], {}
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def answer(self, path, headers):
+        if path == "/elsewhere":
+            return 302, b"", {"Location": self.url + "/nglstate/api/v1/1"}
+        if path == "/binary":
+            return 200, b"\xff\xfe\x00", {}
+        if path == "/huge":
+            return 200, b"{" + b" " * (1 << 20), {}
+        if path.startswith("/nglstate/api/v1/"):
+            if headers.get("Authorization") != f"Bearer {TOKEN}":
+                return 401, b"{}", {}
+            state = self.states.get(path.rsplit("/", 1)[1])
+            return (404, b"", {}) if state is None else (200, json.dumps(state).encode(), {})
+        if path.startswith("/public/"):
+            return 200, json.dumps(self.states["public"]).encode(), {}
+        file = self.folder / path.lstrip("/")
+        packed = file.with_name(file.name + ".gz")
+        if packed.exists():
+            return 200, packed.read_bytes(), {"Content-Encoding": "gzip"}
+        return (200, file.read_bytes(), {}) if file.is_file() else (404, b"", {})
+
+
+@pytest.fixture
+def server(sample):
+    with StateServer(sample.path) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        text = json.dumps(NEW).replace('"IMAGE"', f'"precomputed://{running.url}/image"')
+        running.states["1"] = json.loads(text.replace('"SEGMENTATION"', f'"precomputed://{running.url}/segmentation"'))
+        running.states["public"] = running.states["1"]
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def token():
+    """Save a token as caveclient does, for the home directory of the tests."""
+    folder = Path(os.environ["HOME"]) / ".cloudvolume" / "secrets"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cave-secret.json").write_text(json.dumps({"token": TOKEN}))
+    yield
+    (folder / "cave-secret.json").unlink()
+
+
+def sent(server, path):
+    return [headers for seen, headers in server.seen if seen == path]
+
+
+@pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
+@pytest.mark.parametrize("form", ["https://spelunker.cave-explorer.org/#!{0}", "{0}", "https://old.site/?json_url={0}"])
+def test_a_state_behind_a_token(server, token, form, sample):
+    tree = ix.open_neuroglancer(form.format(f"{server.url}/nglstate/api/v1/1"), allow_local=True)
+    assert list(tree.children) == ["em", "cells"]
+    ds = tree.imagery.view(size=(40, 30))
+    box = ix.BBox.around((4600.5, 2560.5, 130.5), (40, 30), resolution=(8, 8, 40))
+    np.testing.assert_array_equal(ds.em.values, ix.open_image(sample.image, bbox=box).values)
+    # The token went to the state service, and to nobody else.
+    told = [path for path, headers in server.seen if "Authorization" in headers or TOKEN in str(headers)]
+    assert told == ["/nglstate/api/v1/1"]
+    assert TOKEN not in ix.neuroglancer_link(tree, allow_local=True)
+    assert TOKEN not in str(tree) + str(tree.attrs) + str(ds.attrs)
+
+
+def test_without_a_token(server):
+    with pytest.raises(ix.AuthError, match="asks for a token"):
+        ix.open_neuroglancer(f"{server.url}/nglstate/api/v1/1", allow_local=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
+def test_a_stranger_is_asked_without_the_token(server, token):
+    text = links._download(f"{server.url}/public/a.json", "stranger.example.com", with_token=False)
+    assert json.loads(text) == server.states["public"]
+    (headers,) = sent(server, "/public/a.json")
+    assert TOKEN not in str(headers)
+    assert "Authorization" not in headers
+    assert "Cookie" not in headers
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["middleauth+https://evil.example.com/nglstate/api/v1/1", "https://x/#!middleauth+https://evil.example.com/1"],
+)
+def test_a_state_at_a_stranger_that_wants_the_token(url, token):
+    with pytest.raises(ix.AuthError, match="evil.example.com"):
+        ix.open_neuroglancer(url)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "says"),
+    [
+        ("/nglstate/api/v1/9", ix.LinkError, "status 404"),
+        ("/elsewhere", ix.AuthError, "status 302"),
+        ("/binary", ix.LinkError, "no text"),
+        ("/huge", ix.LinkError, "larger than"),
+    ],
+)
+def test_states_that_cannot_be_had(server, token, path, error, says, monkeypatch):
+    monkeypatch.setattr(links, "MAX_BYTES", 1 << 19)
+    with pytest.raises(error, match=says):
+        ix.open_neuroglancer(server.url + path, allow_local=True)
+    assert not any(seen == "/nglstate/api/v1/1" for seen, _ in server.seen)
+
+
+def test_a_state_on_this_machine_is_refused(server):
+    with pytest.raises(ix.LinkError, match="allow_local=True"):
+        ix.open_neuroglancer(f"https://site/#!{server.url}/nglstate/api/v1/1")
+    assert server.seen == []
+
+
+def test_a_server_that_is_gone():
+    with pytest.raises(ix.LinkError, match="could not be fetched"):
+        ix.open_neuroglancer("http://127.0.0.1:9/state.json", allow_local=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
+def test_a_layer_that_is_not_there(server, token):
+    server.states["1"]["layers"][0]["source"] = f"precomputed://{server.url}/nowhere"
+    with pytest.raises(ix.SourceNotFoundError, match="nowhere"):
+        ix.open_neuroglancer(f"{server.url}/nglstate/api/v1/1", allow_local=True)
+    assert list(
+        ix.open_neuroglancer(f"{server.url}/nglstate/api/v1/1", allow_local=True, layers=["cells"]).children
+    ) == ["cells"]
+    server.states["1"]["layers"][0]["visible"] = False
+    tree = ix.open_neuroglancer(f"{server.url}/nglstate/api/v1/1", allow_local=True)
+    assert [u["name"] for u in tree.attrs["unsupported_layers"]] == ["notes", "em"]

@@ -1,0 +1,763 @@
+"""Neuroglancer links: what they say, what must not happen, and the way back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import socket
+import urllib.parse
+from importlib.metadata import metadata
+
+import neuroglancer
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import imageryxr as ix
+from imageryxr.look import SegmentLook
+from imageryxr.sources.links import is_local_host, state_of, url_safe_to_json
+from imageryxr.sources.neuroglancer import LinkState, parse_state
+from imageryxr.viewer import check_source
+from tests.conftest import no_compute
+from tests.test_layers import viewer_rule
+
+# A link that people share: the one in ImageryClient's README, to the MICrONS volume.
+README = metadata("imageryclient")["Description"] or metadata("imageryclient").get_payload()
+MICRONS = README[README.index("https://ngl.microns-explorer.org/#!") :].split(")")[0]
+
+NEW = {
+    "title": "two cells",
+    "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
+    "position": [4600.5, 2560.5, 130.5],
+    "crossSectionScale": 2,
+    "projectionScale": 4096,
+    "layers": [
+        {
+            "type": "image", "name": "em", "source": "IMAGE", "opacity": 0.7,
+            "shader": "#uicontrol invlerp normalized(range=[10, 240])\nvoid main() {\n  emitGrayscale(normalized());\n}\n",
+            "shaderControls": {"normalized": {"range": [60, 200]}},
+        },
+        {
+            "type": "segmentation", "name": "cells", "source": {"url": "SEGMENTATION", "subsources": {"default": True}},
+            "segments": ["18446744073709551615", "!7", 12], "segmentColors": {"12": "#ff8000", "99": "red"},
+            "colorSeed": 77, "selectedAlpha": 0.6, "notSelectedAlpha": 0.1, "saturation": 0.8,
+        },
+        {"type": "annotation", "name": "notes", "source": "local://annotations", "annotations": [{"point": [1, 2, 3], "type": "point", "id": "a"}]},
+    ],
+    "selectedLayer": {"layer": "cells", "visible": True},
+    "layout": "xy",
+}  # fmt: skip
+
+OLD = {
+    "layers": {
+        "em": {"type": "image", "source": "IMAGE", "shader": "#uicontrol float black slider(min=0, max=1, default=0.2)\n#uicontrol float white slider(min=0, max=1, default=0.8)\nvoid main(){ emitGrayscale((toNormalized(getDataValue()) - black) / (white - black)); }"},
+        "cells": {"type": "segmentation", "source": "SEGMENTATION", "segments": ["5"], "hiddenSegments": ["6"], "selectedAlpha": 0.3},
+    },
+    "navigation": {"pose": {"position": {"voxelSize": [8, 8, 40], "voxelCoordinates": [4600.5, 2560.5, 130.5]}}, "zoomFactor": 16},
+}  # fmt: skip
+
+
+def on_sample(state, sample):
+    """Return a state whose layers are those of the sample volume."""
+    text = json.dumps(state).replace('"IMAGE"', json.dumps(sample.image))
+    return json.loads(text.replace('"SEGMENTATION"', json.dumps(sample.segmentation)))
+
+
+def opened(state, sample, **options):
+    return ix.open_neuroglancer(on_sample(state, sample), allow_local=True, **options)
+
+
+# --- what a link says ----------------------------------------------------------------------------------------------------
+
+
+def test_a_link_that_people_share():
+    state = parse_state(state_of(MICRONS))
+    assert state.resolution == (4, 4, 40)
+    assert state.position == (240640.5, 207872.5, 21360.5)
+    assert state.nm_per_pixel == pytest.approx(0.9700751861624107 * 4)
+    assert [(layer.name, layer.kind, layer.source) for layer in state.layers] == [
+        ("img65", "image", "precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/minnie/minnie65/em"),
+        ("img35", "image", "precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/minnie/minnie35/em"),
+        ("seg65", "segmentation", "precomputed://gs://iarpa_microns/minnie/minnie65/seg"),
+        ("seg35", "segmentation", "precomputed://gs://iarpa_microns/minnie/minnie35/seg"),
+    ]
+    assert [layer.contrast for layer in state.layers[:2]] == [(86, 172), (112, 172)]
+    look = state.layers[2].look
+    assert (look.color_seed, look.selected_alpha, look.rest_alpha) == (1689220695, 0.41, 0.06)
+    assert state.layers[3].look.selected_ids[0] == 864691137827278437
+
+
+FORMS = {
+    "link": lambda s: "https://neuroglancer-demo.appspot.com/#!" + urllib.parse.quote(json.dumps(s)),
+    "link, unquoted": lambda s: "https://neuroglancer-demo.appspot.com/v/1/index.html#!" + json.dumps(s),
+    "link with +": lambda s: "https://host/#!%2B" + urllib.parse.quote(json.dumps(s)),
+    "as neuroglancer writes it": lambda s: neuroglancer.to_url(neuroglancer.ViewerState(s)),
+    "url-safe": lambda s: "https://host/#!" + neuroglancer.url_state.json_to_url_safe(json.dumps(s)),
+    "text": json.dumps,
+    "mapping": lambda s: s,
+    "viewer state": neuroglancer.ViewerState,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_link_in_any_form(form):
+    assert parse_state(state_of(FORMS[form](NEW))) == parse_state(NEW)
+
+
+def test_a_file_may_hold_a_link_or_a_state(tmp_path):
+    for name, text in (("a.json", json.dumps(NEW)), ("b.txt", FORMS["link"](NEW) + "\n")):
+        path = tmp_path / name
+        path.write_text(text)
+        assert parse_state(state_of(path)) == parse_state(state_of(str(path))) == parse_state(NEW)
+
+
+def test_neuroglancers_python_package_reads_the_same():
+    state = parse_state(NEW)
+    peer = neuroglancer.ViewerState(NEW)
+    cells = peer.layers["cells"].layer
+    assert dict(cells.starred_segments.items()) == {
+        **dict.fromkeys(state.layers[1].look.selected_ids, True), **dict.fromkeys(state.layers[1].look.hidden_ids, False),
+    }  # fmt: skip
+    assert list(peer.position) == list(state.position)
+    assert cells.not_selected_alpha == state.layers[1].look.rest_alpha
+    assert (cells.saturation, cells.color_seed) == (0.8, 77)
+
+
+def test_units_and_the_order_of_dimensions():
+    dims = {"z": [0.04, "µm"], "t": [1, "s"], "y": [8e-6, "mm"], "x": [8, "nm"], "c^": [1, ""]}
+    state = parse_state({"dimensions": dims, "position": [130.5, 3, 2560.5, 4600.5, 0], "layers": []})
+    assert state.resolution == (8, 8, 40)
+    assert state.position == (4600.5, 2560.5, 130.5)
+
+
+def test_the_older_form(sample):
+    tree = opened(OLD, sample)
+    assert tree.attrs["dimensions"] == {"x": [8.0, "nm"], "y": [8.0, "nm"], "z": [40.0, "nm"]}
+    assert tree.attrs["position"] == [4600.5, 2560.5, 130.5]
+    assert tree.attrs["nm_per_pixel"] == 16
+    assert tree["em/image"].attrs["contrast_limits"] == (51, 204)
+    seg = tree["cells/segmentation"]
+    assert (seg.attrs["selected_ids"], seg.attrs["hidden_ids"], seg.attrs["selected_alpha"]) == ([5], [6], 0.3)
+    nm = {"navigation": {"pose": {"position": {"voxelSize": [8, 8, 40], "spatialCoordinates": [800, 80, 4000]}}}}
+    assert parse_state(nm).position == (100, 10, 100)
+    assert parse_state(
+        {"navigation": {"voxelSize": [1, 2, 3], "pose": {"position": {"voxelCoordinates": [1, 1, 1]}}}}
+    ).resolution == (1, 2, 3)
+
+
+def test_the_tree(sample):
+    with (
+        pytest.warns(ix.LinkWarning, match="'notes' of the link is left out: layers of type 'annotation'"),
+        no_compute(),
+    ):
+        tree = opened(NEW, sample)
+    assert list(tree.children) == ["em", "cells"]
+    assert tree.attrs["unsupported_layers"][0]["name"] == "notes"
+    image, seg = tree["em/image"], tree["cells/segmentation"]
+    assert image.attrs["contrast_limits"] == (60, 200)
+    assert image.attrs["opacity"] == 0.7
+    assert seg.attrs["selected_ids"] == [2**64 - 1, 12]
+    assert seg.attrs["hidden_ids"] == [7]
+    assert seg.attrs["colors"] == {"12": "#ff8000", "99": "#ff0000"}
+    json.dumps(dict(tree.attrs))
+    json.dumps(dict(seg.attrs))
+    assert image.shape == ix.open_image(sample.image).shape
+
+
+def test_layers_are_chosen_by_name(sample):
+    assert list(opened(NEW, sample, layers=["cells"]).children) == ["cells"]
+    with pytest.raises(ix.OptionError, match="'celles'"):
+        opened(NEW, sample, layers=["celles"])
+
+
+def test_names_that_a_tree_cannot_hold(sample):
+    layers = [{"type": "image", "name": name, "source": "IMAGE"} for name in ("a/b", "..", "a/b", "")]
+    tree = opened({"layers": layers}, sample)
+    assert len(tree.children) == 4
+    assert list(tree.imagery.view(size=(4, 4)).data_vars) == ["a/b", "..", "a/b′", "layer 3"]
+
+
+# --- the view --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_view_is_the_aligned_box_around_the_position(sample):
+    with pytest.warns(ix.LinkWarning):
+        tree = opened(NEW, sample)
+    with no_compute():
+        ds = tree.imagery.view(size=(200, 100, 3))
+    assert list(ds.data_vars) == ["em", "cells"]
+    box = ix.BBox.around((4600.5, 2560.5, 130.5), (200, 100, 3), resolution=(8, 8, 40))
+    truth = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
+    np.testing.assert_array_equal(ds.em.values, truth.image.values)
+    np.testing.assert_array_equal(ds.cells.values, truth.segmentation.values)
+    assert ix.grid_of(ds.cells) == ix.grid_of(truth.image)
+
+
+def test_the_overlay_of_a_view_looks_like_the_viewer(sample):
+    with pytest.warns(ix.LinkWarning):
+        tree = opened(NEW, sample)
+    ds = tree.imagery.view(size=(24, 20))
+    ids = np.unique(ds.cells.values)
+    chosen = [int(i) for i in ids if i][:2]
+    ds["cells"] = ds.cells.assign_attrs(selected_ids=chosen, colors={str(chosen[0]): "#ff8000"})
+    drawn = ds.imagery.overlay().values.astype(int)
+    top = viewer_rule(ds.cells.values, SegmentLook.of(ds.cells.attrs)).astype(float)
+    grey = np.clip((ds.em.values.astype(float) - 60) / 140 * 255, 0, 255)[..., None]
+    alpha = top[..., 3:] / 255
+    assert np.abs(drawn[..., :3] - (top[..., :3] * alpha + grey * (1 - alpha))).max() <= 1.01
+    assert (drawn[..., 3] == 255).all()
+
+
+def test_a_coarse_view_reads_a_coarse_level(sample):
+    coarse = {
+        **NEW,
+        "dimensions": {"x": [3.2e-8, "m"], "y": [3.2e-8, "m"], "z": [4e-8, "m"]},
+        "position": [1150, 640, 130],
+    }
+    with pytest.warns(ix.LinkWarning):
+        tree = opened(coarse, sample)
+    ds = tree.imagery.view(size=(64, 64))
+    assert ds.em.attrs["mip"] == 2
+    assert ds.cells.attrs["mip"] == 1
+    box = ix.grid_of(ds).bbox
+    np.testing.assert_array_equal(ds.em.values, ix.open_image(sample.image, mip=2, bbox=box).values)
+    np.testing.assert_array_equal(ds.cells.values, ix.open_segmentation(sample.segmentation, mip=1, bbox=box).values)
+    finer = tree.imagery.view(size=(64, 64), resolution=(16, 16, 40))
+    assert finer.em.attrs["mip"] == 1
+    assert ix.grid_of(finer).resolution == (16, 16, 40)
+
+
+def test_layers_that_do_not_reach_the_view(sample):
+    far = {
+        "url": "SEGMENTATION",
+        "transform": {"outputDimensions": NEW["dimensions"], "matrix": [[1, 0, 0, 1e6], [0, 1, 0, 0], [0, 0, 1, 0]]},
+    }
+    state = {**NEW, "layers": [*NEW["layers"][:1], {"type": "segmentation", "name": "far", "source": far}]}
+    tree = opened(state, sample)
+    with pytest.warns(ix.LinkWarning, match="'far' does not reach the view"):
+        ds = tree.imagery.view(size=(8, 8))
+    assert list(ds.data_vars) == ["em"]
+    with pytest.raises(ix.OutOfVolumeError):
+        tree.imagery.view(size=(8, 8), center=(0, 0, 0))
+
+
+def test_layers_that_are_switched_off(sample):
+    layers = [NEW["layers"][0], {**NEW["layers"][1], "visible": False}]
+    tree = opened({**NEW, "layers": layers}, sample)
+    assert list(tree.imagery.view(size=(8, 8)).data_vars) == ["em"]
+    assert list(tree.imagery.view(size=(8, 8), layers=["cells"]).data_vars) == ["cells"]
+    assert tree.imagery.view(size=(8, 8), layers="cells").imagery.overlay().shape == (1, 8, 8, 4)
+
+
+def test_a_place_that_the_link_gives_a_layer(sample):
+    dims = NEW["dimensions"]
+    moved = {
+        "outputDimensions": dims,
+        "inputDimensions": {"x": [1.6e-8, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
+        "matrix": [[1, 0, 0, 100], [0, 1, 0, -50], [0, 0, 2, 4]],
+    }
+    state = {**NEW, "layers": [{"type": "image", "name": "em", "source": [{"url": "IMAGE", "transform": moved}]}]}
+    tree = opened(state, sample)
+    em, plain = tree["em/image"], ix.open_image(sample.image)
+    grid, own = ix.grid_of(em), ix.grid_of(plain)
+    assert grid.resolution == (16, 8, 80)
+    # A point at x nm in the source is at 2 x + 100 · 8 nm in the view.
+    assert em.x.values[0] == 2 * plain.x.values[0] + 800
+    assert em.y.values[5] == plain.y.values[5] - 400
+    assert em.z.values[7] == 2 * plain.z.values[7] + 160
+    part = tree.imagery.view(
+        size=(16, 8, 2),
+        center=((em.x.values[40] + 8) / 8, em.y.values[30] / 8, em.z.values[9] / 40),
+        resolution=(16, 8, 80),
+    )
+    at = np.searchsorted(em.x.values, part.em.x.values[0])
+    row = np.searchsorted(em.y.values, part.em.y.values[0])
+    np.testing.assert_array_equal(part.em.values, plain.values[8:10, row : row + 8, at : at + 16])
+    coarse = tree.imagery.view(
+        size=(8, 8), center=(em.x.values[40] / 8, em.y.values[40] / 8, em.z.values[9] / 40), resolution=(64, 32, 80)
+    )
+    assert coarse.em.attrs["mip"] == 2
+    assert own.shape == grid.shape
+
+
+def test_transforms_that_cannot_be_drawn(sample):
+    turned = {"outputDimensions": NEW["dimensions"], "matrix": [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]}
+    state = {
+        **NEW,
+        "layers": [
+            NEW["layers"][0],
+            {"type": "image", "name": "turned", "source": {"url": "IMAGE", "transform": turned}},
+        ],
+    }
+    with pytest.warns(ix.LinkWarning, match="'turned' of the link is left out: its transform rotates"):
+        assert list(opened(state, sample).children) == ["em"]
+    older = {
+        "layers": {
+            "em": {
+                "type": "image",
+                "source": "IMAGE",
+                "transform": [[1, 0, 0, 80], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+            }
+        }
+    }
+    tree = opened(older, sample)
+    assert tree["em/image"].x.values[0] == ix.open_image(sample.image).x.values[0] + 80
+    again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
+    assert again["em/image"].x.equals(tree["em/image"].x)
+
+
+def test_ids_that_the_viewer_joins(sample):
+    seg = ix.open_segmentation(sample.segmentation)
+    ids = [int(i) for i in ix.unique_ids(seg.isel(z=[0]))][:5]
+    state = {
+        "layers": [
+            {
+                "type": "segmentation",
+                "name": "s",
+                "source": "SEGMENTATION",
+                "equivalences": [[str(ids[3]), str(ids[1])], [ids[1], ids[4]]],
+            }
+        ]
+    }
+    joined = opened(state, sample)["s/segmentation"].isel(z=[0]).values
+    truth = seg.isel(z=[0]).values.copy()
+    truth[np.isin(truth, [ids[3], ids[4]])] = ids[1]
+    np.testing.assert_array_equal(joined, truth)
+
+
+def test_shaders(sample):
+    def limits(**layer):
+        tree = opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", **layer}]}, sample)
+        return tree["em/image"].attrs.get("contrast_limits")
+
+    assert limits() is None
+    assert limits(shaderControls={"normalized": {"range": [200, 20]}}) == (200, 20)
+    assert limits(shader="#uicontrol invlerp contrast(range=[5, 50])\nvoid main(){emitGrayscale(contrast());}") == (
+        5,
+        50,
+    )
+    assert limits(
+        shader="#uicontrol invlerp a\n#uicontrol invlerp normalized\nvoid main(){emitGrayscale(a());}",
+        shaderControls={"a": {"range": [1, 2]}, "normalized": {"range": [3, 4]}},
+    ) == (3, 4)
+    with pytest.warns(ix.LinkWarning, match="shader of its own"):
+        limits(shader="void main() { emitRGB(colormapJet(toNormalized(getDataValue()))); }")
+
+
+# --- back to a link ----------------------------------------------------------------------------------------------------------
+
+
+def facts(state: LinkState):
+    """Return what a link shows."""
+    layers = {
+        (x.name, x.kind, x.source, x.placement, x.visible, x.look, x.contrast, x.opacity)
+        for x in map(_hashable, state.layers)
+    }
+    return state.resolution, state.position, state.nm_per_pixel, state.orientation, layers
+
+
+def _hashable(layer):
+    from dataclasses import replace
+
+    look = layer.look
+    fixed = (
+        look.selected_ids,
+        look.hidden_ids,
+        tuple(sorted(look.colors.items())),
+        look.color_seed,
+        look.default_color,
+        look.selected_alpha,
+        look.rest_alpha,
+        look.saturation,
+        look.all_if_none_selected,
+    )
+    return replace(layer, look=fixed)
+
+
+@pytest.mark.parametrize("turned", [None, [0.1, 0.2, 0.3, 0.9]])
+@pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
+def test_there_and_back(sample, turned):
+    state = on_sample({**NEW, **({"crossSectionOrientation": turned} if turned else {})}, sample)
+    tree = ix.open_neuroglancer(state, allow_local=True)
+    for obj in (tree, tree.imagery.view(size=(101, 64, 2)), tree.imagery.view(size=(64, 64))):
+        link = ix.neuroglancer_link(obj, site="https://spelunker.cave-explorer.org", allow_local=True)
+        assert link.startswith("https://spelunker.cave-explorer.org/#!%7B")
+        assert facts(parse_state(state_of(link))) == facts(parse_state(state))
+        assert neuroglancer.parse_url(link).layers["cells"].layer.visible_segments == {2**64 - 1, 12}
+    names = [layer["name"] for layer in state_of(ix.neuroglancer_link(tree, allow_local=True))["layers"]]
+    assert names == ["em", "cells", "notes"]
+    assert list(ix.open_neuroglancer(link, allow_local=True).children) == ["em", "cells"]
+
+
+@pytest.mark.filterwarnings("ignore:.*ids that were asked for:imageryxr.errors.MissingIdsWarning")
+def test_a_link_of_what_was_opened_without_one(sample):
+    em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
+    box = ix.BBox.around((4600, 2560, 130), (64, 64), resolution=(8, 8, 40))
+    ds = ix.align(em, ix.select_ids(seg, [5, 2**64 - 1]), bbox=box)
+    state = parse_state(state_of(ds.imagery.neuroglancer_link(allow_local=True)))
+    assert state.position == (4600.5, 2560.5, 130.5)
+    assert state.resolution == (8, 8, 40)
+    assert state.layers[1].look.selected_ids == (5, 2**64 - 1)
+    with pytest.raises(ix.LinkError, match="on this machine"):
+        ix.neuroglancer_link(ds)
+    with pytest.raises(ix.LinkError, match="in memory"):
+        ix.neuroglancer_link(ds.compute().assign(image=ds.image.assign_attrs(source="an array")))
+
+
+# --- what must not happen ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "file:///etc", "precomputed://file:///etc", "zarr:///etc/passwd", "/etc", "data/em", "precomputed://../x", "mem://x",
+        "precomputed://http://localhost:8000/x", "zarr://http://127.0.0.1/x", "precomputed://http://[::1]:80/x",
+        "precomputed://http://169.254.169.254/latest", "http://10.0.0.7/x", "precomputed://https://0x7f000001/x",
+        "precomputed://http://2130706433/x", "graphene://http://localhost/segmentation/table/t", "precomputed://https://intranet/x",
+        "http://user@127.0.0.1/x|precomputed:", "precomputed://http://127.1/x", "precomputed://http://x.localhost/y",
+    ],
+)  # fmt: skip
+def test_a_link_does_not_reach_into_this_machine(source):
+    for kind in ("image", "segmentation"):
+        with pytest.raises(ix.LinkError, match="allow_local=True"):
+            ix.open_neuroglancer({"layers": [{"type": kind, "name": "x", "source": source}]})
+
+
+@pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "storage.googleapis.com", "2001:4860:4860::8888"])
+def test_hosts_of_the_world_are_not_local(host):
+    assert not is_local_host(host)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "graphene://https://evil.example.com/segmentation/table/t",
+        "precomputed://middleauth+https://daf-apis.com.evil.org/x",
+    ],
+)
+def test_a_token_goes_to_no_stranger(source):
+    (layer,) = parse_state({"layers": [{"type": "segmentation", "name": "s", "source": source}]}).layers
+    with pytest.raises(ix.AuthError, match="trusted_hosts"):
+        check_source(layer, allow_local=False, trusted_hosts=())
+    check_source(layer, allow_local=False, trusted_hosts=["evil.example.com", "daf-apis.com.evil.org"])
+    (cave,) = parse_state(
+        {
+            "layers": [
+                {
+                    "type": "segmentation",
+                    "name": "s",
+                    "source": "graphene://middleauth+https://minnie.microns-daf.com/segmentation/table/t",
+                }
+            ]
+        }
+    ).layers
+    check_source(cave, allow_local=False, trusted_hosts=())
+
+
+def test_nothing_secret_comes_out():
+    secret = "precomputed://https://me:hunter2@example.com/a"
+    for link in (
+        {"layers": [{"type": "image", "name": "x", "source": {"url": [secret]}}]},
+        f"https://me:hunter2@host/{secret}",
+    ):
+        with pytest.raises(ix.LinkError) as caught:
+            ix.open_neuroglancer(link)
+        assert "hunter2" not in str(caught.value)
+
+
+DEEP = '{"layers":' + "[" * 100_000 + "]" * 100_000 + "}"
+BROKEN = {
+    "nothing": "",
+    "a site": "https://neuroglancer-demo.appspot.com/",
+    "an empty fragment": "https://neuroglancer-demo.appspot.com/#!",
+    "cut": MICRONS[:900],
+    "deep": DEEP,
+    "deep mapping": None,
+    "a list": "[1, 2]",
+    "a number": 7,
+    "no JSON": "#!{{{",
+    "a huge int": '{"position": [' + "9" * 5000 + "]}",
+    "NaN": '{"position": [NaN, 1, 2], "dimensions": {"x": [1, "m"], "y": [1, "m"], "z": [1, "m"]}}',
+    "no file": "somewhere.json",
+    "a state that leads on": "https://host/#!ftp://elsewhere/state",
+    "a circle": None,
+    "a bad port": "https://host:port/#!https://host:port/x",
+    "a bad address": "https://[1::/state",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_no_link_is_told(no_network, case):
+    link = BROKEN[case]
+    if case == "deep mapping":
+        link = {}
+        for _ in range(5000):
+            link = {"layers": link}
+    if case == "a circle":
+        link = {"layers": []}
+        link["layers"] += [link, link, link["layers"]]
+    with pytest.raises(ix.LinkError):
+        ix.open_neuroglancer(link)
+
+
+ENTRIES = {
+    "segments": ([{"type": "segmentation", "segments": ["1.5"]}], "segments"),
+    "a float segment": ([{"type": "segmentation", "segments": [1.0]}], "no whole number"),
+    "too large": ([{"type": "segmentation", "segments": [str(2**64)]}], "18446744073709551616"),
+    "colour": ([{"type": "segmentation", "segmentColors": {"1": "rde"}}], "rde"),
+    "range": ([{"type": "image", "shaderControls": {"normalized": {"range": [1]}}}], "list of 2"),
+    "opacity": ([{"type": "image", "opacity": "much"}], "opacity"),
+    "a layer": ([3], r"layers\[0\]"),
+    "layers": ("em", "no list of layers"),
+}
+
+
+@pytest.mark.parametrize("case", ENTRIES)
+def test_an_entry_that_makes_no_sense_is_named(case):
+    layers, says = ENTRIES[case]
+    if isinstance(layers, list) and isinstance(layers[0], dict):
+        layers = [{"name": "x", "source": "precomputed://gs://b/x", **layers[0]}]
+    with pytest.raises(ix.LinkError, match=says):
+        ix.open_neuroglancer({"layers": layers})
+
+
+def survives(link):
+    """Tell whether a link ends in a state or in our error."""
+    try:
+        state = parse_state(state_of(link))
+        for layer in state.layers:
+            layer.placement.place(ix.Grid((4, 4, 4), (8, 8, 40), (1, 2, 3)), (8, 8, 40))
+            check_source(layer, allow_local=False, trusted_hosts=())
+        return isinstance(state, LinkState)
+    except ix.ImageryError:
+        return True
+
+
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    2**64,
+    "",
+    "!",
+    "x" * 300,
+    [],
+    {},
+    [[]],
+    {"x": 1},
+    "0x12",
+    [1, 2, 3, 4],
+    "\ud800",
+    "٣",
+    1.5,
+    "NaN",
+    {"url": None},
+    float("nan"),
+    [None],
+    10**5000,
+    -(10**5000),
+]
+
+
+def mutated(state, rng):
+    """Return a state with some places changed to something odd."""
+    state = copy.deepcopy(state)
+    for _ in range(rng.choice([1, 1, 1, 2, 5])):
+        node = state
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            if not keys:
+                break
+            key = rng.choice(keys)
+            if isinstance(node[key], dict | list) and rng.random() < 0.75:
+                node = node[key]
+                continue
+            change = rng.random()
+            if change < 0.6:
+                node[key] = copy.deepcopy(rng.choice(ODD))
+            elif change < 0.75:
+                del node[key]
+            elif isinstance(node, dict):
+                node[
+                    rng.choice(["type", "source", "transform", "segments", "dimensions", "navigation", "position"])
+                ] = copy.deepcopy(node[key])
+            break
+    return state
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Let no name be found, so that links that name a state fail as without a network."""
+
+    def refuse(*args, **kwargs):
+        raise socket.gaierror("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_ten_thousand_links_end_in_a_state_or_in_our_error(no_network):
+    rng = random.Random(6)
+    states = [NEW, OLD, state_of(MICRONS), {**NEW, "crossSectionOrientation": [0, 0, 0.7, 0.7]}]
+    states[2]["layers"][0]["source"]["transform"] = {
+        "outputDimensions": NEW["dimensions"],
+        "inputDimensions": NEW["dimensions"],
+        "matrix": [[1, 0, 0, 1], [0, 1, 0, 2], [0, 0, 1, 3]],
+    }
+    for _ in range(7000):
+        assert survives(mutated(rng.choice(states), rng))
+    texts = [json.dumps(s) for s in states] + [FORMS[f](NEW) for f in ("link", "url-safe")]
+    for _ in range(3000):
+        text = list(rng.choice(texts))
+        for _ in range(rng.choice([1, 2, 10])):
+            place = rng.randrange(len(text))
+            text[place : place + rng.choice([0, 1, 30])] = rng.choice(
+                ["", "}", "{", "[", '"', "'", "\\", ",", "%", "#!", "9" * 400, "\x00", "_", "e"]
+            )
+        assert survives("{" + "".join(text)[1:] if text[0] == "{" else "".join(text))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["x", "y", "z", "url", "range", "matrix", "position", "pose"]) | st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+keys = st.sampled_from(
+    ["dimensions", "position", "navigation", "layers", "crossSectionScale", "crossSectionOrientation", "title"]
+)
+layer_keys = st.sampled_from(
+    [
+        "name",
+        "type",
+        "source",
+        "segments",
+        "segmentColors",
+        "colorSeed",
+        "shader",
+        "shaderControls",
+        "opacity",
+        "transform",
+        "equivalences",
+        "timestamp",
+        "visible",
+        "selectedAlpha",
+    ]
+)
+
+
+@settings(max_examples=600)
+@given(
+    st.dictionaries(keys, json_values),
+    st.lists(
+        st.dictionaries(layer_keys, json_values | st.sampled_from(["image", "segmentation", "precomputed://gs://a/b"])),
+        max_size=3,
+    ),
+)
+def test_any_json_ends_in_a_state_or_in_our_error(state, layers):
+    assert survives({**state, "layers": layers} if layers else state)
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=60))
+def test_any_text_ends_in_a_state_or_in_our_error(no_network, text):
+    assert survives(text)
+    assert survives("{" + text)
+    assert survives("https://x/#!" + text)
+
+
+@given(st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.lists(st.integers(), max_size=3)))
+def test_the_url_safe_form_is_read_as_neuroglancer_writes_it(state):
+    assert json.loads(url_safe_to_json(neuroglancer.url_state.json_to_url_safe(json.dumps(state)))) == state
+
+
+def test_passwords_in_a_link_go_no_further(sample):
+    url = {"url": "precomputed://https://me:hunter2@example.com/mesh"}
+    notes = {"type": "annotation", "name": "notes", "source": "https://me:hunter2@example.com/notes"}
+    layers = [{"type": "image", "name": "em", "source": [{"url": "IMAGE"}, url]}, notes]
+    with pytest.warns(ix.LinkWarning):
+        tree = opened({"layers": layers}, sample)
+    told = json.dumps(dict(tree.attrs)) + json.dumps(dict(tree["em/image"].attrs))
+    told += ix.neuroglancer_link(tree, allow_local=True, site="https://spelunker.cave-explorer.org/#!")
+    assert "hunter2" not in told
+    assert "spelunker.cave-explorer.org/#!%7B" in told
+
+
+def test_huge_links_are_not_read(tmp_path, monkeypatch):
+    from imageryxr.sources import links
+
+    many = {"layers": [{"type": "image", "source": "precomputed://gs://b/x"}] * 501}
+    with pytest.raises(ix.LinkError, match="501 layers"):
+        ix.open_neuroglancer(many)
+    monkeypatch.setattr(links, "MAX_BYTES", 10_000)
+    text = json.dumps({"title": "x" * 20_000})
+    for link in (text, "https://site/#!" + text):
+        with pytest.raises(ix.LinkError, match="more than the 10,000"):
+            ix.open_neuroglancer(link)
+    (tmp_path / "huge.json").write_text(text)
+    with pytest.raises(ix.LinkError, match="larger than"):
+        ix.open_neuroglancer(tmp_path / "huge.json")
+
+
+def test_many_segments_are_no_trouble(sample):
+    ids = [str(i) for i in range(1, 100_001)]
+    state = {"layers": [{"type": "segmentation", "name": "s", "source": "SEGMENTATION", "segments": ids}]}
+    tree = opened(state, sample)
+    assert len(tree["s/segmentation"].attrs["selected_ids"]) == 100_000
+    assert tree.imagery.view(size=(16, 16)).imagery.overlay().values.max() == 0  # none of them is there
+
+
+def test_a_tree_without_a_link_has_a_view(sample):
+    import xarray as xr
+
+    nodes = {
+        "/image": ix.open_image(sample.image).to_dataset(),
+        "/segmentation": ix.open_segmentation(sample.segmentation).to_dataset(),
+    }
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"viewer_resolution": (16, 16, 40)}), **nodes})
+    ds = tree.imagery.view(size=(64, 32), center=(2300, 1280, 130))
+    assert list(ds.data_vars) == ["image", "segmentation"]
+    assert ix.grid_of(ds).resolution == (16, 16, 40)
+    levels = xr.DataTree.from_dict(
+        {"/em": None, **{f"/em/{k}": v.to_dataset() for k, v in ix.open_multiscale(sample.image).children.items()}}
+    )
+    assert list(levels.imagery.view(size=(64, 32)).data_vars) == ["em"]
+    with pytest.raises(ix.LayerError, match="no images"):
+        xr.DataTree().imagery.view(size=(4, 4))
+
+
+def test_layers_that_share_a_selection():
+    first = {
+        "type": "segmentation",
+        "name": "a",
+        "source": "precomputed://gs://b/a",
+        "segments": ["5", "!6"],
+        "colorSeed": 9,
+        "segmentColors": {"5": "red"},
+        "selectedAlpha": 0.9,
+    }
+    both = {
+        "type": "segmentation",
+        "name": "b",
+        "source": "precomputed://gs://b/b",
+        "linkedSegmentationGroup": "a",
+        "segments": ["7"],
+    }
+    own = {**both, "name": "c", "linkedSegmentationColorGroup": False, "colorSeed": 3}
+    a, b, c = (layer.look for layer in parse_state({"layers": [first, both, own]}).layers)
+    assert (
+        (b.selected_ids, b.hidden_ids)
+        == (c.selected_ids, c.hidden_ids)
+        == (a.selected_ids, a.hidden_ids)
+        == ((5,), (6,))
+    )
+    assert (b.color_seed, b.colors) == (9, a.colors)
+    assert (c.color_seed, c.colors) == (3, {})
+    assert (a.selected_alpha, b.selected_alpha) == (0.9, 0.5)
+
+
+def test_layers_that_are_added_are_told_of(sample):
+    with pytest.warns(ix.LinkWarning, match="'em' of the link is added"):
+        opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", "blend": "additive"}]}, sample)

@@ -1,0 +1,228 @@
+"""Planes at any angle: as plain slices along the axes, exact labels, and no more read than they cross."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import imageryxr as ix
+from tests.conftest import no_compute, volume
+from tests.test_verbs import IDS, as_source
+
+rng = np.random.default_rng(5)
+IMAGE = volume(rng.integers(0, 255, (12, 30, 34), dtype=np.uint8), (8, 8, 40), (11, -5, 2), layer_type="image")
+SEG = volume(IDS[rng.integers(0, 6, (12, 30, 34))], (8, 8, 40), (11, -5, 2), layer_type="segmentation")
+CUBE = volume(rng.integers(0, 2**16, (20, 20, 20), dtype=np.uint16), (10, 10, 10), (-3, 4, 7), layer_type="image")
+FLOATS = volume(rng.normal(size=(9, 9, 9)).astype(np.float32), (10, 10, 10), (0, 0, 0), layer_type="image")
+
+
+def point(da, z, y, x):
+    """Return the place (x, y, z nm) of the middle of a voxel."""
+    return [float(da.x[x]), float(da.y[y]), float(da.z[z])]
+
+
+@pytest.mark.parametrize(
+    "da", [CUBE, CUBE.astype(np.uint64).assign_attrs(layer_type="segmentation"), FLOATS], ids=["image", "ids", "floats"]
+)
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+@pytest.mark.parametrize("origin", [lambda da: da, as_source, lambda da: da.chunk({"z": 4, "y": 5, "x": 3})])
+def test_along_an_axis_it_is_the_plain_slice_bit_for_bit(da, axis, origin):
+    at = 4
+    with no_compute():
+        cut = ix.plane(origin(da), point(da, at, at, at), (5, 5), normal=axis)
+    part = da.isel({axis: [at], **{d: slice(at - 2, at + 3) for d in "zyx" if d != axis}})
+    np.testing.assert_array_equal(cut.values[0], np.squeeze(part.values))
+    assert cut.dtype == da.dtype
+
+
+def test_with_anisotropic_voxels_it_is_what_regrid_gives():
+    cut = ix.plane(SEG, point(SEG, 6, 15, 17), (34, 60), normal="y", nm_per_pixel=8)
+    side = ix.regrid(SEG, (8, 8, 8)).isel(y=[15])
+    rows = side.z.values.tolist()
+    first = cut.y.values[0]
+    place = rows.index(first) if first in rows else None
+    if place is None:  # the cut starts above the volume
+        place = -cut.y.values.tolist().index(rows[0])
+    height = min(60 + min(place, 0), len(rows) - max(place, 0))
+    np.testing.assert_array_equal(cut.values[0, max(-place, 0) :][:height], side.values[max(place, 0) :, 0][:height])
+    np.testing.assert_array_equal(cut.x.values, SEG.x.values)
+
+
+@settings(max_examples=40)
+@given(
+    st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda v: np.linalg.norm(v) > 0.1),
+    st.tuples(*[st.floats(-60, 60)] * 3),
+    st.sampled_from([3.0, 8.0, 13.7]),
+    st.booleans(),
+)
+def test_any_plane_is_what_scipy_and_a_slow_loop_find(normal, shift, step, labels):
+    from scipy.ndimage import map_coordinates
+
+    da = SEG if labels else IMAGE
+    center = np.array(point(da, 6, 15, 17)) + shift
+    cut = ix.plane(as_source(da), center, (15, 11, 2), normal=normal, nm_per_pixel=step)
+    u, v, n = np.array(cut.attrs["plane_axes"])
+    np.testing.assert_allclose([u @ v, u @ n, v @ n], 0, atol=1e-12)
+    np.testing.assert_allclose(np.cross(u, v), n, atol=1e-12)
+    grid = ix.grid_of(da)
+    k, j, i = np.meshgrid(np.arange(2) - 1, np.arange(11) - 5, np.arange(15) - 7, indexing="ij")
+    places = center + step * (i[..., None] * u + j[..., None] * v + k[..., None] * n)
+    index = (places / grid.resolution - grid.voxel_offset)[..., ::-1]  # (z, y, x), voxel 0 from 0 to 1
+    voxel = np.floor(index).astype(int)
+    inside = ((voxel >= 0) & (voxel < da.shape)).all(axis=-1)
+    clear = (np.abs(index - np.rint(index)) > 1e-5).all(axis=-1)
+    if labels:
+        truth = np.zeros(cut.shape, np.uint64)
+        truth[inside] = da.values[tuple(voxel[inside].T)]
+        np.testing.assert_array_equal(cut.values[clear], truth[clear])
+    else:
+        truth = map_coordinates(da.values.astype(float), np.moveaxis(index - 0.5, -1, 0), order=1, mode="nearest")
+        truth[~inside] = 0
+        assert np.abs(cut.values - truth)[clear].max(initial=0) <= 0.5 + 1e-3
+    # The coordinates are those of the volume, turned with the plane.
+    np.testing.assert_allclose(cut.x.values, (places @ u)[0, 0], rtol=1e-9, atol=1e-4)
+    np.testing.assert_allclose(cut.y.values, (places @ v)[0, :, 0], rtol=1e-9, atol=1e-4)
+    np.testing.assert_allclose(cut.z.values, (places @ n)[:, 0, 0], rtol=1e-9, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_origin_gives_the_same_bits(seed):
+    local = np.random.default_rng(seed)
+    normal, up = local.normal(size=3), local.normal(size=3)
+    for da in (IMAGE, SEG):
+        options = {"center": point(da, 5, 14, 20), "size": (21, 17, 3), "normal": normal, "up": up}
+        truth = ix.plane(da, **options)
+        for other in (as_source(da), da.chunk({"z": 5, "y": 7, "x": 9}), ix.crop(as_source(da), ix.grid_of(da).bbox)):
+            np.testing.assert_array_equal(ix.plane(other, **options).values, truth.values)
+        small = ix.plane(as_source(da).chunk({"z": 3, "y": 8, "x": 8}), **options)
+        np.testing.assert_array_equal(small.chunk({"y": 5, "x": 6}).values, truth.values)
+
+
+def test_tiles_join_without_a_seam(monkeypatch):
+    from imageryxr import slicing
+
+    options = {"center": point(IMAGE, 5, 14, 20), "size": (40, 33, 5), "normal": (1, 2, 0.4), "nm_per_pixel": 9}
+    truth = {name: ix.plane(as_source(da), **options).values for name, da in (("image", IMAGE), ("ids", SEG))}
+    monkeypatch.setattr(slicing, "TILE_PIXELS", 100)
+    for name, da in (("image", IMAGE), ("ids", SEG)):
+        np.testing.assert_array_equal(ix.plane(as_source(da), **options).values, truth[name])
+
+
+def test_up_is_up():
+    # A bright voxel above the centre, in z, must appear in the upper half.
+    values = np.zeros((9, 9, 9), np.uint8)
+    values[1, 4, 4] = 255
+    da = volume(values, (10, 10, 10), layer_type="image")
+    cut = ix.plane(da, point(da, 4, 4, 4), (9, 9), normal=(0, 1, 0), up=(0, 0, -1)).values[0]
+    assert cut[1, 4] == 255
+    assert ix.plane(da, point(da, 4, 4, 4), (9, 9), normal=(0, 1, 0), up=(0, 0, 1)).values[0][7, 4] == 255
+
+
+@pytest.mark.parametrize(
+    ("quaternion", "named"), [((0, 0, 0, 1), "z"), ((0.5, 0.5, 0.5, 0.5), None), ((0, 0, 2**-0.5, 2**-0.5), None)]
+)
+def test_orientations_are_neuroglancers(quaternion, named):
+    from scipy.spatial.transform import Rotation
+
+    cut = ix.plane(IMAGE, point(IMAGE, 6, 15, 17), (9, 9), orientation=quaternion)
+    np.testing.assert_allclose(cut.attrs["plane_axes"], Rotation.from_quat(quaternion).as_matrix().T, atol=1e-12)
+    if named:
+        np.testing.assert_array_equal(cut.values, ix.plane(IMAGE, point(IMAGE, 6, 15, 17), (9, 9), normal=named).values)
+
+
+def test_only_what_the_plane_crosses_is_read(tmp_path, monkeypatch):
+    from cloudvolume import CloudVolume
+
+    from imageryxr.sources import precomputed
+
+    values = rng.integers(0, 255, (128, 128, 128), dtype=np.uint8)
+    info = CloudVolume.create_new_info(
+        1, "image", "uint8", "raw", [8, 8, 8], [3, 5, 7], [128, 128, 128], chunk_size=[16, 16, 16]
+    )
+    vol = CloudVolume(f"file://{tmp_path}", info=info)
+    vol.commit_info()
+    vol[:, :, :] = values.T[..., None]
+    em = ix.open_image(tmp_path)
+    asked = []
+    original = precomputed.PrecomputedSource.read
+    monkeypatch.setattr(
+        precomputed.PrecomputedSource, "read", lambda self, mip, box: asked.append(box) or original(self, mip, box)
+    )
+    cut = ix.plane(em, point(em, 64, 64, 64), (150, 150), normal=(1, 1, 0))
+    with no_compute():
+        lazy = ix.plane(em, point(em, 64, 64, 64), (150, 150), normal=(1, 1, 0))
+    assert asked == []
+    cut.load()
+    assert lazy.data.name == ix.plane(em, point(em, 64, 64, 64), (150, 150), normal=(1, 1, 0)).data.name
+    # 8 x 8 x 8 chunks, of which a diagonal plane crosses two or three in each of 8 columns and 8 slices.
+    assert len(asked) <= 8 * 8 * 3
+    boxes = set()
+    for box in asked:
+        chunk = tuple(a // 16 for a in box.start)
+        assert all((b - 1) // 16 == a // 16 for a, b in zip(box.start, box.stop, strict=True)), "one chunk a read"
+        assert chunk not in boxes, "no chunk twice"
+        boxes.add(chunk)
+    assert sum(box.voxels for box in asked) < 0.3 * values.size
+
+
+def test_an_overlay_of_a_plane():
+    ds = ix.plane(xr_dataset(), point(IMAGE, 6, 15, 17), (20, 16), normal=(1, 2, 3))
+    picture = ix.overlay(ds.image, ds.segmentation, alpha=0.4, outline=1)
+    assert picture.shape == (1, 16, 20, 4)
+    assert ix.scale_bar(ix.to_pil(picture, scale=8), nm_per_pixel=1).size == (160, 128)
+
+
+def xr_dataset():
+    import xarray as xr
+
+    return xr.Dataset({"image": as_source(IMAGE), "segmentation": as_source(SEG)})
+
+
+def test_the_plane_of_a_link(sample):
+    half = [0.5, 0.5, 0.5, 0.5]
+    state = {
+        "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
+        "position": [4600.5, 2560.5, 130.5], "crossSectionScale": 4, "crossSectionOrientation": half,
+        "layers": [{"type": "image", "name": "em", "source": sample.image}, {"type": "segmentation", "name": "s", "source": sample.segmentation}],
+    }  # fmt: skip
+    tree = ix.open_neuroglancer(state, allow_local=True)
+    ds = tree.imagery.plane((60, 40))
+    assert ix.grid_of(ds).resolution == (32, 32, 32)
+    assert ds.em.attrs["mip"] == 2
+    assert ds.s.attrs["mip"] == 1
+    truth = ix.plane(
+        ix.open_segmentation(sample.segmentation, mip=1),
+        (4600.5, 2560.5, 130.5),
+        (60, 40),
+        orientation=half,
+        nm_per_pixel=32,
+        resolution=(8, 8, 40),
+    )
+    np.testing.assert_array_equal(ds.s.values, truth.values)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"size": (5,)}, ix.OptionError, "2 or 3 whole numbers"),
+        ({"size": (5, 2.5)}, ix.OptionError, "2 or 3 whole numbers"),
+        ({"center": (1, 2)}, ix.BoxError, "3 numbers"),
+        ({"center": (1, 2, float("nan"))}, ix.BoxError, "finite"),
+        ({"normal": "w"}, ix.OptionError, "'w'"),
+        ({"normal": (0, 0, 0)}, ix.OptionError, "points nowhere"),
+        ({"normal": (0, 0, 1), "up": (0, 0, 1)}, ix.OptionError, "points along"),
+        ({"orientation": (0, 0, 0, 0)}, ix.OptionError, "quaternion"),
+        ({"nm_per_pixel": 0}, ix.OptionError, "nm_per_pixel"),
+        ({"method": "mean"}, ix.OptionError, "'mean'"),
+    ],
+)
+def test_planes_that_make_no_sense(options, error, says):
+    with pytest.raises(error, match=says):
+        ix.plane(IMAGE, **{"center": (100, 100, 100), "size": (5, 5), **options})
+
+
+def test_labels_are_never_mixed():
+    with pytest.raises(ix.OptionError, match="'linear' cannot cut a segmentation"):
+        ix.plane(SEG, (1, 1, 1), (4, 4), method="linear")
