@@ -62,6 +62,10 @@ class Layers:
         write_layer(self.image, grey(shape), "image", "jpeg")
         write_layer(self.segmentation, cells(shape, count), "segmentation", "compressed_segmentation")
 
+    def labels(self) -> NDArray[np.uint64]:
+        """Return the segmentation's voxels."""
+        return cells(self.shape, self.count)
+
     @property
     def corners(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Both corners (x, y, z), in voxels."""
@@ -76,7 +80,7 @@ def layers(shape: tuple[int, int, int], count: int) -> Layers:
     return Layers(folder, shape, count)
 
 
-def write_layer(path: str, values: NDArray[Any], layer_type: str, encoding: str) -> None:
+def write_layer(path: str, values: NDArray[Any], layer_type: str, encoding: str, compress: str | None = "gzip") -> None:
     """Write an array (z, y, x) as a precomputed layer."""
     from cloudvolume import CloudVolume
 
@@ -90,6 +94,6 @@ def write_layer(path: str, values: NDArray[Any], layer_type: str, encoding: str)
         volume_size=values.shape[::-1],
         chunk_size=(128, 128, 16),
     )
-    volume = CloudVolume(path, info=info, progress=False, compress="gzip", non_aligned_writes=True)
+    volume = CloudVolume(path, info=info, progress=False, compress=compress, non_aligned_writes=True)
     volume.commit_info()
     volume[:] = values.T[..., np.newaxis]

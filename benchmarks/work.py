@@ -62,20 +62,27 @@ class Work:
 
 
 def paired(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> Measured:
-    """Time two callables in turn, each warmed up once."""
+    """Time two callables in turn, each warmed up once, and as often a round as makes it long enough to be timed."""
     ours()
     peer()
+    often, seldom = loops(ours), loops(peer)
     mine, theirs = [], []
     for _ in range(rounds):
-        mine.append(seconds(ours))
-        theirs.append(seconds(peer))
+        mine.append(seconds(ours, often))
+        theirs.append(seconds(peer, seldom))
     ratio = statistics.median(b / a for a, b in zip(mine, theirs, strict=True))
     return Measured(statistics.median(mine), statistics.median(theirs), ratio)
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Time one call."""
+def loops(work: Callable[[], Any]) -> int:
+    """Return how many calls take some 20 ms."""
+    return max(1, round(0.02 / max(seconds(work), 1e-6)))
+
+
+def seconds(work: Callable[[], Any], calls: int = 1) -> float:
+    """Time a call, as the mean of several."""
     gc.collect()
     began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    for _ in range(calls):
+        work()
+    return (time.perf_counter() - began) / calls

@@ -5,7 +5,7 @@
 >>> em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
 >>> box = ix.BBox.around((4600, 2560, 130), (512, 512), resolution=(8, 8, 40))
 >>> ds = ix.align(em, seg, bbox=box)
->>> picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=ix.Outline(2))
+>>> picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=ix.Outline(2, side="in", merge=False))
 >>> ix.to_pil(picture).size
 (512, 512)
 """
@@ -16,29 +16,39 @@ from imageryxr import accessor as _accessor
 from imageryxr import errors
 from imageryxr.align import align, regrid
 from imageryxr.colors import palette
+from imageryxr.datastack import open_datastack
 from imageryxr.errors import (
     AuthError,
     BoxError,
     ChoiceError,
     ChunkReadError,
+    ClockWarning,
     CodecError,
     ColorError,
+    ForbiddenError,
     GridError,
     GridMismatchError,
     ImageryError,
     ImageryWarning,
+    InvalidTokenError,
     LayerError,
     MipError,
     MissingChunkError,
     MissingChunkWarning,
     MissingIdsWarning,
+    MissingTokenError,
+    NaiveTimestampWarning,
     OptionError,
     OutOfVolumeError,
     SegmentError,
+    ServerError,
     SourceError,
     SourceNotFoundError,
+    StaleRootError,
     TargetError,
     TargetExistsError,
+    TermsError,
+    TimestampError,
 )
 from imageryxr.export import export, plan_export
 from imageryxr.export.plan import ExportPlan
@@ -50,6 +60,7 @@ from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
 from imageryxr.sample import Sample, sample
 from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sources.base import Level, Source
+from imageryxr.sources.web import Connection
 
 __version__ = "0.1.0"
 
@@ -59,31 +70,41 @@ __all__ = [
     "BoxError",
     "ChoiceError",
     "ChunkReadError",
+    "ClockWarning",
     "CodecError",
     "ColorError",
+    "Connection",
     "ExportPlan",
     "ExportReport",
+    "ForbiddenError",
     "Grid",
     "GridError",
     "GridMismatchError",
     "ImageryError",
     "ImageryWarning",
+    "InvalidTokenError",
     "LayerError",
     "Level",
     "MipError",
     "MissingChunkError",
     "MissingChunkWarning",
     "MissingIdsWarning",
+    "MissingTokenError",
+    "NaiveTimestampWarning",
     "OptionError",
     "OutOfVolumeError",
     "Outline",
     "Sample",
     "SegmentError",
+    "ServerError",
     "Source",
     "SourceError",
     "SourceNotFoundError",
+    "StaleRootError",
     "TargetError",
     "TargetExistsError",
+    "TermsError",
+    "TimestampError",
     "align",
     "composite",
     "crop",
@@ -91,6 +112,7 @@ __all__ = [
     "export",
     "grid_of",
     "montage",
+    "open_datastack",
     "open_image",
     "open_multiscale",
     "open_segmentation",

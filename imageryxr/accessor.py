@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from imageryxr.align import align, aligned_names, regrid
+from imageryxr.datastack import align_tree, around, bbox
 from imageryxr.export import export, plan_export
 from imageryxr.figure import montage, to_pil
 from imageryxr.grid import Grid, grid_of
@@ -103,3 +104,25 @@ class ImageryDataset:
     crop = _method(crop)
     align = _layers_method(align)
     overlay = _layers_method(overlay)
+
+
+@xr.register_datatree_accessor("imagery")
+class ImageryTree:
+    """What imageryxr does with a tree of a datastack, as methods: boxes in its viewer's units, both layers aligned.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> tree = xr.DataTree(xr.Dataset(attrs={"viewer_resolution": (4, 4, 40)}))
+    >>> tree.imagery.around((1000, 1000, 50), (512, 512), resolution="viewer")
+    BBox(lo=(744, 744, 50), hi=(1256, 1256, 51), resolution=(4.0, 4.0, 40.0))
+    """
+
+    __slots__ = ("_obj",)
+
+    def __init__(self, obj: xr.DataTree) -> None:
+        self._obj = obj
+
+    bbox = _method(bbox)
+    around = _method(around)
+    align = _method(align_tree)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, Literal
 
 import xarray as xr
 
 from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError
-from imageryxr.expr import Expr, Resampled, view
-from imageryxr.grid import DIMS, Axis, AxisMap, BBox, Grid, check_resolution, grid_of, outside_error
+from imageryxr.expr import Expr, Resampled, ended, view, within
+from imageryxr.grid import DIMS, Axis, AxisMap, BBox, Grid, check_resolution, exact, grid_of, outside_error
 from imageryxr.lazy import choose_splits
 from imageryxr.volumes import Volume, result, volume_of
 
@@ -68,7 +69,7 @@ def regrid(
     volume = volume_of(da)
     layer = layer_type_of(da)
     chosen = _check_method(method, layer, da)
-    grid = _target_grid(like, volume.grid)
+    grid = _flat(_target_grid(like, volume.grid), volume.grid, set(volume.dropped))
     expr = _onto(volume, grid, chosen)
     return result(expr, grid, volume, attrs=volume.attrs, name=str(da.name) if da.name is not None else layer)
 
@@ -117,19 +118,19 @@ def align(
     >>> ix.align(em, seg, bbox=box).sizes
     Frozen({'z': 1, 'y': 256, 'x': 256})
     """
-    pictures, labels = volume_of(image), _labels(segmentation)
+    pictures, labels = _pictures(image), _labels(segmentation)
     whole = _common_grid(pictures.grid, labels.grid, to)
     box = _common_box(pictures.grid, labels.grid) if bbox is None else _inside_both(bbox, image, segmentation)
     grid = whole if isinstance(to, Grid) and bbox is None else whole.crop(whole.select(box))
+    grid = _flat(grid, pictures.grid, set(pictures.dropped) & set(labels.dropped))
     exprs = {"image": _onto(pictures, grid, "linear"), "segmentation": _onto(labels, grid, "nearest")}
     foreign = bool(pictures.givens or labels.givens)
     splits = choose_splits(list(exprs.values()), grid.shape, group=not foreign)
-    return xr.Dataset(
-        {
-            name: result(exprs[name], grid, volume, attrs=volume.attrs, name=name, chunks=splits)
-            for name, volume in (("image", pictures), ("segmentation", labels))
-        }
-    )
+    layers = {
+        name: result(exprs[name], grid, volume, attrs=volume.attrs, name=name, chunks=splits)
+        for name, volume in (("image", pictures), ("segmentation", labels))
+    }
+    return xr.Dataset({name: layer.variable for name, layer in layers.items()}, coords=layers["image"].coords)
 
 
 def layer_type_of(da: xr.DataArray) -> str:
@@ -141,11 +142,22 @@ def layer_type_of(da: xr.DataArray) -> str:
     return "segmentation" if da.dtype.kind in "iu" and da.dtype.itemsize > 2 else "image"
 
 
+def _pictures(image: xr.DataArray) -> Volume:
+    volume = volume_of(image)
+    if volume.attrs.get("layer_type") == "segmentation":
+        raise LayerError(
+            f"{image.name!r} is a segmentation, and was given as the image: interpolating ids makes ids up; align "
+            "takes the image first and the segmentation second"
+        )
+    return volume
+
+
 def _labels(segmentation: xr.DataArray) -> Volume:
     volume = volume_of(segmentation)
-    if volume.expr.dtype.kind not in "iu":
+    if volume.expr.dtype.kind not in "iu" or volume.attrs.get("layer_type") == "image":
+        what = "is an image" if volume.expr.dtype.kind in "iu" else f"has dtype {volume.expr.dtype}"
         raise LayerError(
-            f"the segmentation {segmentation.name!r} has dtype {volume.expr.dtype}, but ids are whole numbers; "
+            f"the segmentation {segmentation.name!r} {what}, but ids are whole numbers; "
             "align takes the image first and the segmentation second"
         )
     return volume
@@ -184,31 +196,54 @@ def _target_grid(like: Any, own: Grid) -> Grid:
 
 
 def _covering(axis: Axis, resolution: float) -> Axis:
-    start, stop = Axis(1, resolution, 0).select(*axis.edges())
+    lo, hi = axis.edges()
+    start, stop = Axis(1, resolution, 0).select(lo, hi)
+    if not lo <= (start + Fraction(1, 2)) * exact(resolution) < hi:
+        raise GridMismatchError(
+            f"no voxel of {resolution:g} nm, counted from 0 nm, has its centre within the array, which covers "
+            f"{float(lo):g} to {float(hi):g} nm along one axis; keep its own {axis.resolution:g} nm there, or give a "
+            "Grid"
+        )
     return Axis(stop - start, resolution, start)
+
+
+def _flat(grid: Grid, own: Grid, dropped: set[str]) -> Grid:
+    # A dim that the caller has dropped is one plane, and stays the plane that it is.
+    axes = zip(DIMS, grid.axes, own.axes, strict=True)
+    return Grid.from_axes([mine if dim in dropped else axis for dim, axis, mine in axes])
 
 
 def _onto(volume: Volume, grid: Grid, method: Method) -> Expr:
     shift = grid.shift_to(volume.grid)
     if shift is not None:
-        return view(volume.expr, grid.box.shift(shift))
+        return view(volume.expr, volume.box, grid.box.shift(shift))
     maps = tuple(AxisMap.between(target, own) for target, own in zip(grid.axes, volume.grid.axes, strict=True))
-    return Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
+    expr = Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
+    return within(ended(expr, expr.mapped(volume.box), grid.box), grid.box)
 
 
 def _common_grid(image: Grid, segmentation: Grid, to: Any) -> Grid:
-    if to == "image":
-        return image
-    if to == "segmentation":
-        return segmentation
+    if not isinstance(to, str):
+        return _chosen_grid(to, image)
+    if to in ("image", "segmentation"):
+        return image if to == "image" else segmentation
     if to in ("finest", "coarsest"):
         pick = min if to == "finest" else max
         axes = [pick(pair, key=lambda a: a.resolution) for pair in zip(image.axes, segmentation.axes, strict=True)]
         return Grid.from_axes(axes)
-    if isinstance(to, str) or to is None:
-        options = "'finest', 'coarsest', 'image', 'segmentation'"
-        raise OptionError(f"to={to!r} is no target grid; choose {options}, a Grid, or a resolution (x, y, z) in nm")
-    return _target_grid(to, image)
+    raise _no_grid(to)
+
+
+def _chosen_grid(to: Any, image: Grid) -> Grid:
+    try:
+        return _target_grid(to, image)
+    except OptionError:
+        raise _no_grid(to) from None
+
+
+def _no_grid(to: Any) -> OptionError:
+    options = "'finest', 'coarsest', 'image', 'segmentation'"
+    return OptionError(f"to={to!r} is no target grid; choose {options}, a Grid, or a resolution (x, y, z) in nm")
 
 
 def _common_box(image: Grid, segmentation: Grid) -> BBox:

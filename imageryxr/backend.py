@@ -16,7 +16,7 @@ from imageryxr.sources.resolve import resolve_source
 class ImageryBackend(BackendEntrypoint):
     """Opens a level of an image or segmentation as a Dataset with one variable; lazy."""
 
-    description = "Connectomics volumes: Neuroglancer precomputed and OME-Zarr"
+    description = "Connectomics volumes: Neuroglancer precomputed, CAVE graphene and OME-Zarr"
     open_dataset_parameters = (
         "filename_or_obj",
         "drop_variables",
@@ -28,6 +28,9 @@ class ImageryBackend(BackendEntrypoint):
         "channel",
         "time",
         "assume",
+        "agglomerate",
+        "timestamp",
+        "connection",
     )
 
     def open_dataset(
@@ -49,14 +52,15 @@ class ImageryBackend(BackendEntrypoint):
         layer_type : {"image", "segmentation"}, optional
             How to open it. Default: as the layer says what it is.
         **choices
-            ``mip``, ``bbox``, ``missing``, ``token``, ``channel``, ``time``, ``assume`` as in `imageryxr.open_image`.
+            ``mip``, ``bbox``, ``missing``, ``token``, ``channel``, ``time``, ``assume``, ``connection`` as in
+            `imageryxr.open_image`; ``agglomerate`` and ``timestamp`` as in `imageryxr.open_segmentation`.
 
         Returns
         -------
         Dataset
             One variable, ``image`` or ``segmentation``.
         """
-        told = {k: choices[k] for k in ("token", "channel", "time", "assume", "missing") if k in choices}
+        told = {k: v for k, v in choices.items() if k not in ("mip", "bbox")}
         layer = resolve_source(filename_or_obj, layer_type, **told)
         opened = open_segmentation if layer.layer_type == "segmentation" else open_image
         places = {k: choices[k] for k in ("mip", "bbox", "missing") if k in choices}

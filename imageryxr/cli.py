@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +18,10 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.demo import run_demo
-from imageryxr.errors import ImageryError, OptionError
+from imageryxr.errors import ChoiceError, ImageryError, ImageryWarning, OptionError
+from imageryxr.export.targets import disk_errors
 from imageryxr.grid import show_triple
+from imageryxr.sources.base import Source
 from imageryxr.sources.resolve import resolve_source
 
 app = typer.Typer(
@@ -30,7 +36,9 @@ _CORNERS = "Corners, upper one exclusive: x0,y0,z0:x1,y1,z1 in units of --resolu
 Bbox = Annotated[str | None, typer.Option(help=_CORNERS)]
 Center = Annotated[str | None, typer.Option(help="Middle of the box: x,y,z in units of --resolution.")]
 Size = Annotated[str | None, typer.Option(help="Its size: w,h (one plane) or w,h,d, in units of --resolution.")]
-Resolution = Annotated[str, typer.Option(help="nm per unit of those numbers: x,y,z. 1,1,1 means that they are nm.")]
+Resolution = Annotated[
+    str, typer.Option(help="nm per unit of those numbers: x,y,z, or 'viewer' for a datastack's. 1,1,1: they are nm.")
+]
 Image = Annotated[str | None, typer.Option("--image", help="Source of the image.")]
 Segmentation = Annotated[str | None, typer.Option("--segmentation", help="Source of the segmentation.")]
 ImageMip = Annotated[int | None, typer.Option(help="Level of the image; default: the finest.")]
@@ -44,21 +52,27 @@ Merge = Annotated[bool, typer.Option("--merge/--no-merge", help="Outline segment
 Contrast = Annotated[str | None, typer.Option(help="Grey values that become black and white: low,high.")]
 Axis = Annotated[str, typer.Option(help="The axis across the slices: z, y or x.")]
 MissingChunks = Annotated[str, typer.Option("--missing", help="Chunks the store lacks: 'raise', 'fill' or 'warn'.")]
+Datastack = Annotated[str | None, typer.Option(help="A CAVE datastack, in the place of --image and --segmentation.")]
+Server = Annotated[str | None, typer.Option(help="Its info service; default: the one that caveclient uses.")]
+Timestamp = Annotated[str | None, typer.Option(help="Instant of a graphene segmentation, ISO 8601; default: now.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a target that exists.")]
 
 
 @app.command()
 def info(
-    source: Annotated[str, typer.Argument(help="precomputed://…, zarr://…, or a URL or path of either.")],
+    source: Annotated[str, typer.Argument(help="precomputed://…, zarr://…, graphene://…, or a URL or path.")],
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    timestamp: Timestamp = None,
 ) -> None:
     """Print the levels, sizes, resolutions and chunks of a source."""
-    layer = resolve_source(source, None)
+    layer, choices = _described(source, timestamp)
     if as_json:
         print(json.dumps(_description(layer), indent=2))
         return
     first = layer.levels[0].grid
     print(f"{layer.name}\n{layer.layer_type}, {layer.dtype}, {_count(len(layer.levels), 'level')}, {_extent(first)}")
+    for what, count in choices.items():
+        print(f"{_count(count, what)}, {what}=0 to {what}={count - 1}")
     for key, value in layer.attrs.items():
         print(f"{key}: {value}")
     rows = [("mip", "size (x × y × z)", "resolution (nm)", "offset (x, y, z)", "chunk (x × y × z)", "encoding")]
@@ -103,6 +117,9 @@ def figure(
     contrast: Contrast = None,
     axis: Axis = "z",
     missing: MissingChunks = "raise",
+    datastack: Datastack = None,
+    server_address: Server = None,
+    timestamp: Timestamp = None,
     scale_bar: Annotated[bool, typer.Option("--scale-bar/--no-scale-bar", help="Draw one.")] = True,
     overwrite: Overwrite = False,
 ) -> None:
@@ -112,15 +129,20 @@ def figure(
     """
     if out.exists() and not overwrite:
         raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
-    box = _box(bbox, center, size, resolution)
-    layers = _layers(image, segmentation, image_mip, seg_mip, missing, box, plane=axis)
+    _check_format(out)
+    opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
+    box = _box(bbox, center, size, resolution, axis, unit)
+    layers = _layers(opened, box, plane=_check_axis(axis))
+    _check_one_slice(layers, axis)
     rgba = _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
     picture = ix.to_pil(rgba)
     if scale_bar:
         across = {"z": 0, "y": 0, "x": 1}[axis]
         picture = ix.scale_bar(picture, nm_per_pixel=ix.grid_of(rgba).resolution[across])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out)
+    # What is opaque needs no alpha, which JPEG cannot hold and journals send back.
+    if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
+        picture = picture.convert("RGB")
+    _save(picture, out)
     print(f"wrote {out}: {picture.width} × {picture.height} pixels, {ix.grid_of(rgba).bbox}")
 
 
@@ -142,8 +164,11 @@ def export(
     outline_side: Side = "out",
     merge: Merge = True,
     contrast: Contrast = None,
-    axis: Axis = "z",
+    axis: Annotated[str | None, typer.Option(help="The axis across which outlines are drawn: z, y or x.")] = None,
     missing: MissingChunks = "raise",
+    datastack: Datastack = None,
+    server_address: Server = None,
+    timestamp: Timestamp = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Export the voxels of the one source given, not a picture.")
     ] = False,
@@ -152,10 +177,12 @@ def export(
 ) -> None:
     """Write a stack of pictures or an OME-Zarr.
 
-    Without --bbox or --center: all that the sources cover.
+    Without --bbox or --center: all that the sources cover. A stack of pictures is sliced along the axis that its
+    pattern names, and outlines are drawn across it.
     """
-    box = _box(bbox, center, size, resolution)
-    layers = _layers(image, segmentation, image_mip, seg_mip, missing, box)
+    axis = _check_axis(axis or _axis_of(target))
+    opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
+    layers = _layers(opened, _box(bbox, center, size, resolution, axis, unit))
     if raw and len(layers) != 1:
         raise OptionError("--raw exports one source; give --image or --segmentation, not both")
     one = next(iter(layers.values()))
@@ -166,32 +193,45 @@ def export(
     print(ix.export(array, target, overwrite=overwrite))
 
 
-def _layers(
+def _open(
     image: str | None,
     segmentation: str | None,
     image_mip: int | None,
     seg_mip: int | None,
     missing: Any,
-    box: ix.BBox | None,
-    plane: str | None = None,
-) -> dict[str, xr.DataArray]:
+    datastack: str | None,
+    server_address: str | None,
+    timestamp: str | None,
+) -> tuple[dict[str, xr.DataArray], Any]:
+    if datastack is not None:
+        if image or segmentation:
+            raise OptionError("--datastack says what to open; leave --image and --segmentation out")
+        mips: dict[str, Any] = {"image_mip": image_mip, "segmentation_mip": seg_mip}
+        tree = ix.open_datastack(datastack, server_address=server_address, timestamp=timestamp, missing=missing, **mips)
+        layers = {name: tree[name][name] for name in ("image", "segmentation")}
+        return layers, tree.attrs.get("viewer_resolution")  # type: ignore[return-value]
     opened = {}
     if image:
         opened["image"] = ix.open_image(image, mip=image_mip, missing=missing)
     if segmentation:
-        opened["segmentation"] = ix.open_segmentation(segmentation, mip=seg_mip, missing=missing)
+        opened["segmentation"] = ix.open_segmentation(segmentation, mip=seg_mip, missing=missing, timestamp=timestamp)
     if not opened:
-        raise OptionError("nothing to draw: give --image SOURCE, --segmentation SOURCE or both")
+        raise OptionError("nothing to draw: give --image SOURCE, --segmentation SOURCE or both, or --datastack NAME")
+    return opened, None
+
+
+def _layers(opened: dict[str, xr.DataArray], box: ix.BBox | None, plane: str | None = None) -> dict[str, xr.DataArray]:
     if plane is not None and box is None:
-        box = _middle(next(iter(opened.values())), plane)
+        # of two layers what both cover: a figure of one and the frame of the other is nobody's wish
+        both = ix.align(opened["image"], opened["segmentation"]) if len(opened) == 2 else next(iter(opened.values()))
+        box = _middle(ix.grid_of(both), plane)
     if len(opened) == 2:
         together = ix.align(opened["image"], opened["segmentation"], bbox=box)
         return {"image": together["image"], "segmentation": together["segmentation"]}
     return {name: array if box is None else ix.crop(array, box) for name, array in opened.items()}
 
 
-def _middle(array: xr.DataArray, plane: str) -> ix.BBox:
-    grid = ix.grid_of(array)
+def _middle(grid: ix.Grid, plane: str) -> ix.BBox:
     size = [min(1024, n) for n in grid.shape[::-1]]
     size["xyz".index(plane)] = 1
     center = [o + n / 2 for o, n in zip(grid.voxel_offset, grid.shape[::-1], strict=True)]
@@ -212,6 +252,8 @@ def _draw(
     limits = None if contrast is None else _numbers(contrast, "--contrast", (2,))
     window = None if limits is None else (limits[0], limits[1])
     if "segmentation" not in layers:
+        if ids or colors or width:
+            raise OptionError("--ids, --colors and --outline need segments: give --segmentation SOURCE, too")
         return ix.to_rgba(layers["image"], contrast_limits=window)
     return ix.overlay(
         layers.get("image"),
@@ -234,8 +276,14 @@ def _palette(colors: str | None) -> Any:
         raise OptionError(f'--colors {colors} is no JSON object ({error}); write \'{{"12": "red"}}\'') from None
 
 
-def _box(bbox: str | None, center: str | None, size: str | None, resolution: str) -> ix.BBox | None:
-    unit = _numbers(resolution, "--resolution", (3,))
+def _box(
+    bbox: str | None, center: str | None, size: str | None, resolution: str, axis: str, viewer: Any
+) -> ix.BBox | None:
+    if resolution == "viewer" and viewer is None:
+        raise OptionError(
+            "--resolution viewer is that of a datastack's viewer; give --datastack, or nm per unit: x,y,z"
+        )
+    unit = list(viewer) if resolution == "viewer" else _numbers(resolution, "--resolution", (3,))
     if bbox is not None:
         if center is not None or size is not None:
             raise OptionError("--bbox says all; leave --center and --size out")
@@ -250,7 +298,10 @@ def _box(bbox: str | None, center: str | None, size: str | None, resolution: str
         return None
     if size is None:
         raise OptionError("--center needs --size w,h or w,h,d")
-    return ix.BBox.around(_numbers(center, "--center", (3,)), _numbers(size, "--size", (2, 3)), resolution=unit)
+    sizes = _numbers(size, "--size", (2, 3))
+    if len(sizes) == 2:
+        sizes.insert("xyz".index(axis), 1)
+    return ix.BBox.around(_numbers(center, "--center", (3,)), sizes, resolution=unit)
 
 
 def _numbers(text: str, option: str, count: tuple[int, ...]) -> list[float]:
@@ -262,6 +313,60 @@ def _numbers(text: str, option: str, count: tuple[int, ...]) -> list[float]:
         shape = " or ".join(",".join("xyz"[:n]) for n in count)
         raise OptionError(f"{option} {text} is not {' or '.join(map(str, count))} numbers {shape}, divided by commas")
     return values
+
+
+def _check_axis(axis: str) -> str:
+    if axis not in ("z", "y", "x"):
+        raise OptionError(f"--axis {axis} is none of z, y and x: the axis across the slices")
+    return axis
+
+
+def _axis_of(pattern: str) -> str:
+    """Return the axis that a name pattern slices along; z for what is no stack of pictures."""
+    named = re.findall(r"{([xyz])(?:_nm)?[:}]", pattern)
+    return str(named[0]) if named else "z"
+
+
+def _check_format(out: Path) -> None:
+    from PIL import Image as PilImage
+
+    known = PilImage.registered_extensions()
+    if known.get(out.suffix.lower()) not in PilImage.SAVE:
+        raise OptionError(f"{out} is of no picture format; end it in .png, .tif or .jpg")
+
+
+def _save(picture: Any, out: Path) -> None:
+    """Write a picture beside its place and move it there, so that what is there is whole at all times."""
+    beside = out.with_name(f".{out.stem}-{uuid.uuid4().hex[:8]}{out.suffix}")
+    try:
+        with disk_errors(str(out)):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(beside)
+            os.replace(beside, out)
+    except ValueError as error:
+        raise OptionError(f"{out} cannot hold this picture ({error}); end it in .png") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _check_one_slice(layers: dict[str, xr.DataArray], axis: str) -> None:
+    count = next(iter(layers.values())).sizes[axis]
+    if count > 1:
+        raise OptionError(
+            f"the box is {count} slices deep along {axis}, and a figure is one slice; give --center and --size w,h, or "
+            "for a picture a slice: imageryxr export"
+        )
+
+
+def _described(source: str, timestamp: str | None) -> tuple[Source, dict[str, int]]:
+    """Open a source to be described, of several channels or times the first, and tell how many there are of each."""
+    choices: dict[str, int] = {}
+    while True:
+        try:
+            first: dict[str, Any] = dict.fromkeys(choices, 0)
+            return resolve_source(source, None, timestamp=timestamp, **first), choices
+        except ChoiceError as error:
+            choices[error.what] = error.count
 
 
 def _description(layer: Any) -> dict[str, Any]:
@@ -293,12 +398,36 @@ def _extent(grid: ix.Grid) -> str:
     return f"{show_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])} µm"
 
 
+# What messages say for Python, as the command line spells it.
+_SPELLINGS = {
+    r"overwrite=True": "--overwrite",
+    r"missing='(\w+)'": r"--missing \1",
+    r"resolution=\(([^()]*)\)": r"--resolution \1",
+    r"contrast_limits=\(([^()]*)\)": r"--contrast \1",
+    r"imageryxr\.open_(image|segmentation)": r"--\1",
+    r"imageryxr\.BBox\(": "--bbox (",
+}
+
+
+def _as_options(message: str) -> str:
+    for python, option in _SPELLINGS.items():
+        message = re.sub(python, lambda found, o=option: found.expand(o).replace(", ", ","), message)  # type: ignore[misc]
+    return message
+
+
+def _warn(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    print(f"warning: {_as_options(str(message))}", file=sys.stderr)
+
+
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ImageryWarning)
+            warnings.showwarning = _warn
+            yield
     except ImageryError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_as_options(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -12,10 +12,17 @@
     ├── OptionError (ValueError)               an argument outside its closed set of values
     ├── ColorError (ValueError)                a colour or palette that cannot be read
     ├── SegmentError (KeyError)                an id that is not there where one is needed
+    │   └── StaleRootError                     a root id that is not current at the instant of its layer
     ├── SourceError (ValueError)               an unknown scheme, metadata that make no sense
     │   ├── SourceNotFoundError (FileNotFoundError)
     │   └── ChoiceError                        several channels or times, and none was chosen
+    ├── TimestampError (ValueError)            a time that is none, or lies before a graph's first or in the future
     ├── AuthError (PermissionError)            a token missing, wrong or without the right
+    │   ├── MissingTokenError                  no token was found
+    │   ├── InvalidTokenError                  the server does not know the token
+    │   └── ForbiddenError                     the token has not the right
+    │       └── TermsError                     terms of service that its owner has not accepted
+    ├── ServerError (ConnectionError)          a server that did not answer, or not sensibly
     ├── CodecError (ImportError)               an encoding whose package is not installed
     ├── ChunkReadError (OSError)               stored voxels that could not be read
     │   └── MissingChunkError (FileNotFoundError)
@@ -28,7 +35,7 @@ cannot be, and what to type instead.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 
 class ImageryError(Exception):
@@ -37,6 +44,10 @@ class ImageryError(Exception):
     def __str__(self) -> str:
         # KeyError would show the repr of its argument, with escaped newlines and quotes.
         return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Said here, since distributed's way to make exceptions anew fails for kin of both ValueError and OSError.
+        return (type(self), self.args)
 
 
 class BoxError(ImageryError, ValueError):
@@ -75,6 +86,18 @@ class SegmentError(ImageryError, KeyError):
     """A segment id that is needed and is not there."""
 
 
+class StaleRootError(SegmentError):
+    """A root id that is not current at the instant of its layer."""
+
+    def __init__(self, message: str, successors: dict[int, list[int]] | None = None) -> None:
+        super().__init__(message)
+        self.successors = successors or {}
+        """The ids that cover the same object at that instant, for each stale id."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (StaleRootError, (str(self), self.successors))
+
+
 class SourceError(ImageryError, ValueError):
     """A source whose scheme or metadata cannot be understood."""
 
@@ -111,8 +134,32 @@ class ChoiceError(SourceError):
         return int(self.args[2])
 
 
+class TimestampError(ImageryError, ValueError):
+    """A time that cannot be read, or at which the segmentation has no state."""
+
+
 class AuthError(ImageryError, PermissionError):
     """A token that is missing, wrong, or lacks the right."""
+
+
+class MissingTokenError(AuthError):
+    """No token was found, and the server asks for one."""
+
+
+class InvalidTokenError(AuthError):
+    """A token that the server does not know."""
+
+
+class ForbiddenError(AuthError):
+    """A token whose owner may not read what was asked for."""
+
+
+class TermsError(ForbiddenError):
+    """Terms of service that the owner of the token has not accepted."""
+
+
+class ServerError(ImageryError, ConnectionError):
+    """A server that did not answer, or whose answer makes no sense."""
 
 
 class CodecError(ImageryError, ImportError):
@@ -145,3 +192,11 @@ class MissingChunkWarning(ImageryWarning):
 
 class MissingIdsWarning(ImageryWarning):
     """Ids were asked for that are not in the data."""
+
+
+class NaiveTimestampWarning(ImageryWarning):
+    """A time without a time zone was taken as UTC."""
+
+
+class ClockWarning(ImageryWarning):
+    """Two clocks, of this machine and of a server, disagree."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from imageryxr.grid import AxisMap, Index3, IndexBox
 from imageryxr.sources.base import Source
+from imageryxr.sources.web import in_parallel
 
 Array = npt.NDArray[Any]
 
@@ -236,6 +236,18 @@ class Widened(_Same):
 
 
 @dataclass(frozen=True)
+class Clipped(_Same):
+    """The same values, of which only those in a box are known: an array that is seen from outside of it."""
+
+    box: IndexBox
+
+    @property
+    def bounds(self) -> IndexBox:
+        """The part of the box where the child has data."""
+        return self.child.bounds.clip(self.box)
+
+
+@dataclass(frozen=True)
 class Mapped(Expr):
     """A function of one child, voxel by voxel, with 0 for 0 outside the bounds."""
 
@@ -287,9 +299,12 @@ class Resampled(Expr):
     @property
     def bounds(self) -> IndexBox:
         """The voxels whose centre lies within the child's bounds."""
-        b = self.child.bounds
-        start = tuple(m.first_at(e) for m, e in zip(self.maps, b.start, strict=True))
-        stop = tuple(m.first_at(e) for m, e in zip(self.maps, b.stop, strict=True))
+        return self.mapped(self.child.bounds)
+
+    def mapped(self, box: IndexBox) -> IndexBox:
+        """Return the voxels whose centre lies within a box of the child's."""
+        start = tuple(m.first_at(e) for m, e in zip(self.maps, box.start, strict=True))
+        stop = tuple(m.first_at(e) for m, e in zip(self.maps, box.stop, strict=True))
         return IndexBox(start, stop)  # type: ignore[arg-type]
 
     @property
@@ -342,11 +357,28 @@ def shifted(expr: Expr, by: Sequence[int]) -> Expr:
     return expr if (z, y, x) == (0, 0, 0) else Shifted(expr, (z, y, x))
 
 
-def view(expr: Expr, box: IndexBox) -> Expr:
-    """Return the expression of a box of another: counted from its start, and with all of it in bounds."""
-    moved = shifted(expr, box.start)
-    whole = IndexBox.of_shape(box.shape)
-    return moved if moved.bounds.contains(whole) else Widened(moved, moved.bounds.hull(whole))
+def view(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
+    """Return the expression of a box of an array that shows the box ``own`` of another.
+
+    It is counted from the start of ``box``, all of which is in bounds. What lies beyond ``own`` stays known to halos
+    where ``box`` stays within it; where ``box`` reaches out, the array ends.
+    """
+    moved = shifted(ended(expr, own, box), box.start)
+    return within(moved, IndexBox.of_shape(box.shape))
+
+
+def ended(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
+    """Return an expression that ends where the array ``own`` does, on the sides where ``box`` reaches beyond it."""
+    bounds = expr.bounds
+    start = tuple(o if w < o else min(b, o) for w, o, b in zip(box.start, own.start, bounds.start, strict=True))
+    stop = tuple(o if w > o else max(b, o) for w, o, b in zip(box.stop, own.stop, bounds.stop, strict=True))
+    kept = IndexBox(start, stop)  # type: ignore[arg-type]
+    return expr if kept.contains(bounds) else Clipped(expr, kept)
+
+
+def within(expr: Expr, box: IndexBox) -> Expr:
+    """Return an expression with a box in bounds: where it has no data there is background."""
+    return expr if expr.bounds.contains(box) else Widened(expr, expr.bounds.hull(box))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -382,23 +414,6 @@ def _merge(boxes: list[IndexBox], box: IndexBox) -> None:
     boxes.append(box)
 
 
-_ALL: ContextVar[bool] = ContextVar("imageryxr_evaluating_all", default=False)
-
-
-def evaluating_all() -> bool:
-    """Tell whether the block that this thread evaluates is all of its array, so that what it lacks is not there."""
-    return _ALL.get()
-
-
-def evaluate_all(expr: Expr, box: IndexBox, given: Readings | None = None) -> Array:
-    """Evaluate a box that is all of an array."""
-    token = _ALL.set(True)
-    try:
-        return evaluate(expr, box, given)
-    finally:
-        _ALL.reset(token)
-
-
 def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None) -> Array:
     """Return the values of a box; reads each leaf once for what all branches need of it.
 
@@ -417,10 +432,22 @@ def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None) -> Array:
         Shape ``lead + box.shape + tail``, C order.
     """
     readings: Readings = dict(given or {})
-    for leaf, boxes in wanted(expr, box).items():
-        if leaf not in readings:
-            readings[leaf] = [(b, leaf.read(b)) for b in boxes]
+    readings |= _read({leaf: boxes for leaf, boxes in wanted(expr, box).items() if leaf not in readings})
     return np.ascontiguousarray(_build(expr, box, readings))
+
+
+def _read(boxes: dict[Leaf, list[IndexBox]]) -> Readings:
+    def one(leaf: Leaf) -> list[tuple[IndexBox, Array]]:
+        return [(b, leaf.read(b)) for b in boxes[leaf]]
+
+    stored = [leaf for leaf in boxes if isinstance(leaf, LevelLeaf)]
+    if len(stored) < 2:
+        return {leaf: one(leaf) for leaf in boxes}
+    # A figure waits for its slowest layer, not for one layer after the other. The threads live as long as the call (a
+    # forked child would find those of a lasting pool dead), and nothing waits for them when somebody stops it.
+    found: Readings = {leaf: one(leaf) for leaf in boxes if leaf not in stored}
+    found.update(zip(stored, in_parallel(lambda leaf, stop: one(leaf), stored, len(stored)), strict=True))
+    return found
 
 
 def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:

@@ -9,10 +9,11 @@ hangs on the last bit of a float.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ DIMS = ("z", "y", "x")
 # Positions closer than this fraction of a voxel are one position: far above float noise at petavoxel
 # coordinates (1e9 nm in float64 is good to 1e-7 nm), far below anything that a picture shows.
 SNAP = Fraction(1, 1_000_000)
+
+# Beyond any volume in any unit; ints larger than this overflow floats, and inf is no place.
+_FARTHEST = 1e18
 
 Triple = tuple[float, float, float]
 Index3 = tuple[int, int, int]
@@ -61,7 +65,7 @@ def _numbers(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[int 
     if len(items) not in count:
         raise BoxError(f"{name}={value!r} is not {allowed} numbers (x, y, z); write e.g. {name}=(4100, 2100, 110)")
     for item in items:
-        if isinstance(item, bool) or not isinstance(item, int | float) or not math.isfinite(item):
+        if isinstance(item, bool) or not isinstance(item, int | float) or not -_FARTHEST < item < _FARTHEST:
             raise BoxError(f"{name}={value!r} holds {item!r}, which is not a finite number; give (x, y, z) numbers")
     return tuple(items)
 
@@ -133,6 +137,20 @@ class IndexBox(NamedTuple):
         origin = within.start if within is not None else (0, 0, 0)
         z, y, x = (slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True))
         return (z, y, x)
+
+
+def make_up(boxes: Collection[IndexBox], whole: IndexBox) -> bool:
+    """Tell whether boxes within a whole cover all of it."""
+    if sum(box.voxels for box in boxes) < whole.voxels:
+        return False
+    cuts = [sorted({e for box in boxes for e in (box.start[a], box.stop[a])}) for a in range(3)]
+    if any(c[0] > lo or c[-1] < hi for c, lo, hi in zip(cuts, whole.start, whole.stop, strict=True)):
+        return False
+    covered = np.zeros([len(c) - 1 for c in cuts], bool)
+    for box in boxes:
+        at = tuple(slice(c.index(a), c.index(b)) for c, a, b in zip(cuts, box.start, box.stop, strict=True))
+        covered[at] = True
+    return bool(covered.all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,12 +388,18 @@ class Grid:
     voxel_offset: tuple[int | float, int | float, int | float]
 
     def __post_init__(self) -> None:
-        shape = tuple(int(n) for n in self.shape)
+        try:
+            shape = tuple(index(n) for n in self.shape)
+        except TypeError:
+            shape = ()
         if len(shape) != 3 or min(shape) < 1:
             raise GridError(f"shape={self.shape!r} is not three positive counts of voxels (z, y, x)")
-        offset = tuple(tidy(o) for o in self.voxel_offset)
-        if len(offset) != 3:
-            raise GridError(f"voxel_offset={self.voxel_offset!r} is not three numbers (x, y, z)")
+        try:
+            offset = tuple(tidy(o) for o in self.voxel_offset)
+        except (TypeError, ValueError, OverflowError):
+            offset = ()
+        if len(offset) != 3 or not all(map(math.isfinite, offset)):
+            raise GridError(f"voxel_offset={self.voxel_offset!r} is not three finite numbers (x, y, z)")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "resolution", check_resolution(self.resolution))
         object.__setattr__(self, "voxel_offset", offset)
@@ -504,8 +528,14 @@ def _grid_attrs(da: xr.DataArray | xr.Dataset) -> dict[str, tuple[Any, ...]]:
         holders += [v.attrs for v in da.data_vars.values()]
     found: dict[str, tuple[Any, ...]] = {}
     for name in ("resolution", "voxel_offset"):
-        values = next((h[name] for h in holders if name in h), (None, None, None))
-        found[name] = tuple(values) if len(tuple(values)) == 3 else (None, None, None)
+        # Attributes may be anybody's; those that make no sense decide nothing.
+        values = next((h[name] for h in holders if name in h), None)
+        try:
+            numbers = tuple(float(v) for v in values)  # type: ignore[union-attr]
+        except (TypeError, ValueError):
+            numbers = ()
+        usable = len(numbers) == 3 and all(map(math.isfinite, numbers)) and (name != "resolution" or min(numbers) > 0)
+        found[name] = numbers if usable else (None, None, None)
     return found
 
 
@@ -516,7 +546,15 @@ def _axis_of(da: xr.DataArray | xr.Dataset, dim: str, resolution: Any, offset: A
             "imageryxr.open_image(array) with attrs resolution and voxel_offset, or "
             "array.assign_coords(imageryxr.Grid(shape, resolution, voxel_offset).coords())"
         )
-    values = np.atleast_1d(np.asarray(da[dim].values, dtype=np.float64))
+    try:
+        values = np.atleast_1d(np.asarray(da[dim].values, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise GridError(f"the coordinate {dim!r} holds {da[dim].dtype} values; a grid needs numbers in nm") from None
+    if len(values) == 0:
+        raise GridError(
+            f"the array is empty: it has no voxel along {dim!r} (sizes {dict(da.sizes)}); a selection by coordinate "
+            "takes nm, so numbers of voxels select elsewhere: crop with BBox(lo, hi, resolution=(x, y, z)) for those"
+        )
     if not np.isfinite(values).all():
         raise GridError(f"the coordinate {dim!r} holds values that are not finite: {values[:4]}…")
     if len(values) == 1:
@@ -542,11 +580,15 @@ def _axis_of(da: xr.DataArray | xr.Dataset, dim: str, resolution: Any, offset: A
 
 
 def _spacing(values: npt.NDArray[np.float64], step: float, resolution: Any) -> float:
-    # The tidiest number that explains the last coordinate as well as the first is the one that was meant.
-    slack = 1e-6 * step / len(values)
+    # The tidiest number that explains the last coordinate as well as the first is the one that was meant: within the
+    # noise of float64, or, for coordinates that somebody rounded, within what moves no voxel.
+    noise = 4 * np.finfo(float).eps * (float(np.abs(values).max()) / (len(values) - 1) + step)
     candidates = [] if resolution is None else [float(resolution)]
-    candidates += [float(f"{step:.{digits}g}") for digits in range(1, 15)]
-    return next((c for c in candidates if abs(c - step) <= slack), step)
+    candidates += [float(f"{step:.{digits}g}") for digits in range(1, 7)]
+    candidates += [float(Fraction(step).limit_denominator(most)) for most in (10, 100, 1000)]
+    candidates += [float(f"{step:.{digits}g}") for digits in range(7, 15)]
+    near = [c for slack in (noise, 1e-6 * step / len(values)) for c in candidates if abs(c - step) <= slack]
+    return near[0] if near else step
 
 
 def _offset(first: float, resolution: float, offset: Any) -> int | float:
@@ -613,6 +655,10 @@ class OverlapMap(NamedTuple):
 def _rebased(index: npt.NDArray[np.int64], first: int) -> npt.NDArray[np.int64]:
     return np.where(index == _NOWHERE, OUTSIDE, index - first)
 
+
+# Lengths are counted in at most about so many parts of a target voxel: three axes' product must fit int64. Ratios that
+# people use need far fewer, so that their weights are exact.
+_WEIGHTS = 1 << 18
 
 # Source indexes may be negative before a read box is known, so "nowhere" is an index that no volume reaches.
 _NOWHERE = -(2**62)
@@ -695,6 +741,7 @@ class AxisMap:
         half = Fraction(self.a, 2 * self.c)
         numerator, base, c = self._places(start, stop, -half)
         length = int(self.scale * c)
+        unit = max(1, length // _WEIGHTS)
         inside = self._inside(start, stop, valid)
         first, counts, weights = np.full(stop - start, _NOWHERE), np.zeros(stop - start, np.int64), []
         for j, (low, ok) in enumerate(zip(numerator.tolist(), inside.tolist(), strict=True)):
@@ -703,6 +750,7 @@ class AxisMap:
             k0 = max(low // c, valid[0] - base)
             k1 = min(-(-(low + length) // c), valid[1] - base)
             first[j], counts[j] = k0 + base, k1 - k0
-            weights += [min((k + 1) * c, low + length) - max(k * c, low) for k in range(k0, k1)]
+            parts = (min((k + 1) * c, low + length) - max(k * c, low) for k in range(k0, k1))
+            weights += [max(1, (p + unit // 2) // unit) for p in parts]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return OverlapMap(first, offsets, np.array(weights, np.int64))

@@ -10,7 +10,7 @@ different ones never meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise, product
@@ -22,7 +22,7 @@ from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph
 
-from imageryxr.expr import Array, Expr, GivenLeaf, Readings, evaluate, evaluate_all, wanted
+from imageryxr.expr import Array, Expr, GivenLeaf, Readings, evaluate, wanted
 from imageryxr.grid import Index3, IndexBox
 
 Splits = tuple[tuple[int, ...], ...]
@@ -68,8 +68,8 @@ def _block_box(starts: Splits, idx: Sequence[int]) -> IndexBox:
     return IndexBox(start, stop)  # type: ignore[arg-type]
 
 
-def _run_block(box: IndexBox, expr: Expr, run: Callable[..., Array]) -> Array:
-    return run(expr, IndexBox(*box))
+def _run_block(box: IndexBox, expr: Expr) -> Array:
+    return evaluate(expr, IndexBox(*box))
 
 
 def to_dask(
@@ -115,13 +115,8 @@ def _flat_layer(key: str, expr: Expr, splits: Splits) -> Blockwise:
         new_axes=dict.fromkeys((*lead, *tail), 1),
         numblocks={},
         expr=expr,
-        run=_runner(splits),
     )
     return layer
-
-
-def _runner(splits: Splits) -> Callable[..., Array]:
-    return evaluate_all if all(len(s) == 1 for s in splits) else evaluate
 
 
 def expr_of(array: da.Array) -> tuple[Expr, Splits] | None:
@@ -150,7 +145,7 @@ class _Piece:
 
 def _given_tasks(key: str, expr: Expr, splits: Splits, givens: Mapping[str, da.Array]) -> Iterator[tuple[Any, Any]]:
     lead, tail = (0,) * len(expr.lead), (0,) * len(expr.tail)
-    starts, run = _starts(splits), _runner(splits)
+    starts = _starts(splits)
     for idx in product(*(range(len(s)) for s in splits)):
         box = _block_box(starts, idx)
         pieces, keys = [], []
@@ -159,7 +154,7 @@ def _given_tasks(key: str, expr: Expr, splits: Splits, givens: Mapping[str, da.A
                 for part, source_key in _touched(leaf, boxes, givens[leaf.name]):
                     pieces.append(_Piece(leaf, part))
                     keys.append(source_key)
-        yield (key, *lead, *idx, *tail), (_run_given, expr, _Opaque((box, tuple(pieces), run)), keys)
+        yield (key, *lead, *idx, *tail), (_run_given, expr, _Opaque((box, tuple(pieces))), keys)
 
 
 @dataclass(frozen=True)
@@ -185,14 +180,13 @@ def _touched(leaf: GivenLeaf, boxes: list[IndexBox], array: da.Array) -> Iterato
 
 
 def _run_given(expr: Expr, opaque: _Opaque, blocks: list[Array]) -> Array:
-    box, pieces, run = opaque.value
+    box, pieces = opaque.value
     readings: Readings = {}
     for leaf, boxes in wanted(expr, box).items():
         if isinstance(leaf, GivenLeaf):
             mine = [(p.box, b) for p, b in zip(pieces, blocks, strict=True) if p.leaf == leaf]
             readings[leaf] = [(target, _assemble(leaf, target, mine)) for target in boxes]
-    result: Array = run(expr, box, readings)
-    return result
+    return evaluate(expr, box, readings)
 
 
 def _assemble(leaf: GivenLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Array]]) -> Array:
@@ -253,7 +247,9 @@ def _grouped(stored: list[list[int]], shape: Index3) -> Splits:
 
     # In-plane first, the shorter side first: pictures are planes, and a plane's rows lie together in memory.
     while True:
-        growable = [axis for axis in (2, 1) if extent(axis) < shape[axis]] or [a for a in (0,) if extent(a) < shape[a]]
+        # By count, since a box may touch more chunks than its size fills.
+        growable = [axis for axis in (2, 1) if count[axis] < len(stored[axis])]
+        growable = growable or [axis for axis in (0,) if count[axis] < len(stored[axis])]
         if not growable:
             break
         axis = min(growable, key=extent)

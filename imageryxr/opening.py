@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
 import xarray as xr
 
-from imageryxr.errors import OptionError
+from imageryxr.errors import ImageryWarning, LayerError
 from imageryxr.grid import BBox, IndexBox, outside_error
-from imageryxr.segments import select_ids
+from imageryxr.segments import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, find_level, level_attrs
+from imageryxr.sources.graphene import GrapheneSource, Stale, current_ids
 from imageryxr.sources.resolve import resolve_source
-from imageryxr.volumes import cropped, level_array
+from imageryxr.sources.web import Connection
+from imageryxr.volumes import as_dask, cropped, is_lazy, level_array
 
 SourceLike = str | os.PathLike[str] | xr.DataArray | Source | Any
 Mip = int | tuple[float, float, float] | None
@@ -32,6 +35,7 @@ def open_image(
     channel: int | None = None,
     time: int | None = None,
     assume: Assume = "center",
+    connection: Connection | None = None,
 ) -> xr.DataArray:
     """Open a level of an image as a labelled array, dims (z, y, x) with coordinates in nanometres.
 
@@ -54,13 +58,16 @@ def open_image(
         What a chunk that the store does not have is: an error; 0; or 0 with a warning. Take "fill" for layers
         whose empty chunks were left out.
     token : str, optional
-        Sent to web servers that hold an OME-Zarr. Precomputed layers behind authentication take theirs from
-        ``~/.cloudvolume/secrets``, as CloudVolume does. It is kept out of attrs, reprs and messages.
+        Sent to web servers that hold an OME-Zarr, to CAVE's graph servers, and to addresses that begin with
+        ``middleauth+``. Default for the latter two: the variable ``CAVE_TOKEN``, or the files in
+        ``~/.cloudvolume/secrets`` that caveclient and CloudVolume use. It is kept out of attrs, reprs and messages.
     channel, time : int, optional
         Which to open, where a source has several.
     assume : {"center", "corner"}, default "center"
         What an OME-Zarr translation is the place of: the centre of the first voxel, as the community settled on, or
         its lower corner, as some older writers meant it.
+    connection : Connection, optional
+        How servers of precomputed and graphene layers are asked: timeouts, retries, requests at a time.
 
     Returns
     -------
@@ -86,7 +93,9 @@ def open_image(
     >>> em.dims, em.dtype, em.attrs["resolution"]
     (('z', 'y', 'x'), dtype('uint8'), (8.0, 8.0, 40.0))
     """
-    return _open(source, "image", mip, bbox, chunks, missing, token, channel=channel, time=time, assume=assume)
+    choices = {"token": token, "channel": channel, "time": time, "assume": assume, "connection": connection}
+    layer, bbox = _resolved(source, "image", bbox, missing, **choices)
+    return layer_array(layer, mip, bbox, chunks, outside_ok=missing == "fill")
 
 
 def open_segmentation(
@@ -98,29 +107,37 @@ def open_segmentation(
     ids: Iterable[int] | None = None,
     agglomerate: bool = True,
     timestamp: datetime | str | float | None = None,
+    stale: Stale = "raise",
     missing: Missing = "raise",
     token: str | None = None,
     channel: int | None = None,
     time: int | None = None,
     assume: Assume = "center",
+    connection: Connection | None = None,
 ) -> xr.DataArray:
     """Open a level of a segmentation as a labelled array of ids, dims (z, y, x) with coordinates in nanometres.
 
     Reads metadata only; laziness, ``source``, ``mip``, ``bbox``, ``chunks``, ``missing``, ``token``, ``channel``,
-    ``time`` and ``assume`` are as in `open_image`.
+    ``time``, ``assume`` and ``connection`` are as in `open_image`.
 
     Parameters
     ----------
     source : str, path, DataArray or Source
-        As in `open_image`. Ids may be of any integer type up to uint64, and stay as they are stored.
-    mip, bbox, chunks, missing, token, channel, time, assume
+        As in `open_image`, or ``graphene://https://HOST/segmentation/table/TABLE``. Ids may be of any integer type up
+        to uint64, and stay as they are stored.
+    mip, bbox, chunks, missing, token, channel, time, assume, connection
         As in `open_image`.
     ids : iterable of int, optional
         Keep these ids only; all others become 0. See `select_ids`.
     agglomerate : bool, default True
-        For sources whose supervoxels a graph joins: whether to give root ids. Others are given as stored.
+        For graphene layers: whether to give root ids, or supervoxels. Others are given as stored.
     timestamp : datetime, str or float, optional
-        For sources that change in time: the instant. Static sources have none.
+        For graphene layers: the instant whose roots to give, everywhere and on every worker. A datetime, ISO 8601,
+        `numpy.datetime64` or seconds since 1970; without a time zone it is taken as UTC, with a warning. Default: now,
+        when this is called. Supervoxels are the same at all times; static sources have none.
+    stale : {"raise", "update", "keep"}, default "raise"
+        For ``ids`` of a graphene layer that are not current at its instant: an error that names those that cover the
+        same object then; these in their place; or go on although no voxel bears them, which warns.
 
     Returns
     -------
@@ -133,6 +150,12 @@ def open_segmentation(
         If the source holds floats.
     OptionError
         If a timestamp is given for a source that does not change.
+    TimestampError
+        If it lies before the graph's first state, or in the future.
+    SegmentError, StaleRootError
+        If an id is no root of the graph, or is not current at the instant.
+    ServerError
+        If the graph server did not answer.
     ImageryError
         As `open_image`.
 
@@ -143,13 +166,10 @@ def open_segmentation(
     >>> seg.dtype, seg.attrs["resolution"]
     (dtype('uint64'), (32.0, 32.0, 40.0))
     """
-    if timestamp is not None:
-        raise OptionError(
-            f"timestamp={timestamp!r}: this source does not change in time, so it has no state at an instant; "
-            "leave timestamp out"
-        )
-    seg = _open(source, "segmentation", mip, bbox, chunks, missing, token, channel=channel, time=time, assume=assume)
-    return seg if ids is None else select_ids(seg, ids)
+    choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
+    living: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
+    layer, bbox = _resolved(source, "segmentation", bbox, missing, **choices, **living)
+    return kept_ids(layer, layer_array(layer, mip, bbox, chunks, outside_ok=missing == "fill"), ids, stale)
 
 
 def open_multiscale(
@@ -157,11 +177,14 @@ def open_multiscale(
     *,
     bbox: BBox | None = None,
     chunks: Any = None,
+    agglomerate: bool = True,
+    timestamp: datetime | str | float | None = None,
     missing: Missing = "raise",
     token: str | None = None,
     channel: int | None = None,
     time: int | None = None,
     assume: Assume = "center",
+    connection: Connection | None = None,
 ) -> xr.DataTree:
     """Open every level of a layer as a tree, one child per level.
 
@@ -170,8 +193,10 @@ def open_multiscale(
 
     Parameters
     ----------
-    source, bbox, chunks, missing, token, channel, time, assume
+    source, bbox, chunks, missing, token, channel, time, assume, connection
         As in `open_image`; ``bbox`` is cut out of every level.
+    agglomerate, timestamp
+        As in `open_segmentation`; all levels show one instant.
 
     Returns
     -------
@@ -193,8 +218,9 @@ def open_multiscale(
     >>> tree["1/image"].attrs["resolution"]
     (16.0, 16.0, 40.0)
     """
-    choices = {"token": token, "channel": channel, "time": time, "assume": assume}
-    layer = resolve_source(source, None, missing=check_missing(missing), **choices)  # type: ignore[arg-type]
+    choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
+    living: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
+    layer = resolve_source(source, None, missing=check_missing(missing), **choices, **living)
     levels = [level for level in layer.levels if not level.placeholder]
     children = {str(lv.mip): _level(layer, lv, bbox, chunks).to_dataset() for lv in levels}
     first = level_attrs(layer, find_level(layer, None))
@@ -238,21 +264,42 @@ def crop(obj: Any, bbox: BBox) -> Any:
     if isinstance(obj, xr.Dataset):
         parts = {name: crop(v, bbox) if "x" in v.coords else v for name, v in obj.data_vars.items()}
         return xr.Dataset(parts, attrs=obj.attrs)
+    if not isinstance(obj, xr.DataArray):
+        raise LayerError(f"crop takes a DataArray or a Dataset, not a {type(obj).__name__}; open one first")
     return cropped(obj, bbox)
 
 
-def _open(
-    source: SourceLike,
-    layer_type: LayerType,
-    mip: Mip,
-    bbox: BBox | None,
-    chunks: Any,
-    missing: Missing,
-    token: str | None,
-    **choices: Any,
+def kept_ids(layer: Source, seg: xr.DataArray, ids: Iterable[int] | None, stale: Stale = "raise") -> xr.DataArray:
+    """Return an array of a layer with some of its ids only, all if None; a living layer is asked for them first."""
+    if ids is None:
+        return seg
+    asked = id_array(ids).tolist()
+    return select_ids(seg, current_ids(layer, asked, stale) if isinstance(layer, GrapheneSource) else asked)
+
+
+def layer_array(
+    layer: Source, mip: Mip, bbox: BBox | None = None, chunks: Any = None, *, outside_ok: bool = False
 ) -> xr.DataArray:
-    layer = resolve_source(source, layer_type, missing=check_missing(missing), token=token, **choices)
-    return _level(layer, find_level(layer, mip), bbox, chunks, outside_ok=missing == "fill")
+    """Return a level of a source, or a box of it, as a labelled array; reads nothing."""
+    return _level(layer, find_level(layer, mip), bbox, chunks, outside_ok=outside_ok)
+
+
+def _resolved(
+    source: SourceLike, layer_type: LayerType, bbox: BBox | None, missing: Missing, **choices: Any
+) -> tuple[Source, BBox | None]:
+    """Return a source, and the box that is still to be cut out of it."""
+    if isinstance(source, xr.DataArray) and is_lazy(source):
+        # An array that was opened before is opened again as dask blocks of what is needed of it: nothing is read.
+        source, bbox = as_dask(source if bbox is None else cropped(source, bbox, outside_ok=missing == "fill")), None
+    layer = resolve_source(source, layer_type, missing=check_missing(missing), **choices)
+    if layer_type == "segmentation" and getattr(layer, "declared_type", None) == "image":
+        warnings.warn(
+            f"{layer.name} is an image by its own word, and its {layer.dtype} values are taken for ids; open it with "
+            "imageryxr.open_image if they are grey",
+            ImageryWarning,
+            stacklevel=3,
+        )
+    return layer, bbox
 
 
 def _level(layer: Source, level: Level, bbox: BBox | None, chunks: Any, *, outside_ok: bool = False) -> xr.DataArray:

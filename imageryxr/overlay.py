@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -12,10 +13,10 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.colors import Colors, resolve_colors
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.errors import ImageryWarning, LayerError, OptionError
 from imageryxr.expr import Array, Expr, Mapped
 from imageryxr.grid import DIMS, Grid, IndexBox, same_grid
-from imageryxr.segments import AskedIds, segmentation_volume
+from imageryxr.segments import AskedIds, id_list, segmentation_volume
 from imageryxr.volumes import Volume, result, volume_of
 
 Side = Literal["out", "in"]
@@ -85,6 +86,8 @@ class _Painted(Expr):
     axis: int
     """The axis across the slices."""
     halo: tuple[int, int, int]
+    whole: IndexBox
+    """All voxels of the picture, of which a crop may be made later."""
     tail: tuple[int, ...] = (4,)
 
     @property
@@ -112,7 +115,7 @@ class _Painted(Expr):
         inner = box.slices(self.needs(box)[0])
         paint = self.fill or self.line
         if paint is not None and paint.asked is not None:
-            paint.asked.report(labels)
+            paint.asked.report(self, self.whole, box, labels)
         order = (self.axis, *(a for a in range(3) if a != self.axis))
         drawn = kernel.paint(
             labels.transpose(order),
@@ -192,7 +195,9 @@ def overlay(
     colors : optional
         None for colours that depend on the id alone, so that a block, a job and a figure agree; a dict id → colour;
         the name of a palette; ``"neuroglancer"`` or ``("neuroglancer", seed)`` for the viewer's colours. A colour is
-        a name, a hex string, floats from 0 to 1 or ints from 0 to 255.
+        a name, a hex string, floats from 0 to 1 or ints from 0 to 255. A palette's name spreads its colours over
+        ``ids``; where those are not given, the hash of an id picks one, so that two cells may share it: for a
+        figure of a few dozen cells give ``palette(unique_ids(segmentation), name)``.
     alpha : float, default 0.2
         How opaque the fill is, 0 to 1. 0 draws outlines only.
     outline : Outline, int or bool, optional
@@ -205,7 +210,8 @@ def overlay(
     Returns
     -------
     DataArray
-        uint8, dims (z, y, x, rgba), straight alpha; opaque where there is an image. Attrs are those of the image.
+        uint8, dims (z, y, x, rgba), straight alpha; opaque where there is an image. Attrs are those of the image, and
+        with outlines ``outline_axis``.
 
     Raises
     ------
@@ -221,7 +227,7 @@ def overlay(
     Warns
     -----
     MissingIdsWarning
-        When drawn in one block, of ids that are not in the data.
+        When all blocks are computed in one process, of ids that are not in the data.
 
     Examples
     --------
@@ -244,6 +250,8 @@ def overlay(
     attrs = {**volumes[0].attrs}
     if picture is not None and "source" in labels.attrs:
         attrs["segmentation_source"] = labels.attrs["source"]
+    if line is not None:
+        attrs["outline_axis"] = axis
     return _drawn(expr, volumes, attrs, "overlay")
 
 
@@ -295,7 +303,7 @@ def outline(
     labels = segmentation_volume(segmentation)
     paint = _paint(colors, ids, float(style.alpha))
     expr = _painted(labels, None, None, paint, style, axis)
-    return _drawn(expr, [labels], labels.attrs, "outline")
+    return _drawn(expr, [labels], {**labels.attrs, "outline_axis": axis}, "outline")
 
 
 def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None = None) -> xr.DataArray:
@@ -415,7 +423,8 @@ def _painted(
     across = _check_axis(axis)
     limit, steps, halo = _reach(style, labels.grid, across) if line is not None else (0.0, (1.0, 1.0), (0, 0, 0))
     image = None if picture is None else picture.expr
-    return _Painted(labels.expr, image, fill, line, limit, steps, style.side, style.merge, across, halo)
+    side, merge = style.side, style.merge
+    return _Painted(labels.expr, image, fill, line, limit, steps, side, merge, across, halo, labels.box)
 
 
 def _reach(style: Outline, grid: Grid, across: int) -> tuple[float, tuple[float, float], tuple[int, int, int]]:
@@ -425,6 +434,13 @@ def _reach(style: Outline, grid: Grid, across: int) -> tuple[float, tuple[float,
     steps = tuple(grid.axes[a].resolution if style.unit == "nm" else 1.0 for a in plane)
     rows, columns = kernel.reach(float(style.width), (steps[0], steps[1]))
     halo = [0, 0, 0]
+    if rows == columns == 0:
+        pixel = " × ".join(f"{grid.axes[a].resolution:g}" for a in reversed(plane))
+        warnings.warn(
+            f"an outline of {style.width:g} {style.unit} is thinner than a pixel ({pixel} nm): nothing of it is drawn",
+            ImageryWarning,
+            stacklevel=4,
+        )
     halo[plane[0]], halo[plane[1]] = rows, columns
     return float(style.width), (steps[0], steps[1]), (halo[0], halo[1], halo[2])
 
@@ -437,7 +453,7 @@ def _drawn(expr: Expr, volumes: list[Volume], attrs: dict[str, Any], name: str) 
 
 def _paint(colors: Any, ids: Iterable[int] | None, alpha: float) -> _Paint:
     # in the order given: palettes that go by rank go by that of the caller
-    chosen = None if ids is None else list(ids)
+    chosen = None if ids is None else id_list(ids)
     asked = None if chosen is None else AskedIds.of(chosen)
     return _Paint(resolve_colors(colors, chosen), float(alpha), asked)
 
@@ -447,6 +463,8 @@ def _grey(image: xr.DataArray, limits: tuple[float, float] | None) -> Volume:
     dtype = volume.expr.dtype
     if volume.attrs.get("layer_type") == "segmentation":
         raise LayerError(f"{image.name!r} is a segmentation, not an image; overlay takes (image, segmentation)")
+    if dtype == np.bool_:
+        raise LayerError(f"{image.name!r} is a mask (dtype bool); make grey of it: mask.astype('uint8') * 255")
     limits = volume.attrs.get("contrast_limits") if limits is None else limits
     if limits is None and dtype == np.uint8:
         return volume
@@ -481,7 +499,7 @@ def _rgba_volume(layer: xr.DataArray, number: int) -> Volume:
 
 
 def _norm_outline(outline: Any) -> Outline | None:
-    if outline is None or outline is False:
+    if outline is None or outline is False or (_is_number(outline) and outline == 0):
         return None
     if outline is True:
         return Outline()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
-from imageryxr.expr import Array, Mapped, evaluating_all
+from imageryxr.expr import Array, Expr, Mapped
+from imageryxr.grid import IndexBox, make_up
 from imageryxr.volumes import Volume, result, volume_of
 
 
@@ -23,9 +25,18 @@ def segmentation_volume(seg: xr.DataArray) -> Volume:
     Raises
     ------
     LayerError
-        If the values are no integers.
+        If the values are no integers, or say of themselves that they are an image.
     """
     volume = volume_of(seg)
+    if volume.attrs.get("layer_type") == "image":
+        raise LayerError(
+            f"{seg.name!r} is an image, not a segmentation: its values are grey, not ids; give the segmentation, or "
+            "set array.attrs['layer_type'] = 'segmentation' if the values are ids"
+        )
+    if volume.expr.dtype == np.bool_:
+        raise LayerError(
+            f"{seg.name!r} is a mask (dtype bool); make ids of it, e.g. mask.astype('uint8') for one segment with id 1"
+        )
     if volume.expr.dtype.kind not in "iu":
         raise LayerError(
             f"the segmentation {seg.name!r} has dtype {volume.expr.dtype}: ids are whole numbers, and floats cannot "
@@ -35,7 +46,7 @@ def segmentation_volume(seg: xr.DataArray) -> Volume:
     return volume
 
 
-def id_array(ids: Iterable[Any], what: str = "ids") -> npt.NDArray[np.uint64]:
+def id_array(ids: Iterable[Any] | int, what: str = "ids") -> npt.NDArray[np.uint64]:
     """Return ids as sorted, distinct uint64, without passing them through floats.
 
     Raises
@@ -43,8 +54,24 @@ def id_array(ids: Iterable[Any], what: str = "ids") -> npt.NDArray[np.uint64]:
     SegmentError
         If one is no whole number from 1 to 2**64 - 1.
     """
-    values = np.atleast_1d(ids).tolist() if isinstance(ids, np.ndarray | int | np.integer) else list(ids)
-    numbers = set()
+    return np.array(sorted(set(id_list(ids, what))), dtype=np.uint64)
+
+
+def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
+    """Return ids as ints in the order given, without passing them through floats; one id is a list of one.
+
+    Raises
+    ------
+    SegmentError
+        If one is no whole number from 1 to 2**64 - 1.
+    """
+    if isinstance(ids, str | int | np.integer):
+        ids = [ids]
+    try:
+        values = ids.ravel().tolist() if isinstance(ids, np.ndarray) else list(ids)
+    except TypeError:
+        raise SegmentError(f"{what}={ids!r} are no ids; give a list of them, such as [864691135617152361]") from None
+    numbers = []
     for value in values:
         text = str(value)
         number = int(text) if text.isdecimal() else None
@@ -53,8 +80,8 @@ def id_array(ids: Iterable[Any], what: str = "ids") -> npt.NDArray[np.uint64]:
                 f"{what} holds {value!r}, which is no segment id: ids are whole numbers from 1 to 2**64 - 1 (0 is "
                 "background); a float cannot hold ids above 2**53, so give int, str or numpy.uint64"
             )
-        numbers.add(number)
-    return np.array(sorted(numbers), dtype=np.uint64)
+        numbers.append(number)
+    return numbers
 
 
 def unique_ids(seg: xr.DataArray) -> npt.NDArray[np.uint64]:
@@ -121,7 +148,7 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     Warns
     -----
     MissingIdsWarning
-        When computed in one block, of ids that are not in the data.
+        When all blocks are computed in one process, of ids that are not in the data.
 
     Raises
     ------
@@ -140,7 +167,8 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     [[[0, 18446744073709551615, 0]]]
     """
     volume, asked = segmentation_volume(seg), AskedIds.of(ids)
-    expr = Mapped(volume.expr, partial(_select, asked=asked), str(volume.expr.dtype))
+    pick = partial(_select, asked=asked)
+    expr = _OfIds(volume.expr, pick, str(volume.expr.dtype), asked=asked, whole=volume.box)
     attrs = {**volume.attrs, "ids": asked.array.tolist()}
     return result(expr, volume.grid, volume, attrs=attrs, name="segmentation")
 
@@ -182,7 +210,8 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     volume, asked = segmentation_volume(seg), AskedIds.of(ids)
     if not asked.packed:
         raise SegmentError("split_masks was given no ids; give some, e.g. those of imageryxr.unique_ids(seg)")
-    expr = Mapped(volume.expr, partial(_masks, asked=asked), "bool", lead=(len(asked.array),))
+    split = partial(_masks, asked=asked)
+    expr = _OfIds(volume.expr, split, "bool", lead=(len(asked.array),), asked=asked, whole=volume.box)
     masks = result(expr, volume.grid, volume, attrs=volume.attrs, name="masks", lead="segment")
     return masks.assign_coords(segment=asked.array)
 
@@ -204,13 +233,12 @@ class AskedIds:
         """The ids, ascending."""
         return np.frombuffer(self.packed, np.uint64)
 
-    def report(self, labels: Array) -> None:
-        """Warn of ids that are not in the data, where one block holds all of what was asked for."""
-        if not evaluating_all():
-            return
+    def report(self, array: Expr, whole: IndexBox, box: IndexBox, labels: Array) -> None:
+        """Note which ids a box has; warn of those that are nowhere once this process has seen all of an array."""
         from imageryxr.kernels import lookup
 
-        absent = self.array[~lookup.present(labels, self.array)].tolist()
+        found = _TALLIES.add(array, whole, box, lookup.present(labels, self.array))
+        absent = [] if found is None else self.array[~found].tolist()
         if absent:
             shown = ", ".join(map(str, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
             warnings.warn(
@@ -221,15 +249,59 @@ class AskedIds:
             )
 
 
+@dataclass(frozen=True)
+class _OfIds(Mapped):
+    """A function of labels that is about the ids that were asked for."""
+
+    asked: AskedIds = field(kw_only=True)
+    whole: IndexBox = field(kw_only=True)
+    """All voxels of the array that they were asked of: a crop of it need not hold them."""
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        self.asked.report(self, self.whole, box, arrays[0])
+        return super().apply(box, *arrays)
+
+
+class _Tallies:
+    """Which of the ids that were asked for the boxes read so far hold, until they make up all of an array."""
+
+    most_arrays, most_boxes = 64, 1024
+    """Beyond these nothing is kept: of an array that is never computed whole nothing can be said."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._open: dict[Expr, tuple[set[IndexBox], npt.NDArray[np.bool_]]] = {}
+
+    def add(
+        self, array: Expr, whole: IndexBox, box: IndexBox, found: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_] | None:
+        """Add a box; return which ids all boxes together hold if they now make up the array, else None."""
+        part = box.clip(whole)
+        if part == whole:
+            return found
+        with self._lock:
+            boxes, held = self._open.pop(array, (set(), np.zeros_like(found)))
+            boxes.add(part)
+            held = held | found
+            if make_up(boxes, whole):
+                return held
+            if len(boxes) < self.most_boxes:
+                self._open[array] = boxes, held
+            while len(self._open) > self.most_arrays:
+                del self._open[next(iter(self._open))]
+            return None
+
+
+_TALLIES = _Tallies()
+
+
 def _select(labels: Array, asked: AskedIds) -> Array:
     from imageryxr.kernels import lookup
 
-    asked.report(labels)
     return lookup.select(labels, asked.array)
 
 
 def _masks(labels: Array, asked: AskedIds) -> Array:
     from imageryxr.kernels import lookup
 
-    asked.report(labels)
     return lookup.masks(labels, asked.array)

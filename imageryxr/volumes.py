@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import dask.array as da
@@ -14,9 +15,9 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from imageryxr.errors import LayerError
-from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, LevelLeaf, evaluate, evaluate_all, shifted, view
+from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, LevelLeaf, evaluate, shifted, view, within
 from imageryxr.grid import DIMS, BBox, Grid, Index3, IndexBox, grid_of, outside_error
-from imageryxr.lazy import Splits, expr_of, to_dask
+from imageryxr.lazy import Splits, choose_splits, expr_of, to_dask
 from imageryxr.sources.base import Level, Source, level_attrs
 
 RGBA = ("r", "g", "b", "a")
@@ -74,58 +75,84 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
         advice = f"select along {extra[0]!r} first, e.g. .isel({extra[0]}=0)" if extra else f"it lacks {absent[0]!r}"
         raise LayerError(f"the array {array.name!r} {problem}, but dims {(*DIMS, *tail)} are needed: {advice}")
     grid = grid_of(array)
-    full = array.expand_dims(list(dropped)) if dropped else array
-    full = full.transpose(*DIMS, *tail)
-    sizes = tuple(int(n) for n in full.shape[3:])
-    expr, givens, in_memory = _expr_of_data(full, grid.shape, sizes)
-    splits = tuple(full.data.chunks[:3]) if _is_dask(full) else next((g.chunks[:3] for g in givens.values()), None)
+    expr, givens, in_memory = _expr_of_data(array, grid.shape, dropped, tail)
+    splits = next((g.chunks[:3] for g in givens.values()), None)
+    if splits is None and is_dask(array):
+        splits = tuple(array.chunksizes[d] if d in array.dims else (1,) for d in DIMS)
     return Volume(expr, grid, dict(array.attrs), array.name, in_memory, givens, splits, dropped)
 
 
-def _is_dask(array: xr.DataArray) -> bool:
+def is_dask(array: xr.DataArray) -> bool:
+    """Tell whether an array is in dask blocks; reads nothing."""
     return isinstance(array.variable._data, da.Array)
 
 
-def _expr_of_data(array: xr.DataArray, shape: Index3, tail: tuple[int, ...]) -> tuple[Expr, dict[str, da.Array], bool]:
-    field = _unwrapped(array.variable._data)
-    if isinstance(field, indexing.LazilyIndexedArray) and isinstance(field.array, FieldArray):
-        box = _contiguous(field.key.tuple, field.array.shape)
-        if box is not None and box.shape == shape and not tail:
-            return view(field.array.expr, box), {}, False
-        array = array.chunk(dict(zip(DIMS, (64, 1024, 1024), strict=True)))
-    if not _is_dask(array):
-        return ArrayLeaf(np.asarray(array.data), tail=tail), {}, True
-    known = expr_of(array.data)
-    if known is not None and known[0].tail == tail and not known[0].lead:
+def is_lazy(array: xr.DataArray) -> bool:
+    """Tell whether an array is lazily indexed: neither in memory nor in dask blocks; reads nothing."""
+    return isinstance(_unwrapped(array.variable._data), indexing.ExplicitlyIndexed)
+
+
+def _expr_of_data(
+    array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], tail: tuple[str, ...]
+) -> tuple[Expr, dict[str, da.Array], bool]:
+    if is_lazy(array):
+        field = _field_of(array)
+        if field is not None and not tail:
+            return view(field[0], field[1], field[1]), {}, False
+        # Dims must be put in order on dask: what is lazily indexed would be read for that.
+        array = array.chunk(dict(zip(DIMS, (64, 1024, 1024), strict=True)) if not dropped else "auto")
+    full = array.expand_dims(list(dropped)) if dropped else array
+    full = full.transpose(*DIMS, *tail)
+    sizes = tuple(int(n) for n in full.shape[3:])
+    known = expr_of(array.data) if is_dask(array) and array.dims == full.dims else None
+    if known is not None and known[0].tail == sizes and not known[0].lead:
         return known[0], {}, False
-    data = array.data.rechunk({3 + i: -1 for i in range(len(tail))}) if tail else array.data
+    if not is_dask(full):
+        return ArrayLeaf(np.asarray(full.data), tail=sizes), {}, True
+    data = full.data.rechunk({3 + i: -1 for i in range(len(sizes))}) if sizes else full.data
     if any(math.isnan(c) for sizes in data.chunks for c in sizes):
         raise LayerError("the dask array has blocks of unknown size; call .compute_chunk_sizes() on its data first")
-    leaf = GivenLeaf(data.name, str(data.dtype), shape, tuple(data.chunks[:3]), tail=tail)
+    leaf = GivenLeaf(data.name, str(data.dtype), shape, tuple(data.chunks[:3]), tail=sizes)
     return leaf, {data.name: data}, False
 
 
 def _unwrapped(data: Any) -> Any:
     # xarray wraps what backends give in caches, which hold numpy once something was loaded.
-    while isinstance(data, indexing.CopyOnWriteArray | indexing.MemoryCachedArray):
+    while isinstance(data, indexing.CopyOnWriteArray | indexing.MemoryCachedArray | indexing.NumpyIndexingAdapter):
         data = data.array
     return data
 
 
-def _contiguous(key: Sequence[Any], shape: Sequence[int]) -> IndexBox | None:
-    ranges = []
-    for item, size in zip(key, shape, strict=True):
-        if isinstance(item, int | np.integer):
-            ranges.append((int(item) % size, int(item) % size + 1))
-            continue
-        if not isinstance(item, slice):
-            return None
+def _field_of(array: xr.DataArray) -> tuple[Expr, IndexBox] | None:
+    """Return expression and box of a lazily indexed array that is a box of one of ours, in whatever order of dims."""
+    data = _unwrapped(array.variable._data)
+    inner = getattr(data, "array", None)
+    if not isinstance(data, indexing.LazilyIndexedArray | indexing.LazilyVectorizedIndexedArray):
+        return None
+    if not isinstance(inner, FieldArray):
+        return None
+    ranges = [_range_of(item, n) for item, n in zip(data.key.tuple, inner.shape, strict=True)]
+    if any(r is None for r in ranges):
+        return None
+    (z0, z1), (y0, y1), (x0, x1) = (r for r in ranges if r is not None)
+    box = IndexBox((z0, y0, x0), (z1, y1, x1))
+    sizes = {d: n for d, n in zip(DIMS, box.shape, strict=True) if d in array.dims}
+    return (inner.expr, box) if sizes == dict(array.sizes) else None
+
+
+def _range_of(item: Any, size: int) -> tuple[int, int] | None:
+    """Return the half-open range of indexes that a key selects along an axis; None if it is not one in steps of 1."""
+    if isinstance(item, int | np.integer):
+        return int(item) % size, int(item) % size + 1
+    if isinstance(item, slice):
         start, stop, step = item.indices(size)
-        if step != 1 or stop <= start:
-            return None
-        ranges.append((start, stop))
-    (z0, z1), (y0, y1), (x0, x1) = ranges
-    return IndexBox((z0, y0, x0), (z1, y1, x1))
+        return (start, stop) if step == 1 and stop > start else None
+    # A transposed array has keys that broadcast to its shape, each of them varying along one of its dims.
+    flat = np.asarray(item)
+    if flat.size == 0 or flat.size != max(flat.shape, default=1):
+        return None
+    flat = flat.ravel()
+    return (int(flat[0]), int(flat[-1]) + 1) if (np.diff(flat) == 1).all() else None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -172,7 +199,10 @@ def lazy_array(expr: Expr, grid: Grid, attrs: Mapping[str, Any], name: str, chun
         return labelled(to_dask(expr, grid.shape, chunks=chunks, name=name), grid, attrs, name)
     field = indexing.LazilyIndexedArray(FieldArray(expr, grid.shape))
     cached = indexing.CopyOnWriteArray(indexing.MemoryCachedArray(field))  # type: ignore[arg-type]
-    return labelled(cached, grid, attrs, name)
+    array = labelled(cached, grid, attrs, name)
+    # What xarray's chunks={} makes blocks of; without it, one of the whole volume.
+    array.encoding["preferred_chunks"] = dict(zip(DIMS, choose_splits(expr, grid.shape), strict=True))
+    return array
 
 
 def level_array(source: Source, level: Level, chunks: Any = None, name: str | None = None) -> xr.DataArray:
@@ -191,10 +221,14 @@ def labelled(
 ) -> xr.DataArray:
     """Return data (z, y, x) with the coordinates and attributes of a grid."""
     dims = tuple(d for d in (lead, *DIMS, tail) if d)
-    coords: dict[str, Any] = dict(grid.coords())
-    if tail == "rgba":
-        coords["rgba"] = ("rgba", list(RGBA))
-    return xr.DataArray(xr.Variable(dims, data, placed(attrs, grid)), coords=coords, name=name)
+    return xr.DataArray(xr.Variable(dims, data, placed(attrs, grid)), coords=_coordinates(grid, tail), name=name)
+
+
+@lru_cache(maxsize=64)
+def _coordinates(grid: Grid, tail: str | None) -> xr.Coordinates:
+    # Arrays get copies of them that share the values: making indexes takes longer than the rest of most verbs.
+    rgba: dict[str, Any] = {"rgba": ("rgba", list(RGBA))} if tail == "rgba" else {}
+    return xr.Coordinates({**grid.coords(), **rgba})
 
 
 def placed(attrs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
@@ -213,15 +247,16 @@ def result(
     chunks: Any = None,
 ) -> xr.DataArray:
     """Label what a verb made: numpy if all that went in was, else dask; dims that the caller had dropped stay so."""
+    expr = within(expr, grid.box)
     if all(v.in_memory for v in volumes):
-        data: Any = evaluate_all(expr, grid.box)
+        data: Any = evaluate(expr, grid.box)
     else:
         kept = [v.splits for v in volumes if v.splits is not None and v.grid == grid]
         chunks = kept[0] if chunks is None and kept else chunks
         expr, givens = _lend(expr, volumes)
         data = to_dask(expr, grid.shape, givens=givens, chunks=chunks, name=name)
     array = labelled(data, grid, attrs, name, tail=tail, lead=lead)
-    dropped = [d for d in volumes[0].dropped if all(d in v.dropped for v in volumes)]
+    dropped = [d for d in volumes[0].dropped if all(d in v.dropped for v in volumes) and array.sizes[d] == 1]
     return array.isel(dict.fromkeys(dropped, 0)) if dropped else array
 
 
@@ -251,9 +286,15 @@ def _exchange(expr: Expr, givens: dict[str, da.Array]) -> Expr:
     return replace(expr, **changed) if changed else expr  # type: ignore[type-var]
 
 
+def as_dask(array: xr.DataArray) -> xr.DataArray:
+    """Return a lazily indexed array in dask blocks; reads nothing."""
+    volume = volume_of(array)
+    return result(volume.expr, volume.grid, volume, attrs=volume.attrs, name=str(array.name or "volume"))
+
+
 def crop_volume(volume: Volume, box: IndexBox) -> Volume:
     """Return the volume of a box of indexes, which still knows the data beyond it."""
-    return replace(volume, expr=view(volume.expr, box), grid=volume.grid.crop(box), splits=None)
+    return replace(volume, expr=view(volume.expr, volume.box, box), grid=volume.grid.crop(box), splits=None)
 
 
 def cropped(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: bool = False) -> xr.DataArray:
@@ -268,19 +309,32 @@ def cropped(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: 
     box = grid.select(bbox)
     if not outside_ok and not box.clip(grid.box).voxels:
         raise outside_error(bbox, grid, f"the array {array.name!r}")
+    box = _in_plane(box, grid, array)
     tail = "rgba" if "rgba" in array.dims else None
     if set(array.dims) - {*DIMS, "rgba"}:
-        return _picked(array, box.clip(grid.box))
+        return _picked(array, grid, box)
     part = crop_volume(volume_of(array, tail=(tail,) if tail else ()), box)
     name = str(array.name) if array.name is not None else "crop"
     return result(part.expr, part.grid, part, attrs=part.attrs, name=name, tail=tail, chunks=chunks)
 
 
-def _picked(array: xr.DataArray, box: IndexBox) -> xr.DataArray:
+def _in_plane(box: IndexBox, grid: Grid, array: xr.DataArray) -> IndexBox:
+    # Along a dim that the caller has dropped there is the one plane, however thick the box is.
+    ends = [(a, b) if d in array.dims else (0, 1) for d, a, b in zip(DIMS, box.start, box.stop, strict=True)]
+    (z0, z1), (y0, y1), (x0, x1) = ends
+    return IndexBox((z0, y0, x0), (z1, y1, x1))
+
+
+def _picked(array: xr.DataArray, grid: Grid, box: IndexBox) -> xr.DataArray:
     # Arrays with dims of their own (a mask a segment) are cut as xarray cuts them; nothing lies beyond them.
-    slices = {d: s for d, s in zip(DIMS, box.slices(), strict=True) if d in array.dims}
-    part = array.isel(slices)
-    return part.assign_attrs(placed(array.attrs, grid_of(part)))
+    inside, target = box.clip(grid.box), grid.crop(box)
+    part = array.isel({d: s for d, s in zip(DIMS, inside.slices(), strict=True) if d in array.dims})
+    missing = zip(DIMS, box.start, inside.start, inside.stop, box.stop, strict=True)
+    around = {d: (i - a, b - j) for d, a, i, j, b in missing if d in array.dims}
+    if any(map(any, around.values())):
+        part = part.pad(around, mode="constant", constant_values=array.dtype.type(0))
+        part = part.assign_coords({d: c for d, c in target.coords().items() if d in array.dims})
+    return part.assign_attrs(placed(array.attrs, target))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 # cloud-volume makes a folder in the home directory when it is imported, and caveclient looks for tokens there.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="imageryxr-home-")
 
+os.environ["CAVE_TOKEN"] = os.environ["CLOUD_VOLUME_DIR"] = ""
+
 import dask
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from hypothesis import HealthCheck, settings
 
 import imageryxr as ix
 from imageryxr.conftest import sample_folder
+from imageryxr.sources import chunkedgraph
+from tests import cave_server
 
 settings.register_profile(
     "default", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -26,13 +30,36 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("default"), max_examples=200)
 settings.load_profile("ci" if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else "default")
 
-FIB25 = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib25_medulla_250.npz"
+# Elsewhere in a second checkout of this repository: IMAGERYXR_FIB25 names the file then.
+_beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib25_medulla_250.npz"
+FIB25 = Path(os.environ.get("IMAGERYXR_FIB25", _beside))
 
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> ix.Sample:
     """The sample volume of this session, which the doctests use too."""
     return ix.sample(sample_folder(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def cave_everywhere(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
+    """A CAVE deployment for this session."""
+    if FIB25.exists():
+        tissue = cave_server.fib25_tissue(FIB25)
+    else:
+        tissue = cave_server.sample_tissue(request.getfixturevalue("sample"))
+    folder = tmp_path_factory.mktemp("cave")
+    with cave_server.serving_cave(folder, tissue, cave_server.write_layers(folder, tissue)) as server:
+        yield server
+
+
+@pytest.fixture
+def cave(cave_everywhere: cave_server.CaveServer) -> Iterator[cave_server.CaveServer]:
+    """The deployment as new: no faults, an empty log, its first history; and nothing remembered of it here."""
+    cave_everywhere.reset()
+    chunkedgraph.forget_roots()
+    yield cave_everywhere
+    cave_everywhere.reset()
 
 
 @contextmanager

@@ -8,9 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 
 import imageryxr as ix
+from tests.cave_server import DATASTACK, OFFSET, TOKEN
 
 
 def run(*args):
@@ -33,7 +35,8 @@ def test_figure_and_export(sample, tmp_path):
     assert done.returncode == 0, done.stderr
     box = ix.BBox.around((4600, 2560, 130), (200, 100), resolution=(8, 8, 40))
     ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
-    truth = ix.overlay(ds.image, ds.segmentation, alpha=0.4, outline=2).values[0]
+    # what is opaque is written without an alpha
+    truth = ix.overlay(ds.image, ds.segmentation, alpha=0.4, outline=2).values[0, ..., :3]
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), truth)
     again = run("figure", tmp_path / "a.png", *sources, *place)
     assert again.returncode == 1
@@ -45,11 +48,133 @@ def test_figure_and_export(sample, tmp_path):
     assert "regions" in run("export", tmp_path / "y{y}.png", *sources, *place, "--dry-run").stdout
 
 
+def test_a_figure_along_y_and_outlines_along_the_stack(sample, tmp_path):
+    sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--resolution", "8,8,40", "--outline", 2]
+    place = ["--center", "4600,2560,130"]
+    done = run("figure", tmp_path / "a.png", *sources, *place, "--size", "200,20", "--axis", "y", "--no-scale-bar")
+    assert done.returncode == 0, done.stderr
+    box = ix.BBox.around((4600, 2560, 130), (200, 1, 20), resolution=(8, 8, 40))
+    ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
+    truth = ix.overlay(ds.image, ds.segmentation, outline=2, axis="y").values[:, 0, :, :3]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), truth)
+    stack = run("export", tmp_path / "y{y}.png", *sources, *place, "--size", "200,1,20")
+    assert stack.returncode == 0, stack.stderr
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "y0.png"))[..., :3], truth)
+
+
+def test_ids_as_people_type_them(sample, tmp_path):
+    seg = ix.open_segmentation(sample.segmentation)
+    ids, counts = np.unique(
+        seg.isel(z=seg.sizes["z"] // 2, x=slice(100, 300), y=slice(100, 300)).values, return_counts=True
+    )
+    one = int(ids[counts.argmax()])
+    done = run("figure", tmp_path / "a.png", "--segmentation", sample.segmentation, "--ids", f"{one}, 5", "--alpha", 1)
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 of the 2 ids" in done.stderr
+    assert "not in the data: 5" in done.stderr
+
+
+def test_a_channel_of_several_is_described(tmp_path):
+    grid = ix.Grid((2, 8, 8), (8, 8, 40), (0, 0, 0))
+    rgba = ix.to_rgba(xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords()))
+    ix.export(rgba, tmp_path / "a.ome.zarr")
+    done = run("info", tmp_path / "a.ome.zarr")
+    assert done.returncode == 0, done.stderr
+    assert "4 channels, channel=0 to channel=3" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.jpg", "wrote"),
+        ("a.webp", "wrote"),
+        ("a", "no picture format"),
+        ("a.xyz", "no picture format"),
+        ("a.png", "wrote"),
+    ],
+)
+def test_figure_formats(sample, tmp_path, name, said):
+    (tmp_path / name).write_bytes(b"old")
+    done = run("figure", tmp_path / name, "--image", sample.image, "--image-mip", 2, "--overwrite")
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(f.name for f in tmp_path.iterdir()) == [name]
+    assert ((tmp_path / name).read_bytes() == b"old") == (said != "wrote")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["figure", "a.png", "--image", "IM", "--axis", "w"], "--axis w is none of z, y and x"),
+        (["figure", "a.png", "--image", "IM", "--outline", "2"], "--segmentation SOURCE"),
+        (["figure", "a.png", "--image", "IM", "--bbox", "1,1,1:9,9,2"], "--resolution 8,8,40"),
+        (
+            ["figure", "a.png", "--image", "IM", "--bbox", "4200,2200,110:4300,2300,120", "--resolution", "8,8,40"],
+            "10 slices deep",
+        ),
+        (["figure", "a.png", "--image", "SEG"], "--segmentation"),
+        (["export", "a.ome.zarr", "--image", "IM", "--image-mip", "7"], "open one of mip 0"),
+    ],
+)
+def test_messages_speak_of_options(sample, tmp_path, arguments, said):
+    given = [
+        {"IM": sample.image, "SEG": sample.segmentation, "a.png": str(tmp_path / "a.png")}.get(a, a) for a in arguments
+    ]
+    done = run(*given)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_the_demo_compiles_ahead_is_what_it_draws_with():
     # the demo runs this in a process whose failure it would not see
     code = "from imageryxr.demo import compile_kernels; compile_kernels()"
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class TestCave:
+    @pytest.fixture(autouse=True)
+    def token(self, monkeypatch):
+        monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+
+    def test_info(self, cave):
+        done = run("info", cave.table, "--timestamp", "2023-11-16T02:00:00.250Z")
+        assert done.returncode == 0, done.stderr
+        assert f"{cave.table}\nsegmentation, uint64, 2 levels" in done.stdout
+        assert "timestamp: 2023-11-16T02:00:00.250000+00:00" in done.stdout
+        assert json.loads(run("info", "--json", cave.table).stdout)["attrs"]["agglomerate"] is True
+        assert TOKEN not in done.stdout + done.stderr
+
+    def test_figure_of_a_datastack(self, cave, tmp_path):
+        x, y, z = (2 * OFFSET[0] + 101, 2 * OFFSET[1] + 81, OFFSET[2] + 11)
+        stack = ["--datastack", DATASTACK, "--server-address", cave.url, "--timestamp", "2023-11-16T02:00:00.250Z"]
+        place = ["--center", f"{x},{y},{z}", "--size", "80,60", "--resolution", "viewer"]
+        done = run("figure", tmp_path / "a.png", *stack, *place, "--alpha", 0.4, "--no-scale-bar")
+        assert done.returncode == 0, done.stderr
+        tree = ix.open_datastack(DATASTACK, server_address=cave.url, timestamp="2023-11-16T02:00:00.250Z")
+        ds = tree.imagery.align(bbox=tree.imagery.around((x, y, z), (80, 60)))
+        drawn = ds.imagery.overlay(alpha=0.4).values[0, ..., :3]
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), drawn)
+        box = ["--center", "70,60,40", "--size", "10,10", "--resolution", "viewer"]
+        for wrong, says in (
+            ([*stack, "--image", cave.image], "leave --image and --segmentation out"),
+            (["--image", cave.image, *box], "--datastack, or nm per unit"),
+        ):
+            failed = run("figure", tmp_path / "b.png", *wrong)
+            assert failed.returncode == 1
+            assert says in failed.stderr
+
+    def test_figure_of_a_table(self, cave, tmp_path, monkeypatch):
+        place = ["--center", "660,570,330", "--size", "90,80", "--resolution", "10,10,10"]
+        done = run("figure", tmp_path / "a.png", "--segmentation", cave.table, *place, "--no-scale-bar")
+        assert done.returncode == 0, done.stderr
+        monkeypatch.delenv("CAVE_TOKEN")
+        failed = run("figure", tmp_path / "b.png", "--segmentation", cave.table, *place)
+        assert failed.returncode == 1
+        assert "none was found" in failed.stderr
+        assert "Traceback" not in failed.stderr
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def picture():
 
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
 def test_png_stack_along_any_axis(tmp_path, picture, axis):
-    report = ix.export(picture, tmp_path / f"{axis}{{{axis}:03d}}.png")
+    report = ix.export(picture.drop_attrs(), tmp_path / f"{axis}{{{axis}:03d}}.png")
     n = picture.sizes[axis]
     files = sorted(tmp_path.glob("*.png"))
     assert len(files) == n
@@ -32,6 +32,13 @@ def test_png_stack_along_any_axis(tmp_path, picture, axis):
     whole = picture.values
     for i, file in enumerate(files):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), np.take(whole, i, axis="zyx".index(axis)))
+
+
+@pytest.mark.parametrize("axis", ["y", "x"])
+def test_lines_that_a_stack_would_cut_are_told_of(tmp_path, picture, axis):
+    with pytest.warns(ix.ImageryWarning, match=f"draw them with axis='{axis}'"):
+        ix.plan_export(picture, tmp_path / f"{{{axis}}}.png")
+    ix.plan_export(ix.overlay(as_source(IMAGE), as_source(FINE), outline=2, axis=axis), tmp_path / f"{{{axis}}}.png")
 
 
 def test_png_names_by_nm_and_grey_values(tmp_path):

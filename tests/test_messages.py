@@ -47,7 +47,7 @@ CASES = {
     "remote target": (lambda s: ix.export(EM, "s3://b/o.zarr"), ix.OptionError, ValueError, ["local path"]),
     "dataset": (lambda s: ix.export(IMAGE.to_dataset(name="image"), "o.zarr"), ix.LayerError, TypeError, ["DataArray"]),
     "far apart": (lambda s: ix.align(IMAGE, FINE.assign_coords(x=FINE.x + 1e6)), ix.GridMismatchError, ValueError, ["do not overlap"]),
-    "graphene": (lambda s: ix.open_segmentation("graphene://https://h/segmentation/table/t"), ix.SourceError, ValueError, ["graphene"]),
+    "no graphene table": (lambda s: ix.open_segmentation("graphene://https://h/tables/t"), ix.SourceError, ValueError, ["graphene://https://HOST/segmentation/table/TABLE"]),
 }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from imageryxr.errors import AuthError, ChunkReadError, CodecError, MissingChunk
 from imageryxr.grid import Grid, IndexBox
 from imageryxr.sources import precomputed
 from imageryxr.sources.resolve import resolve_source
-from tests.source_suite import noise, serving
+from imageryxr.sources.web import Connection
+from tests.source_suite import dead_url, noise, serving
 from tests.test_source_omezarr import axes_of, level, one_level, write_ome
 from tests.test_source_omezarr import opened as opened_ome
 from tests.test_source_precomputed import opened, write_layer
@@ -51,16 +52,13 @@ def test_a_chunk_cut_short_anywhere(tmp_path, capfd, encoding, missing):
         file.write_bytes(whole[:size])
         for box in (GRID.box, IndexBox((1, 2, 3), (2, 3, 4))):
             source = opened(tmp_path, missing=missing)
-            try:
-                found = source.read(0, box)
-            except ChunkReadError as error:
-                assert not isinstance(error, MissingChunkError)
-                assert "stored chunk 3-19_4-20_5-13, box (3, 4, 5) to (19, 20, 13), is damaged" in str(error)
-                assert str(tmp_path) in str(error)
-            else:  # what follows the picture in a PNG is not needed
-                assert encoding == "png"
-                file.write_bytes(whole)
-                np.testing.assert_array_equal(found, source.read(0, box))
+            if encoding == "png" and size >= len(whole) - 16:  # what follows the picture is not needed
+                continue
+            with pytest.raises(ChunkReadError) as caught:
+                source.read(0, box)
+            assert not isinstance(caught.value, MissingChunkError)
+            assert "stored chunk 3-19_4-20_5-13, box (3, 4, 5) to (19, 20, 13), is damaged" in str(caught.value)
+            assert str(tmp_path) in str(caught.value)
     assert capfd.readouterr().out == ""
 
 
@@ -335,13 +333,12 @@ def test_a_store_that_keeps_chunks_elsewhere(tmp_path):
             source.read(0, GRID.box)
 
 
-def test_no_network_is_said_in_one_plain_sentence(monkeypatch):
-    from cloudfiles.interfaces import HttpInterface
-
-    monkeypatch.setattr(HttpInterface.get_file.retry, "sleep", lambda seconds: None)
-    with pytest.raises(ChunkReadError) as caught:
-        resolve_source("precomputed://https://no-such-host.invalid/em", "image")
-    said = str(caught.value)
-    assert "the host no-such-host.invalid was not found" in said
-    for raw in ("HTTPSConnectionPool", "urllib3", "Max retries", "0x"):
-        assert raw not in said
+def test_no_network_is_said_in_plain_words():
+    for url, words in (
+        ("https://no-such-host.invalid", "its host was not found"),
+        (dead_url(), "nothing listens there"),
+    ):
+        with pytest.raises(ChunkReadError, match=words) as caught:
+            resolve_source(f"precomputed://{url}/em", "image", connection=Connection(retries=1, backoff=0))
+        for raw in ("HTTPSConnectionPool", "urllib3", "Errno", "object at"):
+            assert raw not in str(caught.value)

@@ -103,7 +103,7 @@ def test_calls_that_differ_never_share_and_calls_that_agree_do():
         {"outline": ix.Outline(3, side="in")},
         {"outline": ix.Outline(3, merge=False)},
         {"outline": ix.Outline(3, alpha=0.5)},
-        {"outline": ix.Outline(3, unit="nm")},
+        {"outline": ix.Outline(17, unit="nm")},
         {"outline": 3, "axis": "y"},
         {"colors": "tab10"},
         {"colors": "neuroglancer"},

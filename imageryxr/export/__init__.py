@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import xarray as xr
 
 from imageryxr.align import layer_type_of
-from imageryxr.errors import LayerError
+from imageryxr.errors import ImageryWarning, LayerError
 from imageryxr.export.choosing import choose_target
 from imageryxr.export.plan import ExportPlan, make_plan
 from imageryxr.export.run import ExportReport, run_plan
+from imageryxr.grid import DIMS
 from imageryxr.volumes import BoxReader, box_reader
 
 
@@ -116,7 +118,20 @@ def _plan(da: xr.DataArray, read: BoxReader, target: Any, overwrite: bool, optio
         options = {"layer_type": layer_type_of(da) if not channels else "image", **options}
     chosen = choose_target(target, volume.grid, channels, dtype, volume.attrs, **options)
     chosen.refuse(overwrite)
+    _warn_of_cut_lines(da, getattr(chosen, "axis", None))
     return make_plan(chosen, volume.expr, volume.grid.shape, dtype, channels)
+
+
+def _warn_of_cut_lines(da: xr.DataArray, axis: int | None) -> None:
+    # Lines that were drawn in one plane are broken into dots and dashes when they are cut along another.
+    drawn = da.attrs.get("outline_axis")
+    if axis is not None and drawn is not None and drawn != DIMS[axis]:
+        warnings.warn(
+            f"the outlines were drawn in slices across {drawn}, and the stack is sliced across {DIMS[axis]}: they will "
+            f"look broken; draw them with axis={DIMS[axis]!r}",
+            ImageryWarning,
+            stacklevel=3,
+        )
 
 
 def _checked(da: xr.DataArray) -> xr.DataArray:

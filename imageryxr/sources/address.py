@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from imageryxr.errors import SourceError
 
@@ -20,8 +21,8 @@ _FORMATS: dict[str, Format] = {
     "zarr3": "zarr",
     "graphene": "graphene",
 }
-PROTOCOLS = ("file", "http", "https", "gs", "s3", "mem", "middleauth+https", "ngauth+https")
-_WEB = ("http", "https", "middleauth+https", "ngauth+https")
+PROTOCOLS = ("file", "http", "https", "gs", "s3", "mem", "middleauth+https", "middleauth+http", "ngauth+https")
+_WEB = ("http", "https", "middleauth+https", "middleauth+http", "ngauth+https")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,20 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
             f"the address {shown} goes on with a query, which would be lost: a volume is a folder of many files, so a "
             "signed link to one of them cannot open it; give the folder's address and, where it is needed, token=…"
         )
+    if scheme in _WEB and not is_web_address(rest):
+        raise SourceError(f"source={Address(form, rest).public!r} is no web address: its host makes no sense")
     if scheme == "file":
         rest = "file://" + os.path.abspath(os.path.expanduser(rest.removeprefix("file://")))
     return Address(form, re.sub(r"(?<!/)/+$", "", rest))
+
+
+def is_web_address(url: str) -> bool:
+    """Tell whether a URL names a host, and a port that can be, if any."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def reads_anonymously(url: str) -> bool:

@@ -2,7 +2,7 @@
 
 The format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. CloudVolume fetches and
 decodes; the metadata are read here once, at opening, and handed to every CloudVolume, so that a worker asks for
-chunks only.
+chunks only. What comes over http is fetched in `chunks`, with timeouts, and decoded by CloudVolume.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -20,20 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.errors import (
-    AuthError,
     ChunkReadError,
     CodecError,
     ImageryError,
     MissingChunkError,
     MissingChunkWarning,
+    ServerError,
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.grid import Grid, Index3, IndexBox
+from imageryxr.grid import Grid, IndexBox
+from imageryxr.sources import chunks
 from imageryxr.sources.address import Address, reads_anonymously
+from imageryxr.sources.auth import Token
 from imageryxr.sources.base import LayerType, Level, Missing, Source, pick_index, plain, read_error, read_filled
-from imageryxr.sources.cloudhttp import prepare_http, reason_of, status_of
 from imageryxr.sources.decoding import watch
+from imageryxr.sources.web import Connection
 
 # What each encoding needs beside CloudVolume itself: the module that decodes, and the package that brings it.
 CODECS = {
@@ -67,12 +68,22 @@ class PrecomputedSource:
     """Which channel is read."""
     layer_type: LayerType = "image"
     """What it is opened as."""
+    token: Token | None = field(default=None, compare=False)
+    """What ``middleauth`` servers are asked with."""
+    connection: Connection = field(default=Connection(), compare=False, repr=False)
+    """How web servers are asked."""
 
     @cached_property
     def info(self) -> dict[str, Any]:
         """The ``info`` file."""
         parsed: dict[str, Any] = json.loads(self.info_text)
         return parsed
+
+    @property
+    def declared_type(self) -> str | None:
+        """What the layer says that it is, whatever it was opened as."""
+        said = self.info.get("type")
+        return None if said is None else str(said)
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -109,54 +120,67 @@ class PrecomputedSource:
         """Return the voxels of a box (z, y, x), 0 outside the layer; one CloudVolume call."""
         return read_filled(self, mip, box)
 
-    def read_inside(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        """Return the voxels of a box that lies inside the layer."""
+    def read_inside(self, mip: int, box: IndexBox, each: chunks.Each | None = None) -> npt.NDArray[Any]:
+        """Return the voxels of a box that lies inside the layer.
+
+        ``each`` is called with the parts that the box is made of, but for holes, in the threads that fetch them.
+        """
         from cloudvolume.exceptions import EmptyVolumeException
 
         try:
-            return self._download(mip, box)
+            return self._download(mip, box, each=each)
         except EmptyVolumeException as error:
             if self.missing != "raise":
-                return self._read_around_holes(mip, box)
+                return self._read_around_holes(mip, box, each)
             hint = "missing='fill' takes background for chunks that the store does not have, 'warn' says which"
             cause = f"the store has no chunk {error}, or does not let it be read"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
 
-    def _download(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        from cloudvolume import Bbox
+    def _by_web(self) -> bool:
+        return chunks.web_folder(self.url) is not None
+
+    def _download(
+        self, mip: int, box: IndexBox, holes: list[IndexBox] | None = None, each: chunks.Each | None = None
+    ) -> npt.NDArray[Any]:
         from cloudvolume.exceptions import EmptyVolumeException
 
-        offset = np.array(self.levels[mip].grid.voxel_offset)
-        bounds = Bbox(np.array(box.start[::-1]) + offset, np.array(box.stop[::-1]) + offset)
         try:
-            # CloudVolume gives (x, y, z, channel) in Fortran order: transposed it is C order without a copy.
-            voxels = np.asarray(self._volume().download(bounds, mip=mip))
+            if self._by_web():
+                return chunks.fetch_box(self, mip, box, holes, each)
+            whole = self._by_cloudvolume(mip, box)
+            if each is not None:
+                each(whole)
+            return whole
+        except ServerError as error:
+            raise read_error(self, mip, box, error) from error
         except (EmptyVolumeException, ImageryError):
             raise
         except ImportError as error:
             raise CodecError(f"{self.name}: {error}; pip install 'imageryxr[codecs]' brings all encodings") from error
         except Exception as error:
             if status_of(error) in (401, 403):
-                raise _refused(self.name, error) from error
-            raise read_error(self, mip, box, error if isinstance(error, ValueError) else reason_of(error)) from error
+                raise chunks.refused(self.name, error) from error
+            raise read_error(self, mip, box, error) from error
+
+    def _by_cloudvolume(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        from cloudvolume import Bbox
+
+        offset = np.array(self.levels[mip].grid.voxel_offset)
+        bounds = Bbox(np.array(box.start[::-1]) + offset, np.array(box.stop[::-1]) + offset)
+        # CloudVolume gives (x, y, z, channel) in Fortran order: transposed it is C order without a copy.
+        voxels = np.asarray(_open_volume(self.url, self.info_text, os.getpid()).download(bounds, mip=mip))
         return voxels.reshape(*box.shape[::-1], -1)[..., self.channel].T
 
-    def _read_around_holes(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        from cloudvolume.exceptions import EmptyVolumeException
-
+    def _read_around_holes(self, mip: int, box: IndexBox, each: chunks.Each | None) -> npt.NDArray[Any]:
         level = self.levels[mip]
-        out = np.zeros(box.shape, self.dtype)
-        holes = []
-        for chunk in _chunks_of(box, level.chunks):
-            part = chunk.clip(box)
-            try:
-                out[part.slices(box)] = self._download(mip, part)
-            except EmptyVolumeException:
-                whole = chunk.clip(level.grid.box)
-                holes.append(str(level.grid.crop(whole).bbox))
+        found: list[IndexBox] = []
+        read = self._download if self._by_web() else self._chunk_by_chunk
+        out = read(mip, box, found, each)
+        holes = [str(level.grid.crop(hole).bbox) for hole in sorted(found)]
         # CloudVolume takes 403 for 404, as buckets that may not be listed do: then the metadata are still readable.
-        if holes and _is_web(self.url) and fetch_info(Address("precomputed", self.url)) is None:
-            raise _refused(self.name, "403")
+        address = Address("precomputed", self.url)
+        if holes and _is_web(self.url) and fetch_info(address, self.connection, self.token) is None:
+            raise chunks.refused(self.name, "403")
         if holes and self.missing == "warn":
             shown = "; ".join(holes[:3]) + (f"; and {len(holes) - 3} more" if len(holes) > 3 else "")
             warnings.warn(
@@ -166,8 +190,20 @@ class PrecomputedSource:
             )
         return out
 
-    def _volume(self) -> Any:
-        return _open_volume(self.url, self.info_text, os.getpid())
+    def _chunk_by_chunk(
+        self, mip: int, box: IndexBox, holes: list[IndexBox], each: chunks.Each | None
+    ) -> npt.NDArray[Any]:
+        from cloudvolume.exceptions import EmptyVolumeException
+
+        level = self.levels[mip]
+        out = np.zeros(box.shape, self.dtype)
+        for chunk in chunks.chunks_of(box, level.chunks):
+            part, whole = chunk.clip(box), chunk.clip(level.grid.box)
+            try:
+                out[part.slices(box)] = self._download(mip, part, each=each)
+            except EmptyVolumeException:
+                holes.append(whole)
+        return out
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # what is derived is derived again
@@ -182,7 +218,6 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
     # mip is passed as an argument and neither its cache nor `parallel` is used.
     from cloudvolume import CloudVolume
 
-    prepare_http()
     info = json.loads(info_text)
     real = next((i for i, scale in enumerate(info["scales"]) if not _is_placeholder(scale)), 0)
     volume = CloudVolume(
@@ -198,15 +233,6 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
         use_https=reads_anonymously(url),
     )
     return watch(volume)
-
-
-def _chunks_of(box: IndexBox, chunks: Index3) -> Iterator[IndexBox]:
-    ranges = [range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, chunks, strict=True)]
-    for z in ranges[0]:
-        for y in ranges[1]:
-            for x in ranges[2]:
-                start = (z * chunks[0], y * chunks[1], x * chunks[2])
-                yield IndexBox(start, (start[0] + chunks[0], start[1] + chunks[1], start[2] + chunks[2]))
 
 
 def _is_placeholder(scale: dict[str, Any]) -> bool:
@@ -227,18 +253,17 @@ def _is_web(url: str) -> bool:
 def _files(url: str) -> Any:
     from cloudfiles import CloudFiles
 
-    prepare_http()
     return CloudFiles(url, progress=False, use_https=reads_anonymously(url))
 
 
-def _refused(name: str, error: object) -> AuthError:
-    return AuthError(
-        f"{name} refused to be read ({plain(error)}); check your rights, and that your credentials lie in "
-        "~/.cloudvolume/secrets, where CloudVolume looks for them"
-    )
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error, or None."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def fetch_info(address: Address) -> dict[str, Any] | None:
+def fetch_info(
+    address: Address, connection: Connection | None = None, token: Token | None = None
+) -> dict[str, Any] | None:
     """Return the ``info`` file at an address, or None where there is none; one request.
 
     Raises
@@ -254,16 +279,30 @@ def fetch_info(address: Address) -> dict[str, Any] | None:
     if path is not None and not path.is_dir():
         return None
     try:
-        info = _files(address.url).get_json("info")
+        info = _read_info(address, connection or Connection(), token)
+    except ImageryError as error:
+        if not isinstance(error, ServerError):
+            raise
+        raise ChunkReadError(f"could not read {address.public}/info: {error}") from error
     except ValueError as error:
         raise SourceError(f"{address.public}/info is not JSON ({error}): a login page or a broken file?") from None
     except Exception as error:
         if status_of(error) in (401, 403):
-            raise _refused(address.public, error) from error
-        raise ChunkReadError(f"could not read {address.public}/info: {reason_of(error)}") from error
+            raise chunks.refused(address.public, error) from error
+        raise ChunkReadError(f"could not read {address.public}/info: {type(error).__name__}: {plain(error)}") from error
     if info is not None and not isinstance(info, dict):
         raise SourceError(f"{address.public}/info holds a {type(info).__name__}, not the JSON object of a layer")
     return info
+
+
+def _read_info(address: Address, connection: Connection, token: Token | None) -> Any:
+    if chunks.web_folder(address.url) is None:
+        return _files(address.url).get_json("info")
+    reply = chunks.get_file(address.url, "info", connection, token)
+    if chunks.is_absent(reply, address.url):
+        return None
+    chunks.check_reply(reply, address.public, address.url, token)
+    return json.loads(chunks.unpacked(reply))
 
 
 def looks_precomputed(info: dict[str, Any] | None) -> bool:
@@ -272,7 +311,13 @@ def looks_precomputed(info: dict[str, Any] | None) -> bool:
 
 
 def open_precomputed(
-    address: Address, *, missing: Missing = "raise", channel: int | None = None, info: dict[str, Any] | None = None
+    address: Address,
+    *,
+    missing: Missing = "raise",
+    channel: int | None = None,
+    info: dict[str, Any] | None = None,
+    token: Token | None = None,
+    connection: Connection | None = None,
 ) -> PrecomputedSource:
     """Return the source of a precomputed layer; reads its ``info`` unless that is in hand, and no voxel.
 
@@ -283,7 +328,8 @@ def open_precomputed(
     SourceError
         If it is not that of a volume.
     """
-    info = fetch_info(address) if info is None else info
+    connection = connection or Connection()
+    info = fetch_info(address, connection, token) if info is None else info
     name = f"precomputed://{address.public}"
     if info is None:
         raise SourceNotFoundError(
@@ -296,7 +342,8 @@ def open_precomputed(
     info = _completed(info)
     number = pick_index(name, "channel", info["num_channels"], channel)
     kind: LayerType = "segmentation" if info["type"] == "segmentation" else "image"
-    return PrecomputedSource(address.url, name, json.dumps(info, sort_keys=True), missing, number, kind)
+    text = json.dumps(info, sort_keys=True)
+    return PrecomputedSource(address.url, name, text, missing, number, kind, token, connection)
 
 
 def _problem(info: dict[str, Any]) -> str:
@@ -313,10 +360,10 @@ def _problem(info: dict[str, Any]) -> str:
             absent = [key for key in ("key", "size", "resolution", "chunk_sizes") if key not in scale]
             if absent:
                 return f"scale {mip} lacks {' and '.join(absent)}"
-            _level(mip, scale)
             problem = _scale_problem(scale)
             if problem:
                 return f"scale {mip} {problem}"
+            _level(mip, _completed_scale(scale))
         if np.dtype(info["data_type"]).kind not in "iuf" or int(info.get("num_channels", 1)) < 1:
             return f"data_type {info['data_type']!r} with {info.get('num_channels', 1)} channels"
     except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
@@ -341,13 +388,15 @@ def _completed(info: dict[str, Any]) -> dict[str, Any]:
     """Return an ``info`` with what may be left out, and whole numbers written as such, for CloudVolume."""
     encodings = {scale.get("encoding") for scale in info["scales"]}
     ids = encodings & {"compressed_segmentation", "compresso", "crackle"} or info["data_type"] in ("uint32", "uint64")
-    scales = []
-    for scale in info["scales"]:
-        whole = {key: [int(n) for n in scale.get(key, (0, 0, 0))] for key in ("size", "voxel_offset")}
-        chunks = [[int(n) for n in sizes] for sizes in scale["chunk_sizes"][:1]]
-        scales.append({"encoding": "raw", **scale, **whole, "chunk_sizes": chunks})
     given = {"type": "segmentation" if ids else "image", **info}
+    scales = [_completed_scale(scale) for scale in info["scales"]]
     return {**given, "num_channels": int(info.get("num_channels", 1)), "scales": scales}
+
+
+def _completed_scale(scale: dict[str, Any]) -> dict[str, Any]:
+    whole = {key: [int(n) for n in scale.get(key, (0, 0, 0))] for key in ("size", "voxel_offset")}
+    sizes = [[int(n) for n in sizes] for sizes in scale["chunk_sizes"][:1]]
+    return {"encoding": "raw", **scale, **whole, "chunk_sizes": sizes}
 
 
 _: type[Source] = PrecomputedSource

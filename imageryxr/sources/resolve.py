@@ -10,10 +10,13 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 
-from imageryxr.errors import LayerError, SourceError, SourceNotFoundError
-from imageryxr.sources import memory, omezarr, precomputed
+from imageryxr.errors import LayerError, OptionError, SourceError, SourceNotFoundError
+from imageryxr.sources import graphene, memory, omezarr, precomputed
 from imageryxr.sources.address import Address, parse_address
+from imageryxr.sources.auth import Token, find_token
 from imageryxr.sources.base import Assume, LayerType, Missing, Source, check_assume, check_missing, pick_index
+from imageryxr.sources.chunks import MIDDLEAUTH
+from imageryxr.sources.web import Connection, host_of
 
 
 def resolve_source(
@@ -21,10 +24,13 @@ def resolve_source(
     layer_type: LayerType | None,
     *,
     missing: Missing = "raise",
-    token: str | None = None,
+    token: str | Token | None = None,
     channel: int | None = None,
     time: int | None = None,
     assume: Assume = "center",
+    agglomerate: bool = True,
+    timestamp: Any = None,
+    connection: Connection | None = None,
 ) -> Source:
     """Return the source that an address, an array or a source stands for; reads metadata only.
 
@@ -34,8 +40,10 @@ def resolve_source(
         See `imageryxr.open_image`. A `Source` keeps the options that it was made with.
     layer_type : {"image", "segmentation"} or None
         What it is opened as; None leaves it to the layer.
-    missing, token, channel, time, assume
+    missing, token, channel, time, assume, connection
         See `imageryxr.open_image`.
+    agglomerate, timestamp
+        See `imageryxr.open_segmentation`.
 
     Raises
     ------
@@ -45,13 +53,17 @@ def resolve_source(
     check_missing(missing)
     check_assume(assume)
     if isinstance(source, str | os.PathLike):
-        found = _open_address(parse_address(source), missing, token, channel, time, assume)
+        choices = {"channel": channel, "time": time, "assume": assume}
+        living = {"agglomerate": agglomerate, "timestamp": timestamp}
+        found = _open_address(parse_address(source), missing, token, choices, living, connection or Connection())
     elif isinstance(source, xr.Dataset | xr.DataTree):
         raise LayerError(
             f"a {type(source).__name__} may hold several layers; give one of its variables, such as obj['image']"
         )
     elif isinstance(source, Source) and not hasattr(source, "__array__"):
         found = source
+        if timestamp is not None and isinstance(source, graphene.GrapheneSource):
+            raise OptionError(f"{source.name} is open already, at {source.instant}; give its address to open it anew")
     elif hasattr(source, "dtype") and hasattr(source, "shape"):
         pick_index("the array", "channel", 1, channel)
         pick_index("the array", "time", 1, time)
@@ -61,7 +73,17 @@ def resolve_source(
             f"source={source!r} ({type(source).__name__}) is no address; give a URL or a path, or a DataArray with "
             "coordinates in nm"
         )
+    if timestamp is not None and not isinstance(found, graphene.GrapheneSource):
+        raise OptionError(
+            f"timestamp={timestamp!r}: {found.name} does not change in time, so it has no state at an instant; leave "
+            "timestamp out"
+        )
     return _as_layer(found, layer_type)
+
+
+def is_graphene(address: str) -> bool:
+    """Tell whether an address says that it is that of a graphene segmentation; asks nobody."""
+    return parse_address(address).format == "graphene"
 
 
 def _kind_of(array: Any) -> LayerType | None:
@@ -74,23 +96,32 @@ def _likely_kind(array: Any) -> LayerType:
 
 
 def _open_address(
-    address: Address, missing: Missing, token: str | None, channel: int | None, time: int | None, assume: Assume
+    address: Address,
+    missing: Missing,
+    token: str | Token | None,
+    choices: dict[str, Any],
+    living: dict[str, Any],
+    connection: Connection,
 ) -> Source:
-    choices: dict[str, Any] = {"channel": channel, "time": time, "assume": assume}
+    # A CAVE token is none of the business of a server that holds a Zarr.
+    plain_token = token if isinstance(token, str) else None
     if address.format == "graphene":
-        raise _graphene(address)
+        return _open_graphene(address, missing, token, choices, living, connection)
     if address.format == "zarr":
-        return omezarr.open_omezarr(address, missing=missing, token=token, **choices)
-    info = precomputed.fetch_info(address)
+        return omezarr.open_omezarr(address, missing=missing, token=plain_token, **choices)
+    login = find_token(host_of(address.url), given=token) if address.url.startswith(MIDDLEAUTH) else None
+    info = precomputed.fetch_info(address, connection, login)
     if info is not None and "graph" in info:
-        raise _graphene(address)
+        return _open_graphene(address, missing, token, choices, living, connection)
     if info is not None or address.format == "precomputed":
-        found = precomputed.open_precomputed(address, missing=missing, channel=channel, info=info)
-        pick_index(found.name, "time", 1, time)
+        found = precomputed.open_precomputed(
+            address, missing=missing, channel=choices["channel"], info=info, token=login, connection=connection
+        )
+        pick_index(found.name, "time", 1, choices["time"])
         return found
     if address.protocol in omezarr.PROTOCOLS:
         with suppress(SourceNotFoundError):
-            return omezarr.open_omezarr(address, missing=missing, token=token, **choices)
+            return omezarr.open_omezarr(address, missing=missing, token=plain_token, **choices)
     path = address.local_path
     where = "there is no such folder" if path is not None and not path.exists() else (
         f"neither {address.public}/info (precomputed) nor {address.public}/zarr.json or {address.public}/.zattrs "
@@ -99,11 +130,18 @@ def _open_address(
     raise SourceNotFoundError(f"there is no volume at {address.public}: {where}; check the path")
 
 
-def _graphene(address: Address) -> SourceError:
-    return SourceError(
-        f"graphene://{address.public} is a CAVE graphene segmentation, which this version does not read; open a "
-        "materialised segmentation, precomputed://… or zarr://…, in its place"
-    )
+def _open_graphene(
+    address: Address,
+    missing: Missing,
+    token: str | Token | None,
+    choices: dict[str, Any],
+    living: dict[str, Any],
+    connection: Connection,
+) -> graphene.GrapheneSource:
+    found = graphene.open_graphene(address, missing=missing, token=token, connection=connection, **living)
+    pick_index(found.name, "channel", 1, choices["channel"])
+    pick_index(found.name, "time", 1, choices["time"])
+    return found
 
 
 def _as_layer(source: Source, layer_type: LayerType | None) -> Source:

@@ -1,0 +1,280 @@
+"""CAVE datastacks as trees, and boxes in the units of their viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import xarray as xr
+
+from imageryxr.align import align
+from imageryxr.errors import LayerError, OptionError
+from imageryxr.grid import BBox, grid_of
+from imageryxr.opening import Mip, kept_ids, layer_array
+from imageryxr.sources import cave
+from imageryxr.sources.base import Missing, check_missing
+from imageryxr.sources.graphene import Stale
+from imageryxr.sources.resolve import is_graphene, resolve_source
+from imageryxr.sources.web import Connection
+
+Unit = Sequence[float] | Literal["viewer", "image", "segmentation"]
+
+
+def open_datastack(
+    client_or_name: Any,
+    *,
+    timestamp: datetime | str | float | None = None,
+    version: int | None = None,
+    server_address: str | None = None,
+    token: str | None = None,
+    ids: Iterable[int] | None = None,
+    stale: Stale = "raise",
+    agglomerate: bool = True,
+    image_mip: Mip = None,
+    segmentation_mip: Mip = None,
+    bbox: BBox | None = None,
+    chunks: Any = None,
+    missing: Missing = "raise",
+    connection: Connection | None = None,
+) -> xr.DataTree:
+    """Open the image and the segmentation of a CAVE datastack, pinned to one instant.
+
+    Reads metadata only. The arrays are lazily indexed, as those of `open_image` and `open_segmentation`.
+
+    Parameters
+    ----------
+    client_or_name : str or CAVEclient
+        Name of the datastack, or a client for it, whose server, token and materialization version then count.
+    timestamp : datetime, str or float, optional
+        The instant: a datetime, ISO 8601, `numpy.datetime64` or seconds since 1970; without a time zone it is taken as
+        UTC, with a warning. Default: that of the version, or now, once and for all.
+    version : int, optional
+        A materialization, whose instant to take.
+    server_address : str, optional
+        The info service. Default: the client's, the one that caveclient noted for this datastack, or CAVE's global
+        one.
+    token : str, optional
+        Default: the client's, the variable ``CAVE_TOKEN``, or the files in ``~/.cloudvolume/secrets``. A token given
+        here travels to workers, hidden; any other is looked up where a worker runs.
+    ids : iterable of int, optional
+        Keep these segments only; all others become 0.
+    stale : {"raise", "update", "keep"}, default "raise"
+        What to do about ids that are not current at the instant, as in `open_segmentation`.
+    agglomerate : bool, default True
+        Root ids; False gives supervoxels.
+    image_mip, segmentation_mip : int or (x, y, z), optional
+        Levels, by number or by resolution in nm. Default: the finest that are no placeholders.
+    bbox : BBox, optional
+        Open this box only, as dask blocks.
+    chunks : int, tuple, dict or "auto", optional
+        Make dask blocks, as in `open_image`.
+    missing : {"raise", "fill", "warn"}, default "raise"
+        What a chunk that a store does not have is, as in `open_image`.
+    connection : Connection, optional
+        Timeouts, retries, and requests at a time.
+
+    Returns
+    -------
+    DataTree
+        Children ``image`` and ``segmentation``, each with one variable of that name, dims (z, y, x). Attrs
+        ``datastack``, ``server_address``, ``viewer_resolution`` (x, y, z nm), ``image_source``,
+        ``segmentation_source``, ``timestamp`` (UTC; of a graphene segmentation), ``version``.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there is no such datastack, version or table.
+    AuthError
+        If the token is missing, wrong, without the right, or its owner has not accepted the terms of service: each
+        has a class of its own.
+    TimestampError
+        If the instant lies before the graph's first or in the future.
+    SegmentError, StaleRootError
+        If an id is no root, or is not current at the instant.
+    ServerError
+        If a server did not answer.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> tree = ix.open_datastack("minnie65_public", version=1078)  # doctest: +SKIP
+    >>> box = tree.imagery.around((240640, 207872, 21360), (1024, 1024))  # doctest: +SKIP
+    >>> tree.imagery.align(bbox=box).imagery.overlay(alpha=0.3)  # doctest: +SKIP
+    """
+    if version is not None and timestamp is not None:
+        raise OptionError("version= and timestamp= both say when; leave one of them out")
+    check_missing(missing)
+    connection = connection or Connection()
+    stack = cave.find_datastack(
+        client_or_name, server_address=server_address, version=version, token=token, connection=connection
+    )
+    when = stack.instant if timestamp is None and is_graphene(stack.segmentation_source) else timestamp
+    options: dict[str, Any] = {"missing": missing, "token": stack.token, "connection": connection}
+    image = resolve_source(stack.image_source, "image", **options)
+    segmentation = resolve_source(
+        stack.segmentation_source, "segmentation", agglomerate=agglomerate, timestamp=when, **options
+    )
+    outside_ok = missing == "fill"
+    labels = layer_array(segmentation, segmentation_mip, bbox, chunks, outside_ok=outside_ok)
+    layers = {
+        "image": layer_array(image, image_mip, bbox, chunks, outside_ok=outside_ok),
+        "segmentation": kept_ids(segmentation, labels, ids, stale),
+    }
+    attrs = _attrs(stack, layers, version if timestamp is None else None)
+    children = {f"/{name}": array.to_dataset(name=name) for name, array in layers.items()}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **children})
+
+
+def _attrs(stack: cave.Datastack, layers: dict[str, xr.DataArray], version: int | None) -> dict[str, Any]:
+    attrs: dict[str, Any] = {
+        "datastack": stack.name,
+        "server_address": stack.server,
+        "image_source": layers["image"].attrs["source"],
+        "segmentation_source": layers["segmentation"].attrs["source"],
+    }
+    if stack.viewer_resolution is not None:
+        attrs["viewer_resolution"] = stack.viewer_resolution
+    if "timestamp" in layers["segmentation"].attrs:
+        attrs["timestamp"] = layers["segmentation"].attrs["timestamp"]
+        held = version if version is not None else stack.version
+        if held is not None and stack.instant is not None and stack.instant.iso == attrs["timestamp"]:
+            attrs["version"] = held
+    return attrs
+
+
+def resolution_of(tree: xr.DataTree, resolution: Unit = "viewer") -> tuple[float, float, float]:
+    """Return the resolution (x, y, z nm) that a word means in a tree; numbers mean themselves.
+
+    Reads nothing.
+
+    Parameters
+    ----------
+    tree : DataTree
+        As `open_datastack` returns it.
+    resolution : {"viewer", "image", "segmentation"} or (x, y, z)
+        "viewer" is what the datastack's viewer counts in, and so what people write down; "image" and
+        "segmentation" are the voxels of these layers as opened.
+
+    Returns
+    -------
+    tuple of 3 float
+        nm per unit.
+
+    Raises
+    ------
+    OptionError
+        If it is another word, or the tree does not know.
+    """
+    if not isinstance(resolution, str):
+        x, y, z = (float(v) for v in BBox((0, 0, 0), (1, 1, 1), resolution=resolution).resolution)
+        return (x, y, z)
+    tree = tree.root
+    if resolution == "viewer" and "viewer_resolution" in tree.attrs:
+        x, y, z = (float(v) for v in tree.attrs["viewer_resolution"])
+        return (x, y, z)
+    if resolution in ("image", "segmentation") and resolution in tree.children:
+        return grid_of(_layer(tree, resolution)).resolution
+    words = [*(["'viewer'"] if "viewer_resolution" in tree.attrs else []), *(f"{c!r}" for c in tree.children)]
+    raise OptionError(
+        f"resolution={resolution!r} means nothing in this tree; give one of {', '.join(words)}, or (x, y, z) "
+        "nm per unit"
+    )
+
+
+def bbox(tree: xr.DataTree, lo: Sequence[float], hi: Sequence[float], *, resolution: Unit = "viewer") -> BBox:
+    """Return the box between two corners, in the units of a datastack's viewer.
+
+    Reads nothing.
+
+    Parameters
+    ----------
+    tree : DataTree
+        As `open_datastack` returns it.
+    lo, hi : sequence of 3 numbers
+        Corners (x, y, z), the upper one exclusive.
+    resolution : {"viewer", "image", "segmentation"} or (x, y, z), default "viewer"
+        What the numbers count, see `resolution_of`.
+
+    Returns
+    -------
+    BBox
+        For `crop`, `align` and the ``bbox`` of the functions that open.
+
+    Raises
+    ------
+    BoxError
+        As `BBox`.
+    """
+    return BBox(lo, hi, resolution=resolution_of(tree, resolution))
+
+
+def around(
+    tree: xr.DataTree,
+    center: Sequence[float],
+    size: Sequence[float],
+    *,
+    resolution: Unit = "viewer",
+    size_resolution: Unit | None = None,
+) -> BBox:
+    """Return the box of a given size around a point, in the units of a datastack's viewer.
+
+    Reads nothing.
+
+    Parameters
+    ----------
+    tree : DataTree
+        As `open_datastack` returns it.
+    center, size
+        As in `BBox.around`.
+    resolution : {"viewer", "image", "segmentation"} or (x, y, z), default "viewer"
+        What the numbers of ``center`` count, see `resolution_of`.
+    size_resolution : {"viewer", "image", "segmentation"} or (x, y, z), optional
+        What those of ``size`` count; take "image" for exactly so many pixels. Default: ``resolution``.
+
+    Returns
+    -------
+    BBox
+        See `BBox.around`.
+
+    Raises
+    ------
+    BoxError
+        As `BBox.around`.
+    """
+    unit = None if size_resolution is None else resolution_of(tree, size_resolution)
+    return BBox.around(center, size, resolution=resolution_of(tree, resolution), size_resolution=unit)
+
+
+def align_tree(tree: xr.DataTree, *, to: Any = "finest", bbox: BBox | None = None) -> xr.Dataset:
+    """Bring the image and the segmentation of a tree onto one grid.
+
+    Lazy: reads nothing.
+
+    Parameters
+    ----------
+    tree : DataTree
+        As `open_datastack` returns it.
+    to, bbox
+        As in `align`.
+
+    Returns
+    -------
+    Dataset
+        Variables ``image`` and ``segmentation``; the tree's attrs.
+
+    Raises
+    ------
+    LayerError
+        If the tree lacks one of them.
+    """
+    dataset = align(_layer(tree, "image"), _layer(tree, "segmentation"), to=to, bbox=bbox)
+    return dataset.assign_attrs({**tree.attrs, **dataset.attrs})
+
+
+def _layer(tree: xr.DataTree, name: str) -> xr.DataArray:
+    if name not in tree.children or name not in tree[name].data_vars:
+        raise LayerError(f"the tree has no {name} (it has {', '.join(tree.children) or 'nothing'}); see open_datastack")
+    found = tree[name][name]
+    assert isinstance(found, xr.DataArray)
+    return found

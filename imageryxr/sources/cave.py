@@ -1,0 +1,200 @@
+"""CAVE datastacks: what an info service knows of one, asked directly or taken from a CAVEclient.
+
+Asked directly, because caveclient has no timeouts, opens a web browser when terms of service are not accepted, and
+makes requests that nothing here needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imageryxr.errors import OptionError, ServerError, SourceError, SourceNotFoundError
+from imageryxr.grid import Triple, check_resolution
+from imageryxr.sources.address import is_web_address
+from imageryxr.sources.auth import Token, check_allowed, find_token
+from imageryxr.sources.instant import Instant, instant_of
+from imageryxr.sources.web import Connection, Reply, ask_once, host_of
+
+# Where CAVE keeps the names of public datastacks; caveclient's default, too.
+DEFAULT_SERVER = "https://global.daf-apis.com"
+
+
+@dataclass(frozen=True)
+class Datastack:
+    """A datastack: where its layers lie, and how people count its voxels."""
+
+    name: str
+    server: str
+    image_source: str
+    segmentation_source: str
+    viewer_resolution: Triple | None
+    """nm (x, y, z) of the numbers that its viewer shows."""
+    local_server: str
+    """The server of its graph and its tables."""
+    token: Token | None
+    version: int | None = None
+    """The materialization that the instant is that of."""
+    instant: Instant | None = None
+    """What the client or the version says."""
+
+
+def find_datastack(
+    client_or_name: Any,
+    *,
+    server_address: str | None = None,
+    version: int | None = None,
+    token: str | Token | None = None,
+    connection: Connection,
+) -> Datastack:
+    """Return what is known of a datastack: one request, or none for a client, and one more for a version.
+
+    Parameters
+    ----------
+    client_or_name : str or CAVEclient
+        Which.
+    server_address : str, optional
+        The info service. Default: the client's, what caveclient has noted for that datastack, or CAVE's global one.
+    version : int, optional
+        A materialization.
+    token : str, optional
+        Default: the client's, or where tokens are kept.
+    connection : Connection
+        How servers are asked.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there is no such datastack or version.
+    AuthError, ServerError, SourceError
+        If it may not be read, did not come, or makes no sense.
+    """
+    client = None if isinstance(client_or_name, str) else client_or_name
+    name = client_or_name if client is None else _name_of(client)
+    server = _web_address(server_address or getattr(client, "server_address", None) or _noted(name) or DEFAULT_SERVER)
+    found_token = find_token(host_of(server), given=token, client=client)
+    if client is None or server_address is not None:
+        told = _ask_info(name, server, found_token, connection)
+    else:
+        told = client.info.get_datastack_info()
+    found = _read(name, server, told, found_token)
+    if version is not None:
+        return _at_version(found, version, connection)
+    held, time = getattr(client, "version", None), getattr(client, "timestamp", None)
+    if time is None:
+        return found
+    return _replaced(found, held, instant_of(time, naive_is_utc=True))
+
+
+def _name_of(client: Any) -> str:
+    if not hasattr(client, "info") or not hasattr(client, "auth"):
+        raise OptionError(
+            f"{type(client).__name__} is neither the name of a datastack nor a CAVEclient; write e.g. "
+            "open_datastack('minie65_public')"
+        )
+    name = getattr(client, "datastack_name", None)
+    if not name:
+        raise OptionError("the CAVEclient has no datastack; make it with one, CAVEclient('NAME'), or give the name")
+    return str(name)
+
+
+def _web_address(server: str) -> str:
+    server = server.strip()
+    url = server if "://" in server else f"https://{server}"
+    if not url.startswith(("http://", "https://")) or not is_web_address(url):
+        raise OptionError(f"server_address={server!r} is no web address; write e.g. 'https://global.daf-apis.com'")
+    return url.rstrip("/")
+
+
+def _noted(name: str) -> str | None:
+    # caveclient notes the server of a datastack where somebody once named it.
+    path = Path(os.path.expanduser("~/.cloudvolume/secrets/cave_datastack_to_server_map.json"))
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    server = found.get(name) if isinstance(found, dict) else None
+    return server if isinstance(server, str) else None
+
+
+def _ask_info(name: str, server: str, token: Token | None, connection: Connection) -> dict[str, Any]:
+    reply = _ask(f"{server}/info/api/v2/datastack/full/{name}", f"the datastack {name!r}", server, token, connection)
+    if reply.status == 404:
+        raise SourceNotFoundError(
+            f"there is no datastack {name!r} on {server}; check the name, or say where it is: "
+            "open_datastack(…, server_address='https://…')"
+        )
+    return _object(reply, f"{server} (datastack {name!r})")
+
+
+def _ask(url: str, what: str, server: str, token: Token | None, connection: Connection) -> Reply:
+    headers = {"Accept-Encoding": "identity", **(token.headers if token else {})}
+    reply = ask_once("GET", url, connection, headers=headers, check=_no_json)
+    check_allowed(reply, what, host_of(server), token)
+    if reply.status not in (200, 404):
+        raise ServerError(f"{server} answered HTTP {reply.status} for {what}")
+    return reply
+
+
+def _no_json(reply: Reply) -> str:
+    try:
+        json.loads(reply.body)
+    except ValueError:
+        return "the answer is not JSON"
+    return ""
+
+
+def _object(reply: Reply, name: str) -> dict[str, Any]:
+    found = json.loads(reply.body)
+    if not isinstance(found, dict):
+        raise ServerError(f"{name} answered with a {type(found).__name__}, not a JSON object")
+    return found
+
+
+def _read(name: str, server: str, told: dict[str, Any], token: Token | None) -> Datastack:
+    volume = told.get("aligned_volume")
+    image = volume.get("image_source") if isinstance(volume, dict) else None
+    segmentation = told.get("segmentation_source")
+    if not isinstance(image, str) or not isinstance(segmentation, str) or not image or not segmentation:
+        absent = "segmentation_source" if isinstance(image, str) and image else "aligned_volume.image_source"
+        raise SourceError(f"the datastack {name!r} on {server} names no {absent}: it has no such layer to open")
+    sizes = [told.get(f"viewer_resolution_{axis}") for axis in "xyz"]
+    known = all(isinstance(s, int | float) and s > 0 for s in sizes)
+    local = _web_address(str(told.get("local_server") or server))
+    unit = check_resolution(sizes) if known else None
+    return Datastack(name, server, image.strip(), segmentation.strip(), unit, local, token)
+
+
+def _at_version(stack: Datastack, version: int, connection: Connection) -> Datastack:
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise OptionError(f"version={version!r} is no materialization; versions are whole numbers, e.g. version=1078")
+    base = f"{stack.local_server}/materialize/api/v3/datastack/{stack.name}"
+    what = f"version {version} of {stack.name}"
+    reply = _ask(f"{base}/version/{version}", what, stack.local_server, stack.token, connection)
+    if reply.status == 404:
+        raise SourceNotFoundError(
+            f"there is no materialization {version} of {stack.name!r}: {_versions(stack, base, connection)}"
+        )
+    time = _object(reply, what).get("time_stamp")
+    if not isinstance(time, str):
+        raise ServerError(f"{stack.local_server} tells no time for {what}")
+    return _replaced(stack, version, instant_of(time, naive_is_utc=True))
+
+
+def _versions(stack: Datastack, base: str, connection: Connection) -> str:
+    try:
+        reply = _ask(f"{base}/versions", f"versions of {stack.name}", stack.local_server, stack.token, connection)
+        found = json.loads(reply.body) if reply.status == 200 else []
+    except ServerError:
+        found = []
+    listed = ", ".join(map(str, sorted(found)))
+    return f"there are {listed}" if listed else "it may have expired; give timestamp= instead"
+
+
+def _replaced(stack: Datastack, version: int | None, instant: Instant) -> Datastack:
+    from dataclasses import replace
+
+    return replace(stack, version=version, instant=instant)

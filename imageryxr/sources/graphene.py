@@ -1,0 +1,240 @@
+"""Graphene segmentations: supervoxels in storage, joined to roots by a chunked graph, as they were at one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.errors import OptionError, SegmentError, ServerError, SourceError, StaleRootError
+from imageryxr.grid import IndexBox
+from imageryxr.sources.address import Address, parse_address
+from imageryxr.sources.auth import Token
+from imageryxr.sources.base import LayerType, Level, Missing, Source, plain, read_error, read_filled
+from imageryxr.sources.chunkedgraph import ChunkedGraph, graph_at, pinned
+from imageryxr.sources.instant import Instant
+from imageryxr.sources.precomputed import PrecomputedSource, open_precomputed
+from imageryxr.sources.web import Connection, in_parallel
+
+# Voxels that a thread gives their roots at a time.
+RELABELLED = 1 << 20
+
+Stale = Literal["raise", "update", "keep"]
+
+# What of a table's info its supervoxels are read with: the rest may be large, and would travel to every worker.
+_STORED = ("@type", "type", "data_type", "num_channels", "scales")
+
+
+@dataclass(frozen=True)
+class GrapheneSource:
+    """A graphene layer, pinned to an instant: its metadata in hand, and no request needed but for what is read."""
+
+    graph: ChunkedGraph
+    """Which table joins the supervoxels."""
+    supervoxels: PrecomputedSource
+    """Where they are stored."""
+    instant: Instant | None
+    """When; None for supervoxels as stored."""
+    root_layer: int | None
+    """The layer of root ids, which their first bits tell."""
+    layer_bits: int = 8
+    """How many bits these are."""
+
+    @property
+    def name(self) -> str:
+        """The table's address, without anything secret."""
+        return self.graph.name
+
+    @property
+    def layer_type(self) -> LayerType:
+        """Always a segmentation."""
+        return "segmentation"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint64 for roots, as stored for supervoxels."""
+        return np.dtype(np.uint64) if self.instant is not None else self.supervoxels.dtype
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Those of the supervoxels."""
+        return self.supervoxels.levels
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The instant, and whether supervoxels are joined."""
+        if self.instant is None:
+            return {"agglomerate": False}
+        return {"agglomerate": True, "timestamp": self.instant.iso}
+
+    def check(self, mip: int) -> None:
+        """Raise `CodecError` if a level's encoding cannot be decoded here."""
+        self.supervoxels.check(mip)
+
+    def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        """Return the roots (or supervoxels) in a box (z, y, x), 0 outside; at most one request for roots."""
+        return read_filled(self, mip, box)
+
+    def read_inside(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        """Return the roots (or supervoxels) in a box that lies inside the layer."""
+        from imageryxr.kernels import relabel
+
+        if self.instant is None:
+            return self.supervoxels.read_inside(mip, box)
+        found: list[npt.NDArray[np.uint64]] = []
+        stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct(part)))
+        labels = np.require(stored, np.uint64, ["C", "W"])
+        ids = relabel.distinct(np.concatenate(found))
+        if len(ids):
+            try:
+                roots = self.graph.roots(ids, self.instant, self.root_layer, 64 - self.layer_bits)
+            except ServerError as error:
+                raise read_error(self, mip, box, error) from error
+            table = relabel.build_table(ids, roots)
+            step = -(-len(labels) // max(1, labels.size // RELABELLED))
+            parts = [labels[i : i + step] for i in range(0, len(labels), step)]
+            in_parallel(lambda part, stop: relabel.relabel(part, table), parts, self.graph.connection.concurrency)
+        return labels
+
+    def __dask_tokenize__(self) -> object:
+        graph, instant = self.graph, self.instant
+        place = (graph.server, graph.service, graph.table)
+        stored = self.supervoxels.__dask_tokenize__()
+        return ("imageryxr.graphene", place, stored, instant and instant.micros, self.root_layer, self.layer_bits)
+
+
+def open_graphene(
+    address: Address,
+    *,
+    missing: Missing = "raise",
+    agglomerate: bool = True,
+    timestamp: Any = None,
+    token: Token | str | None = None,
+    connection: Connection | None = None,
+) -> GrapheneSource:
+    """Return the source of a table at an instant; asks for its ``info`` and its first instant, and reads no voxel.
+
+    Parameters
+    ----------
+    address : Address
+        Of the table.
+    missing
+        As in `imageryxr.open_segmentation`.
+    agglomerate : bool
+        Roots, or supervoxels.
+    timestamp : datetime, str, float, Instant or None
+        When; None is now.
+    token : str or Token, optional
+        Default: where tokens are kept.
+    connection : Connection, optional
+        How servers are asked.
+
+    Raises
+    ------
+    TimestampError, AuthError, SourceNotFoundError, SourceError, ServerError
+        As their names say.
+    """
+    connection = connection or Connection()
+    graph = graph_at(address, token=token, connection=connection)
+    info, clock = graph.info()
+    instant = pinned(graph, timestamp, clock) if agglomerate else None
+    stored = _supervoxels(graph, info, missing)
+    if instant is not None and stored.dtype != np.uint64:
+        raise SourceError(f"the supervoxels of {graph.name} are {stored.dtype}, but those of a graph are uint64")
+    layout = info["graph"] if isinstance(info["graph"], dict) else {}
+    layers, bits = layout.get("n_layers"), int(layout.get("n_bits_for_layer_id", 8))
+    return GrapheneSource(graph, stored, instant, None if layers is None else int(layers), bits)
+
+
+def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) -> PrecomputedSource:
+    place = parse_address(str(info["data_dir"]))
+    stored = {key: info[key] for key in _STORED if key in info}
+    found = open_precomputed(
+        place, missing=missing, info=stored, token=graph.token, connection=graph.connection, channel=0
+    )
+    name = f"{graph.name} (supervoxels at {found.name})"
+    return replace(found, name=name, layer_type="segmentation")
+
+
+def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> list[int]:
+    """Return root ids that are current at the instant of a layer, asking the graph.
+
+    Parameters
+    ----------
+    source : GrapheneSource
+        A layer; of supervoxels any ids will do.
+    ids : iterable of int
+        As asked for.
+    stale : {"raise", "update", "keep"}
+        What to do about roots that were current at another time: raise, take those that cover the same object, or go
+        on with them although no voxel bears them.
+
+    Raises
+    ------
+    SegmentError
+        If one is no root.
+    StaleRootError
+        If one is not current, and that is to raise.
+    """
+    if stale not in ("raise", "update", "keep"):
+        raise OptionError(
+            f"stale={stale!r} is not one of 'raise' (an error that names the successors), 'update' (take these) and "
+            "'keep' (go on)"
+        )
+    asked = np.array(list(ids), dtype=np.uint64)
+    if source.instant is None or not len(asked):
+        return [int(i) for i in asked]
+    _refuse_other_layers(source, asked)
+    current = source.graph.are_current(asked, source.instant)
+    others = [int(i) for i in asked[~current]]
+    born = source.graph.made_at(others) if others else {}
+    unknown = [root for root in others if root not in born]
+    if unknown:
+        raise SegmentError(
+            f"{_listed(unknown)} {'is no root' if len(unknown) == 1 else 'are no roots'} of {source.name} at any time; "
+            "check the ids: they are numbers of up to 19 digits, which a float or a spreadsheet cuts"
+        )
+    if not others or stale == "keep":
+        return [int(i) for i in asked]
+    successors = source.graph.relatives(born, source.instant)
+    if stale == "raise" or not all(successors.values()):
+        raise _stale(source, successors)
+    kept = [int(i) for i in asked[current]]
+    return sorted({*kept, *(new for found in successors.values() for new in found)})
+
+
+def _refuse_other_layers(source: GrapheneSource, ids: npt.NDArray[np.uint64]) -> None:
+    if source.root_layer is None:
+        return
+    layers = ids >> np.uint64(64 - source.layer_bits)
+    wrong = ids[layers != np.uint64(source.root_layer)]
+    if len(wrong):
+        layer = int(wrong[0] >> np.uint64(64 - source.layer_bits))
+        kind = {0: "no id of a graph", 1: "a supervoxel"}.get(layer, f"a node of layer {layer}")
+        raise SegmentError(
+            f"{int(wrong[0])} is {kind}, not a root of {source.name}; give root ids (layer {source.root_layer}), or "
+            "agglomerate=False for supervoxels"
+        )
+
+
+def _stale(source: GrapheneSource, successors: dict[int, list[int]]) -> StaleRootError:
+    told = "; ".join(
+        f"{root} is {_listed(new)} then" if new else f"{root} has no successor that the graph tells"
+        for root, new in list(successors.items())[:5]
+    )
+    more = f"; and {len(successors) - 5} more" if len(successors) > 5 else ""
+    return StaleRootError(
+        f"not current in {plain(source.name)} at {source.instant}: {told}{more}; give the ids of that instant, another "
+        "timestamp, stale='update' to take these, or stale='keep' to go on without",
+        successors,
+    )
+
+
+def _listed(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+
+
+_: type[Source] = GrapheneSource

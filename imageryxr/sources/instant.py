@@ -1,0 +1,130 @@
+"""One instant: every way to say when, brought to one number of microseconds, UTC."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from imageryxr.errors import NaiveTimestampWarning, TimestampError
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = 1_000_000
+
+# Seconds from here on are the year 5138; who gives such a number counts in milliseconds.
+_TOO_LATE = 100_000_000_000
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Instant:
+    """A point in time: a whole number of microseconds since 1970, so that two workers never differ by a rounding."""
+
+    micros: int
+
+    @classmethod
+    def now(cls) -> Instant:
+        """Return the time on this machine's clock."""
+        return _from_datetime(datetime.now(UTC))
+
+    @property
+    def iso(self) -> str:
+        """ISO 8601, UTC: what attrs hold."""
+        return (_EPOCH + timedelta(microseconds=self.micros)).isoformat()
+
+    @property
+    def seconds(self) -> str:
+        """Seconds since 1970 as decimal digits: what servers are asked with."""
+        whole, rest = divmod(self.micros, _SECOND)
+        return f"{whole}.{rest:06d}"
+
+    def after(self, seconds: float) -> Instant:
+        """Return the instant that many seconds later."""
+        return Instant(self.micros + round(seconds * _SECOND))
+
+    def __str__(self) -> str:
+        return self.iso
+
+
+def instant_of(value: Any, *, naive_is_utc: bool = False) -> Instant:
+    """Return the instant that a value names.
+
+    Parameters
+    ----------
+    value : datetime, str, numpy.datetime64, int or float
+        A datetime, a string in ISO 8601, or seconds since 1970.
+    naive_is_utc : bool
+        Whether a time without a zone is known to be UTC, as those of CAVE's services are; else it is taken so with
+        a warning.
+
+    Raises
+    ------
+    TimestampError
+        If it is none of these, or no time that can be.
+
+    Warns
+    -----
+    NaiveTimestampWarning
+        If it has no time zone.
+    """
+    if isinstance(value, str):
+        value = _from_text(value)
+    if isinstance(value, np.datetime64):
+        value = _from_numpy(value)
+    if isinstance(value, datetime) and value == value:  # pandas' NaT is a datetime that is not itself
+        if value.tzinfo is None or value.utcoffset() is None:
+            if not naive_is_utc:
+                _warn_naive(value)
+            value = value.replace(tzinfo=UTC)
+        return _from_datetime(value)
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        return _from_epoch(value)
+    what = f"timestamp={value!r}"
+    hint = f", e.g. {datetime(value.year, value.month, value.day).isoformat()}Z" if type(value) is date else ""
+    raise TimestampError(
+        f"{what} ({type(value).__name__}) is no instant{hint}; give a datetime with a time zone, a string such as "
+        "'2024-05-01T12:00:00Z', or seconds since 1970"
+    )
+
+
+def _from_text(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise TimestampError(
+            f"timestamp={text!r} is not a time in ISO 8601; write e.g. '2024-05-01T12:00:00Z' or "
+            "'2024-05-01T12:00:00.250+00:00'"
+        ) from None
+
+
+def _from_numpy(value: np.datetime64) -> datetime:
+    if np.isnat(value):
+        raise TimestampError("timestamp=NaT is no time; give one, or leave timestamp out for now")
+    # Rounded down: an edit counts from its own instant on, and one that came later must not.
+    found = value.astype("datetime64[us]").item()
+    if not isinstance(found, datetime):
+        raise TimestampError(f"timestamp={value!r} lies outside of the years that can be")
+    return found
+
+
+def _from_epoch(value: Any) -> Instant:
+    if not math.isfinite(value) or not 0 <= value < _TOO_LATE:
+        hint = "; it looks like milliseconds: divide by 1000" if math.isfinite(value) and value >= _TOO_LATE else ""
+        raise TimestampError(f"timestamp={value!r} is not seconds since 1970{hint}")
+    return Instant(int(value) * _SECOND if isinstance(value, int | np.integer) else round(float(value) * _SECOND))
+
+
+def _from_datetime(value: datetime) -> Instant:
+    return Instant((value - _EPOCH) // timedelta(microseconds=1))
+
+
+def _warn_naive(value: datetime) -> None:
+    warnings.warn(
+        f"timestamp={value.isoformat()} has no time zone and is taken as UTC; write {value.isoformat()}Z, or give a "
+        "datetime with tzinfo, to say so",
+        NaiveTimestampWarning,
+        stacklevel=3,
+    )

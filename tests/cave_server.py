@@ -1,0 +1,594 @@
+"""A CAVE deployment on the loopback: info service, chunked graph, materialization, storage; and faults.
+
+It speaks the protocols to the real caveclient and cloud-volume. The graph is that of real tissue where it lies beside
+the checkout, with a history: roots made at `BEGIN`, two of them merged at `MERGE`, the result split at `SPLIT`, and
+whatever a test edits later. It is no PyChunkedGraph, but answers as one was measured to, oddities included.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import md5
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+
+# Sub-second parts on purpose: they show who rounds.
+BEGIN, MERGE, SPLIT = 1_700_000_000.125, 1_700_100_000.25, 1_700_200_000.5
+LAYERS = 4
+OFFSET = (640, 512, 320)
+EM_SIZE, SEG_SIZE, VIEWER = (10, 10, 10), (10, 10, 10), (5, 5, 10)
+TOKEN, FORBIDDEN, NO_TERMS = "0123456789abcdef0123456789abcdef", "f" * 32, "e" * 32
+DATASTACK, TABLE = "fib25_public", "fib25_table"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# tissue
+
+
+@dataclass
+class Tissue:
+    """Voxels (z, y, x), and which supervoxels make which body."""
+
+    em: np.ndarray
+    supervoxels: np.ndarray
+    """Ids as a graph makes them: layer 1, place, number."""
+    ids: np.ndarray
+    """All supervoxels, ascending."""
+    bodies: np.ndarray
+    """Number from 1 on of the body of each; 0 for those that nobody joined to anything."""
+
+
+def encoded(labels: np.ndarray, chunk: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels as graph ids, these ids ascending, and the labels that they were."""
+    known, first, where = np.unique(labels, return_index=True, return_inverse=True)
+    z, y, x = (np.asarray(i, np.uint64) // np.uint64(chunk) for i in np.unravel_index(first, labels.shape))
+    ids = (np.uint64(1) << np.uint64(56)) | (x << np.uint64(46)) | (y << np.uint64(36)) | (z << np.uint64(26))
+    ids = ids | np.arange(1, len(known) + 1, dtype=np.uint64)
+    ids[known == 0] = 0
+    order = np.argsort(ids)
+    keep = ids[order] > 0
+    return ids[where].reshape(labels.shape), ids[order][keep], known[order][keep]
+
+
+def fib25_tissue(path: Path) -> Tissue:
+    """Real tissue: 21,317 supervoxels that make 526 bodies."""
+    data = np.load(path)
+    voxels, ids, old = encoded(data["supervoxels"].astype(np.uint64))
+    table = dict(data["sv_to_body"].tolist())
+    bodies = np.unique([table.get(int(sv), 0) for sv in old], return_inverse=True)
+    return Tissue(data["em"], voxels, ids, bodies[1] + (bodies[0][0] != 0))
+
+
+def sample_tissue(sample: Any) -> Tissue:
+    """The sample volume, its cells cut into cubes."""
+    import imageryxr as ix
+
+    em = ix.open_image(sample.image)
+    box = ix.BBox.around((4600, 2560, 132), (192, 192, 64), resolution=(8, 8, 40))
+    ds = ix.align(em, ix.open_segmentation(sample.segmentation), to="image", bbox=box)
+    cells = ds.segmentation.values
+    z, y, x = (i // 16 for i in np.indices(cells.shape))
+    pieces = np.where(
+        cells > 0, cells.astype(np.uint64) * np.uint64(4096) + (z * 256 + y * 16 + x).astype(np.uint64), 0
+    )
+    voxels, ids, old = encoded(pieces)
+    return Tissue(ds.image.values, voxels, ids, np.unique(old // np.uint64(4096), return_inverse=True)[1] + 1)
+
+
+def write_layers(folder: Path, tissue: Tissue) -> dict[str, Any]:
+    """Write image and supervoxels as precomputed layers; returns the ``info`` of the latter."""
+    from cloudvolume import CloudVolume
+
+    def write(
+        name: str, kind: str, encoding: str, volumes: list[np.ndarray], sizes: list[tuple], compress: Any
+    ) -> dict:
+        path = f"precomputed://file://{folder}/{name}"
+        scales = []
+        for values, size in zip(volumes, sizes, strict=True):
+            shrunk = [s // b for s, b in zip(size, sizes[0], strict=True)]
+            offset = [o // s for o, s in zip(OFFSET, shrunk, strict=True)]
+            scale = {"key": "_".join(map(str, size)), "size": list(values.shape[::-1]), "resolution": list(size)}
+            scale |= {"voxel_offset": offset, "chunk_sizes": [[64, 64, 32]], "encoding": encoding}
+            if encoding == "compressed_segmentation":
+                scale["compressed_segmentation_block_size"] = [8, 8, 8]
+            scales.append(scale)
+        info = {"type": kind, "data_type": str(volumes[0].dtype), "num_channels": 1, "scales": scales}
+        for mip, values in enumerate(volumes):
+            layer = CloudVolume(path, mip=mip, info=info, compress=compress, progress=False)
+            layer.commit_info()
+            layer[:, :, :] = values.T[..., None]
+        return info
+
+    write("em", "image", "raw", [tissue.em], [EM_SIZE], False)
+    coarse = tuple(2 * s for s in SEG_SIZE)
+    levels = [tissue.supervoxels, np.ascontiguousarray(tissue.supervoxels[1::2, 1::2, 1::2])]
+    return write("ws", "segmentation", "compressed_segmentation", levels, [SEG_SIZE, coarse], "gzip")
+
+
+def tiles(tissue: Tissue) -> int:
+    """How many whole chunks of 64 voxels lie side by side."""
+    return min(tissue.em.shape[1:]) // 64
+
+
+def wide(info: dict[str, Any]) -> dict[str, Any]:
+    """The ``info`` of a layer 1024 voxels wide and high that repeats these chunks."""
+    scale = info["scales"][0]
+    return {**info, "scales": [{**scale, "size": [1024, 1024, scale["size"][2]]}]}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the graph
+
+
+class Graph:
+    """Which root each supervoxel had when; edits make new roots and leave old ones behind."""
+
+    def __init__(self, tissue: Tissue) -> None:
+        self.ids = tissue.ids
+        self.lock = threading.Lock()
+        self.made: dict[int, float] = {}
+        self.links: list[tuple[int, int]] = []
+        self._next = 1
+        first = np.zeros(len(tissue.ids), np.uint64)
+        for body in np.unique(tissue.bodies):
+            members = np.flatnonzero(tissue.bodies == body)
+            for group in [members] if body else [[m] for m in members]:
+                first[group] = self._new(BEGIN)
+        self.states: list[tuple[float, np.ndarray]] = [(BEGIN, first)]
+        largest = np.unique(first, return_counts=True)
+        a, b = (int(r) for r in largest[0][np.argsort(largest[1])[[-2, -3]]])
+        self.merged_from = (a, b)
+        self.merged = self.merge(a, b, MERGE)
+        members = self.ids[self.states[-1][1] == self.merged]
+        self.split_into = self.split(self.merged, members[: len(members) // 3], SPLIT)
+
+    def _new(self, when: float) -> int:
+        root = (LAYERS << 56) | self._next
+        self._next += 1
+        self.made[root] = when
+        return root
+
+    def merge(self, a: int, b: int, when: float | None = None) -> int:
+        """Join two roots; returns the new one."""
+        return self._edit([a, b], when, lambda roots: [np.isin(roots, np.array([a, b], np.uint64))])[0]
+
+    def split(self, root: int, supervoxels: np.ndarray, when: float | None = None) -> tuple[int, int]:
+        """Part some supervoxels from a root; returns the two new ones."""
+        inside = np.isin(self.ids, supervoxels)
+        a, b = self._edit([root], when, lambda roots: [(roots == root) & inside, (roots == root) & ~inside])
+        return a, b
+
+    def _edit(self, old: list[int], when: float | None, parts: Any) -> list[int]:
+        with self.lock:
+            when = round(time.time(), 3) if when is None else when
+            assert when > self.states[-1][0]
+            roots = self.states[-1][1].copy()
+            new = []
+            for part in parts(self.states[-1][1]):
+                assert part.any()
+                new.append(self._new(when))
+                roots[part] = new[-1]
+            self.links += [(o, n) for o in old for n in new]
+            self.states.append((when, roots))
+            return new
+
+    def state(self, when: float) -> np.ndarray | None:
+        """Roots of all supervoxels at a time; an edit counts from its own instant on."""
+        held = [roots for made, roots in self.states if made <= when]
+        return held[-1] if held else None
+
+    def roots(self, supervoxels: np.ndarray, when: float) -> np.ndarray:
+        """As PyChunkedGraph answers: supervoxels unchanged before the first state, 0 for an unknown one."""
+        state = self.state(when)
+        if state is None:
+            return supervoxels
+        at = np.minimum(np.searchsorted(self.ids, supervoxels), len(self.ids) - 1)
+        return np.where(self.ids[at] == supervoxels, state[at], np.uint64(0))
+
+    def lineage(self, roots: list[int], past: float, future: float) -> dict[str, Any]:
+        """Forebears and descendants, within times."""
+        found, links = set(roots), []
+        for forward in (True, False):
+            todo = list(roots)
+            while todo:
+                root = todo.pop()
+                for old, new in self.links:
+                    here, there = (old, new) if forward else (new, old)
+                    if here == root and past <= self.made[there] <= future:
+                        links.append({"source": old, "target": new})
+                        found.add(there)
+                        todo.append(there)
+        nodes = [{"id": r, "timestamp": self.made[r], "operation_id": 1} for r in sorted(found)]
+        return {"directed": True, "graph": {}, "links": links, "multigraph": False, "nodes": nodes}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# faults
+
+
+@dataclass
+class Fault:
+    """What goes wrong with requests whose ``METHOD path`` a pattern finds."""
+
+    pattern: str
+    kind: str
+    """status, delay, drop, truncate, short, corrupt, missing, login, page or garbage."""
+    status: int = 500
+    times: int | None = None
+    """How often; None for always."""
+    seconds: float = 0.0
+    headers: dict[str, str] = field(default_factory=dict)
+    done: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A line of the log."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    token: str | None
+    body: bytes
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+class CaveServer(ThreadingHTTPServer):
+    """Everything on one port of the loopback."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, folder: Path, tissue: Tissue, info: dict[str, Any]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.tissue, self.ws_info = folder, tissue, info
+        self.graph = Graph(tissue)
+        self.log: list[Asked] = []
+        self.faults: list[Fault] = []
+        self.lock = threading.Lock()
+        self.busy = self.peak = 0
+        self.before_roots: Any = None
+        """Called before each answer to a request for roots."""
+        self.tokens = {TOKEN: "ok", FORBIDDEN: "forbidden", NO_TERMS: "terms"}
+        self.secret_data = False
+        """Whether the storage asks for tokens, too."""
+        self.date_shift = 0.0
+        """Seconds by which its clock is ahead."""
+        self.without: set[str] = set()
+        """Endpoints that an older server has not."""
+
+    @property
+    def url(self) -> str:
+        """Its address, without a slash."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def table(self) -> str:
+        """Address of the segmentation."""
+        return f"graphene://{self.url}/segmentation/table/{TABLE}"
+
+    @property
+    def image(self) -> str:
+        """Address of the image."""
+        return f"precomputed://{self.url}/data/em"
+
+    def fault(self, pattern: str, kind: str, **options: Any) -> Fault:
+        """Let requests go wrong from now on."""
+        self.faults.append(Fault(pattern, kind, **options))
+        return self.faults[-1]
+
+    def reset(self) -> None:
+        """Forget faults and the log."""
+        self.faults.clear()
+        self.log.clear()
+        self.graph = Graph(self.tissue)
+        self.before_roots, self.secret_data, self.date_shift, self.without = None, False, 0.0, set()
+        self.peak = 0
+
+    def truth(self, when: float, box: tuple[slice, slice, slice] = (slice(None),) * 3) -> np.ndarray:
+        """Roots at a time, voxel by voxel; index (z, y, x) from the first voxel."""
+        voxels = self.tissue.supervoxels[box]
+        roots = self.graph.state(when)[np.minimum(np.searchsorted(self.graph.ids, voxels), len(self.graph.ids) - 1)]
+        return np.where(voxels > 0, roots, np.uint64(0))
+
+    def count(self, pattern: str) -> int:
+        """How many requests in the log a pattern finds."""
+        return sum(re.search(pattern, str(line)) is not None for line in self.log)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that go away."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    disable_nagle_algorithm = True
+    server: CaveServer
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        query = {k: v[0] for k, v in parse_qs(parts.query).items()}
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        asked = Asked(self.command, parts.path, query, token, body)
+        with self.server.lock:
+            self.server.log.append(asked)
+            self.server.busy += 1
+            self.server.peak = max(self.server.peak, self.server.busy)
+            fault = next(
+                (f for f in self.server.faults if re.search(f.pattern, str(asked)) and f.times != f.done), None
+            )
+            if fault is not None:
+                fault.done += 1
+        self.counted = True
+        try:
+            self._answer(asked, fault)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+        except Exception as error:
+            self._send(500, {"message": repr(error)})
+        finally:
+            self._leave()
+
+    do_POST = do_HEAD = do_GET
+
+    def _leave(self) -> None:
+        with self.server.lock:
+            self.server.busy -= self.counted
+            self.counted = False
+
+    def _answer(self, asked: Asked, fault: Fault | None) -> None:
+        kind = fault.kind if fault else ""
+        made = {
+            "status": (
+                fault.status if fault else 0,
+                {"message": f"a fault, {asked.token}"},
+                fault.headers if fault else {},
+            ),
+            "missing": (404, b"<xml>NoSuchKey</xml>", {"Content-Type": "application/xml"}),
+            "login": (302, b"", {"Location": f"{self.server.url}/auth/login"}),
+            "page": (200, b"<html>Sign in</html>", {"Content-Type": "text/html"}),
+            "garbage": (200, b"\x00garbage{", {}),
+        }
+        if kind == "delay":
+            time.sleep(fault.seconds)
+        if kind == "drop":
+            self.close_connection = True
+            self._leave()
+        elif kind in made:
+            self._send(*made[kind])
+        else:
+            status, value, headers = self._route(asked)
+            body = value if isinstance(value, bytes) else json.dumps(value).encode()
+            body = body[: len(body) // 2] if kind == "short" else body
+            body = bytes(b ^ 0x5A for b in body) if kind == "corrupt" else body
+            self._send(status, body, headers, cut=kind == "truncate")
+
+    def _send(self, status: int, value: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        kind = "application/octet-stream" if isinstance(value, bytes) else "application/json"
+        self.send_response(status)
+        for key, text in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, text)
+        self.end_headers()
+        self._leave()
+        if self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.wfile.flush()
+        if cut:
+            self.close_connection = True
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The clock that Date tells."""
+        return super().date_time_string(time.time() + self.server.date_shift if timestamp is None else timestamp)
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+    # -----------------------------------------------------------------------------------------------------
+
+    def _route(self, asked: Asked) -> tuple[int, Any, dict[str, str]]:
+        path = asked.path
+        if path == "/auth/login":
+            return 200, b"<html>Sign in with your account</html>", {"Content-Type": "text/html"}
+        if path.startswith("/data/"):
+            refused = self._refusal(asked) if self.server.secret_data else None
+            return refused or self._file(path.removeprefix("/data/"))
+        if path.endswith(("/api/version", "/api/versions", "/materialize/version", "/info/version")):
+            values = {
+                "/segmentation/api/versions": [0, 1],
+                "/segmentation/api/version": "2.21.1",
+                "/info/version": "4.7.2",
+            }
+            return 200, values.get(path, [2, 3] if path.endswith("versions") else "5.0.0"), JSON
+        refused = self._refusal(asked)
+        if refused:
+            return refused
+        for pattern, function in ROUTES:
+            found = re.fullmatch(pattern, path)
+            if found and path.rpartition("/")[2] not in self.server.without:
+                return function(self, asked, *found.groups())
+        return 404, {"message": "no such place"}, JSON
+
+    def _refusal(self, asked: Asked) -> tuple[int, Any, dict[str, str]] | None:
+        if asked.token is None:  # a browser, to a server that checks
+            return 302, b"", {"Location": f"{self.server.url}/auth/login"}
+        known = self.server.tokens.get(asked.token)
+        if known is None:
+            return 401, {"message": f"Unknown token {asked.token}"}, JSON
+        if known == "forbidden":
+            return 403, {"message": f"missing permission: view, token {asked.token}"}, JSON
+        if known == "terms":
+            data = {"tos_form_url": f"{self.server.url}/auth/tos/1"}
+            return 403, {"error": "missing_tos", "message": "Terms of Service not accepted", "data": data}, JSON
+        return None
+
+    def _file(self, name: str) -> tuple[int, Any, dict[str, str]]:
+        layer, _, rest = name.partition("/")
+        if layer.startswith("wide-"):
+            return self._wide(layer.removeprefix("wide-"), rest)
+        plain = self.server.folder / name
+        zipped = plain.with_name(plain.name + ".gz")
+        if zipped.is_file():
+            return 200, zipped.read_bytes(), {"Content-Encoding": "gzip"}
+        if not plain.is_file():
+            return 404, b"<xml>NoSuchKey</xml>", {"Content-Type": "application/xml"}
+        body = plain.read_bytes()
+        return 200, body, {"x-goog-hash": f"crc32c=AAAAAA==,md5={b64encode(md5(body).digest()).decode()}"}
+
+    def _wide(self, layer: str, rest: str) -> tuple[int, Any, dict[str, str]]:
+        # The first chunks of a layer over and over: tissue 1024 voxels wide, without a file of its own.
+        if rest == "info":
+            return 200, wide(json.loads((self.server.folder / layer / "info").read_text())), JSON
+        spans = [int(n) for n in re.findall(r"\d+", rest.rpartition("/")[2])]
+        starts = [o + (a - o) % (64 * tiles(self.server.tissue)) for o, a in zip(OFFSET[:2], spans[:4:2], strict=True)]
+        place = "_".join(f"{a}-{a + 64}" for a in starts)
+        return self._file(f"{layer}/{rest.rpartition('/')[0]}/{place}_{spans[4]}-{spans[5]}")
+
+    def datastack(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
+        if name != DATASTACK:
+            return 404, {"message": f"datastack {name} not found"}, JSON
+        volume = {"id": 1, "name": "fib25", "image_source": self.server.image, "description": ""}
+        x, y, z = VIEWER
+        found = {"aligned_volume": volume, "segmentation_source": self.server.table, "local_server": self.server.url}
+        found |= {"viewer_resolution_x": float(x), "viewer_resolution_y": float(y), "viewer_resolution_z": float(z)}
+        found |= {"viewer_site": None, "synapse_table": None, "soma_table": None, "analysis_database": None}
+        return 200, found | {"description": "", "skeleton_source": None}, JSON
+
+    def table_info(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
+        if table not in (TABLE, f"wide_{TABLE}"):
+            return 500, {"message": f"unknown table {table}"}, JSON
+        bits = {"1": 10, "2": 10, "3": 1, "4": 1}
+        graph = {
+            "chunk_size": [64, 64, 64],
+            "n_bits_for_layer_id": 8,
+            "cv_mip": 0,
+            "n_layers": LAYERS,
+            "spatial_bit_masks": bits,
+        }
+        layer = "ws" if table == TABLE else "wide-ws"
+        more = {
+            "data_dir": f"precomputed://{self.server.url}/data/{layer}",
+            "graph": graph,
+            "app": {"supported_api_versions": [0, 1]},
+        }
+        stored = self.server.ws_info if table == TABLE else wide(self.server.ws_info)
+        return (
+            200,
+            {**stored, **more, "chunks_start_at_voxel_offset": True, "sharded_mesh": True, "verify_mesh": False},
+            JSON,
+        )
+
+    def roots(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
+        import gzip
+
+        if self.server.before_roots is not None:
+            self.server.before_roots()
+        body = gzip.decompress(asked.body) if self.headers.get("Content-Encoding") == "gzip" else asked.body
+        ids = np.frombuffer(body, "<u8").astype(np.uint64)
+        layer = ids >> np.uint64(56)
+        found = self.server.graph.roots(ids, self._when(asked))
+        if (layer == LAYERS).any():
+            found = np.where(layer == LAYERS, ids, found)
+        return 200, found.astype("<u8").tobytes(), {}
+
+    def root(self, asked: Asked, table: str, node: str) -> tuple[int, Any, dict[str, str]]:
+        return (
+            200,
+            {"root_id": int(self.server.graph.roots(np.array([int(node)], np.uint64), self._when(asked))[0])},
+            JSON,
+        )
+
+    def leaves(self, asked: Asked, table: str, node: str) -> tuple[int, Any, dict[str, str]]:
+        graph = self.server.graph
+        state = graph.state(graph.made.get(int(node), BEGIN))
+        return 200, {"leaf_ids": [int(i) for i in graph.ids[state == np.uint64(int(node))]]}, JSON
+
+    def latest(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
+        state = self.server.graph.state(self._when(asked))
+        current = set() if state is None else set(np.unique(state).tolist())
+        return 200, {"is_latest": [i in current for i in json.loads(asked.body)["node_ids"]]}, JSON
+
+    def timestamps(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
+        made = self.server.graph.made
+        return 200, {"timestamp": [made[i] for i in json.loads(asked.body)["node_ids"] if i in made]}, JSON
+
+    def oldest(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
+        return 200, {"iso": str(datetime.fromtimestamp(BEGIN, UTC))}, JSON
+
+    def lineage(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
+        past, future = (float(asked.query.get(f"timestamp_{w}", d)) for w, d in (("past", 0), ("future", time.time())))
+        return 200, self.server.graph.lineage(json.loads(asked.body)["root_ids"], past, future), JSON
+
+    def versions(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
+        return 200, sorted(VERSIONS), JSON
+
+    def version(self, asked: Asked, name: str, number: str) -> tuple[int, Any, dict[str, str]]:
+        if int(number) not in VERSIONS:
+            return 404, {"message": "version not found"}, JSON
+        when = datetime.fromtimestamp(VERSIONS[int(number)], UTC).replace(tzinfo=None).isoformat()
+        found = {"version": int(number), "time_stamp": when, "expires_on": "2121-01-01T00:00:00.000001", "valid": True}
+        return (
+            200,
+            found | {"datastack": name, "is_merged": True, "status": "AVAILABLE", "id": 1, "parent_version": None},
+            JSON,
+        )
+
+    def _when(self, asked: Asked) -> float:
+        return float(asked.query.get("timestamp", time.time()))
+
+
+JSON = {"Content-Type": "application/json"}
+# Materializations: one between the edits, one after both.
+VERSIONS = {7: MERGE + 0.125, 9: SPLIT + 10}
+_TABLE = "/segmentation/api/v1/table/([^/]+)"
+ROUTES = [
+    ("/info/api/v2/datastack/full/([^/]+)", Handler.datastack),
+    ("/segmentation/table/([^/]+)/info", Handler.table_info),
+    (f"{_TABLE}/roots_binary", Handler.roots),
+    (f"{_TABLE}/node/(\\d+)/root", Handler.root),
+    (f"{_TABLE}/node/(\\d+)/leaves", Handler.leaves),
+    (f"{_TABLE}/is_latest_roots", Handler.latest),
+    (f"{_TABLE}/root_timestamps", Handler.timestamps),
+    (f"{_TABLE}/oldest_timestamp", Handler.oldest),
+    (f"{_TABLE}/lineage_graph_multiple", Handler.lineage),
+    ("/materialize/api/v3/datastack/([^/]+)/versions", Handler.versions),
+    ("/materialize/api/v3/datastack/([^/]+)/version/(\\d+)", Handler.version),
+]
+
+
+@contextmanager
+def serving_cave(folder: Path, tissue: Tissue, info: dict[str, Any]) -> Iterator[CaveServer]:
+    """Serve on 127.0.0.1."""
+    server = CaveServer(folder, tissue, info)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def stall_forever() -> tuple[Any, str]:
+    """Return a socket that accepts and never answers, and its address."""
+    import socket
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,0 +1,92 @@
+"""The benchmarks, once and small: that they run, and that both sides do the same work."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+
+import numpy as np
+import pytest
+
+from benchmarks import apart, figures, first_use, graphs, kernels, overlays, pictures, reading, report, stacks, work
+
+KINDS = [kind for kind, _, _ in report.rows([], quick=True)] + [figures.Figure]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(work.Work, "small", True)
+    monkeypatch.setattr(work.Work, "rounds", 1)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
+def test_runs(kind):
+    if issubclass(kind, reading.TensorStoreCutout):
+        pytest.importorskip("tensorstore", reason="TensorStore is of the extra `benchmarks`")
+    one = kind()
+    one.setup(*[values[0] for values in getattr(kind, "params", [])])
+    one.ours()
+    one.peer()
+    if kind is graphs.Petavoxel:
+        assert "4 tasks" in one.told()
+        one.teardown()
+
+
+def test_every_row_is_asvs_too():
+    modules = (kernels, overlays, reading, figures, stacks, graphs, first_use)
+    for module, kind in itertools.product(modules, KINDS):
+        if kind.__module__ == module.__name__:
+            assert inspect.getattr_static(kind, "time_ours")
+            assert kind.title
+            assert kind.peer_name
+
+
+def test_both_sides_read_and_draw_the_same():
+    cut = reading.SegmentationCutout()
+    cut.setup()
+    np.testing.assert_array_equal(cut.ours(), cut.peer()[..., 0].T)
+    drawn = overlays.FillImageryClient()
+    drawn.setup()
+    mine = drawn.ours()[0, ..., :3].astype(int)
+    theirs = np.asarray(drawn.peer())[..., :3].astype(int)
+    assert np.abs(mine - theirs).max() <= 255 * 0.2 + 2  # colours are each one's own; the grey under them is the same
+    unseen = drawn.labels[0] == 0
+    np.testing.assert_array_equal(mine[unseen], theirs[unseen])
+    twice = overlays.NearestReindex()
+    twice.setup()
+    np.testing.assert_array_equal(twice.ours(), twice.peer().values)
+
+
+def test_cells_are_as_many_as_asked():
+    cells = pictures.cells((2, 128, 128), 10)
+    assert len(np.unique(cells)) == 11
+    assert cells.max() > 2**53
+    assert (cells == 0).any()
+
+
+def test_a_peer_without_memory_or_time_is_told_of():
+    assert apart.apart("time:sleep", [0.01]).seconds >= 0.01
+    assert "out of memory" in apart.apart("numpy:zeros", [1 << 45]).why
+
+
+def test_a_row_of_the_table(monkeypatch):
+    text = report.line(kernels.Select, ())
+    assert text.startswith("| select 30 of 300 ids | ")
+    assert text.count("|") == 7
+    assert report.show(0.0312) == "31.2 ms"
+
+
+@pytest.mark.slow
+def test_what_one_process_compiled_another_finds():
+    for call in first_use.CALLS:
+        first_use.run(first_use.KERNELS.format(call=first_use.CALLS[call]))
+        compiled = first_use.run(
+            "import numba\nfound = []\nold = numba.core.dispatcher.Dispatcher.compile\n"
+            + first_use.KERNELS.format(call=first_use.CALLS[call])
+            + "from imageryxr.kernels import fill, inside, lookup, outside, runs, topmost\n"
+            "for module in (fill, inside, lookup, outside, runs, topmost):\n"
+            "    for f in vars(module).values():\n"
+            "        found += [f.stats.cache_misses] if hasattr(f, 'stats') else []\n"
+            "print(sum(sum(m.values()) for m in found))"
+        )
+        assert compiled.splitlines()[-1] == "0"

@@ -1,0 +1,204 @@
+"""Where arrays end: planes, boxes that reach out, what is lazily indexed; the same for numpy, dask and sources."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import imageryxr as ix
+from tests.conftest import no_compute, volume
+
+rng = np.random.default_rng(4)
+LABELS = (rng.integers(0, 4, (5, 6, 7)).repeat(4, 1).repeat(4, 2) * np.uint64(2**62)).astype(np.uint64)
+GREY = rng.integers(1, 255, LABELS.shape).astype(np.uint8)
+
+
+class Watched:
+    """A source that notes what is read of it."""
+
+    layer_type = "image"
+    name = "watched://grey"
+    attrs = property(lambda self: {})
+
+    def __init__(self, values):
+        self.values, self.boxes = values, []
+        self.dtype = values.dtype
+        self.levels = (ix.Level(0, ix.Grid(values.shape, (8, 8, 40), (3, -4, 2)), (2, 8, 8)),)
+
+    def check(self, mip):
+        pass
+
+    def read(self, mip, box):
+        self.boxes.append(box)
+        out = np.zeros(box.shape, self.dtype)
+        part = box.clip(self.levels[0].grid.box)
+        if part.voxels:
+            out[part.slices(box)] = self.values[part.slices()]
+        return out
+
+    def __dask_tokenize__(self):
+        return ("watched", id(self))
+
+
+def forms(values, **attrs):
+    """Return one array as numpy, as foreign dask blocks, and lazily indexed from a source."""
+    held = volume(values, (8, 8, 40), (3, -4, 2), **attrs)
+    opened = ix.open_image(Watched(values)).assign_attrs(**attrs)
+    return {"numpy": held, "dask": held.chunk({"z": 2, "y": 5, "x": 9}), "source": opened}
+
+
+def test_a_plane_stays_the_plane_that_it_is():
+    deep = ix.BBox((2, -4, 0), (20, 10, 9), resolution=(8, 8, 40))
+    for form, em in forms(GREY).items():
+        plane = em.isel(z=3)
+        part = ix.crop(plane, deep)
+        assert part.dims == ("y", "x"), form
+        assert float(part.z) == float(plane.z)
+        np.testing.assert_array_equal(part.values[:, 1:], GREY[3, :14, :17])
+        finer = ix.regrid(plane, ix.Grid((20, 48, 56), (4, 4, 20), (6, -8, 4)), method="nearest")
+        assert finer.dims == ("y", "x")
+        np.testing.assert_array_equal(finer.values, GREY[3].repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        lambda em: em.isel(z=2),
+        lambda em: em.isel(y=5, x=slice(3, 9)),
+        lambda em: em.transpose("x", "y", "z"),
+        lambda em: em.isel(z=slice(1, 3)).transpose("y", "x", "z"),
+        lambda em: em.sel(x=slice(40, 120)),
+    ],
+)
+def test_building_reads_nothing_and_computing_reads_what_is_shown(select):
+    source = Watched(GREY)
+    em = select(ix.open_image(source))
+    with no_compute():
+        pictures = [ix.to_rgba(em), ix.crop(em, ix.grid_of(em).bbox)]
+        pictures += [ix.open_image(em)] if em.ndim == 3 else []
+    assert source.boxes == []
+    expected = select(volume(GREY, (8, 8, 40), (3, -4, 2)))
+    order = [d for d in ("z", "y", "x") if d in em.dims]
+    np.testing.assert_array_equal(pictures[0].isel(rgba=0).values, expected.transpose(*order).values)
+    assert sum(b.voxels for b in source.boxes) <= expected.size
+    np.testing.assert_array_equal(pictures[1].values, expected.transpose(*order).values)
+    if em.ndim == 3:
+        np.testing.assert_array_equal(pictures[2].transpose(*order).values, expected.transpose(*order).values)
+
+
+def test_a_petavoxel_plane_is_cropped_in_no_time_and_memory():
+    class Huge(Watched):
+        def __init__(self):
+            self.boxes, self.dtype = [], np.dtype(np.uint8)
+            grid = ix.Grid((28_000, 220_000, 240_000), (4, 4, 40), (0, 0, 0))
+            self.levels = (ix.Level(0, grid, (64, 512, 512)),)
+
+        def read(self, mip, box):
+            self.boxes.append(box)
+            return np.full(box.shape, 7, np.uint8)
+
+    source = Huge()
+    em = ix.open_image(source)
+    box = ix.BBox.around((120_000, 110_000, 10_000), (64, 64), resolution=(4, 4, 40))
+    for array in (em.isel(z=10_000), em.transpose("x", "y", "z"), em):
+        assert ix.crop(array, box).values.max() == 7
+        if array.ndim == 3:
+            assert ix.open_image(array, bbox=box).values.max() == 7
+    assert all(b.voxels == 64 * 64 for b in source.boxes)
+    assert xr.open_dataset(source, engine="imageryxr", chunks=None).image.encoding["preferred_chunks"]["z"][0] < 100
+
+
+@given(
+    st.tuples(*[st.integers(-9, 30)] * 6), st.tuples(*[st.integers(-9, 30)] * 6), st.sampled_from(["view", "regrid"])
+)
+def test_what_lies_outside_of_an_array_is_background(first, second, how):
+    a, b = (
+        ix.BBox(np.minimum(c[:3], c[3:]), np.maximum(c[:3], c[3:]) + 1, resolution=(8, 8, 40)) for c in (first, second)
+    )
+    results = []
+    for em in forms(GREY).values():
+        try:
+            part = ix.crop(em, a)
+        except ix.OutOfVolumeError:
+            return
+        if how == "view":
+            try:
+                results.append(ix.crop(part, b))
+            except ix.OutOfVolumeError:
+                return
+        else:
+            results.append(
+                ix.regrid(part, ix.Grid((3, 9, 11), (12, 4, 40), (b.lo[0], b.lo[1], b.lo[2])), method="nearest")
+            )
+    shown = [r.values for r in results]
+    np.testing.assert_array_equal(shown[0], shown[1])
+    np.testing.assert_array_equal(shown[0], shown[2])
+
+
+@pytest.mark.parametrize("chunks", [96, 16, 7, 5])
+def test_lines_where_a_resampled_segmentation_ends_in_the_picture(chunks):
+    picture = ix.Grid((5, 96, 112), (4, 4, 40), (-20, -30, 2))
+    whole = ix.regrid(volume(LABELS, (8, 8, 40), (3, -4, 2)), picture)
+    for side in ("out", "in"):
+        expected = ix.outline(whole, width=3, side=side).values
+        assert expected.any()
+        lazy = ix.regrid(volume(LABELS, (8, 8, 40), (3, -4, 2)).chunk(5), picture)
+        np.testing.assert_array_equal(ix.outline(lazy, width=3, side=side).values, expected)
+        np.testing.assert_array_equal(ix.outline(lazy.chunk(chunks), width=3, side=side).values, expected)
+
+
+def test_masks_are_filled_outside_and_stay_masks():
+    seg = volume(LABELS, (8, 8, 40), (3, -4, 2), layer_type="segmentation")
+    box = ix.BBox((0, -6, 1), (9, 3, 4), resolution=(8, 8, 40))
+    for array in (seg, seg.chunk(4)):
+        masks = ix.split_masks(array, [2**62, 2**63])
+        both = ix.crop(xr.Dataset({"segmentation": array, "masks": masks}), box)
+        assert both.masks.dtype == bool
+        assert both.masks.shape == (2, 3, 9, 9)
+        np.testing.assert_array_equal(both.masks.sel(segment=2**63).values, both.segmentation.values == 2**63)
+        assert ix.grid_of(both.masks) == ix.grid_of(both.segmentation)
+
+
+def test_a_slab_that_no_coarser_voxel_has_its_centre_in_is_no_black_picture():
+    slab = volume(GREY, (8, 8, 40), (0, 0, 0)).isel(z=[0])
+    with pytest.raises(ix.GridMismatchError, match="has its centre within the array"):
+        ix.regrid(slab, (8, 8, 100), method="mean")
+    assert ix.regrid(volume(GREY, (8, 8, 40)).isel(z=[1]), (8, 8, 100), method="nearest").values.any()
+
+
+def test_ids_are_missed_by_whoever_sees_all_of_the_array():
+    seg = ix.open_segmentation(volume(LABELS, (8, 8, 40), (3, -4, 2)).chunk({"z": 1, "y": 9}))
+    chosen = ix.select_ids(seg, [2**62, 5])
+    with pytest.warns(ix.MissingIdsWarning, match="1 of the 2 ids that were asked for are not in the data: 5"):
+        chosen.compute()
+    with pytest.warns(ix.MissingIdsWarning, match="not in the data: 5"):
+        ix.overlay(None, seg, ids=[5, 2**62], outline=2).compute()
+    # of a part nothing can be said of the whole
+    ix.select_ids(seg, ix.unique_ids(seg)).isel(z=0, y=slice(0, 2), x=slice(0, 2)).compute()
+    ix.crop(ix.select_ids(seg, ix.unique_ids(seg)), ix.BBox((3, -4, 2), (4, -3, 3), resolution=(8, 8, 40))).compute()
+
+
+@pytest.mark.parametrize("ids", ["4611686018427387904", 4611686018427387904, np.uint64(2**62), [str(2**62)]])
+def test_one_id_is_one_id(ids):
+    seg = volume(LABELS, (8, 8, 40), (3, -4, 2), layer_type="segmentation")
+    np.testing.assert_array_equal(ix.select_ids(seg, ids).values != 0, LABELS == 2**62)
+    assert (ix.overlay(None, seg, ids=ids).values[..., 3] > 0).sum() == (LABELS == 2**62).sum()
+
+
+@pytest.mark.parametrize("resolution", [32 / 3, 1 / 3, 4.04, 7.98, 4.7, 12.345678])
+@pytest.mark.parametrize(
+    ("offset", "size"), [(0, 2), (7, 3), (-1234567, 2), (-1234567, 3), (-1234567, 1000), (99_999_999, 1000)]
+)
+def test_coordinates_alone_tell_the_grid(resolution, offset, size):
+    grid = ix.Grid((2, 2, size), (resolution, 8, 40), (offset, 0, 0))
+    bare = xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords())
+    assert ix.grid_of(bare) == grid
+
+
+def test_mode_of_any_ratio():
+    seg = volume(LABELS, (8.1234567, 8.1234567, 40.7654321), (0, 0, 0))
+    out = ix.regrid(seg, (12.345678, 13.1313131, 77.7777777), method="mode")
+    assert set(np.unique(out.values)) <= set(np.unique(LABELS))
