@@ -200,6 +200,8 @@ class FileServer(ThreadingHTTPServer):
         """Status by a part of the path, or those of the next answers; 0 hangs up in the middle of the body."""
         self.asked: list[str] = []
         """Paths asked for."""
+        self.moved: dict[str, str] = {}
+        """Where requests are sent on to, by a part of the path."""
         self.needs: str | None = None
         """An Authorization header without which everything is 401."""
 
@@ -226,6 +228,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
+        place = next((to for part, to in self.server.moved.items() if part in self.path), None)
+        if place is not None and place != self.path:
+            self._answer(302, b"", {"Location": place})
+            return
         status = self.server.status(self.path)
         if self.server.needs and self.headers.get("Authorization") != self.server.needs:
             status = 401

@@ -73,9 +73,12 @@ def _wrap_decoding() -> None:
 
 @lru_cache(maxsize=1)
 def _wrap_shards() -> None:
+    from cloudvolume import cacheservice
     from cloudvolume.datasource.precomputed import sharding
 
-    if not hasattr(sharding, "CloudFiles") or not hasattr(sharding.ShardReader, "decode_index"):
+    if not (hasattr(sharding, "CloudFiles") and hasattr(cacheservice, "CloudFiles")) or not hasattr(
+        sharding.ShardReader, "decode_index"
+    ):
         _tell_unknown()
         return
     inner = sharding.ShardReader.decode_index
@@ -102,7 +105,7 @@ def _wrap_shards() -> None:
                     )
             return found
 
-    sharding.CloudFiles = WholeRanges
+    sharding.CloudFiles = cacheservice.CloudFiles = WholeRanges  # chunks come by the one, indexes by the other
     sharding.ShardReader.decode_index = decode_index
 
 

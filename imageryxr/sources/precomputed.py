@@ -371,10 +371,10 @@ def _problem(info: dict[str, Any]) -> str:
             absent = [key for key in ("key", "size", "resolution", "chunk_sizes") if key not in scale]
             if absent:
                 return f"scale {mip} lacks {' and '.join(absent)}"
-            _level(mip, scale)
             problem = _scale_problem(scale)
             if problem:
                 return f"scale {mip} {problem}"
+            _level(mip, _completed_scale(scale))
         if np.dtype(info["data_type"]).kind not in "iuf" or int(info.get("num_channels", 1)) < 1:
             return f"data_type {info['data_type']!r} with {info.get('num_channels', 1)} channels"
     except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
@@ -399,13 +399,15 @@ def _completed(info: dict[str, Any]) -> dict[str, Any]:
     """Return an ``info`` with what may be left out, and whole numbers written as such, for CloudVolume."""
     encodings = {scale.get("encoding") for scale in info["scales"]}
     ids = encodings & {"compressed_segmentation", "compresso", "crackle"} or info["data_type"] in ("uint32", "uint64")
-    scales = []
-    for scale in info["scales"]:
-        whole = {key: [int(n) for n in scale.get(key, (0, 0, 0))] for key in ("size", "voxel_offset")}
-        chunks = [[int(n) for n in sizes] for sizes in scale["chunk_sizes"][:1]]
-        scales.append({"encoding": "raw", **scale, **whole, "chunk_sizes": chunks})
     given = {"type": "segmentation" if ids else "image", **info}
+    scales = [_completed_scale(scale) for scale in info["scales"]]
     return {**given, "num_channels": int(info.get("num_channels", 1)), "scales": scales}
+
+
+def _completed_scale(scale: dict[str, Any]) -> dict[str, Any]:
+    whole = {key: [int(n) for n in scale.get(key, (0, 0, 0))] for key in ("size", "voxel_offset")}
+    sizes = [[int(n) for n in sizes] for sizes in scale["chunk_sizes"][:1]]
+    return {"encoding": "raw", **scale, **whole, "chunk_sizes": sizes}
 
 
 _: type[Source] = PrecomputedSource

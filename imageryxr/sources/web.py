@@ -287,8 +287,12 @@ def _worth_retrying(error: Exception) -> bool:
 
 
 def _plain_cause(error: Exception) -> str:
-    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
+    from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ReadTimeoutError
 
+    if isinstance(error, NameResolutionError):
+        return "its host was not found; is the address right, and is there a network?"
+    if isinstance(error, NewConnectionError) and "refused" in str(error):
+        return "nothing listens there (connection refused)"
     text = str(error).partition(": ")[2] if isinstance(error, NewConnectionError) else str(error)
     if isinstance(error, ConnectTimeoutError | ReadTimeoutError) and not isinstance(error, NewConnectionError):
         return "no answer within the timeout"
