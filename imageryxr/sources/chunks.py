@@ -261,15 +261,17 @@ def refused(name: str, error: object) -> AuthError:
 
 
 def decoder(source: Stored, mip: int) -> Callable[[bytes, Index3], npt.NDArray[Any]]:
-    """Return what makes the voxels (z, y, x) of a chunk from its bytes."""
+    """Return what makes the voxels (z, y, x) of a chunk from its bytes, or raises `DamagedChunkError`."""
     scale, channels = source.info["scales"][mip], int(source.info.get("num_channels", 1))
-    encoding, block = source.levels[mip].encoding, scale.get("compressed_segmentation_block_size", (8, 8, 8))
+    encoding = source.levels[mip].encoding
+    block = scale.get("compressed_segmentation_block_size", (8, 8, 8))
 
     def decode(body: bytes, shape: Index3) -> npt.NDArray[Any]:
         z, y, x = shape
-        found = decode_chunk(body, encoding, (x, y, z, channels), source.dtype, block)
+        whole = (x, y, z, channels)
+        found = decode_chunk(body, encoding, whole, source.dtype, block)
         # (x, y, z, channel) in Fortran order: transposed it is C order without a copy.
-        return found.reshape(x, y, z, channels)[..., source.channel].T
+        return found.reshape(whole)[..., source.channel].T
 
     return decode
 

@@ -32,8 +32,7 @@ from imageryxr.grid import Grid, IndexBox
 from imageryxr.sources import chunks
 from imageryxr.sources.address import Address, reads_anonymously
 from imageryxr.sources.auth import Token
-from imageryxr.sources.base import LayerType, Level, Missing, Source, pick_index, read_error, read_filled
-from imageryxr.sources.cloudhttp import prepare_http, reason_of, status_of
+from imageryxr.sources.base import LayerType, Level, Missing, Source, pick_index, plain, read_error, read_filled
 from imageryxr.sources.decoding import watch
 from imageryxr.sources.web import Connection
 
@@ -161,7 +160,7 @@ class PrecomputedSource:
         except Exception as error:
             if status_of(error) in (401, 403):
                 raise chunks.refused(self.name, error) from error
-            raise read_error(self, mip, box, error if isinstance(error, ValueError) else reason_of(error)) from error
+            raise read_error(self, mip, box, error) from error
 
     def _by_cloudvolume(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
         from cloudvolume import Bbox
@@ -199,11 +198,11 @@ class PrecomputedSource:
         level = self.levels[mip]
         out = np.zeros(box.shape, self.dtype)
         for chunk in chunks.chunks_of(box, level.chunks):
-            part = chunk.clip(box)
+            part, whole = chunk.clip(box), chunk.clip(level.grid.box)
             try:
                 out[part.slices(box)] = self._download(mip, part, each=each)
             except EmptyVolumeException:
-                holes.append(chunk.clip(level.grid.box))
+                holes.append(whole)
         return out
 
     def __getstate__(self) -> dict[str, Any]:
@@ -219,7 +218,6 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
     # mip is passed as an argument and neither its cache nor `parallel` is used.
     from cloudvolume import CloudVolume
 
-    prepare_http()
     info = json.loads(info_text)
     real = next((i for i, scale in enumerate(info["scales"]) if not _is_placeholder(scale)), 0)
     volume = CloudVolume(
@@ -255,8 +253,12 @@ def _is_web(url: str) -> bool:
 def _files(url: str) -> Any:
     from cloudfiles import CloudFiles
 
-    prepare_http()
     return CloudFiles(url, progress=False, use_https=reads_anonymously(url))
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error, or None."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def fetch_info(
@@ -287,7 +289,7 @@ def fetch_info(
     except Exception as error:
         if status_of(error) in (401, 403):
             raise chunks.refused(address.public, error) from error
-        raise ChunkReadError(f"could not read {address.public}/info: {reason_of(error)}") from error
+        raise ChunkReadError(f"could not read {address.public}/info: {type(error).__name__}: {plain(error)}") from error
     if info is not None and not isinstance(info, dict):
         raise SourceError(f"{address.public}/info holds a {type(info).__name__}, not the JSON object of a layer")
     return info
