@@ -52,7 +52,7 @@ from imageryxr.errors import (
 )
 from imageryxr.export import export, plan_export
 from imageryxr.export.plan import ExportPlan
-from imageryxr.export.run import ExportReport
+from imageryxr.export.report import ExportReport
 from imageryxr.figure import montage, scale_bar, to_pil
 from imageryxr.grid import BBox, Grid, grid_of
 from imageryxr.opening import crop, open_image, open_multiscale, open_segmentation

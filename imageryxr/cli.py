@@ -17,6 +17,7 @@ import typer
 import xarray as xr
 
 import imageryxr as ix
+from imageryxr import cli_export as engine
 from imageryxr.demo import run_demo
 from imageryxr.errors import ChoiceError, ImageryError, ImageryWarning, OptionError
 from imageryxr.export.targets import disk_errors
@@ -148,7 +149,10 @@ def figure(
 
 @app.command()
 def export(
-    target: Annotated[str, typer.Argument(help="'stack/z{z:04d}.png', or a path that ends in .ome.zarr.")],
+    target: Annotated[
+        str, typer.Argument(help="'stack/z{z:04d}.png', or what ends in .ome.zarr, .tif, .mp4 …; precomputed://….")
+    ],
+    config: engine.Config = None,
     image: Image = None,
     segmentation: Segmentation = None,
     bbox: Bbox = None,
@@ -174,12 +178,41 @@ def export(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     overwrite: Overwrite = False,
+    resume: engine.Resume = True,
+    scheduler: engine.Scheduler = None,
+    workers: engine.WorkerCount = None,
+    memory: engine.Memory = None,
+    retries: engine.Retries = 3,
+    on_error: engine.OnErrorOption = "raise",
+    progress: engine.ShowProgress = None,
+    square: engine.Square = False,
+    as_json: engine.AsJson = False,
+    chunks: engine.Chunks = None,
+    shards: engine.Shards = None,
+    levels: engine.Levels = None,
+    compressor: engine.Compressor = None,
+    ome_version: engine.OmeVersion = None,
+    layer_type: engine.LayerTypeOption = None,
+    encoding: engine.Encoding = None,
+    quality: engine.Quality = None,
+    compress_level: engine.CompressLevel = None,
+    compression: engine.Compression = None,
+    bigtiff: engine.BigTiff = None,
+    fps: engine.Fps = None,
+    crf: engine.Crf = None,
 ) -> None:
-    """Write a stack of pictures or an OME-Zarr.
+    """Write an OME-Zarr, a precomputed layer, a stack of pictures, a TIFF or a video, and continue where it stopped.
 
+    Exit codes: 0 done, 1 an error, 2 a wrong command line, 3 regions failed (--on-error collect), 130 interrupted.
     Without --bbox or --center: all that the sources cover. A stack of pictures is sliced along the axis that its
     pattern names, and outlines are drawn across it.
     """
+    one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm")) and "{" not in target
+    options = engine.format_options(
+        axis if one_file else None, ome_version, chunks=chunks, shards=shards, levels=levels, compressor=compressor,
+        layer_type=layer_type, encoding=encoding, quality=quality, compress_level=compress_level,
+        compression=compression, bigtiff=bigtiff, fps=fps, crf=crf,
+    )  # fmt: skip
     axis = _check_axis(axis or _axis_of(target))
     opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
     layers = _layers(opened, _box(bbox, center, size, resolution, axis, unit))
@@ -187,10 +220,11 @@ def export(
         raise OptionError("--raw exports one source; give --image or --segmentation, not both")
     one = next(iter(layers.values()))
     array = one if raw else _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
-    if dry_run:
-        print(ix.plan_export(array, target, overwrite=overwrite))
-        return
-    print(ix.export(array, target, overwrite=overwrite))
+    engine.run_export(
+        array, target, dry_run=dry_run, as_json=as_json, overwrite=overwrite, resume=resume, scheduler=scheduler,
+        workers=workers, memory=memory, retries=retries, on_error=on_error, progress=progress, square=square,
+        options=options,
+    )  # fmt: skip
 
 
 def _open(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -446,8 +447,10 @@ def _read(boxes: dict[Leaf, list[IndexBox]]) -> Readings:
     # A figure waits for its slowest layer, not for one layer after the other. The threads live as long as the call (a
     # forked child would find those of a lasting pool dead), and nothing waits for them when somebody stops it.
     found: Readings = {leaf: one(leaf) for leaf in boxes if leaf not in stored}
-    found.update(zip(stored, in_parallel(lambda leaf, stop: one(leaf), stored, len(stored)), strict=True))
-    return found
+    # Each with the context of the caller, who may be recording holes.
+    jobs = [(leaf, copy_context()) for leaf in stored]
+    read = in_parallel(lambda job, stop: job[1].run(one, job[0]), jobs, len(jobs))
+    return found | dict(zip(stored, read, strict=True))
 
 
 def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:

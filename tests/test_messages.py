@@ -44,7 +44,7 @@ CASES = {
     "no axis": (lambda s: ix.export(EM, "out.png"), ix.OptionError, ValueError, ["{z:04d}"]),
     "same name": (lambda s: ix.export(EM, "{z_nm:.0e}.png"), ix.OptionError, ValueError, ["one name"]),
     "ids as png": (lambda s: ix.export(FINE, "z{z}.png"), ix.OptionError, ValueError, ["overlay"]),
-    "remote target": (lambda s: ix.export(EM, "s3://b/o.zarr"), ix.OptionError, ValueError, ["local path"]),
+    "remote target": (lambda s: ix.export(EM, "ftp://b/o.zarr"), ix.OptionError, ValueError, ["'ftp'", "local path", "s3://"]),
     "dataset": (lambda s: ix.export(IMAGE.to_dataset(name="image"), "o.zarr"), ix.LayerError, TypeError, ["DataArray"]),
     "far apart": (lambda s: ix.align(IMAGE, FINE.assign_coords(x=FINE.x + 1e6)), ix.GridMismatchError, ValueError, ["do not overlap"]),
     "no graphene table": (lambda s: ix.open_segmentation("graphene://https://h/tables/t"), ix.SourceError, ValueError, ["graphene://https://HOST/segmentation/table/TABLE"]),

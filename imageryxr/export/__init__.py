@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from dataclasses import astuple, replace
+from typing import Any, Literal
 
 import xarray as xr
 
 from imageryxr.align import layer_type_of
-from imageryxr.errors import ImageryWarning, LayerError
+from imageryxr.errors import ImageryWarning, LayerError, OptionError
 from imageryxr.export.choosing import choose_target
+from imageryxr.export.executors import Crew, find_crew
+from imageryxr.export.manifest import FORMAT
 from imageryxr.export.plan import ExportPlan, make_plan
-from imageryxr.export.run import ExportReport, run_plan
-from imageryxr.grid import DIMS
+from imageryxr.export.report import ExportReport
+from imageryxr.export.run import run_plan
+from imageryxr.export.square import squared
+from imageryxr.export.targets.base import Layer, Target
+from imageryxr.expr import Expr, Leaf, LevelLeaf
+from imageryxr.grid import DIMS, BBox
 from imageryxr.volumes import BoxReader, box_reader
 
 
 def plan_export(
-    da: xr.DataArray, target: str | os.PathLike[str], *, overwrite: bool = False, **options: Any
+    da: xr.DataArray,
+    target: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    client: Any = None,
+    workers: int | None = None,
+    memory: int | str | None = None,
+    square: bool = False,
+    **options: Any,
 ) -> ExportPlan:
-    """Say what an export would do; reads and writes nothing.
+    """Say what an export would do; reads no voxel and writes nothing.
 
     Parameters
     ----------
-    da, target, overwrite, **options
+    da, target, overwrite, client, workers, memory, square, **options
         As in `export`.
 
     Returns
     -------
     ExportPlan
-        Regions and bytes.
+        Regions, tasks, bytes to read of each source and to write, requests, peak memory of a worker. Its
+        ``validate()`` raises if the export cannot work, which `export` asks before it begins.
 
     Raises
     ------
@@ -41,10 +57,17 @@ def plan_export(
     --------
     >>> import imageryxr as ix
     >>> em = ix.open_image(ix.sample(sample_path).image, mip=2)
-    >>> ix.plan_export(em, "stack/z{z:04d}.png").bytes_to_write == em.size
+    >>> plan = ix.plan_export(em, "stack/z{z:04d}.png", workers=2)
+    >>> plan.bytes_to_write == em.size
     True
+    >>> plan.reads[0].rereads
+    1.0
     """
-    return _plan(da, box_reader(_checked(da)), target, overwrite, options)
+    crew = find_crew(client, workers, memory)
+    try:
+        return _plan(da, target, crew, overwrite, square, options)
+    finally:
+        crew.close()
 
 
 def export(
@@ -52,48 +75,93 @@ def export(
     target: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    resume: bool = True,
+    client: Any = None,
     workers: int | None = None,
+    memory: int | str | None = None,
+    retries: int = 3,
+    on_error: Literal["raise", "collect"] = "raise",
     progress: bool | None = None,
+    square: bool = False,
     **options: Any,
 ) -> ExportReport:
-    """Write an array out as a stack of pictures or an OME-Zarr.
+    """Write an array out: OME-Zarr, precomputed, pictures, TIFF, video; on this machine or on a cluster.
 
-    Computes, region by region: a region is read, drawn and written by one thread, and as many are under way as there
-    are threads, so memory does not grow with the array. The result appears at its place when it is complete;
-    if anything fails, what was there before is untouched.
+    Computes, region by region: a region is read, drawn and written by one worker, and few are under way at a time, so
+    memory does not grow with the array. The result appears at its place when it is complete, and what was there before
+    is untouched until then. What is done is kept in a manifest beside the target: the same call continues
+    where it was stopped, by whatever, and makes again what is torn; on a target that is complete it checks that all is
+    there.
 
     Parameters
     ----------
     da : DataArray
         Dims (z, y, x), or (z, y, x, rgba) as `overlay` gives.
     target : str or path
-        ``"stack/z{z:04d}.png"``: a PNG a slice along the axis that is named, ``{z}`` the index in the array,
-        ``{z_nm}`` the coordinate; 8- or 16-bit grey values or RGBA. ``"out.ome.zarr"`` or ``"out.zarr"``: OME-Zarr
-        0.5 with a pyramid and units, any dtype, RGBA as four channels.
+        On local disk, or in a bucket (``s3://…``, ``gs://…``):
+
+        ``"out.ome.zarr"`` or ``"out.zarr"``
+            OME-Zarr with a pyramid and units, any dtype, RGBA as four channels: for large volumes, and for napari,
+            Fiji, Neuroglancer.
+        ``"precomputed://…"``
+            Neuroglancer precomputed with a pyramid; RGBA as four channels, segmentations with their ids.
+        ``"stack/z{z:04d}.png"``, ``"stack/z{z:04d}.tif"``
+            A picture a slice along the axis that is named, ``{z}`` the index in the array, ``{z_nm}`` the coordinate.
+            PNG: 8- or 16-bit grey values or RGBA. TIFF: any dtype.
+        ``"out.tif"``, ``"out.ome.tif"``
+            One file, with the voxel size as ImageJ reads it, or as OME-XML.
+        ``"out.mp4"``, ``"out.webm"``
+            A video, a slice a frame.
+        ``"memory://"``
+            The report's ``result``, a DataArray.
     overwrite : bool, default False
-        Whether to replace a target that exists.
+        Whether to replace a target that exists, or is being written, of another call.
+    resume : bool, default True
+        Whether to continue what an earlier run of the same call has begun; False begins anew.
+    client : optional
+        Who works. None or ``"threads"``: threads of this process. ``"processes"``: processes of this machine, where
+        work holds Python's lock. A `distributed.Client`, or the address of a scheduler (``"tcp://host:8786"``): the
+        workers of a cluster, which need nothing in common but the sources and the target.
     workers : int, optional
-        Threads. Default: one a core.
+        Threads or processes; with a cluster, how many regions are under way. Default: one a core; with a cluster two
+        for each of its threads.
+    memory : int or str, optional
+        Bytes that a worker may take, such as ``"4 GB"``. Default: what is free, or the limit of a
+        cluster's workers.
+    retries : int, default 3
+        How often a region is tried again that failed. Where that may pass, as with a network, there are 2, 15 and
+        60 seconds between.
+    on_error : {"raise", "collect"}, default "raise"
+        What to do about a region that failed for good: stop and raise, or go on and list all of them in the report;
+        either way what is done is kept, and the target is not touched.
     progress : bool, optional
-        Whether to show a bar. Default: if standard error is a terminal.
+        Whether to show a bar. Default: in a notebook, and if standard error is a terminal.
+    square : bool, default False
+        For slices whose pixels are not square (x or y slices of anisotropic voxels): resample them to the finer side,
+        images and pictures linearly, segmentations to the nearest id.
     **options
-        PNG: ``compress_level`` (0 to 9, default 3: little larger than 9 and several times as fast). OME-Zarr:
-        ``chunks``
-        (z, y, x voxels, default (16, 256, 256)) and ``levels`` (default: halve until a level is one chunk wide).
+        OME-Zarr: ``chunks`` and ``shards`` (z, y, x voxels; default (16, 256, 256) and none: give shards where many
+        small files hurt), ``compressor`` ("zstd", "lz4", "gzip", with a level as in "zstd:5", or None), ``levels``
+        (default: halve until a level is one chunk wide; 1 for no pyramid), ``version`` ("0.5", or "0.4" for older
+        readers), ``layer_type``. Precomputed: ``chunks``, ``levels``, ``encoding`` ("raw", "jpeg", "png",
+        "compressed_segmentation"), ``quality`` (of JPEG), ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3:
+        little larger than 9 and several times as fast). TIFF: ``compression`` ("zlib" or None); of one file also
+        ``axis`` ("z", "y", "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is
+        better).
 
     Returns
     -------
     ExportReport
-        Target, regions, bytes, seconds.
+        Target, regions done, skipped and failed, bytes, seconds, holes.
 
     Raises
     ------
     OptionError
-        If the target is of no known format, or cannot hold the values.
+        If the target is of no known format or cannot hold the values, or a worker has too little memory.
     TargetExistsError
-        If it exists and ``overwrite`` is False.
+        If it exists, or is being written, of another call, and ``overwrite`` is False.
     TargetError
-        If it cannot be written, for example because the disk is full.
+        If it cannot be written, for example because the disk is full, or another process is writing it.
     ChunkReadError
         If a source could not be read.
 
@@ -102,24 +170,49 @@ def export(
     >>> import imageryxr as ix, tempfile
     >>> em = ix.open_image(ix.sample(sample_path).image, mip=2).isel(z=slice(0, 3))
     >>> out = tempfile.TemporaryDirectory()
-    >>> report = ix.export(em, out.name + "/z{z:02d}.png")
-    >>> sorted(os.listdir(out.name))
+    >>> report = ix.export(em, out.name + "/stack/z{z:02d}.png")
+    >>> sorted(f for f in os.listdir(out.name + "/stack") if "manifest" not in f)
     ['z00.png', 'z01.png', 'z02.png']
     """
-    read = box_reader(_checked(da))
-    plan = _plan(da, read, target, overwrite, options)
-    return run_plan(plan, read, workers=workers, progress=progress)
+    if on_error not in ("raise", "collect"):
+        raise OptionError(
+            f"on_error={on_error!r} must be 'raise' (stop at the first region that fails) or 'collect' (list them all)"
+        )
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise OptionError(f"retries={retries!r} must be a whole number from 0")
+    crew = find_crew(client, workers, memory)
+    try:
+        plan = _plan(da, target, crew, overwrite, square, options)
+        plan.validate()
+        return run_plan(plan, overwrite=overwrite, resume=resume, retries=retries, on_error=on_error, progress=progress)
+    finally:
+        crew.close()
 
 
-def _plan(da: xr.DataArray, read: BoxReader, target: Any, overwrite: bool, options: dict[str, Any]) -> ExportPlan:
+def _plan(
+    da: xr.DataArray, target: Any, crew: Crew, overwrite: bool, square: bool, options: dict[str, Any]
+) -> ExportPlan:
+    array = _checked(da)
+    layer_type = layer_type_of(array)
+    read = box_reader(array)
+    read = replace(read, volume=replace(read.volume, splits=None))  # which may be long, and no region needs
+    if square:
+        axis = options.get("axis") or next((d for d in "zyx" if f"{{{d}" in str(target)), "z")
+        read = squared(read, axis, layer_type)
     channels = read.tail[0] if read.tail else 0
-    volume, dtype = read.volume, read.volume.expr.dtype
-    if str(target).rstrip("/").endswith(".zarr"):
-        options = {"layer_type": layer_type_of(da) if not channels else "image", **options}
-    chosen = choose_target(target, volume.grid, channels, dtype, volume.attrs, **options)
-    chosen.refuse(overwrite)
-    _warn_of_cut_lines(da, getattr(chosen, "axis", None))
-    return make_plan(chosen, volume.expr, volume.grid.shape, dtype, channels)
+    volume = read.volume
+    contrast = volume.attrs.get("contrast_limits")
+    layer = Layer(
+        volume.grid,
+        channels,
+        volume.expr.dtype,
+        "image" if channels else layer_type,
+        None if contrast is None or channels else (float(contrast[0]), float(contrast[1])),
+    )
+    chosen = choose_target(target, layer, **options)
+    _warn_of_cut_lines(array, getattr(chosen, "axis", None))
+    what = _what(chosen, volume.expr, volume.grid.bbox)
+    return make_plan(chosen, read, crew, _token(chosen, read), what, overwrite=overwrite)
 
 
 def _warn_of_cut_lines(da: xr.DataArray, axis: int | None) -> None:
@@ -130,8 +223,30 @@ def _warn_of_cut_lines(da: xr.DataArray, axis: int | None) -> None:
             f"the outlines were drawn in slices across {drawn}, and the stack is sliced across {DIMS[axis]}: they will "
             f"look broken; draw them with axis={DIMS[axis]!r}",
             ImageryWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def _token(target: Target, read: BoxReader) -> str:
+    from dask.base import tokenize
+
+    layer = target.layer
+    place = astuple(layer.grid)
+    return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.describe()))
+
+
+def _what(target: Target, expr: Expr, bbox: BBox) -> dict[str, Any]:
+    """Return the call in words, for the manifest and for those who meet another's export."""
+    return {**target.describe(), "sources": sorted(set(_sources(expr))), "box": str(bbox)}
+
+
+def _sources(expr: Expr) -> list[str]:
+    if isinstance(expr, LevelLeaf):
+        when = expr.source.attrs.get("timestamp")
+        return [f"{expr.source.name}, mip {expr.mip}{f', at {when}' if when else ''}"]
+    if isinstance(expr, Leaf):
+        return ["an array in memory"]
+    return [name for child in expr.inputs for name in _sources(child)]
 
 
 def _checked(da: xr.DataArray) -> xr.DataArray:

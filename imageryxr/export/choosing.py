@@ -1,33 +1,40 @@
-"""Which target a path or pattern names."""
+"""Which target a path, pattern or URL names."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from imageryxr.errors import OptionError
-from imageryxr.export.omezarr import OmeZarrTarget
-from imageryxr.export.targets import Target, png_stack
-from imageryxr.grid import Grid
+from imageryxr.export.storage import is_remote
+from imageryxr.export.targets.base import Layer, Target
+from imageryxr.export.targets.memory import InMemory
+from imageryxr.export.targets.omezarr import ome_zarr
+from imageryxr.export.targets.pictures import png_stack, tiff_stack
+from imageryxr.export.targets.precomputed import precomputed
+from imageryxr.export.targets.tiff import tiff_file
+from imageryxr.export.targets.video import video
 
-KINDS = "a name pattern such as 'stack/z{z:04d}.png' (a picture a slice), or a path that ends in .ome.zarr or .zarr"
-OPTIONS = {".png": ("compress_level",), ".zarr": ("chunks", "levels", "layer_type")}
+KINDS = (
+    "a path that ends in .ome.zarr or .zarr, precomputed://…, a name pattern such as 'stack/z{z:04d}.png' or .tif (a "
+    "picture a slice), a path that ends in .tif, .ome.tif, .mp4 or .webm (one file), or 'memory://'"
+)
+PATTERNS: dict[str, Callable[..., Target]] = {".png": png_stack, ".tif": tiff_stack, ".tiff": tiff_stack}
+PATHS: dict[str, Callable[..., Target]] = {
+    ".zarr": ome_zarr,
+    ".tif": tiff_file,
+    ".tiff": tiff_file,
+    ".mp4": video,
+    ".webm": video,
+}
 
 
-def choose_target(
-    target: str | os.PathLike[str],
-    grid: Grid,
-    channels: int,
-    dtype: np.dtype[Any],
-    attrs: Mapping[str, Any],
-    **options: Any,
-) -> Target:
-    """Return the target that a path or pattern names.
+def choose_target(target: str | os.PathLike[str], layer: Layer, **options: Any) -> Target:
+    """Return the target that a path, pattern or URL names.
 
     Raises
     ------
@@ -35,16 +42,41 @@ def choose_target(
         If it names none that is known, or an option is not one of that target's.
     """
     text = os.fspath(target)
-    # a pattern may be nothing but a field, and a field may hold a dot: the suffix is that of a filled-in name
-    kind = Path(re.sub(r"{[^}]*}", "0", text.rstrip("/"))).suffix.lower()
-    if kind not in OPTIONS:
-        raise OptionError(f"target={text!r} is of no format that this version writes; give {KINDS}")
-    unknown = sorted(set(options) - set(OPTIONS[kind]))
-    if unknown:
-        raise OptionError(f"{unknown[0]}=… is no option of a {kind} target; its options are {', '.join(OPTIONS[kind])}")
-    if "://" in text and not text.startswith("file://"):
-        raise OptionError(f"target={text!r} is remote, and this version writes to local disk; give a local path")
+    if text.startswith("memory:"):
+        _check_options("memory://", InMemory, options, ())
+        return InMemory("memory://", "memory://", layer)
+    scheme, _, rest = text.partition("://")
+    if scheme in ("precomputed", "neuroglancer-precomputed"):
+        _check_options("precomputed://", precomputed, options, _keywords(precomputed))
+        return precomputed(text, _root(rest), layer, **options)
+    if scheme in ("zarr", "zarr2", "zarr3"):
+        text = rest
     text = text.removeprefix("file://")
-    if kind == ".png":
-        return png_stack(text, grid, channels, dtype, **options)
-    return OmeZarrTarget.plan(text, grid, channels, dtype, attrs, **options)
+    # a pattern may be nothing but a field, and a field may hold a dot: the suffix is that of a filled-in name
+    suffix = PurePosixPath(re.sub(r"{[^}]*}", "0", text.rstrip("/"))).suffix.lower()
+    pattern = "{" in text
+    makers = PATTERNS if pattern or suffix == ".png" else PATHS
+    if suffix not in makers:
+        raise OptionError(f"target={text!r} is of no format that this version writes; give {KINDS}")
+    maker = makers[suffix]
+    _check_options(f"{suffix} {'pattern' if pattern else 'path'}", maker, options, _keywords(maker))
+    is_remote(text)
+    if makers is PATTERNS:
+        return maker(text, layer, **options)
+    return maker(text, _root(text), layer, **options)
+
+
+def _root(text: str) -> str:
+    text = text.removeprefix("file://")
+    return text.rstrip("/") if is_remote(text) else os.path.abspath(os.path.expanduser(text))
+
+
+def _keywords(maker: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(n for n, p in inspect.signature(maker).parameters.items() if p.kind is p.KEYWORD_ONLY)
+
+
+def _check_options(what: str, maker: Any, options: dict[str, Any], known: tuple[str, ...]) -> None:
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        said = f"its options are {', '.join(known)}" if known else "it has none"
+        raise OptionError(f"{unknown[0]}=… is no option of a {what} target; {said}")

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from itertools import product
+import os
+import shutil
+import uuid
+from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
-import numpy as np
+from imageryxr.errors import OptionError, TargetError
+from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
+from imageryxr.export.executors import Crew
+from imageryxr.export.job import BRICK_VOXELS
+from imageryxr.export.regions import REGION_BYTES, Regions, choose_regions
+from imageryxr.export.report import show_bytes
+from imageryxr.export.storage import Bucket
+from imageryxr.export.targets.base import Target
+from imageryxr.export.workspace import Stages, Workspace
+from imageryxr.grid import Index3
+from imageryxr.volumes import BoxReader
 
-from imageryxr.export.targets import Target
-from imageryxr.expr import Expr
-from imageryxr.grid import Index3, IndexBox
-from imageryxr.lazy import choose_splits
 
-# As many voxels as a block has by default: a region is what one thread holds at a time.
-REGION_VOXELS = 1 << 22
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExportPlan:
-    """An export, planned: regions that are written one after the other, each by one thread."""
+    """An export, planned: what is read and written, in which regions, and what that takes.
+
+    Nothing was read or written yet. Bytes are those of uncompressed voxels, and estimates where that is said.
+    """
 
     target: Target
     """What is written to."""
@@ -28,58 +35,216 @@ class ExportPlan:
     """Voxels (z, y, x)."""
     voxel_bytes: int
     """Bytes of one voxel in memory."""
-    regions: tuple[IndexBox, ...]
-    """In the order in which they are written; whole numbers of the target's chunks."""
+    regions: Regions
+    """Boxes (z, y, x) of the array, each made by one worker; whole numbers of the target's chunks."""
+    tasks: int
+    """Regions of all stages: those of the array, and those of a pyramid's coarser levels."""
+    reads: tuple[SourceReads, ...]
+    """What is read of each source, chunks counted whole and as often as they are fetched."""
+    peak_memory: int
+    """Bytes that a worker takes at the most, estimated: all its threads, and the process itself."""
+    crew: Crew
+    """Who will do the work."""
+    done: int = 0
+    """Regions that are there already, from an earlier run of the same call, by its own account."""
+    read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
+    workspace: Workspace | None = field(repr=False, default=None)
+    overwrite: bool = False
 
     @property
     def bytes_to_write(self) -> int:
-        """Bytes of the exported array, before compression."""
-        return math.prod(self.shape) * self.voxel_bytes
+        """Bytes of the exported array, before compression, without a pyramid."""
+        return self.shape[0] * self.shape[1] * self.shape[2] * self.voxel_bytes
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Bytes that are read of all sources together, re-reads included."""
+        return sum(r.bytes for r in self.reads)
+
+    @property
+    def requests(self) -> int:
+        """Chunks that are fetched, about: over a network each is a request."""
+        return sum(r.requests for r in self.reads)
 
     @property
     def region_bytes(self) -> int:
         """Bytes of the largest region."""
-        return max(r.voxels for r in self.regions) * self.voxel_bytes
+        return self.regions.largest().voxels * self.voxel_bytes
+
+    def validate(self) -> None:
+        """Raise if the export cannot work: memory, rights, limits of the format. Reads and leaves nothing.
+
+        Raises
+        ------
+        OptionError
+            If the format cannot hold this, or a worker has too little memory.
+        TargetError
+            If the target cannot be written to.
+        TargetExistsError
+            If it is there, of another call, and may not be replaced.
+        """
+        problems = self.target.problems()
+        limit = self.crew.memory
+        if limit is not None and self.peak_memory > limit:
+            problems.append(
+                f"a worker would take {show_bytes(self.peak_memory)} and has {show_bytes(limit)}: {self._less_memory()}"
+            )
+        if problems:
+            raise OptionError(f"{self.target.place} cannot be written: {'; and '.join(problems)}")
+        if self.workspace is not None:
+            self.workspace.refuse(self.workspace.keeper.load(), self.overwrite)
+            plain = self.target.describe().get("compression", "some") is None
+            _check_writable(self.workspace, self.bytes_to_write if plain else 0)
+
+    def _less_memory(self) -> str:
+        granule = self.target.granule
+        advice = ["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else []
+        if granule[1:] == self.shape[1:]:
+            advice.append("export to .ome.zarr, whose regions need not be whole slices")
+        elif granule != (1, 1, 1):
+            advice.append("smaller chunks=… or shards=…")
+        return ", or ".join(["give workers with more memory", *advice])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan's numbers as plain data."""
+        return {
+            "target": self.target.place,
+            **{k: v for k, v in self.target.describe().items() if v is not None},
+            "shape": list(self.shape),
+            "regions": len(self.regions),
+            "region": list(self.regions.step),
+            "tasks": self.tasks,
+            "done": self.done,
+            "bytes_to_write": self.bytes_to_write,
+            "bytes_to_read": self.bytes_to_read,
+            "requests": self.requests,
+            "reads": [
+                {
+                    "source": r.source,
+                    "mip": r.mip,
+                    "bytes": r.bytes,
+                    "distinct_bytes": r.distinct_bytes,
+                    "rereads": round(r.rereads, 3),
+                    "requests": r.requests,
+                }
+                for r in self.reads
+            ],
+            "peak_memory": self.peak_memory,
+            "workers": self.crew.workers,
+            "threads": self.crew.threads,
+            "memory": self.crew.memory,
+        }
+
+    def _rows(self) -> list[tuple[str, str]]:
+        z, y, x = self.shape
+        dz, dy, dx = self.regions.largest().shape
+        options = ", ".join(f"{k}={v}" for k, v in self.target.describe().items() if v is not None and k != "format")
+        rows = [
+            ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
+            ("voxels", f"{x:,} × {y:,} × {z:,}"),
+            ("regions", f"{len(self.regions):,} regions of up to {dx:,} × {dy:,} × {dz:,} voxels"),
+            ("tasks", f"{self.tasks:,}" + (f", {self.done:,} of them done" if self.done else "")),
+        ]
+        for r in self.reads:
+            again = f", each chunk {r.rereads:.2f} times" if r.rereads > 1.005 else ", each chunk once"
+            rows.append(
+                ("read", f"{show_bytes(r.bytes)}{again}, about {r.requests:,} requests, of {r.source} (mip {r.mip})")
+            )
+        each = f"{show_bytes(self.region_bytes)} a region"
+        rows.append(("write", f"{show_bytes(self.bytes_to_write)} before compression, {each}"))
+        have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
+        crew = f"{self.crew.workers:,} × {self.crew.threads:,} {self.crew.kind}" if self.crew.kind == "cluster" else (
+            f"{self.crew.workers * self.crew.threads:,} {self.crew.kind}"
+        )  # fmt: skip
+        rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {crew}"))
+        return rows
 
     def __repr__(self) -> str:
-        z, y, x = self.shape
-        return (
-            f"<ExportPlan {self.target.place}: {len(self.regions)} regions, {x} × {y} × {z} voxels, "
-            f"{show_bytes(self.bytes_to_write)} before compression, {show_bytes(self.region_bytes)} a region>"
+        lines = "\n".join(f"  {name + ':':<9}{text}" for name, text in self._rows())
+        return f"<ExportPlan {self.target.place}>\n{lines}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
+            for name, text in self._rows()
         )
+        return f"<div><b>ExportPlan</b> <code>{escape(self.target.place)}</code><table>{rows}</table></div>"
 
 
-def make_plan(target: Target, expr: Expr, shape: Index3, dtype: np.dtype[Any], channels: int) -> ExportPlan:
-    """Return the regions of an export: whole target chunks, and along the source's chunks where that can be."""
-    splits = choose_splits(expr, shape)
-    ranges = [
-        _cuts(n, granule, max(sizes), axis == 0)
-        for axis, (n, granule, sizes) in enumerate(zip(shape, target.granule, splits, strict=True))
-    ]
-    # A slab as deep as the source's chunks may be many slices: halve it until a region is of block size.
-    while math.prod(step for _, step in ranges) > 2 * REGION_VOXELS:
-        depth = max(range(3), key=lambda a: ranges[a][1] / target.granule[a])
-        n, step = ranges[depth]
-        smaller = max(target.granule[depth], -(-(step // 2) // target.granule[depth]) * target.granule[depth])
-        if smaller >= step:
-            break
-        ranges[depth] = (n, smaller)
-    boxes = [
-        IndexBox(start, tuple(min(a + s, n) for a, (n, s) in zip(start, ranges, strict=True)))  # type: ignore[arg-type]
-        for start in product(*(range(0, n, step) for n, step in ranges))
-    ]
-    return ExportPlan(target, shape, dtype.itemsize * max(1, channels), tuple(boxes))
+def make_plan(
+    target: Target, read: BoxReader, crew: Crew, token: str, what: dict[str, Any], *, overwrite: bool
+) -> ExportPlan:
+    """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
+    expr, shape = read.volume.expr, target.layer.grid.shape
+
+    def memory_of(box: Any) -> int:
+        return region_memory(expr, box, BRICK_VOXELS, target.encoding)
+
+    slots = crew.workers * crew.threads
+    regions = choose_regions(
+        expr,
+        shape,
+        target.granule,
+        memory_of=memory_of,
+        reads_of=lambda r: rereads(expr, r),
+        budget=_budget(crew),
+        least=2 * slots if slots > 1 else 1,
+    )
+    workspace, done = None, 0
+    stages = Stages.of(regions, target)
+    if target.kind != "memory":
+        workspace = Workspace(target, stages, token, what)
+        header = workspace.adopt_cut()
+        workspace.refuse(header, overwrite)
+        stages = workspace.stages
+        regions = stages.parts[0]
+        if header is not None and header.token == token:
+            done = len({e.number for e in workspace.keeper.entries(header.run)})
+    return ExportPlan(
+        target=target,
+        shape=shape,
+        voxel_bytes=target.layer.voxel_bytes,
+        regions=regions,
+        tasks=len(stages),
+        reads=tuple(source_reads(expr, regions)),
+        peak_memory=PROCESS_BYTES + crew.threads * max(map(memory_of, [regions.largest(), regions[0]])),
+        crew=crew,
+        done=done,
+        read=read,
+        workspace=workspace,
+        overwrite=overwrite,
+    )
 
 
-def _cuts(n: int, granule: int, block: int, deep: bool) -> tuple[int, int]:
-    step = max(granule, -(-block // granule) * granule)
-    return n, min(step, -(-n // granule) * granule)
+def _budget(crew: Crew) -> int:
+    if crew.memory is None:
+        return REGION_BYTES
+    share = (crew.memory - PROCESS_BYTES) // crew.threads
+    # half of what there is, as the rest is an estimate, too
+    return max(1 << 24, min(REGION_BYTES, share // 2))
 
 
-def show_bytes(count: float) -> str:
-    """Return a count of bytes as people read it: 3.2 GB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+def _check_writable(workspace: Workspace, least: int) -> None:
+    probe = f"{workspace.name}-probe-{uuid.uuid4().hex[:8]}"
+    if workspace.remote:
+        bucket = Bucket(workspace.folder)
+        bucket.put([(probe, b"imageryxr")])
+        bucket.delete([probe])
+        return
+    folder = workspace.folder
+    while not os.path.isdir(folder):
+        if os.path.lexists(folder):
+            raise TargetError(f"could not write {workspace.target.place}: {folder} is a file, not a folder")
+        folder = os.path.dirname(folder)
+    try:
+        path = os.path.join(folder, probe)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.unlink(path)
+    except OSError as error:
+        raise TargetError(f"could not write {workspace.target.place}: {folder}: {error.strerror}") from error
+    free = shutil.disk_usage(folder).free
+    if least > free:
+        raise TargetError(
+            f"could not write {workspace.target.place}: it takes {show_bytes(least)}, and {show_bytes(free)} are free "
+            f"in {folder}"
+        )

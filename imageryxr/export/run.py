@@ -1,84 +1,294 @@
-"""Carrying out a plan: regions computed and written by threads, few at a time."""
+"""Carrying out a plan: regions handed out a few at a time, noted when done, tried again when they fail."""
 
 from __future__ import annotations
 
-import os
-import sys
+import heapq
+import queue
 import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from imageryxr.export.plan import ExportPlan, show_bytes
-from imageryxr.expr import Array
+import numpy as np
+
+from imageryxr.errors import (
+    AuthError,
+    CodecError,
+    ImageryError,
+    LayerError,
+    MissingChunkError,
+    OptionError,
+    TargetError,
+)
+from imageryxr.export.executors import Workers
+from imageryxr.export.job import Job, Outcome
+from imageryxr.export.plan import ExportPlan
+from imageryxr.export.report import ExportReport, FailedRegion, bar
+from imageryxr.export.workspace import Stages, Workspace
 from imageryxr.grid import IndexBox
+from imageryxr.sources.base import plain
+from imageryxr.volumes import labelled
+
+OnError = Literal["raise", "collect"]
+
+# Seconds before a region is tried again whose failure may pass: longer than a network is commonly away.
+WAITS = (2.0, 15.0, 60.0)
+# What no second try can mend.
+FINAL = (MissingChunkError, AuthError, CodecError, OptionError, LayerError)
+# What may pass by itself, by the names of the classes of clients that need not be loaded here.
+PASSING = (
+    "ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "ProtocolError", "MaxRetryError",
+    "ChunkedEncodingError", "ServerError", "KilledWorker", "CommClosedError", "GenericError", "ConnectionResetError",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """What an export did."""
+@dataclass
+class _Under:
+    """A region that somebody is at."""
 
-    target: str
-    """Where the result is."""
-    regions: int
-    """How many regions were written."""
-    bytes_written: int
-    """Bytes on disk."""
-    seconds: float
-    """Wall time."""
+    number: int
+    tries: int
 
-    def __repr__(self) -> str:
-        return (
-            f"<ExportReport {self.target}: {self.regions} regions, {show_bytes(self.bytes_written)} written "
-            f"in {self.seconds:.1f} s>"
-        )
+
+@dataclass
+class _Tally:
+    regions: int = 0
+    bytes: int = 0
+    retries: int = 0
+    failed: list[FailedRegion] = field(default_factory=list)
 
 
 def run_plan(
-    plan: ExportPlan, read: Callable[[IndexBox], Array], *, workers: int | None, progress: bool | None
+    plan: ExportPlan,
+    *,
+    overwrite: bool,
+    resume: bool,
+    retries: int,
+    on_error: OnError,
+    progress: bool | None,
 ) -> ExportReport:
-    """Compute and write every region; on any failure remove what was begun and raise.
-
-    At most two regions a thread are under way, so memory does not grow with the size of the export.
-    """
-    from tqdm.auto import tqdm
-
+    """Make every region that is not there, and bring the result to its place."""
     began = time.perf_counter()
-    count = workers or os.cpu_count() or 1
-    shown = sys.stderr.isatty() if progress is None else progress
-    plan.target.begin()
-    try:
-        with tqdm(total=len(plan.regions), unit="region", disable=not shown, desc=_short(plan.target.place)) as bar:
-            written = _all_regions(plan, read, count, bar)
-        written += plan.target.finish()
-    except BaseException:
-        plan.target.abandon()
-        raise
-    return ExportReport(plan.target.place, len(plan.regions), written, time.perf_counter() - began)
-
-
-def _all_regions(plan: ExportPlan, read: Callable[[IndexBox], Array], count: int, bar: Any) -> int:
-    def one(box: IndexBox) -> int:
-        return plan.target.write(box, read(box))
-
-    written, under_way = 0, set[Future[int]]()
-    with ThreadPoolExecutor(count, thread_name_prefix="imageryxr-export") as pool:
+    if plan.workspace is None:
+        return _run_in_memory(plan, retries, on_error, progress, began)
+    space = plan.workspace
+    with space.opened(overwrite=overwrite, resume=resume):
+        skipped = int(space.progress.done.sum())
+        tally = _Tally()
         try:
-            for box in plan.regions:
-                if len(under_way) >= count:
-                    done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                    written += sum(f.result() for f in done)
-                    bar.update(len(done))
-                under_way.add(pool.submit(one, box))
-            for future in under_way:
-                written += future.result()
-                bar.update(1)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+            if skipped < len(space.stages):
+                _run_stages(plan, space, tally, skipped, retries, on_error, progress)
+            if not tally.failed:
+                tally.bytes += space.publish()
+        except BaseException as error:
+            space.abandon()
+            if space.progress.done.any():
+                error.add_note(_kept(space))
             raise
-    return written
+        if tally.failed and not space.progress.done.any():
+            space.abandon()
+    if not tally.failed:
+        plan.target.done()
+    return ExportReport(
+        plan.target.place,
+        tally.regions,
+        tally.bytes,
+        time.perf_counter() - began,
+        skipped,
+        tuple(sorted(tally.failed, key=lambda f: f.number)),
+        tuple(sorted(space.progress.holes)),
+        tally.retries,
+    )
 
 
-def _short(place: str) -> str:
-    return os.path.basename(place.rstrip("/"))[:40]
+def _kept(space: Workspace) -> str:
+    done, total = int(space.progress.done.sum()), len(space.stages)
+    kept = f"{done:,} of {total:,} regions of {space.target.place} are done and kept"
+    return f"{kept}: run the same call again to continue"
+
+
+def _run_stages(
+    plan: ExportPlan, space: Workspace, tally: _Tally, skipped: int, retries: int, on_error: OnError, shown: bool | None
+) -> None:
+    workers = plan.crew.make(Job(plan.target, space.data, plan.read))
+    loop = _Loop(workers, space.stages, space.box, plan, tally, retries, on_error)
+    try:
+        with bar(plan.target.place, len(space.stages), skipped, shown) as shown_bar:
+            for stage in range(len(space.stages.parts)):
+                first = space.stages.start(stage)
+                todo = np.flatnonzero(~space.progress.done[first : first + len(space.stages.parts[stage])]) + first
+                for outcome in loop.outcomes(todo):
+                    space.note(outcome.entry)
+                    tally.regions += 1
+                    tally.bytes += outcome.entry.size
+                    shown_bar.update()
+                if tally.failed:
+                    break  # what follows is made from all of this stage
+    except BaseException:
+        workers.abort()
+        raise
+    workers.close()
+
+
+class _Loop:
+    """Hands regions out and takes them back, whoever makes them."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        stages: Stages,
+        box_of: Any,
+        plan: ExportPlan,
+        tally: _Tally,
+        retries: int,
+        on_error: OnError,
+    ) -> None:
+        self.workers, self.stages, self.box_of = workers, stages, box_of
+        self.plan, self.tally, self.retries, self.on_error = plan, tally, retries, on_error
+        self.back: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.under_way: dict[Any, _Under] = {}
+        self.waiting: list[tuple[float, int, int]] = []
+        """When, which region, how many tries: a heap."""
+
+    def outcomes(self, numbers: Any) -> Iterator[Outcome]:
+        """Return what becomes of regions, in the order in which they are done."""
+        todo = iter(numbers.tolist())
+        last = False
+        try:
+            while True:
+                while len(self.under_way) < self.workers.slots():
+                    following = self._next(todo) if not last else self._due()
+                    if following is None:
+                        last = True
+                        following = self._due()
+                    if following is None:
+                        break
+                    self._hand_out(*following)
+                if not self.under_way and not self.waiting:
+                    return
+                outcome = self._take_back()
+                if outcome is not None:
+                    yield outcome
+        finally:
+            for future in list(self.under_way):
+                future.cancel()
+            self.under_way.clear()
+            self.waiting.clear()
+
+    def _due(self) -> tuple[int, int] | None:
+        if self.waiting and self.waiting[0][0] <= time.monotonic():
+            _, number, tries = heapq.heappop(self.waiting)
+            return number, tries
+        return None
+
+    def _next(self, todo: Iterator[int]) -> tuple[int, int] | None:
+        due = self._due()
+        if due is not None:
+            return due
+        number = next(todo, None)
+        return None if number is None else (number, 0)
+
+    def _hand_out(self, number: int, tries: int) -> None:
+        stage, box = self.box_of(number)
+        future = self.workers.submit(number, stage, box)
+        self.under_way[future] = _Under(number, tries)
+        future.add_done_callback(self.back.put)
+
+    def _take_back(self) -> Outcome | None:
+        wait = 1.0 if not self.waiting else min(1.0, max(0.01, self.waiting[0][0] - time.monotonic()))
+        try:
+            future = self.back.get(timeout=wait)
+        except queue.Empty:
+            return None
+        region = self.under_way.pop(future, None)
+        if region is None:
+            return None
+        try:
+            outcome: Outcome = future.result()
+        except Exception as error:
+            self._failed(region, error)
+            return None
+        return outcome
+
+    def _failed(self, region: _Under, error: Exception) -> None:
+        if region.tries < self.retries and not isinstance(error, FINAL) and not _is_full(error):
+            # What may pass gets time to; what may not is tried at once, in case it was chance.
+            wait = WAITS[min(region.tries, len(WAITS) - 1)] if _may_pass(error) else 0.0
+            heapq.heappush(self.waiting, (time.monotonic() + wait, region.number, region.tries + 1))
+            self.tally.retries += 1
+            return
+        stage, box = self.box_of(region.number)
+        where = _where(self.plan, stage, box)
+        if self.on_error == "raise" or _is_full(error):
+            error.add_note(f"in region {region.number} of {len(self.stages)}, {where}, try {region.tries + 1}")
+            if not isinstance(error, ImageryError) and type(error).__name__ in (*PASSING, "BrokenProcessPool"):
+                raise TargetError(_lost(region.number, where, error)) from error
+            raise error
+        message = plain(str(error)) or type(error).__name__
+        self.tally.failed.append(FailedRegion(region.number, where, message))
+
+
+def _lost(number: int, where: str, error: Exception) -> str:
+    guard = "; a script that uses processes needs `if __name__ == '__main__':` around what it does"
+    return (
+        f"region {number}, {where}, was lost with its worker again and again ({type(error).__name__}: "
+        f"{plain(str(error))}); the likeliest cause is too little memory: plan_export tells what a worker takes"
+        + (guard if type(error).__name__ == "BrokenProcessPool" else "")
+    )
+
+
+def _where(plan: ExportPlan, stage: int, box: IndexBox) -> str:
+    grid = plan.target.layer.grid if not stage else getattr(plan.target, "grids", [plan.target.layer.grid])[stage]
+    return f"{f'level {stage}, ' if stage else ''}{grid.crop(box).bbox}"
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, TargetError) and ("full" in str(error) or "quota" in str(error))
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    while error is not None:
+        names = {c.__name__ for c in type(error).__mro__}
+        status = getattr(getattr(error, "response", None), "status_code", 0) or 0
+        if names & set(PASSING) or status in (408, 429) or status >= 500:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------------
+# into memory
+
+
+def _run_in_memory(
+    plan: ExportPlan, retries: int, on_error: OnError, progress: bool | None, began: float
+) -> ExportReport:
+    layer, tally, holes = plan.target.layer, _Tally(), set[str]()
+    tail = (layer.channels,) if layer.channels else ()
+    out = np.zeros((*plan.shape, *tail), layer.dtype)
+    workers = plan.crew.make(Job(plan.target, None, plan.read))
+    stages = Stages((plan.regions,))
+    loop = _Loop(workers, stages, lambda n: (0, plan.regions[n]), plan, tally, retries, on_error)
+    try:
+        with bar(plan.target.place, len(stages), 0, progress) as shown_bar:
+            for outcome in loop.outcomes(np.arange(len(stages))):
+                assert outcome.values is not None
+                out[plan.regions[outcome.entry.number].slices()] = outcome.values
+                holes.update(outcome.entry.holes)
+                tally.regions += 1
+                tally.bytes += outcome.values.nbytes
+                shown_bar.update()
+    except BaseException:
+        workers.abort()
+        raise
+    workers.close()
+    volume = plan.read.volume
+    array = labelled(
+        out, layer.grid, volume.attrs, str(volume.name or "export"), tail="rgba" if layer.channels else None
+    )
+    seconds = time.perf_counter() - began
+    failed = tuple(sorted(tally.failed, key=lambda f: f.number))
+    return ExportReport(
+        plan.target.place, tally.regions, tally.bytes, seconds, 0, failed, tuple(sorted(holes)), tally.retries,
+        None if failed else array,
+    )  # fmt: skip

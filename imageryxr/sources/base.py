@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -101,6 +104,27 @@ def read_error(
     where = f"{source.name}, mip {mip} ({show_triple(grid.resolution)} nm), box {grid.crop(box).bbox}"
     reason = plain(str(cause)) or type(cause).__name__
     return kind(f"could not read {where}: {reason}{'; ' + hint if hint else ''}")
+
+
+_HOLES: ContextVar[set[str] | None] = ContextVar("imageryxr_holes", default=None)
+
+
+@contextmanager
+def recording_holes() -> Iterator[set[str]]:
+    """Collect, in this thread, which chunks are filled with background because the store does not have them."""
+    found: set[str] = set()
+    before = _HOLES.set(found)
+    try:
+        yield found
+    finally:
+        _HOLES.reset(before)
+
+
+def note_holes(source: Source, mip: int, boxes: Sequence[str]) -> None:
+    """Tell whoever records of chunks that are filled with background."""
+    found = _HOLES.get()
+    if found is not None:
+        found.update(f"{source.name}, mip {mip}, box {box}" for box in boxes)
 
 
 def plain(text: object) -> str:

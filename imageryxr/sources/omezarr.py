@@ -36,6 +36,7 @@ from imageryxr.sources.base import (
     Missing,
     Source,
     check_assume,
+    note_holes,
     plain,
     read_error,
     read_filled,
@@ -147,6 +148,7 @@ class OmeZarrSource:
             state = "refuses (403)" if refused else "does not have"
             cause = f"the store {state} {len(holes)} of the chunks it needs: {shown}"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint)
+        note_holes(self, mip, holes)
         if self.missing == "warn":
             warnings.warn(
                 f"{self.name}, mip {mip}: {len(holes)} missing chunks are filled with the fill value: {shown}",

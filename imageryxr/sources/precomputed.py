@@ -32,7 +32,17 @@ from imageryxr.grid import Grid, IndexBox
 from imageryxr.sources import chunks
 from imageryxr.sources.address import Address, reads_anonymously
 from imageryxr.sources.auth import Token
-from imageryxr.sources.base import LayerType, Level, Missing, Source, pick_index, plain, read_error, read_filled
+from imageryxr.sources.base import (
+    LayerType,
+    Level,
+    Missing,
+    Source,
+    note_holes,
+    pick_index,
+    plain,
+    read_error,
+    read_filled,
+)
 from imageryxr.sources.decoding import watch
 from imageryxr.sources.web import Connection
 
@@ -181,6 +191,7 @@ class PrecomputedSource:
         address = Address("precomputed", self.url)
         if holes and _is_web(self.url) and fetch_info(address, self.connection, self.token) is None:
             raise chunks.refused(self.name, "403")
+        note_holes(self, mip, holes)
         if holes and self.missing == "warn":
             shown = "; ".join(holes[:3]) + (f"; and {len(holes) - 3} more" if len(holes) > 3 else "")
             warnings.warn(

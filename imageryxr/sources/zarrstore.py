@@ -114,12 +114,13 @@ def open_store(url: str, token: str | None, pid: int) -> Any:
             client["default_headers"] = {"Authorization": f"Bearer {token}"}
         return ObjectStore(HTTPStore.from_url(url, **common), read_only=True)
     bucket, _, prefix = rest.partition("/")
-    options = _bucket_options(url, bucket)
+    options = bucket_options(url, bucket)
     kind: Any = S3Store if scheme == "s3" else GCSStore
     return ObjectStore(kind(bucket, prefix=prefix or None, **common, **options), read_only=True)
 
 
-def _bucket_options(url: str, bucket: str) -> dict[str, Any]:
+def bucket_options(url: str, bucket: str) -> dict[str, Any]:
+    """Return the credentials for a bucket that people keep where CloudVolume looks, as obstore takes them."""
     from cloudfiles import secrets
 
     if url.startswith("gs://"):

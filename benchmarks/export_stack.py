@@ -1,0 +1,239 @@
+"""The figures of exports, measured in one run: throughput, memory, re-reads, processes, resuming, ImageryClient.
+
+    python benchmarks/export_stack.py FOLDER [--slices 512] [--only throughput,memory,processes,resume,peer]
+
+A stack of EM and of a segmentation, 1024² a slice with some 300 cells in each, is written once into FOLDER as
+precomputed layers (raw, in chunks of 64³); what is drawn is an overlay with outlines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import imageryxr as ix
+from imageryxr.export.job import read_region
+from imageryxr.expr import LevelLeaf, evaluate, wanted
+from imageryxr.grid import Grid
+from imageryxr.sources.base import Level
+from imageryxr.volumes import box_reader, lazy_array
+
+SIDE = 1024
+CELL = 59
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """A stack that is computed where it is asked for: noise, and cells that wander from slice to slice."""
+
+    slices: int
+    layer_type: str
+
+    name = "computed://tissue"
+    attrs = {}  # noqa: RUF012
+
+    @property
+    def dtype(self):
+        return np.dtype(np.uint8 if self.layer_type == "image" else np.uint64)
+
+    @property
+    def levels(self):
+        return (Level(0, Grid((self.slices, SIDE, SIDE), (8, 8, 40), (0, 0, 0)), (64, 64, 64)),)
+
+    def check(self, mip):
+        pass
+
+    def read(self, mip, box):
+        z, y, x = np.ogrid[tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))]
+        if self.layer_type == "image":
+            rng = np.random.default_rng(box.start)
+            return rng.normal(128, 30, box.shape).clip(0, 255).astype(np.uint8)
+        wave = (6 * np.sin(y / 17) + z // 9).astype(np.int64)
+        ids = ((x + wave) // CELL + 40 * (y // CELL) + 2000 * (z // 60) + 1).astype(np.uint64)
+        return ids * np.uint64(864691135)
+
+    def __dask_tokenize__(self):
+        return ("tissue", self.slices, self.layer_type)
+
+
+def layers(folder: Path, slices: int) -> tuple[str, str]:
+    """Write the stack if it is not there; return the addresses of image and segmentation."""
+    places = [f"precomputed://{folder}/{name}-{slices}" for name in ("em", "seg")]
+    for kind, place in zip(("image", "segmentation"), places, strict=True):
+        source = Tissue(slices, kind)
+        array = lazy_array(LevelLeaf(source, 0), source.levels[0].grid, {"layer_type": kind}, kind)
+        ix.export(array, place, levels=1, encoding="raw", chunks=(64, 64, 64))
+    return places[0], places[1]
+
+
+def overlay(folder: Path, slices: int, *, depth: int | None = None):
+    em, seg = layers(folder, slices)
+    depth = depth or slices
+    image = ix.open_image(em).isel(z=slice(0, depth))
+    return ix.overlay(image, ix.open_segmentation(seg).isel(z=slice(0, depth)), alpha=0.3, outline=3)
+
+
+def _parallel(act, count: int) -> float:
+    from concurrent.futures import ThreadPoolExecutor
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(act, range(count)))
+    return time.perf_counter() - began
+
+
+def throughput(folder: Path, slices: int) -> dict[str, float]:
+    """Compare an export with its slowest part: reading, drawing, writing, each alone on all cores."""
+    drawn = overlay(folder, slices)
+    plan = ix.plan_export(drawn, folder / "plan.ome.zarr", levels=1)
+    read, regions = box_reader(drawn), plan.regions
+    first = read_region(read, regions[0])
+
+    def reading(i: int) -> None:
+        for leaf, boxes in wanted(read.volume.expr, regions[i]).items():
+            for box in boxes:
+                leaf.read(box)
+
+    held = {leaf: [(b, leaf.read(b)) for b in boxes] for leaf, boxes in wanted(read.volume.expr, regions[0]).items()}
+    scratch = folder / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    from imageryxr.export.storage import Folder
+
+    for name in ("data", "new"):
+        (scratch / name).mkdir(parents=True)
+    place = Folder(str(scratch / "data"), str(scratch / "new"))
+    found = {
+        "read": _parallel(reading, len(regions)),
+        "draw": _parallel(lambda i: evaluate(read.volume.expr, regions[0], dict(held)), len(regions)),
+        "write": _parallel(
+            lambda i: place.put((f"{i}-{k}", v) for k, v in plan.target.encode(0, regions[0], first)), len(regions)
+        ),
+    }
+    shutil.rmtree(scratch)
+    times = [ix.export(drawn, folder / "whole.ome.zarr", levels=1, overwrite=True).seconds for _ in range(2)]
+    found["export"] = min(times)
+    found["of the slowest part"] = max(found["read"], found["draw"], found["write"]) / found["export"]
+    found["MB/s of RGBA"] = drawn.nbytes / 1e6 / found["export"]
+    found["re-reads"] = max(r.rereads for r in plan.reads)
+    return found
+
+
+def _child(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def memory(folder: Path, slices: int) -> dict[str, float]:
+    """Compare the peak of a process between 128 and 1024 slices."""
+    found = {}
+    for depth in (128, 1024):
+        layers(folder, depth)
+        code = (
+            "import resource, sys; from pathlib import Path; sys.path.insert(0, '.')\n"
+            "from benchmarks.export_stack import overlay; import imageryxr as ix\n"
+            f"folder = Path({str(folder)!r})\n"
+            f"ix.export(overlay(folder, {depth}), folder / 'm.ome.zarr', overwrite=True)\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        )
+        found[f"MB at {depth}"] = float(_child(code)) / 1e6
+    found["ratio"] = found["MB at 1024"] / found["MB at 128"]
+    return found
+
+
+def processes(folder: Path, slices: int) -> dict[str, float]:
+    """Compare one worker process with two, the workers being there already."""
+    from distributed import Client, LocalCluster
+
+    found = {}
+    drawn = overlay(folder, slices)
+    for count in (1, 2):
+        with (
+            LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
+            # all of them import and compile before the clock runs
+            ix.export(drawn, folder / "warm.ome.zarr", client=client, overwrite=True, levels=1)
+            report = ix.export(drawn, folder / f"p{count}.ome.zarr", client=client, overwrite=True, levels=1)
+            found[f"seconds with {count}"] = report.seconds
+    found["times as fast"] = found["seconds with 1"] / found["seconds with 2"]
+    return found
+
+
+def resume(folder: Path, slices: int) -> dict[str, float]:
+    """Kill an export at half, and see what is left to do."""
+    layers(folder, slices)
+    target = folder / "r.ome.zarr"
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, '.')\nimport imageryxr as ix\n"
+        f"from benchmarks.export_stack import overlay; folder = Path({str(folder)!r})\n"
+        f"print(ix.export(overlay(folder, {slices}), folder / 'r.ome.zarr', levels=1, overwrite={{}}).seconds)"
+    )
+    whole = float(_child(code.format(True)))
+    process = subprocess.Popen([sys.executable, "-c", code.format(True)], stdout=subprocess.DEVNULL)
+    began = time.perf_counter()
+    plan = ix.plan_export(overlay(folder, slices), target, levels=1)
+    log = target.with_name(target.name + ".manifest.log")
+    header = target.with_name(target.name + ".manifest.json")
+    while time.perf_counter() - began < 600:
+        run = json.loads(header.read_text())["run"] if header.exists() else "?"
+        phase = json.loads(header.read_text())["phase"] if header.exists() else "?"
+        lines = log.read_text().splitlines() if log.exists() else []
+        if phase == "writing" and sum(line.startswith(run) for line in lines) >= plan.tasks // 2:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    rest = float(_child(code.format(False)))
+    return {"seconds": whole, "after a kill at half": rest, "share": rest / whole}
+
+
+def peer(folder: Path, slices: int) -> dict[str, float]:
+    """Compare with ImageryClient looped over slices that saves PNGs, some 300 cells in each."""
+    import imageryclient as ic
+    from cloudvolume import CloudVolume
+    from PIL import Image
+
+    count = 4
+    em, seg = layers(folder, slices)
+    report = ix.export(overlay(folder, slices), folder / "png" / "z{z:04d}.png", overwrite=True)
+    image, labels = (CloudVolume(p.replace("precomputed://", "file://"), progress=False) for p in (em, seg))
+    client = ic.ImageryClient(image_source=image.cloudpath, segmentation_source=labels.cloudpath, resolution=(8, 8, 40))
+    (folder / "theirs").mkdir(exist_ok=True)
+    began = time.perf_counter()
+    for z in range(count):
+        bounds = [[0, 0, z], [SIDE, SIDE, z + 1]]
+        picture, masks = client.image_and_segmentation_cutout(bounds, split_segmentations=True)
+        drawn = ic.composite_overlay(
+            segs=masks, imagery=picture, alpha=0.3, outline=True, width=3, merge_outline=False, palette="husl"
+        )
+        (drawn if isinstance(drawn, Image.Image) else Image.fromarray(drawn)).save(folder / "theirs" / f"{z}.png")
+    theirs = (time.perf_counter() - began) / count
+    ours = report.seconds / slices
+    return {"cells in a slice": len(masks), "ours, s a slice": ours, "theirs": theirs, "times as fast": theirs / ours}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--slices", type=int, default=512)
+    parser.add_argument("--only", default="throughput,memory,processes,resume,peer")
+    given = parser.parse_args()
+    given.folder = given.folder.absolute()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    for name in given.only.split(","):
+        figures = globals()[name](given.folder, given.slices)
+        print(name, ", ".join(f"{k}: {v:.3g}" for k, v in figures.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What ``imageryxr export`` has beyond what it draws: options of the engine and of formats, job files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import xarray as xr
+
+from imageryxr.errors import ImageryError, OptionError
+from imageryxr.export import export, plan_export
+
+NOT_COMPLETE = 3
+"""Exit code of an export of which regions failed."""
+
+
+def _take_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Let a job file say what the command line does not."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise OptionError(f"--config {path} cannot be read: {error}") from None
+    names = {param.name or "" for param in context.command.params} - {"config"}
+    spelled = {_name(key): value for key, value in values.items()}
+    unknown = sorted(key for key in values if _name(key) not in names)
+    if unknown:
+        known = ", ".join(sorted(n.replace("_", "-") for n in names))
+        raise OptionError(f"--config {path} has {unknown[0]!r}, which is no option of export; options are {known}")
+    context.default_map = {**(context.default_map or {}), **{k: _as_typed(k, v) for k, v in spelled.items()}}
+    return path
+
+
+def _name(key: str) -> str:
+    name = key.replace("-", "_")
+    return {"json": "as_json"}.get(name, name)
+
+
+def _as_typed(name: str, value: Any) -> Any:
+    """Return a value of a job file as it would be typed: lists with commas, corners with a colon, tables as JSON."""
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, list):
+        if value and isinstance(value[0], list):
+            return ":".join(_as_typed(name, part) for part in value)
+        return ",".join(map(str, value))
+    return value
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="A TOML file with any of these options, and the target; what is given here as well counts.",
+        callback=_take_config,
+        is_eager=True,
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Who works: 'threads' (default), 'processes', or a dask scheduler's address, tcp://host:8786."),
+]
+WorkerCount = Annotated[int | None, typer.Option("--workers", help="Threads, processes, or regions under way.")]
+Memory = Annotated[str | None, typer.Option(help="What a worker may take, such as '4 GB'; default: what is free.")]
+Retries = Annotated[int, typer.Option(help="How often a region is tried again that failed.")]
+OnErrorOption = Annotated[
+    str, typer.Option("--on-error", help="'raise': stop at a region that fails; 'collect': go on and list them.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Continue what an earlier run of the same call has begun, or not.")
+]
+ShowProgress = Annotated[
+    bool | None, typer.Option("--progress/--no-progress", help="Show a bar; default: in a terminal.")
+]
+Square = Annotated[bool, typer.Option("--square", help="Resample slices to square pixels.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+Chunks = Annotated[str | None, typer.Option(help="Chunk size: z,y,x voxels.")]
+Shards = Annotated[str | None, typer.Option(help="Shard size: z,y,x voxels, whole numbers of chunks.")]
+Levels = Annotated[int | None, typer.Option(help="Levels of the pyramid; 1 for none.")]
+Compressor = Annotated[str | None, typer.Option(help="OME-Zarr: zstd, lz4, gzip (e.g. zstd:5) or none.")]
+OmeVersion = Annotated[str | None, typer.Option("--ome-version", help="OME-Zarr: 0.5 or 0.4.")]
+LayerTypeOption = Annotated[str | None, typer.Option("--layer-type", help="'image' or 'segmentation'.")]
+Encoding = Annotated[str | None, typer.Option(help="precomputed: raw, jpeg, png or compressed_segmentation.")]
+Quality = Annotated[int | None, typer.Option(help="precomputed as JPEG: 1 to 100.")]
+CompressLevel = Annotated[int | None, typer.Option(help="PNG: 0 to 9.")]
+Compression = Annotated[str | None, typer.Option(help="TIFF: zlib or none.")]
+BigTiff = Annotated[bool | None, typer.Option("--bigtiff/--no-bigtiff", help="TIFF: one of more than 4 GiB.")]
+Fps = Annotated[float | None, typer.Option(help="Video: frames per second.")]
+Crf = Annotated[int | None, typer.Option(help="Video: 0 (best) to 51 (smallest).")]
+
+
+def format_options(axis: str | None, version: str | None, **given: Any) -> dict[str, Any]:
+    """Return the options of a format that were given, as `imageryxr.export` takes them."""
+    options = {name: value for name, value in {**given, "axis": axis, "version": version}.items() if value is not None}
+    for name in ("chunks", "shards"):
+        if name in options:
+            try:
+                options[name] = tuple(int(part) for part in options[name].split(","))
+            except ValueError:
+                raise OptionError(f"--{name} {options[name]} is not three whole numbers z,y,x") from None
+    return options
+
+
+def run_export(
+    array: xr.DataArray,
+    target: str,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    overwrite: bool,
+    resume: bool,
+    scheduler: str | None,
+    workers: int | None,
+    memory: str | None,
+    retries: int,
+    on_error: Any,
+    progress: bool | None,
+    square: bool,
+    options: dict[str, Any],
+) -> None:
+    """Plan or run an export and tell of it; ends the process with `NOT_COMPLETE` where regions failed."""
+    common: dict[str, Any] = {
+        "overwrite": overwrite,
+        "client": scheduler,
+        "workers": workers,
+        "memory": memory,
+        "square": square,
+        **options,
+    }
+    try:
+        if dry_run:
+            plan = plan_export(array, target, **common)
+            print(json.dumps(plan.to_dict(), indent=2) if as_json else plan)
+            plan.validate()
+            return
+        report = export(array, target, resume=resume, retries=retries, on_error=on_error, progress=progress, **common)
+    except KeyboardInterrupt as error:
+        _tell_notes(error)
+        raise
+    except ImageryError as error:
+        if as_json and not dry_run:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}, indent=2))
+        _tell_notes(error)
+        raise
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+    if not report.complete:
+        raise SystemExit(NOT_COMPLETE)
+
+
+def _tell_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        print(note, file=sys.stderr)

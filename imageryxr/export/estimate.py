@@ -1,0 +1,134 @@
+"""What an export will read and hold in memory, told from its recipe before anything is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+
+from imageryxr.export.regions import Regions
+from imageryxr.expr import Expr, Leaf, LevelLeaf, wanted
+from imageryxr.grid import Index3, IndexBox
+
+# Above this many cuts along one axis, evenly spaced ones stand for all.
+SAMPLED = 128
+# While chunks are fetched and decoded, their compressed bytes and a decoded chunk are held beside the result.
+FETCHING = 1.25
+# What a process takes before it does anything: the interpreter, numpy, xarray, compiled kernels, a client.
+PROCESS_BYTES = 400_000_000
+
+
+@dataclass(frozen=True)
+class SourceReads:
+    """What is read of one level of one source."""
+
+    source: str
+    """Its address."""
+    mip: int
+    resolution: tuple[float, float, float]
+    """(x, y, z) nm."""
+    bytes: int
+    """Uncompressed, of all chunks that are fetched, each as often as it is."""
+    distinct_bytes: int
+    """The same with every chunk counted once."""
+    requests: int
+    """Chunks fetched."""
+
+    @property
+    def rereads(self) -> float:
+        """How many times, on average, each chunk is fetched."""
+        return self.bytes / self.distinct_bytes if self.distinct_bytes else 1.0
+
+
+def source_reads(expr: Expr, regions: Regions) -> list[SourceReads]:
+    """Return what the regions of an export read of each source, chunks counted whole."""
+    found = []
+    whole = wanted(expr, IndexBox.of_shape(regions.shape))
+    for leaf, axes in _along_axes(expr, regions).items():
+        if not isinstance(leaf, LevelLeaf):
+            continue
+        level = leaf.source.levels[leaf.mip]
+        size = leaf.source.dtype.itemsize
+        voxels = math.prod(sum(extent for extent, _ in axis) for axis in axes)
+        requests = math.prod(sum(count for _, count in axis) for axis in axes)
+        boxes = [_rounded(box, level.chunks, leaf.bounds)[0] for box in whole.get(leaf, [])]
+        once = max(1, sum(math.prod(shape) for shape in boxes))
+        total, count = max(round(voxels), once), max(1, round(requests))
+        found.append(SourceReads(leaf.source.name, leaf.mip, level.grid.resolution, total * size, once * size, count))
+    return found
+
+
+def rereads(expr: Expr, regions: Regions) -> float:
+    """Return how many times over the regions read what they need, the sources taken together by bytes."""
+    reads = source_reads(expr, regions)
+    distinct = sum(r.distinct_bytes for r in reads)
+    return sum(r.bytes for r in reads) / distinct if distinct else 1.0
+
+
+def _along_axes(expr: Expr, regions: Regions) -> dict[Leaf, list[list[tuple[float, float]]]]:
+    # A region's chunks are so many along z, times so many along y, times so many along x: each axis is walked alone.
+    found: dict[Leaf, list[list[tuple[float, float]]]] = {}
+    counts = regions.counts
+    middle = [n // 2 for n in counts]
+    for axis in range(3):
+        chosen = range(0, counts[axis], -(-counts[axis] // SAMPLED))
+        weight = counts[axis] / len(chosen)
+        for i in chosen:
+            index = [*middle[:axis], i, *middle[axis + 1 :]]
+            box = regions[(index[0] * counts[1] + index[1]) * counts[2] + index[2]]
+            for leaf, boxes in wanted(expr, box).items():
+                chunks = leaf.source.levels[leaf.mip].chunks if isinstance(leaf, LevelLeaf) else (1, 1, 1)
+                shape, number = _rounded(reduce(IndexBox.hull, boxes), chunks, leaf.bounds)
+                pairs = found.setdefault(leaf, [[], [], []])[axis]
+                pairs.append((shape[axis] * weight, number[axis] * weight))
+    return found
+
+
+def _rounded(box: IndexBox, chunks: Index3, bounds: IndexBox) -> tuple[Index3, Index3]:
+    """Return the shape of a box rounded out to chunks, and how many those are along each axis."""
+    low = tuple(a // c for a, c in zip(box.start, chunks, strict=True))
+    high = tuple(-(-b // c) for b, c in zip(box.stop, chunks, strict=True))
+    whole = IndexBox(
+        tuple(a * c for a, c in zip(low, chunks, strict=True)),  # type: ignore[arg-type]
+        tuple(b * c for b, c in zip(high, chunks, strict=True)),  # type: ignore[arg-type]
+    )
+    return whole.clip(bounds).shape, tuple(b - a for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
+
+
+def region_memory(expr: Expr, box: IndexBox, brick: int, encoding: float) -> int:
+    """Return the most bytes that a region takes while it is read, drawn, encoded and written.
+
+    Parameters
+    ----------
+    expr : Expr
+        What is exported.
+    box : IndexBox
+        The region.
+    brick : int
+        Voxels that are drawn at a time.
+    encoding : float
+        Bytes that the target holds while it encodes, for each byte of the region.
+    """
+    readings = FETCHING * sum(
+        b.voxels * leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
+        for leaf, boxes in wanted(expr, box).items()
+        for b in boxes
+    )
+    result = _bytes(expr, box)
+    part = min(1.0, brick / max(1, box.voxels))
+    drawing = part * sum(_bytes(e, b) for e, b in _steps(expr, box))
+    return int(result + max(readings + drawing, encoding * result))
+
+
+def _steps(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
+    box = box.clip(expr.bounds)
+    if isinstance(expr, Leaf) or not box.voxels:
+        return
+    yield expr, box
+    for child, need in zip(expr.inputs, expr.needs(box), strict=True):
+        yield from _steps(child, need)
+
+
+def _bytes(expr: Expr, box: IndexBox) -> int:
+    return box.voxels * expr.dtype.itemsize * math.prod((*expr.lead, *expr.tail))

@@ -1,0 +1,285 @@
+"""Who does the work: threads, processes of this machine, or the workers of a dask cluster.
+
+All of them take one region at a time and give a future; how many are under way is the caller's part.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
+
+from imageryxr.errors import OptionError, TargetError
+from imageryxr.export.job import Job, holds_array, pack, part_of, work
+from imageryxr.grid import IndexBox
+
+
+class Workers(ABC):
+    """Those who make regions."""
+
+    kind: str
+
+    @abstractmethod
+    def slots(self) -> int:
+        """Return how many regions may be under way now."""
+
+    @abstractmethod
+    def submit(self, number: int, stage: int, box: IndexBox) -> Any:
+        """Hand a region out; return a future with ``add_done_callback``, ``result`` and ``cancel``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for what is under way, and let go of the workers."""
+
+    def abort(self) -> None:
+        """Stop as soon as can be."""
+        self.close()
+
+
+class Threads(Workers):
+    """Threads of this process: kernels and decoders run side by side in them."""
+
+    kind = "threads"
+
+    def __init__(self, job: Job, count: int) -> None:
+        self._job = job
+        self._count = count
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="imageryxr-export")
+
+    def slots(self) -> int:
+        """One a thread."""
+        return self._count
+
+    def submit(self, number: int, stage: int, box: IndexBox) -> Any:
+        """Hand a region to a thread."""
+        return self._pool.submit(self._job, number, stage, box)
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class _Packed(Workers):
+    """Workers in other processes: the job is pickled once, and a region that carries voxels brings only its own."""
+
+    def __init__(self, job: Job) -> None:
+        self._read = job.read
+        self._parts = job.read is not None and bool(job.read.volume.givens or holds_array(job.read.volume.expr))
+        self._blob = pack(Job(job.target, job.place, None) if self._parts else job)
+
+    def _arguments(self, number: int, stage: int, box: IndexBox) -> tuple[Any, ...]:
+        import cloudpickle
+
+        if not self._parts or stage or self._read is None:
+            return (self._blob, number, stage, tuple(box))
+        return (self._blob, number, stage, tuple(box), cloudpickle.dumps(part_of(self._read, box)))
+
+
+class Processes(_Packed):
+    """Processes of this machine, each on its own: for work that holds Python's lock."""
+
+    kind = "processes"
+
+    def __init__(self, job: Job, count: int) -> None:
+        super().__init__(job)
+        self._count = count
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        from multiprocessing import get_context
+
+        # "spawn": connections and compiled code do not survive a fork
+        return ProcessPoolExecutor(self._count, mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+    def slots(self) -> int:
+        """One a process, and one in waiting each, so that none idles while results travel."""
+        return 2 * self._count
+
+    def submit(self, number: int, stage: int, box: IndexBox) -> Any:
+        """Hand a region to a process."""
+        arguments = self._arguments(number, stage, box)
+        try:
+            return self._pool.submit(work, *arguments)
+        except BrokenProcessPool:
+            self._mend()
+            return self._pool.submit(work, *arguments)
+
+    def _mend(self) -> None:
+        """Start new processes: one that is killed takes the whole pool with it, and with that only its regions."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._new_pool()
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def abort(self) -> None:
+        """Do not wait."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    # A worker of a parent that was killed waits for work for ever: it holds the other end of its own pipe.
+    from multiprocessing import connection, parent_process
+
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: Any) -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+
+
+class Cluster(_Packed):
+    """The workers of a `distributed.Client`, which may come and go."""
+
+    kind = "cluster"
+
+    def __init__(self, job: Job, client: Any, count: int | None) -> None:
+        super().__init__(job)
+        self._client = client
+        self._count = count
+        # one group of keys whatever their number: the scheduler keeps a record of every group
+        self._name = f"imageryxr-export-{uuid.uuid4().hex[:12]}"
+        self._submitted = 0
+
+    def slots(self) -> int:
+        """Two a thread of the cluster as it is now, or as many as were asked for."""
+        return self._count or 2 * sum(self._client.nthreads().values()) or 2
+
+    def submit(self, number: int, stage: int, box: IndexBox) -> Any:
+        """Hand a region to the scheduler."""
+        arguments = self._arguments(number, stage, box)
+        self._submitted += 1
+        return self._client.submit(work, *arguments, key=(self._name, self._submitted), pure=False, retries=0)
+
+    def close(self) -> None:
+        """Do nothing: the client is the caller's."""
+
+
+def is_client(value: Any) -> bool:
+    """Tell whether a value is a `distributed.Client`, without importing distributed."""
+    return any(c.__module__.startswith("distributed") and c.__name__ == "Client" for c in type(value).__mro__)
+
+
+def open_client(client: Any) -> tuple[Any, bool]:
+    """Return the client that a value stands for, and whether it was made here.
+
+    Raises
+    ------
+    OptionError
+        If it is none.
+    TargetError
+        If no scheduler answers at the address.
+    """
+    if is_client(client):
+        if getattr(client, "asynchronous", False):
+            raise OptionError("client=… is asynchronous; export waits for its regions: give a Client() made without it")
+        return client, False
+    if not isinstance(client, str) or "://" not in client:
+        raise OptionError(
+            f"client={client!r} must be a distributed.Client, a scheduler's address such as 'tcp://host:8786', "
+            "'threads' or 'processes'"
+        )
+    from distributed import Client
+
+    try:
+        return Client(client, timeout="5s", set_as_default=False), True
+    except OSError as error:
+        raise TargetError(f"no scheduler answers at {client} ({error}); start one with `dask scheduler`") from error
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who will do the work."""
+
+    kind: str
+    """"threads", "processes" or "cluster"."""
+    workers: int
+    """Processes that work."""
+    threads: int
+    """Regions that one of them has under way at a time."""
+    memory: int | None
+    """Bytes that one of them may take, as far as is known."""
+    make: Callable[[Job], Workers] = field(repr=False, compare=False)
+    """Starts them."""
+    close: Callable[[], Any] = field(repr=False, compare=False, default=lambda: None)
+    """Lets go of what was opened to ask for these numbers."""
+
+
+def find_crew(client: Any, count: int | None, memory: Any) -> Crew:
+    """Return who will do the work; connects to a scheduler only where its address is given.
+
+    Raises
+    ------
+    OptionError
+        If an argument is outside its set.
+    TargetError
+        If no scheduler answers.
+    """
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise OptionError(f"workers={count!r} must be a whole number from 1, or None for one a core")
+    limit = _memory(memory)
+    number = count or CPU_COUNT
+    if client is None or client == "threads":
+        return Crew("threads", 1, number, limit or available_memory(), lambda job: Threads(job, number))
+    if isinstance(client, str) and client == "processes":
+        have = available_memory()
+        share = None if have is None else have // number
+        return Crew("processes", number, 1, limit or share, lambda job: Processes(job, number))
+    opened, owned = open_client(client)
+    threads = opened.nthreads().values()
+    known = _worker_infos(opened)
+    limits = [w["memory_limit"] for w in known if w.get("memory_limit")]
+    return Crew(
+        "cluster",
+        max(1, len(threads)),
+        max(threads, default=1),
+        limit or min(limits, default=None),
+        lambda job: Cluster(job, opened, count),
+        opened.close if owned else lambda: None,
+    )
+
+
+def _worker_infos(client: Any) -> list[dict[str, Any]]:
+    try:
+        info = client.scheduler_info(n_workers=-1)
+    except TypeError:  # before 2025.5 it tells of all anyway
+        info = client.scheduler_info()
+    return list(info["workers"].values())
+
+
+def _memory(value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        limit = int(parse_bytes(value))
+    except (ValueError, TypeError):
+        limit = 0
+    if limit <= 0:
+        raise OptionError(f"memory={value!r} must be the bytes that a worker may take, such as '4 GB'")
+    return limit
+
+
+def available_memory() -> int | None:
+    """Return how many bytes this process may still take: what the machine has free, or its container allows."""
+    import psutil
+
+    found = [int(psutil.virtual_memory().available)]
+    with suppress(OSError, ValueError):
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found)

@@ -1,0 +1,186 @@
+"""What a worker does: one region, from the sources to files that are whole.
+
+A `Job` is all that a worker needs, and pickles to a few kilobytes; what it makes of a region depends on nothing else,
+so that a region may be made twice, by any worker, and is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from imageryxr.export.manifest import Entry, crc_of_sizes
+from imageryxr.export.storage import Place, disk_errors
+from imageryxr.export.targets.base import Target
+from imageryxr.expr import Array, ArrayLeaf, Expr, LevelLeaf, Readings, evaluate, shifted, wanted
+from imageryxr.grid import IndexBox
+from imageryxr.lazy import to_dask
+from imageryxr.sources.base import recording_holes
+from imageryxr.volumes import BoxReader
+
+EMPTY = IndexBox((0, 0, 0), (0, 0, 0))
+
+# What is drawn at a time, of a region that was read in one go: what lies between is small then.
+BRICK_VOXELS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a region."""
+
+    entry: Entry
+    values: Array | None = field(default=None, compare=False)
+    """For targets in memory."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An export, as a worker sees it."""
+
+    target: Target
+    place: Place | None
+    read: BoxReader | None
+    """None if each region brings its own."""
+
+    def __call__(self, number: int, stage: int, box: IndexBox, read: Any = None) -> Outcome:
+        """Make a region and write it."""
+        with recording_holes() as holes:
+            values = self._values(stage, box, read or self.read)
+        sizes: list[int] = []
+        if self.place is not None:
+            with disk_errors(self.target.place):
+                sizes = self.place.put(self.target.encode(stage, box, values))
+        entry = Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes)))
+        return Outcome(entry, values if self.place is None else None)
+
+    def _values(self, stage: int, box: IndexBox, read: Any) -> Array:
+        if stage:
+            assert self.place is not None, "what is in memory has one stage"
+            with disk_errors(self.target.place):
+                return self.target.derive(stage, box, self.place)
+        if isinstance(read, BoxReader):
+            return read_region(read, box)
+        return np.asarray(read())
+
+
+def read_region(read: BoxReader, box: IndexBox) -> Array:
+    """Return the values of a box: each source is read once, and the drawing is done brick by brick."""
+    if read.volume.givens:
+        return read(box)
+    expr = read.volume.expr
+    readings: Readings = {leaf: [(b, leaf.read(b)) for b in boxes] for leaf, boxes in wanted(expr, box).items()}
+    if box.voxels <= BRICK_VOXELS:
+        return evaluate(expr, box, readings)
+    out = np.empty((*box.shape, *expr.tail), expr.dtype)
+    for brick in bricks(box):
+        out[brick.slices(box)] = evaluate(expr, brick, readings)
+    return out
+
+
+def bricks(box: IndexBox, voxels: int = BRICK_VOXELS) -> Iterator[IndexBox]:
+    """Return slabs of a box along z, or if one slice of it is large, slices cut along y."""
+    slice_, row = box.shape[1] * box.shape[2], box.shape[2]
+    axis, step = (0, voxels // slice_) if slice_ <= voxels else (1, max(1, voxels // row))
+    for z in range(box.start[0], box.stop[0], step if axis == 0 else 1):
+        slab = (z, min(z + step, box.stop[0]) if axis == 0 else z + 1)
+        for y in range(box.start[1], box.stop[1], step if axis == 1 else box.shape[1]):
+            rows = (y, min(y + step, box.stop[1]) if axis == 1 else box.stop[1])
+            yield IndexBox((slab[0], rows[0], box.start[2]), (slab[1], rows[1], box.stop[2]))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# for other processes
+
+
+def part_of(read: BoxReader, box: IndexBox) -> Any:
+    """Return what gives a box and nothing else: of arrays that are in memory or in a dask graph, the part it needs."""
+    if read.volume.givens:
+        from dask.base import optimize
+
+        array = to_dask(shifted(read.volume.expr, box.start), box.shape, givens=read.volume.givens)
+        (small,) = optimize(array)
+        return _Compute(small)
+    return replace(read, volume=replace(read.volume, expr=_with_parts(read.volume.expr, wanted(read.volume.expr, box))))
+
+
+@dataclass(frozen=True)
+class _Compute:
+    """A small dask array, computed where it is called."""
+
+    array: Any
+
+    def __call__(self) -> Array:
+        return np.asarray(self.array.compute(scheduler="synchronous"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Part(ArrayLeaf):
+    """A box of an array that is elsewhere, which it stands for."""
+
+    origin: tuple[int, int, int] = (0, 0, 0)
+    whole: IndexBox = EMPTY
+
+    @property
+    def bounds(self) -> IndexBox:
+        return self.whole
+
+    def read(self, box: IndexBox) -> Array:
+        return super().read(box.shift(self.origin, -1))
+
+
+def _with_parts(expr: Expr, needs: dict[Any, list[IndexBox]], made: dict[Expr, Expr] | None = None) -> Expr:
+    made = {} if made is None else made
+    if expr in made:
+        return made[expr]
+    new = expr
+    if isinstance(expr, ArrayLeaf) or (isinstance(expr, LevelLeaf) and holds_array(expr)):
+        boxes = needs.get(expr, [])
+        hull = boxes[0] if boxes else EMPTY
+        for box in boxes[1:]:
+            hull = hull.hull(box)
+        new = _Part(np.ascontiguousarray(expr.read(hull)), expr.lead, expr.tail, hull.start, expr.bounds)
+    else:
+        changed = {
+            name: tuple(_with_parts(c, needs, made) for c in value)
+            if isinstance(value, tuple)
+            else _with_parts(value, needs, made)
+            for name, value in vars(expr).items()
+            if isinstance(value, Expr) or (isinstance(value, tuple) and value and isinstance(value[0], Expr))
+        }
+        new = replace(expr, **changed) if changed else expr  # type: ignore[type-var]
+    made[expr] = new
+    return new
+
+
+def holds_array(expr: Expr) -> bool:
+    """Tell whether a recipe carries voxels with it, which should not travel with every region."""
+    if isinstance(expr, LevelLeaf):
+        return hasattr(expr.source, "array")
+    return isinstance(expr, ArrayLeaf) or any(holds_array(child) for child in expr.inputs)
+
+
+def pack(job: Job) -> bytes:
+    """Pickle a job."""
+    import cloudpickle
+
+    data: bytes = cloudpickle.dumps(job)
+    return data
+
+
+@lru_cache(maxsize=8)
+def _unpack(blob: bytes) -> Job:
+    import cloudpickle
+
+    job: Job = cloudpickle.loads(blob)
+    return job
+
+
+def work(blob: bytes, number: int, stage: int, box: tuple[Any, Any], part: bytes | None = None) -> Outcome:
+    """Make a region in another process: the task of a worker."""
+    import cloudpickle
+
+    return _unpack(blob)(number, stage, IndexBox(*box), None if part is None else cloudpickle.loads(part))

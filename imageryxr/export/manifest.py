@@ -1,0 +1,313 @@
+"""The book that an export keeps beside its target: which call it is, and which regions are done.
+
+``<target>.manifest.json`` says which call wrote or writes the target and how far it is: "writing" regions,
+"publishing" the result, "finished". It is replaced whole. ``<target>.manifest.log`` has a line for each region that
+is done, written after the region's files are; a line cut short by a crash is told by its checksum and passed over. In a
+bucket, where nothing can be appended to, the log is a series of objects. A region that is done but not in the log is
+made again, which gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from imageryxr.errors import TargetError
+from imageryxr.export.storage import Bucket, Folder
+
+FORMAT = 1
+Phase = Literal["writing", "publishing", "finished"]
+
+
+@dataclass(frozen=True)
+class Header:
+    """Which export a target is of."""
+
+    token: str
+    """Of sources, timestamps, arguments and the version of this format: equal for equal calls."""
+    what: dict[str, Any]
+    """The call for people to read: sources, format, options."""
+    step: tuple[int, int, int]
+    first: tuple[int, int, int]
+    """How the array is cut into regions."""
+    regions: int
+    """How many there are, those of later stages included."""
+    phase: Phase = "writing"
+    replaces: bool = False
+    """Whether what was at the target may be replaced."""
+    direct: bool = False
+    """Whether files go to their final place at once, as they do in a bucket where there was nothing before."""
+    kind: str = "tree"
+    """How the result gets to its place: see `Target.kind`."""
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """Tells this export from others of the same place in the log."""
+    began: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    result: int | None = None
+    """Size of the one file, for targets of that kind."""
+    format: int = FORMAT
+
+    def to_bytes(self) -> bytes:
+        """Return the JSON text."""
+        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Header:
+        """Return what a manifest says, or raise `TargetError`."""
+        try:
+            values = json.loads(text)
+            values["step"], values["first"] = tuple(values["step"]), tuple(values["first"])
+            return cls(**values)
+        except (ValueError, TypeError, KeyError) as error:
+            raise TargetError(
+                f"{where} is no manifest that this version reads ({error}); remove it and the target, or give another"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished region: how many bytes its files are, a checksum of their sizes, and holes in what it read."""
+
+    number: int
+    size: int
+    """Bytes of all its files."""
+    sizes: int
+    """CRC of the files' sizes."""
+    holes: tuple[str, ...] = ()
+
+    def line(self, run: str) -> bytes:
+        """Return the line of the log."""
+        text = f"{run} {self.number} {self.size} {self.sizes:08x} {json.dumps(list(self.holes))}"
+        return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
+
+    @classmethod
+    def parse(cls, line: bytes, run: str) -> Entry | None:
+        """Return the entry of a line, or None if it is of another run or was cut short."""
+        text, _, check = line.decode("utf-8", "replace").rpartition(" ")
+        if not text.startswith(run + " ") or check != f"{zlib.crc32(text.encode()):08x}":
+            return None
+        _, number, size, sizes, holes = text.split(" ", 4)
+        return cls(int(number), int(size), int(sizes, 16), tuple(json.loads(holes)))
+
+
+def crc_of_sizes(sizes: Iterable[int]) -> int:
+    """Return the checksum of files' sizes that a region is known by."""
+    return zlib.crc32(",".join(map(str, sizes)).encode())
+
+
+class Progress:
+    """Which regions are done: a few bytes a region, whatever their number."""
+
+    def __init__(self, regions: int) -> None:
+        self.done = np.zeros(regions, np.bool_)
+        self.bytes = np.zeros(regions, np.int64)
+        self.sizes = np.zeros(regions, np.uint32)
+        self.holes: set[str] = set()
+
+    def note(self, entry: Entry) -> None:
+        """Note a finished region."""
+        if 0 <= entry.number < len(self.done):
+            self.done[entry.number] = True
+            self.bytes[entry.number] = entry.size
+            self.sizes[entry.number] = entry.sizes
+            self.holes.update(entry.holes)
+
+    def forget(self, number: int) -> None:
+        """Note that a region is not there after all."""
+        self.done[number] = False
+
+
+class Keeper(Protocol):
+    """Where a manifest is kept."""
+
+    def load(self) -> Header | None:
+        """Return the header, or None where there is no manifest."""
+
+    def save(self, header: Header) -> None:
+        """Replace the header, atomically."""
+
+    def entries(self, run: str) -> Iterator[Entry]:
+        """Return the log of a run."""
+
+    def append(self, run: str, entry: Entry) -> None:
+        """Add to the log; durable at the latest when the manifest is closed."""
+
+    def flush(self) -> None:
+        """Make what was added to the log durable."""
+
+    def remove(self) -> None:
+        """Remove the manifest."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from this target, as far as that can be."""
+
+
+class LocalKeeper:
+    """A manifest in a folder; the log is locked while an export runs."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self._log: int | None = None
+
+    def load(self) -> Header | None:
+        """Read the header."""
+        folder, name = os.path.split(self.base + ".json")
+        text = Folder(folder, folder).get(name)
+        return None if text is None else Header.parse(text, self.base + ".json")
+
+    def save(self, header: Header) -> None:
+        """Replace the header."""
+        folder, name = os.path.split(self.base)
+        temporary = os.path.join(folder, f"{name}-{uuid.uuid4().hex[:8]}.json")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(header.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.base + ".json")
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+
+    def entries(self, run: str) -> Iterator[Entry]:
+        """Read the log."""
+        try:
+            with open(self.base + ".log", "rb") as file:
+                for line in file:
+                    entry = Entry.parse(line.rstrip(b"\n"), run)
+                    if entry is not None:
+                        yield entry
+        except FileNotFoundError:
+            return
+
+    def append(self, run: str, entry: Entry) -> None:
+        """Write a line; it is in the kernel's hands when this returns, so that kill -9 cannot take it back."""
+        assert self._log is not None, "the manifest is not locked"
+        os.write(self._log, entry.line(run))
+
+    def flush(self) -> None:
+        """Wait until the log is on the disk."""
+        if self._log is not None:
+            os.fsync(self._log)
+
+    def remove(self) -> None:
+        """Remove both files."""
+        for end in (".json", ".log"):
+            if os.path.exists(self.base + end):
+                os.unlink(self.base + end)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the log: the system gives the lock back when the process ends, however it ends."""
+        os.makedirs(os.path.dirname(self.base), exist_ok=True)
+        self._log = _locked_file(self.base + ".log")
+        try:
+            # a line that a crash cut short must not run into the next one
+            if os.fstat(self._log).st_size:
+                os.write(self._log, b"\n")
+            yield
+        finally:
+            os.close(self._log)
+            self._log = None
+
+
+def _locked_file(path: str) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            _lock(handle, path)
+            # whoever held it before may have removed it meanwhile
+            if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _lock(handle: int, path: str) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two exports of one target are not kept apart there
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TargetError(
+            f"another process is exporting to this target (it holds {path}); wait for it to end, or stop it: the same "
+            "call continues where it stopped"
+        ) from None
+
+
+class BucketKeeper:
+    """A manifest in a bucket. Nothing is locked: two exports of one call put the same bytes."""
+
+    EVERY = 15.0
+    """Seconds between pieces of the log: what a crash costs at the most."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.bucket = Bucket(url)
+        self.name = name
+        self._lines: list[bytes] = []
+        self._last = time.monotonic()
+
+    def load(self) -> Header | None:
+        """Download the header."""
+        text = self.bucket.get(self.name + ".json")
+        return None if text is None else Header.parse(text, f"{self.bucket.url}/{self.name}.json")
+
+    def save(self, header: Header) -> None:
+        """Upload the header."""
+        self.bucket.put([(self.name + ".json", header.to_bytes())])
+
+    def _pieces(self) -> list[str]:
+        return sorted(f"{self.name}.log/{key}" for key in Bucket(f"{self.bucket.url}/{self.name}.log").names())
+
+    def entries(self, run: str) -> Iterator[Entry]:
+        """Download the log."""
+        for key in self._pieces():
+            for line in (self.bucket.get(key) or b"").splitlines():
+                entry = Entry.parse(line, run)
+                if entry is not None:
+                    yield entry
+
+    def append(self, run: str, entry: Entry) -> None:
+        """Keep a line until enough time has passed."""
+        self._lines.append(entry.line(run))
+        if time.monotonic() - self._last > self.EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Upload what was added."""
+        lines, self._lines = self._lines, []
+        self._last = time.monotonic()
+        if lines:
+            key = f"{self.name}.log/manifest-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+            self.bucket.put([(key, b"".join(lines))])
+
+    def remove(self) -> None:
+        """Delete header and log."""
+        self.bucket.delete([self.name + ".json", *self._pieces()])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Write the rest of the log at the end."""
+        try:
+            yield
+        finally:
+            self.flush()
+
+
+def with_phase(header: Header, phase: Phase, **changes: Any) -> Header:
+    """Return a header that has come further."""
+    return replace(header, phase=phase, **changes)

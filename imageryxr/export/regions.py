@@ -1,0 +1,171 @@
+"""Regions: the boxes that an export is made of, and how large they best are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import overload
+
+from imageryxr.expr import Expr
+from imageryxr.grid import Index3, IndexBox
+
+# What one region may take in memory, unless the caller or the machine says less.
+REGION_BYTES = 1 << 30
+# A region starts out as a block does: CloudVolume reads at full speed from there on.
+START_VOXELS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Regions(Sequence[IndexBox]):
+    """A grid of boxes that cover a shape, computed when asked for: a million take no more memory than one."""
+
+    shape: Index3
+    """Voxels (z, y, x) covered."""
+    step: Index3
+    """Size of a region."""
+    first: Index3
+    """Size of the first region along each axis, where it is cut short so that the others follow the source's chunks."""
+
+    @property
+    def counts(self) -> Index3:
+        """Regions along (z, y, x)."""
+        z, y, x = (
+            1 + max(0, -(-(n - f) // s)) if n else 0 for n, s, f in zip(self.shape, self.step, self.first, strict=True)
+        )
+        return (z, y, x)
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    @overload
+    def __getitem__(self, index: int) -> IndexBox: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[IndexBox]: ...
+    def __getitem__(self, index: int | slice) -> IndexBox | list[IndexBox]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} regions, and none has number {index}")
+        _, ny, nx = self.counts
+        rest, x = divmod(index % len(self), nx)
+        z, y = divmod(rest, ny)
+        start, stop = [], []
+        for i, n, s, f in zip((z, y, x), self.shape, self.step, self.first, strict=True):
+            low = 0 if i == 0 else f + (i - 1) * s
+            start.append(low)
+            stop.append(min(n, f if i == 0 else low + s))
+        return IndexBox(tuple(start), tuple(stop))  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[IndexBox]:
+        return (self[i] for i in range(len(self)))
+
+    @classmethod
+    def uniform(cls, shape: Index3, step: Index3) -> Regions:
+        """Return the regions of one size, from index 0 on."""
+        size: Index3 = tuple(max(1, min(s, n)) for s, n in zip(step, shape, strict=True))  # type: ignore[assignment]
+        return cls(shape, size, size)
+
+    def largest(self) -> IndexBox:
+        """Return a region that is as large as any."""
+        index = []
+        for n, step, first, count in zip(self.shape, self.step, self.first, self.counts, strict=True):
+            # the second one is whole unless it is the last
+            index.append(1 if count > 1 and min(step, n - first) > first else 0)
+        z, y, x = index
+        _, ny, nx = self.counts
+        return self[(z * ny + y) * nx + x]
+
+
+def choose_regions(
+    expr: Expr,
+    shape: Index3,
+    granule: Index3,
+    *,
+    memory_of: Callable[[IndexBox], int],
+    reads_of: Callable[[Regions], float],
+    budget: int,
+    least: int,
+) -> Regions:
+    """Return regions that are whole target chunks, that follow the source's chunks, and that read little twice.
+
+    Parameters
+    ----------
+    expr : Expr
+        What is exported.
+    shape : tuple of 3 int
+        Voxels (z, y, x).
+    granule : tuple of 3 int
+        What must be written together.
+    memory_of : callable
+        Bytes that a region takes while it is under way.
+    reads_of : callable
+        How many times over, about, the regions of a choice read what they need.
+    budget : int
+        Bytes that a region may take.
+    least : int
+        How many regions there should be, so that no worker idles.
+    """
+    axes = [_start(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
+    best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
+    best = _shrunk(best, granule, lambda r: _volume(r) <= 2 * START_VOXELS and memory_of(r.largest()) <= budget)
+    reads = reads_of(best)
+    while reads > 1.02:
+        grown = [_grown(best, axis, granule[axis]) for axis in (2, 1, 0)]
+        fitting = [g for g in grown if g != best and len(g) >= least and memory_of(g.largest()) <= budget]
+        if not fitting:
+            break
+        # What a larger region spares, against what it takes: equal gains go to the axis along which memory is one run.
+        costs = [reads_of(g) for g in fitting]
+        cost = min(costs)
+        if cost > reads * 0.99:
+            break
+        best, reads = fitting[costs.index(cost)], cost
+    return best
+
+
+def _start(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int]:
+    edges = expr.edges(axis, 0, n)
+    if not edges:
+        step = min(-(-n // granule), max(1, 512 // granule)) * granule
+        return step, step
+    stored = max((b - a for a, b in pairwise(edges)), default=max(edges[0], n - edges[0]))
+    step = -(-stored // granule) * granule
+    if stored < step and step % stored:
+        # whole numbers of both, where that is not much more
+        both = math.lcm(stored, granule)
+        step = both if both <= 4 * step else step
+    step = min(step, -(-n // granule) * granule)
+    first = edges[0] % step // granule * granule
+    return step, first or step
+
+
+def _volume(regions: Regions) -> int:
+    return regions.largest().voxels
+
+
+def _shrunk(regions: Regions, granule: Index3, fits: Callable[[Regions], bool]) -> Regions:
+    while not fits(regions):
+        axis = max(range(3), key=lambda a: regions.step[a] / granule[a])
+        step = regions.step[axis]
+        half = max(granule[axis], -(-(step // 2) // granule[axis]) * granule[axis])
+        if half >= step:
+            break
+        regions = _with(regions, axis, half, regions.first[axis] % half or half)
+    return regions
+
+
+def _grown(regions: Regions, axis: int, granule: int) -> Regions:
+    step, n = regions.step[axis], regions.shape[axis]
+    if step >= n:
+        return regions
+    double = min(2 * step, -(-n // granule) * granule)
+    first = regions.first[axis]
+    return _with(regions, axis, double, double if first == step else first)
+
+
+def _with(regions: Regions, axis: int, step: int, first: int) -> Regions:
+    steps, firsts = list(regions.step), list(regions.first)
+    steps[axis], firsts[axis] = step, min(first, regions.shape[axis])
+    return replace(regions, step=tuple(steps), first=tuple(firsts))  # type: ignore[arg-type]

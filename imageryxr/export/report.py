@@ -1,0 +1,123 @@
+"""What an export tells: while it runs, and when it has ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import xarray as xr
+
+
+@dataclass(frozen=True)
+class FailedRegion:
+    """A region that could not be made."""
+
+    number: int
+    box: str
+    """Where it lies, in nm."""
+    error: str
+
+    def __str__(self) -> str:
+        return f"region {self.number}, {self.box}: {self.error}"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did."""
+
+    target: str
+    """Where the result is."""
+    regions: int
+    """How many regions were written this time."""
+    bytes_written: int
+    """Bytes on disk, of what was written this time."""
+    seconds: float
+    """Wall time."""
+    skipped: int = 0
+    """How many regions were there already, from an earlier run of the same call."""
+    failed: tuple[FailedRegion, ...] = ()
+    """Regions that could not be made; then the target is as it was before, and the same call tries them again."""
+    holes: tuple[str, ...] = ()
+    """Chunks that a source does not have and that were filled with background, as ``missing=`` says."""
+    retries: int = 0
+    """How often a region was tried again."""
+    result: xr.DataArray | None = field(default=None, repr=False, compare=False)
+    """The array, for targets in memory."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the result is whole and at its place."""
+        return not self.failed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return {
+            "target": self.target,
+            "complete": self.complete,
+            "regions": self.regions,
+            "skipped": self.skipped,
+            "failed": [str(f) for f in self.failed],
+            "bytes_written": self.bytes_written,
+            "seconds": round(self.seconds, 3),
+            "holes": list(self.holes),
+            "retries": self.retries,
+        }
+
+    def __repr__(self) -> str:
+        rate = f", {show_bytes(self.bytes_written / self.seconds)}/s" if self.seconds > 1 and self.bytes_written else ""
+        written = f"{show_bytes(self.bytes_written)} written in {self.seconds:.1f} s{rate}"
+        told = [f"{_count(self.regions, 'region')}, {written}"]
+        if self.skipped:
+            told.append(f"{self.skipped:,} were there already")
+        if self.holes:
+            told.append(f"{_count(len(self.holes), 'missing chunk')} filled with background")
+        text = f"<ExportReport {self.target}: {'; '.join(told)}>"
+        if not self.failed:
+            return text
+        listed = "\n".join(f"  {f}" for f in self.failed[:20])
+        more = f"\n  and {len(self.failed) - 20:,} more" if len(self.failed) > 20 else ""
+        return (
+            f"{text[:-1]}; NOT COMPLETE, {_count(len(self.failed), 'region')} failed>\n{listed}{more}\nThe target is "
+            "as it was before; run the same call again to make what is missing."
+        )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def show_bytes(count: float) -> str:
+    """Return a count of bytes as people read it: 3.2 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
+    """Return a bar that counts regions, with rate and time left; quiet where nobody looks.
+
+    Parameters
+    ----------
+    place : str
+        The target.
+    total, skipped : int
+        Regions, and how many of them were there already: those do not count towards the rate.
+    shown : bool or None
+        None shows it in a notebook, and if standard error is a terminal.
+    """
+    from tqdm.auto import tqdm
+
+    show = _someone_looks() if shown is None else shown
+    name = os.path.basename(place.rstrip("/"))[:40]
+    return tqdm(total=total, initial=skipped, unit="region", desc=name, disable=not show, smoothing=0.1)
+
+
+def _someone_looks() -> bool:
+    shell = sys.modules.get("IPython")
+    if shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell":
+        return True
+    return sys.stderr.isatty()

@@ -1,0 +1,73 @@
+"""Square pixels: slices of anisotropic voxels, resampled to the finer side of a pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from imageryxr.errors import OptionError
+from imageryxr.expr import Array, Expr, Resampled
+from imageryxr.grid import DIMS, Axis, AxisMap, Grid, IndexBox
+from imageryxr.volumes import BoxReader
+
+
+def squared(read: BoxReader, across: str, layer_type: str) -> BoxReader:
+    """Return the reader of an array whose pixels in the slices across an axis are square.
+
+    Parameters
+    ----------
+    read : BoxReader
+        Of (z, y, x) or (z, y, x, rgba).
+    across : {"z", "y", "x"}
+        The axis across the slices.
+    layer_type : {"image", "segmentation"}
+        Ids take the nearest one, all else is linear.
+    """
+    if across not in DIMS:
+        raise OptionError(f"axis={across!r} must be 'z', 'y' or 'x': the axis across the slices")
+    volume = read.volume
+    plane = [a for a in range(3) if a != DIMS.index(across)]
+    finest = min(volume.grid.axes[a].resolution for a in plane)
+    axes = [_finer(axis, finest) if i in plane else axis for i, axis in enumerate(volume.grid.axes)]
+    grid = Grid.from_axes(axes)
+    if grid == volume.grid:
+        return read
+    maps = tuple(AxisMap.between(new, old) for new, old in zip(axes, volume.grid.axes, strict=True))
+    method = "nearest" if layer_type == "segmentation" and not read.tail else "linear"
+    expr: Expr = Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
+    if read.tail:
+        expr = ResampledColors(volume.expr, maps, "linear", tail=read.tail)  # type: ignore[arg-type]
+    return replace(read, volume=replace(volume, expr=expr, grid=grid, splits=None))
+
+
+def _finer(axis: Axis, resolution: float) -> Axis:
+    if axis.resolution == resolution:
+        return axis
+    # the lower edge stays where it is
+    low, high = axis.edges()
+    first = Axis(1, resolution, 0)
+    start, stop = first.select(low, high)
+    return Axis(stop - start, resolution, start)
+
+
+@dataclass(frozen=True)
+class ResampledColors(Resampled):
+    """RGBA on another grid: colours mix by their alpha, so that what is transparent has no colour to give."""
+
+    tail: tuple[int, ...] = (4,)
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the resampled colours."""
+        values = arrays[0]
+        alpha = values[..., 3].astype(np.float32)
+
+        def one(plane: Array) -> Array:
+            return super(ResampledColors, self).apply(box, np.ascontiguousarray(plane))
+
+        weight = one(alpha)
+        safe = np.where(weight > 0, weight, 1)
+        planes: list[Any] = [np.floor(one(values[..., i] * alpha) / safe + 0.5) for i in range(3)]
+        out: Array = np.clip(np.stack([*planes, np.floor(weight + 0.5)], axis=-1), 0, 255).astype(np.uint8)
+        return out

@@ -1,0 +1,110 @@
+"""What every export target owes: the `Target` contract.
+
+A target says which files a region becomes, and what is in them; it is a small picklable value that opens nothing. Where
+the files go, that each is whole or not there, what is done already and what is missing: that is the engine's part.
+So a new format is one module here, and every format can be resumed and written by many machines.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from imageryxr.export.regions import Regions
+from imageryxr.export.storage import Place
+from imageryxr.expr import Array
+from imageryxr.grid import Grid, Index3, IndexBox
+
+Kind = Literal["tree", "files", "single", "memory"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What there is to export: all that a target needs to know of the array."""
+
+    grid: Grid
+    channels: int
+    """4 for RGBA, 0 for arrays without such an axis."""
+    dtype: np.dtype[Any]
+    layer_type: str
+    contrast: tuple[float, float] | None = None
+    """The grey values that are black and white."""
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of one voxel, channels included."""
+        return self.dtype.itemsize * max(1, self.channels)
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """A format at a place.
+
+    Keys name files below ``root``. The same region always becomes the same keys, and the same values the same bytes.
+    """
+
+    place: str
+    """Where the result will be, as people name it."""
+    root: str
+    """The folder or prefix that keys are relative to; the file itself for a target of one file."""
+    layer: Layer
+
+    kind: ClassVar[Kind] = "tree"
+    """Whether the result is a folder of its own, files among others, one file, or no file."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Which endings name the format."""
+    encoding: ClassVar[float] = 1.5
+    """Bytes held while a region is encoded, for each of its own."""
+
+    @property
+    def granule(self) -> Index3:
+        """Voxels (z, y, x) that must be written together: a region is a whole number of them."""
+        return (1, 1, 1)
+
+    @property
+    def later(self) -> tuple[Regions, ...]:
+        """Regions of the stages after the first, which are made from what was written before: a pyramid's levels."""
+        return ()
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return the format and its options as plain data: what, beside the voxels, decides the bytes."""
+
+    def problems(self) -> list[str]:
+        """Return why the format cannot hold this, each with what to do; nothing if it can."""
+        return []
+
+    def preamble(self) -> dict[str, bytes]:
+        """Return the files that are written before the first region."""
+        return {}
+
+    def commit(self) -> dict[str, bytes]:
+        """Return the files that are written last: without them nothing opens what is there."""
+        return {}
+
+    def occupied(self) -> list[str]:
+        """Return the keys of which any, if it is there, means that the target exists."""
+        return list(self.commit())
+
+    @abstractmethod
+    def keys(self, stage: int, box: IndexBox) -> list[str]:
+        """Return the files that a region becomes."""
+
+    @abstractmethod
+    def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
+        """Return the files of a region with their content, in the order of `keys`."""
+
+    def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
+        """Return the values of a region of a later stage, from what is at ``place``."""
+        raise NotImplementedError
+
+    def assemble(self, regions: Regions, place: Place, path: str) -> None:
+        """Write the one file of a target of that kind from what the regions became."""
+        raise NotImplementedError
+
+    def done(self) -> None:  # noqa: B027 - most have nothing to tell
+        """Tell of what a user should know now that the result is at its place."""

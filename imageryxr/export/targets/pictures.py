@@ -1,0 +1,98 @@
+"""Stacks of pictures: a PNG or TIFF a slice."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from imageryxr.errors import OptionError
+from imageryxr.export.targets.base import Layer
+from imageryxr.export.targets.slices import Stack, split_pattern
+from imageryxr.export.targets.tiff import check_compression, tiff_page_tags
+from imageryxr.expr import Array
+
+
+@dataclass(frozen=True)
+class PngStack(Stack):
+    """A PNG a slice."""
+
+    compress_level: int = 3
+
+    suffixes = (".png",)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the pattern and how hard it is compressed."""
+        return {"format": "PNG", "pattern": self.pattern, "compress_level": self.compress_level}
+
+    def page(self, index: int, plane: Array) -> bytes:
+        """Return the PNG; pixels per metre say how large a pixel is, as far as the format can."""
+        from imageryxr.figure import picture_of
+
+        width, height, _ = self.pixel
+        # Whole pixels per metre fit into 31 bits down to half a nanometre; Pillow takes dots per inch.
+        dpi = tuple(1e9 / size * 0.0254 for size in (width, height))
+        extra: dict[str, Any] = {"dpi": dpi} if max(dpi) / 0.0254 < 2**31 else {}
+        file = io.BytesIO()
+        picture_of(plane).save(file, format="PNG", compress_level=self.compress_level, **extra)
+        return file.getvalue()
+
+
+def png_stack(place: str, layer: Layer, *, compress_level: int = 3) -> PngStack:
+    """Return the stack that a pattern describes.
+
+    Raises
+    ------
+    OptionError
+        If the pattern names no axis, two, or something else, or the values are no picture.
+    """
+    root, pattern, axis = split_pattern(place)
+    if layer.dtype not in (np.uint8, np.uint16, np.bool_) or layer.channels not in (0, 4):
+        raise OptionError(
+            f"values of dtype {layer.dtype} are no PNG pictures; make them with to_rgba(image, contrast_limits=…) or "
+            "overlay(image, segmentation), or export ids to .ome.zarr"
+        )
+    if isinstance(compress_level, bool) or not isinstance(compress_level, int) or not 0 <= compress_level <= 9:
+        raise OptionError(f"compress_level={compress_level!r} must be 0 (large and fast) to 9 (small and slow)")
+    target = PngStack(place, root, layer, axis, pattern, compress_level)
+    target.check_names()
+    return target
+
+
+@dataclass(frozen=True)
+class TiffStack(Stack):
+    """A TIFF a slice."""
+
+    compression: str | None = "zlib"
+
+    suffixes = (".tif", ".tiff")
+
+    def describe(self) -> dict[str, Any]:
+        """Return the pattern and the compression."""
+        return {"format": "TIFF", "pattern": self.pattern, "compression": self.compression}
+
+    def page(self, index: int, plane: Array) -> bytes:
+        """Return the TIFF, with the size of a pixel as ImageJ reads it."""
+        import tifffile
+
+        file = io.BytesIO()
+        plane = np.ascontiguousarray(plane if plane.dtype != np.bool_ else plane.astype(np.uint8) * 255)
+        tags = tiff_page_tags(self.layer, self.pixel)
+        tifffile.imwrite(file, plane, compression=self.compression, **tags)
+        return file.getvalue()
+
+
+def tiff_stack(place: str, layer: Layer, *, compression: str | None = "zlib") -> TiffStack:
+    """Return the stack that a pattern describes; any dtype will do.
+
+    Raises
+    ------
+    OptionError
+        If the pattern names no axis, two, or something else, or the compression is not known.
+    """
+    root, pattern, axis = split_pattern(place)
+    target = TiffStack(place, root, layer, axis, pattern, check_compression(compression))
+    target.check_names()
+    return target

@@ -1,0 +1,240 @@
+"""Neuroglancer precomputed layers as an export target; CloudVolume says what the ``info`` is and encodes chunks.
+
+The format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. CloudVolume's own writing
+is not used: it writes files in place, so that a crash leaves half a chunk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from imageryxr.errors import OptionError, TargetError
+from imageryxr.export.regions import Regions
+from imageryxr.export.storage import Place
+from imageryxr.export.targets.base import Layer, Target
+from imageryxr.export.targets.pyramid import level_regions, pyramid, shrink
+from imageryxr.expr import Array
+from imageryxr.grid import Grid, Index3, IndexBox, show_triple
+
+CHUNK: Index3 = (64, 64, 64)
+ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")
+TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
+
+
+@dataclass(frozen=True)
+class Precomputed(Target):
+    """A precomputed layer, written scale by scale."""
+
+    grids: tuple[Grid, ...]
+    chunk: Index3
+    codec: str
+    """How chunks are encoded."""
+    quality: int
+    """Of JPEG."""
+
+    kind = "tree"
+    suffixes = ("precomputed://",)
+    encoding = 2.0
+
+    def describe(self) -> dict[str, Any]:
+        """Return layout and encoding."""
+        return {
+            "format": "precomputed",
+            "levels": len(self.grids),
+            "chunks": list(self.chunk),
+            "encoding": self.codec,
+            "quality": self.quality if self.codec == "jpeg" else None,
+            "layer_type": self.layer.layer_type,
+        }
+
+    @property
+    def granule(self) -> Index3:
+        """A chunk."""
+        return self.chunk
+
+    @property
+    def later(self) -> tuple[Regions, ...]:
+        """The coarser scales, each made from the one below."""
+        return tuple(level_regions(g.shape, self.chunk) for g in self.grids[1:])
+
+    def problems(self) -> list[str]:
+        """Refuse what lies between whole voxels: the format has whole offsets."""
+        offset = self.layer.grid.voxel_offset
+        if all(isinstance(o, int) for o in offset):
+            return []
+        return [
+            f"the array begins at voxel {offset}, and a precomputed layer can only begin at whole voxels: bring it "
+            f"onto such a grid with regrid(array, {tuple(self.layer.grid.resolution)}), or export to .ome.zarr"
+        ]
+
+    def commit(self) -> dict[str, bytes]:
+        """Return the ``info``."""
+        return {"info": json.dumps(self._info(), indent=1).encode()}
+
+    def _info(self) -> dict[str, Any]:
+        from cloudvolume import CloudVolume
+
+        z, y, x = self.layer.grid.shape
+        info: dict[str, Any] = CloudVolume.create_new_info(
+            num_channels=max(1, self.layer.channels),
+            layer_type=self.layer.layer_type,
+            data_type=str(_kept(self.layer.dtype)),
+            encoding=self.codec,
+            resolution=[_number(r) for r in self.layer.grid.resolution],
+            voxel_offset=[int(o) for o in self.layer.grid.voxel_offset],
+            volume_size=[x, y, z],
+            chunk_size=list(self.chunk[::-1]),
+        )
+        first = info["scales"][0]
+        info["scales"] = [self._scale(first, grid) for grid in self.grids]
+        return info
+
+    def _scale(self, first: dict[str, Any], grid: Grid) -> dict[str, Any]:
+        return {
+            **first,
+            "key": _key(grid),
+            "resolution": [_number(r) for r in grid.resolution],
+            "size": list(grid.shape[::-1]),
+            "voxel_offset": [int(o) for o in grid.voxel_offset],
+        }
+
+    def keys(self, stage: int, box: IndexBox) -> list[str]:
+        """Return the chunks of a box."""
+        return [self._file(stage, part) for part in self._parts(stage, box)]
+
+    def _parts(self, stage: int, box: IndexBox) -> Iterator[IndexBox]:
+        ranges = [range(a - a % c, b, c) for a, b, c in zip(box.start, box.stop, self.chunk, strict=True)]
+        for start in product(*ranges):
+            stop = tuple(a + c for a, c in zip(start, self.chunk, strict=True))
+            yield IndexBox(start, stop).clip(self.grids[stage].box)  # type: ignore[arg-type]
+
+    def _file(self, stage: int, part: IndexBox) -> str:
+        grid = self.grids[stage]
+        lows = [int(o) for o in grid.voxel_offset]
+        spans = zip(lows, part.start[::-1], part.stop[::-1], strict=True)
+        name = "_".join(f"{o + a}-{o + b}" for o, a, b in spans)
+        return f"{_key(grid)}/{name}{'.gz' if self._zipped else ''}"
+
+    @property
+    def _zipped(self) -> bool:
+        return self.codec in ("raw", "compressed_segmentation")
+
+    def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
+        """Let CloudVolume encode the chunks, one after the other."""
+        from cloudvolume import chunks
+
+        for part in self._parts(stage, box):
+            voxels = values[part.slices(box)].astype(_kept(self.layer.dtype), copy=False)
+            if not self.layer.channels:
+                voxels = voxels[..., np.newaxis]
+            # CloudVolume counts x, y, z, channel
+            data = chunks.encode(
+                np.asfortranarray(voxels.transpose(2, 1, 0, 3)),
+                self.codec,
+                block_size=(8, 8, 8),
+                compression_params={"level": self.quality} if self.codec == "jpeg" else {},
+            )
+            # no time stamp: the same voxels are the same bytes
+            yield self._file(stage, part), gzip.compress(data, 5, mtime=0) if self._zipped else bytes(data)
+
+    def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
+        """Make a box of a scale from the scale below."""
+        return shrink(
+            self.grids[stage - 1],
+            self.grids[stage],
+            box,
+            lambda need: self._load(stage - 1, need, place),
+            layer_type=self.layer.layer_type,
+            rgba=bool(self.layer.channels),
+        )
+
+    def _load(self, stage: int, box: IndexBox, place: Place) -> Array:
+        from cloudvolume import chunks
+
+        count = max(1, self.layer.channels)
+        dtype = _kept(self.layer.dtype)
+        out = np.empty((*box.shape, count), dtype)
+        for part in self._parts(stage, box):
+            key = self._file(stage, part)
+            data = place.get(key)
+            if data is None:
+                raise TargetError(f"{place.url}/{key} was written, and is not there any more: run the same call again")
+            data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+            shape = (*part.shape[::-1], count)
+            voxels = chunks.decode(data, self.codec, shape=shape, dtype=str(dtype), block_size=(8, 8, 8))
+            inner = part.clip(box)
+            out[inner.slices(box)] = voxels.transpose(2, 1, 0, 3)[inner.slices(part)]
+        return out if self.layer.channels else out[..., 0]
+
+
+def _kept(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.uint8) if dtype == np.bool_ else dtype
+
+
+def _number(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else float(value)
+
+
+@lru_cache(maxsize=256)
+def _key(grid: Grid) -> str:
+    return "_".join(str(_number(r)) for r in grid.resolution)
+
+
+def precomputed(
+    place: str,
+    root: str,
+    layer: Layer,
+    *,
+    chunks: Any = CHUNK,
+    levels: int | None = None,
+    encoding: str | None = None,
+    quality: int = 85,
+    layer_type: str | None = None,
+) -> Precomputed:
+    """Return the precomputed layer at a path or URL.
+
+    Raises
+    ------
+    OptionError
+        If the values cannot be stored so, or an option is none.
+    """
+    kind = layer_type or layer.layer_type
+    dtype = str(_kept(layer.dtype))
+    if dtype not in TYPES:
+        raise OptionError(f"values of dtype {layer.dtype} cannot be stored as precomputed; it holds {', '.join(TYPES)}")
+    if encoding is None:
+        encoding = "compressed_segmentation" if kind == "segmentation" and dtype in ("uint32", "uint64") else "raw"
+    fits = {
+        "jpeg": dtype == "uint8" and not layer.channels,  # a JPEG has no alpha
+        "png": dtype in ("uint8", "uint16"),
+        "compressed_segmentation": dtype in ("uint32", "uint64"),
+        "raw": True,
+    }
+    if encoding not in ENCODINGS or not fits[encoding]:
+        able = ", ".join(repr(e) for e in ENCODINGS if fits[e])
+        what = f"{dtype}{' with 4 channels' if layer.channels else ''}"
+        raise OptionError(f"encoding={encoding!r} cannot be used for {what}; choose one of {able}")
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise OptionError(f"quality={quality!r} must be a whole number from 1 to 100")
+    try:
+        z, y, x = (int(c) for c in chunks)
+    except (TypeError, ValueError):
+        z = y = x = 0
+    if min(z, y, x) < 1:
+        raise OptionError(f"chunks={chunks!r} is not three positive counts of voxels (z, y, x)")
+    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
+        raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
+    layer = Layer(layer.grid, layer.channels, layer.dtype, kind, layer.contrast)
+    whole = all(isinstance(o, int) for o in layer.grid.voxel_offset)
+    grids = pyramid(layer.grid, levels, 2 * max(z, y, x), whole_offsets=True) if whole else [layer.grid]
+    if len({_key(g) for g in grids}) < len(grids):
+        raise OptionError(f"levels of {show_triple(layer.grid.resolution)} nm cannot be told apart by their names")
+    return Precomputed(place, root, layer, tuple(grids), (z, y, x), encoding, quality)

@@ -1,0 +1,98 @@
+"""Pyramids: which levels there are, and how a voxel follows from those below it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from imageryxr.export.regions import Regions
+from imageryxr.expr import Array, ArrayLeaf, Expr, Resampled, evaluate
+from imageryxr.grid import Axis, AxisMap, Grid, Index3, IndexBox, tidy
+
+# Voxels of a coarser level that are made at a time; below them lie up to eight times as many.
+BRICK_VOXELS = 1 << 20
+
+
+def pyramid(grid: Grid, levels: int | None, largest: int, *, whole_offsets: bool = False) -> list[Grid]:
+    """Return the grids of a pyramid: each level halves the axes with the smallest voxels, so voxels grow isotropic.
+
+    The lower corner stays in its place and odd sizes round up; with ``whole_offsets`` voxel edges lie at whole voxels
+    from 0 nm instead, and a level covers what the one below does and up to a voxel more on both sides.
+    """
+    grids = [grid]
+    while levels is None or len(grids) < levels:
+        last = grids[-1]
+        finest = min(last.resolution)
+        halve = [a.resolution < 2 * finest and a.size > 1 for a in last.axes]
+        if not any(halve) or (levels is None and max(last.shape) <= largest):
+            break
+        axes = [_halved(a, whole_offsets) if h else a for a, h in zip(last.axes, halve, strict=True)]
+        grids.append(Grid.from_axes(axes))
+    return grids
+
+
+def _halved(axis: Axis, whole: bool) -> Axis:
+    if not whole:
+        return Axis(-(-axis.size // 2), axis.resolution * 2, tidy(axis.offset / 2))
+    low, high = math.floor(axis.offset / 2), math.ceil((axis.offset + axis.size) / 2)
+    return Axis(high - low, axis.resolution * 2, low)
+
+
+def level_regions(shape: Index3, granule: Index3) -> Regions:
+    """Return the regions of a coarser level: whole chunks, of moderate size."""
+    step = list(granule)
+    while True:
+        axis = min((a for a in range(3) if step[a] < shape[a]), key=lambda a: step[a], default=None)
+        if axis is None or math.prod(step) * 2 > BRICK_VOXELS:
+            return Regions.uniform(shape, (step[0], step[1], step[2]))
+        step[axis] *= 2
+
+
+def shrink(
+    below: Grid, grid: Grid, box: IndexBox, load: Callable[[IndexBox], Array], *, layer_type: str, rgba: bool
+) -> Array:
+    """Return a box of a level, from the voxels of the level below.
+
+    Images are averaged, ids take the most frequent one, colours are weighted by their alpha. A voxel that the level
+    below covers in part follows from that part.
+
+    Parameters
+    ----------
+    below, grid : Grid
+        Of the level below and this one.
+    box : IndexBox
+        What to make, in indexes of this level.
+    load : callable
+        Gives a box of the level below, (z, y, x) or (z, y, x, rgba).
+    layer_type : {"image", "segmentation"}
+    rgba : bool
+    """
+    maps = tuple(AxisMap.between(t, s) for t, s in zip(grid.axes, below.axes, strict=True))
+    reach = [m.reach(a, b, "mean") for m, a, b in zip(maps, box.start, box.stop, strict=True)]
+    need = IndexBox(tuple(a for a, _ in reach), tuple(b for _, b in reach))  # type: ignore[arg-type]
+    held = need.clip(below.box)
+    # The voxels at the edge stand for those beyond it, so that half a voxel counts as a whole one of the same value.
+    missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
+    values = np.pad(load(held), [*missing, *([(0, 0)] if rgba else [])], mode="edge")
+    moved = tuple(AxisMap(m.a, m.b - o * m.c, m.c) for m, o in zip(maps, need.start, strict=True))
+    if rgba:
+        return shrink_rgba(values, moved, box)
+    return _shrunk(values, moved, box, "mode" if layer_type == "segmentation" else "mean")
+
+
+def _shrunk(values: Array, maps: tuple[AxisMap, ...], box: IndexBox, method: str) -> Array:
+    leaf: Expr = ArrayLeaf(np.ascontiguousarray(values))
+    return evaluate(Resampled(leaf, maps, method), box)  # type: ignore[arg-type]
+
+
+def shrink_rgba(values: Array, maps: tuple[AxisMap, ...], box: IndexBox) -> Array:
+    """Return averaged colours, each voxel weighted by its alpha: what is transparent has no colour to give."""
+    alpha = values[..., 3].astype(np.float32)
+    means = [_shrunk(values[..., i] * alpha, maps, box, "mean") for i in range(3)]
+    weight = _shrunk(alpha, maps, box, "mean")
+    safe = np.where(weight > 0, weight, 1)
+    planes = [np.floor(m / safe + 0.5) for m in means] + [np.floor(weight + 0.5)]
+    out: Array = np.clip(np.stack(planes, axis=-1), 0, 255).astype(np.uint8)
+    return out

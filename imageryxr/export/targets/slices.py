@@ -1,0 +1,155 @@
+"""What targets share whose files are slices: stacks of pictures, and single files that slices go into one by one."""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from imageryxr.errors import ImageryWarning, OptionError
+from imageryxr.export.targets.base import Target
+from imageryxr.expr import Array
+from imageryxr.grid import DIMS, Axis, Index3, IndexBox
+
+
+@dataclass(frozen=True)
+class SliceTarget(Target):
+    """A target whose regions are whole slices across one axis."""
+
+    axis: int
+    """Which of z, y, x the slices lie across."""
+
+    @property
+    def granule(self) -> Index3:
+        """One whole slice."""
+        size = list(self.layer.grid.shape)
+        size[self.axis] = 1
+        return (size[0], size[1], size[2])
+
+    @property
+    def pixel(self) -> tuple[float, float, float]:
+        """Width, height and distance of a picture's pixels in nm."""
+        rows, columns = (self.layer.grid.axes[a] for a in range(3) if a != self.axis)
+        return columns.resolution, rows.resolution, self.layer.grid.axes[self.axis].resolution
+
+    @property
+    def picture_shape(self) -> tuple[int, int]:
+        """Rows and columns of a picture."""
+        rows, columns = (self.layer.grid.shape[a] for a in range(3) if a != self.axis)
+        return rows, columns
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """Return the name of a slice's file."""
+
+    @abstractmethod
+    def page(self, index: int, plane: Array) -> bytes:
+        """Return the content of a slice's file."""
+
+    def keys(self, stage: int, box: IndexBox) -> list[str]:
+        """Return a file a slice."""
+        return [self.key(i) for i in range(box.start[self.axis], box.stop[self.axis])]
+
+    def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
+        """Return the slices, one after the other."""
+        first = box.start[self.axis]
+        for i in range(first, box.stop[self.axis]):
+            yield self.key(i), self.page(i, np.take(values, i - first, axis=self.axis))
+
+
+def single_file_axis(axis: Any) -> int:
+    """Return the number of the axis that a file of slices goes along."""
+    if axis not in DIMS:
+        raise OptionError(f"axis={axis!r} must be 'z', 'y' or 'x': the axis across the slices")
+    return DIMS.index(axis)
+
+
+@dataclass(frozen=True)
+class Stack(SliceTarget):
+    """A picture a slice, named by a pattern."""
+
+    pattern: str
+    """The part of the place below ``root``, with fields."""
+
+    kind = "files"
+
+    def key(self, index: int) -> str:
+        """Fill the pattern in."""
+        dim, axis = DIMS[self.axis], self.layer.grid.axes[self.axis]
+        if f"{{{dim}_nm" not in self.pattern:
+            return self.pattern.format(**{dim: index})
+        center = float(Axis(1, axis.resolution, axis.offset + index).centers()[0])
+        return self.pattern.format(**{dim: index, f"{dim}_nm": center})
+
+    def occupied(self) -> list[str]:
+        """Return all pictures."""
+        return [self.key(i) for i in range(self.layer.grid.shape[self.axis])]
+
+    def check_names(self) -> None:
+        """Raise `OptionError` if the pattern cannot be filled in, or gives two slices one name."""
+        try:
+            names = self.occupied()
+        except (ValueError, KeyError, IndexError) as error:
+            raise OptionError(
+                f"target={self.place!r} cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'"
+            ) from None
+        if len(set(names)) < len(names):
+            name = DIMS[self.axis]
+            raise OptionError(f"target={self.place!r} gives two slices one name; write {{{name}:04d}} for the index")
+
+    def done(self) -> None:
+        """Warn of pictures of a longer stack that was replaced."""
+        # They would pass for slices of this one; they may also be somebody's, and so are left alone.
+        if "://" in self.root:
+            return
+        fields = re.split(r"{[^}]*}", os.path.basename(self.pattern))
+        like = re.compile(r"-?[\d.]+".join(map(re.escape, fields)))
+        mine = {os.path.join(self.root, name) for name in self.occupied()}
+        there = {
+            os.path.join(folder, f)
+            for folder in {os.path.dirname(m) for m in mine}
+            for f in os.listdir(folder)
+            if like.fullmatch(f)
+        }
+        strays = sorted(os.path.basename(f) for f in there - mine)
+        if strays:
+            warnings.warn(
+                f"{len(strays)} files beside the {len(mine)} of this stack have names of its pattern and are not "
+                f"part of it: {', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove them if they are of an "
+                "earlier export",
+                ImageryWarning,
+                stacklevel=2,
+            )
+
+
+def split_pattern(text: str) -> tuple[str, str, int]:
+    """Return root folder, pattern below it and axis of a name pattern.
+
+    Raises
+    ------
+    OptionError
+        If the pattern names no axis, two, or something else.
+    """
+    try:
+        parts = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+    except ValueError as error:
+        raise OptionError(f"target={text!r} cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'") from None
+    axes = {name.removesuffix("_nm") for name in parts}
+    if len(axes) != 1 or not axes <= set(DIMS):
+        raise OptionError(
+            f"target={text!r} must name one axis to slice along, by index or by nm: e.g. 'stack/z{{z:04d}}.png', "
+            f"'stack/{{x_nm:.0f}}nm.png'{'; it names ' + str(sorted(axes)) if axes else ''}"
+        )
+    fixed = text.split("{", 1)[0]
+    folder, _, _ = fixed.rpartition("/")
+    remote = "://" in text
+    root = folder if remote else os.path.abspath(folder or ("/" if fixed.startswith("/") else "."))
+    pattern = text[len(folder) + 1 :] if "/" in fixed else text
+    return root, pattern, DIMS.index(axes.pop())

@@ -1,0 +1,142 @@
+"""Videos: a slice a frame, through PyAV."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from imageryxr.errors import CodecError, OptionError, TargetError
+from imageryxr.export.regions import Regions
+from imageryxr.export.storage import Place
+from imageryxr.export.targets.base import Layer
+from imageryxr.export.targets.slices import SliceTarget, single_file_axis
+from imageryxr.expr import Array
+
+CODECS = {"mp4": "libx264", "webm": "libvpx-vp9"}
+# What H.264 and VP9 hold, and what players take.
+LARGEST = 16384
+
+
+@dataclass(frozen=True)
+class Video(SliceTarget):
+    """A video whose frames are slices."""
+
+    fps: float = 12.0
+    crf: int = 18
+
+    kind = "single"
+    suffixes = (".mp4", ".webm")
+
+    @property
+    def container(self) -> str:
+        """The format, by the ending."""
+        return self.place.lower().rpartition(".")[2]
+
+    def describe(self) -> dict[str, Any]:
+        """Return format, speed and quality."""
+        return {"format": self.container, "axis": self.axis, "fps": self.fps, "crf": self.crf}
+
+    def problems(self) -> list[str]:
+        """Refuse frames that are larger than videos are."""
+        rows, columns = self.picture_shape
+        if max(rows, columns) <= LARGEST:
+            return []
+        return [
+            f"a frame would be {columns} × {rows} pixels, and videos go up to {LARGEST}: export a smaller box, or a "
+            "coarser level (mip=…)"
+        ]
+
+    def occupied(self) -> list[str]:
+        """Return the file itself."""
+        return [""]
+
+    def key(self, index: int) -> str:
+        """Return the name of a frame that waits for the film to be put together."""
+        return f"{index:08d}.frame"
+
+    def page(self, index: int, plane: Array) -> bytes:
+        """Return the frame's colours, over black where they are transparent: videos have no alpha."""
+        if not self.layer.channels:
+            frame = np.repeat(plane[..., np.newaxis], 3, axis=-1)
+        elif (plane[..., 3] == 255).all():
+            frame = plane[..., :3]
+        else:
+            frame = ((plane[..., :3].astype(np.uint16) * plane[..., 3:] + 127) // 255).astype(np.uint8)
+        rows, columns = self.picture_shape
+        # colours are stored for two by two pixels: an odd side gets its last row or column twice
+        even = np.pad(frame, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
+        return zlib.compress(yuv420(even).tobytes(), 1)
+
+    def assemble(self, regions: Regions, place: Place, path: str) -> None:
+        """Encode the frames, in order."""
+        import av
+
+        rows, columns = (n + n % 2 for n in self.picture_shape)
+        # "bitexact": no random identifiers, no time, no version: the same frames are the same file
+        with av.open(path, "w", format=self.container, options={"fflags": "bitexact"}) as film:
+            stream: Any = film.add_stream(CODECS[self.container], rate=Fraction(self.fps).limit_denominator(1000))
+            stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
+            context = stream.codec_context  # BT.709, from 16 to 235, said outright: players guess by the size else
+            context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
+            rate = {"b:v": "0"} if self.container == "webm" else {}
+            stream.options = {"crf": str(self.crf), "flags": "bitexact", **rate}
+            for pixels in self._frames(place, rows, columns):
+                frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
+                for packet in stream.encode(frame):
+                    film.mux(packet)
+            for packet in stream.encode(None):
+                film.mux(packet)
+
+    def _frames(self, place: Place, rows: int, columns: int) -> Iterator[Array]:
+        for i in range(self.layer.grid.shape[self.axis]):
+            data = place.get(self.key(i))
+            if data is None:
+                raise TargetError(f"frame {i} of {self.place} is lost: {place.url}/{self.key(i)} is not there any more")
+            yield np.frombuffer(zlib.decompress(data), np.uint8).reshape(rows * 3 // 2, columns)
+
+
+def yuv420(rgb: Array) -> Array:
+    """Return a picture of even size as brightness and, of two by two pixels each, two colour differences (BT.709).
+
+    FFmpeg's own conversion rounds by how memory happens to be aligned, so that the same export would give other bytes.
+    """
+    rows, columns, _ = rgb.shape
+    r, g, b = (rgb[..., i].astype(np.float32) for i in range(3))
+    y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    parts = [16 + y * (219 / 255)]
+    for color, scale in ((b, 1.8556), (r, 1.5748)):
+        difference = ((color - y) / scale).reshape(rows // 2, 2, columns // 2, 2).mean(axis=(1, 3))
+        parts.append(128 + difference * (224 / 255))
+    flat = np.concatenate([p.ravel() for p in parts])
+    out: Array = np.clip(np.floor(flat + 0.5), 0, 255).astype(np.uint8).reshape(rows * 3 // 2, columns)
+    return out
+
+
+def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: float = 12.0, crf: int = 18) -> Video:
+    """Return the video at a path.
+
+    Raises
+    ------
+    OptionError
+        If the values are no picture, or an option is outside its range.
+    CodecError
+        If PyAV is not installed.
+    """
+    if find_spec("av") is None:
+        raise CodecError("videos are written with PyAV, which is not installed; run pip install 'imageryxr[video]'")
+    if layer.dtype != np.uint8:
+        raise OptionError(
+            f"values of dtype {layer.dtype} are no frames of a video; make them with to_rgba(image, contrast_limits=…) "
+            "or overlay(image, segmentation)"
+        )
+    if not 0 < float(fps) <= 1000:
+        raise OptionError(f"fps={fps!r} must be frames per second, above 0 and up to 1000")
+    if isinstance(crf, bool) or not isinstance(crf, int) or not 0 <= crf <= 51:
+        raise OptionError(f"crf={crf!r} must be a whole number from 0 (best) to 51 (smallest)")
+    return Video(place, root, layer, single_file_axis(axis), float(fps), crf)

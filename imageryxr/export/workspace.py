@@ -1,0 +1,397 @@
+"""Where an export works until its result is whole, and how that gets to its place.
+
+On a local disk everything is written into ``<target>.manifest-work-…`` beside the target and renamed to its place at
+the end: what is there is always either the old data or the new. A bucket knows no renaming: where nothing was before,
+objects go to their place at once, and what makes the whole readable comes last; where something was, they are
+collected beside it and copied over when all are there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from imageryxr.errors import TargetError, TargetExistsError
+from imageryxr.export.manifest import (
+    FORMAT,
+    BucketKeeper,
+    Entry,
+    Header,
+    Keeper,
+    LocalKeeper,
+    Progress,
+    crc_of_sizes,
+)
+from imageryxr.export.regions import Regions
+from imageryxr.export.storage import Bucket, Folder, Place, disk_errors, is_remote, move_into_place, sync
+from imageryxr.export.targets.base import Target
+
+
+@dataclass(frozen=True)
+class Stages:
+    """All regions of an export, numbered through: those of the array, then those of each later stage."""
+
+    parts: tuple[Regions, ...]
+
+    @classmethod
+    def of(cls, first: Regions, target: Target) -> Stages:
+        """Return the stages of a target."""
+        return cls((first, *target.later))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def start(self, stage: int) -> int:
+        """Return the number of a stage's first region."""
+        return sum(len(p) for p in self.parts[:stage])
+
+
+class Workspace:
+    """The place of one export: what is there, what is done, where the rest goes.
+
+    Parameters
+    ----------
+    target : Target
+        What is written.
+    stages : Stages
+        How a new export would be cut; one that continues keeps its own.
+    token : str
+        Of the call.
+    what : dict
+        The call in words.
+    """
+
+    def __init__(self, target: Target, stages: Stages, token: str, what: dict[str, Any]) -> None:
+        self.target = target
+        self.stages = stages
+        self.token = token
+        self.what = what
+        self.remote = is_remote(target.root)
+        self.folder, self.name = _base(target)
+        self.base = f"{self.folder}/{self.name}"
+        self.keeper: Keeper = BucketKeeper(self.folder, self.name) if self.remote else LocalKeeper(self.base)
+        self.header = Header(token, what, *_cut(stages), len(stages), kind=target.kind)
+        self.progress = Progress(len(stages))
+        self._before: Header | None = None
+        self._began_here = False
+
+    # ---- looking
+
+    def existing(self) -> list[str]:
+        """Return what is at the target."""
+        root, kind = self.target.root, self.target.kind
+        if kind == "files":
+            size = self._final().size_of()
+            return [f"{root}/{key}" for key in self.target.occupied() if size(key) is not None]
+        if not self.remote:
+            return [root] if os.path.lexists(root) else []
+        if kind == "tree":
+            return [root] if next(Bucket(root).names(), None) is not None else []
+        folder, _, name = root.rpartition("/")
+        return [root] if Bucket(folder).get(name) is not None else []
+
+    def refuse(self, header: Header | None, overwrite: bool) -> None:
+        """Raise `TargetExistsError` if what is there is not of this call and may not be replaced."""
+        if overwrite or (header is not None and self._is_mine(header) and header.phase != "writing"):
+            return
+        there = self.existing()
+        if header is None or self._is_mine(header):
+            mine = header is not None and (header.replaces or header.direct)
+            if there and not mine:
+                raise TargetExistsError(_exists(self.target, there))
+            return
+        if there or header.phase != "finished":
+            state = "is" if header.phase == "finished" else "is the unfinished work"
+            raise TargetExistsError(
+                f"{self.target.place} {state} of another export ({_difference(header.what, self.what)}); give "
+                "overwrite=True to replace it when this one is complete, or another target"
+            )
+
+    def _is_mine(self, header: Header) -> bool:
+        return header.token == self.token and header.format == FORMAT
+
+    def adopt_cut(self) -> Header | None:
+        """Take the regions of an export of this call that was begun before; return its header, if any."""
+        header = self.keeper.load()
+        if header is not None and self._is_mine(header) and header.step:
+            first = Regions(self.stages.parts[0].shape, header.step, header.first)
+            self.stages = Stages.of(first, self.target)
+            self.progress = Progress(len(self.stages))
+        return header
+
+    # ---- beginning
+
+    @contextmanager
+    def opened(self, *, overwrite: bool, resume: bool) -> Iterator[None]:
+        """Begin or continue; other processes are kept out until the block ends."""
+        with ExitStack() as kept:
+            with disk_errors(self.target.place):
+                kept.enter_context(self.keeper.locked())
+                self._enter(overwrite, resume)
+            yield
+
+    def _enter(self, overwrite: bool, resume: bool) -> None:
+        header = self.adopt_cut()
+        try:
+            self.refuse(header, overwrite)
+        except TargetExistsError:
+            if header is None:
+                self.keeper.remove()
+            raise
+        if header is not None and header.phase == "publishing" and (self._is_mine(header) or not self.remote):
+            self.header = header
+            self._publish()  # it was complete: only the last step is missing
+            header = self.header
+        if header is not None and self._is_mine(header) and self._continues(header, overwrite, resume):
+            self.header = header
+            self._look_again()
+        else:
+            self._begin(header, overwrite)
+
+    def _continues(self, header: Header, overwrite: bool, resume: bool) -> bool:
+        if header.phase == "writing":
+            return resume and (self.remote or os.path.isdir(self._work(header)))
+        if overwrite:
+            return False
+        there = bool(self.existing())
+        if self.target.kind == "single":
+            return there and self._file_size() == header.result
+        return there
+
+    def _begin(self, before: Header | None, overwrite: bool) -> None:
+        there = bool(self.existing())
+        direct = self.remote and not there and self.target.kind != "single"
+        self.header = Header(
+            self.token, self.what, *_cut(self.stages), len(self.stages), replaces=overwrite, direct=direct,
+            kind=self.target.kind,
+        )  # fmt: skip
+        self.progress = Progress(len(self.stages))
+        self._began_here, self._before = True, before
+        self.keeper.save(self.header)
+        self._remove_others(before)
+        self._make_work()
+        self.data.put(self.target.preamble().items())
+
+    def _look_again(self) -> None:
+        """Read the log, and forget what is not there as it says."""
+        self._make_work()
+        for entry in self.keeper.entries(self.header.run):
+            self.progress.note(entry)
+        if self.header.phase == "finished" and self.target.kind == "single":
+            return
+        size = self.data.size_of()
+        for files in (self.target.preamble(), self.target.commit() if self.header.phase == "finished" else {}):
+            self.data.put([(k, v) for k, v in files.items() if size(k) != len(v)])
+        for number in self.progress.done.nonzero()[0]:
+            stage, box = self.box(int(number))
+            sizes = [size(key) for key in self.target.keys(stage, box)]
+            if None in sizes or crc_of_sizes(s for s in sizes if s is not None) != self.progress.sizes[number]:
+                self.progress.forget(int(number))
+
+    def box(self, number: int) -> tuple[int, Any]:
+        """Return stage and box of a region."""
+        stage = 0
+        while number >= len(self.stages.parts[stage]):
+            number -= len(self.stages.parts[stage])
+            stage += 1
+        return stage, self.stages.parts[stage][number]
+
+    # ---- working
+
+    @property
+    def data(self) -> Place:
+        """Where the files of regions go."""
+        settled = self.header.phase == "finished" or self.header.direct
+        if self.remote:
+            return self._final() if settled else Bucket(f"{self._work(self.header)}/data")
+        scratch = os.path.join(self._work(self.header), "new")
+        return Folder(self.target.root if settled else os.path.join(self._work(self.header), "data"), scratch)
+
+    def _final(self) -> Place:
+        return Bucket(self.target.root) if self.remote else Folder(self.target.root, self.target.root)
+
+    def _work(self, header: Header) -> str:
+        return f"{self.base}-work-{header.run}"
+
+    def _make_work(self) -> None:
+        if not self.remote:
+            for part in ("data", "new", "out"):
+                os.makedirs(os.path.join(self._work(self.header), part), exist_ok=True)
+
+    def note(self, entry: Entry) -> None:
+        """Note a finished region; after this it is not made again."""
+        with disk_errors(self.target.place):
+            self.keeper.append(self.header.run, entry)
+        self.progress.note(entry)
+
+    # ---- ending
+
+    def publish(self) -> int:
+        """Bring the complete result to its place; return the bytes of what was written for that."""
+        with disk_errors(self.target.place):
+            return self._bring()
+
+    def _bring(self) -> int:
+        if self.header.phase == "finished":
+            self._remove_work()
+            return 0
+        self.keeper.flush()
+        written = 0
+        if self.target.kind == "single":
+            written = self._assemble()
+            self.header = replace(self.header, result=written)
+        elif not self.header.direct:
+            self.data.put(self.target.commit().items())
+        self.header = replace(self.header, phase="publishing")
+        self.keeper.save(self.header)
+        try:
+            self._publish()
+        except OSError:
+            self.header = replace(self.header, phase="writing")
+            self.keeper.save(self.header)
+            raise
+        return written
+
+    def _assemble(self) -> int:
+        work = self._work(self.header)
+        name = self.target.root.rpartition("/")[2]
+        if self.remote:
+            with tempfile.TemporaryDirectory(prefix="imageryxr-") as folder:
+                path = os.path.join(folder, name)
+                self.target.assemble(self.stages.parts[0], self.data, path)
+                _upload(path, f"{work}/out", name)
+                return os.path.getsize(path)
+        path = os.path.join(work, "out", name)
+        self.target.assemble(self.stages.parts[0], self.data, path)
+        sync(path)
+        return os.path.getsize(path)
+
+    def _publish(self) -> None:
+        if self.remote:
+            self._publish_in_bucket()
+        else:
+            work, root = self._work(self.header), self.target.root
+            if self.header.kind == "tree":
+                moves = [(f"{work}/data", root)]
+            elif self.header.kind == "single":
+                moves = [(f"{work}/out/{os.path.basename(root)}", root)]
+            else:
+                done = Folder(f"{work}/data", work)
+                moves = [(f"{work}/data/{key}", f"{root}/{key}") for key in sorted(done.names())]
+            move_into_place(moves, f"{work}/aside")
+        self.header = replace(self.header, phase="finished")
+        self.keeper.save(self.header)
+        self._remove_work()
+
+    def _publish_in_bucket(self) -> None:
+        last = self.target.commit()
+        final = self._final()
+        if not self.header.direct:
+            work = self._work(self.header)
+            source = Bucket(f"{work}/{'out' if self.header.kind == 'single' else 'data'}")
+            if self.header.kind == "single":
+                final = Bucket(self.target.root.rpartition("/")[0])
+            # nothing opens it while it is neither the old nor the new
+            stale = set(final.names()) if self.header.kind == "tree" else set()
+            final.delete(k for k in last if k in stale)
+            fresh = set(source.names())
+            for key in fresh:
+                _copy(source, final, key)
+            final.delete(stale - fresh)
+        final.put(last.items())
+
+    def abandon(self) -> None:
+        """Remove what was begun here if no region was finished; else it is kept, to be continued."""
+        if self._began_here and not self.progress.done.any():
+            self._remove_work()
+            if self.header.direct:
+                self.data.delete(self.target.preamble())
+            if self._before is not None and self._before.phase == "finished":
+                self.keeper.save(self._before)  # what is at the target is still of that one
+            else:
+                self.keeper.remove()
+
+    def _remove_work(self) -> None:
+        work = self._work(self.header)
+        if not self.remote:
+            shutil.rmtree(work, ignore_errors=True)
+        elif not self.header.direct:
+            Bucket(work).delete(list(Bucket(work).names()))
+
+    def _remove_others(self, before: Header | None) -> None:
+        """Remove what earlier exports of this target left unfinished."""
+        if self.remote:
+            if before is not None:
+                work = Bucket(self._work(before))
+                work.delete(list(work.names()))
+            return
+        for name in os.listdir(self.folder):
+            if re.fullmatch(re.escape(self.name) + "-work-[0-9a-f]{12}", name):
+                shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
+
+    def _file_size(self) -> int | None:
+        if self.remote:
+            folder, _, name = self.target.root.rpartition("/")
+            return Bucket(folder).size_of()(name)
+        return os.path.getsize(self.target.root)
+
+
+def _cut(stages: Stages) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    return stages.parts[0].step, stages.parts[0].first
+
+
+def _base(target: Target) -> tuple[str, str]:
+    """Return the folder and the first part of the name of all bookkeeping of a target."""
+    if target.kind == "files":
+        pattern = re.sub(r"[^\w.-]+", "_", getattr(target, "pattern", "stack"))
+        return target.root, f"{pattern}.manifest"
+    folder, _, name = target.root.rstrip("/").rpartition("/")
+    if is_remote(target.root) and folder.endswith(":/"):
+        raise TargetError(f"{target.place} is a whole bucket; name a place in it, such as {target.place}/overlay")
+    return folder or "/", f"{name}.manifest"
+
+
+def _exists(target: Target, there: list[str]) -> str:
+    count = f" ({len(there)} of the {len(target.occupied())} files do)" if target.kind == "files" else ""
+    return (
+        f"{there[0]} exists{count}; give overwrite=True to replace {'them' if count else 'it'} when the export is "
+        "complete, or another target"
+    )
+
+
+def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    names = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
+    if not names:
+        return "of other voxels: a source, a box or an argument of a verb differs"
+    told = [f"{n}: {_short(theirs.get(n))} there, {_short(mine.get(n))} here" for n in names[:3]]
+    return "; ".join(told)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 80 else text[:77] + "…"
+
+
+def _upload(path: str, url: str, name: str) -> None:
+    import obstore
+
+    from imageryxr.export.storage import bucket_store
+
+    with open(path, "rb") as file:
+        obstore.put(bucket_store(url), name, file)
+
+
+def _copy(source: Bucket, final: Place, key: str) -> None:
+    import obstore
+
+    from imageryxr.export.storage import bucket_store
+
+    root = "/".join(source.url.split("/")[:3])
+    inside = [url.removeprefix(root).strip("/") for url in (source.url, final.url)]
+    obstore.copy(bucket_store(root), f"{inside[0]}/{key}".strip("/"), f"{inside[1]}/{key}".strip("/"))

@@ -1,0 +1,240 @@
+"""Exports that tests start in other processes, and what they compare."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import imageryxr as ix
+from imageryxr.expr import LevelLeaf
+from imageryxr.grid import Grid
+from imageryxr.sources.base import Level
+from imageryxr.volumes import lazy_array
+
+TARGETS = {
+    "omezarr": ("o.ome.zarr", {"chunks": (2, 16, 16), "levels": 2}),
+    "sharded": ("s.ome.zarr", {"chunks": (2, 8, 8), "shards": (2, 16, 16), "levels": 2}),
+    "zarr2": ("old.zarr", {"chunks": (2, 16, 16), "version": "0.4"}),
+    "precomputed": ("precomputed://{folder}/pc", {"chunks": (4, 16, 16)}),
+    "png": ("stack/z{z:03d}.png", {}),
+    "tiffs": ("tiffs/y{y:03d}.tif", {}),
+    "tiff": ("one.tif", {}),
+    "ometiff": ("one.ome.tif", {}),
+    "mp4": ("film.mp4", {}),
+    "webm": ("film.webm", {}),
+}
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A source whose voxels follow from their place, however large it is; reading takes a while if it should."""
+
+    shape: tuple[int, int, int] = (12, 48, 64)
+    seconds: float = 0.0
+    chunks: tuple[int, int, int] = (4, 16, 16)
+    layer_type: str = "image"
+    seed: int = 0
+    fail_above: int = 10**9
+    """Boxes that begin at such a z or above cannot be read."""
+
+    name = "computed://ramp"
+    attrs = {}  # noqa: RUF012
+
+    @property
+    def dtype(self):
+        return np.dtype(np.uint8 if self.layer_type == "image" else np.uint64)
+
+    @property
+    def levels(self):
+        return (Level(0, Grid(self.shape, (8.0, 8.0, 40.0), (3, 5, 7)), self.chunks),)
+
+    def check(self, mip):
+        pass
+
+    def read(self, mip, box):
+        time.sleep(self.seconds)
+        if box.start[0] >= self.fail_above:
+            raise ix.ChunkReadError(f"could not read {self.name}: z={box.start[0]} is on a broken disk")
+        z, y, x = np.ogrid[tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))]
+        values = (z * 31 + y * 7 + x * 3 + (y // 5) * (x // 7) + self.seed) % 251
+        if self.layer_type == "segmentation":
+            values = (z // 4 + y // 9 + x // 11) % 5 * (2**60 + 1)
+        values = np.broadcast_to(values, box.shape)
+        inside = np.ones(box.shape, bool)
+        for axis, n in enumerate(self.shape):
+            index = np.arange(box.start[axis], box.stop[axis])
+            inside &= ((index >= 0) & (index < n)).reshape([-1 if a == axis else 1 for a in range(3)])
+        return np.where(inside, values, 0).astype(self.dtype)
+
+    def __dask_tokenize__(self):
+        return ("computed", self.shape, self.layer_type, self.seed)
+
+
+def array_of(source):
+    return lazy_array(LevelLeaf(source, 0), source.levels[0].grid, {"layer_type": source.layer_type}, source.layer_type)
+
+
+def picture(seconds=0.0, seed=0, **kwargs):
+    """Return an overlay that takes a while a region."""
+    em = array_of(Computed(seconds=seconds, seed=seed, **kwargs))
+    seg = array_of(Computed(layer_type="segmentation", **{k: v for k, v in kwargs.items() if k == "shape"}))
+    drawn = ix.overlay(em, seg, alpha=0.4, outline=2)
+    del drawn.attrs["outline_axis"]  # tests slice it along all axes
+    return drawn
+
+
+def place(kind, folder):
+    target, options = TARGETS[kind]
+    return (target.replace("{folder}", str(folder)) if "://" in target else f"{folder}/{target}"), options
+
+
+def run(kind, folder, *, seed=0, seconds=0.0, region=1 << 11, **kwargs):
+    """Export in small regions, in this process."""
+    sys.modules["imageryxr.export.regions"].START_VOXELS = region
+    target, options = place(kind, folder)
+    if "chunks" in options and region > 1 << 12:
+        options = {**options, "chunks": (4, 32, 32)}
+    return ix.export(picture(seconds, seed), target, memory=None, **{"workers": 2, **options, **kwargs})
+
+
+def digest(folder):
+    """Return a digest of all files below a folder, without the bookkeeping."""
+    sums = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file() and ".manifest" not in str(path.relative_to(folder)):
+            sums[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return sums
+
+
+# ---------------------------------------------------------------------------------------------------------
+# killing: the process that runs this imports everything once, and forks the exports that are killed
+
+
+def forked(act):
+    """Run in a child; return its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        act()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def ended_well(pid):
+    _, status = os.waitpid(pid, 0)
+    return os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+
+
+def killed(pid):
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status)
+
+
+def kill_at_random(kind, folder, times, seed):
+    """Kill exports at random instants, some of them twice; continued, each must be as one that was not disturbed."""
+    luck = random.Random(seed)
+    began = time.monotonic()
+    assert ended_well(forked(lambda: run(kind, f"{folder}/whole", seconds=0.02, region=1 << 12)))
+    takes = time.monotonic() - began
+    truth = digest(f"{folder}/whole")
+    kills = 0
+    for attempt in range(times):
+        at = f"{folder}/{attempt}"
+        for _ in range(1 + attempt % 2):
+            pid = forked(lambda at=at: run(kind, at, seconds=0.02, region=1 << 12))
+            time.sleep(luck.uniform(0, takes))
+            os.kill(pid, signal.SIGKILL)
+            kills += killed(pid)
+        assert ended_well(forked(lambda at=at: run(kind, at, region=1 << 12)))
+        assert digest(at) == truth, f"{kind} differs after attempt {attempt}"
+        shutil.rmtree(at)
+    assert kills > times // 4, f"only {kills} of {times} were killed in time"
+
+
+CALLS = ("rename", "replace", "unlink", "write", "fsync", "rmdir", "mkdir", "open")
+
+
+def die_at_call(number):
+    """Make this process kill itself before its n-th call that changes a disk."""
+    left = [number]
+
+    def deadly(name):
+        original = getattr(os, name)
+
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, deadly(name))
+
+
+def kill_at_every_call(kind, folder, step):
+    """Kill an export that replaces another before each of its calls; each time the old or the new must come out."""
+    assert ended_well(forked(lambda: run(kind, f"{folder}/old", seed=1, region=1 << 14)))
+    assert ended_well(forked(lambda: run(kind, f"{folder}/new", region=1 << 14)))
+    old, new = digest(f"{folder}/old"), digest(f"{folder}/new")
+    assert old != new
+    number, mixed = 0, 0
+    while True:
+        at = f"{folder}/{number}"
+        assert ended_well(forked(lambda at=at: run(kind, at, seed=1, region=1 << 14)))
+
+        def dying(at=at, number=number):
+            die_at_call(number)
+            run(kind, at, overwrite=True, workers=1, region=1 << 14)
+
+        if not killed(forked(dying)):
+            assert number > 20
+            assert digest(at) == new
+            print(f"{number} calls, {mixed} in between")
+            return
+        found = digest(at)
+        if found not in (old, new):
+            # half of a stack is renamed, or a file is just between: nothing else may be
+            assert all(found[name] in (old.get(name), new.get(name)) for name in found), f"strange at call {number}"
+            mixed += 1
+        assert ended_well(forked(lambda at=at, again=found != new: run(kind, at, overwrite=again, region=1 << 14)))
+        assert digest(at) == new, f"{kind} differs after a kill at call {number}"
+        number += step
+
+
+if __name__ == "__main__":
+    # what a child would import in its turn
+    import av  # noqa: F401
+    import cloudvolume.chunks  # noqa: F401
+    import numcodecs  # noqa: F401
+    import PIL.PngImagePlugin  # noqa: F401
+    import tifffile  # noqa: F401
+    import tqdm.auto  # noqa: F401
+    import zarr  # noqa: F401
+
+    import imageryxr.figure
+    from imageryxr.grid import IndexBox
+    from imageryxr.volumes import box_reader
+
+    box_reader(picture())(IndexBox.of_shape((2, 8, 8)))  # compiled kernels are loaded, without any thread
+
+    how, kind, folder, number, seed = sys.argv[1:]
+    if how == "random":
+        kill_at_random(kind, folder, int(number), int(seed))
+    else:
+        kill_at_every_call(kind, folder, int(number))

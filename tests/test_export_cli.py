@@ -1,0 +1,151 @@
+"""``imageryxr export`` as a user's shell runs it: job files, exit codes, what machines read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+import imageryxr as ix
+
+PLACE = ["--center", "4600,2560,130", "--size", "200,100,6", "--resolution", "8,8,40"]
+
+
+def run(*args, **kwargs):
+    command = [sys.executable, "-m", "imageryxr.cli", "export", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, **kwargs)
+
+
+@pytest.fixture
+def sources(sample):
+    return ["--image", sample.image, "--segmentation", sample.segmentation]
+
+
+def truth(sample, **kwargs):
+    box = ix.BBox.around((4600, 2560, 130), (200, 100, 6), resolution=(8, 8, 40))
+    ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
+    return ix.overlay(ds.image, ds.segmentation, **kwargs).values
+
+
+def test_a_job_file_and_what_is_typed(tmp_path, sample):
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f"target = '{tmp_path}/o.ome.zarr'\nimage = '{sample.image}'\nsegmentation = '{sample.segmentation}'\n"
+        "bbox = [[4500, 2510, 127], [4700, 2610, 133]]\nresolution = [8, 8, 40]\noutline = 3\nalpha = 0.5\n"
+        "outline-side = 'in'\nchunks = [2, 64, 64]\nshards = [4, 64, 128]\nlevels = 2\njson = true\n"
+    )
+    dry = run("--config", job, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    plan = json.loads(dry.stdout)
+    assert plan["shards"] == [4, 64, 128]
+    assert plan["bytes_to_write"] == 200 * 100 * 6 * 4
+    assert not (tmp_path / "o.ome.zarr").exists()
+    done = run("--config", job, "--alpha", 0.25)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["complete"]
+    assert report["regions"] == plan["tasks"]
+    assert done.stderr == "", "nothing is told to a terminal that is none"
+    stored = zarr.open_group(tmp_path / "o.ome.zarr", mode="r")["0"][:]
+    expected = truth(sample, alpha=0.25, outline=ix.Outline(3, side="in"))
+    np.testing.assert_array_equal(np.moveaxis(stored, 0, -1), expected)
+    again = json.loads(run("--config", job, "--alpha", 0.25, "--resume").stdout)
+    assert (again["regions"], again["skipped"]) == (0, plan["tasks"])
+    other = run("--config", job)
+    assert other.returncode == 1
+    assert json.loads(other.stdout)["error"] == "TargetExistsError"
+    assert "--overwrite" in other.stderr
+
+
+def test_a_job_file_that_is_wrong(tmp_path):
+    job = tmp_path / "job.toml"
+    job.write_text("colour = 'red'\n")
+    done = run("--config", job, "o.zarr")
+    assert done.returncode == 1
+    assert "'colour', which is no option of export" in done.stderr
+    job.write_text("outline = \n")
+    assert "cannot be read" in run("--config", job, "o.zarr").stderr
+    assert run("--config", tmp_path / "none.toml", "o.zarr").returncode == 1
+    assert run("--no-such-option").returncode == 2
+
+
+def test_formats(tmp_path, sample, sources):
+    done = run(tmp_path / "o.tif", *sources, *PLACE, "--compression", "none", "--bigtiff", "--scheduler", "threads")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "o.tif"), truth(sample, alpha=0.2))
+    with tifffile.TiffFile(tmp_path / "o.tif") as tif:
+        assert tif.is_bigtiff
+    done = run(tmp_path / "o.tif", *sources, *PLACE, "--fps", 3)
+    assert done.returncode == 1
+    assert "fps=… is no option" in done.stderr
+    done = run(tmp_path / "x.zarr", *sources, *PLACE, "--chunks", "2,x,2")
+    assert "--chunks 2,x,2 is not three whole numbers" in done.stderr
+
+
+def test_regions_that_fail_are_listed_and_told_by_the_exit_code(tmp_path, sample):
+    shutil.copytree(sample.path / "image", tmp_path / "em")
+    scale = next(p for p in (tmp_path / "em").iterdir() if p.name.startswith("8_8"))
+    victim = sorted(scale.iterdir())[0]
+    kept = victim.read_bytes()
+    victim.unlink()
+    args = [
+        tmp_path / "o.zarr",
+        "--image",
+        tmp_path / "em",
+        "--raw",
+        "--on-error",
+        "collect",
+        "--retries",
+        0,
+        "--json",
+        "--workers",
+        2,
+    ]
+    done = run(*args)
+    assert done.returncode == 3, done.stderr
+    report = json.loads(done.stdout)
+    assert not report["complete"]
+    assert report["failed"]
+    assert all("the store has no chunk" in text for text in report["failed"])
+    assert not (tmp_path / "o.zarr").exists()
+    victim.write_bytes(kept)
+    done = run(*args)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["skipped"] == report["regions"]
+    np.testing.assert_array_equal(
+        zarr.open_group(tmp_path / "o.zarr", mode="r")["0"][:], ix.open_image(sample.image).values
+    )
+
+
+def test_what_cannot_work_is_told_by_a_dry_run(tmp_path, sources):
+    done = run(tmp_path / "z{z}.png", *sources, "--dry-run", "--memory", "420 MB")
+    assert "regions" in done.stdout
+    assert done.returncode == 1
+    assert "a worker would take" in done.stderr
+
+
+def test_interrupted_and_continued(tmp_path, sources):
+    target = tmp_path / "z{z:03d}.png"
+    command = [sys.executable, "-m", "imageryxr.cli", "export", str(target), *map(str, sources), "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(4000):
+        if any(len(p.read_bytes().splitlines()) for p in tmp_path.glob("*.manifest.log")):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "run the same call again to continue" in err
+    assert not list(tmp_path.glob("*.png"))
+    done = run(target, *sources, "--workers", 2, "--json")
+    report = json.loads(done.stdout)
+    assert report["skipped"] > 0
+    assert len(list(tmp_path.glob("*.png"))) == 60

@@ -1,0 +1,215 @@
+"""Exports into a bucket: a real S3 server on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from PIL import Image
+
+import imageryxr as ix
+from tests.export_jobs import TARGETS, picture, run
+from tests.test_verbs import FINE
+
+ROOT = Path(__file__).parents[1]
+SECRET = "5ec7e7-of-the-bucket"
+
+
+@pytest.fixture(scope="module")
+def server():
+    module = pytest.importorskip("moto.server", reason="moto is not installed: no S3 to talk to")
+    server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch, request):
+    """A fresh bucket: its client and address."""
+    boto3 = pytest.importorskip("boto3")
+    for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": SECRET, "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setattr(sys.modules["imageryxr.export.regions"], "START_VOXELS", 1 << 11)
+    name = "b" + str(abs(hash(request.node.name)))
+    client = boto3.client("s3", endpoint_url=server)
+    client.create_bucket(Bucket=name)
+    return Bucket(client, name)
+
+
+class Bucket:
+    def __init__(self, client, name):
+        self.client, self.name = client, name
+
+    def url(self, path):
+        return f"s3://{self.name}/{path}"
+
+    def names(self):
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        return sorted(entry["Key"] for page in pages for entry in page.get("Contents", []))
+
+    def read(self, key):
+        return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+
+    def contents(self):
+        return {key: self.read(key) for key in self.names() if "manifest" not in key}
+
+    def open_to_all(self):
+        for key in self.names():
+            self.client.put_object_acl(Bucket=self.name, Key=key, ACL="public-read")
+
+    def fetch(self, folder):
+        for key, data in self.contents().items():
+            path = folder / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return folder
+
+
+def put(kind, bucket, **kwargs):
+    target, options = TARGETS[kind]
+    address = f"precomputed://{bucket.url('pc')}" if kind == "precomputed" else bucket.url(target)
+    return ix.export(kwargs.pop("array", picture()), address, **{"workers": 2, **options, **kwargs})
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_same_bytes_as_on_a_disk(bucket, tmp_path, kind):
+    report = put(kind, bucket)
+    assert report.complete
+    run(kind, tmp_path)
+    local = {
+        str(p.relative_to(tmp_path)).removesuffix(".gz"): p.read_bytes()
+        for p in tmp_path.rglob("*")
+        if p.is_file() and "manifest" not in p.name
+    }
+    assert bucket.contents() == local
+    assert not [k for k in bucket.names() if "-work-" in k]
+    again = put(kind, bucket)
+    assert (again.regions, again.skipped) == (0, report.regions)
+
+
+def test_independent_readers(bucket, tmp_path):
+    from cloudvolume import CloudVolume
+
+    truth = picture().values
+    put("omezarr", bucket)
+    store = zarr.storage.ObjectStore(_store(bucket, "o.ome.zarr"), read_only=True)
+    np.testing.assert_array_equal(np.moveaxis(zarr.open_group(store, mode="r")["0"][:], 0, -1), truth)
+    assert ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}", channel=2).shape == truth.shape[:3]
+    put("precomputed", bucket)
+    head = bucket.client.head_object(Bucket=bucket.name, Key=next(k for k in bucket.names() if "8_8_40/" in k))
+    assert head["ContentEncoding"] == "gzip"
+    bucket.open_to_all()
+    vol = CloudVolume(
+        f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/pc", progress=False, fill_missing=False
+    )
+    np.testing.assert_array_equal(np.asarray(vol[:]).transpose(2, 1, 0, 3), truth)
+    put("png", bucket)
+    put("tiff", bucket)
+    bucket.fetch(tmp_path)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "stack" / "z003.png")), truth[3])
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "one.tif"), truth)
+
+
+def _store(bucket, prefix):
+    from obstore.store import S3Store
+
+    return S3Store(bucket.name, prefix=prefix, client_options={"allow_http": True})
+
+
+def test_ids_there_and_back(bucket):
+    ix.export(FINE, f"precomputed://{bucket.url('ids')}", chunks=(4, 16, 16))
+    bucket.open_to_all()
+    store = f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/ids"
+    np.testing.assert_array_equal(ix.open_segmentation(store).values, FINE.values)
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
+def test_what_is_there_stays_until_the_new_is_whole(bucket, kind):
+    put(kind, bucket)
+    before = bucket.contents()
+    other = picture(seed=1)
+    with pytest.raises(ix.TargetExistsError, match="of another export"):
+        put(kind, bucket, array=other)
+    with pytest.raises(ix.ChunkReadError):
+        put(kind, bucket, array=picture(seed=1, fail_above=7), overwrite=True, workers=1, retries=0)
+    assert bucket.contents() == before
+    report = put(kind, bucket, array=other, overwrite=True)
+    assert report.skipped > 0
+    after = bucket.contents()
+    assert set(after) == set(before)
+    assert after != before
+    assert not [k for k in bucket.names() if "-work-" in k]
+    assert put(kind, bucket, array=other).regions == 0
+
+
+def test_nothing_opens_what_is_not_whole(bucket):
+    with pytest.raises(ix.ChunkReadError):
+        put("omezarr", bucket, array=picture(fail_above=7), workers=1, retries=0)
+    assert "o.ome.zarr/zarr.json" not in bucket.names()
+    with pytest.raises(ix.SourceNotFoundError):
+        ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}")
+    report = put("omezarr", bucket)
+    assert report.skipped > 0
+    assert "o.ome.zarr/zarr.json" in bucket.names()
+
+
+def test_torn_and_lost_objects_are_made_again(bucket):
+    put("omezarr", bucket)
+    before = bucket.contents()
+    chunks = [k for k in before if "/c/" in k]
+    bucket.client.delete_object(Bucket=bucket.name, Key=chunks[3])
+    bucket.client.put_object(Bucket=bucket.name, Key=chunks[-1], Body=b"torn")
+    report = put("omezarr", bucket)
+    assert report.regions == 2
+    assert bucket.contents() == before
+
+
+def test_a_bucket_that_is_not_there(bucket):
+    with pytest.raises(ix.TargetError, match="could not write s3://no-such-bucket-here"):
+        ix.export(picture(), "s3://no-such-bucket-here/o.zarr")
+    with pytest.raises(ix.TargetError, match="is a whole bucket"):
+        ix.export(picture(), f"precomputed://s3://{bucket.name}")
+    with pytest.raises(ix.OptionError, match="'ftp', which cannot be written to"):
+        ix.export(picture(), "ftp://host/o.zarr")
+
+
+def test_no_secret_is_written_down(bucket):
+    plan = ix.plan_export(picture(), bucket.url("o.zarr"))
+    report = put("omezarr", bucket)
+    assert SECRET not in repr(plan) + repr(report)
+    for key in bucket.names():
+        assert SECRET.encode() not in bucket.read(key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
+def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):
+    target, options = TARGETS[kind]
+    code = (
+        "import sys, imageryxr as ix, imageryxr.export.manifest as m\nfrom tests.export_jobs import picture\n"
+        "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\nm.BucketKeeper.EVERY = 0.1\n"
+        f"ix.export(picture(seconds=0.1), {bucket.url(target)!r}, workers=2, **{options!r})\n"
+    )
+    for delay in (2.2, 2.6, 3.0, 3.5):
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen([sys.executable, "-c", code], env=env, cwd=ROOT, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    put(kind, bucket)
+    found = bucket.contents()
+    for key in [k for k in bucket.names() if k.split("/")[0] == target.split("/")[0] or "manifest" in k]:
+        bucket.client.delete_object(Bucket=bucket.name, Key=key)
+    put(kind, bucket)
+    assert found == bucket.contents()
