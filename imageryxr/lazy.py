@@ -206,6 +206,24 @@ def _assemble(leaf: GivenLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Ar
 # block sizes
 
 
+def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image: int = 1) -> int:
+    """Return how much memory a thread takes that draws one block: as many times that as there are threads is the peak.
+
+    A block's ids are read with their halo; image and picture have its own size; a slice needs some 16 bytes a pixel
+    while its lines are drawn. Nothing of a block is left when its picture has been handed on.
+
+    Parameters
+    ----------
+    shape, halo : tuple of 3 int
+        Voxels of the block along (z, y, x), and of the halo on either side: the width of outlines.
+    ids, image : int
+        Bytes of an id, and of a grey value (0 without an image).
+    """
+    z, y, x = (n + 2 * h for n, h in zip(shape, halo, strict=True))
+    own = shape[0] * shape[1] * shape[2]
+    return z * y * x * ids + own * (image + 4) + 16 * y * x
+
+
 def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None, *, group: bool = True) -> Splits:
     """Return block sizes along z, y and x: those asked for, or whole storage chunks of some 4 million voxels together.
 
