@@ -356,3 +356,41 @@ def test_what_cannot_be_is_told(tmp_path, case):
 def test_a_video_of_numbers_that_are_no_grey_values(tmp_path):
     with pytest.raises(ix.OptionError, match=r"uint16 are no frames.*to_rgba"):
         ix.export(GREY16, tmp_path / "film.mp4")
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32", "int8"])
+def test_no_contrast_is_made_up(tmp_path, dtype):
+    em = volume(np.arange(64).reshape(1, 8, 8).repeat(2, 0).astype(dtype), layer_type="image")
+    ix.export(em, tmp_path / "a.ome.zarr", progress=False)
+    back = ix.open_image(tmp_path / "a.ome.zarr")
+    assert "contrast_limits" not in back.attrs
+    with pytest.raises(ix.LayerError, match="contrast_limits="):
+        ix.to_rgba(back)
+
+
+def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path):
+    em = volume(np.arange(64, dtype=np.uint8).reshape(1, 8, 8).repeat(3, 0), layer_type="image")
+    target = tmp_path / "a.ome.zarr"
+
+    def meddle(block):
+        if block.size:
+            target.mkdir(exist_ok=True)
+            (target / "zarr.json").write_text("theirs")
+        return block
+
+    slow = em.copy(data=em.chunk().data.map_blocks(meddle, meta=np.empty((0, 0, 0), np.uint8), name="meddled"))
+    with pytest.raises(ix.TargetExistsError, match="appeared while"):
+        ix.export(slow, target, progress=False)
+    assert (target / "zarr.json").read_text() == "theirs"
+    ix.export(slow, target, progress=False, overwrite=True)
+    np.testing.assert_array_equal(ix.open_image(target).values, em.values)
+
+
+def test_overwrite_removes_no_folder_of_other_things(tmp_path):
+    target = tmp_path / "thesis.zarr"
+    target.mkdir()
+    (target / "thesis.txt").write_text("years of work")
+    em = volume(np.zeros((2, 8, 8), np.uint8), layer_type="image")
+    with pytest.raises(ix.TargetExistsError, match=r"thesis\.txt"):
+        ix.export(em, target, overwrite=True, progress=False)
+    assert (target / "thesis.txt").read_text() == "years of work"

@@ -98,6 +98,8 @@ class Workspace:
 
     def refuse(self, header: Header | None, overwrite: bool) -> None:
         """Raise `TargetExistsError` if what is there is not of this call and may not be replaced."""
+        if overwrite:
+            self._refuse_foreign_folder()
         if overwrite or (header is not None and self._is_mine(header) and header.phase != "writing"):
             return
         there = self.existing()
@@ -111,6 +113,28 @@ class Workspace:
             raise TargetExistsError(
                 f"{self.target.place} {state} of another export ({_difference(header.what, self.what)}); give "
                 "overwrite=True to replace it when this one is complete, or another target"
+            )
+
+    def _refuse_foreign_folder(self) -> None:
+        # Whoever replaces an image does not mean a folder of other things that has the name of one.
+        root = self.target.root
+        if self.remote or self.target.kind != "tree" or not os.path.isdir(root):
+            return
+        inside = sorted(os.listdir(root))
+        if inside and not set(inside) & {"zarr.json", ".zattrs", ".zgroup", ".zarray", "info"}:
+            raise TargetExistsError(
+                f"{root} is a folder that holds {', '.join(inside[:3])}{', …' if len(inside) > 3 else ''}, and no "
+                "volume: overwrite=True does not remove it; choose another target, or remove it yourself"
+            )
+
+    def _refuse_what_appeared(self) -> None:
+        if self.header.replaces or self.header.direct:
+            return
+        there = self.existing()
+        if there:
+            raise TargetExistsError(
+                f"{there[0]} appeared while this export was under way, and is not replaced; the work that is done is "
+                "kept: move that away and make the same call again, or make it with overwrite=True"
             )
 
     def _is_mine(self, header: Header) -> bool:
@@ -149,7 +173,7 @@ class Workspace:
             self._publish()  # it was complete: only the last step is missing
             header = self.header
         if header is not None and self._is_mine(header) and self._continues(header, overwrite, resume):
-            self.header = header
+            self.header = replace(header, replaces=header.replaces or overwrite)
             self._look_again()
         else:
             self._begin(header, overwrite)
@@ -242,6 +266,7 @@ class Workspace:
             self._remove_work()
             return 0
         self.keeper.flush()
+        self._refuse_what_appeared()
         written = 0
         if self.target.kind == "single":
             written = self._assemble()

@@ -197,11 +197,16 @@ class OmeZarr(Target):
         if self.layer.layer_type == "segmentation":
             ome["image-label"] = version
         else:
-            ome["omero"] = {"channels": self._channels()}
+            channels = self._channels()
+            if channels:
+                ome["omero"] = {"channels": channels}
         return ome
 
     def _channels(self) -> list[dict[str, Any]]:
-        low, high = self.layer.contrast or _range_of(self.layer.dtype)
+        limits = self.layer.contrast or _range_of(self.layer.dtype)
+        if limits is None:
+            return []  # a window that nobody gave would be taken for one that somebody did
+        low, high = limits
         window = {"start": tidy(low), "end": tidy(high), "min": tidy(low), "max": tidy(high)}
         colors = {"gray": "FFFFFF"}
         if self.layer.channels:
@@ -224,13 +229,8 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=2).encode()
 
 
-def _range_of(dtype: np.dtype[Any]) -> tuple[float, float]:
-    if dtype.kind == "f":
-        return (0.0, 1.0)
-    if dtype.kind == "b":
-        return (0.0, 1.0)
-    info = np.iinfo(dtype)
-    return (float(info.min), float(info.max))
+def _range_of(dtype: np.dtype[Any]) -> tuple[float, float] | None:
+    return {"uint8": (0.0, 255.0), "bool": (0.0, 1.0)}.get(str(dtype))
 
 
 def _prototype() -> Any:
@@ -316,6 +316,8 @@ def ome_zarr(
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
         raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
     grids = tuple(pyramid(layer.grid, levels, max(chunk)))
+    if layer_type not in (None, "image", "segmentation"):
+        raise OptionError(f"layer_type={layer_type!r} is neither 'image' nor 'segmentation'")
     if layer_type is not None:
         layer = Layer(layer.grid, layer.channels, layer.dtype, layer_type, layer.contrast)
     return OmeZarr(place, root, layer, grids, chunk, shard, _compressor(compressor), str(version))
