@@ -134,7 +134,7 @@ def test_what_cannot_work_is_told_by_a_dry_run(tmp_path, sources):
 
 def test_interrupted_and_continued(tmp_path, sources):
     target = tmp_path / "z{z:03d}.png"
-    command = [sys.executable, "-m", "imageryxr.cli", "export", str(target), *map(str, sources), "--workers", "2"]
+    command = [sys.executable, "-m", "imageryxr.cli", "export", str(target), *map(str, sources), "--workers", "4"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(4000):
         if any(len(p.read_bytes().splitlines()) for p in tmp_path.glob("*.manifest.log")):
@@ -145,7 +145,7 @@ def test_interrupted_and_continued(tmp_path, sources):
     assert process.returncode == 130, err
     assert "run the same call again to continue" in err
     assert not list(tmp_path.glob("*.png"))
-    done = run(target, *sources, "--workers", 2, "--json")
+    done = run(target, *sources, "--workers", 4, "--json")
     report = json.loads(done.stdout)
     assert report["skipped"] > 0
     assert len(list(tmp_path.glob("*.png"))) == 60

@@ -188,7 +188,7 @@ def make_plan(
         memory_of=memory_of,
         reads_of=lambda r: rereads(expr, r),
         budget=_budget(crew),
-        least=2 * slots if slots > 1 else 1,
+        least=slots,
     )
     workspace, done = None, 0
     stages = Stages.of(regions, target)
