@@ -30,13 +30,16 @@ picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=ix.Outline(2,
 ix.plan_export(picture, folder / "stack/z{z:04d}.png")
 
 # %% [markdown]
-# Under a client, dask computes on its workers: each reads the chunks that its blocks need, and draws. What they have
-# drawn is then written as a stack.
+# Given a client, `export` sends regions to its workers, a few at a time: each reads the chunks that its region needs,
+# draws and writes it. A worker that is lost costs its regions, and the same call again continues where it was stopped.
 
 # %%
-with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster, Client(cluster):
-    drawn = picture.chunk(z=4).compute()
-ix.export(drawn, folder / "stack/z{z:04d}.png", progress=False)
+with (
+    LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+    Client(cluster) as client,
+):
+    report = ix.export(picture, folder / "stack/z{z:04d}.png", client=client, progress=False)
+report
 
 # %% [markdown]
 # They draw what the notebook draws, to the pixel.
