@@ -202,3 +202,26 @@ def test_mode_of_any_ratio():
     seg = volume(LABELS, (8.1234567, 8.1234567, 40.7654321), (0, 0, 0))
     out = ix.regrid(seg, (12.345678, 13.1313131, 77.7777777), method="mode")
     assert set(np.unique(out.values)) <= set(np.unique(LABELS))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_block_reads_each_voxel_once_and_of_its_halo_no_more_than_lines_reach(width):
+    image, labels = Watched(GREY), Watched(LABELS)
+    labels.layer_type = "segmentation"
+    em, seg = (open_(s, chunks=(2, 8, 8)) for open_, s in ((ix.open_image, image), (ix.open_segmentation, labels)))
+    lined = ix.overlay(em, seg, outline=ix.Outline(width, side="in"))
+    both = ix.composite(lined, ix.outline(seg, width=width), ix.to_rgba(em))
+    blocks = both.data.to_delayed()
+    for index in [(0, 0, 0, 0), (1, 1, 1, 0)]:
+        image.boxes.clear()
+        labels.boxes.clear()
+        blocks[index].compute(scheduler="synchronous")
+        z, y, x = (
+            slice(*np.cumsum([0, *sizes])[i : i + 2]) for sizes, i in zip(both.data.chunks[:3], index[:3], strict=True)
+        )
+        assert [b.voxels for b in image.boxes] == [(z.stop - z.start) * (y.stop - y.start) * (x.stop - x.start)]
+        reach = [
+            (max(0, s.start - width), min(n, s.stop + width)) for s, n in zip((y, x), LABELS.shape[1:], strict=True)
+        ]
+        (box,) = labels.boxes
+        assert (box.start, box.stop) == tuple(zip((z.start, z.stop), *reach, strict=True))
