@@ -114,7 +114,9 @@ def ids_of(seg):
 def files_of(array, folder, name):
     """Export, and return what lies there then."""
     (folder / "out").mkdir(exist_ok=True)
-    ix.export(array, folder / "out" / name, overwrite=True, retries=0, progress=False)  # its tries are tested where it stands
+    ix.export(
+        array, folder / "out" / name, overwrite=True, retries=0, progress=False
+    )  # its tries are tested where it stands
     return [p.read_bytes() for p in sorted((folder / "out").rglob("*")) if p.is_file() and "manifest" not in p.name]
 
 

@@ -722,12 +722,84 @@ def test_s3(tmp_path, monkeypatch):
 def test_public_buckets_are_found_in_any_region(monkeypatch):
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    assert zarrstore._bucket_options("s3://janelia/em", "janelia") == {
+    assert zarrstore.bucket_options("s3://janelia/em", "janelia") == {
         "skip_signature": True,
         "virtual_hosted_style_request": True,
         "endpoint": "https://janelia.s3.amazonaws.com",
     }
     monkeypatch.setenv("AWS_REGION", "eu-west-2")
-    assert zarrstore._bucket_options("s3://janelia/em", "janelia") == {"skip_signature": True}
+    assert zarrstore.bucket_options("s3://janelia/em", "janelia") == {"skip_signature": True}
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    assert zarrstore._bucket_options("s3://janelia/em", "janelia") == {}
+    assert zarrstore.bucket_options("s3://janelia/em", "janelia") == {}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# stored objects that are not what they should be
+
+PAGE = b"<!DOCTYPE html>\n<html><body>Please sign in</body></html>"
+
+
+def write_packed(folder: Path, version: str, codec: str, shards: bool) -> tuple[np.ndarray, Path]:
+    """Write one object, a chunk or a shard, packed by a codec; returns the voxels and the file."""
+    import numcodecs
+    from zarr import codecs
+
+    new = {"blosc": codecs.BloscCodec(cname="lz4"), "zstd": codecs.ZstdCodec(), "gzip": codecs.GzipCodec(), "raw": None}
+    old = {"blosc": numcodecs.Blosc("lz4"), "zstd": numcodecs.Zstd(), "gzip": numcodecs.GZip(), "raw": None}
+    values = np.kron(noise((2, 8, 8)), np.ones((4, 4, 4), "uint8"))
+    layout = {"chunks": (4, 16, 16), "shards": values.shape} if shards else {"chunks": values.shape}
+    multiscale = {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8), (20, 4, 4))]}
+    packed = (new if version == "0.5" else old)[codec]
+    write_ome(folder, [values], multiscale, version=version, compressors=packed, **layout)
+    (file,) = [
+        p for p in (folder / "0").rglob("*") if p.is_file() and p.name not in ("zarr.json", ".zarray", ".zattrs")
+    ]
+    return values, file
+
+
+FORMS = [("0.4", False), ("0.5", False), ("0.5", True)]
+
+
+@pytest.mark.parametrize(("version", "shards"), FORMS)
+@pytest.mark.parametrize("codec", ["blosc", "zstd", "gzip", "raw"])
+class TestDamage:
+    @pytest.mark.parametrize("missing", ["raise", "fill"])
+    @pytest.mark.parametrize("left", [0, 1, 15, 20, -1, -40])
+    def test_cut_short(self, tmp_path, version, shards, codec, missing, left, capfd):
+        values, file = write_packed(tmp_path, version, codec, shards)
+        whole, half = IndexBox.of_shape(values.shape), IndexBox((0, 0, 0), (3, 5, 6))
+        for box in (whole, half):
+            np.testing.assert_array_equal(opened(tmp_path).read(0, box), values[box.slices()])
+        file.write_bytes(file.read_bytes()[:left])
+        capfd.readouterr()
+        for box in (whole, half):
+            with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
+                opened(tmp_path, missing=missing).read(0, box)
+            assert not isinstance(caught.value, MissingChunkError)
+        assert capfd.readouterr().out == ""
+
+    def test_a_login_page(self, tmp_path, version, shards, codec):
+        values, file = write_packed(tmp_path, version, codec, shards)
+        file.write_bytes(PAGE)
+        with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
+            opened(tmp_path, missing="fill").read(0, IndexBox.of_shape(values.shape))
+        assert not isinstance(caught.value, MissingChunkError)
+
+
+def test_a_raw_chunk_as_long_as_it_should_be_may_hold_anything_but_a_page(tmp_path):
+    values, file = write_packed(tmp_path, "0.5", "raw", False)
+    file.write_bytes(PAGE.ljust(values.size))
+    with pytest.raises(ChunkReadError, match="it is a web page, such as servers send to ask for a login"):
+        opened(tmp_path).read(0, IndexBox.of_shape(values.shape))
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), float("-inf"), float("nan"), 1e400])
+@pytest.mark.parametrize("assume", ["center", "corner"])
+def test_a_place_that_is_none(tmp_path, wrong, assume):
+    one_level(tmp_path, (40, 8, 8), (20, 4, 4))
+    document = json.loads((tmp_path / "zarr.json").read_text())
+    steps = document["attributes"]["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    steps[1]["translation"][2] = wrong
+    (tmp_path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(SourceError, match="make no sense|translation"):
+        opened(tmp_path, assume=assume)

@@ -24,6 +24,7 @@ _SAYS = (
     "the voxels of a block reach over its end",
     "the ids of a block lie over its end",
     "the voxels of a block point at ids over its end",
+    "a block's voxels take 32 bits, which compressed_segmentation 2.3 decodes to one id",
 )
 _LOW = np.uint32(0xFFFFFF)
 _HIGH = np.uint32(24)
@@ -85,6 +86,8 @@ def _fault(words: NDArray[np.uint32], width: int, shape: tuple[int, int, int], b
                 place += 2
                 if bits > 32 or bits & (bits - 1):
                     return 2
+                if bits == 32:
+                    return 7  # legal, though no block that people store holds more than 65,536 ids
                 if table < head or (bits and values < head):
                     return 3
                 # The voxels of a block beyond the chunk's edge need not be stored: no decoder reads them.

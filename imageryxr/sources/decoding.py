@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,16 @@ def _wrap_shards() -> None:
                     )
             return found
 
+    stock = sharding.compression
+
+    def decompress(content: Any, encoding: Any, filename: str = "N/A") -> Any:
+        # CloudVolume's own prints the name of a shard whose gzip is broken.
+        if encoding == "gzip" and len(content) == 0:
+            raise DamagedChunkError(f"the shard {filename} ends before its index: it was cut short, or overwritten")
+        gunzip = getattr(stock, "gunzip", None)
+        return gunzip(content) if encoding == "gzip" and gunzip else stock.decompress(content, encoding, filename)
+
+    sharding.compression = SimpleNamespace(**{**vars(stock), "decompress": decompress})
     sharding.CloudFiles = cacheservice.CloudFiles = WholeRanges  # chunks come by the one, indexes by the other
     sharding.ShardReader.decode_index = decode_index
 
@@ -177,7 +188,9 @@ def decode_chunk(
         raise DamagedChunkError(
             f"it cannot be decoded as {encoding} ({plain(error) or type(error).__name__})"
         ) from error
-    # Of a single voxel, CloudVolume decodes no more.
+    # Of a single voxel, CloudVolume decodes no more; its channels then lie where it cannot put them down itself.
+    if found.shape == (shape[3], 1, 1, 1):
+        found = found.reshape(1, 1, 1, -1)
     if found.shape not in (shape, shape[:3], (1, 1, 1, shape[3]), (1, 1, 1, 1)):
         raise DamagedChunkError(f"it decodes to {found.shape} voxels where {shape} should be")
     if not np.can_cast(found.dtype, dtype, "same_kind" if found.dtype.kind == "f" else "safe"):

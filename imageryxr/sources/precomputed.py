@@ -251,8 +251,8 @@ def _is_placeholder(scale: dict[str, Any]) -> bool:
 
 
 def _level(mip: int, scale: dict[str, Any]) -> Level:
-    x, y, z = scale["size"]
-    cx, cy, cz = scale["chunk_sizes"][0]
+    x, y, z = (int(n) for n in scale["size"])
+    cx, cy, cz = (int(n) for n in scale["chunk_sizes"][0])
     grid = Grid((z, y, x), tuple(scale["resolution"]), tuple(scale.get("voxel_offset", (0, 0, 0))))
     return Level(mip, grid, (cz, cy, cx), str(scale.get("encoding", "raw")), _is_placeholder(scale))
 
