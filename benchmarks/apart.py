@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MEMORY = 14 << 30
-SECONDS = 120.0
+SECONDS = 60.0
 
 
 class Outcome(NamedTuple):

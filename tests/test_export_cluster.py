@@ -210,10 +210,10 @@ def test_a_dead_driver_leaves_no_processes(tmp_path):
     code = (
         "from tests.export_jobs import picture\nimport imageryxr as ix, multiprocessing, sys, threading, time\n"
         "import imageryxr.export\nsys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
-        "def tell():\n    while not multiprocessing.active_children(): time.sleep(.01)\n"
-        "    time.sleep(3); print(*[p.pid for p in multiprocessing.active_children()], flush=True)\n"
+        "def tell():\n    while len(multiprocessing.active_children()) < 2: time.sleep(.01)\n"
+        "    time.sleep(1); print(*[p.pid for p in multiprocessing.active_children()], flush=True)\n"
         "if __name__ == '__main__':\n    threading.Thread(target=tell, daemon=True).start()\n"
-        f"    ix.export(picture(seconds=0.5), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=2, chunks=(2, 16, 16))\n"
+        f"    ix.export(picture(seconds=5), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=2, chunks=(2, 16, 16))\n"
     )
     (tmp_path / "job.py").write_text(code)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

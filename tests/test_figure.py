@@ -480,7 +480,7 @@ def test_files_that_would_not_print_well(tmp_path):
     for options, says in (({"dpi": 3, "width_mm": 3}, "two ways"), ({"dpi": 0}, "dpi=0"), ({"width_mm": "wide"}, "mm")):
         with pytest.raises(OptionError, match=says):
             save_figure(small, tmp_path / "b.png", **options)
-    with pytest.raises(OptionError, match=r"\.png or \.tif"):
+    with pytest.raises(OptionError, match=r"\.png, \.tif or \.jpg"):
         save_figure(small, tmp_path / "b.svg")
 
 

@@ -191,8 +191,10 @@ class Workspace:
     def _begin(self, before: Header | None, overwrite: bool) -> None:
         there = bool(self.existing())
         direct = self.remote and not there and self.target.kind != "single"
+        # What is there may be the torn result of this very call.
+        replaces = overwrite or (before is not None and self._is_mine(before))
         self.header = Header(
-            self.token, self.what, *_cut(self.stages), len(self.stages), replaces=overwrite, direct=direct,
+            self.token, self.what, *_cut(self.stages), len(self.stages), replaces=replaces, direct=direct,
             kind=self.target.kind,
         )  # fmt: skip
         self.progress = Progress(len(self.stages))
