@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.errors import OptionError, TargetError, TargetExistsError
-from imageryxr.micrograph import TILE, Tissue
 
 __all__ = ["Sample", "sample"]
 
@@ -206,6 +205,8 @@ def _move(written: Sample, target: Sample, stale: Path) -> None:
 
 def _write(target: Sample, *, progress: bool) -> None:
     from tqdm import tqdm
+
+    from imageryxr.micrograph import TILE, Tissue
 
     shape = target.shape
     tissue = Tissue(shape)

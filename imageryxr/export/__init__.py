@@ -11,7 +11,6 @@ import xarray as xr
 
 from imageryxr.align import layer_type_of
 from imageryxr.errors import ImageryWarning, LayerError, OptionError
-from imageryxr.export.choosing import choose_target
 from imageryxr.export.executors import Crew, find_crew
 from imageryxr.export.manifest import FORMAT
 from imageryxr.export.plan import ExportPlan, make_plan
@@ -192,6 +191,9 @@ def export(
 def _plan(
     da: xr.DataArray, target: Any, crew: Crew, overwrite: bool, square: bool, options: dict[str, Any]
 ) -> ExportPlan:
+    # The formats are loaded by whoever exports.
+    from imageryxr.export.choosing import choose_target
+
     array = _checked(da)
     layer_type = layer_type_of(array)
     read = box_reader(array)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
 from imageryxr.kernels.lookup import ColorTable, as_labels, ready, slot_of
-from imageryxr.kernels.runs import PAD, PIECE, Scratch, compiled, frozen, padded, run_ends, scratch, spread
+from imageryxr.kernels.runs import PAD, compiled, frozen, padded, run_ends, scratch, spread
 
 __all__ = ["alpha_over", "fill", "gray_to_rgba", "over", "to_uint8"]
 
@@ -48,29 +48,37 @@ def _blend_row(image: NDArray[np.uint8], line: NDArray[np.uint32], out: NDArray[
 
 
 @compiled
-def _color_row(
-    row: NDArray[Any],
+def _fill_alone(
+    flat: NDArray[Any],
+    shape: tuple[int, int, int],
+    corner: tuple[int, int, int],
     keys: NDArray[np.uint64],
     slots: NDArray[np.int32],
     packed: NDArray[np.uint32],
     explicit: int,
     fallback: int,
-    room: Scratch,
-    at: int,
-    to: NDArray[np.uint32],
+    out: NDArray[np.uint32],
+    size: tuple[int, int, int],
 ) -> None:
-    """Write the colour of each pixel of a row from `at` on; `to` has `PAD` values of room behind it."""
-    start = 0
-    for k in range(run_ends(row, room)):
-        end = room.ends[k]
-        slot = slot_of(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
-        color = packed[slot] if slot >= 0 else np.uint32(0)
-        spread(to, at + start, at + end, color)
-        start = end
+    """Write the colour of each pixel; `out` has `PAD` values of room behind it."""
+    depth, height, width = size
+    room = scratch(width)
+    for z in range(depth):
+        for y in range(height):
+            begin = ((corner[0] + z) * shape[1] + corner[1] + y) * shape[2] + corner[2]
+            base = (z * height + y) * width
+            row = flat[begin : begin + width]
+            start = 0
+            for k in range(run_ends(row, room)):
+                end = room.ends[k]
+                slot = slot_of(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
+                color = packed[slot] if slot >= 0 else np.uint32(0)
+                spread(out, base + start, base + end, color)
+                start = end
 
 
 @compiled
-def _fill(
+def _fill_over(
     flat: NDArray[Any],
     shape: tuple[int, int, int],
     corner: tuple[int, int, int],
@@ -83,21 +91,23 @@ def _fill(
     out: NDArray[np.uint32],
     size: tuple[int, int, int],
 ) -> None:
+    """Lay the colour of each pixel over the image, by rows: blended as a whole, a row has no scalar ends."""
     depth, height, width = size
-    blend = image.size > 0
-    line = np.empty(min(width, PIECE) + PAD, np.uint32)
-    room = scratch(min(width, PIECE))
+    line = np.empty(width + PAD, np.uint32)
+    room = scratch(width)
     for z in range(depth):
         for y in range(height):
-            for left in range(0, width, PIECE):
-                begin = ((corner[0] + z) * shape[1] + corner[1] + y) * shape[2] + corner[2] + left
-                base = (z * height + y) * width + left
-                row = flat[begin : begin + min(PIECE, width - left)]
-                if blend:
-                    _color_row(row, keys, slots, packed, explicit, fallback, room, 0, line)
-                    _blend_row(image[base : base + row.size], line[: row.size], out[base : base + row.size])
-                else:
-                    _color_row(row, keys, slots, packed, explicit, fallback, room, base, out)
+            begin = ((corner[0] + z) * shape[1] + corner[1] + y) * shape[2] + corner[2]
+            base = (z * height + y) * width
+            row = flat[begin : begin + width]
+            start = 0
+            for k in range(run_ends(row, room)):
+                end = room.ends[k]
+                slot = slot_of(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
+                color = packed[slot] if slot >= 0 else np.uint32(0)
+                spread(line, start, end, color)
+                start = end
+            _blend_row(image[base : base + width], line[:width], out[base : base + width])
 
 
 def _as_image(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -117,9 +127,12 @@ def fill_packed(
 ) -> NDArray[np.uint32]:
     """Fill the part of `labels` (z, y, x) that begins at `corner` and has `shape`; packed pixels."""
     ids, look = as_labels(labels), ready(table)
-    under = np.empty(0, np.uint8) if image is None else _as_image(image, shape)
     out = padded(math.prod(shape), np.uint32)
-    _fill(ids.reshape(-1), ids.shape, corner, frozen(under.reshape(-1)), *look, out, shape)
+    if image is None:
+        _fill_alone(ids.reshape(-1), ids.shape, corner, *look, out, shape)
+    else:
+        under = _as_image(image, shape).reshape(-1)
+        _fill_over(ids.reshape(-1), ids.shape, corner, frozen(under), *look, out, shape)
     return out[: math.prod(shape)].reshape(shape)
 
 
@@ -156,10 +169,11 @@ def fill(labels: NDArray[Any], image: NDArray[np.uint8] | None, table: ColorTabl
     labels = np.asarray(labels)
     if image is not None and image.shape != labels.shape:
         raise GridMismatchError(f"image {image.shape} and labels {labels.shape} must have one shape")
-    row = (1, 1, labels.size)
-    flat = np.ascontiguousarray(labels).reshape(row)
-    under = None if image is None else np.ascontiguousarray(image).reshape(row)
-    return unpack(fill_packed(flat, (0, 0, 0), row, under, table).reshape(labels.shape))
+    width = labels.shape[-1] if labels.ndim and labels.size else labels.size
+    rows = (1, labels.size // max(1, width), width)
+    flat = np.ascontiguousarray(labels).reshape(rows)
+    under = None if image is None else np.ascontiguousarray(image).reshape(rows)
+    return unpack(fill_packed(flat, (0, 0, 0), rows, under, table).reshape(labels.shape))
 
 
 @compiled
