@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,10 +23,8 @@ from imageryxr.painting import (
     painted,
 )
 from imageryxr.segments import segmentation_volume
-from imageryxr.stacking import AnyOf, Clipped, Stacked
+from imageryxr.stacking import AnyOf, Stacked, Stencilled
 from imageryxr.volumes import Volume, labelled, volume_of
-
-Masks = Mapping[Any, Any] | Sequence[Any] | xr.DataArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +172,7 @@ def _masks(layer: Layer, picture: Volume | None, axis: str, what: str) -> Prepar
         lines: Expr = Stacked(tuple(_one(v, colors[k], 0, style, axis) for k, v in volumes.items()), wins)
         if style.merge and len(volumes) > 1:
             union = AnyOf(tuple(v.expr for v in volumes.values()))
-            lines = Clipped(lines, _one(replace(first, expr=union), (0, 0, 0, 255), 0, style, axis))
+            lines = Stencilled(lines, _one(replace(first, expr=union), (0, 0, 0, 255), 0, style, axis))
         stack.append(lines)
     return Prepared(tuple(volumes.values()), None, None, None, style or Outline(), tuple(stack))
 

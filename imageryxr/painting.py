@@ -168,12 +168,9 @@ class Paint:
         plain = self.selected is None and self.own is None and self.saturation == 1
         if plain and self.colors.mode == "table":
             return _table(self)
-        import fastremap
+        from imageryxr.kernels import lookup, relabel
 
-        from imageryxr.kernels import lookup
-
-        present = fastremap.unique(labels)
-        present = present[present != 0].astype(np.uint64)
+        present = relabel.distinct(labels)
         rgba = self._rgba(present)
         shown = rgba[:, 3] > 0
         return lookup.build_table(present[shown], rgba[shown], ())

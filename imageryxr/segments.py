@@ -119,13 +119,19 @@ def unique_ids(seg: xr.DataArray) -> npt.NDArray[np.uint64]:
 
 
 def _unique_of_blocks(data: Any) -> list[Array]:
-    import fastremap
     from dask.base import compute
     from dask.delayed import delayed
 
     if isinstance(data, np.ndarray):
-        return [fastremap.unique(np.ascontiguousarray(data))]
-    return list(compute(*[delayed(fastremap.unique)(block) for block in data.to_delayed().ravel()]))
+        return [_unique(data)]
+    return list(compute(*[delayed(_unique)(block) for block in data.to_delayed().ravel()]))
+
+
+def _unique(block: Array) -> Array:
+    import fastremap
+
+    found: Array = fastremap.unique(np.ascontiguousarray(block, block.dtype.newbyteorder("=")))
+    return found
 
 
 def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:

@@ -53,7 +53,7 @@ class Stacked(Expr):
 
 
 @dataclass(frozen=True)
-class Clipped(Expr):
+class Stencilled(Expr):
     """An RGBA layer where another one has any paint."""
 
     layer: Expr

@@ -225,3 +225,11 @@ def test_a_block_reads_each_voxel_once_and_of_its_halo_no_more_than_lines_reach(
         ]
         (box,) = labels.boxes
         assert (box.start, box.stop) == tuple(zip((z.start, z.stop), *reach, strict=True))
+
+
+def test_ids_of_the_other_byte_order():
+    seg = volume(LABELS.astype(">u8"), (8, 8, 40), (3, -4, 2), layer_type="segmentation")
+    assert ix.unique_ids(seg).tolist() == np.unique(LABELS)[1:].tolist()
+    for colors in ("neuroglancer", None):
+        drawn = ix.overlay(None, seg, colors=colors).values
+        np.testing.assert_array_equal(drawn, ix.overlay(None, seg.astype("u8"), colors=colors).values)

@@ -16,7 +16,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -306,8 +306,3 @@ class BucketKeeper:
             yield
         finally:
             self.flush()
-
-
-def with_phase(header: Header, phase: Phase, **changes: Any) -> Header:
-    """Return a header that has come further."""
-    return replace(header, phase=phase, **changes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -311,12 +310,3 @@ def _as_stored(headers: Mapping[str, str]) -> bool:
     # A server may unpack what it holds on the way out: then the sum is that of other bytes.
     stored = headers.get("x-goog-stored-content-encoding", "identity")
     return stored == headers.get("content-encoding", "identity")
-
-
-def json_object(reply: Reply) -> dict[str, Any] | None:
-    """Return the JSON object in an answer, or None where it is none."""
-    try:
-        found = json.loads(unpacked(reply))
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

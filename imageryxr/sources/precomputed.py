@@ -316,11 +316,6 @@ def _read_info(address: Address, connection: Connection, token: Token | None) ->
     return json.loads(chunks.unpacked(reply))
 
 
-def looks_precomputed(info: dict[str, Any] | None) -> bool:
-    """Tell whether an ``info`` is that of a precomputed volume."""
-    return info is not None and "scales" in info
-
-
 def open_precomputed(
     address: Address,
     *,

@@ -22,7 +22,6 @@ from imageryxr.expr import Array
 from imageryxr.grid import Grid, Index3, IndexBox, tidy
 
 CHUNK: Index3 = (16, 256, 256)
-COMPRESSORS = ("zstd", "lz4", "gzip", "none")
 VERSIONS = ("0.5", "0.4")
 
 
