@@ -32,11 +32,11 @@ def state(cave, monkeypatch):
 
 def test_a_link_with_a_graphene_layer(cave, state):
     tree = ix.open_neuroglancer(state, allow_local=True)
-    ds = tree.imagery.view(size=(96, 64))
+    ds = tree.imagery.view(size=(288, 192))
     seg = ix.open_segmentation(cave.table, timestamp=cave_server.MERGE - 0.001, bbox=ix.grid_of(ds).bbox)
     np.testing.assert_array_equal(ds.cells.values, ix.regrid(seg, ds.cells).values)
     assert len(np.unique(ds.cells.values)) > 2
-    assert ds.imagery.overlay().shape == (1, 64, 96, 4)
+    assert ds.imagery.overlay().shape == (1, 192, 288, 4)
     back = ix.neuroglancer_link(tree, allow_local=True)
     assert cave_server.TOKEN not in back + str(tree.attrs) + str(ds.cells.attrs)
     assert state_of(back)["layers"][1]["timestamp"] == state["layers"][1]["timestamp"]
