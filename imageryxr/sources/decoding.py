@@ -1,7 +1,8 @@
 """Stored chunks looked at before CloudVolume decodes them, and after.
 
 The decoders of several encodings trust what they read: a chunk that was cut short is read beyond its end, which gives
-ids out of nothing or ends the process. CloudVolume passes each stored chunk, of a shard or by itself, to one function,
+ids out of nothing or ends the process. So chunks are checked first, and those that no check makes safe are decoded in a
+process `apart`. CloudVolume passes each stored chunk, of a shard or by itself, to one function,
 which is wrapped here, for the volumes that are watched and no others.
 """
 
@@ -17,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.errors import ImageryWarning
+from imageryxr.sources.apart import APART, decode_apart
 from imageryxr.sources.base import is_page, plain
+from imageryxr.sources.streams import stream_problem
 
 _EMPTY = "it is empty (0 bytes): it was cut short when written"
 _MARK = "watched_by_imageryxr"
@@ -173,21 +176,18 @@ def decode_chunk(
     ImportError
         If the codec is not installed.
     """
-    problem = _problem(stored, encoding, shape, dtype, block)
+    named, problem = encoding, _problem(stored, encoding, shape, dtype, block)
     if problem:
         raise DamagedChunkError(problem)
-    if decoder is None:
-        from cloudvolume import chunks
-
-        decoder = chunks.decode
     try:
-        found = decoder(stored, encoding=encoding, shape=shape, dtype=dtype, block_size=block, **options)
+        if encoding in APART:
+            # To what follows, of which CloudVolume's way to one voxel is a part, these voxels were stored as they are.
+            stored, encoding = _decode_apart(stored, encoding, shape, dtype), "raw"
+        found = _decoder(decoder)(stored, encoding=encoding, shape=shape, dtype=dtype, block_size=block, **options)
     except ImportError:
         raise
     except Exception as error:
-        raise DamagedChunkError(
-            f"it cannot be decoded as {encoding} ({plain(error) or type(error).__name__})"
-        ) from error
+        raise DamagedChunkError(f"it cannot be decoded as {named} ({plain(error) or type(error).__name__})") from error
     # Of a single voxel, CloudVolume decodes no more; its channels then lie where it cannot put them down itself.
     if found.shape == (shape[3], 1, 1, 1):
         found = found.reshape(1, 1, 1, -1)
@@ -196,6 +196,22 @@ def decode_chunk(
     if not np.can_cast(found.dtype, dtype, "same_kind" if found.dtype.kind == "f" else "safe"):
         raise DamagedChunkError(f"it decodes to {found.dtype} where {dtype} should be")
     return np.asarray(found)
+
+
+def _decoder(given: Any) -> Any:
+    if given is not None:
+        return given
+    from cloudvolume import chunks
+
+    return chunks.decode
+
+
+def _decode_apart(
+    stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    found = decode_apart(stored, encoding, math.prod(shape) * max(dtype.itemsize, 4))
+    # These two hold three axes, and CloudVolume adds that of the channels.
+    return found.reshape(shape) if encoding in ("compresso", "crackle") and found.size == math.prod(shape) else found
 
 
 def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: Any) -> str:
@@ -213,4 +229,4 @@ def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype
 
         x, y, z = (int(b) for b in block)
         return segmentation_problem(stored, shape, dtype.itemsize, (x, y, z))
-    return ""
+    return stream_problem(stored, encoding, shape)
