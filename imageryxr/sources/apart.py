@@ -37,7 +37,7 @@ class _Decoder:
 
     def __init__(self) -> None:
         # A file, not -m, so that the package is not imported; -P, so that its folder is not searched for modules.
-        command = [sys.executable, "-P", decoder_process.__file__, json.dumps(sys.path)]
+        command = [sys.executable, "-P", decoder_process.__file__, json.dumps(list(map(str, sys.path)))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process: subprocess.Popen[bytes] = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
         self.requests, self.answers = cast(IO[bytes], self.process.stdin), cast(BufferedReader, self.process.stdout)
