@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import xarray as xr
 from PIL import Image
 
 import imageryxr as ix
+from tests.cave_server import DATASTACK, MERGE, OFFSET, TOKEN
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 ROWS = {
@@ -23,8 +25,21 @@ BOUNDS = [[4400, 2300, 120], [4656, 2492, 121]]
 DEEP = [[4400, 2300, 120], [4528, 2396, 124]]
 
 
+def of_a_datastack(server):
+    """Return what the rows about CAVE speak of: a client, a place and an instant, and cells that lie there."""
+    from caveclient import CAVEclient
+
+    cave = CAVEclient(DATASTACK, server_address=server.url, auth_token=TOKEN, write_server_cache=False)
+    here = [2 * OFFSET[0] + 150, 2 * OFFSET[1] + 140, OFFSET[2] + 12]
+    # cloud-volume rounds instants to whole seconds
+    when = datetime.fromtimestamp(int(MERGE) + 1, UTC)
+    labels = server.truth(MERGE + 1, (slice(12, 13), slice(40, 100), slice(35, 115)))
+    found, counts = np.unique(labels[labels > 0], return_counts=True)
+    return {"cave": cave, "here": here, "when": when, "roots": sorted(int(i) for i in found[np.argsort(-counts)][:3])}
+
+
 @pytest.fixture(scope="module")
-def done(sample, tmp_path_factory):
+def done(sample, cave_everywhere, tmp_path_factory):
     """Run the table from top to bottom, and keep what each row has made."""
     work = tmp_path_factory.mktemp("migration")
     (work / "ic" / "out").mkdir(parents=True)
@@ -35,6 +50,8 @@ def done(sample, tmp_path_factory):
         "half": [[2200, 1150, 120], [2328, 1246, 121]], "ids": sorted(int(i) for i in found[np.argsort(-counts)][:3]),
         "ic": ic, "ix": ix, "np": np, "Image": Image,
     }  # fmt: skip
+    cave_everywhere.reset()
+    common |= of_a_datastack(cave_everywhere)
     theirs, ours = dict(common), dict(common)
     made = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -101,6 +118,7 @@ def test_images_are_the_same_voxels(done):
             "so many pixels of a mip",
             "both, aligned",
             "a stack",
+            "both of it, at one instant",
         ],
     )
     assert made["a mip"][1]["image"].shape == (1, 48, 64)
@@ -118,8 +136,8 @@ def test_sizes_cover_the_same_field(done):
 
 def test_ids_and_masks_are_the_same_voxels(done):
     made, _ = done
-    same(made, "labels", ["segmentation", "some root ids"])
-    for row in ("a mask each", "at the segmentation's size", "a stack"):
+    same(made, "labels", ["segmentation", "some root ids", "both of it, at one instant"])
+    for row in ("a mask each", "at the segmentation's size", "a stack", "some of its cells"):
         theirs, ours = (side["masks"] for side in made[row])
         assert set(map(int, theirs)) == set(ours.segment.values.tolist()) or row == "at the segmentation's size"
         for i, mask in theirs.items():
@@ -129,7 +147,7 @@ def test_ids_and_masks_are_the_same_voxels(done):
 PICTURES = {
     "a picture of it": (0, 0), "one of them": (0, 0), "overlay": (2, 0), "without an image": (2, 0), "palette and alpha": (2, 0), "hue, lightness": (2, 0),
     "colours by id": (2, 0), "the first one wins": (2, 0), "outlines": (3, 15), "each by itself, inside": (3, 3),
-    "side by side": (2, 0), "one below the other": (2, 0),
+    "side by side": (2, 0), "one below the other": (2, 0), "an overlay of these": (2, 0),
 }  # fmt: skip
 
 
