@@ -12,7 +12,7 @@ from imageryxr.align import layer_type_of, regrid
 from imageryxr.errors import LayerError, LinkWarning, OptionError
 from imageryxr.grid import DIMS, BBox, Grid, Triple, check_resolution, grid_of, outside_error
 from imageryxr.levels import coarse_enough
-from imageryxr.look import DIMENSIONS, LAYER, POSITION, VISIBLE
+from imageryxr.look import DIMENSIONS, LAYER, ORIENTATION, POSITION, VISIBLE
 
 
 def view(
@@ -57,7 +57,7 @@ def view(
     Warns
     -----
     LinkWarning
-        Of layers that are left out since they do not reach the view.
+        Of layers that are left out since they do not reach the view, and of a link whose cross section is turned.
 
     Examples
     --------
@@ -69,6 +69,13 @@ def view(
     (4, 50, 100)
     """
     arrays = _chosen(layers_of(tree), layers)
+    if _is_turned(tree):
+        warnings.warn(
+            "the link shows a cross section that is turned, and a view lies along the axes of its layers; "
+            "tree.imagery.plane((width, height)) draws the section itself",
+            LinkWarning,
+            stacklevel=2,
+        )
     unit = dimensions_of(tree, arrays)
     target = unit if resolution is None else check_resolution(resolution)
     point = position_of(tree, arrays, unit) if center is None else center
@@ -127,6 +134,12 @@ def position_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray], unit: Triple
         return [float(v) for v in said]
     middle = grid_of(next(iter(arrays.values()))).bbox.center_nm
     return [nm / r for nm, r in zip(middle, unit, strict=True)]
+
+
+def _is_turned(tree: xr.DataTree) -> bool:
+    """Tell whether a tree's cross section is another than the plane of x and y."""
+    x, y, z, w = (float(v) for v in tree.attrs.get(ORIENTATION, (0, 0, 0, 1)))
+    return max(abs(x), abs(y), abs(z)) > 1e-6 * abs(w)
 
 
 def _chosen(arrays: dict[str, xr.DataArray], names: Iterable[str] | None) -> dict[str, xr.DataArray]:

@@ -346,6 +346,31 @@ def test_shaders(sample):
         limits(shader="void main() { emitRGB(colormapJet(toNormalized(getDataValue()))); }")
 
 
+BRIGHTER = """#uicontrol float brightness slider(min=-1, max=1, default=0.0)
+void main() { emitGrayscale(toNormalized(getDataValue()) + brightness); }"""
+
+
+def test_a_slider_that_is_not_drawn_is_told_of(sample):
+    layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": BRIGHTER}
+    opened({"layers": [layer]}, sample)  # as it stands, it adds nothing
+    with pytest.warns(ix.LinkWarning, match="shader of its own"):
+        opened({"layers": [{**layer, "shaderControls": {"brightness": 0.2}}]}, sample)
+    with pytest.warns(ix.LinkWarning, match="shader of its own"):
+        opened({"layers": [{**layer, "shader": BRIGHTER.replace("0.0", "-0.3")}]}, sample)
+
+
+def test_a_turned_cross_section_is_told_of(sample):
+    """A view cannot show it, and would look like another place."""
+    tree = opened({**NEW, "layers": NEW["layers"][:1]}, sample)
+    tree.imagery.view(size=(8, 8))
+    for turn in ([0, 0, 0, -2], [1e-9, 0, 0, 1]):
+        tree.attrs["orientation"] = turn
+        tree.imagery.view(size=(8, 8))
+    tree.attrs["orientation"] = [0.5, 0, 0, 0.9]
+    with pytest.warns(ix.LinkWarning, match=r"turned.*imagery\.plane"):
+        tree.imagery.view(size=(8, 8))
+
+
 # --- back to a link ----------------------------------------------------------------------------------------------------------
 
 
@@ -378,6 +403,7 @@ def _hashable(layer):
 
 @pytest.mark.parametrize("turned", [None, [0.1, 0.2, 0.3, 0.9]])
 @pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
+@pytest.mark.filterwarnings("ignore:.*cross section that is turned:imageryxr.errors.LinkWarning")
 def test_there_and_back(sample, turned):
     state = on_sample({**NEW, **({"crossSectionOrientation": turned} if turned else {})}, sample)
     tree = ix.open_neuroglancer(state, allow_local=True)

@@ -53,7 +53,7 @@ def state_of(link: Any, *, allow_local: bool = False, trusted_hosts: Collection[
         return _of_text(_read_file(Path(link)), allow_local, trusted_hosts)
     if not isinstance(link, str):
         raise LinkError(
-            f"a {type(link).__name__} is no Neuroglancer link; give the link, its JSON state, or the path of a file "
+            f"{type(link).__name__} is no Neuroglancer link; give the link, its JSON state, or the path of a file "
             "that holds it"
         )
     text = link.strip()

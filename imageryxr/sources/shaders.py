@@ -20,6 +20,7 @@ def image_options(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
         limits = _sliders(shader, controls, where)
         normalized = limits is not None
     plain = not shader.strip() or bool(re.search(r"emitGrayscale|emitRGB\s*\(\s*vec3\s*\(\s*[^,]*\)\s*\)", shader))
+    plain = plain and not _other_sliders(shader, controls)
     opacity = as_share(spec.get("opacity", 0.5), f"{where}.opacity")
     return {
         "contrast": limits,
@@ -63,3 +64,17 @@ def _sliders(shader: str, controls: Mapping[str, Any], where: str) -> tuple[floa
             return None
         found.append(as_number(controls.get(name, declared.group(1) if declared else default), f"{where}: {name}"))
     return (found[0], found[1]) if found[0] != found[1] else None
+
+
+def _other_sliders(shader: str, controls: Mapping[str, Any]) -> list[str]:
+    """Return the sliders that change the grey values, such as ``brightness``, which is not drawn here."""
+    declared = re.findall(r"#uicontrol\s+float\s+(\w+)([^\n]*)", shader)
+    values = {name: re.search(r"default\s*=\s*([-+.\deE]+)", rest) for name, rest in declared}
+    neutral = (0, 0.0, "0", "0.0", "0.")
+    return [
+        name
+        for name, default in values.items()
+        if name not in ("black", "white")
+        and controls.get(name, default.group(1) if default else 0) not in neutral
+        and len(re.findall(rf"\b{name}\b", shader)) > 1
+    ]
