@@ -11,7 +11,7 @@ import xarray as xr
 from imageryxr.align import align, aligned_names, regrid
 from imageryxr.datastack import align_tree, around, bbox
 from imageryxr.export import export, plan_export
-from imageryxr.figure import montage, to_pil
+from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
 from imageryxr.grid import Grid, grid_of
 from imageryxr.looking import contrast_limits, describe_tree, thumbnail, tree_html
 from imageryxr.opening import crop
@@ -70,6 +70,7 @@ class ImageryArray:
 
     crop = _method(crop)
     plane = _method(plane)
+    align = _method(align)
     regrid = _method(regrid)
     unique_ids = _method(unique_ids)
     select_ids = _method(select_ids)
@@ -80,6 +81,10 @@ class ImageryArray:
     composite = _method(composite)
     to_pil = _method(to_pil)
     montage = _method(montage)
+    scale_bar = _method(scale_bar)
+    inset = _method(inset)
+    legend = _method(legend)
+    save_figure = _method(save_figure)
     export = _method(export)
     plan_export = _method(plan_export)
     plot = _method(plot)

@@ -274,3 +274,13 @@ def test_the_accessor_is_the_functions():
     ds = ix.align(as_source(IMAGE), as_source(SEG))
     assert ds.imagery.overlay(alpha=0.3).identical(ix.overlay(ds.image, ds.segmentation, alpha=0.3))
     assert FINE.imagery.outline(width=2).identical(ix.outline(FINE, width=2))
+
+
+def test_every_verb_of_an_array_is_a_method():
+    begin = ("open_", "load_", "save_palette")
+    others = {"errors", "grid_of", "sample", "palette"}
+    verbs = {n for n in ix.__all__ if n.islower() and not n.startswith(begin)} - others
+    methods = type(FINE.imagery)
+    assert {n for n in verbs if getattr(getattr(methods, n, None), "__wrapped__", None) is not getattr(ix, n)} == set()
+    picture = ix.to_rgba(IMAGE).isel(z=[0])
+    assert picture.imagery.scale_bar(scale=40).size == ix.scale_bar(picture, scale=40).size
