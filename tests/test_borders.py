@@ -227,6 +227,22 @@ def test_a_block_reads_each_voxel_once_and_of_its_halo_no_more_than_lines_reach(
         assert (box.start, box.stop) == tuple(zip((z.start, z.stop), *reach, strict=True))
 
 
+def test_interpolation_reads_no_plane_beyond_those_that_it_weighs(monkeypatch):
+    image = Watched(GREY)
+    monkeypatch.setattr("imageryxr.lazy.BLOCK_VOXELS", 1)  # a block for each stored chunk
+    coarse = ix.regrid(ix.open_image(image), (12, 16, 40))
+    assert min(len(sizes) for sizes in coarse.chunks) > 1
+    z = np.cumsum([0, *coarse.chunks[0]])
+    want = sorted(zip(z[:-1].tolist(), z[1:].tolist(), strict=True))
+    coarse.compute(scheduler="synchronous")
+    assert sorted({(b.start[0], b.stop[0]) for b in image.boxes}) == want
+    # y falls between two voxels, each of which goes into one row only
+    read = np.zeros(GREY.shape[1], int)
+    for b in image.boxes:
+        read[b.start[1] : b.stop[1]] += b.start[0] == 0 and b.start[2] == min(b.start[2] for b in image.boxes)
+    assert read.max() == 1
+
+
 def test_ids_of_the_other_byte_order():
     seg = volume(LABELS.astype(">u8"), (8, 8, 40), (3, -4, 2), layer_type="segmentation")
     assert ix.unique_ids(seg).tolist() == np.unique(LABELS)[1:].tolist()
