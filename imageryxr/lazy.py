@@ -227,6 +227,8 @@ def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image:
 def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None, *, group: bool = True) -> Splits:
     """Return block sizes along z, y and x: those asked for, or whole storage chunks of some 4 million voxels together.
 
+    Of an array that is shrunk, the voxels that a block reads are counted.
+
     Parameters
     ----------
     expr : Expr or sequence of Expr
@@ -243,7 +245,7 @@ def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None
     if chunks is not None and chunks != "auto" and not isinstance(chunks, Mapping):
         return tuple(da.core.normalize_chunks(chunks, shape, dtype=dtype))
     stored = [_stored_sizes(exprs, axis, n) for axis, n in enumerate(shape)]
-    chosen = _grouped(stored, shape) if group else tuple(tuple(s) for s in stored)
+    chosen = _grouped(stored, shape, max(e.density for e in exprs)) if group else tuple(tuple(s) for s in stored)
     if not isinstance(chunks, Mapping):
         return chosen
     asked = [chunks.get(dim, own) for dim, own in zip(("z", "y", "x"), chosen, strict=True)]
@@ -256,7 +258,7 @@ def _stored_sizes(exprs: Sequence[Expr], axis: int, n: int) -> list[int]:
     return [b - a for a, b in pairwise(cuts)]
 
 
-def _grouped(stored: list[list[int]], shape: Index3) -> Splits:
+def _grouped(stored: list[list[int]], shape: Index3, density: float) -> Splits:
     count = [1, 1, 1]
     largest = [max(s) for s in stored]
 
@@ -271,7 +273,8 @@ def _grouped(stored: list[list[int]], shape: Index3) -> Splits:
         if not growable:
             break
         axis = min(growable, key=extent)
-        if extent(0) * extent(1) * extent(2) * 2 > BLOCK_VOXELS:
+        # What a block reads counts where that is more than what it makes: shrunk by 8, a voxel is made of 512.
+        if extent(0) * extent(1) * extent(2) * density * 2 > BLOCK_VOXELS:
             break
         count[axis] *= 2
     return tuple(
