@@ -206,7 +206,7 @@ def _assemble(leaf: GivenLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Ar
 # block sizes
 
 
-def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image: int = 1) -> int:
+def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image: int = 1, layers: int = 1) -> int:
     """Return how much memory a thread takes that draws one block: as many times that as there are threads is the peak.
 
     A block's ids are read with their halo; image and picture have its own size; a slice needs some 16 bytes a pixel
@@ -217,11 +217,15 @@ def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image:
     shape, halo : tuple of 3 int
         Voxels of the block along (z, y, x), and of the halo on either side: the width of outlines.
     ids, image : int
-        Bytes of an id, and of a grey value (0 without an image).
+        Bytes of an id, and of a grey value (0 without an image). A verb on the way, such as `select_ids`, has its
+        own ids: as many bytes more.
+    layers : int
+        Pictures that are laid over each other: a block has all of them in hand, and what they become.
     """
     z, y, x = (n + 2 * h for n, h in zip(shape, halo, strict=True))
     own = shape[0] * shape[1] * shape[2]
-    return z * y * x * ids + own * (image + 4) + 16 * y * x
+    pictures = layers if layers == 1 else layers + 1
+    return z * y * x * ids + own * (image + 4 * pictures) + 16 * y * x
 
 
 def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None, *, group: bool = True) -> Splits:
