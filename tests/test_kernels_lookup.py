@@ -173,3 +173,12 @@ def test_ids_that_differ_in_few_bits_do_not_meet(low):
     for some in (ids, ids * np.uint64(2**32 + 1), ids | np.uint64(1)):
         begin = {lk.home(key, 8192) for key in np.unique(some)}
         assert len(begin) > 0.6 * len(np.unique(some))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u8", "i4", ">u8", "?"])
+def test_background_stays_background_of_its_dtype(dtype):
+    for shape in [(2, 3, 4), (0, 3), (1,)]:
+        got = lk.select(np.zeros(shape, dtype), [1, 0])
+        assert got.dtype == np.dtype(dtype).newbyteorder("=")
+        assert got.shape == shape
+        assert not got.any()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.runs import PIECE, compiled, frozen, padded, run_ends, scratch, spread
+from imageryxr.kernels.runs import PIECE, blank, compiled, frozen, padded, run_ends, scratch, spread
 
 __all__ = [
     "ColorTable",
@@ -384,6 +384,8 @@ def select(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[Any]:
         The dtype (in native byte order) and shape of `labels`.
     """
     flat, kept = as_labels(labels), _as_set(ids)
+    if blank(flat.reshape(-1)):
+        return np.zeros(flat.shape, np.asarray(labels).dtype.newbyteorder("="))
     out = padded(flat.size, flat.dtype)
     _select(flat.reshape(-1), frozen(kept.keys), frozen(kept.slots), kept.zero, out)
     return out[: flat.size].reshape(flat.shape).astype(np.asarray(labels).dtype.newbyteorder("="), copy=False)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
 from imageryxr.kernels.lookup import as_labels
-from imageryxr.kernels.runs import compiled, frozen
+from imageryxr.kernels.runs import blank, compiled, frozen
 
 __all__ = ["Lerp", "Overlap", "linear", "mean", "mode", "nearest"]
 
@@ -551,6 +551,8 @@ def mode(labels: NDArray[Any], axes: tuple[Overlap, Overlap, Overlap], fill: int
         most *= int(weights.max(initial=0)) * int(count.max(initial=0))
     if most >= 2**63:
         raise OptionError(f"overlap weights add up to {most}, which does not fit int64; use a coarser unit")
+    if not fill and blank(work.reshape(-1)):
+        return np.zeros(out.shape, labels.dtype.newbyteorder("="))
     filling = as_labels(np.array([fill], labels.dtype.newbyteorder("="))).astype(work.dtype)
     _mode(work, z, y, x, places, frozen(filling), out)
     return out.astype(labels.dtype.newbyteorder("="), copy=False)
