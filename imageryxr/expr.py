@@ -11,6 +11,7 @@ Index 0 is the first voxel of the array that an expression stands for, but an ex
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
@@ -57,6 +58,11 @@ class Expr(ABC):
     @abstractmethod
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the values of a box within ``bounds``, from the inputs' values of the boxes that `needs` gave."""
+
+    @property
+    def density(self) -> float:
+        """How many voxels are in hand at once, at the most, for each one that is made."""
+        return max([1.0, *(child.density for child in self.inputs)])
 
     def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
         """Return where storage chunks end between start and stop; None if nothing is stored in chunks.
@@ -312,6 +318,11 @@ class Resampled(Expr):
     def inputs(self) -> tuple[Expr, ...]:
         """The child."""
         return (self.child,)
+
+    @property
+    def density(self) -> float:
+        """Shrinking takes all voxels that lie within a new one."""
+        return max(1.0, self.child.density * float(math.prod(m.scale for m in self.maps)))
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the child's box that the method touches, within its bounds."""

@@ -701,10 +701,11 @@ class AxisMap:
         """Return the half-open source range that a method touches for target voxels start to stop."""
         low = Fraction(self.a * start + self.b, self.c)
         high = Fraction(self.a * (stop - 1) + self.b, self.c)
-        half = {"nearest": Fraction(0), "linear": Fraction(1, 2)}.get(method, self.scale / 2)
-        if method in ("nearest", "linear"):
-            return math.floor(low - half), math.floor(high + half) + 1
-        return math.floor(low - half), math.ceil(high + half)
+        half = Fraction(1, 2) if method == "linear" else self.scale / 2
+        if method == "nearest":
+            return math.floor(low), math.floor(high) + 1
+        # Linear ends with the voxel above the last centre, unless that centre is a voxel's: then it has no weight.
+        return math.floor(low - half), math.ceil(high - half) + 1 if method == "linear" else math.ceil(high + half)
 
     def _places(self, start: int, stop: int, shift: Fraction = Fraction(0)) -> tuple[npt.NDArray[np.int64], int, int]:
         # position of voxel j = base + numerator / denominator, numerators small enough for int64 because

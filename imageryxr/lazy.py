@@ -206,7 +206,7 @@ def _assemble(leaf: GivenLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Ar
 # block sizes
 
 
-def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image: int = 1) -> int:
+def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image: int = 1, layers: int = 1) -> int:
     """Return how much memory a thread takes that draws one block: as many times that as there are threads is the peak.
 
     A block's ids are read with their halo; image and picture have its own size; a slice needs some 16 bytes a pixel
@@ -217,15 +217,21 @@ def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image:
     shape, halo : tuple of 3 int
         Voxels of the block along (z, y, x), and of the halo on either side: the width of outlines.
     ids, image : int
-        Bytes of an id, and of a grey value (0 without an image).
+        Bytes of an id, and of a grey value (0 without an image). A verb on the way, such as `select_ids`, has its
+        own ids: as many bytes more.
+    layers : int
+        Pictures that are laid over each other: a block has all of them in hand, and what they become.
     """
     z, y, x = (n + 2 * h for n, h in zip(shape, halo, strict=True))
     own = shape[0] * shape[1] * shape[2]
-    return z * y * x * ids + own * (image + 4) + 16 * y * x
+    pictures = layers if layers == 1 else layers + 1
+    return z * y * x * ids + own * (image + 4 * pictures) + 16 * y * x
 
 
 def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None, *, group: bool = True) -> Splits:
     """Return block sizes along z, y and x: those asked for, or whole storage chunks of some 4 million voxels together.
+
+    Of an array that is shrunk, the voxels that a block reads are counted.
 
     Parameters
     ----------
@@ -243,7 +249,7 @@ def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None
     if chunks is not None and chunks != "auto" and not isinstance(chunks, Mapping):
         return tuple(da.core.normalize_chunks(chunks, shape, dtype=dtype))
     stored = [_stored_sizes(exprs, axis, n) for axis, n in enumerate(shape)]
-    chosen = _grouped(stored, shape) if group else tuple(tuple(s) for s in stored)
+    chosen = _grouped(stored, shape, max(e.density for e in exprs)) if group else tuple(tuple(s) for s in stored)
     if not isinstance(chunks, Mapping):
         return chosen
     asked = [chunks.get(dim, own) for dim, own in zip(("z", "y", "x"), chosen, strict=True)]
@@ -256,7 +262,7 @@ def _stored_sizes(exprs: Sequence[Expr], axis: int, n: int) -> list[int]:
     return [b - a for a, b in pairwise(cuts)]
 
 
-def _grouped(stored: list[list[int]], shape: Index3) -> Splits:
+def _grouped(stored: list[list[int]], shape: Index3, density: float) -> Splits:
     count = [1, 1, 1]
     largest = [max(s) for s in stored]
 
@@ -271,7 +277,8 @@ def _grouped(stored: list[list[int]], shape: Index3) -> Splits:
         if not growable:
             break
         axis = min(growable, key=extent)
-        if extent(0) * extent(1) * extent(2) * 2 > BLOCK_VOXELS:
+        # What a block reads counts where that is more than what it makes: shrunk by 8, a voxel is made of 512.
+        if extent(0) * extent(1) * extent(2) * density * 2 > BLOCK_VOXELS:
             break
         count[axis] *= 2
     return tuple(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import imageryxr as ix
+from imageryxr.expr import wanted
+from imageryxr.grid import IndexBox
+from imageryxr.lazy import expr_of
 from tests.conftest import no_compute, volume
 
 rng = np.random.default_rng(4)
@@ -225,6 +230,43 @@ def test_a_block_reads_each_voxel_once_and_of_its_halo_no_more_than_lines_reach(
         ]
         (box,) = labels.boxes
         assert (box.start, box.stop) == tuple(zip((z.start, z.stop), *reach, strict=True))
+
+
+def test_interpolation_reads_no_plane_beyond_those_that_it_weighs(monkeypatch):
+    image = Watched(GREY)
+    monkeypatch.setattr("imageryxr.lazy.BLOCK_VOXELS", 1)  # a block for each stored chunk
+    coarse = ix.regrid(ix.open_image(image), (12, 16, 40))
+    assert min(len(sizes) for sizes in coarse.chunks) > 1
+    z = np.cumsum([0, *coarse.chunks[0]])
+    want = sorted(zip(z[:-1].tolist(), z[1:].tolist(), strict=True))
+    coarse.compute(scheduler="synchronous")
+    assert sorted({(b.start[0], b.stop[0]) for b in image.boxes}) == want
+    # y falls between two voxels, each of which goes into one row only
+    read = np.zeros(GREY.shape[1], int)
+    for b in image.boxes:
+        read[b.start[1] : b.stop[1]] += b.start[0] == 0 and b.start[2] == min(b.start[2] for b in image.boxes)
+    assert read.max() == 1
+
+
+@pytest.mark.parametrize("resolution", [(16, 16, 40), (64, 64, 80), (128, 128, 640), (24, 100, 40), (4, 4, 40)])
+def test_a_block_of_a_shrunk_array_reads_no_more_than_a_block(resolution):
+    class Made(Watched):
+        def __init__(self):
+            self.boxes, self.dtype = [], np.dtype("u8")
+            self.levels = (ix.Level(0, ix.Grid((1024, 8192, 8192), (8, 8, 40), (0, 0, 0)), (64, 64, 64)),)
+
+        def read(self, mip, box):
+            self.boxes.append(box)
+            return np.zeros(box.shape, self.dtype)
+
+    made = Made()
+    made.layer_type = "segmentation"
+    method = "mode" if resolution[0] > 8 else "nearest"
+    coarse = ix.regrid(ix.open_segmentation(made), resolution, method=method)
+    expr, splits = expr_of(coarse.data)
+    (box,) = next(iter(wanted(expr, IndexBox((0, 0, 0), tuple(s[0] for s in splits))).values()))
+    made_voxels = math.prod(s[0] for s in splits)
+    assert 2**20 < max(box.voxels, made_voxels) <= 1.3 * 2**22
 
 
 def test_ids_of_the_other_byte_order():

@@ -160,6 +160,8 @@ def test_errors():
         fill(labels.astype(float), None, table)
     with pytest.raises(OptionError, match="nan"):
         to_uint8(labels, 0, np.nan)
+    with pytest.raises(OptionError, match="too far apart"):
+        to_uint8(labels, -1e308, 1e308)
     with pytest.raises(LayerError, match="complex"):
         to_uint8(labels.astype(complex), 0, 1)
     with pytest.raises(LayerError, match=r"\(2, 3\)"):

@@ -165,3 +165,20 @@ def test_errors():
         lk.remap(np.zeros((1, 1, 1), int), [1], [1], missing="drop")
     with pytest.raises(GridMismatchError, match="2 ids"):
         lk.remap(np.zeros((1, 1, 1), int), [1, 2], [1])
+
+
+@pytest.mark.parametrize("low", [0, 16, 32, 40, 48])
+def test_ids_that_differ_in_few_bits_do_not_meet(low):
+    ids = np.arange(1, 4096, dtype=np.uint64) << np.uint64(low)
+    for some in (ids, ids * np.uint64(2**32 + 1), ids | np.uint64(1)):
+        begin = {lk.home(key, 8192) for key in np.unique(some)}
+        assert len(begin) > 0.6 * len(np.unique(some))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u8", "i4", ">u8", "?"])
+def test_background_stays_background_of_its_dtype(dtype):
+    for shape in [(2, 3, 4), (0, 3), (1,)]:
+        got = lk.select(np.zeros(shape, dtype), [1, 0])
+        assert got.dtype == np.dtype(dtype).newbyteorder("=")
+        assert got.shape == shape
+        assert not got.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from math import floor
 
@@ -131,6 +132,32 @@ def test_linear_spreads_nan_no_farther_than_it_is_used():
     point = Lerp(np.array([0]), np.array([0]), np.array([0.0]))
     got = linear(a, (point, point, Lerp(np.array([0, 0, 2]), np.array([1, 1, 1]), np.array([0.0, 0.5, 0.0]))))
     np.testing.assert_array_equal(got, [[[1.0, np.nan, 3.0]]])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "u4"])
+def test_linear_rounds_halves_up_whatever_the_weights(dtype):
+    rng = np.random.default_rng(1)
+    low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    for parts in [(3, 5, 7), (7, 7, 6), (9, 11, 10), (1, 3, 14)]:
+        a = rng.integers(low, high, (2, 2, 64), dtype=dtype, endpoint=True)
+        numbers = [np.arange(n) for n in parts[:2]] + [np.arange(63 * parts[2]) % parts[2]]
+        firsts = [np.zeros(n, np.int64) for n in parts[:2]] + [np.arange(63 * parts[2]) // parts[2]]
+        axes = tuple(Lerp(f, f + 1, n / p) for f, n, p in zip(firsts, numbers, parts, strict=True))
+        exact = a.astype(object)
+        for axis, (first, number, part) in enumerate(zip(firsts, numbers, parts, strict=True)):
+            shape = [-1 if i == axis else 1 for i in range(3)]
+            whole = number.astype(object).reshape(shape)
+            exact = exact.take(first, axis) * (part - whole) + exact.take(first + 1, axis) * whole
+        count = math.prod(parts)
+        np.testing.assert_array_equal(linear(a, axes), ((2 * exact + count) // (2 * count)).astype(dtype))
+
+
+def test_what_has_no_weight_need_not_be_there():
+    a = np.arange(12, dtype=np.uint8).reshape(1, 2, 6)
+    alone = Lerp(np.array([0]), np.array([1]), np.array([0.0]))
+    along_y = Lerp(np.array([0, 1]), np.array([1, 2]), np.zeros(2))
+    along_x = Lerp(np.array([0, 5]), np.array([1, 6]), np.array([0.5, 0.0]))
+    assert linear(a, (alone, along_y, along_x)).tolist() == [[[1, 5], [7, 11]]]
 
 
 def one_cell(a, axes, at):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -37,31 +38,46 @@ class Made:
 def peak(slices, threads):
     image, labels = Made("image", "uint8", slices), Made("segmentation", "uint64", slices)
     ds = ix.align(ix.open_image(image), ix.open_segmentation(labels))
-    picture = ix.overlay(ds.image, ds.segmentation, outline=ix.Outline(3, side="in", merge=False))
+    seg = ds.segmentation
+    picture = ix.overlay(ds.image, seg, outline=ix.Outline(3, side="in", merge=False))
+    if kind == "layers":
+        picture = ix.composite(picture, ix.outline(seg, width=3), ix.overlay(None, ix.select_ids(seg, [1, 2])))
+    if kind == "shrunk":
+        picture = ix.regrid(ix.open_segmentation(labels), (32, 32, 80), method="mode")
     blocks = [dask.delayed(np.size)(b) for b in picture.data.to_delayed().ravel()]
     with dask.config.set(scheduler="threads", num_workers=threads):
         dask.compute(*blocks)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-threads = int(sys.argv[2])
-peak(1, 1)  # what is compiled and imported the first time
+threads, kind = int(sys.argv[2]), sys.argv[3]
+peak(2, 1)  # what is compiled and imported the first time
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, peak(int(sys.argv[1]), threads))
 """
 
 
-def grown(slices, threads):
+def grown(slices, threads, kind):
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(slices), str(threads)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", CODE, str(slices), str(threads), kind], capture_output=True, text=True, check=True
     )
     before, after = map(int, done.stdout.split())
     return after - before
 
 
-@pytest.mark.slow
-def test_a_stack_takes_what_the_blocks_in_flight_take():
-    short, long = grown(64, 2), grown(512, 2)
+BLOCK = (16, 512, 512)
+BYTES = {
     # The formula of `block_bytes`: ids, image and picture of a block with its halo, and scratch of a slice or so.
-    bound = 2 * block_bytes((16, 512, 512), halo=(0, 3, 3), ids=8, image=1)
+    "overlay": block_bytes(BLOCK, halo=(0, 3, 3), ids=8, image=1),
+    "layers": block_bytes(BLOCK, halo=(0, 3, 3), ids=8 + 8, image=1, layers=3),
+    # What is read, and what is made of it.
+    "shrunk": 8 * math.prod(BLOCK) + 8 * math.prod(BLOCK) // 32,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BYTES)
+def test_a_stack_takes_what_the_blocks_in_flight_take(kind):
+    short, long = grown(64, 2, kind), grown(512, 2, kind)
+    bound = 2 * BYTES[kind]
     assert long <= 1.25 * bound
     assert long <= 1.2 * short + 20e6
 

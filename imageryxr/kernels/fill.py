@@ -250,13 +250,15 @@ def to_uint8(image: NDArray[Any], lo: float, hi: float) -> NDArray[np.uint8]:
     Raises
     ------
     OptionError
-        A limit is not a finite number.
+        A limit is not a finite number, or they lie farther apart than one.
     LayerError
         `image` is complex or not numeric.
     """
     lo, hi = float(lo), float(hi)
     if not (math.isfinite(lo) and math.isfinite(hi)):
         raise OptionError(f"contrast limits must be finite numbers, got ({lo}, {hi})")
+    if not math.isfinite(hi - lo):
+        raise OptionError(f"contrast limits lie too far apart for float64, got ({lo}, {hi})")
     image = np.asarray(image)
     if image.dtype.kind not in "biuf":
         raise LayerError(f"an image must be of integers or floats, got {image.dtype}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.runs import PIECE, compiled, frozen, padded, run_ends, scratch, spread
+from imageryxr.kernels.runs import PIECE, blank, compiled, frozen, padded, run_ends, scratch, spread
 
 __all__ = [
     "ColorTable",
@@ -24,6 +24,7 @@ __all__ = [
     "build_set",
     "build_table",
     "hash_ids",
+    "home",
     "lookup",
     "masks",
     "present",
@@ -132,9 +133,12 @@ def hash_ids(ids: ArrayLike) -> NDArray[np.uint64]:
 
 
 @compiled
-def _home(key: np.uint64) -> np.uint64:
-    """Return where the search for `key` begins, before it is masked: the best mixed bits of one product."""
-    return (key * _GAMMA) >> _HALF
+def home(key: np.uint64, size: int) -> np.uint64:
+    """Return where the search for `key` begins among `size` places (compiled).
+
+    The highest bits of a product are mixed from all bits of the key; ids may differ in any few of them.
+    """
+    return (((key * _GAMMA) >> _HALF) * np.uint64(size)) >> _HALF
 
 
 @compiled
@@ -146,7 +150,7 @@ def _insert(ids: NDArray[np.uint64], keys: NDArray[np.uint64], slots: NDArray[np
         if key == _ZERO:
             zero = i
             continue
-        at = _home(key) & mask
+        at = home(key, keys.size)
         while keys[at] != _ZERO and keys[at] != key:
             at = (at + _ONE) & mask
         keys[at] = key
@@ -167,7 +171,7 @@ def slot_of(
     if key == _ZERO:
         return zero
     mask = np.uint64(keys.size - 1)
-    at = _home(key) & mask
+    at = home(key, keys.size)
     while True:
         here = keys[at]
         if here == key:
@@ -380,6 +384,8 @@ def select(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[Any]:
         The dtype (in native byte order) and shape of `labels`.
     """
     flat, kept = as_labels(labels), _as_set(ids)
+    if blank(flat.reshape(-1)):
+        return np.zeros(flat.shape, np.asarray(labels).dtype.newbyteorder("="))
     out = padded(flat.size, flat.dtype)
     _select(flat.reshape(-1), frozen(kept.keys), frozen(kept.slots), kept.zero, out)
     return out[: flat.size].reshape(flat.shape).astype(np.asarray(labels).dtype.newbyteorder("="), copy=False)

@@ -12,22 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError
-from imageryxr.kernels.lookup import as_labels, build_set, slot_of
+from imageryxr.kernels.lookup import as_labels, build_set, home, slot_of
 from imageryxr.kernels.runs import PAD, PIECE, compiled, frozen, run_ends, scratch, spread
 
 __all__ = ["Table", "build_table", "distinct", "relabel"]
 
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
-_SCATTER = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(32)
 
 
 @compiled
 def _put(keys: NDArray[np.uint64], value: np.uint64) -> bool:
-    # Keys are scattered by a multiplication: cheaper than a full hash, and ids of a block share no pattern with it.
     mask = np.uint64(keys.size - 1)
-    at = ((value * _SCATTER) >> _SHIFT) & mask
+    at = home(value, keys.size)
     while True:
         here = keys[at]
         if here == value:

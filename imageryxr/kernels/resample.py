@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
 from imageryxr.kernels.lookup import as_labels
-from imageryxr.kernels.runs import compiled, frozen
+from imageryxr.kernels.runs import blank, compiled, frozen
 
 __all__ = ["Lerp", "Overlap", "linear", "mean", "mode", "nearest"]
 
@@ -25,7 +25,8 @@ class Lerp(NamedTuple):
     Attributes
     ----------
     lower, upper
-        int64[n], the two input voxels of each output voxel; ``lower == -1`` lies outside and is filled.
+        int64[n], the two input voxels of each output voxel; ``lower == -1`` lies outside and is filled. The upper
+        one need not be in the array where its weight is 0.
     weight
         float64[n] in [0, 1); where it is 0 only the lower voxel counts.
     """
@@ -79,10 +80,12 @@ def _lerps(axes: tuple[Lerp, Lerp, Lerp], shape: tuple[int, ...]) -> list[_LerpP
     parts = []
     for (lower, upper, weight), size in zip(axes, shape, strict=True):
         low = _indices(lower, size, -1)
-        up = _indices(np.where(low < 0, 0, upper) if size else np.zeros_like(low), max(size, 1), 0)
         fraction = frozen(np.asarray(weight, np.float64))
-        if not low.shape == up.shape == fraction.shape:
-            raise GridMismatchError(f"lower {low.shape}, upper {up.shape} and weight {fraction.shape} differ")
+        if not low.shape == np.shape(upper) == fraction.shape:
+            raise GridMismatchError(f"lower {low.shape}, upper {np.shape(upper)} and weight {fraction.shape} differ")
+        # What has no weight is not read, and need not be there.
+        used = np.where(fraction == 0, low, upper)
+        up = _indices(np.where(low < 0, 0, used) if size else np.zeros_like(low), max(size, 1), 0)
         parts.append((low, up, fraction))
     return parts
 
@@ -209,6 +212,14 @@ def _like(out: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return out.view(np.bool_) if dtype.kind == "b" else out.astype(dtype.newbyteorder("="), copy=False)
 
 
+def _half(dtype: np.dtype[Any]) -> float:
+    """Return what is added before rounding down: a half, and more than the error of interpolating to one.
+
+    Weights such as thirds are no floats, so that a half may come out as a little less. Beyond 32 bits that is lost.
+    """
+    return 0.5 if dtype.kind == "f" or dtype.itemsize > 4 else 0.5 + 2.0 ** (8 * dtype.itemsize - 46)
+
+
 def _top(dtype: np.dtype[Any]) -> tuple[bool, float, float]:
     """Return whether values are rounded, and between which floats they must be to fit."""
     if dtype.kind == "f":
@@ -220,10 +231,12 @@ def _top(dtype: np.dtype[Any]) -> tuple[bool, float, float]:
 
 
 @compiled
-def _store(value: NDArray[np.float64], integer: bool, lowest: float, highest: float, out: NDArray[Any]) -> None:
+def _store(
+    value: NDArray[np.float64], half: float, integer: bool, lowest: float, highest: float, out: NDArray[Any]
+) -> None:
     if integer:
         for x in range(out.size):
-            out[x] = min(max(np.floor(value[x] + 0.5), lowest), highest)
+            out[x] = min(max(np.floor(value[x] + half), lowest), highest)
     else:
         for x in range(out.size):
             out[x] = value[x]
@@ -238,6 +251,7 @@ def _linear(
     begin: int,
     end: int,
     fill: NDArray[Any],
+    half: float,
     integer: bool,
     lowest: float,
     highest: float,
@@ -272,7 +286,7 @@ def _linear(
                 left = line[np.uint64(low - begin)]
                 w = x_weight[x]
                 value[x] = left if w == 0.0 else left + (line[np.uint64(x_upper[x] - begin)] - left) * w
-            _store(value, integer, lowest, highest, row)
+            _store(value, half, integer, lowest, highest, row)
             if outside:
                 for x in range(value.size):
                     if x_lower[x] < 0:
@@ -315,7 +329,8 @@ def linear(a: NDArray[Any], axes: tuple[Lerp, Lerp, Lerp], fill: Any = 0) -> NDA
     Returns
     -------
     numpy.ndarray
-        The dtype of `a`; integers rounded to the nearest, a half up. NaN spreads to the voxels that use it.
+        The dtype of `a`; integers rounded to the nearest, a half up (of up to 32 bits; of wider ones a half
+        may be missed where its weights are no floats). NaN spreads to the voxels that use it.
 
     Raises
     ------
@@ -334,7 +349,7 @@ def linear(a: NDArray[Any], axes: tuple[Lerp, Lerp, Lerp], fill: Any = 0) -> NDA
         begin = int(min(x[0][used].min(), x[1][used].min()))
         end = int(max(x[0].max(), x[1][used].max())) + 1
     filling = frozen(np.array([fill], work.dtype))
-    _linear(work, z, y, x, begin, end, filling, *_top(work.dtype), out)
+    _linear(work, z, y, x, begin, end, filling, _half(work.dtype), *_top(work.dtype), out)
     return _like(out, a.dtype)
 
 
@@ -390,7 +405,7 @@ def _mean(
                 value[x] = s
             for x in range(value.size):
                 value[x] = value[x] / (x_totals[x] * total) if x_totals[x] > 0.0 else 0.0
-            _store(value, integer, lowest, highest, row)
+            _store(value, 0.5, integer, lowest, highest, row)
             if outside:
                 for x in range(value.size):
                     if x_totals[x] == 0.0:
@@ -536,6 +551,8 @@ def mode(labels: NDArray[Any], axes: tuple[Overlap, Overlap, Overlap], fill: int
         most *= int(weights.max(initial=0)) * int(count.max(initial=0))
     if most >= 2**63:
         raise OptionError(f"overlap weights add up to {most}, which does not fit int64; use a coarser unit")
+    if not fill and blank(work.reshape(-1)):
+        return np.zeros(out.shape, labels.dtype.newbyteorder("="))
     filling = as_labels(np.array([fill], labels.dtype.newbyteorder("="))).astype(work.dtype)
     _mode(work, z, y, x, places, frozen(filling), out)
     return out.astype(labels.dtype.newbyteorder("="), copy=False)

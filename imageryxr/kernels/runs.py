@@ -8,16 +8,14 @@ overshoot: the next run, or the room behind the row, takes what is too much.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["PAD", "PIECE", "Scratch", "blank", "compiled", "frozen", "padded", "run_ends", "scratch", "spread"]
+from imageryxr.kernels.compiling import compiled
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+__all__ = ["PAD", "PIECE", "Scratch", "blank", "compiled", "frozen", "padded", "run_ends", "scratch", "spread"]
 
 PAD = 32
 """How far `spread` may write beyond its end."""
@@ -27,18 +25,6 @@ PIECE = 4096
 _LESS, _MASK = np.uint64(PAD - 1), ~np.uint64(PAD - 1)
 _ONE = np.uint64(1)
 _NONE = np.uint64(0)
-
-
-def compiled(function: _F) -> _F:
-    """Compile `function` with numba, without the GIL and with a cache on disk where one can be written.
-
-    numba renews a cached function when its own file changes, not when a function that it calls changes:
-    after an edit of this module, remove the caches of the kernels that use it.
-    """
-    try:
-        return cast(_F, njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # neither the package nor the user's cache directory can be written
-        return cast(_F, njit(nogil=True)(function))
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:

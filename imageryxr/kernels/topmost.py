@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.lookup import slot_of
+from imageryxr.kernels.lookup import home, slot_of
 from imageryxr.kernels.runs import PAD, Scratch, compiled, run_ends, scratch, spread
 
 __all__ = ["topmost"]
 
 _NONE = np.uint64(0)
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_HALF, _ONE = np.uint64(32), np.uint64(1)
+_ONE = np.uint64(1)
 _MOST = 65_535  # ranks are uint16, and 0 is no segment
 
 
@@ -75,7 +74,7 @@ def _number(
 def _place(known: NDArray[np.uint64], label: np.uint64) -> np.uint64:
     """Return where `label` is in an open-addressing table, or the empty place where it belongs."""
     mask = np.uint64(known.size - 1)
-    at = ((label * _GAMMA) >> _HALF) & mask
+    at = home(label, known.size)
     while known[at] != _NONE and known[at] != label:
         at = (at + _ONE) & mask
     return at

@@ -1,0 +1,86 @@
+"""Compiled kernels on disk, shared by processes: whatever becomes of the files, the results are right."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import imageryxr
+
+PACKAGE = Path(imageryxr.__file__).parent
+
+CALL = """
+import sys
+import numpy as np
+from imageryxr.kernels import lookup
+labels = np.repeat(np.arange(200, dtype=sys.argv[1]), 3)
+kept = lookup.select(labels, [5, 7])
+assert kept.tolist() == [i if i in (5, 7) else 0 for i in labels.tolist()], kept.tolist()
+print(sum(lookup._select.stats.cache_misses.values()), "compiled")
+"""
+
+
+def start(cache, dtype="u8", before="", path=None):
+    path = path or PACKAGE.parent
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(path)}
+    command = [sys.executable, "-c", before + CALL, dtype]
+    return subprocess.Popen(command, cwd=path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return int(out.split()[0])
+
+
+@pytest.mark.slow
+def test_processes_that_compile_at_once_leave_all_of_it_to_others(tmp_path):
+    # Time between what numba writes first and last, so that all of them are in it at once.
+    slow = (
+        "import time\nfrom numba.core.caching import IndexDataCacheFile as File\nsave = File._save_index\n"
+        "def late(self, overloads):\n    time.sleep(2)\n    save(self, overloads)\nFile._save_index = late\n"
+    )
+    dtypes = ["u1", "u2", "u4", "u8"]
+    assert sum(end(p) for p in [start(tmp_path, d, slow) for d in dtypes]) == 4
+    assert sum(end(p) for p in [start(tmp_path, d) for d in dtypes]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "left"), [(".nbi", 0), (".nbc", 0.5)])
+def test_damaged_files_are_made_again(tmp_path, suffix, left):
+    end(start(tmp_path))
+    files = [p for p in tmp_path.rglob("*") if p.suffix == suffix]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
+    assert end(start(tmp_path)) == 1
+    assert end(start(tmp_path)) == 0
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_stops_nothing(tmp_path):
+    pytest.importorskip("resource")
+    full = (
+        "import resource, signal, sys\nsys.dont_write_bytecode = True\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+    )
+    assert end(start(tmp_path, before=full)) == 1
+
+
+@pytest.mark.slow
+def test_a_kernel_is_compiled_anew_when_one_that_it_calls_changes(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "imageryxr", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import numpy as np\nfrom imageryxr.kernels import relabel\n"
+        "assert relabel.distinct(np.array([3, 3, 2**63 + 1], 'u8')).tolist() == [3, 2**63 + 1]\n"
+        "assert sum(relabel._distinct.stats.cache_misses.values()) == 1\n"
+    )
+    assert end(start(tmp_path / "cache", before=code, path=tmp_path)) == 1
+    changed = tmp_path / "imageryxr" / "kernels" / "lookup.py"
+    changed.write_text(changed.read_text().replace("0x9E3779B97F4A7C15", "0x9E3779B97F4A7C17"))
+    assert end(start(tmp_path / "cache", before=code, path=tmp_path)) == 1
