@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import xarray as xr
 
+from imageryxr.axismap import AxisMap
+from imageryxr.boxes import DIMS, BBox, check_resolution, exact
 from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError
 from imageryxr.expr import Expr, Resampled, ended, view, within
-from imageryxr.grid import DIMS, Axis, AxisMap, BBox, Grid, check_resolution, exact, grid_of, outside_error
+from imageryxr.grid import Axis, Grid, grid_of, outside_error
 from imageryxr.lazy import choose_splits
 from imageryxr.volumes import Volume, result, volume_of
 

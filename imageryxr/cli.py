@@ -16,10 +16,10 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr import cli_export as engine
+from imageryxr.boxes import show_triple
 from imageryxr.demo import run_demo
 from imageryxr.errors import ChoiceError, ImageryError, ImageryWarning, OptionError
 from imageryxr.figure.saving import check_suffix
-from imageryxr.grid import show_triple
 from imageryxr.sources.base import Source
 from imageryxr.sources.resolve import resolve_source
 

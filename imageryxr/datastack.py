@@ -9,8 +9,9 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.align import align
+from imageryxr.boxes import BBox
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.grid import BBox, grid_of
+from imageryxr.grid import grid_of
 from imageryxr.opening import Mip, kept_ids, layer_array
 from imageryxr.sources import cave
 from imageryxr.sources.base import Missing, check_missing

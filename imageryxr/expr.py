@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.grid import AxisMap, Index3, IndexBox
+from imageryxr.axismap import AxisMap
+from imageryxr.boxes import Index3, IndexBox
 from imageryxr.sources.base import Source
 from imageryxr.sources.web import in_parallel
 

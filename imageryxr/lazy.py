@@ -22,8 +22,8 @@ from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph
 
+from imageryxr.boxes import Index3, IndexBox
 from imageryxr.expr import Array, Expr, GivenLeaf, Readings, evaluate, wanted
-from imageryxr.grid import Index3, IndexBox
 
 Splits = tuple[tuple[int, ...], ...]
 

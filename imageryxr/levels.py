@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import xarray as xr
 
+from imageryxr.boxes import Triple, exact, tidy
 from imageryxr.errors import GridError, LayerError
 from imageryxr.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
-from imageryxr.grid import Grid, Triple, exact, grid_of, tidy
+from imageryxr.grid import Grid, grid_of
 from imageryxr.lazy import to_dask
 from imageryxr.sources.base import Level
 from imageryxr.volumes import Volume, labelled, lazy_array, volume_of

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import layer_type_of
+from imageryxr.boxes import DIMS, BBox, show_triple
 from imageryxr.errors import ImageryError, LayerError, OptionError
 from imageryxr.figure import to_pil
-from imageryxr.grid import DIMS, BBox, Grid, grid_of, show_triple
+from imageryxr.grid import Grid, grid_of
 from imageryxr.levels import coarse_enough, levels_of
 from imageryxr.look import CONTRAST_LIMITS, VISIBLE, SegmentLook
 from imageryxr.overlay import overlay, overlay_dataset, to_rgba

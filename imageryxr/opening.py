@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import xarray as xr
 
+from imageryxr.boxes import BBox, IndexBox
 from imageryxr.errors import ImageryWarning, LayerError
-from imageryxr.grid import BBox, IndexBox, outside_error
+from imageryxr.grid import outside_error
 from imageryxr.segments import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, find_level, level_attrs
 from imageryxr.sources.graphene import GrapheneSource, Stale, current_ids

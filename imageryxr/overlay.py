@@ -12,9 +12,10 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of
+from imageryxr.boxes import DIMS
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.expr import Array, Expr, Mapped
-from imageryxr.grid import DIMS, same_grid
+from imageryxr.grid import same_grid
 from imageryxr.layers import Layer, prepared_layers, rgba_of
 from imageryxr.look import CONTRAST_LIMITS, OPACITY, VISIBLE
 from imageryxr.painting import Outline, Side, paint_of, painted

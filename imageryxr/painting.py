@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from imageryxr.boxes import DIMS, IndexBox
 from imageryxr.colors import Colors, resolve_colors
 from imageryxr.errors import ImageryWarning, OptionError
 from imageryxr.expr import Array, Expr
-from imageryxr.grid import DIMS, Grid, IndexBox
+from imageryxr.grid import Grid
 from imageryxr.look import SegmentLook
 from imageryxr.segments import AskedIds, id_array, id_list
 from imageryxr.volumes import Volume

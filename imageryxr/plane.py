@@ -11,8 +11,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import METHODS, Method, layer_type_of
+from imageryxr.boxes import DIMS, Index3, check_resolution
 from imageryxr.errors import BoxError, LayerError, OptionError
-from imageryxr.grid import DIMS, Grid, Index3, check_resolution, grid_of
+from imageryxr.grid import Grid, grid_of
 from imageryxr.levels import coarse_enough
 from imageryxr.look import NM_PER_PIXEL, ORIENTATION, VISIBLE
 from imageryxr.slicing import Cut, sliced

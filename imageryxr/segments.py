@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.boxes import IndexBox, make_up
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
 from imageryxr.expr import Array, Expr, Mapped
-from imageryxr.grid import IndexBox, make_up
 from imageryxr.volumes import Volume, result, volume_of
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of
+from imageryxr.boxes import DIMS
 from imageryxr.errors import LayerError, LinkError
-from imageryxr.grid import DIMS, grid_of
+from imageryxr.grid import grid_of
 from imageryxr.look import (
     CONTRAST_LIMITS,
     DIMENSIONS,

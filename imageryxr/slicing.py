@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.boxes import Index3, IndexBox
 from imageryxr.expr import Array, Expr, GivenLeaf, Leaf, evaluate
-from imageryxr.grid import Index3, IndexBox
 
 Vector = tuple[float, float, float]
 Indexes = npt.NDArray[np.int64]

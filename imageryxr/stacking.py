@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.boxes import IndexBox
 from imageryxr.expr import Array, Expr
-from imageryxr.grid import IndexBox
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any
 import xarray as xr
 
 from imageryxr.align import layer_type_of, regrid
+from imageryxr.boxes import DIMS, BBox, Triple, check_resolution
 from imageryxr.errors import LayerError, LinkWarning, OptionError
-from imageryxr.grid import DIMS, BBox, Grid, Triple, check_resolution, grid_of, outside_error
+from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
 from imageryxr.look import DIMENSIONS, LAYER, ORIENTATION, POSITION, VISIBLE
 

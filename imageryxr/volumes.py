@@ -14,9 +14,10 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from imageryxr.boxes import DIMS, BBox, Index3, IndexBox
 from imageryxr.errors import LayerError
 from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, LevelLeaf, evaluate, shifted, view, within
-from imageryxr.grid import DIMS, BBox, Grid, Index3, IndexBox, grid_of, outside_error
+from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.lazy import Splits, choose_splits, expr_of, to_dask
 from imageryxr.sources.base import Level, Source, level_attrs
 

@@ -228,7 +228,7 @@ if __name__ == "__main__":
     import zarr  # noqa: F401
 
     import imageryxr.figure
-    from imageryxr.grid import IndexBox
+    from imageryxr.boxes import IndexBox
     from imageryxr.volumes import box_reader
 
     box_reader(picture())(IndexBox.of_shape((2, 8, 8)))  # compiled kernels are loaded, without any thread

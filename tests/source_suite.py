@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from dask.base import tokenize
 
-from imageryxr.grid import Grid, IndexBox
+from imageryxr.boxes import IndexBox
+from imageryxr.grid import Grid
 from imageryxr.sources.base import Source
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import imageryxr as ix
+from imageryxr.boxes import IndexBox
 from imageryxr.expr import wanted
-from imageryxr.grid import IndexBox
 from imageryxr.lazy import expr_of
 from tests.conftest import no_compute, volume
 

@@ -14,7 +14,7 @@ import xarray as xr
 from dask.base import tokenize
 
 import imageryxr as ix
-from imageryxr.grid import IndexBox
+from imageryxr.boxes import IndexBox
 from imageryxr.sources import chunkedgraph
 from imageryxr.sources.resolve import resolve_source
 from tests.cave_server import BEGIN, DATASTACK, EM_SIZE, MERGE, OFFSET, SPLIT, TABLE, TOKEN, VERSIONS, VIEWER, tiles

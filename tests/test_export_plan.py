@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
+from imageryxr.boxes import IndexBox
 from imageryxr.export.estimate import PROCESS_BYTES
 from imageryxr.export.job import bricks
 from imageryxr.export.regions import Regions
-from imageryxr.grid import IndexBox
 from tests.conftest import no_compute
 from tests.export_jobs import Computed, array_of, picture
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
+from imageryxr.boxes import BBox
 from imageryxr.errors import (
     ColorError,
     ImageryError,
@@ -21,7 +22,7 @@ from imageryxr.errors import (
     TargetExistsError,
 )
 from imageryxr.figure import inset, legend, montage, picture_of, save_figure, scale_bar, to_pil
-from imageryxr.grid import BBox, Grid
+from imageryxr.grid import Grid
 
 RNG = np.random.default_rng(5)
 

@@ -15,7 +15,7 @@ from cloudvolume import CloudVolume
 from dask.base import tokenize
 
 import imageryxr as ix
-from imageryxr.grid import IndexBox
+from imageryxr.boxes import IndexBox
 from imageryxr.sources.resolve import resolve_source
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from imageryxr.boxes import IndexBox
 from imageryxr.errors import GridError, LayerError, OptionError, SourceError
-from imageryxr.grid import Grid, IndexBox
+from imageryxr.grid import Grid
 from imageryxr.sources.memory import MemorySource, memory_source
 from imageryxr.sources.resolve import resolve_source
 from tests.source_suite import SourceSuite, noise

@@ -15,6 +15,7 @@ import pytest
 import zarr
 from dask.base import tokenize
 
+from imageryxr.boxes import IndexBox
 from imageryxr.errors import (
     AuthError,
     ChoiceError,
@@ -28,7 +29,7 @@ from imageryxr.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.grid import Grid, IndexBox
+from imageryxr.grid import Grid
 from imageryxr.sources import zarrstore
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.omezarr import open_omezarr
@@ -657,7 +658,7 @@ class TestHttp:
         code = f"""
 import os, sys
 from imageryxr.errors import ChunkReadError
-from imageryxr.grid import IndexBox
+from imageryxr.boxes import IndexBox
 from imageryxr.sources.resolve import resolve_source
 source = resolve_source({server.url!r}, "image")
 box = IndexBox((0, 0, 0), (1, 2, 3))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imageryxr.boxes import IndexBox
 from imageryxr.errors import (
     AuthError,
     ChoiceError,
@@ -21,7 +22,7 @@ from imageryxr.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.grid import Grid, IndexBox
+from imageryxr.grid import Grid
 from imageryxr.sources import precomputed, web
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.base import default_level

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.align import layer_type_of
+from imageryxr.boxes import DIMS, BBox
 from imageryxr.errors import ImageryWarning, LayerError, OptionError
 from imageryxr.export.executors import Crew, find_crew
 from imageryxr.export.manifest import FORMAT
@@ -19,7 +20,6 @@ from imageryxr.export.run import run_plan
 from imageryxr.export.square import squared
 from imageryxr.export.targets.base import Layer, Target
 from imageryxr.expr import Expr, Leaf, LevelLeaf
-from imageryxr.grid import DIMS, BBox
 from imageryxr.volumes import BoxReader, box_reader
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 
+from imageryxr.boxes import Index3, IndexBox
 from imageryxr.export.regions import Regions
 from imageryxr.expr import Expr, Leaf, LevelLeaf, wanted
-from imageryxr.grid import Index3, IndexBox
 
 # Above this many cuts along one axis, evenly spaced ones stand for all.
 SAMPLED = 128

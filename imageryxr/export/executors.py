@@ -20,9 +20,9 @@ from typing import Any
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 
+from imageryxr.boxes import IndexBox
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.job import Job, holds_array, pack, part_of, work
-from imageryxr.grid import IndexBox
 
 
 class Workers(ABC):

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.boxes import IndexBox
 from imageryxr.export.manifest import Entry, crc_of_sizes
 from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array, ArrayLeaf, Expr, LevelLeaf, Readings, evaluate, shifted, wanted
-from imageryxr.grid import IndexBox
 from imageryxr.lazy import to_dask
 from imageryxr.sources.base import recording_holes
 from imageryxr.volumes import BoxReader

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from imageryxr.boxes import Index3
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
 from imageryxr.export.executors import Crew
@@ -18,7 +19,6 @@ from imageryxr.export.report import show_bytes
 from imageryxr.export.storage import Bucket
 from imageryxr.export.targets.base import Target
 from imageryxr.export.workspace import Stages, Workspace
-from imageryxr.grid import Index3
 from imageryxr.volumes import BoxReader
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import overload
 
+from imageryxr.boxes import Index3, IndexBox
 from imageryxr.expr import Expr
-from imageryxr.grid import Index3, IndexBox
 
 # What one region may take in memory, unless the caller or the machine says less.
 REGION_BYTES = 1 << 30

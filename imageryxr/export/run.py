@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from imageryxr.boxes import IndexBox
 from imageryxr.errors import (
     AuthError,
     CodecError,
@@ -25,7 +26,6 @@ from imageryxr.export.job import Job, Outcome
 from imageryxr.export.plan import ExportPlan
 from imageryxr.export.report import ExportReport, FailedRegion, bar
 from imageryxr.export.workspace import Stages, Workspace
-from imageryxr.grid import IndexBox
 from imageryxr.sources.base import plain
 from imageryxr.volumes import labelled
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.axismap import AxisMap
+from imageryxr.boxes import DIMS, IndexBox
 from imageryxr.errors import OptionError
 from imageryxr.expr import Array, Expr, Resampled
-from imageryxr.grid import DIMS, Axis, AxisMap, Grid, IndexBox
+from imageryxr.grid import Axis, Grid
 from imageryxr.volumes import BoxReader
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 import xarray as xr
 
+from imageryxr.boxes import DIMS
 from imageryxr.colors import RGBA, parse_color
 from imageryxr.errors import GridError, OptionError
 from imageryxr.figure.lettering import BLACK, MIDDLE, WHITE, contrasting, drowns, fitting, luminance, text_extent, write
 from imageryxr.figure.montages import check_count
 from imageryxr.figure.slices import plane_of, to_pil
-from imageryxr.grid import DIMS, grid_of
+from imageryxr.grid import grid_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

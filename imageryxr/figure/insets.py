@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import xarray as xr
 
+from imageryxr.boxes import DIMS, BBox
 from imageryxr.colors import RGBA, parse_color
 from imageryxr.errors import OptionError, OutOfVolumeError
 from imageryxr.figure.bars import Position
 from imageryxr.figure.slices import plane_of, to_pil
-from imageryxr.grid import DIMS, BBox, grid_of
+from imageryxr.grid import grid_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from imageryxr.boxes import DIMS
 from imageryxr.colors import RGBA, parse_color
 from imageryxr.errors import OptionError
 from imageryxr.figure.lettering import contrasting, fitting, text_extent, top_of, write
 from imageryxr.figure.slices import plane_of, to_pil
-from imageryxr.grid import DIMS, grid_of
+from imageryxr.grid import grid_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.boxes import DIMS
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.grid import DIMS
 
 if TYPE_CHECKING:
     from PIL.Image import Image

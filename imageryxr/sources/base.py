@@ -12,8 +12,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.boxes import Index3, IndexBox, show_triple, tidy
 from imageryxr.errors import ChoiceError, ChunkReadError, MipError, OptionError, SourceError
-from imageryxr.grid import Grid, Index3, IndexBox, show_triple, tidy
+from imageryxr.grid import Grid
 
 LayerType = Literal["image", "segmentation"]
 Missing = Literal["raise", "fill", "warn"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imageryxr.boxes import Triple, check_resolution
 from imageryxr.errors import OptionError, ServerError, SourceError, SourceNotFoundError
-from imageryxr.grid import Triple, check_resolution
 from imageryxr.sources.address import is_web_address
 from imageryxr.sources.auth import Token, check_allowed, find_token
 from imageryxr.sources.instant import Instant, instant_of

@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.boxes import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
-from imageryxr.grid import Index3, IndexBox
 from imageryxr.sources import shards
 from imageryxr.sources.address import reads_anonymously
 from imageryxr.sources.auth import Token, check_allowed

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.boxes import IndexBox
 from imageryxr.errors import OptionError, SegmentError, ServerError, SourceError, StaleRootError
-from imageryxr.grid import IndexBox
 from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.auth import Token
 from imageryxr.sources.base import LayerType, Level, Missing, Source, plain, read_error, read_filled

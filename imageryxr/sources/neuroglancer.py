@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from imageryxr.boxes import Triple
 from imageryxr.colors.reading import RGBA, parse_color
 from imageryxr.errors import ColorError, LinkError
-from imageryxr.grid import Triple
 from imageryxr.look import SegmentLook
 from imageryxr.sources.address import FORMAT_NAMES
 from imageryxr.sources.checks import as_list, as_mapping, as_number, as_numbers, as_positive, as_share, as_whole, shown

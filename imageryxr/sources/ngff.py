@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from imageryxr.boxes import DIMS, exact, tidy
 from imageryxr.errors import ImageryWarning, SourceError
-from imageryxr.grid import DIMS, Grid, exact, tidy
+from imageryxr.grid import Grid
 from imageryxr.sources.base import pick_index
 
 # Nanometres per unit, by the names that NGFF takes from UDUNITS, and the abbreviations found in the wild.

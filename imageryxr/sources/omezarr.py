@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.boxes import DIMS, IndexBox
 from imageryxr.errors import (
     AuthError,
     CodecError,
@@ -26,7 +27,7 @@ from imageryxr.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.grid import DIMS, Grid, IndexBox
+from imageryxr.grid import Grid
 from imageryxr.sources import ngff
 from imageryxr.sources.address import Address
 from imageryxr.sources.base import (

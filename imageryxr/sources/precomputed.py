@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.boxes import IndexBox
 from imageryxr.errors import (
     ChunkReadError,
     CodecError,
@@ -28,7 +29,7 @@ from imageryxr.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.grid import Grid, IndexBox
+from imageryxr.grid import Grid
 from imageryxr.sources import chunks
 from imageryxr.sources.address import Address, reads_anonymously
 from imageryxr.sources.auth import Token

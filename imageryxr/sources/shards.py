@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.grid import Index3
+from imageryxr.boxes import Index3
 from imageryxr.sources.web import Connection, in_parallel
 
 Index = npt.NDArray[np.uint64]

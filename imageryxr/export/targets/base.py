@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from imageryxr.boxes import Index3, IndexBox
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.expr import Array
-from imageryxr.grid import Grid, Index3, IndexBox
+from imageryxr.grid import Grid
 
 Kind = Literal["tree", "files", "single", "memory"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from imageryxr.boxes import IndexBox
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array
-from imageryxr.grid import IndexBox
 
 
 @dataclass(frozen=True)

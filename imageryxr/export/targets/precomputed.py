@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.boxes import Index3, IndexBox, show_triple
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer, Target
 from imageryxr.export.targets.pyramid import level_regions, pyramid, shrink
 from imageryxr.expr import Array
-from imageryxr.grid import Grid, Index3, IndexBox, show_triple
+from imageryxr.grid import Grid
 
 CHUNK: Index3 = (64, 64, 64)
 ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from imageryxr.axismap import AxisMap
+from imageryxr.boxes import Index3, IndexBox, tidy
 from imageryxr.export.regions import Regions
 from imageryxr.expr import Array, ArrayLeaf, Expr, Resampled, evaluate
-from imageryxr.grid import Axis, AxisMap, Grid, Index3, IndexBox, tidy
+from imageryxr.grid import Axis, Grid
 
 # Voxels of a coarser level that are made at a time; below them lie up to eight times as many.
 BRICK_VOXELS = 1 << 20

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.boxes import DIMS, Index3, IndexBox
 from imageryxr.errors import ImageryWarning, OptionError
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array
-from imageryxr.grid import DIMS, Axis, Index3, IndexBox
+from imageryxr.grid import Axis
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,309 @@
+"""Places: boxes of voxels and of nanometres, and the numbers that they are made of.
+
+Positions are compared as exact fractions, so that no result hangs on the last bit of a float.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imageryxr.errors import BoxError
+
+DIMS = ("z", "y", "x")
+
+# Positions closer than this fraction of a voxel are one position: far above float noise at petavoxel
+# coordinates (1e9 nm in float64 is good to 1e-7 nm), far below anything that a picture shows.
+SNAP = Fraction(1, 1_000_000)
+
+# Beyond any volume in any unit; ints larger than this overflow floats, and inf is no place.
+_FARTHEST = 1e18
+
+Triple = tuple[float, float, float]
+Index3 = tuple[int, int, int]
+
+
+@lru_cache(maxsize=4096)
+def exact(value: float) -> Fraction:
+    """Return the simple fraction that a float stands for: 4.04 is 101/25, 10.666666666666666 is 32/3."""
+    if isinstance(value, int):
+        return Fraction(value)
+    simple = Fraction(value).limit_denominator(1_000_000)
+    return simple if float(simple) == value else Fraction(repr(value))
+
+
+def tidy(value: Any) -> int | float:
+    """Return a plain Python number, an int where it is a whole one within `SNAP`."""
+    number = float(value)
+    whole = round(number)
+    return whole if abs(number - whole) < SNAP else number
+
+
+def snapped(value: Fraction) -> Fraction:
+    """Return a whole number that lies within `SNAP` of a position, else the position."""
+    whole = round(value)
+    return Fraction(whole) if abs(value - whole) < SNAP else value
+
+
+def _numbers(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[int | float, ...]:
+    try:
+        items = [v.item() if isinstance(v, np.generic) else v for v in value]
+    except TypeError:
+        items = []
+    allowed = " or ".join(str(c) for c in count)
+    if len(items) not in count:
+        raise BoxError(f"{name}={value!r} is not {allowed} numbers (x, y, z); write e.g. {name}=(4100, 2100, 110)")
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int | float) or not -_FARTHEST < item < _FARTHEST:
+            raise BoxError(f"{name}={value!r} holds {item!r}, which is not a finite number; give (x, y, z) numbers")
+    return tuple(items)
+
+
+def check_resolution(value: Any, name: str = "resolution") -> Triple:
+    """Return a resolution (x, y, z nm) as floats, or raise `BoxError`."""
+    numbers = _numbers(value, name)
+    if min(numbers) <= 0:
+        raise BoxError(f"{name}={value!r} must be positive: nanometres per unit as (x, y, z), e.g. (8, 8, 40)")
+    return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
+
+
+class IndexBox(NamedTuple):
+    """A half-open box of voxel indexes, (z, y, x); it may reach outside any array."""
+
+    start: Index3
+    stop: Index3
+
+    @classmethod
+    def of_shape(cls, shape: Sequence[int]) -> IndexBox:
+        """Return the box of an array of that shape, from index 0."""
+        return cls((0, 0, 0), (int(shape[0]), int(shape[1]), int(shape[2])))
+
+    @property
+    def shape(self) -> Index3:
+        """Voxels along (z, y, x), 0 where the box is empty."""
+        (z0, y0, x0), (z1, y1, x1) = self
+        return (max(0, z1 - z0), max(0, y1 - y0), max(0, x1 - x0))
+
+    @property
+    def voxels(self) -> int:
+        """How many voxels the box holds."""
+        return math.prod(self.shape)
+
+    def shift(self, by: Sequence[int], sign: int = 1) -> IndexBox:
+        """Return the box moved by ``sign * by`` voxels."""
+        z, y, x = (sign * int(b) for b in by)
+        (z0, y0, x0), (z1, y1, x1) = self
+        return IndexBox((z0 + z, y0 + y, x0 + x), (z1 + z, y1 + y, x1 + x))
+
+    def grow(self, by: Sequence[int]) -> IndexBox:
+        """Return the box with ``by`` (z, y, x) voxels more on both sides of each axis."""
+        z, y, x = by
+        (z0, y0, x0), (z1, y1, x1) = self
+        return IndexBox((z0 - z, y0 - y, x0 - x), (z1 + z, y1 + y, x1 + x))
+
+    def clip(self, to: IndexBox) -> IndexBox:
+        """Return what this box and another share; empty (stop == start) where they share nothing."""
+        start = tuple(max(a, b) for a, b in zip(self.start, to.start, strict=True))
+        stop = tuple(min(a, b) for a, b in zip(self.stop, to.stop, strict=True))
+        if any(b <= a for a, b in zip(start, stop, strict=True)):
+            return IndexBox(self.start, self.start)
+        return IndexBox(start, stop)  # type: ignore[arg-type]
+
+    def hull(self, other: IndexBox) -> IndexBox:
+        """Return the smallest box around this one and another; an empty box adds nothing."""
+        if not self.voxels or not other.voxels:
+            return other if not self.voxels else self
+        start = tuple(min(a, b) for a, b in zip(self.start, other.start, strict=True))
+        stop = tuple(max(a, b) for a, b in zip(self.stop, other.stop, strict=True))
+        return IndexBox(start, stop)  # type: ignore[arg-type]
+
+    def contains(self, other: IndexBox) -> bool:
+        """Tell whether another box lies wholly in this one."""
+        return self.clip(other) == other
+
+    def slices(self, within: IndexBox | None = None) -> tuple[slice, slice, slice]:
+        """Return slices that cut this box out of an array that covers ``within`` (from index 0 if None)."""
+        origin = within.start if within is not None else (0, 0, 0)
+        z, y, x = (slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True))
+        return (z, y, x)
+
+
+def make_up(boxes: Collection[IndexBox], whole: IndexBox) -> bool:
+    """Tell whether boxes within a whole cover all of it."""
+    if sum(box.voxels for box in boxes) < whole.voxels:
+        return False
+    cuts = [sorted({e for box in boxes for e in (box.start[a], box.stop[a])}) for a in range(3)]
+    if any(c[0] > lo or c[-1] < hi for c, lo, hi in zip(cuts, whole.start, whole.stop, strict=True)):
+        return False
+    covered = np.zeros([len(c) - 1 for c in cuts], bool)
+    for box in boxes:
+        at = tuple(slice(c.index(a), c.index(b)) for c, a, b in zip(cuts, box.start, box.stop, strict=True))
+        covered[at] = True
+    return bool(covered.all())
+
+
+@dataclass(frozen=True, slots=True)
+class BBox:
+    """A box in space, from ``lo`` (inside) to ``hi`` (outside), as people give it: (x, y, z).
+
+    A value; it reads nothing. A box selects the voxels whose centre lies in ``[lo, hi)``, at every mip.
+
+    Parameters
+    ----------
+    lo, hi : sequence of 3 numbers
+        Lower and upper corner (x, y, z), in units of ``resolution``; ``hi`` is exclusive.
+    resolution : sequence of 3 numbers, default (1, 1, 1)
+        Nanometres per unit (x, y, z). ``(1, 1, 1)`` means that the numbers are nanometres; the resolution that
+        Neuroglancer shows in its corner, such as ``(4, 4, 40)``, means that they are voxels of that size.
+
+    Raises
+    ------
+    BoxError
+        If a corner is not three finite numbers, or the box is empty or inverted.
+
+    Examples
+    --------
+    >>> box = BBox((100, 200, 10), (612, 712, 11), resolution=(8, 8, 40))
+    >>> box.lo_nm
+    (800.0, 1600.0, 400.0)
+    >>> box.size_nm
+    (4096.0, 4096.0, 40.0)
+    """
+
+    lo: tuple[int | float, ...]
+    hi: tuple[int | float, ...]
+    resolution: Triple
+
+    def __init__(self, lo: Sequence[float], hi: Sequence[float], *, resolution: Sequence[float] = (1, 1, 1)) -> None:
+        lower, upper = _numbers(lo, "lo"), _numbers(hi, "hi")
+        for name, a, b in zip("xyz", lower, upper, strict=True):
+            if b < a:
+                raise BoxError(
+                    f"the box lo={lower}, hi={upper} is inverted along {name} ({a} > {b}); "
+                    "give the lower corner first: BBox(lo, hi) with lo < hi on every axis"
+                )
+            if a == b:
+                raise BoxError(
+                    f"the box lo={lower}, hi={upper} is empty along {name} ({a} to {b}, and hi is exclusive); "
+                    f"for one voxel write hi {name} = {a + 1}, or use BBox.around(center, size)"
+                )
+        object.__setattr__(self, "lo", lower)
+        object.__setattr__(self, "hi", upper)
+        object.__setattr__(self, "resolution", check_resolution(resolution))
+
+    @classmethod
+    def around(
+        cls,
+        center: Sequence[float],
+        size: Sequence[float],
+        *,
+        resolution: Sequence[float] = (1, 1, 1),
+        size_resolution: Sequence[float] | None = None,
+    ) -> BBox:
+        """Return the box of a given size around a point.
+
+        The voxel that holds the centre is the middle one: for whole sizes ``lo = floor(center) - size // 2``,
+        as ImageryClient's ``bounds_from_center``; for other sizes the box is ``center ± size / 2``.
+
+        Parameters
+        ----------
+        center : sequence of 3 numbers
+            The point (x, y, z), in units of ``resolution``; Neuroglancer's ``….5`` positions are taken as they are.
+        size : sequence of 2 or 3 numbers
+            Extent (x, y, z) in units of ``size_resolution``; 2 elements (x, y) mean one plane.
+        resolution : sequence of 3 numbers, default (1, 1, 1)
+            Nanometres per unit (x, y, z) of ``center``.
+        size_resolution : sequence of 3 numbers, optional
+            Nanometres per unit of ``size``; give the resolution of a level to get exactly that many of its
+            voxels. Default: that of ``resolution``.
+
+        Returns
+        -------
+        BBox
+            In units of ``size_resolution``.
+
+        Raises
+        ------
+        BoxError
+            If a number is not finite or a size is not positive.
+
+        Examples
+        --------
+        >>> BBox.around((5319, 8677, 1201), (400, 400), resolution=(6, 6, 30))
+        BBox(lo=(5119, 8477, 1201), hi=(5519, 8877, 1202), resolution=(6.0, 6.0, 30.0))
+        >>> BBox.around((100.5, 100.5, 7.5), (4, 4), resolution=(4, 4, 40), size_resolution=(8, 8, 40))
+        BBox(lo=(48, 48, 7), hi=(52, 52, 8), resolution=(8.0, 8.0, 40.0))
+        """
+        point, extent = _numbers(center, "center"), _numbers(size, "size", (2, 3))
+        extent = extent if len(extent) == 3 else (*extent, 1)
+        if min(extent) <= 0:
+            raise BoxError(f"size={size!r} must be positive along every axis, e.g. size=(512, 512)")
+        unit = check_resolution(resolution)
+        target = unit if size_resolution is None else check_resolution(size_resolution, "size_resolution")
+        lo: list[int | float] = []
+        hi: list[int | float] = []
+        for c, s, u, t in zip(point, extent, unit, target, strict=True):
+            place = snapped(exact(c) * exact(u) / exact(t))
+            if float(s).is_integer():
+                low = math.floor(place) - int(s) // 2
+                lo.append(low)
+                hi.append(low + int(s))
+            else:
+                lo.append(tidy(place - exact(s) / 2))
+                hi.append(tidy(place + exact(s) / 2))
+        return cls(lo, hi, resolution=target)
+
+    @property
+    def lo_nm(self) -> Triple:
+        """Lower corner (x, y, z) in nm."""
+        return _float3(a for a, _ in self.edges())
+
+    @property
+    def hi_nm(self) -> Triple:
+        """Upper corner (x, y, z) in nm, exclusive."""
+        return _float3(b for _, b in self.edges())
+
+    @property
+    def size_nm(self) -> Triple:
+        """Extent (x, y, z) in nm."""
+        return _float3(b - a for a, b in self.edges())
+
+    @property
+    def center_nm(self) -> Triple:
+        """Middle (x, y, z) in nm."""
+        return _float3((a + b) / 2 for a, b in self.edges())
+
+    def edges(self) -> tuple[tuple[Fraction, Fraction], ...]:
+        """Return the exact (lo, hi) in nm for x, y and z."""
+        return tuple(
+            (exact(a) * exact(r), exact(b) * exact(r))
+            for a, b, r in zip(self.lo, self.hi, self.resolution, strict=True)
+        )
+
+    def intersection(self, other: BBox) -> BBox | None:
+        """Return the part shared with another box, in nm, or None where they do not meet."""
+        pairs = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(self.edges(), other.edges(), strict=True)]
+        if any(b <= a for a, b in pairs):
+            return None
+        return BBox([float(a) for a, _ in pairs], [float(b) for _, b in pairs])
+
+    def __str__(self) -> str:
+        lo, hi = (", ".join(f"{v:,.6g}" if isinstance(v, float) else f"{v:,}" for v in c) for c in (self.lo, self.hi))
+        unit = "nm" if self.resolution == (1.0, 1.0, 1.0) else f"voxels of {show_triple(self.resolution)} nm"
+        return f"({lo}) to ({hi}) in {unit}"
+
+
+def _float3(values: Iterator[Fraction]) -> Triple:
+    x, y, z = (float(v) for v in values)
+    return (x, y, z)
+
+
+def show_triple(values: Sequence[float]) -> str:
+    """Return (x, y, z) numbers as people write resolutions: 8 × 8 × 40."""
+    return " × ".join(f"{tidy(v):,}" if isinstance(tidy(v), int) else f"{v:g}" for v in values)
