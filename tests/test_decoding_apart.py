@@ -108,6 +108,7 @@ def test_a_chunk_cut_at_any_byte(encoding, dtype):
     assert survived <= 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
 def test_a_chunk_hit_anywhere_ends_no_process(encoding, dtype, monkeypatch):
     """Bits flipped, bytes exchanged, left out and put in: an error or voxels, and this process lives."""

@@ -39,6 +39,7 @@ def end(process):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_processes_that_compile_at_once_leave_all_of_it_to_others(tmp_path):
     # Time between what numba writes first and last, so that all of them are in it at once.
     slow = (
@@ -50,6 +51,7 @@ def test_processes_that_compile_at_once_leave_all_of_it_to_others(tmp_path):
     assert sum(end(p) for p in [start(tmp_path, d) for d in dtypes]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "left"), [(".nbi", 0), (".nbc", 0.5)])
 def test_damaged_files_are_made_again(tmp_path, suffix, left):
@@ -63,6 +65,7 @@ def test_damaged_files_are_made_again(tmp_path, suffix, left):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_disk_without_room_stops_nothing(tmp_path):
     pytest.importorskip("resource")
     full = (
@@ -72,6 +75,7 @@ def test_a_disk_without_room_stops_nothing(tmp_path):
     assert end(start(tmp_path, before=full)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_kernel_is_compiled_anew_when_one_that_it_calls_changes(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "imageryxr", ignore=shutil.ignore_patterns("__pycache__"))
