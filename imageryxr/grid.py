@@ -199,6 +199,9 @@ def outside_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid] = ()
             kind = "nanometres" if unit == units[0] else f"voxels of {show_triple(unit)} nm"
             given = tuple(tidy(u) for u in unit)
             return OutOfVolumeError(f"{message}. Its numbers fit if they are {kind}: give resolution={given}")
+    turned = BBox(bbox.lo[::-1], bbox.hi[::-1], resolution=bbox.resolution)
+    if turned.intersection(grid.bbox):
+        return OutOfVolumeError(f"{message}. Its numbers fit the other way round: points are (x, y, z), not (z, y, x)")
     size = tuple(tidy(r) for r in grid.resolution)
     hint = f"give corners inside it, in nm or with resolution={size}"
     return OutOfVolumeError(f"{message}; {hint} (points are x, y, z)")

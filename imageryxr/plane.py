@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import METHODS, Method, layer_type_of
-from imageryxr.boxes import DIMS, Index3, check_resolution
-from imageryxr.errors import BoxError, LayerError, OptionError
-from imageryxr.grid import Grid, grid_of
+from imageryxr.boxes import DIMS, BBox, Index3, IndexBox, check_resolution
+from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
+from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
 from imageryxr.look import NM_PER_PIXEL, ORIENTATION, VISIBLE
 from imageryxr.slicing import Cut, sliced
@@ -79,6 +79,8 @@ def plane(
     ------
     BoxError, OptionError
         If an argument makes no sense.
+    OutOfVolumeError
+        If the plane lies wholly outside the volume: all of the layers, of a Dataset.
 
     Examples
     --------
@@ -89,12 +91,30 @@ def plane(
     ((1, 200, 256), (8.0, 8.0, 8.0))
     """
     if isinstance(obj, xr.Dataset):
-        layers = {n: v for n, v in obj.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+        layers = {str(n): v for n, v in obj.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
         if nm_per_pixel is None and layers:
             nm_per_pixel = min(min(grid_of(v).resolution) for v in layers.values())
         common: dict[str, Any] = {"normal": normal, "up": up, "orientation": orientation, "resolution": resolution}
-        cuts = {n: plane(v, center, size, nm_per_pixel=nm_per_pixel, **common) for n, v in layers.items()}
+        cuts = _of_layers(layers, center, size, nm_per_pixel=nm_per_pixel, **common)
         return xr.Dataset(cuts, attrs=obj.attrs)
+    cut, reaches = _cut_array(obj, center, size, nm_per_pixel, normal, up, orientation, resolution, method)
+    if not reaches:
+        raise _outside(obj, center, resolution)
+    return cut
+
+
+def _cut_array(
+    obj: xr.DataArray,
+    center: Sequence[float],
+    size: Sequence[int],
+    nm_per_pixel: float | None = None,
+    normal: Any = "z",
+    up: Any = None,
+    orientation: Any = None,
+    resolution: Sequence[float] = (1, 1, 1),
+    method: str | None = None,
+) -> tuple[xr.DataArray, bool]:
+    """Return the plane of one array, and whether it comes near the volume."""
     volume = volume_of(obj)
     chosen = _method(obj, method)
     step = min(volume.grid.resolution) if nm_per_pixel is None else _positive(nm_per_pixel)
@@ -103,10 +123,27 @@ def plane(
     unit = check_resolution(resolution)
     middle = np.array([_finite(c, center) * u for c, u in zip(_three(center, "center"), unit, strict=True)])
     grid = _plane_grid(middle, axes, step, shape)
-    expr = sliced(volume.expr, _cut(volume.grid, middle, axes, step, shape, chosen), shape)
+    cut = _cut(volume.grid, middle, axes, step, shape, chosen)
+    expr = sliced(volume.expr, cut, shape)
+    reaches = cut.reach(IndexBox((0, 0, 0), shape)).clip(volume.expr.bounds).voxels > 0
     attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.tolist()}
     name = str(obj.name) if obj.name is not None else layer_type_of(obj)
-    return result(expr, grid, volume, attrs=attrs, name=name)
+    return result(expr, grid, volume, attrs=attrs, name=name), reaches
+
+
+def _of_layers(
+    layers: Mapping[str, xr.DataArray], center: Sequence[float], size: Sequence[int], **options: Any
+) -> dict[str, xr.DataArray]:
+    """Return the plane of each layer; those that it misses are 0, unless it misses them all."""
+    cuts = {name: _cut_array(array, center, size, **options) for name, array in layers.items()}
+    if cuts and not any(reaches for _, reaches in cuts.values()):
+        raise _outside(next(iter(layers.values())), center, options["resolution"])
+    return {name: cut for name, (cut, _) in cuts.items()}
+
+
+def _outside(array: xr.DataArray, center: Sequence[float], resolution: Sequence[float]) -> OutOfVolumeError:
+    here = BBox.around(center, (1, 1, 1), resolution=check_resolution(resolution))
+    return outside_error(here, grid_of(array), "the volume, with the plane around it")
 
 
 def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | None = None) -> xr.Dataset:
@@ -147,14 +184,8 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     step = float(tree.attrs.get(NM_PER_PIXEL, min(unit))) if nm_per_pixel is None else _positive(nm_per_pixel)
     common: dict[str, Any] = {"orientation": tree.attrs.get(ORIENTATION, (0, 0, 0, 1)), "nm_per_pixel": step}
     center = position_of(tree, arrays, unit)
-    return xr.Dataset(
-        {
-            name: plane(coarse_enough(array, (step, step, step)), center, size, resolution=unit, **common)
-            for name, array in arrays.items()
-            if array.attrs.get(VISIBLE, True)
-        },
-        attrs=dict(tree.attrs),
-    )
+    shown = {n: coarse_enough(a, (step, step, step)) for n, a in arrays.items() if a.attrs.get(VISIBLE, True)}
+    return xr.Dataset(_of_layers(shown, center, size, resolution=unit, **common), attrs=dict(tree.attrs))
 
 
 # ---------------------------------------------------------------------------------------------------------

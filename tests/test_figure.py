@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
+import imageryxr as ix
 from imageryxr.boxes import BBox
 from imageryxr.errors import (
     ColorError,
@@ -585,3 +586,25 @@ def test_a_bar_over_dark_and_light_is_seen_on_all_its_length():
     for column in columns:
         part = after[280:292, column].astype(int)
         assert part.max() - part.min() > 100
+
+
+def test_figures_take_arrays_as_well(tmp_path):
+    """One slice of an array is its picture, and knows how wide its pixels are."""
+    grid = ix.Grid((1, 30, 40), (4.04, 4.04, 40), (5, 6, 7))
+    values = np.random.default_rng(0).integers(0, 256, (*grid.shape, 4), dtype="uint8")
+    coords = {**grid.coords(), "rgba": list("rgba")}
+    array = xr.DataArray(values, coords=coords, dims=("z", "y", "x", "rgba"))
+    with Image.open(ix.save_figure(array, tmp_path / "unknown.png")) as back:
+        assert "nm_per_pixel" not in back.info
+    array.attrs["resolution"] = grid.resolution
+    path = ix.save_figure(array, tmp_path / "a.png")
+    with Image.open(path) as back:
+        np.testing.assert_array_equal(np.asarray(back), values[0])
+        assert float(back.info["nm_per_pixel"]) == 4.04
+    with Image.open(array.imagery.save_figure(tmp_path / "b.png", nm_per_pixel=8)) as back:
+        assert float(back.info["nm_per_pixel"]) == 8
+    colors = {5: "red"}
+    assert (
+        array.imagery.legend(colors, label_size=10).tobytes()
+        == ix.legend(ix.to_pil(array), colors, label_size=10).tobytes()
+    )

@@ -226,3 +226,15 @@ def test_planes_that_make_no_sense(options, error, says):
 def test_labels_are_never_mixed():
     with pytest.raises(ix.OptionError, match="'linear' cannot cut a segmentation"):
         ix.plane(SEG, (1, 1, 1), (4, 4), method="linear")
+
+
+def test_a_plane_beside_the_volume_is_an_error():
+    """Not a black picture: the numbers are in another unit, or in another order."""
+    far = volume(np.ones((12, 30, 34), np.uint8), (8, 8, 40), (1100, 500, 20), layer_type="image")
+    center = point(far, 6, 15, 17)
+    for obj in (far, far.to_dataset(name="image")):
+        assert obj.imagery.plane(center, (9, 9)).sizes["x"] == 9
+        with pytest.raises(ix.OutOfVolumeError, match="fit the other way round"):
+            ix.plane(obj, center[::-1], (2, 2), normal=(1, 1, 0.2))
+        with pytest.raises(ix.OutOfVolumeError, match="Its numbers fit if they are nanometres"):
+            ix.plane(obj, center, (9, 9), resolution=(8, 8, 40))

@@ -78,7 +78,7 @@ def scale_bar(
     """
     if position not in get_args(Position):
         raise OptionError(f"position={position!r} is none of {', '.join(map(repr, get_args(Position)))}")
-    step = _pixel_size(image, nm_per_pixel)
+    step = pixel_size(image, nm_per_pixel)
     if isinstance(image, xr.DataArray):
         picture = to_pil(image, scale=scale)
         step = step if nm_per_pixel is not None else step / scale
@@ -137,7 +137,8 @@ def _fill_box(canvas: Image, at: tuple[int, int], size: tuple[int, int], color: 
     canvas.alpha_composite(Image.new("RGBA", size, color), (max(0, at[0]), max(0, at[1])))
 
 
-def _pixel_size(image: Any, nm_per_pixel: float | None) -> float:
+def pixel_size(image: Any, nm_per_pixel: float | None) -> float:
+    """Return how many nm a pixel is wide: as given, else as an array's coordinates say."""
     if nm_per_pixel is not None:
         return check_length("nm_per_pixel", nm_per_pixel)
     if not isinstance(image, xr.DataArray):

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import xarray as xr
+
 from imageryxr.colors import parse_color
 from imageryxr.errors import OptionError
 from imageryxr.figure.lettering import LEGIBLE, contrasting, font
 from imageryxr.figure.montages import check_count
+from imageryxr.figure.slices import as_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 def legend(
-    picture: Image,
+    picture: Image | xr.DataArray,
     colors: Mapping[Any, Any],
     *,
     names: Mapping[Any, str] | None = None,
@@ -27,8 +30,8 @@ def legend(
 
     Parameters
     ----------
-    picture : PIL.Image.Image
-        Any picture.
+    picture : PIL.Image.Image or DataArray
+        Any picture, or one slice as `overlay` returns it, which `to_pil` makes a picture of.
     colors : mapping
         Id → colour, as `palette` returns it, in the order to list; those for which there is no room are counted in the
         last line.
@@ -60,6 +63,7 @@ def legend(
     from PIL import Image as PilImage
     from PIL import ImageDraw
 
+    picture = as_picture(picture)
     size = max(12, picture.height // 40) if label_size is None else check_count("label_size", label_size, LEGIBLE)
     step = 2 * size
     room = (picture.height - size) // step - bool(title)

@@ -6,13 +6,16 @@ import json
 import os
 import uuid
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 from imageryxr.errors import ImageryWarning, OptionError, TargetError, TargetExistsError
-from imageryxr.figure.bars import check_length
+from imageryxr.figure.bars import check_length, pixel_size
+from imageryxr.figure.slices import as_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +25,7 @@ PRINT_DPI = 300
 
 
 def save_figure(
-    picture: Image,
+    picture: Image | xr.DataArray,
     path: str | os.PathLike[str],
     *,
     dpi: float | None = None,
@@ -34,8 +37,9 @@ def save_figure(
 
     Parameters
     ----------
-    picture : PIL.Image.Image
-        As `to_pil`, `montage`, `scale_bar` and their like return it.
+    picture : PIL.Image.Image or DataArray
+        As `to_pil`, `montage`, `scale_bar` and their like return it, or one slice as `overlay` does, which `to_pil`
+        makes a picture of.
     path : str or path
         ``….png``, ``….tif``, ``….tiff`` or, of opaque pictures and with losses, ``….jpg``.
     dpi : float, optional
@@ -44,7 +48,7 @@ def save_figure(
         In place of `dpi`, how wide the picture is printed: 85 or 180 mm, a column or a page of most journals.
     nm_per_pixel : float, optional
         Width of a pixel in nm, kept in the file: as the text entry ``nm_per_pixel`` of a PNG, and in the description
-        of a TIFF, as ImageJ reads it.
+        of a TIFF, as ImageJ reads it. Of an array by default what its coordinates say, if they do.
     overwrite : bool, default False
         Whether to replace a file that is there.
 
@@ -75,12 +79,16 @@ def save_figure(
     300
     """
     target = check_suffix(path)
+    step = None if nm_per_pixel is None else check_length("nm_per_pixel", nm_per_pixel)
+    if step is None and isinstance(picture, xr.DataArray):
+        with suppress(OptionError):  # an array that does not say it is a picture all the same
+            step = pixel_size(picture, None)
+    picture = as_picture(picture)
     if dpi is not None and width_mm is not None:
         raise OptionError("dpi and width_mm say the same in two ways; give one of them")
     if width_mm is not None:
         dpi = picture.width / (check_length("width_mm", width_mm, "mm") / 25.4)
     dpi = PRINT_DPI if dpi is None else check_length("dpi", dpi, "pixels per inch")
-    step = None if nm_per_pixel is None else check_length("nm_per_pixel", nm_per_pixel)
     if dpi < 150:
         warnings.warn(
             f"{target.name} has {picture.width} pixels, {dpi:.0f} to the inch at that width: coarse in print, and text "

@@ -54,6 +54,11 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     return picture_of(plane if scale == 1 else plane.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
+def as_picture(picture: Any) -> Image:
+    """Return a picture as it is, and that of an array as `to_pil` makes it."""
+    return to_pil(picture) if isinstance(picture, xr.DataArray) else picture
+
+
 def picture_of(plane: npt.NDArray[Any]) -> Image:
     """Turn rows of pixels into a Pillow image.
 
