@@ -32,6 +32,7 @@ from imageryxr.look import (
 )
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.links import host_of, is_local_host
+from imageryxr.sources.shaders import invlerp_of
 from imageryxr.views import dimensions_of, layers_of, position_of
 
 SITE = "https://neuroglancer-demo.appspot.com"
@@ -185,10 +186,12 @@ def _image(array: xr.DataArray) -> dict[str, Any]:
         out["shader"] = attrs[SHADER]
     limits = attrs.get(CONTRAST_LIMITS)
     if limits is not None:
-        if "invlerp" not in out.get("shader", "invlerp"):
+        control = invlerp_of(out.get("shader", ""))
+        if control is None and out.get("shader"):
             out["shader"] = "#uicontrol invlerp normalized\nvoid main() {\n  emitGrayscale(normalized());\n}\n"
-        control = "normalized" if "invlerp contrast" not in out.get("shader", "") else "contrast"
-        out["shaderControls"] = {control: {"range": [_tidy(v) for v in limits]}}
+        name, inverted = control or ("normalized", False)
+        low, high = reversed(limits) if inverted else limits
+        out["shaderControls"] = {name: {"range": [_tidy(low), _tidy(high)]}}
     return out
 
 
