@@ -11,7 +11,7 @@ import xarray as xr
 from imageryxr.align import align, aligned_names, regrid
 from imageryxr.datastack import align_tree, around, bbox
 from imageryxr.export import export, plan_export
-from imageryxr.figure import montage, to_pil
+from imageryxr.figure import inset, montage, scale_bar, to_pil
 from imageryxr.grid import Grid, grid_of
 from imageryxr.looking import contrast_limits, describe_tree, thumbnail, tree_html
 from imageryxr.opening import crop
@@ -44,6 +44,16 @@ def _layers_method(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
+def _segmentation_method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of a segmentation as a method of a Dataset that holds one beside an image."""
+
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self._obj[aligned_names(self._obj)[1]], *args, **kwargs)
+
+    return method
+
+
 @xr.register_dataarray_accessor("imagery")
 class ImageryArray:
     """What imageryxr does with an array, as methods: ``da.imagery.crop(bbox)`` is ``imageryxr.crop(da, bbox)``.
@@ -71,6 +81,7 @@ class ImageryArray:
     crop = _method(crop)
     plane = _method(plane)
     regrid = _method(regrid)
+    align = _method(align)
     unique_ids = _method(unique_ids)
     select_ids = _method(select_ids)
     split_masks = _method(split_masks)
@@ -80,6 +91,8 @@ class ImageryArray:
     composite = _method(composite)
     to_pil = _method(to_pil)
     montage = _method(montage)
+    scale_bar = _method(scale_bar)
+    inset = _method(inset)
     export = _method(export)
     plan_export = _method(plan_export)
     plot = _method(plot)
@@ -115,6 +128,9 @@ class ImageryDataset:
     plane = _method(plane)
     align = _layers_method(align)
     overlay = _method(overlay_dataset)
+    outline = _segmentation_method(outline)
+    unique_ids = _segmentation_method(unique_ids)
+    split_masks = _segmentation_method(split_masks)
     plot = _method(plot)
     thumbnail = _method(thumbnail)
     neuroglancer_link = _method(neuroglancer_link)
