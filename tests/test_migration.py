@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import xarray as xr
 from PIL import Image
 
 import imageryxr as ix
+from tests import cave_server
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 ROWS = {
     what: (theirs, ours)
     for what, theirs, ours in re.findall(r"^\| ([^|]+?) \| `(.+?)` \| `(.+?)` \|$", README, re.MULTILINE)
 }
+WITH_CAVE = {what: ROWS.pop(what) for what in list(ROWS) if what.startswith("CAVE: ")}
 BOUNDS = [[4400, 2300, 120], [4656, 2492, 121]]
 DEEP = [[4400, 2300, 120], [4528, 2396, 124]]
 
@@ -172,6 +175,39 @@ def test_files_hold_the_same_pixels(done):
         visible = a[..., 3] > 0
         np.testing.assert_array_equal(visible, b[..., 3] > 0)
         np.testing.assert_array_equal(a[visible], b[visible])
+
+
+@pytest.mark.parametrize("when", [int(cave_server.BEGIN) + 1, int(cave_server.MERGE) + 1, int(cave_server.SPLIT) + 1])
+def test_a_datastack_gives_the_same_pixels(cave, when):
+    from caveclient import CAVEclient
+
+    x, y, z = cave_server.OFFSET
+    common = {
+        "client": CAVEclient(
+            cave_server.DATASTACK, server_address=cave.url, auth_token=cave_server.TOKEN, write_server_cache=False
+        ),
+        "ctr": (2 * x + 150, 2 * y + 140, z + 12), "size": (160, 120), "when": datetime.fromtimestamp(when, UTC),
+        "ic": ic, "ix": ix,
+    }  # fmt: skip
+    theirs, ours = dict(common), dict(common)
+    made = {}
+    for what, (left, right) in WITH_CAVE.items():
+        exec(left, theirs)
+        exec(right, ours)
+        made[what] = (dict(theirs), dict(ours))
+    assert len(made) == 6
+    assert tuple(theirs["res"]) == ours["res"] == cave_server.VIEWER
+    same(made, "image", ["CAVE: image", "CAVE: both, a mask each"])
+    labels, mine = (side["labels"] for side in made["CAVE: segmentation at an instant"])
+    np.testing.assert_array_equal(np.asarray(labels).astype(np.uint64), turned(mine))
+    masks, mine = theirs["masks"], ours["masks"]
+    assert sorted(map(int, masks)) == mine.segment.values.tolist()
+    assert len(masks) > 2
+    for i, mask in masks.items():
+        np.testing.assert_array_equal(mask.astype(bool), turned(mine.sel(segment=np.uint64(i))))
+    a, b = (np.asarray(side["picture"].convert("RGBA")).astype(int) for side in (theirs, ours))
+    assert a.shape == b.shape == (60, 80, 4)
+    assert np.abs(a - b).max() <= 2
 
 
 # --- where ImageryClient is wrong ----------------------------------------------------------------------------
