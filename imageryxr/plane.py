@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import METHODS, Method, layer_type_of
-from imageryxr.errors import BoxError, LayerError, OptionError
-from imageryxr.grid import DIMS, Grid, Index3, check_resolution, grid_of
+from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
+from imageryxr.grid import DIMS, BBox, Grid, Index3, Triple, check_resolution, grid_of, outside_error
 from imageryxr.levels import coarse_enough
 from imageryxr.look import NM_PER_PIXEL, ORIENTATION, VISIBLE
 from imageryxr.slicing import Cut, sliced
@@ -78,6 +79,13 @@ def plane(
     ------
     BoxError, OptionError
         If an argument makes no sense.
+    OutOfVolumeError
+        If the picture lies wholly outside the volume.
+
+    Warns
+    -----
+    LinkWarning
+        Of the layers of a Dataset that are left out since the picture lies outside of them.
 
     Examples
     --------
@@ -92,7 +100,7 @@ def plane(
         if nm_per_pixel is None and layers:
             nm_per_pixel = min(min(grid_of(v).resolution) for v in layers.values())
         common: dict[str, Any] = {"normal": normal, "up": up, "orientation": orientation, "resolution": resolution}
-        cuts = {n: plane(v, center, size, nm_per_pixel=nm_per_pixel, **common) for n, v in layers.items()}
+        cuts = _cuts(layers, lambda v: plane(v, center, size, nm_per_pixel=nm_per_pixel, **common))
         return xr.Dataset(cuts, attrs=obj.attrs)
     volume = volume_of(obj)
     chosen = _method(obj, method)
@@ -102,6 +110,7 @@ def plane(
     unit = check_resolution(resolution)
     middle = np.array([_finite(c, center) * u for c, u in zip(_three(center, "center"), unit, strict=True)])
     grid = _plane_grid(middle, axes, step, shape)
+    _check_reached(volume.grid, middle, axes, step, shape, unit)
     expr = sliced(volume.expr, _cut(volume.grid, middle, axes, step, shape, chosen), shape)
     attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.tolist()}
     name = str(obj.name) if obj.name is not None else layer_type_of(obj)
@@ -146,14 +155,24 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     step = float(tree.attrs.get(NM_PER_PIXEL, min(unit))) if nm_per_pixel is None else _positive(nm_per_pixel)
     common: dict[str, Any] = {"orientation": tree.attrs.get(ORIENTATION, (0, 0, 0, 1)), "nm_per_pixel": step}
     center = position_of(tree, arrays, unit)
-    return xr.Dataset(
-        {
-            name: plane(coarse_enough(array, (step, step, step)), center, size, resolution=unit, **common)
-            for name, array in arrays.items()
-            if array.attrs.get(VISIBLE, True)
-        },
-        attrs=dict(tree.attrs),
-    )
+    layers = {n: a for n, a in arrays.items() if a.attrs.get(VISIBLE, True)}
+    cuts = _cuts(layers, lambda a: plane(coarse_enough(a, (step, step, step)), center, size, resolution=unit, **common))
+    return xr.Dataset(cuts, attrs=dict(tree.attrs))
+
+
+def _cuts(layers: Mapping[Any, xr.DataArray], cut: Callable[[xr.DataArray], xr.DataArray]) -> dict[Any, xr.DataArray]:
+    """Cut each layer that the picture reaches."""
+    out, outside = {}, {}
+    for name, array in layers.items():
+        try:
+            out[name] = cut(array)
+        except OutOfVolumeError as error:
+            outside[name] = error
+    if outside and not out:
+        raise next(iter(outside.values()))
+    for name in outside:
+        warnings.warn(f"the layer {name!r} does not reach the picture, and is left out", LinkWarning, stacklevel=3)
+    return out
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -216,6 +235,18 @@ def _plane_grid(middle: Floats, axes: Floats, step: float, shape: Index3) -> Gri
     """Return the grid of a plane in coordinates turned with it."""
     offsets = [float(p) / step - n // 2 - 0.5 for p, n in zip(axes @ middle, shape[::-1], strict=True)]
     return Grid(shape, (step, step, step), (offsets[0], offsets[1], offsets[2]))
+
+
+def _check_reached(grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, unit: Triple) -> None:
+    """Raise unless the box around a plane's pixels and the volume share some place."""
+    ends = np.array([((-(n // 2) - 0.5) * step, (n - n // 2 - 0.5) * step) for n in shape[::-1]])
+    reach = axes[:, :, None] * ends[:, None, :]  # plane axis, (x, y, z), end
+    low, high = middle + reach.min(axis=2).sum(axis=0), middle + reach.max(axis=2).sum(axis=0)
+    box = BBox((low / unit).tolist(), (high / unit).tolist(), resolution=unit)
+    start = np.array(grid.voxel_offset) * grid.resolution
+    stop = start + np.array(grid.shape[::-1]) * grid.resolution
+    if (low >= stop).any() or (high <= start).any():
+        raise outside_error(box, grid, "the volume")
 
 
 def _cut(grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, method: str) -> Cut:

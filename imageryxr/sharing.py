@@ -89,7 +89,8 @@ def neuroglancer_link(
     names = [*order, *(n for n in [*ours, *others] if n not in order)]
     state["layers"] = [ours.get(n) or {**others[n], "name": n} for n in names]
     text = json.dumps({k: v for k, v in state.items() if v is not None}, separators=(",", ":"), ensure_ascii=False)
-    return f"{site.rstrip('/#!')}/#!{urllib.parse.quote(text, safe='~@$&()*!+=:;,.?/')}"
+    # half of a surrogate pair, which JSON can hold and no URL, becomes a question mark
+    return f"{site.rstrip('/#!')}/#!{urllib.parse.quote(text, safe='~@$&()*!+=:;,.?/', errors='replace')}"
 
 
 def _state_of_tree(tree: xr.DataTree) -> dict[str, Any]:

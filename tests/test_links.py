@@ -814,3 +814,9 @@ def test_layers_that_share_a_selection():
 def test_layers_that_are_added_are_told_of(sample):
     with pytest.warns(ix.LinkWarning, match="'em' of the link is added"):
         opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", "blend": "additive"}]}, sample)
+
+
+def test_half_characters_do_not_break_the_way_back(sample):
+    tree = opened({"title": "\udfff", "layers": [{"type": "image", "name": "\ud800é", "source": "IMAGE"}]}, sample)
+    again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
+    assert list(again.children) == ["?é"]
