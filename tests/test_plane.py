@@ -240,7 +240,8 @@ def test_a_picture_wholly_outside_is_an_error(sample):
     with pytest.raises(ix.OutOfVolumeError):
         ix.plane(ds, (1e7, 2560, 130), (64, 48), **options)
     moved = em.assign_coords(x=em.x + 1e6)
-    state = xr.DataTree.from_dict({"/a": moved.to_dataset(name="image"), "/b": em.to_dataset(name="image")})
+    there = xr.Dataset(attrs={"position": (4600.5 + 125000, 2560.5, 130.5)})
+    tree = xr.DataTree.from_dict({"/": there, "/a": moved.to_dataset(name="image"), "/b": em.to_dataset(name="image")})
     with pytest.warns(ix.LinkWarning, match="'b' does not reach the picture"):
-        state.assign_attrs({"position": (4600.5 + 125000, 2560.5, 130.5)}).imagery.plane((64, 48))
+        assert list(tree.imagery.plane((64, 48))) == ["a"]
     assert ix.plane(em, (4096, 2560, 130), (64, 48), **options).shape == (1, 48, 64)  # half of it outside
