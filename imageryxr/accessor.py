@@ -44,6 +44,16 @@ def _layers_method(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
+def _segmentation_method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of a segmentation as a method of a Dataset that holds one beside an image."""
+
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self._obj[aligned_names(self._obj)[1]], *args, **kwargs)
+
+    return method
+
+
 @xr.register_dataarray_accessor("imagery")
 class ImageryArray:
     """What imageryxr does with an array, as methods: ``da.imagery.crop(bbox)`` is ``imageryxr.crop(da, bbox)``.
@@ -120,6 +130,9 @@ class ImageryDataset:
     plane = _method(plane)
     align = _layers_method(align)
     overlay = _method(overlay_dataset)
+    outline = _segmentation_method(outline)
+    unique_ids = _segmentation_method(unique_ids)
+    split_masks = _segmentation_method(split_masks)
     plot = _method(plot)
     thumbnail = _method(thumbnail)
     neuroglancer_link = _method(neuroglancer_link)

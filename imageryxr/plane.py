@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import METHODS, Method, layer_type_of
-from imageryxr.boxes import DIMS, BBox, Index3, IndexBox, check_resolution
-from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
+from imageryxr.boxes import DIMS, BBox, Index3, Triple, check_resolution
+from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
 from imageryxr.look import NM_PER_PIXEL, ORIENTATION, VISIBLE
@@ -80,7 +81,12 @@ def plane(
     BoxError, OptionError
         If an argument makes no sense.
     OutOfVolumeError
-        If the plane lies wholly outside the volume: all of the layers, of a Dataset.
+        If the picture lies wholly outside the volume.
+
+    Warns
+    -----
+    LinkWarning
+        Of the layers of a Dataset that are left out since the picture lies outside of them.
 
     Examples
     --------
@@ -91,30 +97,12 @@ def plane(
     ((1, 200, 256), (8.0, 8.0, 8.0))
     """
     if isinstance(obj, xr.Dataset):
-        layers = {str(n): v for n, v in obj.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+        layers = {n: v for n, v in obj.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
         if nm_per_pixel is None and layers:
             nm_per_pixel = min(min(grid_of(v).resolution) for v in layers.values())
         common: dict[str, Any] = {"normal": normal, "up": up, "orientation": orientation, "resolution": resolution}
-        cuts = _of_layers(layers, center, size, nm_per_pixel=nm_per_pixel, **common)
+        cuts = _cuts(layers, lambda v: plane(v, center, size, nm_per_pixel=nm_per_pixel, **common))
         return xr.Dataset(cuts, attrs=obj.attrs)
-    cut, reaches = _cut_array(obj, center, size, nm_per_pixel, normal, up, orientation, resolution, method)
-    if not reaches:
-        raise _outside(obj, center, resolution)
-    return cut
-
-
-def _cut_array(
-    obj: xr.DataArray,
-    center: Sequence[float],
-    size: Sequence[int],
-    nm_per_pixel: float | None = None,
-    normal: Any = "z",
-    up: Any = None,
-    orientation: Any = None,
-    resolution: Sequence[float] = (1, 1, 1),
-    method: str | None = None,
-) -> tuple[xr.DataArray, bool]:
-    """Return the plane of one array, and whether it comes near the volume."""
     volume = volume_of(obj)
     chosen = _method(obj, method)
     step = min(volume.grid.resolution) if nm_per_pixel is None else _positive(nm_per_pixel)
@@ -123,27 +111,11 @@ def _cut_array(
     unit = check_resolution(resolution)
     middle = np.array([_finite(c, center) * u for c, u in zip(_three(center, "center"), unit, strict=True)])
     grid = _plane_grid(middle, axes, step, shape)
-    cut = _cut(volume.grid, middle, axes, step, shape, chosen)
-    expr = sliced(volume.expr, cut, shape)
-    reaches = cut.reach(IndexBox((0, 0, 0), shape)).clip(volume.expr.bounds).voxels > 0
+    _check_reached(volume.grid, middle, axes, step, shape, unit)
+    expr = sliced(volume.expr, _cut(volume.grid, middle, axes, step, shape, chosen), shape)
     attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.tolist()}
     name = str(obj.name) if obj.name is not None else layer_type_of(obj)
-    return result(expr, grid, volume, attrs=attrs, name=name), reaches
-
-
-def _of_layers(
-    layers: Mapping[str, xr.DataArray], center: Sequence[float], size: Sequence[int], **options: Any
-) -> dict[str, xr.DataArray]:
-    """Return the plane of each layer; those that it misses are 0, unless it misses them all."""
-    cuts = {name: _cut_array(array, center, size, **options) for name, array in layers.items()}
-    if cuts and not any(reaches for _, reaches in cuts.values()):
-        raise _outside(next(iter(layers.values())), center, options["resolution"])
-    return {name: cut for name, (cut, _) in cuts.items()}
-
-
-def _outside(array: xr.DataArray, center: Sequence[float], resolution: Sequence[float]) -> OutOfVolumeError:
-    here = BBox.around(center, (1, 1, 1), resolution=check_resolution(resolution))
-    return outside_error(here, grid_of(array), "the volume, with the plane around it")
+    return result(expr, grid, volume, attrs=attrs, name=name)
 
 
 def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | None = None) -> xr.Dataset:
@@ -184,8 +156,24 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     step = float(tree.attrs.get(NM_PER_PIXEL, min(unit))) if nm_per_pixel is None else _positive(nm_per_pixel)
     common: dict[str, Any] = {"orientation": tree.attrs.get(ORIENTATION, (0, 0, 0, 1)), "nm_per_pixel": step}
     center = position_of(tree, arrays, unit)
-    shown = {n: coarse_enough(a, (step, step, step)) for n, a in arrays.items() if a.attrs.get(VISIBLE, True)}
-    return xr.Dataset(_of_layers(shown, center, size, resolution=unit, **common), attrs=dict(tree.attrs))
+    layers = {n: a for n, a in arrays.items() if a.attrs.get(VISIBLE, True)}
+    cuts = _cuts(layers, lambda a: plane(coarse_enough(a, (step, step, step)), center, size, resolution=unit, **common))
+    return xr.Dataset(cuts, attrs=dict(tree.attrs))
+
+
+def _cuts(layers: Mapping[Any, xr.DataArray], cut: Callable[[xr.DataArray], xr.DataArray]) -> dict[Any, xr.DataArray]:
+    """Cut each layer that the picture reaches."""
+    out, outside = {}, {}
+    for name, array in layers.items():
+        try:
+            out[name] = cut(array)
+        except OutOfVolumeError as error:
+            outside[name] = error
+    if outside and not out:
+        raise next(iter(outside.values()))
+    for name in outside:
+        warnings.warn(f"the layer {name!r} does not reach the picture, and is left out", LinkWarning, stacklevel=3)
+    return out
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -248,6 +236,18 @@ def _plane_grid(middle: Floats, axes: Floats, step: float, shape: Index3) -> Gri
     """Return the grid of a plane in coordinates turned with it."""
     offsets = [float(p) / step - n // 2 - 0.5 for p, n in zip(axes @ middle, shape[::-1], strict=True)]
     return Grid(shape, (step, step, step), (offsets[0], offsets[1], offsets[2]))
+
+
+def _check_reached(grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, unit: Triple) -> None:
+    """Raise unless the box around a plane's pixels and the volume share some place."""
+    ends = np.array([((-(n // 2) - 0.5) * step, (n - n // 2 - 0.5) * step) for n in shape[::-1]])
+    reach = axes[:, :, None] * ends[:, None, :]  # plane axis, (x, y, z), end
+    low, high = middle + reach.min(axis=2).sum(axis=0), middle + reach.max(axis=2).sum(axis=0)
+    box = BBox((low / unit).tolist(), (high / unit).tolist(), resolution=unit)
+    start = np.array(grid.voxel_offset) * grid.resolution
+    stop = start + np.array(grid.shape[::-1]) * grid.resolution
+    if (low >= stop).any() or (high <= start).any():
+        raise outside_error(box, grid, "the volume")
 
 
 def _cut(grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, method: str) -> Cut:

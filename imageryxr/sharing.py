@@ -33,6 +33,7 @@ from imageryxr.look import (
 )
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.links import host_of, is_local_host
+from imageryxr.sources.shaders import invlerp_of
 from imageryxr.views import dimensions_of, layers_of, position_of
 
 SITE = "https://neuroglancer-demo.appspot.com"
@@ -89,7 +90,8 @@ def neuroglancer_link(
     names = [*order, *(n for n in [*ours, *others] if n not in order)]
     state["layers"] = [ours.get(n) or {**others[n], "name": n} for n in names]
     text = json.dumps({k: v for k, v in state.items() if v is not None}, separators=(",", ":"), ensure_ascii=False)
-    return f"{site.rstrip('/#!')}/#!{urllib.parse.quote(text, safe='~@$&()*!+=:;,.?/')}"
+    # half of a surrogate pair, which JSON can hold and no URL, becomes a question mark
+    return f"{site.rstrip('/#!')}/#!{urllib.parse.quote(text, safe='~@$&()*!+=:;,.?/', errors='replace')}"
 
 
 def _state_of_tree(tree: xr.DataTree) -> dict[str, Any]:
@@ -186,10 +188,12 @@ def _image(array: xr.DataArray) -> dict[str, Any]:
         out["shader"] = attrs[SHADER]
     limits = attrs.get(CONTRAST_LIMITS)
     if limits is not None:
-        if "invlerp" not in out.get("shader", "invlerp"):
+        control = invlerp_of(out.get("shader", ""))
+        if control is None and out.get("shader"):
             out["shader"] = "#uicontrol invlerp normalized\nvoid main() {\n  emitGrayscale(normalized());\n}\n"
-        control = "normalized" if "invlerp contrast" not in out.get("shader", "") else "contrast"
-        out["shaderControls"] = {control: {"range": [_tidy(v) for v in limits]}}
+        name, inverted = control or ("normalized", False)
+        low, high = reversed(limits) if inverted else limits
+        out["shaderControls"] = {name: {"range": [_tidy(low), _tidy(high)]}}
     return out
 
 

@@ -79,7 +79,8 @@ def open_neuroglancer(
         finest level. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units, ``nm_per_pixel``,
         ``orientation``, ``unsupported_layers``. Attrs of the variables: ``contrast_limits``, ``opacity``,
         ``selected_ids``, ``colors``, … as `imageryxr.look` lists them, which `overlay` follows.
-        ``tree.imagery.view(size=(w, h))`` gives what the link shows.
+        A layer's ``timestamp`` in the link may be milliseconds since 1970, as viewers write it, or seconds: above
+        1e11 it is milliseconds. ``tree.imagery.view(size=(w, h))`` gives what the link shows.
 
     Raises
     ------
@@ -190,6 +191,8 @@ def _open_layer(layer: LinkLayer) -> xr.DataArray | str:
             return str(error)
         error.args = (f"the layer {layer.name!r} of the link: {error}; to open others only, give layers=[…]",)
         raise
+    if layer.volumes > 1:
+        _warn(f"the layer {layer.name!r} of the link has {layer.volumes} volumes; the first one is drawn, no other")
     attrs: dict[str, Any] = {LAYER: layer.name, VISIBLE: layer.visible}
     if layer.raw:
         attrs[LINK_SOURCE] = layer.raw

@@ -676,3 +676,19 @@ def test_a_palette_file_that_is_none(name, text, error, says, tmp_path):
         load_palette(tmp_path / name)
     with pytest.raises(OptionError, match="cannot be read"):
         load_palette(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("twice.json", '{"5": "#fff", "5": "#000"}', "the id 5 the colour #000000, and an earlier one"),
+        ("twice.csv", "5,#fff\n5,#000\n", "the id 5 the colour #000000, and an earlier one"),
+        ("empty.csv", "\n", "is empty, so was cut off"),
+    ],
+)
+def test_palette_files_that_say_two_things_or_nothing(tmp_path, name, text, said):
+    from imageryxr.colors import load_palette
+
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ColorError, match=said):
+        load_palette(tmp_path / name)

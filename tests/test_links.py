@@ -327,6 +327,60 @@ def test_ids_that_the_viewer_joins(sample):
     np.testing.assert_array_equal(joined, truth)
 
 
+@pytest.mark.parametrize(
+    ("head", "value", "controls", "limits"),
+    [
+        ("#uicontrol invlerp c(\n  range=[20, 200]\n)", "c()", {}, (20, 200)),
+        ("# uicontrol invlerp c(range=[20, 200])", "c()", {}, (20, 200)),
+        ("#uicontrol invlerp a(range=[1, 2])\n#uicontrol invlerp b", "b()", {"b": {"range": [20, 200]}}, (20, 200)),
+        ("#uicontrol invlerp c(range=[20, 200])\n// #uicontrol invlerp c(range=[1, 2])", "c()", {}, (20, 200)),
+        ("#uicontrol invlerp c", "1.0 - c()", {"c": {"range": [20, 200]}}, (200, 20)),
+    ],
+)
+def test_the_range_that_a_shader_shows_and_the_way_back(sample, head, value, controls, limits):
+    layer = {"type": "image", "name": "em", "source": "IMAGE", "shaderControls": controls}
+    layer["shader"] = f"{head}\nvoid main() {{ emitGrayscale({value}); }}"
+    tree = opened({"layers": [layer]}, sample)
+    assert tree["em/image"].attrs["contrast_limits"] == limits
+    again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
+    assert again["em/image"].attrs["contrast_limits"] == limits
+
+
+def test_shaders_that_do_more_are_told_of(sample):
+    slider = "#uicontrol float brightness slider(min=-1, max=1)\n"
+    for value in ("toNormalized(getDataValue()) + brightness", "pow(toNormalized(getDataValue()), 0.5)"):
+        shader = f"{slider}void main() {{ emitGrayscale({value}); }}"
+        layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": shader}
+        layer["shaderControls"] = {"brightness": 0.1}
+        with pytest.warns(ix.LinkWarning, match="shader of its own"):
+            opened({"layers": [layer]}, sample)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"url": "IMAGE", "subsources": {"bounds": True}, "enableDefaultSubsources": False}, "switched off"),
+        ({"url": "IMAGE", "subsources": {"default": False}}, "switched off"),
+        ({"url": "IMAGE", "transform": {"outputDimensions": {a: [8e-9, "m"] for a in "yxz"}}}, "exchanges or renames"),
+        (["IMAGE", "IMAGE"], "has 2 volumes; the first one is drawn"),
+    ],
+)
+def test_what_of_a_source_is_not_drawn_is_told(sample, source, said):
+    layers = [{"type": "image", "name": "em", "source": source}, {"type": "image", "name": "b", "source": "IMAGE"}]
+    with pytest.warns(ix.LinkWarning, match=f"'em' .*{said}"):
+        tree = opened({"layers": layers}, sample)
+    assert ("em" in tree.children) == isinstance(source, list)
+
+
+def test_timestamps_in_either_unit():
+    def when(value):
+        layer = {"type": "segmentation", "name": "s", "source": "graphene://https://h.org/table/t", "timestamp": value}
+        return parse_state({"layers": [layer]}).layers[0].timestamp
+
+    assert when(1_700_000_000) == when("1700000000") == when(1_700_000_000_000) == when("1700000000000") == 1.7e9
+    assert when(1_700_000_000_123) == 1_700_000_000.123
+
+
 def test_shaders(sample):
     def limits(**layer):
         tree = opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", **layer}]}, sample)
@@ -341,7 +395,7 @@ def test_shaders(sample):
     assert limits(
         shader="#uicontrol invlerp a\n#uicontrol invlerp normalized\nvoid main(){emitGrayscale(a());}",
         shaderControls={"a": {"range": [1, 2]}, "normalized": {"range": [3, 4]}},
-    ) == (3, 4)
+    ) == (1, 2)  # the one that it shows
     with pytest.warns(ix.LinkWarning, match="shader of its own"):
         limits(shader="void main() { emitRGB(colormapJet(toNormalized(getDataValue()))); }")
 
@@ -787,3 +841,9 @@ def test_layers_that_share_a_selection():
 def test_layers_that_are_added_are_told_of(sample):
     with pytest.warns(ix.LinkWarning, match="'em' of the link is added"):
         opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", "blend": "additive"}]}, sample)
+
+
+def test_half_characters_do_not_break_the_way_back(sample):
+    tree = opened({"title": "\udfff", "layers": [{"type": "image", "name": "\ud800é", "source": "IMAGE"}]}, sample)
+    again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
+    assert list(again.children) == ["?é"]

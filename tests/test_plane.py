@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -238,3 +239,21 @@ def test_a_plane_beside_the_volume_is_an_error():
             ix.plane(obj, center[::-1], (2, 2), normal=(1, 1, 0.2))
         with pytest.raises(ix.OutOfVolumeError, match="Its numbers fit if they are nanometres"):
             ix.plane(obj, center, (9, 9), resolution=(8, 8, 40))
+
+
+def test_a_picture_wholly_outside_is_an_error(sample):
+    em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
+    options = {"normal": (0.2, 1, 1), "resolution": (8, 8, 40)}
+    with pytest.raises(ix.OutOfVolumeError, match="wholly outside the volume"):
+        ix.plane(em, (1e7, 2560, 130), (64, 48), **options)
+    with pytest.raises(ix.OutOfVolumeError, match="nanometres"):
+        ix.plane(em, (4600 * 8, 2560 * 8, 130 * 40), (64, 48), **options)
+    ds = ix.align(em, seg)
+    with pytest.raises(ix.OutOfVolumeError):
+        ix.plane(ds, (1e7, 2560, 130), (64, 48), **options)
+    moved = em.assign_coords(x=em.x + 1e6)
+    there = xr.Dataset(attrs={"position": (4600.5 + 125000, 2560.5, 130.5)})
+    tree = xr.DataTree.from_dict({"/": there, "/a": moved.to_dataset(name="image"), "/b": em.to_dataset(name="image")})
+    with pytest.warns(ix.LinkWarning, match="'b' does not reach the picture"):
+        assert list(tree.imagery.plane((64, 48))) == ["a"]
+    assert ix.plane(em, (4096, 2560, 130), (64, 48), **options).shape == (1, 48, 64)  # half of it outside

@@ -274,6 +274,13 @@ def test_the_accessor_is_the_functions():
     ds = ix.align(as_source(IMAGE), as_source(SEG))
     assert ds.imagery.overlay(alpha=0.3).identical(ix.overlay(ds.image, ds.segmentation, alpha=0.3))
     assert FINE.imagery.outline(width=2).identical(ix.outline(FINE, width=2))
+    assert ds.imagery.outline(width=2).identical(ix.outline(ds.segmentation, width=2))
+    assert ds.imagery.split_masks([1]).identical(ix.split_masks(ds.segmentation, [1]))
+    np.testing.assert_array_equal(ds.imagery.unique_ids(), ix.unique_ids(ds.segmentation))
+    assert IMAGE.imagery.align(FINE).identical(ix.align(IMAGE, FINE))
+    picture = ds.imagery.overlay().isel(z=[0])
+    bar = {"label": False, "scale": 4}
+    assert picture.imagery.scale_bar(**bar).tobytes() == ix.scale_bar(picture, **bar).tobytes()
 
 
 def test_every_verb_of_an_array_is_a_method():

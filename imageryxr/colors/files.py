@@ -60,6 +60,10 @@ def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Pat
     return target
 
 
+class _Pairs(tuple[tuple[str, Any], ...]):
+    """The entries of a JSON object, those with the same key as well."""
+
+
 def load_palette(path: str | os.PathLike[str]) -> dict[int, RGBA]:
     """Read the colours that `save_palette` wrote, or a table of one's own.
 
@@ -98,9 +102,14 @@ def load_palette(path: str | os.PathLike[str]) -> dict[int, RGBA]:
             hint = ": a spreadsheet has rounded it; keep ids as text" if "E+" in key.upper() else ""
             raise ColorError(f"entry {number} of {source} has the id {key!r}, which is no whole number{hint}")
         try:
-            out[key_of(key.strip() if isinstance(key, str) else key)] = parse_color(color)
+            known, chosen = key_of(key.strip() if isinstance(key, str) else key), parse_color(color)
         except ColorError as error:
             raise ColorError(f"entry {number} of {source}: {error}") from None
+        if out.setdefault(known, chosen) != chosen:
+            raise ColorError(
+                f"entry {number} of {source} gives the id {known} the colour {_hex(chosen)}, and an earlier one gives "
+                f"it {_hex(out[known])}; leave one of them"
+            )
     return out
 
 
@@ -118,15 +127,17 @@ def _hex(color: RGBA) -> str:
 
 def _from_json(text: str, source: Path) -> list[tuple[Any, Any]]:
     try:
-        held = json.loads(text)
+        held = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         raise ColorError(f"{source} is no JSON ({error})") from None
-    if not isinstance(held, dict):
+    if not isinstance(held, _Pairs):
         raise ColorError(f'{source} holds a {type(held).__name__}, and must hold an object, such as {{"5": "#ff0000"}}')
-    return list(held.items())
+    return list(held)
 
 
 def _from_csv(text: str, source: Path) -> list[tuple[Any, Any]]:
+    if not text.strip():
+        raise ColorError(f"{source} is empty, so was cut off; a palette begins with the line id,color")
     rows = [row for row in csv.reader(io.StringIO(text)) if row]
     if rows and rows[0][0].strip().lower() in ("id", "segment", "root_id", "segment_id"):
         rows = rows[1:]

@@ -48,7 +48,7 @@ class LinkLayer:
     plain_shader: bool = True
     """Whether the shader shows grey values, so that contrast limits tell all of it."""
     timestamp: float | None = None
-    """Of a segmentation that changes in time: seconds since 1970."""
+    """Of a segmentation that changes in time: seconds since 1970. The link may have it in milliseconds."""
     raw_timestamp: str = ""
     """The same as it stands in the link."""
     equivalences: tuple[tuple[int, ...], ...] = ()
@@ -59,6 +59,8 @@ class LinkLayer:
     """Names of the layers whose selection, and whose colours, hold for this one, too."""
     raw: str = ""
     """The source as it stands in the link, as JSON."""
+    volumes: int = 1
+    """How many volumes the layer has, of which ``source`` is the first."""
 
 
 @dataclass(frozen=True)
@@ -236,12 +238,16 @@ def _layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | LeftOut:
     if kind not in KINDS:
         return LeftOut(name, kind, f"layers of type {kind!r} hold no voxels", spare)
     volumes = [(url, item) for url, item in urls if _is_volume(url)]
+    drawn = [(url, item) for url, item in volumes if _is_switched_on(item, where)]
+    if volumes and not drawn:
+        return LeftOut(name, kind, "the voxels of its source are switched off (subsources)", spare)
+    volumes = drawn
     if not volumes:
         given = ", ".join(shown(url) for url, _ in urls) or "nothing"
         formats = ", ".join(sorted({f"{f}://" for f in FORMAT_NAMES}))
         return LeftOut(name, kind, f"its source is {given}, and {formats} are read", spare)
     url, item = volumes[0]
-    placement = read_transform(item.get("transform", spec.get("transform")), where)
+    placement = read_transform(item.get("transform", spec.get("transform")), where, native="zarr" not in url)
     if isinstance(placement, str):
         return LeftOut(name, kind, placement, spare)
     visible = spec.get("visible", True) is not False and not spec.get("archived")
@@ -249,7 +255,7 @@ def _layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | LeftOut:
     # The older form, beside the source, is one that newer viewers do not read.
     if "transform" in spec and "transform" not in item and placement != NATIVE:
         raw = [{"url": url, "transform": placement.transform()}]
-    both |= {"raw": "" if isinstance(raw, str) else _public(raw)}
+    both |= {"raw": "" if isinstance(raw, str) else _public(raw), "volumes": len(volumes)}
     if kind == "image":
         return LinkLayer(**both, **image_options(spec, where))
     return LinkLayer(**both, **_segmentation(spec, where, item))
@@ -282,6 +288,13 @@ def _is_volume(url: str) -> bool:
     if pipe is not None:
         return pipe in FORMAT_NAMES
     return scheme in FORMAT_NAMES or scheme in ("", "http", "https", "gs", "s3", "file", "mem", "middleauth+https")
+
+
+def _is_switched_on(source: Mapping[str, Any], where: str) -> bool:
+    """Whether the viewer shows the voxels of a source, besides bounds, meshes and the like."""
+    said = as_mapping(source.get("subsources"), f"{where}.source.subsources").get("default")
+    said = said.get("enabled") if isinstance(said, Mapping) else said
+    return said is True or (said is None and source.get("enableDefaultSubsources") is not False)
 
 
 def _segmentation(spec: Mapping[str, Any], where: str, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -350,7 +363,8 @@ def _color(value: Any, what: str) -> RGBA:
 
 
 def _timestamp(value: Any, what: str) -> float | None:
+    """Return seconds since 1970: viewers write milliseconds, older ones wrote seconds, and no instant can be both."""
     if value is None or value == "":
         return None
     number = as_positive(value, what)
-    return number / 1000 if number > 1e11 else number  # milliseconds, in the newer viewers
+    return number / 1000 if number > 1e11 else number  # 1973 in the one, the year 5138 in the other

@@ -109,8 +109,11 @@ def dimensions_of(dims: Mapping[str, tuple[float, str]]) -> Triple:
     return out[0], out[1], out[2]
 
 
-def read_transform(transform: Any, where: str) -> Placement | str:
-    """Return the placement that a transform stands for, or why it cannot be drawn."""
+def read_transform(transform: Any, where: str, *, native: bool = True) -> Placement | str:
+    """Return the placement that a transform stands for, or why it cannot be drawn.
+
+    ``native`` says that the source's own axes are x, y and z, in this order, as of all formats but Zarr.
+    """
     if transform is None:
         return NATIVE
     if isinstance(transform, list):
@@ -120,6 +123,8 @@ def read_transform(transform: Any, where: str) -> Placement | str:
     outputs = read_dimensions(transform, "outputDimensions")
     inputs = read_dimensions(transform, "inputDimensions")
     sizes = [inputs[a][0] if inputs.get(a, (0, ""))[1] == "nm" else None for a in AXES]
+    if not inputs and outputs and native and list(outputs)[:3] != list(AXES):
+        return "its transform exchanges or renames axes"
     if not inputs and outputs:
         inputs = dict.fromkeys(outputs, (0.0, ""))
     units = [outputs[a][0] if outputs.get(a, (0, ""))[1] == "nm" else 1.0 for a in AXES]
