@@ -160,6 +160,22 @@ class Bucket:
             sizes.append(len(data))
         return sizes
 
+    def create(self, key: str, data: bytes) -> bool:
+        """Upload an object unless there is one; return whether it was uploaded. Of several that try at once one may."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, NotSupportedError
+
+        with _bucket_errors(self.url):
+            try:
+                obstore.put(self._store, key, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            except (NotImplementedError, NotSupportedError):  # a store of little means: better than nothing
+                if self.get(key) is not None:
+                    return False
+                self.put([(key, data)])
+        return True
+
     def get(self, key: str) -> bytes | None:
         """Download an object, or return None."""
         import obstore

@@ -268,6 +268,7 @@ class Workspace:
             self._remove_work()
             return 0
         self.keeper.flush()
+        self.keeper.check()
         self._refuse_what_appeared()
         written = 0
         if self.target.kind == "single":
