@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tracemalloc
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,8 +16,9 @@ from ome_zarr_models.v05 import Image as Image05
 from PIL import Image
 
 import imageryxr as ix
+from imageryxr.export.storage import Folder
 from tests.conftest import volume
-from tests.export_jobs import Computed, array_of, picture
+from tests.export_jobs import Computed, array_of, digest, picture
 from tests.test_verbs import FINE, IMAGE
 
 rng = np.random.default_rng(5)
@@ -75,6 +78,46 @@ def test_omezarr_shards_are_fewer_files(tmp_path):
     ix.export(array, tmp_path / "b.zarr", chunks=(4, 16, 16), shards=(8, 32, 32), levels=1)
     count = [len([f for f in (tmp_path / n / "0").rglob("*") if f.is_file()]) - 1 for n in ("a.zarr", "b.zarr")]
     assert count == [64, 8]
+
+
+@pytest.mark.parametrize("target", ["o.ome.zarr", "precomputed://{}/pc"])
+@pytest.mark.parametrize("name", ["grey", "ids", "rgba", "deep"])
+def test_a_level_made_in_parts_is_that_made_at_once(tmp_path, name, target, monkeypatch):
+    options = {"chunks": (2, 4, 8)} if "//" in target else {"chunks": (1, 4, 8), "shards": (2, 8, 16)}
+    array = ARRAYS[name].isel(z=slice(0, 5), y=slice(0, 21), x=slice(0, 31))
+    whole, parts = (f"{tmp_path}/{n}/{target}" if "//" not in target else target.format(f"{tmp_path}/{n}") for n in "ab")
+    report = ix.export(array, whole, levels=3, **options)
+    monkeypatch.setattr(sys.modules["imageryxr.export.targets.pyramid"], "BRICK_VOXELS", 40)
+    again = ix.export(array, parts, levels=3, **options)
+    assert again.regions >= report.regions
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+@pytest.mark.parametrize("options", [{"chunks": (16, 32, 32), "shards": (32, 512, 512)}, {"chunks": (32, 256, 256)}])
+@pytest.mark.parametrize("ids", [False, True])
+def test_a_level_takes_the_memory_that_was_planned(tmp_path, options, ids, monkeypatch):
+    """Below a voxel lie up to eight: what all of a shard follows from is never in memory at once."""
+    monkeypatch.setattr(sys.modules["imageryxr.export.targets.pyramid"], "BRICK_VOXELS", 1 << 16)
+    layer = np.random.default_rng(2).integers(0, 255, (64, 512, 512)).astype(np.uint64 if ids else np.uint8)
+    array = volume(layer, (8, 8, 8), layer_type="segmentation" if ids else "image")
+    ix.export(array, tmp_path / "o.zarr", levels=2, **options)
+    target = ix.plan_export(array, tmp_path / "p.zarr", levels=2, **options).target
+    box, place = target.later[0].largest(), Folder(str(tmp_path / "o.zarr"), "")
+    target.derive(1, box, place)
+    tracemalloc.start()
+    try:
+        target.derive(1, box, place)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < target.derived_bytes(1, box)
+    assert target.derived_bytes(1, box) < (6 if "shards" in options else 30) * box.voxels * layer.itemsize
+
+
+def test_a_plan_counts_what_the_levels_take(tmp_path):
+    array = array_of(Computed((512, 512, 512)))
+    small, large = (ix.plan_export(array, tmp_path / "o.zarr", levels=n, chunks=(256, 256, 256)) for n in (1, 2))
+    assert large.peak_memory > 1.2 * small.peak_memory
 
 
 @pytest.mark.parametrize("name", ["grey", "ids", "rgba", "deep"])
@@ -224,6 +267,17 @@ def test_tiff_file(tmp_path, name, options, suffix):
     assert report.complete
 
 
+def test_bigtiff_says_how_large_a_pixel_is(tmp_path):
+    # it is no ImageJ TIFF, whatever the voxels: then nm per pixel without a unit is understood by nobody
+    ix.export(IMAGE, tmp_path / "o.tif", bigtiff=True)
+    with tifffile.TiffFile(tmp_path / "o.tif") as file:
+        tags = file.pages[0].tags
+        assert not file.is_imagej
+        assert tags["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER
+        count, per = tags["XResolution"].value
+        assert 1e7 / (count / per) == pytest.approx(ix.grid_of(IMAGE).resolution[0])
+
+
 def test_png_says_how_large_a_pixel_is(tmp_path):
     ix.export(IMAGE, tmp_path / "z{z}.png")
     dpi = Image.open(tmp_path / "z0.png").info["dpi"]
@@ -356,6 +410,14 @@ def test_what_cannot_be_is_told(tmp_path, case):
 def test_a_video_of_numbers_that_are_no_grey_values(tmp_path):
     with pytest.raises(ix.OptionError, match=r"uint16 are no frames.*to_rgba"):
         ix.export(GREY16, tmp_path / "film.mp4")
+
+
+def test_floats_that_ome_tiff_lacks_are_refused_before_it_begins(tmp_path):
+    half = FLOATS.astype(np.float16)
+    with pytest.raises(ix.OptionError, match=r"float16.*astype\('float32'\)"):
+        ix.plan_export(half, tmp_path / "o.ome.tif")
+    ix.export(half, tmp_path / "o.tif")
+    assert (tifffile.imread(tmp_path / "o.tif") == half.values).all()
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32", "int8"])

@@ -207,13 +207,23 @@ def make_plan(
         regions=regions,
         tasks=len(stages),
         reads=tuple(source_reads(expr, regions)),
-        peak_memory=PROCESS_BYTES + crew.threads * max(map(memory_of, [regions.largest(), regions[0]])),
+        peak_memory=PROCESS_BYTES + crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target)),
         crew=crew,
         done=done,
         read=read,
         workspace=workspace,
         overwrite=overwrite,
     )
+
+
+def _later(target: Target) -> int:
+    """Return the most that a region of a pyramid's coarser levels takes."""
+    most = 0
+    for stage, regions in enumerate(target.later, 1):
+        box = regions.largest()
+        encoding = int((1 + target.encoding) * box.voxels * target.layer.voxel_bytes)
+        most = max(most, target.derived_bytes(stage, box), encoding)
+    return most
 
 
 def _budget(crew: Crew) -> int:

@@ -102,6 +102,10 @@ class Target(ABC):
         """Return the values of a region of a later stage, from what is at ``place``."""
         raise NotImplementedError
 
+    def derived_bytes(self, stage: int, box: IndexBox) -> int:
+        """Return the bytes that `derive` takes at the most, its result included."""
+        return 0
+
     def assemble(self, regions: Regions, place: Place, path: str) -> None:
         """Write the one file of a target of that kind from what the regions became."""
         raise NotImplementedError

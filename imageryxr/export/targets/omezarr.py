@@ -17,7 +17,7 @@ from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer, Target
-from imageryxr.export.targets.pyramid import level_regions, pyramid, shrink
+from imageryxr.export.targets.pyramid import Below, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid, Index3, IndexBox, tidy
 
@@ -124,26 +124,37 @@ class OmeZarr(Target):
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
         """Make a box of a level from the level below."""
-        return shrink(
-            self.grids[stage - 1],
+        held: dict[str, Any] = {}
+        return derived(
+            self._below(stage),
             self.grids[stage],
             box,
-            lambda need: self._load(stage - 1, need, place),
+            lambda need: self._load(stage - 1, need, place, held),
             layer_type=self.layer.layer_type,
             rgba=bool(self.layer.channels),
+            dtype=_kept(self.layer.dtype),
         )
 
-    def _load(self, level: int, box: IndexBox, place: Place) -> Array:
+    def derived_bytes(self, stage: int, box: IndexBox) -> int:
+        """Return what making a box of a level takes."""
+        return derived_bytes(self._below(stage), self.grids[stage], box, self.layer.voxel_bytes)
+
+    def _below(self, stage: int) -> Below:
+        return Below(self.grids[stage - 1], self.stored(stage - 1), self.chunk_of(stage - 1))
+
+    def _load(self, level: int, box: IndexBox, place: Place, held: dict[str, Any]) -> Array:
         from zarr.storage import MemoryStore
 
         # zarr takes an object that is not there for background: so they are fetched here, and must be there
-        held = {}
-        for key in self.keys(level, box):
+        keys = self.keys(level, box)
+        for key in set(held) - set(keys):
+            del held[key]  # only what several parts in a row need is kept
+        for key in set(keys) - set(held):
             data = place.get(key)
             if data is None:
                 raise TargetError(f"{place.url}/{key} was written, and is not there any more: run the same call again")
             held[key] = _prototype().buffer.from_bytes(data)
-        array = self._array(level, MemoryStore(held))
+        array = self._array(level, MemoryStore(dict(held)))
         if self.layer.channels:
             return np.moveaxis(np.asarray(array[(slice(None), *box.slices())]), 0, -1)
         return np.asarray(array[box.slices()])

@@ -20,7 +20,7 @@ from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer, Target
-from imageryxr.export.targets.pyramid import level_regions, pyramid, shrink
+from imageryxr.export.targets.pyramid import Below, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid, Index3, IndexBox, show_triple
 
@@ -147,14 +147,22 @@ class Precomputed(Target):
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
         """Make a box of a scale from the scale below."""
-        return shrink(
-            self.grids[stage - 1],
+        return derived(
+            self._below(stage),
             self.grids[stage],
             box,
             lambda need: self._load(stage - 1, need, place),
             layer_type=self.layer.layer_type,
             rgba=bool(self.layer.channels),
+            dtype=_kept(self.layer.dtype),
         )
+
+    def derived_bytes(self, stage: int, box: IndexBox) -> int:
+        """Return what making a box of a scale takes."""
+        return derived_bytes(self._below(stage), self.grids[stage], box, self.layer.voxel_bytes)
+
+    def _below(self, stage: int) -> Below:
+        return Below(self.grids[stage - 1], self.chunk, self.chunk)
 
     def _load(self, stage: int, box: IndexBox, place: Place) -> Array:
         from cloudvolume import chunks
