@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import imageryxr as ix
-from imageryxr.export.job import read_region
+from imageryxr.export.reading import read_region
 from imageryxr.expr import LevelLeaf, evaluate, wanted
 from imageryxr.grid import Grid
 from imageryxr.sources.base import Level

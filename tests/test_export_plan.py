@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.export.estimate import PROCESS_BYTES
-from imageryxr.export.job import bricks
+from imageryxr.export.reading import bricks
 from imageryxr.export.regions import Regions
 from imageryxr.grid import IndexBox
 from tests.conftest import no_compute

@@ -87,7 +87,7 @@ def test_a_level_made_in_parts_is_that_made_at_once(tmp_path, name, target, monk
     array = ARRAYS[name].isel(z=slice(0, 5), y=slice(0, 21), x=slice(0, 31))
     whole, parts = (f"{tmp_path}/{n}/{target}" if "//" not in target else target.format(f"{tmp_path}/{n}") for n in "ab")
     report = ix.export(array, whole, levels=3, **options)
-    monkeypatch.setattr(sys.modules["imageryxr.export.targets.pyramid"], "BRICK_VOXELS", 40)
+    monkeypatch.setattr(sys.modules["imageryxr.export.targets.pyramid"], "PART_VOXELS", 40)
     again = ix.export(array, parts, levels=3, **options)
     assert again.regions >= report.regions
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
@@ -97,7 +97,7 @@ def test_a_level_made_in_parts_is_that_made_at_once(tmp_path, name, target, monk
 @pytest.mark.parametrize("ids", [False, True])
 def test_a_level_takes_the_memory_that_was_planned(tmp_path, options, ids, monkeypatch):
     """Below a voxel lie up to eight: what all of a shard follows from is never in memory at once."""
-    monkeypatch.setattr(sys.modules["imageryxr.export.targets.pyramid"], "BRICK_VOXELS", 1 << 16)
+    monkeypatch.setattr(sys.modules["imageryxr.export.targets.pyramid"], "PART_VOXELS", 1 << 16)
     layer = np.random.default_rng(2).integers(0, 255, (64, 512, 512)).astype(np.uint64 if ids else np.uint8)
     array = volume(layer, (8, 8, 8), layer_type="segmentation" if ids else "image")
     ix.export(array, tmp_path / "o.zarr", levels=2, **options)

@@ -22,6 +22,7 @@ from dask.utils import parse_bytes
 
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.job import Job, holds_array, pack, part_of, work
+from imageryxr.export.reading import BUFFERS
 from imageryxr.grid import IndexBox
 
 
@@ -68,6 +69,7 @@ class Threads(Workers):
     def close(self) -> None:
         """Wait for what is under way."""
         self._pool.shutdown(cancel_futures=True)
+        BUFFERS.clear()
 
 
 class _Packed(Workers):

@@ -12,7 +12,7 @@ from typing import Any
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
 from imageryxr.export.executors import Crew
-from imageryxr.export.job import BRICK_VOXELS
+from imageryxr.export.reading import BRICK_VOXELS
 from imageryxr.export.regions import REGION_BYTES, Regions, choose_regions
 from imageryxr.export.report import show_bytes
 from imageryxr.export.storage import Bucket
@@ -243,7 +243,7 @@ def _check_writable(workspace: Workspace, least: int) -> None:
         return
     folder = workspace.folder
     while not os.path.isdir(folder):
-        if os.path.lexists(folder):
+        if os.path.lexists(folder) and not os.path.isdir(folder):  # it may have been made just now
             raise TargetError(f"could not write {workspace.target.place}: {folder} is a file, not a folder")
         folder = os.path.dirname(folder)
     try:

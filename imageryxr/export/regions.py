@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import overload
 
 from imageryxr.expr import Expr
@@ -76,6 +76,13 @@ class Regions(Sequence[IndexBox]):
         z, y, x = index
         _, ny, nx = self.counts
         return self[(z * ny + y) * nx + x]
+
+
+def tiles(box: IndexBox, size: Index3) -> Iterator[IndexBox]:
+    """Return the pieces of a box between multiples of a size."""
+    ranges = [range(a - a % s, b, s) for a, b, s in zip(box.start, box.stop, size, strict=True)]
+    for z, y, x in product(*ranges):
+        yield IndexBox((z, y, x), (z + size[0], y + size[1], x + size[2])).clip(box)
 
 
 def choose_regions(

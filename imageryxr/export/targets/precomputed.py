@@ -147,11 +147,12 @@ class Precomputed(Target):
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
         """Make a box of a scale from the scale below."""
+        held: dict[str, bytes] = {}
         return derived(
             self._below(stage),
             self.grids[stage],
             box,
-            lambda need: self._load(stage - 1, need, place),
+            lambda need: self._load(stage - 1, need, place, held),
             layer_type=self.layer.layer_type,
             rgba=bool(self.layer.channels),
             dtype=_kept(self.layer.dtype),
@@ -164,17 +165,21 @@ class Precomputed(Target):
     def _below(self, stage: int) -> Below:
         return Below(self.grids[stage - 1], self.chunk, self.chunk)
 
-    def _load(self, stage: int, box: IndexBox, place: Place) -> Array:
+    def _load(self, stage: int, box: IndexBox, place: Place, held: dict[str, bytes]) -> Array:
         from cloudvolume import chunks
+
+        for key in set(held) - set(self.keys(stage, box)):
+            del held[key]  # only what several parts in a row need is kept
 
         count = max(1, self.layer.channels)
         dtype = _kept(self.layer.dtype)
         out = np.empty((*box.shape, count), dtype)
         for part in self._parts(stage, box):
             key = self._file(stage, part)
-            data = place.get(key)
+            data = held.get(key) or place.get(key)
             if data is None:
                 raise TargetError(f"{place.url}/{key} was written, and is not there any more: run the same call again")
+            held[key] = data
             data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
             shape = (*part.shape[::-1], count)
             voxels = chunks.decode(data, self.codec, shape=shape, dtype=str(dtype), block_size=(8, 8, 8))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 
-from imageryxr.export.regions import Regions
+from imageryxr.export.regions import Regions, tiles
 from imageryxr.expr import Array, ArrayLeaf, Expr, Resampled, evaluate
 from imageryxr.grid import Axis, AxisMap, Grid, Index3, IndexBox, tidy
 
+# Voxels of a region of a coarser level, unless a chunk is larger.
+REGION_VOXELS = 1 << 20
 # Voxels of a coarser level that are made at a time; below them lie up to eight times as many.
-BRICK_VOXELS = 1 << 20
+PART_VOXELS = 1 << 18
 
 
 def pyramid(grid: Grid, levels: int | None, largest: int, *, whole_offsets: bool = False) -> list[Grid]:
@@ -48,7 +49,7 @@ def level_regions(shape: Index3, granule: Index3) -> Regions:
     step = list(granule)
     while True:
         axis = min((a for a in range(3) if step[a] < shape[a]), key=lambda a: step[a], default=None)
-        if axis is None or math.prod(step) * 2 > BRICK_VOXELS:
+        if axis is None or math.prod(step) * 2 > REGION_VOXELS:
             return Regions.uniform(shape, (step[0], step[1], step[2]))
         step[axis] *= 2
 
@@ -84,7 +85,7 @@ def derived(
     dtype : dtype
         Of the voxels.
     """
-    if box.voxels <= BRICK_VOXELS:
+    if box.voxels <= PART_VOXELS:
         return shrink(below.grid, grid, box, load, layer_type=layer_type, rgba=rgba)
     out = np.empty((*box.shape, *((4,) if rgba else ())), dtype)
     for part in _parts(below, grid, box):
@@ -94,19 +95,19 @@ def derived(
 
 def derived_bytes(below: Below, grid: Grid, box: IndexBox, voxel_bytes: int) -> int:
     """Return the bytes that `derived` takes at the most for a box, its result included."""
-    part = max(math.prod(_brick(below, grid, box)), min(box.voxels, BRICK_VOXELS))
+    part = max(math.prod(_part(below, grid, box)), min(box.voxels, PART_VOXELS))
     # Above a part lie up to eight voxels for each: as they are loaded, and as they are weighted.
     return voxel_bytes * (box.voxels + 8 * 3 * part) + voxel_bytes * math.prod(below.stored)
 
 
-def _brick(below: Below, grid: Grid, box: IndexBox) -> Index3:
+def _part(below: Below, grid: Grid, box: IndexBox) -> Index3:
     """Return how much of a level is made at a time: what lies over whole chunks of the level below."""
     factors = [round(t.resolution / s.resolution) for t, s in zip(grid.axes, below.grid.axes, strict=True)]
     most = [max(1, min(n, s // f)) for n, s, f in zip(box.shape, below.stored, factors, strict=True)]
     size = [min(m, max(1, c // f)) for m, c, f in zip(most, below.chunk, factors, strict=True)]
     while True:
         axis = min((a for a in range(3) if 2 * size[a] <= most[a]), key=lambda a: size[a], default=None)
-        if axis is None or math.prod(size) * 2 > BRICK_VOXELS:
+        if axis is None or math.prod(size) * 2 > PART_VOXELS:
             return size[0], size[1], size[2]
         size[axis] *= 2
 
@@ -115,14 +116,7 @@ def _parts(below: Below, grid: Grid, box: IndexBox) -> Iterator[IndexBox]:
     factors = [round(t.resolution / s.resolution) for t, s in zip(grid.axes, below.grid.axes, strict=True)]
     cell = [max(1, s // f) for s, f in zip(below.stored, factors, strict=True)]
     for outer in tiles(box, (cell[0], cell[1], cell[2])):
-        yield from tiles(outer, _brick(below, grid, box))
-
-
-def tiles(box: IndexBox, size: Index3) -> Iterator[IndexBox]:
-    """Return the pieces of a box between multiples of a size."""
-    ranges = [range(a - a % s, b, s) for a, b, s in zip(box.start, box.stop, size, strict=True)]
-    for z, y, x in product(*ranges):
-        yield IndexBox((z, y, x), (z + size[0], y + size[1], x + size[2])).clip(box)
+        yield from tiles(outer, _part(below, grid, box))
 
 
 def shrink(
