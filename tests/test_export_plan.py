@@ -159,6 +159,26 @@ def test_memory_is_about_what_was_planned(tmp_path, target):
     assert planned < 4 * peak
 
 
+@pytest.mark.parametrize("chunks", [(64, 64, 64), (16, 128, 128), (32, 128, 128)])
+def test_rereads_of_wide_volumes_stay_small_where_there_is_memory(tmp_path, chunks):
+    em = array_of(Computed((1024, 8192, 8192), chunks=chunks))
+    seg = array_of(Computed((1024, 8192, 8192), chunks=chunks, layer_type="segmentation"))
+    drawn = ix.overlay(em, seg, outline=3)
+    plan = ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=2, memory="32 GB")
+    assert all(r.rereads <= 1.15 for r in plan.reads), plan
+    assert plan.peak_memory <= 32e9
+    # and where there is none to spare, a region takes what it may
+    assert ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=2, memory="4 GB").peak_memory <= 4e9
+
+
+def test_what_is_read_many_times_is_told_of(tmp_path):
+    plan = ix.plan_export(array_of(Computed((128, 8192, 8192), chunks=(64, 64, 64))), tmp_path / "z{z}.png", memory="1 GB")
+    assert plan.reads[0].rereads > 2
+    with pytest.warns(ix.ImageryWarning, match=r"is read [\d.]+ times, .*GB where 8\.6 GB are needed.*\.ome\.zarr"):
+        plan.warn_of_rereads()
+    ix.plan_export(array_of(Computed((128, 64, 64))), tmp_path / "z{z}.png").warn_of_rereads()
+
+
 @pytest.mark.parametrize("memory", ["500 MB", "700 MB", "2 GB"])
 def test_regions_fit_into_the_memory_there_is(tmp_path, memory):
     em = array_of(Computed((512, 2048, 2048), chunks=(64, 64, 64)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+import warnings
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from imageryxr.errors import OptionError, TargetError
+from imageryxr.errors import ImageryWarning, OptionError, TargetError
 from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
 from imageryxr.export.executors import Crew
 from imageryxr.export.reading import BRICK_VOXELS
@@ -95,6 +96,22 @@ class ExportPlan:
             self.workspace.refuse(self.workspace.keeper.load(), self.overwrite)
             plain = self.target.describe().get("compression", "some") is None
             _check_writable(self.workspace, self.bytes_to_write if plain else 0)
+
+    def warn_of_rereads(self) -> None:
+        """Warn if much is read again and again: that takes long, and may cost money, and there are ways around it."""
+        again = max(self.reads, key=lambda r: r.bytes - r.distinct_bytes, default=None)
+        if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
+            return
+        ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else [])
+        if self.target.granule[1:] == self.shape[1:]:
+            ways.append("export to .ome.zarr, whose regions need not be whole slices")
+        warnings.warn(
+            f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} where "
+            f"{show_bytes(again.distinct_bytes)} are needed, as what a worker has memory for is thinner than its "
+            f"chunks; less is read with {', or '.join(ways)}",
+            ImageryWarning,
+            stacklevel=3,
+        )
 
     def _less_memory(self) -> str:
         granule = self.target.granule
@@ -189,6 +206,7 @@ def make_plan(
         reads_of=lambda r: rereads(expr, r),
         budget=_budget(crew),
         least=slots,
+        most=_share(crew),
     )
     workspace, done = None, 0
     stages = Stages.of(regions, target)
@@ -227,11 +245,15 @@ def _later(target: Target) -> int:
 
 
 def _budget(crew: Crew) -> int:
+    share = _share(crew)
+    return REGION_BYTES if share is None else min(REGION_BYTES, share)
+
+
+def _share(crew: Crew) -> int | None:
     if crew.memory is None:
-        return REGION_BYTES
-    share = (crew.memory - PROCESS_BYTES) // crew.threads
+        return None
     # half of what there is, as the rest is an estimate, too
-    return max(1 << 24, min(REGION_BYTES, share // 2))
+    return max(1 << 24, (crew.memory - PROCESS_BYTES) // crew.threads // 2)
 
 
 def _check_writable(workspace: Workspace, least: int) -> None:
