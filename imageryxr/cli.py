@@ -244,24 +244,25 @@ def export(
     Without --bbox or --center: all that the sources cover. A stack of pictures is sliced along the axis that its
     pattern names, and outlines are drawn across it.
     """
-    one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm")) and "{" not in target
-    options = engine.format_options(
-        axis if one_file else None, ome_version, chunks=chunks, shards=shards, levels=levels, compressor=compressor,
-        layer_type=layer_type, encoding=encoding, quality=quality, compress_level=compress_level,
-        compression=compression, bigtiff=bigtiff, fps=fps, crf=crf,
-    )  # fmt: skip
-    axis = _check_axis(axis or _axis_of(target))
-    opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
-    layers = _layers(opened, _box(bbox, center, size, resolution, axis, unit))
-    if raw and len(layers) != 1:
-        raise OptionError("--raw exports one source; give --image or --segmentation, not both")
-    one = next(iter(layers.values()))
-    array = one if raw else _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
-    engine.run_export(
-        array, target, dry_run=dry_run, as_json=as_json, overwrite=overwrite, resume=resume, scheduler=scheduler,
-        workers=workers, memory=memory, retries=retries, on_error=on_error, progress=progress, square=square,
-        options=options,
-    )  # fmt: skip
+    with engine.errors_as_json(as_json):
+        one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm")) and "{" not in target
+        options = engine.format_options(
+            axis if one_file else None, ome_version, chunks=chunks, shards=shards, levels=levels, compressor=compressor,
+            layer_type=layer_type, encoding=encoding, quality=quality, compress_level=compress_level,
+            compression=compression, bigtiff=bigtiff, fps=fps, crf=crf,
+        )  # fmt: skip
+        axis = _check_axis(axis or _axis_of(target))
+        opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
+        layers = _layers(opened, _box(bbox, center, size, resolution, axis, unit))
+        if raw and len(layers) != 1:
+            raise OptionError("--raw exports one source; give --image or --segmentation, not both")
+        one = next(iter(layers.values()))
+        array = one if raw else _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
+        engine.run_export(
+            array, target, dry_run=dry_run, as_json=as_json, overwrite=overwrite, resume=resume, scheduler=scheduler,
+            workers=workers, memory=memory, retries=retries, on_error=on_error, progress=progress, square=square,
+            options=options,
+        )  # fmt: skip
 
 
 def _open(

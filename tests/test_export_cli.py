@@ -132,6 +132,27 @@ def test_what_cannot_work_is_told_by_a_dry_run(tmp_path, sources):
     assert "a worker would take" in done.stderr
 
 
+REFUSALS = {
+    "a plan": (["--dry-run", "--memory", "420 MB"], "z{z}.png", "OptionError", "a worker would take"),
+    "an export": (["--memory", "420 MB"], "z{z}.png", "OptionError", "a worker would take"),
+    "an option": (["--fps", "3"], "o.zarr", "OptionError", "no option"),
+    "a source": (["--image", "/no/where"], "o.zarr", "SourceNotFoundError", "no such folder"),
+    "memory": ([], "memory://", "OptionError", "is for Python"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_machines_are_told_why_in_json(tmp_path, sources, case):
+    options, target, kind, words = REFUSALS[case]
+    done = run(target if "//" in target else tmp_path / target, *sources, *options, "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["error"] == kind
+    assert words in told["message"]
+    assert ("regions" in told) == ("--dry-run" in options)
+    assert done.stderr.startswith("error: ")
+
+
 def test_interrupted_and_continued(tmp_path, sources):
     target = tmp_path / "z{z:03d}.png"
     command = [sys.executable, "-m", "imageryxr.cli", "export", str(target), *map(str, sources), "--workers", "4"]

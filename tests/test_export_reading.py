@@ -41,7 +41,8 @@ def test_memory_that_nobody_looks_at_is_used_again(small):
     del view
     third = buffers.empty((100, 20), np.dtype(np.uint16))
     assert third.ctypes.data == where
-    assert third.flags["C_CONTIGUOUS"] and third.dtype == np.uint16 and third.shape == (100, 20)
+    assert third.flags["C_CONTIGUOUS"]
+    assert (third.dtype, third.shape) == (np.uint16, (100, 20))
     kept = memoryview(second)
     del second
     assert buffers.empty((10, 20, 30), np.dtype(np.uint64)).ctypes.data != np.frombuffer(kept, np.uint64).ctypes.data

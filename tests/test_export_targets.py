@@ -85,7 +85,9 @@ def test_omezarr_shards_are_fewer_files(tmp_path):
 def test_a_level_made_in_parts_is_that_made_at_once(tmp_path, name, target, monkeypatch):
     options = {"chunks": (2, 4, 8)} if "//" in target else {"chunks": (1, 4, 8), "shards": (2, 8, 16)}
     array = ARRAYS[name].isel(z=slice(0, 5), y=slice(0, 21), x=slice(0, 31))
-    whole, parts = (f"{tmp_path}/{n}/{target}" if "//" not in target else target.format(f"{tmp_path}/{n}") for n in "ab")
+    whole, parts = (
+        f"{tmp_path}/{n}/{target}" if "//" not in target else target.format(f"{tmp_path}/{n}") for n in "ab"
+    )
     report = ix.export(array, whole, levels=3, **options)
     monkeypatch.setattr(sys.modules["imageryxr.export.targets.pyramid"], "PART_VOXELS", 40)
     again = ix.export(array, parts, levels=3, **options)

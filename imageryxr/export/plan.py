@@ -225,7 +225,8 @@ def make_plan(
         regions=regions,
         tasks=len(stages),
         reads=tuple(source_reads(expr, regions)),
-        peak_memory=PROCESS_BYTES + crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target)),
+        peak_memory=PROCESS_BYTES
+        + crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target)),
         crew=crew,
         done=done,
         read=read,
