@@ -390,6 +390,8 @@ CASES = {
     "png level": ({"compress_level": 11}, "{z}.png", "0 .* to 9"),
     "tiff": ({"compression": "lzw"}, "{z}.tif", "'zlib'"),
     "axis": ({"axis": "c"}, "o.tif", "'z', 'y' or 'x'"),
+    "fps of words": ({"fps": "fast"}, "o.mp4", "above 0"),
+    "chunks": ({"chunks": (16.5, 64, 64)}, "o.zarr", "three positive counts"),
     "fps": ({"fps": 0}, "o.mp4", "above 0"),
     "crf": ({"crf": 99}, "o.mp4", "0 .* to 51"),
     "on_error": ({"on_error": "ignore"}, "o.zarr", "'raise' .* 'collect'"),
@@ -448,6 +450,30 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path):
     assert (target / "zarr.json").read_text() == "theirs"
     ix.export(slow, target, progress=False, overwrite=True)
     np.testing.assert_array_equal(ix.open_image(target).values, em.values)
+
+
+@pytest.mark.parametrize("target", [3, None, b"x.zarr"])
+def test_what_is_no_path_is_told(target):
+    with pytest.raises(ix.OptionError, match="no path or URL"):
+        ix.export(IMAGE, target)
+
+
+def test_a_pattern_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ix.export(IMAGE.isel(z=[0]), "~/stack/z{z}.tif")
+    assert (tmp_path / "stack" / "z0.tif").exists()
+
+
+@pytest.mark.parametrize("target", ["o.tif", "stack/z{z}.png"])
+def test_overwrite_removes_no_folder_that_has_the_name_of_a_file(tmp_path, target):
+    folder = tmp_path / target.format(z=0)
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(ix.TargetExistsError, match="is a folder, where a file would be"):
+        ix.export(IMAGE, tmp_path / target, overwrite=True)
+    with pytest.raises(ix.TargetExistsError):
+        ix.export(IMAGE, tmp_path / target)
+    assert (folder / "thesis.txt").read_text() == "years of work"
 
 
 def test_overwrite_removes_no_folder_of_other_things(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.export.targets.base import Layer, Target
+from imageryxr.export.targets.base import Layer, Target, three_counts
 from imageryxr.export.targets.pyramid import Below, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid, Index3, IndexBox, tidy
@@ -319,10 +319,10 @@ def ome_zarr(
         raise OptionError(f"values of dtype {layer.dtype} cannot be stored as OME-Zarr")
     if str(version) not in VERSIONS:
         raise OptionError(f"version={version!r} must be '0.5' (Zarr v3) or '0.4' (Zarr v2), for readers that are older")
-    asked = _three(chunks, "chunks")
+    asked = three_counts(chunks, "chunks")
     shape = layer.grid.shape
     chunk: Index3 = tuple(min(c, n) for c, n in zip(asked, shape, strict=True))  # type: ignore[assignment]
-    shard = None if shards is None else _shard(_three(shards, "shards"), asked, chunk, str(version))
+    shard = None if shards is None else _shard(three_counts(shards, "shards"), asked, chunk, str(version))
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
         raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
     grids = tuple(pyramid(layer.grid, levels, max(chunk)))
@@ -331,16 +331,6 @@ def ome_zarr(
     if layer_type is not None:
         layer = Layer(layer.grid, layer.channels, layer.dtype, layer_type, layer.contrast)
     return OmeZarr(place, root, layer, grids, chunk, shard, _compressor(compressor), str(version))
-
-
-def _three(value: Any, name: str) -> Index3:
-    try:
-        z, y, x = (int(v) for v in value)
-    except (TypeError, ValueError):
-        z = y = x = 0
-    if min(z, y, x) < 1:
-        raise OptionError(f"{name}={value!r} is not three positive counts of voxels (z, y, x)")
-    return z, y, x
 
 
 def _shard(shards: Index3, asked: Index3, chunk: Index3, version: str) -> Index3:

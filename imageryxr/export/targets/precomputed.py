@@ -19,7 +19,7 @@ import numpy as np
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.export.targets.base import Layer, Target
+from imageryxr.export.targets.base import Layer, Target, three_counts
 from imageryxr.export.targets.pyramid import Below, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid, Index3, IndexBox, show_triple
@@ -237,12 +237,7 @@ def precomputed(
         raise OptionError(f"encoding={encoding!r} cannot be used for {what}; choose one of {able}")
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
         raise OptionError(f"quality={quality!r} must be a whole number from 1 to 100")
-    try:
-        z, y, x = (int(c) for c in chunks)
-    except (TypeError, ValueError):
-        z = y = x = 0
-    if min(z, y, x) < 1:
-        raise OptionError(f"chunks={chunks!r} is not three positive counts of voxels (z, y, x)")
+    z, y, x = three_counts(chunks, "chunks")
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
         raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
     layer = Layer(layer.grid, layer.channels, layer.dtype, kind, layer.contrast)
