@@ -18,6 +18,7 @@ import imageryxr as ix
 from imageryxr import cli_export as engine
 from imageryxr.demo import run_demo
 from imageryxr.errors import ChoiceError, ImageryError, ImageryWarning, OptionError
+from imageryxr.export.square import square_pixels
 from imageryxr.figure.saving import check_suffix
 from imageryxr.grid import show_triple
 from imageryxr.sources.base import Source
@@ -128,6 +129,7 @@ def figure(
     scale_bar: Annotated[bool, typer.Option("--scale-bar/--no-scale-bar", help="Draw one.")] = True,
     scale: Annotated[int, typer.Option(help="Pixels per voxel.")] = 1,
     dpi: Annotated[float, typer.Option(help="Pixels per inch in print.")] = 300,
+    square: engine.Square = False,
     link_layers: Annotated[
         str | None, typer.Option("--layers", help="Of a link, draw these layers only: name,name,…")
     ] = None,
@@ -154,6 +156,7 @@ def figure(
         layers = _layers(opened, box, plane=_check_axis(axis))
         _check_one_slice(layers, axis)
         rgba = _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
+    rgba = square_pixels(rgba, axis) if square else rgba
     across = ix.grid_of(rgba).resolution[{"z": 0, "y": 0, "x": 1}[axis]] / scale
     picture = ix.to_pil(rgba, scale=scale)
     if scale_bar:

@@ -136,7 +136,7 @@ def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: Any = 12
             f"values of dtype {layer.dtype} are no frames of a video; make them with to_rgba(image, contrast_limits=…) "
             "or overlay(image, segmentation)"
         )
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps <= 1000:
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) <= 1000:
         raise OptionError(f"fps={fps!r} must be frames per second, above 0 and up to 1000")
     if isinstance(crf, bool) or not isinstance(crf, int) or not 0 <= crf <= 51:
         raise OptionError(f"crf={crf!r} must be a whole number from 0 (best) to 51 (smallest)")
