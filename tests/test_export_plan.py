@@ -159,6 +159,31 @@ def test_memory_is_about_what_was_planned(tmp_path, target):
     assert planned < 4 * peak
 
 
+PLANNED = {
+    "omezarr": ("o.ome.zarr", {"chunks": (4, 16, 16), "levels": 3}),
+    "shards": ("s.ome.zarr", {"chunks": (4, 8, 8), "shards": (4, 16, 16), "levels": 2}),
+    "precomputed": ("precomputed://{}/pc", {"chunks": (4, 16, 16), "levels": 3}),
+    "png": ("z{z}.png", {}),
+}
+
+
+@pytest.mark.parametrize("kind", PLANNED)
+def test_what_is_written_is_what_was_planned(tmp_path, kind):
+    target, options = PLANNED[kind]
+    target = target.format(tmp_path) if "//" in target else tmp_path / target
+    drawn = picture(shape=(16, 64, 64))
+    plan = ix.plan_export(drawn, target, **options)
+    ix.export(drawn, target, **options)
+    found = [p for p in tmp_path.rglob("*") if p.is_file() and "manifest" not in p.name]
+    data = [p for p in found if p.name not in ("info", "zarr.json")]
+    assert plan.files_to_write == len(data)
+    assert f"about {len(data):,} files" in repr(plan)
+    assert plan.to_dict()["files_to_write"] == len(data)
+    coarser = getattr(plan.target, "grids", [])[1:]
+    assert len(coarser) == options.get("levels", 1) - 1
+    assert plan.pyramid_bytes == sum(4 * math.prod(grid.shape) for grid in coarser)
+
+
 @pytest.mark.parametrize("chunks", [(64, 64, 64), (16, 128, 128), (32, 128, 128)])
 def test_rereads_of_wide_volumes_stay_small_where_there_is_memory(tmp_path, chunks):
     em = array_of(Computed((1024, 8192, 8192), chunks=chunks))

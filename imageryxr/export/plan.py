@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import uuid
@@ -56,6 +57,20 @@ class ExportPlan:
     def bytes_to_write(self) -> int:
         """Bytes of the exported array, before compression, without a pyramid."""
         return self.shape[0] * self.shape[1] * self.shape[2] * self.voxel_bytes
+
+    @property
+    def pyramid_bytes(self) -> int:
+        """Bytes of a pyramid's coarser levels, which come on top, before compression."""
+        return sum(math.prod(regions.shape) for regions in self.target.later) * self.voxel_bytes
+
+    @property
+    def files_to_write(self) -> int:
+        """Files that are written, about, those of a pyramid included: into a bucket each is a request."""
+        count = 0.0
+        for stage, regions in enumerate((self.regions, *self.target.later)):
+            box = regions.largest()
+            count += len(self.target.keys(stage, box)) / max(1, box.voxels) * math.prod(regions.shape)
+        return math.ceil(count)
 
     @property
     def bytes_to_read(self) -> int:
@@ -133,6 +148,8 @@ class ExportPlan:
             "tasks": self.tasks,
             "done": self.done,
             "bytes_to_write": self.bytes_to_write,
+            "pyramid_bytes": self.pyramid_bytes,
+            "files_to_write": self.files_to_write,
             "bytes_to_read": self.bytes_to_read,
             "requests": self.requests,
             "reads": [
@@ -168,7 +185,9 @@ class ExportPlan:
                 ("read", f"{show_bytes(r.bytes)}{again}, about {r.requests:,} requests, of {r.source} (mip {r.mip})")
             )
         each = f"{show_bytes(self.region_bytes)} a region"
-        rows.append(("write", f"{show_bytes(self.bytes_to_write)} before compression, {each}"))
+        also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
+        files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
+        rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
         have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
         crew = f"{self.crew.workers:,} × {self.crew.threads:,} {self.crew.kind}" if self.crew.kind == "cluster" else (
             f"{self.crew.workers * self.crew.threads:,} {self.crew.kind}"
