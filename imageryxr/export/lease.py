@@ -66,7 +66,10 @@ class Lease:
 
     def check(self) -> None:
         """Raise `TargetError` if another has the lease by now, as after a network that was away for long."""
-        self._refuse(self._holder())
+        holder = self._holder()
+        if not holder and self._bucket.create(self._name, self._text()):
+            return  # somebody tidied up, and nobody took it
+        self._refuse(holder or self._holder())
 
     def check_seen(self) -> None:
         """Do the same with what was last seen: asks nothing."""
