@@ -134,13 +134,13 @@ def test_what_cannot_work_is_told_by_a_dry_run(tmp_path, sources):
 
 
 def test_lines_and_the_rest_as_python_draws_them(tmp_path, sample):
-    ids = [int(i) for i in ix.unique_ids(ix.open_segmentation(sample.segmentation, mip=1))[1:3]]
+    box = ix.BBox.around((4600, 2560, 130), (200, 100, 6), resolution=(8, 8, 40))
+    ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
+    ids = [int(i) for i in ix.unique_ids(ds.segmentation) if i][:2]
     words = ["--ids", ",".join(map(str, ids)), "--rest-alpha", 0.1, "--outline", 40, "--outline-unit", "nm"]
     sources = ["--image", sample.image, "--segmentation", sample.segmentation]
     done = run(tmp_path / "z{z}.png", *sources, *PLACE, *words, "--outline-alpha", 0.5)
     assert done.returncode == 0, done.stderr
-    box = ix.BBox.around((4600, 2560, 130), (200, 100, 6), resolution=(8, 8, 40))
-    ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
     lines = ix.Outline(40, alpha=0.5, unit="nm")
     want = ix.overlay(ds.image, ds.segmentation, ids=ids, rest_alpha=0.1, outline=lines).values
     for z in range(len(want)):
