@@ -19,6 +19,7 @@ from imageryxr import cli_export as engine
 from imageryxr.boxes import show_triple
 from imageryxr.demo import run_demo
 from imageryxr.errors import ChoiceError, ImageryError, ImageryWarning, OptionError
+from imageryxr.export.square import square_pixels
 from imageryxr.figure.saving import check_suffix
 from imageryxr.sources.base import Source
 from imageryxr.sources.resolve import resolve_source
@@ -51,6 +52,9 @@ AlphaOrTheirs = Annotated[
 OutlineWidth = Annotated[float | None, typer.Option("--outline", help="Width of outlines in pixels; none if left out.")]
 Side = Annotated[str, typer.Option("--outline-side", help="'out' or 'in'.")]
 Merge = Annotated[bool, typer.Option("--merge/--no-merge", help="Outline segments that touch as one, or each.")]
+LineAlpha = Annotated[float, typer.Option("--outline-alpha", help="How opaque outlines are, 0 to 1.")]
+LineUnit = Annotated[str, typer.Option("--outline-unit", help="What --outline counts in: 'px' or 'nm'.")]
+RestAlpha = Annotated[float | None, typer.Option(help="With --ids: how opaque the other segments are; default: not.")]
 Contrast = Annotated[str | None, typer.Option(help="Grey values that become black and white: low,high.")]
 Axis = Annotated[str, typer.Option(help="The axis across the slices: z, y or x.")]
 MissingChunks = Annotated[str, typer.Option("--missing", help="Chunks the store lacks: 'raise', 'fill' or 'warn'.")]
@@ -119,6 +123,9 @@ def figure(
     outline: OutlineWidth = None,
     outline_side: Side = "out",
     merge: Merge = True,
+    outline_alpha: LineAlpha = 1.0,
+    outline_unit: LineUnit = "px",
+    rest_alpha: RestAlpha = None,
     contrast: Contrast = None,
     axis: Axis = "z",
     missing: MissingChunks = "raise",
@@ -128,6 +135,7 @@ def figure(
     scale_bar: Annotated[bool, typer.Option("--scale-bar/--no-scale-bar", help="Draw one.")] = True,
     scale: Annotated[int, typer.Option(help="Pixels per voxel.")] = 1,
     dpi: Annotated[float, typer.Option(help="Pixels per inch in print.")] = 300,
+    square: engine.Square = False,
     link_layers: Annotated[
         str | None, typer.Option("--layers", help="Of a link, draw these layers only: name,name,…")
     ] = None,
@@ -143,17 +151,19 @@ def figure(
     if out.exists() and not overwrite:
         raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
     check_suffix(out)
+    lines = _lines(outline, outline_side, merge, outline_alpha, outline_unit)
     if link is not None:
         _refuse_sources(image, segmentation, bbox)
         dataset = _link_view(link, center, size, link_layers, allow_local)
-        options = _overlay_options(ids, colors, alpha, outline, outline_side, merge, contrast, _check_axis(axis))
+        options = _overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, _check_axis(axis))
         rgba = dataset.imagery.overlay(**options)
     else:
         opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
         box = _box(bbox, center, size, resolution, axis, unit)
         layers = _layers(opened, box, plane=_check_axis(axis))
         _check_one_slice(layers, axis)
-        rgba = _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
+        rgba = _draw(layers, ids, colors, alpha, rest_alpha, lines, contrast, axis)
+    rgba = square_pixels(rgba, axis) if square else rgba
     across = ix.grid_of(rgba).resolution[{"z": 0, "y": 0, "x": 1}[axis]] / scale
     picture = ix.to_pil(rgba, scale=scale)
     if scale_bar:
@@ -204,6 +214,9 @@ def export(
     outline: OutlineWidth = None,
     outline_side: Side = "out",
     merge: Merge = True,
+    outline_alpha: LineAlpha = 1.0,
+    outline_unit: LineUnit = "px",
+    rest_alpha: RestAlpha = None,
     contrast: Contrast = None,
     axis: Annotated[str | None, typer.Option(help="The axis across which outlines are drawn: z, y or x.")] = None,
     missing: MissingChunks = "raise",
@@ -244,24 +257,26 @@ def export(
     Without --bbox or --center: all that the sources cover. A stack of pictures is sliced along the axis that its
     pattern names, and outlines are drawn across it.
     """
-    one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm")) and "{" not in target
-    options = engine.format_options(
-        axis if one_file else None, ome_version, chunks=chunks, shards=shards, levels=levels, compressor=compressor,
-        layer_type=layer_type, encoding=encoding, quality=quality, compress_level=compress_level,
-        compression=compression, bigtiff=bigtiff, fps=fps, crf=crf,
-    )  # fmt: skip
-    axis = _check_axis(axis or _axis_of(target))
-    opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
-    layers = _layers(opened, _box(bbox, center, size, resolution, axis, unit))
-    if raw and len(layers) != 1:
-        raise OptionError("--raw exports one source; give --image or --segmentation, not both")
-    one = next(iter(layers.values()))
-    array = one if raw else _draw(layers, ids, colors, alpha, outline, outline_side, merge, contrast, axis)
-    engine.run_export(
-        array, target, dry_run=dry_run, as_json=as_json, overwrite=overwrite, resume=resume, scheduler=scheduler,
-        workers=workers, memory=memory, retries=retries, on_error=on_error, progress=progress, square=square,
-        options=options,
-    )  # fmt: skip
+    with engine.errors_as_json(as_json):
+        lines = _lines(outline, outline_side, merge, outline_alpha, outline_unit)
+        one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm")) and "{" not in target
+        options = engine.format_options(
+            axis if one_file else None, ome_version, chunks=chunks, shards=shards, levels=levels, compressor=compressor,
+            layer_type=layer_type, encoding=encoding, quality=quality, compress_level=compress_level,
+            compression=compression, bigtiff=bigtiff, fps=fps, crf=crf,
+        )  # fmt: skip
+        axis = _check_axis(axis or _axis_of(target))
+        opened, unit = _open(image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp)
+        layers = _layers(opened, _box(bbox, center, size, resolution, axis, unit))
+        if raw and len(layers) != 1:
+            raise OptionError("--raw exports one source; give --image or --segmentation, not both")
+        one = next(iter(layers.values()))
+        array = one if raw else _draw(layers, ids, colors, alpha, rest_alpha, lines, contrast, axis)
+        engine.run_export(
+            array, target, dry_run=dry_run, as_json=as_json, overwrite=overwrite, resume=resume, scheduler=scheduler,
+            workers=workers, memory=memory, retries=retries, on_error=on_error, progress=progress, square=square,
+            options=options,
+        )  # fmt: skip
 
 
 def _open(
@@ -314,15 +329,14 @@ def _draw(
     ids: str | None,
     colors: str | None,
     alpha: float | None,
-    width: float | None,
-    side: Any,
-    merge: bool,
+    rest_alpha: float | None,
+    lines: ix.Outline | None,
     contrast: str | None,
     axis: str,
 ) -> xr.DataArray:
-    options = _overlay_options(ids, colors, alpha, width, side, merge, contrast, axis)
+    options = _overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, axis)
     if "segmentation" not in layers:
-        if ids or colors or width:
+        if ids or colors or lines:
             raise OptionError("--ids, --colors and --outline need segments: give --segmentation SOURCE, too")
         return ix.to_rgba(layers["image"], contrast_limits=options["contrast_limits"])
     return ix.overlay(layers.get("image"), layers["segmentation"], **options)
@@ -332,9 +346,8 @@ def _overlay_options(
     ids: str | None,
     colors: str | None,
     alpha: float | None,
-    width: float | None,
-    side: Any,
-    merge: bool,
+    rest_alpha: float | None,
+    lines: ix.Outline | None,
     contrast: str | None,
     axis: str,
 ) -> dict[str, Any]:
@@ -343,10 +356,15 @@ def _overlay_options(
         "ids": None if ids is None else [i.strip() for i in ids.split(",")],
         "colors": _palette(colors),
         "alpha": alpha,
-        "outline": None if width is None else ix.Outline(width, side=side, merge=merge),
+        "rest_alpha": rest_alpha,
+        "outline": lines,
         "contrast_limits": None if limits is None else (limits[0], limits[1]),
         "axis": axis,
     }
+
+
+def _lines(width: float | None, side: Any, merge: bool, alpha: float, unit: Any) -> ix.Outline | None:
+    return None if width is None else ix.Outline(width, side=side, merge=merge, alpha=alpha, unit=unit)
 
 
 def _palette(colors: str | None) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ import xarray as xr
 
 from imageryxr.errors import ImageryError, OptionError
 from imageryxr.export import export, plan_export
+from imageryxr.export.plan import ExportPlan
 
 NOT_COMPLETE = 3
 """Exit code of an export of which regions failed."""
@@ -131,24 +134,49 @@ def run_export(
         "square": square,
         **options,
     }
+    if target.startswith("memory:"):
+        raise OptionError("target memory:// is for Python, where the report holds the array; give a path or a URL")
+    if dry_run:
+        _dry_run(plan_export(array, target, **common), as_json)
+        return
     try:
-        if dry_run:
-            plan = plan_export(array, target, **common)
-            print(json.dumps(plan.to_dict(), indent=2) if as_json else plan)
-            plan.validate()
-            return
         report = export(array, target, resume=resume, retries=retries, on_error=on_error, progress=progress, **common)
-    except KeyboardInterrupt as error:
-        _tell_notes(error)
-        raise
-    except ImageryError as error:
-        if as_json and not dry_run:
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}, indent=2))
+    except (ImageryError, KeyboardInterrupt) as error:
         _tell_notes(error)
         raise
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
     if not report.complete:
         raise SystemExit(NOT_COMPLETE)
+
+
+def _dry_run(plan: ExportPlan, as_json: bool) -> None:
+    refused = None
+    try:
+        plan.validate()
+    except ImageryError as error:
+        refused = error
+    if not as_json:
+        print(plan)
+        plan.warn_of_rereads()
+    elif refused is None:
+        print(json.dumps(plan.to_dict(), indent=2))
+    if refused is not None:
+        refused.plan = plan  # type: ignore[attr-defined]
+        raise refused
+
+
+@contextmanager
+def errors_as_json(wanted: bool) -> Iterator[None]:
+    """Tell of errors on standard output as well, as one JSON object, if that is wanted."""
+    try:
+        yield
+    except (ImageryError, KeyboardInterrupt) as error:
+        if wanted:
+            plan = getattr(error, "plan", None)
+            told = {} if plan is None else plan.to_dict()
+            said = str(error) or "stopped"
+            print(json.dumps({**told, "error": type(error).__name__, "message": said}, indent=2))
+        raise
 
 
 def _tell_notes(error: BaseException) -> None:

@@ -57,6 +57,18 @@ def test_a_figure_along_y_and_outlines_along_the_stack(sample, tmp_path):
     ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
     truth = ix.overlay(ds.image, ds.segmentation, outline=2, axis="y").values[:, 0, :, :3]
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), truth)
+    # voxels are five times as long along z
+    done = run(
+        "figure", tmp_path / "b.png", *sources, *place, "--size", "200,20", "--axis", "y", "--square", "--no-scale-bar"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "b.png").size == (200, 100)
+    drawn = ix.overlay(ds.image, ds.segmentation, outline=2, axis="y")
+    report = ix.export(drawn, tmp_path / "sq" / "{y}.png", square=True)
+    assert report.complete
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "b.png")), np.asarray(Image.open(tmp_path / "sq" / "0.png").convert("RGB"))
+    )
     stack = run("export", tmp_path / "y{y}.png", *sources, *place, "--size", "200,1,20")
     assert stack.returncode == 0, stack.stderr
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "y0.png"))[..., :3], truth)

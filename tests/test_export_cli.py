@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from PIL import Image
 
 import imageryxr as ix
 
@@ -130,6 +131,42 @@ def test_what_cannot_work_is_told_by_a_dry_run(tmp_path, sources):
     assert "regions" in done.stdout
     assert done.returncode == 1
     assert "a worker would take" in done.stderr
+
+
+def test_lines_and_the_rest_as_python_draws_them(tmp_path, sample):
+    box = ix.BBox.around((4600, 2560, 130), (200, 100, 6), resolution=(8, 8, 40))
+    ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
+    ids = [int(i) for i in ix.unique_ids(ds.segmentation) if i][:2]
+    words = ["--ids", ",".join(map(str, ids)), "--rest-alpha", 0.1, "--outline", 40, "--outline-unit", "nm"]
+    sources = ["--image", sample.image, "--segmentation", sample.segmentation]
+    done = run(tmp_path / "z{z}.png", *sources, *PLACE, *words, "--outline-alpha", 0.5)
+    assert done.returncode == 0, done.stderr
+    lines = ix.Outline(40, alpha=0.5, unit="nm")
+    want = ix.overlay(ds.image, ds.segmentation, ids=ids, rest_alpha=0.1, outline=lines).values
+    for z in range(len(want)):
+        found = np.asarray(Image.open(tmp_path / f"z{z}.png").convert("RGBA"))
+        np.testing.assert_array_equal(found, want[z])
+
+
+REFUSALS = {
+    "a plan": (["--dry-run", "--memory", "420 MB"], "z{z}.png", "OptionError", "a worker would take"),
+    "an export": (["--memory", "420 MB"], "z{z}.png", "OptionError", "a worker would take"),
+    "an option": (["--fps", "3"], "o.zarr", "OptionError", "no option"),
+    "a source": (["--image", "/no/where"], "o.zarr", "SourceNotFoundError", "no such folder"),
+    "memory": ([], "memory://", "OptionError", "is for Python"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_machines_are_told_why_in_json(tmp_path, sources, case):
+    options, target, kind, words = REFUSALS[case]
+    done = run(target if "//" in target else tmp_path / target, *sources, *options, "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["error"] == kind
+    assert words in told["message"]
+    assert ("regions" in told) == ("--dry-run" in options)
+    assert done.stderr.startswith("error: ")
 
 
 def test_interrupted_and_continued(tmp_path, sources):

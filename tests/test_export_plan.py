@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import imageryxr as ix
 from imageryxr.boxes import IndexBox
 from imageryxr.export.estimate import PROCESS_BYTES
-from imageryxr.export.job import bricks
+from imageryxr.export.reading import bricks
 from imageryxr.export.regions import Regions
 from tests.conftest import no_compute
 from tests.export_jobs import Computed, array_of, picture
@@ -157,6 +157,53 @@ def test_memory_is_about_what_was_planned(tmp_path, target):
     # this source makes its voxels out of larger arrays than those of a file
     assert peak < 2.5 * planned
     assert planned < 4 * peak
+
+
+PLANNED = {
+    "omezarr": ("o.ome.zarr", {"chunks": (4, 16, 16), "levels": 3}),
+    "shards": ("s.ome.zarr", {"chunks": (4, 8, 8), "shards": (4, 16, 16), "levels": 2}),
+    "precomputed": ("precomputed://{}/pc", {"chunks": (4, 16, 16), "levels": 3}),
+    "png": ("z{z}.png", {}),
+}
+
+
+@pytest.mark.parametrize("kind", PLANNED)
+def test_what_is_written_is_what_was_planned(tmp_path, kind):
+    target, options = PLANNED[kind]
+    target = target.format(tmp_path) if "//" in target else tmp_path / target
+    drawn = picture(shape=(16, 64, 64))
+    plan = ix.plan_export(drawn, target, **options)
+    ix.export(drawn, target, **options)
+    found = [p for p in tmp_path.rglob("*") if p.is_file() and "manifest" not in p.name]
+    data = [p for p in found if p.name not in ("info", "zarr.json")]
+    assert plan.files_to_write == len(data)
+    assert f"about {len(data):,} files" in repr(plan)
+    assert plan.to_dict()["files_to_write"] == len(data)
+    coarser = getattr(plan.target, "grids", [])[1:]
+    assert len(coarser) == options.get("levels", 1) - 1
+    assert plan.pyramid_bytes == sum(4 * math.prod(grid.shape) for grid in coarser)
+
+
+@pytest.mark.parametrize("chunks", [(64, 64, 64), (16, 128, 128), (32, 128, 128)])
+def test_rereads_of_wide_volumes_stay_small_where_there_is_memory(tmp_path, chunks):
+    em = array_of(Computed((1024, 8192, 8192), chunks=chunks))
+    seg = array_of(Computed((1024, 8192, 8192), chunks=chunks, layer_type="segmentation"))
+    drawn = ix.overlay(em, seg, outline=3)
+    plan = ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=2, memory="32 GB")
+    assert all(r.rereads <= 1.15 for r in plan.reads), plan
+    assert plan.peak_memory <= 32e9
+    # and where there is none to spare, a region takes what it may
+    assert ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=2, memory="4 GB").peak_memory <= 4e9
+
+
+def test_what_is_read_many_times_is_told_of(tmp_path):
+    plan = ix.plan_export(
+        array_of(Computed((128, 8192, 8192), chunks=(64, 64, 64))), tmp_path / "z{z}.png", memory="1 GB"
+    )
+    assert plan.reads[0].rereads > 2
+    with pytest.warns(ix.ImageryWarning, match=r"is read [\d.]+ times, .*GB where 8\.6 GB are needed.*\.ome\.zarr"):
+        plan.warn_of_rereads()
+    ix.plan_export(array_of(Computed((128, 64, 64))), tmp_path / "z{z}.png").warn_of_rereads()
 
 
 @pytest.mark.parametrize("memory", ["500 MB", "700 MB", "2 GB"])

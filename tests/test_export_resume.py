@@ -335,6 +335,22 @@ def test_two_exports_of_one_target_at_once(tmp_path, kind):
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
+def test_a_folder_that_appears_while_it_is_looked_at_is_a_folder(tmp_path, monkeypatch):
+    plan = ix.plan_export(picture(), tmp_path / "new" / "o.zarr")
+    isdir, asked = os.path.isdir, []
+
+    def late(path):
+        asked.append(path)
+        if len(asked) == 1:
+            os.makedirs(tmp_path / "new")  # by another process, after the question
+            return False
+        return isdir(path)
+
+    monkeypatch.setattr(os.path, "isdir", late)
+    plan.validate()
+    assert asked[0] == str(tmp_path / "new")
+
+
 def test_a_worker_of_a_dead_export_cannot_write_into_the_next(tmp_path):
     from imageryxr.export.storage import Folder
 

@@ -192,6 +192,98 @@ def test_no_secret_is_written_down(bucket):
         assert SECRET.encode() not in bucket.read(key)
 
 
+# ---------------------------------------------------------------------------------------------------------
+# two at once
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    from imageryxr.export.lease import Lease
+
+    monkeypatch.setattr(Lease, "BEAT", 0.2)
+    monkeypatch.setattr(Lease, "DEAD", 1.0)
+
+
+def at_once(*calls):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def outcome(call):
+        try:
+            return call()
+        except ix.ImageryError as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(outcome, calls))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_two_exports_at_once_one_is_refused(bucket, impatient, seed, overwrite):
+    """Two of the same call, and of different ones: never a mixture, and never a hole."""
+    if overwrite:
+        put("omezarr", bucket, array=picture(seed=7))
+    arrays = [picture(seconds=0.4), picture(seconds=0.4, seed=seed)]
+    found = at_once(*(lambda a=a: put("omezarr", bucket, array=a, overwrite=overwrite) for a in arrays))
+    refused = [error for error in found if isinstance(error, ix.ImageryError)]
+    assert len(refused) == 1, found
+    assert isinstance(refused[0], ix.TargetError | ix.TargetExistsError)
+    winner = arrays[1 - found.index(refused[0])]
+    there = bucket.contents()
+    assert not [name for name in bucket.names() if ".lock" in name]
+    put("omezarr", bucket, array=winner, resume=False, overwrite=True)
+    assert there == bucket.contents()
+
+
+def test_one_that_joins_is_not_undone_by_one_that_stops(bucket, impatient):
+    # who had just begun removed all that it had put there, and with it what the other one needs
+    stop = ix.ChunkReadError("stopped")
+
+    def first():
+        return put("omezarr", bucket, array=picture(seconds=0.8, seed=3, fail_above=0), retries=0)
+
+    def second():
+        time.sleep(0.4)
+        return put("omezarr", bucket, array=picture(seed=3))
+
+    found = at_once(first, second)
+    assert isinstance(found[0], type(stop))
+    assert isinstance(found[1], ix.TargetError)
+    assert bucket.names() == []
+
+
+def test_a_lease_of_a_process_elsewhere_that_is_dead_is_taken_over(bucket, impatient):
+    import json
+
+    from imageryxr.export.lease import Lease
+    from imageryxr.export.storage import Bucket as Place
+
+    holder = {"key": "theirs", "host": "another-machine", "pid": 1}
+    lock = bucket.url("o.ome.zarr").rpartition("/")[0]
+    Place(lock).put([("o.ome.zarr.manifest.lock", json.dumps(holder).encode())])
+    began = time.monotonic()
+    assert put("omezarr", bucket).complete
+    assert time.monotonic() - began > Lease.DEAD
+    assert not [name for name in bucket.names() if ".lock" in name]
+
+
+def test_who_lost_the_lease_brings_nothing_to_its_place(bucket, impatient):
+    import json
+
+    from imageryxr.export.storage import Bucket as Place
+
+    def thief():
+        while not [name for name in bucket.names() if ".lock" in name]:
+            time.sleep(0.05)
+        holder = {"key": "theirs", "host": "another-machine", "pid": 1}
+        Place(bucket.url("x").rpartition("/")[0]).put([("o.ome.zarr.manifest.lock", json.dumps(holder).encode())])
+
+    found = at_once(lambda: put("omezarr", bucket, array=picture(seconds=0.6)), thief)
+    assert isinstance(found[0], ix.TargetError)
+    assert "process 1 on another-machine took over" in str(found[0])
+    assert "o.ome.zarr/zarr.json" not in bucket.names()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
 def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tracemalloc
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,8 +16,9 @@ from ome_zarr_models.v05 import Image as Image05
 from PIL import Image
 
 import imageryxr as ix
+from imageryxr.export.storage import Folder
 from tests.conftest import volume
-from tests.export_jobs import Computed, array_of, picture
+from tests.export_jobs import Computed, array_of, digest, picture
 from tests.test_verbs import FINE, IMAGE
 
 rng = np.random.default_rng(5)
@@ -75,6 +78,48 @@ def test_omezarr_shards_are_fewer_files(tmp_path):
     ix.export(array, tmp_path / "b.zarr", chunks=(4, 16, 16), shards=(8, 32, 32), levels=1)
     count = [len([f for f in (tmp_path / n / "0").rglob("*") if f.is_file()]) - 1 for n in ("a.zarr", "b.zarr")]
     assert count == [64, 8]
+
+
+@pytest.mark.parametrize("target", ["o.ome.zarr", "precomputed://{}/pc"])
+@pytest.mark.parametrize("name", ["grey", "ids", "rgba", "deep"])
+def test_a_level_made_in_parts_is_that_made_at_once(tmp_path, name, target, monkeypatch):
+    options = {"chunks": (2, 4, 8)} if "//" in target else {"chunks": (1, 4, 8), "shards": (2, 8, 16)}
+    array = ARRAYS[name].isel(z=slice(0, 5), y=slice(0, 21), x=slice(0, 31))
+    whole, parts = (
+        f"{tmp_path}/{n}/{target}" if "//" not in target else target.format(f"{tmp_path}/{n}") for n in "ab"
+    )
+    report = ix.export(array, whole, levels=3, **options)
+    monkeypatch.setattr(sys.modules["imageryxr.export.targets.pyramid"], "PART_VOXELS", 40)
+    again = ix.export(array, parts, levels=3, **options)
+    assert again.regions >= report.regions
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+@pytest.mark.parametrize("options", [{"chunks": (16, 32, 32), "shards": (32, 512, 512)}, {"chunks": (32, 256, 256)}])
+@pytest.mark.parametrize("ids", [False, True])
+def test_a_level_takes_the_memory_that_was_planned(tmp_path, options, ids, monkeypatch):
+    """Below a voxel lie up to eight: what all of a shard follows from is never in memory at once."""
+    monkeypatch.setattr(sys.modules["imageryxr.export.targets.pyramid"], "PART_VOXELS", 1 << 16)
+    layer = np.random.default_rng(2).integers(0, 255, (64, 512, 512)).astype(np.uint64 if ids else np.uint8)
+    array = volume(layer, (8, 8, 8), layer_type="segmentation" if ids else "image")
+    ix.export(array, tmp_path / "o.zarr", levels=2, **options)
+    target = ix.plan_export(array, tmp_path / "p.zarr", levels=2, **options).target
+    box, place = target.later[0].largest(), Folder(str(tmp_path / "o.zarr"), "")
+    target.derive(1, box, place)
+    tracemalloc.start()
+    try:
+        target.derive(1, box, place)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < target.derived_bytes(1, box)
+    assert target.derived_bytes(1, box) < (6 if "shards" in options else 30) * box.voxels * layer.itemsize
+
+
+def test_a_plan_counts_what_the_levels_take(tmp_path):
+    array = array_of(Computed((512, 512, 512)))
+    small, large = (ix.plan_export(array, tmp_path / "o.zarr", levels=n, chunks=(256, 256, 256)) for n in (1, 2))
+    assert large.peak_memory > 1.2 * small.peak_memory
 
 
 @pytest.mark.parametrize("name", ["grey", "ids", "rgba", "deep"])
@@ -224,6 +269,17 @@ def test_tiff_file(tmp_path, name, options, suffix):
     assert report.complete
 
 
+def test_bigtiff_says_how_large_a_pixel_is(tmp_path):
+    # it is no ImageJ TIFF, whatever the voxels: then nm per pixel without a unit is understood by nobody
+    ix.export(IMAGE, tmp_path / "o.tif", bigtiff=True)
+    with tifffile.TiffFile(tmp_path / "o.tif") as file:
+        tags = file.pages[0].tags
+        assert not file.is_imagej
+        assert tags["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER
+        count, per = tags["XResolution"].value
+        assert 1e7 / (count / per) == pytest.approx(ix.grid_of(IMAGE).resolution[0])
+
+
 def test_png_says_how_large_a_pixel_is(tmp_path):
     ix.export(IMAGE, tmp_path / "z{z}.png")
     dpi = Image.open(tmp_path / "z0.png").info["dpi"]
@@ -334,6 +390,8 @@ CASES = {
     "png level": ({"compress_level": 11}, "{z}.png", "0 .* to 9"),
     "tiff": ({"compression": "lzw"}, "{z}.tif", "'zlib'"),
     "axis": ({"axis": "c"}, "o.tif", "'z', 'y' or 'x'"),
+    "fps of words": ({"fps": "fast"}, "o.mp4", "above 0"),
+    "chunks": ({"chunks": (16.5, 64, 64)}, "o.zarr", "three positive counts"),
     "fps": ({"fps": 0}, "o.mp4", "above 0"),
     "crf": ({"crf": 99}, "o.mp4", "0 .* to 51"),
     "on_error": ({"on_error": "ignore"}, "o.zarr", "'raise' .* 'collect'"),
@@ -356,6 +414,14 @@ def test_what_cannot_be_is_told(tmp_path, case):
 def test_a_video_of_numbers_that_are_no_grey_values(tmp_path):
     with pytest.raises(ix.OptionError, match=r"uint16 are no frames.*to_rgba"):
         ix.export(GREY16, tmp_path / "film.mp4")
+
+
+def test_floats_that_ome_tiff_lacks_are_refused_before_it_begins(tmp_path):
+    half = FLOATS.astype(np.float16)
+    with pytest.raises(ix.OptionError, match=r"float16.*astype\('float32'\)"):
+        ix.plan_export(half, tmp_path / "o.ome.tif")
+    ix.export(half, tmp_path / "o.tif")
+    assert (tifffile.imread(tmp_path / "o.tif") == half.values).all()
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32", "int8"])
@@ -384,6 +450,30 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path):
     assert (target / "zarr.json").read_text() == "theirs"
     ix.export(slow, target, progress=False, overwrite=True)
     np.testing.assert_array_equal(ix.open_image(target).values, em.values)
+
+
+@pytest.mark.parametrize("target", [3, None, b"x.zarr"])
+def test_what_is_no_path_is_told(target):
+    with pytest.raises(ix.OptionError, match="no path or URL"):
+        ix.export(IMAGE, target)
+
+
+def test_a_pattern_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ix.export(IMAGE.isel(z=[0]), "~/stack/z{z}.tif")
+    assert (tmp_path / "stack" / "z0.tif").exists()
+
+
+@pytest.mark.parametrize("target", ["o.tif", "stack/z{z}.png"])
+def test_overwrite_removes_no_folder_that_has_the_name_of_a_file(tmp_path, target):
+    folder = tmp_path / target.format(z=0)
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(ix.TargetExistsError, match="is a folder, where a file would be"):
+        ix.export(IMAGE, tmp_path / target, overwrite=True)
+    with pytest.raises(ix.TargetExistsError):
+        ix.export(IMAGE, tmp_path / target)
+    assert (folder / "thesis.txt").read_text() == "years of work"
 
 
 def test_overwrite_removes_no_folder_of_other_things(tmp_path):

@@ -183,6 +183,7 @@ def export(
     try:
         plan = _plan(da, target, crew, overwrite, square, options)
         plan.validate()
+        plan.warn_of_rereads()
         return run_plan(plan, overwrite=overwrite, resume=resume, retries=retries, on_error=on_error, progress=progress)
     finally:
         crew.close()

@@ -41,6 +41,8 @@ def choose_target(target: str | os.PathLike[str], layer: Layer, **options: Any) 
     OptionError
         If it names none that is known, or an option is not one of that target's.
     """
+    if not isinstance(target, str | os.PathLike):
+        raise OptionError(f"target={target!r} is no path or URL; give {KINDS}")
     text = os.fspath(target)
     if text.startswith("memory:"):
         _check_options("memory://", InMemory, options, ())

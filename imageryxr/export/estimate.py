@@ -59,11 +59,12 @@ def source_reads(expr: Expr, regions: Regions) -> list[SourceReads]:
     return found
 
 
-def rereads(expr: Expr, regions: Regions) -> float:
-    """Return how many times over the regions read what they need, the sources taken together by bytes."""
+def rereads(expr: Expr, regions: Regions) -> tuple[float, float]:
+    """Return how many times over the regions read what they need: all sources together by bytes, and the worst."""
     reads = source_reads(expr, regions)
     distinct = sum(r.distinct_bytes for r in reads)
-    return sum(r.bytes for r in reads) / distinct if distinct else 1.0
+    together = sum(r.bytes for r in reads) / distinct if distinct else 1.0
+    return together, max((r.rereads for r in reads), default=1.0)
 
 
 def _along_axes(expr: Expr, regions: Regions) -> dict[Leaf, list[list[tuple[float, float]]]]:

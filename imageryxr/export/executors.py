@@ -23,6 +23,7 @@ from dask.utils import parse_bytes
 from imageryxr.boxes import IndexBox
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.job import Job, holds_array, pack, part_of, work
+from imageryxr.export.reading import BUFFERS
 
 
 class Workers(ABC):
@@ -68,6 +69,7 @@ class Threads(Workers):
     def close(self) -> None:
         """Wait for what is under way."""
         self._pool.shutdown(cancel_futures=True)
+        BUFFERS.clear()
 
 
 class _Packed(Workers):

@@ -6,7 +6,6 @@ so that a region may be made twice, by any worker, and is the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -15,17 +14,18 @@ import numpy as np
 
 from imageryxr.boxes import IndexBox
 from imageryxr.export.manifest import Entry, crc_of_sizes
+from imageryxr.export.reading import BUFFERS, read_region
 from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
-from imageryxr.expr import Array, ArrayLeaf, Expr, LevelLeaf, Readings, evaluate, shifted, wanted
+from imageryxr.expr import Array, ArrayLeaf, Expr, LevelLeaf, shifted, wanted
 from imageryxr.lazy import to_dask
 from imageryxr.sources.base import recording_holes
 from imageryxr.volumes import BoxReader
 
 EMPTY = IndexBox((0, 0, 0), (0, 0, 0))
 
-# What is drawn at a time, of a region that was read in one go: what lies between is small then.
-BRICK_VOXELS = 1 << 22
+# How long a worker keeps memory for a region that does not come.
+KEPT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -65,31 +65,6 @@ class Job:
         if isinstance(read, BoxReader):
             return read_region(read, box)
         return np.asarray(read())
-
-
-def read_region(read: BoxReader, box: IndexBox) -> Array:
-    """Return the values of a box: each source is read once, and the drawing is done brick by brick."""
-    if read.volume.givens:
-        return read(box)
-    expr = read.volume.expr
-    readings: Readings = {leaf: [(b, leaf.read(b)) for b in boxes] for leaf, boxes in wanted(expr, box).items()}
-    if box.voxels <= BRICK_VOXELS:
-        return evaluate(expr, box, readings)
-    out = np.empty((*box.shape, *expr.tail), expr.dtype)
-    for brick in bricks(box):
-        out[brick.slices(box)] = evaluate(expr, brick, readings)
-    return out
-
-
-def bricks(box: IndexBox, voxels: int = BRICK_VOXELS) -> Iterator[IndexBox]:
-    """Return slabs of a box along z, or if one slice of it is large, slices cut along y."""
-    slice_, row = box.shape[1] * box.shape[2], box.shape[2]
-    axis, step = (0, voxels // slice_) if slice_ <= voxels else (1, max(1, voxels // row))
-    for z in range(box.start[0], box.stop[0], step if axis == 0 else 1):
-        slab = (z, min(z + step, box.stop[0]) if axis == 0 else z + 1)
-        for y in range(box.start[1], box.stop[1], step if axis == 1 else box.shape[1]):
-            rows = (y, min(y + step, box.stop[1]) if axis == 1 else box.stop[1])
-            yield IndexBox((slab[0], rows[0], box.start[2]), (slab[1], rows[1], box.stop[2]))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -183,4 +158,7 @@ def work(blob: bytes, number: int, stage: int, box: tuple[Any, Any], part: bytes
     """Make a region in another process: the task of a worker."""
     import cloudpickle
 
-    return _unpack(blob)(number, stage, IndexBox(*box), None if part is None else cloudpickle.loads(part))
+    try:
+        return _unpack(blob)(number, stage, IndexBox(*box), None if part is None else cloudpickle.loads(part))
+    finally:
+        BUFFERS.clear_after(KEPT_SECONDS)

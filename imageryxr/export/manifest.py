@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from imageryxr.errors import TargetError
+from imageryxr.export.lease import Lease
 from imageryxr.export.storage import Bucket, Folder
 
 FORMAT = 1
@@ -148,7 +149,10 @@ class Keeper(Protocol):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from this target, as far as that can be."""
+        """Keep other processes from this target."""
+
+    def check(self) -> None:
+        """Raise `TargetError` if it is another process's meanwhile."""
 
 
 class LocalKeeper:
@@ -220,6 +224,9 @@ class LocalKeeper:
             os.close(self._log)
             self._log = None
 
+    def check(self) -> None:
+        """Do nothing: the system takes a lock from nobody who lives."""
+
 
 def _locked_file(path: str) -> int:
     while True:
@@ -250,7 +257,7 @@ def _lock(handle: int, path: str) -> None:
 
 
 class BucketKeeper:
-    """A manifest in a bucket. Nothing is locked: two exports of one call put the same bytes."""
+    """A manifest in a bucket; an object beside it keeps other processes out while an export runs, see `Lease`."""
 
     EVERY = 15.0
     """Seconds between pieces of the log: what a crash costs at the most."""
@@ -260,6 +267,7 @@ class BucketKeeper:
         self.name = name
         self._lines: list[bytes] = []
         self._last = time.monotonic()
+        self._lease = Lease(self.bucket, f"{name}.lock")
 
     def load(self) -> Header | None:
         """Download the header."""
@@ -283,6 +291,7 @@ class BucketKeeper:
 
     def append(self, run: str, entry: Entry) -> None:
         """Keep a line until enough time has passed."""
+        self._lease.check_seen()
         self._lines.append(entry.line(run))
         if time.monotonic() - self._last > self.EVERY:
             self.flush()
@@ -301,8 +310,13 @@ class BucketKeeper:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Write the rest of the log at the end."""
-        try:
-            yield
-        finally:
-            self.flush()
+        """Hold the lease, and write the rest of the log at the end."""
+        with self._lease.held():
+            try:
+                yield
+            finally:
+                self.flush()
+
+    def check(self) -> None:
+        """Ask the bucket whose the lease is."""
+        self._lease.check()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import uuid
+import warnings
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from imageryxr.boxes import Index3
-from imageryxr.errors import OptionError, TargetError
+from imageryxr.errors import ImageryWarning, OptionError, TargetError
 from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
 from imageryxr.export.executors import Crew
-from imageryxr.export.job import BRICK_VOXELS
+from imageryxr.export.reading import BRICK_VOXELS
 from imageryxr.export.regions import REGION_BYTES, Regions, choose_regions
 from imageryxr.export.report import show_bytes
 from imageryxr.export.storage import Bucket
@@ -57,6 +59,20 @@ class ExportPlan:
         return self.shape[0] * self.shape[1] * self.shape[2] * self.voxel_bytes
 
     @property
+    def pyramid_bytes(self) -> int:
+        """Bytes of a pyramid's coarser levels, which come on top, before compression."""
+        return sum(math.prod(regions.shape) for regions in self.target.later) * self.voxel_bytes
+
+    @property
+    def files_to_write(self) -> int:
+        """Files that are written, about, those of a pyramid included: into a bucket each is a request."""
+        count = 0.0
+        for stage, regions in enumerate((self.regions, *self.target.later)):
+            box = regions.largest()
+            count += len(self.target.keys(stage, box)) / max(1, box.voxels) * math.prod(regions.shape)
+        return math.ceil(count)
+
+    @property
     def bytes_to_read(self) -> int:
         """Bytes that are read of all sources together, re-reads included."""
         return sum(r.bytes for r in self.reads)
@@ -96,6 +112,22 @@ class ExportPlan:
             plain = self.target.describe().get("compression", "some") is None
             _check_writable(self.workspace, self.bytes_to_write if plain else 0)
 
+    def warn_of_rereads(self) -> None:
+        """Warn if much is read again and again: that takes long, and may cost money, and there are ways around it."""
+        again = max(self.reads, key=lambda r: r.bytes - r.distinct_bytes, default=None)
+        if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
+            return
+        ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else [])
+        if self.target.granule[1:] == self.shape[1:]:
+            ways.append("export to .ome.zarr, whose regions need not be whole slices")
+        warnings.warn(
+            f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} where "
+            f"{show_bytes(again.distinct_bytes)} are needed, as what a worker has memory for is thinner than its "
+            f"chunks; less is read with {', or '.join(ways)}",
+            ImageryWarning,
+            stacklevel=3,
+        )
+
     def _less_memory(self) -> str:
         granule = self.target.granule
         advice = ["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else []
@@ -116,6 +148,8 @@ class ExportPlan:
             "tasks": self.tasks,
             "done": self.done,
             "bytes_to_write": self.bytes_to_write,
+            "pyramid_bytes": self.pyramid_bytes,
+            "files_to_write": self.files_to_write,
             "bytes_to_read": self.bytes_to_read,
             "requests": self.requests,
             "reads": [
@@ -151,7 +185,9 @@ class ExportPlan:
                 ("read", f"{show_bytes(r.bytes)}{again}, about {r.requests:,} requests, of {r.source} (mip {r.mip})")
             )
         each = f"{show_bytes(self.region_bytes)} a region"
-        rows.append(("write", f"{show_bytes(self.bytes_to_write)} before compression, {each}"))
+        also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
+        files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
+        rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
         have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
         crew = f"{self.crew.workers:,} × {self.crew.threads:,} {self.crew.kind}" if self.crew.kind == "cluster" else (
             f"{self.crew.workers * self.crew.threads:,} {self.crew.kind}"
@@ -189,6 +225,7 @@ def make_plan(
         reads_of=lambda r: rereads(expr, r),
         budget=_budget(crew),
         least=slots,
+        most=_share(crew),
     )
     workspace, done = None, 0
     stages = Stages.of(regions, target)
@@ -207,7 +244,8 @@ def make_plan(
         regions=regions,
         tasks=len(stages),
         reads=tuple(source_reads(expr, regions)),
-        peak_memory=PROCESS_BYTES + crew.threads * max(map(memory_of, [regions.largest(), regions[0]])),
+        peak_memory=PROCESS_BYTES
+        + crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target)),
         crew=crew,
         done=done,
         read=read,
@@ -216,12 +254,26 @@ def make_plan(
     )
 
 
+def _later(target: Target) -> int:
+    """Return the most that a region of a pyramid's coarser levels takes."""
+    most = 0
+    for stage, regions in enumerate(target.later, 1):
+        box = regions.largest()
+        encoding = int((1 + target.encoding) * box.voxels * target.layer.voxel_bytes)
+        most = max(most, target.derived_bytes(stage, box), encoding)
+    return most
+
+
 def _budget(crew: Crew) -> int:
+    share = _share(crew)
+    return REGION_BYTES if share is None else min(REGION_BYTES, share)
+
+
+def _share(crew: Crew) -> int | None:
     if crew.memory is None:
-        return REGION_BYTES
-    share = (crew.memory - PROCESS_BYTES) // crew.threads
+        return None
     # half of what there is, as the rest is an estimate, too
-    return max(1 << 24, min(REGION_BYTES, share // 2))
+    return max(1 << 24, (crew.memory - PROCESS_BYTES) // crew.threads // 2)
 
 
 def _check_writable(workspace: Workspace, least: int) -> None:
@@ -233,7 +285,7 @@ def _check_writable(workspace: Workspace, least: int) -> None:
         return
     folder = workspace.folder
     while not os.path.isdir(folder):
-        if os.path.lexists(folder):
+        if os.path.lexists(folder) and not os.path.isdir(folder):  # it may have been made just now
             raise TargetError(f"could not write {workspace.target.place}: {folder} is a file, not a folder")
         folder = os.path.dirname(folder)
     try:

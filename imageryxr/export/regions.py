@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import overload
 
 from imageryxr.boxes import Index3, IndexBox
@@ -13,6 +13,8 @@ from imageryxr.expr import Expr
 
 # What one region may take in memory, unless the caller or the machine says less.
 REGION_BYTES = 1 << 30
+# What may be read, against what is needed, before a region may take more than that.
+MUCH_AGAIN = 1.15
 # A region starts out as a block does: CloudVolume reads at full speed from there on.
 START_VOXELS = 1 << 22
 
@@ -78,15 +80,23 @@ class Regions(Sequence[IndexBox]):
         return self[(z * ny + y) * nx + x]
 
 
+def tiles(box: IndexBox, size: Index3) -> Iterator[IndexBox]:
+    """Return the pieces of a box between multiples of a size."""
+    ranges = [range(a - a % s, b, s) for a, b, s in zip(box.start, box.stop, size, strict=True)]
+    for z, y, x in product(*ranges):
+        yield IndexBox((z, y, x), (z + size[0], y + size[1], x + size[2])).clip(box)
+
+
 def choose_regions(
     expr: Expr,
     shape: Index3,
     granule: Index3,
     *,
     memory_of: Callable[[IndexBox], int],
-    reads_of: Callable[[Regions], float],
+    reads_of: Callable[[Regions], tuple[float, float]],
     budget: int,
     least: int,
+    most: int | None = None,
 ) -> Regions:
     """Return regions that are whole target chunks, that follow the source's chunks, and that read little twice.
 
@@ -101,27 +111,31 @@ def choose_regions(
     memory_of : callable
         Bytes that a region takes while it is under way.
     reads_of : callable
-        How many times over, about, the regions of a choice read what they need.
+        How many times over, about, the regions of a choice read what they need: of all sources together, and of that
+        of which most is read again.
     budget : int
         Bytes that a region may take.
     least : int
         How many regions there should be, so that no worker idles.
+    most : int, optional
+        Bytes that a region may take where more than `MUCH_AGAIN` would be read twice else.
     """
     axes = [_start(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
     best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
     best = _shrunk(best, granule, lambda r: _volume(r) <= 2 * START_VOXELS and memory_of(r.largest()) <= budget)
-    reads = reads_of(best)
+    reads, worst = reads_of(best)
     while reads > 1.02:
         grown = [_grown(best, axis, granule[axis]) for axis in (2, 1, 0)]
-        fitting = [g for g in grown if g != best and len(g) >= least and memory_of(g.largest()) <= budget]
+        limit = budget if worst <= MUCH_AGAIN else max(budget, most or 0)
+        fitting = [g for g in grown if g != best and len(g) >= least and memory_of(g.largest()) <= limit]
         if not fitting:
             break
         # What a larger region spares, against what it takes: equal gains go to the axis along which memory is one run.
         costs = [reads_of(g) for g in fitting]
         cost = min(costs)
-        if cost > reads * 0.99:
+        if cost[0] > reads * 0.99:
             break
-        best, reads = fitting[costs.index(cost)], cost
+        best, (reads, worst) = fitting[costs.index(cost)], cost
     return best
 
 

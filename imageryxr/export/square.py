@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from imageryxr.axismap import AxisMap
 from imageryxr.boxes import DIMS, IndexBox
 from imageryxr.errors import OptionError
 from imageryxr.expr import Array, Expr, Resampled
 from imageryxr.grid import Axis, Grid
-from imageryxr.volumes import BoxReader
+from imageryxr.volumes import BoxReader, box_reader, labelled
 
 
 def squared(read: BoxReader, across: str, layer_type: str) -> BoxReader:
@@ -42,6 +43,13 @@ def squared(read: BoxReader, across: str, layer_type: str) -> BoxReader:
     if read.tail:
         expr = ResampledColors(volume.expr, maps, "linear", tail=read.tail)  # type: ignore[arg-type]
     return replace(read, volume=replace(volume, expr=expr, grid=grid, splits=None))
+
+
+def square_pixels(picture: xr.DataArray, across: str) -> xr.DataArray:
+    """Return RGBA (z, y, x, rgba) whose pixels in the slices across an axis are square; computes."""
+    read = squared(box_reader(picture), across, "image")
+    volume = read.volume
+    return labelled(read(volume.grid.box), volume.grid, volume.attrs, str(volume.name or "picture"), tail="rgba")
 
 
 def _finer(axis: Axis, resolution: float) -> Axis:

@@ -118,7 +118,18 @@ class Workspace:
     def _refuse_foreign_folder(self) -> None:
         # Whoever replaces an image does not mean a folder of other things that has the name of one.
         root = self.target.root
-        if self.remote or self.target.kind != "tree" or not os.path.isdir(root):
+        if self.remote:
+            return
+        if self.target.kind != "tree":
+            files = [root] if self.target.kind == "single" else [f"{root}/{key}" for key in self.target.occupied()]
+            folder = next((f for f in files if os.path.isdir(f)), None)
+            if folder is not None:
+                raise TargetExistsError(
+                    f"{folder} is a folder, where a file would be: overwrite=True does not remove it; choose another "
+                    "target, or remove it yourself"
+                )
+            return
+        if not os.path.isdir(root):
             return
         inside = sorted(os.listdir(root))
         if inside and not set(inside) & {"zarr.json", ".zattrs", ".zgroup", ".zarray", "info"}:
@@ -268,6 +279,7 @@ class Workspace:
             self._remove_work()
             return 0
         self.keeper.flush()
+        self.keeper.check()
         self._refuse_what_appeared()
         written = 0
         if self.target.kind == "single":

@@ -7,6 +7,7 @@ So a new format is one module here, and every format can be resumed and written 
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from imageryxr.boxes import Index3, IndexBox
+from imageryxr.errors import OptionError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.expr import Array
@@ -103,9 +105,24 @@ class Target(ABC):
         """Return the values of a region of a later stage, from what is at ``place``."""
         raise NotImplementedError
 
+    def derived_bytes(self, stage: int, box: IndexBox) -> int:
+        """Return the bytes that `derive` takes at the most, its result included."""
+        return 0
+
     def assemble(self, regions: Regions, place: Place, path: str) -> None:
         """Write the one file of a target of that kind from what the regions became."""
         raise NotImplementedError
 
     def done(self) -> None:  # noqa: B027 - most have nothing to tell
         """Tell of what a user should know now that the result is at its place."""
+
+
+def three_counts(value: Any, name: str) -> Index3:
+    """Return three counts of voxels (z, y, x), or raise `OptionError`."""
+    try:
+        z, y, x = (operator.index(v) for v in value)
+    except (TypeError, ValueError):
+        z = y = x = 0
+    if min(z, y, x) < 1:
+        raise OptionError(f"{name}={value!r} is not three positive counts of voxels (z, y, x)")
+    return z, y, x

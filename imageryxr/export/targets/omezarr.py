@@ -17,8 +17,8 @@ from imageryxr.boxes import Index3, IndexBox, tidy
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.export.targets.base import Layer, Target
-from imageryxr.export.targets.pyramid import level_regions, pyramid, shrink
+from imageryxr.export.targets.base import Layer, Target, three_counts
+from imageryxr.export.targets.pyramid import Below, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
 
@@ -125,26 +125,37 @@ class OmeZarr(Target):
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
         """Make a box of a level from the level below."""
-        return shrink(
-            self.grids[stage - 1],
+        held: dict[str, Any] = {}
+        return derived(
+            self._below(stage),
             self.grids[stage],
             box,
-            lambda need: self._load(stage - 1, need, place),
+            lambda need: self._load(stage - 1, need, place, held),
             layer_type=self.layer.layer_type,
             rgba=bool(self.layer.channels),
+            dtype=_kept(self.layer.dtype),
         )
 
-    def _load(self, level: int, box: IndexBox, place: Place) -> Array:
+    def derived_bytes(self, stage: int, box: IndexBox) -> int:
+        """Return what making a box of a level takes."""
+        return derived_bytes(self._below(stage), self.grids[stage], box, self.layer.voxel_bytes)
+
+    def _below(self, stage: int) -> Below:
+        return Below(self.grids[stage - 1], self.stored(stage - 1), self.chunk_of(stage - 1))
+
+    def _load(self, level: int, box: IndexBox, place: Place, held: dict[str, Any]) -> Array:
         from zarr.storage import MemoryStore
 
         # zarr takes an object that is not there for background: so they are fetched here, and must be there
-        held = {}
-        for key in self.keys(level, box):
+        keys = self.keys(level, box)
+        for key in set(held) - set(keys):
+            del held[key]  # only what several parts in a row need is kept
+        for key in set(keys) - set(held):
             data = place.get(key)
             if data is None:
                 raise TargetError(f"{place.url}/{key} was written, and is not there any more: run the same call again")
             held[key] = _prototype().buffer.from_bytes(data)
-        array = self._array(level, MemoryStore(held))
+        array = self._array(level, MemoryStore(dict(held)))
         if self.layer.channels:
             return np.moveaxis(np.asarray(array[(slice(None), *box.slices())]), 0, -1)
         return np.asarray(array[box.slices()])
@@ -309,10 +320,10 @@ def ome_zarr(
         raise OptionError(f"values of dtype {layer.dtype} cannot be stored as OME-Zarr")
     if str(version) not in VERSIONS:
         raise OptionError(f"version={version!r} must be '0.5' (Zarr v3) or '0.4' (Zarr v2), for readers that are older")
-    asked = _three(chunks, "chunks")
+    asked = three_counts(chunks, "chunks")
     shape = layer.grid.shape
     chunk: Index3 = tuple(min(c, n) for c, n in zip(asked, shape, strict=True))  # type: ignore[assignment]
-    shard = None if shards is None else _shard(_three(shards, "shards"), asked, chunk, str(version))
+    shard = None if shards is None else _shard(three_counts(shards, "shards"), asked, chunk, str(version))
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
         raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
     grids = tuple(pyramid(layer.grid, levels, max(chunk)))
@@ -321,16 +332,6 @@ def ome_zarr(
     if layer_type is not None:
         layer = Layer(layer.grid, layer.channels, layer.dtype, layer_type, layer.contrast)
     return OmeZarr(place, root, layer, grids, chunk, shard, _compressor(compressor), str(version))
-
-
-def _three(value: Any, name: str) -> Index3:
-    try:
-        z, y, x = (int(v) for v in value)
-    except (TypeError, ValueError):
-        z = y = x = 0
-    if min(z, y, x) < 1:
-        raise OptionError(f"{name}={value!r} is not three positive counts of voxels (z, y, x)")
-    return z, y, x
 
 
 def _shard(shards: Index3, asked: Index3, chunk: Index3, version: str) -> Index3:

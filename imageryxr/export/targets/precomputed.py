@@ -20,8 +20,8 @@ from imageryxr.boxes import Index3, IndexBox, show_triple
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.export.targets.base import Layer, Target
-from imageryxr.export.targets.pyramid import level_regions, pyramid, shrink
+from imageryxr.export.targets.base import Layer, Target, three_counts
+from imageryxr.export.targets.pyramid import Below, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
 
@@ -148,26 +148,39 @@ class Precomputed(Target):
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
         """Make a box of a scale from the scale below."""
-        return shrink(
-            self.grids[stage - 1],
+        held: dict[str, bytes] = {}
+        return derived(
+            self._below(stage),
             self.grids[stage],
             box,
-            lambda need: self._load(stage - 1, need, place),
+            lambda need: self._load(stage - 1, need, place, held),
             layer_type=self.layer.layer_type,
             rgba=bool(self.layer.channels),
+            dtype=_kept(self.layer.dtype),
         )
 
-    def _load(self, stage: int, box: IndexBox, place: Place) -> Array:
+    def derived_bytes(self, stage: int, box: IndexBox) -> int:
+        """Return what making a box of a scale takes."""
+        return derived_bytes(self._below(stage), self.grids[stage], box, self.layer.voxel_bytes)
+
+    def _below(self, stage: int) -> Below:
+        return Below(self.grids[stage - 1], self.chunk, self.chunk)
+
+    def _load(self, stage: int, box: IndexBox, place: Place, held: dict[str, bytes]) -> Array:
         from cloudvolume import chunks
+
+        for key in set(held) - set(self.keys(stage, box)):
+            del held[key]  # only what several parts in a row need is kept
 
         count = max(1, self.layer.channels)
         dtype = _kept(self.layer.dtype)
         out = np.empty((*box.shape, count), dtype)
         for part in self._parts(stage, box):
             key = self._file(stage, part)
-            data = place.get(key)
+            data = held.get(key) or place.get(key)
             if data is None:
                 raise TargetError(f"{place.url}/{key} was written, and is not there any more: run the same call again")
+            held[key] = data
             data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
             shape = (*part.shape[::-1], count)
             voxels = chunks.decode(data, self.codec, shape=shape, dtype=str(dtype), block_size=(8, 8, 8))
@@ -225,12 +238,7 @@ def precomputed(
         raise OptionError(f"encoding={encoding!r} cannot be used for {what}; choose one of {able}")
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
         raise OptionError(f"quality={quality!r} must be a whole number from 1 to 100")
-    try:
-        z, y, x = (int(c) for c in chunks)
-    except (TypeError, ValueError):
-        z = y = x = 0
-    if min(z, y, x) < 1:
-        raise OptionError(f"chunks={chunks!r} is not three positive counts of voxels (z, y, x)")
+    z, y, x = three_counts(chunks, "chunks")
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
         raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
     layer = Layer(layer.grid, layer.channels, layer.dtype, kind, layer.contrast)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from imageryxr.axismap import AxisMap
 from imageryxr.boxes import Index3, IndexBox, tidy
-from imageryxr.export.regions import Regions
+from imageryxr.export.regions import Regions, tiles
 from imageryxr.expr import Array, ArrayLeaf, Expr, Resampled, evaluate
 from imageryxr.grid import Axis, Grid
 
+# Voxels of a region of a coarser level, unless a chunk is larger.
+REGION_VOXELS = 1 << 20
 # Voxels of a coarser level that are made at a time; below them lie up to eight times as many.
-BRICK_VOXELS = 1 << 20
+PART_VOXELS = 1 << 18
 
 
 def pyramid(grid: Grid, levels: int | None, largest: int, *, whole_offsets: bool = False) -> list[Grid]:
@@ -47,9 +51,74 @@ def level_regions(shape: Index3, granule: Index3) -> Regions:
     step = list(granule)
     while True:
         axis = min((a for a in range(3) if step[a] < shape[a]), key=lambda a: step[a], default=None)
-        if axis is None or math.prod(step) * 2 > BRICK_VOXELS:
+        if axis is None or math.prod(step) * 2 > REGION_VOXELS:
             return Regions.uniform(shape, (step[0], step[1], step[2]))
         step[axis] *= 2
+
+
+@dataclass(frozen=True)
+class Below:
+    """The level that a coarser one is made from: where it lies, and in what pieces it is stored."""
+
+    grid: Grid
+    stored: Index3
+    """Voxels of a stored object."""
+    chunk: Index3
+    """Voxels that are decoded at a time, of which an object holds whole numbers."""
+
+
+def derived(
+    below: Below,
+    grid: Grid,
+    box: IndexBox,
+    load: Callable[[IndexBox], Array],
+    *,
+    layer_type: str,
+    rgba: bool,
+    dtype: np.dtype[Any],
+) -> Array:
+    """Return a box of a level part by part, so that little of the level below is in memory at a time.
+
+    Parameters
+    ----------
+    below, grid, box, load, layer_type, rgba
+        As `shrink` takes them. ``load`` is asked for one stored object after the other, and for few of its chunks at a
+        time.
+    dtype : dtype
+        Of the voxels.
+    """
+    if box.voxels <= PART_VOXELS:
+        return shrink(below.grid, grid, box, load, layer_type=layer_type, rgba=rgba)
+    out = np.empty((*box.shape, *((4,) if rgba else ())), dtype)
+    for part in _parts(below, grid, box):
+        out[part.slices(box)] = shrink(below.grid, grid, part, load, layer_type=layer_type, rgba=rgba)
+    return out
+
+
+def derived_bytes(below: Below, grid: Grid, box: IndexBox, voxel_bytes: int) -> int:
+    """Return the bytes that `derived` takes at the most for a box, its result included."""
+    part = max(math.prod(_part(below, grid, box)), min(box.voxels, PART_VOXELS))
+    # Above a part lie up to eight voxels for each: as they are loaded, and as they are weighted.
+    return voxel_bytes * (box.voxels + 8 * 3 * part) + voxel_bytes * math.prod(below.stored)
+
+
+def _part(below: Below, grid: Grid, box: IndexBox) -> Index3:
+    """Return how much of a level is made at a time: what lies over whole chunks of the level below."""
+    factors = [round(t.resolution / s.resolution) for t, s in zip(grid.axes, below.grid.axes, strict=True)]
+    most = [max(1, min(n, s // f)) for n, s, f in zip(box.shape, below.stored, factors, strict=True)]
+    size = [min(m, max(1, c // f)) for m, c, f in zip(most, below.chunk, factors, strict=True)]
+    while True:
+        axis = min((a for a in range(3) if 2 * size[a] <= most[a]), key=lambda a: size[a], default=None)
+        if axis is None or math.prod(size) * 2 > PART_VOXELS:
+            return size[0], size[1], size[2]
+        size[axis] *= 2
+
+
+def _parts(below: Below, grid: Grid, box: IndexBox) -> Iterator[IndexBox]:
+    factors = [round(t.resolution / s.resolution) for t, s in zip(grid.axes, below.grid.axes, strict=True)]
+    cell = [max(1, s // f) for s, f in zip(below.stored, factors, strict=True)]
+    for outer in tiles(box, (cell[0], cell[1], cell[2])):
+        yield from tiles(outer, _part(below, grid, box))
 
 
 def shrink(
@@ -77,7 +146,9 @@ def shrink(
     held = need.clip(below.box)
     # The voxels at the edge stand for those beyond it, so that half a voxel counts as a whole one of the same value.
     missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
-    values = np.pad(load(held), [*missing, *([(0, 0)] if rgba else [])], mode="edge")
+    values = load(held)
+    if any(map(any, missing)):
+        values = np.pad(values, [*missing, *([(0, 0)] if rgba else [])], mode="edge")
     moved = tuple(AxisMap(m.a, m.b - o * m.c, m.c) for m, o in zip(maps, need.start, strict=True))
     if rgba:
         return shrink_rgba(values, moved, box)

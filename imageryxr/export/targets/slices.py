@@ -148,6 +148,7 @@ def split_pattern(text: str) -> tuple[str, str, int]:
             f"target={text!r} must name one axis to slice along, by index or by nm: e.g. 'stack/z{{z:04d}}.png', "
             f"'stack/{{x_nm:.0f}}nm.png'{'; it names ' + str(sorted(axes)) if axes else ''}"
         )
+    text = os.path.expanduser(text) if text.startswith("~") else text
     fixed = text.split("{", 1)[0]
     folder, _, _ = fixed.rpartition("/")
     remote = "://" in text

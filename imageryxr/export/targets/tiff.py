@@ -35,17 +35,16 @@ def imagej_can(layer: Layer) -> bool:
     return layer.dtype in (np.uint8, np.uint16, np.float32, np.bool_)
 
 
-def tiff_page_tags(layer: Layer, pixel: tuple[float, float, float]) -> dict[str, Any]:
-    """Return what `tifffile` is to write of colours and voxel size: ImageJ's ``spacing`` and ``unit`` where it can."""
+def tiff_page_tags(layer: Layer, pixel: tuple[float, float, float], *, imagej: bool) -> dict[str, Any]:
+    """Return what `tifffile` is to write of colours and voxel size: for ImageJ its ``spacing`` and ``unit``."""
     width, height, depth = pixel
     tags: dict[str, Any] = {"photometric": "rgb" if layer.channels else "minisblack"}
     if layer.channels:
         tags["extrasamples"] = ["unassalpha"]
-    if imagej_can(layer):
+    if imagej:
         # per nm, the unit that is named: that is how ImageJ understands them
         return {
             **tags,
-            "imagej": True,
             "resolution": (1 / width, 1 / height),
             "resolutionunit": "NONE",
             "metadata": {"spacing": depth, "unit": "nm"},
@@ -109,8 +108,7 @@ class TiffFile(SliceTarget):
         dtype = np.dtype(np.uint8) if self.layer.dtype == np.bool_ else self.layer.dtype
         samples = (self.layer.channels,) if self.layer.channels else ()
         shape = (count, *self.picture_shape, *samples)
-        imagej = not self.ome and not self.bigtiff and imagej_can(self.layer)
-        with tifffile.TiffWriter(path, bigtiff=self.bigtiff, ome=self.ome, imagej=imagej) as writer:
+        with tifffile.TiffWriter(path, bigtiff=self.bigtiff, ome=self.ome, imagej=self._imagej) as writer:
             writer.write(
                 self._pages(place, count, shape[1:], dtype),
                 shape=shape,
@@ -121,9 +119,12 @@ class TiffFile(SliceTarget):
                 **self._tags(count),
             )
 
+    @property
+    def _imagej(self) -> bool:
+        return not self.ome and not self.bigtiff and imagej_can(self.layer)
+
     def _tags(self, count: int) -> dict[str, Any]:
-        tags = tiff_page_tags(self.layer, self.pixel)
-        tags.pop("imagej", None)
+        tags = tiff_page_tags(self.layer, self.pixel, imagej=self._imagej)
         width, height, depth = self.pixel
         if self.ome:
             # the identifier is part of the file: the same export gives the same bytes
@@ -135,7 +136,6 @@ class TiffFile(SliceTarget):
                 "PhysicalSizeY": height, "PhysicalSizeYUnit": "nm",
                 "PhysicalSizeZ": depth, "PhysicalSizeZUnit": "nm",
             }  # fmt: skip
-            tags["resolution"], tags["resolutionunit"] = (1e7 / width, 1e7 / height), "CENTIMETER"
         else:
             tags["metadata"] = {**tags["metadata"], "axes": "ZYXS" if self.layer.channels else "ZYX"}
         return tags
@@ -164,4 +164,6 @@ def tiff_file(
             f"OME-TIFF holds no ids of dtype {layer.dtype} (its whole numbers have 32 bits at the most); export them "
             "to .ome.zarr, precomputed:// or a plain .tif"
         )
+    if ome and layer.dtype == np.float16:
+        raise OptionError("OME-TIFF holds no values of dtype float16: give array.astype('float32'), or a plain .tif")
     return TiffFile(place, root, layer, single_file_axis(axis), check_compression(compression), bool(bigtiff), ome)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def yuv420(rgb: Array) -> Array:
     return out
 
 
-def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: float = 12.0, crf: int = 18) -> Video:
+def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: Any = 12.0, crf: Any = 18) -> Video:
     """Return the video at a path.
 
     Raises
@@ -135,7 +136,7 @@ def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: float = 
             f"values of dtype {layer.dtype} are no frames of a video; make them with to_rgba(image, contrast_limits=…) "
             "or overlay(image, segmentation)"
         )
-    if not 0 < float(fps) <= 1000:
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) <= 1000:
         raise OptionError(f"fps={fps!r} must be frames per second, above 0 and up to 1000")
     if isinstance(crf, bool) or not isinstance(crf, int) or not 0 <= crf <= 51:
         raise OptionError(f"crf={crf!r} must be a whole number from 0 (best) to 51 (smallest)")

@@ -1,0 +1,147 @@
+"""Keeping two exports of one target in a bucket apart, where there are no locks.
+
+Whoever exports puts an object with a name of its own into it, which buckets allow to one of several that try at once,
+and changes it every few seconds. One that does not change is of a process that is dead, and may be taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from imageryxr.errors import TargetError
+from imageryxr.export.storage import Bucket
+
+
+class Lease:
+    """The right to export to one place of a bucket.
+
+    Parameters
+    ----------
+    bucket : Bucket
+    name : str
+        Of the object.
+    """
+
+    BEAT = 5.0
+    """Seconds between signs of life."""
+    DEAD = 30.0
+    """Seconds without one after which a holder counts as dead; where it ran on this machine, that is asked instead."""
+
+    def __init__(self, bucket: Bucket, name: str) -> None:
+        self._bucket = bucket
+        self._name = name
+        self._mine = uuid.uuid4().hex
+        self._ended = threading.Event()
+        self._thief: dict[str, Any] = {}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Take the lease, and give it back at the end.
+
+        Raises
+        ------
+        TargetError
+            If another process has it and lives.
+        """
+        self._take()
+        self._ended.clear()
+        beating = threading.Thread(target=self._beat, name="imageryxr-lease", daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            beating.join()
+            with suppress(TargetError):
+                if self._holder().get("key") == self._mine:
+                    self._bucket.delete([self._name])
+
+    def check(self) -> None:
+        """Raise `TargetError` if another has the lease by now, as after a network that was away for long."""
+        holder = self._holder()
+        if not holder and self._bucket.create(self._name, self._text()):
+            return  # somebody tidied up, and nobody took it
+        self._refuse(holder or self._holder())
+
+    def check_seen(self) -> None:
+        """Do the same with what was last seen: asks nothing."""
+        if self._thief:
+            self._refuse(self._thief)
+
+    def _refuse(self, holder: dict[str, Any]) -> None:
+        if holder.get("key") != self._mine:
+            raise TargetError(
+                f"{self._where(holder)} took over this target while it could not be reached; what is done is kept: "
+                "the same call continues when that one has ended"
+            )
+
+    def _take(self) -> None:
+        if self._bucket.create(self._name, self._text()) or self._holder().get("key") == self._mine:
+            self.check()  # a store may not know what "unless there is one" means
+            return
+        seen, since = self._holder(), time.monotonic()
+        while not self._is_dead(seen):
+            if time.monotonic() - since > self.DEAD:
+                break
+            time.sleep(self.BEAT / 5)
+            now = self._holder()
+            if not now:  # it was given back
+                self._take()
+                return
+            if now != seen:
+                raise TargetError(
+                    f"another process is exporting to this target ({self._where(now)}, which holds "
+                    f"{self._bucket.url}/{self._name}); wait for it to end, or stop it: the same call continues where "
+                    "it stopped"
+                )
+        # of several that find it so, the last to write has it
+        self._bucket.put([(self._name, self._text())])
+        time.sleep(self.BEAT / 10)
+        self.check()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self.BEAT):
+            # a network that is away is others' to tell of
+            with suppress(TargetError):
+                holder = self._holder()
+                if holder.get("key") == self._mine:
+                    self._bucket.put([(self._name, self._text())])
+                elif holder:
+                    self._thief = holder
+
+    def _text(self) -> bytes:
+        sign = {"key": self._mine, "host": socket.gethostname(), "pid": os.getpid(), "beat": uuid.uuid4().hex}
+        return json.dumps(sign).encode()
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._bucket.get(self._name) or b"{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _where(self, holder: dict[str, Any]) -> str:
+        return f"process {holder.get('pid')} on {holder.get('host')}"
+
+    def _is_dead(self, holder: dict[str, Any]) -> bool:
+        if not holder:
+            return False  # it may just have been given back
+        if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+            return False
+        if holder["pid"] == os.getpid():
+            return False
+        try:
+            os.kill(holder["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False

@@ -1,0 +1,127 @@
+"""Reading and drawing a region, in memory that is used again from region to region.
+
+A region takes hundreds of megabytes. Memory of that size goes back to the system when it is freed, and the system
+clears it again page by page when it is asked for: that can take as long as the reading. So what a region needs is kept
+for the next one.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from imageryxr.boxes import Index3, IndexBox
+from imageryxr.export.regions import tiles
+from imageryxr.expr import Array, Leaf, LevelLeaf, Readings, evaluate, wanted
+from imageryxr.volumes import BoxReader
+
+# What is drawn at a time, of a region that was read in one go: what lies between is small then.
+BRICK_VOXELS = 1 << 22
+# From here on memory is kept; what is smaller, malloc keeps by itself (up to 32 MB each).
+KEPT_BYTES = 24_000_000
+
+
+def _references(held: list[Array], index: int) -> int:
+    return sys.getrefcount(held[index])
+
+
+_IDLE = _references([np.empty(1, np.uint8)], 0)
+
+
+class Buffers:
+    """Large arrays whose memory is used again once nobody looks at them: whoever holds one, or a view of it, keeps it.
+
+    Safe to use from many threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: list[Array] = []
+        self._timer: threading.Timer | None = None
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return an array of undefined values."""
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if size < KEPT_BYTES:
+            return np.empty(shape, dtype)
+        with self._lock:
+            idle = [i for i in range(len(self._held)) if _references(self._held, i) <= _IDLE]
+            fits = [i for i in idle if self._held[i].nbytes >= size]
+            if fits:
+                chosen = self._held[min(fits, key=lambda i: self._held[i].nbytes)]
+            else:
+                # what lies idle and is too small would come on top
+                self._held = [a for i, a in enumerate(self._held) if i not in idle]
+                chosen = np.empty(size, np.uint8)
+                self._held.append(chosen)
+            return chosen[:size].view(dtype).reshape(shape)
+
+    def clear(self) -> None:
+        """Forget all; what somebody still looks at lives as long as that."""
+        with self._lock:
+            self._held = []
+
+    def clear_after(self, seconds: float) -> None:
+        """Forget all unless this is called again before: for workers, whom nobody tells that there is no more to do."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(seconds, self.clear)
+        self._timer.daemon = True
+        self._timer.start()
+
+
+BUFFERS = Buffers()
+"""Those of this process."""
+
+
+def read_region(read: BoxReader, box: IndexBox) -> Array:
+    """Return the values of a box: each source is read once, and the drawing is done brick by brick."""
+    if read.volume.givens:
+        return read(box)
+    expr = read.volume.expr
+    readings: Readings = {leaf: [(b, read_leaf(leaf, b)) for b in boxes] for leaf, boxes in wanted(expr, box).items()}
+    if box.voxels <= BRICK_VOXELS or isinstance(expr, Leaf):
+        return evaluate(expr, box, readings)
+    out = BUFFERS.empty((*box.shape, *expr.tail), expr.dtype)
+    for brick in bricks(box):
+        out[brick.slices(box)] = evaluate(expr, brick, readings)
+    return out
+
+
+def read_leaf(leaf: Leaf, box: IndexBox) -> Array:
+    """Return the voxels of a box of a source, those of a large one from the disk part by part."""
+    # Over a network the more chunks are asked for at a time, the better; CloudVolume reads files one by one anyway.
+    on_disk = isinstance(leaf, LevelLeaf) and str(getattr(leaf.source, "url", "")).startswith("file://")
+    if not on_disk or box.voxels * leaf.dtype.itemsize < 2 * KEPT_BYTES:
+        return leaf.read(box)
+    assert isinstance(leaf, LevelLeaf)
+    part = _part(box, leaf.source.levels[leaf.mip].chunks, leaf.dtype.itemsize)
+    out = BUFFERS.empty(box.shape, leaf.dtype)
+    for tile in tiles(box, part):
+        out[tile.slices(box)] = leaf.read(tile)
+    return out
+
+
+def _part(box: IndexBox, chunk: Index3, itemsize: int) -> Index3:
+    """Return whole numbers of chunks, in few bytes, the long way along x."""
+    size = list(chunk)
+    for axis in (2, 1, 0):
+        others = size[0] * size[1] * size[2] // size[axis] * itemsize
+        count = max(1, KEPT_BYTES // (others * chunk[axis]))
+        size[axis] = chunk[axis] * min(count, -(-box.shape[axis] // chunk[axis]) + 1)
+    return size[0], size[1], size[2]
+
+
+def bricks(box: IndexBox, voxels: int = BRICK_VOXELS) -> Iterator[IndexBox]:
+    """Return slabs of a box along z, or if one slice of it is large, slices cut along y."""
+    slice_, row = box.shape[1] * box.shape[2], box.shape[2]
+    axis, step = (0, voxels // slice_) if slice_ <= voxels else (1, max(1, voxels // row))
+    for z in range(box.start[0], box.stop[0], step if axis == 0 else 1):
+        slab = (z, min(z + step, box.stop[0]) if axis == 0 else z + 1)
+        for y in range(box.start[1], box.stop[1], step if axis == 1 else box.shape[1]):
+            rows = (y, min(y + step, box.stop[1]) if axis == 1 else box.stop[1])
+            yield IndexBox((slab[0], rows[0], box.start[2]), (slab[1], rows[1], box.stop[2]))

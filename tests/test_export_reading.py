@@ -1,0 +1,113 @@
+"""Memory that is used again from region to region, and what is read part by part: the same voxels, and none shared."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from imageryxr.boxes import IndexBox
+from imageryxr.export.reading import BUFFERS, Buffers, read_leaf, read_region
+from imageryxr.expr import evaluate, wanted
+from imageryxr.volumes import box_reader
+
+READING = sys.modules["imageryxr.export.reading"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Everything is large."""
+    monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(READING, "BRICK_VOXELS", 5000)
+    yield
+    BUFFERS.clear()
+
+
+def test_memory_that_nobody_looks_at_is_used_again(small):
+    buffers = Buffers()
+    first = buffers.empty((10, 20, 30), np.dtype(np.uint64))
+    where = first.ctypes.data
+    view = first[2:3].T
+    del first
+    second = buffers.empty((10, 20, 30), np.dtype(np.uint64))
+    assert second.ctypes.data != where, "a view of it lives"
+    view[:] = 7
+    second[:] = 9
+    assert (view == 7).all()
+    del view
+    third = buffers.empty((100, 20), np.dtype(np.uint16))
+    assert third.ctypes.data == where
+    assert third.flags["C_CONTIGUOUS"]
+    assert (third.dtype, third.shape) == (np.uint16, (100, 20))
+    kept = memoryview(second)
+    del second
+    assert buffers.empty((10, 20, 30), np.dtype(np.uint64)).ctypes.data != np.frombuffer(kept, np.uint64).ctypes.data
+
+
+def test_no_two_threads_get_the_same_memory(small):
+    buffers = Buffers()
+
+    def one(number):
+        for _ in range(300):
+            array = buffers.empty((50 + number % 3 * 10, 100), np.dtype(np.uint32))
+            array[:] = number
+            if not (array == number).all():
+                return False
+            del array
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(one, range(8)))
+    assert sum(a.nbytes for a in buffers._held) <= 9 * 70 * 100 * 4
+
+
+def test_idle_memory_does_not_pile_up(small):
+    buffers = Buffers()
+    for size in range(1000, 100_000, 1000):
+        buffers.empty((size,), np.dtype(np.uint8))
+    assert len(buffers._held) == 1
+    buffers.clear()
+    assert buffers._held == []
+
+
+def test_a_worker_lets_go_of_it(small):
+    import threading
+
+    buffers = Buffers()
+    buffers.empty((5000,), np.dtype(np.uint8))
+    buffers.clear_after(100)
+    buffers.clear_after(0.05)
+    next(t for t in threading.enumerate() if isinstance(t, threading.Timer) and t.interval == 0.05).join(10)
+    assert buffers._held == []
+
+
+@pytest.mark.parametrize("part", [1000, 50_000, 10**9])
+@pytest.mark.parametrize("start", [(0, 0, 0), (3, 17, 70)])
+def test_part_by_part_is_as_at_once(sample, small, monkeypatch, part, start):
+    monkeypatch.setattr(READING, "KEPT_BYTES", part)
+    em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation, mip=1)
+    drawn = ix.overlay(em, ix.regrid(seg, em), outline=3)
+    read = box_reader(drawn)
+    for size in ((20, 90, 150), (1, 1, 1), (5, 200, 30)):
+        box = IndexBox(start, tuple(a + s for a, s in zip(start, size, strict=True)))
+        for leaf, boxes in wanted(read.volume.expr, box).items():
+            for b in boxes:
+                np.testing.assert_array_equal(read_leaf(leaf, b), leaf.read(b))
+        np.testing.assert_array_equal(read_region(read, box), evaluate(read.volume.expr, box))
+
+
+@pytest.mark.parametrize("kind", ["ids", "rgba"])
+def test_what_comes_of_an_export_is_not_written_over(sample, small, kind):
+    seg = ix.open_segmentation(sample.segmentation, mip=1).isel(z=slice(0, 32))
+    array = seg if kind == "ids" else ix.overlay(None, seg)
+    want = array.compute().values
+    first = ix.export(array, "memory://", workers=2).result
+    second = ix.export(array + 1 if kind == "ids" else 255 - array, "memory://", workers=2).result
+    gc.collect()
+    np.testing.assert_array_equal(first.values, want)
+    assert not np.shares_memory(first.values, second.values)
+    assert BUFFERS._held == []
