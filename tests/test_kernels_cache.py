@@ -39,7 +39,6 @@ def end(process):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_processes_that_compile_at_once_leave_all_of_it_to_others(tmp_path):
     # Time between what numba writes first and last, so that all of them are in it at once.
     slow = (
@@ -51,7 +50,6 @@ def test_processes_that_compile_at_once_leave_all_of_it_to_others(tmp_path):
     assert sum(end(p) for p in [start(tmp_path, d) for d in dtypes]) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "left"), [(".nbi", 0), (".nbc", 0.5)])
 def test_damaged_files_are_made_again(tmp_path, suffix, left):
@@ -65,7 +63,6 @@ def test_damaged_files_are_made_again(tmp_path, suffix, left):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_disk_without_room_stops_nothing(tmp_path):
     pytest.importorskip("resource")
     full = (
@@ -75,7 +72,6 @@ def test_a_disk_without_room_stops_nothing(tmp_path):
     assert end(start(tmp_path, before=full)) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_kernel_is_compiled_anew_when_one_that_it_calls_changes(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "imageryxr", ignore=shutil.ignore_patterns("__pycache__"))
@@ -88,3 +84,30 @@ def test_a_kernel_is_compiled_anew_when_one_that_it_calls_changes(tmp_path):
     changed = tmp_path / "imageryxr" / "kernels" / "lookup.py"
     changed.write_text(changed.read_text().replace("0x9E3779B97F4A7C15", "0x9E3779B97F4A7C17"))
     assert end(start(tmp_path / "cache", before=code, path=tmp_path)) == 1
+
+
+NOWHERE = """
+import numba.core.caching as caching
+for locator in (caching.InTreeCacheLocator, caching.InTreeCacheLocatorFsAgnostic, caching.UserWideCacheLocator):
+    def refuse(self):
+        raise OSError("read-only")
+    locator.ensure_cache_path = refuse
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no owners of folders here")
+@pytest.mark.parametrize("whose", ["nobody's", "open to all", "a link"])
+def test_where_nothing_can_be_written_kernels_are_kept_among_temporary_files(tmp_path, whose):
+    """As in a container: but only in a folder that is this user's alone, since what lies there is run."""
+    folder = tmp_path / f"imageryxr-kernels-{os.getuid()}"
+    if whose == "open to all":
+        folder.mkdir()
+        folder.chmod(0o777)
+    elif whose == "a link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "elsewhere")
+    before = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}" + NOWHERE
+    found = [end(start("", before=before)) for _ in range(2)]
+    assert found == ([1, 0] if whose == "nobody's" else [1, 1])
+    assert bool(list(tmp_path.rglob("*.nbi"))) == (whose == "nobody's")

@@ -9,8 +9,10 @@ is compiled instead.
 
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
 from inspect import getfile
@@ -29,9 +31,37 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def compiled(function: _F) -> _F:
     """Compile `function` with numba, without the GIL and with a cache on disk where one can be written."""
     kernel: Any = njit(nogil=True)(function)
-    with suppress(RuntimeError):  # neither the package nor the user's cache directory can be written
-        kernel._cache = _KernelCache(function)  # type: ignore[no-untyped-call]
+    kernel._cache = _cache_of(function) or kernel._cache
     return cast(_F, kernel)
+
+
+def _cache_of(function: Callable[..., Any]) -> _KernelCache | None:
+    """Return where a kernel is kept, or None if it can be kept nowhere."""
+    config: Any = numba.config
+    for folder in (lambda: config.CACHE_DIR, _temporary):
+        given, config.CACHE_DIR = config.CACHE_DIR, folder()
+        try:
+            return _KernelCache(function)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            continue  # neither the package nor the user's cache directory can be written: a container, say
+        finally:
+            config.CACHE_DIR = given
+    return None
+
+
+@cache
+def _temporary() -> str:
+    """Return a folder for temporary files that is this user's alone, since what lies there is run; or nothing."""
+    if not hasattr(os, "getuid"):
+        return ""
+    folder = Path(tempfile.gettempdir()) / f"imageryxr-kernels-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return ""
+    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return str(folder) if private else ""
 
 
 class _KernelCache(FunctionCache):
