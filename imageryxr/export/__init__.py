@@ -10,7 +10,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.align import layer_type_of
-from imageryxr.boxes import DIMS, BBox
+from imageryxr.boxes import DIMS
 from imageryxr.errors import ImageryWarning, LayerError, OptionError
 from imageryxr.export.executors import Crew, find_crew
 from imageryxr.export.manifest import FORMAT
@@ -19,8 +19,9 @@ from imageryxr.export.report import ExportReport
 from imageryxr.export.run import run_plan
 from imageryxr.export.square import squared
 from imageryxr.export.targets.base import Layer, Target
-from imageryxr.expr import Expr, Leaf, LevelLeaf
-from imageryxr.volumes import BoxReader, box_reader
+from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf
+from imageryxr.lazy import exprs_below
+from imageryxr.volumes import BoxReader, Volume, box_reader
 
 
 def plan_export(
@@ -214,7 +215,7 @@ def _plan(
     )
     chosen = choose_target(target, layer, **options)
     _warn_of_cut_lines(array, getattr(chosen, "axis", None))
-    what = _what(chosen, volume.expr, volume.grid.bbox)
+    what = _what(chosen, volume)
     return make_plan(chosen, read, crew, _token(chosen, read), what, overwrite=overwrite)
 
 
@@ -238,18 +239,27 @@ def _token(target: Target, read: BoxReader) -> str:
     return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.describe()))
 
 
-def _what(target: Target, expr: Expr, bbox: BBox) -> dict[str, Any]:
+def _what(target: Target, volume: Volume) -> dict[str, Any]:
     """Return the call in words, for the manifest and for those who meet another's export."""
-    return {**target.describe(), "sources": sorted(set(_sources(expr))), "box": str(bbox)}
+    sources = sorted(set(_sources(volume.expr, volume.givens)))
+    return {**target.describe(), "sources": sources, "box": str(volume.grid.bbox)}
 
 
-def _sources(expr: Expr) -> list[str]:
+def _sources(expr: Expr, givens: dict[str, Any]) -> list[str]:
     if isinstance(expr, LevelLeaf):
         when = expr.source.attrs.get("timestamp")
         return [f"{expr.source.name}, mip {expr.mip}{f', at {when}' if when else ''}"]
+    if isinstance(expr, GivenLeaf):
+        return [_dask_array(givens.get(expr.name))]
     if isinstance(expr, Leaf):
         return ["an array in memory"]
-    return [name for child in expr.inputs for name in _sources(child)]
+    return [name for child in expr.inputs for name in _sources(child, givens)]
+
+
+def _dask_array(array: Any) -> str:
+    below = [] if array is None else exprs_below(array)
+    names = sorted({name for expr in below for name in _sources(expr, {})})
+    return f"a dask array of {' and '.join(names)}" if names else "a dask array"
 
 
 def _checked(da: xr.DataArray) -> xr.DataArray:

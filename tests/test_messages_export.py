@@ -1,0 +1,45 @@
+"""What exports say when something is not as the caller thinks: in the caller's own words, and to the point."""
+
+from __future__ import annotations
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+
+
+@pytest.fixture
+def opened(sample):
+    """Image and segmentation of a small box, as a user opens them."""
+    box = ix.BBox.around((4600, 2560, 130), (64, 48, 8), resolution=(8, 8, 40))
+    return ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
+
+
+def test_another_call_of_a_lazy_slice_names_the_sources_whole(tmp_path, sample, opened):
+    picture = ix.overlay(opened.image, opened.segmentation)
+    ix.export(picture, tmp_path / "o.ome.zarr")
+    with pytest.raises(ix.TargetExistsError) as caught:
+        ix.export(picture.isel(z=slice(0, 4)), tmp_path / "o.ome.zarr")
+    said = str(caught.value)
+    assert "in memory" not in said
+    names = [f"{sample.image}, mip 0", f"{sample.segmentation}, mip 0"]
+    assert f"{' and '.join(names)} there" in said
+    assert f"a dask array of {' and '.join(names)} here" in said
+    assert said.count("[") == said.count("]")
+
+
+def test_another_call_of_a_foreign_dask_array_says_that_it_is_one(tmp_path, opened):
+    ix.export(opened.image, tmp_path / "o.ome.zarr")
+    foreign = xr.zeros_like(opened.image.load()).copy(data=da.zeros(opened.image.shape, dtype=np.uint8, chunks=16))
+    with pytest.raises(ix.TargetExistsError, match="a dask array here"):
+        ix.export(foreign, tmp_path / "o.ome.zarr")
+
+
+def test_of_many_sources_the_rest_is_counted():
+    from imageryxr.export.workspace import _difference
+
+    names = [f"precomputed://https://example.org/a-long-name-of-a-layer-{i}, mip 0" for i in range(6)]
+    said = _difference({"sources": names}, {"sources": names[:1]})
+    assert said == f"sources: {names[0]}, {names[1]}, {names[2]} and 3 more there, {names[0]} here"
