@@ -33,7 +33,7 @@ def _take_config(context: typer.Context, path: Path | None) -> Path | None:
     spelled = {_name(key): value for key, value in values.items()}
     unknown = sorted(key for key in values if _name(key) not in names)
     if unknown:
-        known = ", ".join(sorted(n.replace("_", "-") for n in names))
+        known = ", ".join(sorted(n.replace("_", "-") for n in names - {"as_json"} | {"json"}))
         raise OptionError(f"--config {path} has {unknown[0]!r}, which is no option of export; options are {known}")
     context.default_map = {**(context.default_map or {}), **{k: _as_typed(k, v) for k, v in spelled.items()}}
     return path

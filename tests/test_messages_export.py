@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from PIL import Image
 
 import imageryxr as ix
 
@@ -43,3 +48,35 @@ def test_of_many_sources_the_rest_is_counted():
     names = [f"precomputed://https://example.org/a-long-name-of-a-layer-{i}, mip 0" for i in range(6)]
     said = _difference({"sources": names}, {"sources": names[:1]})
     assert said == f"sources: {names[0]}, {names[1]}, {names[2]} and 3 more there, {names[0]} here"
+
+
+@pytest.mark.parametrize(("target", "zarr"), [("o.ome.zarr", False), ("{z}.png", True), ("o.tif", True)])
+def test_advice_on_memory_fits_the_target(tmp_path, opened, target, zarr):
+    plan = ix.plan_export(opened.image, tmp_path / target, memory="1 MB", workers=2)
+    with pytest.raises(ix.OptionError) as caught:
+        plan.validate()
+    assert ("export to .ome.zarr" in str(caught.value)) == zarr
+    assert "more memory" in str(caught.value)
+
+
+def test_a_job_file_is_told_of_options_as_they_are_typed(tmp_path):
+    job = tmp_path / "job.toml"
+    job.write_text("tarjet = 'o.zarr'\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "imageryxr.cli", "export", "--config", str(job)], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert ", json," in done.stderr
+    assert "as-json" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc here")
+def test_an_unwritable_place_is_named_as_it_was_typed(opened):
+    with pytest.raises(ix.TargetError) as caught:
+        ix.save_figure(Image.new("L", (600, 600)), "/proc/x.png")
+    said = str(caught.value)
+    assert said.startswith("/proc/x.png cannot be written")
+    assert ".x-" not in said
+    assert "choose another" in said
+    with pytest.raises(ix.TargetError, match=r"no file can be made in the folder /proc .*choose another"):
+        ix.export(opened.image, "/proc/foo/o.ome.zarr")

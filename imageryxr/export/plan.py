@@ -20,6 +20,7 @@ from imageryxr.export.regions import REGION_BYTES, Regions, choose_regions
 from imageryxr.export.report import show_bytes
 from imageryxr.export.storage import Bucket
 from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.export.workspace import Stages, Workspace
 from imageryxr.volumes import BoxReader
 
@@ -118,7 +119,7 @@ class ExportPlan:
         if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
             return
         ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else [])
-        if self.target.granule[1:] == self.shape[1:]:
+        if isinstance(self.target, SliceTarget):
             ways.append("export to .ome.zarr, whose regions need not be whole slices")
         warnings.warn(
             f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} where "
@@ -131,7 +132,7 @@ class ExportPlan:
     def _less_memory(self) -> str:
         granule = self.target.granule
         advice = ["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else []
-        if granule[1:] == self.shape[1:]:
+        if isinstance(self.target, SliceTarget):
             advice.append("export to .ome.zarr, whose regions need not be whole slices")
         elif granule != (1, 1, 1):
             advice.append("smaller chunks=… or shards=…")
@@ -293,7 +294,11 @@ def _check_writable(workspace: Workspace, least: int) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.unlink(path)
     except OSError as error:
-        raise TargetError(f"could not write {workspace.target.place}: {folder}: {error.strerror}") from error
+        # /proc says "no such file" of a folder that is there: what is known is that nothing can be made in it
+        raise TargetError(
+            f"could not write {workspace.target.place}: no file can be made in the folder {folder} ({error.strerror}); "
+            "choose another target, or get the right to write there"
+        ) from error
     free = shutil.disk_usage(folder).free
     if least > free:
         raise TargetError(
