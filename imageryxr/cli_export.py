@@ -79,7 +79,9 @@ Resume = Annotated[
 ShowProgress = Annotated[
     bool | None, typer.Option("--progress/--no-progress", help="Show a bar; default: in a terminal.")
 ]
-Square = Annotated[bool, typer.Option("--square", help="Resample slices to square pixels.")]
+Square = Annotated[
+    bool | None, typer.Option("--square/--no-square", help="Resample slices to square pixels, or keep a voxel a pixel.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Chunks = Annotated[str | None, typer.Option(help="Chunk size: z,y,x voxels.")]
 Shards = Annotated[str | None, typer.Option(help="Shard size: z,y,x voxels, whole numbers of chunks.")]
@@ -122,7 +124,7 @@ def run_export(
     retries: int,
     on_error: Any,
     progress: bool | None,
-    square: bool,
+    square: bool | None,
     options: dict[str, Any],
 ) -> None:
     """Plan or run an export and tell of it; ends the process with `NOT_COMPLETE` where regions failed."""
