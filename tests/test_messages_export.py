@@ -80,3 +80,32 @@ def test_an_unwritable_place_is_named_as_it_was_typed(opened):
     assert "choose another" in said
     with pytest.raises(ix.TargetError, match=r"no file can be made in the folder /proc .*choose another"):
         ix.export(opened.image, "/proc/foo/o.ome.zarr")
+
+
+@pytest.mark.parametrize("target", ["o.ome.zarr", "memory://"])
+def test_square_is_for_slices(tmp_path, opened, target):
+    place = target if "://" in target else tmp_path / target
+    with pytest.raises(ix.OptionError, match="square=True is for slices.*volume"):
+        ix.plan_export(opened.image, place, square=True)
+
+
+def test_pictures_of_flat_pixels_are_warned_of_once(tmp_path, opened):
+    with pytest.warns(ix.ImageryWarning, match=r"across y are 8 × 40 nm.*square=True") as told:
+        ix.plan_export(opened.image, tmp_path / "{y}.png")
+    assert len(told) == 1
+    for square in (True, False):  # whoever has said so knows
+        ix.plan_export(opened.image, tmp_path / "{y}.png", square=square)
+    ix.plan_export(opened.image, tmp_path / "{z}.png")
+
+
+def test_plan_and_report_count_the_same(tmp_path, opened):
+    call = (opened.image, tmp_path / "o.ome.zarr")
+    options = {"chunks": (4, 32, 32), "levels": 2}
+    plan = ix.plan_export(*call, **options)
+    report = ix.export(*call, **options)
+    assert (report.regions, report.tasks) == (len(plan.regions), plan.tasks)
+    assert plan.tasks > len(plan.regions)
+    assert f"{plan.tasks} tasks ({len(plan.regions)} region" in repr(report)
+    again = ix.export(*call, **options)
+    assert (again.regions, again.tasks, again.skipped) == (0, 0, plan.tasks)
+    assert f"{plan.tasks} tasks were there already" in repr(again)

@@ -49,7 +49,7 @@ class ExportPlan:
     crew: Crew
     """Who will do the work."""
     done: int = 0
-    """Regions that are there already, from an earlier run of the same call, by its own account."""
+    """Tasks that are done already, by an earlier run of the same call, by its own account."""
     read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
     workspace: Workspace | None = field(repr=False, default=None)
     overwrite: bool = False
@@ -170,6 +170,10 @@ class ExportPlan:
             "memory": self.crew.memory,
         }
 
+    def _tasks_are(self) -> str:
+        later = self.tasks - len(self.regions)
+        return "one a region" + (f", and {later:,} of a pyramid's coarser levels" if later else "")
+
     def _rows(self) -> list[tuple[str, str]]:
         z, y, x = self.shape
         dz, dy, dx = self.regions.largest().shape
@@ -178,7 +182,7 @@ class ExportPlan:
             ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
             ("voxels", f"{x:,} × {y:,} × {z:,}"),
             ("regions", f"{len(self.regions):,} regions of up to {dx:,} × {dy:,} × {dz:,} voxels"),
-            ("tasks", f"{self.tasks:,}" + (f", {self.done:,} of them done" if self.done else "")),
+            ("tasks", f"{self.tasks:,}: {self._tasks_are()}" + (f", {self.done:,} of them done" if self.done else "")),
         ]
         for r in self.reads:
             again = f", each chunk {r.rereads:.2f} times" if r.rereads > 1.005 else ", each chunk once"
