@@ -235,7 +235,7 @@ def _check_square(chosen: Target, square: bool | None) -> None:
         rows, columns = (axes[a].resolution for a in range(3) if a != chosen.axis)
         if rows != columns:
             warnings.warn(
-                f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, and most programs show "
+                f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, and programs show "
                 "them as squares: give square=True to resample them, or square=False for a voxel a pixel",
                 ImageryWarning,
                 stacklevel=4,
