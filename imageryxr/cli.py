@@ -235,7 +235,7 @@ def export(
     retries: engine.Retries = 3,
     on_error: engine.OnErrorOption = "raise",
     progress: engine.ShowProgress = None,
-    square: engine.Square = False,
+    square: engine.Square = None,
     as_json: engine.AsJson = False,
     chunks: engine.Chunks = None,
     shards: engine.Shards = None,
@@ -479,6 +479,8 @@ def _extent(grid: ix.Grid) -> str:
 # What messages say for Python, as the command line spells it.
 _SPELLINGS = {
     r"overwrite=True": "--overwrite",
+    r"square=True": "--square",
+    r"square=False": "--no-square",
     r"missing='(\w+)'": r"--missing \1",
     r"resolution=\(([^()]*)\)": r"--resolution \1",
     r"contrast_limits=\(([^()]*)\)": r"--contrast \1",
