@@ -327,6 +327,26 @@ def test_ids_that_the_viewer_joins(sample):
     np.testing.assert_array_equal(joined, truth)
 
 
+@pytest.mark.parametrize("chosen", [1, 3])
+def test_ids_that_the_viewer_joins_on_the_way_back(sample, chosen):
+    seg = ix.open_segmentation(sample.segmentation)
+    middle = seg.isel(z=[30], y=slice(100, 200), x=slice(100, 200))
+    ids = [int(i) for i in ix.unique_ids(middle)][:5]
+    layer = {"type": "segmentation", "name": "s", "source": "SEGMENTATION", "segments": [str(ids[chosen])]}
+    layer["equivalences"] = [[str(ids[3]), str(ids[1])]]
+    tree = opened({"layers": [layer]}, sample)
+    where = [float(middle[d].mean()) for d in "xyz"]
+    point = [nm / r for nm, r in zip(where, seg.resolution, strict=True)]
+    ds = tree.imagery.view(size=(100, 100), center=point)
+    shown = ds.imagery.overlay().values[..., 3] > 0
+    np.testing.assert_array_equal(shown, np.isin(middle.values, [ids[1], ids[3]]))
+    cut = ds.s.imagery.crop(ix.grid_of(ds).bbox).sel(z=slice(None))
+    for back in (tree, ds, cut):
+        again = ix.open_neuroglancer(ix.neuroglancer_link(back, allow_local=True), allow_local=True)
+        view = again.imagery.view(size=(100, 100), center=point)
+        np.testing.assert_array_equal(view.imagery.overlay().values[..., 3] > 0, shown)
+
+
 @pytest.mark.parametrize(
     ("head", "value", "controls", "limits"),
     [
