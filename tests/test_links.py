@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 import imageryxr as ix
 from imageryxr.look import SegmentLook
@@ -443,6 +444,25 @@ def test_a_turned_cross_section_is_told_of(sample):
     tree.attrs["orientation"] = [0.5, 0, 0, 0.9]
     with pytest.warns(ix.LinkWarning, match=r"turned.*imagery\.plane"):
         tree.imagery.view(size=(8, 8))
+
+
+@pytest.mark.parametrize("layout", ["xz", "yz-3d", {"type": "yz", "orthographicProjection": True}])
+@pytest.mark.parametrize("turned", [None, [0.1, 0.2, 0.3, 0.9]])
+def test_a_layout_of_another_plane_is_told_of_and_cut(sample, layout, turned):
+    state = {**NEW, "layers": NEW["layers"][:1], "layout": layout, "crossSectionScale": 1}
+    if turned:
+        state["crossSectionOrientation"] = turned
+    tree = opened(state, sample)
+    with pytest.warns(ix.LinkWarning, match=r"imagery\.plane\(\(width, height\)\)"):
+        tree.imagery.view(size=(8, 8))
+    cut = tree.imagery.plane((40, 30)).em
+    panel = {"xz": [0.5**0.5, 0, 0, 0.5**0.5]}.get(str(layout), [0, 0.5**0.5, 0, 0.5**0.5])
+    truth = (Rotation.from_quat(turned or [0, 0, 0, 1]) * Rotation.from_quat(panel)).as_matrix().T
+    np.testing.assert_allclose(cut.attrs["plane_axes"], truth, atol=1e-12)
+    if layout == "xz" and not turned:
+        em = tree["em/image"]
+        plain = ix.plane(em, NEW["position"], (40, 30), normal="y", resolution=(8, 8, 40))
+        np.testing.assert_array_equal(cut.values[0], plain.values[0])
 
 
 # --- back to a link ----------------------------------------------------------------------------------------------------------

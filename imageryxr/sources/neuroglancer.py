@@ -114,6 +114,7 @@ def parse_state(state: Mapping[str, Any]) -> LinkState:
         else:
             left_out.append(found)
     title, layout = state.get("title"), state.get("layout")
+    layout = layout.get("type") if isinstance(layout, Mapping) else layout
     return LinkState(
         resolution,
         position,
