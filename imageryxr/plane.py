@@ -121,7 +121,8 @@ def plane(
 def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | None = None) -> xr.Dataset:
     """Give what a link shows in its cross section: the plane through its position, as it is turned and zoomed there.
 
-    Lazy: reads nothing. Of a layout "xz" or "yz" it is that plane, with z down or to the left as in the viewer. Each layer is read from the coarsest level that is as fine as the picture.
+    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the picture. Of a layout "xz" or
+    "yz" it is that plane, with z down or to the left as in the viewer.
 
     Parameters
     ----------

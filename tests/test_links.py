@@ -107,6 +107,36 @@ def test_a_link_in_any_form(form):
     assert parse_state(state_of(FORMS[form](NEW))) == parse_state(NEW)
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    ["[two cells]({})", "[]({})\n", "<{}>", " \u00a0{}\n", '"{}"', "'{}'", "“{}”", "`{}`", "[a (b) c]( <{}> )", "({})"],
+)
+@pytest.mark.parametrize("form", ["link", "link, unquoted", "url-safe"])
+def test_a_link_as_people_paste_it(wrapped, form, tmp_path):
+    text = wrapped.replace("{}", FORMS[form](NEW))
+    assert parse_state(state_of(text)) == parse_state(NEW)
+    (tmp_path / "mail.txt").write_text(text)
+    assert (
+        parse_state(state_of(tmp_path / "mail.txt"))
+        == parse_state(state_of(str(tmp_path / "mail.txt")))
+        == parse_state(NEW)
+    )
+
+
+def test_a_link_that_ends_in_brackets_is_left_alone():
+    state = {**NEW, "title": "(a)"}
+    link = "https://host/#!" + json.dumps(state)
+    assert state_of(link)["title"] == "(a)"
+    assert state_of("(" + link + ")")["title"] == "(a)"
+
+
+def test_an_id_alone_is_told_where_it_belongs():
+    with pytest.raises(
+        ix.LinkError, match=r"'5560000195854336' .*https://global\.daf-apis\.com/nglstate/api/v1/5560000195854336"
+    ):
+        ix.open_neuroglancer("5560000195854336")
+
+
 def test_a_file_may_hold_a_link_or_a_state(tmp_path):
     for name, text in (("a.json", json.dumps(NEW)), ("b.txt", FORMS["link"](NEW) + "\n")):
         path = tmp_path / name
