@@ -205,14 +205,16 @@ def outside_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid] = ()
     if turned.intersection(grid.bbox):
         return OutOfVolumeError(f"{message}. Its numbers fit the other way round: points are (x, y, z), not (z, y, x)")
     size = tuple(tidy(r) for r in grid.resolution)
-    counts = "in the unit of the box" if bbox.resolution not in (units[0], grid.resolution) else f"in nm or with resolution={size}"
-    return OutOfVolumeError(f"{message}; give corners inside it, {counts} (points are x, y, z)")
+    own = bbox.resolution not in (units[0], grid.resolution)
+    unit_hint = "in the unit of the box" if own else f"in nm or with resolution={size}"
+    return OutOfVolumeError(f"{message}; give corners inside it, {unit_hint} (points are x, y, z)")
 
 
 def _in_unit(bbox: BBox, unit: Triple) -> BBox:
     """Return a box in another unit."""
-    corners = [[tidy(e / exact(u)) for e, u in zip(ends, unit, strict=True)] for ends in zip(*bbox.edges(), strict=True)]
-    return BBox(corners[0], corners[1], resolution=unit)
+    ends = zip(bbox.edges(), unit, strict=True)
+    lo, hi = zip(*((tidy(a / exact(u)), tidy(b / exact(u))) for (a, b), u in ends), strict=True)
+    return BBox(lo, hi, resolution=unit)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_a_box_outside_can_be_compared_with_the_volume():
     da = xr.DataArray(
         np.zeros(grid.shape, "uint8"), dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": (10, 10, 10)}
     )
-    box = ix.BBox((162, 1026, 1472), (542, 1406, 1473), resolution=(5, 5, 10))
+    box = ix.BBox((9162, 1026, 1472), (9542, 1406, 1473), resolution=(5, 5, 10))
     with pytest.raises(ix.OutOfVolumeError) as caught:
         ix.crop(da, box)
     told = str(caught.value)
