@@ -519,6 +519,21 @@ def test_a_legend_counts_those_without_room(monkeypatch):
         legend(Image.new("L", (50, 200)), {})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda p, path: legend(p, "husl"), r"colors is 'husl'; give a dict id → colour.*palette"),
+        (lambda p, path: legend(p, [(255, 0, 0)]), "give a dict id → colour"),
+        (lambda p, path: legend("a.png", {5: "red"}), "a str is no picture"),
+        (lambda p, path: save_figure(p, path, width_mm="85mm"), "width_mm='85mm' is not a length in mm"),
+        (lambda p, path: save_figure(np.zeros((9, 9), "uint8"), path), r"a ndarray is no picture.*fromarray"),
+    ],
+)
+def test_figures_of_something_else_are_our_own_errors(wrong, says, tmp_path):
+    with pytest.raises(OptionError, match=says):
+        wrong(Image.new("L", (100, 80)), tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("position", ["top right", "top left", "bottom right", "bottom left"])
 def test_an_inset_is_the_part_magnified(position):
     values = np.random.default_rng(1).integers(0, 200, (1, 90, 120)).astype(np.uint8)
