@@ -553,6 +553,27 @@ def test_an_inset_is_the_part_magnified(position):
     np.testing.assert_array_equal(out[40:48, 50:60, 0], values[0, 40:48, 50:60])
 
 
+def _noise(rows=90, columns=120):
+    grid = Grid((1, rows, columns), (8, 8, 40), (0, 0, 0))
+    values = np.random.default_rng(1).integers(0, 200, grid.shape).astype(np.uint8)
+    return xr.DataArray(values, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution})
+
+
+def test_an_inset_leaves_the_place_that_it_magnifies_to_see():
+    da = _noise()
+    for x in range(0, 110, 9):
+        for y in range(0, 80, 7):
+            box = BBox((x, y, 0), (x + 10, y + 8, 1), resolution=(8, 8, 40))
+            out = np.asarray(inset(da, box, zoom=3, color="red"))  # a warning would be an error
+            np.testing.assert_array_equal(out[y : y + 8, x : x + 10, 0], da.values[0, y : y + 8, x : x + 10])
+    box = BBox((100, 5, 0), (110, 13, 1), resolution=(8, 8, 40))
+    with pytest.warns(ix.ImageryWarning, match="covers 80 pixels of the part.*position='top left' or position='bottom"):
+        inset(da, box, zoom=3, position="top right")
+    with pytest.warns(ix.ImageryWarning, match="no corner is free"):
+        out = inset(da, BBox((20, 41, 0), (60, 66, 1), resolution=(8, 8, 40)), zoom=2)
+    assert np.asarray(out)[40, 5].tolist() != [255, 255, 255]  # it covers least at the top, over rows 4 to 54
+
+
 def test_an_inset_may_show_more_detail():
     coarse = Grid((1, 60, 60), (16, 16, 40), (0, 0, 0))
     fine = Grid((1, 120, 120), (8, 8, 40), (0, 0, 0))
