@@ -65,7 +65,8 @@ def overlay(
     alpha : float or dict, default 0.2, or what the layer came with
         How opaque the fill is, 0 to 1. 0 draws outlines only. A dict id → alpha gives segments one of their own.
     rest_alpha : float, default 0, or what the layer came with
-        How opaque the segments are that are not among ``ids``.
+        How opaque the segments are that are not among ``ids``, or not in a dict of ``colors`` where there are no
+        ``ids``. Those that the dict has no colour for have that of their id.
     outline : Outline, int or bool, optional
         Lines around the segments drawn, too: an `Outline`, a width in pixels, or True for the default one.
     overlap : bool, default True
