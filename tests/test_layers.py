@@ -70,6 +70,17 @@ def test_segments_that_are_not_asked_for_may_show_faintly():
     assert set(everyone[labels == 5][:, 3].tolist()) == {204}
 
 
+def test_what_lies_beyond_the_edge_is_opaque_over_an_image_and_transparent_without():
+    grid = ix.grid_of(IMAGE)
+    lo = (grid.voxel_offset[0] - 3, *grid.voxel_offset[1:])
+    box = ix.BBox(lo, (lo[0] + 6, lo[1] + 4, lo[2] + 1), resolution=grid.resolution)
+    image, labels = ix.crop(IMAGE, box), ix.crop(FINE, box)
+    for picture in (ix.to_rgba(image), ix.overlay(image, labels)):
+        assert (picture.values[:, :, :3] == (0, 0, 0, 255)).all()
+    assert not ix.overlay(None, labels).values[:, :, :3].any()
+    assert (ix.to_rgba(image, contrast_limits=(200, 50)).values[:, :, :3] == 255).all()
+
+
 @pytest.mark.parametrize("look", [False, True])
 def test_others_than_those_of_a_dict_have_the_colour_of_their_id(look):
     seg = FINE.assign_attrs(SegmentLook(selected_ids=(7,), rest_alpha=0.5).attrs()) if look else FINE
