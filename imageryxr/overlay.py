@@ -42,7 +42,7 @@ def overlay(
     """Draw segments in colour over an image.
 
     Lazy: reads nothing. A block reads image and segmentation once and draws in one pass.
-    Where a box or plane reaches over the edge of its volume the image is 0, and drawn as any 0: opaque, and black unless
+    Where a box or plane reaches over the edge of its volume the image is 0, drawn as any 0: opaque, and black unless
     ``contrast_limits`` make it another grey. Without an image it is transparent there.
 
     Parameters
