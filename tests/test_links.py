@@ -128,6 +128,8 @@ def test_a_link_that_ends_in_brackets_is_left_alone():
     link = "https://host/#!" + json.dumps(state)
     assert state_of(link)["title"] == "(a)"
     assert state_of("(" + link + ")")["title"] == "(a)"
+    with pytest.raises(ix.LinkError):
+        state_of("[](" * 3000 + link + ")" * 3000)
 
 
 def test_an_id_alone_is_told_where_it_belongs():

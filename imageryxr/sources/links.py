@@ -67,12 +67,17 @@ def state_of(link: Any, *, allow_local: bool = False, trusted_hosts: Collection[
 
 def _unwrapped(text: str) -> str:
     """Take off what a link is wrapped in where it is pasted from: blanks, quotes, <…> of mails, Markdown's […](…)."""
-    text = text.strip()
-    if 2 < len(text) <= MAX_BYTES and text[0] + text[-1] in _WRAPPINGS:
-        inner = text[1:-1].strip()
-        return _unwrapped(inner) if "://" in inner[:200] else text
-    named = re.match(r"!?\[[^\[\]{}]{0,1000}\]\(", text)
-    return _unwrapped(text[named.end() : -1]) if named and text.endswith(")") else text
+    for _ in range(8):  # deeper than anybody wraps a link
+        text = text.strip()
+        named = re.match(r"!?\[[^\[\]{}]{0,1000}\]\(", text)
+        inner = text[1:-1].strip() if text[:1] + text[-1:] in _WRAPPINGS else ""
+        if named and text.endswith(")"):
+            text = text[named.end() : -1]
+        elif "://" in inner[:200]:
+            text = inner
+        else:
+            break
+    return text
 
 
 def _looks_like_link(text: str) -> bool:
