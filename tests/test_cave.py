@@ -381,6 +381,13 @@ class TestIds:
         with pytest.raises(ix.OptionError, match="stale='drop'"):
             segmentation(cave, NOW, ids=[cave.graph.merged], stale="drop")
 
+    def test_a_root_where_supervoxels_are_asked_for(self, cave):
+        root, supervoxel = int(cave.graph.state(NOW)[0]), int(cave.graph.ids[5])
+        with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*agglomerate=False has supervoxels.*leave"):
+            ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[root])
+        with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*give supervoxels only"):
+            ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[supervoxel, root])
+
     def test_of_supervoxels_any_id_will_do(self, cave):
         wanted = np.unique(cave.tissue.supervoxels[PART])[-2:]
         found = ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=wanted, bbox=BOX)

@@ -165,7 +165,7 @@ def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> lis
     Parameters
     ----------
     source : GrapheneSource
-        A layer; of supervoxels any ids will do.
+        A layer; of supervoxels any ids will do that are no roots.
     ids : iterable of int
         As asked for.
     stale : {"raise", "update", "keep"}
@@ -175,7 +175,7 @@ def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> lis
     Raises
     ------
     SegmentError
-        If one is no root.
+        If one is no root, or of supervoxels one is a root.
     StaleRootError
         If one is not current, and that is to raise.
     """
@@ -185,9 +185,9 @@ def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> lis
             "'keep' (go on)"
         )
     asked = np.array(list(ids), dtype=np.uint64)
+    _refuse_other_layers(source, asked)
     if source.instant is None or not len(asked):
         return [int(i) for i in asked]
-    _refuse_other_layers(source, asked)
     current = source.graph.are_current(asked, source.instant)
     others = [int(i) for i in asked[~current]]
     born = source.graph.made_at(others) if others else {}
@@ -210,14 +210,30 @@ def _refuse_other_layers(source: GrapheneSource, ids: npt.NDArray[np.uint64]) ->
     if source.root_layer is None:
         return
     layers = ids >> np.uint64(64 - source.layer_bits)
+    if source.instant is None:
+        _refuse_roots(source, ids[layers > 1], ids[layers <= 1])
+        return
     wrong = ids[layers != np.uint64(source.root_layer)]
     if len(wrong):
-        layer = int(wrong[0] >> np.uint64(64 - source.layer_bits))
-        kind = {0: "no id of a graph", 1: "a supervoxel"}.get(layer, f"a node of layer {layer}")
         raise SegmentError(
-            f"{int(wrong[0])} is {kind}, not a root of {source.name}; give root ids (layer {source.root_layer}), or "
-            "agglomerate=False for supervoxels"
+            f"{int(wrong[0])} is {_kind(source, wrong[0])}, not a root of {source.name}; give root ids (layer "
+            f"{source.root_layer}), or agglomerate=False for supervoxels"
         )
+
+
+def _refuse_roots(source: GrapheneSource, roots: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) -> None:
+    if len(roots):
+        advice = "give supervoxels only" if len(others) else "leave agglomerate=False out for roots"
+        raise SegmentError(
+            f"{int(roots[0])} is {_kind(source, roots[0])} of {source.graph.name}, and agglomerate=False has "
+            f"supervoxels (layer 1); {advice}"
+        )
+
+
+def _kind(source: GrapheneSource, number: np.uint64) -> str:
+    layer = int(number >> np.uint64(64 - source.layer_bits))
+    named = {0: "no id of a graph", 1: "a supervoxel", source.root_layer: "a root"}
+    return named.get(layer, f"a node of layer {layer}")
 
 
 def _stale(source: GrapheneSource, successors: dict[int, list[int]]) -> StaleRootError:
