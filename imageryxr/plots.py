@@ -34,7 +34,8 @@ def plot(
     """Draw one slice into the axes of a Matplotlib figure, at its place in the tissue; computes it.
 
     What is drawn into the axes afterwards is in the same coordinates: synapses, skeletons, arrows. Save the figure as
-    SVG or PDF, and lines, text and the scale bar stay lines and text.
+    SVG or PDF, and lines, text and the scale bar stay lines and text (in SVG, text where Matplotlib's
+    ``svg.fonttype`` is "none").
 
     Parameters
     ----------

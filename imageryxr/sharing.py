@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import layer_type_of
@@ -102,7 +103,10 @@ def _state_of_tree(tree: xr.DataTree) -> dict[str, Any]:
 
 
 def _state_of_dataset(dataset: xr.Dataset) -> dict[str, Any]:
-    grid = grid_of(next(iter(_layers(dataset).values())))
+    first = next(iter(_layers(dataset).values()))
+    if "plane_axes" in first.attrs:
+        return _state_of_plane(dataset, first)
+    grid = grid_of(first)
     said = dataset.attrs.get(DIMENSIONS)
     unit = tuple(said[axis][0] for axis in "xyz") if said else grid.resolution
     # The middle voxel is that of `BBox.around`; the point inside of it that a link named is kept.
@@ -113,6 +117,41 @@ def _state_of_dataset(dataset: xr.Dataset) -> dict[str, Any]:
     if named is not None and all(abs(a - b) <= s + 1e-9 for a, b, s in zip(named, point, steps, strict=True)):
         point = [float(v) for v in named]
     return _state(dataset.attrs, unit, point)
+
+
+def _state_of_plane(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]:
+    """Return the state of a picture that `imageryxr.plane` cut: its coordinates are those of the volume, turned."""
+    grid, axes = grid_of(first), np.array(first.attrs["plane_axes"])
+    said = dataset.attrs.get(DIMENSIONS)
+    unit = tuple(said[axis][0] for axis in "xyz") if said else grid.resolution
+    middle = [
+        (o + n // 2 + 0.5) * r for o, n, r in zip(grid.voxel_offset, grid.shape[::-1], grid.resolution, strict=True)
+    ]
+    point = [nm / u for nm, u in zip(axes.T @ middle, unit, strict=True)]
+    zoom = dataset.attrs.get(NM_PER_PIXEL, grid.resolution[0])
+    turned = {ORIENTATION: quaternion_of(axes), NM_PER_PIXEL: zoom, "layout": "xy"}
+    return _state({**dataset.attrs, **turned}, unit, point)
+
+
+def quaternion_of(axes: npt.NDArray[np.float64]) -> list[float]:
+    """Return the quaternion (x, y, z, w) that turns x, y and z into directions, the rows of ``axes``.
+
+    Of a mirrored frame, as slices along y are, the one that looks at the same picture from its other side.
+    """
+    m = axes.T * ([1, 1, -1] if np.linalg.det(axes) < 0 else [1, 1, 1])
+    # Four times the products of q with itself (Shepperd 1978): its largest row is q, but for its length.
+    (a, b, c), (d, e, f), (g, h, i) = m
+    products = np.array(
+        [
+            [1 + a - e - i, b + d, c + g, h - f],
+            [b + d, 1 - a + e - i, f + h, c - g],
+            [c + g, f + h, 1 - a - e + i, d - b],
+            [h - f, c - g, d - b, 1 + a + e + i],
+        ]
+    )
+    row = products[np.argmax(np.diagonal(products))]
+    q = row / np.linalg.norm(row) * (-1 if row[3] < 0 else 1)
+    return [float(f"{v:.12g}") + 0.0 for v in q]
 
 
 def _state(attrs: Mapping[Any, Any], unit: Any, point: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,11 @@ settings.load_profile("ci" if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else 
 # Elsewhere in a second checkout of this repository: IMAGERYXR_FIB25 names the file then.
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib25_medulla_250.npz"
 FIB25 = Path(os.environ.get("IMAGERYXR_FIB25", _beside))
+
+
+# Started in the background, as by `nohup pytest &`, Python ignores Ctrl-C and so do all processes that it starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

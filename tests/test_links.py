@@ -919,3 +919,26 @@ def test_half_characters_do_not_break_the_way_back(sample):
     tree = opened({"title": "\udfff", "layers": [{"type": "image", "name": "\ud800é", "source": "IMAGE"}]}, sample)
     again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
     assert list(again.children) == ["?é"]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"normal": "z"}, {"normal": "y"}, {"normal": "x"}, {"normal": (1, 1, 0.2)}, {"normal": (-1, 0.3, 2), "up": (0, 0, 1)},
+        *({"orientation": q} for q in ([0.5, 0.5, 0.5, 0.5], [0.1, -0.2, 0.3, 0.9], [0, 0, 1, 0], [0.6, 0.8, 0, 0])),
+    ],
+)  # fmt: skip
+def test_a_link_of_a_plane_leads_to_it(sample, turn):
+    em = ix.open_image(sample.image)
+    place = (4600.5, 2560.5, 130.5)
+    cut = ix.plane(em, place, (64, 48), nm_per_pixel=8, resolution=(8, 8, 40), **turn)
+    tree = ix.open_neuroglancer(ix.neuroglancer_link(cut, allow_local=True), allow_local=True)
+    there = [p * u[0] for p, u in zip(tree.attrs["position"], tree.attrs["dimensions"].values(), strict=True)]
+    np.testing.assert_allclose(there, np.multiply(place, (8, 8, 40)), atol=1e-6)
+    back = tree.imagery.plane((64, 48))["image"]
+    assert ix.grid_of(back).resolution == (8, 8, 8)
+    differs = np.abs(back.values.astype(int) - cut.values.astype(int)) > 1  # a quaternion has its own last digit
+    assert differs.mean() < 0.01
+    if "orientation" in turn:
+        given = np.array(turn["orientation"]) / np.linalg.norm(turn["orientation"])
+        assert abs(np.dot(tree.attrs["orientation"], given)) == pytest.approx(1)
