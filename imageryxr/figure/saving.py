@@ -48,7 +48,8 @@ def save_figure(
         In place of `dpi`, how wide the picture is printed: 85 or 180 mm, a column or a page of most journals.
     nm_per_pixel : float, optional
         Width of a pixel in nm, kept in the file: as the text entry ``nm_per_pixel`` of a PNG, and as JSON in the
-        description of a TIFF, whose resolution is that of print (`export` writes TIFFs that ImageJ takes as calibrated). Of an array by default what its coordinates say, if they do.
+        description of a TIFF, whose resolution is that of print (`export` writes TIFFs that ImageJ takes as
+        calibrated). Of an array by default what its coordinates say, if they do.
     overwrite : bool, default False
         Whether to replace a file that is there.
 
