@@ -435,7 +435,7 @@ def test_a_bar_where_somebody_looks_and_silence_where_nobody_does(tmp_path, caps
     report = run("png", tmp_path / "b", progress=True, seconds=0.01)
     shown = capsys.readouterr().err
     assert f"{report.tasks}/{report.tasks}" in shown
-    assert "region/s" in shown or "s/region" in shown
+    assert "task/s" in shown or "s/task" in shown
     assert "z{z:03d}.png" in shown
 
 
