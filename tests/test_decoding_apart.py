@@ -163,6 +163,7 @@ def test_a_crackle_of_the_first_version():
             decoded(old[:-cut], "crackle", values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "uint64"])
 @pytest.mark.parametrize("pins", [False, True])
 def test_no_bit_of_a_crackle_gives_other_voxels(dtype, pins):
@@ -173,8 +174,8 @@ def test_no_bit_of_a_crackle_gives_other_voxels(dtype, pins):
     lengths = crackle.component_lengths(stored)
     begin = 29 + lengths["z_index"]
     codes = begin + lengths["labels"]
-    # What a checksum turns away costs nothing; the codes cost the decoder now and then, so not all of their bits.
-    places = [*range(8 * 29, 8 * codes), *range(8 * codes, 8 * len(stored), 5)]
+    # What a checksum turns away costs nothing; the codes cost the decoder often, and a new process, so few of their bits.
+    places = [*range(8 * 29, 8 * codes, 3), *range(8 * codes, 8 * len(stored), 29)]
     told = 0
     for place in places:
         damaged = bytearray(stored)
@@ -192,10 +193,9 @@ def test_a_header_that_asks_for_other_voxels_is_not_decoded(encoding, monkeypatc
     monkeypatch.setattr(decoding, "decode_apart", lambda *a: pytest.fail("this got as far as the decoder"))
     values = voxels("float32", (9, 6, 5, 1))
     stored = encoded(encoding, values)
-    for size in ((10, 6, 5, 1), (9, 6, 5 << 20, 1)):
-        other = np.empty(size, bool) if size[2] == 5 else np.broadcast_to(False, size)
+    for shape in ((10, 6, 5, 1), (9, 6, 1, 1), (9, 6, 5, 2)):
         with pytest.raises(decoding.DamagedChunkError, match=r"its header says \(.* voxels where \("):
-            decoding.decode_chunk(stored, encoding, other.shape, values.dtype)
+            decoding.decode_chunk(stored, encoding, shape, values.dtype)
     if encoding == "zfpc":
         begin = int.from_bytes(stored[23:31], "little")
         damaged = bytearray(stored)

@@ -49,7 +49,9 @@ def _crackle(stored: bytes) -> Any:
 
     turn = next(_TURNS)
     found = crackle.decompress(stored, parallel=1)
-    if ((found ^ crackle.decompress(_turned(stored, turn), parallel=1)) != found.dtype.type(turn)).any():
+    again = crackle.decompress(_turned(stored, turn), parallel=1)
+    again ^= found
+    if (again != again.dtype.type(turn)).any():
         raise ValueError("slices of it do not fit their checksums, or cannot be followed")
     return found
 
