@@ -135,6 +135,104 @@ def test_a_chunk_hit_anywhere_ends_no_process(encoding, dtype, monkeypatch):
     np.testing.assert_array_equal(decoded(stored, encoding, values), decoded(stored, encoding, values))
 
 
+@pytest.mark.parametrize("pins", [False, True])
+@pytest.mark.parametrize("order", [0, 1, 2, 5])
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64"])
+def test_any_crackle(dtype, order, pins):
+    """Every label format and order of the model, of which that of 1 does not fill its last byte."""
+    crackle = pytest.importorskip("crackle")
+    for shape in [(9, 6, 5), (33, 31, 8), (1, 1, 1), (64, 64, 3)]:
+        values = voxels("uint8" if dtype == "uint8" else "uint64", (*shape, 1)).astype(dtype)
+        stored = bytes(crackle.compress(values[..., 0], allow_pins=pins, markov_model_order=order))
+        np.testing.assert_array_equal(decoded(stored, "crackle", values), values)
+        for cut in (1, 2, 3, 4, 9):
+            assert streams.stream_problem(stored[:-cut], "crackle", values.shape)
+
+
+def test_a_crackle_of_the_first_version():
+    """It has no checksums; today's encoder does not write it, but what it writes differs in nothing else."""
+    crackle = pytest.importorskip("crackle")
+    values = voxels("uint64")
+    slices = SHAPE[2]
+    new = bytes(crackle.compress(values[..., 0]))
+    index = 29 + 4 * slices
+    old = new[:4] + b"\0" + new[5:24] + new[29:index] + new[index + 4 : len(new) - 4 * (slices + 1)]
+    np.testing.assert_array_equal(decoded(old, "crackle", values), values)
+    for cut in (1, 4, 40):
+        with pytest.raises(decoding.DamagedChunkError, match="bytes where its header speaks of"):
+            decoded(old[:-cut], "crackle", values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["uint8", "uint64"])
+@pytest.mark.parametrize("pins", [False, True])
+def test_no_bit_of_a_crackle_gives_other_voxels(dtype, pins):
+    """Its decoder loses what it raises of a slice, and leaves there the voxels of the chunk before."""
+    crackle = pytest.importorskip("crackle")
+    values = voxels(dtype, (9, 6, 5, 1))
+    stored = bytes(crackle.compress(values[..., 0], allow_pins=pins))
+    lengths = crackle.component_lengths(stored)
+    begin = 29 + lengths["z_index"]
+    codes = begin + lengths["labels"]
+    # What a checksum turns away costs nothing; the codes cost the decoder often, and a new process, so few of their bits.
+    places = [*range(8 * 29, 8 * codes, 3), *range(8 * codes, 8 * len(stored), 29)]
+    told = 0
+    for place in places:
+        damaged = bytearray(stored)
+        damaged[place // 8] ^= 1 << place % 8
+        try:
+            np.testing.assert_array_equal(decoded(bytes(damaged), "crackle", values), values)
+        except decoding.DamagedChunkError:
+            told += 1
+    assert told > 0.9 * len(places)
+
+
+@pytest.mark.parametrize("encoding", ["fpzip", "kempressed", "zfpc"])
+def test_a_header_that_asks_for_other_voxels_is_not_decoded(encoding, monkeypatch):
+    """A decoder would fill all the memory that the header asks for, with nothing."""
+    monkeypatch.setattr(decoding, "decode_apart", lambda *a: pytest.fail("this got as far as the decoder"))
+    values = voxels("float32", (9, 6, 5, 1))
+    stored = encoded(encoding, values)
+    for shape in ((10, 6, 5, 1), (9, 6, 1, 1), (9, 6, 5, 2)):
+        with pytest.raises(decoding.DamagedChunkError, match=r"its header says \(.* voxels where \("):
+            decoding.decode_chunk(stored, encoding, shape, values.dtype)
+    if encoding == "zfpc":
+        begin = int.from_bytes(stored[23:31], "little")
+        damaged = bytearray(stored)
+        damaged[begin + 8] ^= 1
+        with pytest.raises(decoding.DamagedChunkError, match="the header of a stream of it"):
+            decoded(bytes(damaged), encoding, values)
+
+
+@pytest.mark.parametrize("options", [{}, {"tolerance": 0.1}, {"rate": 8}, {"correlated_dims": [True, True, False, False]}, {"correlated_dims": [False] * 4}])  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
+def test_any_zfpc(dtype, options):
+    zfpc = pytest.importorskip("zfpc")
+    for shape in [(9, 6, 5, 1), (16, 8, 8, 3), (1, 1, 1, 1), (5, 4, 3, 2)]:
+        values = np.asfortranarray((voxels("float32", shape) * 100).astype(dtype))
+        try:
+            stored = bytes(zfpc.compress(values, **options))
+        except Exception:  # noqa: S112, PERF203, RUF100 - of zfp, not every type has every option
+            continue
+        assert streams.stream_problem(stored, "zfpc", shape) == ""
+        assert all(streams.stream_problem(stored[:-cut], "zfpc", shape) for cut in range(1, min(len(stored), 40)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_headers_of_fpzip(dtype):
+    fpzip = pytest.importorskip("fpzip")
+    rng = np.random.default_rng(0)
+    sizes = [1, 2, 3, 8, 16, 31, 64, 127, 128, 255, 256, 257, 300, 70000]
+    for _ in range(300):
+        shape = tuple(int(s) for s in rng.choice(sizes, 4))
+        if np.prod(shape) > 200_000:
+            continue
+        stored = bytes(fpzip.compress(np.full(shape, 3, dtype, order="F"), order="F"))
+        assert streams.stream_problem(stored, "fpzip", shape) == ""
+        assert streams.stream_problem(stored, "fpzip", (*shape[:3], shape[3] + 1))
+        assert all(streams.stream_problem(stored[:size], "fpzip", shape) for size in range(22))
+
+
 def test_a_decoder_that_was_killed_meanwhile_is_replaced():
     values = voxels("uint64")
     stored = encoded("crackle", values)

@@ -7,6 +7,7 @@ is a line of JSON, whose ``size`` says how many bytes come after it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO
 # More than a chunk ever needs; a header that was hit may ask for anything.
 MEMORY = 8 << 30
 PADDING = (b"\0", b"\xff")
+# Without the highest bit of a byte, so that a wider id of the same sign comes of it.
+_TURNS = itertools.cycle(range(1, 128))
 
 
 def decode(stored: bytes, encoding: str, expected: int) -> Any:
@@ -25,9 +28,7 @@ def decode(stored: bytes, encoding: str, expected: int) -> Any:
 
         return compresso.decompress(stored)
     if encoding == "crackle":
-        import crackle
-
-        return crackle.decompress(stored, parallel=1)
+        return _crackle(stored)
     if encoding == "zfpc":
         import zfpc
 
@@ -35,6 +36,47 @@ def decode(stored: bytes, encoding: str, expected: int) -> Any:
     if encoding in ("fpzip", "kempressed"):
         return _fpzip(stored, encoding, expected)
     raise ValueError(f"{encoding} is not decoded here")
+
+
+def _crackle(stored: bytes) -> Any:
+    """Decode a stream whose damaged slices the decoder leaves as the memory was, with voxels of another chunk in it.
+
+    It finds by checksums which slices are damaged, and then loses what it raised. So it has the stream a second time,
+    in which bits of all ids are turned over. A voxel that comes of the stream has them turned over as well; one that
+    was lying in memory does not, be it of the last turn, since each turn takes other bits.
+    """
+    import crackle
+
+    turn = next(_TURNS)
+    found = crackle.decompress(stored, parallel=1)
+    again = crackle.decompress(_turned(stored, turn), parallel=1)
+    again ^= found
+    if (again != again.dtype.type(turn)).any():
+        raise ValueError("slices of it do not fit their checksums, or cannot be followed")
+    return found
+
+
+def _turned(stored: bytes, turn: int) -> bytes:
+    """Return a crackle stream, whose lengths add up, with bits of the lowest byte of all its ids turned over."""
+    import numpy as np
+    from google_crc32c import value
+
+    version, flags, slices = stored[4], stored[5], int.from_bytes(stored[15:19], "little")
+    width, pinned = 1 << (flags >> 2 & 3), flags >> 5 & 3
+    begin = (29 if version else 24) + 4 * (slices + version)
+    end = begin + int.from_bytes(stored[20 : 28 if version else 24], "little")
+    first = begin + (width if pinned else 0) + 8
+    last = first + width * int.from_bytes(stored[first - 8 : first], "little")
+    if not first <= last <= end:
+        raise ValueError("its table of ids reaches over the end of its labels")
+    turned = np.frombuffer(stored, np.uint8).copy()
+    turned[first:last:width] ^= turn
+    if pinned:
+        turned[begin] ^= turn  # the background's
+    if version:
+        sums = len(stored) - 4 * (slices + 1)
+        turned[sums : sums + 4] = np.frombuffer(value(turned[begin:end].tobytes()).to_bytes(4, "little"), np.uint8)
+    return turned.tobytes()
 
 
 def _fpzip(stored: bytes, encoding: str, expected: int) -> Any:

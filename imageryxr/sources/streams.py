@@ -1,11 +1,13 @@
-"""Whether encoded chunks are whole, for the encodings that say how long they are: compresso, crackle and zfpc.
+"""Whether encoded chunks are whole: compresso, crackle and zfpc say how long they are, fpzip how many voxels it holds.
 
 Their decoders believe what a header says, whatever comes after it. Here each length that a stream states of its parts
 is added up and held against the bytes that came, so that a chunk that was cut short, at any byte, never reaches them.
-fpzip and kempressed state no length: `decoder_process` finds those out by decoding.
+fpzip and kempressed state no length: `decoder_process` finds those out by decoding. Of all of them the voxels that the
+header speaks of are held against those of the chunk: a decoder fills as much memory as it is told to.
 
 The formats: https://github.com/seung-lab/compresso (``compresso.hpp``), https://github.com/seung-lab/crackle
-(``docs`` and ``crackle/headers.py``), https://github.com/seung-lab/zfpc (README).
+(README, "Stream Format"), https://github.com/seung-lab/zfpc (README), https://zfp.readthedocs.io (the header),
+https://github.com/LLNL/fpzip (the header).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 __all__ = ["stream_problem"]
 
 _ENDS = "it ends within its header"
+_WORD = 0xFFFFFFFF
 
 
 def stream_problem(stored: bytes, encoding: str, shape: tuple[int, int, int, int]) -> str:
@@ -99,12 +102,24 @@ def _crackle(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     order = (_number(stored, 5, 2) >> 9) & 15
     head, labels = (29, _number(stored, 20, 8)) if version else (24, _number(stored, 20, 4))
     index = 4 * (size[2] + version)
-    model = 4**order * 5 // 8 if order else 0
+    model = (4**order * 5 + 7) // 8 if order else 0  # 5 bits a row, to the whole byte
     sums = 4 * (size[2] + 1) if version else 0
     if len(stored) < head + index:
         return "it ends within the index of its slices"
     codes = int(np.frombuffer(stored, "<u4", size[2], head).sum(dtype=np.uint64))
-    return _length_problem(len(stored), head + index + labels + model + codes + sums)
+    problem = _length_problem(len(stored), head + index + labels + model + codes + sums)
+    return problem or (_crackle_sums(stored, head + index, labels, len(stored) - sums) if version else "")
+
+
+def _crackle_sums(stored: bytes, begin: int, labels: int, sums: int) -> str:
+    """Hold against their checksums what the decoder does not: it looks at those of the header and of the slices."""
+    from google_crc32c import value
+
+    if value(stored[29 : begin - 4]) != _number(stored, begin - 4, 4):
+        return "the index of its slices does not fit its checksum"
+    return (
+        "" if value(stored[begin : begin + labels]) == _number(stored, sums, 4) else "its ids do not fit their checksum"
+    )
 
 
 def _zfpc(stored: bytes, shape: tuple[int, int, int, int]) -> str:
@@ -123,11 +138,70 @@ def _zfpc(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     begin, *lengths = np.frombuffer(stored, "<u8", 1 + streams, 23).tolist()
     if begin != 23 + 8 * (1 + streams):
         return f"its streams begin at byte {begin}, within its index or beyond"
-    return _length_problem(len(stored), begin + sum(lengths))
+    problem = _length_problem(len(stored), begin + sum(lengths))
+    voxels = math.prod(shape)
+    for length in () if problem else lengths:
+        if _zfp_voxels(stored[begin : begin + min(length, 11)]) * streams != voxels:
+            return f"the header of a stream of it does not say that it is one of {streams} of {voxels} voxels"
+        begin += length
+    return problem
+
+
+def _zfp_voxels(head: bytes) -> int:
+    """Return of how many voxels a zfp stream speaks; 0 if it is none."""
+    if len(head) < 11 or head[:3] != b"zfp":
+        return 0
+    about = _number(head, 4, 7)
+    axes = (about >> 2 & 3) + 1
+    bits = 48 // axes
+    return math.prod((about >> 4 + axis * bits & (1 << bits) - 1) + 1 for axis in range(axes))
+
+
+class _Coder:
+    """The range coder of fpzip, for numbers all of whose values are as likely: its header is nothing else."""
+
+    def __init__(self, stored: bytes) -> None:
+        self.stored, self.place = stored, 0
+        self.low, self.range, self.code = 0, _WORD, 0
+        self._shift(4)
+
+    def _shift(self, count: int) -> None:
+        for _ in range(count):
+            self.code = (self.code << 8 | self.stored[self.place]) & _WORD
+            self.low = self.low << 8 & _WORD
+            self.place += 1
+
+    def number(self, bits: int) -> int:
+        """Return the next number of at most 16 bits; raises IndexError where there is none."""
+        self.range >>= bits
+        found = ((self.code - self.low) & _WORD) // self.range
+        self.low = (self.low + found * self.range) & _WORD
+        while not (self.low ^ (self.low + self.range)) >> 24 & 0xFF:
+            self._shift(1)
+            self.range = self.range << 8 & _WORD
+        if not self.range >> 16:
+            self._shift(2)
+            self.range = -self.low & _WORD
+        return found
+
+
+def _fpzip(stored: bytes, shape: tuple[int, int, int, int]) -> str:
+    try:
+        coder = _Coder(stored)
+        if bytes(coder.number(8) & 0xFF for _ in range(4)) != b"fpz\0":
+            return "it does not begin as fpzip"
+        for bits in (16, 8, 1, 7):  # version, type and precision, which the decoder looks at
+            coder.number(bits)
+        size = tuple(coder.number(16) | coder.number(16) << 16 for _ in range(4))
+    except IndexError:
+        return _ENDS
+    return _shape_problem(size, shape)
 
 
 _CHECKS: dict[str, Callable[[bytes, tuple[int, int, int, int]], str]] = {
     "compresso": _compresso,
     "crackle": _crackle,
     "zfpc": _zfpc,
+    "fpzip": _fpzip,
+    "kempressed": _fpzip,
 }
