@@ -197,6 +197,17 @@ def test_a_chunk_that_is_not_there(cave, policy, error):
     np.testing.assert_array_equal(found, truth)
 
 
+@pytest.mark.parametrize("status", [404, 403])  # a bucket that may not be listed says 403
+def test_no_chunk_of_a_block_is_there(cave, status):
+    options = {"timestamp": utc(NOW), "token": TOKEN, "bbox": BOX, "connection": HASTY}
+    filled, warned = (ix.open_segmentation(cave.table, missing=m, **options) for m in ("fill", "warn"))
+    cave.fault("/data/ws/10_10_10/", "status", status=status)
+    assert not filled.values.any()
+    with pytest.warns(ix.MissingChunkWarning, match="4 missing chunks"):
+        assert not warned.values.any()
+    assert cave.count("roots_binary") == 0
+
+
 # ---------------------------------------------------------------------------------------------------------
 # opening
 

@@ -87,7 +87,7 @@ class GrapheneSource:
         found: list[npt.NDArray[np.uint64]] = []
         stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct(part)))
         labels = np.require(stored, np.uint64, ["C", "W"])
-        ids = relabel.distinct(np.concatenate(found))
+        ids = relabel.distinct(np.concatenate(found)) if found else np.empty(0, np.uint64)  # no chunk may be there
         if len(ids):
             try:
                 roots = self.graph.roots(ids, self.instant, self.root_layer, 64 - self.layer_bits)
