@@ -7,6 +7,7 @@ whatever a test edits later. It is no PyChunkedGraph, but answers as one was mea
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import struct
@@ -271,6 +272,8 @@ class CaveServer(ThreadingHTTPServer):
         """Seconds by which its clock is ahead."""
         self.without: set[str] = set()
         """Endpoints that an older server has not."""
+        self.zips = False
+        """Whether a proxy before it compresses what nobody asked it to."""
 
     @property
     def url(self) -> str:
@@ -298,6 +301,7 @@ class CaveServer(ThreadingHTTPServer):
         self.log.clear()
         self.graph = Graph(self.tissue)
         self.before_roots, self.secret_data, self.date_shift, self.without = None, False, 0.0, set()
+        self.zips = False
         self.peak = 0
 
     def truth(self, when: float, box: tuple[slice, slice, slice] = (slice(None),) * 3) -> np.ndarray:
@@ -377,6 +381,8 @@ class Handler(BaseHTTPRequestHandler):
             body = value if isinstance(value, bytes) else json.dumps(value).encode()
             body = body[: len(body) // 2] if kind == "short" else body
             body = bytes(b ^ 0x5A for b in body) if kind == "corrupt" else body
+            if self.server.zips and not asked.path.startswith("/data/"):
+                body, headers = gzip.compress(body), {**headers, "Content-Encoding": "gzip"}
             self._send(status, body, headers, cut=kind == "truncate")
 
     def _send(self, status: int, value: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
@@ -495,8 +501,6 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def roots(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
-        import gzip
-
         if self.server.before_roots is not None:
             self.server.before_roots()
         body = gzip.decompress(asked.body) if self.headers.get("Content-Encoding") == "gzip" else asked.body

@@ -6,6 +6,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 import dask
 import numpy as np
@@ -120,6 +121,9 @@ class TestDatastack:
         assert tree.attrs["timestamp"] == utc(VERSIONS[version]).isoformat(timespec="microseconds")
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.truth(VERSIONS[version], PART))
 
+    def test_a_version_of_a_table(self, cave):
+        assert self.open(cave, version=np.int64(7)).attrs["version"] == 7
+
     def test_a_version_that_is_not_there(self, cave):
         with pytest.raises(ix.SourceNotFoundError, match=r"no materialization 8 of 'fib25_public': there are 7, 9"):
             self.open(cave, version=8)
@@ -133,6 +137,12 @@ class TestDatastack:
             ix.open_segmentation(cave.table.replace(TABLE, "other"), token=TOKEN, connection=HASTY)
         with pytest.raises(ix.SourceError, match="names no table.*graphene://https://HOST/segmentation/table/TABLE"):
             ix.open_segmentation(f"graphene://{cave.url}/tables/{TABLE}", token=TOKEN)
+
+    @pytest.mark.parametrize("name", ["../x", "a/b", "a?b#c", "ä b"])
+    def test_a_name_is_one_part_of_a_path(self, cave, name):
+        with pytest.raises(ix.SourceNotFoundError, match="there is no datastack"):
+            ix.open_datastack(name, server_address=cave.url, token=TOKEN, connection=HASTY)
+        assert [line.path for line in cave.log] == [f"/info/api/v2/datastack/full/{quote(name, safe='')}"]
 
     def test_the_server_that_caveclient_noted(self, cave):
         folder = os.path.expanduser("~/.cloudvolume/secrets")
@@ -210,6 +220,8 @@ class TestClient:
     def test_what_is_no_client(self):
         with pytest.raises(ix.OptionError, match="int is neither the name of a datastack nor a CAVEclient"):
             ix.open_datastack(7)
+        with pytest.raises(ix.OptionError, match="NoneType is neither"):
+            ix.open_datastack(None)
 
 
 # ---------------------------------------------------------------------------------------------------------

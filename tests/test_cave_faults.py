@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from tests.cave_server import DATASTACK, MERGE, SPLIT, TOKEN, VERSIONS
+from tests.cave_server import DATASTACK, FORBIDDEN, MERGE, SPLIT, TOKEN, VERSIONS
 from tests.test_cave import NOW, utc, voxels
 
 # Twice again at once; and a silence long enough to be told from a slow answer of a busy machine.
@@ -287,6 +287,14 @@ class TestWrongRoots:
         monkeypatch.setattr(cave.graph, "ids", cave.graph.ids + np.uint64(1))
         with pytest.raises(ix.ChunkReadError, match="not those of this table"):
             seg.compute()
+
+
+def test_a_proxy_that_compresses(cave):
+    cave.zips = True
+    seg = ix.open_segmentation(cave.table, timestamp=utc(NOW), token=TOKEN, bbox=BOX, connection=HASTY)
+    np.testing.assert_array_equal(seg.values, cave.truth(NOW, PART))
+    with pytest.raises(ix.ForbiddenError, match="missing permission"):
+        ix.open_segmentation(cave.table, timestamp=utc(NOW), token=FORBIDDEN, connection=HASTY)
 
 
 def test_nothing_is_printed(cave, capfd):
