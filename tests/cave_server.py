@@ -141,6 +141,7 @@ class Graph:
         self.ids = tissue.ids
         self.lock = threading.Lock()
         self.made: dict[int, float] = {}
+        self.oldest = BEGIN
         self.links: list[tuple[int, int]] = []
         self._next = 1
         first = np.zeros(len(tissue.ids), np.uint64)
@@ -533,7 +534,7 @@ class Handler(BaseHTTPRequestHandler):
         return 200, {"timestamp": [made[i] for i in json.loads(asked.body)["node_ids"] if i in made]}, JSON
 
     def oldest(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
-        return 200, {"iso": str(datetime.fromtimestamp(BEGIN, UTC))}, JSON
+        return 200, {"iso": str(datetime.fromtimestamp(self.server.graph.oldest, UTC))}, JSON
 
     def lineage(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
         past, future = (float(asked.query.get(f"timestamp_{w}", d)) for w, d in (("past", 0), ("future", time.time())))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from urllib.parse import quote
@@ -273,6 +275,18 @@ class TestInstant:
         with pytest.raises(ix.OptionError, match="open already, at 2023-11-16T02:00:00.250"):
             ix.open_segmentation(source, timestamp=utc(SPLIT))
 
+    def test_an_open_source_without_its_roots(self, cave):
+        source = resolve_source(cave.table, None, token=TOKEN, timestamp=utc(MERGE))
+        found = ix.open_segmentation(source, agglomerate=False, bbox=BOX)
+        np.testing.assert_array_equal(found.values, cave.tissue.supervoxels[PART])
+        assert "timestamp" not in found.attrs
+
+    def test_supervoxels_at_no_time(self, cave):
+        assert "timestamp" not in segmentation(cave, MERGE, agglomerate=False).attrs
+        for when in ("yesterday", float("nan")):
+            with pytest.raises(ix.TimestampError):
+                segmentation(cave, when, agglomerate=False)
+
     def test_before_the_first_and_in_the_future(self, cave):
         with pytest.raises(ix.TimestampError, match="before the first state of graphene://.*2023-11-14T22:13:20.125"):
             segmentation(cave, BEGIN - 0.001)
@@ -372,14 +386,82 @@ class TestIds:
         truth = cave.truth(NOW)
         np.testing.assert_array_equal(found.values, np.where(np.isin(truth, cave.graph.split_into), truth, 0))
 
-    def test_keep(self, cave):
-        current = int(cave.graph.state(NOW)[0])
+    def drawn(self, cave, when, ids):
+        """By brute force: current ids whole, then old ones, the nearest to the instant first."""
+        out, now = np.zeros(cave.tissue.supervoxels.shape, np.uint64), cave.truth(when)
+        for root in [i for i in ids if (now == i).any()]:
+            out[now == root] = root
+        made = {root: max(cave.graph.made[root], cave.graph.oldest) for root in ids}
+        for root in sorted(set(ids) - set(np.unique(out).tolist()), key=lambda root: abs(made[root] - when)):
+            out[(cave.truth(made[root]) == root) & (out == 0)] = root
+        return out
+
+    @pytest.mark.parametrize("when", [MERGE - 1, MERGE + 1, NOW])
+    @pytest.mark.parametrize("which", ["merged", "one", "both", "all", "with a successor", "a half of it"])
+    def test_keep(self, cave, which, when):
+        graph = cave.graph
+        (a, b), (c, d), other = graph.merged_from, graph.split_into, int(graph.state(NOW)[0])
+        ids = {
+            "merged": [graph.merged, other],
+            "one": [a],
+            "both": [a, b],
+            "all": [a, b, graph.merged, c, d, other],
+            "with a successor": [a, c],
+            "a half of it": [graph.merged, c],
+        }[which]
+        found = segmentation(cave, when, ids=ids, stale="keep", chunks=(125, 125, 125))
+        truth = self.drawn(cave, when, ids)
+        whole = [int(i) for i in np.unique(truth[truth > 0])]
+        if which in ("merged", "one", "both"):
+            assert whole == sorted(ids)
+        with warnings.catch_warnings():
+            # an old root all of whose voxels others bear is nowhere, which is told
+            warnings.simplefilter("error" if whole == sorted(ids) else "ignore", ix.MissingIdsWarning)
+            np.testing.assert_array_equal(found.values, truth)
+        current = np.unique(graph.state(when)).tolist()
+        assert found.attrs.get("stale_ids", []) == sorted(i for i in ids if i not in current)
+        assert found.attrs["ids"] == sorted(ids)
+
+    def test_kept_roots_are_asked_for_where_they_may_be(self, cave):
         old = cave.graph.merged
-        found = segmentation(cave, NOW, ids=[old, current], stale="keep", chunks=(125, 125, 125))
-        truth = cave.truth(NOW)
-        with pytest.warns(ix.MissingIdsWarning, match=f"1 of the 2 ids .* not in the data: {old}"):
-            values = found.values
-        np.testing.assert_array_equal(values, np.where(truth == current, truth, 0))
+        found = segmentation(cave, ids=[old], stale="keep", chunks=(50, 50, 50))
+        assert tokenize(found) != tokenize(
+            segmentation(cave, ids=[old], stale="keep", chunks=(50, 50, 50), when=NOW - 1)
+        )
+        cave.log.clear()
+        truth, heirs = self.drawn(cave, NOW, [old]), np.isin(cave.truth(NOW), cave.graph.split_into)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).values, truth)
+        asked = [line for line in cave.log if "roots_binary" in line.path]
+        now, then = (sum(float(line.query["timestamp"]) == t for line in asked) for t in (NOW, MERGE))
+        blocks = [slice(i, i + 50) for i in range(0, 250, 50)]
+        held = sum(heirs[z, y, x].any() for z in blocks for y in blocks for x in blocks)
+        assert now + then == len(asked)
+        assert 0 < then <= held < 125
+        assert now <= 125
+
+    def test_a_root_older_than_the_graph_s_first_state(self, cave):
+        # real graphs are made piece by piece, before the time that they tell as their first
+        cave.graph.oldest = BEGIN + 5
+        a = cave.graph.merged_from[0]
+        assert cave.graph.made[a] < cave.graph.oldest
+        found = segmentation(cave, ids=[a], stale="keep")
+        np.testing.assert_array_equal(found.values, self.drawn(cave, NOW, [a]))
+        assert [float(line.query["timestamp"]) for line in cave.log if "roots_binary" in line.path] == [NOW, BEGIN + 5]
+
+    def test_keep_where_the_lineage_is_not_told(self, cave):
+        cave.without.add("lineage_graph_multiple")
+        a, c = cave.graph.merged_from[0], cave.graph.split_into[0]
+        found = segmentation(cave, ids=[a, c], stale="keep")
+        np.testing.assert_array_equal(found.values, self.drawn(cave, NOW, [a, c]))
+
+    @pytest.mark.parametrize("options", [{}, {"ids": []}, {"ids": [2**60]}])
+    def test_stale_is_a_word(self, cave, sample, options):
+        with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
+            segmentation(cave, stale="ubdate", **options)
+        with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
+            ix.open_segmentation(sample.segmentation, stale="ubdate", **options)
+        with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
+            ix.open_datastack(DATASTACK, server_address=cave.url, token=TOKEN, stale="ubdate", **options)
 
     def test_what_is_no_root(self, cave):
         unknown, supervoxel = (4 << 56) + 999_999, int(cave.graph.ids[5])
@@ -393,11 +475,17 @@ class TestIds:
         with pytest.raises(ix.OptionError, match="stale='drop'"):
             segmentation(cave, NOW, ids=[cave.graph.merged], stale="drop")
 
-    def test_of_supervoxels_any_id_will_do(self, cave):
+    def test_of_supervoxels(self, cave):
         wanted = np.unique(cave.tissue.supervoxels[PART])[-2:]
         found = ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=wanted, bbox=BOX)
         stored = cave.tissue.supervoxels[PART]
         np.testing.assert_array_equal(found.values, np.where(np.isin(stored, wanted), stored, 0))
+        root = int(cave.graph.state(NOW)[0])
+        for wrong, says in ((root, "is a root"), ((2 << 56) + 5, "is a node of layer 2"), (7, "is no id of a graph")):
+            with pytest.raises(
+                ix.SegmentError, match=f"{wrong} {says}, and with agglomerate=False.*leave agglomerate out"
+            ):
+                ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[wanted[0], wrong])
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -278,9 +278,9 @@ def pinned(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instan
         If it lies before the graph's first state, or in the future, where the state may still change.
     """
     now = _agreed(graph, Instant.now(), clock)
-    if timestamp is None or (isinstance(timestamp, str) and timestamp.strip().lower() == "now"):
+    instant = named_instant(timestamp)
+    if instant is None:
         return now
-    instant = timestamp if isinstance(timestamp, Instant) else instant_of(timestamp)
     if instant > now.after(CLOCK_SECONDS):
         raise TimestampError(
             f"timestamp={instant} lies in the future (now it is {now}): the graph may still change until then; leave "
@@ -293,6 +293,19 @@ def pinned(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instan
             "a later one, or agglomerate=False for supervoxels"
         )
     return instant
+
+
+def named_instant(timestamp: Any) -> Instant | None:
+    """Return the instant that somebody gave; None for None and "now".
+
+    Raises
+    ------
+    TimestampError
+        If it is no time.
+    """
+    if timestamp is None or (isinstance(timestamp, str) and timestamp.strip().lower() == "now"):
+        return None
+    return timestamp if isinstance(timestamp, Instant) else instant_of(timestamp)
 
 
 def _agreed(graph: ChunkedGraph, here: Instant, clock: Instant | None) -> Instant:
