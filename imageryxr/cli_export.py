@@ -33,7 +33,7 @@ def _take_config(context: typer.Context, path: Path | None) -> Path | None:
     spelled = {_name(key): value for key, value in values.items()}
     unknown = sorted(key for key in values if _name(key) not in names)
     if unknown:
-        known = ", ".join(sorted(n.replace("_", "-") for n in names))
+        known = ", ".join(sorted(n.replace("_", "-") for n in names - {"as_json"} | {"json"}))
         raise OptionError(f"--config {path} has {unknown[0]!r}, which is no option of export; options are {known}")
     context.default_map = {**(context.default_map or {}), **{k: _as_typed(k, v) for k, v in spelled.items()}}
     return path
@@ -79,7 +79,9 @@ Resume = Annotated[
 ShowProgress = Annotated[
     bool | None, typer.Option("--progress/--no-progress", help="Show a bar; default: in a terminal.")
 ]
-Square = Annotated[bool, typer.Option("--square", help="Resample slices to square pixels.")]
+Square = Annotated[
+    bool | None, typer.Option("--square/--no-square", help="Resample slices to square pixels, or keep a voxel a pixel.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Chunks = Annotated[str | None, typer.Option(help="Chunk size: z,y,x voxels.")]
 Shards = Annotated[str | None, typer.Option(help="Shard size: z,y,x voxels, whole numbers of chunks.")]
@@ -122,7 +124,7 @@ def run_export(
     retries: int,
     on_error: Any,
     progress: bool | None,
-    square: bool,
+    square: bool | None,
     options: dict[str, Any],
 ) -> None:
     """Plan or run an export and tell of it; ends the process with `NOT_COMPLETE` where regions failed."""

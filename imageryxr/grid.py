@@ -192,6 +192,8 @@ def outside_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid] = ()
     The usual cause is numbers in another unit: the box is tried again in every resolution at hand.
     """
     message = f"the box {bbox} lies wholly outside {what}, which covers {grid.bbox}"
+    if bbox.resolution != grid.resolution:  # numbers of two units cannot be compared
+        message += f", which is {_in_unit(grid.bbox, bbox.resolution)}"
     units = [(1.0, 1.0, 1.0), *(g.resolution for g in (grid, *others))]
     for unit in units:
         again = BBox(bbox.lo, bbox.hi, resolution=unit)
@@ -203,8 +205,16 @@ def outside_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid] = ()
     if turned.intersection(grid.bbox):
         return OutOfVolumeError(f"{message}. Its numbers fit the other way round: points are (x, y, z), not (z, y, x)")
     size = tuple(tidy(r) for r in grid.resolution)
-    hint = f"give corners inside it, in nm or with resolution={size}"
-    return OutOfVolumeError(f"{message}; {hint} (points are x, y, z)")
+    own = bbox.resolution not in (units[0], grid.resolution)
+    unit_hint = "in the unit of the box" if own else f"in nm or with resolution={size}"
+    return OutOfVolumeError(f"{message}; give corners inside it, {unit_hint} (points are x, y, z)")
+
+
+def _in_unit(bbox: BBox, unit: Triple) -> BBox:
+    """Return a box in another unit."""
+    ends = zip(bbox.edges(), unit, strict=True)
+    lo, hi = zip(*((tidy(a / exact(u)), tidy(b / exact(u))) for (a, b), u in ends), strict=True)
+    return BBox(lo, hi, resolution=unit)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -131,6 +131,12 @@ def expr_of(array: da.Array) -> tuple[Expr, Splits] | None:
     return None
 
 
+def exprs_below(array: da.Array) -> list[Expr]:
+    """Return the expressions that a dask array was made from, whatever dask did to them since; none may be known."""
+    deps = [d for layer in array.dask.layers.values() for d in getattr(layer, "io_deps", {}).values()]
+    return [dep.expr for dep in deps if isinstance(dep, BoxDep)]
+
+
 # ---------------------------------------------------------------------------------------------------------
 # foreign blocks
 

@@ -7,7 +7,7 @@ they can be written to any file; they survive every verb.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -42,6 +42,8 @@ SELECTED_ALPHA = "selected_alpha"
 REST_ALPHA = "rest_alpha"
 #: 1 for the colours as they are, 0 for white.
 SATURATION = "saturation"
+#: Sets of ids that are shown as one, each as its smallest: lists of them.
+EQUIVALENCES = "equivalences"
 #: Whether all segments are shown where none is selected.
 ALL_IF_NONE = "all_if_none_selected"
 
@@ -125,6 +127,23 @@ class SegmentLook:
     def alphas(self) -> dict[int, float]:
         """Those segments whose colour says how opaque they are, whether they are selected or not."""
         return {i: color[3] / 255 for i, color in self.colors.items() if color[3] < 255 and i}
+
+
+def joined_ids(sets: Iterable[Sequence[int]]) -> dict[int, int]:
+    """Return what sets of ids that are shown as one make of each id in them: the smallest that it is joined with."""
+    root: dict[int, int] = {}
+
+    def find(i: int) -> int:
+        while root.setdefault(i, i) != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    for group in sets:
+        for i in group[1:]:
+            first, second = find(group[0]), find(i)
+            root[max(first, second)] = min(first, second)
+    return {i: find(i) for i in list(root)}
 
 
 def hex_color(color: RGBA) -> str:

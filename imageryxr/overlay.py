@@ -42,6 +42,8 @@ def overlay(
     """Draw segments in colour over an image.
 
     Lazy: reads nothing. A block reads image and segmentation once and draws in one pass.
+    Where a box or plane reaches over the edge of its volume the image is 0, drawn as any 0: opaque, and black unless
+    ``contrast_limits`` make it another grey. Without an image it is transparent there.
 
     Parameters
     ----------
@@ -65,7 +67,8 @@ def overlay(
     alpha : float or dict, default 0.2, or what the layer came with
         How opaque the fill is, 0 to 1. 0 draws outlines only. A dict id → alpha gives segments one of their own.
     rest_alpha : float, default 0, or what the layer came with
-        How opaque the segments are that are not among ``ids``.
+        How opaque the segments are that are not among ``ids``, or not in a dict of ``colors`` where there are no
+        ``ids``. Those that the dict has no colour for have that of their id.
     outline : Outline, int or bool, optional
         Lines around the segments drawn, too: an `Outline`, a width in pixels, or True for the default one.
     overlap : bool, default True

@@ -263,6 +263,12 @@ def _paint(
     found: Colors, colors: Any, chosen: list[int] | None, alpha: float, rest: float, own: dict[int, float]
 ) -> Paint:
     """Return the paint of the segments that a caller named, over that of all others."""
+    if rest > 0 and isinstance(colors, Mapping):
+        named = AskedIds.of([i for i in found.ids.tolist() if i])
+        # others that the caller has a colour for keep it; the rest have that of their id, as without a dict
+        found = replace(resolve_colors(colors), fallback=resolve_colors(None).fallback)
+        if chosen is None:
+            return Paint(found, alpha, None, named, rest, _packed(own))
     if chosen is None:
         return Paint(found, alpha, own=_packed(own))
     asked = AskedIds.of(chosen)

@@ -16,9 +16,9 @@ from imageryxr.boxes import DIMS, BBox, Index3, Triple, check_resolution
 from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
-from imageryxr.look import NM_PER_PIXEL, ORIENTATION, VISIBLE
+from imageryxr.look import NM_PER_PIXEL, VISIBLE
 from imageryxr.slicing import Cut, sliced
-from imageryxr.views import dimensions_of, layers_of, position_of
+from imageryxr.views import dimensions_of, layers_of, position_of, shown_orientation
 from imageryxr.volumes import result, volume_of
 
 Floats = npt.NDArray[np.float64]
@@ -121,7 +121,8 @@ def plane(
 def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | None = None) -> xr.Dataset:
     """Give what a link shows in its cross section: the plane through its position, as it is turned and zoomed there.
 
-    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the picture.
+    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the picture. Of a layout "xz" or
+    "yz" it is that plane, with z down or to the left as in the viewer.
 
     Parameters
     ----------
@@ -154,7 +155,7 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     arrays = layers_of(tree)
     unit = dimensions_of(tree, arrays)
     step = float(tree.attrs.get(NM_PER_PIXEL, min(unit))) if nm_per_pixel is None else _positive(nm_per_pixel)
-    common: dict[str, Any] = {"orientation": tree.attrs.get(ORIENTATION, (0, 0, 0, 1)), "nm_per_pixel": step}
+    common: dict[str, Any] = {"orientation": shown_orientation(tree), "nm_per_pixel": step}
     center = position_of(tree, arrays, unit)
     layers = {n: a for n, a in arrays.items() if a.attrs.get(VISIBLE, True)}
     cuts = _cuts(layers, lambda a: plane(coarse_enough(a, (step, step, step)), center, size, resolution=unit, **common))

@@ -17,6 +17,7 @@ from imageryxr.grid import grid_of
 from imageryxr.look import (
     CONTRAST_LIMITS,
     DIMENSIONS,
+    EQUIVALENCES,
     LAYER,
     LAYER_ORDER,
     LINK_SOURCE,
@@ -204,9 +205,11 @@ def _tidy(value: Any) -> int | float:
 def _segments(array: xr.DataArray) -> dict[str, Any]:
     look = SegmentLook.of(array.attrs)
     out: dict[str, Any] = {}
+    if array.attrs.get(EQUIVALENCES):
+        out["equivalences"] = [[str(i) for i in group] for group in array.attrs[EQUIVALENCES]]
     if look is None:
         ids = array.attrs.get("ids")
-        return {"segments": [str(i) for i in ids]} if ids else {}
+        return out | ({"segments": [str(i) for i in ids]} if ids else {})
     out["segments"] = [*map(str, look.selected_ids), *(f"!{i}" for i in look.hidden_ids)]
     out["selectedAlpha"], out["notSelectedAlpha"] = look.selected_alpha, look.rest_alpha
     if look.colors:

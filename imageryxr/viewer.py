@@ -27,6 +27,7 @@ from imageryxr.levels import finest_resolution
 from imageryxr.look import (
     CONTRAST_LIMITS,
     DIMENSIONS,
+    EQUIVALENCES,
     LAYER,
     LAYER_ORDER,
     LINK_SOURCE,
@@ -38,6 +39,7 @@ from imageryxr.look import (
     SHADER,
     UNSUPPORTED,
     VISIBLE,
+    joined_ids,
 )
 from imageryxr.opening import open_image, open_segmentation
 from imageryxr.sources.address import parse_address
@@ -198,6 +200,8 @@ def _open_layer(layer: LinkLayer) -> xr.DataArray | str:
         attrs[LINK_SOURCE] = layer.raw
     if layer.raw_timestamp:
         attrs[LINK_TIMESTAMP] = layer.raw_timestamp
+    if layer.equivalences:
+        attrs[EQUIVALENCES] = [list(group) for group in layer.equivalences]
     return array.assign_attrs({**attrs, **_look(layer, array.dtype)})
 
 
@@ -224,31 +228,13 @@ def _placed(array: xr.DataArray, grid: Grid) -> xr.DataArray:
 
 def _joined(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:
     """Give ids that the viewer shows as one the smallest of them, as it does."""
-    pairs = {i: min(group) for group in _merged(sets) for i in group}
+    pairs = joined_ids(sets)
     if not pairs:
         return seg
     volume = volume_of(seg)
     packed = np.array(list(pairs), np.uint64).tobytes(), np.array(list(pairs.values()), np.uint64).tobytes()
     expr = Mapped(volume.expr, partial(_relabel, packed=packed), "uint64")
     return result(expr, volume.grid, volume, attrs=volume.attrs, name="segmentation")
-
-
-def _merged(sets: Sequence[Sequence[int]]) -> list[set[int]]:
-    root: dict[int, int] = {}
-
-    def find(i: int) -> int:
-        while root.setdefault(i, i) != i:
-            root[i] = root[root[i]]
-            i = root[i]
-        return i
-
-    for group in sets:
-        for i in group[1:]:
-            root[find(i)] = find(group[0])
-    out: dict[int, set[int]] = {}
-    for i in list(root):
-        out.setdefault(find(i), set()).add(i)
-    return [group for group in out.values() if len(group) > 1]
 
 
 def _relabel(labels: Array, packed: tuple[bytes, bytes]) -> Array:

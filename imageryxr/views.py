@@ -26,7 +26,9 @@ def view(
 ) -> xr.Dataset:
     """Give what a link shows: its layers around its position, on one grid.
 
-    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the view.
+    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the view, which lies in the plane
+    of x and y whatever the link's orientation and layout, with a voxel of the link's dimensions to a pixel whatever its
+    zoom: ``resolution=`` chooses another, `plane` the section itself.
 
     Parameters
     ----------
@@ -58,7 +60,8 @@ def view(
     Warns
     -----
     LinkWarning
-        Of layers that are left out since they do not reach the view, and of a link whose cross section is turned.
+        Of layers that are left out since they do not reach the view, and of a link whose cross section is turned, or
+        whose layout shows another plane than that of x and y.
 
     Examples
     --------
@@ -70,13 +73,9 @@ def view(
     (4, 50, 100)
     """
     arrays = _chosen(layers_of(tree), layers)
-    if _is_turned(tree):
-        warnings.warn(
-            "the link shows a cross section that is turned, and a view lies along the axes of its layers; "
-            "tree.imagery.plane((width, height)) draws the section itself",
-            LinkWarning,
-            stacklevel=2,
-        )
+    other = _other_plane(tree)
+    if other:
+        warnings.warn(other, LinkWarning, stacklevel=2)
     unit = dimensions_of(tree, arrays)
     target = unit if resolution is None else check_resolution(resolution)
     point = position_of(tree, arrays, unit) if center is None else center
@@ -135,6 +134,40 @@ def position_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray], unit: Triple
         return [float(v) for v in said]
     middle = grid_of(next(iter(arrays.values()))).bbox.center_nm
     return [nm / r for nm, r in zip(middle, unit, strict=True)]
+
+
+def _other_plane(tree: xr.DataTree) -> str:
+    """Tell what to do where a link shows another plane than a view does."""
+    if _is_turned(tree):
+        return (
+            "the link shows a cross section that is turned, and a view lies along the axes of its layers; "
+            "tree.imagery.plane((width, height)) draws the section itself"
+        )
+    panel = _panel(tree)
+    if not panel:
+        return ""
+    return (
+        f"the link shows the plane {panel} (its layout), and a view lies in that of x and y; "
+        "tree.imagery.plane((width, height)) cuts the one that it shows"
+    )
+
+
+def shown_orientation(tree: xr.DataTree) -> Sequence[float]:
+    """Return the quaternion (x, y, z, w) of the plane that a link shows, that of its layout included."""
+    x, y, z, w = (float(v) for v in tree.attrs.get(ORIENTATION, (0, 0, 0, 1)))
+    panel = _panel(tree)
+    if panel == "xz":  # a quarter turn about x, as the viewer makes it: z points down
+        return (x + w, y + z, z - y, w - x)
+    if panel == "yz":  # and about y: z points to the left
+        return (x - z, y + w, z + x, w - y)
+    return (x, y, z, w)
+
+
+def _panel(tree: xr.DataTree) -> str:
+    """Return which plane a link's layout shows alone, if it is another than that of x and y."""
+    layout = tree.attrs.get("layout")
+    panel = layout.removesuffix("-3d") if isinstance(layout, str) else ""
+    return panel if panel in ("xz", "yz") else ""
 
 
 def _is_turned(tree: xr.DataTree) -> bool:

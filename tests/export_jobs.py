@@ -26,7 +26,7 @@ TARGETS = {
     "zarr2": ("old.zarr", {"chunks": (2, 16, 16), "version": "0.4"}),
     "precomputed": ("precomputed://{folder}/pc", {"chunks": (4, 16, 16)}),
     "png": ("stack/z{z:03d}.png", {}),
-    "tiffs": ("tiffs/y{y:03d}.tif", {}),
+    "tiffs": ("tiffs/y{y:03d}.tif", {"square": False}),
     "tiff": ("one.tif", {}),
     "ometiff": ("one.ome.tif", {}),
     "mp4": ("film.mp4", {}),

@@ -475,17 +475,18 @@ class TestIds:
         with pytest.raises(ix.OptionError, match="stale='drop'"):
             segmentation(cave, NOW, ids=[cave.graph.merged], stale="drop")
 
-    def test_of_supervoxels(self, cave):
+    def test_a_root_where_supervoxels_are_asked_for(self, cave):
+        root, supervoxel = int(cave.graph.state(NOW)[0]), int(cave.graph.ids[5])
+        with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*agglomerate=False has supervoxels.*leave"):
+            ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[root])
+        with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*give supervoxels only"):
+            ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[supervoxel, root])
+
+    def test_of_supervoxels_any_id_will_do(self, cave):
         wanted = np.unique(cave.tissue.supervoxels[PART])[-2:]
         found = ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=wanted, bbox=BOX)
         stored = cave.tissue.supervoxels[PART]
         np.testing.assert_array_equal(found.values, np.where(np.isin(stored, wanted), stored, 0))
-        root = int(cave.graph.state(NOW)[0])
-        for wrong, says in ((root, "is a root"), ((2 << 56) + 5, "is a node of layer 2"), (7, "is no id of a graph")):
-            with pytest.raises(
-                ix.SegmentError, match=f"{wrong} {says}, and with agglomerate=False.*leave agglomerate out"
-            ):
-                ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[wanted[0], wrong])
 
 
 # ---------------------------------------------------------------------------------------------------------

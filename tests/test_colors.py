@@ -652,8 +652,18 @@ def test_a_palette_comes_back_from_disk(colors, kind, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / f"palette.{kind}"
     save_palette(colors, path)
     back = load_palette(path)
-    assert back == {i: tuple(c) for i, c in colors.items()}
+    assert back == {i: c if c[3] < 255 else c[:3] for i, c in colors.items()}
     assert list(back) == list(colors)
+
+
+@pytest.mark.parametrize("name", ["husl", "colorblind", "stable"])
+def test_a_palette_on_disk_equals_the_one_that_was_saved(name, tmp_path):
+    from imageryxr.colors import load_palette, save_palette
+
+    saved = palette([5, 7, 2**64 - 1], name)
+    assert load_palette(save_palette(saved, tmp_path / "p.json")) == saved
+    mixed = {5: (255, 0, 0), 6: (255, 0, 0, 128)}
+    assert load_palette(save_palette(mixed, tmp_path / "p.csv")) == mixed
 
 
 @pytest.mark.parametrize(

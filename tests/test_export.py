@@ -32,7 +32,7 @@ def picture():
 
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
 def test_png_stack_along_any_axis(tmp_path, picture, axis):
-    report = ix.export(picture.drop_attrs(), tmp_path / f"{axis}{{{axis}:03d}}.png")
+    report = ix.export(picture.drop_attrs(), tmp_path / f"{axis}{{{axis}:03d}}.png", square=False)
     n = picture.sizes[axis]
     files = sorted(tmp_path.glob("*.png"))
     assert len(files) == n
@@ -46,8 +46,10 @@ def test_png_stack_along_any_axis(tmp_path, picture, axis):
 @pytest.mark.parametrize("axis", ["y", "x"])
 def test_lines_that_a_stack_would_cut_are_told_of(tmp_path, picture, axis):
     with pytest.warns(ix.ImageryWarning, match=f"draw them with axis='{axis}'"):
-        ix.plan_export(picture, tmp_path / f"{{{axis}}}.png")
-    ix.plan_export(ix.overlay(as_source(IMAGE), as_source(FINE), outline=2, axis=axis), tmp_path / f"{{{axis}}}.png")
+        ix.plan_export(picture, tmp_path / f"{{{axis}}}.png", square=False)
+    ix.plan_export(
+        ix.overlay(as_source(IMAGE), as_source(FINE), outline=2, axis=axis), tmp_path / f"{{{axis}}}.png", square=False
+    )
 
 
 def test_png_names_by_nm_and_grey_values(tmp_path):

@@ -53,13 +53,13 @@ def test_a_job_file_and_what_is_typed(tmp_path, sample):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["complete"]
-    assert report["regions"] == plan["tasks"]
+    assert (report["tasks"], report["regions"]) == (plan["tasks"], plan["regions"])
     assert done.stderr == "", "nothing is told to a terminal that is none"
     stored = zarr.open_group(tmp_path / "o.ome.zarr", mode="r")["0"][:]
     expected = truth(sample, alpha=0.25, outline=ix.Outline(3, side="in"))
     np.testing.assert_array_equal(np.moveaxis(stored, 0, -1), expected)
     again = json.loads(run("--config", job, "--alpha", 0.25, "--resume").stdout)
-    assert (again["regions"], again["skipped"]) == (0, plan["tasks"])
+    assert (again["tasks"], again["skipped"]) == (0, plan["tasks"])
     other = run("--config", job)
     assert other.returncode == 1
     assert json.loads(other.stdout)["error"] == "TargetExistsError"
@@ -120,7 +120,7 @@ def test_regions_that_fail_are_listed_and_told_by_the_exit_code(tmp_path, sample
     victim.write_bytes(kept)
     done = run(*args)
     assert done.returncode == 0
-    assert json.loads(done.stdout)["skipped"] == report["regions"]
+    assert json.loads(done.stdout)["skipped"] == report["tasks"]
     np.testing.assert_array_equal(
         zarr.open_group(tmp_path / "o.zarr", mode="r")["0"][:], ix.open_image(sample.image).values
     )

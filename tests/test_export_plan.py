@@ -83,9 +83,9 @@ def test_what_is_read_is_what_was_planned(tmp_path, crop, target, start, monkeyp
     )  # fmt: skip
     Counting.fetched.clear()
     with no_compute():
-        plan = ix.plan_export(drawn, tmp_path / target, workers=2)
+        plan = ix.plan_export(drawn, tmp_path / target, workers=2, square=False)
     assert not Counting.fetched
-    ix.export(drawn, tmp_path / target, workers=2)
+    ix.export(drawn, tmp_path / target, workers=2, square=False)
     for reads in plan.reads:
         layer = (
             "segmentation"

@@ -73,7 +73,7 @@ def test_killed_once(tmp_path, kind):
     done = len(log.read_bytes().splitlines())
     report = run(kind, tmp_path / "a")
     assert report.skipped >= done
-    assert report.regions > 0
+    assert report.tasks > 0
     run(kind, tmp_path / "b")
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     assert not list((tmp_path / "a").rglob("*-work-*"))
@@ -97,7 +97,7 @@ def test_the_same_call_finds_that_all_is_there(tmp_path, kind):
     first = run(kind, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and "manifest" not in p.name}
     again = run(kind, tmp_path)
-    assert (again.regions, again.skipped, again.bytes_written) == (0, first.regions, 0)
+    assert (again.tasks, again.skipped, again.bytes_written) == (0, first.tasks, 0)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
@@ -116,8 +116,8 @@ def test_a_torn_region_is_made_again(tmp_path, kind, harm):
     assert digest(tmp_path) != truth
     report = run(kind, tmp_path)
     assert digest(tmp_path) == truth
-    assert report.regions == 1
-    assert report.skipped == first.regions - 1
+    assert report.tasks == 1
+    assert report.skipped == first.tasks - 1
 
 
 @pytest.mark.parametrize("kind", ["tiff", "mp4"])
@@ -145,7 +145,7 @@ def test_a_target_that_was_removed_is_made_anew(tmp_path):
     first = run("omezarr", tmp_path)
     truth = digest(tmp_path)
     shutil.rmtree(tmp_path / "o.ome.zarr")
-    assert run("omezarr", tmp_path).regions == first.regions
+    assert run("omezarr", tmp_path).tasks == first.tasks
     assert digest(tmp_path) == truth
 
 
@@ -208,7 +208,7 @@ def test_failed_regions_are_listed_and_made_later(tmp_path):
     assert "broken disk" in repr(report)
     assert not (tmp_path / "o.zarr").exists()
     rest = ix.export(picture(), tmp_path / "o.zarr", chunks=(2, 16, 16))
-    assert rest.skipped == report.regions
+    assert rest.skipped == report.tasks
     assert rest.complete
     ix.export(picture(), tmp_path / "b.zarr", chunks=(2, 16, 16))
     assert (
@@ -434,7 +434,7 @@ def test_a_bar_where_somebody_looks_and_silence_where_nobody_does(tmp_path, caps
     assert capsys.readouterr().err == ""
     report = run("png", tmp_path / "b", progress=True, seconds=0.01)
     shown = capsys.readouterr().err
-    assert f"{report.regions}/{report.regions}" in shown
+    assert f"{report.tasks}/{report.tasks}" in shown
     assert "region/s" in shown or "s/region" in shown
     assert "z{z:03d}.png" in shown
 

@@ -95,7 +95,7 @@ def test_the_same_bytes_as_on_a_disk(bucket, tmp_path, kind):
     assert bucket.contents() == local
     assert not [k for k in bucket.names() if "-work-" in k]
     again = put(kind, bucket)
-    assert (again.regions, again.skipped) == (0, report.regions)
+    assert (again.tasks, again.skipped) == (0, report.tasks)
 
 
 def test_independent_readers(bucket, tmp_path):
@@ -150,7 +150,7 @@ def test_what_is_there_stays_until_the_new_is_whole(bucket, kind):
     assert set(after) == set(before)
     assert after != before
     assert not [k for k in bucket.names() if "-work-" in k]
-    assert put(kind, bucket, array=other).regions == 0
+    assert put(kind, bucket, array=other).tasks == 0
 
 
 def test_nothing_opens_what_is_not_whole(bucket):
@@ -171,7 +171,7 @@ def test_torn_and_lost_objects_are_made_again(bucket):
     bucket.client.delete_object(Bucket=bucket.name, Key=chunks[3])
     bucket.client.put_object(Bucket=bucket.name, Key=chunks[-1], Body=b"torn")
     report = put("omezarr", bucket)
-    assert report.regions == 2
+    assert report.tasks == 2
     assert bucket.contents() == before
 
 

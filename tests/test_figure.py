@@ -519,6 +519,21 @@ def test_a_legend_counts_those_without_room(monkeypatch):
         legend(Image.new("L", (50, 200)), {})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda p, path: legend(p, "husl"), r"colors is 'husl'; give a dict id → colour.*palette"),
+        (lambda p, path: legend(p, [(255, 0, 0)]), "give a dict id → colour"),
+        (lambda p, path: legend("a.png", {5: "red"}), "a str is no picture"),
+        (lambda p, path: save_figure(p, path, width_mm="85mm"), "width_mm='85mm' is not a length in mm"),
+        (lambda p, path: save_figure(np.zeros((9, 9), "uint8"), path), r"a ndarray is no picture.*fromarray"),
+    ],
+)
+def test_figures_of_something_else_are_our_own_errors(wrong, says, tmp_path):
+    with pytest.raises(OptionError, match=says):
+        wrong(Image.new("L", (100, 80)), tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("position", ["top right", "top left", "bottom right", "bottom left"])
 def test_an_inset_is_the_part_magnified(position):
     values = np.random.default_rng(1).integers(0, 200, (1, 90, 120)).astype(np.uint8)
@@ -536,6 +551,26 @@ def test_an_inset_is_the_part_magnified(position):
     assert (out[38:40, 50:60] == (255, 0, 0)).all()
     assert (out[y - 2 : y, x : x + 30] == (255, 0, 0)).all()
     np.testing.assert_array_equal(out[40:48, 50:60, 0], values[0, 40:48, 50:60])
+
+
+def _noise(rows=90, columns=120):
+    grid = Grid((1, rows, columns), (8, 8, 40), (0, 0, 0))
+    values = np.random.default_rng(1).integers(0, 200, grid.shape).astype(np.uint8)
+    return xr.DataArray(values, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution})
+
+
+def test_an_inset_leaves_the_place_that_it_magnifies_to_see():
+    da = _noise()
+    for x in range(0, 110, 9):
+        for y in range(0, 80, 7):
+            box = BBox((x, y, 0), (x + 10, y + 8, 1), resolution=(8, 8, 40))
+            out = np.asarray(inset(da, box, zoom=3, color="red"))  # a warning would be an error
+            np.testing.assert_array_equal(out[y : y + 8, x : x + 10, 0], da.values[0, y : y + 8, x : x + 10])
+    box = BBox((100, 5, 0), (110, 13, 1), resolution=(8, 8, 40))
+    with pytest.warns(ix.ImageryWarning, match="covers 80 pixels of the part.*position='top left' or position='bottom"):
+        inset(da, box, zoom=3, position="top right")
+    with pytest.warns(ix.ImageryWarning, match="no corner is free"):
+        inset(da, BBox((20, 41, 0), (60, 66, 1), resolution=(8, 8, 40)), zoom=2)
 
 
 def test_an_inset_may_show_more_detail():

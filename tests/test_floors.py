@@ -76,7 +76,7 @@ FLOORS = [
     ["export.run"],
     ["export"],
     ["accessor", "backend", "demo"],
-    ["cli_export"],
+    ["cli_export", "cli_layers"],
     ["cli"],
 ]
 RANK = {name: rank for rank, floor in enumerate(FLOORS) for name in floor}

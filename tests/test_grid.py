@@ -130,6 +130,23 @@ def test_bad_boxes_say_what_is_wrong(lo, hi, word):
         ix.BBox(lo, hi)
 
 
+def test_a_box_outside_can_be_compared_with_the_volume():
+    grid = ix.Grid((64, 192, 192), (10, 10, 10), (640, 512, 320))
+    da = xr.DataArray(
+        np.zeros(grid.shape, "uint8"), dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": (10, 10, 10)}
+    )
+    box = ix.BBox((9162, 1026, 1472), (9542, 1406, 1473), resolution=(5, 5, 10))
+    with pytest.raises(ix.OutOfVolumeError) as caught:
+        ix.crop(da, box)
+    told = str(caught.value)
+    assert "which is (1,280, 1,024, 320) to (1,664, 1,408, 384) in voxels of 5 × 5 × 10 nm" in told
+    assert "give corners inside it, in the unit of the box" in told
+    assert "resolution=(10, 10, 10)" not in told
+    own = ix.BBox((0, 0, 0), (9, 9, 9), resolution=(10, 10, 10))
+    with pytest.raises(ix.OutOfVolumeError, match=r"384\) in voxels of 10 × 10 × 10 nm; give"):
+        ix.crop(da, own)
+
+
 def test_uneven_and_descending_coordinates_are_refused():
     grid = ix.Grid((1, 1, 4), (8, 8, 40), (0, 0, 0))
     da = xr.DataArray(

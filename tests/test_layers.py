@@ -62,11 +62,40 @@ def test_segments_that_are_not_asked_for_may_show_faintly():
     values, labels = picture.values, FINE.values
     assert values[labels == 5].tolist() == [[255, 0, 0, 255]] * int((labels == 5).sum())
     assert set(map(tuple, values[labels == IDS[4]].tolist())) == {(0, 0, 255, 51)}
-    assert values[(labels != 5) & (labels != IDS[4])].max() == 0
+    others = (labels != 5) & (labels != IDS[4])
+    np.testing.assert_array_equal(values[others], ix.overlay(None, FINE, alpha=0.2).values[others])
     everyone = ix.overlay(None, FINE, ids=[5], alpha=0.8, rest_alpha=0.4).values
     truth = ix.overlay(None, FINE, alpha=0.4).values
     np.testing.assert_array_equal(everyone[labels != 5], truth[labels != 5])
     assert set(everyone[labels == 5][:, 3].tolist()) == {204}
+
+
+def test_what_lies_beyond_the_edge_is_opaque_over_an_image_and_transparent_without():
+    grid = ix.grid_of(IMAGE)
+    lo = (grid.voxel_offset[0] - 3, *grid.voxel_offset[1:])
+    box = ix.BBox(lo, (lo[0] + 6, lo[1] + 4, lo[2] + 1), resolution=grid.resolution)
+    image, labels = ix.crop(IMAGE, box), ix.crop(FINE, box)
+    for picture in (ix.to_rgba(image), ix.overlay(image, labels)):
+        assert (picture.values[:, :, :3] == (0, 0, 0, 255)).all()
+    assert not ix.overlay(None, labels).values[:, :, :3].any()
+    assert (ix.to_rgba(image, contrast_limits=(200, 50)).values[:, :, :3] == 255).all()
+
+
+@pytest.mark.parametrize("look", [False, True])
+def test_others_than_those_of_a_dict_have_the_colour_of_their_id(look):
+    seg = FINE.assign_attrs(SegmentLook(selected_ids=(7,), rest_alpha=0.5).attrs()) if look else FINE
+    labels = FINE.values
+    colors = {5: "#ff000080", int(IDS[4]): "blue"}
+    faint = ix.overlay(None, FINE, alpha=0.2).values
+    others = ~np.isin(labels, list(colors))
+    for ids in (None, [5], list(colors)):
+        drawn = ix.overlay(None, seg, ids=ids, colors=colors, alpha=1.0, rest_alpha=0.2).values
+        np.testing.assert_array_equal(drawn[others], faint[others])
+        assert set(map(tuple, drawn[labels == 5].tolist())) == {(255, 0, 0, 128)}  # half of the layer's
+        assert set(map(tuple, drawn[labels == IDS[4]].tolist())) == {(0, 0, 255, 51 if ids == [5] else 255)}
+        plain = ix.overlay(None, seg, ids=ids, colors=colors, alpha=1.0).values
+        assert plain[others].max() == 0
+    assert not drawn[labels == 0].any()
 
 
 def test_an_alpha_per_id():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 import imageryxr as ix
 from imageryxr.look import SegmentLook
@@ -104,6 +105,38 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_link_in_any_form(form):
     assert parse_state(state_of(FORMS[form](NEW))) == parse_state(NEW)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    ["[two cells]({})", "[]({})\n", "<{}>", " \u00a0{}\n", '"{}"', "'{}'", "“{}”", "`{}`", "[a (b) c]( <{}> )", "({})"],
+)
+@pytest.mark.parametrize("form", ["link", "link, unquoted", "url-safe"])
+def test_a_link_as_people_paste_it(wrapped, form, tmp_path):
+    text = wrapped.replace("{}", FORMS[form](NEW))
+    assert parse_state(state_of(text)) == parse_state(NEW)
+    (tmp_path / "mail.txt").write_text(text)
+    assert (
+        parse_state(state_of(tmp_path / "mail.txt"))
+        == parse_state(state_of(str(tmp_path / "mail.txt")))
+        == parse_state(NEW)
+    )
+
+
+def test_a_link_that_ends_in_brackets_is_left_alone():
+    state = {**NEW, "title": "(a)"}
+    link = "https://host/#!" + json.dumps(state)
+    assert state_of(link)["title"] == "(a)"
+    assert state_of("(" + link + ")")["title"] == "(a)"
+    with pytest.raises(ix.LinkError):
+        state_of("[](" * 3000 + link + ")" * 3000)
+
+
+def test_an_id_alone_is_told_where_it_belongs():
+    with pytest.raises(
+        ix.LinkError, match=r"'5560000195854336' .*https://global\.daf-apis\.com/nglstate/api/v1/5560000195854336"
+    ):
+        ix.open_neuroglancer("5560000195854336")
 
 
 def test_a_file_may_hold_a_link_or_a_state(tmp_path):
@@ -327,6 +360,26 @@ def test_ids_that_the_viewer_joins(sample):
     np.testing.assert_array_equal(joined, truth)
 
 
+@pytest.mark.parametrize("chosen", [1, 3])
+def test_ids_that_the_viewer_joins_on_the_way_back(sample, chosen):
+    seg = ix.open_segmentation(sample.segmentation)
+    middle = seg.isel(z=[30], y=slice(100, 200), x=slice(100, 200))
+    ids = [int(i) for i in ix.unique_ids(middle)][:5]
+    layer = {"type": "segmentation", "name": "s", "source": "SEGMENTATION", "segments": [str(ids[chosen])]}
+    layer["equivalences"] = [[str(ids[3]), str(ids[1])]]
+    tree = opened({"layers": [layer]}, sample)
+    where = [float(middle[d].mean()) for d in "xyz"]
+    point = [nm / r for nm, r in zip(where, seg.resolution, strict=True)]
+    ds = tree.imagery.view(size=(100, 100), center=point)
+    shown = ds.imagery.overlay().values[..., 3] > 0
+    np.testing.assert_array_equal(shown, np.isin(middle.values, [ids[1], ids[3]]))
+    cut = ds.s.imagery.crop(ix.grid_of(ds).bbox).sel(z=slice(None))
+    for back in (tree, ds, cut):
+        again = ix.open_neuroglancer(ix.neuroglancer_link(back, allow_local=True), allow_local=True)
+        view = again.imagery.view(size=(100, 100), center=point)
+        np.testing.assert_array_equal(view.imagery.overlay().values[..., 3] > 0, shown)
+
+
 @pytest.mark.parametrize(
     ("head", "value", "controls", "limits"),
     [
@@ -423,6 +476,25 @@ def test_a_turned_cross_section_is_told_of(sample):
     tree.attrs["orientation"] = [0.5, 0, 0, 0.9]
     with pytest.warns(ix.LinkWarning, match=r"turned.*imagery\.plane"):
         tree.imagery.view(size=(8, 8))
+
+
+@pytest.mark.parametrize("layout", ["xz", "yz-3d", {"type": "yz", "orthographicProjection": True}])
+@pytest.mark.parametrize("turned", [None, [0.1, 0.2, 0.3, 0.9]])
+def test_a_layout_of_another_plane_is_told_of_and_cut(sample, layout, turned):
+    state = {**NEW, "layers": NEW["layers"][:1], "layout": layout, "crossSectionScale": 1}
+    if turned:
+        state["crossSectionOrientation"] = turned
+    tree = opened(state, sample)
+    with pytest.warns(ix.LinkWarning, match=r"imagery\.plane\(\(width, height\)\)"):
+        tree.imagery.view(size=(8, 8))
+    cut = tree.imagery.plane((40, 30)).em
+    panel = {"xz": [0.5**0.5, 0, 0, 0.5**0.5]}.get(str(layout), [0, 0.5**0.5, 0, 0.5**0.5])
+    truth = (Rotation.from_quat(turned or [0, 0, 0, 1]) * Rotation.from_quat(panel)).as_matrix().T
+    np.testing.assert_allclose(cut.attrs["plane_axes"], truth, atol=1e-12)
+    if layout == "xz" and not turned:
+        em = tree["em/image"]
+        plain = ix.plane(em, NEW["position"], (40, 30), normal="y", resolution=(8, 8, 40))
+        np.testing.assert_array_equal(cut.values[0], plain.values[0])
 
 
 # --- back to a link ----------------------------------------------------------------------------------------------------------

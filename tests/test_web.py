@@ -51,6 +51,20 @@ def test_waits_grow(cave, monkeypatch):
         assert 0.75 <= seconds / (0.25 * 2**number) <= 1.25
 
 
+def test_what_is_asked_again_is_told_to_who_listens(cave, caplog):
+    secret = "not-to-be-told-0123456789"
+    cave.fault("info", "status", status=503, times=1)
+    with caplog.at_level("INFO", logger="imageryxr"):
+        ask(cave, headers={"Authorization": f"Bearer {secret}"})
+        with pytest.raises(ix.ServerError, match="refused"):
+            web.ask_once("GET", dead_url(), HASTY)
+    told = [record.getMessage() for record in caplog.records]
+    assert "HTTP 503" in told[0]
+    assert told[0].endswith("asking again in 0.0 s, try 2 of 3")
+    assert ["refused" in line for line in told] == [False, True, True]
+    assert secret not in "".join(told)
+
+
 @pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 410, 501, 505])
 def test_final_answers(cave, status):
     cave.fault("info", "status", status=status)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imageryxr.colors.ids import key_of
-from imageryxr.colors.reading import RGBA, parse_color
+from imageryxr.colors.reading import RGB, RGBA, parse_color
 from imageryxr.errors import ColorError, OptionError
 
 
@@ -64,7 +64,7 @@ class _Pairs(tuple[tuple[str, Any], ...]):
     """The entries of a JSON object, those with the same key as well."""
 
 
-def load_palette(path: str | os.PathLike[str]) -> dict[int, RGBA]:
+def load_palette(path: str | os.PathLike[str]) -> dict[int, RGB | RGBA]:
     """Read the colours that `save_palette` wrote, or a table of one's own.
 
     Parameters
@@ -75,7 +75,8 @@ def load_palette(path: str | os.PathLike[str]) -> dict[int, RGBA]:
     Returns
     -------
     dict of int to tuple of int
-        ``{id: (r, g, b, a)}``, to be given as ``colors=``.
+        ``{id: (r, g, b)}``, as `palette` gives it, to be given as ``colors=``; ``(r, g, b, a)`` of colours that are not
+        opaque.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def load_palette(path: str | os.PathLike[str]) -> dict[int, RGBA]:
     --------
     >>> import tempfile
     >>> load_palette(save_palette({7: "red"}, tempfile.mkdtemp() + "/cells.csv"))
-    {7: (255, 0, 0, 255)}
+    {7: (255, 0, 0)}
     """
     source, kind = _kind(path)
     try:
@@ -110,7 +111,7 @@ def load_palette(path: str | os.PathLike[str]) -> dict[int, RGBA]:
                 f"entry {number} of {source} gives the id {known} the colour {_hex(chosen)}, and an earlier one gives "
                 f"it {_hex(out[known])}; leave one of them"
             )
-    return out
+    return {known: color if color[3] < 255 else color[:3] for known, color in out.items()}
 
 
 def _kind(path: str | os.PathLike[str]) -> tuple[Path, str]:

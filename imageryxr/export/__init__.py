@@ -10,7 +10,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.align import layer_type_of
-from imageryxr.boxes import DIMS, BBox
+from imageryxr.boxes import DIMS
 from imageryxr.errors import ImageryWarning, LayerError, OptionError
 from imageryxr.export.executors import Crew, find_crew
 from imageryxr.export.manifest import FORMAT
@@ -19,8 +19,9 @@ from imageryxr.export.report import ExportReport
 from imageryxr.export.run import run_plan
 from imageryxr.export.square import squared
 from imageryxr.export.targets.base import Layer, Target
-from imageryxr.expr import Expr, Leaf, LevelLeaf
-from imageryxr.volumes import BoxReader, box_reader
+from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf
+from imageryxr.lazy import exprs_below
+from imageryxr.volumes import BoxReader, Volume, box_reader
 
 
 def plan_export(
@@ -31,7 +32,7 @@ def plan_export(
     client: Any = None,
     workers: int | None = None,
     memory: int | str | None = None,
-    square: bool = False,
+    square: bool | None = None,
     **options: Any,
 ) -> ExportPlan:
     """Say what an export would do; reads no voxel and writes nothing.
@@ -81,7 +82,7 @@ def export(
     retries: int = 3,
     on_error: Literal["raise", "collect"] = "raise",
     progress: bool | None = None,
-    square: bool = False,
+    square: bool | None = None,
     **options: Any,
 ) -> ExportReport:
     """Write an array out: OME-Zarr, precomputed, pictures, TIFF, video; on this machine or on a cluster.
@@ -135,9 +136,10 @@ def export(
         either way what is done is kept, and the target is not touched.
     progress : bool, optional
         Whether to show a bar. Default: in a notebook, and if standard error is a terminal.
-    square : bool, default False
-        For slices whose pixels are not square (x or y slices of anisotropic voxels): resample them to the finer side,
-        images and pictures linearly, segmentations to the nearest id.
+    square : bool, optional
+        For slices whose pixels are not square (x or y slices of anisotropic voxels): True resamples them to the finer
+        side, images and pictures linearly, segmentations to the nearest id; False keeps a voxel a pixel, as does None,
+        which warns of it. A volume (OME-Zarr, precomputed, memory) keeps its voxels: there True is refused.
     **options
         OME-Zarr: ``chunks`` and ``shards`` (z, y, x voxels; default (16, 256, 256) and none: give shards where many
         small files hurt), ``compressor`` ("zstd", "lz4", "gzip", with a level as in "zstd:5", or None), ``levels``
@@ -190,7 +192,7 @@ def export(
 
 
 def _plan(
-    da: xr.DataArray, target: Any, crew: Crew, overwrite: bool, square: bool, options: dict[str, Any]
+    da: xr.DataArray, target: Any, crew: Crew, overwrite: bool, square: bool | None, options: dict[str, Any]
 ) -> ExportPlan:
     # The formats are loaded by whoever exports.
     from imageryxr.export.choosing import choose_target
@@ -213,9 +215,31 @@ def _plan(
         None if contrast is None or channels else (float(contrast[0]), float(contrast[1])),
     )
     chosen = choose_target(target, layer, **options)
+    _check_square(chosen, square)
     _warn_of_cut_lines(array, getattr(chosen, "axis", None))
-    what = _what(chosen, volume.expr, volume.grid.bbox)
+    what = _what(chosen, volume)
     return make_plan(chosen, read, crew, _token(chosen, read), what, overwrite=overwrite)
+
+
+def _check_square(chosen: Target, square: bool | None) -> None:
+    from imageryxr.export.targets.slices import SliceTarget, Stack
+
+    if square and not isinstance(chosen, SliceTarget):
+        raise OptionError(
+            f"square=True is for slices (a stack of pictures, a TIFF, a video), and {chosen.place} is a volume, whose "
+            "voxels keep their size; leave square out, or bring the array onto another grid first with "
+            "regrid(array, resolution)"
+        )
+    if square is None and isinstance(chosen, Stack):
+        axes = chosen.layer.grid.axes
+        rows, columns = (axes[a].resolution for a in range(3) if a != chosen.axis)
+        if rows != columns:
+            warnings.warn(
+                f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, and programs show "
+                "them as squares: give square=True to resample them, or square=False for a voxel a pixel",
+                ImageryWarning,
+                stacklevel=4,
+            )
 
 
 def _warn_of_cut_lines(da: xr.DataArray, axis: int | None) -> None:
@@ -238,18 +262,27 @@ def _token(target: Target, read: BoxReader) -> str:
     return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.describe()))
 
 
-def _what(target: Target, expr: Expr, bbox: BBox) -> dict[str, Any]:
+def _what(target: Target, volume: Volume) -> dict[str, Any]:
     """Return the call in words, for the manifest and for those who meet another's export."""
-    return {**target.describe(), "sources": sorted(set(_sources(expr))), "box": str(bbox)}
+    sources = sorted(set(_sources(volume.expr, volume.givens)))
+    return {**target.describe(), "sources": sources, "box": str(volume.grid.bbox)}
 
 
-def _sources(expr: Expr) -> list[str]:
+def _sources(expr: Expr, givens: dict[str, Any]) -> list[str]:
     if isinstance(expr, LevelLeaf):
         when = expr.source.attrs.get("timestamp")
         return [f"{expr.source.name}, mip {expr.mip}{f', at {when}' if when else ''}"]
+    if isinstance(expr, GivenLeaf):
+        return [_dask_array(givens.get(expr.name))]
     if isinstance(expr, Leaf):
         return ["an array in memory"]
-    return [name for child in expr.inputs for name in _sources(child)]
+    return [name for child in expr.inputs for name in _sources(child, givens)]
+
+
+def _dask_array(array: Any) -> str:
+    below = [] if array is None else exprs_below(array)
+    names = sorted({name for expr in below for name in _sources(expr, {})})
+    return f"a dask array of {' and '.join(names)}" if names else "a dask array"
 
 
 def _checked(da: xr.DataArray) -> xr.DataArray:

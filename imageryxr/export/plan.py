@@ -20,6 +20,7 @@ from imageryxr.export.regions import REGION_BYTES, Regions, choose_regions
 from imageryxr.export.report import show_bytes
 from imageryxr.export.storage import Bucket
 from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.export.workspace import Stages, Workspace
 from imageryxr.volumes import BoxReader
 
@@ -48,7 +49,7 @@ class ExportPlan:
     crew: Crew
     """Who will do the work."""
     done: int = 0
-    """Regions that are there already, from an earlier run of the same call, by its own account."""
+    """Tasks that are done already, by an earlier run of the same call, by its own account."""
     read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
     workspace: Workspace | None = field(repr=False, default=None)
     overwrite: bool = False
@@ -118,7 +119,7 @@ class ExportPlan:
         if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
             return
         ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else [])
-        if self.target.granule[1:] == self.shape[1:]:
+        if isinstance(self.target, SliceTarget):
             ways.append("export to .ome.zarr, whose regions need not be whole slices")
         warnings.warn(
             f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} where "
@@ -131,7 +132,7 @@ class ExportPlan:
     def _less_memory(self) -> str:
         granule = self.target.granule
         advice = ["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else []
-        if granule[1:] == self.shape[1:]:
+        if isinstance(self.target, SliceTarget):
             advice.append("export to .ome.zarr, whose regions need not be whole slices")
         elif granule != (1, 1, 1):
             advice.append("smaller chunks=… or shards=…")
@@ -169,6 +170,10 @@ class ExportPlan:
             "memory": self.crew.memory,
         }
 
+    def _tasks_are(self) -> str:
+        later = self.tasks - len(self.regions)
+        return "one a region" + (f", and {later:,} of a pyramid's coarser levels" if later else "")
+
     def _rows(self) -> list[tuple[str, str]]:
         z, y, x = self.shape
         dz, dy, dx = self.regions.largest().shape
@@ -177,7 +182,7 @@ class ExportPlan:
             ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
             ("voxels", f"{x:,} × {y:,} × {z:,}"),
             ("regions", f"{len(self.regions):,} regions of up to {dx:,} × {dy:,} × {dz:,} voxels"),
-            ("tasks", f"{self.tasks:,}" + (f", {self.done:,} of them done" if self.done else "")),
+            ("tasks", f"{self.tasks:,}: {self._tasks_are()}" + (f", {self.done:,} of them done" if self.done else "")),
         ]
         for r in self.reads:
             again = f", each chunk {r.rereads:.2f} times" if r.rereads > 1.005 else ", each chunk once"
@@ -293,7 +298,11 @@ def _check_writable(workspace: Workspace, least: int) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.unlink(path)
     except OSError as error:
-        raise TargetError(f"could not write {workspace.target.place}: {folder}: {error.strerror}") from error
+        # /proc says "no such file" of a folder that is there: what is known is that nothing can be made in it
+        raise TargetError(
+            f"could not write {workspace.target.place}: no file can be made in the folder {folder} ({error.strerror}); "
+            "choose another target, or get the right to write there"
+        ) from error
     free = shutil.disk_usage(folder).free
     if least > free:
         raise TargetError(

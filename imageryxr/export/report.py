@@ -30,19 +30,22 @@ class ExportReport:
     target: str
     """Where the result is."""
     regions: int
-    """How many regions were written this time."""
+    """How many regions of the array were written this time: what a plan's ``regions`` counts."""
     bytes_written: int
     """Bytes on disk, of what was written this time."""
     seconds: float
     """Wall time."""
     skipped: int = 0
-    """How many regions were there already, from an earlier run of the same call."""
+    """How many tasks were there already, from an earlier run of the same call."""
     failed: tuple[FailedRegion, ...] = ()
     """Regions that could not be made; then the target is as it was before, and the same call tries them again."""
     holes: tuple[str, ...] = ()
     """Chunks that a source does not have and that were filled with background, as ``missing=`` says."""
     retries: int = 0
     """How often a region was tried again."""
+    tasks: int = 0
+    """How many tasks were done this time: regions of the array and of a pyramid's coarser levels, as a plan's
+    ``tasks`` counts them. With `skipped` and those that failed they are all of the plan's."""
     result: xr.DataArray | None = field(default=None, repr=False, compare=False)
     """The array, for targets in memory."""
 
@@ -57,6 +60,7 @@ class ExportReport:
             "target": self.target,
             "complete": self.complete,
             "regions": self.regions,
+            "tasks": self.tasks,
             "skipped": self.skipped,
             "failed": [str(f) for f in self.failed],
             "bytes_written": self.bytes_written,
@@ -68,9 +72,9 @@ class ExportReport:
     def __repr__(self) -> str:
         rate = f", {show_bytes(self.bytes_written / self.seconds)}/s" if self.seconds > 1 and self.bytes_written else ""
         written = f"{show_bytes(self.bytes_written)} written in {self.seconds:.1f} s{rate}"
-        told = [f"{_count(self.regions, 'region')}, {written}"]
+        told = [f"{_tasks(self.tasks, self.regions)}, {written}"]
         if self.skipped:
-            told.append(f"{self.skipped:,} were there already")
+            told.append(f"{_count(self.skipped, 'task')} {'was' if self.skipped == 1 else 'were'} there already")
         if self.holes:
             told.append(f"{_count(len(self.holes), 'missing chunk')} filled with background")
         text = f"<ExportReport {self.target}: {'; '.join(told)}>"
@@ -79,9 +83,14 @@ class ExportReport:
         listed = "\n".join(f"  {f}" for f in self.failed[:20])
         more = f"\n  and {len(self.failed) - 20:,} more" if len(self.failed) > 20 else ""
         return (
-            f"{text[:-1]}; NOT COMPLETE, {_count(len(self.failed), 'region')} failed>\n{listed}{more}\nThe target is "
+            f"{text[:-1]}; NOT COMPLETE, {_count(len(self.failed), 'task')} failed>\n{listed}{more}\nThe target is "
             "as it was before; run the same call again to make what is missing."
         )
+
+
+def _tasks(tasks: int, regions: int) -> str:
+    pyramid = f" and {tasks - regions:,} of a pyramid" if tasks > regions else ""
+    return f"{_count(tasks, 'task')} ({_count(regions, 'region')}{pyramid})"
 
 
 def _count(number: int, thing: str) -> str:
@@ -98,14 +107,14 @@ def show_bytes(count: float) -> str:
 
 
 def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
-    """Return a bar that counts regions, with rate and time left; quiet where nobody looks.
+    """Return a bar that counts tasks, with rate and time left; quiet where nobody looks.
 
     Parameters
     ----------
     place : str
         The target.
     total, skipped : int
-        Regions, and how many of them were there already: those do not count towards the rate.
+        Tasks, and how many of them were there already: those do not count towards the rate.
     shown : bool or None
         None shows it in a notebook, and if standard error is a terminal.
     """
@@ -113,7 +122,7 @@ def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
 
     show = _someone_looks() if shown is None else shown
     name = os.path.basename(place.rstrip("/"))[:40]
-    return tqdm(total=total, initial=skipped, unit="region", desc=name, disable=not show, smoothing=0.1)
+    return tqdm(total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1)
 
 
 def _someone_looks() -> bool:

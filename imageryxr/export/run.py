@@ -53,6 +53,7 @@ class _Under:
 @dataclass
 class _Tally:
     regions: int = 0
+    tasks: int = 0
     bytes: int = 0
     retries: int = 0
     failed: list[FailedRegion] = field(default_factory=list)
@@ -98,12 +99,13 @@ def run_plan(
         tuple(sorted(tally.failed, key=lambda f: f.number)),
         tuple(sorted(space.progress.holes)),
         tally.retries,
+        tally.tasks,
     )
 
 
 def _kept(space: Workspace) -> str:
     done, total = int(space.progress.done.sum()), len(space.stages)
-    kept = f"{done:,} of {total:,} regions of {space.target.place} are done and kept"
+    kept = f"{done:,} of {total:,} tasks of {space.target.place} are done and kept"
     return f"{kept}: run the same call again to continue"
 
 
@@ -119,7 +121,8 @@ def _run_stages(
                 todo = np.flatnonzero(~space.progress.done[first : first + len(space.stages.parts[stage])]) + first
                 for outcome in loop.outcomes(todo):
                     space.note(outcome.entry)
-                    tally.regions += 1
+                    tally.tasks += 1
+                    tally.regions += stage == 0
                     tally.bytes += outcome.entry.size
                     shown_bar.update()
                 if tally.failed:
@@ -275,6 +278,7 @@ def _run_in_memory(
                 assert outcome.values is not None
                 out[plan.regions[outcome.entry.number].slices()] = outcome.values
                 holes.update(outcome.entry.holes)
+                tally.tasks += 1
                 tally.regions += 1
                 tally.bytes += outcome.values.nbytes
                 shown_bar.update()
@@ -290,5 +294,5 @@ def _run_in_memory(
     failed = tuple(sorted(tally.failed, key=lambda f: f.number))
     return ExportReport(
         plan.target.place, tally.regions, tally.bytes, seconds, 0, failed, tuple(sorted(holes)), tally.retries,
-        None if failed else array,
+        tally.tasks, None if failed else array,
     )  # fmt: skip

@@ -413,6 +413,10 @@ def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        # names of sources: a part of one is the name of nothing
+        more = f" and {len(value) - 3} more" if len(value) > 3 else ""
+        return (", ".join(value[:3]) + more) if more else " and ".join(value)
     text = str(value)
     return text if len(text) < 80 else text[:77] + "…"
 

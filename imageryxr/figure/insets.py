@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, get_args
 
 import xarray as xr
 
 from imageryxr.boxes import DIMS, BBox
 from imageryxr.colors import RGBA, parse_color
-from imageryxr.errors import OptionError, OutOfVolumeError
+from imageryxr.errors import ImageryWarning, OptionError, OutOfVolumeError
 from imageryxr.figure.bars import Position
 from imageryxr.figure.slices import plane_of, to_pil
 from imageryxr.grid import grid_of
@@ -23,7 +24,7 @@ def inset(
     *,
     zoom: int = 3,
     detail: xr.DataArray | None = None,
-    position: Position = "top right",
+    position: Position | None = None,
     color: Any = "white",
     line: int | None = None,
     scale: int = 1,
@@ -40,8 +41,8 @@ def inset(
         How many times larger than in the picture the part is drawn, on each side.
     detail : DataArray, optional
         The same place from a finer level, for the magnified part to show more. Default: the picture's own voxels.
-    position : {"top right", "top left", "bottom right", "bottom left"}, default "top right"
-        The corner.
+    position : {"top right", "top left", "bottom right", "bottom left"}, optional
+        The corner. Default: the first of these where the inset leaves the part that it magnifies to see.
     color : colour, default "white"
         Of the frames.
     line : int, optional
@@ -61,6 +62,11 @@ def inset(
     OptionError
         If it would not fit, magnified.
 
+    Warns
+    -----
+    ImageryWarning
+        If the inset covers some of the part that it magnifies.
+
     Examples
     --------
     >>> from imageryxr.grid import Grid
@@ -74,7 +80,7 @@ def inset(
     from PIL import Image as PilImage
     from PIL import ImageDraw
 
-    if position not in get_args(Position):
+    if position is not None and position not in get_args(Position):
         raise OptionError(f"position={position!r} is none of {', '.join(map(repr, get_args(Position)))}")
     whole = to_pil(picture, scale=scale).convert("RGBA")
     left, top, right, bottom = (scale * n for n in _part(picture, bbox))
@@ -88,8 +94,12 @@ def inset(
         )
     part = whole.crop((left, top, right, bottom)) if detail is None else _detail(detail, bbox)
     part = part.resize((width, height), PilImage.Resampling.NEAREST if detail is None else PilImage.Resampling.LANCZOS)
-    x = margin if position.endswith("left") else whole.width - width - margin
-    y = margin if position.startswith("top") else whole.height - height - margin
+    places = _corners(whole.size, (width, height), margin)
+    covered = {at: _shared((left, top, right, bottom), (*place, width, height), line) for at, place in places.items()}
+    corner = min(covered, key=covered.__getitem__) if position is None else position
+    if covered[corner]:
+        _warn_covered(corner, covered)
+    x, y = places[corner]
     whole.paste(part, (x, y))
     ink: RGBA = parse_color(color)
     draw = ImageDraw.Draw(whole)
@@ -97,6 +107,36 @@ def inset(
         draw.rectangle((box[0] - line, box[1] - line, box[2] + line - 1, box[3] + line - 1), outline=ink, width=line)
     opaque = whole.getchannel("A").getextrema()[0] == 255
     return whole.convert("RGB") if opaque else whole
+
+
+def _corners(whole: tuple[int, int], size: tuple[int, int], margin: int) -> dict[str, tuple[int, int]]:
+    """Return where an inset begins (x, y) in each corner, the corner to prefer first."""
+    near, far_x, far_y = margin, whole[0] - size[0] - margin, whole[1] - size[1] - margin
+    return {
+        "top right": (far_x, near),
+        "top left": (near, near),
+        "bottom right": (far_x, far_y),
+        "bottom left": (near, far_y),
+    }
+
+
+def _shared(part: tuple[int, int, int, int], place: tuple[int, int, int, int], line: int) -> int:
+    """Return how many pixels of a part an inset at (x, y, width, height) covers, with its frame."""
+    left, top, right, bottom = part
+    x, y, width, height = place
+    across = min(right, x + width + line) - max(left, x - line)
+    down = min(bottom, y + height + line) - max(top, y - line)
+    return max(0, across) * max(0, down)
+
+
+def _warn_covered(corner: str, covered: dict[str, int]) -> None:
+    free = [f"position={name!r}" for name, pixels in covered.items() if not pixels]
+    advice = f"give {' or '.join(free)}" if free else "no corner is free: make the part or the zoom smaller"
+    warnings.warn(
+        f"the inset in the {corner} corner covers {covered[corner]:,} pixels of the part that it magnifies; {advice}",
+        ImageryWarning,
+        stacklevel=3,
+    )
 
 
 def _part(picture: xr.DataArray, bbox: BBox) -> tuple[int, int, int, int]:

@@ -52,7 +52,7 @@ def legend(
     Raises
     ------
     OptionError
-        If there are no colours, or not room for one line.
+        If ``colors`` is no mapping or empty, or there is not room for one line.
 
     Examples
     --------
@@ -63,6 +63,11 @@ def legend(
     from PIL import Image as PilImage
     from PIL import ImageDraw
 
+    if not isinstance(colors, Mapping):
+        raise OptionError(
+            f"a legend lists ids with their colours, and colors is {str(colors)[:60]!r}; give a dict id → colour, such "
+            "as imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl')"
+        )
     picture = as_picture(picture)
     size = max(12, picture.height // 40) if label_size is None else check_count("label_size", label_size, LEGIBLE)
     step = 2 * size

@@ -108,7 +108,11 @@ def save_figure(
         picture.save(beside, dpi=(dpi, dpi), **_options(target.suffix.lower(), step))
         os.replace(beside, target)
     except OSError as error:
-        raise TargetError(f"{target} cannot be written: {error}") from error
+        # the error's own file is the temporary one, which nobody typed
+        raise TargetError(
+            f"{target} cannot be written: no file can be made in the folder {target.parent} "
+            f"({error.strerror or error}); choose another folder, or see to its rights and free space"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
     return target

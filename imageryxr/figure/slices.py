@@ -55,8 +55,17 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
 
 
 def as_picture(picture: Any) -> Image:
-    """Return a picture as it is, and that of an array as `to_pil` makes it."""
-    return to_pil(picture) if isinstance(picture, xr.DataArray) else picture
+    """Return a picture as it is, and that of an array as `to_pil` makes it; raise `OptionError` for anything else."""
+    from PIL import Image as PilImage
+
+    if isinstance(picture, xr.DataArray):
+        return to_pil(picture)
+    if not isinstance(picture, PilImage.Image):
+        raise OptionError(
+            f"a {type(picture).__name__} is no picture; give one slice as imageryxr.overlay returns it, or a Pillow "
+            "image, which imageryxr.to_pil and PIL.Image.fromarray make"
+        )
+    return picture
 
 
 def picture_of(plane: npt.NDArray[Any]) -> Image:

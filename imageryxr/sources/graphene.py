@@ -214,7 +214,7 @@ def with_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[
     Parameters
     ----------
     source : GrapheneSource
-        A layer.
+        A layer; of supervoxels any ids will do that are no roots.
     ids : iterable of int
         As asked for.
     stale : {"raise", "update", "keep"}
@@ -225,7 +225,7 @@ def with_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[
     Raises
     ------
     SegmentError
-        If one is no root; of a layer of supervoxels, no supervoxel.
+        If one is no root, or of supervoxels one is a root.
     StaleRootError
         If one is not current, and that is to raise.
     """
@@ -276,23 +276,31 @@ def _kept(
 def _refuse_other_layers(source: GrapheneSource, ids: npt.NDArray[np.uint64]) -> None:
     if source.root_layer is None:
         return
-    wanted = source.root_layer if source.instant is not None else 1
     layers = ids >> np.uint64(64 - source.layer_bits)
-    wrong = ids[layers != np.uint64(wanted)]
-    if not len(wrong):
-        return
-    layer = int(wrong[0] >> np.uint64(64 - source.layer_bits))
-    kinds = {0: "no id of a graph", 1: "a supervoxel", source.root_layer: "a root"}
-    kind = kinds.get(layer, f"a node of layer {layer}")
     if source.instant is None:
+        _refuse_roots(source, ids[layers > 1], ids[layers <= 1])
+        return
+    wrong = ids[layers != np.uint64(source.root_layer)]
+    if len(wrong):
         raise SegmentError(
-            f"{int(wrong[0])} is {kind}, and with agglomerate=False the voxels of {source.name} are supervoxels; give "
-            "their ids (layer 1), or leave agglomerate out for roots"
+            f"{int(wrong[0])} is {_kind(source, wrong[0])}, not a root of {source.name}; give root ids (layer "
+            f"{source.root_layer}), or agglomerate=False for supervoxels"
         )
-    raise SegmentError(
-        f"{int(wrong[0])} is {kind}, not a root of {source.name}; give root ids (layer {source.root_layer}), or "
-        "agglomerate=False for supervoxels"
-    )
+
+
+def _refuse_roots(source: GrapheneSource, roots: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) -> None:
+    if len(roots):
+        advice = "give supervoxels only" if len(others) else "leave agglomerate=False out for roots"
+        raise SegmentError(
+            f"{int(roots[0])} is {_kind(source, roots[0])} of {source.graph.name}, and agglomerate=False has "
+            f"supervoxels (layer 1); {advice}"
+        )
+
+
+def _kind(source: GrapheneSource, number: np.uint64) -> str:
+    layer = int(number >> np.uint64(64 - source.layer_bits))
+    named = {0: "no id of a graph", 1: "a supervoxel", source.root_layer: "a root"}
+    return named.get(layer, f"a node of layer {layer}")
 
 
 def _stale(source: GrapheneSource, successors: dict[int, list[int]]) -> StaleRootError:

@@ -20,6 +20,9 @@ from imageryxr.errors import AuthError, LinkError
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
 
+# Pairs of what may stand around a link that somebody pastes.
+_WRAPPINGS = ('""', "''", "<>", "``", "“”", "‘’", "()")
+
 # Anything that holds braces or quotes is a state that lost its "#!", and no address to ask a server for.
 _STATE_URL = re.compile(r"((middleauth\+)?https?|gs|s3)://(?!.*%7b)[^\s{}\"'<>|\\]{1,2000}", re.IGNORECASE)
 
@@ -50,16 +53,31 @@ def state_of(link: Any, *, allow_local: bool = False, trusted_hosts: Collection[
     if hasattr(link, "to_json"):
         return state_of(link.to_json())
     if isinstance(link, os.PathLike):
-        return _of_text(_read_file(Path(link)), allow_local, trusted_hosts)
+        return _of_text(_unwrapped(_read_file(Path(link))), allow_local, trusted_hosts)
     if not isinstance(link, str):
         raise LinkError(
             f"{type(link).__name__} is no Neuroglancer link; give the link, its JSON state, or the path of a file "
             "that holds it"
         )
-    text = link.strip()
+    text = _unwrapped(link)
     if not _looks_like_link(text):
-        return _of_text(_read_file(Path(text)), allow_local, trusted_hosts)
+        return _of_text(_unwrapped(_read_file(Path(text))), allow_local, trusted_hosts)
     return _of_text(text, allow_local, trusted_hosts)
+
+
+def _unwrapped(text: str) -> str:
+    """Take off what a link is wrapped in where it is pasted from: blanks, quotes, <…> of mails, Markdown's […](…)."""
+    for _ in range(8):  # deeper than anybody wraps a link
+        text = text.strip()
+        named = re.match(r"!?\[[^\[\]{}]{0,1000}\]\(", text)
+        inner = text[1:-1].strip() if text[:1] + text[-1:] in _WRAPPINGS else ""
+        if named and text.endswith(")"):
+            text = text[named.end() : -1]
+        elif "://" in inner[:200]:
+            text = inner
+        else:
+            break
+    return text
 
 
 def _looks_like_link(text: str) -> bool:
@@ -67,6 +85,11 @@ def _looks_like_link(text: str) -> bool:
 
 
 def _read_file(path: Path) -> str:
+    if re.fullmatch(r"\d{8,20}", str(path)) and not path.exists():
+        raise LinkError(
+            f"{str(path)!r} looks like the id of a state on a server, and does not say on which; give the state's URL, "
+            f"such as https://global.daf-apis.com/nglstate/api/v1/{path}"
+        )
     try:
         size = path.stat().st_size
         text = path.read_text(encoding="utf-8").strip() if size <= MAX_BYTES else None

@@ -16,7 +16,7 @@ from typing import Any
 from imageryxr.boxes import Triple
 from imageryxr.colors.reading import RGBA, parse_color
 from imageryxr.errors import ColorError, LinkError
-from imageryxr.look import SegmentLook
+from imageryxr.look import SegmentLook, joined_ids
 from imageryxr.sources.address import FORMAT_NAMES
 from imageryxr.sources.checks import as_list, as_mapping, as_number, as_numbers, as_positive, as_share, as_whole, shown
 from imageryxr.sources.placement import NATIVE, Placement, dimensions_of, read_dimensions, read_transform
@@ -114,6 +114,7 @@ def parse_state(state: Mapping[str, Any]) -> LinkState:
         else:
             left_out.append(found)
     title, layout = state.get("title"), state.get("layout")
+    layout = layout.get("type") if isinstance(layout, Mapping) else layout
     return LinkState(
         resolution,
         position,
@@ -133,10 +134,12 @@ def _linked(layers: list[LinkLayer]) -> tuple[LinkLayer, ...]:
     out = []
     for layer in layers:
         selection, colors = (named.get(name, layer) for name in layer.linked)
+        one = joined_ids(selection.equivalences)
         look = replace(
             layer.look,
-            selected_ids=selection.look.selected_ids,
-            hidden_ids=selection.look.hidden_ids,
+            # The viewer does the same: of ids that are shown as one, any selects all.
+            selected_ids=tuple(dict.fromkeys(one.get(i, i) for i in selection.look.selected_ids)),
+            hidden_ids=tuple(dict.fromkeys(one.get(i, i) for i in selection.look.hidden_ids)),
             colors=colors.look.colors,
             color_seed=colors.look.color_seed,
             default_color=colors.look.default_color,

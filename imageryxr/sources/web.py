@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401  # registers its own end of Python before ours, below
 import json
+import logging
 import os
 import queue
 import random
@@ -26,6 +27,8 @@ from imageryxr.errors import OptionError, ServerError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
 
 # How often a waiting thread looks whether it should still wait.
 _GLANCE = 0.2
@@ -51,7 +54,7 @@ class Connection:
         and keep in mind that every worker process has its own.
     retries : int, default 5
         How often a request is made again that met 429, 5xx, a dropped connection or a body cut short. 401, 403 and
-        404 are final.
+        404 are final. Each is logged at level INFO, by the loggers under ``imageryxr``.
     backoff : float, default 0.25
         Seconds before the first retry; each further wait is twice as long. A server's Retry-After counts, up to 30 s.
 
@@ -177,7 +180,10 @@ def ask(
                 break
         if attempt < connection.retries:
             pause = max(pause, connection.backoff * 2**attempt * random.uniform(0.75, 1.25))
-            if stop.wait(min(pause, LONGEST_WAIT)):
+            pause = min(pause, LONGEST_WAIT)
+            again = (_shown(url), problem, pause, attempt + 2, connection.retries + 1)
+            _log.info("%s: %s; asking again in %.1f s, try %d of %d", *again)
+            if stop.wait(pause):
                 raise StoppedError(f"{_shown(url)}: stopped")
     tries = "" if connection.retries == 0 else f", after {attempt + 1} tries" if attempt else ""
     raise ServerError(f"{_shown(url)} did not give what was asked for{tries}: {problem}")
