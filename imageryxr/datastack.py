@@ -12,10 +12,11 @@ from imageryxr.align import align
 from imageryxr.boxes import BBox
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.grid import grid_of
-from imageryxr.opening import Mip, kept_ids, layer_array
+from imageryxr.opening import Mip, asked_ids, layer_array
+from imageryxr.segments import select_ids
 from imageryxr.sources import cave
 from imageryxr.sources.base import Missing, check_missing
-from imageryxr.sources.graphene import Stale
+from imageryxr.sources.graphene import Stale, check_stale
 from imageryxr.sources.resolve import is_graphene, resolve_source
 from imageryxr.sources.web import Connection
 
@@ -106,6 +107,7 @@ def open_datastack(
     if version is not None and timestamp is not None:
         raise OptionError("version= and timestamp= both say when; leave one of them out")
     check_missing(missing)
+    check_stale(stale)
     connection = connection or Connection()
     stack = cave.find_datastack(
         client_or_name, server_address=server_address, version=version, token=token, connection=connection
@@ -117,10 +119,11 @@ def open_datastack(
         stack.segmentation_source, "segmentation", agglomerate=agglomerate, timestamp=when, **options
     )
     outside_ok = missing == "fill"
+    segmentation, wanted = asked_ids(segmentation, ids, stale)
     labels = layer_array(segmentation, segmentation_mip, bbox, chunks, outside_ok=outside_ok)
     layers = {
         "image": layer_array(image, image_mip, bbox, chunks, outside_ok=outside_ok),
-        "segmentation": kept_ids(segmentation, labels, ids, stale),
+        "segmentation": labels if wanted is None else select_ids(labels, wanted),
     }
     attrs = _attrs(stack, layers, version if timestamp is None else None)
     children = {f"/{name}": array.to_dataset(name=name) for name, array in layers.items()}

@@ -15,7 +15,7 @@ from imageryxr.errors import ImageryWarning, LayerError
 from imageryxr.grid import outside_error
 from imageryxr.segments import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, find_level, level_attrs
-from imageryxr.sources.graphene import GrapheneSource, Stale, current_ids
+from imageryxr.sources.graphene import GrapheneSource, Stale, check_stale, with_ids
 from imageryxr.sources.resolve import resolve_source
 from imageryxr.sources.web import Connection
 from imageryxr.volumes import as_dask, cropped, is_lazy, level_array
@@ -138,7 +138,9 @@ def open_segmentation(
         when this is called. Supervoxels are the same at all times; static sources have none.
     stale : {"raise", "update", "keep"}, default "raise"
         For ``ids`` of a graphene layer that are not current at its instant: an error that names those that cover the
-        same object then; these in their place; or go on although no voxel bears them, which warns.
+        same object then; these in their place; or the old one as it was when it was current, to compare states. Where
+        an old one and others that were asked for overlap, those of the instant are drawn whole, then the nearest to it;
+        the attr ``stale_ids`` lists the old ones.
 
     Returns
     -------
@@ -169,8 +171,11 @@ def open_segmentation(
     """
     choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
     living: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
+    check_stale(stale)
     layer, bbox = _resolved(source, "segmentation", bbox, missing, **choices, **living)
-    return kept_ids(layer, layer_array(layer, mip, bbox, chunks, outside_ok=missing == "fill"), ids, stale)
+    layer, wanted = asked_ids(layer, ids, stale)
+    labels = layer_array(layer, mip, bbox, chunks, outside_ok=missing == "fill")
+    return labels if wanted is None else select_ids(labels, wanted)
 
 
 def open_multiscale(
@@ -270,12 +275,12 @@ def crop(obj: Any, bbox: BBox) -> Any:
     return cropped(obj, bbox)
 
 
-def kept_ids(layer: Source, seg: xr.DataArray, ids: Iterable[int] | None, stale: Stale = "raise") -> xr.DataArray:
-    """Return an array of a layer with some of its ids only, all if None; a living layer is asked for them first."""
+def asked_ids(layer: Source, ids: Iterable[int] | None, stale: Stale) -> tuple[Source, list[int] | None]:
+    """Return a layer, and which ids to keep of it, None for all; a living layer is asked whether it has them."""
     if ids is None:
-        return seg
+        return layer, None
     asked = id_array(ids).tolist()
-    return select_ids(seg, current_ids(layer, asked, stale) if isinstance(layer, GrapheneSource) else asked)
+    return with_ids(layer, asked, stale) if isinstance(layer, GrapheneSource) else (layer, asked)
 
 
 def layer_array(

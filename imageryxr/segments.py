@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -275,6 +276,10 @@ class _Tallies:
     """Beyond these nothing is kept: of an array that is never computed whole nothing can be said."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew; in a forked child with a lock that no thread holds which is not there."""
         self._lock = Lock()
         self._open: dict[Expr, tuple[set[IndexBox], npt.NDArray[np.bool_]]] = {}
 
@@ -299,6 +304,8 @@ class _Tallies:
 
 
 _TALLIES = _Tallies()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_TALLIES.forget)
 
 
 def _select(labels: Array, asked: AskedIds) -> Array:

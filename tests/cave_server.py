@@ -7,6 +7,7 @@ whatever a test edits later. It is no PyChunkedGraph, but answers as one was mea
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import struct
@@ -140,6 +141,7 @@ class Graph:
         self.ids = tissue.ids
         self.lock = threading.Lock()
         self.made: dict[int, float] = {}
+        self.oldest = BEGIN
         self.links: list[tuple[int, int]] = []
         self._next = 1
         first = np.zeros(len(tissue.ids), np.uint64)
@@ -271,6 +273,8 @@ class CaveServer(ThreadingHTTPServer):
         """Seconds by which its clock is ahead."""
         self.without: set[str] = set()
         """Endpoints that an older server has not."""
+        self.zips = False
+        """Whether a proxy before it compresses what nobody asked it to."""
 
     @property
     def url(self) -> str:
@@ -298,6 +302,7 @@ class CaveServer(ThreadingHTTPServer):
         self.log.clear()
         self.graph = Graph(self.tissue)
         self.before_roots, self.secret_data, self.date_shift, self.without = None, False, 0.0, set()
+        self.zips = False
         self.peak = 0
 
     def truth(self, when: float, box: tuple[slice, slice, slice] = (slice(None),) * 3) -> np.ndarray:
@@ -377,6 +382,8 @@ class Handler(BaseHTTPRequestHandler):
             body = value if isinstance(value, bytes) else json.dumps(value).encode()
             body = body[: len(body) // 2] if kind == "short" else body
             body = bytes(b ^ 0x5A for b in body) if kind == "corrupt" else body
+            if self.server.zips and not asked.path.startswith("/data/"):
+                body, headers = gzip.compress(body), {**headers, "Content-Encoding": "gzip"}
             self._send(status, body, headers, cut=kind == "truncate")
 
     def _send(self, status: int, value: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
@@ -495,8 +502,6 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def roots(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
-        import gzip
-
         if self.server.before_roots is not None:
             self.server.before_roots()
         body = gzip.decompress(asked.body) if self.headers.get("Content-Encoding") == "gzip" else asked.body
@@ -529,7 +534,7 @@ class Handler(BaseHTTPRequestHandler):
         return 200, {"timestamp": [made[i] for i in json.loads(asked.body)["node_ids"] if i in made]}, JSON
 
     def oldest(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
-        return 200, {"iso": str(datetime.fromtimestamp(BEGIN, UTC))}, JSON
+        return 200, {"iso": str(datetime.fromtimestamp(self.server.graph.oldest, UTC))}, JSON
 
     def lineage(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
         past, future = (float(asked.query.get(f"timestamp_{w}", d)) for w, d in (("past", 0), ("future", time.time())))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 import dask
 import numpy as np
@@ -120,6 +123,9 @@ class TestDatastack:
         assert tree.attrs["timestamp"] == utc(VERSIONS[version]).isoformat(timespec="microseconds")
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.truth(VERSIONS[version], PART))
 
+    def test_a_version_of_a_table(self, cave):
+        assert self.open(cave, version=np.int64(7)).attrs["version"] == 7
+
     def test_a_version_that_is_not_there(self, cave):
         with pytest.raises(ix.SourceNotFoundError, match=r"no materialization 8 of 'fib25_public': there are 7, 9"):
             self.open(cave, version=8)
@@ -133,6 +139,12 @@ class TestDatastack:
             ix.open_segmentation(cave.table.replace(TABLE, "other"), token=TOKEN, connection=HASTY)
         with pytest.raises(ix.SourceError, match="names no table.*graphene://https://HOST/segmentation/table/TABLE"):
             ix.open_segmentation(f"graphene://{cave.url}/tables/{TABLE}", token=TOKEN)
+
+    @pytest.mark.parametrize("name", ["../x", "a/b", "a?b#c", "ä b"])
+    def test_a_name_is_one_part_of_a_path(self, cave, name):
+        with pytest.raises(ix.SourceNotFoundError, match="there is no datastack"):
+            ix.open_datastack(name, server_address=cave.url, token=TOKEN, connection=HASTY)
+        assert [line.path for line in cave.log] == [f"/info/api/v2/datastack/full/{quote(name, safe='')}"]
 
     def test_the_server_that_caveclient_noted(self, cave):
         folder = os.path.expanduser("~/.cloudvolume/secrets")
@@ -210,6 +222,8 @@ class TestClient:
     def test_what_is_no_client(self):
         with pytest.raises(ix.OptionError, match="int is neither the name of a datastack nor a CAVEclient"):
             ix.open_datastack(7)
+        with pytest.raises(ix.OptionError, match="NoneType is neither"):
+            ix.open_datastack(None)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -260,6 +274,18 @@ class TestInstant:
         np.testing.assert_array_equal(ix.open_segmentation(source, bbox=BOX).values, cave.truth(MERGE, PART))
         with pytest.raises(ix.OptionError, match="open already, at 2023-11-16T02:00:00.250"):
             ix.open_segmentation(source, timestamp=utc(SPLIT))
+
+    def test_an_open_source_without_its_roots(self, cave):
+        source = resolve_source(cave.table, None, token=TOKEN, timestamp=utc(MERGE))
+        found = ix.open_segmentation(source, agglomerate=False, bbox=BOX)
+        np.testing.assert_array_equal(found.values, cave.tissue.supervoxels[PART])
+        assert "timestamp" not in found.attrs
+
+    def test_supervoxels_at_no_time(self, cave):
+        assert "timestamp" not in segmentation(cave, MERGE, agglomerate=False).attrs
+        for when in ("yesterday", float("nan")):
+            with pytest.raises(ix.TimestampError):
+                segmentation(cave, when, agglomerate=False)
 
     def test_before_the_first_and_in_the_future(self, cave):
         with pytest.raises(ix.TimestampError, match="before the first state of graphene://.*2023-11-14T22:13:20.125"):
@@ -360,14 +386,82 @@ class TestIds:
         truth = cave.truth(NOW)
         np.testing.assert_array_equal(found.values, np.where(np.isin(truth, cave.graph.split_into), truth, 0))
 
-    def test_keep(self, cave):
-        current = int(cave.graph.state(NOW)[0])
+    def drawn(self, cave, when, ids):
+        """By brute force: current ids whole, then old ones, the nearest to the instant first."""
+        out, now = np.zeros(cave.tissue.supervoxels.shape, np.uint64), cave.truth(when)
+        for root in [i for i in ids if (now == i).any()]:
+            out[now == root] = root
+        made = {root: max(cave.graph.made[root], cave.graph.oldest) for root in ids}
+        for root in sorted(set(ids) - set(np.unique(out).tolist()), key=lambda root: abs(made[root] - when)):
+            out[(cave.truth(made[root]) == root) & (out == 0)] = root
+        return out
+
+    @pytest.mark.parametrize("when", [MERGE - 1, MERGE + 1, NOW])
+    @pytest.mark.parametrize("which", ["merged", "one", "both", "all", "with a successor", "a half of it"])
+    def test_keep(self, cave, which, when):
+        graph = cave.graph
+        (a, b), (c, d), other = graph.merged_from, graph.split_into, int(graph.state(NOW)[0])
+        ids = {
+            "merged": [graph.merged, other],
+            "one": [a],
+            "both": [a, b],
+            "all": [a, b, graph.merged, c, d, other],
+            "with a successor": [a, c],
+            "a half of it": [graph.merged, c],
+        }[which]
+        found = segmentation(cave, when, ids=ids, stale="keep", chunks=(125, 125, 125))
+        truth = self.drawn(cave, when, ids)
+        whole = [int(i) for i in np.unique(truth[truth > 0])]
+        if which in ("merged", "one", "both"):
+            assert whole == sorted(ids)
+        with warnings.catch_warnings():
+            # an old root all of whose voxels others bear is nowhere, which is told
+            warnings.simplefilter("error" if whole == sorted(ids) else "ignore", ix.MissingIdsWarning)
+            np.testing.assert_array_equal(found.values, truth)
+        current = np.unique(graph.state(when)).tolist()
+        assert found.attrs.get("stale_ids", []) == sorted(i for i in ids if i not in current)
+        assert found.attrs["ids"] == sorted(ids)
+
+    def test_kept_roots_are_asked_for_where_they_may_be(self, cave):
         old = cave.graph.merged
-        found = segmentation(cave, NOW, ids=[old, current], stale="keep", chunks=(125, 125, 125))
-        truth = cave.truth(NOW)
-        with pytest.warns(ix.MissingIdsWarning, match=f"1 of the 2 ids .* not in the data: {old}"):
-            values = found.values
-        np.testing.assert_array_equal(values, np.where(truth == current, truth, 0))
+        found = segmentation(cave, ids=[old], stale="keep", chunks=(50, 50, 50))
+        assert tokenize(found) != tokenize(
+            segmentation(cave, ids=[old], stale="keep", chunks=(50, 50, 50), when=NOW - 1)
+        )
+        cave.log.clear()
+        truth, heirs = self.drawn(cave, NOW, [old]), np.isin(cave.truth(NOW), cave.graph.split_into)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).values, truth)
+        asked = [line for line in cave.log if "roots_binary" in line.path]
+        now, then = (sum(float(line.query["timestamp"]) == t for line in asked) for t in (NOW, MERGE))
+        blocks = [slice(i, i + 50) for i in range(0, 250, 50)]
+        held = sum(heirs[z, y, x].any() for z in blocks for y in blocks for x in blocks)
+        assert now + then == len(asked)
+        assert 0 < then <= held < 125
+        assert now <= 125
+
+    def test_a_root_older_than_the_graph_s_first_state(self, cave):
+        # real graphs are made piece by piece, before the time that they tell as their first
+        cave.graph.oldest = BEGIN + 5
+        a = cave.graph.merged_from[0]
+        assert cave.graph.made[a] < cave.graph.oldest
+        found = segmentation(cave, ids=[a], stale="keep")
+        np.testing.assert_array_equal(found.values, self.drawn(cave, NOW, [a]))
+        assert [float(line.query["timestamp"]) for line in cave.log if "roots_binary" in line.path] == [NOW, BEGIN + 5]
+
+    def test_keep_where_the_lineage_is_not_told(self, cave):
+        cave.without.add("lineage_graph_multiple")
+        a, c = cave.graph.merged_from[0], cave.graph.split_into[0]
+        found = segmentation(cave, ids=[a, c], stale="keep")
+        np.testing.assert_array_equal(found.values, self.drawn(cave, NOW, [a, c]))
+
+    @pytest.mark.parametrize("options", [{}, {"ids": []}, {"ids": [2**60]}])
+    def test_stale_is_a_word(self, cave, sample, options):
+        with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
+            segmentation(cave, stale="ubdate", **options)
+        with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
+            ix.open_segmentation(sample.segmentation, stale="ubdate", **options)
+        with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
+            ix.open_datastack(DATASTACK, server_address=cave.url, token=TOKEN, stale="ubdate", **options)
 
     def test_what_is_no_root(self, cave):
         unknown, supervoxel = (4 << 56) + 999_999, int(cave.graph.ids[5])

@@ -78,6 +78,10 @@ def test_cloudvolume_s_other_folder(home, monkeypatch, tmp_path):
     keep(home, TOKEN)
     keep(tmp_path / "elsewhere" / "secrets", OTHER)
     assert find_token("h").headers["Authorization"].endswith(OTHER)
+    # caveclient writes its files in the home directory, whatever that variable says
+    for path in (tmp_path / "elsewhere" / "secrets").iterdir():
+        path.unlink()
+    assert find_token("h").headers["Authorization"].endswith(TOKEN)
 
 
 @pytest.mark.parametrize("way", ["argument", "variable", "file", "host's file"])
@@ -166,6 +170,23 @@ def test_each_refusal_says_what_to_do(cave, home, monkeypatch, case, way, caplog
     assert not any(secret in told for secret in SECRETS)
 
 
+def test_a_client_that_fails(cave, home):
+    class Info:
+        def get_datastack_info(self):
+            raise OSError(f"401 Client Error: Unknown token {TOKEN}")
+
+    client = Client(TOKEN)
+    client.datastack_name, client.server_address, client.info = DATASTACK, cave.url, Info()
+    with pytest.raises(
+        ix.ServerError, match="the Client does not tell.*OSError: 401 Client Error.*make it anew"
+    ) as caught:
+        ix.open_datastack(client)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+    client.info.get_datastack_info = lambda: None
+    with pytest.raises(ix.ServerError, match="its info is a NoneType"):
+        ix.open_datastack(client)
+
+
 def seg_source(seg):
     """The source behind an array."""
     from imageryxr.lazy import expr_of
@@ -233,6 +254,24 @@ def test_no_text_shows_it(cave, home, caplog, capfd):
     shown = everything_of(seg) + repr(tree) + tree._repr_html_() + repr(picture) + str(picture.attrs) + caplog.text
     shown += "".join(capfd.readouterr())
     assert not any(secret in shown for secret in SECRETS)
+
+
+@pytest.mark.parametrize(("place", "status"), [("info", 500), ("roots_binary", 500), ("roots_binary", 403)])
+def test_no_traceback_shows_it(cave, place, status):
+    """IPython's verbose tracebacks, rich and error trackers show the local variables of every frame."""
+    seg = seg_of(cave, token=TOKEN)
+    cave.fault(place, "status", status=status)
+    todo = {"info": lambda: seg_of(cave, token=Token(TOKEN, "token=")), "roots_binary": seg.compute}
+    with pytest.raises((ConnectionError, OSError)) as caught:
+        todo[place]()
+    shown, error = [], caught.value
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        ours = [f for f in frames if f"{os.sep}imageryxr{os.sep}" in f.f_code.co_filename]
+        shown += [(f.f_code.co_name, name, repr(v)) for f in ours for name, v in list(f.f_locals.items())]
+        error = error.__cause__ or error.__context__
+    assert len(shown) > 20
+    assert not [line for line in shown if TOKEN in line[2]]
 
 
 def test_no_file_holds_it(cave, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from tests.cave_server import DATASTACK, MERGE, SPLIT, TOKEN, VERSIONS
+from tests.cave_server import DATASTACK, FORBIDDEN, MERGE, SPLIT, TOKEN, VERSIONS
 from tests.test_cave import NOW, utc, voxels
 
 # Twice again at once; and a silence long enough to be told from a slow answer of a busy machine.
@@ -197,6 +197,17 @@ def test_a_chunk_that_is_not_there(cave, policy, error):
     np.testing.assert_array_equal(found, truth)
 
 
+@pytest.mark.parametrize("status", [404, 403])  # a bucket that may not be listed says 403
+def test_no_chunk_of_a_block_is_there(cave, status):
+    options = {"timestamp": utc(NOW), "token": TOKEN, "bbox": BOX, "connection": HASTY}
+    filled, warned = (ix.open_segmentation(cave.table, missing=m, **options) for m in ("fill", "warn"))
+    cave.fault("/data/ws/10_10_10/", "status", status=status)
+    assert not filled.values.any()
+    with pytest.warns(ix.MissingChunkWarning, match="4 missing chunks"):
+        assert not warned.values.any()
+    assert cave.count("roots_binary") == 0
+
+
 # ---------------------------------------------------------------------------------------------------------
 # opening
 
@@ -276,6 +287,14 @@ class TestWrongRoots:
         monkeypatch.setattr(cave.graph, "ids", cave.graph.ids + np.uint64(1))
         with pytest.raises(ix.ChunkReadError, match="not those of this table"):
             seg.compute()
+
+
+def test_a_proxy_that_compresses(cave):
+    cave.zips = True
+    seg = ix.open_segmentation(cave.table, timestamp=utc(NOW), token=TOKEN, bbox=BOX, connection=HASTY)
+    np.testing.assert_array_equal(seg.values, cave.truth(NOW, PART))
+    with pytest.raises(ix.ForbiddenError, match="missing permission"):
+        ix.open_segmentation(cave.table, timestamp=utc(NOW), token=FORBIDDEN, connection=HASTY)
 
 
 def test_nothing_is_printed(cave, capfd):

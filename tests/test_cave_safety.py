@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr import errors
+from imageryxr import errors, segments
 from imageryxr.boxes import IndexBox
 from imageryxr.sources import chunkedgraph, web
 from imageryxr.sources.resolve import resolve_source
@@ -55,6 +55,29 @@ def read_one(args):
     return read(*args)
 
 
+def fork_amid(*locks):
+    """Fork while locks are held; the child never releases them, as it has not the threads that hold them."""
+    for lock in locks:
+        lock.acquire()
+    child = os.fork()
+    if child:
+        for lock in locks:
+            lock.release()
+    return child
+
+
+def ended(child, seconds=60):
+    """The exit code of a forked child, which is killed if it hangs."""
+    for _ in range(20 * seconds):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "hung"
+
+
 def test_threads_at_several_instants(cave):
     times = (MERGE - 0.1, MERGE + 0.1, SPLIT + 0.1)
     sources = {when: source_of(cave, when) for when in times}
@@ -90,17 +113,36 @@ def test_a_fork_amid_requests(cave):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             # locks of web and of the memory of roots are held by threads that the child does not have
-            with web._held.lock, chunkedgraph._lock:
-                child = os.fork()
+            child = fork_amid(web._held.lock, chunkedgraph._lock)
         if child == 0:
             code = 1
             try:
                 code = 0 if np.array_equal(source.read(0, everything[0]), truth(cave, NOW, everything[0])) else 2
             finally:
                 os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert ended(child) == 0
         for box, future in zip(everything, waiting, strict=True):
             np.testing.assert_array_equal(future.result(timeout=60), truth(cave, NOW, box))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_amid_some_ids(cave):
+    whole = cave.truth(NOW, PART)
+    wanted = np.unique(whole)[[1, 2]]
+    seg = ix.open_segmentation(
+        cave.table, token=TOKEN, timestamp=utc(NOW), connection=HASTY, ids=wanted, bbox=BOX, chunks=(8, 32, 32)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = fork_amid(segments._TALLIES._lock)  # held by a thread that has just read a block
+    if child == 0:
+        code = 1
+        try:
+            values = seg.compute(scheduler="synchronous").values
+            code = 0 if np.array_equal(values, np.where(np.isin(whole, wanted), whole, 0)) else 2
+        finally:
+            os._exit(code)
+    assert ended(child, 20) == 0
 
 
 def test_distributed_workers(cave):

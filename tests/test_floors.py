@@ -47,7 +47,7 @@ FLOORS = [
     ["figure"],
     ["sources.apart"],
     ["sources.auth", "sources.shards", "sources.decoding", "sources.ngff", "sources.zarrobjects"],
-    ["sources.links", "sources.checks"],
+    ["sources.links", "sources.checks", "sources.services"],
     ["sources.shaders", "sources.placement"],
     ["sources.chunks", "sources.chunkedgraph", "sources.cave", "sources.zarrstore"],
     ["sources.memory", "sources.precomputed", "sources.omezarr", "sources.neuroglancer"],

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ MICROS = 1_700_100_000_250_000
         " 2023-11-16T02:00:00.250Z ",
         1_700_100_000.25,
         np.float64(1_700_100_000.25),
+        np.array(1_700_100_000.25),
     ],
 )
 def test_every_way_to_say_it(value):
@@ -45,6 +47,8 @@ def test_every_way_to_say_it(value):
         "2023-11-16T02:00:00.250",
         np.datetime64("2023-11-16T02:00:00.250"),
         np.datetime64("2023-11-16T02:00:00.250000999", "ns"),
+        np.array(["2023-11-16T02:00:00.250"], "datetime64[ns]").reshape(()),
+        xr.DataArray(np.datetime64("2023-11-16T02:00:00.250", "ns")),
         pd.Timestamp(T.replace(tzinfo=None)),
     ],
 )
@@ -73,7 +77,13 @@ def test_naive_is_utc_and_warns(value, zone, monkeypatch):
         (float("nan"), "not seconds since 1970"),
         (float("inf"), "not seconds since 1970"),
         (-5, "not seconds since 1970"),
-        (1_700_100_000_250, "milliseconds: divide by 1000"),
+        (1_700_100_000_250, "milliseconds: divide by 1000$"),
+        (1_700_100_000_250_000, "microseconds: divide by 1000000$"),
+        (np.int64(1_700_100_000_250_000_000), "nanoseconds: divide by 1000000000$"),
+        (10**400, "not seconds since 1970$"),
+        (1e300, "not seconds since 1970$"),
+        (np.float32(1_700_100_000.25), "float32, which cannot tell times that are a minute apart"),
+        (np.array([1_700_100_000.25]), "no instant"),
         (True, "no instant"),
         (np.datetime64("NaT"), "NaT"),
         (pd.NaT, "no instant"),

@@ -10,7 +10,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.sources import web
-from tests.cave_server import TOKEN
+from tests.cave_server import MERGE, TABLE, TOKEN
 from tests.source_suite import dead_url
 
 HASTY = ix.Connection(timeout=20, retries=2, backoff=0.0)
@@ -84,6 +84,28 @@ def test_a_redirect_is_followed_without_what_is_secret(cave):
     cave.fault("/data/em/info", "status", status=302, headers={"Location": elsewhere}, times=1)
     ask(cave, headers={"Authorization": f"Bearer {TOKEN}"})
     assert [line.token for line in cave.log] == [TOKEN, None]
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_what_was_sent_along_moves_with_it(cave, status):
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    path, ids = f"/segmentation/api/v1/table/{TABLE}/roots_binary", cave.graph.ids[:3].astype("<u8").tobytes()
+    moved = {"Location": f"{path}?timestamp={MERGE}"}
+    cave.fault("/old", "status", status=status, headers=moved)
+    reply = web.ask_once("POST", f"{cave.url}/old", HASTY, body=ids, headers=headers)
+    assert reply.body == cave.graph.roots(cave.graph.ids[:3], MERGE).astype("<u8").tobytes()
+    cave.log.clear()
+    cave.faults.clear()
+    elsewhere = {"Location": f"http://localhost:{cave.server_port}{path}"}
+    cave.fault("/old", "status", status=status, headers=elsewhere)
+    assert web.ask_once("POST", f"{cave.url}/old", HASTY, body=ids, headers=headers).went_elsewhere
+    assert [str(line) for line in cave.log] == ["POST /old"]
+
+
+def test_a_redirect_of_what_was_sent_along_may_be_a_login(cave):
+    cave.fault("/old", "status", status=302, headers={"Location": "/new"})
+    assert web.ask_once("POST", f"{cave.url}/old", HASTY, body=b"1").went_elsewhere
+    assert [str(line) for line in cave.log] == ["POST /old"]
 
 
 def test_round_in_circles(cave):

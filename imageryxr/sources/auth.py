@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from imageryxr.errors import AuthError, ForbiddenError, InvalidTokenError, MissingTokenError, TermsError
-from imageryxr.sources.web import Reply
+from imageryxr.sources.web import Hidden, Reply
 
 _ARGUMENT, _CLIENT, _VARIABLE = "token=", "the client", "CAVE_TOKEN"
 
@@ -38,7 +38,7 @@ class Token:
     @property
     def headers(self) -> dict[str, str]:
         """What a request is made with."""
-        return {"Authorization": f"Bearer {self._value}"}
+        return {"Authorization": Hidden(f"Bearer {self._value}")}
 
     def hide(self, text: str) -> str:
         """Return a text without the token, should a server have echoed it."""
@@ -95,9 +95,10 @@ def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | No
 def _kept_token(hosts: tuple[str, ...]) -> Token | None:
     if os.environ.get(_VARIABLE):
         return Token(os.environ[_VARIABLE], _VARIABLE, hosts)
-    folder = Path(os.environ.get("CLOUD_VOLUME_DIR") or "~/.cloudvolume").expanduser() / "secrets"
+    # CloudVolume looks where this variable says; caveclient, which writes these files, knows the home directory only.
+    folders = dict.fromkeys([os.environ.get("CLOUD_VOLUME_DIR") or "~/.cloudvolume", "~/.cloudvolume"])
     names = [*(f"{host}-cave-secret.json" for host in hosts), "cave-secret.json", "chunkedgraph-secret.json"]
-    for path in (folder / name for name in names):
+    for path in (Path(folder).expanduser() / "secrets" / name for folder in folders for name in names):
         if path.is_file():
             return Token(_token_in(path), str(path), hosts)
     return None
@@ -140,7 +141,7 @@ def check_allowed(reply: Reply, name: str, host: str, token: Token | None) -> No
             f"{name} answered with a login page, or the way to one, although {token.origin} gave a token: the "
             f"server does not take it; get another from {pages}"
         )
-    said = _words(reply)
+    said = _words(reply, token)
     if reply.status == 401:
         raise InvalidTokenError(
             f"{host} does not know the token from {token.origin} ({name}: HTTP 401); it is wrong or was revoked: get "
@@ -148,21 +149,21 @@ def check_allowed(reply: Reply, name: str, host: str, token: Token | None) -> No
         )
     if said.get("error") == "missing_tos":
         form = said.get("data", {}).get("tos_form_url") if isinstance(said.get("data"), dict) else None
-        where = token.hide(str(form)) if form else f"https://{host}"
+        where = str(form) if form else f"https://{host}"
         raise TermsError(
             f"the owner of the token from {token.origin} has not accepted the terms of service of {name}; do so at "
             f"{where}, then try again"
         )
-    words = token.hide(str(said.get("message") or said.get("error") or "")[:200])
+    words = str(said.get("message") or said.get("error") or "")[:200]
     raise ForbiddenError(
         f"the token from {token.origin} has no right to read {name} (HTTP 403{': ' + words if words else ''}); ask "
         "whoever runs the dataset for it, or give the token of another account"
     )
 
 
-def _words(reply: Reply) -> dict[str, Any]:
+def _words(reply: Reply, token: Token) -> dict[str, Any]:
     try:
-        found = json.loads(reply.body)
+        found = json.loads(token.hide(reply.body.decode(errors="replace")))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -11,13 +11,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+import numpy as np
 
 from imageryxr.boxes import Triple, check_resolution
 from imageryxr.errors import OptionError, ServerError, SourceError, SourceNotFoundError
 from imageryxr.sources.address import is_web_address
 from imageryxr.sources.auth import Token, check_allowed, find_token
+from imageryxr.sources.base import plain
 from imageryxr.sources.instant import Instant, instant_of
-from imageryxr.sources.web import Connection, Reply, ask_once, host_of
+from imageryxr.sources.services import ask_service
+from imageryxr.sources.web import Connection, Reply, host_of
 
 # Where CAVE keeps the names of public datastacks; caveclient's default, too.
 DEFAULT_SERVER = "https://global.daf-apis.com"
@@ -72,14 +77,15 @@ def find_datastack(
     AuthError, ServerError, SourceError
         If it may not be read, did not come, or makes no sense.
     """
-    client = None if isinstance(client_or_name, str) else client_or_name
-    name = client_or_name if client is None else _name_of(client)
+    by_name = isinstance(client_or_name, str)
+    client = None if by_name else client_or_name
+    name = client_or_name if by_name else _name_of(client)
     server = _web_address(server_address or getattr(client, "server_address", None) or _noted(name) or DEFAULT_SERVER)
     found_token = find_token(host_of(server), given=token, client=client)
     if client is None or server_address is not None:
         told = _ask_info(name, server, found_token, connection)
     else:
-        told = client.info.get_datastack_info()
+        told = _told_by(client, name, found_token)
     found = _read(name, server, told, found_token)
     if version is not None:
         return _at_version(found, version, connection)
@@ -99,6 +105,22 @@ def _name_of(client: Any) -> str:
     if not name:
         raise OptionError("the CAVEclient has no datastack; make it with one, CAVEclient('NAME'), or give the name")
     return str(name)
+
+
+def _told_by(client: Any, name: str, token: Token | None) -> dict[str, Any]:
+    try:
+        found = client.info.get_datastack_info()
+    except Exception as error:  # of the client's own kinds, and with whatever a server said
+        said = f"{type(error).__name__}: {plain(error)}"
+        problem = token.hide(said) if token else said
+    else:
+        if isinstance(found, dict):
+            return found
+        problem = f"its info is a {type(found).__name__}"
+    raise ServerError(
+        f"the {type(client).__name__} does not tell what the datastack {name!r} is: {problem}; make it anew, or give "
+        "the name of the datastack and server_address="
+    )
 
 
 def _web_address(server: str) -> str:
@@ -121,7 +143,8 @@ def _noted(name: str) -> str | None:
 
 
 def _ask_info(name: str, server: str, token: Token | None, connection: Connection) -> dict[str, Any]:
-    reply = _ask(f"{server}/info/api/v2/datastack/full/{name}", f"the datastack {name!r}", server, token, connection)
+    url = f"{server}/info/api/v2/datastack/full/{quote(name, safe='')}"
+    reply = _ask(url, f"the datastack {name!r}", server, token, connection)
     if reply.status == 404:
         raise SourceNotFoundError(
             f"there is no datastack {name!r} on {server}; check the name, or say where it is: "
@@ -131,20 +154,11 @@ def _ask_info(name: str, server: str, token: Token | None, connection: Connectio
 
 
 def _ask(url: str, what: str, server: str, token: Token | None, connection: Connection) -> Reply:
-    headers = {"Accept-Encoding": "identity", **(token.headers if token else {})}
-    reply = ask_once("GET", url, connection, headers=headers, check=_no_json)
+    reply = ask_service("GET", url, connection, token)
     check_allowed(reply, what, host_of(server), token)
     if reply.status not in (200, 404):
         raise ServerError(f"{server} answered HTTP {reply.status} for {what}")
     return reply
-
-
-def _no_json(reply: Reply) -> str:
-    try:
-        json.loads(reply.body)
-    except ValueError:
-        return "the answer is not JSON"
-    return ""
 
 
 def _object(reply: Reply, name: str) -> dict[str, Any]:
@@ -169,9 +183,10 @@ def _read(name: str, server: str, told: dict[str, Any], token: Token | None) -> 
 
 
 def _at_version(stack: Datastack, version: int, connection: Connection) -> Datastack:
-    if isinstance(version, bool) or not isinstance(version, int):
+    if isinstance(version, bool) or not isinstance(version, int | np.integer):
         raise OptionError(f"version={version!r} is no materialization; versions are whole numbers, e.g. version=1078")
-    base = f"{stack.local_server}/materialize/api/v3/datastack/{stack.name}"
+    version = int(version)
+    base = f"{stack.local_server}/materialize/api/v3/datastack/{quote(stack.name, safe='')}"
     what = f"version {version} of {stack.name}"
     reply = _ask(f"{base}/version/{version}", what, stack.local_server, stack.token, connection)
     if reply.status == 404:

@@ -23,7 +23,8 @@ from imageryxr.errors import ClockWarning, ServerError, SourceError, SourceNotFo
 from imageryxr.sources.address import Address
 from imageryxr.sources.auth import Token, check_allowed, find_token
 from imageryxr.sources.instant import Instant, instant_of
-from imageryxr.sources.web import Connection, Reply, ask_once, host_of, in_parallel, said
+from imageryxr.sources.services import ask_service, no_json
+from imageryxr.sources.web import Connection, Reply, host_of, in_parallel, said
 
 Ids = npt.NDArray[np.uint64]
 
@@ -71,7 +72,7 @@ class ChunkedGraph:
         """
         url = f"{self.server}/{self.service}/table/{self.table}/info"
         try:
-            reply = ask_once("GET", url, self.connection, headers=self._headers(), check=_no_json)
+            reply = ask_service("GET", url, self.connection, self.token)
         except ServerError as error:
             # PyChunkedGraph answers 500 for a table that is not there, as it does for a fault of its own.
             if "HTTP 500" in str(error) and self._is_up():
@@ -177,24 +178,19 @@ class ChunkedGraph:
 
     # -----------------------------------------------------------------------------------------------------
 
-    def _headers(self) -> dict[str, str]:
-        return {"Accept-Encoding": "identity", **(self.token.headers if self.token else {})}
-
     def _ask(
         self,
         method: str,
         path: str,
         value: object = None,
-        check: Callable[[Reply], str] | None = None,
+        check: Callable[[Reply], str] = no_json,
         *,
         missing_ok: bool = False,
     ) -> Reply:
         url = f"{self.server}/{self.service}/api/v1/table/{self.table}/{path}"
         body = value if isinstance(value, bytes) or value is None else json.dumps(value).encode()
-        headers = self._headers()
-        if body is not None:
-            headers["Content-Type"] = "application/octet-stream" if isinstance(value, bytes) else "application/json"
-        reply = ask_once(method, url, self.connection, body=body, headers=headers, check=check or _no_json)
+        kind = "application/octet-stream" if isinstance(value, bytes) else "application/json"
+        reply = ask_service(method, url, self.connection, self.token, body=body, kind=kind, check=check)
         check_allowed(reply, self.name, host_of(self.server), self.token)
         if reply.status != 200 and not (missing_ok and reply.status in (400, 404)):
             words = self.token.hide(said(reply)) if self.token else said(reply)
@@ -225,7 +221,7 @@ class ChunkedGraph:
             )
 
     def _object(self, reply: Reply) -> dict[str, Any]:
-        found = json.loads(reply.body) if not _no_json(reply) else None
+        found = json.loads(reply.body) if not no_json(reply) else None
         if not isinstance(found, dict):
             raise ServerError(f"{self.name} answered with something that is no JSON object")
         return found
@@ -233,7 +229,7 @@ class ChunkedGraph:
     def _is_up(self) -> bool:
         try:
             url = f"{self.server}/{self.service}/api/version"
-            return ask_once("GET", url, self.connection, headers=self._headers()).status == 200
+            return ask_service("GET", url, self.connection, self.token, check=lambda reply: "").status == 200
         except ServerError:
             return False
 
@@ -282,9 +278,9 @@ def pinned(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instan
         If it lies before the graph's first state, or in the future, where the state may still change.
     """
     now = _agreed(graph, Instant.now(), clock)
-    if timestamp is None or (isinstance(timestamp, str) and timestamp.strip().lower() == "now"):
+    instant = named_instant(timestamp)
+    if instant is None:
         return now
-    instant = timestamp if isinstance(timestamp, Instant) else instant_of(timestamp)
     if instant > now.after(CLOCK_SECONDS):
         raise TimestampError(
             f"timestamp={instant} lies in the future (now it is {now}): the graph may still change until then; leave "
@@ -297,6 +293,19 @@ def pinned(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instan
             "a later one, or agglomerate=False for supervoxels"
         )
     return instant
+
+
+def named_instant(timestamp: Any) -> Instant | None:
+    """Return the instant that somebody gave; None for None and "now".
+
+    Raises
+    ------
+    TimestampError
+        If it is no time.
+    """
+    if timestamp is None or (isinstance(timestamp, str) and timestamp.strip().lower() == "now"):
+        return None
+    return timestamp if isinstance(timestamp, Instant) else instant_of(timestamp)
 
 
 def _agreed(graph: ChunkedGraph, here: Instant, clock: Instant | None) -> Instant:
@@ -322,14 +331,6 @@ def _clock(reply: Reply) -> Instant | None:
         return instant_of(parsedate_to_datetime(reply.headers["date"]), naive_is_utc=True)
     except (KeyError, ValueError, TypeError):
         return None
-
-
-def _no_json(reply: Reply) -> str:
-    try:
-        json.loads(reply.body)
-    except ValueError:
-        return "the answer is not JSON"
-    return ""
 
 
 def _list_of(key: str, count: int | None) -> Callable[[Reply], str]:

@@ -19,7 +19,8 @@ from imageryxr.sources.address import reads_anonymously
 from imageryxr.sources.auth import Token, check_allowed
 from imageryxr.sources.base import Level, plain
 from imageryxr.sources.decoding import decode_chunk
-from imageryxr.sources.web import Connection, Reply, ask, ask_once, host_of, in_parallel
+from imageryxr.sources.services import unpacked
+from imageryxr.sources.web import Connection, Hidden, Reply, ask, ask_once, host_of, in_parallel
 
 Each = Callable[[npt.NDArray[Any]], None]
 
@@ -86,7 +87,7 @@ def request_headers(url: str, token: Token | None) -> dict[str, str]:
     if not at and {"user", "password"} <= set(kept):
         user = f"{kept['user']}:{kept['password']}"
     if user:
-        headers["Authorization"] = "Basic " + base64.b64encode(unquote(user).encode()).decode()
+        headers["Authorization"] = Hidden("Basic " + base64.b64encode(unquote(user).encode()).decode())
     return headers
 
 
@@ -94,31 +95,6 @@ def get_file(url: str, name: str, connection: Connection, token: Token | None) -
     """Return the answer for a small file of a folder."""
     folder = web_folder(url)
     return ask_once("GET", f"{folder}/{name}", connection, headers=request_headers(url, token), check=_broken)
-
-
-def _unpack(body: bytes, encoding: str) -> bytes:
-    from cloudfiles import compression
-
-    # CloudFiles' own choice among codecs prints the names of files that it cannot read.
-    found = compression.gunzip(body) if encoding == "gzip" else compression.decompress(body, encoding)
-    return bytes(found)
-
-
-def unpacked(reply: Reply) -> bytes:
-    """Return a body as it was before it was compressed for the way.
-
-    Raises
-    ------
-    ValueError
-        If it is not what its headers say.
-    """
-    encoding = reply.headers.get("content-encoding", "").lower()
-    if encoding in ("", "identity"):
-        return reply.body
-    try:
-        return _unpack(reply.body, encoding)
-    except Exception as error:
-        raise ValueError(f"its {encoding} compression is broken ({type(error).__name__}: {error})") from error
 
 
 def fetch_box(

@@ -14,7 +14,7 @@ from imageryxr.errors import OptionError, SegmentError, ServerError, SourceError
 from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.auth import Token
 from imageryxr.sources.base import LayerType, Level, Missing, Source, plain, read_error, read_filled
-from imageryxr.sources.chunkedgraph import ChunkedGraph, graph_at, pinned
+from imageryxr.sources.chunkedgraph import ChunkedGraph, graph_at, named_instant, pinned
 from imageryxr.sources.instant import Instant
 from imageryxr.sources.precomputed import PrecomputedSource, open_precomputed
 from imageryxr.sources.web import Connection, in_parallel
@@ -26,6 +26,24 @@ Stale = Literal["raise", "update", "keep"]
 
 # What of a table's info its supervoxels are read with: the rest may be large, and would travel to every worker.
 _STORED = ("@type", "type", "data_type", "num_channels", "scales")
+
+
+@dataclass(frozen=True)
+class KeptRoot:
+    """A root that is not current at the instant of its layer, and is drawn all the same, as it was."""
+
+    root: int
+    """Its id."""
+    instant: Instant
+    """When it was current."""
+    among: tuple[int, ...]
+    """Roots at the instant of the layer."""
+    inside: bool
+    """Whether its supervoxels are some of theirs, or of all others."""
+
+    def may_have(self, roots: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Tell for which supervoxels, of which roots now, it takes a question whether they were its own."""
+        return np.isin(roots, np.array(self.among, np.uint64), invert=not self.inside)
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,8 @@ class GrapheneSource:
     """The layer of root ids, which their first bits tell."""
     layer_bits: int = 8
     """How many bits these are."""
+    kept: tuple[KeptRoot, ...] = ()
+    """Roots of other instants that are drawn over those of this one; the last on top."""
 
     @property
     def name(self) -> str:
@@ -68,7 +88,12 @@ class GrapheneSource:
         """The instant, and whether supervoxels are joined."""
         if self.instant is None:
             return {"agglomerate": False}
-        return {"agglomerate": True, "timestamp": self.instant.iso}
+        of_others = {"stale_ids": sorted(old.root for old in self.kept)} if self.kept else {}
+        return {"agglomerate": True, "timestamp": self.instant.iso, **of_others}
+
+    def unjoined(self) -> GrapheneSource:
+        """Return the supervoxels of the same table."""
+        return replace(self, instant=None, kept=())
 
     def check(self, mip: int) -> None:
         """Raise `CodecError` if a level's encoding cannot be decoded here."""
@@ -87,10 +112,10 @@ class GrapheneSource:
         found: list[npt.NDArray[np.uint64]] = []
         stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct(part)))
         labels = np.require(stored, np.uint64, ["C", "W"])
-        ids = relabel.distinct(np.concatenate(found))
+        ids = relabel.distinct(np.concatenate(found)) if found else np.empty(0, np.uint64)  # no chunk may be there
         if len(ids):
             try:
-                roots = self.graph.roots(ids, self.instant, self.root_layer, 64 - self.layer_bits)
+                roots = self._roots(ids, self.instant)
             except ServerError as error:
                 raise read_error(self, mip, box, error) from error
             table = relabel.build_table(ids, roots)
@@ -99,11 +124,23 @@ class GrapheneSource:
             in_parallel(lambda part, stop: relabel.relabel(part, table), parts, self.graph.connection.concurrency)
         return labels
 
+    def _roots(self, ids: npt.NDArray[np.uint64], instant: Instant) -> npt.NDArray[np.uint64]:
+        shift = 64 - self.layer_bits
+        found = self.graph.roots(ids, instant, self.root_layer, shift)
+        roots = found.copy()
+        for old in self.kept:
+            at = np.flatnonzero(old.may_have(found))
+            if len(at):
+                then = self.graph.roots(ids[at], old.instant, self.root_layer, shift)
+                roots[at[then == np.uint64(old.root)]] = old.root
+        return roots
+
     def __dask_tokenize__(self) -> object:
         graph, instant = self.graph, self.instant
         place = (graph.server, graph.service, graph.table)
         stored = self.supervoxels.__dask_tokenize__()
-        return ("imageryxr.graphene", place, stored, instant and instant.micros, self.root_layer, self.layer_bits)
+        kept = [(old.root, old.instant.micros, old.among, old.inside) for old in self.kept]
+        return ("imageryxr.graphene", place, stored, instant and instant.micros, self.root_layer, self.layer_bits, kept)
 
 
 def open_graphene(
@@ -140,6 +177,7 @@ def open_graphene(
     connection = connection or Connection()
     graph = graph_at(address, token=token, connection=connection)
     info, clock = graph.info()
+    named_instant(timestamp)  # what is no time is an error, for supervoxels as well
     instant = pinned(graph, timestamp, clock) if agglomerate else None
     stored = _supervoxels(graph, info, missing)
     if instant is not None and stored.dtype != np.uint64:
@@ -159,8 +197,19 @@ def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) ->
     return replace(found, name=name, layer_type="segmentation")
 
 
-def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> list[int]:
-    """Return root ids that are current at the instant of a layer, asking the graph.
+def check_stale(stale: Any) -> Stale:
+    """Return what to do about roots that are not current, or raise `OptionError`."""
+    if stale not in ("raise", "update", "keep"):
+        raise OptionError(
+            f"stale={stale!r} is not one of 'raise' (an error that names the successors), 'update' (take these) and "
+            "'keep' (draw it as it was when it was current)"
+        )
+    chosen: Stale = stale
+    return chosen
+
+
+def with_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[GrapheneSource, list[int]]:
+    """Return a layer and the root ids to keep of it, asking the graph whether they are current at its instant.
 
     Parameters
     ----------
@@ -169,8 +218,9 @@ def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> lis
     ids : iterable of int
         As asked for.
     stale : {"raise", "update", "keep"}
-        What to do about roots that were current at another time: raise, take those that cover the same object, or go
-        on with them although no voxel bears them.
+        What to do about roots that were current at another time: raise, take those that cover the same object, or
+        draw them as they were then. Where such a root and others that were asked for overlap, those that are current
+        are drawn whole, and then what was current nearest to the instant.
 
     Raises
     ------
@@ -179,15 +229,10 @@ def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> lis
     StaleRootError
         If one is not current, and that is to raise.
     """
-    if stale not in ("raise", "update", "keep"):
-        raise OptionError(
-            f"stale={stale!r} is not one of 'raise' (an error that names the successors), 'update' (take these) and "
-            "'keep' (go on)"
-        )
     asked = np.array(list(ids), dtype=np.uint64)
     _refuse_other_layers(source, asked)
     if source.instant is None or not len(asked):
-        return [int(i) for i in asked]
+        return source, [int(i) for i in asked]
     current = source.graph.are_current(asked, source.instant)
     others = [int(i) for i in asked[~current]]
     born = source.graph.made_at(others) if others else {}
@@ -197,13 +242,35 @@ def current_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> lis
             f"{_listed(unknown)} {'is no root' if len(unknown) == 1 else 'are no roots'} of {source.name} at any time; "
             "check the ids: they are numbers of up to 19 digits, which a float or a spreadsheet cuts"
         )
-    if not others or stale == "keep":
-        return [int(i) for i in asked]
+    if not others:
+        return source, [int(i) for i in asked]
     successors = source.graph.relatives(born, source.instant)
+    kept = [int(i) for i in asked[current]]
+    if stale == "keep":
+        old = _kept(source.graph, born, successors, kept, source.instant)
+        return replace(source, kept=old), [int(i) for i in asked]
     if stale == "raise" or not all(successors.values()):
         raise _stale(source, successors)
-    kept = [int(i) for i in asked[current]]
-    return sorted({*kept, *(new for found in successors.values() for new in found)})
+    return source, sorted({*kept, *(new for found in successors.values() for new in found)})
+
+
+def _kept(
+    graph: ChunkedGraph,
+    born: dict[int, Instant],
+    successors: dict[int, list[int]],
+    current: list[int],
+    instant: Instant,
+) -> tuple[KeptRoot, ...]:
+    # Roots as old as the graph were made piece by piece before its first state.
+    oldest = graph.oldest()
+    times = {root: max(made, oldest or made) for root, made in born.items()}
+    far_first = sorted(times, key=lambda root: (-abs(times[root].micros - instant.micros), root))
+    return tuple(
+        KeptRoot(root, times[root], tuple(sorted({*successors[root]} - {*current})), True)
+        if successors[root]
+        else KeptRoot(root, times[root], tuple(sorted(current)), False)
+        for root in far_first
+    )
 
 
 def _refuse_other_layers(source: GrapheneSource, ids: npt.NDArray[np.uint64]) -> None:
@@ -244,7 +311,7 @@ def _stale(source: GrapheneSource, successors: dict[int, list[int]]) -> StaleRoo
     more = f"; and {len(successors) - 5} more" if len(successors) > 5 else ""
     return StaleRootError(
         f"not current in {plain(source.name)} at {source.instant}: {told}{more}; give the ids of that instant, another "
-        "timestamp, stale='update' to take these, or stale='keep' to go on without",
+        "timestamp, stale='update' to take these, or stale='keep' to draw what it was",
         successors,
     )
 

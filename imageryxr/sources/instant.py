@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -15,8 +14,9 @@ from imageryxr.errors import NaiveTimestampWarning, TimestampError
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
 
-# Seconds from here on are the year 5138; who gives such a number counts in milliseconds.
+# Seconds from here on are the year 5138; who gives such a number counts in smaller units.
 _TOO_LATE = 100_000_000_000
+_SMALLER = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -55,7 +55,7 @@ def instant_of(value: Any, *, naive_is_utc: bool = False) -> Instant:
     Parameters
     ----------
     value : datetime, str, numpy.datetime64, int or float
-        A datetime, a string in ISO 8601, or seconds since 1970.
+        A datetime, a string in ISO 8601, or seconds since 1970; arrays of one, without dimensions, will do.
     naive_is_utc : bool
         Whether a time without a zone is known to be UTC, as those of CAVE's services are; else it is taken so with
         a warning.
@@ -70,6 +70,8 @@ def instant_of(value: Any, *, naive_is_utc: bool = False) -> Instant:
     NaiveTimestampWarning
         If it has no time zone.
     """
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
+        value = np.asarray(value)[()]  # what selecting one time of an array gives
     if isinstance(value, str):
         value = _from_text(value)
     if isinstance(value, np.datetime64):
@@ -111,10 +113,16 @@ def _from_numpy(value: np.datetime64) -> datetime:
 
 
 def _from_epoch(value: Any) -> Instant:
-    if not math.isfinite(value) or not 0 <= value < _TOO_LATE:
-        hint = "; it looks like milliseconds: divide by 1000" if math.isfinite(value) and value >= _TOO_LATE else ""
+    if isinstance(value, np.floating) and value.dtype.itemsize < 8:
+        raise TimestampError(
+            f"timestamp={value!r} is a {value.dtype}, which cannot tell times that are a minute apart; give float64"
+        )
+    seconds = int(value) if isinstance(value, int | np.integer) else float(value)
+    if not 0 <= seconds < _TOO_LATE:
+        unit = next((u for u, n in _SMALLER.items() if _TOO_LATE <= seconds < _TOO_LATE * n), None)
+        hint = f"; it looks like {unit}: divide by {_SMALLER[unit]:.0f}" if unit else ""
         raise TimestampError(f"timestamp={value!r} is not seconds since 1970{hint}")
-    return Instant(int(value) * _SECOND if isinstance(value, int | np.integer) else round(float(value) * _SECOND))
+    return Instant(seconds * _SECOND if isinstance(seconds, int) else round(seconds * _SECOND))
 
 
 def _from_datetime(value: datetime) -> Instant:

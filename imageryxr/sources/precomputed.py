@@ -45,6 +45,7 @@ from imageryxr.sources.base import (
     read_filled,
 )
 from imageryxr.sources.decoding import watch
+from imageryxr.sources.services import unpacked
 from imageryxr.sources.web import Connection
 
 # What each encoding needs beside CloudVolume itself: the module that decodes, and the package that brings it.
@@ -314,7 +315,7 @@ def _read_info(address: Address, connection: Connection, token: Token | None) ->
     if chunks.is_absent(reply, address.url):
         return None
     chunks.check_reply(reply, address.public, address.url, token)
-    return json.loads(chunks.unpacked(reply))
+    return json.loads(unpacked(reply))
 
 
 def open_precomputed(

@@ -64,6 +64,8 @@ def resolve_source(
         found = source
         if timestamp is not None and isinstance(source, graphene.GrapheneSource):
             raise OptionError(f"{source.name} is open already, at {source.instant}; give its address to open it anew")
+        if not agglomerate and isinstance(source, graphene.GrapheneSource):
+            found = source.unjoined()
     elif hasattr(source, "dtype") and hasattr(source, "shape"):
         pick_index("the array", "channel", 1, channel)
         pick_index("the array", "time", 1, time)

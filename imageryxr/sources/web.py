@@ -86,6 +86,15 @@ class Connection:
                 raise OptionError(f"{name}={value!r} is not a number of seconds; write e.g. {name}=60")
 
 
+class Hidden(str):
+    """What a header says in secret: tracebacks that show local variables do not show it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
 class Reply(NamedTuple):
     """What a server answered."""
 
@@ -95,6 +104,9 @@ class Reply(NamedTuple):
     body: bytes
     sent_on: str = ""
     """Where the request was sent on to, if that has another file name: what is not there is no missing file."""
+
+    def __repr__(self) -> str:
+        return f"<HTTP {self.status}, {len(self.body)} bytes>"  # a server may have repeated what is secret
 
     @property
     def is_page(self) -> bool:
@@ -147,7 +159,8 @@ def ask(
         If there was no sensible answer.
     """
     stop = stop or threading.Event()
-    secret = next((v.rpartition(" ")[2] for k, v in (headers or {}).items() if k.lower() == "authorization"), "")
+    sent = next((v for k, v in (headers or {}).items() if k.lower() == "authorization"), "")
+    secret = Hidden(sent.rpartition(" ")[2])
     problem = ""
     for attempt in range(connection.retries + 1):
         pause = 0.0
@@ -237,9 +250,14 @@ def _follow(
             reply = reply._replace(sent_on=_shown(url))
         place = reply.headers.get("location", "")
         target = urljoin(url, place) if place else ""
-        if not reply.went_elsewhere or method != "GET" or not target.startswith(("http://", "https://")):
+        if not reply.went_elsewhere or not target.startswith(("http://", "https://")):
             return reply
         at_home = host_of(target) == host_of(url) and target.split(":")[0] in (url.split(":")[0], "https")
+        # What was sent along goes nowhere else, and to the same server only where it says that it moved for good or
+        # ill (307, 308), or wants https: else it is the way to a login.
+        moved = reply.status in (307, 308) or target == url.replace("http://", "https://", 1)
+        if method != "GET" and not (at_home and moved):
+            return reply
         if not at_home:  # what is secret stays with the server that it is for
             headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
         url = target
