@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
@@ -75,7 +78,27 @@ class Video(SliceTarget):
         return zlib.compress(yuv420(even).tobytes(), 1)
 
     def assemble(self, regions: Regions, place: Place, path: str) -> None:
-        """Encode the frames, in order."""
+        """Encode the frames, in order, until two films are the same.
+
+        On a busy machine x264 encodes the same frames to other bytes once in some hundred times, with one thread as
+        well, and an export that is continued must give what an undisturbed one gives.
+        """
+        again = f"{path}.again"
+        seen: list[bytes] = []
+        try:
+            self._encode(place, path)
+            seen.append(_digest(path))
+            for _ in range(4):
+                self._encode(place, again)
+                seen.append(_digest(again))
+                os.replace(again, path)
+                if seen[-1] in seen[:-1]:
+                    return
+        finally:
+            with suppress(FileNotFoundError):
+                os.remove(again)
+
+    def _encode(self, place: Place, path: str) -> None:
         import av
 
         rows, columns = (n + n % 2 for n in self.picture_shape)
@@ -100,6 +123,11 @@ class Video(SliceTarget):
             if data is None:
                 raise TargetError(f"frame {i} of {self.place} is lost: {place.url}/{self.key(i)} is not there any more")
             yield np.frombuffer(zlib.decompress(data), np.uint8).reshape(rows * 3 // 2, columns)
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
 
 
 def yuv420(rgb: Array) -> Array:
