@@ -446,7 +446,9 @@ class TestIds:
         assert cave.graph.made[a] < cave.graph.oldest
         found = segmentation(cave, ids=[a], stale="keep")
         np.testing.assert_array_equal(found.values, self.drawn(cave, NOW, [a]))
-        assert [float(line.query["timestamp"]) for line in cave.log if "roots_binary" in line.path] == [NOW, BEGIN + 5]
+        asked = [float(line.query["timestamp"]) for line in cave.log if "roots_binary" in line.path]
+        assert set(asked) == {NOW, BEGIN + 5}
+        assert asked.count(BEGIN + 5) <= asked.count(NOW)  # at most one more for each block
 
     def test_keep_where_the_lineage_is_not_told(self, cave):
         cave.without.add("lineage_graph_multiple")
