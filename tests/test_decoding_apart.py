@@ -17,6 +17,7 @@ import pytest
 from imageryxr.errors import ChunkReadError
 from imageryxr.grid import Grid
 from imageryxr.sources import apart, decoding, precomputed, streams
+from tests.source_suite import serving
 from tests.test_source_precomputed import opened, write_layer
 
 KINDS = [
@@ -343,3 +344,17 @@ def test_damage_is_told_of_a_layer(tmp_path, encoding, dtype):
     with pytest.raises(ChunkReadError, match=r"box \(3, 4, 5\) to .* is damaged: it") as caught:
         read(tmp_path)
     print(caught.value)
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_no_process_to_decode_in_is_no_damage(tmp_path, monkeypatch, served):
+    """As where a limit of processes or open files is reached: the chunk is whole."""
+    values = layer(tmp_path, "crackle", "uint64")
+    monkeypatch.setattr(apart, "_POOL", apart._Pool())
+    monkeypatch.setattr(apart.sys, "executable", str(tmp_path / "nothing"))
+    with serving(tmp_path) as server, pytest.raises(ChunkReadError) as caught:
+        opened(server.url if served else tmp_path).read(0, GRID.box)
+    assert "no process can be started to decode in (No such file" in str(caught.value)
+    assert "damaged" not in str(caught.value)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read(tmp_path), values)

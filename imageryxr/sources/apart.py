@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from imageryxr.sources import decoder_process
 
-__all__ = ["APART", "StreamError", "decode_apart"]
+__all__ = ["APART", "DecoderStartError", "StreamError", "decode_apart"]
 
 APART = frozenset({"compresso", "crackle", "fpzip", "kempressed", "zfpc"})
 SECONDS = 60.0
@@ -32,6 +32,10 @@ class StreamError(ValueError):
     """A stream that its decoder cannot decode, or that it did not survive."""
 
 
+class DecoderStartError(OSError):
+    """There is no process to decode in: nothing is wrong with the chunk."""
+
+
 class _Decoder:
     """A process that decodes one chunk at a time."""
 
@@ -39,7 +43,14 @@ class _Decoder:
         # A file, not -m, so that the package is not imported; -P, so that its folder is not searched for modules.
         command = [sys.executable, "-P", decoder_process.__file__, json.dumps(list(map(str, sys.path)))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process: subprocess.Popen[bytes] = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
+        try:
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
+        except OSError as error:
+            raise DecoderStartError(
+                error.errno,
+                f"no process can be started to decode in ({error.strerror or error}); see to the limits of memory, "
+                "processes and open files of this one",
+            ) from error
         self.requests, self.answers = cast(IO[bytes], self.process.stdin), cast(BufferedReader, self.process.stdout)
 
     def decode(self, stored: bytes, encoding: str, expected: int) -> npt.NDArray[Any]:
@@ -130,6 +141,8 @@ def decode_apart(stored: bytes, encoding: str, expected: int) -> npt.NDArray[Any
     ------
     StreamError
         If it cannot be decoded, or the decoder does not survive it.
+    DecoderStartError
+        If there is no decoder.
     """
     for turn in range(2):
         # One that has waited may have been killed meanwhile, for want of memory or by hand; so a new one has its turn.

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.errors import ImageryWarning
-from imageryxr.sources.apart import APART, decode_apart
+from imageryxr.sources.apart import APART, DecoderStartError, decode_apart
 from imageryxr.sources.base import is_page, plain
 from imageryxr.sources.streams import stream_problem
 
@@ -53,14 +53,14 @@ def _wrap_decoding() -> None:
 
     def helper(decoder: Any, meta: Any, where: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
         # CloudVolume prints what is raised within its function, and takes a chunk of no bytes for missing.
-        failures: list[DamagedChunkError | ImportError] = []
+        failures: list[DamagedChunkError | ImportError | DecoderStartError] = []
 
         def quiet(stored: Any, *, encoding: str, shape: Any, dtype: Any, block_size: Any, **options: Any) -> Any:
             x, y, z, channels = (int(n) for n in shape)
             layout = (encoding, (x, y, z, channels), np.dtype(dtype), block_size)
             try:
                 return decode_chunk(stored, *layout, decoder=decoder, **options)
-            except (DamagedChunkError, ImportError) as error:
+            except (DamagedChunkError, ImportError, DecoderStartError) as error:
                 failures.append(error)
 
         if not hasattr(meta, _MARK) or isinstance(content, np.ndarray):
@@ -69,7 +69,7 @@ def _wrap_decoding() -> None:
             raise _damaged(where, _EMPTY)
         found = inner(quiet, meta, where, content, *args, **kwargs)
         if failures:
-            raise failures[0] if isinstance(failures[0], ImportError) else _damaged(where, failures[0])
+            raise _damaged(where, failures[0]) if isinstance(failures[0], DamagedChunkError) else failures[0]
         return found
 
     rx._decode_helper = helper
@@ -175,6 +175,8 @@ def decode_chunk(
         If it is not what the other arguments say, as far as that can be told.
     ImportError
         If the codec is not installed.
+    DecoderStartError
+        If there is no process to decode it in.
     """
     named, problem = encoding, _problem(stored, encoding, shape, dtype, block)
     if problem:
@@ -184,7 +186,7 @@ def decode_chunk(
             # To what follows, of which CloudVolume's way to one voxel is a part, these voxels were stored as they are.
             stored, encoding = _decode_apart(stored, encoding, shape, dtype), "raw"
         found = _decoder(decoder)(stored, encoding=encoding, shape=shape, dtype=dtype, block_size=block, **options)
-    except ImportError:
+    except (ImportError, DecoderStartError):
         raise
     except Exception as error:
         raise DamagedChunkError(f"it cannot be decoded as {named} ({plain(error) or type(error).__name__})") from error
