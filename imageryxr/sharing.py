@@ -129,11 +129,11 @@ def _state_of_plane(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]:
     ]
     point = [nm / u for nm, u in zip(axes.T @ middle, unit, strict=True)]
     zoom = dataset.attrs.get(NM_PER_PIXEL, grid.resolution[0])
-    turned = {ORIENTATION: quaternion_of(axes), NM_PER_PIXEL: zoom, "layout": "xy"}
+    turned = {ORIENTATION: _quaternion_of(axes), NM_PER_PIXEL: zoom, "layout": "xy"}
     return _state({**dataset.attrs, **turned}, unit, point)
 
 
-def quaternion_of(axes: npt.NDArray[np.float64]) -> list[float]:
+def _quaternion_of(axes: npt.NDArray[np.float64]) -> list[float]:
     """Return the quaternion (x, y, z, w) that turns x, y and z into directions, the rows of ``axes``.
 
     Of a mirrored frame, as slices along y are, the one that looks at the same picture from its other side.
