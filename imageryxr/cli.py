@@ -122,19 +122,19 @@ def figure(
         raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
     check_suffix(out)
     lines = given.lines_of(outline, outline_side, merge, outline_alpha, outline_unit)
+    options = given.overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, given.check_axis(axis))
     if link is not None:
         _refuse_sources(image, segmentation, bbox)
         dataset = _link_view(link, center, size, link_layers, allow_local)
-        options = given.overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, given.check_axis(axis))
         rgba = dataset.imagery.overlay(**options)
     else:
         opened, unit = given.open_layers(
             image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp
         )
         box = given.box_of(bbox, center, size, resolution, axis, unit)
-        layers = given.cut_layers(opened, box, plane=given.check_axis(axis))
+        layers = given.cut_layers(opened, box, plane=axis)
         given.check_one_slice(layers, axis)
-        rgba = given.drawn(layers, ids, colors, alpha, rest_alpha, lines, contrast, axis)
+        rgba = given.drawn(layers, options)
     rgba = square_pixels(rgba, axis) if square else rgba
     across = ix.grid_of(rgba).resolution[{"z": 0, "y": 0, "x": 1}[axis]] / scale
     picture = ix.to_pil(rgba, scale=scale)
@@ -245,7 +245,8 @@ def export(
         if raw and len(layers) != 1:
             raise OptionError("--raw exports one source; give --image or --segmentation, not both")
         one = next(iter(layers.values()))
-        array = one if raw else given.drawn(layers, ids, colors, alpha, rest_alpha, lines, contrast, axis)
+        look = given.overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, axis)
+        array = one if raw else given.drawn(layers, look)
         engine.run_export(
             array, target, dry_run=dry_run, as_json=as_json, overwrite=overwrite, resume=resume, scheduler=scheduler,
             workers=workers, memory=memory, retries=retries, on_error=on_error, progress=progress, square=square,

@@ -93,20 +93,10 @@ def _middle(grid: ix.Grid, plane: str) -> ix.BBox:
     return ix.BBox.around(center, size, resolution=grid.resolution)
 
 
-def drawn(
-    layers: dict[str, xr.DataArray],
-    ids: str | None,
-    colors: str | None,
-    alpha: float | None,
-    rest_alpha: float | None,
-    lines: ix.Outline | None,
-    contrast: str | None,
-    axis: str,
-) -> xr.DataArray:
-    """Return the picture of the layers, lazily."""
-    options = overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, axis)
+def drawn(layers: dict[str, xr.DataArray], options: dict[str, Any]) -> xr.DataArray:
+    """Return the picture of the layers, lazily, with options as `overlay_options` returns them."""
     if "segmentation" not in layers:
-        if ids or colors or lines:
+        if options["ids"] or options["colors"] or options["outline"]:
             raise OptionError("--ids, --colors and --outline need segments: give --segmentation SOURCE, too")
         return ix.to_rgba(layers["image"], contrast_limits=options["contrast_limits"])
     return ix.overlay(layers.get("image"), layers["segmentation"], **options)
