@@ -132,16 +132,7 @@ class Lease:
         return f"process {holder.get('pid')} on {holder.get('host')}"
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
-        if not holder:
-            return False  # it may just have been given back
-        if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
-            return False
-        if holder["pid"] == os.getpid():
-            return False
-        try:
-            os.kill(holder["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
-        return False
+        import psutil
+
+        here = holder.get("host") == socket.gethostname() and isinstance(holder.get("pid"), int)
+        return here and not psutil.pid_exists(holder["pid"])
