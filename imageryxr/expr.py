@@ -56,6 +56,10 @@ class Expr(ABC):
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box wanted of each input to make a box, which lies within ``bounds``."""
 
+    def cores(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the box of each input that lies where a box does: `needs` without halos."""
+        return self.needs(box)
+
     @abstractmethod
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the values of a box within ``bounds``, from the inputs' values of the boxes that `needs` gave."""
@@ -407,6 +411,15 @@ def wanted(expr: Expr, box: IndexBox) -> dict[Leaf, list[IndexBox]]:
     return found
 
 
+def places(expr: Expr, box: IndexBox) -> dict[Leaf, IndexBox]:
+    """Return which box of each leaf lies where a box does, halos left out."""
+    found = {expr: box} if isinstance(expr, Leaf) else {}
+    for child, core in zip(expr.inputs, expr.cores(box), strict=True):
+        for leaf, part in places(child, core).items():
+            found[leaf] = found[leaf].hull(part) if leaf in found else part
+    return found
+
+
 def _collect(expr: Expr, box: IndexBox, found: dict[Leaf, list[IndexBox]]) -> None:
     box = box.clip(expr.bounds)
     if not box.voxels:
@@ -427,7 +440,15 @@ def _merge(boxes: list[IndexBox], box: IndexBox) -> None:
     boxes.append(box)
 
 
-def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None) -> Array:
+Reader = Callable[["Leaf", IndexBox], Array]
+
+
+def read_leaf(leaf: Leaf, box: IndexBox) -> Array:
+    """Return the values of a box of a leaf."""
+    return leaf.read(box)
+
+
+def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None, read: Reader = read_leaf) -> Array:
     """Return the values of a box; reads each leaf once for what all branches need of it.
 
     Parameters
@@ -438,6 +459,8 @@ def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None) -> Array:
         Any box; outside the bounds of ``expr`` values are 0.
     given : dict, optional
         Values of leaves that are in hand.
+    read : callable, optional
+        Gives a box of a leaf: reads it, unless somebody has.
 
     Returns
     -------
@@ -445,13 +468,13 @@ def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None) -> Array:
         Shape ``lead + box.shape + tail``, C order.
     """
     readings: Readings = dict(given or {})
-    readings |= _read({leaf: boxes for leaf, boxes in wanted(expr, box).items() if leaf not in readings})
+    readings |= _read({leaf: boxes for leaf, boxes in wanted(expr, box).items() if leaf not in readings}, read)
     return np.ascontiguousarray(_build(expr, box, readings))
 
 
-def _read(boxes: dict[Leaf, list[IndexBox]]) -> Readings:
+def _read(boxes: dict[Leaf, list[IndexBox]], read: Reader) -> Readings:
     def one(leaf: Leaf) -> list[tuple[IndexBox, Array]]:
-        return [(b, leaf.read(b)) for b in boxes[leaf]]
+        return [(b, read(leaf, b)) for b in boxes[leaf]]
 
     stored = [leaf for leaf in boxes if isinstance(leaf, LevelLeaf)]
     if len(stored) < 2:
@@ -461,8 +484,8 @@ def _read(boxes: dict[Leaf, list[IndexBox]]) -> Readings:
     found: Readings = {leaf: one(leaf) for leaf in boxes if leaf not in stored}
     # Each with the context of the caller, who may be recording holes.
     jobs = [(leaf, copy_context()) for leaf in stored]
-    read = in_parallel(lambda job, stop: job[1].run(one, job[0]), jobs, len(jobs))
-    return found | dict(zip(stored, read, strict=True))
+    done = in_parallel(lambda job, stop: job[1].run(one, job[0]), jobs, len(jobs))
+    return found | dict(zip(stored, done, strict=True))
 
 
 def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:

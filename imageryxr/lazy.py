@@ -2,7 +2,9 @@
 
 An expression that reads sources becomes one flat Blockwise layer: a block's task is `evaluate` with the block's box,
 the expression sits in the layer once, and nothing is materialised until dask schedules it. So the graph of four
-million blocks pickles to a few kilobytes, an overlay has the tasks of one read, and halos are larger reads. Only
+million blocks pickles to a few kilobytes, an overlay has the tasks of one read, and halos are larger reads. Below it
+lies a layer of empty `Reads` for each source, by which arrays that are computed together find each other; of an array
+that is computed alone dask makes one task of both. Only
 where a foreign dask array is among the inputs are tasks written out, one a block, each naming the foreign blocks that
 its box (with its halo) touches. Names are tokens of the whole expression and the chunks: equal calls share work,
 different ones never meet.
@@ -23,9 +25,12 @@ from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph
 
 from imageryxr.boxes import Index3, IndexBox
-from imageryxr.expr import Array, Expr, GivenLeaf, Readings, evaluate, wanted
+from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, Readings, evaluate, places, wanted
+from imageryxr.reads import Reads
 
 Splits = tuple[tuple[int, ...], ...]
+
+_SPACE = ("z", "y", "x")
 
 # Blocks of some 4 million voxels: CloudVolume reads at full speed from there on, and a core's blocks fit in memory.
 BLOCK_VOXELS = 1 << 22
@@ -68,8 +73,52 @@ def _block_box(starts: Splits, idx: Sequence[int]) -> IndexBox:
     return IndexBox(start, stop)  # type: ignore[arg-type]
 
 
-def _run_block(box: IndexBox, expr: Expr) -> Array:
-    return evaluate(expr, IndexBox(*box))
+def _run_block(box: IndexBox, *reads: Reads, expr: Expr) -> Array:
+    return _evaluated(expr, IndexBox(*box), {}, reads)
+
+
+def _evaluated(expr: Expr, box: IndexBox, given: Readings, reads: Sequence[Reads]) -> Array:
+    shared = {r.leaf: r for r in reads}
+
+    def read(leaf: Leaf, box: IndexBox) -> Array:
+        return shared[leaf].read(box) if leaf in shared else leaf.read(box)
+
+    out = evaluate(expr, box, given, read)
+    for one in reads:
+        out = one.own(out)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------
+# reads that arrays share
+
+
+@dataclass(frozen=True)
+class _LeafDep(BlockwiseDep):
+    """Tells each block of a layer of `Reads` what they are of."""
+
+    leaf: Leaf
+    numblocks: tuple[int, ...]
+    produces_tasks: bool = False
+
+    def __getitem__(self, idx: tuple[int, ...]) -> Leaf:
+        return self.leaf
+
+    def __dask_tokenize__(self) -> object:
+        return ("imageryxr._LeafDep", tokenize(self.leaf), self.numblocks)
+
+
+def _reads_layers(expr: Expr, shape: Index3, splits: Splits) -> dict[str, Blockwise]:
+    """Return a layer of `Reads` for each source, named by what arrays that can share them have in common."""
+    middle: Index3 = tuple(n // 2 for n in shape)  # type: ignore[assignment]
+    found = {}
+    for leaf, place in places(expr, IndexBox(middle, tuple(m + 1 for m in middle))).items():  # type: ignore[arg-type]
+        if not isinstance(leaf, ArrayLeaf | GivenLeaf):
+            # where the source's voxels lie is told by those of one voxel
+            name = f"reads-{tokenize(leaf, splits, place)}"
+            dep = _LeafDep(leaf, tuple(map(len, splits)))
+            found[name] = blockwise(Reads, name, _SPACE, dep, _SPACE, numblocks={})
+    return found
 
 
 def to_dask(
@@ -94,26 +143,31 @@ def to_dask(
     key = f"{name}-{tokenize(expr, shape, splits)}"
     all_splits = tuple((n,) for n in expr.lead) + splits + tuple((n,) for n in expr.tail)
     meta = np.empty((0,) * len(all_splits), expr.dtype)
+    reads = _reads_layers(expr, shape, splits)
+    layers: dict[str, Any] = dict(reads)
     if givens:
-        tasks = dict(_given_tasks(key, expr, splits, givens))
-        graph = HighLevelGraph.from_collections(key, tasks, dependencies=list(givens.values()))  # type: ignore[arg-type]
+        layers[key] = dict(_given_tasks(key, expr, splits, givens, list(reads)))
     else:
-        graph = HighLevelGraph.from_collections(key, _flat_layer(key, expr, splits), dependencies=[])
+        layers[key] = _flat_layer(key, expr, splits, list(reads))
+    below = HighLevelGraph.merge(*(g.dask for g in givens.values())) if givens else HighLevelGraph({}, {})
+    needed = {*reads, *(g.name for g in givens.values())} if givens else set(reads)
+    dependencies = {**below.dependencies, **{name: set() for name in reads}, key: needed}
+    graph = HighLevelGraph({**below.layers, **layers}, dependencies)
     return da.Array(graph, key, all_splits, meta=meta)
 
 
-def _flat_layer(key: str, expr: Expr, splits: Splits) -> Blockwise:
+def _flat_layer(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> Blockwise:
     lead = tuple(f"lead{i}" for i in range(len(expr.lead)))
     tail = tuple(f"tail{i}" for i in range(len(expr.tail)))
-    dims = ("z", "y", "x")
     layer: Blockwise = blockwise(
         _run_block,
         key,
-        (*lead, *dims, *tail),
+        (*lead, *_SPACE, *tail),
         BoxDep(expr, splits),
-        dims,
+        _SPACE,
+        *(part for name in reads for part in (name, _SPACE)),
         new_axes=dict.fromkeys((*lead, *tail), 1),
-        numblocks={},
+        numblocks=dict.fromkeys(reads, tuple(map(len, splits))),
         expr=expr,
     )
     return layer
@@ -149,7 +203,9 @@ class _Piece:
     box: IndexBox
 
 
-def _given_tasks(key: str, expr: Expr, splits: Splits, givens: Mapping[str, da.Array]) -> Iterator[tuple[Any, Any]]:
+def _given_tasks(
+    key: str, expr: Expr, splits: Splits, givens: Mapping[str, da.Array], reads: Sequence[str]
+) -> Iterator[tuple[Any, Any]]:
     lead, tail = (0,) * len(expr.lead), (0,) * len(expr.tail)
     starts = _starts(splits)
     for idx in product(*(range(len(s)) for s in splits)):
@@ -160,7 +216,8 @@ def _given_tasks(key: str, expr: Expr, splits: Splits, givens: Mapping[str, da.A
                 for part, source_key in _touched(leaf, boxes, givens[leaf.name]):
                     pieces.append(_Piece(leaf, part))
                     keys.append(source_key)
-        yield (key, *lead, *idx, *tail), (_run_given, expr, _Opaque((box, tuple(pieces))), keys)
+        shared = [(name, *idx) for name in reads]
+        yield (key, *lead, *idx, *tail), (_run_given, expr, _Opaque((box, tuple(pieces))), keys, shared)
 
 
 @dataclass(frozen=True)
@@ -185,14 +242,14 @@ def _touched(leaf: GivenLeaf, boxes: list[IndexBox], array: da.Array) -> Iterato
                 yield _block_box(starts, idx), (array.name, *lead, *map(int, idx), *tail)
 
 
-def _run_given(expr: Expr, opaque: _Opaque, blocks: list[Array]) -> Array:
+def _run_given(expr: Expr, opaque: _Opaque, blocks: list[Array], reads: list[Reads]) -> Array:
     box, pieces = opaque.value
     readings: Readings = {}
     for leaf, boxes in wanted(expr, box).items():
         if isinstance(leaf, GivenLeaf):
             mine = [(p.box, b) for p, b in zip(pieces, blocks, strict=True) if p.leaf == leaf]
             readings[leaf] = [(target, _assemble(leaf, target, mine)) for target in boxes]
-    return evaluate(expr, box, readings)
+    return _evaluated(expr, box, readings, reads)
 
 
 def _assemble(leaf: GivenLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Array]]) -> Array:

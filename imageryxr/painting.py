@@ -113,6 +113,10 @@ class Painted(Expr):
         wide = box.grow(self.halo).clip(self.labels.bounds).hull(box)
         return (wide,) if self.image is None else (wide, box)
 
+    def cores(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the same box of both."""
+        return (box,) * len(self.inputs)
+
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the segments painted over the image, in one pass."""
         from imageryxr.kernels import outline as kernel

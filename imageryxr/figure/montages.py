@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from dask.base import compute
 
 from imageryxr.boxes import DIMS
 from imageryxr.colors import RGBA, parse_color
@@ -15,6 +16,7 @@ from imageryxr.errors import OptionError
 from imageryxr.figure.lettering import contrasting, fitting, text_extent, top_of, write
 from imageryxr.figure.slices import plane_of, to_pil
 from imageryxr.grid import grid_of
+from imageryxr.volumes import as_dask, is_lazy
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +39,8 @@ def montage(
     ----------
     images : DataArray, or iterable of DataArray and PIL.Image.Image
         A stack, whose slices along `dim` are the tiles; or the tiles, each as `to_pil` takes it. A stack is
-        computed chunk by chunk along `dim`, so that each is read once.
+        computed chunk by chunk along `dim`, so that each is read once, and tiles together: what several of them need
+        of one source is read once if they lie in the same place.
     columns : int, optional
         Tiles in a row; 1 is one below the other. Default: all in one row.
     rows : int, optional
@@ -144,7 +147,9 @@ def _names(images: xr.DataArray | list[Any], dim: str, *, as_index: bool) -> lis
 
 def _pictures(images: xr.DataArray | list[Any], dim: str) -> Iterator[Image]:
     if not isinstance(images, xr.DataArray):
-        yield from (to_pil(image) if isinstance(image, xr.DataArray) else image for image in images)
+        # together, so that what several need of one source is read once
+        computed = compute(*(_blocks(image) for image in images))
+        yield from (to_pil(image) if isinstance(image, xr.DataArray) else image for image in computed)
     elif dim not in images.dims:
         yield to_pil(images)
     else:
@@ -154,6 +159,14 @@ def _pictures(images: xr.DataArray | list[Any], dim: str) -> Iterator[Image]:
             slab = images.isel({dim: slice(start, start + depth)}).compute()
             yield from (to_pil(slab.isel({dim: i})) for i in range(depth))
             start += depth
+
+
+def _blocks(image: Any) -> Any:
+    """Return a picture in dask blocks if it is to be read; planes and other pictures as they are."""
+    if not isinstance(image, xr.DataArray):
+        return image
+    plane = plane_of(image)
+    return as_dask(plane) if is_lazy(plane) else plane
 
 
 def _place_of(tile: Any, dim: str, number: int, as_index: bool) -> str:

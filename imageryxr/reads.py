@@ -1,0 +1,91 @@
+"""What the tasks of one compute have read around one block, so that arrays computed together read it once.
+
+Each flat layer of `lazy` depends on a layer of these, one a block and source, whose name says which source, where and
+in which blocks. Arrays that agree in that share it: dask gives their tasks the same `Reads`, runs them one after the
+other, and lets go of it, and with it of the voxels, when the last of them is done. Nothing is kept from one compute to
+the next. An array that is computed alone has it fused into its own tasks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from imageryxr.boxes import IndexBox
+from imageryxr.expr import Array, Leaf
+
+
+class Reads:
+    """Boxes of one leaf that were read: each voxel once, whichever tasks ask for it. Safe to use from many threads.
+
+    Travels to other processes empty.
+    """
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.leaf = leaf
+        self._lock = threading.Lock()
+        self._held: list[tuple[IndexBox, Array]] = []
+        self._given: list[Array] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Reads, (self.leaf,))
+
+    def __repr__(self) -> str:
+        return f"<Reads {type(self.leaf).__name__}: {len(self._held)} boxes>"
+
+    def read(self, box: IndexBox) -> Array:
+        """Return a box: what is there of it already, and the rest read. Whoever asks meanwhile waits."""
+        with self._lock:
+            for held, values in self._held:
+                if held.contains(box):
+                    return values[held_slices(self.leaf, box, held)]
+            values = self._gathered(box, self._held)
+            # what was there is part of the new one, most often: then one copy of it is enough
+            self._held = [h for h in self._held if not box.contains(h[0])] + [(box, values)]
+            return values
+
+    def _gathered(self, box: IndexBox, there: Sequence[tuple[IndexBox, Array]]) -> Array:
+        """Return a box from what is there of it and what must be read: a halo around it, most often."""
+        leaf, best = self.leaf, max(there, key=lambda h: h[0].clip(box).voxels, default=None)
+        if best is None or not best[0].clip(box).voxels:
+            return leaf.read(box)
+        held, values = best
+        core, others = box.clip(held), [h for h in there if h[0] != held]
+        out = np.empty((*leaf.lead, *box.shape, *leaf.tail), leaf.dtype)
+        out[held_slices(leaf, core, box)] = values[held_slices(leaf, core, held)]
+        for piece in without(box, core):
+            out[held_slices(leaf, piece, box)] = self._gathered(piece, others)
+        return out
+
+    def own(self, result: Array) -> Array:
+        """Return a task's result, as a copy if it is memory that another task's result is already.
+
+        Who computes two arrays and writes into one of them must not find it in the other.
+        """
+        with self._lock:
+            if not any(np.may_share_memory(result, values) for _, values in self._held):
+                return result
+            if any(np.may_share_memory(result, given) for given in self._given):
+                return result.copy()
+            self._given.append(result)
+            return result
+
+
+def held_slices(leaf: Leaf, box: IndexBox, held: IndexBox) -> tuple[slice, ...]:
+    """Return an index that cuts a box out of the values that a leaf has of another."""
+    return (slice(None),) * len(leaf.lead) + box.slices(held)
+
+
+def without(box: IndexBox, core: IndexBox) -> Iterator[IndexBox]:
+    """Return the parts of a box around a core that lies within it: no voxel in two of them."""
+    low, high = list(box.start), list(box.stop)
+    for axis in range(3):
+        for a, b in ((low[axis], core.start[axis]), (core.stop[axis], high[axis])):
+            if a < b:
+                start, stop = list(low), list(high)
+                start[axis], stop[axis] = a, b
+                yield IndexBox(tuple(start), tuple(stop))  # type: ignore[arg-type]
+        low[axis], high[axis] = core.start[axis], core.stop[axis]
