@@ -16,6 +16,7 @@ from ome_zarr_models.v05 import Image as Image05
 from PIL import Image
 
 import imageryxr as ix
+from imageryxr.boxes import IndexBox
 from imageryxr.export.storage import Folder
 from tests.conftest import volume
 from tests.export_jobs import Computed, array_of, digest, picture
@@ -70,6 +71,20 @@ def test_omezarr(tmp_path, name, options):
         if f.is_file() and "zarr.json" not in f.name and not f.name.startswith(".z")
     )
     assert report.bytes_written == here
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "zstd:7", "gzip:3", None, "lz4"])
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_a_chunk_has_the_bytes_that_zarr_gives_it(tmp_path, version, compressor):
+    big = ARRAYS["deep"].copy(data=ARRAYS["deep"].values.astype(">u2"))
+    for array in [*ARRAYS.values(), big]:
+        target = tmp_path / "o.ome.zarr"
+        plan = ix.plan_export(array, target, chunks=(2, 16, 16), version=version, compressor=compressor)
+        values = np.asarray(array.values)
+        for key, data in plan.target.encode(0, IndexBox.of_shape(plan.shape), values):
+            z, y, x = map(int, key.split("/")[-3:])
+            box = IndexBox((2 * z, 16 * y, 16 * x), (2 * z + 2, 16 * y + 16, 16 * x + 16)).clip(ix.grid_of(array).box)
+            assert data == plan.target._by_zarr(0, key, box, values[box.slices()])
 
 
 def test_omezarr_shards_are_fewer_files(tmp_path):

@@ -6,7 +6,7 @@ The format: https://ngff.openmicroscopy.org. The translation of a level is the c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,6 +24,26 @@ from imageryxr.grid import Grid
 
 CHUNK: Index3 = (16, 256, 256)
 VERSIONS = ("0.5", "0.4")
+
+
+def _zstd(level: int, chunk: Array) -> Any:
+    from numcodecs.zstd import Zstd
+
+    return Zstd(level).encode(chunk)
+
+
+def _gzip(level: int, chunk: Array) -> Any:
+    from numcodecs.gzip import GZip
+
+    return GZip(level).encode(chunk)
+
+
+# Of these the chunk's bytes are one call away; of the others zarr knows the settings.
+DIRECT: dict[str, Callable[[int, Array], Any]] = {
+    "zstd": _zstd,
+    "gzip": _gzip,
+    "none": lambda _, chunk: chunk.tobytes(),
+}
 
 
 @dataclass(frozen=True)
@@ -110,6 +130,22 @@ class OmeZarr(Target):
             yield key, self._object(stage, key, part, values[part.slices(box)])
 
     def _object(self, level: int, key: str, box: IndexBox, values: Array) -> bytes:
+        name, _, strength = self.compressor.partition(":")
+        if self.shard is not None or name not in DIRECT:
+            return self._by_zarr(level, key, box, values)
+        # What zarr would make of it, without its one thread that all workers would wait for.
+        lead = (self.layer.channels,) if self.layer.channels else ()
+        whole = (*lead, *self.chunk_of(level))
+        dtype = _kept(self.layer.dtype)
+        chunk = np.empty(whole, dtype if self.version == "0.4" else dtype.newbyteorder("<"))
+        if values.shape[:3] != whole[-3:]:
+            chunk[...] = 0
+        z, y, x = box.shape
+        chunk[..., :z, :y, :x] = np.moveaxis(values, -1, 0) if lead else values
+        data: bytes = DIRECT[name](int(strength or 0), chunk)
+        return data
+
+    def _by_zarr(self, level: int, key: str, box: IndexBox, values: Array) -> bytes:
         from zarr.core.buffer import Buffer
         from zarr.storage import MemoryStore
 
