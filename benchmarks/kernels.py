@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import pictures, work
 from imageryxr.colors import palette
-from imageryxr.kernels import fill, lookup, outline, resample
+from imageryxr.kernels import fill, idsets, lookup, outline, resample
 
 
 def table_of(labels: Any, alpha: int) -> lookup.ColorTable:
@@ -130,10 +130,10 @@ class Select(Kernel):
     title = "select 30 of 300 ids"
 
     def prepare(self) -> None:
-        self.ids = lookup.build_set(np.unique(self.labels)[1::10])
+        self.ids = idsets.build_set(np.unique(self.labels)[1::10])
 
     def ours(self) -> Any:
-        return lookup.select(self.labels, self.ids)
+        return idsets.select(self.labels, self.ids)
 
 
 class Remap(Kernel):
@@ -143,7 +143,7 @@ class Remap(Kernel):
         self.ids = np.unique(self.labels)
 
     def ours(self) -> Any:
-        return lookup.remap(self.labels, self.ids, self.ids[::-1])
+        return idsets.remap(self.labels, self.ids, self.ids[::-1])
 
 
 class Contrast(Kernel):

@@ -242,9 +242,9 @@ class AskedIds:
 
     def report(self, array: Expr, whole: IndexBox, box: IndexBox, labels: Array) -> None:
         """Note which ids a box has; warn of those that are nowhere once this process has seen all of an array."""
-        from imageryxr.kernels import lookup
+        from imageryxr.kernels import idsets
 
-        found = _TALLIES.add(array, whole, box, lookup.present(labels, self.array))
+        found = _TALLIES.add(array, whole, box, idsets.present(labels, self.array))
         absent = [] if found is None else self.array[~found].tolist()
         if absent:
             shown = ", ".join(map(str, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
@@ -309,12 +309,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _select(labels: Array, asked: AskedIds) -> Array:
-    from imageryxr.kernels import lookup
+    from imageryxr.kernels import idsets
 
-    return lookup.select(labels, asked.array)
+    return idsets.select(labels, asked.array)
 
 
 def _masks(labels: Array, asked: AskedIds) -> Array:
-    from imageryxr.kernels import lookup
+    from imageryxr.kernels import idsets
 
-    return lookup.masks(labels, asked.array)
+    return idsets.masks(labels, asked.array)

@@ -238,10 +238,10 @@ def _joined(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:
 
 
 def _relabel(labels: Array, packed: tuple[bytes, bytes]) -> Array:
-    from imageryxr.kernels import lookup
+    from imageryxr.kernels import idsets
 
     ids, values = (np.frombuffer(p, np.uint64) for p in packed)
-    return lookup.remap(labels, ids, values, missing="keep")
+    return idsets.remap(labels, ids, values, missing="keep")
 
 
 def _look(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ PACKAGE = Path(imageryxr.__file__).parent
 CALL = """
 import sys
 import numpy as np
-from imageryxr.kernels import lookup
+from imageryxr.kernels import idsets
 labels = np.repeat(np.arange(200, dtype=sys.argv[1]), 3)
-kept = lookup.select(labels, [5, 7])
+kept = idsets.select(labels, [5, 7])
 assert kept.tolist() == [i if i in (5, 7) else 0 for i in labels.tolist()], kept.tolist()
-print(sum(lookup._select.stats.cache_misses.values()), "compiled")
+print(sum(idsets._select.stats.cache_misses.values()), "compiled")
 """
 
 

@@ -1,0 +1,217 @@
+"""Bring blocks to a coarser grid: weighted means, and majority labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imageryxr.errors import OptionError
+from imageryxr.kernels.axes import Overlap, OverlapParts, arithmetic, like, overlaps, store, top, volume
+from imageryxr.kernels.lookup import as_labels
+from imageryxr.kernels.runs import blank, compiled, frozen
+
+__all__ = ["mean", "mode"]
+
+
+@compiled
+def _mean(
+    a: NDArray[Any],
+    along_z: OverlapParts,
+    along_y: OverlapParts,
+    along_x: OverlapParts,
+    begin: int,
+    end: int,
+    fill: NDArray[Any],
+    integer: bool,
+    lowest: float,
+    highest: float,
+    out: NDArray[Any],
+) -> None:
+    z_first, z_offsets, z_weights = along_z
+    y_first, y_offsets, y_weights = along_y
+    x_first, x_offsets, x_weights = along_x
+    line = np.empty(end - begin, np.float64)
+    value = np.empty(x_first.size, np.float64)
+    x_totals = np.zeros(x_first.size, np.float64)
+    outside = False
+    for x in range(x_first.size):
+        for k in range(x_offsets[x], x_offsets[x + 1]):
+            x_totals[x] += np.float64(x_weights[k])
+        outside = outside or x_totals[x] == 0.0
+    for z in range(z_first.size):
+        for y in range(y_first.size):
+            row = out[z, y]
+            line[:] = 0.0
+            total = 0.0
+            for i in range(z_offsets[z], z_offsets[z + 1]):
+                for j in range(y_offsets[y], y_offsets[y + 1]):
+                    w = np.float64(z_weights[i]) * np.float64(y_weights[j])
+                    total += w
+                    source = a[z_first[z] + i - z_offsets[z], y_first[y] + j - y_offsets[y], begin:end]
+                    for x in range(line.size):
+                        line[x] += w * np.float64(source[x])
+            if total == 0.0:
+                row[:] = fill[0]
+                continue
+            for x in range(value.size):
+                low = x_offsets[x]
+                at = x_first[x] - begin - low
+                s = 0.0
+                for k in range(low, x_offsets[x + 1]):
+                    s += np.float64(x_weights[np.uint64(k)]) * line[np.uint64(at + k)]
+                value[x] = s
+            for x in range(value.size):
+                value[x] = value[x] / (x_totals[x] * total) if x_totals[x] > 0.0 else 0.0
+            store(value, 0.5, integer, lowest, highest, row)
+            if outside:
+                for x in range(value.size):
+                    if x_totals[x] == 0.0:
+                        row[x] = fill[0]
+
+
+def mean(a: NDArray[Any], axes: tuple[Overlap, Overlap, Overlap], fill: Any = 0) -> NDArray[Any]:
+    """Average the voxels that each output voxel covers, weighted by the product of the axes' weights.
+
+    Sums are float64 of integer products, so integer images come out exactly rounded while a weighted sum
+    stays below 2**50, as any sum of 32-bit values over less than 2**18 units of weight does.
+
+    Parameters
+    ----------
+    a
+        Image (z, y, x), any integer or float dtype.
+    axes
+        What each output voxel covers along z, y and x.
+    fill
+        The value of voxels that cover nothing.
+
+    Returns
+    -------
+    numpy.ndarray
+        The dtype of `a`; integers rounded to the nearest, a half up. NaN spreads to the voxels that cover it.
+
+    Raises
+    ------
+    GridMismatchError
+        `a` is not (z, y, x), or a voxel is outside it.
+    OptionError
+        A weight is not positive.
+    LayerError
+        `a` is not numeric.
+    """
+    a = volume(a)
+    work = arithmetic(a)
+    z, y, x = overlaps(axes, a.shape)
+    out = np.empty(tuple(part[0].size for part in (z, y, x)), work.dtype)
+    begin, end = 0, 0
+    count = np.diff(x[1])
+    if (count > 0).any():
+        begin = int(x[0][count > 0].min())
+        end = int((x[0] + count)[count > 0].max())
+    filling = frozen(np.array([fill], work.dtype))
+    _mean(work, z, y, x, begin, end, filling, *top(work.dtype), out)
+    return like(out, a.dtype)
+
+
+# --- mode -----------------------------------------------------------------------------------------
+
+
+@compiled
+def _mode(
+    a: NDArray[Any],
+    along_z: OverlapParts,
+    along_y: OverlapParts,
+    along_x: OverlapParts,
+    places: int,
+    fill: NDArray[Any],
+    out: NDArray[Any],
+) -> None:
+    z_first, z_offsets, z_weights = along_z
+    y_first, y_offsets, y_weights = along_y
+    x_first, x_offsets, x_weights = along_x
+    labels = np.empty(places, a.dtype)
+    sums = np.empty(places, np.int64)
+    for z in range(z_first.size):
+        z_count = z_offsets[z + 1] - z_offsets[z]
+        for y in range(y_first.size):
+            y_count = y_offsets[y + 1] - y_offsets[y]
+            row = out[z, y]
+            for x in range(x_first.size):
+                x_low = x_offsets[x]
+                x_count = x_offsets[x + 1] - x_low
+                if z_count == 0 or y_count == 0 or x_count == 0:
+                    row[x] = fill[0]
+                    continue
+                n = 0
+                last = 0
+                for i in range(z_count):
+                    for j in range(y_count):
+                        w = z_weights[z_offsets[z] + i] * y_weights[y_offsets[y] + j]
+                        source = a[z_first[z] + i, y_first[y] + j]
+                        for k in range(x_count):
+                            label = source[np.uint64(x_first[x] + k)]
+                            if n == 0 or labels[last] != label:
+                                last = 0
+                                while last < n and labels[last] != label:
+                                    last += 1
+                                if last == n:
+                                    labels[n] = label
+                                    sums[n] = 0
+                                    n += 1
+                            sums[last] += w * x_weights[np.uint64(x_low + k)]
+                best = 0
+                for i in range(1, n):
+                    if (
+                        sums[i] > sums[best]
+                        or (sums[i] == sums[best] and labels[i] != 0 and labels[best] > labels[i])
+                        or (sums[i] == sums[best] and labels[best] == 0)
+                    ):
+                        best = i
+                row[x] = labels[best]
+
+
+def mode(labels: NDArray[Any], axes: tuple[Overlap, Overlap, Overlap], fill: int = 0) -> NDArray[Any]:
+    """Take the label that each output voxel covers most of, by the product of the axes' weights.
+
+    Of labels that it covers equally the smallest wins, compared as uint64, save that 0 loses against any id.
+
+    Parameters
+    ----------
+    labels
+        Ids (z, y, x), any integer dtype.
+    axes
+        What each output voxel covers along z, y and x.
+    fill
+        The label of voxels that cover nothing.
+
+    Returns
+    -------
+    numpy.ndarray
+        The dtype of `labels` (in native byte order).
+
+    Raises
+    ------
+    GridMismatchError
+        `labels` is not (z, y, x), or a voxel is outside it.
+    OptionError
+        A weight is not positive, or the weights are too large to be summed exactly.
+    LayerError
+        `labels` are no integers.
+    """
+    labels = volume(labels)
+    work = as_labels(labels)
+    z, y, x = overlaps(axes, labels.shape)
+    out = np.empty(tuple(part[0].size for part in (z, y, x)), work.dtype)
+    places, most = 1, 1
+    for _, offsets, weights in (z, y, x):
+        count = np.diff(offsets)
+        places *= int(count.max(initial=0))
+        most *= int(weights.max(initial=0)) * int(count.max(initial=0))
+    if most >= 2**63:
+        raise OptionError(f"overlap weights add up to {most}, which does not fit int64; use a coarser unit")
+    if not fill and blank(work.reshape(-1)):
+        return np.zeros(out.shape, labels.dtype.newbyteorder("="))
+    filling = as_labels(np.array([fill], labels.dtype.newbyteorder("="))).astype(work.dtype)
+    _mode(work, z, y, x, places, frozen(filling), out)
+    return out.astype(labels.dtype.newbyteorder("="), copy=False)
