@@ -93,7 +93,8 @@ class IndexBox(NamedTuple):
     @property
     def voxels(self) -> int:
         """How many voxels the box holds."""
-        return math.prod(self.shape)
+        z, y, x = self.shape
+        return z * y * x
 
     def shift(self, by: Sequence[int], sign: int = 1) -> IndexBox:
         """Return the box moved by ``sign * by`` voxels."""
@@ -109,19 +110,23 @@ class IndexBox(NamedTuple):
 
     def clip(self, to: IndexBox) -> IndexBox:
         """Return what this box and another share; empty (stop == start) where they share nothing."""
-        start = tuple(max(a, b) for a, b in zip(self.start, to.start, strict=True))
-        stop = tuple(min(a, b) for a, b in zip(self.stop, to.stop, strict=True))
-        if any(b <= a for a, b in zip(start, stop, strict=True)):
+        # written out, since every block of every recipe asks for dozens of these
+        (z0, y0, x0), (z1, y1, x1) = self
+        (low_z, low_y, low_x), (high_z, high_y, high_x) = to
+        start = (max(z0, low_z), max(y0, low_y), max(x0, low_x))
+        stop = (min(z1, high_z), min(y1, high_y), min(x1, high_x))
+        if stop[0] <= start[0] or stop[1] <= start[1] or stop[2] <= start[2]:
             return IndexBox(self.start, self.start)
-        return IndexBox(start, stop)  # type: ignore[arg-type]
+        return IndexBox(start, stop)
 
     def hull(self, other: IndexBox) -> IndexBox:
         """Return the smallest box around this one and another; an empty box adds nothing."""
         if not self.voxels or not other.voxels:
             return other if not self.voxels else self
-        start = tuple(min(a, b) for a, b in zip(self.start, other.start, strict=True))
-        stop = tuple(max(a, b) for a, b in zip(self.stop, other.stop, strict=True))
-        return IndexBox(start, stop)  # type: ignore[arg-type]
+        (z0, y0, x0), (z1, y1, x1) = self
+        (other_z0, other_y0, other_x0), (other_z1, other_y1, other_x1) = other
+        start = (min(z0, other_z0), min(y0, other_y0), min(x0, other_x0))
+        return IndexBox(start, (max(z1, other_z1), max(y1, other_y1), max(x1, other_x1)))
 
     def contains(self, other: IndexBox) -> bool:
         """Tell whether another box lies wholly in this one."""
