@@ -217,6 +217,7 @@ def export(
     layer_type: engine.LayerTypeOption = None,
     encoding: engine.Encoding = None,
     quality: engine.Quality = None,
+    gzip: engine.Gzip = None,
     compress_level: engine.CompressLevel = None,
     compression: engine.Compression = None,
     bigtiff: engine.BigTiff = None,
@@ -234,7 +235,7 @@ def export(
         one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm")) and "{" not in target
         options = engine.format_options(
             axis if one_file else None, ome_version, chunks=chunks, shards=shards, levels=levels, compressor=compressor,
-            layer_type=layer_type, encoding=encoding, quality=quality, compress_level=compress_level,
+            layer_type=layer_type, encoding=encoding, quality=quality, gzip=gzip, compress_level=compress_level,
             compression=compression, bigtiff=bigtiff, fps=fps, crf=crf,
         )  # fmt: skip
         axis = given.check_axis(axis or given.axis_of(target))

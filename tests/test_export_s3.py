@@ -107,13 +107,15 @@ def test_independent_readers(bucket, tmp_path):
     np.testing.assert_array_equal(np.moveaxis(zarr.open_group(store, mode="r")["0"][:], 0, -1), truth)
     assert ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}", channel=2).shape == truth.shape[:3]
     put("precomputed", bucket)
-    head = bucket.client.head_object(Bucket=bucket.name, Key=next(k for k in bucket.names() if "8_8_40/" in k))
-    assert head["ContentEncoding"] == "gzip"
+    ix.export(picture(), f"precomputed://{bucket.url('packed')}", chunks=(4, 16, 16), gzip=True)
     bucket.open_to_all()
-    vol = CloudVolume(
-        f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/pc", progress=False, fill_missing=False
-    )
-    np.testing.assert_array_equal(np.asarray(vol[:]).transpose(2, 1, 0, 3), truth)
+    for name, encoding in (("pc", None), ("packed", "gzip")):
+        key = next(k for k in bucket.names() if k.startswith(f"{name}/8_8_40/"))
+        assert bucket.client.head_object(Bucket=bucket.name, Key=key).get("ContentEncoding") == encoding
+        vol = CloudVolume(
+            f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/{name}", progress=False, fill_missing=False
+        )
+        np.testing.assert_array_equal(np.asarray(vol[:]).transpose(2, 1, 0, 3), truth)
     put("png", bucket)
     put("tiff", bucket)
     bucket.fetch(tmp_path)

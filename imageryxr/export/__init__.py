@@ -145,7 +145,10 @@ def export(
         small files hurt), ``compressor`` ("zstd", "lz4", "gzip", with a level as in "zstd:5", or None), ``levels``
         (default: halve until a level is one chunk wide; 1 for no pyramid), ``version`` ("0.5", or "0.4" for older
         readers), ``layer_type``. Precomputed: ``chunks``, ``levels``, ``encoding`` ("raw", "jpeg", "png",
-        "compressed_segmentation"), ``quality`` (of JPEG), ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3:
+        "compressed_segmentation"), ``quality`` (of JPEG, default 85), ``gzip`` (of "raw" and "compressed_segmentation";
+        default False: files that any reader and any web server finds. True makes a layer several times smaller, for a
+        bucket that CloudVolume and browsers read, where objects are marked as gzipped; TensorStore does not unpack
+        those, and on a local disk, where names then end in ``.gz``, only CloudVolume finds them), ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3:
         little larger than 9 and several times as fast). TIFF: ``compression`` ("zlib" or None); of one file also
         ``axis`` ("z", "y", "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is
         better).
@@ -259,7 +262,7 @@ def _token(target: Target, read: BoxReader) -> str:
 
     layer = target.layer
     place = astuple(layer.grid)
-    return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.describe()))
+    return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.identity()))
 
 
 def _what(target: Target, volume: Volume) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Workspace:
         if there or header.phase != "finished":
             state = "is" if header.phase == "finished" else "is the unfinished work"
             raise TargetExistsError(
-                f"{self.target.place} {state} of another export ({_difference(header.what, self.what)}); give "
+                f"{self.target.place} {state} of another export ({_difference({**self.target.earlier, **header.what}, self.what)}); give "
                 "overwrite=True to replace it when this one is complete, or another target"
             )
 

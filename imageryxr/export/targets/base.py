@@ -62,6 +62,8 @@ class Target(ABC):
     """Which endings name the format."""
     encoding: ClassVar[float] = 1.5
     """Bytes held while a region is encoded, for each of its own."""
+    earlier: ClassVar[dict[str, Any]] = {}
+    """What `describe` said nothing of in earlier versions, as it was then."""
 
     @property
     def granule(self) -> Index3:
@@ -76,6 +78,10 @@ class Target(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return the format and its options as plain data: what, beside the voxels, decides the bytes."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what `describe` says, as earlier versions would: their exports of the same bytes are continued."""
+        return {k: v for k, v in self.describe().items() if self.earlier.get(k) != v or k not in self.earlier}
 
     def problems(self) -> list[str]:
         """Return why the format cannot hold this, each with what to do; nothing if it can."""
