@@ -76,6 +76,7 @@ FLOORS = [
     ["export.run"],
     ["export"],
     ["accessor", "backend", "demo"],
+    ["cli_words"],
     ["cli_export", "cli_layers"],
     ["cli"],
 ]

@@ -65,7 +65,7 @@ def test_a_job_file_is_told_of_options_as_they_are_typed(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "imageryxr.cli", "export", "--config", str(job)], capture_output=True, text=True
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert ", json," in done.stderr
     assert "as-json" not in done.stderr
 

@@ -147,11 +147,14 @@ def export(
         readers), ``layer_type``. Precomputed: ``chunks``, ``levels``, ``encoding`` ("raw", "jpeg", "png",
         "compressed_segmentation"), ``quality`` (of JPEG, default 85), ``gzip`` (of "raw" and "compressed_segmentation";
         default False: files that any reader and any web server finds. True makes a layer several times smaller, for a
-        bucket that CloudVolume and browsers read, where objects are marked as gzipped; TensorStore does not unpack
-        those, and on a local disk, where names then end in ``.gz``, only CloudVolume finds them), ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3:
-        little larger than 9 and several times as fast). TIFF: ``compression`` ("zlib" or None); of one file also
-        ``axis`` ("z", "y", "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is
-        better).
+        bucket that browsers and CloudVolume read, where objects are marked as gzipped: TensorStore does not unpack
+        those. On a local disk names then end in ``.gz``, and only CloudVolume and this package find them),
+        ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3: little larger than 9 and several times as fast).
+        TIFF: ``compression`` ("zlib" or None); of one file also ``axis`` ("z", "y", "x") and ``bigtiff``. Video:
+        ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is better).
+
+        Booleans become uint8: 0 and 255 in slices (PNG, TIFF, video), where they are looked at; 0 and 1 in volumes
+        (OME-Zarr, precomputed), where they are counted. ``"memory://"`` keeps them.
 
     Returns
     -------

@@ -109,10 +109,11 @@ class Workspace:
                 raise TargetExistsError(_exists(self.target, there))
             return
         if there or header.phase != "finished":
+            other = _difference({**self.target.earlier, **header.what}, self.what)
             state = "is" if header.phase == "finished" else "is the unfinished work"
             raise TargetExistsError(
-                f"{self.target.place} {state} of another export ({_difference({**self.target.earlier, **header.what}, self.what)}); give "
-                "overwrite=True to replace it when this one is complete, or another target"
+                f"{self.target.place} {state} of another export ({other}); give overwrite=True to replace it "
+                "when this one is complete, or another target"
             )
 
     def _refuse_foreign_folder(self) -> None:

@@ -220,9 +220,7 @@ def _decode_apart(
     return found.reshape(shape) if encoding in ("compresso", "crackle") and found.size == math.prod(shape) else found
 
 
-def _decode_interleaved(
-    stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]
-) -> bytes:
+def _decode_interleaved(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]) -> bytes:
     """Return the voxels in the order in which raw ones are stored: x, y, z, channel, the first one fastest."""
     from cloudvolume import chunks
 

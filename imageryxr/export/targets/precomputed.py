@@ -247,8 +247,8 @@ def precomputed(
     _check_extras(encoding, quality, gzip)
     if encoding == "png" and layer.channels:
         warnings.warn(
-            "CloudVolume mixes up the channels of PNG chunks when it reads them; Neuroglancer, TensorStore and imageryxr "
-            "do not. If somebody is to read this with CloudVolume, give encoding='raw'",
+            "CloudVolume mixes up the channels of PNG chunks when it reads them; Neuroglancer, TensorStore and "
+            "imageryxr do not. If somebody is to read this with CloudVolume, give encoding='raw'",
             ImageryWarning,
             stacklevel=2,
         )
@@ -266,12 +266,14 @@ def precomputed(
 def _check_extras(encoding: str, quality: Any, zipped: Any) -> None:
     if quality is not None and encoding != "jpeg":
         raise OptionError(
-            f"quality={quality!r} is of JPEG, and the encoding here is {encoding!r}, which loses nothing: leave quality "
-            "out, or give encoding='jpeg'"
+            f"quality={quality!r} is of JPEG, and the encoding here is {encoding!r}, which loses nothing: leave "
+            "quality out, or give encoding='jpeg'"
         )
     if quality is not None and (isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100):
         raise OptionError(f"quality={quality!r} must be a whole number from 1 to 100")
     if not isinstance(zipped, bool):
         raise OptionError(f"gzip={zipped!r} must be True (smaller) or False (what any reader finds)")
     if zipped and encoding not in ZIPPABLE:
-        raise OptionError(f"gzip=True is for the encodings {' and '.join(ZIPPABLE)}: {encoding!r} is compressed by itself")
+        raise OptionError(
+            f"gzip=True is for the encodings {' and '.join(ZIPPABLE)}: {encoding!r} is compressed by itself"
+        )
