@@ -38,6 +38,9 @@ cannot be, and what to type instead.
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from typing import Any, Literal
 
 
@@ -219,3 +222,12 @@ class ClockWarning(ImageryWarning):
 
 class LinkWarning(ImageryWarning):
     """Parts of a Neuroglancer link were left out."""
+
+
+def warn(message: str, category: type[ImageryWarning] = ImageryWarning) -> None:
+    """Give a warning that points at the line of the caller's which led here, however deep in imageryxr it was found."""
+    package = os.path.dirname(__file__) + os.sep
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level - 1)

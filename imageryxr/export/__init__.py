@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import astuple, replace
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import xarray as xr
 
 from imageryxr.align import layer_type_of
 from imageryxr.boxes import DIMS
-from imageryxr.errors import ImageryWarning, LayerError, OptionError
+from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.export.executors import Crew, find_crew
 from imageryxr.export.manifest import FORMAT
 from imageryxr.export.plan import ExportPlan, make_plan
@@ -240,11 +239,9 @@ def _check_square(chosen: Target, square: bool | None) -> None:
         axes = chosen.layer.grid.axes
         rows, columns = (axes[a].resolution for a in range(3) if a != chosen.axis)
         if rows != columns:
-            warnings.warn(
+            warn(
                 f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, and programs show "
                 "them as squares: give square=True to resample them, or square=False for a voxel a pixel",
-                ImageryWarning,
-                stacklevel=4,
             )
 
 
@@ -252,11 +249,9 @@ def _warn_of_cut_lines(da: xr.DataArray, axis: int | None) -> None:
     # Lines that were drawn in one plane are broken into dots and dashes when they are cut along another.
     drawn = da.attrs.get("outline_axis")
     if axis is not None and drawn is not None and drawn != DIMS[axis]:
-        warnings.warn(
+        warn(
             f"the outlines were drawn in slices across {drawn}, and the stack is sliced across {DIMS[axis]}: they will "
             f"look broken; draw them with axis={DIMS[axis]!r}",
-            ImageryWarning,
-            stacklevel=4,
         )
 
 

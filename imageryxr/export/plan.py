@@ -6,13 +6,12 @@ import math
 import os
 import shutil
 import uuid
-import warnings
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from imageryxr.boxes import Index3
-from imageryxr.errors import ImageryWarning, OptionError, TargetError
+from imageryxr.errors import OptionError, TargetError, warn
 from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
 from imageryxr.export.executors import Crew
 from imageryxr.export.reading import BRICK_VOXELS
@@ -121,12 +120,10 @@ class ExportPlan:
         ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else [])
         if isinstance(self.target, SliceTarget):
             ways.append("export to .ome.zarr, whose regions need not be whole slices")
-        warnings.warn(
+        warn(
             f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} where "
             f"{show_bytes(again.distinct_bytes)} are needed, as what a worker has memory for is thinner than its "
             f"chunks; less is read with {', or '.join(ways)}",
-            ImageryWarning,
-            stacklevel=3,
         )
 
     def _less_memory(self) -> str:

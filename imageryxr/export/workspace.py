@@ -207,7 +207,7 @@ class Workspace:
         replaces = overwrite or (before is not None and self._is_mine(before))
         self.header = Header(
             self.token, self.what, *_cut(self.stages), len(self.stages), replaces=replaces, direct=direct,
-            kind=self.target.kind,
+            kind=self.target.kind, names=self.target.names(), outdated=_outdated(before) if overwrite else [],
         )  # fmt: skip
         self.progress = Progress(len(self.stages))
         self._began_here, self._before = True, before
@@ -277,6 +277,7 @@ class Workspace:
 
     def _bring(self) -> int:
         if self.header.phase == "finished":
+            self._remove_outdated()
             self._remove_work()
             return 0
         self.keeper.flush()
@@ -296,7 +297,19 @@ class Workspace:
             self.header = replace(self.header, phase="writing")
             self.keeper.save(self.header)
             raise
+        self._remove_outdated()
         return written
+
+    def _remove_outdated(self) -> None:
+        """Remove the files of exports that this one replaced, where it makes none of that name."""
+        mine = set(self.target.occupied()) if self.header.outdated else set()
+        for names in self.header.outdated:
+            theirs = set(self.target.named(names))
+            if theirs & mine:  # else they are of another place, and nothing of them was replaced
+                self._final().delete(sorted(theirs - mine))
+        if self.header.outdated:
+            self.header = replace(self.header, outdated=[])
+            self.keeper.save(self.header)
 
     def _assemble(self) -> int:
         work = self._work(self.header)
@@ -380,6 +393,14 @@ class Workspace:
             folder, _, name = self.target.root.rpartition("/")
             return Bucket(folder).size_of()(name)
         return os.path.getsize(self.target.root)
+
+
+def _outdated(before: Header | None) -> list[dict[str, Any]]:
+    """Return what the files of earlier exports are called that are there, as their manifest says."""
+    if before is None:
+        return []
+    there = before.names is not None and (before.phase != "writing" or before.direct)
+    return [*before.outdated, *([before.names] if before.names is not None and there else [])]
 
 
 def _cut(stages: Stages) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

@@ -99,6 +99,14 @@ class Target(ABC):
         """Return the keys of which any, if it is there, means that the target exists."""
         return list(self.commit())
 
+    def names(self) -> dict[str, Any] | None:
+        """Return what `named` lists all files by, as plain data, for a target whose files lie among others."""
+        return None
+
+    def named(self, names: dict[str, Any]) -> list[str]:
+        """Return the keys of another export to this place, by what its `names` gave."""
+        return []
+
     @abstractmethod
     def keys(self, stage: int, box: IndexBox) -> list[str]:
         """Return the files that a region becomes."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from imageryxr.boxes import Index3, IndexBox, show_triple
-from imageryxr.errors import ImageryWarning, OptionError, TargetError
+from imageryxr.errors import OptionError, TargetError, warn
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer, Target, three_counts
@@ -246,11 +245,9 @@ def precomputed(
         raise OptionError(f"encoding={encoding!r} cannot be used for {what}; choose one of {able}")
     _check_extras(encoding, quality, gzip)
     if encoding == "png" and layer.channels:
-        warnings.warn(
+        warn(
             "CloudVolume mixes up the channels of PNG chunks when it reads them; Neuroglancer, TensorStore and "
             "imageryxr do not. If somebody is to read this with CloudVolume, give encoding='raw'",
-            ImageryWarning,
-            stacklevel=2,
         )
     z, y, x = three_counts(chunks, "chunks")
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
