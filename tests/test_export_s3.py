@@ -307,3 +307,34 @@ def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):
         bucket.client.delete_object(Bucket=bucket.name, Key=key)
     put(kind, bucket)
     assert found == bucket.contents()
+
+
+def test_no_such_bucket(bucket):
+    """What the server says, without its XML."""
+    with pytest.raises(ix.TargetError) as caught:
+        ix.export(picture(), "s3://no-such-bucket/o.zarr", retries=0)
+    assert str(caught.value) == (
+        "could not write s3://no-such-bucket/o.zarr: there is no bucket s3://no-such-bucket; make it, or check its name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Generic S3 error: Server returned non-2xx status code: 403 Forbidden: <?xml version='1.0'?><Error>"
+            "<Code>AccessDenied</Code><Message>Access Denied</Message><HostId>x</HostId></Error>Debug source: a\nb",
+            "its server answers AccessDenied (Access Denied), status 403; check the bucket's name and your credentials",
+        ),
+        (
+            "Generic S3 error: it is no XML <?xml version='1.0'?><Odd/>",
+            "Generic S3 error: it is no XML; check the bucket's name and your credentials",
+        ),
+    ],
+)
+def test_what_a_server_says(said, told):
+    from imageryxr.export.storage import _bucket_errors
+
+    with pytest.raises(ix.TargetError) as caught, _bucket_errors("s3://b/x"):
+        raise RuntimeError(said)
+    assert str(caught.value) == f"could not write s3://b/x: {told}"

@@ -11,7 +11,7 @@ import xarray as xr
 from imageryxr.align import layer_type_of
 from imageryxr.boxes import DIMS
 from imageryxr.errors import LayerError, OptionError, warn
-from imageryxr.export.executors import Crew, find_crew
+from imageryxr.export.executors import Crew, find_crew, leave_script_of_parent
 from imageryxr.export.manifest import FORMAT
 from imageryxr.export.plan import ExportPlan, make_plan
 from imageryxr.export.report import ExportReport
@@ -187,6 +187,7 @@ def export(
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise OptionError(f"retries={retries!r} must be a whole number from 0")
     crew = find_crew(client, workers, memory)
+    leave_script_of_parent(crew)
     try:
         plan = _plan(da, target, crew, overwrite, square, options)
         plan.validate()

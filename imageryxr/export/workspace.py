@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from imageryxr.boxes import DIMS
 from imageryxr.errors import TargetError, TargetExistsError
 from imageryxr.export.manifest import (
     FORMAT,
@@ -430,11 +431,13 @@ def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
     names = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
     if not names:
         return "of other voxels: a source, a box or an argument of a verb differs"
-    told = [f"{n}: {_short(theirs.get(n))} there, {_short(mine.get(n))} here" for n in names[:3]]
+    told = [f"{n}: {_short(theirs.get(n), n)} there, {_short(mine.get(n), n)} here" for n in names[:3]]
     return "; ".join(told)
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, name: str = "") -> str:
+    if name == "axis" and value in (0, 1, 2):
+        return DIMS[value]
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         # names of sources: a part of one is the name of nothing
         more = f" and {len(value) - 3} more" if len(value) > 3 else ""
