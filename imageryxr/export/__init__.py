@@ -6,6 +6,7 @@ import os
 from dataclasses import astuple, replace
 from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of
@@ -14,6 +15,7 @@ from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.export.executors import Crew, find_crew, leave_script_of_parent
 from imageryxr.export.manifest import FORMAT
 from imageryxr.export.plan import ExportPlan, make_plan
+from imageryxr.export.reach import outside
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run import run_plan
 from imageryxr.export.square import squared
@@ -207,6 +209,9 @@ def _plan(
     layer_type = layer_type_of(array)
     read = box_reader(array)
     read = replace(read, volume=replace(read.volume, splits=None))  # which may be long, and no region needs
+    beyond = outside(read.volume.expr, read.volume.grid)
+    if beyond:
+        warn(beyond)
     if square:
         axis = options.get("axis") or next((d for d in "zyx" if f"{{{d}" in str(target)), "z")
         read = squared(read, axis, layer_type)
@@ -289,8 +294,23 @@ def _dask_array(array: Any) -> str:
 
 def _checked(da: xr.DataArray) -> xr.DataArray:
     if isinstance(da, xr.DataArray):
+        _check_colors(da)
         return da
     raise LayerError(
         f"export takes a DataArray, not a {type(da).__name__}; of a Dataset give one variable, or draw it first: "
         "export(overlay(ds.image, ds.segmentation), target)"
+    )
+
+
+def _check_colors(da: xr.DataArray) -> None:
+    if "rgba" not in da.dims:
+        return
+    names = [str(name) for name in da["rgba"].values] if "rgba" in da.coords else list("rgba")
+    if da.sizes["rgba"] == 4 and names == list("rgba") and da.dtype == np.uint8:
+        return
+    have = f"{', '.join(names)}" if "rgba" in da.coords else f"{da.sizes['rgba']} channels"
+    raise LayerError(
+        f"colours are exported as uint8 with the four channels r, g, b, a, and this array is {da.dtype} with {have}: "
+        "export all four (where nothing is transparent, a is 255), or one by itself as grey values, such as "
+        "array.sel(rgba='r', drop=True)"
     )

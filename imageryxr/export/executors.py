@@ -124,6 +124,7 @@ class Processes(_Packed):
         try:
             return self._pool.submit(work, *arguments)
         except BrokenProcessPool:
+            self.check()
             self._mend()
             return self._pool.submit(work, *arguments)
 

@@ -132,8 +132,6 @@ class ExportPlan:
     def _less_memory(self) -> str:
         granule = self.target.granule
         process = f"{show_bytes(PROCESS_BYTES)} of that are the process itself, with its libraries"
-        if self.crew.memory is not None and self.crew.memory <= PROCESS_BYTES:
-            return f"{process}; give workers with more memory"
         advice = ["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else []
         if isinstance(self.target, SliceTarget):
             advice.append("export to .ome.zarr, whose regions need not be whole slices")

@@ -136,10 +136,12 @@ class Stack(SliceTarget):
         }
         strays = sorted(os.path.basename(f) for f in there - mine)
         if strays:
+            one = len(strays) == 1
             warn(
-                f"{len(strays)} files beside the {len(mine)} of this stack have names of its pattern and are not "
-                f"part of it: {', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove them if they are of an "
-                "earlier export",
+                f"{len(strays)} {'file' if one else 'files'} beside the {len(mine)} of this stack "
+                f"{'has a name' if one else 'have names'} of its pattern and {'is' if one else 'are'} not part of it: "
+                f"{', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove {'it' if one else 'them'} if an "
+                "earlier export made that"
             )
 
 
