@@ -203,9 +203,10 @@ class ExportPlan:
         files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
         rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
         have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
-        crew = f"{self.crew.workers:,} × {self.crew.threads:,} {self.crew.kind}" if self.crew.kind == "cluster" else (
-            f"{self.crew.workers * self.crew.threads:,} {self.crew.kind}"
-        )  # fmt: skip
+        count, kind = self.crew.workers * self.crew.threads, self.crew.kind
+        crew = f"{count:,} {kind if count > 1 else kind.removesuffix('es' if kind == 'processes' else 's')}"
+        if kind == "cluster":
+            crew = f"{self.crew.workers:,} × {self.crew.threads:,} {kind}"
         process = f"{show_bytes(PROCESS_BYTES)} for the process itself included"
         rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {process}; {crew}"))
         return rows
