@@ -108,7 +108,7 @@ OmeVersion = Annotated[str | None, typer.Option("--ome-version", help="OME-Zarr:
 LayerTypeOption = Annotated[str | None, typer.Option("--layer-type", help="'image' or 'segmentation'.")]
 Encoding = Annotated[str | None, typer.Option(help="precomputed: raw, jpeg, png or compressed_segmentation.")]
 Quality = Annotated[int | None, typer.Option(help="precomputed as JPEG: 1 to 100.")]
-Gzip = Annotated[bool | None, typer.Option("--gzip/--no-gzip", help="precomputed: smaller, for fewer readers.")]
+Gzip = Annotated[bool | None, typer.Option("--gzip/--no-gzip", help="precomputed: smaller; for buckets.")]
 CompressLevel = Annotated[int | None, typer.Option(help="PNG: 0 to 9.")]
 Compression = Annotated[str | None, typer.Option(help="TIFF: zlib or none.")]
 BigTiff = Annotated[bool | None, typer.Option("--bigtiff/--no-bigtiff", help="TIFF: one of more than 4 GiB.")]

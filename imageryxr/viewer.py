@@ -245,11 +245,12 @@ def _warn_of_stale(layer: LinkLayer, source: Source) -> None:
             for root, new in list(error.successors.items())[:5]
         )
         rest = "" if len(error.successors) <= 5 else f"; and {len(error.successors) - 5} more"
+        which, them, was = ("a root that is", "it", "it was") if one else (
+            f"{len(error.successors)} roots that are", "them", "they were"
+        )  # fmt: skip
         _warn(
-            f"{what} selects {'a root that is' if one else f'{len(error.successors)} roots that are'} not current at "
-            f"{source.instant}, and nothing is coloured for {'it' if one else 'them'}: {now}{rest}. Select "
-            f"these latest roots, or draw what {'it was' if one else 'they were'}: open_segmentation({source.name!r}, ids=[…], "
-            "stale='keep')"
+            f"{what} selects {which} not current at {source.instant}, and nothing is coloured for {them}: {now}{rest}. "
+            f"Select these latest roots, or draw what {was}: open_segmentation({source.name!r}, ids=[…], stale='keep')"
         )
     except SegmentError as error:
         _warn(f"{what} selects what has no voxel to colour: {error}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore
 import tifffile
 import zarr
 from PIL import Image
@@ -116,6 +117,10 @@ def test_independent_readers(bucket, tmp_path):
             f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/{name}", progress=False, fill_missing=False
         )
         np.testing.assert_array_equal(np.asarray(vol[:]).transpose(2, 1, 0, 3), truth)
+        store = {"driver": "s3", "bucket": bucket.name, "path": f"{name}/", "aws_region": "us-east-1"}
+        store["endpoint"] = os.environ["AWS_ENDPOINT_URL"]
+        spec = {"driver": "neuroglancer_precomputed", "kvstore": store}
+        np.testing.assert_array_equal(tensorstore.open(spec).result().read().result().transpose(2, 1, 0, 3), truth)
     put("png", bucket)
     put("tiff", bucket)
     bucket.fetch(tmp_path)
