@@ -116,7 +116,8 @@ def export(
         ``"memory://"``
             The report's ``result``, a DataArray.
     overwrite : bool, default False
-        Whether to replace a target that exists, or is being written, of another call.
+        Whether to replace a target that exists, or is being written, of another call. Of a longer stack, what its
+        manifest lists and the new one does not have goes, too, when the new one is complete.
     resume : bool, default True
         Whether to continue what an earlier run of the same call has begun; False begins anew.
     client : optional
@@ -147,9 +148,9 @@ def export(
         (default: halve until a level is one chunk wide; 1 for no pyramid), ``version`` ("0.5", or "0.4" for older
         readers), ``layer_type``. Precomputed: ``chunks``, ``levels``, ``encoding`` ("raw", "jpeg", "png",
         "compressed_segmentation"), ``quality`` (of JPEG, default 85), ``gzip`` (of "raw" and "compressed_segmentation";
-        default False: files that any reader and any web server finds. True makes a segmentation some 4 times smaller, a
-        raw image 1.2 times, for a bucket: objects there are marked as gzipped, and CloudVolume, TensorStore and browsers
-        unpack them. On a local disk names then end in ``.gz``, and only CloudVolume and this package find them),
+        default False: files that any reader and any web server finds. True makes a segmentation some 4 times smaller,
+        a raw image 1.2 times, for a bucket: objects there are marked as gzipped, and CloudVolume, TensorStore and
+        browsers unpack them. On a local disk names then end in ``.gz``, and only CloudVolume and imageryxr find them),
         ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3: little larger than 9 and several times as fast).
         TIFF: ``compression`` ("zlib" or None); of one file also ``axis`` ("z", "y", "x") and ``bigtiff``. Video:
         ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is better).
