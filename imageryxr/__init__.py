@@ -19,6 +19,7 @@ from imageryxr.boxes import BBox
 from imageryxr.colors import load_palette, palette, save_palette
 from imageryxr.datastack import open_datastack
 from imageryxr.errors import (
+    AddressError,
     AuthError,
     BoxError,
     ChoiceError,
@@ -34,6 +35,7 @@ from imageryxr.errors import (
     InvalidTokenError,
     LayerError,
     LinkError,
+    LinkServerError,
     LinkWarning,
     MipError,
     MissingChunkError,
@@ -74,6 +76,7 @@ from imageryxr.viewer import open_neuroglancer
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddressError",
     "AuthError",
     "BBox",
     "BoxError",
@@ -96,6 +99,7 @@ __all__ = [
     "LayerError",
     "Level",
     "LinkError",
+    "LinkServerError",
     "LinkWarning",
     "MipError",
     "MissingChunkError",

@@ -133,9 +133,17 @@ class ImageryDataset:
     outline = _segmentation_method(outline)
     unique_ids = _segmentation_method(unique_ids)
     split_masks = _segmentation_method(split_masks)
+    export = _method(export)
+    plan_export = _method(plan_export)
     plot = _method(plot)
     thumbnail = _method(thumbnail)
     neuroglancer_link = _method(neuroglancer_link)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(ImageryArray, name):
+            raise AttributeError(f"a Dataset's imagery has no {name!r}")
+        arrays = " or ".join(f"ds[{str(key)!r}].imagery.{name}(…)" for key in list(self._obj.data_vars)[:3])
+        raise AttributeError(f"{name} is of one array, and this is a Dataset: write {arrays or 'it of an array'}")
 
 
 @xr.register_datatree_accessor("imagery")

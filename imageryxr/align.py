@@ -191,7 +191,8 @@ def _target_grid(like: Any, own: Grid) -> Grid:
         resolution = check_resolution(like, "like")
     except BoxError as error:
         raise OptionError(
-            f"like={like!r} is no target: give an array with coordinates, a Grid, or a resolution (x, y, z) in nm"
+            f"like={like!r} is no target: give an array with coordinates, a Grid, or a resolution (x, y, z) in nm, "
+            "such as (8, 8, 40)"
         ) from error
     axes = [_covering(axis, r) for axis, r in zip(own.axes, resolution[::-1], strict=True)]
     return Grid.from_axes(axes)
@@ -245,7 +246,9 @@ def _chosen_grid(to: Any, image: Grid) -> Grid:
 
 def _no_grid(to: Any) -> OptionError:
     options = "'finest', 'coarsest', 'image', 'segmentation'"
-    return OptionError(f"to={to!r} is no target grid; choose {options}, a Grid, or a resolution (x, y, z) in nm")
+    return OptionError(
+        f"to={to!r} is no target grid; choose {options}, a Grid, or a resolution (x, y, z) in nm, such as (8, 8, 40)"
+    )
 
 
 def _common_box(image: Grid, segmentation: Grid) -> BBox:

@@ -58,7 +58,13 @@ def _numbers(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[int 
         items = []
     allowed = " or ".join(str(c) for c in count)
     if len(items) not in count:
-        raise BoxError(f"{name}={value!r} is not {allowed} numbers (x, y, z); write e.g. {name}=(4100, 2100, 110)")
+        if isinstance(value, int | float) and name.endswith("resolution"):
+            raise BoxError(
+                f"{name}={value!r} is one number, and voxels have a size along each of x, y and z: write "
+                f"{name}=({value!r}, {value!r}, {value!r}) if they are cubes, or e.g. {name}=(8, 8, 40)"
+            )
+        example = "(8, 8, 40)" if name.endswith("resolution") else "(512, 512)" if 2 in count else "(4100, 2100, 110)"
+        raise BoxError(f"{name}={value!r} is not {allowed} numbers (x, y, z); write e.g. {name}={example}")
     for item in items:
         if isinstance(item, bool) or not isinstance(item, int | float) or not -_FARTHEST < item < _FARTHEST:
             raise BoxError(f"{name}={value!r} holds {item!r}, which is not a finite number; give (x, y, z) numbers")

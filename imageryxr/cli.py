@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import imageryxr as ix
 from imageryxr import cli_export as engine
 from imageryxr import cli_layers as given
 from imageryxr.boxes import show_triple
+from imageryxr.cli_words import as_options, exit_code
 from imageryxr.demo import run_demo
 from imageryxr.errors import ChoiceError, ImageryError, ImageryWarning, OptionError
 from imageryxr.export.square import square_pixels
@@ -168,6 +168,7 @@ def _link_view(link: str, center: str | None, size: str | None, layers: str | No
 
 @app.command()
 def export(
+    context: typer.Context,
     target: Annotated[
         str, typer.Argument(help="'stack/z{z:04d}.png', or what ends in .ome.zarr, .tif, .mp4 …; precomputed://….")
     ],
@@ -217,6 +218,7 @@ def export(
     layer_type: engine.LayerTypeOption = None,
     encoding: engine.Encoding = None,
     quality: engine.Quality = None,
+    gzip: engine.Gzip = None,
     compress_level: engine.CompressLevel = None,
     compression: engine.Compression = None,
     bigtiff: engine.BigTiff = None,
@@ -225,7 +227,8 @@ def export(
 ) -> None:
     """Write an OME-Zarr, a precomputed layer, a stack of pictures, a TIFF or a video, and continue where it stopped.
 
-    Exit codes: 0 done, 1 an error, 2 a wrong command line, 3 regions failed (--on-error collect), 130 interrupted.
+    Exit codes: 0 done; 1 something went wrong at work (a source, a server, a disk), or the target is there already; 2
+    what was typed, or stands in the job file, cannot work; 3 regions failed (--on-error collect); 130 interrupted.
     Without --bbox or --center: all that the sources cover. A stack of pictures is sliced along the axis that its
     pattern names, and outlines are drawn across it.
     """
@@ -234,9 +237,10 @@ def export(
         one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm")) and "{" not in target
         options = engine.format_options(
             axis if one_file else None, ome_version, chunks=chunks, shards=shards, levels=levels, compressor=compressor,
-            layer_type=layer_type, encoding=encoding, quality=quality, compress_level=compress_level,
+            layer_type=layer_type, encoding=encoding, quality=quality, gzip=gzip, compress_level=compress_level,
             compression=compression, bigtiff=bigtiff, fps=fps, crf=crf,
         )  # fmt: skip
+        options, square = engine.fitting(context, target, options, square)
         axis = given.check_axis(axis or given.axis_of(target))
         opened, unit = given.open_layers(
             image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp
@@ -294,27 +298,8 @@ def _extent(grid: ix.Grid) -> str:
     return f"{show_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])} µm"
 
 
-# What messages say for Python, as the command line spells it.
-_SPELLINGS = {
-    r"overwrite=True": "--overwrite",
-    r"square=True": "--square",
-    r"square=False": "--no-square",
-    r"missing='(\w+)'": r"--missing \1",
-    r"resolution=\(([^()]*)\)": r"--resolution \1",
-    r"contrast_limits=\(([^()]*)\)": r"--contrast \1",
-    r"imageryxr\.open_(image|segmentation)": r"--\1",
-    r"imageryxr\.BBox\(": "--bbox (",
-}
-
-
-def _as_options(message: str) -> str:
-    for python, option in _SPELLINGS.items():
-        message = re.sub(python, lambda found, o=option: found.expand(o).replace(", ", ","), message)  # type: ignore[misc]
-    return message
-
-
 def _warn(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-    print(f"warning: {_as_options(str(message))}", file=sys.stderr)
+    print(f"warning: {as_options(str(message))}", file=sys.stderr)
 
 
 @contextmanager
@@ -325,15 +310,17 @@ def _plain_errors() -> Iterator[None]:
             warnings.showwarning = _warn
             yield
     except ImageryError as error:
-        print(f"error: {_as_options(str(error))}", file=sys.stderr)
-        raise SystemExit(1) from None
+        if "--json" in sys.argv[1:]:
+            engine.tell_as_json(error)
+        print(f"error: {as_options(str(error))}", file=sys.stderr)
+        raise SystemExit(exit_code(error)) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(engine.INTERRUPTED) from None
 
 
 def main() -> None:
-    """Run the command line; our errors end it with one line and exit code 1."""
+    """Run the command line; our errors end it with one line, and an exit code that tells what they are of."""
     with _plain_errors():
         app()
 

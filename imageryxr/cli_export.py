@@ -7,18 +7,23 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import xarray as xr
 
+from imageryxr.cli_words import FLAGS, as_options, exit_code
 from imageryxr.errors import ImageryError, OptionError
 from imageryxr.export import export, plan_export
+from imageryxr.export.choosing import is_volume, options_of
 from imageryxr.export.plan import ExportPlan
 
 NOT_COMPLETE = 3
 """Exit code of an export of which regions failed."""
+INTERRUPTED = 130
+"""Exit code of what was stopped by hand."""
 
 
 def _take_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -29,12 +34,20 @@ def _take_config(context: typer.Context, path: Path | None) -> Path | None:
         values = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise OptionError(f"--config {path} cannot be read: {error}") from None
-    names = {param.name or "" for param in context.command.params} - {"config"}
-    spelled = {_name(key): value for key, value in values.items()}
-    unknown = sorted(key for key in values if _name(key) not in names)
+    names = {_typed_name(param.name or "") for param in context.command.params} - {"config"}
+    unknown = sorted(key for key in values if key.replace("_", "-") not in names)
     if unknown:
-        known = ", ".join(sorted(n.replace("_", "-") for n in names - {"as_json"} | {"json"}))
-        raise OptionError(f"--config {path} has {unknown[0]!r}, which is no option of export; options are {known}")
+        near = get_close_matches(unknown[0].replace("_", "-"), names, 1)
+        meant = f" (is {near[0]} meant?)" if near else ""
+        raise OptionError(
+            f"--config {path} has {unknown[0]!r}, which is no option of export{meant}; options are "
+            f"{', '.join(sorted(names))}, with - or _ in their names"
+        )
+    spelled: dict[str, Any] = {}
+    for key, value in values.items():
+        if _name(key) in spelled:
+            raise OptionError(f"--config {path} gives {key.replace('_', '-')} twice, with - and with _; leave one out")
+        spelled[_name(key)] = value
     context.default_map = {**(context.default_map or {}), **{k: _as_typed(k, v) for k, v in spelled.items()}}
     return path
 
@@ -42,6 +55,10 @@ def _take_config(context: typer.Context, path: Path | None) -> Path | None:
 def _name(key: str) -> str:
     name = key.replace("-", "_")
     return {"json": "as_json"}.get(name, name)
+
+
+def _typed_name(name: str) -> str:
+    return {"as_json": "json"}.get(name, name.replace("_", "-"))
 
 
 def _as_typed(name: str, value: Any) -> Any:
@@ -91,6 +108,7 @@ OmeVersion = Annotated[str | None, typer.Option("--ome-version", help="OME-Zarr:
 LayerTypeOption = Annotated[str | None, typer.Option("--layer-type", help="'image' or 'segmentation'.")]
 Encoding = Annotated[str | None, typer.Option(help="precomputed: raw, jpeg, png or compressed_segmentation.")]
 Quality = Annotated[int | None, typer.Option(help="precomputed as JPEG: 1 to 100.")]
+Gzip = Annotated[bool | None, typer.Option("--gzip/--no-gzip", help="precomputed: smaller; for buckets.")]
 CompressLevel = Annotated[int | None, typer.Option(help="PNG: 0 to 9.")]
 Compression = Annotated[str | None, typer.Option(help="TIFF: zlib or none.")]
 BigTiff = Annotated[bool | None, typer.Option("--bigtiff/--no-bigtiff", help="TIFF: one of more than 4 GiB.")]
@@ -108,6 +126,37 @@ def format_options(axis: str | None, version: str | None, **given: Any) -> dict[
             except ValueError:
                 raise OptionError(f"--{name} {options[name]} is not three whole numbers z,y,x") from None
     return options
+
+
+def fitting(
+    context: typer.Context, target: str, options: dict[str, Any], square: bool | None
+) -> tuple[dict[str, Any], bool | None]:
+    """Return options of a format, and whether pixels are to be square, as far as a target that was typed takes them.
+
+    A job file says them for its own target. What it says that another one has no use for is left out, and told.
+    """
+    if _origin(context, "target") == "DEFAULT_MAP":
+        return options, square
+    known = options_of(target)
+    of_the_file = [
+        name for name in options if name not in known and _origin(context, _parameter(name)) == "DEFAULT_MAP"
+    ]
+    flags = [FLAGS[name] for name in of_the_file]
+    if square and is_volume(target) and _origin(context, "square") == "DEFAULT_MAP":
+        square, flags = None, [*flags, "--square"]
+    if flags:
+        said = f"{', '.join(flags)} of the job file {'is' if len(flags) == 1 else 'are'} not of use"
+        print(f"note: {said} to the target {target}, and left out", file=sys.stderr)
+    return {name: value for name, value in options.items() if name not in of_the_file}, square
+
+
+def _parameter(name: str) -> str:
+    return {"version": "ome_version"}.get(name, name)
+
+
+def _origin(context: typer.Context, name: str) -> str:
+    source = context.get_parameter_source(name)
+    return "" if source is None else source.name
 
 
 def run_export(
@@ -174,13 +223,22 @@ def errors_as_json(wanted: bool) -> Iterator[None]:
         yield
     except (ImageryError, KeyboardInterrupt) as error:
         if wanted:
-            plan = getattr(error, "plan", None)
-            told = {} if plan is None else plan.to_dict()
-            said = str(error) or "stopped"
-            print(json.dumps({**told, "error": type(error).__name__, "message": said}, indent=2))
+            tell_as_json(error)
         raise
+
+
+def tell_as_json(error: BaseException) -> None:
+    """Print an error, and the plan that it is of, as one JSON object, once."""
+    if getattr(error, "told", False):
+        return
+    plan = getattr(error, "plan", None)
+    told = {} if plan is None else plan.to_dict()
+    said = as_options(str(error)) or "stopped"
+    code = exit_code(error) if isinstance(error, ImageryError) else INTERRUPTED
+    print(json.dumps({**told, "error": type(error).__name__, "message": said, "exit_code": code}, indent=2))
+    error.told = True  # type: ignore[attr-defined]
 
 
 def _tell_notes(error: BaseException) -> None:
     for note in getattr(error, "__notes__", ()):
-        print(note, file=sys.stderr)
+        print(as_options(note), file=sys.stderr)

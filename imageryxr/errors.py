@@ -13,11 +13,13 @@
     ├── ColorError (ValueError)                a colour or palette that cannot be read
     ├── SegmentError (KeyError)                an id that is not there where one is needed
     │   └── StaleRootError                     a root id that is not current at the instant of its layer
-    ├── SourceError (ValueError)               an unknown scheme, metadata that make no sense
+    ├── SourceError (ValueError)               metadata that make no sense
+    │   ├── AddressError                       an unknown scheme, or an address of no place
     │   ├── SourceNotFoundError (FileNotFoundError)
     │   └── ChoiceError                        several channels or times, and none was chosen
     ├── TimestampError (ValueError)            a time that is none, or lies before a graph's first or in the future
     ├── LinkError (ValueError)                 a Neuroglancer link or state that makes no sense, or may not be followed
+    │   └── LinkServerError (ConnectionError)  a state that its server did not give
     ├── AuthError (PermissionError)            a token missing, wrong or without the right
     │   ├── MissingTokenError                  no token was found
     │   ├── InvalidTokenError                  the server does not know the token
@@ -36,6 +38,9 @@ cannot be, and what to type instead.
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from typing import Any, Literal
 
 
@@ -103,6 +108,10 @@ class SourceError(ImageryError, ValueError):
     """A source whose scheme or metadata cannot be understood."""
 
 
+class AddressError(SourceError):
+    """An address of an unknown scheme, or of no place."""
+
+
 class SourceNotFoundError(SourceError, FileNotFoundError):
     """A source at whose address there is no volume."""
 
@@ -141,6 +150,10 @@ class TimestampError(ImageryError, ValueError):
 
 class LinkError(ImageryError, ValueError):
     """A Neuroglancer link or state that cannot be understood, or must not be followed as it is."""
+
+
+class LinkServerError(LinkError, ConnectionError):
+    """A state that its server did not give."""
 
 
 class AuthError(ImageryError, PermissionError):
@@ -209,3 +222,12 @@ class ClockWarning(ImageryWarning):
 
 class LinkWarning(ImageryWarning):
     """Parts of a Neuroglancer link were left out."""
+
+
+def warn(message: str, category: type[ImageryWarning] = ImageryWarning) -> None:
+    """Give a warning that points at the line of the caller's which led here, however deep in imageryxr it was found."""
+    package = os.path.dirname(__file__) + os.sep
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -201,13 +201,22 @@ def outside_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid] = ()
             kind = "nanometres" if unit == units[0] else f"voxels of {show_triple(unit)} nm"
             given = tuple(tidy(u) for u in unit)
             return OutOfVolumeError(f"{message}. Its numbers fit if they are {kind}: give resolution={given}")
-    turned = BBox(bbox.lo[::-1], bbox.hi[::-1], resolution=bbox.resolution)
-    if turned.intersection(grid.bbox):
-        return OutOfVolumeError(f"{message}. Its numbers fit the other way round: points are (x, y, z), not (z, y, x)")
+    repair = _turned(bbox, grid, units)
+    if repair:
+        return OutOfVolumeError(f"{message}. {repair}")
     size = tuple(tidy(r) for r in grid.resolution)
     own = bbox.resolution not in (units[0], grid.resolution)
     unit_hint = "in the unit of the box" if own else f"in nm or with resolution={size}"
     return OutOfVolumeError(f"{message}; give corners inside it, {unit_hint} (points are x, y, z)")
+
+
+def _turned(bbox: BBox, grid: Grid, units: Sequence[Triple]) -> str:
+    """Return what to do about a box whose numbers were given as (z, y, x), as those of arrays are; else nothing."""
+    for unit in (bbox.resolution, bbox.resolution[::-1], *units):
+        if BBox(bbox.lo[::-1], bbox.hi[::-1], resolution=unit).intersection(grid.bbox):
+            also = "" if unit == bbox.resolution else f", with resolution={tuple(tidy(u) for u in unit)}"
+            return f"Its numbers fit the other way round{also}: points are (x, y, z), not (z, y, x)"
+    return ""
 
 
 def _in_unit(bbox: BBox, unit: Triple) -> BBox:

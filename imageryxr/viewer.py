@@ -18,8 +18,11 @@ from imageryxr.errors import (
     LinkError,
     LinkWarning,
     OptionError,
+    SegmentError,
+    ServerError,
     SourceError,
     SourceNotFoundError,
+    StaleRootError,
 )
 from imageryxr.expr import Array, Mapped
 from imageryxr.grid import Grid, grid_of
@@ -43,6 +46,8 @@ from imageryxr.look import (
 )
 from imageryxr.opening import open_image, open_segmentation
 from imageryxr.sources.address import parse_address
+from imageryxr.sources.base import Source
+from imageryxr.sources.graphene import GrapheneSource, with_ids
 from imageryxr.sources.links import check_trusted, host_of, is_local_host, state_of
 from imageryxr.sources.neuroglancer import LinkLayer, LinkState, parse_state
 from imageryxr.sources.placement import NATIVE
@@ -59,7 +64,8 @@ def open_neuroglancer(
 ) -> xr.DataTree:
     """Open the images and segmentations of a Neuroglancer link, as it shows them.
 
-    Reads metadata only: that of the state, where the link only names it, and that of each layer.
+    Reads metadata only: that of the state, where the link only names it, that of each layer, and of a graphene layer
+    whether the roots that are selected are current.
 
     Parameters
     ----------
@@ -96,8 +102,8 @@ def open_neuroglancer(
     Warns
     -----
     LinkWarning
-        Of layers that are left out (annotations, meshes, transforms that rotate, …) and of shaders that are drawn as
-        grey values.
+        Of layers that are left out (annotations, meshes, transforms that rotate, …), of shaders that are drawn as
+        grey values, and of selected roots that are not current at the instant of their layer.
 
     Examples
     --------
@@ -208,7 +214,9 @@ def _open_layer(layer: LinkLayer) -> xr.DataArray | str:
 def _opened(layer: LinkLayer) -> xr.DataArray:
     if "graphene" in layer.source:
         when: dict[str, Any] = {} if layer.timestamp is None else {"timestamp": layer.timestamp}
-        array = open_segmentation(layer.source, **when)
+        source = resolve_source(layer.source, "segmentation", **when)
+        array = open_segmentation(source)
+        _warn_of_stale(layer, source)
     elif layer.kind == "segmentation":
         array = open_segmentation(layer.source)
     else:
@@ -219,6 +227,35 @@ def _opened(layer: LinkLayer) -> xr.DataArray:
     if layer.placement != NATIVE:
         array = _placed(array, layer.placement.place(grid_of(array), finest_resolution(array)))
     return _joined(array, layer.equivalences)
+
+
+def _warn_of_stale(layer: LinkLayer, source: Source) -> None:
+    """Ask a graph whether what a link selects is current at the layer's instant: nothing else has a voxel to colour."""
+    if not isinstance(source, GrapheneSource) or not layer.look.selected_ids:
+        return
+    what = f"the layer {layer.name!r} of the link"
+    try:
+        with_ids(source, layer.look.selected_ids, "raise")
+    except StaleRootError as error:
+        one = len(error.successors) == 1
+        now = "; ".join(
+            f"{root} is {', '.join(map(str, new[:10]))} then"
+            if new
+            else f"{root} has no successor that the graph tells"
+            for root, new in list(error.successors.items())[:5]
+        )
+        rest = "" if len(error.successors) <= 5 else f"; and {len(error.successors) - 5} more"
+        which, them, was = ("a root that is", "it", "it was") if one else (
+            f"{len(error.successors)} roots that are", "them", "they were"
+        )  # fmt: skip
+        _warn(
+            f"{what} selects {which} not current at {source.instant}, and nothing is coloured for {them}: {now}{rest}. "
+            f"Select these latest roots, or draw what {was}: open_segmentation({source.name!r}, ids=[…], stale='keep')"
+        )
+    except SegmentError as error:
+        _warn(f"{what} selects what has no voxel to colour: {error}")
+    except ServerError as error:
+        _warn(f"{what}: its graph does not tell whether the roots that are selected are current ({error})")
 
 
 def _placed(array: xr.DataArray, grid: Grid) -> xr.DataArray:

@@ -155,9 +155,12 @@ def test_a_rename_that_fails_midway_is_taken_back(tmp_path, picture, name, monke
     assert files_in(tmp_path) == before
 
 
-def test_slices_of_a_longer_stack_are_told_of(tmp_path, picture):
-    (tmp_path / "zebra.png").write_bytes(b"somebody's")
-    ix.export(picture, tmp_path / "z{z:03d}.png")
-    with pytest.warns(ix.ImageryWarning, match=r"1 files beside the 2 .*z002\.png; remove them"):
+def test_slices_that_are_not_of_a_stack_are_told_of(tmp_path, picture):
+    for name in ("zebra.png", "z007.png"):
+        (tmp_path / name).write_bytes(b"somebody's")
+    with pytest.warns(ix.ImageryWarning, match=r"1 file beside the 3 of this stack has a name .*z007\.png; remove it"):
+        ix.export(picture, tmp_path / "z{z:03d}.png")
+    # of the longer stack that is replaced nothing is left
+    with pytest.warns(ix.ImageryWarning, match=r"1 file beside the 2 of this stack has a name .*z007\.png; remove it"):
         ix.export(picture.isel(z=slice(0, 2)), tmp_path / "z{z:03d}.png", overwrite=True)
-    assert names_in(tmp_path) == ["z000.png", "z001.png", "z002.png", "zebra.png"]
+    assert names_in(tmp_path) == ["z000.png", "z001.png", "z007.png", "zebra.png"]

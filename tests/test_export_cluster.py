@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -247,3 +248,67 @@ def test_a_foreign_graph_stays_lazy_until_it_is_written(tmp_path):
     assert calls == []
     ix.export(array, tmp_path / "o.zarr", levels=1)
     assert len(calls) == 8
+
+
+def test_a_script_that_does_not_ask_whether_it_is_main(tmp_path):
+    """Its processes run it from the beginning: that is told at once, by name, and once."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import imageryxr as ix\nfrom tests.export_jobs import picture\nprint('begun', flush=True)\n"
+        f"ix.export(picture(), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=2, progress=False)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stdout.count("begun") <= 3, "no second try"
+    assert done.stderr.count("Traceback") == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.endswith("put what the script does under `if __name__ == '__main__':`")
+    assert "memory" not in last
+    assert not (tmp_path / "o.zarr").exists()
+
+
+def test_a_plan_may_be_made_by_such_a_script(tmp_path):
+    script = tmp_path / "script.py"
+    target = str(tmp_path / "o.zarr")
+    script.write_text(
+        "import imageryxr as ix\nfrom tests.export_jobs import picture\n"
+        f"plan = ix.plan_export(picture(), {target!r}, client='processes', workers=1)\n"
+        f"if __name__ == '__main__':\n    ix.export(picture(), {target!r}, client='processes', workers=1)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_worker_yet(tmp_path, truth):
+    """What waits says so once, quiet or not, and goes on when somebody comes."""
+    code = (
+        "import sys\nimport imageryxr as ix\nfrom tests.export_jobs import picture\n"
+        "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
+        f"ix.export(picture(), {str(tmp_path / 'a' / 'o.zarr')!r}, client=sys.argv[1], progress=False, chunks=(2, 16, 16))\n"
+    )
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    place = tmp_path / "scheduler.json"
+    options = ["--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(place)]
+    running = [subprocess.Popen([*dask, *options], **quiet)]
+    try:
+        for _ in range(1200):
+            if place.exists() and place.stat().st_size:
+                break
+            time.sleep(0.05)
+        address = json.loads(place.read_text())["address"]
+        export = subprocess.Popen([sys.executable, "-c", code, address], stderr=subprocess.PIPE, text=True)
+        running.append(export)
+        said = export.stderr.readline()
+        assert said == (
+            f"the scheduler {address} has no worker yet: waiting for one, such as `dask worker {address}` starts\n"
+        )
+        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard", "--nthreads", "1"]
+        running.append(subprocess.Popen([*worker, "--no-nanny"], **quiet, cwd=tmp_path))
+        _, rest = export.communicate(timeout=300)
+        assert (export.returncode, rest) == (0, "")
+        assert digest(tmp_path / "a") == truth
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()

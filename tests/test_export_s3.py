@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore
 import tifffile
 import zarr
 from PIL import Image
@@ -107,13 +108,19 @@ def test_independent_readers(bucket, tmp_path):
     np.testing.assert_array_equal(np.moveaxis(zarr.open_group(store, mode="r")["0"][:], 0, -1), truth)
     assert ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}", channel=2).shape == truth.shape[:3]
     put("precomputed", bucket)
-    head = bucket.client.head_object(Bucket=bucket.name, Key=next(k for k in bucket.names() if "8_8_40/" in k))
-    assert head["ContentEncoding"] == "gzip"
+    ix.export(picture(), f"precomputed://{bucket.url('packed')}", chunks=(4, 16, 16), gzip=True)
     bucket.open_to_all()
-    vol = CloudVolume(
-        f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/pc", progress=False, fill_missing=False
-    )
-    np.testing.assert_array_equal(np.asarray(vol[:]).transpose(2, 1, 0, 3), truth)
+    for name, encoding in (("pc", None), ("packed", "gzip")):
+        key = next(k for k in bucket.names() if k.startswith(f"{name}/8_8_40/"))
+        assert bucket.client.head_object(Bucket=bucket.name, Key=key).get("ContentEncoding") == encoding
+        vol = CloudVolume(
+            f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/{name}", progress=False, fill_missing=False
+        )
+        np.testing.assert_array_equal(np.asarray(vol[:]).transpose(2, 1, 0, 3), truth)
+        store = {"driver": "s3", "bucket": bucket.name, "path": f"{name}/", "aws_region": "us-east-1"}
+        store["endpoint"] = os.environ["AWS_ENDPOINT_URL"]
+        spec = {"driver": "neuroglancer_precomputed", "kvstore": store}
+        np.testing.assert_array_equal(tensorstore.open(spec).result().read().result().transpose(2, 1, 0, 3), truth)
     put("png", bucket)
     put("tiff", bucket)
     bucket.fetch(tmp_path)
@@ -305,3 +312,34 @@ def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):
         bucket.client.delete_object(Bucket=bucket.name, Key=key)
     put(kind, bucket)
     assert found == bucket.contents()
+
+
+def test_no_such_bucket(bucket):
+    """What the server says, without its XML."""
+    with pytest.raises(ix.TargetError) as caught:
+        ix.export(picture(), "s3://no-such-bucket/o.zarr", retries=0)
+    assert str(caught.value) == (
+        "could not write s3://no-such-bucket/o.zarr: there is no bucket s3://no-such-bucket; make it, or check its name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Generic S3 error: Server returned non-2xx status code: 403 Forbidden: <?xml version='1.0'?><Error>"
+            "<Code>AccessDenied</Code><Message>Access Denied</Message><HostId>x</HostId></Error>Debug source: a\nb",
+            "its server answers AccessDenied (Access Denied), status 403; check the bucket's name and your credentials",
+        ),
+        (
+            "Generic S3 error: it is no XML <?xml version='1.0'?><Odd/>",
+            "Generic S3 error: it is no XML; check the bucket's name and your credentials",
+        ),
+    ],
+)
+def test_what_a_server_says(said, told):
+    from imageryxr.export.storage import _bucket_errors
+
+    with pytest.raises(ix.TargetError) as caught, _bucket_errors("s3://b/x"):
+        raise RuntimeError(said)
+    assert str(caught.value) == f"could not write s3://b/x: {told}"

@@ -262,6 +262,7 @@ def test_tiff_file(tmp_path, name, options, suffix):
             ix.export(array, path, **options)
         return
     report = ix.export(array, path, **options)
+    assert report.bytes_written == path.stat().st_size
     axis = "zyx".index(options.get("axis", "z"))
     truth = np.moveaxis(values_of(name) * (255 if name == "mask" else 1), axis, 0)
     with tifffile.TiffFile(path) as tif:
@@ -344,7 +345,8 @@ def test_video(tmp_path, suffix):
 
     # smooth, as codecs keep no noise
     ramp = np.add.outer(np.arange(7) * 20, np.add.outer(np.arange(33) * 2, np.arange(65))).astype(np.uint8)
-    ix.export(volume(ramp, layer_type="image"), tmp_path / f"film.{suffix}", fps=7, crf=4)
+    report = ix.export(volume(ramp, layer_type="image"), tmp_path / f"film.{suffix}", fps=7, crf=4)
+    assert report.bytes_written == (tmp_path / f"film.{suffix}").stat().st_size
     with av.open(tmp_path / f"film.{suffix}") as film:
         stream = film.streams.video[0]
         assert float(stream.average_rate) == 7
@@ -382,6 +384,41 @@ def test_video_over_black_where_it_is_transparent(tmp_path):
     ix.export(clear + np.array([200, 200, 200, 0], np.uint8), tmp_path / "film.mp4")
     with av.open(tmp_path / "film.mp4") as film:
         assert all(f.to_ndarray(format="rgb24").max() < 8 for f in film.decode(video=0))
+
+
+def test_masks_are_black_and_white_in_slices_and_counted_in_volumes(tmp_path):
+    import av
+
+    mask = volume(np.indices((2, 32, 48)).sum(0) // 16 % 2 > 0, (8, 8, 40), layer_type="image")
+    for target in ("film.mp4", "z{z}.png", "o.tif", "o.ome.zarr"):
+        ix.export(mask, tmp_path / target)
+    ix.export(mask, f"precomputed://{tmp_path}/pc")
+    with av.open(tmp_path / "film.mp4") as film:
+        frame = next(film.decode(video=0)).to_ndarray(format="rgb24")[..., 0]
+    assert np.abs(frame - mask.values[0] * 255.0).mean() < 8
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "z1.png")), mask.values[1] * np.uint8(255))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "o.tif"), mask.values * np.uint8(255))
+    np.testing.assert_array_equal(ix.open_image(tmp_path / "o.ome.zarr").values, mask.values.astype(np.uint8))
+    np.testing.assert_array_equal(ix.open_image(tmp_path / "pc").values, mask.values.astype(np.uint8))
+    assert ix.export(mask, "memory://").result.dtype == bool
+
+
+@pytest.mark.parametrize("target", ["{z}.png", "{z}.tif", "o.tif", "o.mp4", "o.ome.zarr", "memory://"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a: a.isel(rgba=slice(0, 3)), "uint8 with r, g, b: export all four"),
+        (lambda a: a.isel(rgba=[0]), "uint8 with r: "),
+        (lambda a: a.isel(rgba=[2, 1, 0, 3]), "with b, g, r, a"),
+        (lambda a: a.astype(np.uint16), "uint16 with r, g, b, a"),
+        (lambda a: a.drop_vars("rgba").isel(rgba=slice(0, 2)), "with 2 channels"),
+    ],
+    ids=["RGB", "one", "BGRA", "deep", "two"],
+)
+def test_colours_that_are_not_red_green_blue_alpha(tmp_path, target, change, said):
+    array = change(ARRAYS["rgba"].compute())
+    with pytest.raises(ix.LayerError, match=said):
+        ix.plan_export(array, target if "//" in target else tmp_path / target)
 
 
 @pytest.mark.parametrize("name", ARRAYS)

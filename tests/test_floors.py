@@ -67,7 +67,7 @@ FLOORS = [
     ["overlay", "views", "viewer"],
     ["sharing", "plane", "looking", "plots"],
     ["datastack"],
-    ["export.regions", "export.storage", "export.square", "export.report"],
+    ["export.reach", "export.regions", "export.storage", "export.square", "export.report"],
     ["export.targets.base", "export.lease", "export.estimate"],
     ["export.targets", "export.manifest", "export.targets.slices", "export.targets.pyramid", "export.targets.memory"],
     ["export.targets.tiff", "export.targets.video", "export.targets.omezarr", "export.targets.precomputed"],
@@ -79,6 +79,7 @@ FLOORS = [
     ["export.run"],
     ["export"],
     ["accessor", "backend", "demo"],
+    ["cli_words"],
     ["cli_export", "cli_layers"],
     ["cli"],
 ]

@@ -67,3 +67,41 @@ def test_the_tree_of_a_datastack(cave, state):
         again.imagery.view(size=(64, 48), center=state["position"]).segmentation.values, ds.segmentation.values
     )
     assert max(tree.imagery.thumbnail(64).size) == 64
+
+
+class TestRootsThatAreNotCurrent:
+    """Of a selected root that is another by now no voxel is left to colour."""
+
+    def link(self, state, when, *roots):
+        layer = {**state["layers"][1], "segments": [str(root) for root in roots]}
+        layer |= {"timestamp": str(int(when * 1000))}
+        return {**state, "layers": [state["layers"][0], layer]}
+
+    def test_is_told_with_the_way_out(self, cave, state):
+        old = _before_the_merge(cave)
+        with pytest.warns(ix.LinkWarning) as told:
+            ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, old), allow_local=True)
+        (said,) = [str(w.message) for w in told]
+        assert "the layer 'cells' of the link selects a root that is not current at" in said
+        assert f"{old} is {cave.graph.merged} then" in said
+        assert "latest roots" in said
+        assert "stale='keep'" in said
+        assert cave_server.TOKEN not in said
+
+    def test_nothing_is_told_of_those_that_are(self, cave, state):
+        ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, cave.graph.merged), allow_local=True)
+        ix.open_neuroglancer(self.link(state, cave_server.MERGE - 1, _before_the_merge(cave)), allow_local=True)
+        asked = cave.count("is_latest_roots")
+        assert asked == 2
+        ix.open_neuroglancer(state, allow_local=True)  # nothing is selected, nothing is asked
+        assert cave.count("is_latest_roots") == asked
+
+    def test_what_is_no_root_at_all(self, cave, state):
+        with pytest.warns(ix.LinkWarning, match=r"selects what has no voxel to colour: 7 is no id of a graph"):
+            ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, 7), allow_local=True)
+
+
+def _before_the_merge(cave):
+    """Return a root that a merge ended."""
+    before, after = (set(cave.graph.state(cave_server.MERGE + d).tolist()) for d in (-1, 1))
+    return sorted(before - after)[0]

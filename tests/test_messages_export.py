@@ -65,7 +65,7 @@ def test_a_job_file_is_told_of_options_as_they_are_typed(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "imageryxr.cli", "export", "--config", str(job)], capture_output=True, text=True
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert ", json," in done.stderr
     assert "as-json" not in done.stderr
 
@@ -109,3 +109,36 @@ def test_plan_and_report_count_the_same(tmp_path, opened):
     again = ix.export(*call, **options)
     assert (again.regions, again.tasks, again.skipped) == (0, 0, plan.tasks)
     assert f"{plan.tasks} tasks were there already" in repr(again)
+
+
+def test_a_plan_says_what_it_counts_and_takes_the_words_that_are_given(tmp_path, opened):
+    said = repr(ix.plan_export(opened.image, tmp_path / "o.tif", axis="y", square=False, workers=1))
+    assert "axis=y" in said
+    assert "regions of up to" in said
+    assert said.endswith("included; 1 thread")
+    assert "400 MB for the process itself included" in said
+    plan = ix.plan_export(opened.image, tmp_path / "o.ome.zarr", chunks=(1, 8, 8), memory="1 MB")
+    assert "1 region of 64 × 48 × 8 voxels" in repr(ix.plan_export(opened.image, tmp_path / "o.ome.zarr"))
+    with pytest.raises(ix.OptionError, match="400 MB of that are the process itself"):
+        plan.validate()
+    ix.export(opened.image, tmp_path / "o.tif", axis="y")
+    with pytest.raises(ix.TargetExistsError, match="axis: y there, z here"):
+        ix.export(opened.image, tmp_path / "o.tif")
+
+
+def test_a_dataset_is_told_what_to_export(tmp_path, opened):
+    with pytest.raises(ix.LayerError, match=r"not a Dataset; of a Dataset give one variable, or draw it first"):
+        opened.imagery.export(tmp_path / "o.zarr")
+    with pytest.raises(AttributeError, match=r"is of one array.*ds\['image'\]\.imagery\.to_pil"):
+        opened.imagery.to_pil()
+    with pytest.raises(AttributeError, match="has no 'nothing'"):
+        opened.imagery.nothing()
+
+
+def test_regions_that_failed_into_memory_are_not_said_to_be_kept():
+    from tests.export_jobs import Computed, array_of
+
+    report = ix.export(array_of(Computed(fail_above=0)), "memory://", on_error="collect", retries=0)
+    assert report.failed
+    assert report.result is None
+    assert repr(report).endswith("Nothing of it is kept: an array in memory is whole, or not there.")

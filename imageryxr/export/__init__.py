@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import astuple, replace
 from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of
 from imageryxr.boxes import DIMS
-from imageryxr.errors import ImageryWarning, LayerError, OptionError
-from imageryxr.export.executors import Crew, find_crew
+from imageryxr.errors import LayerError, OptionError, warn
+from imageryxr.export.executors import Crew, find_crew, leave_script_of_parent
 from imageryxr.export.manifest import FORMAT
 from imageryxr.export.plan import ExportPlan, make_plan
+from imageryxr.export.reach import outside
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run import run_plan
 from imageryxr.export.square import squared
@@ -115,7 +116,8 @@ def export(
         ``"memory://"``
             The report's ``result``, a DataArray.
     overwrite : bool, default False
-        Whether to replace a target that exists, or is being written, of another call.
+        Whether to replace a target that exists, or is being written, of another call. Of a longer stack, what its
+        manifest lists and the new one does not have goes, too, when the new one is complete.
     resume : bool, default True
         Whether to continue what an earlier run of the same call has begun; False begins anew.
     client : optional
@@ -145,10 +147,16 @@ def export(
         small files hurt), ``compressor`` ("zstd", "lz4", "gzip", with a level as in "zstd:5", or None), ``levels``
         (default: halve until a level is one chunk wide; 1 for no pyramid), ``version`` ("0.5", or "0.4" for older
         readers), ``layer_type``. Precomputed: ``chunks``, ``levels``, ``encoding`` ("raw", "jpeg", "png",
-        "compressed_segmentation"), ``quality`` (of JPEG), ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3:
-        little larger than 9 and several times as fast). TIFF: ``compression`` ("zlib" or None); of one file also
-        ``axis`` ("z", "y", "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is
-        better).
+        "compressed_segmentation"), ``quality`` (of JPEG, default 85), ``gzip`` (of "raw" and "compressed_segmentation";
+        default False: files that any reader and any web server finds. True makes a segmentation some 4 times smaller,
+        a raw image 1.2 times, for a bucket: objects there are marked as gzipped, and CloudVolume, TensorStore and
+        browsers unpack them. On a local disk names then end in ``.gz``, and only CloudVolume and imageryxr find them),
+        ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3: little larger than 9 and several times as fast).
+        TIFF: ``compression`` ("zlib" or None); of one file also ``axis`` ("z", "y", "x") and ``bigtiff``. Video:
+        ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is better).
+
+        Booleans become uint8: 0 and 255 in slices (PNG, TIFF, video), where they are looked at; 0 and 1 in volumes
+        (OME-Zarr, precomputed), where they are counted. ``"memory://"`` keeps them.
 
     Returns
     -------
@@ -182,6 +190,7 @@ def export(
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise OptionError(f"retries={retries!r} must be a whole number from 0")
     crew = find_crew(client, workers, memory)
+    leave_script_of_parent(crew)
     try:
         plan = _plan(da, target, crew, overwrite, square, options)
         plan.validate()
@@ -201,6 +210,9 @@ def _plan(
     layer_type = layer_type_of(array)
     read = box_reader(array)
     read = replace(read, volume=replace(read.volume, splits=None))  # which may be long, and no region needs
+    beyond = outside(read.volume.expr, read.volume.grid)
+    if beyond:
+        warn(beyond)
     if square:
         axis = options.get("axis") or next((d for d in "zyx" if f"{{{d}" in str(target)), "z")
         read = squared(read, axis, layer_type)
@@ -234,11 +246,9 @@ def _check_square(chosen: Target, square: bool | None) -> None:
         axes = chosen.layer.grid.axes
         rows, columns = (axes[a].resolution for a in range(3) if a != chosen.axis)
         if rows != columns:
-            warnings.warn(
+            warn(
                 f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, and programs show "
                 "them as squares: give square=True to resample them, or square=False for a voxel a pixel",
-                ImageryWarning,
-                stacklevel=4,
             )
 
 
@@ -246,11 +256,9 @@ def _warn_of_cut_lines(da: xr.DataArray, axis: int | None) -> None:
     # Lines that were drawn in one plane are broken into dots and dashes when they are cut along another.
     drawn = da.attrs.get("outline_axis")
     if axis is not None and drawn is not None and drawn != DIMS[axis]:
-        warnings.warn(
+        warn(
             f"the outlines were drawn in slices across {drawn}, and the stack is sliced across {DIMS[axis]}: they will "
             f"look broken; draw them with axis={DIMS[axis]!r}",
-            ImageryWarning,
-            stacklevel=4,
         )
 
 
@@ -259,7 +267,7 @@ def _token(target: Target, read: BoxReader) -> str:
 
     layer = target.layer
     place = astuple(layer.grid)
-    return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.describe()))
+    return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.identity()))
 
 
 def _what(target: Target, volume: Volume) -> dict[str, Any]:
@@ -287,8 +295,23 @@ def _dask_array(array: Any) -> str:
 
 def _checked(da: xr.DataArray) -> xr.DataArray:
     if isinstance(da, xr.DataArray):
+        _check_colors(da)
         return da
     raise LayerError(
         f"export takes a DataArray, not a {type(da).__name__}; of a Dataset give one variable, or draw it first: "
         "export(overlay(ds.image, ds.segmentation), target)"
+    )
+
+
+def _check_colors(da: xr.DataArray) -> None:
+    if "rgba" not in da.dims:
+        return
+    names = [str(name) for name in da["rgba"].values] if "rgba" in da.coords else list("rgba")
+    if da.sizes["rgba"] == 4 and names == list("rgba") and da.dtype == np.uint8:
+        return
+    have = f"{', '.join(names)}" if "rgba" in da.coords else f"{da.sizes['rgba']} channels"
+    raise LayerError(
+        f"colours are exported as uint8 with the four channels r, g, b, a, and this array is {da.dtype} with {have}: "
+        "export all four (where nothing is transparent, a is 255), or one by itself as grey values, such as "
+        "array.sel(rgba='r', drop=True)"
     )

@@ -44,13 +44,35 @@ def choose_target(target: str | os.PathLike[str], layer: Layer, **options: Any) 
     if not isinstance(target, str | os.PathLike):
         raise OptionError(f"target={target!r} is no path or URL; give {KINDS}")
     text = os.fspath(target)
+    what, maker, place = _maker(text)
+    _check_options(what, options, _keywords(maker))
+    if maker is InMemory:
+        return InMemory(place, place, layer)
+    if maker is precomputed:
+        return precomputed(text, _root(place), layer, **options)
+    is_remote(place)
+    if maker in PATTERNS.values():
+        return maker(place, layer, **options)
+    return maker(place, _root(place), layer, **options)
+
+
+def options_of(target: str) -> tuple[str, ...]:
+    """Return the names of the options that the format of a target has, or raise `OptionError`."""
+    return _keywords(_maker(target)[1])
+
+
+def is_volume(target: str) -> bool:
+    """Tell whether the format of a target holds a volume rather than slices, or raise `OptionError`."""
+    return _maker(target)[1] in (InMemory, ome_zarr, precomputed)
+
+
+def _maker(text: str) -> tuple[str, Callable[..., Target], str]:
+    """Return the name of a target's kind, what makes it, and the place without what only names the format."""
     if text.startswith("memory:"):
-        _check_options("memory://", InMemory, options, ())
-        return InMemory("memory://", "memory://", layer)
+        return "memory://", InMemory, "memory://"
     scheme, _, rest = text.partition("://")
     if scheme in ("precomputed", "neuroglancer-precomputed"):
-        _check_options("precomputed://", precomputed, options, _keywords(precomputed))
-        return precomputed(text, _root(rest), layer, **options)
+        return "precomputed://", precomputed, rest
     if scheme in ("zarr", "zarr2", "zarr3"):
         text = rest
     text = text.removeprefix("file://")
@@ -60,12 +82,7 @@ def choose_target(target: str | os.PathLike[str], layer: Layer, **options: Any) 
     makers = PATTERNS if pattern or suffix == ".png" else PATHS
     if suffix not in makers:
         raise OptionError(f"target={text!r} is of no format that this version writes; give {KINDS}")
-    maker = makers[suffix]
-    _check_options(f"{suffix} {'pattern' if pattern else 'path'}", maker, options, _keywords(maker))
-    is_remote(text)
-    if makers is PATTERNS:
-        return maker(text, layer, **options)
-    return maker(text, _root(text), layer, **options)
+    return f"{suffix} {'pattern' if pattern else 'path'}", makers[suffix], text
 
 
 def _root(text: str) -> str:
@@ -77,7 +94,7 @@ def _keywords(maker: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(n for n, p in inspect.signature(maker).parameters.items() if p.kind is p.KEYWORD_ONLY)
 
 
-def _check_options(what: str, maker: Any, options: dict[str, Any], known: tuple[str, ...]) -> None:
+def _check_options(what: str, options: dict[str, Any], known: tuple[str, ...]) -> None:
     unknown = sorted(set(options) - set(known))
     if unknown:
         said = f"its options are {', '.join(known)}" if known else "it has none"

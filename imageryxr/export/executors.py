@@ -25,6 +25,9 @@ from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.job import Job, holds_array, pack, part_of, work
 from imageryxr.export.reading import BUFFERS
 
+# Exit code of a process that found itself running the script of its parent.
+UNGUARDED = 78
+
 
 class Workers(ABC):
     """Those who make regions."""
@@ -46,6 +49,13 @@ class Workers(ABC):
     def abort(self) -> None:
         """Stop as soon as can be."""
         self.close()
+
+    def check(self) -> None:  # noqa: B027 - most have nothing to find
+        """Raise `TargetError` if a region failed for a reason that no other try can mend."""
+
+    def lacks(self) -> str:
+        """Return what is missing so that nothing comes back, for whoever waits; nothing if all is there."""
+        return ""
 
 
 class Threads(Workers):
@@ -114,6 +124,7 @@ class Processes(_Packed):
         try:
             return self._pool.submit(work, *arguments)
         except BrokenProcessPool:
+            self.check()
             self._mend()
             return self._pool.submit(work, *arguments)
 
@@ -122,6 +133,16 @@ class Processes(_Packed):
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool = self._new_pool()
 
+    def check(self) -> None:
+        """Raise `TargetError` if the processes ran the caller's script in the place of regions."""
+        # that of the pool which is broken; CPython tells of its processes nowhere else
+        processes = getattr(self._pool, "_processes", None) or {}
+        if any(process.exitcode == UNGUARDED for process in processes.values()):
+            raise TargetError(
+                "the processes of client='processes' began by running this script again, up to its export: put what "
+                "the script does under `if __name__ == '__main__':`"
+            ) from None
+
     def close(self) -> None:
         """Wait for what is under way."""
         self._pool.shutdown(cancel_futures=True)
@@ -129,6 +150,14 @@ class Processes(_Packed):
     def abort(self) -> None:
         """Do not wait."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def leave_script_of_parent(crew: Crew) -> None:
+    """End this process if it is one of a parent's processes and runs the parent's script, up to the same export."""
+    from multiprocessing import current_process
+
+    if crew.kind == "processes" and getattr(current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)
 
 
 def _end_with_parent() -> None:
@@ -171,6 +200,13 @@ class Cluster(_Packed):
 
     def close(self) -> None:
         """Do nothing: the client is the caller's."""
+
+    def lacks(self) -> str:
+        """Tell that there are no workers, which may be on their way, or which nobody has started."""
+        if self._client.nthreads():
+            return ""
+        place = self._client.scheduler.address
+        return f"the scheduler {place} has no worker yet: waiting for one, such as `dask worker {place}` starts"
 
 
 def is_client(value: Any) -> bool:

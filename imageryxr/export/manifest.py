@@ -52,6 +52,10 @@ class Header:
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     """Tells this export from others of the same place in the log."""
     began: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    names: dict[str, Any] | None = None
+    """What the files are called, for targets among others: see `Target.names`."""
+    outdated: list[dict[str, Any]] = field(default_factory=list)
+    """The same of exports that this one replaces: those of their files that it does not make go when it is complete."""
     result: int | None = None
     """Size of the one file, for targets of that kind."""
     format: int = FORMAT

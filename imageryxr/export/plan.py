@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from imageryxr.boxes import Index3
+from imageryxr.boxes import DIMS, Index3
 from imageryxr.errors import ImageryWarning, OptionError, TargetError
 from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
 from imageryxr.export.executors import Crew
@@ -131,18 +131,19 @@ class ExportPlan:
 
     def _less_memory(self) -> str:
         granule = self.target.granule
+        process = f"{show_bytes(PROCESS_BYTES)} of that are the process itself, with its libraries"
         advice = ["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else []
         if isinstance(self.target, SliceTarget):
             advice.append("export to .ome.zarr, whose regions need not be whole slices")
         elif granule != (1, 1, 1):
             advice.append("smaller chunks=… or shards=…")
-        return ", or ".join(["give workers with more memory", *advice])
+        return f"{process}; {', or '.join(['give workers with more memory', *advice])}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan's numbers as plain data."""
         return {
             "target": self.target.place,
-            **{k: v for k, v in self.target.describe().items() if v is not None},
+            **{k: v for k, v in self._said().items() if v is not None},
             "shape": list(self.shape),
             "regions": len(self.regions),
             "region": list(self.regions.step),
@@ -170,18 +171,26 @@ class ExportPlan:
             "memory": self.crew.memory,
         }
 
+    def _said(self) -> dict[str, Any]:
+        """Return the format and its options in the words in which they are given."""
+        said = self.target.describe()
+        return {**said, "axis": DIMS[said["axis"]]} if "axis" in said else said
+
     def _tasks_are(self) -> str:
         later = self.tasks - len(self.regions)
         return "one a region" + (f", and {later:,} of a pyramid's coarser levels" if later else "")
 
+    def _regions_are(self) -> str:
+        return "1 region of " if len(self.regions) == 1 else f"{len(self.regions):,} regions of up to "
+
     def _rows(self) -> list[tuple[str, str]]:
         z, y, x = self.shape
         dz, dy, dx = self.regions.largest().shape
-        options = ", ".join(f"{k}={v}" for k, v in self.target.describe().items() if v is not None and k != "format")
+        options = ", ".join(f"{k}={v}" for k, v in self._said().items() if v is not None and k != "format")
         rows = [
             ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
             ("voxels", f"{x:,} × {y:,} × {z:,}"),
-            ("regions", f"{len(self.regions):,} regions of up to {dx:,} × {dy:,} × {dz:,} voxels"),
+            ("regions", f"{self._regions_are()}{dx:,} × {dy:,} × {dz:,} voxels"),
             ("tasks", f"{self.tasks:,}: {self._tasks_are()}" + (f", {self.done:,} of them done" if self.done else "")),
         ]
         for r in self.reads:
@@ -194,10 +203,12 @@ class ExportPlan:
         files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
         rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
         have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
-        crew = f"{self.crew.workers:,} × {self.crew.threads:,} {self.crew.kind}" if self.crew.kind == "cluster" else (
-            f"{self.crew.workers * self.crew.threads:,} {self.crew.kind}"
-        )  # fmt: skip
-        rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {crew}"))
+        count, kind = self.crew.workers * self.crew.threads, self.crew.kind
+        crew = f"{count:,} {kind if count > 1 else kind.removesuffix('es' if kind == 'processes' else 's')}"
+        if kind == "cluster":
+            crew = f"{self.crew.workers:,} × {self.crew.threads:,} {kind}"
+        process = f"{show_bytes(PROCESS_BYTES)} for the process itself included"
+        rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {process}; {crew}"))
         return rows
 
     def __repr__(self) -> str:

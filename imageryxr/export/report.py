@@ -32,7 +32,7 @@ class ExportReport:
     regions: int
     """How many regions of the array were written this time: what a plan's ``regions`` counts."""
     bytes_written: int
-    """Bytes on disk, of what was written this time."""
+    """Bytes on disk, of what was written this time; the size of the file, where the target is one."""
     seconds: float
     """Wall time."""
     skipped: int = 0
@@ -81,11 +81,13 @@ class ExportReport:
         if not self.failed:
             return text
         listed = "\n".join(f"  {f}" for f in self.failed[:20])
-        more = f"\n  and {len(self.failed) - 20:,} more" if len(self.failed) > 20 else ""
-        return (
-            f"{text[:-1]}; NOT COMPLETE, {_count(len(self.failed), 'task')} failed>\n{listed}{more}\nThe target is "
-            "as it was before; run the same call again to make what is missing."
+        kept = (
+            "Nothing of it is kept: an array in memory is whole, or not there."
+            if self.target.startswith("memory:")
+            else "The target is as it was before; run the same call again to make what is missing."
         )
+        more = f"\n  and {len(self.failed) - 20:,} more" if len(self.failed) > 20 else ""
+        return f"{text[:-1]}; NOT COMPLETE, {_count(len(self.failed), 'task')} failed>\n{listed}{more}\n{kept}"
 
 
 def _tasks(tasks: int, regions: int) -> str:
@@ -123,6 +125,13 @@ def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
     show = _someone_looks() if shown is None else shown
     name = os.path.basename(place.rstrip("/"))[:40]
     return tqdm(total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1)
+
+
+def tell(text: str) -> None:
+    """Write a line to standard error, above a bar that may be there."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
 
 
 def _someone_looks() -> bool:

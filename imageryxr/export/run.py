@@ -24,7 +24,7 @@ from imageryxr.errors import (
 from imageryxr.export.executors import Workers
 from imageryxr.export.job import Job, Outcome
 from imageryxr.export.plan import ExportPlan
-from imageryxr.export.report import ExportReport, FailedRegion, bar
+from imageryxr.export.report import ExportReport, FailedRegion, bar, tell
 from imageryxr.export.workspace import Stages, Workspace
 from imageryxr.sources.base import plain
 from imageryxr.volumes import labelled
@@ -33,6 +33,8 @@ OnError = Literal["raise", "collect"]
 
 # Seconds before a region is tried again whose failure may pass: longer than a network is commonly away.
 WAITS = (2.0, 15.0, 60.0)
+# How often nothing comes back, a second each, before it is asked why.
+PATIENCE = 2
 # What no second try can mend.
 FINAL = (MissingChunkError, AuthError, CodecError, OptionError, LayerError)
 # What may pass by itself, by the names of the classes of clients that need not be loaded here.
@@ -80,7 +82,9 @@ def run_plan(
             if skipped < len(space.stages):
                 _run_stages(plan, space, tally, skipped, retries, on_error, progress)
             if not tally.failed:
-                tally.bytes += space.publish()
+                published = space.publish()
+                # of one file, what it was put together from is gone again
+                tally.bytes = published if plan.target.kind == "single" else tally.bytes + published
         except BaseException as error:
             space.abandon()
             if space.progress.done.any():
@@ -152,6 +156,9 @@ class _Loop:
         self.under_way: dict[Any, _Under] = {}
         self.waiting: list[tuple[float, int, int]] = []
         """When, which region, how many tries: a heap."""
+        self.idle = 0
+        """How often in a row there was nothing to take back."""
+        self.told = False
 
     def outcomes(self, numbers: Any) -> Iterator[Outcome]:
         """Return what becomes of regions, in the order in which they are done."""
@@ -202,7 +209,9 @@ class _Loop:
         try:
             future = self.back.get(timeout=wait)
         except queue.Empty:
+            self._tell_of_waiting()
             return None
+        self.idle = 0
         region = self.under_way.pop(future, None)
         if region is None:
             return None
@@ -213,7 +222,16 @@ class _Loop:
             return None
         return outcome
 
+    def _tell_of_waiting(self) -> None:
+        """Say once what is waited for, to whoever sees nothing happen, also where no bar is shown."""
+        self.idle += 1
+        lacking = "" if self.told or self.idle < PATIENCE else self.workers.lacks()
+        if lacking:
+            tell(lacking)
+            self.told = True
+
     def _failed(self, region: _Under, error: Exception) -> None:
+        self.workers.check()
         if region.tries < self.retries and not isinstance(error, FINAL) and not _is_full(error):
             # What may pass gets time to; what may not is tried at once, in case it was chance.
             wait = WAITS[min(region.tries, len(WAITS) - 1)] if _may_pass(error) else 0.0

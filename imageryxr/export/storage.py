@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -253,8 +254,24 @@ def _bucket_errors(url: str) -> Iterator[None]:
     except ImageryError:
         raise
     except Exception as error:
-        reason = plain(str(error).split("Debug source:")[0]) or type(error).__name__
-        raise TargetError(f"could not write {url}: {reason}; check the bucket's name and your credentials") from error
+        raise TargetError(f"could not write {url}: {_reason(url, error)}") from error
+
+
+def _reason(url: str, error: Exception) -> str:
+    """Return what a bucket's server says in its XML, and what to do."""
+    said = str(error).split("Debug source:")[0]
+    parts = {name: re.search(f"<{name}>([^<]*)</{name}>", said) for name in ("Code", "Message")}
+    code, message = (None if found is None else plain(found[1]) for found in parts.values())
+    if code == "NoSuchBucket":
+        scheme, _, rest = url.partition("://")
+        bucket = rest.partition("/")[0]
+        return f"there is no bucket {scheme}://{bucket}; make it, or check its name"
+    if code:
+        status = re.search(r"status code: (\d+)", said)
+        answer = f"{code}{f' ({message})' if message else ''}{f', status {status[1]}' if status else ''}"
+        return f"its server answers {answer}; check the bucket's name and your credentials"
+    reason = plain(said.partition("<?xml")[0]) or type(error).__name__
+    return f"{reason}; check the bucket's name and your credentials"
 
 
 def is_remote(target: str) -> bool:

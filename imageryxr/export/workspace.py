@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from imageryxr.boxes import DIMS
 from imageryxr.errors import TargetError, TargetExistsError
 from imageryxr.export.manifest import (
     FORMAT,
@@ -109,10 +110,11 @@ class Workspace:
                 raise TargetExistsError(_exists(self.target, there))
             return
         if there or header.phase != "finished":
+            other = _difference({**self.target.earlier, **header.what}, self.what)
             state = "is" if header.phase == "finished" else "is the unfinished work"
             raise TargetExistsError(
-                f"{self.target.place} {state} of another export ({_difference(header.what, self.what)}); give "
-                "overwrite=True to replace it when this one is complete, or another target"
+                f"{self.target.place} {state} of another export ({other}); give overwrite=True to replace it "
+                "when this one is complete, or another target"
             )
 
     def _refuse_foreign_folder(self) -> None:
@@ -206,7 +208,7 @@ class Workspace:
         replaces = overwrite or (before is not None and self._is_mine(before))
         self.header = Header(
             self.token, self.what, *_cut(self.stages), len(self.stages), replaces=replaces, direct=direct,
-            kind=self.target.kind,
+            kind=self.target.kind, names=self.target.names(), outdated=_outdated(before) if overwrite else [],
         )  # fmt: skip
         self.progress = Progress(len(self.stages))
         self._began_here, self._before = True, before
@@ -276,6 +278,7 @@ class Workspace:
 
     def _bring(self) -> int:
         if self.header.phase == "finished":
+            self._remove_outdated()
             self._remove_work()
             return 0
         self.keeper.flush()
@@ -295,7 +298,19 @@ class Workspace:
             self.header = replace(self.header, phase="writing")
             self.keeper.save(self.header)
             raise
+        self._remove_outdated()
         return written
+
+    def _remove_outdated(self) -> None:
+        """Remove the files of exports that this one replaced, where it makes none of that name."""
+        mine = set(self.target.occupied()) if self.header.outdated else set()
+        for names in self.header.outdated:
+            theirs = set(self.target.named(names))
+            if theirs & mine:  # else they are of another place, and nothing of them was replaced
+                self._final().delete(sorted(theirs - mine))
+        if self.header.outdated:
+            self.header = replace(self.header, outdated=[])
+            self.keeper.save(self.header)
 
     def _assemble(self) -> int:
         work = self._work(self.header)
@@ -381,6 +396,14 @@ class Workspace:
         return os.path.getsize(self.target.root)
 
 
+def _outdated(before: Header | None) -> list[dict[str, Any]]:
+    """Return what the files of earlier exports are called that are there, as their manifest says."""
+    if before is None:
+        return []
+    there = before.names is not None and (before.phase != "writing" or before.direct)
+    return [*before.outdated, *([before.names] if before.names is not None and there else [])]
+
+
 def _cut(stages: Stages) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     return stages.parts[0].step, stages.parts[0].first
 
@@ -408,11 +431,13 @@ def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
     names = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
     if not names:
         return "of other voxels: a source, a box or an argument of a verb differs"
-    told = [f"{n}: {_short(theirs.get(n))} there, {_short(mine.get(n))} here" for n in names[:3]]
+    told = [f"{n}: {_short(theirs.get(n), n)} there, {_short(mine.get(n), n)} here" for n in names[:3]]
     return "; ".join(told)
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, name: str = "") -> str:
+    if name == "axis" and value in (0, 1, 2):
+        return DIMS[value]
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         # names of sources: a part of one is the name of nothing
         more = f" and {len(value) - 3} more" if len(value) > 3 else ""

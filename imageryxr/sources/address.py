@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from imageryxr.errors import SourceError
+from imageryxr.errors import AddressError
 
 Format = Literal["precomputed", "zarr", "graphene"]
 
@@ -62,7 +62,7 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
 
     Raises
     ------
-    SourceError
+    AddressError
         If the scheme is not known, or there is a query.
     """
     given = os.fspath(text).strip()
@@ -75,7 +75,7 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
         form, rest = FORMAT_NAMES[scheme], tail
         scheme, separator, _ = rest.partition("://")
     if not rest or (separator and not rest.partition("://")[2].strip("/")):
-        raise SourceError(
+        raise AddressError(
             f"source={given!r} names no place; give a URL or a path, such as precomputed://gs://bucket/layer"
         )
     if not separator:
@@ -84,12 +84,12 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
         raise _unknown(given, scheme)
     if scheme in _WEB and re.search("[?#]", rest):
         shown = Address(form, rest).public
-        raise SourceError(
+        raise AddressError(
             f"the address {shown} goes on with a query, which would be lost: a volume is a folder of many files, so a "
             "signed link to one of them cannot open it; give the folder's address and, where it is needed, token=…"
         )
     if scheme in _WEB and not is_web_address(rest):
-        raise SourceError(f"source={Address(form, rest).public!r} is no web address: its host makes no sense")
+        raise AddressError(f"source={Address(form, rest).public!r} is no web address: its host makes no sense")
     if scheme == "file":
         rest = "file://" + os.path.abspath(os.path.expanduser(rest.removeprefix("file://")))
     return Address(form, re.sub(r"(?<!/)/+$", "", rest))
@@ -117,10 +117,10 @@ def reads_anonymously(url: str) -> bool:
     return not stored and not any(name in os.environ for name in variables)
 
 
-def _unknown(given: str, scheme: str) -> SourceError:
+def _unknown(given: str, scheme: str) -> AddressError:
     formats = ", ".join(f"{name}://" for name in ("precomputed", "zarr", "graphene"))
     places = ", ".join(f"{name}://" for name in PROTOCOLS)
-    return SourceError(
+    return AddressError(
         f"source={given!r} has the unknown scheme {scheme!r}; the formats are {formats} and the places {places}, "
         "or a local path: e.g. precomputed://gs://bucket/layer, zarr://s3://bucket/image.ome.zarr, data/em.ome.zarr"
     )

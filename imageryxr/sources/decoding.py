@@ -24,6 +24,8 @@ from imageryxr.sources.streams import stream_problem
 
 _EMPTY = "it is empty (0 bytes): it was cut short when written"
 _MARK = "watched_by_imageryxr"
+# Their channels lie pixel by pixel, and CloudVolume takes them as if they lay one after the other.
+_INTERLEAVED = ("jpeg", "png")
 
 
 class DamagedChunkError(ValueError):
@@ -185,6 +187,8 @@ def decode_chunk(
         if encoding in APART:
             # To what follows, of which CloudVolume's way to one voxel is a part, these voxels were stored as they are.
             stored, encoding = _decode_apart(stored, encoding, shape, dtype), "raw"
+        elif encoding in _INTERLEAVED and shape[3] > 1:
+            stored, encoding = _decode_interleaved(stored, encoding, shape, dtype), "raw"
         found = _decoder(decoder)(stored, encoding=encoding, shape=shape, dtype=dtype, block_size=block, **options)
     except (ImportError, DecoderStartError):
         raise
@@ -214,6 +218,16 @@ def _decode_apart(
     found = decode_apart(stored, encoding, math.prod(shape) * max(dtype.itemsize, 4))
     # These two hold three axes, and CloudVolume adds that of the channels.
     return found.reshape(shape) if encoding in ("compresso", "crackle") and found.size == math.prod(shape) else found
+
+
+def _decode_interleaved(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]) -> bytes:
+    """Return the voxels in the order in which raw ones are stored: x, y, z, channel, the first one fastest."""
+    from cloudvolume import chunks
+
+    found = np.asarray(chunks.decode(stored, encoding, shape=shape, dtype=str(dtype)))
+    if found.shape != shape:
+        raise ValueError(f"it holds {found.shape} voxels where {shape} should be")
+    return found.ravel(order="F").reshape(-1, shape[3]).T.tobytes()
 
 
 def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: Any) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from imageryxr.errors import AuthError, LinkError
+from imageryxr.errors import AuthError, LinkError, LinkServerError
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
@@ -288,10 +288,11 @@ def _download(address: str, host: str, with_token: bool) -> str:
                     "with caveclient: CAVEclient(server_address=…).auth.setup_token()"
                 )
             if response.status_code != 200:
-                raise LinkError(f"there is no state at {_shown(address)}: status {response.status_code}")
+                kind = LinkServerError if response.status_code in (408, 429, *range(500, 600)) else LinkError
+                raise kind(f"there is no state at {_shown(address)}: status {response.status_code}")
             return _bounded(response, host)
     except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
-        raise LinkError(f"the state at {host} could not be fetched: {type(error).__name__}") from None
+        raise LinkServerError(f"the state at {host} could not be fetched: {type(error).__name__}") from None
 
 
 def _bounded(response: Any, host: str) -> str:

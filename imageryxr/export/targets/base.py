@@ -62,6 +62,8 @@ class Target(ABC):
     """Which endings name the format."""
     encoding: ClassVar[float] = 1.5
     """Bytes held while a region is encoded, for each of its own."""
+    earlier: ClassVar[dict[str, Any]] = {}
+    """What `describe` said nothing of in earlier versions, as it was then."""
 
     @property
     def granule(self) -> Index3:
@@ -76,6 +78,10 @@ class Target(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return the format and its options as plain data: what, beside the voxels, decides the bytes."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what `describe` says, as earlier versions would: their exports of the same bytes are continued."""
+        return {k: v for k, v in self.describe().items() if self.earlier.get(k) != v or k not in self.earlier}
 
     def problems(self) -> list[str]:
         """Return why the format cannot hold this, each with what to do; nothing if it can."""
@@ -92,6 +98,14 @@ class Target(ABC):
     def occupied(self) -> list[str]:
         """Return the keys of which any, if it is there, means that the target exists."""
         return list(self.commit())
+
+    def names(self) -> dict[str, Any] | None:
+        """Return what `named` lists all files by, as plain data, for a target whose files lie among others."""
+        return None
+
+    def named(self, names: dict[str, Any]) -> list[str]:
+        """Return the keys of another export to this place, by what its `names` gave."""
+        return []
 
     @abstractmethod
     def keys(self, stage: int, box: IndexBox) -> list[str]:

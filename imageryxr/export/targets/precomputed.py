@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from imageryxr.boxes import Index3, IndexBox, show_triple
-from imageryxr.errors import OptionError, TargetError
+from imageryxr.errors import OptionError, TargetError, warn
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer, Target, three_counts
@@ -27,6 +27,9 @@ from imageryxr.grid import Grid
 
 CHUNK: Index3 = (64, 64, 64)
 ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")
+# Those that gzip makes smaller: the others are compressed.
+ZIPPABLE = ("raw", "compressed_segmentation")
+QUALITY = 85
 TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
 
 
@@ -40,7 +43,11 @@ class Precomputed(Target):
     """How chunks are encoded."""
     quality: int
     """Of JPEG."""
+    gzip: bool = False
+    """Whether chunks are gzipped: CloudVolume finds those on disk by names in ``.gz``, and nobody else does."""
 
+    # So it was before there was a choice: such exports can be continued with gzip=True, and are refused without.
+    earlier: ClassVar[dict[str, Any]] = {"gzip": True}
     kind = "tree"
     suffixes = ("precomputed://",)
     encoding = 2.0
@@ -54,6 +61,7 @@ class Precomputed(Target):
             "encoding": self.codec,
             "quality": self.quality if self.codec == "jpeg" else None,
             "layer_type": self.layer.layer_type,
+            **({"gzip": self.gzip} if self.codec in ZIPPABLE else {}),
         }
 
     @property
@@ -122,11 +130,7 @@ class Precomputed(Target):
         lows = [int(o) for o in grid.voxel_offset]
         spans = zip(lows, part.start[::-1], part.stop[::-1], strict=True)
         name = "_".join(f"{o + a}-{o + b}" for o, a, b in spans)
-        return f"{_key(grid)}/{name}{'.gz' if self._zipped else ''}"
-
-    @property
-    def _zipped(self) -> bool:
-        return self.codec in ("raw", "compressed_segmentation")
+        return f"{_key(grid)}/{name}{'.gz' if self.gzip else ''}"
 
     def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
         """Let CloudVolume encode the chunks, one after the other."""
@@ -144,7 +148,7 @@ class Precomputed(Target):
                 compression_params={"level": self.quality} if self.codec == "jpeg" else {},
             )
             # no time stamp: the same voxels are the same bytes
-            yield self._file(stage, part), gzip.compress(data, 5, mtime=0) if self._zipped else bytes(data)
+            yield self._file(stage, part), gzip.compress(data, 5, mtime=0) if self.gzip else bytes(data)
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
         """Make a box of a scale from the scale below."""
@@ -167,7 +171,7 @@ class Precomputed(Target):
         return Below(self.grids[stage - 1], self.chunk, self.chunk)
 
     def _load(self, stage: int, box: IndexBox, place: Place, held: dict[str, bytes]) -> Array:
-        from cloudvolume import chunks
+        from imageryxr.sources.decoding import decode_chunk
 
         for key in set(held) - set(self.keys(stage, box)):
             del held[key]  # only what several parts in a row need is kept
@@ -181,9 +185,10 @@ class Precomputed(Target):
             if data is None:
                 raise TargetError(f"{place.url}/{key} was written, and is not there any more: run the same call again")
             held[key] = data
-            data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-            shape = (*part.shape[::-1], count)
-            voxels = chunks.decode(data, self.codec, shape=shape, dtype=str(dtype), block_size=(8, 8, 8))
+            if self.gzip and data[:2] == b"\x1f\x8b":  # a store may have unpacked it
+                data = gzip.decompress(data)
+            depth, height, width = part.shape
+            voxels = decode_chunk(data, self.codec, (width, height, depth, count), dtype, (8, 8, 8))
             inner = part.clip(box)
             out[inner.slices(box)] = voxels.transpose(2, 1, 0, 3)[inner.slices(part)]
         return out if self.layer.channels else out[..., 0]
@@ -210,7 +215,8 @@ def precomputed(
     chunks: Any = CHUNK,
     levels: int | None = None,
     encoding: str | None = None,
-    quality: int = 85,
+    quality: int | None = None,
+    gzip: bool = False,
     layer_type: str | None = None,
 ) -> Precomputed:
     """Return the precomputed layer at a path or URL.
@@ -228,16 +234,21 @@ def precomputed(
         encoding = "compressed_segmentation" if kind == "segmentation" and dtype in ("uint32", "uint64") else "raw"
     fits = {
         "jpeg": dtype == "uint8" and not layer.channels,  # a JPEG has no alpha
-        "png": dtype in ("uint8", "uint16"),
+        # what libspng writes
+        "png": layer.channels <= 4 and dtype in (("uint8", "uint16") if layer.channels in (2, 4) else ("uint8",)),
         "compressed_segmentation": dtype in ("uint32", "uint64"),
         "raw": True,
     }
     if encoding not in ENCODINGS or not fits[encoding]:
         able = ", ".join(repr(e) for e in ENCODINGS if fits[e])
-        what = f"{dtype}{' with 4 channels' if layer.channels else ''}"
+        what = f"{dtype}{f' with {layer.channels} channels' if layer.channels else ''}"
         raise OptionError(f"encoding={encoding!r} cannot be used for {what}; choose one of {able}")
-    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
-        raise OptionError(f"quality={quality!r} must be a whole number from 1 to 100")
+    _check_extras(encoding, quality, gzip)
+    if encoding == "png" and layer.channels:
+        warn(
+            "CloudVolume mixes up the channels of PNG chunks when it reads them; Neuroglancer, TensorStore and "
+            "imageryxr do not. If somebody is to read this with CloudVolume, give encoding='raw'",
+        )
     z, y, x = three_counts(chunks, "chunks")
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
         raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
@@ -246,4 +257,20 @@ def precomputed(
     grids = pyramid(layer.grid, levels, 2 * max(z, y, x), whole_offsets=True) if whole else [layer.grid]
     if len({_key(g) for g in grids}) < len(grids):
         raise OptionError(f"levels of {show_triple(layer.grid.resolution)} nm cannot be told apart by their names")
-    return Precomputed(place, root, layer, tuple(grids), (z, y, x), encoding, quality)
+    return Precomputed(place, root, layer, tuple(grids), (z, y, x), encoding, quality or QUALITY, gzip)
+
+
+def _check_extras(encoding: str, quality: Any, zipped: Any) -> None:
+    if quality is not None and encoding != "jpeg":
+        raise OptionError(
+            f"quality={quality!r} is of JPEG, and the encoding here is {encoding!r}, which loses nothing: leave "
+            "quality out, or give encoding='jpeg'"
+        )
+    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100):
+        raise OptionError(f"quality={quality!r} must be a whole number from 1 to 100")
+    if not isinstance(zipped, bool):
+        raise OptionError(f"gzip={zipped!r} must be True (smaller) or False (what any reader finds)")
+    if zipped and encoding not in ZIPPABLE:
+        raise OptionError(
+            f"gzip=True is for the encodings {' and '.join(ZIPPABLE)}: {encoding!r} is compressed by itself"
+        )

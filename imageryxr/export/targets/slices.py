@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import string
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.boxes import DIMS, Index3, IndexBox
-from imageryxr.errors import ImageryWarning, OptionError
+from imageryxr.errors import OptionError, warn
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array
 from imageryxr.grid import Axis
@@ -83,11 +82,27 @@ class Stack(SliceTarget):
 
     def key(self, index: int) -> str:
         """Fill the pattern in."""
-        dim, axis = DIMS[self.axis], self.layer.grid.axes[self.axis]
+        return self._named(index, self.layer.grid.axes[self.axis])
+
+    def _named(self, index: int, axis: Axis) -> str:
+        dim = DIMS[self.axis]
         if f"{{{dim}_nm" not in self.pattern:
             return self.pattern.format(**{dim: index})
         center = float(Axis(1, axis.resolution, axis.offset + index).centers()[0])
         return self.pattern.format(**{dim: index, f"{dim}_nm": center})
+
+    def names(self) -> dict[str, Any]:
+        """Return the pattern, and what it is filled in with."""
+        axis = self.layer.grid.axes[self.axis]
+        place = {"count": axis.size, "resolution": axis.resolution, "offset": axis.offset}
+        return {"pattern": self.pattern, "axis": DIMS[self.axis], **place}
+
+    def named(self, names: dict[str, Any]) -> list[str]:
+        """Return the pictures of another stack of this pattern."""
+        if (names.get("pattern"), names.get("axis")) != (self.pattern, DIMS[self.axis]):
+            return []
+        axis = Axis(names["count"], names["resolution"], names["offset"])
+        return [self._named(i, axis) for i in range(axis.size)]
 
     def occupied(self) -> list[str]:
         """Return all pictures."""
@@ -121,12 +136,12 @@ class Stack(SliceTarget):
         }
         strays = sorted(os.path.basename(f) for f in there - mine)
         if strays:
-            warnings.warn(
-                f"{len(strays)} files beside the {len(mine)} of this stack have names of its pattern and are not "
-                f"part of it: {', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove them if they are of an "
-                "earlier export",
-                ImageryWarning,
-                stacklevel=2,
+            one = len(strays) == 1
+            warn(
+                f"{len(strays)} {'file' if one else 'files'} beside the {len(mine)} of this stack "
+                f"{'has a name' if one else 'have names'} of its pattern and {'is' if one else 'are'} not part of it: "
+                f"{', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove {'it' if one else 'them'} if an "
+                "earlier export made that"
             )
 
 

@@ -66,6 +66,8 @@ class Video(SliceTarget):
 
     def page(self, index: int, plane: Array) -> bytes:
         """Return the frame's colours, over black where they are transparent: videos have no alpha."""
+        if plane.dtype == np.bool_:
+            plane = plane.astype(np.uint8) * 255
         if not self.layer.channels:
             frame = np.repeat(plane[..., np.newaxis], 3, axis=-1)
         elif (plane[..., 3] == 255).all():
@@ -159,7 +161,7 @@ def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: Any = 12
     """
     if find_spec("av") is None:
         raise CodecError("videos are written with PyAV, which is not installed; run pip install 'imageryxr[video]'")
-    if layer.dtype != np.uint8:
+    if layer.dtype not in (np.uint8, np.bool_):
         raise OptionError(
             f"values of dtype {layer.dtype} are no frames of a video; make them with to_rgba(image, contrast_limits=…) "
             "or overlay(image, segmentation)"

@@ -1,0 +1,274 @@
+"""What the command line says, in words that can be typed, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer.main
+
+import imageryxr as ix
+from imageryxr import cli
+from imageryxr.cli_words import FLAGS, as_options
+from imageryxr.export.choosing import PATHS, PATTERNS, precomputed
+from tests.conftest import volume
+
+COMMANDS = typer.main.get_command(cli.app).commands
+# What Python has and the command line has not; messages about these cannot come of anything that is typed.
+NEVER_TYPED = {"stale", "agglomerate", "channel", "time", "token", "assume", "connection", "da", "link", "like", "to"}
+NEVER_TYPED |= {"overlap", "image", "segmentation", "trusted_hosts", "chunks_", "options"}
+
+
+def keywords():
+    calls = [ix.export, ix.overlay, ix.Outline, ix.open_image, ix.open_segmentation, ix.open_neuroglancer, ix.BBox]
+    calls += [precomputed, *PATHS.values(), *PATTERNS.values()]
+    names = {name for call in calls for name in inspect.signature(call).parameters}
+    return names - NEVER_TYPED - {"place", "root", "layer", "self"}
+
+
+def messages():
+    """Return every text with blanks in it that the package may say, with something in the place of what is filled in."""
+    root = Path(ix.__file__).parent
+    for file in root.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        named = (ast.Module, ast.FunctionDef, ast.ClassDef)
+        docs = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, named) and isinstance(n.body[0], ast.Expr)}
+        parts = {id(v) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for v in n.values}
+        for node in ast.walk(tree):
+            if id(node) in docs or id(node) in parts:
+                continue
+            if isinstance(node, ast.JoinedStr):
+                yield (
+                    file.name,
+                    "".join(
+                        v.value if isinstance(v, ast.Constant) else ("'thing'" if v.conversion == ord("r") else "thing")
+                        for v in node.values
+                    ),
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+                yield file.name, node.value
+
+
+def python_in(text):
+    return re.findall(rf"\b({'|'.join(sorted(keywords()))})=", text)
+
+
+def test_no_message_names_what_cannot_be_typed():
+    said = [(name, text) for name, text in messages() if " " in text and "<" not in text]
+    said = [(name, text) for name, text in said if name not in ("cli_words.py", "report.py")]
+    assert len([text for _, text in said if python_in(text)]) > 80, "the test finds the messages"
+    left = {text: python_in(as_options(text)) for _, text in said}
+    assert not {text: names for text, names in left.items() if names}
+
+
+def test_flags_are_those_that_there_are():
+    typed = {flag for command in COMMANDS.values() for param in command.params for flag in param.opts}
+    assert set(FLAGS.values()) - typed == set()
+    assert set(inspect.signature(ix.export).parameters) - set(FLAGS) == {"da", "target", "options"}
+
+
+@pytest.mark.parametrize(
+    ("python", "typed"),
+    [
+        ("give overwrite=True to replace it", "give --overwrite to replace it"),
+        ("with square=False a voxel", "with --no-square a voxel"),
+        ("client='tcp://a:1' is none", "--scheduler tcp://a:1 is none"),
+        ("give chunks=(16, 256, 256)", "give --chunks 16,256,256"),
+        ("memory='4 GB' is little", "--memory '4 GB' is little"),
+        ("workers=0 must be 1, or None for one a core", "--workers 0 must be 1, or be left out for one a core"),
+        ("compression='x' must be 'zlib' or None", "--compression x must be 'zlib' or 'none'"),
+        ("the box lo=(1, 2, 3), hi=(0, 2, 3) is inverted", "the box from 1,2,3 to 0,2,3 is inverted"),
+        ("target='{q}.png' is odd", "the target '{q}.png' is odd"),
+        ("mip=9 is not there", "mip 9 is not there"),
+        ("a coarser level (mip=…)", "a coarser level (--image-mip or --seg-mip)"),
+        ("/data/alpha=3/em and https://a/b?size=4 stay", "/data/alpha=3/em and https://a/b?size=4 stay"),
+        ("its options are chunks, version; more", "its options are --chunks, --ome-version; more"),
+    ],
+)
+def test_words(python, typed):
+    assert as_options(python) == typed
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command in this process: exit code, standard output, standard error."""
+
+    def run(*args):
+        monkeypatch.setattr("sys.argv", ["imageryxr", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+PLACE = ["--center", "4600,2560,130", "--size", "64,48,4", "--resolution", "8,8,40"]
+# what is typed behind `export TARGET`; IM and SEG stand for the sources; which words must be there
+WRONG = {
+    "no source": ([], ["--image SOURCE"]),
+    "a box": (["--image", "IM", "--bbox", "1,2:3"], ["--bbox 1,2 is not 3 numbers x,y,z"]),
+    "an inverted box": (["--image", "IM", "--bbox", "9,9,9:1,1,1"], ["from 9,9,9 to 1,1,1", "lower corner first"]),
+    "an empty box": (["--image", "IM", "--bbox", "1,1,1:1,2,2"], ["is empty along x", "--center and --size"]),
+    "a box outside": (["--image", "IM", "--bbox", "0,0,0:9,9,9"], ["wholly outside"]),
+    "a box of voxels": (["--image", "IM", "--bbox", "4200,2200,110:4300,2300,111"], ["--resolution 8,8,40"]),
+    "a box of z, y, x": (
+        ["--image", "IM", "--bbox", "110,2200,4200:112,2300,4300", "--resolution", "8,8,40"],
+        ["z, y, x"],
+    ),
+    "one number": (["--image", "IM", "--resolution", "8"], ["--resolution 8 is not 3 numbers x,y,z"]),
+    "a size": (["--image", "IM", "--center", "1,1,1", "--size", "0,4"], ["--size 0,4,1"]),
+    "a scheduler": (["--image", "IM", "--scheduler", "foo"], ["--scheduler foo must be a scheduler's address"]),
+    "on error": (["--image", "IM", "--on-error", "what"], ["--on-error what must be 'raise'"]),
+    "retries": (["--image", "IM", "--retries", "-1"], ["--retries -1"]),
+    "workers": (["--image", "IM", "--workers", "0"], ["--workers 0 must be", "or be left out"]),
+    "memory": (["--image", "IM", "--memory", "plenty"], ["--memory plenty must be"]),
+    "little memory": (["--image", "IM", "--memory", "1MB"], ["a worker would take", "the process itself"]),
+    "alpha": (["--image", "IM", "--segmentation", "SEG", "--alpha", "3"], ["--alpha 3"]),
+    "outline": (["--image", "IM", "--segmentation", "SEG", "--outline", "-1"], ["--outline -1"]),
+    "a side": (
+        ["--image", "IM", "--segmentation", "SEG", "--outline", "2", "--outline-side", "up"],
+        ["--outline-side up"],
+    ),
+    "a unit": (
+        ["--image", "IM", "--segmentation", "SEG", "--outline", "2", "--outline-unit", "m"],
+        ["--outline-unit m"],
+    ),
+    "colours": (["--image", "IM", "--segmentation", "SEG", "--colors", "tab11"], ["no palette 'tab11'"]),
+    "JSON colours": (["--segmentation", "SEG", "--colors", "{3:"], ["--colors {3:"]),
+    "a colour": (["--segmentation", "SEG", "--colors", '{"3": "rde"}'], ["'rde'"]),
+    "ids": (["--segmentation", "SEG", "--ids", "one"], ["one"]),
+    "contrast": (["--image", "IM", "--contrast", "9,9"], ["--contrast 9,9"]),
+    "an axis": (["--image", "IM", "--axis", "w"], ["--axis w"]),
+    "missing": (["--image", "IM", "--missing", "hide"], ["--missing hide"]),
+    "a mip": (["--image", "IM", "--image-mip", "7"], ["mip 7"]),
+    "a scheme": (["--image", "ftp://host/em"], ["the source ftp://host/em has the unknown scheme"]),
+    "a time": (["--segmentation", "SEG", "--timestamp", "2024-05-01T12:00:00Z"], ["--timestamp"]),
+    "ids as image": (["--image", "SEG"], ["--segmentation"]),
+    "raw of two": (["--image", "IM", "--segmentation", "SEG", "--raw"], ["--raw"]),
+    "another's option": (["--image", "IM", "--fps", "3"], ["--fps … is no option", "--shards", "--ome-version"]),
+    "chunks": (["--image", "IM", "--chunks", "0,1,1"], ["--chunks 0,1,1"]),
+    "words as chunks": (["--image", "IM", "--chunks", "a"], ["--chunks a"]),
+    "shards": (["--image", "IM", "--chunks", "2,8,8", "--shards", "3,8,8"], ["--shards 3,8,8", "--chunks 2,8,8"]),
+    "old shards": (["--image", "IM", "--shards", "3,8,8", "--ome-version", "0.4"], ["--ome-version 0.5"]),
+    "a version": (["--image", "IM", "--ome-version", "7"], ["--ome-version 7"]),
+    "levels": (["--image", "IM", "--levels", "0"], ["--levels 0"]),
+    "a compressor": (["--image", "IM", "--compressor", "rar"], ["--compressor rar", "'none'"]),
+    "a type": (["--image", "IM", "--layer-type", "mesh"], ["--layer-type mesh"]),
+    "square volumes": (["--image", "IM", "--square"], ["--square is for slices", "leave --square out"]),
+    "in memory": (["memory://", "--image", "IM"], ["memory://"]),
+    "a format": (["o.doc", "--image", "IM"], ["the target o.doc is of no format"]),
+    "a bucket's scheme": (["az://b/o.zarr", "--image", "IM"], ["the scheme 'az'"]),
+    "a pattern": (["{w}.png", "--image", "IM"], ["the target '{w}.png' must name one axis"]),
+    "ids as PNG": (["{z}.png", "--segmentation", "SEG", "--raw"], ["leave --raw out"]),
+    "ids as a film": (["o.mp4", "--segmentation", "SEG", "--raw"], ["leave --raw out"]),
+    "PNG's level": (["{z}.png", "--image", "IM", "--compress-level", "11"], ["--compress-level 11"]),
+    "a TIFF's axis": (["o.tif", "--image", "IM", "--axis", "w"], ["--axis w"]),
+    "a TIFF's compression": (["o.tif", "--image", "IM", "--compression", "rar"], ["--compression rar", "'none'"]),
+    "frames": (["o.mp4", "--image", "IM", "--fps", "0"], ["--fps 0"]),
+    "film quality": (["o.mp4", "--image", "IM", "--crf", "99"], ["--crf 99"]),
+    "an encoding": (["precomputed://pc", "--image", "IM", "--encoding", "webp"], ["--encoding webp"]),
+    "quality of raw": (["precomputed://pc", "--image", "IM", "--raw", "--quality", "80"], ["leave --quality out"]),
+    "gzip of jpeg": (["precomputed://pc", "--image", "IM", "--raw", "--encoding", "jpeg", "--gzip"], ["--gzip is for"]),
+    "a job file": (["--config", "none.toml"], ["--config none.toml cannot be read"]),
+    "a job file's key": (["--config", "typo.toml"], ["'targt'", "is target meant?", "outline-side", "json"]),
+    "a job file's keys": (["--config", "twice.toml"], ["outline-side twice"]),
+    "no datastack": (["--datastack", "d", "--image", "IM"], ["leave --image and --segmentation out"]),
+    "viewer": (["--image", "IM", "--resolution", "viewer"], ["--resolution viewer"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_typed_wrong(tmp_path, sample, command, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    Path("typo.toml").write_text("targt = 'o.zarr'\n")
+    Path("twice.toml").write_text("outline-side = 'in'\noutline_side = 'out'\n")
+    typed, words = WRONG[case]
+    typed = [{"IM": sample.image, "SEG": sample.segmentation}.get(t, t) for t in typed]
+    target = [] if typed and not typed[0].startswith("--") else ["o.ome.zarr"]
+    place = [] if any(t in ("--bbox", "--size", "--resolution") for t in typed) else PLACE
+    code, out, err = command("export", *target, *typed, *place, "--json")
+    assert code == 2, err
+    told = json.loads(out)
+    assert told["exit_code"] == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line == f"error: {told['message']}"
+    assert not [word for word in words if word not in line]
+    assert not python_in(line)
+    assert "Client" not in line
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["twice.toml", "typo.toml"]
+
+
+def test_what_typer_refuses(command):
+    for typed in (["--no-such-flag"], [], ["o.zarr", "--retries", "many"]):
+        assert command("export", *typed)[0] == 2
+
+
+def test_a_job_file_of_the_wrong_type(tmp_path, command):
+    (tmp_path / "job.toml").write_text("outline = 'three'\n")
+    assert command("export", "--config", tmp_path / "job.toml", "o.zarr")[0] == 2
+
+
+def test_what_goes_wrong_at_work(tmp_path, sample, command):
+    image = ["--image", sample.image, *PLACE]
+    (tmp_path / "there.tif").write_bytes(b"old")
+    (tmp_path / "file").write_bytes(b"")
+    cases = [
+        ([tmp_path / "o.zarr", "--image", tmp_path / "none", *PLACE], "SourceNotFoundError"),
+        ([tmp_path / "o.zarr", *image, "--scheduler", "tcp://127.0.0.1:1"], "TargetError"),
+        ([tmp_path / "there.tif", *image], "TargetExistsError"),
+        ([tmp_path / "file" / "o.zarr", *image], "TargetError"),
+    ]
+    for typed, kind in cases:
+        code, out, err = command("export", *typed, "--json")
+        told = json.loads(out)
+        assert (code, told["error"], told["exit_code"]) == (1, kind, 1), err
+        assert not python_in(told["message"])
+    link = tmp_path / "link.json"
+    link.write_text("{]")
+    assert command("figure", link, tmp_path / "a.png")[0] == 2
+    link.write_text(json.dumps({"layers": []}))
+    assert command("figure", "https://127.0.0.1:1/#!https://127.0.0.1:1/state/1", "a.png", "--allow-local")[0] == 1
+
+
+def test_a_job_file_for_another_target(tmp_path, sample, command):
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f"target = '{tmp_path}/o.ome.zarr'\nimage = '{sample.image}'\nbbox = [[4500, 2510, 127], [4700, 2610, 129]]\n"
+        "resolution = [8, 8, 40]\nchunks = [2, 64, 64]\nshards = [2, 64, 128]\n"
+    )
+    code, _, err = command("export", "--config", job, tmp_path / "z{z}.png", "--compress-level", 1)
+    assert code == 0, err
+    assert (
+        err
+        == f"note: --chunks, --shards of the job file are not of use to the target {tmp_path}/z{{z}}.png, and left out\n"
+    )
+    assert (tmp_path / "z1.png").exists()
+    # what is typed for it is not left out, nor what the file says for its own target
+    code, _, err = command("export", "--config", job, tmp_path / "y{y}.png", "--shards", "2,64,64")
+    assert code == 2
+    assert "--shards … is no option of a .png pattern target" in err
+    job.write_text(job.read_text() + "fps = 3\n")
+    assert "--fps … is no option" in command("export", "--config", job)[2]
+    # slices that are to be square, and a volume that cannot be
+    job.write_text(job.read_text().replace("fps = 3", "square = true").replace("o.ome.zarr", "y{y}.tif"))
+    code, _, err = command("export", "--config", job, tmp_path / "v.ome.zarr", "--dry-run")
+    assert code == 0, err
+    assert "--square of the job file is not of use" in err
+    assert "chunks" not in err
+
+
+def test_warnings_speak_of_flags_too(tmp_path, command):
+    array = volume(np.zeros((4, 8, 8), np.uint8), (8, 8, 40), layer_type="image")
+    ix.export(array, f"precomputed://{tmp_path}/em")
+    code, _, err = command("export", tmp_path / "y{y}.png", "--image", tmp_path / "em")
+    assert code == 0
+    assert "give --square to resample them, or --no-square" in err

@@ -1,0 +1,155 @@
+"""Precomputed layers that any reader finds, and those that are gzipped because somebody said so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+
+import imageryxr as ix
+from tests.conftest import volume
+from tests.export_jobs import Computed, array_of, picture
+from tests.test_verbs import FINE, IMAGE
+
+ARRAYS = {"rgba": picture(), "grey": IMAGE, "ids": FINE, "flags": FINE > 3}
+CASES = [("rgba", "raw"), ("grey", "raw"), ("grey", "png"), ("grey", "jpeg"), ("flags", "raw")]
+CASES += [("ids", "raw"), ("ids", "compressed_segmentation")]
+
+
+def by_cloudvolume(path, mip=0):
+    from cloudvolume import CloudVolume
+
+    return np.asarray(CloudVolume(f"file://{path}", mip=mip, fill_missing=False, progress=False)[:])
+
+
+def by_tensorstore(path, mip=0):
+    spec = {"driver": "neuroglancer_precomputed", "kvstore": f"file://{path}/", "scale_index": mip}
+    return tensorstore.open(spec).result().read().result()
+
+
+@pytest.mark.parametrize(("name", "encoding"), CASES)
+def test_cloudvolume_and_tensorstore_see_the_same_voxels(tmp_path, name, encoding):
+    array = ARRAYS[name]
+    ix.export(array, f"precomputed://{tmp_path}/pc", encoding=encoding, chunks=(4, 16, 16), levels=2)
+    assert not list(tmp_path.rglob("*.gz"))
+    for mip in (0, 1):
+        np.testing.assert_array_equal(by_tensorstore(tmp_path / "pc", mip), by_cloudvolume(tmp_path / "pc", mip))
+    found = by_tensorstore(tmp_path / "pc").transpose(2, 1, 0, 3)
+    found = found if name == "rgba" else found[..., 0]
+    if encoding == "jpeg":
+        assert np.abs(found.astype(int) - array.values).mean() < 20
+    else:
+        np.testing.assert_array_equal(found, array.values)
+
+
+def test_colours_as_png(tmp_path):
+    target = f"precomputed://{tmp_path}/pc"
+    with pytest.warns(ix.ImageryWarning, match="CloudVolume mixes up the channels.*encoding='raw'"):
+        ix.export(ARRAYS["rgba"], target, encoding="png", chunks=(4, 16, 16), levels=2)
+    ix.export(ARRAYS["rgba"], f"precomputed://{tmp_path}/raw", chunks=(4, 16, 16), levels=2)
+    for mip in (0, 1):
+        truth = by_tensorstore(tmp_path / "raw", mip)
+        np.testing.assert_array_equal(by_tensorstore(tmp_path / "pc", mip), truth)
+        for channel in range(4):
+            ours = ix.open_image(target, mip=mip, channel=channel)
+            np.testing.assert_array_equal(ours.values, truth[..., channel].T)
+            np.testing.assert_array_equal(ours[3:4, 5:6, 7:8].values, truth[7:8, 5:6, 3:4, channel].T)
+    wide = ARRAYS["grey"].astype(np.uint16)
+    with pytest.raises(ix.OptionError, match="encoding='png' cannot be used for uint16; choose one of 'raw'"):
+        ix.export(wide, f"precomputed://{tmp_path}/x", encoding="png")
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png"])
+def test_colours_that_tensorstore_wrote(tmp_path, encoding):
+    x = np.linspace(0, 255, 32 * 24 * 6).reshape(32, 24, 6, 1)
+    values = np.concatenate([x, 255 - x, 0 * x + 40], axis=-1).astype(np.uint8)
+    metadata = {"type": "image", "data_type": "uint8", "num_channels": 3}
+    scale = {"size": [32, 24, 6], "resolution": [8, 8, 40], "chunk_size": [16, 16, 4], "encoding": encoding}
+    spec = {
+        "driver": "neuroglancer_precomputed",
+        "kvstore": f"file://{tmp_path}/",
+        "multiscale_metadata": metadata,
+        "scale_metadata": {**scale, **({"jpeg_quality": 95} if encoding == "jpeg" else {})},
+    }
+    store = tensorstore.open(spec, create=True).result()
+    store.write(values).result()
+    truth = store.read().result()
+    for channel in range(3):
+        ours = ix.open_image(f"precomputed://{tmp_path}", channel=channel).values
+        assert np.abs(ours.astype(int) - truth[..., channel].T).max() <= (3 if encoding == "jpeg" else 0)
+        assert np.abs(ours.astype(int) - values[..., channel].T).max() <= (20 if encoding == "jpeg" else 0)
+
+
+@pytest.mark.parametrize(("name", "encoding"), [("rgba", "raw"), ("ids", "compressed_segmentation")])
+def test_gzipped_it_is_smaller_and_the_same_voxels(tmp_path, name, encoding):
+    array = ARRAYS[name]
+    for gzip in (False, True):
+        ix.export(array, f"precomputed://{tmp_path}/{gzip}", encoding=encoding, gzip=gzip, chunks=(4, 16, 16), levels=2)
+    sizes = [sum(f.stat().st_size for f in (tmp_path / str(g)).rglob("*")) for g in (False, True)]
+    assert sizes[1] < sizes[0]
+    assert all(f.suffix == ".gz" for f in (tmp_path / "True").rglob("*-*"))
+    for mip in (0, 1):
+        plain, packed = (by_cloudvolume(tmp_path / str(g), mip) for g in (False, True))
+        np.testing.assert_array_equal(packed, plain)
+    if name == "ids":
+        np.testing.assert_array_equal(ix.open_segmentation(f"precomputed://{tmp_path}/True").values, array.values)
+
+
+def test_voxels_that_begin_as_gzip_does(tmp_path):
+    array = volume(np.tile(np.array([0x1F, 0x8B, 8, 0], np.uint8), (4, 8, 4)), (8, 8, 40), layer_type="image")
+    ix.export(array, f"precomputed://{tmp_path}/pc", chunks=(4, 8, 8), levels=2)
+    np.testing.assert_array_equal(by_cloudvolume(tmp_path / "pc")[..., 0].T, array.values)
+    assert by_cloudvolume(tmp_path / "pc", 1).shape[:3] == (8, 4, 4)
+
+
+def begun_by_an_earlier_version(folder):
+    """Leave half of an export, with a manifest that says nothing of gzip, as earlier versions wrote it."""
+    target = f"precomputed://{folder}/pc"
+    half = array_of(Computed(fail_above=4))
+    report = ix.export(half, target, chunks=(4, 16, 16), gzip=True, on_error="collect", retries=0)
+    assert report.failed
+    manifest = Path(folder, "pc.manifest.json")
+    said = json.loads(manifest.read_text())
+    assert said["what"].pop("gzip") is True
+    manifest.write_text(json.dumps(said))
+    return target, report.tasks
+
+
+def test_what_an_earlier_version_began_is_continued_as_it_was_or_refused(tmp_path):
+    target, done = begun_by_an_earlier_version(tmp_path)
+    array = array_of(Computed())
+    with pytest.raises(ix.TargetExistsError, match="unfinished work of another export .gzip: True there, False here"):
+        ix.export(array, target, chunks=(4, 16, 16))
+    report = ix.export(array, target, chunks=(4, 16, 16), gzip=True)
+    assert (report.skipped, report.complete) == (done, True)
+    np.testing.assert_array_equal(by_cloudvolume(tmp_path / "pc")[..., 0].T, array.values)
+    with pytest.raises(ix.TargetExistsError, match="gzip: True there, False here"):
+        ix.export(array, target, chunks=(4, 16, 16))
+    ix.export(array, target, chunks=(4, 16, 16), overwrite=True)
+    assert not list(tmp_path.rglob("*.gz"))
+    np.testing.assert_array_equal(by_tensorstore(tmp_path / "pc")[..., 0].T, array.values)
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpeg"])
+def test_what_is_compressed_by_itself_is_the_same_call_as_before(tmp_path, encoding):
+    plan = ix.plan_export(IMAGE, f"precomputed://{tmp_path}/pc", encoding=encoding)
+    assert "gzip" not in plan.target.identity()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gzip": True, "encoding": "jpeg"}, "gzip=True is for the encodings raw and compressed_segmentation: 'jpeg'"),
+        ({"gzip": "yes"}, "gzip='yes' must be True .* or False"),
+        ({"quality": 80}, "quality=80 is of JPEG, and the encoding here is 'raw'.*encoding='jpeg'"),
+        ({"quality": 80, "encoding": "png"}, "the encoding here is 'png'"),
+        ({"quality": 0, "encoding": "jpeg"}, "from 1 to 100"),
+        ({"quality": True, "encoding": "jpeg"}, "from 1 to 100"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(tmp_path, options, said):
+    with pytest.raises(ix.OptionError, match=said):
+        ix.plan_export(IMAGE, f"precomputed://{tmp_path}/pc", **options)

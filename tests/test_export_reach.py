@@ -1,0 +1,68 @@
+"""A box that reaches out of its volume is exported, and told."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from tests.export_jobs import Computed, array_of
+
+EM = array_of(Computed((12, 48, 64)))  # from voxel (3, 5, 7) of 8 × 8 × 40 nm
+SEG = array_of(Computed((12, 48, 64), layer_type="segmentation"))
+
+
+def box(lo, hi):
+    return ix.BBox(lo, hi, resolution=(8, 8, 40))
+
+
+INSIDE = box((3, 5, 7), (67, 53, 19))
+OUT = box((-13, 5, 7), (3 + 48, 53, 19))  # a quarter of it lies before the volume
+WARNED = {
+    "an image": lambda b: ix.crop(EM, b),
+    "ids": lambda b: ix.crop(SEG, b),
+    "grey values as colours": lambda b: ix.to_rgba(ix.crop(EM, b)),
+    "an overlay": lambda b: ix.overlay(ix.crop(EM, b), ix.crop(SEG, b), alpha=0.3, outline=2),
+    "on another grid": lambda b: ix.regrid(ix.crop(EM, b), (16, 16, 40)),
+    "aligned": lambda b: ix.align(EM, SEG, bbox=b).image,
+    "a crop of a crop": lambda b: ix.crop(ix.crop(EM, b), b),
+}
+
+
+@pytest.mark.parametrize("case", WARNED)
+def test_told_where_it_reaches_out(tmp_path, case):
+    with pytest.warns(ix.ImageryWarning) as told:
+        ix.plan_export(WARNED[case](OUT), tmp_path / "o.ome.zarr")
+    (said,) = [str(w.message) for w in told]
+    assert re.search(
+        r"reaches out of computed://ramp: only .* lies inside of it, and the other 25 % are exported as 0", said
+    )
+    assert told[0].filename == __file__
+    ix.plan_export(WARNED[case](INSIDE), tmp_path / "o.ome.zarr")  # warnings are errors here
+
+
+def test_what_is_told_to_lie_inside_does(tmp_path):
+    cut = ix.crop(EM, OUT)
+    with pytest.warns(ix.ImageryWarning, match=r"only \(3, 5, 7\) to \(51, 53, 19\) in voxels of 8 × 8 × 40 nm lies"):
+        ix.export(cut, tmp_path / "o.ome.zarr", levels=1)
+    stored = ix.open_image(tmp_path / "o.ome.zarr").values
+    assert not stored[..., :16].any()
+    np.testing.assert_array_equal(stored[..., 16:], EM.values[..., :48])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        lambda: ix.overlay(EM, ix.crop(SEG, box((3, 5, 7), (20, 20, 19))).reindex_like(EM, fill_value=0)),
+        lambda: ix.composite(ix.to_rgba(EM), ix.crop(ix.overlay(None, SEG), INSIDE)),
+        lambda: ix.plane(EM, (30, 30, 12), (64, 64), normal=(1, 1, 0.2), nm_per_pixel=8, resolution=(8, 8, 40)),
+        lambda: EM.isel(z=slice(2, 5), x=slice(None, None, 2)),
+        lambda: ix.regrid(SEG, (12, 12, 40)),
+        lambda: ix.crop(EM.compute(), OUT),
+    ],
+    ids=["half the cells", "a composite", "a slanted plane", "a part", "finer", "in memory"],
+)
+def test_nothing_to_tell(tmp_path, array):
+    ix.plan_export(array(), tmp_path / "o.ome.zarr")

@@ -1,0 +1,100 @@
+"""A stack that replaces a longer one: what is left of that goes, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imageryxr as ix
+from imageryxr.export.workspace import Workspace
+from tests.export_jobs import Computed, array_of
+
+LONG = array_of(Computed((9, 16, 16)))
+
+
+def there(folder):
+    return sorted(p.name for p in folder.iterdir() if "manifest" not in p.name)
+
+
+def names(*numbers):
+    return [f"z{n:02d}.png" for n in numbers]
+
+
+@pytest.fixture
+def longer(tmp_path):
+    ix.export(LONG, tmp_path / "z{z:02d}.png")
+    return tmp_path
+
+
+def shorter(folder, count=3, **kwargs):
+    return ix.export(LONG[-count:], folder / "z{z:02d}.png", overwrite=True, workers=1, **kwargs)
+
+
+def test_the_rest_of_the_longer_one_goes(longer):
+    assert shorter(longer).complete
+    assert there(longer) == names(0, 1, 2)
+    for i in range(3):
+        np.testing.assert_array_equal(np.asarray(Image.open(longer / f"z{i:02d}.png")), LONG[-3 + i])
+    assert json.loads(next(longer.glob("*.manifest.json")).read_text())["outdated"] == []
+
+
+def test_what_it_did_not_write_stays(longer):
+    own = [*names(9, 10), "z1.png", "notes.png", "z03.tif"]
+    for name in own:
+        (longer / name).write_bytes(b"mine")
+    with pytest.warns(ix.ImageryWarning, match="3 files beside the 3 of this stack.*z09.png") as told:
+        shorter(longer)
+    assert told[0].filename == __file__
+    assert there(longer) == sorted([*names(0, 1, 2), *own])
+    assert all((longer / name).read_bytes() == b"mine" for name in own)
+
+
+def test_of_a_manifest_that_lists_nothing_all_stays(longer):
+    manifest = next(longer.glob("*.manifest.json"))
+    said = json.loads(manifest.read_text())
+    assert said.pop("names")["count"] == 9  # as earlier versions wrote it
+    assert said.pop("outdated") == []
+    manifest.write_text(json.dumps(said))
+    with pytest.warns(ix.ImageryWarning, match="6 files beside the 3"):
+        shorter(longer)
+    assert there(longer) == names(*range(9))
+
+
+def test_nothing_goes_before_the_new_one_is_complete(longer, monkeypatch):
+    monkeypatch.setattr(sys.modules["imageryxr.export.regions"], "START_VOXELS", 128)
+    broken = array_of(Computed((9, 16, 16), fail_above=1))[:4]
+    report = ix.export(broken, longer / "z{z:02d}.png", overwrite=True, on_error="collect", retries=0)
+    assert report.failed
+    assert there(longer) == names(*range(9))
+    # another one in its place knows of both
+    shorter(longer, 2)
+    assert there(longer) == names(0, 1)
+
+
+def test_stopped_before_the_rest_was_removed(longer, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Workspace, "_remove_outdated", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            shorter(longer)
+    assert there(longer) == names(*range(9))
+    ix.export(LONG[-3:], longer / "z{z:02d}.png")
+    assert there(longer) == names(0, 1, 2)
+
+
+def test_a_stack_of_another_place_is_not_replaced(tmp_path):
+    target = tmp_path / "{z_nm:06.0f}.png"
+    ix.export(LONG[:4], target)
+    with pytest.warns(ix.ImageryWarning, match="4 files beside the 3"):
+        ix.export(LONG[4:7], target, overwrite=True)
+    assert len(there(tmp_path)) == 7
+
+
+def test_by_coordinate(tmp_path):
+    target = tmp_path / "{z_nm:06.0f}.png"
+    ix.export(LONG, target)
+    ix.export(LONG[2:5], target, overwrite=True)
+    assert there(tmp_path) == [f"{float(z):06.0f}.png" for z in LONG.z[2:5]]
