@@ -203,7 +203,10 @@ class Cluster(_Packed):
 
     def lacks(self) -> str:
         """Tell that there are no workers, which may be on their way, or which nobody has started."""
-        if self._client.nthreads():
+        try:
+            if self._client.nthreads():
+                return ""
+        except OSError:  # a scheduler that is away is another matter
             return ""
         place = self._client.scheduler.address
         return f"the scheduler {place} has no worker yet: waiting for one, such as `dask worker {place}` starts"
