@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from dask.utils import parse_bytes
 
 from imageryxr.boxes import IndexBox
 from imageryxr.errors import OptionError, TargetError
+from imageryxr.export.estimate import PROCESS_BYTES
 from imageryxr.export.job import Job, holds_array, pack, part_of, work
 from imageryxr.export.reading import BUFFERS
+from imageryxr.export.regions import REGION_BYTES, Regions
 
 
 class Workers(ABC):
@@ -78,7 +80,7 @@ class _Packed(Workers):
     def __init__(self, job: Job) -> None:
         self._read = job.read
         self._parts = job.read is not None and bool(job.read.volume.givens or holds_array(job.read.volume.expr))
-        self._blob = pack(Job(job.target, job.place, None) if self._parts else job)
+        self._blob = pack(replace(job, read=None) if self._parts else job)
 
     def _arguments(self, number: int, stage: int, box: IndexBox) -> tuple[Any, ...]:
         import cloudpickle
@@ -221,6 +223,22 @@ class Crew:
     """Starts them."""
     close: Callable[[], Any] = field(repr=False, compare=False, default=lambda: None)
     """Lets go of what was opened to ask for these numbers."""
+
+    def at_once(self, regions: Regions) -> int:
+        """Return how many regions one of them has under way at the most."""
+        return min(self.threads, len(regions))
+
+    def share(self, at_once: int | None = None) -> int | None:
+        """Return the bytes that a region may take; None where nobody knows."""
+        if self.memory is None:
+            return None
+        # half of what there is, as the rest is an estimate, too
+        return max(1 << 24, (self.memory - PROCESS_BYTES) // (at_once or self.threads) // 2)
+
+    @property
+    def budget(self) -> int:
+        """Bytes that a region takes where more does not spare much."""
+        return min(REGION_BYTES, self.share() or REGION_BYTES)
 
 
 def find_crew(client: Any, count: int | None, memory: Any) -> Crew:

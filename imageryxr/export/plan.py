@@ -13,11 +13,13 @@ from typing import Any
 
 from imageryxr.boxes import Index3
 from imageryxr.errors import ImageryWarning, OptionError, TargetError
+from imageryxr.export.cutting import Scratch, cutter_of
 from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
 from imageryxr.export.executors import Crew
 from imageryxr.export.reading import BRICK_VOXELS
-from imageryxr.export.regions import REGION_BYTES, Regions, choose_regions
+from imageryxr.export.regions import Regions, choose_regions
 from imageryxr.export.report import show_bytes
+from imageryxr.export.slicewise import Slicewise
 from imageryxr.export.storage import Bucket
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import SliceTarget
@@ -50,6 +52,9 @@ class ExportPlan:
     """Who will do the work."""
     done: int = 0
     """Tasks that are done already, by an earlier run of the same call, by its own account."""
+    scratch: Scratch | None = None
+    """What waits on a local disk, where memory is too little to read each chunk once; None if nothing does."""
+    how: Slicewise | None = field(repr=False, default=None)
     read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
     workspace: Workspace | None = field(repr=False, default=None)
     overwrite: bool = False
@@ -106,6 +111,8 @@ class ExportPlan:
             problems.append(
                 f"a worker would take {show_bytes(self.peak_memory)} and has {show_bytes(limit)}: {self._less_memory()}"
             )
+        if self.scratch is not None:
+            problems += self.scratch.problems(self.crew)
         if problems:
             raise OptionError(f"{self.target.place} cannot be written: {'; and '.join(problems)}")
         if self.workspace is not None:
@@ -168,6 +175,7 @@ class ExportPlan:
             "workers": self.crew.workers,
             "threads": self.crew.threads,
             "memory": self.crew.memory,
+            "scratch": None if self.scratch is None else self.scratch.to_dict(),
         }
 
     def _tasks_are(self) -> str:
@@ -198,6 +206,8 @@ class ExportPlan:
             f"{self.crew.workers * self.crew.threads:,} {self.crew.kind}"
         )  # fmt: skip
         rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {crew}"))
+        if self.scratch is not None:
+            rows.append(("scratch", str(self.scratch)))
         return rows
 
     def __repr__(self) -> str:
@@ -213,25 +223,33 @@ class ExportPlan:
 
 
 def make_plan(
-    target: Target, read: BoxReader, crew: Crew, token: str, what: dict[str, Any], *, overwrite: bool
+    target: Target,
+    read: BoxReader,
+    crew: Crew,
+    token: str,
+    what: dict[str, Any],
+    *,
+    overwrite: bool,
+    scratch: str | bool | None = None,
 ) -> ExportPlan:
     """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
-    expr, shape = read.volume.expr, target.layer.grid.shape
+    expr = read.volume.expr
+    cutter = cutter_of(target, read, crew, scratch)
 
     def memory_of(box: Any) -> int:
         return region_memory(expr, box, BRICK_VOXELS, target.encoding)
 
-    slots = crew.workers * crew.threads
-    regions = choose_regions(
+    regions = cutter.regions() if cutter else choose_regions(
         expr,
-        shape,
+        target.layer.grid.shape,
         target.granule,
         memory_of=memory_of,
         reads_of=lambda r: rereads(expr, r),
-        budget=_budget(crew),
-        least=slots,
-        most=_share(crew),
-    )
+        budget=crew.budget,
+        least=crew.workers * crew.threads,
+        most=crew.share(),
+        threads=crew.threads,
+    )  # fmt: skip
     workspace, done = None, 0
     stages = Stages.of(regions, target)
     if target.kind != "memory":
@@ -242,17 +260,24 @@ def make_plan(
         regions = stages.parts[0]
         if header is not None and header.token == token:
             done = len({e.number for e in workspace.keeper.entries(header.run)})
+    how = cutter.how(regions) if cutter else None
+    largest = [regions.largest(), regions[0]]
+    if cutter and how:
+        most = crew.at_once(regions) * max(cutter.memory(how, box) for box in largest)
+    else:
+        most = crew.at_once(regions) * max(map(memory_of, largest))
     return ExportPlan(
         target=target,
-        shape=shape,
+        shape=target.layer.grid.shape,
         voxel_bytes=target.layer.voxel_bytes,
         regions=regions,
         tasks=len(stages),
         reads=tuple(source_reads(expr, regions)),
-        peak_memory=PROCESS_BYTES
-        + crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target)),
+        peak_memory=PROCESS_BYTES + max(most, crew.threads * _later(target)),
         crew=crew,
         done=done,
+        scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
+        how=how,
         read=read,
         workspace=workspace,
         overwrite=overwrite,
@@ -267,18 +292,6 @@ def _later(target: Target) -> int:
         encoding = int((1 + target.encoding) * box.voxels * target.layer.voxel_bytes)
         most = max(most, target.derived_bytes(stage, box), encoding)
     return most
-
-
-def _budget(crew: Crew) -> int:
-    share = _share(crew)
-    return REGION_BYTES if share is None else min(REGION_BYTES, share)
-
-
-def _share(crew: Crew) -> int | None:
-    if crew.memory is None:
-        return None
-    # half of what there is, as the rest is an estimate, too
-    return max(1 << 24, (crew.memory - PROCESS_BYTES) // crew.threads // 2)
 
 
 def _check_writable(workspace: Workspace, least: int) -> None:
