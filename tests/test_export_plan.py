@@ -198,7 +198,7 @@ def test_rereads_of_wide_volumes_stay_small_where_there_is_memory(tmp_path, chun
 
 def test_what_is_read_many_times_is_told_of(tmp_path):
     plan = ix.plan_export(
-        array_of(Computed((128, 8192, 8192), chunks=(64, 64, 64))), tmp_path / "z{z}.png", memory="1 GB"
+        array_of(Computed((128, 8192, 8192), chunks=(64, 64, 64))), tmp_path / "z{z}.png", memory="1 GB", scratch=False
     )
     assert plan.reads[0].rereads > 2
     with pytest.warns(ix.ImageryWarning, match=r"is read [\d.]+ times, .*GB where 8\.6 GB are needed.*\.ome\.zarr"):

@@ -76,7 +76,7 @@ class Cutter:
             self.expr,
             shape,
             self.target.granule,
-            memory_of=lambda box: self.memory(self._plain(box), box),
+            memory_of=self._least,
             reads_of=self._reads,
             budget=self.crew.budget,
             least=self.crew.workers * self.crew.threads,
@@ -119,6 +119,11 @@ class Cutter:
         each = max(1, box.voxels // max(1, box.shape[axis]))
         slices = max(1, BRICK_VOXELS // each)
         return Slicewise(axis, slices, threads, spilled=spilled, folder=self._folder if spilled else None)
+
+    def _least(self, box: IndexBox) -> int:
+        """Return what a region takes that is read into memory, in parts as small as they should be."""
+        how = fitted(self._plain(box), lambda how: self.memory(how, box), self.crew.budget)
+        return self.memory(how, box)
 
     def _reads(self, regions: Regions) -> tuple[float, float]:
         return rereads(self.expr, regions)

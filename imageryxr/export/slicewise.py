@@ -27,6 +27,7 @@ from imageryxr.expr import Array, Expr, LevelLeaf, Readings, evaluate, wanted
 # What is read of a source at a time: enough chunks that a network is busy.
 TILE_BYTES = 1 << 27
 LEAST_TILE_BYTES = 1 << 22
+LEAST_STRIP_VOXELS = 1 << 18
 
 Encode = Callable[[int, IndexBox, Array], Iterator[tuple[str, bytes]]]
 Files = Iterator[tuple[str, bytes]]
@@ -44,6 +45,8 @@ class Slicewise:
     """How many threads are at one region: where there are fewer regions than threads, these share them."""
     tile: int = TILE_BYTES
     """Bytes of a source that are read at a time."""
+    strip: int = BRICK_VOXELS
+    """Voxels that are drawn at a time, of slices that have more."""
     spilled: bool = False
     """Whether what is read waits in a scratch file, not in memory."""
     folder: str | None = None
@@ -59,18 +62,15 @@ def _sized(shape: Index3, axis: int, size: int) -> Index3:
     return z, y, x
 
 
-def strips(slab: IndexBox, axis: int, voxels: int) -> Iterator[IndexBox]:
+def strips(how: Slicewise, expr: Expr, slab: IndexBox) -> Iterator[IndexBox]:
     """Return pieces of a few slices that are drawn one by one: whole rows of them."""
-    across = 1 if axis == 0 else 0
+    across = 1 if how.axis == 0 else 0
+    voxels = max(LEAST_STRIP_VOXELS, int(how.strip / expr.density))
     step = max(1, voxels // max(1, slab.voxels // max(1, slab.shape[across])))
     for low in range(slab.start[across], slab.stop[across], step):
         start, stop = list(slab.start), list(slab.stop)
         start[across], stop[across] = low, min(low + step, slab.stop[across])
         yield IndexBox(tuple(start), tuple(stop))  # type: ignore[arg-type]
-
-
-def _strip_voxels(expr: Expr) -> int:
-    return max(1 << 18, int(BRICK_VOXELS / expr.density))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def _encoded(
 
 
 def _drawn(how: Slicewise, expr: Expr, slab: IndexBox, asked: list[Wish], shelf: Shelf) -> Array:
-    pieces = list(strips(slab, how.axis, _strip_voxels(expr)))
+    pieces = list(strips(how, expr, slab))
     if len(pieces) == 1:
         return evaluate(expr, slab, _given(expr, slab, asked, shelf))
     out = BUFFERS.empty((*slab.shape, *expr.tail), expr.dtype)
@@ -293,7 +293,7 @@ def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, encoding: float)
     turned = how.spilled and how.axis != 0
     tile = max((min(math.prod(w.part), w.box.voxels) * w.leaf.dtype.itemsize for w in asked), default=0)
     slab = next(how.slabs(box))
-    strip = next(strips(slab, how.axis, _strip_voxels(expr)))
+    strip = next(strips(how, expr, slab))
     needs = sum(b.voxels * leaf.dtype.itemsize for leaf, bs in wanted(expr, strip).items() for b in bs)
     needs *= how.spilled  # what waits in memory is looked at there
     drawing = needs + sum(bytes_of(e, b) for e, b in steps(expr, strip))
@@ -305,12 +305,18 @@ def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, encoding: float)
 
 
 def fitted(how: Slicewise, memory_of: Callable[[Slicewise], int], limit: int) -> Slicewise:
-    """Return the same with smaller parts, and then fewer threads, until it takes no more than it may."""
+    """Return the same in smaller parts, and then with fewer threads, until it takes no more than it may."""
+    large = how
     while memory_of(how) > limit:
-        if how.tile > LEAST_TILE_BYTES:
-            how = replace(how, tile=how.tile // 2)
-        elif how.threads > 1:
-            how = replace(how, threads=how.threads - 1, tile=TILE_BYTES)
-        else:
-            break
+        smaller = replace(
+            how,
+            slices=max(1, how.slices // 2),
+            tile=max(LEAST_TILE_BYTES, how.tile // 2),
+            strip=max(LEAST_STRIP_VOXELS, how.strip // 2),
+        )
+        if smaller == how:
+            if how.threads == 1:
+                break
+            smaller = replace(large, threads=how.threads - 1)
+        how = smaller
     return how
