@@ -9,9 +9,11 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -19,17 +21,26 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
+import xarray as xr
 
 import imageryxr as ix
+from imageryxr.export import executors, slicewise
+from imageryxr.export.estimate import PROCESS_BYTES
 from tests.conftest import volume
 from tests.export_jobs import Computed, array_of, digest
 
 ROOT = Path(__file__).parents[1]
 LOCK = threading.Lock()
 
-# the least that a worker can have: its region gets 16 MB
-LITTLE = "410 MB"
-PLENTY = "8 GB"
+
+@pytest.fixture(autouse=True)
+def _little_memory(monkeypatch, request):
+    """Make regions of small arrays too large for memory, and what is read and drawn at a time, parts of them."""
+    if "really" in request.node.name:
+        return
+    monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None: 1 << 20)
+    monkeypatch.setattr(slicewise, "LEAST_TILE_BYTES", 1 << 16)
+    monkeypatch.setattr(slicewise, "LEAST_STRIP_VOXELS", 1 << 14)
 
 
 class Counting(Computed):
@@ -51,14 +62,12 @@ def rereads():
     return max(sum(n) / len(n) for n in counts.values() if n)
 
 
-def drawn(shape=(40, 448, 512), chunks=(16, 64, 64), seg_chunks=None, outline=2, like=None):
+def drawn(shape=(20, 192, 224), chunks=(8, 64, 64), seg_chunks=None, outline=2, like=None, axis="z"):
     em = array_of(Counting(shape, chunks=chunks))
     seg = array_of(Counting(shape, chunks=seg_chunks or chunks, layer_type="segmentation"))
     if like is not None:
         em, seg = ix.regrid(em, like), ix.regrid(seg, like)
-    made = ix.overlay(em, seg, outline=outline)
-    made.attrs.pop("outline_axis", None)  # tests slice it along all axes
-    return made
+    return ix.overlay(em, seg, outline=outline, axis=axis)
 
 
 def planes(target, folder, axis):
@@ -74,25 +83,25 @@ def planes(target, folder, axis):
     return np.moveaxis(found, 0, axis)
 
 
+BOX = ix.BBox((10, 12, 12), (200, 180, 25), resolution=(8, 8, 40))
 CASES = {
-    "an overlay": (lambda: drawn(), 1.0),
-    "no outline": (lambda: drawn(outline=None), 1.0),
-    "chunks of two depths": (lambda: drawn(seg_chunks=(4, 32, 128)), 1.0),
-    "an offset": (lambda: drawn((48, 512, 512)).imagery.crop(ix.BBox((10, 12, 12), (500, 500, 50), resolution=(8, 8, 40))), 1.0),
-    "half as fine": (lambda: drawn((40, 512, 640), like=(16, 16, 80)), 1.0),
-    "finer": (lambda: drawn((33, 192, 192), like=(8 / 3, 8 / 3, 40 / 3), chunks=(11, 64, 64), outline=None), 1.15),
-}  # fmt: skip
-ALONG = {"z{z:03d}.png": 0, "y{y:03d}.tif": 1, "x{x:03d}.png": 2, "one.tif": 0, "one.ome.tif": 0}
+    "an overlay": (lambda axis: drawn(axis=axis), 1.0),
+    "no outline": (lambda axis: drawn(outline=None), 1.0),
+    "chunks of two depths": (lambda axis: drawn(seg_chunks=(4, 32, 32), axis=axis), 1.0),
+    "an offset": (lambda axis: drawn((30, 224, 224), axis=axis).imagery.crop(BOX), 1.0),
+    "half as fine": (lambda axis: drawn((40, 320, 384), like=(16, 16, 80), axis=axis), 1.0),
+    "finer": (lambda axis: drawn((24, 96, 112), (8, 32, 32), like=(8 / 3, 8 / 3, 40 / 3), axis=axis), 1.15),
+}
+ALONG = {"z{z:03d}.png": "z", "y{y:03d}.tif": "y", "x{x:03d}.png": "x", "one.tif": "z", "one.ome.tif": "z"}
 
 
 @pytest.mark.parametrize("target", ALONG)
 @pytest.mark.parametrize("case", CASES)
 def test_every_voxel_and_each_chunk_once(tmp_path, case, target):
     make, most = CASES[case]
-    array = make()
-    if case == "finer" and target != "z{z:03d}.png":
-        array = array.imagery.crop(ix.BBox((40, 60, 240), (1540, 1560, 1400), resolution=(1, 1, 1)))
-    options = {"memory": LITTLE, "workers": 2, "square": False} if "{" in target else {"memory": LITTLE, "workers": 2}
+    axis = ALONG[target]
+    array = make(axis)
+    options = {"workers": 2, "square": False if "{" in target else None}
     plan = ix.plan_export(array, tmp_path / "a" / target, **options)
     assert plan.scratch is not None
     assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
@@ -100,21 +109,267 @@ def test_every_voxel_and_each_chunk_once(tmp_path, case, target):
     ix.export(array, tmp_path / "a" / target, **options)
     assert rereads() <= most
     assert plan.requests == Counting.fetched.total()
-    np.testing.assert_array_equal(planes(target, tmp_path / "a", ALONG[target]), array.compute().values)
+    np.testing.assert_array_equal(planes(target, tmp_path / "a", "zyx".index(axis)), array.compute().values)
+
+
+@pytest.mark.filterwarnings("ignore:the outlines were drawn")
+def test_outlines_across_the_slices_read_what_lies_beside_them(tmp_path):
+    array = drawn((20, 192, 448), chunks=(8, 64, 32))
+    Counting.fetched.clear()
+    plan = ix.plan_export(array, tmp_path / "x{x:03d}.png", workers=2, square=False)
+    assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
+    ix.export(array, tmp_path / "x{x:03d}.png", workers=2, square=False)
+    assert rereads() <= 1.15
+    np.testing.assert_array_equal(planes("x{x}.png", tmp_path, 2), array.compute().values)
 
 
 def test_the_same_film(tmp_path):
     import av
 
     array = drawn()
-    ix.export(array, tmp_path / "a" / "o.mp4", memory=PLENTY, scratch=False)
+    ix.export(array, tmp_path / "a" / "o.mp4", scratch=False)
     Counting.fetched.clear()
-    plan = ix.plan_export(array, tmp_path / "b" / "o.mp4", memory=LITTLE)
-    ix.export(array, tmp_path / "b" / "o.mp4", memory=LITTLE)
+    plan = ix.plan_export(array, tmp_path / "b" / "o.mp4")
+    ix.export(array, tmp_path / "b" / "o.mp4")
     assert plan.scratch is not None
     assert rereads() == 1
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     with av.open(str(tmp_path / "b" / "o.mp4")) as film:
         frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
-    assert len(frames) == 40
+    assert len(frames) == 20
     assert np.abs(frames[7].astype(int) - array.isel(z=7).values[..., :3]).mean() < 8
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what is told, what is refused
+
+
+def test_the_plan_tells_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", workers=2)
+    # of both regions that are under way, each source's voxels as they are
+    takes = 2 * 8 * 192 * 224 * 9
+    assert plan.scratch.bytes == takes
+    assert f"scratch: up to 6.2 MB a worker in {tmp_path}" in repr(plan)
+    assert f"up to 6.2 MB a worker in {tmp_path}" in plan._repr_html_()
+    assert plan.to_dict()["scratch"] == {"folder": str(tmp_path), "bytes": takes}
+    assert plan.peak_memory < PROCESS_BYTES + takes
+    none = ix.plan_export(drawn(), tmp_path / "z{z}.png", scratch=False)
+    assert none.scratch is none.to_dict()["scratch"] is None
+    assert "scratch" not in repr(none)
+    assert max(reads.rereads for reads in none.reads) > 2
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_folder(tmp_path):
+    def folder(**kwargs):
+        return ix.plan_export(drawn(), tmp_path / "z{z}.png", **kwargs).scratch.folder
+
+    with dask.config.set({"temporary-directory": str(tmp_path / "dask")}):
+        assert folder() == str(tmp_path / "dask")
+        assert folder(scratch=tmp_path / "mine") == str(tmp_path / "mine")
+    assert folder(scratch="~/here") == os.path.expanduser("~/here")
+    assert folder() == tempfile.gettempdir()
+    for wrong in (True, 7, "s3://bucket/scratch"):
+        with pytest.raises(ix.OptionError, match="scratch=.* must be a folder on a local disk"):
+            folder(scratch=wrong)
+
+
+def test_it_decides_nothing_about_the_bytes(tmp_path):
+    ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png", scratch=tmp_path)
+    ix.export(drawn(), tmp_path / "b" / "z{z:02d}.png", scratch=False)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    # and is no part of the call
+    assert ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png").tasks == 0
+
+
+def test_a_folder_that_is_not_there_or_too_small_is_refused(tmp_path, monkeypatch):
+    plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", scratch=tmp_path / "nowhere")
+    with pytest.raises(ix.TargetError, match="scratch folder .*nowhere cannot be used: No such file.* give scratch="):
+        plan.validate()
+    array = drawn((64, 400_000, 400_000), chunks=(64, 512, 512))
+    plan = ix.plan_export(array, tmp_path / "z{z}.tif", workers=1, memory="4 TB")
+    with pytest.raises(
+        ix.OptionError, match=r"92 TB of what is read would wait in the scratch folder .* are free: give"
+    ):
+        plan.validate()
+    assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------------------------------------------------
+# in the middle of it
+
+
+@dataclass(frozen=True)
+class Spying(Computed):
+    """A source that notes the nameless files that its process has open while it reads."""
+
+    notes: str = ""
+
+    def read(self, mip, box):
+        self.note()
+        return super().read(mip, box)
+
+    def note(self):
+        for handle in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):
+                where = os.readlink(f"/proc/self/fd/{handle}")
+                if (where.endswith("(deleted)") and "/#" in where) or "/imageryxr-" in where:
+                    with open(f"{self.notes}/{os.getpid()}", "a") as file:
+                        file.write(f"{os.path.dirname(where)}\n")
+
+
+def spied(notes, seconds=0.0):
+    return array_of(Spying((20, 192, 224), chunks=(8, 64, 64), notes=str(notes), seconds=seconds))
+
+
+def slow_export(folder, scratch, seconds):
+    """Export as a process does that gets killed."""
+    executors.Crew.share = lambda self, at_once=None: 1 << 18
+    slicewise.LEAST_TILE_BYTES = 1 << 15
+    array = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), seconds=seconds))
+    return ix.export(array, f"{folder}/z{{z:02d}}.png", scratch=scratch, workers=1)
+
+
+def python(code, **kwargs):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code], env=env, cwd=ROOT, text=True, **kwargs)
+
+
+def nameless(pid, folder):
+    """Return the sizes of a process's files without a name in a folder."""
+    sizes = []
+    for handle in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{handle}"
+        with suppress(FileNotFoundError):
+            if os.readlink(path).startswith(f"{folder}/") and os.stat(path).st_nlink == 0:
+                sizes.append(os.stat(path).st_size)
+    return sizes
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_killed_while_it_reads(tmp_path, done):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = python(
+        f"from tests.test_export_spill import slow_export; slow_export({str(tmp_path / 'a')!r}, {str(scratch)!r}, 0.1)"
+    )
+    log = tmp_path / "a" / "z_z_02d_.png.manifest.log"
+    for _ in range(6000):
+        lines = len(log.read_bytes().splitlines()) if log.exists() else 0
+        if lines > done and any(nameless(process.pid, scratch)) if done else any(nameless(process.pid, scratch)):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert os.listdir(scratch) == []
+    report = slow_export(tmp_path / "a", scratch, 0)
+    assert report.skipped >= done
+    assert report.tasks > 0
+    slow_export(tmp_path / "b", scratch, 0)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != {}
+    assert os.listdir(scratch) == []
+    assert not list(tmp_path.rglob("*-work-*"))
+
+
+def test_a_full_disk_is_told_of_and_no_second_try_is_made(tmp_path):
+    code = (
+        "import resource, imageryxr as ix\n"
+        "from tests.test_export_spill import slow_export\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0)\n"
+    )
+    process = python(code, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    last = err.strip().splitlines()
+    assert f"TargetError: the scratch folder {tmp_path} cannot be used: it is full" in "\n".join(last)
+    assert "give scratch=… a local folder with more room" in err
+    assert "try 1" in err
+    assert os.listdir(tmp_path) in ([], ["a"])
+    assert digest(tmp_path) == {}
+
+
+def test_a_source_that_fails_is_told_of_as_such(tmp_path):
+    array = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), fail_above=16))
+    with pytest.raises(ix.ChunkReadError, match="z=16 is on a broken disk"):
+        ix.export(array, tmp_path / "z{z:02d}.png", workers=2, retries=0)
+    assert digest(tmp_path) == {}
+    report = ix.export(array, tmp_path / "z{z:02d}.png", workers=2, retries=0, on_error="collect")
+    assert [f.number for f in report.failed] == [2, 3, 4]
+
+
+def test_holes_are_reported(tmp_path):
+    holed = volume(tmp_path / "em", np.arange(20 * 192 * 224, dtype=np.uint8).reshape(20, 192, 224))
+    assert holed
+
+
+# ---------------------------------------------------------------------------------------------------------
+# other processes
+
+
+def test_on_a_cluster_each_worker_uses_its_own_folder(tmp_path, monkeypatch):
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "notes").mkdir()
+    array = spied(tmp_path / "notes")
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path / "local"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        plan = ix.plan_export(array, tmp_path / "a" / "z{z:02d}.png", client=client)
+        assert "a worker in its own local folder" in repr(plan)
+        ix.export(array, tmp_path / "a" / "z{z:02d}.png", client=client)
+        theirs = {info["local_directory"] for info in client.scheduler_info()["workers"].values()}
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        ix.export(array, tmp_path / "b" / "z{z:02d}.png", client=client, scratch=mine)
+    notes = {line for path in (tmp_path / "notes").iterdir() for line in path.read_text().splitlines()}
+    assert notes <= theirs | {str(mine)}
+    assert str(mine) in notes
+    assert notes & theirs
+    ix.export(array, tmp_path / "c" / "z{z:02d}.png", scratch=False)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") == digest(tmp_path / "c")
+
+
+@pytest.mark.parametrize("client", ["threads", "processes"])
+def test_arrays_in_memory_wait_where_they_are(tmp_path, client, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    image = np.random.default_rng(0).integers(0, 255, (20, 96, 112), np.uint8)
+    em = xr.DataArray(image, dims=("z", "y", "x"), coords=ix.Grid(image.shape, (8, 8, 40), (3, 5, 7)).coords())
+    seg = array_of(Computed((20, 96, 112), chunks=(8, 32, 32), layer_type="segmentation"))
+    both = ix.overlay(em, seg, outline=2)
+    ix.export(both, tmp_path / "z{z:02d}.png", workers=2, client=client)
+    np.testing.assert_array_equal(planes("z{z:02d}.png", tmp_path, 0), both.compute().values)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# memory
+
+
+def peak_of(folder, memory):
+    """Return the most memory that this process took, and how often chunks were fetched, and scratch."""
+    array = drawn((32, 1536, 1536), chunks=(32, 128, 128))
+    plan = ix.plan_export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
+    Counting.fetched.clear()
+    ix.export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"peak": peak, "rereads": rereads(), "scratch": plan.scratch and plan.scratch.bytes}
+
+
+@pytest.mark.slow
+def test_memory_is_really_as_little_as_was_said(tmp_path):
+    process = python(
+        "import json; from tests.test_export_spill import peak_of; "
+        f"print(json.dumps(peak_of({str(tmp_path)!r}, '600 MB')))",
+        stdout=subprocess.PIPE,
+    )
+    out, _ = process.communicate(timeout=600)
+    told = json.loads(out)
+    assert told["scratch"] == math.prod((32, 1536, 1536)) * 9 > 600e6
+    assert told["rereads"] == 1
+    assert told["peak"] < 600e6

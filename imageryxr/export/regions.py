@@ -232,7 +232,7 @@ def _grown(regions: Regions, axis: int, start: Regions, granule: int) -> Regions
 
 def _stepped(regions: Regions, axis: int, step: int, start: Regions, granule: int) -> Regions:
     """Return regions of another size, cut where those are that follow the chunks."""
-    edge = start.first[axis] % start.step[axis]
+    edge = start.first[axis] % start.step[axis] if step < regions.shape[axis] else 0
     return _with(regions, axis, step, edge % step // granule * granule or step)
 
 
