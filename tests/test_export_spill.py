@@ -126,21 +126,24 @@ def test_outlines_across_the_slices_read_what_lies_beside_them(tmp_path):
     np.testing.assert_array_equal(planes("x{x}.png", tmp_path, 2), array.compute().values)
 
 
-def test_the_same_film(tmp_path):
+def test_a_film(tmp_path):
     import av
 
+    def frames(path):
+        with av.open(str(path)) as film:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]).astype(int)
+
     array = drawn()
-    ix.export(array, tmp_path / "a" / "o.mp4", scratch=False)
-    Counting.fetched.clear()
-    plan = ix.plan_export(array, tmp_path / "b" / "o.mp4")
-    ix.export(array, tmp_path / "b" / "o.mp4")
+    plan = ix.plan_export(array, tmp_path / "o.mp4")
     assert plan.scratch is not None
+    Counting.fetched.clear()
+    ix.export(array, tmp_path / "o.mp4")
     assert rereads() == 1
-    assert digest(tmp_path / "a") == digest(tmp_path / "b")
-    with av.open(str(tmp_path / "b" / "o.mp4")) as film:
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
-    assert len(frames) == 20
-    assert np.abs(frames[7].astype(int) - array.isel(z=7).values[..., :3]).mean() < 8
+    found = frames(tmp_path / "o.mp4")
+    assert found.shape == (20, 192, 224, 3)
+    # frame by frame as it should be, as far as a film is
+    assert np.abs(found - array.values[..., :3]).mean() < 8
+    assert np.abs(found - array.values[::-1, ..., :3]).mean() > 20
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -227,11 +230,11 @@ def spied(notes):
     return array_of(Spying((20, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", notes=str(notes)))
 
 
-def slow_export(folder, scratch, seconds):
+def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
     """Export as a process does that gets killed."""
     executors.Crew.share = lambda self, at_once=None: 1 << 18
     slicewise.LEAST_TILE_BYTES = 1 << 15
-    array = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), seconds=seconds))
+    array = array_of(Computed(shape, chunks=(8, 64, 64), seconds=seconds))
     return ix.export(array, f"{folder}/z{{z:02d}}.png", scratch=scratch, workers=1)
 
 
@@ -314,6 +317,24 @@ def test_holes_are_reported(tmp_path):
     assert len(report.holes) == 1
     values[8:16, 0:64, 64:128] = 0
     np.testing.assert_array_equal(planes("z{z}.tif", tmp_path, 0), values)
+
+
+def test_stopped_in_the_middle_of_a_region(tmp_path):
+    # which is all of it: whoever presses Ctrl-C does not wait for that
+    code = (
+        "from tests.test_export_spill import slow_export, executors; "
+        f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0.2, shape=(8, 2048, 2048))"
+    )
+    process = python(code, stderr=subprocess.PIPE)
+    for _ in range(6000):
+        if any(nameless(process.pid, tmp_path)):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in err
+    assert 1024 * 0.2 > 2 * 60, "it would have taken longer than it was waited for"
+    assert not list(tmp_path.glob("a/*.png"))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from imageryxr.export.estimate import PROCESS_BYTES
 from imageryxr.export.job import Job, holds_array, pack, part_of, work
 from imageryxr.export.reading import BUFFERS
 from imageryxr.export.regions import REGION_BYTES, Regions
+from imageryxr.export.slicewise import STOP
 
 
 class Workers(ABC):
@@ -59,6 +60,7 @@ class Threads(Workers):
         self._job = job
         self._count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="imageryxr-export")
+        self._stop = threading.Event()
 
     def slots(self) -> int:
         """One a thread."""
@@ -66,12 +68,21 @@ class Threads(Workers):
 
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:
         """Hand a region to a thread."""
-        return self._pool.submit(self._job, number, stage, box)
+        return self._pool.submit(self._work, number, stage, box)
+
+    def _work(self, number: int, stage: int, box: IndexBox) -> Any:
+        STOP.set(self._stop)
+        return self._job(number, stage, box)
 
     def close(self) -> None:
         """Wait for what is under way."""
         self._pool.shutdown(cancel_futures=True)
         BUFFERS.clear()
+
+    def abort(self) -> None:
+        """Wait for no more of a region than a few slices."""
+        self._stop.set()
+        self.close()
 
 
 class _Packed(Workers):

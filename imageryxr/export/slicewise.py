@@ -7,11 +7,12 @@ still each chunk is read once.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -28,6 +29,9 @@ from imageryxr.expr import Array, Expr, LevelLeaf, Readings, evaluate, wanted
 TILE_BYTES = 1 << 27
 LEAST_TILE_BYTES = 1 << 22
 LEAST_STRIP_VOXELS = 1 << 18
+
+STOP: ContextVar[threading.Event | None] = ContextVar("imageryxr_stop", default=None)
+"""Set once nobody waits for a region any more: it may take minutes."""
 
 Encode = Callable[[int, IndexBox, Array], Iterator[tuple[str, bytes]]]
 Files = Iterator[tuple[str, bytes]]
@@ -219,11 +223,15 @@ def _read(asked: list[Wish], shelf: Shelf, pool: Executor, threads: int) -> None
 
 def _results(act: Callable[[Any], Any], jobs: Iterator[Any], pool: Executor, threads: int) -> Iterator[Any]:
     """Do jobs in threads, and give what they return in their order; no more are under way than there are threads."""
+    stop = STOP.get() or threading.Event()
     if threads == 1:
-        yield from map(act, jobs)
+        for job in jobs:
+            _check(stop)
+            yield act(job)
         return
     under_way: deque[Future[Any]] = deque()
     for job in jobs:
+        _check(stop)
         if len(under_way) >= threads:
             yield under_way.popleft().result()
         # with the context of the caller, who may be recording holes
@@ -232,15 +240,21 @@ def _results(act: Callable[[Any], Any], jobs: Iterator[Any], pool: Executor, thr
         yield under_way.popleft().result()
 
 
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise CancelledError("nobody waits for this region any more")
+
+
 def _encoded(
     how: Slicewise, expr: Expr, box: IndexBox, encode: Encode, read: tuple[list[Wish], Shelf], pool: Executor
 ) -> Files:
-    if how.threads == 1:
-        for slab in how.slabs(box):
-            yield from encode(0, slab, _drawn(how, expr, slab, *read))
-        return
-    act = lambda slab: list(encode(0, slab, _drawn(how, expr, slab, *read)))  # noqa: E731
-    for files in _results(act, how.slabs(box), pool, how.threads):
+
+    def made(slab: IndexBox) -> Files:
+        files = encode(0, slab, _drawn(how, expr, slab, *read))
+        # one after the other, where they need not wait for each other
+        return files if how.threads == 1 else iter(list(files))
+
+    for files in _results(made, how.slabs(box), pool, how.threads):
         yield from files
 
 
@@ -273,7 +287,7 @@ def scratch_bytes(expr: Expr, box: IndexBox) -> int:
     return sum(wish.bytes for wish in wishes(expr, box, TILE_BYTES))
 
 
-def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, encoding: float) -> int:
+def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, page: int) -> int:
     """Return the most bytes that a region takes while it is read, drawn, encoded and written.
 
     Parameters
@@ -284,8 +298,8 @@ def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, encoding: float)
         What is exported.
     box : IndexBox
         The region.
-    encoding : float
-        Bytes that the target holds while it encodes, for each byte of a slice.
+    page : int
+        Bytes that the target takes to encode a slice.
     """
     asked = wishes(expr, box, how.tile)
     held = 0 if how.spilled else sum(wish.bytes for wish in asked)
@@ -298,9 +312,8 @@ def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, encoding: float)
     needs *= how.spilled  # what waits in memory is looked at there
     drawing = needs + sum(bytes_of(e, b) for e, b in steps(expr, strip))
     out = bytes_of(expr, slab)
-    one = out / max(1, slab.shape[how.axis])
     waiting = out if how.threads > 1 else 0
-    making = out + waiting + max(drawing, encoding * one)
+    making = out + waiting + max(drawing, page)
     return int(held + how.threads * max((FETCHING + turned) * tile, making))
 
 
