@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -320,7 +319,7 @@ def test_holes_are_reported(tmp_path):
 
 
 def test_stopped_in_the_middle_of_a_region(tmp_path):
-    # which is all of it: whoever presses Ctrl-C does not wait for that
+    # of which the rest would take minutes: whoever presses Ctrl-C does not wait for that
     code = (
         "from tests.test_export_spill import slow_export, executors; "
         f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0.2, shape=(8, 2048, 2048))"
@@ -333,7 +332,6 @@ def test_stopped_in_the_middle_of_a_region(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in err
-    assert 1024 * 0.2 > 2 * 60, "it would have taken longer than it was waited for"
     assert not list(tmp_path.glob("a/*.png"))
 
 
@@ -402,7 +400,8 @@ def peak_of(folder, memory):
     plan = ix.plan_export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
     Counting.fetched.clear()
     ix.export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # what getrusage tells of begins with what the process took that started this one
+    (peak,) = (int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return {"peak": peak, "rereads": rereads(), "scratch": plan.scratch and plan.scratch.bytes}
 
 
