@@ -401,7 +401,8 @@ def peak_of(folder, memory):
     Counting.fetched.clear()
     ix.export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
     # what getrusage tells of begins with what the process took that started this one
-    (peak,) = (int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    status = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     return {"peak": peak, "rereads": rereads(), "scratch": plan.scratch and plan.scratch.bytes}
 
 
