@@ -189,6 +189,22 @@ def test_it_decides_nothing_about_the_bytes(tmp_path):
     assert ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png").tasks == 0
 
 
+@pytest.mark.parametrize("memories", [(1 << 20, 1 << 30), (1 << 30, 1 << 20)])
+def test_continued_with_other_memory(tmp_path, memories, monkeypatch):
+    # the cut stays as it was begun; where readings wait is decided anew
+    failing = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", fail_above=24))
+    sound = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
+    monkeypatch.setattr(sys.modules["imageryxr.export.regions"], "START_VOXELS", 1 << 17)
+    for memory, seg in zip(memories, (failing, sound), strict=True):
+        monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None, memory=memory: memory)
+        plan = ix.plan_export(seg, tmp_path / "a" / "z{z:02d}.tif", workers=1)
+        assert (plan.scratch is not None) == (memory == 1 << 20)
+        report = ix.export(seg, tmp_path / "a" / "z{z:02d}.tif", workers=1, retries=0, on_error="collect")
+    assert report.skipped > 0
+    assert report.tasks > 0
+    np.testing.assert_array_equal(planes("z{z}.tif", tmp_path / "a", 0), sound.compute().values)
+
+
 def test_a_folder_that_is_not_there_or_too_small_is_refused(tmp_path, monkeypatch):
     plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", scratch=tmp_path / "nowhere")
     with pytest.raises(ix.TargetError, match="scratch folder .*nowhere cannot be used: No such file.* give scratch="):

@@ -95,11 +95,15 @@ class Cutter:
         at_once = self.crew.at_once(regions)
         share = self.crew.share(at_once)
         limit = REGION_BYTES if share is None else share
-        threads = max(1, self.crew.threads // at_once)
+        # a cluster's other workers are on other machines
+        slots = self.crew.threads * (self.crew.workers if self.crew.kind != "cluster" else 1)
+        threads = max(1, slots // len(regions))
         plain = fitted(self._plain(box, threads), lambda how: self.memory(how, box), limit)
         if self.given is False or self.memory(plain, box) <= limit:
             return plain
-        spilled = fitted(self._plain(box, threads, spilled=True), lambda how: self.memory(how, box), limit)
+        # what waits on a disk takes no memory, and of what is left to take, little is an estimate
+        room = limit + limit // 2
+        spilled = fitted(self._plain(box, threads, spilled=True), lambda how: self.memory(how, box), room)
         return spilled if self.memory(spilled, box) < self.memory(plain, box) else plain
 
     def memory(self, how: Slicewise, box: IndexBox) -> int:

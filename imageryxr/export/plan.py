@@ -54,6 +54,7 @@ class ExportPlan:
     """Tasks that are done already, by an earlier run of the same call, by its own account."""
     scratch: Scratch | None = None
     """What waits on a local disk, where memory is too little to read each chunk once; None if nothing does."""
+    refuses_scratch: bool = field(repr=False, default=False)
     how: Slicewise | None = field(repr=False, default=None)
     read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
     workspace: Workspace | None = field(repr=False, default=None)
@@ -127,6 +128,7 @@ class ExportPlan:
             return
         ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else [])
         if isinstance(self.target, SliceTarget):
+            ways += ["a folder for scratch=…, where what was read waits"] if self.refuses_scratch else []
             ways.append("export to .ome.zarr, whose regions need not be whole slices")
         warnings.warn(
             f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} where "
@@ -277,6 +279,7 @@ def make_plan(
         crew=crew,
         done=done,
         scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
+        refuses_scratch=scratch is False,
         how=how,
         read=read,
         workspace=workspace,
