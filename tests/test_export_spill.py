@@ -189,6 +189,33 @@ def test_it_decides_nothing_about_the_bytes(tmp_path):
     assert ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png").tasks == 0
 
 
+def test_many_threads_share_few_regions(tmp_path, monkeypatch):
+    # each region that is under way takes its part of the disk
+    array = drawn((80, 192, 224))
+    plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
+    assert len(plan.regions) == 10
+    assert plan.scratch.bytes == 2 * 8 * 192 * 224 * 9
+    assert (plan.how.at_once, plan.how.threads) == (2, 1), "as little memory as there is here"
+    monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None: 2_900_000)
+    plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
+    assert plan.how.at_once == 2
+    assert 1 < plan.how.threads <= 8
+    ix.export(array, tmp_path / "z{z:02d}.png", workers=16)
+    np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
+
+
+@pytest.mark.filterwarnings("ignore:the outlines were drawn")
+def test_slices_that_look_at_each_other_are_drawn_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(slicewise, "LEAST_STRIP_VOXELS", 1 << 18)
+    monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None: 50_000_000)
+    shape = (40, 2048, 4096)
+    for target, together in (("z{z}.png", False), ("y{y}.png", True)):
+        array = array_of(Computed(shape, chunks=(40, 64, 64), layer_type="segmentation"))
+        plan = ix.plan_export(ix.overlay(None, array, outline=6), tmp_path / target, square=False, workers=1)
+        assert plan.scratch is not None
+        assert (plan.how.slices > 4) == together
+
+
 @pytest.mark.parametrize("memories", [(1 << 20, 1 << 30), (1 << 30, 1 << 20)])
 def test_continued_with_other_memory(tmp_path, memories, monkeypatch):
     # the cut stays as it was begun; where readings wait is decided anew

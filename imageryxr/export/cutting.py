@@ -14,7 +14,7 @@ from imageryxr.export.reading import BRICK_VOXELS
 from imageryxr.export.regions import MUCH_AGAIN, REGION_BYTES, Regions, choose_regions, choose_slabs
 from imageryxr.export.report import show_bytes
 from imageryxr.export.scratch import MORE_ROOM, free_bytes, scratch_folder
-from imageryxr.export.slicewise import Slicewise, fitted, scratch_bytes, slicewise_memory
+from imageryxr.export.slicewise import Slicewise, drawing_bytes, fitted, scratch_bytes, slicewise_memory
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.expr import Expr
@@ -55,7 +55,7 @@ class Scratch:
             return []
         return [
             f"{show_bytes(takes)} of what is read would wait in the scratch folder {self.folder}, where "
-            f"{show_bytes(free)} are free: {MORE_ROOM}"
+            f"{show_bytes(free)} are free: {'start fewer processes (workers=…), or ' * (self.workers > 1)}{MORE_ROOM}"
         ]
 
 
@@ -92,19 +92,52 @@ class Cutter:
     def how(self, regions: Regions) -> Slicewise:
         """Return how such regions are made: in memory if that is enough, else with a scratch file."""
         box = regions.largest()
-        at_once = self.crew.at_once(regions)
-        share = self.crew.share(at_once)
-        limit = REGION_BYTES if share is None else share
-        # a cluster's other workers are on other machines
-        slots = self.crew.threads * (self.crew.workers if self.crew.kind != "cluster" else 1)
-        threads = max(1, slots // len(regions))
-        plain = fitted(self._plain(box, threads), lambda how: self.memory(how, box), limit)
+        plain = self._fitted(box, regions, self.crew.at_once(regions))
+        limit = self._limit(plain.at_once)
         if self.given is False or self.memory(plain, box) <= limit:
             return plain
-        # what waits on a disk takes no memory, and of what is left to take, little is an estimate
-        room = limit + limit // 2
-        spilled = fitted(self._plain(box, threads, spilled=True), lambda how: self.memory(how, box), room)
-        return spilled if self.memory(spilled, box) < self.memory(plain, box) else plain
+        at_once = self.crew.at_once(regions)
+        if self.crew.kind == "threads":
+            # one is read while another is drawn; more would only take more of the disk
+            at_once = min(at_once, 2 if self._has_room(regions, 2) else 1)
+        spilled = self._fitted(box, regions, at_once, spilled=True)
+        takes = [how.at_once * self.memory(how, box) for how in (spilled, plain)]
+        return spilled if takes[0] < takes[1] else plain
+
+    def _fitted(self, box: IndexBox, regions: Regions, at_once: int, *, spilled: bool = False) -> Slicewise:
+        # a cluster's other workers are on other machines
+        workers = self.crew.workers if self.crew.kind != "cluster" else 1
+        slots, under_way = self.crew.threads * workers, min(at_once * workers, len(regions))
+        threads, limit = slots // under_way, self._limit(at_once)
+        if spilled:
+            threads = -(-slots // under_way)
+            # what waits on a disk takes no memory, and of what is left to take, little is an estimate
+            limit += limit // 2
+        how = Slicewise(
+            self.target.axis, self._slices(box), at_once, threads, spilled=spilled,
+            folder=self._folder if spilled else None,
+        )  # fmt: skip
+        return fitted(how, lambda how: self.memory(how, box), limit)
+
+    def _limit(self, at_once: int) -> int:
+        share = self.crew.share(at_once)
+        return REGION_BYTES if share is None else share
+
+    def _slices(self, box: IndexBox) -> int:
+        """Return how many slices to draw at a time: more than one of wide ones, where that spares much drawing."""
+        axis = self.target.axis
+        each = max(1, box.voxels // max(1, box.shape[axis]))
+        best = max(1, min(BRICK_VOXELS // each, box.shape[axis]))
+
+        def per_slice(count: int) -> float:
+            stop = list(box.stop)
+            stop[axis] = min(box.start[axis] + count, stop[axis])
+            slab = IndexBox(box.start, tuple(stop))  # type: ignore[arg-type]
+            return drawing_bytes(self.expr, slab) / max(1, slab.shape[axis])
+
+        while best < min(16, box.shape[axis]) and per_slice(2 * best) < 0.8 * per_slice(best):
+            best *= 2
+        return best
 
     def memory(self, how: Slicewise, box: IndexBox) -> int:
         """Return the most bytes that a region takes."""
@@ -115,35 +148,27 @@ class Cutter:
 
     def scratch(self, how: Slicewise, regions: Regions) -> Scratch:
         """Return what waits on disks."""
-        crew = self.crew
-        local = crew.kind != "cluster"
+        local = self.crew.kind != "cluster"
         folder = how.folder if not local else os.path.abspath(scratch_folder(how.folder))
-        count = min(crew.workers, -(-len(regions) // crew.threads))
-        return Scratch(folder, crew.at_once(regions) * scratch_bytes(self.expr, regions.largest()), count)
-
-    def _plain(self, box: IndexBox, threads: int = 1, *, spilled: bool = False) -> Slicewise:
-        axis = self.target.axis
-        each = max(1, box.voxels // max(1, box.shape[axis]))
-        slices = max(1, BRICK_VOXELS // each)
-        return Slicewise(axis, slices, threads, spilled=spilled, folder=self._folder if spilled else None)
+        count = min(self.crew.workers, -(-len(regions) // how.at_once))
+        return Scratch(folder, how.at_once * scratch_bytes(self.expr, regions.largest()), count)
 
     def _least(self, box: IndexBox) -> int:
         """Return what a region takes that is read into memory, in parts as small as they should be."""
-        how = fitted(self._plain(box), lambda how: self.memory(how, box), self.crew.budget)
-        return self.memory(how, box)
+        how = Slicewise(self.target.axis, self._slices(box))
+        return self.memory(fitted(how, lambda how: self.memory(how, box), self.crew.budget), box)
 
     def _reads(self, regions: Regions) -> tuple[float, float]:
         return rereads(self.expr, regions)
 
-    def _has_room(self, regions: Regions) -> bool:
+    def _has_room(self, regions: Regions, at_once: int = 1) -> bool:
         if self.crew.kind == "cluster":
             return True
-        takes = self.crew.at_once(regions) * scratch_bytes(self.expr, regions.largest())
+        takes = at_once * self.crew.workers * scratch_bytes(self.expr, regions.largest())
         try:
-            free = free_bytes(scratch_folder(self._folder))
+            return takes < free_bytes(scratch_folder(self._folder)) // 2
         except TargetError:  # which is for `validate` to tell
             return False
-        return takes * self.crew.workers < free // 2
 
     @property
     def _folder(self) -> str | None:

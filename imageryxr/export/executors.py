@@ -58,12 +58,12 @@ class Threads(Workers):
 
     def __init__(self, job: Job, count: int) -> None:
         self._job = job
-        self._count = count
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="imageryxr-export")
+        self._count = min(count, job.how.at_once) if job.how is not None else count
+        self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="imageryxr-export")
         self._stop = threading.Event()
 
     def slots(self) -> int:
-        """One a thread."""
+        """One a thread, or fewer where threads share one."""
         return self._count
 
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:

@@ -8,6 +8,7 @@ import shutil
 import uuid
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -263,11 +264,9 @@ def make_plan(
         if header is not None and header.token == token:
             done = len({e.number for e in workspace.keeper.entries(header.run)})
     how = cutter.how(regions) if cutter else None
-    largest = [regions.largest(), regions[0]]
-    if cutter and how:
-        most = crew.at_once(regions) * max(cutter.memory(how, box) for box in largest)
-    else:
-        most = crew.at_once(regions) * max(map(memory_of, largest))
+    each = memory_of if cutter is None or how is None else partial(cutter.memory, how)
+    at_once = crew.at_once(regions) if how is None else how.at_once
+    working = at_once * max(map(each, [regions.largest(), regions[0]]))
     return ExportPlan(
         target=target,
         shape=target.layer.grid.shape,
@@ -275,7 +274,7 @@ def make_plan(
         regions=regions,
         tasks=len(stages),
         reads=tuple(source_reads(expr, regions)),
-        peak_memory=PROCESS_BYTES + max(most, crew.threads * _later(target)),
+        peak_memory=PROCESS_BYTES + max(working, crew.threads * _later(target)),
         crew=crew,
         done=done,
         scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,

@@ -145,7 +145,7 @@ def _disk_errors(folder: str) -> Iterator[None]:
 
 
 MORE_ROOM = (
-    "give scratch=… a local folder with more room, fewer threads a worker (workers=…), workers with more memory, or "
-    "scratch=False, which reads the same chunks again and again instead"
+    "give scratch=… a local folder with more room, workers more memory, or scratch=False, which reads the same chunks "
+    "again and again instead"
 )
 """What to do where a scratch folder is too small."""

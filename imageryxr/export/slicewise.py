@@ -45,8 +45,10 @@ class Slicewise:
     """Which of z, y, x the slices lie across."""
     slices: int = 1
     """How many are drawn at a time."""
+    at_once: int = 1
+    """How many regions a worker has under way at a time."""
     threads: int = 1
-    """How many threads are at one region: where there are fewer regions than threads, these share them."""
+    """How many threads are at one region: where fewer regions are under way than there are threads, they share it."""
     tile: int = TILE_BYTES
     """Bytes of a source that are read at a time."""
     strip: int = BRICK_VOXELS
@@ -287,6 +289,11 @@ def scratch_bytes(expr: Expr, box: IndexBox) -> int:
     return sum(wish.bytes for wish in wishes(expr, box, TILE_BYTES))
 
 
+def drawing_bytes(expr: Expr, box: IndexBox) -> int:
+    """Return the bytes of all that is made on the way to a box."""
+    return sum(bytes_of(e, b) for e, b in steps(expr, box))
+
+
 def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, page: int) -> int:
     """Return the most bytes that a region takes while it is read, drawn, encoded and written.
 
@@ -310,7 +317,7 @@ def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, page: int) -> in
     strip = next(strips(how, expr, slab))
     needs = sum(b.voxels * leaf.dtype.itemsize for leaf, bs in wanted(expr, strip).items() for b in bs)
     needs *= how.spilled  # what waits in memory is looked at there
-    drawing = needs + sum(bytes_of(e, b) for e, b in steps(expr, strip))
+    drawing = needs + drawing_bytes(expr, strip)
     out = bytes_of(expr, slab)
     waiting = out if how.threads > 1 else 0
     making = out + waiting + max(drawing, page)
