@@ -313,7 +313,7 @@ def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, page: int) -> in
     # a part that is read, and the same in the order of slices
     turned = how.spilled and how.axis != 0
     tile = max((min(math.prod(w.part), w.box.voxels) * w.leaf.dtype.itemsize for w in asked), default=0)
-    slab = next(how.slabs(box))
+    slab = box.clip(IndexBox(box.start, _sized(box.stop, how.axis, box.start[how.axis] + how.slices)))
     strip = next(strips(how, expr, slab))
     needs = sum(b.voxels * leaf.dtype.itemsize for leaf, bs in wanted(expr, strip).items() for b in bs)
     needs *= how.spilled  # what waits in memory is looked at there
