@@ -151,7 +151,7 @@ class Cutter:
         local = self.crew.kind != "cluster"
         folder = how.folder if not local else os.path.abspath(scratch_folder(how.folder))
         count = min(self.crew.workers, -(-len(regions) // how.at_once))
-        return Scratch(folder, how.at_once * scratch_bytes(self.expr, regions.largest()), count)
+        return Scratch(folder, how.at_once * scratch_bytes(how, self.expr, regions.largest()), count)
 
     def _least(self, box: IndexBox) -> int:
         """Return what a region takes that is read into memory, in parts as small as they should be."""
@@ -164,9 +164,11 @@ class Cutter:
     def _has_room(self, regions: Regions, at_once: int = 1) -> bool:
         if self.crew.kind == "cluster":
             return True
-        takes = at_once * self.crew.workers * scratch_bytes(self.expr, regions.largest())
+        box, threads = regions.largest(), -(-self.crew.threads // at_once)
+        how = Slicewise(self.target.axis, self._slices(box), at_once, threads)
+        takes = at_once * self.crew.workers * scratch_bytes(how, self.expr, box)
         try:
-            return takes < free_bytes(scratch_folder(self._folder)) // 2
+            return takes < free_bytes(scratch_folder(self._folder)) * 3 // 4
         except TargetError:  # which is for `validate` to tell
             return False
 

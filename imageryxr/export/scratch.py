@@ -80,10 +80,7 @@ class ScratchFile:
         self._end = 0
         self._lock = threading.Lock()
 
-    def __enter__(self) -> ScratchFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         """Give the room back; nobody may be reading or writing."""
         self._file.close()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from imageryxr.boxes import Index3, IndexBox
+from imageryxr.errors import ImageryError
 from imageryxr.export.estimate import FETCHING, bytes_of, steps
 from imageryxr.export.reading import BRICK_VOXELS, BUFFERS
 from imageryxr.export.regions import tiles
@@ -83,16 +84,6 @@ def strips(how: Slicewise, expr: Expr, slab: IndexBox) -> Iterator[IndexBox]:
 # where readings wait
 
 
-class Shelf(Protocol):
-    """Boxes of sources that were read."""
-
-    def put(self, wish: Wish, tile: IndexBox, values: Array) -> None:
-        """Keep a part of a box."""
-
-    def get(self, wish: Wish, box: IndexBox) -> Array:
-        """Return a part of a box, all of which is kept."""
-
-
 @dataclass(frozen=True, eq=False)
 class Wish:
     """A box of a source that a region needs, and in which parts it is read."""
@@ -106,9 +97,11 @@ class Wish:
         """Bytes of the whole box."""
         return self.box.voxels * self.leaf.dtype.itemsize
 
-    def tiles(self) -> Iterator[IndexBox]:
-        """Return the parts, whole chunks each."""
-        return tiles(self.box, self.part)
+    def layer(self, axis: int, number: int) -> IndexBox:
+        """Return all parts that lie side by side, the so many-th from index 0."""
+        start, stop = list(self.box.start), list(self.box.stop)
+        start[axis], stop[axis] = number * self.part[axis], (number + 1) * self.part[axis]
+        return IndexBox(tuple(start), tuple(stop)).clip(self.box)  # type: ignore[arg-type]
 
 
 def wishes(expr: Expr, box: IndexBox, tile: int) -> list[Wish]:
@@ -130,42 +123,94 @@ def _part(box: IndexBox, chunk: Index3, voxels: int) -> Index3:
     return size[0], size[1], size[2]
 
 
-@dataclass
+Need = tuple[Wish, IndexBox]
+
+
+class Shelf(Protocol):
+    """Boxes of sources that were read."""
+
+    def missing(self, needs: list[Need]) -> list[Need]:
+        """Make room for what is needed and not there; return the parts to read."""
+
+    def put(self, wish: Wish, tile: IndexBox, values: Array) -> None:
+        """Keep a part."""
+
+    def get(self, wish: Wish, box: IndexBox) -> Array | None:
+        """Return what was read of a box; None if not all of it is there."""
+
+    def forget(self, wish: Wish, low: int) -> None:
+        """Let go of what lies before an index along the axis of the slices."""
+
+
 class InMemory:
-    """Readings in memory that is used again."""
+    """Readings in memory that is used again: all of a region's."""
 
-    held: dict[Wish, Array] = field(default_factory=dict)
+    def __init__(self, asked: list[Wish]) -> None:
+        self._asked = asked
+        self._held: dict[Wish, Array] = {}
 
-    def add(self, wish: Wish) -> None:
-        """Make room for a box."""
-        self.held[wish] = BUFFERS.empty(wish.box.shape, wish.leaf.dtype)
+    def missing(self, needs: list[Need]) -> list[Need]:
+        """Return all at the first time."""
+        if self._held:
+            return []
+        self._held = {wish: BUFFERS.empty(wish.box.shape, wish.leaf.dtype) for wish in self._asked}
+        return [(wish, tile) for wish in self._asked for tile in tiles(wish.box, wish.part)]
 
     def put(self, wish: Wish, tile: IndexBox, values: Array) -> None:
         """Copy a part to its place."""
-        self.held[wish][tile.slices(wish.box)] = values
+        self._held[wish][tile.slices(wish.box)] = values
 
     def get(self, wish: Wish, box: IndexBox) -> Array:
         """Return a view."""
-        return self.held[wish][box.slices(wish.box)]
+        return self._held[wish][box.slices(wish.box)]
+
+    def forget(self, wish: Wish, low: int) -> None:
+        """Keep it: it is one array."""
 
 
 @dataclass
-class OnDisk:
-    """Readings in a scratch file: part after part, and of each, slice after slice, as they will be asked for."""
+class Layer:
+    """A layer of parts of a box, as thick as one: part after part, and of each, slice after slice."""
 
     file: ScratchFile
-    axis: int
-    begins: dict[tuple[Wish, Index3], int] = field(default_factory=dict)
+    begins: dict[Index3, int] = field(default_factory=dict)
+
+
+class OnDisk:
+    """Readings in scratch files, which are made when slices come to a layer of parts, and given back behind it."""
+
+    def __init__(self, folder: str, axis: int) -> None:
+        self._folder, self._axis = folder, axis
+        self._layers: dict[tuple[Wish, int], Layer] = {}
+
+    def missing(self, needs: list[Need]) -> list[Need]:
+        """Begin layers; return all of their parts."""
+        parts: list[Need] = []
+        for wish, box in needs:
+            for number in self._numbers(wish, box):
+                if (wish, number) not in self._layers:
+                    layer = wish.layer(self._axis, number)
+                    file = ScratchFile(self._folder, layer.voxels * wish.leaf.dtype.itemsize)
+                    self._layers[wish, number] = Layer(file)
+                    parts += [(wish, tile) for tile in tiles(layer, wish.part)]
+        return parts
+
+    def _numbers(self, wish: Wish, box: IndexBox) -> range:
+        size = wish.part[self._axis]
+        return range(box.start[self._axis] // size, -(-box.stop[self._axis] // size))
 
     def put(self, wish: Wish, tile: IndexBox, values: Array) -> None:
         """Write a part."""
-        begin = self.file.put(np.ascontiguousarray(np.moveaxis(values, self.axis, 0)))
-        self.begins[wish, tile.start] = begin
+        (number,) = self._numbers(wish, tile)
+        layer = self._layers[wish, number]
+        layer.begins[tile.start] = layer.file.put(np.ascontiguousarray(np.moveaxis(values, self._axis, 0)))
 
-    def get(self, wish: Wish, box: IndexBox) -> Array:
+    def get(self, wish: Wish, box: IndexBox) -> Array | None:
         """Read a part of a box, wherever the parts that were written end."""
+        if any((wish, number) not in self._layers for number in self._numbers(wish, box)):
+            return None
         out = BUFFERS.empty(box.shape, wish.leaf.dtype)
-        planes = np.moveaxis(out, self.axis, 0)
+        planes = np.moveaxis(out, self._axis, 0)
         for piece in tiles(box, wish.part):
             start: Any = tuple(a - a % s for a, s in zip(piece.start, wish.part, strict=True))
             stop: Any = tuple(a + s for a, s in zip(start, wish.part, strict=True))
@@ -173,21 +218,33 @@ class OnDisk:
             self._fill(planes[self._ordered(piece.slices(box))], wish, tile, piece)
         return out
 
+    def forget(self, wish: Wish, low: int) -> None:
+        """Give files back."""
+        size = wish.part[self._axis]
+        for key in [key for key in self._layers if key[0] is wish and (key[1] + 1) * size <= low]:
+            self._layers.pop(key).file.close()
+
+    def close(self) -> None:
+        """Give all files back; nobody may be reading or writing."""
+        while self._layers:
+            self._layers.popitem()[1].file.close()
+
     def _ordered(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        first, second, third = values[self.axis], *(v for a, v in enumerate(values) if a != self.axis)
+        first, second, third = values[self._axis], *(v for a, v in enumerate(values) if a != self._axis)
         return first, second, third
 
     def _fill(self, planes: Array, wish: Wish, tile: IndexBox, piece: IndexBox) -> None:
         _, rows, columns = self._ordered(tile.shape)
         slices, kept, across = self._ordered(piece.slices(tile))
-        begin, size = self.begins[wish, tile.start], wish.leaf.dtype.itemsize
+        (number,), size = self._numbers(wish, tile), wish.leaf.dtype.itemsize
+        layer = self._layers[wish, number]
         room = np.empty((kept.stop - kept.start, columns), wish.leaf.dtype)
         for plane, i in zip(planes, range(slices.start, slices.stop), strict=True):
-            at = begin + (i * rows + kept.start) * columns * size
+            at = layer.begins[tile.start] + (i * rows + kept.start) * columns * size
             if plane.flags.c_contiguous and plane.shape == room.shape:
-                self.file.get(plane, at)
+                layer.file.get(plane, at)
             else:
-                self.file.get(room, at)
+                layer.file.get(room, at)
                 plane[...] = room[:, across]
 
 
@@ -195,35 +252,63 @@ class OnDisk:
 # a region
 
 
+class _UnreadError(Exception):
+    """Carries what went wrong with a source past those who tell of the target's disk."""
+
+
 @contextmanager
 def files_of(how: Slicewise, expr: Expr, box: IndexBox, encode: Encode) -> Iterator[Files]:
-    """Read what a region needs, and give its files, which are drawn and encoded as they are asked for."""
+    """Give the files of a region: what they need is read, drawn and encoded as they are asked for."""
     asked = wishes(expr, box, how.tile)
     with ExitStack() as kept:
-        shelf: Any = InMemory()
+        shelf: Any = InMemory(asked)
         if how.spilled:
-            file = ScratchFile(scratch_folder(how.folder), sum(wish.bytes for wish in asked))
-            shelf = OnDisk(kept.enter_context(file), how.axis)
+            shelf = OnDisk(scratch_folder(how.folder), how.axis)
+            kept.callback(shelf.close)
         pool = ThreadPoolExecutor(how.threads, thread_name_prefix="imageryxr-slices")
-        # whoever still reads or writes must be done before the file is given back
+        # whoever still reads or writes must be done before files are given back
         kept.callback(pool.shutdown, cancel_futures=True)
-        if not how.spilled:
-            for wish in asked:
-                shelf.add(wish)
-        _read(asked, shelf, pool, how.threads)
-        yield _encoded(how, expr, box, encode, (asked, shelf), pool)
+        try:
+            yield _encoded(how, expr, box, encode, (asked, shelf), pool)
+        except _UnreadError as error:
+            raise error.args[0] from None
 
 
-def _read(asked: list[Wish], shelf: Shelf, pool: Executor, threads: int) -> None:
-    def one(wish: Wish, tile: IndexBox) -> None:
-        shelf.put(wish, tile, wish.leaf.read(tile))
+def _ready(how: Slicewise, expr: Expr, box: IndexBox, asked: list[Wish], shelf: Shelf, pool: Executor) -> Any:
+    """Give slices when what they need is there, and let go of what none needs any more."""
 
-    jobs = ((wish, tile) for wish in asked for tile in wish.tiles())
-    for _ in _results(lambda job: one(*job), jobs, pool, threads):
-        pass
+    def read(part: Need) -> None:
+        wish, tile = part
+        try:
+            shelf.put(wish, tile, wish.leaf.read(tile))
+        except ImageryError:
+            raise
+        except OSError as error:
+            raise _UnreadError(error) from error
+
+    # those that may be under way while the next ones are made ready, and these
+    recent: deque[list[Need]] = deque(maxlen=how.threads + 1)
+    for slab in how.slabs(box):
+        recent.append(_needs(expr, slab, asked))
+        for _ in _results(read, shelf.missing(recent[-1]), pool, how.threads):
+            pass
+        for wish in {wish for wish, _ in recent[-1]}:
+            shelf.forget(wish, min(b.start[how.axis] for needs in recent for w, b in needs if w is wish))
+        yield slab
 
 
-def _results(act: Callable[[Any], Any], jobs: Iterator[Any], pool: Executor, threads: int) -> Iterator[Any]:
+def _needs(expr: Expr, box: IndexBox, asked: list[Wish]) -> list[Need]:
+    """Return what a box needs of what was asked for."""
+    return [
+        (home, b)
+        for leaf, boxes in wanted(expr, box).items()
+        for b in boxes
+        for home in [next((w for w in asked if w.leaf == leaf and w.box.contains(b)), None)]
+        if home is not None
+    ]
+
+
+def _results(act: Callable[[Any], Any], jobs: Iterable[Any], pool: Executor, threads: int) -> Iterator[Any]:
     """Do jobs in threads, and give what they return in their order; no more are under way than there are threads."""
     stop = STOP.get() or threading.Event()
     if threads == 1:
@@ -256,7 +341,7 @@ def _encoded(
         # one after the other, where they need not wait for each other
         return files if how.threads == 1 else iter(list(files))
 
-    for files in _results(made, how.slabs(box), pool, how.threads):
+    for files in _results(made, _ready(how, expr, box, *read, pool), pool, how.threads):
         yield from files
 
 
@@ -271,22 +356,30 @@ def _drawn(how: Slicewise, expr: Expr, slab: IndexBox, asked: list[Wish], shelf:
 
 
 def _given(expr: Expr, box: IndexBox, asked: list[Wish], shelf: Shelf) -> Readings:
-    found: Readings = {}
-    for leaf, boxes in wanted(expr, box).items():
-        homes = [next((w for w in asked if w.leaf == leaf and w.box.contains(b)), None) for b in boxes]
-        # what was asked for as two boxes may be wanted as one that holds what lies between: that is read then
-        if all(homes):
-            found[leaf] = [(b, shelf.get(home, b)) for b, home in zip(boxes, homes, strict=True) if home is not None]
-    return found
+    held: dict[Expr, list[tuple[IndexBox, Array | None]]] = {}
+    for wish, b in _needs(expr, box, asked):
+        held.setdefault(wish.leaf, []).append((b, shelf.get(wish, b)))
+    # Two boxes that were asked for may be wanted as one that holds what lies between, which was not: it is read then.
+    counts = {leaf: len(boxes) for leaf, boxes in wanted(expr, box).items()}
+    whole = {leaf: [(b, v) for b, v in found if v is not None] for leaf, found in held.items()}
+    return {leaf: found for leaf, found in whole.items() if len(found) == counts.get(leaf)}  # type: ignore[call-overload]
 
 
 # ---------------------------------------------------------------------------------------------------------
 # what it takes
 
 
-def scratch_bytes(expr: Expr, box: IndexBox) -> int:
-    """Return what a region puts into a scratch file."""
-    return sum(wish.bytes for wish in wishes(expr, box, TILE_BYTES))
+def scratch_bytes(how: Slicewise, expr: Expr, box: IndexBox) -> int:
+    """Return the most that a region has in scratch files: the layers of parts that its slices are in, and come to."""
+    axis, total = how.axis, 0
+    near = box.clip(IndexBox(box.start, _sized(box.stop, axis, box.start[axis] + (how.threads + 1) * how.slices)))
+    needs = wanted(expr, near)
+    for wish in wishes(expr, box, how.tile):
+        size = wish.part[axis]
+        reach = max((b.shape[axis] for b in needs.get(wish.leaf, [])), default=1)
+        layers = -(-reach // size) + 1
+        total += min(wish.bytes, layers * size * wish.bytes // max(1, wish.box.shape[axis]))
+    return total
 
 
 def drawing_bytes(expr: Expr, box: IndexBox) -> int:
