@@ -205,6 +205,41 @@ def test_many_threads_share_few_regions(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:the outlines were drawn")
+class Weighing(Counting):
+    """A source that notes how much its process has in nameless files while it reads."""
+
+    most = [0]  # noqa: RUF012
+
+    def read(self, mip, box):
+        with LOCK:
+            self.most[0] = max(self.most[0], sum(nameless("self", self.folder)))
+        return super().read(mip, box)
+
+
+def test_thick_regions_take_no_more_of_the_disk(tmp_path, monkeypatch):
+    # each slice takes two of the source's, and the last of a chunk one of the next: that is read twice for each region
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(Weighing, "folder", str(scratch), raising=False)
+    shape = (160, 192, 224)
+    seg = array_of(Weighing(shape, chunks=(8, 64, 64), layer_type="segmentation"))
+    em = array_of(Weighing(shape, chunks=(8, 64, 64)))
+    array = ix.overlay(ix.regrid(em, (16, 16, 80)), ix.regrid(seg, (16, 16, 80)), outline=2)
+    assert array.shape[0] > 70
+    plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
+    assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
+    assert plan.regions.step[0] >= 28
+    # two layers of either source, not the eight and more of a region; of each of the regions under way
+    assert plan.scratch.bytes <= plan.how.at_once * 2 * 8 * 192 * 224 * 9
+    Counting.fetched.clear()
+    Weighing.most[0] = 0
+    ix.export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
+    assert rereads() <= 1.15
+    assert plan.requests == Counting.fetched.total()
+    assert 0 < Weighing.most[0] <= plan.scratch.bytes
+    np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
+
+
 def test_slices_that_look_at_each_other_are_drawn_together(tmp_path, monkeypatch):
     monkeypatch.setattr(slicewise, "LEAST_STRIP_VOXELS", 1 << 18)
     monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None: 50_000_000)
@@ -347,6 +382,33 @@ def test_a_source_that_fails_is_told_of_as_such(tmp_path):
     assert digest(tmp_path) == {}
     report = ix.export(array, tmp_path / "z{z:02d}.tif", workers=2, retries=0, on_error="collect")
     assert [f.number for f in report.failed] == [2, 3, 4]
+
+
+class Flaky(Computed):
+    """A source whose connection breaks once, late."""
+
+    broken = [False]  # noqa: RUF012
+
+    def read(self, mip, box):
+        with LOCK:
+            breaks = not self.broken[0] and box.start[0] >= 16
+            self.broken[0] |= breaks
+        if breaks:
+            raise ConnectionResetError("the network is away")
+        return super().read(mip, box)
+
+
+def test_a_network_that_is_away_is_no_target_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["imageryxr.export.run"], "WAITS", (0.1,))
+    array = array_of(Flaky((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
+    assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
+    with pytest.raises(ix.TargetError, match="region . of 5|was lost|the network is away") as caught:
+        ix.export(array, tmp_path / "z{z:02d}.tif", workers=1, retries=0)
+    assert "could not write" not in str(caught.value)
+    Flaky.broken[0] = False
+    report = ix.export(array, tmp_path / "z{z:02d}.tif", workers=1, retries=1)
+    assert report.retries == 1
+    np.testing.assert_array_equal(planes("z{z}.tif", tmp_path, 0), array.compute().values)
 
 
 def test_holes_are_reported(tmp_path):
