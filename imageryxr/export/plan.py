@@ -141,7 +141,8 @@ class ExportPlan:
 
     def _less_memory(self) -> str:
         granule = self.target.granule
-        advice = ["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else []
+        busy = self.crew.threads if self.how is None else self.how.at_once * self.how.threads
+        advice = ["fewer threads a worker (workers=…)"] if busy > 1 else []
         if isinstance(self.target, SliceTarget):
             advice.append("export to .ome.zarr, whose regions need not be whole slices")
         elif granule != (1, 1, 1):
