@@ -205,6 +205,7 @@ def export(
     scheduler: engine.Scheduler = None,
     workers: engine.WorkerCount = None,
     memory: engine.Memory = None,
+    scratch: engine.Scratch = None,
     retries: engine.Retries = 3,
     on_error: engine.OnErrorOption = "raise",
     progress: engine.ShowProgress = None,
@@ -253,8 +254,8 @@ def export(
         array = one if raw else given.drawn(layers, look)
         engine.run_export(
             array, target, dry_run=dry_run, as_json=as_json, overwrite=overwrite, resume=resume, scheduler=scheduler,
-            workers=workers, memory=memory, retries=retries, on_error=on_error, progress=progress, square=square,
-            options=options,
+            workers=workers, memory=memory, scratch=scratch, retries=retries, on_error=on_error, progress=progress,
+            square=square, options=options,
         )  # fmt: skip
 
 

@@ -86,6 +86,13 @@ Scheduler = Annotated[
 ]
 WorkerCount = Annotated[int | None, typer.Option("--workers", help="Threads, processes, or regions under way.")]
 Memory = Annotated[str | None, typer.Option(help="What a worker may take, such as '4 GB'; default: what is free.")]
+Scratch = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder on a local disk where what was read waits for wide slices; default: TMPDIR, or a dask worker's "
+        "own; 'none': read chunks again and again instead."
+    ),
+]
 Retries = Annotated[int, typer.Option(help="How often a region is tried again that failed.")]
 OnErrorOption = Annotated[
     str, typer.Option("--on-error", help="'raise': stop at a region that fails; 'collect': go on and list them.")
@@ -170,6 +177,7 @@ def run_export(
     scheduler: str | None,
     workers: int | None,
     memory: str | None,
+    scratch: str | None,
     retries: int,
     on_error: Any,
     progress: bool | None,
@@ -182,6 +190,7 @@ def run_export(
         "client": scheduler,
         "workers": workers,
         "memory": memory,
+        "scratch": False if scratch == "none" else scratch,
         "square": square,
         **options,
     }

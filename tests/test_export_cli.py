@@ -127,7 +127,7 @@ def test_regions_that_fail_are_listed_and_told_by_the_exit_code(tmp_path, sample
 
 
 def test_what_cannot_work_is_told_by_a_dry_run(tmp_path, sources):
-    done = run(tmp_path / "z{z}.png", *sources, "--dry-run", "--memory", "420 MB")
+    done = run(tmp_path / "z{z}.png", *sources, "--dry-run", "--memory", "401 MB")
     assert "regions" in done.stdout
     assert done.returncode == 2
     assert "a worker would take" in done.stderr
@@ -149,8 +149,8 @@ def test_lines_and_the_rest_as_python_draws_them(tmp_path, sample):
 
 
 REFUSALS = {
-    "a plan": (["--dry-run", "--memory", "420 MB"], "z{z}.png", "OptionError", "a worker would take"),
-    "an export": (["--memory", "420 MB"], "z{z}.png", "OptionError", "a worker would take"),
+    "a plan": (["--dry-run", "--memory", "401 MB"], "z{z}.png", "OptionError", "a worker would take"),
+    "an export": (["--memory", "401 MB"], "z{z}.png", "OptionError", "a worker would take"),
     "an option": (["--fps", "3"], "o.zarr", "OptionError", "no option"),
     "a source": (["--image", "/no/where"], "o.zarr", "SourceNotFoundError", "no such folder"),
     "memory": ([], "memory://", "OptionError", "is for Python"),
@@ -170,8 +170,18 @@ def test_machines_are_told_why_in_json(tmp_path, sources, case):
 
 
 def test_interrupted_and_continued(tmp_path, sources):
-    target = tmp_path / "z{z:03d}.png"
-    command = [sys.executable, "-m", "imageryxr.cli", "export", str(target), *map(str, sources), "--workers", "4"]
+    target = tmp_path / "y{y:03d}.png"
+    command = [
+        sys.executable,
+        "-m",
+        "imageryxr.cli",
+        "export",
+        str(target),
+        *map(str, sources),
+        "--no-square",
+        "--workers",
+        "4",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(4000):
         if any(len(p.read_bytes().splitlines()) for p in tmp_path.glob("*.manifest.log")):
@@ -182,7 +192,7 @@ def test_interrupted_and_continued(tmp_path, sources):
     assert process.returncode == 130, err
     assert "run the same call again to continue" in err
     assert not list(tmp_path.glob("*.png"))
-    done = run(target, *sources, "--workers", 4, "--json")
+    done = run(target, *sources, "--no-square", "--workers", 4, "--json")
     report = json.loads(done.stdout)
     assert report["skipped"] > 0
-    assert len(list(tmp_path.glob("*.png"))) == 60
+    assert len(list(tmp_path.glob("*.png"))) == 960

@@ -18,6 +18,7 @@ from imageryxr.export.plan import ExportPlan, make_plan
 from imageryxr.export.reach import outside
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run import run_plan
+from imageryxr.export.scratch import check_scratch
 from imageryxr.export.square import squared
 from imageryxr.export.targets.base import Layer, Target
 from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf
@@ -33,6 +34,7 @@ def plan_export(
     client: Any = None,
     workers: int | None = None,
     memory: int | str | None = None,
+    scratch: str | os.PathLike[str] | Literal[False] | None = None,
     square: bool | None = None,
     **options: Any,
 ) -> ExportPlan:
@@ -40,7 +42,7 @@ def plan_export(
 
     Parameters
     ----------
-    da, target, overwrite, client, workers, memory, square, **options
+    da, target, overwrite, client, workers, memory, scratch, square, **options
         As in `export`.
 
     Returns
@@ -66,7 +68,7 @@ def plan_export(
     """
     crew = find_crew(client, workers, memory)
     try:
-        return _plan(da, target, crew, overwrite, square, options)
+        return _plan(da, target, crew, overwrite, scratch, square, options)
     finally:
         crew.close()
 
@@ -80,6 +82,7 @@ def export(
     client: Any = None,
     workers: int | None = None,
     memory: int | str | None = None,
+    scratch: str | os.PathLike[str] | Literal[False] | None = None,
     retries: int = 3,
     on_error: Literal["raise", "collect"] = "raise",
     progress: bool | None = None,
@@ -130,6 +133,12 @@ def export(
     memory : int or str, optional
         Bytes that a worker may take, such as ``"4 GB"``. Default: what is free, or the limit of a
         cluster's workers.
+    scratch : str, path or False, optional
+        For stacks, TIFFs and videos whose slices are so wide that a worker's memory does not hold as many of them as a
+        source's chunks are deep: the folder on a local disk where what was read waits for its slice, so that each
+        chunk is read once. Its files have no name, and are gone when the process is. Default: a dask worker's own
+        folder, dask's ``temporary-directory``, or the system's folder for temporary files (``TMPDIR``). False: none;
+        the same chunks are read again and again then.
     retries : int, default 3
         How often a region is tried again that failed. Where that may pass, as with a network, there are 2, 15 and
         60 seconds between.
@@ -192,7 +201,7 @@ def export(
     crew = find_crew(client, workers, memory)
     leave_script_of_parent(crew)
     try:
-        plan = _plan(da, target, crew, overwrite, square, options)
+        plan = _plan(da, target, crew, overwrite, scratch, square, options)
         plan.validate()
         plan.warn_of_rereads()
         return run_plan(plan, overwrite=overwrite, resume=resume, retries=retries, on_error=on_error, progress=progress)
@@ -201,8 +210,15 @@ def export(
 
 
 def _plan(
-    da: xr.DataArray, target: Any, crew: Crew, overwrite: bool, square: bool | None, options: dict[str, Any]
+    da: xr.DataArray,
+    target: Any,
+    crew: Crew,
+    overwrite: bool,
+    scratch: Any,
+    square: bool | None,
+    options: dict[str, Any],
 ) -> ExportPlan:
+    folder = check_scratch(scratch)
     # The formats are loaded by whoever exports.
     from imageryxr.export.choosing import choose_target
 
@@ -230,7 +246,7 @@ def _plan(
     _check_square(chosen, square)
     _warn_of_cut_lines(array, getattr(chosen, "axis", None))
     what = _what(chosen, volume)
-    return make_plan(chosen, read, crew, _token(chosen, read), what, overwrite=overwrite)
+    return make_plan(chosen, read, crew, _token(chosen, read), what, overwrite=overwrite, scratch=folder)
 
 
 def _check_square(chosen: Target, square: bool | None) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
+
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.export.regions import Regions
 from imageryxr.expr import Expr, Leaf, LevelLeaf, wanted
@@ -51,8 +53,9 @@ def source_reads(expr: Expr, regions: Regions) -> list[SourceReads]:
         level = leaf.source.levels[leaf.mip]
         size = leaf.source.dtype.itemsize
         voxels = math.prod(sum(extent for extent, _ in axis) for axis in axes)
-        requests = math.prod(sum(count for _, count in axis) for axis in axes)
-        boxes = [_rounded(box, level.chunks, leaf.bounds)[0] for box in whole.get(leaf, [])]
+        asks = _chunks(leaf) == level.chunks
+        requests = math.prod(sum(count for _, count in axis) for axis in axes) if asks else 0
+        boxes = [_rounded(box, _chunks(leaf), leaf.bounds)[0] for box in whole.get(leaf, [])]
         once = max(1, sum(math.prod(shape) for shape in boxes))
         total, count = max(round(voxels), once), max(1, round(requests))
         found.append(SourceReads(leaf.source.name, leaf.mip, level.grid.resolution, total * size, once * size, count))
@@ -79,11 +82,18 @@ def _along_axes(expr: Expr, regions: Regions) -> dict[Leaf, list[list[tuple[floa
             index = [*middle[:axis], i, *middle[axis + 1 :]]
             box = regions[(index[0] * counts[1] + index[1]) * counts[2] + index[2]]
             for leaf, boxes in wanted(expr, box).items():
-                chunks = leaf.source.levels[leaf.mip].chunks if isinstance(leaf, LevelLeaf) else (1, 1, 1)
+                chunks = _chunks(leaf)
                 shape, number = _rounded(reduce(IndexBox.hull, boxes), chunks, leaf.bounds)
                 pairs = found.setdefault(leaf, [[], [], []])[axis]
                 pairs.append((shape[axis] * weight, number[axis] * weight))
     return found
+
+
+def _chunks(leaf: Leaf) -> Index3:
+    """Return what is read as a whole: nothing of what is in memory."""
+    if not isinstance(leaf, LevelLeaf) or isinstance(getattr(leaf.source, "array", None), np.ndarray):
+        return (1, 1, 1)
+    return leaf.source.levels[leaf.mip].chunks
 
 
 def _rounded(box: IndexBox, chunks: Index3, bounds: IndexBox) -> tuple[Index3, Index3]:
@@ -116,20 +126,22 @@ def region_memory(expr: Expr, box: IndexBox, brick: int, encoding: float) -> int
         for leaf, boxes in wanted(expr, box).items()
         for b in boxes
     )
-    result = _bytes(expr, box)
+    result = bytes_of(expr, box)
     part = min(1.0, brick / max(1, box.voxels))
-    drawing = part * sum(_bytes(e, b) for e, b in _steps(expr, box))
+    drawing = part * sum(bytes_of(e, b) for e, b in steps(expr, box))
     return int(result + max(readings + drawing, encoding * result))
 
 
-def _steps(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
+def steps(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
+    """Return all that is made on the way to a box, but what is read."""
     box = box.clip(expr.bounds)
     if isinstance(expr, Leaf) or not box.voxels:
         return
     yield expr, box
     for child, need in zip(expr.inputs, expr.needs(box), strict=True):
-        yield from _steps(child, need)
+        yield from steps(child, need)
 
 
-def _bytes(expr: Expr, box: IndexBox) -> int:
+def bytes_of(expr: Expr, box: IndexBox) -> int:
+    """Return the bytes of a box of an expression."""
     return box.voxels * expr.dtype.itemsize * math.prod((*expr.lead, *expr.tail))

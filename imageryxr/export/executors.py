@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from dask.utils import parse_bytes
 
 from imageryxr.boxes import IndexBox
 from imageryxr.errors import OptionError, TargetError
+from imageryxr.export.estimate import PROCESS_BYTES
 from imageryxr.export.job import Job, holds_array, pack, part_of, work
 from imageryxr.export.reading import BUFFERS
+from imageryxr.export.regions import REGION_BYTES, Regions
+from imageryxr.export.slicewise import STOP
 
 # Exit code of a process that found itself running the script of its parent.
 UNGUARDED = 78
@@ -65,21 +68,31 @@ class Threads(Workers):
 
     def __init__(self, job: Job, count: int) -> None:
         self._job = job
-        self._count = count
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="imageryxr-export")
+        self._count = min(count, job.how.at_once) if job.how is not None else count
+        self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="imageryxr-export")
+        self._stop = threading.Event()
 
     def slots(self) -> int:
-        """One a thread."""
+        """One a thread, or fewer where threads share one."""
         return self._count
 
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:
         """Hand a region to a thread."""
-        return self._pool.submit(self._job, number, stage, box)
+        return self._pool.submit(self._work, number, stage, box)
+
+    def _work(self, number: int, stage: int, box: IndexBox) -> Any:
+        STOP.set(self._stop)
+        return self._job(number, stage, box)
 
     def close(self) -> None:
         """Wait for what is under way."""
         self._pool.shutdown(cancel_futures=True)
         BUFFERS.clear()
+
+    def abort(self) -> None:
+        """Wait for no more of a region than a few slices."""
+        self._stop.set()
+        self.close()
 
 
 class _Packed(Workers):
@@ -88,7 +101,7 @@ class _Packed(Workers):
     def __init__(self, job: Job) -> None:
         self._read = job.read
         self._parts = job.read is not None and bool(job.read.volume.givens or holds_array(job.read.volume.expr))
-        self._blob = pack(Job(job.target, job.place, None) if self._parts else job)
+        self._blob = pack(replace(job, read=None) if self._parts else job)
 
     def _arguments(self, number: int, stage: int, box: IndexBox) -> tuple[Any, ...]:
         import cloudpickle
@@ -260,6 +273,22 @@ class Crew:
     """Starts them."""
     close: Callable[[], Any] = field(repr=False, compare=False, default=lambda: None)
     """Lets go of what was opened to ask for these numbers."""
+
+    def at_once(self, regions: Regions) -> int:
+        """Return how many regions one of them has under way at the most."""
+        return min(self.threads, len(regions))
+
+    def share(self, at_once: int | None = None) -> int | None:
+        """Return the bytes that a region may take; None where nobody knows."""
+        if self.memory is None:
+            return None
+        # half of what there is, as the rest is an estimate, too
+        return max(1 << 24, (self.memory - PROCESS_BYTES) // (at_once or self.threads) // 2)
+
+    @property
+    def budget(self) -> int:
+        """Bytes that a region takes where more does not spare much."""
+        return min(REGION_BYTES, self.share() or REGION_BYTES)
 
 
 def find_crew(client: Any, count: int | None, memory: Any) -> Crew:

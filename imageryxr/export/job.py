@@ -15,6 +15,7 @@ import numpy as np
 from imageryxr.boxes import IndexBox
 from imageryxr.export.manifest import Entry, crc_of_sizes
 from imageryxr.export.reading import BUFFERS, read_region
+from imageryxr.export.slicewise import Slicewise, files_of
 from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array, ArrayLeaf, Expr, LevelLeaf, shifted, wanted
@@ -45,17 +46,30 @@ class Job:
     place: Place | None
     read: BoxReader | None
     """None if each region brings its own."""
+    how: Slicewise | None = None
+    """How regions of slices are made; None for all others."""
 
     def __call__(self, number: int, stage: int, box: IndexBox, read: Any = None) -> Outcome:
         """Make a region and write it."""
+        read = read or self.read
+        if self.how is not None and not stage and self.place is not None and isinstance(read, BoxReader):
+            return self._slicewise(number, box, read, self.place)
         with recording_holes() as holes:
-            values = self._values(stage, box, read or self.read)
+            values = self._values(stage, box, read)
         sizes: list[int] = []
         if self.place is not None:
             with disk_errors(self.target.place):
                 sizes = self.place.put(self.target.encode(stage, box, values))
         entry = Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes)))
         return Outcome(entry, values if self.place is None else None)
+
+    def _slicewise(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
+        assert self.how is not None
+        made = files_of(self.how, read.volume.expr, box, self.target.encode)
+        # what goes wrong while the sources are read is not the target's disk
+        with recording_holes() as holes, made as files, disk_errors(self.target.place):
+            sizes = place.put(files)
+        return Outcome(Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes))))
 
     def _values(self, stage: int, box: IndexBox, read: Any) -> Array:
         if stage:

@@ -8,16 +8,19 @@ import shutil
 import uuid
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from typing import Any
 
 from imageryxr.boxes import DIMS, Index3
 from imageryxr.errors import ImageryWarning, OptionError, TargetError
+from imageryxr.export.cutting import Scratch, cutter_of
 from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
 from imageryxr.export.executors import Crew
 from imageryxr.export.reading import BRICK_VOXELS
-from imageryxr.export.regions import REGION_BYTES, Regions, choose_regions
+from imageryxr.export.regions import Regions, choose_regions
 from imageryxr.export.report import show_bytes
+from imageryxr.export.slicewise import Slicewise
 from imageryxr.export.storage import Bucket
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import SliceTarget
@@ -50,6 +53,10 @@ class ExportPlan:
     """Who will do the work."""
     done: int = 0
     """Tasks that are done already, by an earlier run of the same call, by its own account."""
+    scratch: Scratch | None = None
+    """What waits on a local disk, where memory is too little to read each chunk once; None if nothing does."""
+    refuses_scratch: bool = field(repr=False, default=False)
+    how: Slicewise | None = field(repr=False, default=None)
     read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
     workspace: Workspace | None = field(repr=False, default=None)
     overwrite: bool = False
@@ -106,6 +113,8 @@ class ExportPlan:
             problems.append(
                 f"a worker would take {show_bytes(self.peak_memory)} and has {show_bytes(limit)}: {self._less_memory()}"
             )
+        if self.scratch is not None:
+            problems += self.scratch.problems(self.crew)
         if problems:
             raise OptionError(f"{self.target.place} cannot be written: {'; and '.join(problems)}")
         if self.workspace is not None:
@@ -120,6 +129,7 @@ class ExportPlan:
             return
         ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else [])
         if isinstance(self.target, SliceTarget):
+            ways += ["a folder for scratch=…, where what was read waits"] if self.refuses_scratch else []
             ways.append("export to .ome.zarr, whose regions need not be whole slices")
         warnings.warn(
             f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} where "
@@ -132,7 +142,8 @@ class ExportPlan:
     def _less_memory(self) -> str:
         granule = self.target.granule
         process = f"{show_bytes(PROCESS_BYTES)} of that are the process itself, with its libraries"
-        advice = ["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else []
+        busy = self.crew.threads if self.how is None else self.how.at_once * self.how.threads
+        advice = ["fewer threads a worker (workers=…)"] if busy > 1 else []
         if isinstance(self.target, SliceTarget):
             advice.append("export to .ome.zarr, whose regions need not be whole slices")
         elif granule != (1, 1, 1):
@@ -169,6 +180,7 @@ class ExportPlan:
             "workers": self.crew.workers,
             "threads": self.crew.threads,
             "memory": self.crew.memory,
+            "scratch": None if self.scratch is None else self.scratch.to_dict(),
         }
 
     def _said(self) -> dict[str, Any]:
@@ -209,6 +221,8 @@ class ExportPlan:
             crew = f"{self.crew.workers:,} × {self.crew.threads:,} {kind}"
         process = f"{show_bytes(PROCESS_BYTES)} for the process itself included"
         rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {process}; {crew}"))
+        if self.scratch is not None:
+            rows.append(("scratch", str(self.scratch)))
         return rows
 
     def __repr__(self) -> str:
@@ -224,25 +238,33 @@ class ExportPlan:
 
 
 def make_plan(
-    target: Target, read: BoxReader, crew: Crew, token: str, what: dict[str, Any], *, overwrite: bool
+    target: Target,
+    read: BoxReader,
+    crew: Crew,
+    token: str,
+    what: dict[str, Any],
+    *,
+    overwrite: bool,
+    scratch: str | bool | None = None,
 ) -> ExportPlan:
     """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
-    expr, shape = read.volume.expr, target.layer.grid.shape
+    expr = read.volume.expr
+    cutter = cutter_of(target, read, crew, scratch)
 
     def memory_of(box: Any) -> int:
         return region_memory(expr, box, BRICK_VOXELS, target.encoding)
 
-    slots = crew.workers * crew.threads
-    regions = choose_regions(
+    regions = cutter.regions() if cutter else choose_regions(
         expr,
-        shape,
+        target.layer.grid.shape,
         target.granule,
         memory_of=memory_of,
         reads_of=lambda r: rereads(expr, r),
-        budget=_budget(crew),
-        least=slots,
-        most=_share(crew),
-    )
+        budget=crew.budget,
+        least=crew.workers * crew.threads,
+        most=crew.share(),
+        threads=crew.threads,
+    )  # fmt: skip
     workspace, done = None, 0
     stages = Stages.of(regions, target)
     if target.kind != "memory":
@@ -253,17 +275,23 @@ def make_plan(
         regions = stages.parts[0]
         if header is not None and header.token == token:
             done = len({e.number for e in workspace.keeper.entries(header.run)})
+    how = cutter.how(regions) if cutter else None
+    each = memory_of if cutter is None or how is None else partial(cutter.memory, how)
+    at_once = crew.at_once(regions) if how is None else how.at_once
+    working = at_once * max(map(each, [regions.largest(), regions[0]]))
     return ExportPlan(
         target=target,
-        shape=shape,
+        shape=target.layer.grid.shape,
         voxel_bytes=target.layer.voxel_bytes,
         regions=regions,
         tasks=len(stages),
         reads=tuple(source_reads(expr, regions)),
-        peak_memory=PROCESS_BYTES
-        + crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target)),
+        peak_memory=PROCESS_BYTES + max(working, crew.threads * _later(target)),
         crew=crew,
         done=done,
+        scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
+        refuses_scratch=scratch is False,
+        how=how,
         read=read,
         workspace=workspace,
         overwrite=overwrite,
@@ -278,18 +306,6 @@ def _later(target: Target) -> int:
         encoding = int((1 + target.encoding) * box.voxels * target.layer.voxel_bytes)
         most = max(most, target.derived_bytes(stage, box), encoding)
     return most
-
-
-def _budget(crew: Crew) -> int:
-    share = _share(crew)
-    return REGION_BYTES if share is None else min(REGION_BYTES, share)
-
-
-def _share(crew: Crew) -> int | None:
-    if crew.memory is None:
-        return None
-    # half of what there is, as the rest is an estimate, too
-    return max(1 << 24, (crew.memory - PROCESS_BYTES) // crew.threads // 2)
 
 
 def _check_writable(workspace: Workspace, least: int) -> None:

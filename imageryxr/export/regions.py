@@ -97,6 +97,7 @@ def choose_regions(
     budget: int,
     least: int,
     most: int | None = None,
+    threads: int = 1,
 ) -> Regions:
     """Return regions that are whole target chunks, that follow the source's chunks, and that read little twice.
 
@@ -116,18 +117,27 @@ def choose_regions(
     budget : int
         Bytes that a region may take.
     least : int
-        How many regions there should be, so that no worker idles.
+        How many regions there should be, so that no worker idles, where that does not read more than `MUCH_AGAIN`.
     most : int, optional
         Bytes that a region may take where more than `MUCH_AGAIN` would be read twice else.
+    threads : int, default 1
+        Regions that share the memory of a worker; of fewer each may take more.
     """
     axes = [_start(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
-    best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
+    start = best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
     best = _shrunk(best, granule, lambda r: _volume(r) <= 2 * START_VOXELS and memory_of(r.largest()) <= budget)
     reads, worst = reads_of(best)
     while reads > 1.02:
-        grown = [_grown(best, axis, granule[axis]) for axis in (2, 1, 0)]
-        limit = budget if worst <= MUCH_AGAIN else max(budget, most or 0)
-        fitting = [g for g in grown if g != best and len(g) >= least and memory_of(g.largest()) <= limit]
+        grown = [_grown(best, axis, start, granule[axis]) for axis in (2, 1, 0)]
+        much = worst > MUCH_AGAIN
+        limit = max(budget, most or 0) if much else budget
+        fitting = [
+            g
+            for g in grown
+            if g != best
+            and (much or len(g) >= least)
+            and memory_of(g.largest()) <= limit * (threads // min(threads, len(g)) if much else 1)
+        ]
         if not fitting:
             break
         # What a larger region spares, against what it takes: equal gains go to the axis along which memory is one run.
@@ -136,6 +146,40 @@ def choose_regions(
         if cost[0] > reads * 0.99:
             break
         best, (reads, worst) = fitting[costs.index(cost)], cost
+    return best
+
+
+def choose_slabs(
+    expr: Expr,
+    shape: Index3,
+    axis: int,
+    *,
+    reads_of: Callable[[Regions], tuple[float, float]],
+    fits: Callable[[Regions], bool],
+) -> Regions:
+    """Return regions of whole slices across an axis, as thick as chunks are, or thicker where too much is read twice.
+
+    Parameters
+    ----------
+    expr : Expr
+        What is exported.
+    shape : tuple of 3 int
+        Voxels (z, y, x).
+    axis : int
+        Which of z, y, x the slices lie across.
+    reads_of : callable
+        As of `choose_regions`.
+    fits : callable
+        Whether there is room for thicker ones.
+    """
+    start = best = _with(Regions(shape, shape, shape), axis, *_start(expr, axis, shape[axis], 1))
+    reads, worst = reads_of(best)
+    while worst > MUCH_AGAIN:
+        grown = _grown(best, axis, start, 1)
+        cost = reads_of(grown)
+        if grown == best or cost[0] > reads * 0.99 or not fits(grown):
+            break
+        best, (reads, worst) = grown, cost
     return best
 
 
@@ -160,23 +204,36 @@ def _volume(regions: Regions) -> int:
 
 
 def _shrunk(regions: Regions, granule: Index3, fits: Callable[[Regions], bool]) -> Regions:
+    start = regions
     while not fits(regions):
         axis = max(range(3), key=lambda a: regions.step[a] / granule[a])
-        step = regions.step[axis]
-        half = max(granule[axis], -(-(step // 2) // granule[axis]) * granule[axis])
-        if half >= step:
+        half = _half(regions.step[axis], granule[axis])
+        if half >= regions.step[axis]:
             break
-        regions = _with(regions, axis, half, regions.first[axis] % half or half)
+        regions = _stepped(regions, axis, half, start, granule[axis])
     return regions
 
 
-def _grown(regions: Regions, axis: int, granule: int) -> Regions:
+def _half(step: int, granule: int) -> int:
+    return max(granule, -(-(step // 2) // granule) * granule)
+
+
+def _grown(regions: Regions, axis: int, start: Regions, granule: int) -> Regions:
     step, n = regions.step[axis], regions.shape[axis]
     if step >= n:
         return regions
     double = min(2 * step, -(-n // granule) * granule)
-    first = regions.first[axis]
-    return _with(regions, axis, double, double if first == step else first)
+    if step < start.step[axis]:  # the way back from where chunks end, whatever number that is
+        double = start.step[axis]
+        while _half(double, granule) > step:
+            double = _half(double, granule)
+    return _stepped(regions, axis, double, start, granule)
+
+
+def _stepped(regions: Regions, axis: int, step: int, start: Regions, granule: int) -> Regions:
+    """Return regions of another size, cut where those are that follow the chunks."""
+    edge = start.first[axis] % start.step[axis] if step < regions.shape[axis] else 0
+    return _with(regions, axis, step, edge % step // granule * granule or step)
 
 
 def _with(regions: Regions, axis: int, step: int, first: int) -> Regions:

@@ -1,0 +1,435 @@
+"""Regions of whole slices: each source is read once, in whole chunks; then a few slices are drawn at a time.
+
+What is read waits in memory, or where it does not fit, in a scratch file: slices may be wide and chunks deep then, and
+still each chunk is read once.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from imageryxr.boxes import Index3, IndexBox
+from imageryxr.errors import ImageryError
+from imageryxr.export.estimate import FETCHING, bytes_of, steps
+from imageryxr.export.reading import BRICK_VOXELS, BUFFERS
+from imageryxr.export.regions import tiles
+from imageryxr.export.scratch import ScratchFile, scratch_folder
+from imageryxr.expr import Array, Expr, LevelLeaf, Readings, evaluate, wanted
+
+# What is read of a source at a time: enough chunks that a network is busy.
+TILE_BYTES = 1 << 27
+LEAST_TILE_BYTES = 1 << 22
+LEAST_STRIP_VOXELS = 1 << 18
+
+STOP: ContextVar[threading.Event | None] = ContextVar("imageryxr_stop", default=None)
+"""Set once nobody waits for a region any more: it may take minutes."""
+
+Encode = Callable[[int, IndexBox, Array], Iterator[tuple[str, bytes]]]
+Files = Iterator[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Slicewise:
+    """How a region of whole slices is made."""
+
+    axis: int
+    """Which of z, y, x the slices lie across."""
+    slices: int = 1
+    """How many are drawn at a time."""
+    at_once: int = 1
+    """How many regions a worker has under way at a time."""
+    threads: int = 1
+    """How many threads are at one region: where fewer regions are under way than there are threads, they share it."""
+    tile: int = TILE_BYTES
+    """Bytes of a source that are read at a time."""
+    strip: int = BRICK_VOXELS
+    """Voxels that are drawn at a time, of slices that have more."""
+    spilled: bool = False
+    """Whether what is read waits in a scratch file, not in memory."""
+    folder: str | None = None
+    """Where that lies; None for the usual place of whoever makes the region."""
+
+    def slabs(self, box: IndexBox) -> Iterator[IndexBox]:
+        """Return what is drawn and encoded at a time."""
+        return tiles(box, _sized(box.stop, self.axis, self.slices))
+
+
+def _sized(shape: Index3, axis: int, size: int) -> Index3:
+    z, y, x = (size if a == axis else max(1, n) for a, n in enumerate(shape))
+    return z, y, x
+
+
+def strips(how: Slicewise, expr: Expr, slab: IndexBox) -> Iterator[IndexBox]:
+    """Return pieces of a few slices that are drawn one by one: whole rows of them."""
+    across = 1 if how.axis == 0 else 0
+    voxels = max(LEAST_STRIP_VOXELS, int(how.strip / expr.density))
+    step = max(1, voxels // max(1, slab.voxels // max(1, slab.shape[across])))
+    for low in range(slab.start[across], slab.stop[across], step):
+        start, stop = list(slab.start), list(slab.stop)
+        start[across], stop[across] = low, min(low + step, slab.stop[across])
+        yield IndexBox(tuple(start), tuple(stop))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# where readings wait
+
+
+@dataclass(frozen=True, eq=False)
+class Wish:
+    """A box of a source that a region needs, and in which parts it is read."""
+
+    leaf: LevelLeaf
+    box: IndexBox
+    part: Index3
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole box."""
+        return self.box.voxels * self.leaf.dtype.itemsize
+
+    def layer(self, axis: int, number: int) -> IndexBox:
+        """Return all parts that lie side by side, the so many-th from index 0."""
+        start, stop = list(self.box.start), list(self.box.stop)
+        start[axis], stop[axis] = number * self.part[axis], (number + 1) * self.part[axis]
+        return IndexBox(tuple(start), tuple(stop)).clip(self.box)  # type: ignore[arg-type]
+
+
+def wishes(expr: Expr, box: IndexBox, tile: int) -> list[Wish]:
+    """Return what a region needs of sources that are read; arrays in memory wait where they are."""
+    return [
+        Wish(leaf, b, _part(b, leaf.source.levels[leaf.mip].chunks, max(1, tile // leaf.dtype.itemsize)))
+        for leaf, boxes in wanted(expr, box).items()
+        if isinstance(leaf, LevelLeaf) and not isinstance(getattr(leaf.source, "array", None), np.ndarray)
+        for b in boxes
+    ]
+
+
+def _part(box: IndexBox, chunk: Index3, voxels: int) -> Index3:
+    """Return whole numbers of chunks, in so many voxels, the long way along x."""
+    size = list(chunk)
+    for axis in (2, 1, 0):
+        count = max(1, voxels // math.prod(size))
+        size[axis] *= min(count, -(-box.shape[axis] // chunk[axis]) + 1)
+    return size[0], size[1], size[2]
+
+
+Need = tuple[Wish, IndexBox]
+
+
+class Shelf(Protocol):
+    """Boxes of sources that were read."""
+
+    def missing(self, needs: list[Need]) -> list[Need]:
+        """Make room for what is needed and not there; return the parts to read."""
+
+    def put(self, wish: Wish, tile: IndexBox, values: Array) -> None:
+        """Keep a part."""
+
+    def get(self, wish: Wish, box: IndexBox) -> Array | None:
+        """Return what was read of a box; None if not all of it is there."""
+
+    def forget(self, wish: Wish, low: int) -> None:
+        """Let go of what lies before an index along the axis of the slices."""
+
+
+class InMemory:
+    """Readings in memory that is used again: all of a region's."""
+
+    def __init__(self, asked: list[Wish]) -> None:
+        self._asked = asked
+        self._held: dict[Wish, Array] = {}
+
+    def missing(self, needs: list[Need]) -> list[Need]:
+        """Return all at the first time."""
+        if self._held:
+            return []
+        self._held = {wish: BUFFERS.empty(wish.box.shape, wish.leaf.dtype) for wish in self._asked}
+        return [(wish, tile) for wish in self._asked for tile in tiles(wish.box, wish.part)]
+
+    def put(self, wish: Wish, tile: IndexBox, values: Array) -> None:
+        """Copy a part to its place."""
+        self._held[wish][tile.slices(wish.box)] = values
+
+    def get(self, wish: Wish, box: IndexBox) -> Array:
+        """Return a view."""
+        return self._held[wish][box.slices(wish.box)]
+
+    def forget(self, wish: Wish, low: int) -> None:
+        """Keep it: it is one array."""
+
+
+@dataclass
+class Layer:
+    """A layer of parts of a box, as thick as one: part after part, and of each, slice after slice."""
+
+    file: ScratchFile
+    begins: dict[Index3, int] = field(default_factory=dict)
+
+
+class OnDisk:
+    """Readings in scratch files, which are made when slices come to a layer of parts, and given back behind it."""
+
+    def __init__(self, folder: str, axis: int) -> None:
+        self._folder, self._axis = folder, axis
+        self._layers: dict[tuple[Wish, int], Layer] = {}
+
+    def missing(self, needs: list[Need]) -> list[Need]:
+        """Begin layers; return all of their parts."""
+        parts: list[Need] = []
+        for wish, box in needs:
+            for number in self._numbers(wish, box):
+                if (wish, number) not in self._layers:
+                    layer = wish.layer(self._axis, number)
+                    file = ScratchFile(self._folder, layer.voxels * wish.leaf.dtype.itemsize)
+                    self._layers[wish, number] = Layer(file)
+                    parts += [(wish, tile) for tile in tiles(layer, wish.part)]
+        return parts
+
+    def _numbers(self, wish: Wish, box: IndexBox) -> range:
+        size = wish.part[self._axis]
+        return range(box.start[self._axis] // size, -(-box.stop[self._axis] // size))
+
+    def put(self, wish: Wish, tile: IndexBox, values: Array) -> None:
+        """Write a part."""
+        (number,) = self._numbers(wish, tile)
+        layer = self._layers[wish, number]
+        layer.begins[tile.start] = layer.file.put(np.ascontiguousarray(np.moveaxis(values, self._axis, 0)))
+
+    def get(self, wish: Wish, box: IndexBox) -> Array | None:
+        """Read a part of a box, wherever the parts that were written end."""
+        if any((wish, number) not in self._layers for number in self._numbers(wish, box)):
+            return None
+        out = BUFFERS.empty(box.shape, wish.leaf.dtype)
+        planes = np.moveaxis(out, self._axis, 0)
+        for piece in tiles(box, wish.part):
+            start: Any = tuple(a - a % s for a, s in zip(piece.start, wish.part, strict=True))
+            stop: Any = tuple(a + s for a, s in zip(start, wish.part, strict=True))
+            tile = IndexBox(start, stop).clip(wish.box)
+            self._fill(planes[self._ordered(piece.slices(box))], wish, tile, piece)
+        return out
+
+    def forget(self, wish: Wish, low: int) -> None:
+        """Give files back."""
+        size = wish.part[self._axis]
+        for key in [key for key in self._layers if key[0] is wish and (key[1] + 1) * size <= low]:
+            self._layers.pop(key).file.close()
+
+    def close(self) -> None:
+        """Give all files back; nobody may be reading or writing."""
+        while self._layers:
+            self._layers.popitem()[1].file.close()
+
+    def _ordered(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        first, second, third = values[self._axis], *(v for a, v in enumerate(values) if a != self._axis)
+        return first, second, third
+
+    def _fill(self, planes: Array, wish: Wish, tile: IndexBox, piece: IndexBox) -> None:
+        _, rows, columns = self._ordered(tile.shape)
+        slices, kept, across = self._ordered(piece.slices(tile))
+        (number,), size = self._numbers(wish, tile), wish.leaf.dtype.itemsize
+        layer = self._layers[wish, number]
+        room = np.empty((kept.stop - kept.start, columns), wish.leaf.dtype)
+        for plane, i in zip(planes, range(slices.start, slices.stop), strict=True):
+            at = layer.begins[tile.start] + (i * rows + kept.start) * columns * size
+            if plane.flags.c_contiguous and plane.shape == room.shape:
+                layer.file.get(plane, at)
+            else:
+                layer.file.get(room, at)
+                plane[...] = room[:, across]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# a region
+
+
+class _UnreadError(Exception):
+    """Carries what went wrong with a source past those who tell of the target's disk."""
+
+
+@contextmanager
+def files_of(how: Slicewise, expr: Expr, box: IndexBox, encode: Encode) -> Iterator[Files]:
+    """Give the files of a region: what they need is read, drawn and encoded as they are asked for."""
+    asked = wishes(expr, box, how.tile)
+    with ExitStack() as kept:
+        shelf: Any = InMemory(asked)
+        if how.spilled:
+            shelf = OnDisk(scratch_folder(how.folder), how.axis)
+            kept.callback(shelf.close)
+        pool = ThreadPoolExecutor(how.threads, thread_name_prefix="imageryxr-slices")
+        # whoever still reads or writes must be done before files are given back
+        kept.callback(pool.shutdown, cancel_futures=True)
+        try:
+            yield _encoded(how, expr, box, encode, (asked, shelf), pool)
+        except _UnreadError as error:
+            raise error.args[0] from None
+
+
+def _ready(how: Slicewise, expr: Expr, box: IndexBox, asked: list[Wish], shelf: Shelf, pool: Executor) -> Any:
+    """Give slices when what they need is there, and let go of what none needs any more."""
+
+    def read(part: Need) -> None:
+        wish, tile = part
+        try:
+            shelf.put(wish, tile, wish.leaf.read(tile))
+        except ImageryError:
+            raise
+        except OSError as error:
+            raise _UnreadError(error) from error
+
+    # those that may be under way while the next ones are made ready, and these
+    recent: deque[list[Need]] = deque(maxlen=how.threads + 1)
+    for slab in how.slabs(box):
+        recent.append(_needs(expr, slab, asked))
+        for _ in _results(read, shelf.missing(recent[-1]), pool, how.threads):
+            pass
+        for wish in {wish for wish, _ in recent[-1]}:
+            shelf.forget(wish, min(b.start[how.axis] for needs in recent for w, b in needs if w is wish))
+        yield slab
+
+
+def _needs(expr: Expr, box: IndexBox, asked: list[Wish]) -> list[Need]:
+    """Return what a box needs of what was asked for."""
+    return [
+        (home, b)
+        for leaf, boxes in wanted(expr, box).items()
+        for b in boxes
+        for home in [next((w for w in asked if w.leaf == leaf and w.box.contains(b)), None)]
+        if home is not None
+    ]
+
+
+def _results(act: Callable[[Any], Any], jobs: Iterable[Any], pool: Executor, threads: int) -> Iterator[Any]:
+    """Do jobs in threads, and give what they return in their order; no more are under way than there are threads."""
+    stop = STOP.get() or threading.Event()
+    if threads == 1:
+        for job in jobs:
+            _check(stop)
+            yield act(job)
+        return
+    under_way: deque[Future[Any]] = deque()
+    for job in jobs:
+        _check(stop)
+        if len(under_way) >= threads:
+            yield under_way.popleft().result()
+        # with the context of the caller, who may be recording holes
+        under_way.append(pool.submit(copy_context().run, act, job))
+    while under_way:
+        yield under_way.popleft().result()
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise CancelledError("nobody waits for this region any more")
+
+
+def _encoded(
+    how: Slicewise, expr: Expr, box: IndexBox, encode: Encode, read: tuple[list[Wish], Shelf], pool: Executor
+) -> Files:
+
+    def made(slab: IndexBox) -> Files:
+        files = encode(0, slab, _drawn(how, expr, slab, *read))
+        # one after the other, where they need not wait for each other
+        return files if how.threads == 1 else iter(list(files))
+
+    for files in _results(made, _ready(how, expr, box, *read, pool), pool, how.threads):
+        yield from files
+
+
+def _drawn(how: Slicewise, expr: Expr, slab: IndexBox, asked: list[Wish], shelf: Shelf) -> Array:
+    pieces = list(strips(how, expr, slab))
+    if len(pieces) == 1:
+        return evaluate(expr, slab, _given(expr, slab, asked, shelf))
+    out = BUFFERS.empty((*slab.shape, *expr.tail), expr.dtype)
+    for piece in pieces:
+        out[piece.slices(slab)] = evaluate(expr, piece, _given(expr, piece, asked, shelf))
+    return out
+
+
+def _given(expr: Expr, box: IndexBox, asked: list[Wish], shelf: Shelf) -> Readings:
+    held: dict[Expr, list[tuple[IndexBox, Array | None]]] = {}
+    for wish, b in _needs(expr, box, asked):
+        held.setdefault(wish.leaf, []).append((b, shelf.get(wish, b)))
+    # Two boxes that were asked for may be wanted as one that holds what lies between, which was not: it is read then.
+    counts = {leaf: len(boxes) for leaf, boxes in wanted(expr, box).items()}
+    whole = {leaf: [(b, v) for b, v in found if v is not None] for leaf, found in held.items()}
+    return {leaf: found for leaf, found in whole.items() if len(found) == counts.get(leaf)}  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what it takes
+
+
+def scratch_bytes(how: Slicewise, expr: Expr, box: IndexBox) -> int:
+    """Return the most that a region has in scratch files: the layers of parts that its slices are in, and come to."""
+    axis, total = how.axis, 0
+    near = box.clip(IndexBox(box.start, _sized(box.stop, axis, box.start[axis] + (how.threads + 1) * how.slices)))
+    needs = wanted(expr, near)
+    for wish in wishes(expr, box, how.tile):
+        size = wish.part[axis]
+        reach = max((b.shape[axis] for b in needs.get(wish.leaf, [])), default=1)
+        layers = -(-reach // size) + 1
+        total += min(wish.bytes, layers * size * wish.bytes // max(1, wish.box.shape[axis]))
+    return total
+
+
+def drawing_bytes(expr: Expr, box: IndexBox) -> int:
+    """Return the bytes of all that is made on the way to a box."""
+    return sum(bytes_of(e, b) for e, b in steps(expr, box))
+
+
+def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, page: int) -> int:
+    """Return the most bytes that a region takes while it is read, drawn, encoded and written.
+
+    Parameters
+    ----------
+    how : Slicewise
+        How it is made.
+    expr : Expr
+        What is exported.
+    box : IndexBox
+        The region.
+    page : int
+        Bytes that the target takes to encode a slice.
+    """
+    asked = wishes(expr, box, how.tile)
+    held = 0 if how.spilled else sum(wish.bytes for wish in asked)
+    # a part that is read, and the same in the order of slices
+    turned = how.spilled and how.axis != 0
+    tile = max((min(math.prod(w.part), w.box.voxels) * w.leaf.dtype.itemsize for w in asked), default=0)
+    slab = box.clip(IndexBox(box.start, _sized(box.stop, how.axis, box.start[how.axis] + how.slices)))
+    strip = next(strips(how, expr, slab))
+    needs = sum(b.voxels * leaf.dtype.itemsize for leaf, bs in wanted(expr, strip).items() for b in bs)
+    needs *= how.spilled  # what waits in memory is looked at there
+    drawing = needs + drawing_bytes(expr, strip)
+    out = bytes_of(expr, slab)
+    waiting = out if how.threads > 1 else 0
+    making = out + waiting + max(drawing, page)
+    return int(held + how.threads * max((FETCHING + turned) * tile, making))
+
+
+def fitted(how: Slicewise, memory_of: Callable[[Slicewise], int], limit: int) -> Slicewise:
+    """Return the same in smaller parts, and then with fewer threads, until it takes no more than it may."""
+    large = how
+    while memory_of(how) > limit:
+        smaller = replace(
+            how,
+            slices=max(1, how.slices // 2),
+            tile=max(LEAST_TILE_BYTES, how.tile // 2),
+            strip=max(LEAST_STRIP_VOXELS, how.strip // 2),
+        )
+        if smaller == how:
+            if how.threads == 1:
+                break
+            smaller = replace(large, threads=how.threads - 1)
+        how = smaller
+    return how
