@@ -84,6 +84,7 @@ def test_flags_are_those_that_there_are():
         ("compression='x' must be 'zlib' or None", "--compression x must be 'zlib' or 'none'"),
         ("the box lo=(1, 2, 3), hi=(0, 2, 3) is inverted", "the box from 1,2,3 to 0,2,3 is inverted"),
         ("target='{q}.png' is odd", "the target '{q}.png' is odd"),
+        ("give scratch=… a folder, or scratch=False, which", "give --scratch … a folder, or --scratch none, which"),
         ("mip=9 is not there", "mip 9 is not there"),
         ("a coarser level (mip=…)", "a coarser level (--image-mip or --seg-mip)"),
         ("/data/alpha=3/em and https://a/b?size=4 stay", "/data/alpha=3/em and https://a/b?size=4 stay"),

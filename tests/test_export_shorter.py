@@ -64,15 +64,17 @@ def test_of_a_manifest_that_lists_nothing_all_stays(longer):
     assert there(longer) == names(*range(9))
 
 
-def test_nothing_goes_before_the_new_one_is_complete(longer, monkeypatch):
-    monkeypatch.setattr(sys.modules["imageryxr.export.regions"], "START_VOXELS", 128)
-    broken = array_of(Computed((9, 16, 16), fail_above=1))[:4]
-    report = ix.export(broken, longer / "z{z:02d}.png", overwrite=True, on_error="collect", retries=0)
+def test_nothing_goes_before_the_new_one_is_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["imageryxr.export.regions"], "START_VOXELS", 1 << 11)
+    ix.export(array_of(Computed((12, 48, 64))), tmp_path / "z{z:02d}.png")
+    broken = array_of(Computed((12, 48, 64), fail_above=4))[:8]
+    report = ix.export(broken, tmp_path / "z{z:02d}.png", overwrite=True, on_error="collect", retries=0)
     assert report.failed
-    assert there(longer) == names(*range(9))
+    assert report.regions, "so that its manifest is in the place of the first one's"
+    assert there(tmp_path) == names(*range(12))
     # another one in its place knows of both
-    shorter(longer, 2)
-    assert there(longer) == names(0, 1)
+    shorter(tmp_path, 2)
+    assert there(tmp_path) == names(0, 1)
 
 
 def test_stopped_before_the_rest_was_removed(longer, monkeypatch):
