@@ -55,6 +55,7 @@ FLOORS = [
     ["sources.resolve"],
     ["expr"],
     ["lazy"],
+    ["foreign"],
     ["volumes"],
     ["segments"],
     ["painting", "stacking"],

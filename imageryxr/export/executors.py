@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from dask.utils import parse_bytes
 
 from imageryxr.boxes import IndexBox
 from imageryxr.errors import OptionError, TargetError
-from imageryxr.export.job import Job, holds_array, pack, part_of, work
+from imageryxr.export.job import Job, Piece, holds_array, pack, part_of, work
 from imageryxr.export.reading import BUFFERS
+from imageryxr.foreign import fetched
 
 
 class Workers(ABC):
@@ -85,7 +86,17 @@ class _Packed(Workers):
 
         if not self._parts or stage or self._read is None:
             return (self._blob, number, stage, tuple(box))
-        return (self._blob, number, stage, tuple(box), cloudpickle.dumps(part_of(self._read, box)))
+        part = part_of(self._read, box)
+        kept: tuple[Any, ...] = ()
+        if isinstance(part, Piece) and part.parts.futures:
+            futures = part.parts.futures
+            part = replace(part, parts=replace(part.parts, futures=dict.fromkeys(futures)))
+            kept = (cloudpickle.dumps(list(futures)), self._kept(futures))
+        return (self._blob, number, stage, tuple(box), cloudpickle.dumps(part), *kept)
+
+    def _kept(self, futures: dict[Any, Any]) -> list[Any]:
+        """Return what the worker will find in place of futures."""
+        return list(fetched(futures).values())
 
 
 class Processes(_Packed):
@@ -168,6 +179,11 @@ class Cluster(_Packed):
         arguments = self._arguments(number, stage, box)
         self._submitted += 1
         return self._client.submit(work, *arguments, key=(self._name, self._submitted), pure=False, retries=0)
+
+    def _kept(self, futures: dict[Any, Any]) -> list[Any]:
+        # of its own, the scheduler hands them to the worker, wherever they are
+        mine = all(future.client is self._client for future in futures.values())
+        return list(futures.values()) if mine else super()._kept(futures)
 
     def close(self) -> None:
         """Do nothing: the client is the caller's."""

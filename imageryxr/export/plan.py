@@ -11,10 +11,18 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from imageryxr.boxes import Index3
+from imageryxr.boxes import DIMS, Index3
 from imageryxr.errors import ImageryWarning, OptionError, TargetError
-from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
-from imageryxr.export.executors import Crew
+from imageryxr.export.estimate import (
+    PROCESS_BYTES,
+    SourceReads,
+    computing,
+    reads_below,
+    region_memory,
+    rereads,
+    source_reads,
+)
+from imageryxr.export.executors import Crew, available_memory
 from imageryxr.export.reading import BRICK_VOXELS
 from imageryxr.export.regions import REGION_BYTES, Regions, choose_regions
 from imageryxr.export.report import show_bytes
@@ -22,7 +30,11 @@ from imageryxr.export.storage import Bucket
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.export.workspace import Stages, Workspace
+from imageryxr.foreign import lost_blocks
 from imageryxr.volumes import BoxReader
+
+# How much smaller than in memory a volume may become on the disk before that is doubted.
+MOST_SQUEEZED = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +56,8 @@ class ExportPlan:
     """Regions of all stages: those of the array, and those of a pyramid's coarser levels."""
     reads: tuple[SourceReads, ...]
     """What is read of each source, chunks counted whole and as often as they are fetched."""
+    computes: tuple[SourceReads, ...]
+    """Which blocks of dask arrays of the user's own are computed, counted whole and as often as they are."""
     peak_memory: int
     """Bytes that a worker takes at the most, estimated: all its threads, and the process itself."""
     crew: Crew
@@ -100,21 +114,48 @@ class ExportPlan:
         TargetExistsError
             If it is there, of another call, and may not be replaced.
         """
-        problems = self.target.problems()
-        limit = self.crew.memory
-        if limit is not None and self.peak_memory > limit:
-            problems.append(
-                f"a worker would take {show_bytes(self.peak_memory)} and has {show_bytes(limit)}: {self._less_memory()}"
-            )
+        problems = [*self.target.problems(), *self._lost(), *self._too_large()]
         if problems:
             raise OptionError(f"{self.target.place} cannot be written: {'; and '.join(problems)}")
         if self.workspace is not None:
             self.workspace.refuse(self.workspace.keeper.load(), self.overwrite)
-            plain = self.target.describe().get("compression", "some") is None
-            _check_writable(self.workspace, self.bytes_to_write if plain else 0)
+            _check_writable(self.workspace, self.bytes_to_write + self.pyramid_bytes, self.target)
+
+    def _lost(self) -> list[str]:
+        lost = lost_blocks(self.read.volume.givens)
+        if not lost:
+            return []
+        return [
+            f"{lost:,} blocks of a dask array that was persisted are not on their cluster any more: persist() it again "
+            "with that cluster's Client open, or export it as it was before persist()"
+        ]
+
+    def _too_large(self) -> list[str]:
+        limit, in_memory = self.crew.memory, self.target.kind == "memory"
+        result = self.bytes_to_write if in_memory else 0
+        have = available_memory()
+        if in_memory and self.crew.kind == "threads" and limit is not None:
+            have = limit if have is None else min(have, limit)
+        if have is not None and result > have:
+            return [
+                f"the array would take {show_bytes(result)} of memory, and there are {show_bytes(have)}: export it to "
+                ".ome.zarr, or a smaller box, or a coarser level (mip=…)"
+            ]
+        if limit is None or self.peak_memory <= limit:
+            return []
+        assembling = PROCESS_BYTES + self.target.assembling_bytes
+        if self.crew.kind != "cluster" and assembling > limit:
+            return [
+                f"putting the file together takes {show_bytes(assembling)}, and there are {show_bytes(limit)}: give "
+                "more memory, a smaller box, or a coarser level (mip=…)"
+            ]
+        return [
+            f"a worker would take {show_bytes(self.peak_memory)} and has {show_bytes(limit)}: {self._less_memory()}"
+        ]
 
     def warn_of_rereads(self) -> None:
-        """Warn if much is read again and again: that takes long, and may cost money, and there are ways around it."""
+        """Warn if much is read or computed again and again: that takes long, and there are ways around it."""
+        self._warn_of_computing()
         again = max(self.reads, key=lambda r: r.bytes - r.distinct_bytes, default=None)
         if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
             return
@@ -127,6 +168,27 @@ class ExportPlan:
             f"chunks; less is read with {', or '.join(ways)}",
             ImageryWarning,
             stacklevel=3,
+        )
+
+    def _warn_of_computing(self) -> None:
+        again = max(self.computes, key=lambda r: r.requests - r.chunks, default=None)
+        if again is None or again.requests < 1.5 * again.chunks or again.requests - again.chunks < 8:
+            return
+        if isinstance(self.target, SliceTarget):
+            axis = DIMS[self.target.axis]
+            chunks = ", ".join(f"{d}={self.regions.step[i] if d == axis else -1}" for i, d in enumerate(DIMS))
+            way = (
+                f"make its blocks thin along {axis} where they are first made (array.chunk({chunks}) before what is "
+                "costly), or export it to .ome.zarr first and that to slices"
+            )
+        else:
+            way = "give chunks=… or shards=… that its blocks are whole numbers of"
+        warnings.warn(
+            f"each block of the dask array {again.source!r} is computed {again.requests / again.chunks:.1f} times, "
+            f"{again.requests:,} blocks where there are {again.chunks:,}, as a worker has no memory for regions as "
+            f"large as they are: give workers more memory; or {way}; or persist() it",
+            ImageryWarning,
+            stacklevel=4,
         )
 
     def _less_memory(self) -> str:
@@ -164,6 +226,9 @@ class ExportPlan:
                 }
                 for r in self.reads
             ],
+            "computes": [
+                {"array": r.source, "blocks": r.chunks, "computed": r.requests, "bytes": r.bytes} for r in self.computes
+            ],
             "peak_memory": self.peak_memory,
             "workers": self.crew.workers,
             "threads": self.crew.threads,
@@ -189,6 +254,10 @@ class ExportPlan:
             rows.append(
                 ("read", f"{show_bytes(r.bytes)}{again}, about {r.requests:,} requests, of {r.source} (mip {r.mip})")
             )
+        rows += [
+            ("compute", f"{r.chunks:,} blocks of {r.source!r}, each {r.requests / r.chunks:.2f} times")
+            for r in self.computes
+        ]
         each = f"{show_bytes(self.region_bytes)} a region"
         also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
         files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
@@ -217,11 +286,12 @@ def make_plan(
 ) -> ExportPlan:
     """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
     expr, shape = read.volume.expr, target.layer.grid.shape
+    how = computing(read.volume.givens)
 
     def memory_of(box: Any) -> int:
-        return region_memory(expr, box, BRICK_VOXELS, target.encoding)
+        return region_memory(expr, box, BRICK_VOXELS, target.encoding, page=target.page_bytes, givens=how)
 
-    slots = crew.workers * crew.threads
+    slots, share = crew.workers * crew.threads, _share(crew)
     regions = choose_regions(
         expr,
         shape,
@@ -230,7 +300,8 @@ def make_plan(
         reads_of=lambda r: rereads(expr, r),
         budget=_budget(crew),
         least=slots,
-        most=_share(crew),
+        # how large blocks are is known, not estimated
+        most=share if share is None or not how else 2 * share,
     )
     workspace, done = None, 0
     stages = Stages.of(regions, target)
@@ -242,15 +313,18 @@ def make_plan(
         regions = stages.parts[0]
         if header is not None and header.token == token:
             done = len({e.number for e in workspace.keeper.entries(header.run)})
+    reads = [*source_reads(expr, regions), *reads_below(expr, read.volume.givens, regions)]
+    working = crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target))
     return ExportPlan(
         target=target,
         shape=shape,
         voxel_bytes=target.layer.voxel_bytes,
         regions=regions,
         tasks=len(stages),
-        reads=tuple(source_reads(expr, regions)),
-        peak_memory=PROCESS_BYTES
-        + crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target)),
+        reads=tuple(r for r in reads if not r.computed),
+        computes=tuple(r for r in reads if r.computed),
+        # files are put together by the process that leads the export: on a cluster, that is no worker
+        peak_memory=PROCESS_BYTES + max(working, target.assembling_bytes if crew.kind != "cluster" else 0),
         crew=crew,
         done=done,
         read=read,
@@ -281,7 +355,7 @@ def _share(crew: Crew) -> int | None:
     return max(1 << 24, (crew.memory - PROCESS_BYTES) // crew.threads // 2)
 
 
-def _check_writable(workspace: Workspace, least: int) -> None:
+def _check_writable(workspace: Workspace, takes: int, target: Target) -> None:
     probe = f"{workspace.name}-probe-{uuid.uuid4().hex[:8]}"
     if workspace.remote:
         bucket = Bucket(workspace.folder)
@@ -303,9 +377,21 @@ def _check_writable(workspace: Workspace, least: int) -> None:
             f"could not write {workspace.target.place}: no file can be made in the folder {folder} ({error.strerror}); "
             "choose another target, or get the right to write there"
         ) from error
-    free = shutil.disk_usage(folder).free
-    if least > free:
+    _check_room(shutil.disk_usage(folder).free, takes, target, folder)
+
+
+def _check_room(free: int, takes: int, target: Target, folder: str) -> None:
+    # one file is put together from what its slices were
+    least = takes * (2 if target.kind == "single" else 1)
+    if target.plain and least > free:
         raise TargetError(
-            f"could not write {workspace.target.place}: it takes {show_bytes(least)}, and {show_bytes(free)} are free "
-            f"in {folder}"
+            f"could not write {target.place}: it takes {show_bytes(least)}, and {show_bytes(free)} are free in {folder}"
+        )
+    if takes > MOST_SQUEEZED * free:
+        warnings.warn(
+            f"{target.place} takes {show_bytes(takes)} before compression, and {show_bytes(free)} are free in "
+            f"{folder}: it fits only if it shrinks to a {math.ceil(takes / max(1, free)):,}th; choose another disk, "
+            "a smaller box, or a coarser level (mip=…)",
+            ImageryWarning,
+            stacklevel=4,
         )

@@ -10,6 +10,7 @@ from typing import overload
 
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.expr import Expr
+from imageryxr.foreign import given_leaves
 
 # What one region may take in memory, unless the caller or the machine says less.
 REGION_BYTES = 1 << 30
@@ -122,7 +123,10 @@ def choose_regions(
     """
     axes = [_start(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
     best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
-    best = _shrunk(best, granule, lambda r: _volume(r) <= 2 * START_VOXELS and memory_of(r.largest()) <= budget)
+    # Blocks of a foreign dask array are computed whole, whatever is wanted of them.
+    own = bool(given_leaves(expr))
+    room = max(budget, most or 0) if own else budget
+    best = _shrunk(best, granule, lambda r: (own or _volume(r) <= 2 * START_VOXELS) and memory_of(r.largest()) <= room)
     reads, worst = reads_of(best)
     while reads > 1.02:
         grown = [_grown(best, axis, granule[axis]) for axis in (2, 1, 0)]

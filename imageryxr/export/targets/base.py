@@ -77,6 +77,21 @@ class Target(ABC):
     def describe(self) -> dict[str, Any]:
         """Return the format and its options as plain data: what, beside the voxels, decides the bytes."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether the result is as large as the voxels are, at the least."""
+        return False
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes that making one of a region's files takes, beside what `encoding` counts."""
+        return 0
+
+    @property
+    def assembling_bytes(self) -> int:
+        """Bytes that `assemble` takes, in the process that leads the export."""
+        return 0
+
     def problems(self) -> list[str]:
         """Return why the format cannot hold this, each with what to do; nothing if it can."""
         return []

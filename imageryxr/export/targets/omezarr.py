@@ -54,6 +54,11 @@ class OmeZarr(Target):
         }
 
     @property
+    def plain(self) -> bool:
+        """Where chunks are not compressed."""
+        return self.compressor == "none"
+
+    @property
     def granule(self) -> Index3:
         """A stored object: a chunk or a shard."""
         return self.stored(0)

@@ -73,6 +73,11 @@ class TiffStack(Stack):
         """Return the pattern and the compression."""
         return {"format": "TIFF", "pattern": self.pattern, "compression": self.compression}
 
+    @property
+    def plain(self) -> bool:
+        """Where slices are not compressed."""
+        return self.compression is None
+
     def page(self, index: int, plane: Array) -> bytes:
         """Return the TIFF, with the size of a pixel as ImageJ reads it."""
         import tifffile

@@ -87,6 +87,11 @@ class TiffFile(SliceTarget):
             "bigtiff=True, or a pattern such as 'stack/z{z:04d}.tif' for a file a slice"
         ]
 
+    @property
+    def plain(self) -> bool:
+        """Where pages are not compressed."""
+        return self.compression is None
+
     def occupied(self) -> list[str]:
         """Return the file itself."""
         return [""]

@@ -1,0 +1,389 @@
+"""Dask arrays that imageryxr did not build: the recipes that they still are, and how a box of them is computed.
+
+xarray's own indexing and rechunking put tasks on a recipe that only move voxels. Followed task by task they tell which
+box of the recipe an array is, and that is exact, or nothing is told. What remains is computed as dask would: blocks of
+a box in one graph, so that they share what is below them, each put to its place as soon as it is there, so that few
+are in memory at a time. Blocks that a cluster keeps (`persist`) are fetched, or handed in by the cluster itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.array.chunk import getitem
+from dask.array.core import concatenate_shaped
+from dask.base import optimize
+from dask.blockwise import Blockwise
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+
+from imageryxr.boxes import IndexBox
+from imageryxr.expr import Array, Clipped, Expr, GivenLeaf, Readings, shifted, wanted
+from imageryxr.lazy import BoxDep, GivenLayer, Splits
+
+Givens = Mapping[str, da.Array]
+Span = tuple[int, int]
+# Boxes here have all axes of a block, those before and behind (z, y, x) too.
+Spans = tuple[Span, ...]
+
+
+def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
+    """Return an expression in which foreign arrays that are only boxes of a recipe are that recipe.
+
+    Voxels and bounds stay as they were: an array that was cut ends where it was cut.
+
+    Parameters
+    ----------
+    expr : Expr
+        Whose `GivenLeaf` leaves stand for dask arrays.
+    givens : mapping
+        These arrays, by name.
+    """
+    kept: dict[str, da.Array] = {}
+
+    def known(leaf: GivenLeaf) -> Expr:
+        found = _recipe_of(givens[leaf.name])
+        if found is None or found[0].lead != leaf.lead or found[0].tail != leaf.tail or found[0].dtype != leaf.dtype:
+            kept[leaf.name] = givens[leaf.name]
+            return leaf
+        inner, below = recovered(*found)
+        kept.update(below)
+        return inner
+
+    return exchanged(expr, known), kept
+
+
+def exchanged(expr: Expr, swap: Callable[[GivenLeaf], Expr]) -> Expr:
+    """Return an expression with other ones for its `GivenLeaf` leaves."""
+    if isinstance(expr, GivenLeaf):
+        return swap(expr)
+    changed = {
+        name: tuple(exchanged(c, swap) for c in value) if isinstance(value, tuple) else exchanged(value, swap)
+        for name, value in vars(expr).items()
+        if isinstance(value, Expr) or (isinstance(value, tuple) and value and isinstance(value[0], Expr))
+    }
+    return replace(expr, **changed) if changed else expr  # type: ignore[type-var]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# recipes below tasks that only move
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The layer with a recipe that others stand on."""
+
+    expr: Expr
+    givens: dict[str, da.Array]
+    starts: Splits
+    """Where blocks begin and, at the end, where the last one ends, along each axis."""
+
+    def spans(self, index: Sequence[int]) -> Spans:
+        return tuple((s[i], s[i + 1]) for s, i in zip(self.starts, index, strict=True))
+
+
+class _UnknownError(Exception):
+    """A task does more than move voxels, or is not known."""
+
+
+def _recipe_of(array: da.Array) -> tuple[Expr, dict[str, da.Array]] | None:
+    """Return the recipe of a dask array that is a box of one, and the foreign arrays in it; None if it is none."""
+    walk = _Walk(array.dask)
+    try:
+        walk.spans((array.name, *(0 for _ in array.shape)))
+        return walk.cut(array)
+    except _UnknownError:
+        return None
+
+
+class _Walk:
+    """Follows the tasks of a graph down to the layer with a recipe, of which there must be one."""
+
+    def __init__(self, graph: HighLevelGraph) -> None:
+        self.graph = graph
+        self.layers = graph.layers
+        self.seen: dict[Any, Spans] = {}
+        self._base: tuple[str, _Base] | None = None
+
+    def _recipe(self, name: str) -> _Base | None:
+        if self._base is not None and self._base[0] == name:
+            return self._base[1]
+        found = _base_of(self.graph, name)
+        if found is None:
+            return None
+        if self._base is not None:
+            raise _UnknownError  # several arrays put together
+        self._base = (name, found)
+        return found
+
+    def spans(self, key: Any, layer: Mapping[Any, Any] | None = None) -> Spans:
+        """Return the box of the base that a key's value is."""
+        if key in self.seen:
+            return self.seen[key]
+        if not isinstance(key, tuple):
+            raise _UnknownError
+        base = self._recipe(key[0])
+        if base is not None:
+            return base.spans(key[1:])
+        if layer is None or key not in layer:
+            layer = self.layers.get(key[0])
+            if layer is None or isinstance(layer, Blockwise) or key not in layer:
+                raise _UnknownError
+        found = self._moved(layer[key], layer)
+        self.seen[key] = found
+        return found
+
+    def _moved(self, task: Any, layer: Mapping[Any, Any]) -> Spans:
+        target = getattr(task, "target", None)  # of an alias
+        if target is not None:
+            return self.spans(target, layer)
+        function, arguments = getattr(task, "func", None), list(getattr(task, "args", ()))
+        if function is getitem and len(arguments) == 2:
+            return _sliced(self.spans(_key(arguments[0]), layer), arguments[1])
+        if function is concatenate_shaped and len(arguments) == 2:
+            parts = [self.spans(_key(part), layer) for part in _items(arguments[0])]
+            return _joined(parts, tuple(int(n) for n in _items(arguments[1])))
+        raise _UnknownError
+
+    def cut(self, array: da.Array) -> tuple[Expr, dict[str, da.Array]]:
+        """Return the expression of an array that stands on the base."""
+        assert self._base is not None
+        name, base = self._base
+        if name == array.name:
+            return base.expr, base.givens
+        counts = array.numblocks
+        if len(counts) != len(base.starts):
+            raise _UnknownError
+        whole = _joined([self.spans((array.name, *index)) for index in np.ndindex(*counts)], counts)
+        if tuple(b - a for a, b in whole) != array.shape:
+            raise _UnknownError
+        first = len(base.expr.lead)
+        around = (*whole[:first], *whole[first + 3 :])
+        if around != tuple((0, n) for n in (*base.expr.lead, *base.expr.tail)):
+            raise _UnknownError
+        low = tuple(a for a, _ in whole[first : first + 3])
+        shape = tuple(b - a for a, b in whole[first : first + 3])
+        if not any(low) and shape == tuple(s[-1] for s in base.starts[first : first + 3]):
+            return base.expr, base.givens
+        box = IndexBox.of_shape(shape)
+        moved = shifted(base.expr, low)
+        return (moved if moved.bounds == box else Clipped(moved, box)), base.givens
+
+
+def _key(reference: Any) -> Any:
+    key = getattr(reference, "key", None)
+    target = getattr(reference, "target", None)
+    if target is None and key is None:
+        raise _UnknownError
+    return key if target is None else target
+
+
+def _items(sequence: Any) -> list[Any]:
+    sequence = getattr(sequence, "value", sequence)
+    if isinstance(sequence, tuple | list):
+        return list(sequence)
+    inner = getattr(sequence, "args", None)
+    if inner is None:
+        raise _UnknownError
+    return list(inner)
+
+
+def _base_of(graph: HighLevelGraph, name: str) -> _Base | None:
+    layer = graph.layers.get(name)
+    if isinstance(layer, GivenLayer):
+        leaves = {leaf.name: leaf for leaf in given_leaves(layer.expr)}
+        givens = {name: _array_of(graph, leaf) for name, leaf in leaves.items()}
+        return _Base(layer.expr, givens, _starts(layer.expr, layer.splits))
+    for dep in getattr(layer, "io_deps", {}).values():
+        if isinstance(dep, BoxDep):
+            return _Base(dep.expr, {}, _starts(dep.expr, dep.splits))
+    return None
+
+
+def given_leaves(expr: Expr) -> list[GivenLeaf]:
+    """Return the leaves that stand for foreign arrays."""
+    if isinstance(expr, GivenLeaf):
+        return [expr]
+    return [leaf for child in expr.inputs for leaf in given_leaves(child)]
+
+
+def _array_of(graph: HighLevelGraph, leaf: GivenLeaf) -> da.Array:
+    below = graph.cull_layers([leaf.name])
+    return da.Array(below, leaf.name, _all_splits(leaf, leaf.splits), dtype=leaf.dtype)
+
+
+def _all_splits(expr: Expr, splits: Splits) -> Splits:
+    return (*((n,) for n in expr.lead), *splits, *((n,) for n in expr.tail))
+
+
+def _starts(expr: Expr, splits: Splits) -> Splits:
+    return tuple((0, *accumulate(s)) for s in _all_splits(expr, splits))
+
+
+def _sliced(spans: Spans, index: Any) -> Spans:
+    if not isinstance(index, tuple) or len(index) != len(spans) or not all(isinstance(i, slice) for i in index):
+        raise _UnknownError
+    found = []
+    for (low, high), item in zip(spans, index, strict=True):
+        start, stop, step = item.indices(high - low)
+        if step != 1:
+            raise _UnknownError
+        found.append((low + start, low + max(start, stop)))
+    return tuple(found)
+
+
+def _joined(parts: list[Spans], counts: tuple[int, ...]) -> Spans:
+    """Return the box of parts that lie side by side, in C order, so many along each axis."""
+    grid = np.empty((len(parts), len(counts), 2), np.int64)
+    grid[:] = parts
+    grid = grid.reshape(*counts, len(counts), 2)
+    spans = []
+    for axis in range(len(counts)):
+        along = np.moveaxis(grid[..., axis, :], axis, 0).reshape(counts[axis], -1, 2)
+        first = along[:, :1]
+        if (along != first).any() or (first[1:, 0, 0] != first[:-1, 0, 1]).any():
+            raise _UnknownError
+        spans.append((int(first[0, 0, 0]), int(first[-1, 0, 1])))
+    return tuple(spans)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# computing
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Boxes of foreign arrays, to be computed together: a small graph for each region, that travels to a worker."""
+
+    leaves: tuple[tuple[GivenLeaf, IndexBox], ...]
+    arrays: tuple[da.Array, ...]
+    """One a box."""
+    futures: dict[Any, Any] = field(default_factory=dict)
+    """What a cluster keeps of the graph, by key."""
+
+    def compute(self, values: Mapping[Any, Array] | None = None) -> Readings:
+        """Compute, in this thread.
+
+        Parameters
+        ----------
+        values : mapping, optional
+            What the futures stand for, where that is in hand; else it is fetched.
+        """
+        arrays = self.arrays
+        if self.futures:
+            values = fetched(self.futures) if values is None else values
+            arrays = tuple(_on({**arrays[0].dask, **values}, arrays))
+        outs = [np.empty(array.shape, leaf.dtype) for array, (leaf, _) in zip(arrays, self.leaves, strict=True)]
+        # Block by block to its place: a result in one piece would be in memory twice, beside all blocks.
+        into: list[Any] = [_Into(out) for out in outs]
+        da.store(list(arrays), into, lock=False, scheduler="synchronous")
+        found: Readings = {}
+        for (leaf, box), out in zip(self.leaves, outs, strict=True):
+            found.setdefault(leaf, []).append((box, out))
+        return found
+
+
+class _Into:
+    """An array to put blocks into, which dask need not hash."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        self.array[index] = values
+
+    def __dask_tokenize__(self) -> object:
+        return ("imageryxr.into", id(self))
+
+
+def parts_of(expr: Expr, givens: Givens, box: IndexBox) -> Parts:
+    """Return what a box needs of foreign arrays."""
+    leaves = [(leaf, b) for leaf, boxes in wanted(expr, box).items() if isinstance(leaf, GivenLeaf) for b in boxes]
+    arrays = [givens[leaf.name][(..., *b.slices(), *(slice(None) for _ in leaf.tail))] for leaf, b in leaves]
+    arrays, futures = _without_futures(arrays)
+    return Parts(tuple(leaves), tuple(arrays), futures)
+
+
+def _without_futures(arrays: list[da.Array]) -> tuple[list[da.Array], dict[Any, Any]]:
+    if not any(is_future(value) for array in arrays for value in _data_of(array)):
+        # fused and culled, it is smallest
+        return list(optimize(*arrays)), {}
+    keys = {key for array in arrays for key in _keys(array)}
+    tasks = dict(_merged(arrays).cull(keys))
+    futures = {key: value for key, value in tasks.items() if is_future(value)}
+    rest = {key: task for key, task in tasks.items() if key not in futures}
+    return _on(rest, arrays), futures
+
+
+def _merged(arrays: Sequence[da.Array]) -> HighLevelGraph:
+    layers: dict[str, Any] = {}
+    dependencies: dict[str, Any] = {}
+    for array in arrays:
+        layers |= array.dask.layers
+        dependencies |= array.dask.dependencies
+    return HighLevelGraph(layers, dependencies)
+
+
+def _on(tasks: Mapping[Any, Any], arrays: Sequence[da.Array]) -> list[da.Array]:
+    own = {array.name: {key: tasks[key] for key in _keys(array) if key in tasks} for array in arrays}
+    rest = {key: task for key, task in tasks.items() if not any(key in part for part in own.values())}
+    layers = {name: MaterializedLayer(part) for name, part in {**own, "below": rest}.items()}
+    graph = HighLevelGraph(layers, {"below": set(), **{name: {"below"} for name in own}})
+    return [da.Array(graph, array.name, array.chunks, dtype=array.dtype) for array in arrays]
+
+
+def _keys(array: da.Array) -> Iterator[Any]:
+    return ((array.name, *index) for index in np.ndindex(*array.numblocks))
+
+
+def _data_of(array: da.Array) -> Iterator[Any]:
+    """Return what the graph of an array holds that is written out: tasks, and values."""
+    for layer in array.dask.layers.values():
+        if not isinstance(layer, Blockwise):
+            yield from layer.values()
+
+
+def is_apart(array: da.Array) -> bool:
+    """Tell whether each block is computed by itself, so that few need be in memory at a time."""
+    graph = array.dask
+    return all(
+        isinstance(layer, Blockwise) or not graph.dependencies[name] or name.startswith("getitem-")
+        for name, layer in graph.layers.items()
+    )
+
+
+def is_held(array: da.Array) -> bool:
+    """Tell whether all blocks are there already: in memory, or kept by a cluster."""
+    layer = array.dask.layers.get(array.name)
+    return isinstance(layer, MaterializedLayer) and all(
+        is_future(v) or isinstance(v, np.ndarray) for v in layer.values()
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what a cluster keeps
+
+
+def is_future(value: Any) -> bool:
+    """Tell whether a value is a `distributed.Future`, without importing distributed."""
+    return any(c.__module__.startswith("distributed") and c.__name__ == "Future" for c in type(value).__mro__)
+
+
+def fetched(futures: Mapping[Any, Any]) -> dict[Any, Array]:
+    """Return what futures stand for, fetched from their cluster."""
+    keys = list(futures)
+    if not keys:
+        return {}
+    values = futures[keys[0]].client.gather([futures[key] for key in keys])
+    return dict(zip(keys, values, strict=True))
+
+
+def lost_blocks(givens: Givens) -> int:
+    """Return how many blocks a cluster was to keep, and does not keep any more."""
+    held = [value for array in givens.values() for value in _data_of(array) if is_future(value)]
+    return sum(f.status in ("cancelled", "lost") or f.client.status == "closed" for f in held)
