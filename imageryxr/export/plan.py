@@ -28,11 +28,16 @@ from imageryxr.export.regions import REGION_BYTES, Regions, choose_regions
 from imageryxr.export.report import show_bytes
 from imageryxr.export.storage import Bucket
 from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.export.workspace import Stages, Workspace
 from imageryxr.foreign import lost_blocks
 from imageryxr.volumes import BoxReader
 
+# Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
+MOST_COARSE = 1 << 26
+# Files from which on a file system, a bucket's bill and a listing suffer.
+MANY_FILES = 10_000_000
 # How much smaller than in memory a volume may become on the disk before that is doubted.
 MOST_SQUEEZED = 20
 
@@ -144,7 +149,7 @@ class ExportPlan:
         if limit is None or self.peak_memory <= limit:
             return []
         assembling = PROCESS_BYTES + self.target.assembling_bytes
-        if self.crew.kind != "cluster" and assembling > limit:
+        if self.target.assembling_bytes and assembling == self.peak_memory:
             return [
                 f"putting the file together takes {show_bytes(assembling)}, and there are {show_bytes(limit)}: give "
                 "more memory, a smaller box, or a coarser level (mip=…)"
@@ -156,6 +161,8 @@ class ExportPlan:
     def warn_of_rereads(self) -> None:
         """Warn if much is read or computed again and again: that takes long, and there are ways around it."""
         self._warn_of_computing()
+        if (advice := self._fewer_files()) is not None:
+            warnings.warn(f"{self.target.place}: {advice}", ImageryWarning, stacklevel=3)
         again = max(self.reads, key=lambda r: r.bytes - r.distinct_bytes, default=None)
         if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
             return
@@ -190,6 +197,15 @@ class ExportPlan:
             ImageryWarning,
             stacklevel=4,
         )
+
+    def _fewer_files(self) -> str | None:
+        if self.files_to_write < MANY_FILES or not isinstance(self.target, Pyramid):
+            return None
+        ways = ["larger chunks=…"]
+        if self.target.describe().get("shards", 0) is None and self.target.describe()["format"] != "OME-Zarr 0.4":
+            z, y, x = (c * n for c, n in zip(self.target.granule, (8, 8, 8), strict=True))
+            ways = [f"shards=({z}, {y}, {x}), which keeps the chunks in one file for 512 of them"]
+        return f"about {self.files_to_write:,} files are many for a disk or a bucket: give {' or '.join(ways)}"
 
     def _less_memory(self) -> str:
         granule = self.target.granule
@@ -262,6 +278,8 @@ class ExportPlan:
         also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
         files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
         rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
+        if (advice := self._fewer_files()) is not None:
+            rows.append(("advice", advice))
         have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
         crew = f"{self.crew.workers:,} × {self.crew.threads:,} {self.crew.kind}" if self.crew.kind == "cluster" else (
             f"{self.crew.workers * self.crew.threads:,} {self.crew.kind}"
@@ -303,13 +321,14 @@ def make_plan(
         # how large blocks are is known, not estimated
         most=share if share is None or not how else 2 * share,
     )
+    target = _in_coarse(target, _budget(crew), slots)
     workspace, done = None, 0
     stages = Stages.of(regions, target)
     if target.kind != "memory":
         workspace = Workspace(target, stages, token, what)
         header = workspace.adopt_cut()
         workspace.refuse(header, overwrite)
-        stages = workspace.stages
+        stages, target = workspace.stages, workspace.target
         regions = stages.parts[0]
         if header is not None and header.token == token:
             done = len({e.number for e in workspace.keeper.entries(header.run)})
@@ -331,6 +350,18 @@ def make_plan(
         workspace=workspace,
         overwrite=overwrite,
     )
+
+
+def _in_coarse(target: Target, budget: int, slots: int) -> Target:
+    """Return a target whose coarser levels are made in regions as large as memory allows, and enough for all."""
+    voxels = target.coarse
+    while voxels < MOST_COARSE:
+        voxels *= 2
+        larger = target.in_coarse(voxels)
+        if not larger.later or len(larger.later[0]) < 8 * slots or _later(larger) > budget:
+            break
+        target = larger
+    return target
 
 
 def _later(target: Target) -> int:

@@ -155,7 +155,8 @@ def _start(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int]:
         both = math.lcm(stored, granule)
         step = both if both <= 4 * step else step
     step = min(step, -(-n // granule) * granule)
-    first = edges[0] % step // granule * granule
+    # where the chunks begin with the array, so do the regions
+    first = edges[0] % stored // granule * granule if step < n else step
     return step, first or step
 
 
@@ -180,7 +181,7 @@ def _grown(regions: Regions, axis: int, granule: int) -> Regions:
         return regions
     double = min(2 * step, -(-n // granule) * granule)
     first = regions.first[axis]
-    return _with(regions, axis, double, double if first == step else first)
+    return _with(regions, axis, double, double if first == step or double >= n else first)
 
 
 def _with(regions: Regions, axis: int, step: int, first: int) -> Regions:

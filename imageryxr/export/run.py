@@ -38,7 +38,8 @@ FINAL = (MissingChunkError, AuthError, CodecError, OptionError, LayerError)
 # What may pass by itself, by the names of the classes of clients that need not be loaded here.
 PASSING = (
     "ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "ProtocolError", "MaxRetryError",
-    "ChunkedEncodingError", "ServerError", "KilledWorker", "CommClosedError", "GenericError", "ConnectionResetError",
+    "ChunkedEncodingError", "ServerError", "KilledWorker", "CommClosedError", "CancelledError", "GenericError",
+    "ConnectionResetError",
 )  # fmt: skip
 
 
@@ -173,8 +174,7 @@ class _Loop:
                 if outcome is not None:
                     yield outcome
         finally:
-            for future in list(self.under_way):
-                future.cancel()
+            self.workers.cancel(list(self.under_way))
             self.under_way.clear()
             self.waiting.clear()
 
@@ -202,6 +202,7 @@ class _Loop:
         try:
             future = self.back.get(timeout=wait)
         except queue.Empty:
+            self._look_for_lost()
             return None
         region = self.under_way.pop(future, None)
         if region is None:
@@ -212,6 +213,13 @@ class _Loop:
             self._failed(region, error)
             return None
         return outcome
+
+    def _look_for_lost(self) -> None:
+        # A client that has lost its scheduler forgets what it was asked for, and calls nobody back.
+        self.workers.check()
+        for future in list(self.under_way):
+            if future.cancelled():
+                self.back.put(future)
 
     def _failed(self, region: _Under, error: Exception) -> None:
         if region.tries < self.retries and not isinstance(error, FINAL) and not _is_full(error):

@@ -22,6 +22,9 @@ from imageryxr.export.storage import Place
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
 
+# Voxels of a region of a pyramid's coarser level, unless a chunk is larger, or there is memory for more.
+REGION_VOXELS = 1 << 20
+
 Kind = Literal["tree", "files", "single", "memory"]
 
 
@@ -67,6 +70,15 @@ class Target(ABC):
     def granule(self) -> Index3:
         """Voxels (z, y, x) that must be written together: a region is a whole number of them."""
         return (1, 1, 1)
+
+    @property
+    def coarse(self) -> int:
+        """Voxels of a region of the later stages, about."""
+        return REGION_VOXELS
+
+    def in_coarse(self, voxels: int) -> Target:
+        """Return the same target with later stages in regions of so many voxels, about."""
+        return self
 
     @property
     def later(self) -> tuple[Regions, ...]:

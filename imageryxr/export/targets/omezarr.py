@@ -17,8 +17,8 @@ from imageryxr.boxes import Index3, IndexBox, tidy
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.export.targets.base import Layer, Target, three_counts
-from imageryxr.export.targets.pyramid import Below, derived, derived_bytes, level_regions, pyramid
+from imageryxr.export.targets.base import Layer, three_counts
+from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
 
@@ -27,7 +27,7 @@ VERSIONS = ("0.5", "0.4")
 
 
 @dataclass(frozen=True)
-class OmeZarr(Target):
+class OmeZarr(Pyramid):
     """An OME-Zarr image or label, written level by level."""
 
     grids: tuple[Grid, ...]
@@ -66,7 +66,7 @@ class OmeZarr(Target):
     @property
     def later(self) -> tuple[Regions, ...]:
         """The coarser levels, each made from the one below."""
-        return tuple(level_regions(g.shape, self.stored(i)) for i, g in enumerate(self.grids) if i)
+        return tuple(level_regions(g.shape, self.stored(i), self.coarse) for i, g in enumerate(self.grids) if i)
 
     def chunk_of(self, level: int) -> Index3:
         """Return the shape of a chunk of a level."""

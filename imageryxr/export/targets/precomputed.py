@@ -20,8 +20,8 @@ from imageryxr.boxes import Index3, IndexBox, show_triple
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.export.targets.base import Layer, Target, three_counts
-from imageryxr.export.targets.pyramid import Below, derived, derived_bytes, level_regions, pyramid
+from imageryxr.export.targets.base import Layer, three_counts
+from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
 
@@ -31,7 +31,7 @@ TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64
 
 
 @dataclass(frozen=True)
-class Precomputed(Target):
+class Precomputed(Pyramid):
     """A precomputed layer, written scale by scale."""
 
     grids: tuple[Grid, ...]
@@ -64,7 +64,7 @@ class Precomputed(Target):
     @property
     def later(self) -> tuple[Regions, ...]:
         """The coarser scales, each made from the one below."""
-        return tuple(level_regions(g.shape, self.chunk) for g in self.grids[1:])
+        return tuple(level_regions(g.shape, self.chunk, self.coarse) for g in self.grids[1:])
 
     def problems(self) -> list[str]:
         """Refuse what lies between whole voxels: the format has whole offsets."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,10 @@ import numpy as np
 from imageryxr.axismap import AxisMap
 from imageryxr.boxes import Index3, IndexBox, tidy
 from imageryxr.export.regions import Regions, tiles
+from imageryxr.export.targets.base import REGION_VOXELS, Target
 from imageryxr.expr import Array, ArrayLeaf, Expr, Resampled, evaluate
 from imageryxr.grid import Axis, Grid
 
-# Voxels of a region of a coarser level, unless a chunk is larger.
-REGION_VOXELS = 1 << 20
 # Voxels of a coarser level that are made at a time; below them lie up to eight times as many.
 PART_VOXELS = 1 << 18
 
@@ -46,12 +45,23 @@ def _halved(axis: Axis, whole: bool) -> Axis:
     return Axis(high - low, axis.resolution * 2, low)
 
 
-def level_regions(shape: Index3, granule: Index3) -> Regions:
-    """Return the regions of a coarser level: whole chunks, of moderate size."""
+@dataclass(frozen=True)
+class Pyramid(Target):
+    """A target of several levels, each made from the one below."""
+
+    coarse: int = field(default=REGION_VOXELS, kw_only=True)
+
+    def in_coarse(self, voxels: int) -> Pyramid:
+        """Return the same target with coarser levels in regions of so many voxels, about."""
+        return replace(self, coarse=voxels)
+
+
+def level_regions(shape: Index3, granule: Index3, voxels: int = REGION_VOXELS) -> Regions:
+    """Return the regions of a coarser level: whole chunks, of some number of voxels or of one chunk."""
     step = list(granule)
     while True:
         axis = min((a for a in range(3) if step[a] < shape[a]), key=lambda a: step[a], default=None)
-        if axis is None or math.prod(step) * 2 > REGION_VOXELS:
+        if axis is None or math.prod(step) * 2 > voxels:
             return Regions.uniform(shape, (step[0], step[1], step[2]))
         step[axis] *= 2
 
@@ -126,8 +136,9 @@ def shrink(
 ) -> Array:
     """Return a box of a level, from the voxels of the level below.
 
-    Images are averaged, ids take the most frequent one, colours are weighted by their alpha. A voxel that the level
-    below covers in part follows from that part.
+    Images are averaged, NaN counting as what is not known: a voxel is NaN where all of it is. Ids take the most
+    frequent one, colours are weighted by their alpha. A voxel that the level below covers in part follows from that
+    part.
 
     Parameters
     ----------
@@ -156,6 +167,13 @@ def shrink(
 
 
 def _shrunk(values: Array, maps: tuple[AxisMap, ...], box: IndexBox, method: str) -> Array:
+    if method == "mean" and values.dtype.kind == "f":
+        unknown = np.isnan(values)
+        if unknown.any():
+            known = _shrunk((~unknown).astype(np.float64), maps, box, method)
+            total = _shrunk(np.where(unknown, 0, values).astype(np.float64), maps, box, method)
+            mean: Array = np.where(known > 0, total / np.where(known > 0, known, 1), np.nan).astype(values.dtype)
+            return mean
     leaf: Expr = ArrayLeaf(np.ascontiguousarray(values))
     return evaluate(Resampled(leaf, maps, method), box)  # type: ignore[arg-type]
 
