@@ -144,6 +144,15 @@ class Target(ABC):
         """Tell of what a user should know now that the result is at its place."""
 
 
+def refuse_fractions(layer: Layer, layer_type: str | None) -> None:
+    """Raise `OptionError` if a segmentation has values that are no ids."""
+    if (layer_type or layer.layer_type) == "segmentation" and layer.dtype.kind not in "uib":
+        raise OptionError(
+            f"values of dtype {layer.dtype} are no ids of a segmentation: give array.astype('uint64'), or "
+            "layer_type='image' if they are none"
+        )
+
+
 def three_counts(value: Any, name: str) -> Index3:
     """Return three counts of voxels (z, y, x), or raise `OptionError`."""
     try:

@@ -17,7 +17,7 @@ from imageryxr.boxes import Index3, IndexBox, tidy
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.export.targets.base import Layer, three_counts
+from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
@@ -321,8 +321,11 @@ def ome_zarr(
     OptionError
         If the values cannot be stored so, or an option is none.
     """
-    if layer.dtype.kind not in "uif" and layer.dtype != np.bool_:
-        raise OptionError(f"values of dtype {layer.dtype} cannot be stored as OME-Zarr")
+    if layer.dtype.kind not in "uifb" or layer.dtype.itemsize > 8:
+        raise OptionError(
+            f"values of dtype {layer.dtype} cannot be stored as OME-Zarr; it holds whole and real numbers"
+        )
+    refuse_fractions(layer, layer_type)
     if str(version) not in VERSIONS:
         raise OptionError(f"version={version!r} must be '0.5' (Zarr v3) or '0.4' (Zarr v2), for readers that are older")
     asked = three_counts(chunks, "chunks")

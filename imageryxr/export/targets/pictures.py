@@ -11,7 +11,7 @@ import numpy as np
 from imageryxr.errors import OptionError
 from imageryxr.export.targets.base import Layer
 from imageryxr.export.targets.slices import Stack, split_pattern
-from imageryxr.export.targets.tiff import check_compression, imagej_can, tiff_page_tags
+from imageryxr.export.targets.tiff import check_compression, check_type, imagej_can, tiff_page_tags
 from imageryxr.expr import Array
 
 
@@ -91,14 +91,15 @@ class TiffStack(Stack):
 
 
 def tiff_stack(place: str, layer: Layer, *, compression: str | None = "zlib") -> TiffStack:
-    """Return the stack that a pattern describes; any dtype will do.
+    """Return the stack that a pattern describes; any numbers will do.
 
     Raises
     ------
     OptionError
-        If the pattern names no axis, two, or something else, or the compression is not known.
+        If the pattern names no axis, two, or something else, the compression is not known, or values are no numbers.
     """
     root, pattern, axis = split_pattern(place)
+    check_type(layer)
     target = TiffStack(place, root, layer, axis, pattern, check_compression(compression))
     target.check_names()
     return target

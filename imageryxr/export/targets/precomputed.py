@@ -20,7 +20,7 @@ from imageryxr.boxes import Index3, IndexBox, show_triple
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.export.targets.base import Layer, three_counts
+from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
@@ -224,6 +224,7 @@ def precomputed(
     dtype = str(_kept(layer.dtype))
     if dtype not in TYPES:
         raise OptionError(f"values of dtype {layer.dtype} cannot be stored as precomputed; it holds {', '.join(TYPES)}")
+    refuse_fractions(layer, layer_type)
     if encoding is None:
         encoding = "compressed_segmentation" if kind == "segmentation" and dtype in ("uint32", "uint64") else "raw"
     fits = {

@@ -30,6 +30,12 @@ def check_compression(compression: Any) -> str | None:
     return value
 
 
+def check_type(layer: Layer) -> None:
+    """Raise `OptionError` if a TIFF has no such values."""
+    if layer.dtype.kind not in "uifbc" or layer.dtype.itemsize > (16 if layer.dtype.kind == "c" else 8):
+        raise OptionError(f"values of dtype {layer.dtype} cannot be stored as TIFF; it holds numbers of up to 64 bits")
+
+
 def imagej_can(layer: Layer) -> bool:
     """Tell whether ImageJ's kind of TIFF holds such values."""
     return layer.dtype in (np.uint8, np.uint16, np.float32, np.bool_)
@@ -163,6 +169,7 @@ def tiff_file(
     OptionError
         If an option is none, or OME-TIFF cannot hold the values.
     """
+    check_type(layer)
     ome = place.lower().endswith((".ome.tif", ".ome.tiff"))
     if ome and layer.dtype.itemsize > 4 and layer.dtype.kind in "iu":
         raise OptionError(
