@@ -15,6 +15,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask._task_spec import Alias
 from dask.array.chunk import getitem
 from dask.array.core import concatenate_shaped
 from dask.base import optimize
@@ -46,9 +47,10 @@ def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
     kept: dict[str, da.Array] = {}
 
     def known(leaf: GivenLeaf) -> Expr:
-        found = _recipe_of(givens[leaf.name])
+        array = _by_tasks(givens[leaf.name])
+        found = _recipe_of(array)
         if found is None or found[0].lead != leaf.lead or found[0].tail != leaf.tail or found[0].dtype != leaf.dtype:
-            kept[leaf.name] = givens[leaf.name]
+            kept[leaf.name] = array
             return leaf
         inner, below = recovered(*found)
         kept.update(below)
@@ -67,6 +69,24 @@ def exchanged(expr: Expr, swap: Callable[[GivenLeaf], Expr]) -> Expr:
         if isinstance(value, Expr) or (isinstance(value, tuple) and value and isinstance(value[0], Expr))
     }
     return replace(expr, **changed) if changed else expr  # type: ignore[type-var]
+
+
+def _by_tasks(array: da.Array) -> da.Array:
+    """Return an array whose blocks no cluster shuffles: a region asks for a few of them, wherever it is made."""
+    layers, dependencies = dict(array.dask.layers), dict(array.dask.dependencies)
+    for name, layer in array.dask.layers.items():
+        if type(layer).__name__ != "P2PRechunkLayer" or not layer.keepmap.all():
+            continue
+        below = da.Array(array.dask, layer.name_input, layer.chunks_input, dtype=array.dtype)
+        new = below.rechunk(layer.chunks, method="tasks")
+        layers |= {n: part for n, part in new.dask.layers.items() if n not in layers}
+        dependencies |= {n: part for n, part in new.dask.dependencies.items() if n not in dependencies}
+        indexes = list(np.ndindex(*new.numblocks))
+        layers[name] = MaterializedLayer({(name, *i): Alias((name, *i), (new.name, *i)) for i in indexes})
+        dependencies[name] = {new.name}
+    if layers.keys() == array.dask.layers.keys():
+        return array
+    return da.Array(HighLevelGraph(layers, dependencies), array.name, array.chunks, dtype=array.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -92,10 +112,10 @@ class _UnknownError(Exception):
 
 def _recipe_of(array: da.Array) -> tuple[Expr, dict[str, da.Array]] | None:
     """Return the recipe of a dask array that is a box of one, and the foreign arrays in it; None if it is none."""
-    walk = _Walk(array.dask)
+    walk = _Walk(array)
     try:
         walk.spans((array.name, *(0 for _ in array.shape)))
-        return walk.cut(array)
+        return walk.cut()
     except _UnknownError:
         return None
 
@@ -103,9 +123,10 @@ def _recipe_of(array: da.Array) -> tuple[Expr, dict[str, da.Array]] | None:
 class _Walk:
     """Follows the tasks of a graph down to the layer with a recipe, of which there must be one."""
 
-    def __init__(self, graph: HighLevelGraph) -> None:
-        self.graph = graph
-        self.layers = graph.layers
+    def __init__(self, array: da.Array) -> None:
+        self.array = array
+        self.graph = array.dask
+        self.layers = self.graph.layers
         self.seen: dict[Any, Spans] = {}
         self._base: tuple[str, _Base] | None = None
 
@@ -129,13 +150,41 @@ class _Walk:
         base = self._recipe(key[0])
         if base is not None:
             return base.spans(key[1:])
+        above = None
         if layer is None or key not in layer:
-            layer = self.layers.get(key[0])
+            above, layer = layer, self.layers.get(key[0])
+        try:
             if layer is None or isinstance(layer, Blockwise) or key not in layer:
                 raise _UnknownError
-        found = self._moved(layer[key], layer)
+            found = self._moved(layer[key], layer)
+        except _UnknownError:
+            if above is None:
+                raise
+            self._base = (key[0], self._rechunked(key[0], above))
+            return self._base[1].spans(key[1:])
         self.seen[key] = found
         return found
+
+    def _rechunked(self, name: str, above: Mapping[Any, Any]) -> _Base:
+        """Return the blocks of a foreign array below a rechunking: what is costly are these, not what it makes of them.
+
+        How large they are is told by the pieces that it cuts them into.
+        """
+        if self._base is not None or not all(str(key[0]).startswith("rechunk-") for key in above):
+            raise _UnknownError
+        sizes: list[dict[int, int]] = [{} for _ in range(self.array.ndim)]
+        for task in above.values():
+            if getattr(task, "func", None) is not getitem:
+                continue
+            key = _key(task.args[0])
+            for size, i, piece in zip(sizes, key[1:] if key[0] == name else (), task.args[1], strict=False):
+                size[i] = max(size.get(i, 0), int(piece.stop))
+        splits = tuple(tuple(size[i] for i in sorted(size)) for size in sizes)
+        if tuple(map(sum, splits)) != self.array.shape or any(len(s) > 1 for s in splits[3:]):
+            raise _UnknownError
+        z, y, x, *tail = self.array.shape
+        leaf = GivenLeaf(name, str(self.array.dtype), (z, y, x), splits[:3], tail=tuple(tail))
+        return _Base(leaf, {name: _array_of(self.graph, leaf)}, _starts(leaf, leaf.splits))
 
     def _moved(self, task: Any, layer: Mapping[Any, Any]) -> Spans:
         target = getattr(task, "target", None)  # of an alias
@@ -149,10 +198,10 @@ class _Walk:
             return _joined(parts, tuple(int(n) for n in _items(arguments[1])))
         raise _UnknownError
 
-    def cut(self, array: da.Array) -> tuple[Expr, dict[str, da.Array]]:
-        """Return the expression of an array that stands on the base."""
+    def cut(self) -> tuple[Expr, dict[str, da.Array]]:
+        """Return the expression of the array, which stands on the base."""
         assert self._base is not None
-        name, base = self._base
+        (name, base), array = self._base, self.array
         if name == array.name:
             return base.expr, base.givens
         counts = array.numblocks

@@ -215,6 +215,42 @@ def test_a_part_ends_where_it_was_cut():
     np.testing.assert_array_equal(one(one.volume.grid.box), two(two.volume.grid.box))
 
 
+@pytest.mark.parametrize("chunks", [{"z": 1}, {"z": 3, "y": 30, "x": 50}, {"z": 2, "x": 7}])
+@pytest.mark.parametrize("target", ["z{z:03d}.png", "o.zarr"])
+def test_thinner_chunks_hide_no_costly_blocks(tmp_path, monkeypatch, chunks, target):
+    """What is rechunked is computed in the blocks that it had before, and regions follow those."""
+    monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 10)
+    array, want = own()
+    thin = array.chunk(chunks)
+    assert thin.data.chunks != array.data.chunks
+    CALLS.clear()
+    options = {"chunks": (4, 20, 25)} if "zarr" in target else {}
+    plan = ix.plan_export(thin, tmp_path / target, workers=1, **options)
+    ix.export(thin, tmp_path / target, workers=1, **options)
+    np.testing.assert_array_equal(written(target, tmp_path / target), want)
+    (told,) = plan.computes
+    assert told.source == "mine"
+    assert (told.chunks, told.requests, CALLS.total()) == (18, 18, 18)
+
+
+def test_blocks_that_a_cluster_would_shuffle(cluster):
+    """With a Client open dask may rechunk by a shuffle between its workers, which no region can take part in."""
+    import dask
+
+    drawn = picture()
+    want = drawn.compute().values
+    with dask.config.set({"array.rechunk.method": "p2p"}):
+        part = drawn.chunk(z=5, y=7).isel(z=slice(1, 9)).chunk(z=2)
+        half = (drawn // 2).chunk(z=5)
+    assert any("P2P" in type(layer).__name__ for layer in part.data.dask.layers.values())
+    assert not box_reader(part).volume.givens
+    for client in (cluster, None, "processes"):
+        found = ix.export(part, "memory://", client=client, workers=2).result.values
+        np.testing.assert_array_equal(found, want[1:9])
+        found = ix.export(half, "memory://", client=client, workers=2).result.values
+        np.testing.assert_array_equal(found, want // 2)
+
+
 def test_rechunked_is_the_same_call(tmp_path):
     ix.export(picture(), tmp_path / "o.zarr")
     assert ix.export(picture().chunk(z=5), tmp_path / "o.zarr").regions == 0
@@ -238,7 +274,7 @@ PERSISTED = {
 def cluster():
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as made, Client(made) as client:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as made, Client(made) as client:
         yield client
 
 
@@ -259,7 +295,7 @@ def test_what_was_persisted_is_exported(tmp_path, cluster, how, monkeypatch):
 def test_blocks_that_a_cluster_has_lost_are_told_of_first(tmp_path):
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as made, Client(made) as client:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as made, Client(made) as client:
         array = picture().persist()
         client.cancel(array.data)
         plan = ix.plan_export(array, tmp_path / "o.zarr")
