@@ -26,6 +26,7 @@ from imageryxr.boxes import Index3, IndexBox
 from imageryxr.expr import Array, Expr, GivenLeaf, Readings, evaluate, wanted
 
 Splits = tuple[tuple[int, ...], ...]
+Givens = Mapping[str, da.Array]
 
 # Blocks of some 4 million voxels: CloudVolume reads at full speed from there on, and a core's blocks fit in memory.
 BLOCK_VOXELS = 1 << 22
@@ -144,6 +145,13 @@ def blocks_below(array: da.Array) -> list[tuple[Expr, Splits]]:
 
 # ---------------------------------------------------------------------------------------------------------
 # foreign blocks
+
+
+def given_leaves(expr: Expr) -> list[GivenLeaf]:
+    """Return the leaves that stand for foreign arrays."""
+    if isinstance(expr, GivenLeaf):
+        return [expr]
+    return [leaf for child in expr.inputs for leaf in given_leaves(child)]
 
 
 class GivenLayer(MaterializedLayer):

@@ -17,9 +17,10 @@ from xarray.core import indexing
 from imageryxr.boxes import DIMS, BBox, Index3, IndexBox
 from imageryxr.errors import LayerError
 from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, LevelLeaf, evaluate, view, within
-from imageryxr.foreign import parts_of, recovered
+from imageryxr.foreign import parts_of
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.lazy import Splits, choose_splits, expr_of, to_dask
+from imageryxr.retracing import recovered
 from imageryxr.sources.base import Level, Source, level_attrs
 
 RGBA = ("r", "g", "b", "a")

@@ -274,7 +274,10 @@ PERSISTED = {
 def cluster():
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as made, Client(made) as client:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as made,
+        Client(made) as client,
+    ):
         yield client
 
 
@@ -295,7 +298,10 @@ def test_what_was_persisted_is_exported(tmp_path, cluster, how, monkeypatch):
 def test_blocks_that_a_cluster_has_lost_are_told_of_first(tmp_path):
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as made, Client(made) as client:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as made,
+        Client(made) as client,
+    ):
         array = picture().persist()
         client.cancel(array.data)
         plan = ix.plan_export(array, tmp_path / "o.zarr")
@@ -305,6 +311,12 @@ def test_blocks_that_a_cluster_has_lost_are_told_of_first(tmp_path):
     with pytest.raises(ix.OptionError, match="not on their cluster any more"):
         ix.plan_export(array, tmp_path / "o.zarr").validate()
     assert not list(tmp_path.iterdir())
+
+
+def test_blocks_that_are_there_are_not_computed(tmp_path):
+    plan = ix.plan_export(own(function=_plus_seven)[0].persist(), tmp_path / "o.zarr")
+    assert plan.computes == ()
+    assert "compute:" not in repr(plan)
 
 
 # ---------------------------------------------------------------------------------------------------------

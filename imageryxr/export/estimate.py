@@ -15,8 +15,8 @@ from dask.utils import key_split
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.export.regions import Regions
 from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf, wanted
-from imageryxr.foreign import Givens, is_apart
-from imageryxr.lazy import blocks_below
+from imageryxr.foreign import is_apart
+from imageryxr.lazy import Givens, blocks_below
 
 # Above this many cuts along one axis, evenly spaced ones stand for all.
 SAMPLED = 128

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import uuid
 import warnings
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from dask.utils import key_split
+
 from imageryxr.boxes import DIMS, Index3
-from imageryxr.errors import ImageryWarning, OptionError, TargetError
+from imageryxr.errors import ImageryWarning, OptionError
 from imageryxr.export.estimate import (
     PROCESS_BYTES,
     SourceReads,
@@ -26,20 +25,18 @@ from imageryxr.export.executors import Crew, available_memory
 from imageryxr.export.reading import BRICK_VOXELS
 from imageryxr.export.regions import REGION_BYTES, Regions, choose_regions
 from imageryxr.export.report import show_bytes
-from imageryxr.export.storage import Bucket
+from imageryxr.export.room import check_writable
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.export.workspace import Stages, Workspace
-from imageryxr.foreign import lost_blocks
+from imageryxr.foreign import is_held, lost_blocks
 from imageryxr.volumes import BoxReader
 
 # Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
 MOST_COARSE = 1 << 26
 # Files from which on a file system, a bucket's bill and a listing suffer.
 MANY_FILES = 10_000_000
-# How much smaller than in memory a volume may become on the disk before that is doubted.
-MOST_SQUEEZED = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +59,8 @@ class ExportPlan:
     reads: tuple[SourceReads, ...]
     """What is read of each source, chunks counted whole and as often as they are fetched."""
     computes: tuple[SourceReads, ...]
-    """Which blocks of dask arrays of the user's own are computed, counted whole and as often as they are."""
+    """Which blocks of dask arrays of the user's own are computed, counted whole and as often as they are; none of those
+    that are there already."""
     peak_memory: int
     """Bytes that a worker takes at the most, estimated: all its threads, and the process itself."""
     crew: Crew
@@ -124,7 +122,7 @@ class ExportPlan:
             raise OptionError(f"{self.target.place} cannot be written: {'; and '.join(problems)}")
         if self.workspace is not None:
             self.workspace.refuse(self.workspace.keeper.load(), self.overwrite)
-            _check_writable(self.workspace, self.bytes_to_write + self.pyramid_bytes, self.target)
+            check_writable(self.workspace, self.bytes_to_write + self.pyramid_bytes, self.target)
 
     def _lost(self) -> list[str]:
         lost = lost_blocks(self.read.volume.givens)
@@ -333,6 +331,7 @@ def make_plan(
         if header is not None and header.token == token:
             done = len({e.number for e in workspace.keeper.entries(header.run)})
     reads = [*source_reads(expr, regions), *reads_below(expr, read.volume.givens, regions)]
+    held = {key_split(name) for name, array in read.volume.givens.items() if is_held(array)}
     working = crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target))
     return ExportPlan(
         target=target,
@@ -341,7 +340,7 @@ def make_plan(
         regions=regions,
         tasks=len(stages),
         reads=tuple(r for r in reads if not r.computed),
-        computes=tuple(r for r in reads if r.computed),
+        computes=tuple(r for r in reads if r.computed and r.source not in held),
         # files are put together by the process that leads the export: on a cluster, that is no worker
         peak_memory=PROCESS_BYTES + max(working, target.assembling_bytes if crew.kind != "cluster" else 0),
         crew=crew,
@@ -384,45 +383,3 @@ def _share(crew: Crew) -> int | None:
         return None
     # half of what there is, as the rest is an estimate, too
     return max(1 << 24, (crew.memory - PROCESS_BYTES) // crew.threads // 2)
-
-
-def _check_writable(workspace: Workspace, takes: int, target: Target) -> None:
-    probe = f"{workspace.name}-probe-{uuid.uuid4().hex[:8]}"
-    if workspace.remote:
-        bucket = Bucket(workspace.folder)
-        bucket.put([(probe, b"imageryxr")])
-        bucket.delete([probe])
-        return
-    folder = workspace.folder
-    while not os.path.isdir(folder):
-        if os.path.lexists(folder) and not os.path.isdir(folder):  # it may have been made just now
-            raise TargetError(f"could not write {workspace.target.place}: {folder} is a file, not a folder")
-        folder = os.path.dirname(folder)
-    try:
-        path = os.path.join(folder, probe)
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        os.unlink(path)
-    except OSError as error:
-        # /proc says "no such file" of a folder that is there: what is known is that nothing can be made in it
-        raise TargetError(
-            f"could not write {workspace.target.place}: no file can be made in the folder {folder} ({error.strerror}); "
-            "choose another target, or get the right to write there"
-        ) from error
-    _check_room(shutil.disk_usage(folder).free, takes, target, folder)
-
-
-def _check_room(free: int, takes: int, target: Target, folder: str) -> None:
-    # one file is put together from what its slices were
-    least = takes * (2 if target.kind == "single" else 1)
-    if target.plain and least > free:
-        raise TargetError(
-            f"could not write {target.place}: it takes {show_bytes(least)}, and {show_bytes(free)} are free in {folder}"
-        )
-    if takes > MOST_SQUEEZED * free:
-        warnings.warn(
-            f"{target.place} takes {show_bytes(takes)} before compression, and {show_bytes(free)} are free in "
-            f"{folder}: it fits only if it shrinks to a {math.ceil(takes / max(1, free)):,}th; choose another disk, "
-            "a smaller box, or a coarser level (mip=…)",
-            ImageryWarning,
-            stacklevel=4,
-        )

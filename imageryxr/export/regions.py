@@ -10,7 +10,7 @@ from typing import overload
 
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.expr import Expr
-from imageryxr.foreign import given_leaves
+from imageryxr.lazy import given_leaves
 
 # What one region may take in memory, unless the caller or the machine says less.
 REGION_BYTES = 1 << 30
