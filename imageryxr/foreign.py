@@ -126,10 +126,19 @@ def is_apart(array: da.Array) -> bool:
 
 def is_held(array: da.Array) -> bool:
     """Tell whether all blocks are there already: in memory, or kept by a cluster."""
+    return in_memory(array) or on_cluster(array)
+
+
+def in_memory(array: da.Array) -> bool:
+    """Tell whether all blocks are numpy arrays."""
     layer = array.dask.layers.get(array.name)
-    return isinstance(layer, MaterializedLayer) and all(
-        is_future(v) or isinstance(v, np.ndarray) for v in layer.values()
-    )
+    return isinstance(layer, MaterializedLayer) and all(isinstance(value, np.ndarray) for value in layer.values())
+
+
+def on_cluster(array: da.Array) -> bool:
+    """Tell whether all blocks are kept by a cluster."""
+    layer = array.dask.layers.get(array.name)
+    return isinstance(layer, MaterializedLayer) and all(map(is_future, layer.values()))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -138,7 +147,8 @@ def is_held(array: da.Array) -> bool:
 
 def is_future(value: Any) -> bool:
     """Tell whether a value is a `distributed.Future`, without importing distributed."""
-    return any(c.__module__.startswith("distributed") and c.__name__ == "Future" for c in type(value).__mro__)
+    kind = type(value)
+    return kind.__name__ == "Future" and kind.__module__.startswith("distributed")
 
 
 def fetched(futures: Mapping[Any, Any]) -> dict[Any, Array]:

@@ -319,6 +319,19 @@ def test_blocks_that_are_there_are_not_computed(tmp_path):
     assert "compute:" not in repr(plan)
 
 
+def test_what_is_in_memory_takes_no_more_of_it(tmp_path):
+    """One block of a gigabyte, of which a region looks at a part."""
+    values = np.broadcast_to(np.uint8(3), (1024, 1024, 1024))
+    array = labelled(da.from_array(values, chunks=-1))
+    for target in ("o.zarr", "z{z}.png"):
+        plan = ix.plan_export(array, tmp_path / target, memory="600 MB", workers=2)
+        plan.validate()
+        assert plan.peak_memory < 600e6
+    made = labelled(da.zeros((1024, 1024, 1024), chunks=-1, dtype="uint8").map_blocks(lambda b: b, name="one"))
+    with pytest.raises(ix.OptionError, match=r"would take .* GB and has 600 MB"):
+        ix.plan_export(made, tmp_path / "o.zarr", memory="600 MB", workers=2).validate()
+
+
 # ---------------------------------------------------------------------------------------------------------
 # memory
 

@@ -151,8 +151,8 @@ def export(
         ``version`` ("0.5", or "0.4" for older readers), ``layer_type``. Precomputed: ``chunks``, ``levels``,
         ``encoding`` ("raw", "jpeg", "png", "compressed_segmentation"), ``quality`` (of JPEG), ``layer_type``. PNG:
         ``compress_level`` (0 to 9, default 3: little larger than 9 and several times as fast). TIFF:
-        ``compression`` ("zlib" or None); of one file also ``axis`` ("z", "y", "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is
-        better).
+        ``compression`` ("zlib" or None); of one file also ``axis`` ("z", "y", "x") and ``bigtiff``. Video: ``axis``,
+        ``fps`` (default 12), ``crf`` (default 18; smaller is better).
 
     Returns
     -------

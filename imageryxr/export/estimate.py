@@ -15,7 +15,7 @@ from dask.utils import key_split
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.export.regions import Regions
 from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf, wanted
-from imageryxr.foreign import is_apart
+from imageryxr.foreign import in_memory, is_apart, is_held
 from imageryxr.lazy import Givens, blocks_below
 
 # Above this many cuts along one axis, evenly spaced ones stand for all.
@@ -181,6 +181,8 @@ class Computing:
     """Whether each block is computed by itself."""
     below: int
     """Bytes that the recipe takes that its graph reads, for a block of it."""
+    held: float = 2.0
+    """Bytes in hand, where that is all blocks at once, for each byte of theirs: none of what is in memory anyway."""
 
 
 def computing(givens: Givens) -> dict[str, Computing]:
@@ -188,7 +190,10 @@ def computing(givens: Givens) -> dict[str, Computing]:
     found = {}
     for name, array in givens.items():
         recipes = [region_memory(expr, box, box.voxels, 0.0) for expr, box in map(_largest, blocks_below(array))]
-        found[name] = Computing(is_apart(array), max(recipes, default=0))
+        if is_held(array):
+            found[name] = Computing(apart=False, below=0, held=0.0 if in_memory(array) else 1.0)
+        else:
+            found[name] = Computing(is_apart(array), max(recipes, default=0))
     return found
 
 
@@ -246,8 +251,8 @@ def _in_flight(needs: Mapping[GivenLeaf, list[IndexBox]], givens: Mapping[str, C
     apart, together = [0], 0
     for leaf, boxes in needs.items():
         size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
-        whole = 2 * size * sum(math.prod(_rounded(box, leaf)[0]) for box in boxes)
         how = givens.get(leaf.name, Computing(apart=False, below=0))
+        whole = int(how.held * size * sum(math.prod(_rounded(box, leaf)[0]) for box in boxes))
         if how.apart:
             apart.append(min(IN_HAND * size * math.prod(map(max, leaf.splits)), whole) + how.below)
         else:
