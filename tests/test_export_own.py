@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.expr import GivenLeaf
@@ -184,6 +186,38 @@ def _inner(box):
     from imageryxr.boxes import IndexBox
 
     return IndexBox(tuple(n // 3 for n in box.shape), tuple(n - n // 4 for n in box.shape))
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["isel", "chunk", "half"]),
+        st.sampled_from(["z", "y", "x"]),
+        st.integers(0, 40),
+        st.integers(1, 40),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS, make=st.sampled_from(["picture", "own"]))
+def test_whatever_was_done_the_voxels_are_those_of_dask(steps, make):
+    part = _drawn(make)
+    for what, dim, a, n in steps:
+        if what == "half":
+            part = part // 2
+        elif what == "chunk":
+            part = part.chunk({dim: n})
+        else:
+            first = a % part.sizes[dim]
+            part = part.isel({dim: slice(first, first + n)})
+    want = part.compute().values
+    read = box_reader(part)
+    for box in (read.volume.grid.box, _inner(read.volume.grid.box)):
+        np.testing.assert_array_equal(read(box), want[box.slices()])
+    if all(what != "half" for what, *_ in steps):
+        assert not isinstance(read.volume.expr, GivenLeaf)
 
 
 @pytest.mark.parametrize("how", OTHER)
