@@ -52,6 +52,9 @@ def values_of(dtype):
 
 def labelled(values, kind):
     grid = ix.Grid(SHAPE, (8, 8, 8), (0, 0, 0))
+    if kind.startswith("rgb"):
+        coords = {**grid.coords(), "rgba": list(kind)}
+        return xr.DataArray(np.stack([values] * len(kind), axis=-1), dims=("z", "y", "x", "rgba"), coords=coords)
     return xr.DataArray(values, dims=("z", "y", "x"), coords=grid.coords(), attrs={"layer_type": kind})
 
 
@@ -59,11 +62,12 @@ def read_back(name, folder, report):
     if name == "memory":
         return report.result.values
     if name in ("omezarr", "sharded", "zarr2"):
-        return zarr.open_array(f"{report.target}/0")[:]
+        return channels_last(zarr.open_array(f"{report.target}/0")[:])
     if name == "precomputed":
         from cloudvolume import CloudVolume
 
-        return CloudVolume(report.target.removeprefix("precomputed://"), progress=False, bounded=True)[:][..., 0].T
+        found = np.asarray(CloudVolume(report.target.removeprefix("precomputed://"), progress=False)[:])
+        return channels_last(found.T[0] if found.shape[-1] == 1 else found.T)
     if name in ("mp4", "webm"):
         import av
 
@@ -80,6 +84,10 @@ def read_back(name, folder, report):
     return tifffile.imread(report.target)
 
 
+def channels_last(values):
+    return values if values.ndim == 3 else np.moveaxis(values, 0, -1)
+
+
 def refusal(array, place, options):
     try:
         ix.plan_export(array, place, **options).validate()
@@ -88,7 +96,7 @@ def refusal(array, place, options):
     return None
 
 
-@pytest.mark.parametrize("kind", ["image", "segmentation"])
+@pytest.mark.parametrize("kind", ["image", "segmentation", "rgba", "rgb"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_type_is_kept_or_refused_at_once(tmp_path, name, dtype, kind):
@@ -103,15 +111,16 @@ def test_every_type_is_kept_or_refused_at_once(tmp_path, name, dtype, kind):
         assert os.listdir(tmp_path) == []
         with pytest.raises(type(refused)):
             ix.export(array, place, **options)
-        assert dtype != "uint8"
+        assert dtype != "uint8" or (kind == "rgb" and name in ("png", "mp4", "webm"))
         return
     report = ix.export(array, place, **options)
     found = read_back(name, tmp_path, report)
-    want = values
+    want = array.values
     if values.dtype == bool and name != "memory":
-        want = values.astype(np.uint8) * (255 if name in ("png", "tiffs", "tiff", "bigtiff", "ometiff") else 1)
+        want = want.astype(np.uint8) * (255 if name in ("png", "tiffs", "tiff", "bigtiff", "ometiff") else 1)
     if name in ("mp4", "webm"):
-        assert np.abs(found.astype(int) - want).mean() < 12
+        assert found.shape == SHAPE
+        assert kind == "rgba" or np.abs(found.astype(int) - want).mean() < 12
         return
     assert found.dtype == want.dtype or found.dtype.newbyteorder("=") == want.dtype
     np.testing.assert_array_equal(found, want)
@@ -258,3 +267,26 @@ def test_not_to_resume_begins_anew(tmp_path, target):
     again = ix.export(array, tmp_path / target, resume=False)
     assert (again.regions, again.skipped) == (first.regions, 0)
     assert {p: p.read_bytes() for p in files} == files
+
+
+@pytest.mark.parametrize("kind", ["rgba", "rgb"])
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "int16", "float32"])
+@pytest.mark.parametrize("name", ["omezarr", "precomputed"])
+def test_coarser_levels_of_channels_are_their_means(tmp_path, name, dtype, kind):
+    values = values_of(dtype)
+    target, options = TARGETS[name]
+    place = target.format(tmp_path) if "://" in target else tmp_path / target.format()
+    report = ix.export(labelled(values, kind), place, **options)
+    if name == "omezarr":
+        found = zarr.open_array(f"{report.target}/1")[:]
+        omero = zarr.open_group(report.target).attrs["ome"].get("omero")
+        assert omero is None or len(omero["channels"]) == len(kind)
+    else:
+        from cloudvolume import CloudVolume
+
+        found = np.asarray(CloudVolume(report.target.removeprefix("precomputed://"), mip=1, progress=False)[:]).T
+    blocks = values.astype(np.float64).reshape(3, 2, 8, 2, 9, 2).mean(axis=(1, 3, 5))
+    want = blocks if dtype == "float32" else np.floor(blocks + 0.5)
+    assert found.shape == (len(kind), 3, 8, 9)
+    for channel in found:
+        np.testing.assert_allclose(channel, want.astype(dtype), rtol=1e-6 if dtype == "float32" else 0)

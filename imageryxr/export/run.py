@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 
-from imageryxr.boxes import IndexBox
+from imageryxr.boxes import DIMS, IndexBox
 from imageryxr.errors import (
     AuthError,
     CodecError,
@@ -27,7 +28,7 @@ from imageryxr.export.plan import ExportPlan
 from imageryxr.export.report import ExportReport, FailedRegion, bar
 from imageryxr.export.workspace import Stages, Workspace
 from imageryxr.sources.base import plain
-from imageryxr.volumes import labelled
+from imageryxr.volumes import labelled, placed
 
 OnError = Literal["raise", "collect"]
 
@@ -295,9 +296,12 @@ def _run_in_memory(
         raise
     workers.close()
     volume = plan.read.volume
-    array = labelled(
-        out, layer.grid, volume.attrs, str(volume.name or "export"), tail="rgba" if layer.channels else None
-    )
+    name = str(volume.name or "export")
+    if layer.channels in (0, 4):
+        array = labelled(out, layer.grid, volume.attrs, name, tail="rgba" if layer.channels else None)
+    else:  # some of r, g, b and a, without their names
+        attrs = placed(volume.attrs, layer.grid)
+        array = xr.DataArray(out, dims=(*DIMS, "rgba"), coords=layer.grid.coords(), attrs=attrs, name=name)
     seconds = time.perf_counter() - began
     failed = tuple(sorted(tally.failed, key=lambda f: f.number))
     return ExportReport(

@@ -137,7 +137,7 @@ class OmeZarr(Pyramid):
             box,
             lambda need: self._load(stage - 1, need, place, held),
             layer_type=self.layer.layer_type,
-            rgba=bool(self.layer.channels),
+            channels=self.layer.channels,
             dtype=_kept(self.layer.dtype),
         )
 
@@ -225,8 +225,11 @@ class OmeZarr(Pyramid):
         low, high = limits
         window = {"start": tidy(low), "end": tidy(high), "min": tidy(low), "max": tidy(high)}
         colors = {"gray": "FFFFFF"}
-        if self.layer.channels:
-            colors = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "alpha": "FFFFFF"}
+        if self.layer.channels in (3, 4):
+            rgba = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "alpha": "FFFFFF"}
+            colors = dict(list(rgba.items())[: self.layer.channels])
+        elif self.layer.channels:
+            colors = {f"channel {i}": "FFFFFF" for i in range(self.layer.channels)}
         return [{"label": n, "color": c, "active": n != "alpha", "window": window} for n, c in colors.items()]
 
 

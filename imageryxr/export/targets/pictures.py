@@ -49,7 +49,12 @@ def png_stack(place: str, layer: Layer, *, compress_level: int = 3) -> PngStack:
         If the pattern names no axis, two, or something else, or the values are no picture.
     """
     root, pattern, axis = split_pattern(place)
-    if layer.dtype not in (np.uint8, np.uint16, np.bool_) or layer.channels not in (0, 4):
+    if layer.channels not in (0, 4) or (layer.channels and layer.dtype not in (np.uint8, np.bool_)):
+        raise OptionError(
+            f"{layer.channels} channels of dtype {layer.dtype} are no PNG pictures: it takes RGBA of uint8, or grey "
+            "values of up to 16 bits (array.isel(rgba=0)); export others to .ome.zarr"
+        )
+    if layer.dtype not in (np.uint8, np.uint16, np.bool_):
         raise OptionError(
             f"values of dtype {layer.dtype} are no PNG pictures; make them with to_rgba(image, contrast_limits=…) or "
             "overlay(image, segmentation), or export ids to .ome.zarr"

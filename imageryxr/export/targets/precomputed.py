@@ -155,7 +155,7 @@ class Precomputed(Pyramid):
             box,
             lambda need: self._load(stage - 1, need, place, held),
             layer_type=self.layer.layer_type,
-            rgba=bool(self.layer.channels),
+            channels=self.layer.channels,
             dtype=_kept(self.layer.dtype),
         )
 

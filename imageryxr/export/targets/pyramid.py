@@ -84,24 +84,24 @@ def derived(
     load: Callable[[IndexBox], Array],
     *,
     layer_type: str,
-    rgba: bool,
+    channels: int,
     dtype: np.dtype[Any],
 ) -> Array:
     """Return a box of a level part by part, so that little of the level below is in memory at a time.
 
     Parameters
     ----------
-    below, grid, box, load, layer_type, rgba
+    below, grid, box, load, layer_type, channels
         As `shrink` takes them. ``load`` is asked for one stored object after the other, and for few of its chunks at a
         time.
     dtype : dtype
         Of the voxels.
     """
     if box.voxels <= PART_VOXELS:
-        return shrink(below.grid, grid, box, load, layer_type=layer_type, rgba=rgba)
-    out = np.empty((*box.shape, *((4,) if rgba else ())), dtype)
+        return shrink(below.grid, grid, box, load, layer_type=layer_type, channels=channels)
+    out = np.empty((*box.shape, *((channels,) if channels else ())), dtype)
     for part in _parts(below, grid, box):
-        out[part.slices(box)] = shrink(below.grid, grid, part, load, layer_type=layer_type, rgba=rgba)
+        out[part.slices(box)] = shrink(below.grid, grid, part, load, layer_type=layer_type, channels=channels)
     return out
 
 
@@ -132,7 +132,7 @@ def _parts(below: Below, grid: Grid, box: IndexBox) -> Iterator[IndexBox]:
 
 
 def shrink(
-    below: Grid, grid: Grid, box: IndexBox, load: Callable[[IndexBox], Array], *, layer_type: str, rgba: bool
+    below: Grid, grid: Grid, box: IndexBox, load: Callable[[IndexBox], Array], *, layer_type: str, channels: int
 ) -> Array:
     """Return a box of a level, from the voxels of the level below.
 
@@ -149,7 +149,8 @@ def shrink(
     load : callable
         Gives a box of the level below, (z, y, x) or (z, y, x, rgba).
     layer_type : {"image", "segmentation"}
-    rgba : bool
+    channels : int
+        Size of the last axis, 4 for RGBA; 0 if there is none. What is no RGBA of 8 bits is averaged channel by channel.
     """
     maps = tuple(AxisMap.between(t, s) for t, s in zip(grid.axes, below.axes, strict=True))
     reach = [m.reach(a, b, "mean") for m, a, b in zip(maps, box.start, box.stop, strict=True)]
@@ -159,10 +160,12 @@ def shrink(
     missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
     values = load(held)
     if any(map(any, missing)):
-        values = np.pad(values, [*missing, *([(0, 0)] if rgba else [])], mode="edge")
+        values = np.pad(values, [*missing, *([(0, 0)] if channels else [])], mode="edge")
     moved = tuple(AxisMap(m.a, m.b - o * m.c, m.c) for m, o in zip(maps, need.start, strict=True))
-    if rgba:
+    if channels == 4 and values.dtype == np.uint8:
         return shrink_rgba(values, moved, box)
+    if channels:
+        return np.stack([_shrunk(values[..., i], moved, box, "mean") for i in range(channels)], axis=-1)
     return _shrunk(values, moved, box, "mode" if layer_type == "segmentation" else "mean")
 
 

@@ -193,6 +193,8 @@ def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: Any = 12
     """
     if find_spec("av") is None:
         raise CodecError("videos are written with PyAV, which is not installed; run pip install 'imageryxr[video]'")
+    if layer.channels not in (0, 4):
+        raise OptionError(f"{layer.channels} channels of dtype {layer.dtype} are no frames of a video: give RGBA")
     if layer.dtype != np.uint8:
         raise OptionError(
             f"values of dtype {layer.dtype} are no frames of a video; make them with to_rgba(image, contrast_limits=…) "
