@@ -20,12 +20,13 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
-from dask.highlevelgraph import HighLevelGraph
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.expr import Array, Expr, GivenLeaf, Readings, evaluate, wanted
 
 Splits = tuple[tuple[int, ...], ...]
+Givens = Mapping[str, da.Array]
 
 # Blocks of some 4 million voxels: CloudVolume reads at full speed from there on, and a core's blocks fit in memory.
 BLOCK_VOXELS = 1 << 22
@@ -95,7 +96,7 @@ def to_dask(
     all_splits = tuple((n,) for n in expr.lead) + splits + tuple((n,) for n in expr.tail)
     meta = np.empty((0,) * len(all_splits), expr.dtype)
     if givens:
-        tasks = dict(_given_tasks(key, expr, splits, givens))
+        tasks = GivenLayer(dict(_given_tasks(key, expr, splits, givens)), expr, splits)
         graph = HighLevelGraph.from_collections(key, tasks, dependencies=list(givens.values()))  # type: ignore[arg-type]
     else:
         graph = HighLevelGraph.from_collections(key, _flat_layer(key, expr, splits), dependencies=[])
@@ -133,12 +134,33 @@ def expr_of(array: da.Array) -> tuple[Expr, Splits] | None:
 
 def exprs_below(array: da.Array) -> list[Expr]:
     """Return the expressions that a dask array was made from, whatever dask did to them since; none may be known."""
+    return [expr for expr, _ in blocks_below(array)]
+
+
+def blocks_below(array: da.Array) -> list[tuple[Expr, Splits]]:
+    """Return the expressions that a dask array was made from, with the sizes (z, y, x) of their blocks."""
     deps = [d for layer in array.dask.layers.values() for d in getattr(layer, "io_deps", {}).values()]
-    return [dep.expr for dep in deps if isinstance(dep, BoxDep)]
+    return [(dep.expr, dep.splits) for dep in deps if isinstance(dep, BoxDep)]
 
 
 # ---------------------------------------------------------------------------------------------------------
 # foreign blocks
+
+
+def given_leaves(expr: Expr) -> list[GivenLeaf]:
+    """Return the leaves that stand for foreign arrays."""
+    if isinstance(expr, GivenLeaf):
+        return [expr]
+    return [leaf for child in expr.inputs for leaf in given_leaves(child)]
+
+
+class GivenLayer(MaterializedLayer):
+    """Tasks on the blocks of foreign arrays; carries the expression, so that an array can be read again."""
+
+    def __init__(self, tasks: Mapping[Any, Any], expr: Expr, splits: Splits) -> None:
+        super().__init__(tasks)
+        self.expr = expr
+        self.splits = splits
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Header:
     began: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     result: int | None = None
     """Size of the one file, for targets of that kind."""
+    coarse: int = 1 << 20
+    """Voxels of a region of a pyramid's coarser levels, about."""
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 
-from imageryxr.boxes import IndexBox
+from imageryxr.boxes import DIMS, IndexBox
 from imageryxr.errors import (
     AuthError,
     CodecError,
@@ -27,7 +28,7 @@ from imageryxr.export.plan import ExportPlan
 from imageryxr.export.report import ExportReport, FailedRegion, bar
 from imageryxr.export.workspace import Stages, Workspace
 from imageryxr.sources.base import plain
-from imageryxr.volumes import labelled
+from imageryxr.volumes import labelled, placed
 
 OnError = Literal["raise", "collect"]
 
@@ -38,7 +39,8 @@ FINAL = (MissingChunkError, AuthError, CodecError, OptionError, LayerError)
 # What may pass by itself, by the names of the classes of clients that need not be loaded here.
 PASSING = (
     "ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "ProtocolError", "MaxRetryError",
-    "ChunkedEncodingError", "ServerError", "KilledWorker", "CommClosedError", "GenericError", "ConnectionResetError",
+    "ChunkedEncodingError", "ServerError", "KilledWorker", "CommClosedError", "CancelledError", "GenericError",
+    "ConnectionResetError",
 )  # fmt: skip
 
 
@@ -173,8 +175,7 @@ class _Loop:
                 if outcome is not None:
                     yield outcome
         finally:
-            for future in list(self.under_way):
-                future.cancel()
+            self.workers.cancel(list(self.under_way))
             self.under_way.clear()
             self.waiting.clear()
 
@@ -202,6 +203,7 @@ class _Loop:
         try:
             future = self.back.get(timeout=wait)
         except queue.Empty:
+            self._look_for_lost()
             return None
         region = self.under_way.pop(future, None)
         if region is None:
@@ -212,6 +214,13 @@ class _Loop:
             self._failed(region, error)
             return None
         return outcome
+
+    def _look_for_lost(self) -> None:
+        # A client that has lost its scheduler forgets what it was asked for, and calls nobody back.
+        self.workers.check()
+        for future in list(self.under_way):
+            if future.cancelled():
+                self.back.put(future)
 
     def _failed(self, region: _Under, error: Exception) -> None:
         if region.tries < self.retries and not isinstance(error, FINAL) and not _is_full(error):
@@ -287,9 +296,12 @@ def _run_in_memory(
         raise
     workers.close()
     volume = plan.read.volume
-    array = labelled(
-        out, layer.grid, volume.attrs, str(volume.name or "export"), tail="rgba" if layer.channels else None
-    )
+    name = str(volume.name or "export")
+    if layer.channels in (0, 4):
+        array = labelled(out, layer.grid, volume.attrs, name, tail="rgba" if layer.channels else None)
+    else:  # some of r, g, b and a, without their names
+        attrs = placed(volume.attrs, layer.grid)
+        array = xr.DataArray(out, dims=(*DIMS, "rgba"), coords=layer.grid.coords(), attrs=attrs, name=name)
     seconds = time.perf_counter() - began
     failed = tuple(sorted(tally.failed, key=lambda f: f.number))
     return ExportReport(
