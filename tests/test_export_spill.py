@@ -204,7 +204,6 @@ def test_many_threads_share_few_regions(tmp_path, monkeypatch):
     np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
 
 
-@pytest.mark.filterwarnings("ignore:the outlines were drawn")
 class Weighing(Counting):
     """A source that notes how much its process has in nameless files while it reads."""
 
@@ -240,6 +239,7 @@ def test_thick_regions_take_no_more_of_the_disk(tmp_path, monkeypatch):
     np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
 
 
+@pytest.mark.filterwarnings("ignore:the outlines were drawn")
 def test_slices_that_look_at_each_other_are_drawn_together(tmp_path, monkeypatch):
     monkeypatch.setattr(slicewise, "LEAST_STRIP_VOXELS", 1 << 18)
     monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None: 50_000_000)

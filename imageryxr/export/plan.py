@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from html import escape
@@ -216,7 +217,8 @@ class ExportPlan:
 
     def _less_memory(self) -> str:
         granule = self.target.granule
-        advice = ["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else []
+        busy = self.crew.threads if self.how is None else self.how.at_once * self.how.threads
+        advice = ["fewer threads a worker (workers=…)"] if busy > 1 else []
         if isinstance(self.target, SliceTarget):
             advice.append("export to .ome.zarr, whose regions need not be whole slices")
         elif granule != (1, 1, 1):
@@ -320,25 +322,16 @@ def make_plan(
     scratch: str | bool | None = None,
 ) -> ExportPlan:
     """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
-    expr, shape = read.volume.expr, target.layer.grid.shape
     cutter, given = cutter_of(target, read, crew, scratch), computing(read.volume.givens)
+    encoding, page = target.encoding, target.page_bytes
 
     def memory_of(box: Any) -> int:
-        return region_memory(expr, box, BRICK_VOXELS, target.encoding, page=target.page_bytes, givens=given)
+        return region_memory(read.volume.expr, box, BRICK_VOXELS, encoding, page=page, givens=given)
 
     share = crew.share()
-    regions = cutter.regions() if cutter else choose_regions(
-        expr,
-        shape,
-        target.granule,
-        memory_of=memory_of,
-        reads_of=lambda r: rereads(expr, r),
-        budget=crew.budget,
-        least=crew.workers * crew.threads,
-        # how large blocks are is known, not estimated
-        most=share if share is None or not given else 2 * share,
-        threads=crew.threads,
-    )  # fmt: skip
+    # how large blocks are is known, not estimated
+    most = share if share is None or not given else 2 * share
+    regions = cutter.regions() if cutter else _regions(target, read, crew, memory_of, most)
     target = _in_coarse(target, crew.budget, crew.workers * crew.threads)
     workspace, done = None, 0
     stages = Stages.of(regions, target)
@@ -353,16 +346,15 @@ def make_plan(
     how = cutter.how(regions) if cutter else None
     each = memory_of if cutter is None or how is None else partial(cutter.memory, how)
     working = max(map(each, [regions.largest(), regions[0]])) * (how.at_once if how else crew.at_once(regions))
-    reads = [*source_reads(expr, regions), *reads_below(expr, read.volume.givens, regions)]
-    held = {key_split(name) for name, array in read.volume.givens.items() if is_held(array)}
+    reads, computes = _reads(read, regions)
     return ExportPlan(
         target=target,
-        shape=shape,
+        shape=target.layer.grid.shape,
         voxel_bytes=target.layer.voxel_bytes,
         regions=regions,
         tasks=len(stages),
-        reads=tuple(r for r in reads if not r.computed),
-        computes=tuple(r for r in reads if r.computed and r.source not in held),
+        reads=reads,
+        computes=computes,
         # files are put together by the process that leads the export: on a cluster, that is no worker
         peak_memory=PROCESS_BYTES
         + max(working, crew.threads * _later(target), target.assembling_bytes if crew.kind != "cluster" else 0),
@@ -375,6 +367,30 @@ def make_plan(
         workspace=workspace,
         overwrite=overwrite,
     )
+
+
+def _regions(target: Target, read: BoxReader, crew: Crew, memory_of: Callable[[Any], int], most: int | None) -> Regions:
+    expr = read.volume.expr
+    return choose_regions(
+        expr,
+        target.layer.grid.shape,
+        target.granule,
+        memory_of=memory_of,
+        reads_of=lambda r: rereads(expr, r),
+        budget=crew.budget,
+        least=crew.workers * crew.threads,
+        most=most,
+        threads=crew.threads,
+    )
+
+
+def _reads(read: BoxReader, regions: Regions) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
+    """Return what is read of sources, and what is computed of foreign dask arrays."""
+    expr, givens = read.volume.expr, read.volume.givens
+    found = [*source_reads(expr, regions), *reads_below(expr, givens, regions)]
+    held = {key_split(name) for name, array in givens.items() if is_held(array)}
+    computes = tuple(r for r in found if r.computed and r.source not in held)
+    return tuple(r for r in found if not r.computed), computes
 
 
 def _in_coarse(target: Target, budget: int, slots: int) -> Target:
