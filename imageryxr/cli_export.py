@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -199,6 +200,11 @@ def run_export(
     if dry_run:
         _dry_run(plan_export(array, target, **common), as_json)
         return
+    if scheduler is not None and "://" in scheduler:
+        import distributed  # noqa: F401 - it sets the levels of its logs
+
+        for name in ("distributed", "distributed.client"):  # what they say of a lost scheduler is our one message, too
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         report = export(array, target, resume=resume, retries=retries, on_error=on_error, progress=progress, **common)
     except (ImageryError, KeyboardInterrupt) as error:

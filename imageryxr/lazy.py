@@ -22,13 +22,14 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
-from dask.highlevelgraph import HighLevelGraph
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, Readings, evaluate, places, wanted
 from imageryxr.reads import Reads
 
 Splits = tuple[tuple[int, ...], ...]
+Givens = Mapping[str, da.Array]
 
 _SPACE = ("z", "y", "x")
 
@@ -146,7 +147,8 @@ def to_dask(
     reads = _reads_layers(expr, shape, splits)
     layers: dict[str, Any] = dict(reads)
     if givens:
-        layers[key] = dict(_given_tasks(key, expr, splits, givens, list(reads)))
+        tasks = dict(_given_tasks(key, expr, splits, givens, list(reads)))
+        layers[key] = GivenLayer(tasks, expr, splits)
     else:
         layers[key] = _flat_layer(key, expr, splits, list(reads))
     below = HighLevelGraph.merge(*(g.dask for g in givens.values())) if givens else HighLevelGraph({}, {})
@@ -187,12 +189,33 @@ def expr_of(array: da.Array) -> tuple[Expr, Splits] | None:
 
 def exprs_below(array: da.Array) -> list[Expr]:
     """Return the expressions that a dask array was made from, whatever dask did to them since; none may be known."""
+    return [expr for expr, _ in blocks_below(array)]
+
+
+def blocks_below(array: da.Array) -> list[tuple[Expr, Splits]]:
+    """Return the expressions that a dask array was made from, with the sizes (z, y, x) of their blocks."""
     deps = [d for layer in array.dask.layers.values() for d in getattr(layer, "io_deps", {}).values()]
-    return [dep.expr for dep in deps if isinstance(dep, BoxDep)]
+    return [(dep.expr, dep.splits) for dep in deps if isinstance(dep, BoxDep)]
 
 
 # ---------------------------------------------------------------------------------------------------------
 # foreign blocks
+
+
+def given_leaves(expr: Expr) -> list[GivenLeaf]:
+    """Return the leaves that stand for foreign arrays."""
+    if isinstance(expr, GivenLeaf):
+        return [expr]
+    return [leaf for child in expr.inputs for leaf in given_leaves(child)]
+
+
+class GivenLayer(MaterializedLayer):
+    """Tasks on the blocks of foreign arrays; carries the expression, so that an array can be read again."""
+
+    def __init__(self, tasks: Mapping[Any, Any], expr: Expr, splits: Splits) -> None:
+        super().__init__(tasks)
+        self.expr = expr
+        self.splits = splits
 
 
 @dataclass(frozen=True)

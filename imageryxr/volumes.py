@@ -16,9 +16,11 @@ from xarray.core import indexing
 
 from imageryxr.boxes import DIMS, BBox, Index3, IndexBox
 from imageryxr.errors import LayerError
-from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, LevelLeaf, evaluate, shifted, view, within
+from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, LevelLeaf, evaluate, view, within
+from imageryxr.foreign import parts_of
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.lazy import Splits, choose_splits, expr_of, to_dask
+from imageryxr.retracing import recovered
 from imageryxr.sources.base import Level, Source, level_attrs
 
 RGBA = ("r", "g", "b", "a")
@@ -349,11 +351,14 @@ class BoxReader:
         """Compute a box, in this thread."""
         if not self.volume.givens:
             return evaluate(self.volume.expr, box)
-        array = to_dask(shifted(self.volume.expr, box.start), box.shape, givens=self.volume.givens)
-        return np.asarray(array.compute(scheduler="synchronous"))
+        return evaluate(self.volume.expr, box, parts_of(self.volume.expr, self.volume.givens, box).compute())
 
 
 def box_reader(array: xr.DataArray) -> BoxReader:
-    """Return the reader of an array (z, y, x) or (z, y, x, rgba)."""
+    """Return the reader of an array (z, y, x) or (z, y, x, rgba): what is a part of a recipe is read as the recipe."""
     tail = ("rgba",) if "rgba" in array.dims else ()
-    return BoxReader(volume_of(array, tail=tail), tuple(array.sizes[t] for t in tail))
+    volume = volume_of(array, tail=tail)
+    if volume.givens:
+        expr, givens = recovered(volume.expr, volume.givens)
+        volume = replace(volume, expr=expr, givens=givens)
+    return BoxReader(volume, tuple(array.sizes[t] for t in tail))

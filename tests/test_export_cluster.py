@@ -312,3 +312,55 @@ def test_no_worker_yet(tmp_path, truth):
         for process in running:
             process.kill()
             process.wait()
+
+
+@pytest.mark.slow
+def test_a_dead_scheduler_is_told_in_one_message(tmp_path):
+    """The command line: no traceback, no waiting for ever, and what is done is kept."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"env": env, "cwd": ROOT, "text": True}
+    scheduler = subprocess.Popen(
+        [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+         "--scheduler-file", str(tmp_path / "scheduler.json")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+    address = next(m[0] for line in scheduler.stderr if (m := re.search(r"tcp://127\.0\.0\.1:\d+", line)))
+    threading.Thread(target=scheduler.stderr.read, daemon=True).start()
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "dask", "worker", address, "--nworkers", "1", "--nthreads", "1", "--no-dashboard",
+         "--local-directory", str(tmp_path / "worker")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options,
+    )  # fmt: skip
+    target = tmp_path / "o.zarr"
+    code = (
+        "import sys, imageryxr.export\nfrom imageryxr.cli import _plain_errors\n"
+        "from imageryxr.cli_export import run_export\nfrom tests.export_jobs import picture\n"
+        "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
+        "with _plain_errors():\n"
+        f"    run_export(picture(0.3, shape=(96, 48, 64)), {str(target)!r}, dry_run=False, as_json=False, resume=True,\n"
+        f"        overwrite=False, scheduler={address!r}, workers=2, memory=None, retries=3, on_error='raise',\n"
+        "        progress=False, square=None, options={'chunks': (2, 16, 16)})\n"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )  # fmt: skip
+    try:
+        log = tmp_path / "o.zarr.manifest.log"
+        deadline = time.monotonic() + 60
+        while not (log.exists() and log.stat().st_size > 100):
+            assert driver.poll() is None, driver.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        scheduler.kill()
+        out, err = driver.communicate(timeout=60)
+    finally:
+        for process in (driver, worker, scheduler):
+            process.kill()
+            process.wait()
+    assert driver.returncode == 1
+    assert out == ""
+    kept, error = err.splitlines()
+    assert "tasks of" in kept
+    assert "are done and kept: run the same call again to continue" in kept
+    assert error.startswith(f"error: the scheduler at {address} does not answer any more; start it again")
+    assert not target.exists()

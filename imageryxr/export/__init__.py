@@ -100,7 +100,9 @@ def export(
     Parameters
     ----------
     da : DataArray
-        Dims (z, y, x), or (z, y, x, rgba) as `overlay` gives.
+        Dims (z, y, x), or (z, y, x, rgba) as `overlay` gives. Of a dask array of your own each block is computed once
+        where memory allows, as the plan tells; slices and rechunkings of a picture are exported as the picture is, and
+        what was persisted is taken from where it is.
     target : str or path
         On local disk, or in a bucket (``s3://…``, ``gs://…``):
 
@@ -111,7 +113,7 @@ def export(
             Neuroglancer precomputed with a pyramid; RGBA as four channels, segmentations with their ids.
         ``"stack/z{z:04d}.png"``, ``"stack/z{z:04d}.tif"``
             A picture a slice along the axis that is named, ``{z}`` the index in the array, ``{z_nm}`` the coordinate.
-            PNG: 8- or 16-bit grey values or RGBA. TIFF: any dtype.
+            PNG: 8- or 16-bit grey values or RGBA. TIFF: any numbers.
         ``"out.tif"``, ``"out.ome.tif"``
             One file, with the voxel size as ImageJ reads it, or as OME-XML.
         ``"out.mp4"``, ``"out.webm"``
@@ -122,7 +124,8 @@ def export(
         Whether to replace a target that exists, or is being written, of another call. Of a longer stack, what its
         manifest lists and the new one does not have goes, too, when the new one is complete.
     resume : bool, default True
-        Whether to continue what an earlier run of the same call has begun; False begins anew.
+        Whether to continue what an earlier run of the same call has begun; False begins anew, also where the target is
+        complete.
     client : optional
         Who works. None or ``"threads"``: threads of this process. ``"processes"``: processes of this machine, where
         work holds Python's lock. A `distributed.Client`, or the address of a scheduler (``"tcp://host:8786"``): the
@@ -132,7 +135,8 @@ def export(
         for each of its threads.
     memory : int or str, optional
         Bytes that a worker may take, such as ``"4 GB"``. Default: what is free, or the limit of a
-        cluster's workers.
+        cluster's workers. Blocks of dask arrays of your own are counted whole, as they are computed; what your
+        functions take on the way from block to block cannot be known, and comes on top.
     scratch : str, path or False, optional
         For stacks, TIFFs and videos whose slices are so wide that a worker's memory does not hold as many of them as a
         source's chunks are deep: the folder on a local disk where what was read waits for its slice, so that each
@@ -154,15 +158,15 @@ def export(
     **options
         OME-Zarr: ``chunks`` and ``shards`` (z, y, x voxels; default (16, 256, 256) and none: give shards where many
         small files hurt), ``compressor`` ("zstd", "lz4", "gzip", with a level as in "zstd:5", or None), ``levels``
-        (default: halve until a level is one chunk wide; 1 for no pyramid), ``version`` ("0.5", or "0.4" for older
-        readers), ``layer_type``. Precomputed: ``chunks``, ``levels``, ``encoding`` ("raw", "jpeg", "png",
-        "compressed_segmentation"), ``quality`` (of JPEG, default 85), ``gzip`` (of "raw" and "compressed_segmentation";
-        default False: files that any reader and any web server finds. True makes a segmentation some 4 times smaller,
-        a raw image 1.2 times, for a bucket: objects there are marked as gzipped, and CloudVolume, TensorStore and
-        browsers unpack them. On a local disk names then end in ``.gz``, and only CloudVolume and imageryxr find them),
-        ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3: little larger than 9 and several times as fast).
-        TIFF: ``compression`` ("zlib" or None); of one file also ``axis`` ("z", "y", "x") and ``bigtiff``. Video:
-        ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is better).
+        (default: halve until a level is one chunk wide; 1 for no pyramid; NaN is left out of means), ``version``
+        ("0.5", or "0.4" for older readers), ``layer_type``. Precomputed: ``chunks``, ``levels``, ``encoding`` ("raw",
+        "jpeg", "png", "compressed_segmentation"), ``quality`` (of JPEG, default 85), ``gzip`` (of "raw" and
+        "compressed_segmentation"; default False: files that any reader and any web server finds. True makes a
+        segmentation some 4 times smaller, a raw image 1.2 times, for a bucket: objects there are marked as gzipped, and
+        CloudVolume, TensorStore and browsers unpack them. On a local disk names then end in ``.gz``, and only
+        CloudVolume and imageryxr find them), ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3: little larger
+        than 9 and several times as fast). TIFF: ``compression`` ("zlib" or None); of one file also ``axis`` ("z", "y",
+        "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is better).
 
         Booleans become uint8: 0 and 255 in slices (PNG, TIFF, video), where they are looked at; 0 and 1 in volumes
         (OME-Zarr, precomputed), where they are counted. ``"memory://"`` keeps them.
@@ -175,7 +179,8 @@ def export(
     Raises
     ------
     OptionError
-        If the target is of no known format or cannot hold the values, or a worker has too little memory.
+        If the target is of no known format or cannot hold the values, a worker has too little memory, or blocks of a
+        persisted array are lost.
     TargetExistsError
         If it exists, or is being written, of another call, and ``overwrite`` is False.
     TargetError

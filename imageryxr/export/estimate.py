@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
+from dask.utils import key_split
 
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.export.regions import Regions
-from imageryxr.expr import Expr, Leaf, LevelLeaf, wanted
+from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf, wanted
+from imageryxr.foreign import in_memory, is_apart, is_held
+from imageryxr.lazy import Givens, blocks_below
 
 # Above this many cuts along one axis, evenly spaced ones stand for all.
 SAMPLED = 128
 # While chunks are fetched and decoded, their compressed bytes and a decoded chunk are held beside the result.
 FETCHING = 1.25
+# Of a dask array whose blocks are computed one by one: blocks that are in hand while one is made and put to its place.
+IN_HAND = 3
 # What a process takes before it does anything: the interpreter, numpy, xarray, compiled kernels, a client.
 PROCESS_BYTES = 400_000_000
 
@@ -35,7 +42,11 @@ class SourceReads:
     distinct_bytes: int
     """The same with every chunk counted once."""
     requests: int
-    """Chunks fetched."""
+    """Chunks fetched, or blocks computed."""
+    chunks: int = 0
+    """The same with every one counted once."""
+    computed: bool = False
+    """Whether these are blocks of a dask array of the user's own, computed for the export."""
 
     @property
     def rereads(self) -> float:
@@ -43,23 +54,71 @@ class SourceReads:
         return self.bytes / self.distinct_bytes if self.distinct_bytes else 1.0
 
 
-def source_reads(expr: Expr, regions: Regions) -> list[SourceReads]:
-    """Return what the regions of an export read of each source, chunks counted whole."""
+def source_reads(expr: Expr, regions: Regions | Blocks) -> list[SourceReads]:
+    """Return what the regions of an export read of each source, chunks counted whole.
+
+    Blocks of foreign dask arrays count as well, as ``computed``: they are made whole, as often as regions need them.
+    """
     found = []
     whole = wanted(expr, IndexBox.of_shape(regions.shape))
     for leaf, axes in _along_axes(expr, regions).items():
-        if not isinstance(leaf, LevelLeaf):
+        if not isinstance(leaf, LevelLeaf | GivenLeaf):
             continue
-        level = leaf.source.levels[leaf.mip]
-        size = leaf.source.dtype.itemsize
+        size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
         voxels = math.prod(sum(extent for extent, _ in axis) for axis in axes)
-        asks = _chunks(leaf) == level.chunks
-        requests = math.prod(sum(count for _, count in axis) for axis in axes) if asks else 0
-        boxes = [_rounded(box, _chunks(leaf), leaf.bounds)[0] for box in whole.get(leaf, [])]
-        once = max(1, sum(math.prod(shape) for shape in boxes))
+        requests = math.prod(sum(count for _, count in axis) for axis in axes) * (not _is_held(leaf))
+        boxes = [_rounded(box, leaf) for box in whole.get(leaf, [])]
+        once = max(1, sum(math.prod(shape) for shape, _ in boxes))
+        chunks = max(1, sum(math.prod(number) for _, number in boxes))
         total, count = max(round(voxels), once), max(1, round(requests))
-        found.append(SourceReads(leaf.source.name, leaf.mip, level.grid.resolution, total * size, once * size, count))
+        if isinstance(leaf, GivenLeaf):
+            name, nowhere = str(key_split(leaf.name)), (0.0, 0.0, 0.0)
+            found.append(SourceReads(name, 0, nowhere, total * size, once * size, count, chunks, computed=True))
+        else:
+            place = leaf.source.levels[leaf.mip].grid.resolution
+            found.append(SourceReads(leaf.source.name, leaf.mip, place, total * size, once * size, count, chunks))
     return found
+
+
+def reads_below(expr: Expr, givens: Givens, regions: Regions) -> list[SourceReads]:
+    """Return what is read of sources for blocks of foreign dask arrays, as far as their graphs tell.
+
+    Blocks of recipes are counted once for each time that the blocks above them are computed.
+    """
+    found = []
+    times = {r.source: r.requests / r.chunks for r in source_reads(expr, regions) if r.computed}
+    for name, array in givens.items():
+        for below, splits in blocks_below(array):
+            for reads in source_reads(below, Blocks(splits)):
+                factor = times.get(str(key_split(name)), 1.0)
+                found.append(replace(reads, bytes=round(reads.bytes * factor), requests=round(reads.requests * factor)))
+    return found
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of a dask array, as `source_reads` takes them in place of regions."""
+
+    splits: tuple[tuple[int, ...], ...]
+
+    @property
+    def shape(self) -> Index3:
+        """Voxels (z, y, x)."""
+        z, y, x = map(sum, self.splits)
+        return z, y, x
+
+    @property
+    def counts(self) -> Index3:
+        """Blocks along (z, y, x)."""
+        z, y, x = map(len, self.splits)
+        return z, y, x
+
+    def __getitem__(self, index: int) -> IndexBox:
+        spots = np.unravel_index(index, self.counts)
+        starts = [_starts(s) for s in self.splits]
+        low = tuple(int(s[i]) for s, i in zip(starts, spots, strict=True))
+        high = tuple(int(s[i + 1]) for s, i in zip(starts, spots, strict=True))
+        return IndexBox(low, high)  # type: ignore[arg-type]
 
 
 def rereads(expr: Expr, regions: Regions) -> tuple[float, float]:
@@ -70,7 +129,7 @@ def rereads(expr: Expr, regions: Regions) -> tuple[float, float]:
     return together, max((r.rereads for r in reads), default=1.0)
 
 
-def _along_axes(expr: Expr, regions: Regions) -> dict[Leaf, list[list[tuple[float, float]]]]:
+def _along_axes(expr: Expr, regions: Regions | Blocks) -> dict[Leaf, list[list[tuple[float, float]]]]:
     # A region's chunks are so many along z, times so many along y, times so many along x: each axis is walked alone.
     found: dict[Leaf, list[list[tuple[float, float]]]] = {}
     counts = regions.counts
@@ -82,32 +141,83 @@ def _along_axes(expr: Expr, regions: Regions) -> dict[Leaf, list[list[tuple[floa
             index = [*middle[:axis], i, *middle[axis + 1 :]]
             box = regions[(index[0] * counts[1] + index[1]) * counts[2] + index[2]]
             for leaf, boxes in wanted(expr, box).items():
-                chunks = _chunks(leaf)
-                shape, number = _rounded(reduce(IndexBox.hull, boxes), chunks, leaf.bounds)
+                shape, number = _rounded(reduce(IndexBox.hull, boxes), leaf)
                 pairs = found.setdefault(leaf, [[], [], []])[axis]
                 pairs.append((shape[axis] * weight, number[axis] * weight))
     return found
 
 
-def _chunks(leaf: Leaf) -> Index3:
-    """Return what is read as a whole: nothing of what is in memory."""
-    if not isinstance(leaf, LevelLeaf) or isinstance(getattr(leaf.source, "array", None), np.ndarray):
-        return (1, 1, 1)
-    return leaf.source.levels[leaf.mip].chunks
+def _is_held(leaf: Leaf) -> bool:
+    """Tell whether a leaf is in memory, of which nothing is read as a whole."""
+    return isinstance(leaf, LevelLeaf) and isinstance(getattr(leaf.source, "array", None), np.ndarray)
 
 
-def _rounded(box: IndexBox, chunks: Index3, bounds: IndexBox) -> tuple[Index3, Index3]:
-    """Return the shape of a box rounded out to chunks, and how many those are along each axis."""
+def _rounded(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
+    """Return the shape of a box rounded out to whole chunks, and how many those are along each axis."""
+    if isinstance(leaf, GivenLeaf):
+        ends = [_blocks(s, a, b) for s, a, b in zip(leaf.splits, box.start, box.stop, strict=True)]
+        return tuple(n for n, _ in ends), tuple(count for _, count in ends)  # type: ignore[return-value]
+    stored = isinstance(leaf, LevelLeaf) and not _is_held(leaf)
+    chunks = leaf.source.levels[leaf.mip].chunks if stored and isinstance(leaf, LevelLeaf) else (1, 1, 1)
     low = tuple(a // c for a, c in zip(box.start, chunks, strict=True))
     high = tuple(-(-b // c) for b, c in zip(box.stop, chunks, strict=True))
     whole = IndexBox(
         tuple(a * c for a, c in zip(low, chunks, strict=True)),  # type: ignore[arg-type]
         tuple(b * c for b, c in zip(high, chunks, strict=True)),  # type: ignore[arg-type]
     )
-    return whole.clip(bounds).shape, tuple(b - a for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
+    return whole.clip(leaf.bounds).shape, tuple(b - a for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
 
 
-def region_memory(expr: Expr, box: IndexBox, brick: int, encoding: float) -> int:
+def _blocks(sizes: tuple[int, ...], start: int, stop: int) -> tuple[int, int]:
+    starts = _starts(sizes)
+    first, last = np.searchsorted(starts, start, "right") - 1, np.searchsorted(starts, stop, "left")
+    return int(starts[last] - starts[first]), int(last - first)
+
+
+@lru_cache(maxsize=64)
+def _starts(sizes: tuple[int, ...]) -> Any:
+    return np.array([0, *accumulate(sizes)])
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What computing blocks of a foreign dask array takes, beside the blocks."""
+
+    apart: bool
+    """Whether each block is computed by itself."""
+    below: int
+    """Bytes that the recipe takes that its graph reads, for a block of it."""
+    held: float = 2.0
+    """Bytes in hand, where that is all blocks at once, for each byte of theirs: none of what is in memory anyway."""
+
+
+def computing(givens: Givens) -> dict[str, Computing]:
+    """Return what computing blocks of each foreign array takes."""
+    found = {}
+    for name, array in givens.items():
+        recipes = [region_memory(expr, box, box.voxels, 0.0) for expr, box in map(_largest, blocks_below(array))]
+        if is_held(array):
+            found[name] = Computing(apart=False, below=0, held=0.0 if in_memory(array) else 1.0)
+        else:
+            found[name] = Computing(is_apart(array), max(recipes, default=0))
+    return found
+
+
+def _largest(below: tuple[Expr, tuple[tuple[int, ...], ...]]) -> tuple[Expr, IndexBox]:
+    expr, splits = below
+    box = IndexBox.of_shape(tuple(map(max, splits)))
+    return expr, box
+
+
+def region_memory(
+    expr: Expr,
+    box: IndexBox,
+    brick: int,
+    encoding: float,
+    *,
+    page: int = 0,
+    givens: Mapping[str, Computing] | None = None,
+) -> int:
     """Return the most bytes that a region takes while it is read, drawn, encoded and written.
 
     Parameters
@@ -120,16 +230,40 @@ def region_memory(expr: Expr, box: IndexBox, brick: int, encoding: float) -> int
         Voxels that are drawn at a time.
     encoding : float
         Bytes that the target holds while it encodes, for each byte of the region.
+    page : int
+        Bytes that it takes beside that for one of the files.
+    givens : mapping, optional
+        How foreign dask arrays are computed, by name. What their own functions take beyond the blocks that go in and
+        come out cannot be known, and is not counted.
     """
-    readings = FETCHING * sum(
-        b.voxels * leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
-        for leaf, boxes in wanted(expr, box).items()
-        for b in boxes
-    )
+    needs = wanted(expr, box)
+    given = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if isinstance(leaf, GivenLeaf))
+    stored = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if not isinstance(leaf, GivenLeaf))
+    flight = _in_flight({leaf: boxes for leaf, boxes in needs.items() if isinstance(leaf, GivenLeaf)}, givens or {})
     result = bytes_of(expr, box)
     part = min(1.0, brick / max(1, box.voxels))
     drawing = part * sum(bytes_of(e, b) for e, b in steps(expr, box))
-    return int(result + max(readings + drawing, encoding * result))
+    # blocks that are exported as they are become the result
+    drawn = given if isinstance(expr, GivenLeaf) else result + FETCHING * stored + given + drawing
+    return int(max(given + flight, drawn, result + encoding * result + page))
+
+
+def _in_flight(needs: Mapping[GivenLeaf, list[IndexBox]], givens: Mapping[str, Computing]) -> int:
+    """Return the bytes of what is computed for boxes of foreign arrays: blocks are, whole, whatever is wanted of them.
+
+    Those that are computed apart come one after the other, whichever array they are of; what blocks share is there
+    until the last of them, and as much as they are, as far as can be known.
+    """
+    apart, together = [0], 0
+    for leaf, boxes in needs.items():
+        size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
+        how = givens.get(leaf.name, Computing(apart=False, below=0))
+        whole = int(how.held * size * sum(math.prod(_rounded(box, leaf)[0]) for box in boxes))
+        if how.apart:
+            apart.append(min(IN_HAND * size * math.prod(map(max, leaf.splits)), whole) + how.below)
+        else:
+            together += whole + how.below
+    return max(apart) + together
 
 
 def steps(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:

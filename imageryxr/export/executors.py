@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -23,10 +23,11 @@ from dask.utils import parse_bytes
 from imageryxr.boxes import IndexBox
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.estimate import PROCESS_BYTES
-from imageryxr.export.job import Job, holds_array, pack, part_of, work
+from imageryxr.export.job import Job, Piece, holds_array, pack, part_of, work
 from imageryxr.export.reading import BUFFERS
 from imageryxr.export.regions import REGION_BYTES, Regions
 from imageryxr.export.slicewise import STOP
+from imageryxr.foreign import fetched
 
 # Exit code of a process that found itself running the script of its parent.
 UNGUARDED = 78
@@ -54,11 +55,16 @@ class Workers(ABC):
         self.close()
 
     def check(self) -> None:  # noqa: B027 - most have nothing to find
-        """Raise `TargetError` if a region failed for a reason that no other try can mend."""
+        """Raise `TargetError` if nobody is there who could make a region, or one failed as any other try would."""
 
     def lacks(self) -> str:
         """Return what is missing so that nothing comes back, for whoever waits; nothing if all is there."""
         return ""
+
+    def cancel(self, futures: Iterable[Any]) -> None:
+        """Take regions back that were handed out, as far as nobody has begun them."""
+        for future in futures:
+            future.cancel()
 
 
 class Threads(Workers):
@@ -108,7 +114,17 @@ class _Packed(Workers):
 
         if not self._parts or stage or self._read is None:
             return (self._blob, number, stage, tuple(box))
-        return (self._blob, number, stage, tuple(box), cloudpickle.dumps(part_of(self._read, box)))
+        part = part_of(self._read, box)
+        kept: tuple[Any, ...] = ()
+        if isinstance(part, Piece) and part.parts.futures:
+            futures = part.parts.futures
+            part = replace(part, parts=replace(part.parts, futures=dict.fromkeys(futures)))
+            kept = (cloudpickle.dumps(list(futures)), self._kept(futures))
+        return (self._blob, number, stage, tuple(box), cloudpickle.dumps(part), *kept)
+
+    def _kept(self, futures: dict[Any, Any]) -> list[Any]:
+        """Return what the worker will find in place of futures."""
+        return list(fetched(futures).values())
 
 
 class Processes(_Packed):
@@ -200,16 +216,46 @@ class Cluster(_Packed):
         # one group of keys whatever their number: the scheduler keeps a record of every group
         self._name = f"imageryxr-export-{uuid.uuid4().hex[:12]}"
         self._submitted = 0
+        self._slots = 2
 
     def slots(self) -> int:
         """Two a thread of the cluster as it is now, or as many as were asked for."""
-        return self._count or 2 * sum(self._client.nthreads().values()) or 2
+        if self._count:
+            return self._count
+        try:
+            self._slots = 2 * sum(self._client.nthreads().values()) or 2
+        except OSError:  # a scheduler that is away for a moment may come back
+            self.check()
+        return self._slots
+
+    def check(self) -> None:
+        """Raise if the client has given its scheduler up."""
+        if self._client.status in ("closing", "closed"):
+            raise TargetError(
+                f"the scheduler at {self._client.scheduler.address} does not answer any more; start it again, with its "
+                "workers, and give its address"
+            )
+
+    def cancel(self, futures: Iterable[Any]) -> None:
+        """Take regions back, if there still is somebody to tell."""
+        if self._client.status == "running":
+            super().cancel(futures)
 
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:
         """Hand a region to the scheduler."""
+        self.check()
         arguments = self._arguments(number, stage, box)
         self._submitted += 1
-        return self._client.submit(work, *arguments, key=(self._name, self._submitted), pure=False, retries=0)
+        try:
+            return self._client.submit(work, *arguments, key=(self._name, self._submitted), pure=False, retries=0)
+        except Exception:
+            self.check()
+            raise
+
+    def _kept(self, futures: dict[Any, Any]) -> list[Any]:
+        # of its own, the scheduler hands them to the worker, wherever they are
+        mine = all(future.client is self._client for future in futures.values())
+        return list(futures.values()) if mine else super()._kept(futures)
 
     def close(self) -> None:
         """Do nothing: the client is the caller's."""

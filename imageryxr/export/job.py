@@ -18,8 +18,8 @@ from imageryxr.export.reading import BUFFERS, read_region
 from imageryxr.export.slicewise import Slicewise, files_of
 from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
-from imageryxr.expr import Array, ArrayLeaf, Expr, LevelLeaf, shifted, wanted
-from imageryxr.lazy import to_dask
+from imageryxr.expr import Array, ArrayLeaf, Expr, LevelLeaf, wanted
+from imageryxr.foreign import Parts, parts_of
 from imageryxr.sources.base import recording_holes
 from imageryxr.volumes import BoxReader
 
@@ -36,6 +36,16 @@ class Outcome:
     entry: Entry
     values: Array | None = field(default=None, compare=False)
     """For targets in memory."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a region is made from where foreign dask arrays are in it: it travels with the region."""
+
+    read: BoxReader
+    parts: Parts
+    values: Any = None
+    """What a cluster kept of them, once it is there."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,9 @@ class Job:
             assert self.place is not None, "what is in memory has one stage"
             with disk_errors(self.target.place):
                 return self.target.derive(stage, box, self.place)
-        if isinstance(read, BoxReader):
-            return read_region(read, box)
-        return np.asarray(read())
+        if isinstance(read, Piece):
+            return read_region(read.read, box, read.parts.compute(read.values))
+        return read_region(read, box)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -87,23 +97,10 @@ class Job:
 
 def part_of(read: BoxReader, box: IndexBox) -> Any:
     """Return what gives a box and nothing else: of arrays that are in memory or in a dask graph, the part it needs."""
-    if read.volume.givens:
-        from dask.base import optimize
-
-        array = to_dask(shifted(read.volume.expr, box.start), box.shape, givens=read.volume.givens)
-        (small,) = optimize(array)
-        return _Compute(small)
-    return replace(read, volume=replace(read.volume, expr=_with_parts(read.volume.expr, wanted(read.volume.expr, box))))
-
-
-@dataclass(frozen=True)
-class _Compute:
-    """A small dask array, computed where it is called."""
-
-    array: Any
-
-    def __call__(self) -> Array:
-        return np.asarray(self.array.compute(scheduler="synchronous"))
+    expr, givens = read.volume.expr, read.volume.givens
+    small = _with_parts(expr, wanted(expr, box)) if holds_array(expr) else expr
+    part = replace(read, volume=replace(read.volume, expr=small, givens={}))
+    return Piece(part, parts_of(expr, givens, box)) if givens else part
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,11 +165,22 @@ def _unpack(blob: bytes) -> Job:
     return job
 
 
-def work(blob: bytes, number: int, stage: int, box: tuple[Any, Any], part: bytes | None = None) -> Outcome:
-    """Make a region in another process: the task of a worker."""
+def work(
+    blob: bytes,
+    number: int,
+    stage: int,
+    box: tuple[Any, Any],
+    part: bytes | None = None,
+    keys: Any = (),
+    values: Any = (),
+) -> Outcome:
+    """Make a region in another process: the task of a worker, which the cluster gives what it keeps of it."""
     import cloudpickle
 
+    read: Any = None if part is None else cloudpickle.loads(part)
+    if keys:
+        read = replace(read, values=dict(zip(cloudpickle.loads(keys), values, strict=True)))
     try:
-        return _unpack(blob)(number, stage, IndexBox(*box), None if part is None else cloudpickle.loads(part))
+        return _unpack(blob)(number, stage, IndexBox(*box), read)
     finally:
         BUFFERS.clear_after(KEPT_SECONDS)

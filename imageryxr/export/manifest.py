@@ -58,6 +58,8 @@ class Header:
     """The same of exports that this one replaces: those of their files that it does not make go when it is complete."""
     result: int | None = None
     """Size of the one file, for targets of that kind."""
+    coarse: int = 1 << 20
+    """Voxels of a region of a pyramid's coarser levels, about."""
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:

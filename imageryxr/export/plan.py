@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import uuid
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from html import escape
 from typing import Any
 
+from dask.utils import key_split
+
 from imageryxr.boxes import DIMS, Index3
-from imageryxr.errors import ImageryWarning, OptionError, TargetError
+from imageryxr.errors import ImageryWarning, OptionError
 from imageryxr.export.cutting import Scratch, cutter_of
-from imageryxr.export.estimate import PROCESS_BYTES, SourceReads, region_memory, rereads, source_reads
-from imageryxr.export.executors import Crew
+from imageryxr.export.estimate import (
+    PROCESS_BYTES,
+    SourceReads,
+    computing,
+    reads_below,
+    region_memory,
+    rereads,
+    source_reads,
+)
+from imageryxr.export.executors import Crew, available_memory
 from imageryxr.export.reading import BRICK_VOXELS
 from imageryxr.export.regions import Regions, choose_regions
 from imageryxr.export.report import show_bytes
+from imageryxr.export.room import check_writable
 from imageryxr.export.slicewise import Slicewise
-from imageryxr.export.storage import Bucket
 from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.export.workspace import Stages, Workspace
+from imageryxr.foreign import is_held, lost_blocks
 from imageryxr.volumes import BoxReader
+
+# Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
+MOST_COARSE = 1 << 26
+# Files from which on a file system, a bucket's bill and a listing suffer.
+MANY_FILES = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +62,9 @@ class ExportPlan:
     """Regions of all stages: those of the array, and those of a pyramid's coarser levels."""
     reads: tuple[SourceReads, ...]
     """What is read of each source, chunks counted whole and as often as they are fetched."""
+    computes: tuple[SourceReads, ...]
+    """Which blocks of dask arrays of the user's own are computed, counted whole and as often as they are; none of those
+    that are there already."""
     peak_memory: int
     """Bytes that a worker takes at the most, estimated: all its threads, and the process itself."""
     crew: Crew
@@ -107,23 +125,51 @@ class ExportPlan:
         TargetExistsError
             If it is there, of another call, and may not be replaced.
         """
-        problems = self.target.problems()
-        limit = self.crew.memory
-        if limit is not None and self.peak_memory > limit:
-            problems.append(
-                f"a worker would take {show_bytes(self.peak_memory)} and has {show_bytes(limit)}: {self._less_memory()}"
-            )
-        if self.scratch is not None:
-            problems += self.scratch.problems(self.crew)
+        scratch = [] if self.scratch is None else self.scratch.problems(self.crew)
+        problems = [*self.target.problems(), *self._lost(), *self._too_large(), *scratch]
         if problems:
             raise OptionError(f"{self.target.place} cannot be written: {'; and '.join(problems)}")
         if self.workspace is not None:
             self.workspace.refuse(self.workspace.keeper.load(), self.overwrite)
-            plain = self.target.describe().get("compression", "some") is None
-            _check_writable(self.workspace, self.bytes_to_write if plain else 0)
+            check_writable(self.workspace, self.bytes_to_write + self.pyramid_bytes, self.target)
+
+    def _lost(self) -> list[str]:
+        lost = lost_blocks(self.read.volume.givens)
+        if not lost:
+            return []
+        return [
+            f"{lost:,} blocks of a dask array that was persisted are not on their cluster any more: persist() it again "
+            "with that cluster's Client open, or export it as it was before persist()"
+        ]
+
+    def _too_large(self) -> list[str]:
+        limit, in_memory = self.crew.memory, self.target.kind == "memory"
+        result = self.bytes_to_write if in_memory else 0
+        have = available_memory()
+        if in_memory and self.crew.kind == "threads" and limit is not None:
+            have = limit if have is None else min(have, limit)
+        if have is not None and result > have:
+            return [
+                f"the array would take {show_bytes(result)} of memory, and there are {show_bytes(have)}: export it to "
+                ".ome.zarr, or a smaller box, or a coarser level (mip=…)"
+            ]
+        if limit is None or self.peak_memory <= limit:
+            return []
+        assembling = PROCESS_BYTES + self.target.assembling_bytes
+        if self.target.assembling_bytes and assembling == self.peak_memory:
+            return [
+                f"putting the file together takes {show_bytes(assembling)}, and there are {show_bytes(limit)}: give "
+                "more memory, a smaller box, or a coarser level (mip=…)"
+            ]
+        return [
+            f"a worker would take {show_bytes(self.peak_memory)} and has {show_bytes(limit)}: {self._less_memory()}"
+        ]
 
     def warn_of_rereads(self) -> None:
-        """Warn if much is read again and again: that takes long, and may cost money, and there are ways around it."""
+        """Warn if much is read or computed again and again: that takes long, and there are ways around it."""
+        self._warn_of_computing()
+        if (advice := self._fewer_files()) is not None:
+            warnings.warn(f"{self.target.place}: {advice}", ImageryWarning, stacklevel=3)
         again = max(self.reads, key=lambda r: r.bytes - r.distinct_bytes, default=None)
         if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
             return
@@ -138,6 +184,36 @@ class ExportPlan:
             ImageryWarning,
             stacklevel=3,
         )
+
+    def _warn_of_computing(self) -> None:
+        again = max(self.computes, key=lambda r: r.requests - r.chunks, default=None)
+        if again is None or again.requests < 1.5 * again.chunks or again.requests - again.chunks < 8:
+            return
+        if isinstance(self.target, SliceTarget):
+            axis = DIMS[self.target.axis]
+            chunks = ", ".join(f"{d}={self.regions.step[i] if d == axis else -1}" for i, d in enumerate(DIMS))
+            way = (
+                f"make its blocks thin along {axis} where they are first made (array.chunk({chunks}) before what is "
+                "costly), or export it to .ome.zarr first and that to slices"
+            )
+        else:
+            way = "give chunks=… or shards=… that its blocks are whole numbers of"
+        warnings.warn(
+            f"each block of the dask array {again.source!r} is computed {again.requests / again.chunks:.1f} times, "
+            f"{again.requests:,} blocks where there are {again.chunks:,}, as a worker has no memory for regions as "
+            f"large as they are: give workers more memory; or {way}; or persist() it",
+            ImageryWarning,
+            stacklevel=4,
+        )
+
+    def _fewer_files(self) -> str | None:
+        if self.files_to_write < MANY_FILES or not isinstance(self.target, Pyramid):
+            return None
+        ways = ["larger chunks=…"]
+        if self.target.describe().get("shards", 0) is None and self.target.describe()["format"] != "OME-Zarr 0.4":
+            z, y, x = (c * n for c, n in zip(self.target.granule, (8, 8, 8), strict=True))
+            ways = [f"shards=({z}, {y}, {x}), which keeps the chunks in one file for 512 of them"]
+        return f"about {self.files_to_write:,} files are many for a disk or a bucket: give {' or '.join(ways)}"
 
     def _less_memory(self) -> str:
         granule = self.target.granule
@@ -176,6 +252,9 @@ class ExportPlan:
                 }
                 for r in self.reads
             ],
+            "computes": [
+                {"array": r.source, "blocks": r.chunks, "computed": r.requests, "bytes": r.bytes} for r in self.computes
+            ],
             "peak_memory": self.peak_memory,
             "workers": self.crew.workers,
             "threads": self.crew.threads,
@@ -210,10 +289,16 @@ class ExportPlan:
             rows.append(
                 ("read", f"{show_bytes(r.bytes)}{again}, about {r.requests:,} requests, of {r.source} (mip {r.mip})")
             )
+        rows += [
+            ("compute", f"{r.chunks:,} blocks of {r.source!r}, each {r.requests / r.chunks:.2f} times")
+            for r in self.computes
+        ]
         each = f"{show_bytes(self.region_bytes)} a region"
         also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
         files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
         rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
+        if (advice := self._fewer_files()) is not None:
+            rows.append(("advice", advice))
         have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
         count, kind = self.crew.workers * self.crew.threads, self.crew.kind
         crew = f"{count:,} {kind if count > 1 else kind.removesuffix('es' if kind == 'processes' else 's')}"
@@ -248,45 +333,42 @@ def make_plan(
     scratch: str | bool | None = None,
 ) -> ExportPlan:
     """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
-    expr = read.volume.expr
-    cutter = cutter_of(target, read, crew, scratch)
+    cutter, given = cutter_of(target, read, crew, scratch), computing(read.volume.givens)
+    encoding, page = target.encoding, target.page_bytes
 
     def memory_of(box: Any) -> int:
-        return region_memory(expr, box, BRICK_VOXELS, target.encoding)
+        return region_memory(read.volume.expr, box, BRICK_VOXELS, encoding, page=page, givens=given)
 
-    regions = cutter.regions() if cutter else choose_regions(
-        expr,
-        target.layer.grid.shape,
-        target.granule,
-        memory_of=memory_of,
-        reads_of=lambda r: rereads(expr, r),
-        budget=crew.budget,
-        least=crew.workers * crew.threads,
-        most=crew.share(),
-        threads=crew.threads,
-    )  # fmt: skip
+    share = crew.share()
+    # how large blocks are is known, not estimated
+    most = share if share is None or not given else 2 * share
+    regions = cutter.regions() if cutter else _regions(target, read, crew, memory_of, most)
+    target = _in_coarse(target, crew.budget, crew.workers * crew.threads)
     workspace, done = None, 0
     stages = Stages.of(regions, target)
     if target.kind != "memory":
         workspace = Workspace(target, stages, token, what)
         header = workspace.adopt_cut()
         workspace.refuse(header, overwrite)
-        stages = workspace.stages
+        stages, target = workspace.stages, workspace.target
         regions = stages.parts[0]
         if header is not None and header.token == token:
             done = len({e.number for e in workspace.keeper.entries(header.run)})
     how = cutter.how(regions) if cutter else None
     each = memory_of if cutter is None or how is None else partial(cutter.memory, how)
-    at_once = crew.at_once(regions) if how is None else how.at_once
-    working = at_once * max(map(each, [regions.largest(), regions[0]]))
+    working = max(map(each, [regions.largest(), regions[0]])) * (how.at_once if how else crew.at_once(regions))
+    reads, computes = _reads(read, regions)
     return ExportPlan(
         target=target,
         shape=target.layer.grid.shape,
         voxel_bytes=target.layer.voxel_bytes,
         regions=regions,
         tasks=len(stages),
-        reads=tuple(source_reads(expr, regions)),
-        peak_memory=PROCESS_BYTES + max(working, crew.threads * _later(target)),
+        reads=reads,
+        computes=computes,
+        # files are put together by the process that leads the export: on a cluster, that is no worker
+        peak_memory=PROCESS_BYTES
+        + max(working, crew.threads * _later(target), target.assembling_bytes if crew.kind != "cluster" else 0),
         crew=crew,
         done=done,
         scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
@@ -298,6 +380,42 @@ def make_plan(
     )
 
 
+def _regions(target: Target, read: BoxReader, crew: Crew, memory_of: Callable[[Any], int], most: int | None) -> Regions:
+    expr = read.volume.expr
+    return choose_regions(
+        expr,
+        target.layer.grid.shape,
+        target.granule,
+        memory_of=memory_of,
+        reads_of=lambda r: rereads(expr, r),
+        budget=crew.budget,
+        least=crew.workers * crew.threads,
+        most=most,
+        threads=crew.threads,
+    )
+
+
+def _reads(read: BoxReader, regions: Regions) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
+    """Return what is read of sources, and what is computed of foreign dask arrays."""
+    expr, givens = read.volume.expr, read.volume.givens
+    found = [*source_reads(expr, regions), *reads_below(expr, givens, regions)]
+    held = {key_split(name) for name, array in givens.items() if is_held(array)}
+    computes = tuple(r for r in found if r.computed and r.source not in held)
+    return tuple(r for r in found if not r.computed), computes
+
+
+def _in_coarse(target: Target, budget: int, slots: int) -> Target:
+    """Return a target whose coarser levels are made in regions as large as memory allows, and enough for all."""
+    voxels = target.coarse
+    while voxels < MOST_COARSE:
+        voxels *= 2
+        larger = target.in_coarse(voxels)
+        if not larger.later or len(larger.later[0]) < 8 * slots or _later(larger) > budget:
+            break
+        target = larger
+    return target
+
+
 def _later(target: Target) -> int:
     """Return the most that a region of a pyramid's coarser levels takes."""
     most = 0
@@ -306,33 +424,3 @@ def _later(target: Target) -> int:
         encoding = int((1 + target.encoding) * box.voxels * target.layer.voxel_bytes)
         most = max(most, target.derived_bytes(stage, box), encoding)
     return most
-
-
-def _check_writable(workspace: Workspace, least: int) -> None:
-    probe = f"{workspace.name}-probe-{uuid.uuid4().hex[:8]}"
-    if workspace.remote:
-        bucket = Bucket(workspace.folder)
-        bucket.put([(probe, b"imageryxr")])
-        bucket.delete([probe])
-        return
-    folder = workspace.folder
-    while not os.path.isdir(folder):
-        if os.path.lexists(folder) and not os.path.isdir(folder):  # it may have been made just now
-            raise TargetError(f"could not write {workspace.target.place}: {folder} is a file, not a folder")
-        folder = os.path.dirname(folder)
-    try:
-        path = os.path.join(folder, probe)
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        os.unlink(path)
-    except OSError as error:
-        # /proc says "no such file" of a folder that is there: what is known is that nothing can be made in it
-        raise TargetError(
-            f"could not write {workspace.target.place}: no file can be made in the folder {folder} ({error.strerror}); "
-            "choose another target, or get the right to write there"
-        ) from error
-    free = shutil.disk_usage(folder).free
-    if least > free:
-        raise TargetError(
-            f"could not write {workspace.target.place}: it takes {show_bytes(least)}, and {show_bytes(free)} are free "
-            f"in {folder}"
-        )

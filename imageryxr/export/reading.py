@@ -17,6 +17,7 @@ import numpy as np
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.export.regions import tiles
 from imageryxr.expr import Array, Leaf, LevelLeaf, Readings, evaluate, wanted
+from imageryxr.foreign import parts_of
 from imageryxr.volumes import BoxReader
 
 # What is drawn at a time, of a region that was read in one go: what lies between is small then.
@@ -78,12 +79,25 @@ BUFFERS = Buffers()
 """Those of this process."""
 
 
-def read_region(read: BoxReader, box: IndexBox) -> Array:
-    """Return the values of a box: each source is read once, and the drawing is done brick by brick."""
-    if read.volume.givens:
-        return read(box)
+def read_region(read: BoxReader, box: IndexBox, given: Readings | None = None) -> Array:
+    """Return the values of a box: each source is read once, and the drawing is done brick by brick.
+
+    Parameters
+    ----------
+    read : BoxReader
+        Of what is exported.
+    box : IndexBox
+        The region.
+    given : dict, optional
+        What is in hand of foreign dask arrays; else they are computed here.
+    """
     expr = read.volume.expr
-    readings: Readings = {leaf: [(b, read_leaf(leaf, b)) for b in boxes] for leaf, boxes in wanted(expr, box).items()}
+    if given is None:
+        given = parts_of(expr, read.volume.givens, box).compute() if read.volume.givens else {}
+    readings: Readings = dict(given)
+    for leaf, boxes in wanted(expr, box).items():
+        if leaf not in readings:
+            readings[leaf] = [(b, read_leaf(leaf, b)) for b in boxes]
     if box.voxels <= BRICK_VOXELS or isinstance(expr, Leaf):
         return evaluate(expr, box, readings)
     out = BUFFERS.empty((*box.shape, *expr.tail), expr.dtype)

@@ -10,6 +10,7 @@ from typing import overload
 
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.expr import Expr
+from imageryxr.lazy import given_leaves
 
 # What one region may take in memory, unless the caller or the machine says less.
 REGION_BYTES = 1 << 30
@@ -125,7 +126,10 @@ def choose_regions(
     """
     axes = [_start(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
     start = best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
-    best = _shrunk(best, granule, lambda r: _volume(r) <= 2 * START_VOXELS and memory_of(r.largest()) <= budget)
+    # Blocks of a foreign dask array are computed whole, whatever is wanted of them.
+    own = bool(given_leaves(expr))
+    room = max(budget, most or 0) if own else budget
+    best = _shrunk(best, granule, lambda r: (own or _volume(r) <= 2 * START_VOXELS) and memory_of(r.largest()) <= room)
     reads, worst = reads_of(best)
     while reads > 1.02:
         grown = [_grown(best, axis, start, granule[axis]) for axis in (2, 1, 0)]
@@ -195,7 +199,8 @@ def _start(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int]:
         both = math.lcm(stored, granule)
         step = both if both <= 4 * step else step
     step = min(step, -(-n // granule) * granule)
-    first = edges[0] % step // granule * granule
+    # where the chunks begin with the array, so do the regions
+    first = edges[0] % stored // granule * granule if step < n else step
     return step, first or step
 
 

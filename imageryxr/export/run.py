@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 
-from imageryxr.boxes import IndexBox
+from imageryxr.boxes import DIMS, IndexBox
 from imageryxr.errors import (
     AuthError,
     CodecError,
@@ -27,7 +28,7 @@ from imageryxr.export.plan import ExportPlan
 from imageryxr.export.report import ExportReport, FailedRegion, bar, tell
 from imageryxr.export.workspace import Stages, Workspace
 from imageryxr.sources.base import plain
-from imageryxr.volumes import labelled
+from imageryxr.volumes import labelled, placed
 
 OnError = Literal["raise", "collect"]
 
@@ -40,7 +41,8 @@ FINAL = (MissingChunkError, AuthError, CodecError, OptionError, LayerError)
 # What may pass by itself, by the names of the classes of clients that need not be loaded here.
 PASSING = (
     "ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "ProtocolError", "MaxRetryError",
-    "ChunkedEncodingError", "ServerError", "KilledWorker", "CommClosedError", "GenericError", "ConnectionResetError",
+    "ChunkedEncodingError", "ServerError", "KilledWorker", "CommClosedError", "CancelledError", "GenericError",
+    "ConnectionResetError",
 )  # fmt: skip
 
 
@@ -180,8 +182,7 @@ class _Loop:
                 if outcome is not None:
                     yield outcome
         finally:
-            for future in list(self.under_way):
-                future.cancel()
+            self.workers.cancel(list(self.under_way))
             self.under_way.clear()
             self.waiting.clear()
 
@@ -209,6 +210,7 @@ class _Loop:
         try:
             future = self.back.get(timeout=wait)
         except queue.Empty:
+            self._look_for_lost()
             self._tell_of_waiting()
             return None
         self.idle = 0
@@ -229,6 +231,13 @@ class _Loop:
         if lacking:
             tell(lacking)
             self.told = True
+
+    def _look_for_lost(self) -> None:
+        # A client that has lost its scheduler forgets what it was asked for, and calls nobody back.
+        self.workers.check()
+        for future in list(self.under_way):
+            if future.cancelled():
+                self.back.put(future)
 
     def _failed(self, region: _Under, error: Exception) -> None:
         self.workers.check()
@@ -305,9 +314,12 @@ def _run_in_memory(
         raise
     workers.close()
     volume = plan.read.volume
-    array = labelled(
-        out, layer.grid, volume.attrs, str(volume.name or "export"), tail="rgba" if layer.channels else None
-    )
+    name = str(volume.name or "export")
+    if layer.channels in (0, 4):
+        array = labelled(out, layer.grid, volume.attrs, name, tail="rgba" if layer.channels else None)
+    else:  # some of r, g, b and a, without their names
+        attrs = placed(volume.attrs, layer.grid)
+        array = xr.DataArray(out, dims=(*DIMS, "rgba"), coords=layer.grid.coords(), attrs=attrs, name=name)
     seconds = time.perf_counter() - began
     failed = tuple(sorted(tally.failed, key=lambda f: f.number))
     return ExportReport(

@@ -77,7 +77,7 @@ class Workspace:
         self.folder, self.name = _base(target)
         self.base = f"{self.folder}/{self.name}"
         self.keeper: Keeper = BucketKeeper(self.folder, self.name) if self.remote else LocalKeeper(self.base)
-        self.header = Header(token, what, *_cut(stages), len(stages), kind=target.kind)
+        self.header = Header(token, what, *_cut(stages), len(stages), kind=target.kind, coarse=target.coarse)
         self.progress = Progress(len(stages))
         self._before: Header | None = None
         self._began_here = False
@@ -158,6 +158,7 @@ class Workspace:
         header = self.keeper.load()
         if header is not None and self._is_mine(header) and header.step:
             first = Regions(self.stages.parts[0].shape, header.step, header.first)
+            self.target = self.target.in_coarse(header.coarse)
             self.stages = Stages.of(first, self.target)
             self.progress = Progress(len(self.stages))
         return header
@@ -192,10 +193,12 @@ class Workspace:
             self._begin(header, overwrite)
 
     def _continues(self, header: Header, overwrite: bool, resume: bool) -> bool:
-        if header.phase == "writing":
-            return resume and (self.remote or os.path.isdir(self._work(header)))
-        if overwrite:
+        if overwrite and header.phase != "writing":
             return False
+        if not resume:
+            return False
+        if header.phase == "writing":
+            return self.remote or os.path.isdir(self._work(header))
         there = bool(self.existing())
         if self.target.kind == "single":
             return there and self._file_size() == header.result
@@ -208,7 +211,8 @@ class Workspace:
         replaces = overwrite or (before is not None and self._is_mine(before))
         self.header = Header(
             self.token, self.what, *_cut(self.stages), len(self.stages), replaces=replaces, direct=direct,
-            kind=self.target.kind, names=self.target.names(), outdated=_outdated(before) if overwrite else [],
+            kind=self.target.kind, coarse=self.target.coarse,
+            names=self.target.names(), outdated=_outdated(before) if overwrite else [],
         )  # fmt: skip
         self.progress = Progress(len(self.stages))
         self._began_here, self._before = True, before

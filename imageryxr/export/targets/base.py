@@ -22,6 +22,9 @@ from imageryxr.export.storage import Place
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
 
+# Voxels of a region of a pyramid's coarser level, unless a chunk is larger, or there is memory for more.
+REGION_VOXELS = 1 << 20
+
 Kind = Literal["tree", "files", "single", "memory"]
 
 
@@ -71,6 +74,15 @@ class Target(ABC):
         return (1, 1, 1)
 
     @property
+    def coarse(self) -> int:
+        """Voxels of a region of the later stages, about."""
+        return REGION_VOXELS
+
+    def in_coarse(self, voxels: int) -> Target:
+        """Return the same target with later stages in regions of so many voxels, about."""
+        return self
+
+    @property
     def later(self) -> tuple[Regions, ...]:
         """Regions of the stages after the first, which are made from what was written before: a pyramid's levels."""
         return ()
@@ -82,6 +94,21 @@ class Target(ABC):
     def identity(self) -> dict[str, Any]:
         """Return what `describe` says, as earlier versions would: their exports of the same bytes are continued."""
         return {k: v for k, v in self.describe().items() if self.earlier.get(k) != v or k not in self.earlier}
+
+    @property
+    def plain(self) -> bool:
+        """Whether the result is as large as the voxels are, at the least."""
+        return False
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes that making one of a region's files takes, beside what `encoding` counts."""
+        return 0
+
+    @property
+    def assembling_bytes(self) -> int:
+        """Bytes that `assemble` takes, in the process that leads the export."""
+        return 0
 
     def problems(self) -> list[str]:
         """Return why the format cannot hold this, each with what to do; nothing if it can."""
@@ -129,6 +156,15 @@ class Target(ABC):
 
     def done(self) -> None:  # noqa: B027 - most have nothing to tell
         """Tell of what a user should know now that the result is at its place."""
+
+
+def refuse_fractions(layer: Layer, layer_type: str | None) -> None:
+    """Raise `OptionError` if a segmentation has values that are no ids."""
+    if (layer_type or layer.layer_type) == "segmentation" and layer.dtype.kind not in "uib":
+        raise OptionError(
+            f"values of dtype {layer.dtype} are no ids of a segmentation: give array.astype('uint64'), or "
+            "layer_type='image' if they are none"
+        )
 
 
 def three_counts(value: Any, name: str) -> Index3:

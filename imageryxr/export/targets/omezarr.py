@@ -17,8 +17,8 @@ from imageryxr.boxes import Index3, IndexBox, tidy
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.export.targets.base import Layer, Target, three_counts
-from imageryxr.export.targets.pyramid import Below, derived, derived_bytes, level_regions, pyramid
+from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
+from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
 
@@ -47,7 +47,7 @@ DIRECT: dict[str, Callable[[int, Array], Any]] = {
 
 
 @dataclass(frozen=True)
-class OmeZarr(Target):
+class OmeZarr(Pyramid):
     """An OME-Zarr image or label, written level by level."""
 
     grids: tuple[Grid, ...]
@@ -74,6 +74,11 @@ class OmeZarr(Target):
         }
 
     @property
+    def plain(self) -> bool:
+        """Where chunks are not compressed."""
+        return self.compressor == "none"
+
+    @property
     def granule(self) -> Index3:
         """A stored object: a chunk or a shard."""
         return self.stored(0)
@@ -81,7 +86,7 @@ class OmeZarr(Target):
     @property
     def later(self) -> tuple[Regions, ...]:
         """The coarser levels, each made from the one below."""
-        return tuple(level_regions(g.shape, self.stored(i)) for i, g in enumerate(self.grids) if i)
+        return tuple(level_regions(g.shape, self.stored(i), self.coarse) for i, g in enumerate(self.grids) if i)
 
     def chunk_of(self, level: int) -> Index3:
         """Return the shape of a chunk of a level."""
@@ -168,7 +173,7 @@ class OmeZarr(Target):
             box,
             lambda need: self._load(stage - 1, need, place, held),
             layer_type=self.layer.layer_type,
-            rgba=bool(self.layer.channels),
+            channels=self.layer.channels,
             dtype=_kept(self.layer.dtype),
         )
 
@@ -256,8 +261,11 @@ class OmeZarr(Target):
         low, high = limits
         window = {"start": tidy(low), "end": tidy(high), "min": tidy(low), "max": tidy(high)}
         colors = {"gray": "FFFFFF"}
-        if self.layer.channels:
-            colors = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "alpha": "FFFFFF"}
+        if self.layer.channels in (3, 4):
+            rgba = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "alpha": "FFFFFF"}
+            colors = dict(list(rgba.items())[: self.layer.channels])
+        elif self.layer.channels:
+            colors = {f"channel {i}": "FFFFFF" for i in range(self.layer.channels)}
         return [{"label": n, "color": c, "active": n != "alpha", "window": window} for n, c in colors.items()]
 
 
@@ -352,8 +360,11 @@ def ome_zarr(
     OptionError
         If the values cannot be stored so, or an option is none.
     """
-    if layer.dtype.kind not in "uif" and layer.dtype != np.bool_:
-        raise OptionError(f"values of dtype {layer.dtype} cannot be stored as OME-Zarr")
+    if layer.dtype.kind not in "uifb" or layer.dtype.itemsize > 8:
+        raise OptionError(
+            f"values of dtype {layer.dtype} cannot be stored as OME-Zarr; it holds whole and real numbers"
+        )
+    refuse_fractions(layer, layer_type)
     if str(version) not in VERSIONS:
         raise OptionError(f"version={version!r} must be '0.5' (Zarr v3) or '0.4' (Zarr v2), for readers that are older")
     asked = three_counts(chunks, "chunks")

@@ -11,7 +11,7 @@ import numpy as np
 from imageryxr.errors import OptionError
 from imageryxr.export.targets.base import Layer
 from imageryxr.export.targets.slices import Stack, split_pattern
-from imageryxr.export.targets.tiff import check_compression, imagej_can, tiff_page_tags
+from imageryxr.export.targets.tiff import check_compression, check_type, imagej_can, tiff_page_tags
 from imageryxr.expr import Array
 
 
@@ -49,7 +49,12 @@ def png_stack(place: str, layer: Layer, *, compress_level: int = 3) -> PngStack:
         If the pattern names no axis, two, or something else, or the values are no picture.
     """
     root, pattern, axis = split_pattern(place)
-    if layer.dtype not in (np.uint8, np.uint16, np.bool_) or layer.channels not in (0, 4):
+    if layer.channels not in (0, 4) or (layer.channels and layer.dtype not in (np.uint8, np.bool_)):
+        raise OptionError(
+            f"{layer.channels} channels of dtype {layer.dtype} are no PNG pictures: it takes RGBA of uint8, or grey "
+            "values of up to 16 bits (array.isel(rgba=0)); export others to .ome.zarr"
+        )
+    if layer.dtype not in (np.uint8, np.uint16, np.bool_):
         raise OptionError(
             f"values of dtype {layer.dtype} are no PNG pictures; make them with to_rgba(image, contrast_limits=…) or "
             "overlay(image, segmentation), or export ids to .ome.zarr"
@@ -73,6 +78,11 @@ class TiffStack(Stack):
         """Return the pattern and the compression."""
         return {"format": "TIFF", "pattern": self.pattern, "compression": self.compression}
 
+    @property
+    def plain(self) -> bool:
+        """Where slices are not compressed."""
+        return self.compression is None
+
     def page(self, index: int, plane: Array) -> bytes:
         """Return the TIFF, with the size of a pixel as ImageJ reads it."""
         import tifffile
@@ -86,14 +96,15 @@ class TiffStack(Stack):
 
 
 def tiff_stack(place: str, layer: Layer, *, compression: str | None = "zlib") -> TiffStack:
-    """Return the stack that a pattern describes; any dtype will do.
+    """Return the stack that a pattern describes; any numbers will do.
 
     Raises
     ------
     OptionError
-        If the pattern names no axis, two, or something else, or the compression is not known.
+        If the pattern names no axis, two, or something else, the compression is not known, or values are no numbers.
     """
     root, pattern, axis = split_pattern(place)
+    check_type(layer)
     target = TiffStack(place, root, layer, axis, pattern, check_compression(compression))
     target.check_names()
     return target

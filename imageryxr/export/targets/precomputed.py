@@ -20,8 +20,8 @@ from imageryxr.boxes import Index3, IndexBox, show_triple
 from imageryxr.errors import OptionError, TargetError, warn
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.export.targets.base import Layer, Target, three_counts
-from imageryxr.export.targets.pyramid import Below, derived, derived_bytes, level_regions, pyramid
+from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
+from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
 
@@ -34,7 +34,7 @@ TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64
 
 
 @dataclass(frozen=True)
-class Precomputed(Target):
+class Precomputed(Pyramid):
     """A precomputed layer, written scale by scale."""
 
     grids: tuple[Grid, ...]
@@ -72,7 +72,7 @@ class Precomputed(Target):
     @property
     def later(self) -> tuple[Regions, ...]:
         """The coarser scales, each made from the one below."""
-        return tuple(level_regions(g.shape, self.chunk) for g in self.grids[1:])
+        return tuple(level_regions(g.shape, self.chunk, self.coarse) for g in self.grids[1:])
 
     def problems(self) -> list[str]:
         """Refuse what lies between whole voxels: the format has whole offsets."""
@@ -159,7 +159,7 @@ class Precomputed(Target):
             box,
             lambda need: self._load(stage - 1, need, place, held),
             layer_type=self.layer.layer_type,
-            rgba=bool(self.layer.channels),
+            channels=self.layer.channels,
             dtype=_kept(self.layer.dtype),
         )
 
@@ -230,6 +230,7 @@ def precomputed(
     dtype = str(_kept(layer.dtype))
     if dtype not in TYPES:
         raise OptionError(f"values of dtype {layer.dtype} cannot be stored as precomputed; it holds {', '.join(TYPES)}")
+    refuse_fractions(layer, layer_type)
     if encoding is None:
         encoding = "compressed_segmentation" if kind == "segmentation" and dtype in ("uint32", "uint64") else "raw"
     fits = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,10 @@ import numpy as np
 from imageryxr.axismap import AxisMap
 from imageryxr.boxes import Index3, IndexBox, tidy
 from imageryxr.export.regions import Regions, tiles
+from imageryxr.export.targets.base import REGION_VOXELS, Target
 from imageryxr.expr import Array, ArrayLeaf, Expr, Resampled, evaluate
 from imageryxr.grid import Axis, Grid
 
-# Voxels of a region of a coarser level, unless a chunk is larger.
-REGION_VOXELS = 1 << 20
 # Voxels of a coarser level that are made at a time; below them lie up to eight times as many.
 PART_VOXELS = 1 << 18
 
@@ -46,12 +45,23 @@ def _halved(axis: Axis, whole: bool) -> Axis:
     return Axis(high - low, axis.resolution * 2, low)
 
 
-def level_regions(shape: Index3, granule: Index3) -> Regions:
-    """Return the regions of a coarser level: whole chunks, of moderate size."""
+@dataclass(frozen=True)
+class Pyramid(Target):
+    """A target of several levels, each made from the one below."""
+
+    coarse: int = field(default=REGION_VOXELS, kw_only=True)
+
+    def in_coarse(self, voxels: int) -> Pyramid:
+        """Return the same target with coarser levels in regions of so many voxels, about."""
+        return replace(self, coarse=voxels)
+
+
+def level_regions(shape: Index3, granule: Index3, voxels: int = REGION_VOXELS) -> Regions:
+    """Return the regions of a coarser level: whole chunks, of some number of voxels or of one chunk."""
     step = list(granule)
     while True:
         axis = min((a for a in range(3) if step[a] < shape[a]), key=lambda a: step[a], default=None)
-        if axis is None or math.prod(step) * 2 > REGION_VOXELS:
+        if axis is None or math.prod(step) * 2 > voxels:
             return Regions.uniform(shape, (step[0], step[1], step[2]))
         step[axis] *= 2
 
@@ -74,24 +84,24 @@ def derived(
     load: Callable[[IndexBox], Array],
     *,
     layer_type: str,
-    rgba: bool,
+    channels: int,
     dtype: np.dtype[Any],
 ) -> Array:
     """Return a box of a level part by part, so that little of the level below is in memory at a time.
 
     Parameters
     ----------
-    below, grid, box, load, layer_type, rgba
+    below, grid, box, load, layer_type, channels
         As `shrink` takes them. ``load`` is asked for one stored object after the other, and for few of its chunks at a
         time.
     dtype : dtype
         Of the voxels.
     """
     if box.voxels <= PART_VOXELS:
-        return shrink(below.grid, grid, box, load, layer_type=layer_type, rgba=rgba)
-    out = np.empty((*box.shape, *((4,) if rgba else ())), dtype)
+        return shrink(below.grid, grid, box, load, layer_type=layer_type, channels=channels)
+    out = np.empty((*box.shape, *((channels,) if channels else ())), dtype)
     for part in _parts(below, grid, box):
-        out[part.slices(box)] = shrink(below.grid, grid, part, load, layer_type=layer_type, rgba=rgba)
+        out[part.slices(box)] = shrink(below.grid, grid, part, load, layer_type=layer_type, channels=channels)
     return out
 
 
@@ -122,12 +132,13 @@ def _parts(below: Below, grid: Grid, box: IndexBox) -> Iterator[IndexBox]:
 
 
 def shrink(
-    below: Grid, grid: Grid, box: IndexBox, load: Callable[[IndexBox], Array], *, layer_type: str, rgba: bool
+    below: Grid, grid: Grid, box: IndexBox, load: Callable[[IndexBox], Array], *, layer_type: str, channels: int
 ) -> Array:
     """Return a box of a level, from the voxels of the level below.
 
-    Images are averaged, ids take the most frequent one, colours are weighted by their alpha. A voxel that the level
-    below covers in part follows from that part.
+    Images are averaged, NaN counting as what is not known: a voxel is NaN where all of it is. Ids take the most
+    frequent one, colours are weighted by their alpha. A voxel that the level below covers in part follows from that
+    part.
 
     Parameters
     ----------
@@ -138,7 +149,8 @@ def shrink(
     load : callable
         Gives a box of the level below, (z, y, x) or (z, y, x, rgba).
     layer_type : {"image", "segmentation"}
-    rgba : bool
+    channels : int
+        Size of the last axis, 4 for RGBA; 0 if there is none. What is no RGBA of 8 bits is averaged channel by channel.
     """
     maps = tuple(AxisMap.between(t, s) for t, s in zip(grid.axes, below.axes, strict=True))
     reach = [m.reach(a, b, "mean") for m, a, b in zip(maps, box.start, box.stop, strict=True)]
@@ -148,14 +160,23 @@ def shrink(
     missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
     values = load(held)
     if any(map(any, missing)):
-        values = np.pad(values, [*missing, *([(0, 0)] if rgba else [])], mode="edge")
+        values = np.pad(values, [*missing, *([(0, 0)] if channels else [])], mode="edge")
     moved = tuple(AxisMap(m.a, m.b - o * m.c, m.c) for m, o in zip(maps, need.start, strict=True))
-    if rgba:
+    if channels == 4 and values.dtype == np.uint8:
         return shrink_rgba(values, moved, box)
+    if channels:
+        return np.stack([_shrunk(values[..., i], moved, box, "mean") for i in range(channels)], axis=-1)
     return _shrunk(values, moved, box, "mode" if layer_type == "segmentation" else "mean")
 
 
 def _shrunk(values: Array, maps: tuple[AxisMap, ...], box: IndexBox, method: str) -> Array:
+    if method == "mean" and values.dtype.kind == "f":
+        unknown = np.isnan(values)
+        if unknown.any():
+            known = _shrunk((~unknown).astype(np.float64), maps, box, method)
+            total = _shrunk(np.where(unknown, 0, values).astype(np.float64), maps, box, method)
+            mean: Array = np.where(known > 0, total / np.where(known > 0, known, 1), np.nan).astype(values.dtype)
+            return mean
     leaf: Expr = ArrayLeaf(np.ascontiguousarray(values))
     return evaluate(Resampled(leaf, maps, method), box)  # type: ignore[arg-type]
 

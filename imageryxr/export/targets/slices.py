@@ -26,6 +26,8 @@ class SliceTarget(Target):
     axis: int
     """Which of z, y, x the slices lie across."""
 
+    encoding = 0.0  # slice by slice: see `page_bytes`
+
     @property
     def granule(self) -> Index3:
         """One whole slice."""
@@ -44,6 +46,17 @@ class SliceTarget(Target):
         """Rows and columns of a picture."""
         rows, columns = (self.layer.grid.shape[a] for a in range(3) if a != self.axis)
         return rows, columns
+
+    @property
+    def page_bytes(self) -> int:
+        """A slice as it is cut out, as bytes, and compressed."""
+        rows, columns = self.picture_shape
+        return 3 * rows * columns * self.layer.voxel_bytes
+
+    @property
+    def assembling_bytes(self) -> int:
+        """The same: slices go into the file one by one."""
+        return self.page_bytes if self.kind == "single" else 0
 
     @abstractmethod
     def key(self, index: int) -> str:

@@ -30,16 +30,27 @@ def check_compression(compression: Any) -> str | None:
     return value
 
 
+def check_type(layer: Layer) -> None:
+    """Raise `OptionError` if a TIFF has no such values."""
+    if layer.dtype.kind not in "uifbc" or layer.dtype.itemsize > (16 if layer.dtype.kind == "c" else 8):
+        raise OptionError(f"values of dtype {layer.dtype} cannot be stored as TIFF; it holds numbers of up to 64 bits")
+    if layer.channels not in (0, 3, 4):
+        raise OptionError(
+            f"a TIFF of {layer.channels} channels is no picture that programs know: export grey values "
+            "(array.isel(rgba=0)), RGB or RGBA, or all channels to .ome.zarr"
+        )
+
+
 def imagej_can(layer: Layer) -> bool:
-    """Tell whether ImageJ's kind of TIFF holds such values."""
-    return layer.dtype in (np.uint8, np.uint16, np.float32, np.bool_)
+    """Tell whether ImageJ's kind of TIFF holds such values: colours it has of 8 bits only."""
+    return layer.dtype in (np.uint8, np.bool_) or (not layer.channels and layer.dtype in (np.uint16, np.float32))
 
 
 def tiff_page_tags(layer: Layer, pixel: tuple[float, float, float], *, imagej: bool) -> dict[str, Any]:
     """Return what `tifffile` is to write of colours and voxel size: for ImageJ its ``spacing`` and ``unit``."""
     width, height, depth = pixel
     tags: dict[str, Any] = {"photometric": "rgb" if layer.channels else "minisblack"}
-    if layer.channels:
+    if layer.channels == 4:
         tags["extrasamples"] = ["unassalpha"]
     if imagej:
         # per nm, the unit that is named: that is how ImageJ understands them
@@ -86,6 +97,11 @@ class TiffFile(SliceTarget):
             f"a TIFF holds at most 4 GiB, and these are {total / 2**30:,.1f} GiB before compression: give "
             "bigtiff=True, or a pattern such as 'stack/z{z:04d}.tif' for a file a slice"
         ]
+
+    @property
+    def plain(self) -> bool:
+        """Where pages are not compressed."""
+        return self.compression is None
 
     def occupied(self) -> list[str]:
         """Return the file itself."""
@@ -158,6 +174,7 @@ def tiff_file(
     OptionError
         If an option is none, or OME-TIFF cannot hold the values.
     """
+    check_type(layer)
     ome = place.lower().endswith((".ome.tif", ".ome.tiff"))
     if ome and layer.dtype.itemsize > 4 and layer.dtype.kind in "iu":
         raise OptionError(

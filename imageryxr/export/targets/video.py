@@ -23,8 +23,14 @@ from imageryxr.export.targets.slices import SliceTarget, single_file_axis
 from imageryxr.expr import Array
 
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9"}
+# Bytes that an encoder keeps of a pixel of each frame that it looks at, and how many those are beside its threads'.
+FRAME_BYTES = 3.5
+FRAMES = 52
+ENCODER_BYTES = 64_000_000
 # What H.264 and VP9 hold, and what players take.
 LARGEST = 16384
+# Rows of a frame whose colours are converted at a time: an even number.
+BAND_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,19 @@ class Video(SliceTarget):
             f"a frame would be {columns} × {rows} pixels, and videos go up to {LARGEST}: export a smaller box, or a "
             "coarser level (mip=…)"
         ]
+
+    @property
+    def page_bytes(self) -> int:
+        """A frame as it is cut out, in three colours, of even size, as brightness and colour, and compressed."""
+        rows, columns = self.picture_shape
+        return 16 * rows * columns
+
+    @property
+    def assembling_bytes(self) -> int:
+        """What the encoder keeps: it looks many frames ahead, and more with more threads."""
+        rows, columns = self.picture_shape
+        frames = min(self.layer.grid.shape[self.axis], FRAMES + 3 * (os.cpu_count() or 1))
+        return int(FRAME_BYTES * frames * rows * columns) + ENCODER_BYTES
 
     def occupied(self) -> list[str]:
         """Return the file itself."""
@@ -138,15 +157,30 @@ def yuv420(rgb: Array) -> Array:
     FFmpeg's own conversion rounds by how memory happens to be aligned, so that the same export would give other bytes.
     """
     rows, columns, _ = rgb.shape
+    out = np.empty(rows * columns * 3 // 2, np.uint8)
+    y = out[: rows * columns].reshape(rows, columns)
+    colors = out[rows * columns :].reshape(2, rows // 2, columns // 2)
+    # A few rows at a time: in floats a frame is many times its size.
+    for top in range(0, rows, BAND_ROWS):
+        band = slice(top, top + BAND_ROWS)
+        half = slice(top // 2, (top + BAND_ROWS) // 2)
+        y[band], colors[0, half], colors[1, half] = map(_rounded, _yuv(rgb[band]))
+    return out.reshape(rows * 3 // 2, columns)
+
+
+def _yuv(rgb: Array) -> tuple[Array, Array, Array]:
+    rows, columns, _ = rgb.shape
     r, g, b = (rgb[..., i].astype(np.float32) for i in range(3))
     y = 0.2126 * r + 0.7152 * g + 0.0722 * b
-    parts = [16 + y * (219 / 255)]
+    halves = []
     for color, scale in ((b, 1.8556), (r, 1.5748)):
         difference = ((color - y) / scale).reshape(rows // 2, 2, columns // 2, 2).mean(axis=(1, 3))
-        parts.append(128 + difference * (224 / 255))
-    flat = np.concatenate([p.ravel() for p in parts])
-    out: Array = np.clip(np.floor(flat + 0.5), 0, 255).astype(np.uint8).reshape(rows * 3 // 2, columns)
-    return out
+        halves.append(128 + difference * (224 / 255))
+    return 16 + y * (219 / 255), halves[0], halves[1]
+
+
+def _rounded(values: Array) -> Array:
+    return np.asarray(np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8))
 
 
 def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: Any = 12.0, crf: Any = 18) -> Video:
@@ -161,6 +195,8 @@ def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: Any = 12
     """
     if find_spec("av") is None:
         raise CodecError("videos are written with PyAV, which is not installed; run pip install 'imageryxr[video]'")
+    if layer.channels not in (0, 4):
+        raise OptionError(f"{layer.channels} channels of dtype {layer.dtype} are no frames of a video: give RGBA")
     if layer.dtype not in (np.uint8, np.bool_):
         raise OptionError(
             f"values of dtype {layer.dtype} are no frames of a video; make them with to_rgba(image, contrast_limits=…) "

@@ -1,0 +1,166 @@
+"""Dask arrays that imageryxr did not build, and how boxes of them are computed.
+
+As dask would: the blocks of a box in one graph, so that they share what is below them, each put to its place as soon as
+it is there, so that few are in memory at a time. Blocks that a cluster keeps (`persist`) are fetched, or handed in by
+the cluster itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.base import optimize
+from dask.blockwise import Blockwise
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+
+from imageryxr.boxes import IndexBox
+from imageryxr.expr import Array, Expr, GivenLeaf, Readings, wanted
+from imageryxr.lazy import Givens
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Boxes of foreign arrays, to be computed together: a small graph for each region, that travels to a worker."""
+
+    leaves: tuple[tuple[GivenLeaf, IndexBox], ...]
+    arrays: tuple[da.Array, ...]
+    """One a box."""
+    futures: dict[Any, Any] = field(default_factory=dict)
+    """What a cluster keeps of the graph, by key."""
+
+    def compute(self, values: Mapping[Any, Array] | None = None) -> Readings:
+        """Compute, in this thread.
+
+        Parameters
+        ----------
+        values : mapping, optional
+            What the futures stand for, where that is in hand; else it is fetched.
+        """
+        arrays = self.arrays
+        if self.futures:
+            values = fetched(self.futures) if values is None else values
+            arrays = tuple(_on({**arrays[0].dask, **values}, arrays))
+        outs = [np.empty(array.shape, leaf.dtype) for array, (leaf, _) in zip(arrays, self.leaves, strict=True)]
+        # Block by block to its place: a result in one piece would be in memory twice, beside all blocks.
+        into: list[Any] = [_Into(out) for out in outs]
+        da.store(list(arrays), into, lock=False, scheduler="synchronous")
+        found: Readings = {}
+        for (leaf, box), out in zip(self.leaves, outs, strict=True):
+            found.setdefault(leaf, []).append((box, out))
+        return found
+
+
+class _Into:
+    """An array to put blocks into, which dask need not hash."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        self.array[index] = values
+
+    def __dask_tokenize__(self) -> object:
+        return ("imageryxr.into", id(self))
+
+
+def parts_of(expr: Expr, givens: Givens, box: IndexBox) -> Parts:
+    """Return what a box needs of foreign arrays."""
+    leaves = [(leaf, b) for leaf, boxes in wanted(expr, box).items() if isinstance(leaf, GivenLeaf) for b in boxes]
+    arrays = [givens[leaf.name][(..., *b.slices(), *(slice(None) for _ in leaf.tail))] for leaf, b in leaves]
+    arrays, futures = _without_futures(arrays)
+    return Parts(tuple(leaves), tuple(arrays), futures)
+
+
+def _without_futures(arrays: list[da.Array]) -> tuple[list[da.Array], dict[Any, Any]]:
+    if not any(is_future(value) for array in arrays for value in _data_of(array)):
+        # fused and culled, it is smallest
+        return list(optimize(*arrays)), {}
+    keys = {key for array in arrays for key in _keys(array)}
+    tasks = dict(_merged(arrays).cull(keys))
+    futures = {key: value for key, value in tasks.items() if is_future(value)}
+    rest = {key: task for key, task in tasks.items() if key not in futures}
+    return _on(rest, arrays), futures
+
+
+def _merged(arrays: Sequence[da.Array]) -> HighLevelGraph:
+    layers: dict[str, Any] = {}
+    dependencies: dict[str, Any] = {}
+    for array in arrays:
+        layers |= array.dask.layers
+        dependencies |= array.dask.dependencies
+    return HighLevelGraph(layers, dependencies)
+
+
+def _on(tasks: Mapping[Any, Any], arrays: Sequence[da.Array]) -> list[da.Array]:
+    own = {array.name: {key: tasks[key] for key in _keys(array) if key in tasks} for array in arrays}
+    rest = {key: task for key, task in tasks.items() if not any(key in part for part in own.values())}
+    layers = {name: MaterializedLayer(part) for name, part in {**own, "below": rest}.items()}
+    graph = HighLevelGraph(layers, {"below": set(), **{name: {"below"} for name in own}})
+    return [da.Array(graph, array.name, array.chunks, dtype=array.dtype) for array in arrays]
+
+
+def _keys(array: da.Array) -> Iterator[Any]:
+    return ((array.name, *index) for index in np.ndindex(*array.numblocks))
+
+
+def _data_of(array: da.Array) -> Iterator[Any]:
+    """Return what the graph of an array holds that is written out: tasks, and values."""
+    for layer in array.dask.layers.values():
+        if not isinstance(layer, Blockwise):
+            yield from layer.values()
+
+
+def is_apart(array: da.Array) -> bool:
+    """Tell whether each block is computed by itself, so that few need be in memory at a time."""
+    graph = array.dask
+    return all(
+        isinstance(layer, Blockwise) or not graph.dependencies[name] or name.startswith("getitem-")
+        for name, layer in graph.layers.items()
+    )
+
+
+def is_held(array: da.Array) -> bool:
+    """Tell whether all blocks are there already: in memory, or kept by a cluster."""
+    return in_memory(array) or on_cluster(array)
+
+
+def in_memory(array: da.Array) -> bool:
+    """Tell whether all blocks are numpy arrays."""
+    layer = array.dask.layers.get(array.name)
+    return isinstance(layer, MaterializedLayer) and all(isinstance(value, np.ndarray) for value in layer.values())
+
+
+def on_cluster(array: da.Array) -> bool:
+    """Tell whether all blocks are kept by a cluster."""
+    layer = array.dask.layers.get(array.name)
+    return isinstance(layer, MaterializedLayer) and all(map(is_future, layer.values()))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what a cluster keeps
+
+
+def is_future(value: Any) -> bool:
+    """Tell whether a value is a `distributed.Future`, without importing distributed."""
+    kind = type(value)
+    return kind.__name__ == "Future" and kind.__module__.startswith("distributed")
+
+
+def fetched(futures: Mapping[Any, Any]) -> dict[Any, Array]:
+    """Return what futures stand for, fetched from their cluster."""
+    keys = list(futures)
+    if not keys:
+        return {}
+    values = futures[keys[0]].client.gather([futures[key] for key in keys])
+    return dict(zip(keys, values, strict=True))
+
+
+def lost_blocks(givens: Givens) -> int:
+    """Return how many blocks a cluster was to keep, and does not keep any more."""
+    held = [value for array in givens.values() for value in _data_of(array) if is_future(value)]
+    return sum(f.status in ("cancelled", "lost") or f.client.status == "closed" for f in held)
