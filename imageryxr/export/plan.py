@@ -332,6 +332,8 @@ def make_plan(
             done = len({e.number for e in workspace.keeper.entries(header.run)})
     reads = [*source_reads(expr, regions), *reads_below(expr, read.volume.givens, regions)]
     held = {key_split(name) for name, array in read.volume.givens.items() if is_held(array)}
+    # files are put together by the process that leads the export: on a cluster, that is no worker
+    assembling = 0 if crew.kind == "cluster" else target.assembling_bytes
     working = crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target))
     return ExportPlan(
         target=target,
@@ -342,7 +344,9 @@ def make_plan(
         reads=tuple(r for r in reads if not r.computed),
         computes=tuple(r for r in reads if r.computed and r.source not in held),
         # files are put together by the process that leads the export: on a cluster, that is no worker
-        peak_memory=PROCESS_BYTES + max(working, target.assembling_bytes if crew.kind != "cluster" else 0),
+        peak_memory=PROCESS_BYTES
+        + _result(target, crew)
+        + max(working, target.assembling_bytes if crew.kind != "cluster" else 0),
         crew=crew,
         done=done,
         read=read,
@@ -361,6 +365,13 @@ def _in_coarse(target: Target, budget: int, slots: int) -> Target:
             break
         target = larger
     return target
+
+
+def _result(target: Target, crew: Crew) -> int:
+    """Return the bytes of a result in memory, where the workers are threads beside it."""
+    if target.kind != "memory" or crew.kind != "threads":
+        return 0
+    return target.layer.grid.box.voxels * target.layer.voxel_bytes
 
 
 def _later(target: Target) -> int:
