@@ -332,8 +332,6 @@ def make_plan(
             done = len({e.number for e in workspace.keeper.entries(header.run)})
     reads = [*source_reads(expr, regions), *reads_below(expr, read.volume.givens, regions)]
     held = {key_split(name) for name, array in read.volume.givens.items() if is_held(array)}
-    # files are put together by the process that leads the export: on a cluster, that is no worker
-    assembling = 0 if crew.kind == "cluster" else target.assembling_bytes
     working = crew.threads * max(*map(memory_of, [regions.largest(), regions[0]]), _later(target))
     return ExportPlan(
         target=target,
@@ -343,10 +341,7 @@ def make_plan(
         tasks=len(stages),
         reads=tuple(r for r in reads if not r.computed),
         computes=tuple(r for r in reads if r.computed and r.source not in held),
-        # files are put together by the process that leads the export: on a cluster, that is no worker
-        peak_memory=PROCESS_BYTES
-        + _result(target, crew)
-        + max(working, target.assembling_bytes if crew.kind != "cluster" else 0),
+        peak_memory=_peak(target, crew, working),
         crew=crew,
         done=done,
         read=read,
@@ -367,11 +362,14 @@ def _in_coarse(target: Target, budget: int, slots: int) -> Target:
     return target
 
 
-def _result(target: Target, crew: Crew) -> int:
-    """Return the bytes of a result in memory, where the workers are threads beside it."""
-    if target.kind != "memory" or crew.kind != "threads":
-        return 0
-    return target.layer.grid.box.voxels * target.layer.voxel_bytes
+def _peak(target: Target, crew: Crew, working: int) -> int:
+    """Return the most bytes of a process that works, of which its regions take some."""
+    # files are put together by the process that leads the export: on a cluster, that is no worker
+    assembling = 0 if crew.kind == "cluster" else target.assembling_bytes
+    # a result in memory lies beside threads
+    beside = target.kind == "memory" and crew.kind == "threads"
+    result = target.layer.grid.box.voxels * target.layer.voxel_bytes if beside else 0
+    return PROCESS_BYTES + result + max(working, assembling)
 
 
 def _later(target: Target) -> int:
