@@ -14,6 +14,7 @@ import xarray as xr
 import zarr
 
 import imageryxr as ix
+from imageryxr.export.estimate import PROCESS_BYTES
 from tests.export_jobs import Computed, array_of
 
 DTYPES = [
@@ -146,7 +147,9 @@ def test_an_array_that_does_not_fit_into_memory_is_refused():
                 ix.plan_export(array, "memory://", **more).validate()
     with pytest.raises(ix.OptionError, match=r"would take 5\.1 GB of memory, and there are 2\.0 GB"):
         ix.plan_export(virtual((80, 8000, 8000)), "memory://", memory="2 GB").validate()
-    ix.plan_export(small, "memory://", memory="1 GB").validate()
+    plan = ix.plan_export(small, "memory://", memory="1 GB", workers=1)
+    plan.validate()
+    assert plan.peak_memory > PROCESS_BYTES + small.nbytes
 
 
 RAW = {

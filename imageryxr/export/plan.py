@@ -366,9 +366,7 @@ def make_plan(
         tasks=len(stages),
         reads=reads,
         computes=computes,
-        # files are put together by the process that leads the export: on a cluster, that is no worker
-        peak_memory=PROCESS_BYTES
-        + max(working, crew.threads * _later(target), target.assembling_bytes if crew.kind != "cluster" else 0),
+        peak_memory=_peak(target, crew, max(working, crew.threads * _later(target))),
         crew=crew,
         done=done,
         scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
@@ -414,6 +412,16 @@ def _in_coarse(target: Target, budget: int, slots: int) -> Target:
             break
         target = larger
     return target
+
+
+def _peak(target: Target, crew: Crew, working: int) -> int:
+    """Return the most bytes of a process that works, of which its regions take some."""
+    # files are put together by the process that leads the export: on a cluster, that is no worker
+    assembling = 0 if crew.kind == "cluster" else target.assembling_bytes
+    # a result in memory lies beside threads
+    beside = target.kind == "memory" and crew.kind == "threads"
+    result = target.layer.grid.box.voxels * target.layer.voxel_bytes if beside else 0
+    return PROCESS_BYTES + result + max(working, assembling)
 
 
 def _later(target: Target) -> int:
