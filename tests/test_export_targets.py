@@ -404,21 +404,29 @@ def test_masks_are_black_and_white_in_slices_and_counted_in_volumes(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["{z}.png", "{z}.tif", "o.tif", "o.mp4", "o.ome.zarr", "memory://"])
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda a: a.isel(rgba=slice(0, 3)), "uint8 with r, g, b: export all four"),
-        (lambda a: a.isel(rgba=[0]), "uint8 with r: "),
-        (lambda a: a.isel(rgba=[2, 1, 0, 3]), "with b, g, r, a"),
-        (lambda a: a.astype(np.uint16), "uint16 with r, g, b, a"),
-        (lambda a: a.drop_vars("rgba").isel(rgba=slice(0, 2)), "with 2 channels"),
-    ],
-    ids=["RGB", "one", "BGRA", "deep", "two"],
-)
-def test_colours_that_are_not_red_green_blue_alpha(tmp_path, target, change, said):
-    array = change(ARRAYS["rgba"].compute())
-    with pytest.raises(ix.LayerError, match=said):
+@pytest.mark.parametrize("order", [[2, 1, 0, 3], [1, 2, 3], [3]])
+def test_colours_in_another_order_are_not_taken_for_red_green_blue(tmp_path, target, order):
+    array = ARRAYS["rgba"].compute().isel(rgba=order)
+    with pytest.raises(
+        ix.LayerError, match=rf"order r, g, b, a, and this array has {', '.join('rgba'[i] for i in order)}:"
+    ):
         ix.plan_export(array, target if "//" in target else tmp_path / target)
+
+
+@pytest.mark.parametrize(
+    ("target", "change"),
+    [
+        ("{z}.png", lambda a: a.isel(rgba=slice(0, 3))),
+        ("{z}.png", lambda a: a.astype(np.uint16)),
+        ("o.mp4", lambda a: a.isel(rgba=slice(0, 3))),
+        ("{z}.tif", lambda a: a.drop_vars("rgba").isel(rgba=slice(0, 2))),
+        ("o.tif", lambda a: a.isel(rgba=[0])),
+    ],
+    ids=["PNG of RGB", "PNG of 16 bits", "film of RGB", "TIFF of two", "TIFF of one"],
+)
+def test_colours_that_a_format_has_not_are_refused_with_what_it_has(tmp_path, target, change):
+    with pytest.raises(ix.OptionError, match="RGBA"):
+        ix.plan_export(change(ARRAYS["rgba"].compute()), tmp_path / target)
 
 
 @pytest.mark.parametrize("name", ARRAYS)

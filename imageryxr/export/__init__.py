@@ -6,7 +6,6 @@ import os
 from dataclasses import astuple, replace
 from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of
@@ -325,14 +324,13 @@ def _checked(da: xr.DataArray) -> xr.DataArray:
 
 
 def _check_colors(da: xr.DataArray) -> None:
-    if "rgba" not in da.dims:
+    # Formats tell colours by their number alone: those that a file cannot hold, its target refuses.
+    if "rgba" not in da.dims or "rgba" not in da.coords:
         return
-    names = [str(name) for name in da["rgba"].values] if "rgba" in da.coords else list("rgba")
-    if da.sizes["rgba"] == 4 and names == list("rgba") and da.dtype == np.uint8:
-        return
-    have = f"{', '.join(names)}" if "rgba" in da.coords else f"{da.sizes['rgba']} channels"
-    raise LayerError(
-        f"colours are exported as uint8 with the four channels r, g, b, a, and this array is {da.dtype} with {have}: "
-        "export all four (where nothing is transparent, a is 255), or one by itself as grey values, such as "
-        "array.sel(rgba='r', drop=True)"
-    )
+    names = [str(name) for name in da["rgba"].values]
+    if names != list("rgba")[: len(names)]:
+        raise LayerError(
+            f"files hold colours in the order r, g, b, a, and this array has {', '.join(names)}: give "
+            "array.sel(rgba=['r', 'g', 'b', 'a']), or one by itself as grey values, such as "
+            "array.sel(rgba='r', drop=True)"
+        )
