@@ -5,7 +5,9 @@ The format: https://ngff.openmicroscopy.org. The translation of a level is the c
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,9 +35,8 @@ def _zstd(level: int, chunk: Array) -> Any:
 
 
 def _gzip(level: int, chunk: Array) -> Any:
-    from numcodecs.gzip import GZip
-
-    return GZip(level).encode(chunk)
+    # without the time, so that the same voxels are the same bytes whenever they are written
+    return gzip.compress(chunk, level, mtime=0)
 
 
 # Of these the chunk's bytes are one call away; of the others zarr knows the settings.
@@ -162,7 +163,9 @@ class OmeZarr(Pyramid):
             array[box.slices()] = values.astype(_kept(self.layer.dtype), copy=False)
         if list(held) != [key]:
             raise TargetError(f"zarr wrote {sorted(held)} where {key} was expected; report this as a fault")
-        return held[key].to_bytes()
+        data: bytes = held[key].to_bytes()
+        timed = self.shard is not None and self.compressor.startswith("gzip")
+        return _timeless(data, self.stored(level), self.chunk_of(level)) if timed else data
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
         """Make a box of a level from the level below."""
@@ -274,6 +277,20 @@ def _starts(box: IndexBox, size: Index3) -> Iterator[Index3]:
         for y in range(box.start[1], box.stop[1], size[1]):
             for x in range(box.start[2], box.stop[2], size[2]):
                 yield z, y, x
+
+
+def _timeless(shard: bytes, stored: Index3, chunk: Index3) -> bytes:
+    """Return a shard of gzipped chunks without the time that each says it was written at, in its bytes 4 to 8.
+
+    The index is the end of the shard: offset and size of each chunk, and a checksum of these
+    (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html).
+    """
+    count = math.prod(s // c for s, c in zip(stored, chunk, strict=True))
+    index = np.frombuffer(shard[-16 * count - 4 : -4], "<u8").reshape(count, 2)
+    out = bytearray(shard)
+    for offset in index[index[:, 0] != 2**64 - 1, 0]:
+        out[int(offset) + 4 : int(offset) + 8] = bytes(4)
+    return bytes(out)
 
 
 def _kept(dtype: np.dtype[Any]) -> np.dtype[Any]:
