@@ -36,7 +36,7 @@ def _zstd(level: int, chunk: Array) -> Any:
 
 def _gzip(level: int, chunk: Array) -> Any:
     # without the time, so that the same voxels are the same bytes whenever they are written
-    return gzip.compress(chunk, level, mtime=0)
+    return gzip.compress(chunk.data, level, mtime=0)
 
 
 # Of these the chunk's bytes are one call away; of the others zarr knows the settings.
