@@ -339,7 +339,7 @@ def test_a_dead_scheduler_is_told_in_one_message(tmp_path):
         "with _plain_errors():\n"
         f"    run_export(picture(0.3, shape=(96, 48, 64)), {str(target)!r}, dry_run=False, as_json=False, resume=True,\n"
         f"        overwrite=False, scheduler={address!r}, workers=2, memory=None, retries=3, on_error='raise',\n"
-        "        progress=False, square=None, options={'chunks': (2, 16, 16)})\n"
+        "        progress=False, square=None, scratch=None, options={'chunks': (2, 16, 16)})\n"
     )
     driver = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
