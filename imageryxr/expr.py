@@ -360,6 +360,11 @@ class Resampled(Expr):
         return sorted({e for e in map(m.first_at, found) if start < e < stop})
 
 
+def is_plain(expr: Expr) -> bool:
+    """Tell whether the values are those of a leaf, with nothing done to them."""
+    return isinstance(expr, Leaf) or (isinstance(expr, _Same) and is_plain(expr.child))
+
+
 def spatial(expr: Expr, slices: tuple[slice, slice, slice]) -> tuple[slice, ...]:
     """Return an index that cuts slices (z, y, x) out of an array with the axes of an expression."""
     return (slice(None),) * len(expr.lead) + slices

@@ -25,7 +25,7 @@ from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.boxes import Index3, IndexBox
-from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, Readings, evaluate, places, wanted
+from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, Readings, evaluate, is_plain, places, wanted
 from imageryxr.reads import Reads
 
 Splits = tuple[tuple[int, ...], ...]
@@ -111,6 +111,8 @@ class _LeafDep(BlockwiseDep):
 
 def _reads_layers(expr: Expr, shape: Index3, splits: Splits) -> dict[str, Blockwise]:
     """Return a layer of `Reads` for each source, named by what arrays that can share them have in common."""
+    if is_plain(expr):
+        return {}
     middle: Index3 = tuple(n // 2 for n in shape)  # type: ignore[assignment]
     found = {}
     for leaf, place in places(expr, IndexBox(middle, tuple(m + 1 for m in middle))).items():  # type: ignore[arg-type]

@@ -28,7 +28,6 @@ class Reads:
         self.leaf = leaf
         self._lock = threading.Lock()
         self._held: list[tuple[IndexBox, Array]] = []
-        self._given: list[Array] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Reads, (self.leaf,))
@@ -61,17 +60,12 @@ class Reads:
         return out
 
     def own(self, result: Array) -> Array:
-        """Return a task's result, as a copy if it is memory that another task's result is already.
+        """Return a task's result, as a copy if it is memory that is held here for others.
 
-        Who computes two arrays and writes into one of them must not find it in the other.
+        Whoever gets it may write into it: a function in place further on, or the caller.
         """
         with self._lock:
-            if not any(np.may_share_memory(result, values) for _, values in self._held):
-                return result
-            if any(np.may_share_memory(result, given) for given in self._given):
-                return result.copy()
-            self._given.append(result)
-            return result
+            return result.copy() if any(np.may_share_memory(result, values) for _, values in self._held) else result
 
 
 def held_slices(leaf: Leaf, box: IndexBox, held: IndexBox) -> tuple[slice, ...]:

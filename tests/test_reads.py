@@ -158,7 +158,7 @@ def test_tiles_of_a_montage_read_once(layers):
         plane,
         lazy_array(LevelLeaf(memory_source(FINE, "segmentation"), 0), ix.grid_of(FINE), FINE.attrs, "s").isel(z=[1]),
     )
-    tiles = ix.montage([plane, picture, ix.to_pil(IMAGE.isel(z=0))], spacing=0)
+    tiles = ix.montage([ix.to_rgba(plane), picture, ix.to_pil(IMAGE.isel(z=0))], spacing=0)
     assert (log["image"][1] == 1).all()
     assert log["image"][0].max() == log["image"][2].max() == 0
     assert tiles.size == (3 * 52, 40)
@@ -212,6 +212,46 @@ def test_results_do_not_share_memory(layers):
     b[:] = 0
     np.testing.assert_array_equal(c, IMAGE)
     assert image.shape == IMAGE.shape
+
+
+def bumped(block):
+    block += 1
+    return block
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads"])
+@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_function_that_works_in_place_changes_nothing_of_others(layers, scheduler, optimize, order):
+    image, seg, _ = layers
+    kept = ix.select_ids(seg, IDS[1:])  # which selects all: nothing is changed
+    arrays = [
+        image.data.map_blocks(bumped, dtype="u1"),
+        ix.to_rgba(image).data,
+        ix.overlay(image, seg, outline=2).data,
+        seg.data.map_blocks(bumped, dtype="u8"),
+        kept.data.map_blocks(bumped, dtype="u8"),
+    ]
+    truth = [
+        IMAGE.values + np.uint8(1),
+        ix.to_rgba(IMAGE),
+        ix.overlay(IMAGE, FINE, outline=2),
+        FINE.values + np.uint64(1),
+    ]
+    for _ in range(3):
+        found = dask.compute(*arrays[::order], scheduler=scheduler, optimize_graph=optimize)[::order]
+        for values, want in zip(found, [*truth, truth[-1]], strict=True):
+            np.testing.assert_array_equal(values, want)
+
+
+def test_a_task_never_gets_memory_that_is_held(layers):
+    reads = Reads(LevelLeaf(memory_source(FINE, "segmentation"), 0))
+    whole = reads.read(IndexBox((0, 0, 0), (3, 40, 52)))
+    part = reads.own(reads.read(IndexBox((0, 0, 0), (1, 1, 1))))
+    assert not np.shares_memory(part, whole)
+    assert part.flags.owndata
+    other = np.zeros(5)
+    assert reads.own(other) is other
 
 
 def test_a_read_that_fails_fails_for_all(layers, monkeypatch):

@@ -39,7 +39,7 @@ def montage(
     ----------
     images : DataArray, or iterable of DataArray and PIL.Image.Image
         A stack, whose slices along `dim` are the tiles; or the tiles, each as `to_pil` takes it. A stack is
-        computed chunk by chunk along `dim`, so that each is read once, and tiles together: what several of them need
+        computed chunk by chunk along `dim`, so that each is read once, and tiles together: what several of them draw
         of one source is read once if they lie in the same place.
     columns : int, optional
         Tiles in a row; 1 is one below the other. Default: all in one row.
