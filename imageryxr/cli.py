@@ -191,7 +191,9 @@ def export(
     outline_unit: given.LineUnit = "px",
     rest_alpha: given.RestAlpha = None,
     contrast: given.Contrast = None,
-    axis: Annotated[str | None, typer.Option(help="The axis across which outlines are drawn: z, y or x.")] = None,
+    axis: Annotated[
+        str | None, typer.Option(help="The axis across the slices of one TIFF or film, and across outlines: z, y or x.")
+    ] = None,
     missing: given.MissingChunks = "raise",
     datastack: given.Datastack = None,
     server_address: given.Server = None,

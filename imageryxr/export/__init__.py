@@ -124,7 +124,7 @@ def export(
         manifest lists and the new one does not have goes, too, when the new one is complete.
     resume : bool, default True
         Whether to continue what an earlier run of the same call has begun; False begins anew, also where the target is
-        complete.
+        complete, which needs no ``overwrite`` as it is the same call's.
     client : optional
         Who works. None or ``"threads"``: threads of this process. ``"processes"``: processes of this machine, where
         work holds Python's lock. A `distributed.Client`, or the address of a scheduler (``"tcp://host:8786"``): the
@@ -133,7 +133,7 @@ def export(
         Threads or processes; with a cluster, how many regions are under way. Default: one a core; with a cluster two
         for each of its threads.
     memory : int or str, optional
-        Bytes that a worker may take, such as ``"4 GB"``. Default: what is free, or the limit of a
+        Bytes that a worker may take, a process with all its threads, such as ``"4 GB"``. Default: what is free, or the limit of a
         cluster's workers. Blocks of dask arrays of your own are counted whole, as they are computed; what your
         functions take on the way from block to block cannot be known, and comes on top.
     scratch : str, path or False, optional
