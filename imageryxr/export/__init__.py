@@ -133,9 +133,9 @@ def export(
         Threads or processes; with a cluster, how many regions are under way. Default: one a core; with a cluster two
         for each of its threads.
     memory : int or str, optional
-        Bytes that a worker may take, a process with all its threads, such as ``"4 GB"``. Default: what is free, or the limit of a
-        cluster's workers. Blocks of dask arrays of your own are counted whole, as they are computed; what your
-        functions take on the way from block to block cannot be known, and comes on top.
+        Bytes that a worker may take, a process with all its threads, such as ``"4 GB"``. Default: what is free, or the
+        limit of a cluster's workers. Blocks of dask arrays of your own are counted whole, as they are computed; what
+        your functions take on the way from block to block cannot be known, and comes on top.
     scratch : str, path or False, optional
         For stacks, TIFFs and videos whose slices are so wide that a worker's memory does not hold as many of them as a
         source's chunks are deep: the folder on a local disk where what was read waits for its slice, so that each
