@@ -24,9 +24,10 @@ import numpy as np
 
 import imageryxr as ix
 from imageryxr.boxes import IndexBox
+from imageryxr.evaluation import evaluate, wanted
 from imageryxr.export.reading import BUFFERS, bricks, read_leaf, read_region
 from imageryxr.export.storage import Folder
-from imageryxr.expr import Leaf, LevelLeaf, evaluate, wanted
+from imageryxr.expr import Leaf, LevelLeaf
 from imageryxr.grid import Grid
 from imageryxr.sources.base import Level
 from imageryxr.volumes import box_reader, lazy_array

@@ -18,7 +18,8 @@ from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.boxes import IndexBox
-from imageryxr.expr import Array, Expr, GivenLeaf, Readings, wanted
+from imageryxr.evaluation import Readings, wanted
+from imageryxr.expr import Array, Expr, GivenLeaf
 from imageryxr.lazy import Givens
 
 

@@ -25,7 +25,8 @@ from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.boxes import Index3, IndexBox
-from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, Readings, evaluate, is_plain, places, wanted
+from imageryxr.evaluation import Readings, evaluate, places, wanted
+from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, is_plain
 from imageryxr.reads import Reads
 
 Splits = tuple[tuple[int, ...], ...]

@@ -6,8 +6,8 @@ box of the array below this one is, and that is exact, or nothing is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -20,7 +20,7 @@ from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.boxes import IndexBox
-from imageryxr.expr import Clipped, Expr, GivenLeaf, shifted
+from imageryxr.expr import Clipped, Expr, GivenLeaf, Leaf, shifted, with_leaves
 from imageryxr.lazy import BoxDep, GivenLayer, Givens, Splits, given_leaves
 
 Span = tuple[int, int]
@@ -42,7 +42,9 @@ def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
     """
     kept: dict[str, da.Array] = {}
 
-    def known(leaf: GivenLeaf) -> Expr:
+    def known(leaf: Leaf) -> Expr:
+        if not isinstance(leaf, GivenLeaf):
+            return leaf
         array = _by_tasks(givens[leaf.name])
         found = _recipe_of(array)
         if found is None or found[0].lead != leaf.lead or found[0].tail != leaf.tail or found[0].dtype != leaf.dtype:
@@ -52,19 +54,7 @@ def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
         kept.update(below)
         return inner
 
-    return exchanged(expr, known), kept
-
-
-def exchanged(expr: Expr, swap: Callable[[GivenLeaf], Expr]) -> Expr:
-    """Return an expression with other ones for its `GivenLeaf` leaves."""
-    if isinstance(expr, GivenLeaf):
-        return swap(expr)
-    changed = {
-        name: tuple(exchanged(c, swap) for c in value) if isinstance(value, tuple) else exchanged(value, swap)
-        for name, value in vars(expr).items()
-        if isinstance(value, Expr) or (isinstance(value, tuple) and value and isinstance(value[0], Expr))
-    }
-    return replace(expr, **changed) if changed else expr  # type: ignore[type-var]
+    return with_leaves(expr, known), kept
 
 
 def _by_tasks(array: da.Array) -> da.Array:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.boxes import Index3, IndexBox
-from imageryxr.expr import Array, Expr, GivenLeaf, Leaf, evaluate
+from imageryxr.evaluation import evaluate
+from imageryxr.expr import Array, Expr, GivenLeaf, Leaf
 
 Vector = tuple[float, float, float]
 Indexes = npt.NDArray[np.int64]

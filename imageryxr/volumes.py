@@ -16,7 +16,8 @@ from xarray.core import indexing
 
 from imageryxr.boxes import DIMS, BBox, Index3, IndexBox
 from imageryxr.errors import LayerError
-from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, LevelLeaf, evaluate, view, within
+from imageryxr.evaluation import evaluate
+from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, LevelLeaf, view, with_leaves, within
 from imageryxr.foreign import parts_of
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.lazy import Splits, choose_splits, expr_of, to_dask
@@ -266,27 +267,21 @@ def result(
 def _lend(expr: Expr, volumes: Sequence[Volume]) -> tuple[Expr, dict[str, da.Array]]:
     # A numpy array among lazy ones would travel inside every task: as a dask array each task gets its part.
     givens = {name: array for v in volumes for name, array in v.givens.items()}
-    for v in volumes:
-        if v.in_memory:
-            expr = _exchange(expr, givens)
+    if any(v.in_memory for v in volumes):
+        expr = with_leaves(expr, lambda leaf: _as_given(leaf, givens))
     return expr, givens
 
 
-def _exchange(expr: Expr, givens: dict[str, da.Array]) -> Expr:
-    if isinstance(expr, ArrayLeaf):
-        block = (64, 1024, 1024)
-        sizes = tuple(min(n, b) for n, b in zip(expr.bounds.shape, block, strict=True))
-        array = da.from_array(expr.array, chunks=(*(-1 for _ in expr.lead), *sizes, *(-1 for _ in expr.tail)))
-        first = len(expr.lead)
-        givens[array.name] = array
-        splits = tuple(array.chunks[first : first + 3])
-        return GivenLeaf(array.name, str(array.dtype), expr.bounds.shape, splits, expr.lead, expr.tail)
-    changed = {
-        name: tuple(_exchange(c, givens) for c in value) if isinstance(value, tuple) else _exchange(value, givens)
-        for name, value in vars(expr).items()
-        if isinstance(value, Expr) or (isinstance(value, tuple) and value and isinstance(value[0], Expr))
-    }
-    return replace(expr, **changed) if changed else expr  # type: ignore[type-var]
+def _as_given(leaf: Leaf, givens: dict[str, da.Array]) -> Expr:
+    """Return an array in memory as one in dask blocks, which is added to those that are handed in."""
+    if not isinstance(leaf, ArrayLeaf):
+        return leaf
+    sizes = tuple(min(n, b) for n, b in zip(leaf.bounds.shape, (64, 1024, 1024), strict=True))
+    array = da.from_array(leaf.array, chunks=(*(-1 for _ in leaf.lead), *sizes, *(-1 for _ in leaf.tail)))
+    first = len(leaf.lead)
+    givens[array.name] = array
+    splits = tuple(array.chunks[first : first + 3])
+    return GivenLeaf(array.name, str(array.dtype), leaf.bounds.shape, splits, leaf.lead, leaf.tail)
 
 
 def as_dask(array: xr.DataArray) -> xr.DataArray:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.boxes import IndexBox
-from imageryxr.expr import wanted
+from imageryxr.evaluation import wanted
 from imageryxr.lazy import expr_of
 from tests.conftest import no_compute, volume
 

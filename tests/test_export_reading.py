@@ -11,8 +11,8 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.boxes import IndexBox
+from imageryxr.evaluation import evaluate, wanted
 from imageryxr.export.reading import BUFFERS, Buffers, read_leaf, read_region
-from imageryxr.expr import evaluate, wanted
 from imageryxr.volumes import box_reader
 
 READING = sys.modules["imageryxr.export.reading"]

@@ -51,6 +51,7 @@ FLOORS = [
     ["sources.graphene"],
     ["sources.resolve"],
     ["expr"],
+    ["evaluation"],
     ["reads"],
     ["lazy"],
     ["foreign", "retracing"],

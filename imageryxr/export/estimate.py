@@ -13,8 +13,9 @@ import numpy as np
 from dask.utils import key_split
 
 from imageryxr.boxes import Index3, IndexBox
+from imageryxr.evaluation import wanted
 from imageryxr.export.regions import Regions
-from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf, wanted
+from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf
 from imageryxr.foreign import in_memory, is_apart, is_held
 from imageryxr.lazy import Givens, blocks_below
 

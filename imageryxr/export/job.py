@@ -7,18 +7,19 @@ so that a region may be made twice, by any worker, and is the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
 
 from imageryxr.boxes import IndexBox
+from imageryxr.evaluation import wanted
 from imageryxr.export.manifest import Entry, crc_of_sizes
 from imageryxr.export.reading import BUFFERS, read_region
 from imageryxr.export.slicewise import Slicewise, files_of
 from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
-from imageryxr.expr import Array, ArrayLeaf, Expr, LevelLeaf, wanted
+from imageryxr.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, with_leaves
 from imageryxr.foreign import Parts, parts_of
 from imageryxr.sources.base import recording_holes
 from imageryxr.volumes import BoxReader
@@ -118,28 +119,14 @@ class _Part(ArrayLeaf):
         return super().read(box.shift(self.origin, -1))
 
 
-def _with_parts(expr: Expr, needs: dict[Any, list[IndexBox]], made: dict[Expr, Expr] | None = None) -> Expr:
-    made = {} if made is None else made
-    if expr in made:
-        return made[expr]
-    new = expr
-    if isinstance(expr, ArrayLeaf) or (isinstance(expr, LevelLeaf) and holds_array(expr)):
-        boxes = needs.get(expr, [])
-        hull = boxes[0] if boxes else EMPTY
-        for box in boxes[1:]:
-            hull = hull.hull(box)
-        new = _Part(np.ascontiguousarray(expr.read(hull)), expr.lead, expr.tail, hull.start, expr.bounds)
-    else:
-        changed = {
-            name: tuple(_with_parts(c, needs, made) for c in value)
-            if isinstance(value, tuple)
-            else _with_parts(value, needs, made)
-            for name, value in vars(expr).items()
-            if isinstance(value, Expr) or (isinstance(value, tuple) and value and isinstance(value[0], Expr))
-        }
-        new = replace(expr, **changed) if changed else expr  # type: ignore[type-var]
-    made[expr] = new
-    return new
+def _with_parts(expr: Expr, needs: dict[Leaf, list[IndexBox]]) -> Expr:
+    def part(leaf: Leaf) -> Expr:
+        if not (isinstance(leaf, ArrayLeaf) or (isinstance(leaf, LevelLeaf) and holds_array(leaf))):
+            return leaf
+        hull = reduce(IndexBox.hull, needs.get(leaf, [EMPTY]))
+        return _Part(np.ascontiguousarray(leaf.read(hull)), leaf.lead, leaf.tail, hull.start, leaf.bounds)
+
+    return with_leaves(expr, part)
 
 
 def holds_array(expr: Expr) -> bool:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from imageryxr.boxes import Index3, IndexBox
+from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.regions import tiles
-from imageryxr.expr import Array, Leaf, LevelLeaf, Readings, evaluate, wanted
+from imageryxr.expr import Array, Leaf, LevelLeaf
 from imageryxr.foreign import parts_of
 from imageryxr.volumes import BoxReader
 

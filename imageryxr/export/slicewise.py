@@ -20,11 +20,12 @@ import numpy as np
 
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.errors import ImageryError
+from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.estimate import FETCHING, bytes_of, steps
 from imageryxr.export.reading import BRICK_VOXELS, BUFFERS
 from imageryxr.export.regions import tiles
 from imageryxr.export.scratch import ScratchFile, scratch_folder
-from imageryxr.expr import Array, Expr, LevelLeaf, Readings, evaluate, wanted
+from imageryxr.expr import Array, Expr, LevelLeaf
 
 # What is read of a source at a time: enough chunks that a network is busy.
 TILE_BYTES = 1 << 27

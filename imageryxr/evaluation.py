@@ -1,0 +1,112 @@
+"""From recipes to voxels: what a box needs of each leaf, read once, and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import copy_context
+
+import numpy as np
+
+from imageryxr.boxes import IndexBox
+from imageryxr.expr import Array, Expr, Leaf, LevelLeaf, spatial
+from imageryxr.sources.web import in_parallel
+
+Readings = dict[Expr, list[tuple[IndexBox, Array]]]
+
+
+def wanted(expr: Expr, box: IndexBox) -> dict[Leaf, list[IndexBox]]:
+    """Return what must be read of each leaf to evaluate a box: every voxel once."""
+    found: dict[Leaf, list[IndexBox]] = {}
+    _collect(expr, box, found)
+    return found
+
+
+def places(expr: Expr, box: IndexBox) -> dict[Leaf, IndexBox]:
+    """Return which box of each leaf lies where a box does, halos left out."""
+    found = {expr: box} if isinstance(expr, Leaf) else {}
+    for child, core in zip(expr.inputs, expr.cores(box), strict=True):
+        for leaf, part in places(child, core).items():
+            found[leaf] = found[leaf].hull(part) if leaf in found else part
+    return found
+
+
+def _collect(expr: Expr, box: IndexBox, found: dict[Leaf, list[IndexBox]]) -> None:
+    box = box.clip(expr.bounds)
+    if not box.voxels:
+        return
+    if isinstance(expr, Leaf):
+        _merge(found.setdefault(expr, []), box)
+    for child, need in zip(expr.inputs, expr.needs(box), strict=True):
+        _collect(child, need, found)
+
+
+def _merge(boxes: list[IndexBox], box: IndexBox) -> None:
+    for i, other in enumerate(boxes):
+        hull = other.hull(box)
+        # Two boxes far apart are read as two: their hull would be mostly unwanted.
+        if hull.voxels <= other.voxels + box.voxels:
+            boxes[i] = hull
+            return
+    boxes.append(box)
+
+
+Reader = Callable[[Leaf, IndexBox], Array]
+
+
+def read_leaf(leaf: Leaf, box: IndexBox) -> Array:
+    """Return the values of a box of a leaf."""
+    return leaf.read(box)
+
+
+def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None, read: Reader = read_leaf) -> Array:
+    """Return the values of a box; reads each leaf once for what all branches need of it.
+
+    Parameters
+    ----------
+    expr : Expr
+        What to evaluate.
+    box : IndexBox
+        Any box; outside the bounds of ``expr`` values are 0.
+    given : dict, optional
+        Values of leaves that are in hand.
+    read : callable, optional
+        Gives a box of a leaf: reads it, unless somebody has.
+
+    Returns
+    -------
+    ndarray
+        Shape ``lead + box.shape + tail``, C order.
+    """
+    readings: Readings = dict(given or {})
+    readings |= _read({leaf: boxes for leaf, boxes in wanted(expr, box).items() if leaf not in readings}, read)
+    return np.ascontiguousarray(_build(expr, box, readings))
+
+
+def _read(boxes: dict[Leaf, list[IndexBox]], read: Reader) -> Readings:
+    def one(leaf: Leaf) -> list[tuple[IndexBox, Array]]:
+        return [(b, read(leaf, b)) for b in boxes[leaf]]
+
+    stored = [leaf for leaf in boxes if isinstance(leaf, LevelLeaf)]
+    if len(stored) < 2:
+        return {leaf: one(leaf) for leaf in boxes}
+    # A figure waits for its slowest layer, not for one layer after the other. The threads live as long as the call (a
+    # forked child would find those of a lasting pool dead), and nothing waits for them when somebody stops it.
+    found: Readings = {leaf: one(leaf) for leaf in boxes if leaf not in stored}
+    # Each with the context of the caller, who may be recording holes.
+    jobs = [(leaf, copy_context()) for leaf in stored]
+    done = in_parallel(lambda job, stop: job[1].run(one, job[0]), jobs, len(jobs))
+    return found | dict(zip(stored, done, strict=True))
+
+
+def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:
+    inside = box.clip(expr.bounds)
+    if inside != box or not box.voxels:
+        out = np.zeros((*expr.lead, *box.shape, *expr.tail), expr.dtype)
+        if inside.voxels:
+            out[spatial(expr, inside.slices(box))] = _build(expr, inside, readings)
+        return out
+    if isinstance(expr, Leaf):
+        held, values = next((b, v) for b, v in readings[expr] if b.contains(box))
+        return values if held == box else values[spatial(expr, box.slices(held))]
+    arrays = [_build(c, need, readings) for c, need in zip(expr.inputs, expr.needs(box), strict=True)]
+    return expr.apply(box, *arrays)
