@@ -3,7 +3,9 @@
 Each flat layer of `lazy` depends on a layer of these, one a block and source, whose name says which source, where and
 in which blocks. Arrays that agree in that share it: dask gives their tasks the same `Reads`, runs them one after the
 other, and lets go of it, and with it of the voxels, when the last of them is done. Nothing is kept from one compute to
-the next. An array that is computed alone has it fused into its own tasks.
+the next. An array that is computed alone has it fused into its own tasks. Voxels as they are stored stand apart: their
+blocks are handed on as they were read, for the next task to write into, and a copy of each would cost everybody what
+few gain.
 """
 
 from __future__ import annotations

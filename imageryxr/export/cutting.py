@@ -141,10 +141,7 @@ class Cutter:
 
     def memory(self, how: Slicewise, box: IndexBox) -> int:
         """Return the most bytes that a region takes."""
-        rows, columns = self.target.picture_shape
-        # as it is cut out, as bytes, and compressed
-        page = getattr(self.target, "page_bytes", 3 * rows * columns * self.target.layer.voxel_bytes)
-        return slicewise_memory(how, self.expr, box, page)
+        return slicewise_memory(how, self.expr, box, self.target.page_bytes)
 
     def scratch(self, how: Slicewise, regions: Regions) -> Scratch:
         """Return what waits on disks."""

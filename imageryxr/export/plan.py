@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 from dask.utils import key_split
 
 from imageryxr.boxes import DIMS, Index3
-from imageryxr.errors import ImageryWarning, OptionError
+from imageryxr.errors import OptionError, warn
 from imageryxr.export.cutting import Scratch, cutter_of
 from imageryxr.export.estimate import (
     PROCESS_BYTES,
@@ -169,7 +168,7 @@ class ExportPlan:
         """Warn if much is read or computed again and again: that takes long, and there are ways around it."""
         self._warn_of_computing()
         if (advice := self._fewer_files()) is not None:
-            warnings.warn(f"{self.target.place}: {advice}", ImageryWarning, stacklevel=3)
+            warn(f"{self.target.place}: {advice}")
         again = max(self.reads, key=lambda r: r.bytes - r.distinct_bytes, default=None)
         if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
             return
@@ -177,12 +176,10 @@ class ExportPlan:
         if isinstance(self.target, SliceTarget):
             ways += ["a folder for scratch=…, where what was read waits"] if self.refuses_scratch else []
             ways.append("export to .ome.zarr, whose regions need not be whole slices")
-        warnings.warn(
+        warn(
             f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} where "
             f"{show_bytes(again.distinct_bytes)} are needed, as what a worker has memory for is thinner than its "
-            f"chunks; less is read with {', or '.join(ways)}",
-            ImageryWarning,
-            stacklevel=3,
+            f"chunks; less is read with {', or '.join(ways)}"
         )
 
     def _warn_of_computing(self) -> None:
@@ -198,12 +195,10 @@ class ExportPlan:
             )
         else:
             way = "give chunks=… or shards=… that its blocks are whole numbers of"
-        warnings.warn(
+        warn(
             f"each block of the dask array {again.source!r} is computed {again.requests / again.chunks:.1f} times, "
             f"{again.requests:,} blocks where there are {again.chunks:,}, as a worker has no memory for regions as "
-            f"large as they are: give workers more memory; or {way}; or persist() it",
-            ImageryWarning,
-            stacklevel=4,
+            f"large as they are: give workers more memory; or {way}; or persist() it"
         )
 
     def _fewer_files(self) -> str | None:

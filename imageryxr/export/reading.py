@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import Readings, evaluate, wanted
-from imageryxr.export.regions import tiles
+from imageryxr.export.regions import tiles, whole_chunks
 from imageryxr.expr import Array, Leaf, LevelLeaf
 from imageryxr.foreign import parts_of
 from imageryxr.volumes import BoxReader
@@ -114,21 +114,11 @@ def read_leaf(leaf: Leaf, box: IndexBox) -> Array:
     if not on_disk or box.voxels * leaf.dtype.itemsize < 2 * KEPT_BYTES:
         return leaf.read(box)
     assert isinstance(leaf, LevelLeaf)
-    part = _part(box, leaf.source.levels[leaf.mip].chunks, leaf.dtype.itemsize)
+    part = whole_chunks(box, leaf.source.levels[leaf.mip].chunks, KEPT_BYTES // leaf.dtype.itemsize)
     out = BUFFERS.empty(box.shape, leaf.dtype)
     for tile in tiles(box, part):
         out[tile.slices(box)] = leaf.read(tile)
     return out
-
-
-def _part(box: IndexBox, chunk: Index3, itemsize: int) -> Index3:
-    """Return whole numbers of chunks, in few bytes, the long way along x."""
-    size = list(chunk)
-    for axis in (2, 1, 0):
-        others = size[0] * size[1] * size[2] // size[axis] * itemsize
-        count = max(1, KEPT_BYTES // (others * chunk[axis]))
-        size[axis] = chunk[axis] * min(count, -(-box.shape[axis] // chunk[axis]) + 1)
-    return size[0], size[1], size[2]
 
 
 def bricks(box: IndexBox, voxels: int = BRICK_VOXELS) -> Iterator[IndexBox]:

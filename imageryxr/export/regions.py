@@ -88,6 +88,15 @@ def tiles(box: IndexBox, size: Index3) -> Iterator[IndexBox]:
         yield IndexBox((z, y, x), (z + size[0], y + size[1], x + size[2])).clip(box)
 
 
+def whole_chunks(box: IndexBox, chunk: Index3, voxels: int) -> Index3:
+    """Return the size of parts of a box that are whole chunks, in so many voxels if one is no more, long along x."""
+    size = list(chunk)
+    for axis in (2, 1, 0):
+        count = max(1, voxels // math.prod(size))
+        size[axis] *= min(count, -(-box.shape[axis] // chunk[axis]) + 1)
+    return size[0], size[1], size[2]
+
+
 def choose_regions(
     expr: Expr,
     shape: Index3,

@@ -6,9 +6,8 @@ import math
 import os
 import shutil
 import uuid
-import warnings
 
-from imageryxr.errors import ImageryWarning, TargetError
+from imageryxr.errors import TargetError, warn
 from imageryxr.export.report import show_bytes
 from imageryxr.export.storage import Bucket
 from imageryxr.export.targets.base import Target
@@ -62,10 +61,8 @@ def _check_room(free: int, takes: int, target: Target, folder: str) -> None:
             f"could not write {target.place}: it takes {show_bytes(least)}, and {show_bytes(free)} are free in {folder}"
         )
     if takes > MOST_SQUEEZED * free:
-        warnings.warn(
+        warn(
             f"{target.place} takes {show_bytes(takes)} before compression, and {show_bytes(free)} are free in "
             f"{folder}: it fits only if it shrinks to a {math.ceil(takes / max(1, free)):,}th; choose another disk, "
-            "a smaller box, or a coarser level (mip=…)",
-            ImageryWarning,
-            stacklevel=4,
+            "a smaller box, or a coarser level (mip=…)"
         )

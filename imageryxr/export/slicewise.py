@@ -23,7 +23,7 @@ from imageryxr.errors import ImageryError
 from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.estimate import FETCHING, bytes_of, steps
 from imageryxr.export.reading import BRICK_VOXELS, BUFFERS
-from imageryxr.export.regions import tiles
+from imageryxr.export.regions import tiles, whole_chunks
 from imageryxr.export.scratch import ScratchFile, scratch_folder
 from imageryxr.expr import Array, Expr, LevelLeaf
 
@@ -108,20 +108,11 @@ class Wish:
 def wishes(expr: Expr, box: IndexBox, tile: int) -> list[Wish]:
     """Return what a region needs of sources that are read; arrays in memory wait where they are."""
     return [
-        Wish(leaf, b, _part(b, leaf.source.levels[leaf.mip].chunks, max(1, tile // leaf.dtype.itemsize)))
+        Wish(leaf, b, whole_chunks(b, leaf.source.levels[leaf.mip].chunks, tile // leaf.dtype.itemsize))
         for leaf, boxes in wanted(expr, box).items()
         if isinstance(leaf, LevelLeaf) and not isinstance(getattr(leaf.source, "array", None), np.ndarray)
         for b in boxes
     ]
-
-
-def _part(box: IndexBox, chunk: Index3, voxels: int) -> Index3:
-    """Return whole numbers of chunks, in so many voxels, the long way along x."""
-    size = list(chunk)
-    for axis in (2, 1, 0):
-        count = max(1, voxels // math.prod(size))
-        size[axis] *= min(count, -(-box.shape[axis] // chunk[axis]) + 1)
-    return size[0], size[1], size[2]
 
 
 Need = tuple[Wish, IndexBox]
