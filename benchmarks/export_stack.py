@@ -24,8 +24,8 @@ import numpy as np
 
 import imageryxr as ix
 from imageryxr.boxes import IndexBox
-from imageryxr.evaluation import evaluate, wanted
-from imageryxr.export.reading import BUFFERS, bricks, read_leaf, read_region
+from imageryxr.evaluation import wanted
+from imageryxr.export.reading import BUFFERS, bricks, draw, read_leaf, read_region
 from imageryxr.export.storage import Folder
 from imageryxr.expr import Leaf, LevelLeaf
 from imageryxr.grid import Grid
@@ -119,9 +119,8 @@ def throughput(folder: Path, slices: int) -> dict[str, float]:
     held = {leaf: [(b, leaf.read(b)) for b in boxes] for leaf, boxes in wanted(read.volume.expr, regions[0]).items()}
 
     def drawing(_: int) -> None:
-        out = BUFFERS.empty(first.shape, first.dtype)
-        for brick in bricks(regions[0]):
-            out[brick.slices(regions[0])] = evaluate(read.volume.expr, brick, held)
+        for piece in bricks(regions[0], plan.target.granule):
+            draw(read.volume.expr, piece, held)
 
     scratch = folder / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)

@@ -44,10 +44,24 @@ def test_regions_cover_each_voxel_once(shape, step, first):
 def test_bricks_cover_a_region_once(shape, voxels):
     box = IndexBox.of_shape(shape).shift((3, 5, 7))
     hits = np.zeros(shape, int)
-    for brick in bricks(box, voxels):
+    for brick in bricks(box, voxels=voxels):
         hits[brick.slices(box)] += 1
-        assert brick.voxels <= 2 * max(voxels, shape[2])
+        assert brick.voxels <= voxels or brick.voxels == 1
     assert (hits == 1).all()
+
+
+@given(shape=sizes, granule=sizes, voxels=st.integers(1, 5000))
+def test_pieces_are_whole_granules_in_order(shape, granule, voxels):
+    box = IndexBox.of_shape(shape).shift((3, 5, 7))
+
+    def granules(part):
+        starts = [range(a, b, g) for a, b, g in zip(part.start, part.stop, granule, strict=True)]
+        return list(product(*starts))
+
+    pieces = list(bricks(box, granule, voxels))
+    assert [g for piece in pieces for g in granules(piece)] == granules(box)
+    assert sum(piece.voxels for piece in pieces) == box.voxels
+    assert pieces[0].voxels == max(piece.voxels for piece in pieces) <= max(voxels, math.prod(granule))
 
 
 class Counting(Computed):

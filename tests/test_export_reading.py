@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import zarr
 
 import imageryxr as ix
 from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import evaluate, wanted
 from imageryxr.export.reading import BUFFERS, Buffers, read_leaf, read_region
 from imageryxr.volumes import box_reader
+from tests.export_jobs import Computed, array_of, digest, picture, place
 
 READING = sys.modules["imageryxr.export.reading"]
 
@@ -111,3 +113,21 @@ def test_what_comes_of_an_export_is_not_written_over(sample, small, kind):
     np.testing.assert_array_equal(first.values, want)
     assert not np.shares_memory(first.values, second.values)
     assert BUFFERS._held == []
+
+
+@pytest.mark.parametrize("what", ["picture", "ids", "own"])
+@pytest.mark.parametrize("kind", ["omezarr", "sharded", "zarr2", "precomputed"])
+def test_piece_by_piece_is_as_at_once(tmp_path, monkeypatch, kind, what):
+    seg = array_of(Computed((13, 45, 70), layer_type="segmentation"))
+    own = (seg.chunk(z=5, y=20, x=33) + np.uint64(1)).astype(np.uint64)
+    array = {"picture": picture(shape=(13, 45, 70)), "ids": seg, "own": own}[what]
+    written = []
+    for voxels in (10**9, 3000, 500):
+        monkeypatch.setattr(READING, "BRICK_VOXELS", voxels)
+        target, options = place(kind, tmp_path / str(voxels))
+        report = ix.export(array, target, **options)
+        written.append((digest(tmp_path / str(voxels)), report.bytes_written))
+    assert written[0] == written[1] == written[2]
+    if kind != "precomputed":
+        stored = zarr.open(target, mode="r")["0"][:]
+        np.testing.assert_array_equal(np.moveaxis(stored, 0, -1) if what == "picture" else stored, array.values)

@@ -216,6 +216,7 @@ def region_memory(
     brick: int,
     encoding: float,
     *,
+    piece: IndexBox | None = None,
     page: int = 0,
     givens: Mapping[str, Computing] | None = None,
 ) -> int:
@@ -230,23 +231,26 @@ def region_memory(
     brick : int
         Voxels that are drawn at a time.
     encoding : float
-        Bytes that the target holds while it encodes, for each byte of the region.
+        Bytes that the target holds while it encodes, for each byte of what it is given at a time.
+    piece : IndexBox, optional
+        What it is given at a time; the region unless said.
     page : int
         Bytes that it takes beside that for one of the files.
     givens : mapping, optional
         How foreign dask arrays are computed, by name. What their own functions take beyond the blocks that go in and
         come out cannot be known, and is not counted.
     """
+    piece = box if piece is None else piece
     needs = wanted(expr, box)
     given = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if isinstance(leaf, GivenLeaf))
     stored = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if not isinstance(leaf, GivenLeaf))
     flight = _in_flight({leaf: boxes for leaf, boxes in needs.items() if isinstance(leaf, GivenLeaf)}, givens or {})
-    result = bytes_of(expr, box)
-    part = min(1.0, brick / max(1, box.voxels))
-    drawing = part * sum(bytes_of(e, b) for e, b in steps(expr, box))
-    # blocks that are exported as they are become the result
-    drawn = given if isinstance(expr, GivenLeaf) else result + FETCHING * stored + given + drawing
-    return int(max(given + flight, drawn, result + encoding * result + page))
+    part = min(1.0, brick / max(1, piece.voxels))
+    drawing = part * sum(bytes_of(e, b) for e, b in steps(expr, piece))
+    # what is exported as it was read is not drawn
+    result = bytes_of(expr, piece)
+    drawn = 0 if isinstance(expr, Leaf) else result
+    return int(max(given + flight, given + FETCHING * stored + max(drawn + drawing, drawn + encoding * result + page)))
 
 
 def _in_flight(needs: Mapping[GivenLeaf, list[IndexBox]], givens: Mapping[str, Computing]) -> int:

@@ -6,6 +6,7 @@ so that a region may be made twice, by any worker, and is the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from imageryxr.boxes import IndexBox
-from imageryxr.evaluation import wanted
+from imageryxr.evaluation import Readings, wanted
 from imageryxr.export.manifest import Entry, crc_of_sizes
-from imageryxr.export.reading import BUFFERS, read_region
+from imageryxr.export.reading import BUFFERS, bricks, draw, read_sources
 from imageryxr.export.slicewise import Slicewise, files_of
 from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
@@ -65,14 +66,18 @@ class Job:
         read = read or self.read
         if self.how is not None and not stage and self.place is not None and isinstance(read, BoxReader):
             return self._slicewise(number, box, read, self.place)
+        values, sizes = None, list[int]()
         with recording_holes() as holes:
-            values = self._values(stage, box, read)
-        sizes: list[int] = []
-        if self.place is not None:
-            with disk_errors(self.target.place):
-                sizes = self.place.put(self.target.encode(stage, box, values))
-        entry = Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes)))
-        return Outcome(entry, values if self.place is None else None)
+            if self.place is None:
+                values = draw(_expr(read), box, _held(read, box))
+            elif stage:
+                sizes = self._derive(stage, box, self.place)
+            else:
+                # what goes wrong while the sources are read is not the target's disk
+                held = _held(read, box)
+                with disk_errors(self.target.place):
+                    sizes = self.place.put(self._drawn(_expr(read), box, held))
+        return Outcome(Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes))), values)
 
     def _slicewise(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
         assert self.how is not None
@@ -82,14 +87,25 @@ class Job:
             sizes = place.put(files)
         return Outcome(Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes))))
 
-    def _values(self, stage: int, box: IndexBox, read: Any) -> Array:
-        if stage:
-            assert self.place is not None, "what is in memory has one stage"
-            with disk_errors(self.target.place):
-                return self.target.derive(stage, box, self.place)
-        if isinstance(read, Piece):
-            return read_region(read.read, box, read.parts.compute(read.values))
-        return read_region(read, box)
+    def _drawn(self, expr: Expr, box: IndexBox, held: Readings) -> Iterator[tuple[str, bytes]]:
+        """Return the files of a region, drawn and encoded piece by piece while they are written."""
+        for piece in bricks(box, self.target.granule):
+            yield from self.target.encode(0, piece, draw(expr, piece, held))
+
+    def _derive(self, stage: int, box: IndexBox, place: Place) -> list[int]:
+        with disk_errors(self.target.place):
+            return place.put(self.target.encode(stage, box, self.target.derive(stage, box, place)))
+
+
+def _expr(read: Any) -> Expr:
+    expr: Expr = (read.read if isinstance(read, Piece) else read).volume.expr
+    return expr
+
+
+def _held(read: Any, box: IndexBox) -> Readings:
+    if isinstance(read, Piece):
+        return read_sources(read.read, box, read.parts.compute(read.values))
+    return read_sources(read, box)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from imageryxr.export.estimate import (
     source_reads,
 )
 from imageryxr.export.executors import Crew, available_memory
-from imageryxr.export.reading import BRICK_VOXELS
+from imageryxr.export.reading import BRICK_VOXELS, bricks
 from imageryxr.export.regions import Regions, choose_regions
 from imageryxr.export.report import show_bytes
 from imageryxr.export.room import check_writable
@@ -332,7 +332,8 @@ def make_plan(
     encoding, page = target.encoding, target.page_bytes
 
     def memory_of(box: Any) -> int:
-        return region_memory(read.volume.expr, box, BRICK_VOXELS, encoding, page=page, givens=given)
+        piece = None if target.kind == "memory" else next(bricks(box, target.granule))
+        return region_memory(read.volume.expr, box, BRICK_VOXELS, encoding, piece=piece, page=page, givens=given)
 
     share = crew.share()
     # how large blocks are is known, not estimated

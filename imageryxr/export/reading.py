@@ -1,23 +1,26 @@
 """Reading and drawing a region, in memory that is used again from region to region.
 
-A region takes hundreds of megabytes. Memory of that size goes back to the system when it is freed, and the system
+A region is read as a whole, and drawn and encoded piece by piece: so its picture is never there as a whole. What was
+read takes hundreds of megabytes. Memory of that size goes back to the system when it is freed, and the system
 clears it again page by page when it is asked for: that can take as long as the reading. So what a region needs is kept
 for the next one.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from imageryxr.boxes import IndexBox
+from imageryxr.boxes import Index3, IndexBox
 from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.regions import tiles, whole_chunks
-from imageryxr.expr import Array, Leaf, LevelLeaf
+from imageryxr.expr import Array, Expr, Leaf, LevelLeaf
 from imageryxr.foreign import parts_of
 from imageryxr.volumes import BoxReader
 
@@ -92,6 +95,11 @@ def read_region(read: BoxReader, box: IndexBox, given: Readings | None = None) -
     given : dict, optional
         What is in hand of foreign dask arrays; else they are computed here.
     """
+    return draw(read.volume.expr, box, read_sources(read, box, given))
+
+
+def read_sources(read: BoxReader, box: IndexBox, given: Readings | None = None) -> Readings:
+    """Return all that a box needs of the sources, each read once; the parameters are those of `read_region`."""
     expr = read.volume.expr
     if given is None:
         given = parts_of(expr, read.volume.givens, box).compute() if read.volume.givens else {}
@@ -99,6 +107,11 @@ def read_region(read: BoxReader, box: IndexBox, given: Readings | None = None) -
     for leaf, boxes in wanted(expr, box).items():
         if leaf not in readings:
             readings[leaf] = [(b, read_leaf(leaf, b)) for b in boxes]
+    return readings
+
+
+def draw(expr: Expr, box: IndexBox, readings: Readings) -> Array:
+    """Return the values of a box from what was read, brick by brick where it is large."""
     if box.voxels <= BRICK_VOXELS or isinstance(expr, Leaf):
         return evaluate(expr, box, readings)
     out = BUFFERS.empty((*box.shape, *expr.tail), expr.dtype)
@@ -121,12 +134,26 @@ def read_leaf(leaf: Leaf, box: IndexBox) -> Array:
     return out
 
 
-def bricks(box: IndexBox, voxels: int = BRICK_VOXELS) -> Iterator[IndexBox]:
-    """Return slabs of a box along z, or if one slice of it is large, slices cut along y."""
-    slice_, row = box.shape[1] * box.shape[2], box.shape[2]
-    axis, step = (0, voxels // slice_) if slice_ <= voxels else (1, max(1, voxels // row))
-    for z in range(box.start[0], box.stop[0], step if axis == 0 else 1):
-        slab = (z, min(z + step, box.stop[0]) if axis == 0 else z + 1)
-        for y in range(box.start[1], box.stop[1], step if axis == 1 else box.shape[1]):
-            rows = (y, min(y + step, box.stop[1]) if axis == 1 else box.stop[1])
-            yield IndexBox((slab[0], rows[0], box.start[2]), (slab[1], rows[1], box.stop[2]))
+def bricks(box: IndexBox, granule: Index3 = (1, 1, 1), voxels: int | None = None) -> Iterator[IndexBox]:
+    """Return pieces of a box: slabs of it, rows of a slab, or parts of a row, in C order.
+
+    Parameters
+    ----------
+    box : IndexBox
+        What to cut.
+    granule : tuple of 3 int
+        Voxels (z, y, x) that stay together, counted from where the box begins. Those of a piece follow each other in
+        the C order of those of the box.
+    voxels : int, optional
+        How many a piece has at the most, if a granule is no more; `BRICK_VOXELS` unless given.
+    """
+    voxels = BRICK_VOXELS if voxels is None else voxels
+    size = list(granule)
+    for axis in (2, 1, 0):
+        whole = -(-box.shape[axis] // granule[axis])
+        size[axis] = min(whole, max(1, voxels // math.prod(size))) * granule[axis]
+        if size[axis] < box.shape[axis]:
+            break
+    ranges = (range(a, b, s) for a, b, s in zip(box.start, box.stop, size, strict=True))
+    for z, y, x in product(*ranges):
+        yield IndexBox((z, y, x), (z + size[0], y + size[1], x + size[2])).clip(box)
