@@ -39,6 +39,7 @@ def info(
     source: Annotated[str, typer.Argument(help="precomputed://…, zarr://…, graphene://…, or a URL or path.")],
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     timestamp: given.Timestamp = None,
+    agglomerate: given.Agglomerate = True,
 ) -> None:
     """Print the levels, sizes, resolutions and chunks of a source."""
     layer, choices = _described(source, timestamp)
@@ -87,6 +88,10 @@ def figure(
     resolution: given.Resolution = "1,1,1",
     image_mip: given.ImageMip = None,
     seg_mip: given.SegMip = None,
+    to: given.To = None,
+    channel: given.Channel = None,
+    time: given.Time = None,
+    assume: given.Assume = "center",
     ids: given.Ids = None,
     colors: given.Colors = None,
     alpha: given.AlphaOrTheirs = None,
@@ -102,6 +107,7 @@ def figure(
     datastack: given.Datastack = None,
     server_address: given.Server = None,
     timestamp: given.Timestamp = None,
+    agglomerate: given.Agglomerate = True,
     scale_bar: Annotated[bool, typer.Option("--scale-bar/--no-scale-bar", help="Draw one.")] = True,
     scale: Annotated[int, typer.Option(help="Pixels per voxel.")] = 1,
     dpi: Annotated[float, typer.Option(help="Pixels per inch in print.")] = 300,
@@ -129,10 +135,12 @@ def figure(
         rgba = dataset.imagery.overlay(**options)
     else:
         opened, unit = given.open_layers(
-            image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp
-        )
+            image, segmentation, image_mip=image_mip, seg_mip=seg_mip, missing=missing, datastack=datastack,
+            server_address=server_address, timestamp=timestamp, agglomerate=agglomerate, channel=channel, time=time,
+            assume=assume,
+        )  # fmt: skip
         box = given.box_of(bbox, center, size, resolution, axis, unit)
-        layers = given.cut_layers(opened, box, plane=axis)
+        layers = given.cut_layers(opened, box, plane=axis, to=to)
         given.check_one_slice(layers, axis)
         rgba = given.drawn(layers, options)
     rgba = square_pixels(rgba, axis) if square else rgba
@@ -181,6 +189,10 @@ def export(
     resolution: given.Resolution = "1,1,1",
     image_mip: given.ImageMip = None,
     seg_mip: given.SegMip = None,
+    to: given.To = None,
+    channel: given.Channel = None,
+    time: given.Time = None,
+    assume: given.Assume = "center",
     ids: given.Ids = None,
     colors: given.Colors = None,
     alpha: given.Alpha = 0.2,
@@ -198,6 +210,7 @@ def export(
     datastack: given.Datastack = None,
     server_address: given.Server = None,
     timestamp: given.Timestamp = None,
+    agglomerate: given.Agglomerate = True,
     raw: Annotated[
         bool, typer.Option("--raw", help="Export the voxels of the one source given, not a picture.")
     ] = False,
@@ -246,9 +259,11 @@ def export(
         options, square = engine.fitting(context, target, options, square)
         axis = given.check_axis(axis or given.axis_of(target))
         opened, unit = given.open_layers(
-            image, segmentation, image_mip, seg_mip, missing, datastack, server_address, timestamp
-        )
-        layers = given.cut_layers(opened, given.box_of(bbox, center, size, resolution, axis, unit))
+            image, segmentation, image_mip=image_mip, seg_mip=seg_mip, missing=missing, datastack=datastack,
+            server_address=server_address, timestamp=timestamp, agglomerate=agglomerate, channel=channel, time=time,
+            assume=assume,
+        )  # fmt: skip
+        layers = given.cut_layers(opened, given.box_of(bbox, center, size, resolution, axis, unit), to=to)
         if raw and len(layers) != 1:
             raise OptionError("--raw exports one source; give --image or --segmentation, not both")
         one = next(iter(layers.values()))

@@ -38,6 +38,16 @@ RestAlpha = Annotated[float | None, typer.Option(help="With --ids: how opaque th
 Contrast = Annotated[str | None, typer.Option(help="Grey values that become black and white: low,high.")]
 Axis = Annotated[str, typer.Option(help="The axis across the slices: z, y or x.")]
 MissingChunks = Annotated[str, typer.Option("--missing", help="Chunks the store lacks: 'raise', 'fill' or 'warn'.")]
+To = Annotated[
+    str | None,
+    typer.Option(help="Voxels of the result: 'finest' (default), 'coarsest', 'image', 'segmentation', or nm x,y,z."),
+]
+Channel = Annotated[int | None, typer.Option(help="Which channel of the image, from 0, where it has several.")]
+Time = Annotated[int | None, typer.Option(help="Which of its times, from 0, where it has several.")]
+Assume = Annotated[str, typer.Option(help="What an OME-Zarr translation is the place of: 'center' or 'corner'.")]
+Agglomerate = Annotated[
+    bool, typer.Option("--agglomerate/--no-agglomerate", help="Of a graphene segmentation: root ids, or supervoxels.")
+]
 Datastack = Annotated[str | None, typer.Option(help="A CAVE datastack, in the place of --image and --segmentation.")]
 Server = Annotated[str | None, typer.Option(help="Its info service; default: the one that caveclient uses.")]
 Timestamp = Annotated[str | None, typer.Option(help="Instant of a graphene segmentation, ISO 8601; default: now.")]
@@ -47,43 +57,76 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a target t
 def open_layers(
     image: str | None,
     segmentation: str | None,
+    *,
     image_mip: int | None,
     seg_mip: int | None,
     missing: Any,
     datastack: str | None,
     server_address: str | None,
     timestamp: str | None,
+    agglomerate: bool,
+    **choices: Any,
 ) -> tuple[dict[str, xr.DataArray], Any]:
-    """Return the layers that were named, opened, and the voxel size of a datastack's viewer, if it is one."""
+    """Return the layers that were named, opened, and the voxel size of a datastack's viewer, if it is one.
+
+    Which channel and time, and what an OME-Zarr means by its place, is said of the image; without one, of the
+    segmentation.
+    """
     if datastack is not None:
         if image or segmentation:
             raise OptionError("--datastack says what to open; leave --image and --segmentation out")
-        mips: dict[str, Any] = {"image_mip": image_mip, "segmentation_mip": seg_mip}
-        tree = ix.open_datastack(datastack, server_address=server_address, timestamp=timestamp, missing=missing, **mips)
-        layers = {name: tree[name][name] for name in ("image", "segmentation")}
-        return layers, tree.attrs.get("viewer_resolution")  # type: ignore[return-value]
+        return _of_datastack(
+            datastack, image_mip=image_mip, segmentation_mip=seg_mip, missing=missing, server_address=server_address,
+            timestamp=timestamp, agglomerate=agglomerate,
+        )  # fmt: skip
     opened = {}
     if image:
-        opened["image"] = ix.open_image(image, mip=image_mip, missing=missing)
+        opened["image"] = ix.open_image(image, mip=image_mip, missing=missing, **choices)
     if segmentation:
-        opened["segmentation"] = ix.open_segmentation(segmentation, mip=seg_mip, missing=missing, timestamp=timestamp)
+        opened["segmentation"] = ix.open_segmentation(
+            segmentation, mip=seg_mip, missing=missing, timestamp=timestamp, agglomerate=agglomerate,
+            **({} if image else choices),
+        )  # fmt: skip
     if not opened:
         raise OptionError("nothing to draw: give --image SOURCE, --segmentation SOURCE or both, or --datastack NAME")
     return opened, None
 
 
+def _of_datastack(name: str, **options: Any) -> tuple[dict[str, xr.DataArray], Any]:
+    tree = ix.open_datastack(name, **options)
+    layers = {name: tree[name][name] for name in ("image", "segmentation")}
+    return layers, tree.attrs.get("viewer_resolution")  # type: ignore[return-value]
+
+
 def cut_layers(
-    opened: dict[str, xr.DataArray], box: ix.BBox | None, plane: str | None = None
+    opened: dict[str, xr.DataArray], box: ix.BBox | None, *, plane: str | None = None, to: str | None = None
 ) -> dict[str, xr.DataArray]:
     """Return what a box holds of the layers, on one grid."""
+    grid = _voxels(to, len(opened))
+    if len(opened) == 1 and isinstance(grid, tuple):
+        opened = {name: ix.regrid(array, grid) for name, array in opened.items()}
     if plane is not None and box is None:
         # of two layers what both cover: a figure of one and the frame of the other is nobody's wish
-        both = ix.align(opened["image"], opened["segmentation"]) if len(opened) == 2 else next(iter(opened.values()))
-        box = _middle(ix.grid_of(both), plane)
+        box = _middle(ix.grid_of(next(iter(_together(opened, None, grid).values()))), plane)
+    return _together(opened, box, grid)
+
+
+def _together(opened: dict[str, xr.DataArray], box: ix.BBox | None, to: Any) -> dict[str, xr.DataArray]:
     if len(opened) == 2:
-        together = ix.align(opened["image"], opened["segmentation"], bbox=box)
-        return {"image": together["image"], "segmentation": together["segmentation"]}
+        both = ix.align(opened["image"], opened["segmentation"], to=to, bbox=box)
+        return {"image": both["image"], "segmentation": both["segmentation"]}
     return {name: array if box is None else ix.crop(array, box) for name, array in opened.items()}
+
+
+def _voxels(to: str | None, layers: int) -> Any:
+    if to is None:
+        return "finest"
+    if to[:1].isalpha():
+        if layers == 1:
+            raise OptionError(f"--to {to} is a choice between two layers, and there is one; give nm, --to x,y,z")
+        return to
+    x, y, z = numbers_of(to, "--to", (3,))
+    return x, y, z
 
 
 def _middle(grid: ix.Grid, plane: str) -> ix.BBox:

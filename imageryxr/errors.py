@@ -16,7 +16,7 @@
     ├── SourceError (ValueError)               metadata that make no sense
     │   ├── AddressError                       an unknown scheme, or an address of no place
     │   ├── SourceNotFoundError (FileNotFoundError)
-    │   └── ChoiceError                        several channels or times, and none was chosen
+    │   └── ChoiceError                        several channels or times, and none of them was chosen
     ├── TimestampError (ValueError)            a time that is none, or lies before a graph's first or in the future
     ├── LinkError (ValueError)                 a Neuroglancer link or state that makes no sense, or may not be followed
     │   └── LinkServerError (ConnectionError)  a state that its server did not give
@@ -117,7 +117,7 @@ class SourceNotFoundError(SourceError, FileNotFoundError):
 
 
 class ChoiceError(SourceError):
-    """A source that holds several channels or times, of which none was chosen.
+    """A source of channels or times of which none was chosen, or one that it does not have.
 
     Parameters
     ----------

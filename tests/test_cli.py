@@ -95,6 +95,51 @@ def test_a_channel_of_several_is_described(tmp_path):
     assert "4 channels, channel=0 to channel=3" in done.stdout
 
 
+def test_a_channel_of_several_is_exported(tmp_path):
+    grid = ix.Grid((2, 8, 8), (8, 8, 40), (0, 0, 0))
+    grey = xr.DataArray(np.arange(128, dtype=np.uint8).reshape(grid.shape), dims=("z", "y", "x"), coords=grid.coords())
+    alpha = np.uint8(255)
+    ix.export(ix.to_rgba(grey, contrast_limits=(0, 255)), tmp_path / "a.ome.zarr")
+    for channel, truth in (("1", grey.values), ("3", np.full(grid.shape, alpha))):
+        target = tmp_path / f"{channel}.ome.zarr"
+        done = run("export", target, "--image", tmp_path / "a.ome.zarr", "--channel", channel, "--raw")
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_array_equal(ix.open_image(target).values, truth)
+    done = run("export", tmp_path / "b.ome.zarr", "--image", tmp_path / "a.ome.zarr", "--channel", "4")
+    assert done.returncode == 2
+    assert "has no --channel 4: its channels are 0 to 3; give --channel 0 to --channel 3" in done.stderr
+
+
+@pytest.mark.parametrize("to", ["32,32,40", "coarsest", "segmentation"])
+def test_the_voxels_of_what_is_exported(sample, tmp_path, to):
+    sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--seg-mip", 1]
+    place = ["--center", "4600,2560,130", "--size", "200,100,3", "--resolution", "8,8,40"]
+    done = run("export", tmp_path / "a.ome.zarr", *sources, *place, "--to", to, "--outline", 2, "--levels", 1)
+    assert done.returncode == 0, done.stderr
+    em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation, mip=1)
+    box = ix.BBox.around((4600, 2560, 130), (200, 100, 3), resolution=(8, 8, 40))
+    ds = ix.align(em, seg, to=(32, 32, 40) if to[0].isdigit() else to, bbox=box)
+    truth = ix.overlay(ds.image, ds.segmentation, outline=2)
+    assert truth.shape == (3, 25, 50, 4)
+    for channel in range(4):
+        found = ix.open_image(tmp_path / "a.ome.zarr", channel=channel)
+        np.testing.assert_array_equal(found.values, truth.values[..., channel])
+        np.testing.assert_allclose(found.x, truth.x)
+
+
+def test_the_voxels_of_one_layer(sample, tmp_path):
+    place = ["--center", "4600,2560,130", "--size", "200,100,3", "--resolution", "8,8,40"]
+    alone = ["--segmentation", sample.segmentation, "--raw", *place]
+    done = run("export", tmp_path / "a.ome.zarr", *alone, "--to", "40,40,40", "--levels", 1)
+    assert done.returncode == 0, done.stderr
+    box = ix.BBox.around((4600, 2560, 130), (200, 100, 3), resolution=(8, 8, 40))
+    truth = ix.crop(ix.regrid(ix.open_segmentation(sample.segmentation), (40, 40, 40)), box)
+    np.testing.assert_array_equal(ix.open_segmentation(tmp_path / "a.ome.zarr").values, truth.values)
+    done = run("export", tmp_path / "b.ome.zarr", *alone, "--to", "image")
+    assert done.returncode == 2
+    assert "--to image is a choice between two layers, and there is one; give nm, --to x,y,z" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

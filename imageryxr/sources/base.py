@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.boxes import Index3, IndexBox, show_triple, tidy
-from imageryxr.errors import ChoiceError, ChunkReadError, MipError, OptionError, SourceError
+from imageryxr.errors import ChoiceError, ChunkReadError, MipError, OptionError
 from imageryxr.grid import Grid
 
 LayerType = Literal["image", "segmentation"]
@@ -189,9 +189,7 @@ def pick_index(name: str, what: Literal["channel", "time"], count: int, index: i
     Raises
     ------
     ChoiceError
-        If there are several and none was chosen.
-    SourceError
-        If there is no such one.
+        If there are several and none was chosen, or there is no such one.
     """
     choices = f"{what}=0" + (f" to {what}={count - 1}" if count > 1 else ", or nothing")
     if index is None and count > 1:
@@ -199,7 +197,7 @@ def pick_index(name: str, what: Literal["channel", "time"], count: int, index: i
     number = 0 if index is None else index
     if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < count:
         have = f"its {what}s are 0 to {count - 1}" if count > 1 else f"it has one {what}"
-        raise SourceError(f"{name} has no {what}={index!r}: {have}; give {choices}")
+        raise ChoiceError(f"{name} has no {what}={index!r}: {have}; give {choices}", what, count)
     return int(number)
 
 
