@@ -39,7 +39,6 @@ def info(
     source: Annotated[str, typer.Argument(help="precomputed://…, zarr://…, graphene://…, or a URL or path.")],
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     timestamp: given.Timestamp = None,
-    agglomerate: given.Agglomerate = True,
 ) -> None:
     """Print the levels, sizes, resolutions and chunks of a source."""
     layer, choices = _described(source, timestamp)

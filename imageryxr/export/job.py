@@ -60,6 +60,8 @@ class Job:
     """None if each region brings its own."""
     how: Slicewise | None = None
     """How regions of slices are made; None for all others."""
+    continued: bool = False
+    """Whether files of regions that are not done may be there: each is whole, as it came to its place by one rename."""
 
     def __call__(self, number: int, stage: int, box: IndexBox, read: Any = None) -> Outcome:
         """Make a region and write it."""
@@ -81,11 +83,29 @@ class Job:
 
     def _slicewise(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
         assert self.how is not None
-        made = files_of(self.how, read.volume.expr, box, self.target.encode)
+        sizes: dict[str, int] = self._there(box, place) if self.continued else {}
+        new: list[str] = []
+
+        def there(slab: IndexBox) -> bool:
+            return bool(sizes) and all(key in sizes for key in self.target.keys(0, slab))
+
+        def told(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+            for key, data in files:
+                new.append(key)
+                yield key, data
+
+        made = files_of(self.how, read.volume.expr, box, self.target.encode, there)
         # what goes wrong while the sources are read is not the target's disk
         with recording_holes() as holes, made as files, disk_errors(self.target.place):
-            sizes = place.put(files)
-        return Outcome(Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes))))
+            written = place.put(told(files))
+        sizes.update(zip(new, written, strict=True))
+        ordered = [sizes[key] for key in self.target.keys(0, box)]
+        return Outcome(Entry(number, sum(ordered), crc_of_sizes(ordered), tuple(sorted(holes))))
+
+    def _there(self, box: IndexBox, place: Place) -> dict[str, int]:
+        size_of = place.size_of()
+        sizes = {key: size_of(key) for key in self.target.keys(0, box)}
+        return {key: size for key, size in sizes.items() if size is not None}
 
     def _drawn(self, expr: Expr, box: IndexBox, held: Readings) -> Iterator[tuple[str, bytes]]:
         """Return the files of a region, drawn and encoded piece by piece while they are written."""

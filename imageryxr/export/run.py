@@ -118,7 +118,7 @@ def _kept(space: Workspace) -> str:
 def _run_stages(
     plan: ExportPlan, space: Workspace, tally: _Tally, skipped: int, retries: int, on_error: OnError, shown: bool | None
 ) -> None:
-    workers = plan.crew.make(Job(plan.target, space.data, plan.read, plan.how))
+    workers = plan.crew.make(Job(plan.target, space.data, plan.read, plan.how, space.continued))
     loop = _Loop(workers, space.stages, space.box, plan, tally, retries, on_error)
     try:
         with bar(plan.target.place, len(space.stages), skipped, shown) as shown_bar:

@@ -248,9 +248,18 @@ class _UnreadError(Exception):
     """Carries what went wrong with a source past those who tell of the target's disk."""
 
 
+def _none(box: IndexBox) -> bool:
+    return False
+
+
 @contextmanager
-def files_of(how: Slicewise, expr: Expr, box: IndexBox, encode: Encode) -> Iterator[Files]:
-    """Give the files of a region: what they need is read, drawn and encoded as they are asked for."""
+def files_of(
+    how: Slicewise, expr: Expr, box: IndexBox, encode: Encode, there: Callable[[IndexBox], bool] = _none
+) -> Iterator[Files]:
+    """Give the files of a region: what they need is read, drawn and encoded as they are asked for.
+
+    Of slices that are there, only the sources are read, which may have holes to tell of.
+    """
     asked = wishes(expr, box, how.tile)
     with ExitStack() as kept:
         shelf: Any = InMemory(asked)
@@ -261,7 +270,7 @@ def files_of(how: Slicewise, expr: Expr, box: IndexBox, encode: Encode) -> Itera
         # whoever still reads or writes must be done before files are given back
         kept.callback(pool.shutdown, cancel_futures=True)
         try:
-            yield _encoded(how, expr, box, encode, (asked, shelf), pool)
+            yield _encoded(how, expr, box, encode, there, (asked, shelf), pool)
         except _UnreadError as error:
             raise error.args[0] from None
 
@@ -325,10 +334,18 @@ def _check(stop: threading.Event) -> None:
 
 
 def _encoded(
-    how: Slicewise, expr: Expr, box: IndexBox, encode: Encode, read: tuple[list[Wish], Shelf], pool: Executor
+    how: Slicewise,
+    expr: Expr,
+    box: IndexBox,
+    encode: Encode,
+    there: Callable[[IndexBox], bool],
+    read: tuple[list[Wish], Shelf],
+    pool: Executor,
 ) -> Files:
 
     def made(slab: IndexBox) -> Files:
+        if there(slab):
+            return iter(())
         files = encode(0, slab, _drawn(how, expr, slab, *read))
         # one after the other, where they need not wait for each other
         return files if how.threads == 1 else iter(list(files))

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from imageryxr.sources.base import plain
 from imageryxr.sources.zarrstore import RETRY, bucket_options
 
 BUCKETS = ("s3", "gs")
+# Files on their way to the disk, of each who writes: so that none is waited for while there is something else to do.
+WAITING = 32
 
 
 class Place(Protocol):
@@ -75,30 +78,32 @@ class Folder:
         return self.root
 
     def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
-        """Write under temporary names, make sure of them on the disk, then rename."""
-        written: list[tuple[str, str, int]] = []
+        """Write under temporary names, make sure of them on the disk, then rename; a few wait while others are made."""
+        waiting: deque[tuple[str, str]] = deque()
+        folders, sizes = set[str](), []
         try:
             for key, data in files:
                 temporary = os.path.join(self.scratch, uuid.uuid4().hex)
                 with open(temporary, "xb") as file:
-                    written.append((temporary, os.path.join(self.root, key), len(data)))
+                    waiting.append((temporary, os.path.join(self.root, key)))
                     file.write(data)
                     file.flush()
                     _begin_sync(file.fileno())
-            # all are on their way before the first is waited for
-            for temporary, _, _ in written:
-                sync(temporary)
-            for temporary, final, _ in written:
-                os.makedirs(os.path.dirname(final), exist_ok=True)
-                os.replace(temporary, final)
-            for folder in {os.path.dirname(final) for _, final, _ in written}:
+                sizes.append(len(data))
+                if len(waiting) > WAITING:
+                    folders.add(_settle(*waiting[0]))
+                    waiting.popleft()
+            while waiting:
+                folders.add(_settle(*waiting[0]))
+                waiting.popleft()
+            for folder in folders:
                 sync(folder)
         except BaseException:
-            for temporary, _, _ in written:
+            for temporary, _ in waiting:
                 with suppress(OSError):
                     os.unlink(temporary)
             raise
-        return [size for _, _, size in written]
+        return sizes
 
     def get(self, key: str) -> bytes | None:
         """Return a file, or None."""
@@ -129,6 +134,15 @@ class Folder:
         for folder, _, names in os.walk(self.root):
             for name in names:
                 yield os.path.relpath(os.path.join(folder, name), self.root).replace(os.sep, "/")
+
+
+def _settle(temporary: str, final: str) -> str:
+    """Bring a file that is written to its place; return the folder."""
+    sync(temporary)
+    folder = os.path.dirname(final)
+    os.makedirs(folder, exist_ok=True)
+    os.replace(temporary, final)
+    return folder
 
 
 def _begin_sync(handle: int) -> None:

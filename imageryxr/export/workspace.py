@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -221,9 +221,15 @@ class Workspace:
         self._make_work()
         self.data.put(self.target.preamble().items())
 
+    @property
+    def continued(self) -> bool:
+        """Whether files may be there of regions that are not done, from a run that ended early."""
+        return not self._began_here and self.header.phase == "writing"
+
     def _look_again(self) -> None:
         """Read the log, and forget what is not there as it says."""
         self._make_work()
+        self._remove_halves()
         for entry in self.keeper.entries(self.header.run):
             self.progress.note(entry)
         if self.header.phase == "finished" and self.target.kind == "single":
@@ -236,6 +242,9 @@ class Workspace:
             sizes = [size(key) for key in self.target.keys(stage, box)]
             if None in sizes or crc_of_sizes(s for s in sizes if s is not None) != self.progress.sizes[number]:
                 self.progress.forget(int(number))
+                if self.continued:
+                    # whoever makes it again takes what is there for whole
+                    self.data.delete(self.target.keys(stage, box))
 
     def box(self, number: int) -> tuple[int, Any]:
         """Return stage and box of a region."""
@@ -266,6 +275,15 @@ class Workspace:
         if not self.remote:
             for part in ("data", "new", "out"):
                 os.makedirs(os.path.join(self._work(self.header), part), exist_ok=True)
+
+    def _remove_halves(self) -> None:
+        """Remove what a run that was killed had not brought to its place."""
+        if self.remote:
+            return
+        new = os.path.join(self._work(self.header), "new")
+        for name in os.listdir(new):
+            with suppress(OSError):
+                os.unlink(os.path.join(new, name))
 
     def note(self, entry: Entry) -> None:
         """Note a finished region; after this it is not made again."""
