@@ -211,6 +211,15 @@ def test_rereads_of_wide_volumes_stay_small_where_there_is_memory(tmp_path, chun
     assert ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=2, memory="4 GB").peak_memory <= 4e9
 
 
+def test_processes_that_would_idle_are_told_of(tmp_path):
+    drawn = picture(shape=(12, 48, 64), chunks=(16, 64, 64))
+    plan = ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=8)
+    assert len(plan.regions) == 1
+    assert "7 of 8 processes will have nothing to do" in repr(plan)
+    assert "nothing to do" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", workers=8)), "threads share it"
+    assert "nothing to do" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=1))
+
+
 def test_what_is_read_many_times_is_told_of(tmp_path):
     plan = ix.plan_export(
         array_of(Computed((128, 8192, 8192), chunks=(64, 64, 64))), tmp_path / "z{z}.png", memory="1 GB", scratch=False

@@ -266,6 +266,17 @@ class ExportPlan:
         later = self.tasks - len(self.regions)
         return "one a region" + (f", and {later:,} of a pyramid's coarser levels" if later else "")
 
+    def _idle(self) -> str | None:
+        """Tell of processes that no region is left for."""
+        idle = self.crew.workers - len(self.regions)
+        if self.crew.kind == "threads" or idle <= 0:
+            return None
+        kind = "workers" if self.crew.kind == "cluster" else "processes"
+        return (
+            f"{idle:,} of {self.crew.workers:,} {kind} will have nothing to do, as more regions would read the same "
+            "chunks again: fewer are as fast"
+        )
+
     def _regions_are(self) -> str:
         return "1 region of " if len(self.regions) == 1 else f"{len(self.regions):,} regions of up to "
 
@@ -292,8 +303,7 @@ class ExportPlan:
         also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
         files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
         rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
-        if (advice := self._fewer_files()) is not None:
-            rows.append(("advice", advice))
+        rows += [("advice", advice) for advice in (self._fewer_files(), self._idle()) if advice is not None]
         have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
         count, kind = self.crew.workers * self.crew.threads, self.crew.kind
         crew = f"{count:,} {kind if count > 1 else kind.removesuffix('es' if kind == 'processes' else 's')}"
