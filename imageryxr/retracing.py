@@ -161,7 +161,8 @@ class _Walk:
 
         How large they are is told by the pieces that it cuts them into.
         """
-        if self._base is not None or not all(str(key[0]).startswith("rechunk-") for key in above):
+        known = self._base is None and name in self.layers
+        if not known or not all(str(key[0]).startswith("rechunk-") for key in above):
             raise _UnknownError
         sizes: list[dict[int, int]] = [{} for _ in range(self.array.ndim)]
         for task in above.values():
@@ -171,7 +172,9 @@ class _Walk:
             for size, i, piece in zip(sizes, key[1:] if key[0] == name else (), task.args[1], strict=False):
                 size[i] = max(size.get(i, 0), int(piece.stop))
         # of a block without a voxel there is no piece
-        splits = tuple(tuple(size.get(i, 0) for i in range(max(size, default=-1) + 1)) for size in sizes)
+        indexes = [key[1:] for key in self.layers[name].get_output_keys() if isinstance(key, tuple) and key[0] == name]
+        counts = [max(along) + 1 for along in zip(*indexes, strict=True)]
+        splits = tuple(tuple(size.get(i, 0) for i in range(n)) for size, n in zip(sizes, counts, strict=False))
         if tuple(map(sum, splits)) != self.array.shape or any(len(s) > 1 for s in splits[3:]):
             raise _UnknownError
         z, y, x, *tail = self.array.shape
