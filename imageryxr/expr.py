@@ -176,8 +176,8 @@ class GivenLeaf(Leaf):
         raise AssertionError(f"the blocks of {self.name} were not handed in")
 
     def edges(self, axis: int, start: int, stop: int) -> list[int]:
-        """Return the block edges."""
-        return [int(e) for e in np.cumsum(self.splits[axis]) if start < e < stop]
+        """Return the block edges, of blocks without a voxel none of their own."""
+        return sorted({int(e) for e in np.cumsum(self.splits[axis]) if start < e < stop})
 
 
 @dataclass(frozen=True)

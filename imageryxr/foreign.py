@@ -1,8 +1,8 @@
 """Dask arrays that imageryxr did not build, and how boxes of them are computed.
 
 As dask would: the blocks of a box in one graph, so that they share what is below them, each put to its place as soon as
-it is there, so that few are in memory at a time. Blocks that a cluster keeps (`persist`) are fetched, or handed in by
-the cluster itself.
+it is there, so that few are in memory at a time, and each held to what its array says of it. Blocks that a cluster
+keeps (`persist`) are fetched, or handed in by the cluster itself.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from dask.base import optimize
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
+from imageryxr.blocks import Room, checked
 from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import Readings, wanted
 from imageryxr.expr import Array, Expr, GivenLeaf
-from imageryxr.lazy import Givens
+from imageryxr.lazy import Givens, said_of
 
 
 @dataclass(frozen=True)
@@ -45,34 +46,27 @@ class Parts:
         if self.futures:
             values = fetched(self.futures) if values is None else values
             arrays = tuple(_on({**arrays[0].dask, **values}, arrays))
-        outs = [np.empty(array.shape, leaf.dtype) for array, (leaf, _) in zip(arrays, self.leaves, strict=True)]
+        rooms = [_room(leaf, box, array.shape) for array, (leaf, box) in zip(arrays, self.leaves, strict=True)]
         # Block by block to its place: a result in one piece would be in memory twice, beside all blocks.
-        into: list[Any] = [_Into(out) for out in outs]
+        into: list[Any] = list(rooms)
         da.store(list(arrays), into, lock=False, scheduler="synchronous")
         found: Readings = {}
-        for (leaf, box), out in zip(self.leaves, outs, strict=True):
-            found.setdefault(leaf, []).append((box, out))
+        for (leaf, box), room in zip(self.leaves, rooms, strict=True):
+            room.check()
+            found.setdefault(leaf, []).append((box, room.array))
         return found
 
 
-class _Into:
-    """An array to put blocks into, which dask need not hash."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-        self.shape, self.dtype = array.shape, array.dtype
-
-    def __setitem__(self, index: Any, values: Any) -> None:
-        self.array[index] = values
-
-    def __dask_tokenize__(self) -> object:
-        return ("imageryxr.into", id(self))
+def _room(leaf: GivenLeaf, box: IndexBox, shape: tuple[int, ...]) -> Room:
+    start = (*(0 for _ in leaf.lead), *box.start, *(0 for _ in leaf.tail))
+    return Room(np.empty(shape, leaf.dtype), said_of(leaf), start)
 
 
 def parts_of(expr: Expr, givens: Givens, box: IndexBox) -> Parts:
     """Return what a box needs of foreign arrays."""
     leaves = [(leaf, b) for leaf, boxes in wanted(expr, box).items() if isinstance(leaf, GivenLeaf) for b in boxes]
-    arrays = [givens[leaf.name][(..., *b.slices(), *(slice(None) for _ in leaf.tail))] for leaf, b in leaves]
+    sure = {leaf: checked(givens[leaf.name], said_of(leaf)) for leaf, _ in leaves}
+    arrays = [sure[leaf][(..., *b.slices(), *(slice(None) for _ in leaf.tail))] for leaf, b in leaves]
     arrays, futures = _without_futures(arrays)
     return Parts(tuple(leaves), tuple(arrays), futures)
 

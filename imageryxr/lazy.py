@@ -24,6 +24,7 @@ from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
+from imageryxr.blocks import Said, Spot, fitting
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.evaluation import Readings, evaluate, places, wanted
 from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, is_plain
@@ -280,15 +281,26 @@ def _run_given(expr: Expr, opaque: _Opaque, blocks: list[Array], reads: list[Rea
 
 def _assemble(leaf: GivenLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Array]]) -> Array:
     lead = (slice(None),) * len(leaf.lead)
-    for box, values in blocks:
+    sure = [(box, fitting(values, said_of(leaf), _spot(leaf, box))) for box, values in blocks]
+    for box, values in sure:
         if box.contains(target):
-            return np.asarray(values)[lead + target.slices(box)]
+            return values[lead + target.slices(box)]
     out = np.empty((*leaf.lead, *target.shape, *leaf.tail), leaf.dtype)
-    for box, values in blocks:
+    for box, values in sure:
         part = box.clip(target)
         if part.voxels:
-            out[lead + part.slices(target)] = np.asarray(values)[lead + part.slices(box)]
+            out[lead + part.slices(target)] = values[lead + part.slices(box)]
     return out
+
+
+def said_of(leaf: GivenLeaf) -> Said:
+    """Return what the blocks of a foreign array are said to be."""
+    return Said(leaf.name, leaf.type, len(leaf.lead))
+
+
+def _spot(leaf: GivenLeaf, box: IndexBox) -> Spot:
+    start = (*(0 for _ in leaf.lead), *box.start, *(0 for _ in leaf.tail))
+    return Spot(start, (*leaf.lead, *box.shape, *leaf.tail))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -28,10 +28,10 @@ Span = tuple[int, int]
 Spans = tuple[Span, ...]
 
 
-def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
+def recovered(expr: Expr, givens: Givens, *, ended: bool = True) -> tuple[Expr, dict[str, da.Array]]:
     """Return an expression in which foreign arrays that are only boxes of a recipe are that recipe.
 
-    Voxels and bounds stay as they were: an array that was cut ends where it was cut.
+    Voxels and bounds stay as they were: an array ends where it ends, whatever its recipe knows beyond.
 
     Parameters
     ----------
@@ -39,6 +39,9 @@ def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
         Whose `GivenLeaf` leaves stand for dask arrays.
     givens : mapping
         These arrays, by name.
+    ended : bool, default True
+        Whether that holds for an expression, too, that is nothing but a foreign array. False where nobody will look
+        beyond it: what dask did not cut is the very recipe then, as a verb gave it.
     """
     kept: dict[str, da.Array] = {}
 
@@ -52,7 +55,9 @@ def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
             return leaf
         inner, below = recovered(*found)
         kept.update(below)
-        return inner
+        if leaf.bounds.contains(inner.bounds) or (leaf is expr and not ended):
+            return inner
+        return Clipped(inner, leaf.bounds)
 
     return with_leaves(expr, known), kept
 
@@ -156,7 +161,8 @@ class _Walk:
 
         How large they are is told by the pieces that it cuts them into.
         """
-        if self._base is not None or not all(str(key[0]).startswith("rechunk-") for key in above):
+        known = self._base is None and name in self.layers
+        if not known or not all(str(key[0]).startswith("rechunk-") for key in above):
             raise _UnknownError
         sizes: list[dict[int, int]] = [{} for _ in range(self.array.ndim)]
         for task in above.values():
@@ -165,7 +171,10 @@ class _Walk:
             key = _key(task.args[0])
             for size, i, piece in zip(sizes, key[1:] if key[0] == name else (), task.args[1], strict=False):
                 size[i] = max(size.get(i, 0), int(piece.stop))
-        splits = tuple(tuple(size[i] for i in sorted(size)) for size in sizes)
+        # of a block without a voxel there is no piece
+        indexes = [key[1:] for key in self.layers[name].get_output_keys() if isinstance(key, tuple) and key[0] == name]
+        counts = [max(along) + 1 for along in zip(*indexes, strict=True)]
+        splits = tuple(tuple(size.get(i, 0) for i in range(n)) for size, n in zip(sizes, counts, strict=False))
         if tuple(map(sum, splits)) != self.array.shape or any(len(s) > 1 for s in splits[3:]):
             raise _UnknownError
         z, y, x, *tail = self.array.shape

@@ -349,11 +349,14 @@ class BoxReader:
         return evaluate(self.volume.expr, box, parts_of(self.volume.expr, self.volume.givens, box).compute())
 
 
-def box_reader(array: xr.DataArray) -> BoxReader:
-    """Return the reader of an array (z, y, x) or (z, y, x, rgba): what is a part of a recipe is read as the recipe."""
+def box_reader(array: xr.DataArray, *, ended: bool = False) -> BoxReader:
+    """Return the reader of an array (z, y, x) or (z, y, x, rgba): what is a part of a recipe is read as the recipe.
+
+    ``ended`` says that something is made of it that looks beyond its border, where it must know no more than verbs do.
+    """
     tail = ("rgba",) if "rgba" in array.dims else ()
     volume = volume_of(array, tail=tail)
     if volume.givens:
-        expr, givens = recovered(volume.expr, volume.givens)
+        expr, givens = recovered(volume.expr, volume.givens, ended=ended)
         volume = replace(volume, expr=expr, givens=givens)
     return BoxReader(volume, tuple(array.sizes[t] for t in tail))

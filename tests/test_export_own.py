@@ -79,7 +79,8 @@ def test_each_block_is_computed_once(tmp_path, monkeypatch, target, chunks):
     (told,) = plan.computes
     assert (told.chunks, told.requests) == (blocks, CALLS.total())
     assert CALLS.total() <= 1.15 * blocks
-    assert f"compute: {blocks:,} blocks of 'mine', each {CALLS.total() / blocks:.2f} times" in repr(plan)
+    noun = "block" if blocks == 1 else "blocks"
+    assert f"compute: {blocks:,} {noun} of 'mine', each {CALLS.total() / blocks:.2f} times" in repr(plan)
     assert plan.to_dict()["computes"] == [
         {"array": "mine", "blocks": blocks, "computed": CALLS.total(), "bytes": array.nbytes}
     ]

@@ -52,7 +52,7 @@ FLOORS = [
     ["sources.resolve"],
     ["expr"],
     ["evaluation"],
-    ["reads"],
+    ["reads", "blocks"],
     ["lazy"],
     ["foreign", "retracing"],
     ["volumes"],

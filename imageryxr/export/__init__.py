@@ -15,6 +15,7 @@ from imageryxr.export.executors import Crew, find_crew, leave_script_of_parent
 from imageryxr.export.manifest import FORMAT
 from imageryxr.export.plan import ExportPlan, make_plan
 from imageryxr.export.reach import outside
+from imageryxr.export.reading import in_native_order
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run import run_plan
 from imageryxr.export.scratch import check_scratch
@@ -228,7 +229,7 @@ def _plan(
 
     array = _checked(da)
     layer_type = layer_type_of(array)
-    read = box_reader(array)
+    read = in_native_order(box_reader(array, ended=bool(square)))
     read = replace(read, volume=replace(read.volume, splits=None))  # which may be long, and no region needs
     beyond = outside(read.volume.expr, read.volume.grid)
     if beyond:

@@ -296,8 +296,9 @@ class ExportPlan:
                 ("read", f"{show_bytes(r.bytes)}{again}, about {r.requests:,} requests, of {r.source} (mip {r.mip})")
             )
         rows += [
-            ("compute", f"{r.chunks:,} blocks of {r.source!r}, each {r.requests / r.chunks:.2f} times")
+            ("compute", f"{r.chunks:,} {noun} of {r.source!r}, each {r.requests / r.chunks:.2f} times")
             for r in self.computes
+            for noun in ["block" if r.chunks == 1 else "blocks"]
         ]
         each = f"{show_bytes(self.region_bytes)} a region"
         also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""

@@ -12,6 +12,7 @@ import math
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.regions import tiles, whole_chunks
-from imageryxr.expr import Array, Expr, Leaf, LevelLeaf
+from imageryxr.expr import Array, Expr, Leaf, LevelLeaf, Mapped
 from imageryxr.foreign import parts_of
 from imageryxr.volumes import BoxReader
 
@@ -81,6 +82,25 @@ class Buffers:
 
 BUFFERS = Buffers()
 """Those of this process."""
+
+
+def in_native_order(read: BoxReader) -> BoxReader:
+    """Return a reader whose values have their bytes as this machine has them: what formats and encoders take for given.
+
+    Parameters
+    ----------
+    read : BoxReader
+        Of any array.
+    """
+    expr = read.volume.expr
+    if expr.dtype.isnative:
+        return read
+    native = Mapped(expr, _native, expr.dtype.newbyteorder("=").str, expr.lead, expr.tail)
+    return replace(read, volume=replace(read.volume, expr=native))
+
+
+def _native(values: Array) -> Array:
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def read_region(read: BoxReader, box: IndexBox, given: Readings | None = None) -> Array:
