@@ -28,6 +28,7 @@ from imageryxr.export.reading import BRICK_VOXELS, bricks
 from imageryxr.export.regions import Regions, choose_regions
 from imageryxr.export.report import show_bytes
 from imageryxr.export.room import check_writable
+from imageryxr.export.scratch import free_bytes
 from imageryxr.export.slicewise import Slicewise
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
@@ -72,6 +73,7 @@ class ExportPlan:
     """Tasks that are done already, by an earlier run of the same call, by its own account."""
     scratch: Scratch | None = None
     """What waits on a local disk, where memory is too little to read each chunk once; None if nothing does."""
+    scratch_given: str | None = field(repr=False, default=None)
     refuses_scratch: bool = field(repr=False, default=False)
     how: Slicewise | None = field(repr=False, default=None)
     read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
@@ -124,6 +126,8 @@ class ExportPlan:
         TargetExistsError
             If it is there, of another call, and may not be replaced.
         """
+        if self.scratch_given is not None and self.crew.kind != "cluster":
+            free_bytes(self.scratch_given)  # also where it is not needed this time: who names a folder wants to use it
         scratch = [] if self.scratch is None else self.scratch.problems(self.crew)
         problems = [*self.target.problems(), *self._lost(), *self._too_large(), *scratch]
         if problems:
@@ -366,6 +370,7 @@ def make_plan(
         crew=crew,
         done=done,
         scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
+        scratch_given=scratch if isinstance(scratch, str) else None,
         refuses_scratch=scratch is False,
         how=how,
         read=read,
