@@ -11,7 +11,7 @@ from typing import Any
 
 from dask.utils import key_split
 
-from imageryxr.boxes import DIMS, Index3
+from imageryxr.boxes import DIMS, Index3, show_triple
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.cutting import Scratch, cutter_of
 from imageryxr.export.estimate import (
@@ -39,6 +39,9 @@ from imageryxr.volumes import BoxReader
 
 # Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
 MOST_COARSE = 1 << 26
+# Tasks at the most, a petavoxel's: each takes some bytes, of the account of what is done and of what is handed out.
+MOST_TASKS = 1 << 28
+TASK_BYTES = 24
 # Files from which on a file system, a bucket's bill and a listing suffer.
 MANY_FILES = 10_000_000
 
@@ -347,6 +350,7 @@ def make_plan(
     workspace, done = None, 0
     stages = Stages.of(regions, target)
     if target.kind != "memory":
+        _check_count(stages, target)
         workspace = Workspace(target, stages, token, what)
         header = workspace.adopt_cut()
         workspace.refuse(header, overwrite)
@@ -376,6 +380,20 @@ def make_plan(
         read=read,
         workspace=workspace,
         overwrite=overwrite,
+    )
+
+
+def _check_count(stages: Stages, target: Target) -> None:
+    """Raise `OptionError` if an export has more tasks than can be kept account of."""
+    have = available_memory()
+    most = MOST_TASKS if have is None else min(MOST_TASKS, have // TASK_BYTES)
+    if len(stages) <= most:
+        return
+    ways = "larger chunks=… or shards=…, " if isinstance(target, Pyramid) else ""
+    size = show_triple(target.layer.grid.shape[::-1])
+    raise OptionError(
+        f"{target.place} would be made in {len(stages):,} tasks, and more than {most:,} cannot be kept account of: "
+        f"it would be {size} voxels; give {ways}a smaller box, or a coarser level (mip=…)"
     )
 
 

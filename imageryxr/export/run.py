@@ -164,7 +164,7 @@ class _Loop:
 
     def outcomes(self, numbers: Any) -> Iterator[Outcome]:
         """Return what becomes of regions, in the order in which they are done."""
-        todo = iter(numbers.tolist())
+        todo = map(int, numbers)  # of which there may be too many for a list
         last = False
         try:
             while True:
