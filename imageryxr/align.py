@@ -11,7 +11,7 @@ from imageryxr.axismap import AxisMap
 from imageryxr.boxes import DIMS, BBox, check_resolution, exact
 from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError
 from imageryxr.expr import Expr, Resampled, ended, view, within
-from imageryxr.grid import Axis, Grid, grid_of, outside_error
+from imageryxr.grid import Axis, Grid, grid_of, outside_error, refuse_far
 from imageryxr.lazy import choose_splits
 from imageryxr.volumes import Volume, result, volume_of
 
@@ -123,6 +123,8 @@ def align(
     pictures, labels = _pictures(image), _labels(segmentation)
     whole = _common_grid(pictures.grid, labels.grid, to)
     box = _common_box(pictures.grid, labels.grid) if bbox is None else _inside_both(bbox, image, segmentation)
+    if bbox is not None:
+        refuse_far(whole.select(bbox), bbox, whole, "the volume of both layers")
     grid = whole if isinstance(to, Grid) and bbox is None else whole.crop(whole.select(box))
     grid = _flat(grid, pictures.grid, set(pictures.dropped) & set(labels.dropped))
     exprs = {"image": _onto(pictures, grid, "linear"), "segmentation": _onto(labels, grid, "nearest")}

@@ -193,7 +193,28 @@ class MissingChunkError(ChunkReadError, FileNotFoundError):
 
 
 class TargetError(ImageryError, OSError):
-    """An export target that cannot be written."""
+    """An export target that cannot be written.
+
+    Parameters
+    ----------
+    message : str
+        What is to be read.
+    full : bool, default False
+        Whether that is for want of room, on a disk or of a quota: until somebody makes some, no try can work.
+    scratch : bool, default False
+        Whether it is the scratch folder that cannot be used, not the target.
+    worker : str, optional
+        The address of the cluster's worker whose disk it is: that of another may do.
+    """
+
+    def __init__(self, *message: Any, full: bool = False, scratch: bool = False, worker: str | None = None) -> None:
+        super().__init__(*message)
+        self.full = full
+        self.scratch = scratch
+        self.worker = worker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), self.args, {"full": self.full, "scratch": self.scratch, "worker": self.worker})
 
 
 class TargetExistsError(TargetError, FileExistsError):

@@ -210,6 +210,25 @@ def outside_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid] = ()
     return OutOfVolumeError(f"{message}; give corners inside it, {unit_hint} (points are x, y, z)")
 
 
+# A box may reach outside of its volume, but not so far that it can only be a slip of the hand: more than so many times
+# its voxels, and more than any volume has; or so long that its coordinates alone would fill the memory.
+_FAR_TIMES = 1000
+_MOST_VOXELS = 2**50
+_MOST_ALONG = 2**26
+
+
+def refuse_far(box: IndexBox, bbox: BBox, grid: Grid, what: str) -> None:
+    """Raise `BoxError` if a box of indexes reaches out far beyond its volume, before anything of its size is made."""
+    far = box.voxels > _MOST_VOXELS and box.voxels > _FAR_TIMES * grid.box.voxels
+    far |= any(n > _MOST_ALONG and n > 4 * own for n, own in zip(box.shape, grid.shape, strict=True))
+    if far:
+        raise BoxError(
+            f"the box {bbox} would be {show_triple(box.shape[::-1])} voxels, and {what} has "
+            f"{show_triple(grid.shape[::-1])}, which cover {grid.bbox}: a box may reach outside, where all is 0, but "
+            "not so far; give corners near the volume, and check the zeros and the resolution (nm per unit)"
+        )
+
+
 def _turned(bbox: BBox, grid: Grid, units: Sequence[Triple]) -> str:
     """Return what to do about a box whose numbers were given as (z, y, x), as those of arrays are; else nothing."""
     for unit in (bbox.resolution, bbox.resolution[::-1], *units):

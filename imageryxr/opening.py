@@ -12,7 +12,7 @@ import xarray as xr
 
 from imageryxr.boxes import BBox, IndexBox
 from imageryxr.errors import ImageryWarning, LayerError
-from imageryxr.grid import outside_error
+from imageryxr.grid import outside_error, refuse_far
 from imageryxr.segments import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, find_level, level_attrs
 from imageryxr.sources.graphene import GrapheneSource, Stale, check_stale, with_ids
@@ -315,4 +315,5 @@ def _level(layer: Source, level: Level, bbox: BBox | None, chunks: Any, *, outsi
     box: IndexBox = level.grid.select(bbox)
     if not outside_ok and not box.clip(level.grid.box).voxels:
         raise outside_error(bbox, level.grid, layer.name, [lv.grid for lv in layer.levels])
+    refuse_far(box, bbox, level.grid, layer.name)
     return cropped(level_array(layer, level), bbox, chunks=chunks, outside_ok=True)

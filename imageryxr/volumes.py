@@ -19,7 +19,7 @@ from imageryxr.errors import LayerError
 from imageryxr.evaluation import evaluate
 from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, LevelLeaf, view, with_leaves, within
 from imageryxr.foreign import parts_of
-from imageryxr.grid import Grid, grid_of, outside_error
+from imageryxr.grid import Grid, grid_of, outside_error, refuse_far
 from imageryxr.lazy import Splits, choose_splits, expr_of, to_dask
 from imageryxr.retracing import recovered
 from imageryxr.sources.base import Level, Source, level_attrs
@@ -307,6 +307,7 @@ def cropped(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: 
     box = grid.select(bbox)
     if not outside_ok and not box.clip(grid.box).voxels:
         raise outside_error(bbox, grid, f"the array {array.name!r}")
+    refuse_far(box, bbox, grid, f"the array {array.name!r}")
     box = _in_plane(box, grid, array)
     tail = "rgba" if "rgba" in array.dims else None
     if set(array.dims) - {*DIMS, "rgba"}:

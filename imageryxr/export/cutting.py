@@ -48,14 +48,28 @@ class Scratch:
 
     def problems(self, crew: Crew) -> list[str]:
         """Return why there is no room, with what to do; raises `TargetError` where nothing can be written."""
-        if crew.kind == "cluster" or self.folder is None:
+        if self.folder is None:
             return []
+        if crew.kind == "cluster":
+            return self._lacking(crew.ask(free_bytes, self.folder))
         free, takes = free_bytes(self.folder), self.bytes * self.workers
         if takes <= free:
             return []
         return [
             f"{show_bytes(takes)} of what is read would wait in the scratch folder {self.folder}, where "
             f"{show_bytes(free)} are free: {'start fewer processes (workers=…), or ' * (self.workers > 1)}{MORE_ROOM}"
+        ]
+
+    def _lacking(self, answers: dict[str, Any]) -> list[str]:
+        """Return which of a cluster's workers cannot use the folder, by what they answer."""
+        lacking = sorted(worker for worker, answer in answers.items() if isinstance(answer, TargetError))
+        if not lacking:
+            return []
+        named = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
+        reason = str(answers[lacking[0]]).partition(" cannot be used: ")[2].partition(";")[0]
+        return [
+            f"the scratch folder {self.folder} cannot be used on {len(lacking)} of {len(answers)} workers ({named}: "
+            f"{reason}): {MORE_ROOM}"
         ]
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from imageryxr.foreign import fetched
 
 # Exit code of a process that found itself running the script of its parent.
 UNGUARDED = 78
+# How many workers are asked about themselves at the most, and how long their answers are waited for.
+MOST_ASKED = 64
+ANSWER_SECONDS = 20.0
 
 
 class Workers(ABC):
@@ -60,6 +64,10 @@ class Workers(ABC):
     def lacks(self) -> str:
         """Return what is missing so that nothing comes back, for whoever waits; nothing if all is there."""
         return ""
+
+    def elsewhere(self, number: int, worker: str | None) -> bool:
+        """Keep a region away from a worker that cannot make it; return whether there are others."""
+        return False
 
     def cancel(self, futures: Iterable[Any]) -> None:
         """Take regions back that were handed out, as far as nobody has begun them."""
@@ -217,6 +225,8 @@ class Cluster(_Packed):
         self._name = f"imageryxr-export-{uuid.uuid4().hex[:12]}"
         self._submitted = 0
         self._slots = 2
+        self._unable: dict[int, set[str]] = {}
+        """Workers that could not make a region."""
 
     def slots(self) -> int:
         """Two a thread of the cluster as it is now, or as many as were asked for."""
@@ -246,11 +256,28 @@ class Cluster(_Packed):
         self.check()
         arguments = self._arguments(number, stage, box)
         self._submitted += 1
+        where: dict[str, Any] = {}
+        if number in self._unable and (others := self._others(number)):
+            where = {"workers": others, "allow_other_workers": True}  # if those others go, better any than none
         try:
-            return self._client.submit(work, *arguments, key=(self._name, self._submitted), pure=False, retries=0)
+            return self._client.submit(
+                work, *arguments, key=(self._name, self._submitted), pure=False, retries=0, **where
+            )
         except Exception:
             self.check()
             raise
+
+    def elsewhere(self, number: int, worker: str | None) -> bool:
+        """Have the scheduler give a region to other workers, if there are any that have not tried it."""
+        if worker is not None:
+            self._unable.setdefault(number, set()).add(worker)
+        return bool(self._others(number))
+
+    def _others(self, number: int) -> list[str]:
+        try:
+            return sorted(set(self._client.nthreads()) - self._unable.get(number, set()))
+        except OSError:  # a scheduler that is away for a moment
+            return []
 
     def _kept(self, futures: dict[Any, Any]) -> list[Any]:
         # of its own, the scheduler hands them to the worker, wherever they are
@@ -319,6 +346,8 @@ class Crew:
     """Starts them."""
     close: Callable[[], Any] = field(repr=False, compare=False, default=lambda: None)
     """Lets go of what was opened to ask for these numbers."""
+    ask: Callable[..., dict[str, Any]] = field(repr=False, compare=False, default=lambda function, *arguments: {})
+    """Calls a function on some of a cluster's workers: what it gave or raised, by address, of those that answer."""
 
     def at_once(self, regions: Regions) -> int:
         """Return how many regions one of them has under way at the most."""
@@ -368,7 +397,28 @@ def find_crew(client: Any, count: int | None, memory: Any) -> Crew:
         limit or min(limits, default=None),
         lambda job: Cluster(job, opened, count),
         opened.close if owned else lambda: None,
+        partial(_ask, client, opened),
     )
+
+
+def _ask(client: Any, opened: Any, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    answers: dict[str, Any] = {}
+
+    def ask() -> None:
+        with suppress(Exception):  # who does not answer has no say
+            asked, owned = (opened, False) if opened.status == "running" else open_client(client)
+            try:
+                some = list(asked.nthreads())[:MOST_ASKED]
+                answers.update(asked.run(function, *arguments, workers=some, on_error="return"))
+            finally:
+                if owned:
+                    asked.close()
+
+    # a daemon, as a worker that hangs answers never
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    return dict(answers)
 
 
 def _worker_infos(client: Any) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import Readings, wanted
 from imageryxr.export.manifest import Entry, crc_of_sizes
 from imageryxr.export.reading import BUFFERS, bricks, draw, read_sources
+from imageryxr.export.scratch import on_a_worker
 from imageryxr.export.slicewise import Slicewise, files_of
 from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
@@ -204,6 +205,7 @@ def work(
     if keys:
         read = replace(read, values=dict(zip(cloudpickle.loads(keys), values, strict=True)))
     try:
-        return _unpack(blob)(number, stage, IndexBox(*box), read)
+        with on_a_worker():
+            return _unpack(blob)(number, stage, IndexBox(*box), read)
     finally:
         BUFFERS.clear_after(KEPT_SECONDS)

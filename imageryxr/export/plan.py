@@ -11,7 +11,7 @@ from typing import Any
 
 from dask.utils import key_split
 
-from imageryxr.boxes import DIMS, Index3
+from imageryxr.boxes import DIMS, Index3, show_triple
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.cutting import Scratch, cutter_of
 from imageryxr.export.estimate import (
@@ -28,6 +28,7 @@ from imageryxr.export.reading import BRICK_VOXELS, bricks
 from imageryxr.export.regions import Regions, choose_regions
 from imageryxr.export.report import show_bytes
 from imageryxr.export.room import check_writable
+from imageryxr.export.scratch import free_bytes
 from imageryxr.export.slicewise import Slicewise
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
@@ -38,6 +39,9 @@ from imageryxr.volumes import BoxReader
 
 # Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
 MOST_COARSE = 1 << 26
+# Tasks at the most, a petavoxel's: each takes some bytes, of the account of what is done and of what is handed out.
+MOST_TASKS = 1 << 28
+TASK_BYTES = 24
 # Files from which on a file system, a bucket's bill and a listing suffer.
 MANY_FILES = 10_000_000
 
@@ -72,6 +76,7 @@ class ExportPlan:
     """Tasks that are done already, by an earlier run of the same call, by its own account."""
     scratch: Scratch | None = None
     """What waits on a local disk, where memory is too little to read each chunk once; None if nothing does."""
+    scratch_given: str | None = field(repr=False, default=None)
     refuses_scratch: bool = field(repr=False, default=False)
     how: Slicewise | None = field(repr=False, default=None)
     read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
@@ -124,6 +129,8 @@ class ExportPlan:
         TargetExistsError
             If it is there, of another call, and may not be replaced.
         """
+        if self.scratch_given is not None and self.crew.kind != "cluster":
+            free_bytes(self.scratch_given)  # also where it is not needed this time: who names a folder wants to use it
         scratch = [] if self.scratch is None else self.scratch.problems(self.crew)
         problems = [*self.target.problems(), *self._lost(), *self._too_large(), *scratch]
         if problems:
@@ -354,6 +361,7 @@ def make_plan(
     workspace, done = None, 0
     stages = Stages.of(regions, target)
     if target.kind != "memory":
+        _check_count(stages, target)
         workspace = Workspace(target, stages, token, what)
         header = workspace.adopt_cut()
         workspace.refuse(header, overwrite)
@@ -377,11 +385,26 @@ def make_plan(
         crew=crew,
         done=done,
         scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
+        scratch_given=scratch if isinstance(scratch, str) else None,
         refuses_scratch=scratch is False,
         how=how,
         read=read,
         workspace=workspace,
         overwrite=overwrite,
+    )
+
+
+def _check_count(stages: Stages, target: Target) -> None:
+    """Raise `OptionError` if an export has more tasks than can be kept account of."""
+    have = available_memory()
+    most = MOST_TASKS if have is None else min(MOST_TASKS, have // TASK_BYTES)
+    if len(stages) <= most:
+        return
+    ways = "larger chunks=… or shards=…, " if isinstance(target, Pyramid) else ""
+    size = show_triple(target.layer.grid.shape[::-1])
+    raise OptionError(
+        f"{target.place} would be made in {len(stages):,} tasks, and more than {most:,} cannot be kept account of: "
+        f"it would be {size} voxels; give {ways}a smaller box, or a coarser level (mip=…)"
     )
 
 

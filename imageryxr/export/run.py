@@ -164,7 +164,7 @@ class _Loop:
 
     def outcomes(self, numbers: Any) -> Iterator[Outcome]:
         """Return what becomes of regions, in the order in which they are done."""
-        todo = iter(numbers.tolist())
+        todo = map(int, numbers)  # of which there may be too many for a list
         last = False
         try:
             while True:
@@ -241,21 +241,37 @@ class _Loop:
 
     def _failed(self, region: _Under, error: Exception) -> None:
         self.workers.check()
-        if region.tries < self.retries and not isinstance(error, FINAL) and not _is_full(error):
-            # What may pass gets time to; what may not is tried at once, in case it was chance.
-            wait = WAITS[min(region.tries, len(WAITS) - 1)] if _may_pass(error) else 0.0
+        wait = self._wait(region, error) if region.tries < self.retries else None
+        if wait is not None:
             heapq.heappush(self.waiting, (time.monotonic() + wait, region.number, region.tries + 1))
             self.tally.retries += 1
             return
         stage, box = self.box_of(region.number)
         where = _where(self.plan, stage, box)
-        if self.on_error == "raise" or _is_full(error):
+        if self.on_error == "raise" or self._ends_all(error):
             error.add_note(f"in region {region.number} of {len(self.stages)}, {where}, try {region.tries + 1}")
             if not isinstance(error, ImageryError) and type(error).__name__ in (*PASSING, "BrokenProcessPool"):
                 raise TargetError(_lost(region.number, where, error)) from error
             raise error
         message = plain(str(error)) or type(error).__name__
         self.tally.failed.append(FailedRegion(region.number, where, message))
+
+    def _wait(self, region: _Under, error: Exception) -> float | None:
+        """Return the seconds after which a region is tried again; None where that is of no use."""
+        patient = WAITS[min(region.tries, len(WAITS) - 1)]
+        if isinstance(error, TargetError) and error.scratch:
+            if self.workers.elsewhere(region.number, error.worker):
+                return 0.0
+            # other regions give room back; a folder that is not there does not come
+            return patient if error.full and error.worker is not None else None
+        if isinstance(error, FINAL) or self._ends_all(error):
+            return None
+        # What may pass gets time to; what may not is tried at once, in case it was chance.
+        return patient if _may_pass(error) else 0.0
+
+    def _ends_all(self, error: Exception) -> bool:
+        """Tell whether an error is that of all regions that are still to come."""
+        return isinstance(error, TargetError) and (error.scratch or error.full) and error.worker is None
 
 
 def _lost(number: int, where: str, error: Exception) -> str:
@@ -270,10 +286,6 @@ def _lost(number: int, where: str, error: Exception) -> str:
 def _where(plan: ExportPlan, stage: int, box: IndexBox) -> str:
     grid = plan.target.layer.grid if not stage else getattr(plan.target, "grids", [plan.target.layer.grid])[stage]
     return f"{f'level {stage}, ' if stage else ''}{grid.crop(box).bbox}"
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, TargetError) and ("full" in str(error) or "quota" in str(error))
 
 
 def _may_pass(error: BaseException | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -27,6 +28,11 @@ def check_scratch(value: Any) -> str | bool | None:
         return value
     if not isinstance(value, str | os.PathLike):
         raise OptionError(f"scratch={value!r} must be a folder on a local disk, None for the usual one, or False")
+    if not os.fspath(value).strip():
+        raise OptionError(
+            f"scratch={os.fspath(value)!r} names no folder; give '.' for the current one, None for the usual one, or "
+            "False"
+        )
     path = os.path.abspath(os.path.expanduser(os.fspath(value)))
     if "://" in os.fspath(value):
         raise OptionError(f"scratch={os.fspath(value)!r} must be a folder on a local disk, not a URL")
@@ -138,7 +144,29 @@ def _disk_errors(folder: str) -> Iterator[None]:
             errno.EDQUOT: "the disk quota is used up",
             errno.EFBIG: "it is full, as a file there may not be larger",
         }.get(error.errno or 0, error.strerror or str(error))
-        raise TargetError(f"the scratch folder {folder} cannot be used: {reason}; {MORE_ROOM}") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        said = f"the scratch folder {folder} cannot be used: {reason}; {MORE_ROOM}"
+        raise TargetError(said, full=full, scratch=True) from error
+
+
+@contextmanager
+def on_a_worker() -> Iterator[None]:
+    """Let errors of the scratch folder of a cluster's worker say whose it is: other workers may have a better one."""
+    try:
+        yield
+    except TargetError as error:
+        if not error.scratch or "distributed" not in sys.modules:
+            raise
+        from distributed import get_worker
+
+        try:
+            address = str(get_worker().address)
+        except ValueError:  # a process of this machine
+            raise error from error.__cause__
+        said = str(error).replace(
+            " cannot be used", f" of the worker {address} on {socket.gethostname()} cannot be used", 1
+        )
+        raise TargetError(said, full=error.full, scratch=True, worker=address) from error.__cause__
 
 
 MORE_ROOM = (

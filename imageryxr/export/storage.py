@@ -19,6 +19,9 @@ from imageryxr.sources.base import plain
 from imageryxr.sources.zarrstore import RETRY, bucket_options
 
 BUCKETS = ("s3", "gs")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What servers of buckets call that, as far as the names are known: XMinioStorageFull, QuotaExceeded, ….
+_FULL_CODE = re.compile("StorageFull|QuotaExceeded|InsufficientStorage", re.IGNORECASE)
 # Files on their way to the disk, of each who writes: so that none is waited for while there is something else to do.
 WAITING = 32
 
@@ -60,7 +63,8 @@ def disk_errors(place: str) -> Iterator[None]:
             errno.EACCES: "you have no right to write there",
             errno.EROFS: "the file system is read-only",
         }.get(error.errno or 0, str(error))
-        raise TargetError(f"could not write {place}: {advice}. What was at the target before is untouched") from error
+        said = f"could not write {place}: {advice}. What was at the target before is untouched"
+        raise TargetError(said, full=error.errno in FULL) from error
 
 
 @dataclass(frozen=True)
@@ -268,14 +272,21 @@ def _bucket_errors(url: str) -> Iterator[None]:
     except ImageryError:
         raise
     except Exception as error:
-        raise TargetError(f"could not write {url}: {_reason(url, error)}") from error
+        code, message = _answer(error)
+        full = code is not None and _FULL_CODE.search(code) is not None
+        raise TargetError(f"could not write {url}: {_reason(url, error, code, message)}", full=full) from error
 
 
-def _reason(url: str, error: Exception) -> str:
-    """Return what a bucket's server says in its XML, and what to do."""
+def _answer(error: Exception) -> tuple[str | None, str | None]:
+    """Return code and message of a bucket's server, which are in its XML."""
     said = str(error).split("Debug source:")[0]
-    parts = {name: re.search(f"<{name}>([^<]*)</{name}>", said) for name in ("Code", "Message")}
-    code, message = (None if found is None else plain(found[1]) for found in parts.values())
+    code, message = (re.search(f"<{name}>([^<]*)</{name}>", said) for name in ("Code", "Message"))
+    return code and plain(code[1]), message and plain(message[1])
+
+
+def _reason(url: str, error: Exception, code: str | None, message: str | None) -> str:
+    """Return what a bucket's server says, and what to do."""
+    said = str(error).split("Debug source:")[0]
     if code == "NoSuchBucket":
         scheme, _, rest = url.partition("://")
         bucket = rest.partition("/")[0]

@@ -122,8 +122,10 @@ class TiffFile(SliceTarget):
 
         count = self.layer.grid.shape[self.axis]
         dtype = np.dtype(np.uint8) if self.layer.dtype == np.bool_ else self.layer.dtype
-        samples = (self.layer.channels,) if self.layer.channels else ()
+        samples = (self.layer.channels,) if self.layer.channels else (1,) if self._one_wide and self._imagej else ()
         shape = (count, *self.picture_shape, *samples)
+        # unless it is told, tifffile takes slices one voxel wide for the rows of a single page
+        narrow: dict[str, Any] = {"planarconfig": "contig", "extrasamples": ()} if self._one_wide else {}
         with tifffile.TiffWriter(path, bigtiff=self.bigtiff, ome=self.ome, imagej=self._imagej) as writer:
             writer.write(
                 self._pages(place, count, shape[1:], dtype),
@@ -133,6 +135,7 @@ class TiffFile(SliceTarget):
                 # one strip a page: the pages are compressed already, each on its own
                 rowsperstrip=self.picture_shape[0],
                 **self._tags(count),
+                **({} if self._imagej else narrow),
             )
 
     @property
@@ -153,8 +156,14 @@ class TiffFile(SliceTarget):
                 "PhysicalSizeZ": depth, "PhysicalSizeZUnit": "nm",
             }  # fmt: skip
         else:
-            tags["metadata"] = {**tags["metadata"], "axes": "ZYXS" if self.layer.channels else "ZYX"}
+            samples = self.layer.channels or (self._imagej and self._one_wide)
+            tags["metadata"] = {**tags["metadata"], "axes": "ZYXS" if samples else "ZYX"}
         return tags
+
+    @property
+    def _one_wide(self) -> bool:
+        """Whether slices are of grey values or ids, and one voxel wide."""
+        return not self.layer.channels and self.picture_shape[1] == 1
 
     def _pages(self, place: Place, count: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Any]:
         for i in range(count):
