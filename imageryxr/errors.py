@@ -30,7 +30,8 @@
     ├── ChunkReadError (OSError)               stored voxels that could not be read
     │   └── MissingChunkError (FileNotFoundError)
     └── TargetError (OSError)                  an export target that cannot be written
-        └── TargetExistsError (FileExistsError)
+        ├── TargetExistsError (FileExistsError)
+        └── ManifestError                      an export's own bookkeeping that makes no sense
 
 Each error is also the builtin kind that a caller may already catch. Messages say what was given, why it
 cannot be, and what to type instead.
@@ -219,6 +220,10 @@ class TargetError(ImageryError, OSError):
 
 class TargetExistsError(TargetError, FileExistsError):
     """An export target that exists, while ``overwrite`` is False."""
+
+
+class ManifestError(TargetError):
+    """The manifest of an export that makes no sense; with ``overwrite=True`` the export begins anew."""
 
 
 class ImageryWarning(UserWarning):

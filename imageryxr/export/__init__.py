@@ -12,7 +12,7 @@ from imageryxr.align import layer_type_of
 from imageryxr.boxes import DIMS
 from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.export.executors import Crew, find_crew, leave_script_of_parent
-from imageryxr.export.manifest import FORMAT
+from imageryxr.export.header import FORMAT
 from imageryxr.export.plan import ExportPlan, make_plan
 from imageryxr.export.reach import outside
 from imageryxr.export.reading import in_native_order

@@ -87,25 +87,37 @@ class Lease:
         if self._bucket.create(self._name, self._text()) or self._holder().get("key") == self._mine:
             self.check()  # a store may not know what "unless there is one" means
             return
-        seen, since = self._holder(), time.monotonic()
-        while not self._is_dead(seen):
-            if time.monotonic() - since > self.DEAD:
-                break
-            time.sleep(self.BEAT / 5)
-            now = self._holder()
-            if not now:  # it was given back
-                self._take()
-                return
-            if now != seen:
-                raise TargetError(
-                    f"another process is exporting to this target ({self._where(now)}, which holds "
-                    f"{self._bucket.url}/{self._name}); wait for it to end, or stop it: the same call continues where "
-                    "it stopped"
-                )
+        now = self._living()
+        if now:
+            raise TargetError(
+                f"another process is exporting to this target ({self._where(now)}, which holds "
+                f"{self._bucket.url}/{self._name}); wait for it to end, or stop it: the same call continues where "
+                "it stopped"
+            )
+        if not self._holder():  # it was given back
+            self._take()
+            return
         # of several that find it so, the last to write has it
         self._bucket.put([(self._name, self._text())])
         time.sleep(self.BEAT / 10)
         self.check()
+
+    def _living(self) -> dict[str, Any]:
+        """Wait for a sign of life of whoever has the lease; return who that is, or nothing where there is none."""
+        seen, since = self._holder(), time.monotonic()
+        while seen and not self._is_dead(seen) and time.monotonic() - since <= self.DEAD:
+            time.sleep(self.BEAT / 5)
+            now = self._holder()
+            if now != seen:
+                return now
+        return {}
+
+    def alive(self) -> str:
+        """Return which other process has the lease and lives, in words; nothing if none does."""
+        if self._holder().get("key") == self._mine:
+            return ""
+        living = self._living()
+        return self._where(living) if living else ""
 
     def _beat(self) -> None:
         while not self._ended.wait(self.BEAT):

@@ -16,67 +16,16 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from imageryxr.errors import TargetError
+from imageryxr.export.header import Header
 from imageryxr.export.lease import Lease
+from imageryxr.export.locks import lock, lock_holder
 from imageryxr.export.storage import Bucket, Folder
-
-FORMAT = 1
-Phase = Literal["writing", "publishing", "finished"]
-
-
-@dataclass(frozen=True)
-class Header:
-    """Which export a target is of."""
-
-    token: str
-    """Of sources, timestamps, arguments and the version of this format: equal for equal calls."""
-    what: dict[str, Any]
-    """The call for people to read: sources, format, options."""
-    step: tuple[int, int, int]
-    first: tuple[int, int, int]
-    """How the array is cut into regions."""
-    regions: int
-    """How many there are, those of later stages included."""
-    phase: Phase = "writing"
-    replaces: bool = False
-    """Whether what was at the target may be replaced."""
-    direct: bool = False
-    """Whether files go to their final place at once, as they do in a bucket where there was nothing before."""
-    kind: str = "tree"
-    """How the result gets to its place: see `Target.kind`."""
-    run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    """Tells this export from others of the same place in the log."""
-    began: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    names: dict[str, Any] | None = None
-    """What the files are called, for targets among others: see `Target.names`."""
-    outdated: list[dict[str, Any]] = field(default_factory=list)
-    """The same of exports that this one replaces: those of their files that it does not make go when it is complete."""
-    result: int | None = None
-    """Size of the one file, for targets of that kind."""
-    coarse: int = 1 << 20
-    """Voxels of a region of a pyramid's coarser levels, about."""
-    format: int = FORMAT
-
-    def to_bytes(self) -> bytes:
-        """Return the JSON text."""
-        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
-
-    @classmethod
-    def parse(cls, text: bytes, where: str) -> Header:
-        """Return what a manifest says, or raise `TargetError`."""
-        try:
-            values = json.loads(text)
-            values["step"], values["first"] = tuple(values["step"]), tuple(values["first"])
-            return cls(**values)
-        except (ValueError, TypeError, KeyError) as error:
-            raise TargetError(
-                f"{where} is no manifest that this version reads ({error}); remove it and the target, or give another"
-            ) from None
 
 
 @dataclass(frozen=True)
@@ -160,6 +109,9 @@ class Keeper(Protocol):
     def check(self) -> None:
         """Raise `TargetError` if it is another process's meanwhile."""
 
+    def holder(self) -> str:
+        """Return which other process exports to this target now, in words; nothing if none does."""
+
 
 class LocalKeeper:
     """A manifest in a folder; the log is locked while an export runs."""
@@ -171,7 +123,8 @@ class LocalKeeper:
     def load(self) -> Header | None:
         """Read the header."""
         folder, name = os.path.split(self.base + ".json")
-        text = Folder(folder, folder).get(name)
+        with _no_folder(self.base + ".json"):
+            text = Folder(folder, folder).get(name)
         return None if text is None else Header.parse(text, self.base + ".json")
 
     def save(self, header: Header) -> None:
@@ -192,7 +145,7 @@ class LocalKeeper:
     def entries(self, run: str) -> Iterator[Entry]:
         """Read the log."""
         try:
-            with open(self.base + ".log", "rb") as file:
+            with _no_folder(self.base + ".log"), open(self.base + ".log", "rb") as file:
                 for line in file:
                     entry = Entry.parse(line.rstrip(b"\n"), run)
                     if entry is not None:
@@ -220,7 +173,8 @@ class LocalKeeper:
     def locked(self) -> Iterator[None]:
         """Lock the log: the system gives the lock back when the process ends, however it ends."""
         os.makedirs(os.path.dirname(self.base), exist_ok=True)
-        self._log = _locked_file(self.base + ".log")
+        with _no_folder(self.base + ".log"):
+            self._log = _locked_file(self.base + ".log")
         try:
             # a line that a crash cut short must not run into the next one
             if os.fstat(self._log).st_size:
@@ -233,12 +187,16 @@ class LocalKeeper:
     def check(self) -> None:
         """Do nothing: the system takes a lock from nobody who lives."""
 
+    def holder(self) -> str:
+        """Ask the system whose the lock is."""
+        return "" if self._log is not None else lock_holder(self.base + ".log")
+
 
 def _locked_file(path: str) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            _lock(handle, path)
+            lock(handle, path)
             # whoever held it before may have removed it meanwhile
             if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
@@ -248,17 +206,14 @@ def _locked_file(path: str) -> int:
         os.close(handle)
 
 
-def _lock(handle: int, path: str) -> None:
+@contextmanager
+def _no_folder(path: str) -> Iterator[None]:
     try:
-        import fcntl
-    except ImportError:  # Windows: two exports of one target are not kept apart there
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        yield
+    except IsADirectoryError:
         raise TargetError(
-            f"another process is exporting to this target (it holds {path}); wait for it to end, or stop it: the same "
-            "call continues where it stopped"
+            f"{path} is a folder, where a file of an export's manifest would be; remove it yourself, or choose another "
+            "target"
         ) from None
 
 
@@ -326,3 +281,7 @@ class BucketKeeper:
     def check(self) -> None:
         """Ask the bucket whose the lease is."""
         self._lease.check()
+
+    def holder(self) -> str:
+        """Look whether whoever has the lease gives signs of life, which takes a while where it does not."""
+        return self._lease.alive()

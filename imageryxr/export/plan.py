@@ -136,7 +136,7 @@ class ExportPlan:
         if problems:
             raise OptionError(f"{self.target.place} cannot be written: {'; and '.join(problems)}")
         if self.workspace is not None:
-            self.workspace.refuse(self.workspace.keeper.load(), self.overwrite)
+            self.workspace.refuse(self.workspace.load(self.overwrite), self.overwrite)
             check_writable(self.workspace, self.bytes_to_write + self.pyramid_bytes, self.target)
 
     def _lost(self) -> list[str]:
@@ -363,7 +363,7 @@ def make_plan(
     if target.kind != "memory":
         _check_count(stages, target)
         workspace = Workspace(target, stages, token, what)
-        header = workspace.adopt_cut()
+        header = workspace.adopt_cut(overwrite)
         workspace.refuse(header, overwrite)
         stages, target = workspace.stages, workspace.target
         regions = stages.parts[0]

@@ -48,6 +48,9 @@ class Place(Protocol):
     def names(self) -> Iterator[str]:
         """Return the names of all files, with folders."""
 
+    def beside(self) -> list[str]:
+        """Return the names of the files that lie in no folder of it."""
+
 
 @contextmanager
 def disk_errors(place: str) -> Iterator[None]:
@@ -138,6 +141,13 @@ class Folder:
         for folder, _, names in os.walk(self.root):
             for name in names:
                 yield os.path.relpath(os.path.join(folder, name), self.root).replace(os.sep, "/")
+
+    def beside(self) -> list[str]:
+        """List the folder."""
+        try:
+            return os.listdir(self.root)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def _settle(temporary: str, final: str) -> str:
@@ -233,6 +243,28 @@ class Bucket:
         """List the prefix."""
         for entry in self._listing():
             yield entry["path"]
+
+    def beside(self) -> list[str]:
+        """List the prefix up to the next slash."""
+        import obstore
+
+        with _bucket_errors(self.url):
+            return [entry["path"] for entry in obstore.list_with_delimiter(self._store)["objects"]]
+
+    def copy(self, key: str, final: Place) -> None:
+        """Copy an object to another prefix of this bucket, within its servers."""
+        import obstore
+
+        root = "/".join(self.url.split("/")[:3])
+        inside = [url.removeprefix(root).strip("/") for url in (self.url, final.url)]
+        obstore.copy(bucket_store(root), f"{inside[0]}/{key}".strip("/"), f"{inside[1]}/{key}".strip("/"))
+
+    def upload(self, path: str, key: str) -> None:
+        """Upload a file."""
+        import obstore
+
+        with open(path, "rb") as file:
+            obstore.put(self._store, key, file)
 
     def _listing(self) -> Iterator[Any]:
         import obstore

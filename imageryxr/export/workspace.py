@@ -18,17 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from imageryxr.boxes import DIMS
-from imageryxr.errors import TargetError, TargetExistsError
-from imageryxr.export.manifest import (
-    FORMAT,
-    BucketKeeper,
-    Entry,
-    Header,
-    Keeper,
-    LocalKeeper,
-    Progress,
-    crc_of_sizes,
-)
+from imageryxr.errors import ManifestError, TargetError, TargetExistsError
+from imageryxr.export.header import FORMAT, Header
+from imageryxr.export.manifest import Entry, Progress, crc_of_sizes
+from imageryxr.export.neighbours import Neighbours, keeper_of, manifest_name
+from imageryxr.export.refusing import exists, refuse_foreign_folder
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Bucket, Folder, Place, disk_errors, is_remote, move_into_place, sync
 from imageryxr.export.targets.base import Target
@@ -74,13 +68,16 @@ class Workspace:
         self.token = token
         self.what = what
         self.remote = is_remote(target.root)
-        self.folder, self.name = _base(target)
+        self.folder, self.name = manifest_name(target)
         self.base = f"{self.folder}/{self.name}"
-        self.keeper: Keeper = BucketKeeper(self.folder, self.name) if self.remote else LocalKeeper(self.base)
+        self.keeper = keeper_of(self.folder, self.name)
+        self.neighbours = Neighbours(target, self.folder, self.name)
         self.header = Header(token, what, *_cut(stages), len(stages), kind=target.kind, coarse=target.coarse)
         self.progress = Progress(len(stages))
         self._before: Header | None = None
         self._began_here = False
+        self._senseless = False
+        """Whether there is a manifest that makes no sense."""
 
     # ---- looking
 
@@ -97,47 +94,50 @@ class Workspace:
         folder, _, name = root.rpartition("/")
         return [root] if Bucket(folder).get(name) is not None else []
 
+    def load(self, overwrite: bool) -> Header | None:
+        """Return what the manifest says; one that makes no sense is none for whoever begins anew."""
+        try:
+            header = self.keeper.load()
+            if header is not None and self._is_mine(header):
+                first = self.stages.parts[0]
+                header.check_cut(first.shape, self.target.granule, self.target.kind, f"{self.base}.json")
+        except ManifestError:
+            self._refuse_while_written()
+            if not overwrite:
+                raise
+            self._senseless = True
+            return None
+        return header
+
     def refuse(self, header: Header | None, overwrite: bool) -> None:
         """Raise `TargetExistsError` if what is there is not of this call and may not be replaced."""
-        if overwrite:
-            self._refuse_foreign_folder()
-        if overwrite or (header is not None and self._is_mine(header) and header.phase != "writing"):
+        mine = header is not None and self._is_mine(header)
+        if overwrite or (mine and self.target.kind != "tree"):
+            refuse_foreign_folder(self.target)
+        if overwrite or (header is not None and mine and header.phase != "writing" and not header.replaced):
             return
         there = self.existing()
-        if header is None or self._is_mine(header):
-            mine = header is not None and (header.replaces or header.direct)
-            if there and not mine:
-                raise TargetExistsError(_exists(self.target, there))
+        if header is None or mine:
+            may = header is not None and (header.replaces or header.direct) and not header.replaced
+            if there and not may:
+                self._refuse_while_written()
+                raise TargetExistsError(exists(self.target, there, header))
             return
         if there or header.phase != "finished":
             other = _difference({**self.target.earlier, **header.what}, self.what)
+            self._refuse_while_written(f", for another export ({other})")
             state = "is" if header.phase == "finished" else "is the unfinished work"
             raise TargetExistsError(
                 f"{self.target.place} {state} of another export ({other}); give overwrite=True to replace it "
                 "when this one is complete, or another target"
             )
 
-    def _refuse_foreign_folder(self) -> None:
-        # Whoever replaces an image does not mean a folder of other things that has the name of one.
-        root = self.target.root
-        if self.remote:
-            return
-        if self.target.kind != "tree":
-            files = [root] if self.target.kind == "single" else [f"{root}/{key}" for key in self.target.occupied()]
-            folder = next((f for f in files if os.path.isdir(f)), None)
-            if folder is not None:
-                raise TargetExistsError(
-                    f"{folder} is a folder, where a file would be: overwrite=True does not remove it; choose another "
-                    "target, or remove it yourself"
-                )
-            return
-        if not os.path.isdir(root):
-            return
-        inside = sorted(os.listdir(root))
-        if inside and not set(inside) & {"zarr.json", ".zattrs", ".zgroup", ".zarray", "info"}:
+    def _refuse_while_written(self, other: str = "") -> None:
+        holder = self.keeper.holder()
+        if holder:
             raise TargetExistsError(
-                f"{root} is a folder that holds {', '.join(inside[:3])}{', …' if len(inside) > 3 else ''}, and no "
-                "volume: overwrite=True does not remove it; choose another target, or remove it yourself"
+                f"{self.target.place} is being written now by {holder}{other}; wait for it to end, or stop it, or give "
+                "another target"
             )
 
     def _refuse_what_appeared(self) -> None:
@@ -153,10 +153,10 @@ class Workspace:
     def _is_mine(self, header: Header) -> bool:
         return header.token == self.token and header.format == FORMAT
 
-    def adopt_cut(self) -> Header | None:
+    def adopt_cut(self, overwrite: bool) -> Header | None:
         """Take the regions of an export of this call that was begun before; return its header, if any."""
-        header = self.keeper.load()
-        if header is not None and self._is_mine(header) and header.step:
+        header = self.load(overwrite)
+        if header is not None and self._is_mine(header):
             first = Regions(self.stages.parts[0].shape, header.step, header.first)
             self.target = self.target.in_coarse(header.coarse)
             self.stages = Stages.of(first, self.target)
@@ -175,11 +175,14 @@ class Workspace:
             yield
 
     def _enter(self, overwrite: bool, resume: bool) -> None:
-        header = self.adopt_cut()
+        header = self.adopt_cut(overwrite)
         try:
             self.refuse(header, overwrite)
-        except TargetExistsError:
-            if header is None:
+            if header is None or overwrite or header.phase != "finished":
+                with self.neighbours.held():  # whoever writes them now would write into this one's
+                    pass
+        except TargetError:
+            if header is None and not self._senseless:
                 self.keeper.remove()
             raise
         if header is not None and header.phase == "publishing" and (self._is_mine(header) or not self.remote):
@@ -187,13 +190,13 @@ class Workspace:
             self._publish()  # it was complete: only the last step is missing
             header = self.header
         if header is not None and self._is_mine(header) and self._continues(header, overwrite, resume):
-            self.header = replace(header, replaces=header.replaces or overwrite)
+            self.header = replace(header, replaces=header.replaces or overwrite, replaced=None)
             self._look_again()
         else:
             self._begin(header, overwrite)
 
     def _continues(self, header: Header, overwrite: bool, resume: bool) -> bool:
-        if overwrite and header.phase != "writing":
+        if header.phase != "writing" and (overwrite or header.replaced):
             return False
         if not resume:
             return False
@@ -208,7 +211,7 @@ class Workspace:
         there = bool(self.existing())
         direct = self.remote and not there and self.target.kind != "single"
         # What is there may be the torn result of this very call.
-        replaces = overwrite or (before is not None and self._is_mine(before))
+        replaces = overwrite or (before is not None and self._is_mine(before) and not before.replaced)
         self.header = Header(
             self.token, self.what, *_cut(self.stages), len(self.stages), replaces=replaces, direct=direct,
             kind=self.target.kind, coarse=self.target.coarse,
@@ -217,9 +220,15 @@ class Workspace:
         self.progress = Progress(len(self.stages))
         self._began_here, self._before = True, before
         self.keeper.save(self.header)
+        if direct:
+            self._replace_neighbours()
         self._remove_others(before)
         self._make_work()
         self.data.put(self.target.preamble().items())
+
+    def _replace_neighbours(self) -> None:
+        with self.neighbours.held() as others:
+            self.neighbours.replace(others)
 
     @property
     def continued(self) -> bool:
@@ -233,6 +242,7 @@ class Workspace:
         for entry in self.keeper.entries(self.header.run):
             self.progress.note(entry)
         if self.header.phase == "finished" and self.target.kind == "single":
+            self.progress.done[:] = True  # the file has its size, whatever became of the log
             return
         size = self.data.size_of()
         for files in (self.target.preamble(), self.target.commit() if self.header.phase == "finished" else {}):
@@ -312,14 +322,16 @@ class Workspace:
             self.header = replace(self.header, result=written)
         elif not self.header.direct:
             self.data.put(self.target.commit().items())
-        self.header = replace(self.header, phase="publishing")
-        self.keeper.save(self.header)
-        try:
-            self._publish()
-        except OSError:
-            self.header = replace(self.header, phase="writing")
+        with self.neighbours.held() as others:
+            self.neighbours.replace(others)
+            self.header = replace(self.header, phase="publishing")
             self.keeper.save(self.header)
-            raise
+            try:
+                self._publish()
+            except OSError:
+                self.header = replace(self.header, phase="writing")
+                self.keeper.save(self.header)
+                raise
         self._remove_outdated()
         return written
 
@@ -341,7 +353,7 @@ class Workspace:
             with tempfile.TemporaryDirectory(prefix="imageryxr-") as folder:
                 path = os.path.join(folder, name)
                 self.target.assemble(self.stages.parts[0], self.data, path)
-                _upload(path, f"{work}/out", name)
+                Bucket(f"{work}/out").upload(path, name)
                 return os.path.getsize(path)
         path = os.path.join(work, "out", name)
         self.target.assemble(self.stages.parts[0], self.data, path)
@@ -378,7 +390,7 @@ class Workspace:
             final.delete(k for k in last if k in stale)
             fresh = set(source.names())
             for key in fresh:
-                _copy(source, final, key)
+                source.copy(key, final)
             final.delete(stale - fresh)
         final.put(last.items())
 
@@ -412,15 +424,16 @@ class Workspace:
                 shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
 
     def _file_size(self) -> int | None:
-        if self.remote:
-            folder, _, name = self.target.root.rpartition("/")
-            return Bucket(folder).size_of()(name)
-        return os.path.getsize(self.target.root)
+        folder, _, name = self.target.root.rpartition("/")
+        place: Place = Bucket(folder) if self.remote else Folder(folder, folder)
+        return place.size_of()(name)
 
 
 def _outdated(before: Header | None) -> list[dict[str, Any]]:
     """Return what the files of earlier exports are called that are there, as their manifest says."""
     if before is None:
+        return []
+    if before.replaced:  # some of those files are another's
         return []
     there = before.names is not None and (before.phase != "writing" or before.direct)
     return [*before.outdated, *([before.names] if before.names is not None and there else [])]
@@ -428,25 +441,6 @@ def _outdated(before: Header | None) -> list[dict[str, Any]]:
 
 def _cut(stages: Stages) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     return stages.parts[0].step, stages.parts[0].first
-
-
-def _base(target: Target) -> tuple[str, str]:
-    """Return the folder and the first part of the name of all bookkeeping of a target."""
-    if target.kind == "files":
-        pattern = re.sub(r"[^\w.-]+", "_", getattr(target, "pattern", "stack"))
-        return target.root, f"{pattern}.manifest"
-    folder, _, name = target.root.rstrip("/").rpartition("/")
-    if is_remote(target.root) and folder.endswith(":/"):
-        raise TargetError(f"{target.place} is a whole bucket; name a place in it, such as {target.place}/overlay")
-    return folder or "/", f"{name}.manifest"
-
-
-def _exists(target: Target, there: list[str]) -> str:
-    count = f" ({len(there)} of the {len(target.occupied())} files do)" if target.kind == "files" else ""
-    return (
-        f"{there[0]} exists{count}; give overwrite=True to replace {'them' if count else 'it'} when the export is "
-        "complete, or another target"
-    )
 
 
 def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
@@ -466,22 +460,3 @@ def _short(value: Any, name: str = "") -> str:
         return (", ".join(value[:3]) + more) if more else " and ".join(value)
     text = str(value)
     return text if len(text) < 80 else text[:77] + "…"
-
-
-def _upload(path: str, url: str, name: str) -> None:
-    import obstore
-
-    from imageryxr.export.storage import bucket_store
-
-    with open(path, "rb") as file:
-        obstore.put(bucket_store(url), name, file)
-
-
-def _copy(source: Bucket, final: Place, key: str) -> None:
-    import obstore
-
-    from imageryxr.export.storage import bucket_store
-
-    root = "/".join(source.url.split("/")[:3])
-    inside = [url.removeprefix(root).strip("/") for url in (source.url, final.url)]
-    obstore.copy(bucket_store(root), f"{inside[0]}/{key}".strip("/"), f"{inside[1]}/{key}".strip("/"))

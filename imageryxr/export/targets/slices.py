@@ -98,11 +98,7 @@ class Stack(SliceTarget):
         return self._named(index, self.layer.grid.axes[self.axis])
 
     def _named(self, index: int, axis: Axis) -> str:
-        dim = DIMS[self.axis]
-        if f"{{{dim}_nm" not in self.pattern:
-            return self.pattern.format(**{dim: index})
-        center = float(Axis(1, axis.resolution, axis.offset + index).centers()[0])
-        return self.pattern.format(**{dim: index, f"{dim}_nm": center})
+        return _filled(self.pattern, DIMS[self.axis], index, axis)
 
     def names(self) -> dict[str, Any]:
         """Return the pattern, and what it is filled in with."""
@@ -114,8 +110,7 @@ class Stack(SliceTarget):
         """Return the pictures of another stack of this pattern."""
         if (names.get("pattern"), names.get("axis")) != (self.pattern, DIMS[self.axis]):
             return []
-        axis = Axis(names["count"], names["resolution"], names["offset"])
-        return [self._named(i, axis) for i in range(axis.size)]
+        return slice_names(names)
 
     def occupied(self) -> list[str]:
         """Return all pictures."""
@@ -156,6 +151,22 @@ class Stack(SliceTarget):
                 f"{', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove {'it' if one else 'them'} if an "
                 "earlier export made that"
             )
+
+
+def _filled(pattern: str, dim: str, index: int, axis: Axis) -> str:
+    if f"{{{dim}_nm" not in pattern:
+        return pattern.format(**{dim: index})
+    center = float(Axis(1, axis.resolution, axis.offset + index).centers()[0])
+    return pattern.format(**{dim: index, f"{dim}_nm": center})
+
+
+def slice_names(names: dict[str, Any]) -> list[str]:
+    """Return the pictures of any stack by what its `Stack.names` gave; none if that is no pattern."""
+    axis = Axis(names["count"], names["resolution"], names["offset"])
+    try:
+        return [_filled(names["pattern"], names["axis"], i, axis) for i in range(axis.size)]
+    except (ValueError, LookupError, AttributeError):
+        return []
 
 
 def split_pattern(text: str) -> tuple[str, str, int]:

@@ -1,0 +1,154 @@
+"""What lies in a folder beside a target: how its own manifest is called there, and whose files are also its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from imageryxr.errors import ManifestError, TargetError
+from imageryxr.export.header import Header, Phase
+from imageryxr.export.manifest import BucketKeeper, Keeper, LocalKeeper
+from imageryxr.export.storage import Bucket, Folder, Place, is_remote
+from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.slices import Stack, slice_names
+
+END = ".manifest"
+# A field of a pattern as it stands in the name of a manifest: an axis, perhaps by nm, perhaps how it is written.
+FIELD = re.compile(r"_(?=([zyx](?:_nm)?)(?:_(\d+(?:\.\d+)?[a-zA-Z]?|(?:\.\d+)?[a-zA-Z]))?_)")
+
+
+def manifest_name(target: Target) -> tuple[str, str]:
+    """Return the folder and the first part of the name of all bookkeeping of a target.
+
+    A stack's is named by its pattern as far as files can be, and by a short hash of the pattern where another pattern
+    would be called the same. What an earlier version began under the other name keeps it.
+    """
+    if not isinstance(target, Stack):
+        folder, _, name = target.root.rstrip("/").rpartition("/")
+        if is_remote(target.root) and folder.endswith(":/"):
+            raise TargetError(f"{target.place} is a whole bucket; name a place in it, such as {target.place}/overlay")
+        return folder or "/", name + END
+    pattern = target.pattern
+    readable = re.sub(r"[^\w.-]+", "_", pattern)
+    hashed = f"{readable}-{hashlib.sha256(pattern.encode()).hexdigest()[:8]}"
+    there = _manifest(target.root, readable)
+    owner = None if there is None else _pattern_of(there)
+    other = owner not in (None, pattern) or _manifest(target.root, hashed) is not None
+    plain = owner == pattern or (not other and _usual(readable) == pattern)
+    return target.root, (readable if plain else hashed) + END
+
+
+def _usual(readable: str) -> str:
+    """Return the one pattern whose manifest has a name without a hash: of all that would, that of the longest field."""
+    found = []
+    for match in FIELD.finditer(readable):
+        axis, how = match.groups()
+        field = axis if how is None else f"{axis}:{how}"
+        start, stop = match.end(), match.end() + len(field)
+        found.append((len(field), f"{readable[: start - 1]}{{{field}}}{readable[stop + 1 :]}"))
+    return max(found, key=lambda f: f[0], default=(0, ""))[1]
+
+
+def _manifest(folder: str, name: str) -> bytes | None:
+    try:
+        return _place(folder).get(f"{name}{END}.json")
+    except (IsADirectoryError, PermissionError):  # whoever needs it is told
+        return None
+
+
+def _pattern_of(manifest: bytes) -> str | None:
+    """Return the pattern that a manifest is of, if it says so."""
+    try:
+        pattern = json.loads(manifest)["names"]["pattern"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return pattern if isinstance(pattern, str) else None
+
+
+def _place(folder: str) -> Place:
+    return Bucket(folder) if is_remote(folder) else Folder(folder, folder)
+
+
+def keeper_of(folder: str, name: str) -> Keeper:
+    """Return what keeps a manifest."""
+    return BucketKeeper(folder, name) if is_remote(folder) else LocalKeeper(f"{folder}/{name}")
+
+
+class Neighbours:
+    """Other exports in a target's folder that list files of its own as theirs.
+
+    Parameters
+    ----------
+    target : Target
+    folder, name : str
+        Of its own manifest.
+    """
+
+    def __init__(self, target: Target, folder: str, name: str) -> None:
+        self._target, self._folder, self._name = target, folder, name
+
+    @contextmanager
+    def held(self) -> Iterator[list[tuple[Keeper, Header]]]:
+        """Keep other processes from them until the block ends.
+
+        Raises
+        ------
+        TargetError
+            If a process is writing one of them.
+        """
+        with ExitStack() as kept:
+            found = []
+            for name in self._sharing():
+                keeper = keeper_of(self._folder, name)
+                try:
+                    kept.enter_context(keeper.locked())
+                except TargetError as error:
+                    raise TargetError(
+                        f"{self._target.place} has files of the same names as another export to this folder, that of "
+                        f"{name}.json, which is being written: {error}"
+                    ) from error
+                header = keeper.load()
+                if header is not None:
+                    found.append((keeper, header))
+            yield found
+
+    def replace(self, held: list[tuple[Keeper, Header]]) -> None:
+        """Note in their manifests that some of their files are not theirs any more."""
+        target = self._target
+        by = target.pattern if isinstance(target, Stack) else target.root.rpartition("/")[2]
+        for keeper, header in held:
+            # what was about to be brought to its place may be there in part
+            phase: Phase = "writing" if header.phase == "publishing" else header.phase
+            # what it might replace or remove, and what it had put there, was something else
+            keeper.save(replace(header, phase=phase, replaces=False, direct=False, outdated=[], replaced=by))
+
+    def _sharing(self) -> list[str]:
+        if self._target.kind not in ("files", "single"):
+            return []
+        files = self._target.kind == "files"
+        mine = set(self._target.occupied()) if files else {self._target.root.rpartition("/")[2]}
+        return [name for name in self._names() if not mine.isdisjoint(self._listed(name))]
+
+    def _names(self) -> list[str]:
+        names = {n.removesuffix(".json") for n in _place(self._folder).beside() if n.endswith(f"{END}.json")}
+        return sorted(names - {self._name})
+
+    def _listed(self, name: str) -> list[str]:
+        """Return the files that a manifest is of."""
+        try:
+            header = keeper_of(self._folder, name).load()
+        except ManifestError:  # whoever continues that is told
+            return []
+        except TargetError:
+            if is_remote(self._folder):
+                raise
+            return []
+        if header is None or header.kind == "tree":
+            return []
+        if header.kind == "single":
+            return [name.removesuffix(END)]
+        return [] if header.names is None else slice_names(header.names)

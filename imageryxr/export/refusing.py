@@ -1,0 +1,49 @@
+"""What is not replaced, and how that is told."""
+
+from __future__ import annotations
+
+import os
+
+from imageryxr.errors import TargetExistsError
+from imageryxr.export.header import Header
+from imageryxr.export.storage import is_remote
+from imageryxr.export.targets.base import Target
+
+
+def refuse_foreign_folder(target: Target) -> None:
+    """Raise `TargetExistsError` if there is a folder of other things at a target, or where one of its files would be.
+
+    Whoever replaces an image does not mean a folder that has the name of one.
+    """
+    root = target.root
+    if is_remote(root):
+        return
+    if target.kind != "tree":
+        files = [root] if target.kind == "single" else [f"{root}/{key}" for key in target.occupied()]
+        folder = next((f for f in files if os.path.isdir(f)), None)
+        if folder is not None:
+            raise TargetExistsError(
+                f"{folder} is a folder, where a file would be: overwrite=True does not remove it; choose another "
+                "target, or remove it yourself"
+            )
+        return
+    if not os.path.isdir(root):
+        return
+    inside = sorted(os.listdir(root))
+    if inside and not set(inside) & {"zarr.json", ".zattrs", ".zgroup", ".zarray", "info"}:
+        raise TargetExistsError(
+            f"{root} is a folder that holds {', '.join(inside[:3])}{', …' if len(inside) > 3 else ''}, and no "
+            "volume: overwrite=True does not remove it; choose another target, or remove it yourself"
+        )
+
+
+def exists(target: Target, there: list[str], header: Header | None) -> str:
+    """Return that a target exists, and what to do."""
+    count = f" ({len(there)} of the {len(target.occupied())} files do)" if target.kind == "files" else ""
+    since = ""
+    if header is not None and header.replaced:
+        since = f", and the export to {header.replaced} has since replaced what this call had made"
+    return (
+        f"{there[0]} exists{count}{since}; give overwrite=True to replace {'them' if count else 'it'} when the export "
+        "is complete, or another target"
+    )
