@@ -67,7 +67,8 @@ def step(array, what, dim, start, size):
     if what == "crop":
         return ix.crop(array, inner(array, start, size))
     if what == "regrid" and "rgba" not in array.dims:
-        factor = (0.5, 0.75, 2)[start[0] % 3]
+        # of very few voxels regrid refuses to make larger ones
+        factor = (0.5, 0.75, 2)[start[0] % (3 if min(array.sizes["y"], array.sizes["x"]) > 3 else 2)]
         x, y, z = ix.grid_of(array).resolution
         return ix.regrid(array, (x * factor, y * factor, z)) if array.size < 200_000 else array
     if what == "chunk":
@@ -125,16 +126,14 @@ def test_what_is_made_of_a_crop_knows_no_more_than_it(kind, chain):
     np.testing.assert_array_equal(exported(made), made.compute().values)
 
 
-@pytest.mark.parametrize("kind", ["own image", "sources"])
-@pytest.mark.parametrize("cut", [False, True])
+# a crop of sources that dask did not cut knows what lies beyond, for regrid as for this
+@pytest.mark.parametrize(("kind", "cut"), [("own image", False), ("own image", True), ("sources", True)])
 def test_square_pixels_of_a_crop_are_made_of_the_crop(tmp_path, kind, cut):
     whole = base(kind)
     first = ix.grid_of(whole).voxel_offset
     low, high = [a + 6 for a in first], [a + n for a, n in zip(first, (30, 24, 10), strict=True)]
     part = ix.crop(whole, ix.BBox(low, high, resolution=RESOLUTION))
     part = part.chunk(z=1) if cut else part
-    if kind == "sources" and not cut:
-        return  # a crop that a verb gave and dask did not cut knows what lies beyond, for regrid as for this
     held = part.copy(data=da.from_array(part.compute().values, chunks=3))
     pictures = []
     for name, array in (("one", part), ("two", held)):
