@@ -56,11 +56,11 @@ def _take_config(context: typer.Context, path: Path | None) -> Path | None:
 
 def _check_kind(context: typer.Context, path: Path, key: str, value: Any) -> None:
     """Raise `OptionError` for a truth value where something else is said, which would pass for 1 or for a word."""
-    kinds = {param.name: getattr(param, "type").name for param in context.command.params}  # noqa: B009 - untyped there
+    flags = {param.name for param in context.command.params if getattr(param, "is_flag", False)}
     shown = f"--config {path} gives {key.replace('_', '-')} the value {json.dumps(value, default=str)}"
     if key == "scratch" and value is not False and not isinstance(value, str):
         raise OptionError(f"{shown}; write a folder on a local disk, in quotes, or false for none")
-    if isinstance(value, bool) and kinds.get(_name(key)) != "boolean" and key != "scratch":
+    if isinstance(value, bool) and _name(key) not in flags and key != "scratch":
         raise OptionError(f"{shown}, and it is no yes or no; see --help for what it takes")
 
 
