@@ -75,6 +75,7 @@ def demo(
 
 @app.command()
 def figure(
+    context: typer.Context,
     paths: Annotated[
         list[str],
         typer.Argument(metavar="[LINK] OUT", help="A Neuroglancer link or state, if any; the picture to write."),
@@ -126,6 +127,7 @@ def figure(
     if out.exists() and not overwrite:
         raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
     check_suffix(out)
+    given.check_lines(context, outline)
     lines = given.lines_of(outline, outline_side, merge, outline_alpha, outline_unit)
     options = given.overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, given.check_axis(axis))
     if link is not None:
@@ -248,6 +250,7 @@ def export(
     pattern names, and outlines are drawn across it.
     """
     with engine.errors_as_json(as_json):
+        given.check_lines(context, outline)
         lines = given.lines_of(outline, outline_side, merge, outline_alpha, outline_unit)
         one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm")) and "{" not in target
         options = engine.format_options(
@@ -336,10 +339,27 @@ def _plain_errors() -> Iterator[None]:
         raise SystemExit(engine.INTERRUPTED) from None
 
 
+# What the parser itself refuses; typer shows only this kind of it.
+_USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
 def main() -> None:
     """Run the command line; our errors end it with one line, and an exit code that tells what they are of."""
     with _plain_errors():
-        app()
+        try:
+            code = app(standalone_mode=False)
+        except _USAGE as error:
+            in_file = getattr(getattr(error, "ctx", None), "default_map", None) or {}
+            if "--json" in sys.argv[1:] or in_file.get("as_json") is True:
+                engine.print_error(type(error).__name__, error.format_message(), error.exit_code)
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+        if code == engine.INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            raise SystemExit(code)
 
 
 if __name__ == "__main__":

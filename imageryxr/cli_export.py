@@ -17,7 +17,7 @@ import xarray as xr
 
 from imageryxr.cli_words import FLAGS, as_options, exit_code
 from imageryxr.errors import ImageryError, OptionError
-from imageryxr.export import export, plan_export
+from imageryxr.export import check_tries, export, plan_export
 from imageryxr.export.choosing import is_volume, options_of
 from imageryxr.export.plan import ExportPlan
 
@@ -48,9 +48,20 @@ def _take_config(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in values.items():
         if _name(key) in spelled:
             raise OptionError(f"--config {path} gives {key.replace('_', '-')} twice, with - and with _; leave one out")
-        spelled[_name(key)] = value
+        _check_kind(context, path, key, value)
+        spelled[_name(key)] = "none" if value is False and key == "scratch" else value
     context.default_map = {**(context.default_map or {}), **{k: _as_typed(k, v) for k, v in spelled.items()}}
     return path
+
+
+def _check_kind(context: typer.Context, path: Path, key: str, value: Any) -> None:
+    """Raise `OptionError` for a truth value where something else is said, which would pass for 1 or for a word."""
+    flags = {param.name for param in context.command.params if getattr(param, "is_flag", False)}
+    shown = f"--config {path} gives {key.replace('_', '-')} the value {json.dumps(value, default=str)}"
+    if key == "scratch" and value is not False and not isinstance(value, str):
+        raise OptionError(f"{shown}; write a folder on a local disk, in quotes, or false for none")
+    if isinstance(value, bool) and _name(key) not in flags and key != "scratch":
+        raise OptionError(f"{shown}, and it is no yes or no; see --help for what it takes")
 
 
 def _name(key: str) -> str:
@@ -109,7 +120,9 @@ Square = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Chunks = Annotated[str | None, typer.Option(help="Chunk size: z,y,x voxels.")]
-Shards = Annotated[str | None, typer.Option(help="Shard size: z,y,x voxels, whole numbers of chunks.")]
+Shards = Annotated[
+    str | None, typer.Option(help="Shard size: z,y,x voxels, whole numbers of chunks; 'none': no shards.")
+]
 Levels = Annotated[int | None, typer.Option(help="Levels of the pyramid; 1 for none.")]
 Compressor = Annotated[str | None, typer.Option(help="OME-Zarr: zstd, lz4, gzip (e.g. zstd:5) or none.")]
 OmeVersion = Annotated[str | None, typer.Option("--ome-version", help="OME-Zarr: 0.5 or 0.4.")]
@@ -129,6 +142,9 @@ def format_options(axis: str | None, version: str | None, **given: Any) -> dict[
     options = {name: value for name, value in {**given, "axis": axis, "version": version}.items() if value is not None}
     for name in ("chunks", "shards"):
         if name in options:
+            if options[name] == "none":  # which undoes what a job file says
+                del options[name]
+                continue
             try:
                 options[name] = tuple(int(part) for part in options[name].split(","))
             except ValueError:
@@ -197,6 +213,7 @@ def run_export(
     }
     if target.startswith("memory:"):
         raise OptionError("target memory:// is for Python, where the report holds the array; give a path or a URL")
+    check_tries(retries, on_error)
     if dry_run:
         _dry_run(plan_export(array, target, **common), as_json)
         return
@@ -250,8 +267,13 @@ def tell_as_json(error: BaseException) -> None:
     told = {} if plan is None else plan.to_dict()
     said = as_options(str(error)) or "stopped"
     code = exit_code(error) if isinstance(error, ImageryError) else INTERRUPTED
-    print(json.dumps({**told, "error": type(error).__name__, "message": said, "exit_code": code}, indent=2))
+    print_error(type(error).__name__, said, code, **told)
     error.told = True  # type: ignore[attr-defined]
+
+
+def print_error(kind: str, message: str, code: int, **plan: Any) -> None:
+    """Print what went wrong as one JSON object."""
+    print(json.dumps({**plan, "error": kind, "message": message, "exit_code": code}, indent=2))
 
 
 def _tell_notes(error: BaseException) -> None:

@@ -51,6 +51,13 @@ Agglomerate = Annotated[
 Datastack = Annotated[str | None, typer.Option(help="A CAVE datastack, in the place of --image and --segmentation.")]
 Server = Annotated[str | None, typer.Option(help="Its info service; default: the one that caveclient uses.")]
 Timestamp = Annotated[str | None, typer.Option(help="Instant of a graphene segmentation, ISO 8601; default: now.")]
+LINES = {
+    "outline_side": "--outline-side",
+    "merge": "--merge/--no-merge",
+    "outline_alpha": "--outline-alpha",
+    "outline_unit": "--outline-unit",
+}
+"""How outlines look."""
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a target that exists.")]
 
 
@@ -170,6 +177,17 @@ def overlay_options(
 def lines_of(width: float | None, side: Any, merge: bool, alpha: float, unit: Any) -> ix.Outline | None:
     """Return the outlines that were asked for."""
     return None if width is None else ix.Outline(width, side=side, merge=merge, alpha=alpha, unit=unit)
+
+
+def check_lines(context: typer.Context, width: float | None) -> None:
+    """Raise `OptionError` if it was typed how outlines look, and no width; a job file may always say it."""
+    typed = [
+        flag
+        for name, flag in LINES.items()
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    ]
+    if width is None and typed:
+        raise OptionError(f"{', '.join(typed)} without --outline draws nothing: give --outline WIDTH, too")
 
 
 def _palette(colors: str | None) -> Any:

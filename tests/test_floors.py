@@ -87,6 +87,7 @@ FLOORS = [
     ["cli_words"],
     ["cli_export", "cli_layers"],
     ["cli"],
+    ["__main__"],
 ]
 RANK = {name: rank for rank, floor in enumerate(FLOORS) for name in floor}
 

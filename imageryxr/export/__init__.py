@@ -197,12 +197,7 @@ def export(
     >>> sorted(f for f in os.listdir(out.name + "/stack") if "manifest" not in f)
     ['z00.png', 'z01.png', 'z02.png']
     """
-    if on_error not in ("raise", "collect"):
-        raise OptionError(
-            f"on_error={on_error!r} must be 'raise' (stop at the first region that fails) or 'collect' (list them all)"
-        )
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise OptionError(f"retries={retries!r} must be a whole number from 0")
+    check_tries(retries, on_error)
     crew = find_crew(client, workers, memory)
     leave_script_of_parent(crew)
     try:
@@ -212,6 +207,16 @@ def export(
         return run_plan(plan, overwrite=overwrite, resume=resume, retries=retries, on_error=on_error, progress=progress)
     finally:
         crew.close()
+
+
+def check_tries(retries: Any, on_error: Any) -> None:
+    """Raise `OptionError` if it is not said sensibly what to do about regions that fail."""
+    if on_error not in ("raise", "collect"):
+        raise OptionError(
+            f"on_error={on_error!r} must be 'raise' (stop at the first region that fails) or 'collect' (list them all)"
+        )
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise OptionError(f"retries={retries!r} must be a whole number from 0")
 
 
 def _plan(
@@ -224,6 +229,8 @@ def _plan(
     options: dict[str, Any],
 ) -> ExportPlan:
     folder = check_scratch(scratch)
+    if square is not None and not isinstance(square, bool):
+        raise OptionError(f"square={square!r} must be True, False or None")
     # The formats are loaded by whoever exports.
     from imageryxr.export.choosing import choose_target
 

@@ -16,6 +16,7 @@ from imageryxr.export.targets.memory import InMemory
 from imageryxr.export.targets.omezarr import ome_zarr
 from imageryxr.export.targets.pictures import png_stack, tiff_stack
 from imageryxr.export.targets.precomputed import precomputed
+from imageryxr.export.targets.slices import Stack
 from imageryxr.export.targets.tiff import tiff_file
 from imageryxr.export.targets.video import video
 
@@ -23,6 +24,9 @@ KINDS = (
     "a path that ends in .ome.zarr or .zarr, precomputed://…, a name pattern such as 'stack/z{z:04d}.png' or .tif (a "
     "picture a slice), a path that ends in .tif, .ome.tif, .mp4 or .webm (one file), or 'memory://'"
 )
+# Bytes of a name and of a path that file systems take, and those of "….manifest-work-0123456789ab" behind one.
+MOST_NAME, MOST_PATH = 255, 4096
+BESIDE = 27
 PATTERNS: dict[str, Callable[..., Target]] = {".png": png_stack, ".tif": tiff_stack, ".tiff": tiff_stack}
 PATHS: dict[str, Callable[..., Target]] = {
     ".zarr": ome_zarr,
@@ -44,6 +48,33 @@ def choose_target(target: str | os.PathLike[str], layer: Layer, **options: Any) 
     if not isinstance(target, str | os.PathLike):
         raise OptionError(f"target={target!r} is no path or URL; give {KINDS}")
     text = os.fspath(target)
+    if "\0" in text:
+        raise OptionError(f"target={text!r} holds a NUL byte, which no path can; leave it out")
+    chosen = _chosen(text, layer, options)
+    if chosen.kind != "memory" and not is_remote(chosen.root):
+        _check_lengths(chosen, text)
+    return chosen
+
+
+def _check_lengths(chosen: Target, text: str) -> None:
+    """Raise `OptionError` if a name, or what is put behind it while the export is under way, is too long for a disk."""
+    if isinstance(chosen, Stack):
+        keys = [chosen.key(i) for i in (0, chosen.layer.grid.shape[chosen.axis] - 1)]
+        last, paths = re.sub(r"[^\w.-]+", "_", chosen.pattern), [f"{chosen.root}/{key}" for key in keys]
+    else:
+        last, paths = os.path.basename(chosen.root), [chosen.root]
+    names = [len(os.fsencode(name)) for path in paths for name in path.split("/")]
+    beside = len(os.fsencode(last)) + BESIDE
+    if max(*names, beside) > MOST_NAME or max(len(os.fsencode(p)) for p in paths) + MOST_NAME > MOST_PATH:
+        short = text if len(text) < 60 else f"{text[:30]}…{text[-20:]}"
+        raise OptionError(
+            f"target={short!r} has a name that is too long for a disk, with what is put behind it while the export "
+            f"is under way: give one of at most {MOST_NAME - BESIDE} bytes, and a path of less than "
+            f"{MOST_PATH - MOST_NAME}"
+        )
+
+
+def _chosen(text: str, layer: Layer, options: dict[str, Any]) -> Target:
     what, maker, place = _maker(text)
     _check_options(what, options, _keywords(maker))
     if maker is InMemory:

@@ -34,6 +34,7 @@ from imageryxr.foreign import fetched
 UNGUARDED = 78
 # How many workers are asked about themselves at the most, and how long their answers are waited for.
 MOST_ASKED = 64
+LEAST_MEMORY = 100_000
 ANSWER_SECONDS = 20.0
 
 
@@ -433,9 +434,13 @@ def _memory(value: Any) -> int | None:
     if value is None:
         return None
     try:
-        limit = int(parse_bytes(value))
-    except (ValueError, TypeError):
+        limit = 0 if isinstance(value, bool) else int(parse_bytes(value))
+    except (ValueError, TypeError, OverflowError):
         limit = 0
+    if 0 < limit < LEAST_MEMORY:
+        raise OptionError(
+            f"memory={value!r} is {limit:,} bytes, in which nothing works; write the unit, such as '4 GB'"
+        )
     if limit <= 0:
         raise OptionError(f"memory={value!r} must be the bytes that a worker may take, such as '4 GB'")
     return limit

@@ -181,6 +181,8 @@ def split_pattern(text: str) -> tuple[str, str, int]:
         parts = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
     except ValueError as error:
         raise OptionError(f"target={text!r} cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'") from None
+    if re.search(r"\d{4,}", "".join(spec or "" for _, _, spec, _ in string.Formatter().parse(text))):
+        raise OptionError(f"target={text!r} fills its names up to thousands of characters; write e.g. 'z{{z:04d}}.png'")
     axes = {name.removesuffix("_nm") for name in parts}
     if len(axes) != 1 or not axes <= set(DIMS):
         raise OptionError(

@@ -1,0 +1,8 @@
+"""``python -m imageryxr``: the command line."""
+
+from __future__ import annotations
+
+from imageryxr.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Slips of who types or writes a job file: each is told at once, with exit code 2, and to machines as JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import imageryxr as ix
+from tests.export_jobs import Computed, array_of
+from tests.test_cli_words import PLACE, command  # noqa: F401 - a fixture
+
+
+@pytest.fixture
+def job(tmp_path, sample):
+    """Write a job file."""
+
+    def write(lines, target="o.ome.zarr"):
+        path = tmp_path / "job.toml"
+        path.write_text(
+            f"target = '{tmp_path}/{target}'\nimage = '{sample.image}'\nsegmentation = '{sample.segmentation}'\n"
+            f"bbox = [[4500, 2510, 127], [4600, 2590, 131]]\nresolution = [8, 8, 40]\n{lines}\n"
+        )
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("typed", [["--workers", "two"], ["--nosuch", "3"], ["--retries", "many"]])
+def test_what_the_parser_refuses_is_told_as_json(command, typed):  # noqa: F811
+    code, out, err = command("export", "o.zarr", *typed, "--json")
+    told = json.loads(out)
+    assert (code, told["exit_code"], set(told)) == (2, 2, {"error", "message", "exit_code"})
+    assert typed[0] in told["message"]
+    assert typed[0] in err
+    code, out, err = command("export", "o.zarr", *typed)
+    assert (code, out) == (2, "")
+
+
+@pytest.mark.parametrize("lines", ["outline = 'three'", "workers = 'two'", "outline = 'three'\njson = true"])
+def test_a_wrong_type_in_a_job_file_is_told_as_json(command, job, lines):  # noqa: F811
+    more = [] if "json" in lines else ["--json"]
+    code, out, _ = command("export", "--config", job(lines), *more)
+    assert (code, json.loads(out)["exit_code"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "lines", ["outline = true", "workers = true", "levels = true", "retries = true", "compress-level = true",
+              "memory = true", "scratch = true", "scratch = 3", "scratch = ['a']", "scratch = ''"],
+)  # fmt: skip
+def test_truth_values_and_numbers_are_no_others(command, job, lines):  # noqa: F811
+    code, out, err = command("export", "--config", job(lines), "--json")
+    assert code == 2, err
+    assert lines.split(" = ")[0] in json.loads(out)["message"]
+
+
+def test_no_scratch_as_python_says_it(command, job):  # noqa: F811
+    code, _, err = command("export", "--config", job("scratch = false"), "--dry-run")
+    assert code == 0, err
+
+
+def test_shards_of_a_job_file_are_undone(command, job):  # noqa: F811
+    path = job("chunks = [2, 64, 64]\nshards = [2, 64, 128]")
+    assert json.loads(command("export", "--config", path, "--dry-run", "--json")[1])["shards"] == [2, 64, 128]
+    code, out, err = command("export", "--config", path, "--dry-run", "--json", "--shards", "none")
+    assert code == 0, err
+    assert "shards" not in json.loads(out)
+
+
+@pytest.mark.parametrize("typed", [["--on-error", "maybe"], ["--retries", "-3"]])
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, sample, command, typed):  # noqa: F811
+    said = []
+    for dry in ([], ["--dry-run"]):
+        target = tmp_path / "o.zarr"
+        said.append(command("export", target, "--image", sample.image, *PLACE, *typed, *dry, "--json"))
+    assert said[0] == said[1]
+    assert said[0][0] == 2
+
+
+@pytest.mark.parametrize(
+    "typed", [["--outline-side", "in"], ["--merge"], ["--no-merge"], ["--outline-alpha", "1"], ["--outline-unit", "nm"]]
+)
+def test_how_lines_look_where_there_are_none(tmp_path, sample, command, job, typed):  # noqa: F811
+    sources = ["--image", sample.image, "--segmentation", sample.segmentation, *PLACE]
+    for verb, target in (("export", "o.zarr"), ("figure", "o.png")):
+        code, _, err = command(verb, tmp_path / target, *sources, *typed)
+        assert code == 2
+        assert "give --outline WIDTH, too" in err
+    # a job file may be one for many: what is typed adds the width
+    lines = "outline-side = 'in'\nmerge = false"
+    assert command("export", "--config", job(lines), "--dry-run")[0] == 0
+
+
+@pytest.mark.parametrize("value", [True, 4, "4"])
+def test_memory_without_its_unit(tmp_path, value):
+    with pytest.raises(ix.OptionError, match="'4 GB'"):
+        ix.plan_export(array_of(Computed()), tmp_path / "o.zarr", memory=value)
+
+
+def test_square_is_yes_or_no(tmp_path):
+    with pytest.raises(ix.OptionError, match="square='yes' must be True, False or None"):
+        ix.plan_export(array_of(Computed()), tmp_path / "z{z}.png", square="yes")
+
+
+LONG = ["a" * 300 + ".tif", "a" * 240 + ".tif", "a" * 240 + "{z}.png", "{z:0300d}.png", "ü" * 120 + ".zarr",
+        "x" * 256 + "/o.zarr", "/".join(["y" * 200] * 22) + "/o.tif", "a" * 260 + "/z{z}.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*LONG, "{z:099999999d}.png", "a\0b.tif", "a\0b{z}.png"])
+def test_names_that_no_disk_takes(tmp_path, name):
+    with pytest.raises(ix.OptionError, match="too long for a disk|NUL byte|thousands of characters"):
+        ix.export(array_of(Computed()), f"{tmp_path}/{name}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a" * 224 + ".tif", "a" * 210 + "{z}.png"])
+def test_names_that_are_just_short_enough(tmp_path, name):
+    assert ix.export(array_of(Computed()), f"{tmp_path}/{name}").complete
+
+
+def test_the_package_runs_as_the_command_line_does(sample):
+    made = [
+        subprocess.run([sys.executable, "-m", name, "info", sample.image], capture_output=True, text=True, check=True)
+        for name in ("imageryxr", "imageryxr.cli")
+    ]
+    assert made[0].stdout == made[1].stdout
+    assert "levels" in made[0].stdout
