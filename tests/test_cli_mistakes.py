@@ -108,7 +108,7 @@ LONG = ["a" * 300 + ".tif", "a" * 240 + ".tif", "a" * 240 + "{z}.png", "{z:0300d
         "x" * 256 + "/o.zarr", "/".join(["y" * 200] * 22) + "/o.tif", "a" * 260 + "/z{z}.png"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*LONG, "{z:099999999d}.png", "a\0b.tif", "a\0b{z}.png"])
+@pytest.mark.parametrize("name", [*LONG, "{z:099999999d}.png", "a\0b.tif", "a\0b{z}.png", "{z:c}.png"])
 def test_names_that_no_disk_takes(tmp_path, name):
     with pytest.raises(ix.OptionError, match="too long for a disk|NUL byte|thousands of characters"):
         ix.export(array_of(Computed()), f"{tmp_path}/{name}")

@@ -184,5 +184,5 @@ def test_a_mistyped_folder_is_refused_where_it_is_not_needed_this_time(tmp_path,
     with pytest.raises(ix.TargetError, match="nowhere cannot be used: No such file"):
         plan.validate()
     for empty in ("", "  "):
-        with pytest.raises(ix.OptionError, match="names no folder; give '.' for the current one"):
+        with pytest.raises(ix.OptionError, match="names no folder; give one on a local disk"):
             ix.plan_export(array_of(Computed()), place, scratch=empty)

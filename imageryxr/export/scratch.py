@@ -30,8 +30,7 @@ def check_scratch(value: Any) -> str | bool | None:
         raise OptionError(f"scratch={value!r} must be a folder on a local disk, None for the usual one, or False")
     if not os.fspath(value).strip():
         raise OptionError(
-            f"scratch={os.fspath(value)!r} names no folder; give '.' for the current one, None for the usual one, or "
-            "False"
+            f"scratch={os.fspath(value)!r} names no folder; give one on a local disk, None for the usual one, or False"
         )
     path = os.path.abspath(os.path.expanduser(os.fspath(value)))
     if "://" in os.fspath(value):

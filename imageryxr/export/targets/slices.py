@@ -124,6 +124,10 @@ class Stack(SliceTarget):
             raise OptionError(
                 f"target={self.place!r} cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'"
             ) from None
+        if any("\0" in name for name in names):
+            raise OptionError(
+                f"target={self.place!r} gives a slice a name with a NUL byte; write e.g. 'z{{z:04d}}.png'"
+            )
         if len(set(names)) < len(names):
             name = DIMS[self.axis]
             raise OptionError(f"target={self.place!r} gives two slices one name; write {{{name}:04d}} for the index")
@@ -181,7 +185,7 @@ def split_pattern(text: str) -> tuple[str, str, int]:
         parts = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
     except ValueError as error:
         raise OptionError(f"target={text!r} cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'") from None
-    if re.search(r"\d{4,}", "".join(spec or "" for _, _, spec, _ in string.Formatter().parse(text))):
+    if re.search(r"[1-9]\d{3,}", "".join(spec or "" for _, _, spec, _ in string.Formatter().parse(text))):
         raise OptionError(f"target={text!r} fills its names up to thousands of characters; write e.g. 'z{{z:04d}}.png'")
     axes = {name.removesuffix("_nm") for name in parts}
     if len(axes) != 1 or not axes <= set(DIMS):
