@@ -16,7 +16,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.export.executors import Cluster, find_crew
 from imageryxr.export.job import Job
-from imageryxr.export.plan import make_plan
+from imageryxr.export.planning import make_plan
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run import _Loop, _Tally, run_plan
 from imageryxr.export.targets.base import Layer, Target

@@ -13,7 +13,8 @@ from imageryxr.boxes import DIMS
 from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.export.executors import Crew, find_crew, leave_script_of_parent
 from imageryxr.export.header import FORMAT
-from imageryxr.export.plan import ExportPlan, make_plan
+from imageryxr.export.plan import ExportPlan
+from imageryxr.export.planning import make_plan
 from imageryxr.export.reach import outside
 from imageryxr.export.reading import in_native_order
 from imageryxr.export.report import ExportReport

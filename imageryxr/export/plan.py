@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from html import escape
 from typing import Any
 
-from dask.utils import key_split
-
-from imageryxr.boxes import DIMS, Index3, show_triple
+from imageryxr.boxes import DIMS, Index3
 from imageryxr.errors import OptionError, warn
-from imageryxr.export.cutting import Scratch, cutter_of
+from imageryxr.export.cutting import Scratch
 from imageryxr.export.estimate import (
     PROCESS_BYTES,
     SourceReads,
-    computing,
-    reads_below,
-    region_memory,
-    rereads,
-    source_reads,
 )
 from imageryxr.export.executors import Crew, available_memory
-from imageryxr.export.reading import BRICK_VOXELS, bricks
-from imageryxr.export.regions import Regions, choose_regions
+from imageryxr.export.regions import Regions
 from imageryxr.export.report import show_bytes
 from imageryxr.export.room import check_writable
 from imageryxr.export.scratch import free_bytes
@@ -33,15 +23,10 @@ from imageryxr.export.slicewise import Slicewise
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.targets.slices import SliceTarget
-from imageryxr.export.workspace import Stages, Workspace
-from imageryxr.foreign import is_held, lost_blocks
+from imageryxr.export.workspace import Workspace
+from imageryxr.foreign import lost_blocks
 from imageryxr.volumes import BoxReader
 
-# Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
-MOST_COARSE = 1 << 26
-# Tasks at the most, a petavoxel's: each takes some bytes, of the account of what is done and of what is handed out.
-MOST_TASKS = 1 << 28
-TASK_BYTES = 24
 # Files from which on a file system, a bucket's bill and a listing suffer.
 MANY_FILES = 10_000_000
 
@@ -333,132 +318,3 @@ class ExportPlan:
             for name, text in self._rows()
         )
         return f"<div><b>ExportPlan</b> <code>{escape(self.target.place)}</code><table>{rows}</table></div>"
-
-
-def make_plan(
-    target: Target,
-    read: BoxReader,
-    crew: Crew,
-    token: str,
-    what: dict[str, Any],
-    *,
-    overwrite: bool,
-    scratch: str | bool | None = None,
-) -> ExportPlan:
-    """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
-    cutter, given = cutter_of(target, read, crew, scratch), computing(read.volume.givens)
-    encoding, page = target.encoding, target.page_bytes
-
-    def memory_of(box: Any) -> int:
-        piece = None if target.kind == "memory" else next(bricks(box, target.granule))
-        return region_memory(read.volume.expr, box, BRICK_VOXELS, encoding, piece=piece, page=page, givens=given)
-
-    share = crew.share()
-    # how large blocks are is known, not estimated
-    most = share if share is None or not given else 2 * share
-    regions = cutter.regions() if cutter else _regions(target, read, crew, memory_of, most)
-    target = _in_coarse(target, crew.budget, crew.workers * crew.threads)
-    workspace, done = None, 0
-    stages = Stages.of(regions, target)
-    if target.kind != "memory":
-        _check_count(stages, target)
-        workspace = Workspace(target, stages, token, what)
-        header = workspace.adopt_cut(overwrite)
-        workspace.refuse(header, overwrite)
-        stages, target = workspace.stages, workspace.target
-        regions = stages.parts[0]
-        if header is not None and header.token == token:
-            done = len({e.number for e in workspace.keeper.entries(header.run)})
-    how = cutter.how(regions) if cutter else None
-    each = memory_of if cutter is None or how is None else partial(cutter.memory, how)
-    working = max(map(each, [regions.largest(), regions[0]])) * (how.at_once if how else crew.at_once(regions))
-    reads, computes = _reads(read, regions)
-    return ExportPlan(
-        target=target,
-        shape=target.layer.grid.shape,
-        voxel_bytes=target.layer.voxel_bytes,
-        regions=regions,
-        tasks=len(stages),
-        reads=reads,
-        computes=computes,
-        peak_memory=_peak(target, crew, max(working, crew.threads * _later(target))),
-        crew=crew,
-        done=done,
-        scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
-        scratch_given=scratch if isinstance(scratch, str) else None,
-        refuses_scratch=scratch is False,
-        how=how,
-        read=read,
-        workspace=workspace,
-        overwrite=overwrite,
-    )
-
-
-def _check_count(stages: Stages, target: Target) -> None:
-    """Raise `OptionError` if an export has more tasks than can be kept account of."""
-    have = available_memory()
-    most = MOST_TASKS if have is None else min(MOST_TASKS, have // TASK_BYTES)
-    if len(stages) <= most:
-        return
-    ways = "larger chunks=… or shards=…, " if isinstance(target, Pyramid) else ""
-    size = show_triple(target.layer.grid.shape[::-1])
-    raise OptionError(
-        f"{target.place} would be made in {len(stages):,} tasks, and more than {most:,} cannot be kept account of: "
-        f"it would be {size} voxels; give {ways}a smaller box, or a coarser level (mip=…)"
-    )
-
-
-def _regions(target: Target, read: BoxReader, crew: Crew, memory_of: Callable[[Any], int], most: int | None) -> Regions:
-    expr = read.volume.expr
-    return choose_regions(
-        expr,
-        target.layer.grid.shape,
-        target.granule,
-        memory_of=memory_of,
-        reads_of=lambda r: rereads(expr, r),
-        budget=crew.budget,
-        least=crew.workers * crew.threads,
-        most=most,
-        threads=crew.threads,
-    )
-
-
-def _reads(read: BoxReader, regions: Regions) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
-    """Return what is read of sources, and what is computed of foreign dask arrays."""
-    expr, givens = read.volume.expr, read.volume.givens
-    found = [*source_reads(expr, regions), *reads_below(expr, givens, regions)]
-    held = {key_split(name) for name, array in givens.items() if is_held(array)}
-    computes = tuple(r for r in found if r.computed and r.source not in held)
-    return tuple(r for r in found if not r.computed), computes
-
-
-def _in_coarse(target: Target, budget: int, slots: int) -> Target:
-    """Return a target whose coarser levels are made in regions as large as memory allows, and enough for all."""
-    voxels = target.coarse
-    while voxels < MOST_COARSE:
-        voxels *= 2
-        larger = target.in_coarse(voxels)
-        if not larger.later or len(larger.later[0]) < 8 * slots or _later(larger) > budget:
-            break
-        target = larger
-    return target
-
-
-def _peak(target: Target, crew: Crew, working: int) -> int:
-    """Return the most bytes of a process that works, of which its regions take some."""
-    # files are put together by the process that leads the export: on a cluster, that is no worker
-    assembling = 0 if crew.kind == "cluster" else target.assembling_bytes
-    # a result in memory lies beside threads
-    beside = target.kind == "memory" and crew.kind == "threads"
-    result = target.layer.grid.box.voxels * target.layer.voxel_bytes if beside else 0
-    return PROCESS_BYTES + result + max(working, assembling)
-
-
-def _later(target: Target) -> int:
-    """Return the most that a region of a pyramid's coarser levels takes."""
-    most = 0
-    for stage, regions in enumerate(target.later, 1):
-        box = regions.largest()
-        encoding = int((1 + target.encoding) * box.voxels * target.layer.voxel_bytes)
-        most = max(most, target.derived_bytes(stage, box), encoding)
-    return most
