@@ -99,7 +99,8 @@ def test_a_region_brings_only_its_own_voxels(cluster, tmp_path):
             sent.append(len(pickle.dumps(args)))
             return submit(*args, **kwargs)
 
-    from imageryxr.export.executors import Cluster, find_crew
+    from imageryxr.export.crew import find_crew
+    from imageryxr.export.executors import Cluster
     from imageryxr.volumes import box_reader
 
     plan = ix.plan_export(big, tmp_path / "z{z}.png")

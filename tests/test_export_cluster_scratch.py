@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import imageryxr as ix
-from imageryxr.export import executors, run, slicewise, storage
+from imageryxr.export import crew, run, slicewise, storage
 from imageryxr.export.run import run_plan
 from tests.export_jobs import Computed, array_of, digest
 
@@ -23,7 +23,7 @@ NAMES = ["half-res", "full-res", "quota", "a full disk"]
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None: 1 << 20)
+    monkeypatch.setattr(crew.Crew, "share", lambda self, at_once=None: 1 << 20)
     monkeypatch.setattr(slicewise, "LEAST_TILE_BYTES", 1 << 16)
     monkeypatch.setattr(slicewise, "LEAST_STRIP_VOXELS", 1 << 14)
 

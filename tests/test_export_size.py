@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 import imageryxr as ix
-from imageryxr.export.executors import Cluster, find_crew
+from imageryxr.export.crew import find_crew
+from imageryxr.export.executors import Cluster
 from imageryxr.export.job import Job
 from imageryxr.export.planning import make_plan
 from imageryxr.export.report import ExportReport

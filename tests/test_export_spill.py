@@ -23,7 +23,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.export import executors, slicewise
+from imageryxr.export import crew, slicewise
 from imageryxr.export.estimate import PROCESS_BYTES
 from tests.conftest import volume
 from tests.export_jobs import Computed, array_of, digest
@@ -37,7 +37,7 @@ def _little_memory(monkeypatch, request):
     """Make regions of small arrays too large for memory, and what is read and drawn at a time, parts of them."""
     if "really" in request.node.name:
         return
-    monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None: 1 << 20)
+    monkeypatch.setattr(crew.Crew, "share", lambda self, at_once=None: 1 << 20)
     monkeypatch.setattr(slicewise, "LEAST_TILE_BYTES", 1 << 16)
     monkeypatch.setattr(slicewise, "LEAST_STRIP_VOXELS", 1 << 14)
 
@@ -196,7 +196,7 @@ def test_many_threads_share_few_regions(tmp_path, monkeypatch):
     assert len(plan.regions) == 10
     assert plan.scratch.bytes == 2 * 8 * 192 * 224 * 9
     assert (plan.how.at_once, plan.how.threads) == (2, 1), "as little memory as there is here"
-    monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None: 2_900_000)
+    monkeypatch.setattr(crew.Crew, "share", lambda self, at_once=None: 2_900_000)
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
     assert plan.how.at_once == 2
     assert 1 < plan.how.threads <= 8
@@ -242,7 +242,7 @@ def test_thick_regions_take_no_more_of_the_disk(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:the outlines were drawn")
 def test_slices_that_look_at_each_other_are_drawn_together(tmp_path, monkeypatch):
     monkeypatch.setattr(slicewise, "LEAST_STRIP_VOXELS", 1 << 18)
-    monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None: 50_000_000)
+    monkeypatch.setattr(crew.Crew, "share", lambda self, at_once=None: 50_000_000)
     shape = (40, 2048, 4096)
     for target, together in (("z{z}.png", False), ("y{y}.png", True)):
         array = array_of(Computed(shape, chunks=(40, 64, 64), layer_type="segmentation"))
@@ -258,7 +258,7 @@ def test_continued_with_other_memory(tmp_path, memories, monkeypatch):
     sound = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
     monkeypatch.setattr(sys.modules["imageryxr.export.regions"], "START_VOXELS", 1 << 17)
     for memory, seg in zip(memories, (failing, sound), strict=True):
-        monkeypatch.setattr(executors.Crew, "share", lambda self, at_once=None, memory=memory: memory)
+        monkeypatch.setattr(crew.Crew, "share", lambda self, at_once=None, memory=memory: memory)
         plan = ix.plan_export(seg, tmp_path / "a" / "z{z:02d}.tif", workers=1)
         assert (plan.scratch is not None) == (memory == 1 << 20)
         report = ix.export(seg, tmp_path / "a" / "z{z:02d}.tif", workers=1, retries=0, on_error="collect")
@@ -309,7 +309,7 @@ def spied(notes):
 
 def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
     """Export as a process does that gets killed."""
-    executors.Crew.share = lambda self, at_once=None: 1 << 18
+    crew.Crew.share = lambda self, at_once=None: 1 << 18
     slicewise.LEAST_TILE_BYTES = 1 << 15
     array = array_of(Computed(shape, chunks=(8, 64, 64), seconds=seconds))
     return ix.export(array, f"{folder}/z{{z:02d}}.png", scratch=scratch, workers=1)
@@ -426,7 +426,7 @@ def test_holes_are_reported(tmp_path):
 def test_stopped_in_the_middle_of_a_region(tmp_path):
     # of which the rest would take minutes: whoever presses Ctrl-C does not wait for that
     code = (
-        "from tests.test_export_spill import slow_export, executors; "
+        "from tests.test_export_spill import slow_export, crew; "
         f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0.2, shape=(8, 2048, 2048))"
     )
     process = python(code, stderr=subprocess.PIPE)

@@ -80,6 +80,7 @@ FLOORS = [
     ["export.slicewise"],
     ["export.job", "export.room"],
     ["export.executors"],
+    ["export.crew"],
     ["export.cutting"],
     ["export.plan"],
     ["export.planning"],

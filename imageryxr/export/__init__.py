@@ -11,7 +11,7 @@ import xarray as xr
 from imageryxr.align import layer_type_of
 from imageryxr.boxes import DIMS
 from imageryxr.errors import LayerError, OptionError, warn
-from imageryxr.export.executors import Crew, find_crew, leave_script_of_parent
+from imageryxr.export.crew import Crew, find_crew, leave_script_of_parent
 from imageryxr.export.header import FORMAT
 from imageryxr.export.plan import ExportPlan
 from imageryxr.export.planning import make_plan

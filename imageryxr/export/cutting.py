@@ -8,8 +8,8 @@ from typing import Any
 
 from imageryxr.boxes import IndexBox
 from imageryxr.errors import TargetError
+from imageryxr.export.crew import Crew
 from imageryxr.export.estimate import rereads
-from imageryxr.export.executors import Crew
 from imageryxr.export.reading import BRICK_VOXELS
 from imageryxr.export.regions import MUCH_AGAIN, REGION_BYTES, Regions, choose_regions, choose_slabs
 from imageryxr.export.report import show_bytes

@@ -9,12 +9,12 @@ from typing import Any
 
 from imageryxr.boxes import DIMS, Index3
 from imageryxr.errors import OptionError, warn
+from imageryxr.export.crew import Crew, available_memory
 from imageryxr.export.cutting import Scratch
 from imageryxr.export.estimate import (
     PROCESS_BYTES,
     SourceReads,
 )
-from imageryxr.export.executors import Crew, available_memory
 from imageryxr.export.regions import Regions
 from imageryxr.export.report import show_bytes
 from imageryxr.export.room import check_writable

@@ -10,6 +10,7 @@ from dask.utils import key_split
 
 from imageryxr.boxes import show_triple
 from imageryxr.errors import OptionError
+from imageryxr.export.crew import Crew, available_memory
 from imageryxr.export.cutting import cutter_of
 from imageryxr.export.estimate import (
     PROCESS_BYTES,
@@ -20,7 +21,6 @@ from imageryxr.export.estimate import (
     rereads,
     source_reads,
 )
-from imageryxr.export.executors import Crew, available_memory
 from imageryxr.export.plan import ExportPlan
 from imageryxr.export.reading import BRICK_VOXELS, bricks
 from imageryxr.export.regions import Regions, choose_regions
