@@ -25,7 +25,7 @@ import numpy as np
 import imageryxr as ix
 from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import wanted
-from imageryxr.export.reading import BUFFERS, bricks, draw, read_leaf, read_region
+from imageryxr.export.reading import BUFFERS, bricks, draw, read_leaf, read_sources
 from imageryxr.export.storage import Folder
 from imageryxr.expr import Leaf, LevelLeaf
 from imageryxr.grid import Grid
@@ -106,7 +106,7 @@ def throughput(folder: Path, slices: int) -> dict[str, float]:
     drawn = overlay(folder, slices)
     plan = ix.plan_export(drawn, folder / "plan.ome.zarr", levels=1)
     read, regions = box_reader(drawn), plan.regions
-    first = read_region(read, regions[0]).copy()
+    first = draw(read.volume.expr, regions[0], read_sources(read, regions[0])).copy()
 
     def reading(by: Callable[[Leaf, IndexBox], object]) -> Callable[[int], None]:
         def one(i: int) -> None:
@@ -159,11 +159,13 @@ def memory(folder: Path, slices: int) -> dict[str, float]:
     for depth in (128, 1024):
         layers(folder, depth)
         code = (
-            "import resource, sys; from pathlib import Path; sys.path.insert(0, '.')\n"
+            "import sys; from pathlib import Path; sys.path.insert(0, '.')\n"
             "from benchmarks.export_stack import overlay; import imageryxr as ix\n"
             f"folder = Path({str(folder)!r})\n"
             f"ix.export(overlay(folder, {depth}), folder / 'm.ome.zarr', overwrite=True)\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+            # what `getrusage` tells begins with the process that this one was forked from
+            "peak = next(x for x in open('/proc/self/status') if x.startswith('VmHWM'))\n"
+            "print(int(peak.split()[1]) * 1024)"
         )
         found[f"MB at {depth}"] = float(_child(code)) / 1e6
     found["ratio"] = found["MB at 1024"] / found["MB at 128"]

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +105,24 @@ def run(kind, folder, *, seed=0, seconds=0.0, region=1 << 11, **kwargs):
     if "chunks" in options and region > 1 << 12:
         options = {**options, "chunks": (4, 32, 32)}
     return ix.export(picture(seconds, seed), target, memory=None, **{"workers": 2, **options, **kwargs})
+
+
+@contextmanager
+def cluster_of(workers, **options):
+    """Give the client of worker processes that import the tests, to know their sources."""
+    from distributed import Client, LocalCluster
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, **options) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
 
 
 def digest(folder):

@@ -20,7 +20,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.export.job import Job, pack
 from tests.conftest import volume
-from tests.export_jobs import Computed, array_of, digest, picture
+from tests.export_jobs import Computed, array_of, cluster_of, digest, picture
 from tests.test_verbs import FINE, IMAGE
 
 ROOT = Path(__file__).parents[1]
@@ -29,20 +29,8 @@ OPTIONS = {"chunks": (2, 16, 16)}
 
 @pytest.fixture(scope="module")
 def cluster():
-    # workers are processes of their own, which import the tests to know their sources
-    from distributed import Client, LocalCluster
-
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
+    with cluster_of(2) as client:
         yield client
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.export import crew, run, slicewise, storage
 from imageryxr.export.run import run_plan
-from tests.export_jobs import Computed, array_of, digest
+from tests.export_jobs import Computed, array_of, cluster_of, digest
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["half-res", "full-res", "quota", "a full disk"]
@@ -30,20 +30,8 @@ def little_memory(monkeypatch):
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
-    from distributed import Client, LocalCluster
-
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)
-    local = tmp_path_factory.mktemp("local")
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=local) as cluster,
-        Client(cluster) as client,
-    ):
+    with cluster_of(2, local_directory=tmp_path_factory.mktemp("local")) as client:
         yield client
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 def wide():

@@ -6,9 +6,9 @@ so that a region may be made twice, by any worker, and is the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, reduce
+from functools import cached_property, lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ class Job:
 
     def _slicewise(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
         assert self.how is not None
-        sizes: dict[str, int] = self._there(box, place) if self.continued else {}
+        sizes: dict[str, int] = self._there(box) if self.continued else {}
         new: list[str] = []
 
         def there(slab: IndexBox) -> bool:
@@ -103,10 +103,15 @@ class Job:
         ordered = [sizes[key] for key in self.target.keys(0, box)]
         return Outcome(Entry(number, sum(ordered), crc_of_sizes(ordered), tuple(sorted(holes))))
 
-    def _there(self, box: IndexBox, place: Place) -> dict[str, int]:
-        size_of = place.size_of()
-        sizes = {key: size_of(key) for key in self.target.keys(0, box)}
+    def _there(self, box: IndexBox) -> dict[str, int]:
+        sizes = {key: self._size_of(key) for key in self.target.keys(0, box)}
         return {key: size for key, size in sizes.items() if size is not None}
+
+    @cached_property
+    def _size_of(self) -> Callable[[str], int | None]:
+        # of a bucket it looks in a listing, which is made once: what comes later is of regions that are under way
+        assert self.place is not None
+        return self.place.size_of()
 
     def _drawn(self, expr: Expr, box: IndexBox, held: Readings) -> Iterator[tuple[str, bytes]]:
         """Return the files of a region, drawn and encoded piece by piece while they are written."""

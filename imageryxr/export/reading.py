@@ -103,8 +103,8 @@ def _native(values: Array) -> Array:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def read_region(read: BoxReader, box: IndexBox, given: Readings | None = None) -> Array:
-    """Return the values of a box: each source is read once, and the drawing is done brick by brick.
+def read_sources(read: BoxReader, box: IndexBox, given: Readings | None = None) -> Readings:
+    """Return all that a box needs of the sources, each read once.
 
     Parameters
     ----------
@@ -115,11 +115,6 @@ def read_region(read: BoxReader, box: IndexBox, given: Readings | None = None) -
     given : dict, optional
         What is in hand of foreign dask arrays; else they are computed here.
     """
-    return draw(read.volume.expr, box, read_sources(read, box, given))
-
-
-def read_sources(read: BoxReader, box: IndexBox, given: Readings | None = None) -> Readings:
-    """Return all that a box needs of the sources, each read once; the parameters are those of `read_region`."""
     expr = read.volume.expr
     if given is None:
         given = parts_of(expr, read.volume.givens, box).compute() if read.volume.givens else {}
