@@ -131,7 +131,7 @@ def figure(
     lines = given.lines_of(outline, outline_side, merge, outline_alpha, outline_unit)
     options = given.overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, given.check_axis(axis))
     if link is not None:
-        _refuse_sources(image, segmentation, bbox)
+        _refuse_sources(image, segmentation, bbox, to, channel, time)
         dataset = _link_view(link, center, size, link_layers, allow_local)
         rgba = dataset.imagery.overlay(**options)
     else:
@@ -161,9 +161,11 @@ def _link_and_target(paths: list[str]) -> tuple[str | None, Path]:
     return (paths[0] if len(paths) == 2 else None), Path(paths[-1])
 
 
-def _refuse_sources(*given: str | None) -> None:
-    if any(given):
-        raise OptionError("a link says what is drawn and where; leave out --image, --segmentation and --bbox")
+def _refuse_sources(*given: Any) -> None:
+    if any(value is not None for value in given):
+        raise OptionError(
+            "a link says what is drawn and where; leave out --image, --segmentation, --bbox, --to, --channel and --time"
+        )
 
 
 def _link_view(link: str, center: str | None, size: str | None, layers: str | None, allow_local: bool) -> xr.Dataset:

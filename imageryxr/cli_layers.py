@@ -82,6 +82,8 @@ def open_layers(
     if datastack is not None:
         if image or segmentation:
             raise OptionError("--datastack says what to open; leave --image and --segmentation out")
+        if (choices.get("channel"), choices.get("time")) != (None, None):
+            raise OptionError("--channel and --time are of an --image; the layers of a datastack have one of each")
         return _of_datastack(
             datastack, image_mip=image_mip, segmentation_mip=seg_mip, missing=missing, server_address=server_address,
             timestamp=timestamp, agglomerate=agglomerate,
