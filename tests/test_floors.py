@@ -76,7 +76,7 @@ FLOORS = [
     ["export.targets.pictures"],
     ["export.neighbours", "export.refusing"],
     ["export.choosing", "export.reading", "export.workspace"],
-    ["export.shelves"],
+    ["export.shelves", "export.rolling"],
     ["export.slicewise"],
     ["export.job", "export.room"],
     ["export.executors"],

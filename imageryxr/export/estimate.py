@@ -217,6 +217,7 @@ def region_memory(
     encoding: float,
     *,
     piece: IndexBox | None = None,
+    spared: int = 0,
     page: int = 0,
     givens: Mapping[str, Computing] | None = None,
 ) -> int:
@@ -234,6 +235,8 @@ def region_memory(
         Bytes that the target holds while it encodes, for each byte of what it is given at a time.
     piece : IndexBox, optional
         What it is given at a time; the region unless said.
+    spared : int
+        Bytes of what is read that are not in memory at the same time.
     page : int
         Bytes that it takes beside that for one of the files.
     givens : mapping, optional
@@ -244,6 +247,7 @@ def region_memory(
     needs = wanted(expr, box)
     given = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if isinstance(leaf, GivenLeaf))
     stored = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if not isinstance(leaf, GivenLeaf))
+    stored -= spared
     flight = _in_flight({leaf: boxes for leaf, boxes in needs.items() if isinstance(leaf, GivenLeaf)}, givens or {})
     part = min(1.0, brick / max(1, piece.voxels))
     drawing = part * sum(bytes_of(e, b) for e, b in steps(expr, piece))

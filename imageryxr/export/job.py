@@ -16,7 +16,8 @@ import numpy as np
 from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import Readings, wanted
 from imageryxr.export.manifest import Entry, crc_of_sizes
-from imageryxr.export.reading import BUFFERS, bricks, draw, read_sources
+from imageryxr.export.reading import BUFFERS, bricks, draw, read_sources, unread_apart
+from imageryxr.export.rolling import cut, strip_by_strip
 from imageryxr.export.scratch import on_a_worker
 from imageryxr.export.slicewise import Slicewise, files_of
 from imageryxr.export.storage import Place, disk_errors
@@ -72,15 +73,32 @@ class Job:
         values, sizes = None, list[int]()
         with recording_holes() as holes:
             if self.place is None:
-                values = draw(_expr(read), box, _held(read, box))
+                reader, given = _given(read)
+                values = draw(reader.volume.expr, box, read_sources(reader, box, given))
             elif stage:
                 sizes = self._derive(stage, box, self.place)
             else:
-                # what goes wrong while the sources are read is not the target's disk
-                held = _held(read, box)
-                with disk_errors(self.target.place):
-                    sizes = self.place.put(self._drawn(_expr(read), box, held))
+                sizes = self._stripwise(box, read, self.place)
         return Outcome(Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes))), values)
+
+    def _stripwise(self, box: IndexBox, read: Any, place: Place) -> list[int]:
+        """Write a region while it is read, drawn and encoded; return sizes in the order of its keys."""
+        reader, given = _given(read)
+        parts = strip_by_strip(reader, box, cut(reader.volume.expr, box, self.target.granule), given)
+        keys = list[str]()
+        # what goes wrong while the sources are read is not the target's disk
+        with unread_apart(), disk_errors(self.target.place):
+            sizes = dict(zip(keys, place.put(self._drawn(reader.volume.expr, parts, keys)), strict=True))
+        return [sizes[key] for key in self.target.keys(0, box)]
+
+    def _drawn(
+        self, expr: Expr, parts: Iterator[tuple[IndexBox, Readings]], keys: list[str]
+    ) -> Iterator[tuple[str, bytes]]:
+        for part, held in parts:
+            for piece in bricks(part, self.target.granule):
+                for key, data in self.target.encode(0, piece, draw(expr, piece, held)):
+                    keys.append(key)
+                    yield key, data
 
     def _slicewise(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
         assert self.how is not None
@@ -96,7 +114,6 @@ class Job:
                 yield key, data
 
         made = files_of(self.how, read.volume.expr, box, self.target.encode, there)
-        # what goes wrong while the sources are read is not the target's disk
         with recording_holes() as holes, made as files, disk_errors(self.target.place):
             written = place.put(told(files))
         sizes.update(zip(new, written, strict=True))
@@ -113,25 +130,15 @@ class Job:
         assert self.place is not None
         return self.place.size_of()
 
-    def _drawn(self, expr: Expr, box: IndexBox, held: Readings) -> Iterator[tuple[str, bytes]]:
-        """Return the files of a region, drawn and encoded piece by piece while they are written."""
-        for piece in bricks(box, self.target.granule):
-            yield from self.target.encode(0, piece, draw(expr, piece, held))
-
     def _derive(self, stage: int, box: IndexBox, place: Place) -> list[int]:
         with disk_errors(self.target.place):
             return place.put(self.target.encode(stage, box, self.target.derive(stage, box, place)))
 
 
-def _expr(read: Any) -> Expr:
-    expr: Expr = (read.read if isinstance(read, Piece) else read).volume.expr
-    return expr
-
-
-def _held(read: Any, box: IndexBox) -> Readings:
+def _given(read: Any) -> tuple[BoxReader, Readings | None]:
     if isinstance(read, Piece):
-        return read_sources(read.read, box, read.parts.compute(read.values))
-    return read_sources(read, box)
+        return read.read, read.parts.compute(read.values)
+    return read, None
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from imageryxr.export.estimate import (
 from imageryxr.export.plan import ExportPlan
 from imageryxr.export.reading import BRICK_VOXELS, bricks
 from imageryxr.export.regions import Regions, choose_regions
+from imageryxr.export.rolling import cut
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.workspace import Stages, Workspace
@@ -52,8 +53,11 @@ def make_plan(
     encoding, page = target.encoding, target.page_bytes
 
     def memory_of(box: Any) -> int:
-        piece = None if target.kind == "memory" else next(bricks(box, target.granule))
-        return region_memory(read.volume.expr, box, BRICK_VOXELS, encoding, piece=piece, page=page, givens=given)
+        expr, piece, spared = read.volume.expr, None, 0
+        if target.kind != "memory":
+            strips = cut(expr, box, target.granule)
+            piece, spared = next(bricks(strips.boxes[0], target.granule)), strips.spared
+        return region_memory(expr, box, BRICK_VOXELS, encoding, piece=piece, spared=spared, page=page, givens=given)
 
     share = crew.share()
     # how large blocks are is known, not estimated

@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from imageryxr.boxes import Index3, IndexBox
+from imageryxr.errors import ImageryError
 from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.regions import tiles, whole_chunks
 from imageryxr.expr import Array, Expr, Leaf, LevelLeaf, Mapped
@@ -103,8 +105,10 @@ def _native(values: Array) -> Array:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def read_sources(read: BoxReader, box: IndexBox, given: Readings | None = None) -> Readings:
-    """Return all that a box needs of the sources, each read once.
+def read_sources(
+    read: BoxReader, box: IndexBox, given: Readings | None = None, without: Collection[Leaf] = ()
+) -> Readings:
+    """Return what a box needs of the sources, each read once.
 
     Parameters
     ----------
@@ -114,13 +118,15 @@ def read_sources(read: BoxReader, box: IndexBox, given: Readings | None = None) 
         The region.
     given : dict, optional
         What is in hand of foreign dask arrays; else they are computed here.
+    without : collection of Leaf
+        Those that somebody else reads.
     """
     expr = read.volume.expr
     if given is None:
         given = parts_of(expr, read.volume.givens, box).compute() if read.volume.givens else {}
     readings: Readings = dict(given)
     for leaf, boxes in wanted(expr, box).items():
-        if leaf not in readings:
+        if leaf not in readings and leaf not in without:
             readings[leaf] = [(b, read_leaf(leaf, b)) for b in boxes]
     return readings
 
@@ -137,16 +143,49 @@ def draw(expr: Expr, box: IndexBox, readings: Readings) -> Array:
 
 def read_leaf(leaf: Leaf, box: IndexBox) -> Array:
     """Return the voxels of a box of a source, those of a large one from the disk part by part."""
+    if not by_parts(leaf, box):
+        return leaf.read(box)
+    out = BUFFERS.empty(box.shape, leaf.dtype)
+    read_into(out, leaf, box)
+    return out
+
+
+def by_parts(leaf: Leaf, box: IndexBox) -> TypeGuard[LevelLeaf]:
+    """Tell whether a box of a source is large and on the disk."""
     # Over a network the more chunks are asked for at a time, the better; CloudVolume reads files one by one anyway.
     on_disk = isinstance(leaf, LevelLeaf) and str(getattr(leaf.source, "url", "")).startswith("file://")
-    if not on_disk or box.voxels * leaf.dtype.itemsize < 2 * KEPT_BYTES:
-        return leaf.read(box)
-    assert isinstance(leaf, LevelLeaf)
+    return on_disk and box.voxels * leaf.dtype.itemsize >= 2 * KEPT_BYTES
+
+
+def read_into(out: Array, leaf: LevelLeaf, box: IndexBox) -> None:
+    """Read the voxels of a box of a source into an array, part by part."""
     part = whole_chunks(box, leaf.source.levels[leaf.mip].chunks, KEPT_BYTES // leaf.dtype.itemsize)
-    out = BUFFERS.empty(box.shape, leaf.dtype)
     for tile in tiles(box, part):
         out[tile.slices(box)] = leaf.read(tile)
-    return out
+
+
+class UnreadError(Exception):
+    """Carries what went wrong with a source past those who tell of the target's disk."""
+
+
+@contextmanager
+def telling_unread() -> Iterator[None]:
+    """Give an `OSError` of a source a name of its own, where files are written while sources are read."""
+    try:
+        yield
+    except ImageryError:
+        raise
+    except OSError as error:
+        raise UnreadError(error) from error
+
+
+@contextmanager
+def unread_apart() -> Iterator[None]:
+    """Raise what went wrong with a source as it was, once nobody takes it for the target's disk."""
+    try:
+        yield
+    except UnreadError as error:
+        raise error.args[0] from None
 
 
 def bricks(box: IndexBox, granule: Index3 = (1, 1, 1), voxels: int | None = None) -> Iterator[IndexBox]:

@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from imageryxr.boxes import Index3, IndexBox
-from imageryxr.errors import ImageryError
 from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.estimate import FETCHING, bytes_of, steps
-from imageryxr.export.reading import BRICK_VOXELS, BUFFERS
+from imageryxr.export.reading import BRICK_VOXELS, BUFFERS, telling_unread, unread_apart
 from imageryxr.export.regions import tiles
 from imageryxr.export.scratch import scratch_folder
 from imageryxr.export.shelves import InMemory, Need, OnDisk, Shelf, Wish, wishes
@@ -84,10 +83,6 @@ def strips(how: Slicewise, expr: Expr, slab: IndexBox) -> Iterator[IndexBox]:
 # a region
 
 
-class _UnreadError(Exception):
-    """Carries what went wrong with a source past those who tell of the target's disk."""
-
-
 def _none(box: IndexBox) -> bool:
     return False
 
@@ -109,10 +104,8 @@ def files_of(
         pool = ThreadPoolExecutor(how.threads, thread_name_prefix="imageryxr-slices")
         # whoever still reads or writes must be done before files are given back
         kept.callback(pool.shutdown, cancel_futures=True)
-        try:
+        with unread_apart():
             yield _encoded(how, expr, box, encode, there, (asked, shelf), pool)
-        except _UnreadError as error:
-            raise error.args[0] from None
 
 
 def _ready(how: Slicewise, expr: Expr, box: IndexBox, asked: list[Wish], shelf: Shelf, pool: Executor) -> Any:
@@ -120,12 +113,8 @@ def _ready(how: Slicewise, expr: Expr, box: IndexBox, asked: list[Wish], shelf: 
 
     def read(part: Need) -> None:
         wish, tile = part
-        try:
+        with telling_unread():
             shelf.put(wish, tile, wish.leaf.read(tile))
-        except ImageryError:
-            raise
-        except OSError as error:
-            raise _UnreadError(error) from error
 
     # those that may be under way while the next ones are made ready, and these
     recent: deque[list[Need]] = deque(maxlen=how.threads + 1)

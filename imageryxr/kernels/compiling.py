@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 import numba
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.runtime.nrt import rtsys
 
 __all__ = ["compiled"]
 
@@ -69,7 +70,9 @@ class _KernelCache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the kernel for a signature, or None for one that has to be compiled."""
-        target_context.refresh()
+        # What numba knows of Python's and numpy's functions takes it 0.2 s to gather, of all threads. It does so before it
+        # compiles; what is compiled needs its memory functions, and else only names that numba makes known as it starts.
+        rtsys.initialize(target_context)
         entry, key = self._entry(sig, target_context.codegen())
         try:
             data = entry.load(key)
