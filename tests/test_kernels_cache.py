@@ -111,3 +111,34 @@ def test_where_nothing_can_be_written_kernels_are_kept_among_temporary_files(tmp
     found = [end(start("", before=before)) for _ in range(2)]
     assert found == ([1, 0] if whose == "nobody's" else [1, 1])
     assert bool(list(tmp_path.rglob("*.nbi"))) == (whose == "nobody's")
+
+
+GATHERED = """
+from numba.core.cpu import CPUContext
+times, refresh = [], CPUContext.refresh
+CPUContext.refresh = lambda self: (times.append(1), refresh(self))[1]
+"""
+
+AFTER = """
+assert not times, "it gathers what it has no use for"
+from numba import njit
+@njit
+def both(a):
+    found = {}
+    for i, v in enumerate(np.unique(a)):
+        found[v] = i
+    return np.sort(a)[::-1].sum() + len(found) + np.sqrt(4.0)
+assert both(np.array([3, 1, 3])) == 11
+assert times
+assert idsets.select(np.arange(5, dtype=np.int16), [2]).tolist() == [0, 0, 2, 0, 0]
+"""
+
+
+def test_what_is_loaded_leaves_numba_able_to_compile(tmp_path):
+    """Loading a kernel skips what numba gathers before it compiles: what is compiled after it must find that."""
+    end(start(tmp_path))
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(PACKAGE.parent)}
+    command = [sys.executable, "-c", GATHERED + CALL + AFTER, "u8"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == "0"

@@ -70,8 +70,8 @@ class _KernelCache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the kernel for a signature, or None for one that has to be compiled."""
-        # What numba knows of Python's and numpy's functions takes it 0.2 s to gather, of all threads. It does so before it
-        # compiles; what is compiled needs its memory functions, and else only names that numba makes known as it starts.
+        # What numba knows of Python's and numpy's functions takes it 0.2 s to gather, of all threads; it does so before
+        # it compiles. What is compiled needs its memory functions, and names that are there since it was imported.
         rtsys.initialize(target_context)
         entry, key = self._entry(sig, target_context.codegen())
         try:
