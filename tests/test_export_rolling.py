@@ -51,6 +51,7 @@ def small(monkeypatch):
     OnDisk.fetched.clear()
     monkeypatch.setattr(READING, "KEPT_BYTES", 100)
     monkeypatch.setattr(ROLLING, "STRIP_VOXELS", 2000)
+    monkeypatch.setattr(ROLLING, "BESIDE_BYTES", 0)
     yield monkeypatch
     BUFFERS.clear()
 
@@ -80,6 +81,7 @@ def test_strips_are_whole_granules_and_hold_all_that_is_drawn(shape, chunk, othe
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(READING, "KEPT_BYTES", 1)
         patch.setattr(ROLLING, "STRIP_VOXELS", voxels)
+        patch.setattr(ROLLING, "BESIDE_BYTES", 0)
         strips = cut(expr, box, granule)
         hits = np.zeros(box.shape, int)
         OnDisk.fetched.clear()

@@ -15,12 +15,14 @@ from itertools import pairwise
 
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.evaluation import Readings, wanted
-from imageryxr.export.reading import BUFFERS, by_parts, read_into, read_sources, telling_unread
+from imageryxr.export.reading import BUFFERS, KEPT_BYTES, by_parts, read_into, read_sources, telling_unread
 from imageryxr.expr import Array, Expr, Leaf, LevelLeaf
 from imageryxr.volumes import BoxReader
 
 # A strip has at least so many voxels: what is moved from strip to strip is little against what is read then.
 STRIP_VOXELS = 1 << 24
+# While a part is read it is there twice, and malloc keeps the room of one for the next.
+BESIDE_BYTES = 2 * KEPT_BYTES
 # No region is cut into more strips, as each takes some time to plan.
 MOST_STRIPS = 16
 
@@ -107,7 +109,7 @@ def _cut_along(expr: Expr, box: IndexBox, axis: int, step: int, whole: Hulls) ->
             if held:
                 rolls[leaf] = Roll(leaf, axis, held)
                 spared += _bytes(leaf, hull.shape) - _bytes(leaf, rolls[leaf].shape)
-    return Strips(tuple(boxes), rolls, spared)
+    return Strips(tuple(boxes), rolls, max(0, spared - BESIDE_BYTES))
 
 
 def _rolled(leaf: LevelLeaf, hull: IndexBox, axis: int, needs: list[IndexBox | None]) -> tuple[IndexBox, ...]:
