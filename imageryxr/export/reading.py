@@ -1,9 +1,9 @@
 """Reading and drawing a region, in memory that is used again from region to region.
 
-A region is read as a whole, and drawn and encoded piece by piece: so its picture is never there as a whole. What was
-read takes hundreds of megabytes. Memory of that size goes back to the system when it is freed, and the system
-clears it again page by page when it is asked for: that can take as long as the reading. So what a region needs is kept
-for the next one.
+A region is drawn and encoded piece by piece: so its picture is never there as a whole. What is read for it takes
+hundreds of megabytes, less where strips of it will do (`rolling`). Memory of that size goes back to the system when it
+is freed, and the system clears it again page by page when it is asked for: that can take as long as the reading. So
+what a region needs is kept for the next one.
 """
 
 from __future__ import annotations
