@@ -74,7 +74,7 @@ FLOORS = [
     ["export.targets", "export.manifest", "export.targets.slices", "export.targets.pyramid", "export.targets.memory"],
     ["export.targets.tiff", "export.targets.video", "export.targets.omezarr", "export.targets.precomputed"],
     ["export.targets.pictures"],
-    ["export.neighbours", "export.refusing"],
+    ["export.neighbours", "export.refusing", "export.sites"],
     ["export.choosing", "export.reading", "export.workspace"],
     ["export.shelves", "export.rolling"],
     ["export.slicewise"],

@@ -1,19 +1,12 @@
-"""Where an export works until its result is whole, and how that gets to its place.
+"""What becomes of a call to export: begun, continued or refused by what is there, noted as it goes, and published.
 
-On a local disk everything is written into ``<target>.manifest-work-…`` beside the target and renamed to its place at
-the end: what is there is always either the old data or the new. A bucket knows no renaming: where nothing was before,
-objects go to their place at once, and what makes the whole readable comes last; where something was, they are
-collected beside it and copied over when all are there.
+All of it is decided by the manifest and by what lies at the target; what that means in files is a matter of the site.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +17,8 @@ from imageryxr.export.manifest import Entry, Progress, crc_of_sizes
 from imageryxr.export.neighbours import Neighbours, keeper_of, manifest_name
 from imageryxr.export.refusing import exists, refuse_foreign_folder
 from imageryxr.export.regions import Regions
-from imageryxr.export.storage import Bucket, Folder, Place, disk_errors, is_remote, move_into_place, sync
+from imageryxr.export.sites import Site, site_of
+from imageryxr.export.storage import Place, disk_errors, is_remote
 from imageryxr.export.targets.base import Target
 
 
@@ -81,18 +75,10 @@ class Workspace:
 
     # ---- looking
 
-    def existing(self) -> list[str]:
-        """Return what is at the target."""
-        root, kind = self.target.root, self.target.kind
-        if kind == "files":
-            size = self._final().size_of()
-            return [f"{root}/{key}" for key in self.target.occupied() if size(key) is not None]
-        if not self.remote:
-            return [root] if os.path.lexists(root) else []
-        if kind == "tree":
-            return [root] if next(Bucket(root).names(), None) is not None else []
-        folder, _, name = root.rpartition("/")
-        return [root] if Bucket(folder).get(name) is not None else []
+    @property
+    def site(self) -> Site:
+        """Where it is written."""
+        return site_of(self.target, self.base)
 
     def load(self, overwrite: bool) -> Header | None:
         """Return what the manifest says; one that makes no sense is none for whoever begins anew."""
@@ -116,7 +102,7 @@ class Workspace:
             refuse_foreign_folder(self.target)
         if overwrite or (header is not None and mine and header.phase != "writing" and not header.replaced):
             return
-        there = self.existing()
+        there = self.site.existing()
         if header is None or mine:
             may = header is not None and (header.replaces or header.direct) and not header.replaced
             if there and not may:
@@ -143,7 +129,7 @@ class Workspace:
     def _refuse_what_appeared(self) -> None:
         if self.header.replaces or self.header.direct:
             return
-        there = self.existing()
+        there = self.site.existing()
         if there:
             raise TargetExistsError(
                 f"{there[0]} appeared while this export was under way, and is not replaced; the work that is done is "
@@ -201,14 +187,14 @@ class Workspace:
         if not resume:
             return False
         if header.phase == "writing":
-            return self.remote or os.path.isdir(self._work(header))
-        there = bool(self.existing())
+            return self.site.can_continue(header)
+        there = bool(self.site.existing())
         if self.target.kind == "single":
-            return there and self._file_size() == header.result
+            return there and self.site.file_size() == header.result
         return there
 
     def _begin(self, before: Header | None, overwrite: bool) -> None:
-        there = bool(self.existing())
+        there = bool(self.site.existing())
         direct = self.remote and not there and self.target.kind != "single"
         # What is there may be the torn result of this very call.
         replaces = overwrite or (before is not None and self._is_mine(before) and not before.replaced)
@@ -222,8 +208,8 @@ class Workspace:
         self.keeper.save(self.header)
         if direct:
             self._replace_neighbours()
-        self._remove_others(before)
-        self._make_work()
+        self.site.remove_earlier(before)
+        self.site.prepare(self.header)
         self.data.put(self.target.preamble().items())
 
     def _replace_neighbours(self) -> None:
@@ -237,8 +223,7 @@ class Workspace:
 
     def _look_again(self) -> None:
         """Read the log, and forget what is not there as it says."""
-        self._make_work()
-        self._remove_halves()
+        self.site.prepare(self.header)
         for entry in self.keeper.entries(self.header.run):
             self.progress.note(entry)
         if self.header.phase == "finished" and self.target.kind == "single":
@@ -269,31 +254,7 @@ class Workspace:
     @property
     def data(self) -> Place:
         """Where the files of regions go."""
-        settled = self.header.phase == "finished" or self.header.direct
-        if self.remote:
-            return self._final() if settled else Bucket(f"{self._work(self.header)}/data")
-        scratch = os.path.join(self._work(self.header), "new")
-        return Folder(self.target.root if settled else os.path.join(self._work(self.header), "data"), scratch)
-
-    def _final(self) -> Place:
-        return Bucket(self.target.root) if self.remote else Folder(self.target.root, self.target.root)
-
-    def _work(self, header: Header) -> str:
-        return f"{self.base}-work-{header.run}"
-
-    def _make_work(self) -> None:
-        if not self.remote:
-            for part in ("data", "new", "out"):
-                os.makedirs(os.path.join(self._work(self.header), part), exist_ok=True)
-
-    def _remove_halves(self) -> None:
-        """Remove what a run that was killed had not brought to its place."""
-        if self.remote:
-            return
-        new = os.path.join(self._work(self.header), "new")
-        for name in os.listdir(new):
-            with suppress(OSError):
-                os.unlink(os.path.join(new, name))
+        return self.site.data(self.header)
 
     def note(self, entry: Entry) -> None:
         """Note a finished region; after this it is not made again."""
@@ -311,14 +272,14 @@ class Workspace:
     def _bring(self) -> int:
         if self.header.phase == "finished":
             self._remove_outdated()
-            self._remove_work()
+            self.site.remove_work(self.header)
             return 0
         self.keeper.flush()
         self.keeper.check()
         self._refuse_what_appeared()
         written = 0
         if self.target.kind == "single":
-            written = self._assemble()
+            written = self.site.assemble(self.header, self.stages.parts[0])
             self.header = replace(self.header, result=written)
         elif not self.header.direct:
             self.data.put(self.target.commit().items())
@@ -341,92 +302,27 @@ class Workspace:
         for names in self.header.outdated:
             theirs = set(self.target.named(names))
             if theirs & mine:  # else they are of another place, and nothing of them was replaced
-                self._final().delete(sorted(theirs - mine))
+                self.site.final.delete(sorted(theirs - mine))
         if self.header.outdated:
             self.header = replace(self.header, outdated=[])
             self.keeper.save(self.header)
 
-    def _assemble(self) -> int:
-        work = self._work(self.header)
-        name = self.target.root.rpartition("/")[2]
-        if self.remote:
-            with tempfile.TemporaryDirectory(prefix="imageryxr-") as folder:
-                path = os.path.join(folder, name)
-                self.target.assemble(self.stages.parts[0], self.data, path)
-                Bucket(f"{work}/out").upload(path, name)
-                return os.path.getsize(path)
-        path = os.path.join(work, "out", name)
-        self.target.assemble(self.stages.parts[0], self.data, path)
-        sync(path)
-        return os.path.getsize(path)
-
     def _publish(self) -> None:
-        if self.remote:
-            self._publish_in_bucket()
-        else:
-            work, root = self._work(self.header), self.target.root
-            if self.header.kind == "tree":
-                moves = [(f"{work}/data", root)]
-            elif self.header.kind == "single":
-                moves = [(f"{work}/out/{os.path.basename(root)}", root)]
-            else:
-                done = Folder(f"{work}/data", work)
-                moves = [(f"{work}/data/{key}", f"{root}/{key}") for key in sorted(done.names())]
-            move_into_place(moves, f"{work}/aside")
+        self.site.bring(self.header)
         self.header = replace(self.header, phase="finished")
         self.keeper.save(self.header)
-        self._remove_work()
-
-    def _publish_in_bucket(self) -> None:
-        last = self.target.commit()
-        final = self._final()
-        if not self.header.direct:
-            work = self._work(self.header)
-            source = Bucket(f"{work}/{'out' if self.header.kind == 'single' else 'data'}")
-            if self.header.kind == "single":
-                final = Bucket(self.target.root.rpartition("/")[0])
-            # nothing opens it while it is neither the old nor the new
-            stale = set(final.names()) if self.header.kind == "tree" else set()
-            final.delete(k for k in last if k in stale)
-            fresh = set(source.names())
-            for key in fresh:
-                source.copy(key, final)
-            final.delete(stale - fresh)
-        final.put(last.items())
+        self.site.remove_work(self.header)
 
     def abandon(self) -> None:
         """Remove what was begun here if no region was finished; else it is kept, to be continued."""
         if self._began_here and not self.progress.done.any():
-            self._remove_work()
+            self.site.remove_work(self.header)
             if self.header.direct:
                 self.data.delete(self.target.preamble())
             if self._before is not None and self._before.phase == "finished":
                 self.keeper.save(self._before)  # what is at the target is still of that one
             else:
                 self.keeper.remove()
-
-    def _remove_work(self) -> None:
-        work = self._work(self.header)
-        if not self.remote:
-            shutil.rmtree(work, ignore_errors=True)
-        elif not self.header.direct:
-            Bucket(work).delete(list(Bucket(work).names()))
-
-    def _remove_others(self, before: Header | None) -> None:
-        """Remove what earlier exports of this target left unfinished."""
-        if self.remote:
-            if before is not None:
-                work = Bucket(self._work(before))
-                work.delete(list(work.names()))
-            return
-        for name in os.listdir(self.folder):
-            if re.fullmatch(re.escape(self.name) + "-work-[0-9a-f]{12}", name):
-                shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
-
-    def _file_size(self) -> int | None:
-        folder, _, name = self.target.root.rpartition("/")
-        place: Place = Bucket(folder) if self.remote else Folder(folder, folder)
-        return place.size_of()(name)
 
 
 def _outdated(before: Header | None) -> list[dict[str, Any]]:

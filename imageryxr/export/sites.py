@@ -1,0 +1,231 @@
+"""Where a result grows until it is whole, and how it comes to its place: on a disk and in a bucket.
+
+On a local disk everything is written into ``<target>.manifest-work-…`` beside the target and renamed to its place at
+the end: what is there is always either the old data or the new. A bucket knows no renaming: where nothing was before,
+objects go to their place at once, and what makes the whole readable comes last; where something was, they are
+collected beside it and copied over when all are there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from contextlib import suppress
+
+from imageryxr.export.header import Header
+from imageryxr.export.regions import Regions
+from imageryxr.export.storage import Bucket, Folder, Place, is_remote, move_into_place, sync
+from imageryxr.export.targets.base import Target
+
+
+class Site(ABC):
+    """The ground that an export works on.
+
+    Parameters
+    ----------
+    target : Target
+        What is written.
+    base : str
+        Folder and first part of the name of all bookkeeping.
+    """
+
+    def __init__(self, target: Target, base: str) -> None:
+        self._target, self._base = target, base
+
+    def existing(self) -> list[str]:
+        """Return what is at the target."""
+        root = self._target.root
+        if self._target.kind == "files":
+            size = self.final.size_of()
+            return [f"{root}/{key}" for key in self._target.occupied() if size(key) is not None]
+        return [root] if self._is_there() else []
+
+    def work(self, header: Header) -> str:
+        """Return where an export works that is not at its place yet."""
+        return f"{self._base}-work-{header.run}"
+
+    @abstractmethod
+    def _is_there(self) -> bool:
+        """Tell whether there is anything at the place of a target that has it for itself."""
+
+    @property
+    @abstractmethod
+    def final(self) -> Place:
+        """What the target's keys name files of, once the result is at its place."""
+
+    @abstractmethod
+    def file_size(self) -> int | None:
+        """Return the bytes of the one file of a target of that kind, None where there is none."""
+
+    @abstractmethod
+    def data(self, header: Header) -> Place:
+        """Return where the files of regions go, and are."""
+
+    @abstractmethod
+    def can_continue(self, header: Header) -> bool:
+        """Tell whether what an unfinished export has written can be there still."""
+
+    @abstractmethod
+    def prepare(self, header: Header) -> None:
+        """Make what an export works in, and remove what a run that was killed had not brought to its place."""
+
+    @abstractmethod
+    def assemble(self, header: Header, regions: Regions) -> int:
+        """Make the one file of a target of that kind; return its bytes."""
+
+    @abstractmethod
+    def bring(self, header: Header) -> None:
+        """Bring the complete result to its place; done once more, after a kill, it ends the same."""
+
+    @abstractmethod
+    def remove_work(self, header: Header) -> None:
+        """Remove what an export worked in."""
+
+    @abstractmethod
+    def remove_earlier(self, before: Header | None) -> None:
+        """Remove what earlier exports of this target left unfinished."""
+
+
+class DiskSite(Site):
+    """On a local disk."""
+
+    def _is_there(self) -> bool:
+        return os.path.lexists(self._target.root)
+
+    @property
+    def final(self) -> Folder:
+        """The target's folder."""
+        return Folder(self._target.root, self._target.root)
+
+    def file_size(self) -> int | None:
+        """Ask the file system."""
+        folder, _, name = self._target.root.rpartition("/")
+        return Folder(folder, folder).size_of()(name)
+
+    def data(self, header: Header) -> Folder:
+        """Return the work folder's, until it is renamed."""
+        scratch = os.path.join(self.work(header), "new")
+        settled = header.phase == "finished"
+        return Folder(self._target.root if settled else os.path.join(self.work(header), "data"), scratch)
+
+    def can_continue(self, header: Header) -> bool:
+        """Look for the work folder."""
+        return os.path.isdir(self.work(header))
+
+    def prepare(self, header: Header) -> None:
+        """Make the work folder; what has only a temporary name in it is a half."""
+        for part in ("data", "new", "out"):
+            os.makedirs(os.path.join(self.work(header), part), exist_ok=True)
+        new = os.path.join(self.work(header), "new")
+        for name in os.listdir(new):
+            with suppress(OSError):
+                os.unlink(os.path.join(new, name))
+
+    def assemble(self, header: Header, regions: Regions) -> int:
+        """Write the file beside its place."""
+        path = os.path.join(self.work(header), "out", os.path.basename(self._target.root))
+        self._target.assemble(regions, self.data(header), path)
+        sync(path)
+        return os.path.getsize(path)
+
+    def bring(self, header: Header) -> None:
+        """Rename."""
+        work, root = self.work(header), self._target.root
+        if header.kind == "tree":
+            moves = [(f"{work}/data", root)]
+        elif header.kind == "single":
+            moves = [(f"{work}/out/{os.path.basename(root)}", root)]
+        else:
+            done = Folder(f"{work}/data", work)
+            moves = [(f"{work}/data/{key}", f"{root}/{key}") for key in sorted(done.names())]
+        move_into_place(moves, f"{work}/aside")
+
+    def remove_work(self, header: Header) -> None:
+        """Remove the work folder."""
+        shutil.rmtree(self.work(header), ignore_errors=True)
+
+    def remove_earlier(self, before: Header | None) -> None:
+        """Remove all work folders of this target: nobody else is at it, who would hold its lock."""
+        folder, _, name = self._base.rpartition("/")
+        for found in os.listdir(folder or "/"):
+            if re.fullmatch(re.escape(name) + "-work-[0-9a-f]{12}", found):
+                shutil.rmtree(os.path.join(folder or "/", found), ignore_errors=True)
+
+
+class BucketSite(Site):
+    """In a bucket."""
+
+    def _is_there(self) -> bool:
+        if self._target.kind == "tree":
+            return next(self.final.names(), None) is not None
+        folder, _, name = self._target.root.rpartition("/")
+        return Bucket(folder).get(name) is not None
+
+    @property
+    def final(self) -> Bucket:
+        """The target's prefix."""
+        return Bucket(self._target.root)
+
+    def file_size(self) -> int | None:
+        """Ask the server."""
+        folder, _, name = self._target.root.rpartition("/")
+        return Bucket(folder).size_of()(name)
+
+    def data(self, header: Header) -> Bucket:
+        """Return the target's prefix at once where nothing was before."""
+        return self.final if header.phase == "finished" or header.direct else Bucket(f"{self.work(header)}/data")
+
+    def can_continue(self, header: Header) -> bool:
+        """Look at nothing: a prefix needs not be made, and each object is looked for in any case."""
+        return True
+
+    def prepare(self, header: Header) -> None:
+        """Do nothing: an object is there as a whole or not at all."""
+
+    def assemble(self, header: Header, regions: Regions) -> int:
+        """Write the file here, and upload it beside its place."""
+        name = self._target.root.rpartition("/")[2]
+        with tempfile.TemporaryDirectory(prefix="imageryxr-") as folder:
+            path = os.path.join(folder, name)
+            self._target.assemble(regions, self.data(header), path)
+            Bucket(f"{self.work(header)}/out").upload(path, name)
+            return os.path.getsize(path)
+
+    def bring(self, header: Header) -> None:
+        """Copy, if it is not there; what makes it readable goes first and comes last."""
+        last = self._target.commit()
+        final = self.final
+        if not header.direct:
+            source = Bucket(f"{self.work(header)}/{'out' if header.kind == 'single' else 'data'}")
+            if header.kind == "single":
+                final = Bucket(self._target.root.rpartition("/")[0])
+            # nothing opens it while it is neither the old nor the new
+            stale = set(final.names()) if header.kind == "tree" else set()
+            final.delete(k for k in last if k in stale)
+            fresh = set(source.names())
+            for key in fresh:
+                source.copy(key, final)
+            final.delete(stale - fresh)
+        final.put(last.items())
+
+    def remove_work(self, header: Header) -> None:
+        """Remove what was collected beside the target."""
+        if not header.direct:
+            self._remove(header)
+
+    def remove_earlier(self, before: Header | None) -> None:
+        """Remove what the export before this one had collected."""
+        if before is not None:
+            self._remove(before)
+
+    def _remove(self, header: Header) -> None:
+        work = Bucket(self.work(header))
+        work.delete(list(work.names()))
+
+
+def site_of(target: Target, base: str) -> Site:
+    """Return the site of a target, whose bookkeeping has names that begin with ``base``."""
+    return (BucketSite if is_remote(target.root) else DiskSite)(target, base)
