@@ -31,7 +31,8 @@
     │   └── MissingChunkError (FileNotFoundError)
     └── TargetError (OSError)                  an export target that cannot be written
         ├── TargetExistsError (FileExistsError)
-        └── ManifestError                      an export's own bookkeeping that makes no sense
+        ├── ManifestError                      an export's own bookkeeping that makes no sense
+        └── ScratchError                       a scratch folder that cannot be used
 
 Each error is also the builtin kind that a caller may already catch. Messages say what was given, why it
 cannot be, and what to type instead.
@@ -42,6 +43,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from functools import partial
 from typing import Any, Literal
 
 
@@ -202,20 +204,14 @@ class TargetError(ImageryError, OSError):
         What is to be read.
     full : bool, default False
         Whether that is for want of room, on a disk or of a quota: until somebody makes some, no try can work.
-    scratch : bool, default False
-        Whether it is the scratch folder that cannot be used, not the target.
-    worker : str, optional
-        The address of the cluster's worker whose disk it is: that of another may do.
     """
 
-    def __init__(self, *message: Any, full: bool = False, scratch: bool = False, worker: str | None = None) -> None:
+    def __init__(self, *message: Any, full: bool = False) -> None:
         super().__init__(*message)
         self.full = full
-        self.scratch = scratch
-        self.worker = worker
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), self.args, {"full": self.full, "scratch": self.scratch, "worker": self.worker})
+        return (type(self), self.args, {"full": self.full})
 
 
 class TargetExistsError(TargetError, FileExistsError):
@@ -224,6 +220,34 @@ class TargetExistsError(TargetError, FileExistsError):
 
 class ManifestError(TargetError):
     """The manifest of an export that makes no sense; with ``overwrite=True`` the export begins anew."""
+
+
+class ScratchError(TargetError):
+    """A scratch folder that cannot be used; the target may be as it should.
+
+    Parameters
+    ----------
+    message : str
+        What is to be read.
+    folder : str
+        Which one.
+    reason : str
+        Why.
+    full : bool
+        Whether that is for want of room.
+    worker : str, optional
+        The address of the cluster's worker whose folder it is: that of another may do.
+    """
+
+    def __init__(self, message: str, *, folder: str, reason: str, full: bool, worker: str | None = None) -> None:
+        super().__init__(message, full=full)
+        self.folder = folder
+        self.reason = reason
+        self.worker = worker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(type(self), folder=self.folder, reason=self.reason, full=self.full, worker=self.worker)
+        return (make, self.args)
 
 
 class ImageryWarning(UserWarning):

@@ -82,9 +82,13 @@ def test_a_full_disk_ends_the_export_at_once(tmp_path, monkeypatch, number):
 
 
 def test_errors_of_disks_travel():
-    error = ix.TargetError("no room", full=True, scratch=True, worker="tcp://a:1")
+    there = pickle.loads(pickle.dumps(ix.TargetError("no room", full=True)))
+    assert (str(there), there.full) == ("no room", True)
+    error = ix.ScratchError("no room", folder="/scratch", reason="it is full", full=True, worker="tcp://a:1")
     there = pickle.loads(pickle.dumps(error))
-    assert (str(there), there.full, there.scratch, there.worker) == ("no room", True, True, "tcp://a:1")
+    assert type(there) is ix.ScratchError
+    assert (str(there), vars(there)) == ("no room", vars(error))
+    assert (there.folder, there.reason, there.full, there.worker) == ("/scratch", "it is full", True, "tcp://a:1")
     assert not ix.TargetExistsError("it is there").full
 
 

@@ -367,7 +367,7 @@ def test_a_full_disk_is_told_of_and_no_second_try_is_made(tmp_path):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     last = err.strip().splitlines()
-    assert f"TargetError: the scratch folder {tmp_path} cannot be used: it is full" in "\n".join(last)
+    assert f"ScratchError: the scratch folder {tmp_path} cannot be used: it is full" in "\n".join(last)
     assert "give scratch=… a local folder with more room" in err
     assert "try 1" in err
     assert os.listdir(tmp_path) in ([], ["a"])

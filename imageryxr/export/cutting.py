@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imageryxr.boxes import IndexBox
-from imageryxr.errors import TargetError
+from imageryxr.errors import ScratchError
 from imageryxr.export.crew import Crew
 from imageryxr.export.estimate import rereads
 from imageryxr.export.reading import BRICK_VOXELS
@@ -47,7 +47,7 @@ class Scratch:
         return {"folder": self.folder, "bytes": self.bytes}
 
     def problems(self, crew: Crew) -> list[str]:
-        """Return why there is no room, with what to do; raises `TargetError` where nothing can be written."""
+        """Return why there is no room, with what to do; raises `ScratchError` where nothing can be written."""
         if self.folder is None:
             return []
         if crew.kind == "cluster":
@@ -62,14 +62,14 @@ class Scratch:
 
     def _lacking(self, answers: dict[str, Any]) -> list[str]:
         """Return which of a cluster's workers cannot use the folder, by what they answer."""
-        lacking = sorted(worker for worker, answer in answers.items() if isinstance(answer, TargetError))
+        lacking = {worker: answer.reason for worker, answer in answers.items() if isinstance(answer, ScratchError)}
         if not lacking:
             return []
-        named = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
-        reason = str(answers[lacking[0]]).partition(" cannot be used: ")[2].partition(";")[0]
+        workers = sorted(lacking)
+        named = ", ".join(workers[:4]) + (f" and {len(workers) - 4} more" if len(workers) > 4 else "")
         return [
             f"the scratch folder {self.folder} cannot be used on {len(lacking)} of {len(answers)} workers ({named}: "
-            f"{reason}): {MORE_ROOM}"
+            f"{lacking[workers[0]]}): {MORE_ROOM}"
         ]
 
 
@@ -180,7 +180,7 @@ class Cutter:
         takes = at_once * self.crew.workers * scratch_bytes(how, self.expr, box)
         try:
             return takes < free_bytes(scratch_folder(self._folder)) * 3 // 4
-        except TargetError:  # which is for `validate` to tell
+        except ScratchError:  # which is for `validate` to tell
             return False
 
     @property

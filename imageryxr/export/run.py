@@ -20,6 +20,7 @@ from imageryxr.errors import (
     LayerError,
     MissingChunkError,
     OptionError,
+    ScratchError,
     TargetError,
 )
 from imageryxr.export.executors import Workers
@@ -259,7 +260,7 @@ class _Loop:
     def _wait(self, region: _Under, error: Exception) -> float | None:
         """Return the seconds after which a region is tried again; None where that is of no use."""
         patient = WAITS[min(region.tries, len(WAITS) - 1)]
-        if isinstance(error, TargetError) and error.scratch:
+        if isinstance(error, ScratchError):
             if self.workers.elsewhere(region.number, error.worker):
                 return 0.0
             # other regions give room back; a folder that is not there does not come
@@ -271,7 +272,9 @@ class _Loop:
 
     def _ends_all(self, error: Exception) -> bool:
         """Tell whether an error is that of all regions that are still to come."""
-        return isinstance(error, TargetError) and (error.scratch or error.full) and error.worker is None
+        if isinstance(error, ScratchError):
+            return error.worker is None
+        return isinstance(error, TargetError) and error.full
 
 
 def _lost(number: int, where: str, error: Exception) -> str:

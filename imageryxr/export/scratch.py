@@ -16,8 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.errors import ImageryError, OptionError, TargetError
+from imageryxr.errors import ImageryError, OptionError, ScratchError
 
+MORE_ROOM = (
+    "give scratch=… a local folder with more room, workers more memory, or scratch=False, which reads the same chunks "
+    "again and again instead"
+)
+"""What to do where a scratch folder is too small."""
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "it is full, as a file there may not be larger",
+}
 # Windows has no reading at a place: there one thread at a time moves the file's only position.
 _AT_A_PLACE = hasattr(os, "preadv")
 
@@ -57,7 +68,7 @@ def free_bytes(folder: str) -> int:
 
     Raises
     ------
-    TargetError
+    ScratchError
         If no file can be made in it.
     """
     with _disk_errors(folder), tempfile.TemporaryFile(dir=folder):
@@ -138,14 +149,8 @@ def _disk_errors(folder: str) -> Iterator[None]:
     except ImageryError:
         raise
     except OSError as error:
-        reason = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EFBIG: "it is full, as a file there may not be larger",
-        }.get(error.errno or 0, error.strerror or str(error))
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        said = f"the scratch folder {folder} cannot be used: {reason}; {MORE_ROOM}"
-        raise TargetError(said, full=full, scratch=True) from error
+        reason = _FULL.get(error.errno or 0, error.strerror or str(error))
+        raise _unusable(folder, reason, error.errno in _FULL) from error
 
 
 @contextmanager
@@ -153,8 +158,8 @@ def on_a_worker() -> Iterator[None]:
     """Let errors of the scratch folder of a cluster's worker say whose it is: other workers may have a better one."""
     try:
         yield
-    except TargetError as error:
-        if not error.scratch or "distributed" not in sys.modules:
+    except ScratchError as error:
+        if "distributed" not in sys.modules:
             raise
         from distributed import get_worker
 
@@ -162,14 +167,10 @@ def on_a_worker() -> Iterator[None]:
             address = str(get_worker().address)
         except ValueError:  # a process of this machine
             raise error from error.__cause__
-        said = str(error).replace(
-            " cannot be used", f" of the worker {address} on {socket.gethostname()} cannot be used", 1
-        )
-        raise TargetError(said, full=error.full, scratch=True, worker=address) from error.__cause__
+        raise _unusable(error.folder, error.reason, error.full, worker=address) from error.__cause__
 
 
-MORE_ROOM = (
-    "give scratch=… a local folder with more room, workers more memory, or scratch=False, which reads the same chunks "
-    "again and again instead"
-)
-"""What to do where a scratch folder is too small."""
+def _unusable(folder: str, reason: str, full: bool, worker: str | None = None) -> ScratchError:
+    whose = "" if worker is None else f" of the worker {worker} on {socket.gethostname()}"
+    said = f"the scratch folder {folder}{whose} cannot be used: {reason}; {MORE_ROOM}"
+    return ScratchError(said, folder=folder, reason=reason, full=full, worker=worker)
