@@ -22,8 +22,9 @@ from hypothesis import HealthCheck, settings
 
 import imageryxr as ix
 from imageryxr.conftest import sample_folder
+from imageryxr.export.lease import Lease
 from imageryxr.sources import chunkedgraph
-from tests import cave_server
+from tests import cave_server, s3_server
 
 settings.register_profile(
     "default", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -66,6 +67,26 @@ def cave(cave_everywhere: cave_server.CaveServer) -> Iterator[cave_server.CaveSe
     chunkedgraph.forget_roots()
     yield cave_everywhere
     cave_everywhere.reset()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of an S3 server for this session."""
+    with s3_server.serving_s3() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> s3_server.Bucket:
+    """A fresh bucket: its client and address."""
+    return s3_server.fresh_bucket(s3, monkeypatch)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holders of leases give signs of life more often, and are given up sooner."""
+    monkeypatch.setattr(Lease, "BEAT", 0.2)
+    monkeypatch.setattr(Lease, "DEAD", 1.0)
 
 
 @contextmanager

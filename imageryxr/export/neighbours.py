@@ -12,7 +12,7 @@ from dataclasses import replace
 from imageryxr.errors import ManifestError, TargetError
 from imageryxr.export.header import Header, Phase
 from imageryxr.export.manifest import BucketKeeper, Keeper, LocalKeeper
-from imageryxr.export.storage import Bucket, Folder, Place, is_remote
+from imageryxr.export.storage import is_remote, place_at
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import Stack, slice_names
 
@@ -55,7 +55,7 @@ def _usual(readable: str) -> str:
 
 def _manifest(folder: str, name: str) -> bytes | None:
     try:
-        return _place(folder).get(f"{name}{END}.json")
+        return place_at(folder).get(f"{name}{END}.json")
     except (IsADirectoryError, PermissionError):  # whoever needs it is told
         return None
 
@@ -67,10 +67,6 @@ def _pattern_of(manifest: bytes) -> str | None:
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
     return pattern if isinstance(pattern, str) else None
-
-
-def _place(folder: str) -> Place:
-    return Bucket(folder) if is_remote(folder) else Folder(folder, folder)
 
 
 def keeper_of(folder: str, name: str) -> Keeper:
@@ -134,7 +130,7 @@ class Neighbours:
         return [name for name in self._names() if not mine.isdisjoint(self._listed(name))]
 
     def _names(self) -> list[str]:
-        names = {n.removesuffix(".json") for n in _place(self._folder).beside() if n.endswith(f"{END}.json")}
+        names = {n.removesuffix(".json") for n in place_at(self._folder).beside() if n.endswith(f"{END}.json")}
         return sorted(names - {self._name})
 
     def _listed(self, name: str) -> list[str]:

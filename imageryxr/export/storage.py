@@ -344,6 +344,11 @@ def is_remote(target: str) -> bool:
     )
 
 
+def place_at(folder: str) -> Place:
+    """Return the place that a folder or prefix is, as it is seen by who looks only."""
+    return Bucket(folder) if is_remote(folder) else Folder(folder, folder)
+
+
 def move_into_place(moves: Sequence[tuple[str, str]], aside: str) -> None:
     """Rename each finished piece to its final path; what was there is kept aside until all are in place.
 

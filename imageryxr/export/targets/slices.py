@@ -14,6 +14,7 @@ import numpy as np
 
 from imageryxr.boxes import DIMS, Index3, IndexBox
 from imageryxr.errors import OptionError, warn
+from imageryxr.export.storage import place_at
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array
 from imageryxr.grid import Axis
@@ -135,17 +136,11 @@ class Stack(SliceTarget):
     def done(self) -> None:
         """Warn of pictures of a longer stack that was replaced."""
         # They would pass for slices of this one; they may also be somebody's, and so are left alone.
-        if "://" in self.root:
-            return
         fields = re.split(r"{[^}]*}", os.path.basename(self.pattern))
         like = re.compile(r"-?[\d.]+".join(map(re.escape, fields)))
-        mine = {os.path.join(self.root, name) for name in self.occupied()}
-        there = {
-            os.path.join(folder, f)
-            for folder in {os.path.dirname(m) for m in mine}
-            for f in os.listdir(folder)
-            if like.fullmatch(f)
-        }
+        mine = {f"{self.root}/{name}" for name in self.occupied()}
+        folders = {name.rpartition("/")[0] for name in mine}
+        there = {f"{folder}/{f}" for folder in folders for f in place_at(folder).beside() if like.fullmatch(f)}
         strays = sorted(os.path.basename(f) for f in there - mine)
         if strays:
             one = len(strays) == 1

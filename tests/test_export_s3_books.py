@@ -1,0 +1,151 @@
+"""Manifests and killed stacks in buckets: what is kept, whose it is, who is writing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+import imageryxr as ix
+from tests.export_jobs import array_of, digest, picture
+from tests.test_export_books import A, B
+from tests.test_export_slices_kept import THICK, Computed, counting, drawn
+
+ROOT = Path(__file__).parents[1]
+Z, Y = "s{z:03d}.tif", "s{y:03d}.tif"
+
+DYING = """
+import os, signal, sys
+from tests.test_export_slices_kept import export
+import obstore
+put, count = obstore.put, 0
+
+def dying(store, key, *args, **kwargs):
+    global count
+    count += key.endswith(".png")
+    if count > int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return put(store, key, *args, **kwargs)
+
+obstore.put = dying
+sys.modules["imageryxr.export.cutting"].BRICK_VOXELS = 1
+export(sys.argv[1])
+"""
+
+
+def python(code, *args, **kwargs):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], env=env, cwd=ROOT, **kwargs)
+
+
+def export(array, target, **kwargs):
+    return ix.export(array, target, workers=1, square=False, compression=None, **kwargs)
+
+
+def slices(bucket, folder, count=12):
+    bucket.fetch(folder)
+    return np.stack([tifffile.imread(folder / f"s{i:03d}.tif") for i in range(count)])
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_finished_slices_are_not_drawn_again(bucket, monkeypatch, tmp_path, replacing):
+    monkeypatch.setattr(sys.modules["imageryxr.export.cutting"], "BRICK_VOXELS", 1)
+    url, options = bucket.url("s/z{z:03d}.png"), {"square": False, "overwrite": replacing}
+    if replacing:  # then they are collected beside what is there
+        ix.export(array_of(Computed(**THICK, seed=5)), url)
+    code = DYING.replace("export(sys.argv[1])", f"export(sys.argv[1], overwrite={replacing})")
+    for count in (6, 4):
+        process = python(code, url, count)
+        assert process.wait() == -signal.SIGKILL
+    whole = [name for name in bucket.names() if name.endswith(".png") and replacing == ("-work-" in name)]
+    assert len(whole) == 10
+    plan = ix.plan_export(drawn(), bucket.url("other/z{z:03d}.png"), square=False)
+    pages: list[int] = []
+    monkeypatch.setattr(type(plan.target), "page", counting(type(plan.target).page, pages))
+    report = ix.export(drawn(), url, **options)
+    assert report.complete
+    assert len(pages) == 70 - 10
+    local = ix.export(drawn(), tmp_path / "disk" / "s" / "z{z:03d}.png", square=False)
+    assert report.holes == local.holes == ("computed://ramp, mip 0, box 0-64",)
+    bucket.fetch(tmp_path / "bucket")
+    assert digest(tmp_path / "bucket") == digest(tmp_path / "disk")
+    assert not [name for name in bucket.names() if "-work-" in name]
+
+
+def test_what_another_pattern_replaced_is_not_passed_for_there(bucket, tmp_path):
+    truth = {Z: A.values, Y: np.moveaxis(B.values, 1, 0)}
+    export(A, bucket.url(Z))
+    export(B, bucket.url(Y), overwrite=True)
+    with pytest.raises(ix.TargetExistsError, match=r"export to s\{.*replaced what this call had made; .*overwrite"):
+        export(A, bucket.url(Z))
+    np.testing.assert_array_equal(slices(bucket, tmp_path), truth[Y])
+    assert export(B, bucket.url(Y)).tasks == 0
+    assert export(A, bucket.url(Z), overwrite=True).complete
+    np.testing.assert_array_equal(slices(bucket, tmp_path), truth[Z])
+    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+        export(B, bucket.url(Y))
+
+
+def test_slices_that_a_shorter_stack_has_not_go_and_those_of_others_stay(bucket, tmp_path):
+    export(A, bucket.url(Z))
+    bucket.client.put_object(Bucket=bucket.name, Key="s099.tif", Body=b"mine")
+    with pytest.warns(ix.ImageryWarning, match="1 file beside the 5"):
+        export(A[:5], bucket.url(Z), overwrite=True)
+    assert [name for name in bucket.names() if name.endswith(".tif")] == [
+        *(f"s{i:03d}.tif" for i in range(5)),
+        "s099.tif",
+    ]
+    np.testing.assert_array_equal(slices(bucket, tmp_path, 5), A.values[:5])
+
+
+@contextmanager
+def writing(bucket, target, **options):
+    """Give a process that has begun an export, and takes long."""
+    code = (
+        "import sys, imageryxr as ix\nfrom tests.export_jobs import picture\n"
+        "from imageryxr.export.lease import Lease\nLease.BEAT = 0.2\n"
+        "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
+        f"ix.export(picture(seconds=1.0), {bucket.url(target)!r}, workers=1, **{options!r})\n"
+    )
+    process = python(code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not any(name.endswith(".manifest.json") for name in bucket.names()):
+            assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_is_writing_is_told_first(bucket):
+    options = {"chunks": (2, 16, 16), "levels": 1}
+    with writing(bucket, "o.zarr", **options) as process:
+        for kwargs in ({}, {"resume": False}, {"overwrite": True}, {}, {"overwrite": True}):
+            with pytest.raises(ix.TargetError) as caught:
+                ix.export(picture(seed=1), bucket.url("o.zarr"), **options, **kwargs)
+            said = str(caught.value)
+            assert f"process {process.pid}" in said
+            assert "wait for it to end, or stop it" in said
+            assert "overwrite" not in said
+            if kwargs.get("overwrite"):  # a manifest that makes no sense says nothing against it
+                bucket.client.put_object(Bucket=bucket.name, Key="o.zarr.manifest.json", Body=b"")
+        assert process.poll() is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_shares_files_with_one_that_is_written_now_waits(bucket):
+    with writing(bucket, "z{z:03d}.png") as process, pytest.raises(ix.TargetError) as caught:
+        ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True)
+    assert re.search(rf"same names as another export.*process {process.pid} on", str(caught.value))
+    assert ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True).complete
+    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+        ix.export(picture(), bucket.url("z{z:03d}.png"))
