@@ -19,6 +19,7 @@ def _small(monkeypatch):
     monkeypatch.setattr(work.Work, "rounds", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
 def test_runs(kind):
     if issubclass(kind, reading.TensorStoreCutout):

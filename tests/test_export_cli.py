@@ -169,6 +169,7 @@ def test_machines_are_told_why_in_json(tmp_path, sources, case):
     assert done.stderr.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_interrupted_and_continued(tmp_path, sources):
     target = tmp_path / "y{y:03d}.png"
     command = [

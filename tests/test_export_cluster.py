@@ -46,6 +46,7 @@ def truth(tmp_path_factory):
     return digest(folder)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_on_a_cluster_and_in_processes(tmp_path, cluster, truth):
     report = ix.export(picture(), tmp_path / "a" / "o.zarr", client=cluster, **OPTIONS)
     assert report.complete
@@ -131,6 +132,7 @@ def test_a_killed_worker_of_a_cluster_costs_only_its_regions(tmp_path, cluster, 
     assert digest(tmp_path / "a") == truth
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_only_its_regions(tmp_path, truth):
     import multiprocessing
 
@@ -268,6 +270,7 @@ def test_a_plan_may_be_made_by_such_a_script(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_no_worker_yet(tmp_path, truth):
     """What waits says so once, quiet or not, and goes on when somebody comes."""
     code = (

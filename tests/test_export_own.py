@@ -120,6 +120,7 @@ def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch
     assert all(r.requests <= 1.15 * r.chunks for r in plan.computes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", ["threads", "processes"])
 def test_what_blocks_share_is_right_as_well(client):
     """Tasks that join neighbours, and the same blocks in two branches."""
@@ -268,6 +269,7 @@ def test_thinner_chunks_hide_no_costly_blocks(tmp_path, monkeypatch, chunks, tar
     assert (told.chunks, told.requests, CALLS.total()) == (18, 18, 18)
 
 
+@pytest.mark.slow
 def test_blocks_that_a_cluster_would_shuffle(cluster):
     """With a Client open dask may rechunk by a shuffle between its workers, which no region can take part in."""
     import dask
@@ -316,6 +318,7 @@ def cluster():
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", PERSISTED)
 def test_what_was_persisted_is_exported(tmp_path, cluster, how, monkeypatch):
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 11)
@@ -389,6 +392,7 @@ print(plan.peak_memory, peak)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:each block")
 @pytest.mark.parametrize(
     ("target", "dtype", "drawn", "memory"),

@@ -116,6 +116,7 @@ def test_what_comes_of_an_export_is_not_written_over(sample, small, kind):
     assert BUFFERS._held == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["picture", "ids", "own"])
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "zarr2", "precomputed"])
 def test_piece_by_piece_is_as_at_once(tmp_path, monkeypatch, kind, what):

@@ -46,6 +46,7 @@ def test_the_same_bytes_as_on_a_disk(bucket, tmp_path, kind):
     assert (again.tasks, again.skipped) == (0, report.tasks)
 
 
+@pytest.mark.slow
 def test_independent_readers(bucket, tmp_path):
     from cloudvolume import CloudVolume
 
@@ -163,6 +164,7 @@ def at_once(*calls):
         return list(pool.map(outcome, calls))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_of_two_exports_at_once_one_is_refused(bucket, impatient, seed, overwrite):

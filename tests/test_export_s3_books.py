@@ -55,6 +55,7 @@ def slices(bucket, folder, count=12):
     return np.stack([tifffile.imread(folder / f"s{i:03d}.tif") for i in range(count)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replacing", [False, True])
 def test_finished_slices_are_not_drawn_again(bucket, monkeypatch, tmp_path, replacing):
     monkeypatch.setattr(sys.modules["imageryxr.export.cutting"], "BRICK_VOXELS", 1)
@@ -125,6 +126,7 @@ def writing(bucket, target, **options):
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_who_is_writing_is_told_first(bucket):
     options = {"chunks": (2, 16, 16), "levels": 1}
@@ -141,6 +143,7 @@ def test_who_is_writing_is_told_first(bucket):
         assert process.poll() is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_who_shares_files_with_one_that_is_written_now_waits(bucket):
     with writing(bucket, "z{z:03d}.png") as process, pytest.raises(ix.TargetError) as caught:

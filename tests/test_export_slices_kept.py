@@ -71,6 +71,7 @@ def at_work(folder, part):
     return {p.name: p.stat().st_ino for p in (work / part).rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", TARGETS)
 def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, threads):

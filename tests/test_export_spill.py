@@ -97,6 +97,7 @@ CASES = {
 ALONG = {"z{z:03d}.png": "z", "y{y:03d}.tif": "y", "x{x:03d}.png": "x", "one.tif": "z", "one.ome.tif": "z"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ALONG)
 @pytest.mark.parametrize("case", CASES)
 def test_every_voxel_and_each_chunk_once(tmp_path, case, target):

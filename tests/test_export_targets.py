@@ -126,6 +126,7 @@ def test_a_level_made_in_parts_is_that_made_at_once(tmp_path, name, target, monk
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"chunks": (16, 32, 32), "shards": (32, 512, 512)}, {"chunks": (32, 256, 256)}])
 @pytest.mark.parametrize("ids", [False, True])
 def test_a_level_takes_the_memory_that_was_planned(tmp_path, options, ids, monkeypatch):

@@ -134,6 +134,7 @@ assert idsets.select(np.arange(5, dtype=np.int16), [2]).tolist() == [0, 0, 2, 0,
 """
 
 
+@pytest.mark.slow
 def test_what_is_loaded_leaves_numba_able_to_compile(tmp_path):
     """Loading a kernel skips what numba gathers before it compiles: what is compiled after it must find that."""
     end(start(tmp_path))
