@@ -155,6 +155,31 @@ def test_what_a_source_cannot_give_is_not_told_of_the_target(small, tmp_path):
     assert "free some space or choose another target" not in str(caught.value)
 
 
+def failing(block, error):
+    raise error()
+
+
+def on_a_disk():
+    return OSError(5, "Input/output error")
+
+
+def in_a_circle():
+    error = on_a_disk()
+    error.__cause__ = ValueError("because of")
+    error.__cause__.__cause__ = error
+    return error
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("error", [on_a_disk, in_a_circle, lambda: KeyError("gone")])
+def test_what_a_dask_array_raises_is_raised(tmp_path, error, retries):
+    array = array_of(Computed()).chunk(dict.fromkeys("zyx", 16))
+    own = array.copy(data=array.data.map_blocks(failing, error, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)))
+    with pytest.raises(type(error()), match=str(error())[-8:]) as caught:
+        ix.export(own, tmp_path / "o.zarr", workers=1, retries=retries)
+    assert f"try {retries + 1}" in caught.value.__notes__[0]
+
+
 def test_the_plan_tells_of_less_memory(tmp_path):
     plans = [
         ix.plan_export(

@@ -184,8 +184,10 @@ def unread_apart() -> Iterator[None]:
     """Raise what went wrong with a source as it was, once nobody takes it for the target's disk."""
     try:
         yield
+        return
     except UnreadError as error:
-        raise error.args[0] from None
+        unread: OSError = error.args[0]
+    raise unread  # out here, or each of the two would come of the other
 
 
 def bricks(box: IndexBox, granule: Index3 = (1, 1, 1), voxels: int | None = None) -> Iterator[IndexBox]:

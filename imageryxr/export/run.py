@@ -292,7 +292,9 @@ def _where(plan: ExportPlan, stage: int, box: IndexBox) -> str:
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    while error is not None:
+    seen = set[int]()  # what users raise may go round in circles
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         names = {c.__name__ for c in type(error).__mro__}
         status = getattr(getattr(error, "response", None), "status_code", 0) or 0
         if names & set(PASSING) or status in (408, 429) or status >= 500:
