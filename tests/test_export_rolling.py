@@ -17,6 +17,7 @@ from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import evaluate, wanted
 from imageryxr.export.reading import BUFFERS
 from imageryxr.export.rolling import cut, strip_by_strip
+from imageryxr.expr import LevelLeaf
 from imageryxr.volumes import box_reader
 from tests.export_jobs import Computed, array_of, digest, place
 
@@ -37,6 +38,14 @@ class OnDisk(Computed):
         ranges = [range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, self.chunks, strict=True)]
         self.fetched.update((self.layer_type, self.chunks, index) for index in product(*ranges))
         return super().read(mip, box)
+
+
+class Swapped(OnDisk):
+    """The same with large greys and small ids."""
+
+    @property
+    def dtype(self):
+        return np.dtype(np.uint8 if self.layer_type == "segmentation" else np.float64)
 
 
 class Broken(OnDisk):
@@ -153,6 +162,44 @@ def test_what_a_source_cannot_give_is_not_told_of_the_target(small, tmp_path):
     with pytest.raises(OSError, match="what the source keeps") as caught:
         ix.export(drawn, tmp_path / "o.ome.zarr", chunks=(4, 16, 16), retries=0)
     assert "free some space or choose another target" not in str(caught.value)
+
+
+def test_what_stays_is_moved_without_a_second_array(monkeypatch):
+    """What a strip leaves to the next one overlaps with where it goes, along any axis."""
+    import tracemalloc
+
+    shape = (96, 96, 96)
+    leaf = LevelLeaf(OnDisk(shape, chunks=(32, 32, 32), layer_type="segmentation"), 0)
+    want = leaf.read(IndexBox.of_shape(shape))
+    monkeypatch.setattr(ROLLING, "read_into", lambda out, leaf, box: out.__setitem__(..., want[box.slices()]))
+    for axis in range(3):
+        whole = IndexBox.of_shape(shape)
+        held = tuple(ROLLING._between(whole, axis, *ends) for ends in ((0, 80), (16, 96), (17, 96)))
+        rolling = ROLLING._Rolling(ROLLING.Roll(leaf, axis, held))
+        for number, need in enumerate(held):
+            tracemalloc.start()
+            ((there, values),) = rolling.at(number)
+            assert tracemalloc.get_traced_memory()[1] < want.nbytes / 48
+            tracemalloc.stop()
+            assert there == need
+            np.testing.assert_array_equal(values, want[need.slices()])
+
+
+def test_the_largest_is_asked_for_first(small, monkeypatch):
+    """Else what is smaller gets the memory that was kept for it, and all that is held grows."""
+    asked = []
+    empty = type(BUFFERS).empty
+    monkeypatch.setattr(type(BUFFERS), "empty", lambda self, *a: (asked.append(empty(self, *a)), asked[-1])[1])
+    em, seg = (array_of(Swapped((12, 64, 64), layer_type=t)) for t in ("image", "segmentation"))
+    read = box_reader(ix.overlay(em, seg, contrast_limits=(0, 255)))
+    for granule in ((4, 16, 16), (12, 64, 64)):
+        asked.clear()
+        box = IndexBox.of_shape((12, 64, 64))
+        for _ in strip_by_strip(read, box, cut(read.volume.expr, box, granule)):
+            pass
+        sizes = [a.nbytes for a in asked]
+        assert len(sizes) == 2
+        assert sizes == sorted(sizes, reverse=True)
 
 
 def failing(block, error):

@@ -125,9 +125,10 @@ def read_sources(
     if given is None:
         given = parts_of(expr, read.volume.givens, box).compute() if read.volume.givens else {}
     readings: Readings = dict(given)
-    for leaf, boxes in wanted(expr, box).items():
-        if leaf not in readings and leaf not in without:
-            readings[leaf] = [(b, read_leaf(leaf, b)) for b in boxes]
+    needs = {k: v for k, v in wanted(expr, box).items() if k not in readings and k not in without}
+    # the largest first, or a smaller one may get the memory that was kept for it
+    for leaf in sorted(needs, key=lambda leaf: -leaf.dtype.itemsize * max(b.voxels for b in needs[leaf])):
+        readings[leaf] = [(b, read_leaf(leaf, b)) for b in needs[leaf]]
     return readings
 
 

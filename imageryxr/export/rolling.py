@@ -148,9 +148,11 @@ def strip_by_strip(
     given : dict, optional
         What is in hand of foreign dask arrays.
     """
+    # the largest first, for the same reason as in `read_sources`
+    rolls = sorted(strips.rolls.values(), key=lambda roll: -_bytes(roll.leaf, roll.shape))
+    rolling = {roll.leaf: _Rolling(roll) for roll in rolls}
     with telling_unread():
         still = read_sources(read, box, given, without=strips.rolls)
-    rolling = {leaf: _Rolling(roll) for leaf, roll in strips.rolls.items()}
     for number, strip in enumerate(strips.boxes):
         with telling_unread():
             held: Readings = {leaf: part.at(number) for leaf, part in rolling.items()}
@@ -174,11 +176,21 @@ class _Rolling:
         there = low
         if self._box is not None and self._box.stop[axis] > low:
             there = self._box.stop[axis]
-            self._part(0, there - low)[...] = self._part(low - self._box.start[axis], there - self._box.start[axis])
+            self._move(low - self._box.start[axis], there - low)
         if there < high:
             read_into(self._part(there - low, high - low), self._roll.leaf, _between(need, axis, there, high))
         self._box = need
         return [(need, self._part(0, high - low))]
+
+    def _move(self, distance: int, count: int) -> None:
+        """Bring what is kept to where the buffer begins."""
+        # Between places that overlap numpy copies by way of a second array: layer by layer that is small.
+        if self._roll.axis == 0:
+            for layer in range(count if distance else 0):
+                self._buffer[layer] = self._buffer[layer + distance]
+            return
+        for layer, after in zip(self._part(0, count), self._part(distance, distance + count), strict=True):
+            layer[...] = after
 
     def _part(self, low: int, high: int) -> Array:
         axis = self._roll.axis
