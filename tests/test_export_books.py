@@ -14,7 +14,7 @@ from PIL import Image
 
 import imageryxr as ix
 from imageryxr.export.neighbours import manifest_name
-from tests.export_jobs import Computed, array_of, digest, picture, run
+from tests.export_jobs import Computed, array_of, digest, picture, place, run
 from tests.test_export_resume import _wait_for, python
 
 A = array_of(Computed((12, 16, 16)))
@@ -237,6 +237,9 @@ VALUES = [
     {"result": "x"},
     {"replaces": "yes"},
     {"format": 99},
+    {"direct": True},
+    {"names": {"pattern": "z{z:03d}.png", "axis": "z", "count": 3, "resolution": 1, "offset": 10**400}},
+    {"names": {"pattern": "z{z:03d}.png", "axis": "z", "count": 10**9, "resolution": 1, "offset": 0}},
     {"from_the_future": 1},
 ]
 
@@ -269,6 +272,15 @@ def test_a_torn_manifest_is_told_and_overwrite_begins_anew(tmp_path, kind, text)
         run(kind, tmp_path)
     run(kind, tmp_path, overwrite=True)
     assert digest(tmp_path) == truth
+
+
+@pytest.mark.parametrize("pattern", ["{z[0]}", "{z:9999999999d}", "{0}", "{z", "{z.real.imag.x}", ""])
+def test_patterns_that_name_nothing_harm_no_neighbour(tmp_path, pattern):
+    export(A, tmp_path / Z)
+    edit(manifest(tmp_path), names={"pattern": pattern, "axis": "z", "count": 3, "resolution": 1, "offset": 0})
+    assert export(B, tmp_path / "t{y:03d}.tif").complete
+    assert export(A, tmp_path / Z, overwrite=True).complete
+    np.testing.assert_array_equal(slices(tmp_path), A.values)
 
 
 @pytest.mark.parametrize("end", [".json", ".log"])
@@ -320,3 +332,77 @@ def test_who_was_writing_and_died_is_not_waited_for(tmp_path):
     process.wait()
     with pytest.raises(ix.TargetExistsError, match=r"unfinished work of another export .*overwrite=True"):
         run("omezarr", tmp_path, seed=1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# patterns with a folder a slice
+
+
+@pytest.mark.parametrize("compression", ["zlib", None])
+def test_files_that_another_root_names_as_well_are_not_passed_for_there(tmp_path, compression):
+    """Where voxels take the same bytes, the size of a file tells nothing."""
+    options = {"square": False, "compression": compression, "workers": 1}
+    above, below = tmp_path / "a" / "{z}" / "{z}.tif", tmp_path / "a" / "3" / "{z}.tif"
+    other = A + np.uint8(1)
+    ix.export(A, above, **options)
+    ix.export(other, below, overwrite=True, **options)
+    with pytest.raises(ix.TargetExistsError, match=r"export to \{z\}\.tif has since replaced what this call had made"):
+        ix.export(A, above, **options)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a" / "3" / "3.tif"), other.values[3])
+    with pytest.warns(ix.ImageryWarning, match="11 files beside the 12"):
+        ix.export(A, above, overwrite=True, **options)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a" / "3" / "3.tif"), A.values[3])
+    with pytest.raises(ix.TargetExistsError, match=r"export to \{z\}/\{z\}\.tif has since replaced"):
+        ix.export(other, below, **options)
+
+
+def test_folders_of_slices_that_are_no_more_go_with_them(tmp_path):
+    pattern = tmp_path / "a" / "{z}" / "{z}.tif"
+    export(A, pattern)
+    (tmp_path / "a" / "7" / "mine").write_text("")
+    export(A[:5], pattern, overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir() if p.is_dir()) == ["0", "1", "2", "3", "4", "7"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# killed at the end
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
+def test_what_appeared_while_a_result_was_brought_to_its_place_is_not_replaced(tmp_path, kind):
+    """The process was killed as that began; then somebody put something there."""
+    code = (
+        "import os, sys; from tests.export_jobs import run\n"
+        "sys.modules['imageryxr.export.sites'].move_into_place = lambda *a: os.kill(os.getpid(), 9)\n"
+        f"run({kind!r}, {str(tmp_path / 'a')!r})"
+    )
+    assert python("-c", code).wait() == -9
+    run(kind, tmp_path / "b")
+    truth = digest(tmp_path / "b")
+    mine = tmp_path / "a" / sorted(truth)[-1]
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(ix.TargetExistsError, match="appeared while this export was under way, and is not replaced"):
+        run(kind, tmp_path / "a")
+    assert mine.read_bytes() == b"mine"
+    mine.unlink()
+    while mine.parent != tmp_path / "a" and not any(mine.parent.iterdir()):
+        mine.parent.rmdir()
+        mine = mine.parent
+    assert run(kind, tmp_path / "a").tasks == 0
+    assert digest(tmp_path / "a") == truth
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "png"])
+def test_bookkeeping_that_a_killed_process_left_half_written_goes(tmp_path, kind):
+    target, options = place(kind, tmp_path)
+    with pytest.raises(ix.ChunkReadError):
+        ix.export(picture(fail_above=7), target, workers=1, retries=0, **options)
+    base = str(next(tmp_path.rglob("*.manifest.json"))).removesuffix(".json")
+    for end in ("-0123abcd.json", "-probe-0123abcd"):
+        Path(base + end).write_text("half")
+    Path(base + "-mine.json").write_text("no such name")
+    ix.export(picture(), target, **options)
+    assert {p.name for p in Path(base).parent.glob("*.manifest*")} == {
+        Path(base + end).name for end in (".json", ".log", "-mine.json")
+    }

@@ -108,17 +108,19 @@ def test_slices_that_a_shorter_stack_has_not_go_and_those_of_others_stay(bucket,
 
 
 @contextmanager
-def writing(bucket, target, **options):
+def writing(bucket, target, *, seconds=1.0, dead=30.0, **options):
     """Give a process that has begun an export, and takes long."""
+    begun = [name for name in bucket.names() if name.endswith(".manifest.json")]
+    before = [bucket.read(name) for name in begun]
     code = (
         "import sys, imageryxr as ix\nfrom tests.export_jobs import picture\n"
-        "from imageryxr.export.lease import Lease\nLease.BEAT = 0.2\n"
+        "from imageryxr.export.lease import Lease\nLease.BEAT, Lease.DEAD = 0.2, " + f"{dead}\n"
         "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
-        f"ix.export(picture(seconds=1.0), {bucket.url(target)!r}, workers=1, **{options!r})\n"
+        f"ix.export(picture(seconds={seconds}), {bucket.url(target)!r}, **{dict(workers=1, **options)!r})\n"
     )
-    process = python(code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = python(code, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        while not any(name.endswith(".manifest.json") for name in bucket.names()):
+        while [bucket.read(n) for n in bucket.names() if n.endswith(".manifest.json")] == before:
             assert process.poll() is None
         yield process
     finally:
@@ -152,3 +154,57 @@ def test_who_shares_files_with_one_that_is_written_now_waits(bucket):
     assert ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True).complete
     with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
         ix.export(picture(), bucket.url("z{z:03d}.png"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# who was stopped for a while
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
+@pytest.mark.parametrize(("target", "replacing"), [("o.zarr", True), ("o.zarr", False), ("s/{z:02d}.tif", False)])
+def test_who_slept_while_another_took_over_changes_nothing(bucket, target, replacing, other):
+    """As a laptop that was closed, or a machine that was stopped: nobody hears of it, and then it goes on."""
+    options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
+    if replacing:
+        ix.export(picture(seed=9), bucket.url(target), **options)
+    with writing(bucket, target, seconds=0.15, dead=1.0, overwrite=replacing, **options) as process:
+        began = len(bucket.names())
+        while len(bucket.names()) < began + 8:
+            assert process.poll() is None
+        process.send_signal(signal.SIGSTOP)
+        assert ix.export(picture(seed=int(other)), bucket.url(target), overwrite=replacing or other, **options).complete
+        found, beside = bucket.contents(), bucket.names()
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert b"took over this target while it could not be reached; what is done is kept" in said
+    assert bucket.contents() == found
+    assert bucket.names() == beside
+    assert ix.export(picture(seed=int(other)), bucket.url(target), **options).tasks == 0
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("target", ["o.zarr", "s/z{z:02d}.png", "one.tif"])
+def test_what_was_collected_and_is_lost_is_told_of_before_anything_is_replaced(bucket, monkeypatch, target):
+    """Just before it is copied to its place."""
+    ix.export(picture(seed=9), bucket.url(target))
+    before = bucket.contents()
+    site = sys.modules["imageryxr.export.sites"].BucketSite
+    bring = site.bring
+
+    def losing(self, header, keys):
+        part = "/out/" if target == "one.tif" else "/data/"
+        lost = [n for n in bucket.names() if part in n and not n.endswith("zarr.json")][-1]
+        bucket.client.delete_object(Bucket=bucket.name, Key=lost)
+        return bring(self, header, keys)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site, "bring", losing)
+        with pytest.raises(ix.TargetError, match=r"is not complete: .* is not there any more.*before is untouched"):
+            ix.export(picture(), bucket.url(target), overwrite=True)
+    assert bucket.contents() == before
+    assert ix.export(picture(), bucket.url(target), overwrite=True).complete
+    assert set(bucket.contents()) == set(before)
+    assert bucket.contents() != before

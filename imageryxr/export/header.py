@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 import uuid
@@ -16,6 +15,8 @@ from imageryxr.errors import ManifestError
 
 FORMAT = 1
 Phase = Literal["writing", "publishing", "finished"]
+# More than any volume has, and few enough to reckon with.
+MOST_NM, MOST_SLICES = 1e18, 1 << 26
 KINDS = ("tree", "files", "single")
 
 
@@ -73,7 +74,7 @@ class Header:
             for name in {"step", "first"} & set(values):
                 values[name] = tuple(values[name])
             return cls(**values)
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             reason = str(error).removeprefix("Header.__init__() ")
             raise _senseless(where, reason) from None
 
@@ -85,6 +86,11 @@ class Header:
             if first < n and (first % g or step % g):
                 cut = f"step {list(self.step)} and first {list(self.first)}"
                 raise _senseless(where, f"{cut} are not whole numbers of {granule}, what is written together")
+
+    def check_place(self, remote: bool, where: str) -> None:
+        """Raise `ManifestError` if a target cannot have been written as it says."""
+        if self.direct and (not remote or self.kind == "single"):
+            raise _senseless(where, "direct is true, which only many files in a bucket are")
 
 
 def _senseless(where: str, reason: str) -> ManifestError:
@@ -107,8 +113,8 @@ def _names(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("pattern", "axis")):
         return False
     numbers = [value.get("resolution"), value.get("offset")]
-    real = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
-    return real and value["axis"] in DIMS and _whole(value.get("count"), 0)
+    real = all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < MOST_NM for n in numbers)
+    return real and value["axis"] in DIMS and _whole(value.get("count"), 0) and value["count"] <= MOST_SLICES
 
 
 def _text(value: Any) -> bool:

@@ -40,7 +40,8 @@ class Lease:
         self._name = name
         self._mine = uuid.uuid4().hex
         self._ended = threading.Event()
-        self._thief: dict[str, Any] = {}
+        self._sure = 0.0
+        self._lost: dict[str, Any] | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -65,23 +66,41 @@ class Lease:
                     self._bucket.delete([self._name])
 
     def check(self) -> None:
-        """Raise `TargetError` if another has the lease by now, as after a network that was away for long."""
-        holder = self._holder()
-        if not holder and self._bucket.create(self._name, self._text()):
-            return  # somebody tidied up, and nobody took it
-        self._refuse(holder or self._holder())
+        """Raise `TargetError` if another has the lease by now, or had it: as after a network that was away for long."""
+        asked = time.time()
+        self._refuse(self._holder())
+        self._sure = asked
 
-    def check_seen(self) -> None:
-        """Do the same with what was last seen: asks nothing."""
-        if self._thief:
-            self._refuse(self._thief)
+    def ensure(self) -> None:
+        """Do the same, and ask nothing while there are signs of life of this process.
+
+        A process that was stopped, or a machine that slept, goes on where it was: whoever is about to change the
+        bucket asks this first.
+        """
+        if self._lost is not None:
+            self._refuse(self._lost)
+        # by the clock on the wall: others do not stand still while a machine sleeps
+        if abs(time.time() - self._sure) > self.DEAD / 2:
+            self.check()
+
+    def is_lost(self) -> bool:
+        """Tell whether another has it, or had it."""
+        try:
+            self.ensure()
+        except TargetError:
+            return True
+        return False
 
     def _refuse(self, holder: dict[str, Any]) -> None:
-        if holder.get("key") != self._mine:
-            raise TargetError(
-                f"{self._where(holder)} took over this target while it could not be reached; what is done is kept: "
-                "the same call continues when that one has ended"
-            )
+        if holder.get("key") == self._mine:
+            return
+        # who took it and has ended took it away
+        who = self._where(holder) if holder else "another process"
+        then = " when that one has ended" if holder else ""
+        raise TargetError(
+            f"{who} took over this target while it could not be reached; what is done is kept: the same call "
+            f"continues{then}"
+        )
 
     def _take(self) -> None:
         if self._bucket.create(self._name, self._text()) or self._holder().get("key") == self._mine:
@@ -123,11 +142,13 @@ class Lease:
         while not self._ended.wait(self.BEAT):
             # a network that is away is others' to tell of
             with suppress(TargetError):
+                asked = time.time()
                 holder = self._holder()
-                if holder.get("key") == self._mine:
+                if holder.get("key") != self._mine:
+                    self._lost = holder
+                elif abs(time.time() - asked) < self.DEAD / 2:  # else what was heard is of the past
                     self._bucket.put([(self._name, self._text())])
-                elif holder:
-                    self._thief = holder
+                    self._sure = asked
 
     def _text(self) -> bytes:
         sign = {"key": self._mine, "host": socket.gethostname(), "pid": os.getpid(), "beat": uuid.uuid4().hex}

@@ -109,6 +109,9 @@ class Keeper(Protocol):
     def check(self) -> None:
         """Raise `TargetError` if it is another process's meanwhile."""
 
+    def ensure(self) -> None:
+        """Do the same where that is not known: for whoever is about to change something."""
+
     def holder(self) -> str:
         """Return which other process exports to this target now, in words; nothing if none does."""
 
@@ -187,6 +190,9 @@ class LocalKeeper:
     def check(self) -> None:
         """Do nothing: the system takes a lock from nobody who lives."""
 
+    def ensure(self) -> None:
+        """Do nothing, for the same reason."""
+
     def holder(self) -> str:
         """Ask the system whose the lock is."""
         return "" if self._log is not None else lock_holder(self.base + ".log")
@@ -237,6 +243,7 @@ class BucketKeeper:
 
     def save(self, header: Header) -> None:
         """Upload the header."""
+        self.ensure()
         self.bucket.put([(self.name + ".json", header.to_bytes())])
 
     def _pieces(self) -> list[str]:
@@ -252,18 +259,18 @@ class BucketKeeper:
 
     def append(self, run: str, entry: Entry) -> None:
         """Keep a line until enough time has passed."""
-        self._lease.check_seen()
+        self.ensure()
         self._lines.append(entry.line(run))
         if time.monotonic() - self._last > self.EVERY:
             self.flush()
 
     def flush(self) -> None:
         """Upload what was added."""
-        lines, self._lines = self._lines, []
         self._last = time.monotonic()
-        if lines:
+        if self._lines:
             key = f"{self.name}.log/manifest-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
-            self.bucket.put([(key, b"".join(lines))])
+            self.bucket.put([(key, b"".join(self._lines))])
+            self._lines = []
 
     def remove(self) -> None:
         """Delete header and log."""
@@ -271,16 +278,21 @@ class BucketKeeper:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lease, and write the rest of the log at the end."""
+        """Hold the lease, and write the rest of the log at the end, if it is still held."""
         with self._lease.held():
             try:
                 yield
             finally:
-                self.flush()
+                if not self._lease.is_lost():
+                    self.flush()
 
     def check(self) -> None:
         """Ask the bucket whose the lease is."""
         self._lease.check()
+
+    def ensure(self) -> None:
+        """Ask it after a while without signs of life."""
+        self._lease.ensure()
 
     def holder(self) -> str:
         """Look whether whoever has the lease gives signs of life, which takes a while where it does not."""

@@ -1,4 +1,4 @@
-"""What lies in a folder beside a target: how its own manifest is called there, and whose files are also its own."""
+"""What lies beside a target: how its own manifest is called there, and whose files are also its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 from imageryxr.errors import ManifestError, TargetError
@@ -17,6 +17,8 @@ from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import Stack, slice_names
 
 END = ".manifest"
+# In how many folders above a target manifests are looked for that may list its files.
+FOLDERS_ABOVE = 2
 # A field of a pattern as it stands in the name of a manifest: an axis, perhaps by nm, perhaps how it is written.
 FIELD = re.compile(r"_(?=([zyx](?:_nm)?)(?:_(\d+(?:\.\d+)?[a-zA-Z]?|(?:\.\d+)?[a-zA-Z]))?_)")
 
@@ -75,7 +77,7 @@ def keeper_of(folder: str, name: str) -> Keeper:
 
 
 class Neighbours:
-    """Other exports in a target's folder that list files of its own as theirs.
+    """Other exports that list files of a target as theirs: in its folder, or in one above or below.
 
     Parameters
     ----------
@@ -98,14 +100,14 @@ class Neighbours:
         """
         with ExitStack() as kept:
             found = []
-            for name in self._sharing():
-                keeper = keeper_of(self._folder, name)
+            for folder, name in self._sharing():
+                keeper = keeper_of(folder, name)
                 try:
                     kept.enter_context(keeper.locked())
                 except TargetError as error:
                     raise TargetError(
-                        f"{self._target.place} has files of the same names as another export to this folder, that of "
-                        f"{name}.json, which is being written: {error}"
+                        f"{self._target.place} has files of the same names as another export, that of "
+                        f"{folder}/{name}.json, which is being written: {error}"
                     ) from error
                 header = keeper.load()
                 if header is not None:
@@ -122,29 +124,55 @@ class Neighbours:
             # what it might replace or remove, and what it had put there, was something else
             keeper.save(replace(header, phase=phase, replaces=False, direct=False, outdated=[], replaced=by))
 
-    def _sharing(self) -> list[str]:
-        if self._target.kind not in ("files", "single"):
+    def _sharing(self) -> list[tuple[str, str]]:
+        target = self._target
+        if target.kind not in ("files", "single"):
             return []
-        files = self._target.kind == "files"
-        mine = set(self._target.occupied()) if files else {self._target.root.rpartition("/")[2]}
-        return [name for name in self._names() if not mine.isdisjoint(self._listed(name))]
+        mine = {f"{target.root}/{key}" for key in target.occupied()} if target.kind == "files" else {target.root}
+        return [(folder, name) for folder, name in self._manifests(mine) if not mine.isdisjoint(_listed(folder, name))]
 
-    def _names(self) -> list[str]:
-        names = {n.removesuffix(".json") for n in place_at(self._folder).beside() if n.endswith(f"{END}.json")}
-        return sorted(names - {self._name})
+    def _manifests(self, files: set[str]) -> list[tuple[str, str]]:
+        """Return where manifests lie that could list some of these files: folder and first part of the name."""
+        found = {(self._folder, n) for n in place_at(self._folder).beside()}
+        above = _above(self._folder)
+        for folder in above:
+            with suppress(TargetError, OSError):  # who may write here need not be allowed to look there
+                found |= {(folder, n) for n in place_at(folder).beside()}
+        inside = {file.rpartition("/")[0] for file in files} - {self._folder, *above}
+        if inside and is_remote(self._folder):  # one listing of all, and not one a folder
+            parts = (f"{self._folder}/{name}".rpartition("/") for name in place_at(self._folder).names())
+            found |= {(folder, n) for folder, _, n in parts if folder in inside}
+        else:
+            found |= {(folder, n) for folder in inside for n in place_at(folder).beside()}
+        names = {(folder, n.removesuffix(".json")) for folder, n in found if n.endswith(f"{END}.json")}
+        return sorted(names - {(self._folder, self._name)})
 
-    def _listed(self, name: str) -> list[str]:
-        """Return the files that a manifest is of."""
-        try:
-            header = keeper_of(self._folder, name).load()
-        except ManifestError:  # whoever continues that is told
-            return []
-        except TargetError:
-            if is_remote(self._folder):
-                raise
-            return []
-        if header is None or header.kind == "tree":
-            return []
-        if header.kind == "single":
-            return [name.removesuffix(END)]
-        return [] if header.names is None else slice_names(header.names)
+
+def _above(folder: str) -> list[str]:
+    """Return the folders, not far above, of which a pattern with a folder a slice may come down to this one."""
+    found = []
+    for _ in range(FOLDERS_ABOVE):
+        folder = folder.rpartition("/")[0]
+        if not folder or folder.endswith("/"):
+            break
+        found.append(folder)
+    return found
+
+
+def _listed(folder: str, name: str) -> list[str]:
+    """Return the files that a manifest is of."""
+    try:
+        header = keeper_of(folder, name).load()
+    except ManifestError:  # whoever continues that is told
+        return []
+    except TargetError:
+        if is_remote(folder):
+            raise
+        return []
+    except PermissionError:  # it is somebody else's
+        return []
+    if header is None or header.kind == "tree":
+        return []
+    if header.kind == "single":
+        return [f"{folder}/{name.removesuffix(END)}"]
+    return [] if header.names is None else [f"{folder}/{key}" for key in slice_names(header.names)]

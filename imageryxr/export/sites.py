@@ -13,8 +13,10 @@ import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from imageryxr.errors import TargetError
 from imageryxr.export.header import Header
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Bucket, Folder, Place, is_remote, move_into_place, sync
@@ -30,10 +32,12 @@ class Site(ABC):
         What is written.
     base : str
         Folder and first part of the name of all bookkeeping.
+    watch : callable
+        Raises if the target is another process's meanwhile.
     """
 
-    def __init__(self, target: Target, base: str) -> None:
-        self._target, self._base = target, base
+    def __init__(self, target: Target, base: str, watch: Callable[[], None]) -> None:
+        self._target, self._base, self._watch = target, base, watch
 
     def existing(self) -> list[str]:
         """Return what is at the target."""
@@ -77,8 +81,16 @@ class Site(ABC):
         """Make the one file of a target of that kind; return its bytes."""
 
     @abstractmethod
-    def bring(self, header: Header) -> None:
-        """Bring the complete result to its place; done once more, after a kill, it ends the same."""
+    def bring(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
+        """Bring the complete result, files of these keys, to its place; once more, after a kill, it ends the same."""
+
+    @abstractmethod
+    def strange(self, header: Header) -> list[str]:
+        """Return what is where the result of an export goes that was being brought there, and is none of its own."""
+
+    def remove_files(self, keys: list[str]) -> None:
+        """Remove files from the result's place."""
+        self.final.delete(keys)
 
     @abstractmethod
     def remove_work(self, header: Header) -> None:
@@ -120,9 +132,10 @@ class DiskSite(Site):
         for part in ("data", "new", "out"):
             os.makedirs(os.path.join(self.work(header), part), exist_ok=True)
         new = os.path.join(self.work(header), "new")
-        for name in os.listdir(new):
+        halves = [os.path.join(new, name) for name in os.listdir(new)]
+        for path in (*halves, *self._beside("-(probe-)?[0-9a-f]{8}(.json)?")):
             with suppress(OSError):
-                os.unlink(os.path.join(new, name))
+                os.unlink(path)
 
     def assemble(self, header: Header, regions: Regions) -> int:
         """Write the file beside its place."""
@@ -131,17 +144,29 @@ class DiskSite(Site):
         sync(path)
         return os.path.getsize(path)
 
-    def bring(self, header: Header) -> None:
+    def bring(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
         """Rename."""
+        move_into_place(self._moves(header), f"{self.work(header)}/aside")
+
+    def strange(self, header: Header) -> list[str]:
+        """Return what is where something goes that is not there yet."""
+        return [to for piece, to in self._moves(header) if os.path.lexists(piece) and os.path.lexists(to)]
+
+    def _moves(self, header: Header) -> list[tuple[str, str]]:
         work, root = self.work(header), self._target.root
         if header.kind == "tree":
-            moves = [(f"{work}/data", root)]
-        elif header.kind == "single":
-            moves = [(f"{work}/out/{os.path.basename(root)}", root)]
-        else:
-            done = Folder(f"{work}/data", work)
-            moves = [(f"{work}/data/{key}", f"{root}/{key}") for key in sorted(done.names())]
-        move_into_place(moves, f"{work}/aside")
+            return [(f"{work}/data", root)]
+        if header.kind == "single":
+            return [(f"{work}/out/{os.path.basename(root)}", root)]
+        done = Folder(f"{work}/data", work)
+        return [(f"{work}/data/{key}", f"{root}/{key}") for key in sorted(done.names())]
+
+    def remove_files(self, keys: list[str]) -> None:
+        """Remove files, and the folders that held nothing else."""
+        super().remove_files(keys)
+        for folder in sorted({os.path.dirname(key) for key in keys} - {""}, key=len, reverse=True):
+            with suppress(OSError):  # there is something else in it
+                os.rmdir(os.path.join(self._target.root, folder))
 
     def remove_work(self, header: Header) -> None:
         """Remove the work folder."""
@@ -149,10 +174,14 @@ class DiskSite(Site):
 
     def remove_earlier(self, before: Header | None) -> None:
         """Remove all work folders of this target: nobody else is at it, who would hold its lock."""
+        for path in self._beside("-work-[0-9a-f]{12}"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _beside(self, end: str) -> list[str]:
+        """Return the bookkeeping whose names end like this."""
         folder, _, name = self._base.rpartition("/")
-        for found in os.listdir(folder or "/"):
-            if re.fullmatch(re.escape(name) + "-work-[0-9a-f]{12}", found):
-                shutil.rmtree(os.path.join(folder or "/", found), ignore_errors=True)
+        found = [n for n in os.listdir(folder or "/") if re.fullmatch(re.escape(name) + end, n)]
+        return [os.path.join(folder or "/", n) for n in found]
 
 
 class BucketSite(Site):
@@ -167,7 +196,10 @@ class BucketSite(Site):
     @property
     def final(self) -> Bucket:
         """The target's prefix."""
-        return Bucket(self._target.root)
+        return self._at(self._target.root)
+
+    def _at(self, url: str) -> Bucket:
+        return Bucket(url, self._watch)
 
     def file_size(self) -> int | None:
         """Ask the server."""
@@ -176,7 +208,7 @@ class BucketSite(Site):
 
     def data(self, header: Header) -> Bucket:
         """Return the target's prefix at once where nothing was before."""
-        return self.final if header.phase == "finished" or header.direct else Bucket(f"{self.work(header)}/data")
+        return self.final if header.phase == "finished" or header.direct else self._at(f"{self.work(header)}/data")
 
     def can_continue(self, header: Header) -> bool:
         """Look at nothing: a prefix needs not be made, and each object is looked for in any case."""
@@ -191,25 +223,40 @@ class BucketSite(Site):
         with tempfile.TemporaryDirectory(prefix="imageryxr-") as folder:
             path = os.path.join(folder, name)
             self._target.assemble(regions, self.data(header), path)
-            Bucket(f"{self.work(header)}/out").upload(path, name)
+            self._at(f"{self.work(header)}/out").upload(path, name)
             return os.path.getsize(path)
 
-    def bring(self, header: Header) -> None:
+    def bring(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
         """Copy, if it is not there; what makes it readable goes first and comes last."""
         last = self._target.commit()
         final = self.final
         if not header.direct:
             source = Bucket(f"{self.work(header)}/{'out' if header.kind == 'single' else 'data'}")
+            folder, _, name = self._target.root.rpartition("/")
             if header.kind == "single":
-                final = Bucket(self._target.root.rpartition("/")[0])
+                final = self._at(folder)
+            fresh = set(source.names())
+            needed = iter([name]) if header.kind == "single" else keys()
+            self._refuse_lost(source, next((key for key in needed if key.removesuffix(".gz") not in fresh), None))
             # nothing opens it while it is neither the old nor the new
             stale = set(final.names()) if header.kind == "tree" else set()
             final.delete(k for k in last if k in stale)
-            fresh = set(source.names())
             for key in fresh:
                 source.copy(key, final)
             final.delete(stale - fresh)
         final.put(last.items())
+
+    def _refuse_lost(self, source: Bucket, key: str | None) -> None:
+        if key is not None:
+            raise TargetError(
+                f"{self._target.place} is not complete: {source.url}/{key} is not there any more, as somebody removed "
+                "it meanwhile; what was at the target before is untouched, and the same call makes again what is lost"
+            )
+
+    def strange(self, header: Header) -> list[str]:
+        """Return one file that is there and has another size; other results go where nobody looks for anything."""
+        mine = header.kind != "single" or self.file_size() in (None, header.result)
+        return [] if mine else [self._target.root]
 
     def remove_work(self, header: Header) -> None:
         """Remove what was collected beside the target."""
@@ -222,10 +269,10 @@ class BucketSite(Site):
             self._remove(before)
 
     def _remove(self, header: Header) -> None:
-        work = Bucket(self.work(header))
+        work = self._at(self.work(header))
         work.delete(list(work.names()))
 
 
-def site_of(target: Target, base: str) -> Site:
-    """Return the site of a target, whose bookkeeping has names that begin with ``base``."""
-    return (BucketSite if is_remote(target.root) else DiskSite)(target, base)
+def site_of(target: Target, base: str, watch: Callable[[], None]) -> Site:
+    """Return the site of a target: see `Site`."""
+    return (BucketSite if is_remote(target.root) else DiskSite)(target, base, watch)

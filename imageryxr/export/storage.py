@@ -9,7 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -186,6 +186,16 @@ class Bucket:
     """
 
     url: str
+    watch: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    """Raises if this process may not change the bucket any more; asked before each change, and left behind when the
+    place goes to another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Bucket, (self.url,))
+
+    def _watch(self) -> None:
+        if self.watch is not None:
+            self.watch()
 
     def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
         """Upload objects."""
@@ -193,6 +203,7 @@ class Bucket:
 
         sizes = []
         for key, data in files:
+            self._watch()
             attributes: Any = {"Content-Encoding": "gzip"} if key.endswith(".gz") else None
             with _bucket_errors(self.url):
                 obstore.put(self._store, key.removesuffix(".gz"), data, attributes=attributes)
@@ -234,6 +245,7 @@ class Bucket:
         """Delete objects."""
         import obstore
 
+        self._watch()
         with _bucket_errors(self.url):
             batch = [key.removesuffix(".gz") for key in keys]
             if batch:
@@ -251,19 +263,22 @@ class Bucket:
         with _bucket_errors(self.url):
             return [entry["path"] for entry in obstore.list_with_delimiter(self._store)["objects"]]
 
-    def copy(self, key: str, final: Place) -> None:
+    def copy(self, key: str, final: Bucket) -> None:
         """Copy an object to another prefix of this bucket, within its servers."""
         import obstore
 
+        final._watch()
         root = "/".join(self.url.split("/")[:3])
         inside = [url.removeprefix(root).strip("/") for url in (self.url, final.url)]
-        obstore.copy(bucket_store(root), f"{inside[0]}/{key}".strip("/"), f"{inside[1]}/{key}".strip("/"))
+        with _bucket_errors(final.url):
+            obstore.copy(bucket_store(root), f"{inside[0]}/{key}".strip("/"), f"{inside[1]}/{key}".strip("/"))
 
     def upload(self, path: str, key: str) -> None:
         """Upload a file."""
         import obstore
 
-        with open(path, "rb") as file:
+        self._watch()
+        with open(path, "rb") as file, _bucket_errors(self.url):
             obstore.put(self._store, key, file)
 
     def _listing(self) -> Iterator[Any]:

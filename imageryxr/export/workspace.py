@@ -6,7 +6,7 @@ All of it is decided by the manifest and by what lies at the target; what that m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,7 +78,7 @@ class Workspace:
     @property
     def site(self) -> Site:
         """Where it is written."""
-        return site_of(self.target, self.base)
+        return site_of(self.target, self.base, self.keeper.ensure)
 
     def load(self, overwrite: bool) -> Header | None:
         """Return what the manifest says; one that makes no sense is none for whoever begins anew."""
@@ -87,6 +87,7 @@ class Workspace:
             if header is not None and self._is_mine(header):
                 first = self.stages.parts[0]
                 header.check_cut(first.shape, self.target.granule, self.target.kind, f"{self.base}.json")
+                header.check_place(self.remote, f"{self.base}.json")
         except ManifestError:
             self._refuse_while_written()
             if not overwrite:
@@ -129,7 +130,8 @@ class Workspace:
     def _refuse_what_appeared(self) -> None:
         if self.header.replaces or self.header.direct:
             return
-        there = self.site.existing()
+        # what is being brought to its place is there in part
+        there = self.site.existing() if self.header.phase == "writing" else self.site.strange(self.header)
         if there:
             raise TargetExistsError(
                 f"{there[0]} appeared while this export was under way, and is not replaced; the work that is done is "
@@ -173,6 +175,8 @@ class Workspace:
             raise
         if header is not None and header.phase == "publishing" and (self._is_mine(header) or not self.remote):
             self.header = header
+            if not overwrite:
+                self._refuse_what_appeared()
             self._publish()  # it was complete: only the last step is missing
             header = self.header
         if header is not None and self._is_mine(header) and self._continues(header, overwrite, resume):
@@ -249,6 +253,11 @@ class Workspace:
             stage += 1
         return stage, self.stages.parts[stage][number]
 
+    def _keys(self) -> Iterator[str]:
+        """Return the files of all regions."""
+        for number in range(len(self.stages)):
+            yield from self.target.keys(*self.box(number))
+
     # ---- working
 
     @property
@@ -302,13 +311,13 @@ class Workspace:
         for names in self.header.outdated:
             theirs = set(self.target.named(names))
             if theirs & mine:  # else they are of another place, and nothing of them was replaced
-                self.site.final.delete(sorted(theirs - mine))
+                self.site.remove_files(sorted(theirs - mine))
         if self.header.outdated:
             self.header = replace(self.header, outdated=[])
             self.keeper.save(self.header)
 
     def _publish(self) -> None:
-        self.site.bring(self.header)
+        self.site.bring(self.header, self._keys)
         self.header = replace(self.header, phase="finished")
         self.keeper.save(self.header)
         self.site.remove_work(self.header)
@@ -316,13 +325,18 @@ class Workspace:
     def abandon(self) -> None:
         """Remove what was begun here if no region was finished; else it is kept, to be continued."""
         if self._began_here and not self.progress.done.any():
-            self.site.remove_work(self.header)
-            if self.header.direct:
-                self.data.delete(self.target.preamble())
-            if self._before is not None and self._before.phase == "finished":
-                self.keeper.save(self._before)  # what is at the target is still of that one
-            else:
-                self.keeper.remove()
+            with suppress(TargetError):  # it may be another's by now, or out of reach
+                self.keeper.check()
+                self._undo()
+
+    def _undo(self) -> None:
+        self.site.remove_work(self.header)
+        if self.header.direct:
+            self.data.delete(self.target.preamble())
+        if self._before is not None and self._before.phase == "finished":
+            self.keeper.save(self._before)  # what is at the target is still of that one
+        else:
+            self.keeper.remove()
 
 
 def _outdated(before: Header | None) -> list[dict[str, Any]]:

@@ -163,8 +163,9 @@ def slice_names(names: dict[str, Any]) -> list[str]:
     """Return the pictures of any stack by what its `Stack.names` gave; none if that is no pattern."""
     axis = Axis(names["count"], names["resolution"], names["offset"])
     try:
+        split_pattern(names["pattern"])
         return [_filled(names["pattern"], names["axis"], i, axis) for i in range(axis.size)]
-    except (ValueError, LookupError, AttributeError):
+    except (ValueError, LookupError, AttributeError, TypeError):
         return []
 
 
