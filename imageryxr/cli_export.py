@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -227,6 +228,8 @@ def run_export(
     except (ImageryError, KeyboardInterrupt) as error:
         _tell_notes(error)
         raise
+    failed = tuple(replace(f, error=as_options(f.error)) for f in report.failed)
+    report = replace(report, failed=failed)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
     if not report.complete:
         raise SystemExit(NOT_COMPLETE)

@@ -125,6 +125,8 @@ _PHRASES = {
     r"imageryxr\.BBox\(": "--bbox (",
     r"plan_export tells what a worker takes": "--dry-run tells what a worker takes",
     r"scratch=False": "--scratch none",
+    r"one file\), or 'memory://'": "one file)",
+    r"'warn' says which": "--missing warn says which",
     r", a Grid, or a resolution \(x, y, z\) in nm, such as \((\d+), (\d+), (\d+)\)": r", or nm: --to \1,\2,\3",
     r"a local disk, None for the usual one, or False": "a local disk, or 'none'",
     r"leave (square|quality|timestamp) out": r"leave --\1 out",

@@ -76,8 +76,14 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
     absent = [d for d in (*DIMS, *tail) if d not in (*array.dims, *dropped)]
     if extra or absent:
         problem = f"has dims {tuple(array.dims)}"
-        advice = f"select along {extra[0]!r} first, e.g. .isel({extra[0]}=0)" if extra else f"it lacks {absent[0]!r}"
-        raise LayerError(f"the array {array.name!r} {problem}, but dims {(*DIMS, *tail)} are needed: {advice}")
+        if not extra:
+            advice = f"it lacks {absent[0]!r}"
+        elif len(extra) == len(absent):
+            advice = f"if these are the same by other names, give .rename({dict(zip(extra, absent, strict=True))})"
+        else:
+            advice = f"select along {extra[0]!r} first, e.g. .isel({extra[0]}=0)"
+        named = "the array" if array.name is None else f"the array {array.name!r}"
+        raise LayerError(f"{named} {problem}, but dims {(*DIMS, *tail)} are needed: {advice}")
     grid = grid_of(array)
     expr, givens, in_memory = _expr_of_data(array, grid.shape, dropped, tail)
     splits = next((g.chunks[:3] for g in givens.values()), None)

@@ -199,6 +199,7 @@ def export(
     ['z00.png', 'z01.png', 'z02.png']
     """
     check_tries(retries, on_error)
+    _check_flag("resume", resume)
     crew = find_crew(client, workers, memory)
     leave_script_of_parent(crew)
     try:
@@ -220,6 +221,11 @@ def check_tries(retries: Any, on_error: Any) -> None:
         raise OptionError(f"retries={retries!r} must be a whole number from 0")
 
 
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} must be True or False")
+
+
 def _plan(
     da: xr.DataArray,
     target: Any,
@@ -229,6 +235,7 @@ def _plan(
     square: bool | None,
     options: dict[str, Any],
 ) -> ExportPlan:
+    _check_flag("overwrite", overwrite)
     folder = check_scratch(scratch)
     if square is not None and not isinstance(square, bool):
         raise OptionError(f"square={square!r} must be True, False or None")
@@ -322,14 +329,21 @@ def _dask_array(array: Any) -> str:
     return f"a dask array of {' and '.join(names)}" if names else "a dask array"
 
 
-def _checked(da: xr.DataArray) -> xr.DataArray:
+def _checked(da: Any) -> xr.DataArray:
     if isinstance(da, xr.DataArray):
         _check_colors(da)
         return da
-    raise LayerError(
-        f"export takes a DataArray, not a {type(da).__name__}; of a Dataset give one variable, or draw it first: "
-        "export(overlay(ds.image, ds.segmentation), target)"
-    )
+    advice = "give one as open_image, open_segmentation and the verbs return it"
+    if isinstance(da, xr.Dataset):
+        advice = "give one variable, or draw it first: export(overlay(ds.image, ds.segmentation), target)"
+    elif isinstance(da, str | os.PathLike):
+        advice = "the array comes first, then the target: export(array, target)"
+    elif hasattr(da, "__array__"):
+        advice = (
+            "give it a place: xarray.DataArray(values, dims=('z', 'y', 'x'), coords=Grid(values.shape, "
+            "resolution, offset).coords())"
+        )
+    raise LayerError(f"export takes an xarray.DataArray, not a {type(da).__name__}; {advice}")
 
 
 def _check_colors(da: xr.DataArray) -> None:

@@ -129,4 +129,6 @@ def _check_options(what: str, options: dict[str, Any], known: tuple[str, ...]) -
     unknown = sorted(set(options) - set(known))
     if unknown:
         said = f"its options are {', '.join(known)}" if known else "it has none"
+        if unknown[0] == "axis" and "pattern" in what:
+            said = "its name says which way it is sliced, such as 'y{y:04d}.png'"
         raise OptionError(f"{unknown[0]}=… is no option of a {what} target; {said}")

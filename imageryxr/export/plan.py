@@ -220,7 +220,7 @@ class ExportPlan:
             **{k: v for k, v in self._said().items() if v is not None},
             "shape": list(self.shape),
             "regions": len(self.regions),
-            "region": list(self.regions.step),
+            "region": list(self.regions.largest().shape),
             "tasks": self.tasks,
             "done": self.done,
             "bytes_to_write": self.bytes_to_write,
@@ -275,10 +275,11 @@ class ExportPlan:
     def _rows(self) -> list[tuple[str, str]]:
         z, y, x = self.shape
         dz, dy, dx = self.regions.largest().shape
-        options = ", ".join(f"{k}={v}" for k, v in self._said().items() if v is not None and k != "format")
+        said = {k: v for k, v in self._said().items() if v is not None and k != "format"}
+        options = ", ".join(f"{k}={v}{' (z, y, x)' * (k in ('chunks', 'shards'))}" for k, v in said.items())
         rows = [
             ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
-            ("voxels", f"{x:,} × {y:,} × {z:,}"),
+            ("voxels", f"{x:,} × {y:,} × {z:,} (x, y, z)"),
             ("regions", f"{self._regions_are()}{dx:,} × {dy:,} × {dz:,} voxels"),
             ("tasks", f"{self.tasks:,}: {self._tasks_are()}" + (f", {self.done:,} of them done" if self.done else "")),
         ]

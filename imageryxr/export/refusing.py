@@ -16,6 +16,7 @@ def refuse_foreign_folder(target: Target) -> None:
     Whoever replaces an image does not mean a folder that has the name of one.
     """
     root = target.root
+    but = "is not replaced, with overwrite=True neither"
     if is_remote(root):
         return
     if target.kind != "tree":
@@ -23,8 +24,7 @@ def refuse_foreign_folder(target: Target) -> None:
         folder = next((f for f in files if os.path.isdir(f)), None)
         if folder is not None:
             raise TargetExistsError(
-                f"{folder} is a folder, where a file would be: overwrite=True does not remove it; choose another "
-                "target, or remove it yourself"
+                f"{folder} is a folder, where a file would be, and {but}; choose another target, or remove it yourself"
             )
         return
     if not os.path.isdir(root):
@@ -32,8 +32,8 @@ def refuse_foreign_folder(target: Target) -> None:
     inside = sorted(os.listdir(root))
     if inside and not set(inside) & {"zarr.json", ".zattrs", ".zgroup", ".zarray", "info"}:
         raise TargetExistsError(
-            f"{root} is a folder that holds {', '.join(inside[:3])}{', …' if len(inside) > 3 else ''}, and no "
-            "volume: overwrite=True does not remove it; choose another target, or remove it yourself"
+            f"{root} is a folder that holds {', '.join(inside[:3])}{', …' if len(inside) > 3 else ''}, and no volume; "
+            f"it {but}; choose another target, or remove it yourself"
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import xarray as xr
@@ -69,6 +71,9 @@ class ExportReport:
             "retries": self.retries,
         }
 
+    def _repr_html_(self) -> str:
+        return f"<pre style='white-space: pre-wrap'>{escape(repr(self))}</pre>"
+
     def __repr__(self) -> str:
         rate = f", {show_bytes(self.bytes_written / self.seconds)}/s" if self.seconds > 1 and self.bytes_written else ""
         written = f"{show_bytes(self.bytes_written)} written in {self.seconds:.1f} s{rate}"
@@ -124,7 +129,9 @@ def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
 
     show = _someone_looks() if shown is None else shown
     name = os.path.basename(place.rstrip("/"))[:40]
-    return tqdm(total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1)
+    # a terminal that does not know how wide it is says 0, and then nothing would be seen
+    narrow = shutil.get_terminal_size().columns if show and _width() == 0 else None
+    return tqdm(total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1, ncols=narrow)
 
 
 def tell(text: str) -> None:
@@ -132,6 +139,14 @@ def tell(text: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)
+
+
+def _width() -> int | None:
+    """Return how wide standard error says that it is; None where it is no terminal."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _someone_looks() -> bool:

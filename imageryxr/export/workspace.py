@@ -108,6 +108,7 @@ class Workspace:
             may = header is not None and (header.replaces or header.direct) and not header.replaced
             if there and not may:
                 self._refuse_while_written()
+                refuse_foreign_folder(self.target)
                 raise TargetExistsError(exists(self.target, there, header))
             return
         if there or header.phase != "finished":

@@ -10,7 +10,7 @@ import xarray as xr
 
 from imageryxr.boxes import DIMS
 from imageryxr.colors import RGBA, parse_color
-from imageryxr.errors import GridError, OptionError
+from imageryxr.errors import GridError, OptionError, warn
 from imageryxr.figure.lettering import BLACK, MIDDLE, WHITE, contrasting, drowns, fitting, luminance, text_extent, write
 from imageryxr.figure.montages import check_count
 from imageryxr.figure.slices import plane_of, to_pil
@@ -143,13 +143,19 @@ def pixel_size(image: Any, nm_per_pixel: float | None) -> float:
         return check_length("nm_per_pixel", nm_per_pixel)
     if not isinstance(image, xr.DataArray):
         raise OptionError("a picture does not know how many nm a pixel is wide; write nm_per_pixel=…")
-    columns = str([dim for dim in plane_of(image).dims if dim != "rgba"][-1])
+    rows, columns = [str(dim) for dim in plane_of(image).dims if dim != "rgba"][-2:]
     try:
-        return float(dict(zip(DIMS[::-1], grid_of(image).resolution, strict=True))[columns])
+        sizes = dict(zip(DIMS[::-1], map(float, grid_of(image).resolution), strict=True))
     except GridError as error:
         raise OptionError(
             f"the width of a pixel cannot be read from the array: {error}; or write nm_per_pixel=…"
         ) from None
+    if sizes[rows] != sizes[columns]:
+        warn(
+            f"the pixels are {sizes[columns]:g} × {sizes[rows]:g} nm and are shown as squares: lengths hold along "
+            f"{columns} alone; bring the array onto a grid of square pixels first, with regrid(array, resolution)"
+        )
+    return sizes[columns]
 
 
 def check_length(name: str, value: Any, unit: str = "nm") -> float:

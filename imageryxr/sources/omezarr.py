@@ -151,8 +151,9 @@ class OmeZarrSource:
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint)
         note_holes(self, mip, holes)
         if self.missing == "warn":
+            chunks_are = "chunk is" if len(holes) == 1 else "chunks are"
             warnings.warn(
-                f"{self.name}, mip {mip}: {len(holes)} missing chunks are filled with the fill value: {shown}",
+                f"{self.name}, mip {mip}: {len(holes)} missing {chunks_are} filled with the fill value: {shown}",
                 MissingChunkWarning,
                 stacklevel=2,
             )

@@ -196,8 +196,9 @@ class PrecomputedSource:
         note_holes(self, mip, holes)
         if holes and self.missing == "warn":
             shown = "; ".join(holes[:3]) + (f"; and {len(holes) - 3} more" if len(holes) > 3 else "")
+            chunks_are = "chunk is" if len(holes) == 1 else "chunks are"
             warnings.warn(
-                f"{self.name}, mip {mip}: {len(holes)} missing chunks are filled with background: {shown}",
+                f"{self.name}, mip {mip}: {len(holes)} missing {chunks_are} filled with background: {shown}",
                 MissingChunkWarning,
                 stacklevel=2,
             )

@@ -30,7 +30,8 @@ ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")
 # Those that gzip makes smaller: the others are compressed.
 ZIPPABLE = ("raw", "compressed_segmentation")
 QUALITY = 85
-TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
+# Of these Neuroglancer's specification speaks; CloudVolume writes int64 as well, which then nobody else reads.
+TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32")
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,10 @@ def precomputed(
     kind = layer_type or layer.layer_type
     dtype = str(_kept(layer.dtype))
     if dtype not in TYPES:
-        raise OptionError(f"values of dtype {layer.dtype} cannot be stored as precomputed; it holds {', '.join(TYPES)}")
+        instead = ": give array.astype('uint64') if none of them is negative" if dtype == "int64" else ""
+        raise OptionError(
+            f"values of dtype {layer.dtype} cannot be stored as precomputed, which holds {', '.join(TYPES)}{instead}"
+        )
     refuse_fractions(layer, layer_type)
     if encoding is None:
         encoding = "compressed_segmentation" if kind == "segmentation" and dtype in ("uint32", "uint64") else "raw"

@@ -122,8 +122,10 @@ class Stack(SliceTarget):
         try:
             names = self.occupied()
         except (ValueError, KeyError, IndexError) as error:
+            name = DIMS[self.axis]
+            field = f"{{{name}_nm:.0f}}" if f"{{{name}_nm" in self.pattern else f"{{{name}:04d}}"
             raise OptionError(
-                f"target={self.place!r} cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'"
+                f"target={self.place!r} cannot be filled in ({error}); write e.g. '{field}.png'"
             ) from None
         if any("\0" in name for name in names):
             raise OptionError(
