@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import uuid
+from contextlib import suppress
 
 from imageryxr.errors import TargetError, warn
 from imageryxr.export.report import show_bytes
@@ -43,7 +44,8 @@ def check_writable(workspace: Workspace, takes: int, target: Target) -> None:
     try:
         path = os.path.join(folder, probe)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        os.unlink(path)
+        with suppress(FileNotFoundError):  # another process that begins here tidied up
+            os.unlink(path)
     except OSError as error:
         # /proc says "no such file" of a folder that is there: what is known is that nothing can be made in it
         raise TargetError(

@@ -133,7 +133,7 @@ class DiskSite(Site):
             os.makedirs(os.path.join(self.work(header), part), exist_ok=True)
         new = os.path.join(self.work(header), "new")
         halves = [os.path.join(new, name) for name in os.listdir(new)]
-        for path in (*halves, *self._beside("-(probe-)?[0-9a-f]{8}(.json)?")):
+        for path in (*halves, *self._beside(r"-(probe-[0-9a-f]{8}|[0-9a-f]{8}\.json)")):
             with suppress(OSError):
                 os.unlink(path)
 
