@@ -187,9 +187,12 @@ def test_every_error_travels(kind):
     from tblib import pickling_support
 
     pickling_support.install()  # what distributed sends errors with
-    given = ("what was given", "channel", 2) if kind is errors.ChoiceError else ("what was given",)
-    again = pickle.loads(pickle.dumps(kind(*given)))
-    assert (type(again), str(again)) == (kind, "what was given")
+    given = {errors.ChoiceError: {"what": "channel", "count": 2}}.get(kind, {})
+    if kind is errors.ScratchError:
+        given = {"folder": "/scratch", "reason": "it is full", "full": True, "worker": "tcp://a:1"}
+    error = kind("what was given", **given)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (kind, "what was given", vars(error))
 
 
 def test_a_graph_is_small(cave):

@@ -109,7 +109,7 @@ def test_a_missing_chunk_is_an_error_unless_told_otherwise(layer):
         ix.open_image(path).load()
     assert isinstance(caught.value, FileNotFoundError)
     filled = ix.open_image(path, missing="fill").values
-    with pytest.warns(ix.MissingChunkWarning, match="1 missing chunks"):
+    with pytest.warns(ix.MissingChunkWarning, match="1 missing chunk is"):
         warned = ix.open_image(path, missing="warn").values
     np.testing.assert_array_equal(filled, warned)
     assert (filled != voxels).sum() == 16 * 16 * 8
