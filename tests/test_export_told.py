@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
 import sys
+import termios
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,3 +125,18 @@ def test_the_command_line_speaks_of_its_own(tmp_path, sample):
         assert "--missing fill takes background" in done.stdout
         assert "--missing warn says which" in done.stdout
         assert "missing=" not in done.stdout
+
+
+@pytest.mark.parametrize("size", [(0, 0), (24, 100)])
+def test_a_bar_is_seen_in_a_terminal_without_a_size(tmp_path, size):
+    """As `script` and some job systems make them."""
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    code = f"from tests.export_jobs import run; run('omezarr', {str(tmp_path)!r}, seconds=0.05)"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], stderr=there, env=env, cwd=env["PYTHONPATH"])
+    os.close(there)
+    with open(here, "rb", buffering=0) as terminal:
+        seen = terminal.read(1 << 16)
+    assert done.returncode == 0
+    assert re.search(rb"o.ome.zarr: 100%.*task/s", seen)

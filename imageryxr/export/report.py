@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from dataclasses import dataclass, field
 from html import escape
@@ -129,9 +128,9 @@ def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
 
     show = _someone_looks() if shown is None else shown
     name = os.path.basename(place.rstrip("/"))[:40]
-    # a terminal that does not know how wide it is says 0, and then nothing would be seen
-    narrow = shutil.get_terminal_size().columns if show and _width() == 0 else None
-    return tqdm(total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1, ncols=narrow)
+    # where a terminal says that it has no size, nothing would be seen
+    size = {"ncols": 80, "nrows": 24} if show and _is_sizeless() else {}
+    return tqdm(total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1, **size)
 
 
 def tell(text: str) -> None:
@@ -141,12 +140,11 @@ def tell(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def _width() -> int | None:
-    """Return how wide standard error says that it is; None where it is no terminal."""
+def _is_sizeless() -> bool:
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
-    except (OSError, ValueError, AttributeError):
-        return None
+        return os.get_terminal_size(sys.stderr.fileno()).columns == 0
+    except (OSError, ValueError, AttributeError):  # it is no terminal
+        return False
 
 
 def _someone_looks() -> bool:
