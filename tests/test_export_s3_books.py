@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +15,9 @@ import tifffile
 import imageryxr as ix
 from tests.export_jobs import array_of, digest, picture
 from tests.test_export_books import A, B
+from tests.test_export_resume import python
 from tests.test_export_slices_kept import THICK, Computed, counting, drawn
 
-ROOT = Path(__file__).parents[1]
 Z, Y = "s{z:03d}.tif", "s{y:03d}.tif"
 
 DYING = """
@@ -41,11 +39,6 @@ export(sys.argv[1])
 """
 
 
-def python(code, *args, **kwargs):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], env=env, cwd=ROOT, **kwargs)
-
-
 def export(array, target, **kwargs):
     return ix.export(array, target, workers=1, square=False, compression=None, **kwargs)
 
@@ -64,7 +57,7 @@ def test_finished_slices_are_not_drawn_again(bucket, monkeypatch, tmp_path, repl
         ix.export(array_of(Computed(**THICK, seed=5)), url)
     code = DYING.replace("export(sys.argv[1])", f"export(sys.argv[1], overwrite={replacing})")
     for count in (6, 4):
-        process = python(code, url, count)
+        process = python("-c", code, url, count)
         assert process.wait() == -signal.SIGKILL
     whole = [name for name in bucket.names() if name.endswith(".png") and replacing == ("-work-" in name)]
     assert len(whole) == 10
@@ -118,7 +111,7 @@ def writing(bucket, target, *, seconds=1.0, dead=30.0, **options):
         "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
         f"ix.export(picture(seconds={seconds}), {bucket.url(target)!r}, **{dict(workers=1, **options)!r})\n"
     )
-    process = python(code, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         while [bucket.read(n) for n in bucket.names() if n.endswith(".manifest.json")] == before:
             assert process.poll() is None
@@ -179,7 +172,7 @@ def test_who_slept_while_another_took_over_changes_nothing(bucket, target, repla
         process.send_signal(signal.SIGCONT)
         _, said = process.communicate(timeout=100)
         assert process.returncode == 1
-        assert b"took over this target while it could not be reached; what is done is kept" in said
+        assert "took over this target while it could not be reached; what is done is kept" in said
     assert bucket.contents() == found
     assert bucket.names() == beside
     assert ix.export(picture(seed=int(other)), bucket.url(target), **options).tasks == 0
@@ -206,5 +199,30 @@ def test_what_was_collected_and_is_lost_is_told_of_before_anything_is_replaced(b
             ix.export(picture(), bucket.url(target), overwrite=True)
     assert bucket.contents() == before
     assert ix.export(picture(), bucket.url(target), overwrite=True).complete
+    assert set(bucket.contents()) == set(before)
+    assert bucket.contents() != before
+
+
+@pytest.mark.parametrize("target", ["o.zarr", "s/z{z:02d}.png"])
+def test_what_was_lost_after_a_kill_in_the_last_step_is_made_again(bucket, monkeypatch, target):
+    ix.export(picture(seed=9), bucket.url(target))
+    before = bucket.contents()
+    site = sys.modules["imageryxr.export.sites"].BucketSite
+
+    def stopped(self, header, keys):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site, "bring", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ix.export(picture(), bucket.url(target), overwrite=True)
+    lost = [n for n in bucket.names() if "/data/" in n and not n.endswith("zarr.json")][-1]
+    bucket.client.delete_object(Bucket=bucket.name, Key=lost)
+    with pytest.raises(ix.TargetError, match="the same call makes again what is lost"):
+        ix.export(picture(), bucket.url(target))
+    assert {name: bucket.read(name) for name in before} == before
+    report = ix.export(picture(), bucket.url(target))
+    assert report.complete
+    assert report.tasks >= 1
     assert set(bucket.contents()) == set(before)
     assert bucket.contents() != before

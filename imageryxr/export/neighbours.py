@@ -129,7 +129,11 @@ class Neighbours:
         if target.kind not in ("files", "single"):
             return []
         mine = {f"{target.root}/{key}" for key in target.occupied()} if target.kind == "files" else {target.root}
-        return [(folder, name) for folder, name in self._manifests(mine) if not mine.isdisjoint(_listed(folder, name))]
+        return [
+            (folder, name)
+            for folder, name in self._manifests(mine)
+            if not mine.isdisjoint(_listed(folder, name, needed=folder.startswith(self._folder)))
+        ]
 
     def _manifests(self, files: set[str]) -> list[tuple[str, str]]:
         """Return where manifests lie that could list some of these files: folder and first part of the name."""
@@ -159,14 +163,14 @@ def _above(folder: str) -> list[str]:
     return found
 
 
-def _listed(folder: str, name: str) -> list[str]:
-    """Return the files that a manifest is of."""
+def _listed(folder: str, name: str, *, needed: bool) -> list[str]:
+    """Return the files that a manifest is of; none if it cannot be read, unless that is for the network to tell."""
     try:
         header = keeper_of(folder, name).load()
     except ManifestError:  # whoever continues that is told
         return []
     except TargetError:
-        if is_remote(folder):
+        if needed and is_remote(folder):
             raise
         return []
     except PermissionError:  # it is somebody else's

@@ -184,10 +184,12 @@ class _Rolling:
 
     def _move(self, distance: int, count: int) -> None:
         """Bring what is kept to where the buffer begins."""
+        if not distance:
+            return
         # Between places that overlap numpy copies by way of a second array: layer by layer that is small.
         if self._roll.axis == 0:
-            for layer in range(count if distance else 0):
-                self._buffer[layer] = self._buffer[layer + distance]
+            for number in range(count):
+                self._buffer[number] = self._buffer[number + distance]
             return
         for layer, after in zip(self._part(0, count), self._part(distance, distance + count), strict=True):
             layer[...] = after

@@ -237,7 +237,9 @@ class BucketSite(Site):
                 final = self._at(folder)
             fresh = set(source.names())
             needed = iter([name]) if header.kind == "single" else keys()
-            self._refuse_lost(source, next((key for key in needed if key.removesuffix(".gz") not in fresh), None))
+            lost = next((key for key in needed if key.removesuffix(".gz") not in fresh), None)
+            if lost is not None:
+                raise TargetError(_lost(self._target, f"{source.url}/{lost}"))
             # nothing opens it while it is neither the old nor the new
             stale = set(final.names()) if header.kind == "tree" else set()
             final.delete(k for k in last if k in stale)
@@ -245,13 +247,6 @@ class BucketSite(Site):
                 source.copy(key, final)
             final.delete(stale - fresh)
         final.put(last.items())
-
-    def _refuse_lost(self, source: Bucket, key: str | None) -> None:
-        if key is not None:
-            raise TargetError(
-                f"{self._target.place} is not complete: {source.url}/{key} is not there any more, as somebody removed "
-                "it meanwhile; what was at the target before is untouched, and the same call makes again what is lost"
-            )
 
     def strange(self, header: Header) -> list[str]:
         """Return one file that is there and has another size; other results go where nobody looks for anything."""
@@ -271,6 +266,13 @@ class BucketSite(Site):
     def _remove(self, header: Header) -> None:
         work = self._at(self.work(header))
         work.delete(list(work.names()))
+
+
+def _lost(target: Target, url: str) -> str:
+    return (
+        f"{target.place} is not complete: {url} is not there any more, as somebody removed it meanwhile; what was at "
+        "the target before is untouched, and the same call makes again what is lost"
+    )
 
 
 def site_of(target: Target, base: str, watch: Callable[[], None]) -> Site:

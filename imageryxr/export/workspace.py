@@ -178,13 +178,23 @@ class Workspace:
             self.header = header
             if not overwrite:
                 self._refuse_what_appeared()
-            self._publish()  # it was complete: only the last step is missing
+            self._finish()
             header = self.header
         if header is not None and self._is_mine(header) and self._continues(header, overwrite, resume):
             self.header = replace(header, replaces=header.replaces or overwrite, replaced=None)
             self._look_again()
         else:
             self._begin(header, overwrite)
+
+    def _finish(self) -> None:
+        """Take the last step of an export that was complete, and was killed as it took it."""
+        try:
+            self._publish()
+        except OSError:
+            if self.remote:  # what was collected may be lost: the next call looks again
+                self.header = replace(self.header, phase="writing")
+                self.keeper.save(self.header)
+            raise
 
     def _continues(self, header: Header, overwrite: bool, resume: bool) -> bool:
         if header.phase != "writing" and (overwrite or header.replaced):

@@ -30,7 +30,7 @@ ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")
 # Those that gzip makes smaller: the others are compressed.
 ZIPPABLE = ("raw", "compressed_segmentation")
 QUALITY = 85
-# Of these Neuroglancer's specification speaks; CloudVolume writes int64 as well, which then nobody else reads.
+# Of these Neuroglancer's specification speaks; CloudVolume writes int64 as well, which TensorStore cannot open.
 TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32")
 
 
