@@ -14,6 +14,7 @@ import imageryxr as ix
 from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import evaluate, wanted
 from imageryxr.export.reading import BUFFERS, Buffers, draw, read_leaf, read_sources
+from imageryxr.export.targets.omezarr import OmeZarr
 from imageryxr.volumes import box_reader
 from tests.export_jobs import Computed, array_of, digest, picture, place
 
@@ -114,6 +115,16 @@ def test_what_comes_of_an_export_is_not_written_over(sample, small, kind):
     np.testing.assert_array_equal(first.values, want)
     assert not np.shares_memory(first.values, second.values)
     assert BUFFERS._held == []
+
+
+def test_coarser_levels_do_not_find_it_in_their_way(sample, small, tmp_path, monkeypatch):
+    finest, coarser = list[int](), list[int]()
+    empty, derive = Buffers.empty, OmeZarr.derive
+    monkeypatch.setattr(Buffers, "empty", lambda self, *a: (empty(self, *a), finest.append(len(self._held)))[0])
+    monkeypatch.setattr(OmeZarr, "derive", lambda self, *a: (coarser.append(len(BUFFERS._held)), derive(self, *a))[1])
+    ix.export(ix.open_segmentation(sample.segmentation), tmp_path / "ids.ome.zarr", chunks=(8, 64, 64), workers=2)
+    assert max(finest) > 0
+    assert set(coarser) == {0}
 
 
 @pytest.mark.slow

@@ -131,6 +131,7 @@ class Job:
         return self.place.size_of()
 
     def _derive(self, stage: int, box: IndexBox, place: Place) -> list[int]:
+        BUFFERS.clear()  # all regions of the finest level are there: what was kept for them would come on top
         with disk_errors(self.target.place):
             return place.put(self.target.encode(stage, box, self.target.derive(stage, box, place)))
 
