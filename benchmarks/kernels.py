@@ -240,6 +240,19 @@ class MeanHalf(Kernel):
         np.copyto(self.image_copy, self.image)
 
 
+class MeanHalfRgba(MeanHalf):
+    title = "regrid RGBA mean, ÷2 in-plane"
+    peer_name = "numpy.copyto of the picture"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.image = fill.fill(self.labels, self.image, table_of(self.labels, 90))
+        self.image_copy = np.empty_like(self.image)
+
+    def ours(self) -> Any:
+        return resample.mean_rgba(self.image, self.axes)  # type: ignore[arg-type]
+
+
 class ModeHalf(Kernel):
     title = "regrid uint64 mode, ÷2 in-plane"
 

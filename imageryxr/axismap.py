@@ -143,14 +143,11 @@ class AxisMap:
         length = int(self.scale * c)
         unit = max(1, length // _WEIGHTS)
         inside = self._inside(start, stop, valid)
-        first, counts, weights = np.full(stop - start, _NOWHERE), np.zeros(stop - start, np.int64), []
-        for j, (low, ok) in enumerate(zip(numerator.tolist(), inside.tolist(), strict=True)):
-            if not ok:
-                continue
-            k0 = max(low // c, valid[0] - base)
-            k1 = min(-(-(low + length) // c), valid[1] - base)
-            first[j], counts[j] = k0 + base, k1 - k0
-            parts = (min((k + 1) * c, low + length) - max(k * c, low) for k in range(k0, k1))
-            weights += [max(1, (p + unit // 2) // unit) for p in parts]
+        k0 = np.maximum(numerator // c, valid[0] - base)
+        k1 = np.minimum(-(-(numerator + length) // c), valid[1] - base)
+        first, counts = np.where(inside, k0 + base, _NOWHERE), np.where(inside, k1 - k0, 0)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return OverlapMap(first, offsets, np.array(weights, np.int64))
+        of = np.repeat(np.arange(stop - start), counts)
+        k = k0[of] + np.arange(of.size) - offsets[of]
+        parts = np.minimum((k + 1) * c, numerator[of] + length) - np.maximum(k * c, numerator[of])
+        return OverlapMap(first, offsets, np.maximum(1, (parts + unit // 2) // unit))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.resample import Lerp, Overlap, linear, mean, mode, nearest
+from imageryxr.kernels.resample import Lerp, Overlap, linear, mean, mean_rgba, mode, nearest
 
 TOP = 2**64 - 1
 SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
@@ -198,6 +198,41 @@ def test_mean_of_floats(data, a):
         np.testing.assert_allclose(got[at], want, rtol=1e-5, atol=1e-3)
 
 
+BYTES = st.sampled_from([0, 1, 2, 127, 128, 254, 255]) | st.integers(0, 255)
+
+
+@given(st.data(), SHAPES, st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_mean_of_colours(data, shape, turned):
+    a = data.draw(hnp.arrays(np.uint8, (*shape, 4), elements=BYTES))
+    a = np.asfortranarray(a) if turned else a
+    axes = tuple(data.draw(overlaps(n)) for n in shape)
+    got = mean_rgba(a, axes)
+    assert (got.dtype, got.shape) == (np.uint8, (*(axis.first.size for axis in axes), 4))
+    for at in np.ndindex(got.shape[:3]):
+        cell = [(list(map(int, pixel)), w) for pixel, w in one_cell(a, axes, at)]
+        opaque = sum(pixel[3] * w for pixel, w in cell)
+        if not opaque:
+            assert got[at].tolist() == [0, 0, 0, 0]
+            continue
+        want = [Fraction(sum(pixel[i] * pixel[3] * w for pixel, w in cell), opaque) for i in range(3)]
+        want.append(Fraction(opaque, sum(w for _, w in cell)))
+        assert got[at].tolist() == [rounded(value, np.uint8) for value in want]
+
+
+def test_mean_of_colours_at_once():
+    """More pixels than a vector has, in whole numbers of numpy."""
+    a = np.random.default_rng(0).integers(0, 256, (4, 6, 402, 4), dtype=np.uint8)
+    a[:, :3, ::3, 3] = 0
+    got = mean_rgba(a, tuple(halves(n) for n in a.shape[:3]))
+    blocks = a.astype(np.int64).reshape(2, 2, 3, 2, 201, 2, 4)
+    alpha = blocks[..., 3:]
+    opaque = alpha.sum((1, 3, 5))
+    color = (2 * (blocks[..., :3] * alpha).sum((1, 3, 5)) + opaque) // np.maximum(2 * opaque, 1)
+    np.testing.assert_array_equal(got[..., :3], color)
+    np.testing.assert_array_equal(got[..., 3:], (2 * opaque + 8) // 16)
+
+
 @given(st.data(), st.sampled_from(["u1", "u2", "u4", "u8", "i8", "i4", ">u8"]))
 @settings(max_examples=100, deadline=None)
 def test_mode(data, dtype):
@@ -234,6 +269,8 @@ def test_common_divisors_do_not_matter():
     large = tuple(Overlap(o.first, o.offsets, o.weights * 10**15) for o in axes)
     np.testing.assert_array_equal(mode(a, large), mode(a, axes))
     np.testing.assert_array_equal(mean(a, large), mean(a, axes))
+    rgba = np.stack([a, a * 80, a + 1, 255 - a * 40], axis=-1)
+    np.testing.assert_array_equal(mean_rgba(rgba, large), mean_rgba(rgba, axes))
 
 
 def threes(n):
@@ -275,6 +312,7 @@ def test_empty():
     bare = Overlap(np.array([0]), np.array([0, 0]), np.array([], np.int64))
     assert mean(a, (bare, bare, bare), fill=7).tolist() == [[[7]]]
     assert mode(a, (bare, bare, bare), fill=7).tolist() == [[[7]]]
+    assert mean_rgba(np.zeros((2, 3, 0, 4), np.uint8), (bare, bare, bare)).tolist() == [[[[0, 0, 0, 0]]]]
     assert nearest(np.zeros((2, 2, 2)), some, some, np.array([], np.int64)).shape == (1, 1, 0)
 
 
@@ -303,3 +341,8 @@ def test_errors():
         mode(a, (Overlap(np.array([0]), np.array([0, 2]), np.array([2**40, 1])),) * 3)
     with pytest.raises(LayerError, match="float64"):
         mode(a.astype(float), (axis, axis, axis))
+    for wrong in (a, np.zeros((2, 2, 2, 3), np.uint8), np.zeros((2, 2, 2, 4))):
+        with pytest.raises(LayerError, match=r"uint8 \(z, y, x, 4\), got"):
+            mean_rgba(wrong, (axis, axis, axis))
+    with pytest.raises(GridMismatchError, match="not all in"):
+        mean_rgba(np.zeros((2, 2, 1, 4), np.uint8), (axis, axis, axis))

@@ -164,7 +164,7 @@ def shrink(
         values = np.pad(values, [*missing, *([(0, 0)] if channels else [])], mode="edge")
     moved = tuple(AxisMap(m.a, m.b - o * m.c, m.c) for m, o in zip(maps, need.start, strict=True))
     if channels == 4 and values.dtype == np.uint8:
-        return shrink_rgba(values, moved, box)
+        return _shrunk_rgba(values, moved, box)
     if channels:
         return np.stack([_shrunk(values[..., i], moved, box, "mean") for i in range(channels)], axis=-1)
     return _shrunk(values, moved, box, "mode" if layer_type == "segmentation" else "mean")
@@ -182,12 +182,9 @@ def _shrunk(values: Array, maps: tuple[AxisMap, ...], box: IndexBox, method: str
     return evaluate(Resampled(leaf, maps, method), box)  # type: ignore[arg-type]
 
 
-def shrink_rgba(values: Array, maps: tuple[AxisMap, ...], box: IndexBox) -> Array:
-    """Return averaged colours, each voxel weighted by its alpha: what is transparent has no colour to give."""
-    alpha = values[..., 3].astype(np.float32)
-    means = [_shrunk(values[..., i] * alpha, maps, box, "mean") for i in range(3)]
-    weight = _shrunk(alpha, maps, box, "mean")
-    safe = np.where(weight > 0, weight, 1)
-    planes = [np.floor(m / safe + 0.5) for m in means] + [np.floor(weight + 0.5)]
-    out: Array = np.clip(np.stack(planes, axis=-1), 0, 255).astype(np.uint8)
-    return out
+def _shrunk_rgba(values: Array, maps: tuple[AxisMap, ...], box: IndexBox) -> Array:
+    from imageryxr.kernels import resample
+
+    axes = zip(maps, box.start, box.stop, values.shape[:3], strict=True)
+    z, y, x = (resample.Overlap(*m.overlap(a, b, (0, n)).read_from(0)) for m, a, b, n in axes)
+    return resample.mean_rgba(values, (z, y, x))
