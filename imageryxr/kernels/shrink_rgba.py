@@ -7,26 +7,28 @@ from numpy.typing import NDArray
 
 from imageryxr.errors import LayerError
 from imageryxr.kernels.axes import Overlap, OverlapParts, overlaps
-from imageryxr.kernels.fill import unpack
 from imageryxr.kernels.runs import compiled, frozen
 
 __all__ = ["mean_rgba"]
 
-_BYTE = np.uint32(0xFF)
-_EIGHT, _SIXTEEN, _ALPHA = np.uint32(8), np.uint32(16), np.uint32(24)
-
 
 @compiled
-def _add_row(source: NDArray[np.uint32], weight: float, line: NDArray[np.float64]) -> None:
+def _add_row(
+    red: NDArray[np.uint8],
+    green: NDArray[np.uint8],
+    blue: NDArray[np.uint8],
+    opaque: NDArray[np.uint8],
+    weight: float,
+    line: NDArray[np.float64],
+) -> None:
     """Add a row of pixels to sums of red, green and blue, each times alpha, and of alpha: the rows of `line`."""
-    red, green, blue, opaque = line[0], line[1], line[2], line[3]
-    for x in range(source.size):
-        pixel = source[x]
-        alpha = weight * np.float64(pixel >> _ALPHA)
-        red[x] += alpha * np.float64(pixel & _BYTE)
-        green[x] += alpha * np.float64(pixel >> _EIGHT & _BYTE)
-        blue[x] += alpha * np.float64(pixel >> _SIXTEEN & _BYTE)
-        opaque[x] += alpha
+    reds, greens, blues, alphas = line[0], line[1], line[2], line[3]
+    for x in range(opaque.size):
+        alpha = weight * np.float64(opaque[x])
+        reds[x] += alpha * np.float64(red[x])
+        greens[x] += alpha * np.float64(green[x])
+        blues[x] += alpha * np.float64(blue[x])
+        alphas[x] += alpha
 
 
 @compiled
@@ -49,34 +51,41 @@ def _along_row(line: NDArray[np.float64], along_x: OverlapParts, begin: int, sum
 
 
 @compiled
-def _store_row(sums: NDArray[np.float64], totals: NDArray[np.float64], total: float, out: NDArray[np.uint32]) -> None:
-    red, green, blue, opaque = sums[0], sums[1], sums[2], sums[3]
-    for x in range(out.size):
+def _store_row(
+    sums: NDArray[np.float64],
+    totals: NDArray[np.float64],
+    total: float,
+    red: NDArray[np.uint8],
+    green: NDArray[np.uint8],
+    blue: NDArray[np.uint8],
+    opaque: NDArray[np.uint8],
+) -> None:
+    reds, greens, blues, alphas = sums[0], sums[1], sums[2], sums[3]
+    for x in range(opaque.size):
         # where nothing is covered, or all of it is transparent, the sums are 0
-        parts = max(opaque[x], 1.0)
-        alpha = np.uint32(np.floor(opaque[x] / max(totals[x] * total, 1.0) + 0.5))
-        r = np.uint32(np.floor(red[x] / parts + 0.5))
-        g = np.uint32(np.floor(green[x] / parts + 0.5))
-        b = np.uint32(np.floor(blue[x] / parts + 0.5))
-        out[x] = alpha << _ALPHA | b << _SIXTEEN | g << _EIGHT | r
+        alpha = max(alphas[x], 1.0)
+        red[x] = np.floor(reds[x] / alpha + 0.5)
+        green[x] = np.floor(greens[x] / alpha + 0.5)
+        blue[x] = np.floor(blues[x] / alpha + 0.5)
+        opaque[x] = np.floor(alphas[x] / max(totals[x] * total, 1.0) + 0.5)
 
 
 @compiled
 def _mean_rgba(
-    a: NDArray[np.uint32],
+    a: NDArray[np.uint8],
     along_z: OverlapParts,
     along_y: OverlapParts,
     along_x: OverlapParts,
     begin: int,
     end: int,
-    out: NDArray[np.uint32],
+    out: NDArray[np.uint8],
 ) -> None:
     z_first, z_offsets, z_weights = along_z
     y_first, y_offsets, y_weights = along_y
     _, x_offsets, x_weights = along_x
     line = np.empty((4, end - begin), np.float64)
-    sums = np.empty((4, out.shape[2]), np.float64)
-    totals = np.zeros(out.shape[2], np.float64)
+    sums = np.empty((4, out.shape[3]), np.float64)
+    totals = np.zeros(out.shape[3], np.float64)
     for x in range(totals.size):
         for k in range(x_offsets[x], x_offsets[x + 1]):
             totals[x] += np.float64(x_weights[k])
@@ -88,10 +97,11 @@ def _mean_rgba(
                 for j in range(y_offsets[y], y_offsets[y + 1]):
                     weight = np.float64(z_weights[i]) * np.float64(y_weights[j])
                     total += weight
-                    source = a[z_first[z] + i - z_offsets[z], y_first[y] + j - y_offsets[y], begin:end]
-                    _add_row(source, weight, line)
+                    rows = a[:, z_first[z] + i - z_offsets[z], y_first[y] + j - y_offsets[y], begin:end]
+                    _add_row(rows[0], rows[1], rows[2], rows[3], weight, line)
             _along_row(line, along_x, begin, sums)
-            _store_row(sums, totals, total, out[z, y])
+            rows = out[:, z, y]
+            _store_row(sums, totals, total, rows[0], rows[1], rows[2], rows[3])
 
 
 def mean_rgba(a: NDArray[np.uint8], axes: tuple[Overlap, Overlap, Overlap]) -> NDArray[np.uint8]:
@@ -103,15 +113,16 @@ def mean_rgba(a: NDArray[np.uint8], axes: tuple[Overlap, Overlap, Overlap]) -> N
     Parameters
     ----------
     a
-        uint8 (z, y, x, 4), straight alpha.
+        uint8 (z, y, x, 4), straight alpha; taken as it is where each colour is a plane of its own in memory, as files
+        have it, and copied so else.
     axes
         What each output pixel covers along z, y and x.
 
     Returns
     -------
     numpy.ndarray
-        uint8 (z, y, x, 4), each value rounded to the nearest, a half up; (0, 0, 0, 0) where nothing is covered or all
-        of it is transparent.
+        uint8 (z, y, x, 4), in planes, each value rounded to the nearest, a half up; (0, 0, 0, 0) where nothing is
+        covered or all of it is transparent.
 
     Raises
     ------
@@ -125,12 +136,12 @@ def mean_rgba(a: NDArray[np.uint8], axes: tuple[Overlap, Overlap, Overlap]) -> N
     a = np.asarray(a)
     if a.dtype != np.uint8 or a.ndim != 4 or a.shape[-1] != 4:
         raise LayerError(f"colours must be uint8 (z, y, x, 4), got {a.dtype} of shape {a.shape}")
-    packed = frozen(np.ascontiguousarray(a).view("<u4")[..., 0])
-    z, y, x = overlaps(axes, packed.shape)
+    planes = frozen(np.moveaxis(a, -1, 0))
+    z, y, x = overlaps(axes, planes.shape[1:])
     count = np.diff(x[1])
     some = count > 0
     begin = int(x[0][some].min()) if some.any() else 0
     end = int((x[0] + count)[some].max()) if some.any() else 0
-    out = np.empty((z[0].size, y[0].size, x[0].size), np.uint32)
-    _mean_rgba(packed, z, y, x, begin, end, out)
-    return unpack(out)
+    out = np.empty((4, z[0].size, y[0].size, x[0].size), np.uint8)
+    _mean_rgba(planes, z, y, x, begin, end, out)
+    return np.moveaxis(out, 0, -1)

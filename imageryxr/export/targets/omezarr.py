@@ -5,12 +5,9 @@ The format: https://ngff.openmicroscopy.org. The translation of a level is the c
 
 from __future__ import annotations
 
-import gzip
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,30 +18,12 @@ from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
+from imageryxr.export.targets.zarrarray import ZarrArray
 from imageryxr.expr import Array
 from imageryxr.grid import Grid
 
 CHUNK: Index3 = (16, 256, 256)
 VERSIONS = ("0.5", "0.4")
-
-
-def _zstd(level: int, chunk: Array) -> Any:
-    from numcodecs.zstd import Zstd
-
-    return Zstd(level).encode(chunk)
-
-
-def _gzip(level: int, chunk: Array) -> Any:
-    # without the time, so that the same voxels are the same bytes whenever they are written
-    return gzip.compress(chunk.data, level, mtime=0)
-
-
-# Of these the chunk's bytes are one call away; of the others zarr knows the settings.
-DIRECT: dict[str, Callable[[int, Array], Any]] = {
-    "zstd": _zstd,
-    "gzip": _gzip,
-    "none": lambda _, chunk: chunk.tobytes(),
-}
 
 
 @dataclass(frozen=True)
@@ -105,13 +84,23 @@ class OmeZarr(Pyramid):
         )
         return z, y, x
 
+    def array(self, level: int) -> ZarrArray:
+        """Return how a level is stored."""
+        return ZarrArray(
+            self.grids[level].shape,
+            self.layer.channels,
+            _kept(self.layer.dtype),
+            self.chunk_of(level),
+            self.stored(level),
+            self.shard is not None,
+            self.compressor,
+            self.version == "0.4",
+        )
+
     def preamble(self) -> dict[str, bytes]:
         """Return the description of each array."""
-        files = {}
-        for level in range(len(self.grids)):
-            for name, buffer in self._metadata(level).to_buffer_dict(_prototype()).items():
-                files[f"{level}/{name}"] = buffer.to_bytes()
-        return files
+        levels = range(len(self.grids))
+        return {f"{level}/{k}": data for level in levels for k, data in self.array(level).description().items()}
 
     def commit(self) -> dict[str, bytes]:
         """Return the description of the group, without which nobody takes the arrays for an image."""
@@ -122,54 +111,16 @@ class OmeZarr(Pyramid):
 
     def keys(self, stage: int, box: IndexBox) -> list[str]:
         """Return the stored objects of a box, in C order."""
-        sizes = self.stored(stage)
-        ranges = [range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, sizes, strict=True)]
-        lead = f"{stage}/{'c/' if self.version != '0.4' else ''}{'0/' if self.layer.channels else ''}"
-        return [f"{lead}{z}/{y}/{x}" for z in ranges[0] for y in ranges[1] for x in ranges[2]]
+        return [f"{stage}/{key}" for key in self.array(stage).keys(box)]
 
     def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
-        """Let zarr encode the objects, one after the other."""
-        size = self.stored(stage)
-        for key, start in zip(self.keys(stage, box), _starts(box, size), strict=True):
-            stop = tuple(min(a + s, b) for a, s, b in zip(start, size, box.stop, strict=True))
-            part = IndexBox(start, stop)  # type: ignore[arg-type]
-            yield key, self._object(stage, key, part, values[part.slices(box)])
-
-    def _object(self, level: int, key: str, box: IndexBox, values: Array) -> bytes:
-        name, _, strength = self.compressor.partition(":")
-        if self.shard is not None or name not in DIRECT:
-            return self._by_zarr(level, key, box, values)
-        # What zarr would make of it, without its one thread that all workers would wait for.
-        lead = (self.layer.channels,) if self.layer.channels else ()
-        whole = (*lead, *self.chunk_of(level))
-        dtype = _kept(self.layer.dtype)
-        chunk = np.empty(whole, dtype if self.version == "0.4" else dtype.newbyteorder("<"))
-        if values.shape[:3] != whole[-3:]:
-            chunk[...] = 0
-        z, y, x = box.shape
-        chunk[..., :z, :y, :x] = np.moveaxis(values, -1, 0) if lead else values
-        data: bytes = DIRECT[name](int(strength or 0), chunk)
-        return data
-
-    def _by_zarr(self, level: int, key: str, box: IndexBox, values: Array) -> bytes:
-        from zarr.core.buffer import Buffer
-        from zarr.storage import MemoryStore
-
-        held: dict[str, Buffer] = {}
-        array = self._array(level, MemoryStore(held))
-        if self.layer.channels:
-            array[(slice(None), *box.slices())] = np.moveaxis(values, -1, 0)
-        else:
-            array[box.slices()] = values.astype(_kept(self.layer.dtype), copy=False)
-        if list(held) != [key]:
-            raise TargetError(f"zarr wrote {sorted(held)} where {key} was expected; report this as a fault")
-        data: bytes = held[key].to_bytes()
-        timed = self.shard is not None and self.compressor.startswith("gzip")
-        return _timeless(data, self.stored(level), self.chunk_of(level)) if timed else data
+        """Encode the objects, one after the other."""
+        for key, data in self.array(stage).encode(box, values):
+            yield f"{stage}/{key}", data
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
         """Make a box of a level from the level below."""
-        held: dict[str, Any] = {}
+        held: dict[str, bytes] = {}
         return derived(
             self._below(stage),
             self.grids[stage],
@@ -187,42 +138,20 @@ class OmeZarr(Pyramid):
     def _below(self, stage: int) -> Below:
         return Below(self.grids[stage - 1], self.stored(stage - 1), self.chunk_of(stage - 1))
 
-    def _load(self, level: int, box: IndexBox, place: Place, held: dict[str, Any]) -> Array:
-        from zarr.storage import MemoryStore
-
+    def _load(self, level: int, box: IndexBox, place: Place, held: dict[str, bytes]) -> Array:
         # zarr takes an object that is not there for background: so they are fetched here, and must be there
-        keys = self.keys(level, box)
+        array = self.array(level)
+        keys = array.keys(box)
         for key in set(held) - set(keys):
             del held[key]  # only what several parts in a row need is kept
         for key in set(keys) - set(held):
-            data = place.get(key)
+            data = place.get(f"{level}/{key}")
             if data is None:
-                raise TargetError(f"{place.url}/{key} was written, and is not there any more: run the same call again")
-            held[key] = _prototype().buffer.from_bytes(data)
-        array = self._array(level, MemoryStore(dict(held)))
-        if self.layer.channels:
-            return np.moveaxis(np.asarray(array[(slice(None), *box.slices())]), 0, -1)
-        return np.asarray(array[box.slices()])
-
-    def _array(self, level: int, store: Any) -> Any:
-        import zarr
-        from zarr.storage import StorePath
-
-        # An absent chunk could be black or lost: every chunk is written, so that absence is a fault.
-        config: Any = {"order": "C", "write_empty_chunks": True}
-        return zarr.Array(zarr.AsyncArray(self._metadata(level), StorePath(store, str(level)), config))
-
-    def _metadata(self, level: int) -> Any:
-        lead = (self.layer.channels,) if self.layer.channels else ()
-        shard = None if self.shard is None else (*lead, *self.stored(level))
-        return _array_metadata(
-            (*lead, *self.grids[level].shape),
-            (*lead, *self.chunk_of(level)),
-            shard,
-            str(_kept(self.layer.dtype)),
-            self.compressor,
-            self.version,
-        )
+                raise TargetError(
+                    f"{place.url}/{level}/{key} was written, and is not there any more: run the same call again"
+                )
+            held[key] = data
+        return array.decode(box, held)
 
     def _ome(self) -> dict[str, Any]:
         axes: list[dict[str, str]] = [{"name": d, "type": "space", "unit": "nanometer"} for d in ("z", "y", "x")]
@@ -272,27 +201,6 @@ class OmeZarr(Pyramid):
         return [{"label": n, "color": c, "active": n != "alpha", "window": window} for n, c in colors.items()]
 
 
-def _starts(box: IndexBox, size: Index3) -> Iterator[Index3]:
-    for z in range(box.start[0], box.stop[0], size[0]):
-        for y in range(box.start[1], box.stop[1], size[1]):
-            for x in range(box.start[2], box.stop[2], size[2]):
-                yield z, y, x
-
-
-def _timeless(shard: bytes, stored: Index3, chunk: Index3) -> bytes:
-    """Return a shard of gzipped chunks without the time that each says it was written at, in its bytes 4 to 8.
-
-    The index is the end of the shard: offset and size of each chunk, and a checksum of these
-    (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html).
-    """
-    count = math.prod(s // c for s, c in zip(stored, chunk, strict=True))
-    index = np.frombuffer(shard[-16 * count - 4 : -4], "<u8").reshape(count, 2)
-    out = bytearray(shard)
-    for offset in index[index[:, 0] != 2**64 - 1, 0]:
-        out[int(offset) + 4 : int(offset) + 8] = bytes(4)
-    return bytes(out)
-
-
 def _kept(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint8) if dtype == np.bool_ else dtype
 
@@ -303,59 +211,6 @@ def _json(value: Any) -> bytes:
 
 def _range_of(dtype: np.dtype[Any]) -> tuple[float, float] | None:
     return {"uint8": (0.0, 255.0), "bool": (0.0, 1.0)}.get(str(dtype))
-
-
-def _prototype() -> Any:
-    from zarr.core.buffer import default_buffer_prototype
-
-    return default_buffer_prototype()
-
-
-@lru_cache(maxsize=256)
-def _array_metadata(
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    shards: tuple[int, ...] | None,
-    dtype: str,
-    compressor: str,
-    version: str,
-) -> Any:
-    import zarr
-    from zarr.storage import MemoryStore
-
-    old = version == "0.4"
-    names = ("c", "z", "y", "x") if len(shape) == 4 else ("z", "y", "x")
-    layout: dict[str, Any] = {"shards": shards, "dimension_names": names, "zarr_format": 3}
-    if old:
-        layout = {"zarr_format": 2, "chunk_key_encoding": {"name": "v2", "separator": "/"}}
-    codec = _codec(compressor, old)
-    array = zarr.create_array(
-        MemoryStore(), shape=shape, chunks=chunks, dtype=dtype, fill_value=0, compressors=codec, **layout
-    )
-    return array.metadata
-
-
-def _codec(compressor: str, old: bool) -> Any:
-    name, _, level = compressor.partition(":")
-    if name == "none":
-        return None
-    if old:
-        import numcodecs
-
-        kinds: dict[str, Any] = {
-            "zstd": lambda n: numcodecs.Zstd(n),
-            "gzip": lambda n: numcodecs.GZip(n),
-            "lz4": lambda n: numcodecs.Blosc("lz4", n),
-        }
-        return [kinds[name](int(level))]
-    from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
-
-    made: dict[str, Any] = {
-        "zstd": lambda n: ZstdCodec(level=n),
-        "gzip": lambda n: GzipCodec(level=n),
-        "lz4": lambda n: BloscCodec(cname="lz4", clevel=n),
-    }
-    return [made[name](int(level))]
 
 
 def ome_zarr(

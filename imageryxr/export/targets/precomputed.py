@@ -179,7 +179,7 @@ class Precomputed(Pyramid):
 
         count = max(1, self.layer.channels)
         dtype = _kept(self.layer.dtype)
-        out = np.empty((*box.shape, count), dtype)
+        out = np.moveaxis(np.empty((count, *box.shape), dtype), 0, -1)  # as chunks have it
         for part in self._parts(stage, box):
             key = self._file(stage, part)
             data = held.get(key) or place.get(key)

@@ -100,7 +100,9 @@ def derived(
     """
     if box.voxels <= PART_VOXELS:
         return shrink(below.grid, grid, box, load, layer_type=layer_type, channels=channels)
-    out = np.empty((*box.shape, *((channels,) if channels else ())), dtype)
+    out = np.empty(box.shape, dtype)
+    if channels:  # in planes, as they are stored
+        out = np.moveaxis(np.empty((channels, *box.shape), dtype), 0, -1)
     for part in _parts(below, grid, box):
         out[part.slices(box)] = shrink(below.grid, grid, part, load, layer_type=layer_type, channels=channels)
     return out

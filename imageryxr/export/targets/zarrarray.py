@@ -1,0 +1,228 @@
+"""An array of a Zarr group, object by object: chunks or shards as zarr makes them.
+
+Zarr v3: https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html; v2:
+https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html. Channels, where there are any, come first and are all in one
+chunk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from imageryxr.boxes import Index3, IndexBox
+from imageryxr.errors import TargetError
+from imageryxr.expr import Array
+
+
+def _zstd(level: int, chunk: Array) -> Any:
+    from numcodecs.zstd import Zstd
+
+    return Zstd(level).encode(chunk)
+
+
+def _unzstd(data: bytes) -> Any:
+    from numcodecs.zstd import Zstd
+
+    return Zstd().decode(data)
+
+
+def _gzip(level: int, chunk: Array) -> Any:
+    # without the time, so that the same voxels are the same bytes whenever they are written
+    return gzip.compress(chunk.data, level, mtime=0)
+
+
+# Of these the chunk's bytes are one call away, and back; of the others zarr knows the settings.
+DIRECT: dict[str, tuple[Callable[[int, Array], Any], Callable[[bytes], Any]]] = {
+    "zstd": (_zstd, _unzstd),
+    "gzip": (_gzip, gzip.decompress),
+    "none": (lambda _, chunk: chunk.tobytes(), lambda data: data),
+}
+
+
+@dataclass(frozen=True)
+class ZarrArray:
+    """How an array is stored; its objects' names are relative to it."""
+
+    shape: Index3
+    channels: int
+    """0 if there is no such axis."""
+    dtype: np.dtype[Any]
+    chunk: Index3
+    stored: Index3
+    """Voxels of an object: a chunk, or a shard of whole ones."""
+    sharded: bool
+    compressor: str
+    """Its name, and its level behind a colon."""
+    old: bool
+    """Whether it is Zarr v2."""
+
+    @property
+    def _lead(self) -> tuple[int, ...]:
+        return (self.channels,) if self.channels else ()
+
+    @property
+    def _direct(self) -> bool:
+        """Whether chunks are made as zarr would make them, without its one thread that all workers would wait for."""
+        return not self.sharded and self.compressor.partition(":")[0] in DIRECT
+
+    @property
+    def _stored_dtype(self) -> np.dtype[Any]:
+        return self.dtype if self.old else self.dtype.newbyteorder("<")
+
+    def description(self) -> dict[str, bytes]:
+        """Return the files that say what the array is."""
+        return {name: buffer.to_bytes() for name, buffer in self._metadata().to_buffer_dict(_prototype()).items()}
+
+    def keys(self, box: IndexBox) -> list[str]:
+        """Return the names of the objects that a box touches, in C order."""
+        lead = f"{'' if self.old else 'c/'}{'0/' if self.channels else ''}"
+        return [f"{lead}{z}/{y}/{x}" for z, y, x in self._spots(box)]
+
+    def _spots(self, box: IndexBox) -> Iterator[Index3]:
+        zs, ys, xs = (range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, self.stored, strict=True))
+        return ((z, y, x) for z in zs for y in ys for x in xs)
+
+    def _objects(self, box: IndexBox) -> Iterator[tuple[str, IndexBox]]:
+        """Return the objects that a box touches, with where each lies, beyond the edge of the array where it does."""
+        for key, spot in zip(self.keys(box), self._spots(box), strict=True):
+            start = tuple(i * s for i, s in zip(spot, self.stored, strict=True))
+            stop = tuple(a + s for a, s in zip(start, self.stored, strict=True))
+            yield key, IndexBox(start, stop)  # type: ignore[arg-type]
+
+    def encode(self, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
+        """Encode the objects of a box, one after the other: all of them whole, save at the edge of the array."""
+        for key, whole in self._objects(box):
+            part = whole.clip(box)
+            yield key, self._encoded(key, part, values[part.slices(box)])
+
+    def _encoded(self, key: str, box: IndexBox, values: Array) -> bytes:
+        if not self._direct:
+            return self._by_zarr(key, box, values)
+        chunk = np.empty((*self._lead, *self.chunk), self._stored_dtype)
+        if values.shape[:3] != self.chunk:
+            chunk[...] = 0
+        z, y, x = box.shape
+        chunk[..., :z, :y, :x] = np.moveaxis(values, -1, 0) if self.channels else values
+        name, _, strength = self.compressor.partition(":")
+        data: bytes = DIRECT[name][0](int(strength or 0), chunk)
+        return data
+
+    def _by_zarr(self, key: str, box: IndexBox, values: Array) -> bytes:
+        from zarr.core.buffer import Buffer
+
+        held: dict[str, Buffer] = {}
+        array = self._opened(held)
+        if self.channels:
+            array[(slice(None), *box.slices())] = np.moveaxis(values, -1, 0)
+        else:
+            array[box.slices()] = values.astype(self.dtype, copy=False)
+        if list(held) != [key]:
+            raise TargetError(f"zarr wrote {sorted(held)} where {key} was expected; report this as a fault")
+        data: bytes = held[key].to_bytes()
+        timed = self.sharded and self.compressor.startswith("gzip")
+        return _timeless(data, self.stored, self.chunk) if timed else data
+
+    def decode(self, box: IndexBox, objects: Mapping[str, bytes]) -> Array:
+        """Return the values of a box from all objects that it touches, each colour in a plane of its own."""
+        if self._direct:
+            out = np.empty((*self._lead, *box.shape), self.dtype)
+            decode = DIRECT[self.compressor.partition(":")[0]][1]
+            for key, whole in self._objects(box):
+                chunk = np.frombuffer(decode(objects[key]), self._stored_dtype).reshape(*self._lead, *self.chunk)
+                part = whole.clip(box)
+                out[(..., *part.slices(box))] = chunk[(..., *part.slices(whole))]
+        else:
+            array = self._opened({key: _prototype().buffer.from_bytes(data) for key, data in objects.items()})
+            out = np.asarray(array[(*(slice(None) for _ in self._lead), *box.slices())])
+        return np.moveaxis(out, 0, -1) if self.channels else out
+
+    def _opened(self, objects: dict[str, Any]) -> Any:
+        import zarr
+        from zarr.storage import MemoryStore, StorePath
+
+        # An absent chunk could be black or lost: every chunk is written, so that absence is a fault.
+        config: Any = {"order": "C", "write_empty_chunks": True}
+        return zarr.Array(zarr.AsyncArray(self._metadata(), StorePath(MemoryStore(objects)), config))
+
+    def _metadata(self) -> Any:
+        return _array_metadata(
+            (*self._lead, *self.shape),
+            (*self._lead, *self.chunk),
+            (*self._lead, *self.stored) if self.sharded else None,
+            str(self.dtype),
+            self.compressor,
+            self.old,
+        )
+
+
+def _timeless(shard: bytes, stored: Index3, chunk: Index3) -> bytes:
+    """Return a shard of gzipped chunks without the time that each says it was written at, in its bytes 4 to 8.
+
+    The index is the end of the shard: offset and size of each chunk, and a checksum of these
+    (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html).
+    """
+    count = math.prod(s // c for s, c in zip(stored, chunk, strict=True))
+    index = np.frombuffer(shard[-16 * count - 4 : -4], "<u8").reshape(count, 2)
+    out = bytearray(shard)
+    for offset in index[index[:, 0] != 2**64 - 1, 0]:
+        out[int(offset) + 4 : int(offset) + 8] = bytes(4)
+    return bytes(out)
+
+
+def _prototype() -> Any:
+    from zarr.core.buffer import default_buffer_prototype
+
+    return default_buffer_prototype()
+
+
+@lru_cache(maxsize=256)
+def _array_metadata(
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...] | None,
+    dtype: str,
+    compressor: str,
+    old: bool,
+) -> Any:
+    import zarr
+    from zarr.storage import MemoryStore
+
+    names = ("c", "z", "y", "x") if len(shape) == 4 else ("z", "y", "x")
+    layout: dict[str, Any] = {"shards": shards, "dimension_names": names, "zarr_format": 3}
+    if old:
+        layout = {"zarr_format": 2, "chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    codec = _codec(compressor, old)
+    array = zarr.create_array(
+        MemoryStore(), shape=shape, chunks=chunks, dtype=dtype, fill_value=0, compressors=codec, **layout
+    )
+    return array.metadata
+
+
+def _codec(compressor: str, old: bool) -> Any:
+    name, _, level = compressor.partition(":")
+    if name == "none":
+        return None
+    if old:
+        import numcodecs
+
+        kinds: dict[str, Any] = {
+            "zstd": lambda n: numcodecs.Zstd(n),
+            "gzip": lambda n: numcodecs.GZip(n),
+            "lz4": lambda n: numcodecs.Blosc("lz4", n),
+        }
+        return [kinds[name](int(level))]
+    from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+
+    made: dict[str, Any] = {
+        "zstd": lambda n: ZstdCodec(level=n),
+        "gzip": lambda n: GzipCodec(level=n),
+        "lz4": lambda n: BloscCodec(cname="lz4", clevel=n),
+    }
+    return [made[name](int(level))]
