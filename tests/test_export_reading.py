@@ -77,17 +77,6 @@ def test_idle_memory_does_not_pile_up(small):
     assert buffers._held == []
 
 
-def test_a_worker_lets_go_of_it(small):
-    import threading
-
-    buffers = Buffers()
-    buffers.empty((5000,), np.dtype(np.uint8))
-    buffers.clear_after(100)
-    buffers.clear_after(0.05)
-    next(t for t in threading.enumerate() if isinstance(t, threading.Timer) and t.interval == 0.05).join(10)
-    assert buffers._held == []
-
-
 @pytest.mark.parametrize("part", [1000, 50_000, 10**9])
 @pytest.mark.parametrize("start", [(0, 0, 0), (3, 17, 70)])
 def test_part_by_part_is_as_at_once(sample, small, monkeypatch, part, start):

@@ -15,6 +15,7 @@ import numpy as np
 
 from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import Readings, wanted
+from imageryxr.export.heap import Lingering, give_back, keep_freed
 from imageryxr.export.manifest import Entry, crc_of_sizes
 from imageryxr.export.reading import BUFFERS, bricks, draw, read_sources, unread_apart
 from imageryxr.export.rolling import cut, strip_by_strip
@@ -186,6 +187,15 @@ def holds_array(expr: Expr) -> bool:
     return isinstance(expr, ArrayLeaf) or any(holds_array(child) for child in expr.inputs)
 
 
+def _rest() -> None:
+    BUFFERS.clear()
+    give_back()
+
+
+KEPT = Lingering(keep_freed, _rest, KEPT_SECONDS)
+"""The memory of this process, where it works for another."""
+
+
 def pack(job: Job) -> bytes:
     """Pickle a job."""
     import cloudpickle
@@ -217,8 +227,5 @@ def work(
     read: Any = None if part is None else cloudpickle.loads(part)
     if keys:
         read = replace(read, values=dict(zip(cloudpickle.loads(keys), values, strict=True)))
-    try:
-        with on_a_worker():
-            return _unpack(blob)(number, stage, IndexBox(*box), read)
-    finally:
-        BUFFERS.clear_after(KEPT_SECONDS)
+    with KEPT.used(), on_a_worker():
+        return _unpack(blob)(number, stage, IndexBox(*box), read)

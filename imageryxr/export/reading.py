@@ -49,7 +49,6 @@ class Buffers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: list[Array] = []
-        self._timer: threading.Timer | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array of undefined values."""
@@ -72,14 +71,6 @@ class Buffers:
         """Forget all; what somebody still looks at lives as long as that."""
         with self._lock:
             self._held = []
-
-    def clear_after(self, seconds: float) -> None:
-        """Forget all unless this is called again before: for workers, whom nobody tells that there is no more to do."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(seconds, self.clear)
-        self._timer.daemon = True
-        self._timer.start()
 
 
 BUFFERS = Buffers()
