@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,29 +174,94 @@ def memory(folder: Path, slices: int) -> dict[str, float]:
 
 
 def processes(folder: Path, slices: int) -> dict[str, float]:
-    """Compare one worker process with two, each of one thread, the workers being there already; the least of three.
+    """Compare one worker process with two, each of one thread, the workers being there already.
 
-    What an export takes whose workers have yet to import and compile is told beside it.
+    Beside it stands what this machine gives at best: two processes that know nothing of each other, each with one half
+    of the stack, against one with all of it. All take turns, five each, as what else goes on in a shared machine comes
+    and goes; the least of each counts. What an export takes whose workers have yet to import and compile is told too.
     """
     from distributed import Client, LocalCluster
 
-    found = {}
-    drawn = overlay(folder, slices)
-    for count in (1, 2):
-        with (
-            LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-            Client(cluster) as client,
-        ):
+    found, seconds = {}, dict[str, list[float]]()
+    drawn, target = overlay(folder, slices), folder / "p.ome.zarr"
+    with ExitStack() as stack:
+        clients = {}
+        for count in (1, 2):
+            workers = LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=":0")
+            clients[count] = stack.enter_context(Client(stack.enter_context(workers)))
+            _remove(target)
             # all of them import and compile before the clock runs
-            cold = ix.export(drawn, folder / "warm.ome.zarr", client=client, overwrite=True, levels=1)
-            found[f"cold, with {count}"] = cold.seconds
-            again = [
-                ix.export(drawn, folder / f"p{count}.ome.zarr", client=client, overwrite=True, levels=1).seconds
-                for _ in range(3)
-            ]
-            found[f"seconds with {count}"] = min(again)
-    found["times as fast"] = found["seconds with 1"] / found["seconds with 2"]
+            found[f"cold, with {count}"] = ix.export(drawn, target, client=clients[count], levels=1).seconds
+        halves = [stack.enter_context(_Apart(folder, slices, part)) for part in ((0, 0.5), (0.5, 1))]
+        whole = stack.enter_context(_Apart(folder, slices, (0, 1)))
+        for _ in range(5):
+            for count, client in clients.items():
+                _remove(target)
+                report = ix.export(drawn, target, client=client, levels=1)
+                seconds.setdefault(f"with {count}", []).append(report.seconds)
+            seconds.setdefault("one apart", []).append(_together([whole]))
+            seconds.setdefault("halves apart", []).append(_together(halves))
+    for name, taken in seconds.items():
+        found[name] = min(taken)
+        found[f"{name}, median"] = float(np.median(taken))
+    found["times as fast"] = found["with 1"] / found["with 2"]
+    found["by medians"] = found["with 1, median"] / found["with 2, median"]
+    found["at best"] = found["one apart"] / found["halves apart"]
+    found["at best by medians"] = found["one apart, median"] / found["halves apart, median"]
     return found
+
+
+class _Apart:
+    """A process of one thread that exports a part of the stack whenever it is told to."""
+
+    def __init__(self, folder: Path, slices: int, part: tuple[float, float]) -> None:
+        low, high = (int(slices * share) for share in part)
+        code = (
+            "import sys; from pathlib import Path; sys.path.insert(0, '.')\nimport imageryxr as ix\n"
+            "from benchmarks.export_stack import _remove, overlay\n"
+            f"folder = Path({str(folder)!r}); target = folder / 'apart-{low}-{high}.ome.zarr'\n"
+            f"drawn = overlay(folder, {slices}).isel(z=slice({low}, {high}))\n"
+            "for _ in sys.stdin:\n"
+            "    ix.export(drawn, target, levels=1, workers=1, progress=False)\n"
+            "    print('done', flush=True)\n"
+            "    _remove(target)\n"
+            "    print('ready', flush=True)\n"
+        )
+        # what dask sets for its workers stays set in the process that starts them
+        env = {k: v for k, v in os.environ.items() if k != "MALLOC_TRIM_THRESHOLD_"}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, env=env)
+
+    def tell(self) -> None:
+        assert self.process.stdin is not None
+        print("go", file=self.process.stdin, flush=True)
+
+    def hear(self) -> None:
+        assert self.process.stdout is not None
+        if not self.process.stdout.readline():
+            raise RuntimeError("the process failed")
+
+    def __enter__(self) -> _Apart:
+        self.tell()
+        self.hear()
+        self.hear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def _together(parts: list[_Apart]) -> float:
+    began = time.perf_counter()
+    for part in parts:
+        part.tell()
+    for part in parts:
+        part.hear()
+    took = time.perf_counter() - began
+    for part in parts:
+        part.hear()
+    return took
 
 
 def resume(folder: Path, slices: int) -> dict[str, float]:
