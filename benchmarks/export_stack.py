@@ -177,28 +177,16 @@ def processes(folder: Path, slices: int) -> dict[str, float]:
     """Compare one worker process with two, each of one thread, the workers being there already.
 
     Beside it stands what this machine gives at best: two processes that know nothing of each other, each with one half
-    of the stack, against one with all of it. All take turns, five each, as what else goes on in a shared machine comes
-    and goes; the least of each counts. What an export takes whose workers have yet to import and compile is told too.
+    of the stack, against one with all of it. All take turns, four each, as what else goes on in a shared machine comes
+    and goes; the least of each counts.
     """
-    from distributed import Client, LocalCluster
-
     found, seconds = {}, dict[str, list[float]]()
-    drawn, target = overlay(folder, slices), folder / "p.ome.zarr"
     with ExitStack() as stack:
-        clients = {}
-        for count in (1, 2):
-            workers = LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=":0")
-            clients[count] = stack.enter_context(Client(stack.enter_context(workers)))
-            _remove(target)
-            # all of them import and compile before the clock runs
-            found[f"cold, with {count}"] = ix.export(drawn, target, client=clients[count], levels=1).seconds
         halves = [stack.enter_context(_Apart(folder, slices, part)) for part in ((0, 0.5), (0.5, 1))]
         whole = stack.enter_context(_Apart(folder, slices, (0, 1)))
-        for _ in range(5):
-            for count, client in clients.items():
-                _remove(target)
-                report = ix.export(drawn, target, client=client, levels=1)
-                seconds.setdefault(f"with {count}", []).append(report.seconds)
+        for _ in range(4):
+            for count in (1, 2):
+                seconds.setdefault(f"with {count}", []).append(_by_workers(folder, slices, count))
             seconds.setdefault("one apart", []).append(_together([whole]))
             seconds.setdefault("halves apart", []).append(_together(halves))
     for name, taken in seconds.items():
@@ -209,6 +197,21 @@ def processes(folder: Path, slices: int) -> dict[str, float]:
     found["at best"] = found["one apart"] / found["halves apart"]
     found["at best by medians"] = found["one apart, median"] / found["halves apart, median"]
     return found
+
+
+def _by_workers(folder: Path, slices: int, count: int) -> float:
+    from distributed import Client, LocalCluster
+
+    drawn, target = overlay(folder, slices), folder / "p.ome.zarr"
+    with (
+        LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        # all of them import and compile before the clock runs
+        for part in (drawn.isel(z=slice(0, 128)), drawn):
+            _remove(target)
+            report = ix.export(part, target, client=client, levels=1)
+    return report.seconds
 
 
 class _Apart:
