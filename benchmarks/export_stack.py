@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -204,6 +205,7 @@ def _by_workers(folder: Path, slices: int, count: int) -> float:
 
     drawn, target = overlay(folder, slices), folder / "p.ome.zarr"
     with (
+        patch.dict(os.environ),  # what dask sets for its workers stays set, and other processes would have it too
         LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
@@ -230,10 +232,8 @@ class _Apart:
             "    _remove(target)\n"
             "    print('ready', flush=True)\n"
         )
-        # what dask sets for its workers stays set in the process that starts them
-        env = {k: v for k, v in os.environ.items() if k != "MALLOC_TRIM_THRESHOLD_"}
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, env=env)
+        command = [sys.executable, "-c", code]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def tell(self) -> None:
         assert self.process.stdin is not None

@@ -104,9 +104,31 @@ def test_what_a_pyramid_is_made_from_is_what_was_written(tmp_path, options, comp
         for _ in range(5):
             ends = [sorted(map(int, rng.choice(n + 1, 2, replace=False))) for n in plan.shape]
             box = IndexBox(tuple(a for a, _ in ends), tuple(b for _, b in ends))
-            found = stored.decode(box, {key: objects[key] for key in stored.keys(box)})
+            found = stored.decode(box, {key: objects[key] for key in stored.keys(box)}, "here")
             assert found.dtype == (np.uint8 if name == "mask" else values.dtype)
             np.testing.assert_array_equal(found, values[box.slices()])
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "gzip:3", None, "lz4"])
+@pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: bytes(len(data)), lambda data: b""])
+def test_a_damaged_object_is_named_when_a_pyramid_is_made_from_it(tmp_path, monkeypatch, compressor, damage):
+    if compressor is None and len(damage(b"12345")) == 5:
+        pytest.skip("zeros are voxels")
+    if compressor == "lz4" and len(damage(b"12345")) == 2:
+        pytest.skip("Blosc does not look whether there is as much as it was told")
+    get = Folder.get
+
+    def damaged(self, key):
+        data = get(self, key)
+        return damage(data) if key.endswith("0/0/1") else data
+
+    monkeypatch.setattr(Folder, "get", damaged)
+    target = tmp_path / "o.ome.zarr"
+    with pytest.raises(ix.TargetError, match=r"0/c/0/0/1 was written, and is damaged \(.*: remove it and run the same"):
+        ix.export(FINE, target, chunks=(2, 16, 16), levels=2, compressor=compressor)
+    monkeypatch.undo()
+    ix.export(FINE, target, chunks=(2, 16, 16), levels=2, compressor=compressor)
+    np.testing.assert_array_equal(zarr.open_group(target, mode="r")["0"][:], FINE.values)
 
 
 @pytest.mark.parametrize("options", [{}, {"shards": (4, 32, 16)}, {"version": "0.4"}])

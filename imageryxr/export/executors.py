@@ -18,7 +18,6 @@ from typing import Any
 
 from imageryxr.boxes import IndexBox
 from imageryxr.errors import TargetError
-from imageryxr.export.heap import give_back, keep_freed
 from imageryxr.export.job import Job, Piece, holds_array, pack, part_of, work
 from imageryxr.export.reading import BUFFERS
 from imageryxr.export.slicewise import STOP
@@ -76,7 +75,6 @@ class Threads(Workers):
         self._count = min(count, job.how.at_once) if job.how is not None else count
         self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="imageryxr-export")
         self._stop = threading.Event()
-        keep_freed()  # this process may be one that a worker of dask has started
 
     def slots(self) -> int:
         """One a thread, or fewer where threads share one."""
@@ -94,7 +92,6 @@ class Threads(Workers):
         """Wait for what is under way."""
         self._pool.shutdown(cancel_futures=True)
         BUFFERS.clear()
-        give_back()
 
     def abort(self) -> None:
         """Wait for no more of a region than a few slices."""

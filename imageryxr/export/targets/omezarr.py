@@ -151,7 +151,7 @@ class OmeZarr(Pyramid):
                     f"{place.url}/{level}/{key} was written, and is not there any more: run the same call again"
                 )
             held[key] = data
-        return array.decode(box, held)
+        return array.decode(box, held, f"{place.url}/{level}")
 
     def _ome(self) -> dict[str, Any]:
         axes: list[dict[str, str]] = [{"name": d, "type": "space", "unit": "nanometer"} for d in ("z", "y", "x")]

@@ -129,19 +129,31 @@ class ZarrArray:
         timed = self.sharded and self.compressor.startswith("gzip")
         return _timeless(data, self.stored, self.chunk) if timed else data
 
-    def decode(self, box: IndexBox, objects: Mapping[str, bytes]) -> Array:
-        """Return the values of a box from all objects that it touches, each colour in a plane of its own."""
-        if self._direct:
-            out = np.empty((*self._lead, *box.shape), self.dtype)
-            decode = DIRECT[self.compressor.partition(":")[0]][1]
-            for key, whole in self._objects(box):
-                chunk = np.frombuffer(decode(objects[key]), self._stored_dtype).reshape(*self._lead, *self.chunk)
-                part = whole.clip(box)
-                out[(..., *part.slices(box))] = chunk[(..., *part.slices(whole))]
-        else:
-            array = self._opened({key: _prototype().buffer.from_bytes(data) for key, data in objects.items()})
-            out = np.asarray(array[(*(slice(None) for _ in self._lead), *box.slices())])
+    def decode(self, box: IndexBox, objects: Mapping[str, bytes], where: str) -> Array:
+        """Return the values of a box from all objects that it touches, each colour in a plane of its own.
+
+        Raises
+        ------
+        TargetError
+            If an object is not what was written; ``where`` is the folder of the array, for the message.
+        """
+        out = np.empty((*self._lead, *box.shape), self.dtype)
+        for key, whole in self._objects(box):
+            part = whole.clip(box)
+            try:
+                out[(..., *part.slices(box))] = self._decoded(key, objects[key], whole, part)
+            except Exception as error:
+                said = f"{where}/{key} was written, and is damaged ({type(error).__name__}: {error})"
+                raise TargetError(f"{said}: remove it and run the same call again, which makes it anew") from error
         return np.moveaxis(out, 0, -1) if self.channels else out
+
+    def _decoded(self, key: str, data: bytes, whole: IndexBox, part: IndexBox) -> Array:
+        if not self._direct:
+            array = self._opened({key: _prototype().buffer.from_bytes(data)})
+            return np.asarray(array[(*(slice(None) for _ in self._lead), *part.slices())])
+        decode = DIRECT[self.compressor.partition(":")[0]][1]
+        chunk = np.frombuffer(decode(data), self._stored_dtype).reshape(*self._lead, *self.chunk)
+        return chunk[(..., *part.slices(whole))]
 
     def _opened(self, objects: dict[str, Any]) -> Any:
         import zarr
