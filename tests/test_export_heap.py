@@ -14,7 +14,7 @@ import distributed
 import pytest
 
 import imageryxr as ix
-from imageryxr.export.heap import CHOSEN, GIVEN, MMAP_BYTES, Lingering
+from imageryxr.export.heap import CHOSEN, GIVEN, MMAP_BYTES, Lingering, started_with
 
 JOB, READING = (sys.modules[f"imageryxr.export.{name}"] for name in ("job", "reading"))
 
@@ -87,17 +87,13 @@ def test_who_starts_a_cluster_is_not_changed():
     assert max(kept, after) < each / 10, "glibc learns by itself"
 
 
-def _environment():
-    return dict(os.environ)
-
-
 @pytest.mark.slow
 def test_dask_sets_it_where_it_is_looked_for():
     with (
         distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
-        (found,) = client.run(_environment).values()
+        (found,) = client.run(started_with).values()
     assert found[GIVEN].isdigit()
 
 
