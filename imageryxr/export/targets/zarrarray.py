@@ -19,6 +19,7 @@ import numpy as np
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.errors import TargetError
 from imageryxr.expr import Array
+from imageryxr.sources.zarrobjects import ZarrForm, check_object, form_of
 
 
 def _zstd(level: int, chunk: Array) -> Any:
@@ -149,6 +150,7 @@ class ZarrArray:
 
     def _decoded(self, key: str, data: bytes, whole: IndexBox, part: IndexBox) -> Array:
         if not self._direct:
+            check_object(_form(self), key, data, (None, None))  # Blosc itself does not look
             array = self._opened({key: _prototype().buffer.from_bytes(data)})
             return np.asarray(array[(*(slice(None) for _ in self._lead), *part.slices())])
         decode = DIRECT[self.compressor.partition(":")[0]][1]
@@ -172,6 +174,11 @@ class ZarrArray:
             self.compressor,
             self.old,
         )
+
+
+@lru_cache(maxsize=64)
+def _form(array: ZarrArray) -> ZarrForm:
+    return form_of(array.description()[".zarray" if array.old else "zarr.json"].decode())
 
 
 def _timeless(shard: bytes, stored: Index3, chunk: Index3) -> bytes:
