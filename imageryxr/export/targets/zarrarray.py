@@ -142,20 +142,23 @@ class ZarrArray:
         for key, whole in self._objects(box):
             part = whole.clip(box)
             try:
-                out[(..., *part.slices(box))] = self._decoded(key, objects[key], whole, part)
+                self._decode_into(out[(..., *part.slices(box))], key, objects[key], whole, part)
             except Exception as error:
                 said = f"{where}/{key} was written, and is damaged ({type(error).__name__}: {error})"
                 raise TargetError(f"{said}: remove it and run the same call again, which makes it anew") from error
         return np.moveaxis(out, 0, -1) if self.channels else out
 
-    def _decoded(self, key: str, data: bytes, whole: IndexBox, part: IndexBox) -> Array:
+    def _decode_into(self, out: Array, key: str, data: bytes, whole: IndexBox, part: IndexBox) -> None:
         if not self._direct:
             check_object(_form(self), key, data, (None, None))  # Blosc itself does not look
             array = self._opened({key: _prototype().buffer.from_bytes(data)})
-            return np.asarray(array[(*(slice(None) for _ in self._lead), *part.slices())])
+            # what zarr returned would be in memory twice
+            selection = (*(slice(None) for _ in self._lead), *part.slices())
+            array.get_basic_selection(selection, out=_prototype().nd_buffer.from_numpy_array(out))
+            return
         decode = DIRECT[self.compressor.partition(":")[0]][1]
         chunk = np.frombuffer(decode(data), self._stored_dtype).reshape(*self._lead, *self.chunk)
-        return chunk[(..., *part.slices(whole))]
+        out[...] = chunk[(..., *part.slices(whole))]
 
     def _opened(self, objects: dict[str, Any]) -> Any:
         import zarr
