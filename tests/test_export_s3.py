@@ -203,8 +203,8 @@ def test_one_that_joins_is_not_undone_by_one_that_stops(bucket, impatient):
 def test_a_lease_of_a_process_elsewhere_that_is_dead_is_taken_over(bucket, impatient):
     import json
 
+    from imageryxr.export.buckets import Bucket as Place
     from imageryxr.export.lease import Lease
-    from imageryxr.export.storage import Bucket as Place
 
     holder = {"key": "theirs", "host": "another-machine", "pid": 1}
     lock = bucket.url("o.ome.zarr").rpartition("/")[0]
@@ -218,7 +218,7 @@ def test_a_lease_of_a_process_elsewhere_that_is_dead_is_taken_over(bucket, impat
 def test_who_lost_the_lease_brings_nothing_to_its_place(bucket, impatient):
     import json
 
-    from imageryxr.export.storage import Bucket as Place
+    from imageryxr.export.buckets import Bucket as Place
 
     def thief():
         while not [name for name in bucket.names() if ".lock" in name]:
@@ -279,7 +279,7 @@ def test_no_such_bucket(bucket):
     ],
 )
 def test_what_a_server_says(said, told):
-    from imageryxr.export.storage import _bucket_errors
+    from imageryxr.export.buckets import _bucket_errors
 
     with pytest.raises(ix.TargetError) as caught, _bucket_errors("s3://b/x"):
         raise RuntimeError(said)

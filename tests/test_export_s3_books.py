@@ -6,9 +6,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 
@@ -101,7 +103,7 @@ def test_slices_that_a_shorter_stack_has_not_go_and_those_of_others_stay(bucket,
 
 
 @contextmanager
-def writing(bucket, target, *, seconds=1.0, dead=30.0, **options):
+def writing(bucket, target, *, seconds=1.0, dead=30.0, seed=0, goes_on=False, **options):
     """Give a process that has begun an export, and takes long."""
     begun = [name for name in bucket.names() if name.endswith(".manifest.json")]
     before = [bucket.read(name) for name in begun]
@@ -109,11 +111,13 @@ def writing(bucket, target, *, seconds=1.0, dead=30.0, **options):
         "import sys, imageryxr as ix\nfrom tests.export_jobs import picture\n"
         "from imageryxr.export.lease import Lease\nLease.BEAT, Lease.DEAD = 0.2, " + f"{dead}\n"
         "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
-        f"ix.export(picture(seconds={seconds}), {bucket.url(target)!r}, **{dict(workers=1, **options)!r})\n"
+        f"ix.export(picture(seconds={seconds}, seed={seed}), {bucket.url(target)!r}, **{dict(workers=1, **options)!r})\n"
     )
     process = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        while [bucket.read(n) for n in bucket.names() if n.endswith(".manifest.json")] == before:
+        while not goes_on and [bucket.read(n) for n in bucket.names() if n.endswith(".manifest.json")] == before:
+            assert process.poll() is None
+        while not any(f'"pid": {process.pid},'.encode() in bucket.read(n) for n in bucket.names() if ".lock" in n):
             assert process.poll() is None
         yield process
     finally:
@@ -176,6 +180,79 @@ def test_who_slept_while_another_took_over_changes_nothing(bucket, target, repla
     assert bucket.contents() == found
     assert bucket.names() == beside
     assert ix.export(picture(seed=int(other)), bucket.url(target), **options).tasks == 0
+
+
+DOZING = """
+import os, re, signal, sys
+import obstore, imageryxr as ix
+from imageryxr.export.lease import Lease
+from tests.export_jobs import picture
+target, verb, needle, count, replacing, options = eval(sys.argv[1])
+Lease.BEAT, Lease.DEAD = 0.2, 1.0
+sys.modules["imageryxr.export.regions"].START_VOXELS = 1 << 11
+real, seen = getattr(obstore, verb), 0
+
+def dozing(store, *args, **kwargs):
+    global seen
+    seen += re.search(needle, str(store) + str(args)) is not None
+    if seen == count:
+        seen += 1
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return real(store, *args, **kwargs)
+
+setattr(obstore, verb, dozing)
+ix.export(picture(), target, workers=1, overwrite=replacing, **options)
+"""
+
+
+def asleep(*what):
+    """Give a process that stops just before it sends something."""
+    process = python("-c", DOZING, repr(what), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
+@pytest.mark.parametrize(("target", "replacing"), [("o.zarr", True), ("o.zarr", False), ("s/{z:02d}.tif", False)])
+@pytest.mark.parametrize("count", [1, 6])
+def test_what_was_on_its_way_when_it_fell_asleep_takes_no_place(bucket, target, replacing, other, count):
+    """All that it asked for was answered long ago: whether it may is for the bucket to say."""
+    options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
+    if replacing:
+        ix.export(picture(seed=9), bucket.url(target), **options)
+    process = asleep(bucket.url(target), "put", "/c/" if "zarr" in target else r"\d\.tif", count, replacing, options)
+    assert ix.export(picture(seed=int(other)), bucket.url(target), overwrite=replacing or other, **options).complete
+    found, beside = bucket.contents(), bucket.names()
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "took over this target while it could not be reached" in said
+    assert bucket.contents() == found
+    assert bucket.names() == beside
+    assert ix.export(picture(seed=int(other)), bucket.url(target), **options).tasks == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("needle", [r"\.lock", r"\.manifest\.json"])
+@pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
+def test_nor_does_a_sign_of_life(bucket, needle, other):
+    options = {"chunks": (2, 16, 16), "levels": 1}
+    process = asleep(bucket.url("o.zarr"), "put", needle, 2, False, options)
+    with writing(
+        bucket, "o.zarr", seconds=0.1, dead=1.0, seed=int(other), overwrite=other, goes_on=not other, **options
+    ) as taker:
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert f"process {taker.pid} on" in said
+        _, said = taker.communicate(timeout=100)
+        assert taker.returncode == 0, said
+    assert ix.export(picture(seed=int(other)), bucket.url("o.zarr"), **options).tasks == 0
 
 
 @pytest.mark.usefixtures("impatient")

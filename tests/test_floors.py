@@ -78,6 +78,7 @@ FLOORS = [
         "export.scratch",
         "export.heap",
     ],
+    ["export.buckets"],
     ["export.targets.base", "export.lease", "export.estimate", "export.locks", "export.header"],
     ["export.targets", "export.manifest", "export.targets.slices", "export.targets.pyramid", "export.targets.memory"],
     ["export.targets.zarrarray"],

@@ -1,7 +1,8 @@
 """Keeping two exports of one target in a bucket apart, where there are no locks.
 
 Whoever exports puts an object with a name of its own into it, which buckets allow to one of several that try at once,
-and changes it every few seconds. One that does not change is of a process that is dead, and may be taken.
+and changes it every few seconds. One that does not change is of a process that is dead, and may be taken. Each change
+is on the condition that nobody made another meanwhile: who was asleep between looking and changing changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from imageryxr.errors import TargetError
-from imageryxr.export.storage import Bucket
+from imageryxr.export.buckets import Bucket
 
 
 class Lease:
@@ -106,36 +107,39 @@ class Lease:
         if self._bucket.create(self._name, self._text()) or self._holder().get("key") == self._mine:
             self.check()  # a store may not know what "unless there is one" means
             return
-        now = self._living()
+        now, mark = self._living()
         if now:
             raise TargetError(
                 f"another process is exporting to this target ({self._where(now)}, which holds "
                 f"{self._bucket.url}/{self._name}); wait for it to end, or stop it: the same call continues where "
                 "it stopped"
             )
-        if not self._holder():  # it was given back
+        # it was given back, or another was faster
+        if mark is None or not self._bucket.replace(self._name, self._text(), mark):
             self._take()
             return
-        # of several that find it so, the last to write has it
-        self._bucket.put([(self._name, self._text())])
+        # where a store knows no conditions, the last of several to write has it
         time.sleep(self.BEAT / 10)
         self.check()
 
-    def _living(self) -> dict[str, Any]:
-        """Wait for a sign of life of whoever has the lease; return who that is, or nothing where there is none."""
-        seen, since = self._holder(), time.monotonic()
+    def _living(self) -> tuple[dict[str, Any], dict[str, str] | None]:
+        """Wait for a sign of life of whoever has the lease; return who that is, nothing where there is none.
+
+        And with it what tells the object from what is there later; nothing if there is no object.
+        """
+        (seen, mark), since = self._look(), time.monotonic()
         while seen and not self._is_dead(seen) and time.monotonic() - since <= self.DEAD:
             time.sleep(self.BEAT / 5)
-            now = self._holder()
+            now, mark = self._look()
             if now != seen:
-                return now
-        return {}
+                return now, mark
+        return {}, mark
 
     def alive(self) -> str:
         """Return which other process has the lease and lives, in words; nothing if none does."""
         if self._holder().get("key") == self._mine:
             return ""
-        living = self._living()
+        living, _ = self._living()
         return self._where(living) if living else ""
 
     def _beat(self) -> None:
@@ -143,11 +147,12 @@ class Lease:
             # a network that is away is others' to tell of
             with suppress(TargetError):
                 asked = time.time()
-                holder = self._holder()
-                if holder.get("key") != self._mine:
+                holder, mark = self._look()
+                if holder.get("key") != self._mine or mark is None:
                     self._lost = holder
-                elif abs(time.time() - asked) < self.DEAD / 2:  # else what was heard is of the past
-                    self._bucket.put([(self._name, self._text())])
+                    continue
+                fresh = abs(time.time() - asked) < self.DEAD / 2  # else what was heard is of the past
+                if fresh and self._bucket.replace(self._name, self._text(), mark):
                     self._sure = asked
 
     def _text(self) -> bytes:
@@ -155,11 +160,16 @@ class Lease:
         return json.dumps(sign).encode()
 
     def _holder(self) -> dict[str, Any]:
+        return self._look()[0]
+
+    def _look(self) -> tuple[dict[str, Any], dict[str, str] | None]:
+        """Return what the object says, and what tells it from what is there later."""
+        text, mark = self._bucket.get_marked(self._name)
         try:
-            found = json.loads(self._bucket.get(self._name) or b"{}")
+            found = json.loads(text or b"{}")
         except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+            found = {}
+        return (found if isinstance(found, dict) else {}), mark
 
     def _where(self, holder: dict[str, Any]) -> str:
         return f"process {holder.get('pid')} on {holder.get('host')}"

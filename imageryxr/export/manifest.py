@@ -22,10 +22,11 @@ from typing import Protocol
 import numpy as np
 
 from imageryxr.errors import TargetError
+from imageryxr.export.buckets import Bucket
 from imageryxr.export.header import Header
 from imageryxr.export.lease import Lease
 from imageryxr.export.locks import lock, lock_holder
-from imageryxr.export.storage import Bucket, Folder
+from imageryxr.export.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -230,11 +231,11 @@ class BucketKeeper:
     """Seconds between pieces of the log: what a crash costs at the most."""
 
     def __init__(self, url: str, name: str) -> None:
-        self.bucket = Bucket(url)
         self.name = name
         self._lines: list[bytes] = []
         self._last = time.monotonic()
-        self._lease = Lease(self.bucket, f"{name}.lock")
+        self._lease = Lease(Bucket(url), f"{name}.lock")
+        self.bucket = Bucket(url, self._lease.ensure)
 
     def load(self) -> Header | None:
         """Download the header."""

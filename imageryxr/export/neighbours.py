@@ -10,9 +10,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 from imageryxr.errors import ManifestError, TargetError
+from imageryxr.export.buckets import place_at
 from imageryxr.export.header import Header, Phase
 from imageryxr.export.manifest import BucketKeeper, Keeper, LocalKeeper
-from imageryxr.export.storage import is_remote, place_at
+from imageryxr.export.storage import is_remote
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import Stack, slice_names
 

@@ -9,8 +9,8 @@ import uuid
 from contextlib import suppress
 
 from imageryxr.errors import TargetError, warn
+from imageryxr.export.buckets import Bucket
 from imageryxr.export.report import show_bytes
-from imageryxr.export.storage import Bucket
 from imageryxr.export.targets.base import Target
 from imageryxr.export.workspace import Workspace
 

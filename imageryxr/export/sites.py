@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from imageryxr.errors import TargetError
+from imageryxr.export.buckets import Bucket
 from imageryxr.export.header import Header
 from imageryxr.export.regions import Regions
-from imageryxr.export.storage import Bucket, Folder, Place, is_remote, move_into_place, sync
+from imageryxr.export.storage import Folder, Place, is_remote, move_into_place, sync
 from imageryxr.export.targets.base import Target
 
 
@@ -95,6 +96,9 @@ class Site(ABC):
     @abstractmethod
     def remove_work(self, header: Header) -> None:
         """Remove what an export worked in."""
+
+    def remove_left(self, header: Header) -> None:  # noqa: B027 - on a disk locks keep others out
+        """Remove what an export had collected that another process has ended, or has replaced by another one."""
 
     @abstractmethod
     def remove_earlier(self, before: Header | None) -> None:
@@ -262,6 +266,11 @@ class BucketSite(Site):
         """Remove what the export before this one had collected."""
         if before is not None:
             self._remove(before)
+
+    def remove_left(self, header: Header) -> None:
+        """Remove it, though the target is another's: no other export works in that place."""
+        left = Bucket(self.work(header))
+        left.delete(list(left.names()))
 
     def _remove(self, header: Header) -> None:
         work = self._at(self.work(header))

@@ -1,27 +1,21 @@
-"""Where exports put bytes: a folder or a bucket, in which every file is whole or not there."""
+"""Where exports put bytes: a folder, or what stands for one, in which every file is whole or not there."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from imageryxr.errors import ImageryError, OptionError, TargetError
-from imageryxr.sources.base import plain
-from imageryxr.sources.zarrstore import RETRY, bucket_options
 
 BUCKETS = ("s3", "gs")
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# What servers of buckets call that, as far as the names are known: XMinioStorageFull, QuotaExceeded, ….
-_FULL_CODE = re.compile("StorageFull|QuotaExceeded|InsufficientStorage", re.IGNORECASE)
 # Files on their way to the disk, of each who writes: so that none is waited for while there is something else to do.
 WAITING = 32
 
@@ -178,174 +172,6 @@ def sync(path: str) -> None:
         os.close(handle)
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """A prefix of a bucket: an object appears there whole when its upload is complete.
-
-    A name that ends in ``.gz`` is stored without that, as a bucket tells of compression in the object's headers.
-    """
-
-    url: str
-    watch: Callable[[], None] | None = field(default=None, compare=False, repr=False)
-    """Raises if this process may not change the bucket any more; asked before each change, and left behind when the
-    place goes to another process."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Bucket, (self.url,))
-
-    def _watch(self) -> None:
-        if self.watch is not None:
-            self.watch()
-
-    def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
-        """Upload objects."""
-        import obstore
-
-        sizes = []
-        for key, data in files:
-            self._watch()
-            attributes: Any = {"Content-Encoding": "gzip"} if key.endswith(".gz") else None
-            with _bucket_errors(self.url):
-                obstore.put(self._store, key.removesuffix(".gz"), data, attributes=attributes)
-            sizes.append(len(data))
-        return sizes
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Upload an object unless there is one; return whether it was uploaded. Of several that try at once one may."""
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, NotSupportedError
-
-        with _bucket_errors(self.url):
-            try:
-                obstore.put(self._store, key, data, mode="create")
-            except AlreadyExistsError:
-                return False
-            except (NotImplementedError, NotSupportedError):  # a store of little means: better than nothing
-                if self.get(key) is not None:
-                    return False
-                self.put([(key, data)])
-        return True
-
-    def get(self, key: str) -> bytes | None:
-        """Download an object, or return None."""
-        import obstore
-
-        with _bucket_errors(self.url):
-            try:
-                return bytes(obstore.get(self._store, key.removesuffix(".gz")).bytes())
-            except FileNotFoundError:
-                return None
-
-    def size_of(self) -> Callable[[str], int | None]:
-        """Return a function that looks in a listing made now: one request a thousand objects, not one an object."""
-        listed = {entry["path"]: int(entry["size"]) for entry in self._listing()}
-        return lambda key: listed.get(key.removesuffix(".gz"))
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects."""
-        import obstore
-
-        self._watch()
-        with _bucket_errors(self.url):
-            batch = [key.removesuffix(".gz") for key in keys]
-            if batch:
-                obstore.delete(self._store, batch)
-
-    def names(self) -> Iterator[str]:
-        """List the prefix."""
-        for entry in self._listing():
-            yield entry["path"]
-
-    def beside(self) -> list[str]:
-        """List the prefix up to the next slash."""
-        import obstore
-
-        with _bucket_errors(self.url):
-            return [entry["path"] for entry in obstore.list_with_delimiter(self._store)["objects"]]
-
-    def copy(self, key: str, final: Bucket) -> None:
-        """Copy an object to another prefix of this bucket, within its servers."""
-        import obstore
-
-        final._watch()
-        root = "/".join(self.url.split("/")[:3])
-        inside = [url.removeprefix(root).strip("/") for url in (self.url, final.url)]
-        with _bucket_errors(final.url):
-            obstore.copy(bucket_store(root), f"{inside[0]}/{key}".strip("/"), f"{inside[1]}/{key}".strip("/"))
-
-    def upload(self, path: str, key: str) -> None:
-        """Upload a file."""
-        import obstore
-
-        self._watch()
-        with open(path, "rb") as file, _bucket_errors(self.url):
-            obstore.put(self._store, key, file)
-
-    def _listing(self) -> Iterator[Any]:
-        import obstore
-
-        with _bucket_errors(self.url):
-            for batch in obstore.list(self._store, chunk_size=1000):
-                yield from batch
-
-    @property
-    def _store(self) -> Any:
-        return bucket_store(self.url)
-
-
-def bucket_store(url: str) -> Any:
-    """Return obstore's store of a prefix; one a process, shared by its threads."""
-    return _open_bucket(url, os.getpid())
-
-
-@lru_cache(maxsize=32)
-def _open_bucket(url: str, pid: int) -> Any:
-    from obstore.store import GCSStore, S3Store
-
-    scheme, _, rest = url.partition("://")
-    bucket, _, prefix = rest.partition("/")
-    kind: Any = S3Store if scheme == "s3" else GCSStore
-    client = {"allow_http": True, "connect_timeout": "15s", "timeout": "180s"}
-    options = bucket_options(url, bucket)
-    return kind(bucket, prefix=prefix or None, client_options=client, retry_config=RETRY, **options)
-
-
-@contextmanager
-def _bucket_errors(url: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except ImageryError:
-        raise
-    except Exception as error:
-        code, message = _answer(error)
-        full = code is not None and _FULL_CODE.search(code) is not None
-        raise TargetError(f"could not write {url}: {_reason(url, error, code, message)}", full=full) from error
-
-
-def _answer(error: Exception) -> tuple[str | None, str | None]:
-    """Return code and message of a bucket's server, which are in its XML."""
-    said = str(error).split("Debug source:")[0]
-    code, message = (re.search(f"<{name}>([^<]*)</{name}>", said) for name in ("Code", "Message"))
-    return code and plain(code[1]), message and plain(message[1])
-
-
-def _reason(url: str, error: Exception, code: str | None, message: str | None) -> str:
-    """Return what a bucket's server says, and what to do."""
-    said = str(error).split("Debug source:")[0]
-    if code == "NoSuchBucket":
-        scheme, _, rest = url.partition("://")
-        bucket = rest.partition("/")[0]
-        return f"there is no bucket {scheme}://{bucket}; make it, or check its name"
-    if code:
-        status = re.search(r"status code: (\d+)", said)
-        answer = f"{code}{f' ({message})' if message else ''}{f', status {status[1]}' if status else ''}"
-        return f"its server answers {answer}; check the bucket's name and your credentials"
-    reason = plain(said.partition("<?xml")[0]) or type(error).__name__
-    return f"{reason}; check the bucket's name and your credentials"
-
-
 def is_remote(target: str) -> bool:
     """Tell whether a target lies in a bucket, or raise `OptionError` for a scheme that cannot be written to."""
     scheme, separator, _ = target.partition("://")
@@ -357,11 +183,6 @@ def is_remote(target: str) -> bool:
         f"target={target!r} has the scheme {scheme!r}, which cannot be written to; give a local path, "
         f"{' or '.join(f'{b}://bucket/…' for b in BUCKETS)}"
     )
-
-
-def place_at(folder: str) -> Place:
-    """Return the place that a folder or prefix is, as it is seen by who looks only."""
-    return Bucket(folder) if is_remote(folder) else Folder(folder, folder)
 
 
 def move_into_place(moves: Sequence[tuple[str, str]], aside: str) -> None:

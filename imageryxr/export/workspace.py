@@ -335,10 +335,20 @@ class Workspace:
 
     def abandon(self) -> None:
         """Remove what was begun here if no region was finished; else it is kept, to be continued."""
-        if self._began_here and not self.progress.done.any():
-            with suppress(TargetError):  # it may be another's by now, or out of reach
+        with suppress(TargetError):  # out of reach
+            try:
                 self.keeper.check()
+            except TargetError:
+                self._leave()
+                return
+            if self._began_here and not self.progress.done.any():
                 self._undo()
+
+    def _leave(self) -> None:
+        """Remove what was collected here and came after another process had taken over, and has no use for it."""
+        there = self.keeper.load()
+        if there is None or there.run != self.header.run or there.phase == "finished":
+            self.site.remove_left(self.header)
 
     def _undo(self) -> None:
         self.site.remove_work(self.header)

@@ -14,7 +14,7 @@ import numpy as np
 
 from imageryxr.boxes import DIMS, Index3, IndexBox
 from imageryxr.errors import OptionError, warn
-from imageryxr.export.storage import place_at
+from imageryxr.export.buckets import place_at
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array
 from imageryxr.grid import Axis

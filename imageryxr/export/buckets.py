@@ -1,0 +1,257 @@
+"""Buckets as places of exports: an object appears whole, and never in the place of another process's.
+
+A process can be stopped at any instant, with its machine or by itself, and go on when another has taken over what it
+was at. What it had made sure of before is not true any more, and what it then sends would arrive: so the bucket is told
+with each object what it may take the place of, by conditions that its servers know
+(https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html; Google's are generations).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from imageryxr.errors import ImageryError, TargetError
+from imageryxr.export.storage import Folder, Place, is_remote
+from imageryxr.sources.base import plain
+from imageryxr.sources.zarrstore import RETRY, bucket_options
+
+# What servers of buckets call a full disk, as far as the names are known: XMinioStorageFull, QuotaExceeded, ….
+_FULL_CODE = re.compile("StorageFull|QuotaExceeded|InsufficientStorage", re.IGNORECASE)
+# Bytes up to which an object is sent in one request. Beyond, it goes in parts, for which there are no conditions.
+ONE_REQUEST = 1 << 26
+# How often a condition may fail while nobody else writes there, before it is the server that does not know it.
+QUIRKS = 4
+# Seconds before what a broken connection had under way is sent again; then it is given up.
+_WAITS: tuple[float | None, ...] = (*(min(8.0, 0.1 * 2**i) for i in range(RETRY["max_retries"])), None)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A prefix of a bucket: an object appears there whole when its upload is complete.
+
+    A name that ends in ``.gz`` is stored without that, as a bucket tells of compression in the object's headers.
+    """
+
+    url: str
+    watch: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    """Raises if this process may not change the bucket any more; asked before each change, and left behind when the
+    place goes to another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Bucket, (self.url,))
+
+    def _watch(self) -> None:
+        if self.watch is not None:
+            self.watch()
+
+    def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
+        """Upload objects, each in the place of what is there now, and of nothing that comes there meanwhile."""
+        sizes = []
+        for key, data in files:
+            self._watch()
+            attributes: Any = {"Content-Encoding": "gzip"} if key.endswith(".gz") else None
+            with _bucket_errors(self.url):
+                self._put(key.removesuffix(".gz"), data, attributes)
+            sizes.append(len(data))
+        return sizes
+
+    def _put(self, name: str, data: bytes, attributes: Any) -> None:
+        if len(data) <= ONE_REQUEST:
+            condition: Any = "create"
+            for _ in range(QUIRKS):
+                if self._send(name, data, condition, attributes):
+                    return
+                # what is there by now is not another's if this process may still change it; what comes later is told
+                # from it by its mark
+                mark = self._mark(name)
+                condition = "create" if mark is None else mark or "overwrite"
+                self._watch()
+        self._send(name, data, "overwrite", attributes)
+
+    def _send(self, name: str, data: bytes, mode: Any, attributes: Any = None) -> bool:
+        """Upload an object under a condition; return whether it was met, or is of a kind that the server knows not."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError, PreconditionError
+
+        for wait in _WAITS:
+            try:
+                obstore.put(self._store, name, data, mode=mode, attributes=attributes)
+            except (AlreadyExistsError, PreconditionError):
+                return False
+            except (NotImplementedError, NotSupportedError):
+                break
+            except GenericError as error:
+                if wait is None or not _broke(error):
+                    raise
+                time.sleep(wait)
+                self._watch()
+            else:
+                return True
+        obstore.put(self._store, name, data, attributes=attributes)
+        return True
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Upload an object unless there is one; return whether it was uploaded. Of several that try at once one may."""
+        with _bucket_errors(self.url):
+            return self._send(key, data, "create")
+
+    def replace(self, key: str, data: bytes, mark: dict[str, str]) -> bool:
+        """Upload an object in the place of the one of a mark; return whether that was still there."""
+        with _bucket_errors(self.url):
+            return self._send(key, data, mark or "overwrite")
+
+    def _mark(self, name: str) -> dict[str, str] | None:
+        """Return what tells an object that is there from what is there later; nothing where there is none."""
+        import obstore
+
+        try:
+            return _mark_of(obstore.head(self._store, name))
+        except FileNotFoundError:
+            return None
+
+    def get_marked(self, key: str) -> tuple[bytes | None, dict[str, str] | None]:
+        """Download an object, or None, and with it what tells it from what is there later."""
+        import obstore
+
+        with _bucket_errors(self.url):
+            try:
+                found = obstore.get(self._store, key.removesuffix(".gz"))
+                return bytes(found.bytes()), _mark_of(found.meta)
+            except FileNotFoundError:
+                return None, None
+
+    def get(self, key: str) -> bytes | None:
+        """Download an object, or return None."""
+        return self.get_marked(key)[0]
+
+    def size_of(self) -> Callable[[str], int | None]:
+        """Return a function that looks in a listing made now: one request a thousand objects, not one an object."""
+        listed = {entry["path"]: int(entry["size"]) for entry in self._listing()}
+        return lambda key: listed.get(key.removesuffix(".gz"))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects."""
+        import obstore
+
+        self._watch()
+        with _bucket_errors(self.url):
+            batch = [key.removesuffix(".gz") for key in keys]
+            if batch:
+                obstore.delete(self._store, batch)
+
+    def names(self) -> Iterator[str]:
+        """List the prefix."""
+        for entry in self._listing():
+            yield entry["path"]
+
+    def beside(self) -> list[str]:
+        """List the prefix up to the next slash."""
+        import obstore
+
+        with _bucket_errors(self.url):
+            return [entry["path"] for entry in obstore.list_with_delimiter(self._store)["objects"]]
+
+    def copy(self, key: str, final: Bucket) -> None:
+        """Copy an object to another prefix of this bucket, within its servers."""
+        import obstore
+
+        final._watch()
+        root = "/".join(self.url.split("/")[:3])
+        inside = [url.removeprefix(root).strip("/") for url in (self.url, final.url)]
+        with _bucket_errors(final.url):
+            obstore.copy(bucket_store(root), f"{inside[0]}/{key}".strip("/"), f"{inside[1]}/{key}".strip("/"))
+
+    def upload(self, path: str, key: str) -> None:
+        """Upload a file."""
+        import obstore
+
+        self._watch()
+        with open(path, "rb") as file, _bucket_errors(self.url):
+            obstore.put(self._store, key, file)
+
+    def _listing(self) -> Iterator[Any]:
+        import obstore
+
+        with _bucket_errors(self.url):
+            for batch in obstore.list(self._store, chunk_size=1000):
+                yield from batch
+
+    @property
+    def _store(self) -> Any:
+        return bucket_store(self.url)
+
+
+def bucket_store(url: str) -> Any:
+    """Return obstore's store of a prefix; one a process, shared by its threads."""
+    return _open_bucket(url, os.getpid())
+
+
+@lru_cache(maxsize=32)
+def _open_bucket(url: str, pid: int) -> Any:
+    from obstore.store import GCSStore, S3Store
+
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    kind: Any = S3Store if scheme == "s3" else GCSStore
+    client = {"allow_http": True, "connect_timeout": "15s", "timeout": "180s"}
+    options = bucket_options(url, bucket)
+    return kind(bucket, prefix=prefix or None, client_options=client, retry_config=RETRY, **options)
+
+
+@contextmanager
+def _bucket_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except ImageryError:
+        raise
+    except Exception as error:
+        code, message = _answer(error)
+        full = code is not None and _FULL_CODE.search(code) is not None
+        raise TargetError(f"could not write {url}: {_reason(url, error, code, message)}", full=full) from error
+
+
+def _mark_of(meta: Any) -> dict[str, str]:
+    """Return what the condition of an upload takes: entity tag and version, as the server gives them."""
+    return {kind: meta[kind] for kind in ("e_tag", "version") if meta.get(kind)}
+
+
+def _broke(error: Exception) -> bool:
+    """Tell whether a connection broke, and obstore did not try again, as it does where nothing is asked for twice."""
+    said = str(error).split("Debug source:")[0]
+    return "HTTP error" in said and " retries," not in said
+
+
+def _answer(error: Exception) -> tuple[str | None, str | None]:
+    """Return code and message of a bucket's server, which are in its XML."""
+    said = str(error).split("Debug source:")[0]
+    code, message = (re.search(f"<{name}>([^<]*)</{name}>", said) for name in ("Code", "Message"))
+    return code and plain(code[1]), message and plain(message[1])
+
+
+def _reason(url: str, error: Exception, code: str | None, message: str | None) -> str:
+    """Return what a bucket's server says, and what to do."""
+    said = str(error).split("Debug source:")[0]
+    if code == "NoSuchBucket":
+        scheme, _, rest = url.partition("://")
+        bucket = rest.partition("/")[0]
+        return f"there is no bucket {scheme}://{bucket}; make it, or check its name"
+    if code:
+        status = re.search(r"status code: (\d+)", said)
+        answer = f"{code}{f' ({message})' if message else ''}{f', status {status[1]}' if status else ''}"
+        return f"its server answers {answer}; check the bucket's name and your credentials"
+    reason = plain(said.partition("<?xml")[0]) or type(error).__name__
+    return f"{reason}; check the bucket's name and your credentials"
+
+
+def place_at(folder: str) -> Place:
+    """Return the place that a folder or prefix is, as it is seen by who looks only."""
+    return Bucket(folder) if is_remote(folder) else Folder(folder, folder)
