@@ -28,6 +28,8 @@ _FULL_CODE = re.compile("StorageFull|QuotaExceeded|InsufficientStorage", re.IGNO
 ONE_REQUEST = 1 << 26
 # How often a condition may fail while nobody else writes there, before it is the server that does not know it.
 QUIRKS = 4
+# Buckets whose servers said that they know no conditions.
+_UNCONDITIONAL: set[str] = set()
 # Seconds before what a broken connection had under way is sent again; then it is given up.
 _WAITS: tuple[float | None, ...] = (*(min(8.0, 0.1 * 2**i) for i in range(RETRY["max_retries"])), None)
 
@@ -80,6 +82,8 @@ class Bucket:
         import obstore
         from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError, PreconditionError
 
+        if self._root in _UNCONDITIONAL:
+            mode = "overwrite"
         for wait in _WAITS:
             try:
                 obstore.put(self._store, name, data, mode=mode, attributes=attributes)
@@ -88,12 +92,15 @@ class Bucket:
             except (NotImplementedError, NotSupportedError):
                 break
             except GenericError as error:
+                if _answer(error)[0] == "NotImplemented":
+                    break
                 if wait is None or not _broke(error):
                     raise
                 time.sleep(wait)
                 self._watch()
             else:
                 return True
+        _UNCONDITIONAL.add(self._root)  # to ask costs seconds, as for a server that is out of order
         obstore.put(self._store, name, data, attributes=attributes)
         return True
 
@@ -163,7 +170,7 @@ class Bucket:
         import obstore
 
         final._watch()
-        root = "/".join(self.url.split("/")[:3])
+        root = self._root
         inside = [url.removeprefix(root).strip("/") for url in (self.url, final.url)]
         with _bucket_errors(final.url):
             obstore.copy(bucket_store(root), f"{inside[0]}/{key}".strip("/"), f"{inside[1]}/{key}".strip("/"))
@@ -182,6 +189,10 @@ class Bucket:
         with _bucket_errors(self.url):
             for batch in obstore.list(self._store, chunk_size=1000):
                 yield from batch
+
+    @property
+    def _root(self) -> str:
+        return "/".join(self.url.split("/")[:3])
 
     @property
     def _store(self) -> Any:

@@ -1,0 +1,252 @@
+"""Objects of a bucket: what takes whose place, through connections that break, and with servers of little means."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import struct
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import zarr
+
+import imageryxr as ix
+from imageryxr.export import buckets
+from imageryxr.export.buckets import Bucket
+from imageryxr.export.lease import Lease
+from tests.export_jobs import picture
+
+OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
+LACKING = (
+    "<?xml version='1.0'?><Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"
+)
+
+
+class Between(ThreadingHTTPServer):
+    """Hands requests on to a server, and can do so badly."""
+
+    daemon_threads = True
+
+    def __init__(self, server):
+        super().__init__(("127.0.0.1", 0), Handing)
+        self.server_at = urlsplit(server).netloc
+        self.break_before = self.break_after = 0
+        """How many uploads are lost on their way, and how many answers to them."""
+        self.conditions = "known"
+        self.uploads = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def breaks(self, name):
+        left = getattr(self, name)
+        setattr(self, name, max(0, left - 1))
+        return left > 0
+
+    def handle_error(self, request, client_address):
+        """Say nothing of connections that were broken on purpose."""
+
+
+class Handing(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def hand_on(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        upload = self.command == "PUT"
+        asks = self.headers.get("If-None-Match") or self.headers.get("If-Match")
+        if upload:
+            self.server.uploads.append((self.path, asks))
+            if self.server.breaks("break_before"):
+                return self.cut()
+            if asks and self.server.conditions == "refused":
+                return self.answer(501, [("Content-Type", "application/xml")], LACKING.encode())
+        headers = dict(self.headers.items())
+        if self.server.conditions == "ignored":
+            headers = {k: v for k, v in headers.items() if not k.lower().startswith("if-")}
+        link = http.client.HTTPConnection(self.server.server_at)
+        link.request(self.command, self.path, body, headers)
+        answer = link.getresponse()
+        data = answer.read()
+        if upload and self.server.breaks("break_after"):
+            return self.cut()
+        kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("content-length", "transfer-encoding")]
+        if self.server.conditions == "odd":
+            kept = [(k, 'W/"odd"' if k.lower() == "etag" else v) for k, v in kept]
+        return self.answer(answer.status, kept, data, answer.getheader("Content-Length"))
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = hand_on
+
+    def answer(self, status, headers, data, length=None):
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(data)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else data)
+
+    def cut(self):
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+
+@pytest.fixture
+def between(s3, bucket, monkeypatch):
+    """Stand between imageryxr and the server; tests themselves ask it directly."""
+    server = Between(s3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    yield server
+    server.shutdown()
+
+
+def test_an_object_is_replaced_by_who_may(between, bucket):
+    place = Bucket(bucket.url("x"))
+    assert place.put([("a", b"1"), ("b.gz", b"22")]) == [1, 2]
+    assert place.put([("a", b"3")]) == [1]
+    assert {name: bucket.read(name) for name in bucket.names()} == {"x/a": b"3", "x/b": b"22"}
+    asked = [asks for path, asks in between.uploads if path.endswith("x/a")]
+    assert asked[:2] == ["*", "*"]
+    assert len(asked) == 3
+    assert asked[2].strip('"').isalnum()
+    assert place.create("a", b"4") is False
+    assert place.create("c", b"5") is True
+    _, mark = place.get_marked("a")
+    assert place.replace("a", b"6", mark) is True
+    assert place.replace("a", b"7", mark) is False
+    assert place.get_marked("nothing") == (None, None)
+    assert bucket.read("x/a") == b"6"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_comes_between_looking_and_sending_stays(bucket, monkeypatch, there):
+    """Whoever put it there has the right to; this process is asked for its own before each try."""
+    asked = []
+
+    def watch():
+        asked.append(True)
+        if len(asked) == 3:
+            raise ix.TargetError("another took over")
+
+    place = Bucket(bucket.url("x"), watch)
+    if there:
+        bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"old")
+    send = Bucket._send
+
+    def overtaken(self, name, *args):
+        bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=f"theirs {len(asked)}".encode())
+        return send(self, name, *args)
+
+    monkeypatch.setattr(Bucket, "_send", overtaken)
+    with pytest.raises(ix.TargetError, match="another took over"):
+        place.put([("a", b"mine")])
+    assert bucket.read("x/a") == b"theirs 2"
+
+
+@pytest.mark.parametrize("when", ["break_before", "break_after"])
+@pytest.mark.parametrize("there", [False, True])
+def test_broken_connections(between, bucket, when, there):
+    place = Bucket(bucket.url("x"))
+    if there:
+        place.put([("a", b"old")])
+    setattr(between, when, 3)
+    assert place.put([("a", b"new")]) == [3]
+    assert getattr(between, when) == 0
+    assert bucket.read("x/a") == b"new"
+
+
+def test_connections_that_break_for_long(between, bucket, monkeypatch):
+    monkeypatch.setattr(buckets, "_WAITS", (0.01, 0.01, None))
+    between.break_before = 3
+    with pytest.raises(ix.TargetError, match="could not write s3://.*x: Generic S3 error"):
+        Bucket(bucket.url("x")).put([("a", b"new")])
+    assert len(between.uploads) == 3
+    assert bucket.names() == []
+
+
+def test_nothing_is_sent_again_by_who_may_not(between, bucket):
+    asked = []
+
+    def watch():
+        asked.append(True)
+        if len(asked) == 2:
+            raise ix.TargetError("another took over")
+
+    between.break_before = 2
+    with pytest.raises(ix.TargetError, match="another took over"):
+        Bucket(bucket.url("x"), watch).put([("a", b"new")])
+    assert len(between.uploads) == 1
+
+
+@pytest.mark.parametrize("conditions", ["refused", "ignored", "odd"])
+def test_servers_that_know_no_conditions(between, bucket, conditions, impatient):
+    between.conditions = conditions
+    place = Bucket(bucket.url("x"))
+    for data in (b"1", b"22"):
+        place.put([("a", data)])
+        assert bucket.read("x/a") == data
+    assert ix.export(picture(seed=1), bucket.url("o.zarr"), workers=1, **OPTIONS).complete
+    assert ix.export(picture(), bucket.url("o.zarr"), workers=1, overwrite=True, **OPTIONS).complete
+    truth = np.moveaxis(picture().values, -1, 0)
+    assert not [name for name in bucket.names() if "-work-" in name or ".lock" in name]
+    array = ix.open_image(f"zarr://{bucket.url('o.zarr')}", channel=1)
+    np.testing.assert_array_equal(array.values, truth[1])
+
+
+def test_an_object_of_many_parts(between, bucket, monkeypatch):
+    monkeypatch.setattr(buckets, "ONE_REQUEST", 1 << 20)
+    place, data = Bucket(bucket.url("x")), np.random.default_rng(0).bytes(12 << 20)
+    for _ in range(2):
+        assert place.put([("a", data)]) == [len(data)]
+    assert bucket.read("x/a") == data
+    assert sum("partNumber" in path for path, _ in between.uploads) >= 4
+
+
+def test_a_lease_that_makes_no_sense_is_taken(bucket, impatient):
+    for text in (b"", b"[]", b"{", b"null"):
+        bucket.client.put_object(Bucket=bucket.name, Key="o.lock", Body=text)
+        with Lease(Bucket(bucket.url("o").rpartition("/")[0]), "o.lock").held():
+            assert json.loads(bucket.read("o.lock"))["beat"]
+        assert bucket.names() == []
+
+
+def test_of_several_that_find_a_holder_dead_one_takes_over(between, bucket, impatient):
+    """None of the others does it again after it, however late."""
+    place = Bucket(bucket.url("o").rpartition("/")[0])
+    dead = json.dumps({"key": "theirs", "host": "another-machine", "pid": 1}).encode()
+    place.put([("o.lock", dead)])
+    leases, begin = [Lease(place, "o.lock") for _ in range(4)], threading.Barrier(4)
+    held, refused = [], []
+
+    def take(lease):
+        begin.wait()
+        try:
+            with lease.held():
+                held.append(lease)
+                time.sleep(3)  # others look for a sign of life so long
+                lease.check()
+        except ix.TargetError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=take, args=(lease,)) for lease in leases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(held) == 1
+    assert len(refused) == 3
+    assert all("another process is exporting to this target" in said for said in refused), refused
+    assert bucket.names() == []
+
+
+def test_zarr_reads_what_was_sent_again(between, bucket, tmp_path):
+    between.break_before, between.break_after = 2, 2
+    assert ix.export(picture(), bucket.url("o.zarr"), workers=2, **OPTIONS).complete
+    bucket.fetch(tmp_path)
+    found = zarr.open_group(tmp_path / "o.zarr", mode="r")["0"][:]
+    np.testing.assert_array_equal(np.moveaxis(found, 0, -1), picture().values)
