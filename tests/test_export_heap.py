@@ -151,6 +151,7 @@ def test_what_could_not_begin_begins_the_next_time():
 
 def test_a_worker_lets_go_of_what_it_kept(sample, monkeypatch):
     monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(READING, "PART_BYTES", 1000)
     told = []
     kept = Lingering(lambda: told.append("begin"), JOB._rest, 1000)
     monkeypatch.setattr(JOB, "KEPT", kept)

@@ -25,6 +25,7 @@ READING = sys.modules["imageryxr.export.reading"]
 def small(monkeypatch):
     """Everything is large."""
     monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(READING, "PART_BYTES", 1000)
     monkeypatch.setattr(READING, "BRICK_VOXELS", 5000)
     yield
     BUFFERS.clear()
@@ -81,6 +82,7 @@ def test_idle_memory_does_not_pile_up(small):
 @pytest.mark.parametrize("start", [(0, 0, 0), (3, 17, 70)])
 def test_part_by_part_is_as_at_once(sample, small, monkeypatch, part, start):
     monkeypatch.setattr(READING, "KEPT_BYTES", part)
+    monkeypatch.setattr(READING, "PART_BYTES", part)
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation, mip=1)
     drawn = ix.overlay(em, ix.regrid(seg, em), outline=3)
     read = box_reader(drawn)

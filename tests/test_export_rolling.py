@@ -59,6 +59,7 @@ def small(monkeypatch):
     """All is large, and strips are small."""
     OnDisk.fetched.clear()
     monkeypatch.setattr(READING, "KEPT_BYTES", 100)
+    monkeypatch.setattr(READING, "PART_BYTES", 100)
     monkeypatch.setattr(ROLLING, "STRIP_VOXELS", 2000)
     monkeypatch.setattr(ROLLING, "BESIDE_BYTES", 0)
     yield monkeypatch
@@ -89,6 +90,7 @@ def test_strips_are_whole_granules_and_hold_all_that_is_drawn(shape, chunk, othe
     expr = read.volume.expr
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(READING, "KEPT_BYTES", 1)
+        patch.setattr(READING, "PART_BYTES", 1)
         patch.setattr(ROLLING, "STRIP_VOXELS", voxels)
         patch.setattr(ROLLING, "BESIDE_BYTES", 0)
         strips = cut(expr, box, granule)

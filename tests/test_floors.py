@@ -47,6 +47,7 @@ FLOORS = [
     ["sources.links", "sources.checks", "sources.services"],
     ["sources.shaders", "sources.placement"],
     ["sources.chunks", "sources.chunkedgraph", "sources.cave", "sources.zarrstore"],
+    ["sources.rawfiles"],
     ["sources.memory", "sources.precomputed", "sources.omezarr", "sources.neuroglancer"],
     ["sources.graphene"],
     ["sources.resolve"],

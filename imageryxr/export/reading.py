@@ -31,6 +31,8 @@ from imageryxr.volumes import BoxReader
 BRICK_VOXELS = 1 << 22
 # From here on memory is kept; what is smaller, malloc keeps by itself (up to 32 MB each).
 KEPT_BYTES = 24_000_000
+# What is read at a time of a large box: little enough to lie in a cache when it is put in its place.
+PART_BYTES = 8_000_000
 
 
 def _references(held: list[Array], index: int) -> int:
@@ -151,7 +153,7 @@ def by_parts(leaf: Leaf, box: IndexBox) -> TypeGuard[LevelLeaf]:
 
 def read_into(out: Array, leaf: LevelLeaf, box: IndexBox) -> None:
     """Read the voxels of a box of a source into an array, part by part."""
-    part = whole_chunks(box, leaf.source.levels[leaf.mip].chunks, KEPT_BYTES // leaf.dtype.itemsize)
+    part = whole_chunks(box, leaf.source.levels[leaf.mip].chunks, PART_BYTES // leaf.dtype.itemsize)
     for tile in tiles(box, part):
         out[tile.slices(box)] = leaf.read(tile)
 

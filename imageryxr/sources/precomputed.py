@@ -2,7 +2,8 @@
 
 The format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. CloudVolume fetches and
 decodes; the metadata are read here once, at opening, and handed to every CloudVolume, so that a worker asks for
-chunks only. What comes over http is fetched in `chunks`, with timeouts, and decoded by CloudVolume.
+chunks only. What comes over http is fetched in `chunks`, with timeouts, and decoded by CloudVolume; raw chunks in local
+files need nothing of it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from imageryxr.sources.base import (
     read_filled,
 )
 from imageryxr.sources.decoding import watch
+from imageryxr.sources.rawfiles import read_raw
 from imageryxr.sources.services import unpacked
 from imageryxr.sources.web import Connection
 
@@ -159,7 +161,9 @@ class PrecomputedSource:
         try:
             if self._by_web():
                 return chunks.fetch_box(self, mip, box, holes, each)
-            whole = self._by_cloudvolume(mip, box)
+            whole = read_raw(self, mip, box)
+            if whole is None:
+                whole = self._by_cloudvolume(mip, box)
             if each is not None:
                 each(whole)
             return whole
