@@ -116,7 +116,7 @@ def test_volumes_of_others_are_left_alone(tmp_path):
     from cloudvolume import CloudVolume
 
     _, file = written(tmp_path, "raw")
-    opened(tmp_path).read(0, GRID.box)
+    opened(tmp_path)._by_cloudvolume(0, GRID.box)
     file.write_bytes(b"")
     theirs = CloudVolume(f"file://{tmp_path}", fill_missing=True, progress=False)
     assert not np.asarray(theirs[:]).any()

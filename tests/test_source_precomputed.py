@@ -638,7 +638,7 @@ def test_cloudvolume_lets_every_chunk_be_checked(tmp_path, monkeypatch):
             write_encoded(folder, encoding, sharded)
             for box, count in ((GRID.box, 4), (IndexBox((3, 20, 9), (4, 21, 10)), 1)):
                 seen.clear()
-                opened(folder).read(0, box)
+                opened(folder)._by_cloudvolume(0, box)  # raw files of this machine it gets only where something is odd
                 assert seen == [encoding] * count
 
 
