@@ -183,6 +183,33 @@ def test_nothing_is_sent_again_by_who_may_not(between, bucket):
     assert len(between.uploads) == 1
 
 
+@pytest.mark.parametrize("conditions", ["known", "refused", "odd"])
+def test_one_of_several_creates_an_object(between, bucket, conditions):
+    between.conditions = conditions
+    place = Bucket(bucket.url("x"))
+    bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"theirs")
+    for name, made in (("a", False), ("b", True), ("a", False), ("b", False)):
+        assert place.create(name, b"mine") is made
+    assert (bucket.read("x/a"), bucket.read("x/b")) == (b"theirs", b"mine")
+
+
+@pytest.mark.parametrize("conditions", ["known", "refused", "ignored", "odd"])
+def test_signs_of_life_reach_every_server(between, bucket, conditions, impatient):
+    """Else who lives would be taken for dead, or who is dead would keep the place for ever."""
+    between.conditions = conditions
+    place = Bucket(bucket.url("o").rpartition("/")[0])
+    place.put([("o.lock", json.dumps({"key": "theirs", "host": "another-machine", "pid": 1}).encode())])
+    with Lease(place, "o.lock").held():
+        for _ in range(2):
+            time.sleep(1.5)
+            other = Lease(place, "o.lock")
+            assert other.alive()
+        if conditions != "ignored":  # a server that takes every upload would let the last one in
+            with pytest.raises(ix.TargetError, match="another process is exporting"), other.held():
+                pass
+    assert bucket.names() == []
+
+
 @pytest.mark.parametrize("conditions", ["refused", "ignored", "odd"])
 def test_servers_that_know_no_conditions(between, bucket, conditions, impatient):
     between.conditions = conditions

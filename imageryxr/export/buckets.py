@@ -26,8 +26,8 @@ from imageryxr.sources.zarrstore import RETRY, bucket_options
 _FULL_CODE = re.compile("StorageFull|QuotaExceeded|InsufficientStorage", re.IGNORECASE)
 # Bytes up to which an object is sent in one request. Beyond, it goes in parts, for which there are no conditions.
 ONE_REQUEST = 1 << 26
-# How often a condition may fail while nobody else writes there, before it is the server that does not know it.
-QUIRKS = 4
+# How often an upload is tried whose conditions are not met, though nobody else may write there.
+TRIES = 4
 # Buckets whose servers said that they know no conditions.
 _UNCONDITIONAL: set[str] = set()
 # Seconds before what a broken connection had under way is sent again; then it is given up.
@@ -67,14 +67,16 @@ class Bucket:
     def _put(self, name: str, data: bytes, attributes: Any) -> None:
         if len(data) <= ONE_REQUEST:
             condition: Any = "create"
-            for _ in range(QUIRKS):
+            for _ in range(TRIES):
                 if self._send(name, data, condition, attributes):
                     return
                 # what is there by now is not another's if this process may still change it; what comes later is told
                 # from it by its mark
                 mark = self._mark(name)
-                condition = "create" if mark is None else mark or "overwrite"
                 self._watch()
+                if mark and mark == condition:
+                    break  # nobody changed it: it is the server that does not know its own marks
+                condition = "create" if mark is None else mark or "overwrite"
         self._send(name, data, "overwrite", attributes)
 
     def _send(self, name: str, data: bytes, mode: Any, attributes: Any = None) -> bool:
@@ -100,19 +102,28 @@ class Bucket:
                 self._watch()
             else:
                 return True
-        _UNCONDITIONAL.add(self._root)  # to ask costs seconds, as for a server that is out of order
+        _UNCONDITIONAL.add(self._root)  # to ask costs seconds, as of a server that is out of order
+        if mode == "create" and self._mark(name) is not None:
+            return False
         obstore.put(self._store, name, data, attributes=attributes)
         return True
 
     def create(self, key: str, data: bytes) -> bool:
         """Upload an object unless there is one; return whether it was uploaded. Of several that try at once one may."""
         with _bucket_errors(self.url):
+            # better than nothing, where the server knows no conditions
+            if self._root in _UNCONDITIONAL and self._mark(key) is not None:
+                return False
             return self._send(key, data, "create")
 
     def replace(self, key: str, data: bytes, mark: dict[str, str]) -> bool:
         """Upload an object in the place of the one of a mark; return whether that was still there."""
         with _bucket_errors(self.url):
-            return self._send(key, data, mark or "overwrite")
+            if self._send(key, data, mark or "overwrite"):
+                return True
+            if self._mark(key) != mark:
+                return False
+            return self._send(key, data, "overwrite")  # the server does not know its own marks
 
     def _mark(self, name: str) -> dict[str, str] | None:
         """Return what tells an object that is there from what is there later; nothing where there is none."""
