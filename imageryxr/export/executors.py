@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -25,6 +26,8 @@ from imageryxr.foreign import fetched
 
 # Exit code of a process that found itself running the script of its parent.
 UNGUARDED = 78
+# How long it is waited for how the processes of a broken pool ended, all of which are told to.
+ENDING_SECONDS = 5.0
 
 
 class Workers(ABC):
@@ -163,8 +166,14 @@ class Processes(_Packed):
     def check(self) -> None:
         """Raise `TargetError` if the processes ran the caller's script in the place of regions."""
         # that of the pool which is broken; CPython tells of its processes nowhere else
-        processes = getattr(self._pool, "_processes", None) or {}
-        if any(process.exitcode == UNGUARDED for process in processes.values()):
+        processes = list((getattr(self._pool, "_processes", None) or {}).values())
+        until = time.monotonic() + ENDING_SECONDS
+        # a pool is broken when a process closes its pipes, and the system knows a moment later how it ended
+        while getattr(self._pool, "_broken", False) and time.monotonic() < until:
+            if all(process.exitcode is not None for process in processes):
+                break
+            time.sleep(0.01)
+        if any(process.exitcode == UNGUARDED for process in processes):
             raise TargetError(
                 "the processes of client='processes' began by running this script again, up to its export: put what "
                 "the script does under `if __name__ == '__main__':`"
