@@ -7,6 +7,7 @@ is on the condition that nobody made another meanwhile: who was asleep between l
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -15,10 +16,26 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from imageryxr.errors import TargetError
 from imageryxr.export.buckets import Bucket
+
+
+@lru_cache(maxsize=1)
+def machine() -> str:
+    """Return what tells a run of a machine, as its processes count themselves, from all others.
+
+    Names do not: many machines go by one, and containers of one machine count their processes each on its own.
+    """
+    try:
+        # https://docs.kernel.org/admin-guide/sysctl/kernel.html#random, pid_namespaces(7)
+        told = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        told = f"{uuid.getnode():x}"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]  # it stands in the bucket, for all to read
 
 
 class Lease:
@@ -156,8 +173,8 @@ class Lease:
                     self._sure = asked
 
     def _text(self) -> bytes:
-        sign = {"key": self._mine, "host": socket.gethostname(), "pid": os.getpid(), "beat": uuid.uuid4().hex}
-        return json.dumps(sign).encode()
+        who = {"key": self._mine, "host": socket.gethostname(), "machine": machine(), "pid": os.getpid()}
+        return json.dumps({**who, "beat": uuid.uuid4().hex}).encode()
 
     def _holder(self) -> dict[str, Any]:
         return self._look()[0]
@@ -177,5 +194,5 @@ class Lease:
     def _is_dead(self, holder: dict[str, Any]) -> bool:
         import psutil
 
-        here = holder.get("host") == socket.gethostname() and isinstance(holder.get("pid"), int)
+        here = holder.get("machine") == machine() and isinstance(holder.get("pid"), int)
         return here and not psutil.pid_exists(holder["pid"])
