@@ -204,14 +204,17 @@ class TargetError(ImageryError, OSError):
         What is to be read.
     full : bool, default False
         Whether that is for want of room, on a disk or of a quota: until somebody makes some, no try can work.
+    taken : bool, default False
+        Whether it is another process's by now: no try can work any more.
     """
 
-    def __init__(self, *message: Any, full: bool = False) -> None:
+    def __init__(self, *message: Any, full: bool = False, taken: bool = False) -> None:
         super().__init__(*message)
         self.full = full
+        self.taken = taken
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), self.args, {"full": self.full})
+        return (type(self), self.args, {"full": self.full, "taken": self.taken})
 
 
 class TargetExistsError(TargetError, FileExistsError):

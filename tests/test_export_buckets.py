@@ -96,6 +96,20 @@ class Handing(BaseHTTPRequestHandler):
         self.connection.close()
 
 
+class Watch:
+    """Says that the place is another's when it is asked for the so-manieth time."""
+
+    def __init__(self, last):
+        self.asked, self.last = 0, last
+
+    def ensure(self):
+        self.asked += 1
+        if self.asked == self.last:
+            raise ix.TargetError("another took over")
+
+    check = ensure
+
+
 @pytest.fixture
 def between(s3, bucket, monkeypatch):
     """Stand between imageryxr and the server; tests themselves ask it directly."""
@@ -126,20 +140,14 @@ def test_an_object_is_replaced_by_who_may(between, bucket):
 @pytest.mark.parametrize("there", [False, True])
 def test_what_comes_between_looking_and_sending_stays(bucket, monkeypatch, there):
     """Whoever put it there has the right to; this process is asked for its own before each try."""
-    asked = []
-
-    def watch():
-        asked.append(True)
-        if len(asked) == 3:
-            raise ix.TargetError("another took over")
-
+    watch = Watch(3)
     place = Bucket(bucket.url("x"), watch)
     if there:
         bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"old")
     send = Bucket._send
 
     def overtaken(self, name, *args):
-        bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=f"theirs {len(asked)}".encode())
+        bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=f"theirs {watch.asked}".encode())
         return send(self, name, *args)
 
     monkeypatch.setattr(Bucket, "_send", overtaken)
@@ -170,17 +178,19 @@ def test_connections_that_break_for_long(between, bucket, monkeypatch):
 
 
 def test_nothing_is_sent_again_by_who_may_not(between, bucket):
-    asked = []
-
-    def watch():
-        asked.append(True)
-        if len(asked) == 2:
-            raise ix.TargetError("another took over")
-
     between.break_before = 2
     with pytest.raises(ix.TargetError, match="another took over"):
-        Bucket(bucket.url("x"), watch).put([("a", b"new")])
+        Bucket(bucket.url("x"), Watch(2)).put([("a", b"new")])
     assert len(between.uploads) == 1
+
+
+def test_bookkeeping_is_kept_by_nobody_between(bucket):
+    """Google's servers keep what all may read for an hour, unless they are told."""
+    ix.export(picture(), bucket.url("o.zarr"))
+    heads = {name: bucket.client.head_object(Bucket=bucket.name, Key=name) for name in bucket.names()}
+    assert {name for name, head in heads.items() if head.get("CacheControl") == "no-store"} == {
+        name for name in heads if "manifest" in name
+    }
 
 
 @pytest.mark.parametrize("conditions", ["known", "refused", "odd"])

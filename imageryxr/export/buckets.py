@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from imageryxr.errors import ImageryError, TargetError
 from imageryxr.export.storage import Folder, Place, is_remote
@@ -34,6 +34,16 @@ _UNCONDITIONAL: set[str] = set()
 _WAITS: tuple[float | None, ...] = (*(min(8.0, 0.1 * 2**i) for i in range(RETRY["max_retries"])), None)
 
 
+class Watch(Protocol):
+    """Who knows whether a place is still its own to change."""
+
+    def ensure(self) -> None:
+        """Raise `TargetError` if it is not; what was heard a few seconds ago will do."""
+
+    def check(self) -> None:
+        """Raise `TargetError` if it is not, and ask now."""
+
+
 @dataclass(frozen=True)
 class Bucket:
     """A prefix of a bucket: an object appears there whole when its upload is complete.
@@ -42,50 +52,60 @@ class Bucket:
     """
 
     url: str
-    watch: Callable[[], None] | None = field(default=None, compare=False, repr=False)
-    """Raises if this process may not change the bucket any more; asked before each change, and left behind when the
-    place goes to another process."""
+    watch: Watch | None = field(default=None, compare=False, repr=False)
+    """Asked before each change."""
+    elsewhere: Watch | None = field(default=None, compare=False, repr=False)
+    """Asked in its stead in other processes, which the place goes to."""
+    fresh: bool = field(default=False, compare=False, repr=False)
+    """Whether objects change, so that nothing between may keep them: what all may read, Google's servers do, for an
+    hour (https://cloud.google.com/storage/docs/caching)."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Bucket, (self.url,))
+        return (Bucket, (self.url, self.elsewhere, self.elsewhere, self.fresh))
 
     def _watch(self) -> None:
         if self.watch is not None:
-            self.watch()
+            self.watch.ensure()
 
     def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
         """Upload objects, each in the place of what is there now, and of nothing that comes there meanwhile."""
         sizes = []
         for key, data in files:
             self._watch()
-            attributes: Any = {"Content-Encoding": "gzip"} if key.endswith(".gz") else None
+            encoding = "gzip" if key.endswith(".gz") else None
             with _bucket_errors(self.url):
-                self._put(key.removesuffix(".gz"), data, attributes)
+                self._put(key.removesuffix(".gz"), data, encoding)
             sizes.append(len(data))
+        if self.elsewhere is not None and self.watch is self.elsewhere:
+            self.watch.check()  # whoever handed this out is told of regions that are there
         return sizes
 
-    def _put(self, name: str, data: bytes, attributes: Any) -> None:
+    def _put(self, name: str, data: bytes, encoding: str | None) -> None:
         if len(data) <= ONE_REQUEST:
             condition: Any = "create"
             for _ in range(TRIES):
-                if self._send(name, data, condition, attributes):
+                if self._send(name, data, condition, encoding):
                     return
                 # what is there by now is not another's if this process may still change it; what comes later is told
                 # from it by its mark
                 mark = self._mark(name)
-                self._watch()
+                if self.watch is not None:
+                    self.watch.check()
                 if mark and mark == condition:
                     break  # nobody changed it: it is the server that does not know its own marks
                 condition = "create" if mark is None else mark or "overwrite"
-        self._send(name, data, "overwrite", attributes)
+        self._send(name, data, "overwrite", encoding)
 
-    def _send(self, name: str, data: bytes, mode: Any, attributes: Any = None) -> bool:
+    def _send(self, name: str, data: bytes, mode: Any, encoding: str | None = None) -> bool:
         """Upload an object under a condition; return whether it was met, or is of a kind that the server knows not."""
         import obstore
         from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError, PreconditionError
 
         if self._root in _UNCONDITIONAL:
             mode = "overwrite"
+        attributes: Any = {"Content-Encoding": encoding} if encoding else {}
+        if self.fresh:
+            attributes["Cache-Control"] = "no-store"
         for wait in _WAITS:
             try:
                 obstore.put(self._store, name, data, mode=mode, attributes=attributes)

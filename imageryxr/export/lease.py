@@ -117,7 +117,8 @@ class Lease:
         then = " when that one has ended" if holder else ""
         raise TargetError(
             f"{who} took over this target while it could not be reached; what is done is kept: the same call "
-            f"continues{then}"
+            f"continues{then}",
+            taken=True,
         )
 
     def _take(self) -> None:

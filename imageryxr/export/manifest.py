@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -224,6 +224,53 @@ def _no_folder(path: str) -> Iterator[None]:
         ) from None
 
 
+@dataclass
+class Run:
+    """An export as its workers know it, which hold no lease: it goes on while its manifest says so.
+
+    Who started it may be dead, and another export under way or complete, before they have finished what they are at.
+
+    Parameters
+    ----------
+    url, name : str
+        Of its manifest.
+    run, phase : str
+        What that said when the work was handed out.
+    work : str, optional
+        The folder that it collects in, which nobody else puts anything into.
+    """
+
+    SURE: ClassVar[float] = 2.0
+    """Seconds for which an answer will do."""
+
+    url: str
+    name: str
+    run: str
+    phase: str
+    work: str | None = None
+    _sure: float = 0.0
+
+    def ensure(self) -> None:
+        """Ask if that is longer ago."""
+        if abs(time.time() - self._sure) > self.SURE:
+            self.check()
+
+    def check(self) -> None:
+        """Ask the bucket."""
+        asked = time.time()
+        place = f"{self.url}/{self.name}.json"
+        text = Bucket(self.url).get(self.name + ".json")
+        now = None if text is None else Header.parse(text, place)
+        if now is not None and (now.run, now.phase) == (self.run, self.phase):
+            self._sure = asked
+            return
+        if self.work is not None and (now is None or now.run != self.run or now.phase == "finished"):
+            left = Bucket(self.work)  # of all that was collected, what came after that was removed
+            left.delete(list(left.names()))
+        became = "is not there any more" if now is None else "says that it ended, or that another export is there"
+        raise TargetError(f"{place} {became}: a region that a worker was still at is not written", taken=True)
+
+
 class BucketKeeper:
     """A manifest in a bucket; an object beside it keeps other processes out while an export runs, see `Lease`."""
 
@@ -234,8 +281,8 @@ class BucketKeeper:
         self.name = name
         self._lines: list[bytes] = []
         self._last = time.monotonic()
-        self._lease = Lease(Bucket(url), f"{name}.lock")
-        self.bucket = Bucket(url, self._lease.ensure)
+        self._lease = Lease(Bucket(url, fresh=True), f"{name}.lock")
+        self.bucket = Bucket(url, self._lease, fresh=True)
 
     def load(self) -> Header | None:
         """Download the header."""

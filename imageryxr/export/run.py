@@ -274,7 +274,7 @@ class _Loop:
         """Tell whether an error is that of all regions that are still to come."""
         if isinstance(error, ScratchError):
             return error.worker is None
-        return isinstance(error, TargetError) and error.full
+        return isinstance(error, TargetError) and (error.full or error.taken)
 
 
 def _lost(number: int, where: str, error: Exception) -> str:

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from imageryxr.errors import TargetError
-from imageryxr.export.buckets import Bucket
+from imageryxr.export.buckets import Bucket, Watch
 from imageryxr.export.header import Header
+from imageryxr.export.manifest import Run
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Folder, Place, is_remote, move_into_place, sync
 from imageryxr.export.targets.base import Target
@@ -33,11 +34,11 @@ class Site(ABC):
         What is written.
     base : str
         Folder and first part of the name of all bookkeeping.
-    watch : callable
-        Raises if the target is another process's meanwhile.
+    watch : Watch
+        Knows whether the target is another process's meanwhile.
     """
 
-    def __init__(self, target: Target, base: str, watch: Callable[[], None]) -> None:
+    def __init__(self, target: Target, base: str, watch: Watch) -> None:
         self._target, self._base, self._watch = target, base, watch
 
     def existing(self) -> list[str]:
@@ -212,7 +213,10 @@ class BucketSite(Site):
 
     def data(self, header: Header) -> Bucket:
         """Return the target's prefix at once where nothing was before."""
-        return self.final if header.phase == "finished" or header.direct else self._at(f"{self.work(header)}/data")
+        settled = header.phase == "finished" or header.direct
+        folder, _, name = self._base.rpartition("/")
+        run = Run(folder, name, header.run, header.phase, None if settled else self.work(header))
+        return Bucket(self._target.root if settled else f"{self.work(header)}/data", self._watch, run)
 
     def can_continue(self, header: Header) -> bool:
         """Look at nothing: a prefix needs not be made, and each object is looked for in any case."""
@@ -284,6 +288,6 @@ def _lost(target: Target, url: str) -> str:
     )
 
 
-def site_of(target: Target, base: str, watch: Callable[[], None]) -> Site:
+def site_of(target: Target, base: str, watch: Watch) -> Site:
     """Return the site of a target: see `Site`."""
     return (BucketSite if is_remote(target.root) else DiskSite)(target, base, watch)

@@ -78,7 +78,7 @@ class Workspace:
     @property
     def site(self) -> Site:
         """Where it is written."""
-        return site_of(self.target, self.base, self.keeper.ensure)
+        return site_of(self.target, self.base, self.keeper)
 
     def load(self, overwrite: bool) -> Header | None:
         """Return what the manifest says; one that makes no sense is none for whoever begins anew."""
