@@ -238,6 +238,44 @@ def test_what_was_on_its_way_when_it_fell_asleep_takes_no_place(bucket, target, 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
+def test_what_came_under_a_free_name_is_not_passed_for_a_slice_of_another_call(bucket, monkeypatch, tmp_path):
+    """No condition keeps it away: one is asleep with a slice on its way, another begins, and is killed."""
+    monkeypatch.setattr(sys.modules["imageryxr.export.cutting"], "BRICK_VOXELS", 1)
+    url, other = bucket.url("s/z{z:03d}.png"), array_of(Computed(**THICK, seed=1))
+    code = DOZING.replace("ix.export(picture()", "ix.export(array").replace(
+        "real, seen",
+        "from tests.test_export_slices_kept import THICK, Computed, array_of\n"
+        "sys.modules['imageryxr.export.cutting'].BRICK_VOXELS = 1\n"
+        "array = array_of(Computed(**THICK, seed=0))\nreal, seen",
+        1,
+    )
+    sleeper = python("-c", code, repr((url, "put", r"z\d+\.png", 1, False, {"square": False})), stderr=subprocess.PIPE)
+    while psutil.Process(sleeper.pid).status() != psutil.STATUS_STOPPED:
+        assert sleeper.poll() is None, sleeper.communicate()
+        time.sleep(0.02)
+    dying = DYING.replace("export(sys.argv[1])", "export(sys.argv[1], overwrite=True)")
+    dying = (
+        dying.replace("sys.modules[", "sys.modules['imageryxr.export.lease'].Lease.DEAD = 1.0\nsys.modules[", 1)
+        .replace("import export", "import export, drawn, array_of, Computed, THICK")
+        .replace(
+            "export(sys.argv[1]", "ix.export(array_of(Computed(**THICK, seed=1)), sys.argv[1], square=False, workers=1"
+        )
+        .replace("import obstore", "import obstore, imageryxr as ix")
+    )
+    assert python("-c", dying, url, 0).wait() == -signal.SIGKILL
+    assert not [name for name in bucket.names() if name.endswith(".png")]
+    sleeper.send_signal(signal.SIGCONT)
+    _, said = sleeper.communicate(timeout=60)
+    assert "took over this target" in said
+    assert [name for name in bucket.names() if name.endswith(".png")] == ["s/z000.png"]
+    assert ix.export(other, url, square=False).complete
+    ix.export(other, tmp_path / "disk" / "s" / "z{z:03d}.png", square=False)
+    bucket.fetch(tmp_path / "bucket")
+    assert digest(tmp_path / "bucket") == digest(tmp_path / "disk")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("needle", [r"\.lock", r"\.manifest\.json"])
 @pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
 def test_nor_does_a_sign_of_life(bucket, needle, other):
@@ -278,6 +316,32 @@ def test_what_was_collected_and_is_lost_is_told_of_before_anything_is_replaced(b
     assert ix.export(picture(), bucket.url(target), overwrite=True).complete
     assert set(bucket.contents()) == set(before)
     assert bucket.contents() != before
+
+
+@pytest.mark.parametrize("target", ["o.zarr", "s/z{z:02d}.png"])
+def test_what_is_lost_while_it_is_copied(bucket, monkeypatch, target):
+    """What was there before is not untouched any more, and nobody says so."""
+    options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
+    ix.export(picture(seed=9), bucket.url(target), **options)
+    place = sys.modules["imageryxr.export.buckets"].Bucket
+    copy, copied = place.copy, []
+
+    def losing(self, key, *args):
+        copied.append(key)
+        if len(copied) == 5:
+            bucket.client.delete_object(Bucket=bucket.name, Key=f"{self.url.split('/', 3)[3]}/{key}")
+        return copy(self, key, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, "copy", losing)
+        with pytest.raises(ix.TargetError, match="is not there any more.*part old and part new") as caught:
+            ix.export(picture(), bucket.url(target), overwrite=True, **options)
+    assert "untouched" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert ix.export(picture(), bucket.url(target), **options).complete
+    found = bucket.contents()
+    assert ix.export(picture(), bucket.url(target), overwrite=True, **options).complete
+    assert bucket.contents() == found
 
 
 @pytest.mark.parametrize("target", ["o.zarr", "s/z{z:02d}.png"])

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Protocol
 
 from imageryxr.errors import ImageryError, TargetError
@@ -28,10 +30,20 @@ _FULL_CODE = re.compile("StorageFull|QuotaExceeded|InsufficientStorage", re.IGNO
 ONE_REQUEST = 1 << 26
 # How often an upload is tried whose conditions are not met, though nobody else may write there.
 TRIES = 4
-# Buckets whose servers said that they know no conditions.
+# What an object carries of the export that put it there.
+RUN = "imageryxr-run"
+# Buckets whose servers said that they know no conditions, and what they say: not implemented, or no such request.
 _UNCONDITIONAL: set[str] = set()
-# Seconds before what a broken connection had under way is sent again; then it is given up.
+_UNKNOWN = (400, 405, 501)
+# Seconds before what a broken connection had under way is sent again; then, or after so many seconds, it is given up.
 _WAITS: tuple[float | None, ...] = (*(min(8.0, 0.1 * 2**i) for i in range(RETRY["max_retries"])), None)
+_PATIENCE = RETRY["retry_timeout"].total_seconds()
+# What servers take in one request: keys to delete; bytes to copy; parts of an object.
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+DELETED = 1000
+COPIED = 5 << 30
+PARTS = 10_000
+PART = 5 << 20
 
 
 class Watch(Protocol):
@@ -59,9 +71,11 @@ class Bucket:
     fresh: bool = field(default=False, compare=False, repr=False)
     """Whether objects change, so that nothing between may keep them: what all may read, Google's servers do, for an
     hour (https://cloud.google.com/storage/docs/caching)."""
+    run: str | None = field(default=None, compare=False, repr=False)
+    """What objects carry that are put here, where others put theirs too: see `own_size_of`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Bucket, (self.url, self.elsewhere, self.elsewhere, self.fresh))
+        return (Bucket, (self.url, self.elsewhere, self.elsewhere, self.fresh, self.run))
 
     def _watch(self) -> None:
         if self.watch is not None:
@@ -101,11 +115,14 @@ class Bucket:
         import obstore
         from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError, PreconditionError
 
-        if self._root in _UNCONDITIONAL:
+        if not self.conditional:
             mode = "overwrite"
         attributes: Any = {"Content-Encoding": encoding} if encoding else {}
         if self.fresh:
             attributes["Cache-Control"] = "no-store"
+        if self.run is not None:
+            attributes[RUN] = self.run
+        began = time.monotonic()
         for wait in _WAITS:
             try:
                 obstore.put(self._store, name, data, mode=mode, attributes=attributes)
@@ -114,25 +131,26 @@ class Bucket:
             except (NotImplementedError, NotSupportedError):
                 break
             except GenericError as error:
-                if _answer(error)[0] == "NotImplemented":
+                if mode != "overwrite" and _status(error) in _UNKNOWN:
                     break
-                if wait is None or not _broke(error):
+                if wait is None or not _broke(error) or time.monotonic() - began > _PATIENCE:
                     raise
                 time.sleep(wait)
                 self._watch()
             else:
                 return True
-        _UNCONDITIONAL.add(self._root)  # to ask costs seconds, as of a server that is out of order
         if mode == "create" and self._mark(name) is not None:
             return False
         obstore.put(self._store, name, data, attributes=attributes)
+        if mode != "overwrite":
+            _UNCONDITIONAL.add(self._root)  # to ask costs seconds, as of a server that is out of order
         return True
 
     def create(self, key: str, data: bytes) -> bool:
         """Upload an object unless there is one; return whether it was uploaded. Of several that try at once one may."""
         with _bucket_errors(self.url):
             # better than nothing, where the server knows no conditions
-            if self._root in _UNCONDITIONAL and self._mark(key) is not None:
+            if not self.conditional and self._mark(key) is not None:
                 return False
             return self._send(key, data, "create")
 
@@ -171,18 +189,43 @@ class Bucket:
 
     def size_of(self) -> Callable[[str], int | None]:
         """Return a function that looks in a listing made now: one request a thousand objects, not one an object."""
-        listed = {entry["path"]: int(entry["size"]) for entry in self._listing()}
+        listed = self.sizes()
         return lambda key: listed.get(key.removesuffix(".gz"))
 
-    def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects."""
+    def own_size_of(self) -> Callable[[str], int | None]:
+        """Return the same for objects that this export put here, which are found by what they carry: a request each.
+
+        Where others put theirs too, one of theirs may have come under a name that was free.
+        """
+        size_of = self.size_of()
+        return lambda key: size_of(key) if size_of(key) is not None and self._is_own(key) else None
+
+    def _is_own(self, key: str) -> bool:
         import obstore
 
-        self._watch()
+        if self.run is None:
+            return True
         with _bucket_errors(self.url):
-            batch = [key.removesuffix(".gz") for key in keys]
-            if batch:
+            try:
+                found = obstore.get(self._store, key.removesuffix(".gz"), options={"head": True})
+            except FileNotFoundError:
+                return False
+        return found.attributes.get(RUN) == self.run
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, as long as this process may: there are no conditions for that."""
+        import obstore
+
+        names = (key.removesuffix(".gz") for key in keys)
+        while batch := list(islice(names, DELETED)):
+            if self.watch is not None:
+                self.watch.check()
+            with _bucket_errors(self.url):
                 obstore.delete(self._store, batch)
+
+    def sizes(self) -> dict[str, int]:
+        """List the prefix with sizes."""
+        return {entry["path"]: int(entry["size"]) for entry in self._listing()}
 
     def names(self) -> Iterator[str]:
         """List the prefix."""
@@ -196,15 +239,30 @@ class Bucket:
         with _bucket_errors(self.url):
             return [entry["path"] for entry in obstore.list_with_delimiter(self._store)["objects"]]
 
-    def copy(self, key: str, final: Bucket) -> None:
-        """Copy an object to another prefix of this bucket, within its servers."""
+    def copy(self, key: str, final: Bucket, size: int = 0) -> None:
+        """Copy an object of so many bytes to another prefix of this bucket, within its servers if they can."""
         import obstore
 
         final._watch()
         root = self._root
-        inside = [url.removeprefix(root).strip("/") for url in (self.url, final.url)]
+        store, inside = bucket_store(root), [url.removeprefix(root).strip("/") for url in (self.url, final.url)]
+        old, new = (f"{prefix}/{key}".strip("/") for prefix in inside)
         with _bucket_errors(final.url):
-            obstore.copy(bucket_store(root), f"{inside[0]}/{key}".strip("/"), f"{inside[1]}/{key}".strip("/"))
+            try:
+                if size <= COPIED:
+                    obstore.copy(store, old, new)
+                    return
+                with tempfile.TemporaryFile(prefix="imageryxr-") as file:  # by way of a disk here
+                    for part in obstore.get(store, old).stream(PART):
+                        file.write(part)
+                    file.seek(0)
+                    final._watch()
+                    obstore.put(store, new, file, chunk_size=_part(size))
+            except FileNotFoundError:
+                raise TargetError(
+                    f"could not write {final.url}: {self.url}/{key} is not there any more, as somebody removed it "
+                    "meanwhile; what is at the target is part old and part new until the same call has made it again"
+                ) from None
 
     def upload(self, path: str, key: str) -> None:
         """Upload a file."""
@@ -212,7 +270,7 @@ class Bucket:
 
         self._watch()
         with open(path, "rb") as file, _bucket_errors(self.url):
-            obstore.put(self._store, key, file)
+            obstore.put(self._store, key, file, chunk_size=_part(os.path.getsize(path)))
 
     def _listing(self) -> Iterator[Any]:
         import obstore
@@ -222,12 +280,22 @@ class Bucket:
                 yield from batch
 
     @property
+    def conditional(self) -> bool:
+        """Tell whether its server may know conditions; some say that they do not."""
+        return self._root not in _UNCONDITIONAL
+
+    @property
     def _root(self) -> str:
         return "/".join(self.url.split("/")[:3])
 
     @property
     def _store(self) -> Any:
         return bucket_store(self.url)
+
+
+def _part(size: int) -> int:
+    """Return how many bytes the parts of an object have."""
+    return max(PART, -(-size // PARTS))
 
 
 def bucket_store(url: str) -> Any:
@@ -266,6 +334,12 @@ def _mark_of(meta: Any) -> dict[str, str]:
     return {kind: meta[kind] for kind in ("e_tag", "version") if meta.get(kind)}
 
 
+def _status(error: Exception) -> int | None:
+    """Return the status that a bucket's server answered."""
+    found = re.search(r"status code: (\d+)", str(error).split("Debug source:")[0])
+    return int(found[1]) if found else None
+
+
 def _broke(error: Exception) -> bool:
     """Tell whether a connection broke, and obstore did not try again, as it does where nothing is asked for twice."""
     said = str(error).split("Debug source:")[0]
@@ -281,16 +355,15 @@ def _answer(error: Exception) -> tuple[str | None, str | None]:
 
 def _reason(url: str, error: Exception, code: str | None, message: str | None) -> str:
     """Return what a bucket's server says, and what to do."""
-    said = str(error).split("Debug source:")[0]
     if code == "NoSuchBucket":
         scheme, _, rest = url.partition("://")
         bucket = rest.partition("/")[0]
         return f"there is no bucket {scheme}://{bucket}; make it, or check its name"
     if code:
-        status = re.search(r"status code: (\d+)", said)
-        answer = f"{code}{f' ({message})' if message else ''}{f', status {status[1]}' if status else ''}"
+        status = _status(error)
+        answer = f"{code}{f' ({message})' if message else ''}{f', status {status}' if status else ''}"
         return f"its server answers {answer}; check the bucket's name and your credentials"
-    reason = plain(said.partition("<?xml")[0]) or type(error).__name__
+    reason = plain(str(error).split("Debug source:")[0].partition("<?xml")[0]) or type(error).__name__
     return f"{reason}; check the bucket's name and your credentials"
 
 

@@ -64,7 +64,7 @@ class Job:
     how: Slicewise | None = None
     """How regions of slices are made; None for all others."""
     continued: bool = False
-    """Whether files of regions that are not done may be there: each is whole, as it came to its place by one rename."""
+    """Whether files of regions that are not done may be there: each is whole, as it came to its place at once."""
 
     def __call__(self, number: int, stage: int, box: IndexBox, read: Any = None) -> Outcome:
         """Make a region and write it."""
@@ -129,7 +129,7 @@ class Job:
     def _size_of(self) -> Callable[[str], int | None]:
         # of a bucket it looks in a listing, which is made once: what comes later is of regions that are under way
         assert self.place is not None
-        return self.place.size_of()
+        return self.place.own_size_of()
 
     def _derive(self, stage: int, box: IndexBox, place: Place) -> list[int]:
         BUFFERS.clear()  # all regions of the finest level are there: what was kept for them would come on top

@@ -78,7 +78,7 @@ class Lease:
             yield
         finally:
             self._ended.set()
-            beating.join()
+            beating.join(self.DEAD)  # a network that is away keeps nobody
             with suppress(TargetError):
                 if self._holder().get("key") == self._mine:
                     self._bucket.delete([self._name])
@@ -122,8 +122,7 @@ class Lease:
         )
 
     def _take(self) -> None:
-        if self._bucket.create(self._name, self._text()) or self._holder().get("key") == self._mine:
-            self.check()  # a store may not know what "unless there is one" means
+        if self._look()[1] is None and self._create():
             return
         now, mark = self._living()
         if now:
@@ -136,7 +135,20 @@ class Lease:
         if mark is None or not self._bucket.replace(self._name, self._text(), mark):
             self._take()
             return
-        # where a store knows no conditions, the last of several to write has it
+        self._settle()
+
+    def _create(self) -> bool:
+        """Put the object there if there is none; return whether it is this one's."""
+        if not self._bucket.create(self._name, self._text()):
+            return self._holder().get("key") == self._mine  # it was sent twice, as a connection broke
+        if self._bucket.create(self._name, self._text()) or not self._bucket.conditional:
+            self._settle()  # the server does not know what "unless there is one" means
+        else:
+            self.check()
+        return True
+
+    def _settle(self) -> None:
+        """Wait for who else may have found the place free: where conditions mean nothing, the last to write has it."""
         time.sleep(self.BEAT / 10)
         self.check()
 

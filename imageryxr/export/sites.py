@@ -15,6 +15,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from imageryxr.errors import TargetError
 from imageryxr.export.buckets import Bucket, Watch
@@ -216,7 +217,8 @@ class BucketSite(Site):
         settled = header.phase == "finished" or header.direct
         folder, _, name = self._base.rpartition("/")
         run = Run(folder, name, header.run, header.phase, None if settled else self.work(header))
-        return Bucket(self._target.root if settled else f"{self.work(header)}/data", self._watch, run)
+        place = Bucket(self._target.root if settled else f"{self.work(header)}/data", self._watch, run)
+        return replace(place, run=header.run) if settled else place
 
     def can_continue(self, header: Header) -> bool:
         """Look at nothing: a prefix needs not be made, and each object is looked for in any case."""
@@ -243,7 +245,7 @@ class BucketSite(Site):
             folder, _, name = self._target.root.rpartition("/")
             if header.kind == "single":
                 final = self._at(folder)
-            fresh = set(source.names())
+            fresh = source.sizes()
             needed = iter([name]) if header.kind == "single" else keys()
             lost = next((key for key in needed if key.removesuffix(".gz") not in fresh), None)
             if lost is not None:
@@ -251,9 +253,9 @@ class BucketSite(Site):
             # nothing opens it while it is neither the old nor the new
             stale = set(final.names()) if header.kind == "tree" else set()
             final.delete(k for k in last if k in stale)
-            for key in fresh:
-                source.copy(key, final)
-            final.delete(stale - fresh)
+            for key, size in fresh.items():
+                source.copy(key, final, size)
+            final.delete(sorted(stale - fresh.keys()))
         final.put(last.items())
 
     def strange(self, header: Header) -> list[str]:

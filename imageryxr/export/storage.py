@@ -36,6 +36,9 @@ class Place(Protocol):
     def size_of(self) -> Callable[[str], int | None]:
         """Return a function that gives the size of a file, None where there is none; it may remember what it saw."""
 
+    def own_size_of(self) -> Callable[[str], int | None]:
+        """Return the same for what this export put there, where others may put something too."""
+
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files; those that are not there are passed over."""
 
@@ -123,6 +126,10 @@ class Folder:
                 return None
 
         return size
+
+    def own_size_of(self) -> Callable[[str], int | None]:
+        """Ask for any: nobody else has this scratch folder."""
+        return self.size_of()
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files."""

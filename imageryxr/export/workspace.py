@@ -246,7 +246,7 @@ class Workspace:
             return
         size = self.data.size_of()
         for files in (self.target.preamble(), self.target.commit() if self.header.phase == "finished" else {}):
-            self.data.put([(k, v) for k, v in files.items() if size(k) != len(v)])
+            self.data.put([(k, v) for k, v in files.items() if size(k) != len(v) or self.data.get(k) != v])
         for number in self.progress.done.nonzero()[0]:
             stage, box = self.box(int(number))
             sizes = [size(key) for key in self.target.keys(stage, box)]
