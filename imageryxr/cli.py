@@ -336,9 +336,9 @@ def _plain_errors() -> Iterator[None]:
             engine.tell_as_json(error)
         print(f"error: {as_options(str(error))}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
-        raise SystemExit(engine.INTERRUPTED) from None
+        raise SystemExit(engine.stopped_code(error)) from None
 
 
 # What the parser itself refuses; typer shows only this kind of it.
@@ -358,8 +358,8 @@ def main() -> None:
             raise SystemExit(error.exit_code) from None
         except typer.Abort:
             raise KeyboardInterrupt from None
-        if code == engine.INTERRUPTED:
-            raise KeyboardInterrupt
+        if code in (engine.INTERRUPTED, engine.TERMINATED):
+            raise engine.Terminated if code == engine.TERMINATED else KeyboardInterrupt
         if code:
             raise SystemExit(code)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -26,6 +27,17 @@ NOT_COMPLETE = 3
 """Exit code of an export of which regions failed."""
 INTERRUPTED = 130
 """Exit code of what was stopped by hand."""
+TERMINATED = 143
+"""Exit code of what a scheduler or a system that shuts down told to end."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The command was told to end by SIGTERM, and does so as if it had been stopped by hand: it tells what is kept."""
+
+
+def _end(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is begun here is ended
+    raise Terminated
 
 
 def _take_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -223,11 +235,14 @@ def run_export(
 
         for name in ("distributed", "distributed.client"):  # what they say of a lost scheduler is our one message, too
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         report = export(array, target, resume=resume, retries=retries, on_error=on_error, progress=progress, **common)
     except (ImageryError, KeyboardInterrupt) as error:
         _tell_notes(error)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     failed = tuple(replace(f, error=as_options(f.error)) for f in report.failed)
     report = replace(report, failed=failed)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
@@ -259,6 +274,8 @@ def errors_as_json(wanted: bool) -> Iterator[None]:
     except (ImageryError, KeyboardInterrupt) as error:
         if wanted:
             tell_as_json(error)
+        if isinstance(error, Terminated):
+            raise typer.Exit(TERMINATED) from error  # typer takes it for an interrupt
         raise
 
 
@@ -269,9 +286,14 @@ def tell_as_json(error: BaseException) -> None:
     plan = getattr(error, "plan", None)
     told = {} if plan is None else plan.to_dict()
     said = as_options(str(error)) or "stopped"
-    code = exit_code(error) if isinstance(error, ImageryError) else INTERRUPTED
+    code = exit_code(error) if isinstance(error, ImageryError) else stopped_code(error)
     print_error(type(error).__name__, said, code, **told)
     error.told = True  # type: ignore[attr-defined]
+
+
+def stopped_code(error: BaseException) -> int:
+    """Return the exit code of what was stopped."""
+    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
 def print_error(kind: str, message: str, code: int, **plan: Any) -> None:

@@ -170,7 +170,8 @@ def test_machines_are_told_why_in_json(tmp_path, sources, case):
 
 
 @pytest.mark.slow
-def test_interrupted_and_continued(tmp_path, sources):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_and_continued(tmp_path, sources, number, code):
     target = tmp_path / "y{y:03d}.png"
     command = [
         sys.executable,
@@ -182,16 +183,19 @@ def test_interrupted_and_continued(tmp_path, sources):
         "--no-square",
         "--workers",
         "4",
+        "--json",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(4000):
         if any(len(p.read_bytes().splitlines()) for p in tmp_path.glob("*.manifest.log")):
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert json.loads(out)["exit_code"] == code
     assert "run the same call again to continue" in err
+    assert err.endswith("stopped\n")
     assert not list(tmp_path.glob("*.png"))
     done = run(target, *sources, "--no-square", "--workers", 4, "--json")
     report = json.loads(done.stdout)

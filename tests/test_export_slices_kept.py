@@ -103,6 +103,52 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
         assert {p.name: p.stat().st_ino for p in (tmp_path / "a" / "s").iterdir()}.items() > kept.items()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("crew", [{"workers": 1}, {"workers": 2}, {"workers": 2, "client": "processes"}])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_who_is_interrupted_keeps_finished_slices_too(tmp_path, monkeypatch, kind, crew):
+    """Of the one region there is, which is not finished."""
+    monkeypatch.setattr(sys.modules["imageryxr.export.cutting"], "BRICK_VOXELS", 1)
+    place = str(tmp_path / TARGETS[kind])
+    code = (
+        "import os, signal, sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from tests.test_export_slices_kept import drawn, export\n"
+        "sys.modules['imageryxr.export.cutting'].BRICK_VOXELS = 1\n"
+        "storage = sys.modules['imageryxr.export.storage']\n"
+        "storage.SETTLED_SECONDS, write = 0.1, storage._write\n"
+        "storage._write = lambda *file: (time.sleep(0.05), write(*file))\n"
+        "def stop(folder):\n"
+        "    while sum(p.is_file() for p in Path(folder).rglob('*-work-*/data/**/*')) < 5: time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "if __name__ == '__main__':\n"
+        "    threading.Thread(target=stop, args=(sys.argv[2],), daemon=True).start()\n"
+        "    try:\n"
+        f"        export(sys.argv[1], **{crew!r})\n"
+        "    except KeyboardInterrupt as error:\n"
+        "        print(*error.__notes__)\n"
+    )
+    (tmp_path / "job.py").write_text(code)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "job.py"), place, str(tmp_path)],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "slices that were finished are kept: run the same call again to continue" in done.stdout, done.stderr
+    kept = at_work(tmp_path, "data")
+    assert 5 <= len(kept) < 70
+    if "client" not in crew:  # other processes end with the one that they work for
+        assert at_work(tmp_path, "new") == {}
+    assert export(place).complete
+    assert export(str(tmp_path / "other" / TARGETS[kind])).complete
+    if kind != "tiff":
+        assert {p.name: p.stat().st_ino for p in (tmp_path / "s").iterdir()}.items() > kept.items()
+        assert digest(tmp_path / "s") == digest(tmp_path / "other" / "s")
+
+
 def counting(page, pages):
     def counted(self, index, plane):
         pages.append(index)

@@ -165,8 +165,7 @@ class Processes(_Packed):
 
     def check(self) -> None:
         """Raise `TargetError` if the processes ran the caller's script in the place of regions."""
-        # that of the pool which is broken; CPython tells of its processes nowhere else
-        processes = list((getattr(self._pool, "_processes", None) or {}).values())
+        processes = self._processes()  # those of the pool that is broken
         until = time.monotonic() + ENDING_SECONDS
         # a pool is broken when a process closes its pipes, and the system knows a moment later how it ended
         while getattr(self._pool, "_broken", False) and time.monotonic() < until:
@@ -184,8 +183,17 @@ class Processes(_Packed):
         self._pool.shutdown(cancel_futures=True)
 
     def abort(self) -> None:
-        """Do not wait."""
+        """End the processes: Python would wait at its end for what they are at."""
+        processes = self._processes()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(ENDING_SECONDS)
+
+    def _processes(self) -> list[Any]:
+        # CPython tells of them nowhere else
+        return list((getattr(self._pool, "_processes", None) or {}).values())
 
 
 def _end_with_parent() -> None:

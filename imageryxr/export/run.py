@@ -89,11 +89,10 @@ def run_plan(
                 # of one file, what it was put together from is gone again
                 tally.bytes = published if plan.target.kind == "single" else tally.bytes + published
         except BaseException as error:
-            space.abandon()
-            if space.progress.done.any():
+            if space.abandon():
                 error.add_note(_kept(space))
             raise
-        if tally.failed and not space.progress.done.any():
+        if tally.failed:
             space.abandon()
     if not tally.failed:
         plan.target.done()
@@ -112,8 +111,8 @@ def run_plan(
 
 def _kept(space: Workspace) -> str:
     done, total = int(space.progress.done.sum()), len(space.stages)
-    kept = f"{done:,} of {total:,} tasks of {space.target.place} are done and kept"
-    return f"{kept}: run the same call again to continue"
+    what = f"{done:,} of {total:,} tasks of {space.target.place} are done" if done else "slices that were finished are"
+    return f"{what} {'and ' * bool(done)}kept: run the same call again to continue"
 
 
 def _run_stages(

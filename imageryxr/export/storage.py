@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,9 @@ from imageryxr.errors import ImageryError, OptionError, TargetError
 BUCKETS = ("s3", "gs")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Files on their way to the disk, of each who writes: so that none is waited for while there is something else to do.
+# A kill costs those; after so many seconds they have got there.
 WAITING = 32
+SETTLED_SECONDS = 2.0
 
 
 class Place(Protocol):
@@ -83,29 +86,33 @@ class Folder:
 
     def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
         """Write under temporary names, make sure of them on the disk, then rename; a few wait while others are made."""
-        waiting: deque[tuple[str, str]] = deque()
+        waiting: deque[tuple[float, str, str]] = deque()
         folders, sizes = set[str](), []
+
+        def settle(left: int, until: float = 0.0) -> None:
+            while len(waiting) > left or (waiting and waiting[0][0] < until):
+                _, temporary, final = waiting.popleft()
+                try:
+                    folders.add(_settle(temporary, final))
+                except BaseException:
+                    with suppress(OSError):
+                        os.unlink(temporary)
+                    raise
+
         try:
             for key, data in files:
                 temporary = os.path.join(self.scratch, uuid.uuid4().hex)
-                with open(temporary, "xb") as file:
-                    waiting.append((temporary, os.path.join(self.root, key)))
-                    file.write(data)
-                    file.flush()
-                    _begin_sync(file.fileno())
+                _write(temporary, data)
+                waiting.append((time.monotonic(), temporary, os.path.join(self.root, key)))
                 sizes.append(len(data))
-                if len(waiting) > WAITING:
-                    folders.add(_settle(*waiting[0]))
-                    waiting.popleft()
-            while waiting:
-                folders.add(_settle(*waiting[0]))
-                waiting.popleft()
+                settle(WAITING, time.monotonic() - SETTLED_SECONDS)
+            settle(0)
             for folder in folders:
                 sync(folder)
         except BaseException:
-            for temporary, _ in waiting:
+            while waiting:  # whoever continues need not make again what is whole
                 with suppress(OSError):
-                    os.unlink(temporary)
+                    settle(0)
             raise
         return sizes
 
@@ -149,6 +156,19 @@ class Folder:
             return os.listdir(self.root)
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+
+def _write(path: str, data: bytes) -> None:
+    """Write a new file, which is on its way to the disk then, or not there."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            _begin_sync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def _settle(temporary: str, final: str) -> str:

@@ -333,16 +333,27 @@ class Workspace:
         self.keeper.save(self.header)
         self.site.remove_work(self.header)
 
-    def abandon(self) -> None:
-        """Remove what was begun here if no region was finished; else it is kept, to be continued."""
+    def abandon(self) -> bool:
+        """Remove what was begun here if no region was finished, nor slices of one; return whether there is any."""
+        done = bool(self.progress.done.any())
         with suppress(TargetError):  # out of reach
             try:
                 self.keeper.check()
             except TargetError:
                 self._leave()
-                return
-            if self._began_here and not self.progress.done.any():
+                return done
+            done = done or self._has_slices()
+            if self._began_here and not done:
                 self._undo()
+        return done
+
+    def _has_slices(self) -> bool:
+        if self.target.kind == "tree":
+            return False
+        if self.header.direct:
+            size = self.data.own_size_of()
+            return any(size(key) is not None for key in self._keys())
+        return next(self.data.names(), None) is not None
 
     def _leave(self) -> None:
         """Remove what was collected here and came after another process had taken over, and has no use for it."""
