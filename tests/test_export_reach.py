@@ -43,6 +43,29 @@ def test_told_where_it_reaches_out(tmp_path, case):
     ix.plan_export(WARNED[case](INSIDE), tmp_path / "o.ome.zarr")  # warnings are errors here
 
 
+def small(depth, size):
+    """Return a segmentation that begins where the image does and ends before it."""
+    return array_of(Computed((depth, size, size), layer_type="segmentation"))
+
+
+@pytest.mark.parametrize(
+    ("array", "share"),
+    [
+        (lambda: ix.overlay(*ix.align(EM, small(12, 48), bbox=INSIDE).data_vars.values()), 25),
+        (lambda: ix.overlay(*ix.align(EM, small(6, 48), bbox=INSIDE).data_vars.values(), outline=2), 62),
+        (lambda: ix.overlay(*ix.align(EM, SEG, bbox=INSIDE).data_vars.values(), outline=2), 0),
+    ],
+)
+def test_told_where_no_cell_can_be(tmp_path, array, share):
+    if not share:
+        ix.plan_export(array(), tmp_path / "o.ome.zarr")  # warnings are errors here
+        return
+    with pytest.warns(ix.ImageryWarning) as told:
+        ix.plan_export(array(), tmp_path / "o.ome.zarr")
+    (said,) = [str(w.message) for w in told]
+    assert re.search(rf"computed://ramp: only .* lies inside of it, and the other {share} % show no cell", said), said
+
+
 def test_what_is_told_to_lie_inside_does(tmp_path):
     cut = ix.crop(EM, OUT)
     with pytest.warns(ix.ImageryWarning, match=r"only \(3, 5, 7\) to \(51, 53, 19\) in voxels of 8 × 8 × 40 nm lies"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import reduce
 
 from imageryxr.boxes import IndexBox
@@ -10,12 +9,15 @@ from imageryxr.expr import Clipped, Expr, LevelLeaf, Resampled, Shifted
 from imageryxr.grid import Grid
 from imageryxr.slicing import Sliced
 
+# Per cent of a box that may lie beyond a segmentation unsaid: its edge is seldom just where the image's is.
+FEW = 1.0
+
 
 def outside(expr: Expr, grid: Grid) -> str:
     """Return what is to be said of a box that reaches out of its sources; nothing if it does not.
 
-    What is drawn over an image is drawn where the image is: of images and segmentations, the images count. Of several,
-    the one that covers the most.
+    What is drawn over an image is drawn where the image is: of images and segmentations, the images count, and then
+    the segmentations as they are, whatever was cut from them. Of several, the one that covers the most.
 
     Parameters
     ----------
@@ -24,41 +26,46 @@ def outside(expr: Expr, grid: Grid) -> str:
     grid : Grid
         Where it lies.
     """
+    found = _extents(expr)
+    images = [pair for pair in found if pair[0].source.layer_type == "image"]
+    said = _said(images or found, grid)
+    if said:
+        return (
+            f"{said} are exported as 0, which is black and opaque in a picture over an image; give a box inside of it "
+            "if that is not meant"
+        )
+    if images:
+        whole = _extents(expr, cut=False)
+        said = _said([pair for pair in whole if pair[0].source.layer_type != "image"], grid, FEW)
+    return said and f"{said} show no cell; give a box inside of it if that is not meant"
+
+
+def _said(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, few: float = 0.0) -> str:
     boxes: dict[LevelLeaf, list[IndexBox]] = {}
-    for leaf, box in _extents(expr):
+    for leaf, box in extents:
         boxes.setdefault(leaf, []).append(box)
-    images = {leaf for leaf in boxes if leaf.source.layer_type == "image"}
-    inside = {
-        leaf: reduce(IndexBox.hull, found).clip(grid.box)
-        for leaf, found in boxes.items()
-        if not images or leaf in images
-    }
+    inside = {leaf: reduce(IndexBox.hull, found).clip(grid.box) for leaf, found in boxes.items()}
     if not inside:
         return ""
     leaf, box = max(inside.items(), key=lambda pair: pair[1].voxels)
-    if box == grid.box:
-        return ""
     share = 100 * (1 - box.voxels / grid.box.voxels)
+    if box == grid.box or share < few:
+        return ""
     where = f"only {grid.crop(box).bbox} lies" if box.voxels else "nothing lies"
-    return (
-        f"the box {grid.bbox} reaches out of {leaf.source.name}: {where} inside of it, and the other "
-        f"{share:.2g} % are exported as 0, which is black and opaque in a picture over an image; give a box inside of "
-        "it if that is not meant"
-    )
+    return f"the box {grid.bbox} reaches out of {leaf.source.name}: {where} inside of it, and the other {share:.2g} %"
 
 
-def _extents(expr: Expr) -> Iterator[tuple[LevelLeaf, IndexBox]]:
+def _extents(expr: Expr, *, cut: bool = True) -> list[tuple[LevelLeaf, IndexBox]]:
     """Return where each level ends, in indexes of an expression; of one that is cut at an angle, nothing."""
     if isinstance(expr, LevelLeaf):
-        yield expr, expr.bounds
+        return [(expr, expr.bounds)]
     if isinstance(expr, Sliced):
-        return
-    for child in expr.inputs:
-        for leaf, box in _extents(child):
-            if isinstance(expr, Shifted):
-                box = box.shift(expr.by, -1)
-            elif isinstance(expr, Clipped):
-                box = box.clip(expr.box)
-            elif isinstance(expr, Resampled):
-                box = expr.mapped(box)
-            yield leaf, box
+        return []
+    found = [pair for child in expr.inputs for pair in _extents(child, cut=cut)]
+    if isinstance(expr, Shifted):
+        return [(leaf, box.shift(expr.by, -1)) for leaf, box in found]
+    if isinstance(expr, Clipped) and cut:
+        return [(leaf, box.clip(expr.box)) for leaf, box in found]
+    if isinstance(expr, Resampled):
+        return [(leaf, expr.mapped(box)) for leaf, box in found]
+    return found
