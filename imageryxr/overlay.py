@@ -98,7 +98,7 @@ def overlay(
     Warns
     -----
     MissingIdsWarning
-        When all blocks are computed in one process, of ids that are not in the data.
+        When all blocks are computed in one process, or by one `export`, of ids that are not in the data.
 
     Examples
     --------

@@ -106,6 +106,12 @@ class Painted(Expr):
         """The segments, and the image."""
         return (self.labels,) if self.image is None else (self.labels, self.image)
 
+    @property
+    def asks(self) -> AskedIds | None:
+        """The ids that were asked for, if any were."""
+        paint = self.fill or self.line
+        return None if paint is None else paint.asked
+
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box of the segments with the reach of their lines, and the box of the image."""
         # What lies beyond the data is unknown rather than background: a segment that the edge of the volume cuts
@@ -123,9 +129,8 @@ class Painted(Expr):
 
         labels, image = arrays[0], arrays[1] if self.image is not None else None
         inner = box.slices(self.needs(box)[0])
-        paint = self.fill or self.line
-        if paint is not None and paint.asked is not None:
-            paint.asked.report(self, self.whole, box, labels)
+        if self.asks is not None:
+            self.asks.report(self, self.whole, box, labels)
         order = (self.axis, *(a for a in range(3) if a != self.axis))
         drawn = kernel.paint(
             labels.transpose(order),

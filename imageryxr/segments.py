@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -155,7 +157,7 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     Warns
     -----
     MissingIdsWarning
-        When all blocks are computed in one process, of ids that are not in the data.
+        When all blocks are computed in one process, or by one `export`, of ids that are not in the data.
 
     Raises
     ------
@@ -223,6 +225,20 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     return masks.assign_coords(segment=asked.array)
 
 
+_SEEN: ContextVar[dict[bytes, npt.NDArray[np.bool_]] | None] = ContextVar("imageryxr_ids_seen", default=None)
+
+
+@contextmanager
+def recording_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
+    """Collect, in this thread, which of the ids that were asked for are there, by those that were asked for."""
+    seen: dict[bytes, npt.NDArray[np.bool_]] = {}
+    before = _SEEN.set(seen)
+    try:
+        yield seen
+    finally:
+        _SEEN.reset(before)
+
+
 @dataclass(frozen=True)
 class AskedIds:
     """Ids that somebody asked for: what a task carries."""
@@ -241,19 +257,28 @@ class AskedIds:
         return np.frombuffer(self.packed, np.uint64)
 
     def report(self, array: Expr, whole: IndexBox, box: IndexBox, labels: Array) -> None:
-        """Note which ids a box has; warn of those that are nowhere once this process has seen all of an array."""
+        """Note which ids a box has; warn of those that are nowhere once this process has seen all of an array.
+
+        Or tell whoever records, and may know of the boxes of other processes as well.
+        """
         from imageryxr.kernels import idsets
 
-        found = _TALLIES.add(array, whole, box, idsets.present(labels, self.array))
+        here, seen = idsets.present(labels, self.array), _SEEN.get()
+        if seen is not None:
+            seen.setdefault(self.packed, np.zeros(len(here), np.bool_))[here] = True
+            return
+        found = _TALLIES.add(array, whole, box, here)
         absent = [] if found is None else self.array[~found].tolist()
         if absent:
-            shown = ", ".join(map(str, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
-            warnings.warn(
-                f"{len(absent)} of the {len(self.array)} ids that were asked for are not in the data: {shown}; "
-                "imageryxr.unique_ids(segmentation) lists those that are",
-                MissingIdsWarning,
-                stacklevel=2,
-            )
+            warnings.warn(self.said_absent(absent), MissingIdsWarning, stacklevel=2)
+
+    def said_absent(self, absent: list[int]) -> str:
+        """Return what is said of ids that are not there."""
+        shown = ", ".join(map(str, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+        return (
+            f"{len(absent)} of the {len(self.array)} ids that were asked for are not in the data: {shown}; "
+            "imageryxr.unique_ids(segmentation) lists those that are"
+        )
 
 
 @dataclass(frozen=True)
@@ -263,6 +288,11 @@ class _OfIds(Mapped):
     asked: AskedIds = field(kw_only=True)
     whole: IndexBox = field(kw_only=True)
     """All voxels of the array that they were asked of: a crop of it need not hold them."""
+
+    @property
+    def asks(self) -> AskedIds:
+        """The ids."""
+        return self.asked
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         self.asked.report(self, self.whole, box, arrays[0])

@@ -85,7 +85,7 @@ FLOORS = [
     ["export.targets.zarrarray"],
     ["export.targets.tiff", "export.targets.video", "export.targets.omezarr", "export.targets.precomputed"],
     ["export.targets.pictures"],
-    ["export.neighbours", "export.refusing", "export.sites"],
+    ["export.neighbours", "export.refusing", "export.sites", "export.asking"],
     ["export.choosing", "export.reading", "export.workspace"],
     ["export.shelves", "export.rolling"],
     ["export.slicewise"],

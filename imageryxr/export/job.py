@@ -15,6 +15,7 @@ import numpy as np
 
 from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import Readings, wanted
+from imageryxr.export.asking import Told, told
 from imageryxr.export.heap import Lingering, give_back, keep_freed
 from imageryxr.export.manifest import Entry, crc_of_sizes
 from imageryxr.export.reading import BUFFERS, bricks, draw, read_sources, unread_apart
@@ -25,6 +26,7 @@ from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, with_leaves
 from imageryxr.foreign import Parts, parts_of
+from imageryxr.segments import recording_ids
 from imageryxr.sources.base import recording_holes
 from imageryxr.volumes import BoxReader
 
@@ -41,6 +43,8 @@ class Outcome:
     entry: Entry
     values: Array | None = field(default=None, compare=False)
     """For targets in memory."""
+    ids: Told | None = ()
+    """Which of the ids that were asked for it has, in bits; None if a part of it was there already."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Job:
         if self.how is not None and not stage and self.place is not None and isinstance(read, BoxReader):
             return self._slicewise(number, box, read, self.place)
         values, sizes = None, list[int]()
-        with recording_holes() as holes:
+        with recording_holes() as holes, recording_ids() as seen:
             if self.place is None:
                 reader, given = _given(read)
                 values = draw(reader.volume.expr, box, read_sources(reader, box, given))
@@ -80,7 +84,7 @@ class Job:
                 sizes = self._derive(stage, box, self.place)
             else:
                 sizes = self._stripwise(box, read, self.place)
-        return Outcome(Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes))), values)
+        return Outcome(Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes))), values, told(seen))
 
     def _stripwise(self, box: IndexBox, read: Any, place: Place) -> list[int]:
         """Write a region while it is read, drawn and encoded; return sizes in the order of its keys."""
@@ -104,22 +108,23 @@ class Job:
     def _slicewise(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
         assert self.how is not None
         sizes: dict[str, int] = self._there(box) if self.continued else {}
-        new: list[str] = []
+        new, known = list[str](), not sizes
 
         def there(slab: IndexBox) -> bool:
             return bool(sizes) and all(key in sizes for key in self.target.keys(0, slab))
 
-        def told(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+        def noted(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
             for key, data in files:
                 new.append(key)
                 yield key, data
 
         made = files_of(self.how, read.volume.expr, box, self.target.encode, there)
-        with recording_holes() as holes, made as files, disk_errors(self.target.place):
-            written = place.put(told(files))
+        with recording_holes() as holes, recording_ids() as seen, made as files, disk_errors(self.target.place):
+            written = place.put(noted(files))
         sizes.update(zip(new, written, strict=True))
         ordered = [sizes[key] for key in self.target.keys(0, box)]
-        return Outcome(Entry(number, sum(ordered), crc_of_sizes(ordered), tuple(sorted(holes))))
+        entry = Entry(number, sum(ordered), crc_of_sizes(ordered), tuple(sorted(holes)))
+        return Outcome(entry, ids=told(seen) if known else None)
 
     def _there(self, box: IndexBox) -> dict[str, int]:
         sizes = {key: self._size_of(key) for key in self.target.keys(0, box)}

@@ -47,6 +47,9 @@ class ExportReport:
     tasks: int = 0
     """How many tasks were done this time: regions of the array and of a pyramid's coarser levels, as a plan's
     ``tasks`` counts them. With `skipped` and those that failed they are all of the plan's."""
+    absent_ids: tuple[int, ...] = ()
+    """Ids that were asked for and are nowhere in the data; empty where that is not known, as an earlier run had made a
+    part, or less is exported than they were asked of."""
     result: xr.DataArray | None = field(default=None, repr=False, compare=False)
     """The array, for targets in memory."""
 
@@ -68,6 +71,7 @@ class ExportReport:
             "seconds": round(self.seconds, 3),
             "holes": list(self.holes),
             "retries": self.retries,
+            "absent_ids": list(self.absent_ids),
         }
 
     def _repr_html_(self) -> str:
@@ -81,6 +85,8 @@ class ExportReport:
             told.append(f"{_count(self.skipped, 'task')} {'was' if self.skipped == 1 else 'were'} there already")
         if self.holes:
             told.append(f"{_count(len(self.holes), 'missing chunk')} filled with background")
+        if self.absent_ids:
+            told.append(f"{_count(len(self.absent_ids), 'id')} not in the data")
         text = f"<ExportReport {self.target}: {'; '.join(told)}>"
         if not self.failed:
             return text

@@ -23,6 +23,7 @@ from imageryxr.errors import (
     ScratchError,
     TargetError,
 )
+from imageryxr.export.asking import Asked
 from imageryxr.export.executors import Workers
 from imageryxr.export.job import Job, Outcome
 from imageryxr.export.plan import ExportPlan
@@ -62,6 +63,8 @@ class _Tally:
     bytes: int = 0
     retries: int = 0
     failed: list[FailedRegion] = field(default_factory=list)
+    absent: tuple[int, ...] = ()
+    """Ids that were asked for and are nowhere."""
 
 
 def run_plan(
@@ -106,6 +109,7 @@ def run_plan(
         tuple(sorted(space.progress.holes)),
         tally.retries,
         tally.tasks,
+        tally.absent,
     )
 
 
@@ -120,6 +124,9 @@ def _run_stages(
 ) -> None:
     workers = plan.crew.make(Job(plan.target, space.data, plan.read, plan.how, space.continued))
     loop = _Loop(workers, space.stages, space.box, plan, tally, retries, on_error)
+    asked = _asked(plan)
+    if skipped:
+        asked.note(None)
     try:
         with bar(plan.target.place, len(space.stages), skipped, shown) as shown_bar:
             for stage in range(len(space.stages.parts)):
@@ -127,6 +134,7 @@ def _run_stages(
                 todo = np.flatnonzero(~space.progress.done[first : first + len(space.stages.parts[stage])]) + first
                 for outcome in loop.outcomes(todo):
                     space.note(outcome.entry)
+                    asked.note(outcome.ids)
                     tally.tasks += 1
                     tally.regions += stage == 0
                     tally.bytes += outcome.entry.size
@@ -137,6 +145,17 @@ def _run_stages(
         workers.abort()
         raise
     workers.close()
+    _tell_of_ids(asked, tally)
+
+
+def _asked(plan: ExportPlan) -> Asked:
+    return Asked(plan.read.volume.expr, plan.read.volume.grid.box)
+
+
+def _tell_of_ids(asked: Asked, tally: _Tally) -> None:
+    if not tally.failed:
+        tally.absent = asked.absent()
+        asked.warn()
 
 
 class _Loop:
@@ -315,12 +334,14 @@ def _run_in_memory(
     workers = plan.crew.make(Job(plan.target, None, plan.read))
     stages = Stages((plan.regions,))
     loop = _Loop(workers, stages, lambda n: (0, plan.regions[n]), plan, tally, retries, on_error)
+    asked = _asked(plan)
     try:
         with bar(plan.target.place, len(stages), 0, progress) as shown_bar:
             for outcome in loop.outcomes(np.arange(len(stages))):
                 assert outcome.values is not None
                 out[plan.regions[outcome.entry.number].slices()] = outcome.values
                 holes.update(outcome.entry.holes)
+                asked.note(outcome.ids)
                 tally.tasks += 1
                 tally.regions += 1
                 tally.bytes += outcome.values.nbytes
@@ -329,6 +350,7 @@ def _run_in_memory(
         workers.abort()
         raise
     workers.close()
+    _tell_of_ids(asked, tally)
     volume = plan.read.volume
     name = str(volume.name or "export")
     if layer.channels in (0, 4):
@@ -340,5 +362,5 @@ def _run_in_memory(
     failed = tuple(sorted(tally.failed, key=lambda f: f.number))
     return ExportReport(
         plan.target.place, tally.regions, tally.bytes, seconds, 0, failed, tuple(sorted(holes)), tally.retries,
-        tally.tasks, None if failed else array,
+        tally.tasks, tally.absent, None if failed else array,
     )  # fmt: skip

@@ -1,0 +1,71 @@
+"""Ids that were asked for and are nowhere: each region tells which it has, wherever it is made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.boxes import IndexBox
+from imageryxr.errors import MissingIdsWarning, warn
+from imageryxr.export.estimate import steps
+from imageryxr.expr import Expr
+from imageryxr.segments import AskedIds
+
+Told = tuple[tuple[str, bytes], ...]
+"""Of each set of ids, by the start of its digest, a bit an id: whether it was there."""
+
+
+def told(seen: dict[bytes, npt.NDArray[np.bool_]]) -> Told:
+    """Return what travels with a region of what it has seen."""
+    return tuple((_name(packed), np.packbits(found).tobytes()) for packed, found in seen.items())
+
+
+def _name(packed: bytes) -> str:
+    return hashlib.sha256(packed).hexdigest()[:16]
+
+
+class Asked:
+    """Which of the ids that were asked for the regions of an export have.
+
+    Parameters
+    ----------
+    expr : Expr
+        What is exported.
+    box : IndexBox
+        All of it. Nothing is said of ids that were asked of more than that.
+    """
+
+    def __init__(self, expr: Expr, box: IndexBox) -> None:
+        self._ids: dict[str, AskedIds] = {}
+        self._found: dict[str, npt.NDArray[np.bool_]] = {}
+        self._unseen = False
+        for node, part in steps(expr, box):
+            asks, whole = getattr(node, "asks", None), getattr(node, "whole", None)
+            if isinstance(asks, AskedIds) and isinstance(whole, IndexBox) and part.contains(whole):
+                self._ids[_name(asks.packed)] = asks
+                self._found[_name(asks.packed)] = np.zeros(len(asks.array), np.bool_)
+
+    def note(self, region: Told | None) -> None:
+        """Note what a region has; None if it is not known, as parts of it were made before."""
+        self._unseen |= region is None
+        for name, bits in region or ():
+            if name in self._found:
+                found = self._found[name]
+                found |= np.unpackbits(np.frombuffer(bits, np.uint8), count=len(found)).astype(np.bool_)
+
+    def absent(self) -> tuple[int, ...]:
+        """Return the ids that no region has, ascending; none if not all of them are known."""
+        return tuple(sorted(set(self._absent(self._ids))))
+
+    def _absent(self, names: Iterable[str]) -> list[int]:
+        return [] if self._unseen else [i for n in names for i in self._ids[n].array[~self._found[n]].tolist()]
+
+    def warn(self) -> None:
+        """Warn of them."""
+        for name, asks in self._ids.items():
+            absent = self._absent([name])
+            if absent:
+                warn(asks.said_absent(absent), MissingIdsWarning)
