@@ -14,6 +14,7 @@ from imageryxr.errors import (
     LinkError,
     MipError,
     OptionError,
+    ScratchError,
     SegmentError,
     TimestampError,
 )
@@ -172,4 +173,6 @@ def _typed(value: str) -> str:
 
 def exit_code(error: ImageryError) -> int:
     """Return the exit code for an error: whether it is of what was typed, or of the work."""
+    if isinstance(error, ScratchError):  # one that is full may have room again
+        return FAILED if error.full or error.worker is not None else TYPED_WRONG
     return TYPED_WRONG if isinstance(error, _TYPED) and not isinstance(error, OSError) else FAILED

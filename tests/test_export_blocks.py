@@ -227,7 +227,7 @@ def test_a_block_that_is_not_what_the_array_says_is_named(tmp_path, function, ta
     with pytest.raises(ix.LayerError, match=WRONG[function]) as caught:
         ix.export(made_by(function), place, progress=False)
     assert caught.match(rf"^block \(\d, 0, 0\) of the dask array '{function.__name__.strip('_')}', at z=")
-    assert any("try 1" in note for note in caught.value.__notes__ if "in region" in note)  # and no second one
+    assert any("try 1" in note for note in caught.value.__notes__ if "in task" in note)  # and no second one
 
 
 @pytest.mark.parametrize("function", [_none, _thin, _thick, _real])

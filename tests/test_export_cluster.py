@@ -150,7 +150,7 @@ def test_a_killed_process_costs_only_its_regions(tmp_path, truth):
 def test_errors_come_back_as_they_are(tmp_path, cluster):
     with pytest.raises(ix.ChunkReadError, match="broken disk") as caught:
         ix.export(picture(fail_above=7), tmp_path / "o.zarr", client=cluster, retries=0, **OPTIONS)
-    assert any("in region" in note for note in caught.value.__notes__)
+    assert any("in task" in note for note in caught.value.__notes__)
     report = ix.export(
         picture(fail_above=7), tmp_path / "o.zarr", client=cluster, retries=0, on_error="collect", **OPTIONS
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 import threading
 import tracemalloc
 from collections import Counter
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,7 +151,7 @@ def test_a_plan_knows_what_is_done(tmp_path, monkeypatch):
         ix.export(picture(fail_above=7), tmp_path / "z{z}.png", workers=1, retries=0)
     plan = ix.plan_export(picture(), tmp_path / "z{z}.png")
     assert 0 < plan.done < plan.tasks
-    assert f"{plan.done} of them done" in repr(plan)
+    assert f"{plan.done} of them done before" in repr(plan)
     # the cut stays as it was begun, whoever continues
     monkeypatch.setattr(sys.modules["imageryxr.export.regions"], "START_VOXELS", 1 << 22)
     assert ix.plan_export(picture(), tmp_path / "z{z}.png", workers=7).regions == plan.regions
@@ -318,3 +320,59 @@ def test_regions_are_whole_chunks_of_the_target(offset):
         for a, b, n, g in zip(box.start, box.stop, plan.shape, (16, 100, 100), strict=True):
             assert a % g == 0
             assert b % g == 0 or b == n
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "name", "advice"),
+    [
+        ("uint8", {}, "s.tif", None),
+        ("uint8", {"bigtiff": True}, "s.tif", "as ImageJ has no BigTIFF; a name that ends in .ome.tif"),
+        ("uint8", {"bigtiff": True}, "s.ome.tif", None),
+        ("uint64", {}, "s.tif", "as ImageJ has no such values; a name that ends in .ome.zarr"),
+        ("int32", {}, "s.tif", "as ImageJ has no such values; a name that ends in .ome.tif"),
+    ],
+)
+def test_a_tiff_whose_slices_are_apart_for_nobody(tmp_path, dtype, options, name, advice):
+    array = array_of(Computed()).astype(dtype)
+    plan = ix.plan_export(array, tmp_path / name, **options)
+    assert (advice is not None) == ("apart" in repr(plan))
+    if advice is not None:
+        assert f"40 nm, stands only where tifffile reads it, {advice}" in repr(plan)
+
+
+@pytest.mark.slow
+def test_a_cluster_whose_workers_are_on_their_way(tmp_path):
+    """It is planned for them, not for the one or none that is there."""
+    from distributed import Client, LocalCluster
+
+    array = array_of(Computed((64, 512, 512), chunks=(4, 64, 64)))
+
+    def planned(client):
+        return ix.plan_export(array, tmp_path / "o.ome.zarr", chunks=(4, 64, 64), levels=1, client=client)
+
+    with (
+        LocalCluster(n_workers=0, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        plan = planned(client)
+        assert plan.crew.workers == 8
+        assert "8 × 1 cluster, none of them is there yet" in repr(plan)
+        assert len(plan.regions) >= 8
+        cluster.adapt(minimum=1, maximum=5)
+        client.wait_for_workers(1)
+        plan = planned(client)
+        assert plan.crew.workers == 5
+        assert "5 × 1 cluster, 1 of them is there yet" in repr(plan)
+        assert planned(client.scheduler.address).crew.workers == 1
+
+
+@pytest.mark.slow
+def test_processes_need_a_script_that_is_a_file(tmp_path):
+    code = "import imageryxr as ix\nfrom tests.export_jobs import picture\nif __name__ == '__main__':\n"
+    code += f"    ix.export(picture(), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=1)\n"
+    root = Path(__file__).parents[1]
+    options = {"capture_output": True, "text": True, "cwd": root, "env": {**os.environ, "PYTHONPATH": str(root)}}
+    done = subprocess.run([sys.executable, "-"], input=code, **options)
+    assert "starts Python anew, which reads this script again, and <stdin> is no file: write it to one" in done.stderr
+    assert not list(tmp_path.iterdir())
+    assert subprocess.run([sys.executable, "-c", code], **options).returncode == 0

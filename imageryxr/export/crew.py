@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,8 @@ from imageryxr.export.regions import REGION_BYTES, Regions
 # How many workers are asked about themselves at the most, and how long their answers are waited for.
 MOST_ASKED = 64
 ANSWER_SECONDS = 20.0
+# How many workers are planned for where nobody is there yet, and nobody knows how many will be.
+SOME_WORKERS = 8
 # Bytes of memory of which fewer were meant in another unit.
 LEAST_MEMORY = 100_000
 
@@ -77,6 +80,8 @@ class Crew:
     """Lets go of what was opened to ask for these numbers."""
     ask: Callable[..., dict[str, Any]] = field(repr=False, compare=False, default=lambda function, *arguments: {})
     """Calls a function on some of a cluster's workers: what it gave or raised, by address, of those that answer."""
+    coming: int = 0
+    """How many of the workers are not there yet."""
 
     def at_once(self, regions: Regions) -> int:
         """Return how many regions one of them has under way at the most."""
@@ -112,22 +117,50 @@ def find_crew(client: Any, count: int | None, memory: Any) -> Crew:
     if client is None or client == "threads":
         return Crew("threads", 1, number, limit or available_memory(), lambda job: Threads(job, number))
     if isinstance(client, str) and client == "processes":
+        _check_script()
         have = available_memory()
         share = None if have is None else have // number
         return Crew("processes", number, 1, limit or share, lambda job: Processes(job, number))
     opened, owned = open_client(client)
     threads = opened.nthreads().values()
+    coming = max(len(threads), _coming(opened)) or SOME_WORKERS
     known = _worker_infos(opened)
     limits = [w["memory_limit"] for w in known if w.get("memory_limit")]
     return Crew(
         "cluster",
-        max(1, len(threads)),
+        coming,
         max(threads, default=1),
         limit or min(limits, default=None),
         lambda job: Cluster(job, opened, count),
         opened.close if owned else lambda: None,
         partial(_ask, client, opened),
+        coming - len(threads),
     )
+
+
+def _coming(client: Any) -> int:
+    """Return how many workers a cluster is about to have, as far as it is known to its client: those asked for."""
+    cluster = getattr(client, "cluster", None)
+    asked = [len(getattr(cluster, "worker_spec", None) or ())]
+    most = getattr(getattr(cluster, "_adaptive", None), "maximum", 0)
+    if isinstance(most, int):  # else there is no end
+        asked.append(most)
+    return max(asked)
+
+
+def _check_script() -> None:
+    """Raise `OptionError` if processes could not begin as they do, by reading the script of this one."""
+    from multiprocessing import process
+
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if path is None or getattr(main, "__spec__", None) is not None:
+        return
+    if not os.path.exists(os.path.join(getattr(process, "ORIGINAL_DIR", None) or "", path)):
+        raise OptionError(
+            f"client='processes' starts Python anew, which reads this script again, and {path} is no file: write it "
+            "to one, or leave client= away for threads"
+        )
 
 
 def _ask(client: Any, opened: Any, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:

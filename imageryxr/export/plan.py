@@ -269,6 +269,14 @@ class ExportPlan:
             "chunks again: fewer are as fast"
         )
 
+    def _coming(self) -> str:
+        """Tell of workers that are not there yet."""
+        coming, count = self.crew.coming, self.crew.workers
+        if not coming:
+            return ""
+        here = count - coming
+        return f", {f'{here:,}' if here else 'none'} of them {'is' if here < 2 else 'are'} there yet"
+
     def _regions_are(self) -> str:
         return "1 region of " if len(self.regions) == 1 else f"{len(self.regions):,} regions of up to "
 
@@ -281,12 +289,18 @@ class ExportPlan:
             ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
             ("voxels", f"{x:,} × {y:,} × {z:,} (x, y, z)"),
             ("regions", f"{self._regions_are()}{dx:,} × {dy:,} × {dz:,} voxels"),
-            ("tasks", f"{self.tasks:,}: {self._tasks_are()}" + (f", {self.done:,} of them done" if self.done else "")),
+            (
+                "tasks",
+                f"{self.tasks:,}: {self._tasks_are()}" + (f", {self.done:,} of them done before" if self.done else ""),
+            ),
         ]
         for r in self.reads:
             again = f", each chunk {r.rereads:.2f} times" if r.rereads > 1.005 else ", each chunk once"
             rows.append(
-                ("read", f"{show_bytes(r.bytes)}{again}, about {r.requests:,} requests, of {r.source} (mip {r.mip})")
+                (
+                    "read",
+                    f"{show_bytes(r.bytes)} decoded{again}, about {r.requests:,} requests, of {r.source} (mip {r.mip})",
+                )
             )
         rows += [
             ("compute", f"{r.chunks:,} {noun} of {r.source!r}, each {r.requests / r.chunks:.2f} times")
@@ -297,12 +311,16 @@ class ExportPlan:
         also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
         files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
         rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
-        rows += [("advice", advice) for advice in (self._fewer_files(), self._idle()) if advice is not None]
+        rows += [
+            ("advice", advice)
+            for advice in (self._fewer_files(), self._idle(), self.target.advice())
+            if advice is not None
+        ]
         have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
         count, kind = self.crew.workers * self.crew.threads, self.crew.kind
         crew = f"{count:,} {kind if count > 1 else kind.removesuffix('es' if kind == 'processes' else 's')}"
         if kind == "cluster":
-            crew = f"{self.crew.workers:,} × {self.crew.threads:,} {kind}"
+            crew = f"{self.crew.workers:,} × {self.crew.threads:,} {kind}{self._coming()}"
         process = f"{show_bytes(PROCESS_BYTES)} for the process itself included"
         rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {process}; {crew}"))
         if self.scratch is not None:

@@ -21,7 +21,7 @@ class FailedRegion:
     error: str
 
     def __str__(self) -> str:
-        return f"region {self.number}, {self.box}: {self.error}"
+        return f"task {self.number + 1:,}, {self.box}: {self.error}"
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ class _Loop:
         stage, box = self.box_of(region.number)
         where = _where(self.plan, stage, box)
         if self.on_error == "raise" or self._ends_all(error):
-            error.add_note(f"in region {region.number} of {len(self.stages)}, {where}, try {region.tries + 1}")
+            error.add_note(f"in task {region.number + 1:,} of {len(self.stages):,}, {where}, try {region.tries + 1}")
             if not isinstance(error, ImageryError) and type(error).__name__ in (*PASSING, "BrokenProcessPool"):
                 raise TargetError(_lost(region.number, where, error)) from error
             raise error
@@ -298,7 +298,7 @@ class _Loop:
 def _lost(number: int, where: str, error: Exception) -> str:
     guard = "; a script that uses processes needs `if __name__ == '__main__':` around what it does"
     return (
-        f"region {number}, {where}, was lost with its worker again and again ({type(error).__name__}: "
+        f"task {number + 1:,}, {where}, was lost with its worker again and again ({type(error).__name__}: "
         f"{plain(str(error))}); the likeliest cause is too little memory: plan_export tells what a worker takes"
         + (guard if type(error).__name__ == "BrokenProcessPool" else "")
     )

@@ -114,6 +114,10 @@ class Target(ABC):
         """Return why the format cannot hold this, each with what to do; nothing if it can."""
         return []
 
+    def advice(self) -> str | None:
+        """Return what whoever reads the plan should know of the format, if there is something."""
+        return None
+
     def preamble(self) -> dict[str, bytes]:
         """Return the files that are written before the first region."""
         return {}

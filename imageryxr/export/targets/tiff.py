@@ -98,6 +98,17 @@ class TiffFile(SliceTarget):
             "bigtiff=True, or a pattern such as 'stack/z{z:04d}.tif' for a file a slice"
         ]
 
+    def advice(self) -> str | None:
+        """Tell where programs do not find how far apart slices are."""
+        if self.ome or self._imagej or self.layer.grid.shape[self.axis] == 1:
+            return None
+        why = "ImageJ has no BigTIFF" if self.bigtiff and imagej_can(self.layer) else "ImageJ has no such values"
+        other = ".ome.zarr" if _not_in_ome(self.layer) else ".ome.tif"
+        return (
+            f"how far apart the slices are, {self.pixel[2]:g} nm, stands only where tifffile reads it, as {why}; a name "
+            f"that ends in {other} has it for others"
+        )
+
     @property
     def plain(self) -> bool:
         """Where pages are not compressed."""
@@ -173,6 +184,11 @@ class TiffFile(SliceTarget):
             yield data if self.compression else np.frombuffer(data, dtype).reshape(shape)
 
 
+def _not_in_ome(layer: Layer) -> bool:
+    """Tell whether OME-TIFF has no such values."""
+    return (layer.dtype.itemsize > 4 and layer.dtype.kind in "iu") or layer.dtype == np.float16
+
+
 def tiff_file(
     place: str, root: str, layer: Layer, *, axis: str = "z", compression: str | None = "zlib", bigtiff: bool = False
 ) -> TiffFile:
@@ -185,11 +201,11 @@ def tiff_file(
     """
     check_type(layer)
     ome = place.lower().endswith((".ome.tif", ".ome.tiff"))
-    if ome and layer.dtype.itemsize > 4 and layer.dtype.kind in "iu":
+    if ome and _not_in_ome(layer) and layer.dtype.kind in "iu":
         raise OptionError(
             f"OME-TIFF holds no ids of dtype {layer.dtype} (its whole numbers have 32 bits at the most); export them "
             "to .ome.zarr, precomputed:// or a plain .tif"
         )
-    if ome and layer.dtype == np.float16:
+    if ome and _not_in_ome(layer):
         raise OptionError("OME-TIFF holds no values of dtype float16: give array.astype('float32'), or a plain .tif")
     return TiffFile(place, root, layer, single_file_axis(axis), check_compression(compression), bool(bigtiff), ome)
