@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -256,7 +257,8 @@ class ExportPlan:
 
     def _tasks_are(self) -> str:
         later = self.tasks - len(self.regions)
-        return "one a region" + (f", and {later:,} of a pyramid's coarser levels" if later else "")
+        of_pyramid = f", and {later:,} of a pyramid's coarser levels" if later else ""
+        return f"one a region{of_pyramid}" + (f", {self.done:,} of them done before" if self.done else "")
 
     def _idle(self) -> str | None:
         """Tell of processes that no region is left for."""
@@ -280,6 +282,18 @@ class ExportPlan:
     def _regions_are(self) -> str:
         return "1 region of " if len(self.regions) == 1 else f"{len(self.regions):,} regions of up to "
 
+    def _crew_is(self) -> str:
+        count, kind = self.crew.workers * self.crew.threads, self.crew.kind
+        if kind == "cluster":
+            return f"{self.crew.workers:,} × {self.crew.threads:,} {kind}{self._coming()}"
+        return f"{count:,} {kind if count > 1 else kind.removesuffix('es' if kind == 'processes' else 's')}"
+
+    def _read_rows(self) -> Iterator[tuple[str, str]]:
+        for r in self.reads:
+            again = f"each chunk {r.rereads:.2f} times" if r.rereads > 1.005 else "each chunk once"
+            where = f"about {r.requests:,} requests, of {r.source} (mip {r.mip})"
+            yield "read", f"{show_bytes(r.bytes)} decoded, {again}, {where}"
+
     def _rows(self) -> list[tuple[str, str]]:
         z, y, x = self.shape
         dz, dy, dx = self.regions.largest().shape
@@ -289,19 +303,9 @@ class ExportPlan:
             ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
             ("voxels", f"{x:,} × {y:,} × {z:,} (x, y, z)"),
             ("regions", f"{self._regions_are()}{dx:,} × {dy:,} × {dz:,} voxels"),
-            (
-                "tasks",
-                f"{self.tasks:,}: {self._tasks_are()}" + (f", {self.done:,} of them done before" if self.done else ""),
-            ),
+            ("tasks", f"{self.tasks:,}: {self._tasks_are()}"),
+            *self._read_rows(),
         ]
-        for r in self.reads:
-            again = f", each chunk {r.rereads:.2f} times" if r.rereads > 1.005 else ", each chunk once"
-            rows.append(
-                (
-                    "read",
-                    f"{show_bytes(r.bytes)} decoded{again}, about {r.requests:,} requests, of {r.source} (mip {r.mip})",
-                )
-            )
         rows += [
             ("compute", f"{r.chunks:,} {noun} of {r.source!r}, each {r.requests / r.chunks:.2f} times")
             for r in self.computes
@@ -311,18 +315,11 @@ class ExportPlan:
         also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
         files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
         rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
-        rows += [
-            ("advice", advice)
-            for advice in (self._fewer_files(), self._idle(), self.target.advice())
-            if advice is not None
-        ]
+        advice = (self._fewer_files(), self._idle(), self.target.advice())
+        rows += [("advice", text) for text in advice if text is not None]
         have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
-        count, kind = self.crew.workers * self.crew.threads, self.crew.kind
-        crew = f"{count:,} {kind if count > 1 else kind.removesuffix('es' if kind == 'processes' else 's')}"
-        if kind == "cluster":
-            crew = f"{self.crew.workers:,} × {self.crew.threads:,} {kind}{self._coming()}"
         process = f"{show_bytes(PROCESS_BYTES)} for the process itself included"
-        rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {process}; {crew}"))
+        rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {process}; {self._crew_is()}"))
         if self.scratch is not None:
             rows.append(("scratch", str(self.scratch)))
         return rows

@@ -105,8 +105,8 @@ class TiffFile(SliceTarget):
         why = "ImageJ has no BigTIFF" if self.bigtiff and imagej_can(self.layer) else "ImageJ has no such values"
         other = ".ome.zarr" if _not_in_ome(self.layer) else ".ome.tif"
         return (
-            f"how far apart the slices are, {self.pixel[2]:g} nm, stands only where tifffile reads it, as {why}; a name "
-            f"that ends in {other} has it for others"
+            f"how far apart the slices are, {self.pixel[2]:g} nm, stands only where tifffile reads it, as {why}; a "
+            f"name that ends in {other} has it for others"
         )
 
     @property
