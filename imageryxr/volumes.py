@@ -25,6 +25,11 @@ from imageryxr.retracing import recovered
 from imageryxr.sources.base import Level, Source, level_attrs
 
 RGBA = ("r", "g", "b", "a")
+# What whoever has values alone is told.
+PLACE_IT = (
+    "give it a place: xarray.DataArray(values, dims=('z', 'y', 'x'), coords=Grid(values.shape, resolution, "
+    "offset).coords())"
+)
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,8 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
     """
     if not isinstance(array, xr.DataArray):
         raise LayerError(
-            f"a {type(array).__name__} has no coordinates; give an xarray.DataArray as imageryxr.open_image and "
-            "open_segmentation return it"
+            f"an array of type {type(array).__name__} has no coordinates; give an xarray.DataArray as "
+            f"imageryxr.open_image and open_segmentation return it, or {PLACE_IT}"
         )
     dropped = tuple(d for d in DIMS if d not in array.dims and d in array.coords)
     extra = [str(d) for d in array.dims if d not in (*DIMS, *tail)]
@@ -78,6 +83,9 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
         problem = f"has dims {tuple(array.dims)}"
         if not extra:
             advice = f"it lacks {absent[0]!r}"
+        elif extra == ["rgba"]:
+            advice = "it is a picture already: do this with what it was drawn from, and draw then, or take a channel "
+            advice += "with .isel(rgba=0)"
         elif len(extra) == len(absent):
             advice = f"if these are the same by other names, give .rename({dict(zip(extra, absent, strict=True))})"
         else:

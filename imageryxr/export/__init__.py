@@ -24,7 +24,7 @@ from imageryxr.export.square import squared
 from imageryxr.export.targets.base import Layer, Target
 from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf
 from imageryxr.lazy import exprs_below
-from imageryxr.volumes import BoxReader, Volume, box_reader
+from imageryxr.volumes import PLACE_IT, BoxReader, Volume, box_reader
 
 
 def plan_export(
@@ -339,10 +339,7 @@ def _checked(da: Any) -> xr.DataArray:
     elif isinstance(da, str | os.PathLike):
         advice = "the array comes first, then the target: export(array, target)"
     elif hasattr(da, "__array__"):
-        advice = (
-            "give it a place: xarray.DataArray(values, dims=('z', 'y', 'x'), coords=Grid(values.shape, "
-            "resolution, offset).coords())"
-        )
+        advice = PLACE_IT
     raise LayerError(f"export takes an xarray.DataArray, not a {type(da).__name__}; {advice}")
 
 
