@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
+from imageryxr.export.regions import tiles
 from tests.export_jobs import Computed, array_of, picture
 from tests.test_cli import run
 
@@ -140,3 +142,23 @@ def test_a_bar_is_seen_in_a_terminal_without_a_size(tmp_path, size):
         seen = terminal.read(1 << 16)
     assert done.returncode == 0
     assert re.search(rb"o.ome.zarr: 100%.*task/s", seen)
+
+
+@pytest.mark.parametrize("target", ["o.ome.zarr", "s/z{z:03d}.png"])
+def test_a_bar_moves_within_a_region(tmp_path, monkeypatch, capsys, target):
+    """Of one region nothing would be seen before its end."""
+    monkeypatch.setattr(sys.modules["imageryxr.export.cutting"], "BRICK_VOXELS", 1)
+    monkeypatch.setattr(sys.modules["imageryxr.export.job"], "bricks", lambda box, _: tiles(box, (4, 48, 64)))
+    storage = sys.modules["imageryxr.export.storage"]
+    write = storage._write
+    monkeypatch.setattr(storage, "_write", lambda *file: (time.sleep(4.5 / 36), write(*file)))
+    array = array_of(Computed((36, 48, 64), chunks=(64, 64, 64)))
+    options = {"square": False} if "png" in target else {"chunks": (1, 48, 64), "levels": 1}
+    report = ix.export(array, str(tmp_path / target), workers=1, progress=True, **options)
+    assert report.tasks == 1
+    shown = capsys.readouterr().err
+    seen = [int(n) for n in re.findall(r"(\d+)%\|", shown)]
+    assert seen == sorted(seen)
+    assert seen[-1] == 100
+    assert len({n for n in seen if 10 < n < 90}) >= 2, shown
+    assert shown.rstrip().splitlines()[-1].count("| 1/1 [") == 1

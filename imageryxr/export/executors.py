@@ -21,6 +21,7 @@ from imageryxr.boxes import IndexBox
 from imageryxr.errors import TargetError
 from imageryxr.export.job import Job, Piece, holds_array, pack, part_of, work
 from imageryxr.export.reading import BUFFERS
+from imageryxr.export.report import ADVANCE
 from imageryxr.export.slicewise import STOP
 from imageryxr.foreign import fetched
 
@@ -62,6 +63,10 @@ class Workers(ABC):
         """Keep a region away from a worker that cannot make it; return whether there are others."""
         return False
 
+    def under_way(self) -> float:
+        """Return how much of regions that are not done is there, in regions, as far as it is known here."""
+        return 0.0
+
     def cancel(self, futures: Iterable[Any]) -> None:
         """Take regions back that were handed out, as far as nobody has begun them."""
         for future in futures:
@@ -78,6 +83,7 @@ class Threads(Workers):
         self._count = min(count, job.how.at_once) if job.how is not None else count
         self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="imageryxr-export")
         self._stop = threading.Event()
+        self._shares: dict[int, float] = {}
 
     def slots(self) -> int:
         """One a thread, or fewer where threads share one."""
@@ -89,7 +95,21 @@ class Threads(Workers):
 
     def _work(self, number: int, stage: int, box: IndexBox) -> Any:
         STOP.set(self._stop)
-        return self._job(number, stage, box)
+        self._shares[number] = 0.0
+
+        def told(share: float) -> None:
+            self._shares[number] += share
+
+        before = ADVANCE.set(told)
+        try:
+            return self._job(number, stage, box)
+        finally:
+            ADVANCE.reset(before)
+            del self._shares[number]
+
+    def under_way(self) -> float:
+        """Add up what threads tell."""
+        return sum(list(self._shares.values()))
 
     def close(self) -> None:
         """Wait for what is under way."""

@@ -19,6 +19,7 @@ from imageryxr.export.asking import Told, told
 from imageryxr.export.heap import Lingering, give_back, keep_freed
 from imageryxr.export.manifest import Entry, crc_of_sizes
 from imageryxr.export.reading import BUFFERS, bricks, draw, read_sources, unread_apart
+from imageryxr.export.report import advance
 from imageryxr.export.rolling import cut, strip_by_strip
 from imageryxr.export.scratch import on_a_worker
 from imageryxr.export.slicewise import Slicewise, files_of
@@ -93,17 +94,19 @@ class Job:
         keys = list[str]()
         # what goes wrong while the sources are read is not the target's disk
         with unread_apart(), disk_errors(self.target.place):
-            sizes = dict(zip(keys, place.put(self._drawn(reader.volume.expr, parts, keys)), strict=True))
+            drawn = self._drawn(reader.volume.expr, parts, keys, box.voxels)
+            sizes = dict(zip(keys, place.put(drawn), strict=True))
         return [sizes[key] for key in self.target.keys(0, box)]
 
     def _drawn(
-        self, expr: Expr, parts: Iterator[tuple[IndexBox, Readings]], keys: list[str]
+        self, expr: Expr, parts: Iterator[tuple[IndexBox, Readings]], keys: list[str], voxels: int
     ) -> Iterator[tuple[str, bytes]]:
         for part, held in parts:
             for piece in bricks(part, self.target.granule):
                 for key, data in self.target.encode(0, piece, draw(expr, piece, held)):
                     keys.append(key)
                     yield key, data
+                advance(piece.voxels / voxels)
 
     def _slicewise(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
         assert self.how is not None
@@ -113,10 +116,13 @@ class Job:
         def there(slab: IndexBox) -> bool:
             return bool(sizes) and all(key in sizes for key in self.target.keys(0, slab))
 
+        count = len(self.target.keys(0, box))
+
         def noted(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
             for key, data in files:
                 new.append(key)
                 yield key, data
+                advance(1 / count)
 
         made = files_of(self.how, read.volume.expr, box, self.target.encode, there)
         with recording_holes() as holes, recording_ids() as seen, made as files, disk_errors(self.target.place):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -118,8 +120,19 @@ def show_bytes(count: float) -> str:
     raise AssertionError
 
 
+ADVANCE: ContextVar[Callable[[float], None] | None] = ContextVar("imageryxr_advance", default=None)
+"""Takes which share of a region has been made since it was last told, where somebody looks."""
+
+
+def advance(share: float) -> None:
+    """Tell whoever looks of a share of the region that is under way in this thread."""
+    told = ADVANCE.get()
+    if told is not None:
+        told(share)
+
+
 def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
-    """Return a bar that counts tasks, with rate and time left; quiet where nobody looks.
+    """Return a bar that counts tasks, and shares of them, with rate and time left; quiet where nobody looks.
 
     Parameters
     ----------
@@ -136,7 +149,10 @@ def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
     name = os.path.basename(place.rstrip("/"))[:40]
     # where a terminal says that it has no size, nothing would be seen
     size = {"ncols": 80, "nrows": 24} if show and _is_sizeless() else {}
-    return tqdm(total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1, **size)
+    looks = "{l_bar}{bar}| {n:,.0f}/{total:,} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    return tqdm(
+        total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1, bar_format=looks, **size
+    )
 
 
 def tell(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -129,6 +129,7 @@ def _run_stages(
         asked.note(None)
     try:
         with bar(plan.target.place, len(space.stages), skipped, shown) as shown_bar:
+            loop.tick = lambda: _show(shown_bar, skipped + tally.tasks + workers.under_way())
             for stage in range(len(space.stages.parts)):
                 first = space.stages.start(stage)
                 todo = np.flatnonzero(~space.progress.done[first : first + len(space.stages.parts[stage])]) + first
@@ -138,7 +139,7 @@ def _run_stages(
                     tally.tasks += 1
                     tally.regions += stage == 0
                     tally.bytes += outcome.entry.size
-                    shown_bar.update()
+                    loop.tick()
                 if tally.failed:
                     break  # what follows is made from all of this stage
     except BaseException:
@@ -156,6 +157,10 @@ def _tell_of_ids(asked: Asked, tally: _Tally) -> None:
     if not tally.failed:
         tally.absent = asked.absent()
         asked.warn()
+
+
+def _show(shown: Any, done: float) -> None:
+    shown.update(max(0.0, done - shown.n))  # what a try had made that failed is not taken back
 
 
 class _Loop:
@@ -180,6 +185,8 @@ class _Loop:
         self.idle = 0
         """How often in a row there was nothing to take back."""
         self.told = False
+        self.tick: Callable[[], None] = lambda: None
+        """Called every second, while nothing comes back."""
 
     def outcomes(self, numbers: Any) -> Iterator[Outcome]:
         """Return what becomes of regions, in the order in which they are done."""
@@ -231,6 +238,7 @@ class _Loop:
         except queue.Empty:
             self._look_for_lost()
             self._tell_of_waiting()
+            self.tick()
             return None
         self.idle = 0
         region = self.under_way.pop(future, None)
