@@ -145,12 +145,19 @@ def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
     """
     from tqdm.auto import tqdm
 
+    class Bar(tqdm):  # type: ignore[misc]
+        """Counts whole tasks, while its length is that of shares, too."""
+
+        @property
+        def format_dict(self) -> Any:
+            return {**super().format_dict, "whole": int(self.n + 1e-6)}
+
     show = _someone_looks() if shown is None else shown
     name = os.path.basename(place.rstrip("/"))[:40]
     # where a terminal says that it has no size, nothing would be seen
     size = {"ncols": 80, "nrows": 24} if show and _is_sizeless() else {}
-    looks = "{l_bar}{bar}| {n:,.0f}/{total:,} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-    return tqdm(
+    looks = "{l_bar}{bar}| {whole:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    return Bar(
         total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1, bar_format=looks, **size
     )
 
