@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
 import imageryxr as ix
+from imageryxr.export.manifest import Entry
 from tests.export_jobs import Computed, array_of
 
 EM = array_of(Computed((12, 48, 64)))
 SEG = array_of(Computed((12, 48, 64), layer_type="segmentation"))
 THERE = [int(i) for i in ix.unique_ids(SEG)[:2]]
 TOP = 2**64 - 1
+LINE = Entry.line
 ASKED = [*THERE, 12345678901, TOP]
 SAID = "2 of the 4 ids that were asked for are not in the data: 12345678901, 18446744073709551615; .*unique_ids"
 CREWS = {"a thread": {"workers": 1}, "threads": {"workers": 2}, "processes": {"client": "processes", "workers": 2}}
@@ -80,10 +83,42 @@ def test_nothing_to_tell(tmp_path, array):
     assert report.absent_ids == ()
 
 
-def test_of_what_a_part_was_there_before_nothing_is_known(tmp_path, monkeypatch):
+@pytest.mark.parametrize("array", ["select", "fill"])
+def test_what_a_run_before_had_seen_counts(tmp_path, monkeypatch, array):
+    """Those that its regions have are in the log; the others are nowhere."""
     target, options = tmp_path / "o.ome.zarr", {"chunks": (2, 16, 16), "levels": 1, "workers": 1}
-    with pytest.warns(ix.MissingIdsWarning):
-        ix.export(ARRAYS["fill"](), target, **options)
+    read = Computed.read
+
+    def failing(self, mip, box):
+        if box.start[0] >= 8:
+            raise ix.ChunkReadError("a broken disk")
+        return read(self, mip, box)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Computed, "read", failing)
+        with pytest.raises(ix.ChunkReadError, match="a broken disk"):
+            ix.export(ARRAYS[array](), target, retries=0, **options)
+    log = next(tmp_path.glob("*.log"))
+    told = log.read_bytes()
+    assert b'"ids"' in told
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+        report = ix.export(ARRAYS[array](), target, **options)
+    assert report.skipped > 0
+    assert report.absent_ids == (12345678901, TOP)
+    assert log.read_bytes().startswith(told)
+    # each is noted with the first region that has it
+    entries = [Entry.parse(line, line.split(b" ")[0].decode()) for line in log.read_bytes().split(b"\n") if line]
+    noted = [i for entry in entries for _, found in entry.ids for i in found]
+    assert sorted(sorted(ASKED)[i] for i in noted) == THERE
+
+
+def test_of_what_an_earlier_version_made_nothing_is_known(tmp_path, monkeypatch):
+    target, options = tmp_path / "o.ome.zarr", {"chunks": (2, 16, 16), "levels": 1, "workers": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(Entry, "line", lambda self, run: LINE(replace(self, ids=None), run))
+        with pytest.warns(ix.MissingIdsWarning):
+            ix.export(ARRAYS["fill"](), target, **options)
+    assert b'"ids"' not in next(tmp_path.glob("*.log")).read_bytes()
     (target / "0" / "c" / "0" / "5" / "2" / "3").unlink()
     report = ix.export(ARRAYS["fill"](), target, **options)
     assert report.tasks == 1

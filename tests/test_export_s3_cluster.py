@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -122,6 +123,10 @@ def test_what_travels_asks_the_manifest(bucket):
     assert away == place
     away.put([("a", b"2"), ("b", b"3")])
     assert lease.asked == 1
+    taken = replace(header, replaced="another")  # some of its files are another's
+    bucket.client.put_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json", Body=taken.to_bytes())
+    with pytest.raises(ix.TargetError, match="another export is there"):
+        pickle.loads(pickle.dumps(place)).put([("a", b"0")])
     other = picture(seed=1)
     ix.export(other, f"{url}/o.zarr", overwrite=True, **OPTIONS)
     with pytest.raises(ix.TargetError, match="another export is there: a region .* is not written") as caught:

@@ -123,7 +123,8 @@ def export(
             The report's ``result``, a DataArray.
     overwrite : bool, default False
         Whether to replace a target that exists, or is being written, of another call. Of a longer stack, what its
-        manifest lists and the new one does not have goes, too, when the new one is complete.
+        manifest lists and the new one does not have goes, too, when the new one is complete. What the same call has
+        begun is continued, and what it has completed is made anew: leave it away in jobs that are queued again.
     resume : bool, default True
         Whether to continue what an earlier run of the same call has begun; False begins anew, also where the target is
         complete, which needs no ``overwrite`` as it is the same call's.

@@ -16,6 +16,8 @@ from imageryxr.segments import AskedIds
 
 Told = tuple[tuple[str, bytes], ...]
 """Of each set of ids, by the start of its digest, a bit an id: whether it was there."""
+Found = tuple[tuple[str, tuple[int, ...]], ...]
+"""Of each set of ids, the places of some."""
 
 
 def told(seen: dict[bytes, npt.NDArray[np.bool_]]) -> Told:
@@ -48,13 +50,29 @@ class Asked:
                 self._ids[_name(asks.packed)] = asks
                 self._found[_name(asks.packed)] = np.zeros(len(asks.array), np.bool_)
 
-    def note(self, region: Told | None) -> None:
-        """Note what a region has; None if it is not known, as parts of it were made before."""
-        self._unseen |= region is None
-        for name, bits in region or ():
+    def note(self, region: Told | None) -> Found | None:
+        """Note what a region has; return the places of ids that none before it had, None if that is not known.
+
+        It is not if parts of the region were made before, which is told by None.
+        """
+        if region is None or not self._ids:
+            self._unseen |= region is None
+            return None
+        new = []
+        for name, bits in region:
             if name in self._found:
                 found = self._found[name]
-                found |= np.unpackbits(np.frombuffer(bits, np.uint8), count=len(found)).astype(np.bool_)
+                here = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(found)).astype(np.bool_)
+                new.append((name, tuple(np.flatnonzero(here & ~found).tolist())))
+                found |= here
+        return tuple((name, places) for name, places in new if places)
+
+    def resume(self, ids: dict[str, set[int]], known: bool) -> None:
+        """Note what regions have that were made before, if it is known of all of them."""
+        self._unseen |= not known
+        for name, places in ids.items():
+            if name in self._found and max(places, default=0) < len(self._found[name]):
+                self._found[name][list(places)] = True
 
     def absent(self) -> tuple[int, ...]:
         """Return the ids that no region has, ascending; none if not all of them are known."""

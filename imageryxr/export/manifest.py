@@ -39,10 +39,14 @@ class Entry:
     sizes: int
     """CRC of the files' sizes."""
     holes: tuple[str, ...] = ()
+    ids: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    """Of each set of ids that were asked for, which ones no region before it had; None where none were asked for, or
+    it is not known."""
 
     def line(self, run: str) -> bytes:
         """Return the line of the log."""
-        text = f"{run} {self.number} {self.size} {self.sizes:08x} {json.dumps(list(self.holes))}"
+        notes = list(self.holes) if self.ids is None else {"holes": self.holes, "ids": dict(self.ids)}
+        text = f"{run} {self.number} {self.size} {self.sizes:08x} {json.dumps(notes)}"
         return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
 
     @classmethod
@@ -51,8 +55,12 @@ class Entry:
         text, _, check = line.decode("utf-8", "replace").rpartition(" ")
         if not text.startswith(run + " ") or check != f"{zlib.crc32(text.encode()):08x}":
             return None
-        _, number, size, sizes, holes = text.split(" ", 4)
-        return cls(int(number), int(size), int(sizes, 16), tuple(json.loads(holes)))
+        _, number, size, sizes, noted = text.split(" ", 4)
+        notes, ids = json.loads(noted), None
+        if isinstance(notes, dict):
+            ids = tuple((name, tuple(found)) for name, found in notes["ids"].items())
+            notes = notes["holes"]
+        return cls(int(number), int(size), int(sizes, 16), tuple(notes), ids)
 
 
 def crc_of_sizes(sizes: Iterable[int]) -> int:
@@ -68,6 +76,10 @@ class Progress:
         self.bytes = np.zeros(regions, np.int64)
         self.sizes = np.zeros(regions, np.uint32)
         self.holes: set[str] = set()
+        self.ids: dict[str, set[int]] = {}
+        """Which of the ids that were asked for regions have."""
+        self.all_ids = True
+        """Whether each of them told of that."""
 
     def note(self, entry: Entry) -> None:
         """Note a finished region."""
@@ -76,6 +88,9 @@ class Progress:
             self.bytes[entry.number] = entry.size
             self.sizes[entry.number] = entry.sizes
             self.holes.update(entry.holes)
+            self.all_ids &= entry.ids is not None
+            for name, found in entry.ids or ():
+                self.ids.setdefault(name, set()).update(found)
 
     def forget(self, number: int) -> None:
         """Note that a region is not there after all."""
@@ -261,7 +276,7 @@ class Run:
         place = f"{self.url}/{self.name}.json"
         text = Bucket(self.url).get(self.name + ".json")
         now = None if text is None else Header.parse(text, place)
-        if now is not None and (now.run, now.phase) == (self.run, self.phase):
+        if now is not None and (now.run, now.phase) == (self.run, self.phase) and not now.replaced:
             self._sure = asked
             return
         if self.work is not None and (now is None or now.run != self.run or now.phase == "finished"):

@@ -50,8 +50,8 @@ class ExportReport:
     """How many tasks were done this time: regions of the array and of a pyramid's coarser levels, as a plan's
     ``tasks`` counts them. With `skipped` and those that failed they are all of the plan's."""
     absent_ids: tuple[int, ...] = ()
-    """Ids that were asked for and are nowhere in the data; empty where that is not known, as an earlier run had made a
-    part, or less is exported than they were asked of."""
+    """Ids that were asked for and are nowhere in the data; empty where that is not known: where all was there already,
+    a killed run had left slices of a region, or less is exported than they were asked of."""
     result: xr.DataArray | None = field(default=None, repr=False, compare=False)
     """The array, for targets in memory."""
 

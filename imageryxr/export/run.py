@@ -6,7 +6,7 @@ import heapq
 import queue
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -126,7 +126,7 @@ def _run_stages(
     loop = _Loop(workers, space.stages, space.box, plan, tally, retries, on_error)
     asked = _asked(plan)
     if skipped:
-        asked.note(None)
+        asked.resume(space.progress.ids, space.progress.all_ids)
     try:
         with bar(plan.target.place, len(space.stages), skipped, shown) as shown_bar:
             loop.tick = lambda: _show(shown_bar, skipped + tally.tasks + workers.under_way())
@@ -134,8 +134,7 @@ def _run_stages(
                 first = space.stages.start(stage)
                 todo = np.flatnonzero(~space.progress.done[first : first + len(space.stages.parts[stage])]) + first
                 for outcome in loop.outcomes(todo):
-                    space.note(outcome.entry)
-                    asked.note(outcome.ids)
+                    space.note(replace(outcome.entry, ids=asked.note(outcome.ids)))
                     tally.tasks += 1
                     tally.regions += stage == 0
                     tally.bytes += outcome.entry.size
