@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,8 +37,21 @@ class Terminated(KeyboardInterrupt):
 
 
 def _end(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is begun here is ended
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # where Python drops what is raised here, the next one ends it
     raise Terminated
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Raise `Terminated` where the block is when this process is told to end."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _take_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -235,14 +249,14 @@ def run_export(
 
         for name in ("distributed", "distributed.client"):  # what they say of a lost scheduler is our one message, too
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    before = signal.signal(signal.SIGTERM, _end)
     try:
-        report = export(array, target, resume=resume, retries=retries, on_error=on_error, progress=progress, **common)
+        with _told_to_end():
+            report = export(
+                array, target, resume=resume, retries=retries, on_error=on_error, progress=progress, **common
+            )
     except (ImageryError, KeyboardInterrupt) as error:
         _tell_notes(error)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
     failed = tuple(replace(f, error=as_options(f.error)) for f in report.failed)
     report = replace(report, failed=failed)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)

@@ -229,6 +229,16 @@ _SEEN: ContextVar[dict[bytes, npt.NDArray[np.bool_]] | None] = ContextVar("image
 
 
 @contextmanager
+def recording_no_ids() -> Iterator[None]:
+    """Let what is computed in the block warn by itself: nobody knows all of it who could."""
+    before = _SEEN.set(None)
+    try:
+        yield
+    finally:
+        _SEEN.reset(before)
+
+
+@contextmanager
 def recording_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
     """Collect, in this thread, which of the ids that were asked for are there, by those that were asked for."""
     seen: dict[bytes, npt.NDArray[np.bool_]] = {}

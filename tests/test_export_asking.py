@@ -125,6 +125,48 @@ def test_of_what_an_earlier_version_made_nothing_is_known(tmp_path, monkeypatch)
     assert report.absent_ids == ()
 
 
+@pytest.mark.parametrize("target", ["o.ome.zarr", "s/{z}.tif", "one.tif"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        lambda: ix.regrid(ix.select_ids(SEG, ASKED), (8, 8, 56)),
+        lambda: ix.plane(
+            ix.select_ids(SEG, ASKED), (30, 30, 12), (64, 64), normal=(1, 1, 0.2), nm_per_pixel=2, resolution=(8, 8, 40)
+        ),
+        lambda: ix.regrid(ix.select_ids(SEG.chunk(z=3), ASKED), (8, 8, 56)),
+    ],
+    ids=["coarser", "a slanted plane", "of blocks"],
+)
+def test_of_what_passes_voxels_by_nothing_is_known(tmp_path, array, target):
+    options = {"chunks": (1, 16, 16), "levels": 1} if "zarr" in target else {"square": False}
+    assert ix.export(array(), str(tmp_path / target), workers=1, **options).absent_ids == ()  # warnings are errors here
+
+
+def test_finer_it_is_known(tmp_path):
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+        report = ix.export(ix.overlay(EM, SEG, ids=ASKED), tmp_path / "{z}.png", square=True)
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+        finer = ix.export(ix.regrid(ix.select_ids(SEG, ASKED), (4, 4, 20)), tmp_path / "o.zarr", levels=1)
+    assert report.absent_ids == finer.absent_ids == (12345678901, TOP)
+
+
+def test_what_lies_in_a_graph_of_ones_own_warns_by_itself(tmp_path):
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+        report = ix.export(ix.select_ids(SEG, ASKED) + 0, tmp_path / "o.zarr", levels=1, workers=1)
+    assert report.absent_ids == ()
+
+
+def test_who_takes_warnings_for_errors_has_the_result(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ix.MissingIdsWarning, match=SAID):
+            ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
+    assert (tmp_path / "o.zarr" / "zarr.json").exists()
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):  # the log knows
+        report = ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
+    assert (report.tasks, report.absent_ids) == (0, (12345678901, TOP))
+
+
 def test_outside_of_exports_it_is_as_it_was():
     with pytest.warns(ix.MissingIdsWarning, match=SAID):
         found = ARRAYS["select"]().compute()

@@ -27,6 +27,9 @@ LACKING = (
 )
 
 
+PASSING = "<?xml version='1.0'?><Error><Code>RequestTimeout</Code><Message>Too slow</Message></Error>"
+
+
 class Between(ThreadingHTTPServer):
     """Hands requests on to a server, and can do so badly."""
 
@@ -35,7 +38,7 @@ class Between(ThreadingHTTPServer):
     def __init__(self, server):
         super().__init__(("127.0.0.1", 0), Handing)
         self.server_at = urlsplit(server).netloc
-        self.break_before = self.break_after = 0
+        self.break_before = self.break_after = self.bad = 0
         """How many uploads are lost on their way, and how many answers to them."""
         self.conditions = "known"
         self.uploads = []
@@ -66,6 +69,9 @@ class Handing(BaseHTTPRequestHandler):
                 return self.cut()
             if asks and self.server.conditions == "refused":
                 return self.answer(501, [("Content-Type", "application/xml")], LACKING.encode())
+            if asks and self.server.bad > 0:
+                self.server.bad -= 1
+                return self.answer(400, [("Content-Type", "application/xml")], PASSING.encode())
             if asks and self.server.conditions in (400, 405, 501):
                 return self.answer(self.server.conditions, [], b"")
         headers = dict(self.headers.items())
@@ -203,6 +209,21 @@ def test_one_of_several_creates_an_object(between, bucket, conditions):
     for name, made in (("a", False), ("b", True), ("a", False), ("b", False)):
         assert place.create(name, b"mine") is made
     assert (bucket.read("x/a"), bucket.read("x/b")) == (b"theirs", b"mine")
+
+
+def test_a_bad_request_that_passes_is_no_word_of_conditions(between, bucket):
+    """Else nothing would keep two apart from then on."""
+    place = Bucket(bucket.url("x"))
+    place.put([("a", b"1")])
+    _, mark = place.get_marked("a")
+    between.bad = 1
+    with pytest.raises(ix.TargetError, match="RequestTimeout"):
+        place.put([("b", b"2")])
+    assert place.conditional
+    bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"theirs")
+    between.conditions = 400
+    assert place.replace("a", b"late", mark) is False
+    assert bucket.read("x/a") == b"theirs"
 
 
 @pytest.mark.parametrize("conditions", ["known", "refused", "ignored", "odd"])

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -19,6 +20,8 @@ from imageryxr.export.buckets import Bucket
 from imageryxr.export.manifest import Run
 from tests.export_jobs import picture
 from tests.test_export_resume import python
+from tests.test_export_s3_books import DYING
+from tests.test_export_slices_kept import drawn
 
 OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
 
@@ -96,6 +99,20 @@ def test_a_worker_that_outlived_its_export_writes_into_no_other(bucket, worker, 
     assert bucket.names() == beside
     assert ix.export(other, url, **OPTIONS).tasks == 0
     np.testing.assert_array_equal(ix.export(other, "memory://").result, other)
+
+
+@pytest.mark.slow
+def test_workers_continue_what_another_pattern_had_replaced(bucket, monkeypatch):
+    """The manifest says so no more, which they ask."""
+    monkeypatch.setattr(sys.modules["imageryxr.export.cutting"], "BRICK_VOXELS", 1)
+    url = bucket.url("s/z{z:03d}.png")
+    process = python("-c", DYING, url, 6)
+    assert process.wait() == -signal.SIGKILL
+    ix.export(picture(seed=1), bucket.url("s/z{z:03}.png"), overwrite=True)
+    assert ix.export(drawn(), url, square=False, overwrite=True, client="processes", workers=2).complete
+    ix.export(drawn(), bucket.url("other/z{z:03d}.png"), square=False)
+    names = [f"z{i:03d}.png" for i in range(70)]
+    assert [bucket.read(f"s/{name}") for name in names] == [bucket.read(f"other/{name}") for name in names]
 
 
 def test_what_travels_asks_the_manifest(bucket):

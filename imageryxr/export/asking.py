@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from imageryxr.boxes import IndexBox
 from imageryxr.errors import MissingIdsWarning, warn
-from imageryxr.export.estimate import steps
-from imageryxr.expr import Expr
+from imageryxr.expr import Expr, Resampled
 from imageryxr.segments import AskedIds
+from imageryxr.slicing import Sliced
 
 Told = tuple[tuple[str, bytes], ...]
 """Of each set of ids, by the start of its digest, a bit an id: whether it was there."""
@@ -27,6 +27,21 @@ def told(seen: dict[bytes, npt.NDArray[np.bool_]]) -> Told:
 
 def _name(packed: bytes) -> str:
     return hashlib.sha256(packed).hexdigest()[:16]
+
+
+def _wholly_read(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
+    """Return all that is made on the way to a box of which every voxel is, however the box is cut.
+
+    A plane at an angle passes most of them by, and a coarser grid those between two of its own voxels.
+    """
+    box = box.clip(expr.bounds)
+    if not box.voxels:
+        return
+    yield expr, box
+    if isinstance(expr, Sliced) or (isinstance(expr, Resampled) and any(m.scale > 1 for m in expr.maps)):
+        return
+    for child, need in zip(expr.inputs, expr.needs(box), strict=True):
+        yield from _wholly_read(child, need)
 
 
 class Asked:
@@ -44,7 +59,7 @@ class Asked:
         self._ids: dict[str, AskedIds] = {}
         self._found: dict[str, npt.NDArray[np.bool_]] = {}
         self._unseen = False
-        for node, part in steps(expr, box):
+        for node, part in _wholly_read(expr, box):
             asks, whole = getattr(node, "asks", None), getattr(node, "whole", None)
             if isinstance(asks, AskedIds) and isinstance(whole, IndexBox) and part.contains(whole):
                 self._ids[_name(asks.packed)] = asks

@@ -32,9 +32,11 @@ ONE_REQUEST = 1 << 26
 TRIES = 4
 # What an object carries of the export that put it there.
 RUN = "imageryxr-run"
-# Buckets whose servers said that they know no conditions, and what they say: not implemented, or no such request.
+# Buckets whose servers said that they know no conditions, and what they say: not implemented, or no such request. There
+# are other bad requests, which pass.
 _UNCONDITIONAL: set[str] = set()
-_UNKNOWN = (400, 405, 501)
+_UNKNOWN = (405, 501)
+_BAD = (None, "NotImplemented", "InvalidArgument", "InvalidRequest")
 # Seconds before what a broken connection had under way is sent again; then, or after so many seconds, it is given up.
 _WAITS: tuple[float | None, ...] = (*(min(8.0, 0.1 * 2**i) for i in range(RETRY["max_retries"])), None)
 _PATIENCE = RETRY["retry_timeout"].total_seconds()
@@ -131,7 +133,7 @@ class Bucket:
             except (NotImplementedError, NotSupportedError):
                 break
             except GenericError as error:
-                if mode != "overwrite" and _status(error) in _UNKNOWN:
+                if mode != "overwrite" and _knows_none(error):
                     break
                 if wait is None or not _broke(error) or time.monotonic() - began > _PATIENCE:
                     raise
@@ -139,7 +141,8 @@ class Bucket:
                 self._watch()
             else:
                 return True
-        if mode == "create" and self._mark(name) is not None:
+        expected = None if mode == "create" else mode
+        if mode != "overwrite" and self._mark(name) != expected:
             return False
         obstore.put(self._store, name, data, attributes=attributes)
         if mode != "overwrite":
@@ -338,6 +341,12 @@ def _status(error: Exception) -> int | None:
     """Return the status that a bucket's server answered."""
     found = re.search(r"status code: (\d+)", str(error).split("Debug source:")[0])
     return int(found[1]) if found else None
+
+
+def _knows_none(error: Exception) -> bool:
+    """Tell whether a server does not know the condition that it was asked for."""
+    status = _status(error)
+    return status in _UNKNOWN or (status == 400 and _answer(error)[0] in _BAD)
 
 
 def _broke(error: Exception) -> bool:

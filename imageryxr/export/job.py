@@ -27,7 +27,7 @@ from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, with_leaves
 from imageryxr.foreign import Parts, parts_of
-from imageryxr.segments import recording_ids
+from imageryxr.segments import recording_ids, recording_no_ids
 from imageryxr.sources.base import recording_holes
 from imageryxr.volumes import BoxReader
 
@@ -150,7 +150,8 @@ class Job:
 
 def _given(read: Any) -> tuple[BoxReader, Readings | None]:
     if isinstance(read, Piece):
-        return read.read, read.parts.compute(read.values)
+        with recording_no_ids():
+            return read.read, read.parts.compute(read.values)
     return read, None
 
 

@@ -25,6 +25,7 @@ from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.regions import tiles, whole_chunks
 from imageryxr.expr import Array, Expr, Leaf, LevelLeaf, Mapped
 from imageryxr.foreign import parts_of
+from imageryxr.segments import recording_no_ids
 from imageryxr.volumes import BoxReader
 
 # What is drawn at a time, of a region that was read in one go: what lies between is small then.
@@ -116,7 +117,8 @@ def read_sources(
     """
     expr = read.volume.expr
     if given is None:
-        given = parts_of(expr, read.volume.givens, box).compute() if read.volume.givens else {}
+        with recording_no_ids():
+            given = parts_of(expr, read.volume.givens, box).compute() if read.volume.givens else {}
     readings: Readings = dict(given)
     needs = {k: v for k, v in wanted(expr, box).items() if k not in readings and k not in without}
     # the largest first, or a smaller one may get the memory that was kept for it

@@ -150,7 +150,7 @@ def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
 
         @property
         def format_dict(self) -> Any:
-            return {**super().format_dict, "whole": int(self.n + 1e-6)}
+            return {**super().format_dict, "whole": getattr(self, "whole", skipped)}
 
     show = _someone_looks() if shown is None else shown
     name = os.path.basename(place.rstrip("/"))[:40]

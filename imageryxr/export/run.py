@@ -63,8 +63,6 @@ class _Tally:
     bytes: int = 0
     retries: int = 0
     failed: list[FailedRegion] = field(default_factory=list)
-    absent: tuple[int, ...] = ()
-    """Ids that were asked for and are nowhere."""
 
 
 def run_plan(
@@ -83,10 +81,12 @@ def run_plan(
     space = plan.workspace
     with space.opened(overwrite=overwrite, resume=resume):
         skipped = int(space.progress.done.sum())
-        tally = _Tally()
+        tally, asked = _Tally(), _asked(plan)
+        if skipped:
+            asked.resume(space.progress.ids, space.progress.all_ids)
         try:
             if skipped < len(space.stages):
-                _run_stages(plan, space, tally, skipped, retries, on_error, progress)
+                _run_stages(plan, space, tally, asked, skipped, retries, on_error, progress)
             if not tally.failed:
                 published = space.publish()
                 # of one file, what it was put together from is gone again
@@ -99,6 +99,7 @@ def run_plan(
             space.abandon()
     if not tally.failed:
         plan.target.done()
+        asked.warn()
     return ExportReport(
         plan.target.place,
         tally.regions,
@@ -109,7 +110,7 @@ def run_plan(
         tuple(sorted(space.progress.holes)),
         tally.retries,
         tally.tasks,
-        tally.absent,
+        () if tally.failed else asked.absent(),
     )
 
 
@@ -120,16 +121,20 @@ def _kept(space: Workspace) -> str:
 
 
 def _run_stages(
-    plan: ExportPlan, space: Workspace, tally: _Tally, skipped: int, retries: int, on_error: OnError, shown: bool | None
+    plan: ExportPlan,
+    space: Workspace,
+    tally: _Tally,
+    asked: Asked,
+    skipped: int,
+    retries: int,
+    on_error: OnError,
+    shown: bool | None,
 ) -> None:
     workers = plan.crew.make(Job(plan.target, space.data, plan.read, plan.how, space.continued))
     loop = _Loop(workers, space.stages, space.box, plan, tally, retries, on_error)
-    asked = _asked(plan)
-    if skipped:
-        asked.resume(space.progress.ids, space.progress.all_ids)
     try:
         with bar(plan.target.place, len(space.stages), skipped, shown) as shown_bar:
-            loop.tick = lambda: _show(shown_bar, skipped + tally.tasks + workers.under_way())
+            loop.tick = lambda: _show(shown_bar, skipped + tally.tasks, workers.under_way())
             for stage in range(len(space.stages.parts)):
                 first = space.stages.start(stage)
                 todo = np.flatnonzero(~space.progress.done[first : first + len(space.stages.parts[stage])]) + first
@@ -145,21 +150,15 @@ def _run_stages(
         workers.abort()
         raise
     workers.close()
-    _tell_of_ids(asked, tally)
 
 
 def _asked(plan: ExportPlan) -> Asked:
     return Asked(plan.read.volume.expr, plan.read.volume.grid.box)
 
 
-def _tell_of_ids(asked: Asked, tally: _Tally) -> None:
-    if not tally.failed:
-        tally.absent = asked.absent()
-        asked.warn()
-
-
-def _show(shown: Any, done: float) -> None:
-    shown.update(max(0.0, done - shown.n))  # what a try had made that failed is not taken back
+def _show(shown: Any, done: int, shares: float = 0.0) -> None:
+    shown.whole = done
+    shown.update(max(0.0, done + shares - shown.n))  # what a try had made that failed is not taken back
 
 
 class _Loop:
@@ -352,12 +351,13 @@ def _run_in_memory(
                 tally.tasks += 1
                 tally.regions += 1
                 tally.bytes += outcome.values.nbytes
-                shown_bar.update()
+                _show(shown_bar, tally.tasks)
     except BaseException:
         workers.abort()
         raise
     workers.close()
-    _tell_of_ids(asked, tally)
+    if not tally.failed:
+        asked.warn()
     volume = plan.read.volume
     name = str(volume.name or "export")
     if layer.channels in (0, 4):
@@ -369,5 +369,5 @@ def _run_in_memory(
     failed = tuple(sorted(tally.failed, key=lambda f: f.number))
     return ExportReport(
         plan.target.place, tally.regions, tally.bytes, seconds, 0, failed, tuple(sorted(holes)), tally.retries,
-        tally.tasks, tally.absent, None if failed else array,
+        tally.tasks, () if failed else asked.absent(), None if failed else array,
     )  # fmt: skip

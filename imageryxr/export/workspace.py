@@ -182,6 +182,8 @@ class Workspace:
             header = self.header
         if header is not None and self._is_mine(header) and self._continues(header, overwrite, resume):
             self.header = replace(header, replaces=header.replaces or overwrite, replaced=None)
+            if self.header != header:
+                self.keeper.save(self.header)  # workers ask it
             self._look_again()
         else:
             self._begin(header, overwrite)
