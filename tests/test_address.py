@@ -94,6 +94,12 @@ def test_formats_and_places_come_apart_again(protocol, form, parts):
     assert (address.format or "") == form.removesuffix("://")
 
 
+@pytest.mark.parametrize("text", ["~\0", "a\0b", "file://~\0", "precomputed://~\0x", "~\ud800/a"])
+def test_what_no_file_is_called(text):
+    with pytest.raises(ImageryError, match="is no path"):
+        parse_address(text)
+
+
 @given(st.text())
 def test_any_text_is_an_address_or_an_error_of_ours(text):
     try:

@@ -54,6 +54,15 @@ class Address:
         return Path(self.url.removeprefix("file://")) if self.protocol == "file" else None
 
 
+def _on_disk(path: str, given: str) -> str:
+    try:
+        if "\0" in path:
+            raise ValueError("no name of a file has a NUL character")
+        return "file://" + os.path.abspath(os.path.expanduser(path))
+    except ValueError as error:  # letters that no file system has, too
+        raise AddressError(f"source={given!r} is no path ({error}); give a URL or a path as files are named") from None
+
+
 def parse_address(text: str | os.PathLike[str]) -> Address:
     """Return the address that a string or path names.
 
@@ -79,7 +88,7 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
             f"source={given!r} names no place; give a URL or a path, such as precomputed://gs://bucket/layer"
         )
     if not separator:
-        return Address(form, "file://" + os.path.abspath(os.path.expanduser(rest)))
+        return Address(form, _on_disk(rest, given))
     if scheme not in PROTOCOLS:
         raise _unknown(given, scheme)
     if scheme in _WEB and re.search("[?#]", rest):
@@ -91,7 +100,7 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     if scheme in _WEB and not is_web_address(rest):
         raise AddressError(f"source={Address(form, rest).public!r} is no web address: its host makes no sense")
     if scheme == "file":
-        rest = "file://" + os.path.abspath(os.path.expanduser(rest.removeprefix("file://")))
+        rest = _on_disk(rest.removeprefix("file://"), given)
     return Address(form, re.sub(r"(?<!/)/+$", "", rest))
 
 
