@@ -177,7 +177,7 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     """
     volume, asked = segmentation_volume(seg), AskedIds.of(ids)
     pick = partial(_select, asked=asked)
-    expr = _OfIds(volume.expr, pick, str(volume.expr.dtype), asked=asked, whole=volume.box)
+    expr = _OfIds(volume.expr, pick, str(volume.expr.dtype), asks=asked, whole=volume.box)
     attrs = {**volume.attrs, "ids": asked.array.tolist()}
     return result(expr, volume.grid, volume, attrs=attrs, name="segmentation")
 
@@ -220,7 +220,7 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     if not asked.packed:
         raise SegmentError("split_masks was given no ids; give some, e.g. those of imageryxr.unique_ids(seg)")
     split = partial(_masks, asked=asked)
-    expr = _OfIds(volume.expr, split, "bool", lead=(len(asked.array),), asked=asked, whole=volume.box)
+    expr = _OfIds(volume.expr, split, "bool", lead=(len(asked.array),), asks=asked, whole=volume.box)
     masks = result(expr, volume.grid, volume, attrs=volume.attrs, name="masks", lead="segment")
     return masks.assign_coords(segment=asked.array)
 
@@ -295,17 +295,12 @@ class AskedIds:
 class _OfIds(Mapped):
     """A function of labels that is about the ids that were asked for."""
 
-    asked: AskedIds = field(kw_only=True)
+    asks: AskedIds = field(kw_only=True)
     whole: IndexBox = field(kw_only=True)
     """All voxels of the array that they were asked of: a crop of it need not hold them."""
 
-    @property
-    def asks(self) -> AskedIds:
-        """The ids."""
-        return self.asked
-
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
-        self.asked.report(self, self.whole, box, arrays[0])
+        self.asks.report(self, self.whole, box, arrays[0])
         return super().apply(box, *arrays)
 
 

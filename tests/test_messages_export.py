@@ -47,10 +47,10 @@ def test_another_call_of_a_foreign_dask_array_says_that_it_is_one(tmp_path, open
 
 
 def test_of_many_sources_the_rest_is_counted():
-    from imageryxr.export.workspace import _difference
+    from imageryxr.export.refusing import difference
 
     names = [f"precomputed://https://example.org/a-long-name-of-a-layer-{i}, mip 0" for i in range(6)]
-    said = _difference({"sources": names}, {"sources": names[:1]})
+    said = difference({"sources": names}, {"sources": names[:1]})
     assert said == f"sources: {names[0]}, {names[1]}, {names[2]} and 3 more there, {names[0]} here"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+from imageryxr.boxes import DIMS
 from imageryxr.errors import TargetExistsError
 from imageryxr.export.header import Header
 from imageryxr.export.storage import is_remote
@@ -47,3 +49,23 @@ def exists(target: Target, there: list[str], header: Header | None) -> str:
         f"{there[0]} exists{count}{since}; give overwrite=True to replace {'them' if count else 'it'} when the export "
         "is complete, or another target"
     )
+
+
+def difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    """Return in words where two calls differ, as manifests tell of them."""
+    names = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
+    if not names:
+        return "of other voxels: a source, a box or an argument of a verb differs"
+    told = [f"{n}: {_short(theirs.get(n), n)} there, {_short(mine.get(n), n)} here" for n in names[:3]]
+    return "; ".join(told)
+
+
+def _short(value: Any, name: str = "") -> str:
+    if name == "axis" and value in (0, 1, 2):
+        return DIMS[value]
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        # names of sources: a part of one is the name of nothing
+        more = f" and {len(value) - 3} more" if len(value) > 3 else ""
+        return (", ".join(value[:3]) + more) if more else " and ".join(value)
+    text = str(value)
+    return text if len(text) < 80 else text[:77] + "…"

@@ -10,12 +10,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from imageryxr.boxes import DIMS
 from imageryxr.errors import ManifestError, TargetError, TargetExistsError
 from imageryxr.export.header import FORMAT, Header
 from imageryxr.export.manifest import Entry, Progress, crc_of_sizes
 from imageryxr.export.neighbours import Neighbours, keeper_of, manifest_name
-from imageryxr.export.refusing import exists, refuse_foreign_folder
+from imageryxr.export.refusing import difference, exists, refuse_foreign_folder
 from imageryxr.export.regions import Regions
 from imageryxr.export.sites import Site, site_of
 from imageryxr.export.storage import Place, disk_errors, is_remote
@@ -112,7 +111,7 @@ class Workspace:
                 raise TargetExistsError(exists(self.target, there, header))
             return
         if there or header.phase != "finished":
-            other = _difference({**self.target.earlier, **header.what}, self.what)
+            other = difference({**self.target.earlier, **header.what}, self.what)
             self._refuse_while_written(f", for another export ({other})")
             state = "is" if header.phase == "finished" else "is the unfinished work"
             raise TargetExistsError(
@@ -248,7 +247,7 @@ class Workspace:
             return
         size = self.data.size_of()
         for files in (self.target.preamble(), self.target.commit() if self.header.phase == "finished" else {}):
-            self.data.put([(k, v) for k, v in files.items() if size(k) != len(v) or self.data.get(k) != v])
+            self.data.put([(k, v) for k, v in files.items() if self.data.get(k) != v])
         for number in self.progress.done.nonzero()[0]:
             stage, box = self.box(int(number))
             sizes = [size(key) for key in self.target.keys(stage, box)]
@@ -385,22 +384,3 @@ def _outdated(before: Header | None) -> list[dict[str, Any]]:
 
 def _cut(stages: Stages) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     return stages.parts[0].step, stages.parts[0].first
-
-
-def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
-    names = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
-    if not names:
-        return "of other voxels: a source, a box or an argument of a verb differs"
-    told = [f"{n}: {_short(theirs.get(n), n)} there, {_short(mine.get(n), n)} here" for n in names[:3]]
-    return "; ".join(told)
-
-
-def _short(value: Any, name: str = "") -> str:
-    if name == "axis" and value in (0, 1, 2):
-        return DIMS[value]
-    if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        # names of sources: a part of one is the name of nothing
-        more = f" and {len(value) - 3} more" if len(value) > 3 else ""
-        return (", ".join(value[:3]) + more) if more else " and ".join(value)
-    text = str(value)
-    return text if len(text) < 80 else text[:77] + "…"
