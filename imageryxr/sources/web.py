@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from imageryxr.errors import OptionError, ServerError
+from imageryxr.sources.access import Access
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -74,6 +75,8 @@ class Connection:
     concurrency: int = 8
     retries: int = 5
     backoff: float = 0.25
+    access: Access = field(default=Access(), repr=False, compare=False)
+    """What the requests may reach; set where a link is opened, not by callers."""
 
     def __post_init__(self) -> None:
         for name, least in (("concurrency", 1), ("retries", 0)):
