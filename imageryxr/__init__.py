@@ -56,6 +56,7 @@ from imageryxr.errors import (
     TargetExistsError,
     TermsError,
     TimestampError,
+    UnitError,
 )
 from imageryxr.export import export, plan_export
 from imageryxr.export.plan import ExportPlan
@@ -125,6 +126,7 @@ __all__ = [
     "TargetExistsError",
     "TermsError",
     "TimestampError",
+    "UnitError",
     "align",
     "composite",
     "contrast_limits",

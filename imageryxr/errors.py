@@ -7,6 +7,7 @@
     │   └── OutOfVolumeError                   a box wholly outside its volume
     ├── GridError (ValueError)                 coordinates that are no regular grid
     │   └── GridMismatchError                  arrays that do not lie on one grid
+    ├── UnitError (ValueError)                 a unit that is not a known unit of length
     ├── MipError (KeyError)                    a level that does not exist or is a placeholder
     ├── LayerError (TypeError)                 a segmentation given as image, floats given as ids, …
     ├── OptionError (ValueError)               an argument outside its closed set of values
@@ -73,6 +74,10 @@ class GridError(ImageryError, ValueError):
 
 class GridMismatchError(GridError):
     """Arrays that should lie on one grid and do not."""
+
+
+class UnitError(ImageryError, ValueError):
+    """A unit that is not a known unit of length."""
 
 
 class MipError(ImageryError, KeyError):
