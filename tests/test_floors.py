@@ -37,6 +37,7 @@ FLOORS = [
         "sources.address",
         "sources.instant",
         "sources.access",
+        "sources.frames",
         "sources.streams",
         "sources.decoder_process",
         "tissue",

@@ -1,21 +1,22 @@
 """Stored Zarr objects looked at before they are decoded: one that was cut short may decode to zeros, in silence.
 
 Blosc does not compare the length that its header gives with what it was handed, and what a shard's index points at
-beyond its end is taken for nothing. Other codecs tell by themselves.
+beyond its end is taken for nothing. Headers of Blosc, LZ4 and Zstandard are compared with the array's metadata
+(`frames`). Other codecs tell by themselves.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from imageryxr.sources.base import is_page
+from imageryxr.sources.frames import frame_problem
 
-_HEADER = 16
-"""Bytes of a Blosc header, of which the last four hold the length of all."""
 _LEFT_OUT = np.iinfo(np.uint64).max
 """Where a shard's index says that a chunk was left out."""
 
@@ -27,14 +28,21 @@ class DamagedObjectError(ValueError):
 class ZarrForm(NamedTuple):
     """How the objects of an array are made up."""
 
-    is_blosc: bool
-    """Whether a chunk is one Blosc frame."""
+    codec: str
+    """What a chunk was compressed with last, without the namespace of numcodecs; empty for none."""
     chunks_in_shard: int
     """0 where an object is a chunk."""
     index_size: int
     """Bytes of a shard's index, 0 where that cannot be told."""
     index_first: bool
     """Whether it stands at the start of the shard, not at its end."""
+    chunk_bytes: int = 0
+    """Bytes that a chunk decompresses to, 0 where the metadata do not say."""
+    item_sizes: tuple[int, ...] = ()
+    """Which sizes of an item the header of a Blosc frame may state, any where empty.
+
+    Several writers (in Java, and zarr-python before 3.1) state 1, whatever the array holds.
+    """
 
 
 @lru_cache(maxsize=1024)
@@ -42,15 +50,19 @@ def form_of(metadata: str) -> ZarrForm:
     """Return what an array's ``zarr.json`` or ``.zarray`` says of its objects."""
     document = json.loads(metadata)
     if document["zarr_format"] == 2:
-        return ZarrForm((document.get("compressor") or {}).get("id") == "blosc", 0, 0, False)
-    codecs = document["codecs"]
-    if codecs[0]["name"] != "sharding_indexed":
-        return ZarrForm(_ends_in_blosc(codecs), 0, 0, False)
-    shard = codecs[0]["configuration"]
+        name = str((document.get("compressor") or {}).get("id", ""))
+        item = 0 if document.get("filters") else _item_size(document.get("dtype"))
+        return ZarrForm(name, 0, 0, False, _product(document.get("chunks")) * item, (1, item) if item else ())
+    codecs, item = document["codecs"], _item_size(document.get("data_type"))
     outer = document["chunk_grid"]["configuration"]["chunk_shape"]
+    if codecs[0]["name"] != "sharding_indexed":
+        return ZarrForm(_last_codec(codecs), 0, 0, False, *_expected(codecs, _product(outer), item))
+    shard = codecs[0]["configuration"]
     count = int(np.prod([-(-n // m) for n, m in zip(outer, shard["chunk_shape"], strict=True)]))
     size = _index_size(shard.get("index_codecs", []), count) if len(codecs) == 1 else 0
-    return ZarrForm(_ends_in_blosc(shard["codecs"]), count, size, shard.get("index_location") == "start")
+    is_first = shard.get("index_location") == "start"
+    expected = _expected(shard["codecs"], _product(shard["chunk_shape"]), item)
+    return ZarrForm(_last_codec(shard["codecs"]), count, size, is_first, *expected)
 
 
 def check_object(form: ZarrForm, key: str, data: bytes | memoryview, asked: tuple[int | None, int | None]) -> None:
@@ -83,14 +95,35 @@ def check_object(form: ZarrForm, key: str, data: bytes | memoryview, asked: tupl
         problem = f"{stop - (first or 0)} bytes of it were asked for, and {len(data)} came"
     elif form.chunks_in_shard and asked == (None, None):
         problem = _shard_problem(form, data)
-    elif form.is_blosc and not (form.chunks_in_shard and _is_index(form, asked)):
-        problem = _blosc_problem(data)
+    elif not (form.chunks_in_shard and _is_index(form, asked)):
+        problem = frame_problem(data, form.codec, form.chunk_bytes, form.item_sizes)
     if problem:
         raise DamagedObjectError(f"the stored object {key} was cut short or overwritten: {problem}")
 
 
-def _ends_in_blosc(codecs: list[dict[str, Any]]) -> bool:
-    return bool(codecs) and codecs[-1]["name"] in ("blosc", "numcodecs.blosc")
+def _last_codec(codecs: list[dict[str, Any]]) -> str:
+    return str(codecs[-1]["name"]).removeprefix("numcodecs.") if codecs else ""
+
+
+def _item_size(dtype: Any) -> int:
+    """Return the bytes of a voxel, 0 where the metadata name a type that is none of numpy's."""
+    try:
+        return np.dtype(dtype).itemsize if isinstance(dtype, str) else 0
+    except TypeError:
+        return 0
+
+
+def _product(shape: Any) -> int:
+    return math.prod(int(n) for n in shape) if isinstance(shape, list) else 0
+
+
+def _expected(codecs: list[dict[str, Any]], voxels: int, item: int) -> tuple[int, tuple[int, ...]]:
+    """Return the bytes and the sizes of an item that the frame of a chunk must state, as far as they are known."""
+    names = [str(codec["name"]) for codec in codecs[:-1] if codec["name"] != "transpose"]
+    if names != ["bytes"] or not item:
+        return 0, ()
+    said = (codecs[-1].get("configuration") or {}).get("typesize")
+    return voxels * item, (1, item, *([said] if isinstance(said, int) else []))
 
 
 def _index_size(codecs: list[dict[str, Any]], count: int) -> int:
@@ -116,14 +149,7 @@ def _shard_problem(form: ZarrForm, data: bytes | memoryview) -> str:
     for offset, size in index[(index != _LEFT_OUT).any(axis=1)].tolist():
         if offset + size > len(data):
             return f"its index points at byte {offset + size} of {len(data)}"
-        problem = _blosc_problem(data[offset : offset + size]) if form.is_blosc else ""
+        problem = frame_problem(data[offset : offset + size], form.codec, form.chunk_bytes, form.item_sizes)
         if problem:
             return problem
     return ""
-
-
-def _blosc_problem(frame: bytes | memoryview) -> str:
-    if len(frame) < _HEADER:
-        return f"a chunk of {len(frame)} bytes is shorter than the header of Blosc"
-    said = int.from_bytes(frame[12:16], "little")
-    return "" if said == len(frame) else f"a chunk holds {len(frame)} bytes, and {said} by its own header"

@@ -1,0 +1,121 @@
+"""Headers of compressed frames, compared with the metadata of the array they belong to.
+
+Blosc, LZ4 and Zstandard state in a header how many bytes a frame decompresses to. A decoder allocates that much and
+follows the rest of the header, so a header that contradicts the metadata is an error before anything is decoded.
+
+The formats: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst, RFC 8878 (Zstandard), and numcodecs'
+LZ4, a block behind four bytes of length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["frame_problem"]
+
+_BLOSC_HEADER = 16
+_BLOSC_MEMCPY = 2
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_BLOCK = 128 << 10
+"""The largest block of Zstandard, whatever its window."""
+
+
+def frame_problem(frame: bytes | memoryview, codec: str, size: int, item_sizes: tuple[int, ...]) -> str:
+    """Return what is wrong with the header of a compressed frame, or an empty string.
+
+    Parameters
+    ----------
+    frame : bytes or memoryview
+        What is stored.
+    codec : str
+        Which codec wrote it: ``"blosc"``, ``"lz4"``, ``"zstd"``; nothing is wrong with the others.
+    size : int
+        Bytes that it must decompress to, by the metadata; 0 where they do not say.
+    item_sizes : tuple of int
+        Which sizes of an item Blosc may have shuffled by; any where empty.
+
+    Returns
+    -------
+    str
+        Half a sentence that goes on from "the chunk is damaged:".
+    """
+    check = _CHECKS.get(codec)
+    return "" if check is None else check(memoryview(frame), size, item_sizes)
+
+
+def _number(frame: memoryview, start: int, count: int) -> int:
+    return int.from_bytes(frame[start : start + count], "little")
+
+
+def _size_problem(found: int, size: int, name: str) -> str:
+    if found == size or not size:
+        return ""
+    return f"its {name} header says that it decompresses to {found} bytes where {size} should be"
+
+
+def _blosc(frame: memoryview, size: int, item_sizes: tuple[int, ...]) -> str:
+    if len(frame) < _BLOSC_HEADER:
+        return f"a chunk of {len(frame)} bytes is shorter than the header of Blosc"
+    version, flags, item = frame[0], frame[2], frame[3]
+    found, block, length = (_number(frame, place, 4) for place in (4, 8, 12))
+    if length > len(frame) or any(frame[length:]):  # some writers pad a frame with zeros
+        return f"a chunk holds {len(frame)} bytes, and {length} by its own header"
+    if version not in (1, 2) or length < _BLOSC_HEADER:
+        return f"it does not begin as a Blosc frame (version {version}, {length} bytes)"
+    problem = _size_problem(found, size, "Blosc")
+    if problem or not found:
+        return problem
+    if flags & _BLOSC_MEMCPY:
+        stored = length - _BLOSC_HEADER
+        return "" if stored == found else f"its Blosc header says that {found} bytes are stored, and {stored} are"
+    if item_sizes and item not in item_sizes:
+        return f"its Blosc header says items of {item} bytes where {max(item_sizes)} should be"
+    if not 0 < block <= max(found, item):
+        return f"its Blosc header says blocks of {block} bytes in a chunk of {found}"
+    first = _BLOSC_HEADER + 4 * -(-found // block)  # the table of where each block starts
+    if first > length:
+        return f"its Blosc header says {-(-found // block)} blocks, whose table does not fit into {length} bytes"
+    starts = frame[_BLOSC_HEADER:first].cast("B")
+    places = [_number(starts, place, 4) for place in range(0, len(starts), 4)]
+    return "" if all(first <= place < length for place in places) else "a block of its Blosc frame lies outside it"
+
+
+def _lz4(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
+    if len(frame) < 5:
+        return f"a chunk of {len(frame)} bytes is shorter than the header of LZ4"
+    return _size_problem(_number(frame, 0, 4), size, "LZ4")
+
+
+def _zstd(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
+    if len(frame) < 9 or bytes(frame[:4]) != _ZSTD_MAGIC:
+        return "it does not begin as a Zstandard frame"
+    flags = frame[4]
+    is_single, dictionary = flags >> 5 & 1, (0, 1, 2, 4)[flags & 3]
+    count = (is_single, 2, 4, 8)[flags >> 6]
+    begin = 6 - is_single + dictionary
+    if count:
+        problem = _size_problem(_number(frame, begin, count) + (256 if count == 2 else 0), size, "Zstandard")
+        if problem:
+            return problem
+    return _zstd_blocks_problem(frame, begin + count, 4 * (flags >> 2 & 1), size)
+
+
+def _zstd_blocks_problem(frame: memoryview, place: int, checksum: int, size: int) -> str:
+    """Follow the headers of a frame's blocks: those stored plainly must not hold more than the chunk does."""
+    known = 0
+    is_last = False
+    while not is_last:
+        if place + 3 > len(frame):
+            return "its Zstandard frame ends before its last block"
+        head = _number(frame, place, 3)
+        is_last, kind, length = bool(head & 1), head >> 1 & 3, head >> 3
+        if kind == 3 or length > _ZSTD_BLOCK:
+            return "a block of its Zstandard frame has no possible header"
+        known += length if kind < 2 else 0
+        place += 3 + (1 if kind == 1 else length)
+    if size and known > size:
+        return f"its Zstandard frame decompresses to more than {known} bytes where {size} should be"
+    return "" if place + checksum <= len(frame) else "its Zstandard frame ends within its last block"
+
+
+_CHECKS: dict[str, Callable[[memoryview, int, tuple[int, ...]], str]] = {"blosc": _blosc, "lz4": _lz4, "zstd": _zstd}
