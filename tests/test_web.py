@@ -10,6 +10,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.sources import web
+from imageryxr.sources.auth import Token
 from tests.cave_server import MERGE, TABLE, TOKEN
 from tests.source_suite import dead_url
 
@@ -55,7 +56,7 @@ def test_what_is_asked_again_is_told_to_who_listens(cave, caplog):
     secret = "not-to-be-told-0123456789"
     cave.fault("info", "status", status=503, times=1)
     with caplog.at_level("INFO", logger="imageryxr"):
-        ask(cave, headers={"Authorization": f"Bearer {secret}"})
+        ask(cave, credential=Token(secret, "a test"))
         with pytest.raises(ix.ServerError, match="refused"):
             web.ask_once("GET", dead_url(), HASTY)
     told = [record.getMessage() for record in caplog.records]
@@ -77,28 +78,28 @@ def test_a_redirect_is_followed_without_what_is_secret(cave):
     assert b"segmentation" in ask(cave).body
     cave.log.clear()
     cave.fault("/data/em/info", "status", status=302, headers={"Location": "/data/ws/info"}, times=1)
-    ask(cave, headers={"Authorization": f"Bearer {TOKEN}"})
+    ask(cave, credential=Token(TOKEN, "a test"))
     assert [line.token for line in cave.log] == [TOKEN, TOKEN]
     cave.log.clear()
     elsewhere = f"http://localhost:{cave.server_port}/data/ws/info"
     cave.fault("/data/em/info", "status", status=302, headers={"Location": elsewhere}, times=1)
-    ask(cave, headers={"Authorization": f"Bearer {TOKEN}"})
+    ask(cave, credential=Token(TOKEN, "a test"))
     assert [line.token for line in cave.log] == [TOKEN, None]
 
 
 @pytest.mark.parametrize("status", [307, 308])
 def test_what_was_sent_along_moves_with_it(cave, status):
-    headers = {"Authorization": f"Bearer {TOKEN}"}
+    credential = Token(TOKEN, "a test")
     path, ids = f"/segmentation/api/v1/table/{TABLE}/roots_binary", cave.graph.ids[:3].astype("<u8").tobytes()
     moved = {"Location": f"{path}?timestamp={MERGE}"}
     cave.fault("/old", "status", status=status, headers=moved)
-    reply = web.ask_once("POST", f"{cave.url}/old", HASTY, body=ids, headers=headers)
+    reply = web.ask_once("POST", f"{cave.url}/old", HASTY, body=ids, credential=credential)
     assert reply.body == cave.graph.roots(cave.graph.ids[:3], MERGE).astype("<u8").tobytes()
     cave.log.clear()
     cave.faults.clear()
     elsewhere = {"Location": f"http://localhost:{cave.server_port}{path}"}
     cave.fault("/old", "status", status=status, headers=elsewhere)
-    assert web.ask_once("POST", f"{cave.url}/old", HASTY, body=ids, headers=headers).went_elsewhere
+    assert web.ask_once("POST", f"{cave.url}/old", HASTY, body=ids, credential=credential).went_elsewhere
     assert [str(line) for line in cave.log] == ["POST /old"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from imageryxr.errors import AuthError, ForbiddenError, InvalidTokenError, MissingTokenError, TermsError
+from imageryxr.sources.access import Access
 from imageryxr.sources.web import Hidden, Reply
 
 _ARGUMENT, _CLIENT, _VARIABLE = "token=", "the client", "CAVE_TOKEN"
@@ -40,6 +42,10 @@ class Token:
         """What a request is made with."""
         return {"Authorization": Hidden(f"Bearer {self._value}")}
 
+    def header_for(self, url: str, access: Access) -> str | None:
+        """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
+        return Hidden(f"Bearer {self._value}")
+
     def hide(self, text: str) -> str:
         """Return a text without the token, should a server have echoed it."""
         return text.replace(self._value, "<token>")
@@ -51,6 +57,22 @@ class Token:
         if self.origin == _ARGUMENT:
             return (Token, (self._value, _ARGUMENT, self._hosts))
         return (_found_again, (self._handle, self._hosts))
+
+
+class Password:
+    """A user's name and password for a web server, which no repr, message or attribute shows."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = Hidden(value)
+
+    def header_for(self, url: str, access: Access) -> str | None:
+        """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
+        return Hidden("Basic " + base64.b64encode(self._value.encode()).decode())
+
+    def __repr__(self) -> str:
+        return "<password>"
 
 
 # Tokens of clients: a source that was pickled within this process finds its own again. They never leave it.

@@ -15,16 +15,18 @@ import numpy.typing as npt
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
 from imageryxr.sources import shards
+from imageryxr.sources.access import Credential
 from imageryxr.sources.address import reads_anonymously
-from imageryxr.sources.auth import Token, check_allowed
+from imageryxr.sources.auth import Password, Token, check_allowed
 from imageryxr.sources.base import Level, plain
 from imageryxr.sources.decoding import decode_chunk
 from imageryxr.sources.services import unpacked
-from imageryxr.sources.web import Connection, Hidden, Reply, ask, ask_once, host_of, in_parallel
+from imageryxr.sources.web import Connection, Reply, ask, ask_once, host_of, in_parallel
 
 Each = Callable[[npt.NDArray[Any]], None]
 
 MIDDLEAUTH = "middleauth+"
+HEADERS = {"Accept-Encoding": "gzip, br, zstd"}
 
 
 class Stored(Protocol):
@@ -75,26 +77,25 @@ def web_folder(url: str) -> str | None:
     return None
 
 
-def request_headers(url: str, token: Token | None) -> dict[str, str]:
+def credential_of(url: str, token: Token | None) -> Credential | None:
     """Return what a folder's files are asked for with: a token goes only to addresses that say middleauth."""
     from cloudfiles.secrets import http_credentials
 
-    headers = {"Accept-Encoding": "gzip, br, zstd"}
-    user, at, _ = urlsplit(web_folder(url) or "").netloc.rpartition("@")
     if url.startswith(MIDDLEAUTH):
-        return {**headers, **(token.headers if token else {})}
+        return token
+    user, at, _ = urlsplit(web_folder(url) or "").netloc.rpartition("@")
     kept = http_credentials() or {}
     if not at and {"user", "password"} <= set(kept):
-        user = f"{kept['user']}:{kept['password']}"
-    if user:
-        headers["Authorization"] = Hidden("Basic " + base64.b64encode(unquote(user).encode()).decode())
-    return headers
+        return Password(f"{kept['user']}:{kept['password']}")
+    return Password(unquote(user)) if user else None
 
 
 def get_file(url: str, name: str, connection: Connection, token: Token | None) -> Reply:
     """Return the answer for a small file of a folder."""
     folder = web_folder(url)
-    return ask_once("GET", f"{folder}/{name}", connection, headers=request_headers(url, token), check=_broken)
+    return ask_once(
+        "GET", f"{folder}/{name}", connection, headers=HEADERS, credential=credential_of(url, token), check=_broken
+    )
 
 
 def fetch_box(
@@ -128,14 +129,15 @@ def fetch_box(
     from cloudvolume.exceptions import EmptyVolumeException
 
     level, scale = source.levels[mip], source.info["scales"][mip]
-    folder, headers = web_folder(source.url), request_headers(source.url, source.token)
+    folder = web_folder(source.url)
+    options: dict[str, Any] = {"headers": HEADERS, "credential": credential_of(source.url, source.token)}
     decode = decoder(source, mip)
     out = np.zeros(box.shape, source.dtype)
 
     def fetch(chunk: IndexBox, stop: threading.Event) -> None:
         whole = chunk.clip(level.grid.box)
         key = f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}"
-        reply = ask("GET", f"{folder}/{key}", source.connection, headers=headers, check=_broken, stop=stop)
+        reply = ask("GET", f"{folder}/{key}", source.connection, check=_broken, stop=stop, **options)
         if is_absent(reply, source.url):
             if holes is None:
                 raise EmptyVolumeException(key)
@@ -192,11 +194,11 @@ def _fetch_sharded(
 
 def _byte_ranges(source: Stored, mip: int) -> shards.GetBytes:
     folder = f"{web_folder(source.url)}/{source.info['scales'][mip]['key']}"
-    headers = {**request_headers(source.url, source.token), "Accept-Encoding": "identity"}
+    credential = credential_of(source.url, source.token)
 
     def get(name: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
-        span = {**headers, "Range": f"bytes={start}-{stop - 1}"}
-        reply = ask("GET", f"{folder}/{name}", source.connection, headers=span, stop=stopped)
+        span = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
+        reply = ask("GET", f"{folder}/{name}", source.connection, headers=span, credential=credential, stop=stopped)
         if is_absent(reply, source.url):
             return None
         if reply.status == 206:

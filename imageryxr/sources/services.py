@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from imageryxr.sources.auth import Token
+from imageryxr.sources.access import Credential
 from imageryxr.sources.web import Connection, Reply, ask_once
 
 
@@ -47,7 +47,7 @@ def ask_service(
     method: str,
     url: str,
     connection: Connection,
-    token: Token | None,
+    credential: Credential | None,
     *,
     body: bytes | None = None,
     kind: str = "application/json",
@@ -59,8 +59,8 @@ def ask_service(
     ----------
     method, url, connection
         See `imageryxr.sources.web.ask`.
-    token : Token, optional
-        What the service is asked with.
+    credential : Credential, optional
+        What the service is asked with, where it may have it.
     body, kind : bytes and str
         What to send along, and of which content type that is.
     check : callable
@@ -72,7 +72,7 @@ def ask_service(
         If there was no sensible answer.
     """
     # The numbers are not worth compressing. Proxies have been seen to do it all the same.
-    headers = {"Accept-Encoding": "identity", **(token.headers if token else {})}
+    headers = {"Accept-Encoding": "identity"}
     if body is not None:
         headers["Content-Type"] = kind
 
@@ -82,7 +82,7 @@ def ask_service(
         except ValueError as error:
             return str(error)
 
-    reply = ask_once(method, url, connection, body=body, headers=headers, check=checked)
+    reply = ask_once(method, url, connection, body=body, headers=headers, credential=credential, check=checked)
     try:
         return reply._replace(body=unpacked(reply))
     except ValueError:  # of a refusal, whose status tells enough

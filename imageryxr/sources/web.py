@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from imageryxr.errors import OptionError, ServerError
-from imageryxr.sources.access import Access
+from imageryxr.sources.access import Access, Credential
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -138,6 +138,7 @@ def ask(
     *,
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
+    credential: Credential | None = None,
     check: Callable[[Reply], str] | None = None,
     stop: threading.Event | None = None,
 ) -> Reply:
@@ -150,7 +151,9 @@ def ask(
     connection : Connection
         How.
     body, headers
-        What to send along. Headers go to no other host than that of ``url``.
+        What to send along. Secrets are no headers: they are given as `credential`.
+    credential : Credential, optional
+        Decides for the URL, and again for each redirect within its origin, which Authorization header is sent.
     check : callable, optional
         Tells what is wrong with a 200, such as a body too short; then it is tried again.
     stop : Event, optional
@@ -162,14 +165,13 @@ def ask(
         If there was no sensible answer.
     """
     stop = stop or threading.Event()
-    sent = next((v for k, v in (headers or {}).items() if k.lower() == "authorization"), "")
-    secret = Hidden(sent.rpartition(" ")[2])
+    request = _Request(method, url, connection, body, dict(headers or {}), credential, stop)
     problem = ""
     for attempt in range(connection.retries + 1):
         pause = 0.0
         try:
-            reply = _follow(method, url, connection, body, dict(headers or {}), stop)
-            problem = f"HTTP {reply.status} {said(reply, secret)}".strip() if _may_pass(reply.status) else ""
+            reply = _follow(request)
+            problem = f"HTTP {reply.status} {said(reply, request.secret)}".strip() if _may_pass(reply.status) else ""
             if not problem and check is not None and reply.status == 200 and not reply.is_page:
                 problem = check(reply)
             if not problem:
@@ -243,12 +245,27 @@ def _take(done: queue.SimpleQueue[Any], outer: threading.Event | None) -> Any:
 # one attempt
 
 
-def _follow(
-    method: str, url: str, connection: Connection, body: bytes | None, headers: dict[str, str], stop: threading.Event
-) -> Reply:
+@dataclass(slots=True)
+class _Request:
+    method: str
+    url: str
+    connection: Connection
+    body: bytes | None
+    headers: dict[str, str]
+    credential: Credential | None
+    stop: threading.Event
+    secret: str = ""
+    """What was sent in secret: error messages of the server do not show it."""
+
+
+def _follow(request: _Request) -> Reply:
+    url, credential, method = request.url, request.credential, request.method
     name = urlsplit(url).path.rpartition("/")[2]
     for _ in range(5):
-        reply = _once(method, url, connection, body, headers, stop)
+        header = credential.header_for(url, request.connection.access) if credential is not None else None
+        headers = request.headers if header is None else {**request.headers, "Authorization": Hidden(header)}
+        request.secret = Hidden((header or request.secret).rpartition(" ")[2])
+        reply = _once(request, url, headers)
         if urlsplit(url).path.rpartition("/")[2] != name:
             reply = reply._replace(sent_on=_shown(url))
         place = reply.headers.get("location", "")
@@ -262,22 +279,21 @@ def _follow(
         if method != "GET" and not (at_home and moved):
             return reply
         if not at_home:  # what is secret stays with the server that it is for
-            headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
+            credential = None
         url = target
     raise ServerError(f"{_shown(url)} sends round in circles")
 
 
-def _once(
-    method: str, url: str, connection: Connection, body: bytes | None, headers: dict[str, str], stop: threading.Event
-) -> Reply:
+def _once(request: _Request, url: str, headers: dict[str, str]) -> Reply:
     from urllib3 import Timeout
 
+    connection, stop = request.connection, request.stop
     deadline = time.monotonic() + _PATIENCE * connection.timeout
     with _slot(host_of(url), connection.concurrency, stop):
         response = _connections(url).request(
-            method,
+            request.method,
             url,
-            body=body,
+            body=request.body,
             headers=headers,
             timeout=Timeout(connect=connection.timeout, read=connection.timeout),
             retries=False,
