@@ -130,8 +130,16 @@ def note_holes(source: Source, mip: int, boxes: Sequence[str]) -> None:
 
 def plain(text: object) -> str:
     """Return a client's message on one line, without terminal colours, and without what a URL holds in secret."""
-    line = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(text)).split())
-    return re.sub(r"(https?://)[^/\s@]+@", r"\1", re.sub(r"(https?://[^\s?]+)\?[^\s'\")]+", r"\1", line))
+    words = re.sub(r"\x1b\[[0-9;]*m", "", str(text)).split()
+    return re.sub(r"(https?://)[^/\s@]+@", r"\1", " ".join(map(_without_query, words)))
+
+
+def _without_query(word: str) -> str:
+    """Return a word of a message without the queries of the URLs in it."""
+    url = re.search("https?://", word)
+    if url is None:
+        return word
+    return word[: url.end()] + re.sub(r"\?[^'\")]+", "", word[url.end() :])
 
 
 _PAGES = (b"<!doctype", b"<html>", b"<html ", b"<html\n", b"<html\r", b"<head>")

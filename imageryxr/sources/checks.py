@@ -12,6 +12,18 @@ import numpy as np
 from imageryxr.errors import LinkError
 
 
+_QUOTE_OR_ESCAPE = {quote: re.compile(rf"[{quote}\\]") for quote in "'\""}
+
+
+def closing_quote(text: str, start: int, quote: str) -> int:
+    """Return where a string that begins at ``start`` has its closing quote, or -1."""
+    while found := _QUOTE_OR_ESCAPE[quote].search(text, start):
+        if found.group() == quote:
+            return found.start()
+        start = found.start() + 2
+    return -1
+
+
 def as_mapping(value: Any, what: str) -> Mapping[str, Any]:
     """Return an object of a state, an empty one for none."""
     if value is None:

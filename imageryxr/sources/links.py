@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from imageryxr.errors import AuthError, LinkError, LinkServerError
+from imageryxr.sources.checks import closing_quote
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
@@ -186,15 +187,29 @@ def _values(item: dict[Any, Any] | list[Any]) -> list[Any]:
 
 def url_safe_to_json(text: str) -> str:
     """Turn the form of JSON that Neuroglancer makes for URLs, with ``'`` for ``"`` and ``_`` for ``,``, into JSON."""
-    out = []
-    for match in re.finditer(r"'((?:[^'\\]|\\.)*)'|\"(?:[^\"\\]|\\.)*\"|[^'\"]+|['\"]", text, re.DOTALL):
-        part = match.group()
-        if match.group(1) is not None:
-            inner = re.sub(r"\\'", "'", match.group(1))
-            out.append('"' + re.sub(r'(?<!\\)((?:\\\\)*)"', r"\1\\" + '"', inner) + '"')
-        else:
-            out.append(part if part.startswith('"') else re.sub("[&_]", ",", part))
-    return "".join(out)
+    out: list[str] = []
+    unclosed: set[str] = set()
+    position = 0
+    while found := re.compile("['\"]").search(text, position):
+        quote, start = found.group(), found.end()
+        out.append(re.sub("[&_]", ",", text[position : found.start()]))
+        # Where one quote has no end, no later one of its kind has: each is looked for once.
+        end = -1 if quote in unclosed else closing_quote(text, start, quote)
+        if end < 0:
+            unclosed.add(quote)
+            out.append(quote)
+            position = start
+            continue
+        inner = text[start:end]
+        out.append('"' + (_double_quoted(inner) if quote == "'" else inner) + '"')
+        position = end + 1
+    return "".join([*out, re.sub("[&_]", ",", text[position:])])
+
+
+def _double_quoted(inner: str) -> str:
+    """Return what stands between single quotes as it stands between double ones."""
+    changed = {"\\'": "'", '"': '\\"'}
+    return re.sub(r"\\.|\"", lambda m: changed.get(m.group(), m.group()), inner, flags=re.DOTALL)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -217,6 +217,7 @@ def _named_layers(layers: Any) -> list[tuple[str, Mapping[str, Any]]]:
     if len(layers) > MAX_LAYERS:
         raise LinkError(f"the state has {len(layers)} layers; more than {MAX_LAYERS} are not opened")
     out: dict[str, Mapping[str, Any]] = {}
+    primes: dict[str, int] = {}  # how many of a name there are
     for number, spec in enumerate(layers):
         if isinstance(spec, str):
             spec = {"source": spec}
@@ -224,7 +225,9 @@ def _named_layers(layers: Any) -> list[tuple[str, Mapping[str, Any]]]:
         name = spec.get("name", f"layer {number}")
         name = name if isinstance(name, str) and name else f"layer {number}"
         while name in out:
-            name += "′"
+            base = name.rstrip("′")
+            primes[base] = primes.get(base, 0) + 1
+            name = base + "′" * primes[base]
         out[name] = spec
     return list(out.items())
 

@@ -1,0 +1,143 @@
+"""Text of links that is made to keep a scanner busy: each is passed over once, whatever it holds."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+
+import pytest
+
+import imageryxr as ix
+from imageryxr.sources.base import plain
+from imageryxr.sources.links import state_of, url_safe_to_json
+from imageryxr.sources.neuroglancer import parse_state
+from imageryxr.sources.shaders import image_options, invlerp_of
+
+SIZE = 400_000
+SECONDS = 30  # a scanner that is quadratic takes many minutes
+
+SHADERS = {
+    "calls that never close": "emitGrayscale(",
+    "calls that are no statements": "emitGrayscale()",
+    "calls with blanks": "emitGrayscale(a)" + " " * 60,
+    "colours that never close": "emitRGB(vec3(",
+    "colours with blanks": "emitRGB" + " " * 60 + "(vec3(a)",
+    "comments that never end": "/* ",
+    "strings that never end": "'\\",
+    "controls that never close": "#uicontrol invlerp a(",
+    "ranges that never close": "#uicontrol invlerp a(range=[",
+    "sliders on one line": "#uicontrol float black ",
+    "sliders on many lines": "#uicontrol float brightness\n",
+    "definitions that never end": "emitGrayscale(v);float v =",
+    "one word": "a",
+    "brackets": ")",
+    "blanks": "#\n",
+    "numbers": "1.0-",
+}
+QUOTED = {"escapes": "'\\", "escaped quotes": "'\\\"'", "pairs": "'\\'", "both": "\"'\\", "backslashes": "\\"}
+MESSAGES = ("https://", "https://a", "https://a?", "//a", "(https://a?b'")
+
+
+def repeated(text):
+    return text * (SIZE // len(text))
+
+
+@pytest.fixture(autouse=True)
+def bounded():
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < SECONDS
+
+
+@pytest.mark.parametrize("end", ["", ");", ");\nvoid main() { emitGrayscale(a()); }"])
+@pytest.mark.parametrize("case", SHADERS)
+def test_a_shader_is_scanned_in_linear_time(case, end):
+    shader = repeated(SHADERS[case]) + end
+    image_options({"shader": shader, "shaderControls": {"a": {"range": [1, 2]}, "black": 0.1}}, "layer")
+    invlerp_of(shader)
+
+
+@pytest.mark.parametrize("case", QUOTED)
+def test_a_quoted_link_is_scanned_in_linear_time(case):
+    text = "{" + repeated(QUOTED[case])
+    url_safe_to_json(text)
+    with pytest.raises(ix.LinkError):
+        state_of("https://site/#!" + text)
+
+
+@pytest.mark.parametrize("text", MESSAGES)
+def test_a_message_is_scanned_in_linear_time(text):
+    plain(repeated(text))
+
+
+@pytest.mark.parametrize("wrapping", ["[](", "![a](", "<", '"', "(", "#!", "https://a#!", "https://a?json_url="])
+def test_what_a_link_is_wrapped_in_is_scanned_in_linear_time(wrapping):
+    with pytest.raises(ix.LinkError):
+        state_of("https://site/" + repeated(wrapping))
+
+
+def test_long_names_that_are_all_the_same_are_told_apart():
+    state = {"layers": [{"type": "image", "name": "a" * 5000, "source": "precomputed://gs://b/x"}] * 500}
+    assert len({layer.name for layer in parse_state(state).layers}) == 500
+    named = [{"type": "image", "name": n, "source": "precomputed://gs://b/x"} for n in ("a", "a", "b", "a", "a′")]
+    assert [layer.name for layer in parse_state({"layers": named}).layers] == ["a", "a′", "b", "a′′", "a′′′"]
+
+
+def test_the_queries_of_urls_go_into_no_message():
+    text = "see https://u:p@h/x?sig=S3CRET, 'https://a?b=S3CRET' (https://a/(b)?q=S3CRET),(https://c?S3CRET) why?no"
+    assert plain(text) == "see https://h/x 'https://a' (https://a/(b)),(https://c) why?no"
+
+
+TOKENS = (
+    *("emitGrayscale(", "emitRGB(vec3(", "(", ")", ");", "))", "));", ";", ",", "a", "a()", "normalized()", "1.0-", "1-"),
+    *("\n", " ", "//", "/*", "*/", "float a =", "float a=a();", "toNormalized(getDataValue())", "+brightness"),
+)  # fmt: skip
+
+
+def emitted(code):
+    """Return what a shader emits, by the patterns that say what is meant, and take quadratic time."""
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", code, flags=re.DOTALL)
+    found = re.findall(r"emitGrayscale\s*\((.*?)\)\s*;", code, re.DOTALL)
+    found = found or re.findall(r"emitRGB\s*\(\s*vec3\s*\(([^,]*)\)\s*\)\s*;", code)
+    value = re.sub(r"\s", "", found[-1]) if found else ""
+    if re.fullmatch(r"[A-Za-z_]\w*", value):
+        made = re.findall(rf"\bfloat\s+{value}\s*=([^;]*);", code)
+        value = re.sub(r"\s", "", made[0]) if len(made) == 1 and len(found) == 1 else value
+    return value
+
+
+def test_the_linear_scanner_finds_what_its_patterns_mean():
+    from imageryxr.sources import shaders
+
+    rng = random.Random(1)
+    found = set()
+    for _ in range(5000):
+        code = "".join(rng.choice(TOKENS) for _ in range(rng.randrange(16)))
+        shown = shaders._shown(shaders._without_comments(code))
+        assert shown == emitted(code), code
+        found.add(shown)
+    assert len(found) > 50
+
+
+def test_url_safe_text_is_read_as_its_pattern_means():
+    rng = random.Random(2)
+    for _ in range(5000):
+        text = "".join(rng.choice("'\"\\_&a") for _ in range(rng.randrange(12)))
+        parts = re.findall(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^'\"]+|['\"]", text, re.DOTALL)
+        wanted = ""
+        for part in parts:
+            if part[0] == "'" and len(part) > 1:
+                inner = re.sub(r"\\'", "'", part[1:-1])
+                wanted += '"' + re.sub(r'(?<!\\)((?:\\\\)*)"', r"\1\\" + '"', inner) + '"'
+            else:
+                wanted += part if part[0] == '"' else re.sub("[&_]", ",", part)
+        assert url_safe_to_json(text) == wanted
+
+
+def test_strings_in_a_shader_hide_comments_as_in_the_viewer():
+    shader = '#uicontrol invlerp c(range=[20, 200])\nvoid main() { emitGrayscale(c()); } // "\n'
+    assert image_options({"shader": shader}, "layer")["contrast"] == (20, 200)
+    assert image_options({"shader": shader.replace("void", '"//" void')}, "layer")["contrast"] == (20, 200)
+    assert json.dumps(image_options({"shader": "/* " + shader}, "layer")["contrast"]) == "[20.0, 200.0]"
