@@ -11,7 +11,6 @@ import numpy as np
 
 from imageryxr.errors import LinkError
 
-
 _QUOTE_OR_ESCAPE = {quote: re.compile(rf"[{quote}\\]") for quote in "'\""}
 
 
