@@ -1,27 +1,49 @@
-"""Gives the doctests the sample volume; not part of the installed package."""
+"""The sample volume of a test session; not part of the installed package."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imageryxr.sample import sample
+from imageryxr.sample import Sample, sample
 
 
 def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return where the sample volume of this test session lies: one kept between sessions, or one of its own."""
+    """Return the folder of this session's sample volume, which all its processes share."""
     # Writing it takes longer than most single tests: IMAGERYXR_TEST_SAMPLE=folder keeps it while one works on them.
     kept = os.environ.get("IMAGERYXR_TEST_SAMPLE")
-    return Path(kept) if kept else tmp_path_factory.getbasetemp() / "sample-volume"
+    base = tmp_path_factory.getbasetemp()
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return Path(kept) if kept else session / "sample-volume"
+
+
+def session_sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    """Write the sample volume of this session, or wait for the process that writes it."""
+    folder = sample_folder(tmp_path_factory)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f"{folder.name}.lock")):
+        return sample(folder)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        with suppress(ImportError):  # Windows has no fcntl; each process may write the volume there
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
 def sample_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the sample volume of this test session lies."""
-    return sample(sample_folder(tmp_path_factory)).path
+    return session_sample(tmp_path_factory).path
 
 
 @pytest.fixture(autouse=True)

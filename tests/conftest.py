@@ -21,7 +21,7 @@ import xarray as xr
 from hypothesis import HealthCheck, settings
 
 import imageryxr as ix
-from imageryxr.conftest import sample_folder
+from imageryxr.conftest import session_sample
 from imageryxr.export.lease import Lease
 from imageryxr.sources import chunkedgraph
 from tests import cave_server, s3_server
@@ -45,7 +45,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> ix.Sample:
     """The sample volume of this session, which the doctests use too."""
-    return ix.sample(sample_folder(tmp_path_factory))
+    return session_sample(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
