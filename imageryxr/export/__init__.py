@@ -13,6 +13,7 @@ from imageryxr.boxes import DIMS
 from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.export.crew import Crew, find_crew, leave_script_of_parent
 from imageryxr.export.header import FORMAT
+from imageryxr.export.overlap import refuse_sources
 from imageryxr.export.plan import ExportPlan
 from imageryxr.export.planning import make_plan
 from imageryxr.export.reach import outside
@@ -20,10 +21,12 @@ from imageryxr.export.reading import in_native_order
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run import run_plan
 from imageryxr.export.scratch import check_scratch
+from imageryxr.export.source_places import source_places
 from imageryxr.export.square import squared
 from imageryxr.export.targets.base import Layer, Target
 from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf
 from imageryxr.lazy import exprs_below
+from imageryxr.sources.base import plain
 from imageryxr.volumes import PLACE_IT, BoxReader, Volume, box_reader
 
 
@@ -184,7 +187,8 @@ def export(
         If the target is of no known format or cannot hold the values, a worker has too little memory, or blocks of a
         persisted array are lost.
     TargetExistsError
-        If it exists, or is being written, of another call, and ``overwrite`` is False.
+        If it exists, or is being written, of another call, and ``overwrite`` is False. If it is, contains or lies
+        inside a source of the array, whatever ``overwrite`` is.
     TargetError
         If it cannot be written, for example because the disk is full, or another process is writing it.
     ChunkReadError
@@ -264,10 +268,14 @@ def _plan(
         None if contrast is None or channels else (float(contrast[0]), float(contrast[1])),
     )
     chosen = choose_target(target, layer, **options)
+    places = source_places(volume.expr, *volume.givens.values(), array.variable._data)
+    refuse_sources(chosen, places)
     _check_square(chosen, square)
     _warn_of_cut_lines(array, getattr(chosen, "axis", None))
     what = _what(chosen, volume)
-    return make_plan(chosen, read, crew, _token(chosen, read), what, overwrite=overwrite, scratch=folder)
+    token = _token(chosen, read)
+    shown = tuple(plain(place) if "://" in place else place for place in places)
+    return make_plan(chosen, read, crew, token, what, overwrite=overwrite, scratch=folder, sources=shown)
 
 
 def _check_square(chosen: Target, square: bool | None) -> None:

@@ -58,6 +58,8 @@ class ExportPlan:
     """Bytes that a worker takes at the most, estimated: all its threads, and the process itself."""
     crew: Crew
     """Who will do the work."""
+    sources: tuple[str, ...] = ()
+    """URLs and paths that the array is read from, as far as they are known; the target lies on none of them."""
     done: int = 0
     """Tasks that are done already, by an earlier run of the same call, by its own account."""
     scratch: Scratch | None = None

@@ -47,6 +47,7 @@ def make_plan(
     *,
     overwrite: bool,
     scratch: str | bool | None = None,
+    sources: tuple[str, ...] = (),
 ) -> ExportPlan:
     """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
     cutter, given = cutter_of(target, read, crew, scratch), computing(read.volume.givens)
@@ -89,6 +90,7 @@ def make_plan(
         computes=computes,
         peak_memory=_peak(target, crew, max(working, crew.threads * _later(target))),
         crew=crew,
+        sources=sources,
         done=done,
         scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
         scratch_given=scratch if isinstance(scratch, str) else None,
