@@ -25,6 +25,7 @@ FLOORS = [
     ["kernels.resample"],
     ["kernels.inside", "kernels.outside", "kernels.topmost"],
     ["kernels.outline"],
+    ["sources.weburl"],
     ["boxes"],
     ["grid"],
     ["axismap", "colors.reading", "colors.ids", "colors.lab"],

@@ -1,4 +1,8 @@
-"""Addresses: what people type to name a volume, taken apart once."""
+"""Addresses: what people type to name a volume, parsed once.
+
+The syntax is Neuroglancer's: ``BASE|format:inner/path/#option=value``, and the older ``format://BASE``.
+https://neuroglancer-docs.web.app/datasource/index.html
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, unquote
 
 from imageryxr.errors import AddressError
+from imageryxr.sources.weburl import hide_secrets, parse_web_url
 
 Format = Literal["precomputed", "zarr", "graphene"]
 
@@ -21,8 +26,23 @@ FORMAT_NAMES: dict[str, Format] = {
     "zarr3": "zarr",
     "graphene": "graphene",
 }
-PROTOCOLS = ("file", "http", "https", "gs", "s3", "mem", "middleauth+https", "middleauth+http", "ngauth+https")
-_WEB = ("http", "https", "middleauth+https", "middleauth+http", "ngauth+https")
+PROTOCOLS = ("file", "http", "https", "gs", "s3", "mem", "middleauth+https", "middleauth+http")
+WEB_PROTOCOLS = ("http", "https", "middleauth+https", "middleauth+http")
+# Buckets of other servers than Amazon's and Google's; read without credentials, as any web server.
+_BUCKET_SERVERS = re.compile(r"(?:s3\+|gs\+|s3://)(https?://.*)", re.DOTALL)
+_STAGE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?::(.*))?", re.DOTALL)
+_SUFFIX = re.compile(r"([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
+_ZARR_OPTIONS = re.compile(r"(.*?)/?([?#])(dimension_separator=[^?#]*)", re.DOTALL)
+# What Neuroglancer's `encodeURI` leaves as it is, without what it encodes afterwards: "?", "#" and "@".
+_UNQUOTED = "/:;,&=+$-_.!~*'()"
+
+_ADAPTERS = {
+    "zip": "archives are not read in place: unpack the archive and give the folder",
+    "gzip": "compressed files are not volumes here: unpack the file",
+    "byte-range": "a range of a file is no volume here: give the folder of the volume",
+    "ocdbt": "OCDBT databases are not read: copy the array to OME-Zarr or precomputed, for example with TensorStore",
+    "icechunk": "Icechunk repositories are not read: copy the array to OME-Zarr, for example with zarr-python",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +53,10 @@ class Address:
     """The format that was named, or None: to be found out."""
     url: str
     """``protocol://…`` without a format and without a trailing slash."""
+    version: Literal[2, 3] | None = None
+    """The only Zarr version that may be opened; None for either."""
+    separator: Literal["/", "."] | None = None
+    """What separates the indices in a Zarr v2 chunk's name, where the metadata do not say."""
 
     @property
     def protocol(self) -> str:
@@ -42,11 +66,17 @@ class Address:
     @property
     def public(self) -> str:
         """The address without user, password or query: what may be shown and stored."""
-        scheme, _, rest = self.url.partition("://")
-        if scheme not in _WEB:
+        if self.protocol not in WEB_PROTOCOLS:
             return self.url  # a bucket's keys and a folder's names may hold any character
+        scheme, _, rest = self.url.partition("://")
         host, slash, path = re.split("[?#]", rest)[0].partition("/")
         return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+    @property
+    def zarr_name(self) -> str:
+        """The public address of a Zarr, which opens the same version with the same options."""
+        option = f"#dimension_separator={self.separator}" if self.separator else ""
+        return f"zarr{self.version or ''}://{self.public}{option}"
 
     @property
     def local_path(self) -> Path | None:
@@ -54,63 +84,161 @@ class Address:
         return Path(self.url.removeprefix("file://")) if self.protocol == "file" else None
 
 
-def _on_disk(path: str, given: str) -> str:
-    try:
-        if "\0" in path:
-            raise ValueError("no name of a file has a NUL character")
-        return "file://" + os.path.abspath(os.path.expanduser(path))
-    except ValueError as error:  # letters that no file system has, too
-        raise AddressError(f"source={given!r} is no path ({error}); give a URL or a path as files are named") from None
-
-
 def parse_address(text: str | os.PathLike[str]) -> Address:
     """Return the address that a string or path names.
 
     Understood are ``precomputed://…``, ``zarr://…`` and ``graphene://…`` before a URL or a local path, the newer
-    Neuroglancer form ``URL|precomputed:`` behind it, and a bare URL or path, whose format is found out later.
+    Neuroglancer form ``URL|zarr:inner/path/`` behind it, and a bare URL or path, whose format is found out later.
 
     Raises
     ------
     AddressError
-        If the scheme is not known, or there is a query.
+        If a part is not known or not supported, a host makes no sense, or there is a query.
     """
-    given = os.fspath(text).strip()
-    rest, pipe, suffix = given.partition("|")
-    form = FORMAT_NAMES.get(suffix.split(":")[0]) if pipe else None
-    if pipe and form is None:
-        raise _unknown(given, suffix.split(":")[0])
-    scheme, separator, tail = rest.partition("://")
-    if separator and scheme in FORMAT_NAMES:
-        form, rest = FORMAT_NAMES[scheme], tail
-        scheme, separator, _ = rest.partition("://")
-    if not rest or (separator and not rest.partition("://")[2].strip("/")):
+    given = os.fspath(text)
+    if not isinstance(given, str):
+        raise AddressError(f"source={given!r} is bytes; give the path as text")
+    base, *stages = given.strip().split("|")
+    name, rest = _named_format(base)
+    suffix = ""
+    if stages:
+        if name:
+            raise AddressError(
+                f"{_source(given)} names a format twice, {name}:// before the place and a '|' behind it; write "
+                "PLACE|FORMAT: or FORMAT://PLACE"
+            )
+        name, suffix = _last_stage(stages, given)
+    elif FORMAT_NAMES.get(name) == "zarr" and (option := _ZARR_OPTIONS.fullmatch(rest)):
+        rest, suffix = option[1], "#" + option[3]
+    if not rest or ("://" in rest and not rest.partition("://")[2].strip("/")):
         raise AddressError(
-            f"source={given!r} names no place; give a URL or a path, such as precomputed://gs://bucket/layer"
+            f"{_source(given)} names no place; give a URL or a path, such as precomputed://gs://bucket/layer"
         )
+    inner, separator = _suffix_parts(name, suffix, given)
+    url = _place(_decoded(rest, given) if stages else rest, given)
+    if inner:
+        url = f"{url.rstrip('/')}/{quote(inner, safe=_UNQUOTED) if url.split('://')[0] in WEB_PROTOCOLS else inner}"
+    version: Literal[2, 3] | None = 2 if name == "zarr2" else 3 if name == "zarr3" else None
+    return Address(FORMAT_NAMES.get(name), re.sub(r"(?<!/)/+$", "", url), version, separator)
+
+
+def _named_format(text: str) -> tuple[str, str]:
+    scheme, separator, tail = text.partition("://")
+    return (scheme, tail) if separator and scheme in FORMAT_NAMES else ("", text)
+
+
+def _last_stage(stages: list[str], given: str) -> tuple[str, str]:
+    """Return the format behind the last ``|``, and what follows its colon."""
+    for number, stage in enumerate(stages):
+        found = _STAGE.fullmatch(stage)
+        scheme = found[1] if found else stage.partition(":")[0]
+        if scheme in _ADAPTERS:
+            raise AddressError(f"{_source(given)}: '|{scheme}:' is not supported; {_ADAPTERS[scheme]}")
+        if found is None or scheme not in FORMAT_NAMES:
+            raise _unknown(given, scheme)
+        if number < len(stages) - 1:
+            raise AddressError(
+                f"{_source(given)}: '|{stages[number + 1]}' follows the format '|{scheme}:', which must be the "
+                f"last part; a path inside goes behind its colon: PLACE|{scheme}:inner/path/"
+            )
+    return scheme, found[2] or ""
+
+
+def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/", "."] | None]:
+    """Return the path inside and the dimension separator behind a format's colon."""
+    found = _SUFFIX.fullmatch(suffix)
+    path, query, fragment = found.groups() if found else ("", None, None)
+    part = f"{_source(given)}: "
+    if FORMAT_NAMES.get(name) != "zarr":
+        if suffix:
+            inner = f"PLACE/{path.strip('/')}|{name}:" if path.strip("/") else f"PLACE|{name}:"
+            raise AddressError(
+                f"{part}'|{name}:' takes nothing behind its colon, but {suffix!r} follows; write {inner}"
+            )
+        return "", None
+    if query is not None:
+        raise AddressError(f"{part}'|{name}:' takes no query, but '?{query}' follows; options come behind a '#'")
+    if ".." in path.split("/"):
+        raise AddressError(
+            f"{part}the path {path!r} behind '|{name}:' leads up; write the address of the folder itself"
+        )
+    inner = "/".join(piece for piece in path.split("/") if piece not in ("", "."))
+    options = dict(parse_qsl(fragment or "", keep_blank_values=True))
+    unknown = [key for key in options if key != "dimension_separator"] or (
+        [fragment] if fragment and not options else []
+    )
+    if unknown:
+        raise AddressError(
+            f"{part}the option {unknown[0]!r} is not known; '|{name}:' takes #dimension_separator=/ or ."
+        )
+    separator = options.get("dimension_separator")
+    if separator is None:
+        return inner, None
+    if name == "zarr3":
+        raise AddressError(
+            f"{part}dimension_separator is an option of Zarr v2; zarr3 metadata say it themselves: leave it out"
+        )
+    if separator not in ("/", "."):
+        raise AddressError(f"{part}dimension_separator={separator!r} is neither '/' nor '.'")
+    return inner, separator  # type: ignore[return-value]
+
+
+def _place(rest: str, given: str) -> str:
+    """Return a base URL or path as ``protocol://…``."""
+    server = _BUCKET_SERVERS.fullmatch(rest)
+    if server:
+        rest = server[1]
+    scheme, separator, tail = rest.partition("://")
     if not separator:
-        return Address(form, _on_disk(rest, given))
+        return _on_disk(rest, given)
+    if scheme.startswith(("ngauth+", "gs+ngauth+", "s3+ngauth+")):
+        raise AddressError(
+            f"{_source(given)}: {scheme}:// needs an ngauth login, which is not supported; for a public bucket "
+            "write gs://BUCKET/PATH, for a private one also store google-secret.json in ~/.cloudvolume/secrets"
+        )
     if scheme not in PROTOCOLS:
         raise _unknown(given, scheme)
-    if scheme in _WEB and re.search("[?#]", rest):
-        shown = Address(form, rest).public
+    if scheme == "file":
+        return _on_disk(tail, given)
+    if scheme in WEB_PROTOCOLS:
+        return _on_web(rest)
+    if scheme in ("gs", "s3") and not re.fullmatch(r"[A-Za-z0-9._-]+", tail.split("/")[0]):
+        raise AddressError(f"{_source(given)} names no bucket; write {scheme}://BUCKET/PATH")
+    if re.search(r"[\x00-\x1f\x7f\\]", tail):
+        raise AddressError(f"{_source(given)} has a control character or a backslash; check the path")
+    return rest
+
+
+def _decoded(rest: str, given: str) -> str:
+    # In a pipeline Neuroglancer decodes the keys of buckets, and passes the paths of web servers on as they are.
+    if not rest.startswith(("gs://", "s3://")) or _BUCKET_SERVERS.fullmatch(rest):
+        return rest
+    key = unquote(rest, errors="replace")
+    if "%" in key or "\ufffd" in key:
+        raise AddressError(f"{_source(given)} has a percent sign in its key, which is not supported")
+    return key
+
+
+def _on_web(url: str) -> str:
+    if re.search("[?#]", url):
+        shown = Address(None, url).public
         raise AddressError(
             f"the address {shown} goes on with a query, which would be lost: a volume is a folder of many files, so a "
             "signed link to one of them cannot open it; give the folder's address and, where it is needed, token=…"
         )
-    if scheme in _WEB and not is_web_address(rest):
-        raise AddressError(f"source={Address(form, rest).public!r} is no web address: its host makes no sense")
-    if scheme == "file":
-        rest = _on_disk(rest.removeprefix("file://"), given)
-    return Address(form, re.sub(r"(?<!/)/+$", "", rest))
+    parse_web_url(url)
+    return url
 
 
-def is_web_address(url: str) -> bool:
-    """Tell whether a URL names a host, and a port that can be, if any."""
+def _on_disk(path: str, given: str) -> str:
     try:
-        parts = urlsplit(url)
-        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        return False
+        if "\0" in path:
+            raise ValueError("no name of a file has a NUL character")
+        whole = os.path.abspath(os.path.expanduser(path))
+        os.fsencode(whole)
+        return "file://" + whole
+    except (ValueError, OSError, RuntimeError) as error:  # characters that no file system has, a folder that is gone
+        raise AddressError(f"{_source(given)} is no path ({error}); give a URL or a path as files are named") from None
 
 
 def reads_anonymously(url: str) -> bool:
@@ -130,6 +258,11 @@ def _unknown(given: str, scheme: str) -> AddressError:
     formats = ", ".join(f"{name}://" for name in ("precomputed", "zarr", "graphene"))
     places = ", ".join(f"{name}://" for name in PROTOCOLS)
     return AddressError(
-        f"source={given!r} has the unknown scheme {scheme!r}; the formats are {formats} and the places {places}, "
-        "or a local path: e.g. precomputed://gs://bucket/layer, zarr://s3://bucket/image.ome.zarr, data/em.ome.zarr"
+        f"{_source(given)} has the unknown scheme {scheme[:80]!r}; the formats are {formats} and the places "
+        f"{places}, or a local path: e.g. precomputed://gs://bucket/layer, zarr://s3://bucket/image.ome.zarr, "
+        "data/em.ome.zarr"
     )
+
+
+def _source(given: str) -> str:
+    return f"source={hide_secrets(given)!r}"

@@ -1,0 +1,197 @@
+r"""Web addresses, parsed once with the HTTP client's own parser.
+
+Programs disagree about unusual URLs: ``http://evil.example\@trusted.org/`` has the host ``trusted.org`` for one parser
+and ``evil.example`` for another. Every decision about a host uses `parse_web_url`, which refuses what parsers read
+differently. The HTTP client connects to the same host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from imageryxr.errors import AddressError
+
+MIDDLEAUTH = "middleauth+"
+_PORTS = {"http": 80, "https": 443}
+_URL = re.compile(r"(https?)://([^/?#]*)(.*)", re.DOTALL)
+_AUTHORITY = re.compile(r"(?:([^@\[\]]+)@)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
+
+
+class Origin(NamedTuple):
+    """A server: what a credential belongs to."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class WebURL:
+    """A web address in parts."""
+
+    scheme: str
+    """``http`` or ``https``."""
+    host: str
+    """Lower-case ASCII; an IPv6 address without brackets."""
+    port: int
+    """As written, or the scheme's own."""
+    userinfo: str = field(repr=False)
+    """``user:password``, percent-encoded, or nothing."""
+    path: str = field(repr=False)
+    """All that follows the host, including a query and a fragment."""
+
+    @property
+    def origin(self) -> Origin:
+        """Scheme, host and port."""
+        return Origin(self.scheme, self.host, self.port)
+
+    @property
+    def netloc(self) -> str:
+        """The host, with the port unless it is the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def public(self) -> str:
+        """The address without user, password, query and fragment: what messages may show."""
+        return f"{self.scheme}://{self.netloc}{re.split('[?#]', self.path)[0]}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the host is this machine by its name."""
+        if self.host == "localhost" or self.host.endswith(".localhost"):
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_web_url(url: str) -> WebURL:
+    """Return the parts of an ``http(s)://`` or ``middleauth+http(s)://`` URL.
+
+    Raises
+    ------
+    AddressError
+        If the URL has no host, or parsers disagree about the host: backslashes, percent signs and non-ASCII
+        characters in it, several ``@``, control characters, ports out of range, zones of IPv6 addresses.
+    """
+    plain = url.removeprefix(MIDDLEAUTH)
+    found = _URL.fullmatch(plain)
+    if found is None:
+        raise AddressError(f"{hide_secrets(plain)!r} is no web address: write https://HOST/PATH")
+    scheme, authority, path = found.groups()
+    problem = _text_problem(authority, path)
+    parts = None if problem else _AUTHORITY.fullmatch(authority)
+    if parts is None:
+        raise AddressError(f"{hide_secrets(plain)!r} is no web address: {problem or _authority_problem(authority)}")
+    userinfo, host, port = parts.groups()
+    host = host.strip("[]").lower()
+    problem = _host_problem(host, bracketed="[" in parts[2]) or _port_problem(port)
+    problem = problem or _client_problem(plain, host, port)
+    if problem:
+        raise AddressError(f"{hide_secrets(plain)!r} is no web address: {problem}")
+    return WebURL(scheme, host, int(port or _PORTS[scheme]), userinfo or "", path)
+
+
+def origins_of(server: str) -> tuple[Origin, ...]:
+    """Return what ``HOST`` or ``HOST:PORT`` may stand for: that server over https, and over http.
+
+    Nothing for text that names no server.
+    """
+    found = []
+    for scheme in _PORTS:
+        try:
+            found.append(parse_web_url(f"{scheme}://{server}").origin)
+        except AddressError:
+            return ()
+    return tuple(found)
+
+
+def is_local_host(host: str) -> bool:
+    """Return whether a host is this machine or in a private network, by its name."""
+    name = host.rstrip(".").lower()
+    if name in ("", "localhost") or name.endswith((".localhost", ".local", ".internal")):
+        return True
+    if "." not in name and ":" not in name:
+        return True  # only the user's own network resolves such a name
+    try:
+        address = ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        # Browsers and the C library read 2130706433, 0x7f.1 and 127.1 as addresses.
+        return re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+))*", name) is not None
+    return not address.is_global
+
+
+def _text_problem(authority: str, path: str) -> str:
+    if "\\" in authority or "\\" in path:
+        return "it has a backslash, which some programs read as '/'; write %5C in a path"
+    if any(ord(c) < 32 or ord(c) == 127 for c in authority + path):
+        return "it has a control character or a line break"
+    if not authority.isascii():
+        return "its host has characters that are not ASCII; write the host as punycode (xn--…)"
+    return ""
+
+
+def _authority_problem(authority: str) -> str:
+    host = authority.rpartition("@")[2]
+    if authority.count("@") > 1:
+        return "it has several '@' before its path; write %40 in a user name or password"
+    if "%" in host:
+        return "its host has a percent sign; write the host in plain letters, and an IPv6 address without a zone"
+    if not host.strip(":"):
+        return "it has no host"
+    if re.search(r"\s", authority):
+        return "its host has a blank"
+    if re.search(r":[^:\]]*$", host) and not re.search(r":[0-9]{1,5}$", host):
+        return "its port is no number from 1 to 65535"
+    return "its host is not one that a server can have"
+
+
+def _host_problem(host: str, *, bracketed: bool) -> str:
+    if bracketed:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            return "its host in brackets is no IPv6 address"
+        return ""
+    if host.endswith("."):
+        return "its host ends in a dot; leave the dot out"
+    if "" in host.split(".") or len(host) > 253 or any(len(label) > 63 for label in host.split(".")):
+        return "its host has a part that is empty or too long"
+    return ""
+
+
+def _port_problem(port: str | None) -> str:
+    return "" if port is None or 1 <= int(port) <= 65535 else "its port is no number from 1 to 65535"
+
+
+def _client_problem(url: str, host: str, port: str | None) -> str:
+    from urllib3.exceptions import LocationParseError
+    from urllib3.util import parse_url
+
+    try:
+        parts = parse_url(url)
+    except LocationParseError:
+        return "the HTTP client cannot parse it"
+    same = (parts.host or "").strip("[]").lower() == host and parts.port == (None if port is None else int(port))
+    return "" if same else "programs would read different hosts from it"
+
+
+def hide_secrets(text: str) -> str:
+    """Return text that may hold an address, for a message: without user, password and query, and not too long."""
+    scheme, separator, rest = text[:4096].partition("://")
+    if separator and scheme.rpartition("+")[2] not in ("file", "gs", "s3", "mem"):
+        inner = hide_secrets(rest) if "://" in rest else _public_rest(rest)
+        text = f"{scheme}://{inner}"
+    elif separator and "://" in rest:
+        text = f"{scheme}://{hide_secrets(rest)}"
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def _public_rest(rest: str) -> str:
+    # Everything before the last '@': a password may hold '/' and '?' where somebody forgot to encode them.
+    return re.split(r"[?#]", rest.rpartition("@")[2])[0]
