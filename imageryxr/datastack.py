@@ -113,10 +113,16 @@ def open_datastack(
         client_or_name, server_address=server_address, version=version, token=token, connection=connection
     )
     when = stack.instant if timestamp is None and is_graphene(stack.segmentation_source) else timestamp
-    options: dict[str, Any] = {"missing": missing, "token": stack.token, "connection": connection}
-    image = resolve_source(stack.image_source, "image", **options)
+    options: dict[str, Any] = {"missing": missing, "token": stack.token}
+    image = resolve_source(stack.image_source, "image", connection=stack.connection_to("image", connection), **options)
+    limited = stack.connection_to("segmentation", connection)
     segmentation = resolve_source(
-        stack.segmentation_source, "segmentation", agglomerate=agglomerate, timestamp=when, **options
+        stack.segmentation_source,
+        "segmentation",
+        agglomerate=agglomerate,
+        timestamp=when,
+        connection=limited,
+        **options,
     )
     outside_ok = missing == "fill"
     segmentation, wanted = asked_ids(segmentation, ids, stale)

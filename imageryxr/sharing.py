@@ -33,8 +33,8 @@ from imageryxr.look import (
     SegmentLook,
     hex_color,
 )
+from imageryxr.sources.access import lies_locally
 from imageryxr.sources.address import parse_address
-from imageryxr.sources.links import host_of, is_local_host
 from imageryxr.sources.shaders import invlerp_of
 from imageryxr.views import dimensions_of, layers_of, position_of
 
@@ -197,8 +197,7 @@ def _source(name: str, array: xr.DataArray, allow_local: bool) -> Any:
             "array in memory; export it to precomputed:// or OME-Zarr first"
         )
     address = parse_address(source)
-    local = is_local_host(host_of(address.url)) if "http" in address.protocol else address.protocol in ("file", "mem")
-    if local and not allow_local:
+    if lies_locally(address) and not allow_local:
         raise LinkError(
             f"the layer {name!r} lies at {address.public}, on this machine or its network, where no one else's viewer "
             "reaches; to make the link all the same, give allow_local=True"
@@ -206,6 +205,8 @@ def _source(name: str, array: xr.DataArray, allow_local: bool) -> Any:
     raw = array.attrs.get(LINK_SOURCE)
     if raw:
         return json.loads(raw)
+    if address.format == "zarr":
+        return address.zarr_name
     return f"{address.format}://{address.public}" if address.format else address.public
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.errors import (
+    AddressError,
     CodecError,
     GridError,
     ImageryError,
@@ -45,13 +46,15 @@ from imageryxr.look import (
     joined_ids,
 )
 from imageryxr.opening import open_image, open_segmentation
-from imageryxr.sources.address import parse_address
+from imageryxr.sources.access import Access, lies_locally
+from imageryxr.sources.address import WEB_PROTOCOLS, parse_address
 from imageryxr.sources.base import Source
 from imageryxr.sources.graphene import GrapheneSource, with_ids
-from imageryxr.sources.links import check_trusted, host_of, is_local_host, state_of
+from imageryxr.sources.links import check_trusted, state_of
 from imageryxr.sources.neuroglancer import LinkLayer, LinkState, parse_state
 from imageryxr.sources.placement import NATIVE
 from imageryxr.sources.resolve import resolve_source
+from imageryxr.sources.web import Connection
 from imageryxr.volumes import placed, result, volume_of
 
 
@@ -132,8 +135,9 @@ def open_neuroglancer(
         check_source(layer, allow_local=allow_local, trusted_hosts=trusted_hosts)
     opened: dict[str, xr.DataArray] = {}
     unsupported = [{"name": o.name, "type": o.type, "reason": o.reason} for o in state.left_out]
+    connection = Connection(access=Access(allow_local, tuple(trusted_hosts), from_link=True))
     for layer in chosen:
-        array = _open_layer(layer)
+        array = _open_layer(layer, connection)
         if isinstance(array, str):
             unsupported.append({"name": layer.name, "type": layer.kind, "reason": array})
         else:
@@ -171,27 +175,30 @@ def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collecti
     AuthError
         If opening it would send a token to a server that is not trusted.
     """
-    address = parse_address(layer.source)
     what = f"the layer {layer.name!r} of the link"
-    web = "http" in address.protocol
-    local = is_local_host(host_of(address.url)) if web else address.protocol in ("file", "mem")
-    if local and not allow_local:
+    try:
+        address = parse_address(layer.source)
+    except AddressError:
+        return  # opening the layer says what is wrong with its address
+    if lies_locally(address) and not allow_local:
         raise LinkError(
             f"{what} leads to {address.public}, on this machine or its network, where a link from elsewhere should not "
             "reach; if it is your own, give allow_local=True"
         )
     if address.format == "graphene" or address.protocol.startswith("middleauth"):
-        check_trusted(address.url, what, allow_local=allow_local, trusted_hosts=trusted_hosts)
+        if address.protocol not in WEB_PROTOCOLS:
+            return
+        check_trusted(address.url, what, Access(allow_local, tuple(trusted_hosts), from_link=True))
 
 
 # ---------------------------------------------------------------------------------------------------------
 # layers
 
 
-def _open_layer(layer: LinkLayer) -> xr.DataArray | str:
+def _open_layer(layer: LinkLayer, connection: Connection) -> xr.DataArray | str:
     """Open a layer and give it its place and look; or return why it cannot be drawn."""
     try:
-        array = _opened(layer)
+        array = _opened(layer, connection)
     except ImageryError as error:
         not_there = isinstance(error, SourceNotFoundError)
         undrawn = isinstance(error, LayerError | CodecError | GridError | SourceError) and not not_there
@@ -211,16 +218,16 @@ def _open_layer(layer: LinkLayer) -> xr.DataArray | str:
     return array.assign_attrs({**attrs, **_look(layer, array.dtype)})
 
 
-def _opened(layer: LinkLayer) -> xr.DataArray:
+def _opened(layer: LinkLayer, connection: Connection) -> xr.DataArray:
     if "graphene" in layer.source:
         when: dict[str, Any] = {} if layer.timestamp is None else {"timestamp": layer.timestamp}
-        source = resolve_source(layer.source, "segmentation", **when)
+        source = resolve_source(layer.source, "segmentation", connection=connection, **when)
         array = open_segmentation(source)
         _warn_of_stale(layer, source)
     elif layer.kind == "segmentation":
-        array = open_segmentation(layer.source)
+        array = open_segmentation(layer.source, connection=connection)
     else:
-        source = resolve_source(layer.source, None)
+        source = resolve_source(layer.source, None, connection=connection)
         if source.layer_type == "segmentation":
             raise LayerError("it is a segmentation, shown as an image")
         array = open_image(source)

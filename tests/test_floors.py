@@ -43,12 +43,18 @@ FLOORS = [
         "sources.decoder_process",
         "tissue",
     ],
+    ["sources.access"],
     ["micrograph", "sources.web"],
     ["sample"],
     ["sources.apart"],
     ["sources.auth", "sources.shards", "sources.decoding", "sources.ngff", "sources.zarrobjects"],
+<<<<<<< HEAD
     ["sources.checks"],
     ["sources.links", "sources.services"],
+=======
+    ["sources.checks", "sources.services"],
+    ["sources.links"],
+>>>>>>> 021c739 (Decide in one function which server may receive a credential)
     ["sources.shaders", "sources.placement"],
     ["sources.chunks", "sources.chunkedgraph", "sources.cave", "sources.zarrstore"],
     ["sources.rawfiles"],

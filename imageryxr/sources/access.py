@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from imageryxr.errors import AddressError
-from imageryxr.sources.weburl import Origin, WebURL, origins_of, parse_web_url
+from imageryxr.errors import AddressError, SourceError
+from imageryxr.sources.address import WEB_PROTOCOLS, Address
+from imageryxr.sources.weburl import Origin, WebURL, is_local_host, origins_of, parse_web_url
 
 #: Servers of CAVE, to which the token in ``cave-secret.json`` belongs.
 CAVE_DOMAINS = ("daf-apis.com", "microns-daf.com", "flywire-daf.com", "fanc-fly.com", "cave-explorer.org")
@@ -56,6 +57,8 @@ def may_receive(url: str, access: Access, *, given_for: Collection[Origin], is_c
         parts = parse_web_url(url)
     except AddressError:
         return False
+    if "" in parts.host.split("."):
+        return False  # resolvers differ about empty labels and a dot at the end
     own_machine = parts.is_loopback and access.allow_local
     if parts.scheme != "https" and not own_machine:
         return False
@@ -76,3 +79,47 @@ def _is_trusted(url: WebURL, access: Access) -> bool:
         if host.strip("[]") == url.host or url.origin in origins_of(host):
             return True
     return False
+
+
+def lies_locally(address: Address) -> bool:
+    """Return whether an address is on this machine or in its network, by its name."""
+    if address.protocol in WEB_PROTOCOLS:
+        return is_local_host(parse_web_url(address.url).host)
+    return address.protocol in ("file", "mem")
+
+
+def access_of_named(address: Address, server: str, access: Access, what: str) -> Access:
+    """Return the limits for a place that a server's answer names, which is a stranger's word.
+
+    Only this machine's own servers may name its files, and only servers of a private network others of that network.
+
+    Parameters
+    ----------
+    address : Address
+        The place.
+    server : str
+        URL of the server that named it.
+    access : Access
+        The limits of the source that asked the server.
+    what : str
+        What messages call the answer.
+
+    Raises
+    ------
+    SourceError
+        If the place is on this machine or in its network, and the server is not.
+    """
+    named_by = parse_web_url(server)
+    if named_by.is_loopback and access.allow_local:
+        return access
+    web = parse_web_url(address.url) if address.protocol in WEB_PROTOCOLS else None
+    if web is not None and web.host == named_by.host:
+        return access
+    limits = access if is_local_host(named_by.host) else replace(access, allow_local=False)
+    on_this_machine = lies_locally(address) if web is None else web.is_loopback
+    if on_this_machine or (lies_locally(address) and not limits.allow_local):
+        raise SourceError(
+            f"{what} on {named_by.netloc} names {address.public}, on this machine or its network, which a server "
+            "elsewhere may not; open that address itself if it is what you want"
+        )
+    return limits

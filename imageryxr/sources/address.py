@@ -241,6 +241,24 @@ def _on_disk(path: str, given: str) -> str:
         raise AddressError(f"{_source(given)} is no path ({error}); give a URL or a path as files are named") from None
 
 
+def bucket_url(url: str) -> str:
+    """Return the https address of an object in a public bucket, ``gs://BUCKET/KEY`` or ``s3://BUCKET/KEY``.
+
+    Raises
+    ------
+    AddressError
+        If the bucket has a name that none can have.
+    """
+    address = parse_address(url)
+    if address.protocol not in ("gs", "s3"):
+        return address.url
+    bucket, _, key = address.url.partition("://")[2].partition("/")
+    key = quote(key, safe=_UNQUOTED + "%")
+    if address.protocol == "gs":
+        return f"https://storage.googleapis.com/{bucket}/{key}"
+    return f"https://s3.amazonaws.com/{bucket}/{key}" if "." in bucket else f"https://{bucket}.s3.amazonaws.com/{key}"
+
+
 def reads_anonymously(url: str) -> bool:
     """Tell whether a bucket is best read over plain https: nobody left credentials for it."""
     from cloudvolume.secrets import CLOUD_VOLUME_DIR

@@ -5,74 +5,166 @@ from __future__ import annotations
 import base64
 import json
 import os
+from copy import copy
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from uuid import uuid4
 
-from imageryxr.errors import AuthError, ForbiddenError, InvalidTokenError, MissingTokenError, TermsError
-from imageryxr.sources.access import Access
+from imageryxr.errors import AddressError, AuthError, ForbiddenError, InvalidTokenError, MissingTokenError, TermsError
+from imageryxr.sources.access import Access, may_receive
 from imageryxr.sources.web import Hidden, Reply
+from imageryxr.sources.weburl import Origin, WebURL, origins_of, parse_web_url
 
 _ARGUMENT, _CLIENT, _VARIABLE = "token=", "the client", "CAVE_TOKEN"
+HTTP_SECRET = "http-secret.json"
 
 
 class Token:
-    """A token that no repr, message or attribute shows.
+    """A CAVE token, which no repr, message or attribute shows.
 
-    Pickled, it travels only if somebody gave it as an argument; else a worker looks for its own where tokens are kept.
+    A pickle contains the token only if the caller gave it as an argument. Workers look others up where tokens are kept.
+
+    Parameters
+    ----------
+    value : str
+        The token.
+    origin : str
+        Where it comes from, in words.
+    hosts : tuple of str
+        Servers that the caller named with it, as ``HOST`` or ``HOST:PORT``.
+    stored_for : str
+        The server in the name of the file that it was read from.
     """
 
-    __slots__ = ("_handle", "_hosts", "_value", "origin")
+    __slots__ = ("_handle", "_hosts", "_stored_for", "_value", "origin")
 
-    def __init__(self, value: str, origin: str, hosts: tuple[str, ...] = ()) -> None:
+    def __init__(self, value: str, origin: str, hosts: tuple[str, ...] = (), stored_for: str = "") -> None:
         value = value.strip() if isinstance(value, str) else ""
         if not value.isascii() or not value.isprintable() or " " in value or not value:
             raise InvalidTokenError(
                 f"the token from {origin} is no token: it is empty or holds blanks or other characters that none has; "
                 "copy it again from your CAVE server's page of tokens"
             )
-        self._value, self._hosts, self._handle = value, hosts, uuid4().hex
+        self._value, self._hosts, self._stored_for, self._handle = Hidden(value), hosts, stored_for, uuid4().hex
         self.origin = origin
         """Where it comes from, in words."""
         if origin == _CLIENT:
             _of_clients[self._handle] = self
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """What a request is made with."""
-        return {"Authorization": Hidden(f"Bearer {self._value}")}
-
     def header_for(self, url: str, access: Access) -> str | None:
         """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
+        # What somebody else's link names was not named by the caller.
+        named = () if access.from_link else self._hosts
+        given_for = [origin for host in (self._stored_for, *named) for origin in origins_of(host)]
+        if not may_receive(url, access, given_for=given_for, is_cave_token=True):
+            return None
         return Hidden(f"Bearer {self._value}")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header as it would be sent. Requests take it from `header_for`, which decides who may have it."""
+        return {"Authorization": Hidden(f"Bearer {self._value}")}
+
+    def named_for(self, *hosts: str) -> Token:
+        """Return the same token, which these servers may have as well."""
+        if set(hosts) <= set(self._hosts):
+            return self
+        found = copy(self)
+        found._hosts = tuple(dict.fromkeys((*self._hosts, *hosts)))
+        return found
+
+    def is_same(self, value: object) -> bool:
+        """Return whether this is the token with that text."""
+        return value == str(self._value)
 
     def hide(self, text: str) -> str:
         """Return a text without the token, should a server have echoed it."""
         return text.replace(self._value, "<token>")
+
+    def __copy__(self) -> Token:
+        found = Token.__new__(Token)
+        for name in Token.__slots__:
+            setattr(found, name, getattr(self, name))
+        return found
 
     def __repr__(self) -> str:
         return f"<token from {self.origin}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.origin == _ARGUMENT:
-            return (Token, (self._value, _ARGUMENT, self._hosts))
+            return (Token, (str(self._value), _ARGUMENT, self._hosts))
         return (_found_again, (self._handle, self._hosts))
 
 
 class Password:
-    """A user's name and password for a web server, which no repr, message or attribute shows."""
+    """A user's name and password for one web server, which no repr, message or attribute shows.
 
-    __slots__ = ("_value",)
+    Parameters
+    ----------
+    value : str
+        ``user:password``.
+    server : Origin
+        The only server that may have it.
+    """
 
-    def __init__(self, value: str) -> None:
-        self._value = Hidden(value)
+    __slots__ = ("_server", "_value")
+
+    def __init__(self, value: str, server: Origin) -> None:
+        self._value, self._server = Hidden(value), server
 
     def header_for(self, url: str, access: Access) -> str | None:
         """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
+        if not may_receive(url, access, given_for=[self._server], is_cave_token=False):
+            return None
         return Hidden("Basic " + base64.b64encode(self._value.encode()).decode())
 
     def __repr__(self) -> str:
         return "<password>"
+
+
+def find_password(url: str) -> Password | None:
+    """Return the user and password for the server of a web address, or None where there are none.
+
+    They are looked for in the address itself, and in ``~/.cloudvolume/secrets``: the file ``HOST-http-secret.json``,
+    and ``http-secret.json`` if it names that host, ``{"host": …, "user": …, "password": …}``.
+    """
+    try:
+        parts = parse_web_url(url)
+    except AddressError:
+        return None
+    if parts.userinfo:
+        return Password(unquote(parts.userinfo), parts.origin)
+    for folder in _secret_folders():
+        for name in dict.fromkeys((f"{parts.netloc}-{HTTP_SECRET}", f"{parts.host}-{HTTP_SECRET}", HTTP_SECRET)):
+            found = _json_object(folder / name)
+            server = found.get("host") if name == HTTP_SECRET else name.removesuffix(f"-{HTTP_SECRET}")
+            if isinstance(server, str) and parts.origin in origins_of(server) and {"user", "password"} <= set(found):
+                return Password(f"{found['user']}:{found['password']}", parts.origin)
+    return None
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def unsent_password() -> str:
+    """Return why ``http-secret.json`` is sent nowhere, if there is one that names no host."""
+    for path in (folder / HTTP_SECRET for folder in _secret_folders()):
+        found = _json_object(path)
+        if found and "host" not in found:
+            return f"; {path} names no host, so it is sent to none: rename it to HOST-{HTTP_SECRET}"
+    return ""
+
+
+def _secret_folders() -> list[Path]:
+    # CloudVolume looks where this variable says; caveclient, which writes these files, knows the home directory only.
+    folders = dict.fromkeys([os.environ.get("CLOUD_VOLUME_DIR") or "~/.cloudvolume", "~/.cloudvolume"])
+    return [Path(folder).expanduser() / "secrets" for folder in folders]
 
 
 # Tokens of clients: a source that was pickled within this process finds its own again. They never leave it.
@@ -80,7 +172,8 @@ _of_clients: dict[str, Token] = {}
 
 
 def _found_again(handle: str, hosts: tuple[str, ...]) -> Token | None:
-    return _of_clients.get(handle) or find_token(*hosts)
+    held = _of_clients.get(handle)
+    return find_token(*hosts) if held is None else held.named_for(*hosts)
 
 
 def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | None:
@@ -109,7 +202,7 @@ def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | No
         return Token(given, _ARGUMENT, hosts)
     held = getattr(getattr(client, "auth", None), "token", None)
     kept = _kept_token(hosts)
-    if held is not None and (kept is None or kept.headers != {"Authorization": f"Bearer {held}"}):
+    if held is not None and (kept is None or not kept.is_same(held)):
         return Token(held, _CLIENT, hosts)
     return kept
 
@@ -117,12 +210,12 @@ def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | No
 def _kept_token(hosts: tuple[str, ...]) -> Token | None:
     if os.environ.get(_VARIABLE):
         return Token(os.environ[_VARIABLE], _VARIABLE, hosts)
-    # CloudVolume looks where this variable says; caveclient, which writes these files, knows the home directory only.
-    folders = dict.fromkeys([os.environ.get("CLOUD_VOLUME_DIR") or "~/.cloudvolume", "~/.cloudvolume"])
-    names = [*(f"{host}-cave-secret.json" for host in hosts), "cave-secret.json", "chunkedgraph-secret.json"]
-    for path in (Path(folder).expanduser() / "secrets" / name for folder in folders for name in names):
-        if path.is_file():
-            return Token(_token_in(path), str(path), hosts)
+    for folder in _secret_folders():
+        for host in (*hosts, ""):
+            names = [f"{host}-cave-secret.json"] if host else ["cave-secret.json", "chunkedgraph-secret.json"]
+            for path in (folder / name for name in names if "/" not in name):
+                if path.is_file():
+                    return Token(_token_in(path), str(path), hosts, stored_for=host)
     return None
 
 
@@ -140,19 +233,38 @@ def _token_in(path: Path) -> str:
     return token
 
 
-def check_allowed(reply: Reply, name: str, host: str, token: Token | None) -> None:
+def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access: Access) -> None:
     """Raise what a server's refusal means; do nothing where it did not refuse.
+
+    Parameters
+    ----------
+    reply : Reply
+        What the server answered.
+    name : str
+        What messages call that which was requested.
+    url : str
+        Its server.
+    token : Token, optional
+        The token of the request; it was sent only if the server may have it.
+    access : Access
+        Of the source.
 
     Raises
     ------
     MissingTokenError, InvalidTokenError, ForbiddenError, TermsError
         According to the answer and to whether a token was sent.
     """
-    pages = f"https://{host}/sticky_auth/settings/tokens"
     lost = bool(reply.sent_on) and reply.status in (403, 404)
     login = reply.went_elsewhere or lost or (reply.is_page and reply.status == 200)
     if reply.status != 401 and reply.status != 403 and not login:
         return
+    server = parse_web_url(url)
+    host = server.netloc
+    pages = f"https://{host}/sticky_auth/settings/tokens"
+    if token is not None and token.header_for(url, access) is None:
+        raise MissingTokenError(
+            f"{name} asks for a token, and the token from {token.origin} was not sent: {why_not_sent(server, access)}"
+        )
     if token is None:
         raise MissingTokenError(
             f"{name} asks for a token, and none was found; get one from {pages}, then give token=…, set {_VARIABLE}, "
@@ -180,6 +292,17 @@ def check_allowed(reply: Reply, name: str, host: str, token: Token | None) -> No
     raise ForbiddenError(
         f"the token from {token.origin} has no right to read {name} (HTTP 403{': ' + words if words else ''}); ask "
         "whoever runs the dataset for it, or give the token of another account"
+    )
+
+
+def why_not_sent(server: WebURL, access: Access) -> str:
+    """Return why a server may not have the CAVE token, and what to do about it."""
+    if server.scheme != "https" and not (server.is_loopback and access.allow_local):
+        return f"tokens go over https only, and the address begins with http://; write https://{server.netloc}"
+    return (
+        f"{server.netloc} is none of CAVE's servers, and no token is stored for it; if you trust it, "
+        + (f"give trusted_hosts=[{server.netloc!r}] or " if access.from_link else "give token=… for it or ")
+        + f"store its token in ~/.cloudvolume/secrets/{server.netloc}-cave-secret.json"
     )
 
 

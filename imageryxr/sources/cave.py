@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
 
 from imageryxr.boxes import Triple, check_resolution
-from imageryxr.errors import OptionError, ServerError, SourceError, SourceNotFoundError
-from imageryxr.sources.address import is_web_address
+from imageryxr.errors import AddressError, OptionError, ServerError, SourceError, SourceNotFoundError
+from imageryxr.sources.access import Access, access_of_named
+from imageryxr.sources.address import parse_address
 from imageryxr.sources.auth import Token, check_allowed, find_token
 from imageryxr.sources.base import plain
 from imageryxr.sources.instant import Instant, instant_of
 from imageryxr.sources.services import ask_service
-from imageryxr.sources.web import Connection, Reply, host_of
+from imageryxr.sources.web import Connection, Reply
+from imageryxr.sources.weburl import hide_secrets, parse_web_url
 
 # Where CAVE keeps the names of public datastacks; caveclient's default, too.
 DEFAULT_SERVER = "https://global.daf-apis.com"
@@ -45,6 +48,18 @@ class Datastack:
     """The materialization that the instant is that of."""
     instant: Instant | None = None
     """What the client or the version says."""
+
+    def connection_to(self, layer: Literal["image", "segmentation"], connection: Connection) -> Connection:
+        """Return how a layer's servers are asked: the info service names them, and may not name this machine.
+
+        Raises
+        ------
+        SourceError
+            If it does.
+        """
+        address = parse_address(self.image_source if layer == "image" else self.segmentation_source)
+        what = f"the {layer}_source of the datastack {self.name!r}"
+        return replace(connection, access=access_of_named(address, self.server, connection.access, what))
 
 
 def find_datastack(
@@ -81,12 +96,12 @@ def find_datastack(
     client = None if by_name else client_or_name
     name = client_or_name if by_name else _name_of(client)
     server = _web_address(server_address or getattr(client, "server_address", None) or _noted(name) or DEFAULT_SERVER)
-    found_token = find_token(host_of(server), given=token, client=client)
+    found_token = find_token(parse_web_url(server).netloc, given=token, client=client)
     if client is None or server_address is not None:
         told = _ask_info(name, server, found_token, connection)
     else:
         told = _told_by(client, name, found_token)
-    found = _read(name, server, told, found_token)
+    found = _read(name, server, told, found_token, connection.access)
     if version is not None:
         return _at_version(found, version, connection)
     held, time = getattr(client, "version", None), getattr(client, "timestamp", None)
@@ -125,10 +140,18 @@ def _told_by(client: Any, name: str, token: Token | None) -> dict[str, Any]:
 
 def _web_address(server: str) -> str:
     server = server.strip()
-    url = server if "://" in server else f"https://{server}"
-    if not url.startswith(("http://", "https://")) or not is_web_address(url):
-        raise OptionError(f"server_address={server!r} is no web address; write e.g. 'https://global.daf-apis.com'")
-    return url.rstrip("/")
+    url = (server if "://" in server else f"https://{server}").rstrip("/")
+    try:
+        if not url.startswith(("http://", "https://")) or re.search("[?#]", url):
+            raise AddressError(f"{hide_secrets(url)!r} is no address of a server")
+        if parse_web_url(url).userinfo:
+            raise AddressError("it holds a user or a password; CAVE servers take tokens: give token=…")
+    except AddressError as error:
+        raise OptionError(
+            f"server_address={hide_secrets(server)!r} is no web address ({error}); write e.g. "
+            "'https://global.daf-apis.com'"
+        ) from None
+    return url
 
 
 def _noted(name: str) -> str | None:
@@ -155,7 +178,7 @@ def _ask_info(name: str, server: str, token: Token | None, connection: Connectio
 
 def _ask(url: str, what: str, server: str, token: Token | None, connection: Connection) -> Reply:
     reply = ask_service("GET", url, connection, token)
-    check_allowed(reply, what, host_of(server), token)
+    check_allowed(reply, what, server, token, connection.access)
     if reply.status not in (200, 404):
         raise ServerError(f"{server} answered HTTP {reply.status} for {what}")
     return reply
@@ -168,7 +191,7 @@ def _object(reply: Reply, name: str) -> dict[str, Any]:
     return found
 
 
-def _read(name: str, server: str, told: dict[str, Any], token: Token | None) -> Datastack:
+def _read(name: str, server: str, told: dict[str, Any], token: Token | None, access: Access) -> Datastack:
     volume = told.get("aligned_volume")
     image = volume.get("image_source") if isinstance(volume, dict) else None
     segmentation = told.get("segmentation_source")
@@ -177,9 +200,33 @@ def _read(name: str, server: str, told: dict[str, Any], token: Token | None) -> 
         raise SourceError(f"the datastack {name!r} on {server} names no {absent}: it has no such layer to open")
     sizes = [told.get(f"viewer_resolution_{axis}") for axis in "xyz"]
     known = all(isinstance(s, int | float) and s > 0 for s in sizes)
-    local = _web_address(str(told.get("local_server") or server))
+    local = _local_server(name, server, told.get("local_server"))
+    if token is not None and token.header_for(server, access) is not None:
+        # The service has the token and could pass it on: the servers of the datastack that it names may have it.
+        token = token.named_for(*_hosts_of(local, image, segmentation))
     unit = check_resolution(sizes) if known else None
     return Datastack(name, server, image.strip(), segmentation.strip(), unit, local, token)
+
+
+def _local_server(name: str, server: str, said: Any) -> str:
+    if not isinstance(said, str) or not said.strip():
+        return server
+    try:
+        return _web_address(said)
+    except OptionError:
+        raise SourceError(
+            f"the datastack {name!r} on {server} names a local_server that is no web address: {hide_secrets(said)!r}"
+        ) from None
+
+
+def _hosts_of(*addresses: str) -> list[str]:
+    found = []
+    for address in addresses:
+        try:
+            found.append(parse_web_url(parse_address(address).url).netloc)
+        except AddressError:
+            continue
+    return found
 
 
 def _at_version(stack: Datastack, version: int, connection: Connection) -> Datastack:
@@ -210,6 +257,4 @@ def _versions(stack: Datastack, base: str, connection: Connection) -> str:
 
 
 def _replaced(stack: Datastack, version: int | None, instant: Instant) -> Datastack:
-    from dataclasses import replace
-
     return replace(stack, version=version, instant=instant)

@@ -24,7 +24,8 @@ from imageryxr.sources.address import Address
 from imageryxr.sources.auth import Token, check_allowed, find_token
 from imageryxr.sources.instant import Instant, instant_of
 from imageryxr.sources.services import ask_service, no_json
-from imageryxr.sources.web import Connection, Reply, host_of, in_parallel, said
+from imageryxr.sources.web import Connection, Reply, in_parallel, said
+from imageryxr.sources.weburl import parse_web_url
 
 Ids = npt.NDArray[np.uint64]
 
@@ -78,7 +79,7 @@ class ChunkedGraph:
             if "HTTP 500" in str(error) and self._is_up():
                 raise self._no_table("HTTP 500, while the server works: its answer to unknown names") from error
             raise
-        check_allowed(reply, self.name, host_of(self.server), self.token)
+        check_allowed(reply, self.name, self.server, self.token, self.connection.access)
         if reply.status == 404:
             raise self._no_table("HTTP 404")
         if reply.status != 200:
@@ -191,7 +192,7 @@ class ChunkedGraph:
         body = value if isinstance(value, bytes) or value is None else json.dumps(value).encode()
         kind = "application/octet-stream" if isinstance(value, bytes) else "application/json"
         reply = ask_service(method, url, self.connection, self.token, body=body, kind=kind, check=check)
-        check_allowed(reply, self.name, host_of(self.server), self.token)
+        check_allowed(reply, self.name, self.server, self.token, self.connection.access)
         if reply.status != 200 and not (missing_ok and reply.status in (400, 404)):
             words = self.token.hide(said(reply)) if self.token else said(reply)
             raise ServerError(f"{self.name}: {path.partition('?')[0]} answered HTTP {reply.status} {words}".rstrip())
@@ -255,9 +256,9 @@ def graph_at(address: Address, *, token: Token | str | None, connection: Connect
             "graphene://https://HOST/segmentation/table/TABLE"
         )
     server, service, table = found.groups()
-    scheme, _, host = server.partition("://")
-    server = f"{scheme}://{host.rpartition('@')[2]}"
-    return ChunkedGraph(server, service, table, find_token(host_of(server), given=token), connection)
+    place = parse_web_url(server)
+    held = find_token(place.netloc, given=token)
+    return ChunkedGraph(f"{place.scheme}://{place.netloc}", service, table, held, connection)
 
 
 def pinned(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instant:

@@ -7,7 +7,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +14,17 @@ import numpy.typing as npt
 from imageryxr.boxes import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
 from imageryxr.sources import shards
-from imageryxr.sources.access import Credential
+from imageryxr.sources.access import Access, Credential
 from imageryxr.sources.address import reads_anonymously
-from imageryxr.sources.auth import Password, Token, check_allowed
+from imageryxr.sources.auth import Token, check_allowed, find_password, unsent_password
 from imageryxr.sources.base import Level, plain
 from imageryxr.sources.decoding import decode_chunk
 from imageryxr.sources.services import unpacked
-from imageryxr.sources.web import Connection, Reply, ask, ask_once, host_of, in_parallel
+from imageryxr.sources.web import Connection, Reply, ask, ask_once, in_parallel
+from imageryxr.sources.weburl import MIDDLEAUTH
 
 Each = Callable[[npt.NDArray[Any]], None]
 
-MIDDLEAUTH = "middleauth+"
 HEADERS = {"Accept-Encoding": "gzip, br, zstd"}
 
 
@@ -79,15 +78,7 @@ def web_folder(url: str) -> str | None:
 
 def credential_of(url: str, token: Token | None) -> Credential | None:
     """Return what a folder's files are asked for with: a token goes only to addresses that say middleauth."""
-    from cloudfiles.secrets import http_credentials
-
-    if url.startswith(MIDDLEAUTH):
-        return token
-    user, at, _ = urlsplit(web_folder(url) or "").netloc.rpartition("@")
-    kept = http_credentials() or {}
-    if not at and {"user", "password"} <= set(kept):
-        return Password(f"{kept['user']}:{kept['password']}")
-    return Password(unquote(user)) if user else None
+    return token if url.startswith(MIDDLEAUTH) else find_password(web_folder(url) or "")
 
 
 def get_file(url: str, name: str, connection: Connection, token: Token | None) -> Reply:
@@ -143,7 +134,7 @@ def fetch_box(
                 raise EmptyVolumeException(key)
             holes.append(whole)
             return
-        check_reply(reply, source.name, source.url, source.token)
+        check_reply(reply, source.name, source.url, source.token, source.connection.access)
         if not reply.body:
             raise ValueError(f"the stored chunk {key} is empty (0 bytes): it was cut short when written")
         part = whole.clip(box)
@@ -203,13 +194,13 @@ def _byte_ranges(source: Stored, mip: int) -> shards.GetBytes:
             return None
         if reply.status == 206:
             return reply.body
-        check_reply(reply, source.name, source.url, source.token)
+        check_reply(reply, source.name, source.url, source.token, source.connection.access)
         return unpacked(reply)[start:stop]  # a server that knows no ranges
 
     return get
 
 
-def check_reply(reply: Reply, name: str, url: str, token: Token | None) -> None:
+def check_reply(reply: Reply, name: str, url: str, token: Token | None, access: Access) -> None:
     """Raise unless a web server gave a file.
 
     Raises
@@ -220,7 +211,7 @@ def check_reply(reply: Reply, name: str, url: str, token: Token | None) -> None:
         If it answered with anything else.
     """
     if url.startswith(MIDDLEAUTH):
-        check_allowed(reply, name, host_of(url), token)
+        check_allowed(reply, name, url, token, access)
     if reply.sent_on and reply.status in (403, 404):
         raise refused(name, f"the request was sent on to {reply.sent_on}, a login page?")
     if reply.status in (401, 403) or reply.is_page:
@@ -233,7 +224,7 @@ def refused(name: str, error: object) -> AuthError:
     """Return the error for a place that may not be read."""
     return AuthError(
         f"{name} refused to be read ({plain(error)}); check your rights, and that your credentials lie in "
-        "~/.cloudvolume/secrets, where CloudVolume looks for them"
+        f"~/.cloudvolume/secrets, where CloudVolume looks for them{unsent_password()}"
     )
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from imageryxr.boxes import IndexBox
 from imageryxr.errors import OptionError, SegmentError, ServerError, SourceError, StaleRootError
+from imageryxr.sources.access import access_of_named
 from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.auth import Token
 from imageryxr.sources.base import LayerType, Level, Missing, Source, plain, read_error, read_filled
@@ -18,6 +19,7 @@ from imageryxr.sources.chunkedgraph import ChunkedGraph, graph_at, named_instant
 from imageryxr.sources.instant import Instant
 from imageryxr.sources.precomputed import PrecomputedSource, open_precomputed
 from imageryxr.sources.web import Connection, in_parallel
+from imageryxr.sources.weburl import MIDDLEAUTH, parse_web_url
 
 # Voxels that a thread gives their roots at a time.
 RELABELLED = 1 << 20
@@ -189,10 +191,13 @@ def open_graphene(
 
 def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) -> PrecomputedSource:
     place = parse_address(str(info["data_dir"]))
+    access = access_of_named(place, graph.server, graph.connection.access, f"the info of the table {graph.table!r}")
+    token, connection = graph.token, replace(graph.connection, access=access)
+    if token and place.url.startswith(MIDDLEAUTH) and token.header_for(graph.server, access) is not None:
+        # The graph server has the token and could pass it on: its storage may have it.
+        token = token.named_for(parse_web_url(place.url).netloc)
     stored = {key: info[key] for key in _STORED if key in info}
-    found = open_precomputed(
-        place, missing=missing, info=stored, token=graph.token, connection=graph.connection, channel=0
-    )
+    found = open_precomputed(place, missing=missing, info=stored, token=token, connection=connection, channel=0)
     name = f"{graph.name} (supervoxels at {found.name})"
     return replace(found, name=name, layer_type="segmentation")
 

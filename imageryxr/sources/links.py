@@ -6,7 +6,6 @@ followed, and no token goes to a server that the user has not had to do with.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -15,8 +14,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from imageryxr.errors import AuthError, LinkError, LinkServerError
+from imageryxr.errors import AddressError, AuthError, LinkError, LinkServerError, ServerError
+from imageryxr.sources.access import Access, Credential, may_receive
+from imageryxr.sources.address import bucket_url
+from imageryxr.sources.auth import find_password, find_token, why_not_sent
 from imageryxr.sources.checks import closing_quote
+from imageryxr.sources.services import unpacked
+from imageryxr.sources.web import Connection, ask_once
+from imageryxr.sources.weburl import MIDDLEAUTH, is_local_host, parse_web_url
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
@@ -26,9 +31,6 @@ _WRAPPINGS = ('""', "''", "<>", "``", "“”", "‘’", "()")
 
 # Anything that holds braces or quotes is a state that lost its "#!", and no address to ask a server for.
 _STATE_URL = re.compile(r"((middleauth\+)?https?|gs|s3)://(?!.*%7b)[^\s{}\"'<>|\\]{1,2000}", re.IGNORECASE)
-
-#: Servers of CAVE, to which the token in ``cave-secret.json`` belongs.
-CAVE_DOMAINS = ("daf-apis.com", "microns-daf.com", "flywire-daf.com", "fanc-fly.com", "cave-explorer.org")
 
 
 def state_of(link: Any, *, allow_local: bool = False, trusted_hosts: Collection[str] = ()) -> dict[str, Any]:
@@ -49,12 +51,13 @@ def state_of(link: Any, *, allow_local: bool = False, trusted_hosts: Collection[
     LinkError, AuthError
         If there is no state in it, or it may not be had.
     """
+    access = Access(allow_local, tuple(trusted_hosts), from_link=True)
     if isinstance(link, Mapping):
         return _checked(dict(link))
     if hasattr(link, "to_json"):
         return state_of(link.to_json())
     if isinstance(link, os.PathLike):
-        return _of_text(_unwrapped(_read_file(Path(link))), allow_local, trusted_hosts)
+        return _of_text(_unwrapped(_read_file(Path(link))), access)
     if not isinstance(link, str):
         raise LinkError(
             f"{type(link).__name__} is no Neuroglancer link; give the link, its JSON state, or the path of a file "
@@ -62,8 +65,8 @@ def state_of(link: Any, *, allow_local: bool = False, trusted_hosts: Collection[
         )
     text = _unwrapped(link)
     if not _looks_like_link(text):
-        return _of_text(_unwrapped(_read_file(Path(text))), allow_local, trusted_hosts)
-    return _of_text(text, allow_local, trusted_hosts)
+        return _of_text(_unwrapped(_read_file(Path(text))), access)
+    return _of_text(text, access)
 
 
 def _unwrapped(text: str) -> str:
@@ -105,7 +108,7 @@ def _read_file(path: Path) -> str:
     return text
 
 
-def _of_text(text: str, allow_local: bool, trusted_hosts: Collection[str], hops: int = 0) -> dict[str, Any]:
+def _of_text(text: str, access: Access, hops: int = 0) -> dict[str, Any]:
     if len(text) > MAX_BYTES:
         raise LinkError(f"the link is {len(text):,} characters long, more than the {MAX_BYTES:,} that are read")
     if text.startswith(("{", "[")):
@@ -120,7 +123,11 @@ def _of_text(text: str, allow_local: bool, trusted_hosts: Collection[str], hops:
         target = _json_url(scheme) or scheme
     if hops or not _STATE_URL.fullmatch(target):
         raise LinkError(f"there is no state in the link {_shown(text)}: after '#!' stands the state, {{…}}, or its URL")
-    return _of_text(_fetch(target, allow_local, trusted_hosts).strip(), allow_local, trusted_hosts, hops + 1)
+    try:
+        fetched = _fetch(target, access)
+    except AddressError as error:
+        raise LinkError(f"the address of the state makes no sense: {error}") from None
+    return _of_text(fetched.strip(), access, hops + 1)
 
 
 def _json_url(text: str) -> str | None:
@@ -216,108 +223,54 @@ def _double_quoted(inner: str) -> str:
 # states on servers
 
 
-def is_local_host(host: str) -> bool:
-    """Tell whether a host is this machine or stands in a private network, by its name."""
-    name = host.rstrip(".").lower()
-    if name in ("", "localhost") or name.endswith((".localhost", ".local", ".internal")):
-        return True
-    if "." not in name and ":" not in name:
-        return True  # a name that only the user's own network knows
-    try:
-        address = ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        # Browsers and the C library read 2130706433, 0x7f.1 and 127.1 as addresses, too.
-        return re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+))*", name) is not None
-    return not address.is_global
-
-
-def check_trusted(url: str, what: str, *, allow_local: bool, trusted_hosts: Collection[str]) -> None:
-    """Raise `AuthError` unless a URL's host may have the user's CAVE token."""
-    host = host_of(url)
-    known = any(host == domain or host.endswith("." + domain) for domain in CAVE_DOMAINS)
-    if known or host in trusted_hosts or (allow_local and is_local_host(host)) or _has_own_secret(url):
+def check_trusted(url: str, what: str, access: Access) -> None:
+    """Raise `AuthError` unless a URL's server may have the user's CAVE token."""
+    server = parse_web_url(url)
+    held = find_token(server.netloc)
+    if may_receive(url, access, given_for=(), is_cave_token=True):
         return
-    raise AuthError(
-        f"{what} would send your CAVE token to {host}, which is none of CAVE's servers and has no token of its own in "
-        f"~/.cloudvolume/secrets; if you trust it, give trusted_hosts=[{host!r}]"
-    )
+    if held is None or held.header_for(url, access) is None:
+        raise AuthError(f"{what} would send your CAVE token to {server.netloc}: {why_not_sent(server, access)}")
 
 
-def host_of(url: str) -> str:
-    """Return the host that a URL names, or raise `LinkError`."""
-    try:
-        return (urllib.parse.urlsplit(url.removeprefix("middleauth+")).hostname or "").lower()
-    except ValueError as error:
-        raise LinkError(f"{_shown(url)} is no URL ({error})") from None
-
-
-def _has_own_secret(url: str) -> bool:
-    netloc = urllib.parse.urlsplit(url.removeprefix("middleauth+")).netloc.rpartition("@")[2]
-    folder = Path(os.environ.get("CLOUD_VOLUME_DIR", "~/.cloudvolume")).expanduser() / "secrets"
-    return bool(netloc) and "/" not in netloc and (folder / f"{netloc}-cave-secret.json").exists()
-
-
-def _fetch(url: str, allow_local: bool, trusted_hosts: Collection[str]) -> str:
-    """Return the text at the URL of a state, through caveclient's state service."""
-    if url.startswith("gs://"):
-        url = "https://storage.googleapis.com/" + url.removeprefix("gs://")
-    elif url.startswith("s3://"):
-        bucket, _, key = url.removeprefix("s3://").partition("/")
-        url = f"https://{bucket}.s3.amazonaws.com/{key}"
-    address = url.removeprefix("middleauth+")
-    host = host_of(address)
-    if is_local_host(host) and not allow_local:
+def _fetch(url: str, access: Access) -> str:
+    """Return the text at the URL of a state."""
+    address = bucket_url(url) if url.startswith(("gs://", "s3://")) else url.removeprefix(MIDDLEAUTH)
+    server = parse_web_url(address)
+    if is_local_host(server.host) and not access.allow_local:
         raise LinkError(
-            f"the state lies at {host}, on this machine or its network, where a link from elsewhere should not reach; "
-            "if it is your own, give allow_local=True"
+            f"the state lies at {server.netloc}, on this machine or its network, where a link from elsewhere should "
+            "not reach; if it is your own, give allow_local=True"
         )
+    if url.startswith(MIDDLEAUTH):
+        check_trusted(address, f"the state at {server.netloc}", access)
+    held = find_token(server.netloc)
+    with_token = held is not None and held.header_for(address, access) is not None
+    return _download(address, server.netloc, with_token, access)
+
+
+def _download(address: str, host: str, with_token: bool, access: Access | None = None) -> str:
+    # Without redirects: one is either the way to a login page, or leads where no link named.
+    server = parse_web_url(address)
+    connection = Connection(timeout=30, retries=1, access=access or Access())
+    credential: Credential | None = find_token(server.netloc) if with_token else find_password(address)
     try:
-        check_trusted(address, f"the state at {host}", allow_local=allow_local, trusted_hosts=trusted_hosts)
-        trusted = True
-    except AuthError:
-        if url.startswith("middleauth+"):
-            raise
-        trusted = False  # a public state: fetched without the token
-    return _download(address, host, trusted)
-
-
-def _download(address: str, host: str, with_token: bool) -> str:
-    import requests
-    import urllib3
-    from caveclient.auth import AuthClient
-    from caveclient.jsonservice import JSONService
-
-    server = "{0.scheme}://{0.netloc}".format(urllib.parse.urlsplit(address))
-    auth = AuthClient(server_address=server, token=None if with_token else "")
-    service = JSONService(server_address=server, auth_client=auth, api_version=0, max_retries=1)
-    if not with_token:
-        service.session.headers.pop("Authorization", None)
-        service.session.cookies.clear()
-    # Not followed: a redirect is either the login page, or leads where nobody has looked.
-    options: dict[str, Any] = {"stream": True, "timeout": 30, "allow_redirects": False}
+        reply = ask_once(
+            "GET", address, connection, headers={"Accept-Encoding": "identity"}, credential=credential, follow=False
+        )
+    except ServerError as error:
+        raise LinkServerError(f"the state at {host} could not be fetched: {error}") from None
+    if reply.went_elsewhere or reply.status in (401, 403):
+        raise AuthError(
+            f"the state at {host} asks for a token that it accepts (status {reply.status}); save one with caveclient: "
+            f"CAVEclient(server_address=…).auth.setup_token(), or in ~/.cloudvolume/secrets/{host}-cave-secret.json"
+        )
+    if reply.status != 200:
+        kind = LinkServerError if reply.status in (408, 429, *range(500, 600)) else LinkError
+        raise kind(f"there is no state at {server.public}: status {reply.status}")
+    if len(reply.body) > MAX_BYTES:
+        raise LinkError(f"the state at {host} is larger than {MAX_BYTES >> 20} MB, which no state is")
     try:
-        with service.session.get(address, **options) as response:
-            if response.status_code in (301, 302, 303, 307, 308, 401, 403):
-                raise AuthError(
-                    f"the state at {host} asks for a token that it accepts (status {response.status_code}); save one "
-                    "with caveclient: CAVEclient(server_address=…).auth.setup_token()"
-                )
-            if response.status_code != 200:
-                kind = LinkServerError if response.status_code in (408, 429, *range(500, 600)) else LinkError
-                raise kind(f"there is no state at {_shown(address)}: status {response.status_code}")
-            return _bounded(response, host)
-    except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
-        raise LinkServerError(f"the state at {host} could not be fetched: {type(error).__name__}") from None
-
-
-def _bounded(response: Any, host: str) -> str:
-    parts, size = [], 0
-    for part in response.iter_content(1 << 16):
-        size += len(part)
-        if size > MAX_BYTES:
-            raise LinkError(f"the state at {host} is larger than {MAX_BYTES >> 20} MB, which no state is")
-        parts.append(part)
-    try:
-        return b"".join(parts).decode("utf-8")
-    except UnicodeDecodeError:
+        return unpacked(reply).decode("utf-8")
+    except ValueError:
         raise LinkError(f"what lies at {host} is no text, so no state") from None

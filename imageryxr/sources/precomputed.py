@@ -319,7 +319,7 @@ def _read_info(address: Address, connection: Connection, token: Token | None) ->
     reply = chunks.get_file(address.url, "info", connection, token)
     if chunks.is_absent(reply, address.url):
         return None
-    chunks.check_reply(reply, address.public, address.url, token)
+    chunks.check_reply(reply, address.public, address.url, token, connection.access)
     return json.loads(unpacked(reply))
 
 

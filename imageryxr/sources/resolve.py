@@ -10,13 +10,14 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 
-from imageryxr.errors import LayerError, OptionError, SourceError, SourceNotFoundError
+from imageryxr.errors import AddressError, AuthError, LayerError, OptionError, SourceError, SourceNotFoundError
 from imageryxr.sources import graphene, memory, omezarr, precomputed
-from imageryxr.sources.address import Address, parse_address
-from imageryxr.sources.auth import Token, find_token
+from imageryxr.sources.access import Access, may_receive
+from imageryxr.sources.address import WEB_PROTOCOLS, Address, parse_address
+from imageryxr.sources.auth import Token, find_token, why_not_sent
 from imageryxr.sources.base import Assume, LayerType, Missing, Source, check_assume, check_missing, pick_index
-from imageryxr.sources.chunks import MIDDLEAUTH
-from imageryxr.sources.web import Connection, host_of
+from imageryxr.sources.web import Connection
+from imageryxr.sources.weburl import MIDDLEAUTH, parse_web_url
 
 
 def resolve_source(
@@ -105,15 +106,19 @@ def _open_address(
     living: dict[str, Any],
     connection: Connection,
 ) -> Source:
-    # A CAVE token is none of the business of a server that holds a Zarr.
-    plain_token = token if isinstance(token, str) else None
+    _check_file(address)
     if address.format == "graphene":
         return _open_graphene(address, missing, token, choices, living, connection)
+    # A CAVE token is none of the business of a server that holds a Zarr.
+    plain_token = _zarr_token(address, token, connection)
     if address.format == "zarr":
         return omezarr.open_omezarr(address, missing=missing, token=plain_token, **choices)
-    login = find_token(host_of(address.url), given=token) if address.url.startswith(MIDDLEAUTH) else None
+    login = None
+    if address.url.startswith(MIDDLEAUTH):
+        login = find_token(parse_web_url(address.url).netloc, given=token)
     info = precomputed.fetch_info(address, connection, login)
     if info is not None and "graph" in info:
+        _check_graph(address, token, connection.access)
         return _open_graphene(address, missing, token, choices, living, connection)
     if info is not None or address.format == "precomputed":
         found = precomputed.open_precomputed(
@@ -130,6 +135,49 @@ def _open_address(
         "(OME-Zarr) is there, or may be read"
     )  # fmt: skip
     raise SourceNotFoundError(f"there is no volume at {address.public}: {where}; check the path")
+
+
+def _check_file(address: Address) -> None:
+    """Raise `AddressError` for a path that the file system cannot have: too long, or a circle of links."""
+    if address.local_path is None:
+        return
+    try:
+        os.stat(address.local_path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        if isinstance(error, NotADirectoryError | PermissionError):
+            return
+        shown = str(address.local_path)
+        shown = shown if len(shown) <= 200 else shown[:200] + "…"
+        reason = getattr(error, "strerror", None) or error
+        raise AddressError(f"{shown!r} is no path that can be opened: {reason}; check the path") from None
+
+
+def _check_graph(address: Address, token: str | Token | None, access: Access) -> None:
+    """Raise unless a place whose ``info`` says that it is a graph may have the CAVE token, which it would be sent."""
+    if address.protocol not in WEB_PROTOCOLS or may_receive(address.url, access, given_for=(), is_cave_token=True):
+        return
+    # The caller named a server for a token only if he gave one: the address does not say that there is a graph.
+    held = find_token(parse_web_url(address.url).netloc, given=token)
+    named = access if token is not None else replace(access, from_link=True)
+    if held is None or held.header_for(address.url, named) is None:
+        raise SourceError(
+            f"the info at {address.public} is that of a graphene segmentation, whose server would be sent your CAVE "
+            f"token; if you trust {parse_web_url(address.url).netloc}, type graphene://{address.public}"
+        )
+
+
+def _zarr_token(address: Address, token: str | Token | None, connection: Connection) -> str | None:
+    """Return the token for a Zarr on a web server, which the caller gave for it."""
+    if not isinstance(token, str) or address.protocol not in WEB_PROTOCOLS:
+        return token if isinstance(token, str) else None
+    server = parse_web_url(address.url)
+    if find_token(server.netloc, given=token).header_for(address.url, connection.access) is None:
+        raise AuthError(
+            f"the token from token= is not sent to {address.public}: {why_not_sent(server, connection.access)}"
+        )
+    return token
 
 
 def _open_graphene(

@@ -141,6 +141,7 @@ def ask(
     credential: Credential | None = None,
     check: Callable[[Reply], str] | None = None,
     stop: threading.Event | None = None,
+    follow: bool = True,
 ) -> Reply:
     """Make a request, again where that may help, and return the answer whatever its status.
 
@@ -158,6 +159,8 @@ def ask(
         Tells what is wrong with a 200, such as a body too short; then it is tried again.
     stop : Event, optional
         Set when nobody waits for the answer any more.
+    follow : bool
+        Whether redirects are followed; otherwise they are the answer.
 
     Raises
     ------
@@ -165,7 +168,7 @@ def ask(
         If there was no sensible answer.
     """
     stop = stop or threading.Event()
-    request = _Request(method, url, connection, body, dict(headers or {}), credential, stop)
+    request = _Request(method, url, connection, body, dict(headers or {}), credential, stop, follow)
     problem = ""
     for attempt in range(connection.retries + 1):
         pause = 0.0
@@ -254,6 +257,7 @@ class _Request:
     headers: dict[str, str]
     credential: Credential | None
     stop: threading.Event
+    follow: bool
     secret: str = ""
     """What was sent in secret: error messages of the server do not show it."""
 
@@ -270,7 +274,7 @@ def _follow(request: _Request) -> Reply:
             reply = reply._replace(sent_on=_shown(url))
         place = reply.headers.get("location", "")
         target = urljoin(url, place) if place else ""
-        if not reply.went_elsewhere or not target.startswith(("http://", "https://")):
+        if not request.follow or not reply.went_elsewhere or not target.startswith(("http://", "https://")):
             return reply
         at_home = host_of(target) == host_of(url) and target.split(":")[0] in (url.split(":")[0], "https")
         # What was sent along goes nowhere else, and to the same server only where it says that it moved for good or

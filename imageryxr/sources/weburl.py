@@ -88,12 +88,12 @@ def parse_web_url(url: str) -> WebURL:
     parts = None if problem else _AUTHORITY.fullmatch(authority)
     if parts is None:
         raise AddressError(f"{hide_secrets(plain)!r} is no web address: {problem or _authority_problem(authority)}")
-    userinfo, host, port = parts.groups()
-    host = host.strip("[]").lower()
-    problem = _host_problem(host, bracketed="[" in parts[2]) or _port_problem(port)
-    problem = problem or _client_problem(plain, host, port)
+    userinfo, written, port = parts.groups()
+    host = written.strip("[]").lower()
+    problem = _host_problem(written) or _port_problem(port) or _client_problem(plain, host, port)
     if problem:
         raise AddressError(f"{hide_secrets(plain)!r} is no web address: {problem}")
+    host = str(ipaddress.IPv6Address(host)) if ":" in host else host
     return WebURL(scheme, host, int(port or _PORTS[scheme]), userinfo or "", path)
 
 
@@ -151,17 +151,13 @@ def _authority_problem(authority: str) -> str:
     return "its host is not one that a server can have"
 
 
-def _host_problem(host: str, *, bracketed: bool) -> str:
-    if bracketed:
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            return "its host in brackets is no IPv6 address"
+def _host_problem(host: str) -> str:
+    if not host.startswith("["):
         return ""
-    if host.endswith("."):
-        return "its host ends in a dot; leave the dot out"
-    if "" in host.split(".") or len(host) > 253 or any(len(label) > 63 for label in host.split(".")):
-        return "its host has a part that is empty or too long"
+    try:
+        ipaddress.IPv6Address(host.strip("[]"))
+    except ValueError:
+        return "its host in brackets is no IPv6 address"
     return ""
 
 
