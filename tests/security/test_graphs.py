@@ -1,0 +1,178 @@
+"""A server's answer cannot make a graph of a layer, send the token elsewhere, or read this machine's volumes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import imageryxr as ix
+from imageryxr.cli import app
+from tests.security.conftest import TOKEN, graph_info
+from tests.support.recorder import recording
+
+HASTY = ix.Connection(retries=0, timeout=5)
+TABLE = "/segmentation/table/t"
+SPELLINGS = [
+    "{}" + TABLE,
+    "precomputed://{}" + TABLE,
+    "neuroglancer-precomputed://{}" + TABLE,
+    "{}" + TABLE + "/|neuroglancer-precomputed:",
+    "{}" + TABLE + "|precomputed:",
+    "precomputed://{}" + TABLE + "///",
+]
+
+
+def link(source, kind="segmentation"):
+    return {"layers": [{"type": kind, "name": "s", "source": source}]}
+
+
+def opened(source, kind, **options):
+    """Open a source in each way that people have; return the errors."""
+    errors = []
+    for way in (
+        lambda: ix.open_segmentation(source, connection=HASTY, **options),
+        lambda: ix.open_image(source, connection=HASTY, **options),
+        lambda: ix.open_multiscale(source, connection=HASTY, **options),
+        lambda: ix.open_neuroglancer(link(source, kind), allow_local=True),
+    ):
+        with pytest.raises(ix.ImageryError) as caught:
+            way()
+        errors.append(str(caught.value))
+    return errors
+
+
+@pytest.mark.filterwarnings("ignore::imageryxr.errors.LinkWarning")
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("variable", [False, True])
+def test_a_graph_key_in_an_info_sends_no_token(secrets, stranger, tls, spelling, variable, monkeypatch):
+    if variable:
+        monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    for server in (stranger, tls):
+        graph_info(server, "evil.example", f"precomputed://{server.url('evil.example')}/data")
+        source = spelling.format(server.url("evil.example"))
+        for way in (ix.open_segmentation, ix.open_image, ix.open_multiscale):
+            with pytest.raises(ix.SourceError, match=r"type graphene://https?://evil.example:\d+/segmentation/table/t"):
+                way(source, connection=HASTY)
+        tree = ix.open_neuroglancer(link(source), allow_local=True)
+        assert list(tree.children) == []
+        assert "type graphene://" in tree.attrs["unsupported_layers"][0]["reason"]
+        assert server.requests
+        assert not server.secrets
+        assert {r.path for r in server.requests} == {f"{TABLE}/info"}
+
+
+def test_figure_of_a_link_sends_no_token(secrets, stranger, tmp_path, monkeypatch):
+    graph_info(stranger, "evil.example", f"precomputed://{stranger.url('evil.example')}/data")
+    state = tmp_path / "state.json"
+    state.write_text(json.dumps(link(f"precomputed://{stranger.url('evil.example')}{TABLE}")))
+    for options in ([], ["--allow-local"]):
+        done = CliRunner().invoke(app, ["figure", str(state), str(tmp_path / "a.png"), *options])
+        assert done.exit_code != 0
+        assert not stranger.secrets
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "graphene://{}" + TABLE,
+        "graphene://middleauth+{}" + TABLE,
+        "precomputed://middleauth+{}" + TABLE,
+        "middleauth+{}" + TABLE + "|graphene:",
+    ],
+)
+def test_no_token_goes_over_plain_http(secrets, stranger, source):
+    stranger.answer = lambda request: (401, b"{}", {})
+    for host in ("good.example", "minnie.microns-daf.com"):
+        with pytest.raises(ix.AuthError, match="tokens go over https only.*write https://"):
+            ix.open_segmentation(source.format(stranger.url(host)), connection=HASTY)
+        for options in ({}, {"allow_local": True}, {"trusted_hosts": [host]}):
+            with pytest.raises(ix.AuthError, match="https only"):
+                ix.open_neuroglancer(link(source.format(stranger.url(host))), **options)
+    assert stranger.requests
+    assert not stranger.secrets
+
+
+def test_a_typed_graph_over_https_is_sent_the_token(secrets, tls):
+    graph_info(tls, "good.example", f"precomputed://{tls.url('good.example')}/data")
+    for source in ("graphene://{}", "graphene://middleauth+{}", "{}"):
+        tls.requests.clear()
+        address = source.format(tls.url("good.example")) + TABLE + ("" if "graphene" in source else "|graphene:")
+        seg = ix.open_segmentation(address, connection=HASTY)
+        assert seg.dtype == np.uint64
+        assert set(tls.secrets) == {f"Bearer {TOKEN}"}
+        assert TOKEN not in str(seg.attrs)
+
+
+def test_a_graph_of_a_link_needs_a_trusted_host(secrets, tls):
+    graph_info(tls, "good.example", f"precomputed://{tls.url('good.example')}/data")
+    source = f"graphene://{tls.url('good.example')}{TABLE}"
+    for options in ({}, {"trusted_hosts": ["other.example"]}, {"trusted_hosts": [f"good.example:{tls.port + 1}"]}):
+        with pytest.raises(ix.AuthError, match="trusted_hosts="):
+            ix.open_neuroglancer(link(source), **options)
+    assert not tls.requests
+    for trusted in ("good.example", f"good.example:{tls.port}"):
+        # The name resolves to this machine, where a link may only reach if that is allowed.
+        ix.open_neuroglancer(link(source), trusted_hosts=[trusted], allow_local=True)
+        assert set(tls.secrets) == {f"Bearer {TOKEN}"}
+        tls.requests.clear()
+
+
+# --- data_dir ---------------------------------------------------------------------------------------------------------
+
+LOCAL = ["file:///etc", "precomputed://file:///etc", "/etc", "../..", "mem://x", "precomputed://http://127.0.0.1:{port}/local",
+         "http://localhost:{port}/local", "http://[::1]:{port}/local", "http://127.1:{port}/local", "http://2130706433:{port}/local",
+         "s3://http://127.0.0.1:{port}/local", "s3+http://127.0.0.1:{port}/local", "http://intranet:{port}/local", "http://10.0.0.7/local"]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::imageryxr.errors.LinkWarning")
+@pytest.mark.parametrize("data_dir", LOCAL)
+def test_a_graph_elsewhere_cannot_name_data_of_this_machine(secrets, tls, data_dir):
+    with recording() as local:
+        graph_info(tls, "good.example", data_dir.format(port=local.port))
+        source = f"graphene://{tls.url('good.example')}{TABLE}"
+        with pytest.raises(ix.SourceError, match="good.example.*names .* on this machine or its network"):
+            ix.open_segmentation(source, connection=HASTY)
+        tree = ix.open_neuroglancer(link(source), trusted_hosts=["good.example"], allow_local=True)
+        assert list(tree.children) == []
+        assert not local.requests
+        assert not [r for r in tls.requests if r.method == "POST"]
+
+
+def test_a_graph_on_this_machine_may_name_data_of_this_machine(secrets, stranger, tmp_path):
+    graph_info(stranger, "127.0.0.1", f"file://{tmp_path}")
+    assert ix.open_segmentation(f"graphene://{stranger.url()}{TABLE}", connection=HASTY).dtype == np.uint64
+
+
+# --- datastacks -------------------------------------------------------------------------------------------------------
+
+
+def stack(server, image, segmentation):
+    server.files["/info/api/v2/datastack/full/d"] = {
+        "aligned_volume": {"image_source": image},
+        "segmentation_source": segmentation,
+        "local_server": server.url("good.example"),
+    }
+
+
+@pytest.mark.parametrize("source", LOCAL)
+def test_an_info_service_elsewhere_cannot_name_layers_of_this_machine(secrets, tls, source):
+    with recording() as local:
+        here, there = source.format(port=local.port), "precomputed://gs://bucket/x"
+        for image, segmentation in ((here, there), (there, here)):
+            stack(tls, image, segmentation)
+            with pytest.raises(ix.ImageryError, match="on this machine or its network|could not read|no precomputed"):
+                ix.open_datastack("d", server_address=tls.url("good.example"), connection=HASTY)
+        assert not local.requests
+
+
+def test_an_info_service_over_plain_http_gets_no_token_and_passes_none_on(secrets, stranger, tls):
+    graph_info(tls, "evil.example", f"precomputed://{tls.url('evil.example')}/data")
+    stack(stranger, f"precomputed://{stranger.url('good.example')}/em", f"graphene://{tls.url('evil.example')}{TABLE}")
+    for token in (None, TOKEN):
+        with pytest.raises(ix.ImageryError):
+            ix.open_datastack("d", server_address=stranger.url("good.example"), token=token, connection=HASTY)
+    assert stranger.requests
+    assert not stranger.secrets + tls.secrets

@@ -1,0 +1,155 @@
+"""A web server, also with TLS, that records every request with its headers, under any name that a test makes up."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A request."""
+
+    method: str
+    host: str
+    path: str
+    authorization: str | None
+    cookie: str | None
+    body: bytes
+    text: str
+    """All of the request's head."""
+
+
+class Recorder(ThreadingHTTPServer):
+    """Answers with what `files` has for a path, else what `answer` returns, else 404."""
+
+    daemon_threads = True
+
+    def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.requests: list[Recorded] = []
+        self.files: dict[str, Any] = {}
+        """Bodies, or objects to send as JSON, by path."""
+        self.moved: dict[str, str] = {}
+        """Locations by path."""
+        self.answer: Callable[[Recorded], tuple[int, bytes, dict[str, str]] | None] = lambda request: None
+        self.scheme = "http"
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+            self.scheme = "https"
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.server_port
+
+    def url(self, host: str = "127.0.0.1") -> str:
+        """Return its address under a name."""
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def secrets(self) -> list[str]:
+        """Every credential that was received."""
+        return [text for r in self.requests for text in (r.authorization, r.cookie) if text]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that go away."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Recorder
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        head = f"{self.requestline}\n{self.headers}"
+        said = self.headers.get
+        request = Recorded(self.command, said("Host", ""), self.path, said("Authorization"), said("Cookie"), body, head)
+        self.server.requests.append(request)
+        path = self.path.partition("?")[0]
+        if path in self.server.moved:
+            self._send(302, b"", {"Location": self.server.moved[path]})
+            return
+        found = self.server.answer(request)
+        if found is None and path in self.server.files:
+            held = self.server.files[path]
+            found = 200, held if isinstance(held, bytes) else json.dumps(held).encode(), {}
+        self._send(*(found or (404, b"", {})))
+
+    do_POST = do_HEAD = do_GET
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def recording(tls: tuple[Path, Path] | None = None) -> Iterator[Recorder]:
+    """Serve on 127.0.0.1."""
+    server = Recorder(tls)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def resolve_here(monkeypatch: Any, names: str = r".*\.(example|com|org)") -> None:
+    """Let names that a pattern matches resolve to 127.0.0.1, in this process."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
+        text = host.decode() if isinstance(host, bytes) else host
+        return real("127.0.0.1" if text and re.fullmatch(names, text.lower()) else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def certificate(folder: Path, *names: str) -> tuple[Path, Path]:
+    """Write a certificate of an authority of its own for some names, and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "certificate.pem", folder / "key.pem"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+    return paths
