@@ -214,7 +214,7 @@ def open_omezarr(
         If ``assume`` is neither.
     """
     check_assume(assume)
-    name = f"zarr://{address.public}"
+    name = address.zarr_name
     if address.protocol not in PROTOCOLS:
         raise SourceError(f"{name}: OME-Zarr is read from {', '.join(PROTOCOLS)}, not from {address.protocol}://")
     ome, version = _ome_metadata(address, token)
@@ -227,7 +227,7 @@ def open_omezarr(
 
 
 def _ome_metadata(address: Address, token: str | None) -> tuple[dict[str, Any], int]:
-    name, path = f"zarr://{address.public}", address.local_path
+    name, path = address.zarr_name, address.local_path
     if path is not None and not path.is_dir():
         raise SourceNotFoundError(f"there is no folder {path}, so no OME-Zarr at {name}; check the path")
     document = fetch_json(address, token, "zarr.json")
@@ -257,7 +257,7 @@ def _parsed(
     asked: dict[str, int | None],
     assume: str,
 ) -> OmeZarrSource:
-    name, multiscale = f"zarr://{address.public}", ome["multiscales"][0]
+    name, multiscale = address.zarr_name, ome["multiscales"][0]
     axes, factors = ngff.axes_of(name, multiscale)
     paths = [str(d["path"]) for d in multiscale["datasets"]]
     with ThreadPoolExecutor(8) as pool:

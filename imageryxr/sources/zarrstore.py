@@ -191,7 +191,14 @@ def fetch(url: str, token: str | None, key: str, name: str) -> bytes | None:
 
 
 def fetch_json(address: Address, token: str | None, key: str) -> dict[str, Any] | None:
-    """Return the JSON object at a key, or None where there is none, or none that may be read."""
+    """Return the JSON object at a key, or None where there is none, or none that may be read.
+
+    What an address restricts holds here: of the other Zarr version there are no metadata, and where they do not name
+    the dimension separator, the address does.
+    """
+    other = {2: ("zarr.json",), 3: (".zattrs", ".zarray", ".zgroup")}.get(address.version or 0, ())
+    if key.rpartition("/")[2] in other:
+        return None
     data = fetch(address.url, token, key, f"zarr://{address.public}")
     try:
         found = None if data is None else json.loads(data)
@@ -199,7 +206,22 @@ def fetch_json(address: Address, token: str | None, key: str) -> dict[str, Any] 
         raise SourceError(f"{address.public}/{key} is not JSON ({error}): a login page or a broken file?") from None
     if found is not None and not isinstance(found, dict):
         raise SourceError(f"{address.public}/{key} holds a {type(found).__name__}, not a JSON object")
+    if found is not None and address.separator:
+        _check_separator(address, key, found)
     return found
+
+
+def _check_separator(address: Address, key: str, document: dict[str, Any]) -> None:
+    if key.endswith("zarr.json"):
+        raise SourceError(
+            f"{address.public} is Zarr v3, whose metadata say how chunks are named; leave #dimension_separator="
+            f"{address.separator} out"
+        )
+    if key.endswith(".zarray") and document.setdefault("dimension_separator", address.separator) != address.separator:
+        raise SourceError(
+            f"{address.public}/{key} says dimension_separator={document['dimension_separator']!r}, and the address "
+            f"{address.separator!r}; leave #dimension_separator={address.separator} out"
+        )
 
 
 def sent_elsewhere(url: str, token: str | None, key: str) -> str | None:
