@@ -37,7 +37,6 @@ FLOORS = [
         "sources.base",
         "sources.address",
         "sources.instant",
-        "sources.access",
         "sources.frames",
         "sources.streams",
         "sources.decoder_process",
@@ -48,13 +47,8 @@ FLOORS = [
     ["sample"],
     ["sources.apart"],
     ["sources.auth", "sources.shards", "sources.decoding", "sources.ngff", "sources.zarrobjects"],
-<<<<<<< HEAD
-    ["sources.checks"],
-    ["sources.links", "sources.services"],
-=======
     ["sources.checks", "sources.services"],
     ["sources.links"],
->>>>>>> 021c739 (Decide in one function which server may receive a credential)
     ["sources.shaders", "sources.placement"],
     ["sources.chunks", "sources.chunkedgraph", "sources.cave", "sources.zarrstore"],
     ["sources.rawfiles"],
