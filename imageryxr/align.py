@@ -45,7 +45,8 @@ def regrid(
         the edge between two voxels belongs to the upper one) or "mode" (the id that fills most of each new voxel; of
         equals the smallest id, 0 last), which is the better one to shrink by. For images "linear" (default: between
         voxel centres, clamped at the edge of the data), "nearest", or "mean" (the average over each new voxel), which
-        is the better one to shrink by, as it lets no detail alias. Labels are never averaged.
+        is the better one to shrink by, as it lets no detail alias. Labels are never averaged; "linear" of a boolean
+        array is "nearest".
 
     Returns
     -------
@@ -222,6 +223,8 @@ def _onto(volume: Volume, grid: Grid, method: Method) -> Expr:
     shift = grid.shift_to(volume.grid)
     if shift is not None:
         return view(volume.expr, volume.box, grid.box.shift(shift))
+    if volume.expr.dtype.kind == "b" and method == "linear":
+        method = "nearest"  # between a true and a false voxel there is no value
     maps = tuple(AxisMap.between(target, own) for target, own in zip(grid.axes, volume.grid.axes, strict=True))
     expr = Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
     return within(ended(expr, expr.mapped(volume.box), grid.box), grid.box)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import exact
+from imageryxr.boxes import SNAP, exact
 from imageryxr.grid import Axis
 
 # The index of "no source voxel": the target voxel lies outside the volume.
@@ -82,8 +82,9 @@ class AxisMap:
         """Return the map from a target axis to a source axis."""
         ratio = exact(target.resolution) / exact(source.resolution)
         shift = (exact(target.offset) + Fraction(1, 2)) * ratio - exact(source.offset)
-        # Only places that are float noise need larger denominators than these, and int64 would not hold them.
-        ratio, shift = ratio.limit_denominator(1_000_000), shift.limit_denominator(1_000_000)
+        # The simple fraction that a noisy one stands for decides ties; a ratio that drifts along the axis is kept.
+        shift, simple = shift.limit_denominator(1_000_000), ratio.limit_denominator(1_000_000)
+        ratio = simple if abs(ratio - simple) * target.size < SNAP else ratio
         c = math.lcm(ratio.denominator, shift.denominator)
         return cls(int(ratio * c), int(shift * c), c)
 
@@ -107,13 +108,16 @@ class AxisMap:
         return math.floor(low - half), math.ceil(high - half) + 1 if method == "linear" else math.ceil(high + half)
 
     def _places(self, start: int, stop: int, shift: Fraction = Fraction(0)) -> tuple[npt.NDArray[np.int64], int, int]:
-        # position of voxel j = base + numerator / denominator, numerators small enough for int64 because
-        # the whole part at `start` is taken out first.
+        # position of voxel j = base + numerator / denominator. The whole part at `start` is taken out first, so that
+        # int64 holds the numerators of all but noisy resolutions; those take Python's integers, since a rounded ratio
+        # drifts by 1e-4 voxel over 2**31 voxels.
         c = math.lcm(self.c, shift.denominator)
         scale = c // self.c
         first = (self.a * start + self.b) * scale + int(shift * c)
         base, rest = divmod(first, c)
-        return self.a * scale * np.arange(stop - start, dtype=np.int64) + rest, base, c
+        fits = 2 * (self.a * scale * max(1, stop - start) + c) < 2**62
+        steps = np.arange(stop - start).astype(np.int64 if fits else object)
+        return self.a * scale * steps + rest, base, c
 
     def _inside(self, start: int, stop: int, valid: tuple[int, int]) -> npt.NDArray[np.bool_]:
         j = np.arange(start, stop)
@@ -123,18 +127,17 @@ class AxisMap:
     def nearest(self, start: int, stop: int, valid: tuple[int, int]) -> NearestMap:
         """Return the source voxel that holds each centre."""
         numerator, base, c = self._places(start, stop)
-        index = numerator // c + base
+        index = (numerator // c + base).astype(np.int64)
         return NearestMap(np.where(self._inside(start, stop, valid), index, _NOWHERE))
 
     def linear(self, start: int, stop: int, valid: tuple[int, int]) -> LinearMap:
         """Return the source voxels below and above each centre, clamped to the data at its edges."""
         numerator, base, c = self._places(start, stop, Fraction(-1, 2))
-        lower, rest = np.divmod(numerator, c)
-        lower += base
+        lower, rest = (numerator // c + base).astype(np.int64), numerator % c
         last = valid[1] - 1
         inside = self._inside(start, stop, valid)
         below, above = (np.where(inside, np.clip(i, valid[0], last), _NOWHERE) for i in (lower, lower + 1))
-        return LinearMap(below, above, rest / c)
+        return LinearMap(below, above, (rest / c).astype(np.float64))
 
     def overlap(self, start: int, stop: int, valid: tuple[int, int]) -> OverlapMap:
         """Return the source voxels that each target voxel covers, with weights that are lengths."""
@@ -143,11 +146,12 @@ class AxisMap:
         length = int(self.scale * c)
         unit = max(1, length // _WEIGHTS)
         inside = self._inside(start, stop, valid)
-        k0 = np.maximum(numerator // c, valid[0] - base)
-        k1 = np.minimum(-(-(numerator + length) // c), valid[1] - base)
+        k0 = np.maximum((numerator // c).astype(np.int64), valid[0] - base)
+        k1 = np.minimum((-(-(numerator + length) // c)).astype(np.int64), valid[1] - base)
         first, counts = np.where(inside, k0 + base, _NOWHERE), np.where(inside, k1 - k0, 0)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         of = np.repeat(np.arange(stop - start), counts)
         k = k0[of] + np.arange(of.size) - offsets[of]
+        k = k.astype(numerator.dtype)
         parts = np.minimum((k + 1) * c, numerator[of] + length) - np.maximum(k * c, numerator[of])
-        return OverlapMap(first, offsets, np.maximum(1, (parts + unit // 2) // unit))
+        return OverlapMap(first, offsets, np.maximum(1, (parts + unit // 2) // unit).astype(np.int64))

@@ -34,8 +34,13 @@ def exact(value: float) -> Fraction:
     """Return the simple fraction that a float stands for: 4.04 is 101/25, 10.666666666666666 is 32/3."""
     if isinstance(value, int):
         return Fraction(value)
-    simple = Fraction(value).limit_denominator(1_000_000)
-    return simple if float(simple) == value else Fraction(repr(value))
+    given = Fraction(value)
+    # Far from 0 several simple fractions round to one float: the simplest is meant, 2147483654.3 with a tenth.
+    for most in (1_000_000,) if abs(value) < 1000 else (1, 10, 100, 1000, 10_000, 100_000, 1_000_000):
+        simple = given.limit_denominator(most)
+        if float(simple) == value:
+            return simple
+    return Fraction(repr(value))
 
 
 def tidy(value: Any) -> int | float:

@@ -354,11 +354,13 @@ def _spacing(values: npt.NDArray[np.float64], step: float, resolution: Any) -> f
 
 def _offset(first: float, resolution: float, offset: Any) -> int | float:
     place = first / resolution - 0.5
-    if offset is not None and abs(place - float(offset)) < SNAP:
+    # A float64 coordinate beyond 2**31 voxels is noisier than `SNAP`.
+    noise = max(float(SNAP), 4 * float(np.spacing(abs(place))))
+    if offset is not None and abs(place - float(offset)) < noise:
         return tidy(offset)
     # 1/3-voxel places come from downsampling by 3; a small denominator within float noise is what was meant.
     simple = Fraction(place).limit_denominator(1000)
-    return tidy(simple) if abs(place - simple) < SNAP else place
+    return tidy(simple) if abs(place - simple) < noise else place
 
 
 def same_grid(a: Grid, b: Grid, what: str) -> None:

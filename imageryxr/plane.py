@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import METHODS, Method, layer_type_of
-from imageryxr.boxes import DIMS, BBox, Index3, Triple, check_resolution
+from imageryxr.boxes import DIMS, BBox, Index3, Triple, check_resolution, exact
 from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
@@ -22,6 +23,7 @@ from imageryxr.views import dimensions_of, layers_of, position_of, shown_orienta
 from imageryxr.volumes import result, volume_of
 
 Floats = npt.NDArray[np.float64]
+Point = list[Fraction]
 
 # Columns, rows and depth of the planes that lie as plain slices do.
 _AXES: dict[str, tuple[str, str, str]] = {"z": ("x", "y", "z"), "y": ("x", "z", "y"), "x": ("y", "z", "x")}
@@ -66,7 +68,8 @@ def plane(
         Nanometres per unit of ``center``.
     method : {"nearest", "linear"}, optional
         Default: "nearest" for segmentations, for which it is the only one: a pixel has the id of the voxel that holds
-        its middle; "linear" for images.
+        its middle; "linear" for images. Linear values of integers are rounded half up and stay between the voxels
+        that they are made of; a boolean array is always cut by "nearest".
 
     Returns
     -------
@@ -109,10 +112,11 @@ def plane(
     shape = _shape(size)
     axes = _from_quaternion(orientation) if orientation is not None else _axes(normal, up)
     unit = check_resolution(resolution)
-    middle = np.array([_finite(c, center) * u for c, u in zip(_three(center, "center"), unit, strict=True)])
+    point = [exact(_finite(c, center)) * exact(u) for c, u in zip(_three(center, "center"), unit, strict=True)]
+    middle = np.array([float(p) for p in point])
     grid = _plane_grid(middle, axes, step, shape)
     _check_reached(volume.grid, middle, axes, step, shape, unit)
-    expr = sliced(volume.expr, _cut(volume.grid, middle, axes, step, shape, chosen), shape)
+    expr = sliced(volume.expr, _cut(volume.grid, point, axes, step, shape, chosen), shape)
     attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.tolist()}
     name = str(obj.name) if obj.name is not None else layer_type_of(obj)
     return result(expr, grid, volume, attrs=attrs, name=name)
@@ -251,13 +255,17 @@ def _check_reached(grid: Grid, middle: Floats, axes: Floats, step: float, shape:
         raise outside_error(box, grid, "the volume")
 
 
-def _cut(grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, method: str) -> Cut:
-    size, offset = np.array(grid.resolution), np.array(grid.voxel_offset, dtype=np.float64)
-    moves = axes * step / size  # voxels (x, y, z) per pixel along x, y and z of the plane
-    first = middle / size - offset - np.array([n // 2 for n in shape[::-1]]) @ moves
+def _cut(grid: Grid, middle: Point, axes: Floats, step: float, shape: Index3, method: str) -> Cut:
+    moves = axes * step / np.array(grid.resolution)  # voxels (x, y, z) per pixel along x, y and z of the plane
+    corner = np.array([n // 2 for n in shape[::-1]]) @ moves
+    base, rest = [], []
+    for place, size, offset, back in zip(middle, grid.resolution, grid.voxel_offset, corner, strict=True):
+        voxel = place / exact(size) - exact(offset)
+        base.append(math.floor(voxel))
+        rest.append(float(voxel - base[-1]) - float(back))
     steps = [tuple(float(v) for v in move[::-1]) for move in moves[::-1]]
-    z, y, x = (float(v) for v in first[::-1])
-    return Cut((z, y, x), (steps[0], steps[1], steps[2]), method)  # type: ignore[arg-type]
+    (bx, by, bz), (x, y, z) = base, rest
+    return Cut((bz, by, bx), (z, y, x), (steps[0], steps[1], steps[2]), method)  # type: ignore[arg-type]
 
 
 def _method(obj: xr.DataArray, method: Any) -> str:
@@ -265,6 +273,8 @@ def _method(obj: xr.DataArray, method: Any) -> str:
     if "rgba" in obj.dims:
         raise LayerError("a plane is cut through an image or a segmentation; cut first, and draw the overlay then")
     allowed = [m for m in METHODS[layer] if m in ("nearest", "linear")]
+    if obj.dtype == np.bool_ and method in (None, "linear"):
+        return "nearest"  # between a true and a false voxel there is no value
     if method is not None and method not in allowed:
         raise OptionError(f"method={method!r} cannot cut a {layer}; choose {' or '.join(map(repr, allowed))}")
     return method or allowed[0]

@@ -26,16 +26,22 @@ TILE_PIXELS = 1 << 18
 
 @dataclass(frozen=True)
 class Cut:
-    """An affine map from the pixels of a plane to the voxels of an array: ``place = origin + step @ (z, y, x)``."""
+    """An affine map from the pixels of a plane to voxels: ``place = base + origin + steps @ (z, y, x)``.
 
+    The whole part of the place is kept as integers: a float64 place beyond 2**31 voxels has too few digits left for the
+    weights of linear interpolation.
+    """
+
+    base: Index3
+    """Voxel (z, y, x) that the other places are counted from."""
     origin: Vector
-    """Place of the middle of pixel (0, 0, 0) in voxels (z, y, x), where voxel 0 reaches from 0 to 1."""
+    """Place of the centre of pixel (0, 0, 0) in voxels (z, y, x) from the lower edge of ``base``."""
     steps: tuple[Vector, Vector, Vector]
     """How the place moves with each pixel along z, y and x."""
     method: str
 
     def places(self, box: IndexBox) -> npt.NDArray[np.float64]:
-        """Return the places of the pixels of a box: shape (3, z, y, x)."""
+        """Return the places of the pixels of a box, counted from ``base``: shape (3, z, y, x)."""
         axes = [np.arange(a, b, dtype=np.float64) for a, b in zip(box.start, box.stop, strict=True)]
         z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
         rows = []
@@ -51,7 +57,7 @@ class Cut:
         around = 1 if self.method == "linear" else 0
         low = np.floor(places.min(axis=0) - 0.5 * around - _SNAP).astype(int)
         high = np.floor(places.max(axis=0) + 0.5 * around + _SNAP).astype(int) + 1
-        return IndexBox(_index3(low), _index3(high))
+        return IndexBox(_index3(low), _index3(high)).shift(self.base)
 
     def sample(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
         """Return the values of a box of pixels, tile by tile: eight places a pixel would fill the memory.
@@ -69,9 +75,19 @@ class Cut:
         edges : callable
             Gives, of an axis and a range, where chunks end; or None.
         """
+
+        def read_local(part: IndexBox) -> Array:
+            return np.asarray(read(part.shift(self.base)))
+
+        def local_edges(axis: int, start: int, stop: int) -> list[int] | None:
+            by = self.base[axis]
+            found = edges(axis, start + by, stop + by)
+            return None if found is None else [edge - by for edge in found]
+
         out = np.zeros(box.shape, dtype)
+        local = bounds.shift(self.base, -1)
         for tile in _tiles(box):
-            out[tile.slices(box)] = self._tile(tile, bounds, dtype, read, edges)
+            out[tile.slices(box)] = self._tile(tile, local, dtype, read_local, local_edges)
         return out
 
     def _tile(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
@@ -111,14 +127,32 @@ def _linear(places: npt.NDArray[np.float64], bounds: IndexBox, dtype: np.dtype[A
     start = np.array(bounds.start)[:, None]
     voxels = [np.clip(low.astype(np.int64) + np.array(c)[:, None], start, stops) for c in corners]
     values = _fetch(np.concatenate(voxels, axis=1), dtype, read, edges).reshape(8, -1)
-    total = np.zeros(places.shape[1], np.float64)
-    for corner, found in zip(corners, values, strict=True):
-        share = np.prod([w if c else 1 - w for c, w in zip(corner, weight, strict=True)], axis=0)
+    shares = np.stack([np.prod([w if c else 1 - w for c, w in zip(k, weight, strict=True)], axis=0) for k in corners])
+    return _whole_mean(values, shares) if dtype.kind in "iu" else _weighted_sum(values, shares)
+
+
+def _weighted_sum(values: Array, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    total = np.zeros(values.shape[1], np.float64)
+    for found, share in zip(values, shares, strict=True):
         # A voxel of no weight must not count even where it is no number.
         total += np.where(share > 0, share * found, 0)
-    if dtype.kind in "iu":
-        return np.asarray(np.floor(total + 0.5))
     return total
+
+
+def _whole_mean(values: Array, shares: npt.NDArray[np.float64]) -> Array:
+    """Return weighted means of integers (8, n), rounded half up, within the range of the values that have weight.
+
+    Only differences from the smallest value become floats, so that 64-bit values stay exact where they agree.
+    """
+    dtype = values.dtype
+    used = shares > 0
+    low = np.where(used, values, np.iinfo(dtype).max).min(axis=0)
+    high = np.where(used, values, np.iinfo(dtype).min).max(axis=0)
+    above = np.where(used, values, low).astype(np.uint64) - low.astype(np.uint64)  # modulo 2**64, so exact for int64
+    steps = np.floor(_weighted_sum(above, shares) + 0.5)
+    most = high.astype(np.uint64) - low.astype(np.uint64)
+    rounded = np.where(steps >= most.astype(np.float64), most, np.minimum(steps, 2.0**63).astype(np.uint64))
+    return np.asarray((low.astype(np.uint64) + rounded).astype(dtype))
 
 
 def _fetch(voxels: Indexes, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:

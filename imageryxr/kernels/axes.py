@@ -135,6 +135,9 @@ def arithmetic(a: NDArray[Any]) -> NDArray[Any]:
 
 
 def like(out: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if out.dtype.kind in "iu" and out.dtype.itemsize == 8:
+        # `top` stops below the largest integer, which no float64 equals: what came that far is the largest.
+        out[out == int(top(out.dtype)[2])] = np.iinfo(out.dtype).max
     return out.view(np.bool_) if dtype.kind == "b" else out.astype(dtype.newbyteorder("="), copy=False)
 
 
