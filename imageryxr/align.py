@@ -135,7 +135,20 @@ def align(
         name: result(exprs[name], grid, volume, attrs=volume.attrs, name=name, chunks=splits)
         for name, volume in (("image", pictures), ("segmentation", labels))
     }
-    return xr.Dataset({name: layer.variable for name, layer in layers.items()}, coords=layers["image"].coords)
+    return _together(layers)
+
+
+def _together(layers: dict[str, xr.DataArray]) -> xr.Dataset:
+    """Return a Dataset of layers on one grid; further coordinates that contradict each other are dropped."""
+    coords: dict[Any, Any] = {}
+    conflicts = set()
+    for layer in layers.values():
+        for name, coord in layer.coords.items():
+            if name in coords and name not in DIMS and not coords[name].variable.equals(coord.variable):
+                conflicts.add(name)
+            coords.setdefault(name, coord)
+    kept = {name: coord for name, coord in coords.items() if name not in conflicts}
+    return xr.Dataset({name: layer.variable for name, layer in layers.items()}, coords=kept)
 
 
 def layer_type_of(da: xr.DataArray) -> str:

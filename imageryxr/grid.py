@@ -31,7 +31,8 @@ from imageryxr.boxes import (
     snapped,
     tidy,
 )
-from imageryxr.errors import BoxError, GridError, GridMismatchError, OutOfVolumeError
+from imageryxr.errors import BoxError, GridError, GridMismatchError, OutOfVolumeError, UnitError
+from imageryxr.units import has_unit, length_in_nm
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +153,13 @@ class Grid:
         return IndexBox.of_shape(self.shape)
 
     def coords(self) -> dict[str, xr.Variable]:
-        """Return the coordinates of the voxel centres, ``{"z", "y", "x"}``, float64 nm with ``units``."""
+        """Return the coordinates of the voxel centres, ``{"z", "y", "x"}``, float64 nm.
+
+        Their attrs hold ``units`` and, for an axis that is cut down to one voxel, its ``resolution`` (nm).
+        """
         return {
-            dim: xr.Variable(dim, axis.centers(), {"units": "nm"}) for dim, axis in zip(DIMS, self.axes, strict=True)
+            dim: xr.Variable(dim, axis.centers(), {"units": "nm", "resolution": axis.resolution})
+            for dim, axis in zip(DIMS, self.axes, strict=True)
         }
 
     def select(self, bbox: BBox) -> IndexBox:
@@ -252,13 +257,15 @@ def _in_unit(bbox: BBox, unit: Triple) -> BBox:
 def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
     """Return the grid that an array's coordinates describe; reads no voxel.
 
-    The coordinates decide. The attributes ``resolution`` and ``voxel_offset`` only settle what they leave open:
-    an axis with one voxel, and float noise.
+    The coordinates decide. Their attrs ``units`` may name any unit of length; without it they are nanometres. Stated
+    sizes (``attrs["resolution"]`` of the array, in nm, and of each coordinate, in its own unit) settle what the
+    coordinates leave open, an axis with one voxel and float noise, and only where another axis agrees with them: after
+    a stride or `xarray.DataArray.coarsen` they describe the array as it was before.
 
     Parameters
     ----------
     da : DataArray or Dataset
-        With dims z, y and x (any of them may have been dropped to a scalar coordinate) and coordinates in nm.
+        With dims z, y and x (any of them may have been dropped to a scalar coordinate) and coordinates of length.
 
     Returns
     -------
@@ -267,7 +274,9 @@ def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
     Raises
     ------
     GridError
-        If a coordinate is missing, descending or unevenly spaced, or an axis of one voxel has no resolution.
+        If a coordinate is missing, descending or unevenly spaced, or nothing states the size of an axis of one voxel.
+    UnitError
+        If a coordinate has units that are no known unit of length.
 
     Examples
     --------
@@ -277,30 +286,17 @@ def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
     True
     >>> grid_of(array.isel(x=slice(2, None, 2))).resolution
     (8.08, 4.04, 40.0)
+    >>> grid_of(array.isel(z=[2])).resolution
+    (4.04, 4.04, 40.0)
     """
-    attrs = _grid_attrs(da)
-    hints = zip(DIMS, attrs["resolution"][::-1], attrs["voxel_offset"][::-1], strict=True)
-    return Grid.from_axes([_axis_of(da, dim, resolution, offset) for dim, resolution, offset in hints])
+    places = {dim: _centers(da, dim) for dim in DIMS}
+    sizes = _stated_sizes(da, places)
+    offsets = dict(zip(DIMS, _triple(da, "voxel_offset")[::-1], strict=True))
+    return Grid.from_axes([_axis_of(dim, places[dim], sizes[dim], offsets[dim]) for dim in DIMS])
 
 
-def _grid_attrs(da: xr.DataArray | xr.Dataset) -> dict[str, tuple[Any, ...]]:
-    holders: list[Mapping[Any, Any]] = [da.attrs]
-    if isinstance(da, xr.Dataset):
-        holders += [v.attrs for v in da.data_vars.values()]
-    found: dict[str, tuple[Any, ...]] = {}
-    for name in ("resolution", "voxel_offset"):
-        # Attributes may be anybody's; those that make no sense decide nothing.
-        values = next((h[name] for h in holders if name in h), None)
-        try:
-            numbers = tuple(float(v) for v in values)  # type: ignore[union-attr]
-        except (TypeError, ValueError):
-            numbers = ()
-        usable = len(numbers) == 3 and all(map(math.isfinite, numbers)) and (name != "resolution" or min(numbers) > 0)
-        found[name] = numbers if usable else (None, None, None)
-    return found
-
-
-def _axis_of(da: xr.DataArray | xr.Dataset, dim: str, resolution: Any, offset: Any) -> Axis:
+def _centers(da: xr.DataArray | xr.Dataset, dim: str) -> npt.NDArray[np.float64]:
+    """Return the centres along an axis in nm."""
     if dim not in da.coords:
         raise GridError(
             f"the array has no coordinate {dim!r} (it has {sorted(map(str, da.coords))}); give it one in nm: "
@@ -318,25 +314,113 @@ def _axis_of(da: xr.DataArray | xr.Dataset, dim: str, resolution: Any, offset: A
         )
     if not np.isfinite(values).all():
         raise GridError(f"the coordinate {dim!r} holds values that are not finite: {values[:4]}…")
+    _check_even(dim, values)
+    unit = _unit(da, dim)
+    return values if unit == 1 else values * unit
+
+
+def _check_even(dim: str, values: npt.NDArray[np.float64]) -> None:
     if len(values) == 1:
-        if resolution is None:
-            raise GridError(
-                f"the axis {dim!r} has one voxel, so its size in nm cannot be read from the coordinate; set "
-                "array.attrs['resolution'] = (x, y, z) in nm"
-            )
-        return Axis(1, float(resolution), _offset(values[0], float(resolution), offset))
-    steps = np.diff(values)
-    step = float((values[-1] - values[0]) / (len(values) - 1))
+        return
+    steps, step = np.diff(values), float((values[-1] - values[0]) / (len(values) - 1))
     if step <= 0:
         raise GridError(
             f"the coordinate {dim!r} does not ascend ({values[0]:g} to {values[-1]:g}); use .sortby({dim!r})"
         )
     if np.abs(steps - step).max() > 1e-3 * step:
         raise GridError(
-            f"the coordinate {dim!r} is not evenly spaced (steps from {steps.min():g} to {steps.max():g} nm), "
+            f"the coordinate {dim!r} is not evenly spaced (steps from {steps.min():g} to {steps.max():g}), "
             "so its voxels form no grid; select with a slice, not with a list"
         )
-    spacing = _spacing(values, step, resolution)
+
+
+def _unit(da: xr.DataArray | xr.Dataset, dim: str) -> float:
+    """Return the nanometres of one unit of a coordinate."""
+    stated = da[dim].attrs.get("units", da[dim].attrs.get("unit"))
+    if not has_unit(stated):
+        return 1.0
+    try:
+        return length_in_nm(stated)
+    except UnitError as error:
+        raise UnitError(
+            f"the coordinate {dim!r} has units={str(stated)[:60]!r}: {error}; set array[{dim!r}].attrs['units'] to the "
+            "unit of its numbers"
+        ) from None
+
+
+def _triple(da: xr.DataArray | xr.Dataset, name: str) -> tuple[Any, Any, Any]:
+    """Return an attribute (x, y, z) of an array, or of a Dataset's first variable that has it; else None for each."""
+    holders: list[Mapping[Any, Any]] = [da.attrs]
+    if isinstance(da, xr.Dataset):
+        holders += [v.attrs for v in da.data_vars.values()]
+    # Attributes may be anybody's; those that make no sense decide nothing.
+    values = next((h[name] for h in holders if name in h), None)
+    try:
+        numbers = tuple(float(v) for v in values)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        numbers = ()
+    usable = len(numbers) == 3 and all(map(math.isfinite, numbers)) and (name != "resolution" or min(numbers) > 0)
+    return (numbers[0], numbers[1], numbers[2]) if usable else (None, None, None)
+
+
+def _stated_sizes(
+    da: xr.DataArray | xr.Dataset, places: Mapping[str, npt.NDArray[np.float64]]
+) -> dict[str, float | None]:
+    """Return the voxel size (nm) along each axis as attributes state it; None where none does, or it is outdated.
+
+    The attributes of the array go before those of the coordinates: these are never set by hand.
+    """
+    own = dict(zip(DIMS, _triple(da, "resolution")[::-1], strict=True))
+    kept = {dim: _size_attr(da, dim) for dim in DIMS}
+    trusted: dict[str, float | None] = dict.fromkeys(DIMS)
+    for stated in (kept, own):
+        if not _outdated(stated, places):
+            trusted.update({dim: size for dim, size in stated.items() if size is not None})
+    offsets = dict(zip(DIMS, _triple(da, "voxel_offset")[::-1], strict=True))
+    for dim, values in places.items():
+        size = trusted[dim]
+        if len(values) == 1 and size is not None and size == kept[dim] and _between_voxels(values[0], size, offsets[dim]):
+            trusted[dim] = None
+    return trusted
+
+
+def _size_attr(da: xr.DataArray | xr.Dataset, dim: str) -> float | None:
+    value = da[dim].attrs.get("resolution")
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return None
+    size = float(value) * _unit(da, dim)
+    return size if math.isfinite(size) and size > 0 else None
+
+
+def _outdated(stated: Mapping[str, Any], places: Mapping[str, npt.NDArray[np.float64]]) -> bool:
+    """Return whether stated sizes contradict the spacing of the axes with several voxels, and agree with none."""
+    agree = []
+    for dim, values in places.items():
+        if len(values) > 1 and stated[dim] is not None:
+            step = float(values[-1] - values[0]) / (len(values) - 1)
+            agree.append(abs(step - stated[dim]) <= 1e-3 * max(step, stated[dim]))
+    return bool(agree) and not any(agree)
+
+
+def _between_voxels(center: float, size: float, offset: Any) -> bool:
+    """Return whether a centre lies on the edge between two voxels: it is the mean of an even number of centres."""
+    if offset is None:
+        return False
+    steps = center / size - 0.5 - float(offset)
+    return abs(steps - math.floor(steps) - 0.5) < max(1e-3, 4 * float(np.spacing(abs(steps))))
+
+
+def _axis_of(dim: str, values: npt.NDArray[np.float64], size: float | None, offset: Any) -> Axis:
+    if len(values) == 1:
+        if size is None:
+            raise GridError(
+                f"the axis {dim!r} has one voxel, and nothing states its size in nm: the coordinate is one number, and "
+                "attrs['resolution'] is absent or describes the array before it was coarsened, strided or averaged; "
+                "give it: array.assign_attrs(resolution=(x, y, z)) in nm, e.g. (8, 8, 160) after four sections of 40 nm"
+            )
+        return Axis(1, size, _offset(values[0], size, offset))
+    step = float((values[-1] - values[0]) / (len(values) - 1))
+    spacing = _spacing(values, step, size)
     return Axis(len(values), spacing, _offset(values[0], spacing, offset))
 
 

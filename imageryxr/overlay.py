@@ -13,11 +13,11 @@ import xarray as xr
 
 from imageryxr.align import layer_type_of
 from imageryxr.boxes import DIMS
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.expr import Array, Expr, Mapped
 from imageryxr.grid import same_grid
 from imageryxr.layers import Layer, prepared_layers, rgba_of
-from imageryxr.look import CONTRAST_LIMITS, OPACITY, VISIBLE
+from imageryxr.look import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
 from imageryxr.painting import Outline, Side, paint_of, painted
 from imageryxr.segments import segmentation_volume
 from imageryxr.stacking import Stacked
@@ -127,16 +127,18 @@ def overlay(
 
 
 def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
-    """Draw all layers of a Dataset over each other, in the order of its variables, as the viewer shows them.
+    """Draw all layers of a Dataset over each other, as the viewer shows them.
 
-    Lazy: reads nothing. Layers whose attrs say that they are switched off are left out. The first image is opaque; a
-    later one lies over what is below it by the opacity in its attrs, as in Neuroglancer. ``options``, as in
-    `overlay`, hold for all segmentations, and ``contrast_limits`` for all images.
+    Lazy: reads nothing. The image lies below the segmentation, whatever the order of the variables, which writing to
+    Zarr or merging changes. ``attrs["layer_order"]`` of the Dataset, names from bottom to top, states another order,
+    and is needed for several layers of one kind; ``view`` sets it. Layers whose attrs say that they are switched off
+    are left out. The first image is opaque; a later one lies over what is below it by the opacity in its attrs, as in
+    Neuroglancer. ``options``, as in `overlay`, hold for all segmentations, and ``contrast_limits`` for all images.
 
     Parameters
     ----------
     dataset : Dataset
-        Images and segmentations on one grid.
+        Images and segmentations on one grid; a boolean variable is a mask, drawn as a segmentation.
     **options
         As in `overlay`.
 
@@ -148,7 +150,7 @@ def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
     Raises
     ------
     LayerError
-        If there is no layer to draw.
+        If there is no layer to draw, or nothing states which of several lies above.
     ImageryError
         As `overlay`.
 
@@ -160,13 +162,8 @@ def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
     >>> ds.imagery.overlay(alpha=0.3).sizes["rgba"]
     4
     """
-    layers = [v for v in dataset.data_vars.values() if not set(DIMS) - {*v.dims, *v.coords}]
-    layers = [v for v in layers if v.attrs.get(VISIBLE, True)]
-    if not layers:
-        raise LayerError(
-            f"the Dataset has the variables {list(map(str, dataset.data_vars))}, and none is a layer to draw"
-        )
-    kinds = [layer_type_of(v) for v in layers]
+    layers = _from_bottom_to_top(dataset)
+    kinds = [_drawn_as(v) for v in layers]
     limits = options.pop("contrast_limits", None)
     if kinds[0] == "image" and len(kinds) > 1 and set(kinds[1:]) == {"segmentation"}:
         return overlay(layers[0], layers[1:], contrast_limits=limits, **options)
@@ -177,10 +174,56 @@ def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
     return pictures[0] if len(pictures) == 1 else composite(*pictures)
 
 
+def _from_bottom_to_top(dataset: xr.Dataset) -> list[xr.DataArray]:
+    """Return the layers of a Dataset in the order in which they are drawn.
+
+    Raises
+    ------
+    LayerError
+        If there are none, or their order is not decided.
+    """
+    layers = [v for v in dataset.data_vars.values() if not set(DIMS) - {*v.dims, *v.coords}]
+    layers = [v for v in layers if v.attrs.get(VISIBLE, True)]
+    if not layers:
+        raise LayerError(
+            f"the Dataset has the variables {list(map(str, dataset.data_vars))}, and none is a layer to draw"
+        )
+    order = [str(name) for name in np.atleast_1d(dataset.attrs.get(LAYER_ORDER, []))]
+    if all(_place_in(order, v) is not None for v in layers):
+        return sorted(layers, key=lambda v: _place_in(order, v) or 0)
+    kinds = [_drawn_as(v) for v in layers]
+    twice = next((kind for kind in ("image", "segmentation") if kinds.count(kind) > 1), None)
+    if twice is None:
+        return sorted(layers, key=lambda v: _drawn_as(v) == "segmentation")
+    names = [str(v.name) for v in layers]
+    same = [name for name, kind in zip(names, kinds, strict=True) if kind == twice]
+    stated = f"attrs['layer_order'] is {order}, which lacks some of them" if order else "attrs['layer_order'] is absent"
+    raise LayerError(
+        f"the Dataset has {len(same)} {twice} layers, {', '.join(map(repr, same))}, and {stated}, so it is not decided "
+        f"which lies above: set ds.attrs['layer_order'] = {names} (from bottom to top), or select the layers to draw, "
+        f"e.g. ds[{_one_of_each(names, kinds)}]"
+    )
+
+
+def _place_in(order: list[str], layer: xr.DataArray) -> int | None:
+    """Return where a layer stands in an order of names, by the name of its variable or of its layer in the viewer."""
+    names = (str(layer.name), str(layer.attrs.get(LAYER, layer.name)))
+    return next((order.index(name) for name in names if name in order), None)
+
+
+def _one_of_each(names: list[str], kinds: list[str]) -> list[str]:
+    return [names[kinds.index(kind)] for kind in ("image", "segmentation") if kind in kinds]
+
+
+def _drawn_as(layer: xr.DataArray) -> str:
+    """Return whether a variable is drawn as grey values or as segments; a mask is the one segment that it holds."""
+    return "segmentation" if layer.dtype == np.bool_ else layer_type_of(layer)
+
+
 def _image_layer(image: xr.DataArray, limits: tuple[float, float] | None, *, opaque: bool) -> xr.DataArray:
     volume = _grey(image, limits)
     opacity = 1.0 if opaque else float(volume.attrs.get(OPACITY, 1.0))
-    return _drawn(rgba_of(volume.expr, opacity), [volume], volume.attrs, "rgba")
+    return _drawn(rgba_of(volume.expr, opacity), [volume], volume.attrs, "picture")
 
 
 def outline(
@@ -264,7 +307,7 @@ def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None 
     ('z', 'y', 'x', 'rgba')
     """
     volume = _grey(image, contrast_limits)
-    return _drawn(rgba_of(volume.expr), [volume], volume.attrs, "rgba")
+    return _drawn(rgba_of(volume.expr), [volume], volume.attrs, "picture")
 
 
 def composite(*layers: xr.DataArray) -> xr.DataArray:
@@ -335,6 +378,9 @@ def _grey(image: xr.DataArray, limits: tuple[float, float] | None) -> Volume:
     if dtype.kind not in "uif" or dtype.itemsize > 8:
         raise LayerError(f"the image {image.name!r} has dtype {dtype}, which holds no grey values")
     low, high = _check_limits(limits)
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        _warn_if_outside(float(info.min), float(info.max), low, high, f"the range of {dtype}")
     return replace(volume, expr=Mapped(volume.expr, partial(_contrast, low=low, high=high), "uint8"))
 
 
@@ -360,4 +406,19 @@ def _rgba_volume(layer: xr.DataArray, number: int) -> Volume:
 def _contrast(values: Array, low: float, high: float) -> Array:
     from imageryxr.kernels import fill
 
+    if values.size:
+        smallest, largest = float(np.min(values)), float(np.max(values))
+        if smallest < largest:  # one value alone is most often what lies outside the volume
+            _warn_if_outside(smallest, largest, low, high, f"the values of a block ({smallest:g} to {largest:g})")
     return fill.to_uint8(values, low, high)
+
+
+def _warn_if_outside(smallest: float, largest: float, low: float, high: float, what: str) -> None:
+    bottom, top = min(low, high), max(low, high)
+    if largest < bottom or smallest > top:
+        shown = "black" if (largest < bottom) == (low < high) else "white"
+        warn(
+            f"contrast_limits=({low:g}, {high:g}) lie wholly outside {what}, so the picture is all {shown}; limits in "
+            "attrs describe the values as they were stored: after arithmetic, give contrast_limits= in the new unit, or "
+            "compute them with imageryxr.contrast_limits(image)"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -119,7 +120,9 @@ def plane(
     expr = sliced(volume.expr, _cut(volume.grid, point, axes, step, shape, chosen), shape)
     attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.tolist()}
     name = str(obj.name) if obj.name is not None else layer_type_of(obj)
-    return result(expr, grid, volume, attrs=attrs, name=name)
+    # Along the axes of a turned plane there are other voxels, whatever their coordinates.
+    scalars = tuple(extra for extra in volume.extras if not extra.variable.dims)
+    return result(expr, grid, replace(volume, extras=scalars), attrs=attrs, name=name)
 
 
 def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | None = None) -> xr.Dataset:

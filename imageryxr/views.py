@@ -13,7 +13,7 @@ from imageryxr.boxes import DIMS, BBox, Triple, check_resolution
 from imageryxr.errors import LayerError, LinkWarning, OptionError
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
-from imageryxr.look import DIMENSIONS, LAYER, ORIENTATION, POSITION, VISIBLE
+from imageryxr.look import DIMENSIONS, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
 
 
 def view(
@@ -92,7 +92,10 @@ def view(
         raise outside_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layers {', '.join(outside)}")
     for name in outside:
         warnings.warn(f"the layer {name!r} does not reach the view, and is left out", LinkWarning, stacklevel=2)
-    return xr.Dataset(shown, attrs={**tree.attrs, POSITION: [float(v) for v in point]})
+    attrs = {**tree.attrs, POSITION: [float(v) for v in point]}
+    if layers is not None or LAYER_ORDER not in attrs:
+        attrs[LAYER_ORDER] = list(arrays)
+    return xr.Dataset(shown, attrs=attrs)
 
 
 def layers_of(tree: xr.DataTree) -> dict[str, xr.DataArray]:

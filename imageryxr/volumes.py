@@ -15,9 +15,10 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from imageryxr.boxes import DIMS, BBox, Index3, IndexBox
-from imageryxr.errors import LayerError
+from imageryxr.errors import ImageryError, LayerError
 from imageryxr.evaluation import evaluate
 from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, LevelLeaf, view, with_leaves, within
+from imageryxr.extra_coords import ExtraCoord, extra_coords, with_extra_coords
 from imageryxr.foreign import parts_of
 from imageryxr.grid import Grid, grid_of, outside_error, refuse_far
 from imageryxr.lazy import Splits, choose_splits, expr_of, to_dask
@@ -49,6 +50,8 @@ class Volume:
     """Its dask block sizes along z, y and x: results on the same grid keep them."""
     dropped: tuple[str, ...]
     """Which of z, y and x the caller has dropped."""
+    extras: tuple[ExtraCoord, ...] = ()
+    """Its coordinates besides z, y and x."""
 
     @property
     def box(self) -> IndexBox:
@@ -97,7 +100,8 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
     splits = next((g.chunks[:3] for g in givens.values()), None)
     if splits is None and is_dask(array):
         splits = tuple(array.chunksizes[d] if d in array.dims else (1,) for d in DIMS)
-    return Volume(expr, grid, dict(array.attrs), array.name, in_memory, givens, splits, dropped)
+    extras = extra_coords(array, grid)
+    return Volume(expr, grid, dict(array.attrs), array.name, in_memory, givens, splits, dropped, extras)
 
 
 def is_dask(array: xr.DataArray) -> bool:
@@ -250,8 +254,23 @@ def _coordinates(grid: Grid, tail: str | None) -> xr.Coordinates:
 
 
 def placed(attrs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
-    """Return attributes with the place brought up to date."""
-    return {**attrs, "resolution": grid.resolution, "voxel_offset": grid.voxel_offset}
+    """Return attributes with the place brought up to date.
+
+    ``voxel_offset`` is that of the whole level, as the voxels are counted there: a crop keeps it, so that neighbouring
+    crops have equal attrs and xarray combines them. Voxels that are counted otherwise have none.
+    """
+    kept = {**attrs, "resolution": grid.resolution}
+    if not _counts_voxels_of(grid, attrs):
+        kept.pop("voxel_offset", None)
+    return kept
+
+
+def _counts_voxels_of(grid: Grid, attrs: Mapping[str, Any]) -> bool:
+    """Return whether attributes describe the voxels that a grid is a box of."""
+    try:
+        return Grid(grid.shape, attrs["resolution"], attrs["voxel_offset"]).shift_to(grid) is not None
+    except (KeyError, TypeError, ImageryError):
+        return False
 
 
 def result(
@@ -274,6 +293,7 @@ def result(
         expr, givens = _lend(expr, volumes)
         data = to_dask(expr, grid.shape, givens=givens, chunks=chunks, name=name)
     array = labelled(data, grid, attrs, name, tail=tail, lead=lead)
+    array = with_extra_coords(array, grid, [extra for v in volumes for extra in v.extras])
     dropped = [d for d in volumes[0].dropped if all(d in v.dropped for v in volumes) and array.sizes[d] == 1]
     return array.isel(dict.fromkeys(dropped, 0)) if dropped else array
 

@@ -28,7 +28,7 @@ FLOORS = [
     ["sources.weburl"],
     ["boxes"],
     ["grid"],
-    ["axismap", "colors.reading", "colors.ids", "colors.lab"],
+    ["axismap", "extra_coords", "colors.reading", "colors.ids", "colors.lab"],
     ["colors.viewer", "colors.distinct", "colors.files"],
     ["colors.palettes"],
     ["colors.chosen"],

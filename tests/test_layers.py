@@ -288,10 +288,11 @@ def test_wrong_looks_are_told():
 def test_a_dataset_is_drawn_in_the_order_of_its_layers():
     second = IMAGE.copy(data=255 - IMAGE.values).assign_attrs(opacity=0.4)
     off = OTHER.assign_attrs(visible=False)
-    ds = xr.Dataset({"em": IMAGE, "cells": FINE, "more": second, "off": off})
+    layers = {"off": off, "more": second, "cells": FINE, "em": IMAGE}
+    ds = xr.Dataset(layers, attrs={"layer_order": ["em", "cells", "more", "off"]})
     drawn = ix.composite(ix.to_rgba(IMAGE), ix.overlay(None, FINE, alpha=0.3)).values.astype(float)
     top = ix.to_rgba(second).values.astype(float)
     top[..., 3] = 102
     assert np.abs(ds.imagery.overlay(alpha=0.3).values - over(drawn, top)).max() <= 1
-    two = xr.Dataset({"em": IMAGE, "cells": FINE, "mito": OTHER})
+    two = xr.Dataset({"mito": OTHER, "em": IMAGE, "cells": FINE}, attrs={"layer_order": ["em", "cells", "mito"]})
     np.testing.assert_array_equal(two.imagery.overlay().values, ix.overlay(IMAGE, [FINE, OTHER]).values)

@@ -153,7 +153,7 @@ def test_attrs_survive():
     out = ix.crop(ix.overlay(image, as_source(FINE)), ix.BBox((20, 3, 3), (41, 20, 4), resolution=(8, 8, 40)))
     assert out.attrs["source"] == "precomputed://somewhere"
     assert out.attrs["timestamp"] == "then"
-    assert out.attrs["voxel_offset"] == (20, 3, 3)
+    assert out.attrs["resolution"] == (8.0, 8.0, 40.0)
     assert out.x.attrs["units"] == "nm"
 
 
