@@ -140,15 +140,14 @@ def align(
 
 def _together(layers: dict[str, xr.DataArray]) -> xr.Dataset:
     """Return a Dataset of layers on one grid; further coordinates that contradict each other are dropped."""
-    coords: dict[Any, Any] = {}
-    conflicts = set()
-    for layer in layers.values():
-        for name, coord in layer.coords.items():
-            if name in coords and name not in DIMS and not coords[name].variable.equals(coord.variable):
-                conflicts.add(name)
-            coords.setdefault(name, coord)
-    kept = {name: coord for name, coord in coords.items() if name not in conflicts}
-    return xr.Dataset({name: layer.variable for name, layer in layers.items()}, coords=kept)
+    image, segmentation = layers["image"], layers["segmentation"]
+    dataset = xr.Dataset({name: layer.variable for name, layer in layers.items()}, coords=image.coords)
+    for name, coord in segmentation.coords.items():
+        if name not in image.coords:
+            dataset = dataset.assign_coords({name: coord.variable})
+        elif name not in DIMS and not image.coords[name].variable.equals(coord.variable):
+            dataset = dataset.drop_vars(name)
+    return dataset
 
 
 def layer_type_of(da: xr.DataArray) -> str:

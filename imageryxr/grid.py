@@ -379,7 +379,12 @@ def _stated_sizes(
     offsets = dict(zip(DIMS, _triple(da, "voxel_offset")[::-1], strict=True))
     for dim, values in places.items():
         size = trusted[dim]
-        if len(values) == 1 and size is not None and size == kept[dim] and _between_voxels(values[0], size, offsets[dim]):
+        if (
+            len(values) == 1
+            and size is not None
+            and size == kept[dim]
+            and _between_voxels(values[0], size, offsets[dim])
+        ):
             trusted[dim] = None
     return trusted
 

@@ -378,9 +378,6 @@ def _grey(image: xr.DataArray, limits: tuple[float, float] | None) -> Volume:
     if dtype.kind not in "uif" or dtype.itemsize > 8:
         raise LayerError(f"the image {image.name!r} has dtype {dtype}, which holds no grey values")
     low, high = _check_limits(limits)
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        _warn_if_outside(float(info.min), float(info.max), low, high, f"the range of {dtype}")
     return replace(volume, expr=Mapped(volume.expr, partial(_contrast, low=low, high=high), "uint8"))
 
 
@@ -419,6 +416,6 @@ def _warn_if_outside(smallest: float, largest: float, low: float, high: float, w
         shown = "black" if (largest < bottom) == (low < high) else "white"
         warn(
             f"contrast_limits=({low:g}, {high:g}) lie wholly outside {what}, so the picture is all {shown}; limits in "
-            "attrs describe the values as they were stored: after arithmetic, give contrast_limits= in the new unit, or "
-            "compute them with imageryxr.contrast_limits(image)"
+            "attrs describe the values as they were stored: after arithmetic, give contrast_limits= in the new unit, "
+            "or compute them with imageryxr.contrast_limits(image)"
         )

@@ -257,3 +257,73 @@ def test_a_picture_wholly_outside_is_an_error(sample):
     with pytest.warns(ix.LinkWarning, match="'b' does not reach the picture"):
         assert list(tree.imagery.plane((64, 48))) == ["a"]
     assert ix.plane(em, (4096, 2560, 130), (64, 48), **options).shape == (1, 48, 64)  # half of it outside
+
+
+# --- values that floats do not hold ------------------------------------------------------------------------
+
+
+def test_a_mask_is_cut_and_resampled_without_growing():
+    mask = np.zeros((5, 9, 9), bool)
+    mask[2, 4, 4] = True
+    da = volume(mask, (8, 8, 8), (0, 0, 0), layer_type="image")
+    for center in ((4, 4, 2), (4.5, 4.5, 2.5), (4.25, 4.75, 2)):
+        cut = ix.plane(da, center, (9, 9), resolution=(8, 8, 8), method="linear")
+        assert cut.dtype == bool
+        assert int(cut.sum()) <= 1
+    assert int(ix.plane(da, (4, 4, 2), (9, 9), resolution=(8, 8, 8)).sum()) == 1
+    assert int(ix.regrid(da, ix.Grid((5, 9, 9), (8, 8, 8), (0.5, 0.5, 0))).sum()) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint64, np.int64, np.uint32, np.int32, np.uint8, np.int8])
+@pytest.mark.parametrize("end", ["min", "max"])
+def test_the_extremes_of_an_integer_stay_what_they_are(dtype, end):
+    value = getattr(np.iinfo(dtype), end)
+    da = volume(np.full((4, 9, 9), value, dtype), (8, 8, 8), (0, 0, 0), layer_type="image")
+    for normal in ("z", "y", (1, 1, 0.3)):
+        assert (ix.plane(da, (4.3, 4.2, 2.1), (3, 3), resolution=(8, 8, 8), normal=normal).values == value).all()
+    for method in ("linear", "mean", "nearest"):
+        assert (ix.regrid(da, (12, 12, 12), method=method).values == value).all()
+
+
+@given(
+    st.lists(st.integers(0, 2**64 - 1), min_size=8, max_size=8), st.tuples(*[st.sampled_from([0, 0.25, 0.5, 0.75])] * 3)
+)
+def test_linear_values_of_64_bit_integers_are_within_a_float_of_the_exact_mean(values, shift):
+    from fractions import Fraction
+
+    da = volume(np.array(values, np.uint64).reshape(2, 2, 2), (1, 1, 1), (0, 0, 0), layer_type="image")
+    x, y, z = shift
+    got = int(ix.plane(da, (0.5 + x, 0.5 + y, 0.5 + z), (1, 1)).values[0, 0, 0])
+    want = sum(
+        Fraction(int(da.values[k, j, i])) * Fraction(x if i else 1 - x) * Fraction(y if j else 1 - y) * Fraction(z if k else 1 - z)
+        for k in (0, 1) for j in (0, 1) for i in (0, 1)
+    )  # fmt: skip
+    assert abs(got - want) <= Fraction(1, 2) + Fraction(max(values) - min(values), 2**50)
+
+
+@pytest.mark.parametrize("offset", [2**31, 2**33 + 1, 2**40, -(2**40)])
+@pytest.mark.parametrize("resolution", [(8, 8, 40), (4.04, 4.04, 40), (4.031234567, 3.9, 40)])
+def test_far_from_the_origin_positions_are_as_exact_as_at_it(offset, resolution):
+    values = np.random.default_rng(3).normal(size=(6, 12, 12))
+
+    def results(o):
+        da = volume(values, resolution, (o, o, o), layer_type="image")
+        assert ix.grid_of(da).voxel_offset == (o, o, o)
+        cut = ix.plane(da, (o + 6.3, o + 6.2, o + 3.1), (5, 5), resolution=resolution, nm_per_pixel=resolution[0])
+        return cut.values, ix.regrid(da, ix.Grid((6, 12, 12), resolution, (o + 0.25, o + 0.25, o))).values
+
+    for far, near in zip(results(offset), results(0), strict=True):
+        np.testing.assert_allclose(far, near, rtol=0, atol=1e-9)
+
+
+def test_a_noisy_ratio_of_resolutions_does_not_drift_over_a_long_axis():
+    from imageryxr.axismap import AxisMap
+    from imageryxr.grid import Axis
+
+    target, source = Axis(2**32, 4.031234567890123, 0), Axis(2**33, 3.987654321098765, 0)
+    there = AxisMap.between(target, source)
+    start = 2**31
+    exact = [(start + i + 0.5) * 4.031234567890123 / 3.987654321098765 for i in range(50)]
+    np.testing.assert_array_equal(there.nearest(start, start + 50, (0, 2**33)).voxel, np.floor(exact).astype(np.int64))
+    linear = there.linear(start, start + 50, (0, 2**33))
+    np.testing.assert_allclose(linear.lower + linear.weight, np.array(exact) - 0.5, rtol=0, atol=2e-6)

@@ -1,0 +1,204 @@
+"""What coordinates and attributes say of an array's place: units, outdated sizes, further coordinates, order of layers."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+from tests.conftest import volume
+from tests.test_verbs import as_source
+
+rng = np.random.default_rng(7)
+IMAGE = volume(
+    rng.integers(1, 255, (4, 8, 8), dtype=np.uint8),
+    (8, 8, 40),
+    (100, 200, 10),
+    layer_type="image",
+    voxel_offset=(100, 200, 10),
+)
+LABELS = volume(rng.integers(0, 5, (4, 8, 8)).astype(np.uint64), (8, 8, 40), (100, 200, 10), layer_type="segmentation")
+BOX = ix.BBox((102, 201, 11), (106, 206, 13), resolution=(8, 8, 40))
+
+
+def in_unit(da: xr.DataArray, unit, nm: float) -> xr.DataArray:
+    return da.assign_coords({d: (d, da[d].values / nm, {"units": unit}) for d in "zyx"})
+
+
+# --- units -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("unit", "nm"),
+    [("nm", 1), ("nanometers", 1), ("um", 1e3), ("µm", 1e3), ("μm", 1e3), ("micrometre", 1e3), ("microns", 1e3), ("mm", 1e6),
+     ("m", 1e9), ("Å", 0.1), ("\u212b", 0.1), ("angstrom", 0.1), ("pm", 1e-3)],
+)  # fmt: skip
+def test_coordinates_in_any_unit_of_length_lie_where_they_lie_in_nm(unit, nm):
+    da = in_unit(IMAGE, unit, nm)
+    assert ix.grid_of(da) == ix.grid_of(IMAGE)
+    assert ix.open_image(da).attrs["resolution"] == (8, 8, 40)
+    np.testing.assert_array_equal(ix.crop(da, BOX).values, ix.crop(IMAGE, BOX).values)
+    assert ix.crop(da, BOX).x.attrs["units"] == "nm"
+    np.testing.assert_array_equal(ix.crop(da, BOX).x.values, ix.crop(IMAGE, BOX).x.values)
+    aligned = ix.align(da, LABELS)
+    np.testing.assert_array_equal(aligned.image.values, IMAGE.values)
+
+
+def test_axes_may_have_units_of_their_own():
+    da = IMAGE.assign_coords(z=("z", IMAGE.z.values / 1e3, {"units": "um"}))
+    assert ix.grid_of(da) == ix.grid_of(IMAGE)
+
+
+def test_a_pint_unit_is_read_by_its_name():
+    class Unit:
+        def __str__(self):
+            return "micrometer"
+
+    assert ix.grid_of(in_unit(IMAGE, Unit(), 1e3)) == ix.grid_of(IMAGE)
+
+
+@pytest.mark.parametrize("unit", ["pixel", "furlongs", "s", 5])
+def test_an_unknown_unit_is_refused_and_named(unit):
+    with pytest.raises(ix.ImageryError, match=str(unit)):
+        ix.grid_of(in_unit(IMAGE, unit, 1))
+
+
+# --- the size of one voxel ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda da: da.coarsen(z=4, y=4, x=4).mean(),
+        lambda da: da.coarsen(z=4).mean(),
+        lambda da: da.coarsen(z=2).mean().isel(z=[0]).assign_coords(z=da.z[:2].mean().expand_dims("z")),
+        lambda da: da[:3].coarsen(z=3, y=2, x=2).mean(),
+        lambda da: da[::4, ::4, ::4],
+        lambda da: da.isel(z=[1])[:, ::2, ::2],
+    ],
+)
+def test_an_outdated_size_does_not_decide_an_axis_of_one_voxel(changed):
+    with pytest.raises(ix.GridError, match=r"one voxel.*assign_attrs\(resolution="):
+        ix.grid_of(changed(IMAGE.astype(float)))
+
+
+def test_a_stated_size_counts_again_once_it_is_set():
+    mean = IMAGE.coarsen(z=4, y=4, x=4).mean().assign_attrs(resolution=(32, 32, 160))
+    assert ix.grid_of(mean).resolution == (32, 32, 160)
+    assert ix.grid_of(mean).bbox.lo_nm == (800, 1600, 400)
+
+
+@pytest.mark.parametrize("one", [{"z": [2]}, {"z": [2], "y": [3]}, {"z": 2}, {"z": [0], "y": [0], "x": [7]}])
+def test_one_voxel_keeps_the_size_that_its_coordinate_states(one):
+    without = (IMAGE * 2).isel(one)
+    without.attrs.clear()
+    assert ix.grid_of(without) == ix.grid_of(IMAGE.isel(one))
+    assert ix.grid_of(without).resolution == (8, 8, 40)
+
+
+def test_a_stride_along_one_axis_leaves_the_others_their_size():
+    assert ix.grid_of(IMAGE.isel(z=[1], x=slice(None, None, 2))).resolution == (16, 8, 40)
+
+
+# --- limits ------------------------------------------------------------------------------------------------
+
+
+def test_limits_that_no_value_reaches_warn():
+    raw = (IMAGE.astype("uint16") * 100).assign_attrs(IMAGE.attrs, contrast_limits=(3000, 21000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ix.to_rgba(raw).compute()
+    scaled = (raw / 65535).assign_attrs(raw.attrs)
+    with pytest.warns(ix.errors.ImageryWarning, match="all black"):
+        ix.to_rgba(scaled).compute()
+    with pytest.warns(ix.errors.ImageryWarning, match="all black"):
+        ix.to_rgba(scaled.chunk(x=4)).compute()
+    with pytest.warns(ix.errors.ImageryWarning, match="all white"):
+        ix.to_rgba(raw.astype("float32") + 1e6, contrast_limits=(0, 1)).compute()
+    with pytest.warns(ix.errors.ImageryWarning, match="all black"):
+        ix.to_rgba(IMAGE, contrast_limits=(1000, 4000))
+
+
+# --- order of layers ---------------------------------------------------------------------------------------
+
+
+def test_the_order_of_variables_does_not_change_a_picture(tmp_path):
+    ds = xr.Dataset({"image": IMAGE, "segmentation": LABELS})
+    want = ds.imagery.overlay(alpha=0.5).values
+    for turned in (ds[["segmentation", "image"]], ds.drop_vars("image").assign(image=IMAGE)):
+        np.testing.assert_array_equal(turned.imagery.overlay(alpha=0.5).values, want)
+    ds.to_zarr(tmp_path / "ds.zarr", consolidated=False)
+    np.testing.assert_array_equal(
+        xr.open_zarr(tmp_path / "ds.zarr", consolidated=False).imagery.overlay(alpha=0.5).values, want
+    )
+
+
+def test_layer_order_decides_and_may_put_the_image_on_top():
+    ds = xr.Dataset(
+        {"image": IMAGE.assign_attrs(opacity=0.5), "segmentation": LABELS},
+        attrs={"layer_order": ["segmentation", "image"]},
+    )
+    below = ix.overlay(None, LABELS, alpha=0.5)
+    above = ix.to_rgba(IMAGE).assign_coords()
+    above = above.copy(data=np.concatenate([above.values[..., :3], np.full((*above.shape[:3], 1), 128, np.uint8)], -1))
+    np.testing.assert_array_equal(ds.imagery.overlay(alpha=0.5).values, ix.composite(below, above).values)
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(["em", "cells", "mito"])))
+def test_layers_of_one_kind_need_an_order(names):
+    layers = {"em": IMAGE, "cells": LABELS, "mito": LABELS.copy(data=LABELS.values // 2)}
+    ds = xr.Dataset({name: layers[name] for name in names})
+    with pytest.raises(ix.LayerError, match="layer_order"):
+        ds.imagery.overlay()
+    ds.attrs["layer_order"] = ["em", "cells", "mito"]
+    want = ix.overlay(layers["em"], [layers["cells"], layers["mito"]])
+    np.testing.assert_array_equal(ds.imagery.overlay().values, want.values)
+
+
+def test_a_mask_in_a_dataset_is_drawn_as_a_segment():
+    ds = xr.Dataset({"mask": LABELS > 2, "image": IMAGE})
+    np.testing.assert_array_equal(ds.imagery.overlay().values, ix.overlay(IMAGE, LABELS > 2).values)
+
+
+# --- further coordinates -----------------------------------------------------------------------------------
+
+NAMED = IMAGE.assign_coords(section=("z", list("abcd")), time=5, depth=(("z", "y"), np.arange(32).reshape(4, 8)))
+
+
+@pytest.mark.parametrize("origin", [lambda da: da, lambda da: da.chunk({"y": 3})])
+def test_verbs_keep_further_coordinates_as_xarray_does(origin):
+    da = origin(NAMED)
+    part = ix.crop(da, BOX)
+    plain = NAMED.isel(z=slice(1, 3), y=slice(1, 6), x=slice(2, 6))
+    for name in ("section", "time", "depth"):
+        assert part[name].variable.equals(plain[name].variable)
+        assert ix.to_rgba(da)[name].variable.equals(NAMED[name].variable)
+        assert ix.overlay(da, LABELS)[name].variable.equals(NAMED[name].variable)
+    coarse = ix.regrid(da, (16, 16, 40))
+    assert "section" in coarse.coords
+    assert "depth" not in coarse.coords  # its voxels along y are others
+    assert coarse.time == 5
+    wide = ix.crop(da, ix.BBox((100, 200, 9), (104, 204, 12), resolution=(8, 8, 40)))
+    assert [str(v) for v in wide.section.values] == ["nan", "a", "b"]
+    assert set(ix.align(da, LABELS.assign_coords(time=6)).coords) == {"z", "y", "x", "section", "depth"}
+    turned = ix.plane(da, (104, 204, 12), (4, 4), resolution=(8, 8, 40), nm_per_pixel=8, normal=(1, 1, 0))
+    assert "section" not in turned.coords
+    assert turned.time == 5
+
+
+def test_neighbouring_crops_combine_to_the_crop_of_both():
+    parts = [
+        ix.crop(as_source(IMAGE), ix.BBox((x, 200, 10), (x + 4, 208, 14), resolution=(8, 8, 40))) for x in (100, 104)
+    ]
+    whole = xr.combine_by_coords([part.to_dataset(name="image") for part in parts])
+    xr.testing.assert_identical(whole.image.compute(), ix.crop(as_source(IMAGE), ix.grid_of(IMAGE).bbox).compute())
+
+
+def test_a_picture_becomes_a_dataset():
+    picture = ix.to_rgba(IMAGE)
+    assert set(picture.to_dataset().data_vars) == {"picture"}
+    assert xr.merge([picture, LABELS.rename("ids")]).sizes["rgba"] == 4
