@@ -12,6 +12,7 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -236,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
         status = self.server.status(self.path)
         if self.server.needs and self.headers.get("Authorization") != self.server.needs:
             status = 401
-        plain = self.server.folder / self.path.lstrip("/")
+        plain = self.server.folder / unquote(self.path).lstrip("/")
         zipped = plain.with_name(plain.name + ".gz")
         found = next((p for p in (plain, zipped) if p.is_file()), None)
         if status not in (200, 0) or found is None:

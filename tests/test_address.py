@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imageryxr.errors import ImageryError, SourceError
+from imageryxr.errors import AddressError, ImageryError, SourceError
 from imageryxr.sources.address import PROTOCOLS, parse_address, reads_anonymously
 
 
@@ -123,3 +123,99 @@ def test_without_credentials_buckets_are_read_anonymously(monkeypatch, tmp_path)
     os.makedirs(tmp_path / "secrets")
     (tmp_path / "secrets" / "b-google-secret.json").write_text("{}")
     assert not reads_anonymously("gs://b/c")
+
+
+# --- Neuroglancer's URL pipelines -------------------------------------------------------------------------------------
+
+PIPELINES = [
+    ("https://h/root.zarr/|zarr2:labels/cells/", ("zarr", "https://h/root.zarr/labels/cells", 2, None)),
+    ("https://h/root.zarr|zarr3:labels/cells", ("zarr", "https://h/root.zarr/labels/cells", 3, None)),
+    ("https://h/root.zarr/|zarr:/labels//./cells/", ("zarr", "https://h/root.zarr/labels/cells", None, None)),
+    ("https://h/root.zarr/|zarr2", ("zarr", "https://h/root.zarr", 2, None)),
+    ("https://h/root.zarr/|zarr:#dimension_separator=/", ("zarr", "https://h/root.zarr", None, "/")),
+    ("gs://b/root.zarr/|zarr2:a/#dimension_separator=%2F", ("zarr", "gs://b/root.zarr/a", 2, "/")),
+    ("gs://b/root.zarr/|zarr2:a#dimension_separator=.", ("zarr", "gs://b/root.zarr/a", 2, ".")),
+    ("zarr2://https://h/root.zarr#dimension_separator=/", ("zarr", "https://h/root.zarr", 2, "/")),
+    ("zarr://s3://b/root.zarr/?dimension_separator=/", ("zarr", "s3://b/root.zarr", None, "/")),
+    ("/data/x.zarr|zarr3:s0 of em", ("zarr", "file:///data/x.zarr/s0 of em", 3, None)),
+    # What is behind the format is no URL yet: Neuroglancer encodes it.
+    ("https://h/root.zarr/|zarr2:my cells/é", ("zarr", "https://h/root.zarr/my%20cells/%C3%A9", 2, None)),
+    ("https://h/root.zarr/|zarr2:50%25", ("zarr", "https://h/root.zarr/50%2525", 2, None)),
+    ("https://h/my%20root/|zarr2:", ("zarr", "https://h/my%20root", 2, None)),
+    ("s3://b/my%20root/|zarr2:", ("zarr", "s3://b/my root", 2, None)),
+    ("s3+https://minio.h:9000/b/em/|neuroglancer-precomputed:", ("precomputed", "https://minio.h:9000/b/em", None, None)),
+    ("precomputed://s3+http://h/b/em", ("precomputed", "http://h/b/em", None, None)),
+    ("precomputed://s3://https://h/b/em", ("precomputed", "https://h/b/em", None, None)),
+    ("gs+https://h/b/em/|zarr:a", ("zarr", "https://h/b/em/a", None, None)),
+    ("middleauth+https://h/segmentation/table/t|graphene:", ("graphene", "middleauth+https://h/segmentation/table/t", None, None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "parts"), PIPELINES)
+def test_pipelines_name_format_place_version_and_separator(text, parts):
+    address = parse_address(text)
+    assert (address.format, address.url, address.version, address.separator) == parts
+
+
+@pytest.mark.parametrize(("text", "parts"), [case for case in PIPELINES if case[1][0] == "zarr"])
+def test_the_name_of_a_zarr_is_an_address_of_the_same(text, parts):
+    address = parse_address(text)
+    assert parse_address(address.zarr_name) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("s3://b/a.zip|zip:x/|zarr2:", r"'\|zip:' is not supported; .*unpack"),
+        ("s3://b/a.gz|gzip:|zarr2:", r"'\|gzip:' is not supported; .*unpack"),
+        ("s3://b/a|byte-range:0-10|zarr2:", r"'\|byte-range:' is not supported"),
+        ("s3://b/a|ocdbt:x|zarr3:", r"'\|ocdbt:' is not supported; .*copy"),
+        ("s3://b/a|icechunk:|zarr3:x", r"'\|icechunk:' is not supported; .*copy"),
+        ("s3://b/a|zarr2:x|zarr3:y", r"'\|zarr3:y' follows the format '\|zarr2:'.*PLACE\|zarr2:inner/path/"),
+        ("s3://b/a|n5:x", "unknown scheme 'n5'"),
+        ("s3://b/a||zarr:", "unknown scheme ''"),
+        ("s3://b/a|", "unknown scheme ''"),
+        ("s3://b/a|zarr2:?x=1", "takes no query"),
+        ("s3://b/a|zarr2:../x", "leads up"),
+        ("s3://b/a|zarr2:#dimension_separator=_", "neither '/' nor '.'"),
+        ("s3://b/a|zarr2:#dimension_separator=", "neither '/' nor '.'"),
+        ("s3://b/a|zarr3:#dimension_separator=/", "option of Zarr v2"),
+        ("s3://b/a|zarr2:#separator=/", "the option 'separator' is not known"),
+        ("s3://b/a|zarr2:#x", "the option 'x' is not known"),
+        ("gs://b/em|precomputed:inner/", r"takes nothing behind its colon.*write PLACE/inner\|precomputed:"),
+        ("gs://b/em|precomputed:#type=mesh", "takes nothing behind its colon"),
+        ("https://h/segmentation/table/t|graphene:x", "takes nothing behind its colon"),
+        ("precomputed://gs://b/em|zarr:", "names a format twice"),
+        ("gs+ngauth+https://h/b/em", "needs an ngauth login.*gs://BUCKET/PATH"),
+        ("precomputed://ngauth+https://h/b", "needs an ngauth login"),
+        ("zarr://s3://http://", "no web address|names no place"),
+        ("s3://b@evil/x", "names no bucket"),
+        ("s3://evil.example#/x", "names no bucket"),
+        ("gs://b\x00/x", "names no bucket"),
+    ],
+)
+def test_what_a_pipeline_cannot_have_is_named(text, says):
+    with pytest.raises(AddressError, match=says):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "secret"),
+    [
+        ("https://me:hunter2@h:port/x", "hunter2"),
+        ("https://me:hun/ter2@h/x", "ter2"),
+        ("https://me:hun?ter2@h/x", "ter2"),
+        ("ftp://me:hunter2@h/x", "hunter2"),
+        ("s3+https://me:hunter2@h%20/x", "hunter2"),
+        ("zarr://https://me:hunter2@h\\/x|zip:", "hunter2"),
+        ("https://h/x?token=hunter2|zip:a", "hunter2"),
+        ("https://h/x?token=hunter2", "hunter2"),
+        ("zarr://s3://https://me:hunter2@h:0/x", "hunter2"),
+        ("n5://https://me:hunter2@h/x", "hunter2"),
+        ("n5+https://me:hunter2@h/x", "hunter2"),
+    ],
+)
+def test_errors_of_addresses_show_no_secret(given, secret):
+    with pytest.raises(AddressError) as caught:
+        parse_address(given)
+    assert secret not in str(caught.value)

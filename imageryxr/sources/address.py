@@ -114,10 +114,17 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
         raise AddressError(
             f"{_source(given)} names no place; give a URL or a path, such as precomputed://gs://bucket/layer"
         )
+    if re.search("[?#]dimension_separator=", rest):
+        raise AddressError(
+            f"{_source(given)}: dimension_separator is an option of Zarr, which comes last: write "
+            "PLACE|zarr2:#dimension_separator=/"
+        )
     inner, separator = _suffix_parts(name, suffix, given)
     url = _place(_decoded(rest, given) if stages else rest, given)
+    if not url.startswith("file://") and re.search("[\ud800-\udfff]", given):
+        raise AddressError(f"{_source(given)} has half of a character, which no server can be sent; copy it again")
     if inner:
-        url = f"{url.rstrip('/')}/{quote(inner, safe=_UNQUOTED) if url.split('://')[0] in WEB_PROTOCOLS else inner}"
+        url = _joined(url, inner, given)
     version: Literal[2, 3] | None = 2 if name == "zarr2" else 3 if name == "zarr3" else None
     return Address(FORMAT_NAMES.get(name), re.sub(r"(?<!/)/+$", "", url), version, separator)
 
@@ -152,12 +159,10 @@ def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/",
     if FORMAT_NAMES.get(name) != "zarr":
         if suffix:
             inner = f"PLACE/{path.strip('/')}|{name}:" if path.strip("/") else f"PLACE|{name}:"
-            raise AddressError(
-                f"{part}'|{name}:' takes nothing behind its colon, but {suffix!r} follows; write {inner}"
-            )
+            raise AddressError(f"{part}'|{name}:' takes nothing behind its colon; write {inner}")
         return "", None
     if query is not None:
-        raise AddressError(f"{part}'|{name}:' takes no query, but '?{query}' follows; options come behind a '#'")
+        raise AddressError(f"{part}'|{name}:' takes no query; options come behind a '#'")
     if ".." in path.split("/"):
         raise AddressError(
             f"{part}the path {path!r} behind '|{name}:' leads up; write the address of the folder itself"
@@ -189,7 +194,11 @@ def _place(rest: str, given: str) -> str:
     if server:
         rest = server[1]
     scheme, separator, tail = rest.partition("://")
+    if re.search(r":/+[^/]*:[^/]*@", tail if separator else rest):
+        raise AddressError(f"{_source(given)} has an address with a password inside its path; give that address alone")
     if not separator:
+        if re.match(r"[a-z+]*https?:|(gs|s3):/", rest):
+            raise AddressError(f"{_source(given)} is no web address and no path; write https://HOST/PATH")
         return _on_disk(rest, given)
     if scheme.startswith(("ngauth+", "gs+ngauth+", "s3+ngauth+")):
         raise AddressError(
@@ -207,6 +216,13 @@ def _place(rest: str, given: str) -> str:
     if re.search(r"[\x00-\x1f\x7f\\]", tail):
         raise AddressError(f"{_source(given)} has a control character or a backslash; check the path")
     return rest
+
+
+def _joined(url: str, inner: str, given: str) -> str:
+    folder = url if url.endswith("/") else f"{url}/"
+    if url.startswith("file://"):
+        return _on_disk(folder.removeprefix("file://") + inner, given)
+    return folder + (quote(inner, safe=_UNQUOTED) if url.split("://")[0] in WEB_PROTOCOLS else inner)
 
 
 def _decoded(rest: str, given: str) -> str:

@@ -18,6 +18,7 @@ from imageryxr.sources.auth import Token, find_token, why_not_sent
 from imageryxr.sources.base import Assume, LayerType, Missing, Source, check_assume, check_missing, pick_index
 from imageryxr.sources.web import Connection
 from imageryxr.sources.weburl import MIDDLEAUTH, parse_web_url
+from imageryxr.sources.zarrstore import fetch_json
 
 
 def resolve_source(
@@ -112,7 +113,7 @@ def _open_address(
     # A CAVE token is none of the business of a server that holds a Zarr.
     plain_token = _zarr_token(address, token, connection)
     if address.format == "zarr":
-        return omezarr.open_omezarr(address, missing=missing, token=plain_token, **choices)
+        return _open_zarr(address, missing, plain_token, choices)
     login = None
     if address.url.startswith(MIDDLEAUTH):
         login = find_token(parse_web_url(address.url).netloc, given=token)
@@ -166,6 +167,21 @@ def _check_graph(address: Address, token: str | Token | None, access: Access) ->
             f"the info at {address.public} is that of a graphene segmentation, whose server would be sent your CAVE "
             f"token; if you trust {parse_web_url(address.url).netloc}, type graphene://{address.public}"
         )
+
+
+def _open_zarr(address: Address, missing: Missing, token: str | None, choices: dict[str, Any]) -> Source:
+    try:
+        return omezarr.open_omezarr(address, missing=missing, token=token, **choices)
+    except SourceError as error:
+        other = {2: 3, 3: 2}.get(address.version or 0)
+        keys = {2: (".zattrs", ".zgroup", ".zarray"), 3: ("zarr.json",)}.get(other or 0, ())
+        either = replace(address, version=None, separator=None)
+        if any(fetch_json(either, token, key) is not None for key in keys):
+            raise SourceError(
+                f"there is no Zarr v{address.version} image at {address.public}, where Zarr v{other} is; write "
+                f"zarr{other}:// in place of zarr{address.version}://, or zarr:// for either version"
+            ) from error
+        raise
 
 
 def _zarr_token(address: Address, token: str | Token | None, connection: Connection) -> str | None:

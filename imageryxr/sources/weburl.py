@@ -185,6 +185,7 @@ def hide_secrets(text: str) -> str:
         text = f"{scheme}://{inner}"
     elif separator and "://" in rest:
         text = f"{scheme}://{hide_secrets(rest)}"
+    text = re.sub(r":[^:/|@\s]{1,200}@", ":…@", text)
     return text if len(text) <= 300 else text[:300] + "…"
 
 
