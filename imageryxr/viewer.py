@@ -64,6 +64,7 @@ def open_neuroglancer(
     layers: Iterable[str] | None = None,
     allow_local: bool = False,
     trusted_hosts: Collection[str] = (),
+    max_state_size: int | str = "4 MB",
 ) -> xr.DataTree:
     """Open the images and segmentations of a Neuroglancer link, as it shows them.
 
@@ -82,6 +83,8 @@ def open_neuroglancer(
         should not.
     trusted_hosts : collection of str, optional
         Hosts that may be sent your CAVE token, besides CAVE's own and those with a token file of their own.
+    max_state_size : int or str, default "4 MB"
+        How many bytes the link, or the file or state that it names, may have: more than any that people share.
 
     Returns
     -------
@@ -129,10 +132,11 @@ def open_neuroglancer(
     >>> ds.imagery.overlay().sizes["rgba"]
     4
     """
-    state = parse_state(state_of(link, allow_local=allow_local, trusted_hosts=trusted_hosts))
+    limits: dict[str, Any] = {"allow_local": allow_local, "trusted_hosts": trusted_hosts}
+    state = parse_state(state_of(link, **limits, max_state_size=max_state_size))
     chosen = _chosen(state, layers)
     for layer in chosen:
-        check_source(layer, allow_local=allow_local, trusted_hosts=trusted_hosts)
+        check_source(layer, **limits)
     opened: dict[str, xr.DataArray] = {}
     unsupported = [{"name": o.name, "type": o.type, "reason": o.reason} for o in state.left_out]
     connection = Connection(access=Access(allow_local, tuple(trusted_hosts), from_link=True))

@@ -48,6 +48,7 @@ FLOORS = [
     ["sources.apart"],
     ["sources.auth", "sources.shards", "sources.decoding", "sources.ngff", "sources.zarrobjects"],
     ["sources.checks", "sources.services"],
+    ["sources.state_json"],
     ["sources.links"],
     ["sources.shaders", "sources.placement"],
     ["sources.chunks", "sources.chunkedgraph", "sources.cave", "sources.zarrstore"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.sources import links
+from imageryxr.sources.access import Access
 from tests.test_links import NEW
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -41,14 +43,18 @@ class Handler(BaseHTTPRequestHandler):
 class StateServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.seen, self.states = Path(folder), [], {}
-        self.url = f"http://127.0.0.1:{self.server_port}"
+    def __init__(self, folder, host="127.0.0.1"):
+        super().__init__((host, 0), Handler)
+        self.folder, self.seen, self.states, self.redirects = Path(folder), [], {}, {}
+        self.url = f"http://{host}:{self.server_port}"
 
     def answer(self, path, headers):
         if path == "/elsewhere":
             return 302, b"", {"Location": self.url + "/nglstate/api/v1/1"}
+        if path in self.redirects:
+            return 302, b"", {"Location": self.redirects[path]}
+        if path == "/page":
+            return 200, b"<!doctype html><title>moved</title>", {"Content-Type": "text/html"}
         if path == "/binary":
             return 200, b"\xff\xfe\x00", {}
         if path == "/huge":
@@ -90,6 +96,17 @@ def token():
     (folder / "cave-secret.json").unlink()
 
 
+@pytest.fixture
+def own_token(server):
+    """Save a token for the server of states alone."""
+    folder = Path(os.environ["HOME"]) / ".cloudvolume" / "secrets"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"127.0.0.1:{server.server_port}-cave-secret.json"
+    file.write_text(json.dumps({"token": TOKEN}))
+    yield
+    file.unlink()
+
+
 def sent(server, path):
     return [headers for seen, headers in server.seen if seen == path]
 
@@ -116,7 +133,7 @@ def test_without_a_token(server):
 
 @pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
 def test_a_stranger_is_asked_without_the_token(server, token):
-    text = links._download(f"{server.url}/public/a.json", "stranger.example.com", with_token=False)
+    text = links._download(f"{server.url}/public/a.json", None, Access(), 10**6)[0]
     assert json.loads(text) == server.states["public"]
     (headers,) = sent(server, "/public/a.json")
     assert TOKEN not in str(headers)
@@ -139,13 +156,12 @@ def test_a_state_at_a_stranger_that_wants_the_token(url, token):
         ("/nglstate/api/v1/9", ix.LinkError, "status 404"),
         ("/elsewhere", ix.AuthError, "status 302"),
         ("/binary", ix.LinkError, "no text"),
-        ("/huge", ix.LinkError, "larger than"),
+        ("/huge", ix.LinkError, r"is larger, more than the 500,000 .* max_state_size='2 MB'"),
     ],
 )
-def test_states_that_cannot_be_had(server, token, path, error, says, monkeypatch):
-    monkeypatch.setattr(links, "MAX_BYTES", 1 << 19)
+def test_states_that_cannot_be_had(server, token, path, error, says):
     with pytest.raises(error, match=says):
-        ix.open_neuroglancer(server.url + path, allow_local=True)
+        ix.open_neuroglancer(server.url + path, allow_local=True, max_state_size=500_000)
     assert not any(seen == "/nglstate/api/v1/1" for seen, _ in server.seen)
 
 
@@ -153,6 +169,73 @@ def test_a_state_on_this_machine_is_refused(server):
     with pytest.raises(ix.LinkError, match="allow_local=True"):
         ix.open_neuroglancer(f"https://site/#!{server.url}/nglstate/api/v1/1")
     assert server.seen == []
+
+
+@pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
+def test_a_short_link_leads_to_a_link(server, own_token):
+    """As shorteners have it, with the state itself in the place, or the address of one, after several redirects."""
+    viewer = "https://spelunker.cave-explorer.org/"
+    inline = urllib.parse.quote(json.dumps(server.states["1"]))
+    places = {
+        "/a": f"{viewer}#!{inline}",
+        "/b": f"{viewer}?x=1#!{server.url}/nglstate/api/v1/1",
+        "/c": f"{viewer}#%21{inline}",
+        "/d": "/b",
+        "/e": f"{server.url}/public/state.json",
+        "/f": f"{viewer}?json_url={server.url}/nglstate/api/v1/1",
+    }
+    with StrangerServer() as stranger:
+        stranger.redirects = places | {"/d": f"{stranger.url}/b"}
+        for path in places:
+            tree = ix.open_neuroglancer(stranger.url + path, allow_local=True)
+            assert list(tree.children) == ["em", "cells"], path
+        assert not any(TOKEN in str(headers) for _, headers in stranger.seen)
+    told = {path for path, headers in server.seen if TOKEN in str(headers)}
+    assert told == {"/nglstate/api/v1/1"}  # where a link leads, and not where a redirect does
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "says"),
+    [
+        ("{url}/short", ix.LinkError, "more than 5 times"),
+        ("ftp://elsewhere/state", ix.AuthError, "status 302"),
+        ("http://h ost/x", ix.LinkError, "makes no sense"),
+        ("http://a\\@b/x", ix.LinkError, "makes no sense"),
+        ("{url}/page", ix.LinkError, "a web page; open it in a browser"),
+        ("https://site/", ix.LinkError, "could not be fetched"),
+        ("{url}/binary", ix.LinkError, "no text"),
+        ("{state}", ix.AuthError, "asks for a token"),
+    ],
+)
+def test_a_short_link_that_leads_nowhere(server, own_token, place, error, says):
+    with StrangerServer() as stranger:
+        stranger.redirects = {"/short": place.format(url=stranger.url, state=f"{server.url}/nglstate/api/v1/1")}
+        with pytest.raises(error, match=says):
+            ix.open_neuroglancer(f"{stranger.url}/short", allow_local=True)
+        assert not any(TOKEN in str(headers) for _, headers in [*stranger.seen, *server.seen])
+
+
+def test_a_short_link_does_not_lead_to_this_machine(server, monkeypatch):
+    replies = iter([("", f"{server.url}/public/a.json")])
+    monkeypatch.setattr(links, "_download", lambda *args: next(replies))
+    with pytest.raises(ix.LinkError, match="allow_local=True"):
+        ix.open_neuroglancer("https://short.example.com/a")
+    assert server.seen == []
+
+
+class StrangerServer(StateServer):
+    """A server by itself, of which no token is known."""
+
+    def __init__(self):
+        super().__init__(".", "127.0.0.2")
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.shutdown()
+        self.server_close()
 
 
 def test_a_server_that_is_gone():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 import socket
 import urllib.parse
 from importlib.metadata import metadata
 
 import neuroglancer
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +20,9 @@ from scipy.spatial.transform import Rotation
 
 import imageryxr as ix
 from imageryxr.look import SegmentLook
-from imageryxr.sources.links import is_local_host, state_of, url_safe_to_json
+from imageryxr.sources.links import is_local_host, state_of
 from imageryxr.sources.neuroglancer import LinkState, parse_state
+from imageryxr.sources.state_json import url_safe_to_json
 from imageryxr.viewer import check_source
 from tests.conftest import no_compute
 from tests.test_layers import viewer_rule
@@ -144,6 +147,80 @@ def test_a_file_may_hold_a_link_or_a_state(tmp_path):
         path = tmp_path / name
         path.write_text(text)
         assert parse_state(state_of(path)) == parse_state(state_of(str(path))) == parse_state(NEW)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("form", ["text", "link"])
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path, encoding, form):
+    mark = "\ufeff" if encoding.endswith(("le", "be")) else ""
+    path = tmp_path / "state.json"
+    path.write_bytes((mark + FORMS[form]({**NEW, "title": "dos células"})).encode(encoding))
+    assert state_of(path)["title"] == state_of(str(path))["title"] == "dos células"
+
+
+def test_marks_without_width_around_a_link_are_taken_off():
+    for text in (FORMS["link"](NEW), json.dumps(NEW)):
+        for around in ("\ufeff{}", "\u200b{}\u200b", " \u2060<\ufeff{}>\n\u200e"):
+            if not (text[0] == "{" and "<" in around):
+                assert parse_state(state_of(around.replace("{}", text))) == parse_state(NEW)
+
+
+@pytest.mark.parametrize("number", [6480952892063744, np.int64(6480952892063744), np.uint64(6480952892063744)])
+def test_a_number_is_the_id_of_a_state(number):
+    with pytest.raises(ix.LinkError, match=r"https://global\.daf-apis\.com/nglstate/api/v1/6480952892063744"):
+        ix.open_neuroglancer(number)
+
+
+def test_a_state_may_hold_what_tables_give(sample):
+    ids = [213, 2**64 - 1]
+    plain = opened({"layers": [cells(segments=[str(i) for i in ids])]}, sample)["cells/segmentation"].attrs
+    series = pd.Series(ids, dtype="uint64", index=[7, 9])
+    for value in (np.array(ids, np.uint64), series, pd.Index(ids, dtype="uint64"), tuple(ids), frozenset(ids)):
+        state = {"layers": (cells(segments=value),)}
+        state["layers"][0]["source"] = sample.segmentation
+        tree = ix.open_neuroglancer(state, allow_local=True)
+        assert sorted(tree["cells/segmentation"].attrs["selected_ids"]) == sorted(plain["selected_ids"])
+        json.dumps(dict(tree.attrs))
+        assert state_of(ix.neuroglancer_link(tree, allow_local=True))["layers"][0]["segments"]
+    everything = {
+        "dimensions": {a: (np.float64(8e-9), "m") for a in "xyz"},
+        "position": np.array([4600.5, 2560.5, 130.5]),
+        "crossSectionScale": np.float32(2),
+        "layers": [
+            {
+                **cells(segments={213}, segmentColors=pd.Series({213: "red"}), equivalences=np.array([[1, 2]])),
+                "source": {"url": sample.path / "segmentation", "transform": {"matrix": np.eye(3, 4)}},
+                "notSelectedAlpha": np.float64(0.25),
+                "visible": np.True_,
+            }
+        ],
+    }
+    tree = ix.open_neuroglancer(everything, allow_local=True)
+    attrs = tree["cells/segmentation"].attrs
+    assert (attrs["selected_ids"], attrs["colors"], attrs["rest_alpha"]) == ([213], {"213": "#ff0000"}, 0.25)
+    assert tree.attrs["position"] == [4600.5, 2560.5, 130.5]
+    assert parse_state(state_of({"layers": [cells(segmentColors={213: "red"})]})).layers[0].look.colors
+
+
+def cells(**entries):
+    return {"type": "segmentation", "name": "cells", "source": "SEGMENTATION", **entries}
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (pd.Series([213, np.nan]), "213.0"),
+        (np.array([1.5]), "1.5"),
+        (object(), "object"),
+        (b"213", "bytes"),
+        ((i for i in [1]), "generator"),
+        (np.array(["2020-01-01"], "datetime64[s]"), "datetime"),
+        (np.array([-1]), "-1"),
+    ],
+)
+def test_values_that_no_state_can_hold_are_named(value, says):
+    with pytest.raises(ix.LinkError, match=says):
+        ix.open_neuroglancer({"layers": [cells(segments=value)]}, allow_local=True)
 
 
 def test_neuroglancers_python_package_reads_the_same():
@@ -837,20 +914,22 @@ def test_passwords_in_a_link_go_no_further(sample):
     assert "spelunker.cave-explorer.org/#!%7B" in told
 
 
-def test_huge_links_are_not_read(tmp_path, monkeypatch):
-    from imageryxr.sources import links
-
+def test_huge_links_are_not_read(tmp_path):
     many = {"layers": [{"type": "image", "source": "precomputed://gs://b/x"}] * 501}
     with pytest.raises(ix.LinkError, match="501 layers"):
         ix.open_neuroglancer(many)
-    monkeypatch.setattr(links, "MAX_BYTES", 10_000)
-    text = json.dumps({"title": "x" * 20_000})
-    for link in (text, "https://site/#!" + text):
-        with pytest.raises(ix.LinkError, match="more than the 10,000"):
-            ix.open_neuroglancer(link)
+    text = json.dumps({"title": "x" * 4_000_000, "layers": []})
     (tmp_path / "huge.json").write_text(text)
-    with pytest.raises(ix.LinkError, match="larger than"):
-        ix.open_neuroglancer(tmp_path / "huge.json")
+    for link in (text, "https://site/#!" + text, tmp_path / "huge.json", json.loads(text)):
+        with pytest.raises(ix.LinkError, match=r"more than the 4,000,000 .* give max_state_size='\d+ MB'") as caught:
+            ix.open_neuroglancer(link)
+        more = re.search(r"max_state_size='(.*)'", str(caught.value)).group(1)
+        assert ix.open_neuroglancer(link, max_state_size=more).attrs["title"] == "x" * 4_000_000
+    for size in ("much", 0, -1, True, None, [1], "0 MB", float("nan"), "1e999 MB"):
+        with pytest.raises(ix.OptionError, match="max_state_size="):
+            ix.open_neuroglancer({"layers": []}, max_state_size=size)
+    with pytest.raises(ix.LinkError, match="more than the 100 "):
+        ix.open_neuroglancer({"layers": [], "title": "x" * 90}, max_state_size=100)
 
 
 def test_many_segments_are_no_trouble(sample):

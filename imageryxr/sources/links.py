@@ -6,34 +6,44 @@ followed, and no token goes to a server that the user has not had to do with.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import urllib.parse
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imageryxr.errors import AddressError, AuthError, LinkError, LinkServerError, ServerError
-from imageryxr.sources.access import Access, Credential, may_receive
+from imageryxr.sources.access import Access, Credential, is_cave_server, may_receive
 from imageryxr.sources.address import bucket_url
 from imageryxr.sources.auth import find_password, find_token, why_not_sent
-from imageryxr.sources.checks import closing_quote
 from imageryxr.sources.services import unpacked
-from imageryxr.sources.web import Connection, ask_once
-from imageryxr.sources.weburl import MIDDLEAUTH, is_local_host, parse_web_url
+from imageryxr.sources.state_json import DEFAULT_SIZE, decoded, parsed, plain_state, size_limit, too_large
+from imageryxr.sources.web import Connection, Reply, ask_once
+from imageryxr.sources.weburl import MIDDLEAUTH, WebURL, is_local_host, parse_web_url
 
-MAX_BYTES = 64 << 20
-MAX_DEPTH = 64
+#: A link may name the URL of a state, and a short link stand for such a link.
+MAX_FETCHES = 3
+MAX_REDIRECTS = 5
 
 # Pairs of what may stand around a link that somebody pastes.
 _WRAPPINGS = ('""', "''", "<>", "``", "“”", "‘’", "()")
+
+# Marks without width that files begin with, and that mails and web pages put around a link.
+_INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 
 # Anything that holds braces or quotes is a state that lost its "#!", and no address to ask a server for.
 _STATE_URL = re.compile(r"((middleauth\+)?https?|gs|s3)://(?!.*%7b)[^\s{}\"'<>|\\]{1,2000}", re.IGNORECASE)
 
 
-def state_of(link: Any, *, allow_local: bool = False, trusted_hosts: Collection[str] = ()) -> dict[str, Any]:
+def state_of(
+    link: Any,
+    *,
+    allow_local: bool = False,
+    trusted_hosts: Collection[str] = (),
+    max_state_size: int | str = DEFAULT_SIZE,
+) -> dict[str, Any]:
     """Return the JSON state that a link, text, path, mapping or viewer state stands for.
 
     Parameters
@@ -45,34 +55,43 @@ def state_of(link: Any, *, allow_local: bool = False, trusted_hosts: Collection[
         Whether a state may be fetched from this machine or a private network.
     trusted_hosts : collection of str
         Hosts besides CAVE's that may have the user's token.
+    max_state_size : int or str
+        How many characters the link, the file or the state may have.
 
     Raises
     ------
     LinkError, AuthError
         If there is no state in it, or it may not be had.
+    OptionError
+        If ``max_state_size`` is no size.
     """
+    limit = size_limit(max_state_size)
     access = Access(allow_local, tuple(trusted_hosts), from_link=True)
     if isinstance(link, Mapping):
-        return _checked(dict(link))
+        return plain_state(link, limit)
     if hasattr(link, "to_json"):
-        return state_of(link.to_json())
+        return state_of(link.to_json(), max_state_size=limit)
+    if isinstance(link, int | np.integer) and not isinstance(link, bool):
+        link = str(int(link)) if 0 <= link < 1 << 70 else f"{link:#x}"
     if isinstance(link, os.PathLike):
-        return _of_text(_unwrapped(_read_file(Path(link))), access)
+        return _of_text(_unwrapped(_read_file(link, limit)), access, limit)
     if not isinstance(link, str):
         raise LinkError(
             f"{type(link).__name__} is no Neuroglancer link; give the link, its JSON state, or the path of a file "
             "that holds it"
         )
+    if len(link) > limit:
+        raise too_large("the link", len(link), limit)
     text = _unwrapped(link)
     if not _looks_like_link(text):
-        return _of_text(_unwrapped(_read_file(Path(text))), access)
-    return _of_text(text, access)
+        text = _unwrapped(_read_file(text, limit))
+    return _of_text(text, access, limit)
 
 
 def _unwrapped(text: str) -> str:
     """Take off what a link is wrapped in where it is pasted from: blanks, quotes, <…> of mails, Markdown's […](…)."""
     for _ in range(8):  # deeper than anybody wraps a link
-        text = text.strip()
+        text = text.strip().strip(_INVISIBLE).strip()
         named = re.match(r"!?\[[^\[\]{}]{0,1000}\]\(", text)
         inner = text[1:-1].strip() if text[:1] + text[-1:] in _WRAPPINGS else ""
         if named and text.endswith(")"):
@@ -88,46 +107,45 @@ def _looks_like_link(text: str) -> bool:
     return text.startswith(("{", "[", "#!")) or "://" in text[:200] or len(text) > 4096 or "\n" in text or not text
 
 
-def _read_file(path: Path) -> str:
-    if re.fullmatch(r"\d{8,20}", str(path)) and not path.exists():
+def _read_file(path: str | os.PathLike[str], limit: int) -> str:
+    name = os.fspath(path)
+    if isinstance(name, str) and re.fullmatch(r"\d{8,22}", name) and not os.path.exists(name):
         raise LinkError(
-            f"{str(path)!r} looks like the id of a state on a server, and does not say on which; give the state's URL, "
-            f"such as https://global.daf-apis.com/nglstate/api/v1/{path}"
+            f"{name!r} looks like the id of a state on a server, and does not say on which; give the state's URL, "
+            f"such as https://global.daf-apis.com/nglstate/api/v1/{name}"
         )
     try:
-        size = path.stat().st_size
-        text = path.read_text(encoding="utf-8").strip() if size <= MAX_BYTES else None
+        with open(os.path.expanduser(path), "rb") as file:
+            data = file.read(limit + 1)
+        text = None if len(data) > limit else decoded(data)
     except (OSError, ValueError) as error:
-        shown = str(path) if len(str(path)) < 200 else str(path)[:200] + "…"
         raise LinkError(
-            f"{shown!r} is neither a link, nor JSON, nor a file that can be read ({type(error).__name__}); give "
-            "https://…#!…, the JSON state, or the path of a file with either"
+            f"{_shown(str(name))} is neither a link, nor JSON, nor a file that can be read ({type(error).__name__}); "
+            "give https://…#!…, the JSON state, or the path of a file with either"
         ) from None
     if text is None:
-        raise LinkError(f"the file {path} has {size:,} bytes, and is larger than any link: {MAX_BYTES:,}")
+        raise too_large(f"the file {_shown(str(name))}", None, limit)
     return text
 
 
-def _of_text(text: str, access: Access, hops: int = 0) -> dict[str, Any]:
-    if len(text) > MAX_BYTES:
-        raise LinkError(f"the link is {len(text):,} characters long, more than the {MAX_BYTES:,} that are read")
+def _of_text(text: str, access: Access, limit: int, fetched: int = 0) -> dict[str, Any]:
     if text.startswith(("{", "[")):
-        return _parsed(text)
-    scheme, _, rest = text.partition("#!")
-    if rest:
-        inner = urllib.parse.unquote(rest).removeprefix("+").strip()
+        return parsed(text)
+    scheme, *rest = re.split("#(?:!|%21)", text, maxsplit=1)
+    if rest and rest[0]:
+        inner = urllib.parse.unquote(rest[0]).removeprefix("+").strip()
         if inner.startswith("{"):
-            return _parsed(inner)
+            return parsed(inner)
         target = inner
     else:
         target = _json_url(scheme) or scheme
-    if hops or not _STATE_URL.fullmatch(target):
+    if fetched == MAX_FETCHES or not _STATE_URL.fullmatch(target):
         raise LinkError(f"there is no state in the link {_shown(text)}: after '#!' stands the state, {{…}}, or its URL")
     try:
-        fetched = _fetch(target, access)
+        found = _fetch(target, access, limit)
     except AddressError as error:
         raise LinkError(f"the address of the state makes no sense: {error}") from None
-    return _of_text(fetched.strip(), access, hops + 1)
+    return _of_text(_unwrapped(found), access, limit, fetched + 1)
 
 
 def _json_url(text: str) -> str | None:
@@ -144,82 +162,6 @@ def _shown(text: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# JSON
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    if _depth(text) > MAX_DEPTH:
-        raise LinkError(f"the state is nested deeper than {MAX_DEPTH} levels, which no state is")
-    problems = []
-    for candidate in (text, url_safe_to_json(text)):
-        try:
-            return _checked(json.loads(candidate, parse_constant=_no_constant))
-        except json.JSONDecodeError as error:
-            problems.append(f"{error.msg} at character {error.pos}")
-        except (ValueError, RecursionError) as error:
-            problems.append(str(error)[:200])
-    raise LinkError(f"the state is no JSON: {problems[0]}; copy the whole link again")
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
-
-
-def _depth(text: str) -> int:
-    """Return an upper bound of how deep JSON is nested: brackets count even inside of strings."""
-    depth = deepest = 0
-    for match in re.finditer(r"[\[{]+|[\]}]+", text):
-        run = match.group()
-        depth += len(run) if run[0] in "[{" else -len(run)
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _checked(state: Any) -> dict[str, Any]:
-    if not isinstance(state, dict):
-        raise LinkError(f"the state is a {type(state).__name__}, and must be a JSON object {{…}} with layers")
-    level: dict[int, Any] = {id(state): state}
-    for _ in range(MAX_DEPTH):
-        # Each once: a mapping from elsewhere may hold itself, which JSON cannot.
-        inner = [v for item in level.values() for v in _values(item) if isinstance(v, dict | list)]
-        level = {id(v): v for v in inner}
-        if not level:
-            return state
-    raise LinkError(f"the state is nested deeper than {MAX_DEPTH} levels, which no state is")
-
-
-def _values(item: dict[Any, Any] | list[Any]) -> list[Any]:
-    return list(item.values()) if isinstance(item, dict) else item
-
-
-def url_safe_to_json(text: str) -> str:
-    """Turn the form of JSON that Neuroglancer makes for URLs, with ``'`` for ``"`` and ``_`` for ``,``, into JSON."""
-    out: list[str] = []
-    unclosed: set[str] = set()
-    position = 0
-    while found := re.compile("['\"]").search(text, position):
-        quote, start = found.group(), found.end()
-        out.append(re.sub("[&_]", ",", text[position : found.start()]))
-        # Where one quote has no end, no later one of its kind has: each is looked for once.
-        end = -1 if quote in unclosed else closing_quote(text, start, quote)
-        if end < 0:
-            unclosed.add(quote)
-            out.append(quote)
-            position = start
-            continue
-        inner = text[start:end]
-        out.append('"' + (_double_quoted(inner) if quote == "'" else inner) + '"')
-        position = end + 1
-    return "".join([*out, re.sub("[&_]", ",", text[position:])])
-
-
-def _double_quoted(inner: str) -> str:
-    """Return what stands between single quotes as it stands between double ones."""
-    changed = {"\\'": "'", '"': '\\"'}
-    return re.sub(r"\\.|\"", lambda m: changed.get(m.group(), m.group()), inner, flags=re.DOTALL)
-
-
-# ---------------------------------------------------------------------------------------------------------
 # states on servers
 
 
@@ -233,33 +175,53 @@ def check_trusted(url: str, what: str, access: Access) -> None:
         raise AuthError(f"{what} would send your CAVE token to {server.netloc}: {why_not_sent(server, access)}")
 
 
-def _fetch(url: str, access: Access) -> str:
-    """Return the text at the URL of a state."""
+def _fetch(url: str, access: Access, limit: int) -> str:
+    """Return the text at the URL of a state, or the link that a short one stands for."""
     address = bucket_url(url) if url.startswith(("gs://", "s3://")) else url.removeprefix(MIDDLEAUTH)
+    server = _checked_server(address, access)
+    if url.startswith(MIDDLEAUTH):
+        check_trusted(address, f"the state at {server.netloc}", access)
+    held = find_token(server.netloc)
+    with_token = held is not None and held.header_for(address, access) is not None
+    credential: Credential | None = held if with_token else find_password(address)
+    # A server of states that redirects a request without a valid token does so to its login.
+    may_redirect = not with_token and not is_cave_server(server)
+    for _ in range(MAX_REDIRECTS):
+        found, place = _download(address, credential, access, limit, may_redirect)
+        if place is None:
+            return found
+        if re.search("#(!|%21)", place) or _json_url(place):
+            return place
+        address, credential = place, None  # a credential stays with the server that it was meant for
+        _checked_server(address, access)
+    raise LinkError(f"{_shown(url)} is redirected more than {MAX_REDIRECTS} times; give the link that it leads to")
+
+
+def _checked_server(address: str, access: Access) -> WebURL:
     server = parse_web_url(address)
     if is_local_host(server.host) and not access.allow_local:
         raise LinkError(
             f"the state lies at {server.netloc}, on this machine or its network, where a link from elsewhere should "
             "not reach; if it is your own, give allow_local=True"
         )
-    if url.startswith(MIDDLEAUTH):
-        check_trusted(address, f"the state at {server.netloc}", access)
-    held = find_token(server.netloc)
-    with_token = held is not None and held.header_for(address, access) is not None
-    return _download(address, server.netloc, with_token, access)
+    return server
 
 
-def _download(address: str, host: str, with_token: bool, access: Access | None = None) -> str:
-    # Without redirects: one is either the way to a login page, or leads where no link named.
+def _download(
+    address: str, credential: Credential | None, access: Access, limit: int, may_redirect: bool = True
+) -> tuple[str, str | None]:
+    """Return the text at a web address, and where the server redirects to, if it does."""
     server = parse_web_url(address)
-    connection = Connection(timeout=30, retries=1, access=access or Access())
-    credential: Credential | None = find_token(server.netloc) if with_token else find_password(address)
+    host = server.netloc
+    connection = Connection(timeout=30, retries=1, access=access)
+    options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "credential": credential, "follow": False}
     try:
-        reply = ask_once(
-            "GET", address, connection, headers={"Accept-Encoding": "identity"}, credential=credential, follow=False
-        )
+        reply = ask_once("GET", urllib.parse.urldefrag(address)[0], connection, **options)
     except ServerError as error:
         raise LinkServerError(f"the state at {host} could not be fetched: {error}") from None
+    place = urllib.parse.urljoin(address, reply.headers.get("location", "")) if reply.went_elsewhere else ""
+    if place.startswith(("http://", "https://")) and (may_redirect or "#!" in place):
+        return "", place
     if reply.went_elsewhere or reply.status in (401, 403):
         raise AuthError(
             f"the state at {host} asks for a token that it accepts (status {reply.status}); save one with caveclient: "
@@ -268,9 +230,21 @@ def _download(address: str, host: str, with_token: bool, access: Access | None =
     if reply.status != 200:
         kind = LinkServerError if reply.status in (408, 429, *range(500, 600)) else LinkError
         raise kind(f"there is no state at {server.public}: status {reply.status}")
-    if len(reply.body) > MAX_BYTES:
-        raise LinkError(f"the state at {host} is larger than {MAX_BYTES >> 20} MB, which no state is")
+    return _text_of(reply, server, limit), None
+
+
+def _text_of(reply: Reply, server: WebURL, limit: int) -> str:
+    if len(reply.body) > limit:
+        raise too_large(f"the state at {server.netloc}", None, limit)
     try:
-        return unpacked(reply).decode("utf-8")
+        text = decoded(unpacked(reply))
     except ValueError:
-        raise LinkError(f"what lies at {host} is no text, so no state") from None
+        raise LinkError(f"what lies at {server.netloc} is no text, so no state") from None
+    if len(text) > limit:
+        raise too_large(f"the state at {server.netloc}", len(text), limit)
+    if text.lstrip().startswith("<"):
+        raise LinkError(
+            f"there is no state at {server.public}, but a web page; open it in a browser, and copy the address that "
+            "it leads to, with '#!' in it"
+        )
+    return text

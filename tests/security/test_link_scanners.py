@@ -11,9 +11,10 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.sources.base import plain
-from imageryxr.sources.links import state_of, url_safe_to_json
+from imageryxr.sources.links import state_of
 from imageryxr.sources.neuroglancer import parse_state
 from imageryxr.sources.shaders import image_options, invlerp_of
+from imageryxr.sources.state_json import url_safe_to_json
 
 SIZE = 400_000
 SECONDS = 30  # a scanner that is quadratic takes many minutes
