@@ -126,7 +126,10 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     if inner:
         url = _joined(url, inner, given)
     version: Literal[2, 3] | None = 2 if name == "zarr2" else 3 if name == "zarr3" else None
-    return Address(FORMAT_NAMES.get(name), re.sub(r"(?<!/)/+$", "", url), version, separator)
+    url = (
+        url if url.startswith("file://") else re.sub(r"(?<!/)/+$", "", url)
+    )  # a path is normalised, and may be the root
+    return Address(FORMAT_NAMES.get(name), url, version, separator)
 
 
 def _named_format(text: str) -> tuple[str, str]:

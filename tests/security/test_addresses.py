@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import pytest
@@ -55,7 +56,7 @@ def parsed(text: str) -> tuple[Address | None, str]:
 
 def test_mutated_addresses_are_parsed_or_an_error_of_ours():
     rng, good = random.Random(1), 0
-    for _ in range(20_000):
+    for _ in range(10_000):
         text = mutated(rng)
         address, shown = parsed(text)
         assert len(shown) < 3000
@@ -63,12 +64,12 @@ def test_mutated_addresses_are_parsed_or_an_error_of_ours():
         if address is None:
             continue
         good += 1
-        if address.format == "zarr" and address.url != "file:///":
+        if address.format == "zarr" and address.url.strip("/") != "file:":
             assert parse_address(address.zarr_name).public.rstrip() == address.public.rstrip()
         if address.protocol in WEB_PROTOCOLS:
             url = address.url.removeprefix("middleauth+")
             hosts = {parse_web_url(url).host, urllib3.util.parse_url(url).host.strip("[]"), urlsplit(url).hostname}
-            assert len(hosts) == 1, url
+            assert len({str(ip_address(host)) if ":" in host else host for host in hosts}) == 1, url
     assert good > 2000
 
 
