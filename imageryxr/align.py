@@ -146,7 +146,7 @@ def _together(layers: dict[str, xr.DataArray]) -> xr.Dataset:
         if name not in image.coords:
             dataset = dataset.assign_coords({name: coord.variable})
         elif name not in DIMS and not image.coords[name].variable.equals(coord.variable):
-            dataset = dataset.drop_vars(name)
+            dataset = dataset.drop_vars([name])
     return dataset
 
 

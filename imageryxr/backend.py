@@ -1,36 +1,51 @@
-"""The same sources through xarray's own door: ``xr.open_dataset(source, engine="imageryxr")``."""
+"""xarray's backend interface: ``xr.open_dataset(source, engine="imageryxr")``."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
 from xarray.backends import BackendEntrypoint
+from xarray.core import indexing
 
-from imageryxr.opening import open_image, open_segmentation
+from imageryxr.boxes import DIMS, BBox
+from imageryxr.errors import OptionError
+from imageryxr.opening import Mip, open_image, open_multiscale, open_segmentation
 from imageryxr.sources.base import LayerType
 from imageryxr.sources.resolve import resolve_source
+from imageryxr.volumes import FieldArray, volume_of
+
+# Options of xarray that decode CF conventions. Volumes follow none, so they change nothing.
+_CF_OPTIONS = (
+    "mask_and_scale",
+    "decode_times",
+    "decode_timedelta",
+    "use_cftime",
+    "concat_characters",
+    "decode_coords",
+)
+_SOURCE_OPTIONS = ("missing", "token", "channel", "time", "assume", "agglomerate", "timestamp", "connection")
+_PREFIXES = ("precomputed://", "graphene://", "zarr://", "zarr2://", "zarr3://")
 
 
 class ImageryBackend(BackendEntrypoint):
-    """Opens a level of an image or segmentation as a Dataset with one variable; lazy."""
+    """Opens a level of an image or segmentation as a Dataset with one variable, or all levels as a tree; lazy."""
 
     description = "Connectomics volumes: Neuroglancer precomputed, CAVE graphene and OME-Zarr"
+    supports_groups = True
     open_dataset_parameters = (
         "filename_or_obj",
         "drop_variables",
+        "group",
         "mip",
         "bbox",
         "layer_type",
-        "missing",
-        "token",
-        "channel",
-        "time",
-        "assume",
-        "agglomerate",
-        "timestamp",
-        "connection",
+        "ids",
+        *_SOURCE_OPTIONS,
+        *_CF_OPTIONS,
     )
 
     def open_dataset(
@@ -38,8 +53,12 @@ class ImageryBackend(BackendEntrypoint):
         filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
+        group: str | int | None = None,
+        mip: Mip = None,
+        bbox: BBox | None = None,
         layer_type: LayerType | None = None,
-        **choices: Any,
+        ids: Iterable[int] | None = None,
+        **options: Any,
     ) -> xr.Dataset:
         """Return the Dataset of a level; reads metadata only.
 
@@ -49,25 +68,147 @@ class ImageryBackend(BackendEntrypoint):
             As in `imageryxr.open_image`.
         drop_variables : str or iterable of str, optional
             Variables to leave out.
+        group : str or int, optional
+            The level as `open_datatree` names it, such as ``"/1"``: another way to give ``mip``.
+        mip, bbox
+            As in `imageryxr.open_image`.
         layer_type : {"image", "segmentation"}, optional
-            How to open it. Default: as the layer says what it is.
-        **choices
-            ``mip``, ``bbox``, ``missing``, ``token``, ``channel``, ``time``, ``assume``, ``connection`` as in
-            `imageryxr.open_image`; ``agglomerate`` and ``timestamp`` as in `imageryxr.open_segmentation`.
+            How to open it. Default: as the layer states what it is.
+        ids : iterable of int, optional
+            Keep these ids of a segmentation only, as in `imageryxr.open_segmentation`.
+        **options
+            ``missing``, ``token``, ``channel``, ``time``, ``assume``, ``connection`` as in `imageryxr.open_image`;
+            ``agglomerate`` and ``timestamp`` as in `imageryxr.open_segmentation`. ``mask_and_scale`` and xarray's other
+            CF options change nothing, since volumes follow no CF conventions.
 
         Returns
         -------
         Dataset
             One variable, ``image`` or ``segmentation``.
+
+        Raises
+        ------
+        ImageryError
+            As `imageryxr.open_image`.
         """
-        told = {k: v for k, v in choices.items() if k not in ("mip", "bbox")}
-        layer = resolve_source(filename_or_obj, layer_type, **told)
-        opened = open_segmentation if layer.layer_type == "segmentation" else open_image
-        places = {k: choices[k] for k in ("mip", "bbox", "missing") if k in choices}
-        dataset = opened(layer, **places).to_dataset()
-        dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or [])
-        return dataset.drop_vars(dropped, errors="ignore")
+        chosen = _source_options(options)
+        layer = resolve_source(filename_or_obj, layer_type, **chosen)
+        places: dict[str, Any] = {"mip": _mip_of(group, mip), "bbox": bbox}
+        if "missing" in chosen:
+            places["missing"] = chosen["missing"]
+        if layer.layer_type == "segmentation":
+            array = open_segmentation(layer, ids=ids, **places)
+        elif ids is not None:
+            raise OptionError(f"ids= selects segments, and {layer.name} is an image; leave ids out")
+        else:
+            array = open_image(layer, **places)
+        return _without(_lazily_indexed(array).to_dataset(), drop_variables)
+
+    def open_groups_as_dict(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        group: str | None = None,
+        bbox: BBox | None = None,
+        **options: Any,
+    ) -> dict[str, xr.Dataset]:
+        """Return a Dataset per level, by the name of its group; reads metadata only.
+
+        Parameters
+        ----------
+        filename_or_obj, drop_variables, bbox, **options
+            As in `open_dataset`.
+        group : str, optional
+            Return this level only, as the root.
+
+        Returns
+        -------
+        dict
+            ``"/"`` with the attrs of the layer, and ``"/0"``, ``"/1"``, … as `imageryxr.open_multiscale` names them.
+
+        Raises
+        ------
+        ImageryError
+            As `imageryxr.open_multiscale`.
+        """
+        if group not in (None, "", "/"):
+            level = self.open_dataset(filename_or_obj, drop_variables=drop_variables, group=group, bbox=bbox, **options)
+            return {"/": level}
+        tree = open_multiscale(filename_or_obj, bbox=bbox, **_source_options(options))
+        return {node.path: _without(node.to_dataset().map(_lazily_indexed), drop_variables) for node in tree.subtree}
+
+    def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
+        """Return a tree with a child per level, as `imageryxr.open_multiscale`; reads metadata only.
+
+        Parameters
+        ----------
+        filename_or_obj, **options
+            As in `open_groups_as_dict`.
+
+        Returns
+        -------
+        DataTree
+            Children ``"/0"``, ``"/1"``, … by mip.
+
+        Raises
+        ------
+        ImageryError
+            As `imageryxr.open_multiscale`.
+        """
+        return xr.DataTree.from_dict(self.open_groups_as_dict(filename_or_obj, **options))
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Tell whether the address says that it is ours."""
-        return isinstance(filename_or_obj, str) and filename_or_obj.startswith(("precomputed://", "graphene://"))
+        """Return whether an address names one of our formats, or a local folder is in one.
+
+        xarray asks netCDF4, where it is installed, before other engines, and netCDF4 claims every URL: then only
+        ``engine="imageryxr"`` opens one.
+        """
+        if not isinstance(filename_or_obj, str | os.PathLike):
+            return False
+        text = os.fspath(filename_or_obj)
+        if text.startswith(_PREFIXES):
+            return True
+        folder = Path(text)
+        return "://" not in text and (folder / "info").is_file()
+
+
+def _source_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a source, without xarray's CF options.
+
+    Raises
+    ------
+    OptionError
+        If one is unknown.
+    """
+    unknown = [name for name in options if name not in (*_SOURCE_OPTIONS, *_CF_OPTIONS)]
+    if unknown:
+        known = ", ".join(("mip", "bbox", "layer_type", "ids", *_SOURCE_OPTIONS))
+        raise OptionError(f"the engine imageryxr has no option {unknown[0]!r}; it has {known}")
+    return {name: value for name, value in options.items() if name in _SOURCE_OPTIONS}
+
+
+def _mip_of(group: str | int | None, mip: Mip) -> Mip:
+    if group is None or group in ("", "/"):
+        return mip
+    if mip is not None:
+        raise OptionError(f"group={group!r} and mip={mip!r} both name the level; leave one of them out")
+    name = str(group).strip("/")
+    if not name.isdecimal():
+        raise OptionError(f"group={group!r} is no level; levels are named by their mip, e.g. group='/1'")
+    return int(name)
+
+
+def _lazily_indexed(array: xr.DataArray) -> xr.DataArray:
+    """Return an opened array, or a box of one, as xarray's lazily indexed array: xarray adds dask blocks or a cache."""
+    volume = volume_of(array)
+    if volume.in_memory or volume.givens:
+        return array
+    field = indexing.LazilyIndexedArray(FieldArray(volume.expr, volume.grid.shape))
+    plain = xr.Variable(DIMS, field, array.attrs, dict(array.encoding))
+    return xr.DataArray(plain, coords=array.coords, name=array.name)
+
+
+def _without(dataset: xr.Dataset, names: str | Iterable[str] | None) -> xr.Dataset:
+    dropped = [names] if isinstance(names, str) else list(names or [])
+    return dataset.drop_vars(dropped, errors="ignore")
