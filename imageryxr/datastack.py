@@ -47,12 +47,13 @@ def open_datastack(
     Parameters
     ----------
     client_or_name : str or CAVEclient
-        Name of the datastack, or a client for it, whose server, token and materialization version then count.
+        Name of the datastack, or a client for it, whose server, token and version then count: ``client.version`` or
+        ``client.timestamp``, else the version that ``client.materialize`` is set to.
     timestamp : datetime, str or float, optional
         The instant: a datetime, ISO 8601, `numpy.datetime64` or seconds since 1970; without a time zone it is taken as
         UTC, with a warning. Default: that of the version, or now, once and for all.
     version : int, optional
-        A materialization, whose instant to take.
+        A materialization, whose instant to take. Only a graphene segmentation has one.
     server_address : str, optional
         The info service. Default: the client's, the one that caveclient noted for this datastack, or CAVE's global
         one.
@@ -112,7 +113,13 @@ def open_datastack(
     stack = cave.find_datastack(
         client_or_name, server_address=server_address, version=version, token=token, connection=connection
     )
-    when = stack.instant if timestamp is None and is_graphene(stack.segmentation_source) else timestamp
+    living = is_graphene(stack.segmentation_source)
+    if version is not None and not living:
+        raise OptionError(
+            f"version={version}: the segmentation of {stack.name} ({stack.segmentation_source}) does not change in "
+            "time, so no version of it can be opened; leave version out"
+        )
+    when = stack.instant if timestamp is None and living else timestamp
     options: dict[str, Any] = {"missing": missing, "token": stack.token}
     image = resolve_source(stack.image_source, "image", connection=stack.connection_to("image", connection), **options)
     limited = stack.connection_to("segmentation", connection)

@@ -159,10 +159,11 @@ class TestDatastack:
 
     def test_a_flat_segmentation(self, cave, monkeypatch):
         monkeypatch.setattr(type(cave), "table", f"precomputed://{cave.url}/data/ws")
-        tree = self.open(cave, version=7, bbox=BOX)
+        tree = self.open(cave, bbox=BOX)
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.tissue.supervoxels[PART])
-        with pytest.raises(ix.OptionError, match="does not change in time"):
-            self.open(cave, timestamp=utc(MERGE))
+        for when in ({"timestamp": utc(MERGE)}, {"version": 7}):
+            with pytest.raises(ix.OptionError, match="does not change in time"):
+                self.open(cave, **when)
 
     def test_some_ids(self, cave):
         a, b = cave.graph.merged_from
@@ -210,6 +211,13 @@ class TestClient:
         later = ix.open_datastack(client(version=7), timestamp=utc(SPLIT + 1))
         assert later.attrs["timestamp"] == utc(SPLIT + 1).isoformat()
         assert "version" not in later.attrs
+
+    def test_a_version_of_its_tables_alone_is_the_instant(self, cave, client):
+        held = client()
+        held.materialize.version = 7
+        tree = ix.open_datastack(held, bbox=BOX)
+        assert tree.attrs["version"] == 7
+        np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.truth(VERSIONS[7], PART))
 
     def test_roots_are_those_that_it_finds(self, cave, client):
         held = client()

@@ -85,6 +85,12 @@ def find_datastack(
     connection : Connection
         How servers are asked.
 
+    Returns
+    -------
+    Datastack
+        Pinned to ``version``, else to the client's version or timestamp, else to the version that
+        ``client.materialize`` is set to.
+
     Raises
     ------
     SourceNotFoundError
@@ -105,9 +111,25 @@ def find_datastack(
     if version is not None:
         return _at_version(found, version, connection)
     held, time = getattr(client, "version", None), getattr(client, "timestamp", None)
-    if time is None:
-        return found
-    return _replaced(found, held, instant_of(time, naive_is_utc=True))
+    if time is not None:
+        return _replaced(found, held, instant_of(time, naive_is_utc=True))
+    set_alone = _version_of_tables(client)
+    return found if set_alone is None else _at_version(found, set_alone, connection)
+
+
+def _version_of_tables(client: Any) -> int | None:
+    """Return the version that a client's materialization service is set to, without making it request one.
+
+    The attribute ``client.materialize`` of a CAVEclient makes requests, and its ``version`` requests the newest one.
+    """
+    tables = _plain_attribute(client, "_materialize", "materialize")
+    version = _plain_attribute(tables, "_version", "version")
+    return int(version) if isinstance(version, int | np.integer) and not isinstance(version, bool) else None
+
+
+def _plain_attribute(obj: Any, *names: str) -> Any:
+    held = getattr(obj, "__dict__", {})
+    return next((held[name] for name in names if held.get(name) is not None), None)
 
 
 def _name_of(client: Any) -> str:
