@@ -14,7 +14,7 @@ from imageryxr.export import export, plan_export
 from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
 from imageryxr.grid import Grid, grid_of
 from imageryxr.looking import contrast_limits, describe_tree, thumbnail, tree_html
-from imageryxr.opening import crop
+from imageryxr.opening import box_around, crop
 from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
 from imageryxr.plane import plane, tree_plane
 from imageryxr.plots import plot
@@ -78,6 +78,7 @@ class ImageryArray:
         """Where the array lies."""
         return grid_of(self._obj)
 
+    around = _method(box_around)
     crop = _method(crop)
     plane = _method(plane)
     align = _method(align)
@@ -126,6 +127,7 @@ class ImageryDataset:
         """Where the arrays lie."""
         return grid_of(self._obj)
 
+    around = _method(box_around)
     crop = _method(crop)
     plane = _method(plane)
     align = _layers_method(align)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 import xarray as xr
 
 from imageryxr.boxes import BBox, IndexBox
-from imageryxr.errors import ImageryWarning, LayerError
-from imageryxr.grid import outside_error, refuse_far
+from imageryxr.errors import ImageryWarning, LayerError, OptionError
+from imageryxr.grid import grid_of, outside_error, refuse_far
 from imageryxr.segments import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, find_level, level_attrs
 from imageryxr.sources.graphene import GrapheneSource, Stale, check_stale, with_ids
@@ -234,7 +234,66 @@ def open_multiscale(
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{f"/{k}": v for k, v in children.items()}})
 
 
-def crop(obj: Any, bbox: BBox) -> Any:
+def box_around(
+    obj: xr.DataArray | xr.Dataset,
+    center: Sequence[float],
+    size: Sequence[float],
+    *,
+    resolution: Sequence[float] | None = None,
+    size_resolution: Sequence[float] | None = None,
+) -> BBox:
+    """Return the box of a given size around a point, in the voxels of an array.
+
+    Reads nothing.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        With dims z, y, x and coordinates of length.
+    center : sequence of 3 numbers
+        The point (x, y, z), in units of ``resolution``.
+    size : sequence of 2 or 3 numbers
+        Extent (x, y, z) in units of ``size_resolution``; 2 numbers (x, y) mean one plane.
+    resolution : (x, y, z), optional
+        Nanometres per unit of ``center``. Default: the voxels of ``obj``, counted as its level counts them, so that
+        they are the numbers that Neuroglancer shows for that level.
+    size_resolution : (x, y, z), optional
+        Nanometres per unit of ``size``. Default: the voxels of ``obj``.
+
+    Returns
+    -------
+    BBox
+        See `BBox.around`.
+
+    Raises
+    ------
+    BoxError
+        If a number is not finite or a size is not positive.
+    GridError
+        If the coordinates form no grid.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em.imagery.around((4300, 2200, 120), (64, 48))
+    BBox(lo=(4268, 2176, 120), hi=(4332, 2224, 121), resolution=(8.0, 8.0, 40.0))
+    """
+    own = grid_of(obj).resolution
+    unit = own if resolution is None else resolution
+    return BBox.around(
+        center, size, resolution=unit, size_resolution=own if size_resolution is None else size_resolution
+    )
+
+
+def crop(
+    obj: Any,
+    bbox: BBox | None = None,
+    *,
+    center: Sequence[float] | None = None,
+    size: Sequence[float] | None = None,
+    resolution: Sequence[float] | None = None,
+) -> Any:
     """Cut a box out of an array: the voxels whose centre lies in ``[lo, hi)``.
 
     Lazy: reads nothing. A lazily indexed array becomes a dask array whose blocks follow the storage chunks; numpy
@@ -245,9 +304,12 @@ def crop(obj: Any, bbox: BBox) -> Any:
     ----------
     obj : DataArray or Dataset
         With dims z, y, x and coordinates in nm; further dims, such as ``rgba``, are kept whole.
-    bbox : BBox
+    bbox : BBox, optional
         The box, x, y, z. Where it reaches outside the array the result is 0; a box thinner than a voxel takes the
         voxel that holds its centre.
+    center, size, resolution : sequences of numbers, optional
+        In place of ``bbox``: a box of ``size`` voxels of ``obj`` around a point, as `em.imagery.around` takes them.
+        ``resolution`` is nm per unit of ``center``; default: the voxels of ``obj``.
 
     Returns
     -------
@@ -256,6 +318,8 @@ def crop(obj: Any, bbox: BBox) -> Any:
 
     Raises
     ------
+    OptionError
+        If neither a box nor a centre and size are given, or both.
     OutOfVolumeError
         If the box lies wholly outside, with a suggestion where the numbers look like another unit.
 
@@ -267,12 +331,25 @@ def crop(obj: Any, bbox: BBox) -> Any:
     >>> ix.crop(em, box).shape
     (1, 48, 64)
     """
-    if isinstance(obj, xr.Dataset):
-        parts = {name: crop(v, bbox) if "x" in v.coords else v for name, v in obj.data_vars.items()}
-        return xr.Dataset(parts, attrs=obj.attrs)
-    if not isinstance(obj, xr.DataArray):
+    if not isinstance(obj, xr.DataArray | xr.Dataset):
         raise LayerError(f"crop takes a DataArray or a Dataset, not a {type(obj).__name__}; open one first")
-    return cropped(obj, bbox)
+    box = _box_of(obj, bbox, center, size, resolution)
+    if isinstance(obj, xr.Dataset):
+        parts = {name: cropped(v, box) if "x" in v.coords else v for name, v in obj.data_vars.items()}
+        return xr.Dataset(parts, attrs=obj.attrs)
+    return cropped(obj, box)
+
+
+def _box_of(obj: xr.DataArray | xr.Dataset, bbox: BBox | None, center: Any, size: Any, resolution: Any) -> BBox:
+    given = [n for n, v in (("center", center), ("size", size), ("resolution", resolution)) if v is not None]
+    if bbox is not None and not given:
+        return bbox
+    if bbox is None and center is not None and size is not None:
+        return box_around(obj, center, size, resolution=resolution)
+    raise OptionError(
+        f"crop was given {' and '.join([*(['bbox'] if bbox is not None else []), *given]) or 'no box'}; give either a "
+        "BBox, or center=(x, y, z) and size=(width, height) in voxels of the array"
+    )
 
 
 def asked_ids(layer: Source, ids: Iterable[int] | None, stale: Stale) -> tuple[Source, list[int] | None]:

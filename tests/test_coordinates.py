@@ -202,3 +202,26 @@ def test_a_picture_becomes_a_dataset():
     picture = ix.to_rgba(IMAGE)
     assert set(picture.to_dataset().data_vars) == {"picture"}
     assert xr.merge([picture, LABELS.rename("ids")]).sizes["rgba"] == 4
+
+
+# --- boxes in an array's own voxels ------------------------------------------------------------------------
+
+
+def test_a_box_around_a_point_counts_the_voxels_of_the_array():
+    ds = xr.Dataset({"image": IMAGE, "segmentation": LABELS})
+    box = ix.BBox.around((104, 203, 12), (4, 3, 2), resolution=(8, 8, 40))
+    for obj in (IMAGE, ds):
+        assert obj.imagery.around((104, 203, 12), (4, 3, 2)) == box
+        assert obj.imagery.around((832, 1624, 480), (4, 3, 2), resolution=(1, 1, 1)) == box
+        xr.testing.assert_identical(obj.imagery.crop(center=(104, 203, 12), size=(4, 3, 2)), obj.imagery.crop(box))
+        xr.testing.assert_identical(
+            ix.crop(obj, center=(52, 101.5, 12), size=(4, 3, 2), resolution=(16, 16, 40)), ix.crop(obj, box)
+        )
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"center": (1, 2, 3)}, {"size": (4, 4)}, {"bbox": BOX, "center": (1, 2, 3), "size": (4, 4)}]
+)
+def test_a_crop_needs_one_box(given):
+    with pytest.raises(ix.errors.OptionError, match="either a BBox, or center="):
+        ix.crop(IMAGE, **given)
