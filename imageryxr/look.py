@@ -51,6 +51,8 @@ ALL_IF_NONE = "all_if_none_selected"
 LINK_SOURCE = "link_source"
 #: Instant of a layer that changes in time, as its link writes it: viewers differ in the unit.
 LINK_TIMESTAMP = "link_timestamp"
+#: What else a link says of a layer, as JSON: it goes back into a link as it came.
+LINK_LAYER = "link_layer"
 #: Shader of an image.
 SHADER = "shader"
 
@@ -62,6 +64,10 @@ NM_PER_PIXEL = "nm_per_pixel"
 ORIENTATION = "orientation"
 LAYER_ORDER = "layer_order"
 UNSUPPORTED = "unsupported_layers"
+#: The dimensions that the screen calls x, y and z, where these are others.
+DISPLAY = "display_dimensions"
+#: What else a link says, as JSON: it goes back into a link as it came.
+LINK_STATE = "link_state"
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,19 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import METHODS, Method, layer_type_of
 from imageryxr.boxes import DIMS, BBox, Index3, Triple, check_resolution, exact
 from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
+from imageryxr.frames import Floats, axes_of_quaternion
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
 from imageryxr.look import NM_PER_PIXEL, VISIBLE
 from imageryxr.slicing import Cut, sliced
-from imageryxr.views import dimensions_of, layers_of, position_of, shown_orientation
+from imageryxr.views import dimensions_of, layers_of, position_of, shown_axes
 from imageryxr.volumes import result, volume_of
 
-Floats = npt.NDArray[np.float64]
 Point = list[Fraction]
 
 # Columns, rows and depth of the planes that lie as plain slices do.
@@ -107,12 +106,16 @@ def plane(
         common: dict[str, Any] = {"normal": normal, "up": up, "orientation": orientation, "resolution": resolution}
         cuts = _cuts(layers, lambda v: plane(v, center, size, nm_per_pixel=nm_per_pixel, **common))
         return xr.Dataset(cuts, attrs=obj.attrs)
-    volume = volume_of(obj)
-    chosen = _method(obj, method)
-    step = min(volume.grid.resolution) if nm_per_pixel is None else _positive(nm_per_pixel)
-    shape = _shape(size)
-    axes = _from_quaternion(orientation) if orientation is not None else _axes(normal, up)
-    unit = check_resolution(resolution)
+    step = min(grid_of(obj).resolution) if nm_per_pixel is None else _positive(nm_per_pixel)
+    axes = axes_of_quaternion(orientation) if orientation is not None else _axes(normal, up)
+    return _plane(obj, center, _shape(size), axes, step, check_resolution(resolution), method)
+
+
+def _plane(
+    obj: xr.DataArray, center: Sequence[float], shape: Index3, axes: Floats, step: float, unit: Triple, method: Any
+) -> xr.DataArray:
+    """Cut a plane whose columns, rows and depth run along ``axes``."""
+    volume, chosen = volume_of(obj), _method(obj, method)
     point = [exact(_finite(c, center)) * exact(u) for c, u in zip(_three(center, "center"), unit, strict=True)]
     middle = np.array([float(p) for p in point])
     grid = _plane_grid(middle, axes, step, shape)
@@ -129,7 +132,8 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     """Give what a link shows in its cross section: the plane through its position, as it is turned and zoomed there.
 
     Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the picture. Of a layout "xz" or
-    "yz" it is that plane, with z down or to the left as in the viewer.
+    "yz" it is that plane, with z down or to the left as in the viewer, and "x", "y" and "z" in the name of a layout are
+    the link's display dimensions, where it has others.
 
     Parameters
     ----------
@@ -162,10 +166,9 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     arrays = layers_of(tree)
     unit = dimensions_of(tree, arrays)
     step = float(tree.attrs.get(NM_PER_PIXEL, min(unit))) if nm_per_pixel is None else _positive(nm_per_pixel)
-    common: dict[str, Any] = {"orientation": shown_orientation(tree), "nm_per_pixel": step}
-    center = position_of(tree, arrays, unit)
+    center, shape, axes = position_of(tree, arrays, unit), _shape(size), shown_axes(tree)
     layers = {n: a for n, a in arrays.items() if a.attrs.get(VISIBLE, True)}
-    cuts = _cuts(layers, lambda a: plane(coarse_enough(a, (step, step, step)), center, size, resolution=unit, **common))
+    cuts = _cuts(layers, lambda a: _plane(coarse_enough(a, (step, step, step)), center, shape, axes, step, unit, None))
     return xr.Dataset(cuts, attrs=dict(tree.attrs))
 
 
@@ -209,23 +212,6 @@ def _axes(normal: Any, up: Any) -> Floats:
     down -= depth * (down @ depth)  # again, for where up and normal lie close the first time leaves a rest
     down /= np.linalg.norm(down)
     return np.stack([np.cross(down, depth), down, depth])
-
-
-def _from_quaternion(orientation: Any) -> Floats:
-    values = np.array([_finite(v, orientation) for v in orientation] if len(orientation) == 4 else [0.0])
-    length = float(np.linalg.norm(values))
-    if len(values) != 4 or length < 1e-6:
-        raise OptionError(f"orientation={orientation!r} is no quaternion (x, y, z, w), such as (0, 0, 0, 1)")
-    x, y, z, w = values / length
-    turned = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)],
-            [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)],
-            [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    # Quarter turns come out a last digit beside 0 and 1.
-    return np.where(np.abs(turned - np.rint(turned)) < 1e-12, np.rint(turned), turned)
 
 
 def _direction(value: Any, name: str) -> Floats:

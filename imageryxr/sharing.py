@@ -8,25 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import layer_type_of
 from imageryxr.boxes import DIMS
 from imageryxr.errors import LayerError, LinkError
-from imageryxr.grid import grid_of
+from imageryxr.linked_layers import with_links
 from imageryxr.look import (
     CONTRAST_LIMITS,
-    DIMENSIONS,
     EQUIVALENCES,
     LAYER,
     LAYER_ORDER,
+    LINK_LAYER,
     LINK_SOURCE,
     LINK_TIMESTAMP,
-    NM_PER_PIXEL,
     OPACITY,
-    ORIENTATION,
-    POSITION,
     SHADER,
     UNSUPPORTED,
     VISIBLE,
@@ -35,8 +31,10 @@ from imageryxr.look import (
 )
 from imageryxr.sources.access import lies_locally
 from imageryxr.sources.address import parse_address
-from imageryxr.sources.shaders import invlerp_of
-from imageryxr.views import dimensions_of, layers_of, position_of
+from imageryxr.sources.shaders import image_options, invlerp_of
+from imageryxr.viewer import limits_of
+from imageryxr.views import layers_of
+from imageryxr.written_state import link_of, state_of_dataset, state_of_tree
 
 SITE = "https://neuroglancer-demo.appspot.com"
 
@@ -82,89 +80,20 @@ def neuroglancer_link(
     """
     if isinstance(obj, xr.DataArray):
         obj = obj.to_dataset(name=obj.name or layer_type_of(obj))
-    state = _state_of_tree(obj) if isinstance(obj, xr.DataTree) else _state_of_dataset(obj)
     arrays = layers_of(obj) if isinstance(obj, xr.DataTree) else _layers(obj)
     ours = {name: _layer(name, array, allow_local) for name, array in arrays.items()}
     others = {o["name"]: json.loads(o["json"]) for o in obj.attrs.get(UNSUPPORTED, []) if o.get("json")}
     if not isinstance(obj, xr.DataTree):
         others = {}
-    order = [n for n in obj.attrs.get(LAYER_ORDER, []) if n in ours or n in others]
+    order = [n for n in link_of(obj.attrs).get("order", obj.attrs.get(LAYER_ORDER, [])) if n in ours or n in others]
     names = [*order, *(n for n in [*ours, *others] if n not in order)]
-    state["layers"] = [ours.get(n) or {**others[n], "name": n} for n in names]
+    first = next(iter(arrays.values()))
+    state = state_of_tree(obj, names) if isinstance(obj, xr.DataTree) else state_of_dataset(obj, first)
+    layers = with_links({n: {**(ours.get(n) or others[n]), "name": n} for n in names}, set(ours))
+    state = {"title": obj.attrs.get("title"), **state, "layers": list(layers.values())}
     text = json.dumps({k: v for k, v in state.items() if v is not None}, separators=(",", ":"), ensure_ascii=False)
     # half of a surrogate pair, which JSON can hold and no URL, becomes a question mark
     return f"{site.rstrip('/#!')}/#!{urllib.parse.quote(text, safe='~@$&()*!+=:;,.?/', errors='replace')}"
-
-
-def _state_of_tree(tree: xr.DataTree) -> dict[str, Any]:
-    arrays = layers_of(tree)
-    unit = dimensions_of(tree, arrays)
-    return _state(tree.attrs, unit, position_of(tree, arrays, unit))
-
-
-def _state_of_dataset(dataset: xr.Dataset) -> dict[str, Any]:
-    first = next(iter(_layers(dataset).values()))
-    if "plane_axes" in first.attrs:
-        return _state_of_plane(dataset, first)
-    grid = grid_of(first)
-    said = dataset.attrs.get(DIMENSIONS)
-    unit = tuple(said[axis][0] for axis in "xyz") if said else grid.resolution
-    # The middle voxel is that of `BBox.around`; the point inside of it that a link named is kept.
-    index = [o + n // 2 for o, n in zip(grid.voxel_offset, grid.shape[::-1], strict=True)]
-    point = [(i + 0.5) * r / u for i, r, u in zip(index, grid.resolution, unit, strict=True)]
-    named = dataset.attrs.get(POSITION)
-    steps = [r / u / 2 for r, u in zip(grid.resolution, unit, strict=True)]
-    if named is not None and all(abs(a - b) <= s + 1e-9 for a, b, s in zip(named, point, steps, strict=True)):
-        point = [float(v) for v in named]
-    return _state(dataset.attrs, unit, point)
-
-
-def _state_of_plane(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]:
-    """Return the state of a picture that `imageryxr.plane` cut: its coordinates are those of the volume, turned."""
-    grid, axes = grid_of(first), np.array(first.attrs["plane_axes"])
-    said = dataset.attrs.get(DIMENSIONS)
-    unit = tuple(said[axis][0] for axis in "xyz") if said else grid.resolution
-    middle = [
-        (o + n // 2 + 0.5) * r for o, n, r in zip(grid.voxel_offset, grid.shape[::-1], grid.resolution, strict=True)
-    ]
-    point = [nm / u for nm, u in zip(axes.T @ middle, unit, strict=True)]
-    zoom = dataset.attrs.get(NM_PER_PIXEL, grid.resolution[0])
-    turned = {ORIENTATION: _quaternion_of(axes), NM_PER_PIXEL: zoom, "layout": "xy"}
-    return _state({**dataset.attrs, **turned}, unit, point)
-
-
-def _quaternion_of(axes: npt.NDArray[np.float64]) -> list[float]:
-    """Return the quaternion (x, y, z, w) that turns x, y and z into directions, the rows of ``axes``.
-
-    Of a mirrored frame, as slices along y are, the one that looks at the same picture from its other side.
-    """
-    m = axes.T * ([1, 1, -1] if np.linalg.det(axes) < 0 else [1, 1, 1])
-    # Four times the products of q with itself (Shepperd 1978): its largest row is q, but for its length.
-    (a, b, c), (d, e, f), (g, h, i) = m
-    products = np.array(
-        [
-            [1 + a - e - i, b + d, c + g, h - f],
-            [b + d, 1 - a + e - i, f + h, c - g],
-            [c + g, f + h, 1 - a - e + i, d - b],
-            [h - f, c - g, d - b, 1 + a + e + i],
-        ]
-    )
-    row = products[np.argmax(np.diagonal(products))]
-    q = row / np.linalg.norm(row) * (-1 if row[3] < 0 else 1)
-    return [float(f"{v:.12g}") + 0.0 for v in q]
-
-
-def _state(attrs: Mapping[Any, Any], unit: Any, point: Any) -> dict[str, Any]:
-    turned = list(attrs.get(ORIENTATION, [0, 0, 0, 1]))
-    zoom = attrs.get(NM_PER_PIXEL)
-    return {
-        "title": attrs.get("title"),
-        "dimensions": {axis: [float(f"{u * 1e-9:.12g}"), "m"] for axis, u in zip("xyz", unit, strict=True)},
-        "position": [float(v) for v in point],
-        "crossSectionScale": None if zoom is None else zoom / min(unit),
-        "crossSectionOrientation": None if turned == [0, 0, 0, 1] else turned,
-        "layout": attrs.get("layout", "xy"),
-    }
 
 
 def _layers(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
@@ -180,13 +109,26 @@ def _layers(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
 
 def _layer(name: str, array: xr.DataArray, allow_local: bool) -> dict[str, Any]:
     kind = layer_type_of(array)
+    rest = _rest(array)
     out: dict[str, Any] = {"type": kind, "name": name, "source": _source(name, array, allow_local)}
-    if not array.attrs.get(VISIBLE, True):
+    elsewhere = rest.pop("visible", False)  # it is switched on in another layer group
+    if array.attrs.get(VISIBLE, True):
+        rest.pop("archived", None)
+    elif not elsewhere:
         out["visible"] = False
     when = _timestamp(array)
     if when:
         out["timestamp"] = when
-    return out | (_segments(array) if kind == "segmentation" else _image(array))
+    return {**rest, **out, **(_segments(array) if kind == "segmentation" else _image(array, rest))}
+
+
+def _rest(array: xr.DataArray) -> dict[str, Any]:
+    """Return what else the link of a layer said of it."""
+    try:
+        found = json.loads(array.attrs.get(LINK_LAYER) or "{}")
+    except (TypeError, ValueError):
+        raise LinkError(f"attrs[{LINK_LAYER!r}] is no JSON; it is what open_neuroglancer left there") from None
+    return found if isinstance(found, dict) else {}
 
 
 def _source(name: str, array: xr.DataArray, allow_local: bool) -> Any:
@@ -220,7 +162,7 @@ def _timestamp(array: xr.DataArray) -> str:
     return str(int(np.datetime64(said.replace("Z", "").split("+")[0], "ms").astype(np.int64)))
 
 
-def _image(array: xr.DataArray) -> dict[str, Any]:
+def _image(array: xr.DataArray, rest: Mapping[str, Any]) -> dict[str, Any]:
     attrs = array.attrs
     out: dict[str, Any] = {}
     if OPACITY in attrs:
@@ -228,14 +170,30 @@ def _image(array: xr.DataArray) -> dict[str, Any]:
     if attrs.get(SHADER):
         out["shader"] = attrs[SHADER]
     limits = attrs.get(CONTRAST_LIMITS)
-    if limits is not None:
+    controls = rest.get("shaderControls")
+    controls = dict(controls) if isinstance(controls, Mapping) else {}
+    if limits is not None and not _as_before(limits, attrs.get(SHADER, ""), controls, array.dtype):
         control = invlerp_of(out.get("shader", ""))
         if control is None and out.get("shader"):
             out["shader"] = "#uicontrol invlerp normalized\nvoid main() {\n  emitGrayscale(normalized());\n}\n"
         name, inverted = control or ("normalized", False)
         low, high = reversed(limits) if inverted else limits
-        out["shaderControls"] = {name: {"range": [_tidy(low), _tidy(high)]}}
-    return out
+        setting = controls.get(name)
+        setting = dict(setting) if isinstance(setting, Mapping) else {}
+        controls[name] = {**setting, "range": [_tidy(low), _tidy(high)]}
+    return {**out, "shaderControls": controls} if controls else out
+
+
+def _as_before(limits: Any, shader: str, controls: Mapping[str, Any], dtype: np.dtype[Any]) -> bool:
+    """Return whether the shader of a layer, with the controls that its link had, shows some contrast limits."""
+    if not shader and not controls:
+        return False
+    try:
+        options = image_options({"shader": shader, "shaderControls": controls}, "shader")
+    except LinkError:
+        return False
+    shown = limits_of(options["contrast"], normalized=options["normalized"], dtype=dtype)
+    return shown is not None and all(abs(a - b) <= 1e-9 * abs(b) for a, b in zip(limits, shown, strict=True))
 
 
 def _tidy(value: Any) -> int | float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -26,15 +27,20 @@ from imageryxr.errors import (
     StaleRootError,
 )
 from imageryxr.expr import Array, Mapped
+from imageryxr.frames import screen_dimensions
 from imageryxr.grid import Grid, grid_of
 from imageryxr.levels import finest_resolution
+from imageryxr.link_sources import shown_source
 from imageryxr.look import (
     CONTRAST_LIMITS,
     DIMENSIONS,
+    DISPLAY,
     EQUIVALENCES,
     LAYER,
     LAYER_ORDER,
+    LINK_LAYER,
     LINK_SOURCE,
+    LINK_STATE,
     LINK_TIMESTAMP,
     NM_PER_PIXEL,
     OPACITY,
@@ -51,9 +57,9 @@ from imageryxr.sources.address import WEB_PROTOCOLS, parse_address
 from imageryxr.sources.base import Source
 from imageryxr.sources.graphene import GrapheneSource, with_ids
 from imageryxr.sources.links import check_trusted, state_of
+from imageryxr.sources.navigation import NO_TURN
 from imageryxr.sources.neuroglancer import LinkLayer, LinkState, parse_state
 from imageryxr.sources.placement import NATIVE
-from imageryxr.sources.resolve import resolve_source
 from imageryxr.sources.web import Connection
 from imageryxr.volumes import placed, result, volume_of
 
@@ -62,6 +68,7 @@ def open_neuroglancer(
     link: Any,
     *,
     layers: Iterable[str] | None = None,
+    group: int | None = None,
     allow_local: bool = False,
     trusted_hosts: Collection[str] = (),
     max_state_size: int | str = "4 MB",
@@ -78,6 +85,9 @@ def open_neuroglancer(
         itself as text or parsed, a file that holds either, or a ``neuroglancer.ViewerState``.
     layers : iterable of str, optional
         Names of the layers to open. Default: all images and segmentations.
+    group : int, optional
+        Of a link that shows several groups of layers side by side, the one to look at, counted from 0 from left to
+        right and top to bottom: its position, zoom, plane and layers. Default: the first.
     allow_local : bool, default False
         Whether the link may name files of this machine and servers on it or in its network. A link from somebody else
         should not.
@@ -91,7 +101,8 @@ def open_neuroglancer(
     DataTree
         A child per layer, named as it, from bottom to top, with the variable ``image`` or ``segmentation`` at its
         finest level. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units, ``nm_per_pixel``,
-        ``orientation``, ``unsupported_layers``. Attrs of the variables: ``contrast_limits``, ``opacity``,
+        ``orientation``, ``display_dimensions`` where the screen has other dimensions than x, y and z,
+        ``unsupported_layers``. Attrs of the variables: ``contrast_limits``, ``opacity``,
         ``selected_ids``, ``colors``, … as `imageryxr.look` lists them, which `overlay` follows.
         A layer's ``timestamp`` in the link may be milliseconds since 1970, as viewers write it, or seconds: above
         1e11 it is milliseconds. ``tree.imagery.view(size=(w, h))`` gives what the link shows.
@@ -133,7 +144,7 @@ def open_neuroglancer(
     4
     """
     limits: dict[str, Any] = {"allow_local": allow_local, "trusted_hosts": trusted_hosts}
-    state = parse_state(state_of(link, **limits, max_state_size=max_state_size))
+    state = parse_state(state_of(link, **limits, max_state_size=max_state_size), group)
     chosen = _chosen(state, layers)
     for layer in chosen:
         check_source(layer, **limits)
@@ -141,7 +152,7 @@ def open_neuroglancer(
     unsupported = [{"name": o.name, "type": o.type, "reason": o.reason} for o in state.left_out]
     connection = Connection(access=Access(allow_local, tuple(trusted_hosts), from_link=True))
     for layer in chosen:
-        array = _open_layer(layer, connection)
+        array = _open_layer(layer, state, connection)
         if isinstance(array, str):
             unsupported.append({"name": layer.name, "type": layer.kind, "reason": array})
         else:
@@ -149,7 +160,33 @@ def open_neuroglancer(
     # Somebody who says which layers to open knows of the others.
     for entry in unsupported if layers is None else [u for u in unsupported if u["name"] in {c.name for c in chosen}]:
         _warn(f"the layer {entry['name']!r} of the link is left out: {entry['reason']}")
+    for message in undrawn_of(state, asked=group is not None):
+        _warn(message)
     return _tree(state, opened, unsupported)
+
+
+def undrawn_of(state: LinkState, *, asked: bool) -> list[str]:
+    """Return what a link shows that a picture does not; ``asked`` says that the caller chose a layer group."""
+    out = []
+    count, shown = len(state.groups), state.pose.display
+    if count > 1 and not asked:
+        names = ", ".join(map(repr, state.shown))
+        others = "group=1" if count == 2 else f"group=1 to group={count - 1}"
+        out.append(
+            f"the link shows {count} groups of layers side by side; group 0 ({names}) is looked at here, {others} the "
+            "others"
+        )
+    dims = screen_dimensions(shown)
+    if dims is None:
+        out.append(f"the link's screen shows the dimensions {', '.join(shown)}; a picture shows x, y and z")
+    elif len(shown) < 3 and (state.orientation != NO_TURN or state.layout[:2] in ("xz", "yz")):
+        out.append(
+            f"the link's screen shows only {' and '.join(shown)}, turned; a picture shows a section of all three"
+        )
+    if state.pose.stretch:
+        factors = ", ".join(f"{name} {factor:g} times" for name, factor in state.pose.stretch)
+        out.append(f"the link's screen is stretched along {factors}; a picture has square pixels in nm")
+    return out
 
 
 def _warn(message: str) -> None:
@@ -199,10 +236,10 @@ def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collecti
 # layers
 
 
-def _open_layer(layer: LinkLayer, connection: Connection) -> xr.DataArray | str:
+def _open_layer(layer: LinkLayer, state: LinkState, connection: Connection) -> xr.DataArray | str:
     """Open a layer and give it its place and look; or return why it cannot be drawn."""
     try:
-        array = _opened(layer, connection)
+        array = _opened(layer, state, connection)
     except ImageryError as error:
         not_there = isinstance(error, SourceNotFoundError)
         undrawn = isinstance(error, LayerError | CodecError | GridError | SourceError) and not not_there
@@ -212,7 +249,13 @@ def _open_layer(layer: LinkLayer, connection: Connection) -> xr.DataArray | str:
         raise
     if layer.volumes > 1:
         _warn(f"the layer {layer.name!r} of the link has {layer.volumes} volumes; the first one is drawn, no other")
-    attrs: dict[str, Any] = {LAYER: layer.name, VISIBLE: layer.visible}
+    for note in layer.undrawn:
+        _warn(f"the layer {layer.name!r} of the link looks different in the viewer: {note}")
+    apart = layer.name not in state.shown
+    attrs: dict[str, Any] = {LAYER: layer.name, VISIBLE: layer.visible and not apart}
+    rest = json.loads(layer.rest or "{}") | ({"visible": True} if layer.visible and apart else {})
+    if rest:
+        attrs[LINK_LAYER] = json.dumps(rest)
     if layer.raw:
         attrs[LINK_SOURCE] = layer.raw
     if layer.raw_timestamp:
@@ -222,31 +265,29 @@ def _open_layer(layer: LinkLayer, connection: Connection) -> xr.DataArray | str:
     return array.assign_attrs({**attrs, **_look(layer, array.dtype)})
 
 
-def _opened(layer: LinkLayer, connection: Connection) -> xr.DataArray:
-    if "graphene" in layer.source:
-        when: dict[str, Any] = {} if layer.timestamp is None else {"timestamp": layer.timestamp}
-        source = resolve_source(layer.source, "segmentation", connection=connection, **when)
+def _opened(layer: LinkLayer, state: LinkState, connection: Connection) -> xr.DataArray:
+    when: dict[str, Any] = {"timestamp": layer.timestamp} if "graphene" in layer.source else {}
+    source, placement = shown_source(layer, state, connection=connection, **when)
+    if layer.kind == "segmentation":
         array = open_segmentation(source)
         _warn_of_stale(layer, source)
-    elif layer.kind == "segmentation":
-        array = open_segmentation(layer.source, connection=connection)
+    elif source.layer_type == "segmentation":
+        raise LayerError("it is a segmentation, shown as an image")
     else:
-        source = resolve_source(layer.source, None, connection=connection)
-        if source.layer_type == "segmentation":
-            raise LayerError("it is a segmentation, shown as an image")
         array = open_image(source)
-    if layer.placement != NATIVE:
-        array = _placed(array, layer.placement.place(grid_of(array), finest_resolution(array)))
+    if placement != NATIVE:
+        array = _placed(array, placement.place(grid_of(array), finest_resolution(array)))
     return _joined(array, layer.equivalences)
 
 
 def _warn_of_stale(layer: LinkLayer, source: Source) -> None:
     """Ask a graph whether what a link selects is current at the layer's instant: nothing else has a voxel to colour."""
-    if not isinstance(source, GrapheneSource) or not layer.look.selected_ids:
+    selected = [i for i in layer.look.selected_ids if i]
+    if not isinstance(source, GrapheneSource) or not selected:
         return
     what = f"the layer {layer.name!r} of the link"
     try:
-        with_ids(source, layer.look.selected_ids, "raise")
+        with_ids(source, selected, "raise")
     except StaleRootError as error:
         one = len(error.successors) == 1
         now = "; ".join(
@@ -295,13 +336,8 @@ def _relabel(labels: Array, packed: tuple[bytes, bytes]) -> Array:
 def _look(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
     if layer.kind == "segmentation":
         return layer.look.attrs()
-    top = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
     out: dict[str, Any] = {OPACITY: layer.opacity}
-    limits = layer.contrast
-    if limits is not None and layer.normalized:
-        limits = (limits[0] * top, limits[1] * top)
-    if limits is None and dtype != np.uint8:
-        limits = (0.0, top)  # what the viewer shows before anybody set a range
+    limits = limits_of(layer.contrast, normalized=layer.normalized, dtype=dtype)
     if limits is not None:
         out[CONTRAST_LIMITS] = limits
     if layer.shader:
@@ -315,6 +351,17 @@ def _look(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
     return out
 
 
+def limits_of(
+    contrast: tuple[float, float] | None, *, normalized: bool, dtype: np.dtype[Any]
+) -> tuple[float, float] | None:
+    """Return the grey values that a shader shows black and white; None where it shows those of uint8 as they are."""
+    top = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
+    if contrast is not None and normalized:
+        return contrast[0] * top, contrast[1] * top
+    # What the viewer shows before a range is set.
+    return (0.0, top) if contrast is None and dtype != np.uint8 else contrast
+
+
 def _tree(state: LinkState, opened: Mapping[str, xr.DataArray], unsupported: list[dict[str, str]]) -> xr.DataTree:
     resolution = state.resolution
     if resolution is None and opened:
@@ -326,15 +373,21 @@ def _tree(state: LinkState, opened: Mapping[str, xr.DataArray], unsupported: lis
         attrs[POSITION] = list(state.position)
     if state.nm_per_pixel is not None:
         attrs[NM_PER_PIXEL] = state.nm_per_pixel
+    display = screen_dimensions(state.pose.display)
+    if display is not None and display != ("x", "y", "z"):
+        attrs[DISPLAY] = list(display)
     raw = {o.name: o.raw for o in state.left_out}
+    order = [*(n for n in state.shown if n in state.order), *(n for n in state.order if n not in state.shown)]
+    link = {"state": json.loads(state.rest or "{}"), "group": state.group, "order": list(state.order)}
     attrs |= {
         ORIENTATION: list(state.orientation),
-        LAYER_ORDER: list(state.order),
+        LAYER_ORDER: order,
         UNSUPPORTED: [{**entry, "json": raw.get(entry["name"], "")} for entry in unsupported],
+        LINK_STATE: json.dumps(link),
     }
     nodes: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs={k: v for k, v in attrs.items() if v != ""})}
-    for name, array in opened.items():
-        node = _node_name(name, nodes)
+    for name in (n for n in order if n in opened):
+        array, node = opened[name], _node_name(name, nodes)
         nodes[node] = array.to_dataset(name=array.attrs["layer_type"]).assign_attrs({LAYER: name})
     return xr.DataTree.from_dict(nodes)
 

@@ -6,14 +6,16 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of, regrid
 from imageryxr.boxes import DIMS, BBox, Triple, check_resolution
 from imageryxr.errors import LayerError, LinkWarning, OptionError
+from imageryxr.frames import Floats, screen_axes, screen_dimensions
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
-from imageryxr.look import DIMENSIONS, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
+from imageryxr.look import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
 
 
 def view(
@@ -61,7 +63,7 @@ def view(
     -----
     LinkWarning
         Of layers that are left out since they do not reach the view, and of a link whose cross section is turned, or
-        whose layout shows another plane than that of x and y.
+        whose layout or display dimensions show another plane than that of x and y.
 
     Examples
     --------
@@ -140,37 +142,36 @@ def position_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray], unit: Triple
 
 
 def _other_plane(tree: xr.DataTree) -> str:
-    """Tell what to do where a link shows another plane than a view does."""
+    """Return the warning for a link that shows another plane than a view does, or nothing."""
+    plane = "tree.imagery.plane((width, height))"
     if _is_turned(tree):
         return (
             "the link shows a cross section that is turned, and a view lies along the axes of its layers; "
-            "tree.imagery.plane((width, height)) draws the section itself"
+            f"{plane} draws the section itself"
         )
-    panel = _panel(tree)
-    if not panel:
+    if (np.abs(shown_axes(tree) - np.eye(3)) < 1e-6).all():
         return ""
+    display = tree.attrs.get(DISPLAY)
+    shown = f"the dimensions {', '.join(display)} as x, y and z (its displayDimensions)" if display else ""
+    panel = _panel(tree)
+    panel = f"the plane {panel} (its layout)" if panel != "xy" else ""
     return (
-        f"the link shows the plane {panel} (its layout), and a view lies in that of x and y; "
-        "tree.imagery.plane((width, height)) cuts the one that it shows"
+        f"the link shows {', and '.join(filter(None, [shown, panel]))}, and a view lies in that of x and y; "
+        f"{plane} cuts the one that it shows"
     )
 
 
-def shown_orientation(tree: xr.DataTree) -> Sequence[float]:
-    """Return the quaternion (x, y, z, w) of the plane that a link shows, that of its layout included."""
-    x, y, z, w = (float(v) for v in tree.attrs.get(ORIENTATION, (0, 0, 0, 1)))
-    panel = _panel(tree)
-    if panel == "xz":  # a quarter turn about x, as the viewer makes it: z points down
-        return (x + w, y + z, z - y, w - x)
-    if panel == "yz":  # and about y: z points to the left
-        return (x - z, y + w, z + x, w - y)
-    return (x, y, z, w)
+def shown_axes(tree: xr.DataTree) -> Floats:
+    """Return the directions (x, y, z) of the columns, the rows and the depth of the plane that a link shows."""
+    display = screen_dimensions(tree.attrs.get(DISPLAY) or "xyz") or "xyz"
+    return screen_axes(tree.attrs.get(ORIENTATION, (0, 0, 0, 1)), _panel(tree), display)
 
 
 def _panel(tree: xr.DataTree) -> str:
-    """Return which plane a link's layout shows alone, if it is another than that of x and y."""
+    """Return which plane a link's layout shows alone; that of x and y where it shows several or none."""
     layout = tree.attrs.get("layout")
     panel = layout.removesuffix("-3d") if isinstance(layout, str) else ""
-    return panel if panel in ("xz", "yz") else ""
+    return panel if panel in ("xz", "yz") else "xy"
 
 
 def _is_turned(tree: xr.DataTree) -> bool:

@@ -982,7 +982,7 @@ def test_layers_that_share_a_selection():
         (b.selected_ids, b.hidden_ids)
         == (c.selected_ids, c.hidden_ids)
         == (a.selected_ids, a.hidden_ids)
-        == ((5,), (6,))
+        == ((5, 7), (6,))
     )
     assert (b.color_seed, b.colors) == (9, a.colors)
     assert (c.color_seed, c.colors) == (3, {})

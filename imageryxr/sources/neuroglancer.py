@@ -7,24 +7,32 @@ holds, the result is a `LinkState` or a `LinkError` that says which entry is wro
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from imageryxr.boxes import Triple
-from imageryxr.colors.reading import RGBA, parse_color
-from imageryxr.errors import ColorError, LinkError
-from imageryxr.look import SegmentLook, joined_ids
+from imageryxr.errors import LinkError, OptionError
+from imageryxr.look import SegmentLook
 from imageryxr.sources.address import FORMAT_NAMES
-from imageryxr.sources.checks import as_list, as_mapping, as_number, as_numbers, as_positive, as_share, as_whole, shown
-from imageryxr.sources.placement import NATIVE, Placement, dimensions_of, read_dimensions, read_transform
+from imageryxr.sources.checks import as_list, as_mapping, as_number, as_positive, shown
+from imageryxr.sources.layer_groups import LayerGroup, read_groups, read_panel
+from imageryxr.sources.navigation import Dimensions, Pose, Quaternion, read_group_pose, read_pose
+from imageryxr.sources.placement import AXES, NATIVE, Placement, read_dimensions
+from imageryxr.sources.segment_groups import SegmentEntry, ShownSegments, read_segments, shown_segments
+from imageryxr.sources.shader_channel import shown_channel
 from imageryxr.sources.shaders import image_options
+from imageryxr.sources.transforms import Transform, read_older_transform, read_transform
 
 MAX_LAYERS = 500
 KINDS = ("image", "segmentation")
-AXES = "xyz"
+#: What of a layer is read and written back from the attributes of its array. The rest of it goes back as it came.
+READ_KEYS = {
+    *("name", "type", "source", "visible", "timestamp", "opacity", "shader"),
+    *("segments", "hiddenSegments", "equivalences", "ignoreNullVisibleSet"),
+    *("segmentColors", "colorSeed", "segmentDefaultColor", "selectedAlpha", "notSelectedAlpha", "saturation"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,11 @@ class LinkLayer:
     kind: str
     source: str
     """Address, as `imageryxr.open_image` takes it."""
-    placement: Placement = NATIVE
-    """Where the link puts the data, if not where they say themselves."""
+    transform: Transform | None = None
+    """How the link moves and scales the data, if it does."""
+    position: tuple[tuple[str, float], ...] = ()
+    """Places along dimensions that are the layer's alone, by name, or by "0'", "1'", … where it has no names."""
+    local_dimensions: Dimensions = field(default_factory=dict)
     visible: bool = True
     look: SegmentLook = field(default_factory=SegmentLook)
     contrast: tuple[float, float] | None = None
@@ -47,6 +58,8 @@ class LinkLayer:
     shader: str = ""
     plain_shader: bool = True
     """Whether the shader shows grey values, so that contrast limits tell all of it."""
+    channel: int = 0
+    """Which channel its shader shows, of those that are given to it."""
     timestamp: float | None = None
     """Of a segmentation that changes in time: seconds since 1970. The link may have it in milliseconds."""
     raw_timestamp: str = ""
@@ -55,12 +68,22 @@ class LinkLayer:
     """Sets of ids that are shown as one."""
     additive: bool = False
     """Whether an image is added to what lies below it."""
-    linked: tuple[str, str] = ("", "")
-    """Names of the layers whose selection, and whose colours, hold for this one, too."""
+    entry: SegmentEntry | None = field(default=None, repr=False)
+    """What the layer itself says of its segments."""
+    undrawn: tuple[str, ...] = ()
+    """What the viewer shows of the layer and a picture does not."""
     raw: str = ""
     """The source as it stands in the link, as JSON."""
     volumes: int = 1
     """How many volumes the layer has, of which ``source`` is the first."""
+    rest: str = field(default="", repr=False, compare=False)
+    """What else the link says of the layer, as JSON."""
+
+    @property
+    def placement(self) -> Placement:
+        """Where the link puts data whose axes are x, y and z in this order, as of all formats but Zarr."""
+        found = (self.transform or Transform()).applied(AXES)
+        return NATIVE if isinstance(found, str) else found.placement
 
 
 @dataclass(frozen=True)
@@ -72,136 +95,145 @@ class LeftOut:
     reason: str
     raw: str = field(default="", repr=False)
     """The layer as it stands in the link, as JSON."""
+    entry: SegmentEntry | None = field(default=None, repr=False)
+    """What a segmentation says of its segments, which layers that are linked to it share."""
 
 
 @dataclass(frozen=True)
 class LinkState:
     """What a link shows."""
 
-    resolution: Triple | None
-    """Nanometres (x, y, z) per unit of ``position``; None where the link leaves it to its layers."""
-    position: tuple[float, float, float] | None
-    nm_per_pixel: float | None
-    """Zoom of the cross sections."""
-    orientation: tuple[float, float, float, float]
-    """Quaternion (x, y, z, w) of the cross sections; (0, 0, 0, 1) looks along z."""
+    pose: Pose
+    """Where it looks; of several layer groups, where the chosen one does."""
     layers: tuple[LinkLayer, ...]
     left_out: tuple[LeftOut, ...]
     order: tuple[str, ...]
     """Names of all layers, from bottom to top."""
     title: str = ""
     layout: str = ""
+    """Layout of the viewer, or of the chosen group."""
+    dimensions: Dimensions = field(default_factory=dict)
+    groups: tuple[LayerGroup, ...] = ()
+    """Groups of layers side by side, where there are any."""
+    group: int = 0
+    """The chosen one."""
+    rest: str = field(default="", repr=False, compare=False)
+    """The state without its layers, as JSON."""
+
+    @property
+    def resolution(self) -> Triple | None:
+        """Nanometres (x, y, z) per unit of ``position``; None where the link leaves it to its layers."""
+        return self.pose.resolution
+
+    @property
+    def position(self) -> tuple[float, float, float] | None:
+        """The point (x, y, z) that the link looks at."""
+        return self.pose.position
+
+    @property
+    def nm_per_pixel(self) -> float | None:
+        """Zoom of the cross sections."""
+        return self.pose.nm_per_pixel
+
+    @property
+    def orientation(self) -> Quaternion:
+        """Quaternion (x, y, z, w) of the cross sections; (0, 0, 0, 1) looks along z."""
+        return self.pose.orientation
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the layers that the viewer, or the chosen group, has, from bottom to top."""
+        return self.groups[self.group].layers if self.groups else self.order
 
 
-def parse_state(state: Mapping[str, Any]) -> LinkState:
+def parse_state(state: Mapping[str, Any], group: int | None = None) -> LinkState:
     """Take a JSON state apart.
+
+    Parameters
+    ----------
+    state : mapping
+        As Neuroglancer writes it.
+    group : int, optional
+        Which of several layer groups to look at, counted from 0. Default: the first.
 
     Raises
     ------
     LinkError
         If an entry makes no sense; the message says which.
+    OptionError
+        If there is no such group.
     """
     dims = read_dimensions(state)
-    resolution, position, zoom, orientation = _pose(state, dims)
-    layers: list[LinkLayer] = []
-    left_out: list[LeftOut] = []
-    order = []
-    for name, spec in _named_layers(state.get("layers", [])):
-        found = _layer(name, spec)
-        order.append(name)
-        if isinstance(found, LinkLayer):
-            layers.append(found)
-        else:
-            left_out.append(found)
-    title, layout = state.get("title"), state.get("layout")
-    layout = layout.get("type") if isinstance(layout, Mapping) else layout
+    named = _named_layers(state.get("layers", []))
+    found = [_layer(name, spec) for name, spec in named]
+    names = tuple(name for name, _ in named)
+    groups = read_groups(state.get("layout"))
+    number = _chosen_group(groups, group)
+    used = _referenced(dims, found, state)
+    pose = read_pose(state, dims, used)
+    if groups:
+        pose = read_group_pose(pose, groups[number].viewer, dims, used)
+    title = state.get("title")
     return LinkState(
-        resolution,
-        position,
-        zoom,
-        orientation,
-        _linked(layers),
-        tuple(left_out),
-        tuple(order),
+        pose,
+        _with_segments(found),
+        tuple(layer for layer in found if isinstance(layer, LeftOut)),
+        names,
         title if isinstance(title, str) else "",
-        layout if isinstance(layout, str) else "",
+        groups[number].panel if groups else "" if state.get("layout") is None else read_panel(state["layout"]),
+        dims,
+        groups,
+        number,
+        _public({k: v for k, v in state.items() if k not in ("layers", "title")}),
     )
 
 
-def _linked(layers: list[LinkLayer]) -> tuple[LinkLayer, ...]:
-    """Give layers that share another one's selection or colours these."""
-    named = {layer.name: layer for layer in layers if layer.kind == "segmentation"}
-    out = []
-    for layer in layers:
-        selection, colors = (named.get(name, layer) for name in layer.linked)
-        one = joined_ids(selection.equivalences)
-        look = replace(
-            layer.look,
-            # The viewer does the same: of ids that are shown as one, any selects all.
-            selected_ids=tuple(dict.fromkeys(one.get(i, i) for i in selection.look.selected_ids)),
-            hidden_ids=tuple(dict.fromkeys(one.get(i, i) for i in selection.look.hidden_ids)),
-            colors=colors.look.colors,
-            color_seed=colors.look.color_seed,
-            default_color=colors.look.default_color,
-        )
-        out.append(replace(layer, look=look, equivalences=selection.equivalences))
-    return tuple(out)
+def _chosen_group(groups: Sequence[LayerGroup], asked: int | None) -> int:
+    count = len(groups)
+    if asked is None:
+        return 0
+    if isinstance(asked, bool) or not isinstance(asked, int) or not 0 <= asked < count:
+        have = f"its layer groups are 0 to {count - 1}" if count else "it has no layer groups"
+        raise OptionError(f"group={asked!r}: the link has no such group; {have}")
+    return asked
 
 
-# ---------------------------------------------------------------------------------------------------------
-# where it looks
+def _referenced(dims: Dimensions, layers: Sequence[LinkLayer | LeftOut], state: Mapping[str, Any]) -> Dimensions:
+    """Return the dimensions that a layer has: the viewer drops the others, so that they are not on the screen."""
+    if any(isinstance(layer, LinkLayer) and not _has_known_axes(layer.source) for layer in layers) or not layers:
+        return dims
+    named = set(re.findall(r'"([^"]+)":', _public(_outputs(state.get("layers")))))
+    return {name: value for name, value in dims.items() if name in AXES or name in named}
 
 
-def _pose(state: Mapping[str, Any], dims: dict[str, tuple[float, str]]) -> tuple[Any, Any, Any, Any]:
-    """Read the place in either form: ``dimensions`` and ``position``, or the older ``navigation``."""
-    navigation = as_mapping(state.get("navigation"), "navigation")
-    pose = as_mapping(navigation.get("pose"), "navigation.pose")
-    place = pose.get("position", navigation.get("position"))
-    place = {"voxelCoordinates": place} if isinstance(place, list) else as_mapping(place, "navigation.position")
-    resolution = dimensions_of(dims) if dims else None
-    size = place.get("voxelSize", navigation.get("voxelSize"))
-    if resolution is None and size is not None:
-        x, y, z = (as_positive(s, "navigation.voxelSize") for s in as_list(size, "navigation.voxelSize", 3))
-        resolution = (x, y, z)
-    position = None
-    if state.get("position") is not None:
-        position = _position(state["position"], dims)
-    elif place.get("voxelCoordinates") is not None:
-        position = as_numbers(place["voxelCoordinates"], "navigation.pose.position.voxelCoordinates", 3)
-    elif place.get("spatialCoordinates") is not None and resolution is not None:
-        nm = as_numbers(place["spatialCoordinates"], "navigation.pose.position.spatialCoordinates", 3)
-        position = tuple(n / r for n, r in zip(nm, resolution, strict=True))
-    return resolution, position, _zoom(state, navigation, resolution), _orientation(state, pose, navigation)
+def _has_known_axes(url: str) -> bool:
+    return "zarr" not in url and any(f"{name}:" in url for name in ("precomputed", "graphene"))
 
 
-def _position(value: Any, dims: dict[str, tuple[float, str]]) -> tuple[float, float, float]:
-    names = list(dims) or list(AXES)
-    numbers = as_list(value, "position", None)
-    found = {name: as_number(n, f"position[{i}]") for i, (name, n) in enumerate(zip(names, numbers, strict=False))}
-    missing = [axis for axis in AXES if axis not in found]
-    if missing:
-        raise LinkError(f"position={shown(value)} has no {missing[0]}; it counts along {', '.join(names)}")
-    return found["x"], found["y"], found["z"]
+def _outputs(layers: Any) -> list[Any]:
+    """Return the output dimensions that the sources of layers have."""
+    specs = layers.values() if isinstance(layers, Mapping) else layers if isinstance(layers, list) else []
+    sources = [spec.get("source") for spec in specs if isinstance(spec, Mapping)]
+    items = [item for source in sources for item in (source if isinstance(source, list) else [source])]
+    transforms = [item.get("transform") for item in items if isinstance(item, Mapping)]
+    return [t.get("outputDimensions") for t in transforms if isinstance(t, Mapping)]
 
 
-def _zoom(state: Mapping[str, Any], navigation: Mapping[str, Any], resolution: Triple | None) -> float | None:
-    scale = state.get("crossSectionScale")
-    if scale is not None and resolution is not None:
-        # One unit of it is the smallest voxel side on the screen.
-        return as_positive(scale, "crossSectionScale") * min(resolution)
-    zoom = navigation.get("zoomFactor")
-    return None if zoom is None else as_positive(zoom, "navigation.zoomFactor")
+def _with_segments(layers: Sequence[LinkLayer | LeftOut]) -> tuple[LinkLayer, ...]:
+    """Return the layers to open, segmentations with what they share with others, those that are left out included."""
+    shown = shown_segments({layer.name: layer.entry for layer in layers if layer.entry is not None})
+    opened = [layer for layer in layers if isinstance(layer, LinkLayer)]
+    return tuple(_showing(layer, shown[layer.name]) if layer.name in shown else layer for layer in opened)
 
 
-def _orientation(*places: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    for place, key in zip(places, ("crossSectionOrientation", "orientation", "orientation"), strict=True):
-        if place.get(key) is not None:
-            x, y, z, w = as_numbers(place[key], key, 4)
-            length = math.sqrt(x * x + y * y + z * z + w * w)
-            if not 1e-6 < length < math.inf:
-                raise LinkError(f"{key}={shown(place[key])} is no rotation; it is a quaternion (x, y, z, w)")
-            return x / length, y / length, z / length, w / length
-    return 0.0, 0.0, 0.0, 1.0
+def _showing(layer: LinkLayer, segments: ShownSegments) -> LinkLayer:
+    undrawn = list(layer.undrawn)
+    if segments.shows_zero:
+        undrawn.append("it gives the background, id 0, a colour (hideSegmentZero)")
+    joined = segments.equivalences or "graphene" in layer.source
+    if layer.entry is not None and layer.entry.base_coloring and joined:
+        undrawn.append("it gives the parts of a joined segment colours of their own (baseSegmentColoring)")
+    return replace(layer, look=segments.look, equivalences=segments.equivalences, undrawn=tuple(undrawn))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -246,25 +278,60 @@ def _layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | LeftOut:
     volumes = [(url, item) for url, item in urls if _is_volume(url)]
     drawn = [(url, item) for url, item in volumes if _is_switched_on(item, where)]
     if volumes and not drawn:
-        return LeftOut(name, kind, "the voxels of its source are switched off (subsources)", spare)
+        off = "the voxels of its source are switched off (subsources)"
+        return LeftOut(name, kind, off, spare, _entry(spec, where, kind))
     volumes = drawn
     if not volumes:
         given = ", ".join(shown(url) for url, _ in urls) or "nothing"
         formats = ", ".join(sorted({f"{f}://" for f in FORMAT_NAMES}))
-        return LeftOut(name, kind, f"its source is {given}, and {formats} are read", spare)
+        reason = f"its source is {given}, and {formats} are read"
+        return LeftOut(name, kind, reason, spare, _entry(spec, where, kind))
     url, item = volumes[0]
-    placement = read_transform(item.get("transform", spec.get("transform")), where, native="zarr" not in url)
-    if isinstance(placement, str):
-        return LeftOut(name, kind, placement, spare)
+    transform, note = _transform(spec, item, where)
+    placed = (transform or Transform()).applied(AXES) if _has_known_axes(url) else None
+    if isinstance(placed, str):
+        return LeftOut(name, kind, placed, spare, _entry(spec, where, kind))
     visible = spec.get("visible", True) is not False and not spec.get("archived")
-    both: dict[str, Any] = {"name": name, "kind": kind, "source": url, "placement": placement, "visible": visible}
-    # The older form, beside the source, is one that newer viewers do not read.
-    if "transform" in spec and "transform" not in item and placement != NATIVE:
-        raw = [{"url": url, "transform": placement.transform()}]
-    both |= {"raw": "" if isinstance(raw, str) else _public(raw), "volumes": len(volumes)}
+    both: dict[str, Any] = {"name": name, "kind": kind, "source": url, "transform": transform, "visible": visible}
+    both |= {"raw": "" if isinstance(raw, str) else _public(raw), "volumes": len(volumes), "undrawn": note}
+    both["rest"] = _public({k: v for k, v in spec.items() if k not in READ_KEYS})
+    both |= _local_position(spec, where)
     if kind == "image":
-        return LinkLayer(**both, **image_options(spec, where))
-    return LinkLayer(**both, **_segmentation(spec, where, item))
+        return LinkLayer(**both, channel=shown_channel(spec), **image_options(spec, where))
+    return LinkLayer(**both, entry=read_segments(spec, where), **_instant(spec, where, item))
+
+
+def _entry(spec: Mapping[str, Any], where: str, kind: str) -> SegmentEntry | None:
+    """Return what a layer that is left out says of its segments; nothing where that makes no sense."""
+    try:
+        return read_segments(spec, where) if kind == "segmentation" else None
+    except LinkError:
+        return None
+
+
+def _transform(
+    spec: Mapping[str, Any], item: Mapping[str, Any], where: str
+) -> tuple[Transform | None, tuple[str, ...]]:
+    """Return the transform of a source, and what of it the viewer does not read.
+
+    The older form lies beside the source, where the viewer reads it only if the source is no more than an address.
+    """
+    given = item.get("transform")
+    if given is None and isinstance(spec.get("source"), str) and spec.get("transform") is not None:
+        return read_older_transform(spec["transform"], where), ()
+    if isinstance(given, Mapping) and not {"outputDimensions", "inputDimensions", "matrix"} & set(given):
+        return None, ("its transform has no outputDimensions, and is ignored as in the viewer",) if given else ()
+    return read_transform(given, where), ()
+
+
+def _local_position(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return where a layer lies along the dimensions that are its alone."""
+    dims = read_dimensions(spec, "localDimensions")
+    given = spec.get("localPosition")
+    listed = [] if given is None else as_list(given, f"{where}.localPosition", None)
+    names = list(dims) if len(dims) == len(listed) else [f"{i}'" for i in range(len(listed))]
+    numbers = [as_number(v, f"{where}.localPosition") for v in listed]
+    return {"position": tuple(zip(names, numbers, strict=True)), "local_dimensions": dims}
 
 
 def _public(value: Any) -> str:
@@ -303,69 +370,11 @@ def _is_switched_on(source: Mapping[str, Any], where: str) -> bool:
     return said is True or (said is None and source.get("enableDefaultSubsources") is not False)
 
 
-def _segmentation(spec: Mapping[str, Any], where: str, source: Mapping[str, Any]) -> dict[str, Any]:
-    selected, hidden = _segments(spec, where)
-    default = spec.get("segmentDefaultColor")
-    look = SegmentLook(
-        selected_ids=tuple(selected),
-        hidden_ids=tuple(hidden),
-        colors=_segment_colors(spec.get("segmentColors"), where),
-        color_seed=as_whole(spec.get("colorSeed", 0), f"{where}.colorSeed", 2**32 - 1),
-        default_color=None if default is None else _color(default, f"{where}.segmentDefaultColor"),
-        selected_alpha=as_share(spec.get("selectedAlpha", 0.5), f"{where}.selectedAlpha"),
-        rest_alpha=as_share(spec.get("notSelectedAlpha", 0.0), f"{where}.notSelectedAlpha"),
-        saturation=as_share(spec.get("saturation", 1.0), f"{where}.saturation"),
-        all_if_none_selected=spec.get("ignoreNullVisibleSet", True) is not False,
-    )
-    sets = spec.get("equivalences") or []
-    groups = [
-        tuple(as_whole(i, f"{where}.equivalences", 2**64 - 1) for i in as_list(group, f"{where}.equivalences", None))
-        for group in as_list(sets, f"{where}.equivalences", None)
-    ]
+def _instant(spec: Mapping[str, Any], where: str, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the instant of a segmentation that changes in time."""
     stamp = spec.get("timestamp", as_mapping(source.get("state"), f"{where}.source.state").get("timestamp"))
     when = _timestamp(stamp, f"{where}.timestamp")
-    said = "" if when is None else str(stamp)
-    group = spec.get("linkedSegmentationGroup")
-    group = group if isinstance(group, str) else ""
-    shared = spec.get("linkedSegmentationColorGroup", group)
-    linked = (group, shared if isinstance(shared, str) else "")
-    return {"look": look, "equivalences": tuple(groups), "timestamp": when, "raw_timestamp": said, "linked": linked}
-
-
-def _segments(spec: Mapping[str, Any], where: str) -> tuple[list[int], list[int]]:
-    selected: dict[int, None] = {}
-    hidden: dict[int, None] = {}
-    for item in as_list(spec.get("segments") or [], f"{where}.segments", None):
-        off = isinstance(item, str) and item.startswith("!")
-        number = as_whole(item[1:] if off else item, f"{where}.segments", 2**64 - 1)
-        (hidden if off else selected)[number] = None
-    for item in as_list(spec.get("hiddenSegments") or [], f"{where}.hiddenSegments", None):
-        hidden[as_whole(item, f"{where}.hiddenSegments", 2**64 - 1)] = None
-    return [i for i in selected if i], [i for i in hidden if i and i not in selected]
-
-
-def _segment_colors(value: Any, where: str) -> dict[int, RGBA]:
-    colors = as_mapping(value, f"{where}.segmentColors")
-    out = {}
-    for key, color in colors.items():
-        number = as_whole(key, f"{where}.segmentColors", 2**64 - 1)
-        if number:
-            r, g, b, _ = _color(color, f"{where}.segmentColors[{key}]")
-            out[number] = (r, g, b, 255)  # the viewer does not read an alpha here
-    return out
-
-
-def _color(value: Any, what: str) -> RGBA:
-    if isinstance(value, str):
-        parts = re.fullmatch(r"\s*rgba?\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?:,\s*([\d.]+)\s*)?\)\s*", value)
-        try:
-            if parts is None:
-                return parse_color(value)
-            r, g, b = (int(p) for p in parts.groups()[:3])
-            return parse_color((r, g, b, round(255 * float(parts.group(4) or 1))))
-        except (ColorError, ValueError):
-            pass
-    raise LinkError(f"{what}={shown(value)} is no colour")
+    return {"timestamp": when, "raw_timestamp": "" if when is None else str(stamp)}
 
 
 def _timestamp(value: Any, what: str) -> float | None:

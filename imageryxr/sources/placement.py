@@ -1,4 +1,4 @@
-"""Where a Neuroglancer link puts the data of a layer: dimensions, units, and transforms that keep axes apart."""
+"""Dimensions and units of a Neuroglancer link, and where it puts the data of a layer along x, y and z."""
 
 from __future__ import annotations
 
@@ -49,12 +49,6 @@ class Placement:
             resolution.append(size)
             offset.append(tidy(grid.voxel_offset[axis] + self.shift[axis] / size))
         return Grid(grid.shape, tuple(resolution), tuple(offset))  # type: ignore[arg-type]
-
-    def transform(self) -> dict[str, Any]:
-        """Return the placement as Neuroglancer's newer links have it."""
-        dims = {axis: [1e-9, "m"] for axis in AXES}
-        rows = [[self.scale[i] * (i == j) for j in range(3)] + [self.shift[i]] for i in range(3)]
-        return {"outputDimensions": dims, "matrix": rows}
 
 
 NATIVE = Placement()
@@ -107,54 +101,3 @@ def dimensions_of(dims: Mapping[str, tuple[float, str]]) -> Triple:
             )
         out.append(scale)
     return out[0], out[1], out[2]
-
-
-def read_transform(transform: Any, where: str, *, native: bool = True) -> Placement | str:
-    """Return the placement that a transform stands for, or why it cannot be drawn.
-
-    ``native`` says that the source's own axes are x, y and z, in this order, as of all formats but Zarr.
-    """
-    if transform is None:
-        return NATIVE
-    if isinstance(transform, list):
-        return _from_matrix(transform, (1.0, 1.0, 1.0), (None, None, None), list(AXES), where)  # older: 4 × 4, in nm
-    if not isinstance(transform, Mapping):
-        raise LinkError(f"{where}.transform={shown(transform)} is no transform")
-    outputs = read_dimensions(transform, "outputDimensions")
-    inputs = read_dimensions(transform, "inputDimensions")
-    sizes = [inputs[a][0] if inputs.get(a, (0, ""))[1] == "nm" else None for a in AXES]
-    if not inputs and outputs and native and list(outputs)[:3] != list(AXES):
-        return "its transform exchanges or renames axes"
-    if not inputs and outputs:
-        inputs = dict.fromkeys(outputs, (0.0, ""))
-    units = [outputs[a][0] if outputs.get(a, (0, ""))[1] == "nm" else 1.0 for a in AXES]
-    voxels = (sizes[0], sizes[1], sizes[2])
-    matrix = transform.get("matrix")
-    if matrix is None:
-        return Placement(voxel_size=voxels)
-    if outputs and list(outputs)[: len(inputs)] != list(inputs):
-        return "its transform exchanges or renames axes"
-    return _from_matrix(matrix, (units[0], units[1], units[2]), voxels, list(outputs) or list(AXES), where)
-
-
-def _from_matrix(matrix: Any, units: Triple, voxels: Any, names: list[str], where: str) -> Placement | str:
-    rank = len(names)
-    rows = matrix if isinstance(matrix, list) else []
-    if len(rows) not in (rank, rank + 1) or any(not isinstance(r, list) or len(r) != rank + 1 for r in rows):
-        raise LinkError(f"{where}.transform has no matrix of {rank} × {rank + 1} numbers")
-    try:
-        values = [[float(v) for v in row] for row in rows[:rank]]
-    except (TypeError, ValueError, OverflowError):
-        values = [[math.nan] * (rank + 1)] * rank
-    if not all(abs(v) < 1e15 for row in values for v in row):
-        raise LinkError(f"{where}.transform has entries that are no numbers")
-    scale, shift = [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]
-    for i, name in enumerate(names):
-        others = [abs(v) for j, v in enumerate(values[i][:rank]) if j != i]
-        if name not in AXES:
-            continue
-        axis = AXES.index(name)
-        if max(others, default=0.0) > 1e-9 or values[i][i] <= 1e-9:
-            return "its transform rotates, shears or mirrors; only scaling and moving along the axes is drawn"
-        scale[axis], shift[axis] = values[i][i], values[i][rank] * units[axis]
-    return Placement((scale[0], scale[1], scale[2]), voxels, (shift[0], shift[1], shift[2]))

@@ -25,7 +25,7 @@ def image_options(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return what an image layer of a state says of how it is shown, as `LinkLayer` has it."""
     shader = spec.get("shader")
     shader = shader if isinstance(shader, str) else ""
-    code = _without_comments(shader)
+    code = without_comments(shader)
     controls = as_mapping(spec.get("shaderControls"), f"{where}.shaderControls")
     limits = _invlerp(code, controls, where)
     normalized = False
@@ -46,7 +46,7 @@ def image_options(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def _without_comments(shader: str) -> str:
+def without_comments(shader: str) -> str:
     """Return a shader without comments; as in the viewer, those inside of strings and those that never end stay."""
     out, unclosed, start = [], set(), 0
     position = 0
@@ -121,7 +121,7 @@ def _is_plain(code: str, shown: str, sliders: bool) -> bool:
     if "colormap" in code or not shown:
         return False
     called = re.fullmatch(r"(?:1(?:\.0*)?-)?(\w+)\(\)", shown)
-    if called and called[1] in {"normalized", *_declared(code)}:
+    if called and called[1] in {"normalized", *declared_controls(code)}:
         return True
     if sliders:
         return "brightness" not in shown
@@ -148,7 +148,7 @@ def _float_sliders(code: str) -> dict[str, str]:
     return out
 
 
-def _declared(code: str) -> dict[str, str]:
+def declared_controls(code: str) -> dict[str, str]:
     """Return the invlerp controls of a shader: name to what stands in brackets."""
     out: dict[str, str] = {}
     position = 0
@@ -165,7 +165,7 @@ def _declared(code: str) -> dict[str, str]:
 
 def _invlerp(shader: str, controls: Mapping[str, Any], where: str) -> tuple[float, float] | None:
     """Return the range of the invlerp control: as set, else as the shader says."""
-    declared = _declared(shader)
+    declared = declared_controls(shader)
     for name in names_by_use(declared, controls, shader):
         setting = controls.get(name)
         if isinstance(setting, Mapping) and setting.get("range") is not None:
@@ -188,8 +188,8 @@ def names_by_use(declared: Mapping[str, Any], controls: Mapping[str, Any], code:
 
 def invlerp_of(shader: str) -> tuple[str, bool] | None:
     """Return the invlerp control that a shader shows, and whether white is its lower end; None if it has none."""
-    code = _without_comments(shader)
-    names = names_by_use(_declared(code), {}, code)
+    code = without_comments(shader)
+    names = names_by_use(declared_controls(code), {}, code)
     return (names[0], bool(_INVERTED.fullmatch(_shown(code)))) if names else None
 
 

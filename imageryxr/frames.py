@@ -1,0 +1,101 @@
+"""Directions of the columns, the rows and the depth of a picture: from quaternions and the dimensions of a screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.errors import OptionError
+
+Floats = npt.NDArray[np.float64]
+
+#: Quarter turns of Neuroglancer's panels: about x, so that z points down; about y, so that z points to the left.
+PANEL_TURNS = {"xz": (0.5**0.5, 0.0, 0.0, 0.5**0.5), "yz": (0.0, 0.5**0.5, 0.0, 0.5**0.5)}
+
+
+def axes_of_quaternion(orientation: Any) -> Floats:
+    """Return the rows (x, y, z) into which a quaternion (x, y, z, w) turns x, y and z.
+
+    Raises
+    ------
+    OptionError
+        If it is none.
+    """
+    values = np.array([_finite(v) for v in orientation] if len(orientation) == 4 else [0.0])
+    length = float(np.linalg.norm(values))
+    if len(values) != 4 or not 1e-6 < length < math.inf:
+        raise OptionError(f"orientation={orientation!r} is no quaternion (x, y, z, w), such as (0, 0, 0, 1)")
+    x, y, z, w = values / length
+    turned = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)],
+            [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)],
+            [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    # Quarter turns come out a last digit beside 0 and 1.
+    return np.where(np.abs(turned - np.rint(turned)) < 1e-12, np.rint(turned), turned)
+
+
+def _finite(value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    return number if math.isfinite(number) else math.inf
+
+
+def quaternion_of_axes(axes: Floats) -> list[float]:
+    """Return the quaternion (x, y, z, w) that turns x, y and z into directions, the rows of ``axes``.
+
+    Of a mirrored frame, as slices along y are, the one that looks at the same picture from its other side.
+    """
+    m = axes.T * ([1, 1, -1] if np.linalg.det(axes) < 0 else [1, 1, 1])
+    # Four times the products of q with itself (Shepperd 1978): its largest row is q, but for its length.
+    (a, b, c), (d, e, f), (g, h, i) = m
+    products = np.array(
+        [
+            [1 + a - e - i, b + d, c + g, h - f],
+            [b + d, 1 - a + e - i, f + h, c - g],
+            [c + g, f + h, 1 - a - e + i, d - b],
+            [h - f, c - g, d - b, 1 + a + e + i],
+        ]
+    )
+    row = products[np.argmax(np.diagonal(products))]
+    q = row / np.linalg.norm(row) * (-1 if row[3] < 0 else 1)
+    return [float(f"{v:.12g}") + 0.0 for v in q]
+
+
+def screen_axes(orientation: Sequence[float], panel: str = "xy", display: Sequence[str] = "xyz") -> Floats:
+    """Return the directions (x, y, z) of the columns, the rows and the depth of a cross section in Neuroglancer.
+
+    Parameters
+    ----------
+    orientation : sequence of 4 numbers
+        ``crossSectionOrientation``, a quaternion (x, y, z, w) in the dimensions of the screen.
+    panel : str, default "xy"
+        Layout of the viewer, such as "xz-3d".
+    display : sequence of 3 str, default "xyz"
+        The dimensions that the screen calls x, y and z.
+    """
+    turned = axes_of_quaternion(orientation)
+    quarter = PANEL_TURNS.get(panel.removesuffix("-3d"))
+    if quarter is not None:
+        turned = axes_of_quaternion(quarter) @ turned
+    screen: Floats = np.array([[float(axis == name) for axis in "xyz"] for name in display])
+    axes: Floats = turned @ screen
+    return axes
+
+
+def screen_dimensions(display: Sequence[str]) -> tuple[str, ...] | None:
+    """Return which of x, y and z each dimension of a screen is; None where it shows another one, such as time.
+
+    Of a screen that has fewer than three, the depth is what is left.
+    """
+    if set(display) - set("xyz") or len(set(display)) < len(display):
+        return None
+    return (*display, *(axis for axis in "xyz" if axis not in display))

@@ -1,0 +1,96 @@
+"""Sources of the layers of a link: the channel and the time that the link shows, and where it puts them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from imageryxr.errors import ChoiceError, LayerError
+from imageryxr.sources.base import Source
+from imageryxr.sources.navigation import Dimensions
+from imageryxr.sources.neuroglancer import LinkLayer, LinkState
+from imageryxr.sources.placement import Placement
+from imageryxr.sources.resolve import resolve_source
+from imageryxr.sources.transforms import AxisPlace, Transform
+
+_AXIS = {"channel": "c", "time": "t"}
+
+
+def shown_source(layer: LinkLayer, state: LinkState, **options: Any) -> tuple[Source, Placement]:
+    """Return the source of a layer, of several channels and times the ones that the link shows, and its place.
+
+    Reads metadata only, twice where there are several channels or times.
+
+    Parameters
+    ----------
+    layer : LinkLayer
+        A layer of the link.
+    state : LinkState
+        The link.
+    **options
+        As `resolve_source` takes them. A ``channel`` or ``time`` that is given is not taken from the link.
+
+    Raises
+    ------
+    LayerError
+        If the link puts the layer where it cannot be drawn, or shows a place of it where there is nothing.
+    ImageryError
+        As `resolve_source`.
+    """
+    kind: Any = "segmentation" if layer.kind == "segmentation" else None
+    options = {key: value for key, value in options.items() if value is not None}
+    counts: dict[str, int] = {}
+    while True:
+        try:
+            source = resolve_source(layer.source, kind, **options, **_first(counts))
+            break
+        except ChoiceError as error:
+            if error.what in counts or error.what in options:
+                raise
+            counts[error.what] = error.count
+    axes = viewer_axes(source, counts)
+    placed = (layer.transform or Transform()).applied(axes)
+    if isinstance(placed, str):
+        raise LayerError(placed)
+    picks: dict[str, Any] = {}
+    for what, count in counts.items():
+        name = next(axis for axis in axes if axis[0] == _AXIS[what])
+        picks[what] = _index(name, placed.others, count, layer, state)
+    if any(picks.values()):
+        source = resolve_source(layer.source, kind, **options, **picks)
+    return source, placed.placement
+
+
+def _first(counts: Mapping[str, int]) -> dict[str, Any]:
+    return dict.fromkeys(counts, 0)
+
+
+def viewer_axes(source: Source, counts: Any = ()) -> tuple[str, ...]:
+    """Return the axes of a source in its own order, by the names that Neuroglancer gives them."""
+    stored = getattr(source, "axes", None)
+    if stored is not None:
+        return tuple("c'" if axis == "c" else axis for axis in stored)
+    return ("x", "y", "z", "c^") if "channel" in counts else ("x", "y", "z")
+
+
+def _index(axis: str, places: Mapping[str, AxisPlace], count: int, layer: LinkLayer, state: LinkState) -> int:
+    """Return which of several channels or times the link shows: the middle one where it does not say."""
+    place = places[axis]
+    if place.name.endswith("^"):
+        return _inside(layer.channel, count, layer, place.name)
+    own = place.name.endswith("'")
+    dims: Dimensions = layer.local_dimensions if own else state.dimensions
+    scale = dims[place.name][0] if place.name in dims else place.output or 1.0
+    found = dict(layer.position if own else state.pose.places)
+    if own and not dims:  # the link lists them in the order of the source
+        local = [p.name for p in places.values() if p.name.endswith("'")]
+        found = {name: found[f"{i}'"] for i, name in enumerate(local) if f"{i}'" in found}
+    if place.name not in found:
+        return count // 2
+    return _inside(place.index(found[place.name], scale), count, layer, place.name)
+
+
+def _inside(index: int, count: int, layer: LinkLayer, name: str) -> int:
+    if not 0 <= index < count:
+        raise LayerError(f"the link shows {name} = {index} of it, and it has 0 to {count - 1}")
+    return index

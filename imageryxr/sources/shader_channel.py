@@ -1,0 +1,35 @@
+"""Which channel of an image a shader shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from imageryxr.sources.shaders import declared_controls, names_by_use, without_comments
+
+_CHANNEL = re.compile(r"\bchannel[ \t]{0,8}=[ \t]{0,8}\[?[ \t]{0,8}(\d{1,6})")
+_READ = re.compile(r"\bgetDataValue[ \t]{0,8}\([ \t]{0,8}(\d{1,6})[ \t]{0,8}\)")
+
+
+def shown_channel(spec: Mapping[str, Any]) -> int:
+    """Return the channel that an image layer of a state shows, the first one if its shader does not say.
+
+    It is that of the shader's invlerp control, as set or else as declared, or the number given to ``getDataValue``.
+    """
+    shader, controls = spec.get("shader"), spec.get("shaderControls")
+    code = without_comments(shader) if isinstance(shader, str) else ""
+    settings = controls if isinstance(controls, Mapping) else {}
+    declared = declared_controls(code)
+    # The viewer's own shader has a control of this name.
+    names = names_by_use(declared, {}, code) if code.strip() else ["normalized"]
+    if not names:
+        read = _READ.search(code)
+        return int(read[1]) if read else 0
+    setting = settings.get(names[0])
+    chosen = setting.get("channel") if isinstance(setting, Mapping) else None
+    chosen = chosen[0] if isinstance(chosen, list) and chosen else chosen
+    if isinstance(chosen, int) and not isinstance(chosen, bool) and chosen >= 0:
+        return chosen
+    found = _CHANNEL.search(declared.get(names[0], ""))
+    return int(found[1]) if found else 0
