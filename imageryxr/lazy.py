@@ -26,6 +26,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.blocks import Said, Spot, fitting
 from imageryxr.boxes import Index3, IndexBox
+from imageryxr.errors import OptionError
 from imageryxr.evaluation import Readings, evaluate, places, wanted
 from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, is_plain
 from imageryxr.reads import Reads
@@ -144,6 +145,7 @@ def to_dask(
     name : str
         First word of the array's name in dask's dashboards.
     """
+    refuse_query_planning()
     splits = choose_splits(expr, shape, chunks, group=not givens)
     key = f"{name}-{tokenize(expr, shape, splits)}"
     all_splits = tuple((n,) for n in expr.lead) + splits + tuple((n,) for n in expr.tail)
@@ -160,6 +162,16 @@ def to_dask(
     dependencies = {**below.dependencies, **{name: set() for name in reads}, key: needed}
     graph = HighLevelGraph({**below.layers, **layers}, dependencies)
     return da.Array(graph, key, all_splits, meta=meta)
+
+
+def refuse_query_planning() -> None:
+    """Raise `OptionError` if dask's arrays are expressions of its query planning, which have no graph to build on."""
+    if getattr(da, "ARRAY_EXPR_ENABLED", False):
+        raise OptionError(
+            "dask's option array.query-planning is on, and imageryxr builds dask graphs that it does not support; set "
+            "DASK_ARRAY__QUERY_PLANNING=False, or call dask.config.set({'array.query-planning': False}) before "
+            "dask.array is first imported"
+        )
 
 
 def _flat_layer(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> Blockwise:

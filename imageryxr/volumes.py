@@ -21,7 +21,7 @@ from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, LevelLeaf, v
 from imageryxr.extra_coords import ExtraCoord, extra_coords, with_extra_coords
 from imageryxr.foreign import parts_of
 from imageryxr.grid import Grid, grid_of, outside_error, refuse_far
-from imageryxr.lazy import Splits, choose_splits, expr_of, to_dask
+from imageryxr.lazy import Splits, choose_splits, expr_of, refuse_query_planning, to_dask
 from imageryxr.retracing import recovered
 from imageryxr.sources.base import Level, Source, level_attrs
 
@@ -73,7 +73,10 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
     ------
     LayerError
         If there are other dims, or it is no DataArray.
+    OptionError
+        If dask's query planning is on.
     """
+    refuse_query_planning()
     if not isinstance(array, xr.DataArray):
         raise LayerError(
             f"an array of type {type(array).__name__} has no coordinates; give an xarray.DataArray as "

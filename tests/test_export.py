@@ -22,7 +22,7 @@ def files_in(folder):
 
 
 def names_in(folder):
-    return sorted(n for n in os.listdir(folder) if "manifest" not in n)
+    return sorted(n for n in os.listdir(folder) if "manifest" not in n and n != ".imageryxr")
 
 
 @pytest.fixture

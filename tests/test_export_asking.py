@@ -98,7 +98,7 @@ def test_what_a_run_before_had_seen_counts(tmp_path, monkeypatch, array):
         patched.setattr(Computed, "read", failing)
         with pytest.raises(ix.ChunkReadError, match="a broken disk"):
             ix.export(ARRAYS[array](), target, retries=0, **options)
-    log = next(tmp_path.glob("*.log"))
+    log = next(tmp_path.rglob("*.log"))
     told = log.read_bytes()
     assert b'"ids"' in told
     with pytest.warns(ix.MissingIdsWarning, match=SAID):
@@ -118,7 +118,7 @@ def test_of_what_an_earlier_version_made_nothing_is_known(tmp_path, monkeypatch)
         patched.setattr(Entry, "line", lambda self, run: LINE(replace(self, ids=None), run))
         with pytest.warns(ix.MissingIdsWarning):
             ix.export(ARRAYS["fill"](), target, **options)
-    assert b'"ids"' not in next(tmp_path.glob("*.log")).read_bytes()
+    assert b'"ids"' not in next(tmp_path.rglob("*.log")).read_bytes()
     (target / "0" / "c" / "0" / "5" / "2" / "3").unlink()
     report = ix.export(ARRAYS["fill"](), target, **options)
     assert report.tasks == 1

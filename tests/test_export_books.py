@@ -81,10 +81,10 @@ def test_what_would_be_replaced_is_asked_for_again(tmp_path):
     # overwrite=True of an unfinished export was said of what was there then
     ix.export(A, tmp_path / "z{z}.png")
     stopped(tmp_path / "z{z}.png", overwrite=True)
-    work = list(tmp_path.glob("*-work-*/data/*"))
+    work = list(tmp_path.rglob("*-work-*/data/*"))
     ix.export(B, tmp_path / "z{y}.png", overwrite=True, square=False)
     assert work
-    assert list(tmp_path.glob("*-work-*/data/*")) == work, "nobody's work is removed"
+    assert list(tmp_path.rglob("*-work-*/data/*")) == work, "nobody's work is removed"
     with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
         ix.export(picture(), tmp_path / "z{z}.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "z3.png")), B.values[:, 3])
@@ -151,8 +151,8 @@ def test_patterns_that_differ_in_marks_alone_are_apart(tmp_path):
 
 def test_what_an_earlier_version_called_otherwise_is_continued(tmp_path):
     stopped(tmp_path / "a b{z}.png")
-    hashed = next(tmp_path.glob("*.manifest.json")).name.removesuffix(".json")
-    for path in list(tmp_path.iterdir()):
+    hashed = next(tmp_path.rglob("*.manifest.json")).name.removesuffix(".json")
+    for path in list((tmp_path / ".imageryxr").iterdir()):
         path.rename(tmp_path / path.name.replace(hashed, "a_b_z_.png.manifest"))
     # that name was also of this one
     assert ix.export(picture(seed=3), tmp_path / "a_b{z}.png").complete
@@ -173,7 +173,7 @@ def test_what_an_earlier_version_called_otherwise_is_continued(tmp_path):
 def test_one_file_is_complete_without_its_log(tmp_path, kind, harm):
     first = run(kind, tmp_path)
     truth = digest(tmp_path)
-    log = next(tmp_path.glob("*.log"))
+    log = next(tmp_path.rglob("*.log"))
     said = log.read_bytes()
     log.write_bytes(b"" if harm == "empty" else said[: len(said) // 2])
     if harm == "gone":
@@ -403,6 +403,6 @@ def test_bookkeeping_that_a_killed_process_left_half_written_goes(tmp_path, kind
         Path(base + end).write_text("half")
     Path(base + "-mine.json").write_text("no such name")
     ix.export(picture(), target, **options)
-    assert {p.name for p in Path(base).parent.glob("*.manifest*")} == {
+    assert {p.name for p in Path(base).parent.rglob("*.manifest*")} == {
         Path(base + end).name for end in (".json", ".log", "-mine.json")
     }

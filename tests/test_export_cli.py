@@ -187,7 +187,7 @@ def test_interrupted_and_continued(tmp_path, sources, number, code):
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(4000):
-        if any(len(p.read_bytes().splitlines()) for p in tmp_path.glob("*.manifest.log")):
+        if any(len(p.read_bytes().splitlines()) for p in tmp_path.rglob("*.manifest.log")):
             break
         time.sleep(0.01)
     process.send_signal(number)

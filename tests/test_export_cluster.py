@@ -113,7 +113,7 @@ def test_the_task_pickles_small():
 def _kill_one_worker_soon(pids, folder):
     def kill():
         for _ in range(2000):
-            if any(len(p.read_bytes().splitlines()) > 2 for p in folder.glob("*.manifest.log")):
+            if any(len(p.read_bytes().splitlines()) > 2 for p in folder.rglob("*.manifest.log")):
                 break
             time.sleep(0.005)
         os.kill(pids()[0], signal.SIGKILL)

@@ -11,13 +11,14 @@ from PIL import Image
 
 import imageryxr as ix
 from imageryxr.export.workspace import Workspace
+from tests.conftest import volume
 from tests.export_jobs import Computed, array_of
 
 LONG = array_of(Computed((9, 16, 16)))
 
 
 def there(folder):
-    return sorted(p.name for p in folder.iterdir() if "manifest" not in p.name)
+    return sorted(p.name for p in folder.iterdir() if p.name != ".imageryxr")
 
 
 def names(*numbers):
@@ -39,7 +40,7 @@ def test_the_rest_of_the_longer_one_goes(longer):
     assert there(longer) == names(0, 1, 2)
     for i in range(3):
         np.testing.assert_array_equal(np.asarray(Image.open(longer / f"z{i:02d}.png")), LONG[-3 + i])
-    assert json.loads(next(longer.glob("*.manifest.json")).read_text())["outdated"] == []
+    assert json.loads(next(longer.rglob("*.manifest.json")).read_text())["outdated"] == []
 
 
 def test_what_it_did_not_write_stays(longer):
@@ -54,7 +55,7 @@ def test_what_it_did_not_write_stays(longer):
 
 
 def test_of_a_manifest_that_lists_nothing_all_stays(longer):
-    manifest = next(longer.glob("*.manifest.json"))
+    manifest = next(longer.rglob("*.manifest.json"))
     said = json.loads(manifest.read_text())
     assert said.pop("names")["count"] == 9  # as earlier versions wrote it
     assert said.pop("outdated") == []
@@ -100,3 +101,75 @@ def test_by_coordinate(tmp_path):
     ix.export(LONG, target)
     ix.export(LONG[2:5], target, overwrite=True)
     assert there(tmp_path) == [f"{float(z):06.0f}.png" for z in LONG.z[2:5]]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# where the bookkeeping lies
+
+
+def as_earlier(folder):
+    """Put the bookkeeping of stacks where earlier versions had it: beside the pictures."""
+    for path in (folder / ".imageryxr").iterdir():
+        path.rename(folder / path.name)
+    (folder / ".imageryxr").rmdir()
+
+
+def test_a_finished_stack_is_pictures_and_one_hidden_folder(tmp_path):
+    ix.export(LONG, tmp_path / "z{z:02d}.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".imageryxr", *names(*range(9))]
+
+
+def test_a_stack_of_an_earlier_version_is_continued(tmp_path, monkeypatch):
+    def stop(space):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ix.export(LONG, tmp_path / "z{z:02d}.png")
+    as_earlier(tmp_path)
+    report = ix.export(LONG, tmp_path / "z{z:02d}.png")
+    assert report.complete
+    assert report.skipped == len(ix.plan_export(LONG, tmp_path / "z{z:02d}.png").regions)
+    assert [p.name for p in sorted(tmp_path.glob("*.png"))] == names(*range(9))
+
+
+def test_a_finished_stack_of_an_earlier_version_is_complete_and_replaced(tmp_path):
+    ix.export(LONG, tmp_path / "z{z:02d}.png")
+    as_earlier(tmp_path)
+    assert ix.export(LONG, tmp_path / "z{z:02d}.png").tasks == 0
+    short = LONG.isel(z=slice(0, 3))
+    with pytest.raises(ix.TargetExistsError):
+        ix.export(short, tmp_path / "z{z:02d}.png")
+    ix.export(short, tmp_path / "z{z:02d}.png", overwrite=True)
+    assert [p.name for p in sorted(tmp_path.iterdir()) if p.suffix == ".png"] == names(0, 1, 2)
+
+
+def test_stacks_of_two_patterns_share_a_hidden_folder(tmp_path):
+    ix.export(LONG, tmp_path / "z{z:02d}.png")
+    ix.export(LONG, tmp_path / "a{z:02d}.tif")
+    assert len([p for p in (tmp_path / ".imageryxr").iterdir() if p.suffix == ".json"]) == 2
+    assert ix.export(LONG, tmp_path / "a{z:02d}.tif").tasks == 0
+
+
+def test_an_export_that_makes_nothing_leaves_no_hidden_folder(tmp_path):
+    broken = array_of(Computed((9, 16, 16), fail_above=-1))
+    with pytest.raises(ix.ChunkReadError):
+        ix.export(broken, tmp_path / "z{z:02d}.png", retries=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_by_the_index_in_the_volume(tmp_path):
+    image = volume(np.zeros((3, 4, 4), np.uint8), (8, 8, 40), (7, 11, -1))
+    ix.export(image, tmp_path / "z{z_index:03d}.png")
+    ix.export(image, tmp_path / "x{x}_{x_index}_{x_nm:.0f}.tif", square=False)
+    ix.export(image.isel(z=slice(1, 3)), tmp_path / "part{z_index}.png")
+    found = sorted(p.name for p in tmp_path.iterdir() if p.is_file())
+    assert found == [
+        "part0.png",
+        "part1.png",
+        *(f"x{i}_{7 + i}_{(7.5 + i) * 8:.0f}.tif" for i in range(4)),
+        "z-01.png",
+        "z000.png",
+        "z001.png",
+    ]

@@ -339,7 +339,7 @@ def test_killed_while_it_reads(tmp_path, done):
     process = python(
         f"from tests.test_export_spill import slow_export; slow_export({str(tmp_path / 'a')!r}, {str(scratch)!r}, 0.1)"
     )
-    log = tmp_path / "a" / "z_z_02d_.png.manifest.log"
+    log = tmp_path / "a" / ".imageryxr" / "z_z_02d_.png.manifest.log"
     for _ in range(6000):
         lines = len(log.read_bytes().splitlines()) if log.exists() else 0
         if lines > done and any(nameless(process.pid, scratch)) if done else any(nameless(process.pid, scratch)):

@@ -116,7 +116,8 @@ def export(
         ``"precomputed://…"``
             Neuroglancer precomputed with a pyramid; RGBA as four channels, segmentations with their ids.
         ``"stack/z{z:04d}.png"``, ``"stack/z{z:04d}.tif"``
-            A picture a slice along the axis that is named, ``{z}`` the index in the array, ``{z_nm}`` the coordinate.
+            A picture a slice along the axis that is named: ``{z}`` is the index in the array, from 0, ``{z_index}``
+            the index in the volume, of the array's voxel size, and ``{z_nm}`` the coordinate.
             PNG: 8- or 16-bit grey values or RGBA. TIFF: any numbers.
         ``"out.tif"``, ``"out.ome.tif"``
             One file, with the voxel size as ImageJ reads it, or as OME-XML.
@@ -200,8 +201,8 @@ def export(
     >>> em = ix.open_image(ix.sample(sample_path).image, mip=2).isel(z=slice(0, 3))
     >>> out = tempfile.TemporaryDirectory()
     >>> report = ix.export(em, out.name + "/stack/z{z:02d}.png")
-    >>> sorted(f for f in os.listdir(out.name + "/stack") if "manifest" not in f)
-    ['z00.png', 'z01.png', 'z02.png']
+    >>> sorted(os.listdir(out.name + "/stack"))
+    ['.imageryxr', 'z00.png', 'z01.png', 'z02.png']
     """
     check_tries(retries, on_error)
     _check_flag("resume", resume)

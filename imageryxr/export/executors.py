@@ -7,12 +7,13 @@ is found in `crew`.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
@@ -20,15 +21,18 @@ from typing import Any
 from imageryxr.boxes import IndexBox
 from imageryxr.errors import TargetError
 from imageryxr.export.job import Job, Piece, holds_array, pack, part_of, work
+from imageryxr.export.probe import Probe
 from imageryxr.export.reading import BUFFERS
 from imageryxr.export.report import ADVANCE
-from imageryxr.export.slicewise import STOP
+from imageryxr.export.threads import STOP, DaemonPool
 from imageryxr.foreign import fetched
 
 # Exit code of a process that found itself running the script of its parent.
 UNGUARDED = 78
 # How long it is waited for how the processes of a broken pool ended, all of which are told to.
 ENDING_SECONDS = 5.0
+# How long an export that is interrupted waits for its threads and processes.
+ABORT_SECONDS = 0.3
 
 
 class Workers(ABC):
@@ -81,7 +85,7 @@ class Threads(Workers):
     def __init__(self, job: Job, count: int) -> None:
         self._job = job
         self._count = min(count, job.how.at_once) if job.how is not None else count
-        self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="imageryxr-export")
+        self._pool = DaemonPool(self._count, "imageryxr-export")
         self._stop = threading.Event()
         self._shares: dict[int, float] = {}
 
@@ -91,10 +95,13 @@ class Threads(Workers):
 
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:
         """Hand a region to a thread."""
-        return self._pool.submit(self._work, number, stage, box)
+        before = STOP.set(self._stop)
+        try:
+            return self._pool.submit(self._work, number, stage, box)
+        finally:
+            STOP.reset(before)
 
     def _work(self, number: int, stage: int, box: IndexBox) -> Any:
-        STOP.set(self._stop)
         self._shares[number] = 0.0
 
         def told(share: float) -> None:
@@ -117,9 +124,10 @@ class Threads(Workers):
         BUFFERS.clear()
 
     def abort(self) -> None:
-        """Wait for no more of a region than a few slices."""
+        """Give up what is read; wait a moment for files that are being written."""
         self._stop.set()
-        self.close()
+        self._pool.shutdown(cancel_futures=True, timeout=ABORT_SECONDS)
+        BUFFERS.clear()
 
 
 class _Packed(Workers):
@@ -162,7 +170,7 @@ class Processes(_Packed):
         from multiprocessing import get_context
 
         # "spawn": connections and compiled code do not survive a fork
-        return ProcessPoolExecutor(self._count, mp_context=get_context("spawn"), initializer=_end_with_parent)
+        return ProcessPoolExecutor(self._count, mp_context=get_context("spawn"), initializer=_begin_process)
 
     def slots(self) -> int:
         """One a process, and one in waiting each, so that none idles while results travel."""
@@ -208,12 +216,20 @@ class Processes(_Packed):
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+        until = time.monotonic() + ABORT_SECONDS
         for process in processes:
-            process.join(ENDING_SECONDS)
+            process.join(max(0.0, until - time.monotonic()))
+            process.kill()
 
     def _processes(self) -> list[Any]:
         # CPython tells of them nowhere else
         return list((getattr(self._pool, "_processes", None) or {}).values())
+
+
+def _begin_process() -> None:
+    # Ctrl-C reaches all processes of a terminal; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:
@@ -246,9 +262,12 @@ class Cluster(_Packed):
         self._slots = 2
         self._unable: dict[int, set[str]] = {}
         """Workers that could not make a region."""
+        self._probe = Probe(client)
 
     def slots(self) -> int:
-        """Two a thread of the cluster as it is now, or as many as were asked for."""
+        """Two a thread of the cluster as it is now, or as many as were asked for; none before one was checked."""
+        if not self._probe.is_passed():
+            return 0
         if self._count:
             return self._count
         try:
@@ -264,6 +283,7 @@ class Cluster(_Packed):
                 f"the scheduler at {self._client.scheduler.address} does not answer any more; start it again, with its "
                 "workers, and give its address"
             )
+        self._probe.check()
 
     def cancel(self, futures: Iterable[Any]) -> None:
         """Take regions back, if there still is somebody to tell."""

@@ -16,6 +16,7 @@ import numpy as np
 from imageryxr.boxes import IndexBox
 from imageryxr.evaluation import Readings, wanted
 from imageryxr.export.asking import Told, told
+from imageryxr.export.cancellation import run_cancellable
 from imageryxr.export.heap import Lingering, give_back, keep_freed
 from imageryxr.export.manifest import Entry, crc_of_sizes
 from imageryxr.export.reading import BUFFERS, bricks, draw, read_sources, unread_apart
@@ -25,6 +26,7 @@ from imageryxr.export.scratch import on_a_worker
 from imageryxr.export.slicewise import Slicewise, files_of
 from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
+from imageryxr.export.threads import check_stop
 from imageryxr.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, with_leaves
 from imageryxr.foreign import Parts, parts_of
 from imageryxr.segments import recording_ids, recording_no_ids
@@ -103,6 +105,7 @@ class Job:
     ) -> Iterator[tuple[str, bytes]]:
         for part, held in parts:
             for piece in bricks(part, self.target.granule):
+                check_stop()
                 for key, data in self.target.encode(0, piece, draw(expr, piece, held)):
                     keys.append(key)
                     yield key, data
@@ -239,5 +242,10 @@ def work(
     read: Any = None if part is None else cloudpickle.loads(part)
     if keys:
         read = replace(read, values=dict(zip(cloudpickle.loads(keys), values, strict=True)))
-    with KEPT.used(), on_a_worker():
-        return _unpack(blob)(number, stage, IndexBox(*box), read)
+
+    def make() -> Outcome:
+        with KEPT.used(), on_a_worker():
+            return _unpack(blob)(number, stage, IndexBox(*box), read)
+
+    outcome: Outcome = run_cancellable(make, own_thread=not isinstance(read, Piece))
+    return outcome

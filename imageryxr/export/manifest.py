@@ -15,7 +15,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -187,11 +187,13 @@ class LocalKeeper:
         for end in (".json", ".log"):
             if os.path.exists(self.base + end):
                 os.unlink(self.base + end)
+        if os.path.basename(os.path.dirname(self.base)).startswith("."):
+            with suppress(OSError):  # it holds the manifests of other stacks
+                os.rmdir(os.path.dirname(self.base))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the log: the system gives the lock back when the process ends, however it ends."""
-        os.makedirs(os.path.dirname(self.base), exist_ok=True)
         with _no_folder(self.base + ".log"):
             self._log = _locked_file(self.base + ".log")
         try:
@@ -216,7 +218,11 @@ class LocalKeeper:
 
 def _locked_file(path: str) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except FileNotFoundError:  # another process removed the folder when it was empty
+            continue
         try:
             lock(handle, path)
             # whoever held it before may have removed it meanwhile

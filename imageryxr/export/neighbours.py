@@ -18,6 +18,8 @@ from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import Stack, slice_names
 
 END = ".manifest"
+# The folder beside the files of a stack that holds its bookkeeping.
+HIDDEN = ".imageryxr"
 # In how many folders above a target manifests are looked for that may list its files.
 FOLDERS_ABOVE = 2
 # A field of a pattern as it stands in the name of a manifest: an axis, perhaps by nm, perhaps how it is written.
@@ -28,21 +30,34 @@ def manifest_name(target: Target) -> tuple[str, str]:
     """Return the folder and the first part of the name of all bookkeeping of a target.
 
     A stack's is named by its pattern as far as files can be, and by a short hash of the pattern where another pattern
-    would be called the same. What an earlier version began under the other name keeps it.
+    would be called the same. It lies in a hidden folder; what an earlier version wrote beside the files stays there.
     """
     if not isinstance(target, Stack):
         folder, _, name = target.root.rstrip("/").rpartition("/")
         if is_remote(target.root) and folder.endswith(":/"):
             raise TargetError(f"{target.place} is a whole bucket; name a place in it, such as {target.place}/overlay")
         return folder or "/", name + END
-    pattern = target.pattern
+    earlier = _stack_name(target.root, target.pattern)
+    if _manifest(target.root, earlier) is not None:
+        return target.root, earlier + END
+    hidden = f"{target.root.rstrip('/')}/{HIDDEN}"
+    return hidden, _stack_name(hidden, target.pattern) + END
+
+
+def _stack_name(folder: str, pattern: str) -> str:
+    """Return the name of a pattern's manifest in a folder."""
     readable = re.sub(r"[^\w.-]+", "_", pattern)
     hashed = f"{readable}-{hashlib.sha256(pattern.encode()).hexdigest()[:8]}"
-    there = _manifest(target.root, readable)
+    there = _manifest(folder, readable)
     owner = None if there is None else _pattern_of(there)
-    other = owner not in (None, pattern) or _manifest(target.root, hashed) is not None
+    other = owner not in (None, pattern) or _manifest(folder, hashed) is not None
     plain = owner == pattern or (not other and _usual(readable) == pattern)
-    return target.root, (readable if plain else hashed) + END
+    return readable if plain else hashed
+
+
+def _home(folder: str) -> str:
+    """Return the folder of the files that a manifest in a folder is of."""
+    return folder.removesuffix(f"/{HIDDEN}")
 
 
 def _usual(readable: str) -> str:
@@ -133,24 +148,32 @@ class Neighbours:
         return [
             (folder, name)
             for folder, name in self._manifests(mine)
-            if not mine.isdisjoint(_listed(folder, name, needed=folder.startswith(self._folder)))
+            if not mine.isdisjoint(_listed(folder, name, needed=folder.startswith(_home(self._folder))))
         ]
 
     def _manifests(self, files: set[str]) -> list[tuple[str, str]]:
         """Return where manifests lie that could list some of these files: folder and first part of the name."""
-        found = {(self._folder, n) for n in place_at(self._folder).beside()}
-        above = _above(self._folder)
+        home = _home(self._folder)
+        found = _names_at(home)
+        above = _above(home)
         for folder in above:
             with suppress(TargetError, OSError):  # who may write here need not be allowed to look there
-                found |= {(folder, n) for n in place_at(folder).beside()}
-        inside = {file.rpartition("/")[0] for file in files} - {self._folder, *above}
-        if inside and is_remote(self._folder):  # one listing of all, and not one a folder
-            parts = (f"{self._folder}/{name}".rpartition("/") for name in place_at(self._folder).names())
-            found |= {(folder, n) for folder, _, n in parts if folder in inside}
+                found |= _names_at(folder)
+        inside = {file.rpartition("/")[0] for file in files} - {home, *above}
+        if inside and is_remote(home):  # one listing of all, and not one a folder
+            parts = (f"{home}/{name}".rpartition("/") for name in place_at(home).names())
+            found |= {(folder, n) for folder, _, n in parts if _home(folder) in inside}
         else:
-            found |= {(folder, n) for folder in inside for n in place_at(folder).beside()}
+            for folder in inside:
+                found |= _names_at(folder)
         names = {(folder, n.removesuffix(".json")) for folder, n in found if n.endswith(f"{END}.json")}
         return sorted(names - {(self._folder, self._name)})
+
+
+def _names_at(folder: str) -> set[tuple[str, str]]:
+    """Return the files of a folder, and those of the hidden folder in it."""
+    hidden = f"{folder.rstrip('/')}/{HIDDEN}"
+    return {(place, name) for place in (folder, hidden) for name in place_at(place).beside()}
 
 
 def _above(folder: str) -> list[str]:
@@ -180,4 +203,4 @@ def _listed(folder: str, name: str, *, needed: bool) -> list[str]:
         return []
     if header.kind == "single":
         return [f"{folder}/{name.removesuffix(END)}"]
-    return [] if header.names is None else [f"{folder}/{key}" for key in slice_names(header.names)]
+    return [] if header.names is None else [f"{_home(folder)}/{key}" for key in slice_names(header.names)]

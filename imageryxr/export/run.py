@@ -189,7 +189,7 @@ class _Loop:
     def outcomes(self, numbers: Any) -> Iterator[Outcome]:
         """Return what becomes of regions, in the order in which they are done."""
         todo = map(int, numbers)  # of which there may be too many for a list
-        last = False
+        last = not len(numbers)
         try:
             while True:
                 while len(self.under_way) < self.workers.slots():
@@ -200,7 +200,7 @@ class _Loop:
                     if following is None:
                         break
                     self._hand_out(*following)
-                if not self.under_way and not self.waiting:
+                if last and not self.under_way and not self.waiting:
                     return
                 outcome = self._take_back()
                 if outcome is not None:

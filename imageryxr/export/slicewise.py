@@ -7,12 +7,11 @@ still each chunk is read once.
 from __future__ import annotations
 
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,15 +22,13 @@ from imageryxr.export.reading import BRICK_VOXELS, BUFFERS, telling_unread, unre
 from imageryxr.export.regions import tiles
 from imageryxr.export.scratch import scratch_folder
 from imageryxr.export.shelves import InMemory, Need, OnDisk, Shelf, Wish, wishes
+from imageryxr.export.threads import DaemonPool, check_stop
 from imageryxr.expr import Array, Expr
 
 # What is read of a source at a time: enough chunks that a network is busy.
 TILE_BYTES = 1 << 27
 LEAST_TILE_BYTES = 1 << 22
 LEAST_STRIP_VOXELS = 1 << 18
-
-STOP: ContextVar[threading.Event | None] = ContextVar("imageryxr_stop", default=None)
-"""Set once nobody waits for a region any more: it may take minutes."""
 
 Encode = Callable[[int, IndexBox, Array], Iterator[tuple[str, bytes]]]
 Files = Iterator[tuple[str, bytes]]
@@ -101,7 +98,7 @@ def files_of(
         if how.spilled:
             shelf = OnDisk(scratch_folder(how.folder), how.axis)
             kept.callback(shelf.close)
-        pool = ThreadPoolExecutor(how.threads, thread_name_prefix="imageryxr-slices")
+        pool = DaemonPool(how.threads, "imageryxr-slices")
         # whoever still reads or writes must be done before files are given back
         kept.callback(pool.shutdown, cancel_futures=True)
         with unread_apart():
@@ -140,26 +137,20 @@ def _needs(expr: Expr, box: IndexBox, asked: list[Wish]) -> list[Need]:
 
 def _results(act: Callable[[Any], Any], jobs: Iterable[Any], pool: Executor, threads: int) -> Iterator[Any]:
     """Do jobs in threads, and give what they return in their order; no more are under way than there are threads."""
-    stop = STOP.get() or threading.Event()
     if threads == 1:
         for job in jobs:
-            _check(stop)
+            check_stop()
             yield act(job)
         return
     under_way: deque[Future[Any]] = deque()
     for job in jobs:
-        _check(stop)
+        check_stop()
         if len(under_way) >= threads:
             yield under_way.popleft().result()
         # with the context of the caller, who may be recording holes
         under_way.append(pool.submit(copy_context().run, act, job))
     while under_way:
         yield under_way.popleft().result()
-
-
-def _check(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise CancelledError("nobody waits for this region any more")
 
 
 def _encoded(

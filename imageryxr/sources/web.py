@@ -235,6 +235,17 @@ def ask_once(method: str, url: str, connection: Connection, **options: Any) -> R
     return in_parallel(lambda _, stop: ask(method, url, connection, stop=stop, **options), [None], 1)[0]
 
 
+@contextmanager
+def stopped_by(event: threading.Event | None) -> Iterator[None]:
+    """End the requests that this thread waits for when an event is set."""
+    before = getattr(_within, "stop", None)
+    _within.stop = event
+    try:
+        yield
+    finally:
+        _within.stop = before
+
+
 def _take(done: queue.SimpleQueue[Any], outer: threading.Event | None) -> Any:
     while True:
         try:

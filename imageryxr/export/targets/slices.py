@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import string
@@ -18,6 +19,9 @@ from imageryxr.export.buckets import place_at
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array
 from imageryxr.grid import Axis
+
+# An offset that coordinates give may lie this much below the whole number that it stands for, in voxels.
+INDEX_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
@@ -155,10 +159,12 @@ class Stack(SliceTarget):
 
 
 def _filled(pattern: str, dim: str, index: int, axis: Axis) -> str:
-    if f"{{{dim}_nm" not in pattern:
-        return pattern.format(**{dim: index})
-    center = float(Axis(1, axis.resolution, axis.offset + index).centers()[0])
-    return pattern.format(**{dim: index, f"{dim}_nm": center})
+    values: dict[str, int | float] = {dim: index}
+    if f"{{{dim}_index" in pattern:
+        values[f"{dim}_index"] = math.floor(axis.offset + index + INDEX_SLACK)
+    if f"{{{dim}_nm" in pattern:
+        values[f"{dim}_nm"] = float(Axis(1, axis.resolution, axis.offset + index).centers()[0])
+    return pattern.format(**values)
 
 
 def slice_names(names: dict[str, Any]) -> list[str]:
@@ -185,11 +191,12 @@ def split_pattern(text: str) -> tuple[str, str, int]:
         raise OptionError(f"target={text!r} cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'") from None
     if re.search(r"[1-9]\d{3,}", "".join(spec or "" for _, _, spec, _ in string.Formatter().parse(text))):
         raise OptionError(f"target={text!r} fills its names up to thousands of characters; write e.g. 'z{{z:04d}}.png'")
-    axes = {name.removesuffix("_nm") for name in parts}
+    axes = {name.removesuffix("_nm").removesuffix("_index") for name in parts}
     if len(axes) != 1 or not axes <= set(DIMS):
+        named = f"; it names {sorted(axes)}" if axes else ""
         raise OptionError(
             f"target={text!r} must name one axis to slice along, by index or by nm: e.g. 'stack/z{{z:04d}}.png', "
-            f"'stack/{{x_nm:.0f}}nm.png'{'; it names ' + str(sorted(axes)) if axes else ''}"
+            f"'stack/z{{z_index:06d}}.png', 'stack/{{x_nm:.0f}}nm.png'{named}"
         )
     text = os.path.expanduser(text) if text.startswith("~") else text
     fixed = text.split("{", 1)[0]
