@@ -86,13 +86,25 @@ def _on_disk(target: Target, source: str) -> Relation | None:
     if target.kind != "files":
         return _relation(target.root, source)
     # The folder of a stack is not replaced: it may hold sources beside the stack's files.
-    around = _relation(target.root, source)
-    if around in ("is", "lies inside") and not os.path.isfile(source):
-        return around
-    if around is None and not os.path.isfile(source):
-        return None
-    found = (_relation(file, source) for file in _files(target))
-    return next((relation for relation in found if relation is not None), None)
+    theirs = os.path.realpath(source)
+    above = {theirs.casefold()}
+    while (parent := os.path.dirname(theirs)) != theirs:
+        above.add(parent.casefold())
+        theirs = parent
+    number = _identity(source) if os.path.isfile(source) else None
+    folders = dict[str, str]()
+    for key in target.occupied():
+        folder, _, name = f"{target.root}/{key}".rpartition("/")
+        if folder not in folders:
+            if (around := _relation(folder, source)) in ("is", "lies inside"):
+                return around
+            folders[folder] = os.path.realpath(folder)
+        path = f"{folders[folder].rstrip('/')}/{name}"
+        # one name may be a link, or a second name of the source
+        is_candidate = path.casefold() in above or (number is not None and _identity(path) == number)
+        if (is_candidate or os.path.islink(path)) and (found := _relation(path, source)) is not None:
+            return found
+    return None
 
 
 def _relation(target: str, source: str) -> Relation | None:

@@ -202,6 +202,18 @@ def test_files_that_tasks_read_are_sources(data):
     refused(labelled(blocks), f"{stack}/z{{z}}.tif", data)
 
 
+def test_second_names_of_a_file_are_the_file(data):
+    raw = np.memmap(data / "own.bin", GREY.dtype, "w+", shape=GREY.shape)
+    raw[:] = GREY
+    raw.flush()
+    os.link(data / "own.bin", data / "z3.png")
+    (data / "out.tif").symlink_to(data / "own.bin")
+    refused(labelled(raw), f"{data}/z{{z}}.png", data)
+    refused(labelled(raw), f"{data}/out.tif", data)
+    (data / "y3.png").symlink_to(data / "own.bin")
+    refused(labelled(raw), f"{data}/y{{y}}.png", data, square=False)
+
+
 def test_arrays_in_memory_have_no_source(data):
     em = ix.open_image(f"precomputed://file://{data}/em", mip=1).load()
     assert ix.plan_export(em, f"precomputed://{data}/em", overwrite=True).sources == ()
