@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -15,11 +16,11 @@ from imageryxr.boxes import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
 from imageryxr.sources import shards
 from imageryxr.sources.access import Access, Credential
-from imageryxr.sources.address import reads_anonymously
 from imageryxr.sources.auth import Token, check_allowed, find_password, unsent_password
 from imageryxr.sources.base import Level, plain
 from imageryxr.sources.decoding import decode_chunk
-from imageryxr.sources.services import unpacked
+from imageryxr.sources.ranges import ByteRange
+from imageryxr.sources.services import unpacked, web_folder
 from imageryxr.sources.web import Connection, Reply, ask, ask_once, in_parallel
 from imageryxr.sources.weburl import MIDDLEAUTH
 
@@ -62,18 +63,6 @@ class Stored(Protocol):
     @property
     def connection(self) -> Connection:
         """How servers are asked."""
-
-
-def web_folder(url: str) -> str | None:
-    """Return the http(s) address of a folder, or None where it is read in another way."""
-    plain = url.removeprefix(MIDDLEAUTH)
-    if plain.startswith(("http://", "https://")):
-        return plain
-    if reads_anonymously(url):
-        from cloudfiles.paths import to_https_protocol
-
-        return str(to_https_protocol(url))
-    return None
 
 
 def credential_of(url: str, token: Token | None) -> Credential | None:
@@ -128,7 +117,8 @@ def fetch_box(
     def fetch(chunk: IndexBox, stop: threading.Event) -> None:
         whole = chunk.clip(level.grid.box)
         key = f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}"
-        reply = ask("GET", f"{folder}/{key}", source.connection, check=_broken, stop=stop, **options)
+        most = chunk_limit(whole.shape, source)
+        reply = ask("GET", f"{folder}/{key}", source.connection, check=_broken, stop=stop, limit=most, **options)
         if is_absent(reply, source.url):
             if holes is None:
                 raise EmptyVolumeException(key)
@@ -138,7 +128,7 @@ def fetch_box(
         if not reply.body:
             raise ValueError(f"the stored chunk {key} is empty (0 bytes): it was cut short when written")
         part = whole.clip(box)
-        voxels = decode(unpacked(reply), whole.shape)[part.slices(whole)]
+        voxels = decode(unpacked(reply, most), whole.shape)[part.slices(whole)]
         if each is not None:
             each(voxels)
         out[part.slices(box)] = voxels
@@ -159,8 +149,14 @@ def _fetch_sharded(
     ids = shards.chunk_ids(points, level.grid.shape, level.chunks)  # type: ignore[arg-type]
     where = shards.fetch_shards(f"{source.url}/{scale['key']}", sharding, ids, get, source.connection)
     places, wanted = {i: where(i) for i in ids}, dict(zip(ids, parts, strict=True))
-    for number in (i for i, place in places.items() if place is None):
+    for number, place in places.items():
         whole = wanted[number].clip(level.grid.box)
+        most = chunk_limit(whole.shape, source)
+        if place is not None and place[2] - place[1] > most:
+            size = place[2] - place[1]
+            raise ValueError(f"the index of {place[0]} says that a chunk takes {size:,} bytes; {most:,} are the most")
+        if place is not None:
+            continue
         if holes is None:
             raise EmptyVolumeException(f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}")
         holes.append(whole)
@@ -173,7 +169,8 @@ def _fetch_sharded(
             raise ValueError(f"{name} ends before byte {last}, where its index says that chunks lie")
         for number, start, end in inside:
             whole = wanted[number].clip(level.grid.box)
-            voxels = decode(shards.chunk_body(sharding, body[start - first : end - first]), whole.shape)
+            stored = shards.chunk_body(sharding, body[start - first : end - first], chunk_limit(whole.shape, source))
+            voxels = decode(stored, whole.shape)
             part = whole.clip(box)
             if each is not None:
                 each(voxels[part.slices(whole)])
@@ -188,16 +185,23 @@ def _byte_ranges(source: Stored, mip: int) -> shards.GetBytes:
     credential = credential_of(source.url, source.token)
 
     def get(name: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
-        span = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
-        reply = ask("GET", f"{folder}/{name}", source.connection, headers=span, credential=credential, stop=stopped)
+        part, url = ByteRange(start, stop), f"{folder}/{name}"
+        reply = ask("GET", url, source.connection, credential=credential, stop=stopped, part=part)
         if is_absent(reply, source.url):
             return None
-        if reply.status == 206:
-            return reply.body
         check_reply(reply, source.name, source.url, source.token, source.connection.access)
-        return unpacked(reply)[start:stop]  # a server that knows no ranges
+        return reply.body
 
     return get
+
+
+def chunk_limit(shape: Index3, source: Stored) -> int:
+    """Return the bytes that a stored chunk may have, compressed or not.
+
+    Four times its voxels and 1 MB: encodings of noise are larger than the voxels, compressed_segmentation up to thrice.
+    """
+    voxels = math.prod(shape) * int(source.info.get("num_channels", 1))
+    return 4 * voxels * source.dtype.itemsize + (1 << 20)
 
 
 def check_reply(reply: Reply, name: str, url: str, token: Token | None, access: Access) -> None:
@@ -216,7 +220,7 @@ def check_reply(reply: Reply, name: str, url: str, token: Token | None, access: 
         raise refused(name, f"the request was sent on to {reply.sent_on}, a login page?")
     if reply.status in (401, 403) or reply.is_page:
         raise refused(name, "a page for people came in its place" if reply.status == 200 else f"HTTP {reply.status}")
-    if reply.status != 200:
+    if reply.status not in (200, 206):
         raise ServerError(f"HTTP {reply.status}")
 
 

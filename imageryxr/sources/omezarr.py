@@ -42,7 +42,8 @@ from imageryxr.sources.base import (
     read_error,
     read_filled,
 )
-from imageryxr.sources.zarrstore import array_metadata, failures, fetch, fetch_json, open_array, sent_elsewhere
+from imageryxr.sources.web import Connection
+from imageryxr.sources.zarrstore import array_metadata, failures, fetch, fetch_json, open_array
 
 PROTOCOLS = ("file", "http", "https", "s3", "gs")
 
@@ -85,6 +86,8 @@ class OmeZarrSource:
     """The contrast limits that the file gives for the channel."""
     token: str | None = field(default=None, repr=False, compare=False)
     """What is sent to a web server as ``Authorization: Bearer``."""
+    connection: Connection = field(default=Connection(), compare=False, repr=False)
+    """How web servers are asked."""
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -118,7 +121,7 @@ class OmeZarrSource:
         where: dict[str, Any] = {**dict(self.picks), **dict(zip(DIMS, box.slices(), strict=True))}
         stored = self.arrays[mip]
         with failures(self.name, lambda error: read_error(self, mip, box, error)):
-            array, absent = open_array(self.url, self.token, stored.path, stored.metadata)
+            array, absent = open_array(self.url, self.token, stored.path, stored.metadata, self.connection)
             values = np.asarray(array[tuple(where[axis] for axis in self.axes)])
         if absent:
             self._tell_holes(mip, box, absent)
@@ -129,14 +132,8 @@ class OmeZarrSource:
 
     def _tell_holes(self, mip: int, box: IndexBox, absent: dict[str, bool]) -> None:
         # zarr gives an object that the store does not have as its fill value, in silence.
-        place = sent_elsewhere(self.url, self.token, min(absent))
-        if place is not None:
-            raise AuthError(
-                f"{self.name} refused to be read: the request for {min(absent)} was sent on to {place}, a login page? "
-                "check the token or your rights"
-            )
         refused = [key for key, forbidden in absent.items() if forbidden]
-        if refused and fetch(self.url, self.token, self._document, self.name) is None:
+        if refused and fetch(self.url, self.token, self._document, self.name, self.connection) is None:
             raise AuthError(f"{self.name} refused to be read (403: {refused[0]}); check the token or your rights")
         grid = self.levels[mip].grid
         holes = [str(grid.crop(self._hole(mip, key)).bbox) for key in sorted(absent)]
@@ -185,6 +182,7 @@ def open_omezarr(
     channel: int | None = None,
     time: int | None = None,
     assume: Assume = "center",
+    connection: Connection | None = None,
 ) -> OmeZarrSource:
     """Return the source of an OME-Zarr group; reads metadata only.
 
@@ -203,6 +201,8 @@ def open_omezarr(
     assume : {"center", "corner"}
         What a translation is the place of: the centre of the first voxel, or its lower corner. No translation is one
         of 0.
+    connection : Connection, optional
+        How web servers are asked.
 
     Raises
     ------
@@ -217,27 +217,28 @@ def open_omezarr(
     name = address.zarr_name
     if address.protocol not in PROTOCOLS:
         raise SourceError(f"{name}: OME-Zarr is read from {', '.join(PROTOCOLS)}, not from {address.protocol}://")
-    ome, version = _ome_metadata(address, token)
+    connection = connection or Connection()
+    ome, version = _ome_metadata(address, token, connection)
     try:
-        return _parsed(address, ome, version, missing, token, {"c": channel, "t": time}, assume)
+        return _parsed(address, ome, version, missing, token, {"c": channel, "t": time}, assume, connection)
     except ImageryError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise SourceError(f"the OME metadata of {name} make no sense: {type(error).__name__}: {error}") from error
 
 
-def _ome_metadata(address: Address, token: str | None) -> tuple[dict[str, Any], int]:
+def _ome_metadata(address: Address, token: str | None, connection: Connection) -> tuple[dict[str, Any], int]:
     name, path = address.zarr_name, address.local_path
     if path is not None and not path.is_dir():
         raise SourceNotFoundError(f"there is no folder {path}, so no OME-Zarr at {name}; check the path")
-    document = fetch_json(address, token, "zarr.json")
+    document = fetch_json(address, token, "zarr.json", connection)
     version = 2 if document is None else 3
     if document is not None:
         attributes, is_array = document.get("attributes") or {}, document.get("node_type") == "array"
     else:
-        attributes = fetch_json(address, token, ".zattrs")
-        is_array = not attributes and fetch(address.url, token, ".zarray", name) is not None
-        if attributes is None and not is_array and fetch(address.url, token, ".zgroup", name) is None:
+        attributes = fetch_json(address, token, ".zattrs", connection)
+        is_array = not attributes and fetch(address.url, token, ".zarray", name, connection) is not None
+        if attributes is None and not is_array and fetch(address.url, token, ".zgroup", name, connection) is None:
             raise SourceNotFoundError(
                 f"there is no OME-Zarr at {name}: neither {address.public}/zarr.json (Zarr v3) nor "
                 f"{address.public}/.zattrs (Zarr v2) is there, or may be read; check the path"
@@ -256,12 +257,13 @@ def _parsed(
     token: str | None,
     asked: dict[str, int | None],
     assume: str,
+    connection: Connection,
 ) -> OmeZarrSource:
     name, multiscale = address.zarr_name, ome["multiscales"][0]
     axes, factors = ngff.axes_of(name, multiscale)
     paths = [str(d["path"]) for d in multiscale["datasets"]]
     with ThreadPoolExecutor(8) as pool:
-        documents = list(pool.map(lambda path: _array_document(address, token, path, version), paths))
+        documents = list(pool.map(lambda path: _array_document(address, token, path, version, connection), paths))
     layouts = [ngff.layout_of(name, path, d, len(axes)) for path, d in zip(paths, documents, strict=True)]
     types = {layout.dtype for layout in layouts}
     if len(types) > 1:
@@ -292,12 +294,15 @@ def _parsed(
         missing=missing,
         window=ngff.window_of(ome, dict(picks).get("c", 0)),
         token=token,
+        connection=connection,
     )
 
 
-def _array_document(address: Address, token: str | None, path: str, version: int) -> dict[str, Any]:
+def _array_document(
+    address: Address, token: str | None, path: str, version: int, connection: Connection
+) -> dict[str, Any]:
     key = f"{path}/{'zarr.json' if version == 3 else '.zarray'}"
-    found = fetch_json(address, token, key)
+    found = fetch_json(address, token, key, connection)
     if found is None:
         raise SourceError(f"zarr://{address.public} lists the level {path!r}, but there is no {address.public}/{key}")
     return found

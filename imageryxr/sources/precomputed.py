@@ -47,7 +47,7 @@ from imageryxr.sources.base import (
 )
 from imageryxr.sources.decoding import watch
 from imageryxr.sources.rawfiles import read_raw
-from imageryxr.sources.services import unpacked
+from imageryxr.sources.services import unpacked, web_folder
 from imageryxr.sources.web import Connection
 
 # What each encoding needs beside CloudVolume itself: the module that decodes, and the package that brings it.
@@ -151,7 +151,7 @@ class PrecomputedSource:
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
 
     def _by_web(self) -> bool:
-        return chunks.web_folder(self.url) is not None
+        return web_folder(self.url) is not None
 
     def _download(
         self, mip: int, box: IndexBox, holes: list[IndexBox] | None = None, each: chunks.Each | None = None
@@ -314,7 +314,7 @@ def fetch_info(
 
 
 def _read_info(address: Address, connection: Connection, token: Token | None) -> Any:
-    if chunks.web_folder(address.url) is None:
+    if web_folder(address.url) is None:
         return _files(address.url).get_json("info")
     reply = chunks.get_file(address.url, "info", connection, token)
     if chunks.is_absent(reply, address.url):

@@ -113,7 +113,7 @@ def _open_address(
     # A CAVE token is none of the business of a server that holds a Zarr.
     plain_token = _zarr_token(address, token, connection)
     if address.format == "zarr":
-        return _open_zarr(address, missing, plain_token, choices)
+        return _open_zarr(address, missing, plain_token, choices, connection)
     login = None
     if address.url.startswith(MIDDLEAUTH):
         login = find_token(parse_web_url(address.url).netloc, given=token)
@@ -129,7 +129,7 @@ def _open_address(
         return found
     if address.protocol in omezarr.PROTOCOLS:
         with suppress(SourceNotFoundError):
-            return omezarr.open_omezarr(address, missing=missing, token=plain_token, **choices)
+            return omezarr.open_omezarr(address, missing=missing, token=plain_token, connection=connection, **choices)
     path = address.local_path
     where = "there is no such folder" if path is not None and not path.exists() else (
         f"neither {address.public}/info (precomputed) nor {address.public}/zarr.json or {address.public}/.zattrs "
@@ -169,14 +169,16 @@ def _check_graph(address: Address, token: str | Token | None, access: Access) ->
         )
 
 
-def _open_zarr(address: Address, missing: Missing, token: str | None, choices: dict[str, Any]) -> Source:
+def _open_zarr(
+    address: Address, missing: Missing, token: str | None, choices: dict[str, Any], connection: Connection
+) -> Source:
     try:
-        return omezarr.open_omezarr(address, missing=missing, token=token, **choices)
+        return omezarr.open_omezarr(address, missing=missing, token=token, connection=connection, **choices)
     except SourceError as error:
         other = {2: 3, 3: 2}.get(address.version or 0)
         keys = {2: (".zattrs", ".zgroup", ".zarray"), 3: ("zarr.json",)}.get(other or 0, ())
         either = replace(address, version=None, separator=None)
-        if any(fetch_json(either, token, key) is not None for key in keys):
+        if any(fetch_json(either, token, key, connection) is not None for key in keys):
             raise SourceError(
                 f"there is no Zarr v{address.version} image at {address.public}, where Zarr v{other} is; write "
                 f"zarr{other}:// in place of zarr{address.version}://, or zarr:// for either version"

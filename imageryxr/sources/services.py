@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from urllib.parse import quote
 
 from imageryxr.sources.access import Credential
-from imageryxr.sources.web import Connection, Reply, ask_once
+from imageryxr.sources.address import reads_anonymously
+from imageryxr.sources.compression import decompress
+from imageryxr.sources.web import METADATA_BYTES, Connection, Reply, ask_once
+from imageryxr.sources.weburl import MIDDLEAUTH
+
+# Where the user's environment may name a server for buckets.
+ENDPOINTS = {"AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
+_SAFE = "/!$&'()*+,;=:@-._~"
 
 
-def unpacked(reply: Reply) -> bytes:
+def unpacked(reply: Reply, limit: int = METADATA_BYTES) -> bytes:
     """Return a body as it was before it was compressed for the way.
+
+    Parameters
+    ----------
+    reply : Reply
+        What a server answered.
+    limit : int, default 64 MB
+        Bytes that may come out.
 
     Raises
     ------
     ValueError
-        If it is not what its headers say.
+        If it is not what its headers say, or larger.
     """
-    encoding = reply.headers.get("content-encoding", "").lower()
-    if encoding in ("", "identity"):
-        return reply.body
-    try:
-        return _unpack(reply.body, encoding)
-    except Exception as error:
-        raise ValueError(f"its {encoding} compression is broken ({type(error).__name__}: {error})") from error
+    return decompress(reply.body, reply.headers.get("content-encoding", ""), limit)
 
 
-def _unpack(body: bytes, encoding: str) -> bytes:
-    from cloudfiles import compression
+def web_folder(url: str) -> str | None:
+    """Return the http(s) address of a folder, or None where it is read in another way.
 
-    # CloudFiles' own choice among codecs prints the names of files that it cannot read.
-    found = compression.gunzip(body) if encoding == "gzip" else compression.decompress(body, encoding)
-    return bytes(found)
+    Public buckets are read over https: their servers are resolved and checked as all others are. Where the user's
+    environment names another server for buckets, or holds credentials, the bucket's own client reads them.
+    """
+    plain = url.removeprefix(MIDDLEAUTH)
+    if plain.startswith(("http://", "https://")):
+        return plain
+    if not reads_anonymously(url) or (url.startswith("s3://") and ENDPOINTS & set(os.environ)):
+        return None
+    scheme, _, place = url.partition("://")
+    bucket, _, key = place.partition("/")
+    if scheme == "gs":
+        folder = f"https://storage.googleapis.com/{bucket}"
+    elif "." in bucket:  # which no certificate of a bucket's own host fits
+        folder = f"https://s3.amazonaws.com/{bucket}"
+    else:
+        folder = f"https://{bucket}.s3.amazonaws.com"
+    return f"{folder}/{quote(key, safe=_SAFE)}" if key else folder
 
 
 def no_json(reply: Reply) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.boxes import Index3
-from imageryxr.sources.web import Connection, in_parallel
+from imageryxr.sources.compression import decompress
+from imageryxr.sources.web import METADATA_BYTES, Connection, in_parallel
 
 Index = npt.NDArray[np.uint64]
 # Returns bytes [start, stop) of a file in the level's folder; None where there is no such file.
@@ -65,6 +66,10 @@ def fetch_shards(
     spec = ShardingSpecification.from_dict(sharding)
     places = {i: _place(spec, i) for i in ids}
     length = 16 << int(sharding["minishard_bits"])
+    if length > METADATA_BYTES:
+        raise ValueError(
+            f"the index of each of its shards would take {length:,} bytes; {METADATA_BYTES:,} are the most"
+        )
 
     def shard(key: Key, stop: threading.Event) -> Index | None:
         body = get(key[1], 0, length, stop)
@@ -75,8 +80,10 @@ def fetch_shards(
     def minishard(key: Key, stop: threading.Event) -> Index | None:
         index = outer[key[:2]]
         start, end = (0, 0) if index is None else (int(b) for b in index[int(key[2])])
+        if end - start > METADATA_BYTES:
+            raise ValueError(f"{key[1]} says that the index of a minishard takes {end - start:,} bytes: it is damaged")
         body = get(key[1], start, end, stop) if end > start else None
-        return None if body is None else _parse(_plain(body, spec.minishard_index_encoding), length)
+        return None if body is None else _parse(_plain(body, spec.minishard_index_encoding, METADATA_BYTES), length)
 
     outer = _known_or_fetched({(folder, name) for name, _ in places.values()}, shard, connection)
     inner = _known_or_fetched({(folder, n, str(m)) for n, m in places.values()}, minishard, connection)
@@ -87,7 +94,7 @@ def fetch_shards(
         if index is None:
             return None
         rows = index[index[:, 0] == np.uint64(chunk)]
-        return (name, int(rows[0, 1]), int(rows[0, 1] + rows[0, 2])) if len(rows) else None
+        return (name, int(rows[0, 1]), int(rows[0, 1]) + int(rows[0, 2])) if len(rows) else None
 
     return where
 
@@ -111,9 +118,9 @@ def bundles(
     return found
 
 
-def chunk_body(sharding: dict[str, Any], body: bytes) -> bytes:
-    """Return a chunk as it was before it was compressed for its shard."""
-    return _plain(body, str(sharding.get("data_encoding", "raw")))
+def chunk_body(sharding: dict[str, Any], body: bytes, limit: int) -> bytes:
+    """Return a chunk of at most so many bytes as it was before it was compressed for its shard."""
+    return _plain(body, str(sharding.get("data_encoding", "raw")), limit)
 
 
 def _place(spec: Any, chunk: int) -> tuple[str, int]:
@@ -121,15 +128,12 @@ def _place(spec: Any, chunk: int) -> tuple[str, int]:
     return f"{found.shard_number}.shard", int(found.minishard_number)
 
 
-def _plain(body: bytes, encoding: str) -> bytes:
-    from cloudfiles import compression
-
+def _plain(body: bytes, encoding: str, limit: int) -> bytes:
     if encoding == "raw":
         return body
-    try:
-        return bytes(compression.gunzip(body))
-    except Exception as error:
-        raise ValueError(f"its {encoding} compression is broken ({type(error).__name__}: {error})") from error
+    if encoding != "gzip":
+        raise ValueError(f"its shard is stored as {encoding!r}, and the format has raw and gzip")
+    return decompress(body, "gzip", limit)
 
 
 def _parse(body: bytes, length: int) -> Index:

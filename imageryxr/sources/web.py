@@ -1,18 +1,22 @@
 """Asking web servers: timeouts, retries, a cap on requests at a time, and an end when somebody stops it.
 
 CloudVolume and caveclient ask without timeouts, and retry a refused token for minutes; so what goes over http and
-belongs to volumes goes through here. urllib3 makes the connections. Every request runs in a thread that nothing waits
-for once its caller has gone: Ctrl-C returns at once, whatever a server does.
+belongs to volumes goes through here. `transport` makes the connections. Every request runs in a thread that nothing
+waits for once its caller has gone: Ctrl-C returns at once, whatever a server does.
 """
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures.thread  # noqa: F401  # registers its own end of Python before ours, below
+import http.client
 import json
 import logging
 import os
 import queue
 import random
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,22 +25,25 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin
 
-from imageryxr.errors import OptionError, ServerError
+from imageryxr.errors import AddressError, OptionError, ServerError
 from imageryxr.sources.access import Access, Credential
+from imageryxr.sources.compression import TooLargeError, decompress
+from imageryxr.sources.ranges import ByteRange, beyond
+from imageryxr.sources.transport import GLANCE, Lines, ProtocolError, SlowError, StoppedError, Watch, closing, exchange
+from imageryxr.sources.weburl import WebURL, parse_web_url
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
-# How often a waiting thread looks whether it should still wait.
-_GLANCE = 0.2
-# A whole answer may take this many times as long as a server may stay silent.
-_PATIENCE = 5
-_PIECE = 1 << 20
 LONGEST_WAIT = 30.0
+# Bytes that metadata may have, and what is read of an answer that is no file, such as an error page.
+METADATA_BYTES, _NO_FILE_BYTES = 64 << 20, 1 << 20
+# Bytes of a whole file that a server sends where a part of it was requested.
+_WHOLE_BYTES = 256 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -49,13 +56,15 @@ class Connection:
     Parameters
     ----------
     timeout : float, default 60
-        Seconds that a server may stay silent; a whole answer may take five times as long.
+        Seconds that an answer may take, from the first byte sent to the last one received, with redirects. Each 16 kB
+        that came add a second, up to five times as long. An answer that keeps coming and is not complete by then is an
+        error at once; a server that is silent is tried again.
     concurrency : int, default 8
         Requests at a time to one server, from all threads of a process together. Take less where a server throttles,
         and keep in mind that every worker process has its own.
     retries : int, default 5
-        How often a request is made again that met 429, 5xx, a dropped connection or a body cut short. 401, 403 and
-        404 are final. Each is logged at level INFO, by the loggers under ``imageryxr``.
+        How often a request is made again that met 429, 5xx, silence, a dropped connection or a body cut short. 401,
+        403 and 404 are final. Each is logged at level INFO, by the loggers under ``imageryxr``.
     backoff : float, default 0.25
         Seconds before the first retry; each further wait is twice as long. A server's Retry-After counts, up to 30 s.
 
@@ -122,15 +131,6 @@ class Reply(NamedTuple):
         return self.status in _REDIRECTS
 
 
-class StoppedError(ServerError):
-    """The caller has gone."""
-
-
-def host_of(url: str) -> str:
-    """Return a URL's host with its port: what is one server."""
-    return urlsplit(url).netloc.rpartition("@")[2]
-
-
 def ask(
     method: str,
     url: str,
@@ -142,6 +142,8 @@ def ask(
     check: Callable[[Reply], str] | None = None,
     stop: threading.Event | None = None,
     follow: bool = True,
+    limit: int = METADATA_BYTES,
+    part: ByteRange | None = None,
 ) -> Reply:
     """Make a request, again where that may help, and return the answer whatever its status.
 
@@ -161,6 +163,11 @@ def ask(
         Set when nobody waits for the answer any more.
     follow : bool
         Whether redirects are followed; otherwise they are the answer.
+    limit : int, default 64 MB
+        Bytes that the body of a 200 may have: reading ends there.
+    part : ByteRange, optional
+        The part of the file to get. The answer is a 206 with that part, whatever the server does with ranges; it is
+        shorter where the file ends.
 
     Raises
     ------
@@ -168,22 +175,24 @@ def ask(
         If there was no sensible answer.
     """
     stop = stop or threading.Event()
-    request = _Request(method, url, connection, body, dict(headers or {}), credential, stop, follow)
+    request = _Request(method, url, connection, body, dict(headers or {}), credential, stop, follow, limit, part)
     problem = ""
     for attempt in range(connection.retries + 1):
         pause = 0.0
         try:
             reply = _follow(request)
             problem = f"HTTP {reply.status} {said(reply, request.secret)}".strip() if _may_pass(reply.status) else ""
-            if not problem and check is not None and reply.status == 200 and not reply.is_page:
+            if not problem and reply.status in (200, 206, 416) and not reply.is_page:
+                problem, reply = _checked_part(reply, part)
+            if not problem and check is not None and reply.status in (200, 206) and not reply.is_page:
                 problem = check(reply)
             if not problem:
                 return reply
             pause = _asked_to_wait(reply)
         except StoppedError:
-            raise
+            raise StoppedError(f"{_shown(url)}: stopped") from None
         except Exception as error:
-            problem = _plain_cause(error)
+            problem = _hidden(_plain_cause(error), request.secret)[:500]
             if not _worth_retrying(error):
                 break
         if attempt < connection.retries:
@@ -249,9 +258,9 @@ def stopped_by(event: threading.Event | None) -> Iterator[None]:
 def _take(done: queue.SimpleQueue[Any], outer: threading.Event | None) -> Any:
     while True:
         try:
-            return done.get(timeout=_GLANCE)
+            return done.get(timeout=GLANCE)
         except queue.Empty:
-            if _closing.is_set() or (outer is not None and outer.is_set()):
+            if closing.is_set() or (outer is not None and outer.is_set()):
                 raise StoppedError("nobody waits for this any more") from None
 
 
@@ -269,67 +278,100 @@ class _Request:
     credential: Credential | None
     stop: threading.Event
     follow: bool
+    limit: int
+    part: ByteRange | None
     secret: str = ""
     """What was sent in secret: error messages of the server do not show it."""
 
 
 def _follow(request: _Request) -> Reply:
-    url, credential, method = request.url, request.credential, request.method
-    name = urlsplit(url).path.rpartition("/")[2]
+    url, credential, method = parse_web_url(request.url), request.credential, request.method
+    name = _file_name(url)
+    watch = Watch(request.connection.timeout, request.stop)
     for _ in range(5):
-        header = credential.header_for(url, request.connection.access) if credential is not None else None
+        header = credential.header_for(_full(url), request.connection.access) if credential is not None else None
         headers = request.headers if header is None else {**request.headers, "Authorization": Hidden(header)}
         request.secret = Hidden((header or request.secret).rpartition(" ")[2])
-        reply = _once(request, url, headers)
-        if urlsplit(url).path.rpartition("/")[2] != name:
-            reply = reply._replace(sent_on=_shown(url))
-        place = reply.headers.get("location", "")
-        target = urljoin(url, place) if place else ""
-        if not request.follow or not reply.went_elsewhere or not target.startswith(("http://", "https://")):
+        reply = _once(request, url, headers, watch)
+        if _file_name(url) != name:
+            reply = reply._replace(sent_on=url.public)
+        target = _target(url, reply) if request.follow else None
+        if target is None:
             return reply
-        at_home = host_of(target) == host_of(url) and target.split(":")[0] in (url.split(":")[0], "https")
+        at_home = target.origin == url.origin or (target.host == url.host and target.origin[0::2] == ("https", 443))
         # What was sent along goes nowhere else, and to the same server only where it says that it moved for good or
         # ill (307, 308), or wants https: else it is the way to a login.
-        moved = reply.status in (307, 308) or target == url.replace("http://", "https://", 1)
+        moved = reply.status in (307, 308) or (target.path == url.path and target.scheme != url.scheme)
         if method != "GET" and not (at_home and moved):
             return reply
         if not at_home:  # what is secret stays with the server that it is for
             credential = None
         url = target
-    raise ServerError(f"{_shown(url)} sends round in circles")
+    raise ServerError(f"{url.public} sends round in circles")
 
 
-def _once(request: _Request, url: str, headers: dict[str, str]) -> Reply:
-    from urllib3 import Timeout
+def _target(url: WebURL, reply: Reply) -> WebURL | None:
+    """Return where an answer sends to, or None if it is no redirect to a web address."""
+    place = reply.headers.get("location", "")
+    if not reply.went_elsewhere or not place:
+        return None
+    # Headers are read as Latin-1; what is sent there beyond ASCII is UTF-8.
+    place = quote(place.encode("latin-1", "replace"), safe="".join(map(chr, range(33, 127))))
+    target = urljoin(_full(url), place)
+    return parse_web_url(target) if target.startswith(("http://", "https://")) else None
 
-    connection, stop = request.connection, request.stop
-    deadline = time.monotonic() + _PATIENCE * connection.timeout
-    with _slot(host_of(url), connection.concurrency, stop):
-        response = _connections(url).request(
-            request.method,
-            url,
-            body=request.body,
-            headers=headers,
-            timeout=Timeout(connect=connection.timeout, read=connection.timeout),
-            retries=False,
-            redirect=False,
-            preload_content=False,
-            decode_content=False,
-        )
-        try:
-            pieces = []
-            while piece := response.read(_PIECE):
-                pieces.append(piece)
-                if stop.is_set():
-                    raise StoppedError(f"{_shown(url)}: stopped")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"not all came within {_PATIENCE * connection.timeout:g} s")
-            found = {k.lower(): v for k, v in response.headers.itermerged()}
-        except BaseException:
-            response.close()  # what is left of the answer must not be taken for the next one
-            raise
-        response.release_conn()
-    return Reply(int(response.status), found, b"".join(pieces))
+
+def _once(request: _Request, url: WebURL, headers: dict[str, str], watch: Watch) -> Reply:
+    connection, part = request.connection, request.part
+    if part is not None:
+        headers = {**headers, "Range": part.header, "Accept-Encoding": "identity"}
+
+    def limit(status: int, found: Mapping[str, str]) -> tuple[int, bool]:
+        if status == 206:
+            return (request.limit if part is None or part.size is None else part.size), False
+        if status != 200:
+            return _NO_FILE_BYTES, True
+        return (request.limit, False) if part is None else _limit_of_whole(part, found)
+
+    waited = time.monotonic()
+    with _slot(url.netloc, connection.concurrency, request.stop):
+        watch.start += time.monotonic() - waited
+        local = connection.access.allow_local
+        answer = exchange(_held.lines, request.method, url, headers, request.body, watch, limit, local=local)
+    return Reply(answer.status, answer.headers, answer.body)
+
+
+def _limit_of_whole(part: ByteRange, headers: Mapping[str, str]) -> tuple[int, bool]:
+    # What follows the part is not read. Where the place of the part is not known, or is far in the file, all must come.
+    is_plain = headers.get("content-encoding", "identity").lower() == "identity"
+    if is_plain and part.stop is not None and part.suffix is None and part.stop <= _WHOLE_BYTES:
+        return part.stop, True
+    return _WHOLE_BYTES, False
+
+
+def _checked_part(reply: Reply, part: ByteRange | None) -> tuple[str, Reply]:
+    """Return what is wrong with an answer to a request for a part of a file, or for a whole one, and the part."""
+    if part is None:
+        return ("a part of the file came, and all of it was requested" if reply.status == 206 else ""), reply
+    if reply.status == 416:
+        raise ServerError(f"the bytes {part.header.partition('=')[2]} were requested, and {beyond(reply.headers)}")
+    if reply.status == 206:
+        return part.problem(reply.headers, len(reply.body)), reply
+    encoding = reply.headers.get("content-encoding", "")
+    try:
+        whole = decompress(reply.body, encoding, _WHOLE_BYTES) if encoding else reply.body
+    except ValueError as error:
+        return f"the server sent all of a compressed file where a part was requested: {error}", reply
+    headers = {k: v for k, v in reply.headers.items() if k != "content-encoding"}
+    return "", reply._replace(status=206, headers=headers, body=part.cut(whole))
+
+
+def _full(url: WebURL) -> str:
+    return f"{url.scheme}://{url.netloc}{url.path}"
+
+
+def _file_name(url: WebURL) -> str:
+    return url.path.partition("?")[0].partition("#")[0].rpartition("/")[2]
 
 
 def _may_pass(status: int) -> bool:
@@ -337,23 +379,21 @@ def _may_pass(status: int) -> bool:
 
 
 def _worth_retrying(error: Exception) -> bool:
-    from urllib3.exceptions import HTTPError, LocationParseError, SSLError
-
-    if isinstance(error, SSLError | LocationParseError | ServerError):
+    if isinstance(error, ServerError | SlowError | ssl.SSLCertVerificationError):
         return False
-    return isinstance(error, HTTPError | OSError)
+    if isinstance(error, ssl.SSLError):
+        return isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
+    return isinstance(error, OSError | http.client.HTTPException)
 
 
 def _plain_cause(error: Exception) -> str:
-    from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ReadTimeoutError
-
-    if isinstance(error, NameResolutionError):
+    if isinstance(error, socket.gaierror | UnicodeError):
         return "its host was not found; is the address right, and is there a network?"
-    if isinstance(error, NewConnectionError) and "refused" in str(error):
+    if isinstance(error, ConnectionRefusedError):
         return "nothing listens there (connection refused)"
-    text = str(error).partition(": ")[2] if isinstance(error, NewConnectionError) else str(error)
-    if isinstance(error, ConnectTimeoutError | ReadTimeoutError) and not isinstance(error, NewConnectionError):
-        return "no answer within the timeout"
+    if isinstance(error, ServerError | AddressError | TimeoutError | TooLargeError | ProtocolError):
+        return str(error)
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -374,13 +414,16 @@ def said(reply: Reply, secret: str = "") -> str:
         text = str(found.get("message") or found.get("error") or "") if isinstance(found, dict) else ""
     except ValueError:
         text = ""
-    text = text.replace(secret, "<token>") if secret else text
+    text = _hidden(text, secret)
     return f"({text[:200]})" if text else ""
 
 
+def _hidden(text: str, secret: str) -> str:
+    return text.replace(secret, "<token>") if secret else text
+
+
 def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{host_of(url)}{parts.path}"
+    return parse_web_url(url).public
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -406,24 +449,27 @@ class _Held:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.gates: dict[str, _Gate] = {}
-        self.managers: dict[str, Any] = {}
+        self.lines = Lines()
 
 
 _held = _Held()
-_closing = threading.Event()
 _within = threading.local()  # the event of the jobs that a thread works for
 
 
 def _renew() -> None:
     global _held
+    _held.lines.close()
     _held = _Held()
+
+
+atexit.register(lambda: _held.lines.close())
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
 # Python joins the threads of pools, such as dask's, before it ends: those that wait here should not make it wait. What
 # was registered last is called first, and so before concurrent.futures joins its threads.
-getattr(threading, "_register_atexit", lambda function: None)(_closing.set)
+getattr(threading, "_register_atexit", lambda function: None)(closing.set)
 
 
 @contextmanager
@@ -434,7 +480,7 @@ def _slot(host: str, limit: int, stop: threading.Event) -> Iterator[None]:
         while gate.busy >= limit:
             if stop.is_set():
                 raise StoppedError(f"{host}: stopped")
-            gate.free.wait(_GLANCE)
+            gate.free.wait(GLANCE)
         gate.waits.append(stop)
     try:
         yield
@@ -442,26 +488,3 @@ def _slot(host: str, limit: int, stop: threading.Event) -> Iterator[None]:
         with gate.free:
             gate.waits.remove(stop)
             gate.free.notify()
-
-
-def _connections(url: str) -> Any:
-    from urllib.request import getproxies, proxy_bypass
-
-    from urllib3 import PoolManager, ProxyManager
-
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme, "")
-    if proxy and proxy_bypass(parts.hostname or ""):
-        proxy = ""
-    with _held.lock:
-        if proxy not in _held.managers:
-            options: dict[str, Any] = {"num_pools": 64, "maxsize": 64, "ca_certs": _certificates()}
-            _held.managers[proxy] = ProxyManager(proxy, **options) if proxy else PoolManager(**options)
-        return _held.managers[proxy]
-
-
-def _certificates() -> str:
-    import certifi
-
-    named = (os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"))
-    return next((path for path in named if path and os.path.isfile(path)), certifi.where())

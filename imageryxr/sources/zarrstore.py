@@ -1,4 +1,4 @@
-"""Where Zarr arrays are read from: local folders, web servers and buckets, through zarr-python's stores.
+"""Where Zarr arrays are read from: local folders and private buckets through zarr-python's stores, all else by web.
 
 Every object that comes is looked at before it is decoded, and every one that does not come is noted.
 """
@@ -6,6 +6,7 @@ Every object that comes is looked at before it is decoded, and every one that do
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,16 @@ from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
-from imageryxr.errors import AuthError, ChunkReadError, ImageryError, SourceError
+from imageryxr.errors import AuthError, ChunkReadError, ImageryError, ServerError, SourceError
+from imageryxr.sources.access import Credential
 from imageryxr.sources.address import Address, reads_anonymously
+from imageryxr.sources.auth import Token, find_password
 from imageryxr.sources.base import plain
+from imageryxr.sources.services import ENDPOINTS, web_folder
+from imageryxr.sources.web import Connection, in_parallel
+from imageryxr.sources.webobjects import fetch_object
+from imageryxr.sources.weburl import parse_web_url
 from imageryxr.sources.zarrobjects import ZarrForm, check_object, form_of
 
 # Object stores are asked again about errors that may pass, for half a minute at the most.
@@ -26,6 +32,10 @@ RETRY: dict[str, Any] = {
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=8), "base": 2},
     "retry_timeout": timedelta(seconds=60),
 }
+
+
+# What buckets and web servers call an object that may not be read.
+_FORBIDDEN = ("PermissionDeniedError", "ForbiddenObjectError")
 
 
 @lru_cache(maxsize=1024)
@@ -37,7 +47,9 @@ def array_metadata(text: str) -> Any:
     return AsyncArray(json.loads(text), StorePath(MemoryStore())).metadata
 
 
-def open_array(url: str, token: str | None, path: str, metadata: str) -> tuple[Any, dict[str, bool]]:
+def open_array(
+    url: str, token: str | None, path: str, metadata: str, connection: Connection
+) -> tuple[Any, dict[str, bool]]:
     """Return an array whose metadata are in hand, and which objects were absent once it was read from.
 
     Lazy: reads nothing. For each absent key, whether the store forbade it (403).
@@ -45,9 +57,32 @@ def open_array(url: str, token: str | None, path: str, metadata: str) -> tuple[A
     import zarr
     from zarr.storage import StorePath
 
-    recorder = _recorder_class()(open_store(url, token, os.getpid()), form_of(metadata))
+    folder = web_folder(url)
+    if folder is None:
+        store = open_store(url, os.getpid())
+    else:
+        from imageryxr.sources.webstore import WebStore
+
+        store = WebStore(folder, connection, credential_of(folder, token), object_limit(metadata))
+    recorder = _recorder_class()(store, form_of(metadata))
     array = zarr.Array(zarr.AsyncArray(array_metadata(metadata), StorePath(recorder, path)))
     return array, recorder.absent
+
+
+def object_limit(metadata: str) -> int:
+    """Return the bytes that an object of an array may have: four times its voxels and 1 MB, as for other chunks."""
+    document = json.loads(metadata)
+    shape = document["chunks"] if "chunks" in document else document["chunk_grid"]["configuration"]["chunk_shape"]
+    parsed = array_metadata(metadata)
+    native = getattr(parsed.dtype, "to_native_dtype", lambda: parsed.dtype)()
+    return 4 * math.prod(int(n) for n in shape) * int(native.itemsize) + (1 << 20)
+
+
+def credential_of(folder: str, token: str | None) -> Credential | None:
+    """Return what the objects of a folder on a web server are asked for with: the caller's token, for that server."""
+    if token is None:
+        return find_password(folder)
+    return Token(token, "token=", (parse_web_url(folder).netloc,))
 
 
 @lru_cache(maxsize=1)
@@ -68,7 +103,7 @@ def _recorder_class() -> Any:
                     found = await self._store.get(key, *args, **kwargs)
                 except Exception as error:
                     # Buckets that may not be listed answer 403 for what is not there: `_tell_holes` finds out which.
-                    if type(error).__name__ == "PermissionDeniedError":
+                    if type(error).__name__ in _FORBIDDEN:
                         self.absent[key] = True
                         return None
                     # obstore tries all else again, but not a transfer that was cut in its middle.
@@ -92,8 +127,8 @@ def _asked(prototype: Any = None, byte_range: Any = None) -> tuple[int | None, i
 
 
 @lru_cache(maxsize=64)
-def open_store(url: str, token: str | None, pid: int) -> Any:
-    """Return zarr's store for the folder at a URL; `pid` is that of this process."""
+def open_store(url: str, pid: int) -> Any:
+    """Return zarr's store for a local folder or a bucket; `pid` is that of this process."""
     # One store a process, shared by its threads.
     from zarr.storage import LocalStore, ObjectStore
 
@@ -102,17 +137,13 @@ def open_store(url: str, token: str | None, pid: int) -> Any:
         return LocalStore(rest, read_only=True)
     if _forked():
         raise ChunkReadError(
-            "this process was forked from one that had already read over the network, and such connections do not "
+            "this process was forked from one that had already read from a bucket, and such connections do not "
             "outlive a fork; start workers with multiprocessing's 'spawn' or 'forkserver', as dask.distributed does"
         )
-    from obstore.store import GCSStore, HTTPStore, S3Store
+    from obstore.store import GCSStore, S3Store
 
     client: dict[str, Any] = {"allow_http": True, "connect_timeout": "15s", "timeout": "180s"}
     common: dict[str, Any] = {"client_options": client, "retry_config": RETRY}
-    if scheme in ("http", "https"):
-        if token is not None:
-            client["default_headers"] = {"Authorization": f"Bearer {token}"}
-        return ObjectStore(HTTPStore.from_url(url, **common), read_only=True)
     bucket, _, prefix = rest.partition("/")
     options = bucket_options(url, bucket)
     kind: Any = S3Store if scheme == "s3" else GCSStore
@@ -127,7 +158,7 @@ def bucket_options(url: str, bucket: str) -> dict[str, Any]:
         key = next((p for p in map(secrets.secretpath, _secret_files(bucket, "google")) if os.path.exists(p)), None)
         return {"skip_signature": True} if reads_anonymously(url) else ({"service_account": key} if key else {})
     if reads_anonymously(url):
-        said = {"AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"}
+        said = ENDPOINTS | {"AWS_REGION", "AWS_DEFAULT_REGION"}
         if said & set(os.environ) or "." in bucket:
             return {"skip_signature": True}
         # Without a region only the bucket's own host finds it, and unsigned requests need to name none.
@@ -161,36 +192,39 @@ def failures(name: str, otherwise: Any) -> Iterator[None]:
     """Make ours of the errors of stores: refusals `AuthError`, the rest what `otherwise` makes of the message."""
     try:
         yield
+    except ServerError as error:
+        raise otherwise(error) from error
     except ImageryError:
         raise
     except Exception as error:
         message = plain(str(error).split("Debug source:")[0])  # the rest is the client's inner state
-        if isinstance(error, PermissionError) or type(error).__name__ in (
-            "UnauthenticatedError",
-            "PermissionDeniedError",
-        ):
+        if isinstance(error, PermissionError) or type(error).__name__ in ("UnauthenticatedError", *_FORBIDDEN):
             raise AuthError(f"{name} refused to be read ({message}); check the token or your rights") from error
         raise otherwise(message or type(error).__name__) from error
 
 
-def fetch(url: str, token: str | None, key: str, name: str) -> bytes | None:
+def fetch(url: str, token: str | None, key: str, name: str, connection: Connection) -> bytes | None:
     """Return an object of a store, or None where there is none, or none that may be read."""
     with failures(name, lambda error: ChunkReadError(f"could not read the metadata of {name} ({key}): {error}")):
         try:
             if url.startswith("file://"):
                 return (Path(url.removeprefix("file://")) / key).read_bytes()
+            folder = web_folder(url)
+            if folder is not None:
+                login = credential_of(folder, token)
+                return in_parallel(lambda _, stop: fetch_object(folder, key, connection, login, stop=stop), [0], 1)[0]
             import obstore
 
-            return bytes(obstore.get(open_store(url, token, os.getpid()).store, key).bytes())
+            return bytes(obstore.get(open_store(url, os.getpid()).store, key).bytes())
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except Exception as error:
-            if type(error).__name__ != "PermissionDeniedError":
+            if type(error).__name__ not in _FORBIDDEN:
                 raise
             return None
 
 
-def fetch_json(address: Address, token: str | None, key: str) -> dict[str, Any] | None:
+def fetch_json(address: Address, token: str | None, key: str, connection: Connection) -> dict[str, Any] | None:
     """Return the JSON object at a key, or None where there is none, or none that may be read.
 
     What an address restricts holds here: of the other Zarr version there are no metadata, and where they do not name
@@ -199,7 +233,7 @@ def fetch_json(address: Address, token: str | None, key: str) -> dict[str, Any] 
     other = {2: ("zarr.json",), 3: (".zattrs", ".zarray", ".zgroup")}.get(address.version or 0, ())
     if key.rpartition("/")[2] in other:
         return None
-    data = fetch(address.url, token, key, f"zarr://{address.public}")
+    data = fetch(address.url, token, key, f"zarr://{address.public}", connection)
     try:
         found = None if data is None else json.loads(data)
     except ValueError as error:
@@ -222,22 +256,3 @@ def _check_separator(address: Address, key: str, document: dict[str, Any]) -> No
             f"{address.public}/{key} says dimension_separator={document['dimension_separator']!r}, and the address "
             f"{address.separator!r}; leave #dimension_separator={address.separator} out"
         )
-
-
-def sent_elsewhere(url: str, token: str | None, key: str) -> str | None:
-    """Return where a web server sends requests for an object on to, if that is another object: a login page.
-
-    One request, to be made for an object that did not come: obstore follows such requests without a word.
-    """
-    import requests
-
-    if not url.startswith(("http://", "https://")):
-        return None
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    try:
-        with requests.get(f"{url}/{key}", headers=headers, allow_redirects=False, stream=True, timeout=15) as answer:
-            place = urlsplit(urljoin(answer.url, answer.headers.get("location", "")))
-            moved = answer.is_redirect and not place.path.endswith(f"/{key}")
-    except requests.RequestException:
-        return None
-    return f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}" if moved else None

@@ -1,0 +1,1 @@
+"""What a link may not do: one test for each way in."""

@@ -1,0 +1,126 @@
+"""Every answer to a request for a part of a file is checked to be that part."""
+
+from __future__ import annotations
+
+import gzip
+import re
+
+import pytest
+
+import imageryxr as ix
+from imageryxr.sources import web
+from imageryxr.sources.ranges import ByteRange
+from tests.support.hostile import HostileServer, reply
+
+HASTY = ix.Connection(timeout=10, retries=0)
+WHOLE = bytes(range(100))
+PARTS = [
+    ByteRange(10, 20),
+    ByteRange(0, 1),
+    ByteRange(90),
+    ByteRange(suffix=7),
+    ByteRange(95, 120),
+    ByteRange(suffix=300),
+]
+
+
+def served(sock, head, **changes):
+    """Answer as a server should, but for what is changed."""
+    first, last = re.search(r"Range: bytes=(\d*)-(\d*)", head).groups()
+    if first:
+        start, stop = int(first), min(int(last or 99), 99) + 1
+    else:
+        start, stop = max(0, 100 - int(last)), 100
+    body = changes.pop("body", WHOLE[start:stop])
+    given = changes.pop("given", f"bytes {start}-{stop - 1}/100")
+    headers = {"Content_Range": given} if given is not None else {}
+    return reply(sock, body, "206 Partial Content", **headers, **changes)
+
+
+def ask(part, answer):
+    with HostileServer(answer) as server:
+        return web.ask_once("GET", server.url + "/x", HASTY, part=part)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_part_that_was_requested(part):
+    found = ask(part, served)
+    assert (found.status, found.body) == (206, part.cut(WHOLE))
+    if part.suffix is None and part.stop is not None and part.stop <= 100:
+        unknown = f"bytes {part.start}-{part.stop - 1}/*"
+        assert ask(part, lambda sock, head: served(sock, head, given=unknown)).body == part.cut(WHOLE)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("encoding", ["", "identity", "gzip"])
+def test_a_server_that_sends_the_whole_file(part, encoding):
+    body = gzip.compress(WHOLE) if encoding == "gzip" else WHOLE
+    headers = {"Content_Encoding": encoding} if encoding else {}
+    found = ask(part, lambda sock, head: reply(sock, body, **headers))
+    assert (found.status, found.body) == (206, part.cut(WHOLE))
+
+
+WRONG = {
+    "another range": {"given": "bytes 11-20/100", "body": WHOLE[11:21]},
+    "the range before": {"given": "bytes 0-9/100", "body": WHOLE[:10]},
+    "a longer range": {"given": "bytes 10-20/100", "body": WHOLE[10:21]},
+    "a shorter range": {"given": "bytes 10-18/100", "body": WHOLE[10:19]},
+    "a shorter range of a file of unknown size": {"given": "bytes 10-18/*", "body": WHOLE[10:19]},
+    "too few bytes": {"body": WHOLE[10:19]},
+    "too few bytes for a header that is right": {"given": "bytes 10-19/100", "body": b""},
+    "another unit": {"given": "items 10-19/100"},
+    "an end beyond the file": {"given": "bytes 10-19/15"},
+    "a range that runs backwards": {"given": "bytes 19-10/100"},
+    "no header": {"given": None},
+    "an empty header": {"given": ""},
+    "no range": {"given": "bytes */100"},
+    "text": {"given": "bytes ten-19/100"},
+    "negative numbers": {"given": "bytes -10-19/100"},
+    "signs": {"given": "bytes +10-+19/+100"},
+    "two ranges": {"given": "bytes 10-19/100, bytes 30-39/100"},
+    "several parts": {"Content_Type": "multipart/byteranges; boundary=x"},
+    "a part of what is compressed": {"Content_Encoding": "gzip"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_part_that_was_not_requested_is_refused(name):
+    with pytest.raises(ix.ServerError, match="came|Content-Range|several parts|at most"):
+        ask(ByteRange(10, 20), lambda sock, head: served(sock, head, **WRONG[name]))
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "body"),
+    [
+        (ByteRange(suffix=7), "bytes 92-98/100", WHOLE[92:99]),
+        (ByteRange(suffix=7), "bytes 93-99/*", WHOLE[93:]),
+        (ByteRange(suffix=7), "bytes 95-99/100", WHOLE[95:]),
+        (ByteRange(90), "bytes 90-98/100", WHOLE[90:99]),
+        (ByteRange(90), "bytes 91-99/100", WHOLE[91:]),
+    ],
+)
+def test_an_end_of_a_file_that_was_not_requested_is_refused(part, given, body):
+    with pytest.raises(ix.ServerError, match="came where"):
+        ask(part, lambda sock, head: served(sock, head, given=given, body=body))
+
+
+def test_a_part_where_the_whole_file_was_requested_is_refused():
+    answer = lambda sock, head: reply(sock, WHOLE[:10], "206 Partial Content", Content_Range="bytes 0-9/100")  # noqa: E731
+    with pytest.raises(ix.ServerError, match="a part of the file came"):
+        ask(None, answer)
+
+
+@pytest.mark.parametrize("given", ["bytes */100", None])
+def test_a_range_beyond_the_file(given):
+    headers = {"Content_Range": given} if given else {}
+    with pytest.raises(
+        ix.ServerError, match="100-109 were requested, and the file " + ("has 100" if given else "ends")
+    ):
+        ask(ByteRange(100, 110), lambda sock, head: reply(sock, b"", "416 Range Not Satisfiable", **headers))
+
+
+def test_an_answer_that_is_wrong_once_is_requested_again():
+    answers = iter([WRONG["another range"], {}])
+    with HostileServer(lambda sock, head: served(sock, head, **next(answers))) as server:
+        again = ix.Connection(timeout=10, retries=1, backoff=0)
+        assert web.ask_once("GET", server.url, again, part=ByteRange(10, 20)).body == WHOLE[10:20]

@@ -1,0 +1,190 @@
+"""An answer ends at its deadline, whatever the server does to hold the request."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+
+import imageryxr as ix
+from imageryxr.sources import web
+from tests.support.hostile import HostileServer, reply
+
+ONCE = ix.Connection(timeout=1, retries=0)
+OK = b"HTTP/1.1 200 OK\r\n"
+LONG = 100_000
+
+
+def slow_status(server, sock, _):
+    server.drip(sock, OK * LONG, 0.3)
+
+
+def slow_headers(server, sock, _):
+    sock.sendall(OK)
+    server.drip(sock, b"x: y\r\n" * LONG, 0.3)
+
+
+def slow_lines(server, sock, _):
+    sock.sendall(OK)
+    while not server.stopped.wait(0.05):
+        sock.sendall(b"x: y\r\n")
+
+
+def slow_body(server, sock, _):
+    sock.sendall(OK + b"Content-Length: 100000\r\n\r\n")
+    server.drip(sock, b"x" * LONG, 0.3)
+
+
+def slow_body_without_length(server, sock, _):
+    sock.sendall(OK + b"\r\n")
+    server.drip(sock, b"x" * LONG, 0.3)
+
+
+def slow_chunks(server, sock, _):
+    sock.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n")
+    server.drip(sock, b"1\r\nx\r\n" * LONG, 0.1)
+
+
+def slow_size_of_a_chunk(server, sock, _):
+    sock.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n")
+    server.drip(sock, b"0" * LONG, 0.3)
+
+
+def slow_trailers(server, sock, _):
+    sock.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+    server.drip(sock, b"a: b\r\n" * LONG, 0.1)
+
+
+def slow_continues(server, sock, _):
+    while not server.stopped.wait(0.05):
+        sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def fast_continues(server, sock, _):
+    while not server.stopped.is_set():
+        sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
+def fast_headers(server, sock, _):
+    sock.sendall(OK)
+    while not server.stopped.is_set():
+        sock.sendall(b"x: " + b"y" * 60000 + b"\r\n")
+
+
+def one_endless_header(server, sock, _):
+    sock.sendall(OK + b"x: ")
+    while not server.stopped.is_set():
+        sock.sendall(b"y" * 60000)
+
+
+def fast_trailers(server, sock, _):
+    sock.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+    while not server.stopped.is_set():
+        sock.sendall(b"a: b\r\n" * 1000)
+
+
+def slow_error(server, sock, _):
+    sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000\r\n\r\n")
+    server.drip(sock, b"x" * 1000, 0.3)
+
+
+def silence(server, sock, _):
+    server.stopped.wait()
+
+
+def redirects(server, sock, head):
+    server.stopped.wait(0.6)
+    return reply(sock, status="302 Found", Location=f"/{len(server.requests)}")
+
+
+WAYS = [value for value in list(globals().values()) if getattr(value, "__module__", "") == __name__]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_an_answer_ends_at_its_deadline(way):
+    with HostileServer(lambda sock, head: way(server, sock, head)) as server:
+        began = time.monotonic()
+        with pytest.raises(ix.ServerError):
+            web.ask_once("GET", server.url + "/info", ONCE)
+        # Five times the timeout at most, and that only while many bytes come.
+        assert time.monotonic() - began < (8 if way.__name__.startswith("fast") else 4)
+        assert len(server.requests) == 1 or way is redirects
+
+
+def test_an_answer_that_keeps_coming_is_not_requested_again():
+    with HostileServer(lambda sock, head: slow_body(server, sock, head)) as server:
+        with pytest.raises(ix.ServerError, match="not complete within 1 s"):
+            web.ask_once("GET", server.url, ix.Connection(timeout=1, retries=5, backoff=0))
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("step", [0.0, 0.3])
+def test_a_handshake_ends_at_its_deadline(step):
+    def greet(sock: socket.socket) -> None:
+        # The header of a TLS record of 16 kB, of which the content comes a byte at a time.
+        for byte in b"\x16\x03\x03\x40\x00" + b"\x02" * 1000:
+            if stop.wait(step or 60):
+                return
+            sock.sendall(bytes([byte]))
+
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            sock, _ = listening.accept()
+            with sock:
+                greet(sock)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(ix.ServerError, match="no answer within the timeout"):
+            web.ask_once("GET", f"https://127.0.0.1:{listening.getsockname()[1]}/", ONCE)
+        assert time.monotonic() - began < 4
+        stop.set()
+
+
+def test_a_name_that_is_not_resolved_in_time(monkeypatch):
+    stop = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: stop.wait(60))
+    began = time.monotonic()
+    with pytest.raises(ix.ServerError, match="no answer within the timeout"):
+        web.ask_once("GET", "http://slow.example/", ONCE)
+    assert time.monotonic() - began < 4
+    stop.set()
+
+
+@pytest.mark.parametrize("way", [silence, slow_body, slow_headers], ids=lambda way: way.__name__)
+def test_a_request_ends_when_its_caller_stops(way):
+    stop, patient = threading.Event(), ix.Connection(timeout=60, retries=0)
+    problems: list[BaseException] = []
+
+    def work():
+        try:
+            web.ask("GET", server.url, patient, stop=stop)
+        except BaseException as error:
+            problems.append(error)
+
+    with HostileServer(lambda sock, head: way(server, sock, head)) as server:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        while not server.requests:
+            time.sleep(0.01)
+        stop.set()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert [type(problem) for problem in problems] == [web.StoppedError]
+
+
+def test_a_large_body_may_take_longer_than_the_timeout():
+    def answer(sock, head):
+        sock.sendall(OK + b"Content-Length: 600000\r\n\r\n")
+        for _ in range(6):
+            sock.sendall(b"x" * 100_000)
+            server.stopped.wait(0.3)
+        return True
+
+    with HostileServer(answer) as server:
+        assert len(web.ask_once("GET", server.url, ONCE).body) == 600_000

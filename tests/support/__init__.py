@@ -1,0 +1,1 @@
+"""Servers, strategies and builders that several tests use."""
