@@ -12,6 +12,7 @@ import warnings
 import neuroglancer
 import numpy as np
 import pytest
+import zarr
 from scipy.spatial.transform import Rotation
 
 import imageryxr as ix
@@ -32,13 +33,12 @@ def cells(sample):
     return {"type": "segmentation", "name": "cells", "source": sample.segmentation}
 
 
-def opened(*layers, **state):
+def opened(*layers, group=None, **state):
     """Return the tree of a state; a warning is an error."""
+    whole = {"dimensions": DIMS, "position": PLACE, **state, "layers": list(layers)}
     with warnings.catch_warnings():
         warnings.simplefilter("error", ix.LinkWarning)
-        return ix.open_neuroglancer(
-            {"dimensions": DIMS, "position": PLACE, **state, "layers": list(layers)}, allow_local=True
-        )
+        return ix.open_neuroglancer(whole, group=group, allow_local=True)
 
 
 def back(tree):
@@ -290,3 +290,320 @@ def test_the_zoom_counts_the_smallest_displayed_side(image):
     assert parse_state({"dimensions": dims, "crossSectionScale": 2, "layers": []}).nm_per_pixel == 16
     screen = {"displayDimensions": ["z", "y"], "relativeDisplayScales": {"y": 2}}
     assert parse_state({"dimensions": dims, "crossSectionScale": 2, **screen, "layers": []}).nm_per_pixel == 64
+
+
+# --- layer groups --------------------------------------------------------------------------------------------------------
+
+
+def unlinked(value):
+    return {"link": "unlinked", "value": value}
+
+
+def test_a_layer_group_has_a_place_of_its_own(image, cells):
+    own = {
+        "type": "viewer",
+        "layers": ["cells"],
+        "layout": "xz",
+        "position": unlinked([4500.5, 2500.5, 120.5]),
+        "crossSectionScale": {"link": "relative", "value": 3},
+        "crossSectionOrientation": unlinked([0, 0, 0.6, 0.8]),
+        "displayDimensions": unlinked(["x", "z", "y"]),
+    }
+    whole = {"type": "viewer", "layers": ["cells", "em"], "position": {"link": "linked", "value": [1, 2, 3]}, "flex": 2}
+    layout = {
+        "type": "row",
+        "children": [whole, {"type": "column", "children": [own, {"type": "viewer", "layers": []}]}],
+    }
+    state = {"dimensions": DIMS, "position": PLACE, "crossSectionScale": 2, "layers": [image, cells], "layout": layout}
+    with pytest.warns(ix.LinkWarning, match=r"2 groups of layers side by side; group 0 \('cells', 'em'\)"):
+        first = ix.open_neuroglancer(state, allow_local=True)
+    assert list(first.children) == ["cells", "em"]  # in the order of the group
+    assert (first.attrs["position"], first.attrs["nm_per_pixel"], first.attrs["layout"]) == (PLACE, 16, "xy")
+    second = opened(image, cells, layout=layout, crossSectionScale=2, group=1)
+    assert second.attrs["position"] == [4500.5, 2500.5, 120.5]
+    assert (second.attrs["nm_per_pixel"], second.attrs["layout"]) == (24, "xz")
+    assert second.attrs["display_dimensions"] == ["x", "z", "y"]
+    np.testing.assert_allclose(second.attrs["orientation"], [0, 0, 0.6, 0.8])
+    assert list(second.imagery.plane((8, 6)).data_vars) == ["cells"]
+    for tree in (first, second):
+        written = back(tree)
+        kept = {"type": "column", "children": [own]}
+        assert written["layout"] == {"type": "row", "children": [whole, kept]}
+        assert (written["position"], written["crossSectionScale"]) == (PLACE, 2)
+        assert all("visible" not in layer for layer in written["layers"])
+        assert [layer["name"] for layer in written["layers"]] == ["em", "cells"]
+    for number in (2, -1, True, "cells"):
+        with pytest.raises(ix.OptionError, match="layer groups are 0 to 1"):
+            ix.open_neuroglancer(state, group=number, allow_local=True)
+
+
+@pytest.mark.parametrize("layout", ["xz", {"type": "xz", "orthographicProjection": True}, None])
+def test_a_single_viewer_has_no_groups(image, layout):
+    state = {} if layout is None else {"layout": layout}
+    tree = opened(image, **state)
+    assert back(tree)["layout"] == (layout or "xy")
+    with pytest.raises(ix.OptionError, match="no layer groups"):
+        opened(image, **state, group=0)
+
+
+def test_a_group_follows_the_whole_link_but_for_what_it_has(image):
+    viewer = {"type": "viewer", "layers": ["em"], "layout": {"type": "yz", "crossSections": {}}, "position": {}}
+    tree = opened(image, layout=viewer, crossSectionOrientation=[0, 0, 1, 0])
+    assert (tree.attrs["position"], tree.attrs["layout"], tree.attrs["orientation"]) == (PLACE, "yz", [0, 0, 1, 0])
+    assert back(tree)["layout"] == viewer
+    older = {**viewer, "position": unlinked({"voxelCoordinates": [1, 2, 3]}), "crossSectionZoom": unlinked(40)}
+    tree = opened(image, layout=older)
+    assert (tree.attrs["position"], tree.attrs["nm_per_pixel"]) == ([1, 2, 3], 40)
+
+
+def test_what_is_changed_in_a_tree_is_changed_in_its_group(image, cells):
+    viewer = {"type": "viewer", "layers": ["em"], "layout": "xy", "position": unlinked([1.5, 2.5, 3.5])}
+    other = {"type": "viewer", "layers": ["cells"], "layout": "3d"}
+    layout = {"type": "row", "children": [viewer, other]}
+    with pytest.warns(ix.LinkWarning, match="2 groups"):
+        tree = ix.open_neuroglancer(
+            {"dimensions": DIMS, "position": PLACE, "layers": [image, cells], "layout": layout}, allow_local=True
+        )
+    tree.attrs |= {"position": [7.5, 8.5, 9.5], "layout": "yz", "nm_per_pixel": 32.0, "orientation": [0, 0, 1, 0]}
+    written = back(tree)
+    changed = {"layout": "yz", "position": unlinked([7.5, 8.5, 9.5]), "crossSectionScale": unlinked(4)}
+    changed["crossSectionOrientation"] = unlinked([0, 0, 1, 0])
+    assert written["layout"]["children"] == [{**viewer, **changed}, other]
+    assert written["position"] == PLACE
+    tree.attrs["layout"] = "sideways"
+    with pytest.raises(ix.LinkError, match="sideways"):
+        ix.neuroglancer_link(tree, allow_local=True)
+
+
+def test_a_view_of_a_group_is_a_link_to_a_single_viewer(image, cells):
+    viewer = {"type": "viewer", "layers": ["em"], "position": unlinked(PLACE)}
+    layout = {"type": "column", "children": [viewer, {"type": "viewer", "layers": ["cells"]}]}
+    tree = opened(image, cells, position=[1, 2, 3], layout=layout, group=0, showSlices=False)
+    written = state_of(ix.neuroglancer_link(tree.imagery.view(size=(16, 12)), allow_local=True))
+    assert (written["layout"], written["position"], written["showSlices"]) == ("xy", PLACE, False)
+    assert [layer["name"] for layer in written["layers"]] == ["em"]
+    assert neuroglancer.ViewerState(written).layout.type == "xy"
+
+
+# --- transforms ----------------------------------------------------------------------------------------------------------
+
+
+def left_out(layer, reason):
+    with pytest.warns(ix.LinkWarning, match=f"'em' of the link is left out: {reason}"):
+        tree = ix.open_neuroglancer({"dimensions": DIMS, "position": PLACE, "layers": [layer]}, allow_local=True)
+    assert tree.attrs["unsupported_layers"][0]["name"] == "em"
+
+
+OLDER = [
+    ({"translation": [80, -16, 40]}, (1, 1, 1), (80, -16, 40)),
+    ({"scale": [2, 1, 0.5]}, (2, 1, 0.5), (0, 0, 0)),
+    ({"scale": [2, 1, 1], "translation": [8, 0, 0], "rotation": [0, 0, 0, 1]}, (2, 1, 1), (8, 0, 0)),
+    ({}, (1, 1, 1), (0, 0, 0)),
+    ([2, 0, 0, 80, 0, 1, 0, 16, 0, 0, 1, 40, 0, 0, 0, 1], (2, 1, 1), (80, 16, 40)),
+    ([[2, 0, 0, 80], [0, 1, 0, 16], [0, 0, 1, 40], [0, 0, 0, 1]], (2, 1, 1), (80, 16, 40)),
+    ([[2, 0, 0, 80], [0, 1, 0, 16], [0, 0, 1, 40]], (2, 1, 1), (80, 16, 40)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("transform", "scale", "shift"), OLDER)
+def test_older_transforms_move_and_scale_in_nm(image, transform, scale, shift):
+    plain = ix.open_image(image["source"])
+    tree = opened({**image, "transform": transform})
+    em = tree["em/image"]
+    for axis, factor, add in zip("xyz", scale, shift, strict=True):
+        np.testing.assert_allclose(em[axis].values, plain[axis].values * factor + add)
+    again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
+    assert ix.grid_of(again["em/image"]) == ix.grid_of(em)
+
+
+def test_older_transforms_beside_more_than_an_address_are_not_read_as_in_the_viewer(image):
+    layer = {**image, "source": {"url": image["source"]}, "transform": {"translation": [80, 0, 0]}}
+    assert ix.grid_of(opened(layer)["em/image"]) == ix.grid_of(ix.open_image(image["source"]))
+    with pytest.warns(ix.LinkWarning, match="no outputDimensions"):
+        ix.open_neuroglancer(
+            {"layers": [{**image, "source": {"url": image["source"], "transform": {"scale": [2, 2, 2]}}}]},
+            allow_local=True,
+        )
+
+
+def test_turned_and_mirrored_layers_are_left_out(image):
+    left_out({**image, "transform": {"rotation": [0, 0, 0.6, 0.8]}}, "its transform rotates")
+    left_out({**image, "transform": {"scale": [-1, 1, 1]}}, "its transform rotates")
+    left_out({**image, "transform": [1, 0.1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]}, "its transform rotates")
+    swapped = {"outputDimensions": {k: DIMS[k] for k in "zyx"}}
+    left_out({**image, "source": {"url": image["source"], "transform": swapped}}, "its transform exchanges")
+    with pytest.raises(ix.LinkError, match="rotation"):
+        opened({**image, "transform": {"rotation": [0, 0, 0, 0]}})
+    with pytest.raises(ix.LinkError, match="sourceRank"):
+        opened({**image, "source": {"url": image["source"], "transform": {"outputDimensions": DIMS, "sourceRank": 4}}})
+
+
+def test_input_dimensions_name_the_axes_of_a_source(image):
+    order = {k: DIMS[k] for k in "zyx"}
+    moved = {"inputDimensions": order, "outputDimensions": order, "matrix": [[2, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 5]]}
+    em = opened({**image, "source": {"url": image["source"], "transform": moved}})["em/image"]
+    plain = ix.open_image(image["source"])
+    np.testing.assert_allclose(em.z.values, 2 * plain.z.values + 40)
+    np.testing.assert_allclose(em.x.values, plain.x.values + 40)
+
+
+def ome(path, data, axes, scale):
+    """Write an OME-Zarr 0.4."""
+    types = {"t": "time", "c": "channel"}
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    named = [{"name": a, "type": types.get(a, "space"), **({"unit": "nanometer"} if a in "xyz" else {})} for a in axes]
+    steps = [{"type": "scale", "scale": list(scale)}]
+    group.attrs["multiscales"] = [
+        {"version": "0.4", "axes": named, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
+    ]
+    group.create_array("0", data=data, chunks=data.shape, chunk_key_encoding={"name": "v2", "separator": "/"})
+    return f"zarr://file://{path}"
+
+
+def test_output_dimensions_name_the_axes_of_a_zarr_by_position(tmp_path):
+    url = ome(str(tmp_path / "a.zarr"), np.arange(8 * 16 * 32, dtype="uint16").reshape(8, 16, 32), "zyx", (40, 8, 8))
+    layer = {"type": "image", "name": "em"}
+    left_out({**layer, "source": {"url": url, "transform": {"outputDimensions": DIMS}}}, "its transform exchanges")
+    left_out({**layer, "source": url, "transform": {"translation": [8, 0, 0]}}, "its transform rotates")
+    order = {k: DIMS[k] for k in "zyx"}
+    moved = {"outputDimensions": order, "matrix": [[1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 5]]}
+    em = opened({**layer, "source": {"url": url, "transform": moved}})["em/image"]
+    assert em.shape == (8, 16, 32)
+    assert (em.z.values[0], em.x.values[0]) == (20 + 80 - 20, 4 + 40 - 4)
+    named = {
+        "inputDimensions": {"x": DIMS["x"], "z": DIMS["z"], "y": DIMS["y"]},
+        "outputDimensions": {"x": DIMS["x"], "z": DIMS["z"], "y": DIMS["y"]},
+    }
+    assert opened({**layer, "source": {"url": url, "transform": named}})["em/image"].shape == (8, 16, 32)
+
+
+# --- channels and times --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def film(tmp_path):
+    """Return the address of an OME-Zarr with 5 times and 3 channels, each voxel 10 t + c."""
+    t, c = np.arange(5)[:, None], np.arange(3)[None, :]
+    data = np.broadcast_to((10 * t + c)[..., None, None, None], (5, 3, 2, 8, 8)).astype("uint8")
+    return ome(str(tmp_path / "film.zarr"), np.ascontiguousarray(data), "tczyx", (1, 1, 40, 8, 8))
+
+
+FILM = {"dimensions": {**DIMS, "t": [1, "s"]}, "position": [4.5, 4.5, 1, 3.5], "displayDimensions": ["x", "y", "z"]}
+
+
+@pytest.mark.parametrize(
+    ("layer", "state", "value"),
+    [
+        ({}, {}, 31),  # the middle channel, as in the viewer
+        ({"localPosition": [2.5]}, {}, 32),
+        ({"localDimensions": {"c'": [1, ""]}, "localPosition": [0]}, {}, 30),
+        ({}, {"position": [4.5, 4.5, 1, 0.99]}, 1),
+        ({}, {"dimensions": {**DIMS, "t": [2, "s"]}, "position": [4.5, 4.5, 1, 4.5]}, 41),
+        ({"localPosition": [2]}, {"dimensions": DIMS, "position": [4.5, 4.5, 1]}, 22),
+    ],
+)  # fmt: skip
+def test_the_channel_and_the_time_of_a_link_are_opened(film, layer, state, value):
+    tree = opened({"type": "image", "name": "em", "source": film, **layer}, **{**FILM, **state})
+    assert np.unique(tree["em/image"].values).tolist() == [value]
+    again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
+    assert np.unique(again["em/image"].values).tolist() == [value]
+
+
+@pytest.mark.parametrize(
+    ("control", "shader", "value"),
+    [
+        (None, "", 30),
+        ([2], "", 32),
+        (None, "#uicontrol invlerp normalized(channel=[1])\nvoid main() { emitGrayscale(normalized()); }", 31),
+        ([0], "#uicontrol invlerp normalized(channel=[1])\nvoid main() { emitGrayscale(normalized()); }", 30),
+        (None, "void main() { emitGrayscale(toNormalized(getDataValue(0))); }", 30),
+    ],
+)  # fmt: skip
+def test_the_channel_that_a_shader_shows_is_opened(film, control, shader, value):
+    names = {"t": [1, "s"], "c^": [1, ""], **{k: DIMS[k] for k in "zyx"}}
+    layer = {"type": "image", "name": "em", "source": {"url": film, "transform": {"outputDimensions": names}}}
+    layer |= {"shader": shader} if shader else {}
+    layer |= {"shaderControls": {"normalized": {"channel": control}}} if control else {}
+    tree = opened(layer, **FILM)
+    assert np.unique(tree["em/image"].values).tolist() == [value]
+    written = back(tree)["layers"][0]
+    assert written.get("shaderControls") == layer.get("shaderControls")
+
+
+def test_a_place_where_a_layer_has_nothing_leaves_it_out(film):
+    layer = {"type": "image", "name": "em", "source": film, "localPosition": [3]}
+    with pytest.warns(ix.LinkWarning, match="c' = 3 of it, and it has 0 to 2"):
+        ix.open_neuroglancer({**FILM, "layers": [layer]}, allow_local=True)
+
+
+# --- what is not drawn ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_understood_comes_back_as_it_was(image, cells):
+    shader = "#uicontrol invlerp normalized(range=[10, 240])\n#uicontrol vec3 tint color\nvoid main() { emitRGB(tint * normalized()); }"
+    em = {
+        **image,
+        "shader": shader,
+        "shaderControls": {"tint": "#ff0000", "normalized": {"range": [5, 200], "window": [0, 255]}},
+        "blend": "default",
+        "volumeRendering": "on",
+        "opacity": 1.0,
+    }
+    seg = {
+        **cells,
+        "objectAlpha": 0.3,
+        "segmentQuery": "a",
+        "skeletonRendering": {"mode2d": "lines"},
+        "tab": "segments",
+        "archived": True,
+        "segments": ["5"],
+        "hideSegmentZero": False,
+    }
+    more = {
+        "showSlices": False,
+        "crossSectionDepth": -3.0,
+        "gpuMemoryLimit": 10**9,
+        "selectedLayer": {"layer": "em", "visible": True},
+        "projectionOrientation": [0, 0, 1, 0],
+        "relativeDisplayScales": {"x": 1},
+        "velocity": {},
+    }
+    state = {"dimensions": DIMS, "position": PLACE, "layers": [em, seg], **more}
+    with pytest.warns(ix.LinkWarning, match="shader of its own"):
+        tree = ix.open_neuroglancer(state, allow_local=True)
+    for obj in (tree, tree.imagery.view(size=(8, 8))):
+        written = state_of(ix.neuroglancer_link(obj, allow_local=True))
+        assert {k: written.get(k) for k in more} == more
+        assert {k: written["layers"][0].get(k) for k in em} == em
+    found = back(tree)["layers"][1]
+    assert {k: found.get(k) for k in seg} == seg
+    tree["em/image"].attrs["contrast_limits"] = (20, 30)
+    controls = back(tree)["layers"][0]["shaderControls"]
+    assert controls == {"tint": "#ff0000", "normalized": {"range": [20, 30], "window": [0, 255]}}
+
+
+def test_a_shader_of_its_own_on_16_bits_comes_back(tmp_path):
+    url = ome(str(tmp_path / "a.zarr"), np.zeros((2, 8, 8), "uint16"), "zyx", (40, 8, 8))
+    layer = {"type": "image", "name": "em", "source": url, "shader": "void main() { emitRGB(vec3(0, 1, 0)); }"}
+    with pytest.warns(ix.LinkWarning, match="shader of its own"):
+        tree = ix.open_neuroglancer({"layers": [layer]}, allow_local=True)
+    assert back(tree)["layers"][0]["shader"] == layer["shader"]
+
+
+def test_an_older_state_becomes_a_newer_one(image):
+    older = {
+        "layers": {"em": {"type": "image", "source": image["source"]}},
+        "navigation": {
+            "pose": {"position": {"voxelSize": [8, 8, 40], "voxelCoordinates": PLACE}, "orientation": [0, 0, 1, 0]},
+            "zoomFactor": 16,
+        },
+        "perspectiveOrientation": [0, 0, 0.6, 0.8],
+        "perspectiveZoom": 100,
+        "showSlices": False,
+    }
+    written = back(ix.open_neuroglancer(older, allow_local=True))
+    assert written["dimensions"] == DIMS
+    assert (written["position"], written["crossSectionScale"]) == (PLACE, 2)
+    assert written["crossSectionOrientation"] == [0, 0, 1, 0]
+    assert "navigation" not in written
+    assert (written["perspectiveOrientation"], written["showSlices"]) == ([0, 0, 0.6, 0.8], False)
