@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def state_of_tree(tree: xr.DataTree, names: Sequence[str]) -> dict[str, Any]:
     state = {**_kept(rest, _OLDER | {"layout"}), **_place(attrs, unit, before.position or point, before)}
     if POSITION not in attrs and before.position is None:
         del state["position"]
-    changes = _changes(attrs, unit, point, before, groups[number].viewer)
+    changes = _changes(attrs, unit, point, before, groups[number].viewer, state["dimensions"])
     if groups[number].panel != attrs.get("layout", groups[number].panel):
         changes["layout"] = _panel(attrs["layout"])
     return {**state, "layout": with_group(layout, number, changes)}
@@ -56,20 +57,26 @@ def _group_number(before: Sequence[Any], after: Sequence[Any], chosen: int, name
     return kept.index(chosen) if chosen in kept and len(kept) == len(after) else None
 
 
-def _changes(attrs: Mapping[Any, Any], unit: Any, point: list[float], parent: Pose, viewer: Any) -> dict[str, Any]:
+def _changes(
+    attrs: Mapping[Any, Any], unit: Any, point: list[float], parent: Pose, viewer: Any, dimensions: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what a layer group has of its own, where the attributes say other than the group does."""
-    dims = {axis: (size, "nm") for axis, size in zip(AXES, unit, strict=True)}
-    shown = read_group_pose(parent, viewer, dims, dims)
+    dims = read_dimensions({"dimensions": dimensions})
+    shown = read_group_pose(replace(parent, resolution=tuple(unit)), viewer, dims, dims)
     found: dict[str, Any] = {}
     if POSITION in attrs and not _same(point, shown.position):
-        found["position"] = point
+        places = {**dict(shown.places), **dict(zip(AXES, point, strict=True))}
+        found["position"] = [places.get(name, 0.5) for name in dims]
     turn = [float(v) for v in attrs.get(ORIENTATION, (0, 0, 0, 1))]
     if not _same(turn, shown.orientation):
         found["crossSectionOrientation"] = turn
     zoom = attrs.get(NM_PER_PIXEL)
     if zoom is not None and not _same([zoom], [shown.nm_per_pixel or 0]):
-        side = smallest_side(tuple(unit), tuple(attrs.get(DISPLAY) or AXES), shown.stretch)
+        side = smallest_side(tuple(unit), shown.display, shown.stretch)
         found["crossSectionScale"] = zoom / (side or 1)
+    wanted = tuple(attrs.get(DISPLAY) or AXES)
+    if screen_dimensions(shown.display) not in (None, wanted):
+        found["displayDimensions"] = list(wanted)
     return {key: {"link": "unlinked", "value": value} for key, value in found.items()}
 
 

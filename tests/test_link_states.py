@@ -607,3 +607,16 @@ def test_an_older_state_becomes_a_newer_one(image):
     assert written["crossSectionOrientation"] == [0, 0, 1, 0]
     assert "navigation" not in written
     assert (written["perspectiveOrientation"], written["showSlices"]) == ([0, 0, 0.6, 0.8], False)
+
+
+def test_a_position_in_a_group_counts_along_all_dimensions(film):
+    layer = {"type": "image", "name": "em", "source": film, "localPosition": [0]}
+    viewer = {"type": "viewer", "layers": ["em"], "position": unlinked([2.5, 3.5, 1.5, 4.5])}
+    tree = opened(layer, **FILM, layout=viewer)
+    assert np.unique(tree["em/image"].values).tolist() == [40]
+    assert back(tree)["layout"] == viewer
+    tree.attrs |= {"position": [3.5, 4.5, 0.5], "display_dimensions": ["x", "z", "y"]}
+    changed = {"position": unlinked([3.5, 4.5, 0.5, 4.5]), "displayDimensions": unlinked(["x", "z", "y"])}
+    written = back(tree)
+    assert written["layout"] == {**viewer, **changed}
+    assert written["position"] == FILM["position"]
