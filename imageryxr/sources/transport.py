@@ -1,145 +1,29 @@
-"""One exchange with a web server: sockets that keep a deadline, checked addresses, and a limit of what is received.
+"""One exchange with a web server, directly or through the user's proxy.
 
-Python's own HTTP client parses the messages; it logs nothing. Its time limit counts from the last byte, so a server
-that sends a byte now and then would hold it for ever. Here each system call waits for a moment only. Then the remaining
-time, the stop event and the number of received bytes are checked, within a TLS handshake as well.
+Python's own HTTP client parses the messages: it is strict, and logs nothing.
 """
 
 from __future__ import annotations
 
 import base64
-import errno
 import http.client
-import os
-import queue
 import re
-import selectors
-import socket
-import ssl
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from imageryxr.errors import ServerError
 from imageryxr.sources import guard
 from imageryxr.sources.compression import TooLargeError
+from imageryxr.sources.sockets import ProtocolError, Watch, connect, is_quiet, resolve, rewatch, secure
 from imageryxr.sources.weburl import WebURL, parse_web_url
 
-Result = TypeVar("Result")
-
-# How often a waiting thread looks whether it should still wait.
-GLANCE = 0.2
 _PIECE = 1 << 20
-# An answer may take this many times the timeout, and a body must come at this rate to have more than one.
-PATIENCE, RATE = 5, 16_384
 # Headers, sizes of chunks and trailers, beside the body.
 _OVERHEAD = 1 << 20
 _IDLE, _SERVERS = 64, 64
-_IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, getattr(errno, "WSAEWOULDBLOCK", -1))
-
-closing = threading.Event()
-"""Set when Python ends: no exchange waits any longer."""
-
-
-class StoppedError(ServerError):
-    """The caller has gone."""
-
-
-class FloodError(ServerError):
-    """More bytes than an answer may have; no ValueError, which the HTTP client takes for a broken chunk."""
-
-
-class SlowError(TimeoutError):
-    """An answer that kept coming, and was not complete in its time: another request would be as slow."""
-
-
-class ProtocolError(OSError):
-    """An answer that is not HTTP, or was cut short."""
-
-
-@dataclass(slots=True)
-class Watch:
-    """The limits of one exchange: seconds, bytes, and the event that ends it."""
-
-    timeout: float
-    stop: threading.Event
-    budget: int = 0
-    """Bytes that may come."""
-    start: float = field(default_factory=time.monotonic)
-    received: int = 0
-    last: float = 0.0
-    """When the last bytes came."""
-
-    def moment(self) -> float:
-        """Return for how many seconds the next system call may wait."""
-        if self.stop.is_set() or closing.is_set():
-            raise StoppedError("stopped")
-        now = time.monotonic()
-        allowed = min(PATIENCE * self.timeout, self.timeout + self.received / RATE)
-        if now - self.start < allowed:
-            return max(1e-3, min(GLANCE, self.start + allowed - now))
-        if self.received and now - self.last < self.timeout / 2:
-            raise SlowError(f"its answer was not complete within {allowed:.3g} s: {self.received:,} bytes came")
-        raise TimeoutError("no answer within the timeout")
-
-    def note(self, count: int) -> None:
-        """Count bytes that came."""
-        self.received += count
-        self.last = time.monotonic()
-        if self.received > self.budget:
-            raise FloodError(f"it sends more than the {self.budget:,} bytes that its answer may have")
-
-
-class _Watched:
-    """A socket whose calls end at the deadline of its watch."""
-
-    watch: Watch
-
-    def _patiently(self: Any, call: Callable[[], Result]) -> Result:
-        while True:
-            self.settimeout(self.watch.moment())
-            try:
-                return call()
-            except TimeoutError:
-                continue  # the moment is over; `moment` raises if all of the time is
-
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        count: int = self._patiently(partial(super().recv_into, buffer, nbytes, flags))  # type: ignore[misc]
-        self.watch.note(count)
-        return count
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        found: bytes = self._patiently(partial(super().recv, size, flags))  # type: ignore[misc]
-        self.watch.note(len(found))
-        return found
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[self._patiently(partial(super().send, view, flags)) :]  # type: ignore[misc]
-
-
-class _Socket(_Watched, socket.socket):
-    def dial(self, address: tuple[Any, ...]) -> None:
-        self.setblocking(False)
-        code = self.connect_ex(address)
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(self, selectors.EVENT_WRITE)
-            while code in _IN_PROGRESS:
-                if waiting.select(self.watch.moment()):
-                    code = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
-
-
-class _TLSSocket(_Watched, ssl.SSLSocket):  # type: ignore[misc]
-    def do_handshake(self, block: bool = False) -> None:
-        self._patiently(super().do_handshake)
 
 
 class Answer(NamedTuple):
@@ -174,7 +58,7 @@ class Lines:
             with self._lock:
                 waiting = self._idle.get(key)
                 line = waiting.pop() if waiting else None
-            if line is None or _is_quiet(line.client.sock):
+            if line is None or is_quiet(line.client.sock):
                 return line
             line.client.close()
 
@@ -236,7 +120,7 @@ def exchange(
     key = (url.origin, proxy, local)
     watch.budget = watch.received + _OVERHEAD
     line = lines.take(key) or _open_line(url, proxy, watch, local=local)
-    _rewatch(line.client.sock, watch)
+    rewatch(line.client.sock, watch)
     try:
         sent = {"Host": url.netloc, "User-Agent": "imageryxr", **line.headers, **headers}
         line.client.request(method, line.prefix + _target(url), body, sent)
@@ -312,8 +196,8 @@ def _open_line(url: WebURL, proxy: str, watch: Watch, *, local: bool) -> _Line:
     line = _Line(http.client.HTTPConnection("server"))
     line.client.auto_open = 0
     if not proxy:
-        sock = _connected(url.host, url.port, watch, local=local)
-        line.client.sock = _secured(sock, url.host, watch) if url.scheme == "https" else sock
+        sock = connect(url.host, url.port, watch, local=local)
+        line.client.sock = secure(sock, url.host, watch) if url.scheme == "https" else sock
         return line
     if not local:
         _check_behind_proxy(url, watch)
@@ -322,12 +206,12 @@ def _open_line(url: WebURL, proxy: str, watch: Watch, *, local: bool) -> _Line:
     if to.userinfo:
         secret["Proxy-Authorization"] = "Basic " + base64.b64encode(unquote(to.userinfo).encode()).decode()
     # The user's own proxy is where the user's network ends: its address may be a local one.
-    between: Any = _connected(to.host, to.port, watch, local=True)
+    between: Any = connect(to.host, to.port, watch, local=True)
     if to.scheme == "https":
-        between = _secured(between, to.host, watch)
+        between = secure(between, to.host, watch)
     if url.scheme == "https":
         _tunnel(between, url, secret)
-        between = _secured(between, url.host, watch)
+        between = secure(between, url.host, watch)
     else:
         line.prefix, line.headers = f"http://{url.netloc}", secret
     line.client.sock = between
@@ -338,7 +222,7 @@ def _check_behind_proxy(url: WebURL, watch: Watch) -> None:
     # The proxy resolves the name. What this machine makes of it is checked, if it makes anything of it.
     guard.check_name(url.host)
     try:
-        found = _resolved(url.host, url.port, watch)
+        found = resolve(url.host, url.port, watch)
     except OSError:
         return
     guard.check_candidates(url.host, found)
@@ -351,65 +235,6 @@ def _proxy_of(url: WebURL) -> str:
     return "" if not proxy or proxy_bypass(url.host) else proxy
 
 
-def _connected(host: str, port: int, watch: Watch, *, local: bool) -> _Socket:
-    found = _resolved(host, port, watch)
-    if not local:
-        guard.check_candidates(host, found)
-    problem: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
-    for candidate in found:
-        sock = _Socket(candidate.family, socket.SOCK_STREAM)
-        sock.watch = watch
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.dial(candidate.address)
-        except BaseException as error:
-            sock.close()
-            if not isinstance(error, OSError):
-                raise
-            problem = error
-        else:
-            return sock
-    raise problem
-
-
-def _resolved(host: str, port: int, watch: Watch) -> list[guard.Candidate]:
-    # The system's resolver has no deadline, and whoever owns a name may make it wait.
-    done: queue.SimpleQueue[list[guard.Candidate] | BaseException] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            done.put(guard.resolve(host, port))
-        except BaseException as error:
-            done.put(error)
-
-    threading.Thread(target=work, daemon=True, name="imageryxr-resolve").start()
-    while True:
-        try:
-            found = done.get(timeout=watch.moment())
-        except queue.Empty:
-            continue
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-
-def _secured(sock: Any, host: str, watch: Watch) -> Any:
-    context = _tls_context(_certificates())
-    try:
-        if isinstance(sock, ssl.SSLSocket):
-            from urllib3.util.ssltransport import SSLTransport
-
-            return SSLTransport(sock, context, server_hostname=host)
-        found: Any = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-        sock = found
-        found.watch = watch
-        found.do_handshake()
-    except BaseException:
-        sock.close()
-        raise
-    return found
-
-
 def _tunnel(sock: Any, url: WebURL, secret: dict[str, str]) -> None:
     host = f"[{url.host}]" if ":" in url.host else url.host
     place = f"{host}:{url.port}"
@@ -420,33 +245,3 @@ def _tunnel(sock: Any, url: WebURL, secret: dict[str, str]) -> None:
     if answer.status // 100 != 2:
         sock.close()
         raise ProtocolError(f"the proxy refused to connect to it (HTTP {answer.status})")
-
-
-@lru_cache(maxsize=4)
-def _tls_context(certificates: str) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=certificates)
-    context.sslsocket_class = _TLSSocket
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-def _certificates() -> str:
-    import certifi
-
-    named = (os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"))
-    return next((path for path in named if path and os.path.isfile(path)), certifi.where())
-
-
-def _rewatch(sock: Any, watch: Watch) -> None:
-    while sock is not None:  # TLS within the TLS of a proxy wraps one socket in another
-        sock.watch = watch
-        sock = getattr(sock, "socket", None)
-
-
-def _is_quiet(sock: Any) -> bool:
-    """Return whether nothing came on an idle connection: neither its end nor bytes that belong to no request."""
-    if sock is None or sock.fileno() < 0:
-        return False
-    with selectors.DefaultSelector() as waiting:
-        waiting.register(sock, selectors.EVENT_READ)
-        return not waiting.select(0)

@@ -8,34 +8,31 @@ waits for once its caller has gone: Ctrl-C returns at once, whatever a server do
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread  # noqa: F401  # registers its own end of Python before ours, below
 import http.client
 import json
 import logging
 import os
-import queue
 import random
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin
 
 from imageryxr.errors import AddressError, OptionError, ServerError
 from imageryxr.sources.access import Access, Credential
 from imageryxr.sources.compression import TooLargeError, decompress
+from imageryxr.sources.parallel import in_parallel as in_parallel
+from imageryxr.sources.parallel import stopped_by as stopped_by
 from imageryxr.sources.ranges import ByteRange, beyond
-from imageryxr.sources.transport import GLANCE, Lines, ProtocolError, SlowError, StoppedError, Watch, closing, exchange
+from imageryxr.sources.sockets import GLANCE, ProtocolError, SlowError, StoppedError, Watch
+from imageryxr.sources.transport import Lines, exchange
 from imageryxr.sources.weburl import WebURL, parse_web_url
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -206,62 +203,9 @@ def ask(
     raise ServerError(f"{_shown(url)} did not give what was asked for{tries}: {problem}")
 
 
-def in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequence[Job], width: int) -> list[Result]:
-    """Do jobs in up to ``width`` threads; the first error ends it.
-
-    Whoever waits here can be interrupted: jobs that still run are told so by the event that they are given, those
-    within them, too, and nothing waits for them.
-    """
-    outer: threading.Event | None = getattr(_within, "stop", None)
-    stop, numbers = threading.Event(), count()
-    done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        _within.stop = stop
-        while not stop.is_set() and (number := next(numbers)) < len(jobs):
-            try:
-                done.put((number, work(jobs[number], stop), None))
-            except BaseException as error:
-                done.put((number, None, error))
-                return
-
-    for _ in range(min(width, len(jobs))):
-        threading.Thread(target=run, daemon=True, name="imageryxr-web").start()
-    results: list[Any] = [None] * len(jobs)
-    try:
-        for _ in jobs:
-            number, result, error = _take(done, outer)
-            if error is not None:
-                raise error
-            results[number] = result
-    finally:
-        stop.set()
-    return results
-
-
 def ask_once(method: str, url: str, connection: Connection, **options: Any) -> Reply:
     """Make one request, so that whoever waits for it can be interrupted; see `ask`."""
     return in_parallel(lambda _, stop: ask(method, url, connection, stop=stop, **options), [None], 1)[0]
-
-
-@contextmanager
-def stopped_by(event: threading.Event | None) -> Iterator[None]:
-    """End the requests that this thread waits for when an event is set."""
-    before = getattr(_within, "stop", None)
-    _within.stop = event
-    try:
-        yield
-    finally:
-        _within.stop = before
-
-
-def _take(done: queue.SimpleQueue[Any], outer: threading.Event | None) -> Any:
-    while True:
-        try:
-            return done.get(timeout=GLANCE)
-        except queue.Empty:
-            if closing.is_set() or (outer is not None and outer.is_set()):
-                raise StoppedError("nobody waits for this any more") from None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -453,7 +397,6 @@ class _Held:
 
 
 _held = _Held()
-_within = threading.local()  # the event of the jobs that a thread works for
 
 
 def _renew() -> None:
@@ -467,9 +410,6 @@ atexit.register(lambda: _held.lines.close())
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
-# Python joins the threads of pools, such as dask's, before it ends: those that wait here should not make it wait. What
-# was registered last is called first, and so before concurrent.futures joins its threads.
-getattr(threading, "_register_atexit", lambda function: None)(closing.set)
 
 
 @contextmanager

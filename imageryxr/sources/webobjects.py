@@ -75,8 +75,11 @@ def _check_absent(reply: Reply, key: str) -> None:
         raise ServerError(f"HTTP {reply.status} for {key}")
 
 
-async def in_thread(work: Callable[[threading.Event], Any]) -> Any:
-    """Return what a function returns, called in a thread of its own, which nothing waits for once it is cancelled."""
+async def in_thread(work: Callable[[threading.Event], Any], outer: threading.Event | None = None) -> Any:
+    """Return what a function returns, called in a thread of its own, which nothing waits for once it is cancelled.
+
+    The function gets the event that ends its requests: ``outer``, or one that is set on cancellation.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
     stop = threading.Event()
@@ -88,7 +91,7 @@ async def in_thread(work: Callable[[threading.Event], Any]) -> Any:
     def run() -> None:
         result, problem = None, None
         try:
-            result = work(stop)
+            result = work(outer or stop)
         except BaseException as error:
             problem = error
         with suppress(RuntimeError):  # the loop has ended: nobody waits

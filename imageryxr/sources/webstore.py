@@ -14,6 +14,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from imageryxr.sources.access import Credential
+from imageryxr.sources.parallel import current_stop
 from imageryxr.sources.ranges import ByteRange
 from imageryxr.sources.web import Connection
 from imageryxr.sources.webobjects import fetch_object, in_thread
@@ -28,6 +29,7 @@ class WebStore(Store):
 
     def __init__(self, folder: str, connection: Connection, credential: Credential | None, limit: int) -> None:
         super().__init__(read_only=True)
+        self.stop = current_stop()
         self.folder, self.connection, self.credential, self.limit = folder, connection, credential, limit
 
     def __eq__(self, other: object) -> bool:
@@ -39,7 +41,7 @@ class WebStore(Store):
         if part is not None and (part.size or 0) > self.limit:
             raise ValueError(f"{part.size:,} bytes of {key} are more than the {self.limit:,} that it may have")
         body = await in_thread(
-            lambda stop: fetch_object(self.folder, key, *options, part=part, limit=self.limit, stop=stop)
+            lambda stop: fetch_object(self.folder, key, *options, part=part, limit=self.limit, stop=stop), self.stop
         )
         return None if body is None else prototype.buffer.from_bytes(body)
 

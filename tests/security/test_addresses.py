@@ -144,7 +144,7 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_used(local, names, m
         dialled.append(address)
         raise ConnectionRefusedError(111, "refused")
 
-    monkeypatch.setattr("imageryxr.sources.transport._Socket.dial", dial)
+    monkeypatch.setattr("imageryxr.sources.sockets._Socket.dial", dial)
     with pytest.raises(ix.ServerError, match="refused"):
         ask(f"http://rebinding.example:{local.port}/")
     assert dialled == [("8.8.8.8", local.port)]

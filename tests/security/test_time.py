@@ -10,6 +10,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.sources import web
+from imageryxr.sources.sockets import StoppedError
 from tests.support.hostile import HostileServer, reply
 
 ONCE = ix.Connection(timeout=1, retries=0)
@@ -175,7 +176,7 @@ def test_a_request_ends_when_its_caller_stops(way):
         stop.set()
         thread.join(5)
         assert not thread.is_alive()
-    assert [type(problem) for problem in problems] == [web.StoppedError]
+    assert [type(problem) for problem in problems] == [StoppedError]
 
 
 def test_a_large_body_may_take_longer_than_the_timeout():
