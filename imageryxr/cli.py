@@ -22,7 +22,7 @@ from imageryxr.demo import run_demo
 from imageryxr.errors import ChoiceError, ImageryError, ImageryWarning, OptionError
 from imageryxr.export.square import square_pixels
 from imageryxr.figure.saving import check_suffix
-from imageryxr.sources.base import Source
+from imageryxr.sources.base import Source, finest_first
 from imageryxr.sources.resolve import resolve_source
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ def info(
     if as_json:
         print(json.dumps(_description(layer), indent=2))
         return
-    first = layer.levels[0].grid
+    first = (finest_first(layer) or layer.levels)[0].grid
     print(f"{layer.name}\n{layer.layer_type}, {layer.dtype}, {_count(len(layer.levels), 'level')}, {_extent(first)}")
     for what, count in choices.items():
         print(f"{_count(count, what)}, {what}=0 to {what}={count - 1}")
@@ -103,7 +103,7 @@ def figure(
     rest_alpha: given.RestAlpha = None,
     contrast: given.Contrast = None,
     axis: given.Axis = "z",
-    missing: given.MissingChunks = "raise",
+    missing: given.MissingChunks = None,
     datastack: given.Datastack = None,
     server_address: given.Server = None,
     timestamp: given.Timestamp = None,
@@ -209,7 +209,7 @@ def export(
     axis: Annotated[
         str | None, typer.Option(help="The axis across the slices of one TIFF or film, and across outlines: z, y or x.")
     ] = None,
-    missing: given.MissingChunks = "raise",
+    missing: given.MissingChunks = None,
     datastack: given.Datastack = None,
     server_address: given.Server = None,
     timestamp: given.Timestamp = None,

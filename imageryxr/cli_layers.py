@@ -37,7 +37,13 @@ LineUnit = Annotated[str, typer.Option("--outline-unit", help="What --outline co
 RestAlpha = Annotated[float | None, typer.Option(help="With --ids: how opaque the other segments are; default: not.")]
 Contrast = Annotated[str | None, typer.Option(help="Grey values that become black and white: low,high.")]
 Axis = Annotated[str, typer.Option(help="The axis across the slices: z, y or x.")]
-MissingChunks = Annotated[str, typer.Option("--missing", help="Chunks the store lacks: 'raise', 'fill' or 'warn'.")]
+MissingChunks = Annotated[
+    str | None,
+    typer.Option(
+        "--missing",
+        help="Chunks the store lacks: 'raise', 'fill' or 'warn'. Default: the fill value in Zarr, else an error.",
+    ),
+]
 To = Annotated[
     str | None,
     typer.Option(help="Voxels of the result: 'finest' (default), 'coarsest', 'image', 'segmentation', or nm x,y,z."),

@@ -127,6 +127,7 @@ _PHRASES = {
     r"plan_export tells what a worker takes": "--dry-run tells what a worker takes",
     r"scratch=False": "--scratch none",
     r"one file\), or 'memory://'": "one file)",
+    r"None follows the format \(": "leave it out to follow the format (",
     r"'warn' says which": "--missing warn says which",
     r", a Grid, or a resolution \(x, y, z\) in nm, such as \((\d+), (\d+), (\d+)\)": r", or nm: --to \1,\2,\3",
     r"a local disk, None for the usual one, or False": "a local disk, or 'none'",

@@ -37,7 +37,7 @@ def open_datastack(
     segmentation_mip: Mip = None,
     bbox: BBox | None = None,
     chunks: Any = None,
-    missing: Missing = "raise",
+    missing: Missing = None,
     connection: Connection | None = None,
 ) -> xr.DataTree:
     """Open the image and the segmentation of a CAVE datastack, pinned to one instant.
@@ -67,12 +67,12 @@ def open_datastack(
     agglomerate : bool, default True
         Root ids; False gives supervoxels.
     image_mip, segmentation_mip : int or (x, y, z), optional
-        Levels, by number or by resolution in nm. Default: the finest that are no placeholders.
+        Levels, by number or by resolution in nm. Default: those with the smallest voxels.
     bbox : BBox, optional
         Open this box only, as dask blocks.
     chunks : int, tuple, dict or "auto", optional
         Make dask blocks, as in `open_image`.
-    missing : {"raise", "fill", "warn"}, default "raise"
+    missing : {None, "raise", "fill", "warn"}, default None
         What a chunk that a store does not have is, as in `open_image`.
     connection : Connection, optional
         Timeouts, retries, and requests at a time.

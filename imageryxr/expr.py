@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from imageryxr.axismap import AxisMap
 from imageryxr.boxes import Index3, IndexBox
-from imageryxr.sources.base import Source
+from imageryxr.sources.base import Source, dtype_of
 
 Array = npt.NDArray[Any]
 
@@ -108,7 +108,7 @@ class LevelLeaf(Leaf):
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the voxels."""
-        return self.source.dtype
+        return dtype_of(self.source, self.mip)
 
     @property
     def bounds(self) -> IndexBox:

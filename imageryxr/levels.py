@@ -11,7 +11,7 @@ from imageryxr.errors import GridError, LayerError
 from imageryxr.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
 from imageryxr.grid import Grid, grid_of
 from imageryxr.lazy import to_dask
-from imageryxr.sources.base import Level
+from imageryxr.sources.base import Level, dtype_of, finest_first
 from imageryxr.volumes import Volume, labelled, lazy_array, volume_of
 
 
@@ -30,12 +30,16 @@ def levels_of(array: xr.DataArray) -> list[xr.DataArray]:
         return [array]
     leaf, by = found
     own = leaf.source.levels[leaf.mip].grid
-    real = [level for level in leaf.source.levels if not level.placeholder]
+    # A level of another type holds other values, as of a mean that is stored as floats.
+    real = [level for level in finest_first(leaf.source) if dtype_of(leaf.source, level.mip) == leaf.dtype]
     return [_at(array, volume, leaf, level, _moved(level.grid, own, volume.grid, by)) for level in real]
 
 
-def finest_resolution(array: xr.DataArray) -> Triple:
-    """Return the resolution (x, y, z nm) of level 0 of the volume that an array came from, placeholders included."""
+def first_resolution(array: xr.DataArray) -> Triple:
+    """Return the resolution (x, y, z nm) of level 0 of the volume that an array came from, placeholders included.
+
+    Neuroglancer counts in the voxels of the level that is listed first, be it the finest or not.
+    """
     found = _leaf(volume_of(array).expr, (0, 0, 0))
     return grid_of(array).resolution if found is None else found[0].source.levels[0].grid.resolution
 

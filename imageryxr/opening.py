@@ -11,10 +11,10 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.boxes import BBox, IndexBox
-from imageryxr.errors import ImageryWarning, LayerError, OptionError
+from imageryxr.errors import ImageryWarning, LayerError, OptionError, warn
 from imageryxr.grid import grid_of, outside_error, refuse_far
 from imageryxr.segments import id_array, select_ids
-from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, find_level, level_attrs
+from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, dtype_of, find_level, level_attrs
 from imageryxr.sources.graphene import GrapheneSource, Stale, check_stale, with_ids
 from imageryxr.sources.resolve import resolve_source
 from imageryxr.sources.web import Connection
@@ -31,7 +31,7 @@ def open_image(
     mip: Mip = None,
     bbox: BBox | None = None,
     chunks: Any = None,
-    missing: Missing = "raise",
+    missing: Missing = None,
     token: str | None = None,
     channel: int | None = None,
     time: int | None = None,
@@ -49,15 +49,19 @@ def open_image(
         ``precomputed://…`` (on ``gs://``, ``s3://``, ``https://``, ``file://`` or a local path), ``zarr://…`` for
         OME-Zarr, or a bare URL or path of either. Or an array in memory, a DataArray with coordinates in nm.
     mip : int or (x, y, z), optional
-        The level: its number, or its resolution in nm. Default: the finest that is no placeholder.
+        The level: its number, or its resolution in nm. Default: that with the smallest voxels that is no
+        placeholder.
     bbox : BBox, optional
         Open this box only, as dask blocks that follow the storage chunks. Outside the volume it is 0.
     chunks : int, tuple, dict or "auto", optional
         Make dask blocks: ``"auto"`` for whole storage chunks of some 4 million voxels together, or sizes as dask
         takes them. Prefer ``bbox`` for a part of a large volume: blocks of petabytes are slow to slice.
-    missing : {"raise", "fill", "warn"}, default "raise"
-        What a chunk that the store does not have is: an error; 0; or 0 with a warning. Take "fill" for layers
-        whose empty chunks were left out.
+    missing : {None, "raise", "fill", "warn"}, default None
+        What a chunk is that the store does not have. None follows the format: in Zarr it holds the fill value, by the
+        specification; in precomputed it is a `MissingChunkError`. "raise" is that error for all formats. "fill" takes
+        background, which is 0 in precomputed, and "warn" does so with a warning; the reports of exports list these
+        chunks. Take "fill" for precomputed layers whose empty chunks were left out. A request that fails or is denied
+        is always an error.
     token : str, optional
         Sent to web servers that hold an OME-Zarr, to CAVE's graph servers, and to addresses that begin with
         ``middleauth+``. Default for the latter two: the variable ``CAVE_TOKEN``, or the files in
@@ -109,7 +113,7 @@ def open_segmentation(
     agglomerate: bool = True,
     timestamp: datetime | str | float | None = None,
     stale: Stale = "raise",
-    missing: Missing = "raise",
+    missing: Missing = None,
     token: str | None = None,
     channel: int | None = None,
     time: int | None = None,
@@ -185,7 +189,7 @@ def open_multiscale(
     chunks: Any = None,
     agglomerate: bool = True,
     timestamp: datetime | str | float | None = None,
-    missing: Missing = "raise",
+    missing: Missing = None,
     token: str | None = None,
     channel: int | None = None,
     time: int | None = None,
@@ -227,11 +231,23 @@ def open_multiscale(
     choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
     living: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
     layer = resolve_source(source, None, missing=check_missing(missing), **choices, **living)
-    levels = [level for level in layer.levels if not level.placeholder]
+    levels = _openable(layer)
     children = {str(lv.mip): _level(layer, lv, bbox, chunks).to_dataset() for lv in levels}
     first = level_attrs(layer, find_level(layer, None))
     attrs = {key: first[key] for key in first if key not in ("mip", "resolution", "voxel_offset")}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{f"/{k}": v for k, v in children.items()}})
+
+
+def _openable(layer: Source) -> list[Level]:
+    """Return the levels that hold voxels, without those whose type of voxel a segmentation cannot have."""
+    levels = [level for level in layer.levels if not level.placeholder]
+    if layer.layer_type == "image":
+        return levels
+    wrong = [level for level in levels if dtype_of(layer, level.mip).kind not in "iu"]
+    if wrong and len(wrong) < len(levels):
+        mips = ", ".join(str(level.mip) for level in wrong)
+        warn(f"{layer.name}: mip {mips} holds {dtype_of(layer, wrong[0].mip)}, which are no ids, and is left out")
+    return [level for level in levels if level not in wrong] or levels
 
 
 def box_around(
@@ -387,6 +403,12 @@ def _resolved(
 
 def _level(layer: Source, level: Level, bbox: BBox | None, chunks: Any, *, outside_ok: bool = False) -> xr.DataArray:
     layer.check(level.mip)
+    dtype = dtype_of(layer, level.mip)
+    if layer.layer_type == "segmentation" and dtype.kind not in "iu":
+        raise LayerError(
+            f"mip {level.mip} of {layer.name} holds {dtype}, but ids are whole numbers; open another level, or open "
+            "this one with imageryxr.open_image"
+        )
     if bbox is None:
         return level_array(layer, level, chunks)
     box: IndexBox = level.grid.select(bbox)

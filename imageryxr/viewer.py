@@ -29,7 +29,7 @@ from imageryxr.errors import (
 from imageryxr.expr import Array, Mapped
 from imageryxr.frames import screen_dimensions
 from imageryxr.grid import Grid, grid_of
-from imageryxr.levels import finest_resolution
+from imageryxr.levels import first_resolution
 from imageryxr.link_sources import shown_source
 from imageryxr.look import (
     CONTRAST_LIMITS,
@@ -276,7 +276,7 @@ def _opened(layer: LinkLayer, state: LinkState, connection: Connection) -> xr.Da
     else:
         array = open_image(source)
     if placement != NATIVE:
-        array = _placed(array, placement.place(grid_of(array), finest_resolution(array)))
+        array = _placed(array, placement.place(grid_of(array), first_resolution(array)))
     return _joined(array, layer.equivalences)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of, regrid
-from imageryxr.boxes import DIMS, BBox, Triple, check_resolution
+from imageryxr.boxes import DIMS, BBox, Triple, check_resolution, exact
 from imageryxr.errors import LayerError, LinkWarning, OptionError
 from imageryxr.frames import Floats, screen_axes, screen_dimensions
 from imageryxr.grid import Grid, grid_of, outside_error
@@ -115,12 +117,19 @@ def layers_of(tree: xr.DataTree) -> dict[str, xr.DataArray]:
         for name, variable in node.data_vars.items():
             if set(DIMS) - {str(d) for d in variable.dims}:
                 continue
-            parent = node.parent.name if node.parent is not None and node.name and node.name.isdecimal() else node.name
+            is_level = node.parent is not None and node.name is not None and node.name.isdecimal()
+            parent = node.parent.name if node.parent is not None and is_level else node.name
             label = str(variable.attrs.get(LAYER, parent or name))
-            out.setdefault(label, variable)
+            known = out.setdefault(label, variable)
+            if is_level and known is not variable and _voxel_volume(variable) < _voxel_volume(known):
+                out[label] = variable
     if not out:
         raise LayerError("the tree holds no images or segmentations: none of its variables has the dims z, y and x")
     return out
+
+
+def _voxel_volume(array: xr.DataArray) -> Fraction:
+    return math.prod(map(exact, grid_of(array).resolution), start=Fraction(1))
 
 
 def dimensions_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray]) -> Triple:

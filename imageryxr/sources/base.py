@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import Index3, IndexBox, show_triple, tidy
+from imageryxr.boxes import Index3, IndexBox, exact, show_triple, tidy
 from imageryxr.errors import ChoiceError, ChunkReadError, MipError, OptionError
 from imageryxr.grid import Grid
 
 LayerType = Literal["image", "segmentation"]
-Missing = Literal["raise", "fill", "warn"]
+Missing = Literal["raise", "fill", "warn"] | None
 Assume = Literal["center", "corner"]
 
 
@@ -26,7 +27,7 @@ class Level:
     """One resolution of a layer."""
 
     mip: int
-    """Its number; 0 is the finest, placeholders count."""
+    """Its number: its place in the layer's own list, where placeholders count. Mostly 0 is the finest."""
     grid: Grid
     """Where its voxels lie."""
     chunks: Index3
@@ -35,6 +36,8 @@ class Level:
     """How chunks are stored, in the format's own word."""
     placeholder: bool = False
     """Whether the level is announced but holds no data."""
+    dtype: str | None = None
+    """Type of its voxels by name, where it is not that of the source."""
 
 
 @runtime_checkable
@@ -85,7 +88,7 @@ def read_filled(source: Any, mip: int, box: IndexBox) -> npt.NDArray[Any]:
     inside = box.clip(source.levels[mip].grid.box)
     if inside == box and box.voxels:
         return np.ascontiguousarray(source.read_inside(mip, box))
-    out = np.zeros(box.shape, source.dtype)
+    out = np.zeros(box.shape, dtype_of(source, mip))
     if inside.voxels:
         out[inside.slices(box)] = source.read_inside(mip, inside)
     return out
@@ -150,12 +153,25 @@ def is_page(data: bytes | memoryview) -> bool:
     return bytes(data[:256]).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES)
 
 
+def dtype_of(source: Source, mip: int) -> np.dtype[Any]:
+    """Return the type of a level's voxels, in native byte order."""
+    own = source.levels[mip].dtype
+    dtype: np.dtype[Any] = source.dtype if own is None else np.dtype(own)
+    return dtype
+
+
+def finest_first(source: Source) -> list[Level]:
+    """Return the levels that hold voxels, from the smallest voxels to the largest; equal ones in the layer's order."""
+    real = [level for level in source.levels if not level.placeholder]
+    return sorted(real, key=lambda level: math.prod(map(exact, level.grid.resolution)))
+
+
 def default_level(source: Source) -> Level:
-    """Return the finest level that is not a placeholder."""
-    for level in source.levels:
-        if not level.placeholder:
-            return level
-    raise MipError(f"every level of {source.name} is a placeholder: there are no voxels to open")
+    """Return the level with the smallest voxels that is not a placeholder."""
+    levels = finest_first(source)
+    if not levels:
+        raise MipError(f"every level of {source.name} is a placeholder: there are no voxels to open")
+    return levels[0]
 
 
 def find_level(source: Source, mip: Any) -> Level:
@@ -211,10 +227,11 @@ def pick_index(name: str, what: Literal["channel", "time"], count: int, index: i
 
 def check_missing(missing: Any) -> Missing:
     """Return the policy for missing chunks, or raise `OptionError`."""
-    if missing not in ("raise", "fill", "warn"):
+    if missing not in ("raise", "fill", "warn", None):
         raise OptionError(
-            f"missing={missing!r} is not a policy; 'raise' stops at a chunk that the store does not have, 'fill' takes "
-            "background for it, 'warn' does that and says so"
+            f"missing={missing!r} is not a policy; None follows the format (the fill value in Zarr, an error in "
+            "precomputed), 'raise' stops at a chunk that the store does not have, 'fill' takes background for it, "
+            "'warn' does that and says so"
         )
     policy: Missing = missing
     return policy

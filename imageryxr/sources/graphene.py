@@ -148,7 +148,7 @@ class GrapheneSource:
 def open_graphene(
     address: Address,
     *,
-    missing: Missing = "raise",
+    missing: Missing = None,
     agglomerate: bool = True,
     timestamp: Any = None,
     token: Token | str | None = None,

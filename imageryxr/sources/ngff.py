@@ -1,6 +1,6 @@
-"""What OME metadata say of an image: axes, units, where each level lies, how its arrays are stored.
+"""OME metadata of an image: its version, axes and units, the datasets, the channel and the contrast limits.
 
-The format: https://ngff.openmicroscopy.org (0.4 and 0.5). JSON in, values out; nothing is read here.
+The format: https://ngff.openmicroscopy.org (0.4, 0.5 and 0.6). JSON in, values out; nothing is read here.
 """
 
 from __future__ import annotations
@@ -10,105 +10,161 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from imageryxr.boxes import DIMS, exact, tidy
-from imageryxr.errors import ImageryWarning, SourceError
-from imageryxr.grid import Grid
+from imageryxr.boxes import DIMS, exact
+from imageryxr.errors import ImageryWarning, SourceError, UnitError
 from imageryxr.sources.base import pick_index
+from imageryxr.sources.members import as_list, as_object, as_text, is_finite_number, shown
+from imageryxr.units import has_unit, length_in_nm
 
-# Nanometres per unit, by the names that NGFF takes from UDUNITS, and the abbreviations found in the wild.
-UNITS: dict[str, Fraction | int] = {
-    "picometer": Fraction(1, 1000), "angstrom": Fraction(1, 10), "nanometer": 1, "micrometer": 10**3, "micron": 10**3,
-    "millimeter": 10**6, "centimeter": 10**7, "decimeter": 10**8, "meter": 10**9, "kilometer": 10**12,
-    "pm": Fraction(1, 1000), "nm": 1, "um": 10**3, "µm": 10**3, "μm": 10**3, "mm": 10**6, "cm": 10**7, "m": 10**9,
-}  # fmt: skip
+_NEWEST = (0, 6)
+_OLDEST = (0, 4)
 
 
-def no_image(name: str, ome: dict[str, Any], is_array: bool) -> str:
-    """Return what a group or array without an image is, and what to give in its place: goes on from its name."""
-    if is_array:
-        return (
-            "is a bare Zarr array, which says nothing of its place; give the group above it if that has OME metadata "
-            f"({name.rpartition('/')[0]}), or open it with xarray.open_zarr or zarr.open_array and place it: "
-            "xr.DataArray(array, dims=('z', 'y', 'x'), coords=imageryxr.Grid(shape, resolution, voxel_offset).coords())"
-        )
-    if "plate" in ome:
-        wells = [w.get("path") for w in ome["plate"].get("wells", [])][:1]
-        return f"is a plate of many images; give one of them, such as {name}/{wells[0] if wells else 'A/1'}/0"
-    if isinstance(ome.get("labels"), list):
-        labels = ", ".join(f"{name}/{label}" for label in ome["labels"])
-        return f"holds the list of an image's labels; give one of them: {labels}"
-    if "well" in ome or "bioformats2raw.layout" in ome:
-        return f"holds several images; give one of them, such as {name}/0"
-    return (
-        "is a Zarr group without OME metadata (no 'multiscales'); give the group of an image, such as "
-        f"{name}/0, or open its arrays with xarray.open_zarr and place them with imageryxr.Grid"
+class Axes(NamedTuple):
+    """The axes of an image, in the order of its arrays."""
+
+    names: tuple[str, ...]
+    """z, y, x, c, t, or a name of the file's own."""
+    factors: dict[str, Fraction]
+    """Nanometres per unit along each axis of space."""
+    system: str | None = None
+    """The coordinate system that they belong to, from version 0.6 on."""
+
+
+def first_multiscale(name: str, ome: dict[str, Any]) -> dict[str, Any]:
+    """Return the first multiscale of a group's OME metadata."""
+    entries = as_list(ome.get("multiscales"), f"{name}: multiscales", 10_000)
+    return as_object(entries[0], f"{name}: the first of the multiscales")
+
+
+def check_version(name: str, ome: dict[str, Any], multiscale: dict[str, Any], advice: str) -> None:
+    """Raise `SourceError` for a version that does not say where voxels lie, or is newer than what is read here.
+
+    Parameters
+    ----------
+    name : str
+        Of the source.
+    ome, multiscale : dict
+        The metadata of the group, and the multiscale in it.
+    advice : str
+        How to open an array of it.
+    """
+    said = ome.get("version", multiscale.get("version"))
+    version = _number(said)
+    if version is not None and version > _NEWEST:
+        raise SourceError(f"{name} is OME-Zarr of version {shown(said)}; versions 0.4 to 0.6 are read")
+    has_axes = bool(multiscale.get("axes") or multiscale.get("coordinateSystems"))
+    datasets = multiscale.get("datasets")
+    entries = [d for d in datasets if isinstance(d, dict)] if isinstance(datasets, list) else []
+    is_placed = any(entry.get("coordinateTransformations") for entry in entries)
+    if has_axes and (is_placed or version is None or version >= _OLDEST):
+        return
+    if not has_axes and version is not None and version >= _OLDEST:
+        raise SourceError(f"{name} states no axes, which version {shown(said)} of OME-Zarr requires; {advice}")
+    which = "an OME-Zarr that states no version" if version is None else f"OME-Zarr of version {shown(said)}"
+    raise SourceError(
+        f"{name} is {which}, without {'the size of a voxel' if has_axes else 'axes and the size of a voxel'}, which "
+        f"version 0.4 and later state. Rewrite it as 0.4 or 0.5, or {advice}"
     )
 
 
-class Layout(NamedTuple):
-    """The shapes of an array, its chunks and its stored objects, its dtype and its encoding."""
-
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    objects: tuple[int, ...]
-    dtype: str
-    encoding: str
+def _number(version: Any) -> tuple[int, int] | None:
+    parts = str(version if isinstance(version, str | float | int) else "").split(".")
+    try:
+        return int(parts[0]), int("".join(c for c in parts[1][:4] if c.isascii() and c.isdigit()))
+    except (ValueError, IndexError):
+        return None
 
 
-def layout_of(name: str, path: str, document: dict[str, Any], count: int) -> Layout:
-    """Return how an array is laid out, by its ``zarr.json`` or ``.zarray``; `count` is that of the axes named."""
-    shape = tuple(int(n) for n in document["shape"])
-    if document["zarr_format"] == 2:
-        chunks = objects = tuple(document["chunks"])
-        kind, codecs = document["dtype"], [document.get("compressor"), *(document.get("filters") or [])]
-    else:
-        chunks = objects = tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
-        kind, codecs = document["data_type"], document["codecs"]
-        if codecs and codecs[0]["name"] == "sharding_indexed":
-            inner = codecs[0]["configuration"]
-            chunks, codecs = tuple(inner["chunk_shape"]), inner["codecs"]
-    if len(shape) != count or len(chunks) != count:
-        raise SourceError(f"{name}: the array {path!r} has {len(shape)} axes, but the metadata name {count}")
-    dtype = np.dtype(kind) if isinstance(kind, str) else np.dtype(object)
-    if dtype.kind not in "biuf":
-        raise SourceError(f"{name} holds {kind!r}; voxels are integers, floats or booleans")
-    dtype = np.dtype("uint8") if dtype.kind == "b" else dtype.newbyteorder("=")
-    names = [str(c.get("name") or c.get("id")) for c in codecs if c]
-    encoding = ", ".join(n for n in names if n not in ("bytes", "transpose")) or "raw"
-    return Layout(shape, tuple(chunks), tuple(objects), dtype.name, encoding)
-
-
-def axes_of(name: str, multiscale: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Fraction]]:
-    """Return the names of the axes as stored (z, y, x, c, t), and the nanometres of a unit along those of space."""
-    entries = [{"name": a} if isinstance(a, str) else a for a in multiscale.get("axes", [])]
-    names = [_axis_name(entry) for entry in entries]
+def axes_of(name: str, multiscale: dict[str, Any]) -> Axes:
+    """Return the axes of an image: their names as stored, and the nanometres of a unit along those of space."""
+    entries, system = _axis_entries(name, multiscale)
+    names = [_axis_name(entry, name) for entry in entries]
     space = [i for i, axis in enumerate(names) if axis in DIMS or axis == "space"]
     if "space" in names:  # names of their own: NGFF orders them z, y, x
         for i, dim in zip(reversed(space), reversed(DIMS), strict=False):
             names[i] = dim
     if not {"y", "x"} <= set(names) or len(set(names)) < len(names) or "space" in names:
-        shown = [str(entry.get("name")) for entry in entries]
-        raise SourceError(f"{name} has the axes {shown}; understood are y and x, and with them z, c and t")
+        given = ", ".join(str(entry["name"]) for entry in entries) or "none"
+        raise SourceError(f"{name} has the axes {given[:200]}; understood are y and x, and with them z, c and t")
     units = {names[i]: entries[i].get("unit") for i in space}
-    bare = [dim for dim, unit in units.items() if unit is None]
+    return Axes(tuple(names), _factors(name, units), system)
+
+
+def _axis_entries(name: str, multiscale: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
+    system, given = None, multiscale.get("axes")
+    if multiscale.get("coordinateSystems"):
+        found = _coordinate_system(name, multiscale)
+        system, given = found["name"], found.get("axes")
+    entries = as_list(given, f"{name}: axes", 32)
+    named = [{"name": a} if isinstance(a, str) else as_object(a, f"{name}: an axis") for a in entries]
+    for entry in named:
+        as_text(entry.get("name"), f"{name}: the name of an axis")
+    return named, system
+
+
+def _coordinate_system(name: str, multiscale: dict[str, Any]) -> dict[str, Any]:
+    """Return the coordinate system that the datasets lie in, which the specification calls the intrinsic one."""
+    given = as_list(multiscale["coordinateSystems"], f"{name}: coordinateSystems")
+    systems = {}
+    for entry in given:
+        system = as_object(entry, f"{name}: a coordinate system")
+        systems[as_text(system.get("name"), f"{name}: the name of a coordinate system")] = system
+    outputs = set()
+    for dataset in as_list(multiscale.get("datasets"), f"{name}: datasets"):
+        steps = dataset.get("coordinateTransformations") if isinstance(dataset, dict) else None
+        outputs |= {_system_name(s["output"]) for s in steps or [] if isinstance(s, dict) and s.get("output")}
+    chosen = outputs.pop() if outputs else list(systems)[-1]
+    if outputs or chosen not in systems:
+        raise SourceError(
+            f"{name}: its levels lie in the coordinate system {shown(chosen)}"
+            f"{' and others' if outputs else ''}; all must lie in one of {', '.join(map(shown, systems))}"
+        )
+    return systems[chosen]
+
+
+def _system_name(value: Any) -> str:
+    return str(value.get("name") if isinstance(value, dict) else value)  # drafts of 0.6 write the name alone
+
+
+def _factors(name: str, units: dict[str, Any]) -> dict[str, Fraction]:
+    """Return nanometres per unit for each axis of space; an axis without a unit has that of the others."""
+    bare = [dim for dim, unit in units.items() if not has_unit(unit)]
+    said = {str(unit) for unit in units.values() if has_unit(unit)}
+    if len(said) > 1 and bare:
+        raise SourceError(
+            f"{name} does not say in which unit {', '.join(bare)} is measured, and its other axes differ: "
+            f"{', '.join(map(shown, sorted(said)))}; add the unit to its metadata"
+        )
+    assumed = next(iter(said), "nanometer")
+    factors = {}
+    for dim, unit in units.items():
+        try:
+            factors[dim] = exact(length_in_nm(unit if has_unit(unit) else assumed))
+        except UnitError as error:
+            raise SourceError(
+                f"{name} is measured in {shown(unit)} along {dim}: {error}. If the size of a voxel is known, correct "
+                "the unit and the scale in the metadata"
+            ) from None
     if bare:
-        message = f"{name} does not say in which unit {', '.join(bare)} are measured; they are taken as nanometres"
-        warnings.warn(message, ImageryWarning, stacklevel=2)
-    unknown = [unit for unit in units.values() if unit is not None and unit not in UNITS]
-    if unknown:
-        raise SourceError(f"{name} is measured in {unknown[0]!r}; understood are {', '.join(UNITS)}")
-    return tuple(names), {dim: Fraction(UNITS[unit or "nanometer"]) for dim, unit in units.items()}
+        as_what = f"{assumed}, as its other axes are" if said else "nanometres"
+        warnings.warn(
+            f"{name} does not say in which unit {', '.join(bare)} {'is' if len(bare) == 1 else 'are'} measured; "
+            f"{'it is' if len(bare) == 1 else 'they are'} taken as {as_what}",
+            ImageryWarning,
+            stacklevel=2,
+        )
+    return factors
 
 
-def _axis_name(entry: dict[str, Any]) -> str:
+def _axis_name(entry: dict[str, Any], name: str) -> str:
     given, kind = str(entry["name"]), entry.get("type")
-    if given.lower() in DIMS and kind in (None, "space"):
+    kind = kind.lower() if isinstance(kind, str) else None
+    if given.lower() in DIMS and kind in (None, "", "space", "array"):
         return given.lower()
     if kind in ("space", "channel", "time"):
-        return {"space": "space", "channel": "c", "time": "t"}[str(kind)]
-    return given
+        return {"space": "space", "channel": "c", "time": "t"}[kind]
+    return given.lower() if given.lower() in ("c", "t") else given
 
 
 def picks_of(
@@ -122,60 +178,38 @@ def picks_of(
     }
     other = [a for a, n in zip(axes, shape, strict=True) if a not in (*DIMS, "c", "t") and n > 1]
     if other:
-        raise SourceError(f"{name} has several voxels along {other[0]!r}, which is neither space, channel nor time")
+        raise SourceError(
+            f"{name} has several voxels along {shown(other[0])}, which is neither space, channel nor time"
+        )
     return tuple((axis, chosen.get(axis, 0)) for axis in axes if axis not in DIMS)
 
 
-def grid_of_level(
-    name: str,
-    multiscale: dict[str, Any],
-    mip: int,
-    shape: Sequence[int],
-    axes: tuple[str, ...],
-    factors: dict[str, Fraction],
-    assume: str,
-) -> Grid:
-    """Return where a level lies, its axes in any order; ``assume`` says what a translation is the place of."""
-    scale, translation = _placed(name, multiscale, mip, len(axes))
-    sizes, resolution, offset = [1, 0, 0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
-    for i, dim in enumerate(DIMS):
-        if dim in axes:
-            k = axes.index(dim)
-            if scale[k] <= 0:
-                raise SourceError(
-                    f"{name}: level {mip} has a scale of {float(scale[k])} along {dim}; it must be positive"
-                )
-            sizes[i] = shape[k]
-            resolution[i] = float(scale[k] * factors[dim])
-            offset[i] = tidy(translation[k] / scale[k] - (Fraction(1, 2) if assume == "center" else 0))
-    resolution[0] = resolution[0] or resolution[2]  # a picture's one slice, from 0, is as thick as a voxel is wide
-    return Grid((sizes[0], sizes[1], sizes[2]), tuple(resolution[::-1]), tuple(offset[::-1]))  # type: ignore[arg-type]
-
-
-def _placed(name: str, multiscale: dict[str, Any], mip: int, count: int) -> tuple[list[Fraction], list[Fraction]]:
-    scale, translation = [Fraction(1)] * count, [Fraction(0)] * count
-    own = multiscale["datasets"][mip].get("coordinateTransformations") or []
-    if not any(step.get("type") == "scale" for step in own):
-        raise SourceError(
-            f"{name}: level {mip} has no scale among its coordinateTransformations, so the size of a voxel is not "
-            "known; open its array with xarray.open_zarr and place it with imageryxr.Grid"
-        )
-    for step in [*own, *(multiscale.get("coordinateTransformations") or [])]:
-        kind = step.get("type")
-        if kind == "identity":
-            continue
-        if kind not in ("scale", "translation") or kind not in step:
-            raise SourceError(f"{name}: level {mip} is placed by {step}; understood are scales and translations")
-        values = [exact(v) for v in step[kind]]
-        translation = [(b * v if kind == "scale" else b + v) for b, v in zip(translation, values, strict=True)]
-        scale = [a * v for a, v in zip(scale, values, strict=True)] if kind == "scale" else scale
-    return scale, translation
+def dataset_paths(name: str, multiscale: dict[str, Any]) -> list[str]:
+    """Return the path of each level within the group, without leading, trailing or doubled slashes and dots."""
+    paths = []
+    for number, entry in enumerate(as_list(multiscale.get("datasets"), f"{name}: datasets")):
+        given = as_object(entry, f"{name}: dataset {number}").get("path")
+        if isinstance(given, int) and not isinstance(given, bool):
+            given = shown(given)
+        parts = as_text(given, f"{name}: the path of dataset {number}").split("/")
+        if ".." in parts:
+            raise SourceError(f"{name}: the path {shown(given)} of dataset {number} leads out of the group")
+        paths.append("/".join(part for part in parts if part not in ("", ".")))
+    if not paths:
+        raise SourceError(f"{name}: datasets is empty, so there is no level to open")
+    return paths
 
 
 def window_of(ome: dict[str, Any], channel: int) -> tuple[float, float] | None:
-    """Return the contrast limits that the file gives for a channel, or None."""
-    channels = (ome.get("omero") or {}).get("channels") or []
-    window = (channels[channel].get("window") or {}) if channel < len(channels) else {}
-    if "start" not in window or "end" not in window or window["start"] == window["end"]:
+    """Return the contrast limits that the file gives for a channel, or None where it gives none that can be used."""
+    found: Any = ome
+    for key in ("omero", "channels", channel, "window"):
+        if isinstance(found, dict):
+            found = found.get(key)
+        else:
+            found = found[key] if isinstance(found, list) and isinstance(key, int) and key < len(found) else None
+    limits = [found.get("start"), found.get("end")] if isinstance(found, dict) else []
+    if not limits or not all(map(is_finite_number, limits)):
         return None
-    return (float(window["start"]), float(window["end"]))
+    start, end = map(float, limits)
+    return (start, end) if start < end else None

@@ -1,12 +1,11 @@
-"""OME-Zarr images and labels (NGFF 0.4 on Zarr v2, 0.5 on Zarr v3), read through zarr-python.
+"""OME-Zarr images and labels (NGFF 0.4 to 0.6, on Zarr v2 and v3), read through zarr-python.
 
 The format: https://ngff.openmicroscopy.org. Of several multiscales in a group the first one is opened. All metadata
-are read here once, at opening, and travel with the source, so that a worker asks for chunks only.
+are read here once, at opening, and travel with the source, so that a worker requests chunks only.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,6 @@ import numpy.typing as npt
 from imageryxr.boxes import DIMS, IndexBox
 from imageryxr.errors import (
     AuthError,
-    CodecError,
     ImageryError,
     MissingChunkError,
     MissingChunkWarning,
@@ -28,7 +26,7 @@ from imageryxr.errors import (
     SourceNotFoundError,
 )
 from imageryxr.grid import Grid
-from imageryxr.sources import ngff
+from imageryxr.sources import ngff, ngff_groups
 from imageryxr.sources.address import Address
 from imageryxr.sources.base import (
     Assume,
@@ -37,13 +35,17 @@ from imageryxr.sources.base import (
     Missing,
     Source,
     check_assume,
+    dtype_of,
     note_holes,
-    plain,
     read_error,
     read_filled,
 )
+from imageryxr.sources.ngff_places import grid_of_level
 from imageryxr.sources.web import Connection
+from imageryxr.sources.zarrcodecs import codec_error
+from imageryxr.sources.zarrmeta import Layout, layout_of
 from imageryxr.sources.zarrstore import array_metadata, failures, fetch, fetch_json, open_array
+from imageryxr.sources.zipstore import archive_of
 
 PROTOCOLS = ("file", "http", "https", "s3", "gs")
 
@@ -55,9 +57,11 @@ class ZarrLevel:
     path: str
     """Path of the array in the group."""
     metadata: str
-    """What its ``zarr.json`` or ``.zarray`` says, without its attributes."""
+    """What its ``zarr.json`` or ``.zarray`` says, without its attributes, in the form that zarr-python takes."""
     objects: tuple[int, ...]
     """Shape, along all axes, of one stored object: a chunk, or a shard."""
+    has_separator: bool = True
+    """Whether the metadata say what separates the indexes in the name of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class OmeZarrSource:
     """Names of the axes as stored: z, y, x, c, t."""
     picks: tuple[tuple[str, int], ...]
     """The index chosen along each axis that is not space."""
-    missing: Missing = "raise"
-    """What to do about a chunk that the store does not have."""
+    missing: Missing = None
+    """What to do about a chunk that the store does not have; None reads it as the fill value."""
     window: tuple[float, float] | None = None
     """The contrast limits that the file gives for the channel."""
     token: str | None = field(default=None, repr=False, compare=False)
@@ -101,15 +105,14 @@ class OmeZarrSource:
         return {} if self.window is None or self.layer_type != "image" else {"contrast_limits": self.window}
 
     def check(self, mip: int) -> None:
-        """Raise `CodecError` if the array's codecs are not there."""
+        """Raise `CodecError` if the array's codecs are not registered or cannot be set up."""
+        text = self.arrays[mip].metadata
         try:
-            array_metadata(self.arrays[mip].metadata)
-        except ValueError as error:
-            codec = re.search(r"'+([^']+)'+", str(error))
-            raise CodecError(
-                f"{self.name} is stored with the codec {codec[1] if codec else '?'!r}, which zarr does not have here "
-                f"({plain(error)}); install the package that brings it, e.g. pip install 'imageryxr[codecs]'"
-            ) from error
+            array_metadata(text)
+        except ImageryError:
+            raise
+        except Exception as error:
+            raise codec_error(self.name, text, error) from error
 
     def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
         """Return the voxels of a box (z, y, x), 0 outside the array."""
@@ -124,21 +127,25 @@ class OmeZarrSource:
             array, absent = open_array(self.url, self.token, stored.path, stored.metadata, self.connection)
             values = np.asarray(array[tuple(where[axis] for axis in self.axes)])
         if absent:
-            self._tell_holes(mip, box, absent)
+            self._check_absent(mip, box, absent)
         if "z" not in self.axes:
             values = values[np.newaxis]
         order = [axis for axis in ("z", *self.axes) if axis in DIMS][-3:]
-        return np.ascontiguousarray(values.transpose([order.index(d) for d in DIMS]), dtype=self.dtype)
+        return np.ascontiguousarray(values.transpose([order.index(d) for d in DIMS]), dtype=dtype_of(self, mip))
 
-    def _tell_holes(self, mip: int, box: IndexBox, absent: dict[str, bool]) -> None:
-        # zarr gives an object that the store does not have as its fill value, in silence.
+    def _check_absent(self, mip: int, box: IndexBox, absent: dict[str, bool]) -> None:
+        """Raise, warn or record, as ``missing`` says, for objects that zarr has read as the fill value."""
         refused = [key for key, forbidden in absent.items() if forbidden]
         if refused and fetch(self.url, self.token, self._document, self.name, self.connection) is None:
             raise AuthError(f"{self.name} refused to be read (403: {refused[0]}); check the token or your rights")
+        self._check_separator(mip, box, min(absent))
+        if self.missing is None and not refused:
+            return  # by the specification, an object that the store leaves out holds the fill value
         grid = self.levels[mip].grid
-        holes = [str(grid.crop(self._hole(mip, key)).bbox) for key in sorted(absent)]
+        keys = refused if self.missing is None else absent
+        holes = [str(grid.crop(self._hole(mip, key)).bbox) for key in sorted(keys)]
         shown = "; ".join(holes[:3]) + (f"; and {len(holes) - 3} more" if len(holes) > 3 else "")
-        if self.missing == "raise":
+        if self.missing is None or self.missing == "raise":
             hint = (
                 "a Zarr store may leave out chunks that hold only the fill value: missing='fill' takes them for that, "
                 "'warn' also says which"
@@ -155,6 +162,20 @@ class OmeZarrSource:
                 stacklevel=2,
             )
 
+    def _check_separator(self, mip: int, box: IndexBox, key: str) -> None:
+        # A .zarray that names no separator stands for '.', but some writers use '/' and forget to name it: then every
+        # chunk would be read as the fill value.
+        stored = self.arrays[mip]
+        if stored.has_separator:
+            return
+        other = f"{key.removesuffix(key.split('/')[-1])}{key.split('/')[-1].replace('.', '/')}"
+        if other != key and fetch(self.url, self.token, other, self.name, self.connection) is not None:
+            cause = (
+                f"its .zarray names no dimension_separator, which stands for '.', but its chunks are stored with '/' "
+                f"({other}); open it with #dimension_separator=/ behind the address, or add the member to the .zarray"
+            )
+            raise read_error(self, mip, box, cause)
+
     @property
     def _document(self) -> str:
         return "zarr.json" if '"zarr_format": 3' in self.arrays[0].metadata else ".zattrs"
@@ -168,7 +189,7 @@ class OmeZarrSource:
         return IndexBox(start, (start[0] + dz, start[1] + dy, start[2] + dx)).clip(level.grid.box)
 
     def __dask_tokenize__(self) -> object:
-        levels = [(astuple(lv.grid), lv.chunks) for lv in self.levels]
+        levels = [(astuple(lv.grid), lv.chunks, lv.dtype) for lv in self.levels]
         stored = [astuple(a) for a in self.arrays]
         layout = (self.axes, self.picks, self.layer_type, self.type, self.window)
         return ("imageryxr.omezarr", self.url, levels, stored, layout, self.missing)
@@ -177,7 +198,7 @@ class OmeZarrSource:
 def open_omezarr(
     address: Address,
     *,
-    missing: Missing = "raise",
+    missing: Missing = None,
     token: str | None = None,
     channel: int | None = None,
     time: int | None = None,
@@ -189,11 +210,11 @@ def open_omezarr(
     Parameters
     ----------
     address : Address
-        Of the group that holds the ``multiscales``.
-    missing : {"raise", "fill", "warn"}
-        What to do about an object (a chunk, or a shard) that the store does not have. What a shard's own index
-        leaves out was left out on purpose, and is read as the fill value. A 403 counts as missing as long as the
-        metadata can be read.
+        Of the group that holds the ``multiscales``, in a folder, a bucket, on a web server or in a local zip archive.
+    missing : {None, "raise", "fill", "warn"}
+        What to do about an object (a chunk, or a shard) that the store does not have. None, by the specification,
+        reads it as the fill value. What a shard's own index leaves out is always read as the fill value. A 403 is an
+        error with None and "raise", and counts as missing with the others if the metadata can be read.
     token : str, optional
         Sent to web servers as ``Authorization: Bearer``. It is not shown, but it is pickled with the source.
     channel, time : int, optional
@@ -209,7 +230,7 @@ def open_omezarr(
     SourceNotFoundError
         If there is no Zarr group.
     SourceError
-        If it is no OME-Zarr image, or its metadata make no sense.
+        If it is no OME-Zarr image, or a member of its metadata has no possible value.
     OptionError
         If ``assume`` is neither.
     """
@@ -223,30 +244,66 @@ def open_omezarr(
         return _parsed(address, ome, version, missing, token, {"c": channel, "t": time}, assume, connection)
     except ImageryError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         raise SourceError(f"the OME metadata of {name} make no sense: {type(error).__name__}: {error}") from error
 
 
 def _ome_metadata(address: Address, token: str | None, connection: Connection) -> tuple[dict[str, Any], int]:
+    """Return the OME metadata of an image's group, and the version of its Zarr format."""
     name, path = address.zarr_name, address.local_path
-    if path is not None and not path.is_dir():
+    if path is not None and not path.is_dir() and archive_of(path) is None:
         raise SourceNotFoundError(f"there is no folder {path}, so no OME-Zarr at {name}; check the path")
-    document = fetch_json(address, token, "zarr.json", connection)
-    version = 2 if document is None else 3
-    if document is not None:
-        attributes, is_array = document.get("attributes") or {}, document.get("node_type") == "array"
-    else:
-        attributes = fetch_json(address, token, ".zattrs", connection)
-        is_array = not attributes and fetch(address.url, token, ".zarray", name, connection) is not None
-        if attributes is None and not is_array and fetch(address.url, token, ".zgroup", name, connection) is None:
-            raise SourceNotFoundError(
-                f"there is no OME-Zarr at {name}: neither {address.public}/zarr.json (Zarr v3) nor "
-                f"{address.public}/.zattrs (Zarr v2) is there, or may be read; check the path"
-            )
-    ome = (attributes or {}).get("ome", attributes or {})
-    if not is_array and isinstance(ome, dict) and ome.get("multiscales"):
-        return ome, version
-    raise SourceError(f"{name} {ngff.no_image(name, ome if isinstance(ome, dict) else {}, is_array)}")
+    found: dict[int, dict[str, Any]] = {}
+    for version in (3, 2):
+        document = fetch_json(address, token, "zarr.json" if version == 3 else ".zattrs", connection)
+        if document is None:
+            continue
+        if version == 3 and document.get("node_type") == "array":
+            raise SourceError(f"{name} {ngff_groups.bare_array(address, document)}")
+        found[version] = _ome_of(document.get("attributes") if version == 3 else document)
+        if found[version].get("multiscales"):
+            return found[version], version
+    array = fetch_json(address, token, ".zarray", connection) if not found.get(2) and 3 not in found else None
+    if array is not None:
+        raise SourceError(f"{name} {ngff_groups.bare_array(address, array)}")
+    if not found and fetch_json(address, token, ".zgroup", connection) is None:
+        raise _nothing_there(address)
+    ome = next((ome for ome in found.values() if ome), {})
+
+    def below(group: str) -> dict[str, Any]:
+        return _attributes(Address("zarr", f"{address.url}/{group}"), token, connection)
+
+    raise SourceError(f"{name} {ngff_groups.no_image(address, ome, below)}")
+
+
+def _ome_of(attributes: Any) -> dict[str, Any]:
+    members = attributes if isinstance(attributes, dict) else {}
+    inner = members.get("ome", members)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _attributes(address: Address, token: str | None, connection: Connection) -> dict[str, Any]:
+    """Return the OME metadata of a group, an empty dict where there are none or they cannot be read."""
+    try:
+        new = fetch_json(address, token, "zarr.json", connection)
+        return (
+            _ome_of(new.get("attributes"))
+            if new is not None
+            else _ome_of(fetch_json(address, token, ".zattrs", connection))
+        )
+    except ImageryError:
+        return {}
+
+
+def _nothing_there(address: Address) -> SourceNotFoundError:
+    packed = address.url.endswith((".zip", ".ozx"))
+    advice = (
+        "zip archives are read from local paths only: download it, or unpack it there" if packed else "check the path"
+    )
+    return SourceNotFoundError(
+        f"there is no OME-Zarr at zarr://{address.public}: neither {address.public}/zarr.json (Zarr v3) nor "
+        f"{address.public}/.zattrs (Zarr v2) is there, or may be read; {advice}"
+    )
 
 
 def _parsed(
@@ -259,37 +316,40 @@ def _parsed(
     assume: str,
     connection: Connection,
 ) -> OmeZarrSource:
-    name, multiscale = address.zarr_name, ome["multiscales"][0]
-    axes, factors = ngff.axes_of(name, multiscale)
-    paths = [str(d["path"]) for d in multiscale["datasets"]]
+    name = address.zarr_name
+    multiscale = ngff.first_multiscale(name, ome)
+    paths = ngff.dataset_paths(name, multiscale)
+    ngff.check_version(
+        name, ome, multiscale, f"open a level and place it: {ngff_groups.array_advice(address, paths[0], None)}"
+    )
+    axes = ngff.axes_of(name, multiscale)
     with ThreadPoolExecutor(8) as pool:
-        documents = list(pool.map(lambda path: _array_document(address, token, path, version, connection), paths))
-    layouts = [ngff.layout_of(name, path, d, len(axes)) for path, d in zip(paths, documents, strict=True)]
-    types = {layout.dtype for layout in layouts}
-    if len(types) > 1:
-        raise SourceError(
-            f"the levels of {name} differ in type ({', '.join(sorted(types))}), so they are not one image"
+        layouts = list(
+            pool.map(lambda path: _array_layout(address, token, path, (version, len(axes.names)), connection), paths)
         )
-    picks = ngff.picks_of(name, axes, layouts[0].shape, asked)
-    levels: list[Level] = []
-    arrays = []
-    for mip, layout in enumerate(layouts):
-        grid = ngff.grid_of_level(name, multiscale, mip, layout.shape, axes, factors, assume)
-        if levels and "z" not in axes:
-            grid = Grid(grid.shape, (*grid.resolution[:2], levels[0].grid.resolution[2]), grid.voxel_offset)
-        own = [layout.chunks[axes.index(d)] if d in axes else 1 for d in DIMS]
-        levels.append(Level(mip, grid, (own[0], own[1], own[2]), layout.encoding))
-        document = {k: v for k, v in documents[mip].items() if k != "attributes"}
-        arrays.append(ZarrLevel(paths[mip], json.dumps(document, sort_keys=True), layout.objects))
-    is_label = "image-label" in ome or address.url.split("/")[-2:-1] == ["labels"]
+    picks = ngff.picks_of(name, axes.names, layouts[0].shape, asked)
+    grids = [grid_of_level(name, multiscale, mip, lay.shape, axes, assume) for mip, lay in enumerate(layouts)]
+    if "z" not in axes.names:  # one slice of one thickness at all levels
+        thickness = min(grid.resolution[2] for grid in grids)
+        grids = [Grid(g.shape, (*g.resolution[:2], thickness), g.voxel_offset) for g in grids]
+    finest = min(
+        range(len(grids)), key=lambda i: grids[i].resolution[0] * grids[i].resolution[1] * grids[i].resolution[2]
+    )
+    dtype = layouts[finest].dtype
     return OmeZarrSource(
         url=address.url,
         name=name,
-        layer_type="segmentation" if is_label else "image",
-        type=types.pop(),
-        levels=tuple(levels),
-        arrays=tuple(arrays),
-        axes=axes,
+        layer_type="segmentation" if _is_label(address, ome, token, connection) else "image",
+        type=dtype,
+        levels=tuple(
+            Level(mip, grid, _chunks(lay, axes.names), lay.encoding, dtype=None if lay.dtype == dtype else lay.dtype)
+            for mip, (grid, lay) in enumerate(zip(grids, layouts, strict=True))
+        ),
+        arrays=tuple(
+            ZarrLevel(path, lay.document, lay.objects, lay.has_separator)
+            for path, lay in zip(paths, layouts, strict=True)
+        ),
+        axes=axes.names,
         picks=picks,
         missing=missing,
         window=ngff.window_of(ome, dict(picks).get("c", 0)),
@@ -298,14 +358,34 @@ def _parsed(
     )
 
 
-def _array_document(
-    address: Address, token: str | None, path: str, version: int, connection: Connection
-) -> dict[str, Any]:
-    key = f"{path}/{'zarr.json' if version == 3 else '.zarray'}"
+def _chunks(layout: Layout, axes: tuple[str, ...]) -> tuple[int, int, int]:
+    z, y, x = (layout.chunks[axes.index(d)] if d in axes else 1 for d in DIMS)
+    return (z, y, x)
+
+
+def _array_layout(
+    address: Address, token: str | None, path: str, form: tuple[int, int], connection: Connection
+) -> Layout:
+    version, count = form
+    name, key = address.zarr_name, f"{path}/{'zarr.json' if version == 3 else '.zarray'}".lstrip("/")
     found = fetch_json(address, token, key, connection)
     if found is None:
-        raise SourceError(f"zarr://{address.public} lists the level {path!r}, but there is no {address.public}/{key}")
-    return found
+        raise SourceError(f"{name} lists the level {path!r}, but there is no {address.public}/{key}")
+    layout = layout_of(f"{name}/{path}", found, version)
+    if len(layout.shape) != count:
+        raise SourceError(f"{name}: the array {path!r} has {len(layout.shape)} axes, but the metadata name {count}")
+    return layout
+
+
+def _is_label(address: Address, ome: dict[str, Any], token: str | None, connection: Connection) -> bool:
+    """Return whether an image is one of labels: by its own metadata, or by the list in a folder "labels" above it."""
+    if "image-label" in ome:
+        return True
+    above, found, label = address.url.rpartition("/labels/")
+    if not found:
+        return False
+    listed = _attributes(Address("zarr", f"{above}/labels"), token, connection).get("labels")
+    return isinstance(listed, list) and label in [str(entry).strip("/") for entry in listed]
 
 
 _: type[Source] = OmeZarrSource

@@ -76,8 +76,8 @@ class PrecomputedSource:
     """Its address without anything secret."""
     info_text: str = field(repr=False)
     """The ``info`` file as canonical JSON: text is hashed, compared and pickled for nothing."""
-    missing: Missing = "raise"
-    """What to do about a chunk that the store does not have."""
+    missing: Missing = None
+    """What to do about a chunk that the store does not have; None raises, as "raise" does."""
     channel: int = 0
     """Which channel is read."""
     layer_type: LayerType = "image"
@@ -144,7 +144,7 @@ class PrecomputedSource:
         try:
             return self._download(mip, box, each=each)
         except EmptyVolumeException as error:
-            if self.missing != "raise":
+            if self.missing not in (None, "raise"):
                 return self._read_around_holes(mip, box, each)
             hint = "missing='fill' takes background for chunks that the store does not have, 'warn' says which"
             cause = f"the store has no chunk {error}, or does not let it be read"
@@ -326,7 +326,7 @@ def _read_info(address: Address, connection: Connection, token: Token | None) ->
 def open_precomputed(
     address: Address,
     *,
-    missing: Missing = "raise",
+    missing: Missing = None,
     channel: int | None = None,
     info: dict[str, Any] | None = None,
     token: Token | None = None,

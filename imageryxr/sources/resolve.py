@@ -25,7 +25,7 @@ def resolve_source(
     source: Any,
     layer_type: LayerType | None,
     *,
-    missing: Missing = "raise",
+    missing: Missing = None,
     token: str | Token | None = None,
     channel: int | None = None,
     time: int | None = None,
@@ -213,10 +213,12 @@ def _open_graphene(
 
 
 def _as_layer(source: Source, layer_type: LayerType | None) -> Source:
-    wanted = layer_type or source.layer_type
-    if wanted == "image" and source.layer_type == "segmentation":
+    # Values that cannot be ids are an image, whatever the metadata say.
+    holds_ids = np.dtype(source.dtype).kind in "iu"
+    wanted = layer_type or (source.layer_type if holds_ids else "image")
+    if wanted == "image" and source.layer_type == "segmentation" and holds_ids:
         raise LayerError(f"{source.name} is a segmentation: open it with imageryxr.open_segmentation")
-    if wanted == "segmentation" and np.dtype(source.dtype).kind not in "iu":
+    if wanted == "segmentation" and not holds_ids:
         mask = " (for a mask give array.astype('uint8'))" if np.dtype(source.dtype).kind == "b" else ""
         raise LayerError(
             f"{source.name} holds {source.dtype}, but ids are whole numbers{mask}; it is an image: open it with "

@@ -1,4 +1,4 @@
-"""Where Zarr arrays are read from: local folders and private buckets through zarr-python's stores, all else by web.
+"""Where Zarr arrays are read from: local folders, zip archives and private buckets by zarr-python, all else by web.
 
 Every object that comes is looked at before it is decoded, and every one that does not come is noted.
 """
@@ -24,7 +24,9 @@ from imageryxr.sources.services import ENDPOINTS, web_folder
 from imageryxr.sources.web import Connection, in_parallel
 from imageryxr.sources.webobjects import fetch_object
 from imageryxr.sources.weburl import parse_web_url
+from imageryxr.sources.zarrcodecs import register_codecs
 from imageryxr.sources.zarrobjects import ZarrForm, check_object, form_of
+from imageryxr.sources.zipstore import archive_of, open_archive, read_entry
 
 # Object stores are asked again about errors that may pass, for half a minute at the most.
 RETRY: dict[str, Any] = {
@@ -44,6 +46,7 @@ def array_metadata(text: str) -> Any:
     from zarr import AsyncArray
     from zarr.storage import MemoryStore, StorePath
 
+    register_codecs(text)
     return AsyncArray(json.loads(text), StorePath(MemoryStore())).metadata
 
 
@@ -58,7 +61,10 @@ def open_array(
     from zarr.storage import StorePath
 
     folder = web_folder(url)
-    if folder is None:
+    archive = archive_of(url.removeprefix("file://")) if url.startswith("file://") else None
+    if archive is not None:
+        store = open_archive(archive)
+    elif folder is None:
         store = open_store(url, os.getpid())
     else:
         from imageryxr.sources.webstore import WebStore
@@ -208,7 +214,9 @@ def fetch(url: str, token: str | None, key: str, name: str, connection: Connecti
     with failures(name, lambda error: ChunkReadError(f"could not read the metadata of {name} ({key}): {error}")):
         try:
             if url.startswith("file://"):
-                return (Path(url.removeprefix("file://")) / key).read_bytes()
+                path = url.removeprefix("file://")
+                archive = archive_of(path)
+                return (Path(path) / key).read_bytes() if archive is None else read_entry(archive, key)
             folder = web_folder(url)
             if folder is not None:
                 login = credential_of(folder, token)
@@ -236,7 +244,7 @@ def fetch_json(address: Address, token: str | None, key: str, connection: Connec
     data = fetch(address.url, token, key, f"zarr://{address.public}", connection)
     try:
         found = None if data is None else json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{address.public}/{key} is not JSON ({error}): a login page or a broken file?") from None
     if found is not None and not isinstance(found, dict):
         raise SourceError(f"{address.public}/{key} holds a {type(found).__name__}, not a JSON object")

@@ -1,0 +1,111 @@
+"""Zarr groups and arrays that are no image themselves: what they hold, and the address that opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from imageryxr.sources.address import Address
+
+Attributes = Callable[[str], dict[str, Any]]
+"""Returns the OME metadata of a group below, by its path; an empty dict where there are none."""
+
+
+def no_image(address: Address, ome: dict[str, Any], attributes: Attributes) -> str:
+    """Return what a group without an image holds, and which addresses open it: goes on from the group's name.
+
+    Parameters
+    ----------
+    address : Address
+        Of the group.
+    ome : dict
+        Its OME metadata.
+    attributes : callable
+        Reads the metadata of a group below it.
+    """
+    name = f"zarr://{address.public}"
+    if isinstance(ome.get("plate"), dict):
+        wells = _paths(ome["plate"].get("wells"), "path")
+        well = wells[0] if wells else "A/1"
+        fields = _paths(_member(attributes(well), "well", "images"), "path") or ["0"]
+        return f"is a plate of many images; give one of them, such as {name}/{well}/{fields[0]}"
+    if isinstance(ome.get("labels"), list):
+        found = [str(label) for label in ome["labels"] if isinstance(label, str)]
+        return f"holds the list of an image's labels; give one of them: {_addresses(name, found) or name + '/NAME'}"
+    if isinstance(ome.get("well"), dict):
+        fields = _paths(ome["well"].get("images"), "path") or ["0"]
+        return f"is a well with {len(fields)} images; give one of them: {_addresses(name, fields)}"
+    if "bioformats2raw.layout" in ome:
+        series = attributes("OME").get("series")
+        images = [s for s in series if isinstance(s, str)] if isinstance(series, list) else ["0"]
+        return f"holds the images of a bioformats2raw folder; give one of them: {_addresses(name, images)}"
+    below = images_below(address, attributes)
+    if below:
+        return f"is a Zarr group without OME metadata of its own; it holds images, give one: {_addresses(name, below)}"
+    return (
+        "is a Zarr group without OME metadata (no 'multiscales'); give the group of an image, such as "
+        f"{name}/0, or open one of its arrays: {array_advice(address, 'ARRAY', None)}"
+    )
+
+
+def images_below(address: Address, attributes: Attributes) -> list[str]:
+    """Return the names of groups in a local folder that are images; at most 50 are looked at."""
+    path = address.local_path
+    try:
+        children = sorted(p.name for p in path.iterdir() if p.is_dir())[:50] if path is not None else []
+    except OSError:
+        return []
+    return [child for child in children if attributes(child).get("multiscales")]
+
+
+def bare_array(address: Address, document: dict[str, Any]) -> str:
+    """Return what to do about a Zarr array without OME metadata: goes on from its name."""
+    above = f"zarr://{address.public}".rpartition("/")[0]
+    shape = document.get("shape")
+    count = len(shape) if isinstance(shape, list) else None
+    return (
+        f"is a bare Zarr array, which says nothing of its place; give the group above it if that has OME metadata "
+        f"({above}), or place it yourself: {array_advice(address, '', count)}"
+    )
+
+
+def array_advice(address: Address, path: str, count: int | None) -> str:
+    """Return the lines that open an array and place it; they read no voxel.
+
+    Parameters
+    ----------
+    address : Address
+        Of the group that holds it.
+    path : str
+        Of the array in the group.
+    count : int or None
+        Of its axes, where known.
+    """
+    place = f"{address.public.removeprefix('file://')}/{path}".rstrip("/")
+    if address.local_path is not None:
+        opened = f"dask.array.from_zarr({place!r})"
+    else:
+        store = f"zarr.storage.ObjectStore(obstore.store.from_url({place!r}), read_only=True)"
+        opened = f"dask.array.from_zarr(zarr.open_array({store}, mode='r'))"
+    index = f"[{', '.join(['0'] * (count - 3))}]" if count is not None and count > 3 else ""
+    return (
+        f"array = {opened}{index}; em = xarray.DataArray(array, dims=('z', 'y', 'x'), "
+        "coords=imageryxr.Grid(array.shape, (8, 8, 40), (0, 0, 0)).coords()), with the size of a voxel (x, y, z nm) "
+        "in place of (8, 8, 40)"
+    )
+
+
+def _paths(entries: Any, key: str) -> list[str]:
+    found = entries if isinstance(entries, list) else []
+    return [str(e[key]).strip("/") for e in found if isinstance(e, dict) and isinstance(e.get(key), str)]
+
+
+def _member(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _addresses(name: str, paths: list[str]) -> str:
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    return ", ".join(f"{name}/{path[:80]}" for path in paths[:5]) + more
