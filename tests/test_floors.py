@@ -41,6 +41,7 @@ FLOORS = [
         "sources.compression",
         "sources.ranges",
         "sources.frames",
+        "sources.pictures",
         "sources.streams",
         "sources.decoder_process",
         "tissue",
@@ -61,6 +62,8 @@ FLOORS = [
         "sources.zarrobjects",
     ],
     ["sources.checks", "sources.services", "sources.zarrmeta", "sources.zipstore"],
+    ["sources.auth", "sources.shards", "sources.decoding", "sources.info", "sources.ngff", "sources.zarrobjects"],
+    ["sources.checks", "sources.services"],
     ["sources.state_json"],
     ["sources.links"],
     [

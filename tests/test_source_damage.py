@@ -53,8 +53,6 @@ def test_a_chunk_cut_short_anywhere(tmp_path, capfd, encoding, missing):
         file.write_bytes(whole[:size])
         for box in (GRID.box, IndexBox((1, 2, 3), (2, 3, 4))):
             source = opened(tmp_path, missing=missing)
-            if encoding == "png" and size >= len(whole) - 16:  # what follows the picture is not needed
-                continue
             with pytest.raises(ChunkReadError) as caught:
                 source.read(0, box)
             assert not isinstance(caught.value, MissingChunkError)
@@ -78,7 +76,7 @@ def test_a_picture_of_another_size(tmp_path):
     _, file = written(tmp_path, "jpeg")
     for shape in ((16, 16, 1), (64, 64, 1)):
         file.write_bytes(simplejpeg.encode_jpeg(np.zeros(shape, "uint8"), colorspace="GRAY", colorsubsampling="GRAY"))
-        with pytest.raises(ChunkReadError, match=WHERE + "cannot be decoded as jpeg"):
+        with pytest.raises(ChunkReadError, match=WHERE + "its header says .* pixels where 2048"):
             opened(tmp_path).read(0, GRID.box)
 
 

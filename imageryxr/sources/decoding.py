@@ -8,6 +8,7 @@ which is wrapped here, for the volumes that are watched and no others.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from functools import lru_cache
@@ -20,12 +21,11 @@ import numpy.typing as npt
 from imageryxr.errors import ImageryWarning
 from imageryxr.sources.apart import APART, DecoderStartError, decode_apart
 from imageryxr.sources.base import is_page, plain
+from imageryxr.sources.pictures import PICTURES, decode_picture, picture_problem
 from imageryxr.sources.streams import stream_problem
 
 _EMPTY = "it is empty (0 bytes): it was cut short when written"
 _MARK = "watched_by_imageryxr"
-# Their channels lie pixel by pixel, and CloudVolume takes them as if they lay one after the other.
-_INTERLEAVED = ("jpeg", "png")
 
 
 class DamagedChunkError(ValueError):
@@ -187,10 +187,12 @@ def decode_chunk(
         if encoding in APART:
             # To what follows, of which CloudVolume's way to one voxel is a part, these voxels were stored as they are.
             stored, encoding = _decode_apart(stored, encoding, shape, dtype), "raw"
-        elif encoding in _INTERLEAVED and shape[3] > 1:
-            stored, encoding = _decode_interleaved(stored, encoding, shape, dtype), "raw"
+        elif encoding in PICTURES:
+            stored, encoding = decode_picture(stored, encoding, shape, dtype), "raw"
+        elif encoding == "compressed_segmentation" and shape[3] > 1:
+            stored, encoding = _decode_channels(stored, shape, dtype, block), "raw"
         found = _decoder(decoder)(stored, encoding=encoding, shape=shape, dtype=dtype, block_size=block, **options)
-    except (ImportError, DecoderStartError):
+    except (ImportError, DecoderStartError, DamagedChunkError):
         raise
     except Exception as error:
         raise DamagedChunkError(f"it cannot be decoded as {named} ({plain(error) or type(error).__name__})") from error
@@ -199,7 +201,7 @@ def decode_chunk(
         found = found.reshape(1, 1, 1, -1)
     if found.shape not in (shape, shape[:3], (1, 1, 1, shape[3]), (1, 1, 1, 1)):
         raise DamagedChunkError(f"it decodes to {found.shape} voxels where {shape} should be")
-    if not np.can_cast(found.dtype, dtype, "same_kind" if found.dtype.kind == "f" else "safe"):
+    if found.dtype != dtype:
         raise DamagedChunkError(f"it decodes to {found.dtype} where {dtype} should be")
     return np.asarray(found)
 
@@ -216,18 +218,27 @@ def _decode_apart(
     stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     found = decode_apart(stored, encoding, math.prod(shape) * max(dtype.itemsize, 4))
-    # These two hold three axes, and CloudVolume adds that of the channels.
-    return found.reshape(shape) if encoding in ("compresso", "crackle") and found.size == math.prod(shape) else found
+    # compresso and crackle hold three axes, and zfpc leaves out those behind the last that it was given.
+    if found.shape + (1,) * (4 - found.ndim) != shape:
+        raise DamagedChunkError(f"it decodes to {found.shape} voxels where {shape} should be")
+    if found.dtype != dtype:
+        raise DamagedChunkError(f"it decodes to {found.dtype} where {dtype} should be")
+    return found.reshape(shape, order="F")
 
 
-def _decode_interleaved(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]) -> bytes:
-    """Return the voxels in the order in which raw ones are stored: x, y, z, channel, the first one fastest."""
+def _decode_channels(
+    stored: bytes, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: tuple[int, int, int]
+) -> bytes:
+    """Return the voxels of a compressed_segmentation of several channels, of which the decoder takes one at a time."""
     from cloudvolume import chunks
 
-    found = np.asarray(chunks.decode(stored, encoding, shape=shape, dtype=str(dtype)))
-    if found.shape != shape:
-        raise ValueError(f"it holds {found.shape} voxels where {shape} should be")
-    return found.ravel(order="F").reshape(-1, shape[3]).T.tobytes()
+    begins = [*np.frombuffer(stored, "<u4", shape[3]).tolist(), len(stored) // 4]
+    found = []
+    for begin, end in itertools.pairwise(begins):
+        alone = b"\1\0\0\0" + stored[4 * begin : 4 * end]  # a header of its own: it begins behind one word
+        one = chunks.decode(alone, "compressed_segmentation", shape=(*shape[:3], 1), dtype=dtype, block_size=block)
+        found.append(np.asarray(one).tobytes("F"))
+    return b"".join(found)
 
 
 def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: Any) -> str:
@@ -245,4 +256,6 @@ def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype
 
         x, y, z = (int(b) for b in block)
         return segmentation_problem(stored, shape, dtype.itemsize, (x, y, z))
+    if encoding in PICTURES:
+        return picture_problem(stored, encoding, shape, dtype)
     return stream_problem(stored, encoding, shape)

@@ -30,7 +30,6 @@ from imageryxr.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.grid import Grid
 from imageryxr.sources import chunks
 from imageryxr.sources.address import Address, reads_anonymously
 from imageryxr.sources.auth import Token
@@ -46,24 +45,18 @@ from imageryxr.sources.base import (
     read_filled,
 )
 from imageryxr.sources.decoding import watch
+from imageryxr.sources.info import (
+    CODECS,
+    ENCODINGS,
+    clean_info,
+    completed_info,
+    info_level,
+    info_problem,
+    is_placeholder,
+)
 from imageryxr.sources.rawfiles import read_raw
 from imageryxr.sources.services import unpacked, web_folder
 from imageryxr.sources.web import Connection
-
-# What each encoding needs beside CloudVolume itself: the module that decodes, and the package that brings it.
-CODECS = {
-    "jpeg": ("simplejpeg", "simplejpeg"),
-    "png": ("pyspng", "pyspng-seunglab"),
-    "compressed_segmentation": ("compressed_segmentation", "compressed-segmentation"),
-    "compresso": ("compresso", "compresso"),
-    "crackle": ("crackle", "crackle-codec"),
-    "fpzip": ("fpzip", "fpzip"),
-    "kempressed": ("fpzip", "fpzip"),
-    "zfpc": ("zfpc", "zfpc"),
-    "jxl": ("imagecodecs", "imagecodecs"),
-    "jpegxl": ("imagecodecs", "imagecodecs"),
-}
-ENCODINGS = ("raw", *CODECS)
 
 
 @dataclass(frozen=True)
@@ -113,17 +106,19 @@ class PrecomputedSource:
     @cached_property
     def levels(self) -> tuple[Level, ...]:
         """Every scale of the ``info``."""
-        return tuple(_level(mip, scale) for mip, scale in enumerate(self.info["scales"]))
+        return tuple(info_level(mip, scale) for mip, scale in enumerate(self.info["scales"]))
 
     def check(self, mip: int) -> None:
         """Raise `CodecError` if a level's encoding is not known, or its package not installed."""
         encoding = self.levels[mip].encoding
         if encoding not in ENCODINGS:
             raise CodecError(
-                f"{self.name} is stored as {encoding!r} at mip {mip}, which is none of {', '.join(ENCODINGS)}; if that "
+                f"{self.name} is stored as {encoding[:60]!r} at mip {mip}, which is none of {', '.join(ENCODINGS)}; if that "
                 "is a new encoding, a newer cloud-volume and imageryxr may read it"
             )
-        module, package = CODECS.get(encoding, ("", ""))
+        # Other decoders of PNG take 16-bit pictures of one or three channels for damaged.
+        is_deep = encoding == "png" and self.dtype.itemsize > 1
+        module, package = CODECS["jxl"] if is_deep else CODECS.get(encoding, ("", ""))
         if module and find_spec(module) is None:
             raise CodecError(
                 f"{self.name} is stored as {encoding!r}, which needs a package that is not installed; run "
@@ -236,8 +231,8 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
     # mip is passed as an argument and neither its cache nor `parallel` is used.
     from cloudvolume import CloudVolume
 
-    info = json.loads(info_text)
-    real = next((i for i, scale in enumerate(info["scales"]) if not _is_placeholder(scale)), 0)
+    info = clean_info(json.loads(info_text))
+    real = next((i for i, scale in enumerate(info["scales"]) if not is_placeholder(scale)), 0)
     volume = CloudVolume(
         f"precomputed://{url}",
         mip=real,  # CloudVolume prints a warning when it starts on a placeholder
@@ -251,17 +246,6 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
         use_https=reads_anonymously(url),
     )
     return watch(volume)
-
-
-def _is_placeholder(scale: dict[str, Any]) -> bool:
-    return "placeholder" in str(scale.get("key", "")).lower()
-
-
-def _level(mip: int, scale: dict[str, Any]) -> Level:
-    x, y, z = (int(n) for n in scale["size"])
-    cx, cy, cz = (int(n) for n in scale["chunk_sizes"][0])
-    grid = Grid((z, y, x), tuple(scale["resolution"]), tuple(scale.get("voxel_offset", (0, 0, 0))))
-    return Level(mip, grid, (cz, cy, cx), str(scale.get("encoding", "raw")), _is_placeholder(scale))
 
 
 def _is_web(url: str) -> bool:
@@ -349,67 +333,14 @@ def open_precomputed(
             f"there is no precomputed layer at {name}: no file {address.public}/info, or none that may be read; check "
             "the path, or name another format, e.g. zarr://…"
         )
-    problem = _problem(info)
+    problem = info_problem(info)
     if problem:
         raise SourceError(f"the info file of {name} is not that of a precomputed volume: {problem}")
-    info = _completed(info)
+    info = completed_info(info)
     number = pick_index(name, "channel", info["num_channels"], channel)
     kind: LayerType = "segmentation" if info["type"] == "segmentation" else "image"
     text = json.dumps(info, sort_keys=True)
     return PrecomputedSource(address.url, name, text, missing, number, kind, token, connection)
-
-
-def _problem(info: dict[str, Any]) -> str:
-    kind = str(info.get("@type", "neuroglancer_multiscale_volume"))
-    if kind != "neuroglancer_multiscale_volume":
-        what = next((word for word in ("skeleton", "mesh", "annotation", "properties") if word in kind), None)
-        said = {"mesh": "meshes", "properties": "properties of segments"}.get(what or "", f"{what}s")
-        return f"its @type is {kind!r}" + (f", so it holds {said}; give the volume they belong to" if what else "")
-    absent = [key for key in ("data_type", "scales") if not info.get(key)]
-    if absent:
-        return f"it lacks {' and '.join(absent)}"
-    try:
-        for mip, scale in enumerate(info["scales"]):
-            absent = [key for key in ("key", "size", "resolution", "chunk_sizes") if key not in scale]
-            if absent:
-                return f"scale {mip} lacks {' and '.join(absent)}"
-            problem = _scale_problem(scale)
-            if problem:
-                return f"scale {mip} {problem}"
-            _level(mip, _completed_scale(scale))
-        if np.dtype(info["data_type"]).kind not in "iuf" or int(info.get("num_channels", 1)) < 1:
-            return f"data_type {info['data_type']!r} with {info.get('num_channels', 1)} channels"
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        return str(error)
-    return ""
-
-
-def _scale_problem(scale: dict[str, Any]) -> str:
-    places = {key: scale.get(key, []) for key in ("size", "voxel_offset")}
-    places["chunk_sizes"] = scale["chunk_sizes"][0]
-    if scale.get("encoding") == "compressed_segmentation":
-        places["compressed_segmentation_block_size"] = scale.get("compressed_segmentation_block_size")
-    for key, numbers in places.items():
-        if numbers is None or any(isinstance(n, bool) or not isinstance(n, int | float) or n % 1 for n in numbers):
-            return f"has the {key} {numbers}; understood are whole numbers"
-        if key not in ("voxel_offset", "size") and (len(numbers) != 3 or min(numbers) < 1):
-            return f"has the {key} {numbers}; understood are three positive numbers"
-    return ""
-
-
-def _completed(info: dict[str, Any]) -> dict[str, Any]:
-    """Return an ``info`` with what may be left out, and whole numbers written as such, for CloudVolume."""
-    encodings = {scale.get("encoding") for scale in info["scales"]}
-    ids = encodings & {"compressed_segmentation", "compresso", "crackle"} or info["data_type"] in ("uint32", "uint64")
-    given = {"type": "segmentation" if ids else "image", **info}
-    scales = [_completed_scale(scale) for scale in info["scales"]]
-    return {**given, "num_channels": int(info.get("num_channels", 1)), "scales": scales}
-
-
-def _completed_scale(scale: dict[str, Any]) -> dict[str, Any]:
-    whole = {key: [int(n) for n in scale.get(key, (0, 0, 0))] for key in ("size", "voxel_offset")}
-    sizes = [[int(n) for n in sizes] for sizes in scale["chunk_sizes"][:1]]
-    return {"encoding": "raw", **scale, **whole, "chunk_sizes": sizes}
 
 
 _: type[Source] = PrecomputedSource

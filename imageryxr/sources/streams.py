@@ -21,6 +21,7 @@ __all__ = ["stream_problem"]
 
 _ENDS = "it ends within its header"
 _WORD = 0xFFFFFFFF
+_ZFPC_FLOAT32 = 3
 
 
 def stream_problem(stored: bytes, encoding: str, shape: tuple[int, int, int, int]) -> str:
@@ -55,7 +56,7 @@ def _length_problem(found: int, expected: int) -> str:
 
 
 def _shape_problem(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
-    return "" if math.prod(found) == math.prod(shape) else f"its header says {found} voxels where {shape} should be"
+    return "" if found == shape else f"its header says {found} voxels where {shape} should be"
 
 
 def _compresso(stored: bytes, shape: tuple[int, int, int, int]) -> str:
@@ -66,7 +67,7 @@ def _compresso(stored: bytes, shape: tuple[int, int, int, int]) -> str:
         return "it does not begin as compresso"
     size = tuple(_number(stored, place, 2) for place in (6, 8, 10))
     step = tuple(stored[12:15])
-    problem = _shape_problem(size, shape)
+    problem = _shape_problem((*size, 1), shape)
     if problem:
         return problem
     window = next((w for w in (2, 4, 8) if math.prod(step) <= 8 * w), 0)
@@ -96,7 +97,7 @@ def _crackle(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     if stored[:4] != b"crkl" or version > 1:
         return "it does not begin as crackle"
     size = tuple(_number(stored, place, 4) for place in (7, 11, 15))
-    problem = _shape_problem(size, shape)
+    problem = _shape_problem((*size, 1), shape)
     if problem:
         return problem
     order = (_number(stored, 5, 2) >> 9) & 15
@@ -127,6 +128,8 @@ def _zfpc(stored: bytes, shape: tuple[int, int, int, int]) -> str:
         return _ENDS
     if stored[:5] != b"zfpc\0":
         return "it does not begin as zfpc"
+    if stored[5] & 7 != _ZFPC_FLOAT32:  # the decoder makes float32 of all types, which loses digits
+        return "its header does not say float32"
     size = tuple(_number(stored, place, 4) for place in (6, 10, 14, 18))
     problem = _shape_problem(tuple(s or 1 for s in size), shape)
     if problem:
@@ -198,10 +201,15 @@ def _fpzip(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     return _shape_problem(size, shape)
 
 
+def _kempressed(stored: bytes, shape: tuple[int, int, int, int]) -> str:
+    x, y, z, channels = shape
+    return _fpzip(stored, (x, y, channels, z))  # as CloudVolume writes them
+
+
 _CHECKS: dict[str, Callable[[bytes, tuple[int, int, int, int]], str]] = {
     "compresso": _compresso,
     "crackle": _crackle,
     "zfpc": _zfpc,
     "fpzip": _fpzip,
-    "kempressed": _fpzip,
+    "kempressed": _kempressed,
 }

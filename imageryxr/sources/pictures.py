@@ -1,0 +1,241 @@
+"""Chunks stored as PNG, JPEG or JPEG XL pictures: their headers compared with the metadata, and their voxels.
+
+The pixels of a picture, row by row, are the voxels of a chunk in the order x, y, z, and its components are the
+channels; width and height are arbitrary (Neuroglancer's ``precomputed/volume.rst``). A header is read before a decoder
+runs, since a decoder allocates as many pixels as the header says. PNG has a checksum in every part, and all are
+verified: decoders skip those of parts that they do not need.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["PICTURES", "decode_picture", "picture_problem"]
+
+PICTURES = frozenset({"png", "jpeg", "jxl", "jpegxl"})
+Shape = tuple[int, int, int, int]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
+_PNG_PALETTE = 3
+_JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+"""Baseline, extended and progressive: what decoders of 8-bit pictures take."""
+_JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+"""Markers that no length follows."""
+_JXL_STREAM, _JXL_BOXES = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
+_JXL_RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
+
+def picture_problem(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[Any]) -> str:
+    """Return what is wrong with the header of a picture, or with its checksums; an empty string for nothing.
+
+    Parameters
+    ----------
+    stored : bytes
+        The chunk, gzip and the like taken off.
+    encoding : str
+        One of `PICTURES`.
+    shape : tuple of int
+        Its voxels (x, y, z, channel).
+    dtype : numpy.dtype
+        The type of its voxels.
+
+    Returns
+    -------
+    str
+        Half a sentence that goes on from "the chunk is damaged:".
+    """
+    if encoding == "png":
+        return _png_problem(stored, shape, dtype)
+    return _jpeg_problem(stored, shape, dtype) if encoding == "jpeg" else _jxl_problem(stored, shape)
+
+
+def decode_picture(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[Any]) -> bytes:
+    """Return the voxels of a picture in the order of raw ones: x, y, z, channel, the first one fastest.
+
+    Raises
+    ------
+    ImportError
+        If the decoder is not installed.
+    ValueError
+        If the picture does not hold the voxels of the chunk. Decoders raise errors of their own.
+    """
+    if encoding == "png":
+        found = _decode_png(stored, dtype)
+    elif encoding == "jpeg":
+        import simplejpeg
+
+        found = simplejpeg.decode_jpeg(stored, colorspace="GRAY" if shape[3] == 1 else "RGB")
+    else:
+        found = _decode_jxl(stored, shape[3])
+    channels = found.shape[2] if found.ndim == 3 else 1
+    if channels != shape[3] or found.size != math.prod(shape):
+        raise ValueError(f"it holds {found.shape} pixels where voxels of {shape} should be")
+    if found.dtype != dtype:
+        raise ValueError(f"it decodes to {found.dtype} where {dtype} should be")
+    return found.reshape(-1, channels).T.tobytes()
+
+
+def _decode_png(stored: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    # pyspng takes twice the pixels for 16-bit pictures of one or three channels.
+    if dtype.itemsize > 1:
+        import imagecodecs
+
+        return np.asarray(imagecodecs.png_decode(stored))
+    import pyspng
+
+    return np.asarray(pyspng.load(stored))
+
+
+def _decode_jxl(stored: bytes, channels: int) -> npt.NDArray[Any]:
+    import imagecodecs
+
+    # The first frame alone: how many there are stands nowhere in the header.
+    found = np.asarray(imagecodecs.jpegxl_decode(stored, index=0, numthreads=1))
+    if found.ndim != 2 or channels == 1:
+        return found
+    # CloudVolume writes each channel as a frame. An array of another number of frames is refused by the decoder.
+    frames = np.empty((channels, *found.shape), found.dtype)
+    imagecodecs.jpegxl_decode(stored, numthreads=1, out=frames)
+    return frames.transpose(1, 2, 0)
+
+
+def _size_problem(width: int, height: int, shape: Shape) -> str:
+    voxels = math.prod(shape[:3])
+    if width * height == voxels:
+        return ""
+    return f"its header says {width} × {height} pixels where {voxels} voxels {shape[:3]} should be"
+
+
+def _channel_problem(found: int, shape: Shape) -> str:
+    return "" if found == shape[3] else f"its header says {found} components where {shape[3]} channels should be"
+
+
+def _big(stored: bytes, place: int, size: int) -> int:
+    return int.from_bytes(stored[place : place + size], "big")
+
+
+def _png_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
+    if dtype.name not in ("uint8", "uint16"):
+        return f"PNG holds uint8 and uint16, not {dtype}"
+    if stored[:8] != _PNG:
+        return "it does not begin as a PNG picture"
+    place, names = 8, []
+    while place < len(stored) and (not names or names[-1] != b"IEND"):
+        length, name, end = _big(stored, place, 4), stored[place + 4 : place + 8], place + 12 + _big(stored, place, 4)
+        if end > len(stored):
+            return "it ends within a part of the PNG picture"
+        if zlib.crc32(stored[place + 4 : end - 4]) != _big(stored, end - 4, 4):
+            return f"the part {name.decode('latin-1')!r} of the PNG picture does not fit its checksum"
+        if not names and (name != b"IHDR" or length != 13):
+            return "it does not begin as a PNG picture"
+        names.append(name)
+        place = end
+    if names[-1:] != [b"IEND"] or b"IDAT" not in names:
+        return "the PNG picture ends before its last part"
+    width, height, depth, color = _big(stored, 16, 4), _big(stored, 20, 4), stored[24], stored[25]
+    if color == _PNG_PALETTE:  # the decoder puts the colours of the palette in place of its indexes
+        channels, depth = (4 if b"tRNS" in names else 3), 8
+    elif color in _PNG_CHANNELS:
+        channels = _PNG_CHANNELS[color]
+    else:
+        return f"its header says colour type {color}, which PNG does not have"
+    if depth != 8 * dtype.itemsize:
+        return f"its header says {depth} bits where {dtype} should be"
+    return _size_problem(width, height, shape) or _channel_problem(channels, shape)
+
+
+def _jpeg_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
+    if dtype.name != "uint8":
+        return f"JPEG holds uint8, not {dtype}"
+    if shape[3] not in (1, 3):
+        return f"JPEG holds 1 or 3 channels, not {shape[3]}"
+    if stored[:3] != b"\xff\xd8\xff":
+        return "it does not begin as a JPEG picture"
+    for marker, begin, end in _jpeg_segments(stored):
+        if end > len(stored):
+            break
+        if marker in _JPEG_FRAMES:
+            if end - begin < 6:
+                return "its JPEG header is too short"
+            if stored[begin] != 8:
+                return f"its header says {stored[begin]} bits where uint8 should be"
+            height, width, components = _big(stored, begin + 1, 2), _big(stored, begin + 3, 2), stored[begin + 5]
+            return _size_problem(width, height, shape) or _channel_problem(components, shape)
+        if 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return f"it is a JPEG picture of a kind that is not read (marker {marker:#x})"
+    return "it ends within its JPEG header"
+
+
+def _jpeg_segments(stored: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the segments before the pixels: marker, and where what follows its length begins and ends."""
+    place = 2
+    while place + 4 <= len(stored):
+        if stored[place] != 0xFF:
+            return
+        marker = stored[place + 1]
+        if marker == 0xFF:  # padding
+            place += 1
+        elif marker in _JPEG_ALONE:
+            place += 2
+        elif marker in (0xD8, 0xD9, 0xDA):
+            return
+        else:
+            length = max(_big(stored, place + 2, 2), 2)
+            yield marker, place + 4, place + 2 + length
+            place += 2 + length
+
+
+def _jxl_problem(stored: bytes, shape: Shape) -> str:
+    if stored.startswith(_JXL_BOXES):
+        head, problem = _jxl_boxes(stored)
+        if problem:
+            return problem
+    else:
+        head = stored[:16]
+    if not head.startswith(_JXL_STREAM):
+        return "it does not begin as a JPEG XL picture"
+    return _size_problem(*_jxl_size(int.from_bytes(head[2:], "little")), shape)
+
+
+def _jxl_boxes(stored: bytes) -> tuple[bytes, str]:
+    """Return how the codestream in a file of boxes begins, and what is wrong with the lengths of the boxes."""
+    place, head = 0, b""
+    while place < len(stored):
+        length, kind, begin = _big(stored, place, 4), stored[place + 4 : place + 8], place + 8
+        if length == 1:
+            length, begin = _big(stored, place + 8, 8), place + 16
+        end = place + length if length else len(stored)
+        if end > len(stored) or end < begin:
+            return head, "it ends within a box of the JPEG XL picture"
+        if kind == b"jxlc":
+            head += stored[begin : min(end, begin + 16)]
+        elif kind == b"jxlp":
+            head += stored[begin + 4 : min(end, begin + 20)]
+        place = end
+    return head, ""
+
+
+def _jxl_size(bits: int) -> tuple[int, int]:
+    """Return width and height from the bits behind the signature (ISO/IEC 18181-1, SizeHeader)."""
+
+    def take(count: int) -> int:
+        nonlocal bits
+        found = bits & (1 << count) - 1
+        bits >>= count
+        return found
+
+    def number() -> int:
+        return 8 * (1 + take(5)) if is_small else 1 + take((9, 13, 18, 30)[take(2)])
+
+    is_small = take(1) == 1
+    height = number()
+    ratio = _JXL_RATIOS[take(3)]
+    width = number() if ratio is None else height * ratio[0] // ratio[1]
+    return width, height
