@@ -40,6 +40,7 @@ FLOORS = [
         "sources.instant",
         "sources.compression",
         "sources.ranges",
+        "sources.formats",
         "sources.frames",
         "sources.pictures",
         "sources.streams",

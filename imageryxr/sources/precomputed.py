@@ -113,8 +113,8 @@ class PrecomputedSource:
         encoding = self.levels[mip].encoding
         if encoding not in ENCODINGS:
             raise CodecError(
-                f"{self.name} is stored as {encoding[:60]!r} at mip {mip}, which is none of {', '.join(ENCODINGS)}; if that "
-                "is a new encoding, a newer cloud-volume and imageryxr may read it"
+                f"{self.name} is stored as {encoding[:60]!r} at mip {mip}, which is none of {', '.join(ENCODINGS)}; if "
+                "that is a new encoding, a newer cloud-volume and imageryxr may read it"
             )
         # Other decoders of PNG take 16-bit pictures of one or three channels for damaged.
         is_deep = encoding == "png" and self.dtype.itemsize > 1

@@ -6,6 +6,7 @@ decoding these copies are most of the work.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -32,19 +33,30 @@ def read_raw(source: Stored, mip: int, box: IndexBox) -> npt.NDArray[Any] | None
         return None
     channels, dtype = int(source.info.get("num_channels", 1)), source.dtype.newbyteorder("<")
     folder = f"{source.url.removeprefix('file://').rstrip('/')}/{scale['key']}"
-    out = np.empty(box.shape, source.dtype)
+    out: npt.NDArray[Any] | None = None
     stored = np.empty(0, np.uint8)
     for chunk in chunks_of(box, level.chunks):
         whole, part = chunk.clip(level.grid.box), chunk.clip(box)
         size = whole.voxels * channels * dtype.itemsize
+        path = f"{folder}/{chunk_name(level.grid.voxel_offset, whole)}"
+        if not _has_size(path, size):  # before anything of that size is allocated
+            return None
         if len(stored) != size + 1:
             stored = np.empty(size + 1, np.uint8)
-        if not _fill(stored, f"{folder}/{chunk_name(level.grid.voxel_offset, whole)}"):
+        if not _fill(stored, path):
             return None
+        out = np.empty(box.shape, source.dtype) if out is None else out
         # x is the fastest, then y, z and the channel
         voxels = stored[:size].view(dtype).reshape(channels, *whole.shape)[source.channel]
         out[part.slices(box)] = voxels[part.slices(whole)]
     return out
+
+
+def _has_size(path: str, size: int) -> bool:
+    try:
+        return os.stat(path).st_size == size
+    except OSError:
+        return False
 
 
 def _fill(stored: npt.NDArray[np.uint8], path: str) -> bool:

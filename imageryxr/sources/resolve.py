@@ -16,6 +16,7 @@ from imageryxr.sources.access import Access, may_receive
 from imageryxr.sources.address import WEB_PROTOCOLS, Address, parse_address
 from imageryxr.sources.auth import Token, find_token, why_not_sent
 from imageryxr.sources.base import Assume, LayerType, Missing, Source, check_assume, check_missing, pick_index
+from imageryxr.sources.formats import format_problem
 from imageryxr.sources.web import Connection
 from imageryxr.sources.weburl import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.zarrstore import fetch_json
@@ -108,6 +109,9 @@ def _open_address(
     connection: Connection,
 ) -> Source:
     _check_file(address)
+    problem = format_problem(str(address.local_path or address.public))
+    if problem:
+        raise SourceError(f"{address.local_path or address.public} {problem}")
     if address.format == "graphene":
         return _open_graphene(address, missing, token, choices, living, connection)
     # A CAVE token is none of the business of a server that holds a Zarr.
