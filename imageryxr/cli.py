@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,15 +14,13 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr import cli_export as engine
+from imageryxr import cli_info as described
 from imageryxr import cli_layers as given
-from imageryxr.boxes import show_triple
 from imageryxr.cli_words import as_options, exit_code
 from imageryxr.demo import run_demo
-from imageryxr.errors import ChoiceError, ImageryError, ImageryWarning, OptionError
+from imageryxr.errors import ImageryError, ImageryWarning, OptionError
 from imageryxr.export.square import square_pixels
 from imageryxr.figure.saving import check_suffix
-from imageryxr.sources.base import Source, finest_first
-from imageryxr.sources.resolve import resolve_source
 
 app = typer.Typer(
     add_completion=False,
@@ -34,34 +31,44 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"imageryxr {ix.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Connectomics volumes: what they are, pictures of them, exports."""
+
+
 @app.command()
 def info(
-    source: Annotated[str, typer.Argument(help="precomputed://…, zarr://…, graphene://…, or a URL or path.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    source: Annotated[
+        str, typer.Argument(help="precomputed://…, zarr://…, graphene://…, a URL or path, or a Neuroglancer link.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     timestamp: given.Timestamp = None,
+    reads: Annotated[
+        bool, typer.Option("--read/--no-read", help="Read one chunk of each level, in its middle, but for graphene.")
+    ] = True,
+    allow_local: Annotated[bool, typer.Option("--allow-local", help="Let a link lead to this machine.")] = False,
 ) -> None:
-    """Print the levels, sizes, resolutions and chunks of a source."""
-    layer, choices = _described(source, timestamp)
-    if as_json:
-        print(json.dumps(_description(layer), indent=2))
-        return
-    first = (finest_first(layer) or layer.levels)[0].grid
-    print(f"{layer.name}\n{layer.layer_type}, {layer.dtype}, {_count(len(layer.levels), 'level')}, {_extent(first)}")
-    for what, count in choices.items():
-        print(f"{_count(count, what)}, {what}=0 to {what}={count - 1}")
-    for key, value in layer.attrs.items():
-        print(f"{key}: {value}")
-    rows = [("mip", "size (x × y × z)", "resolution (nm)", "offset (x, y, z)", "chunk (x × y × z)", "encoding")]
-    for level in layer.levels:
-        grid = level.grid
-        encoding = level.encoding + (", placeholder" if level.placeholder else "")
-        offset = ", ".join(f"{o:,}" for o in grid.voxel_offset)
-        sizes = (show_triple(grid.shape[::-1]), show_triple(grid.resolution), offset, show_triple(level.chunks[::-1]))
-        rows.append((str(level.mip), *sizes, encoding))
-    widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    print()
-    for row in rows:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    """Print the levels, sizes, resolutions and chunks of a source, or of the layers of a link.
+
+    Levels that are sparse (their middle chunk is missing), damaged or unreadable are marked, and levels listed from
+    coarse to fine. Exit codes: 0 all can be read; 1 a source, a layer of the link or a level cannot be opened or read.
+    """
+    if described.is_link(source):
+        is_whole = described.show_link(source, allow_local=allow_local, as_json=as_json, reads=reads)
+    else:
+        is_whole = described.show_source(source, timestamp, as_json=as_json, reads=reads)
+    if not is_whole:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -278,46 +285,6 @@ def export(
             workers=workers, memory=memory, scratch=scratch, retries=retries, on_error=on_error, progress=progress,
             square=square, options=options,
         )  # fmt: skip
-
-
-def _described(source: str, timestamp: str | None) -> tuple[Source, dict[str, int]]:
-    """Open a source to be described, of several channels or times the first, and tell how many there are of each."""
-    choices: dict[str, int] = {}
-    while True:
-        try:
-            first: dict[str, Any] = dict.fromkeys(choices, 0)
-            return resolve_source(source, None, timestamp=timestamp, **first), choices
-        except ChoiceError as error:
-            choices[error.what] = error.count
-
-
-def _description(layer: Any) -> dict[str, Any]:
-    return {
-        "source": layer.name,
-        "layer_type": layer.layer_type,
-        "dtype": str(layer.dtype),
-        "attrs": layer.attrs,
-        "levels": [
-            {
-                "mip": level.mip,
-                "size": level.grid.shape[::-1],
-                "resolution": level.grid.resolution,
-                "voxel_offset": level.grid.voxel_offset,
-                "chunk": level.chunks[::-1],
-                "encoding": level.encoding,
-                "placeholder": level.placeholder,
-            }
-            for level in layer.levels
-        ],
-    }
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def _extent(grid: ix.Grid) -> str:
-    return f"{show_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])} µm"
 
 
 def _warn(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:

@@ -133,7 +133,7 @@ FLOORS = [
     ["export"],
     ["accessor", "backend", "demo"],
     ["cli_words"],
-    ["cli_export", "cli_layers"],
+    ["cli_export", "cli_layers", "cli_info"],
     ["cli"],
     ["__main__"],
 ]

@@ -129,7 +129,7 @@ def fuzz(folder: Path, seeds: range) -> dict[str, int]:
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.ImageryWarning")
 def test_some_mutated_info_files(tmp_path):
     counts = fuzz(tmp_path / "layer", range(400))
-    assert counts["read"] > 20
+    assert counts["read"] > 10
     assert counts["SourceError"] > 100
 
 
@@ -186,7 +186,7 @@ def test_what_no_volume_has_is_refused_and_allocates_nothing(tmp_path, change):
     write(tmp_path, plain_info(**change))
     tracemalloc.start()
     try:
-        with pytest.raises(SourceError, match="scale 0 "):
+        with pytest.raises(SourceError, match="scale 0 |is not JSON"):
             ix.open_image(tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 20 << 20
     finally:

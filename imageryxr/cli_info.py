@@ -1,0 +1,188 @@
+"""``imageryxr info``: what a source or the layers of a Neuroglancer link are, and whether their levels can be read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from imageryxr.boxes import IndexBox, show_triple
+from imageryxr.cli_words import as_options
+from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkError
+from imageryxr.grid import Grid
+from imageryxr.sources.access import Access
+from imageryxr.sources.base import Level, Source, finest_first
+from imageryxr.sources.graphene import GrapheneSource
+from imageryxr.sources.links import state_of
+from imageryxr.sources.neuroglancer import parse_state
+from imageryxr.sources.resolve import resolve_source
+from imageryxr.sources.web import Connection
+from imageryxr.viewer import check_source
+
+COARSE_FIRST = "its levels are listed from coarse to fine"
+
+
+@dataclass(frozen=True)
+class LevelState:
+    """Whether a level can be read."""
+
+    word: str = ""
+    """``"sparse"``, ``"damaged"`` or ``"unreadable"``; empty where nothing is wrong."""
+    reason: str = ""
+
+
+def is_link(source: str) -> bool:
+    """Return whether a source is a Neuroglancer link or state, and not a layer."""
+    text = source.strip()
+    return "#!" in text or text.startswith("{") or text.lower().endswith(".json")
+
+
+def show_source(source: str, timestamp: str | None, *, as_json: bool, reads: bool) -> bool:
+    """Print what a source is; return whether all of it can be read."""
+    layer, choices = _described(source, timestamp)
+    states = _level_states(layer, reads)
+    if as_json:
+        print(json.dumps(_description(layer, states), indent=2))
+    else:
+        print("\n".join(_lines(layer, choices, states)))
+    return _is_readable(states)
+
+
+def show_link(link: str, *, allow_local: bool, as_json: bool, reads: bool) -> bool:
+    """Print what the layers of a link are; return whether all of them can be opened and read."""
+    state = parse_state(state_of(link, allow_local=allow_local))
+    connection = Connection(access=Access(allow_local, from_link=True))
+    found: list[dict[str, Any]] = []
+    is_whole = True
+    for link_layer in state.layers:
+        try:
+            check_source(link_layer, allow_local=allow_local, trusted_hosts=())
+            layer, choices = _described(link_layer.source, None, connection)
+        except ImageryError as error:
+            is_whole = False
+            reason = as_options(str(error))
+            found.append({"name": link_layer.name, "error": reason})
+            _show(as_json, f"{link_layer.name!r} cannot be opened: {reason}")
+            continue
+        states = _level_states(layer, reads)
+        is_whole &= _is_readable(states)
+        found.append({"name": link_layer.name, **_description(layer, states)})
+        _show(as_json, f"{link_layer.name!r}: " + "\n".join(_lines(layer, choices, states)))
+    for left in state.left_out:
+        found.append({"name": left.name, "left_out": left.reason})
+        _show(as_json, f"{left.name!r} is left out: {left.reason}")
+    if as_json:
+        print(json.dumps({"layers": found}, indent=2))
+    return is_whole
+
+
+def _show(as_json: bool, text: str) -> None:
+    if not as_json:
+        print(text + "\n")
+
+
+def _described(
+    source: str, timestamp: str | None, connection: Connection | None = None
+) -> tuple[Source, dict[str, int]]:
+    """Open a source, of several channels or times the first, and return how many there are of each."""
+    choices: dict[str, int] = {}
+    while True:
+        try:
+            first: dict[str, Any] = dict.fromkeys(choices, 0)
+            opened = resolve_source(source, None, timestamp=timestamp, missing="raise", connection=connection, **first)
+            return opened, choices
+        except ChoiceError as error:
+            choices[error.what] = error.count
+
+
+def _level_states(layer: Source, reads: bool) -> list[LevelState]:
+    # A graph is asked for roots with every chunk: its levels are not tried.
+    reads = reads and not isinstance(layer, GrapheneSource)
+    return [_level_state(layer, level, reads) for level in layer.levels]
+
+
+def _level_state(layer: Source, level: Level, reads: bool) -> LevelState:
+    if level.placeholder:
+        return LevelState()
+    try:
+        layer.check(level.mip)
+        if reads:
+            middle = tuple(n // 2 for n in level.grid.shape)
+            layer.read(level.mip, IndexBox(middle, tuple(n + 1 for n in middle)))  # type: ignore[arg-type]
+    except MissingChunkError:
+        return LevelState("sparse", "the chunk in its middle is missing")
+    except ImageryError as error:
+        is_damaged = not isinstance(error, AuthError) and any(w in str(error) for w in ("damaged", "cut short"))
+        return LevelState("damaged" if is_damaged else "unreadable", as_options(str(error)))
+    return LevelState()
+
+
+def _is_readable(states: list[LevelState]) -> bool:
+    return not any(state.word in ("damaged", "unreadable") for state in states)
+
+
+def _is_coarse_first(layer: Source) -> bool:
+    finest = finest_first(layer)
+    listed = [level for level in layer.levels if not level.placeholder]
+    return bool(listed) and math.prod(listed[0].grid.resolution) > math.prod(finest[0].grid.resolution)
+
+
+def _lines(layer: Source, choices: dict[str, int], states: list[LevelState]) -> Iterator[str]:
+    first = (finest_first(layer) or layer.levels)[0].grid
+    yield layer.name
+    yield f"{layer.layer_type}, {layer.dtype}, {_count(len(layer.levels), 'level')}, {_extent(first)}"
+    for what, count in choices.items():
+        yield f"{_count(count, what)}, {what}=0 to {what}={count - 1}"
+    for key, value in layer.attrs.items():
+        yield f"{key}: {value}"
+    rows = [("mip", "size (x × y × z)", "resolution (nm)", "offset (x, y, z)", "chunk (x × y × z)", "encoding")]
+    for level, state in zip(layer.levels, states, strict=True):
+        grid = level.grid
+        encoding = level.encoding + (", placeholder" if level.placeholder else "")
+        encoding += f", {state.word}" if state.word else ""
+        offset = ", ".join(f"{o:,}" for o in grid.voxel_offset)
+        sizes = (show_triple(grid.shape[::-1]), show_triple(grid.resolution), offset, show_triple(level.chunks[::-1]))
+        rows.append((str(level.mip), *sizes, encoding))
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    yield ""
+    for row in rows:
+        yield "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+    if _is_coarse_first(layer):
+        yield f"note: {COARSE_FIRST}"
+    for level, state in zip(layer.levels, states, strict=True):
+        if state.word:
+            yield f"note: mip {level.mip} is {state.word}: {state.reason}"
+
+
+def _description(layer: Source, states: list[LevelState]) -> dict[str, Any]:
+    return {
+        "source": layer.name,
+        "layer_type": layer.layer_type,
+        "dtype": str(layer.dtype),
+        "attrs": layer.attrs,
+        "coarse_first": _is_coarse_first(layer),
+        "levels": [
+            {
+                "mip": level.mip,
+                "size": level.grid.shape[::-1],
+                "resolution": level.grid.resolution,
+                "voxel_offset": level.grid.voxel_offset,
+                "chunk": level.chunks[::-1],
+                "encoding": level.encoding,
+                "placeholder": level.placeholder,
+                "state": state.word or None,
+                "reason": state.reason or None,
+            }
+            for level, state in zip(layer.levels, states, strict=True)
+        ],
+    }
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _extent(grid: Grid) -> str:
+    return f"{show_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])} µm"
