@@ -345,15 +345,15 @@ class TestInfo:
         ("change", "said"),
         [
             ({"scales": []}, "lacks scales"),
-            ({"scales": [3]}, "not iterable|int"),
+            ({"scales": [3]}, "scale 0 is 3, which is no object"),
             ({"scales": [{"key": "a"}]}, "scale 0 lacks size and resolution and chunk_sizes"),
             ({"data_type": "uint7"}, "uint7"),
             ({"data_type": "object"}, "object"),
             ({"num_channels": 0}, "0 channels"),
             ({"size": [0, 5, 5]}, "positive"),
-            ({"size": [5, 5]}, "unpack"),
+            ({"size": [5, 5]}, r"scale 0 has the size \[5, 5\]; understood are three"),
             ({"resolution": [4, 4, 0]}, "positive"),
-            ({"chunk_sizes": []}, "index"),
+            ({"chunk_sizes": []}, r"scale 0 has the chunk_sizes \[\]; understood are three"),
         ],
     )
     def test_broken_metadata(self, tmp_path, change, said):
@@ -403,7 +403,7 @@ class TestKinds:
 @pytest.mark.parametrize("encoding", sorted(precomputed.CODECS))
 def test_a_codec_that_is_not_installed(tmp_path, monkeypatch, encoding):
     (tmp_path / "info").write_text(json.dumps({
-        "type": "image", "data_type": "uint8", "num_channels": 1,
+        "type": "image", "data_type": KINDS.get(encoding, "uint8"), "num_channels": 1,
         "scales": [scale(Grid((5, 5, 5), (4, 4, 40), (0, 0, 0)), encoding)],
     }))  # fmt: skip
     source = opened(tmp_path)

@@ -77,7 +77,7 @@ def _in_three(text: str, count: int) -> str:
 def _hdf5(place: Path) -> tuple[str, str, str]:
     name, count = "volumes/raw", 3
     if find_spec("h5py") is not None:
-        import h5py
+        import h5py  # type: ignore[import-untyped]
 
         found: list[tuple[int, str, int]] = []
 

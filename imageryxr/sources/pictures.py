@@ -69,7 +69,7 @@ def decode_picture(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[A
     if encoding == "png":
         found = _decode_png(stored, dtype)
     elif encoding == "jpeg":
-        import simplejpeg
+        import simplejpeg  # type: ignore[import-untyped]
 
         found = simplejpeg.decode_jpeg(stored, colorspace="GRAY" if shape[3] == 1 else "RGB")
     else:
@@ -88,7 +88,7 @@ def _decode_png(stored: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         import imagecodecs
 
         return np.asarray(imagecodecs.png_decode(stored))
-    import pyspng
+    import pyspng  # type: ignore[import-untyped]
 
     return np.asarray(pyspng.load(stored))
 
@@ -126,7 +126,8 @@ def _png_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
         return f"PNG holds uint8 and uint16, not {dtype}"
     if stored[:8] != _PNG:
         return "it does not begin as a PNG picture"
-    place, names = 8, []
+    place = 8
+    names: list[bytes] = []
     while place < len(stored) and (not names or names[-1] != b"IEND"):
         length, name, end = _big(stored, place, 4), stored[place + 4 : place + 8], place + 12 + _big(stored, place, 4)
         if end > len(stored):
