@@ -174,8 +174,8 @@ def _resolution_problem(resolution: Any) -> str:
     if is_right and all(_SMALLEST_NM <= r <= _WIDEST_NM for r in resolution):
         return ""
     return (
-        f"has the resolution {shown(resolution)}; understood are three positive numbers of nanometres, {_SMALLEST_NM:g} to "
-        f"{_WIDEST_NM:g}"
+        f"has the resolution {shown(resolution)}; understood are three positive numbers of nanometres, "
+        f"{_SMALLEST_NM:g} to {_WIDEST_NM:g}"
     )
 
 
