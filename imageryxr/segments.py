@@ -17,6 +17,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.boxes import IndexBox, make_up
+from imageryxr.colors.ids import unsigned
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
 from imageryxr.expr import Array, Expr, Mapped
 from imageryxr.volumes import Volume, result, volume_of
@@ -71,12 +72,12 @@ def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
     if isinstance(ids, str | int | np.integer):
         ids = [ids]
     try:
-        values = ids.ravel().tolist() if isinstance(ids, np.ndarray) else list(ids)
+        values = unsigned(np.ravel(ids)).tolist() if hasattr(ids, "__array__") else list(ids)
     except TypeError:
         raise SegmentError(f"{what}={ids!r} are no ids; give a list of them, such as [864691135617152361]") from None
     numbers = []
     for value in values:
-        text = str(value)
+        text = str(unsigned(np.array([value]))[0] if isinstance(value, np.signedinteger) else value)
         number = int(text) if text.isdecimal() else None
         if isinstance(value, bool) or number is None or not 0 < number < 2**64:
             raise SegmentError(

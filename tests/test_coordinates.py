@@ -225,3 +225,20 @@ def test_a_box_around_a_point_counts_the_voxels_of_the_array():
 def test_a_crop_needs_one_box(given):
     with pytest.raises(ix.errors.OptionError, match="either a BBox, or center="):
         ix.crop(IMAGE, **given)
+
+
+# --- signed ids --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.int8])
+def test_unique_ids_of_a_signed_segmentation_select_its_segments(dtype):
+    seg = volume(np.array([[[-5, 3], [0, 7]]], dtype), (8, 8, 40), (0, 0, 0), layer_type="segmentation")
+    ids = ix.unique_ids(seg)
+    np.testing.assert_array_equal(ix.select_ids(seg, ids).values, seg.values)
+    np.testing.assert_array_equal(ix.select_ids(seg, ids[:1]).values, np.where(seg.values == -5, seg.values, 0))
+    one = ix.overlay(None, seg, ids=ids[:1], colors={ids[0]: "red"}, alpha=1)
+    assert one.values[0, 0, 0].tolist() == [255, 0, 0, 255]
+    assert not one.values[0, 0, 1].any()
+    assert len(ix.palette(ids)) == 3
+    with pytest.raises(ix.SegmentError, match="-5"):
+        ix.select_ids(seg, [-5])

@@ -17,8 +17,15 @@ UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 MAX_ID = 2**64 - 1
 
 
+def unsigned(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return signed ids as the uint64 that the kernels compare them as: −5 of an int64 array is 2**64 − 5."""
+    return ids.astype(np.int64).view(np.uint64) if ids.dtype.kind == "i" else ids
+
+
 def id_of(value: Any) -> int:
     """Read one id exactly; a float has already lost digits, so it is refused."""
+    if isinstance(value, np.signedinteger):
+        return int(unsigned(np.array([value]))[0])
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         if 0 <= value <= MAX_ID:
             return int(value)
@@ -34,7 +41,7 @@ def unique_ids(ids: Any) -> list[int]:
     if isinstance(ids, (str, bytes, np.generic)) or not (isinstance(ids, Iterable) or hasattr(ids, "__array__")):
         raise LayerError(f"ids={ids!r} is no series of ids. Write a list, such as [864691135617152361].")
     if hasattr(ids, "__array__"):
-        flat = np.asarray(ids).ravel()
+        flat = unsigned(np.asarray(ids).ravel())
         if flat.dtype.kind in "iu":
             values, first = np.unique(flat, return_index=True)
             ids = values[np.argsort(first)].tolist()
@@ -72,6 +79,8 @@ def key_of(key: Any) -> int:
         if not re.fullmatch(r"[0-9]+", key):
             raise ColorError(f"colors has the key {key!r}, which is no id. Write ids as ints or strings of digits.")
         key = int(key)
+    if isinstance(key, np.signedinteger):
+        key = id_of(key)
     if not isinstance(key, (int, np.integer)) or isinstance(key, bool) or not 0 <= key <= MAX_ID:
         raise ColorError(
             f"colors has the key {key!r} ({type(key).__name__}), which is no id. Ids are ints from 1 to 2**64 - 1, or "
