@@ -1,8 +1,8 @@
 """How a layer wants to be shown: the attributes that say so, named in one place.
 
 Layers opened from a Neuroglancer link or a datastack carry these attributes, `overlay` follows them unless told
-otherwise, and `neuroglancer_link` writes them back. All are plain: numbers, strings, lists and dicts of them, so that
-they can be written to any file; they survive every verb.
+otherwise, and `neuroglancer_link` writes them back. They survive every verb; a result of a verb holds nested ones as
+JSON text, which any file takes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from imageryxr.colors.chosen import Colors
 from imageryxr.colors.reading import RGBA, parse_color
 from imageryxr.colors.viewer import MAX_SEED
 from imageryxr.errors import OptionError
+from imageryxr.plain_attrs import decoded
 
 #: Name of a layer in the viewer.
 LAYER = "layer"
@@ -108,7 +109,8 @@ class SegmentLook:
             if name in said:
                 said[name] = tuple(_whole(i, name, 2**64 - 1) for i in np.atleast_1d(np.asarray(said[name], object)))
         if COLORS in said:
-            said[COLORS] = {_whole(k, COLORS, 2**64 - 1): parse_color(v) for k, v in dict(said[COLORS]).items()}
+            colors = dict(decoded(said[COLORS]))
+            said[COLORS] = {_whole(k, COLORS, 2**64 - 1): parse_color(v) for k, v in colors.items()}
         if DEFAULT_COLOR in said:
             said[DEFAULT_COLOR] = parse_color(said[DEFAULT_COLOR]) if said[DEFAULT_COLOR] else None
         if COLOR_SEED in said:

@@ -19,6 +19,7 @@ from imageryxr.frames import Floats, axes_of_quaternion
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
 from imageryxr.look import NM_PER_PIXEL, VISIBLE
+from imageryxr.plain_attrs import plain_attrs
 from imageryxr.slicing import Cut, sliced
 from imageryxr.views import dimensions_of, layers_of, position_of, shown_axes
 from imageryxr.volumes import result, volume_of
@@ -169,7 +170,7 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     center, shape, axes = position_of(tree, arrays, unit), _shape(size), shown_axes(tree)
     layers = {n: a for n, a in arrays.items() if a.attrs.get(VISIBLE, True)}
     cuts = _cuts(layers, lambda a: _plane(coarse_enough(a, (step, step, step)), center, shape, axes, step, unit, None))
-    return xr.Dataset(cuts, attrs=dict(tree.attrs))
+    return xr.Dataset(cuts, attrs=plain_attrs(tree.attrs))
 
 
 def _cuts(layers: Mapping[Any, xr.DataArray], cut: Callable[[xr.DataArray], xr.DataArray]) -> dict[Any, xr.DataArray]:

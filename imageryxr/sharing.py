@@ -29,6 +29,7 @@ from imageryxr.look import (
     SegmentLook,
     hex_color,
 )
+from imageryxr.plain_attrs import decoded
 from imageryxr.sources.access import lies_locally
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.shaders import image_options, invlerp_of
@@ -82,7 +83,7 @@ def neuroglancer_link(
         obj = obj.to_dataset(name=obj.name or layer_type_of(obj))
     arrays = layers_of(obj) if isinstance(obj, xr.DataTree) else _layers(obj)
     ours = {name: _layer(name, array, allow_local) for name, array in arrays.items()}
-    others = {o["name"]: json.loads(o["json"]) for o in obj.attrs.get(UNSUPPORTED, []) if o.get("json")}
+    others = {o["name"]: json.loads(o["json"]) for o in decoded(obj.attrs.get(UNSUPPORTED, [])) if o.get("json")}
     if not isinstance(obj, xr.DataTree):
         others = {}
     order = [n for n in link_of(obj.attrs).get("order", obj.attrs.get(LAYER_ORDER, [])) if n in ours or n in others]
@@ -204,7 +205,7 @@ def _segments(array: xr.DataArray) -> dict[str, Any]:
     look = SegmentLook.of(array.attrs)
     out: dict[str, Any] = {}
     if array.attrs.get(EQUIVALENCES):
-        out["equivalences"] = [[str(i) for i in group] for group in array.attrs[EQUIVALENCES]]
+        out["equivalences"] = [[str(i) for i in group] for group in decoded(array.attrs[EQUIVALENCES])]
     if look is None:
         ids = array.attrs.get("ids")
         return out | ({"segments": [str(i) for i in ids]} if ids else {})

@@ -18,6 +18,7 @@ from imageryxr.frames import Floats, screen_axes, screen_dimensions
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
 from imageryxr.look import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
+from imageryxr.plain_attrs import decoded, plain_attrs
 
 
 def view(
@@ -99,7 +100,7 @@ def view(
     attrs = {**tree.attrs, POSITION: [float(v) for v in point]}
     if layers is not None or LAYER_ORDER not in attrs:
         attrs[LAYER_ORDER] = list(arrays)
-    return xr.Dataset(shown, attrs=attrs)
+    return xr.Dataset(shown, attrs=plain_attrs(attrs))
 
 
 def layers_of(tree: xr.DataTree) -> dict[str, xr.DataArray]:
@@ -134,7 +135,7 @@ def _voxel_volume(array: xr.DataArray) -> Fraction:
 
 def dimensions_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray]) -> Triple:
     """Return nm per unit (x, y, z) of a tree's positions: the link's, the datastack's, or voxels of its first layer."""
-    said = tree.attrs.get(DIMENSIONS)
+    said = decoded(tree.attrs.get(DIMENSIONS))
     if said:
         return check_resolution([said[axis][0] for axis in "xyz"], DIMENSIONS)
     viewer = tree.attrs.get("viewer_resolution")  # a datastack's

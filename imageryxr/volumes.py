@@ -22,6 +22,7 @@ from imageryxr.extra_coords import ExtraCoord, extra_coords, with_extra_coords
 from imageryxr.foreign import parts_of
 from imageryxr.grid import Grid, grid_of, outside_error, refuse_far
 from imageryxr.lazy import Splits, choose_splits, expr_of, refuse_query_planning, to_dask
+from imageryxr.plain_attrs import plain_attrs
 from imageryxr.retracing import recovered
 from imageryxr.sources.base import Level, Source, level_attrs
 
@@ -262,7 +263,7 @@ def placed(attrs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
     ``voxel_offset`` is that of the whole level, as the voxels are counted there: a crop keeps it, so that neighbouring
     crops have equal attrs and xarray combines them. Voxels that are counted otherwise have none.
     """
-    kept = {**attrs, "resolution": grid.resolution}
+    kept = {**plain_attrs(attrs), "resolution": grid.resolution}
     if not _counts_voxels_of(grid, attrs):
         kept.pop("voxel_offset", None)
     return kept

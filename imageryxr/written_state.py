@@ -14,6 +14,7 @@ from imageryxr.errors import LinkError
 from imageryxr.frames import quaternion_of_axes, screen_dimensions
 from imageryxr.grid import grid_of
 from imageryxr.look import DIMENSIONS, DISPLAY, LINK_STATE, NM_PER_PIXEL, ORIENTATION, POSITION
+from imageryxr.plain_attrs import decoded
 from imageryxr.sources.layer_groups import PANELS, layout_of_layers, read_groups, with_group
 from imageryxr.sources.navigation import Pose, read_group_pose, read_pose, smallest_side
 from imageryxr.sources.placement import AXES, read_dimensions
@@ -95,7 +96,7 @@ def state_of_dataset(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]
     if "plane_axes" in first.attrs:
         return _of_plane(dataset, first)
     grid = grid_of(first)
-    said = dataset.attrs.get(DIMENSIONS)
+    said = decoded(dataset.attrs.get(DIMENSIONS))
     unit = tuple(said[axis][0] for axis in AXES) if said else grid.resolution
     # The middle voxel is that of `BBox.around`; the point inside of it that a link named is kept.
     index = [o + n // 2 for o, n in zip(grid.voxel_offset, grid.shape[::-1], strict=True)]
@@ -110,7 +111,7 @@ def state_of_dataset(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]
 def _of_plane(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]:
     """Return the state of a picture that `imageryxr.plane` cut: its coordinates are those of the volume, turned."""
     grid, axes = grid_of(first), np.array(first.attrs["plane_axes"])
-    said = dataset.attrs.get(DIMENSIONS)
+    said = decoded(dataset.attrs.get(DIMENSIONS))
     unit = tuple(said[axis][0] for axis in AXES) if said else grid.resolution
     middle = [
         (o + n // 2 + 0.5) * r for o, n, r in zip(grid.voxel_offset, grid.shape[::-1], grid.resolution, strict=True)

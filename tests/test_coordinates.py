@@ -242,3 +242,27 @@ def test_unique_ids_of_a_signed_segmentation_select_its_segments(dtype):
     assert len(ix.palette(ids)) == 3
     with pytest.raises(ix.SegmentError, match="-5"):
         ix.select_ids(seg, [-5])
+
+
+def test_attributes_of_results_are_numbers_text_and_flat_lists(sample):
+    state = {
+        "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
+        "position": [4600.5, 2560.5, 130.5],
+        "layers": [
+            {"type": "image", "name": "em", "source": sample.image},
+            {"type": "segmentation", "name": "cells", "source": sample.segmentation, "segmentColors": {"1": "#ff0000"},
+             "segments": ["1", "2"], "equivalences": [["1", "2"], ["3", "4", "5"]]},
+            {"type": "annotation", "name": "notes"},
+        ],
+    }  # fmt: skip
+    with pytest.warns(ix.errors.LinkWarning):
+        tree = ix.open_neuroglancer(state, allow_local=True)
+    ds = tree.imagery.view(size=(16, 12))
+    for attrs in (ds.attrs, ds.em.attrs, ds.cells.attrs, ds.imagery.overlay().attrs):
+        for name, value in attrs.items():
+            assert not isinstance(value, dict | bool), name
+            assert not (isinstance(value, list | tuple) and any(isinstance(v, dict | list) for v in value)), name
+    link = ix.neuroglancer_link(ds, allow_local=True)
+    again = ix.open_neuroglancer(link, allow_local=True, layers=["em", "cells"]).imagery.view(size=(16, 12))
+    np.testing.assert_array_equal(again.imagery.overlay().values, ds.imagery.overlay().values)
+    assert again.cells.attrs["colors"] == ds.cells.attrs["colors"] == '{"1": "#ff0000"}'

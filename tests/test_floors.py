@@ -16,7 +16,7 @@ ROOT = Path(imageryxr.__file__).parent
 # Lower floors first. Modules on one line do not know each other; those of the kernels may use those before them.
 FLOORS = [
     ["errors"],
-    ["units"],
+    ["units", "plain_attrs"],
     ["kernels.compiling"],
     ["kernels.runs"],
     ["kernels.lookup", "kernels.segcheck"],
