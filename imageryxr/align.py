@@ -12,6 +12,7 @@ from imageryxr.boxes import DIMS, BBox, check_resolution, exact
 from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError
 from imageryxr.expr import Expr, Resampled, ended, view, within
 from imageryxr.grid import Axis, Grid, grid_of, outside_error, refuse_far
+from imageryxr.half_voxel import warn_half_voxel
 from imageryxr.lazy import choose_splits
 from imageryxr.volumes import Volume, result, volume_of
 
@@ -72,7 +73,10 @@ def regrid(
     volume = volume_of(da)
     layer = layer_type_of(da)
     chosen = _check_method(method, layer, da)
-    grid = _flat(_target_grid(like, volume.grid), volume.grid, set(volume.dropped))
+    target = _target_grid(like, volume.grid)
+    if isinstance(like, xr.DataArray | xr.Dataset):
+        warn_half_voxel(volume.grid, volume.attrs, target, like.attrs)
+    grid = _flat(target, volume.grid, set(volume.dropped))
     expr = _onto(volume, grid, chosen)
     return result(expr, grid, volume, attrs=volume.attrs, name=str(da.name) if da.name is not None else layer)
 
@@ -122,6 +126,7 @@ def align(
     Frozen({'z': 1, 'y': 256, 'x': 256})
     """
     pictures, labels = _pictures(image), _labels(segmentation)
+    warn_half_voxel(pictures.grid, pictures.attrs, labels.grid, labels.attrs)
     whole = _common_grid(pictures.grid, labels.grid, to)
     box = _common_box(pictures.grid, labels.grid) if bbox is None else _inside_both(bbox, image, segmentation)
     if bbox is not None:

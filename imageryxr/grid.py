@@ -456,7 +456,10 @@ def same_grid(a: Grid, b: Grid, what: str) -> None:
     """Raise `GridMismatchError` unless two grids are one, telling how they differ and what mends it."""
     if a.shape == b.shape and a.shift_to(b) == (0, 0, 0):
         return
+    steps = [abs(exact(m) - exact(n)) for m, n in zip(a.voxel_offset, b.voxel_offset, strict=True)]
+    half = a.resolution == b.resolution and all(abs(step % 1 - Fraction(1, 2)) < SNAP for step in steps[:2])
+    hint = "they are half a voxel apart, so if one is an OME-Zarr, open it with assume='corner'; or " if half else ""
     raise GridMismatchError(
-        f"{what} do not lie on one grid: {a} against {b}; bring them together with "
+        f"{what} do not lie on one grid: {a} against {b}; {hint}bring them together with "
         "imageryxr.align(image, segmentation) or imageryxr.regrid(array, like=other)"
     )

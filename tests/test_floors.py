@@ -28,6 +28,7 @@ FLOORS = [
     ["sources.weburl"],
     ["boxes"],
     ["grid"],
+    ["half_voxel"],
     ["axismap", "extra_coords", "colors.reading", "colors.ids", "colors.lab"],
     ["colors.viewer", "colors.distinct", "colors.files"],
     ["colors.palettes"],
