@@ -9,7 +9,7 @@ from imageryxr.errors import ChoiceError, LayerError
 from imageryxr.sources.base import Source
 from imageryxr.sources.navigation import Dimensions
 from imageryxr.sources.neuroglancer import LinkLayer, LinkState
-from imageryxr.sources.placement import Placement
+from imageryxr.sources.placement import Placement, scale_of
 from imageryxr.sources.resolve import resolve_source
 from imageryxr.sources.transforms import AxisPlace, Transform
 
@@ -55,7 +55,8 @@ def shown_source(layer: LinkLayer, state: LinkState, **options: Any) -> tuple[So
     picks: dict[str, Any] = {}
     for what, count in counts.items():
         name = next(axis for axis in axes if axis[0] == _AXIS[what])
-        picks[what] = _index(name, placed.others, count, layer, state)
+        own = next((o[1:] for o in getattr(source, "others", ()) if o[0] == name[0]), (None, 0.0))
+        picks[what] = _index(name, placed.others, count, layer, state, own)
     if any(picks.values()):
         source = resolve_source(layer.source, kind, **options, **picks)
     return source, placed.placement
@@ -73,21 +74,29 @@ def viewer_axes(source: Source, counts: Any = ()) -> tuple[str, ...]:
     return ("x", "y", "z", "c^") if "channel" in counts else ("x", "y", "z")
 
 
-def _index(axis: str, places: Mapping[str, AxisPlace], count: int, layer: LinkLayer, state: LinkState) -> int:
+def _index(
+    axis: str,
+    places: Mapping[str, AxisPlace],
+    count: int,
+    layer: LinkLayer,
+    state: LinkState,
+    own_scale: tuple[float | None, float],
+) -> int:
     """Return which of several channels or times the link shows: the middle one where it does not say."""
     place = places[axis]
     if place.name.endswith("^"):
         return _inside(layer.channel, count, layer, place.name)
     own = place.name.endswith("'")
     dims: Dimensions = layer.local_dimensions if own else state.dimensions
-    scale = dims[place.name][0] if place.name in dims else place.output or 1.0
+    step, start = own_scale
+    scale = scale_of(*dims[place.name]) if place.name in dims else place.output or step or 1.0
     found = dict(layer.position if own else state.pose.places)
     if own and not dims:  # the link lists them in the order of the source
         local = [p.name for p in places.values() if p.name.endswith("'")]
         found = {name: found[f"{i}'"] for i, name in enumerate(local) if f"{i}'" in found}
     if place.name not in found:
         return count // 2
-    return _inside(place.index(found[place.name], scale), count, layer, place.name)
+    return _inside(place.index(found[place.name], scale, step, start), count, layer, place.name)
 
 
 def _inside(index: int, count: int, layer: LinkLayer, name: str) -> int:

@@ -488,17 +488,19 @@ def film(tmp_path):
     return ome(str(tmp_path / "film.zarr"), np.ascontiguousarray(data), "tczyx", (1, 1, 40, 8, 8))
 
 
-FILM = {"dimensions": {**DIMS, "t": [1, "s"]}, "position": [4.5, 4.5, 1, 3.5], "displayDimensions": ["x", "y", "z"]}
+# An index of a Zarr is a point of these axes, too: index 3 reaches from 2.5 to 3.5.
+FILM = {"dimensions": {**DIMS, "t": [1, "s"]}, "position": [4.5, 4.5, 1, 3], "displayDimensions": ["x", "y", "z"]}
 
 
 @pytest.mark.parametrize(
     ("layer", "state", "value"),
     [
         ({}, {}, 31),  # the middle channel, as in the viewer
-        ({"localPosition": [2.5]}, {}, 32),
+        ({"localPosition": [1.5]}, {}, 32),
         ({"localDimensions": {"c'": [1, ""]}, "localPosition": [0]}, {}, 30),
-        ({}, {"position": [4.5, 4.5, 1, 0.99]}, 1),
-        ({}, {"dimensions": {**DIMS, "t": [2, "s"]}, "position": [4.5, 4.5, 1, 4.5]}, 41),
+        ({}, {"position": [4.5, 4.5, 1, 0.49]}, 1),
+        ({}, {"dimensions": {**DIMS, "t": [2, "s"]}, "position": [4.5, 4.5, 1, 2]}, 41),
+        ({}, {"dimensions": {**DIMS, "t": [500, "ms"]}, "position": [4.5, 4.5, 1, 2]}, 11),
         ({"localPosition": [2]}, {"dimensions": DIMS, "position": [4.5, 4.5, 1]}, 22),
     ],
 )  # fmt: skip
@@ -528,6 +530,26 @@ def test_the_channel_that_a_shader_shows_is_opened(film, control, shader, value)
     assert np.unique(tree["em/image"].values).tolist() == [value]
     written = back(tree)["layers"][0]
     assert written.get("shaderControls") == layer.get("shaderControls")
+
+
+def test_times_count_in_the_units_of_the_source(tmp_path):
+    """Half seconds in the file, seconds in the link, and a first frame at 10 s."""
+    values = np.arange(6, dtype="uint8")[:, None, None, None]
+    url = ome(
+        str(tmp_path / "a.zarr"), np.ascontiguousarray(np.broadcast_to(values, (6, 2, 8, 8))), "tzyx", (500, 40, 8, 8)
+    )
+    meta = json.loads((tmp_path / "a.zarr" / ".zattrs").read_text())
+    meta["multiscales"][0]["axes"][0]["unit"] = "millisecond"
+    steps = meta["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    steps.append({"type": "translation", "translation": [10000, 0, 0, 0]})
+    (tmp_path / "a.zarr" / ".zattrs").write_text(json.dumps(meta))
+    layer = {"type": "image", "name": "em", "source": url}
+    tree = opened(layer, **{**FILM, "position": [4.5, 4.5, 1, 11.6]})
+    assert np.unique(tree["em/image"].values).tolist() == [3]
+    moved = {"outputDimensions": {"t": [1, "s"], **{k: DIMS[k] for k in "zyx"}}, "matrix": np.eye(4, 5).tolist()}
+    moved["matrix"][0][4] = -10
+    tree = opened({**layer, "source": {"url": url, "transform": moved}}, **{**FILM, "position": [4.5, 4.5, 1, 1]})
+    assert np.unique(tree["em/image"].values).tolist() == [2]
 
 
 def test_a_place_where_a_layer_has_nothing_leaves_it_out(film):
@@ -611,12 +633,12 @@ def test_an_older_state_becomes_a_newer_one(image):
 
 def test_a_position_in_a_group_counts_along_all_dimensions(film):
     layer = {"type": "image", "name": "em", "source": film, "localPosition": [0]}
-    viewer = {"type": "viewer", "layers": ["em"], "position": unlinked([2.5, 3.5, 1.5, 4.5])}
+    viewer = {"type": "viewer", "layers": ["em"], "position": unlinked([2.5, 3.5, 1.5, 4])}
     tree = opened(layer, **FILM, layout=viewer)
     assert np.unique(tree["em/image"].values).tolist() == [40]
     assert back(tree)["layout"] == viewer
     tree.attrs |= {"position": [3.5, 4.5, 0.5], "display_dimensions": ["x", "z", "y"]}
-    changed = {"position": unlinked([3.5, 4.5, 0.5, 4.5]), "displayDimensions": unlinked(["x", "z", "y"])}
+    changed = {"position": unlinked([3.5, 4.5, 0.5, 4]), "displayDimensions": unlinked(["x", "z", "y"])}
     written = back(tree)
     assert written["layout"] == {**viewer, **changed}
     assert written["position"] == FILM["position"]

@@ -18,6 +18,10 @@ from imageryxr.sources.zarrmeta import MOST_ALONG
 # neighbouring voxels are no longer distinct.
 _SMALLEST, _LARGEST = 1e-6, 1e15
 _FARTHEST = 2**48
+# Seconds per unit of time, by the names that NGFF takes from UDUNITS.
+_SECONDS = {
+    "nanosecond": 1e-9, "microsecond": 1e-6, "millisecond": 1e-3, "minute": 60.0, "hour": 3600.0, "day": 86400.0
+}  # fmt: skip
 
 
 def grid_of_level(
@@ -81,6 +85,31 @@ def _placed(what: str, multiscale: dict[str, Any], mip: int, axes: Axes) -> tupl
                 translation[dim] *= value
                 scale[dim] *= value
     return scale, translation
+
+
+def other_axes_of(what: str, multiscale: dict[str, Any], axes: Axes) -> tuple[tuple[str, float, float], ...]:
+    """Return the axes that are not space: name, scale of level 0 (s of times), and where index 0 begins, in indexes.
+
+    As in space, a translation is the place of the centre of the first index.
+    """
+    steps = _steps(as_object(multiscale["datasets"][0], what).get("coordinateTransformations") or [], what)
+    if axes.system is None:
+        steps += _steps(multiscale.get("coordinateTransformations") or [], what)
+    entries = multiscale.get("axes")
+    out = []
+    for number, axis in enumerate(axes.names):
+        entry = entries[number] if isinstance(entries, list) and number < len(entries) else None
+        scale, place = _SECONDS.get(str(entry.get("unit")) if isinstance(entry, dict) else "", 1.0), 0.0
+        size = 1.0
+        for step in steps:
+            values = step.get(step["type"])
+            value = values[number] if isinstance(values, list) and number < len(values) else None
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+                continue
+            size, place = (size, place + value) if step["type"] == "translation" else (size * value, place * value)
+        if axis not in axes.factors and size > 0:
+            out.append((axis, size * scale, place / size - 0.5))
+    return tuple(out)
 
 
 def _steps(given: Any, what: str, depth: int = 0) -> list[dict[str, Any]]:

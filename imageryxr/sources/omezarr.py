@@ -40,7 +40,7 @@ from imageryxr.sources.base import (
     read_error,
     read_filled,
 )
-from imageryxr.sources.ngff_places import grid_of_level
+from imageryxr.sources.ngff_places import grid_of_level, other_axes_of
 from imageryxr.sources.web import Connection
 from imageryxr.sources.zarrcodecs import codec_error
 from imageryxr.sources.zarrmeta import Layout, layout_of
@@ -86,6 +86,8 @@ class OmeZarrSource:
     """The index chosen along each axis that is not space."""
     missing: Missing = None
     """What to do about a chunk that the store does not have; None reads it as the fill value."""
+    others: tuple[tuple[str, float, float], ...] = field(default=(), compare=False, repr=False)
+    """Each axis that is not space: name, scale (s of times), and where index 0 begins, in indexes."""
     window: tuple[float, float] | None = None
     """The contrast limits that the file gives for the channel."""
     token: str | None = field(default=None, repr=False, compare=False)
@@ -351,6 +353,7 @@ def _parsed(
         ),
         axes=axes.names,
         picks=picks,
+        others=other_axes_of(f"{name}: level 0", multiscale, axes),
         missing=missing,
         window=ngff.window_of(ome, dict(picks).get("c", 0)),
         token=token,

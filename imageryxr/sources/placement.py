@@ -82,6 +82,12 @@ def _dimension(value: Any, what: str) -> tuple[float, str]:
     return float(f"{scale * 10.0 ** (_PREFIXES[match.group(1)] + 9):.12g}"), "nm"
 
 
+def scale_of(scale: float, unit: str) -> float:
+    """Return the scale of a dimension in nm of lengths, in s of times, or as it stands."""
+    match = re.fullmatch(r"([YZEPTGMkhdcmuµnpfazy]?)s", unit)
+    return scale if match is None else float(f"{scale * 10.0 ** _PREFIXES[match.group(1)]:.12g}")
+
+
 def dimensions_of(dims: Mapping[str, tuple[float, str]]) -> Triple:
     """Return the scales (x, y, z) in nm.
 

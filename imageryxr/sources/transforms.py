@@ -14,7 +14,7 @@ from typing import Any
 
 from imageryxr.errors import LinkError
 from imageryxr.sources.checks import as_list, as_number, as_numbers, shown
-from imageryxr.sources.placement import AXES, Placement, read_dimensions
+from imageryxr.sources.placement import AXES, Placement, read_dimensions, scale_of
 
 TURNED = "its transform rotates, shears, mirrors or exchanges axes; only scaling and moving along the axes is drawn"
 RENAMED = "its transform exchanges or renames axes"
@@ -37,7 +37,7 @@ class AxisPlace:
     step: float | None = None
     """Scale of the source's axis, where the link has one."""
 
-    def index(self, position: float, scale: float, step: float | None = None) -> int:
+    def index(self, position: float, scale: float, step: float | None = None, start: float = 0.0) -> int:
         """Return the index along the source's axis at a position.
 
         Parameters
@@ -48,10 +48,13 @@ class AxisPlace:
             Scale of that dimension.
         step : float, optional
             Scale of the source's axis, where the source has one. Default: that of the viewer's dimension.
+        start : float, default 0
+            Where index 0 begins on the source's axis, in indexes.
         """
         size = self.step or step or scale
         place = position * scale - self.shift * (self.output or scale)
-        return math.floor(place / (self.factor * size) + 1e-9)
+        found = place / (self.factor * size) - start + 1e-9 if self.factor * size else math.inf
+        return math.floor(found) if math.isfinite(found) else -1
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,8 @@ class Transform:
             return AxisPlace(name)
         factors, _ = self._row(at, row)
         shift = 0.0 if self.matrix is None else self.matrix[place][-1]
-        step = None if self.inputs is None else self.inputs[place][1]
-        return AxisPlace(name, factors[row] or 1.0, shift, self.outputs[place][1], step)
+        step = None if self.inputs is None else scale_of(*self.inputs[place][1:])
+        return AxisPlace(name, factors[row] or 1.0, shift, scale_of(*self.outputs[place][1:]), step)
 
 
 def read_transform(transform: Any, where: str) -> Transform | None:
