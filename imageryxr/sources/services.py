@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from urllib.parse import quote
 
@@ -13,8 +12,6 @@ from imageryxr.sources.compression import decompress
 from imageryxr.sources.web import METADATA_BYTES, Connection, Reply, ask_once
 from imageryxr.sources.weburl import MIDDLEAUTH
 
-# Where the user's environment may name a server for buckets.
-ENDPOINTS = {"AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
 _SAFE = "/!$&'()*+,;=:@-._~"
 
 
@@ -39,13 +36,13 @@ def unpacked(reply: Reply, limit: int = METADATA_BYTES) -> bytes:
 def web_folder(url: str) -> str | None:
     """Return the http(s) address of a folder, or None where it is read in another way.
 
-    Public buckets are read over https: their servers are resolved and checked as all others are. Where the user's
-    environment names another server for buckets, or holds credentials, the bucket's own client reads them.
+    Public buckets are read over https: their servers are resolved and checked as all others are. Buckets that the user
+    has credentials for are read by their own clients.
     """
     plain = url.removeprefix(MIDDLEAUTH)
     if plain.startswith(("http://", "https://")):
         return plain
-    if not reads_anonymously(url) or (url.startswith("s3://") and ENDPOINTS & set(os.environ)):
+    if not reads_anonymously(url):
         return None
     scheme, _, place = url.partition("://")
     bucket, _, key = place.partition("/")

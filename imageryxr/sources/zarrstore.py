@@ -20,7 +20,7 @@ from imageryxr.sources.access import Credential
 from imageryxr.sources.address import Address, reads_anonymously
 from imageryxr.sources.auth import Token, find_password
 from imageryxr.sources.base import plain
-from imageryxr.sources.services import ENDPOINTS, web_folder
+from imageryxr.sources.services import web_folder
 from imageryxr.sources.web import Connection, in_parallel
 from imageryxr.sources.webobjects import fetch_object
 from imageryxr.sources.weburl import parse_web_url
@@ -36,6 +36,8 @@ RETRY: dict[str, Any] = {
 }
 
 
+# Where the user's environment may name a server for buckets.
+ENDPOINTS = {"AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
 # What buckets and web servers call an object that may not be read.
 _FORBIDDEN = ("PermissionDeniedError", "ForbiddenObjectError")
 
@@ -60,7 +62,7 @@ def open_array(
     import zarr
     from zarr.storage import StorePath
 
-    folder = web_folder(url)
+    folder = _object_folder(url)
     archive = archive_of(url.removeprefix("file://")) if url.startswith("file://") else None
     if archive is not None:
         store = open_archive(archive)
@@ -73,6 +75,12 @@ def open_array(
     recorder = _recorder_class()(store, form_of(metadata))
     array = zarr.Array(zarr.AsyncArray(array_metadata(metadata), StorePath(recorder, path)))
     return array, recorder.absent
+
+
+def _object_folder(url: str) -> str | None:
+    # Where the user's environment names another server for buckets, their own client reads from that server.
+    own_server = url.startswith("s3://") and ENDPOINTS & set(os.environ)
+    return None if own_server else web_folder(url)
 
 
 def object_limit(metadata: str) -> int:
@@ -217,7 +225,7 @@ def fetch(url: str, token: str | None, key: str, name: str, connection: Connecti
                 path = url.removeprefix("file://")
                 archive = archive_of(path)
                 return (Path(path) / key).read_bytes() if archive is None else read_entry(archive, key)
-            folder = web_folder(url)
+            folder = _object_folder(url)
             if folder is not None:
                 login = credential_of(folder, token)
                 return in_parallel(lambda _, stop: fetch_object(folder, key, connection, login, stop=stop), [0], 1)[0]
