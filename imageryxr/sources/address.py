@@ -37,7 +37,7 @@ _ZARR_OPTIONS = re.compile(r"(.*?)/?([?#])(dimension_separator=[^?#]*)", re.DOTA
 _UNQUOTED = "/:;,&=+$-_.!~*'()"
 
 _ADAPTERS = {
-    "zip": "archives are not read in place: unpack the archive and give the folder",
+    "zip": "archives are read from local paths only: download the archive, or unpack it and give the folder",
     "gzip": "compressed files are not volumes here: unpack the file",
     "byte-range": "a range of a file is no volume here: give the folder of the volume",
     "ocdbt": "OCDBT databases are not read: copy the array to OME-Zarr or precomputed, for example with TensorStore",
@@ -98,7 +98,7 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     given = os.fspath(text)
     if not isinstance(given, str):
         raise AddressError(f"source={given!r} is bytes; give the path as text")
-    base, *stages = given.strip().split("|")
+    base, stages = _in_archive(*_split(given))
     name, rest = _named_format(base)
     suffix = ""
     if stages:
@@ -130,6 +130,19 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
         url if url.startswith("file://") else re.sub(r"(?<!/)/+$", "", url)
     )  # a path is normalised, and may be the root
     return Address(FORMAT_NAMES.get(name), url, version, separator)
+
+
+def _split(given: str) -> tuple[str, list[str]]:
+    base, *stages = given.strip().split("|")
+    return base, stages
+
+
+def _in_archive(base: str, stages: list[str]) -> tuple[str, list[str]]:
+    """Return a local zip archive and the path in it as one path, as Zarr archives are opened."""
+    is_local = "://" not in base or base.startswith("file://")
+    if not stages or not is_local or not re.match("zip(:|$)", stages[0]) or ".." in stages[0].split("/"):
+        return base, stages
+    return f"{base}/{unquote(stages[0].partition(':')[2])}".rstrip("/"), stages[1:]
 
 
 def _named_format(text: str) -> tuple[str, str]:

@@ -130,22 +130,15 @@ def _system_name(value: Any) -> str:
 def _factors(name: str, units: dict[str, Any]) -> dict[str, Fraction]:
     """Return nanometres per unit for each axis of space; an axis without a unit has that of the others."""
     bare = [dim for dim, unit in units.items() if not has_unit(unit)]
-    said = {str(unit) for unit in units.values() if has_unit(unit)}
-    if len(said) > 1 and bare:
+    factors = {dim: _length(name, dim, unit) for dim, unit in units.items() if dim not in bare}
+    said = sorted({str(units[dim]) for dim in factors})
+    if bare and len(set(factors.values())) > 1:
         raise SourceError(
             f"{name} does not say in which unit {', '.join(bare)} is measured, and its other axes differ: "
-            f"{', '.join(map(shown, sorted(said)))}; add the unit to its metadata"
+            f"{', '.join(map(shown, said))}; add the unit to its metadata"
         )
-    assumed = next(iter(said), "nanometer")
-    factors = {}
-    for dim, unit in units.items():
-        try:
-            factors[dim] = exact(length_in_nm(unit if has_unit(unit) else assumed))
-        except UnitError as error:
-            raise SourceError(
-                f"{name} is measured in {shown(unit)} along {dim}: {error}. If the size of a voxel is known, correct "
-                "the unit and the scale in the metadata"
-            ) from None
+    assumed = said[0] if said else "nanometer"
+    factors |= {dim: exact(length_in_nm(assumed)) for dim in bare}
     if bare:
         as_what = f"{assumed}, as its other axes are" if said else "nanometres"
         warnings.warn(
@@ -155,6 +148,16 @@ def _factors(name: str, units: dict[str, Any]) -> dict[str, Fraction]:
             stacklevel=2,
         )
     return factors
+
+
+def _length(name: str, dim: str, unit: Any) -> Fraction:
+    try:
+        return exact(length_in_nm(unit))
+    except UnitError as error:
+        raise SourceError(
+            f"{name} is measured in {shown(unit)} along {dim}: {error}. If the size of a voxel is known, correct "
+            "the unit and the scale in the metadata"
+        ) from None
 
 
 def _axis_name(entry: dict[str, Any], name: str) -> str:

@@ -20,6 +20,7 @@ from imageryxr.sources.formats import format_problem
 from imageryxr.sources.web import Connection
 from imageryxr.sources.weburl import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.zarrstore import fetch_json
+from imageryxr.sources.zipstore import archive_of
 
 
 def resolve_source(
@@ -110,7 +111,7 @@ def _open_address(
 ) -> Source:
     _check_file(address)
     problem = format_problem(str(address.local_path or address.public))
-    if problem:
+    if problem and (address.local_path is None or archive_of(address.local_path) is None):
         raise SourceError(f"{address.local_path or address.public} {problem}")
     if address.format == "graphene":
         return _open_graphene(address, missing, token, choices, living, connection)
