@@ -214,7 +214,7 @@ def _sharding_problem(sharding: Any) -> str:
         return f"has the sharding hash {shown(sharding.get('hash'))}; understood are identity and murmurhash3_x86_128"
     for key, most in (("preshift_bits", 64), ("minishard_bits", _INDEX_BITS), ("shard_bits", 64)):
         bits = sharding.get(key)
-        if not _is_whole(bits) or not 0 <= bits <= most:
+        if bits is None or not _is_whole(bits) or not 0 <= bits <= most:
             return f"has the sharding {key} {shown(bits)}; understood are whole numbers from 0 to {most}"
     if sharding["minishard_bits"] + sharding["shard_bits"] > 64:
         return "has a sharding of more than 64 bits"
