@@ -69,6 +69,7 @@ from imageryxr.opening import crop, open_image, open_multiscale, open_segmentati
 from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
 from imageryxr.plane import plane
 from imageryxr.plots import plot
+from imageryxr.points import sample_points
 from imageryxr.sample import Sample, sample
 from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sharing import neuroglancer_link
@@ -152,6 +153,7 @@ __all__ = [
     "plot",
     "regrid",
     "sample",
+    "sample_points",
     "save_figure",
     "save_palette",
     "scale_bar",

@@ -18,6 +18,7 @@ from imageryxr.opening import box_around, crop
 from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
 from imageryxr.plane import plane, tree_plane
 from imageryxr.plots import plot
+from imageryxr.points import sample_points
 from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sharing import neuroglancer_link
 from imageryxr.views import view
@@ -84,6 +85,7 @@ class ImageryArray:
     align = _method(align)
     regrid = _method(regrid)
     unique_ids = _method(unique_ids)
+    sample_points = _method(sample_points)
     select_ids = _method(select_ids)
     split_masks = _method(split_masks)
     outline = _method(outline)

@@ -13,6 +13,9 @@ from imageryxr.sources.web import in_parallel
 
 Readings = dict[Expr, list[tuple[IndexBox, Array]]]
 
+# How many boxes are read at a time.
+_WIDTH = 32
+
 
 def wanted(expr: Expr, box: IndexBox) -> dict[Leaf, list[IndexBox]]:
     """Return what must be read of each leaf to evaluate a box: every voxel once."""
@@ -36,8 +39,9 @@ def _collect(expr: Expr, box: IndexBox, found: dict[Leaf, list[IndexBox]]) -> No
         return
     if isinstance(expr, Leaf):
         _merge(found.setdefault(expr, []), box)
-    for child, need in zip(expr.inputs, expr.needs(box), strict=True):
-        _collect(child, need, found)
+    for piece in expr.pieces(box):
+        for child, need in zip(expr.inputs, expr.needs(piece), strict=True):
+            _collect(child, need, found)
 
 
 def _merge(boxes: list[IndexBox], box: IndexBox) -> None:
@@ -83,19 +87,20 @@ def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None, read: Rea
 
 
 def _read(boxes: dict[Leaf, list[IndexBox]], read: Reader) -> Readings:
-    def one(leaf: Leaf) -> list[tuple[IndexBox, Array]]:
-        return [(b, read(leaf, b)) for b in boxes[leaf]]
-
-    stored = [leaf for leaf in boxes if isinstance(leaf, LevelLeaf)]
+    stored = [(leaf, box) for leaf, own in boxes.items() if isinstance(leaf, LevelLeaf) for box in own]
     if len(stored) < 2:
-        return {leaf: one(leaf) for leaf in boxes}
+        return {leaf: [(b, read(leaf, b)) for b in own] for leaf, own in boxes.items()}
     # A figure waits for its slowest layer, not for one layer after the other. The threads live as long as the call (a
     # forked child would find those of a lasting pool dead), and nothing waits for them when somebody stops it.
-    found: Readings = {leaf: one(leaf) for leaf in boxes if leaf not in stored}
+    found: Readings = {
+        leaf: [] if isinstance(leaf, LevelLeaf) else [(b, read(leaf, b)) for b in own] for leaf, own in boxes.items()
+    }
     # Each with the context of the caller, who may be recording holes.
-    jobs = [(leaf, copy_context()) for leaf in stored]
-    done = in_parallel(lambda job, stop: job[1].run(one, job[0]), jobs, len(jobs))
-    return found | dict(zip(stored, done, strict=True))
+    jobs = [(leaf, box, copy_context()) for leaf, box in stored]
+    done = in_parallel(lambda job, stop: job[2].run(read, job[0], job[1]), jobs, min(_WIDTH, len(jobs)))
+    for (leaf, box), values in zip(stored, done, strict=True):
+        found[leaf].append((box, values))
+    return found
 
 
 def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:
@@ -108,5 +113,15 @@ def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:
     if isinstance(expr, Leaf):
         held, values = next((b, v) for b, v in readings[expr] if b.contains(box))
         return values if held == box else values[spatial(expr, box.slices(held))]
+    pieces = expr.pieces(box)
+    if len(pieces) > 1:
+        out = np.empty((*expr.lead, *box.shape, *expr.tail), expr.dtype)
+        for piece in pieces:
+            out[spatial(expr, piece.slices(box))] = _made(expr, piece, readings)
+        return out
+    return _made(expr, box, readings)
+
+
+def _made(expr: Expr, box: IndexBox, readings: Readings) -> Array:
     arrays = [_build(c, need, readings) for c, need in zip(expr.inputs, expr.needs(box), strict=True)]
     return expr.apply(box, *arrays)

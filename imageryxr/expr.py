@@ -54,6 +54,10 @@ class Expr(ABC):
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box wanted of each input to make a box, which lies within ``bounds``."""
 
+    def pieces(self, box: IndexBox) -> tuple[IndexBox, ...]:
+        """Return the parts of a box that are made apart, since what lies between them need not be read."""
+        return (box,)
+
     def cores(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box of each input that lies where a box does: `needs` without halos."""
         return self.needs(box)

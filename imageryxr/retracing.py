@@ -1,37 +1,73 @@
-"""Recipes below what xarray did to them: of a dask array that is a box of one, the recipe.
+"""Recover the expression behind a dask array that xarray or dask only sliced, transposed or rechunked.
 
-xarray's own indexing and rechunking put tasks on an array that only move voxels. Followed task by task they tell which
-box of the array below this one is, and that is exact, or nothing is told.
+Their indexing and rechunking put tasks on an array that only move voxels. Followed task by task these give the indexes
+of the array below that this one shows, exactly, or nothing is recovered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise, product
 from typing import Any
 
 import dask.array as da
 import numpy as np
 from dask._task_spec import Alias
+from dask.array._shuffle import _getitem, concatenate_arrays
 from dask.array.chunk import getitem
 from dask.array.core import concatenate_shaped
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.layers import ArraySliceDep
 
-from imageryxr.boxes import IndexBox
-from imageryxr.expr import Clipped, Expr, GivenLeaf, Leaf, shifted, with_leaves
+from imageryxr.boxes import DIMS
+from imageryxr.expr import Clipped, Expr, GivenLeaf, Leaf, with_leaves
+from imageryxr.fields import Ranges, Shown, expr_shown, shown_of
 from imageryxr.lazy import BoxDep, GivenLayer, Givens, Splits, given_leaves
-
-Span = tuple[int, int]
-# Boxes here have all axes of a block, those before and behind (z, y, x) too.
-Spans = tuple[Span, ...]
+from imageryxr.ranges import UnknownMoveError, Window, joined, shuffled, sliced
 
 
-def recovered(expr: Expr, givens: Givens, *, ended: bool = True) -> tuple[Expr, dict[str, da.Array]]:
-    """Return an expression in which foreign arrays that are only boxes of a recipe are that recipe.
+@dataclass(frozen=True)
+class Found:
+    """The expression (z, y, x) of a dask array, and the foreign arrays in it."""
 
-    Voxels and bounds stay as they were: an array ends where it ends, whatever its recipe knows beyond.
+    expr: Expr
+    givens: dict[str, da.Array]
+    splits: Splits
+    """Sizes of the blocks (z, y, x) below, as they fall in the array."""
+    foreign: bool
+    """Whether the expression is nothing but foreign blocks, all of which the array shows."""
+
+
+def found_below(array: da.Array, dims: Sequence[str], tail: Sequence[str] = (), *, deep: bool = False) -> Found | None:
+    """Return the expression of a dask array that is a part of one in steps of any size; None if it is none.
+
+    The expression covers what lies beyond the part.
+
+    Parameters
+    ----------
+    array : dask Array
+        Of any order of axes; z, y or x may have been dropped.
+    dims : sequence of str
+        Names of the axes.
+    tail : sequence of str
+        Names of those behind (z, y, x).
+    deep : bool
+        Whether to look below a rechunking of foreign blocks, too: those are costly, not what it makes of them.
+    """
+    array = _by_tasks(array)
+    walk = _Walk(array, deep)
+    try:
+        return walk.cut(dims, tail)
+    except UnknownMoveError:
+        return None
+
+
+def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
+    """Return an expression in which foreign arrays that are only parts of another are that one, however far below.
+
+    Voxels and bounds stay as they were: an array ends where it ends, whatever its expression covers beyond.
 
     Parameters
     ----------
@@ -39,9 +75,6 @@ def recovered(expr: Expr, givens: Givens, *, ended: bool = True) -> tuple[Expr, 
         Whose `GivenLeaf` leaves stand for dask arrays.
     givens : mapping
         These arrays, by name.
-    ended : bool, default True
-        Whether that holds for an expression, too, that is nothing but a foreign array. False where nobody will look
-        beyond it: what dask did not cut is the very recipe then, as a verb gave it.
     """
     kept: dict[str, da.Array] = {}
 
@@ -49,21 +82,20 @@ def recovered(expr: Expr, givens: Givens, *, ended: bool = True) -> tuple[Expr, 
         if not isinstance(leaf, GivenLeaf):
             return leaf
         array = _by_tasks(givens[leaf.name])
-        found = _recipe_of(array)
-        if found is None or found[0].lead != leaf.lead or found[0].tail != leaf.tail or found[0].dtype != leaf.dtype:
+        tail = [f"tail{i}" for i in range(len(leaf.tail))]
+        found = None if leaf.lead else found_below(array, (*DIMS, *tail), tail, deep=True)
+        if found is None or found.expr == leaf:
             kept[leaf.name] = array
             return leaf
-        inner, below = recovered(*found)
+        inner, below = recovered(found.expr, found.givens)
         kept.update(below)
-        if leaf.bounds.contains(inner.bounds) or (leaf is expr and not ended):
-            return inner
-        return Clipped(inner, leaf.bounds)
+        return inner if leaf.bounds.contains(inner.bounds) else Clipped(inner, leaf.bounds)
 
     return with_leaves(expr, known), kept
 
 
 def _by_tasks(array: da.Array) -> da.Array:
-    """Return an array whose blocks no cluster shuffles: a region asks for a few of them, wherever it is made."""
+    """Return an array whose blocks no cluster shuffles: a region needs few of them, wherever it is computed."""
     layers, dependencies = dict(array.dask.layers), dict(array.dask.dependencies)
     for name, layer in array.dask.layers.items():
         if type(layer).__name__ != "P2PRechunkLayer" or not layer.keepmap.all():
@@ -81,89 +113,86 @@ def _by_tasks(array: da.Array) -> da.Array:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# recipes below tasks that only move
+# what lies below tasks that only move voxels
 
 
 @dataclass(frozen=True)
 class _Base:
-    """The layer with a recipe that others stand on."""
+    """The layer with an expression that others stand on."""
 
     expr: Expr
     givens: dict[str, da.Array]
     starts: Splits
-    """Where blocks begin and, at the end, where the last one ends, along each axis."""
+    """Where blocks begin and, at the end, where the last one ends, along each axis of the layer's array."""
+    ranges: Ranges
+    """What the layer's array shows of the expression."""
+    axes: tuple[int | None, ...]
+    foreign: bool = False
 
-    def spans(self, index: Sequence[int]) -> Spans:
-        return tuple((s[i], s[i + 1]) for s, i in zip(self.starts, index, strict=True))
-
-
-class _UnknownError(Exception):
-    """A task does more than move voxels, or is not known."""
-
-
-def _recipe_of(array: da.Array) -> tuple[Expr, dict[str, da.Array]] | None:
-    """Return the recipe of a dask array that is a box of one, and the foreign arrays in it; None if it is none."""
-    walk = _Walk(array)
-    try:
-        walk.spans((array.name, *(0 for _ in array.shape)))
-        return walk.cut()
-    except _UnknownError:
-        return None
+    def shown(self, index: Sequence[int]) -> Window:
+        ranges = list(self.ranges)
+        for start, i, axis in zip(self.starts, index, self.axes, strict=True):
+            if axis is not None:
+                ranges[axis] = ranges[axis][start[i] : start[i + 1]]
+        return Window(tuple(ranges), self.axes)
 
 
 class _Walk:
-    """Follows the tasks of a graph down to the layer with a recipe, of which there must be one."""
+    """Follows the tasks of a graph down to the layer with an expression, of which there must be one."""
 
-    def __init__(self, array: da.Array) -> None:
-        self.array = array
+    def __init__(self, array: da.Array, deep: bool) -> None:
+        self.array, self.deep = array, deep
         self.graph = array.dask
         self.layers = self.graph.layers
-        self.seen: dict[Any, Spans] = {}
+        self.seen: dict[Any, Window] = {}
         self._base: tuple[str, _Base] | None = None
 
-    def _recipe(self, name: str) -> _Base | None:
+    def _expression(self, name: str) -> _Base | None:
         if self._base is not None and self._base[0] == name:
             return self._base[1]
-        found = _base_of(self.graph, name)
+        found = _base_of(self.graph, name, self.array.dtype)
         if found is None:
             return None
         if self._base is not None:
-            raise _UnknownError  # several arrays put together
+            raise UnknownMoveError  # several arrays put together
         self._base = (name, found)
         return found
 
-    def spans(self, key: Any, layer: Mapping[Any, Any] | None = None) -> Spans:
-        """Return the box of the base that a key's value is."""
+    def shown(self, key: Any, layer: Mapping[Any, Any] | None = None) -> Window:
+        """Return what a key's value shows of the base."""
         if key in self.seen:
             return self.seen[key]
         if not isinstance(key, tuple):
-            raise _UnknownError
-        base = self._recipe(key[0])
+            raise UnknownMoveError
+        base = self._expression(key[0])
         if base is not None:
-            return base.spans(key[1:])
+            return base.shown(key[1:])
         above = None
         if layer is None or key not in layer:
             above, layer = layer, self.layers.get(key[0])
         try:
-            if layer is None or isinstance(layer, Blockwise) or key not in layer:
-                raise _UnknownError
-            found = self._moved(layer[key], layer)
-        except _UnknownError:
-            if above is None:
+            if isinstance(layer, Blockwise):
+                found = self._transposed(key, layer)
+            elif layer is None or key not in layer:
+                raise UnknownMoveError
+            else:
+                found = self._moved(layer[key], layer)
+        except UnknownMoveError:
+            if above is None or not self.deep:
                 raise
             self._base = (key[0], self._rechunked(key[0], above))
-            return self._base[1].spans(key[1:])
+            return self._base[1].shown(key[1:])
         self.seen[key] = found
         return found
 
     def _rechunked(self, name: str, above: Mapping[Any, Any]) -> _Base:
         """Return the blocks of a foreign array below a rechunking: what is costly are these, not what it makes of them.
 
-        How large they are is told by the pieces that it cuts them into.
+        Their sizes follow from the pieces that it cuts them into.
         """
         known = self._base is None and name in self.layers
         if not known or not all(str(key[0]).startswith("rechunk-") for key in above):
-            raise _UnknownError
+            raise UnknownMoveError
         sizes: list[dict[int, int]] = [{} for _ in range(self.array.ndim)]
         for task in above.values():
             if getattr(task, "func", None) is not getitem:
@@ -175,55 +204,108 @@ class _Walk:
         indexes = [key[1:] for key in self.layers[name].get_output_keys() if isinstance(key, tuple) and key[0] == name]
         counts = [max(along) + 1 for along in zip(*indexes, strict=True)]
         splits = tuple(tuple(size.get(i, 0) for i in range(n)) for size, n in zip(sizes, counts, strict=False))
-        if tuple(map(sum, splits)) != self.array.shape or any(len(s) > 1 for s in splits[3:]):
-            raise _UnknownError
-        z, y, x, *tail = self.array.shape
-        leaf = GivenLeaf(name, str(self.array.dtype), (z, y, x), splits[:3], tail=tuple(tail))
-        return _Base(leaf, {name: _array_of(self.graph, leaf)}, _starts(leaf, leaf.splits))
+        if tuple(map(sum, splits)) != self.array.shape:
+            raise UnknownMoveError
+        return _foreign_base(self.graph, name, splits, self.array.dtype)
 
-    def _moved(self, task: Any, layer: Mapping[Any, Any]) -> Spans:
+    def _transposed(self, key: Any, layer: Blockwise) -> Window:
+        task = layer.task
+        if getattr(task, "func", None) is not np.transpose or len(layer.indices) != 1:
+            raise UnknownMoveError
+        below, letters = layer.indices[0]
+        order, out = task.kwargs.get("axes"), list(layer.output_indices)
+        if order is None or not isinstance(below, str) or letters is None or layer.new_axes:
+            raise UnknownMoveError
+        index = tuple(key[1:][out.index(letter)] for letter in letters)
+        inner = self.shown((below, *index))
+        return Window(inner.ranges, tuple(inner.axes[a] for a in order))
+
+    def _moved(self, task: Any, layer: Mapping[Any, Any]) -> Window:
         target = getattr(task, "target", None)  # of an alias
         if target is not None:
-            return self.spans(target, layer)
+            return self.shown(target, layer)
         function, arguments = getattr(task, "func", None), list(getattr(task, "args", ()))
         if function is getitem and len(arguments) == 2:
-            return _sliced(self.spans(_key(arguments[0]), layer), arguments[1])
+            return sliced(self.shown(_key(arguments[0]), layer), arguments[1])
+        if function is _getitem and len(arguments) == 2:
+            return sliced(self.shown(_key(arguments[0]), layer), _node(layer, arguments[1])[1])
+        if function is concatenate_arrays and len(arguments) == 3:
+            parts = [self.shown(_key(part), layer) for part in _items(arguments[0])]
+            return shuffled(parts, np.argsort(_node(layer, arguments[1])[1]), int(arguments[2]))
         if function is concatenate_shaped and len(arguments) == 2:
-            parts = [self.spans(_key(part), layer) for part in _items(arguments[0])]
-            return _joined(parts, tuple(int(n) for n in _items(arguments[1])))
-        raise _UnknownError
+            parts = [self.shown(_key(part), layer) for part in _items(arguments[0])]
+            return joined(parts, tuple(int(n) for n in _items(arguments[1])))
+        raise UnknownMoveError
 
-    def cut(self) -> tuple[Expr, dict[str, da.Array]]:
+    def cut(self, dims: Sequence[str], tail: Sequence[str]) -> Found:
         """Return the expression of the array, which stands on the base."""
+        array = self.array
+        self.shown((array.name, *(0 for _ in array.shape)))
         assert self._base is not None
-        (name, base), array = self._base, self.array
+        name, base = self._base
         if name == array.name:
-            return base.expr, base.givens
-        counts = array.numblocks
-        if len(counts) != len(base.starts):
-            raise _UnknownError
-        whole = _joined([self.spans((array.name, *index)) for index in np.ndindex(*counts)], counts)
-        if tuple(b - a for a, b in whole) != array.shape:
-            raise _UnknownError
-        first = len(base.expr.lead)
-        around = (*whole[:first], *whole[first + 3 :])
-        if around != tuple((0, n) for n in (*base.expr.lead, *base.expr.tail)):
-            raise _UnknownError
-        low = tuple(a for a, _ in whole[first : first + 3])
-        shape = tuple(b - a for a, b in whole[first : first + 3])
-        if not any(low) and shape == tuple(s[-1] for s in base.starts[first : first + 3]):
-            return base.expr, base.givens
-        box = IndexBox.of_shape(shape)
-        moved = shifted(base.expr, low)
-        return (moved if moved.bounds == box else Clipped(moved, box)), base.givens
+            whole = Window(base.ranges, base.axes)
+        else:
+            counts = array.numblocks
+            whole = joined([self.shown((array.name, *i)) for i in product(*map(range, counts))], counts)
+        lengths = tuple(_length(whole, v) for v in range(array.ndim))
+        if lengths != array.shape or base.expr.dtype != array.dtype or len(base.expr.tail) != len(tail):
+            raise UnknownMoveError
+        if whole.ranges[3:] != tuple(map(range, base.expr.tail)) or not _named(whole, dims, (*DIMS, *tail)):
+            raise UnknownMoveError
+        complete = whole.ranges == base.ranges and all(r == range(len(r)) for r in base.ranges)
+        expr = base.expr if complete else expr_shown(base.expr, whole.ranges[:3])
+        if expr is None:
+            raise UnknownMoveError
+        return Found(expr, base.givens, _splits_of(base, whole), base.foreign and complete)
+
+
+def _named(shown: Window, dims: Sequence[str], names: Sequence[str]) -> bool:
+    """Tell whether each axis of an array has the name that it has in the expression."""
+    for dim, axis in zip(dims, shown.axes, strict=True):
+        # an axis of its own is one that was dropped and put back
+        if axis is None and (dim not in DIMS or DIMS.index(dim) in shown.axes):
+            return False
+        if axis is not None and dim != names[axis]:
+            return False
+    return all(axis in shown.axes for axis in range(3, len(names)))
+
+
+def _length(shown: Window, v: int) -> int:
+    axis = shown.axes[v]
+    return 1 if axis is None else len(shown.ranges[axis])
+
+
+def _splits_of(base: _Base, whole: Window) -> Splits:
+    """Return the sizes of the base's blocks, as they fall in what is shown of it."""
+    splits = []
+    for axis in range(3):
+        shown, below = whole.ranges[axis], base.ranges[axis]
+        v = base.axes.index(axis) if axis in base.axes else None
+        starts = (0, len(below)) if v is None else base.starts[v]
+        edges = [below.start + e * below.step for e in starts[1:-1]]
+        cuts = {min(max(-((shown.start - e) // shown.step), 0), len(shown)) for e in edges} | {0, len(shown)}
+        inner = sorted(cuts)
+        splits.append(tuple(b - a for a, b in pairwise(inner)))
+    return tuple(splits)
 
 
 def _key(reference: Any) -> Any:
     key = getattr(reference, "key", None)
     target = getattr(reference, "target", None)
     if target is None and key is None:
-        raise _UnknownError
+        raise UnknownMoveError
     return key if target is None else target
+
+
+def _node(layer: Mapping[Any, Any], reference: Any) -> Any:
+    """Return a value that dask keeps beside the tasks of a layer."""
+    key = getattr(reference, "key", None)
+    value = layer.get(key)
+    value = getattr(value, "value", value)
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise UnknownMoveError
+    return value
 
 
 def _items(sequence: Any) -> list[Any]:
@@ -232,20 +314,73 @@ def _items(sequence: Any) -> list[Any]:
         return list(sequence)
     inner = getattr(sequence, "args", None)
     if inner is None:
-        raise _UnknownError
+        raise UnknownMoveError
     return list(inner)
 
 
-def _base_of(graph: HighLevelGraph, name: str) -> _Base | None:
+def _base_of(graph: HighLevelGraph, name: str, dtype: Any) -> _Base | None:
     layer = graph.layers.get(name)
     if isinstance(layer, GivenLayer):
         leaves = {leaf.name: leaf for leaf in given_leaves(layer.expr)}
         givens = {name: _array_of(graph, leaf) for name, leaf in leaves.items()}
-        return _Base(layer.expr, givens, _starts(layer.expr, layer.splits))
+        return _plain_base(layer.expr, givens, layer.splits)
     for dep in getattr(layer, "io_deps", {}).values():
         if isinstance(dep, BoxDep):
-            return _Base(dep.expr, {}, _starts(dep.expr, dep.splits))
+            return _plain_base(dep.expr, {}, dep.splits)
+        if isinstance(dep, ArraySliceDep) and isinstance(layer, Blockwise):
+            return _sliced_base(graph, name, layer, dep, dtype)
+    if isinstance(layer, MaterializedLayer):
+        return _held_base(graph, name, layer, dtype)
     return None
+
+
+def _plain_base(expr: Expr, givens: dict[str, da.Array], splits: Splits, *, foreign: bool = False) -> _Base:
+    starts = _starts(expr, splits)
+    ranges = tuple(range(s[-1]) for s in starts)
+    if expr.lead:
+        # only known as what nothing is recovered of
+        raise UnknownMoveError
+    return _Base(expr, givens, starts, ranges, tuple(range(len(ranges))), foreign)
+
+
+def _sliced_base(graph: HighLevelGraph, name: str, layer: Blockwise, dep: ArraySliceDep, dtype: Any) -> _Base | None:
+    """Return blocks that are slices of one object, as `dask.array.from_array` makes them."""
+    whole = [below for below, letters in layer.indices if letters is None]
+    if len(whole) != 1:
+        return None
+    key = getattr(whole[0], "key", None)
+    value = whole[0] if key is None else graph.layers.get(key, {}).get(key)
+    shown: Shown | None = shown_of(getattr(value, "value", value))
+    if shown is None:
+        return _foreign_base(graph, name, dep.chunks, dtype)
+    starts = tuple((0, *accumulate(s)) for s in dep.chunks)
+    return _Base(shown.expr, {}, starts, shown.ranges, shown.axes)
+
+
+def _held_base(graph: HighLevelGraph, name: str, layer: MaterializedLayer, dtype: Any) -> _Base | None:
+    """Return blocks that are in memory."""
+    blocks = {key[1:]: getattr(v, "value", v) for key, v in layer.items() if isinstance(key, tuple) and key[0] == name}
+    if not blocks or not all(isinstance(block, np.ndarray) for block in blocks.values()):
+        return None
+    ndim = len(next(iter(blocks)))
+    if any(block.ndim != ndim for block in blocks.values()):
+        return None
+    counts = [max(along) + 1 for along in zip(*blocks, strict=True)]
+    splits = []
+    for axis, n in enumerate(counts):
+        line = [blocks.get(tuple(i if a == axis else 0 for a in range(ndim))) for i in range(n)]
+        if any(block is None for block in line):
+            return None
+        splits.append(tuple(block.shape[axis] for block in line if block is not None))
+    return _foreign_base(graph, name, tuple(splits), dtype)
+
+
+def _foreign_base(graph: HighLevelGraph, name: str, splits: Splits, dtype: Any) -> _Base:
+    if len(splits) < 3 or any(len(s) > 1 for s in splits[3:]):
+        raise UnknownMoveError
+    z, y, x, *tail = map(sum, splits)
+    leaf = GivenLeaf(name, str(dtype), (z, y, x), splits[:3], tail=tuple(tail))
+    return _plain_base(leaf, {name: _array_of(graph, leaf)}, leaf.splits, foreign=True)
 
 
 def _array_of(graph: HighLevelGraph, leaf: GivenLeaf) -> da.Array:
@@ -259,30 +394,3 @@ def _all_splits(expr: Expr, splits: Splits) -> Splits:
 
 def _starts(expr: Expr, splits: Splits) -> Splits:
     return tuple((0, *accumulate(s)) for s in _all_splits(expr, splits))
-
-
-def _sliced(spans: Spans, index: Any) -> Spans:
-    if not isinstance(index, tuple) or len(index) != len(spans) or not all(isinstance(i, slice) for i in index):
-        raise _UnknownError
-    found = []
-    for (low, high), item in zip(spans, index, strict=True):
-        start, stop, step = item.indices(high - low)
-        if step != 1:
-            raise _UnknownError
-        found.append((low + start, low + max(start, stop)))
-    return tuple(found)
-
-
-def _joined(parts: list[Spans], counts: tuple[int, ...]) -> Spans:
-    """Return the box of parts that lie side by side, in C order, so many along each axis."""
-    grid = np.empty((len(parts), len(counts), 2), np.int64)
-    grid[:] = parts
-    grid = grid.reshape(*counts, len(counts), 2)
-    spans = []
-    for axis in range(len(counts)):
-        along = np.moveaxis(grid[..., axis, :], axis, 0).reshape(counts[axis], -1, 2)
-        first = along[:, :1]
-        if (along != first).any() or (first[1:, 0, 0] != first[:-1, 0, 1]).any():
-            raise _UnknownError
-        spans.append((int(first[0, 0, 0]), int(first[-1, 0, 1])))
-    return tuple(spans)

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from imageryxr.boxes import IndexBox, make_up
 from imageryxr.colors.ids import unsigned
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
 from imageryxr.expr import Array, Expr, Mapped
+from imageryxr.idcounts import counted_ids, ids_of
 from imageryxr.volumes import Volume, result, volume_of
 
 
@@ -88,20 +89,34 @@ def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
     return numbers
 
 
-def unique_ids(seg: xr.DataArray) -> npt.NDArray[np.uint64]:
+@overload
+def unique_ids(seg: xr.DataArray, *, counts: Literal[False] = False) -> npt.NDArray[np.uint64]: ...
+@overload
+def unique_ids(seg: xr.DataArray, *, counts: Literal[True]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]: ...
+@overload
+def unique_ids(
+    seg: xr.DataArray, *, counts: bool
+) -> npt.NDArray[np.uint64] | tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]: ...
+def unique_ids(
+    seg: xr.DataArray, *, counts: bool = False
+) -> npt.NDArray[np.uint64] | tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
     """Return the ids that occur in a segmentation, without 0.
 
-    Computes: reads the whole array, block by block, and keeps only the ids.
+    Computes: reads the whole array, each block once, and keeps only the ids.
 
     Parameters
     ----------
     seg : DataArray
         Dims (z, y, x), any integer type.
+    counts : bool, default False
+        Whether to return the number of voxels of each id, too.
 
     Returns
     -------
-    ndarray
+    ids : ndarray
         Ascending, of the dtype of ``seg``.
+    counts : ndarray of int64
+        Voxels of each id, in the order of ``ids``. Only with ``counts=True``, as `numpy.unique` returns them.
 
     Raises
     ------
@@ -112,30 +127,17 @@ def unique_ids(seg: xr.DataArray) -> npt.NDArray[np.uint64]:
     --------
     >>> import imageryxr as ix
     >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
-    >>> len(ix.unique_ids(seg.isel(z=slice(0, 2)))) > 100
-    True
+    >>> ids, voxels = ix.unique_ids(seg.isel(z=slice(0, 2)), counts=True)
+    >>> len(ids) > 100, int(voxels.min()) > 0
+    (True, True)
     """
     volume = segmentation_volume(seg)
+    volume = replace(volume, splits=volume.below_splits or volume.splits, below_splits=None)
     array = result(volume.expr, volume.grid, volume, attrs={}, name="segmentation")
-    blocks = _unique_of_blocks(array.data)
-    found = np.unique(np.concatenate(blocks)) if blocks else np.empty(0, volume.expr.dtype)
-    return np.asarray(found[found != 0], dtype=volume.expr.dtype)
-
-
-def _unique_of_blocks(data: Any) -> list[Array]:
-    from dask.base import compute
-    from dask.delayed import delayed
-
-    if isinstance(data, np.ndarray):
-        return [_unique(data)]
-    return list(compute(*[delayed(_unique)(block) for block in data.to_delayed().ravel()]))
-
-
-def _unique(block: Array) -> Array:
-    import fastremap
-
-    found: Array = fastremap.unique(np.ascontiguousarray(block, block.dtype.newbyteorder("=")))
-    return found
+    ids, voxels = counted_ids(array.data) if counts else (ids_of(array.data), np.empty(0, np.int64))
+    shown = ids != 0
+    ids = np.asarray(ids[shown], dtype=volume.expr.dtype)
+    return (ids, voxels[shown]) if counts else ids
 
 
 def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
-from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from imageryxr.boxes import DIMS, BBox, Index3, IndexBox
@@ -19,11 +19,12 @@ from imageryxr.errors import ImageryError, LayerError
 from imageryxr.evaluation import evaluate
 from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, LevelLeaf, view, with_leaves, within
 from imageryxr.extra_coords import ExtraCoord, extra_coords, with_extra_coords
+from imageryxr.fields import FieldArray, expr_shown, shown_of, unwrapped
 from imageryxr.foreign import parts_of
 from imageryxr.grid import Grid, grid_of, outside_error, refuse_far
-from imageryxr.lazy import Splits, choose_splits, expr_of, refuse_query_planning, to_dask
+from imageryxr.lazy import Splits, choose_splits, refuse_query_planning, to_dask
 from imageryxr.plain_attrs import plain_attrs
-from imageryxr.retracing import recovered
+from imageryxr.retracing import found_below, recovered
 from imageryxr.sources.base import Level, Source, level_attrs
 
 RGBA = ("r", "g", "b", "a")
@@ -53,6 +54,8 @@ class Volume:
     """Which of z, y and x the caller has dropped."""
     extras: tuple[ExtraCoord, ...] = ()
     """Its coordinates besides z, y and x."""
+    below_splits: Splits | None = None
+    """Where ``splits`` are those of a rechunking that cut blocks: the blocks before it, in which it is read."""
 
     @property
     def box(self) -> IndexBox:
@@ -100,12 +103,21 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
         named = "the array" if array.name is None else f"the array {array.name!r}"
         raise LayerError(f"{named} {problem}, but dims {(*DIMS, *tail)} are needed: {advice}")
     grid = grid_of(array)
-    expr, givens, in_memory = _expr_of_data(array, grid.shape, dropped, tail)
-    splits = next((g.chunks[:3] for g in givens.values()), None)
-    if splits is None and is_dask(array):
-        splits = tuple(array.chunksizes[d] if d in array.dims else (1,) for d in DIMS)
+    data = _data_of(array, grid.shape, dropped, tail)
+    if is_dask(array):
+        splits: Splits | None = tuple(array.chunksizes[d] if d in array.dims else (1,) for d in DIMS)
+    else:
+        splits = next((g.chunks[:3] for g in data.givens.values()), None)
+    below = data.splits if data.splits is not None and splits is not None and not _merges(splits, data.splits) else None
     extras = extra_coords(array, grid)
-    return Volume(expr, grid, dict(array.attrs), array.name, in_memory, givens, splits, dropped, extras)
+    return Volume(
+        data.expr, grid, dict(array.attrs), array.name, data.in_memory, data.givens, splits, dropped, extras, below
+    )
+
+
+def _merges(splits: Splits, below: Splits) -> bool:
+    """Tell whether no block of ``below`` lies in two of ``splits``."""
+    return all({*accumulate(a)} <= {*accumulate(b)} for a, b in zip(splits, below, strict=True))
 
 
 def is_dask(array: xr.DataArray) -> bool:
@@ -115,116 +127,65 @@ def is_dask(array: xr.DataArray) -> bool:
 
 def is_lazy(array: xr.DataArray) -> bool:
     """Tell whether an array is lazily indexed: neither in memory nor in dask blocks; reads nothing."""
-    return isinstance(_unwrapped(array.variable._data), indexing.ExplicitlyIndexed)
+    return isinstance(unwrapped(array.variable._data), indexing.ExplicitlyIndexed)
 
 
-def _expr_of_data(
-    array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], tail: tuple[str, ...]
-) -> tuple[Expr, dict[str, da.Array], bool]:
+@dataclass(frozen=True)
+class _Data:
+    """What the voxels of an array are."""
+
+    expr: Expr
+    givens: dict[str, da.Array] = field(default_factory=dict)
+    in_memory: bool = False
+    splits: Splits | None = None
+    """Sizes of the blocks below a rechunking, as they fall in the array."""
+
+
+def _data_of(array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], tail: tuple[str, ...]) -> _Data:
     if is_lazy(array):
-        field = _field_of(array)
-        if field is not None and not tail:
-            return view(field[0], field[1], field[1]), {}, False
+        expr = None if tail else _lazy_expr(array)
+        if expr is not None:
+            return _Data(expr)
         # Dims must be put in order on dask: what is lazily indexed would be read for that.
         array = array.chunk(dict(zip(DIMS, (64, 1024, 1024), strict=True)) if not dropped else "auto")
+    if is_dask(array):
+        if any(math.isnan(c) for sizes in array.data.chunks for c in sizes):
+            raise LayerError("the dask array has blocks of unknown size; call .compute_chunk_sizes() on its data first")
+        found = found_below(array.data, [str(d) for d in array.dims], tail)
+        if found is not None and not found.foreign:
+            return _Data(found.expr, found.givens, splits=found.splits)
     full = array.expand_dims(list(dropped)) if dropped else array
     full = full.transpose(*DIMS, *tail)
     sizes = tuple(int(n) for n in full.shape[3:])
-    known = expr_of(array.data) if is_dask(array) and array.dims == full.dims else None
-    if known is not None and known[0].tail == sizes and not known[0].lead:
-        return known[0], {}, False
     if not is_dask(full):
-        return ArrayLeaf(np.asarray(full.data), tail=sizes), {}, True
+        return _Data(ArrayLeaf(np.asarray(full.data), tail=sizes), in_memory=True)
     data = full.data.rechunk({3 + i: -1 for i in range(len(sizes))}) if sizes else full.data
-    if any(math.isnan(c) for sizes in data.chunks for c in sizes):
-        raise LayerError("the dask array has blocks of unknown size; call .compute_chunk_sizes() on its data first")
     leaf = GivenLeaf(data.name, str(data.dtype), shape, tuple(data.chunks[:3]), tail=sizes)
-    return leaf, {data.name: data}, False
+    return _Data(leaf, {data.name: data})
 
 
-def _unwrapped(data: Any) -> Any:
-    # xarray wraps what backends give in caches, which hold numpy once something was loaded.
-    while isinstance(data, indexing.CopyOnWriteArray | indexing.MemoryCachedArray | indexing.NumpyIndexingAdapter):
-        data = data.array
-    return data
-
-
-def _field_of(array: xr.DataArray) -> tuple[Expr, IndexBox] | None:
-    """Return expression and box of a lazily indexed array that is a box of one of ours, in whatever order of dims."""
-    data = _unwrapped(array.variable._data)
-    inner = getattr(data, "array", None)
-    if not isinstance(data, indexing.LazilyIndexedArray | indexing.LazilyVectorizedIndexedArray):
+def _lazy_expr(array: xr.DataArray) -> Expr | None:
+    """Return the expression of a lazily indexed array that shows one of ours, in whatever order of dims."""
+    shown = shown_of(array.variable._data)
+    if shown is None:
         return None
-    if not isinstance(inner, FieldArray):
+    named = zip(array.dims, shown.axes, strict=True)
+    if any(dim not in DIMS or axis not in (DIMS.index(str(dim)), None) for dim, axis in named):
         return None
-    ranges = [_range_of(item, n) for item, n in zip(data.key.tuple, inner.shape, strict=True)]
-    if any(r is None for r in ranges):
-        return None
-    (z0, z1), (y0, y1), (x0, x1) = (r for r in ranges if r is not None)
-    box = IndexBox((z0, y0, x0), (z1, y1, x1))
-    sizes = {d: n for d, n in zip(DIMS, box.shape, strict=True) if d in array.dims}
-    return (inner.expr, box) if sizes == dict(array.sizes) else None
-
-
-def _range_of(item: Any, size: int) -> tuple[int, int] | None:
-    """Return the half-open range of indexes that a key selects along an axis; None if it is not one in steps of 1."""
-    if isinstance(item, int | np.integer):
-        return int(item) % size, int(item) % size + 1
-    if isinstance(item, slice):
-        start, stop, step = item.indices(size)
-        return (start, stop) if step == 1 and stop > start else None
-    # A transposed array has keys that broadcast to its shape, each of them varying along one of its dims.
-    flat = np.asarray(item)
-    if flat.size == 0 or flat.size != max(flat.shape, default=1):
-        return None
-    flat = flat.ravel()
-    return (int(flat[0]), int(flat[-1]) + 1) if (np.diff(flat) == 1).all() else None
+    sizes = {d: len(r) for d, r in zip(DIMS, shown.ranges, strict=True) if d in array.dims}
+    return expr_shown(shown.expr, shown.ranges) if sizes == dict(array.sizes) else None
 
 
 # ---------------------------------------------------------------------------------------------------------
 # labelling
 
 
-class FieldArray(BackendArray):
-    """An expression as xarray's lazily indexed arrays want it: read when, and as far as, it is indexed."""
-
-    def __init__(self, expr: Expr, shape: Index3) -> None:
-        self.expr = expr
-        self.shape = shape
-        self.dtype = expr.dtype
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Array:
-        """Read what a key selects."""
-        return indexing.explicit_indexing_adapter(  # type: ignore[no-any-return]
-            key, self.shape, indexing.IndexingSupport.BASIC, self._read
-        )
-
-    def _read(self, key: tuple[int | slice, ...]) -> Array:
-        start: list[int] = []
-        stop: list[int] = []
-        inner: list[int | slice] = []
-        for item, size in zip(key, self.shape, strict=True):
-            if isinstance(item, slice):
-                wanted = range(size)[item]
-                low, high = (min(wanted), max(wanted) + 1) if len(wanted) else (0, 0)
-                # a slice that goes down to index 0 has no stop that is a number
-                last = wanted.stop - low if len(wanted) and wanted.stop >= low else None
-                inner.append(slice(wanted.start - low, last, wanted.step) if len(wanted) else slice(0, 0))
-            else:
-                low, high = int(item) % size, int(item) % size + 1
-                inner.append(0)
-            start.append(low)
-            stop.append(high)
-        box = IndexBox(tuple(start), tuple(stop))  # type: ignore[arg-type]
-        return evaluate(self.expr, box)[tuple(inner)]
-
-
 def lazy_array(expr: Expr, grid: Grid, attrs: Mapping[str, Any], name: str, chunks: Any = None) -> xr.DataArray:
     """Label an expression: lazily indexed, as `xarray.open_dataset` does it, or in dask blocks where asked for."""
     if chunks is not None:
         return labelled(to_dask(expr, grid.shape, chunks=chunks, name=name), grid, attrs, name)
-    field = indexing.LazilyIndexedArray(FieldArray(expr, grid.shape))
-    cached = indexing.CopyOnWriteArray(indexing.MemoryCachedArray(field))  # type: ignore[arg-type]
+    lazy = indexing.LazilyIndexedArray(FieldArray(expr, grid.shape))
+    cached = indexing.CopyOnWriteArray(indexing.MemoryCachedArray(lazy))  # type: ignore[arg-type]
     array = labelled(cached, grid, attrs, name)
     # What xarray's chunks={} makes blocks of; without it, one of the whole volume.
     array.encoding["preferred_chunks"] = dict(zip(DIMS, choose_splits(expr, grid.shape), strict=True))
@@ -292,10 +253,15 @@ def result(
     if all(v.in_memory for v in volumes):
         data: Any = evaluate(expr, grid.box)
     else:
-        kept = [v.splits for v in volumes if v.splits is not None and v.grid == grid]
-        chunks = kept[0] if chunks is None and kept else chunks
+        kept = [v for v in volumes if v.splits is not None and v.grid == grid] if chunks is None else []
+        below = kept[0].below_splits if kept else None
+        chunks = kept[0].splits if kept else chunks
         expr, givens = _lend(expr, volumes)
-        data = to_dask(expr, grid.shape, givens=givens, chunks=chunks, name=name)
+        data = to_dask(expr, grid.shape, givens=givens, chunks=chunks if below is None else below, name=name)
+        if below is not None:
+            # as the array itself: read in its blocks, which are cut then
+            first = len(expr.lead)
+            data = data.rechunk({first + i: sizes for i, sizes in enumerate(chunks)}, method="tasks")
     array = labelled(data, grid, attrs, name, tail=tail, lead=lead)
     array = with_extra_coords(array, grid, [extra for v in volumes for extra in v.extras])
     dropped = [d for d in volumes[0].dropped if all(d in v.dropped for v in volumes) and array.sizes[d] == 1]
@@ -330,7 +296,8 @@ def as_dask(array: xr.DataArray) -> xr.DataArray:
 
 def crop_volume(volume: Volume, box: IndexBox) -> Volume:
     """Return the volume of a box of indexes, which still knows the data beyond it."""
-    return replace(volume, expr=view(volume.expr, volume.box, box), grid=volume.grid.crop(box), splits=None)
+    expr = view(volume.expr, volume.box, box)
+    return replace(volume, expr=expr, grid=volume.grid.crop(box), splits=None, below_splits=None)
 
 
 def cropped(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: bool = False) -> xr.DataArray:
@@ -388,14 +355,11 @@ class BoxReader:
         return evaluate(self.volume.expr, box, parts_of(self.volume.expr, self.volume.givens, box).compute())
 
 
-def box_reader(array: xr.DataArray, *, ended: bool = False) -> BoxReader:
-    """Return the reader of an array (z, y, x) or (z, y, x, rgba): what is a part of a recipe is read as the recipe.
-
-    ``ended`` says that something is made of it that looks beyond its border, where it must know no more than verbs do.
-    """
+def box_reader(array: xr.DataArray) -> BoxReader:
+    """Return the reader of an array (z, y, x) or (z, y, x, rgba): what is a part of an expression is read as that."""
     tail = ("rgba",) if "rgba" in array.dims else ()
     volume = volume_of(array, tail=tail)
     if volume.givens:
-        expr, givens = recovered(volume.expr, volume.givens, ended=ended)
+        expr, givens = recovered(volume.expr, volume.givens)
         volume = replace(volume, expr=expr, givens=givens)
     return BoxReader(volume, tuple(array.sizes[t] for t in tail))

@@ -238,17 +238,17 @@ def test_of_what_is_no_part_the_sources_are_told(tmp_path, how):
     np.testing.assert_array_equal(got.values, want)
 
 
-def test_a_part_ends_where_it_was_cut():
-    """Linear resampling at its border knows what the part has, as dask has it, and nothing beyond."""
+def test_square_pixels_of_a_part_are_a_part_of_those_of_the_whole():
+    """Linear resampling at its border takes in what lies beyond the part."""
+    from imageryxr.export.square import squared
+
     em = array_of(Computed((6, 20, 30))).chunk({"z": 3, "y": 10, "x": 10})
-    part = em.isel(x=slice(7, 21))
+    part = em.isel(x=slice(7, 21), z=slice(1, 5))
     held = part.copy(data=da.from_array(part.compute().values, chunks=5))
     one, two = (ix.export(a, "memory://", square=None).result.values for a in (part, held))
     np.testing.assert_array_equal(one, two)
-    from imageryxr.export.square import squared
-
-    one, two = (squared(box_reader(a), "x", "image") for a in (part, held))
-    np.testing.assert_array_equal(one(one.volume.grid.box), two(two.volume.grid.box))
+    one, whole = (squared(box_reader(a), "x", "image") for a in (part, em))
+    np.testing.assert_array_equal(one(one.volume.grid.box), whole(whole.volume.grid.box)[5:25, :, 7:21])
 
 
 @pytest.mark.parametrize("chunks", [{"z": 1}, {"z": 3, "y": 30, "x": 50}, {"z": 2, "x": 7}])

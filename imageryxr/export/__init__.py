@@ -250,7 +250,7 @@ def _plan(
 
     array = _checked(da)
     layer_type = layer_type_of(array)
-    read = in_native_order(box_reader(array, ended=bool(square)))
+    read = in_native_order(box_reader(array))
     read = replace(read, volume=replace(read.volume, splits=None))  # which may be long, and no region needs
     beyond = outside(read.volume.expr, read.volume.grid)
     if beyond:

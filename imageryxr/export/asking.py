@@ -13,6 +13,7 @@ from imageryxr.errors import MissingIdsWarning, warn
 from imageryxr.expr import Expr, Resampled
 from imageryxr.segments import AskedIds
 from imageryxr.slicing import Sliced
+from imageryxr.strides import Strided
 
 Told = tuple[tuple[str, bytes], ...]
 """Of each set of ids, by the start of its digest, a bit an id: whether it was there."""
@@ -38,7 +39,7 @@ def _wholly_read(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
     if not box.voxels:
         return
     yield expr, box
-    if isinstance(expr, Sliced) or (isinstance(expr, Resampled) and any(m.scale > 1 for m in expr.maps)):
+    if isinstance(expr, Sliced | Strided) or (isinstance(expr, Resampled) and any(m.scale > 1 for m in expr.maps)):
         return
     for child, need in zip(expr.inputs, expr.needs(box), strict=True):
         yield from _wholly_read(child, need)

@@ -8,6 +8,7 @@ from imageryxr.boxes import IndexBox
 from imageryxr.expr import Clipped, Expr, LevelLeaf, Resampled, Shifted
 from imageryxr.grid import Grid
 from imageryxr.slicing import Sliced
+from imageryxr.strides import Strided
 
 # Per cent of a box that may lie beyond a segmentation unsaid: its edge is seldom just where the image's is.
 FEW = 1.0
@@ -66,6 +67,6 @@ def _extents(expr: Expr, *, cut: bool = True) -> list[tuple[LevelLeaf, IndexBox]
         return [(leaf, box.shift(expr.by, -1)) for leaf, box in found]
     if isinstance(expr, Clipped) and cut:
         return [(leaf, box.clip(expr.box)) for leaf, box in found]
-    if isinstance(expr, Resampled):
+    if isinstance(expr, Resampled | Strided):
         return [(leaf, expr.mapped(box)) for leaf, box in found]
     return found

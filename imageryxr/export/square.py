@@ -47,7 +47,7 @@ def squared(read: BoxReader, across: str, layer_type: str) -> BoxReader:
 
 def square_pixels(picture: xr.DataArray, across: str) -> xr.DataArray:
     """Return RGBA (z, y, x, rgba) whose pixels in the slices across an axis are square; computes."""
-    read = squared(box_reader(picture, ended=True), across, "image")
+    read = squared(box_reader(picture), across, "image")
     volume = read.volume
     return labelled(read(volume.grid.box), volume.grid, volume.attrs, str(volume.name or "picture"), tail="rgba")
 

@@ -1,0 +1,189 @@
+"""Expressions as xarray's lazily indexed arrays, and the expression that such an array still is after indexing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from dask.base import normalize_token
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from imageryxr.boxes import Index3, IndexBox
+from imageryxr.evaluation import evaluate
+from imageryxr.expr import Array, Expr, view
+from imageryxr.selection import values_of
+from imageryxr.strides import Indexes, strided
+
+Ranges = tuple[range, ...]
+
+
+class FieldArray(BackendArray):
+    """An expression as xarray's lazily indexed arrays want it: read when, and as far as, it is indexed."""
+
+    def __init__(self, expr: Expr, shape: Index3) -> None:
+        self.expr = expr
+        self.shape = shape
+        self.dtype = expr.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Array:
+        """Read what a key selects, from the storage chunks that hold it."""
+        if isinstance(key, indexing.VectorizedIndexer):
+            places = _broadcasting(key.tuple, self.shape)
+            shape = np.broadcast_shapes(*(p.shape for p in places))
+            found = values_of(self.expr, [_narrowed(p) for p in places])
+            return found if found.shape == shape else np.broadcast_to(found, shape).copy()
+        dropped = tuple(axis for axis, item in enumerate(key.tuple) if isinstance(item, int | np.integer))
+        along = [_indexes(item, size) for item, size in zip(key.tuple, self.shape, strict=True)]
+        ranges = [as_range(p) for p in along]
+        if all(r is not None and r.step == 1 for r in ranges):
+            start, stop = zip(*((r.start, r.stop) for r in ranges if r is not None), strict=True)
+            found = evaluate(self.expr, IndexBox(start, stop))  # type: ignore[arg-type]
+        else:
+            outer = [p.reshape([-1 if i == axis else 1 for i in range(3)]) for axis, p in enumerate(along)]
+            found = values_of(self.expr, outer)
+        return found.reshape([n for axis, n in enumerate(found.shape) if axis not in dropped])
+
+    def __dask_tokenize__(self) -> object:
+        return ("imageryxr.FieldArray", normalize_token(self.expr), self.shape)
+
+
+def _indexes(item: Any, size: int) -> Indexes:
+    if isinstance(item, slice):
+        return np.arange(*item.indices(size), dtype=np.int64)
+    places = np.atleast_1d(np.asarray(item))
+    places = np.flatnonzero(places) if places.dtype == np.bool_ else places.astype(np.int64)
+    return np.where(places < 0, places + size, places)
+
+
+def _broadcasting(key: tuple[Any, ...], shape: Index3) -> list[Indexes]:
+    """Return a vectorised key as arrays that broadcast; the dims of its slices come behind those of its arrays."""
+    slices = [axis for axis, item in enumerate(key) if isinstance(item, slice)]
+    before = max((np.ndim(item) for item in key if not isinstance(item, slice)), default=0)
+    found = []
+    for axis, (item, size) in enumerate(zip(key, shape, strict=True)):
+        if isinstance(item, slice):
+            after = [-1 if axis == other else 1 for other in slices]
+            found.append(_indexes(item, size).reshape([1] * before + after))
+        else:
+            places = np.asarray(item, dtype=np.int64)
+            places = np.where(places < 0, places + size, places)
+            found.append(places.reshape((*places.shape, *(1 for _ in slices))))
+    return found
+
+
+def _narrowed(places: Indexes) -> Indexes:
+    """Return indexes that vary along one dim only with that dim alone; xarray broadcasts those of a turned array."""
+    if places.ndim < 2 or not places.size:
+        return places
+    first = [places[tuple(slice(None) if d == dim else 0 for d in range(places.ndim))] for dim in range(places.ndim)]
+    vary = [dim for dim, line in enumerate(first) if (line != line[0]).any()]
+    if len(vary) > 1:
+        return places
+    line = places[tuple(slice(None) if d in vary else slice(0, 1) for d in range(places.ndim))]
+    return line if (places == line).all() else places
+
+
+def as_range(places: Indexes) -> range | None:
+    """Return the range of indexes in equal steps; None if they are not."""
+    if not len(places):
+        return range(0)
+    first = int(places[0])
+    if len(places) == 1:
+        return range(first, first + 1)
+    step = int(places[1]) - first
+    return range(first, int(places[-1]) + step, step) if step and (np.diff(places) == step).all() else None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# back to the expression
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What an array shows of an expression."""
+
+    expr: Expr
+    ranges: Ranges
+    """Indexes of the expression, along each of its axes."""
+    axes: tuple[int | None, ...]
+    """Which axis of the expression each axis of the array is; None for one of its own. Others show one index."""
+
+
+def unwrapped(data: Any) -> Any:
+    """Return what xarray wraps: backends' arrays in caches, which hold numpy once something was loaded."""
+    wrappers = (
+        indexing.CopyOnWriteArray,
+        indexing.MemoryCachedArray,
+        indexing.NumpyIndexingAdapter,
+        indexing.ImplicitToExplicitIndexingAdapter,
+    )
+    while isinstance(data, wrappers):
+        data = data.array
+    return data
+
+
+def shown_of(data: Any) -> Shown | None:
+    """Return what a lazily indexed array shows of an expression of ours; None for any other array.
+
+    The ranges of indexes may be of any step, negative ones too.
+    """
+    data = unwrapped(data)
+    inner = getattr(data, "array", None)
+    if not isinstance(data, indexing.LazilyIndexedArray | indexing.LazilyVectorizedIndexedArray):
+        return None
+    if not isinstance(inner, FieldArray):
+        return None
+    if isinstance(data.key, indexing.VectorizedIndexer):
+        return _shown_vectorised(inner, data.key.tuple)
+    found = [as_range(_indexes(item, n)) for item, n in zip(data.key.tuple, inner.shape, strict=True)]
+    ranges = tuple(r for r in found if r is not None)
+    if len(ranges) < 3:
+        return None
+    axes = tuple(a for a, item in enumerate(data.key.tuple) if not isinstance(item, int | np.integer))
+    return Shown(inner.expr, ranges, axes)
+
+
+def _shown_vectorised(inner: FieldArray, key: tuple[Any, ...]) -> Shown | None:
+    # A transposed array has keys that broadcast to its shape, each of them varying along one of its dims.
+    arrays = [_narrowed(places) for places in _broadcasting(key, inner.shape)]
+    ndim = max(a.ndim for a in arrays)
+    axes: list[int | None] = [None] * ndim
+    ranges = []
+    for axis, array in enumerate(arrays):
+        along = [ndim - array.ndim + d for d, n in enumerate(array.shape) if n != 1]
+        found = as_range(array.ravel()) if len(along) < 2 else None
+        if found is None or any(axes[d] is not None for d in along):
+            return None
+        for d in along:
+            axes[d] = axis
+        ranges.append(found)
+    return Shown(inner.expr, tuple(ranges), tuple(axes))
+
+
+def expr_shown(expr: Expr, ranges: Ranges) -> Expr | None:
+    """Return the expression (z, y, x) of indexes of one, which covers what lies beyond; None if they descend."""
+    if any(r.step < 1 or not len(r) for r in ranges):
+        return None
+    start: Index3 = tuple(r.start for r in ranges)  # type: ignore[assignment]
+    shape = tuple(map(len, ranges))
+    if all(r.step == 1 for r in ranges):
+        box = IndexBox(start, tuple(r.stop for r in ranges))  # type: ignore[arg-type]
+        return view(expr, box, box)
+    from imageryxr.expr import within
+
+    moved = strided(expr, start, tuple(r.step for r in ranges))  # type: ignore[arg-type]
+    return within(moved, IndexBox.of_shape(shape))
+
+
+@normalize_token.register(xr.Variable)
+def _variable_token(variable: xr.Variable) -> object:
+    """Return the token of a variable, which xarray makes of its voxels, and of ours without reading them."""
+    data = variable._data
+    inner = getattr(unwrapped(data), "array", None)
+    if isinstance(inner, FieldArray):
+        key = unwrapped(data).key.tuple
+        return normalize_token(("imageryxr.variable", variable._dims, inner, key, variable._attrs))
+    return variable.__dask_tokenize__()

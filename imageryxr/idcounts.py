@@ -1,0 +1,107 @@
+"""Which ids the blocks of a segmentation hold, and how many voxels of each, merged in a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.expr import Array
+
+Counted = tuple[Array, npt.NDArray[np.int64]]
+"""Ids, ascending, and how many voxels each has."""
+
+# How many results are merged at a time.
+_FAN = 16
+
+
+def ids_of(data: Array | da.Array) -> Array:
+    """Return the ids of an array, 0 included; computes, block by block."""
+    if isinstance(data, np.ndarray):
+        return _ids(data)
+    if not data.size:
+        return np.empty(0, data.dtype)
+    return np.unique(np.asarray(_tree(data, _ids, _merged_ids).compute()))
+
+
+def counted_ids(data: Array | da.Array) -> Counted:
+    """Return the ids of an array, 0 included, and their numbers of voxels; computes, block by block."""
+    if isinstance(data, np.ndarray):
+        return _count(data)
+    if not data.size:
+        return np.empty(0, data.dtype), np.empty(0, np.int64)
+    found: Counted = _tree(data, _count, _merged_counts).compute()
+    return found
+
+
+def _tree(data: da.Array, one: Callable[[Array], Any], merge: Callable[[list[Any]], Any]) -> Any:
+    """Return what is to be computed: something of each block, merged level by level.
+
+    The graph grows with the number of blocks, and so does the time that it takes to build it.
+    """
+    from dask.base import optimize, tokenize
+    from dask.core import flatten
+    from dask.delayed import Delayed
+    from dask.highlevelgraph import HighLevelGraph
+
+    ones = tuple((1,) * n for n in data.numblocks)
+    meta = np.empty((0,) * data.ndim, object)
+    (blocks,) = optimize(data.map_blocks(_boxed, one, chunks=ones, dtype=object, meta=meta))
+    name = f"ids-{tokenize(blocks.name, one)}"
+    tasks: dict[Any, Any] = {}
+    keys, level = list(flatten(blocks.__dask_keys__())), 0
+    while len(keys) > 1 or level == 0:
+        groups = [keys[i : i + _FAN] for i in range(0, len(keys), _FAN)]
+        tasks |= {(name, level, i): (_merge, merge, group, level == 0) for i, group in enumerate(groups)}
+        keys, level = [(name, level, i) for i in range(len(groups))], level + 1
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[blocks])
+    return Delayed(keys[0], graph, layer=name)
+
+
+def _boxed(block: Array, one: Callable[[Array], Any]) -> npt.NDArray[np.object_]:
+    """Return a value as the one element of an array, which is what dask makes arrays of."""
+    out = np.empty((1,) * block.ndim, object)
+    out[(0,) * block.ndim] = one(block)
+    return out
+
+
+def _merge(merge: Callable[[list[Any]], Any], parts: list[Any], boxed: bool) -> Any:
+    return merge([part.item() for part in parts] if boxed else parts)
+
+
+def _native(block: Array) -> Array:
+    return np.ascontiguousarray(block, block.dtype.newbyteorder("="))
+
+
+def _ids(block: Array) -> Array:
+    import fastremap
+
+    found: Array = fastremap.unique(_native(block)) if block.size else _native(block).ravel()
+    return found
+
+
+def _merged_ids(parts: list[Array]) -> Array:
+    return np.unique(np.concatenate(parts))
+
+
+def _count(block: Array) -> Counted:
+    import fastremap
+
+    if not block.size:
+        return _native(block).ravel(), np.empty(0, np.int64)
+    ids, counts = fastremap.unique(_native(block), return_counts=True)
+    return ids, counts.astype(np.int64)
+
+
+def _merged_counts(parts: list[Counted]) -> Counted:
+    ids = np.concatenate([ids for ids, _ in parts])
+    counts = np.concatenate([counts for _, counts in parts])
+    if not len(ids):
+        return ids, counts
+    order = np.argsort(ids, kind="stable")
+    ids, counts = ids[order], counts[order]
+    first = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+    return ids[first], np.add.reduceat(counts, first)

@@ -1,0 +1,112 @@
+"""Which indexes of an array below a block shows, through slicing, joining and shuffling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+
+from imageryxr.fields import Ranges, as_range
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a block shows of the array below."""
+
+    ranges: Ranges
+    """Indexes along each axis of the array below."""
+    axes: tuple[int | None, ...]
+    """Which axis of the array below each axis of the block is; None for one of its own."""
+
+
+class UnknownMoveError(Exception):
+    """A task does more than move voxels, or is not known."""
+
+
+def sliced(shown: Window, index: Any) -> Window:
+    """Return what is left of a block after indexing."""
+    if not isinstance(index, tuple) or sum(item is not None for item in index) != len(shown.axes):
+        raise UnknownMoveError
+    ranges, axes, left = list(shown.ranges), [], iter(shown.axes)
+    for item in index:
+        if item is None:
+            axes.append(None)
+            continue
+        axis = next(left)
+        own = range(1) if axis is None else ranges[axis]
+        if isinstance(item, slice):
+            picked, kept = own[item], True
+        elif isinstance(item, int | np.integer):
+            picked, kept = own[item : item + 1 or None], False
+        else:
+            picked, kept = _picked(own, item), True
+        if axis is None and (len(picked) != 1 or not kept):
+            if kept:
+                raise UnknownMoveError
+            continue
+        if axis is not None:
+            ranges[axis] = picked
+        if kept:
+            axes.append(axis)
+    return Window(tuple(ranges), tuple(axes))
+
+
+def _picked(own: range, item: Any) -> range:
+    places = np.asarray(item)
+    if places.ndim != 1 or places.dtype.kind not in "iu":
+        raise UnknownMoveError
+    found = as_range(np.asarray(own, np.int64)[places])
+    if found is None:
+        raise UnknownMoveError
+    return found
+
+
+def shuffled(parts: list[Window], order: Any, v: int) -> Window:
+    """Return parts one behind the other along an axis, and their planes in another order."""
+    axis = parts[0].axes[v]
+    if axis is None or any(part.axes != parts[0].axes for part in parts):
+        raise UnknownMoveError
+    places = np.concatenate([np.asarray(part.ranges[axis], np.int64) for part in parts])[order]
+    found, others = as_range(places), [[r for a, r in enumerate(p.ranges) if a != axis] for p in parts]
+    if found is None or any(other != others[0] for other in others):
+        raise UnknownMoveError
+    ranges = tuple(found if a == axis else r for a, r in enumerate(parts[0].ranges))
+    return Window(ranges, parts[0].axes)
+
+
+def joined(parts: list[Window], counts: tuple[int, ...]) -> Window:
+    """Return what parts show that lie side by side, in C order, so many along each axis."""
+    axes = parts[0].axes
+    if len(axes) != len(counts):
+        raise UnknownMoveError
+    fixed = {a: r for a, r in enumerate(parts[0].ranges) if a not in axes}
+    along: list[dict[int, range]] = [{} for _ in counts]
+    for index, part in zip(product(*map(range, counts)), parts, strict=True):
+        if part.axes != axes or any(part.ranges[a] != r for a, r in fixed.items()):
+            raise UnknownMoveError
+        for v, (axis, i) in enumerate(zip(axes, index, strict=True)):
+            if axis is None and i:
+                raise UnknownMoveError
+            if axis is not None and along[v].setdefault(i, part.ranges[axis]) != part.ranges[axis]:
+                raise UnknownMoveError
+    ranges = list(parts[0].ranges)
+    for v, axis in enumerate(axes):
+        if axis is not None:
+            ranges[axis] = _chained([along[v][i] for i in range(counts[v])])
+    return Window(tuple(ranges), axes)
+
+
+def _chained(ranges: list[range]) -> range:
+    """Return the range that several make up, one behind the other."""
+    full = [r for r in ranges if len(r)]
+    if len(full) < 2:
+        return full[0] if full else ranges[0]
+    step = next((r.step for r in full if len(r) > 1), full[1].start - full[0].start)
+    for one, two in pairwise(full):
+        if two.start != one[-1] + step or (len(two) > 1 and two.step != step):
+            raise UnknownMoveError
+    if not step or (len(full[0]) > 1 and full[0].step != step):
+        raise UnknownMoveError
+    return range(full[0].start, full[-1][-1] + step, step)

@@ -1,0 +1,224 @@
+"""Values at points, lists and strides: each storage chunk that holds one is read once, and no other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import imageryxr as ix
+from imageryxr.expr import LevelLeaf
+from imageryxr.volumes import lazy_array
+from tests.conftest import no_compute
+from tests.test_recovered_arrays import CHUNKS, GRID, READS, SHAPE, VALUES, VOXELS, _Endless, held, opened
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.fixture(autouse=True)
+def nothing_read():
+    READS.clear()
+    VOXELS[0] = 0
+
+
+def chunks_of(z, y, x):
+    z, y, x = np.broadcast_arrays(z, y, x)
+    return set(zip(*((i // c).ravel().tolist() for i, c in zip((z, y, x), CHUNKS, strict=True)), strict=True))
+
+
+def dims(values, *names):
+    return xr.DataArray(values, dims=names)
+
+
+INDEX = {"z": 12, "y": 44, "x": 52}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_lists_points_and_strides_read_the_chunks_that_they_touch_once(data):
+    """Compared with numpy, on an array as it was opened."""
+    selected = {}
+    for dim, n in INDEX.items():
+        one = st.integers(-n, n - 1)
+        kind = data.draw(st.sampled_from(["all", "int", "slice", "stride", "list", "p", "q", "pq", "mask"]))
+        if kind == "int":
+            selected[dim] = data.draw(one)
+        elif kind == "slice":
+            selected[dim] = slice(data.draw(one), data.draw(one))
+        elif kind == "stride":
+            selected[dim] = slice(None, None, data.draw(st.sampled_from([-7, -3, -1, 2, 5, 17])))
+        elif kind == "list":
+            selected[dim] = data.draw(st.lists(one, max_size=5))
+        elif kind == "mask":
+            selected[dim] = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+        elif kind != "all":
+            shape = {"p": (3,), "q": (2,), "pq": (3, 2)}[kind]
+            values = data.draw(st.lists(one, min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
+            selected[dim] = dims(np.array(values).reshape(shape), *kind)
+    order = data.draw(st.permutations("zyx"))
+    READS.clear()
+    array = opened().transpose(*order)
+    for one_dim in data.draw(st.permutations(list(selected))) if data.draw(st.booleans()) else [None]:
+        now = selected if one_dim is None else {one_dim: selected[one_dim]}
+        if one_dim is not None and any(isinstance(v, xr.DataArray) for v in selected.values()):
+            now = selected
+        array = array.isel({d: i for d, i in now.items() if d in array.dims})
+        if now is selected:
+            break
+    want = held().transpose(*order).isel(selected).transpose(*array.dims)
+    got = array.values
+    np.testing.assert_array_equal(got, want.values)
+    assert set(READS.values()) <= {1}
+    index = held().copy(data=np.arange(VALUES.size).reshape(SHAPE)).isel(selected).values
+    assert set(READS) == chunks_of(*np.unravel_index(index, SHAPE))
+
+
+def test_points_of_a_petavoxel_layer_read_what_holds_them():
+    grid = ix.Grid((28_000, 180_000, 200_000), (8, 8, 40), (0, 0, 0))
+    big = lazy_array(LevelLeaf(_Endless(grid), 0), grid, {"layer_type": "image"}, "image")
+    at = {"z": [25, 22_500], "y": [125, 162_500], "x": [125, 187_500]}
+    assert big.isel({d: dims(i, "p") for d, i in at.items()}).values.tolist() == [0, 0]
+    assert VOXELS[0] == 2
+    VOXELS[0] = 0
+    assert big.isel(z=0, y=slice(None, None, 2000), x=slice(None, None, 2000)).shape == (90, 100)
+    assert big.isel(z=0, y=slice(None, None, 2000), x=slice(None, None, 2000)).values.sum() == 0
+    assert VOXELS[0] == 9000
+
+
+def test_a_picture_of_every_hundredth_pixel_reads_no_hull():
+    grid = ix.Grid((1, 1 << 15, 1 << 15), (8, 8, 40), (0, 0, 0))
+    big = lazy_array(LevelLeaf(_Endless(grid), 0), grid, {"layer_type": "image"}, "image")
+    drawn = ix.to_rgba(big.isel(y=slice(None, None, 512), x=slice(None, None, 512)))
+    drawn.compute(scheduler="sync")
+    assert VOXELS[0] == 64 * 64
+
+
+# ---------------------------------------------------------------------------------------------------------
+# sample_points
+
+
+def _points(n=300):
+    index = np.stack([RNG.integers(0, s, n) for s in SHAPE], axis=1)
+    xyz = index[:, ::-1] + np.array(GRID.voxel_offset)
+    return index, xyz
+
+
+@pytest.mark.parametrize("how", ["opened", "chunked", "own", "numpy", "strided"])
+def test_sampled_points_are_the_voxels_that_hold_them(how):
+    index, xyz = _points()
+    own = held().chunk(z=5, y=7, x=50)
+    array = {
+        "opened": opened,
+        "chunked": lambda: opened().chunk(z=5, y=7, x=50),
+        "own": lambda: own.copy(data=own.data.map_blocks(np.copy, dtype="u8")),
+        "numpy": held,
+        "strided": lambda: opened().chunk(z=5).isel(z=slice(None, None, 1)),
+    }[how]()
+    want = VALUES[tuple(index.T)]
+    jitter = RNG.uniform(0.001, 0.999, xyz.shape)
+    for points in (xyz, xyz + jitter, (xyz + jitter).tolist()):
+        READS.clear()
+        got = ix.sample_points(array, points, resolution=GRID.resolution)
+        np.testing.assert_array_equal(got, want)
+        assert got.dtype == np.uint64
+        assert got.dims == ("point",)
+        if how in ("opened", "chunked"):
+            assert set(READS.values()) == {1}
+            assert set(READS) == chunks_of(*index.T)
+    nm = (xyz + 0.5) * np.array(GRID.resolution)
+    got = array.imagery.sample_points(nm)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_allclose(got.x, nm[:, 0])
+    assert got.z.attrs["units"] == "nm"
+
+
+def test_each_block_of_an_own_array_is_computed_once():
+    counted = []
+
+    def block(values):
+        if values.size:
+            counted.append(1)
+        return values
+
+    own = held().chunk(z=6, y=22, x=26)
+    array = own.copy(data=own.data.map_blocks(block, dtype="u8", meta=np.empty((0, 0, 0), "u8")))
+    _, xyz = _points(500)
+    ix.sample_points(array, xyz, resolution=GRID.resolution)
+    assert len(counted) == 8
+
+
+def test_points_of_tables():
+    index, xyz = _points(20)
+    want = VALUES[tuple(index.T)]
+    table = pd.DataFrame(xyz, columns=list("xyz"))
+    nm = {d: (xyz[:, a] + 0.5) * GRID.resolution[a] for a, d in enumerate("xyz")}
+    columns = xr.Dataset({d: ("annotation", v) for d, v in nm.items()})
+    np.testing.assert_array_equal(ix.sample_points(opened(), table, resolution=GRID.resolution), want)
+    np.testing.assert_array_equal(ix.sample_points(opened(), nm), want)
+    np.testing.assert_array_equal(ix.sample_points(opened(), columns), want)
+    triples = pd.Series(list(xyz))
+    np.testing.assert_array_equal(ix.sample_points(opened(), triples, resolution=GRID.resolution), want)
+    with pytest.raises(ix.BoxError, match=r"lacks \['x'\]"):
+        ix.sample_points(opened(), table.rename(columns={"x": "pt_x"}))
+
+
+def test_points_outside_are_background_and_all_outside_are_an_error():
+    first = np.array(GRID.voxel_offset)
+    points = [first, first - 1, first + np.array(SHAPE[::-1]), first + np.array(SHAPE[::-1]) - 1]
+    got = ix.sample_points(opened(), points, resolution=GRID.resolution).values
+    assert got.tolist() == [int(VALUES[0, 0, 0]), 0, 0, int(VALUES[-1, -1, -1])]
+    with pytest.raises(ix.OutOfVolumeError, match=r"none of 1 points lies in the array 'segmentation'"):
+        ix.sample_points(opened(), [first - 1], resolution=GRID.resolution)
+    with pytest.raises(ix.OutOfVolumeError, match=r"give resolution=\(8, 8, 40\)"):
+        ix.sample_points(opened(), [first + 1])
+    with pytest.raises(ix.OutOfVolumeError, match=r"points are \(x, y, z\)"):
+        ix.sample_points(held(), [(7.5, 45, 50)][::1], resolution=(8, 8, 40)[::1])
+
+
+@pytest.mark.parametrize(
+    "points", [[(1, 2)], [[[1, 2, 3]]], "abc", [(1, 2, np.nan)], [(1, 2, np.inf)], 3, None, [("a", "b", "c")]]
+)
+def test_what_is_no_points_is_refused(points):
+    with pytest.raises(ix.BoxError):
+        ix.sample_points(opened(), points)
+
+
+def test_one_point_and_none():
+    first = np.array(GRID.voxel_offset) + 3
+    assert ix.sample_points(opened(), first, resolution=GRID.resolution).values.tolist() == [int(VALUES[3, 3, 3])]
+    none = ix.sample_points(opened(), [], resolution=GRID.resolution)
+    assert none.shape == (0,)
+    assert none.dtype == np.uint64
+
+
+def test_points_of_images_pictures_and_sections():
+    index, xyz = _points(50)
+    grey = ix.sample_points(opened(None, "image"), xyz, resolution=GRID.resolution)
+    np.testing.assert_array_equal(grey, (VALUES % 251).astype("u1")[tuple(index.T)])
+    drawn = ix.overlay(None, opened(), outline=2)
+    colors = ix.sample_points(drawn, xyz, resolution=GRID.resolution)
+    assert colors.dims == ("point", "rgba")
+    np.testing.assert_array_equal(colors, drawn.values[tuple(index.T)])
+    section = opened().isel(z=4)
+    got = ix.sample_points(section, xyz, resolution=GRID.resolution)
+    np.testing.assert_array_equal(got, np.where(index[:, 0] == 4, VALUES[tuple(index.T)], 0))
+
+
+def test_points_on_edges_belong_to_the_voxel_above():
+    grid = ix.Grid((1, 1, 1000), (4.04, 8, 40), (10, 0, 0))
+    values = xr.DataArray(
+        np.arange(1000, dtype="u8")[None, None], dims=("z", "y", "x"), coords=grid.coords(),
+        attrs={"resolution": grid.resolution},
+    )  # fmt: skip
+    edges = np.stack([np.arange(10, 1010), np.zeros(1000), np.zeros(1000)], axis=1)
+    np.testing.assert_array_equal(ix.sample_points(values, edges, resolution=grid.resolution), np.arange(1000))
+
+
+def test_it_computes_nothing_more_than_it_says():
+    _, xyz = _points(5)
+    with no_compute():
+        ix.sample_points(held(), xyz, resolution=GRID.resolution)
+        ix.sample_points(opened(), xyz, resolution=GRID.resolution)
