@@ -40,7 +40,7 @@ class FieldArray(BackendArray):
         ranges = [as_range(p) for p in along]
         if all(r is not None and r.step == 1 for r in ranges):
             start, stop = zip(*((r.start, r.stop) for r in ranges if r is not None), strict=True)
-            found = evaluate(self.expr, IndexBox(start, stop))  # type: ignore[arg-type]
+            found = evaluate(self.expr, IndexBox(start, stop))
         else:
             outer = [p.reshape([-1 if i == axis else 1 for i in range(3)]) for axis, p in enumerate(along)]
             found = values_of(self.expr, outer)
@@ -178,7 +178,7 @@ def expr_shown(expr: Expr, ranges: Ranges) -> Expr | None:
     return within(moved, IndexBox.of_shape(shape))
 
 
-@normalize_token.register(xr.Variable)
+@normalize_token.register(xr.Variable)  # type: ignore[untyped-decorator]
 def _variable_token(variable: xr.Variable) -> object:
     """Return the token of a variable, which xarray makes of its voxels, and of ours without reading them."""
     data = variable._data

@@ -49,7 +49,7 @@ def _tree(data: da.Array, one: Callable[[Array], Any], merge: Callable[[list[Any
 
     ones = tuple((1,) * n for n in data.numblocks)
     meta = np.empty((0,) * data.ndim, object)
-    (blocks,) = optimize(data.map_blocks(_boxed, one, chunks=ones, dtype=object, meta=meta))
+    (blocks,) = optimize(da.map_blocks(_boxed, data, one, chunks=ones, dtype=object, meta=meta))
     name = f"ids-{tokenize(blocks.name, one)}"
     tasks: dict[Any, Any] = {}
     keys, level = list(flatten(blocks.__dask_keys__())), 0

@@ -29,7 +29,8 @@ def sliced(shown: Window, index: Any) -> Window:
     """Return what is left of a block after indexing."""
     if not isinstance(index, tuple) or sum(item is not None for item in index) != len(shown.axes):
         raise UnknownMoveError
-    ranges, axes, left = list(shown.ranges), [], iter(shown.axes)
+    ranges, left = list(shown.ranges), iter(shown.axes)
+    axes: list[int | None] = []
     for item in index:
         if item is None:
             axes.append(None)

@@ -6,8 +6,10 @@ of the array below that this one shows, exactly, or nothing is recovered.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise, product
 from typing import Any
 
@@ -56,12 +58,20 @@ def found_below(array: da.Array, dims: Sequence[str], tail: Sequence[str] = (), 
     deep : bool
         Whether to look below a rechunking of foreign blocks, too: those are costly, not what it makes of them.
     """
-    array = _by_tasks(array)
-    walk = _Walk(array, deep)
+    key = (id(array.dask), array.name, tuple(dims), tuple(tail), deep)
+    known = _FOUND.get(key)
+    if known is not None and known[0]() is array.dask:
+        return known[1]
     try:
-        return walk.cut(dims, tail)
+        found: Found | None = _Walk(_by_tasks(array), deep).cut(dims, tail)
     except UnknownMoveError:
-        return None
+        found = None
+    # An entry goes with the graph that it is about, and so do the blocks that it refers to.
+    _FOUND[key] = weakref.ref(array.dask, lambda _: _FOUND.pop(key, None)), found
+    return found
+
+
+_FOUND: dict[Any, tuple[weakref.ref[HighLevelGraph], Found | None]] = {}
 
 
 def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
@@ -131,10 +141,15 @@ class _Base:
 
     def shown(self, index: Sequence[int]) -> Window:
         ranges = list(self.ranges)
-        for start, i, axis in zip(self.starts, index, self.axes, strict=True):
+        for pieces, i, axis in zip(self._pieces, index, self.axes, strict=True):
             if axis is not None:
-                ranges[axis] = ranges[axis][start[i] : start[i + 1]]
+                ranges[axis] = pieces[i]
         return Window(tuple(ranges), self.axes)
+
+    @cached_property
+    def _pieces(self) -> list[list[range]]:
+        whole = [range(1) if axis is None else self.ranges[axis] for axis in self.axes]
+        return [[r[a:b] for a, b in pairwise(start)] for r, start in zip(whole, self.starts, strict=True)]
 
 
 class _Walk:
@@ -146,12 +161,16 @@ class _Walk:
         self.layers = self.graph.layers
         self.seen: dict[Any, Window] = {}
         self._base: tuple[str, _Base] | None = None
+        self._others: set[str] = set()
 
     def _expression(self, name: str) -> _Base | None:
         if self._base is not None and self._base[0] == name:
             return self._base[1]
+        if name in self._others:
+            return None
         found = _base_of(self.graph, name, self.array.dtype)
         if found is None:
+            self._others.add(name)
             return None
         if self._base is not None:
             raise UnknownMoveError  # several arrays put together
@@ -359,19 +378,20 @@ def _sliced_base(graph: HighLevelGraph, name: str, layer: Blockwise, dep: ArrayS
 
 def _held_base(graph: HighLevelGraph, name: str, layer: MaterializedLayer, dtype: Any) -> _Base | None:
     """Return blocks that are in memory."""
+    if not all(isinstance(getattr(v, "value", v), np.ndarray) for v in layer.values()):
+        return None
     blocks = {key[1:]: getattr(v, "value", v) for key, v in layer.items() if isinstance(key, tuple) and key[0] == name}
-    if not blocks or not all(isinstance(block, np.ndarray) for block in blocks.values()):
+    if not blocks:
         return None
     ndim = len(next(iter(blocks)))
-    if any(block.ndim != ndim for block in blocks.values()):
-        return None
     counts = [max(along) + 1 for along in zip(*blocks, strict=True)]
     splits = []
     for axis, n in enumerate(counts):
         line = [blocks.get(tuple(i if a == axis else 0 for a in range(ndim))) for i in range(n)]
-        if any(block is None for block in line):
+        sizes = [block.shape[axis] for block in line if isinstance(block, np.ndarray) and block.ndim == ndim]
+        if len(sizes) < n:
             return None
-        splits.append(tuple(block.shape[axis] for block in line if block is not None))
+        splits.append(tuple(sizes))
     return _foreign_base(graph, name, tuple(splits), dtype)
 
 

@@ -83,7 +83,8 @@ def values_at(expr: Expr, joints: Sequence[Joint]) -> Array:
 
 
 def _fill(out: Array, expr: Expr, joints: Sequence[Joint], parts: tuple[_Part, ...]) -> None:
-    start, stop, index = [0, 0, 0], [0, 0, 0], [None, None, None]
+    start, stop = [0, 0, 0], [0, 0, 0]
+    index: list[Any] = [None, None, None]
     slices: list[Any] = [None, None, None]
     for k, (joint, part) in enumerate(zip(joints, parts, strict=True)):
         for axis, low, high, local in zip(joint.axes, part.low, part.high, part.local, strict=True):

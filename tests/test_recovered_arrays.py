@@ -78,7 +78,11 @@ def opened(chunks=None, layer_type="segmentation"):
 def held(layer_type="segmentation"):
     values = VALUES if layer_type == "segmentation" else (VALUES % 251).astype(np.uint8)
     return xr.DataArray(
-        values, dims=("z", "y", "x"), coords=GRID.coords(), attrs={"layer_type": layer_type, "resolution": GRID.resolution}, name=layer_type
+        values,
+        dims=("z", "y", "x"),
+        coords=GRID.coords(),
+        attrs={"layer_type": layer_type, "resolution": GRID.resolution},
+        name=layer_type,
     )
 
 
