@@ -26,7 +26,7 @@ ANSWERS = {
     "a list": (200, b"[1]", {}),
     "no text": (200, b"\xff\xfe\x00", {}),
     "odd gzip": (200, b"{}", {"Content-Encoding": "gzip"}),
-    "too short": (200, b"{}", {"Content-Length": "50"}),
+    "too short": (200, b"{}", {"Content-Length": "50", "Connection": "close"}),
     "another place": (302, b"", {"Location": f"http://127.0.0.1:9/login?back={SECRET}"}),
     "a circle": (302, b"", {"Location": f"?again={SECRET}"}),
     "an odd place": (302, b"", {"Location": f"http://me:{SECRET}@[::1/x"}),
