@@ -152,6 +152,7 @@ def _named_format(text: str) -> tuple[str, str]:
 
 def _last_stage(stages: list[str], given: str) -> tuple[str, str]:
     """Return the format behind the last ``|``, and what follows its colon."""
+    scheme = suffix = ""
     for number, stage in enumerate(stages):
         found = _STAGE.fullmatch(stage)
         scheme = found[1] if found else stage.partition(":")[0]
@@ -159,12 +160,13 @@ def _last_stage(stages: list[str], given: str) -> tuple[str, str]:
             raise AddressError(f"{_source(given)}: '|{scheme}:' is not supported; {_ADAPTERS[scheme]}")
         if found is None or scheme not in FORMAT_NAMES:
             raise _unknown(given, scheme)
+        suffix = found[2] or ""
         if number < len(stages) - 1:
             raise AddressError(
                 f"{_source(given)}: '|{stages[number + 1]}' follows the format '|{scheme}:', which must be the "
                 f"last part; a path inside goes behind its colon: PLACE|{scheme}:inner/path/"
             )
-    return scheme, found[2] or ""
+    return scheme, suffix
 
 
 def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/", "."] | None]:
@@ -201,7 +203,7 @@ def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/",
         )
     if separator not in ("/", "."):
         raise AddressError(f"{part}dimension_separator={separator!r} is neither '/' nor '.'")
-    return inner, separator  # type: ignore[return-value]
+    return inner, separator
 
 
 def _place(rest: str, given: str) -> str:

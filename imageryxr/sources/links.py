@@ -10,6 +10,7 @@ import os
 import re
 import urllib.parse
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -219,7 +220,9 @@ def _download(
         reply = ask_once("GET", urllib.parse.urldefrag(address)[0], connection, **options)
     except ServerError as error:
         raise LinkServerError(f"the state at {host} could not be fetched: {error}") from None
-    place = urllib.parse.urljoin(address, reply.headers.get("location", "")) if reply.went_elsewhere else ""
+    place = ""
+    with suppress(ValueError):  # of a Location that is no URL
+        place = urllib.parse.urljoin(address, reply.headers.get("location", "")) if reply.went_elsewhere else ""
     if place.startswith(("http://", "https://")) and (may_redirect or "#!" in place):
         return "", place
     if reply.went_elsewhere or reply.status in (401, 403):
