@@ -158,8 +158,9 @@ def _json_url(text: str) -> str | None:
 
 
 def _shown(text: str) -> str:
-    short = text if len(text) <= 120 else text[:120] + "…"
-    return repr(re.sub(r"//[^/\s@]+@", "//", short))
+    """Return the begin of a link for a message, without users, passwords and queries."""
+    public = re.sub(r"\?[^#]+", "?…", re.sub(r"//[^/\s@]{1,2000}@", "//", text[:4096]))
+    return repr(public if len(public) <= 120 else public[:120] + "…")
 
 
 # ---------------------------------------------------------------------------------------------------------
