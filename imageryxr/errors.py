@@ -124,6 +124,10 @@ class SourceNotFoundError(SourceError, FileNotFoundError):
     """A source at whose address there is no volume."""
 
 
+class NoVolumeError(SourceError):
+    """A source that holds something else than voxels: meshes, skeletons, annotations, properties of segments."""
+
+
 class ChoiceError(SourceError):
     """A source of channels or times of which none was chosen, or one that it does not have.
 

@@ -65,6 +65,8 @@ NM_PER_PIXEL = "nm_per_pixel"
 ORIENTATION = "orientation"
 LAYER_ORDER = "layer_order"
 UNSUPPORTED = "unsupported_layers"
+#: Layers of a link that were not asked for, each as it stands there.
+UNOPENED = "unopened_layers"
 #: The dimensions that the screen calls x, y and z, where these are others.
 DISPLAY = "display_dimensions"
 #: What else a link says, as JSON: it goes back into a link as it came.

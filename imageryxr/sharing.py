@@ -13,6 +13,7 @@ import xarray as xr
 from imageryxr.align import layer_type_of
 from imageryxr.boxes import DIMS
 from imageryxr.errors import LayerError, LinkError
+from imageryxr.link_layers import limits_of
 from imageryxr.linked_layers import with_links
 from imageryxr.look import (
     CONTRAST_LIMITS,
@@ -24,6 +25,7 @@ from imageryxr.look import (
     LINK_TIMESTAMP,
     OPACITY,
     SHADER,
+    UNOPENED,
     UNSUPPORTED,
     VISIBLE,
     SegmentLook,
@@ -33,7 +35,6 @@ from imageryxr.plain_attrs import decoded
 from imageryxr.sources.access import lies_locally
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.shaders import image_options, invlerp_of
-from imageryxr.viewer import limits_of
 from imageryxr.views import layers_of
 from imageryxr.written_state import link_of, state_of_dataset, state_of_tree
 
@@ -83,7 +84,8 @@ def neuroglancer_link(
         obj = obj.to_dataset(name=obj.name or layer_type_of(obj))
     arrays = layers_of(obj) if isinstance(obj, xr.DataTree) else _layers(obj)
     ours = {name: _layer(name, array, allow_local) for name, array in arrays.items()}
-    others = {o["name"]: json.loads(o["json"]) for o in decoded(obj.attrs.get(UNSUPPORTED, [])) if o.get("json")}
+    kept = [*decoded(obj.attrs.get(UNSUPPORTED, [])), *decoded(obj.attrs.get(UNOPENED, []))]
+    others = {o["name"]: json.loads(o["json"]) for o in kept if o.get("json")}
     if not isinstance(obj, xr.DataTree):
         others = {}
     order = [n for n in link_of(obj.attrs).get("order", obj.attrs.get(LAYER_ORDER, [])) if n in ours or n in others]
@@ -150,6 +152,8 @@ def _source(name: str, array: xr.DataArray, allow_local: bool) -> Any:
         return json.loads(raw)
     if address.format == "zarr":
         return address.zarr_name
+    if address.format == "graphene" and LAYER not in array.attrs and address.protocol in ("http", "https"):
+        return f"graphene://middleauth+{address.public}"  # by which the viewer gets a token
     return f"{address.format}://{address.public}" if address.format else address.public
 
 

@@ -4,64 +4,42 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from imageryxr.errors import (
-    AddressError,
     CodecError,
     GridError,
     ImageryError,
     LayerError,
-    LinkError,
     LinkWarning,
     OptionError,
-    SegmentError,
-    ServerError,
     SourceError,
     SourceNotFoundError,
-    StaleRootError,
 )
-from imageryxr.expr import Array, Mapped
 from imageryxr.frames import screen_dimensions
-from imageryxr.grid import Grid, grid_of
-from imageryxr.levels import first_resolution
-from imageryxr.link_sources import shown_source
+from imageryxr.grid import grid_of
+from imageryxr.link_layers import LayerOptions, open_layers
 from imageryxr.look import (
-    CONTRAST_LIMITS,
     DIMENSIONS,
     DISPLAY,
-    EQUIVALENCES,
     LAYER,
     LAYER_ORDER,
-    LINK_LAYER,
-    LINK_SOURCE,
     LINK_STATE,
-    LINK_TIMESTAMP,
     NM_PER_PIXEL,
-    OPACITY,
     ORIENTATION,
     POSITION,
-    SHADER,
+    UNOPENED,
     UNSUPPORTED,
-    VISIBLE,
-    joined_ids,
 )
-from imageryxr.opening import open_image, open_segmentation
-from imageryxr.sources.access import Access, lies_locally
-from imageryxr.sources.address import WEB_PROTOCOLS, parse_address
-from imageryxr.sources.base import Source
-from imageryxr.sources.graphene import GrapheneSource, with_ids
-from imageryxr.sources.links import check_trusted, state_of
+from imageryxr.sources.access import Access
+from imageryxr.sources.base import Missing, check_missing
+from imageryxr.sources.links import state_of
 from imageryxr.sources.navigation import NO_TURN
 from imageryxr.sources.neuroglancer import LinkLayer, LinkState, parse_state
-from imageryxr.sources.placement import NATIVE
 from imageryxr.sources.web import Connection
-from imageryxr.volumes import placed, result, volume_of
 
 
 def open_neuroglancer(
@@ -71,6 +49,9 @@ def open_neuroglancer(
     group: int | None = None,
     allow_local: bool = False,
     trusted_hosts: Collection[str] = (),
+    missing: Missing | None = None,
+    channel: int | Mapping[str, int] | None = None,
+    time: int | Mapping[str, int] | None = None,
     max_state_size: int | str = "4 MB",
 ) -> xr.DataTree:
     """Open the images and segmentations of a Neuroglancer link, as it shows them.
@@ -84,7 +65,8 @@ def open_neuroglancer(
         A link (``https://…/#!{…}``, ``https://…/#!middleauth+https://…/state/ID``), the URL of a state, the JSON state
         itself as text or parsed, a file that holds either, or a ``neuroglancer.ViewerState``.
     layers : iterable of str, optional
-        Names of the layers to open. Default: all images and segmentations.
+        Names of the layers to open; it is an error if one of them cannot be. Default: all images and segmentations
+        that can be opened. Of a layer without a type, the data decide.
     group : int, optional
         Of a link that shows several groups of layers side by side, the one to look at, counted from 0 from left to
         right and top to bottom: its position, zoom, plane and layers. Default: the first.
@@ -93,6 +75,13 @@ def open_neuroglancer(
         should not.
     trusted_hosts : collection of str, optional
         Hosts that may be sent your CAVE token, besides CAVE's own and those with a token file of their own.
+    missing : {"fill", "raise", "warn"}, optional
+        What a chunk that the store does not have is: background, an error when it is read, or background with a
+        warning. Default: background, as the viewer draws it. A chunk that the server refuses or that is damaged is
+        an error.
+    channel, time : int or mapping, optional
+        Which to open of the layers that have several, for all such layers or by the name of the layer. Default: those
+        that the link shows.
     max_state_size : int or str, default "4 MB"
         How many bytes the link, or the file or state that it names, may have: more than any that people share.
 
@@ -102,8 +91,9 @@ def open_neuroglancer(
         A child per layer, named as it, from bottom to top, with the variable ``image`` or ``segmentation`` at its
         finest level. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units, ``nm_per_pixel``,
         ``orientation``, ``display_dimensions`` where the screen has other dimensions than x, y and z,
-        ``unsupported_layers``. Attrs of the variables: ``contrast_limits``, ``opacity``,
-        ``selected_ids``, ``colors``, … as `imageryxr.look` lists them, which `overlay` follows.
+        ``unsupported_layers``, each with the ``reason`` why it is left out, and ``unopened_layers``, which were not
+        asked for. Attrs of the variables: ``contrast_limits``, ``opacity``, ``selected_ids``, ``colors``, … as
+        `imageryxr.look` lists them, which `overlay` follows.
         A layer's ``timestamp`` in the link may be milliseconds since 1970, as viewers write it, or seconds: above
         1e11 it is milliseconds. ``tree.imagery.view(size=(w, h))`` gives what the link shows.
 
@@ -112,15 +102,19 @@ def open_neuroglancer(
     LinkError
         If the link or state cannot be understood, or leads to this machine and may not.
     AuthError
-        If a server asks for a token, or a token would go to a server that is not trusted.
-    SourceNotFoundError, SourceError
-        If a visible layer cannot be opened; ``layers=`` names those to open.
+        If the server of the state asks for a token, or a token would go to a server that is not trusted.
+    ImageryError
+        If a layer named in ``layers`` cannot be opened, or none of the link can be found or reached: the first error.
+        Any other layer that cannot be opened is left out with a warning, as the viewer goes on without it.
+    OptionError
+        If there is no such layer, layer group, or policy for missing chunks.
 
     Warns
     -----
     LinkWarning
-        Of layers that are left out (annotations, meshes, transforms that rotate, …), of shaders that are drawn as
-        grey values, and of selected roots that are not current at the instant of their layer.
+        Of each layer that is left out, with the reason: it holds no voxels, its transform rotates, its source is not
+        there or not reachable, or its server asks for a token. Of shaders that are drawn as grey values, and of
+        selected roots that are not current at the instant of their layer.
 
     Examples
     --------
@@ -145,24 +139,51 @@ def open_neuroglancer(
     """
     limits: dict[str, Any] = {"allow_local": allow_local, "trusted_hosts": trusted_hosts}
     state = parse_state(state_of(link, **limits, max_state_size=max_state_size), group)
-    chosen = _chosen(state, layers)
-    for layer in chosen:
-        check_source(layer, **limits)
-    opened: dict[str, xr.DataArray] = {}
-    unsupported = [{"name": o.name, "type": o.type, "reason": o.reason} for o in state.left_out]
     connection = Connection(access=Access(allow_local, tuple(trusted_hosts), from_link=True))
-    for layer in chosen:
-        array = _open_layer(layer, state, connection)
-        if isinstance(array, str):
-            unsupported.append({"name": layer.name, "type": layer.kind, "reason": array})
-        else:
-            opened[layer.name] = array
-    # Somebody who says which layers to open knows of the others.
-    for entry in unsupported if layers is None else [u for u in unsupported if u["name"] in {c.name for c in chosen}]:
-        _warn(f"the layer {entry['name']!r} of the link is left out: {entry['reason']}")
+    options = LayerOptions(
+        allow_local, tuple(trusted_hosts), check_missing(missing or "fill"), channel, time, connection
+    )
+    options.check_names(state.order)
+    chosen = _chosen(state, layers)
+    opened, failed = open_layers(state, chosen, options)
+    if failed and layers is not None:
+        raise _of_layer(*next(iter(failed.items())), "; leave it out of layers=[…] to open the others")
+    errors = {o.name: o.error for o in state.left_out if o.error is not None}
+    errors |= {name: error for name, error in failed.items() if not _is_undrawn(error)}
+    if errors and not opened:
+        raise _of_layer(*next(iter(errors.items())), "")
+    unsupported = _left_out(state, failed)
+    for entry in unsupported if layers is None else ():
+        _warn(_with_name(entry["name"], entry["reason"], " is left out"))
     for message in undrawn_of(state, asked=group is not None):
         _warn(message)
     return _tree(state, opened, unsupported)
+
+
+def _is_undrawn(error: ImageryError) -> bool:
+    """Return whether a layer is there and is of a kind that is not drawn, so that nothing can be done about it."""
+    undrawn = isinstance(error, LayerError | CodecError | GridError | SourceError)
+    return undrawn and not isinstance(error, SourceNotFoundError)
+
+
+def _of_layer(name: str, error: ImageryError, advice: str) -> ImageryError:
+    """Return the error of a layer with its name in the message."""
+    error.args = (_with_name(name, str(error), "") + advice, *error.args[1:])
+    return error
+
+
+def _with_name(name: str, message: str, what: str) -> str:
+    prefix = f"the layer {name!r} of the link"
+    return f"{prefix}{what}: {message}" if what or not message.startswith(prefix) else message
+
+
+def _left_out(state: LinkState, failed: Mapping[str, ImageryError]) -> list[dict[str, str]]:
+    """List the layers of a link that are not opened, from bottom to top, each as it stands in the link."""
+    found = {o.name: {"type": o.type, "reason": o.reason, "json": o.raw} for o in state.left_out}
+    for layer in state.layers:
+        if layer.name in failed:
+            found[layer.name] = {"type": layer.kind, "reason": str(failed[layer.name]), "json": layer.spec}
+    return [{"name": name, **found[name]} for name in state.order if name in found]
 
 
 def undrawn_of(state: LinkState, *, asked: bool) -> list[str]:
@@ -199,167 +220,13 @@ def _chosen(state: LinkState, names: Iterable[str] | None) -> list[LinkLayer]:
     wanted = [names] if isinstance(names, str) else list(names)
     have = {layer.name: layer for layer in state.layers}
     absent = [n for n in wanted if n not in have]
+    for out in (o for o in state.left_out if o.name in absent):
+        raise OptionError(f"layers names {out.name!r}, which cannot be opened: {out.reason}") from out.error
     if absent:
         raise OptionError(
             f"layers names {absent[0]!r}, and the link has {', '.join(map(repr, have)) or 'none to open'}"
         )
     return [layer for layer in state.layers if layer.name in wanted]
-
-
-def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collection[str]) -> None:
-    """Raise unless a layer of a link may be opened.
-
-    Raises
-    ------
-    LinkError
-        If it lies on this machine or in its network.
-    AuthError
-        If opening it would send a token to a server that is not trusted.
-    """
-    what = f"the layer {layer.name!r} of the link"
-    try:
-        address = parse_address(layer.source)
-    except AddressError:
-        return  # opening the layer says what is wrong with its address
-    if lies_locally(address) and not allow_local:
-        raise LinkError(
-            f"{what} leads to {address.public}, on this machine or its network, where a link from elsewhere should not "
-            "reach; if it is your own, give allow_local=True"
-        )
-    if address.format == "graphene" or address.protocol.startswith("middleauth"):
-        if address.protocol not in WEB_PROTOCOLS:
-            return
-        check_trusted(address.url, what, Access(allow_local, tuple(trusted_hosts), from_link=True))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# layers
-
-
-def _open_layer(layer: LinkLayer, state: LinkState, connection: Connection) -> xr.DataArray | str:
-    """Open a layer and give it its place and look; or return why it cannot be drawn."""
-    try:
-        array = _opened(layer, state, connection)
-    except ImageryError as error:
-        not_there = isinstance(error, SourceNotFoundError)
-        undrawn = isinstance(error, LayerError | CodecError | GridError | SourceError) and not not_there
-        if undrawn or not layer.visible:
-            return str(error)
-        error.args = (f"the layer {layer.name!r} of the link: {error}; to open others only, give layers=[…]",)
-        raise
-    if layer.volumes > 1:
-        _warn(f"the layer {layer.name!r} of the link has {layer.volumes} volumes; the first one is drawn, no other")
-    for note in layer.undrawn:
-        _warn(f"the layer {layer.name!r} of the link looks different in the viewer: {note}")
-    apart = layer.name not in state.shown
-    attrs: dict[str, Any] = {LAYER: layer.name, VISIBLE: layer.visible and not apart}
-    rest = json.loads(layer.rest or "{}") | ({"visible": True} if layer.visible and apart else {})
-    if rest:
-        attrs[LINK_LAYER] = json.dumps(rest)
-    if layer.raw:
-        attrs[LINK_SOURCE] = layer.raw
-    if layer.raw_timestamp:
-        attrs[LINK_TIMESTAMP] = layer.raw_timestamp
-    if layer.equivalences:
-        attrs[EQUIVALENCES] = [list(group) for group in layer.equivalences]
-    return array.assign_attrs({**attrs, **_look(layer, array.dtype)})
-
-
-def _opened(layer: LinkLayer, state: LinkState, connection: Connection) -> xr.DataArray:
-    when: dict[str, Any] = {"timestamp": layer.timestamp} if "graphene" in layer.source else {}
-    source, placement = shown_source(layer, state, connection=connection, **when)
-    if layer.kind == "segmentation":
-        array = open_segmentation(source)
-        _warn_of_stale(layer, source)
-    elif source.layer_type == "segmentation":
-        raise LayerError("it is a segmentation, shown as an image")
-    else:
-        array = open_image(source)
-    if placement != NATIVE:
-        array = _placed(array, placement.place(grid_of(array), first_resolution(array)))
-    return _joined(array, layer.equivalences)
-
-
-def _warn_of_stale(layer: LinkLayer, source: Source) -> None:
-    """Ask a graph whether what a link selects is current at the layer's instant: nothing else has a voxel to colour."""
-    selected = [i for i in layer.look.selected_ids if i]
-    if not isinstance(source, GrapheneSource) or not selected:
-        return
-    what = f"the layer {layer.name!r} of the link"
-    try:
-        with_ids(source, selected, "raise")
-    except StaleRootError as error:
-        one = len(error.successors) == 1
-        now = "; ".join(
-            f"{root} is {', '.join(map(str, new[:10]))} then"
-            if new
-            else f"{root} has no successor that the graph tells"
-            for root, new in list(error.successors.items())[:5]
-        )
-        rest = "" if len(error.successors) <= 5 else f"; and {len(error.successors) - 5} more"
-        which, them, was = ("a root that is", "it", "it was") if one else (
-            f"{len(error.successors)} roots that are", "them", "they were"
-        )  # fmt: skip
-        _warn(
-            f"{what} selects {which} not current at {source.instant}, and nothing is coloured for {them}: {now}{rest}. "
-            f"Select these latest roots, or draw what {was}: open_segmentation({source.name!r}, ids=[…], stale='keep')"
-        )
-    except SegmentError as error:
-        _warn(f"{what} selects what has no voxel to colour: {error}")
-    except ServerError as error:
-        _warn(f"{what}: its graph does not tell whether the roots that are selected are current ({error})")
-
-
-def _placed(array: xr.DataArray, grid: Grid) -> xr.DataArray:
-    moved = array.assign_coords(grid.coords())
-    return moved.assign_attrs(placed(array.attrs, grid))
-
-
-def _joined(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:
-    """Give ids that the viewer shows as one the smallest of them, as it does."""
-    pairs = joined_ids(sets)
-    if not pairs:
-        return seg
-    volume = volume_of(seg)
-    packed = np.array(list(pairs), np.uint64).tobytes(), np.array(list(pairs.values()), np.uint64).tobytes()
-    expr = Mapped(volume.expr, partial(_relabel, packed=packed), "uint64")
-    return result(expr, volume.grid, volume, attrs=volume.attrs, name="segmentation")
-
-
-def _relabel(labels: Array, packed: tuple[bytes, bytes]) -> Array:
-    from imageryxr.kernels import idsets
-
-    ids, values = (np.frombuffer(p, np.uint64) for p in packed)
-    return idsets.remap(labels, ids, values, missing="keep")
-
-
-def _look(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
-    if layer.kind == "segmentation":
-        return layer.look.attrs()
-    out: dict[str, Any] = {OPACITY: layer.opacity}
-    limits = limits_of(layer.contrast, normalized=layer.normalized, dtype=dtype)
-    if limits is not None:
-        out[CONTRAST_LIMITS] = limits
-    if layer.shader:
-        out[SHADER] = layer.shader
-    if layer.additive:
-        _warn(
-            f"the layer {layer.name!r} of the link is added to those below it in the viewer, and drawn over them here"
-        )
-    if not layer.plain_shader:
-        _warn(f"the layer {layer.name!r} of the link has a shader of its own, and is drawn as grey values")
-    return out
-
-
-def limits_of(
-    contrast: tuple[float, float] | None, *, normalized: bool, dtype: np.dtype[Any]
-) -> tuple[float, float] | None:
-    """Return the grey values that a shader shows black and white; None where it shows those of uint8 as they are."""
-    top = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
-    if contrast is not None and normalized:
-        return contrast[0] * top, contrast[1] * top
-    # What the viewer shows before a range is set.
-    return (0.0, top) if contrast is None and dtype != np.uint8 else contrast
 
 
 def _tree(state: LinkState, opened: Mapping[str, xr.DataArray], unsupported: list[dict[str, str]]) -> xr.DataTree:
@@ -376,15 +243,17 @@ def _tree(state: LinkState, opened: Mapping[str, xr.DataArray], unsupported: lis
     display = screen_dimensions(state.pose.display)
     if display is not None and display != ("x", "y", "z"):
         attrs[DISPLAY] = list(display)
-    raw = {o.name: o.raw for o in state.left_out}
+    failed = {entry["name"] for entry in unsupported}
     order = [*(n for n in state.shown if n in state.order), *(n for n in state.order if n not in state.shown)]
     link = {"state": json.loads(state.rest or "{}"), "group": state.group, "order": list(state.order)}
     attrs |= {
         ORIENTATION: list(state.orientation),
         LAYER_ORDER: order,
-        UNSUPPORTED: [{**entry, "json": raw.get(entry["name"], "")} for entry in unsupported],
+        UNSUPPORTED: unsupported,
         LINK_STATE: json.dumps(link),
     }
+    unopened = [{"name": x.name, "json": x.spec} for x in state.layers if x.name not in {*opened, *failed}]
+    attrs |= {UNOPENED: unopened} if unopened else {}
     nodes: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs={k: v for k, v in attrs.items() if v != ""})}
     for name in (n for n in order if n in opened):
         array, node = opened[name], _node_name(name, nodes)

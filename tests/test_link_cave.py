@@ -61,6 +61,7 @@ def test_the_tree_of_a_datastack(cave, state):
     link = ix.neuroglancer_link(tree, allow_local=True)
     layers = state_of(link)["layers"]
     assert [layer["name"] for layer in layers] == ["image", "segmentation"]
+    assert layers[1]["source"] == cave.table.replace("graphene://", "graphene://middleauth+")
     assert int(layers[1]["timestamp"]) == int((cave_server.MERGE - 1) * 1000)
     again = ix.open_neuroglancer(link, allow_local=True)
     np.testing.assert_array_equal(

@@ -243,14 +243,17 @@ def test_a_server_that_is_gone():
         ix.open_neuroglancer("http://127.0.0.1:9/state.json", allow_local=True)
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
 def test_a_layer_that_is_not_there(server, token):
+    link = f"{server.url}/nglstate/api/v1/1"
     server.states["1"]["layers"][0]["source"] = f"precomputed://{server.url}/nowhere"
-    with pytest.raises(ix.SourceNotFoundError, match="nowhere"):
-        ix.open_neuroglancer(f"{server.url}/nglstate/api/v1/1", allow_local=True)
-    assert list(
-        ix.open_neuroglancer(f"{server.url}/nglstate/api/v1/1", allow_local=True, layers=["cells"]).children
-    ) == ["cells"]
-    server.states["1"]["layers"][0]["visible"] = False
-    tree = ix.open_neuroglancer(f"{server.url}/nglstate/api/v1/1", allow_local=True)
-    assert [u["name"] for u in tree.attrs["unsupported_layers"]] == ["notes", "em"]
+    for visible in (True, False):
+        server.states["1"]["layers"][0]["visible"] = visible
+        with pytest.warns(ix.LinkWarning) as told:
+            tree = ix.open_neuroglancer(link, allow_local=True)
+        assert "the layer 'em' of the link is left out: " in str(told[0].message)
+        assert "nowhere" in str(told[0].message)
+        assert list(tree.children) == ["cells"]
+        assert [u["name"] for u in tree.attrs["unsupported_layers"]] == ["em", "notes"]
+    assert list(ix.open_neuroglancer(link, allow_local=True, layers=["cells"]).children) == ["cells"]
+    with pytest.raises(ix.SourceNotFoundError, match=r"the layer 'em' .*nowhere.*leave it out of layers=\[…\]"):
+        ix.open_neuroglancer(link, allow_local=True, layers=["em", "cells"])

@@ -21,7 +21,7 @@ from imageryxr.sources.address import bucket_url
 from imageryxr.sources.auth import find_password, find_token, why_not_sent
 from imageryxr.sources.services import unpacked
 from imageryxr.sources.state_json import DEFAULT_SIZE, decoded, parsed, plain_state, size_limit, too_large
-from imageryxr.sources.web import Connection, Reply, ask_once
+from imageryxr.sources.web import METADATA_BYTES, Connection, Reply, ask_once
 from imageryxr.sources.weburl import MIDDLEAUTH, WebURL, is_local_host, parse_web_url
 
 #: A link may name the URL of a state, and a short link stand for such a link.
@@ -217,6 +217,7 @@ def _download(
     host = server.netloc
     connection = Connection(timeout=30, retries=1, access=access)
     options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "credential": credential, "follow": False}
+    options["limit"] = max(limit + 1, METADATA_BYTES)
     try:
         reply = ask_once("GET", urllib.parse.urldefrag(address)[0], connection, **options)
     except ServerError as error:
@@ -241,9 +242,11 @@ def _text_of(reply: Reply, server: WebURL, limit: int) -> str:
     if len(reply.body) > limit:
         raise too_large(f"the state at {server.netloc}", None, limit)
     try:
-        text = decoded(unpacked(reply))
-    except ValueError:
+        text = decoded(unpacked(reply, max(limit + 1, METADATA_BYTES)))
+    except UnicodeDecodeError:
         raise LinkError(f"what lies at {server.netloc} is no text, so no state") from None
+    except ValueError as error:
+        raise LinkError(f"the state at {server.netloc} cannot be unpacked: {error}") from None
     if len(text) > limit:
         raise too_large(f"the state at {server.netloc}", len(text), limit)
     if text.lstrip().startswith("<"):

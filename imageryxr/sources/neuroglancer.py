@@ -26,7 +26,10 @@ from imageryxr.sources.shaders import image_options
 from imageryxr.sources.transforms import Transform, read_older_transform, read_transform
 
 MAX_LAYERS = 500
-KINDS = ("image", "segmentation")
+#: More sources than a layer has: a volume, meshes, skeletons, properties.
+MAX_SOURCES = 16
+#: Of "auto", the data decide which of the two it is, as in the viewer.
+KINDS = ("image", "segmentation", "auto")
 #: What of a layer is read and written back from the attributes of its array. The rest of it goes back as it came.
 READ_KEYS = {
     *("name", "type", "source", "visible", "timestamp", "opacity", "shader"),
@@ -74,10 +77,12 @@ class LinkLayer:
     """What the viewer shows of the layer and a picture does not."""
     raw: str = ""
     """The source as it stands in the link, as JSON."""
-    volumes: int = 1
-    """How many volumes the layer has, of which ``source`` is the first."""
+    others: tuple[LinkLayer, ...] = field(default=(), repr=False)
+    """The same layer with its other sources: meshes, skeletons, or volumes of which the viewer draws more than one."""
     rest: str = field(default="", repr=False, compare=False)
     """What else the link says of the layer, as JSON."""
+    spec: str = field(default="", repr=False, compare=False)
+    """The layer as it stands in the link, as JSON."""
 
     @property
     def placement(self) -> Placement:
@@ -97,6 +102,8 @@ class LeftOut:
     """The layer as it stands in the link, as JSON."""
     entry: SegmentEntry | None = field(default=None, repr=False)
     """What a segmentation says of its segments, which layers that are linked to it share."""
+    error: LinkError | None = field(default=None, repr=False, compare=False)
+    """The error, where an entry of it makes no sense."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ def parse_state(state: Mapping[str, Any], group: int | None = None) -> LinkState
     """
     dims = read_dimensions(state)
     named = _named_layers(state.get("layers", []))
-    found = [_layer(name, spec) for name, spec in named]
+    found = [_readable(name, spec) for name, spec in named]
     names = tuple(name for name, _ in named)
     groups = read_groups(state.get("layout"))
     number = _chosen_group(groups, group)
@@ -243,7 +250,7 @@ def _showing(layer: LinkLayer, segments: ShownSegments) -> LinkLayer:
 def _named_layers(layers: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """List the layers of the newer form, a list, and of the older one, an object by name."""
     if isinstance(layers, Mapping):
-        layers = [{"name": name, **as_mapping(spec, f"layers.{name}")} for name, spec in layers.items()]
+        layers = [_named(name, spec) for name, spec in layers.items()]
     if not isinstance(layers, list):
         raise LinkError(f"layers={shown(layers)} is no list of layers")
     if len(layers) > MAX_LAYERS:
@@ -253,8 +260,7 @@ def _named_layers(layers: Any) -> list[tuple[str, Mapping[str, Any]]]:
     for number, spec in enumerate(layers):
         if isinstance(spec, str):
             spec = {"source": spec}
-        spec = as_mapping(spec, f"layers[{number}]")
-        name = spec.get("name", f"layer {number}")
+        name = spec.get("name") if isinstance(spec, Mapping) else None
         name = name if isinstance(name, str) and name else f"layer {number}"
         while name in out:
             base = name.rstrip("′")
@@ -264,14 +270,29 @@ def _named_layers(layers: Any) -> list[tuple[str, Mapping[str, Any]]]:
     return list(out.items())
 
 
+def _named(name: str, spec: Any) -> Any:
+    spec = {"source": spec} if isinstance(spec, str) else spec
+    return {"name": name, **spec} if isinstance(spec, Mapping) else spec
+
+
+def _readable(name: str, spec: Any) -> LinkLayer | LeftOut:
+    """Return a layer; one whose entries make no sense is left out, so that it does not end the whole link."""
+    try:
+        return _layer(name, as_mapping(spec, f"layers[{name.removeprefix('layer ')}]"))
+    except LinkError as error:
+        kind = spec.get("type") if isinstance(spec, Mapping) else None
+        kind = kind if isinstance(kind, str) else ""
+        return LeftOut(name, kind, str(error), _public(spec) if isinstance(spec, Mapping) else "", error=error)
+
+
 def _layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | LeftOut:
     where = f"layers[{name!r}]"
     kind = spec.get("type")
     raw = spec.get("source")
     urls = _sources(raw, where)
-    if kind is None:
-        kind = "segmentation" if "segments" in spec else "image"
-    kind = {"segmentation_with_graph": "segmentation"}.get(kind, kind) if isinstance(kind, str) else shown(kind)
+    kind = "auto" if kind is None else kind
+    same = {"segmentation_with_graph": "segmentation", "new": "auto"}
+    kind = same.get(kind, kind) if isinstance(kind, str) else shown(kind)
     spare = _public(spec)
     if kind not in KINDS:
         return LeftOut(name, kind, f"layers of type {kind!r} hold no voxels", spare)
@@ -286,25 +307,46 @@ def _layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | LeftOut:
         formats = ", ".join(sorted({f"{f}://" for f in FORMAT_NAMES}))
         reason = f"its source is {given}, and {formats} are read"
         return LeftOut(name, kind, reason, spare, _entry(spec, where, kind))
-    url, item = volumes[0]
+    if len(volumes) > MAX_SOURCES:
+        raise LinkError(f"{where} has {len(volumes)} sources; more than {MAX_SOURCES} are not opened")
+    options = _layer_options(name, kind, spec, where)
+    found = [_of_source(url, item, spec, where, options) for url, item in volumes]
+    drawable = [layer for layer in found if isinstance(layer, LinkLayer)]
+    if not drawable:
+        return LeftOut(name, kind, str(found[0]), spare, _entry(spec, where, kind))
+    return replace(drawable[0], others=tuple(drawable[1:]), spec=spare)
+
+
+def _layer_options(name: str, kind: str, spec: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what a layer says besides its source, as `LinkLayer` has it."""
+    raw = spec.get("source")
+    visible = spec.get("visible", True) is not False and not spec.get("archived")
+    both: dict[str, Any] = {"name": name, "kind": kind, "visible": visible}
+    # An address by which the viewer gets a token is more than the place of the data.
+    both["raw"] = "" if isinstance(raw, str) and "middleauth" not in raw else _public(raw)
+    both["rest"] = _public({k: v for k, v in spec.items() if k not in READ_KEYS})
+    both |= _local_position(spec, where)
+    if kind != "segmentation":
+        both |= {"channel": shown_channel(spec), **image_options(spec, where)}
+    return both if kind == "image" else {**both, "entry": read_segments(spec, where)}
+
+
+def _of_source(
+    url: str, item: Mapping[str, Any], spec: Mapping[str, Any], where: str, options: dict[str, Any]
+) -> LinkLayer | str:
+    """Return a layer with one of its sources, or why that cannot be drawn."""
     transform, note = _transform(spec, item, where)
     placed = (transform or Transform()).applied(AXES) if _has_known_axes(url) else None
     if isinstance(placed, str):
-        return LeftOut(name, kind, placed, spare, _entry(spec, where, kind))
-    visible = spec.get("visible", True) is not False and not spec.get("archived")
-    both: dict[str, Any] = {"name": name, "kind": kind, "source": url, "transform": transform, "visible": visible}
-    both |= {"raw": "" if isinstance(raw, str) else _public(raw), "volumes": len(volumes), "undrawn": note}
-    both["rest"] = _public({k: v for k, v in spec.items() if k not in READ_KEYS})
-    both |= _local_position(spec, where)
-    if kind == "image":
-        return LinkLayer(**both, channel=shown_channel(spec), **image_options(spec, where))
-    return LinkLayer(**both, entry=read_segments(spec, where), **_instant(spec, where, item))
+        return placed
+    when = {} if options["kind"] == "image" else _instant(spec, where, item)
+    return LinkLayer(source=url, transform=transform, undrawn=note, **options, **when)
 
 
 def _entry(spec: Mapping[str, Any], where: str, kind: str) -> SegmentEntry | None:
     """Return what a layer that is left out says of its segments; nothing where that makes no sense."""
     try:
-        return read_segments(spec, where) if kind == "segmentation" else None
+        return read_segments(spec, where) if kind != "image" else None
     except LinkError:
         return None
 

@@ -26,6 +26,7 @@ from imageryxr.errors import (
     ImageryError,
     MissingChunkError,
     MissingChunkWarning,
+    NoVolumeError,
     ServerError,
     SourceError,
     SourceNotFoundError,
@@ -263,6 +264,9 @@ def status_of(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
+_VOLUME = "neuroglancer_multiscale_volume"
+
+
 def fetch_info(
     address: Address, connection: Connection | None = None, token: Token | None = None
 ) -> dict[str, Any] | None:
@@ -335,12 +339,13 @@ def open_precomputed(
         )
     problem = info_problem(info)
     if problem:
-        raise SourceError(f"the info file of {name} is not that of a precomputed volume: {problem}")
+        kind = SourceError if info.get("@type", _VOLUME) == _VOLUME else NoVolumeError
+        raise kind(f"the info file of {name} is not that of a precomputed volume: {problem}")
     info = completed_info(info)
     number = pick_index(name, "channel", info["num_channels"], channel)
-    kind: LayerType = "segmentation" if info["type"] == "segmentation" else "image"
+    layer_type: LayerType = "segmentation" if info["type"] == "segmentation" else "image"
     text = json.dumps(info, sort_keys=True)
-    return PrecomputedSource(address.url, name, text, missing, number, kind, token, connection)
+    return PrecomputedSource(address.url, name, text, missing, number, layer_type, token, connection)
 
 
 _: type[Source] = PrecomputedSource
