@@ -17,6 +17,7 @@ from imageryxr import errors
 from imageryxr.align import align, regrid
 from imageryxr.boxes import BBox
 from imageryxr.colors import load_palette, palette, save_palette
+from imageryxr.colors.drawn import colors_of
 from imageryxr.datastack import open_datastack
 from imageryxr.errors import (
     AddressError,
@@ -131,6 +132,7 @@ __all__ = [
     "TimestampError",
     "UnitError",
     "align",
+    "colors_of",
     "composite",
     "contrast_limits",
     "crop",

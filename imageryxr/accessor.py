@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from imageryxr.align import align, aligned_names, regrid
+from imageryxr.colors.drawn import colors_of
 from imageryxr.datastack import align_tree, around, bbox
 from imageryxr.export import export, plan_export
 from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
@@ -92,6 +93,7 @@ class ImageryArray:
     overlay = _method(overlay)
     to_rgba = _method(to_rgba)
     composite = _method(composite)
+    colors_of = _method(colors_of)
     to_pil = _method(to_pil)
     montage = _method(montage)
     scale_bar = _method(scale_bar)

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.colors import parse_color, resolve_colors
+from imageryxr.colors.drawn import describe_colors, describe_masks
 from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
 from imageryxr.expr import Array, Expr, Mapped
 from imageryxr.grid import same_grid
@@ -76,6 +77,8 @@ class Prepared:
     style: Outline
     stack: tuple[Expr, ...] = ()
     """Else the RGBA layers that it consists of."""
+    colors: Mapping[str, Any] = field(default_factory=dict)
+    """How its segments are coloured, for the attributes of the picture."""
 
     def exprs(self, image: Expr | None, axis: str) -> tuple[Expr, ...]:
         """Return the RGBA layers, over an image if there is one."""
@@ -133,7 +136,13 @@ def _segments(layer: Layer, picture: Volume | None, what: str) -> Prepared:
     paint = paint_of(layer.colors, layer.ids, layer.alpha, layer.rest_alpha, labels)
     line = None if style is None else paint.line(style.alpha)
     fill = paint if paint.shows_fill or line is None else None
-    return Prepared((labels,), labels.expr, fill, line, style or Outline())
+    return Prepared((labels,), labels.expr, fill, line, style or Outline(), colors=described(paint))
+
+
+def described(paint: Paint) -> dict[str, Any]:
+    """Return how a paint colours segments, for the attributes of the picture."""
+    selected = None if paint.selected is None else paint.selected.array.tolist()
+    return describe_colors(paint.colors, selected, paint.rest > 0, paint.saturation)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -174,7 +183,8 @@ def _masks(layer: Layer, picture: Volume | None, axis: str, what: str) -> Prepar
             union = AnyOf(tuple(v.expr for v in volumes.values()))
             lines = Stencilled(lines, _one(replace(first, expr=union), (0, 0, 0, 255), 0, style, axis))
         stack.append(lines)
-    return Prepared(tuple(volumes.values()), None, None, None, style or Outline(), tuple(stack))
+    shown = describe_masks(colors)
+    return Prepared(tuple(volumes.values()), None, None, None, style or Outline(), tuple(stack), shown)
 
 
 def _one(volume: Volume, color: tuple[int, ...], alpha: float, style: Outline | None, axis: str) -> Expr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,10 +14,11 @@ import xarray as xr
 
 from imageryxr.align import layer_type_of
 from imageryxr.boxes import DIMS
+from imageryxr.colors.drawn import DRAWN_COLORS
 from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.expr import Array, Expr, Mapped
 from imageryxr.grid import same_grid
-from imageryxr.layers import Layer, prepared_layers, rgba_of
+from imageryxr.layers import Layer, described, prepared_layers, rgba_of
 from imageryxr.look import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
 from imageryxr.painting import Outline, Side, paint_of, painted
 from imageryxr.segments import segmentation_volume
@@ -123,6 +125,7 @@ def overlay(
         attrs["segmentation_source"] = source
     if any(layer.line is not None for layer in layers):
         attrs["outline_axis"] = axis
+    attrs[DRAWN_COLORS] = json.dumps([layer.colors for layer in layers])
     return _drawn(exprs[0] if len(exprs) == 1 else Stacked(tuple(exprs)), volumes, attrs, "overlay")
 
 
@@ -272,9 +275,10 @@ def outline(
     """
     style = Outline(width, side, merge, alpha, unit)
     labels = segmentation_volume(segmentation)
-    line = paint_of(colors, ids, None, None, labels).line(style.alpha)
-    expr = painted(labels.expr, labels.grid, None, None, line, style, axis)
-    return _drawn(expr, [labels], {**labels.attrs, "outline_axis": axis}, "outline")
+    paint = paint_of(colors, ids, None, None, labels)
+    expr = painted(labels.expr, labels.grid, None, None, paint.line(style.alpha), style, axis)
+    attrs = {**labels.attrs, "outline_axis": axis, DRAWN_COLORS: json.dumps([described(replace(paint, rest=0.0))])}
+    return _drawn(expr, [labels], attrs, "outline")
 
 
 def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None = None) -> xr.DataArray:
@@ -347,7 +351,9 @@ def composite(*layers: xr.DataArray) -> xr.DataArray:
     volumes = [_rgba_volume(layer, i) for i, layer in enumerate(layers)]
     for i, volume in enumerate(volumes[1:], 1):
         same_grid(volume.grid, volumes[0].grid, f"layers {i} and 0")
-    return _drawn(Stacked(tuple(v.expr for v in volumes)), volumes, volumes[0].attrs, "composite")
+    drawn = [entry for v in volumes for entry in json.loads(v.attrs.get(DRAWN_COLORS, "[]"))]
+    attrs = {**volumes[0].attrs, **({DRAWN_COLORS: json.dumps(drawn)} if drawn else {})}
+    return _drawn(Stacked(tuple(v.expr for v in volumes)), volumes, attrs, "composite")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ FLOORS = [
     ["colors.viewer", "colors.distinct", "colors.files"],
     ["colors.palettes"],
     ["colors.chosen"],
+    ["colors.drawn"],
     ["colors", "look"],
     [
         "sources.base",

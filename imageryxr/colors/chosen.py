@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.colors.ids import UInt8Array, UInt64Array, as_ids, hash_rows, id_of, key_of, read_only, unique_ids
-from imageryxr.colors.palettes import colors_of, palette_table
+from imageryxr.colors.palettes import palette_colors, palette_table
 from imageryxr.colors.reading import RGBA, parse_color
 from imageryxr.colors.viewer import neuroglancer_colors, neuroglancer_seed
 from imageryxr.errors import ColorError, ImageryWarning
@@ -189,7 +189,7 @@ def resolve_colors(colors: ColorSpec, ids: Any = None) -> Colors:
     if ids is None:
         return Colors(fallback=palette_table(str(name)))
     wanted = as_ids(ids)
-    return Colors(wanted, neuroglancer_colors(wanted, seed) if seed is not None else colors_of(str(name), wanted))
+    return Colors(wanted, neuroglancer_colors(wanted, seed) if seed is not None else palette_colors(str(name), wanted))
 
 
 def _spec_message(colors: Any) -> str:

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from imageryxr.colors.distinct import set_apart, touching
-from imageryxr.colors.ids import UInt8Array, UInt64Array, hash_rows, read_only, unique_ids
+from imageryxr.colors.ids import UInt8Array, UInt64Array, hash_rows, key_of, read_only, unique_ids
 from imageryxr.colors.lab import lab_to_rgb
 from imageryxr.colors.reading import RGB, close_names, parse_color
-from imageryxr.colors.viewer import neuroglancer_colors
+from imageryxr.colors.viewer import neuroglancer_colors, neuroglancer_seed
 from imageryxr.errors import ColorError, OptionError
 
 
 def palette(
     ids: Any,
-    name: str | None = None,
+    name: Any = "auto",
     *,
     distinct: bool = False,
     h: float | None = None,
     s: float | None = None,
     l: float | None = None,  # noqa: E741  (ImageryClient's keyword, which people have in their notebooks)
 ) -> dict[int, RGB]:
-    """Choose a colour for each id.
+    """Choose a colour for each id; takes what `overlay` takes as ``colors=``, so that a legend matches its picture.
 
     Reads nothing, unless `ids` is a lazy array, which is computed whole (`unique_ids` is the better way).
 
@@ -33,8 +33,10 @@ def palette(
     ----------
     ids : iterable of int, or integer array of any shape
         Segment ids up to 2**64 - 1. The background, 0, is skipped; an id given twice counts once.
-    name : str, default "husl" for up to a dozen ids, "glasbey" for more
-        Which colours, and what they depend on:
+    name : str, mapping, ("neuroglancer", seed) or None
+        Default: "husl" for up to a dozen ids, "glasbey" for more. None is ``"stable"``, as in `overlay`; a mapping id →
+        colour gives each id its colour; ``("neuroglancer", seed)`` those of a layer with that ``segmentColorSeed``.
+        Names, and what their colours depend on:
 
         - ``"stable"``: each colour depends on its id alone, so that figures made on different days agree. It is
           what `overlay` uses by default. Among many ids some come close to each other;
@@ -65,7 +67,7 @@ def palette(
     Raises
     ------
     ColorError
-        For a palette that does not exist.
+        For a palette that does not exist, or a mapping that lacks an id.
     LayerError
         For ids that are not whole numbers.
     OptionError
@@ -82,12 +84,53 @@ def palette(
         ids = np.asarray(ids)
         contacts = touching(ids)
     known = unique_ids(ids)
-    chosen = name if name is not None else "husl" if len(known) <= 12 or (h, s, l) != (None,) * 3 else "glasbey"
+    chosen = _form_of(name, len(known), (h, s, l) != (None,) * 3)
     hsl = _hue_options(chosen, h, s, l)
-    colors = colors_of(chosen, np.array(known, dtype=np.uint64), hsl)
+    wanted = np.array(known, dtype=np.uint64)
+    if isinstance(chosen, Mapping):
+        colors = _mapped(chosen, known)
+    elif isinstance(chosen, int):
+        colors = neuroglancer_colors(wanted, chosen)
+    else:
+        colors = palette_colors(chosen, wanted, hsl)
     if distinct:
-        colors = set_apart(np.array(known, dtype=np.uint64), colors, contacts, palette_table(chosen, hsl))
+        colors = set_apart(wanted, colors, contacts, _spare_colors(chosen, hsl))
     return {segment: (r, g, b) for segment, (r, g, b) in zip(known, colors.tolist(), strict=True)}
+
+
+def _form_of(name: Any, count: int, has_hues: bool) -> str | int | Mapping[Any, Any]:
+    """Return which colours are meant: a palette's name, a seed of Neuroglancer's, or a mapping."""
+    if isinstance(name, Mapping):
+        return name
+    if name is None:
+        return "stable"
+    if isinstance(name, str):
+        return name if name != "auto" else "husl" if count <= 12 or has_hues else "glasbey"
+    seed = neuroglancer_seed(name)
+    if seed is None:
+        raise ColorError(
+            f"{name!r} is not the name of a palette. Write one, such as 'stable' or 'glasbey', a dict id → colour, or "
+            "('neuroglancer', seed)."
+        )
+    return seed
+
+
+def _mapped(colors: Mapping[Any, Any], ids: list[int]) -> UInt8Array:
+    known = {key_of(key): parse_color(color)[:3] for key, color in colors.items()}
+    absent = [segment for segment in ids if segment not in known]
+    if absent:
+        shown = ", ".join(map(str, absent[:10])) + (", …" if len(absent) > 10 else "")
+        raise ColorError(f"the mapping has no colour for {len(absent)} of the {len(ids)} ids: {shown}. Add them.")
+    return np.array([known[segment] for segment in ids], dtype=np.uint8).reshape(-1, 3)
+
+
+def _spare_colors(chosen: str | int | Mapping[Any, Any], hsl: HSL) -> UInt8Array:
+    """Return the colours that an id may take in place of one too near to a neighbour's."""
+    if isinstance(chosen, int):
+        return neuroglancer_colors(np.arange(1, 513, dtype=np.uint64), chosen)
+    if isinstance(chosen, Mapping):
+        return np.array([parse_color(color)[:3] for color in chosen.values()], dtype=np.uint8).reshape(-1, 3)
+    return palette_table(chosen, hsl)
 
 
 # M. Okabe and K. Ito, "Color universal design", 2008. Their black is left out: over electron microscopy it is none.
@@ -115,7 +158,7 @@ def _hue_options(name: Any, h: float | None, s: float | None, l: float | None) -
     )
 
 
-def colors_of(name: str, ids: UInt64Array, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
+def palette_colors(name: str, ids: UInt64Array, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
     """Return the colours (n, 3) that a palette gives ids, in their order."""
     if not isinstance(name, str):
         raise ColorError(f"{name!r} is not the name of a palette. Write one, such as 'stable' or 'glasbey'.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from imageryxr.colors import parse_color
+from imageryxr.colors.drawn import colors_of
 from imageryxr.errors import OptionError
 from imageryxr.figure.lettering import LEGIBLE, contrasting, font
 from imageryxr.figure.montages import check_count
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def legend(
     picture: Image | xr.DataArray,
-    colors: Mapping[Any, Any],
+    colors: Mapping[Any, Any] | Iterable[int] | None = None,
     *,
     names: Mapping[Any, str] | None = None,
     title: str = "",
@@ -32,9 +33,10 @@ def legend(
     ----------
     picture : PIL.Image.Image or DataArray
         Any picture, or one slice as `overlay` returns it, which `to_pil` makes a picture of.
-    colors : mapping
+    colors : mapping or iterable of int, optional
         Id → colour, as `palette` returns it, in the order to list; those for which there is no room are counted in the
-        last line.
+        last line. Ids alone have the colours that ``picture`` was drawn with, as `colors_of` returns them. Default: all
+        that ``picture`` lists; both need the array that `overlay` returned.
     names : mapping, optional
         Id → what to write for it. Default: the id.
     title : str, optional
@@ -51,8 +53,10 @@ def legend(
 
     Raises
     ------
+    ColorError
+        If the colours of ``picture`` are needed and it does not hold them.
     OptionError
-        If ``colors`` is no mapping or empty, or there is not room for one line.
+        If ``colors`` is empty, or there is not room for one line.
 
     Examples
     --------
@@ -63,11 +67,13 @@ def legend(
     from PIL import Image as PilImage
     from PIL import ImageDraw
 
-    if not isinstance(colors, Mapping):
+    if isinstance(colors, str) or not (colors is None or isinstance(colors, Iterable)):
         raise OptionError(
             f"a legend lists ids with their colours, and colors is {str(colors)[:60]!r}; give a dict id → colour, such "
-            "as imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl')"
+            "as imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl'), or the ids alone"
         )
+    if not isinstance(colors, Mapping):
+        colors = colors_of(picture, colors)
     picture = as_picture(picture)
     size = max(12, picture.height // 40) if label_size is None else check_count("label_size", label_size, LEGIBLE)
     step = 2 * size

@@ -1,0 +1,107 @@
+"""A legend matches its picture: what `colors_of` and `palette` return are the colours in the picture's pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+from tests.conftest import volume
+
+IDS = [1, 5, 2**53 + 1, 2**63 + 7, 2**64 - 1]
+SEG = volume(np.array([[[0, *IDS]]], np.uint64), (8, 8, 40), (0, 0, 0), layer_type="segmentation")
+EM = volume(np.full((1, 1, 6), 90, np.uint8), (8, 8, 40), (0, 0, 0), layer_type="image")
+
+FORMS = [
+    None,
+    "stable",
+    "husl",
+    "tab10",
+    "neuroglancer",
+    ("neuroglancer", 0),
+    ("neuroglancer", 7),
+    ("neuroglancer", 2**32 - 1),
+    dict(zip(IDS, ["red", "#00ff00", (0, 0, 255), (0.5, 0.5, 0.5), "gold"], strict=True)),
+]
+
+
+def pixels(picture: xr.DataArray) -> dict[int, tuple[int, ...]]:
+    """Return the colour of each id as the pixels have it."""
+    return {i: tuple(rgba[:3]) for i, rgba in zip(IDS, picture.values[0, 0, 1:].tolist(), strict=True) if rgba[3]}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("ids", [None, IDS, IDS[1:3], IDS[::-1]], ids=["all", "listed", "some", "reversed"])
+def test_the_colours_of_a_picture_are_those_of_its_pixels(form, ids):
+    picture = ix.overlay(None, SEG, ids=ids, colors=form, alpha=1)
+    want = pixels(picture)
+    assert ix.colors_of(picture, IDS) == want
+    assert ix.colors_of(picture.copy(), ix.unique_ids(SEG)) == want
+    if ids is not None:
+        assert ix.colors_of(picture) == want
+        assert ix.palette(ids, form) == want
+    by_id_alone = form in (None, "stable", "neuroglancer") or isinstance(form, tuple | dict)
+    if ids is None and by_id_alone:
+        assert ix.palette(IDS, form) == want
+
+
+def test_the_colours_of_a_layer_of_a_link_are_those_of_its_pixels():
+    look = {
+        "selected_ids": [5, 2**64 - 1],
+        "colors": {"5": "#112233"},
+        "color_seed": 3,
+        "saturation": 0.5,
+        "selected_alpha": 1.0,
+    }
+    picture = ix.overlay(None, SEG.assign_attrs(look))
+    assert ix.colors_of(picture) == ix.colors_of(picture, IDS) == pixels(picture)
+    assert set(pixels(picture)) == {5, 2**64 - 1}
+    everything = ix.overlay(None, SEG.assign_attrs({**look, "rest_alpha": 1.0}))
+    assert ix.colors_of(everything, IDS) == pixels(everything)
+
+
+def test_the_top_layer_decides():
+    layers = [
+        ix.Layer(SEG, colors=dict.fromkeys(IDS, "red"), alpha=1),
+        ix.Layer(SEG, ids=[5], colors={5: "blue"}, alpha=1),
+    ]
+    picture = ix.overlay(EM, layers)
+    assert ix.colors_of(picture, [1, 5]) == {1: (255, 0, 0), 5: (0, 0, 255)} == {k: pixels(picture)[k] for k in (1, 5)}
+    over = ix.composite(ix.to_rgba(EM), ix.outline(SEG, ids=[1], colors={1: "lime"}))
+    assert ix.colors_of(over) == {1: (0, 255, 0)}
+
+
+def test_masks_have_their_names():
+    picture = ix.overlay(EM, {"axon": SEG == 1, "soma": SEG == 5}, colors={"axon": "red", "soma": "blue"})
+    assert ix.colors_of(picture) == {"axon": (255, 0, 0), "soma": (0, 0, 255)}
+    assert ix.colors_of(picture, ["soma"]) == {"soma": (0, 0, 255)}
+
+
+def test_the_colours_survive_crops_slices_and_files(tmp_path):
+    picture = ix.overlay(EM, SEG, ids=IDS, colors=("neuroglancer", 5), alpha=1)
+    want = ix.colors_of(picture)
+    picture.to_dataset().to_zarr(tmp_path / "p.zarr")
+    for other in (picture.isel(z=0), picture.compute(), xr.open_zarr(tmp_path / "p.zarr").overlay):
+        assert ix.colors_of(other) == want
+
+
+def test_a_legend_lists_what_was_drawn():
+    picture = ix.overlay(EM, SEG, ids=[5, 1], colors="husl")
+    wide = picture.isel(z=0, y=np.zeros(300, int), x=np.repeat(np.arange(6), 50)).drop_vars(["z", "y", "x"])
+    want = ix.legend(ix.to_pil(wide), ix.palette([5, 1], "husl"))
+    assert ix.legend(wide).tobytes() == ix.legend(wide, [5, 1]).tobytes() == want.tobytes()
+    with pytest.raises(ix.errors.OptionError, match="unique_ids"):
+        ix.legend(ix.overlay(EM, SEG))
+    with pytest.raises(ix.ColorError, match="does not hold"):
+        ix.legend(ix.to_pil(wide))
+
+
+def test_palettes_take_every_form_that_colors_takes():
+    assert ix.palette(IDS, None) == ix.palette(IDS, "stable")
+    assert ix.palette(IDS) == ix.palette(IDS, "husl")
+    with pytest.raises(ix.ColorError, match="no colour for 4"):
+        ix.palette(IDS, {1: "red"})
+    for bad in (("tab10", 3), ("neuroglancer", -1), ["red", "blue"], 5):
+        with pytest.raises(ix.ColorError):
+            ix.palette(IDS, bad)
