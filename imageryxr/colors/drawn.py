@@ -117,8 +117,8 @@ def _layers_of(picture: Any) -> list[dict[str, Any]]:
         assert all(isinstance(layer["ids"], dict) and "others" in layer for layer in layers)
     except (TypeError, ValueError, KeyError, AssertionError):
         raise ColorError(
-            f"this {type(picture).__name__} does not hold the colours that it was drawn with; give the array that overlay "
-            "or outline returned (a PIL picture has no attributes), or a dict id → colour"
+            f"this {type(picture).__name__} does not hold the colours that it was drawn with; give the array that "
+            "overlay or outline returned (a PIL picture has no attributes), or a dict id → colour"
         ) from None
     return [dict(layer) for layer in reversed(layers)]
 
