@@ -205,8 +205,10 @@ def _lazily_indexed(array: xr.DataArray) -> xr.DataArray:
     if volume.in_memory or volume.givens:
         return array
     field = indexing.LazilyIndexedArray(FieldArray(volume.expr, volume.grid.shape))
-    plain = xr.Variable(DIMS, field, array.attrs, dict(array.encoding))
-    return xr.DataArray(plain, coords=array.coords, name=array.name)
+    plain = xr.DataArray(xr.Variable(DIMS, field, array.attrs), coords=array.coords, name=array.name)
+    # DataArray drops the encoding of its variable, which holds the blocks that chunks={} makes.
+    plain.encoding = dict(array.encoding)
+    return plain
 
 
 def _without(dataset: xr.Dataset, names: str | Iterable[str] | None) -> xr.Dataset:

@@ -367,6 +367,11 @@ class _Endless:
         return ("endless", self.grid.shape)
 
 
+def test_the_engine_makes_blocks_of_whole_chunks(sample):
+    opened_by_xarray = xr.open_dataset(sample.image, engine="imageryxr", chunks={}).image
+    assert opened_by_xarray.chunks == ix.open_image(sample.image, chunks="auto").chunks
+
+
 def test_own_blocks_keep_a_rechunking_of_the_caller():
     """A rechunking hands on pieces; each block below it would otherwise go whole to every task that needs a piece."""
     own = held().chunk(z=1).copy(data=held().chunk(z=1).data.map_blocks(np.copy, dtype="u8"))
