@@ -12,6 +12,7 @@ from imageryxr.boxes import IndexBox, show_triple
 from imageryxr.cli_words import as_options
 from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkError
 from imageryxr.grid import Grid
+from imageryxr.link_layers import check_source
 from imageryxr.sources.access import Access
 from imageryxr.sources.base import Level, Source, finest_first
 from imageryxr.sources.graphene import GrapheneSource
@@ -19,7 +20,6 @@ from imageryxr.sources.links import state_of
 from imageryxr.sources.neuroglancer import parse_state
 from imageryxr.sources.resolve import resolve_source
 from imageryxr.sources.web import Connection
-from imageryxr.viewer import check_source
 
 COARSE_FIRST = "its levels are listed from coarse to fine"
 

@@ -176,9 +176,9 @@ def _volume(layer: LinkLayer, state: LinkState, options: LayerOptions) -> tuple[
         raise next((e for _, e in errors if not isinstance(e, NoVolumeError)), errors[0][1])
     if len(found) > 1:
         _warn(f"{what} has {len(found)} volumes; the first one is drawn, no other")
-    for _, error in errors:
-        if not isinstance(error, NoVolumeError):
-            _warn(f"{what} has another source, which cannot be opened: {error}")
+    for _, reason in errors:
+        if not isinstance(reason, NoVolumeError):
+            _warn(f"{what} has another source, which cannot be opened: {reason}")
     return found[0]
 
 

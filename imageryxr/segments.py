@@ -73,7 +73,7 @@ def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
     if isinstance(ids, str | int | np.integer):
         ids = [ids]
     try:
-        values = unsigned(np.ravel(ids)).tolist() if hasattr(ids, "__array__") else list(ids)
+        values = unsigned(np.asarray(ids).ravel()).tolist() if hasattr(ids, "__array__") else list(ids)
     except TypeError:
         raise SegmentError(f"{what}={ids!r} are no ids; give a list of them, such as [864691135617152361]") from None
     numbers = []

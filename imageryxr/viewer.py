@@ -148,7 +148,7 @@ def open_neuroglancer(
     opened, failed = open_layers(state, chosen, options)
     if failed and layers is not None:
         raise _of_layer(*next(iter(failed.items())), "; leave it out of layers=[…] to open the others")
-    errors = {o.name: o.error for o in state.left_out if o.error is not None}
+    errors: dict[str, ImageryError] = {o.name: o.error for o in state.left_out if o.error is not None}
     errors |= {name: error for name, error in failed.items() if not _is_undrawn(error)}
     if errors and not opened:
         raise _of_layer(*next(iter(errors.items())), "")

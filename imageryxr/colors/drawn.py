@@ -113,7 +113,7 @@ def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
 def _layers_of(picture: Any) -> list[dict[str, Any]]:
     text = getattr(picture, "attrs", {}).get(DRAWN_COLORS)
     try:
-        layers = json.loads(text)
+        layers = json.loads(str(text))
         assert all(isinstance(layer["ids"], dict) and "others" in layer for layer in layers)
     except (TypeError, ValueError, KeyError, AssertionError):
         raise ColorError(

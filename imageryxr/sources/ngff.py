@@ -214,5 +214,5 @@ def window_of(ome: dict[str, Any], channel: int) -> tuple[float, float] | None:
     limits = [found.get("start"), found.get("end")] if isinstance(found, dict) else []
     if not limits or not all(map(is_finite_number, limits)):
         return None
-    start, end = map(float, limits)
+    start, end = (float(limit) for limit in limits if limit is not None)
     return (start, end) if start < end else None

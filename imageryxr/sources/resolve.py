@@ -196,7 +196,8 @@ def _zarr_token(address: Address, token: str | Token | None, connection: Connect
     if not isinstance(token, str) or address.protocol not in WEB_PROTOCOLS:
         return token if isinstance(token, str) else None
     server = parse_web_url(address.url)
-    if find_token(server.netloc, given=token).header_for(address.url, connection.access) is None:
+    credential = find_token(server.netloc, given=token)
+    if credential is None or credential.header_for(address.url, connection.access) is None:
         raise AuthError(
             f"the token from token= is not sent to {address.public}: {why_not_sent(server, connection.access)}"
         )

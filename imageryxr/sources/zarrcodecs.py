@@ -174,7 +174,7 @@ def codec_error(name: str, text: str, error: Exception) -> CodecError:
 def _is_known(codec: str, version: int) -> bool:
     try:
         if version == 2:
-            from numcodecs.registry import get_codec  # type: ignore[import-untyped]
+            from numcodecs.registry import get_codec
 
             get_codec({"id": codec})
         else:
