@@ -14,12 +14,12 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr import cli_export as engine
+from imageryxr import cli_figure as drawing
 from imageryxr import cli_info as described
 from imageryxr import cli_layers as given
 from imageryxr.cli_words import as_options, exit_code
 from imageryxr.demo import run_demo
 from imageryxr.errors import ImageryError, ImageryWarning, OptionError
-from imageryxr.export.square import square_pixels
 from imageryxr.figure.saving import check_suffix
 
 app = typer.Typer(
@@ -116,9 +116,9 @@ def figure(
     timestamp: given.Timestamp = None,
     agglomerate: given.Agglomerate = True,
     scale_bar: Annotated[bool, typer.Option("--scale-bar/--no-scale-bar", help="Draw one.")] = True,
-    scale: Annotated[int, typer.Option(help="Pixels per voxel.")] = 1,
+    scale: drawing.Scale = 1,
     dpi: Annotated[float, typer.Option(help="Pixels per inch in print.")] = 300,
-    square: engine.Square = False,
+    square: drawing.Square = True,
     link_layers: Annotated[
         str | None, typer.Option("--layers", help="Of a link, draw these layers only: name,name,…")
     ] = None,
@@ -134,6 +134,7 @@ def figure(
     if out.exists() and not overwrite:
         raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
     check_suffix(out)
+    drawing.check_scale(scale)
     given.check_lines(context, outline)
     lines = given.lines_of(outline, outline_side, merge, outline_alpha, outline_unit)
     options = given.overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, given.check_axis(axis))
@@ -151,7 +152,8 @@ def figure(
         layers = given.cut_layers(opened, box, plane=axis, to=to)
         given.check_one_slice(layers, axis)
         rgba = given.drawn(layers, options)
-    rgba = square_pixels(rgba, axis) if square else rgba
+    drawing.warn_outside(rgba)
+    rgba = drawing.shaped(rgba, axis, square=square)
     across = ix.grid_of(rgba).resolution[{"z": 0, "y": 0, "x": 1}[axis]] / scale
     picture = ix.to_pil(rgba, scale=scale)
     if scale_bar:

@@ -51,17 +51,17 @@ def test_figure_and_export(sample, tmp_path):
 def test_a_figure_along_y_and_outlines_along_the_stack(sample, tmp_path):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--resolution", "8,8,40", "--outline", 2]
     place = ["--center", "4600,2560,130"]
-    done = run("figure", tmp_path / "a.png", *sources, *place, "--size", "200,20", "--axis", "y", "--no-scale-bar")
+    side = [*sources, *place, "--size", "200,20", "--axis", "y", "--no-scale-bar"]
+    done = run("figure", tmp_path / "a.png", *side, "--no-square")
     assert done.returncode == 0, done.stderr
+    assert "8 × 40 nm and are drawn as squares" in done.stderr
     box = ix.BBox.around((4600, 2560, 130), (200, 1, 20), resolution=(8, 8, 40))
     ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
     truth = ix.overlay(ds.image, ds.segmentation, outline=2, axis="y").values[:, 0, :, :3]
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), truth)
     # voxels are five times as long along z
-    done = run(
-        "figure", tmp_path / "b.png", *sources, *place, "--size", "200,20", "--axis", "y", "--square", "--no-scale-bar"
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run("figure", tmp_path / "b.png", *side)
+    assert (done.returncode, done.stderr) == (0, "")
     assert Image.open(tmp_path / "b.png").size == (200, 100)
     drawn = ix.overlay(ds.image, ds.segmentation, outline=2, axis="y")
     report = ix.export(drawn, tmp_path / "sq" / "{y}.png", square=True)
@@ -72,6 +72,21 @@ def test_a_figure_along_y_and_outlines_along_the_stack(sample, tmp_path):
     stack = run("export", tmp_path / "y{y}.png", *sources, *place, "--size", "200,1,20")
     assert stack.returncode == 0, stack.stderr
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "y0.png"))[..., :3], truth)
+
+
+def test_a_figure_beyond_the_edge_of_the_volume_warns(sample, tmp_path):
+    place = ["--image", sample.image, "--resolution", "8,8,40", "--size", "64,64"]
+    done = run("figure", tmp_path / "a.png", *place, "--center", "4096,2560,130")
+    assert done.returncode == 0
+    assert "the other 50 % are drawn as 0" in done.stderr
+    assert run("figure", tmp_path / "b.png", *place, "--center", "4600,2560,130").stderr == ""
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "101"])
+def test_a_scale_that_draws_nothing_is_refused(sample, tmp_path, scale):
+    failed = run("figure", tmp_path / "a.png", "--image", sample.image, "--scale", scale)
+    assert failed.returncode == 2
+    assert f"error: --scale {scale} is not a whole number of pixels per voxel from 1 to 100" in failed.stderr
 
 
 def test_ids_as_people_type_them(sample, tmp_path):

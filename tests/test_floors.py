@@ -139,7 +139,7 @@ FLOORS = [
     ["export"],
     ["accessor", "backend", "demo"],
     ["cli_words"],
-    ["cli_export", "cli_layers", "cli_info"],
+    ["cli_export", "cli_figure", "cli_layers", "cli_info"],
     ["cli"],
     ["__main__"],
 ]

@@ -14,7 +14,7 @@ from imageryxr.strides import Strided
 FEW = 1.0
 
 
-def outside(expr: Expr, grid: Grid) -> str:
+def outside(expr: Expr, grid: Grid, verb: str = "exported") -> str:
     """Return what is to be said of a box that reaches out of its sources; nothing if it does not.
 
     What is drawn over an image is drawn where the image is: of images and segmentations, the images count, and then
@@ -26,13 +26,15 @@ def outside(expr: Expr, grid: Grid) -> str:
         What is exported.
     grid : Grid
         Where it lies.
+    verb : str, default "exported"
+        What is done with it, as a participle.
     """
     found = _extents(expr)
     images = [pair for pair in found if pair[0].source.layer_type == "image"]
     said = _said(images or found, grid)
     if said:
         return (
-            f"{said} are exported as 0, which is black and opaque in a picture over an image; give a box inside of it "
+            f"{said} are {verb} as 0, which is black and opaque in a picture over an image; give a box inside of it "
             "if that is not meant"
         )
     if images:
