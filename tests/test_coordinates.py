@@ -244,7 +244,7 @@ def test_unique_ids_of_a_signed_segmentation_select_its_segments(dtype):
         ix.select_ids(seg, [-5])
 
 
-def test_attributes_of_results_are_numbers_text_and_flat_lists(sample):
+def test_attributes_of_results_are_numbers_text_and_flat_lists(sample, tmp_path):
     state = {
         "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
         "position": [4600.5, 2560.5, 130.5],
@@ -262,6 +262,10 @@ def test_attributes_of_results_are_numbers_text_and_flat_lists(sample):
         for name, value in attrs.items():
             assert not isinstance(value, dict | bool), name
             assert not (isinstance(value, list | tuple) and any(isinstance(v, dict | list) for v in value)), name
+    ds.to_netcdf(tmp_path / "view.nc", engine="h5netcdf")
+    stored = xr.open_dataset(tmp_path / "view.nc", engine="h5netcdf")
+    np.testing.assert_array_equal(stored.imagery.overlay().values, ds.imagery.overlay().values)
+    tree.imagery.plane((16, 12)).to_netcdf(tmp_path / "plane.nc", engine="h5netcdf")
     link = ix.neuroglancer_link(ds, allow_local=True)
     again = ix.open_neuroglancer(link, allow_local=True, layers=["em", "cells"]).imagery.view(size=(16, 12))
     np.testing.assert_array_equal(again.imagery.overlay().values, ds.imagery.overlay().values)
