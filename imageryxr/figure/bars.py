@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-import numpy as np
 import xarray as xr
 
 from imageryxr.boxes import DIMS
 from imageryxr.colors import RGBA, parse_color
 from imageryxr.errors import GridError, OptionError, warn
+from imageryxr.figure.geometry import Rect, geometry_of, outdated_nm, overlap, smallest, with_geometry
 from imageryxr.figure.lettering import BLACK, MIDDLE, WHITE, contrasting, drowns, fitting, luminance, text_extent, write
 from imageryxr.figure.montages import check_count
+from imageryxr.figure.printing import check_length, label_pixels
 from imageryxr.figure.slices import plane_of, to_pil
 from imageryxr.grid import grid_of
 
@@ -27,10 +29,12 @@ def scale_bar(
     *,
     nm_per_pixel: float | None = None,
     length: float | None = None,
-    position: Position = "bottom right",
+    position: Position | None = None,
     color: Any = None,
     label: bool = True,
     label_size: int | None = None,
+    label_pt: float | None = None,
+    width_mm: float | None = None,
     scale: int = 1,
 ) -> Image:
     """Draw a scale bar onto a copy of a picture; computes the picture.
@@ -40,18 +44,23 @@ def scale_bar(
     image : DataArray or PIL.Image.Image
         One slice, as `to_pil` takes it, or a picture.
     nm_per_pixel : float, optional
-        Width of a pixel in nm. Default for a DataArray: the resolution of its columns.
-        A picture does not know its own, and a resized one has another than its data.
+        Width of a pixel in nm. Default: of a DataArray the resolution of its columns; of a picture the one that it
+        holds, as `to_pil`, `inset`, `montage` and their like leave it in ``info``. A picture that was cropped or
+        resized since needs it.
     length : float, optional
         Length of the bar in nm. Default: the longest of 1, 2, 5, 10, 20, … that is at most a quarter of the width.
-    position : {"bottom right", "bottom left", "top right", "top left"}, default "bottom right"
-        Which corner it stands in.
+    position : {"bottom right", "bottom left", "top right", "top left"}, optional
+        Which corner it stands in. Default: the first of these that no inset, legend or other scale bar takes.
     color : colour, optional
         Anything that `parse_color` reads. Default: black or white, whichever stands out from what lies under the bar.
     label : bool, default True
         Whether to write the length, such as "500 nm" or "2 µm", next to the bar.
     label_size : int, optional
         Height of the text in pixels. Default: a twenty-second of the smaller side, at least 12.
+    label_pt : float, optional
+        In place of ``label_size``: height of the text in points, at the printed width.
+    width_mm : float, optional
+        How wide the picture is printed, for ``label_pt``. Default: as wide as it is at 300 pixels per inch.
     scale : int, default 1
         Pixels per voxel of a DataArray, as in `to_pil`.
 
@@ -68,7 +77,8 @@ def scale_bar(
     Warns
     -----
     ImageryWarning
-        If the text is left out because it could not be read on so small a picture.
+        If the text is left out because it could not be read on so small a picture, or the bar covers an inset, a
+        legend or another bar.
 
     Examples
     --------
@@ -76,8 +86,7 @@ def scale_bar(
     >>> scale_bar(Image.new("L", (400, 300)), nm_per_pixel=4).mode
     'L'
     """
-    if position not in get_args(Position):
-        raise OptionError(f"position={position!r} is none of {', '.join(map(repr, get_args(Position)))}")
+    check_position(position)
     step = pixel_size(image, nm_per_pixel)
     if isinstance(image, xr.DataArray):
         picture = to_pil(image, scale=scale)
@@ -86,49 +95,89 @@ def scale_bar(
         raise OptionError(f"scale={scale!r} enlarges an array, and this is a picture; give the array")
     else:
         picture = image
-    length = nice_below(picture.width * step / 4) if length is None else check_length("length", length)
-    pixels = max(1, round(length / step))
-    margin = max(2, min(picture.size) // 30)
-    if pixels > picture.width - 2 * margin:
-        raise OptionError(
-            f"a bar of {length_text(length)} takes {pixels} pixels of {step:g} nm, and the picture is {picture.width} "
-            f"wide; write length={nice_below(picture.width * step / 4):g}, or leave it out"
-        )
+    size = label_pixels(label_size, label_pt, width_mm, picture.width)
+    held = geometry_of(picture)
+    taken = () if held is None else held.taken
     canvas = picture.convert("RGBA")
-    ink = _draw_bar(canvas, pixels, margin, position, color, length_text(length) if label else "", label_size)
+    ink, at, text = draw_bar(canvas, step, length, position, color, label=label, text_size=size, taken=taken)
     if picture.mode == "L" and ink[0] == ink[1] == ink[2]:
-        return canvas.convert("L")
-    return canvas if picture.mode == "RGBA" else canvas.convert("RGB")
+        canvas = canvas.convert("L")
+    elif picture.mode != "RGBA":
+        canvas = canvas.convert("RGB")
+    nm = held.nm if held is not None and held.nm is not None and held.nm[0] == step else (step, step)
+    return with_geometry(canvas, nm, (*taken, at), smallest(None if held is None else held.text, text))
 
 
-def _draw_bar(
-    canvas: Image, pixels: int, margin: int, position: str, color: Any, text: str, text_size: int | None
-) -> RGBA:
-    """Draw bar and text into a corner, the bar nearer to the edge; return the colour used."""
+def check_position(position: Any) -> None:
+    """Raise `OptionError` unless a position is a corner, or is left open."""
+    if position is not None and position not in get_args(Position):
+        raise OptionError(f"position={position!r} is none of {', '.join(map(repr, get_args(Position)))}")
+
+
+def draw_bar(
+    canvas: Image,
+    step: float,
+    length: float | None,
+    position: Position | None,
+    color: Any,
+    *,
+    label: bool,
+    text_size: int | None,
+    taken: Sequence[Rect],
+) -> tuple[RGBA, Rect, int | None]:
+    """Draw bar and text into a corner; return the colour used, where they are, and the height of the text."""
+    length = nice_below(canvas.width * step / 4) if length is None else check_length("length", length)
+    pixels = max(1, round(length / step))
+    margin = max(2, min(canvas.size) // 30)
+    if pixels > canvas.width - 2 * margin:
+        raise OptionError(
+            f"a bar of {length_text(length)} takes {pixels} pixels of {step:g} nm, and the picture is {canvas.width} "
+            f"wide; write length={nice_below(canvas.width * step / 4):g}, or leave it out"
+        )
     thick = max(2, min(canvas.size) // 80)
+    text = length_text(length) if label else ""
     asked = max(12, min(canvas.size) // 22) if text_size is None else check_count("label_size", text_size, 1)
     size = fitting(text, asked, canvas.width - 2 * margin, canvas.height - 2 * margin - thick) if text else 0
     text = text if size else ""
     width, height = text_extent(text, size) if text else (0, 0)
     gap = max(1, thick // 2) if text else 0
-    total, wide = thick + gap + height, max(pixels, width)
-    left = margin if position.endswith("left") else canvas.width - margin - wide
-    bottom = position.startswith("bottom")
-    top = canvas.height - margin - total if bottom else margin
-    ink = parse_color(color) if color is not None else None
-    if ink is None:
-        ink = contrasting(canvas.crop((left, top, left + wide, top + total)), None)
+    wide, total = max(pixels, width), thick + gap + height
+    box = _corner(canvas.size, (wide, total), margin, position, taken)
+    left, top = box[:2]
+    bottom = top + total > canvas.height // 2
+    ink = parse_color(color) if color is not None else contrasting(canvas.crop(box), None)
     if text:
         write(canvas, (left + (wide - width) // 2, top if bottom else top + thick + gap), text, size, ink)
-    at = (left + (wide - pixels) // 2, top + height + gap if bottom else top)
-    strip = (at[0], at[1], at[0] + pixels, at[1] + thick)
-    if drowns(canvas.crop(strip), ink):
+    _draw_strip(canvas, (left + (wide - pixels) // 2, top + height + gap if bottom else top), (pixels, thick), ink)
+    return ink, box, size or None
+
+
+def _corner(
+    whole: tuple[int, int], size: tuple[int, int], margin: int, position: Position | None, taken: Sequence[Rect]
+) -> Rect:
+    """Return where a bar with its text goes: the corner that is given, or the first one that is free."""
+    places: dict[str, Rect] = {}
+    for name in get_args(Position):
+        left = margin if name.endswith("left") else whole[0] - margin - size[0]
+        top = whole[1] - margin - size[1] if name.startswith("bottom") else margin
+        places[name] = (left, top, left + size[0], top + size[1])
+    covered = {name: sum(overlap(box, other) for other in taken) for name, box in places.items()}
+    chosen = min(covered, key=covered.__getitem__) if position is None else position
+    if covered[chosen]:
+        free = [f"position={name!r}" for name, pixels in covered.items() if not pixels]
+        advice = f"give {' or '.join(free)}" if free else "no corner is free: enlarge the picture, with scale=2"
+        warn(f"the scale bar in the {chosen} corner covers an inset, a legend or another bar; {advice}")
+    return places[chosen]
+
+
+def _draw_strip(canvas: Image, at: tuple[int, int], size: tuple[int, int], ink: RGBA) -> None:
+    pixels, thick = size
+    if drowns(canvas.crop((at[0], at[1], at[0] + pixels, at[1] + thick)), ink):
         # Above and below only: at its ends a rim would make the bar longer than it says.
         rim = max(1, thick // 4)
         other = BLACK if luminance(ink) > MIDDLE else WHITE
         _fill_box(canvas, (at[0], at[1] - rim), (pixels, thick + 2 * rim), other)
-    _fill_box(canvas, at, (pixels, thick), ink)
-    return ink
+    _fill_box(canvas, at, size, ink)
 
 
 def _fill_box(canvas: Image, at: tuple[int, int], size: tuple[int, int], color: RGBA) -> None:
@@ -142,7 +191,7 @@ def pixel_size(image: Any, nm_per_pixel: float | None) -> float:
     if nm_per_pixel is not None:
         return check_length("nm_per_pixel", nm_per_pixel)
     if not isinstance(image, xr.DataArray):
-        raise OptionError("a picture does not know how many nm a pixel is wide; write nm_per_pixel=…")
+        return _size_held(image)
     rows, columns = [str(dim) for dim in plane_of(image).dims if dim != "rgba"][-2:]
     try:
         sizes = dict(zip(DIMS[::-1], map(float, grid_of(image).resolution), strict=True))
@@ -158,11 +207,22 @@ def pixel_size(image: Any, nm_per_pixel: float | None) -> float:
     return sizes[columns]
 
 
-def check_length(name: str, value: Any, unit: str = "nm") -> float:
-    """Return a positive length, or raise `OptionError`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-        raise OptionError(f"{name}={value!r} is not a length in {unit}; write a number above 0")
-    return float(value)
+def _size_held(picture: Any) -> float:
+    held, outdated = geometry_of(picture), outdated_nm(picture)
+    if held is None and outdated is not None:
+        raise OptionError(
+            f"the picture was drawn with {outdated} nm per pixel and may have been cropped or resized since; write "
+            f"nm_per_pixel={outdated} if its pixels are as they were, or the size that they have now"
+        )
+    if held is None or held.nm is None:
+        raise OptionError("a picture does not know how many nm a pixel is wide; write nm_per_pixel=…")
+    across, down = held.nm
+    if across != down:
+        warn(
+            f"the pixels are {across:g} × {down:g} nm and are shown as squares: lengths hold along rows alone; bring "
+            "the array onto a grid of square pixels first, with regrid(array, resolution)"
+        )
+    return across
 
 
 def nice_below(length: float) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from imageryxr.boxes import DIMS, BBox
 from imageryxr.colors import RGBA, parse_color
 from imageryxr.errors import ImageryWarning, OptionError, OutOfVolumeError
-from imageryxr.figure.bars import Position
+from imageryxr.figure.bars import Position, check_position, draw_bar, pixel_size
+from imageryxr.figure.geometry import Rect, geometry_of, smallest, with_geometry
+from imageryxr.figure.printing import label_pixels
 from imageryxr.figure.slices import plane_of, to_pil
 from imageryxr.grid import grid_of
 
@@ -28,6 +30,10 @@ def inset(
     color: Any = "white",
     line: int | None = None,
     scale: int = 1,
+    scale_bar: bool = False,
+    label_size: int | None = None,
+    label_pt: float | None = None,
+    width_mm: float | None = None,
 ) -> Image:
     """Draw a part of a picture magnified in its corner, and frame both; computes the picture.
 
@@ -49,11 +55,16 @@ def inset(
         Width of the frames in pixels. Default: a 250th of the picture, at least 2.
     scale : int, default 1
         Pixels per voxel of the picture, as in `to_pil`.
+    scale_bar : bool, default False
+        Whether to draw two scale bars: one in the inset, and one in a corner of the picture that the inset leaves free.
+    label_size, label_pt, width_mm : optional
+        Height of their text, as in `scale_bar`.
 
     Returns
     -------
     PIL.Image.Image
-        Mode RGB, or RGBA where the picture is transparent somewhere; of the picture's size.
+        Mode RGB, or RGBA where the picture is transparent somewhere; of the picture's size. It holds where the inset
+        is, so that `scale_bar` takes another corner.
 
     Raises
     ------
@@ -78,11 +89,11 @@ def inset(
     (120, 90)
     """
     from PIL import Image as PilImage
-    from PIL import ImageDraw
 
-    if position is not None and position not in get_args(Position):
-        raise OptionError(f"position={position!r} is none of {', '.join(map(repr, get_args(Position)))}")
-    whole = to_pil(picture, scale=scale).convert("RGBA")
+    check_position(position)
+    step = pixel_size(picture, None) / scale if scale_bar else None
+    plain = to_pil(picture, scale=scale)
+    whole = plain.convert("RGBA")
     left, top, right, bottom = (scale * n for n in _part(picture, bbox))
     width, height = (right - left) * zoom, (bottom - top) * zoom
     line = max(2, min(whole.size) // 250) if line is None else line
@@ -99,14 +110,31 @@ def inset(
     corner = min(covered, key=covered.__getitem__) if position is None else position
     if covered[corner]:
         _warn_covered(corner, covered)
+    size = label_pixels(label_size, label_pt, width_mm, whole.width)
+    text: int | None = None
+    if step is not None:
+        _, _, text = draw_bar(part, step / zoom, None, None, None, label=True, text_size=size, taken=())
     x, y = places[corner]
     whole.paste(part, (x, y))
-    ink: RGBA = parse_color(color)
-    draw = ImageDraw.Draw(whole)
-    for box in ((left, top, right, bottom), (x, y, x + width, y + height)):
-        draw.rectangle((box[0] - line, box[1] - line, box[2] + line - 1, box[3] + line - 1), outline=ink, width=line)
+    marked: Rect = (left, top, right, bottom)
+    frames = [_framed(whole, box, color, line) for box in (marked, (x, y, x + width, y + height))]
+    if step is not None:
+        _, bar, other = draw_bar(whole, step, None, None, None, label=True, text_size=size, taken=frames)
+        frames, text = [*frames, bar], smallest(text, other)
     opaque = whole.getchannel("A").getextrema()[0] == 255
-    return whole.convert("RGB") if opaque else whole
+    held = geometry_of(plain)
+    return with_geometry(whole.convert("RGB") if opaque else whole, held and held.nm, frames, text)
+
+
+def _framed(whole: Image, box: Rect, color: Any, line: int) -> Rect:
+    """Draw a frame around a rectangle; return both together."""
+    from PIL import ImageDraw
+
+    ink: RGBA = parse_color(color)
+    left, top, right, bottom = box
+    frame = (left - line, top - line, right + line, bottom + line)
+    ImageDraw.Draw(whole).rectangle((*frame[:2], frame[2] - 1, frame[3] - 1), outline=ink, width=line)
+    return frame
 
 
 def _corners(whole: tuple[int, int], size: tuple[int, int], margin: int) -> dict[str, tuple[int, int]]:

@@ -10,8 +10,10 @@ import xarray as xr
 from imageryxr.colors import parse_color
 from imageryxr.colors.drawn import colors_of
 from imageryxr.errors import OptionError
+from imageryxr.figure.geometry import geometry_of, smallest, with_geometry
 from imageryxr.figure.lettering import LEGIBLE, contrasting, font
 from imageryxr.figure.montages import check_count
+from imageryxr.figure.printing import check_legible, pixels_per_point
 from imageryxr.figure.slices import as_picture
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def legend(
     title: str = "",
     background: Any = "white",
     label_size: int | None = None,
+    label_pt: float | None = None,
+    width_mm: float | None = None,
 ) -> Image:
     """Set a list of ids and their colours beside a picture.
 
@@ -45,6 +49,11 @@ def legend(
         What the list stands on; the text is black or white, whichever stands out.
     label_size : int, optional
         Height of the text in pixels. Default: a fortieth of the picture's height, at least 12.
+    label_pt : float, optional
+        In place of ``label_size``: height of the text in points, at the printed width.
+    width_mm : float, optional
+        How wide the picture is printed with its legend, for ``label_pt``. Default: as wide as it is at 300 pixels per
+        inch.
 
     Returns
     -------
@@ -65,7 +74,6 @@ def legend(
     'RGB'
     """
     from PIL import Image as PilImage
-    from PIL import ImageDraw
 
     if isinstance(colors, str) or not (colors is None or isinstance(colors, Iterable)):
         raise OptionError(
@@ -75,10 +83,10 @@ def legend(
     if not isinstance(colors, Mapping):
         colors = colors_of(picture, colors)
     picture = as_picture(picture)
-    size = max(12, picture.height // 40) if label_size is None else check_count("label_size", label_size, LEGIBLE)
+    lines = [(str((names or {}).get(key, key)), parse_color(color)) for key, color in colors.items()]
+    size = _text_size(picture, [title, *(text for text, _ in lines)], label_size, label_pt, width_mm)
     step = 2 * size
     room = (picture.height - size) // step - bool(title)
-    lines = [(str((names or {}).get(key, key)), parse_color(color)) for key, color in colors.items()]
     if not lines or room < 1:
         raise OptionError(
             f"a legend of {len(lines)} colours on a picture {picture.height} pixels high has no room for a line of "
@@ -88,13 +96,25 @@ def legend(
     rest = len(lines) - len(shown)
     ground = parse_color(background)
     ink = contrasting(PilImage.new("RGBA", (1, 1), ground), None)[:3]
-    face = font(size)
     texts = [title, *(text for text, _ in shown), f"and {rest:,} more" if rest else ""]
-    width = round(max(face.getlength(text) for text in texts)) + 4 * size
+    width = _list_width(texts, size)
     out = PilImage.new("RGB", (picture.width + width, picture.height), ground[:3])
     out.paste(picture.convert("RGB"), (0, 0))
-    draw = ImageDraw.Draw(out)
-    left, top = picture.width + size, size
+    _draw_list(out, picture.width, shown, title, f"and {rest:,} more" if rest else "", size, ink)
+    held = geometry_of(picture)
+    taken = () if held is None else held.taken
+    beside = (picture.width, 0, out.width, out.height)
+    return with_geometry(out, held and held.nm, (*taken, beside), smallest(size, held and held.text))
+
+
+def _draw_list(
+    out: Image, left: int, shown: list[tuple[str, Any]], title: str, last: str, size: int, ink: tuple[int, ...]
+) -> None:
+    """Draw the lines of a legend to the right of a picture."""
+    from PIL import ImageDraw
+
+    draw, face, step = ImageDraw.Draw(out), font(size), 2 * size
+    left, top = left + size, size
     if title:
         draw.text((left, top + size / 2), title, fill=ink, font=face, anchor="lm")
         top += step
@@ -102,6 +122,27 @@ def legend(
         draw.rectangle((left, top, left + size - 1, top + size - 1), fill=color[:3])
         draw.text((left + 1.7 * size, top + size / 2), text, fill=ink, font=face, anchor="lm")
         top += step
-    if rest:
-        draw.text((left, top + size / 2), texts[-1], fill=ink, font=face, anchor="lm")
-    return out
+    if last:
+        draw.text((left, top + size / 2), last, fill=ink, font=face, anchor="lm")
+
+
+def _list_width(texts: Iterable[str], size: int) -> int:
+    face = font(size)
+    return round(max(face.getlength(text) for text in texts)) + 4 * size
+
+
+def _text_size(picture: Image, texts: list[str], label_size: Any, label_pt: Any, width_mm: Any) -> int:
+    """Return the height of the text in pixels: in points it depends on the width, which depends on it."""
+    scale = pixels_per_point(label_size, label_pt, width_mm, picture.width)
+    if scale is None:
+        return max(12, picture.height // 40) if label_size is None else check_count("label_size", label_size, LEGIBLE)
+    if width_mm is None:
+        return check_legible(label_pt, max(1, round(label_pt * scale)))
+    share = scale * label_pt / picture.width
+    size = next((n for n in range(1, 4 * picture.height) if n >= share * (picture.width + _list_width(texts, n))), 0)
+    if not size:
+        raise OptionError(
+            f"label_pt={label_pt:g} is too large for a legend on width_mm={width_mm:g}: the list alone would be as "
+            "wide as the print; give smaller text, a wider print or shorter names"
+        )
+    return check_legible(label_pt, size)

@@ -13,7 +13,9 @@ from dask.base import compute
 from imageryxr.boxes import DIMS
 from imageryxr.colors import RGBA, parse_color
 from imageryxr.errors import OptionError
+from imageryxr.figure.geometry import Geometry, geometry_of, smallest, with_geometry
 from imageryxr.figure.lettering import contrasting, fitting, text_extent, top_of, write
+from imageryxr.figure.printing import label_pixels
 from imageryxr.figure.slices import plane_of, to_pil
 from imageryxr.grid import grid_of
 from imageryxr.volumes import as_dask, is_lazy
@@ -31,7 +33,10 @@ def montage(
     background: Any = "white",
     labels: bool | Sequence[str] | None = None,
     label_size: int | None = None,
+    label_pt: float | None = None,
+    width_mm: float | None = None,
     dim: str = "z",
+    scale: int = 1,
 ) -> Image:
     """Lay pictures side by side, or in rows and columns; computes them.
 
@@ -56,14 +61,21 @@ def montage(
     label_size : int, optional
         Height of the text in pixels. Default: a sixteenth of the smallest tile, at least 10. Text that would be
         wider than its tile is made smaller.
+    label_pt : float, optional
+        In place of ``label_size``: height of the text in points, at the printed width of the whole montage.
+    width_mm : float, optional
+        How wide the montage is printed, for ``label_pt``. Default: as wide as it is at 300 pixels per inch.
     dim : str, default "z"
         The axis of a stack to slice: "z", "y", "x", or another dim of the array, such as "segment".
+    scale : int, default 1
+        Pixels per voxel of arrays, as in `to_pil`.
 
     Returns
     -------
     PIL.Image.Image
         Mode RGB, or RGBA if the background is None or has transparency. Each column is as wide as its widest tile
-        and each row as high as its highest; smaller tiles stand in the middle of their cells.
+        and each row as high as its highest; smaller tiles stand in the middle of their cells. It holds the size of
+        a pixel if that is the same in all tiles.
 
     Raises
     ------
@@ -92,11 +104,23 @@ def montage(
     if label_size is not None:
         check_count("label_size", label_size, 1)
 
-    tiles = [picture.convert("RGBA") for picture in _pictures(images, dim)]
+    pictures = list(_pictures(images, dim, scale))
+    held = [geometry_of(picture) for picture in pictures]
+    tiles = [picture.convert("RGBA") for picture in pictures]
+    written: list[int | None] = [one.text for one in held if one is not None]
     if texts:
-        size = label_size or max(10, min(min(tile.size) for tile in tiles) // 16)
+        whole = _grid_picture(tiles, columns, spacing, fill).width if label_pt is not None else 0
+        size = label_pixels(label_size, label_pt, width_mm, whole)
+        size = size or max(10, min(min(tile.size) for tile in tiles) // 16)
         tiles = [_labelled(tile, text, size, fill) for tile, text in zip(tiles, texts, strict=True)]
-    return _grid_picture(tiles, columns, spacing, fill)
+        written += [one.text for one in map(geometry_of, tiles) if one is not None]
+    return with_geometry(_grid_picture(tiles, columns, spacing, fill), _common_pixel(held), (), smallest(*written))
+
+
+def _common_pixel(held: list[Geometry | None]) -> tuple[float, float] | None:
+    """Return the size of a pixel if all tiles have the same."""
+    sizes = {None if one is None else one.nm for one in held}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _columns(columns: int | None, rows: int | None, count: int) -> int:
@@ -145,19 +169,21 @@ def _names(images: xr.DataArray | list[Any], dim: str, *, as_index: bool) -> lis
     return [_place_of(tile, dim, number, as_index) for number, tile in enumerate(tiles)]
 
 
-def _pictures(images: xr.DataArray | list[Any], dim: str) -> Iterator[Image]:
+def _pictures(images: xr.DataArray | list[Any], dim: str, scale: int) -> Iterator[Image]:
     if not isinstance(images, xr.DataArray):
+        if scale != 1 and not all(isinstance(image, xr.DataArray) for image in images):
+            raise OptionError(f"scale={scale!r} enlarges arrays, and there are pictures among the tiles; give arrays")
         # together, so that what several need of one source is read once
         computed = compute(*(_blocks(image) for image in images))
-        yield from (to_pil(image) if isinstance(image, xr.DataArray) else image for image in computed)
+        yield from (to_pil(image, scale=scale) if isinstance(image, xr.DataArray) else image for image in computed)
     elif dim not in images.dims:
-        yield to_pil(images)
+        yield to_pil(images, scale=scale)
     else:
         # By chunks, since stored ones are often 64 slices deep: slice by slice would read each of them 64 times.
         start = 0
         for depth in images.chunksizes.get(dim, (images.sizes[dim],)):
             slab = images.isel({dim: slice(start, start + depth)}).compute()
-            yield from (to_pil(slab.isel({dim: i})) for i in range(depth))
+            yield from (to_pil(slab.isel({dim: i}), scale=scale) for i in range(depth))
             start += depth
 
 
@@ -239,4 +265,4 @@ def _labelled(tile: Image, text: str, size: int, behind: RGBA | None) -> Image:
     tile = tile.copy()
     # Letters stand on one line from tile to tile, whether they are high or low.
     write(tile, (margin, margin + top_of(text, size) - top_of("d", size)), text, size, color)
-    return tile
+    return with_geometry(tile, None, (), size)

@@ -15,13 +15,12 @@ import xarray as xr
 
 from imageryxr.errors import ImageryWarning, OptionError, TargetError, TargetExistsError
 from imageryxr.figure.bars import check_length, pixel_size
+from imageryxr.figure.geometry import geometry_of
+from imageryxr.figure.printing import LEAST_POINTS, PRINT_DPI, points_of
 from imageryxr.figure.slices import as_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-#: What journals ask of pictures with text on them.
-PRINT_DPI = 300
 
 
 def save_figure(
@@ -45,11 +44,14 @@ def save_figure(
     dpi : float, optional
         Pixels per inch in print, by default 300.
     width_mm : float, optional
-        In place of `dpi`, how wide the picture is printed: 85 or 180 mm, a column or a page of most journals.
+        How wide the picture is printed: 85 or 180 mm, a column or a page of most journals. In place of `dpi` the
+        pixels stay as they are. With `dpi` the picture is resampled so that both hold: pixels are repeated where the
+        result is a whole number of times larger, else by Lanczos' filter.
     nm_per_pixel : float, optional
         Width of a pixel in nm, kept in the file: as the text entry ``nm_per_pixel`` of a PNG, and as JSON in the
         description of a TIFF, whose resolution is that of print (`export` writes TIFFs that ImageJ takes as
-        calibrated). Of an array by default what its coordinates say, if they do.
+        calibrated). Default: what the coordinates of an array say, or what the picture holds, if they do. Of a
+        picture that is resampled the file has the width of its new pixels.
     overwrite : bool, default False
         Whether to replace a file that is there.
 
@@ -68,7 +70,8 @@ def save_figure(
     Warns
     -----
     ImageryWarning
-        If the picture has too few pixels for its width: less than 150 to the inch.
+        If the picture has too few pixels for its width: less than 150 to the inch. If `width_mm` or `dpi` is given and
+        text on the picture will be below 5 pt in print.
 
     Examples
     --------
@@ -85,11 +88,22 @@ def save_figure(
         with suppress(OptionError):  # an array that does not say it is a picture all the same
             step = pixel_size(picture, None)
     picture = as_picture(picture)
-    if dpi is not None and width_mm is not None:
-        raise OptionError("dpi and width_mm say the same in two ways; give one of them")
-    if width_mm is not None:
-        dpi = picture.width / (check_length("width_mm", width_mm, "mm") / 25.4)
-    dpi = PRINT_DPI if dpi is None else check_length("dpi", dpi, "pixels per inch")
+    held = geometry_of(picture)
+    if step is None and held is not None and held.nm is not None:
+        step = held.nm[0]
+    dpi = None if dpi is None else check_length("dpi", dpi, "pixels per inch")
+    inches = None if width_mm is None else check_length("width_mm", width_mm, "mm") / 25.4
+    native = PRINT_DPI if dpi is None else dpi
+    if inches is not None:
+        native = picture.width / inches
+    if held is not None and held.text and (width_mm, dpi) != (None, None):
+        _check_text(held.text, native, picture.width / native * 25.4)
+    if dpi is not None and inches is not None:
+        before = picture.width
+        picture = _resampled(picture, max(1, round(inches * dpi)))
+        step = None if step is None else step * before / picture.width
+    else:
+        dpi = native
     if dpi < 150:
         warnings.warn(
             f"{target.name} has {picture.width} pixels, {dpi:.0f} to the inch at that width: coarse in print, and text "
@@ -117,6 +131,36 @@ def save_figure(
     finally:
         beside.unlink(missing_ok=True)
     return target
+
+
+def _check_text(pixels: int, dpi: float, width_mm: float) -> None:
+    """Warn if text of a height in pixels is too small in print."""
+    points = points_of(pixels, dpi)
+    if points < LEAST_POINTS - 0.05:
+        warnings.warn(
+            f"text on the picture is {points:.1f} pt high at the printed width of {width_mm:.0f} mm, and less than "
+            f"{LEAST_POINTS:g} pt is hard to read; draw it with label_pt=7, width_mm={width_mm:.0f}",
+            ImageryWarning,
+            stacklevel=3,
+        )
+
+
+def _resampled(picture: Image, width: int) -> Image:
+    """Return a picture of another width: pixels repeated where that fits, else by Lanczos' filter."""
+    from PIL import Image as PilImage
+
+    if width == picture.width:
+        return picture
+    height = max(1, round(picture.height * width / picture.width))
+    if width % picture.width == 0:
+        return picture.resize((width, height), PilImage.Resampling.NEAREST)
+    if picture.mode.startswith("I;16"):
+        floats = PilImage.fromarray(np.asarray(picture).astype(np.float32))
+        values = np.asarray(floats.resize((width, height), PilImage.Resampling.LANCZOS))
+        return PilImage.fromarray(np.clip(np.floor(values + 0.5), 0, 65535).astype(np.uint16))
+    if picture.mode in ("P", "PA", "1"):
+        picture = picture.convert("L" if picture.mode == "1" else "RGBA")
+    return picture.resize((width, height), PilImage.Resampling.LANCZOS)
 
 
 def check_suffix(path: str | os.PathLike[str]) -> Path:

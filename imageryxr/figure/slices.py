@@ -9,7 +9,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.boxes import DIMS
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.errors import ImageryError, LayerError, OptionError
+from imageryxr.figure.geometry import with_geometry
+from imageryxr.grid import grid_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +33,8 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     PIL.Image.Image
         Mode RGBA with straight alpha; mode L for grey, and for a mask with 0 and 255. The remaining dims are rows
         and columns: (y, x) of a z slice, (z, x) of a y slice, (z, y) of an x slice. A pixel is a voxel, also where
-        voxels are not cubes: `regrid` first for true proportions.
+        voxels are not cubes: `regrid` first for true proportions. ``info["nm_per_pixel"]`` is the width of a pixel
+        in nm where the array's coordinates say it.
 
     Raises
     ------
@@ -50,8 +53,20 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     """
     if isinstance(scale, bool) or not isinstance(scale, int | np.integer) or not 1 <= scale <= 100:
         raise OptionError(f"scale={scale!r} is not a whole number of pixels per voxel from 1 to 100")
-    plane = np.asarray(plane_of(rgba).values)
-    return picture_of(plane if scale == 1 else plane.repeat(scale, axis=0).repeat(scale, axis=1))
+    flat = plane_of(rgba)
+    plane = np.asarray(flat.values)
+    picture = picture_of(plane if scale == 1 else plane.repeat(scale, axis=0).repeat(scale, axis=1))
+    return with_geometry(picture, _pixel(rgba, flat, scale))
+
+
+def _pixel(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> tuple[float, float] | None:
+    """Return how many nm a pixel is across and down; None where the coordinates do not say it."""
+    try:
+        sizes = dict(zip(DIMS[::-1], map(float, grid_of(rgba).resolution), strict=True))
+    except ImageryError:
+        return None
+    rows, columns = [str(dim) for dim in flat.dims if dim != "rgba"][-2:]
+    return sizes[columns] / scale, sizes[rows] / scale
 
 
 def as_picture(picture: Any) -> Image:
