@@ -67,6 +67,7 @@ from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_
 from imageryxr.grid import Grid, grid_of
 from imageryxr.layers import Layer
 from imageryxr.looking import contrast_limits, thumbnail
+from imageryxr.masks import save_masks
 from imageryxr.opening import crop, open_image, open_multiscale, open_segmentation
 from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
 from imageryxr.plane import plane
@@ -159,6 +160,7 @@ __all__ = [
     "sample",
     "sample_points",
     "save_figure",
+    "save_masks",
     "save_palette",
     "scale_bar",
     "select_ids",

@@ -15,6 +15,7 @@ from imageryxr.export import export, plan_export
 from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
 from imageryxr.grid import Grid, grid_of
 from imageryxr.looking import contrast_limits, describe_tree, thumbnail, tree_html
+from imageryxr.masks import save_masks
 from imageryxr.opening import box_around, crop
 from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
 from imageryxr.plane import plane, tree_plane
@@ -89,6 +90,7 @@ class ImageryArray:
     sample_points = _method(sample_points)
     select_ids = _method(select_ids)
     split_masks = _method(split_masks)
+    save_masks = _method(save_masks)
     outline = _method(outline)
     overlay = _method(overlay)
     to_rgba = _method(to_rgba)

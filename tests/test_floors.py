@@ -138,6 +138,7 @@ FLOORS = [
     ["export.planning"],
     ["export.run"],
     ["export"],
+    ["masks"],
     ["accessor", "backend", "demo"],
     ["cli_words"],
     ["cli_export", "cli_figure", "cli_layers", "cli_info"],
