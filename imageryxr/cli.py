@@ -17,6 +17,7 @@ from imageryxr import cli_export as engine
 from imageryxr import cli_figure as drawing
 from imageryxr import cli_info as described
 from imageryxr import cli_layers as given
+from imageryxr.cli_help import GroupedCommand
 from imageryxr.cli_words import as_options, exit_code
 from imageryxr.demo import run_demo
 from imageryxr.errors import ImageryError, ImageryWarning, OptionError
@@ -80,7 +81,7 @@ def demo(
     run_demo(folder, overwrite=overwrite, say=print)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def figure(
     context: typer.Context,
     paths: Annotated[
@@ -115,9 +116,14 @@ def figure(
     server_address: given.Server = None,
     timestamp: given.Timestamp = None,
     agglomerate: given.Agglomerate = True,
-    scale_bar: Annotated[bool, typer.Option("--scale-bar/--no-scale-bar", help="Draw one.")] = True,
+    scale_bar: drawing.ScaleBar = True,
+    legend: drawing.Legend = False,
+    inset: drawing.Inset = None,
+    inset_zoom: drawing.InsetZoom = 3,
+    label_pt: drawing.LabelPt = None,
+    width_mm: drawing.WidthMm = None,
     scale: drawing.Scale = 1,
-    dpi: Annotated[float, typer.Option(help="Pixels per inch in print.")] = 300,
+    dpi: drawing.Dpi = None,
     square: drawing.Square = True,
     link_layers: Annotated[
         str | None, typer.Option("--layers", help="Of a link, draw these layers only: name,name,…")
@@ -134,14 +140,15 @@ def figure(
     if out.exists() and not overwrite:
         raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
     check_suffix(out)
-    drawing.check_scale(scale)
+    style = drawing.Decoration(scale, scale_bar, legend, inset, inset_zoom, label_pt, width_mm, dpi)
     given.check_lines(context, outline)
     lines = given.lines_of(outline, outline_side, merge, outline_alpha, outline_unit)
     options = given.overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, given.check_axis(axis))
     if link is not None:
         _refuse_sources(image, segmentation, bbox, to, channel, time)
         dataset = _link_view(link, center, size, link_layers, allow_local)
-        rgba = dataset.imagery.overlay(**options)
+        unit = None
+        rgba, layers = dataset.imagery.overlay(**options), dict(dataset.data_vars)
     else:
         opened, unit = given.open_layers(
             image, segmentation, image_mip=image_mip, seg_mip=seg_mip, missing=missing, datastack=datastack,
@@ -154,12 +161,8 @@ def figure(
         rgba = given.drawn(layers, options)
     drawing.warn_outside(rgba)
     rgba = drawing.shaped(rgba, axis, square=square)
-    across = ix.grid_of(rgba).resolution[{"z": 0, "y": 0, "x": 1}[axis]] / scale
-    picture = ix.to_pil(rgba, scale=scale)
-    if scale_bar:
-        picture = ix.scale_bar(picture, nm_per_pixel=across)
-    ix.save_figure(picture, out, dpi=dpi, nm_per_pixel=across, overwrite=overwrite)
-    print(f"wrote {out}: {picture.width} × {picture.height} pixels, {ix.grid_of(rgba).bbox}")
+    picture = drawing.decorated(rgba, layers.values(), ids, given.unit_of(resolution, unit), axis, style)
+    drawing.write(picture, out, style, overwrite=overwrite, where=ix.grid_of(rgba).bbox)
 
 
 def _link_and_target(paths: list[str]) -> tuple[str | None, Path]:
@@ -186,7 +189,7 @@ def _link_view(link: str, center: str | None, size: str | None, layers: str | No
     return dataset
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def export(
     context: typer.Context,
     target: Annotated[

@@ -211,11 +211,7 @@ def box_of(
     bbox: str | None, center: str | None, size: str | None, resolution: str, axis: str, viewer: Any
 ) -> ix.BBox | None:
     """Return the box that was given by its corners or its middle, or None."""
-    if resolution == "viewer" and viewer is None:
-        raise OptionError(
-            "--resolution viewer is that of a datastack's viewer; give --datastack, or nm per unit: x,y,z"
-        )
-    unit = list(viewer) if resolution == "viewer" else numbers_of(resolution, "--resolution", (3,))
+    unit = unit_of(resolution, viewer)
     if bbox is not None:
         if center is not None or size is not None:
             raise OptionError("--bbox says all; leave --center and --size out")
@@ -234,6 +230,15 @@ def box_of(
     if len(sizes) == 2:
         sizes.insert("xyz".index(axis), 1)
     return ix.BBox.around(numbers_of(center, "--center", (3,)), sizes, resolution=unit)
+
+
+def unit_of(resolution: str, viewer: Any) -> list[float]:
+    """Return the nm per unit of what was typed: three numbers, or those of a datastack's viewer."""
+    if resolution == "viewer" and viewer is None:
+        raise OptionError(
+            "--resolution viewer is that of a datastack's viewer; give --datastack, or nm per unit: x,y,z"
+        )
+    return list(viewer) if resolution == "viewer" else numbers_of(resolution, "--resolution", (3,))
 
 
 def numbers_of(text: str, option: str, count: tuple[int, ...]) -> list[float]:

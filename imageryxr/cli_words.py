@@ -60,6 +60,7 @@ FLAGS = {
     "fps": "--fps",
     "gzip": "--gzip",
     "ids": "--ids",
+    "label_pt": "--label-pt",
     "layer_type": "--layer-type",
     "layers": "--layers",
     "levels": "--levels",
@@ -88,7 +89,9 @@ FLAGS = {
     "unit": "--outline-unit",
     "version": "--ome-version",
     "width": "--outline",
+    "width_mm": "--width-mm",
     "workers": "--workers",
+    "zoom": "--inset-zoom",
 }
 """What Python calls an option, and how it is typed."""
 # What is typed without a flag, or has none.

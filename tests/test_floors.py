@@ -140,8 +140,9 @@ FLOORS = [
     ["export"],
     ["masks"],
     ["accessor", "backend", "demo"],
-    ["cli_words"],
-    ["cli_export", "cli_figure", "cli_layers", "cli_info"],
+    ["cli_words", "cli_help"],
+    ["cli_export", "cli_layers", "cli_info"],
+    ["cli_figure"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,0 +1,70 @@
+"""Legends, insets and sizes in print from the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imageryxr as ix
+from imageryxr.cli_help import GROUPS
+
+
+def run(*args):
+    return subprocess.run([sys.executable, "-m", "imageryxr.cli", *map(str, args)], capture_output=True, text=True)
+
+
+def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
+    sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--resolution", "8,8,40"]
+    place = ["--center", "4600,2560,130", "--size", "300,240", "--scale", 2]
+    done = run(
+        "figure", tmp_path / "a.png", *sources, *place, "--legend", "--inset", "4540,2540:4580,2580", "--width-mm", 85,
+        "--dpi", 600,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width == round(85 / 25.4 * 600)
+        assert round(picture.info["dpi"][0]) == 600
+    done = run(
+        "figure", tmp_path / "b.png", *sources, *place, "--inset", "4540,2540,0:4580,2580,1", "--no-scale-bar"
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    box = ix.BBox.around((4600, 2560, 130), (300, 240), resolution=(8, 8, 40))
+    rgba = ix.align(
+        ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box
+    ).imagery.overlay()  # fmt: skip
+    part = ix.BBox((4540, 2540, 130), (4580, 2580, 131), resolution=(8, 8, 40))
+    with Image.open(tmp_path / "b.png") as picture:
+        truth = ix.inset(rgba, part, zoom=3, scale=2)
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(truth))
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--legend"], "--legend lists segments"),
+        (["--inset", "1,2"], "--inset 1,2 is not two corners"),
+        (["--inset", "1,2:3,4,5,6"], "--inset 3,4,5,6 is not 2 or 3 numbers"),
+        (["--width-mm", "0"], "--width-mm 0.0 is not a length in mm"),
+        (["--label-pt", "-7"], "--label-pt -7.0 is not a length in points"),
+        (["--dpi", "0"], "--dpi 0.0 is not a length in pixels per inch"),
+    ],
+)
+def test_mistakes_are_named_as_they_are_typed(sample, tmp_path, args, says):
+    failed = run("figure", tmp_path / "a.png", "--image", sample.image, "--image-mip", 2, *args)
+    assert failed.returncode == 2
+    assert f"error: {says}" in failed.stderr
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("command", ["figure", "export"])
+def test_the_help_lists_every_option_in_a_group(command):
+    lines = run(command, "--help").stdout.splitlines()
+    heads = [line[:-1] for line in lines if line and not line.startswith((" ", "Usage"))]
+    assert heads[0] == "Arguments"
+    assert [head for head in heads if head in GROUPS] == [name for name in GROUPS if name in heads]
+    other = lines[lines.index("Other:") + 1 :]
+    assert [line.split()[0] for line in other if line.strip()] == ["--help"]
