@@ -260,7 +260,8 @@ def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
     The coordinates decide. Their attrs ``units`` may name any unit of length; without it they are nanometres. Stated
     sizes (``attrs["resolution"]`` of the array, in nm, and of each coordinate, in its own unit) settle what the
     coordinates leave open, an axis with one voxel and float noise, and only where another axis agrees with them: after
-    a stride or `xarray.DataArray.coarsen` they describe the array as it was before.
+    a stride or `xarray.DataArray.coarsen` they describe the array as it was before. A scalar coordinate, as
+    ``isel(z=5)`` leaves it, keeps its size.
 
     Parameters
     ----------
@@ -378,6 +379,9 @@ def _stated_sizes(
             trusted.update({dim: size for dim, size in stated.items() if size is not None})
     offsets = dict(zip(DIMS, _triple(da, "voxel_offset")[::-1], strict=True))
     for dim, values in places.items():
+        if trusted[dim] is None and da[dim].ndim == 0:
+            # Only the selection of one voxel leaves a scalar coordinate: no stride or mean can have outdated its size.
+            trusted[dim] = kept[dim] or own[dim]
         size = trusted[dim]
         if (
             len(values) == 1

@@ -212,7 +212,7 @@ def test_ids_may_come_one_by_one():
         (5, LayerError),
         (np.uint64(5), LayerError),
         ([-1], OptionError),
-        (np.array([-1]), OptionError),
+        (np.array([-1.0]), LayerError),
         ([2**64], OptionError),
     ],
 )

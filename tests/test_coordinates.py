@@ -100,6 +100,11 @@ def test_one_voxel_keeps_the_size_that_its_coordinate_states(one):
     assert ix.grid_of(without).resolution == (8, 8, 40)
 
 
+def test_a_selected_section_keeps_its_size_whatever_the_stride_within_it():
+    assert ix.grid_of(IMAGE.isel(z=1)[::2, ::2]).resolution == (16, 16, 40)
+    assert ix.to_rgba(IMAGE.isel(z=1)[::2, ::2]).shape == (4, 4, 4)
+
+
 def test_a_stride_along_one_axis_leaves_the_others_their_size():
     assert ix.grid_of(IMAGE.isel(z=[1], x=slice(None, None, 2))).resolution == (16, 8, 40)
 

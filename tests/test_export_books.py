@@ -361,7 +361,8 @@ def test_folders_of_slices_that_are_no_more_go_with_them(tmp_path):
     export(A, pattern)
     (tmp_path / "a" / "7" / "mine").write_text("")
     export(A[:5], pattern, overwrite=True)
-    assert sorted(p.name for p in (tmp_path / "a").iterdir() if p.is_dir()) == ["0", "1", "2", "3", "4", "7"]
+    names = sorted(p.name for p in (tmp_path / "a").iterdir() if p.is_dir())
+    assert names == [".imageryxr", "0", "1", "2", "3", "4", "7"]
 
 
 # ---------------------------------------------------------------------------------------------------------

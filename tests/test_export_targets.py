@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -551,14 +553,18 @@ def test_no_contrast_is_made_up(tmp_path, dtype):
         ix.to_rgba(back)
 
 
-def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path):
+def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch):
     em = volume(np.arange(64, dtype=np.uint8).reshape(1, 8, 8).repeat(3, 0), layer_type="image")
     target = tmp_path / "a.ome.zarr"
+    monkeypatch.setenv(
+        "IMAGERYXR_TEST_MEDDLED", str(target)
+    )  # a path that the function held would be one of its sources
 
     def meddle(block):
         if block.size:
-            target.mkdir(exist_ok=True)
-            (target / "zarr.json").write_text("theirs")
+            meddled = Path(os.environ["IMAGERYXR_TEST_MEDDLED"])
+            meddled.mkdir(exist_ok=True)
+            (meddled / "zarr.json").write_text("theirs")
         return block
 
     slow = em.copy(data=em.chunk().data.map_blocks(meddle, meta=np.empty((0, 0, 0), np.uint8), name="meddled"))

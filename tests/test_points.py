@@ -91,7 +91,7 @@ def test_points_of_a_petavoxel_layer_read_what_holds_them():
 def test_a_picture_of_every_hundredth_pixel_reads_no_hull():
     grid = ix.Grid((1, 1 << 15, 1 << 15), (8, 8, 40), (0, 0, 0))
     big = lazy_array(LevelLeaf(_Endless(grid), 0), grid, {"layer_type": "image"}, "image")
-    drawn = ix.to_rgba(big.isel(y=slice(None, None, 512), x=slice(None, None, 512)))
+    drawn = ix.to_rgba(big.isel(z=0, y=slice(None, None, 512), x=slice(None, None, 512)))
     drawn.compute(scheduler="sync")
     assert VOXELS[0] == 64 * 64
 

@@ -116,7 +116,7 @@ def test_the_linear_scanner_finds_what_its_patterns_mean():
     found = set()
     for _ in range(5000):
         code = "".join(rng.choice(TOKENS) for _ in range(rng.randrange(16)))
-        shown = shaders._shown(shaders._without_comments(code))
+        shown = shaders._shown(shaders.without_comments(code))
         assert shown == emitted(code), code
         found.add(shown)
     assert len(found) > 50
