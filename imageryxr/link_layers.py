@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -48,9 +51,13 @@ from imageryxr.sources.base import Missing, Source
 from imageryxr.sources.graphene import GrapheneSource, with_ids
 from imageryxr.sources.links import check_trusted
 from imageryxr.sources.neuroglancer import LinkLayer, LinkState
+from imageryxr.sources.parallel import current_stop, stopped_by
 from imageryxr.sources.placement import NATIVE, Placement
 from imageryxr.sources.web import Connection
 from imageryxr.volumes import placed, result, volume_of
+
+LINK_SECONDS, LAYER_SECONDS = 300, 90
+"""How long all layers of a link, and each of them, may take to be opened."""
 
 Choice = int | Mapping[str, int] | None
 
@@ -88,15 +95,48 @@ def open_layers(
     """
     opened: dict[str, xr.DataArray] = {}
     failed: dict[str, ImageryError] = {}
+    end = time.monotonic() + LINK_SECONDS
     for layer in chosen:
         try:
-            opened[layer.name] = _open_layer(layer, state, options)
+            with _limited(min(LAYER_SECONDS, end - time.monotonic())):
+                opened[layer.name] = _open_layer(layer, state, options)
         except ImageryError as error:
             failed[layer.name] = error
             chose = isinstance(error, ChoiceError) and _chosen(getattr(options, error.what), layer.name) is not None
             if chose:
                 raise
     return opened, failed
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """End the requests for a layer after some time: a link may name hundreds of servers that never answer.
+
+    Raises
+    ------
+    ServerError
+        If the time was over.
+    """
+    if current_stop() is not None:  # the caller ends it
+        yield
+        return
+    late = f"its servers did not answer in the time that a link has ({LINK_SECONDS} s, {LAYER_SECONDS} for a layer)"
+    late = f"{late}; open it alone with layers=[…], or by its address"
+    if seconds <= 0:
+        raise ServerError(late)
+    over = threading.Event()
+    timer = threading.Timer(seconds, over.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        with stopped_by(over):
+            yield
+    except ImageryError as error:
+        if over.is_set():
+            raise ServerError(late) from error
+        raise
+    finally:
+        timer.cancel()
 
 
 def _warn(message: str) -> None:

@@ -62,6 +62,7 @@ FLOORS = [
         "sources.ngff",
         "sources.info",
         "sources.ngff_groups",
+        "sources.boundedcodecs",
         "sources.zarrcodecs",
         "sources.zarrobjects",
     ],

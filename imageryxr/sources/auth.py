@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from copy import copy
 from pathlib import Path
@@ -13,6 +12,7 @@ from uuid import uuid4
 
 from imageryxr.errors import AddressError, AuthError, ForbiddenError, InvalidTokenError, MissingTokenError, TermsError
 from imageryxr.sources.access import Access, may_receive
+from imageryxr.sources.members import parse_json
 from imageryxr.sources.web import Hidden, Reply
 from imageryxr.sources.weburl import Origin, WebURL, origins_of, parse_web_url
 
@@ -146,7 +146,7 @@ def find_password(url: str) -> Password | None:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -222,7 +222,7 @@ def _kept_token(hosts: tuple[str, ...]) -> Token | None:
 def _token_in(path: Path) -> str:
     problem = 'write {"token": "…"} into it'
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
     except OSError as error:
         raise AuthError(f"the token file {path} cannot be read: {error.strerror}; mend its rights") from None
     except ValueError:
@@ -308,7 +308,7 @@ def why_not_sent(server: WebURL, access: Access) -> str:
 
 def _words(reply: Reply, token: Token) -> dict[str, Any]:
     try:
-        found = json.loads(token.hide(reply.body.decode(errors="replace")))
+        found = parse_json(token.hide(reply.body.decode(errors="replace")))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

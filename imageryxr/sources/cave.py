@@ -6,7 +6,6 @@ makes requests that nothing here needs.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from imageryxr.sources.address import parse_address
 from imageryxr.sources.auth import Token, check_allowed, find_token
 from imageryxr.sources.base import plain
 from imageryxr.sources.instant import Instant, instant_of
+from imageryxr.sources.members import parse_json
 from imageryxr.sources.services import ask_service
 from imageryxr.sources.web import Connection, Reply
 from imageryxr.sources.weburl import hide_secrets, parse_web_url
@@ -180,7 +180,7 @@ def _noted(name: str) -> str | None:
     # caveclient notes the server of a datastack where somebody once named it.
     path = Path(os.path.expanduser("~/.cloudvolume/secrets/cave_datastack_to_server_map.json"))
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
     except (OSError, ValueError):
         return None
     server = found.get(name) if isinstance(found, dict) else None
@@ -207,7 +207,7 @@ def _ask(url: str, what: str, server: str, token: Token | None, connection: Conn
 
 
 def _object(reply: Reply, name: str) -> dict[str, Any]:
-    found = json.loads(reply.body)
+    found = parse_json(reply.body)
     if not isinstance(found, dict):
         raise ServerError(f"{name} answered with a {type(found).__name__}, not a JSON object")
     return found
@@ -271,10 +271,11 @@ def _at_version(stack: Datastack, version: int, connection: Connection) -> Datas
 def _versions(stack: Datastack, base: str, connection: Connection) -> str:
     try:
         reply = _ask(f"{base}/versions", f"versions of {stack.name}", stack.local_server, stack.token, connection)
-        found = json.loads(reply.body) if reply.status == 200 else []
+        found = parse_json(reply.body) if reply.status == 200 else []
     except ServerError:
         found = []
-    listed = ", ".join(map(str, sorted(found)))
+    numbers = [v for v in found if isinstance(v, int)] if isinstance(found, list) else []
+    listed = ", ".join(map(str, sorted(numbers)))
     return f"there are {listed}" if listed else "it may have expired; give timestamp= instead"
 
 

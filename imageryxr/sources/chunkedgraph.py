@@ -23,6 +23,7 @@ from imageryxr.errors import ClockWarning, ServerError, SourceError, SourceNotFo
 from imageryxr.sources.address import Address
 from imageryxr.sources.auth import Token, check_allowed, find_token
 from imageryxr.sources.instant import Instant, instant_of
+from imageryxr.sources.members import parse_json
 from imageryxr.sources.services import ask_service, no_json
 from imageryxr.sources.web import Connection, Reply, in_parallel, said
 from imageryxr.sources.weburl import parse_web_url
@@ -175,7 +176,11 @@ class ChunkedGraph:
         reply = self._ask("POST", path, {"root_ids": [root]}, _list_of("nodes", None), missing_ok=True)
         if reply.status != 200:
             return set()
-        return {int(node["id"]) for node in self._object(reply)["nodes"]} - {root}
+        ids = [node.get("id") if isinstance(node, dict) else None for node in self._object(reply)["nodes"]]
+        ids = [int(i) if isinstance(i, str) and re.fullmatch("[0-9]{1,20}", i) else i for i in ids]
+        if not all(isinstance(i, int) and 0 <= i < 2**64 for i in ids):
+            raise ServerError(f"{self.name} answered with a lineage of root {root} whose nodes have no ids")
+        return set(ids) - {root}
 
     # -----------------------------------------------------------------------------------------------------
 
@@ -222,7 +227,7 @@ class ChunkedGraph:
             )
 
     def _object(self, reply: Reply) -> dict[str, Any]:
-        found = json.loads(reply.body) if not no_json(reply) else None
+        found = parse_json(reply.body) if not no_json(reply) else None
         if not isinstance(found, dict):
             raise ServerError(f"{self.name} answered with something that is no JSON object")
         return found
@@ -337,7 +342,7 @@ def _clock(reply: Reply) -> Instant | None:
 def _list_of(key: str, count: int | None) -> Callable[[Reply], str]:
     def check(reply: Reply) -> str:
         try:
-            found = json.loads(reply.body)[key]
+            found = parse_json(reply.body)[key]
         except (ValueError, KeyError, TypeError):
             return f"the answer is not JSON with {key!r}"
         if not isinstance(found, list) or (count is not None and len(found) != count):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["frame_problem"]
+__all__ = ["declared_size", "frame_problem"]
 
 _BLOSC_HEADER = 16
 _BLOSC_MEMCPY = 2
@@ -41,6 +41,30 @@ def frame_problem(frame: bytes | memoryview, codec: str, size: int, item_sizes: 
     """
     check = _CHECKS.get(codec)
     return "" if check is None else check(memoryview(frame), size, item_sizes)
+
+
+def declared_size(frame: bytes | memoryview, codec: str) -> int | None:
+    """Return how many bytes a frame decompresses to by its header; None where the header does not say.
+
+    Parameters
+    ----------
+    frame : bytes or memoryview
+        What is stored.
+    codec : str
+        Which codec wrote it: ``"blosc"``, ``"lz4"`` or ``"zstd"``. A decoder allocates that many bytes.
+    """
+    head = memoryview(frame)
+    if codec != "zstd":
+        return _number(head, 4 if codec == "blosc" else 0, 4)
+    begin, count = _zstd_size_field(head)
+    return _number(head, begin, count) + (256 if count == 2 else 0) if count else None
+
+
+def _zstd_size_field(frame: memoryview) -> tuple[int, int]:
+    """Return where the content size stands in the header of a Zstandard frame, and its number of bytes."""
+    flags = frame[4] if len(frame) > 4 else 0
+    is_single, dictionary = flags >> 5 & 1, (0, 1, 2, 4)[flags & 3]
+    return 6 - is_single + dictionary, (is_single, 2, 4, 8)[flags >> 6]
 
 
 def _number(frame: memoryview, start: int, count: int) -> int:
@@ -90,9 +114,7 @@ def _zstd(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
     if len(frame) < 9 or bytes(frame[:4]) != _ZSTD_MAGIC:
         return "it does not begin as a Zstandard frame"
     flags = frame[4]
-    is_single, dictionary = flags >> 5 & 1, (0, 1, 2, 4)[flags & 3]
-    count = (is_single, 2, 4, 8)[flags >> 6]
-    begin = 6 - is_single + dictionary
+    begin, count = _zstd_size_field(frame)
     if count:
         problem = _size_problem(_number(frame, begin, count) + (256 if count == 2 else 0), size, "Zstandard")
         if problem:

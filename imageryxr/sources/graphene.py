@@ -17,6 +17,7 @@ from imageryxr.sources.auth import Token
 from imageryxr.sources.base import LayerType, Level, Missing, Source, plain, read_error, read_filled
 from imageryxr.sources.chunkedgraph import ChunkedGraph, graph_at, named_instant, pinned
 from imageryxr.sources.instant import Instant
+from imageryxr.sources.members import shown
 from imageryxr.sources.precomputed import PrecomputedSource, open_precomputed
 from imageryxr.sources.web import Connection, in_parallel
 from imageryxr.sources.weburl import MIDDLEAUTH, parse_web_url
@@ -184,9 +185,22 @@ def open_graphene(
     stored = _supervoxels(graph, info, missing)
     if instant is not None and stored.dtype != np.uint64:
         raise SourceError(f"the supervoxels of {graph.name} are {stored.dtype}, but those of a graph are uint64")
-    layout = info["graph"] if isinstance(info["graph"], dict) else {}
-    layers, bits = layout.get("n_layers"), int(layout.get("n_bits_for_layer_id", 8))
-    return GrapheneSource(graph, stored, instant, None if layers is None else int(layers), bits)
+    layers, bits = _layer_numbers(graph, info["graph"])
+    return GrapheneSource(graph, stored, instant, layers, bits)
+
+
+def _layer_numbers(graph: ChunkedGraph, layout: Any) -> tuple[int | None, int]:
+    """Return the layer of roots, None where an ``info`` does not say, and how many bits of an id name its layer."""
+    layout = layout if isinstance(layout, dict) else {}
+    layers, bits = layout.get("n_layers"), layout.get("n_bits_for_layer_id")
+    found = []
+    for name, value, most in (("n_layers", layers, 255), ("n_bits_for_layer_id", 8 if bits is None else bits, 32)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
+            raise SourceError(
+                f"the info of {graph.name} has the {name} {shown(value)}; it must be a whole number from 1 to {most}"
+            )
+        found.append(value)
+    return found[0], found[1]
 
 
 def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) -> PrecomputedSource:

@@ -28,6 +28,8 @@ def in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequence[J
     within them, too, and nothing waits for them.
     """
     outer: threading.Event | None = getattr(_within, "stop", None)
+    if outer is not None and outer.is_set():
+        raise StoppedError("nobody waits for this any more")
     stop, numbers = threading.Event(), count()
     done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
 

@@ -55,6 +55,7 @@ from imageryxr.sources.info import (
     info_problem,
     is_placeholder,
 )
+from imageryxr.sources.members import parse_json
 from imageryxr.sources.rawfiles import read_raw
 from imageryxr.sources.services import unpacked, web_folder
 from imageryxr.sources.web import Connection
@@ -308,7 +309,7 @@ def _read_info(address: Address, connection: Connection, token: Token | None) ->
     if chunks.is_absent(reply, address.url):
         return None
     chunks.check_reply(reply, address.public, address.url, token, connection.access)
-    return json.loads(unpacked(reply))
+    return parse_json(unpacked(reply))
 
 
 def open_precomputed(

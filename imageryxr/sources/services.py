@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from urllib.parse import quote
 
 from imageryxr.sources.access import Credential
 from imageryxr.sources.address import reads_anonymously
 from imageryxr.sources.compression import decompress
+from imageryxr.sources.members import parse_json
 from imageryxr.sources.web import METADATA_BYTES, Connection, Reply, ask_once
 from imageryxr.sources.weburl import MIDDLEAUTH
 
@@ -58,7 +58,7 @@ def web_folder(url: str) -> str | None:
 def no_json(reply: Reply) -> str:
     """Tell what is wrong with an answer that should be JSON."""
     try:
-        json.loads(reply.body)
+        parse_json(reply.body)
     except ValueError:
         return "the answer is not JSON"
     return ""

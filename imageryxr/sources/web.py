@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import http.client
-import json
 import logging
 import os
 import random
@@ -27,6 +26,7 @@ from urllib.parse import quote, urljoin
 from imageryxr.errors import AddressError, OptionError, ServerError
 from imageryxr.sources.access import Access, Credential
 from imageryxr.sources.compression import TooLargeError, decompress
+from imageryxr.sources.members import parse_json
 from imageryxr.sources.parallel import in_parallel as in_parallel
 from imageryxr.sources.parallel import stopped_by as stopped_by
 from imageryxr.sources.ranges import ByteRange, beyond
@@ -354,7 +354,7 @@ def _asked_to_wait(reply: Reply) -> float:
 def said(reply: Reply, secret: str = "") -> str:
     """Return what a server said of its refusal, in brackets and without a secret that it may repeat."""
     try:
-        found = json.loads(reply.body)
+        found = parse_json(reply.body)
         text = str(found.get("message") or found.get("error") or "") if isinstance(found, dict) else ""
     except ValueError:
         text = ""

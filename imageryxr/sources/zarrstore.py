@@ -20,6 +20,8 @@ from imageryxr.sources.access import Credential
 from imageryxr.sources.address import Address, reads_anonymously
 from imageryxr.sources.auth import Token, find_password
 from imageryxr.sources.base import plain
+from imageryxr.sources.boundedcodecs import bounded_metadata
+from imageryxr.sources.members import parse_json
 from imageryxr.sources.services import web_folder
 from imageryxr.sources.web import Connection, in_parallel
 from imageryxr.sources.webobjects import fetch_object
@@ -38,18 +40,20 @@ RETRY: dict[str, Any] = {
 
 # Where the user's environment may name a server for buckets.
 ENDPOINTS = {"AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
+# Bytes of a chunk on a server: any voxel takes all of the chunk, and whoever wrote the metadata chose its shape.
+_MOST_CHUNK_BYTES = 4 << 30
 # What buckets and web servers call an object that may not be read.
 _FORBIDDEN = ("PermissionDeniedError", "ForbiddenObjectError")
 
 
 @lru_cache(maxsize=1024)
 def array_metadata(text: str) -> Any:
-    """Return zarr's own form of an array's metadata; ValueError where a codec is not known."""
+    """Return zarr's own form of an array's metadata, with bounded codecs; ValueError where a codec is not known."""
     from zarr import AsyncArray
     from zarr.storage import MemoryStore, StorePath
 
     register_codecs(text)
-    return AsyncArray(json.loads(text), StorePath(MemoryStore())).metadata
+    return AsyncArray(bounded_metadata(text), StorePath(MemoryStore())).metadata
 
 
 def open_array(
@@ -71,10 +75,22 @@ def open_array(
     else:
         from imageryxr.sources.webstore import WebStore
 
+        _check_size(url, metadata)
         store = WebStore(folder, connection, credential_of(folder, token), object_limit(metadata))
     recorder = _recorder_class()(store, form_of(metadata))
     array = zarr.Array(zarr.AsyncArray(array_metadata(metadata), StorePath(recorder, path)))
     return array, recorder.absent
+
+
+def _check_size(url: str, metadata: str) -> None:
+    """Raise if a chunk of an array on a server is larger than any that is read to get at one of its voxels."""
+    form = form_of(metadata)
+    size = form.chunk_bytes if form.chunks_in_shard else object_limit(metadata) // 4
+    if size > _MOST_CHUNK_BYTES:
+        raise ChunkReadError(
+            f"{Address('zarr', url).public} has chunks of {size / 2**30:,.0f} GiB, of which "
+            f"{_MOST_CHUNK_BYTES >> 30} are read from a server; copy the array with smaller chunks"
+        )
 
 
 def _object_folder(url: str) -> str | None:
@@ -251,8 +267,8 @@ def fetch_json(address: Address, token: str | None, key: str, connection: Connec
         return None
     data = fetch(address.url, token, key, f"zarr://{address.public}", connection)
     try:
-        found = None if data is None else json.loads(data)
-    except (ValueError, RecursionError) as error:
+        found = None if data is None else parse_json(data)
+    except ValueError as error:
         raise SourceError(f"{address.public}/{key} is not JSON ({error}): a login page or a broken file?") from None
     if found is not None and not isinstance(found, dict):
         raise SourceError(f"{address.public}/{key} holds a {type(found).__name__}, not a JSON object")

@@ -1,0 +1,178 @@
+"""A few stored bytes of a Zarr chunk cannot become more than the chunk's shape allows, by any codec or chain of them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+import zlib
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+import zstandard
+from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+
+import imageryxr as ix
+from imageryxr.sources.boundedcodecs import bounded_metadata
+from imageryxr.sources.zarrmeta import layout_of
+from imageryxr.sources.zarrstore import open_array
+from tests.support.hostile import HostileServer, reply
+
+MB = 1 << 20
+DATA = np.random.default_rng(5).integers(0, 60_000, (16, 16, 16), dtype=np.uint16)
+OLD = {"gzip": numcodecs.GZip(), "zlib": numcodecs.Zlib(), "bz2": numcodecs.BZ2(), "lzma": numcodecs.LZMA()} | {
+    "zstd": numcodecs.Zstd(),
+    "blosc": numcodecs.Blosc(),
+    "lz4": numcodecs.LZ4(),
+}
+NEW = {"gzip": GzipCodec(), "zstd": ZstdCodec(), "blosc": BloscCodec()}
+
+
+def opened(path):
+    """Return a bare array as imageryxr reads one."""
+    name, version = ("zarr.json", 3) if (path / "zarr.json").is_file() else (".zarray", 2)
+    layout = layout_of(str(path), json.loads((path / name).read_text()), version)
+    return open_array(f"file://{path}", None, "", layout.document, ix.Connection())[0]
+
+
+def stored(path, compressors, version=3, **options):
+    array = zarr.create_array(
+        path, shape=DATA.shape, dtype=DATA.dtype, compressors=compressors, zarr_format=version, **options
+    )
+    array[:] = DATA
+    return path
+
+
+def zeros(make, size=300 * MB):
+    """Return so many zeros, compressed."""
+    packer = make()
+    piece = bytes(4 * MB)
+    return b"".join(packer.compress(piece) for _ in range(size // len(piece))) + packer.flush()
+
+
+MAKERS = {
+    "gzip": lambda: zlib.compressobj(9, zlib.DEFLATED, 31),
+    "zlib": lambda: zlib.compressobj(9),
+    "bz2": bz2.BZ2Compressor,
+    "lzma": lambda: lzma.LZMACompressor(preset=1),
+}
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_chunks_of_version_2_decode_to_what_was_written(tmp_path, kind):
+    path = stored(tmp_path / "a.zarr", [OLD[kind]], 2, chunks=(8, 16, 8))
+    np.testing.assert_array_equal(opened(path)[...], DATA)
+
+
+@pytest.mark.parametrize("shards", [None, (16, 16, 16)])
+@pytest.mark.parametrize("kind", NEW)
+def test_chunks_of_version_3_decode_to_what_was_written(tmp_path, kind, shards):
+    path = stored(tmp_path / "a.zarr", [NEW[kind]], chunks=(8, 16, 8), shards=shards)
+    np.testing.assert_array_equal(opened(path)[...], DATA)
+
+
+def test_codecs_in_a_row_decode_to_what_was_written(tmp_path):
+    path = stored(tmp_path / "a.zarr", [BloscCodec(), ZstdCodec(), GzipCodec()], chunks=(8, 16, 8))
+    np.testing.assert_array_equal(opened(path)[...], DATA)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_bomb_in_a_chunk_ends_at_the_limit(tmp_path, kind):
+    path = stored(tmp_path / "a.zarr", [OLD[kind]], 2, chunks=DATA.shape)
+    (path / "0.0.0").write_bytes(zeros(MAKERS[kind]))
+    with pytest.raises(ValueError, match="than the 1,114,112 bytes that it may have"):
+        opened(path)[...]
+
+
+def test_a_bomb_within_another_codec_ends_at_the_limit(tmp_path):
+    path = stored(tmp_path / "a.zarr", [ZstdCodec(), GzipCodec()], chunks=DATA.shape)
+    inner = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64 * MB))
+    (path / "c" / "0" / "0" / "0").write_bytes(gzip.compress(inner))
+    with pytest.raises(ValueError, match="zstd to more than"):
+        opened(path)[...]
+
+
+@pytest.mark.parametrize("codec", [BloscCodec(), ZstdCodec()])
+def test_a_header_within_another_codec_allocates_no_more_than_the_limit(tmp_path, codec):
+    path = stored(tmp_path / "a.zarr", [codec, GzipCodec()], chunks=DATA.shape)
+    frame = numcodecs.Blosc() if isinstance(codec, BloscCodec) else numcodecs.Zstd()
+    (path / "c" / "0" / "0" / "0").write_bytes(gzip.compress(frame.encode(bytes(64 * MB))))
+    with pytest.raises(ValueError, match="header says 67,108,864 bytes"):
+        opened(path)[...]
+
+
+def test_streams_that_are_cut_short_are_errors(tmp_path):
+    for kind in ("gzip", "zlib", "bz2", "lzma"):
+        path = stored(tmp_path / f"{kind}.zarr", [OLD[kind]], 2, chunks=DATA.shape)
+        chunk = path / "0.0.0"
+        chunk.write_bytes(chunk.read_bytes()[:-20])
+        with pytest.raises(ValueError, match="cut short|broken"):
+            opened(path)[...]
+
+
+def test_each_compressor_of_a_shard_has_a_limit():
+    document = {
+        "zarr_format": 3,
+        "data_type": "uint8",
+        "chunk_grid": {"configuration": {"chunk_shape": [64, 64]}},
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": [32, 32],
+                    "codecs": [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}],
+                    "index_codecs": [{"name": "bytes"}, {"name": "numcodecs.zlib", "configuration": {"level": 1}}],
+                },
+            },
+            {"name": "zstd", "configuration": {}},
+        ],
+    }
+    shard, outer = bounded_metadata(json.dumps(document))["codecs"]
+    inner, index = shard["configuration"]["codecs"][1], shard["configuration"]["index_codecs"][1]
+    assert inner["configuration"]["limit"] == 8 * 32 * 32 + MB
+    assert index["configuration"]["limit"] == 8 * 4 * 16 + MB
+    assert outer["configuration"]["limit"] == 8 * 64 * 64 + MB
+
+
+def test_a_dictionary_of_lzma_is_not_larger_than_memory(tmp_path):
+    path = stored(tmp_path / "a.zarr", [numcodecs.LZMA()], 2, chunks=DATA.shape)
+    document = json.loads((path / ".zarray").read_text())
+    filters = [{"id": int(lzma.FILTER_LZMA2), "dict_size": 1_500_000_000}]
+    document["compressor"] = {"id": "lzma", "format": int(lzma.FORMAT_RAW), "filters": filters}
+    (path / ".zarray").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="dictionary"):
+        opened(path)[...]
+
+
+def test_the_largest_chunk_of_a_server_is_bounded():
+    size = 2**17
+    array = {"zarr_format": 2, "shape": [size, size, 4], "chunks": [size, size, 1], "dtype": "|u1", "order": "C"}
+    array |= {"filters": None, "compressor": {"id": "gzip", "level": 1}, "fill_value": 0}
+    layout = layout_of("x", array, 2)
+    with HostileServer(lambda sock, head: reply(sock, b"\0" * 100)) as server:
+        with pytest.raises(ix.ChunkReadError, match="16 GiB, of which 4 are read from a server"):
+            open_array(server.url, None, "", layout.document, ix.Connection(retries=0, timeout=5))
+        assert server.connections == 0
+
+
+def test_a_bomb_takes_no_memory(tmp_path):
+    path = stored(tmp_path / "a.zarr", [OLD["gzip"]], 2, chunks=DATA.shape)
+    (path / "0.0.0").write_bytes(zeros(MAKERS["gzip"]))
+    code = f"""
+import resource
+from pathlib import Path
+from tests.security.test_codec_limits import opened
+array = opened(Path({str(path)!r}))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    array[...]
+except ValueError:
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 64
