@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from imageryxr.boxes import IndexBox, show_triple
 from imageryxr.cli_words import as_options
 from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkError
 from imageryxr.grid import Grid
-from imageryxr.link_layers import check_source
+from imageryxr.link_layers import check_source, limited_time
 from imageryxr.sources.access import Access
 from imageryxr.sources.base import Level, Source, finest_first
 from imageryxr.sources.graphene import GrapheneSource
@@ -55,11 +56,12 @@ def show_link(link: str, *, allow_local: bool, as_json: bool, reads: bool) -> bo
     state = parse_state(state_of(link, allow_local=allow_local))
     connection = Connection(access=Access(allow_local, from_link=True))
     found: list[dict[str, Any]] = []
-    is_whole = True
+    is_whole, began = True, time.monotonic()
     for link_layer in state.layers:
         try:
             check_source(link_layer, allow_local=allow_local, trusted_hosts=())
-            layer, choices = _described(link_layer.source, None, connection)
+            with limited_time(began):
+                layer, choices = _described(link_layer.source, None, connection)
         except ImageryError as error:
             is_whole = False
             reason = as_options(str(error))

@@ -95,10 +95,10 @@ def open_layers(
     """
     opened: dict[str, xr.DataArray] = {}
     failed: dict[str, ImageryError] = {}
-    end = time.monotonic() + LINK_SECONDS
+    began = time.monotonic()
     for layer in chosen:
         try:
-            with _limited(min(LAYER_SECONDS, end - time.monotonic())):
+            with limited_time(began):
                 opened[layer.name] = _open_layer(layer, state, options)
         except ImageryError as error:
             failed[layer.name] = error
@@ -109,8 +109,13 @@ def open_layers(
 
 
 @contextmanager
-def _limited(seconds: float) -> Iterator[None]:
+def limited_time(began: float) -> Iterator[None]:
     """End the requests for a layer after some time: a link may name hundreds of servers that never answer.
+
+    Parameters
+    ----------
+    began : float
+        When the first layer of the link was opened, by `time.monotonic`.
 
     Raises
     ------
@@ -120,6 +125,7 @@ def _limited(seconds: float) -> Iterator[None]:
     if current_stop() is not None:  # the caller ends it
         yield
         return
+    seconds = min(LAYER_SECONDS, began + LINK_SECONDS - time.monotonic())
     late = f"its servers did not answer in the time that a link has ({LINK_SECONDS} s, {LAYER_SECONDS} for a layer)"
     late = f"{late}; open it alone with layers=[…], or by its address"
     if seconds <= 0:

@@ -97,8 +97,8 @@ def check_name(host: str) -> None:
 def refusal(host: str) -> ServerError:
     """Return the error for a host that a link may not lead to."""
     return ServerError(
-        f"the host {host} is this machine or in its network, where a link from elsewhere may not lead; if it is your "
-        "own, give allow_local=True"
+        f"the host {host} is this machine or in its network, where a link or a server from elsewhere may not lead; if "
+        "it is your own, give its own address, or allow_local=True with the link"
     )
 
 

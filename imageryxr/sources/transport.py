@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from imageryxr.sources import guard
 from imageryxr.sources.compression import TooLargeError
 from imageryxr.sources.sockets import ProtocolError, Watch, connect, is_quiet, resolve, rewatch, secure
-from imageryxr.sources.weburl import WebURL, parse_web_url
+from imageryxr.sources.weburl import WebURL, is_local_host, parse_web_url
 
 _PIECE = 1 << 20
 # Headers, sizes of chunks and trailers, beside the body.
@@ -33,6 +33,8 @@ class Answer(NamedTuple):
     headers: dict[str, str]
     """By lower-case name."""
     body: bytes
+    is_public: bool = False
+    """Whether it came from a server of the public internet."""
 
 
 @dataclass(slots=True)
@@ -126,6 +128,7 @@ def exchange(
         line.client.request(method, line.prefix + _target(url), body, sent)
         response = line.client.getresponse()
         answer, is_complete = _read(response, watch, limit)
+        answer = answer._replace(is_public=_is_public(line, url, proxy))
     except BaseException:
         line.client.close()
         raise
@@ -216,6 +219,12 @@ def _open_line(url: WebURL, proxy: str, watch: Watch, *, local: bool) -> _Line:
         line.prefix, line.headers = f"http://{url.netloc}", secret
     line.client.sock = between
     return line
+
+
+def _is_public(line: _Line, url: WebURL, proxy: str) -> bool:
+    if proxy or line.client.sock is None:  # the name is all that is known of what lies behind a proxy
+        return not is_local_host(url.host)
+    return guard.is_public(str(line.client.sock.getpeername()[0]))
 
 
 def _check_behind_proxy(url: WebURL, watch: Watch) -> None:

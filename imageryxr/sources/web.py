@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin
@@ -232,11 +232,12 @@ def _follow(request: _Request) -> Reply:
     url, credential, method = parse_web_url(request.url), request.credential, request.method
     name = _file_name(url)
     watch = Watch(request.connection.timeout, request.stop)
+    access = request.connection.access
     for _ in range(5):
-        header = credential.header_for(_full(url), request.connection.access) if credential is not None else None
+        header = credential.header_for(_full(url), access) if credential is not None else None
         headers = request.headers if header is None else {**request.headers, "Authorization": Hidden(header)}
         request.secret = Hidden((header or request.secret).rpartition(" ")[2])
-        reply = _once(request, url, headers, watch)
+        reply, is_public = _once(request, url, headers, watch, local=access.allow_local)
         if _file_name(url) != name:
             reply = reply._replace(sent_on=url.public)
         target = _target(url, reply) if request.follow else None
@@ -248,6 +249,8 @@ def _follow(request: _Request) -> Reply:
         moved = reply.status in (307, 308) or (target.path == url.path and target.scheme != url.scheme)
         if method != "GET" and not (at_home and moved):
             return reply
+        if is_public and not (access.from_link and access.allow_local):
+            access = replace(access, allow_local=False)  # a server elsewhere may not lead to this machine
         if not at_home:  # what is secret stays with the server that it is for
             credential = None
         url = target
@@ -265,7 +268,8 @@ def _target(url: WebURL, reply: Reply) -> WebURL | None:
     return parse_web_url(target) if target.startswith(("http://", "https://")) else None
 
 
-def _once(request: _Request, url: WebURL, headers: dict[str, str], watch: Watch) -> Reply:
+def _once(request: _Request, url: WebURL, headers: dict[str, str], watch: Watch, *, local: bool) -> tuple[Reply, bool]:
+    """Make one request; return the answer, and whether it came from the public internet."""
     connection, part = request.connection, request.part
     if part is not None:
         headers = {**headers, "Range": part.header, "Accept-Encoding": "identity"}
@@ -280,9 +284,8 @@ def _once(request: _Request, url: WebURL, headers: dict[str, str], watch: Watch)
     waited = time.monotonic()
     with _slot(url.netloc, connection.concurrency, request.stop):
         watch.start += time.monotonic() - waited
-        local = connection.access.allow_local
         answer = exchange(_held.lines, request.method, url, headers, request.body, watch, limit, local=local)
-    return Reply(answer.status, answer.headers, answer.body)
+    return Reply(answer.status, answer.headers, answer.body), answer.is_public
 
 
 def _limit_of_whole(part: ByteRange, headers: Mapping[str, str]) -> tuple[int, bool]:

@@ -9,13 +9,14 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from imageryxr.errors import AuthError, ChunkReadError, ImageryError, ServerError, SourceError
+from imageryxr.sources import guard
 from imageryxr.sources.access import Credential
 from imageryxr.sources.address import Address, reads_anonymously
 from imageryxr.sources.auth import Token, find_password
@@ -66,7 +67,7 @@ def open_array(
     import zarr
     from zarr.storage import StorePath
 
-    folder = _object_folder(url)
+    folder = _object_folder(url, connection)
     archive = archive_of(url.removeprefix("file://")) if url.startswith("file://") else None
     if archive is not None:
         store = open_archive(archive)
@@ -93,10 +94,22 @@ def _check_size(url: str, metadata: str) -> None:
         )
 
 
-def _object_folder(url: str) -> str | None:
+def _object_folder(url: str, connection: Connection) -> str | None:
     # Where the user's environment names another server for buckets, their own client reads from that server.
-    own_server = url.startswith("s3://") and ENDPOINTS & set(os.environ)
-    return None if own_server else web_folder(url)
+    if not (url.startswith("s3://") and ENDPOINTS & set(os.environ)):
+        return web_folder(url)
+    if not connection.access.allow_local:
+        _check_endpoints()
+    return None
+
+
+def _check_endpoints() -> None:
+    """Raise `ServerError` if the environment names a server of this machine or its network for buckets."""
+    for text in (os.environ[name] for name in ENDPOINTS if os.environ.get(name)):
+        server = parse_web_url(text if "://" in text else f"https://{text}")
+        guard.check_name(server.host)
+        with suppress(OSError):  # a name that is not found is not connected to
+            guard.check_candidates(server.host, guard.resolve(server.host, server.port))
 
 
 def object_limit(metadata: str) -> int:
@@ -241,7 +254,7 @@ def fetch(url: str, token: str | None, key: str, name: str, connection: Connecti
                 path = url.removeprefix("file://")
                 archive = archive_of(path)
                 return (Path(path) / key).read_bytes() if archive is None else read_entry(archive, key)
-            folder = _object_folder(url)
+            folder = _object_folder(url, connection)
             if folder is not None:
                 login = credential_of(folder, token)
                 return in_parallel(lambda _, stop: fetch_object(folder, key, connection, login, stop=stop), [0], 1)[0]

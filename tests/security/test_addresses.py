@@ -21,6 +21,7 @@ from tests.support.hostile import HostileServer, reply
 
 CLOSED = ix.Connection(timeout=5, retries=0, access=Access(allow_local=False, from_link=True))
 OPEN = ix.Connection(timeout=5, retries=0)
+ALLOWED = ix.Connection(timeout=5, retries=0, access=Access(allow_local=True, from_link=True))
 
 PRIVATE = [
     *("127.0.0.1", "127.255.255.254", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1"),
@@ -191,7 +192,10 @@ def test_a_redirect_to_this_machine_is_not_followed(local, public, names, status
         ask(public.name + "/info")
     assert (local.connections, len(public.requests)) == (0, 1)
     if form == "127.0.0.1":
-        assert ask(public.name + "/info", OPEN).body == b"{}"
+        with pytest.raises(ix.ServerError, match="this machine"):  # a typed address as well
+            ask(public.name + "/info", OPEN)
+        assert local.connections == 0
+        assert ask(public.name + "/info", ALLOWED).body == b"{}"
 
 
 def test_connections_of_policies_are_not_shared(local):
@@ -262,10 +266,11 @@ def test_a_zarr_chunk_that_is_sent_on_to_this_machine_is_not_read(zarr_server, p
         return reply(sock, status="302 Found", Location=f"http://127.0.0.1:{port}{head.split()[1]}")
 
     public.use(answer)
-    opened = resolve_source(f"zarr://{public.name}", "image", connection=OPEN)
+    opened = resolve_source(f"zarr://{public.name}", "image", connection=ALLOWED)
     np.testing.assert_array_equal(opened.read(0, IndexBox.of_shape((32, 32, 32))), values)
-    with pytest.raises(ix.ImageryError, match="this machine"):
-        resolve_source(f"zarr://{public.name}", "image", connection=CLOSED)
+    for connection in (OPEN, CLOSED):
+        with pytest.raises(ix.ImageryError, match="this machine"):
+            resolve_source(f"zarr://{public.name}", "image", connection=connection)
 
 
 def test_a_proxy_does_not_lead_to_this_machine(local, names, monkeypatch):
@@ -332,3 +337,22 @@ def test_a_zarr_store_asks_for_names_as_they_are(local):
         assert "?" not in found.decode()
         assert "#" not in found.decode()
     assert json.loads(json.dumps(local.requests[2].split()[1])) == "/a%2541"
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize("keys", [False, True])
+def test_a_bucket_of_a_link_is_not_read_from_a_server_of_this_machine(local, monkeypatch, variable, keys):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if keys else ():
+        monkeypatch.setenv(name, "secret")
+    for host in ("127.0.0.1", "localhost", "private.example"):
+        monkeypatch.setenv(variable, f"http://{host}:{local.port}")
+        with pytest.raises(ix.ImageryError):
+            resolve_source("zarr://s3://bucket/image.zarr", None, connection=CLOSED)
+        with pytest.raises(ix.ImageryError):
+            ix.open_neuroglancer({"layers": [{"type": "image", "name": "a", "source": "zarr://s3://bucket/x"}]})
+    assert local.connections == 0
+
+
+def test_a_redirect_within_the_users_own_network_is_followed(local):
+    with HostileServer(lambda sock, head: reply(sock, status="302 Found", Location=f"{local.url}/x")) as other:
+        assert ask(other.url + "/info", OPEN).body == b"{}"
