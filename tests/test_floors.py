@@ -62,11 +62,10 @@ FLOORS = [
         "sources.ngff",
         "sources.info",
         "sources.ngff_groups",
-        "sources.boundedcodecs",
         "sources.zarrcodecs",
         "sources.zarrobjects",
     ],
-    ["sources.checks", "sources.services", "sources.zarrmeta", "sources.zipstore"],
+    ["sources.boundedcodecs", "sources.checks", "sources.services", "sources.zarrmeta", "sources.zipstore"],
     ["sources.state_json"],
     ["sources.links"],
     [

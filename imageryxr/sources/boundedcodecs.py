@@ -20,11 +20,11 @@ import numpy as np
 
 from imageryxr.sources.compression import TooLargeError, decompress
 from imageryxr.sources.frames import declared_size
+from imageryxr.sources.zarrcodecs import BOUNDED
 
 __all__ = ["bounded_metadata"]
 
 _NAMESPACE = "numcodecs."
-_NAME = "imageryxr_bounded"
 _STREAMS = frozenset({"gzip", "zlib", "bz2", "lzma"})
 """Compressors that state nowhere, or where nothing can be trusted, how much comes out."""
 _FRAMES = frozenset({"blosc", "zstd", "lz4"})
@@ -57,7 +57,7 @@ def bounded_metadata(text: str) -> dict[str, Any]:
     else:
         shape = document["chunk_grid"]["configuration"]["chunk_shape"]
         document["codecs"] = _new(document["codecs"], shape, np.dtype(document["data_type"]).itemsize)
-    if f'"{_NAME}"' in json.dumps(document):
+    if f'"{BOUNDED}"' in json.dumps(document):
         _register()
     return document
 
@@ -69,7 +69,7 @@ def _limit(shape: list[int], item: int) -> int:
 def _old(codec: dict[str, Any] | None, limit: int) -> dict[str, Any] | None:
     if codec is None or codec["id"].removeprefix(_NAMESPACE) not in _COMPRESSORS:
         return codec
-    return {"id": _NAME, "codec": {**codec, "id": codec["id"].removeprefix(_NAMESPACE)}, "limit": limit}
+    return {"id": BOUNDED, "codec": {**codec, "id": codec["id"].removeprefix(_NAMESPACE)}, "limit": limit}
 
 
 def _new(codecs: list[dict[str, Any]], shape: list[int], item: int) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def _new(codecs: list[dict[str, Any]], shape: list[int], item: int) -> list[dict
             found.append({"name": name, "configuration": {**options, **more}})
         elif bare in _COMPRESSORS:
             given = {**options, "id": bare} if bare in _STREAMS else {"id": bare}
-            found.append({"name": _NAME, "configuration": {"codec": given, "limit": limit}})
+            found.append({"name": BOUNDED, "configuration": {"codec": given, "limit": limit}})
         else:
             if name == "transpose":
                 shape = [shape[i] for i in options["order"]]
@@ -164,7 +164,7 @@ def _register() -> None:
     class Bounded(Codec):  # type: ignore[misc]
         """A compressor of numcodecs that decompresses up to a limit."""
 
-        codec_id = _NAME
+        codec_id = BOUNDED
 
         def __init__(self, codec: dict[str, Any], limit: int) -> None:
             self.codec, self.limit = codec, limit
@@ -188,7 +188,7 @@ def _register() -> None:
             return cls(**data["configuration"])
 
         def to_dict(self) -> dict[str, Any]:
-            return {"name": _NAME, "configuration": {"codec": self.codec, "limit": self.limit}}
+            return {"name": BOUNDED, "configuration": {"codec": self.codec, "limit": self.limit}}
 
         async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
             stored = chunk_bytes.as_numpy_array()
@@ -199,4 +199,4 @@ def _register() -> None:
             raise NotImplementedError
 
     register_old(Bounded)
-    register_new(_NAME, BoundedBytes)
+    register_new(BOUNDED, BoundedBytes)

@@ -178,9 +178,10 @@ class ChunkedGraph:
             return set()
         ids = [node.get("id") if isinstance(node, dict) else None for node in self._object(reply)["nodes"]]
         ids = [int(i) if isinstance(i, str) and re.fullmatch("[0-9]{1,20}", i) else i for i in ids]
-        if not all(isinstance(i, int) and 0 <= i < 2**64 for i in ids):
+        numbers = {i for i in ids if isinstance(i, int) and 0 <= i < 2**64}
+        if len(numbers) < len(set(map(str, ids))):
             raise ServerError(f"{self.name} answered with a lineage of root {root} whose nodes have no ids")
-        return set(ids) - {root}
+        return numbers - {root}
 
     # -----------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ _PACKAGES = {
     "crc32c": ("google-crc32c", "google_crc32c"),
 }
 _NAMESPACE = "numcodecs."
+BOUNDED = "imageryxr_bounded"
+"""The codec that replaces compressors once metadata were checked; see `boundedcodecs`."""
 
 
 def old_codec(value: Any, what: str) -> dict[str, Any]:
@@ -122,6 +124,8 @@ def _sharding(options: dict[str, Any], what: str, shape: tuple[int, ...], depth:
 
 
 def _refuse_code(name: str, what: str) -> None:
+    if name.removeprefix(_NAMESPACE) == BOUNDED:  # its limit would be that of the file
+        raise CodecError(f"{what} is {name!r}, which no file is stored with; convert the array")
     # Unpickling runs whatever code the file holds.
     if name.removeprefix(_NAMESPACE) == "pickle":
         raise CodecError(

@@ -17,8 +17,11 @@ from imageryxr.errors import SourceError
 from imageryxr.sources import zarrcodecs
 from imageryxr.sources.members import as_counts, as_list, as_object, as_text, shown
 
-MOST_ALONG = 2**26
-"""Voxels along an axis of space: more than any volume has. The coordinates of an opened array are held in memory."""
+MOST_ALONG = 2**24
+"""Voxels along an axis of space, as in precomputed: a whole mouse brain at 1 nm has fewer.
+
+The coordinates of an opened array are held in memory.
+"""
 _MOST_CHUNK_BYTES = 2**40
 _DTYPE = re.compile(r"[<>|=]?([biuf])([1248])")
 _NAMES = {

@@ -176,3 +176,16 @@ except ValueError:
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 64
+
+
+@pytest.mark.parametrize("name", ["imageryxr_bounded", "numcodecs.imageryxr_bounded"])
+def test_a_file_does_not_name_the_limit_itself(name):
+    own = {"codec": {"id": "gzip"}, "limit": 2**60}
+    array = {"zarr_format": 3, "node_type": "array", "shape": [8], "data_type": "uint8", "fill_value": 0}
+    array |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [8]}}, "chunk_key_encoding": "default"}
+    array["codecs"] = [{"name": "bytes"}, {"name": name, "configuration": own}]
+    with pytest.raises(ix.CodecError, match="no file is stored with"):
+        layout_of("x", array, 3)
+    old = {"zarr_format": 2, "shape": [8], "chunks": [8], "dtype": "|u1", "order": "C", "filters": None}
+    with pytest.raises(ix.CodecError, match="no file is stored with"):
+        layout_of("x", old | {"compressor": own | {"id": name}, "fill_value": 0}, 2)
