@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from textwrap import wrap
 from typing import Any
 
 import xarray as xr
 
 from imageryxr.align import align, aligned_names, regrid
+from imageryxr.boxes import show_triple
 from imageryxr.colors.drawn import colors_of
 from imageryxr.datastack import align_tree, around, bbox
+from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export
 from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
 from imageryxr.grid import Grid, grid_of
@@ -34,6 +37,25 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(self._obj, *args, **kwargs)
 
     return method
+
+
+def _describe(accessor: Any, what: str) -> str:
+    """Return what an accessor is of, and the names of its methods."""
+    kind = type(accessor)
+    methods = [name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")]
+    lines = wrap(", ".join([*methods, "grid"]), 96, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join([f"<imagery of {what}>", *lines])
+
+
+def _array_text(array: xr.DataArray) -> str:
+    """Say what an array is; reads nothing."""
+    sizes = " × ".join(f"{size:,}" for size in array.shape)
+    name = repr(str(array.name)) if array.name is not None else "an array"
+    text = f"{name}: {array.dtype}, ({', '.join(map(str, array.dims))}) {sizes}"
+    try:
+        return f"{text}, voxels of {show_triple(grid_of(array).resolution)} nm"
+    except ImageryError:
+        return f"{text}, without a grid in nm"
 
 
 def _layers_method(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,6 +102,9 @@ class ImageryArray:
     def grid(self) -> Grid:
         """Where the array lies."""
         return grid_of(self._obj)
+
+    def __repr__(self) -> str:
+        return _describe(self, _array_text(self._obj))
 
     around = _method(box_around)
     crop = _method(crop)
@@ -132,6 +157,10 @@ class ImageryDataset:
     def grid(self) -> Grid:
         """Where the arrays lie."""
         return grid_of(self._obj)
+
+    def __repr__(self) -> str:
+        arrays = "; ".join(_array_text(array) for array in self._obj.data_vars.values())
+        return _describe(self, f"a Dataset with {arrays or 'no arrays'}")
 
     around = _method(box_around)
     crop = _method(crop)

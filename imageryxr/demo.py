@@ -51,12 +51,10 @@ def run_demo(folder: Path, *, overwrite: bool, say: Callable[[str], Any]) -> lis
     TargetExistsError
         If there is a product of an earlier demo, and ``overwrite`` is False.
     """
-    from tqdm.auto import tqdm
-
     _make_room(folder, overwrite)
     began = time.perf_counter()
     compiling = _compile_ahead()
-    steps = tqdm(total=5, bar_format="{desc:<26}{bar}{n}/{total}", disable=not sys.stderr.isatty())
+    steps = _Steps(5)
     with steps:
         steps.set_description("sample volume")
         volume = sample(folder / "sample")
@@ -81,6 +79,33 @@ def run_demo(folder: Path, *, overwrite: bool, say: Callable[[str], Any]) -> lis
             export(filled, folder / target, overwrite=True, progress=False)
             steps.update()
     return _tell(folder, filled.sizes["z"], time.perf_counter() - began, say)
+
+
+class _Steps:
+    """Progress on standard error: a bar in a terminal, elsewhere a line for each step."""
+
+    def __init__(self, total: int) -> None:
+        from tqdm.auto import tqdm
+
+        self._bar: Any = tqdm(total=total, bar_format="{desc:<26}{bar}{n}/{total} {elapsed}", disable=None)
+        self._total, self._done = total, 0
+
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def set_description(self, text: str) -> None:
+        """Show which step begins."""
+        self._bar.set_description(text)
+        if self._bar.disable:
+            print(f"{self._done + 1}/{self._total} {text}", file=sys.stderr, flush=True)
+
+    def update(self) -> None:
+        """Count a step as done."""
+        self._done += 1
+        self._bar.update()
 
 
 def _overlay_figure(filled: xr.DataArray, segmentation: xr.DataArray) -> Image:

@@ -123,7 +123,7 @@ def inset(
         frames, text = [*frames, bar], smallest(text, other)
     opaque = whole.getchannel("A").getextrema()[0] == 255
     held = geometry_of(plain)
-    return with_geometry(whole.convert("RGB") if opaque else whole, held and held.nm, frames, text)
+    return with_geometry(whole.convert("RGB") if opaque else whole, None if held is None else held.nm, frames, text)
 
 
 def _framed(whole: Image, box: Rect, color: Any, line: int) -> Rect:

@@ -102,9 +102,10 @@ def legend(
     out.paste(picture.convert("RGB"), (0, 0))
     _draw_list(out, picture.width, shown, title, f"and {rest:,} more" if rest else "", size, ink)
     held = geometry_of(picture)
-    taken = () if held is None else held.taken
     beside = (picture.width, 0, out.width, out.height)
-    return with_geometry(out, held and held.nm, (*taken, beside), smallest(size, held and held.text))
+    if held is None:
+        return with_geometry(out, None, [beside], size)
+    return with_geometry(out, held.nm, [*held.taken, beside], smallest(size, held.text))
 
 
 def _draw_list(
@@ -128,7 +129,8 @@ def _draw_list(
 
 def _list_width(texts: Iterable[str], size: int) -> int:
     face = font(size)
-    return round(max(face.getlength(text) for text in texts)) + 4 * size
+    longest: float = max(face.getlength(text) for text in texts)
+    return round(longest) + 4 * size
 
 
 def _text_size(picture: Image, texts: list[str], label_size: Any, label_pt: Any, width_mm: Any) -> int:

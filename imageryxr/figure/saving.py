@@ -14,9 +14,9 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.errors import ImageryWarning, OptionError, TargetError, TargetExistsError
-from imageryxr.figure.bars import check_length, pixel_size
+from imageryxr.figure.bars import pixel_size
 from imageryxr.figure.geometry import geometry_of
-from imageryxr.figure.printing import LEAST_POINTS, PRINT_DPI, points_of
+from imageryxr.figure.printing import LEAST_POINTS, PRINT_DPI, check_length, points_of
 from imageryxr.figure.slices import as_picture
 
 if TYPE_CHECKING:
