@@ -266,7 +266,7 @@ def export(
     with engine.errors_as_json(as_json):
         given.check_lines(context, outline)
         lines = given.lines_of(outline, outline_side, merge, outline_alpha, outline_unit)
-        one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm")) and "{" not in target
+        one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm", ".gif")) and "{" not in target
         options = engine.format_options(
             axis if one_file else None, ome_version, chunks=chunks, shards=shards, levels=levels, compressor=compressor,
             layer_type=layer_type, encoding=encoding, quality=quality, gzip=gzip, compress_level=compress_level,

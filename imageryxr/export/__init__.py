@@ -121,7 +121,7 @@ def export(
             PNG: 8- or 16-bit grey values or RGBA. TIFF: any numbers.
         ``"out.tif"``, ``"out.ome.tif"``
             One file, with the voxel size as ImageJ reads it, or as OME-XML.
-        ``"out.mp4"``, ``"out.webm"``
+        ``"out.mp4"``, ``"out.webm"``, ``"out.gif"``
             A video, a slice a frame.
         ``"memory://"``
             The report's ``result``, a DataArray.

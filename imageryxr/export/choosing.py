@@ -12,6 +12,7 @@ from typing import Any
 from imageryxr.errors import OptionError
 from imageryxr.export.storage import is_remote
 from imageryxr.export.targets.base import Layer, Target
+from imageryxr.export.targets.gif import gif
 from imageryxr.export.targets.memory import InMemory
 from imageryxr.export.targets.omezarr import ome_zarr
 from imageryxr.export.targets.pictures import png_stack, tiff_stack
@@ -22,7 +23,7 @@ from imageryxr.export.targets.video import video
 
 KINDS = (
     "a path that ends in .ome.zarr or .zarr, precomputed://…, a name pattern such as 'stack/z{z:04d}.png' or .tif (a "
-    "picture a slice), a path that ends in .tif, .ome.tif, .mp4 or .webm (one file), or 'memory://'"
+    "picture a slice), a path that ends in .tif, .ome.tif, .mp4, .webm or .gif (one file), or 'memory://'"
 )
 # Bytes of a name and of a path that file systems take, and those of "….manifest-work-0123456789ab" behind one.
 MOST_NAME, MOST_PATH = 255, 4096
@@ -34,6 +35,7 @@ PATHS: dict[str, Callable[..., Target]] = {
     ".tiff": tiff_file,
     ".mp4": video,
     ".webm": video,
+    ".gif": gif,
 }
 
 

@@ -1,0 +1,100 @@
+"""Animated GIFs: a slice a frame, through Pillow."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imageryxr.errors import OptionError, TargetError
+from imageryxr.export.regions import Regions
+from imageryxr.export.storage import Place
+from imageryxr.export.targets.base import Layer
+from imageryxr.export.targets.slices import SliceTarget, single_file_axis
+from imageryxr.expr import Array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# What the format's own 16-bit sizes hold.
+LARGEST = 65535
+
+
+@dataclass(frozen=True)
+class Gif(SliceTarget):
+    """An animated GIF whose frames are slices."""
+
+    fps: float = 12.0
+
+    kind = "single"
+    suffixes = (".gif",)
+
+    def describe(self) -> dict[str, Any]:
+        """Return format and speed."""
+        return {"format": "gif", "axis": self.axis, "fps": self.fps}
+
+    def problems(self) -> list[str]:
+        """Refuse frames that are larger than the format holds."""
+        rows, columns = self.picture_shape
+        if max(rows, columns) <= LARGEST:
+            return []
+        return [f"a frame would be {columns} × {rows} pixels, and GIFs go up to {LARGEST}: export a smaller box"]
+
+    def occupied(self) -> list[str]:
+        """Return the file itself."""
+        return [""]
+
+    def key(self, index: int) -> str:
+        """Return the name of a frame that waits for the file to be put together."""
+        return f"{index:08d}.frame"
+
+    def page(self, index: int, plane: Array) -> bytes:
+        """Return the frame's grey values, or its colours over black: GIFs have no partial transparency."""
+        if plane.dtype == np.bool_:
+            plane = plane.astype(np.uint8) * 255
+        if self.layer.channels:
+            plane = ((plane[..., :3].astype(np.uint16) * plane[..., 3:] + 127) // 255).astype(np.uint8)
+        return zlib.compress(np.ascontiguousarray(plane).tobytes(), 1)
+
+    def assemble(self, regions: Regions, place: Place, path: str) -> None:
+        """Write the frames in order, for ever repeated; colours are reduced to 256 for each frame."""
+        frames = self._frames(place)
+        first = next(frames)
+        first.save(
+            path, format="GIF", save_all=True, append_images=frames, duration=round(1000 / self.fps), loop=0,
+            optimize=False, disposal=1,
+        )  # fmt: skip
+
+    def _frames(self, place: Place) -> Iterator[Image]:
+        from PIL import Image
+
+        rows, columns = self.picture_shape
+        shape = (rows, columns, 3) if self.layer.channels else (rows, columns)
+        for i in range(self.layer.grid.shape[self.axis]):
+            data = place.get(self.key(i))
+            if data is None:
+                raise TargetError(f"frame {i} of {self.place} is lost: {place.url}/{self.key(i)} is not there any more")
+            frame = Image.fromarray(np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape))
+            yield frame.quantize(256) if self.layer.channels else frame
+
+
+def gif(place: str, root: str, layer: Layer, *, axis: str = "z", fps: Any = 12.0) -> Gif:
+    """Return the animated GIF at a path.
+
+    Raises
+    ------
+    OptionError
+        If the values are no picture, or an option is outside its range.
+    """
+    if layer.channels not in (0, 4) or layer.dtype not in (np.uint8, np.bool_):
+        raise OptionError(
+            f"values of dtype {layer.dtype} are no frames of a GIF; make them with to_rgba(image, contrast_limits=…) "
+            "or overlay(image, segmentation)"
+        )
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) <= 50:
+        raise OptionError(f"fps={fps!r} must be frames per second, above 0 and up to 50, which is what viewers play")
+    return Gif(place, root, layer, single_file_axis(axis), float(fps))
