@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.errors import CodecError
+from imageryxr.sources.access import Access
 from imageryxr.sources.compression import TooLargeError, decompress
 from imageryxr.sources.frames import declared_size
-from imageryxr.sources.zarrcodecs import BOUNDED
+from imageryxr.sources.zarrcodecs import BOUNDED, codec_names
 
-__all__ = ["bounded_metadata"]
+__all__ = ["bounded_metadata", "check_bounded"]
 
 _NAMESPACE = "numcodecs."
 _STREAMS = frozenset({"gzip", "zlib", "bz2", "lzma"})
@@ -30,6 +32,10 @@ _STREAMS = frozenset({"gzip", "zlib", "bz2", "lzma"})
 _FRAMES = frozenset({"blosc", "zstd", "lz4"})
 """Compressors whose header states how much comes out, and whose decoder allocates just that."""
 _COMPRESSORS = _STREAMS | _FRAMES
+# Codecs that give about as many bytes as they take.
+_EVEN = frozenset({"bytes", "transpose", "sharding_indexed", "crc32", "crc32c", "adler32", "fletcher32", "shuffle"}) | {
+    "jenkins_lookup3", "delta", "fixedscaleoffset", "quantize", "bitround", "astype", "packbits",
+}  # fmt: skip
 # Filters may store wider types than that of the array, and what was compressed once more is no smaller.
 _FACTOR, _MORE = 8, 1 << 20
 _PIECE = 1 << 20
@@ -60,6 +66,34 @@ def bounded_metadata(text: str) -> dict[str, Any]:
     if f'"{BOUNDED}"' in json.dumps(document):
         _register()
     return document
+
+
+def check_bounded(name: str, text: str, access: Access) -> None:
+    """Raise if an array of a link has a codec whose output has no limit.
+
+    Pictures and the codecs of other packages allocate what their own headers say. Neuroglancer decodes none of them.
+
+    Parameters
+    ----------
+    name : str
+        What messages call the array.
+    text : str
+        Its metadata, JSON.
+    access : Access
+        Says whether a link named it.
+
+    Raises
+    ------
+    CodecError
+        If it has such a codec.
+    """
+    known = _COMPRESSORS | _EVEN
+    for codec in codec_names(json.loads(text)) if access.from_link else ():
+        if codec.removeprefix(_NAMESPACE) not in known:
+            raise CodecError(
+                f"{name} is stored with the codec {codec!r}, which may decompress to any size, so it is not read for a "
+                "link; if you trust the server, open this address itself"
+            )
 
 
 def _limit(shape: list[int], item: int) -> int:
@@ -155,9 +189,9 @@ def _register() -> None:
     """Register the codec with numcodecs and zarr-python, in the ways that they have for it."""
     import asyncio
 
-    from numcodecs.abc import Codec  # type: ignore[import-untyped]
-    from numcodecs.compat import ensure_contiguous_ndarray, ndarray_copy  # type: ignore[import-untyped]
-    from numcodecs.registry import register_codec as register_old  # type: ignore[import-untyped]
+    from numcodecs.abc import Codec
+    from numcodecs.compat import ensure_contiguous_ndarray, ndarray_copy
+    from numcodecs.registry import register_codec as register_old
     from zarr.abc.codec import BytesBytesCodec
     from zarr.registry import register_codec as register_new
 

@@ -193,14 +193,13 @@ def _layer_numbers(graph: ChunkedGraph, layout: Any) -> tuple[int | None, int]:
     """Return the layer of roots, None where an ``info`` does not say, and how many bits of an id name its layer."""
     layout = layout if isinstance(layout, dict) else {}
     layers, bits = layout.get("n_layers"), layout.get("n_bits_for_layer_id")
-    found = []
-    for name, value, most in (("n_layers", layers, 255), ("n_bits_for_layer_id", 8 if bits is None else bits, 32)):
+    bits = 8 if bits is None else bits
+    for name, value, most in (("n_layers", layers, 255), ("n_bits_for_layer_id", bits, 32)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
             raise SourceError(
                 f"the info of {graph.name} has the {name} {shown(value)}; it must be a whole number from 1 to {most}"
             )
-        found.append(value)
-    return found[0], found[1]
+    return layers, bits
 
 
 def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) -> PrecomputedSource:

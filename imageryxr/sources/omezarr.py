@@ -40,6 +40,7 @@ from imageryxr.sources.base import (
     read_error,
     read_filled,
 )
+from imageryxr.sources.boundedcodecs import check_bounded
 from imageryxr.sources.ngff_places import grid_of_level, other_axes_of
 from imageryxr.sources.web import Connection
 from imageryxr.sources.zarrcodecs import codec_error
@@ -115,6 +116,7 @@ class OmeZarrSource:
             raise
         except Exception as error:
             raise codec_error(self.name, text, error) from error
+        check_bounded(self.name, text, self.connection.access)
 
     def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
         """Return the voxels of a box (z, y, x), 0 outside the array."""

@@ -54,7 +54,8 @@ def array_metadata(text: str) -> Any:
     from zarr.storage import MemoryStore, StorePath
 
     register_codecs(text)
-    return AsyncArray(bounded_metadata(text), StorePath(MemoryStore())).metadata
+    metadata: Any = bounded_metadata(text)
+    return AsyncArray(metadata, StorePath(MemoryStore())).metadata
 
 
 def open_array(

@@ -18,7 +18,8 @@ import zstandard
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 import imageryxr as ix
-from imageryxr.sources.boundedcodecs import bounded_metadata
+from imageryxr.sources.access import Access
+from imageryxr.sources.boundedcodecs import bounded_metadata, check_bounded
 from imageryxr.sources.zarrmeta import layout_of
 from imageryxr.sources.zarrstore import open_array
 from tests.support.hostile import HostileServer, reply
@@ -189,3 +190,13 @@ def test_a_file_does_not_name_the_limit_itself(name):
     old = {"zarr_format": 2, "shape": [8], "chunks": [8], "dtype": "|u1", "order": "C", "filters": None}
     with pytest.raises(ix.CodecError, match="no file is stored with"):
         layout_of("x", old | {"compressor": own | {"id": name}, "fill_value": 0}, 2)
+
+
+@pytest.mark.parametrize("codec", ["imagecodecs_png", "imagecodecs_zlib", "pcodec", "zfpy"])
+def test_a_link_does_not_lead_to_a_codec_without_a_limit(codec):
+    metadata = json.dumps({"zarr_format": 2, "compressor": {"id": codec}, "filters": None})
+    with pytest.raises(ix.CodecError, match=f"the codec '{codec}', which may decompress to any size"):
+        check_bounded("x", metadata, Access(from_link=True))
+    check_bounded("x", metadata, Access())
+    for known in (*OLD, "delta", "crc32"):
+        check_bounded("x", metadata.replace(codec, known), Access(from_link=True))
