@@ -185,8 +185,14 @@ def _from_bottom_to_top(dataset: xr.Dataset) -> list[xr.DataArray]:
     LayerError
         If there are none, or their order is not decided.
     """
-    layers = [v for v in dataset.data_vars.values() if not set(DIMS) - {*v.dims, *v.coords}]
-    layers = [v for v in layers if v.attrs.get(VISIBLE, True)]
+    held = {str(n): v for n, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+    layers = [v for v in held.values() if v.attrs.get(VISIBLE, True)]
+    if held and not layers:
+        name = next(iter(held))
+        raise LayerError(
+            f"the layers of the Dataset, {list(held)}, are switched off in the link that they come from; to draw one "
+            f"all the same, set ds[{name!r}].attrs[{VISIBLE!r}] = True"
+        )
     if not layers:
         raise LayerError(
             f"the Dataset has the variables {list(map(str, dataset.data_vars))}, and none is a layer to draw"

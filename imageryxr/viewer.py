@@ -192,11 +192,8 @@ def undrawn_of(state: LinkState, *, asked: bool) -> list[str]:
     count, shown = len(state.groups), state.pose.display
     if count > 1 and not asked:
         names = ", ".join(map(repr, state.shown))
-        others = "group=1" if count == 2 else f"group=1 to group={count - 1}"
-        out.append(
-            f"the link shows {count} groups of layers side by side; group 0 ({names}) is looked at here, {others} the "
-            "others"
-        )
+        others = "group=1 for the other" if count == 2 else f"group=1 to group={count - 1} for the others"
+        out.append(f"the link shows {count} groups of layers side by side; this is group 0 ({names}); give {others}")
     dims = screen_dimensions(shown)
     if dims is None:
         out.append(f"the link's screen shows the dimensions {', '.join(shown)}; a picture shows x, y and z")

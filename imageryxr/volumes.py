@@ -81,6 +81,12 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
         If dask's query planning is on.
     """
     refuse_query_planning()
+    if isinstance(array, xr.Dataset):
+        names = list(map(str, array.data_vars))
+        raise LayerError(
+            f"a Dataset was given, with the variables {names}, where one array is needed; give one of them, such as "
+            f"ds[{names[0] if names else 'image'!r}]"
+        )
     if not isinstance(array, xr.DataArray):
         raise LayerError(
             f"an array of type {type(array).__name__} has no coordinates; give an xarray.DataArray as "

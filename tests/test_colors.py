@@ -416,7 +416,7 @@ def test_nothing_to_show_shows_nothing():
         ("viridsi", "did you mean 'viridis'"),
         ("red", "dict.fromkeys"),
         (5, "palette name"),
-        (["red", "blue"], "only 'neuroglancer'"),
+        (["red", "blue"], "dict\\(zip\\(ids, colors\\)\\)"),
         (["red", "blue", "lime"], "dict\\(zip\\(ids, colors\\)\\)"),
         (np.zeros((3, 3)), "dict\\(zip\\(ids, colors\\)\\)"),
     ],

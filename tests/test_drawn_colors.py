@@ -91,8 +91,10 @@ def test_a_legend_lists_what_was_drawn():
     wide = picture.isel(z=0, y=np.zeros(300, int), x=np.repeat(np.arange(6), 50)).drop_vars(["z", "y", "x"])
     want = ix.legend(ix.to_pil(wide), ix.palette([5, 1], "husl"))
     assert ix.legend(wide).tobytes() == ix.legend(wide, [5, 1]).tobytes() == want.tobytes()
-    with pytest.raises(ix.errors.OptionError, match="unique_ids"):
+    with pytest.raises(ix.errors.OptionError, match=r"the second argument, such as imageryxr\.unique_ids"):
         ix.legend(ix.overlay(EM, SEG))
+    with pytest.raises(ix.errors.OptionError, match="no id that is drawn"):
+        ix.legend(wide, [999])
     with pytest.raises(ix.ColorError, match="does not hold"):
         ix.legend(ix.to_pil(wide))
 
@@ -105,3 +107,8 @@ def test_palettes_take_every_form_that_colors_takes():
     for bad in (("tab10", 3), ("neuroglancer", -1), ["red", "blue"], 5):
         with pytest.raises(ix.ColorError):
             ix.palette(IDS, bad)
+
+
+def test_a_dataset_in_the_place_of_an_array_says_which_variables_it_has():
+    with pytest.raises(ix.LayerError, match=r"variables \['image', 'segmentation'\].*such as ds\['image'\]"):
+        ix.unique_ids(xr.Dataset({"image": EM, "segmentation": SEG}))

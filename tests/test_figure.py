@@ -524,7 +524,7 @@ def test_a_legend_counts_those_without_room(monkeypatch):
     assert written == ["1", "2", "3", "and 97 more"]
     with pytest.raises(OptionError, match="no room"):
         legend(Image.new("L", (50, 20)), {1: "red"})
-    with pytest.raises(OptionError, match="0 colours"):
+    with pytest.raises(OptionError, match="0 colours lists nothing"):
         legend(Image.new("L", (50, 200)), {})
 
 

@@ -292,6 +292,15 @@ def test_the_zoom_counts_the_smallest_displayed_side(image):
     assert parse_state({"dimensions": dims, "crossSectionScale": 2, **screen, "layers": []}).nm_per_pixel == 64
 
 
+def test_layers_that_are_switched_off_say_how_to_draw_them(image, cells):
+    state = {"dimensions": DIMS, "position": PLACE, "layers": [image, {**cells, "visible": False}]}
+    off = ix.open_neuroglancer(state, layers=["cells"], allow_local=True).imagery.view(size=(6, 4))
+    with pytest.raises(ix.LayerError, match=r"switched off.*set ds\['cells'\]\.attrs\['visible'\] = True"):
+        off.imagery.overlay()
+    off["cells"].attrs["visible"] = True
+    assert off.imagery.overlay().shape == (1, 4, 6, 4)
+
+
 # --- layer groups --------------------------------------------------------------------------------------------------------
 
 
@@ -315,7 +324,9 @@ def test_a_layer_group_has_a_place_of_its_own(image, cells):
         "children": [whole, {"type": "column", "children": [own, {"type": "viewer", "layers": []}]}],
     }
     state = {"dimensions": DIMS, "position": PLACE, "crossSectionScale": 2, "layers": [image, cells], "layout": layout}
-    with pytest.warns(ix.LinkWarning, match=r"2 groups of layers side by side; group 0 \('cells', 'em'\)"):
+    with pytest.warns(
+        ix.LinkWarning, match=r"2 groups of layers side by side; this is group 0 \('cells', 'em'\); give"
+    ):
         first = ix.open_neuroglancer(state, allow_local=True)
     assert list(first.children) == ["cells", "em"]  # in the order of the group
     assert (first.attrs["position"], first.attrs["nm_per_pixel"], first.attrs["layout"]) == (PLACE, 16, "xy")

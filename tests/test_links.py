@@ -733,7 +733,7 @@ def test_what_is_no_link_is_told(no_network, case):
 
 ENTRIES = {
     "segments": ([{"type": "segmentation", "segments": ["1.5"]}], "segments"),
-    "a float segment": ([{"type": "segmentation", "segments": [1.0]}], "no whole number"),
+    "a float segment": ([{"type": "segmentation", "segments": [1.0]}], "no whole number.*a float cannot hold"),
     "too large": ([{"type": "segmentation", "segments": [str(2**64)]}], "18446744073709551616"),
     "colour": ([{"type": "segmentation", "segmentColors": {"1": "rde"}}], "rde"),
     "range": ([{"type": "image", "shaderControls": {"normalized": {"range": [1]}}}], "list of 2"),

@@ -130,6 +130,19 @@ def test_the_lines_of_the_error_open_the_file_and_stay_lazy(tmp_path, called, pr
     )
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_slices_lie_in_the_order_of_their_numbers(tmp_path, suffix):
+    """Names without leading zeros, as the pattern em_{z_index}.png writes them: 9 lies before 10."""
+    if suffix == "tif":
+        pytest.importorskip("tifffile")
+    (tmp_path / "stack12").mkdir()
+    for i in (10, 8, 100, 9, 99):
+        Image.fromarray(np.full((5, 7), i, np.uint8)).save(tmp_path / "stack12" / f"em_{i}.{suffix}")
+    with pytest.raises(SourceError) as caught:
+        ix.open_image(tmp_path / "stack12")
+    assert typed(str(caught.value))["em"][:, 0, 0].values.tolist() == [8, 9, 10, 99, 100]
+
+
 def test_nothing_is_read_until_it_is_computed(tmp_path):
     """The file of one voxel in a hole of 8 GB is opened at once."""
     head = bytearray(1024)

@@ -129,8 +129,8 @@ def _listed(layers: list[dict[str, Any]]) -> dict[Any, RGB]:
     if omitted or not names:
         why = f"{omitted:,} ids are too many for its attributes" if omitted else "its colours depend on the ids alone"
         raise OptionError(
-            f"the picture does not list the ids that it shows: {why}; give ids=imageryxr.unique_ids(segmentation), or "
-            "those to list"
+            f"the picture does not list the ids that it shows: {why}; give them as the second "
+            "argument, such as imageryxr.unique_ids(segmentation)"
         )
     keys = {name: int(name) if name.isdecimal() else name for name in names}
     return {keys[name]: color for name in keys if (color := _color_in(layers, name)) is not None}

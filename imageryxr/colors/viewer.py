@@ -49,6 +49,8 @@ def neuroglancer_seed(colors: Any) -> int | None:
     if not (isinstance(colors, (tuple, list)) and len(colors) == 2 and isinstance(colors[0], str)):
         return None
     name, seed = colors
+    if name != "neuroglancer" and isinstance(seed, str):
+        return None
     if name != "neuroglancer":
         raise ColorError(f"colors={colors!r}: only 'neuroglancer' takes a seed. Write ('neuroglancer', 0) or {name!r}.")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:

@@ -82,15 +82,18 @@ def legend(
         )
     if not isinstance(colors, Mapping):
         colors = colors_of(picture, colors)
+        if not colors:
+            raise OptionError("colors holds no id that is drawn in the picture; give ids of its segments")
     picture = as_picture(picture)
     lines = [(str((names or {}).get(key, key)), parse_color(color)) for key, color in colors.items()]
     size = _text_size(picture, [title, *(text for text, _ in lines)], label_size, label_pt, width_mm)
     step = 2 * size
     room = (picture.height - size) // step - bool(title)
-    if not lines or room < 1:
+    if not lines:
+        raise OptionError("a legend of 0 colours lists nothing; give a dict id → colour")
+    if room < 1:
         raise OptionError(
-            f"a legend of {len(lines)} colours on a picture {picture.height} pixels high has no room for a line of "
-            f"{step}; give colours, or enlarge the picture"
+            f"a legend on a picture {picture.height} pixels high has no room for a line of {step}; enlarge the picture"
         )
     shown = lines if len(lines) <= room else lines[: room - 1]
     rest = len(lines) - len(shown)

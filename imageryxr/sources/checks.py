@@ -76,7 +76,8 @@ def as_whole(value: Any, what: str, top: int) -> int:
     if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value <= top:
         text = str(value)
     if not re.fullmatch(r"[0-9]{1,20}", text) or int(text) > top:
-        raise LinkError(f"{what}: {shown(value)} is no whole number from 0 to {top}")
+        exact = "; a float cannot hold ids above 2**53: give an int or its digits" if isinstance(value, float) else ""
+        raise LinkError(f"{what}: {shown(value)} is no whole number from 0 to {top}{exact}")
     return int(text)
 
 

@@ -182,7 +182,9 @@ def _slices(place: Path) -> tuple[str, str, str]:
         store = f"tifffile.imread({files!r}, aszarr=True)"
         return "", "tifffile, zarr", f"da.from_zarr(zarr.open_array({store}, mode='r'))"
     _, imports, shape = _picture(first)
-    return "", imports, f"da.stack([da.from_delayed(read(file), {shape}) for file in sorted(glob.glob({files!r}))])"
+    by_number = "key=lambda file: re.sub('[0-9]+', lambda n: n[0].zfill(20), file)"  # z9 lies before z10
+    ordered = f"sorted(glob.glob({files!r}), {by_number})"
+    return "", f"re, {imports}", f"da.stack([da.from_delayed(read(file), {shape}) for file in {ordered}])"
 
 
 def _slice_files(place: Path) -> list[Path]:
