@@ -81,8 +81,9 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
         If dask's query planning is on.
     """
     refuse_query_planning()
-    if isinstance(array, xr.Dataset):
-        names = list(map(str, array.data_vars))
+    given: Any = array
+    if isinstance(given, xr.Dataset):
+        names = list(map(str, given.data_vars))
         raise LayerError(
             f"a Dataset was given, with the variables {names}, where one array is needed; give one of them, such as "
             f"ds[{names[0] if names else 'image'!r}]"
