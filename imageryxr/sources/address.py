@@ -212,7 +212,9 @@ def _place(rest: str, given: str) -> str:
     if server:
         rest = server[1]
     scheme, separator, tail = rest.partition("://")
-    if re.search(r":/+[^/]*:[^/]*@", tail if separator else rest):
+    # The look-ahead keeps the search linear: each part of a path is read once.
+    parts = re.findall(r":/+(?=([^/]*))", tail if separator else rest)
+    if any("@" in part.partition(":")[2] for part in parts):
         raise AddressError(f"{_source(given)} has an address with a password inside its path; give that address alone")
     if not separator:
         if re.match(r"[a-z+]*https?:|(gs|s3):/", rest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -10,6 +11,8 @@ import time
 import pytest
 
 import imageryxr as ix
+from imageryxr.errors import AddressError
+from imageryxr.sources.address import parse_address
 from imageryxr.sources.base import plain
 from imageryxr.sources.links import state_of
 from imageryxr.sources.neuroglancer import parse_state
@@ -142,3 +145,18 @@ def test_strings_in_a_shader_hide_comments_as_in_the_viewer():
     assert image_options({"shader": shader}, "layer")["contrast"] == (20, 200)
     assert image_options({"shader": shader.replace("void", '"//" void')}, "layer")["contrast"] == (20, 200)
     assert json.dumps(image_options({"shader": "/* " + shader}, "layer")["contrast"]) == "[20.0, 200.0]"
+
+
+@pytest.mark.parametrize("begin", ["x:/", "s3://b/x:/", "https://a.example/:/"])
+def test_an_address_of_many_colons_is_scanned_in_linear_time(begin):
+    address = begin + ":" * 300_000
+    began = time.monotonic()
+    with contextlib.suppress(AddressError):
+        parse_address(address)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("place", ["x:/a:b@c", "https://a.example/:/b:/u:p@c", "gs://b/s3://u:p@h/x", "x://a:/u:p@c"])
+def test_a_password_inside_a_path_is_found(place):
+    with pytest.raises(AddressError, match="password inside its path|unknown scheme"):
+        parse_address(place)
