@@ -148,7 +148,7 @@ def figure(
         _refuse_sources(image, segmentation, bbox, to, channel, time)
         dataset = _link_view(link, center, size, link_layers, allow_local)
         unit = None
-        rgba, layers = dataset.imagery.overlay(**options), dict(dataset.data_vars)
+        rgba, layers = dataset.imagery.overlay(**options), {str(n): v for n, v in dataset.data_vars.items()}
     else:
         opened, unit = given.open_layers(
             image, segmentation, image_mip=image_mip, seg_mip=seg_mip, missing=missing, datastack=datastack,

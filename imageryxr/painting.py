@@ -37,7 +37,9 @@ class Outline:
     side : {"out", "in"}, default "out"
         Outside the segment, which leaves all of it to see, or inside, where neighbours never cover each other.
     merge : bool, default True
-        Whether segments that touch are outlined as one. Take False to see the line between neighbours.
+        Whether segments that touch are outlined as one. Take False, with ``side="in"``, to see the line between
+        neighbours: on dense tissue, where all cells touch, merged outlines show only where the segmentation ends.
+        Computing such a picture of all cells warns, once in a process.
     alpha : float, default 1
         0 (nothing) to 1 (opaque).
     unit : {"px", "nm"}, default "px"
@@ -132,6 +134,7 @@ class Painted(Expr):
         if self.asks is not None:
             self.asks.report(self, self.whole, box, labels)
         order = (self.axis, *(a for a in range(3) if a != self.axis))
+        self._warn_if_merged(labels[inner].transpose(order))
         drawn = kernel.paint(
             labels.transpose(order),
             None if image is None else image.transpose(order),
@@ -145,6 +148,39 @@ class Painted(Expr):
         )
         back = [order.index(a) for a in range(3)]
         return np.asarray(drawn.transpose(*back, 3))
+
+    def _warn_if_merged(self, labels: Array) -> None:
+        """Warn once if cells that touch leave no place for their merged outlines."""
+        line = self.line
+        if line is None or not self.merge or self.side != "out" or line.selected is not None or line.asked is not None:
+            return
+        if _MERGED or not line.colors.shows_all or not _fills_its_slices(labels):
+            return
+        _MERGED.append(True)
+        warnings.warn(
+            "the cells of the segmentation touch each other, and touching cells are outlined as one: outlines show "
+            "only where the segmentation ends; give outline=Outline(2, side='in', merge=False) to outline each cell",
+            ImageryWarning,
+            stacklevel=2,
+        )
+
+
+# Whether this process has warned of merged outlines: once is enough, whatever the number of blocks and pictures.
+_MERGED: list[bool] = []
+# Borders between two cells, in the rows that are looked at, below which a block is too small to judge.
+_BORDERS = 250
+
+
+def _fills_its_slices(labels: Array) -> bool:
+    """Return whether nearly all borders of a block are between two cells; looks at every fourth row."""
+    rows = labels[:, ::4]
+    left, right = rows[..., :-1], rows[..., 1:]
+    borders = left != right
+    count = int(np.count_nonzero(borders))
+    if count < _BORDERS:
+        return False
+    of_background = int(np.count_nonzero(borders & ((left == 0) | (right == 0))))
+    return of_background < 0.01 * count
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""Merged outlines of cells that all touch draw nothing, and a warning names what does."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+from imageryxr import painting
+from imageryxr.errors import ImageryWarning
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch):
+    monkeypatch.setattr(painting, "_MERGED", [])
+
+
+def cells(gap):
+    grid = ix.Grid((1, 256, 256), (8, 8, 40), (0, 0, 0))
+    rows, columns = np.indices((256, 256))
+    ids = (1 + rows // 16 * 16 + columns // 16).astype("uint64")
+    if gap:
+        ids[(rows % 16 == 0) | (columns % 16 == 0)] = 0
+    return xr.DataArray(ids[None], coords=grid.coords(), dims=("z", "y", "x"), attrs={"resolution": grid.resolution})
+
+
+@pytest.mark.parametrize("chunk", [256, 128])
+def test_dense_tissue_warns_once_and_names_the_way(chunk):
+    picture = ix.overlay(None, cells(gap=False).chunk(y=chunk), alpha=0, outline=2)
+    with pytest.warns(ImageryWarning, match=r"side='in', merge=False") as said:
+        drawn = picture.values
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture.compute()  # said once
+    assert not drawn[..., 3].any()  # nothing but a frame, and this has none
+    assert len([w for w in said if "touch each other" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        named = ix.overlay(None, cells(gap=False), alpha=0, outline=ix.Outline(2, side="in", merge=False)).values
+    assert named[..., 3].any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"outline": 2, "ids": [1, 20]},
+        {"outline": ix.Outline(2, merge=False)},
+        {"outline": ix.Outline(2, side="in")},
+        {},
+    ],
+)
+def test_other_outlines_do_not_warn(options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ix.overlay(None, cells(gap=False), alpha=0.2, **options).load()
+        ix.overlay(None, cells(gap=True), alpha=0, outline=2).load()
