@@ -94,7 +94,7 @@ def view(
         else:
             shown[name] = on_grid(array, grid)
     if not shown:
-        raise outside_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layers {', '.join(outside)}")
+        raise outside_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layer {next(iter(arrays))!r}")
     for name in outside:
         warnings.warn(f"the layer {name!r} does not reach the view, and is left out", LinkWarning, stacklevel=2)
     attrs = {**tree.attrs, POSITION: [float(v) for v in point]}

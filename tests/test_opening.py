@@ -241,3 +241,12 @@ def test_a_chunk_that_a_zarr_lacks(tmp_path):
         ix.open_image(tmp_path / "a.ome.zarr", missing="raise").load()
     for missing in ("fill", None):
         assert (ix.open_image(tmp_path / "a.ome.zarr", missing=missing).values == 0).sum() == 4 * 16 * 16
+
+
+def test_the_folder_of_several_volumes_and_the_sample_itself_name_what_opens(sample):
+    with pytest.raises(ix.SourceNotFoundError, match=r"its folders image and segmentation are volumes: give .*/image"):
+        ix.open_image(sample.path)
+    with pytest.raises(ix.SourceError, match=r"a Sample is no address .*sample\.image"):
+        ix.open_image(sample)
+    with pytest.raises(ix.LinkError, match=r"address of a layer, not a link.*open_image"):
+        ix.open_neuroglancer(sample.image)

@@ -17,7 +17,7 @@ import numpy as np
 
 from imageryxr.errors import AddressError, AuthError, LinkError, LinkServerError, ServerError
 from imageryxr.sources.access import Access, Credential, is_cave_server, may_receive
-from imageryxr.sources.address import bucket_url
+from imageryxr.sources.address import FORMAT_NAMES, bucket_url
 from imageryxr.sources.auth import find_password, find_token, why_not_sent
 from imageryxr.sources.services import unpacked
 from imageryxr.sources.state_json import DEFAULT_SIZE, decoded, parsed, plain_state, size_limit, too_large
@@ -140,6 +140,11 @@ def _of_text(text: str, access: Access, limit: int, fetched: int = 0) -> dict[st
         target = inner
     else:
         target = _json_url(scheme) or scheme
+    if text.split("://")[0] in FORMAT_NAMES:
+        raise LinkError(
+            f"{_shown(text)} is the address of a layer, not a link; open it with imageryxr.open_image or "
+            "imageryxr.open_segmentation"
+        )
     if fetched == MAX_FETCHES or not _STATE_URL.fullmatch(target):
         raise LinkError(f"there is no state in the link {_shown(text)}: after '#!' stands the state, {{…}}, or its URL")
     try:

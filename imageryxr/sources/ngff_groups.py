@@ -44,7 +44,8 @@ def no_image(address: Address, ome: dict[str, Any], attributes: Attributes) -> s
         return f"is a Zarr group without OME metadata of its own; it holds images, give one: {_addresses(name, below)}"
     return (
         "is a Zarr group without OME metadata (no 'multiscales'); give the group of an image, such as "
-        f"{name}/0, or open one of its arrays: {array_advice(address, 'ARRAY', None)}"
+        f"{name}/0; what xarray wrote opens with xarray.open_zarr, coordinates included; or open one of its arrays: "
+        f"{array_advice(address, 'ARRAY', None)}"
     )
 
 

@@ -103,7 +103,8 @@ def dimensions_of(dims: Mapping[str, tuple[float, str]]) -> Triple:
         scale, unit = dims[axis]
         if unit != "nm" or not 1e-6 < scale < 1e12:
             raise LinkError(
-                f"the dimension {axis} of the state has the scale {scale:g} {unit or ''}, which is no length"
+                f"the dimension {axis} of the state has the scale {scale:g} {unit or ''}, which is no length; give "
+                "metres, as [8e-9, 'm']"
             )
         out.append(scale)
     return out[0], out[1], out[2]

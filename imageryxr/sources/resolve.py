@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -75,10 +76,11 @@ def resolve_source(
         pick_index("the array", "time", 1, time)
         found = memory.memory_source(source, _kind_of(source) or layer_type or _likely_kind(source))
     else:
-        raise SourceError(
-            f"source={source!r} ({type(source).__name__}) is no address; give a URL or a path, or a DataArray with "
-            "coordinates in nm"
-        )
+        layers = [n for n in ("image", "segmentation") if isinstance(getattr(source, n, None), str)]
+        advice = f"give one of its layers, e.g. sample.{layers[0]}" if layers else (
+            "give a URL or a path, or a DataArray with coordinates in nm"
+        )  # fmt: skip
+        raise SourceError(f"a {type(source).__name__} is no address ({repr(source).splitlines()[0][:80]}); {advice}")
     if timestamp is not None and not isinstance(found, graphene.GrapheneSource):
         raise OptionError(
             f"timestamp={timestamp!r}: {found.name} does not change in time, so it has no state at an instant; leave "
@@ -140,7 +142,22 @@ def _open_address(
         f"neither {address.public}/info (precomputed) nor {address.public}/zarr.json or {address.public}/.zattrs "
         "(OME-Zarr) is there, or may be read"
     )  # fmt: skip
-    raise SourceNotFoundError(f"there is no volume at {address.public}: {where}; check the path")
+    below = _layers_below(path)
+    advice = (
+        f"its folders {' and '.join(below)} are volumes: give {address.public}/{below[0]}"
+        if below
+        else "check the path"
+    )
+    raise SourceNotFoundError(f"there is no volume at {address.public}: {where}; {advice}")
+
+
+def _layers_below(path: Path | None) -> list[str]:
+    """Return the names of the volumes in a local folder; at most 50 folders are looked at."""
+    try:
+        folders = sorted(p for p in path.iterdir() if p.is_dir())[:50] if path is not None else []
+    except OSError:
+        return []
+    return [p.name for p in folders if any((p / name).is_file() for name in ("info", "zarr.json", ".zattrs"))]
 
 
 def _check_file(address: Address) -> None:
