@@ -32,14 +32,23 @@ class Token:
     origin : str
         Where it comes from, in words.
     hosts : tuple of str
-        Servers that the caller named with it, as ``HOST`` or ``HOST:PORT``.
+        Servers that the caller gave it for, as ``HOST`` or ``HOST:PORT``.
     stored_for : str
         The server in the name of the file that it was read from.
+    looked_up : tuple of str
+        Servers that it was looked up for. That alone does not let them have it: an address may come from anybody.
     """
 
-    __slots__ = ("_handle", "_hosts", "_stored_for", "_value", "origin")
+    __slots__ = ("_handle", "_hosts", "_looked_up", "_stored_for", "_value", "origin")
 
-    def __init__(self, value: str, origin: str, hosts: tuple[str, ...] = (), stored_for: str = "") -> None:
+    def __init__(
+        self,
+        value: str,
+        origin: str,
+        hosts: tuple[str, ...] = (),
+        stored_for: str = "",
+        looked_up: tuple[str, ...] = (),
+    ) -> None:
         value = value.strip() if isinstance(value, str) else ""
         if not value.isascii() or not value.isprintable() or " " in value or not value:
             raise InvalidTokenError(
@@ -47,6 +56,7 @@ class Token:
                 "copy it again from your CAVE server's page of tokens"
             )
         self._value, self._hosts, self._stored_for, self._handle = Hidden(value), hosts, stored_for, uuid4().hex
+        self._looked_up = looked_up
         self.origin = origin
         """Where it comes from, in words."""
         if origin == _CLIENT:
@@ -94,7 +104,7 @@ class Token:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.origin == _ARGUMENT:
             return (Token, (str(self._value), _ARGUMENT, self._hosts))
-        return (_found_again, (self._handle, self._hosts))
+        return (_found_again, (self._handle, self._looked_up, self._hosts))
 
 
 class Password:
@@ -171,9 +181,9 @@ def _secret_folders() -> list[Path]:
 _of_clients: dict[str, Token] = {}
 
 
-def _found_again(handle: str, hosts: tuple[str, ...]) -> Token | None:
-    held = _of_clients.get(handle)
-    return find_token(*hosts) if held is None else held.named_for(*hosts)
+def _found_again(handle: str, looked_up: tuple[str, ...], hosts: tuple[str, ...]) -> Token | None:
+    held = _of_clients.get(handle) or find_token(*looked_up)
+    return None if held is None else held.named_for(*hosts)
 
 
 def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | None:
@@ -185,7 +195,8 @@ def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | No
     Parameters
     ----------
     *hosts : str
-        Names, with ports, of the servers that it is for.
+        Names, with ports, of the servers that it is for. A token that the caller or the client gave may go there; one
+        that is kept may not unless it was stored for that server, or the server is one of CAVE's own.
     given : str or Token, optional
         What the caller gave.
     client : object, optional
@@ -203,19 +214,19 @@ def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | No
     held = getattr(getattr(client, "auth", None), "token", None)
     kept = _kept_token(hosts)
     if held is not None and (kept is None or not kept.is_same(held)):
-        return Token(held, _CLIENT, hosts)
+        return Token(held, _CLIENT, hosts, looked_up=hosts)
     return kept
 
 
 def _kept_token(hosts: tuple[str, ...]) -> Token | None:
     if os.environ.get(_VARIABLE):
-        return Token(os.environ[_VARIABLE], _VARIABLE, hosts)
+        return Token(os.environ[_VARIABLE], _VARIABLE, looked_up=hosts)
     for folder in _secret_folders():
         for host in (*hosts, ""):
             names = [f"{host}-cave-secret.json"] if host else ["cave-secret.json", "chunkedgraph-secret.json"]
             for path in (folder / name for name in names if "/" not in name):
                 if path.is_file():
-                    return Token(_token_in(path), str(path), hosts, stored_for=host)
+                    return Token(_token_in(path), str(path), stored_for=host, looked_up=hosts)
     return None
 
 

@@ -187,7 +187,8 @@ def _check_graph(address: Address, token: str | Token | None, access: Access) ->
     if held is None or held.header_for(address.url, named) is None:
         raise SourceError(
             f"the info at {address.public} is that of a graphene segmentation, whose server would be sent your CAVE "
-            f"token; if you trust {parse_web_url(address.url).netloc}, type graphene://{address.public}"
+            f"token; if you trust {parse_web_url(address.url).netloc}, type graphene://{address.public} and give "
+            "token=…, or store its token in ~/.cloudvolume/secrets"
         )
 
 

@@ -80,8 +80,16 @@ def test_the_server_in_the_name_of_the_file_may_have_its_token(secrets):
     assert token.header_for("https://lab.example/x", LINK) is None
 
 
-def test_a_typed_server_counts_for_the_caller_and_not_for_a_link(secrets):
-    token = find_token("lab.example")
+def test_a_typed_server_has_no_token_that_is_kept_for_cave(secrets, monkeypatch):
+    # an address is pasted from a mail as a link is
+    assert find_token("lab.example").header_for("https://lab.example/x", CALLER) is None
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    assert find_token("lab.example").header_for("https://lab.example/x", CALLER) is None
+    assert find_token("lab.example").header_for("https://minnie.microns-daf.com/x", CALLER)
+
+
+def test_a_server_that_a_token_was_given_for_counts_for_the_caller_and_not_for_a_link(secrets):
+    token = find_token("lab.example", given=TOKEN)
     assert token.header_for("https://lab.example/x", CALLER)
     assert token.header_for("https://lab.example/x", LINK) is None
     assert token.header_for("http://lab.example/x", CALLER) is None

@@ -95,12 +95,21 @@ def test_no_token_goes_over_plain_http(secrets, stranger, source):
     assert not stranger.secrets
 
 
-def test_a_typed_graph_over_https_is_sent_the_token(secrets, tls):
+def test_a_typed_graph_of_another_server_is_not_sent_the_token_of_cave(secrets, tls):
+    graph_info(tls, "good.example", f"precomputed://{tls.url('good.example')}/data")
+    tls.answer = lambda request: (401, b"{}", {})
+    with pytest.raises(ix.AuthError, match=r"none of CAVE's servers.*give token=.*good\.example.*cave-secret\.json"):
+        ix.open_segmentation(f"graphene://{tls.url('good.example')}{TABLE}", connection=HASTY)
+    assert tls.requests
+    assert not tls.secrets
+
+
+def test_a_typed_graph_over_https_is_sent_the_token_given_for_it(secrets, tls):
     graph_info(tls, "good.example", f"precomputed://{tls.url('good.example')}/data")
     for source in ("graphene://{}", "graphene://middleauth+{}", "{}"):
         tls.requests.clear()
         address = source.format(tls.url("good.example")) + TABLE + ("" if "graphene" in source else "|graphene:")
-        seg = ix.open_segmentation(address, connection=HASTY)
+        seg = ix.open_segmentation(address, token=TOKEN, connection=HASTY)
         assert seg.dtype == np.uint64
         assert set(tls.secrets) == {f"Bearer {TOKEN}"}
         assert TOKEN not in str(seg.attrs)
