@@ -166,6 +166,8 @@ def killed(pid):
 def kill_at_random(kind, folder, times, seed):
     """Kill exports at random instants, some of them twice; continued, each must be as one that was not disturbed."""
     luck = random.Random(seed)
+    # Once for the kernels to be compiled: with that time in `takes` most exports would end before they are killed.
+    assert ended_well(forked(lambda: run(kind, f"{folder}/compiled", seconds=0.02, region=1 << 12)))
     began = time.monotonic()
     assert ended_well(forked(lambda: run(kind, f"{folder}/whole", seconds=0.02, region=1 << 12)))
     takes = time.monotonic() - began
