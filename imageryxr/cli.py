@@ -128,7 +128,13 @@ def figure(
     link_layers: Annotated[
         str | None, typer.Option("--layers", help="Of a link, draw these layers only: name,name,…")
     ] = None,
+    link_group: Annotated[
+        int | None, typer.Option("--group", help="Of a link that shows several panels, draw this one; the first is 0.")
+    ] = None,
     allow_local: Annotated[bool, typer.Option("--allow-local", help="Let a link lead to this machine.")] = False,
+    max_state_size: Annotated[
+        str, typer.Option("--max-state-size", help="The largest state of a link to read, such as '16 MB'.")
+    ] = "4 MB",
     overwrite: given.Overwrite = False,
 ) -> None:
     """Draw one slice: the image, with segments coloured or outlined over it; or what a Neuroglancer link shows.
@@ -146,7 +152,8 @@ def figure(
     options = given.overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, given.check_axis(axis))
     if link is not None:
         _refuse_sources(image, segmentation, bbox, to, channel, time)
-        dataset = _link_view(link, center, size, link_layers, allow_local)
+        limits: dict[str, Any] = {"allow_local": allow_local, "max_state_size": max_state_size}
+        dataset = _link_view(link, center, size, link_layers, group=link_group, **limits)
         unit = None
         rgba, layers = dataset.imagery.overlay(**options), {str(n): v for n, v in dataset.data_vars.items()}
     else:
@@ -180,9 +187,9 @@ def _refuse_sources(*given: Any) -> None:
         )
 
 
-def _link_view(link: str, center: str | None, size: str | None, layers: str | None, allow_local: bool) -> xr.Dataset:
+def _link_view(link: str, center: str | None, size: str | None, layers: str | None, **options: Any) -> xr.Dataset:
     names = None if layers is None else [name.strip() for name in layers.split(",")]
-    tree = ix.open_neuroglancer(link, allow_local=allow_local, layers=names)
+    tree = ix.open_neuroglancer(link, layers=names, **options)
     shape = (512, 512) if size is None else given.numbers_of(size, "--size", (2, 3))
     point = None if center is None else given.numbers_of(center, "--center", (3,))
     dataset: xr.Dataset = tree.imagery.view(size=shape, center=point)

@@ -9,7 +9,8 @@ from typer.core import TyperCommand
 GROUPS: dict[str, tuple[str, ...]] = {
     "Sources": (
         "image", "segmentation", "image_mip", "seg_mip", "channel", "time", "assume", "missing", "datastack",
-        "server_address", "timestamp", "agglomerate", "link_layers", "allow_local",
+        "server_address", "timestamp", "agglomerate", "link_layers", "link_group",
+        "allow_local", "max_state_size",
     ),
     "Place": ("bbox", "center", "size", "resolution", "axis", "to"),
     "Segments and contrast": (
