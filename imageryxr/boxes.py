@@ -25,6 +25,9 @@ SNAP = Fraction(1, 1_000_000)
 # Beyond any volume in any unit; ints larger than this overflow floats, and inf is no place.
 _FARTHEST = 1e18
 
+# Far below the size of an atom; quotients by still smaller units overflow floats.
+_SMALLEST_UNIT = 1e-9
+
 Triple = tuple[float, float, float]
 Index3 = tuple[int, int, int]
 
@@ -81,6 +84,10 @@ def check_resolution(value: Any, name: str = "resolution") -> Triple:
     numbers = _numbers(value, name)
     if min(numbers) <= 0:
         raise BoxError(f"{name}={value!r} must be positive: nanometres per unit as (x, y, z), e.g. (8, 8, 40)")
+    if min(numbers) < _SMALLEST_UNIT:
+        raise BoxError(
+            f"{name}={value!r} holds a size that no voxel has; give nanometres per unit as (x, y, z), e.g. (8, 8, 40)"
+        )
     return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
 
 

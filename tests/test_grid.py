@@ -156,3 +156,11 @@ def test_uneven_and_descending_coordinates_are_refused():
         ix.grid_of(da.isel(x=[0, 1, 3]))
     with pytest.raises(ix.GridError, match="does not ascend"):
         ix.grid_of(da.isel(x=slice(None, None, -1)))
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-300, 1e-12])
+def test_a_size_that_no_voxel_has_is_refused_before_it_overflows(size):
+    with pytest.raises(ix.BoxError, match="no voxel has"):
+        ix.BBox((0, 0, 0), (1, 1, 1), resolution=(size, 8, 8))
+    with pytest.raises(ix.ImageryError, match="no voxel has"):
+        ix.Grid((1, 1, 1), (8, size, 8), (0, 0, 0))
