@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
 import signal
 import sys
 import time
+import tracemalloc
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 import imageryxr as ix
+from imageryxr.export.storage import Folder
 from imageryxr.expr import LevelLeaf
 from imageryxr.grid import Grid
 from imageryxr.sources.base import Level
@@ -236,6 +240,23 @@ def kill_at_every_call(kind, folder, step):
         assert ended_well(forked(lambda at=at, again=found != new: run(kind, at, overwrite=again, region=1 << 14)))
         assert digest(at) == new, f"{kind} differs after a kill at call {number}"
         number += step
+
+
+def level_memory(folder, options, ids):
+    """Print the peak of memory in which a level is derived, what was planned for it, and the bytes of its voxels."""
+    sys.modules["imageryxr.export.targets.pyramid"].PART_VOXELS = 1 << 16
+    layer = np.random.default_rng(2).integers(0, 255, (64, 512, 512)).astype(np.uint64 if ids else np.uint8)
+    grid = Grid(layer.shape, (8, 8, 8), (0, 0, 0))
+    attrs = {"resolution": grid.resolution, "layer_type": "segmentation" if ids else "image"}
+    array = xr.DataArray(layer, dims=("z", "y", "x"), coords=grid.coords(), attrs=attrs)
+    ix.export(array, f"{folder}/o.zarr", levels=2, **options)
+    target = ix.plan_export(array, f"{folder}/p.zarr", levels=2, **options).target
+    box, place = target.later[0].largest(), Folder(f"{folder}/o.zarr", "")
+    target.derive(1, box, place)
+    tracemalloc.start()
+    target.derive(1, box, place)
+    _, peak = tracemalloc.get_traced_memory()
+    print(json.dumps([peak, target.derived_bytes(1, box), box.voxels * layer.itemsize]))
 
 
 if __name__ == "__main__":
