@@ -80,7 +80,8 @@ def resolve_source(
         advice = f"give one of its layers, e.g. sample.{layers[0]}" if layers else (
             "give a URL or a path, or a DataArray with coordinates in nm"
         )  # fmt: skip
-        raise SourceError(f"a {type(source).__name__} is no address ({repr(source).splitlines()[0][:80]}); {advice}")
+        shown = repr(source).splitlines()[0][:80]
+        raise SourceError(f"source={shown} ({type(source).__name__}) is no address; {advice}")
     if timestamp is not None and not isinstance(found, graphene.GrapheneSource):
         raise OptionError(
             f"timestamp={timestamp!r}: {found.name} does not change in time, so it has no state at an instant; leave "
