@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -156,7 +157,10 @@ class Painted(Expr):
             return
         if _MERGED or not line.colors.shows_all or not _fills_its_slices(labels):
             return
-        _MERGED.append(True)
+        with _WARNING:  # blocks are drawn in several threads
+            if _MERGED:
+                return
+            _MERGED.append(True)
         warnings.warn(
             "the cells of the segmentation touch each other, and touching cells are outlined as one: outlines show "
             "only where the segmentation ends; give outline=Outline(2, side='in', merge=False) to outline each cell",
@@ -167,6 +171,7 @@ class Painted(Expr):
 
 # Whether this process has warned of merged outlines: once is enough, whatever the number of blocks and pictures.
 _MERGED: list[bool] = []
+_WARNING = threading.Lock()
 # Borders between two cells, in the rows that are looked at, below which a block is too small to judge.
 _BORDERS = 250
 

@@ -21,6 +21,7 @@ import xarray as xr
 from hypothesis import HealthCheck, settings
 
 import imageryxr as ix
+from imageryxr import painting
 from imageryxr.conftest import session_sample
 from imageryxr.export.lease import Lease
 from imageryxr.sources import chunkedgraph
@@ -49,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = getattr(item, "originalname", item.name)
         if item.path.name in slow_tests.FILES or f"{item.path.name}::{name}" in slow_tests.TESTS:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _warnings_shown_once_are_shown_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test see the warnings that a process shows once, whichever tests ran before it."""
+    monkeypatch.setattr(painting, "_MERGED", [])
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr import painting
 from imageryxr.errors import ImageryWarning
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch):
-    monkeypatch.setattr(painting, "_MERGED", [])
 
 
 def cells(gap):
