@@ -1,0 +1,73 @@
+"""Sphinx configuration. Build with ``sphinx-build -W --keep-going -b html docs docs/_build``.
+
+The build needs no network. With ``IMAGERYXR_DOCS_INTERSPHINX=1`` it fetches the inventories of other projects, and
+names such as ``xarray.DataArray`` become links.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+HERE = Path(__file__).parent.resolve()
+
+# Pages run in kernels of their own, in a temporary folder: they import `tissue` from here and leave no files.
+sys.path.insert(0, str(HERE))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+
+project = "imageryxr"
+author = "the imageryxr authors"
+copyright = author  # noqa: A001  (the name that Sphinx reads)
+version = release = installed_version("imageryxr")
+
+extensions = [
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx_design",
+]
+suppress_warnings = ["toc.not_readable"]  # pages that are still to be written
+exclude_patterns = ["_build", "_data", "**/.ipynb_checkpoints"]
+templates_path = ["_templates"]
+
+# Pages in MyST Markdown with ```{code-cell} blocks.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_execution_timeout = 180
+nb_merge_streams = True
+myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# The API reference.
+autosummary_generate = True
+autosummary_imported_members = True
+autodoc_typehints = "none"  # numpydoc's Parameters sections state the types
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False
+
+if os.environ.get("IMAGERYXR_DOCS_INTERSPHINX"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "dask": ("https://docs.dask.org/en/stable", None),
+        "distributed": ("https://distributed.dask.org/en/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "python": ("https://docs.python.org/3", None),
+        "xarray": ("https://docs.xarray.dev/en/stable", None),
+        "zarr": ("https://zarr.readthedocs.io/en/stable", None),
+    }
+
+html_theme = "pydata_sphinx_theme"
+html_title = "imageryxr"
+html_static_path = ["_static"]
+html_css_files = ["imageryxr.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_prev_next": True,
+    "header_links_before_dropdown": 6,
+    "secondary_sidebar_items": ["page-toc"],
+}
