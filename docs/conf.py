@@ -19,7 +19,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.g
 
 project = "imageryxr"
 author = "the imageryxr authors"
-copyright = author  # noqa: A001  (the name that Sphinx reads)
+copyright = author
 version = release = installed_version("imageryxr")
 
 extensions = [

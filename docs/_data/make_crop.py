@@ -36,7 +36,9 @@ def main(archive: str) -> None:
     segmentation = label(bodies[supervoxels], "segmentation")
 
     chunks = (36, 125, 125)
-    ix.export(image, f"precomputed://{HERE}/image", chunks=chunks, levels=3, encoding="jpeg", quality=75, overwrite=True)
+    ix.export(
+        image, f"precomputed://{HERE}/image", chunks=chunks, levels=3, encoding="jpeg", quality=75, overwrite=True
+    )
     target = HERE / "segmentation.ome.zarr"
     ix.export(segmentation, target, chunks=chunks, levels=3, compressor="zstd:19", overwrite=True)
     for bookkeeping in HERE.glob("*.manifest.*"):
