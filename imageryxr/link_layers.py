@@ -45,6 +45,7 @@ from imageryxr.look import (
     joined_ids,
 )
 from imageryxr.opening import open_image, open_segmentation
+from imageryxr.plain_attrs import plain_attrs
 from imageryxr.sources.access import Access, lies_locally
 from imageryxr.sources.address import WEB_PROTOCOLS, parse_address
 from imageryxr.sources.base import Missing, Source
@@ -203,7 +204,7 @@ def _open_layer(layer: LinkLayer, state: LinkState, options: LayerOptions) -> xr
         attrs[LINK_TIMESTAMP] = layer.raw_timestamp
     if layer.equivalences:
         attrs[EQUIVALENCES] = [list(group) for group in layer.equivalences]
-    return array.assign_attrs({**attrs, **_look(layer, array.dtype)})
+    return array.assign_attrs(plain_attrs({**attrs, **_look(layer, array.dtype)}))
 
 
 def _volume(layer: LinkLayer, state: LinkState, options: LayerOptions) -> tuple[LinkLayer, Source, Placement]:

@@ -1,8 +1,8 @@
 """How a layer wants to be shown: the attributes that say so, named in one place.
 
 Layers opened from a Neuroglancer link or a datastack carry these attributes, `overlay` follows them unless told
-otherwise, and `neuroglancer_link` writes them back. They survive every verb; a result of a verb holds nested ones as
-JSON text, which any file takes.
+otherwise, and `neuroglancer_link` writes them back. They survive every verb. Nested ones are held as JSON text, which
+any file takes; readers also accept the nested form, and the arrays and scalars that a file gives back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OPACITY = "opacity"
 SELECTED_IDS = "selected_ids"
 #: Segments that are listed, and switched off.
 HIDDEN_IDS = "hidden_ids"
-#: Segments whose colour somebody chose: id, as a string of digits, to "#rrggbb" or "#rrggbbaa".
+#: Segments whose colour somebody chose, as JSON: id, as a string of digits, to "#rrggbb" or "#rrggbbaa".
 COLORS = "colors"
 #: Seed of the viewer's colour hash.
 COLOR_SEED = "color_seed"
@@ -43,7 +43,7 @@ SELECTED_ALPHA = "selected_alpha"
 REST_ALPHA = "rest_alpha"
 #: 1 for the colours as they are, 0 for white.
 SATURATION = "saturation"
-#: Sets of ids that are shown as one, each as its smallest: lists of them.
+#: Sets of ids that are shown as one, each as its smallest: lists of them, as JSON.
 EQUIVALENCES = "equivalences"
 #: Whether all segments are shown where none is selected.
 ALL_IF_NONE = "all_if_none_selected"
@@ -57,15 +57,15 @@ LINK_LAYER = "link_layer"
 #: Shader of an image.
 SHADER = "shader"
 
-#: Of a whole link: nm per unit of its positions, by axis; the point it looks at; nm per pixel on the screen; the
-#: quaternion (x, y, z, w) of its cross sections; all layers, from bottom to top; those that are not opened.
+#: Of a whole link: nm per unit of its positions, by axis, as JSON; the point it looks at; nm per pixel on the screen;
+#: the quaternion (x, y, z, w) of its cross sections; all layers, from bottom to top; as JSON, those not opened.
 DIMENSIONS = "dimensions"
 POSITION = "position"
 NM_PER_PIXEL = "nm_per_pixel"
 ORIENTATION = "orientation"
 LAYER_ORDER = "layer_order"
 UNSUPPORTED = "unsupported_layers"
-#: Layers of a link that were not asked for, each as it stands there.
+#: Layers of a link that were not asked for, each as it stands there, as JSON.
 UNOPENED = "unopened_layers"
 #: The dimensions that the screen calls x, y and z, where these are others.
 DISPLAY = "display_dimensions"

@@ -76,9 +76,10 @@ def plane(
     -------
     DataArray or Dataset
         Dims (z, y, x): y runs down and x across the picture, z across the planes. Coordinates in nm are those of the
-        volume turned with the plane, so those of the volume itself for ``normal="z"``. Attrs ``plane_center``,
-        ``plane_axes`` (the directions (x, y, z) of x, y and z in the volume). Outside the volume it is 0, so an outline
-        runs along the edge of the data, too.
+        volume turned with the plane, so those of the volume itself for ``normal="z"``. Attrs ``plane_center`` (nm) and
+        ``plane_axes``, nine numbers: the directions (x, y, z) in the volume of the picture's x, y and z. Outside the
+        volume the value is 0, so an outline also runs along the edge of the data. Of a Dataset, each variable has
+        these attrs, and the result has the attrs of the Dataset.
 
     Raises
     ------
@@ -106,7 +107,7 @@ def plane(
             nm_per_pixel = min(min(grid_of(v).resolution) for v in layers.values())
         common: dict[str, Any] = {"normal": normal, "up": up, "orientation": orientation, "resolution": resolution}
         cuts = _cuts(layers, lambda v: plane(v, center, size, nm_per_pixel=nm_per_pixel, **common))
-        return xr.Dataset(cuts, attrs=obj.attrs)
+        return xr.Dataset(cuts, attrs=plain_attrs(obj.attrs))
     step = min(grid_of(obj).resolution) if nm_per_pixel is None else _positive(nm_per_pixel)
     axes = axes_of_quaternion(orientation) if orientation is not None else _axes(normal, up)
     return _plane(obj, center, _shape(size), axes, step, check_resolution(resolution), method)
@@ -122,7 +123,7 @@ def _plane(
     grid = _plane_grid(middle, axes, step, shape)
     _check_reached(volume.grid, middle, axes, step, shape, unit)
     expr = sliced(volume.expr, _cut(volume.grid, point, axes, step, shape, chosen), shape)
-    attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.tolist()}
+    attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.ravel().tolist()}
     name = str(obj.name) if obj.name is not None else layer_type_of(obj)
     # Along the axes of a turned plane there are other voxels, whatever their coordinates.
     scalars = tuple(extra for extra in volume.extras if not extra.variable.dims)

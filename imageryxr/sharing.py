@@ -31,7 +31,7 @@ from imageryxr.look import (
     SegmentLook,
     hex_color,
 )
-from imageryxr.plain_attrs import decoded
+from imageryxr.plain_attrs import decoded, listed
 from imageryxr.sources.access import lies_locally
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.shaders import image_options, invlerp_of
@@ -84,11 +84,11 @@ def neuroglancer_link(
         obj = obj.to_dataset(name=obj.name or layer_type_of(obj))
     arrays = layers_of(obj) if isinstance(obj, xr.DataTree) else _layers(obj)
     ours = {name: _layer(name, array, allow_local) for name, array in arrays.items()}
-    kept = [*decoded(obj.attrs.get(UNSUPPORTED, [])), *decoded(obj.attrs.get(UNOPENED, []))]
+    kept = [entry for name in (UNSUPPORTED, UNOPENED) for entry in listed(decoded(obj.attrs.get(name)))]
     others = {o["name"]: json.loads(o["json"]) for o in kept if o.get("json")}
     if not isinstance(obj, xr.DataTree):
         others = {}
-    order = [n for n in link_of(obj.attrs).get("order", obj.attrs.get(LAYER_ORDER, [])) if n in ours or n in others]
+    order = [n for n in link_of(obj.attrs).get("order", listed(obj.attrs.get(LAYER_ORDER))) if n in ours or n in others]
     names = [*order, *(n for n in [*ours, *others] if n not in order)]
     first = next(iter(arrays.values()))
     state = state_of_tree(obj, names) if isinstance(obj, xr.DataTree) else state_of_dataset(obj, first)
@@ -211,7 +211,7 @@ def _segments(array: xr.DataArray) -> dict[str, Any]:
     if array.attrs.get(EQUIVALENCES):
         out["equivalences"] = [[str(i) for i in group] for group in decoded(array.attrs[EQUIVALENCES])]
     if look is None:
-        ids = array.attrs.get("ids")
+        ids = listed(array.attrs.get("ids"))
         return out | ({"segments": [str(i) for i in ids]} if ids else {})
     out["segments"] = [*map(str, look.selected_ids), *(f"!{i}" for i in look.hidden_ids)]
     out["selectedAlpha"], out["notSelectedAlpha"] = look.selected_alpha, look.rest_alpha

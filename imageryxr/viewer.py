@@ -34,6 +34,7 @@ from imageryxr.look import (
     UNOPENED,
     UNSUPPORTED,
 )
+from imageryxr.plain_attrs import plain_attrs
 from imageryxr.sources.access import Access
 from imageryxr.sources.base import Missing, check_missing
 from imageryxr.sources.links import state_of
@@ -92,8 +93,9 @@ def open_neuroglancer(
         finest level. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units, ``nm_per_pixel``,
         ``orientation``, ``display_dimensions`` where the screen has other dimensions than x, y and z,
         ``unsupported_layers``, each with the ``reason`` why it is left out, and ``unopened_layers``, which were not
-        asked for. Attrs of the variables: ``contrast_limits``, ``opacity``, ``selected_ids``, ``colors``, … as
-        `imageryxr.look` lists them, which `overlay` follows.
+        asked for. Dicts and lists of dicts are JSON text (`json.loads` reads them), so that ``to_netcdf`` and
+        ``to_zarr`` store them. Attrs of the variables: ``contrast_limits``, ``opacity``, ``selected_ids``, ``colors``,
+        … as `imageryxr.look` lists them, which `overlay` follows.
         A layer's ``timestamp`` in the link may be milliseconds since 1970, as viewers write it, or seconds: above
         1e11 it is milliseconds. ``tree.imagery.view(size=(w, h))`` gives what the link shows.
 
@@ -251,7 +253,7 @@ def _tree(state: LinkState, opened: Mapping[str, xr.DataArray], unsupported: lis
     }
     unopened = [{"name": x.name, "json": x.spec} for x in state.layers if x.name not in {*opened, *failed}]
     attrs |= {UNOPENED: unopened} if unopened else {}
-    nodes: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs={k: v for k, v in attrs.items() if v != ""})}
+    nodes: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs=plain_attrs({k: v for k, v in attrs.items() if v != ""}))}
     for name in (n for n in order if n in opened):
         array, node = opened[name], _node_name(name, nodes)
         nodes[node] = array.to_dataset(name=array.attrs["layer_type"]).assign_attrs({LAYER: name})

@@ -18,7 +18,7 @@ from imageryxr.frames import Floats, screen_axes, screen_dimensions
 from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
 from imageryxr.look import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
-from imageryxr.plain_attrs import decoded, plain_attrs
+from imageryxr.plain_attrs import decoded, listed, plain_attrs
 
 
 def view(
@@ -161,7 +161,7 @@ def _other_plane(tree: xr.DataTree) -> str:
         )
     if (np.abs(shown_axes(tree) - np.eye(3)) < 1e-6).all():
         return ""
-    display = tree.attrs.get(DISPLAY)
+    display = listed(tree.attrs.get(DISPLAY))
     shown = f"the dimensions {', '.join(display)} as x, y and z (its displayDimensions)" if display else ""
     panel = _panel(tree)
     panel = f"the plane {panel} (its layout)" if panel != "xy" else ""
@@ -173,7 +173,7 @@ def _other_plane(tree: xr.DataTree) -> str:
 
 def shown_axes(tree: xr.DataTree) -> Floats:
     """Return the directions (x, y, z) of the columns, the rows and the depth of the plane that a link shows."""
-    display = screen_dimensions(tree.attrs.get(DISPLAY) or "xyz") or "xyz"
+    display = screen_dimensions(listed(tree.attrs.get(DISPLAY)) or "xyz") or "xyz"
     return screen_axes(tree.attrs.get(ORIENTATION, (0, 0, 0, 1)), _panel(tree), display)
 
 

@@ -14,7 +14,7 @@ from imageryxr.errors import LinkError
 from imageryxr.frames import quaternion_of_axes, screen_dimensions
 from imageryxr.grid import grid_of
 from imageryxr.look import DIMENSIONS, DISPLAY, LINK_STATE, NM_PER_PIXEL, ORIENTATION, POSITION
-from imageryxr.plain_attrs import decoded
+from imageryxr.plain_attrs import decoded, listed
 from imageryxr.sources.layer_groups import PANELS, layout_of_layers, read_groups, with_group
 from imageryxr.sources.navigation import Pose, read_group_pose, read_pose, smallest_side
 from imageryxr.sources.placement import AXES, read_dimensions
@@ -74,8 +74,8 @@ def _changes(
     zoom = attrs.get(NM_PER_PIXEL)
     if zoom is not None and not _same([zoom], [shown.nm_per_pixel or 0]):
         side = smallest_side(tuple(unit), shown.display, shown.stretch)
-        found["crossSectionScale"] = zoom / (side or 1)
-    wanted = tuple(attrs.get(DISPLAY) or AXES)
+        found["crossSectionScale"] = float(zoom) / (side or 1)
+    wanted = tuple(listed(attrs.get(DISPLAY)) or AXES)
     if screen_dimensions(shown.display) not in (None, wanted):
         found["displayDimensions"] = list(wanted)
     return {key: {"link": "unlinked", "value": value} for key, value in found.items()}
@@ -110,7 +110,7 @@ def state_of_dataset(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]
 
 def _of_plane(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]:
     """Return the state of a picture that `imageryxr.plane` cut: its coordinates are those of the volume, turned."""
-    grid, axes = grid_of(first), np.array(first.attrs["plane_axes"])
+    grid, axes = grid_of(first), np.reshape(decoded(first.attrs["plane_axes"]), (3, 3))
     said = decoded(dataset.attrs.get(DIMENSIONS))
     unit = tuple(said[axis][0] for axis in AXES) if said else grid.resolution
     middle = [
@@ -138,8 +138,8 @@ def _flat(attrs: Mapping[Any, Any], unit: Any, point: list[float]) -> dict[str, 
     turned = [float(v) for v in attrs.get(ORIENTATION, (0, 0, 0, 1))]
     zoom = attrs.get(NM_PER_PIXEL)
     if zoom is not None:
-        side = smallest_side(tuple(unit), tuple(attrs.get(DISPLAY) or AXES), _pose_of(rest).stretch)
-        state["crossSectionScale"] = zoom / (side or min(unit))
+        side = smallest_side(tuple(unit), tuple(listed(attrs.get(DISPLAY)) or AXES), _pose_of(rest).stretch)
+        state["crossSectionScale"] = float(zoom) / (side or min(unit))
     if turned != [0, 0, 0, 1]:
         state["crossSectionOrientation"] = turned
     display = _display(attrs, rest, state["dimensions"])
@@ -179,7 +179,7 @@ def _place(attrs: Mapping[Any, Any], unit: Any, point: Sequence[float], before: 
 
 def _display(attrs: Mapping[Any, Any], rest: Mapping[str, Any], dims: Mapping[str, Any]) -> Any:
     """Return the display dimensions to write, if any: those of the link where they show what the attributes say."""
-    wanted = tuple(attrs.get(DISPLAY) or AXES)
+    wanted = tuple(listed(attrs.get(DISPLAY)) or AXES)
     given = rest.get("displayDimensions")
     names = [name for name in dims if not name.endswith(("'", "^"))][:3]
     before = given if isinstance(given, list) else names

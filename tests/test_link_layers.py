@@ -45,7 +45,7 @@ def test_a_layer_that_cannot_be_opened_does_not_end_the_link(sample, case, visib
         tree = opened(state, sample)
     assert len(told) == 1
     assert list(tree.children) == ["em", "cells"]
-    (entry,) = tree.attrs["unsupported_layers"]
+    (entry,) = json.loads(tree.attrs["unsupported_layers"])
     assert entry["name"] == "bad"
     assert entry["reason"] in str(told[0].message)
     assert tree.imagery.view(size=(8, 8)).imagery.overlay().shape == (1, 8, 8, 4)

@@ -253,7 +253,7 @@ def test_a_layer_that_is_not_there(server, token):
         assert "the layer 'em' of the link is left out: " in str(told[0].message)
         assert "nowhere" in str(told[0].message)
         assert list(tree.children) == ["cells"]
-        assert [u["name"] for u in tree.attrs["unsupported_layers"]] == ["em", "notes"]
+        assert [u["name"] for u in json.loads(tree.attrs["unsupported_layers"])] == ["em", "notes"]
     assert list(ix.open_neuroglancer(link, allow_local=True, layers=["cells"]).children) == ["cells"]
     with pytest.raises(ix.SourceNotFoundError, match=r"the layer 'em' .*nowhere.*leave it out of layers=\[…\]"):
         ix.open_neuroglancer(link, allow_local=True, layers=["em", "cells"])

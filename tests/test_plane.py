@@ -64,7 +64,7 @@ def test_any_plane_is_what_scipy_and_a_slow_loop_find(normal, shift, step, label
     da = SEG if labels else IMAGE
     center = np.array(point(da, 6, 15, 17)) + shift
     cut = ix.plane(as_source(da), center, (15, 11, 2), normal=normal, nm_per_pixel=step)
-    u, v, n = np.array(cut.attrs["plane_axes"])
+    u, v, n = np.reshape(cut.attrs["plane_axes"], (3, 3))
     np.testing.assert_allclose([u @ v, u @ n, v @ n], 0, atol=1e-12)
     np.testing.assert_allclose(np.cross(u, v), n, atol=1e-12)
     grid = ix.grid_of(da)
@@ -128,7 +128,9 @@ def test_orientations_are_neuroglancers(quaternion, named):
     from scipy.spatial.transform import Rotation
 
     cut = ix.plane(IMAGE, point(IMAGE, 6, 15, 17), (9, 9), orientation=quaternion)
-    np.testing.assert_allclose(cut.attrs["plane_axes"], Rotation.from_quat(quaternion).as_matrix().T, atol=1e-12)
+    np.testing.assert_allclose(
+        np.reshape(cut.attrs["plane_axes"], (3, 3)), Rotation.from_quat(quaternion).as_matrix().T, atol=1e-12
+    )
     if named:
         np.testing.assert_array_equal(cut.values, ix.plane(IMAGE, point(IMAGE, 6, 15, 17), (9, 9), normal=named).values)
 
