@@ -53,7 +53,7 @@ FLOORS = [
     ["sources.sockets"],
     ["sources.transport", "sources.parallel"],
     ["micrograph", "sources.web"],
-    ["sample"],
+    ["sample", "testing.local_cave", "testing"],
     ["sources.apart"],
     [
         "sources.auth",
