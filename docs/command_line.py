@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+from importlib.metadata import entry_points
+from unittest.mock import patch
 
 
 def print_help(*command: str) -> None:
     """Print the help of ``imageryxr COMMAND`` at a fixed width and without colours."""
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    arguments = [sys.executable, "-m", "imageryxr", *command, "--help"]
-    text = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout
-    print(text.replace("python -m imageryxr", "imageryxr").strip())
+    (script,) = entry_points(group="console_scripts", name="imageryxr")
+    main = script.load()
+    environment = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    with patch.dict(os.environ, environment), patch.object(sys, "argv", ["imageryxr", *command, "--help"]):
+        try:
+            main()
+        except SystemExit as ended:
+            if ended.code:
+                raise

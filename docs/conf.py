@@ -28,9 +28,10 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
 suppress_warnings = ["toc.not_readable"]  # pages that are still to be written
-exclude_patterns = ["_build", "_data", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_data", "_templates", "gallery", "**/.ipynb_checkpoints"]
 templates_path = ["_templates"]
 
 # Pages in MyST Markdown with ```{code-cell} blocks.
@@ -41,6 +42,24 @@ nb_execution_timeout = 180
 nb_merge_streams = True
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+
+# The gallery: each script of `gallery` becomes a page of `generated/gallery`.
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "generated/gallery",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("matplotlib", "picture_scraper.save_picture"),
+    "ignore_repr_types": r"PIL|matplotlib|xarray\.plot",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "notebook_extensions": set(),  # the scripts need `tissue`, which a downloaded notebook lacks
+    "remove_config_comments": True,
+    "show_memory": False,
+    "show_signature": False,
+    "thumbnail_size": (320, 280),
+    "write_computation_times": False,
+}
 
 # The API reference.
 autosummary_generate = True

@@ -75,3 +75,11 @@ def test_the_page_of_the_tissue_credits_its_source():
     text = (DOCS / "_data" / "README.md").read_text()
     assert "HHMI Janelia Research Campus" in text
     assert "https://creativecommons.org/licenses/by/3.0/" in text
+
+
+def test_gallery_has_at_least_twelve_figures_each_with_a_title():
+    scripts = sorted((DOCS / "gallery").glob("*.py"))
+    assert len(scripts) >= 12
+    titles = [re.match(r'"""\n(.+)\n=+\n\n', script.read_text()) for script in scripts]
+    assert all(titles)
+    assert len({title[1] for title in titles}) == len(scripts)
