@@ -172,3 +172,7 @@ __all__ = [
 ]
 
 del _accessor
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

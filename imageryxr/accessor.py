@@ -170,6 +170,7 @@ class ImageryDataset:
     outline = _segmentation_method(outline)
     unique_ids = _segmentation_method(unique_ids)
     split_masks = _segmentation_method(split_masks)
+    sample_points = _method(sample_points)
     export = _method(export)
     plan_export = _method(plan_export)
     plot = _method(plot)

@@ -9,7 +9,7 @@ import xarray as xr
 
 from imageryxr.axismap import AxisMap
 from imageryxr.boxes import DIMS, BBox, check_resolution, exact
-from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError
+from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError, OutOfVolumeError
 from imageryxr.expr import Expr, Resampled, ended, view, within
 from imageryxr.grid import Axis, Grid, grid_of, outside_error, refuse_far
 from imageryxr.half_voxel import warn_half_voxel
@@ -278,16 +278,32 @@ def _common_box(image: Grid, segmentation: Grid) -> BBox:
     if box is None:
         raise GridMismatchError(
             f"the image and the segmentation do not overlap: the image covers {image.bbox}, the segmentation "
-            f"{segmentation.bbox}; check that they belong together, and their voxel offsets"
+            f"{segmentation.bbox}; "
+            + (_unit_hint(image, segmentation) or "check that they belong together, and their voxel offsets")
         )
     return box
+
+
+def _unit_hint(image: Grid, segmentation: Grid) -> str:
+    """Return what to type where two layers overlap if the coordinates of one are in micrometres; else nothing."""
+    for name, small, large in (("image", image, segmentation), ("segmentation", segmentation, image)):
+        x, y, z = (1000 * r for r in small.resolution)
+        if Grid(small.shape, (x, y, z), small.voxel_offset).bbox.intersection(large.bbox) is not None:
+            return (
+                f"they overlap if the numbers of the {name} are taken 1000 times, as where they are micrometres: set "
+                f"{name}[dim].attrs['units'] = 'um' for dim in 'zyx'"
+            )
+    return ""
 
 
 def _inside_both(bbox: BBox, image: xr.DataArray, segmentation: xr.DataArray) -> BBox:
     for name, array in (("image", image), ("segmentation", segmentation)):
         grid = grid_of(array)
         if not grid.select(bbox).clip(grid.box).voxels:
-            raise outside_error(bbox, grid, f"the {name}")
+            error = outside_error(bbox, grid, f"the {name}")
+            first, second = grid_of(image), grid_of(segmentation)
+            hint = "" if first.bbox.intersection(second.bbox) else _unit_hint(first, second)
+            raise OutOfVolumeError(f"{error}. The image and the segmentation do not overlap; {hint}") if hint else error
     return bbox
 
 

@@ -330,7 +330,8 @@ def crop(
     Returns
     -------
     DataArray or Dataset
-        As ``obj``, on the box; n voxels' worth of box is n voxels.
+        As ``obj``, on the box; n voxels' worth of box is n voxels. Where the box begins is in the coordinates and in
+        `grid_of`; ``attrs["voxel_offset"]`` remains that of the whole level, so that neighbouring crops combine.
 
     Raises
     ------

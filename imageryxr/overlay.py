@@ -84,7 +84,8 @@ def overlay(
     -------
     DataArray
         uint8, dims (z, y, x, rgba), straight alpha; opaque where there is an image. Attrs are those of the image, and
-        with outlines ``outline_axis``.
+        with outlines ``outline_axis``; ``voxel_offset`` is that of the image's whole level, and `grid_of` returns that
+        of the picture.
 
     Raises
     ------

@@ -65,13 +65,17 @@ class Outline:
 
     def __post_init__(self) -> None:
         if isinstance(self.width, bool) or not _is_number(self.width) or not 0 < self.width < math.inf:
-            raise OptionError(f"width={self.width!r} of an outline must be a positive number of {self.unit}, e.g. 3")
+            raise OptionError(
+                f"an outline cannot have width={self.width!r}: give a positive number of {self.unit}, e.g. width=3"
+            )
         if self.side not in ("out", "in"):
-            raise OptionError(f"side={self.side!r} of an outline must be 'out' or 'in'")
+            raise OptionError(f"an outline cannot have side={self.side!r}: its side is 'out' or 'in'")
         if self.unit not in ("px", "nm"):
-            raise OptionError(f"unit={self.unit!r} of an outline must be 'px' (pixels) or 'nm' (nanometres)")
+            raise OptionError(
+                f"an outline cannot have unit={self.unit!r}: give unit='px' (pixels) or unit='nm' (nanometres)"
+            )
         if not isinstance(self.merge, bool | np.bool_):
-            raise OptionError(f"merge={self.merge!r} of an outline must be True or False")
+            raise OptionError(f"an outline cannot have merge={self.merge!r}: give merge=True or merge=False")
         check_alpha(self.alpha, "alpha of an outline")
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.boxes import SNAP, check_resolution, show_triple, tidy
-from imageryxr.errors import BoxError, OutOfVolumeError
+from imageryxr.boxes import DIMS, SNAP, Triple, check_resolution, show_triple, tidy
+from imageryxr.errors import BoxError, LayerError, OutOfVolumeError
 from imageryxr.expr import Array, ArrayLeaf
 from imageryxr.grid import Grid
 from imageryxr.lazy import to_dask
@@ -21,8 +21,10 @@ from imageryxr.volumes import RGBA, Volume, volume_of
 Places = npt.NDArray[np.float64]
 
 
-def sample_points(array: xr.DataArray, points: Any, *, resolution: Sequence[float] = (1, 1, 1)) -> xr.DataArray:
-    """Return the values of an array at points: ids as ids, grey values as grey values, colours as colours.
+def sample_points(obj: Any, points: Any, *, resolution: Sequence[float] = (1, 1, 1)) -> Any:
+    """Return the values of an array, or of each layer of a Dataset, at points.
+
+    Ids stay ids, grey values grey values, and colours colours.
 
     Computes: reads the storage chunks (or dask blocks) that hold a point, each of them once, whatever the number of
     points in it and however far apart they are. A point takes the value of the voxel that contains it; values are not
@@ -30,27 +32,31 @@ def sample_points(array: xr.DataArray, points: Any, *, resolution: Sequence[floa
 
     Parameters
     ----------
-    array : DataArray
-        Dims (z, y, x), or (z, y, x, rgba).
-    points : array_like of shape (n, 3), DataFrame, Dataset or dict
-        Points (x, y, z) in units of ``resolution``, in any order; a table has the columns ``x``, ``y`` and ``z``. One
-        point may be given as three numbers.
+    obj : DataArray or Dataset
+        Dims (z, y, x), or (z, y, x, rgba); of a Dataset, each variable that has them.
+    points : array_like of shape (n, 3), Series, DataFrame, Dataset or dict
+        Points (x, y, z) in units of ``resolution``, in any order. A table has the columns ``x``, ``y`` and ``z``, or
+        exactly one column of triples, such as ``pt_position`` of a CAVE table; of several, give one:
+        ``table["pre_pt_position"]``. One point may be given as three numbers.
     resolution : sequence of 3 numbers, default (1, 1, 1)
         Nanometres per unit (x, y, z) of ``points``. ``(1, 1, 1)`` means that they are nanometres; the resolution that
         Neuroglancer shows, such as ``(4, 4, 40)``, means that they are voxels of that size.
 
     Returns
     -------
-    DataArray
-        In memory, dims (point,) or (point, rgba), of the dtype of ``array``, with the coordinates ``x``, ``y`` and
-        ``z`` of the points in nm. A point outside the array has the value 0, as `crop` fills what lies outside.
+    DataArray or Dataset
+        In memory, dims (point,) or (point, rgba), of the dtype of ``obj``, with the coordinates ``x``, ``y`` and ``z``
+        of the points in nm. A point outside the array has the value 0, as `crop` fills what lies outside. Of a Dataset,
+        a variable per layer.
 
     Raises
     ------
     BoxError
         If the points are not n times three finite numbers.
     OutOfVolumeError
-        If there are points, and all of them lie outside the array.
+        If there are points, and all of them lie outside the array, or outside every layer of a Dataset.
+    LayerError
+        If no variable of a Dataset has the dims z, y and x.
     ChunkReadError
         If a chunk cannot be read.
 
@@ -62,37 +68,47 @@ def sample_points(array: xr.DataArray, points: Any, *, resolution: Sequence[floa
     >>> ids.dims, ids.dtype, int(ids[2])
     (('point',), dtype('uint64'), 0)
     """
-    tail = ("rgba",) if "rgba" in getattr(array, "dims", ()) else ()
-    volume = volume_of(array, tail=tail)
-    unit = check_resolution(resolution)
-    places = _numbers(points)
+    places, unit = _numbers(points), check_resolution(resolution)
+    layers: Mapping[Any, Any] = _layers(obj) if isinstance(obj, xr.Dataset) else {None: obj}
+    volumes = {name: volume_of(array, tail=_tail(array)) for name, array in layers.items()}
+    if len(places) and not any(_any_inside(places, unit, volume.grid) for volume in volumes.values()):
+        name, volume = next(iter(volumes.items()))
+        raise _outside_error(places, unit, volume.grid, layers[name].name)
+    values = {name: _sampled(volume, places, unit) for name, volume in volumes.items()}
+    return xr.Dataset(values, attrs=obj.attrs) if isinstance(obj, xr.Dataset) else values[None]
+
+
+def _tail(array: Any) -> tuple[str, ...]:
+    return ("rgba",) if "rgba" in getattr(array, "dims", ()) else ()
+
+
+def _layers(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
+    """Return the variables of a Dataset that have a place in space."""
+    found = {name: v for name, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+    if not found:
+        names = list(map(str, dataset.data_vars))
+        raise LayerError(f"the Dataset has the variables {names}, none of which has the dims z, y and x")
+    return found
+
+
+def _sampled(volume: Volume, places: Places, unit: Triple) -> xr.DataArray:
+    """Return the values at points in nm per ``unit``, 0 where they lie outside."""
     indexes = _indexes(places, unit, volume.grid)
     inside = np.all([(i >= 0) & (i < n) for i, n in zip(indexes, volume.grid.shape, strict=True)], axis=0)
-    if len(places) and not inside.any():
-        raise _outside_error(places, unit, volume.grid, array.name)
     values = np.zeros((len(places), *volume.expr.tail), volume.expr.dtype)
     if inside.any():
         z, y, x = (i[inside].astype(np.int64) for i in indexes)
         values[inside] = _values(volume, z, y, x)
     coords: dict[str, Any] = {d: ("point", places[:, a] * unit[a], {"units": "nm"}) for a, d in enumerate("xyz")}
+    tail = ("rgba",) if volume.expr.tail else ()
     colors = {"rgba": ("rgba", list(RGBA))} if tail else {}
-    return xr.DataArray(values, {**coords, **colors}, ("point", *tail), array.name, dict(array.attrs))
+    return xr.DataArray(values, {**coords, **colors}, ("point", *tail), volume.name, dict(volume.attrs))
 
 
 def _numbers(points: Any) -> Places:
     """Return points as an array (n, 3)."""
     if isinstance(points, Mapping | xr.Dataset) or hasattr(points, "columns"):
-        absent = [c for c in "xyz" if c not in points]
-        if absent:
-            names = list(map(str, getattr(points, "columns", points)))
-            raise BoxError(
-                f"the table of points has the columns {names} and lacks {absent}: name those of the positions x, y "
-                "and z, e.g. table.rename(columns={'pt_x': 'x'}), or give an array of shape (n, 3)"
-            )
-        points = [np.asarray(points[c]) for c in "xyz"]
-        if len({p.shape for p in points}) > 1 or points[0].ndim != 1:
-            raise BoxError(f"x, y and z of points have shapes {[p.shape for p in points]}: give as many of each")
-        points = np.stack(points, axis=1)
+        points = _columns(points)
     try:
         rows = np.asarray(points)
         # a column of triples, as CAVE tables have
@@ -114,6 +130,38 @@ def _numbers(points: Any) -> Places:
             "leave those rows out, e.g. with table.dropna()"
         )
     return found
+
+
+def _columns(table: Any) -> Any:
+    """Return the positions of a table: its columns x, y and z, or its only column of triples."""
+    absent = [c for c in "xyz" if c not in table]
+    if not absent:
+        points = [np.asarray(table[c]) for c in "xyz"]
+        if len({p.shape for p in points}) > 1 or points[0].ndim != 1:
+            raise BoxError(f"x, y and z of points have shapes {[p.shape for p in points]}: give as many of each")
+        return np.stack(points, axis=1)
+    names = list(getattr(table, "columns", table))
+    triples = [name for name in names if _holds_triples(table[name])]
+    if len(triples) == 1:
+        return table[triples[0]]
+    message = f"the table of points has the columns {list(map(str, names))}"
+    split = [[f"{name[:-1]}{axis}" for axis in "xyz"] for name in map(str, names) if name[-2:] == "_x"]
+    split = [columns for columns in split if not set(columns) - {*names}]
+    if triples:
+        raise BoxError(f"{message}, {len(triples)} of which hold positions: give one of them, table[{triples[0]!r}]")
+    if split:
+        raise BoxError(f"{message} and lacks {absent}: give table[{split[0]}].to_numpy()")
+    raise BoxError(
+        f"{message} and lacks {absent}: name those of the positions x, y and z, e.g. "
+        "table.rename(columns={'pt_x': 'x'}), or give an array of shape (n, 3)"
+    )
+
+
+def _holds_triples(column: Any) -> bool:
+    values = np.asarray(column)
+    if values.dtype != object or values.ndim != 1:
+        return values.ndim == 2 and values.shape[1] == 3 and values.dtype.kind in "iuf"
+    return len(values) > 0 and all(isinstance(v, list | tuple | np.ndarray) and len(v) == 3 for v in values)
 
 
 def _indexes(places: Places, unit: Sequence[float], grid: Grid) -> list[Places]:

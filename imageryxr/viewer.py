@@ -70,7 +70,8 @@ def open_neuroglancer(
         that can be opened. Of a layer without a type, the data decide.
     group : int, optional
         Of a link that shows several groups of layers side by side, the one to look at, counted from 0 from left to
-        right and top to bottom: its position, zoom, plane and layers. Default: the first.
+        right and top to bottom: its position, zoom, plane and layers. Default: the first. Of a link without groups,
+        0 is the whole.
     allow_local : bool, default False
         Whether the link may name files of this machine and servers on it or in its network. A link from somebody else
         should not.

@@ -51,6 +51,10 @@ def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
         (["--width-mm", "0"], "--width-mm 0.0 is not a length in mm"),
         (["--label-pt", "-7"], "--label-pt -7.0 is not a length in points"),
         (["--dpi", "0"], "--dpi 0.0 is not a length in pixels per inch"),
+        (
+            ["--outline", "2", "--outline-side", "inside"],
+            "an outline cannot have --outline-side inside: its side is 'out' or 'in'",
+        ),
     ],
 )
 def test_mistakes_are_named_as_they_are_typed(sample, tmp_path, args, says):
@@ -68,3 +72,19 @@ def test_the_help_lists_every_option_in_a_group(command):
     assert [head for head in heads if head in GROUPS] == [name for name in GROUPS if name in heads]
     other = lines[lines.index("Other:") + 1 :]
     assert [line.split()[0] for line in other if line.strip()] == ["--help"]
+
+
+@pytest.mark.parametrize("colors", ["husl", "tab10", "stable"])
+@pytest.mark.parametrize("chosen", [False, True], ids=["all", "ids"])
+def test_a_palette_draws_what_it_does_in_python(sample, tmp_path, colors, chosen):
+    box = ix.BBox.around((4600, 2560, 130), (80, 60), resolution=(8, 8, 40))
+    both = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
+    ids = ix.unique_ids(both.segmentation)[:3][::-1].tolist() if chosen else None
+    sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--resolution", "8,8,40"]
+    place = ["--center", "4600,2560,130", "--size", "80,60", "--no-scale-bar", "--colors", colors]
+    some = ["--ids", ",".join(map(str, ids))] if ids else []
+    done = run("figure", tmp_path / "a.png", *sources, *place, *some)
+    assert (done.returncode, done.stderr) == (0, "")
+    picture = both.imagery.overlay(colors=colors, ids=ids)
+    with Image.open(tmp_path / "a.png") as drawn:
+        np.testing.assert_array_equal(np.asarray(drawn.convert("RGB")), picture.values[0, ..., :3])

@@ -353,8 +353,9 @@ def test_a_single_viewer_has_no_groups(image, layout):
     state = {} if layout is None else {"layout": layout}
     tree = opened(image, **state)
     assert back(tree)["layout"] == (layout or "xy")
-    with pytest.raises(ix.OptionError, match="no layer groups"):
-        opened(image, **state, group=0)
+    assert opened(image, **state, group=0).identical(tree)  # the whole is its only group
+    with pytest.raises(ix.OptionError, match="no layer groups: leave group out"):
+        opened(image, **state, group=1)
 
 
 def test_a_group_follows_the_whole_link_but_for_what_it_has(image):

@@ -79,3 +79,15 @@ def test_a_codec_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(precomputed, "find_spec", lambda name: None)
     with pytest.raises(ix.CodecError, match=r"pip install crackle-codec, or pip install 'imageryxr\[codecs\]'"):
         ix.open_segmentation(tmp_path)
+
+
+@pytest.mark.parametrize("link", ['{"layers": "abc', '{"layers": [{"a": "b]'])
+def test_a_link_that_ends_early_names_the_character(link):
+    with pytest.raises(ix.LinkError, match=r"Unterminated string starting at character \d+;"):
+        ix.open_neuroglancer(link)
+
+
+def test_dir_lists_the_public_names_alone():
+    listed = dir(ix)
+    assert {name for name in listed if not name.startswith("__")} == set(ix.__all__)
+    assert "__version__" in listed

@@ -222,3 +222,45 @@ def test_it_computes_nothing_more_than_it_says():
     with no_compute():
         ix.sample_points(held(), xyz, resolution=GRID.resolution)
         ix.sample_points(opened(), xyz, resolution=GRID.resolution)
+
+
+def test_each_layer_of_a_dataset_is_sampled(sample):
+    ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
+    points = [(4600, 2560, 130), (4200, 2200, 110), (0, 0, 0)]
+    found = ds.imagery.sample_points(points, resolution=(8, 8, 40))
+    assert list(found.data_vars) == ["image", "segmentation"]
+    for name, values in found.data_vars.items():
+        xr.testing.assert_identical(values, ix.sample_points(ds[name], points, resolution=(8, 8, 40)))
+    with pytest.raises(ix.OutOfVolumeError):
+        ds.imagery.sample_points([(0, 0, 0)])
+    with pytest.raises(ix.LayerError, match="none of which has the dims z, y and x"):
+        ix.sample_points(xr.Dataset({"a": ("t", [1, 2])}), points)
+
+
+def test_a_table_with_one_column_of_triples_needs_no_more(sample):
+    seg = ix.open_segmentation(sample.segmentation)
+    rows = [(4600, 2560, 130), (4200, 2200, 110)]
+    truth = ix.sample_points(seg, rows, resolution=(8, 8, 40)).values
+    tables = [
+        pd.DataFrame({"id": [1, 2], "pt_position": [np.array(r) for r in rows]}),
+        pd.DataFrame({"pt_position": [list(r) for r in rows], "cell_type": ["a", "b"]}),
+        {"id": np.array([1, 2]), "pt_position": np.array(rows)},
+    ]
+    for table in tables:
+        np.testing.assert_array_equal(ix.sample_points(seg, table, resolution=(8, 8, 40)).values, truth)
+        column = ix.sample_points(seg, table["pt_position"], resolution=(8, 8, 40))
+        np.testing.assert_array_equal(column.values, truth)
+
+
+def test_a_table_whose_positions_are_in_doubt_names_what_to_type(sample):
+    seg = ix.open_segmentation(sample.segmentation)
+    rows = [(4600, 2560, 130), (4200, 2200, 110)]
+    table = pd.DataFrame({"pre_pt_position": rows, "post_pt_position": rows})
+    with pytest.raises(ix.BoxError, match=r"2 of which hold positions: give one of them, table\['pre_pt_position'\]"):
+        ix.sample_points(seg, table, resolution=(8, 8, 40))
+    table = pd.DataFrame({f"pt_position_{axis}": np.array(rows)[:, i] for i, axis in enumerate("xyz")})
+    with pytest.raises(ix.BoxError, match="give table") as error:
+        ix.sample_points(seg, table, resolution=(8, 8, 40))
+    typed = str(error.value).partition("give ")[2]
+    found = ix.sample_points(seg, eval(typed, {"table": table}), resolution=(8, 8, 40))
+    np.testing.assert_array_equal(found.values, ix.sample_points(seg, rows, resolution=(8, 8, 40)).values)

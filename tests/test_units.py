@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 
+import imageryxr as ix
 from imageryxr.errors import UnitError
 from imageryxr.units import has_unit, length_in_nm
 
@@ -69,3 +71,31 @@ def test_a_symbol_in_the_wrong_case_names_the_right_one():
 
 def test_blank_units_state_nothing():
     assert [has_unit(u) for u in (None, "", "  ", "nm", 0)] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("which", ["image", "segmentation"])
+def test_micrometres_without_units_are_named_where_nothing_overlaps(sample, which):
+    layers = {"image": ix.open_image(sample.image), "segmentation": ix.open_segmentation(sample.segmentation)}
+    truth = ix.align(layers["image"], layers["segmentation"])
+    given = layers[which].isel(z=slice(0, 8))
+    given = given.assign_coords({d: (d, given[d].values / 1000) for d in "zyx"})
+    given.attrs = {"layer_type": which}
+    layers[which] = given
+    says = rf"set {which}\[dim\].attrs\['units'\] = 'um' for dim in 'zyx'"
+    with pytest.raises(ix.GridMismatchError, match=says):
+        ix.align(layers["image"], layers["segmentation"])
+    box = ix.BBox.around((4600, 2560, 105), (8, 8, 2), resolution=(8, 8, 40))
+    with pytest.raises(ix.OutOfVolumeError, match=says):
+        ix.align(layers["image"], layers["segmentation"], bbox=box)
+    for dim in "zyx":
+        given[dim].attrs["units"] = "um"
+    found = ix.align(layers["image"], layers["segmentation"], bbox=box)
+    xr.testing.assert_allclose(found, ix.crop(truth, box))
+
+
+def test_layers_apart_get_no_advice_on_units():
+    first, second = (ix.Grid((2, 2, 2), (8, 8, 40), (x, 0, 0)) for x in (100, 300))
+    image = xr.DataArray(np.zeros((2, 2, 2), np.uint8), dims=("z", "y", "x"), coords=first.coords())
+    labels = xr.DataArray(np.zeros((2, 2, 2), np.uint64), dims=("z", "y", "x"), coords=second.coords())
+    with pytest.raises(ix.GridMismatchError, match="check that they belong together"):
+        ix.align(image, labels)

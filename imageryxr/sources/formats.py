@@ -60,7 +60,11 @@ def _problem(called: str, lines: Callable[[Path], tuple[str, str, str]], place: 
     try:
         package, imports, opened = lines(place)
     except Exception:  # a file of that name with another content
-        return f"is {called} by its name, a format that is not read here, and its header makes no sense"
+        return (
+            f"is {called} by its name, a format that is not read here, and its header makes no sense: the file is "
+            "incomplete, damaged or of another format. Compare its size with that of the original, copy or download "
+            "it again, and give its path once more for how to open it"
+        )
     install = f"pip install {package}, then " if package and find_spec(imports.split(",")[0]) is None else ""
     modules = f", {imports}" if imports else ""
     return (

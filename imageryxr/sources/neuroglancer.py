@@ -161,7 +161,7 @@ def parse_state(state: Mapping[str, Any], group: int | None = None) -> LinkState
     state : mapping
         As Neuroglancer writes it.
     group : int, optional
-        Which of several layer groups to look at, counted from 0. Default: the first.
+        Which of several layer groups to look at, counted from 0. Default: the first. A link without groups is group 0.
 
     Raises
     ------
@@ -199,8 +199,9 @@ def _chosen_group(groups: Sequence[LayerGroup], asked: int | None) -> int:
     count = len(groups)
     if asked is None:
         return 0
-    if isinstance(asked, bool) or not isinstance(asked, int) or not 0 <= asked < count:
-        have = f"its layer groups are 0 to {count - 1}" if count else "it has no layer groups"
+    # a link without groups is one group
+    if isinstance(asked, bool) or not isinstance(asked, int) or not 0 <= asked < max(count, 1):
+        have = f"its layer groups are 0 to {count - 1}" if count else "it has no layer groups: leave group out"
         raise OptionError(f"group={asked!r}: the link has no such group; {have}")
     return asked
 

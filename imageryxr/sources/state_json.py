@@ -92,7 +92,7 @@ def parsed(text: str) -> dict[str, Any]:
         try:
             state = json.loads(candidate, parse_constant=_no_constant)
         except json.JSONDecodeError as error:
-            problems.append(f"{error.msg} at character {error.pos}")
+            problems.append(f"{error.msg.removesuffix(' at')} at character {error.pos}")
         except (ValueError, RecursionError) as error:
             problems.append(str(error)[:200])
         else:
