@@ -207,6 +207,14 @@ def test_import_stays_light():
         "distributed",
         "tqdm",
         "typer",
+        "scipy",
+        "h5py",
+        "boto3",
+        "obstore",
+        "tifffile",
+        "av",
+        "colorcet",
+        "fastremap",
     ]
     code = f"import xarray, dask.array, sys; before = set(sys.modules); import imageryxr; print([m for m in {heavy} if m in set(sys.modules) - before])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
