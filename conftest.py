@@ -1,10 +1,14 @@
-"""The number of processes that run the tests."""
+"""The number of processes that run the tests, and what doctests see."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.support.sample_volume import session_sample
 
 MOST_PROCESSES = 4  # each takes 1 GB, and dask clusters in tests start more
 
@@ -16,3 +20,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if cores == 1 else min(cores, MOST_PROCESSES)
+
+
+@pytest.fixture(scope="session")
+def sample_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the sample volume of this test session lies."""
+    return session_sample(tmp_path_factory).path
+
+
+@pytest.fixture(autouse=True)
+def _names(doctest_namespace: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    if isinstance(request.node, pytest.DoctestItem):
+        doctest_namespace["os"] = os
+        if "sample_path" in "".join(e.source for e in request.node.dtest.examples):
+            doctest_namespace["sample_path"] = request.getfixturevalue("sample_path")

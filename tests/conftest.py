@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, settings
 
 import imageryxr as ix
 from imageryxr import painting
-from imageryxr.conftest import session_sample
 from imageryxr.export.lease import Lease
 from imageryxr.sources import chunkedgraph
-from tests import cave_server, s3_server, slow_tests
+from tests import cave_server, s3_server
+from tests.support.sample_volume import session_sample
 
 settings.register_profile(
     "default", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -41,15 +41,6 @@ FIB25 = Path(os.environ.get("IMAGERYXR_FIB25", _beside))
 # Started in the background, as by `nohup pytest &`, Python ignores Ctrl-C and so do all processes that it starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `slow_tests` lists."""
-    for item in items:
-        name = getattr(item, "originalname", item.name)
-        if item.path.name in slow_tests.FILES or f"{item.path.name}::{name}" in slow_tests.TESTS:
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

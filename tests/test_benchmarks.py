@@ -42,6 +42,7 @@ def test_every_row_is_asvs_too():
             assert kind.peer_name
 
 
+@pytest.mark.slow
 def test_both_sides_read_and_draw_the_same():
     cut = reading.SegmentationCutout()
     cut.setup()

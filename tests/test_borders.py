@@ -143,6 +143,7 @@ def test_what_lies_outside_of_an_array_is_background(first, second, how):
     np.testing.assert_array_equal(shown[0], shown[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [96, 16, 7, 5])
 def test_lines_where_a_resampled_segmentation_ends_in_the_picture(chunks):
     picture = ix.Grid((5, 96, 112), (4, 4, 40), (-20, -30, 2))

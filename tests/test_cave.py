@@ -56,6 +56,7 @@ class TestDatastack:
         options = {"server_address": cave.url, "token": TOKEN, "connection": HASTY, **options}
         return ix.open_datastack(DATASTACK, **options)
 
+    @pytest.mark.slow
     def test_what_the_readme_shows(self, cave):
         with no_compute():
             tree = self.open(cave)

@@ -39,6 +39,7 @@ def test_cutouts(client, when, size):
     np.testing.assert_array_equal(ds.segmentation.values.T.astype(np.int64), labels.reshape(80, 60, depth))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"alpha": 0.4}, {"alpha": 0.8, "outline": True, "width": 3, "merge_outline": False}]
 )

@@ -88,6 +88,7 @@ def test_threads_at_several_instants(cave):
         np.testing.assert_array_equal(values, truth(cave, when, box))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
 def test_processes(cave, method):
     if method not in multiprocessing.get_all_start_methods():
@@ -145,6 +146,7 @@ def test_a_fork_amid_some_ids(cave):
     assert ended(child, 20) == 0
 
 
+@pytest.mark.slow
 def test_distributed_workers(cave):
     from distributed import Client, LocalCluster
 

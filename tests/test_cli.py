@@ -19,6 +19,7 @@ def run(*args):
     return subprocess.run([sys.executable, "-m", "imageryxr.cli", *map(str, args)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_info(sample):
     done = run("info", sample.image)
     assert done.returncode == 0, done.stderr
@@ -28,6 +29,7 @@ def test_info(sample):
     assert levels[1]["resolution"] == [32, 32, 40]
 
 
+@pytest.mark.slow
 def test_figure_and_export(sample, tmp_path):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation]
     place = ["--center", "4600,2560,130", "--size", "200,100", "--resolution", "8,8,40"]
@@ -48,6 +50,7 @@ def test_figure_and_export(sample, tmp_path):
     assert "regions" in run("export", tmp_path / "y{y}.png", *sources, *place, "--dry-run").stdout
 
 
+@pytest.mark.slow
 def test_a_figure_along_y_and_outlines_along_the_stack(sample, tmp_path):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--resolution", "8,8,40", "--outline", 2]
     place = ["--center", "4600,2560,130"]
@@ -89,6 +92,7 @@ def test_a_scale_that_draws_nothing_is_refused(sample, tmp_path, scale):
     assert f"error: --scale {scale} is not a whole number of pixels per voxel from 1 to 100" in failed.stderr
 
 
+@pytest.mark.slow
 def test_ids_as_people_type_them(sample, tmp_path):
     seg = ix.open_segmentation(sample.segmentation)
     ids, counts = np.unique(
@@ -101,6 +105,7 @@ def test_ids_as_people_type_them(sample, tmp_path):
     assert "not in the data: 5" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_channel_of_several_is_described(tmp_path):
     grid = ix.Grid((2, 8, 8), (8, 8, 40), (0, 0, 0))
     rgba = ix.to_rgba(xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords()))
@@ -110,6 +115,7 @@ def test_a_channel_of_several_is_described(tmp_path):
     assert "4 channels, channel=0 to channel=3" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_channel_of_several_is_exported(tmp_path):
     grid = ix.Grid((2, 8, 8), (8, 8, 40), (0, 0, 0))
     grey = xr.DataArray(np.arange(128, dtype=np.uint8).reshape(grid.shape), dims=("z", "y", "x"), coords=grid.coords())
@@ -125,6 +131,7 @@ def test_a_channel_of_several_is_exported(tmp_path):
     assert "has no --channel 4: its channels are 0 to 3; give --channel 0 to --channel 3" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["32,32,40", "coarsest", "segmentation"])
 def test_the_voxels_of_what_is_exported(sample, tmp_path, to):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--seg-mip", 1]
@@ -142,6 +149,7 @@ def test_the_voxels_of_what_is_exported(sample, tmp_path, to):
         np.testing.assert_allclose(found.x, truth.x)
 
 
+@pytest.mark.slow
 def test_the_voxels_of_one_layer(sample, tmp_path):
     place = ["--center", "4600,2560,130", "--size", "200,100,3", "--resolution", "8,8,40"]
     alone = ["--segmentation", sample.segmentation, "--raw", *place]
@@ -155,6 +163,7 @@ def test_the_voxels_of_one_layer(sample, tmp_path):
     assert "--to image is a choice between two layers, and there is one; give nm, --to x,y,z" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -174,6 +183,7 @@ def test_figure_formats(sample, tmp_path, name, said):
     assert ((tmp_path / name).read_bytes() == b"old") == (said != "wrote")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -214,6 +224,7 @@ class TestCave:
     def token(self, monkeypatch):
         monkeypatch.setenv("CAVE_TOKEN", TOKEN)
 
+    @pytest.mark.slow
     def test_info(self, cave):
         done = run("info", cave.table, "--timestamp", "2023-11-16T02:00:00.250Z")
         assert done.returncode == 0, done.stderr
@@ -222,6 +233,7 @@ class TestCave:
         assert json.loads(run("info", "--json", cave.table).stdout)["attrs"]["agglomerate"] is True
         assert TOKEN not in done.stdout + done.stderr
 
+    @pytest.mark.slow
     def test_figure_of_a_datastack(self, cave, tmp_path):
         x, y, z = (2 * OFFSET[0] + 101, 2 * OFFSET[1] + 81, OFFSET[2] + 11)
         stack = ["--datastack", DATASTACK, "--server-address", cave.url, "--timestamp", "2023-11-16T02:00:00.250Z"]
@@ -241,6 +253,7 @@ class TestCave:
             assert failed.returncode == 2
             assert says in failed.stderr
 
+    @pytest.mark.slow
     def test_figure_of_a_table(self, cave, tmp_path, monkeypatch):
         place = ["--center", "660,570,330", "--size", "90,80", "--resolution", "10,10,10"]
         done = run("figure", tmp_path / "a.png", "--segmentation", cave.table, *place, "--no-scale-bar")
@@ -262,6 +275,7 @@ def test_demo(tmp_path):
     assert run("demo", tmp_path / "out").returncode == 1
 
 
+@pytest.mark.slow
 def test_the_figure_of_a_link(sample, tmp_path):
     state = {
         "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},

@@ -120,6 +120,7 @@ def test_names_that_are_just_short_enough(tmp_path, name):
     assert ix.export(array_of(Computed()), f"{tmp_path}/{name}").complete
 
 
+@pytest.mark.slow
 def test_the_package_runs_as_the_command_line_does(sample):
     made = [
         subprocess.run([sys.executable, "-m", name, "info", sample.image], capture_output=True, text=True, check=True)

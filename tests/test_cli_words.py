@@ -58,6 +58,7 @@ def python_in(text):
     return re.findall(rf"\b({'|'.join(sorted(keywords()))})=", text)
 
 
+@pytest.mark.slow
 def test_no_message_names_what_cannot_be_typed():
     said = [(name, text) for name, text in messages() if " " in text and "<" not in text]
     said = [(name, text) for name, text in said if name not in ("cli_words.py", "report.py")]

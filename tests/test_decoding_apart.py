@@ -20,6 +20,8 @@ from imageryxr.sources import apart, decoding, precomputed, streams
 from tests.source_suite import serving
 from tests.test_source_precomputed import opened, write_layer
 
+pytestmark = pytest.mark.slow  # most of these tests start processes or servers
+
 KINDS = [
     ("compresso", "uint8"), ("compresso", "uint16"), ("compresso", "uint32"), ("compresso", "uint64"),
     ("crackle", "uint8"), ("crackle", "uint16"), ("crackle", "uint32"), ("crackle", "uint64"),

@@ -95,6 +95,7 @@ CHAIN = st.lists(
 
 
 # what reaches out of a crop is told of
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the box")
 @settings(max_examples=150, deadline=None)
 @given(kind=st.sampled_from(BASES), chain=CHAIN)
@@ -274,6 +275,7 @@ def test_every_voxel_is_put(source, told):
         exported(array, workers=1)  # of two at once the second may be the first to fail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [_none, _thin, _real])
 @pytest.mark.parametrize("client", ["cluster", None, "processes"])
 def test_wrong_blocks_that_a_cluster_keeps(cluster, function, client):

@@ -99,6 +99,7 @@ def test_files_of_a_stack_that_was_replaced_are_not_removed_with_it(tmp_path):
     np.testing.assert_array_equal(slices(tmp_path)[5:], np.moveaxis(B.values, 1, 0)[5:])
 
 
+@pytest.mark.slow
 def test_who_shares_files_with_one_that_is_written_now_waits(tmp_path):
     process = writing(tmp_path, "png")
     with pytest.raises(ix.TargetError, match=rf"same names as another export.*\(process {process.pid}, which holds"):
@@ -130,6 +131,7 @@ def test_usual_patterns_are_readable_names(tmp_path, pattern, name):
     assert name_of(tmp_path, pattern) == f"{name}.manifest"
 
 
+@pytest.mark.slow
 def test_no_two_patterns_have_one_name(tmp_path):
     patterns = [
         f"{a}{{{field}}}{b}.png"
@@ -307,6 +309,7 @@ def writing(folder, kind):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the system does not tell who holds a lock")
 @pytest.mark.parametrize("kwargs", [{}, {"resume": False}, {"overwrite": True}], ids=str)
 def test_who_is_writing_is_told_first(tmp_path, kwargs):
@@ -326,6 +329,7 @@ def test_who_is_writing_is_told_first(tmp_path, kwargs):
         process.wait()
 
 
+@pytest.mark.slow
 def test_who_was_writing_and_died_is_not_waited_for(tmp_path):
     process = writing(tmp_path, "omezarr")
     process.kill()
@@ -369,6 +373,7 @@ def test_folders_of_slices_that_are_no_more_go_with_them(tmp_path):
 # killed at the end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
 def test_what_appeared_while_a_result_was_brought_to_its_place_is_not_replaced(tmp_path, kind):
     """The process was killed as that began; then somebody put something there."""

@@ -21,6 +21,8 @@ from imageryxr.export.buckets import Bucket
 from imageryxr.export.lease import Lease
 from tests.export_jobs import Computed, array_of, picture
 
+pytestmark = pytest.mark.slow  # most of these tests start processes or servers
+
 OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
 LACKING = (
     "<?xml version='1.0'?><Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"

@@ -17,6 +17,8 @@ from PIL import Image
 
 import imageryxr as ix
 
+pytestmark = pytest.mark.slow  # most of these tests start processes or servers
+
 PLACE = ["--center", "4600,2560,130", "--size", "200,100,6", "--resolution", "8,8,40"]
 
 

@@ -23,6 +23,8 @@ from tests.conftest import volume
 from tests.export_jobs import Computed, array_of, cluster_of, digest, picture
 from tests.test_verbs import FINE, IMAGE
 
+pytestmark = pytest.mark.slow  # most of these tests start processes or servers
+
 ROOT = Path(__file__).parents[1]
 OPTIONS = {"chunks": (2, 16, 16)}
 

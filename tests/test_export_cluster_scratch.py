@@ -17,6 +17,8 @@ from imageryxr.export import crew, run, slicewise, storage
 from imageryxr.export.run import run_plan
 from tests.export_jobs import Computed, array_of, cluster_of, digest
 
+pytestmark = pytest.mark.slow  # most of these tests start processes or servers
+
 ROOT = Path(__file__).parents[1]
 NAMES = ["half-res", "full-res", "quota", "a full disk"]
 

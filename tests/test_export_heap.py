@@ -16,6 +16,8 @@ import pytest
 import imageryxr as ix
 from imageryxr.export.heap import CHOSEN, GIVEN, MMAP_BYTES, Lingering, started_with
 
+pytestmark = pytest.mark.slow  # most of these tests start processes or servers
+
 JOB, READING = (sys.modules[f"imageryxr.export.{name}"] for name in ("job", "reading"))
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc's thresholds are those of glibc")

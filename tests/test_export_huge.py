@@ -63,6 +63,7 @@ def test_too_many_tasks_to_keep_account_of(tmp_path, target):
         ix.plan_export(array, place, workers=2, memory="4 GB")
 
 
+@pytest.mark.slow
 def test_a_job_file_with_too_many_zeros(tmp_path, sample):
     job = tmp_path / "job.toml"
     job.write_text(

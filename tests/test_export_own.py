@@ -207,6 +207,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS, make=st.sampled_from(["picture", "own"]))
 def test_whatever_was_done_the_voxels_are_those_of_dask(steps, make):
@@ -362,6 +363,7 @@ def test_blocks_that_are_there_are_not_computed(tmp_path):
     assert "compute:" not in repr(plan)
 
 
+@pytest.mark.slow
 def test_what_is_in_memory_takes_no_more_of_it(tmp_path):
     """One block of a gigabyte, of which a region looks at a part."""
     values = np.broadcast_to(np.uint8(3), (1024, 1024, 1024))

@@ -157,6 +157,7 @@ def test_a_plan_knows_what_is_done(tmp_path, monkeypatch):
     assert ix.plan_export(picture(), tmp_path / "z{z}.png", workers=7).regions == plan.regions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["o.ome.zarr", "z{z}.png", "o.tif"])
 def test_memory_is_about_what_was_planned(tmp_path, target):
     em = array_of(Computed((64, 256, 256), chunks=(32, 64, 64)))
@@ -284,6 +285,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
         ix.plan_export(picture(), "/proc/o.zarr").validate()
 
 
+@pytest.mark.slow
 def test_no_room_for_what_will_surely_be_written(tmp_path):
     array = huge((200_000, 50_000, 50_000))
     with pytest.raises(ix.TargetError, match=r"it takes 500 TB, and .* are free"):

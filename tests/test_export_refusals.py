@@ -97,6 +97,7 @@ def refusal(array, place, options):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "segmentation", "rgba", "rgb"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TARGETS)
@@ -221,6 +222,7 @@ def test_many_files_are_told_of(tmp_path):
     assert "shards=(" not in text
 
 
+@pytest.mark.slow
 def test_the_cut_of_coarser_levels_stays_as_it_was_begun(tmp_path):
     """Whoever continues has other memory, and must not take one region for another."""
     source = Computed((8, 512, 512), fail_above=4)
@@ -274,6 +276,7 @@ def test_not_to_resume_begins_anew(tmp_path, target):
     assert {p: p.read_bytes() for p in files} == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rgba", "rgb"])
 @pytest.mark.parametrize("dtype", ["uint16", "uint32", "int16", "float32"])
 @pytest.mark.parametrize("name", ["omezarr", "precomputed"])

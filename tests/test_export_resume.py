@@ -61,6 +61,7 @@ def test_killed_before_any_of_its_calls(tmp_path, kind, step):
     checked(python("-m", "tests.export_jobs", "calls", kind, tmp_path, step, 0, stdout=-1, stderr=-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "png"])
 def test_killed_once(tmp_path, kind):
     code = f"from tests.export_jobs import run; run({kind!r}, {str(tmp_path / 'a')!r}, seconds=0.2)"

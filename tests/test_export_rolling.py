@@ -124,6 +124,7 @@ def test_a_region_is_cut_along_the_axis_that_spares_most(small, axis):
     assert cut(box_reader(drawn_of(large, large, large)).volume.expr, IndexBox.of_shape(shape), (1, 1, 1)).spared == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "zarr2", "precomputed"])
 def test_exports_are_the_same_and_are_found_done(small, tmp_path, kind):
     drawn = drawn_of((13, 75, 70), (4, 16, 16), (8, 8, 32))

@@ -424,6 +424,7 @@ def test_holes_are_reported(tmp_path):
     np.testing.assert_array_equal(planes("z{z}.tif", tmp_path, 0), values)
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_a_region(tmp_path):
     # of which the rest would take minutes: whoever presses Ctrl-C does not wait for that
     code = (
@@ -445,6 +446,7 @@ def test_stopped_in_the_middle_of_a_region(tmp_path):
 # other processes
 
 
+@pytest.mark.slow
 def test_on_a_cluster_each_worker_uses_its_own_folder(tmp_path, monkeypatch):
     from distributed import Client, LocalCluster
 

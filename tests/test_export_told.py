@@ -113,6 +113,7 @@ def test_pixels_that_are_not_square_are_told_of_where_lengths_are(tmp_path):
     ix.save_figure(volume(np.zeros((4, 8, 8), np.uint8)).isel(z=[3]), tmp_path / "b.png", dpi=300)
 
 
+@pytest.mark.slow
 def test_the_command_line_speaks_of_its_own(tmp_path, sample):
     done = run("export", "--image", sample.image, tmp_path / "a.tfi")
     assert done.returncode == 2
@@ -129,6 +130,7 @@ def test_the_command_line_speaks_of_its_own(tmp_path, sample):
         assert "missing=" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(0, 0), (24, 100)])
 def test_a_bar_is_seen_in_a_terminal_without_a_size(tmp_path, size):
     """As `script` and some job systems make them."""

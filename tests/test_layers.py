@@ -129,6 +129,7 @@ def discs(count, seed):
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 999),

@@ -828,6 +828,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+@pytest.mark.slow
 def test_ten_thousand_links_end_in_a_state_or_in_our_error(no_network):
     rng = random.Random(6)
     states = [NEW, OLD, state_of(MICRONS), {**NEW, "crossSectionOrientation": [0, 0, 0.7, 0.7]}]
@@ -877,6 +878,7 @@ layer_keys = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(
     st.dictionaries(keys, json_values),

@@ -148,6 +148,7 @@ def test_placeholders_are_skipped_and_refused(layer):
     assert list(ix.open_multiscale(path).children) == ["1"]
 
 
+@pytest.mark.slow
 def test_a_source_is_a_small_value_that_travels(layer):
     path, (voxels, _) = layer
     source = resolve_source(path, "image")

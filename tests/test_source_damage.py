@@ -80,6 +80,7 @@ def test_a_picture_of_another_size(tmp_path):
             opened(tmp_path).read(0, GRID.box)
 
 
+@pytest.mark.slow
 def test_a_damaged_chunk_does_not_end_the_process(tmp_path):
     written(tmp_path, "compressed_segmentation")[1].write_bytes(b"\x01\0\0\0" + b"\xff\xff\xff\x20" * 40)
     code = (

@@ -1,4 +1,4 @@
-"""The sample volume of a test session; not part of the installed package."""
+"""The sample volume of a test session, which all its processes share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -38,17 +37,3 @@ def _locked(path: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@pytest.fixture(scope="session")
-def sample_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the sample volume of this test session lies."""
-    return session_sample(tmp_path_factory).path
-
-
-@pytest.fixture(autouse=True)
-def _names(doctest_namespace: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    if isinstance(request.node, pytest.DoctestItem):
-        doctest_namespace["os"] = os
-        if "sample_path" in "".join(e.source for e in request.node.dtest.examples):
-            doctest_namespace["sample_path"] = request.getfixturevalue("sample_path")
