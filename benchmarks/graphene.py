@@ -26,7 +26,7 @@ WHEN = 1_760_000_000
 
 def tissue(side: int) -> Any:
     """Return 20,000 supervoxels in 256³ voxels: real ones where they lie beside the checkout, else bent cubes."""
-    from tests.cave_server import Tissue, encoded, fib25_tissue
+    from tests.support.cave_server import Tissue, encoded, fib25_tissue
 
     if side == 256 and FIB25.exists():
         real = fib25_tissue(FIB25)
@@ -41,7 +41,7 @@ def tissue(side: int) -> Any:
 
 def serve(side: int, told: Any) -> None:
     """Serve it until the process that started this one ends."""
-    from tests.cave_server import CaveServer, write_layers
+    from tests.support.cave_server import CaveServer, write_layers
 
     with tempfile.TemporaryDirectory() as folder:
         cells = tissue(side)
@@ -62,7 +62,7 @@ def deployment(side: int) -> tuple[str, Any]:
 
 class _Joined(work.Work):
     def setup(self, *params: Any) -> None:
-        from tests.cave_server import OFFSET, TABLE, TOKEN
+        from tests.support.cave_server import OFFSET, TABLE, TOKEN
 
         self.side = 64 if self.small else 256
         url, _ = deployment(self.side)

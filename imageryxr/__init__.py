@@ -73,11 +73,11 @@ from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
 from imageryxr.plane import plane
 from imageryxr.plots import plot
 from imageryxr.points import sample_points
-from imageryxr.sample import Sample, sample
 from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sharing import neuroglancer_link
 from imageryxr.sources.base import Level, Source
 from imageryxr.sources.web import Connection
+from imageryxr.testing.sample import Sample, sample
 from imageryxr.viewer import open_neuroglancer
 
 __version__ = "0.1.0"

@@ -21,7 +21,7 @@ from imageryxr.figure import legend, montage, scale_bar, to_pil
 from imageryxr.grid import Grid, grid_of
 from imageryxr.opening import open_image, open_segmentation
 from imageryxr.overlay import Outline, overlay
-from imageryxr.sample import sample
+from imageryxr.testing.sample import sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import imageryxr as ix
-from tests import cave_server
+from tests.support import cave_server
 
 folder, running = Path(tempfile.mkdtemp()), ExitStack()
 tissue = cave_server.sample_tissue(ix.sample(folder / "sample"))

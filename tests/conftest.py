@@ -24,7 +24,7 @@ import imageryxr as ix
 from imageryxr import painting
 from imageryxr.export.lease import Lease
 from imageryxr.sources import chunkedgraph
-from tests import cave_server, s3_server
+from tests.support import cave_server, s3_server
 from tests.support.sample_volume import session_sample
 
 settings.register_profile(

@@ -20,9 +20,21 @@ import imageryxr as ix
 from imageryxr.boxes import IndexBox
 from imageryxr.sources import chunkedgraph
 from imageryxr.sources.resolve import resolve_source
-from tests.cave_server import BEGIN, DATASTACK, EM_SIZE, MERGE, OFFSET, SPLIT, TABLE, TOKEN, VERSIONS, VIEWER, tiles
 from tests.conftest import no_compute
-from tests.source_suite import SourceSuite, padded
+from tests.support.cave_server import (
+    BEGIN,
+    DATASTACK,
+    EM_SIZE,
+    MERGE,
+    OFFSET,
+    SPLIT,
+    TABLE,
+    TOKEN,
+    VERSIONS,
+    VIEWER,
+    tiles,
+)
+from tests.support.source_suite import SourceSuite, padded
 
 HASTY = ix.Connection(timeout=20, retries=2, backoff=0.001)
 NOW = SPLIT + 1e6

@@ -19,8 +19,8 @@ import imageryxr as ix
 from imageryxr.boxes import IndexBox
 from imageryxr.sources.auth import Token, find_token
 from imageryxr.sources.resolve import resolve_source
-from tests.cave_server import DATASTACK, FORBIDDEN, MERGE, NO_TERMS, TABLE, TOKEN
-from tests.source_suite import serving
+from tests.support.cave_server import DATASTACK, FORBIDDEN, MERGE, NO_TERMS, TABLE, TOKEN
+from tests.support.source_suite import serving
 from tests.test_cave import BOX, HASTY, NOW, PART, utc, voxels
 
 OTHER = "abcdefabcdefabcdefabcdefabcdefab"

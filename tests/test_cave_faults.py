@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from tests.cave_server import DATASTACK, FORBIDDEN, MERGE, SPLIT, TOKEN, VERSIONS
+from tests.support.cave_server import DATASTACK, FORBIDDEN, MERGE, SPLIT, TOKEN, VERSIONS
 from tests.test_cave import NOW, utc, voxels
 
 # Twice again at once; and a silence long enough to be told from a slow answer of a busy machine.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from tests.cave_server import BEGIN, DATASTACK, MERGE, OFFSET, SPLIT, TOKEN
+from tests.support.cave_server import BEGIN, DATASTACK, MERGE, OFFSET, SPLIT, TOKEN
 from tests.test_cave import utc
 
 

@@ -21,7 +21,7 @@ from imageryxr import errors, segments
 from imageryxr.boxes import IndexBox
 from imageryxr.sources import chunkedgraph, web
 from imageryxr.sources.resolve import resolve_source
-from tests.cave_server import MERGE, SPLIT, TOKEN, stall_forever
+from tests.support.cave_server import MERGE, SPLIT, TOKEN, stall_forever
 from tests.test_cave import BOX, HASTY, NOW, PART, utc
 
 

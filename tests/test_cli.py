@@ -12,7 +12,7 @@ import xarray as xr
 from PIL import Image
 
 import imageryxr as ix
-from tests.cave_server import DATASTACK, OFFSET, TOKEN
+from tests.support.cave_server import DATASTACK, OFFSET, TOKEN
 
 
 def run(*args):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import imageryxr as ix
-from tests.export_jobs import Computed, array_of
+from tests.support.export_jobs import Computed, array_of
 from tests.test_cli_words import PLACE, command  # noqa: F401 - a fixture
 
 

@@ -17,7 +17,7 @@ import pytest
 from imageryxr.errors import ChunkReadError
 from imageryxr.grid import Grid
 from imageryxr.sources import apart, decoding, precomputed, streams
-from tests.source_suite import serving
+from tests.support.source_suite import serving
 from tests.test_source_precomputed import opened, write_layer
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers

@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 
 import imageryxr as ix
 from imageryxr.export.manifest import Entry
-from tests.export_jobs import Computed, array_of
+from tests.support.export_jobs import Computed, array_of
 
 EM = array_of(Computed((12, 48, 64)))
 SEG = array_of(Computed((12, 48, 64), layer_type="segmentation"))

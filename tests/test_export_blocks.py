@@ -17,7 +17,7 @@ import imageryxr as ix
 from imageryxr.expr import GivenLeaf
 from imageryxr.volumes import as_dask, box_reader
 from tests.conftest import volume
-from tests.export_jobs import Computed, array_of
+from tests.support.export_jobs import Computed, array_of
 
 RESOLUTION = (8, 8, 40)
 SHAPE = (10, 30, 36)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import imageryxr as ix
 from imageryxr.export.neighbours import manifest_name
-from tests.export_jobs import Computed, array_of, digest, picture, place, run
+from tests.support.export_jobs import Computed, array_of, digest, picture, place, run
 from tests.test_export_resume import _wait_for, python
 
 A = array_of(Computed((12, 16, 16)))
@@ -303,7 +303,7 @@ def test_a_folder_in_place_of_a_manifest_is_told(tmp_path, end, overwrite):
 
 def writing(folder, kind):
     """Return a process that has begun an export, and will take long."""
-    code = f"from tests.export_jobs import run; run({kind!r}, {str(folder)!r}, seconds=1.0)"
+    code = f"from tests.support.export_jobs import run; run({kind!r}, {str(folder)!r}, seconds=1.0)"
     process = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for(folder, "*.manifest.json", lines=1)
     return process
@@ -378,7 +378,7 @@ def test_folders_of_slices_that_are_no_more_go_with_them(tmp_path):
 def test_what_appeared_while_a_result_was_brought_to_its_place_is_not_replaced(tmp_path, kind):
     """The process was killed as that began; then somebody put something there."""
     code = (
-        "import os, sys; from tests.export_jobs import run\n"
+        "import os, sys; from tests.support.export_jobs import run\n"
         "sys.modules['imageryxr.export.sites'].move_into_place = lambda *a: os.kill(os.getpid(), 9)\n"
         f"run({kind!r}, {str(tmp_path / 'a')!r})"
     )

@@ -19,7 +19,7 @@ import imageryxr as ix
 from imageryxr.export import buckets
 from imageryxr.export.buckets import Bucket
 from imageryxr.export.lease import Lease
-from tests.export_jobs import Computed, array_of, picture
+from tests.support.export_jobs import Computed, array_of, picture
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 

@@ -20,7 +20,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.export.job import Job, pack
 from tests.conftest import volume
-from tests.export_jobs import Computed, array_of, cluster_of, digest, picture
+from tests.support.export_jobs import Computed, array_of, cluster_of, digest, picture
 from tests.test_verbs import FINE, IMAGE
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
@@ -202,7 +202,7 @@ def test_a_scheduler_and_workers_from_the_command_line(tmp_path, truth):
 @pytest.mark.slow
 def test_a_dead_driver_leaves_no_processes(tmp_path):
     code = (
-        "from tests.export_jobs import picture\nimport imageryxr as ix, multiprocessing, sys, threading, time\n"
+        "from tests.support.export_jobs import picture\nimport imageryxr as ix, multiprocessing, sys, threading, time\n"
         "import imageryxr.export\nsys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
         "def tell():\n    while len(multiprocessing.active_children()) < 2: time.sleep(.01)\n"
         "    time.sleep(1); print(*[p.pid for p in multiprocessing.active_children()], flush=True)\n"
@@ -247,7 +247,7 @@ def test_a_script_that_does_not_ask_whether_it_is_main(tmp_path):
     """Its processes run it from the beginning: that is told at once, by name, and once."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import imageryxr as ix\nfrom tests.export_jobs import picture\nprint('begun', flush=True)\n"
+        "import imageryxr as ix\nfrom tests.support.export_jobs import picture\nprint('begun', flush=True)\n"
         f"ix.export(picture(), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=2, progress=False)\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
@@ -264,7 +264,7 @@ def test_a_plan_may_be_made_by_such_a_script(tmp_path):
     script = tmp_path / "script.py"
     target = str(tmp_path / "o.zarr")
     script.write_text(
-        "import imageryxr as ix\nfrom tests.export_jobs import picture\n"
+        "import imageryxr as ix\nfrom tests.support.export_jobs import picture\n"
         f"plan = ix.plan_export(picture(), {target!r}, client='processes', workers=1)\n"
         f"if __name__ == '__main__':\n    ix.export(picture(), {target!r}, client='processes', workers=1)\n"
     )
@@ -276,7 +276,7 @@ def test_a_plan_may_be_made_by_such_a_script(tmp_path):
 def test_no_worker_yet(tmp_path, truth):
     """What waits says so once, quiet or not, and goes on when somebody comes."""
     code = (
-        "import sys\nimport imageryxr as ix\nfrom tests.export_jobs import picture\n"
+        "import sys\nimport imageryxr as ix\nfrom tests.support.export_jobs import picture\n"
         "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
         f"ix.export(picture(), {str(tmp_path / 'a' / 'o.zarr')!r}, client=sys.argv[1], progress=False, chunks=(2, 16, 16))\n"
     )
@@ -328,7 +328,7 @@ def test_a_dead_scheduler_is_told_in_one_message(tmp_path):
     target = tmp_path / "o.zarr"
     code = (
         "import sys, imageryxr.export\nfrom imageryxr.cli import _plain_errors\n"
-        "from imageryxr.cli_export import run_export\nfrom tests.export_jobs import picture\n"
+        "from imageryxr.cli_export import run_export\nfrom tests.support.export_jobs import picture\n"
         "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
         "with _plain_errors():\n"
         f"    run_export(picture(0.3, shape=(96, 48, 64)), {str(target)!r}, dry_run=False, as_json=False, resume=True,\n"

@@ -15,7 +15,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.export import crew, run, slicewise, storage
 from imageryxr.export.run import run_plan
-from tests.export_jobs import Computed, array_of, cluster_of, digest
+from tests.support.export_jobs import Computed, array_of, cluster_of, digest
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 

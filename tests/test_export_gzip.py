@@ -11,7 +11,7 @@ import tensorstore
 
 import imageryxr as ix
 from tests.conftest import volume
-from tests.export_jobs import Computed, array_of, picture
+from tests.support.export_jobs import Computed, array_of, picture
 from tests.test_verbs import FINE, IMAGE
 
 ARRAYS = {"rgba": picture(), "grey": IMAGE, "ids": FINE, "flags": FINE > 3}

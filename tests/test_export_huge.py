@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import imageryxr as ix
-from tests.export_jobs import Computed, array_of
+from tests.support.export_jobs import Computed, array_of
 
 FAR = [(10**6, 10**6, 10**4), (10**8, 10**8, 10**7), (10**12, 10**12, 10**11)]
 LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 10**9,) * 2); "

@@ -20,7 +20,7 @@ import imageryxr as ix
 from imageryxr.expr import GivenLeaf
 from imageryxr.volumes import box_reader
 from tests.conftest import no_compute
-from tests.export_jobs import Computed, array_of, picture
+from tests.support.export_jobs import Computed, array_of, picture
 
 CALLS: Counter[tuple[int, ...]] = Counter()
 LOCK = threading.Lock()

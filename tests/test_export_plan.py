@@ -23,7 +23,7 @@ from imageryxr.export.estimate import PROCESS_BYTES
 from imageryxr.export.reading import bricks
 from imageryxr.export.regions import Regions
 from tests.conftest import no_compute
-from tests.export_jobs import Computed, array_of, picture
+from tests.support.export_jobs import Computed, array_of, picture
 
 sizes = st.tuples(*[st.integers(1, 40)] * 3)
 
@@ -370,7 +370,7 @@ def test_a_cluster_whose_workers_are_on_their_way(tmp_path):
 
 @pytest.mark.slow
 def test_processes_need_a_script_that_is_a_file(tmp_path):
-    code = "import imageryxr as ix\nfrom tests.export_jobs import picture\nif __name__ == '__main__':\n"
+    code = "import imageryxr as ix\nfrom tests.support.export_jobs import picture\nif __name__ == '__main__':\n"
     code += f"    ix.export(picture(), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=1)\n"
     root = Path(__file__).parents[1]
     options = {"capture_output": True, "text": True, "cwd": root, "env": {**os.environ, "PYTHONPATH": str(root)}}

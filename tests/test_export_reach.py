@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from tests.export_jobs import Computed, array_of
+from tests.support.export_jobs import Computed, array_of
 
 EM = array_of(Computed((12, 48, 64)))  # from voxel (3, 5, 7) of 8 × 8 × 40 nm
 SEG = array_of(Computed((12, 48, 64), layer_type="segmentation"))

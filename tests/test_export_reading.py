@@ -16,7 +16,7 @@ from imageryxr.evaluation import evaluate, wanted
 from imageryxr.export.reading import BUFFERS, Buffers, draw, read_leaf, read_sources
 from imageryxr.export.targets.omezarr import OmeZarr
 from imageryxr.volumes import box_reader
-from tests.export_jobs import Computed, array_of, digest, picture, place
+from tests.support.export_jobs import Computed, array_of, digest, picture, place
 
 READING = sys.modules["imageryxr.export.reading"]
 

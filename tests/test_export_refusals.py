@@ -15,7 +15,7 @@ import zarr
 
 import imageryxr as ix
 from imageryxr.export.estimate import PROCESS_BYTES
-from tests.export_jobs import Computed, array_of
+from tests.support.export_jobs import Computed, array_of
 
 DTYPES = [
     "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64",

@@ -21,7 +21,7 @@ import imageryxr as ix
 from imageryxr.export.manifest import Entry, Header
 from imageryxr.sources.resolve import resolve_source
 from tests.conftest import volume
-from tests.export_jobs import TARGETS, Computed, array_of, digest, picture, place, run
+from tests.support.export_jobs import TARGETS, Computed, array_of, digest, picture, place, run
 from tests.test_verbs import IMAGE
 
 ROOT = Path(__file__).parents[1]
@@ -51,20 +51,20 @@ def checked(process, seconds=600):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "precomputed", "png", "tiffs", "tiff", "mp4"])
 def test_killed_at_random_and_continued(tmp_path, kind):
-    checked(python("-m", "tests.export_jobs", "random", kind, tmp_path, 20, 1, stdout=-1, stderr=-1))
+    checked(python("-m", "tests.support.export_jobs", "random", kind, tmp_path, 20, 1, stdout=-1, stderr=-1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "step"), [("omezarr", 61), ("png", 7), ("ometiff", 7)])
 def test_killed_before_any_of_its_calls(tmp_path, kind, step):
     # of the system, while it replaces another: also those in which the result is moved to its place
-    checked(python("-m", "tests.export_jobs", "calls", kind, tmp_path, step, 0, stdout=-1, stderr=-1))
+    checked(python("-m", "tests.support.export_jobs", "calls", kind, tmp_path, step, 0, stdout=-1, stderr=-1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "png"])
 def test_killed_once(tmp_path, kind):
-    code = f"from tests.export_jobs import run; run({kind!r}, {str(tmp_path / 'a')!r}, seconds=0.2)"
+    code = f"from tests.support.export_jobs import run; run({kind!r}, {str(tmp_path / 'a')!r}, seconds=0.2)"
     process = python("-c", code)
     log = next(iter(_wait_for(tmp_path / "a", "*.manifest.log", lines=1)))
     process.send_signal(signal.SIGKILL)

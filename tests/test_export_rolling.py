@@ -19,7 +19,7 @@ from imageryxr.export.reading import BUFFERS
 from imageryxr.export.rolling import cut, strip_by_strip
 from imageryxr.expr import LevelLeaf
 from imageryxr.volumes import box_reader
-from tests.export_jobs import Computed, array_of, digest, place
+from tests.support.export_jobs import Computed, array_of, digest, place
 
 READING = sys.modules["imageryxr.export.reading"]
 ROLLING = sys.modules["imageryxr.export.rolling"]

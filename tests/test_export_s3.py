@@ -19,8 +19,8 @@ import zarr
 from PIL import Image
 
 import imageryxr as ix
-from tests.export_jobs import TARGETS, picture, run
-from tests.s3_server import SECRET
+from tests.support.export_jobs import TARGETS, picture, run
+from tests.support.s3_server import SECRET
 from tests.test_verbs import FINE
 
 ROOT = Path(__file__).parents[1]
@@ -256,7 +256,7 @@ def test_who_lost_the_lease_brings_nothing_to_its_place(bucket, impatient):
 def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):
     target, options = TARGETS[kind]
     code = (
-        "import sys, imageryxr as ix, imageryxr.export.manifest as m\nfrom tests.export_jobs import picture\n"
+        "import sys, imageryxr as ix, imageryxr.export.manifest as m\nfrom tests.support.export_jobs import picture\n"
         "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\nm.BucketKeeper.EVERY = 0.1\n"
         f"ix.export(picture(seconds=0.1), {bucket.url(target)!r}, workers=2, **{options!r})\n"
     )

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 
 import imageryxr as ix
-from tests.export_jobs import array_of, digest, picture
+from tests.support.export_jobs import array_of, digest, picture
 from tests.test_export_books import A, B
 from tests.test_export_resume import python
 from tests.test_export_slices_kept import THICK, Computed, counting, drawn
@@ -108,7 +108,7 @@ def writing(bucket, target, *, seconds=1.0, dead=30.0, seed=0, goes_on=False, **
     begun = [name for name in bucket.names() if name.endswith(".manifest.json")]
     before = [bucket.read(name) for name in begun]
     code = (
-        "import sys, imageryxr as ix\nfrom tests.export_jobs import picture\n"
+        "import sys, imageryxr as ix\nfrom tests.support.export_jobs import picture\n"
         "from imageryxr.export.lease import Lease\nLease.BEAT, Lease.DEAD = 0.2, " + f"{dead}\n"
         "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
         f"ix.export(picture(seconds={seconds}, seed={seed}), {bucket.url(target)!r}, **{dict(workers=1, **options)!r})\n"
@@ -186,7 +186,7 @@ DOZING = """
 import os, re, signal, sys
 import obstore, imageryxr as ix
 from imageryxr.export.lease import Lease
-from tests.export_jobs import picture
+from tests.support.export_jobs import picture
 target, verb, needle, count, replacing, options = eval(sys.argv[1])
 Lease.BEAT, Lease.DEAD = 0.2, 1.0
 sys.modules["imageryxr.export.regions"].START_VOXELS = 1 << 11

@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 import imageryxr as ix
 from imageryxr.export.buckets import Bucket
 from imageryxr.export.manifest import Run
-from tests.export_jobs import picture
+from tests.support.export_jobs import picture
 from tests.test_export_resume import python
 from tests.test_export_s3_books import DYING
 from tests.test_export_slices_kept import drawn
@@ -60,7 +60,7 @@ def stopped(client, *what):
     url, overwrite = what
     pid = client.submit(os.getpid).result()
     code = (
-        "import sys, imageryxr as ix\nfrom tests.export_jobs import picture\n"
+        "import sys, imageryxr as ix\nfrom tests.support.export_jobs import picture\n"
         "sys.modules['imageryxr.export.regions'].START_VOXELS = 1 << 11\n"
         f"ix.export(picture(), {url!r}, client={client.scheduler.address!r}, overwrite={overwrite}, **{OPTIONS!r})\n"
     )

@@ -12,7 +12,7 @@ from PIL import Image
 import imageryxr as ix
 from imageryxr.export.workspace import Workspace
 from tests.conftest import volume
-from tests.export_jobs import Computed, array_of
+from tests.support.export_jobs import Computed, array_of
 
 LONG = array_of(Computed((9, 16, 16)))
 

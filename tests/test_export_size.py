@@ -24,7 +24,7 @@ from imageryxr.export.targets.base import Layer, Target
 from imageryxr.export.workspace import Stages
 from imageryxr.grid import grid_of
 from imageryxr.volumes import box_reader
-from tests.export_jobs import Computed, array_of
+from tests.support.export_jobs import Computed, array_of
 
 ROOT = Path(__file__).parents[1]
 

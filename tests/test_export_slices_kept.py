@@ -13,7 +13,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.export.storage import WAITING
 from imageryxr.sources.base import note_holes
-from tests.export_jobs import Computed, array_of, digest
+from tests.support.export_jobs import Computed, array_of, digest
 
 ROOT = Path(__file__).parents[1]
 # of chunks that are thicker than the stack, so that all is one region

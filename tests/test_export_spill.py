@@ -26,7 +26,7 @@ import imageryxr as ix
 from imageryxr.export import crew, slicewise
 from imageryxr.export.estimate import PROCESS_BYTES
 from tests.conftest import volume
-from tests.export_jobs import Computed, array_of, digest
+from tests.support.export_jobs import Computed, array_of, digest
 
 ROOT = Path(__file__).parents[1]
 LOCK = threading.Lock()

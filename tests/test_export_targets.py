@@ -23,7 +23,7 @@ import imageryxr as ix
 from imageryxr.boxes import IndexBox
 from imageryxr.export.storage import Folder
 from tests.conftest import volume
-from tests.export_jobs import Computed, array_of, digest, picture
+from tests.support.export_jobs import Computed, array_of, digest, picture
 from tests.test_verbs import FINE, IMAGE
 
 rng = np.random.default_rng(5)
@@ -174,7 +174,7 @@ def test_a_level_made_in_parts_is_that_made_at_once(tmp_path, name, target, monk
 def test_a_level_takes_the_memory_that_was_planned(tmp_path, options, ids):
     """Below a voxel lie up to eight: what all of a shard follows from is never in memory at once."""
     # in a process of its own: threads that other tests left behind would be counted
-    code = f"from tests.export_jobs import level_memory; level_memory({str(tmp_path)!r}, {options!r}, {ids!r})"
+    code = f"from tests.support.export_jobs import level_memory; level_memory({str(tmp_path)!r}, {options!r}, {ids!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak, planned, size = json.loads(done.stdout.splitlines()[-1])
     assert peak < planned

@@ -19,7 +19,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.export.regions import tiles
-from tests.export_jobs import Computed, array_of, picture
+from tests.support.export_jobs import Computed, array_of, picture
 from tests.test_cli import run
 
 A = array_of(Computed((12, 48, 64)))
@@ -136,7 +136,7 @@ def test_a_bar_is_seen_in_a_terminal_without_a_size(tmp_path, size):
     """As `script` and some job systems make them."""
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-    code = f"from tests.export_jobs import run; run('omezarr', {str(tmp_path)!r}, seconds=0.05)"
+    code = f"from tests.support.export_jobs import run; run('omezarr', {str(tmp_path)!r}, seconds=0.05)"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], stderr=there, env=env, cwd=env["PYTHONPATH"])
     os.close(there)

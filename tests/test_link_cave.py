@@ -8,7 +8,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.sources.links import state_of
 
-cave_server = pytest.importorskip("tests.cave_server", reason="graphene layers are not read here yet")
+cave_server = pytest.importorskip("tests.support.cave_server", reason="graphene layers are not read here yet")
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def test_a_dataset_is_told_what_to_export(tmp_path, opened):
 
 
 def test_regions_that_failed_into_memory_are_not_said_to_be_kept():
-    from tests.export_jobs import Computed, array_of
+    from tests.support.export_jobs import Computed, array_of
 
     report = ix.export(array_of(Computed(fail_above=0)), "memory://", on_error="collect", retries=0)
     assert report.failed

@@ -14,7 +14,7 @@ import xarray as xr
 from PIL import Image
 
 import imageryxr as ix
-from tests import cave_server
+from tests.support import cave_server
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 ROWS = {

@@ -13,7 +13,7 @@ import zarr
 
 import imageryxr
 from imageryxr.errors import ChunkReadError, CodecError, LayerError, SourceError
-from tests.source_suite import noise
+from tests.support.source_suite import noise
 from tests.test_omezarr_metadata import BYTES, files_v2, files_v3, image, write
 from tests.test_source_omezarr import axes_of, level, write_ome
 

@@ -20,7 +20,7 @@ from imageryxr.boxes import IndexBox
 from imageryxr.errors import ChunkReadError, CodecError, SourceError
 from imageryxr.sources.pictures import picture_problem
 from imageryxr.sources.resolve import resolve_source
-from tests.source_suite import serving
+from tests.support.source_suite import serving
 
 SIZE, CHUNK, OFFSET = (13, 11, 5), (8, 6, 3), (2, -3, 7)  # x, y, z
 BOXES = [IndexBox((0, 0, 0), SIZE[::-1]), IndexBox((4, 10, 12), (5, 11, 13)), IndexBox((1, 3, 5), (5, 9, 12))]

@@ -13,7 +13,7 @@ from dask.base import tokenize
 import imageryxr as ix
 from imageryxr.errors import AddressError, SourceError
 from imageryxr.sources.resolve import resolve_source
-from tests.source_suite import noise, serving
+from tests.support.source_suite import noise, serving
 from tests.test_source_omezarr import axes_of, level, write_ome
 
 EM, CELLS = noise((8, 16, 16), "uint8", 1), noise((8, 16, 16), "uint32", 2)

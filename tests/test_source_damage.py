@@ -19,7 +19,7 @@ from imageryxr.grid import Grid
 from imageryxr.sources import precomputed
 from imageryxr.sources.resolve import resolve_source
 from imageryxr.sources.web import Connection
-from tests.source_suite import dead_url, noise, serving
+from tests.support.source_suite import dead_url, noise, serving
 from tests.test_source_omezarr import axes_of, level, one_level, write_ome
 from tests.test_source_omezarr import opened as opened_ome
 from tests.test_source_precomputed import opened, write_layer

@@ -10,7 +10,7 @@ from imageryxr.errors import GridError, LayerError, OptionError, SourceError
 from imageryxr.grid import Grid
 from imageryxr.sources.memory import MemorySource, memory_source
 from imageryxr.sources.resolve import resolve_source
-from tests.source_suite import SourceSuite, noise
+from tests.support.source_suite import SourceSuite, noise
 
 GRID = Grid((23, 31, 29), (4.04, 4.04, 40), (-7, 5, 3))
 

@@ -33,7 +33,7 @@ from imageryxr.sources import web, zarrstore
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.omezarr import open_omezarr
 from imageryxr.sources.resolve import resolve_source
-from tests.source_suite import SourceSuite, boxes_of, dead_url, noise, padded, serving
+from tests.support.source_suite import SourceSuite, boxes_of, dead_url, noise, padded, serving
 
 SPACE = {"x": "space", "y": "space", "z": "space", "c": "channel", "t": "time"}
 

@@ -28,7 +28,7 @@ from imageryxr.sources.address import parse_address
 from imageryxr.sources.base import default_level
 from imageryxr.sources.precomputed import open_precomputed
 from imageryxr.sources.resolve import resolve_source
-from tests.source_suite import SourceSuite, boxes_of, dead_url, noise, padded, serving
+from tests.support.source_suite import SourceSuite, boxes_of, dead_url, noise, padded, serving
 
 CHUNK = (16, 16, 8)
 

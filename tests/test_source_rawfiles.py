@@ -13,7 +13,7 @@ from imageryxr.errors import ChunkReadError, MissingChunkError, MissingChunkWarn
 from imageryxr.grid import Grid
 from imageryxr.sources.precomputed import PrecomputedSource
 from imageryxr.sources.rawfiles import read_raw
-from tests.source_suite import boxes_of, noise
+from tests.support.source_suite import boxes_of, noise
 from tests.test_source_precomputed import Layers, opened, write_layer
 
 GRID = Grid((19, 35, 37), (4.04, 4.04, 40), (-21, 5, 3))

@@ -13,7 +13,7 @@ from imageryxr.grid import Grid
 from imageryxr.sources import shards, web
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.precomputed import open_precomputed
-from tests.source_suite import SourceSuite, boxes_of, noise, padded, serving
+from tests.support.source_suite import SourceSuite, boxes_of, noise, padded, serving
 from tests.test_source_precomputed import scale
 
 GRID = Grid((19, 70, 67), (8, 8, 40), (-21, 5, 3))

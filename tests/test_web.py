@@ -11,8 +11,8 @@ import pytest
 import imageryxr as ix
 from imageryxr.sources import web
 from imageryxr.sources.auth import Token
-from tests.cave_server import MERGE, TABLE, TOKEN
-from tests.source_suite import dead_url
+from tests.support.cave_server import MERGE, TABLE, TOKEN
+from tests.support.source_suite import dead_url
 
 HASTY = ix.Connection(timeout=20, retries=2, backoff=0.0)
 

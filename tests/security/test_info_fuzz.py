@@ -16,7 +16,7 @@ import imageryxr as ix
 from imageryxr.errors import ImageryError, SourceError
 from imageryxr.sources import precomputed
 from imageryxr.sources.resolve import resolve_source
-from tests.source_suite import serving
+from tests.support.source_suite import serving
 
 SHARDING = {
     "@type": "neuroglancer_uint64_sharded_v1", "hash": "identity", "preshift_bits": 0, "minishard_bits": 0,

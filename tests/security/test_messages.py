@@ -11,7 +11,7 @@ import pytest
 
 import imageryxr as ix
 from tests.security.conftest import TOKEN, graph_info
-from tests.source_suite import dead_url
+from tests.support.source_suite import dead_url
 
 SECRET = "".join(["hunter", "2"])  # tracebacks show lines of this file, which must not hold it
 SECRETS = (SECRET, TOKEN)

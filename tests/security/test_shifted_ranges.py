@@ -12,8 +12,8 @@ import imageryxr as ix
 from imageryxr.boxes import IndexBox
 from imageryxr.sources import shards
 from imageryxr.sources.resolve import resolve_source
-from tests.source_suite import noise
 from tests.support.hostile import HostileServer, reply
+from tests.support.source_suite import noise
 from tests.test_source_sharded import GRID, spec, write
 
 HASTY = ix.Connection(timeout=10, retries=0)

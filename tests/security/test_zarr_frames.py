@@ -14,7 +14,7 @@ from imageryxr.boxes import IndexBox
 from imageryxr.errors import ChunkReadError, MissingChunkError
 from imageryxr.sources.frames import frame_problem
 from imageryxr.sources.resolve import resolve_source
-from tests.source_suite import noise
+from tests.support.source_suite import noise
 from tests.test_source_omezarr import axes_of, level, write_ome
 
 BOX = IndexBox((0, 0, 0), (8, 16, 16))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imageryxr.sample import Sample, sample
+from imageryxr.testing.sample import Sample, sample
 
 
 def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,6 +1,6 @@
 """A generated connectomics volume: something real enough to try every verb on, without a network.
 
-The tissue is a made-up block of neuropil: `imageryxr.tissue` grows it, `imageryxr.micrograph` draws it, and here it is
+The tissue is a made-up block of neuropil: `imageryxr.testing.tissue` grows it, `imageryxr.testing.micrograph` draws it, and here it is
 written.
 
 Bytes are the same on every machine: the random numbers are PCG64 with a fixed seed, and the arithmetic is
@@ -206,7 +206,7 @@ def _move(written: Sample, target: Sample, stale: Path) -> None:
 def _write(target: Sample, *, progress: bool) -> None:
     from tqdm import tqdm
 
-    from imageryxr.micrograph import TILE, Tissue
+    from imageryxr.testing.micrograph import TILE, Tissue
 
     shape = target.shape
     tissue = Tissue(shape)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from imageryxr.errors import OptionError, TargetError, TargetExistsError
-from imageryxr.sample import Sample, sample
+from imageryxr.testing.sample import Sample, sample
 
 SMALL = (34, 256, 256)
 MARKER = "imageryxr-sample.json"
@@ -319,7 +319,7 @@ def test_prints_nothing_unless_asked(tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_import_is_light() -> None:
     code = (
         "import sys, types; package = types.ModuleType('imageryxr'); package.__path__ = sys.argv[1:]; "
-        "sys.modules['imageryxr'] = package; import imageryxr.sample; "
+        "sys.modules['imageryxr'] = package; import imageryxr.testing.sample; "
         "print(sorted({'cloudvolume', 'scipy', 'tqdm', 'dask', 'xarray'} & set(sys.modules)))"
     )
     folder = Path(sys.modules[sample.__module__].__file__ or "").parent

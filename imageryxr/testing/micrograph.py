@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.tissue import VOXEL, Chain, Floats, ids_of, organelles, populate, stamp, synapses_of
+from imageryxr.testing.tissue import VOXEL, Chain, Floats, ids_of, organelles, populate, stamp, synapses_of
 
 TILE = (16, 64, 64)
 _SEED = 20_240_611

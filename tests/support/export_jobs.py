@@ -117,7 +117,7 @@ def cluster_of(workers, **options):
     from distributed import Client, LocalCluster
 
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     with (
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, **options) as cluster,
         Client(cluster) as client,
