@@ -25,12 +25,12 @@ from unittest.mock import patch
 import numpy as np
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.evaluation import wanted
 from imageryxr.export.reading import BUFFERS, bricks, draw, read_leaf, read_sources
 from imageryxr.export.storage import Folder
 from imageryxr.expr import Leaf, LevelLeaf
-from imageryxr.grid import Grid
 from imageryxr.sources.base import Level
 from imageryxr.volumes import box_reader, lazy_array
 

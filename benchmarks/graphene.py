@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import work
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.sources import chunkedgraph
 from imageryxr.sources.resolve import resolve_source
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from benchmarks import pictures, work
-from imageryxr.colors import palette
+from imageryxr.core.colors import palette
 from imageryxr.kernels import fill, idsets, lookup, outline, resample
 
 

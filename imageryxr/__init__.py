@@ -15,9 +15,10 @@ from __future__ import annotations
 from imageryxr import accessor as _accessor
 from imageryxr import errors
 from imageryxr.align import align, regrid
-from imageryxr.boxes import BBox
-from imageryxr.colors import load_palette, palette, save_palette
-from imageryxr.colors.drawn import colors_of
+from imageryxr.core.bbox import BBox
+from imageryxr.core.colors import load_palette, palette, save_palette
+from imageryxr.core.colors.record import colors_of
+from imageryxr.core.grid import Grid, grid_of
 from imageryxr.datastack import open_datastack
 from imageryxr.errors import (
     AddressError,
@@ -64,7 +65,6 @@ from imageryxr.export import export, plan_export
 from imageryxr.export.plan import ExportPlan
 from imageryxr.export.report import ExportReport
 from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
-from imageryxr.grid import Grid, grid_of
 from imageryxr.layers import Layer
 from imageryxr.looking import contrast_limits, thumbnail
 from imageryxr.masks import save_masks

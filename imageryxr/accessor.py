@@ -10,13 +10,13 @@ from typing import Any
 import xarray as xr
 
 from imageryxr.align import align, aligned_names, regrid
-from imageryxr.boxes import show_triple
-from imageryxr.colors.drawn import colors_of
+from imageryxr.core.bbox import show_triple
+from imageryxr.core.colors.record import colors_of
+from imageryxr.core.grid import Grid, grid_of
 from imageryxr.datastack import align_tree, around, bbox
 from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export
 from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
-from imageryxr.grid import Grid, grid_of
 from imageryxr.looking import contrast_limits, describe_tree, thumbnail, tree_html
 from imageryxr.masks import save_masks
 from imageryxr.opening import box_around, crop

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from imageryxr.axismap import AxisMap
-from imageryxr.boxes import DIMS, BBox, check_resolution, exact
+from imageryxr.core.axis_mapping import AxisMap
+from imageryxr.core.bbox import DIMS, BBox, check_resolution, exact
+from imageryxr.core.grid import Axis, Grid, grid_of, outside_error, refuse_far
+from imageryxr.core.half_voxel import warn_half_voxel
 from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError, OutOfVolumeError
 from imageryxr.expr import Expr, Resampled, ended, view, within
-from imageryxr.grid import Axis, Grid, grid_of, outside_error, refuse_far
-from imageryxr.half_voxel import warn_half_voxel
 from imageryxr.lazy import choose_splits
 from imageryxr.volumes import Volume, result, volume_of
 

@@ -11,7 +11,7 @@ import xarray as xr
 from xarray.backends import BackendEntrypoint
 from xarray.core import indexing
 
-from imageryxr.boxes import DIMS, BBox
+from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.errors import OptionError
 from imageryxr.fields import FieldArray
 from imageryxr.opening import Mip, open_image, open_multiscale, open_segmentation

@@ -18,7 +18,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 from dask.utils import key_split
 
-from imageryxr.boxes import DIMS
+from imageryxr.core.bbox import DIMS
 from imageryxr.errors import LayerError
 from imageryxr.expr import Array
 

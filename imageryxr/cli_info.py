@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from imageryxr.boxes import IndexBox, show_triple
 from imageryxr.cli_words import as_options
+from imageryxr.core.bbox import IndexBox, show_triple
+from imageryxr.core.grid import Grid
 from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkError
-from imageryxr.grid import Grid
 from imageryxr.link_layers import check_source, limited_time
 from imageryxr.sources.access import Access
 from imageryxr.sources.base import Level, Source, finest_first

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.align import align
-from imageryxr.boxes import BBox
+from imageryxr.core.bbox import BBox
+from imageryxr.core.grid import grid_of
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.grid import grid_of
 from imageryxr.opening import Mip, asked_ids, layer_array
 from imageryxr.segments import select_ids
 from imageryxr.sources import cave

@@ -13,12 +13,12 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.align import align, regrid
-from imageryxr.colors import palette
+from imageryxr.core.colors import palette
+from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import TargetExistsError
 from imageryxr.export import export
 from imageryxr.export.targets import disk_errors
 from imageryxr.figure import legend, montage, scale_bar, to_pil
-from imageryxr.grid import Grid, grid_of
 from imageryxr.opening import open_image, open_segmentation
 from imageryxr.overlay import Outline, overlay
 from imageryxr.testing.sample import sample

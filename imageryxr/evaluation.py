@@ -7,7 +7,7 @@ from contextvars import copy_context
 
 import numpy as np
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.expr import Array, Expr, Leaf, LevelLeaf, spatial
 from imageryxr.sources.web import in_parallel
 

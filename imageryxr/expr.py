@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.axismap import AxisMap
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.axis_mapping import AxisMap
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.sources.base import Source, dtype_of
 
 Array = npt.NDArray[Any]

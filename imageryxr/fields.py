@@ -11,7 +11,7 @@ from dask.base import normalize_token
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.evaluation import evaluate
 from imageryxr.expr import Array, Expr, view
 from imageryxr.selection import values_of

@@ -18,7 +18,7 @@ from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.blocks import Room, checked
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.evaluation import Readings, wanted
 from imageryxr.expr import Array, Expr, GivenLeaf
 from imageryxr.lazy import Givens, said_of

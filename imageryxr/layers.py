@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.colors import parse_color, resolve_colors
-from imageryxr.colors.drawn import describe_colors, describe_masks
+from imageryxr.core.colors import parse_color, resolve_colors
+from imageryxr.core.colors.record import describe_colors, describe_masks
+from imageryxr.core.grid import same_grid
 from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
 from imageryxr.expr import Array, Expr, Mapped
-from imageryxr.grid import same_grid
 from imageryxr.painting import (
     Outline,
     Paint,

@@ -25,7 +25,7 @@ from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.blocks import Said, Spot, fitting
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import OptionError
 from imageryxr.evaluation import Readings, evaluate, places, wanted
 from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, is_plain

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import xarray as xr
 
-from imageryxr.boxes import Triple, exact, tidy
+from imageryxr.core.bbox import Triple, exact, tidy
+from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import GridError, LayerError
 from imageryxr.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
-from imageryxr.grid import Grid, grid_of
 from imageryxr.lazy import to_dask
 from imageryxr.sources.base import Level, dtype_of, finest_first
 from imageryxr.volumes import Volume, labelled, lazy_array, volume_of

@@ -14,6 +14,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.display import (
+    CONTRAST_LIMITS,
+    EQUIVALENCES,
+    LAYER,
+    LINK_LAYER,
+    LINK_SOURCE,
+    LINK_TIMESTAMP,
+    OPACITY,
+    SHADER,
+    VISIBLE,
+    joined_ids,
+)
+from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import (
     AddressError,
     ChoiceError,
@@ -29,23 +43,9 @@ from imageryxr.errors import (
     warn,
 )
 from imageryxr.expr import Array, Mapped
-from imageryxr.grid import Grid, grid_of
 from imageryxr.levels import first_resolution
 from imageryxr.link_sources import shown_source
-from imageryxr.look import (
-    CONTRAST_LIMITS,
-    EQUIVALENCES,
-    LAYER,
-    LINK_LAYER,
-    LINK_SOURCE,
-    LINK_TIMESTAMP,
-    OPACITY,
-    SHADER,
-    VISIBLE,
-    joined_ids,
-)
 from imageryxr.opening import open_image, open_segmentation
-from imageryxr.plain_attrs import plain_attrs
 from imageryxr.sources.access import Access, lies_locally
 from imageryxr.sources.address import WEB_PROTOCOLS, parse_address
 from imageryxr.sources.base import Missing, Source

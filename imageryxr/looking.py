@@ -13,12 +13,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.align import layer_type_of
-from imageryxr.boxes import DIMS, BBox, show_triple
+from imageryxr.core.bbox import DIMS, BBox, show_triple
+from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentLook
+from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError
 from imageryxr.figure import to_pil
-from imageryxr.grid import Grid, grid_of
 from imageryxr.levels import coarse_enough, levels_of
-from imageryxr.look import CONTRAST_LIMITS, VISIBLE, SegmentLook
 from imageryxr.overlay import overlay, overlay_dataset, to_rgba
 from imageryxr.views import dimensions_of, layers_of, on_grid, position_of
 

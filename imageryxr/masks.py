@@ -15,13 +15,13 @@ import numpy as np
 import xarray as xr
 from dask.base import compute
 
-from imageryxr.boxes import DIMS
-from imageryxr.colors import RGBA, palette, parse_color
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.colors import RGBA, palette, parse_color
+from imageryxr.core.grid import Axis, grid_of
 from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError
 from imageryxr.export.storage import disk_errors
 from imageryxr.export.targets.slices import INDEX_SLACK
 from imageryxr.figure import picture_of
-from imageryxr.grid import Axis, grid_of
 
 # Bytes of masks that are held at once, unless a slice of all takes more.
 _HELD = 256_000_000

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from imageryxr.boxes import BBox, IndexBox
+from imageryxr.core.bbox import BBox, IndexBox
+from imageryxr.core.grid import grid_of, outside_error, refuse_far
 from imageryxr.errors import ImageryWarning, LayerError, OptionError, warn
-from imageryxr.grid import grid_of, outside_error, refuse_far
 from imageryxr.segments import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, dtype_of, find_level, level_attrs
 from imageryxr.sources.graphene import GrapheneSource, Stale, check_stale, with_ids

@@ -13,13 +13,13 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of
-from imageryxr.boxes import DIMS
-from imageryxr.colors.drawn import DRAWN_COLORS
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.colors.record import DRAWN_COLORS
+from imageryxr.core.display import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
+from imageryxr.core.grid import same_grid
 from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.expr import Array, Expr, Mapped
-from imageryxr.grid import same_grid
 from imageryxr.layers import Layer, described, prepared_layers, rgba_of
-from imageryxr.look import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
 from imageryxr.painting import Outline, Side, paint_of, painted
 from imageryxr.segments import segmentation_volume
 from imageryxr.stacking import Stacked

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from imageryxr.boxes import DIMS, IndexBox
-from imageryxr.colors import Colors, resolve_colors
+from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.core.colors import Colors, resolve_colors
+from imageryxr.core.display import SegmentLook
+from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, OptionError
 from imageryxr.expr import Array, Expr
-from imageryxr.grid import Grid
-from imageryxr.look import SegmentLook
 from imageryxr.segments import AskedIds, id_array, id_list
 from imageryxr.volumes import Volume
 

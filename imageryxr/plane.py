@@ -13,13 +13,13 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.align import METHODS, Method, layer_type_of
-from imageryxr.boxes import DIMS, BBox, Index3, Triple, check_resolution, exact
+from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.bbox import DIMS, BBox, Index3, Triple, check_resolution, exact
+from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
+from imageryxr.core.grid import Grid, grid_of, outside_error
+from imageryxr.core.orientation import Floats, axes_of_quaternion
 from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
-from imageryxr.frames import Floats, axes_of_quaternion
-from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
-from imageryxr.look import NM_PER_PIXEL, VISIBLE
-from imageryxr.plain_attrs import plain_attrs
 from imageryxr.slicing import Cut, sliced
 from imageryxr.views import dimensions_of, layers_of, position_of, shown_axes
 from imageryxr.volumes import result, volume_of

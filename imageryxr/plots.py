@@ -8,13 +8,13 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of
-from imageryxr.boxes import DIMS
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.display import SegmentLook
+from imageryxr.core.grid import grid_of
 from imageryxr.errors import OptionError
 from imageryxr.figure import picture_of
 from imageryxr.figure.bars import length_text, nice_below
 from imageryxr.figure.slices import plane_of
-from imageryxr.grid import grid_of
-from imageryxr.look import SegmentLook
 from imageryxr.overlay import overlay, overlay_dataset, to_rgba
 
 if TYPE_CHECKING:

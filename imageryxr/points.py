@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.boxes import DIMS, SNAP, Triple, check_resolution, show_triple, tidy
+from imageryxr.core.bbox import DIMS, SNAP, Triple, check_resolution, show_triple, tidy
+from imageryxr.core.grid import Grid
 from imageryxr.errors import BoxError, LayerError, OutOfVolumeError
 from imageryxr.expr import Array, ArrayLeaf
-from imageryxr.grid import Grid
 from imageryxr.lazy import to_dask
 from imageryxr.selection import Joint, values_at
 from imageryxr.strides import Indexes

@@ -23,7 +23,7 @@ from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 
-from imageryxr.boxes import DIMS
+from imageryxr.core.bbox import DIMS
 from imageryxr.expr import Clipped, Expr, GivenLeaf, Leaf, with_leaves
 from imageryxr.fields import Ranges, Shown, expr_shown, shown_of
 from imageryxr.lazy import BoxDep, GivenLayer, Givens, Splits, given_leaves

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.boxes import IndexBox, make_up
-from imageryxr.colors.ids import unsigned
+from imageryxr.core.bbox import IndexBox, make_up
+from imageryxr.core.colors.ids import unsigned
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
 from imageryxr.expr import Array, Expr, Mapped
 from imageryxr.idcounts import counted_ids, ids_of

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.evaluation import evaluate
 from imageryxr.expr import Array, Expr
 from imageryxr.lazy import BLOCK_VOXELS

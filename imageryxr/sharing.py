@@ -11,11 +11,9 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of
-from imageryxr.boxes import DIMS
-from imageryxr.errors import LayerError, LinkError
-from imageryxr.link_layers import limits_of
-from imageryxr.linked_layers import with_links
-from imageryxr.look import (
+from imageryxr.core.attrs import decoded, listed
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.display import (
     CONTRAST_LIMITS,
     EQUIVALENCES,
     LAYER,
@@ -31,7 +29,9 @@ from imageryxr.look import (
     SegmentLook,
     hex_color,
 )
-from imageryxr.plain_attrs import decoded, listed
+from imageryxr.errors import LayerError, LinkError
+from imageryxr.link_layers import limits_of
+from imageryxr.linked_layers import with_links
 from imageryxr.sources.access import lies_locally
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.shaders import image_options, invlerp_of

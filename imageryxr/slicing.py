@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.evaluation import evaluate
 from imageryxr.expr import Array, Expr, GivenLeaf, Leaf
 

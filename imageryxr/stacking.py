@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.expr import Array, Expr
 
 

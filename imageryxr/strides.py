@@ -9,7 +9,7 @@ from itertools import pairwise, product
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.expr import Expr, _Same
 
 Indexes = npt.NDArray[np.int64]

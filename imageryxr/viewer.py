@@ -9,20 +9,8 @@ from typing import Any
 
 import xarray as xr
 
-from imageryxr.errors import (
-    CodecError,
-    GridError,
-    ImageryError,
-    LayerError,
-    LinkWarning,
-    OptionError,
-    SourceError,
-    SourceNotFoundError,
-)
-from imageryxr.frames import screen_dimensions
-from imageryxr.grid import grid_of
-from imageryxr.link_layers import LayerOptions, open_layers
-from imageryxr.look import (
+from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.display import (
     DIMENSIONS,
     DISPLAY,
     LAYER,
@@ -34,7 +22,19 @@ from imageryxr.look import (
     UNOPENED,
     UNSUPPORTED,
 )
-from imageryxr.plain_attrs import plain_attrs
+from imageryxr.core.grid import grid_of
+from imageryxr.core.orientation import screen_dimensions
+from imageryxr.errors import (
+    CodecError,
+    GridError,
+    ImageryError,
+    LayerError,
+    LinkWarning,
+    OptionError,
+    SourceError,
+    SourceNotFoundError,
+)
+from imageryxr.link_layers import LayerOptions, open_layers
 from imageryxr.sources.access import Access
 from imageryxr.sources.base import Missing, check_missing
 from imageryxr.sources.links import state_of
@@ -96,7 +96,7 @@ def open_neuroglancer(
         ``unsupported_layers``, each with the ``reason`` why it is left out, and ``unopened_layers``, which were not
         asked for. Dicts and lists of dicts are JSON text (`json.loads` reads them), so that ``to_netcdf`` and
         ``to_zarr`` store them. Attrs of the variables: ``contrast_limits``, ``opacity``, ``selected_ids``, ``colors``,
-        … as `imageryxr.look` lists them, which `overlay` follows.
+        … as `imageryxr.core.display` lists them, which `overlay` follows.
         A layer's ``timestamp`` in the link may be milliseconds since 1970, as viewers write it, or seconds: above
         1e11 it is milliseconds. ``tree.imagery.view(size=(w, h))`` gives what the link shows.
 

@@ -12,13 +12,13 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.align import layer_type_of, regrid
-from imageryxr.boxes import DIMS, BBox, Triple, check_resolution, exact
+from imageryxr.core.attrs import decoded, listed, plain_attrs
+from imageryxr.core.bbox import DIMS, BBox, Triple, check_resolution, exact
+from imageryxr.core.display import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
+from imageryxr.core.grid import Grid, grid_of, outside_error
+from imageryxr.core.orientation import Floats, screen_axes, screen_dimensions
 from imageryxr.errors import LayerError, LinkWarning, OptionError
-from imageryxr.frames import Floats, screen_axes, screen_dimensions
-from imageryxr.grid import Grid, grid_of, outside_error
 from imageryxr.levels import coarse_enough
-from imageryxr.look import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
-from imageryxr.plain_attrs import decoded, listed, plain_attrs
 
 
 def view(

@@ -14,16 +14,16 @@ import numpy as np
 import xarray as xr
 from xarray.core import indexing
 
-from imageryxr.boxes import DIMS, BBox, Index3, IndexBox
+from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.bbox import DIMS, BBox, Index3, IndexBox
+from imageryxr.core.extra_coords import ExtraCoord, extra_coords, with_extra_coords
+from imageryxr.core.grid import Grid, grid_of, outside_error, refuse_far
 from imageryxr.errors import ImageryError, LayerError
 from imageryxr.evaluation import evaluate
 from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, LevelLeaf, view, with_leaves, within
-from imageryxr.extra_coords import ExtraCoord, extra_coords, with_extra_coords
 from imageryxr.fields import FieldArray, expr_shown, shown_of, unwrapped
 from imageryxr.foreign import parts_of
-from imageryxr.grid import Grid, grid_of, outside_error, refuse_far
 from imageryxr.lazy import Splits, choose_splits, refuse_query_planning, to_dask
-from imageryxr.plain_attrs import plain_attrs
 from imageryxr.retracing import found_below, recovered
 from imageryxr.sources.base import Level, Source, level_attrs
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from imageryxr.core.attrs import decoded, listed
+from imageryxr.core.display import DIMENSIONS, DISPLAY, LINK_STATE, NM_PER_PIXEL, ORIENTATION, POSITION
+from imageryxr.core.grid import grid_of
+from imageryxr.core.orientation import quaternion_of_axes, screen_dimensions
 from imageryxr.errors import LinkError
-from imageryxr.frames import quaternion_of_axes, screen_dimensions
-from imageryxr.grid import grid_of
-from imageryxr.look import DIMENSIONS, DISPLAY, LINK_STATE, NM_PER_PIXEL, ORIENTATION, POSITION
-from imageryxr.plain_attrs import decoded, listed
 from imageryxr.sources.layer_groups import PANELS, layout_of_layers, read_groups, with_group
 from imageryxr.sources.navigation import Pose, read_group_pose, read_pose, smallest_side
 from imageryxr.sources.placement import AXES, read_dimensions

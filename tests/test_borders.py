@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.evaluation import wanted
 from imageryxr.lazy import expr_of
 from tests.conftest import no_compute, volume

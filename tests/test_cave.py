@@ -17,7 +17,7 @@ import xarray as xr
 from dask.base import tokenize
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.sources import chunkedgraph
 from imageryxr.sources.resolve import resolve_source
 from tests.conftest import no_compute

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.auth import Token, find_token
 from imageryxr.sources.resolve import resolve_source
 from tests.support.cave_server import DATASTACK, FORBIDDEN, MERGE, NO_TERMS, TABLE, TOKEN

@@ -18,7 +18,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr import errors, segments
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.sources import chunkedgraph, web
 from imageryxr.sources.resolve import resolve_source
 from tests.support.cave_server import MERGE, SPLIT, TOKEN, stall_forever

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imageryxr.core.grid import Grid
 from imageryxr.errors import ChunkReadError
-from imageryxr.grid import Grid
 from imageryxr.sources import apart, decoding, precomputed, streams
 from tests.support.source_suite import serving
 from tests.test_source_precomputed import opened, write_layer

@@ -190,7 +190,7 @@ def _cells(block):
 
 
 def _inner(box):
-    from imageryxr.boxes import IndexBox
+    from imageryxr.core.bbox import IndexBox
 
     return IndexBox(tuple(n // 3 for n in box.shape), tuple(n - n // 4 for n in box.shape))
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.export.estimate import PROCESS_BYTES
 from imageryxr.export.reading import bricks
 from imageryxr.export.regions import Regions

@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.evaluation import evaluate, wanted
 from imageryxr.export.reading import BUFFERS, Buffers, draw, read_leaf, read_sources
 from imageryxr.export.targets.omezarr import OmeZarr

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.evaluation import evaluate, wanted
 from imageryxr.export.reading import BUFFERS
 from imageryxr.export.rolling import cut, strip_by_strip

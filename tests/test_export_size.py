@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 import imageryxr as ix
+from imageryxr.core.grid import grid_of
 from imageryxr.export.crew import find_crew
 from imageryxr.export.executors import Cluster
 from imageryxr.export.job import Job
@@ -22,7 +23,6 @@ from imageryxr.export.report import ExportReport
 from imageryxr.export.run import _Loop, _Tally, run_plan
 from imageryxr.export.targets.base import Layer, Target
 from imageryxr.export.workspace import Stages
-from imageryxr.grid import grid_of
 from imageryxr.volumes import box_reader
 from tests.support.export_jobs import Computed, array_of
 

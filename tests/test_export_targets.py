@@ -20,7 +20,7 @@ from ome_zarr_models.v05 import Image as Image05
 from PIL import Image
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.export.storage import Folder
 from tests.conftest import volume
 from tests.support.export_jobs import Computed, array_of, digest, picture

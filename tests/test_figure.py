@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 import imageryxr as ix
-from imageryxr.boxes import BBox
+from imageryxr.core.bbox import BBox
+from imageryxr.core.grid import Grid
 from imageryxr.errors import (
     ColorError,
     ImageryError,
@@ -25,7 +26,6 @@ from imageryxr.errors import (
     TargetExistsError,
 )
 from imageryxr.figure import inset, legend, montage, picture_of, save_figure, scale_bar, to_pil
-from imageryxr.grid import Grid
 
 RNG = np.random.default_rng(5)
 

@@ -12,9 +12,9 @@ import xarray as xr
 from PIL import Image, ImageDraw
 
 import imageryxr as ix
+from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, OptionError
 from imageryxr.figure.geometry import geometry_of, overlap
-from imageryxr.grid import Grid
 
 RNG = np.random.default_rng(7)
 CORNERS = ("top right", "top left", "bottom right", "bottom left")

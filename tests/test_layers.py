@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.look import SegmentLook
+from imageryxr.core.display import SegmentLook
 from tests.conftest import no_compute, volume
 from tests.test_verbs import FINE, IDS, IMAGE, as_source
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 import imageryxr as ix
+from imageryxr.core.display import SegmentLook
 from imageryxr.link_layers import check_source
-from imageryxr.look import SegmentLook
 from imageryxr.sources.links import is_local_host, state_of
 from imageryxr.sources.neuroglancer import LinkState, parse_state
 from imageryxr.sources.state_json import url_safe_to_json

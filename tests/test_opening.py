@@ -15,7 +15,7 @@ from cloudvolume import CloudVolume
 from dask.base import tokenize
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.resolve import resolve_source
 
 

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.plain_attrs import LargeIds, decoded, listed, plain_attrs
+from imageryxr.core.attrs import LargeIds, decoded, listed, plain_attrs
 
 ENGINES = ["h5netcdf", "netcdf4"]
 

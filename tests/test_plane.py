@@ -319,8 +319,8 @@ def test_far_from_the_origin_positions_are_as_exact_as_at_it(offset, resolution)
 
 
 def test_a_noisy_ratio_of_resolutions_does_not_drift_over_a_long_axis():
-    from imageryxr.axismap import AxisMap
-    from imageryxr.grid import Axis
+    from imageryxr.core.axis_mapping import AxisMap
+    from imageryxr.core.grid import Axis
 
     target, source = Axis(2**32, 4.031234567890123, 0), Axis(2**33, 3.987654321098765, 0)
     there = AxisMap.between(target, source)

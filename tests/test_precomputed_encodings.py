@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import ChunkReadError, CodecError, SourceError
 from imageryxr.sources.pictures import picture_problem
 from imageryxr.sources.resolve import resolve_source

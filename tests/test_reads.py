@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.expr import ArrayLeaf, Leaf, LevelLeaf
 from imageryxr.reads import Reads, without
 from imageryxr.sources.memory import MemorySource, memory_source

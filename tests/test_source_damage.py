@@ -13,9 +13,9 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.errors import AuthError, ChunkReadError, CodecError, MissingChunkError, SourceError
-from imageryxr.grid import Grid
 from imageryxr.sources import precomputed
 from imageryxr.sources.resolve import resolve_source
 from imageryxr.sources.web import Connection

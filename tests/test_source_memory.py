@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.errors import GridError, LayerError, OptionError, SourceError
-from imageryxr.grid import Grid
 from imageryxr.sources.memory import MemorySource, memory_source
 from imageryxr.sources.resolve import resolve_source
 from tests.support.source_suite import SourceSuite, noise

@@ -14,7 +14,8 @@ import pytest
 import zarr
 from dask.base import tokenize
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.errors import (
     AuthError,
     ChoiceError,
@@ -28,7 +29,6 @@ from imageryxr.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.grid import Grid
 from imageryxr.sources import web, zarrstore
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.omezarr import open_omezarr
@@ -668,7 +668,7 @@ class TestHttp:
         server, _ = served
         code = f"""
 import os, sys
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.resolve import resolve_source
 source = resolve_source({server.url!r}, "image")
 box = IndexBox((0, 0, 0), (1, 2, 3))

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.errors import (
     AuthError,
     ChoiceError,
@@ -22,7 +23,6 @@ from imageryxr.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.grid import Grid
 from imageryxr.sources import precomputed, web
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.base import default_level

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.errors import ChunkReadError, MissingChunkError, MissingChunkWarning
-from imageryxr.grid import Grid
 from imageryxr.sources.precomputed import PrecomputedSource
 from imageryxr.sources.rawfiles import read_raw
 from tests.support.source_suite import boxes_of, noise

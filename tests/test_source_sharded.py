@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
-from imageryxr.grid import Grid
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.sources import shards, web
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.precomputed import open_precomputed

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.align import layer_type_of
-from imageryxr.boxes import DIMS
+from imageryxr.core.bbox import DIMS
 from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.export.crew import Crew, find_crew, leave_script_of_parent
 from imageryxr.export.header import FORMAT

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import MissingIdsWarning, warn
 from imageryxr.expr import Expr, Resampled
 from imageryxr.segments import AskedIds

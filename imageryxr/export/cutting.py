@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import ScratchError
 from imageryxr.export.crew import Crew
 from imageryxr.export.estimate import rereads

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from dask.utils import key_split
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.evaluation import wanted
 from imageryxr.export.regions import Regions
 from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf

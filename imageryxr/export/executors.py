@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import TargetError
 from imageryxr.export.job import Job, Piece, holds_array, pack, part_of, work
 from imageryxr.export.probe import Probe

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from imageryxr.boxes import DIMS, Index3
+from imageryxr.core.bbox import DIMS, Index3
 from imageryxr.errors import ManifestError
 
 FORMAT = 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.evaluation import Readings, wanted
 from imageryxr.export.asking import Told, told
 from imageryxr.export.cancellation import run_cancellable

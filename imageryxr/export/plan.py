@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from imageryxr.boxes import DIMS, Index3
+from imageryxr.core.bbox import DIMS, Index3
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.crew import Crew, available_memory
 from imageryxr.export.cutting import Scratch

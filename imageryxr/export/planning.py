@@ -8,7 +8,7 @@ from typing import Any
 
 from dask.utils import key_split
 
-from imageryxr.boxes import show_triple
+from imageryxr.core.bbox import show_triple
 from imageryxr.errors import OptionError
 from imageryxr.export.crew import Crew, available_memory
 from imageryxr.export.cutting import cutter_of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import reduce
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.expr import Clipped, Expr, LevelLeaf, Resampled, Shifted
-from imageryxr.grid import Grid
 from imageryxr.slicing import Sliced
 from imageryxr.strides import Strided
 

@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import ImageryError
 from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.regions import tiles, whole_chunks

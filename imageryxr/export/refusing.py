@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from imageryxr.boxes import DIMS
+from imageryxr.core.bbox import DIMS
 from imageryxr.errors import TargetExistsError
 from imageryxr.export.header import Header
 from imageryxr.export.storage import is_remote

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import overload
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.expr import Expr
 from imageryxr.lazy import given_leaves
 

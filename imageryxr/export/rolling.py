@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.evaluation import Readings, wanted
 from imageryxr.export.reading import BUFFERS, KEPT_BYTES, by_parts, read_into, read_sources, telling_unread
 from imageryxr.expr import Array, Expr, Leaf, LevelLeaf

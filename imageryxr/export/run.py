@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from imageryxr.boxes import DIMS, IndexBox
+from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.errors import (
     AuthError,
     CodecError,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.evaluation import wanted
 from imageryxr.export.reading import BUFFERS
 from imageryxr.export.regions import tiles, whole_chunks

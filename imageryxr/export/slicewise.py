@@ -15,7 +15,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.estimate import FETCHING, bytes_of, steps
 from imageryxr.export.reading import BRICK_VOXELS, BUFFERS, telling_unread, unread_apart

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.axismap import AxisMap
-from imageryxr.boxes import DIMS, IndexBox
+from imageryxr.core.axis_mapping import AxisMap
+from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.core.grid import Axis, Grid
 from imageryxr.errors import OptionError
 from imageryxr.expr import Array, Expr, Resampled
-from imageryxr.grid import Axis, Grid
 from imageryxr.volumes import BoxReader, box_reader, labelled
 
 

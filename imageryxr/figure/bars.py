@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import xarray as xr
 
-from imageryxr.boxes import DIMS
-from imageryxr.colors import RGBA, parse_color
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.colors import RGBA, parse_color
+from imageryxr.core.grid import grid_of
 from imageryxr.errors import GridError, OptionError, warn
 from imageryxr.figure.geometry import Rect, geometry_of, outdated_nm, overlap, smallest, with_geometry
 from imageryxr.figure.lettering import BLACK, MIDDLE, WHITE, contrasting, drowns, fitting, luminance, text_extent, write
 from imageryxr.figure.montages import check_count
 from imageryxr.figure.printing import check_length, label_pixels
 from imageryxr.figure.slices import plane_of, to_pil
-from imageryxr.grid import grid_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

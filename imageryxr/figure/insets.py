@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from imageryxr.boxes import DIMS, BBox
-from imageryxr.colors import RGBA, parse_color
+from imageryxr.core.bbox import DIMS, BBox
+from imageryxr.core.colors import RGBA, parse_color
+from imageryxr.core.grid import grid_of
 from imageryxr.errors import ImageryWarning, OptionError, OutOfVolumeError
 from imageryxr.figure.bars import Position, check_position, draw_bar, pixel_size
 from imageryxr.figure.geometry import Rect, geometry_of, smallest, with_geometry
 from imageryxr.figure.printing import label_pixels
 from imageryxr.figure.slices import plane_of, to_pil
-from imageryxr.grid import grid_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +80,7 @@ def inset(
 
     Examples
     --------
-    >>> from imageryxr.grid import Grid
+    >>> from imageryxr.core.grid import Grid
     >>> grid = Grid((1, 90, 120), (8, 8, 40), (0, 0, 0))
     >>> import numpy as np
     >>> em = xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords())

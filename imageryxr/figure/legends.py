@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from imageryxr.colors import parse_color
-from imageryxr.colors.drawn import colors_of
+from imageryxr.core.colors import parse_color
+from imageryxr.core.colors.record import colors_of
 from imageryxr.errors import OptionError
 from imageryxr.figure.geometry import geometry_of, smallest, with_geometry
 from imageryxr.figure.lettering import LEGIBLE, contrasting, font

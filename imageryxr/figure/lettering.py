@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from imageryxr.colors import RGBA
+from imageryxr.core.colors import RGBA
 from imageryxr.errors import ImageryWarning
 
 if TYPE_CHECKING:

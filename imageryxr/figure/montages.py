@@ -10,14 +10,14 @@ import numpy as np
 import xarray as xr
 from dask.base import compute
 
-from imageryxr.boxes import DIMS
-from imageryxr.colors import RGBA, parse_color
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.colors import RGBA, parse_color
+from imageryxr.core.grid import grid_of
 from imageryxr.errors import OptionError
 from imageryxr.figure.geometry import Geometry, geometry_of, smallest, with_geometry
 from imageryxr.figure.lettering import contrasting, fitting, text_extent, top_of, write
 from imageryxr.figure.printing import label_pixels
 from imageryxr.figure.slices import plane_of, to_pil
-from imageryxr.grid import grid_of
 from imageryxr.volumes import as_dask, is_lazy
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.boxes import DIMS
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.grid import grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError
 from imageryxr.figure.geometry import with_geometry
-from imageryxr.grid import grid_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,9 +13,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import Index3, IndexBox, exact, show_triple, tidy
+from imageryxr.core.bbox import Index3, IndexBox, exact, show_triple, tidy
+from imageryxr.core.grid import Grid
 from imageryxr.errors import ChoiceError, ChunkReadError, MipError, OptionError
-from imageryxr.grid import Grid
 
 LayerType = Literal["image", "segmentation"]
 Missing = Literal["raise", "fill", "warn"] | None

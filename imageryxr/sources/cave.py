@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from imageryxr.boxes import Triple, check_resolution
+from imageryxr.core.bbox import Triple, check_resolution
 from imageryxr.errors import AddressError, OptionError, ServerError, SourceError, SourceNotFoundError
 from imageryxr.sources.access import Access, access_of_named
 from imageryxr.sources.address import parse_address

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
 from imageryxr.sources import shards
 from imageryxr.sources.access import Access, Credential

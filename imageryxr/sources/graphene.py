@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import OptionError, SegmentError, ServerError, SourceError, StaleRootError
 from imageryxr.sources.access import access_of_named
 from imageryxr.sources.address import Address, parse_address

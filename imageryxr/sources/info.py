@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryError
-from imageryxr.grid import Grid
 from imageryxr.sources.base import Level
 
 __all__ = ["CODECS", "ENCODINGS", "clean_info", "completed_info", "info_level", "info_problem", "is_placeholder"]

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.boxes import DIMS, IndexBox
+from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import GridError, LayerError
-from imageryxr.grid import Grid, grid_of
 from imageryxr.sources.base import LayerType, Level, Source, read_filled
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from imageryxr.boxes import Triple
+from imageryxr.core.bbox import Triple
 from imageryxr.errors import LinkError
 from imageryxr.sources.checks import as_list, as_mapping, as_number, as_numbers, as_positive, shown
 from imageryxr.sources.placement import AXES, dimensions_of

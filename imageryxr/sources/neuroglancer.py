@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from imageryxr.boxes import Triple
+from imageryxr.core.bbox import Triple
+from imageryxr.core.display import SegmentLook
 from imageryxr.errors import LinkError, OptionError
-from imageryxr.look import SegmentLook
 from imageryxr.sources.address import FORMAT_NAMES
 from imageryxr.sources.checks import as_list, as_mapping, as_number, as_positive, shown
 from imageryxr.sources.layer_groups import LayerGroup, read_groups, read_panel

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-from imageryxr.boxes import DIMS, exact
+from imageryxr.core.bbox import DIMS, exact
+from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.errors import ImageryWarning, SourceError, UnitError
 from imageryxr.sources.base import pick_index
 from imageryxr.sources.members import as_list, as_object, as_text, is_finite_number, shown
-from imageryxr.units import has_unit, length_in_nm
 
 _NEWEST = (0, 6)
 _OLDEST = (0, 4)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from imageryxr.boxes import DIMS, exact, tidy
+from imageryxr.core.bbox import DIMS, exact, tidy
+from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, SourceError
-from imageryxr.grid import Grid
 from imageryxr.sources.members import as_list, as_number, as_object, as_text, shown
 from imageryxr.sources.ngff import Axes
 from imageryxr.sources.zarrmeta import MOST_ALONG

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import DIMS, IndexBox
+from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.errors import (
     AuthError,
     ImageryError,
@@ -25,7 +26,6 @@ from imageryxr.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.grid import Grid
 from imageryxr.sources import ngff, ngff_groups
 from imageryxr.sources.address import Address
 from imageryxr.sources.base import (

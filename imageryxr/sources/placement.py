@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from imageryxr.boxes import Triple, tidy
+from imageryxr.core.bbox import Triple, tidy
+from imageryxr.core.grid import Grid
 from imageryxr.errors import LinkError
-from imageryxr.grid import Grid
 from imageryxr.sources.checks import shown
 
 AXES = "xyz"

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from imageryxr.colors.reading import RGBA, parse_color
+from imageryxr.core.colors.parse import RGBA, parse_color
+from imageryxr.core.display import SegmentLook, joined_ids
 from imageryxr.errors import ColorError, LinkError
-from imageryxr.look import SegmentLook, joined_ids
 from imageryxr.sources.checks import as_list, as_mapping, as_share, as_whole, shown
 
 TOP_ID = 2**64 - 1

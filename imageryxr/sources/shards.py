@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import Index3
+from imageryxr.core.bbox import Index3
 from imageryxr.sources.compression import decompress
 from imageryxr.sources.web import METADATA_BYTES, Connection, in_parallel
 

@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.sources import guard, web, webobjects
 from imageryxr.sources.access import Access
 from imageryxr.sources.resolve import resolve_source

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 import imageryxr as ix
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.sources import shards
 from imageryxr.sources.resolve import resolve_source
 from tests.support.hostile import HostileServer, reply

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import ChunkReadError, MissingChunkError
 from imageryxr.sources.frames import frame_problem
 from imageryxr.sources.resolve import resolve_source

@@ -19,9 +19,9 @@ import numpy as np
 import xarray as xr
 
 import imageryxr as ix
+from imageryxr.core.grid import Grid
 from imageryxr.export.storage import Folder
 from imageryxr.expr import LevelLeaf
-from imageryxr.grid import Grid
 from imageryxr.sources.base import Level
 from imageryxr.volumes import lazy_array
 
@@ -270,7 +270,7 @@ if __name__ == "__main__":
     import zarr  # noqa: F401
 
     import imageryxr.figure
-    from imageryxr.boxes import IndexBox
+    from imageryxr.core.bbox import IndexBox
     from imageryxr.volumes import box_reader
 
     box_reader(picture())(IndexBox.of_shape((2, 8, 8)))  # compiled kernels are loaded, without any thread

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from dask.base import tokenize
 
-from imageryxr.boxes import IndexBox
-from imageryxr.grid import Grid
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.sources.base import Source
 
 

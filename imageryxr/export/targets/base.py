@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.expr import Array
-from imageryxr.grid import Grid
 
 # Voxels of a region of a pyramid's coarser level, unless a chunk is larger, or there is memory for more.
 REGION_VOXELS = 1 << 20

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from imageryxr.boxes import IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array
 

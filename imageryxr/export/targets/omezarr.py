@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.boxes import Index3, IndexBox, tidy
+from imageryxr.core.bbox import Index3, IndexBox, tidy
+from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
@@ -20,7 +21,6 @@ from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.export.targets.zarrarray import ZarrArray
 from imageryxr.expr import Array
-from imageryxr.grid import Grid
 
 CHUNK: Index3 = (16, 256, 256)
 VERSIONS = ("0.5", "0.4")

@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from imageryxr.boxes import Index3, IndexBox, show_triple
+from imageryxr.core.bbox import Index3, IndexBox, show_triple
+from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError, TargetError, warn
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.expr import Array
-from imageryxr.grid import Grid
 
 CHUNK: Index3 = (64, 64, 64)
 ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")

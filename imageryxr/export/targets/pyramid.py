@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.axismap import AxisMap
-from imageryxr.boxes import Index3, IndexBox, tidy
+from imageryxr.core.axis_mapping import AxisMap
+from imageryxr.core.bbox import Index3, IndexBox, tidy
+from imageryxr.core.grid import Axis, Grid
 from imageryxr.evaluation import evaluate
 from imageryxr.export.regions import Regions, tiles
 from imageryxr.export.targets.base import REGION_VOXELS, Target
 from imageryxr.expr import Array, ArrayLeaf, Expr, Resampled
-from imageryxr.grid import Axis, Grid
 
 # Voxels of a coarser level that are made at a time; below them lie up to eight times as many.
 PART_VOXELS = 1 << 18

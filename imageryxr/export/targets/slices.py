@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.boxes import DIMS, Index3, IndexBox
+from imageryxr.core.bbox import DIMS, Index3, IndexBox
+from imageryxr.core.grid import Axis
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.buckets import place_at
 from imageryxr.export.targets.base import Target
 from imageryxr.expr import Array
-from imageryxr.grid import Axis
 
 # An offset that coordinates give may lie this much below the whole number that it stands for, in voxels.
 INDEX_SLACK = 1e-6

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.boxes import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import TargetError
 from imageryxr.expr import Array
 from imageryxr.sources.zarrobjects import ZarrForm, check_object, form_of

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.colors.ids import UInt8Array, UInt64Array, as_ids, hash_rows, id_of, key_of, read_only, unique_ids
-from imageryxr.colors.palettes import palette_colors, palette_table
-from imageryxr.colors.reading import RGBA, parse_color
-from imageryxr.colors.viewer import neuroglancer_colors, neuroglancer_seed
+from imageryxr.core.colors.ids import UInt8Array, UInt64Array, as_ids, hash_rows, id_of, key_of, read_only, unique_ids
+from imageryxr.core.colors.neuroglancer import neuroglancer_colors, neuroglancer_seed
+from imageryxr.core.colors.palettes import palette_colors, palette_table
+from imageryxr.core.colors.parse import RGBA, parse_color
 from imageryxr.errors import ColorError, ImageryWarning
 
 #: What ``colors=`` takes: None, a palette name, a dict id → colour, or ``("neuroglancer", seed)``.

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from imageryxr.colors.distinct import set_apart, touching
-from imageryxr.colors.ids import UInt8Array, UInt64Array, hash_rows, key_of, read_only, unique_ids
-from imageryxr.colors.lab import lab_to_rgb
-from imageryxr.colors.reading import RGB, close_names, parse_color
-from imageryxr.colors.viewer import neuroglancer_colors, neuroglancer_seed
+from imageryxr.core.colors.distinct import set_apart, touching
+from imageryxr.core.colors.ids import UInt8Array, UInt64Array, hash_rows, key_of, read_only, unique_ids
+from imageryxr.core.colors.lab import lab_to_rgb
+from imageryxr.core.colors.neuroglancer import neuroglancer_colors, neuroglancer_seed
+from imageryxr.core.colors.parse import RGB, close_names, parse_color
 from imageryxr.errors import ColorError, OptionError
 
 

@@ -5,8 +5,8 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
+from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.errors import UnitError
-from imageryxr.units import has_unit, length_in_nm
 
 # Nanometres per unit, written out by hand from the definitions of the SI and of the international yard.
 KNOWN = {

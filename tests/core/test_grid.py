@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.axismap import AxisMap
-from imageryxr.boxes import exact
-from imageryxr.grid import Axis
+from imageryxr.core.axis_mapping import AxisMap
+from imageryxr.core.bbox import exact
+from imageryxr.core.grid import Axis
 from tests.conftest import volume
 
 RESOLUTIONS = st.sampled_from([1.0, 4.0, 4.04, 4.7, 7.98, 8.0, 8.08, 10.666666666666666, 16.0, 30.0, 40.0])

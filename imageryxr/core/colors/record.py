@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.colors.chosen import Colors
-from imageryxr.colors.ids import as_ids
-from imageryxr.colors.palettes import stable_table
-from imageryxr.colors.reading import RGB, parse_color
+from imageryxr.core.colors.ids import as_ids
+from imageryxr.core.colors.mapping import Colors
+from imageryxr.core.colors.palettes import stable_table
+from imageryxr.core.colors.parse import RGB, parse_color
 from imageryxr.errors import ColorError, OptionError
 
 #: The attribute of a picture: JSON, a list with an entry for each layer of segments, the top one last.

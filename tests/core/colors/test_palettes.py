@@ -17,15 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import CSS4_COLORS, to_rgba
 
-from imageryxr.colors import (
-    Colors,
-    palette,
-    parse_color,
-    resolve_colors,
-    stable_table,
-)
-from imageryxr.colors.ids import splitmix64 as splitmix64_array
-from imageryxr.colors.viewer import neuroglancer_colors
+from imageryxr.core.colors import Colors, palette, parse_color, resolve_colors, stable_table
+from imageryxr.core.colors.ids import splitmix64 as splitmix64_array
+from imageryxr.core.colors.neuroglancer import neuroglancer_colors
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
 
 BIG = 864691135617152361
@@ -543,7 +537,7 @@ def test_the_module_is_light():
         "package = types.ModuleType('imageryxr')\n"
         f"package.__path__ = {list(sys.modules['imageryxr'].__path__)!r}\n"
         "sys.modules['imageryxr'] = package\n"
-        "import imageryxr.colors\n"
+        "import imageryxr.core.colors\n"
         "print(json.dumps(sorted(sys.modules)))"
     )
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
@@ -563,7 +557,7 @@ def delta_e(a, b):
 def test_lab_agrees_with_scikit_image():
     from skimage.color import rgb2lab
 
-    from imageryxr.colors.lab import rgb_to_lab
+    from imageryxr.core.colors.lab import rgb_to_lab
 
     rgb = np.random.default_rng(0).integers(0, 256, (500, 3)).astype(np.uint8)
     np.testing.assert_allclose(rgb_to_lab(rgb), rgb2lab(rgb[None])[0], atol=0.02)
@@ -572,7 +566,7 @@ def test_lab_agrees_with_scikit_image():
 @pytest.mark.parametrize("name", ["stable", "neuroglancer", "glasbey", "husl", "tab20", "colorblind"])
 def test_ids_that_touch_differ(name, sample):
     import imageryxr as ix
-    from imageryxr.colors.distinct import touching
+    from imageryxr.core.colors.distinct import touching
 
     seg = ix.open_segmentation(sample.segmentation).isel(z=[30]).load()
     contacts = touching(seg.values)
@@ -591,7 +585,7 @@ def test_ids_that_touch_differ(name, sample):
 
 
 def test_touching_is_what_a_slow_loop_finds():
-    from imageryxr.colors.distinct import REACH, touching
+    from imageryxr.core.colors.distinct import REACH, touching
 
     labels = np.random.default_rng(3).integers(0, 9, (2, 7, 8)).astype(np.uint64)
     truth = {}
@@ -627,7 +621,7 @@ BLIND = {
 
 @pytest.mark.parametrize("kind", BLIND)
 def test_the_colourblind_palette_is_told_apart(kind):
-    from imageryxr.colors.lab import rgb_to_lab
+    from imageryxr.core.colors.lab import rgb_to_lab
 
     rgb = np.array(list(palette(range(1, 8), "colorblind").values())) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.array(BLIND[kind]).T
@@ -647,7 +641,7 @@ def test_the_colourblind_palette_is_told_apart(kind):
 @given(colors=st.dictionaries(ids64, st.tuples(*[st.integers(0, 255)] * 4), max_size=5))
 @pytest.mark.parametrize("kind", ["json", "csv"])
 def test_a_palette_comes_back_from_disk(colors, kind, tmp_path_factory):
-    from imageryxr.colors import load_palette, save_palette
+    from imageryxr.core.colors import load_palette, save_palette
 
     path = tmp_path_factory.getbasetemp() / f"palette.{kind}"
     save_palette(colors, path)
@@ -658,7 +652,7 @@ def test_a_palette_comes_back_from_disk(colors, kind, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["husl", "colorblind", "stable"])
 def test_a_palette_on_disk_equals_the_one_that_was_saved(name, tmp_path):
-    from imageryxr.colors import load_palette, save_palette
+    from imageryxr.core.colors import load_palette, save_palette
 
     saved = palette([5, 7, 2**64 - 1], name)
     assert load_palette(save_palette(saved, tmp_path / "p.json")) == saved
@@ -679,7 +673,7 @@ def test_a_palette_on_disk_equals_the_one_that_was_saved(name, tmp_path):
     ],
 )
 def test_a_palette_file_that_is_none(name, text, error, says, tmp_path):
-    from imageryxr.colors import load_palette
+    from imageryxr.core.colors import load_palette
 
     (tmp_path / name).write_text(text)
     with pytest.raises(error, match=says):
@@ -697,7 +691,7 @@ def test_a_palette_file_that_is_none(name, text, error, says, tmp_path):
     ],
 )
 def test_palette_files_that_say_two_things_or_nothing(tmp_path, name, text, said):
-    from imageryxr.colors import load_palette
+    from imageryxr.core.colors import load_palette
 
     (tmp_path / name).write_text(text)
     with pytest.raises(ColorError, match=said):

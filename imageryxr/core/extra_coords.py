@@ -8,8 +8,8 @@ from typing import Any
 
 import xarray as xr
 
-from imageryxr.boxes import DIMS, exact, snapped
-from imageryxr.grid import Axis, Grid
+from imageryxr.core.bbox import DIMS, exact, snapped
+from imageryxr.core.grid import Axis, Grid
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.colors.chosen import Colors
-from imageryxr.colors.reading import RGBA, parse_color
-from imageryxr.colors.viewer import MAX_SEED
+from imageryxr.core.attrs import decoded
+from imageryxr.core.colors.mapping import Colors
+from imageryxr.core.colors.neuroglancer import MAX_SEED
+from imageryxr.core.colors.parse import RGBA, parse_color
 from imageryxr.errors import OptionError
-from imageryxr.plain_attrs import decoded
 
 #: Name of a layer in the viewer.
 LAYER = "layer"

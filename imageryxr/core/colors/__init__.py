@@ -5,11 +5,11 @@ Nothing here reads data. Matplotlib, colorcet and hsluv load inside the function
 
 from __future__ import annotations
 
-from imageryxr.colors.chosen import Colors, ColorSpec, resolve_colors
-from imageryxr.colors.files import load_palette, save_palette
-from imageryxr.colors.ids import UInt8Array, UInt64Array
-from imageryxr.colors.palettes import palette, stable_table
-from imageryxr.colors.reading import RGB, RGBA, parse_color
+from imageryxr.core.colors.files import load_palette, save_palette
+from imageryxr.core.colors.ids import UInt8Array, UInt64Array
+from imageryxr.core.colors.mapping import Colors, ColorSpec, resolve_colors
+from imageryxr.core.colors.palettes import palette, stable_table
+from imageryxr.core.colors.parse import RGB, RGBA, parse_color
 
 __all__ = [
     "RGB",

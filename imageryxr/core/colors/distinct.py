@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.colors.ids import UInt8Array, UInt64Array, hash_rows
-from imageryxr.colors.lab import rgb_to_lab
+from imageryxr.core.colors.ids import UInt8Array, UInt64Array, hash_rows
+from imageryxr.core.colors.lab import rgb_to_lab
 from imageryxr.errors import LayerError
 
 #: Distance in CIELAB from which on two areas side by side are seen as of two colours, half transparent over grey too.

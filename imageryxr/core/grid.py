@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.boxes import (
+from imageryxr.core.bbox import (
     DIMS,
     SNAP,
     BBox,
@@ -31,8 +31,8 @@ from imageryxr.boxes import (
     snapped,
     tidy,
 )
+from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.errors import BoxError, GridError, GridMismatchError, OutOfVolumeError, UnitError
-from imageryxr.units import has_unit, length_in_nm
 
 
 @dataclass(frozen=True, slots=True)

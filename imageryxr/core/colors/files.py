@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imageryxr.colors.ids import key_of
-from imageryxr.colors.reading import RGB, RGBA, parse_color
+from imageryxr.core.colors.ids import key_of
+from imageryxr.core.colors.parse import RGB, RGBA, parse_color
 from imageryxr.errors import ColorError, OptionError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.colors.ids import UInt8Array, UInt64Array
+from imageryxr.core.colors.ids import UInt8Array, UInt64Array
 from imageryxr.errors import ColorError
 
 MAX_SEED = 2**32 - 1

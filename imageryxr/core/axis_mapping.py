@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.boxes import SNAP, exact
-from imageryxr.grid import Axis
+from imageryxr.core.bbox import SNAP, exact
+from imageryxr.core.grid import Axis
 
 # The index of "no source voxel": the target voxel lies outside the volume.
 OUTSIDE = -1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from imageryxr.boxes import SNAP, exact
+from imageryxr.core.bbox import SNAP, exact
+from imageryxr.core.grid import Grid
 from imageryxr.errors import warn
-from imageryxr.grid import Grid
 
 _ASSUME = "whether its translation is the place of a voxel's centre or corner differs between writers"
 
