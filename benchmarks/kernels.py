@@ -8,14 +8,14 @@ import numpy as np
 
 from benchmarks import pictures, work
 from imageryxr.core.colors import palette
-from imageryxr.kernels import fill, idsets, lookup, outline, resample
+from imageryxr.kernels import color_table, fill, isin, outline, resample
 
 
-def table_of(labels: Any, alpha: int) -> lookup.ColorTable:
+def table_of(labels: Any, alpha: int) -> color_table.ColorTable:
     """Return a colour table with a colour of its own for each id of a picture."""
     ids = [int(i) for i in np.unique(labels) if i]
     rgb = np.array(list(palette(ids, "husl").values()), np.uint8)
-    return lookup.build_table(np.array(ids, np.uint64), np.column_stack([rgb, np.full(len(ids), alpha, np.uint8)]))
+    return color_table.build_table(np.array(ids, np.uint64), np.column_stack([rgb, np.full(len(ids), alpha, np.uint8)]))
 
 
 class Kernel(work.Work):
@@ -54,7 +54,7 @@ class FillByHash(Fill):
 
     def prepare(self) -> None:
         colors = np.random.default_rng(0).integers(0, 256, (512, 4), np.uint8)
-        self.table = lookup.build_table(fallback=colors)
+        self.table = color_table.build_table(fallback=colors)
 
 
 class _Lines(Kernel):
@@ -130,10 +130,10 @@ class Select(Kernel):
     title = "select 30 of 300 ids"
 
     def prepare(self) -> None:
-        self.ids = idsets.build_set(np.unique(self.labels)[1::10])
+        self.ids = isin.build_set(np.unique(self.labels)[1::10])
 
     def ours(self) -> Any:
-        return idsets.select(self.labels, self.ids)
+        return isin.select(self.labels, self.ids)
 
 
 class Remap(Kernel):
@@ -143,7 +143,7 @@ class Remap(Kernel):
         self.ids = np.unique(self.labels)
 
     def ours(self) -> Any:
-        return idsets.remap(self.labels, self.ids, self.ids[::-1])
+        return isin.remap(self.labels, self.ids, self.ids[::-1])
 
 
 class Contrast(Kernel):

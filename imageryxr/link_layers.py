@@ -304,10 +304,10 @@ def _joined(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:
 
 
 def _relabel(labels: Array, packed: tuple[bytes, bytes]) -> Array:
-    from imageryxr.kernels import idsets
+    from imageryxr.kernels import isin
 
     ids, values = (np.frombuffer(p, np.uint64) for p in packed)
-    return idsets.remap(labels, ids, values, missing="keep")
+    return isin.remap(labels, ids, values, missing="keep")
 
 
 def _look(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:

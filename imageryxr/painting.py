@@ -223,12 +223,12 @@ class Paint:
         plain = self.selected is None and self.own is None and self.saturation == 1
         if plain and self.colors.mode == "table":
             return _table(self)
-        from imageryxr.kernels import lookup, relabel
+        from imageryxr.kernels import color_table, relabel
 
         present = relabel.distinct(labels)
         rgba = self._rgba(present)
         shown = rgba[:, 3] > 0
-        return lookup.build_table(present[shown], rgba[shown], ())
+        return color_table.build_table(present[shown], rgba[shown], ())
 
     def _rgba(self, ids: Array) -> Array:
         shown = self.colors.shows(ids)
@@ -249,11 +249,11 @@ class Paint:
 
 @lru_cache(maxsize=64)
 def _table(paint: Paint) -> Any:
-    from imageryxr.kernels import lookup
+    from imageryxr.kernels import color_table
 
     colors = paint.colors
     shown = _rgba(colors.rgb, paint.alpha, colors.alpha)
-    return lookup.build_table(colors.ids, shown, _rgba(colors.fallback, paint.alpha))
+    return color_table.build_table(colors.ids, shown, _rgba(colors.fallback, paint.alpha))
 
 
 def _rgba(rgb: Array, alpha: float, own: Array | None = None) -> Array:

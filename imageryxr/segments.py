@@ -274,9 +274,9 @@ class AskedIds:
 
         Or tell whoever records, and may know of the boxes of other processes as well.
         """
-        from imageryxr.kernels import idsets
+        from imageryxr.kernels import isin
 
-        here, seen = idsets.present(labels, self.array), _SEEN.get()
+        here, seen = isin.present(labels, self.array), _SEEN.get()
         if seen is not None:
             seen.setdefault(self.packed, np.zeros(len(here), np.bool_))[here] = True
             return
@@ -347,12 +347,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _select(labels: Array, asked: AskedIds) -> Array:
-    from imageryxr.kernels import idsets
+    from imageryxr.kernels import isin
 
-    return idsets.select(labels, asked.array)
+    return isin.select(labels, asked.array)
 
 
 def _masks(labels: Array, asked: AskedIds) -> Array:
-    from imageryxr.kernels import idsets
+    from imageryxr.kernels import isin
 
-    return idsets.masks(labels, asked.array)
+    return isin.masks(labels, asked.array)

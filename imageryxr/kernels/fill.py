@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.lookup import ColorTable, as_labels, ready, slot_of
-from imageryxr.kernels.runs import PAD, compiled, frozen, padded, run_ends, scratch, spread
+from imageryxr.kernels.color_table import ColorTable, as_labels, ready, slot_of
+from imageryxr.kernels.run_length import PAD, compiled, frozen, padded, run_ends, scratch, spread
 
 __all__ = ["alpha_over", "fill", "gray_to_rgba", "over", "to_uint8"]
 

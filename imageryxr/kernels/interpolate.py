@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import LayerError
-from imageryxr.kernels.axes import Lerp, LerpParts, arithmetic, indices, lerps, like, store, top, volume
-from imageryxr.kernels.runs import compiled, frozen
+from imageryxr.kernels.axis_weights import Lerp, LerpParts, arithmetic, indices, lerps, like, store, top, volume
+from imageryxr.kernels.run_length import compiled, frozen
 
 __all__ = ["linear", "nearest"]
 

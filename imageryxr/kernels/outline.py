@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, OptionError
+from imageryxr.kernels.color_table import ColorTable, as_labels, ready
 from imageryxr.kernels.fill import ANY, BLANK, SOLID, fill_packed, gray_packed, unpack
-from imageryxr.kernels.inside import inside
-from imageryxr.kernels.lookup import ColorTable, as_labels, ready
-from imageryxr.kernels.outside import Runs, outside, room_for, runs_of
-from imageryxr.kernels.runs import blank
-from imageryxr.kernels.topmost import topmost
+from imageryxr.kernels.outline_inner import inside
+from imageryxr.kernels.outline_merged import topmost
+from imageryxr.kernels.outline_outer import Runs, outside, room_for, runs_of
+from imageryxr.kernels.run_length import blank
 
 __all__ = ["outline", "paint", "reach"]
 
@@ -178,7 +178,7 @@ def outline(
 
     Examples
     --------
-    >>> from imageryxr.kernels.lookup import build_table
+    >>> from imageryxr.kernels.color_table import build_table
     >>> table = build_table([7], np.array([[255, 0, 0, 255]], np.uint8))
     >>> labels = np.array([[[0, 0, 0, 7, 7, 7]]])
     >>> outline(labels, table, limit=2)[0, 0, :, 3]

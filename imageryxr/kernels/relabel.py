@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError
-from imageryxr.kernels.idsets import build_set
-from imageryxr.kernels.lookup import as_labels, home, slot_of
-from imageryxr.kernels.runs import PAD, PIECE, compiled, frozen, run_ends, scratch, spread
+from imageryxr.kernels.color_table import as_labels, home, slot_of
+from imageryxr.kernels.isin import build_set
+from imageryxr.kernels.run_length import PAD, PIECE, compiled, frozen, run_ends, scratch, spread
 
 __all__ = ["Table", "build_table", "distinct", "relabel"]
 

@@ -252,7 +252,7 @@ def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype
     if encoding == "compressed_segmentation":
         if dtype.name not in ("uint32", "uint64"):
             return f"compressed_segmentation holds uint32 and uint64, not {dtype}"
-        from imageryxr.kernels.segcheck import segmentation_problem
+        from imageryxr.kernels.compressed_segmentation import segmentation_problem
 
         x, y, z = (int(b) for b in block)
         return segmentation_problem(stored, shape, dtype.itemsize, (x, y, z))

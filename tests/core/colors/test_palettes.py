@@ -284,7 +284,7 @@ def splitmix64(value):
 
 @given(st.lists(st.integers(0, TOP), min_size=1))
 def test_the_hash_issplitmix64_array_and_the_kernels(ids):
-    lookup = pytest.importorskip("imageryxr.kernels.lookup")
+    lookup = pytest.importorskip("imageryxr.kernels.color_table")
     array = np.array(ids, np.uint64)
     assert splitmix64_array(array).tolist() == [splitmix64(value) for value in ids] == lookup.hash_ids(array).tolist()
 
@@ -517,7 +517,7 @@ def test_lookup_agrees_with_a_dict(explicit, others, mode):
 
 
 def test_the_kernel_table_paints_the_same():
-    lookup = pytest.importorskip("imageryxr.kernels.lookup")
+    lookup = pytest.importorskip("imageryxr.kernels.color_table")
     labels = np.random.default_rng(3).integers(0, 2**64, (4, 5, 6), dtype=np.uint64)
     labels[0, 0, :3] = 0, BIG, 7
     for spec in (None, "tab10", {BIG: "red", 7: "blue"}):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.compiling import compiled
+from imageryxr.kernels.jit import compiled
 
 __all__ = ["PAD", "PIECE", "Scratch", "blank", "compiled", "frozen", "padded", "run_ends", "scratch", "spread"]
 

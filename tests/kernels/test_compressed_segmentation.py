@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imageryxr.kernels.segcheck import segmentation_problem
+from imageryxr.kernels.compressed_segmentation import segmentation_problem
 
 chunks = pytest.importorskip("cloudvolume.chunks")
 pytest.importorskip("compressed_segmentation")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imageryxr.kernels.color_table import slot_of
 from imageryxr.kernels.fill import over_row
-from imageryxr.kernels.lookup import slot_of
-from imageryxr.kernels.runs import PAD, Scratch, compiled, run_ends, scratch, spread
+from imageryxr.kernels.run_length import PAD, Scratch, compiled, run_ends, scratch, spread
 
 __all__ = ["inside"]
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import OptionError
-from imageryxr.kernels.axes import Overlap, OverlapParts, arithmetic, like, overlaps, store, top, volume
-from imageryxr.kernels.lookup import as_labels
-from imageryxr.kernels.runs import blank, compiled, frozen
+from imageryxr.kernels.axis_weights import Overlap, OverlapParts, arithmetic, like, overlaps, store, top, volume
+from imageryxr.kernels.color_table import as_labels
+from imageryxr.kernels.run_length import blank, compiled, frozen
 
 __all__ = ["mean", "mode"]
 

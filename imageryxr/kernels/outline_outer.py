@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from imageryxr.kernels.color_table import slot_of
 from imageryxr.kernels.fill import over, over_row
-from imageryxr.kernels.lookup import slot_of
-from imageryxr.kernels.runs import compiled, run_ends, scratch
+from imageryxr.kernels.run_length import compiled, run_ends, scratch
 
 __all__ = ["Runs", "outside", "room_for", "runs_of"]
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from imageryxr.errors import GridMismatchError, OptionError
+from imageryxr.kernels.color_table import build_table, lookup
 from imageryxr.kernels.fill import alpha_over, fill, gray_to_rgba
-from imageryxr.kernels.lookup import build_table, lookup
 from imageryxr.kernels.outline import outline, paint, reach
 
 TOP = 2**64 - 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.runs import compiled, frozen
+from imageryxr.kernels.run_length import compiled, frozen
 
 __all__ = ["segmentation_problem"]
 

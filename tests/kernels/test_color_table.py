@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels import idsets
-from imageryxr.kernels import lookup as lk
+from imageryxr.kernels import color_table as lk
+from imageryxr.kernels import isin
 
 TOP = 2**64 - 1
 BIG = [0, 1, 2, 7, 255, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, TOP - 1, TOP]
@@ -74,15 +74,15 @@ def test_lookup(labels, ids, m):
 def test_select_masks_present(labels, ids):
     exact = canonical(labels)
     kept = np.isin(exact.astype(np.uint64), np.array(ids, np.uint64))
-    got = idsets.select(labels, ids)
+    got = isin.select(labels, ids)
     assert got.dtype == labels.dtype.newbyteorder("=")
     np.testing.assert_array_equal(got, np.where(kept, labels, 0))
     each = [exact.astype(np.uint64) == np.uint64(i) for i in ids]
-    got = idsets.masks(labels, idsets.build_set(ids))
+    got = isin.masks(labels, isin.build_set(ids))
     assert got.dtype == bool
     assert got.shape == (len(ids), *labels.shape)
     np.testing.assert_array_equal(got, np.array(each).reshape(got.shape))
-    assert idsets.present(labels, ids).tolist() == [bool(m.any()) for m in each]
+    assert isin.present(labels, ids).tolist() == [bool(m.any()) for m in each]
 
 
 @given(label_arrays(), IDS, st.data())
@@ -92,7 +92,7 @@ def test_remap(labels, ids, data):
     to = dict(zip(ids, values, strict=True))
     for missing in ("zero", "keep"):
         want = [to.get(i, i if missing == "keep" else 0) for i in canonical(labels).ravel()]
-        got = idsets.remap(labels, ids, values, missing=missing)
+        got = isin.remap(labels, ids, values, missing=missing)
         assert got.dtype == np.uint64
         assert got.ravel().tolist() == want
 
@@ -109,9 +109,9 @@ def test_many_ids():
 
 def test_repeated_ids():
     labels = np.array([[[1, 2, 0]]])
-    assert (idsets.masks(labels, [2, 2, 1])[:, 0, 0] * 1).tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
-    assert idsets.present(labels, [2, 5, 2]).tolist() == [True, False, True]
-    assert idsets.remap(labels, [1, 1], [4, 5]).tolist() == [[[5, 0, 0]]]
+    assert (isin.masks(labels, [2, 2, 1])[:, 0, 0] * 1).tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert isin.present(labels, [2, 5, 2]).tolist() == [True, False, True]
+    assert isin.remap(labels, [1, 1], [4, 5]).tolist() == [[[5, 0, 0]]]
     table = lk.build_table([1, 1], np.zeros((2, 4), np.uint8))
     assert lk.lookup(labels, table).tolist() == [[[1, -1, -1]]]
 
@@ -136,36 +136,36 @@ def test_any_memory_layout(order):
     labels = np.array(np.arange(24).reshape(2, 3, 4), order=order, dtype=np.uint64)
     want = np.where(labels.copy() % 2 == 1, labels, 0)
     odd = np.arange(1, 24, 2)
-    np.testing.assert_array_equal(idsets.select(labels, odd), want)
-    np.testing.assert_array_equal(idsets.select(labels[:, ::-1, ::2], odd), want[:, ::-1, ::2])
+    np.testing.assert_array_equal(isin.select(labels, odd), want)
+    np.testing.assert_array_equal(isin.select(labels[:, ::-1, ::2], odd), want[:, ::-1, ::2])
     labels.flags.writeable = False
-    np.testing.assert_array_equal(idsets.select(labels, odd), want)
+    np.testing.assert_array_equal(isin.select(labels, odd), want)
     raw = np.frombuffer(b"x" + labels.tobytes(), np.uint8)[1:].view(np.uint64)
-    np.testing.assert_array_equal(idsets.select(raw, odd), want.ravel())
-    assert idsets.select(labels[:0], odd).shape == (0, 3, 4)
+    np.testing.assert_array_equal(isin.select(raw, odd), want.ravel())
+    assert isin.select(labels[:0], odd).shape == (0, 3, 4)
 
 
 def test_bools_are_ids():
     labels = np.array([[[True, False]]])
     assert lk.lookup(labels, lk.build_table([1], np.zeros((1, 4), np.uint8))).tolist() == [[[0, -1]]]
-    assert idsets.select(labels, [1]).dtype == bool
+    assert isin.select(labels, [1]).dtype == bool
 
 
 def test_errors():
     with pytest.raises(LayerError, match="float64"):
-        idsets.select(np.zeros((1, 1, 1)), [1])
+        isin.select(np.zeros((1, 1, 1)), [1])
     with pytest.raises(LayerError, match=r"1\.5"):
-        idsets.select(np.zeros((1, 1, 1), int), [1.5])
+        isin.select(np.zeros((1, 1, 1), int), [1.5])
     with pytest.raises(LayerError, match="float32"):
-        idsets.select(np.zeros((1, 1, 1), int), np.zeros(2, np.float32))
+        isin.select(np.zeros((1, 1, 1), int), np.zeros(2, np.float32))
     with pytest.raises(OptionError, match="2 ids"):
         lk.build_table([1, 2], np.zeros((1, 4), np.uint8))
     with pytest.raises(OptionError, match="float64"):
         lk.build_table([1], np.zeros((1, 4)))
     with pytest.raises(OptionError, match="drop"):
-        idsets.remap(np.zeros((1, 1, 1), int), [1], [1], missing="drop")
+        isin.remap(np.zeros((1, 1, 1), int), [1], [1], missing="drop")
     with pytest.raises(GridMismatchError, match="2 ids"):
-        idsets.remap(np.zeros((1, 1, 1), int), [1, 2], [1])
+        isin.remap(np.zeros((1, 1, 1), int), [1, 2], [1])
 
 
 @pytest.mark.parametrize("low", [0, 16, 32, 40, 48])
@@ -179,7 +179,7 @@ def test_ids_that_differ_in_few_bits_do_not_meet(low):
 @pytest.mark.parametrize("dtype", ["u1", "u8", "i4", ">u8", "?"])
 def test_background_stays_background_of_its_dtype(dtype):
     for shape in [(2, 3, 4), (0, 3), (1,)]:
-        got = idsets.select(np.zeros(shape, dtype), [1, 0])
+        got = isin.select(np.zeros(shape, dtype), [1, 0])
         assert got.dtype == np.dtype(dtype).newbyteorder("=")
         assert got.shape == shape
         assert not got.any()

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.kernels.color_table import build_table, lookup
 from imageryxr.kernels.fill import alpha_over, fill, gray_to_rgba, to_uint8
-from imageryxr.kernels.lookup import build_table, lookup
 
 TOP = 2**64 - 1
 SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6)

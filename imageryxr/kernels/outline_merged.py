@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.lookup import home, slot_of
-from imageryxr.kernels.runs import PAD, Scratch, compiled, run_ends, scratch, spread
+from imageryxr.kernels.color_table import home, slot_of
+from imageryxr.kernels.run_length import PAD, Scratch, compiled, run_ends, scratch, spread
 
 __all__ = ["topmost"]
 

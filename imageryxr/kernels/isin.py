@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imageryxr.errors import GridMismatchError, OptionError
-from imageryxr.kernels.lookup import as_ids, as_labels, hash_table, slot_of
-from imageryxr.kernels.runs import PIECE, blank, compiled, frozen, padded, run_ends, scratch, spread
+from imageryxr.kernels.color_table import as_ids, as_labels, hash_table, slot_of
+from imageryxr.kernels.run_length import PIECE, blank, compiled, frozen, padded, run_ends, scratch, spread
 
 __all__ = ["IdSet", "build_set", "masks", "present", "remap", "select"]
 

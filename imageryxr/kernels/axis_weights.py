@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.runs import compiled, frozen
+from imageryxr.kernels.run_length import compiled, frozen
 
 __all__ = ["Lerp", "Overlap"]
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import LayerError
-from imageryxr.kernels.axes import Overlap, OverlapParts, overlaps
-from imageryxr.kernels.runs import compiled, frozen
+from imageryxr.kernels.axis_weights import Overlap, OverlapParts, overlaps
+from imageryxr.kernels.run_length import compiled, frozen
 
 __all__ = ["mean_rgba"]
 

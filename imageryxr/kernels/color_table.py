@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.kernels.runs import PIECE, compiled, frozen, padded, run_ends, scratch, spread
+from imageryxr.kernels.run_length import PIECE, compiled, frozen, padded, run_ends, scratch, spread
 
 __all__ = [
     "ColorTable",
