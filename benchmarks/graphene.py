@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import work
 from imageryxr.core.bbox import IndexBox
-from imageryxr.sources import chunkedgraph
+from imageryxr.sources.cave import chunkedgraph
 from imageryxr.sources.resolve import resolve_source
 
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib25_medulla_250.npz"

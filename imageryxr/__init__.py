@@ -76,7 +76,7 @@ from imageryxr.points import sample_points
 from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sharing import neuroglancer_link
 from imageryxr.sources.base import Level, Source
-from imageryxr.sources.web import Connection
+from imageryxr.sources.fetch.client import Connection
 from imageryxr.testing.sample import Sample, sample
 from imageryxr.viewer import open_neuroglancer
 

@@ -14,11 +14,11 @@ from imageryxr.core.grid import grid_of
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.opening import Mip, asked_ids, layer_array
 from imageryxr.segments import select_ids
-from imageryxr.sources import cave
 from imageryxr.sources.base import Missing, check_missing
-from imageryxr.sources.graphene import Stale, check_stale
+from imageryxr.sources.cave import datastack
+from imageryxr.sources.cave.graphene import Stale, check_stale
+from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.resolve import is_graphene, resolve_source
-from imageryxr.sources.web import Connection
 
 Unit = Sequence[float] | Literal["viewer", "image", "segmentation"]
 
@@ -110,7 +110,7 @@ def open_datastack(
     check_missing(missing)
     check_stale(stale)
     connection = connection or Connection()
-    stack = cave.find_datastack(
+    stack = datastack.find_datastack(
         client_or_name, server_address=server_address, version=version, token=token, connection=connection
     )
     living = is_graphene(stack.segmentation_source)
@@ -143,7 +143,7 @@ def open_datastack(
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **children})
 
 
-def _attrs(stack: cave.Datastack, layers: dict[str, xr.DataArray], version: int | None) -> dict[str, Any]:
+def _attrs(stack: datastack.Datastack, layers: dict[str, xr.DataArray], version: int | None) -> dict[str, Any]:
     attrs: dict[str, Any] = {
         "datastack": stack.name,
         "server_address": stack.server,

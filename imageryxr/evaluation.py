@@ -9,7 +9,7 @@ import numpy as np
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.expr import Array, Expr, Leaf, LevelLeaf, spatial
-from imageryxr.sources.web import in_parallel
+from imageryxr.sources.fetch.client import in_parallel
 
 Readings = dict[Expr, list[tuple[IndexBox, Array]]]
 

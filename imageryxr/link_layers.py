@@ -46,15 +46,15 @@ from imageryxr.expr import Array, Mapped
 from imageryxr.levels import first_resolution
 from imageryxr.link_sources import shown_source
 from imageryxr.opening import open_image, open_segmentation
-from imageryxr.sources.access import Access, lies_locally
 from imageryxr.sources.address import WEB_PROTOCOLS, parse_address
 from imageryxr.sources.base import Missing, Source
-from imageryxr.sources.graphene import GrapheneSource, with_ids
+from imageryxr.sources.cave.graphene import GrapheneSource, with_ids
+from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.policy import Access, lies_locally
+from imageryxr.sources.fetch.threads import current_stop, stopped_by
 from imageryxr.sources.links import check_trusted
 from imageryxr.sources.neuroglancer import LinkLayer, LinkState
-from imageryxr.sources.parallel import current_stop, stopped_by
 from imageryxr.sources.placement import NATIVE, Placement
-from imageryxr.sources.web import Connection
 from imageryxr.volumes import placed, result, volume_of
 
 LINK_SECONDS, LAYER_SECONDS = 300, 90

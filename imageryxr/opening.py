@@ -15,9 +15,9 @@ from imageryxr.core.grid import grid_of, outside_error, refuse_far
 from imageryxr.errors import ImageryWarning, LayerError, OptionError, warn
 from imageryxr.segments import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, dtype_of, find_level, level_attrs
-from imageryxr.sources.graphene import GrapheneSource, Stale, check_stale, with_ids
+from imageryxr.sources.cave.graphene import GrapheneSource, Stale, check_stale, with_ids
+from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.resolve import resolve_source
-from imageryxr.sources.web import Connection
 from imageryxr.volumes import as_dask, cropped, is_lazy, level_array
 
 SourceLike = str | os.PathLike[str] | xr.DataArray | Source | Any

@@ -20,7 +20,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.evaluation import evaluate
 from imageryxr.expr import Array, Expr
 from imageryxr.lazy import BLOCK_VOXELS
-from imageryxr.sources.web import in_parallel
+from imageryxr.sources.fetch.client import in_parallel
 from imageryxr.strides import Indexes, grouped, is_compact, runs
 
 # Small reads wait for a server most of the time.

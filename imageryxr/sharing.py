@@ -32,8 +32,8 @@ from imageryxr.core.display import (
 from imageryxr.errors import LayerError, LinkError
 from imageryxr.link_layers import limits_of
 from imageryxr.linked_layers import with_links
-from imageryxr.sources.access import lies_locally
 from imageryxr.sources.address import parse_address
+from imageryxr.sources.fetch.policy import lies_locally
 from imageryxr.sources.shaders import image_options, invlerp_of
 from imageryxr.views import layers_of
 from imageryxr.written_state import link_of, state_of_dataset, state_of_tree

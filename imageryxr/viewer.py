@@ -35,12 +35,12 @@ from imageryxr.errors import (
     SourceNotFoundError,
 )
 from imageryxr.link_layers import LayerOptions, open_layers
-from imageryxr.sources.access import Access
 from imageryxr.sources.base import Missing, check_missing
+from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.links import state_of
 from imageryxr.sources.navigation import NO_TURN
 from imageryxr.sources.neuroglancer import LinkLayer, LinkState, parse_state
-from imageryxr.sources.web import Connection
 
 
 def open_neuroglancer(

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 import imageryxr as ix
 from imageryxr import painting
 from imageryxr.export.lease import Lease
-from imageryxr.sources import chunkedgraph
+from imageryxr.sources.cave import chunkedgraph
 from tests.support import cave_server, s3_server
 from tests.support.sample_volume import session_sample
 

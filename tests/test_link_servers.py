@@ -14,7 +14,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.sources import links
-from imageryxr.sources.access import Access
+from imageryxr.sources.fetch.policy import Access
 from tests.test_links import NEW
 
 TOKEN = "0123456789abcdef0123456789abcdef"

@@ -16,7 +16,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.levels import coarse_enough, levels_of
-from imageryxr.sources import precomputed
+from imageryxr.sources.precomputed import source
 from tests.conftest import no_compute, volume
 from tests.test_verbs import FINE, IMAGE, as_source
 
@@ -25,9 +25,9 @@ from tests.test_verbs import FINE, IMAGE, as_source
 def reads(monkeypatch):
     """List what is read of precomputed layers: (mip, voxels)."""
     asked = []
-    original = precomputed.PrecomputedSource.read
+    original = source.PrecomputedSource.read
     monkeypatch.setattr(
-        precomputed.PrecomputedSource,
+        source.PrecomputedSource,
         "read",
         lambda self, mip, box: asked.append((mip, box.voxels)) or original(self, mip, box),
     )

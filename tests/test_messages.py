@@ -72,11 +72,11 @@ def test_message(case, sample):
 def test_a_codec_that_is_not_there(tmp_path, monkeypatch):
     from cloudvolume import CloudVolume
 
-    from imageryxr.sources import precomputed
+    from imageryxr.sources.precomputed import source
 
     info = CloudVolume.create_new_info(1, "segmentation", "uint64", "crackle", [8, 8, 40], [0, 0, 0], [8, 8, 8])
     CloudVolume(f"file://{tmp_path}", info=info).commit_info()
-    monkeypatch.setattr(precomputed, "find_spec", lambda name: None)
+    monkeypatch.setattr(source, "find_spec", lambda name: None)
     with pytest.raises(ix.CodecError, match=r"pip install crackle-codec, or pip install 'imageryxr\[codecs\]'"):
         ix.open_segmentation(tmp_path)
 

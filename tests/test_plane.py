@@ -138,7 +138,7 @@ def test_orientations_are_neuroglancers(quaternion, named):
 def test_only_what_the_plane_crosses_is_read(tmp_path, monkeypatch):
     from cloudvolume import CloudVolume
 
-    from imageryxr.sources import precomputed
+    from imageryxr.sources.precomputed import source as precomputed
 
     values = rng.integers(0, 255, (128, 128, 128), dtype=np.uint8)
     info = CloudVolume.create_new_info(

@@ -67,7 +67,7 @@ def test_a_pickle_holds_the_expression():
 def test_a_cluster_gets_the_expression_and_reads_what_it_uses(sample):
     from distributed import Client
 
-    from imageryxr.sources.precomputed import PrecomputedSource
+    from imageryxr.sources.precomputed.source import PrecomputedSource
 
     em = ix.open_image(sample.image)
     calls = []

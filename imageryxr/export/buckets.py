@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from imageryxr.errors import ImageryError, TargetError
 from imageryxr.export.storage import Folder, Place, is_remote
 from imageryxr.sources.base import plain
-from imageryxr.sources.zarrstore import RETRY, bucket_options
+from imageryxr.sources.omezarr.stores import RETRY, bucket_options
 
 # What servers of buckets call a full disk, as far as the names are known: XMinioStorageFull, QuotaExceeded, ….
 _FULL_CODE = re.compile("StorageFull|QuotaExceeded|InsufficientStorage", re.IGNORECASE)

@@ -10,7 +10,7 @@ from contextvars import copy_context
 from typing import Any
 
 from imageryxr.export.threads import STOP, DaemonPool
-from imageryxr.sources.web import stopped_by
+from imageryxr.sources.fetch.client import stopped_by
 
 POLL_SECONDS = 0.1
 

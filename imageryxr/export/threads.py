@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from contextvars import ContextVar
 from typing import Any
 
-from imageryxr.sources.web import stopped_by
+from imageryxr.sources.fetch.client import stopped_by
 
 STOP: ContextVar[threading.Event | None] = ContextVar("imageryxr_stop", default=None)
 """The event that ends the region of this thread; it is set when an export is interrupted or has failed."""

@@ -14,7 +14,7 @@ from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote
 
 from imageryxr.errors import AddressError
-from imageryxr.sources.weburl import hide_secrets, parse_web_url
+from imageryxr.sources.fetch.url import hide_secrets, parse_web_url
 
 Format = Literal["precomputed", "zarr", "graphene"]
 

@@ -12,16 +12,19 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.errors import AddressError, AuthError, LayerError, OptionError, SourceError, SourceNotFoundError
-from imageryxr.sources import graphene, memory, omezarr, precomputed
-from imageryxr.sources.access import Access, may_receive
+from imageryxr.sources import memory
 from imageryxr.sources.address import WEB_PROTOCOLS, Address, parse_address
-from imageryxr.sources.auth import Token, find_token, why_not_sent
 from imageryxr.sources.base import Assume, LayerType, Missing, Source, check_assume, check_missing, pick_index
-from imageryxr.sources.formats import format_problem
-from imageryxr.sources.web import Connection
-from imageryxr.sources.weburl import MIDDLEAUTH, parse_web_url
-from imageryxr.sources.zarrstore import fetch_json
-from imageryxr.sources.zipstore import archive_of
+from imageryxr.sources.cave import graphene
+from imageryxr.sources.fetch.auth import Token, find_token, why_not_sent
+from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.policy import Access, may_receive
+from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
+from imageryxr.sources.omezarr import source as omezarr
+from imageryxr.sources.omezarr.stores import fetch_json
+from imageryxr.sources.omezarr.zip_store import archive_of
+from imageryxr.sources.other_formats import format_problem
+from imageryxr.sources.precomputed import source as precomputed
 
 
 def resolve_source(

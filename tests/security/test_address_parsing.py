@@ -12,10 +12,10 @@ import urllib3.util
 
 import imageryxr as ix
 from imageryxr.errors import AddressError, ImageryError
-from imageryxr.sources.access import Access
 from imageryxr.sources.address import WEB_PROTOCOLS, Address, parse_address
-from imageryxr.sources.auth import Token
-from imageryxr.sources.weburl import is_local_host, parse_web_url
+from imageryxr.sources.fetch.auth import Token
+from imageryxr.sources.fetch.policy import Access
+from imageryxr.sources.fetch.url import is_local_host, parse_web_url
 
 SEEDS = [
     "precomputed://gs://bucket/em", "zarr://s3://bucket/a.zarr/", "zarr2://https://h.example:81/x", "graphene://middleauth+https://h.example/segmentation/table/t",

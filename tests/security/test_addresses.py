@@ -14,8 +14,9 @@ import zarr
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.sources import guard, web, webobjects
-from imageryxr.sources.access import Access
+from imageryxr.sources.fetch import client, ip_filter
+from imageryxr.sources.fetch.policy import Access
+from imageryxr.sources.omezarr import web_objects
 from imageryxr.sources.resolve import resolve_source
 from tests.support.hostile import HostileServer, reply
 
@@ -43,12 +44,12 @@ PUBLIC = [
 
 @pytest.mark.parametrize("address", PRIVATE)
 def test_an_address_that_is_not_public(address):
-    assert not guard.is_public(address)
+    assert not ip_filter.is_public(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_an_address_that_is_public(address):
-    assert guard.is_public(address)
+    assert ip_filter.is_public(address)
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def names(monkeypatch):
 
 
 def ask(url, connection=CLOSED):
-    return web.ask_once("GET", url, connection)
+    return client.ask_once("GET", url, connection)
 
 
 FORMS = [
@@ -145,7 +146,7 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_used(local, names, m
         dialled.append(address)
         raise ConnectionRefusedError(111, "refused")
 
-    monkeypatch.setattr("imageryxr.sources.sockets._Socket.dial", dial)
+    monkeypatch.setattr("imageryxr.sources.fetch.sockets._Socket.dial", dial)
     with pytest.raises(ix.ServerError, match="refused"):
         ask(f"http://rebinding.example:{local.port}/")
     assert dialled == [("8.8.8.8", local.port)]
@@ -167,7 +168,7 @@ def test_a_resolver_that_answers_with_a_name_is_not_resolved_again(local, monkey
 def public(names, monkeypatch):
     """A server that counts as public, under the name public.example, and what it answers."""
     monkeypatch.setattr(
-        guard, "is_public", lambda address, real=guard.is_public: address == "127.0.0.2" or real(address)
+        ip_filter, "is_public", lambda address, real=ip_filter.is_public: address == "127.0.0.2" or real(address)
     )
     listening = []
     accepted = socket.create_server
@@ -333,7 +334,7 @@ def test_no_log_shows_a_query_or_a_secret(local, caplog):
 def test_a_zarr_store_asks_for_names_as_they_are(local):
     local.answer = lambda sock, head: reply(sock, head.split()[1].encode())
     for key in ("a b/c", "a?b#c", "a%41", "é", "a;b=c"):
-        found = webobjects.fetch_object(local.url, key, OPEN, None)
+        found = web_objects.fetch_object(local.url, key, OPEN, None)
         assert "?" not in found.decode()
         assert "#" not in found.decode()
     assert json.loads(json.dumps(local.requests[2].split()[1])) == "/a%2541"

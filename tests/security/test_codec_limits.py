@@ -18,10 +18,10 @@ import zstandard
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 import imageryxr as ix
-from imageryxr.sources.access import Access
-from imageryxr.sources.boundedcodecs import bounded_metadata, check_bounded
-from imageryxr.sources.zarrmeta import layout_of
-from imageryxr.sources.zarrstore import open_array
+from imageryxr.sources.fetch.policy import Access
+from imageryxr.sources.omezarr.array_metadata import layout_of
+from imageryxr.sources.omezarr.bounded_codecs import bounded_metadata, check_bounded
+from imageryxr.sources.omezarr.stores import open_array
 from tests.support.hostile import HostileServer, reply
 
 MB = 1 << 20

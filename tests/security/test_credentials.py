@@ -8,10 +8,10 @@ import json
 import pytest
 
 import imageryxr as ix
-from imageryxr.sources import auth
-from imageryxr.sources.access import Access, may_receive
-from imageryxr.sources.auth import Password, Token, find_password, find_token
-from imageryxr.sources.weburl import parse_web_url
+from imageryxr.sources.fetch import auth
+from imageryxr.sources.fetch.auth import Password, Token, find_password, find_token
+from imageryxr.sources.fetch.policy import Access, may_receive
+from imageryxr.sources.fetch.url import parse_web_url
 from tests.security.conftest import TOKEN, graph_info
 from tests.support.recorder import recording
 

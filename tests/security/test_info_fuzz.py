@@ -14,7 +14,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.errors import ImageryError, SourceError
-from imageryxr.sources import precomputed
+from imageryxr.sources.precomputed import source as precomputed
 from imageryxr.sources.resolve import resolve_source
 from tests.support.source_suite import serving
 

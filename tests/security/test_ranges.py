@@ -8,8 +8,8 @@ import re
 import pytest
 
 import imageryxr as ix
-from imageryxr.sources import web
-from imageryxr.sources.ranges import ByteRange
+from imageryxr.sources.fetch import client
+from imageryxr.sources.fetch.byte_ranges import ByteRange
 from tests.support.hostile import HostileServer, reply
 
 HASTY = ix.Connection(timeout=10, retries=0)
@@ -39,7 +39,7 @@ def served(sock, head, **changes):
 
 def ask(part, answer):
     with HostileServer(answer) as server:
-        return web.ask_once("GET", server.url + "/x", HASTY, part=part)
+        return client.ask_once("GET", server.url + "/x", HASTY, part=part)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -123,4 +123,4 @@ def test_an_answer_that_is_wrong_once_is_requested_again():
     answers = iter([WRONG["another range"], {}])
     with HostileServer(lambda sock, head: served(sock, head, **next(answers))) as server:
         again = ix.Connection(timeout=10, retries=1, backoff=0)
-        assert web.ask_once("GET", server.url, again, part=ByteRange(10, 20)).body == WHOLE[10:20]
+        assert client.ask_once("GET", server.url, again, part=ByteRange(10, 20)).body == WHOLE[10:20]

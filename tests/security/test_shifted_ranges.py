@@ -10,11 +10,11 @@ import zarr
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.sources import shards
+from imageryxr.sources.precomputed import shards
 from imageryxr.sources.resolve import resolve_source
+from tests.sources.precomputed.test_shards import GRID, spec, write
 from tests.support.hostile import HostileServer, reply
 from tests.support.source_suite import noise
-from tests.test_source_sharded import GRID, spec, write
 
 HASTY = ix.Connection(timeout=10, retries=0)
 SHAPE = GRID.shape

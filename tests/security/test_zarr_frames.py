@@ -12,10 +12,10 @@ from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import ChunkReadError, MissingChunkError
-from imageryxr.sources.frames import frame_problem
+from imageryxr.sources.codecs.frame_headers import frame_problem
 from imageryxr.sources.resolve import resolve_source
+from tests.sources.omezarr.test_source import axes_of, level, write_ome
 from tests.support.source_suite import noise
-from tests.test_source_omezarr import axes_of, level, write_ome
 
 BOX = IndexBox((0, 0, 0), (8, 16, 16))
 SMOOTH = (np.indices(BOX.shape).sum(0) // 3).astype("uint16")

@@ -172,7 +172,7 @@ class Precomputed(Pyramid):
         return Below(self.grids[stage - 1], self.chunk, self.chunk)
 
     def _load(self, stage: int, box: IndexBox, place: Place, held: dict[str, bytes]) -> Array:
-        from imageryxr.sources.decoding import decode_chunk
+        from imageryxr.sources.codecs.chunk_decoder import decode_chunk
 
         for key in set(held) - set(self.keys(stage, box)):
             del held[key]  # only what several parts in a row need is kept

@@ -1,0 +1,1 @@
+"""CAVE: datastacks, graphene segmentations, chunked graphs and timestamps."""

@@ -1,0 +1,283 @@
+"""CAVE datastacks: what an info service knows of one, asked directly or taken from a CAVEclient.
+
+Asked directly, because caveclient has no timeouts, opens a web browser when terms of service are not accepted, and
+makes requests that nothing here needs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import numpy as np
+
+from imageryxr.core.bbox import Triple, check_resolution
+from imageryxr.errors import AddressError, OptionError, ServerError, SourceError, SourceNotFoundError
+from imageryxr.sources.address import parse_address
+from imageryxr.sources.base import plain
+from imageryxr.sources.cave.timestamp import Instant, instant_of
+from imageryxr.sources.fetch.auth import Token, check_allowed, find_token
+from imageryxr.sources.fetch.client import Connection, Reply
+from imageryxr.sources.fetch.json_service import ask_service
+from imageryxr.sources.fetch.policy import Access, access_of_named
+from imageryxr.sources.fetch.url import hide_secrets, parse_web_url
+from imageryxr.sources.json_members import parse_json
+
+# Where CAVE keeps the names of public datastacks; caveclient's default, too.
+DEFAULT_SERVER = "https://global.daf-apis.com"
+
+
+@dataclass(frozen=True)
+class Datastack:
+    """A datastack: where its layers lie, and how people count its voxels."""
+
+    name: str
+    server: str
+    image_source: str
+    segmentation_source: str
+    viewer_resolution: Triple | None
+    """nm (x, y, z) of the numbers that its viewer shows."""
+    local_server: str
+    """The server of its graph and its tables."""
+    token: Token | None
+    version: int | None = None
+    """The materialization that the instant is that of."""
+    instant: Instant | None = None
+    """What the client or the version says."""
+
+    def connection_to(self, layer: Literal["image", "segmentation"], connection: Connection) -> Connection:
+        """Return how a layer's servers are asked: the info service names them, and may not name this machine.
+
+        Raises
+        ------
+        SourceError
+            If it does.
+        """
+        address = parse_address(self.image_source if layer == "image" else self.segmentation_source)
+        what = f"the {layer}_source of the datastack {self.name!r}"
+        return replace(connection, access=access_of_named(address, self.server, connection.access, what))
+
+
+def find_datastack(
+    client_or_name: Any,
+    *,
+    server_address: str | None = None,
+    version: int | None = None,
+    token: str | Token | None = None,
+    connection: Connection,
+) -> Datastack:
+    """Return what is known of a datastack: one request, or none for a client, and one more for a version.
+
+    Parameters
+    ----------
+    client_or_name : str or CAVEclient
+        Which.
+    server_address : str, optional
+        The info service. Default: the client's, what caveclient has noted for that datastack, or CAVE's global one.
+    version : int, optional
+        A materialization.
+    token : str, optional
+        Default: the client's, or where tokens are kept.
+    connection : Connection
+        How servers are asked.
+
+    Returns
+    -------
+    Datastack
+        Pinned to ``version``, else to the client's version or timestamp, else to the version that
+        ``client.materialize`` is set to.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there is no such datastack or version.
+    AuthError, ServerError, SourceError
+        If it may not be read, did not come, or makes no sense.
+    """
+    by_name = isinstance(client_or_name, str)
+    client = None if by_name else client_or_name
+    name = client_or_name if by_name else _name_of(client)
+    server = _web_address(server_address or getattr(client, "server_address", None) or _noted(name) or DEFAULT_SERVER)
+    found_token = find_token(parse_web_url(server).netloc, given=token, client=client)
+    if client is None or server_address is not None:
+        told = _ask_info(name, server, found_token, connection)
+    else:
+        told = _told_by(client, name, found_token)
+    found = _read(name, server, told, found_token, connection.access)
+    if version is not None:
+        return _at_version(found, version, connection)
+    held, time = getattr(client, "version", None), getattr(client, "timestamp", None)
+    if time is not None:
+        return _replaced(found, held, instant_of(time, naive_is_utc=True))
+    set_alone = _version_of_tables(client)
+    return found if set_alone is None else _at_version(found, set_alone, connection)
+
+
+def _version_of_tables(client: Any) -> int | None:
+    """Return the version that a client's materialization service is set to, without making it request one.
+
+    The attribute ``client.materialize`` of a CAVEclient makes requests, and its ``version`` requests the newest one.
+    """
+    tables = _plain_attribute(client, "_materialize", "materialize")
+    version = _plain_attribute(tables, "_version", "version")
+    return int(version) if isinstance(version, int | np.integer) and not isinstance(version, bool) else None
+
+
+def _plain_attribute(obj: Any, *names: str) -> Any:
+    held = getattr(obj, "__dict__", {})
+    return next((held[name] for name in names if held.get(name) is not None), None)
+
+
+def _name_of(client: Any) -> str:
+    if not hasattr(client, "info") or not hasattr(client, "auth"):
+        raise OptionError(
+            f"{type(client).__name__} is neither the name of a datastack nor a CAVEclient; write e.g. "
+            "open_datastack('minie65_public')"
+        )
+    name = getattr(client, "datastack_name", None)
+    if not name:
+        raise OptionError("the CAVEclient has no datastack; make it with one, CAVEclient('NAME'), or give the name")
+    return str(name)
+
+
+def _told_by(client: Any, name: str, token: Token | None) -> dict[str, Any]:
+    try:
+        found = client.info.get_datastack_info()
+    except Exception as error:  # of the client's own kinds, and with whatever a server said
+        said = f"{type(error).__name__}: {plain(error)}"
+        problem = token.hide(said) if token else said
+    else:
+        if isinstance(found, dict):
+            return found
+        problem = f"its info is a {type(found).__name__}"
+    raise ServerError(
+        f"the {type(client).__name__} does not tell what the datastack {name!r} is: {problem}; make it anew, or give "
+        "the name of the datastack and server_address="
+    )
+
+
+def _web_address(server: str) -> str:
+    server = server.strip()
+    url = (server if "://" in server else f"https://{server}").rstrip("/")
+    try:
+        if not url.startswith(("http://", "https://")) or re.search("[?#]", url):
+            raise AddressError(f"{hide_secrets(url)!r} is no address of a server")
+        if parse_web_url(url).userinfo:
+            raise AddressError("it holds a user or a password; CAVE servers take tokens: give token=…")
+    except AddressError as error:
+        raise OptionError(
+            f"server_address={hide_secrets(server)!r} is no web address ({error}); write e.g. "
+            "'https://global.daf-apis.com'"
+        ) from None
+    return url
+
+
+def _noted(name: str) -> str | None:
+    # caveclient notes the server of a datastack where somebody once named it.
+    path = Path(os.path.expanduser("~/.cloudvolume/secrets/cave_datastack_to_server_map.json"))
+    try:
+        found = parse_json(path.read_text())
+    except (OSError, ValueError):
+        return None
+    server = found.get(name) if isinstance(found, dict) else None
+    return server if isinstance(server, str) else None
+
+
+def _ask_info(name: str, server: str, token: Token | None, connection: Connection) -> dict[str, Any]:
+    url = f"{server}/info/api/v2/datastack/full/{quote(name, safe='')}"
+    reply = _ask(url, f"the datastack {name!r}", server, token, connection)
+    if reply.status == 404:
+        raise SourceNotFoundError(
+            f"there is no datastack {name!r} on {server}; check the name, or say where it is: "
+            "open_datastack(…, server_address='https://…')"
+        )
+    return _object(reply, f"{server} (datastack {name!r})")
+
+
+def _ask(url: str, what: str, server: str, token: Token | None, connection: Connection) -> Reply:
+    reply = ask_service("GET", url, connection, token)
+    check_allowed(reply, what, server, token, connection.access)
+    if reply.status not in (200, 404):
+        raise ServerError(f"{server} answered HTTP {reply.status} for {what}")
+    return reply
+
+
+def _object(reply: Reply, name: str) -> dict[str, Any]:
+    found = parse_json(reply.body)
+    if not isinstance(found, dict):
+        raise ServerError(f"{name} answered with a {type(found).__name__}, not a JSON object")
+    return found
+
+
+def _read(name: str, server: str, told: dict[str, Any], token: Token | None, access: Access) -> Datastack:
+    volume = told.get("aligned_volume")
+    image = volume.get("image_source") if isinstance(volume, dict) else None
+    segmentation = told.get("segmentation_source")
+    if not isinstance(image, str) or not isinstance(segmentation, str) or not image or not segmentation:
+        absent = "segmentation_source" if isinstance(image, str) and image else "aligned_volume.image_source"
+        raise SourceError(f"the datastack {name!r} on {server} names no {absent}: it has no such layer to open")
+    sizes = [told.get(f"viewer_resolution_{axis}") for axis in "xyz"]
+    known = all(isinstance(s, int | float) and s > 0 for s in sizes)
+    local = _local_server(name, server, told.get("local_server"))
+    if token is not None and token.header_for(server, access) is not None:
+        # The service has the token and could pass it on: the servers of the datastack that it names may have it.
+        token = token.named_for(*_hosts_of(local, image, segmentation))
+    unit = check_resolution(sizes) if known else None
+    return Datastack(name, server, image.strip(), segmentation.strip(), unit, local, token)
+
+
+def _local_server(name: str, server: str, said: Any) -> str:
+    if not isinstance(said, str) or not said.strip():
+        return server
+    try:
+        return _web_address(said)
+    except OptionError:
+        raise SourceError(
+            f"the datastack {name!r} on {server} names a local_server that is no web address: {hide_secrets(said)!r}"
+        ) from None
+
+
+def _hosts_of(*addresses: str) -> list[str]:
+    found = []
+    for address in addresses:
+        try:
+            found.append(parse_web_url(parse_address(address).url).netloc)
+        except AddressError:
+            continue
+    return found
+
+
+def _at_version(stack: Datastack, version: int, connection: Connection) -> Datastack:
+    if isinstance(version, bool) or not isinstance(version, int | np.integer):
+        raise OptionError(f"version={version!r} is no materialization; versions are whole numbers, e.g. version=1078")
+    version = int(version)
+    base = f"{stack.local_server}/materialize/api/v3/datastack/{quote(stack.name, safe='')}"
+    what = f"version {version} of {stack.name}"
+    reply = _ask(f"{base}/version/{version}", what, stack.local_server, stack.token, connection)
+    if reply.status == 404:
+        raise SourceNotFoundError(
+            f"there is no materialization {version} of {stack.name!r}: {_versions(stack, base, connection)}"
+        )
+    time = _object(reply, what).get("time_stamp")
+    if not isinstance(time, str):
+        raise ServerError(f"{stack.local_server} tells no time for {what}")
+    return _replaced(stack, version, instant_of(time, naive_is_utc=True))
+
+
+def _versions(stack: Datastack, base: str, connection: Connection) -> str:
+    try:
+        reply = _ask(f"{base}/versions", f"versions of {stack.name}", stack.local_server, stack.token, connection)
+        found = parse_json(reply.body) if reply.status == 200 else []
+    except ServerError:
+        found = []
+    numbers = [v for v in found if isinstance(v, int)] if isinstance(found, list) else []
+    listed = ", ".join(map(str, sorted(numbers)))
+    return f"there are {listed}" if listed else "it may have expired; give timestamp= instead"
+
+
+def _replaced(stack: Datastack, version: int | None, instant: Instant) -> Datastack:
+    return replace(stack, version=version, instant=instant)

@@ -1,0 +1,341 @@
+"""Graphene segmentations: supervoxels in storage, joined to roots by a chunked graph, as they were at one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.core.bbox import IndexBox
+from imageryxr.errors import OptionError, SegmentError, ServerError, SourceError, StaleRootError
+from imageryxr.sources.address import Address, parse_address
+from imageryxr.sources.base import LayerType, Level, Missing, Source, plain, read_error, read_filled
+from imageryxr.sources.cave.chunkedgraph import ChunkedGraph, graph_at, named_instant, pinned
+from imageryxr.sources.cave.timestamp import Instant
+from imageryxr.sources.fetch.auth import Token
+from imageryxr.sources.fetch.client import Connection, in_parallel
+from imageryxr.sources.fetch.policy import access_of_named
+from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
+from imageryxr.sources.json_members import shown
+from imageryxr.sources.precomputed.source import PrecomputedSource, open_precomputed
+
+# Voxels that a thread gives their roots at a time.
+RELABELLED = 1 << 20
+
+Stale = Literal["raise", "update", "keep"]
+
+# What of a table's info its supervoxels are read with: the rest may be large, and would travel to every worker.
+_STORED = ("@type", "type", "data_type", "num_channels", "scales")
+
+
+@dataclass(frozen=True)
+class KeptRoot:
+    """A root that is not current at the instant of its layer, and is drawn all the same, as it was."""
+
+    root: int
+    """Its id."""
+    instant: Instant
+    """When it was current."""
+    among: tuple[int, ...]
+    """Roots at the instant of the layer."""
+    inside: bool
+    """Whether its supervoxels are some of theirs, or of all others."""
+
+    def may_have(self, roots: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Tell for which supervoxels, of which roots now, it takes a question whether they were its own."""
+        return np.isin(roots, np.array(self.among, np.uint64), invert=not self.inside)
+
+
+@dataclass(frozen=True)
+class GrapheneSource:
+    """A graphene layer, pinned to an instant: its metadata in hand, and no request needed but for what is read."""
+
+    graph: ChunkedGraph
+    """Which table joins the supervoxels."""
+    supervoxels: PrecomputedSource
+    """Where they are stored."""
+    instant: Instant | None
+    """When; None for supervoxels as stored."""
+    root_layer: int | None
+    """The layer of root ids, which their first bits tell."""
+    layer_bits: int = 8
+    """How many bits these are."""
+    kept: tuple[KeptRoot, ...] = ()
+    """Roots of other instants that are drawn over those of this one; the last on top."""
+
+    @property
+    def name(self) -> str:
+        """The table's address, without anything secret."""
+        return self.graph.name
+
+    @property
+    def layer_type(self) -> LayerType:
+        """Always a segmentation."""
+        return "segmentation"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint64 for roots, as stored for supervoxels."""
+        return np.dtype(np.uint64) if self.instant is not None else self.supervoxels.dtype
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Those of the supervoxels."""
+        return self.supervoxels.levels
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The instant, and whether supervoxels are joined."""
+        if self.instant is None:
+            return {"agglomerate": False}
+        of_others = {"stale_ids": sorted(old.root for old in self.kept)} if self.kept else {}
+        return {"agglomerate": True, "timestamp": self.instant.iso, **of_others}
+
+    def unjoined(self) -> GrapheneSource:
+        """Return the supervoxels of the same table."""
+        return replace(self, instant=None, kept=())
+
+    def check(self, mip: int) -> None:
+        """Raise `CodecError` if a level's encoding cannot be decoded here."""
+        self.supervoxels.check(mip)
+
+    def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        """Return the roots (or supervoxels) in a box (z, y, x), 0 outside; at most one request for roots."""
+        return read_filled(self, mip, box)
+
+    def read_inside(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        """Return the roots (or supervoxels) in a box that lies inside the layer."""
+        from imageryxr.kernels import relabel
+
+        if self.instant is None:
+            return self.supervoxels.read_inside(mip, box)
+        found: list[npt.NDArray[np.uint64]] = []
+        stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct(part)))
+        labels = np.require(stored, np.uint64, ["C", "W"])
+        ids = relabel.distinct(np.concatenate(found)) if found else np.empty(0, np.uint64)  # no chunk may be there
+        if len(ids):
+            try:
+                roots = self._roots(ids, self.instant)
+            except ServerError as error:
+                raise read_error(self, mip, box, error) from error
+            table = relabel.build_table(ids, roots)
+            step = -(-len(labels) // max(1, labels.size // RELABELLED))
+            parts = [labels[i : i + step] for i in range(0, len(labels), step)]
+            in_parallel(lambda part, stop: relabel.relabel(part, table), parts, self.graph.connection.concurrency)
+        return labels
+
+    def _roots(self, ids: npt.NDArray[np.uint64], instant: Instant) -> npt.NDArray[np.uint64]:
+        shift = 64 - self.layer_bits
+        found = self.graph.roots(ids, instant, self.root_layer, shift)
+        roots = found.copy()
+        for old in self.kept:
+            at = np.flatnonzero(old.may_have(found))
+            if len(at):
+                then = self.graph.roots(ids[at], old.instant, self.root_layer, shift)
+                roots[at[then == np.uint64(old.root)]] = old.root
+        return roots
+
+    def __dask_tokenize__(self) -> object:
+        graph, instant = self.graph, self.instant
+        place = (graph.server, graph.service, graph.table)
+        stored = self.supervoxels.__dask_tokenize__()
+        kept = [(old.root, old.instant.micros, old.among, old.inside) for old in self.kept]
+        return ("imageryxr.graphene", place, stored, instant and instant.micros, self.root_layer, self.layer_bits, kept)
+
+
+def open_graphene(
+    address: Address,
+    *,
+    missing: Missing = None,
+    agglomerate: bool = True,
+    timestamp: Any = None,
+    token: Token | str | None = None,
+    connection: Connection | None = None,
+) -> GrapheneSource:
+    """Return the source of a table at an instant; asks for its ``info`` and its first instant, and reads no voxel.
+
+    Parameters
+    ----------
+    address : Address
+        Of the table.
+    missing
+        As in `imageryxr.open_segmentation`.
+    agglomerate : bool
+        Roots, or supervoxels.
+    timestamp : datetime, str, float, Instant or None
+        When; None is now.
+    token : str or Token, optional
+        Default: where tokens are kept.
+    connection : Connection, optional
+        How servers are asked.
+
+    Raises
+    ------
+    TimestampError, AuthError, SourceNotFoundError, SourceError, ServerError
+        As their names say.
+    """
+    connection = connection or Connection()
+    graph = graph_at(address, token=token, connection=connection)
+    info, clock = graph.info()
+    named_instant(timestamp)  # what is no time is an error, for supervoxels as well
+    instant = pinned(graph, timestamp, clock) if agglomerate else None
+    stored = _supervoxels(graph, info, missing)
+    if instant is not None and stored.dtype != np.uint64:
+        raise SourceError(f"the supervoxels of {graph.name} are {stored.dtype}, but those of a graph are uint64")
+    layers, bits = _layer_numbers(graph, info["graph"])
+    return GrapheneSource(graph, stored, instant, layers, bits)
+
+
+def _layer_numbers(graph: ChunkedGraph, layout: Any) -> tuple[int | None, int]:
+    """Return the layer of roots, None where an ``info`` does not say, and how many bits of an id name its layer."""
+    layout = layout if isinstance(layout, dict) else {}
+    layers, bits = layout.get("n_layers"), layout.get("n_bits_for_layer_id")
+    bits = 8 if bits is None else bits
+    for name, value, most in (("n_layers", layers, 255), ("n_bits_for_layer_id", bits, 32)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
+            raise SourceError(
+                f"the info of {graph.name} has the {name} {shown(value)}; it must be a whole number from 1 to {most}"
+            )
+    return layers, bits
+
+
+def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) -> PrecomputedSource:
+    place = parse_address(str(info["data_dir"]))
+    access = access_of_named(place, graph.server, graph.connection.access, f"the info of the table {graph.table!r}")
+    token, connection = graph.token, replace(graph.connection, access=access)
+    if token and place.url.startswith(MIDDLEAUTH) and token.header_for(graph.server, access) is not None:
+        # The graph server has the token and could pass it on: its storage may have it.
+        token = token.named_for(parse_web_url(place.url).netloc)
+    stored = {key: info[key] for key in _STORED if key in info}
+    found = open_precomputed(place, missing=missing, info=stored, token=token, connection=connection, channel=0)
+    name = f"{graph.name} (supervoxels at {found.name})"
+    return replace(found, name=name, layer_type="segmentation")
+
+
+def check_stale(stale: Any) -> Stale:
+    """Return what to do about roots that are not current, or raise `OptionError`."""
+    if stale not in ("raise", "update", "keep"):
+        raise OptionError(
+            f"stale={stale!r} is not one of 'raise' (an error that names the successors), 'update' (take these) and "
+            "'keep' (draw it as it was when it was current)"
+        )
+    chosen: Stale = stale
+    return chosen
+
+
+def with_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[GrapheneSource, list[int]]:
+    """Return a layer and the root ids to keep of it, asking the graph whether they are current at its instant.
+
+    Parameters
+    ----------
+    source : GrapheneSource
+        A layer; of supervoxels any ids will do that are no roots.
+    ids : iterable of int
+        As asked for.
+    stale : {"raise", "update", "keep"}
+        What to do about roots that were current at another time: raise, take those that cover the same object, or
+        draw them as they were then. Where such a root and others that were asked for overlap, those that are current
+        are drawn whole, and then what was current nearest to the instant.
+
+    Raises
+    ------
+    SegmentError
+        If one is no root, or of supervoxels one is a root.
+    StaleRootError
+        If one is not current, and that is to raise.
+    """
+    asked = np.array(list(ids), dtype=np.uint64)
+    _refuse_other_layers(source, asked)
+    if source.instant is None or not len(asked):
+        return source, [int(i) for i in asked]
+    current = source.graph.are_current(asked, source.instant)
+    others = [int(i) for i in asked[~current]]
+    born = source.graph.made_at(others) if others else {}
+    unknown = [root for root in others if root not in born]
+    if unknown:
+        raise SegmentError(
+            f"{_listed(unknown)} {'is no root' if len(unknown) == 1 else 'are no roots'} of {source.name} at any time; "
+            "check the ids: they are numbers of up to 19 digits, which a float or a spreadsheet cuts"
+        )
+    if not others:
+        return source, [int(i) for i in asked]
+    successors = source.graph.relatives(born, source.instant)
+    kept = [int(i) for i in asked[current]]
+    if stale == "keep":
+        old = _kept(source.graph, born, successors, kept, source.instant)
+        return replace(source, kept=old), [int(i) for i in asked]
+    if stale == "raise" or not all(successors.values()):
+        raise _stale(source, successors)
+    return source, sorted({*kept, *(new for found in successors.values() for new in found)})
+
+
+def _kept(
+    graph: ChunkedGraph,
+    born: dict[int, Instant],
+    successors: dict[int, list[int]],
+    current: list[int],
+    instant: Instant,
+) -> tuple[KeptRoot, ...]:
+    # Roots as old as the graph were made piece by piece before its first state.
+    oldest = graph.oldest()
+    times = {root: max(made, oldest or made) for root, made in born.items()}
+    far_first = sorted(times, key=lambda root: (-abs(times[root].micros - instant.micros), root))
+    return tuple(
+        KeptRoot(root, times[root], tuple(sorted({*successors[root]} - {*current})), True)
+        if successors[root]
+        else KeptRoot(root, times[root], tuple(sorted(current)), False)
+        for root in far_first
+    )
+
+
+def _refuse_other_layers(source: GrapheneSource, ids: npt.NDArray[np.uint64]) -> None:
+    if source.root_layer is None:
+        return
+    layers = ids >> np.uint64(64 - source.layer_bits)
+    if source.instant is None:
+        _refuse_roots(source, ids[layers > 1], ids[layers <= 1])
+        return
+    wrong = ids[layers != np.uint64(source.root_layer)]
+    if len(wrong):
+        raise SegmentError(
+            f"{int(wrong[0])} is {_kind(source, wrong[0])}, not a root of {source.name}; give root ids (layer "
+            f"{source.root_layer}), or agglomerate=False for supervoxels"
+        )
+
+
+def _refuse_roots(source: GrapheneSource, roots: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) -> None:
+    if len(roots):
+        advice = "give supervoxels only" if len(others) else "leave agglomerate=False out for roots"
+        raise SegmentError(
+            f"{int(roots[0])} is {_kind(source, roots[0])} of {source.graph.name}, and agglomerate=False has "
+            f"supervoxels (layer 1); {advice}"
+        )
+
+
+def _kind(source: GrapheneSource, number: np.uint64) -> str:
+    layer = int(number >> np.uint64(64 - source.layer_bits))
+    named = {0: "no id of a graph", 1: "a supervoxel", source.root_layer: "a root"}
+    return named.get(layer, f"a node of layer {layer}")
+
+
+def _stale(source: GrapheneSource, successors: dict[int, list[int]]) -> StaleRootError:
+    told = "; ".join(
+        f"{root} is {_listed(new)} then" if new else f"{root} has no successor that the graph tells"
+        for root, new in list(successors.items())[:5]
+    )
+    more = f"; and {len(successors) - 5} more" if len(successors) > 5 else ""
+    return StaleRootError(
+        f"not current in {plain(source.name)} at {source.instant}: {told}{more}; give the ids of that instant, another "
+        "timestamp, stale='update' to take these, or stale='keep' to draw what it was",
+        successors,
+    )
+
+
+def _listed(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+
+
+_: type[Source] = GrapheneSource

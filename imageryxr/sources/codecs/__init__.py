@@ -1,0 +1,1 @@
+"""Decoders of stored chunks, and checks of what they are given."""

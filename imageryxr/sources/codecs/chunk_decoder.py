@@ -1,0 +1,261 @@
+"""Stored chunks looked at before CloudVolume decodes them, and after.
+
+The decoders of several encodings trust what they read: a chunk that was cut short is read beyond its end, which gives
+ids out of nothing or ends the process. So chunks are checked first, and those that no check makes safe are decoded in a
+process `apart`. CloudVolume passes each stored chunk, of a shard or by itself, to one function,
+which is wrapped here, for the volumes that are watched and no others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.errors import ImageryWarning
+from imageryxr.sources.base import is_page, plain
+from imageryxr.sources.codecs.images import PICTURES, decode_picture, picture_problem
+from imageryxr.sources.codecs.isolated import APART, DecoderStartError, decode_apart
+from imageryxr.sources.codecs.stream_lengths import stream_problem
+
+_EMPTY = "it is empty (0 bytes): it was cut short when written"
+_MARK = "watched_by_imageryxr"
+
+
+class DamagedChunkError(ValueError):
+    """A stored chunk that is not what its layer says it is; `PrecomputedSource` says of which box."""
+
+
+def watch(volume: Any) -> Any:
+    """Let every chunk of a CloudVolume be checked as it is decoded; return the volume.
+
+    A chunk that is damaged then raises `DamagedChunkError` where CloudVolume would print an error and raise another,
+    read beyond the chunk's end, or, for one of no bytes, take it for missing.
+    """
+    _wrap_decoding()
+    _wrap_shards()
+    setattr(volume.image.meta, _MARK, True)
+    return volume
+
+
+@lru_cache(maxsize=1)
+def _wrap_decoding() -> None:
+    from cloudvolume.datasource.precomputed.image import rx
+
+    inner = getattr(rx, "_decode_helper", None)
+    if inner is None:
+        _tell_unknown()
+        return
+
+    def helper(decoder: Any, meta: Any, where: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
+        # CloudVolume prints what is raised within its function, and takes a chunk of no bytes for missing.
+        failures: list[DamagedChunkError | ImportError | DecoderStartError] = []
+
+        def quiet(stored: Any, *, encoding: str, shape: Any, dtype: Any, block_size: Any, **options: Any) -> Any:
+            x, y, z, channels = (int(n) for n in shape)
+            layout = (encoding, (x, y, z, channels), np.dtype(dtype), block_size)
+            try:
+                return decode_chunk(stored, *layout, decoder=decoder, **options)
+            except (DamagedChunkError, ImportError, DecoderStartError) as error:
+                failures.append(error)
+
+        if not hasattr(meta, _MARK) or isinstance(content, np.ndarray):
+            return inner(decoder, meta, where, content, *args, **kwargs)
+        if content is not None and len(content) == 0:
+            raise _damaged(where, _EMPTY)
+        found = inner(quiet, meta, where, content, *args, **kwargs)
+        if failures:
+            raise _damaged(where, failures[0]) if isinstance(failures[0], DamagedChunkError) else failures[0]
+        return found
+
+    rx._decode_helper = helper
+
+
+@lru_cache(maxsize=1)
+def _wrap_shards() -> None:
+    from cloudvolume import cacheservice
+    from cloudvolume.datasource.precomputed import sharding
+
+    if not (hasattr(sharding, "CloudFiles") and hasattr(cacheservice, "CloudFiles")) or not hasattr(
+        sharding.ShardReader, "decode_index"
+    ):
+        _tell_unknown()
+        return
+    inner = sharding.ShardReader.decode_index
+
+    def decode_index(self: Any, binary: Any, filename: str = "Shard") -> Any:
+        # CloudVolume takes a shard of zero bytes for one that is not there.
+        if binary is not None and len(binary) == 0:
+            raise DamagedChunkError(f"the shard {filename} is empty (0 bytes), so it was cut short when written")
+        return inner(self, binary, filename)
+
+    class WholeRanges(sharding.CloudFiles):  # type: ignore[misc]
+        """Files whose ranges of bytes come whole: those of a shard that was cut short end early, in silence."""
+
+        def get(self, paths: Any, *args: Any, **kwargs: Any) -> Any:
+            found = super().get(paths, *args, **kwargs)
+            for answer in found if isinstance(found, list) else ():
+                start, end = answer["byte_range"]
+                content = answer["content"]
+                if content is not None and end is not None and len(content) != end - (start or 0):
+                    cause = "a web page came in its place" if is_page(content) else "it was cut short, or overwritten"
+                    raise DamagedChunkError(
+                        f"the shard {answer['path']} gave {len(content)} bytes where {end - (start or 0)} should be: "
+                        f"{cause}"
+                    )
+            return found
+
+    stock = sharding.compression
+
+    def decompress(content: Any, encoding: Any, filename: str = "N/A") -> Any:
+        # CloudVolume's own prints the name of a shard whose gzip is broken.
+        if encoding == "gzip" and len(content) == 0:
+            raise DamagedChunkError(f"the shard {filename} ends before its index: it was cut short, or overwritten")
+        gunzip = getattr(stock, "gunzip", None)
+        return gunzip(content) if encoding == "gzip" and gunzip else stock.decompress(content, encoding, filename)
+
+    sharding.compression = SimpleNamespace(**{**vars(stock), "decompress": decompress})
+    sharding.CloudFiles = cacheservice.CloudFiles = WholeRanges  # chunks come by the one, indexes by the other
+    sharding.ShardReader.decode_index = decode_index
+
+
+def _tell_unknown() -> None:
+    warnings.warn(
+        "this release of CloudVolume decodes chunks in another way than imageryxr knows, so damaged ones may go "
+        "unnoticed; pip install 'cloud-volume<13', or a newer imageryxr",
+        ImageryWarning,
+        stacklevel=2,
+    )
+
+
+def _damaged(where: Any, problem: object) -> DamagedChunkError:
+    from cloudvolume import Bbox
+
+    box = Bbox.create(where)
+    lo, hi = (tuple(int(v) for v in corner) for corner in (box.minpt, box.maxpt))
+    return DamagedChunkError(f"the stored chunk {box.to_filename()}, box {lo} to {hi}, is damaged: {problem}")
+
+
+def decode_chunk(
+    stored: Any,
+    encoding: str,
+    shape: tuple[int, int, int, int],
+    dtype: np.dtype[Any],
+    block: Any = None,
+    *,
+    decoder: Any = None,
+    **options: Any,
+) -> npt.NDArray[Any]:
+    """Return the voxels (x, y, z, channel) of a stored chunk, decoded by CloudVolume's codecs.
+
+    Parameters
+    ----------
+    stored : bytes
+        The chunk, gzip and the like taken off.
+    encoding : str
+        As the level's ``info`` names it.
+    shape : tuple of int
+        Its voxels (x, y, z, channel).
+    dtype : numpy.dtype
+        What the layer holds.
+    block : sequence of int, optional
+        Voxels (x, y, z) of a block of compressed_segmentation.
+    decoder : callable, optional
+        What decodes after the check; None takes ``cloudvolume.chunks.decode``.
+    **options
+        Passed to the decoder.
+
+    Raises
+    ------
+    DamagedChunkError
+        If it is not what the other arguments say, as far as that can be told.
+    ImportError
+        If the codec is not installed.
+    DecoderStartError
+        If there is no process to decode it in.
+    """
+    named, problem = encoding, _problem(stored, encoding, shape, dtype, block)
+    if problem:
+        raise DamagedChunkError(problem)
+    try:
+        if encoding in APART:
+            # To what follows, of which CloudVolume's way to one voxel is a part, these voxels were stored as they are.
+            stored, encoding = _decode_apart(stored, encoding, shape, dtype), "raw"
+        elif encoding in PICTURES:
+            stored, encoding = decode_picture(stored, encoding, shape, dtype), "raw"
+        elif encoding == "compressed_segmentation" and shape[3] > 1:
+            stored, encoding = _decode_channels(stored, shape, dtype, block), "raw"
+        found = _decoder(decoder)(stored, encoding=encoding, shape=shape, dtype=dtype, block_size=block, **options)
+    except (ImportError, DecoderStartError, DamagedChunkError):
+        raise
+    except Exception as error:
+        raise DamagedChunkError(f"it cannot be decoded as {named} ({plain(error) or type(error).__name__})") from error
+    # Of a single voxel, CloudVolume decodes no more; its channels then lie where it cannot put them down itself.
+    if found.shape == (shape[3], 1, 1, 1):
+        found = found.reshape(1, 1, 1, -1)
+    if found.shape not in (shape, shape[:3], (1, 1, 1, shape[3]), (1, 1, 1, 1)):
+        raise DamagedChunkError(f"it decodes to {found.shape} voxels where {shape} should be")
+    if found.dtype != dtype:
+        raise DamagedChunkError(f"it decodes to {found.dtype} where {dtype} should be")
+    return np.asarray(found)
+
+
+def _decoder(given: Any) -> Any:
+    if given is not None:
+        return given
+    from cloudvolume import chunks
+
+    return chunks.decode
+
+
+def _decode_apart(
+    stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    found = decode_apart(stored, encoding, math.prod(shape) * max(dtype.itemsize, 4))
+    # compresso and crackle hold three axes, and zfpc leaves out those behind the last that it was given.
+    if found.shape + (1,) * (4 - found.ndim) != shape:
+        raise DamagedChunkError(f"it decodes to {found.shape} voxels where {shape} should be")
+    if found.dtype != dtype:
+        raise DamagedChunkError(f"it decodes to {found.dtype} where {dtype} should be")
+    return found.reshape(shape, order="F")
+
+
+def _decode_channels(
+    stored: bytes, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: tuple[int, int, int]
+) -> bytes:
+    """Return the voxels of a compressed_segmentation of several channels, of which the decoder takes one at a time."""
+    from cloudvolume import chunks
+
+    begins = [*np.frombuffer(stored, "<u4", shape[3]).tolist(), len(stored) // 4]
+    found = []
+    for begin, end in itertools.pairwise(begins):
+        alone = b"\1\0\0\0" + stored[4 * begin : 4 * end]  # a header of its own: it begins behind one word
+        one = chunks.decode(alone, "compressed_segmentation", shape=(*shape[:3], 1), dtype=dtype, block_size=block)
+        found.append(np.asarray(one).tobytes("F"))
+    return b"".join(found)
+
+
+def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: Any) -> str:
+    if len(stored) == 0:
+        return _EMPTY
+    if is_page(stored):
+        return "it is a web page, such as servers send to ask for a login"
+    if encoding == "raw":
+        expected = math.prod(shape) * dtype.itemsize
+        return "" if len(stored) == expected else f"it holds {len(stored)} bytes where {expected} should be"
+    if encoding == "compressed_segmentation":
+        if dtype.name not in ("uint32", "uint64"):
+            return f"compressed_segmentation holds uint32 and uint64, not {dtype}"
+        from imageryxr.kernels.compressed_segmentation import segmentation_problem
+
+        x, y, z = (int(b) for b in block)
+        return segmentation_problem(stored, shape, dtype.itemsize, (x, y, z))
+    if encoding in PICTURES:
+        return picture_problem(stored, encoding, shape, dtype)
+    return stream_problem(stored, encoding, shape)

@@ -1,0 +1,1 @@
+"""Requests: addresses, credentials, transport, retries and limits."""

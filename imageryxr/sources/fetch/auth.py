@@ -1,0 +1,325 @@
+"""Tokens of CAVE servers: where they come from, how they stay secret, and what a server's refusal means."""
+
+from __future__ import annotations
+
+import base64
+import os
+from copy import copy
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from uuid import uuid4
+
+from imageryxr.errors import AddressError, AuthError, ForbiddenError, InvalidTokenError, MissingTokenError, TermsError
+from imageryxr.sources.fetch.client import Hidden, Reply
+from imageryxr.sources.fetch.policy import Access, may_receive
+from imageryxr.sources.fetch.url import Origin, WebURL, origins_of, parse_web_url
+from imageryxr.sources.json_members import parse_json
+
+_ARGUMENT, _CLIENT, _VARIABLE = "token=", "the client", "CAVE_TOKEN"
+HTTP_SECRET = "http-secret.json"
+
+
+class Token:
+    """A CAVE token, which no repr, message or attribute shows.
+
+    A pickle contains the token only if the caller gave it as an argument. Workers look others up where tokens are kept.
+
+    Parameters
+    ----------
+    value : str
+        The token.
+    origin : str
+        Where it comes from, in words.
+    hosts : tuple of str
+        Servers that the caller gave it for, as ``HOST`` or ``HOST:PORT``.
+    stored_for : str
+        The server in the name of the file that it was read from.
+    looked_up : tuple of str
+        Servers that it was looked up for. That alone does not let them have it: an address may come from anybody.
+    """
+
+    __slots__ = ("_handle", "_hosts", "_looked_up", "_stored_for", "_value", "origin")
+
+    def __init__(
+        self,
+        value: str,
+        origin: str,
+        hosts: tuple[str, ...] = (),
+        stored_for: str = "",
+        looked_up: tuple[str, ...] = (),
+    ) -> None:
+        value = value.strip() if isinstance(value, str) else ""
+        if not value.isascii() or not value.isprintable() or " " in value or not value:
+            raise InvalidTokenError(
+                f"the token from {origin} is no token: it is empty or holds blanks or other characters that none has; "
+                "copy it again from your CAVE server's page of tokens"
+            )
+        self._value, self._hosts, self._stored_for, self._handle = Hidden(value), hosts, stored_for, uuid4().hex
+        self._looked_up = looked_up
+        self.origin = origin
+        """Where it comes from, in words."""
+        if origin == _CLIENT:
+            _of_clients[self._handle] = self
+
+    def header_for(self, url: str, access: Access) -> str | None:
+        """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
+        # What somebody else's link names was not named by the caller.
+        named = () if access.from_link else self._hosts
+        given_for = [origin for host in (self._stored_for, *named) for origin in origins_of(host)]
+        if not may_receive(url, access, given_for=given_for, is_cave_token=True):
+            return None
+        return Hidden(f"Bearer {self._value}")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header as it would be sent. Requests take it from `header_for`, which decides who may have it."""
+        return {"Authorization": Hidden(f"Bearer {self._value}")}
+
+    def named_for(self, *hosts: str) -> Token:
+        """Return the same token, which these servers may have as well."""
+        if set(hosts) <= set(self._hosts):
+            return self
+        found = copy(self)
+        found._hosts = tuple(dict.fromkeys((*self._hosts, *hosts)))
+        return found
+
+    def is_same(self, value: object) -> bool:
+        """Return whether this is the token with that text."""
+        return value == str(self._value)
+
+    def hide(self, text: str) -> str:
+        """Return a text without the token, should a server have echoed it."""
+        return text.replace(self._value, "<token>")
+
+    def __copy__(self) -> Token:
+        found = Token.__new__(Token)
+        for name in Token.__slots__:
+            setattr(found, name, getattr(self, name))
+        return found
+
+    def __repr__(self) -> str:
+        return f"<token from {self.origin}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.origin == _ARGUMENT:
+            return (Token, (str(self._value), _ARGUMENT, self._hosts))
+        return (_found_again, (self._handle, self._looked_up, self._hosts))
+
+
+class Password:
+    """A user's name and password for one web server, which no repr, message or attribute shows.
+
+    Parameters
+    ----------
+    value : str
+        ``user:password``.
+    server : Origin
+        The only server that may have it.
+    """
+
+    __slots__ = ("_server", "_value")
+
+    def __init__(self, value: str, server: Origin) -> None:
+        self._value, self._server = Hidden(value), server
+
+    def header_for(self, url: str, access: Access) -> str | None:
+        """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
+        if not may_receive(url, access, given_for=[self._server], is_cave_token=False):
+            return None
+        return Hidden("Basic " + base64.b64encode(self._value.encode()).decode())
+
+    def __repr__(self) -> str:
+        return "<password>"
+
+
+def find_password(url: str) -> Password | None:
+    """Return the user and password for the server of a web address, or None where there are none.
+
+    They are looked for in the address itself, and in ``~/.cloudvolume/secrets``: the file ``HOST-http-secret.json``,
+    and ``http-secret.json`` if it names that host, ``{"host": …, "user": …, "password": …}``.
+    """
+    try:
+        parts = parse_web_url(url)
+    except AddressError:
+        return None
+    if parts.userinfo:
+        return Password(unquote(parts.userinfo), parts.origin)
+    for folder in _secret_folders():
+        for name in dict.fromkeys((f"{parts.netloc}-{HTTP_SECRET}", f"{parts.host}-{HTTP_SECRET}", HTTP_SECRET)):
+            found = _json_object(folder / name)
+            server = found.get("host") if name == HTTP_SECRET else name.removesuffix(f"-{HTTP_SECRET}")
+            if isinstance(server, str) and parts.origin in origins_of(server) and {"user", "password"} <= set(found):
+                return Password(f"{found['user']}:{found['password']}", parts.origin)
+    return None
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = parse_json(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def unsent_password() -> str:
+    """Return why ``http-secret.json`` is sent nowhere, if there is one that names no host."""
+    for path in (folder / HTTP_SECRET for folder in _secret_folders()):
+        found = _json_object(path)
+        if found and "host" not in found:
+            return f"; {path} names no host, so it is sent to none: rename it to HOST-{HTTP_SECRET}"
+    return ""
+
+
+def _secret_folders() -> list[Path]:
+    # CloudVolume looks where this variable says; caveclient, which writes these files, knows the home directory only.
+    folders = dict.fromkeys([os.environ.get("CLOUD_VOLUME_DIR") or "~/.cloudvolume", "~/.cloudvolume"])
+    return [Path(folder).expanduser() / "secrets" for folder in folders]
+
+
+# Tokens of clients: a source that was pickled within this process finds its own again. They never leave it.
+_of_clients: dict[str, Token] = {}
+
+
+def _found_again(handle: str, looked_up: tuple[str, ...], hosts: tuple[str, ...]) -> Token | None:
+    held = _of_clients.get(handle) or find_token(*looked_up)
+    return None if held is None else held.named_for(*hosts)
+
+
+def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | None:
+    """Return the token for servers, or None where there is none.
+
+    It is looked for in the argument, the client, ``CAVE_TOKEN``, and the files in ``~/.cloudvolume/secrets`` that
+    caveclient and CloudVolume use: ``HOST-cave-secret.json``, ``cave-secret.json``, ``chunkedgraph-secret.json``.
+
+    Parameters
+    ----------
+    *hosts : str
+        Names, with ports, of the servers that it is for. A token that the caller or the client gave may go there; one
+        that is kept may not unless it was stored for that server, or the server is one of CAVE's own.
+    given : str or Token, optional
+        What the caller gave.
+    client : object, optional
+        A CAVEclient.
+
+    Raises
+    ------
+    AuthError
+        If it cannot be read, or is none.
+    """
+    if isinstance(given, Token):
+        return given
+    if given is not None:
+        return Token(given, _ARGUMENT, hosts)
+    held = getattr(getattr(client, "auth", None), "token", None)
+    kept = _kept_token(hosts)
+    if held is not None and (kept is None or not kept.is_same(held)):
+        return Token(held, _CLIENT, hosts, looked_up=hosts)
+    return kept
+
+
+def _kept_token(hosts: tuple[str, ...]) -> Token | None:
+    if os.environ.get(_VARIABLE):
+        return Token(os.environ[_VARIABLE], _VARIABLE, looked_up=hosts)
+    for folder in _secret_folders():
+        for host in (*hosts, ""):
+            names = [f"{host}-cave-secret.json"] if host else ["cave-secret.json", "chunkedgraph-secret.json"]
+            for path in (folder / name for name in names if "/" not in name):
+                if path.is_file():
+                    return Token(_token_in(path), str(path), stored_for=host, looked_up=hosts)
+    return None
+
+
+def _token_in(path: Path) -> str:
+    problem = 'write {"token": "…"} into it'
+    try:
+        found = parse_json(path.read_text())
+    except OSError as error:
+        raise AuthError(f"the token file {path} cannot be read: {error.strerror}; mend its rights") from None
+    except ValueError:
+        raise AuthError(f"the token file {path} is not JSON; {problem}") from None
+    token = found.get("token") if isinstance(found, dict) else None
+    if not isinstance(token, str):
+        raise AuthError(f"the token file {path} holds no token; {problem}")
+    return token
+
+
+def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access: Access) -> None:
+    """Raise what a server's refusal means; do nothing where it did not refuse.
+
+    Parameters
+    ----------
+    reply : Reply
+        What the server answered.
+    name : str
+        What messages call that which was requested.
+    url : str
+        Its server.
+    token : Token, optional
+        The token of the request; it was sent only if the server may have it.
+    access : Access
+        Of the source.
+
+    Raises
+    ------
+    MissingTokenError, InvalidTokenError, ForbiddenError, TermsError
+        According to the answer and to whether a token was sent.
+    """
+    lost = bool(reply.sent_on) and reply.status in (403, 404)
+    login = reply.went_elsewhere or lost or (reply.is_page and reply.status == 200)
+    if reply.status != 401 and reply.status != 403 and not login:
+        return
+    server = parse_web_url(url)
+    host = server.netloc
+    pages = f"https://{host}/sticky_auth/settings/tokens"
+    if token is not None and token.header_for(url, access) is None:
+        raise MissingTokenError(
+            f"{name} asks for a token, and the token from {token.origin} was not sent: {why_not_sent(server, access)}"
+        )
+    if token is None:
+        raise MissingTokenError(
+            f"{name} asks for a token, and none was found; get one from {pages}, then give token=…, set {_VARIABLE}, "
+            f'or write {{"token": "…"}} to ~/.cloudvolume/secrets/{host}-cave-secret.json (on every worker, too)'
+        )
+    if login:
+        raise InvalidTokenError(
+            f"{name} answered with a login page, or the way to one, although {token.origin} gave a token: the "
+            f"server does not take it; get another from {pages}"
+        )
+    said = _words(reply, token)
+    if reply.status == 401:
+        raise InvalidTokenError(
+            f"{host} does not know the token from {token.origin} ({name}: HTTP 401); it is wrong or was revoked: get "
+            f"another from {pages}"
+        )
+    if said.get("error") == "missing_tos":
+        form = said.get("data", {}).get("tos_form_url") if isinstance(said.get("data"), dict) else None
+        where = str(form) if form else f"https://{host}"
+        raise TermsError(
+            f"the owner of the token from {token.origin} has not accepted the terms of service of {name}; do so at "
+            f"{where}, then try again"
+        )
+    words = str(said.get("message") or said.get("error") or "")[:200]
+    raise ForbiddenError(
+        f"the token from {token.origin} has no right to read {name} (HTTP 403{': ' + words if words else ''}); ask "
+        "whoever runs the dataset for it, or give the token of another account"
+    )
+
+
+def why_not_sent(server: WebURL, access: Access) -> str:
+    """Return why a server may not have the CAVE token, and what to do about it."""
+    if server.scheme != "https" and not (server.is_loopback and access.allow_local):
+        return f"tokens go over https only, and the address begins with http://; write https://{server.netloc}"
+    return (
+        f"{server.netloc} is none of CAVE's servers, and no token is stored for it; if you trust it, "
+        + (f"give trusted_hosts=[{server.netloc!r}] or " if access.from_link else "give token=… for it or ")
+        + f"store its token in ~/.cloudvolume/secrets/{server.netloc}-cave-secret.json"
+    )
+
+
+def _words(reply: Reply, token: Token) -> dict[str, Any]:
+    try:
+        found = parse_json(token.hide(reply.body.decode(errors="replace")))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

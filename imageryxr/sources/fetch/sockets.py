@@ -1,0 +1,224 @@
+"""Sockets that keep a deadline, connect to checked addresses only, and count what they receive.
+
+Python's own time limit counts from the last byte, so a server that sends a byte now and then holds a request for ever.
+Here each system call waits for a moment only. Then the remaining time, the stop event and the number of received bytes
+are checked, within a TLS handshake as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+
+from imageryxr.errors import ServerError
+from imageryxr.sources.fetch import ip_filter
+
+Result = TypeVar("Result")
+
+# How often a waiting thread looks whether it should still wait.
+GLANCE = 0.2
+# An answer may take this many times the timeout, and a body must come at this rate to have more than one.
+PATIENCE, RATE = 5, 16_384
+_IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, getattr(errno, "WSAEWOULDBLOCK", -1))
+
+closing = threading.Event()
+"""Set when Python ends: no exchange waits any longer."""
+
+
+class StoppedError(ServerError):
+    """The caller has gone."""
+
+
+class FloodError(ServerError):
+    """More bytes than an answer may have; no ValueError, which the HTTP client takes for a broken chunk."""
+
+
+class SlowError(TimeoutError):
+    """An answer that kept coming, and was not complete in its time: another request would be as slow."""
+
+
+class ProtocolError(OSError):
+    """An answer that is not HTTP, or was cut short."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """The limits of one exchange: seconds, bytes, and the event that ends it."""
+
+    timeout: float
+    stop: threading.Event
+    budget: int = 0
+    """Bytes that may come."""
+    start: float = field(default_factory=time.monotonic)
+    received: int = 0
+    last: float = 0.0
+    """When the last bytes came."""
+
+    def moment(self) -> float:
+        """Return for how many seconds the next system call may wait."""
+        if self.stop.is_set() or closing.is_set():
+            raise StoppedError("stopped")
+        now = time.monotonic()
+        allowed = min(PATIENCE * self.timeout, self.timeout + self.received / RATE)
+        if now - self.start < allowed:
+            return max(1e-3, min(GLANCE, self.start + allowed - now))
+        if self.received and now - self.last < self.timeout / 2:
+            raise SlowError(f"its answer was not complete within {allowed:.3g} s: {self.received:,} bytes came")
+        raise TimeoutError("no answer within the timeout")
+
+    def note(self, count: int) -> None:
+        """Count bytes that came."""
+        self.received += count
+        self.last = time.monotonic()
+        if self.received > self.budget:
+            raise FloodError(f"it sends more than the {self.budget:,} bytes that its answer may have")
+
+
+class _Watched:
+    """A socket whose calls end at the deadline of its watch."""
+
+    watch: Watch
+
+    def _patiently(self: Any, call: Callable[[], Result]) -> Result:
+        while True:
+            self.settimeout(self.watch.moment())
+            try:
+                return call()
+            except TimeoutError:
+                continue  # the moment is over; `moment` raises if all of the time is
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        count: int = self._patiently(partial(super().recv_into, buffer, nbytes, flags))  # type: ignore[misc]
+        self.watch.note(count)
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        found: bytes = self._patiently(partial(super().recv, size, flags))  # type: ignore[misc]
+        self.watch.note(len(found))
+        return found
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self._patiently(partial(super().send, view, flags)) :]  # type: ignore[misc]
+
+
+class _Socket(_Watched, socket.socket):
+    def dial(self, address: tuple[Any, ...]) -> None:
+        self.setblocking(False)
+        code = self.connect_ex(address)
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(self, selectors.EVENT_WRITE)
+            while code in _IN_PROGRESS:
+                if waiting.select(self.watch.moment()):
+                    code = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+
+
+class _TLSSocket(_Watched, ssl.SSLSocket):  # type: ignore[misc]
+    def do_handshake(self, block: bool = False) -> None:
+        self._patiently(super().do_handshake)
+
+
+def connect(host: str, port: int, watch: Watch, *, local: bool) -> Any:
+    """Return a socket that is connected to a host: to an address that was checked, unless local ones are allowed."""
+    found = resolve(host, port, watch)
+    if not local:
+        ip_filter.check_candidates(host, found)
+    problem: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
+    for candidate in found:
+        sock = _Socket(candidate.family, socket.SOCK_STREAM)
+        sock.watch = watch
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.dial(candidate.address)
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, OSError):
+                raise
+            problem = error
+        else:
+            return sock
+    raise problem
+
+
+def resolve(host: str, port: int, watch: Watch) -> list[ip_filter.Candidate]:
+    """Return the addresses of a host."""
+    # The system's resolver has no deadline, and whoever owns a name may make it wait.
+    done: queue.SimpleQueue[list[ip_filter.Candidate] | BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            done.put(ip_filter.resolve(host, port))
+        except BaseException as error:
+            done.put(error)
+
+    threading.Thread(target=work, daemon=True, name="imageryxr-resolve").start()
+    while True:
+        try:
+            found = done.get(timeout=watch.moment())
+        except queue.Empty:
+            continue
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+def secure(sock: Any, host: str, watch: Watch) -> Any:
+    """Return a connected socket that speaks TLS with a host whose certificate was verified."""
+    context = _tls_context(_certificates())
+    try:
+        if isinstance(sock, ssl.SSLSocket):
+            from urllib3.util.ssltransport import SSLTransport
+
+            return SSLTransport(sock, context, server_hostname=host)
+        found: Any = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+        sock = found
+        found.watch = watch
+        found.do_handshake()
+    except BaseException:
+        sock.close()
+        raise
+    return found
+
+
+@lru_cache(maxsize=4)
+def _tls_context(certificates: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=certificates)
+    context.sslsocket_class = _TLSSocket
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _certificates() -> str:
+    import certifi
+
+    named = (os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"))
+    return next((path for path in named if path and os.path.isfile(path)), certifi.where())
+
+
+def rewatch(sock: Any, watch: Watch) -> None:
+    """Give a connection that is used again the limits of its next exchange."""
+    while sock is not None:  # TLS within the TLS of a proxy wraps one socket in another
+        sock.watch = watch
+        sock = getattr(sock, "socket", None)
+
+
+def is_quiet(sock: Any) -> bool:
+    """Return whether nothing came on an idle connection: neither its end nor bytes that belong to no request."""
+    if sock is None or sock.fileno() < 0:
+        return False
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(sock, selectors.EVENT_READ)
+        return not waiting.select(0)

@@ -1,0 +1,256 @@
+"""One exchange with a web server, directly or through the user's proxy.
+
+Python's own HTTP client parses the messages: it is strict, and logs nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from imageryxr.sources.fetch import ip_filter
+from imageryxr.sources.fetch.decompress import TooLargeError
+from imageryxr.sources.fetch.sockets import ProtocolError, Watch, connect, is_quiet, resolve, rewatch, secure
+from imageryxr.sources.fetch.url import WebURL, is_local_host, parse_web_url
+
+_PIECE = 1 << 20
+# Headers, sizes of chunks and trailers, beside the body.
+_OVERHEAD = 1 << 20
+_IDLE, _SERVERS = 64, 64
+
+
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    """By lower-case name."""
+    body: bytes
+    is_public: bool = False
+    """Whether it came from a server of the public internet."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """A connection that may be used again."""
+
+    client: http.client.HTTPConnection
+    prefix: str = ""
+    """What stands before the path: a proxy for plain http takes whole URLs."""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Lines:
+    """The connections of a process. Those of different policies are never shared."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[object, list[_Line]] = OrderedDict()
+
+    def take(self, key: object) -> _Line | None:
+        """Return an idle connection that its server has not closed."""
+        while True:
+            with self._lock:
+                waiting = self._idle.get(key)
+                line = waiting.pop() if waiting else None
+            if line is None or is_quiet(line.client.sock):
+                return line
+            line.client.close()
+
+    def put(self, key: object, line: _Line) -> None:
+        """Keep a connection for the next request."""
+        dropped = []
+        with self._lock:
+            self._idle.setdefault(key, []).append(line)
+            self._idle.move_to_end(key)
+            dropped += self._idle[key][:-_IDLE]
+            del self._idle[key][:-_IDLE]
+            while len(self._idle) > _SERVERS:
+                dropped += self._idle.popitem(last=False)[1]
+        for old in dropped:
+            old.client.close()
+
+    def close(self) -> None:
+        """Close all idle connections; without a lock, which a thread may hold that a forked child does not have."""
+        for line in [line for waiting in self._idle.values() for line in waiting]:
+            line.client.close()
+        self._idle.clear()
+
+
+def exchange(
+    lines: Lines,
+    method: str,
+    url: WebURL,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    watch: Watch,
+    limit: Callable[[int, Mapping[str, str]], tuple[int, bool]],
+    *,
+    local: bool,
+) -> Answer:
+    """Make one request and return the answer, whatever its status.
+
+    Parameters
+    ----------
+    lines : Lines
+        Connections to use again.
+    method, url, headers, body
+        What to send.
+    watch : Watch
+        When to end.
+    limit : callable
+        Returns, for a status and headers, the bytes that the body may have, and whether a longer body is cut off
+        without an error.
+    local : bool
+        Whether the connection may go to addresses that are not public.
+
+    Raises
+    ------
+    ServerError
+        If the connection may not be made, or the caller stopped.
+    OSError, http.client.HTTPException, TooLargeError
+        If there was no sensible answer within the watch.
+    """
+    proxy = _proxy_of(url)
+    key = (url.origin, proxy, local)
+    watch.budget = watch.received + _OVERHEAD
+    line = lines.take(key) or _open_line(url, proxy, watch, local=local)
+    rewatch(line.client.sock, watch)
+    try:
+        sent = {"Host": url.netloc, "User-Agent": "imageryxr", **line.headers, **headers}
+        line.client.request(method, line.prefix + _target(url), body, sent)
+        response = line.client.getresponse()
+        answer, is_complete = _read(response, watch, limit)
+        answer = answer._replace(is_public=_is_public(line, url, proxy))
+    except BaseException:
+        line.client.close()
+        raise
+    if is_complete and line.client.sock is not None:
+        lines.put(key, line)
+    else:
+        response.close()
+        line.client.close()  # what is left of the answer must not be taken for the next one
+    return answer
+
+
+def _read(
+    response: http.client.HTTPResponse, watch: Watch, limit: Callable[[int, Mapping[str, str]], tuple[int, bool]]
+) -> tuple[Answer, bool]:
+    status, found = response.status, {k.lower(): v for k, v in _merged(response.headers).items()}
+    _check_framing(status, response.headers)
+    most, is_cut = limit(status, found)
+    if not is_cut and response.length is not None and response.length > most:
+        raise TooLargeError(f"its body has {response.length:,} bytes, and what was requested at most {most:,}")
+    # The sizes of chunks come on top of the body.
+    watch.budget = watch.received + 2 * most + _OVERHEAD
+    pieces, size = [], 0
+    while size <= most and (piece := response.read(min(_PIECE, most + 1 - size))):
+        pieces.append(piece)
+        size += len(piece)
+    whole = b"".join(pieces)
+    if size > most:
+        if not is_cut:
+            raise TooLargeError(f"its body has more than {most:,} bytes, the most that what was requested can have")
+        return Answer(status, found, whole[:most]), False
+    if response.length:
+        raise ProtocolError(f"its body was cut short: {response.length:,} bytes are missing")
+    return Answer(status, found, whole), response.isclosed() and not response.will_close
+
+
+def _check_framing(status: int, headers: http.client.HTTPMessage) -> None:
+    if 100 <= status < 200:
+        raise ProtocolError(f"it answered HTTP {status}, which is none of the answers to a request")
+    encodings = headers.get_all("transfer-encoding", [])
+    if [e.strip().lower() for e in encodings] not in ([], ["chunked"]):
+        raise ProtocolError("its transfer encoding is not known")
+    lengths = {length.strip() for length in headers.get_all("content-length", [])}
+    if not encodings and (len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,18}", length) for length in lengths)):
+        raise ProtocolError("its Content-Length makes no sense")
+
+
+def _merged(headers: http.client.HTTPMessage) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in headers.items():
+        name = name.lower()
+        found[name] = f"{found[name]}, {value}" if name in found else str(value)
+    return found
+
+
+def _target(url: WebURL) -> str:
+    """Return the path and query as they are sent: percent-encoded where needed, and without ``..``."""
+    from urllib3.util import parse_url
+
+    path = url.path if url.path.startswith("/") else f"/{url.path}"
+    return parse_url(f"{url.scheme}://{url.netloc}{path}").request_uri
+
+
+# ---------------------------------------------------------------------------------------------------------
+# new connections
+
+
+def _open_line(url: WebURL, proxy: str, watch: Watch, *, local: bool) -> _Line:
+    line = _Line(http.client.HTTPConnection("server"))
+    line.client.auto_open = 0
+    if not proxy:
+        sock = connect(url.host, url.port, watch, local=local)
+        line.client.sock = secure(sock, url.host, watch) if url.scheme == "https" else sock
+        return line
+    if not local:
+        _check_behind_proxy(url, watch)
+    to = parse_web_url(proxy if "://" in proxy else f"http://{proxy}")
+    secret = {}
+    if to.userinfo:
+        secret["Proxy-Authorization"] = "Basic " + base64.b64encode(unquote(to.userinfo).encode()).decode()
+    # The user's own proxy is where the user's network ends: its address may be a local one.
+    between: Any = connect(to.host, to.port, watch, local=True)
+    if to.scheme == "https":
+        between = secure(between, to.host, watch)
+    if url.scheme == "https":
+        _tunnel(between, url, secret)
+        between = secure(between, url.host, watch)
+    else:
+        line.prefix, line.headers = f"http://{url.netloc}", secret
+    line.client.sock = between
+    return line
+
+
+def _is_public(line: _Line, url: WebURL, proxy: str) -> bool:
+    if proxy or line.client.sock is None:  # the name is all that is known of what lies behind a proxy
+        return not is_local_host(url.host)
+    return ip_filter.is_public(str(line.client.sock.getpeername()[0]))
+
+
+def _check_behind_proxy(url: WebURL, watch: Watch) -> None:
+    # The proxy resolves the name. What this machine makes of it is checked, if it makes anything of it.
+    ip_filter.check_name(url.host)
+    try:
+        found = resolve(url.host, url.port, watch)
+    except OSError:
+        return
+    ip_filter.check_candidates(url.host, found)
+
+
+def _proxy_of(url: WebURL) -> str:
+    from urllib.request import getproxies, proxy_bypass
+
+    proxy = getproxies().get(url.scheme, "")
+    return "" if not proxy or proxy_bypass(url.host) else proxy
+
+
+def _tunnel(sock: Any, url: WebURL, secret: dict[str, str]) -> None:
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    place = f"{host}:{url.port}"
+    lines = [f"CONNECT {place} HTTP/1.1", f"Host: {place}", *(f"{name}: {value}" for name, value in secret.items())]
+    sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
+    answer = http.client.HTTPResponse(sock, method="CONNECT")
+    answer.begin()
+    if answer.status // 100 != 2:
+        sock.close()
+        raise ProtocolError(f"the proxy refused to connect to it (HTTP {answer.status})")

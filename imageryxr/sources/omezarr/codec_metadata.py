@@ -1,0 +1,192 @@
+"""Codecs of Zarr arrays: what their metadata say, in the form that zarr-python and numcodecs take.
+
+Most codecs can be decoded without their options, and writers add options that others do not know (``nthreads``).
+For these codecs the options are replaced with valid ones, so that only the name decides whether an array can be read.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from typing import Any
+
+from imageryxr.errors import CodecError, SourceError
+from imageryxr.sources.base import plain
+from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text, shown
+
+# Options for decoding, in the form of numcodecs.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "blosc": {"cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0},
+    "zlib": {"level": 1}, "gzip": {"level": 1}, "bz2": {"level": 1}, "zstd": {"level": 0}, "lz4": {"acceleration": 1},
+}  # fmt: skip
+# Options for decoding, in the form of Zarr 3.
+_NEW_OPTIONS: dict[str, dict[str, Any]] = {
+    "blosc": {"cname": "lz4", "clevel": 5, "shuffle": "noshuffle", "typesize": 1, "blocksize": 0},
+    "gzip": {"level": 1},
+    "zstd": {"level": 0, "checksum": False},
+    "crc32c": {},
+}
+# Packages that bring a codec, by how its name starts, and the module that shows whether they are installed.
+_PACKAGES = {
+    "imagecodecs_": ("imagecodecs", "imagecodecs"),
+    "pcodec": ("pcodec", "pcodec"),
+    "zfpy": ("zfpy", "zfpy"),
+    "msgpack2": ("msgpack", "msgpack"),
+    "crc32c": ("google-crc32c", "google_crc32c"),
+}
+_NAMESPACE = "numcodecs."
+BOUNDED = "imageryxr_bounded"
+"""The codec that replaces compressors once metadata were checked; see `boundedcodecs`."""
+
+
+def old_codec(value: Any, what: str) -> dict[str, Any]:
+    """Return a compressor or filter of a ``.zarray``, as numcodecs takes it."""
+    given = as_object(value, what)
+    name = as_text(given.get("id"), f"{what}, its id")
+    _refuse_code(name, what)
+    return {**_OPTIONS.get(name, given), "id": name}
+
+
+def new_codecs(value: Any, what: str, shape: tuple[int, ...], depth: int = 0) -> list[dict[str, Any]]:
+    """Return the codecs of a ``zarr.json``, as zarr-python takes them.
+
+    Parameters
+    ----------
+    value : list
+        As it stands in the metadata.
+    what : str
+        Source and member, for messages.
+    shape : tuple of int
+        Of the chunks that they encode.
+    depth : int
+        How many shards these chunks lie in.
+    """
+    out: list[dict[str, Any]] = []
+    for number, entry in enumerate(as_list(value, what, 32)):
+        where = f"{what}, number {number}"
+        given = {"name": entry} if isinstance(entry, str) else as_object(entry, where)
+        name = as_text(given.get("name"), f"{where}, its name")
+        _refuse_code(name, where)
+        options = as_object(given.get("configuration") or {}, f"{where}, its configuration")
+        codec = _new_codec(name, options, where, shape, depth)
+        if name == "transpose":
+            shape = tuple(shape[i] for i in codec["configuration"]["order"])
+        out.append(codec)
+    return out
+
+
+def _new_codec(name: str, options: dict[str, Any], what: str, shape: tuple[int, ...], depth: int) -> dict[str, Any]:
+    if name in ("bytes", "endian"):
+        endian = as_text(options.get("endian") or "little", f"{what}, its endian", ("little", "big"))
+        return {"name": "bytes", "configuration": {"endian": endian}}
+    if name == "transpose":
+        return {"name": name, "configuration": {"order": _order(options.get("order"), what, len(shape))}}
+    if name == "sharding_indexed":
+        return {"name": name, "configuration": _sharding(options, what, shape, depth)}
+    bare = name.removeprefix(_NAMESPACE)
+    chosen = _OPTIONS.get(bare) if bare != name else _NEW_OPTIONS.get(name)
+    if chosen is not None and name == "blosc":
+        size = options.get("typesize")
+        known = isinstance(size, int) and not isinstance(size, bool) and 0 < size < 256
+        chosen = {**chosen, "typesize": size if known else 1}
+    return {"name": name, "configuration": options if chosen is None else chosen}
+
+
+def _order(value: Any, what: str, count: int) -> list[int]:
+    if value in ("C", "F"):  # an early form of the specification
+        return list(range(count))[:: 1 if value == "C" else -1]
+    order = as_list(value, f"{what}, its order", 32)
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in order) or sorted(order) != list(range(count)):
+        raise SourceError(f"{what} has the order {shown(value)}; it must hold each of 0 to {count - 1} once")
+    return order
+
+
+def _sharding(options: dict[str, Any], what: str, shape: tuple[int, ...], depth: int) -> dict[str, Any]:
+    if depth > 3:
+        raise SourceError(f"{what}: shards within shards within shards are not read")
+    inner = as_counts(options.get("chunk_shape"), f"{what}, its chunk_shape", count=len(shape))
+    if any(n % m for n, m in zip(shape, inner, strict=True)):
+        raise SourceError(f"{what} has chunks of {inner} in shards of {shape}, which are no multiple of them")
+    chunks = 1
+    for n, m in zip(shape, inner, strict=True):
+        chunks *= n // m
+    if chunks > 2**26:
+        raise SourceError(f"{what} has {chunks:,} chunks in a shard; at most {2**26:,} are read")
+    index = options.get("index_codecs")
+    default = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    place = as_text(options.get("index_location") or "end", f"{what}, its index_location", ("start", "end"))
+    return {
+        "chunk_shape": list(inner),
+        "codecs": new_codecs(options.get("codecs"), f"{what}, its codecs", inner, depth + 1),
+        "index_codecs": new_codecs(index or default, f"{what}, its index_codecs", (*shape, 2), depth + 1),
+        "index_location": place,
+    }
+
+
+def _refuse_code(name: str, what: str) -> None:
+    if name.removeprefix(_NAMESPACE) == BOUNDED:  # its limit would be that of the file
+        raise CodecError(f"{what} is {name!r}, which no file is stored with; convert the array")
+    # Unpickling runs whatever code the file holds.
+    if name.removeprefix(_NAMESPACE) == "pickle":
+        raise CodecError(
+            f"{what} is 'pickle', which runs code that the file holds, so it is not decoded; if you trust the file, "
+            "copy the array with zarr-python to another codec"
+        )
+
+
+def codec_names(document: dict[str, Any]) -> list[str]:
+    """Return the names of all codecs of an array's metadata, those within shards among them."""
+    if document["zarr_format"] == 2:
+        return [c["id"] for c in (document["compressor"], *(document["filters"] or [])) if c]
+    return _new_names(document["codecs"])
+
+
+def _new_names(codecs: list[dict[str, Any]]) -> list[str]:
+    names = []
+    for codec in codecs:
+        names.append(codec["name"])
+        if codec["name"] == "sharding_indexed":
+            names += _new_names(codec["configuration"]["codecs"]) + _new_names(codec["configuration"]["index_codecs"])
+    return names
+
+
+def register_codecs(text: str) -> None:
+    """Register the codecs of imagecodecs with numcodecs if an array's metadata name one and it is installed."""
+    if '"imagecodecs_' in text and find_spec("imagecodecs") is not None:
+        from imagecodecs import numcodecs  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+        numcodecs.register_codecs(verbose=False)
+
+
+def codec_error(name: str, text: str, error: Exception) -> CodecError:
+    """Return the error for an array that zarr-python cannot decode, naming the codec and how to get it."""
+    document = json.loads(text)
+    for codec in codec_names(document):
+        if _is_known(codec, document["zarr_format"]):
+            continue
+        start = next((s for s in _PACKAGES if codec.removeprefix(_NAMESPACE).startswith(s)), None)
+        package, module = _PACKAGES[start] if start else ("", "")
+        if package and find_spec(module) is None:
+            advice = f"run pip install {package}"
+        else:
+            advice = "import the package that registers it with numcodecs or zarr before opening, or convert the array"
+        return CodecError(f"{name} is stored with the codec {codec!r}, which is not registered here; {advice}")
+    codecs = ", ".join(codec_names(document)) or "no codec"
+    return CodecError(f"{name} is stored with {codecs}, which zarr-python cannot set up: {plain(error)}")
+
+
+def _is_known(codec: str, version: int) -> bool:
+    try:
+        if version == 2:
+            from numcodecs.registry import get_codec
+
+            get_codec({"id": codec})
+        else:
+            from zarr.registry import get_codec_class
+
+            get_codec_class(codec)
+    except TypeError:  # the codec is there, and needs options
+        return True
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,218 @@
+"""OME metadata of an image: its version, axes and units, the datasets, the channel and the contrast limits.
+
+The format: https://ngff.openmicroscopy.org (0.4, 0.5 and 0.6). JSON in, values out; nothing is read here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple
+
+from imageryxr.core.bbox import DIMS, exact
+from imageryxr.core.units import has_unit, length_in_nm
+from imageryxr.errors import ImageryWarning, SourceError, UnitError
+from imageryxr.sources.base import pick_index
+from imageryxr.sources.json_members import as_list, as_object, as_text, is_finite_number, shown
+
+_NEWEST = (0, 6)
+_OLDEST = (0, 4)
+
+
+class Axes(NamedTuple):
+    """The axes of an image, in the order of its arrays."""
+
+    names: tuple[str, ...]
+    """z, y, x, c, t, or a name of the file's own."""
+    factors: dict[str, Fraction]
+    """Nanometres per unit along each axis of space."""
+    system: str | None = None
+    """The coordinate system that they belong to, from version 0.6 on."""
+
+
+def first_multiscale(name: str, ome: dict[str, Any]) -> dict[str, Any]:
+    """Return the first multiscale of a group's OME metadata."""
+    entries = as_list(ome.get("multiscales"), f"{name}: multiscales", 10_000)
+    return as_object(entries[0], f"{name}: the first of the multiscales")
+
+
+def check_version(name: str, ome: dict[str, Any], multiscale: dict[str, Any], advice: str) -> None:
+    """Raise `SourceError` for a version that does not say where voxels lie, or is newer than what is read here.
+
+    Parameters
+    ----------
+    name : str
+        Of the source.
+    ome, multiscale : dict
+        The metadata of the group, and the multiscale in it.
+    advice : str
+        How to open an array of it.
+    """
+    said = ome.get("version", multiscale.get("version"))
+    version = _number(said)
+    if version is not None and version > _NEWEST:
+        raise SourceError(f"{name} is OME-Zarr of version {shown(said)}; versions 0.4 to 0.6 are read")
+    has_axes = bool(multiscale.get("axes") or multiscale.get("coordinateSystems"))
+    datasets = multiscale.get("datasets")
+    entries = [d for d in datasets if isinstance(d, dict)] if isinstance(datasets, list) else []
+    is_placed = any(entry.get("coordinateTransformations") for entry in entries)
+    if has_axes and (is_placed or version is None or version >= _OLDEST):
+        return
+    if not has_axes and version is not None and version >= _OLDEST:
+        raise SourceError(f"{name} states no axes, which version {shown(said)} of OME-Zarr requires; {advice}")
+    which = "an OME-Zarr that states no version" if version is None else f"OME-Zarr of version {shown(said)}"
+    raise SourceError(
+        f"{name} is {which}, without {'the size of a voxel' if has_axes else 'axes and the size of a voxel'}, which "
+        f"version 0.4 and later state. Rewrite it as 0.4 or 0.5, or {advice}"
+    )
+
+
+def _number(version: Any) -> tuple[int, int] | None:
+    parts = str(version if isinstance(version, str | float | int) else "").split(".")
+    try:
+        return int(parts[0]), int("".join(c for c in parts[1][:4] if c.isascii() and c.isdigit()))
+    except (ValueError, IndexError):
+        return None
+
+
+def axes_of(name: str, multiscale: dict[str, Any]) -> Axes:
+    """Return the axes of an image: their names as stored, and the nanometres of a unit along those of space."""
+    entries, system = _axis_entries(name, multiscale)
+    names = [_axis_name(entry, name) for entry in entries]
+    space = [i for i, axis in enumerate(names) if axis in DIMS or axis == "space"]
+    if "space" in names:  # names of their own: NGFF orders them z, y, x
+        for i, dim in zip(reversed(space), reversed(DIMS), strict=False):
+            names[i] = dim
+    if not {"y", "x"} <= set(names) or len(set(names)) < len(names) or "space" in names:
+        given = ", ".join(str(entry["name"]) for entry in entries) or "none"
+        raise SourceError(f"{name} has the axes {given[:200]}; understood are y and x, and with them z, c and t")
+    units = {names[i]: entries[i].get("unit") for i in space}
+    return Axes(tuple(names), _factors(name, units), system)
+
+
+def _axis_entries(name: str, multiscale: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
+    system, given = None, multiscale.get("axes")
+    if multiscale.get("coordinateSystems"):
+        found = _coordinate_system(name, multiscale)
+        system, given = found["name"], found.get("axes")
+    entries = as_list(given, f"{name}: axes", 32)
+    named = [{"name": a} if isinstance(a, str) else as_object(a, f"{name}: an axis") for a in entries]
+    for entry in named:
+        as_text(entry.get("name"), f"{name}: the name of an axis")
+    return named, system
+
+
+def _coordinate_system(name: str, multiscale: dict[str, Any]) -> dict[str, Any]:
+    """Return the coordinate system that the datasets lie in, which the specification calls the intrinsic one."""
+    given = as_list(multiscale["coordinateSystems"], f"{name}: coordinateSystems")
+    systems = {}
+    for entry in given:
+        system = as_object(entry, f"{name}: a coordinate system")
+        systems[as_text(system.get("name"), f"{name}: the name of a coordinate system")] = system
+    outputs = set()
+    for dataset in as_list(multiscale.get("datasets"), f"{name}: datasets"):
+        steps = dataset.get("coordinateTransformations") if isinstance(dataset, dict) else None
+        outputs |= {_system_name(s["output"]) for s in steps or [] if isinstance(s, dict) and s.get("output")}
+    chosen = outputs.pop() if outputs else list(systems)[-1]
+    if outputs or chosen not in systems:
+        raise SourceError(
+            f"{name}: its levels lie in the coordinate system {shown(chosen)}"
+            f"{' and others' if outputs else ''}; all must lie in one of {', '.join(map(shown, systems))}"
+        )
+    return systems[chosen]
+
+
+def _system_name(value: Any) -> str:
+    return str(value.get("name") if isinstance(value, dict) else value)  # drafts of 0.6 write the name alone
+
+
+def _factors(name: str, units: dict[str, Any]) -> dict[str, Fraction]:
+    """Return nanometres per unit for each axis of space; an axis without a unit has that of the others."""
+    bare = [dim for dim, unit in units.items() if not has_unit(unit)]
+    factors = {dim: _length(name, dim, unit) for dim, unit in units.items() if dim not in bare}
+    said = sorted({str(units[dim]) for dim in factors})
+    if bare and len(set(factors.values())) > 1:
+        raise SourceError(
+            f"{name} does not say in which unit {', '.join(bare)} is measured, and its other axes differ: "
+            f"{', '.join(map(shown, said))}; add the unit to its metadata"
+        )
+    assumed = said[0] if said else "nanometer"
+    factors |= {dim: exact(length_in_nm(assumed)) for dim in bare}
+    if bare:
+        as_what = f"{assumed}, as its other axes are" if said else "nanometres"
+        warnings.warn(
+            f"{name} does not say in which unit {', '.join(bare)} {'is' if len(bare) == 1 else 'are'} measured; "
+            f"{'it is' if len(bare) == 1 else 'they are'} taken as {as_what}",
+            ImageryWarning,
+            stacklevel=2,
+        )
+    return factors
+
+
+def _length(name: str, dim: str, unit: Any) -> Fraction:
+    try:
+        return exact(length_in_nm(unit))
+    except UnitError as error:
+        raise SourceError(
+            f"{name} is measured in {shown(unit)} along {dim}: {error}. If the size of a voxel is known, correct "
+            "the unit and the scale in the metadata"
+        ) from None
+
+
+def _axis_name(entry: dict[str, Any], name: str) -> str:
+    given, kind = str(entry["name"]), entry.get("type")
+    kind = kind.lower() if isinstance(kind, str) else None
+    if given.lower() in DIMS and kind in (None, "", "space", "array"):
+        return given.lower()
+    if kind in ("space", "channel", "time"):
+        return {"space": "space", "channel": "c", "time": "t"}[kind]
+    return given.lower() if given.lower() in ("c", "t") else given
+
+
+def picks_of(
+    name: str, axes: tuple[str, ...], shape: Sequence[int], asked: dict[str, int | None]
+) -> tuple[tuple[str, int], ...]:
+    """Return the index to read along each axis that is not space, from what was asked for by ``c`` and ``t``."""
+    kinds: dict[str, Literal["channel", "time"]] = {"c": "channel", "t": "time"}
+    chosen = {
+        axis: pick_index(name, what, shape[axes.index(axis)] if axis in axes else 1, asked[axis])
+        for axis, what in kinds.items()
+    }
+    other = [a for a, n in zip(axes, shape, strict=True) if a not in (*DIMS, "c", "t") and n > 1]
+    if other:
+        raise SourceError(
+            f"{name} has several voxels along {shown(other[0])}, which is neither space, channel nor time"
+        )
+    return tuple((axis, chosen.get(axis, 0)) for axis in axes if axis not in DIMS)
+
+
+def dataset_paths(name: str, multiscale: dict[str, Any]) -> list[str]:
+    """Return the path of each level within the group, without leading, trailing or doubled slashes and dots."""
+    paths = []
+    for number, entry in enumerate(as_list(multiscale.get("datasets"), f"{name}: datasets")):
+        given = as_object(entry, f"{name}: dataset {number}").get("path")
+        if isinstance(given, int) and not isinstance(given, bool):
+            given = shown(given)
+        parts = as_text(given, f"{name}: the path of dataset {number}").split("/")
+        if ".." in parts:
+            raise SourceError(f"{name}: the path {shown(given)} of dataset {number} leads out of the group")
+        paths.append("/".join(part for part in parts if part not in ("", ".")))
+    if not paths:
+        raise SourceError(f"{name}: datasets is empty, so there is no level to open")
+    return paths
+
+
+def window_of(ome: dict[str, Any], channel: int) -> tuple[float, float] | None:
+    """Return the contrast limits that the file gives for a channel, or None where it gives none that can be used."""
+    found: Any = ome
+    for key in ("omero", "channels", channel, "window"):
+        if isinstance(found, dict):
+            found = found.get(key)
+        else:
+            found = found[key] if isinstance(found, list) and isinstance(key, int) and key < len(found) else None
+    limits = [found.get("start"), found.get("end")] if isinstance(found, dict) else []
+    if not limits or not all(map(is_finite_number, limits)):
+        return None
+    start, end = (float(limit) for limit in limits if limit is not None)
+    return (start, end) if start < end else None

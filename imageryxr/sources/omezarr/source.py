@@ -1,0 +1,397 @@
+"""OME-Zarr images and labels (NGFF 0.4 to 0.6, on Zarr v2 and v3), read through zarr-python.
+
+The format: https://ngff.openmicroscopy.org. Of several multiscales in a group the first one is opened. All metadata
+are read here once, at opening, and travel with the source, so that a worker requests chunks only.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.core.grid import Grid
+from imageryxr.errors import (
+    AuthError,
+    ImageryError,
+    MissingChunkError,
+    MissingChunkWarning,
+    SourceError,
+    SourceNotFoundError,
+)
+from imageryxr.sources.address import Address
+from imageryxr.sources.base import (
+    Assume,
+    LayerType,
+    Level,
+    Missing,
+    Source,
+    check_assume,
+    dtype_of,
+    note_holes,
+    read_error,
+    read_filled,
+)
+from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.omezarr import groups
+from imageryxr.sources.omezarr import metadata as ngff
+from imageryxr.sources.omezarr.array_metadata import Layout, layout_of
+from imageryxr.sources.omezarr.bounded_codecs import check_bounded
+from imageryxr.sources.omezarr.codec_metadata import codec_error
+from imageryxr.sources.omezarr.stores import array_metadata, failures, fetch, fetch_json, open_array
+from imageryxr.sources.omezarr.transforms import grid_of_level, other_axes_of
+from imageryxr.sources.omezarr.zip_store import archive_of
+
+PROTOCOLS = ("file", "http", "https", "s3", "gs")
+
+
+@dataclass(frozen=True)
+class ZarrLevel:
+    """Where a level's array lies in the store, and how it is laid out."""
+
+    path: str
+    """Path of the array in the group."""
+    metadata: str
+    """What its ``zarr.json`` or ``.zarray`` says, without its attributes, in the form that zarr-python takes."""
+    objects: tuple[int, ...]
+    """Shape, along all axes, of one stored object: a chunk, or a shard."""
+    has_separator: bool = True
+    """Whether the metadata say what separates the indexes in the name of a chunk."""
+
+
+@dataclass(frozen=True)
+class OmeZarrSource:
+    """An OME-Zarr image or label with its metadata in hand."""
+
+    url: str = field(repr=False)
+    """Where the group lies, ``protocol://…``."""
+    name: str
+    """Its address without anything secret."""
+    layer_type: LayerType
+    """What it is opened as."""
+    type: str
+    """dtype of the voxels, by name."""
+    levels: tuple[Level, ...]
+    """Every dataset of the multiscale."""
+    arrays: tuple[ZarrLevel, ...] = field(repr=False)
+    """How each level is stored."""
+    axes: tuple[str, ...]
+    """Names of the axes as stored: z, y, x, c, t."""
+    picks: tuple[tuple[str, int], ...]
+    """The index chosen along each axis that is not space."""
+    missing: Missing = None
+    """What to do about a chunk that the store does not have; None reads it as the fill value."""
+    others: tuple[tuple[str, float, float], ...] = field(default=(), compare=False, repr=False)
+    """Each axis that is not space: name, scale (s of times), and where index 0 begins, in indexes."""
+    window: tuple[float, float] | None = None
+    """The contrast limits that the file gives for the channel."""
+    token: str | None = field(default=None, repr=False, compare=False)
+    """What is sent to a web server as ``Authorization: Bearer``."""
+    connection: Connection = field(default=Connection(), compare=False, repr=False)
+    """How web servers are asked."""
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the voxels."""
+        dtype: np.dtype[Any] = np.dtype(self.type)
+        return dtype
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The contrast limits, where the file gives them."""
+        return {} if self.window is None or self.layer_type != "image" else {"contrast_limits": self.window}
+
+    def check(self, mip: int) -> None:
+        """Raise `CodecError` if the array's codecs are not registered or cannot be set up."""
+        text = self.arrays[mip].metadata
+        try:
+            array_metadata(text)
+        except ImageryError:
+            raise
+        except Exception as error:
+            raise codec_error(self.name, text, error) from error
+        check_bounded(self.name, text, self.connection.access)
+
+    def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        """Return the voxels of a box (z, y, x), 0 outside the array."""
+        return read_filled(self, mip, box)
+
+    def read_inside(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+        """Return the voxels of a box that lies inside the array."""
+        self.check(mip)
+        where: dict[str, Any] = {**dict(self.picks), **dict(zip(DIMS, box.slices(), strict=True))}
+        stored = self.arrays[mip]
+        with failures(self.name, lambda error: read_error(self, mip, box, error)):
+            array, absent = open_array(self.url, self.token, stored.path, stored.metadata, self.connection)
+            values = np.asarray(array[tuple(where[axis] for axis in self.axes)])
+        if absent:
+            self._check_absent(mip, box, absent)
+        if "z" not in self.axes:
+            values = values[np.newaxis]
+        order = [axis for axis in ("z", *self.axes) if axis in DIMS][-3:]
+        return np.ascontiguousarray(values.transpose([order.index(d) for d in DIMS]), dtype=dtype_of(self, mip))
+
+    def _check_absent(self, mip: int, box: IndexBox, absent: dict[str, bool]) -> None:
+        """Raise, warn or record, as ``missing`` says, for objects that zarr has read as the fill value."""
+        refused = [key for key, forbidden in absent.items() if forbidden]
+        if refused and fetch(self.url, self.token, self._document, self.name, self.connection) is None:
+            raise AuthError(f"{self.name} refused to be read (403: {refused[0]}); check the token or your rights")
+        self._check_separator(mip, box, min(absent))
+        if self.missing is None and not refused:
+            return  # by the specification, an object that the store leaves out holds the fill value
+        grid = self.levels[mip].grid
+        keys = refused if self.missing is None else absent
+        holes = [str(grid.crop(self._hole(mip, key)).bbox) for key in sorted(keys)]
+        shown = "; ".join(holes[:3]) + (f"; and {len(holes) - 3} more" if len(holes) > 3 else "")
+        if self.missing is None or self.missing == "raise":
+            hint = (
+                "a Zarr store may leave out chunks that hold only the fill value: missing='fill' takes them for that, "
+                "'warn' also says which"
+            )
+            state = "refuses (403)" if refused else "does not have"
+            cause = f"the store {state} {len(holes)} of the chunks it needs: {shown}"
+            raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint)
+        note_holes(self, mip, holes)
+        if self.missing == "warn":
+            chunks_are = "chunk is" if len(holes) == 1 else "chunks are"
+            warnings.warn(
+                f"{self.name}, mip {mip}: {len(holes)} missing {chunks_are} filled with the fill value: {shown}",
+                MissingChunkWarning,
+                stacklevel=2,
+            )
+
+    def _check_separator(self, mip: int, box: IndexBox, key: str) -> None:
+        # A .zarray that names no separator stands for '.', but some writers use '/' and forget to name it: then every
+        # chunk would be read as the fill value.
+        stored = self.arrays[mip]
+        if stored.has_separator:
+            return
+        other = f"{key.removesuffix(key.split('/')[-1])}{key.split('/')[-1].replace('.', '/')}"
+        if other != key and fetch(self.url, self.token, other, self.name, self.connection) is not None:
+            cause = (
+                f"its .zarray names no dimension_separator, which stands for '.', but its chunks are stored with '/' "
+                f"({other}); open it with #dimension_separator=/ behind the address, or add the member to the .zarray"
+            )
+            raise read_error(self, mip, box, cause)
+
+    @property
+    def _document(self) -> str:
+        return "zarr.json" if '"zarr_format": 3' in self.arrays[0].metadata else ".zattrs"
+
+    def _hole(self, mip: int, key: str) -> IndexBox:
+        level, stored = self.levels[mip], self.arrays[mip]
+        index = [int(part) for part in re.split(r"[/.]", key.removeprefix(stored.path)) if part.isdigit()]
+        place = dict(zip(self.axes, zip(index, stored.objects, strict=True), strict=True))
+        (z, dz), (y, dy), (x, dx) = (place.get(dim, (0, 1)) for dim in DIMS)
+        start = (z * dz, y * dy, x * dx)
+        return IndexBox(start, (start[0] + dz, start[1] + dy, start[2] + dx)).clip(level.grid.box)
+
+    def __dask_tokenize__(self) -> object:
+        levels = [(astuple(lv.grid), lv.chunks, lv.dtype) for lv in self.levels]
+        stored = [astuple(a) for a in self.arrays]
+        layout = (self.axes, self.picks, self.layer_type, self.type, self.window)
+        return ("imageryxr.omezarr", self.url, levels, stored, layout, self.missing)
+
+
+def open_omezarr(
+    address: Address,
+    *,
+    missing: Missing = None,
+    token: str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    assume: Assume = "center",
+    connection: Connection | None = None,
+) -> OmeZarrSource:
+    """Return the source of an OME-Zarr group; reads metadata only.
+
+    Parameters
+    ----------
+    address : Address
+        Of the group that holds the ``multiscales``, in a folder, a bucket, on a web server or in a local zip archive.
+    missing : {None, "raise", "fill", "warn"}
+        What to do about an object (a chunk, or a shard) that the store does not have. None, by the specification,
+        reads it as the fill value. What a shard's own index leaves out is always read as the fill value. A 403 is an
+        error with None and "raise", and counts as missing with the others if the metadata can be read.
+    token : str, optional
+        Sent to web servers as ``Authorization: Bearer``. It is not shown, but it is pickled with the source.
+    channel, time : int, optional
+        Which to open, where there are several.
+    assume : {"center", "corner"}
+        What a translation is the place of: the centre of the first voxel, or its lower corner. No translation is one
+        of 0.
+    connection : Connection, optional
+        How web servers are asked.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there is no Zarr group.
+    SourceError
+        If it is no OME-Zarr image, or a member of its metadata has no possible value.
+    OptionError
+        If ``assume`` is neither.
+    """
+    check_assume(assume)
+    name = address.zarr_name
+    if address.protocol not in PROTOCOLS:
+        raise SourceError(f"{name}: OME-Zarr is read from {', '.join(PROTOCOLS)}, not from {address.protocol}://")
+    connection = connection or Connection()
+    ome, version = _ome_metadata(address, token, connection)
+    try:
+        return _parsed(address, ome, version, missing, token, {"c": channel, "t": time}, assume, connection)
+    except ImageryError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        raise SourceError(f"the OME metadata of {name} make no sense: {type(error).__name__}: {error}") from error
+
+
+def _ome_metadata(address: Address, token: str | None, connection: Connection) -> tuple[dict[str, Any], int]:
+    """Return the OME metadata of an image's group, and the version of its Zarr format."""
+    name, path = address.zarr_name, address.local_path
+    if path is not None and not path.is_dir() and archive_of(path) is None:
+        raise SourceNotFoundError(f"there is no folder {path}, so no OME-Zarr at {name}; check the path")
+    found: dict[int, dict[str, Any]] = {}
+    for version in (3, 2):
+        document = fetch_json(address, token, "zarr.json" if version == 3 else ".zattrs", connection)
+        if document is None:
+            continue
+        if version == 3 and document.get("node_type") == "array":
+            raise SourceError(f"{name} {groups.bare_array(address, document)}")
+        found[version] = _ome_of(document.get("attributes") if version == 3 else document)
+        if found[version].get("multiscales"):
+            return found[version], version
+    array = fetch_json(address, token, ".zarray", connection) if not found.get(2) and 3 not in found else None
+    if array is not None:
+        raise SourceError(f"{name} {groups.bare_array(address, array)}")
+    if not found and fetch_json(address, token, ".zgroup", connection) is None:
+        raise _nothing_there(address)
+    ome = next((ome for ome in found.values() if ome), {})
+
+    def below(group: str) -> dict[str, Any]:
+        return _attributes(Address("zarr", f"{address.url}/{group}"), token, connection)
+
+    raise SourceError(f"{name} {groups.no_image(address, ome, below)}")
+
+
+def _ome_of(attributes: Any) -> dict[str, Any]:
+    members = attributes if isinstance(attributes, dict) else {}
+    inner = members.get("ome", members)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _attributes(address: Address, token: str | None, connection: Connection) -> dict[str, Any]:
+    """Return the OME metadata of a group, an empty dict where there are none or they cannot be read."""
+    try:
+        new = fetch_json(address, token, "zarr.json", connection)
+        return (
+            _ome_of(new.get("attributes"))
+            if new is not None
+            else _ome_of(fetch_json(address, token, ".zattrs", connection))
+        )
+    except ImageryError:
+        return {}
+
+
+def _nothing_there(address: Address) -> SourceNotFoundError:
+    packed = address.url.endswith((".zip", ".ozx"))
+    advice = (
+        "zip archives are read from local paths only: download it, or unpack it there" if packed else "check the path"
+    )
+    return SourceNotFoundError(
+        f"there is no OME-Zarr at zarr://{address.public}: neither {address.public}/zarr.json (Zarr v3) nor "
+        f"{address.public}/.zattrs (Zarr v2) is there, or may be read; {advice}"
+    )
+
+
+def _parsed(
+    address: Address,
+    ome: dict[str, Any],
+    version: int,
+    missing: Missing,
+    token: str | None,
+    asked: dict[str, int | None],
+    assume: str,
+    connection: Connection,
+) -> OmeZarrSource:
+    name = address.zarr_name
+    multiscale = ngff.first_multiscale(name, ome)
+    paths = ngff.dataset_paths(name, multiscale)
+    ngff.check_version(
+        name, ome, multiscale, f"open a level and place it: {groups.array_advice(address, paths[0], None)}"
+    )
+    axes = ngff.axes_of(name, multiscale)
+    with ThreadPoolExecutor(8) as pool:
+        layouts = list(
+            pool.map(lambda path: _array_layout(address, token, path, (version, len(axes.names)), connection), paths)
+        )
+    picks = ngff.picks_of(name, axes.names, layouts[0].shape, asked)
+    grids = [grid_of_level(name, multiscale, mip, lay.shape, axes, assume) for mip, lay in enumerate(layouts)]
+    if "z" not in axes.names:  # one slice of one thickness at all levels
+        thickness = min(grid.resolution[2] for grid in grids)
+        grids = [Grid(g.shape, (*g.resolution[:2], thickness), g.voxel_offset) for g in grids]
+    finest = min(
+        range(len(grids)), key=lambda i: grids[i].resolution[0] * grids[i].resolution[1] * grids[i].resolution[2]
+    )
+    dtype = layouts[finest].dtype
+    return OmeZarrSource(
+        url=address.url,
+        name=name,
+        layer_type="segmentation" if _is_label(address, ome, token, connection) else "image",
+        type=dtype,
+        levels=tuple(
+            Level(mip, grid, _chunks(lay, axes.names), lay.encoding, dtype=None if lay.dtype == dtype else lay.dtype)
+            for mip, (grid, lay) in enumerate(zip(grids, layouts, strict=True))
+        ),
+        arrays=tuple(
+            ZarrLevel(path, lay.document, lay.objects, lay.has_separator)
+            for path, lay in zip(paths, layouts, strict=True)
+        ),
+        axes=axes.names,
+        picks=picks,
+        others=other_axes_of(f"{name}: level 0", multiscale, axes),
+        missing=missing,
+        window=ngff.window_of(ome, dict(picks).get("c", 0)),
+        token=token,
+        connection=connection,
+    )
+
+
+def _chunks(layout: Layout, axes: tuple[str, ...]) -> tuple[int, int, int]:
+    z, y, x = (layout.chunks[axes.index(d)] if d in axes else 1 for d in DIMS)
+    return (z, y, x)
+
+
+def _array_layout(
+    address: Address, token: str | None, path: str, form: tuple[int, int], connection: Connection
+) -> Layout:
+    version, count = form
+    name, key = address.zarr_name, f"{path}/{'zarr.json' if version == 3 else '.zarray'}".lstrip("/")
+    found = fetch_json(address, token, key, connection)
+    if found is None:
+        raise SourceError(f"{name} lists the level {path!r}, but there is no {address.public}/{key}")
+    layout = layout_of(f"{name}/{path}", found, version)
+    if len(layout.shape) != count:
+        raise SourceError(f"{name}: the array {path!r} has {len(layout.shape)} axes, but the metadata name {count}")
+    return layout
+
+
+def _is_label(address: Address, ome: dict[str, Any], token: str | None, connection: Connection) -> bool:
+    """Return whether an image is one of labels: by its own metadata, or by the list in a folder "labels" above it."""
+    if "image-label" in ome:
+        return True
+    above, found, label = address.url.rpartition("/labels/")
+    if not found:
+        return False
+    listed = _attributes(Address("zarr", f"{above}/labels"), token, connection).get("labels")
+    return isinstance(listed, list) and label in [str(entry).strip("/") for entry in listed]
+
+
+_: type[Source] = OmeZarrSource

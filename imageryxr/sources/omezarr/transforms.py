@@ -1,0 +1,147 @@
+"""Where the levels of an OME-Zarr lie: its coordinate transformations, as far as they keep axes apart."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from imageryxr.core.bbox import DIMS, exact, tidy
+from imageryxr.core.grid import Grid
+from imageryxr.errors import ImageryWarning, SourceError
+from imageryxr.sources.json_members import as_list, as_number, as_object, as_text, shown
+from imageryxr.sources.omezarr.array_metadata import MOST_ALONG
+from imageryxr.sources.omezarr.metadata import Axes
+
+# Sizes of a voxel in nm, and numbers of voxels from 0, that a volume can have. Beyond them float64 coordinates of
+# neighbouring voxels are no longer distinct.
+_SMALLEST, _LARGEST = 1e-6, 1e15
+_FARTHEST = 2**48
+# Seconds per unit of time, by the names that NGFF takes from UDUNITS.
+_SECONDS = {
+    "nanosecond": 1e-9, "microsecond": 1e-6, "millisecond": 1e-3, "minute": 60.0, "hour": 3600.0, "day": 86400.0
+}  # fmt: skip
+
+
+def grid_of_level(
+    name: str, multiscale: dict[str, Any], mip: int, shape: Sequence[int], axes: Axes, assume: str
+) -> Grid:
+    """Return where a level lies, its axes in any order; ``assume`` says what a translation is the place of."""
+    scale, translation = _placed(f"{name}: level {mip}", multiscale, mip, axes)
+    sizes, resolution, offset = [1, 0, 0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
+    for i, dim in enumerate(DIMS):
+        if dim in axes.names:
+            sizes[i] = shape[axes.names.index(dim)]
+            resolution[i] = float(scale[dim] * axes.factors[dim])
+            place = translation[dim] / scale[dim] - (Fraction(1, 2) if assume == "center" else 0)
+            _check_place(f"{name}: level {mip}", dim, sizes[i], resolution[i], place)
+            offset[i] = tidy(place)
+    resolution[0] = resolution[0] or resolution[2]  # a picture's one slice, from 0, is as thick as a voxel is wide
+    return Grid((sizes[0], sizes[1], sizes[2]), tuple(resolution[::-1]), tuple(offset[::-1]))  # type: ignore[arg-type]
+
+
+def _check_place(what: str, dim: str, size: int, resolution: float, offset: Fraction) -> None:
+    if size > MOST_ALONG:
+        raise SourceError(f"{what} has {size:,} voxels along {dim}; at most {MOST_ALONG:,} are read")
+    if not _SMALLEST <= resolution <= _LARGEST:
+        raise SourceError(
+            f"{what} has voxels of {resolution:g} nm along {dim}, which no volume has; check the unit of the axis and "
+            "the scale"
+        )
+    if abs(offset) > _FARTHEST:
+        raise SourceError(f"{what} has a translation of {float(offset):g} voxels along {dim}, which is no place")
+
+
+def _placed(what: str, multiscale: dict[str, Any], mip: int, axes: Axes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the scale and the translation along each axis of space, in the units of the axes."""
+    dataset = as_object(multiscale["datasets"][mip], what)
+    own = _steps(dataset.get("coordinateTransformations") or [], what)
+    if not any(step["type"] == "scale" for step in own) and axes.system is None:
+        raise SourceError(
+            f"{what} has no scale among its coordinateTransformations, so the size of a voxel is not known; open its "
+            "array with dask.array.from_zarr and place it with imageryxr.Grid"
+        )
+    if axes.system is None:
+        own += _steps(multiscale.get("coordinateTransformations") or [], what)
+    elif mip == 0 and multiscale.get("coordinateTransformations"):
+        # From 0.6 on they lead from one coordinate system to another, and the levels lie in the intrinsic one.
+        warnings.warn(
+            f"{what.partition(': ')[0]} is opened in its coordinate system {shown(axes.system)}; transformations to "
+            "its other coordinate systems are not applied",
+            ImageryWarning,
+            stacklevel=2,
+        )
+    scale = {dim: Fraction(1) for dim in axes.factors}
+    translation = {dim: Fraction(0) for dim in axes.factors}
+    for step in own:
+        values = _values(step, what, axes)
+        for dim, value in values.items():
+            if step["type"] == "translation":
+                translation[dim] += value
+            elif value <= 0:
+                raise SourceError(f"{what} has a scale of {float(value):g} along {dim}; it must be positive")
+            else:
+                translation[dim] *= value
+                scale[dim] *= value
+    return scale, translation
+
+
+def other_axes_of(what: str, multiscale: dict[str, Any], axes: Axes) -> tuple[tuple[str, float, float], ...]:
+    """Return the axes that are not space: name, scale of level 0 (s of times), and where index 0 begins, in indexes.
+
+    As in space, a translation is the place of the centre of the first index.
+    """
+    steps = _steps(as_object(multiscale["datasets"][0], what).get("coordinateTransformations") or [], what)
+    if axes.system is None:
+        steps += _steps(multiscale.get("coordinateTransformations") or [], what)
+    entries = multiscale.get("axes")
+    out = []
+    for number, axis in enumerate(axes.names):
+        entry = entries[number] if isinstance(entries, list) and number < len(entries) else None
+        scale, place = _SECONDS.get(str(entry.get("unit")) if isinstance(entry, dict) else "", 1.0), 0.0
+        size = 1.0
+        for step in steps:
+            values = step.get(step["type"])
+            value = values[number] if isinstance(values, list) and number < len(values) else None
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+                continue
+            size, place = (size, place + value) if step["type"] == "translation" else (size * value, place * value)
+        if axis not in axes.factors and size > 0:
+            out.append((axis, size * scale, place / size - 0.5))
+    return tuple(out)
+
+
+def _steps(given: Any, what: str, depth: int = 0) -> list[dict[str, Any]]:
+    """Return scales and translations in their order, those of sequences among them."""
+    out: list[dict[str, Any]] = []
+    for entry in as_list(given, f"{what}: coordinateTransformations"):
+        step = as_object(entry, f"{what}: a coordinate transformation")
+        kind = step.get("type")
+        if kind == "sequence" and depth < 8:
+            out += _steps(step.get("transformations"), f"{what}: a sequence", depth + 1)
+        elif kind in ("scale", "translation"):
+            if kind not in step and "path" in step:
+                raise SourceError(
+                    f"{what} has a {kind} in a file of its own ({shown(step['path'])}), which is not read"
+                )
+            out.append(step)
+        elif kind != "identity":
+            raise SourceError(
+                f"{what} is placed by a transformation of the type {shown(kind)}; understood are scale, translation, "
+                "identity and sequences of these. Open its array with dask.array.from_zarr and resample it, for "
+                "example with scipy.ndimage.affine_transform"
+            )
+    return out
+
+
+def _values(step: dict[str, Any], what: str, axes: Axes) -> dict[str, Fraction]:
+    kind = as_text(step["type"], f"{what}: type")
+    given = as_list(step.get(kind), f"{what}: {kind}", 32)
+    if len(given) != len(axes.names):
+        raise SourceError(
+            f"{what} has a {kind} of {len(given)} numbers {shown(given)} for its {len(axes.names)} axes "
+            f"{', '.join(axes.names)[:100]}; it must have one for each axis"
+        )
+    pairs = zip(axes.names, given, strict=True)
+    return {dim: exact(as_number(v, f"{what}: the {kind} along {dim}")) for dim, v in pairs if dim in axes.factors}

@@ -1,0 +1,84 @@
+"""A Zarr store of a folder on a web server, whose objects come as all other requests do.
+
+zarr-python's own stores for the web follow redirects anywhere and resolve names a second time. Here every object goes
+through `web.ask`: checked addresses, deadlines, retries, the limit of requests at a time, and credentials. zarr-python
+loads with this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+
+from imageryxr.sources.fetch.byte_ranges import ByteRange
+from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.policy import Credential
+from imageryxr.sources.fetch.threads import current_stop
+from imageryxr.sources.omezarr.web_objects import fetch_object, in_thread
+
+
+class WebStore(Store):
+    """Objects below a web address, to read by name."""
+
+    supports_writes = False
+    supports_deletes = False
+    supports_listing = False
+
+    def __init__(self, folder: str, connection: Connection, credential: Credential | None, limit: int) -> None:
+        super().__init__(read_only=True)
+        self.stop = current_stop()
+        self.folder, self.connection, self.credential, self.limit = folder, connection, credential, limit
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WebStore) and self.folder == other.folder
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Return an object, or a part of one; None where there is none."""
+        part, options = _part_of(byte_range), (self.connection, self.credential)
+        if part is not None and (part.size or 0) > self.limit:
+            raise ValueError(f"{part.size:,} bytes of {key} are more than the {self.limit:,} that it may have")
+        body = await in_thread(
+            lambda stop: fetch_object(self.folder, key, *options, part=part, limit=self.limit, stop=stop), self.stop
+        )
+        return None if body is None else prototype.buffer.from_bytes(body)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Return parts of objects."""
+        return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
+
+    async def exists(self, key: str) -> bool:
+        """Return whether there is an object; fetches it, since servers that deny HEAD are common."""
+        return await self.get(key, default_buffer_prototype()) is not None
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Raise: nothing is written."""
+        raise NotImplementedError
+
+    async def delete(self, key: str) -> None:
+        """Raise: nothing is deleted."""
+        raise NotImplementedError
+
+    def list(self) -> AsyncIterator[str]:
+        """Raise: web servers list nothing."""
+        raise NotImplementedError
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Raise: web servers list nothing."""
+        raise NotImplementedError
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Raise: web servers list nothing."""
+        raise NotImplementedError
+
+
+def _part_of(request: ByteRequest | None) -> ByteRange | None:
+    if isinstance(request, RangeByteRequest):
+        return ByteRange(request.start, request.end)
+    if isinstance(request, OffsetByteRequest):
+        return ByteRange(request.offset)
+    return ByteRange(suffix=request.suffix) if isinstance(request, SuffixByteRequest) else None

@@ -1,0 +1,285 @@
+"""Chunks of precomputed layers over http: fetched with timeouts and retries, decoded by CloudVolume's codecs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.errors import AuthError, ServerError
+from imageryxr.sources.base import Level, plain
+from imageryxr.sources.codecs.chunk_decoder import decode_chunk
+from imageryxr.sources.fetch.auth import Token, check_allowed, find_password, unsent_password
+from imageryxr.sources.fetch.byte_ranges import ByteRange
+from imageryxr.sources.fetch.client import Connection, Reply, ask, ask_once, in_parallel
+from imageryxr.sources.fetch.json_service import unpacked, web_folder
+from imageryxr.sources.fetch.policy import Access, Credential
+from imageryxr.sources.fetch.url import MIDDLEAUTH
+from imageryxr.sources.precomputed import shards
+
+Each = Callable[[npt.NDArray[Any]], None]
+
+HEADERS = {"Accept-Encoding": "gzip, br, zstd"}
+
+
+class Stored(Protocol):
+    """What must be known of a precomputed layer to fetch its chunks."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Its metadata."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Its levels."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its voxels."""
+
+    @property
+    def channel(self) -> int:
+        """Which channel to take."""
+
+    @property
+    def token(self) -> Token | None:
+        """What ``middleauth`` servers are asked with."""
+
+    @property
+    def connection(self) -> Connection:
+        """How servers are asked."""
+
+
+def credential_of(url: str, token: Token | None) -> Credential | None:
+    """Return what a folder's files are asked for with: a token goes only to addresses that say middleauth."""
+    return token if url.startswith(MIDDLEAUTH) else find_password(web_folder(url) or "")
+
+
+def get_file(url: str, name: str, connection: Connection, token: Token | None) -> Reply:
+    """Return the answer for a small file of a folder."""
+    folder = web_folder(url)
+    return ask_once(
+        "GET", f"{folder}/{name}", connection, headers=HEADERS, credential=credential_of(url, token), check=_broken
+    )
+
+
+def fetch_box(
+    source: Stored,
+    mip: int,
+    box: IndexBox,
+    holes: list[IndexBox] | None = None,
+    each: Each | None = None,
+) -> npt.NDArray[Any]:
+    """Return the voxels of a box inside a layer; all requests of one box run side by side.
+
+    Parameters
+    ----------
+    source : PrecomputedSource
+        On the web.
+    mip, box
+        What to read.
+    holes : list, optional
+        Takes the boxes of chunks that are not there, which are 0 then; else they raise.
+    each : callable, optional
+        Is called with the part of each chunk in the box, in the thread that fetched it: work on voxels that are at
+        hand costs little.
+
+    Raises
+    ------
+    EmptyVolumeException
+        CloudVolume's word for a chunk that is not there.
+    """
+    if "sharding" in source.info["scales"][mip]:
+        return _fetch_sharded(source, mip, box, holes, each)
+    from cloudvolume.exceptions import EmptyVolumeException
+
+    level, scale = source.levels[mip], source.info["scales"][mip]
+    folder = web_folder(source.url)
+    options: dict[str, Any] = {"headers": HEADERS, "credential": credential_of(source.url, source.token)}
+    decode = decoder(source, mip)
+    out = np.zeros(box.shape, source.dtype)
+
+    def fetch(chunk: IndexBox, stop: threading.Event) -> None:
+        whole = chunk.clip(level.grid.box)
+        key = f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}"
+        most = chunk_limit(whole.shape, source)
+        reply = ask("GET", f"{folder}/{key}", source.connection, check=_broken, stop=stop, limit=most, **options)
+        if is_absent(reply, source.url):
+            if holes is None:
+                raise EmptyVolumeException(key)
+            holes.append(whole)
+            return
+        check_reply(reply, source.name, source.url, source.token, source.connection.access)
+        if not reply.body:
+            raise ValueError(f"the stored chunk {key} is empty (0 bytes): it was cut short when written")
+        part = whole.clip(box)
+        voxels = decode(unpacked(reply, most), whole.shape)[part.slices(whole)]
+        if each is not None:
+            each(voxels)
+        out[part.slices(box)] = voxels
+
+    in_parallel(fetch, list(chunks_of(box, level.chunks)), source.connection.concurrency)
+    return out
+
+
+def _fetch_sharded(
+    source: Stored, mip: int, box: IndexBox, holes: list[IndexBox] | None, each: Each | None
+) -> npt.NDArray[Any]:
+    from cloudvolume.exceptions import EmptyVolumeException
+
+    level, scale = source.levels[mip], source.info["scales"][mip]
+    sharding, get = scale["sharding"], _byte_ranges(source, mip)
+    parts = list(chunks_of(box, level.chunks))
+    points = [tuple(a // c for a, c in zip(p.start, level.chunks, strict=True)) for p in parts]
+    ids = shards.chunk_ids(points, level.grid.shape, level.chunks)  # type: ignore[arg-type]
+    where = shards.fetch_shards(f"{source.url}/{scale['key']}", sharding, ids, get, source.connection)
+    places, wanted = {i: where(i) for i in ids}, dict(zip(ids, parts, strict=True))
+    for number, place in places.items():
+        whole = wanted[number].clip(level.grid.box)
+        most = chunk_limit(whole.shape, source)
+        if place is not None and place[2] - place[1] > most:
+            size = place[2] - place[1]
+            raise ValueError(f"the index of {place[0]} says that a chunk takes {size:,} bytes; {most:,} are the most")
+        if place is not None:
+            continue
+        if holes is None:
+            raise EmptyVolumeException(f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}")
+        holes.append(whole)
+    decode, out = decoder(source, mip), np.zeros(box.shape, source.dtype)
+
+    def fetch(bundle: tuple[str, int, int, list[tuple[int, int, int]]], stop: threading.Event) -> None:
+        name, first, last, inside = bundle
+        body = get(name, first, last, stop)
+        if body is None or len(body) != last - first:
+            raise ValueError(f"{name} ends before byte {last}, where its index says that chunks lie")
+        for number, start, end in inside:
+            whole = wanted[number].clip(level.grid.box)
+            stored = shards.chunk_body(sharding, body[start - first : end - first], chunk_limit(whole.shape, source))
+            voxels = decode(stored, whole.shape)
+            part = whole.clip(box)
+            if each is not None:
+                each(voxels[part.slices(whole)])
+            out[part.slices(box)] = voxels[part.slices(whole)]
+
+    in_parallel(fetch, shards.bundles(places), source.connection.concurrency)
+    return out
+
+
+def _byte_ranges(source: Stored, mip: int) -> shards.GetBytes:
+    folder = f"{web_folder(source.url)}/{source.info['scales'][mip]['key']}"
+    credential = credential_of(source.url, source.token)
+
+    def get(name: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
+        part, url = ByteRange(start, stop), f"{folder}/{name}"
+        reply = ask("GET", url, source.connection, credential=credential, stop=stopped, part=part)
+        if is_absent(reply, source.url):
+            return None
+        check_reply(reply, source.name, source.url, source.token, source.connection.access)
+        return reply.body
+
+    return get
+
+
+def chunk_limit(shape: Index3, source: Stored) -> int:
+    """Return the bytes that a stored chunk may have, compressed or not.
+
+    Four times its voxels and 1 MB: encodings of noise are larger than the voxels, compressed_segmentation up to thrice.
+    """
+    voxels = math.prod(shape) * int(source.info.get("num_channels", 1))
+    return 4 * voxels * source.dtype.itemsize + (1 << 20)
+
+
+def check_reply(reply: Reply, name: str, url: str, token: Token | None, access: Access) -> None:
+    """Raise unless a web server gave a file.
+
+    Raises
+    ------
+    AuthError
+        If it refused to.
+    ServerError
+        If it answered with anything else.
+    """
+    if url.startswith(MIDDLEAUTH):
+        check_allowed(reply, name, url, token, access)
+    if reply.sent_on and reply.status in (403, 404):
+        raise refused(name, f"the request was sent on to {reply.sent_on}, a login page?")
+    if reply.status in (401, 403) or reply.is_page:
+        raise refused(name, "a page for people came in its place" if reply.status == 200 else f"HTTP {reply.status}")
+    if reply.status not in (200, 206):
+        raise ServerError(f"HTTP {reply.status}")
+
+
+def refused(name: str, error: object) -> AuthError:
+    """Return the error for a place that may not be read."""
+    return AuthError(
+        f"{name} refused to be read ({plain(error)}); check your rights, and that your credentials lie in "
+        f"~/.cloudvolume/secrets, where CloudVolume looks for them{unsent_password()}"
+    )
+
+
+def decoder(source: Stored, mip: int) -> Callable[[bytes, Index3], npt.NDArray[Any]]:
+    """Return what makes the voxels (z, y, x) of a chunk from its bytes, or raises `DamagedChunkError`."""
+    scale, channels = source.info["scales"][mip], int(source.info.get("num_channels", 1))
+    encoding = source.levels[mip].encoding
+    block = scale.get("compressed_segmentation_block_size", (8, 8, 8))
+
+    def decode(body: bytes, shape: Index3) -> npt.NDArray[Any]:
+        z, y, x = shape
+        whole = (x, y, z, channels)
+        found = decode_chunk(body, encoding, whole, source.dtype, block)
+        # (x, y, z, channel) in Fortran order: transposed it is C order without a copy.
+        return found.reshape(whole)[..., source.channel].T
+
+    return decode
+
+
+def chunk_name(offset: tuple[float, ...], chunk: IndexBox) -> str:
+    """Return the name of a chunk's file, which tells its place in absolute voxels."""
+    spans = zip(offset, chunk.start[::-1], chunk.stop[::-1], strict=True)
+    return "_".join(f"{int(o) + a}-{int(o) + b}" for o, a, b in spans)
+
+
+def chunks_of(box: IndexBox, chunks: Index3) -> Iterator[IndexBox]:
+    """Yield the chunks that a box touches, whole."""
+    ranges = [range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, chunks, strict=True)]
+    for z in ranges[0]:
+        for y in ranges[1]:
+            for x in ranges[2]:
+                start = (z * chunks[0], y * chunks[1], x * chunks[2])
+                yield IndexBox(start, (start[0] + chunks[0], start[1] + chunks[1], start[2] + chunks[2]))
+
+
+def is_absent(reply: Reply, url: str) -> bool:
+    """Tell whether an answer says that a file of a folder is not there, and not that it may not be read."""
+    # A bucket says 403 for what is not there, too; a server that checks tokens means it.
+    return not reply.sent_on and (reply.status == 404 or (reply.status == 403 and not url.startswith(MIDDLEAUTH)))
+
+
+def _broken(reply: Reply) -> str:
+    """Tell whether a body differs from what its store knows of it: Google's sends the MD5 of what it holds."""
+    sums = dict(part.strip().split("=", 1) for part in reply.headers.get("x-goog-hash", "").split(",") if "=" in part)
+    if "md5" not in sums or not _as_stored(reply.headers):
+        return ""
+    found = base64.b64encode(hashlib.md5(reply.body, usedforsecurity=False).digest()).decode()
+    return "" if found == sums["md5"] else "the body is not what its checksum says"
+
+
+def _as_stored(headers: Mapping[str, str]) -> bool:
+    # A server may unpack what it holds on the way out: then the sum is that of other bytes.
+    stored = headers.get("x-goog-stored-content-encoding", "identity")
+    return stored == headers.get("content-encoding", "identity")

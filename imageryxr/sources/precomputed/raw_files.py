@@ -1,0 +1,69 @@
+"""Raw chunks in files of this machine, put down where they belong in one step.
+
+CloudVolume puts a box together in an array of its own, from bytes that it read into others: for voxels that need no
+decoding these copies are most of the work.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.core.bbox import IndexBox
+from imageryxr.sources.base import is_page
+from imageryxr.sources.precomputed.chunks import Stored, chunk_name, chunks_of
+
+
+def read_raw(source: Stored, mip: int, box: IndexBox) -> npt.NDArray[Any] | None:
+    """Return the voxels of a box inside a layer, or None where CloudVolume has to read it, or to say what is wrong.
+
+    That is a layer elsewhere, encoded or in shards, and one of whose chunks a file is compressed, absent or damaged.
+
+    Parameters
+    ----------
+    source : PrecomputedSource
+    mip, box
+        What to read.
+    """
+    level, scale = source.levels[mip], source.info["scales"][mip]
+    if not source.url.startswith("file://") or level.encoding != "raw" or "sharding" in scale:
+        return None
+    channels, dtype = int(source.info.get("num_channels", 1)), source.dtype.newbyteorder("<")
+    folder = f"{source.url.removeprefix('file://').rstrip('/')}/{scale['key']}"
+    out: npt.NDArray[Any] | None = None
+    stored = np.empty(0, np.uint8)
+    for chunk in chunks_of(box, level.chunks):
+        whole, part = chunk.clip(level.grid.box), chunk.clip(box)
+        size = whole.voxels * channels * dtype.itemsize
+        path = f"{folder}/{chunk_name(level.grid.voxel_offset, whole)}"
+        if not _has_size(path, size):  # before anything of that size is allocated
+            return None
+        if len(stored) != size + 1:
+            stored = np.empty(size + 1, np.uint8)
+        if not _fill(stored, path):
+            return None
+        out = np.empty(box.shape, source.dtype) if out is None else out
+        # x is the fastest, then y, z and the channel
+        voxels = stored[:size].view(dtype).reshape(channels, *whole.shape)[source.channel]
+        out[part.slices(box)] = voxels[part.slices(whole)]
+    return out
+
+
+def _has_size(path: str, size: int) -> bool:
+    try:
+        return os.stat(path).st_size == size
+    except OSError:
+        return False
+
+
+def _fill(stored: npt.NDArray[np.uint8], path: str) -> bool:
+    """Read a file into an array that has one byte more; return whether it is of that length, and no web page."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            length = file.readinto(stored.data)
+    except OSError:
+        return False
+    return length == len(stored) - 1 and not is_page(stored[:256].data)

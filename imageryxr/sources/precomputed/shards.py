@@ -1,0 +1,176 @@
+"""Sharded precomputed layers over http: which bytes of which files hold a chunk.
+
+The format: Neuroglancer's ``precomputed/sharded.md``. A shard begins with an index of its minishards; a minishard's
+index tells where chunks lie. Indexes are remembered, so that a block asks for its chunks only.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.core.bbox import Index3
+from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, in_parallel
+from imageryxr.sources.fetch.decompress import decompress
+
+Index = npt.NDArray[np.uint64]
+# Returns bytes [start, stop) of a file in the level's folder; None where there is no such file.
+GetBytes = Callable[[str, int, int, threading.Event], bytes | None]
+
+REMEMBERED = 512
+# Chunks that lie together are asked for together, up to so many bytes.
+LARGEST = 8 << 20
+
+# Address of the level, name of the shard, and for an index of a minishard its number.
+Key = tuple[str, ...]
+
+_indexes: OrderedDict[Key, Index] = OrderedDict()
+_lock = threading.Lock()
+
+
+def chunk_ids(points: Sequence[Index3], shape: Index3, chunks: Index3) -> list[int]:
+    """Return the number of each chunk, by its place (z, y, x) in the grid of chunks: a compressed Morton code."""
+    from cloudvolume.datasource.precomputed.common import compressed_morton_code
+
+    grid = [-(-n // c) for n, c in zip(shape[::-1], chunks[::-1], strict=True)]
+    codes = compressed_morton_code(np.array([p[::-1] for p in points], np.uint32), grid)
+    return [int(code) for code in codes]
+
+
+def fetch_shards(
+    folder: str, sharding: dict[str, Any], ids: Sequence[int], get: GetBytes, connection: Connection
+) -> Callable[[int], tuple[str, int, int] | None]:
+    """Fetch the indexes of chunks, and return what tells where one lies: file, start and stop, or None for nowhere.
+
+    Parameters
+    ----------
+    folder : str
+        Address of the level, which its indexes are remembered by.
+    sharding : dict
+        What the ``info`` says of it.
+    ids : sequence of int
+        Numbers of chunks.
+    get : callable
+        Fetches bytes.
+    connection : Connection
+        How.
+    """
+    from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
+
+    spec = ShardingSpecification.from_dict(sharding)
+    places = {i: _place(spec, i) for i in ids}
+    length = 16 << int(sharding["minishard_bits"])
+    if length > METADATA_BYTES:
+        raise ValueError(
+            f"the index of each of its shards would take {length:,} bytes; {METADATA_BYTES:,} are the most"
+        )
+
+    def shard(key: Key, stop: threading.Event) -> Index | None:
+        body = get(key[1], 0, length, stop)
+        if body is not None and len(body) != length:
+            raise ValueError(f"the index of {key[1]} has {len(body)} bytes, not {length}")
+        return None if body is None else np.frombuffer(body, "<u8").reshape(-1, 2) + np.uint64(length)
+
+    def minishard(key: Key, stop: threading.Event) -> Index | None:
+        index = outer[key[:2]]
+        start, end = (0, 0) if index is None else (int(b) for b in index[int(key[2])])
+        if end - start > METADATA_BYTES:
+            raise ValueError(f"{key[1]} says that the index of a minishard takes {end - start:,} bytes: it is damaged")
+        body = get(key[1], start, end, stop) if end > start else None
+        return None if body is None else _parse(_plain(body, spec.minishard_index_encoding, METADATA_BYTES), length)
+
+    outer = _known_or_fetched({(folder, name) for name, _ in places.values()}, shard, connection)
+    inner = _known_or_fetched({(folder, n, str(m)) for n, m in places.values()}, minishard, connection)
+
+    def where(chunk: int) -> tuple[str, int, int] | None:
+        name, number = places[chunk]
+        index = inner[(folder, name, str(number))]
+        if index is None:
+            return None
+        rows = index[index[:, 0] == np.uint64(chunk)]
+        return (name, int(rows[0, 1]), int(rows[0, 1]) + int(rows[0, 2])) if len(rows) else None
+
+    return where
+
+
+def bundles(
+    places: dict[int, tuple[str, int, int] | None],
+) -> list[tuple[str, int, int, list[tuple[int, int, int]]]]:
+    """Return ranges of files to fetch, each with the chunks (number, start, stop) in it."""
+    by_file: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    for chunk, place in places.items():
+        if place is not None:
+            by_file[place[0]].append((place[1], place[2], chunk))
+    found: list[tuple[str, int, int, list[tuple[int, int, int]]]] = []
+    for name, spans in sorted(by_file.items()):
+        for start, stop, chunk in sorted(spans):
+            last = found[-1] if found else ("", 0, 0, [])
+            if last[0] == name and last[2] == start and stop - last[1] <= LARGEST:
+                found[-1] = (name, last[1], stop, [*last[3], (chunk, start, stop)])
+            else:
+                found.append((name, start, stop, [(chunk, start, stop)]))
+    return found
+
+
+def chunk_body(sharding: dict[str, Any], body: bytes, limit: int) -> bytes:
+    """Return a chunk of at most so many bytes as it was before it was compressed for its shard."""
+    return _plain(body, str(sharding.get("data_encoding", "raw")), limit)
+
+
+def _place(spec: Any, chunk: int) -> tuple[str, int]:
+    found = spec.compute_shard_location(chunk)
+    return f"{found.shard_number}.shard", int(found.minishard_number)
+
+
+def _plain(body: bytes, encoding: str, limit: int) -> bytes:
+    if encoding == "raw":
+        return body
+    if encoding != "gzip":
+        raise ValueError(f"its shard is stored as {encoding!r}, and the format has raw and gzip")
+    return decompress(body, "gzip", limit)
+
+
+def _parse(body: bytes, length: int) -> Index:
+    # Three rows of differences: ids, places behind the end of the one before, and sizes.
+    if len(body) % 24:
+        raise ValueError(f"the index of a minishard has {len(body)} bytes, which are no rows of three")
+    rows = np.frombuffer(body, "<u8").reshape(3, -1).astype(np.uint64)
+    ids, sizes = np.cumsum(rows[0]), rows[2]
+    starts = np.cumsum(rows[1]) + np.concatenate([[0], np.cumsum(sizes[:-1])]).astype(np.uint64) + np.uint64(length)
+    return np.stack([ids, starts, sizes], axis=1)
+
+
+def _known_or_fetched(
+    keys: set[Key], fetch: Callable[[Key, threading.Event], Index | None], connection: Connection
+) -> dict[Key, Index | None]:
+    found: dict[Key, Index | None] = {}
+    with _lock:
+        for key in keys & _indexes.keys():
+            _indexes.move_to_end(key)
+            found[key] = _indexes[key]
+    asked = sorted(keys - found.keys())
+    for key, index in zip(asked, in_parallel(fetch, asked, connection.concurrency), strict=True):
+        found[key] = index
+        if index is not None:  # what is not there now may be written yet
+            with _lock:
+                _indexes[key] = index
+                while len(_indexes) > REMEMBERED:
+                    _indexes.popitem(last=False)
+    return found
+
+
+def forget_indexes() -> None:
+    """Forget all indexes that this process knows."""
+    global _lock
+    _lock = threading.Lock()
+    _indexes.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_indexes)  # a lock may have been held by a thread that is not there

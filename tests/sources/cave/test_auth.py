@@ -1,0 +1,358 @@
+"""Tokens: where they come from, what refusals say, and that nothing shows them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+
+import cloudpickle
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from imageryxr.core.bbox import IndexBox
+from imageryxr.sources.fetch.auth import Token, find_token
+from imageryxr.sources.resolve import resolve_source
+from tests.sources.cave.test_graphene import BOX, HASTY, NOW, PART, utc, voxels
+from tests.support.cave_server import DATASTACK, FORBIDDEN, MERGE, NO_TERMS, TABLE, TOKEN
+from tests.support.source_suite import serving
+
+OTHER = "abcdefabcdefabcdefabcdefabcdefab"
+SECRETS = (TOKEN, OTHER, FORBIDDEN, NO_TERMS)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home with a folder for secrets, and nothing in the environment."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CAVE_TOKEN", raising=False)
+    monkeypatch.delenv("CLOUD_VOLUME_DIR", raising=False)
+    folder = tmp_path / ".cloudvolume" / "secrets"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def keep(folder, token, name="cave-secret.json"):
+    (folder / name).write_text(json.dumps({"token": token}))
+
+
+def seg_of(cave, **options):
+    return ix.open_segmentation(cave.table, timestamp=utc(NOW), bbox=BOX, connection=HASTY, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# where from
+
+
+class Client:
+    def __init__(self, token):
+        self.auth = type("Auth", (), {"token": token})
+
+
+def test_order(home, monkeypatch):
+    assert find_token("host:1") is None
+    names = ["chunkedgraph-secret.json", "cave-secret.json", "host:1-cave-secret.json"]
+    for number, name in enumerate(names):
+        keep(home, f"{number}" * 32, name)
+        assert find_token("host:1").headers == {"Authorization": "Bearer " + f"{number}" * 32}
+        assert find_token("host:1").origin == str(home / name)
+    assert find_token("other").headers == {"Authorization": "Bearer " + "1" * 32}
+    monkeypatch.setenv("CAVE_TOKEN", "3" * 32)
+    assert find_token("host:1").headers["Authorization"].endswith("3" * 32)
+    assert find_token("host:1", client=Client("4" * 32)).headers["Authorization"].endswith("4" * 32)
+    assert find_token("host:1", client=Client(None)).origin == "CAVE_TOKEN"
+    given = find_token("host:1", given="5" * 32, client=Client("4" * 32))
+    assert given.headers["Authorization"].endswith("5" * 32)
+    assert given.origin == "token="
+
+
+def test_cloudvolume_s_other_folder(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLOUD_VOLUME_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere" / "secrets").mkdir(parents=True)
+    keep(home, TOKEN)
+    keep(tmp_path / "elsewhere" / "secrets", OTHER)
+    assert find_token("h").headers["Authorization"].endswith(OTHER)
+    # caveclient writes its files in the home directory, whatever that variable says
+    for path in (tmp_path / "elsewhere" / "secrets").iterdir():
+        path.unlink()
+    assert find_token("h").headers["Authorization"].endswith(TOKEN)
+
+
+@pytest.mark.parametrize("way", ["argument", "variable", "file", "host's file"])
+def test_each_way_opens(cave, home, monkeypatch, way):
+    options = {}
+    if way == "argument":
+        options = {"token": TOKEN}
+        monkeypatch.setenv("CAVE_TOKEN", OTHER)
+    elif way == "variable":
+        monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+        keep(home, OTHER)
+    elif way == "file":
+        keep(home, TOKEN)
+    else:
+        keep(home, OTHER)
+        keep(home, TOKEN, f"127.0.0.1:{cave.server_port}-cave-secret.json")
+    np.testing.assert_array_equal(seg_of(cave, **options).values, cave.truth(NOW, PART))
+    tree = ix.open_datastack(DATASTACK, server_address=cave.url, bbox=BOX, timestamp=utc(NOW), **options)
+    np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.truth(NOW, PART))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not JSON"),
+        ('{"key": "x"}', "holds no token"),
+        ("[1]", "holds no token"),
+        ('{"token": "a b"}', "is no token"),
+    ],
+)
+def test_files_that_are_none(cave, home, text, says):
+    (home / "cave-secret.json").write_text(text)
+    with pytest.raises(ix.AuthError, match=says) as caught:
+        seg_of(cave)
+    assert "cave-secret.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["", "  ", "two words", "line\nbreak", "ümlaut", 17])
+def test_what_is_no_token(cave, token):
+    with pytest.raises(ix.InvalidTokenError, match="the token from token= is no token") as caught:
+        seg_of(cave, token=token)
+    assert not str(token).strip() or str(token) not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# refusals
+
+
+CASES = {
+    "missing": (None, ix.MissingTokenError, ["none was found", "token=…", "CAVE_TOKEN", "-cave-secret.json", "/settings/tokens"]),
+    "wrong": (OTHER, ix.InvalidTokenError, ["does not know the token from token=", "/settings/tokens"]),
+    "forbidden": (FORBIDDEN, ix.ForbiddenError, ["no right to read", "missing permission: view", "ask"]),
+    "terms": (NO_TERMS, ix.TermsError, ["has not accepted the terms of service", "/auth/tos/1"]),
+}  # fmt: skip
+
+
+WAYS = {
+    "table": lambda cave, token, seg: seg_of(cave, token=token),
+    "datastack": lambda cave, token, seg: ix.open_datastack(DATASTACK, server_address=cave.url, token=token),
+    "reading": lambda cave, token, seg: seg.compute(scheduler="synchronous"),
+    "ids": lambda cave, token, seg: ix.open_segmentation(seg_source(seg), ids=[cave.graph.merged]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("way", WAYS)
+def test_each_refusal_says_what_to_do(cave, home, monkeypatch, case, way, caplog):
+    import webbrowser
+
+    monkeypatch.setattr(webbrowser, "open", lambda *a, **k: pytest.fail("a browser was opened"))
+    token, error, words = CASES[case]
+    seg = None
+    if way in ("reading", "ids"):
+        # the token was good when the layer was opened, and is not any more
+        token = token or OTHER
+        error, words = CASES["wrong" if case == "missing" else case][1:]
+        with monkeypatch.context() as before:
+            before.setitem(cave.tokens, token, "ok")
+            seg = seg_of(cave, token=token)
+    with caplog.at_level(logging.DEBUG), pytest.raises(error) as caught:
+        WAYS[way](cave, token, seg)
+    assert isinstance(caught.value, PermissionError)
+    for word in words:
+        assert word in str(caught.value)
+    told = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert not any(secret in told for secret in SECRETS)
+
+
+def test_a_client_that_fails(cave, home):
+    class Info:
+        def get_datastack_info(self):
+            raise OSError(f"401 Client Error: Unknown token {TOKEN}")
+
+    client = Client(TOKEN)
+    client.datastack_name, client.server_address, client.info = DATASTACK, cave.url, Info()
+    with pytest.raises(
+        ix.ServerError, match="the Client does not tell.*OSError: 401 Client Error.*make it anew"
+    ) as caught:
+        ix.open_datastack(client)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+    client.info.get_datastack_info = lambda: None
+    with pytest.raises(ix.ServerError, match="its info is a NoneType"):
+        ix.open_datastack(client)
+
+
+def seg_source(seg):
+    """The source behind an array."""
+    from imageryxr.lazy import expr_of
+
+    expr = expr_of(seg.data)[0]
+    while not hasattr(expr, "source"):
+        expr = expr.inputs[0]
+    return expr.source
+
+
+def test_images_behind_middleauth(cave, home):
+    cave.secret_data = True
+    url = f"precomputed://middleauth+{cave.url}/data/em"
+    np.testing.assert_array_equal(ix.open_image(url, token=TOKEN, bbox=BOX).values, cave.tissue.em[PART])
+    for case in ("missing", "wrong", "forbidden", "terms"):
+        token, error, words = CASES[case]
+        with pytest.raises(error) as caught:
+            ix.open_image(url, token=token)
+        assert words[0] in str(caught.value)
+
+
+def test_a_token_goes_only_where_it_belongs(cave, home):
+    ix.open_image(cave.image, token=TOKEN, bbox=BOX).compute()
+    seg_of(cave, token=TOKEN).compute()
+    for line in cave.log:
+        assert (line.token is not None) == line.path.startswith("/segmentation")
+    # a server that sends elsewhere gets no token carried there
+    cave.log.clear()
+    cave.fault("/segmentation/table", "login")
+    with pytest.raises(ix.InvalidTokenError, match="login page"):
+        seg_of(cave, token=TOKEN)
+
+
+def test_a_token_does_not_follow_to_another_server(cave, home):
+    with serving(cave.folder) as other:
+        cave.fault("/segmentation/table", "status", status=302, headers={"Location": f"{other.url}/em/info"})
+        with pytest.raises(ix.SourceError, match="it lacks 'graph'"):  # there is an info, of another kind
+            seg_of(cave, token=TOKEN)
+        other.needs = f"Bearer {TOKEN}"
+        with pytest.raises(ix.InvalidTokenError, match="HTTP 401"):
+            seg_of(cave, token=TOKEN)
+        assert other.asked == ["/em/info", "/em/info"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# out of sight
+
+
+def everything_of(array):
+    """All that one may come to see of an array."""
+    graph = dict(array.__dask_graph__()) if array.__dask_graph__() is not None else {}
+    texts = [repr(array), str(array.attrs), array._repr_html_(), repr(graph), repr(array.data), repr(array.data.dask)]
+    source = seg_source(array)
+    texts += [repr(source), str(source), repr(source.graph), repr(source.graph.token), str(vars(source)), source.name]
+    return " ".join(texts)
+
+
+def test_no_text_shows_it(cave, home, caplog, capfd):
+    keep(home, OTHER)
+    with caplog.at_level(logging.DEBUG):
+        seg = seg_of(cave, token=TOKEN)
+        picture = ix.overlay(ix.open_image(cave.image, bbox=BOX), seg)
+        tree = ix.open_datastack(DATASTACK, server_address=cave.url, token=TOKEN)
+        picture.compute()
+    shown = everything_of(seg) + repr(tree) + tree._repr_html_() + repr(picture) + str(picture.attrs) + caplog.text
+    shown += "".join(capfd.readouterr())
+    assert not any(secret in shown for secret in SECRETS)
+
+
+@pytest.mark.parametrize(("place", "status"), [("info", 500), ("roots_binary", 500), ("roots_binary", 403)])
+def test_no_traceback_shows_it(cave, place, status):
+    """IPython's verbose tracebacks, rich and error trackers show the local variables of every frame."""
+    seg = seg_of(cave, token=TOKEN)
+    cave.fault(place, "status", status=status)
+    todo = {"info": lambda: seg_of(cave, token=Token(TOKEN, "token=")), "roots_binary": seg.compute}
+    with pytest.raises((ConnectionError, OSError)) as caught:
+        todo[place]()
+    shown, error = [], caught.value
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        ours = [f for f in frames if f"{os.sep}imageryxr{os.sep}" in f.f_code.co_filename]
+        shown += [(f.f_code.co_name, name, repr(v)) for f in ours for name, v in list(f.f_locals.items())]
+        error = error.__cause__ or error.__context__
+    assert len(shown) > 20
+    assert not [line for line in shown if TOKEN in line[2]]
+
+
+def test_no_file_holds_it(cave, tmp_path):
+    em = ix.open_image(cave.image, bbox=BOX)
+    seg = seg_of(cave, token=TOKEN)
+    ix.export(ix.overlay(em, seg), tmp_path / "z{z}.png")
+    ix.export(ix.overlay(em, seg), tmp_path / "a.ome.zarr")
+    ix.export(seg, tmp_path / "ids.ome.zarr")
+    ix.to_pil(ix.overlay(em, seg).isel(z=[0])).save(tmp_path / "a.png")
+    seg.isel(z=0).to_dataset(name="s").to_zarr(tmp_path / "x.zarr", consolidated=False)
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(files) > 8
+    assert not any(TOKEN.encode() in p.read_bytes() for p in files)
+
+
+def test_a_kept_token_is_in_no_pickle(cave, home, monkeypatch):
+    keep(home, TOKEN)
+    seg = seg_of(cave)
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    for array in (seg, seg_of(cave)):
+        for dump in (pickle.dumps, cloudpickle.dumps):
+            for thing in (seg_source(array), array.data.dask, array, ix.overlay(None, array)):
+                assert TOKEN.encode() not in dump(thing)
+    given = pickle.dumps(seg_source(seg_of(cave, token=TOKEN)))
+    assert given.count(TOKEN.encode()) == 1
+    assert TOKEN not in repr(pickle.loads(given).graph.token)
+    assert "token=" in repr(copy.deepcopy(pickle.loads(given).graph.token))
+
+
+def test_a_client_s_token_is_in_no_pickle(cave, home):
+    from caveclient import CAVEclient
+
+    client = CAVEclient(DATASTACK, server_address=cave.url, auth_token=TOKEN, write_server_cache=False)
+    tree = ix.open_datastack(client, timestamp=utc(NOW), bbox=BOX)
+    seg = tree["segmentation/segmentation"]
+    blob = pickle.dumps(seg_source(seg))
+    assert TOKEN.encode() not in blob
+    assert TOKEN.encode() not in cloudpickle.dumps(tree)
+    again = pickle.loads(blob)  # in this process it is found again
+    assert again == seg_source(seg)
+    box = IndexBox((0, 0, 0), (3, 40, 40))
+    np.testing.assert_array_equal(again.read(0, box), cave.truth(NOW, box.slices()))
+    code = "import pickle, sys; s = pickle.loads(sys.stdin.buffer.read()); s.read(0, s.levels[0].grid.box)"
+    done = subprocess.run([sys.executable, "-c", code], input=blob, capture_output=True, cwd=os.getcwd())
+    assert done.returncode == 1
+    assert b"MissingTokenError" in done.stderr
+    assert b"on every worker" in done.stderr
+
+
+def test_workers_find_their_own(cave, home):
+    keep(home, TOKEN)
+    seg = seg_of(cave)
+    code = (
+        "import pickle, sys, numpy as np; s = pickle.loads(sys.stdin.buffer.read());"
+        "print(int(s.read(0, s.levels[0].grid.box).sum() % 2**61), s.graph.token)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(seg_source(seg)), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    total, told = done.stdout.decode().split(" ", 1)
+    assert int(total) == int(cave.truth(NOW).sum() % 2**61)
+    assert told.strip() == f"<token from {home / 'cave-secret.json'}>"
+
+
+def test_tokens_make_no_difference_to_what_is_read(cave):
+    from dask.base import tokenize
+
+    cave.tokens[OTHER] = "ok"
+    one, two = (resolve_source(cave.table, None, token=t, timestamp=utc(MERGE)) for t in (TOKEN, OTHER))
+    cave.tokens.pop(OTHER)
+    assert one == two
+    assert tokenize(one) == tokenize(two)
+    assert hash(one) == hash(two)
+    assert not isinstance(one.graph.token, str)
+    assert isinstance(one.graph.token, Token)
+
+
+def test_an_error_of_a_worker_travels(cave):
+    stale = ix.StaleRootError("x", {1: [2]})
+    again = pickle.loads(pickle.dumps(stale))
+    assert (str(again), again.successors) == ("x", {1: [2]})
+    with pytest.raises(ix.SourceNotFoundError) as caught:
+        ix.open_segmentation(cave.table.replace(TABLE, "none"), token=TOKEN, connection=HASTY)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert voxels((0, 0, 0), (1, 1, 1)).size_nm == (10, 10, 10)

@@ -1,0 +1,90 @@
+"""The same picture as ImageryClient makes from the same deployment, and the same voxels as the ecosystem's clients."""
+
+from __future__ import annotations
+
+import imageryclient as ic
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from tests.sources.cave.test_graphene import utc
+from tests.support.cave_server import BEGIN, DATASTACK, MERGE, OFFSET, SPLIT, TOKEN
+
+
+@pytest.fixture
+def client(cave):
+    from caveclient import CAVEclient
+
+    return CAVEclient(DATASTACK, server_address=cave.url, auth_token=TOKEN, write_server_cache=False)
+
+
+CENTER = (2 * OFFSET[0] + 150, 2 * OFFSET[1] + 140, OFFSET[2] + 12)
+# Whole seconds, since cloud-volume rounds others up.
+TIMES = [int(BEGIN) + 1, int(MERGE) + 1, int(SPLIT) + 1]
+
+
+@pytest.mark.parametrize("when", TIMES)
+@pytest.mark.parametrize("size", [(160, 120, 4), (160, 120)])
+def test_cutouts(client, when, size):
+    # even sizes of the viewer's half voxels, from an even corner: ImageryClient rounds others
+    image, labels = ic.ImageryClient(client=client).image_and_segmentation_cutout(
+        CENTER, bbox_size=size, timestamp=utc(when)
+    )
+    tree = ix.open_datastack(client, timestamp=utc(when))
+    box = tree.imagery.around(CENTER, size)
+    ds = tree.imagery.align(bbox=box)
+    depth = size[2] if len(size) == 3 else 1
+    assert ds.segmentation.shape == (depth, 60, 80)
+    np.testing.assert_array_equal(ds.image.values.T, image.reshape(80, 60, depth))
+    np.testing.assert_array_equal(ds.segmentation.values.T.astype(np.int64), labels.reshape(80, 60, depth))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"alpha": 0.4}, {"alpha": 0.8, "outline": True, "width": 3, "merge_outline": False}]
+)
+def test_pictures(client, options):
+    there = ic.ImageryClient(client=client)
+    image, segs = there.image_and_segmentation_cutout(
+        CENTER, bbox_size=(160, 120), split_segmentations=True, timestamp=utc(TIMES[1])
+    )
+    colors = dict(zip(segs, ic.composite.discrete_colors(list(segs)), strict=True))
+    want = np.asarray(ic.composite_overlay(segs, colors=colors, imagery=image, **options)).astype(int)
+    tree = ix.open_datastack(client, timestamp=utc(TIMES[1]))
+    ds = tree.imagery.align(bbox=tree.imagery.around(CENTER, (160, 120)))
+    ours = {int(k): tuple(int(255 * v) for v in c) for k, c in colors.items()}
+    if "outline" in options:
+        line = ix.Outline(options["width"], merge=options["merge_outline"], alpha=options["alpha"])
+        got = ix.overlay(ds.image, ds.segmentation, colors=ours, alpha=0, outline=line).values[0]
+    else:
+        got = ix.overlay(ds.image, ds.segmentation, colors=ours, alpha=options["alpha"]).values[0]
+    assert got.shape == want.shape
+    inside = (slice(4, -4), slice(4, -4))  # at the edge ImageryClient does not know what lies beyond
+    same = np.abs(got[inside].astype(int) - want[inside]).max(axis=-1) <= 2
+    # where lines of several cells meet, which one lies on top is a matter of taste
+    assert same.mean() == 1 if "outline" not in options else same.mean() > 0.98
+
+
+def test_requests_are_no_more_than_its(cave, client):
+    there = ic.ImageryClient(client=client)
+    cave.log.clear()
+    there.image_and_segmentation_cutout(CENTER, bbox_size=(160, 120), timestamp=utc(TIMES[1]))
+    theirs = len(cave.log)
+    tree = ix.open_datastack(client, timestamp=utc(TIMES[1]))
+    ds = tree.imagery.align(bbox=tree.imagery.around(CENTER, (160, 120)))
+    cave.log.clear()
+    ds.compute()
+    assert len(cave.log) <= theirs
+
+
+@pytest.mark.parametrize("when", TIMES)
+def test_cloudvolume(cave, when):
+    from cloudvolume import CloudVolume
+
+    volume = CloudVolume(cave.table, secrets=TOKEN, use_https=True, progress=False)
+    start, stop = np.array(OFFSET) + 5, np.array(OFFSET) + np.array([45, 55, 15])
+    theirs = np.asarray(volume.download(tuple(map(slice, start, stop)), agglomerate=True, timestamp=when))[..., 0]
+    seg = ix.open_segmentation(
+        cave.table, token=TOKEN, timestamp=utc(when), bbox=ix.BBox(start, stop, resolution=(10, 10, 10))
+    )
+    np.testing.assert_array_equal(seg.values.T, theirs)

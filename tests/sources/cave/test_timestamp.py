@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from datetime import UTC, date, datetime, timedelta, timezone
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import imageryxr as ix
+from imageryxr.sources.cave.timestamp import Instant, instant_of
+
+T = datetime(2023, 11, 16, 2, 0, 0, 250_000, tzinfo=UTC)
+MICROS = 1_700_100_000_250_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        T,
+        T.astimezone(timezone(timedelta(hours=-5))),
+        pd.Timestamp(T),
+        "2023-11-16T02:00:00.250Z",
+        "2023-11-16T02:00:00.25+00:00",
+        "2023-11-15 21:00:00.250-05:00",
+        " 2023-11-16T02:00:00.250Z ",
+        1_700_100_000.25,
+        np.float64(1_700_100_000.25),
+        np.array(1_700_100_000.25),
+    ],
+)
+def test_every_way_to_say_it(value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert instant_of(value) == Instant(MICROS)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        T.replace(tzinfo=None),
+        "2023-11-16T02:00:00.250",
+        np.datetime64("2023-11-16T02:00:00.250"),
+        np.datetime64("2023-11-16T02:00:00.250000999", "ns"),
+        np.array(["2023-11-16T02:00:00.250"], "datetime64[ns]").reshape(()),
+        xr.DataArray(np.datetime64("2023-11-16T02:00:00.250", "ns")),
+        pd.Timestamp(T.replace(tzinfo=None)),
+    ],
+)
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+def test_naive_is_utc_and_warns(value, zone, monkeypatch):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        with pytest.warns(
+            ix.NaiveTimestampWarning, match="no time zone and is taken as UTC; write 2023-11-16T02:00:00.25"
+        ):
+            assert instant_of(value) == Instant(MICROS)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert os.environ.get("TZ") != "America/New_York"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("yesterday", "ISO 8601"),
+        ("", "ISO 8601"),
+        ("1700100000", "ISO 8601|no instant"),
+        (date(2024, 1, 1), "2024-01-01T00:00:00Z"),
+        (float("nan"), "not seconds since 1970"),
+        (float("inf"), "not seconds since 1970"),
+        (-5, "not seconds since 1970"),
+        (1_700_100_000_250, "milliseconds: divide by 1000$"),
+        (1_700_100_000_250_000, "microseconds: divide by 1000000$"),
+        (np.int64(1_700_100_000_250_000_000), "nanoseconds: divide by 1000000000$"),
+        (10**400, "not seconds since 1970$"),
+        (1e300, "not seconds since 1970$"),
+        (np.float32(1_700_100_000.25), "float32, which cannot tell times that are a minute apart"),
+        (np.array([1_700_100_000.25]), "no instant"),
+        (True, "no instant"),
+        (np.datetime64("NaT"), "NaT"),
+        (pd.NaT, "no instant"),
+        ([1], "no instant"),
+        (b"2024", "no instant"),
+    ],
+)
+def test_what_is_no_time(value, says):
+    with pytest.raises(ix.TimestampError, match=says) as caught:
+        instant_of(value)
+    assert isinstance(caught.value, ValueError)
+
+
+@given(st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(2200, 1, 1), timezones=st.just(UTC)))
+def test_nothing_is_lost(when):
+    instant = instant_of(when)
+    assert datetime.fromisoformat(instant.iso) == when
+    assert instant_of(instant.iso) == instant
+    # as PyChunkedGraph reads it
+    assert datetime.fromtimestamp(float(instant.seconds), UTC) == when
+    assert instant.after(0.25).micros - instant.micros == 250_000

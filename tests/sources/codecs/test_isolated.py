@@ -1,0 +1,367 @@
+"""Chunks of the encodings whose decoders trust what they read: cut anywhere, hit anywhere, in threads and processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imageryxr.core.grid import Grid
+from imageryxr.errors import ChunkReadError
+from imageryxr.sources.codecs import chunk_decoder, isolated, stream_lengths
+from imageryxr.sources.precomputed import source
+from tests.sources.precomputed.test_source import opened, write_layer
+from tests.support.source_suite import serving
+
+pytestmark = pytest.mark.slow  # most of these tests start processes or servers
+
+KINDS = [
+    ("compresso", "uint8"), ("compresso", "uint16"), ("compresso", "uint32"), ("compresso", "uint64"),
+    ("crackle", "uint8"), ("crackle", "uint16"), ("crackle", "uint32"), ("crackle", "uint64"),
+    ("fpzip", "float32"), ("kempressed", "float32"), ("zfpc", "float32"),
+]  # fmt: skip
+SHAPE = (16, 12, 10, 1)
+GRID = Grid(SHAPE[2::-1], (8, 8, 40), (3, 4, 5))
+
+
+def voxels(dtype: str, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if dtype == "float32":
+        smooth = np.cumsum(rng.normal(size=shape), 0) + 100
+        return np.asfortranarray(smooth.astype(dtype))
+    top = np.iinfo(dtype).max
+    ids = np.r_[0, top, top - 3, rng.integers(1, top, 20, dtype=dtype)].astype(dtype)
+    cells = rng.integers(0, len(ids), tuple(-(-s // 4) for s in shape[:3]))
+    for axis, size in enumerate(shape[:3]):
+        cells = cells.repeat(4, axis).take(range(size), axis)
+    return np.asfortranarray(ids[cells][..., None])
+
+
+def encoded(encoding: str, values: np.ndarray) -> bytes:
+    pytest.importorskip(source.CODECS[encoding][0])
+    from cloudvolume import chunks
+
+    return bytes(chunks.encode(values, encoding, block_size=(8, 8, 8)))
+
+
+def decoded(stored: bytes, encoding: str, values: np.ndarray) -> np.ndarray:
+    return chunk_decoder.decode_chunk(stored, encoding, values.shape, values.dtype)
+
+
+@pytest.mark.parametrize(("encoding", "dtype"), KINDS)
+@pytest.mark.parametrize("shape", [SHAPE, (1, 1, 1, 1), (64, 3, 1, 1), (5, 7, 33, 1), (128, 96, 16, 1)])
+def test_what_cloudvolume_decodes(encoding, dtype, shape):
+    from cloudvolume import chunks
+
+    values = voxels(dtype, shape)
+    stored = encoded(encoding, values)
+    theirs = chunks.decode(stored, encoding, shape=shape, dtype=values.dtype, block_size=(8, 8, 8))
+    ours = decoded(stored, encoding, values)
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_array_equal(ours, theirs)
+    if encoding in ("compresso", "crackle", "fpzip"):
+        np.testing.assert_array_equal(ours, values)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64"])
+@pytest.mark.parametrize("flags", [{"connectivity": 4}, {"connectivity": 6}, {"steps": (8, 8, 1)}, {"random_access_z_index": False}])  # fmt: skip
+@pytest.mark.parametrize("kind", ["cells", "one id", "background", "noise"])
+def test_the_lengths_of_any_compresso(dtype, flags, kind):
+    compresso = pytest.importorskip("compresso")
+    for shape in [(5, 7, 3), (1, 1, 1), (33, 17, 70), (128, 128, 64)]:
+        values = voxels(dtype, (*shape, 1))[..., 0]
+        if kind == "noise":
+            values = np.random.default_rng(1).integers(0, 5, shape).astype(dtype)
+        elif kind != "cells":
+            values = np.full(shape, 7 if kind == "one id" else 0, dtype)
+        stored = compresso.compress(np.asfortranarray(values), **flags)
+        assert stream_lengths.stream_problem(stored, "compresso", (*shape, 1)) == ""
+        for cut in {1, 2, 3, 4, 8, len(stored) // 2, len(stored) - 30}:
+            if cut < len(stored):
+                assert stream_lengths.stream_problem(stored[:-cut], "compresso", (*shape, 1)), cut
+
+
+@pytest.mark.parametrize(("encoding", "dtype"), KINDS)
+def test_a_chunk_cut_at_any_byte(encoding, dtype):
+    """Is told; or, where what was cut off did not matter (the last bytes of fpzip), gives the very voxels."""
+    values = voxels(dtype, (9, 6, 5, 1))
+    stored = encoded(encoding, values)
+    whole = decoded(stored, encoding, values)
+    # Of fpzip each one costs the decoder, and a new process.
+    step = 97 if encoding in ("fpzip", "kempressed") else 1 if len(stored) < 400 else 7
+    lengths = sorted(
+        {*range(0, 40, min(step, 9)), *range(40, len(stored), step), *range(len(stored) - 20, len(stored))}
+    )
+    survived = 0
+    for length in lengths:
+        try:
+            found = decoded(stored[:length], encoding, values)
+        except chunk_decoder.DamagedChunkError:
+            continue
+        survived += 1
+        assert encoding in ("fpzip", "kempressed")
+        np.testing.assert_array_equal(found, whole)
+    assert survived <= 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoding", "dtype"), KINDS)
+def test_a_chunk_hit_anywhere_ends_no_process(encoding, dtype, monkeypatch):
+    """Bits flipped, bytes exchanged, left out and put in: an error or voxels, and this process lives."""
+    monkeypatch.setattr(isolated, "SECONDS", 20.0)
+    values = voxels(dtype, (9, 6, 5, 1))
+    stored = encoded(encoding, values)
+    rng = np.random.default_rng(5)
+    told = 0
+    for turn in range(40 if encoding in ("fpzip", "kempressed") else 120):
+        damaged = bytearray(stored)
+        for _ in range(1 + turn % 4):
+            place = int(rng.integers(len(damaged)))
+            if turn % 3 == 0:
+                damaged[place] ^= 1 << int(rng.integers(8))
+            elif turn % 3 == 1:
+                damaged[place : place + 9] = rng.bytes(9)
+            else:
+                damaged[place : place + int(rng.integers(9))] = rng.bytes(int(rng.integers(9)))
+        try:
+            assert decoded(bytes(damaged), encoding, values).size == values.size
+        except chunk_decoder.DamagedChunkError:
+            told += 1
+    assert told
+    np.testing.assert_array_equal(decoded(stored, encoding, values), decoded(stored, encoding, values))
+
+
+@pytest.mark.parametrize("pins", [False, True])
+@pytest.mark.parametrize("order", [0, 1, 2, 5])
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64"])
+def test_any_crackle(dtype, order, pins):
+    """Every label format and order of the model, of which that of 1 does not fill its last byte."""
+    crackle = pytest.importorskip("crackle")
+    for shape in [(9, 6, 5), (33, 31, 8), (1, 1, 1), (64, 64, 3)]:
+        values = voxels("uint8" if dtype == "uint8" else "uint64", (*shape, 1)).astype(dtype)
+        stored = bytes(crackle.compress(values[..., 0], allow_pins=pins, markov_model_order=order))
+        np.testing.assert_array_equal(decoded(stored, "crackle", values), values)
+        for cut in (1, 2, 3, 4, 9):
+            assert stream_lengths.stream_problem(stored[:-cut], "crackle", values.shape)
+
+
+def test_a_crackle_of_the_first_version():
+    """It has no checksums; today's encoder does not write it, but what it writes differs in nothing else."""
+    crackle = pytest.importorskip("crackle")
+    values = voxels("uint64")
+    slices = SHAPE[2]
+    new = bytes(crackle.compress(values[..., 0]))
+    index = 29 + 4 * slices
+    old = new[:4] + b"\0" + new[5:24] + new[29:index] + new[index + 4 : len(new) - 4 * (slices + 1)]
+    np.testing.assert_array_equal(decoded(old, "crackle", values), values)
+    for cut in (1, 4, 40):
+        with pytest.raises(chunk_decoder.DamagedChunkError, match="bytes where its header speaks of"):
+            decoded(old[:-cut], "crackle", values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["uint8", "uint64"])
+@pytest.mark.parametrize("pins", [False, True])
+def test_no_bit_of_a_crackle_gives_other_voxels(dtype, pins):
+    """Its decoder loses what it raises of a slice, and leaves there the voxels of the chunk before."""
+    crackle = pytest.importorskip("crackle")
+    values = voxels(dtype, (9, 6, 5, 1))
+    stored = bytes(crackle.compress(values[..., 0], allow_pins=pins))
+    lengths = crackle.component_lengths(stored)
+    begin = 29 + lengths["z_index"]
+    codes = begin + lengths["labels"]
+    # What a checksum turns away costs nothing; the codes cost the decoder often, and a new process, so few of their bits.
+    places = [*range(8 * 29, 8 * codes, 3), *range(8 * codes, 8 * len(stored), 29)]
+    told = 0
+    for place in places:
+        damaged = bytearray(stored)
+        damaged[place // 8] ^= 1 << place % 8
+        try:
+            np.testing.assert_array_equal(decoded(bytes(damaged), "crackle", values), values)
+        except chunk_decoder.DamagedChunkError:
+            told += 1
+    assert told > 0.9 * len(places)
+
+
+@pytest.mark.parametrize("encoding", ["fpzip", "kempressed", "zfpc"])
+def test_a_header_that_asks_for_other_voxels_is_not_decoded(encoding, monkeypatch):
+    """A decoder would fill all the memory that the header asks for, with nothing."""
+    monkeypatch.setattr(chunk_decoder, "decode_apart", lambda *a: pytest.fail("this got as far as the decoder"))
+    values = voxels("float32", (9, 6, 5, 1))
+    stored = encoded(encoding, values)
+    for shape in ((10, 6, 5, 1), (9, 6, 1, 1), (9, 6, 5, 2)):
+        with pytest.raises(chunk_decoder.DamagedChunkError, match=r"its header says \(.* voxels where \("):
+            chunk_decoder.decode_chunk(stored, encoding, shape, values.dtype)
+    if encoding == "zfpc":
+        begin = int.from_bytes(stored[23:31], "little")
+        damaged = bytearray(stored)
+        damaged[begin + 8] ^= 1
+        with pytest.raises(chunk_decoder.DamagedChunkError, match="the header of a stream of it"):
+            decoded(bytes(damaged), encoding, values)
+
+
+@pytest.mark.parametrize("options", [{}, {"tolerance": 0.1}, {"rate": 8}, {"correlated_dims": [True, True, False, False]}, {"correlated_dims": [False] * 4}])  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
+def test_any_zfpc(dtype, options):
+    zfpc = pytest.importorskip("zfpc")
+    for shape in [(9, 6, 5, 1), (16, 8, 8, 3), (1, 1, 1, 1), (5, 4, 3, 2)]:
+        values = np.asfortranarray((voxels("float32", shape) * 100).astype(dtype))
+        try:
+            stored = bytes(zfpc.compress(values, **options))
+        except Exception:  # noqa: S112, PERF203, RUF100 - of zfp, not every type has every option
+            continue
+        # the decoder returns float32 whatever was stored, so that other types are damage
+        problem = "" if dtype == "float32" else "its header does not say float32"
+        assert stream_lengths.stream_problem(stored, "zfpc", shape) == problem
+        assert all(
+            stream_lengths.stream_problem(stored[:-cut], "zfpc", shape) for cut in range(1, min(len(stored), 40))
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_headers_of_fpzip(dtype):
+    fpzip = pytest.importorskip("fpzip")
+    rng = np.random.default_rng(0)
+    sizes = [1, 2, 3, 8, 16, 31, 64, 127, 128, 255, 256, 257, 300, 70000]
+    for _ in range(300):
+        shape = tuple(int(s) for s in rng.choice(sizes, 4))
+        if np.prod(shape) > 200_000:
+            continue
+        stored = bytes(fpzip.compress(np.full(shape, 3, dtype, order="F"), order="F"))
+        assert stream_lengths.stream_problem(stored, "fpzip", shape) == ""
+        assert stream_lengths.stream_problem(stored, "fpzip", (*shape[:3], shape[3] + 1))
+        assert all(stream_lengths.stream_problem(stored[:size], "fpzip", shape) for size in range(22))
+
+
+def test_a_decoder_that_was_killed_meanwhile_is_replaced():
+    values = voxels("uint64")
+    stored = encoded("crackle", values)
+    decoded(stored, "crackle", values)
+    assert isolated._POOL.idle
+    for decoder in isolated._POOL.idle:
+        decoder.process.kill()
+        decoder.process.wait()
+    for _ in range(3):
+        np.testing.assert_array_equal(decoded(stored, "crackle", values), values)
+
+
+def test_a_decoder_that_goes_in_circles_is_stopped(monkeypatch):
+    """Decoding takes longer than none at all; what takes too long is told as damage."""
+    monkeypatch.setattr(isolated, "SECONDS", 0.0)
+    with pytest.raises(isolated.StreamError, match=r"did not survive it \(signal 9\)"):
+        isolated.decode_apart(encoded("fpzip", voxels("float32", (128, 128, 64, 1))), "fpzip", 4 << 20)
+
+
+def layer(folder: Path, encoding: str, dtype: str) -> np.ndarray:
+    values = voxels(dtype)[..., 0].T
+    kind = "image" if dtype == "float32" else "segmentation"
+    write_layer(folder, [values], [GRID], kind=kind, encoding=encoding, compress=False)
+    return values
+
+
+def read(folder: Path) -> np.ndarray:
+    return opened(folder).read(0, GRID.box)
+
+
+def test_threads_and_spawned_and_forked_processes(tmp_path):
+    pytest.importorskip("crackle")
+    values = layer(tmp_path, "crackle", "uint64")
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(read, [tmp_path] * 12):
+            np.testing.assert_array_equal(found, values)
+    assert len(isolated._POOL.idle) <= os.cpu_count()
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+        for found in processes.map(read, [tmp_path] * 4):
+            np.testing.assert_array_equal(found, values)
+
+
+FORKED = """
+import os, sys
+from imageryxr.sources import apart
+from tests.sources.codecs.test_isolated import encoded, decoded, voxels
+values = voxels("uint64")
+stored = encoded("crackle", values)
+assert (decoded(stored, "crackle", values) == values).all()
+child = os.fork()
+if not child:
+    try:
+        assert not apart._POOL.idle
+        good = all((decoded(stored, "crackle", values) == values).all() for _ in range(3))
+        apart._POOL.end()
+        os._exit(0 if good else 1)
+    finally:
+        os._exit(2)
+for _ in range(20):
+    assert (decoded(stored, "crackle", values) == values).all()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), apart._POOL.idle[0].process.pid)
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).resolve().parents[3])
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=root, timeout=120, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_has_decoders_of_its_own_and_none_outlives_its_process():
+    pytest.importorskip("crackle")
+    done = run(FORKED)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    code, pid = map(int, done.stdout.split())
+    assert code == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_none_outlives_a_process_that_is_killed():
+    pytest.importorskip("crackle")
+    done = run(
+        FORKED.split("child =")[0] + "print(apart._POOL.idle[0].process.pid, flush=True)\nos.kill(os.getpid(), 9)"
+    )
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    gone = threading.Event()
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            break
+        gone.wait(0.1)
+    else:
+        pytest.fail("the decoder is there still")
+
+
+@pytest.mark.parametrize(("encoding", "dtype"), [k for k in KINDS if k[1] in ("uint64", "float32")])
+def test_damage_is_told_of_a_layer(tmp_path, encoding, dtype):
+    pytest.importorskip(source.CODECS[encoding][0])
+    layer(tmp_path, encoding, dtype)
+    file = next((tmp_path / "8_8_40").iterdir())
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(ChunkReadError, match=r"box \(3, 4, 5\) to .* is damaged: it") as caught:
+        read(tmp_path)
+    print(caught.value)
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_no_process_to_decode_in_is_no_damage(tmp_path, monkeypatch, served):
+    """As where a limit of processes or open files is reached: the chunk is whole."""
+    values = layer(tmp_path, "crackle", "uint64")
+    monkeypatch.setattr(isolated, "_POOL", isolated._Pool())
+    monkeypatch.setattr(isolated.sys, "executable", str(tmp_path / "nothing"))
+    with serving(tmp_path) as server, pytest.raises(ChunkReadError) as caught:
+        opened(server.url if served else tmp_path).read(0, GRID.box)
+    assert "no process can be started to decode in (No such file" in str(caught.value)
+    assert "damaged" not in str(caught.value)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read(tmp_path), values)

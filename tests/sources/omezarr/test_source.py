@@ -1,0 +1,813 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from dask.base import tokenize
+
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
+from imageryxr.errors import (
+    AuthError,
+    ChoiceError,
+    ChunkReadError,
+    CodecError,
+    ImageryWarning,
+    LayerError,
+    MissingChunkError,
+    MissingChunkWarning,
+    OptionError,
+    SourceError,
+    SourceNotFoundError,
+)
+from imageryxr.sources.address import parse_address
+from imageryxr.sources.fetch import client as web
+from imageryxr.sources.omezarr import stores
+from imageryxr.sources.omezarr.source import open_omezarr
+from imageryxr.sources.resolve import resolve_source
+from tests.support.source_suite import SourceSuite, boxes_of, dead_url, noise, padded, serving
+
+SPACE = {"x": "space", "y": "space", "z": "space", "c": "channel", "t": "time"}
+
+
+def axes_of(names: str, unit: str | None = "nanometer") -> list[dict]:
+    return [{"name": n, "type": SPACE[n], **({"unit": unit} if unit and SPACE[n] == "space" else {})} for n in names]
+
+
+def level(path: str, scale, translation=None) -> dict:
+    steps = [{"type": "scale", "scale": list(scale)}]
+    if translation is not None:
+        steps.append({"type": "translation", "translation": list(translation)})
+    return {"path": path, "coordinateTransformations": steps}
+
+
+def write_ome(
+    folder: Path, arrays, multiscale: dict, *, version: str = "0.5", more: dict | None = None, **kwargs
+) -> None:
+    """Write arrays, as they are stored, and their metadata by hand: what NGFF says, in plain zarr-python."""
+    form = 3 if version == "0.5" else 2
+    group = zarr.open_group(str(folder), mode="w", zarr_format=form)
+    for entry, values in zip(multiscale["datasets"], arrays, strict=True):
+        options = {
+            "chunks": tuple(min(n, 8 if i == values.ndim - 3 else 16) for i, n in enumerate(values.shape)),
+            **kwargs,
+        }
+        stored = group.create_array(entry["path"], shape=values.shape, dtype=values.dtype, **options)
+        stored[...] = values
+    ome = {"multiscales": [multiscale], **(more or {})}
+    if form == 3:
+        group.attrs["ome"] = {"version": "0.5", **ome}
+    else:
+        multiscale["version"] = "0.4"
+        group.attrs.update(ome)
+
+
+def opened(place, **options):
+    return open_omezarr(parse_address(f"zarr://{place}"), **options)
+
+
+class Images(SourceSuite):
+    """The suite over a pyramid of two levels whose places differ by half a voxel of the finer one."""
+
+    GRIDS = (
+        Grid((19, 35, 37), (4.04, 4.04, 40), (-21, 5.25, 3)),
+        Grid((19, 18, 19), (8.08, 8.08, 40), (-10.5, 2.625, 3)),
+    )
+    VERSION, DTYPE, KWARGS = "0.5", "uint8", {}
+
+    def write(self, folder):
+        levels = [
+            level(str(mip), g.resolution[::-1], [(o + 0.5) * r for o, r in zip(g.voxel_offset, g.resolution, strict=True)][::-1])
+            for mip, g in enumerate(self.GRIDS)
+        ]  # fmt: skip
+        multiscale = {"axes": axes_of("zyx"), "datasets": levels}
+        write_ome(folder, self.truth(), multiscale, version=self.VERSION, **self.KWARGS)
+
+    def open(self, folder):
+        return opened(folder)
+
+    def grids(self):
+        return list(self.GRIDS)
+
+    def truth(self):
+        return [noise(g.shape, self.DTYPE, mip) for mip, g in enumerate(self.GRIDS)]
+
+    def open_without_voxels(self, folder, empty):
+        for file in [p for p in folder.rglob("*") if p.name in ("zarr.json", ".zgroup", ".zattrs", ".zarray")]:
+            (empty / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, empty / file.relative_to(folder))
+        return self.open(empty)
+
+    def others(self, folder):
+        copy = folder.parent / f"{folder.name}-copy"
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        return [
+            opened(folder, missing="fill"),
+            opened(folder, missing="warn"),
+            opened(folder, assume="corner"),
+            opened(copy),
+        ]
+
+
+class TestV05(Images):
+    def others(self, folder):
+        return [*super().others(folder), resolve_source(self.open(folder), "segmentation")]
+
+    def test_chunks(self, source):
+        assert [lv.chunks for lv in source.levels] == [(8, 16, 16), (8, 16, 16)]
+        assert source.levels[0].encoding == "zstd"
+
+
+class TestV04(Images):
+    VERSION, KWARGS = "0.4", {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+
+
+class TestV04Dots(Images):
+    VERSION, DTYPE = "0.4", "uint16"
+
+
+class TestSharded(Images):
+    DTYPE, KWARGS = "uint64", {"chunks": (4, 8, 8), "shards": (8, 16, 16)}
+
+    def test_chunks_are_those_within_shards(self, source):
+        assert source.levels[0].chunks == (4, 8, 8)
+        assert source.arrays[0].objects == (8, 16, 16)
+
+
+class TestOverHttp(Images):
+    KWARGS = {"chunks": (4, 8, 8), "shards": (8, 16, 16)}  # noqa: RUF012
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory):
+        path = tmp_path_factory.mktemp("layer")
+        cls().write(path)
+        with serving(path) as server:
+            cls.SERVER = server
+            yield path
+
+    def open(self, folder):
+        return opened(self.SERVER.url) if folder == self.SERVER.folder else opened(folder)
+
+    def test_a_worker_asks_for_chunks_only(self, folder):
+        source = self.open(folder)
+        self.SERVER.asked.clear()
+        source.read(0, IndexBox((0, 0, 0), (8, 16, 17)))
+        assert set(self.SERVER.asked) == {"/0/c/0/0/0", "/0/c/0/0/1"}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# place
+
+
+SHAPE = (5, 20, 18)
+
+
+def one_level(
+    folder, scale=(40, 8, 8), translation=None, unit: str | None = "nanometer", whole=None, axes=None, **kwargs
+):
+    multiscale = {"axes": axes or axes_of("zyx", unit), "datasets": [level("s0", scale, translation)]}
+    if whole:
+        multiscale["coordinateTransformations"] = whole
+    write_ome(folder, [noise(SHAPE)], multiscale, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("assume", "first", "offset"), [("center", (801.0, 2004.0, 400.0), (99.625, 250, 9.5)), ("corner", (805.0, 2008.0, 420.0), (100.125, 250.5, 10))]
+)  # fmt: skip
+def test_what_a_translation_is_the_place_of(tmp_path, assume, first, offset):
+    one_level(tmp_path, (40, 8, 8), (400, 2004, 801))
+    grid = opened(tmp_path, assume=assume).levels[0].grid
+    assert grid.voxel_offset == offset
+    assert tuple(a.centers()[0] for a in grid.axes[::-1]) == first
+
+
+def test_no_translation_is_one_of_0(tmp_path):
+    one_level(tmp_path)
+    assert opened(tmp_path).levels[0].grid.voxel_offset == (-0.5, -0.5, -0.5)
+    assert opened(tmp_path, assume="corner").levels[0].grid.voxel_offset == (0, 0, 0)
+
+
+def test_assume_is_a_closed_set(tmp_path):
+    with pytest.raises(OptionError, match="assume='edge' is neither 'center' nor 'corner'"):
+        opened(tmp_path, assume="edge")
+
+
+def test_transformations_of_the_whole_come_after(tmp_path):
+    whole = [{"type": "scale", "scale": [1, 2, 2]}, {"type": "translation", "translation": [0, 8, 16]}]
+    one_level(tmp_path, (40, 4, 4), (20, 2, 2), whole=whole)
+    grid = opened(tmp_path, assume="corner").levels[0].grid
+    assert grid.resolution == (8, 8, 40)
+    assert grid.voxel_offset == (2.5, 1.5, 0.5)  # (2·2 + 16) / 8, (2·2 + 8) / 8, 20 / 40
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale", "resolution"),
+    [
+        ("nanometer", (40, 4.04, 4.04), (4.04, 4.04, 40.0)),
+        ("micrometer", (0.04, 0.00404, 0.00404), (4.04, 4.04, 40.0)),
+        ("micrometer", (0.04, 0.0113, 0.0113), (11.3, 11.3, 40.0)),
+        ("millimeter", (4e-5, 4.04e-6, 4.04e-6), (4.04, 4.04, 40.0)),
+        ("meter", (4e-8, 4e-9, 4e-9), (4.0, 4.0, 40.0)),
+        ("angstrom", (400, 40.4, 40.4), (4.04, 4.04, 40.0)),
+        ("centimeter", (4e-6, 4e-7, 4e-7), (4.0, 4.0, 40.0)),
+        ("um", (0.04, 0.008, 0.008), (8.0, 8.0, 40.0)),
+    ],
+)
+def test_units(tmp_path, unit, scale, resolution):
+    one_level(tmp_path, scale, [s * 5.5 for s in scale], unit)
+    grid = opened(tmp_path).levels[0].grid
+    assert grid.resolution == resolution
+    assert grid.voxel_offset == (5, 5, 5)
+
+
+def test_a_unit_that_is_none(tmp_path):
+    one_level(tmp_path, unit="parsecond")
+    with pytest.raises(SourceError, match="'parsecond' along z: .*not a known unit of length.*nanometer"):
+        opened(tmp_path)
+
+
+def test_no_unit_is_said(tmp_path):
+    one_level(tmp_path, unit=None)
+    with pytest.warns(ImageryWarning, match="in which unit z, y, x are measured; they are taken as nanometres"):
+        assert opened(tmp_path).levels[0].grid.resolution == (8, 8, 40)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# axes
+
+
+@pytest.mark.parametrize("order", ["zyx", "czyx", "tczyx", "tzyx", "xyz", "yxz", "cxyz", "tcyx", "cyx", "yx", "xy"])
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_axes_in_any_order(tmp_path, order, version):
+    sizes = {"t": 2, "c": 3, "z": 5, "y": 20, "x": 18}
+    spacing = {"t": 1, "c": 1, "z": 40, "y": 10, "x": 8}
+    values = np.random.default_rng(3).integers(1, 255, [sizes[a] for a in order], dtype="uint8")
+    multiscale = {"axes": axes_of(order), "datasets": [level("0", [spacing[a] for a in order])]}
+    write_ome(tmp_path, [values], multiscale, version=version, chunks=tuple(min(n, 7) for n in values.shape))
+    for time in range(2 if "t" in order else 1):
+        for channel in range(3 if "c" in order else 1):
+            source = opened(tmp_path, channel=channel, time=time)
+            assert source.levels[0].grid.resolution == (8, 10, 40 if "z" in order else 8)
+            plane = values[tuple({"t": time, "c": channel}.get(a, slice(None)) for a in order)]
+            left = [a for a in order if a in "zyx"]
+            truth = plane.transpose([left.index(a) for a in "zyx" if a in left]).reshape(-1, 20, 18)
+            assert source.levels[0].grid.shape == truth.shape
+            assert source.levels[0].chunks == (5 if "z" in order else 1, 7, 7)
+            for box in boxes_of(truth.shape):
+                found = source.read(0, box)
+                assert found.flags.c_contiguous
+                np.testing.assert_array_equal(found, padded(truth, box))
+
+
+def test_several_channels_and_times_must_be_chosen(tmp_path):
+    values = np.zeros((2, 3, 4, 8, 8), "uint8")
+    write_ome(tmp_path, [values], {"axes": axes_of("tczyx"), "datasets": [level("0", (1, 1, 40, 8, 8))]})
+    with pytest.raises(ChoiceError, match="3 channels; choose one with channel=0 to channel=2") as caught:
+        opened(tmp_path, time=0)
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert (error.what, error.count, str(error)) == ("channel", 3, str(caught.value))
+    with pytest.raises(ChoiceError, match="2 times; choose one with time=0 to time=1") as caught:
+        opened(tmp_path, channel=0)
+    assert (caught.value.what, caught.value.count) == ("time", 2)
+    with pytest.raises(SourceError, match="no channel=3: its channels are 0 to 2"):
+        opened(tmp_path, channel=3, time=0)
+    assert opened(tmp_path, channel=0, time=0) != opened(tmp_path, channel=0, time=1)
+
+
+def test_space_axes_with_names_of_their_own_come_in_order(tmp_path):
+    axes = [{"name": n, "type": "space", "unit": "nanometer"} for n in ("depth", "row", "column")]
+    one_level(tmp_path, (40, 9, 8), axes=axes)
+    assert opened(tmp_path).levels[0].grid.resolution == (8, 9, 40)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        [{"name": "z", "type": "space"}, {"name": "y", "type": "space"}, {"name": "q", "type": "phase"}],
+        axes_of("zyy"),
+    ],
+)
+def test_axes_that_make_no_volume(tmp_path, axes):
+    one_level(tmp_path, axes=axes_of("zyx"))
+    document = json.loads((tmp_path / "zarr.json").read_text())
+    document["attributes"]["ome"]["multiscales"][0]["axes"] = axes
+    (tmp_path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(SourceError, match="has the axes .*understood are y and x"):
+        opened(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what is in it
+
+
+def test_contrast_limits_of_the_chosen_channel(tmp_path):
+    windows = [
+        {"window": {"start": 3, "end": 200, "min": 0, "max": 255}},
+        {"window": {"start": 7, "end": 90}},
+        {"label": "c"},
+    ]
+    values = np.zeros((3, 4, 8, 8), "uint8")
+    multiscale = {"axes": axes_of("czyx"), "datasets": [level("0", (1, 40, 8, 8))]}
+    write_ome(tmp_path, [values], multiscale, more={"omero": {"channels": windows}})
+    assert opened(tmp_path, channel=0).attrs == {"contrast_limits": (3.0, 200.0)}
+    assert opened(tmp_path, channel=1).attrs == {"contrast_limits": (7.0, 90.0)}
+    assert opened(tmp_path, channel=2).attrs == {}
+
+
+def write_image_with_labels(folder: Path, version: str, ids: np.ndarray) -> None:
+    one_level(folder, version=version)
+    more = {"image-label": {"source": {"image": "../../"}}}
+    multiscale = {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8))]}
+    write_ome(folder / "labels" / "cells", [ids], multiscale, version=version, more=more)
+    write_ome(folder / "labels" / "plain", [ids], multiscale, version=version)
+    group = zarr.open_group(str(folder / "labels"), mode="a", zarr_format=3 if version == "0.5" else 2)
+    names = {"labels": ["cells", "plain"]}
+    group.attrs.update({"ome": {"version": "0.5", **names}} if version == "0.5" else names)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_labels(tmp_path, version):
+    ids = noise(SHAPE, "uint64")
+    write_image_with_labels(tmp_path, version, ids)
+    assert resolve_source(tmp_path, None).layer_type == "image"
+    for name in ("cells", "plain"):
+        source = resolve_source(tmp_path / "labels" / name, None)
+        assert source.layer_type == "segmentation"
+        np.testing.assert_array_equal(source.read(0, source.levels[0].grid.box), ids)
+        with pytest.raises(LayerError, match="open_segmentation"):
+            resolve_source(tmp_path / "labels" / name, "image")
+    with pytest.raises(
+        SourceError, match="list of an image's labels; give one of them: .*labels/cells, .*labels/plain"
+    ):
+        resolve_source(tmp_path / "labels", "segmentation")
+
+
+def test_of_several_multiscales_the_first(tmp_path):
+    one_level(tmp_path)
+    document = json.loads((tmp_path / "zarr.json").read_text())
+    document["attributes"]["ome"]["multiscales"].append({"axes": [], "datasets": []})
+    (tmp_path / "zarr.json").write_text(json.dumps(document))
+    assert len(opened(tmp_path).levels) == 1
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_dtypes(tmp_path, version):
+    multiscale = {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8))]}
+    for dtype in ("bool", ">u2", "<i4", "float32", "int64"):
+        values = (noise(SHAPE, "uint16") % 2).astype(dtype)
+        write_ome(tmp_path / dtype, [values], dict(multiscale), version=version)
+        found = opened(tmp_path / dtype).read(0, IndexBox.of_shape(SHAPE))
+        assert found.dtype == (np.uint8 if dtype == "bool" else values.dtype.newbyteorder("="))
+        assert opened(tmp_path / dtype).dtype == found.dtype
+        np.testing.assert_array_equal(found, values)
+    with pytest.raises(LayerError, match="float32, but ids are whole numbers"):
+        resolve_source(tmp_path / "float32", "segmentation")
+    write_ome(tmp_path / "complex", [np.zeros(SHAPE, "complex64")], dict(multiscale), version=version)
+    with pytest.raises(SourceError, match="voxels are integers, floats or booleans"):
+        opened(tmp_path / "complex")
+
+
+def test_levels_of_different_types_keep_their_own(tmp_path):
+    values = [noise((4, 8, 8)), noise((4, 4, 4), "uint16").astype("float32")]
+    datasets = [level("0", (40, 8, 8)), level("1", (40, 16, 16))]
+    write_ome(tmp_path, values, {"axes": axes_of("zyx"), "datasets": datasets})
+    source = opened(tmp_path)
+    assert (source.dtype, [lv.dtype for lv in source.levels]) == (np.dtype("uint8"), [None, "float32"])
+    for mip, stored in enumerate(values):
+        for box in boxes_of(stored.shape):
+            found = source.read(mip, box)
+            assert found.dtype == stored.dtype
+            np.testing.assert_array_equal(found, padded(stored, box))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what is not there
+
+
+def write_holed(folder: Path, version: str = "0.5", fill: int = 0, **kwargs) -> np.ndarray:
+    """Write 2 × 3 × 3 chunks, of which that at (0, 1, 1) is left out; returns the voxels."""
+    values = noise((16, 48, 48))
+    values[:8, 16:32, 16:32] = fill
+    multiscale = {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8), (20, 4, 4))]}
+    write_ome(folder, [values], multiscale, version=version, fill_value=fill, **kwargs)
+    return values
+
+
+class TestMissing:
+    @pytest.mark.parametrize("options", [
+        {}, {"version": "0.4"}, {"fill": 9}, {"version": "0.4", "chunk_key_encoding": {"name": "v2", "separator": "/"}},
+        {"chunks": (4, 8, 8), "shards": (8, 16, 16)}, {"chunk_key_encoding": {"name": "v2", "separator": "."}},
+    ])  # fmt: skip
+    def test_each_policy(self, tmp_path, options):
+        values = write_holed(tmp_path, **options)
+        box = IndexBox.of_shape(values.shape)
+        with pytest.raises(MissingChunkError) as caught:
+            opened(tmp_path, missing="raise").read(0, box)
+        message = str(caught.value)
+        assert f"{tmp_path}, mip 0 (8 × 8 × 40 nm), box (0, 0, 0) to (48, 48, 16)" in message
+        assert "does not have 1 of the chunks it needs: (16, 16, 0) to (32, 32, 8) in voxels" in message
+        assert "may leave out chunks that hold only the fill value: missing='fill'" in message
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for part in boxes_of(values.shape, 4):
+                np.testing.assert_array_equal(opened(tmp_path, missing="fill").read(0, part), padded(values, part))
+                np.testing.assert_array_equal(opened(tmp_path).read(0, part), padded(values, part))
+            beside = IndexBox((8, 0, 0), (16, 48, 48))
+            np.testing.assert_array_equal(opened(tmp_path, missing="raise").read(0, beside), values[beside.slices()])
+        with pytest.warns(MissingChunkWarning, match=r"mip 0: 1 missing chunk is .*: \(16, 16, 0\) to \(32, 32, 8\)"):
+            np.testing.assert_array_equal(opened(tmp_path, missing="warn").read(0, box), values)
+
+    def test_stored_background_is_no_hole(self, tmp_path):
+        values = write_holed(tmp_path, config={"write_empty_chunks": True})
+        source = opened(tmp_path, missing="raise")
+        np.testing.assert_array_equal(source.read(0, IndexBox.of_shape(values.shape)), values)
+
+    def test_what_a_shard_leaves_out_is_no_hole(self, tmp_path):
+        values = write_holed(tmp_path, chunks=(4, 8, 8), shards=(8, 32, 32))
+        np.testing.assert_array_equal(
+            opened(tmp_path, missing="raise").read(0, IndexBox.of_shape(values.shape)), values
+        )
+
+    def test_of_the_chosen_channel(self, tmp_path):
+        values = np.stack([np.zeros((4, 16, 16), "uint8"), noise((4, 16, 16))])
+        write_ome(
+            tmp_path, [values], {"axes": axes_of("czyx"), "datasets": [level("0", (1, 40, 8, 8))]}, chunks=(1, 4, 8, 8)
+        )
+        box = IndexBox((0, 0, 0), (4, 16, 16))
+        np.testing.assert_array_equal(opened(tmp_path, channel=1).read(0, box), values[1])
+        with pytest.raises(
+            MissingChunkError, match=r"4 of the chunks it needs: .*\(0, 8, 0\) to \(8, 16, 4\).*and 1 more"
+        ):
+            opened(tmp_path, channel=0, assume="corner", missing="raise").read(0, box)
+
+    @pytest.mark.parametrize("missing", [None, "raise", "fill"])
+    @pytest.mark.parametrize("size", [0, 40])
+    @pytest.mark.parametrize("compressors", ["auto", None])
+    def test_what_is_cut_short_is_no_hole(self, tmp_path, missing, size, compressors):
+        values = write_holed(tmp_path, compressors=compressors)
+        file = tmp_path / "0" / "c" / "1" / "2" / "2"
+        file.write_bytes(file.read_bytes()[:size])
+        with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
+            opened(tmp_path, missing=missing).read(0, IndexBox((8, 32, 32), (16, 48, 48)))
+        assert not isinstance(caught.value, MissingChunkError)
+        assert str(tmp_path) in str(caught.value)
+        np.testing.assert_array_equal(opened(tmp_path).read(0, IndexBox((0, 0, 0), (8, 16, 48))), values[:8, :16])
+
+
+class TestNoImage:
+    def test_nothing_there(self, tmp_path):
+        with pytest.raises(SourceNotFoundError, match="there is no folder"):
+            opened(tmp_path / "absent")
+        with pytest.raises(SourceNotFoundError, match=r"neither .*/zarr.json \(Zarr v3\) nor .*/.zattrs \(Zarr v2\)"):
+            opened(tmp_path)
+
+    @pytest.mark.parametrize("form", [2, 3])
+    def test_a_bare_array(self, tmp_path, form):
+        one_level(tmp_path, version="0.5" if form == 3 else "0.4")
+        with pytest.raises(SourceError, match="bare Zarr array.*the group above it") as caught:
+            opened(tmp_path / "s0")
+        assert f"zarr://file://{tmp_path})" in str(caught.value)
+        assert "imageryxr.Grid" in str(caught.value)
+
+    @pytest.mark.parametrize("form", [2, 3])
+    def test_a_plain_group(self, tmp_path, form):
+        zarr.open_group(str(tmp_path), mode="w", zarr_format=form)
+        with pytest.raises(SourceError, match=r"no 'multiscales'.*dask\.array\.from_zarr"):
+            opened(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("attributes", "said"),
+        [
+            ({"plate": {"wells": [{"path": "B/3"}]}}, "plate of many images.*/B/3/0"),
+            ({"bioformats2raw.layout": 3}, "images of a bioformats2raw folder.*/0"),
+        ],
+    )
+    def test_what_holds_images(self, tmp_path, attributes, said):
+        zarr.open_group(str(tmp_path), mode="w", zarr_format=2).attrs.update(attributes)
+        with pytest.raises(SourceError, match=said):
+            opened(tmp_path)
+
+    @pytest.mark.parametrize("text", ["<html>", "[1]"])
+    def test_broken_json(self, tmp_path, text):
+        (tmp_path / "zarr.json").write_text(text)
+        with pytest.raises(SourceError, match=r"zarr\.json (is not JSON|holds a list)"):
+            opened(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"datasets": [{"path": "s0"}]}, "has no scale among its coordinateTransformations"),
+            ({"datasets": [level("s0", (40, 8))]}, r"a scale of 2 numbers \[40, 8\] for its 3 axes z, y, x"),
+            ({"datasets": [level("s0", (40, 8, "8"))]}, "the scale along x is '8'; it must be a finite number"),
+            ({"datasets": [level("s0", (40, 8, 0))]}, "scale of 0 along x; it must be positive"),
+            ({"datasets": [level("s1", (40, 8, 8))]}, "lists the level 's1', but there is no"),
+            ({"datasets": []}, "datasets is empty"),
+            ({"axes": axes_of("yx")}, "has 3 axes, but the metadata name 2"),
+            ({"axes": 3}, "axes is 3; it must be a list"),
+            ({"axes": []}, "states no axes, which version '0.5' of OME-Zarr requires"),
+            (
+                {"coordinateTransformations": [{"type": "rotation", "rotation": []}]},
+                "of the type 'rotation'; understood are scale, translation",
+            ),
+        ],
+    )
+    def test_metadata_that_make_no_sense(self, tmp_path, change, said):
+        one_level(tmp_path)
+        document = json.loads((tmp_path / "zarr.json").read_text())
+        document["attributes"]["ome"]["multiscales"][0].update(change)
+        (tmp_path / "zarr.json").write_text(json.dumps(document))
+        with pytest.raises(SourceError, match=said):
+            opened(tmp_path)
+
+    def test_places_that_are_not_understood(self):
+        with pytest.raises(SourceError, match="read from file, http, https, s3, gs, not from mem://"):
+            open_omezarr(parse_address("zarr://mem://a/b"))
+
+    @pytest.mark.parametrize("version", ["0.4", "0.5"])
+    def test_a_codec_that_is_not_there(self, tmp_path, version):
+        one_level(tmp_path, version=version)
+        file = tmp_path / "s0" / ("zarr.json" if version == "0.5" else ".zarray")
+        document = json.loads(file.read_text())
+        if version == "0.5":
+            document["codecs"][-1] = {"name": "jetzt", "configuration": {}}
+        else:
+            document["compressor"] = {"id": "jetzt"}
+        file.write_text(json.dumps(document))
+        source = opened(tmp_path)
+        assert source.levels[0].encoding == "jetzt"
+        for use in (lambda: source.check(0), lambda: source.read(0, IndexBox((0, 0, 0), (1, 1, 1)))):
+            with pytest.raises(CodecError, match="codec 'jetzt', which is not registered here; import the package"):
+                use()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# over the wire
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Try again at once."""
+    monkeypatch.setattr(web, "LONGEST_WAIT", 0.0)
+
+
+@pytest.fixture
+def served(tmp_path, hasty):
+    values = noise((16, 48, 48))
+    multiscale = {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8))]}
+    write_ome(tmp_path, [values], multiscale)
+    with serving(tmp_path) as server:
+        yield server, values
+
+
+BOX = IndexBox((0, 0, 0), (16, 48, 48))
+
+
+class TestHttp:
+    def test_without_a_format(self, served):
+        server, values = served
+        source = resolve_source(server.url, "image")
+        assert source.name == f"zarr://{server.url}"
+        np.testing.assert_array_equal(source.read(0, BOX), values)
+
+    def test_metadata(self, served):
+        server, _ = served
+        for status, error in (
+            (404, SourceNotFoundError),
+            (403, SourceNotFoundError),
+            (401, AuthError),
+            (500, ChunkReadError),
+        ):
+            server.faults = {"/": status}
+            with pytest.raises(error, match=server.url) as caught:
+                opened(server.url)
+            assert "Debug source" not in str(caught.value)
+
+    def test_chunk(self, served):
+        server, _ = served
+        source = opened(server.url, missing="raise")
+        for status, error in (
+            (404, MissingChunkError),
+            (403, MissingChunkError),
+            (401, AuthError),
+            (500, ChunkReadError),
+        ):
+            server.faults = {"/0/c/0/1/1": status}
+            with pytest.raises(error, match=server.url) as caught:
+                source.read(0, BOX)
+            assert (status == 403) == ("(403)" in str(caught.value))
+            assert "Debug source" not in str(caught.value)
+
+    @pytest.mark.parametrize(("status", "missing"), [(404, "fill"), (403, "fill"), (404, None)])
+    def test_fill(self, served, status, missing):
+        server, values = served
+        server.faults = {"/0/c/0/1/1": status}
+        values[:8, 16:32, 16:32] = 0
+        np.testing.assert_array_equal(opened(server.url, missing=missing).read(0, BOX), values)
+
+    @pytest.mark.parametrize(("status", "error"), [(403, MissingChunkError), (401, AuthError), (500, ChunkReadError)])
+    def test_a_refused_or_failed_request_is_no_absent_chunk(self, served, status, error):
+        server, _ = served
+        server.faults = {"/0/c/0/1/1": status}
+        with pytest.raises(error, match=server.url):
+            opened(server.url).read(0, BOX)
+
+    @pytest.mark.parametrize("missing", ["fill", None])
+    def test_rights_that_ended_are_not_black(self, served, missing):
+        server, _ = served
+        source = opened(server.url, missing=missing)
+        server.faults = {"/": 403}
+        with pytest.raises(AuthError, match="refused to be read"):
+            source.read(0, BOX)
+
+    def test_what_passes_is_tried_again(self, served):
+        server, values = served
+        server.faults = {"/0/c/0/1/1": [503, 500]}
+        np.testing.assert_array_equal(opened(server.url).read(0, BOX), values)
+        assert server.asked.count("/0/c/0/1/1") == 3
+
+    def test_a_cut_transfer_is_no_data(self, served):
+        server, values = served
+        server.faults = {"/0/c/0/1/1": 0}
+        with pytest.raises(ChunkReadError, match="mip 0"):
+            opened(server.url, missing="fill").read(0, BOX)
+        server.faults = {"/0/c/0/1/1": [0]}
+        np.testing.assert_array_equal(opened(server.url).read(0, BOX), values)
+
+    def test_nobody_listens(self, hasty):
+        url = dead_url()
+        with pytest.raises(ChunkReadError, match=f"could not read the metadata of zarr://{url}"):
+            opened(url)
+
+    def test_a_token_is_sent_and_not_shown(self, served):
+        server, values = served
+        server.needs = "Bearer verysecret"
+        with pytest.raises(AuthError, match="check the token"):
+            opened(server.url)
+        source = resolve_source(f"zarr://{server.url}", "image", token="verysecret")
+        np.testing.assert_array_equal(source.read(0, BOX), values)
+        other = resolve_source(f"zarr://{server.url}", "image", token="verysecret")
+        assert source == other
+        for shown in (repr(source), source.name, str(source.attrs), str(source.__dask_tokenize__()), tokenize(source)):
+            assert "verysecret" not in shown
+        server.needs = "Bearer another"
+        with pytest.raises(AuthError) as caught:
+            source.read(0, BOX)
+        assert "verysecret" not in str(caught.value)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    def test_a_forked_child_reads(self, served):
+        server, _ = served
+        code = f"""
+import os, sys
+from imageryxr.core.bbox import IndexBox
+from imageryxr.sources.resolve import resolve_source
+source = resolve_source({server.url!r}, "image")
+box = IndexBox((0, 0, 0), (1, 2, 3))
+truth = source.read(0, box)
+child = os.fork()
+if child == 0:
+    os._exit(0 if (source.read(0, box) == truth).all() else 4)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+        root = str(Path(__file__).resolve().parents[3])
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code], cwd=root, timeout=60, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_reads_local_files(tmp_path):
+    one_level(tmp_path)
+    source = opened(tmp_path)
+    box = IndexBox.of_shape(SHAPE)
+    source.read(0, box)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if np.array_equal(source.read(0, box), noise(SHAPE)) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_s3(tmp_path, monkeypatch):
+    server_module = pytest.importorskip("moto.server", reason="moto is not installed: no S3 to talk to")
+    boto3 = pytest.importorskip("boto3")
+    one_level(tmp_path)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+        client.create_bucket(Bucket="bucket")
+        for file in (p for p in tmp_path.rglob("*") if p.is_file()):
+            client.upload_file(str(file), "bucket", f"em.ome.zarr/{file.relative_to(tmp_path)}")
+        source = opened("s3://bucket/em.ome.zarr")
+        np.testing.assert_array_equal(source.read(0, IndexBox.of_shape(SHAPE)), noise(SHAPE))
+        with pytest.raises(SourceNotFoundError):
+            opened("s3://bucket/absent")
+    finally:
+        server.stop()
+
+
+def test_public_buckets_are_found_in_any_region(monkeypatch):
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    assert stores.bucket_options("s3://janelia/em", "janelia") == {
+        "skip_signature": True,
+        "virtual_hosted_style_request": True,
+        "endpoint": "https://janelia.s3.amazonaws.com",
+    }
+    monkeypatch.setenv("AWS_REGION", "eu-west-2")
+    assert stores.bucket_options("s3://janelia/em", "janelia") == {"skip_signature": True}
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    assert stores.bucket_options("s3://janelia/em", "janelia") == {}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# stored objects that are not what they should be
+
+PAGE = b"<!DOCTYPE html>\n<html><body>Please sign in</body></html>"
+
+
+def write_packed(folder: Path, version: str, codec: str, shards: bool) -> tuple[np.ndarray, Path]:
+    """Write one object, a chunk or a shard, packed by a codec; returns the voxels and the file."""
+    import numcodecs
+    from zarr import codecs
+
+    new = {"blosc": codecs.BloscCodec(cname="lz4"), "zstd": codecs.ZstdCodec(), "gzip": codecs.GzipCodec(), "raw": None}
+    old = {"blosc": numcodecs.Blosc("lz4"), "zstd": numcodecs.Zstd(), "gzip": numcodecs.GZip(), "raw": None}
+    values = np.kron(noise((2, 8, 8)), np.ones((4, 4, 4), "uint8"))
+    layout = {"chunks": (4, 16, 16), "shards": values.shape} if shards else {"chunks": values.shape}
+    multiscale = {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8), (20, 4, 4))]}
+    packed = (new if version == "0.5" else old)[codec]
+    write_ome(folder, [values], multiscale, version=version, compressors=packed, **layout)
+    (file,) = [
+        p for p in (folder / "0").rglob("*") if p.is_file() and p.name not in ("zarr.json", ".zarray", ".zattrs")
+    ]
+    return values, file
+
+
+FORMS = [("0.4", False), ("0.5", False), ("0.5", True)]
+
+
+@pytest.mark.parametrize(("version", "shards"), FORMS)
+@pytest.mark.parametrize("codec", ["blosc", "zstd", "gzip", "raw"])
+class TestDamage:
+    @pytest.mark.parametrize("missing", ["raise", "fill"])
+    @pytest.mark.parametrize("left", [0, 1, 15, 20, -1, -40])
+    def test_cut_short(self, tmp_path, version, shards, codec, missing, left, capfd):
+        values, file = write_packed(tmp_path, version, codec, shards)
+        whole, half = IndexBox.of_shape(values.shape), IndexBox((0, 0, 0), (3, 5, 6))
+        for box in (whole, half):
+            np.testing.assert_array_equal(opened(tmp_path).read(0, box), values[box.slices()])
+        file.write_bytes(file.read_bytes()[:left])
+        capfd.readouterr()
+        for box in (whole, half):
+            with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
+                opened(tmp_path, missing=missing).read(0, box)
+            assert not isinstance(caught.value, MissingChunkError)
+        assert capfd.readouterr().out == ""
+
+    def test_a_login_page(self, tmp_path, version, shards, codec):
+        values, file = write_packed(tmp_path, version, codec, shards)
+        file.write_bytes(PAGE)
+        with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
+            opened(tmp_path, missing="fill").read(0, IndexBox.of_shape(values.shape))
+        assert not isinstance(caught.value, MissingChunkError)
+
+
+def test_a_raw_chunk_as_long_as_it_should_be_may_hold_anything_but_a_page(tmp_path):
+    values, file = write_packed(tmp_path, "0.5", "raw", False)
+    file.write_bytes(PAGE.ljust(values.size))
+    with pytest.raises(ChunkReadError, match="it is a web page, such as servers send to ask for a login"):
+        opened(tmp_path).read(0, IndexBox.of_shape(values.shape))
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), float("-inf"), float("nan"), 1e400])
+@pytest.mark.parametrize("assume", ["center", "corner"])
+def test_a_place_that_is_none(tmp_path, wrong, assume):
+    one_level(tmp_path, (40, 8, 8), (20, 4, 4))
+    document = json.loads((tmp_path / "zarr.json").read_text())
+    steps = document["attributes"]["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    steps[1]["translation"][2] = wrong
+    (tmp_path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(SourceError, match="make no sense|translation"):
+        opened(tmp_path, assume=assume)

@@ -1,0 +1,124 @@
+"""Raw chunks in local files, against CloudVolume and the voxels that were written."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+
+import numpy as np
+import pytest
+
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
+from imageryxr.errors import ChunkReadError, MissingChunkError, MissingChunkWarning
+from imageryxr.sources.precomputed.raw_files import read_raw
+from imageryxr.sources.precomputed.source import PrecomputedSource
+from tests.sources.precomputed.test_source import Layers, opened, write_layer
+from tests.support.source_suite import boxes_of, noise
+
+GRID = Grid((19, 35, 37), (4.04, 4.04, 40), (-21, 5, 3))
+WHOLE = IndexBox((0, 0, 0), GRID.shape)
+
+
+class TestRawFiles(Layers):
+    def write(self, folder):
+        write_layer(folder, self.truth(), self.grids(), compress=False)
+
+
+class TestRawIds(Layers):
+    KIND, DTYPE = "segmentation", "uint64"
+
+    def write(self, folder):
+        write_layer(folder, self.truth(), self.grids(), kind=self.KIND, compress=False)
+
+
+@pytest.fixture(params=["uint8", "uint16", "uint64", "float32", "3 × uint8"])
+def layer(request, tmp_path):
+    """Give the voxels of a layer, one channel after the other, and its folder."""
+    count, _, dtype = request.param.rpartition(" × ")
+    values = np.stack([noise(GRID.shape, dtype, seed) for seed in range(int(count or 1))])
+    if dtype == "uint64":
+        values[0, :3, :3, :3] = np.uint64(2**64 - 1)
+    write_layer(tmp_path / "layer", [values if count else values[0]], [GRID], compress=False)
+    return values, tmp_path / "layer"
+
+
+@pytest.fixture
+def chunk(layer):
+    """Give the file of the chunk at the low corner."""
+    return next(p for p in layer[1].rglob("-21--5_5-21_3-11"))
+
+
+def test_every_box_is_what_was_written_and_what_cloudvolume_reads(layer, monkeypatch):
+    values, folder = layer
+    theirs = PrecomputedSource._by_cloudvolume
+    for channel, truth in enumerate(values):
+        source = opened(folder, channel=channel)
+        for box in [*boxes_of(GRID.shape), WHOLE, IndexBox((3, 3, 3), (4, 4, 4)), IndexBox((18, 34, 36), GRID.shape)]:
+            inside = box.clip(WHOLE)
+            if not inside.voxels:
+                continue
+            found = read_raw(source, 0, inside)
+            assert found is not None
+            assert found.dtype == values.dtype
+            np.testing.assert_array_equal(found, truth[inside.slices()])
+            np.testing.assert_array_equal(found, theirs(source, 0, inside))
+    monkeypatch.setattr(PrecomputedSource, "_by_cloudvolume", None)
+    np.testing.assert_array_equal(opened(folder, channel=0).read(0, WHOLE), values[0])
+
+
+def test_compressed_files_are_for_cloudvolume(layer, chunk):
+    values, folder = layer
+    chunk.with_name(chunk.name + ".gz").write_bytes(gzip.compress(chunk.read_bytes()))
+    chunk.unlink()
+    source = opened(folder, channel=0)
+    assert read_raw(source, 0, WHOLE) is None
+    np.testing.assert_array_equal(source.read(0, WHOLE), values[0])
+
+
+@pytest.mark.parametrize("harm", ["short", "long", "empty", "page"])
+def test_a_damaged_file_is_named(layer, chunk, harm):
+    _, folder = layer
+    data = chunk.read_bytes()
+    page = b"<!DOCTYPE html>".ljust(len(data))
+    chunk.write_bytes({"short": data[:-1], "long": data + b"1", "empty": b"", "page": page}[harm])
+    source = opened(folder, channel=0)
+    assert read_raw(source, 0, WHOLE) is None
+    with pytest.raises(ChunkReadError, match=r"-21--5_5-21_3-11.* is (damaged|empty)"):
+        source.read(0, WHOLE)
+    away = IndexBox((8, 16, 16), (19, 35, 37))
+    assert read_raw(source, 0, away) is not None
+
+
+def test_a_chunk_that_is_not_there(layer, chunk):
+    values, folder = layer
+    chunk.unlink()
+    assert read_raw(opened(folder, channel=0), 0, WHOLE) is None
+    with pytest.raises(MissingChunkError, match="has no chunk"):
+        opened(folder, channel=0).read(0, WHOLE)
+    truth = values[0].copy()
+    truth[:8, :16, :16] = 0
+    with pytest.warns(MissingChunkWarning, match="1 missing chunk"):
+        found = opened(folder, channel=0, missing="warn").read(0, WHOLE)
+    np.testing.assert_array_equal(found, truth)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of folders")
+def test_a_folder_in_the_place_of_a_chunk(layer, chunk):
+    _, folder = layer
+    chunk.unlink()
+    chunk.mkdir()
+    assert read_raw(opened(folder, channel=0), 0, WHOLE) is None
+    with pytest.raises(ChunkReadError):
+        opened(folder, channel=0).read(0, WHOLE)
+
+
+@pytest.mark.parametrize("encoding", ["png", "compressed_segmentation"])
+def test_what_is_encoded_is_for_cloudvolume(tmp_path, encoding):
+    dtype = "uint64" if "seg" in encoding else "uint8"
+    values = noise(GRID.shape, dtype, 0)
+    kind = "segmentation" if "seg" in encoding else "image"
+    write_layer(tmp_path, [values], [GRID], kind=kind, encoding=encoding, compress=False)
+    source = opened(tmp_path)
+    assert read_raw(source, 0, WHOLE) is None
+    np.testing.assert_array_equal(source.read(0, WHOLE), values)

@@ -1,0 +1,203 @@
+"""Sharded precomputed layers over http, against CloudVolume's writer and reader."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
+from imageryxr.sources.address import parse_address
+from imageryxr.sources.fetch import client
+from imageryxr.sources.precomputed import shards
+from imageryxr.sources.precomputed.source import open_precomputed
+from tests.sources.precomputed.test_source import scale
+from tests.support.source_suite import SourceSuite, boxes_of, noise, padded, serving
+
+GRID = Grid((19, 70, 67), (8, 8, 40), (-21, 5, 3))
+CHUNK = (16, 16, 8)  # x, y, z, as `scale` says
+
+
+def spec(hashing="identity", data="gzip", index="gzip", preshift=1, minishards=2, bits=1):
+    return {
+        "@type": "neuroglancer_uint64_sharded_v1", "preshift_bits": preshift, "hash": hashing,
+        "minishard_bits": minishards, "shard_bits": bits, "minishard_index_encoding": index, "data_encoding": data,
+    }  # fmt: skip
+
+
+def write(folder, values, sharding, encoding="raw", skip=()):
+    """Write a level through CloudVolume's shard writer, and its name for each chunk."""
+    from cloudvolume import chunks
+    from cloudvolume.datasource.precomputed.common import compressed_morton_code
+    from cloudvolume.datasource.precomputed.sharding import ShardingSpecification, synthesize_shard_files
+
+    info = {
+        "type": "segmentation",
+        "data_type": str(values.dtype),
+        "num_channels": 1,
+        "scales": [scale(GRID, encoding)],
+    }
+    info["scales"][0]["sharding"] = sharding
+    counts = [-(-n // c) for n, c in zip(values.shape[::-1], CHUNK, strict=True)]
+    bodies = {}
+    for point in np.ndindex(*counts):
+        cut = tuple(slice(p * c, (p + 1) * c) for p, c in zip(point, CHUNK, strict=True))
+        part = np.asfortranarray(values.T[cut][..., None])
+        if point not in skip:
+            bodies[int(compressed_morton_code(point, counts))] = chunks.encode(part, encoding, (8, 8, 8))
+    files = synthesize_shard_files(ShardingSpecification.from_dict(sharding), bodies)
+    (folder / info["scales"][0]["key"]).mkdir(parents=True)
+    (folder / "info").write_text(json.dumps(info))
+    for name, body in files.items():
+        (folder / info["scales"][0]["key"] / name).write_bytes(body)
+    return files
+
+
+@pytest.fixture(autouse=True)
+def anew(monkeypatch):
+    shards.forget_indexes()
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.0)
+
+
+def opened(url, **options):
+    return open_precomputed(parse_address(f"precomputed://{url}"), **options)
+
+
+class TestSharded(SourceSuite):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory):
+        path = tmp_path_factory.mktemp("sharded")
+        write(path, cls().truth()[0], spec(), "compressed_segmentation")
+        with serving(path) as server:
+            cls.SERVER = server
+            yield path
+
+    def open(self, folder):
+        return opened(self.SERVER.url)
+
+    def grids(self):
+        return [GRID]
+
+    def truth(self):
+        return [noise(GRID.shape, "uint64")]
+
+    def open_without_voxels(self, folder, empty):
+        self.SERVER.faults = {".shard": 500}
+        source = self.open(folder)
+        self.SERVER.faults = {}
+        return source
+
+    def others(self, folder):
+        return [opened(self.SERVER.url, missing="fill")]
+
+    def test_a_second_block_asks_for_chunks_only(self, folder):
+        source = self.open(folder)
+        source.read(0, GRID.box)
+        first = len(self.SERVER.asked)
+        self.SERVER.asked.clear()
+        source.read(0, GRID.box)
+        assert 0 < len(self.SERVER.asked) < first
+        assert len(self.SERVER.asked) <= 8  # as many as there are minishards: chunks that lie together come together
+        again = [p for p in self.SERVER.asked if p.endswith("info")]
+        assert again == []
+
+
+@pytest.mark.parametrize("hashing", ["identity", "murmurhash3_x86_128"])
+@pytest.mark.parametrize("data", ["raw", "gzip"])
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (0, 3, 2), (2, 1, 5)])
+def test_every_layout(tmp_path, hashing, data, sizes):
+    preshift, minishards, bits = sizes
+    values = noise(GRID.shape, "uint32")
+    write(tmp_path, values, spec(hashing, data, "raw" if data == "raw" else "gzip", preshift, minishards, bits))
+    with serving(tmp_path) as server:
+        source = opened(server.url)
+        for box in boxes_of(GRID.shape, 5):
+            np.testing.assert_array_equal(source.read(0, box), padded(values, box))
+    local = opened(tmp_path)  # CloudVolume reads it from the disk
+    np.testing.assert_array_equal(local.read(0, GRID.box), values)
+
+
+class TestHoles:
+    SKIP = ((1, 2, 0), (4, 4, 2))
+
+    @pytest.fixture
+    def holed(self, tmp_path):
+        values = noise(GRID.shape, "uint32")
+        write(tmp_path, values, spec(), skip=self.SKIP)
+        for x, y, z in self.SKIP:
+            values[8 * z : 8 * z + 8, 16 * y : 16 * y + 16, 16 * x : 16 * x + 16] = 0
+        with serving(tmp_path) as server:
+            yield server, values
+
+    def test_they_raise(self, holed):
+        server, values = holed
+        with pytest.raises(
+            ix.MissingChunkError, match="has no chunk 8_8_40/-5-11_37-53_3-11|has no chunk 8_8_40/43-46"
+        ):
+            opened(server.url).read(0, GRID.box)
+        beside = IndexBox((0, 0, 0), (8, 30, 60))
+        np.testing.assert_array_equal(opened(server.url).read(0, beside), values[beside.slices()])
+
+    def test_fill_and_warn(self, holed):
+        server, values = holed
+        np.testing.assert_array_equal(opened(server.url, missing="fill").read(0, GRID.box), values)
+        with pytest.warns(ix.MissingChunkWarning, match="2 missing chunks"):
+            np.testing.assert_array_equal(opened(server.url, missing="warn").read(0, GRID.box), values)
+
+    def test_a_shard_that_is_not_there(self, tmp_path):
+        values = noise(GRID.shape, "uint32")
+        write(tmp_path, values, spec())
+        next((tmp_path / "8_8_40").iterdir()).unlink()
+        with serving(tmp_path) as server:
+            with pytest.raises(ix.MissingChunkError):
+                opened(server.url).read(0, GRID.box)
+            found = opened(server.url, missing="fill").read(0, GRID.box)
+        assert 0 < (found == 0).sum() < found.size
+        np.testing.assert_array_equal(found[found > 0], values[found > 0])
+
+
+class TestFaults:
+    @pytest.fixture
+    def served(self, tmp_path):
+        values = noise(GRID.shape, "uint32")
+        write(tmp_path, values, spec())
+        with serving(tmp_path) as server:
+            yield server, values
+
+    @pytest.mark.parametrize(
+        ("status", "error"), [(500, ix.ChunkReadError), (401, ix.AuthError), (0, ix.ChunkReadError)]
+    )
+    def test_statuses(self, served, status, error):
+        server, _ = served
+        source = opened(server.url, connection=ix.Connection(retries=1, backoff=0))
+        server.faults = {".shard": status}
+        with pytest.raises(error, match=server.url):
+            source.read(0, GRID.box)
+
+    def test_what_passes(self, served):
+        server, values = served
+        server.faults = {".shard": [503, 0, 200, 500, 200, 0]}
+        np.testing.assert_array_equal(opened(server.url).read(0, GRID.box), values)
+
+    @pytest.mark.parametrize("keep", [10, 70, 400, 0.5, 0.99])
+    def test_cut_short(self, served, keep):
+        server, _ = served
+        for path in (server.folder / "8_8_40").iterdir():
+            body = path.read_bytes()
+            path.write_bytes(body[: int(keep * len(body)) if keep < 1 else keep])
+        with pytest.raises(ix.ChunkReadError, match="mip 0") as caught:
+            opened(server.url, missing="fill", connection=ix.Connection(retries=0)).read(0, GRID.box)
+        assert not isinstance(caught.value, ix.MissingChunkError)
+
+    def test_broken(self, served):
+        server, _ = served
+        for path in (server.folder / "8_8_40").iterdir():
+            body = np.frombuffer(path.read_bytes(), np.uint8).copy()
+            body[64:] ^= 0x5A
+            path.write_bytes(body.tobytes())
+        with pytest.raises(ix.ChunkReadError, match="mip 0"):
+            opened(server.url, missing="fill").read(0, GRID.box)
