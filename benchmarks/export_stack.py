@@ -27,12 +27,12 @@ import numpy as np
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.evaluation import wanted
 from imageryxr.export.reading import BUFFERS, bricks, draw, read_leaf, read_sources
 from imageryxr.export.storage import Folder
-from imageryxr.expr import Leaf, LevelLeaf
+from imageryxr.graph.evaluate import wanted
+from imageryxr.graph.expr import Leaf, LevelLeaf
+from imageryxr.graph.labelled import box_reader, lazy_array
 from imageryxr.sources.base import Level
-from imageryxr.volumes import box_reader, lazy_array
 
 SIDE = 1024
 CELL = 59

@@ -12,9 +12,9 @@ from imageryxr.core.bbox import DIMS, BBox, check_resolution, exact
 from imageryxr.core.grid import Axis, Grid, grid_of, outside_error, refuse_far
 from imageryxr.core.half_voxel import warn_half_voxel
 from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError, OutOfVolumeError
-from imageryxr.expr import Expr, Resampled, ended, view, within
-from imageryxr.lazy import choose_splits
-from imageryxr.volumes import Volume, result, volume_of
+from imageryxr.graph.expr import Expr, Resampled, ended, view, within
+from imageryxr.graph.labelled import Volume, result, volume_of
+from imageryxr.graph.to_dask import choose_splits
 
 Method = Literal["nearest", "mode", "linear", "mean"]
 Target = Literal["finest", "coarsest", "image", "segmentation"]

@@ -13,11 +13,11 @@ from xarray.core import indexing
 
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.errors import OptionError
-from imageryxr.fields import FieldArray
+from imageryxr.graph.labelled import volume_of
+from imageryxr.graph.lazy_indexing import FieldArray
 from imageryxr.opening import Mip, open_image, open_multiscale, open_segmentation
 from imageryxr.sources.base import LayerType
 from imageryxr.sources.resolve import resolve_source
-from imageryxr.volumes import volume_of
 
 # Options of xarray that decode CF conventions. Volumes follow none, so they change nothing.
 _CF_OPTIONS = (

@@ -19,7 +19,7 @@ from imageryxr.export.reach import outside
 from imageryxr.export.square import square_pixels
 from imageryxr.figure.geometry import geometry_of
 from imageryxr.figure.printing import check_length, label_pixels
-from imageryxr.volumes import box_reader
+from imageryxr.graph.labelled import box_reader
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,7 +14,9 @@ from imageryxr.core.colors import parse_color, resolve_colors
 from imageryxr.core.colors.record import describe_colors, describe_masks
 from imageryxr.core.grid import same_grid
 from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
-from imageryxr.expr import Array, Expr, Mapped
+from imageryxr.graph.composite import AnyOf, Stacked, Stencilled
+from imageryxr.graph.expr import Array, Expr, Mapped
+from imageryxr.graph.labelled import Volume, labelled, volume_of
 from imageryxr.painting import (
     Outline,
     Paint,
@@ -24,8 +26,6 @@ from imageryxr.painting import (
     painted,
 )
 from imageryxr.segments import segmentation_volume
-from imageryxr.stacking import AnyOf, Stacked, Stencilled
-from imageryxr.volumes import Volume, labelled, volume_of
 
 
 @dataclass(frozen=True, eq=False)

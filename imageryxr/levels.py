@@ -9,10 +9,10 @@ import xarray as xr
 from imageryxr.core.bbox import Triple, exact, tidy
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import GridError, LayerError
-from imageryxr.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
-from imageryxr.lazy import to_dask
+from imageryxr.graph.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
+from imageryxr.graph.labelled import Volume, labelled, lazy_array, volume_of
+from imageryxr.graph.to_dask import to_dask
 from imageryxr.sources.base import Level, dtype_of, finest_first
-from imageryxr.volumes import Volume, labelled, lazy_array, volume_of
 
 
 def levels_of(array: xr.DataArray) -> list[xr.DataArray]:

@@ -42,7 +42,8 @@ from imageryxr.errors import (
     StaleRootError,
     warn,
 )
-from imageryxr.expr import Array, Mapped
+from imageryxr.graph.expr import Array, Mapped
+from imageryxr.graph.labelled import placed, result, volume_of
 from imageryxr.levels import first_resolution
 from imageryxr.link_sources import shown_source
 from imageryxr.opening import open_image, open_segmentation
@@ -55,7 +56,6 @@ from imageryxr.sources.fetch.threads import current_stop, stopped_by
 from imageryxr.sources.links import check_trusted
 from imageryxr.sources.neuroglancer import LinkLayer, LinkState
 from imageryxr.sources.placement import NATIVE, Placement
-from imageryxr.volumes import placed, result, volume_of
 
 LINK_SECONDS, LAYER_SECONDS = 300, 90
 """How long all layers of a link, and each of them, may take to be opened."""

@@ -13,12 +13,12 @@ import xarray as xr
 from imageryxr.core.bbox import BBox, IndexBox
 from imageryxr.core.grid import grid_of, outside_error, refuse_far
 from imageryxr.errors import ImageryWarning, LayerError, OptionError, warn
+from imageryxr.graph.labelled import as_dask, cropped, is_lazy, level_array
 from imageryxr.segments import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, dtype_of, find_level, level_attrs
 from imageryxr.sources.cave.graphene import GrapheneSource, Stale, check_stale, with_ids
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.resolve import resolve_source
-from imageryxr.volumes import as_dask, cropped, is_lazy, level_array
 
 SourceLike = str | os.PathLike[str] | xr.DataArray | Source | Any
 Mip = int | tuple[float, float, float] | None

@@ -18,12 +18,12 @@ from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
 from imageryxr.core.grid import same_grid
 from imageryxr.errors import LayerError, OptionError, warn
-from imageryxr.expr import Array, Expr, Mapped
+from imageryxr.graph.composite import Stacked
+from imageryxr.graph.expr import Array, Expr, Mapped
+from imageryxr.graph.labelled import Volume, result, volume_of
 from imageryxr.layers import Layer, described, prepared_layers, rgba_of
 from imageryxr.painting import Outline, Side, paint_of, painted
 from imageryxr.segments import segmentation_volume
-from imageryxr.stacking import Stacked
-from imageryxr.volumes import Volume, result, volume_of
 
 __all__ = ["Layer", "Outline", "composite", "outline", "overlay", "overlay_dataset", "to_rgba"]
 

@@ -17,9 +17,9 @@ from imageryxr.core.colors import Colors, resolve_colors
 from imageryxr.core.display import SegmentLook
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, OptionError
-from imageryxr.expr import Array, Expr
+from imageryxr.graph.expr import Array, Expr
+from imageryxr.graph.labelled import Volume
 from imageryxr.segments import AskedIds, id_array, id_list
-from imageryxr.volumes import Volume
 
 Side = Literal["out", "in"]
 

@@ -19,10 +19,10 @@ from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
 from imageryxr.core.grid import Grid, grid_of, outside_error
 from imageryxr.core.orientation import Floats, axes_of_quaternion
 from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
+from imageryxr.graph.labelled import result, volume_of
+from imageryxr.graph.oblique import Cut, sliced
 from imageryxr.levels import coarse_enough
-from imageryxr.slicing import Cut, sliced
 from imageryxr.views import dimensions_of, layers_of, position_of, shown_axes
-from imageryxr.volumes import result, volume_of
 
 Point = list[Fraction]
 

@@ -12,11 +12,11 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS, SNAP, Triple, check_resolution, show_triple, tidy
 from imageryxr.core.grid import Grid
 from imageryxr.errors import BoxError, LayerError, OutOfVolumeError
-from imageryxr.expr import Array, ArrayLeaf
-from imageryxr.lazy import to_dask
-from imageryxr.selection import Joint, values_at
-from imageryxr.strides import Indexes
-from imageryxr.volumes import RGBA, Volume, volume_of
+from imageryxr.graph.expr import Array, ArrayLeaf
+from imageryxr.graph.labelled import RGBA, Volume, volume_of
+from imageryxr.graph.selection import Joint, values_at
+from imageryxr.graph.strides import Indexes
+from imageryxr.graph.to_dask import to_dask
 
 Places = npt.NDArray[np.float64]
 

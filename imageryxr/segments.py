@@ -19,9 +19,9 @@ import xarray as xr
 from imageryxr.core.bbox import IndexBox, make_up
 from imageryxr.core.colors.ids import unsigned
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
-from imageryxr.expr import Array, Expr, Mapped
-from imageryxr.idcounts import counted_ids, ids_of
-from imageryxr.volumes import Volume, result, volume_of
+from imageryxr.graph.expr import Array, Expr, Mapped
+from imageryxr.graph.id_counts import counted_ids, ids_of
+from imageryxr.graph.labelled import Volume, result, volume_of
 
 
 def segmentation_volume(seg: xr.DataArray) -> Volume:

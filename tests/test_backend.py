@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.expr import LevelLeaf
+from imageryxr.graph.expr import LevelLeaf
 from tests.conftest import no_compute
 
 BOX = ix.BBox((4300, 2300, 110), (4400, 2400, 114), resolution=(8, 8, 40))

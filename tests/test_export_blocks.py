@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import imageryxr as ix
-from imageryxr.expr import GivenLeaf
-from imageryxr.volumes import as_dask, box_reader
+from imageryxr.graph.expr import GivenLeaf
+from imageryxr.graph.labelled import as_dask, box_reader
 from tests.conftest import volume
 from tests.support.export_jobs import Computed, array_of
 

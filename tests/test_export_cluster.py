@@ -92,7 +92,7 @@ def test_a_region_brings_only_its_own_voxels(cluster, tmp_path):
 
     from imageryxr.export.crew import find_crew
     from imageryxr.export.executors import Cluster
-    from imageryxr.volumes import box_reader
+    from imageryxr.graph.labelled import box_reader
 
     plan = ix.plan_export(big, tmp_path / "z{z}.png")
     job = Job(plan.target, None, box_reader(big))

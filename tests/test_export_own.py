@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.expr import GivenLeaf
-from imageryxr.volumes import box_reader
+from imageryxr.graph.expr import GivenLeaf
+from imageryxr.graph.labelled import box_reader
 from tests.conftest import no_compute
 from tests.support.export_jobs import Computed, array_of, picture
 

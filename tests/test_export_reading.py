@@ -12,10 +12,10 @@ import zarr
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.evaluation import evaluate, wanted
 from imageryxr.export.reading import BUFFERS, Buffers, draw, read_leaf, read_sources
 from imageryxr.export.targets.omezarr import OmeZarr
-from imageryxr.volumes import box_reader
+from imageryxr.graph.evaluate import evaluate, wanted
+from imageryxr.graph.labelled import box_reader
 from tests.support.export_jobs import Computed, array_of, digest, picture, place
 
 READING = sys.modules["imageryxr.export.reading"]

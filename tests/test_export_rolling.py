@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.evaluation import evaluate, wanted
 from imageryxr.export.reading import BUFFERS
 from imageryxr.export.rolling import cut, strip_by_strip
-from imageryxr.expr import LevelLeaf
-from imageryxr.volumes import box_reader
+from imageryxr.graph.evaluate import evaluate, wanted
+from imageryxr.graph.expr import LevelLeaf
+from imageryxr.graph.labelled import box_reader
 from tests.support.export_jobs import Computed, array_of, digest, place
 
 READING = sys.modules["imageryxr.export.reading"]

@@ -23,7 +23,7 @@ from imageryxr.export.report import ExportReport
 from imageryxr.export.run import _Loop, _Tally, run_plan
 from imageryxr.export.targets.base import Layer, Target
 from imageryxr.export.workspace import Stages
-from imageryxr.volumes import box_reader
+from imageryxr.graph.labelled import box_reader
 from tests.support.export_jobs import Computed, array_of
 
 ROOT = Path(__file__).parents[1]

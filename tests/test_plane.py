@@ -102,11 +102,11 @@ def test_any_origin_gives_the_same_bits(seed):
 
 
 def test_tiles_join_without_a_seam(monkeypatch):
-    from imageryxr import slicing
+    from imageryxr.graph import oblique
 
     options = {"center": point(IMAGE, 5, 14, 20), "size": (40, 33, 5), "normal": (1, 2, 0.4), "nm_per_pixel": 9}
     truth = {name: ix.plane(as_source(da), **options).values for name, da in (("image", IMAGE), ("ids", SEG))}
-    monkeypatch.setattr(slicing, "TILE_PIXELS", 100)
+    monkeypatch.setattr(oblique, "TILE_PIXELS", 100)
     for name, da in (("image", IMAGE), ("ids", SEG)):
         np.testing.assert_array_equal(ix.plane(as_source(da), **options).values, truth[name])
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.expr import LevelLeaf
-from imageryxr.volumes import lazy_array
+from imageryxr.graph.expr import LevelLeaf
+from imageryxr.graph.labelled import lazy_array
 from tests.conftest import no_compute
-from tests.test_recovered_arrays import CHUNKS, GRID, READS, SHAPE, VALUES, VOXELS, _Endless, held, opened
+from tests.graph.test_recover import CHUNKS, GRID, READS, SHAPE, VALUES, VOXELS, _Endless, held, opened
 
 RNG = np.random.default_rng(5)
 

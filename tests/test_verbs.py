@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.expr import LevelLeaf
+from imageryxr.graph.expr import LevelLeaf
+from imageryxr.graph.labelled import lazy_array
 from imageryxr.sources.memory import memory_source
-from imageryxr.volumes import lazy_array
 from tests.conftest import no_compute, volume
 
 IDS = np.array([0, 1, 5, 2**53 + 1, 2**63 + 7, 2**64 - 1], np.uint64)

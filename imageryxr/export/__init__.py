@@ -24,10 +24,10 @@ from imageryxr.export.scratch import check_scratch
 from imageryxr.export.source_places import source_places
 from imageryxr.export.square import squared
 from imageryxr.export.targets.base import Layer, Target
-from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf
-from imageryxr.lazy import exprs_below
+from imageryxr.graph.expr import Expr, GivenLeaf, Leaf, LevelLeaf
+from imageryxr.graph.labelled import PLACE_IT, BoxReader, Volume, box_reader
+from imageryxr.graph.to_dask import exprs_below
 from imageryxr.sources.base import plain
-from imageryxr.volumes import PLACE_IT, BoxReader, Volume, box_reader
 
 
 def plan_export(

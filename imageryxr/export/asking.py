@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import MissingIdsWarning, warn
-from imageryxr.expr import Expr, Resampled
+from imageryxr.graph.expr import Expr, Resampled
+from imageryxr.graph.oblique import Sliced
+from imageryxr.graph.strides import Strided
 from imageryxr.segments import AskedIds
-from imageryxr.slicing import Sliced
-from imageryxr.strides import Strided
 
 Told = tuple[tuple[str, bytes], ...]
 """Of each set of ids, by the start of its digest, a bit an id: whether it was there."""

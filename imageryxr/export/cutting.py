@@ -17,8 +17,8 @@ from imageryxr.export.scratch import MORE_ROOM, free_bytes, scratch_folder
 from imageryxr.export.slicewise import Slicewise, drawing_bytes, fitted, scratch_bytes, slicewise_memory
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import SliceTarget
-from imageryxr.expr import Expr
-from imageryxr.volumes import BoxReader
+from imageryxr.graph.expr import Expr
+from imageryxr.graph.labelled import BoxReader
 
 
 def cutter_of(target: Target, read: BoxReader, crew: Crew, scratch: str | bool | None) -> Cutter | None:

@@ -13,11 +13,11 @@ import numpy as np
 from dask.utils import key_split
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.evaluation import wanted
 from imageryxr.export.regions import Regions
-from imageryxr.expr import Expr, GivenLeaf, Leaf, LevelLeaf
-from imageryxr.foreign import in_memory, is_apart, is_held
-from imageryxr.lazy import Givens, blocks_below
+from imageryxr.graph.dask_inputs import in_memory, is_apart, is_held
+from imageryxr.graph.evaluate import wanted
+from imageryxr.graph.expr import Expr, GivenLeaf, Leaf, LevelLeaf
+from imageryxr.graph.to_dask import Givens, blocks_below
 
 # Above this many cuts along one axis, evenly spaced ones stand for all.
 SAMPLED = 128

@@ -25,7 +25,7 @@ from imageryxr.export.probe import Probe
 from imageryxr.export.reading import BUFFERS
 from imageryxr.export.report import ADVANCE
 from imageryxr.export.threads import STOP, DaemonPool
-from imageryxr.foreign import fetched
+from imageryxr.graph.dask_inputs import fetched
 
 # Exit code of a process that found itself running the script of its parent.
 UNGUARDED = 78

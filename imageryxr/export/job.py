@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.evaluation import Readings, wanted
 from imageryxr.export.asking import Told, told
 from imageryxr.export.cancellation import run_cancellable
 from imageryxr.export.heap import Lingering, give_back, keep_freed
@@ -27,11 +26,12 @@ from imageryxr.export.slicewise import Slicewise, files_of
 from imageryxr.export.storage import Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.export.threads import check_stop
-from imageryxr.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, with_leaves
-from imageryxr.foreign import Parts, parts_of
+from imageryxr.graph.dask_inputs import Parts, parts_of
+from imageryxr.graph.evaluate import Readings, wanted
+from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, with_leaves
+from imageryxr.graph.labelled import BoxReader
 from imageryxr.segments import recording_ids, recording_no_ids
 from imageryxr.sources.base import recording_holes
-from imageryxr.volumes import BoxReader
 
 EMPTY = IndexBox((0, 0, 0), (0, 0, 0))
 

@@ -25,8 +25,8 @@ from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.export.workspace import Workspace
-from imageryxr.foreign import lost_blocks
-from imageryxr.volumes import BoxReader
+from imageryxr.graph.dask_inputs import lost_blocks
+from imageryxr.graph.labelled import BoxReader
 
 # Files from which on a file system, a bucket's bill and a listing suffer.
 MANY_FILES = 10_000_000

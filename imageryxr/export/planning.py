@@ -28,8 +28,8 @@ from imageryxr.export.rolling import cut
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.workspace import Stages, Workspace
-from imageryxr.foreign import is_held
-from imageryxr.volumes import BoxReader
+from imageryxr.graph.dask_inputs import is_held
+from imageryxr.graph.labelled import BoxReader
 
 # Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
 MOST_COARSE = 1 << 26

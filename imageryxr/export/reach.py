@@ -6,9 +6,9 @@ from functools import reduce
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.expr import Clipped, Expr, LevelLeaf, Resampled, Shifted
-from imageryxr.slicing import Sliced
-from imageryxr.strides import Strided
+from imageryxr.graph.expr import Clipped, Expr, LevelLeaf, Resampled, Shifted
+from imageryxr.graph.oblique import Sliced
+from imageryxr.graph.strides import Strided
 
 # Per cent of a box that may lie beyond a segmentation unsaid: its edge is seldom just where the image's is.
 FEW = 1.0

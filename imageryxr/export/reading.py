@@ -21,12 +21,12 @@ import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import ImageryError
-from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.regions import tiles, whole_chunks
-from imageryxr.expr import Array, Expr, Leaf, LevelLeaf, Mapped
-from imageryxr.foreign import parts_of
+from imageryxr.graph.dask_inputs import parts_of
+from imageryxr.graph.evaluate import Readings, evaluate, wanted
+from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf, Mapped
+from imageryxr.graph.labelled import BoxReader
 from imageryxr.segments import recording_no_ids
-from imageryxr.volumes import BoxReader
 
 # What is drawn at a time, of a region that was read in one go: what lies between is small then.
 BRICK_VOXELS = 1 << 22

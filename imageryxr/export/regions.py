@@ -9,8 +9,8 @@ from itertools import pairwise, product
 from typing import overload
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.expr import Expr
-from imageryxr.lazy import given_leaves
+from imageryxr.graph.expr import Expr
+from imageryxr.graph.to_dask import given_leaves
 
 # What one region may take in memory, unless the caller or the machine says less.
 REGION_BYTES = 1 << 30

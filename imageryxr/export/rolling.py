@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.evaluation import Readings, wanted
 from imageryxr.export.reading import BUFFERS, KEPT_BYTES, by_parts, read_into, read_sources, telling_unread
-from imageryxr.expr import Array, Expr, Leaf, LevelLeaf
-from imageryxr.volumes import BoxReader
+from imageryxr.graph.evaluate import Readings, wanted
+from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf
+from imageryxr.graph.labelled import BoxReader
 
 # A strip has at least so many voxels: what is moved from strip to strip is little against what is read then.
 STRIP_VOXELS = 1 << 24

@@ -29,8 +29,8 @@ from imageryxr.export.job import Job, Outcome
 from imageryxr.export.plan import ExportPlan
 from imageryxr.export.report import ExportReport, FailedRegion, bar, tell
 from imageryxr.export.workspace import Stages, Workspace
+from imageryxr.graph.labelled import labelled, placed
 from imageryxr.sources.base import plain
-from imageryxr.volumes import labelled, placed
 
 OnError = Literal["raise", "collect"]
 

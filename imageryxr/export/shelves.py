@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.evaluation import wanted
 from imageryxr.export.reading import BUFFERS
 from imageryxr.export.regions import tiles, whole_chunks
 from imageryxr.export.scratch import ScratchFile
-from imageryxr.expr import Array, Expr, LevelLeaf
+from imageryxr.graph.evaluate import wanted
+from imageryxr.graph.expr import Array, Expr, LevelLeaf
 
 
 @dataclass(frozen=True, eq=False)

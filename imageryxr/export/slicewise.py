@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.evaluation import Readings, evaluate, wanted
 from imageryxr.export.estimate import FETCHING, bytes_of, steps
 from imageryxr.export.reading import BRICK_VOXELS, BUFFERS, telling_unread, unread_apart
 from imageryxr.export.regions import tiles
 from imageryxr.export.scratch import scratch_folder
 from imageryxr.export.shelves import InMemory, Need, OnDisk, Shelf, Wish, wishes
 from imageryxr.export.threads import DaemonPool, check_stop
-from imageryxr.expr import Array, Expr
+from imageryxr.graph.evaluate import Readings, evaluate, wanted
+from imageryxr.graph.expr import Array, Expr
 
 # What is read of a source at a time: enough chunks that a network is busy.
 TILE_BYTES = 1 << 27

@@ -12,8 +12,8 @@ from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.errors import OptionError
-from imageryxr.expr import Array, Expr, Resampled
-from imageryxr.volumes import BoxReader, box_reader, labelled
+from imageryxr.graph.expr import Array, Expr, Resampled
+from imageryxr.graph.labelled import BoxReader, box_reader, labelled
 
 
 def squared(read: BoxReader, across: str, layer_type: str) -> BoxReader:

@@ -18,7 +18,7 @@ from imageryxr.figure.geometry import Geometry, geometry_of, smallest, with_geom
 from imageryxr.figure.lettering import contrasting, fitting, text_extent, top_of, write
 from imageryxr.figure.printing import label_pixels
 from imageryxr.figure.slices import plane_of, to_pil
-from imageryxr.volumes import as_dask, is_lazy
+from imageryxr.graph.labelled import as_dask, is_lazy
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -21,9 +21,9 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.core.grid import Grid
 from imageryxr.export.storage import Folder
-from imageryxr.expr import LevelLeaf
+from imageryxr.graph.expr import LevelLeaf
+from imageryxr.graph.labelled import lazy_array
 from imageryxr.sources.base import Level
-from imageryxr.volumes import lazy_array
 
 TARGETS = {
     "omezarr": ("o.ome.zarr", {"chunks": (2, 16, 16), "levels": 2}),
@@ -271,7 +271,7 @@ if __name__ == "__main__":
 
     import imageryxr.figure
     from imageryxr.core.bbox import IndexBox
-    from imageryxr.volumes import box_reader
+    from imageryxr.graph.labelled import box_reader
 
     box_reader(picture())(IndexBox.of_shape((2, 8, 8)))  # compiled kernels are loaded, without any thread
 

@@ -20,7 +20,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError
 from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 # Voxels of a region of a pyramid's coarser level, unless a chunk is larger, or there is memory for more.
 REGION_VOXELS = 1 << 20

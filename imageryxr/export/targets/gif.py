@@ -15,7 +15,7 @@ from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer
 from imageryxr.export.targets.slices import SliceTarget, single_file_axis
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,7 +8,7 @@ from typing import Any
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.targets.base import Target
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 
 @dataclass(frozen=True)

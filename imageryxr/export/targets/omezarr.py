@@ -20,7 +20,7 @@ from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.export.targets.zarrarray import ZarrArray
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 CHUNK: Index3 = (16, 256, 256)
 VERSIONS = ("0.5", "0.4")

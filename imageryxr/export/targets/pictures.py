@@ -12,7 +12,7 @@ from imageryxr.errors import OptionError
 from imageryxr.export.targets.base import Layer
 from imageryxr.export.targets.slices import Stack, split_pattern
 from imageryxr.export.targets.tiff import check_compression, check_type, imagej_can, tiff_page_tags
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 CHUNK: Index3 = (64, 64, 64)
 ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")

@@ -12,10 +12,10 @@ import numpy as np
 from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Axis, Grid
-from imageryxr.evaluation import evaluate
 from imageryxr.export.regions import Regions, tiles
 from imageryxr.export.targets.base import REGION_VOXELS, Target
-from imageryxr.expr import Array, ArrayLeaf, Expr, Resampled
+from imageryxr.graph.evaluate import evaluate
+from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Resampled
 
 # Voxels of a coarser level that are made at a time; below them lie up to eight times as many.
 PART_VOXELS = 1 << 18

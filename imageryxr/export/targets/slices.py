@@ -18,7 +18,7 @@ from imageryxr.core.grid import Axis
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.buckets import place_at
 from imageryxr.export.targets.base import Target
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 # An offset that coordinates give may lie this much below the whole number that it stands for, in voxels.
 INDEX_SLACK = 1e-6

@@ -15,7 +15,7 @@ from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer
 from imageryxr.export.targets.slices import SliceTarget, single_file_axis
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 COMPRESSIONS = (None, "zlib")
 # A classic TIFF counts its bytes in 32 bits; what is not pixels takes some of them.

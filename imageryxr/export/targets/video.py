@@ -20,7 +20,7 @@ from imageryxr.export.regions import Regions
 from imageryxr.export.storage import Place
 from imageryxr.export.targets.base import Layer
 from imageryxr.export.targets.slices import SliceTarget, single_file_axis
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9"}
 # Bytes that an encoder keeps of a pixel of each frame that it looks at, and how many those are beside its threads'.

@@ -18,7 +18,7 @@ import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import TargetError
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 from imageryxr.sources.omezarr.object_check import ZarrForm, check_object, form_of
 
 

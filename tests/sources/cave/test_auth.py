@@ -189,7 +189,7 @@ def test_a_client_that_fails(cave, home):
 
 def seg_source(seg):
     """The source behind an array."""
-    from imageryxr.lazy import expr_of
+    from imageryxr.graph.to_dask import expr_of
 
     expr = expr_of(seg.data)[0]
     while not hasattr(expr, "source"):

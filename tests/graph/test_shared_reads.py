@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.expr import ArrayLeaf, Leaf, LevelLeaf
-from imageryxr.reads import Reads, without
+from imageryxr.graph.expr import ArrayLeaf, Leaf, LevelLeaf
+from imageryxr.graph.labelled import lazy_array
+from imageryxr.graph.shared_reads import Reads, without
 from imageryxr.sources.memory import MemorySource, memory_source
-from imageryxr.volumes import lazy_array
 from tests.test_verbs import FINE, IDS, IMAGE, SEG
 
 BLOCKS = {"z": 2, "y": 13, "x": 20}

@@ -12,10 +12,10 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.evaluation import evaluate
-from imageryxr.expr import Array, Expr, view
-from imageryxr.selection import values_of
-from imageryxr.strides import Indexes, strided
+from imageryxr.graph.evaluate import evaluate
+from imageryxr.graph.expr import Array, Expr, view
+from imageryxr.graph.selection import values_of
+from imageryxr.graph.strides import Indexes, strided
 
 Ranges = tuple[range, ...]
 
@@ -172,7 +172,7 @@ def expr_shown(expr: Expr, ranges: Ranges) -> Expr | None:
     if all(r.step == 1 for r in ranges):
         box = IndexBox(start, tuple(r.stop for r in ranges))  # type: ignore[arg-type]
         return view(expr, box, box)
-    from imageryxr.expr import within
+    from imageryxr.graph.expr import within
 
     moved = strided(expr, start, tuple(r.step for r in ranges))  # type: ignore[arg-type]
     return within(moved, IndexBox.of_shape(shape))

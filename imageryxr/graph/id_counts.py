@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 Counted = tuple[Array, npt.NDArray[np.int64]]
 """Ids, ascending, and how many voxels each has."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.expr import Expr, _Same
+from imageryxr.graph.expr import Expr, _Same
 
 Indexes = npt.NDArray[np.int64]
 
@@ -84,7 +84,7 @@ def _largest(edges: list[int], first: int, last: int) -> int:
 
 def strided(expr: Expr, by: Index3, step: Index3) -> Expr:
     """Return every n-th voxel of an expression, from one on."""
-    from imageryxr.expr import shifted
+    from imageryxr.graph.expr import shifted
 
     return shifted(expr, by) if step == (1, 1, 1) else Strided(expr, by, step)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.expr import Array, Expr
+from imageryxr.graph.expr import Array, Expr
 
 
 @dataclass(frozen=True)

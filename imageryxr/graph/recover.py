@@ -24,10 +24,10 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.expr import Clipped, Expr, GivenLeaf, Leaf, with_leaves
-from imageryxr.fields import Ranges, Shown, expr_shown, shown_of
-from imageryxr.lazy import BoxDep, GivenLayer, Givens, Splits, given_leaves
-from imageryxr.ranges import UnknownMoveError, Window, joined, shuffled, sliced
+from imageryxr.graph.expr import Clipped, Expr, GivenLeaf, Leaf, with_leaves
+from imageryxr.graph.index_ranges import UnknownMoveError, Window, joined, shuffled, sliced
+from imageryxr.graph.lazy_indexing import Ranges, Shown, expr_shown, shown_of
+from imageryxr.graph.to_dask import BoxDep, GivenLayer, Givens, Splits, given_leaves
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from imageryxr.blocks import Said, Spot, fitting
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import OptionError
-from imageryxr.evaluation import Readings, evaluate, places, wanted
-from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, is_plain
-from imageryxr.reads import Reads
+from imageryxr.graph.block_check import Said, Spot, fitting
+from imageryxr.graph.evaluate import Readings, evaluate, places, wanted
+from imageryxr.graph.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, is_plain
+from imageryxr.graph.shared_reads import Reads
 
 Splits = tuple[tuple[int, ...], ...]
 Givens = Mapping[str, da.Array]

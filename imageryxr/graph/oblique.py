@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.evaluation import evaluate
-from imageryxr.expr import Array, Expr, GivenLeaf, Leaf
+from imageryxr.graph.evaluate import evaluate
+from imageryxr.graph.expr import Array, Expr, GivenLeaf, Leaf
 
 Vector = tuple[float, float, float]
 Indexes = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ from contextvars import copy_context
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.expr import Array, Expr, Leaf, LevelLeaf, spatial
+from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf, spatial
 from imageryxr.sources.fetch.client import in_parallel
 
 Readings = dict[Expr, list[tuple[IndexBox, Array]]]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.expr import Array, Leaf
+from imageryxr.graph.expr import Array, Leaf
 
 
 class Reads:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from imageryxr.lazy import block_bytes
+from imageryxr.graph.to_dask import block_bytes
 
 CODE = """
 import resource, sys

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from tests.conftest import no_compute
-from tests.test_recovered_arrays import READS, VALUES, VOXELS, held, opened
+from tests.graph.test_recover import READS, VALUES, VOXELS, held, opened
 
 
 @pytest.fixture(autouse=True)
@@ -144,9 +144,9 @@ def test_the_graph_grows_with_the_number_of_blocks():
     for blocks in (512, 4096):
         n = round(blocks ** (1 / 3))
         grid = ix.Grid((n * 4,) * 3, (8, 8, 40), (0, 0, 0))
-        from imageryxr.expr import LevelLeaf
-        from imageryxr.volumes import lazy_array
-        from tests.test_recovered_arrays import _Endless
+        from imageryxr.graph.expr import LevelLeaf
+        from imageryxr.graph.labelled import lazy_array
+        from tests.graph.test_recover import _Endless
 
         seg = lazy_array(LevelLeaf(_Endless(grid, "segmentation"), 0), grid, {}, "seg", (4, 4, 4))
         with dask.config.set(scheduler=scheduler):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.evaluation import wanted
-from imageryxr.lazy import expr_of
+from imageryxr.graph.evaluate import wanted
+from imageryxr.graph.to_dask import expr_of
 from tests.conftest import no_compute, volume
 
 rng = np.random.default_rng(4)
@@ -235,7 +235,7 @@ def test_a_block_reads_each_voxel_once_and_of_its_halo_no_more_than_lines_reach(
 
 def test_interpolation_reads_no_plane_beyond_those_that_it_weighs(monkeypatch):
     image = Watched(GREY)
-    monkeypatch.setattr("imageryxr.lazy.BLOCK_VOXELS", 1)  # a block for each stored chunk
+    monkeypatch.setattr("imageryxr.graph.to_dask.BLOCK_VOXELS", 1)  # a block for each stored chunk
     coarse = ix.regrid(ix.open_image(image), (12, 16, 40))
     assert min(len(sizes) for sizes in coarse.chunks) > 1
     z = np.cumsum([0, *coarse.chunks[0]])

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.evaluation import evaluate
-from imageryxr.expr import Array, Expr
-from imageryxr.lazy import BLOCK_VOXELS
+from imageryxr.graph.evaluate import evaluate
+from imageryxr.graph.expr import Array, Expr
+from imageryxr.graph.strides import Indexes, grouped, is_compact, runs
+from imageryxr.graph.to_dask import BLOCK_VOXELS
 from imageryxr.sources.fetch.client import in_parallel
-from imageryxr.strides import Indexes, grouped, is_compact, runs
 
 # Small reads wait for a server most of the time.
 _WIDTH = 32

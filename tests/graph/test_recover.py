@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.expr import GivenLeaf, LevelLeaf
+from imageryxr.graph.expr import GivenLeaf, LevelLeaf
+from imageryxr.graph.labelled import lazy_array, volume_of
 from imageryxr.sources.base import Level
-from imageryxr.volumes import lazy_array, volume_of
 from tests.conftest import no_compute
 
 SHAPE, CHUNKS = (12, 44, 52), (4, 16, 16)
@@ -221,7 +221,7 @@ def test_what_xarray_moved_is_read_as_the_source(make, how):
     # each dim that was dropped counts as one voxel
     dropped = [d for d in "zyx" if d not in expected.dims]
     full = expected.expand_dims(dropped).transpose("z", "y", "x").values
-    from imageryxr.evaluation import evaluate
+    from imageryxr.graph.evaluate import evaluate
 
     np.testing.assert_array_equal(evaluate(volume.expr, volume.box), full)
     np.testing.assert_array_equal(moved.values, expected.values)

@@ -19,12 +19,12 @@ from imageryxr.core.bbox import DIMS, BBox, Index3, IndexBox
 from imageryxr.core.extra_coords import ExtraCoord, extra_coords, with_extra_coords
 from imageryxr.core.grid import Grid, grid_of, outside_error, refuse_far
 from imageryxr.errors import ImageryError, LayerError
-from imageryxr.evaluation import evaluate
-from imageryxr.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, LevelLeaf, view, with_leaves, within
-from imageryxr.fields import FieldArray, expr_shown, shown_of, unwrapped
-from imageryxr.foreign import parts_of
-from imageryxr.lazy import Splits, choose_splits, refuse_query_planning, to_dask
-from imageryxr.retracing import found_below, recovered
+from imageryxr.graph.dask_inputs import parts_of
+from imageryxr.graph.evaluate import evaluate
+from imageryxr.graph.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, LevelLeaf, view, with_leaves, within
+from imageryxr.graph.lazy_indexing import FieldArray, expr_shown, shown_of, unwrapped
+from imageryxr.graph.recover import found_below, recovered
+from imageryxr.graph.to_dask import Splits, choose_splits, refuse_query_planning, to_dask
 from imageryxr.sources.base import Level, Source, level_attrs
 
 RGBA = ("r", "g", "b", "a")

@@ -17,11 +17,11 @@ from dask.base import optimize
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from imageryxr.blocks import Room, checked
 from imageryxr.core.bbox import IndexBox
-from imageryxr.evaluation import Readings, wanted
-from imageryxr.expr import Array, Expr, GivenLeaf
-from imageryxr.lazy import Givens, said_of
+from imageryxr.graph.block_check import Room, checked
+from imageryxr.graph.evaluate import Readings, wanted
+from imageryxr.graph.expr import Array, Expr, GivenLeaf
+from imageryxr.graph.to_dask import Givens, said_of
 
 
 @dataclass(frozen=True)

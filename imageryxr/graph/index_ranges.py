@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.fields import Ranges, as_range
+from imageryxr.graph.lazy_indexing import Ranges, as_range
 
 
 @dataclass(frozen=True)

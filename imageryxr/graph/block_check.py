@@ -20,7 +20,7 @@ from dask.utils import key_split
 
 from imageryxr.core.bbox import DIMS
 from imageryxr.errors import LayerError
-from imageryxr.expr import Array
+from imageryxr.graph.expr import Array
 
 
 @dataclass(frozen=True)

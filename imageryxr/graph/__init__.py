@@ -1,0 +1,1 @@
+"""Lazy descriptions of arrays, and the only place that builds dask graphs."""
