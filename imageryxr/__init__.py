@@ -14,12 +14,10 @@ from __future__ import annotations
 
 from imageryxr import accessor as _accessor
 from imageryxr import errors
-from imageryxr.align import align, regrid
 from imageryxr.core.bbox import BBox
 from imageryxr.core.colors import load_palette, palette, save_palette
 from imageryxr.core.colors.record import colors_of
 from imageryxr.core.grid import Grid, grid_of
-from imageryxr.datastack import open_datastack
 from imageryxr.errors import (
     AddressError,
     AuthError,
@@ -68,12 +66,14 @@ from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_
 from imageryxr.layers import Layer
 from imageryxr.looking import contrast_limits, thumbnail
 from imageryxr.masks import save_masks
-from imageryxr.opening import crop, open_image, open_multiscale, open_segmentation
+from imageryxr.ops.align import align, regrid
+from imageryxr.ops.datastack import open_datastack
+from imageryxr.ops.labels import select_ids, split_masks, unique_ids
+from imageryxr.ops.open import crop, open_image, open_multiscale, open_segmentation
+from imageryxr.ops.plane import plane
+from imageryxr.ops.points import sample_points
 from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
-from imageryxr.plane import plane
 from imageryxr.plots import plot
-from imageryxr.points import sample_points
-from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sharing import neuroglancer_link
 from imageryxr.sources.base import Level, Source
 from imageryxr.sources.fetch.client import Connection

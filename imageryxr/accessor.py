@@ -9,24 +9,24 @@ from typing import Any
 
 import xarray as xr
 
-from imageryxr.align import align, aligned_names, regrid
 from imageryxr.core.bbox import show_triple
 from imageryxr.core.colors.record import colors_of
 from imageryxr.core.grid import Grid, grid_of
-from imageryxr.datastack import align_tree, around, bbox
 from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export
 from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
 from imageryxr.looking import contrast_limits, describe_tree, thumbnail, tree_html
 from imageryxr.masks import save_masks
-from imageryxr.opening import box_around, crop
+from imageryxr.ops.align import align, aligned_names, regrid
+from imageryxr.ops.datastack import align_tree, around, bbox
+from imageryxr.ops.labels import select_ids, split_masks, unique_ids
+from imageryxr.ops.open import box_around, crop
+from imageryxr.ops.plane import plane, tree_plane
+from imageryxr.ops.points import sample_points
+from imageryxr.ops.tree import view
 from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
-from imageryxr.plane import plane, tree_plane
 from imageryxr.plots import plot
-from imageryxr.points import sample_points
-from imageryxr.segments import select_ids, split_masks, unique_ids
 from imageryxr.sharing import neuroglancer_link
-from imageryxr.views import view
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:

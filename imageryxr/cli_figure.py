@@ -12,14 +12,14 @@ import typer
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.align import layer_type_of
 from imageryxr.cli_layers import numbers_of
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.reach import outside
-from imageryxr.export.square import square_pixels
 from imageryxr.figure.geometry import geometry_of
 from imageryxr.figure.printing import check_length, label_pixels
 from imageryxr.graph.labelled import box_reader
+from imageryxr.ops.align import layer_type_of
+from imageryxr.ops.square_pixels import square_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image

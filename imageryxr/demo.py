@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.align import align, regrid
 from imageryxr.core.colors import palette
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import TargetExistsError
 from imageryxr.export import export
 from imageryxr.export.targets import disk_errors
 from imageryxr.figure import legend, montage, scale_bar, to_pil
-from imageryxr.opening import open_image, open_segmentation
+from imageryxr.ops.align import align, regrid
+from imageryxr.ops.open import open_image, open_segmentation
 from imageryxr.overlay import Outline, overlay
 from imageryxr.testing.sample import sample
 

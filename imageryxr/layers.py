@@ -17,6 +17,7 @@ from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionEr
 from imageryxr.graph.composite import AnyOf, Stacked, Stencilled
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, labelled, volume_of
+from imageryxr.ops.labels import segmentation_volume
 from imageryxr.painting import (
     Outline,
     Paint,
@@ -25,7 +26,6 @@ from imageryxr.painting import (
     paint_of,
     painted,
 )
-from imageryxr.segments import segmentation_volume
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,9 +44,9 @@ from imageryxr.errors import (
 )
 from imageryxr.graph.expr import Array, Mapped
 from imageryxr.graph.labelled import placed, result, volume_of
-from imageryxr.levels import first_resolution
 from imageryxr.link_sources import shown_source
-from imageryxr.opening import open_image, open_segmentation
+from imageryxr.ops.multiscale import first_resolution
+from imageryxr.ops.open import open_image, open_segmentation
 from imageryxr.sources.address import WEB_PROTOCOLS, parse_address
 from imageryxr.sources.base import Missing, Source
 from imageryxr.sources.cave.graphene import GrapheneSource, with_ids

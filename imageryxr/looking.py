@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.align import layer_type_of
 from imageryxr.core.bbox import DIMS, BBox, show_triple
 from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentLook
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError
 from imageryxr.figure import to_pil
-from imageryxr.levels import coarse_enough, levels_of
+from imageryxr.ops.align import layer_type_of
+from imageryxr.ops.multiscale import coarse_enough, levels_of
+from imageryxr.ops.tree import dimensions_of, layers_of, on_grid, position_of
 from imageryxr.overlay import overlay, overlay_dataset, to_rgba
-from imageryxr.views import dimensions_of, layers_of, on_grid, position_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

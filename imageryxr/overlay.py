@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from imageryxr.align import layer_type_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
@@ -22,8 +21,9 @@ from imageryxr.graph.composite import Stacked
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, result, volume_of
 from imageryxr.layers import Layer, described, prepared_layers, rgba_of
+from imageryxr.ops.align import layer_type_of
+from imageryxr.ops.labels import segmentation_volume
 from imageryxr.painting import Outline, Side, paint_of, painted
-from imageryxr.segments import segmentation_volume
 
 __all__ = ["Layer", "Outline", "composite", "outline", "overlay", "overlay_dataset", "to_rgba"]
 

@@ -19,7 +19,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, OptionError
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.labelled import Volume
-from imageryxr.segments import AskedIds, id_array, id_list
+from imageryxr.ops.labels import AskedIds, id_array, id_list
 
 Side = Literal["out", "in"]
 

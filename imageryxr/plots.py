@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.align import layer_type_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import SegmentLook
 from imageryxr.core.grid import grid_of
@@ -15,6 +14,7 @@ from imageryxr.errors import OptionError
 from imageryxr.figure import picture_of
 from imageryxr.figure.bars import length_text, nice_below
 from imageryxr.figure.slices import plane_of
+from imageryxr.ops.align import layer_type_of
 from imageryxr.overlay import overlay, overlay_dataset, to_rgba
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.align import layer_type_of
 from imageryxr.core.attrs import decoded, listed
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import (
@@ -32,10 +31,11 @@ from imageryxr.core.display import (
 from imageryxr.errors import LayerError, LinkError
 from imageryxr.link_layers import limits_of
 from imageryxr.linked_layers import with_links
+from imageryxr.ops.align import layer_type_of
+from imageryxr.ops.tree import layers_of
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch.policy import lies_locally
 from imageryxr.sources.shaders import image_options, invlerp_of
-from imageryxr.views import layers_of
 from imageryxr.written_state import link_of, state_of_dataset, state_of_tree
 
 SITE = "https://neuroglancer-demo.appspot.com"

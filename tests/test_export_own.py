@@ -246,7 +246,7 @@ def test_of_what_is_no_part_the_sources_are_told(tmp_path, how):
 
 def test_square_pixels_of_a_part_are_a_part_of_those_of_the_whole():
     """Linear resampling at its border takes in what lies beyond the part."""
-    from imageryxr.export.square import squared
+    from imageryxr.ops.square_pixels import squared
 
     em = array_of(Computed((6, 20, 30))).chunk({"z": 3, "y": 10, "x": 10})
     part = em.isel(x=slice(7, 21), z=slice(1, 5))

@@ -21,8 +21,8 @@ import imageryxr as ix
 from imageryxr.export.manifest import Entry, Header
 from imageryxr.sources.resolve import resolve_source
 from tests.conftest import volume
+from tests.ops.test_verbs import IMAGE
 from tests.support.export_jobs import TARGETS, Computed, array_of, digest, picture, place, run
-from tests.test_verbs import IMAGE
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = ("o.ome.zarr.manifest.json", "o.ome.zarr.manifest.log")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import imageryxr as ix
 from imageryxr.core.display import SegmentLook
 from tests.conftest import no_compute, volume
-from tests.test_verbs import FINE, IDS, IMAGE, as_source
+from tests.ops.test_verbs import FINE, IDS, IMAGE, as_source
 
 rng = np.random.default_rng(11)
 OTHER = FINE.copy(data=np.roll(FINE.values, 7, axis=2))

@@ -15,10 +15,10 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.levels import coarse_enough, levels_of
+from imageryxr.ops.multiscale import coarse_enough, levels_of
 from imageryxr.sources.precomputed import source
 from tests.conftest import no_compute, volume
-from tests.test_verbs import FINE, IMAGE, as_source
+from tests.ops.test_verbs import FINE, IMAGE, as_source
 
 
 @pytest.fixture

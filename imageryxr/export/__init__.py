@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from imageryxr.align import layer_type_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.export.crew import Crew, find_crew, leave_script_of_parent
@@ -22,11 +21,12 @@ from imageryxr.export.report import ExportReport
 from imageryxr.export.run import run_plan
 from imageryxr.export.scratch import check_scratch
 from imageryxr.export.source_places import source_places
-from imageryxr.export.square import squared
 from imageryxr.export.targets.base import Layer, Target
 from imageryxr.graph.expr import Expr, GivenLeaf, Leaf, LevelLeaf
 from imageryxr.graph.labelled import PLACE_IT, BoxReader, Volume, box_reader
 from imageryxr.graph.to_dask import exprs_below
+from imageryxr.ops.align import layer_type_of
+from imageryxr.ops.square_pixels import squared
 from imageryxr.sources.base import plain
 
 

@@ -13,7 +13,7 @@ from imageryxr.errors import MissingIdsWarning, warn
 from imageryxr.graph.expr import Expr, Resampled
 from imageryxr.graph.oblique import Sliced
 from imageryxr.graph.strides import Strided
-from imageryxr.segments import AskedIds
+from imageryxr.ops.labels import AskedIds
 
 Told = tuple[tuple[str, bytes], ...]
 """Of each set of ids, by the start of its digest, a bit an id: whether it was there."""

@@ -30,7 +30,7 @@ from imageryxr.graph.dask_inputs import Parts, parts_of
 from imageryxr.graph.evaluate import Readings, wanted
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, with_leaves
 from imageryxr.graph.labelled import BoxReader
-from imageryxr.segments import recording_ids, recording_no_ids
+from imageryxr.ops.labels import recording_ids, recording_no_ids
 from imageryxr.sources.base import recording_holes
 
 EMPTY = IndexBox((0, 0, 0), (0, 0, 0))

@@ -26,7 +26,7 @@ from imageryxr.graph.dask_inputs import parts_of
 from imageryxr.graph.evaluate import Readings, evaluate, wanted
 from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf, Mapped
 from imageryxr.graph.labelled import BoxReader
-from imageryxr.segments import recording_no_ids
+from imageryxr.ops.labels import recording_no_ids
 
 # What is drawn at a time, of a region that was read in one go: what lies between is small then.
 BRICK_VOXELS = 1 << 22

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr.levels import levels_of
-from imageryxr.views import layers_of
+from imageryxr.ops.multiscale import levels_of
+from imageryxr.ops.tree import layers_of
 from tests.sources.omezarr.test_source import axes_of, level, write_ome
 
 FINE = np.random.default_rng(1).integers(1, 255, (4, 16, 16), dtype="uint8")

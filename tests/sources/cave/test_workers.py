@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr import errors, segments
+from imageryxr import errors
 from imageryxr.core.bbox import IndexBox
+from imageryxr.ops import labels as segments
 from imageryxr.sources.cave import chunkedgraph
 from imageryxr.sources.fetch import client
 from imageryxr.sources.resolve import resolve_source

@@ -14,7 +14,7 @@ from imageryxr.core.bbox import BBox, IndexBox
 from imageryxr.core.grid import grid_of, outside_error, refuse_far
 from imageryxr.errors import ImageryWarning, LayerError, OptionError, warn
 from imageryxr.graph.labelled import as_dask, cropped, is_lazy, level_array
-from imageryxr.segments import id_array, select_ids
+from imageryxr.ops.labels import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, dtype_of, find_level, level_attrs
 from imageryxr.sources.cave.graphene import GrapheneSource, Stale, check_stale, with_ids
 from imageryxr.sources.fetch.client import Connection

@@ -84,7 +84,7 @@ def test_bad_options_are_ours_to_refuse(sample, bad):
 
 
 def test_addresses_and_folders_of_our_formats_are_recognised(sample, tmp_path):
-    from imageryxr.backend import ImageryBackend
+    from imageryxr.ops.xarray_engine import ImageryBackend
 
     guess = ImageryBackend().guess_can_open
     folder = sample.image.removeprefix("precomputed://file://")

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from imageryxr.align import align
 from imageryxr.core.bbox import BBox
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.opening import Mip, asked_ids, layer_array
-from imageryxr.segments import select_ids
+from imageryxr.ops.align import align
+from imageryxr.ops.labels import select_ids
+from imageryxr.ops.open import Mip, asked_ids, layer_array
 from imageryxr.sources.base import Missing, check_missing
 from imageryxr.sources.cave import datastack
 from imageryxr.sources.cave.graphene import Stale, check_stale

@@ -15,7 +15,7 @@ from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.errors import OptionError
 from imageryxr.graph.labelled import volume_of
 from imageryxr.graph.lazy_indexing import FieldArray
-from imageryxr.opening import Mip, open_image, open_multiscale, open_segmentation
+from imageryxr.ops.open import Mip, open_image, open_multiscale, open_segmentation
 from imageryxr.sources.base import LayerType
 from imageryxr.sources.resolve import resolve_source
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.align import layer_type_of, regrid
 from imageryxr.core.attrs import decoded, listed, plain_attrs
 from imageryxr.core.bbox import DIMS, BBox, Triple, check_resolution, exact
 from imageryxr.core.display import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
 from imageryxr.core.grid import Grid, grid_of, outside_error
 from imageryxr.core.orientation import Floats, screen_axes, screen_dimensions
 from imageryxr.errors import LayerError, LinkWarning, OptionError
-from imageryxr.levels import coarse_enough
+from imageryxr.ops.align import layer_type_of, regrid
+from imageryxr.ops.multiscale import coarse_enough
 
 
 def view(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.align import METHODS, Method, layer_type_of
 from imageryxr.core.attrs import plain_attrs
 from imageryxr.core.bbox import DIMS, BBox, Index3, Triple, check_resolution, exact
 from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
@@ -21,8 +20,9 @@ from imageryxr.core.orientation import Floats, axes_of_quaternion
 from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
 from imageryxr.graph.labelled import result, volume_of
 from imageryxr.graph.oblique import Cut, sliced
-from imageryxr.levels import coarse_enough
-from imageryxr.views import dimensions_of, layers_of, position_of, shown_axes
+from imageryxr.ops.align import METHODS, Method, layer_type_of
+from imageryxr.ops.multiscale import coarse_enough
+from imageryxr.ops.tree import dimensions_of, layers_of, position_of, shown_axes
 
 Point = list[Fraction]
 

@@ -1,0 +1,1 @@
+"""Verbs on labelled arrays: open, align, crop, slice, select."""
