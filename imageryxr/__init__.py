@@ -66,6 +66,8 @@ from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_
 from imageryxr.layers import Layer
 from imageryxr.looking import contrast_limits, thumbnail
 from imageryxr.masks import save_masks
+from imageryxr.neuroglancer.link import neuroglancer_link
+from imageryxr.neuroglancer.open import open_neuroglancer
 from imageryxr.ops.align import align, regrid
 from imageryxr.ops.datastack import open_datastack
 from imageryxr.ops.labels import select_ids, split_masks, unique_ids
@@ -74,11 +76,9 @@ from imageryxr.ops.plane import plane
 from imageryxr.ops.points import sample_points
 from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
 from imageryxr.plots import plot
-from imageryxr.sharing import neuroglancer_link
 from imageryxr.sources.base import Level, Source
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.testing.sample import Sample, sample
-from imageryxr.viewer import open_neuroglancer
 
 __version__ = "0.1.0"
 

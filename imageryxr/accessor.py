@@ -17,6 +17,7 @@ from imageryxr.export import export, plan_export
 from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
 from imageryxr.looking import contrast_limits, describe_tree, thumbnail, tree_html
 from imageryxr.masks import save_masks
+from imageryxr.neuroglancer.link import neuroglancer_link
 from imageryxr.ops.align import align, aligned_names, regrid
 from imageryxr.ops.datastack import align_tree, around, bbox
 from imageryxr.ops.labels import select_ids, split_masks, unique_ids
@@ -26,7 +27,6 @@ from imageryxr.ops.points import sample_points
 from imageryxr.ops.tree import view
 from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
 from imageryxr.plots import plot
-from imageryxr.sharing import neuroglancer_link
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,13 +13,13 @@ from imageryxr.cli_words import as_options
 from imageryxr.core.bbox import IndexBox, show_triple
 from imageryxr.core.grid import Grid
 from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkError
-from imageryxr.link_layers import check_source, limited_time
+from imageryxr.neuroglancer.fetch import state_of
+from imageryxr.neuroglancer.layers import check_source, limited_time
+from imageryxr.neuroglancer.state import parse_state
 from imageryxr.sources.base import Level, Source, finest_first
 from imageryxr.sources.cave.graphene import GrapheneSource
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.policy import Access
-from imageryxr.sources.links import state_of
-from imageryxr.sources.neuroglancer import parse_state
 from imageryxr.sources.resolve import resolve_source
 
 COARSE_FIRST = "its levels are listed from coarse to fine"

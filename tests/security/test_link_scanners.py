@@ -12,12 +12,12 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.errors import AddressError
+from imageryxr.neuroglancer.fetch import state_of
+from imageryxr.neuroglancer.shaders import image_options, invlerp_of
+from imageryxr.neuroglancer.state import parse_state
+from imageryxr.neuroglancer.state_json import url_safe_to_json
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.base import plain
-from imageryxr.sources.links import state_of
-from imageryxr.sources.neuroglancer import parse_state
-from imageryxr.sources.shaders import image_options, invlerp_of
-from imageryxr.sources.state_json import url_safe_to_json
 
 SIZE = 400_000
 SECONDS = 30  # a scanner that is quadratic takes many minutes
@@ -113,7 +113,7 @@ def emitted(code):
 
 
 def test_the_linear_scanner_finds_what_its_patterns_mean():
-    from imageryxr.sources import shaders
+    from imageryxr.neuroglancer import shaders
 
     rng = random.Random(1)
     found = set()

@@ -44,7 +44,10 @@ from imageryxr.errors import (
 )
 from imageryxr.graph.expr import Array, Mapped
 from imageryxr.graph.labelled import placed, result, volume_of
-from imageryxr.link_sources import shown_source
+from imageryxr.neuroglancer.dimensions import NATIVE, Placement
+from imageryxr.neuroglancer.fetch import check_trusted
+from imageryxr.neuroglancer.layer_sources import shown_source
+from imageryxr.neuroglancer.state import LinkLayer, LinkState
 from imageryxr.ops.multiscale import first_resolution
 from imageryxr.ops.open import open_image, open_segmentation
 from imageryxr.sources.address import WEB_PROTOCOLS, parse_address
@@ -53,9 +56,6 @@ from imageryxr.sources.cave.graphene import GrapheneSource, with_ids
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.policy import Access, lies_locally
 from imageryxr.sources.fetch.threads import current_stop, stopped_by
-from imageryxr.sources.links import check_trusted
-from imageryxr.sources.neuroglancer import LinkLayer, LinkState
-from imageryxr.sources.placement import NATIVE, Placement
 
 LINK_SECONDS, LAYER_SECONDS = 300, 90
 """How long all layers of a link, and each of them, may take to be opened."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imageryxr.errors import LinkError
-from imageryxr.sources.segment_groups import read_segments, shown_segments
+from imageryxr.neuroglancer.linked_segments import read_segments, shown_segments
 
 LINKS = ("linkedSegmentationGroup", "linkedSegmentationColorGroup")
 

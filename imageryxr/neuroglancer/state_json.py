@@ -17,7 +17,7 @@ import numpy as np
 from dask.utils import parse_bytes
 
 from imageryxr.errors import LinkError, OptionError
-from imageryxr.sources.checks import closing_quote, shown
+from imageryxr.neuroglancer.validate import closing_quote, shown
 
 DEFAULT_SIZE = "4 MB"
 MAX_DEPTH = 64

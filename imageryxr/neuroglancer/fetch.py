@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from imageryxr.errors import AddressError, AuthError, LinkError, LinkServerError, ServerError
+from imageryxr.neuroglancer.state_json import DEFAULT_SIZE, decoded, parsed, plain_state, size_limit, too_large
 from imageryxr.sources.address import FORMAT_NAMES, bucket_url
 from imageryxr.sources.fetch.auth import find_password, find_token, why_not_sent
 from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, ask_once
 from imageryxr.sources.fetch.json_service import unpacked
 from imageryxr.sources.fetch.policy import Access, Credential, is_cave_server, may_receive
 from imageryxr.sources.fetch.url import MIDDLEAUTH, WebURL, is_local_host, parse_web_url
-from imageryxr.sources.state_json import DEFAULT_SIZE, decoded, parsed, plain_state, size_limit, too_large
 
 #: A link may name the URL of a state, and a short link stand for such a link.
 MAX_FETCHES = 3

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr.sources import links
+from imageryxr.neuroglancer import fetch
 from imageryxr.sources.fetch.policy import Access
-from tests.test_links import NEW
+from tests.neuroglancer.test_link import NEW
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -133,7 +133,7 @@ def test_without_a_token(server):
 
 @pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
 def test_a_stranger_is_asked_without_the_token(server, token):
-    text = links._download(f"{server.url}/public/a.json", None, Access(), 10**6)[0]
+    text = fetch._download(f"{server.url}/public/a.json", None, Access(), 10**6)[0]
     assert json.loads(text) == server.states["public"]
     (headers,) = sent(server, "/public/a.json")
     assert TOKEN not in str(headers)
@@ -217,7 +217,7 @@ def test_a_short_link_that_leads_nowhere(server, own_token, place, error, says):
 
 def test_a_short_link_does_not_lead_to_this_machine(server, monkeypatch):
     replies = iter([("", f"{server.url}/public/a.json")])
-    monkeypatch.setattr(links, "_download", lambda *args: next(replies))
+    monkeypatch.setattr(fetch, "_download", lambda *args: next(replies))
     with pytest.raises(ix.LinkError, match="allow_local=True"):
         ix.open_neuroglancer("https://short.example.com/a")
     assert server.seen == []

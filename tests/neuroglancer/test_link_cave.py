@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr.sources.links import state_of
+from imageryxr.neuroglancer.fetch import state_of
 
 cave_server = pytest.importorskip("tests.support.cave_server", reason="graphene layers are not read here yet")
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from imageryxr.sources.checks import as_list, as_mapping, as_number, as_share, closing_quote
+from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_share, closing_quote
 
 _INVERTED = re.compile(r"1(\.0*)?-\w+\(\)")
 _COMMENT_OR_STRING = re.compile(r"//[^\n]*|/\*|['\"]")

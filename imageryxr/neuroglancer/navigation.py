@@ -9,8 +9,8 @@ from typing import Any
 
 from imageryxr.core.bbox import Triple
 from imageryxr.errors import LinkError
-from imageryxr.sources.checks import as_list, as_mapping, as_number, as_numbers, as_positive, shown
-from imageryxr.sources.placement import AXES, dimensions_of
+from imageryxr.neuroglancer.dimensions import AXES, dimensions_of
+from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_numbers, as_positive, shown
 
 Dimensions = Mapping[str, tuple[float, str]]
 Quaternion = tuple[float, float, float, float]

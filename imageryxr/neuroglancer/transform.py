@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from imageryxr.errors import LinkError
-from imageryxr.sources.checks import as_list, as_number, as_numbers, shown
-from imageryxr.sources.placement import AXES, Placement, read_dimensions, scale_of
+from imageryxr.neuroglancer.dimensions import AXES, Placement, read_dimensions, scale_of
+from imageryxr.neuroglancer.validate import as_list, as_number, as_numbers, shown
 
 TURNED = "its transform rotates, shears, mirrors or exchanges axes; only scaling and moving along the axes is drawn"
 RENAMED = "its transform exchanges or renames axes"

@@ -11,7 +11,7 @@ from typing import Any
 from imageryxr.core.bbox import Triple, tidy
 from imageryxr.core.grid import Grid
 from imageryxr.errors import LinkError
-from imageryxr.sources.checks import shown
+from imageryxr.neuroglancer.validate import shown
 
 AXES = "xyz"
 _PREFIXES = {"": 0, "Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "d": -1, "c": -2}

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from imageryxr.errors import ChoiceError, LayerError
+from imageryxr.neuroglancer.dimensions import Placement, scale_of
+from imageryxr.neuroglancer.navigation import Dimensions
+from imageryxr.neuroglancer.state import LinkLayer, LinkState
+from imageryxr.neuroglancer.transform import AxisPlace, Transform
 from imageryxr.sources.base import Source
-from imageryxr.sources.navigation import Dimensions
-from imageryxr.sources.neuroglancer import LinkLayer, LinkState
-from imageryxr.sources.placement import Placement, scale_of
 from imageryxr.sources.resolve import resolve_source
-from imageryxr.sources.transforms import AxisPlace, Transform
 
 _AXIS = {"channel": "c", "time": "t"}
 

@@ -29,14 +29,14 @@ from imageryxr.core.display import (
     hex_color,
 )
 from imageryxr.errors import LayerError, LinkError
-from imageryxr.link_layers import limits_of
-from imageryxr.linked_layers import with_links
+from imageryxr.neuroglancer.layers import limits_of
+from imageryxr.neuroglancer.linked_layers import with_links
+from imageryxr.neuroglancer.shaders import image_options, invlerp_of
+from imageryxr.neuroglancer.state_writer import link_of, state_of_dataset, state_of_tree
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.tree import layers_of
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch.policy import lies_locally
-from imageryxr.sources.shaders import image_options, invlerp_of
-from imageryxr.written_state import link_of, state_of_dataset, state_of_tree
 
 SITE = "https://neuroglancer-demo.appspot.com"
 

@@ -16,8 +16,8 @@ import zarr
 from scipy.spatial.transform import Rotation
 
 import imageryxr as ix
-from imageryxr.sources.links import state_of
-from imageryxr.sources.neuroglancer import parse_state
+from imageryxr.neuroglancer.fetch import state_of
+from imageryxr.neuroglancer.state import parse_state
 
 DIMS = {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]}
 PLACE = [4600.5, 2560.5, 130.5]

@@ -15,10 +15,10 @@ from imageryxr.core.display import DIMENSIONS, DISPLAY, LINK_STATE, NM_PER_PIXEL
 from imageryxr.core.grid import grid_of
 from imageryxr.core.orientation import quaternion_of_axes, screen_dimensions
 from imageryxr.errors import LinkError
+from imageryxr.neuroglancer.dimensions import AXES, read_dimensions
+from imageryxr.neuroglancer.layout import PANELS, layout_of_layers, read_groups, with_group
+from imageryxr.neuroglancer.navigation import Pose, read_group_pose, read_pose, smallest_side
 from imageryxr.ops.tree import dimensions_of, layers_of, position_of
-from imageryxr.sources.layer_groups import PANELS, layout_of_layers, read_groups, with_group
-from imageryxr.sources.navigation import Pose, read_group_pose, read_pose, smallest_side
-from imageryxr.sources.placement import AXES, read_dimensions
 
 #: What is written from the attributes, or is of an older form.
 _OWN = {"dimensions", "position", "crossSectionScale", "crossSectionOrientation", "displayDimensions", "layout"}

@@ -14,7 +14,7 @@ from typing import Any
 from imageryxr.core.colors.parse import RGBA, parse_color
 from imageryxr.core.display import SegmentLook, joined_ids
 from imageryxr.errors import ColorError, LinkError
-from imageryxr.sources.checks import as_list, as_mapping, as_share, as_whole, shown
+from imageryxr.neuroglancer.validate import as_list, as_mapping, as_share, as_whole, shown
 
 TOP_ID = 2**64 - 1
 

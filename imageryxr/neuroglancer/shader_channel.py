@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from imageryxr.sources.shaders import declared_controls, names_by_use, without_comments
+from imageryxr.neuroglancer.shaders import declared_controls, names_by_use, without_comments
 
 _CHANNEL = re.compile(r"\bchannel[ \t]{0,8}=[ \t]{0,8}\[?[ \t]{0,8}(\d{1,6})")
 _READ = re.compile(r"\bgetDataValue[ \t]{0,8}\([ \t]{0,8}(\d{1,6})[ \t]{0,8}\)")

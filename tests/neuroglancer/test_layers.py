@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr.sources.links import state_of
-from tests.test_links import NEW, on_sample, opened
+from imageryxr.neuroglancer.fetch import state_of
+from tests.neuroglancer.test_link import NEW, on_sample, opened
 
 EM = {"type": "image", "name": "em", "source": "IMAGE"}
 CELLS = {"type": "segmentation", "name": "cells", "source": "SEGMENTATION"}

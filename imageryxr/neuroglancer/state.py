@@ -15,15 +15,15 @@ from typing import Any
 from imageryxr.core.bbox import Triple
 from imageryxr.core.display import SegmentLook
 from imageryxr.errors import LinkError, OptionError
+from imageryxr.neuroglancer.dimensions import AXES, NATIVE, Placement, read_dimensions
+from imageryxr.neuroglancer.layout import LayerGroup, read_groups, read_panel
+from imageryxr.neuroglancer.linked_segments import SegmentEntry, ShownSegments, read_segments, shown_segments
+from imageryxr.neuroglancer.navigation import Dimensions, Pose, Quaternion, read_group_pose, read_pose
+from imageryxr.neuroglancer.shader_channel import shown_channel
+from imageryxr.neuroglancer.shaders import image_options
+from imageryxr.neuroglancer.transform import Transform, read_older_transform, read_transform
+from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_positive, shown
 from imageryxr.sources.address import FORMAT_NAMES
-from imageryxr.sources.checks import as_list, as_mapping, as_number, as_positive, shown
-from imageryxr.sources.layer_groups import LayerGroup, read_groups, read_panel
-from imageryxr.sources.navigation import Dimensions, Pose, Quaternion, read_group_pose, read_pose
-from imageryxr.sources.placement import AXES, NATIVE, Placement, read_dimensions
-from imageryxr.sources.segment_groups import SegmentEntry, ShownSegments, read_segments, shown_segments
-from imageryxr.sources.shader_channel import shown_channel
-from imageryxr.sources.shaders import image_options
-from imageryxr.sources.transforms import Transform, read_older_transform, read_transform
 
 MAX_LAYERS = 500
 #: More sources than a layer has: a volume, meshes, skeletons, properties.

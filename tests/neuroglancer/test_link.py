@@ -20,10 +20,10 @@ from scipy.spatial.transform import Rotation
 
 import imageryxr as ix
 from imageryxr.core.display import SegmentLook
-from imageryxr.link_layers import check_source
-from imageryxr.sources.links import is_local_host, state_of
-from imageryxr.sources.neuroglancer import LinkState, parse_state
-from imageryxr.sources.state_json import url_safe_to_json
+from imageryxr.neuroglancer.fetch import is_local_host, state_of
+from imageryxr.neuroglancer.layers import check_source
+from imageryxr.neuroglancer.state import LinkState, parse_state
+from imageryxr.neuroglancer.state_json import url_safe_to_json
 from tests.conftest import no_compute
 from tests.test_layers import viewer_rule
 

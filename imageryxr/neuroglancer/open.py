@@ -34,13 +34,13 @@ from imageryxr.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.link_layers import LayerOptions, open_layers
+from imageryxr.neuroglancer.fetch import state_of
+from imageryxr.neuroglancer.layers import LayerOptions, open_layers
+from imageryxr.neuroglancer.navigation import NO_TURN
+from imageryxr.neuroglancer.state import LinkLayer, LinkState, parse_state
 from imageryxr.sources.base import Missing, check_missing
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.policy import Access
-from imageryxr.sources.links import state_of
-from imageryxr.sources.navigation import NO_TURN
-from imageryxr.sources.neuroglancer import LinkLayer, LinkState, parse_state
 
 
 def open_neuroglancer(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imageryxr.errors import LinkError
-from imageryxr.sources.checks import as_list
+from imageryxr.neuroglancer.validate import as_list
 
 #: Layouts of a viewer, by name.
 PANELS = ("4panel", "4panel-alt", "3d", "xy", "xz", "yz", "xy-3d", "xz-3d", "yz-3d")

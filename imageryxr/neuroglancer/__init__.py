@@ -1,0 +1,1 @@
+"""Neuroglancer states: read from links, and written as links."""
