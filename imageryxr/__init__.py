@@ -62,9 +62,6 @@ from imageryxr.errors import (
 from imageryxr.export import export, plan_export
 from imageryxr.export.plan import ExportPlan
 from imageryxr.export.report import ExportReport
-from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
-from imageryxr.layers import Layer
-from imageryxr.looking import contrast_limits, thumbnail
 from imageryxr.masks import save_masks
 from imageryxr.neuroglancer.link import neuroglancer_link
 from imageryxr.neuroglancer.open import open_neuroglancer
@@ -74,8 +71,11 @@ from imageryxr.ops.labels import select_ids, split_masks, unique_ids
 from imageryxr.ops.open import crop, open_image, open_multiscale, open_segmentation
 from imageryxr.ops.plane import plane
 from imageryxr.ops.points import sample_points
-from imageryxr.overlay import Outline, composite, outline, overlay, to_rgba
-from imageryxr.plots import plot
+from imageryxr.render.figure import inset, legend, montage, save_figure, scale_bar, to_pil
+from imageryxr.render.layers import Layer
+from imageryxr.render.overlay import Outline, composite, outline, overlay, to_rgba
+from imageryxr.render.plot import plot
+from imageryxr.render.thumbnail import contrast_limits, thumbnail
 from imageryxr.sources.base import Level, Source
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.testing.sample import Sample, sample

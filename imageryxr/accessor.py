@@ -14,8 +14,6 @@ from imageryxr.core.colors.record import colors_of
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export
-from imageryxr.figure import inset, legend, montage, save_figure, scale_bar, to_pil
-from imageryxr.looking import contrast_limits, describe_tree, thumbnail, tree_html
 from imageryxr.masks import save_masks
 from imageryxr.neuroglancer.link import neuroglancer_link
 from imageryxr.ops.align import align, aligned_names, regrid
@@ -25,8 +23,10 @@ from imageryxr.ops.open import box_around, crop
 from imageryxr.ops.plane import plane, tree_plane
 from imageryxr.ops.points import sample_points
 from imageryxr.ops.tree import view
-from imageryxr.overlay import composite, outline, overlay, overlay_dataset, to_rgba
-from imageryxr.plots import plot
+from imageryxr.render.figure import inset, legend, montage, save_figure, scale_bar, to_pil
+from imageryxr.render.overlay import composite, outline, overlay, overlay_dataset, to_rgba
+from imageryxr.render.plot import plot
+from imageryxr.render.thumbnail import contrast_limits, describe_tree, thumbnail, tree_html
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:

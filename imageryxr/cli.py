@@ -21,7 +21,7 @@ from imageryxr.cli_help import GroupedCommand
 from imageryxr.cli_words import as_options, exit_code
 from imageryxr.demo import run_demo
 from imageryxr.errors import ImageryError, ImageryWarning, OptionError
-from imageryxr.figure.saving import check_suffix
+from imageryxr.render.figure.files import check_suffix
 
 app = typer.Typer(
     add_completion=False,

@@ -15,11 +15,11 @@ import imageryxr as ix
 from imageryxr.cli_layers import numbers_of
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.reach import outside
-from imageryxr.figure.geometry import geometry_of
-from imageryxr.figure.printing import check_length, label_pixels
 from imageryxr.graph.labelled import box_reader
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_pixels
+from imageryxr.render.figure.geometry import geometry_of
+from imageryxr.render.figure.print_size import check_length, label_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,10 +17,10 @@ from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import TargetExistsError
 from imageryxr.export import export
 from imageryxr.export.targets import disk_errors
-from imageryxr.figure import legend, montage, scale_bar, to_pil
 from imageryxr.ops.align import align, regrid
 from imageryxr.ops.open import open_image, open_segmentation
-from imageryxr.overlay import Outline, overlay
+from imageryxr.render.figure import legend, montage, scale_bar, to_pil
+from imageryxr.render.overlay import Outline, overlay
 from imageryxr.testing.sample import sample
 
 if TYPE_CHECKING:

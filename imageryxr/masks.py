@@ -21,7 +21,7 @@ from imageryxr.core.grid import Axis, grid_of
 from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError
 from imageryxr.export.storage import disk_errors
 from imageryxr.export.targets.slices import INDEX_SLACK
-from imageryxr.figure import picture_of
+from imageryxr.render.figure import picture_of
 
 # Bytes of masks that are held at once, unless a slice of all takes more.
 _HELD = 256_000_000

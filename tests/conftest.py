@@ -21,8 +21,8 @@ import xarray as xr
 from hypothesis import HealthCheck, settings
 
 import imageryxr as ix
-from imageryxr import painting
 from imageryxr.export.lease import Lease
+from imageryxr.render import paint
 from imageryxr.sources.cave import chunkedgraph
 from tests.support import cave_server, s3_server
 from tests.support.sample_volume import session_sample
@@ -46,7 +46,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 @pytest.fixture(autouse=True)
 def _warnings_shown_once_are_shown_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test see the warnings that a process shows once, whichever tests ran before it."""
-    monkeypatch.setattr(painting, "_MERGED", [])
+    monkeypatch.setattr(paint, "_MERGED", [])
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from imageryxr.neuroglancer.layers import check_source
 from imageryxr.neuroglancer.state import LinkState, parse_state
 from imageryxr.neuroglancer.state_json import url_safe_to_json
 from tests.conftest import no_compute
-from tests.test_layers import viewer_rule
+from tests.render.test_layers import viewer_rule
 
 # A link that people share: the one in ImageryClient's README, to the MICrONS volume.
 README = metadata("imageryclient")["Description"] or metadata("imageryclient").get_payload()

@@ -269,7 +269,7 @@ if __name__ == "__main__":
     import tqdm.auto  # noqa: F401
     import zarr  # noqa: F401
 
-    import imageryxr.figure
+    import imageryxr.render.figure
     from imageryxr.core.bbox import IndexBox
     from imageryxr.graph.labelled import box_reader
 

@@ -29,7 +29,7 @@ class PngStack(Stack):
 
     def page(self, index: int, plane: Array) -> bytes:
         """Return the PNG; pixels per metre say how large a pixel is, as far as the format can."""
-        from imageryxr.figure import picture_of
+        from imageryxr.render.figure import picture_of
 
         width, height, _ = self.pixel
         # Whole pixels per metre fit into 31 bits down to half a nanometre; Pillow takes dots per inch.

@@ -11,11 +11,11 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import SegmentLook
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import OptionError
-from imageryxr.figure import picture_of
-from imageryxr.figure.bars import length_text, nice_below
-from imageryxr.figure.slices import plane_of
 from imageryxr.ops.align import layer_type_of
-from imageryxr.overlay import overlay, overlay_dataset, to_rgba
+from imageryxr.render.figure import picture_of
+from imageryxr.render.figure.scale_bars import length_text, nice_below
+from imageryxr.render.figure.slice_image import plane_of
+from imageryxr.render.overlay import overlay, overlay_dataset, to_rgba
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

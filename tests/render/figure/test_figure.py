@@ -25,7 +25,7 @@ from imageryxr.errors import (
     OutOfVolumeError,
     TargetExistsError,
 )
-from imageryxr.figure import inset, legend, montage, picture_of, save_figure, scale_bar, to_pil
+from imageryxr.render.figure import inset, legend, montage, picture_of, save_figure, scale_bar, to_pil
 
 RNG = np.random.default_rng(5)
 
@@ -295,7 +295,9 @@ def test_a_long_label_is_made_to_fit():
 
 def text_of(monkeypatch, *args, **kwargs):
     written = []
-    monkeypatch.setattr("imageryxr.figure.montages._labelled", lambda tile, text, *rest: written.append(text) or tile)
+    monkeypatch.setattr(
+        "imageryxr.render.figure.montages._labelled", lambda tile, text, *rest: written.append(text) or tile
+    )
     montage(*args, labels=True, **kwargs)
     return written
 
@@ -399,7 +401,9 @@ def test_an_array_without_a_grid_is_told_to_say_its_resolution():
 )
 def test_lengths_are_written_in_a_fitting_unit(length, text, monkeypatch):
     written = []
-    monkeypatch.setattr("imageryxr.figure.bars.write", lambda picture, at, text, *rest: written.append(text))
+    monkeypatch.setattr(
+        "imageryxr.render.figure.scale_bars.write", lambda picture, at, text, *rest: written.append(text)
+    )
     scale_bar(Image.new("L", (400, 300)), nm_per_pixel=length / 80, length=length)
     assert written == [text]
 
@@ -443,11 +447,11 @@ def test_to_pil_repeats_voxels(rgba):
 
 def test_no_text_is_smaller_than_can_be_read(monkeypatch):
     sizes = []
-    from imageryxr.figure import bars
+    from imageryxr.render.figure import scale_bars
 
-    original = bars.write
+    original = scale_bars.write
     monkeypatch.setattr(
-        bars,
+        scale_bars,
         "write",
         lambda picture, at, text, size, color: sizes.append(size) or original(picture, at, text, size, color),
     )
@@ -614,7 +618,9 @@ def test_rows_and_slice_numbers(gray, monkeypatch):
     with pytest.raises(OptionError, match="one of them"):
         montage(gray, rows=2, columns=2)
     written = []
-    monkeypatch.setattr("imageryxr.figure.montages._labelled", lambda tile, text, *rest: written.append(text) or tile)
+    monkeypatch.setattr(
+        "imageryxr.render.figure.montages._labelled", lambda tile, text, *rest: written.append(text) or tile
+    )
     montage(gray, labels="slice")
     assert written == ["z 4", "z 5", "z 6"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.errors import OptionError, warn
-from imageryxr.figure.lettering import LEGIBLE
+from imageryxr.render.figure.text import LEGIBLE
 
 #: What journals ask of pictures with text on them.
 PRINT_DPI = 300.0

@@ -12,11 +12,21 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import GridError, OptionError, warn
-from imageryxr.figure.geometry import Rect, geometry_of, outdated_nm, overlap, smallest, with_geometry
-from imageryxr.figure.lettering import BLACK, MIDDLE, WHITE, contrasting, drowns, fitting, luminance, text_extent, write
-from imageryxr.figure.montages import check_count
-from imageryxr.figure.printing import check_length, label_pixels
-from imageryxr.figure.slices import plane_of, to_pil
+from imageryxr.render.figure.geometry import Rect, geometry_of, outdated_nm, overlap, smallest, with_geometry
+from imageryxr.render.figure.montages import check_count
+from imageryxr.render.figure.print_size import check_length, label_pixels
+from imageryxr.render.figure.slice_image import plane_of, to_pil
+from imageryxr.render.figure.text import (
+    BLACK,
+    MIDDLE,
+    WHITE,
+    contrasting,
+    drowns,
+    fitting,
+    luminance,
+    text_extent,
+    write,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image

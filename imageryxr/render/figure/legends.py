@@ -10,11 +10,11 @@ import xarray as xr
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.record import colors_of
 from imageryxr.errors import OptionError
-from imageryxr.figure.geometry import geometry_of, smallest, with_geometry
-from imageryxr.figure.lettering import LEGIBLE, contrasting, font
-from imageryxr.figure.montages import check_count
-from imageryxr.figure.printing import check_legible, pixels_per_point
-from imageryxr.figure.slices import as_picture
+from imageryxr.render.figure.geometry import geometry_of, smallest, with_geometry
+from imageryxr.render.figure.montages import check_count
+from imageryxr.render.figure.print_size import check_legible, pixels_per_point
+from imageryxr.render.figure.slice_image import as_picture
+from imageryxr.render.figure.text import LEGIBLE, contrasting, font
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,11 +5,11 @@ Everything here returns pixels, so everything here computes. Pillow loads inside
 
 from __future__ import annotations
 
-from imageryxr.figure.bars import Position, scale_bar
-from imageryxr.figure.insets import inset
-from imageryxr.figure.legends import legend
-from imageryxr.figure.montages import montage
-from imageryxr.figure.saving import save_figure
-from imageryxr.figure.slices import picture_of, to_pil
+from imageryxr.render.figure.files import save_figure
+from imageryxr.render.figure.insets import inset
+from imageryxr.render.figure.legends import legend
+from imageryxr.render.figure.montages import montage
+from imageryxr.render.figure.scale_bars import Position, scale_bar
+from imageryxr.render.figure.slice_image import picture_of, to_pil
 
 __all__ = ["Position", "inset", "legend", "montage", "picture_of", "save_figure", "scale_bar", "to_pil"]

@@ -20,10 +20,10 @@ from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.graph.composite import Stacked
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, result, volume_of
-from imageryxr.layers import Layer, described, prepared_layers, rgba_of
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.labels import segmentation_volume
-from imageryxr.painting import Outline, Side, paint_of, painted
+from imageryxr.render.layers import Layer, described, prepared_layers, rgba_of
+from imageryxr.render.paint import Outline, Side, paint_of, painted
 
 __all__ = ["Layer", "Outline", "composite", "outline", "overlay", "overlay_dataset", "to_rgba"]
 

@@ -11,7 +11,7 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError
-from imageryxr.figure.geometry import with_geometry
+from imageryxr.render.figure.geometry import with_geometry
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,14 +18,7 @@ from imageryxr.graph.composite import AnyOf, Stacked, Stencilled
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, labelled, volume_of
 from imageryxr.ops.labels import segmentation_volume
-from imageryxr.painting import (
-    Outline,
-    Paint,
-    check_alpha,
-    norm_outline,
-    paint_of,
-    painted,
-)
+from imageryxr.render.paint import Outline, Paint, check_alpha, norm_outline, paint_of, painted
 
 
 @dataclass(frozen=True, eq=False)

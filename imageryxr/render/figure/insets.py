@@ -11,10 +11,10 @@ from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import ImageryWarning, OptionError, OutOfVolumeError
-from imageryxr.figure.bars import Position, check_position, draw_bar, pixel_size
-from imageryxr.figure.geometry import Rect, geometry_of, smallest, with_geometry
-from imageryxr.figure.printing import label_pixels
-from imageryxr.figure.slices import plane_of, to_pil
+from imageryxr.render.figure.geometry import Rect, geometry_of, smallest, with_geometry
+from imageryxr.render.figure.print_size import label_pixels
+from imageryxr.render.figure.scale_bars import Position, check_position, draw_bar, pixel_size
+from imageryxr.render.figure.slice_image import plane_of, to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image

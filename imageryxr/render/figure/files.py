@@ -14,10 +14,10 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.errors import ImageryWarning, OptionError, TargetError, TargetExistsError
-from imageryxr.figure.bars import pixel_size
-from imageryxr.figure.geometry import geometry_of
-from imageryxr.figure.printing import LEAST_POINTS, PRINT_DPI, check_length, points_of
-from imageryxr.figure.slices import as_picture
+from imageryxr.render.figure.geometry import geometry_of
+from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length, points_of
+from imageryxr.render.figure.scale_bars import pixel_size
+from imageryxr.render.figure.slice_image import as_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

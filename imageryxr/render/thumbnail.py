@@ -16,11 +16,11 @@ from imageryxr.core.bbox import DIMS, BBox, show_triple
 from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentLook
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError
-from imageryxr.figure import to_pil
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.multiscale import coarse_enough, levels_of
 from imageryxr.ops.tree import dimensions_of, layers_of, on_grid, position_of
-from imageryxr.overlay import overlay, overlay_dataset, to_rgba
+from imageryxr.render.figure import to_pil
+from imageryxr.render.overlay import overlay, overlay_dataset, to_rgba
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,11 +14,11 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import OptionError
-from imageryxr.figure.geometry import Geometry, geometry_of, smallest, with_geometry
-from imageryxr.figure.lettering import contrasting, fitting, text_extent, top_of, write
-from imageryxr.figure.printing import label_pixels
-from imageryxr.figure.slices import plane_of, to_pil
 from imageryxr.graph.labelled import as_dask, is_lazy
+from imageryxr.render.figure.geometry import Geometry, geometry_of, smallest, with_geometry
+from imageryxr.render.figure.print_size import label_pixels
+from imageryxr.render.figure.slice_image import plane_of, to_pil
+from imageryxr.render.figure.text import contrasting, fitting, text_extent, top_of, write
 
 if TYPE_CHECKING:
     from PIL.Image import Image

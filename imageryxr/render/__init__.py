@@ -1,0 +1,1 @@
+"""Pictures: overlays, outlines, thumbnails, plots and figures."""
