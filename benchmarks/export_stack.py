@@ -27,8 +27,8 @@ import numpy as np
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.export.reading import BUFFERS, bricks, draw, read_leaf, read_sources
-from imageryxr.export.storage import Folder
+from imageryxr.export.read.buffers import BUFFERS, bricks, draw, read_leaf, read_sources
+from imageryxr.export.store.local import Folder
 from imageryxr.graph.evaluate import wanted
 from imageryxr.graph.expr import Leaf, LevelLeaf
 from imageryxr.graph.labelled import box_reader, lazy_array

@@ -60,9 +60,9 @@ from imageryxr.errors import (
     UnitError,
 )
 from imageryxr.export import export, plan_export
-from imageryxr.export.plan import ExportPlan
+from imageryxr.export.masks import save_masks
+from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.report import ExportReport
-from imageryxr.masks import save_masks
 from imageryxr.neuroglancer.link import neuroglancer_link
 from imageryxr.neuroglancer.open import open_neuroglancer
 from imageryxr.ops.align import align, regrid

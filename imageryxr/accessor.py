@@ -14,7 +14,7 @@ from imageryxr.core.colors.record import colors_of
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export
-from imageryxr.masks import save_masks
+from imageryxr.export.masks import save_masks
 from imageryxr.neuroglancer.link import neuroglancer_link
 from imageryxr.ops.align import align, aligned_names, regrid
 from imageryxr.ops.datastack import align_tree, around, bbox

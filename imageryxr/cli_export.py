@@ -21,8 +21,8 @@ import xarray as xr
 from imageryxr.cli_words import FLAGS, as_options, exit_code
 from imageryxr.errors import ImageryError, OptionError
 from imageryxr.export import check_tries, export, plan_export
-from imageryxr.export.choosing import is_volume, options_of
-from imageryxr.export.plan import ExportPlan
+from imageryxr.export.plan.plan import ExportPlan
+from imageryxr.export.targets.registry import is_volume, options_of
 
 NOT_COMPLETE = 3
 """Exit code of an export of which regions failed."""

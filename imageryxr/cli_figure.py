@@ -14,7 +14,7 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.cli_layers import numbers_of
 from imageryxr.errors import OptionError, warn
-from imageryxr.export.reach import outside
+from imageryxr.export.plan.coverage import outside
 from imageryxr.graph.labelled import box_reader
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_pixels

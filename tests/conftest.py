@@ -21,7 +21,7 @@ import xarray as xr
 from hypothesis import HealthCheck, settings
 
 import imageryxr as ix
-from imageryxr.export.lease import Lease
+from imageryxr.export.store.lease import Lease
 from imageryxr.render import paint
 from imageryxr.sources.cave import chunkedgraph
 from tests.support import cave_server, s3_server

@@ -15,7 +15,7 @@ import typer.main
 import imageryxr as ix
 from imageryxr import cli
 from imageryxr.cli_words import FLAGS, as_options
-from imageryxr.export.choosing import PATHS, PATTERNS, precomputed
+from imageryxr.export.targets.registry import PATHS, PATTERNS, precomputed
 from tests.conftest import volume
 
 COMMANDS = typer.main.get_command(cli.app).commands

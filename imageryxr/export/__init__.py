@@ -10,17 +10,17 @@ import xarray as xr
 
 from imageryxr.core.bbox import DIMS
 from imageryxr.errors import LayerError, OptionError, warn
-from imageryxr.export.crew import Crew, find_crew, leave_script_of_parent
-from imageryxr.export.header import FORMAT
-from imageryxr.export.overlap import refuse_sources
-from imageryxr.export.plan import ExportPlan
-from imageryxr.export.planning import make_plan
-from imageryxr.export.reach import outside
-from imageryxr.export.reading import in_native_order
+from imageryxr.export.commit.manifest import FORMAT
+from imageryxr.export.commit.source_overlap import refuse_sources
+from imageryxr.export.commit.source_paths import source_places
+from imageryxr.export.plan.coverage import outside
+from imageryxr.export.plan.plan import ExportPlan
+from imageryxr.export.plan.planner import make_plan
+from imageryxr.export.read.buffers import in_native_order
+from imageryxr.export.read.spill import check_scratch
 from imageryxr.export.report import ExportReport
-from imageryxr.export.run import run_plan
-from imageryxr.export.scratch import check_scratch
-from imageryxr.export.source_places import source_places
+from imageryxr.export.run.scheduler import run_plan
+from imageryxr.export.run.workers import Crew, find_crew, leave_script_of_parent
 from imageryxr.export.targets.base import Layer, Target
 from imageryxr.graph.expr import Expr, GivenLeaf, Leaf, LevelLeaf
 from imageryxr.graph.labelled import PLACE_IT, BoxReader, Volume, box_reader
@@ -246,7 +246,7 @@ def _plan(
     if square is not None and not isinstance(square, bool):
         raise OptionError(f"square={square!r} must be True, False or None")
     # The formats are loaded by whoever exports.
-    from imageryxr.export.choosing import choose_target
+    from imageryxr.export.targets.registry import choose_target
 
     array = _checked(da)
     layer_type = layer_type_of(array)

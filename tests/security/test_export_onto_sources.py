@@ -15,7 +15,7 @@ from dask import delayed
 
 import imageryxr as ix
 from imageryxr.errors import TargetExistsError
-from imageryxr.export.overlap import bucket_path
+from imageryxr.export.commit.source_overlap import bucket_path
 from tests.conftest import volume
 
 RNG = np.random.default_rng(4)

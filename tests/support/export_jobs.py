@@ -20,7 +20,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.core.grid import Grid
-from imageryxr.export.storage import Folder
+from imageryxr.export.store.local import Folder
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import lazy_array
 from imageryxr.sources.base import Level
@@ -104,7 +104,7 @@ def place(kind, folder):
 
 def run(kind, folder, *, seed=0, seconds=0.0, region=1 << 11, **kwargs):
     """Export in small regions, in this process."""
-    sys.modules["imageryxr.export.regions"].START_VOXELS = region
+    sys.modules["imageryxr.export.plan.regions"].START_VOXELS = region
     target, options = place(kind, folder)
     if "chunks" in options and region > 1 << 12:
         options = {**options, "chunks": (4, 32, 32)}

@@ -29,7 +29,7 @@ def fresh_bucket(server, monkeypatch):
     for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": SECRET, "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setattr(sys.modules["imageryxr.export.regions"], "START_VOXELS", 1 << 11)
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
     name = f"bucket{next(NUMBERS)}"
     client = boto3.client("s3", endpoint_url=server)
     client.create_bucket(Bucket=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imageryxr.export.storage import disk_errors
+from imageryxr.export.store.local import disk_errors
 from imageryxr.export.targets.base import Target
 
 __all__ = ["Target", "disk_errors"]

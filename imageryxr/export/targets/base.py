@@ -18,8 +18,8 @@ import numpy as np
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError
-from imageryxr.export.regions import Regions
-from imageryxr.export.storage import Place
+from imageryxr.export.plan.regions import Regions
+from imageryxr.export.store.local import Place
 from imageryxr.graph.expr import Array
 
 # Voxels of a region of a pyramid's coarser level, unless a chunk is larger, or there is memory for more.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imageryxr.errors import OptionError, TargetError
-from imageryxr.export.regions import Regions
-from imageryxr.export.storage import Place
+from imageryxr.export.plan.regions import Regions
+from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import Layer
 from imageryxr.export.targets.slices import SliceTarget, single_file_axis
 from imageryxr.graph.expr import Array

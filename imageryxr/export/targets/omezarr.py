@@ -15,11 +15,11 @@ import numpy as np
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError, TargetError
-from imageryxr.export.regions import Regions
-from imageryxr.export.storage import Place
+from imageryxr.export.plan.regions import Regions
+from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
-from imageryxr.export.targets.zarrarray import ZarrArray
+from imageryxr.export.targets.zarr_array import ZarrArray
 from imageryxr.graph.expr import Array
 
 CHUNK: Index3 = (16, 256, 256)

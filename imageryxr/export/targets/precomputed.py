@@ -19,8 +19,8 @@ import numpy as np
 from imageryxr.core.bbox import Index3, IndexBox, show_triple
 from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError, TargetError, warn
-from imageryxr.export.regions import Regions
-from imageryxr.export.storage import Place
+from imageryxr.export.plan.regions import Regions
+from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.graph.expr import Array

@@ -12,7 +12,7 @@ import numpy as np
 from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Axis, Grid
-from imageryxr.export.regions import Regions, tiles
+from imageryxr.export.plan.regions import Regions, tiles
 from imageryxr.export.targets.base import REGION_VOXELS, Target
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Resampled

@@ -16,7 +16,7 @@ import numpy as np
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Axis
 from imageryxr.errors import OptionError, warn
-from imageryxr.export.buckets import place_at
+from imageryxr.export.store.bucket import place_at
 from imageryxr.export.targets.base import Target
 from imageryxr.graph.expr import Array
 

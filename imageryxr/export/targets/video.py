@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from imageryxr.errors import CodecError, OptionError, TargetError
-from imageryxr.export.regions import Regions
-from imageryxr.export.storage import Place
+from imageryxr.export.plan.regions import Regions
+from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import Layer
 from imageryxr.export.targets.slices import SliceTarget, single_file_axis
 from imageryxr.graph.expr import Array

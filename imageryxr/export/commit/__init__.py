@@ -1,0 +1,1 @@
+"""Bookkeeping of exports: manifest, journal, conflicts, and publishing a complete result."""

@@ -1,0 +1,240 @@
+"""Whether the target of an export lies on one of its sources, whatever the two are spelled like."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from imageryxr.errors import TargetExistsError
+from imageryxr.export.store.local import is_remote
+from imageryxr.export.targets.base import Target
+from imageryxr.sources.base import plain
+
+Relation = Literal["is", "lies inside", "contains"]
+# Where a bucket of either service is also found, with the bucket in the host or first in the path.
+_GOOGLE = re.compile(r"(?:(?P<bucket>.+)\.)?(?:storage|commondatastorage|storage-download)\.googleapis\.com")
+_GOOGLE_PAGE = re.compile(r"storage\.cloud\.google\.com")
+_AMAZON = re.compile(r"(?:(?P<bucket>.+)\.)?s3(?:[.-][a-z0-9-]+)*\.amazonaws\.com(?:\.cn)?")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+
+Identity = tuple[int, int]
+BucketPath = tuple[str, str, tuple[str, ...]]
+
+
+def refuse_sources(target: Target, places: Iterable[str]) -> None:
+    """Raise `TargetExistsError` if a target is, contains or lies inside a place that its export reads.
+
+    Parameters
+    ----------
+    target : Target
+        What is to be written.
+    places : iterable of str
+        URLs and paths of the sources.
+
+    Raises
+    ------
+    TargetExistsError
+        Whether or not the target may be overwritten: it would be removed while it is read.
+    """
+    if target.kind == "memory":
+        return
+    remote = is_remote(target.root)
+    for place in places:
+        local = _local_path(place)
+        if remote and local is None:
+            relation = _in_bucket(target, place)
+        elif remote or local is None:
+            continue
+        else:
+            relation = _on_disk(target, local)
+        if relation is not None:
+            raise TargetExistsError(_message(target, relation, place))
+
+
+def _message(target: Target, relation: Relation, place: str) -> str:
+    what = {"is": "is", "lies inside": "lies inside", "contains": "contains"}[relation]
+    return (
+        f"the target {target.place} {what} {plain(place)}, a source of the array that is exported: writing there would "
+        "destroy the source, so it is refused with overwrite=True as well; give another target, and move the result "
+        "when the export is complete"
+    )
+
+
+def _local_path(place: str) -> str | None:
+    if place.startswith("file://"):
+        return place.removeprefix("file://")
+    return None if "://" in place else place
+
+
+def _files(target: Target) -> Iterator[str]:
+    """Return the places that an export replaces as a whole: one folder, one file, or the files of a stack."""
+    if target.kind == "files":
+        yield from (f"{target.root}/{key}" for key in target.occupied())
+    else:
+        yield target.root
+
+
+# ---------------------------------------------------------------------------------------------------------
+# on a disk
+
+
+def _on_disk(target: Target, source: str) -> Relation | None:
+    if target.kind != "files":
+        return _relation(target.root, source)
+    # The folder of a stack is not replaced: it may hold sources beside the stack's files.
+    theirs = os.path.realpath(source)
+    above = {theirs.casefold()}
+    while (parent := os.path.dirname(theirs)) != theirs:
+        above.add(parent.casefold())
+        theirs = parent
+    number = _identity(source) if os.path.isfile(source) else None
+    folders = dict[str, str]()
+    for key in target.occupied():
+        folder, _, name = f"{target.root}/{key}".rpartition("/")
+        if folder not in folders:
+            if (around := _relation(folder, source)) in ("is", "lies inside"):
+                return around
+            folders[folder] = os.path.realpath(folder)
+        path = f"{folders[folder].rstrip('/')}/{name}"
+        # one name may be a link, or a second name of the source
+        is_candidate = path.casefold() in above or (number is not None and _identity(path) == number)
+        if (is_candidate or os.path.islink(path)) and (found := _relation(path, source)) is not None:
+            return found
+    return None
+
+
+def _relation(target: str, source: str) -> Relation | None:
+    """Return how one path lies to another: by name, and by what the file system has there.
+
+    The numbers of files and folders see through links, mounts, and letters of other case on a disk that ignores it.
+    """
+    ours, theirs = os.path.realpath(target), os.path.realpath(source)
+    if os.path.normcase(ours) == os.path.normcase(theirs):
+        return "is"
+    mine, other = _identity(ours), _identity(theirs)
+    if mine is not None and mine == other:
+        return "is"
+    if _is_below(ours, theirs) or (other is not None and other in _identities(os.path.dirname(ours))):
+        return "lies inside"
+    if _is_below(theirs, ours) or (mine is not None and mine in _identities(os.path.dirname(theirs))):
+        return "contains"
+    return None
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.normcase(path).startswith(os.path.normcase(folder).rstrip(os.sep) + os.sep)
+
+
+def _identity(path: str) -> Identity | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_ino else None  # some file systems of Windows have no numbers
+
+
+def _identities(folder: str) -> set[Identity]:
+    """Return the numbers of a folder and of all folders above."""
+    found = set()
+    while True:
+        if (number := _identity(folder)) is not None:
+            found.add(number)
+        above = os.path.dirname(folder)
+        if above == folder:
+            return found
+        folder = above
+
+
+# ---------------------------------------------------------------------------------------------------------
+# in a bucket
+
+
+def _in_bucket(target: Target, source: str) -> Relation | None:
+    theirs = bucket_path(source)
+    if theirs is None:
+        return None
+    if target.kind == "files" and (around := _key_relation(bucket_path(target.root), theirs)) != "contains":
+        return around
+    found = (_key_relation(bucket_path(file), theirs) for file in _files(target))
+    return next((relation for relation in found if relation is not None), None)
+
+
+def _key_relation(ours: BucketPath | None, theirs: BucketPath) -> Relation | None:
+    if ours is None or ours[:2] != theirs[:2]:
+        return None
+    mine, other = ours[2], theirs[2]
+    if mine == other:
+        return "is"
+    if mine[: len(other)] == other:
+        return "lies inside"
+    return "contains" if other[: len(mine)] == mine else None
+
+
+def bucket_path(url: str) -> BucketPath | None:
+    """Return server, bucket and key of a URL of a bucket, the same for all its spellings; None for other URLs."""
+    scheme, _, rest = url.partition("://")
+    scheme = scheme.lower().removeprefix("middleauth+").removeprefix("ngauth+")
+    if scheme in ("s3", "gs") and rest.startswith(("http://", "https://")):
+        return _web_bucket(rest, any_host=True)
+    if scheme == "gs":
+        bucket, _, key = rest.lstrip("/").partition("/")
+        return "gs", bucket, _parts(key)
+    if scheme == "s3":
+        bucket, _, key = rest.lstrip("/").partition("/")
+        return _endpoint() or "s3", bucket, _parts(key)
+    return _web_bucket(f"{scheme}://{rest}") if scheme in ("http", "https") else None
+
+
+def _web_bucket(url: str, *, any_host: bool = False) -> BucketPath | None:
+    host = _host(url)
+    path = unquote(urlsplit(url).path)
+    endpoint = _endpoint()
+    if endpoint is not None and host.endswith(f".{endpoint}"):
+        return endpoint, host.removesuffix(f".{endpoint}"), _parts(path)
+    if endpoint == host or any_host:
+        return _first_is_bucket(host, path)
+    for service, pattern in (("gs", _GOOGLE), ("gs", _GOOGLE_PAGE), ("s3", _AMAZON)):
+        match = pattern.fullmatch(host)
+        if match:
+            bucket = match.groupdict().get("bucket")
+            return (service, bucket, _parts(path)) if bucket else _first_is_bucket(service, path)
+    return None
+
+
+def _first_is_bucket(service: str, path: str) -> BucketPath:
+    bucket, _, key = path.lstrip("/").partition("/")
+    return service, bucket, _parts(key)
+
+
+def _host(url: str) -> str:
+    """Return the host of a URL, with a port that is not the usual one."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    host = "127.0.0.1" if host in ("localhost", "::1") else host
+    port = parts.port
+    usual = {"http": 80, "https": 443}.get(parts.scheme)
+    return host if port is None or port == usual else f"{host}:{port}"
+
+
+def _endpoint() -> str | None:
+    """Return the host that serves s3:// here, if it is not Amazon's."""
+    given = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
+    if given is None:
+        return None
+    host = _host(given)
+    return None if _AMAZON.fullmatch(host) else host
+
+
+@lru_cache(maxsize=4096)
+def _parts(key: str) -> tuple[str, ...]:
+    found: list[str] = []
+    for part in key.split("/"):
+        if part == "..":
+            del found[-1:]
+        elif part not in ("", "."):
+            found.append(part)
+    return tuple(found)

@@ -1,0 +1,259 @@
+"""Masks as files: a picture for each mask and slice."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from dask.base import compute
+
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.colors import RGBA, palette, parse_color
+from imageryxr.core.grid import Axis, grid_of
+from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError
+from imageryxr.export.store.local import disk_errors
+from imageryxr.export.targets.slices import INDEX_SLACK
+from imageryxr.render.figure import picture_of
+
+# Bytes of masks that are held at once, unless a slice of all takes more.
+_HELD = 256_000_000
+
+
+def save_masks(
+    masks: xr.DataArray | Mapping[Any, xr.DataArray] | Iterable[xr.DataArray],
+    path: str | os.PathLike[str],
+    *,
+    colors: Any = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write masks as pictures, one for each mask and slice.
+
+    Computes the masks a few slices at a time, all masks together: what they read is read once.
+
+    Parameters
+    ----------
+    masks : DataArray, mapping or iterable of DataArray
+        As `split_masks` returns them, with the dim ``segment``. A dict id → mask. Or several masks, whose id is their
+        ``segment`` coordinate; where they have none, it is their place in the list, from 0. Values: bool or 0, 1.
+    path : str or path
+        ``….png`` or ``….tif``, with ``{id}`` for the id and ``{z}`` for the slice, such as ``"out/{z:04d}_{id}.png"``.
+        ``{z}`` counts from 0 in the array, ``{z_index}`` is the index in the volume, ``{z_nm:.0f}`` the coordinate;
+        ``{y}`` or ``{x}`` slices along that axis. ``{id}`` may be left out for one mask, the slice for one slice.
+    colors : dict, palette name or None, default None
+        None writes grey pictures with 0 and 255. Otherwise each mask has its colour, as `palette` takes it, and the
+        rest is transparent, as in ImageryClient's files; those that a dict leaves out are white.
+    overwrite : bool, default False
+        Whether to replace files that exist.
+
+    Returns
+    -------
+    list of Path
+        The files, by slice, and by mask within a slice.
+
+    Raises
+    ------
+    OptionError
+        If the path names no format, or two pictures would have one name.
+    LayerError
+        If there is something that is no mask.
+    TargetExistsError, TargetError
+        If a file exists, or cannot be written. Nothing is written if one exists.
+
+    Examples
+    --------
+    Masks are an array along ``segment``; ``for id, mask in zip(masks.segment.values, masks)`` goes through them as
+    ``.items()`` does through a dict.
+
+    >>> import tempfile, imageryxr as ix
+    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
+    >>> part = seg.isel(z=slice(0, 2), y=slice(0, 32), x=slice(0, 32))
+    >>> masks = ix.split_masks(part, ix.unique_ids(part)[:1])
+    >>> files = ix.save_masks(masks, tempfile.mkdtemp() + "/{z}_{id}.png")
+    >>> files[1].name == f"1_{masks.segment.values[0]}.png"
+    True
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    if not str(text).lower().endswith((".png", ".tif", ".tiff")):
+        raise OptionError(f"path={path!r} is of no picture format of masks; write 'out/{{z}}_{{id}}.png', or .tif")
+    fields = _fields(text)
+    named = _named(masks)
+    axis = _axis_of(fields, [mask for _, mask in named])
+    arrays = [(name, mask if axis in mask.dims else mask.expand_dims(axis)) for name, mask in named]
+    count = arrays[0][1].sizes[axis]
+    files = [
+        [Path(_filled(text, fields, name, axis, i, place)) for name, _ in arrays]
+        for i, place in enumerate(_places(fields, axis, arrays[0][1]))
+    ]
+    _check_files(text, [file for row in files for file in row], axis, overwrite)
+    inks = _inks([name for name, _ in named], colors)
+    values = [mask for _, mask in arrays]
+    start = 0
+    while start < count:
+        depth = _depth(values, axis, start)
+        slabs = compute(*(mask.isel({axis: slice(start, start + depth)}) for mask in values))
+        for i in range(depth):
+            for file, slab, ink in zip(files[start + i], slabs, inks, strict=True):
+                dims = [dim for dim in DIMS if dim in slab.dims and dim != axis]
+                _write(file, np.asarray(slab.isel({axis: i}).transpose(*dims).values) != 0, ink)
+        start += depth
+    return [file for row in files for file in row]
+
+
+def _fields(text: str) -> set[str]:
+    try:
+        found = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+    except ValueError as error:
+        raise OptionError(f"path={text!r} is no pattern: {error}; write 'out/{{z}}_{{id}}.png'") from None
+    known = {"id", *DIMS, *(f"{dim}_{kind}" for dim in DIMS for kind in ("index", "nm"))}
+    if found - known:
+        raise OptionError(
+            f"path={text!r} names {{{min(found - known)}}}; a mask has {{id}}, and a slice {{z}}, {{z_index}} or "
+            "{z_nm}, or the same of y or x"
+        )
+    return found
+
+
+def _named(masks: Any) -> list[tuple[Any, xr.DataArray]]:
+    """Return the masks with their ids, in order."""
+    if isinstance(masks, xr.DataArray):
+        if "segment" not in masks.dims:
+            masks = [masks]
+        else:
+            ids = masks.coords["segment"].values if "segment" in masks.coords else range(masks.sizes["segment"])
+            masks = {_name(value): masks.isel(segment=i, drop=True) for i, value in enumerate(ids)}
+    if isinstance(masks, Mapping):
+        named = [(_name(key), mask) for key, mask in masks.items()]
+    elif isinstance(masks, Iterable) and not isinstance(masks, str | bytes | np.ndarray | xr.Dataset):
+        named = [(_name_in_list(mask, i), mask) for i, mask in enumerate(masks)]
+    else:
+        raise LayerError(
+            f"a {type(masks).__name__} is no masks; give what split_masks returns, a dict id → mask or a list"
+        )
+    if not named:
+        raise OptionError("save_masks was given no masks; give at least one")
+    for name, mask in named:
+        _check_mask(name, mask)
+    return named
+
+
+def _name(key: Any) -> Any:
+    key = key.item() if isinstance(key, np.generic) else key
+    if isinstance(key, int) and not isinstance(key, bool):
+        return int(key)
+    name = str(key)
+    if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
+        raise OptionError(f"the mask {name!r} has a name that no file can have; use an id, or a name without / and \\")
+    return name
+
+
+def _name_in_list(mask: Any, place: int) -> Any:
+    held = mask.coords.get("segment") if isinstance(mask, xr.DataArray) else None
+    return _name(held.values.reshape(-1)[0]) if held is not None and held.size == 1 else place
+
+
+def _check_mask(name: Any, mask: Any) -> None:
+    if not isinstance(mask, xr.DataArray):
+        raise LayerError(f"the mask {name!r} is a {type(mask).__name__}; give a DataArray with the dims z, y and x")
+    ids = mask.attrs.get("layer_type") == "segmentation" and mask.dtype != np.bool_
+    if ids or mask.dtype.kind not in "biu" or mask.dtype.itemsize > 4:
+        raise LayerError(
+            f"the mask {name!r} has dtype {mask.dtype}, and a mask is bool; write split_masks(segmentation, ids), or "
+            "segmentation == id"
+        )
+    if not {"y", "x", "z"} >= set(mask.dims) or len(mask.dims) < 2:
+        raise LayerError(f"the mask {name!r} has the dims {tuple(map(str, mask.dims))}; a mask has z, y and x")
+    if 0 in mask.shape:
+        raise OptionError(f"the mask {name!r} is empty {mask.shape}; widen the selection")
+
+
+def _axis_of(fields: set[str], masks: list[xr.DataArray]) -> str:
+    """Return the axis across the slices, after checking that all masks have the same slices."""
+    axes = {field[0] for field in fields - {"id"}}
+    if len(axes) > 1:
+        raise OptionError(f"the path names slices along {' and '.join(sorted(axes))}; name one axis, such as {{z}}")
+    first = masks[0]
+    axis = axes.pop() if axes else next((d for d in DIMS if first.sizes.get(d, 1) == 1), "z")
+    for mask in masks:
+        if dict(mask.sizes) != dict(first.sizes):
+            raise OptionError(f"masks of the sizes {dict(first.sizes)} and {dict(mask.sizes)}; give masks of one size")
+        if (axis not in mask.dims and len(mask.dims) == 3) or (axis in mask.dims and len(mask.dims) == 2):
+            raise OptionError(f"a slice across {axis} of the dims {tuple(map(str, mask.dims))} is no picture")
+    return axis
+
+
+def _places(fields: set[str], axis: str, mask: xr.DataArray) -> list[tuple[int, float]]:
+    """Return the index in the volume and the coordinate of each slice, where the path names one."""
+    count = mask.sizes[axis]
+    if not fields & {f"{axis}_index", f"{axis}_nm"}:
+        return [(0, 0.0)] * count
+    try:
+        along: Axis = grid_of(mask).axes[DIMS.index(axis)]
+    except GridError as error:
+        raise OptionError(f"the place of a slice cannot be read from the masks: {error}; or write {{{axis}}}") from None
+    centers = along.centers()
+    return [(math.floor(along.offset + i + INDEX_SLACK), float(centers[i])) for i in range(count)]
+
+
+def _filled(text: str, fields: set[str], name: Any, axis: str, number: int, place: tuple[int, float]) -> str:
+    try:
+        return text.format(id=name, **{axis: number, f"{axis}_index": place[0], f"{axis}_nm": place[1]})
+    except (ValueError, LookupError, AttributeError) as error:
+        raise OptionError(f"path={text!r} cannot be filled for the mask {name!r}: {error}") from None
+
+
+def _check_files(text: str, files: list[Path], axis: str, overwrite: bool) -> None:
+    if len(set(files)) < len(files):
+        raise OptionError(
+            f"path={text!r} gives two pictures one name; write {{id}} for the id and {{{axis}}} for the slice, such as "
+            f"'out/{{{axis}}}_{{id}}.png'"
+        )
+    there = [] if overwrite else [file for file in files if file.exists()]
+    if there:
+        more = f" (and {len(there) - 1:,} more)" if len(there) > 1 else ""
+        raise TargetExistsError(f"{there[0]}{more} exists; give overwrite=True to replace, or another name")
+
+
+def _inks(names: list[Any], colors: Any) -> list[RGBA | None]:
+    if colors is None:
+        return [None] * len(names)
+    if isinstance(colors, Mapping):
+        return [parse_color(colors.get(name, "white")) for name in names]
+    ids = [name for name in names if isinstance(name, int) and name > 0]
+    if len(ids) < len(names):
+        raise OptionError(f"colors={colors!r} is for ids, and a mask is called {names[0]!r}; give a dict name → colour")
+    found = palette(ids, colors)
+    return [parse_color(found[i]) for i in names]
+
+
+def _depth(masks: list[xr.DataArray], axis: str, start: int) -> int:
+    """Return how many slices to compute together: up to the end of a block, if memory allows."""
+    ends = np.cumsum(masks[0].chunksizes.get(axis, (masks[0].sizes[axis],)))
+    in_block = int(ends[np.searchsorted(ends, start, side="right")]) - start
+    slice_bytes = sum(mask.nbytes // mask.sizes[axis] for mask in masks)
+    return max(1, min(in_block, _HELD // max(1, slice_bytes)))
+
+
+def _write(file: Path, mask: Any, ink: RGBA | None) -> None:
+    """Write one picture, whole or not at all."""
+    pixels: Any = mask
+    if ink is not None:
+        pixels = np.zeros((*mask.shape, 4), np.uint8)
+        pixels[mask] = ink
+    beside = file.with_name(f".{uuid.uuid4().hex[:12]}{file.suffix}")
+    with disk_errors(str(file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            picture_of(pixels).save(
+                beside, **({} if file.suffix.lower() == ".png" else {"compression": "tiff_deflate"})
+            )
+            os.replace(beside, file)
+        finally:
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Plan an export: regions, memory, workers."""

@@ -1,0 +1,290 @@
+"""What an export will read and hold in memory, told from its recipe before anything is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from dask.utils import key_split
+
+from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.export.plan.regions import Regions
+from imageryxr.graph.dask_inputs import in_memory, is_apart, is_held
+from imageryxr.graph.evaluate import wanted
+from imageryxr.graph.expr import Expr, GivenLeaf, Leaf, LevelLeaf
+from imageryxr.graph.to_dask import Givens, blocks_below
+
+# Above this many cuts along one axis, evenly spaced ones stand for all.
+SAMPLED = 128
+# While chunks are fetched and decoded, their compressed bytes and a decoded chunk are held beside the result.
+FETCHING = 1.25
+# Of a dask array whose blocks are computed one by one: blocks that are in hand while one is made and put to its place.
+IN_HAND = 3
+# What a process takes before it does anything: the interpreter, numpy, xarray, compiled kernels, a client.
+PROCESS_BYTES = 400_000_000
+
+
+@dataclass(frozen=True)
+class SourceReads:
+    """What is read of one level of one source."""
+
+    source: str
+    """Its address."""
+    mip: int
+    resolution: tuple[float, float, float]
+    """(x, y, z) nm."""
+    bytes: int
+    """Uncompressed, of all chunks that are fetched, each as often as it is."""
+    distinct_bytes: int
+    """The same with every chunk counted once."""
+    requests: int
+    """Chunks fetched, or blocks computed."""
+    chunks: int = 0
+    """The same with every one counted once."""
+    computed: bool = False
+    """Whether these are blocks of a dask array of the user's own, computed for the export."""
+
+    @property
+    def rereads(self) -> float:
+        """How many times, on average, each chunk is fetched."""
+        return self.bytes / self.distinct_bytes if self.distinct_bytes else 1.0
+
+
+def source_reads(expr: Expr, regions: Regions | Blocks) -> list[SourceReads]:
+    """Return what the regions of an export read of each source, chunks counted whole.
+
+    Blocks of foreign dask arrays count as well, as ``computed``: they are made whole, as often as regions need them.
+    """
+    found = []
+    whole = wanted(expr, IndexBox.of_shape(regions.shape))
+    for leaf, axes in _along_axes(expr, regions).items():
+        if not isinstance(leaf, LevelLeaf | GivenLeaf):
+            continue
+        size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
+        voxels = math.prod(sum(extent for extent, _ in axis) for axis in axes)
+        requests = math.prod(sum(count for _, count in axis) for axis in axes) * (not _is_held(leaf))
+        boxes = [_rounded(box, leaf) for box in whole.get(leaf, [])]
+        once = max(1, sum(math.prod(shape) for shape, _ in boxes))
+        chunks = max(1, sum(math.prod(number) for _, number in boxes))
+        total, count = max(round(voxels), once), max(1, round(requests))
+        if isinstance(leaf, GivenLeaf):
+            name, nowhere = str(key_split(leaf.name)), (0.0, 0.0, 0.0)
+            found.append(SourceReads(name, 0, nowhere, total * size, once * size, count, chunks, computed=True))
+        else:
+            place = leaf.source.levels[leaf.mip].grid.resolution
+            found.append(SourceReads(leaf.source.name, leaf.mip, place, total * size, once * size, count, chunks))
+    return found
+
+
+def reads_below(expr: Expr, givens: Givens, regions: Regions) -> list[SourceReads]:
+    """Return what is read of sources for blocks of foreign dask arrays, as far as their graphs tell.
+
+    Blocks of recipes are counted once for each time that the blocks above them are computed.
+    """
+    found = []
+    times = {r.source: r.requests / r.chunks for r in source_reads(expr, regions) if r.computed}
+    for name, array in givens.items():
+        for below, splits in blocks_below(array):
+            for reads in source_reads(below, Blocks(splits)):
+                factor = times.get(str(key_split(name)), 1.0)
+                found.append(replace(reads, bytes=round(reads.bytes * factor), requests=round(reads.requests * factor)))
+    return found
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of a dask array, as `source_reads` takes them in place of regions."""
+
+    splits: tuple[tuple[int, ...], ...]
+
+    @property
+    def shape(self) -> Index3:
+        """Voxels (z, y, x)."""
+        z, y, x = map(sum, self.splits)
+        return z, y, x
+
+    @property
+    def counts(self) -> Index3:
+        """Blocks along (z, y, x)."""
+        z, y, x = map(len, self.splits)
+        return z, y, x
+
+    def __getitem__(self, index: int) -> IndexBox:
+        spots = np.unravel_index(index, self.counts)
+        starts = [_starts(s) for s in self.splits]
+        low = tuple(int(s[i]) for s, i in zip(starts, spots, strict=True))
+        high = tuple(int(s[i + 1]) for s, i in zip(starts, spots, strict=True))
+        return IndexBox(low, high)  # type: ignore[arg-type]
+
+
+def rereads(expr: Expr, regions: Regions) -> tuple[float, float]:
+    """Return how many times over the regions read what they need: all sources together by bytes, and the worst."""
+    reads = source_reads(expr, regions)
+    distinct = sum(r.distinct_bytes for r in reads)
+    together = sum(r.bytes for r in reads) / distinct if distinct else 1.0
+    return together, max((r.rereads for r in reads), default=1.0)
+
+
+def _along_axes(expr: Expr, regions: Regions | Blocks) -> dict[Leaf, list[list[tuple[float, float]]]]:
+    # A region's chunks are so many along z, times so many along y, times so many along x: each axis is walked alone.
+    found: dict[Leaf, list[list[tuple[float, float]]]] = {}
+    counts = regions.counts
+    middle = [n // 2 for n in counts]
+    for axis in range(3):
+        chosen = range(0, counts[axis], -(-counts[axis] // SAMPLED))
+        weight = counts[axis] / len(chosen)
+        for i in chosen:
+            index = [*middle[:axis], i, *middle[axis + 1 :]]
+            box = regions[(index[0] * counts[1] + index[1]) * counts[2] + index[2]]
+            for leaf, boxes in wanted(expr, box).items():
+                shape, number = _rounded(reduce(IndexBox.hull, boxes), leaf)
+                pairs = found.setdefault(leaf, [[], [], []])[axis]
+                pairs.append((shape[axis] * weight, number[axis] * weight))
+    return found
+
+
+def _is_held(leaf: Leaf) -> bool:
+    """Tell whether a leaf is in memory, of which nothing is read as a whole."""
+    return isinstance(leaf, LevelLeaf) and isinstance(getattr(leaf.source, "array", None), np.ndarray)
+
+
+def _rounded(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
+    """Return the shape of a box rounded out to whole chunks, and how many those are along each axis."""
+    if isinstance(leaf, GivenLeaf):
+        ends = [_blocks(s, a, b) for s, a, b in zip(leaf.splits, box.start, box.stop, strict=True)]
+        return tuple(n for n, _ in ends), tuple(count for _, count in ends)  # type: ignore[return-value]
+    stored = isinstance(leaf, LevelLeaf) and not _is_held(leaf)
+    chunks = leaf.source.levels[leaf.mip].chunks if stored and isinstance(leaf, LevelLeaf) else (1, 1, 1)
+    low = tuple(a // c for a, c in zip(box.start, chunks, strict=True))
+    high = tuple(-(-b // c) for b, c in zip(box.stop, chunks, strict=True))
+    whole = IndexBox(
+        tuple(a * c for a, c in zip(low, chunks, strict=True)),  # type: ignore[arg-type]
+        tuple(b * c for b, c in zip(high, chunks, strict=True)),  # type: ignore[arg-type]
+    )
+    return whole.clip(leaf.bounds).shape, tuple(b - a for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
+
+
+def _blocks(sizes: tuple[int, ...], start: int, stop: int) -> tuple[int, int]:
+    starts = _starts(sizes)
+    first, last = np.searchsorted(starts, start, "right") - 1, np.searchsorted(starts, stop, "left")
+    return int(starts[last] - starts[first]), int(last - first)
+
+
+@lru_cache(maxsize=64)
+def _starts(sizes: tuple[int, ...]) -> Any:
+    return np.array([0, *accumulate(sizes)])
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What computing blocks of a foreign dask array takes, beside the blocks."""
+
+    apart: bool
+    """Whether each block is computed by itself."""
+    below: int
+    """Bytes that the recipe takes that its graph reads, for a block of it."""
+    held: float = 2.0
+    """Bytes in hand, where that is all blocks at once, for each byte of theirs: none of what is in memory anyway."""
+
+
+def computing(givens: Givens) -> dict[str, Computing]:
+    """Return what computing blocks of each foreign array takes."""
+    found = {}
+    for name, array in givens.items():
+        recipes = [region_memory(expr, box, box.voxels, 0.0) for expr, box in map(_largest, blocks_below(array))]
+        if is_held(array):
+            found[name] = Computing(apart=False, below=0, held=0.0 if in_memory(array) else 1.0)
+        else:
+            found[name] = Computing(is_apart(array), max(recipes, default=0))
+    return found
+
+
+def _largest(below: tuple[Expr, tuple[tuple[int, ...], ...]]) -> tuple[Expr, IndexBox]:
+    expr, splits = below
+    box = IndexBox.of_shape(tuple(map(max, splits)))
+    return expr, box
+
+
+def region_memory(
+    expr: Expr,
+    box: IndexBox,
+    brick: int,
+    encoding: float,
+    *,
+    piece: IndexBox | None = None,
+    spared: int = 0,
+    page: int = 0,
+    givens: Mapping[str, Computing] | None = None,
+) -> int:
+    """Return the most bytes that a region takes while it is read, drawn, encoded and written.
+
+    Parameters
+    ----------
+    expr : Expr
+        What is exported.
+    box : IndexBox
+        The region.
+    brick : int
+        Voxels that are drawn at a time.
+    encoding : float
+        Bytes that the target holds while it encodes, for each byte of what it is given at a time.
+    piece : IndexBox, optional
+        What it is given at a time; the region unless said.
+    spared : int
+        Bytes of what is read that are not in memory at the same time.
+    page : int
+        Bytes that it takes beside that for one of the files.
+    givens : mapping, optional
+        How foreign dask arrays are computed, by name. What their own functions take beyond the blocks that go in and
+        come out cannot be known, and is not counted.
+    """
+    piece = box if piece is None else piece
+    needs = wanted(expr, box)
+    given = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if isinstance(leaf, GivenLeaf))
+    stored = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if not isinstance(leaf, GivenLeaf))
+    stored -= spared
+    flight = _in_flight({leaf: boxes for leaf, boxes in needs.items() if isinstance(leaf, GivenLeaf)}, givens or {})
+    part = min(1.0, brick / max(1, piece.voxels))
+    drawing = part * sum(bytes_of(e, b) for e, b in steps(expr, piece))
+    # what is exported as it was read is not drawn
+    result = bytes_of(expr, piece)
+    drawn = 0 if isinstance(expr, Leaf) else result
+    return int(max(given + flight, given + FETCHING * stored + max(drawn + drawing, drawn + encoding * result + page)))
+
+
+def _in_flight(needs: Mapping[GivenLeaf, list[IndexBox]], givens: Mapping[str, Computing]) -> int:
+    """Return the bytes of what is computed for boxes of foreign arrays: blocks are, whole, whatever is wanted of them.
+
+    Those that are computed apart come one after the other, whichever array they are of; what blocks share is there
+    until the last of them, and as much as they are, as far as can be known.
+    """
+    apart, together = [0], 0
+    for leaf, boxes in needs.items():
+        size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
+        how = givens.get(leaf.name, Computing(apart=False, below=0))
+        whole = int(how.held * size * sum(math.prod(_rounded(box, leaf)[0]) for box in boxes))
+        if how.apart:
+            apart.append(min(IN_HAND * size * math.prod(map(max, leaf.splits)), whole) + how.below)
+        else:
+            together += whole + how.below
+    return max(apart) + together
+
+
+def steps(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
+    """Return all that is made on the way to a box, but what is read."""
+    box = box.clip(expr.bounds)
+    if isinstance(expr, Leaf) or not box.voxels:
+        return
+    yield expr, box
+    for child, need in zip(expr.inputs, expr.needs(box), strict=True):
+        yield from steps(child, need)
+
+
+def bytes_of(expr: Expr, box: IndexBox) -> int:
+    """Return the bytes of a box of an expression."""
+    return box.voxels * expr.dtype.itemsize * math.prod((*expr.lead, *expr.tail))

@@ -1,0 +1,335 @@
+"""What an export will do, as a value with numbers, before it does it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from imageryxr.core.bbox import DIMS, Index3
+from imageryxr.errors import OptionError, warn
+from imageryxr.export.commit.preflight import check_writable
+from imageryxr.export.commit.session import Workspace
+from imageryxr.export.plan.estimate import PROCESS_BYTES, SourceReads
+from imageryxr.export.plan.regions import Regions
+from imageryxr.export.plan.slab_regions import Scratch
+from imageryxr.export.read.slabs import Slicewise
+from imageryxr.export.read.spill import free_bytes
+from imageryxr.export.report import show_bytes
+from imageryxr.export.run.workers import Crew, available_memory
+from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.pyramid import Pyramid
+from imageryxr.export.targets.slices import SliceTarget
+from imageryxr.graph.dask_inputs import lost_blocks
+from imageryxr.graph.labelled import BoxReader
+
+# Files from which on a file system, a bucket's bill and a listing suffer.
+MANY_FILES = 10_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class ExportPlan:
+    """An export, planned: what is read and written, in which regions, and what that takes.
+
+    Nothing was read or written yet. Bytes are those of uncompressed voxels, and estimates where that is said.
+    """
+
+    target: Target
+    """What is written to."""
+    shape: Index3
+    """Voxels (z, y, x)."""
+    voxel_bytes: int
+    """Bytes of one voxel in memory."""
+    regions: Regions
+    """Boxes (z, y, x) of the array, each made by one worker; whole numbers of the target's chunks."""
+    tasks: int
+    """Regions of all stages: those of the array, and those of a pyramid's coarser levels."""
+    reads: tuple[SourceReads, ...]
+    """What is read of each source, chunks counted whole and as often as they are fetched."""
+    computes: tuple[SourceReads, ...]
+    """Which blocks of dask arrays of the user's own are computed, counted whole and as often as they are; none of those
+    that are there already."""
+    peak_memory: int
+    """Bytes that a worker takes at the most, estimated: all its threads, and the process itself."""
+    crew: Crew
+    """Who will do the work."""
+    sources: tuple[str, ...] = ()
+    """URLs and paths that the array is read from, as far as they are known; the target lies on none of them."""
+    done: int = 0
+    """Tasks that are done already, by an earlier run of the same call, by its own account."""
+    scratch: Scratch | None = None
+    """What waits on a local disk, where memory is too little to read each chunk once; None if nothing does."""
+    scratch_given: str | None = field(repr=False, default=None)
+    refuses_scratch: bool = field(repr=False, default=False)
+    how: Slicewise | None = field(repr=False, default=None)
+    read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
+    workspace: Workspace | None = field(repr=False, default=None)
+    overwrite: bool = False
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Bytes of the exported array, before compression, without a pyramid."""
+        return self.shape[0] * self.shape[1] * self.shape[2] * self.voxel_bytes
+
+    @property
+    def pyramid_bytes(self) -> int:
+        """Bytes of a pyramid's coarser levels, which come on top, before compression."""
+        return sum(math.prod(regions.shape) for regions in self.target.later) * self.voxel_bytes
+
+    @property
+    def files_to_write(self) -> int:
+        """Files that are written, about, those of a pyramid included: into a bucket each is a request."""
+        count = 0.0
+        for stage, regions in enumerate((self.regions, *self.target.later)):
+            box = regions.largest()
+            count += len(self.target.keys(stage, box)) / max(1, box.voxels) * math.prod(regions.shape)
+        return math.ceil(count)
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Bytes that are read of all sources together, re-reads included."""
+        return sum(r.bytes for r in self.reads)
+
+    @property
+    def requests(self) -> int:
+        """Chunks that are fetched, about: over a network each is a request."""
+        return sum(r.requests for r in self.reads)
+
+    @property
+    def region_bytes(self) -> int:
+        """Bytes of the largest region."""
+        return self.regions.largest().voxels * self.voxel_bytes
+
+    def validate(self) -> None:
+        """Raise if the export cannot work: memory, rights, limits of the format. Reads and leaves nothing.
+
+        Raises
+        ------
+        OptionError
+            If the format cannot hold this, or a worker has too little memory.
+        TargetError
+            If the target cannot be written to.
+        TargetExistsError
+            If it is there, of another call, and may not be replaced.
+        """
+        if self.scratch_given is not None and self.crew.kind != "cluster":
+            free_bytes(self.scratch_given)  # also where it is not needed this time: who names a folder wants to use it
+        scratch = [] if self.scratch is None else self.scratch.problems(self.crew)
+        problems = [*self.target.problems(), *self._lost(), *self._too_large(), *scratch]
+        if problems:
+            raise OptionError(f"{self.target.place} cannot be written: {'; and '.join(problems)}")
+        if self.workspace is not None:
+            self.workspace.refuse(self.workspace.load(self.overwrite), self.overwrite)
+            check_writable(self.workspace, self.bytes_to_write + self.pyramid_bytes, self.target)
+
+    def _lost(self) -> list[str]:
+        lost = lost_blocks(self.read.volume.givens)
+        if not lost:
+            return []
+        return [
+            f"{lost:,} blocks of a dask array that was persisted are not on their cluster any more: persist() it again "
+            "with that cluster's Client open, or export it as it was before persist()"
+        ]
+
+    def _too_large(self) -> list[str]:
+        limit, in_memory = self.crew.memory, self.target.kind == "memory"
+        result = self.bytes_to_write if in_memory else 0
+        have = available_memory()
+        if in_memory and self.crew.kind == "threads" and limit is not None:
+            have = limit if have is None else min(have, limit)
+        if have is not None and result > have:
+            return [
+                f"the array would take {show_bytes(result)} of memory, and there are {show_bytes(have)}: export it to "
+                ".ome.zarr, or a smaller box, or a coarser level (mip=…)"
+            ]
+        if limit is None or self.peak_memory <= limit:
+            return []
+        assembling = PROCESS_BYTES + self.target.assembling_bytes
+        if self.target.assembling_bytes and assembling == self.peak_memory:
+            return [
+                f"putting the file together takes {show_bytes(assembling)}, and there are {show_bytes(limit)}: give "
+                "more memory, a smaller box, or a coarser level (mip=…)"
+            ]
+        return [
+            f"a worker would take {show_bytes(self.peak_memory)} and has {show_bytes(limit)}: {self._less_memory()}"
+        ]
+
+    def warn_of_rereads(self) -> None:
+        """Warn if much is read or computed again and again: that takes long, and there are ways around it."""
+        self._warn_of_computing()
+        if (advice := self._fewer_files()) is not None:
+            warn(f"{self.target.place}: {advice}")
+        again = max(self.reads, key=lambda r: r.bytes - r.distinct_bytes, default=None)
+        if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
+            return
+        ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else [])
+        if isinstance(self.target, SliceTarget):
+            ways += ["a folder for scratch=…, where what was read waits"] if self.refuses_scratch else []
+            ways.append("export to .ome.zarr, whose regions need not be whole slices")
+        warn(
+            f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} where "
+            f"{show_bytes(again.distinct_bytes)} are needed, as what a worker has memory for is thinner than its "
+            f"chunks; less is read with {', or '.join(ways)}"
+        )
+
+    def _warn_of_computing(self) -> None:
+        again = max(self.computes, key=lambda r: r.requests - r.chunks, default=None)
+        if again is None or again.requests < 1.5 * again.chunks or again.requests - again.chunks < 8:
+            return
+        if isinstance(self.target, SliceTarget):
+            axis = DIMS[self.target.axis]
+            chunks = ", ".join(f"{d}={self.regions.step[i] if d == axis else -1}" for i, d in enumerate(DIMS))
+            way = (
+                f"make its blocks thin along {axis} where they are first made (array.chunk({chunks}) before what is "
+                "costly), or export it to .ome.zarr first and that to slices"
+            )
+        else:
+            way = "give chunks=… or shards=… that its blocks are whole numbers of"
+        warn(
+            f"each block of the dask array {again.source!r} is computed {again.requests / again.chunks:.1f} times, "
+            f"{again.requests:,} blocks where there are {again.chunks:,}, as a worker has no memory for regions as "
+            f"large as they are: give workers more memory; or {way}; or persist() it"
+        )
+
+    def _fewer_files(self) -> str | None:
+        if self.files_to_write < MANY_FILES or not isinstance(self.target, Pyramid):
+            return None
+        ways = ["larger chunks=…"]
+        if self.target.describe().get("shards", 0) is None and self.target.describe()["format"] != "OME-Zarr 0.4":
+            z, y, x = (c * n for c, n in zip(self.target.granule, (8, 8, 8), strict=True))
+            ways = [f"shards=({z}, {y}, {x}), which keeps the chunks in one file for 512 of them"]
+        return f"about {self.files_to_write:,} files are many for a disk or a bucket: give {' or '.join(ways)}"
+
+    def _less_memory(self) -> str:
+        granule = self.target.granule
+        process = f"{show_bytes(PROCESS_BYTES)} of that are the process itself, with its libraries"
+        busy = self.crew.threads if self.how is None else self.how.at_once * self.how.threads
+        advice = ["fewer threads a worker (workers=…)"] if busy > 1 else []
+        if isinstance(self.target, SliceTarget):
+            advice.append("export to .ome.zarr, whose regions need not be whole slices")
+        elif granule != (1, 1, 1):
+            advice.append("smaller chunks=… or shards=…")
+        return f"{process}; {', or '.join(['give workers with more memory', *advice])}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan's numbers as plain data."""
+        return {
+            "target": self.target.place,
+            **{k: v for k, v in self._said().items() if v is not None},
+            "shape": list(self.shape),
+            "regions": len(self.regions),
+            "region": list(self.regions.largest().shape),
+            "tasks": self.tasks,
+            "done": self.done,
+            "bytes_to_write": self.bytes_to_write,
+            "pyramid_bytes": self.pyramid_bytes,
+            "files_to_write": self.files_to_write,
+            "bytes_to_read": self.bytes_to_read,
+            "requests": self.requests,
+            "reads": [
+                {
+                    "source": r.source,
+                    "mip": r.mip,
+                    "bytes": r.bytes,
+                    "distinct_bytes": r.distinct_bytes,
+                    "rereads": round(r.rereads, 3),
+                    "requests": r.requests,
+                }
+                for r in self.reads
+            ],
+            "computes": [
+                {"array": r.source, "blocks": r.chunks, "computed": r.requests, "bytes": r.bytes} for r in self.computes
+            ],
+            "peak_memory": self.peak_memory,
+            "workers": self.crew.workers,
+            "threads": self.crew.threads,
+            "memory": self.crew.memory,
+            "scratch": None if self.scratch is None else self.scratch.to_dict(),
+        }
+
+    def _said(self) -> dict[str, Any]:
+        """Return the format and its options in the words in which they are given."""
+        said = self.target.describe()
+        return {**said, "axis": DIMS[said["axis"]]} if "axis" in said else said
+
+    def _tasks_are(self) -> str:
+        later = self.tasks - len(self.regions)
+        of_pyramid = f", and {later:,} of a pyramid's coarser levels" if later else ""
+        return f"one a region{of_pyramid}" + (f", {self.done:,} of them done before" if self.done else "")
+
+    def _idle(self) -> str | None:
+        """Tell of processes that no region is left for."""
+        idle = self.crew.workers - len(self.regions)
+        if self.crew.kind == "threads" or idle <= 0:
+            return None
+        kind = "workers" if self.crew.kind == "cluster" else "processes"
+        return (
+            f"{idle:,} of {self.crew.workers:,} {kind} will have nothing to do, as more regions would read the same "
+            "chunks again: fewer are as fast"
+        )
+
+    def _coming(self) -> str:
+        """Tell of workers that are not there yet."""
+        coming, count = self.crew.coming, self.crew.workers
+        if not coming:
+            return ""
+        here = count - coming
+        return f", {f'{here:,}' if here else 'none'} of them {'is' if here < 2 else 'are'} there yet"
+
+    def _regions_are(self) -> str:
+        return "1 region of " if len(self.regions) == 1 else f"{len(self.regions):,} regions of up to "
+
+    def _crew_is(self) -> str:
+        count, kind = self.crew.workers * self.crew.threads, self.crew.kind
+        if kind == "cluster":
+            return f"{self.crew.workers:,} × {self.crew.threads:,} {kind}{self._coming()}"
+        return f"{count:,} {kind if count > 1 else kind.removesuffix('es' if kind == 'processes' else 's')}"
+
+    def _read_rows(self) -> Iterator[tuple[str, str]]:
+        for r in self.reads:
+            again = f"each chunk {r.rereads:.2f} times" if r.rereads > 1.005 else "each chunk once"
+            where = f"about {r.requests:,} requests, of {r.source} (mip {r.mip})"
+            yield "read", f"{show_bytes(r.bytes)} decoded, {again}, {where}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        z, y, x = self.shape
+        dz, dy, dx = self.regions.largest().shape
+        said = {k: v for k, v in self._said().items() if v is not None and k != "format"}
+        options = ", ".join(f"{k}={v}{' (z, y, x)' * (k in ('chunks', 'shards'))}" for k, v in said.items())
+        rows = [
+            ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
+            ("voxels", f"{x:,} × {y:,} × {z:,} (x, y, z)"),
+            ("regions", f"{self._regions_are()}{dx:,} × {dy:,} × {dz:,} voxels"),
+            ("tasks", f"{self.tasks:,}: {self._tasks_are()}"),
+            *self._read_rows(),
+        ]
+        rows += [
+            ("compute", f"{r.chunks:,} {noun} of {r.source!r}, each {r.requests / r.chunks:.2f} times")
+            for r in self.computes
+            for noun in ["block" if r.chunks == 1 else "blocks"]
+        ]
+        each = f"{show_bytes(self.region_bytes)} a region"
+        also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
+        files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
+        rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
+        advice = (self._fewer_files(), self._idle(), self.target.advice())
+        rows += [("advice", text) for text in advice if text is not None]
+        have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
+        process = f"{show_bytes(PROCESS_BYTES)} for the process itself included"
+        rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {process}; {self._crew_is()}"))
+        if self.scratch is not None:
+            rows.append(("scratch", str(self.scratch)))
+        return rows
+
+    def __repr__(self) -> str:
+        lines = "\n".join(f"  {name + ':':<9}{text}" for name, text in self._rows())
+        return f"<ExportPlan {self.target.place}>\n{lines}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
+            for name, text in self._rows()
+        )
+        return f"<div><b>ExportPlan</b> <code>{escape(self.target.place)}</code><table>{rows}</table></div>"

@@ -1,0 +1,172 @@
+"""How an export is planned: in which regions, by whom, with what in memory and on disks; reads no voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from dask.utils import key_split
+
+from imageryxr.core.bbox import show_triple
+from imageryxr.errors import OptionError
+from imageryxr.export.commit.session import Stages, Workspace
+from imageryxr.export.plan.estimate import (
+    PROCESS_BYTES,
+    SourceReads,
+    computing,
+    reads_below,
+    region_memory,
+    rereads,
+    source_reads,
+)
+from imageryxr.export.plan.plan import ExportPlan
+from imageryxr.export.plan.regions import Regions, choose_regions
+from imageryxr.export.plan.slab_regions import cutter_of
+from imageryxr.export.read.buffers import BRICK_VOXELS, bricks
+from imageryxr.export.read.rolling_window import cut
+from imageryxr.export.run.workers import Crew, available_memory
+from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.pyramid import Pyramid
+from imageryxr.graph.dask_inputs import is_held
+from imageryxr.graph.labelled import BoxReader
+
+# Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
+MOST_COARSE = 1 << 26
+# Tasks at the most, a petavoxel's: each takes some bytes, of the account of what is done and of what is handed out.
+MOST_TASKS = 1 << 28
+TASK_BYTES = 24
+
+
+def make_plan(
+    target: Target,
+    read: BoxReader,
+    crew: Crew,
+    token: str,
+    what: dict[str, Any],
+    *,
+    overwrite: bool,
+    scratch: str | bool | None = None,
+    sources: tuple[str, ...] = (),
+) -> ExportPlan:
+    """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
+    cutter, given = cutter_of(target, read, crew, scratch), computing(read.volume.givens)
+    encoding, page = target.encoding, target.page_bytes
+
+    def memory_of(box: Any) -> int:
+        expr, piece, spared = read.volume.expr, None, 0
+        if target.kind != "memory":
+            strips = cut(expr, box, target.granule)
+            piece, spared = next(bricks(strips.boxes[0], target.granule)), strips.spared
+        return region_memory(expr, box, BRICK_VOXELS, encoding, piece=piece, spared=spared, page=page, givens=given)
+
+    share = crew.share()
+    # how large blocks are is known, not estimated
+    most = share if share is None or not given else 2 * share
+    regions = cutter.regions() if cutter else _regions(target, read, crew, memory_of, most)
+    target = _in_coarse(target, crew.budget, crew.workers * crew.threads)
+    workspace, done = None, 0
+    stages = Stages.of(regions, target)
+    if target.kind != "memory":
+        _check_count(stages, target)
+        workspace = Workspace(target, stages, token, what)
+        header = workspace.adopt_cut(overwrite)
+        workspace.refuse(header, overwrite)
+        stages, target = workspace.stages, workspace.target
+        regions = stages.parts[0]
+        if header is not None and header.token == token:
+            done = len({e.number for e in workspace.keeper.entries(header.run)})
+    how = cutter.how(regions) if cutter else None
+    each = memory_of if cutter is None or how is None else partial(cutter.memory, how)
+    working = max(map(each, [regions.largest(), regions[0]])) * (how.at_once if how else crew.at_once(regions))
+    reads, computes = _reads(read, regions)
+    return ExportPlan(
+        target=target,
+        shape=target.layer.grid.shape,
+        voxel_bytes=target.layer.voxel_bytes,
+        regions=regions,
+        tasks=len(stages),
+        reads=reads,
+        computes=computes,
+        peak_memory=_peak(target, crew, max(working, crew.threads * _later(target))),
+        crew=crew,
+        sources=sources,
+        done=done,
+        scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
+        scratch_given=scratch if isinstance(scratch, str) else None,
+        refuses_scratch=scratch is False,
+        how=how,
+        read=read,
+        workspace=workspace,
+        overwrite=overwrite,
+    )
+
+
+def _check_count(stages: Stages, target: Target) -> None:
+    """Raise `OptionError` if an export has more tasks than can be kept account of."""
+    have = available_memory()
+    most = MOST_TASKS if have is None else min(MOST_TASKS, have // TASK_BYTES)
+    if len(stages) <= most:
+        return
+    ways = "larger chunks=… or shards=…, " if isinstance(target, Pyramid) else ""
+    size = show_triple(target.layer.grid.shape[::-1])
+    raise OptionError(
+        f"{target.place} would be made in {len(stages):,} tasks, and more than {most:,} cannot be kept account of: "
+        f"it would be {size} voxels; give {ways}a smaller box, or a coarser level (mip=…)"
+    )
+
+
+def _regions(target: Target, read: BoxReader, crew: Crew, memory_of: Callable[[Any], int], most: int | None) -> Regions:
+    expr = read.volume.expr
+    return choose_regions(
+        expr,
+        target.layer.grid.shape,
+        target.granule,
+        memory_of=memory_of,
+        reads_of=lambda r: rereads(expr, r),
+        budget=crew.budget,
+        least=crew.workers * crew.threads,
+        most=most,
+        threads=crew.threads,
+    )
+
+
+def _reads(read: BoxReader, regions: Regions) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
+    """Return what is read of sources, and what is computed of foreign dask arrays."""
+    expr, givens = read.volume.expr, read.volume.givens
+    found = [*source_reads(expr, regions), *reads_below(expr, givens, regions)]
+    held = {key_split(name) for name, array in givens.items() if is_held(array)}
+    computes = tuple(r for r in found if r.computed and r.source not in held)
+    return tuple(r for r in found if not r.computed), computes
+
+
+def _in_coarse(target: Target, budget: int, slots: int) -> Target:
+    """Return a target whose coarser levels are made in regions as large as memory allows, and enough for all."""
+    voxels = target.coarse
+    while voxels < MOST_COARSE:
+        voxels *= 2
+        larger = target.in_coarse(voxels)
+        if not larger.later or len(larger.later[0]) < 8 * slots or _later(larger) > budget:
+            break
+        target = larger
+    return target
+
+
+def _peak(target: Target, crew: Crew, working: int) -> int:
+    """Return the most bytes of a process that works, of which its regions take some."""
+    # files are put together by the process that leads the export: on a cluster, that is no worker
+    assembling = 0 if crew.kind == "cluster" else target.assembling_bytes
+    # a result in memory lies beside threads
+    beside = target.kind == "memory" and crew.kind == "threads"
+    result = target.layer.grid.box.voxels * target.layer.voxel_bytes if beside else 0
+    return PROCESS_BYTES + result + max(working, assembling)
+
+
+def _later(target: Target) -> int:
+    """Return the most that a region of a pyramid's coarser levels takes."""
+    most = 0
+    for stage, regions in enumerate(target.later, 1):
+        box = regions.largest()
+        encoding = int((1 + target.encoding) * box.voxels * target.layer.voxel_bytes)
+        most = max(most, target.derived_bytes(stage, box), encoding)
+    return most

@@ -1,0 +1,1 @@
+"""Read a region: each chunk once, within the planned memory."""

@@ -1,0 +1,1 @@
+"""Where exports store bytes: folders and buckets, with locks and leases."""

@@ -1,0 +1,186 @@
+"""Stacks that were killed amid a region: slices that were finished are kept, halves of files are not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import imageryxr as ix
+from imageryxr.export.store.local import WAITING
+from imageryxr.sources.base import note_holes
+from tests.support.export_jobs import Computed, array_of, digest
+
+ROOT = Path(__file__).parents[3]
+# of chunks that are thicker than the stack, so that all is one region
+THICK = {"shape": (70, 48, 33), "chunks": (128, 64, 64)}
+TARGETS = {"png": "s/z{z:03d}.png", "tiffs": "s/z{z:03d}.tif", "along y": "s/y{y}.png", "tiff": "one.tif"}
+
+DYING = """
+import os, signal, sys
+from tests.export.commit.test_finished_slices import export
+storage = sys.modules["imageryxr.export.store.local"]  # of which the function hides the module
+settle, count = storage._settle, 0
+
+def dying(*names):
+    global count
+    count += 1
+    if count > int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return settle(*names)
+
+storage._settle = dying
+sys.modules["imageryxr.export.plan.slab_regions"].BRICK_VOXELS = 1
+export(sys.argv[1])
+"""
+
+
+class Holed(Computed):
+    """A source of which a chunk is missing, wherever it is asked for."""
+
+    def read(self, mip, box):
+        note_holes(self, mip, ["0-64"])
+        return super().read(mip, box)
+
+
+def drawn():
+    em, seg = Holed(**THICK), Computed(layer_type="segmentation", **THICK)
+    picture = ix.overlay(array_of(em), array_of(seg), outline=2)
+    del picture.attrs["outline_axis"]
+    return picture
+
+
+def export(target, **kwargs):
+    return ix.export(drawn(), target, square=False, **kwargs)
+
+
+def killed(target, slices):
+    """Export, and be killed when so many slices are at their place."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", DYING, target, str(slices)], env=env, cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def at_work(folder, part):
+    """Return the files of unfinished work, and which they are to the file system."""
+    (work,) = Path(folder).rglob("*-work-*")
+    return {p.name: p.stat().st_ino for p in (work / part).rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, threads):
+    # a slice or two are drawn at a time, or all would be, as small as they are
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
+    place, other = (str(tmp_path / name / TARGETS[kind]) for name in "ab")
+    plan = ix.plan_export(drawn(), place, square=False)
+    count = len(plan.target.keys(0, plan.regions[0]))
+    assert len(plan.regions) == 1
+    assert plan.how.slices <= 2
+    killed(place, 6)
+    first = at_work(tmp_path, "data")
+    killed(place, 4)
+    kept = at_work(tmp_path, "data")
+    assert len(first) == 6
+    assert first.items() < kept.items()
+    assert len(kept) == 10
+    assert len(at_work(tmp_path, "new")) == min(WAITING + 1, count - 10), "those of the last run alone"
+    pages = []
+    target = type(plan.target)
+    monkeypatch.setattr(target, "page", counting(target.page, pages))
+    report = export(place, workers=threads)
+    assert report.complete
+    assert len(pages) == count - len(kept)
+    # what they were drawn from may have had holes, of which the run that was killed told nobody
+    assert report.holes == export(other).holes == ("computed://ramp, mip 0, box 0-64",)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    if kind != "tiff":
+        assert {p.name: p.stat().st_ino for p in (tmp_path / "a" / "s").iterdir()}.items() > kept.items()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crew", [{"workers": 1}, {"workers": 2}, {"workers": 2, "client": "processes"}])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_who_is_interrupted_keeps_finished_slices_too(tmp_path, monkeypatch, kind, crew):
+    """Of the one region there is, which is not finished."""
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
+    place = str(tmp_path / TARGETS[kind])
+    code = (
+        "import os, signal, sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from tests.export.commit.test_finished_slices import drawn, export\n"
+        "sys.modules['imageryxr.export.plan.slab_regions'].BRICK_VOXELS = 1\n"
+        "storage = sys.modules['imageryxr.export.store.local']\n"
+        "storage.SETTLED_SECONDS, write = 0.1, storage._write\n"
+        "storage._write = lambda *file: (time.sleep(0.05), write(*file))\n"
+        "def stop(folder):\n"
+        "    while sum(p.is_file() for p in Path(folder).rglob('*-work-*/data/**/*')) < 5: time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "if __name__ == '__main__':\n"
+        "    threading.Thread(target=stop, args=(sys.argv[2],), daemon=True).start()\n"
+        "    try:\n"
+        f"        export(sys.argv[1], **{crew!r})\n"
+        "    except KeyboardInterrupt as error:\n"
+        "        print(*error.__notes__)\n"
+    )
+    (tmp_path / "job.py").write_text(code)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "job.py"), place, str(tmp_path)],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "slices that were finished are kept: run the same call again to continue" in done.stdout, done.stderr
+    kept = at_work(tmp_path, "data")
+    assert 5 <= len(kept) < 70
+    if "client" not in crew:  # other processes end with the one that they work for
+        assert at_work(tmp_path, "new") == {}
+    assert export(place).complete
+    assert export(str(tmp_path / "other" / TARGETS[kind])).complete
+    if kind != "tiff":
+        assert {p.name: p.stat().st_ino for p in (tmp_path / "s").iterdir()}.items() > kept.items()
+        assert digest(tmp_path / "s") == digest(tmp_path / "other" / "s")
+
+
+def counting(page, pages):
+    def counted(self, index, plane):
+        pages.append(index)
+        return page(self, index, plane)
+
+    return counted
+
+
+@pytest.mark.parametrize("harm", [b"", None])
+def test_what_was_harmed_before_the_rest_came_is_not_kept(tmp_path, harm):
+    """A region that was done, and of which a file was cut short or lost, is made again with all of its files."""
+    place = str(tmp_path / "a" / TARGETS["png"])
+    parts = {**THICK, "chunks": (32, 64, 64)}
+    with pytest.raises(ix.ChunkReadError):
+        ix.export(array_of(Computed(**parts, fail_above=32)), place, workers=1, retries=0)
+    (work,) = (tmp_path / "a").rglob("*-work-*")
+    assert len(list((work / "data").iterdir())) == 32
+    if harm is None:
+        (work / "data" / "z003.png").unlink()
+    else:
+        (work / "data" / "z003.png").write_bytes(harm)
+    report = ix.export(array_of(Computed(**parts)), place)
+    assert (report.skipped, report.tasks) == (0, 3)
+    ix.export(array_of(Computed(**parts)), str(tmp_path / "b" / TARGETS["png"]))
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+def test_what_was_harmed_when_all_was_there_is_not_kept(tmp_path):
+    """The same where the result was complete."""
+    place = str(tmp_path / "a" / TARGETS["png"])
+    export(place)
+    want = digest(tmp_path / "a")
+    (tmp_path / "a" / "s" / "z003.png").write_bytes(b"")
+    assert export(place).tasks == 1
+    assert digest(tmp_path / "a") == want

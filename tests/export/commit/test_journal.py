@@ -1,0 +1,414 @@
+"""Manifests: whose they are, what they list, what is wrong with them, and who is writing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import imageryxr as ix
+from imageryxr.export.commit.overlaps import manifest_name
+from tests.export.commit.test_resume import _wait_for, python
+from tests.support.export_jobs import Computed, array_of, digest, picture, place, run
+
+A = array_of(Computed((12, 16, 16)))
+B = array_of(Computed((16, 12, 16), seed=100))
+Z, Y = "s{z:03d}.tif", "s{y:03d}.tif"
+
+
+@pytest.fixture(autouse=True)
+def _small_regions(monkeypatch):
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
+
+
+def slices(folder, count=12):
+    return np.stack([tifffile.imread(folder / f"s{i:03d}.tif") for i in range(count)])
+
+
+def export(array, target, **kwargs):
+    return ix.export(array, target, workers=1, square=False, compression=None, **kwargs)
+
+
+def stopped(target, seed=0, **kwargs):
+    """Leave an export that is not finished."""
+    with pytest.raises(ix.ChunkReadError):
+        ix.export(picture(fail_above=7, seed=seed), target, workers=1, retries=0, **kwargs)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# two patterns, the same files
+
+
+@pytest.mark.parametrize(("other", "array"), [(Y, B), ("s{z:03}.tif", A + np.uint8(1))])
+def test_what_another_pattern_replaced_is_not_passed_for_there(tmp_path, other, array):
+    theirs = array.values if array is not B else np.moveaxis(B.values, 1, 0)
+    export(A, tmp_path / Z)
+    export(array, tmp_path / other, overwrite=True)
+    with pytest.raises(ix.TargetExistsError, match=r"export to s\{.*replaced what this call had made; .*overwrite"):
+        export(A, tmp_path / Z)
+    np.testing.assert_array_equal(slices(tmp_path), theirs)
+    assert export(array, tmp_path / other).tasks == 0
+    assert export(A, tmp_path / Z, overwrite=True).complete
+    np.testing.assert_array_equal(slices(tmp_path), A.values)
+    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+        export(array, tmp_path / other)
+
+
+def test_one_file_and_a_stack_with_a_slice_of_its_name(tmp_path):
+    export(A[:1], tmp_path / "s003.tif")
+    export(A, tmp_path / Z, overwrite=True)
+    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+        export(A[:1], tmp_path / "s003.tif")
+    export(A[:1], tmp_path / "s003.tif", overwrite=True)
+    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+        export(A, tmp_path / Z)
+
+
+def test_what_shares_no_file_is_still_there(tmp_path):
+    export(A, tmp_path / Z)
+    export(B, tmp_path / "t{y:03d}.tif")
+    export(A[:1], tmp_path / "one.tif")
+    assert export(A, tmp_path / Z).tasks == 0
+
+
+def test_what_would_be_replaced_is_asked_for_again(tmp_path):
+    # overwrite=True of an unfinished export was said of what was there then
+    ix.export(A, tmp_path / "z{z}.png")
+    stopped(tmp_path / "z{z}.png", overwrite=True)
+    work = list(tmp_path.rglob("*-work-*/data/*"))
+    ix.export(B, tmp_path / "z{y}.png", overwrite=True, square=False)
+    assert work
+    assert list(tmp_path.rglob("*-work-*/data/*")) == work, "nobody's work is removed"
+    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+        ix.export(picture(), tmp_path / "z{z}.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "z3.png")), B.values[:, 3])
+    assert ix.export(picture(), tmp_path / "z{z}.png", overwrite=True).skipped > 0
+
+
+def test_files_of_a_stack_that_was_replaced_are_not_removed_with_it(tmp_path):
+    export(A, tmp_path / Z)
+    export(B, tmp_path / Y, overwrite=True)
+    with pytest.warns(ix.ImageryWarning, match="7 files beside the 5"):
+        export(A[:5], tmp_path / Z, overwrite=True)
+    np.testing.assert_array_equal(slices(tmp_path)[5:], np.moveaxis(B.values, 1, 0)[5:])
+
+
+@pytest.mark.slow
+def test_who_shares_files_with_one_that_is_written_now_waits(tmp_path):
+    process = writing(tmp_path, "png")
+    with pytest.raises(ix.TargetError, match=rf"same names as another export.*\(process {process.pid}, which holds"):
+        ix.export(picture(), tmp_path / "stack" / "z{z:03}.png", overwrite=True)
+    process.kill()
+    process.wait()
+    assert ix.export(picture(), tmp_path / "stack" / "z{z:03}.png", overwrite=True).complete
+
+
+# ---------------------------------------------------------------------------------------------------------
+# two patterns, one name
+
+
+def name_of(folder, pattern):
+    return manifest_name(ix.plan_export(A, folder / pattern, square=False).target)[1]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("z{z}.png", "z_z_.png"),
+        ("z{z:03d}.png", "z_z_03d_.png"),
+        ("em_{y:05}.tif", "em__y_05_.tif"),
+        ("a-b_c.{x_nm:06.0f}nm.png", "a-b_c._x_nm_06.0f_nm.png"),
+        ("z_z_{z:02d}.png", "z_z__z_02d_.png"),
+    ],
+)
+def test_usual_patterns_are_readable_names(tmp_path, pattern, name):
+    assert name_of(tmp_path, pattern) == f"{name}.manifest"
+
+
+@pytest.mark.slow
+def test_no_two_patterns_have_one_name(tmp_path):
+    patterns = [
+        f"{a}{{{field}}}{b}.png"
+        for field in ("z", "z:d", "z:03d", "z:03", "z:>3", "z_nm", "z_nm:.0f", "y", "y:03d")
+        for a in ("a", "a_", "a b", "a+b", "a_b", "a_z_", "a z ", "a_z_03d_")
+        for b in ("", "_", " ", "_z_", "03d_", "d_", "nm_", "_03d_", "_nm_", "+")
+    ]
+    names = [name_of(tmp_path, p) for p in patterns]
+    assert len(set(names)) == len(set(patterns)) == len(patterns)
+
+
+def test_patterns_that_differ_in_marks_alone_are_apart(tmp_path):
+    stopped(tmp_path / "a b{z}.png")
+    assert ix.export(picture(seed=3), tmp_path / "a+b{z}.png").complete
+    assert ix.export(picture(), tmp_path / "a b{z}.png").skipped > 0
+    for pattern, seed in (("a b{z}.png", 0), ("a+b{z}.png", 3)):
+        assert ix.export(picture(seed=seed), tmp_path / pattern).tasks == 0
+
+
+def test_what_an_earlier_version_called_otherwise_is_continued(tmp_path):
+    stopped(tmp_path / "a b{z}.png")
+    hashed = next(tmp_path.rglob("*.manifest.json")).name.removesuffix(".json")
+    for path in list((tmp_path / ".imageryxr").iterdir()):
+        path.rename(tmp_path / path.name.replace(hashed, "a_b_z_.png.manifest"))
+    # that name was also of this one
+    assert ix.export(picture(seed=3), tmp_path / "a_b{z}.png").complete
+    assert ix.export(picture(), tmp_path / "a b{z}.png").skipped > 0
+    assert (tmp_path / "a_b_z_.png.manifest.json").exists()
+    for pattern, seed in (("a b{z}.png", 0), ("a_b{z}.png", 3)):
+        assert ix.export(picture(seed=seed), tmp_path / pattern).tasks == 0
+    (tmp_path / "a_b_z_.png.manifest.json").unlink()
+    assert ix.export(picture(seed=3), tmp_path / "a_b{z}.png").tasks == 0
+
+
+# ---------------------------------------------------------------------------------------------------------
+# one file
+
+
+@pytest.mark.parametrize("harm", ["gone", "empty", "half"])
+@pytest.mark.parametrize("kind", ["tiff", "mp4"])
+def test_one_file_is_complete_without_its_log(tmp_path, kind, harm):
+    first = run(kind, tmp_path)
+    truth = digest(tmp_path)
+    log = next(tmp_path.rglob("*.log"))
+    said = log.read_bytes()
+    log.write_bytes(b"" if harm == "empty" else said[: len(said) // 2])
+    if harm == "gone":
+        log.unlink()
+    report = run(kind, tmp_path)
+    assert (report.tasks, report.skipped) == (0, first.tasks)
+    assert digest(tmp_path) == truth
+
+
+def test_one_file_that_became_a_link_to_nothing_is_made_anew(tmp_path):
+    run("tiff", tmp_path)
+    truth = digest(tmp_path)
+    (tmp_path / "one.tif").unlink()
+    (tmp_path / "one.tif").symlink_to(tmp_path / "nowhere" / "x.tif")
+    assert run("tiff", tmp_path).skipped == 0
+    assert digest(tmp_path) == truth
+
+
+@pytest.mark.parametrize("kind", ["tiff", "png"])
+def test_a_folder_where_a_file_was_is_somebodys(tmp_path, kind):
+    run(kind, tmp_path)
+    file = tmp_path / sorted(digest(tmp_path))[0]
+    file.unlink()
+    (file / "mine").mkdir(parents=True)
+    with pytest.raises(ix.TargetExistsError, match="is a folder, where a file would be"):
+        run(kind, tmp_path)
+    assert (file / "mine").is_dir()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# manifests that make no sense
+
+
+def manifest(folder):
+    return next(folder.rglob("*.manifest.json"))
+
+
+def edit(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+VALUES = [
+    {"step": [0, 0, 0]},
+    {"step": [4]},
+    {"step": "abc"},
+    {"step": [True, 16, 16]},
+    {"first": [1.5, 16, 16]},
+    {"first": [2, 16, -16]},
+    {"step": [3, 5, 7], "first": [3, 5, 7]},
+    {"run": None},
+    {"run": "../../../abc"},
+    {"coarse": "x"},
+    {"coarse": 0},
+    {"what": None},
+    {"what": None, "token": "x"},
+    {"outdated": ["x"]},
+    {"outdated": [{"pattern": "z{z:03d}.png", "axis": "z", "count": "3", "resolution": 1, "offset": 0}]},
+    {"names": 3},
+    {"phase": "xyz"},
+    {"kind": "weird", "phase": "publishing"},
+    {"result": "x"},
+    {"replaces": "yes"},
+    {"format": 99},
+    {"direct": True},
+    {"names": {"pattern": "z{z:03d}.png", "axis": "z", "count": 3, "resolution": 1, "offset": 10**400}},
+    {"names": {"pattern": "z{z:03d}.png", "axis": "z", "count": 10**9, "resolution": 1, "offset": 0}},
+    {"from_the_future": 1},
+]
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
+@pytest.mark.parametrize("values", VALUES, ids=str)
+def test_wrong_values_are_told_and_overwrite_begins_anew(tmp_path, kind, values):
+    run(kind, tmp_path)
+    truth = digest(tmp_path)
+    edit(manifest(tmp_path), **values)
+    with pytest.raises(ix.ManifestError, match="is no manifest that this version reads") as caught:
+        run(kind, tmp_path)
+    said = str(caught.value)
+    assert said.startswith(str(manifest(tmp_path)))
+    assert "give overwrite=True to begin anew" in said
+    assert any(name in said for name in values)
+    assert digest(tmp_path) == truth
+    run(kind, tmp_path, overwrite=True)
+    assert digest(tmp_path) == truth
+    assert run(kind, tmp_path).tasks == 0
+
+
+@pytest.mark.parametrize("text", [b"", b'{"token": 3', b"\x93\x00\xff", b"null", b"[]", b'"x"', b"{}"])
+@pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
+def test_a_torn_manifest_is_told_and_overwrite_begins_anew(tmp_path, kind, text):
+    run(kind, tmp_path)
+    truth = digest(tmp_path)
+    manifest(tmp_path).write_bytes(text)
+    with pytest.raises(ix.ManifestError, match="give overwrite=True to begin anew"):
+        run(kind, tmp_path)
+    run(kind, tmp_path, overwrite=True)
+    assert digest(tmp_path) == truth
+
+
+@pytest.mark.parametrize("pattern", ["{z[0]}", "{z:9999999999d}", "{0}", "{z", "{z.real.imag.x}", ""])
+def test_patterns_that_name_nothing_harm_no_neighbour(tmp_path, pattern):
+    export(A, tmp_path / Z)
+    edit(manifest(tmp_path), names={"pattern": pattern, "axis": "z", "count": 3, "resolution": 1, "offset": 0})
+    assert export(B, tmp_path / "t{y:03d}.tif").complete
+    assert export(A, tmp_path / Z, overwrite=True).complete
+    np.testing.assert_array_equal(slices(tmp_path), A.values)
+
+
+@pytest.mark.parametrize("end", [".json", ".log"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_in_place_of_a_manifest_is_told(tmp_path, end, overwrite):
+    run("tiff", tmp_path)
+    path = tmp_path / f"one.tif.manifest{end}"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ix.TargetError, match=r"is a folder, where a file of an export's manifest would be"):
+        run("tiff", tmp_path, overwrite=overwrite)
+    assert path.is_dir()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# a process that is writing
+
+
+def writing(folder, kind):
+    """Return a process that has begun an export, and will take long."""
+    code = f"from tests.support.export_jobs import run; run({kind!r}, {str(folder)!r}, seconds=1.0)"
+    process = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for(folder, "*.manifest.json", lines=1)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the system does not tell who holds a lock")
+@pytest.mark.parametrize("kwargs", [{}, {"resume": False}, {"overwrite": True}], ids=str)
+def test_who_is_writing_is_told_first(tmp_path, kwargs):
+    process = writing(tmp_path, "omezarr")
+    try:
+        with pytest.raises(ix.TargetError) as caught:
+            run("omezarr", tmp_path, seed=1, **kwargs)
+        assert f"process {process.pid}" in str(caught.value)
+        assert "wait for it to end, or stop it" in str(caught.value)
+        assert "overwrite" not in str(caught.value)
+        assert process.poll() is None
+        manifest(tmp_path).write_text("")
+        with pytest.raises(ix.TargetError, match=f"process {process.pid}"):
+            run("omezarr", tmp_path, seed=1, **kwargs)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_who_was_writing_and_died_is_not_waited_for(tmp_path):
+    process = writing(tmp_path, "omezarr")
+    process.kill()
+    process.wait()
+    with pytest.raises(ix.TargetExistsError, match=r"unfinished work of another export .*overwrite=True"):
+        run("omezarr", tmp_path, seed=1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# patterns with a folder a slice
+
+
+@pytest.mark.parametrize("compression", ["zlib", None])
+def test_files_that_another_root_names_as_well_are_not_passed_for_there(tmp_path, compression):
+    """Where voxels take the same bytes, the size of a file tells nothing."""
+    options = {"square": False, "compression": compression, "workers": 1}
+    above, below = tmp_path / "a" / "{z}" / "{z}.tif", tmp_path / "a" / "3" / "{z}.tif"
+    other = A + np.uint8(1)
+    ix.export(A, above, **options)
+    ix.export(other, below, overwrite=True, **options)
+    with pytest.raises(ix.TargetExistsError, match=r"export to \{z\}\.tif has since replaced what this call had made"):
+        ix.export(A, above, **options)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a" / "3" / "3.tif"), other.values[3])
+    with pytest.warns(ix.ImageryWarning, match="11 files beside the 12"):
+        ix.export(A, above, overwrite=True, **options)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a" / "3" / "3.tif"), A.values[3])
+    with pytest.raises(ix.TargetExistsError, match=r"export to \{z\}/\{z\}\.tif has since replaced"):
+        ix.export(other, below, **options)
+
+
+def test_folders_of_slices_that_are_no_more_go_with_them(tmp_path):
+    pattern = tmp_path / "a" / "{z}" / "{z}.tif"
+    export(A, pattern)
+    (tmp_path / "a" / "7" / "mine").write_text("")
+    export(A[:5], pattern, overwrite=True)
+    names = sorted(p.name for p in (tmp_path / "a").iterdir() if p.is_dir())
+    assert names == [".imageryxr", "0", "1", "2", "3", "4", "7"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# killed at the end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
+def test_what_appeared_while_a_result_was_brought_to_its_place_is_not_replaced(tmp_path, kind):
+    """The process was killed as that began; then somebody put something there."""
+    code = (
+        "import os, sys; from tests.support.export_jobs import run\n"
+        "sys.modules['imageryxr.export.commit.publish'].move_into_place = lambda *a: os.kill(os.getpid(), 9)\n"
+        f"run({kind!r}, {str(tmp_path / 'a')!r})"
+    )
+    assert python("-c", code).wait() == -9
+    run(kind, tmp_path / "b")
+    truth = digest(tmp_path / "b")
+    mine = tmp_path / "a" / sorted(truth)[-1]
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(ix.TargetExistsError, match="appeared while this export was under way, and is not replaced"):
+        run(kind, tmp_path / "a")
+    assert mine.read_bytes() == b"mine"
+    mine.unlink()
+    while mine.parent != tmp_path / "a" and not any(mine.parent.iterdir()):
+        mine.parent.rmdir()
+        mine = mine.parent
+    assert run(kind, tmp_path / "a").tasks == 0
+    assert digest(tmp_path / "a") == truth
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "png"])
+def test_bookkeeping_that_a_killed_process_left_half_written_goes(tmp_path, kind):
+    target, options = place(kind, tmp_path)
+    with pytest.raises(ix.ChunkReadError):
+        ix.export(picture(fail_above=7), target, workers=1, retries=0, **options)
+    base = str(next(tmp_path.rglob("*.manifest.json"))).removesuffix(".json")
+    for end in ("-0123abcd.json", "-probe-0123abcd"):
+        Path(base + end).write_text("half")
+    Path(base + "-mine.json").write_text("no such name")
+    ix.export(picture(), target, **options)
+    assert {p.name for p in Path(base).parent.rglob("*.manifest*")} == {
+        Path(base + end).name for end in (".json", ".log", "-mine.json")
+    }

@@ -1,0 +1,175 @@
+"""A stack that replaces a longer one: what is left of that goes, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imageryxr as ix
+from imageryxr.export.commit.session import Workspace
+from tests.conftest import volume
+from tests.support.export_jobs import Computed, array_of
+
+LONG = array_of(Computed((9, 16, 16)))
+
+
+def there(folder):
+    return sorted(p.name for p in folder.iterdir() if p.name != ".imageryxr")
+
+
+def names(*numbers):
+    return [f"z{n:02d}.png" for n in numbers]
+
+
+@pytest.fixture
+def longer(tmp_path):
+    ix.export(LONG, tmp_path / "z{z:02d}.png")
+    return tmp_path
+
+
+def shorter(folder, count=3, **kwargs):
+    return ix.export(LONG[-count:], folder / "z{z:02d}.png", overwrite=True, workers=1, **kwargs)
+
+
+def test_the_rest_of_the_longer_one_goes(longer):
+    assert shorter(longer).complete
+    assert there(longer) == names(0, 1, 2)
+    for i in range(3):
+        np.testing.assert_array_equal(np.asarray(Image.open(longer / f"z{i:02d}.png")), LONG[-3 + i])
+    assert json.loads(next(longer.rglob("*.manifest.json")).read_text())["outdated"] == []
+
+
+def test_what_it_did_not_write_stays(longer):
+    own = [*names(9, 10), "z1.png", "notes.png", "z03.tif"]
+    for name in own:
+        (longer / name).write_bytes(b"mine")
+    with pytest.warns(ix.ImageryWarning, match="3 files beside the 3 of this stack.*z09.png") as told:
+        shorter(longer)
+    assert told[0].filename == __file__
+    assert there(longer) == sorted([*names(0, 1, 2), *own])
+    assert all((longer / name).read_bytes() == b"mine" for name in own)
+
+
+def test_of_a_manifest_that_lists_nothing_all_stays(longer):
+    manifest = next(longer.rglob("*.manifest.json"))
+    said = json.loads(manifest.read_text())
+    assert said.pop("names")["count"] == 9  # as earlier versions wrote it
+    assert said.pop("outdated") == []
+    manifest.write_text(json.dumps(said))
+    with pytest.warns(ix.ImageryWarning, match="6 files beside the 3"):
+        shorter(longer)
+    assert there(longer) == names(*range(9))
+
+
+def test_nothing_goes_before_the_new_one_is_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
+    ix.export(array_of(Computed((12, 48, 64))), tmp_path / "z{z:02d}.png")
+    broken = array_of(Computed((12, 48, 64), fail_above=4))[:8]
+    report = ix.export(broken, tmp_path / "z{z:02d}.png", overwrite=True, on_error="collect", retries=0)
+    assert report.failed
+    assert report.regions, "so that its manifest is in the place of the first one's"
+    assert there(tmp_path) == names(*range(12))
+    # another one in its place knows of both
+    shorter(tmp_path, 2)
+    assert there(tmp_path) == names(0, 1)
+
+
+def test_stopped_before_the_rest_was_removed(longer, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Workspace, "_remove_outdated", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            shorter(longer)
+    assert there(longer) == names(*range(9))
+    ix.export(LONG[-3:], longer / "z{z:02d}.png")
+    assert there(longer) == names(0, 1, 2)
+
+
+def test_a_stack_of_another_place_is_not_replaced(tmp_path):
+    target = tmp_path / "{z_nm:06.0f}.png"
+    ix.export(LONG[:4], target)
+    with pytest.warns(ix.ImageryWarning, match="4 files beside the 3"):
+        ix.export(LONG[4:7], target, overwrite=True)
+    assert len(there(tmp_path)) == 7
+
+
+def test_by_coordinate(tmp_path):
+    target = tmp_path / "{z_nm:06.0f}.png"
+    ix.export(LONG, target)
+    ix.export(LONG[2:5], target, overwrite=True)
+    assert there(tmp_path) == [f"{float(z):06.0f}.png" for z in LONG.z[2:5]]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# where the bookkeeping lies
+
+
+def as_earlier(folder):
+    """Put the bookkeeping of stacks where earlier versions had it: beside the pictures."""
+    for path in (folder / ".imageryxr").iterdir():
+        path.rename(folder / path.name)
+    (folder / ".imageryxr").rmdir()
+
+
+def test_a_finished_stack_is_pictures_and_one_hidden_folder(tmp_path):
+    ix.export(LONG, tmp_path / "z{z:02d}.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".imageryxr", *names(*range(9))]
+
+
+def test_a_stack_of_an_earlier_version_is_continued(tmp_path, monkeypatch):
+    def stop(space):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ix.export(LONG, tmp_path / "z{z:02d}.png")
+    as_earlier(tmp_path)
+    report = ix.export(LONG, tmp_path / "z{z:02d}.png")
+    assert report.complete
+    assert report.skipped == len(ix.plan_export(LONG, tmp_path / "z{z:02d}.png").regions)
+    assert [p.name for p in sorted(tmp_path.glob("*.png"))] == names(*range(9))
+
+
+def test_a_finished_stack_of_an_earlier_version_is_complete_and_replaced(tmp_path):
+    ix.export(LONG, tmp_path / "z{z:02d}.png")
+    as_earlier(tmp_path)
+    assert ix.export(LONG, tmp_path / "z{z:02d}.png").tasks == 0
+    short = LONG.isel(z=slice(0, 3))
+    with pytest.raises(ix.TargetExistsError):
+        ix.export(short, tmp_path / "z{z:02d}.png")
+    ix.export(short, tmp_path / "z{z:02d}.png", overwrite=True)
+    assert [p.name for p in sorted(tmp_path.iterdir()) if p.suffix == ".png"] == names(0, 1, 2)
+
+
+def test_stacks_of_two_patterns_share_a_hidden_folder(tmp_path):
+    ix.export(LONG, tmp_path / "z{z:02d}.png")
+    ix.export(LONG, tmp_path / "a{z:02d}.tif")
+    assert len([p for p in (tmp_path / ".imageryxr").iterdir() if p.suffix == ".json"]) == 2
+    assert ix.export(LONG, tmp_path / "a{z:02d}.tif").tasks == 0
+
+
+def test_an_export_that_makes_nothing_leaves_no_hidden_folder(tmp_path):
+    broken = array_of(Computed((9, 16, 16), fail_above=-1))
+    with pytest.raises(ix.ChunkReadError):
+        ix.export(broken, tmp_path / "z{z:02d}.png", retries=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_by_the_index_in_the_volume(tmp_path):
+    image = volume(np.zeros((3, 4, 4), np.uint8), (8, 8, 40), (7, 11, -1))
+    ix.export(image, tmp_path / "z{z_index:03d}.png")
+    ix.export(image, tmp_path / "x{x}_{x_index}_{x_nm:.0f}.tif", square=False)
+    ix.export(image.isel(z=slice(1, 3)), tmp_path / "part{z_index}.png")
+    found = sorted(p.name for p in tmp_path.iterdir() if p.is_file())
+    assert found == [
+        "part0.png",
+        "part1.png",
+        *(f"x{i}_{7 + i}_{(7.5 + i) * 8:.0f}.tif" for i in range(4)),
+        "z-01.png",
+        "z000.png",
+        "z001.png",
+    ]

@@ -1,0 +1,449 @@
+"""Exports that are stopped, torn, doubled or out of room: the bytes of an undisturbed run, or an error that says so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import requests
+import zarr
+
+import imageryxr as ix
+from imageryxr.export.commit.journal import Entry, Header
+from imageryxr.sources.resolve import resolve_source
+from tests.conftest import volume
+from tests.ops.test_verbs import IMAGE
+from tests.support.export_jobs import TARGETS, Computed, array_of, digest, picture, place, run
+
+ROOT = Path(__file__).parents[3]
+MANIFEST = ("o.ome.zarr.manifest.json", "o.ome.zarr.manifest.log")
+
+
+@pytest.fixture(autouse=True)
+def _small_regions(monkeypatch):
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
+
+
+def python(*args, **kwargs):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, *map(str, args)], env=env, cwd=ROOT, text=True, **kwargs)
+
+
+def checked(process, seconds=600):
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == 0, f"{out}\n{err}"
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------
+# killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["omezarr", "sharded", "precomputed", "png", "tiffs", "tiff", "mp4"])
+def test_killed_at_random_and_continued(tmp_path, kind):
+    checked(python("-m", "tests.support.export_jobs", "random", kind, tmp_path, 20, 1, stdout=-1, stderr=-1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "step"), [("omezarr", 61), ("png", 7), ("ometiff", 7)])
+def test_killed_before_any_of_its_calls(tmp_path, kind, step):
+    # of the system, while it replaces another: also those in which the result is moved to its place
+    checked(python("-m", "tests.support.export_jobs", "calls", kind, tmp_path, step, 0, stdout=-1, stderr=-1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["omezarr", "png"])
+def test_killed_once(tmp_path, kind):
+    code = f"from tests.support.export_jobs import run; run({kind!r}, {str(tmp_path / 'a')!r}, seconds=0.2)"
+    process = python("-c", code)
+    log = next(iter(_wait_for(tmp_path / "a", "*.manifest.log", lines=1)))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = digest(tmp_path / "a")
+    assert before == {}, "nothing is at the target before all is there"
+    done = len(log.read_bytes().splitlines())
+    report = run(kind, tmp_path / "a")
+    assert report.skipped >= done
+    assert report.tasks > 0
+    run(kind, tmp_path / "b")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert not list((tmp_path / "a").rglob("*-work-*"))
+
+
+def _wait_for(folder, pattern, lines):
+    for _ in range(6000):
+        found = [p for p in folder.rglob(pattern) if len(p.read_bytes().splitlines()) > lines]
+        if found:
+            return found
+        time.sleep(0.005)
+    raise AssertionError(f"no {pattern} in {folder}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the same call again, another call
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_same_call_finds_that_all_is_there(tmp_path, kind):
+    first = run(kind, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and "manifest" not in p.name}
+    again = run(kind, tmp_path)
+    assert (again.tasks, again.skipped, again.bytes_written) == (0, first.tasks, 0)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "sharded", "precomputed", "png", "tiffs"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "empty", "longer"])
+def test_a_torn_region_is_made_again(tmp_path, kind, harm):
+    first = run(kind, tmp_path)
+    truth = digest(tmp_path)
+    files = [n for n in truth if not n.endswith((".json", "info"))]
+    victim = tmp_path / files[len(files) // 3]
+    if harm == "gone":
+        victim.unlink()
+    else:
+        data = victim.read_bytes()
+        victim.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "longer": data + b"x"}[harm])
+    assert digest(tmp_path) != truth
+    report = run(kind, tmp_path)
+    assert digest(tmp_path) == truth
+    assert report.tasks == 1
+    assert report.skipped == first.tasks - 1
+
+
+@pytest.mark.parametrize("kind", ["tiff", "mp4"])
+def test_a_torn_file_is_made_again(tmp_path, kind):
+    run(kind, tmp_path)
+    truth = digest(tmp_path)
+    victim = tmp_path / next(iter(truth))
+    victim.write_bytes(victim.read_bytes()[:-10])
+    assert run(kind, tmp_path).skipped == 0
+    assert digest(tmp_path) == truth
+
+
+def test_metadata_that_were_lost_are_written_again(tmp_path):
+    run("omezarr", tmp_path)
+    truth = digest(tmp_path)
+    for name in ("zarr.json", "1/zarr.json"):
+        (tmp_path / "o.ome.zarr" / name).unlink()
+    run("omezarr", tmp_path)
+    assert digest(tmp_path) == truth
+
+
+def test_a_target_that_was_removed_is_made_anew(tmp_path):
+    import shutil
+
+    first = run("omezarr", tmp_path)
+    truth = digest(tmp_path)
+    shutil.rmtree(tmp_path / "o.ome.zarr")
+    assert run("omezarr", tmp_path).tasks == first.tasks
+    assert digest(tmp_path) == truth
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
+def test_another_call_is_refused_and_may_replace(tmp_path, kind):
+    run(kind, tmp_path)
+    before = digest(tmp_path)
+    with pytest.raises(ix.TargetExistsError, match=r"of another export .*overwrite=True"):
+        run(kind, tmp_path, seed=1)
+    assert digest(tmp_path) == before
+    run(kind, tmp_path, seed=1, overwrite=True)
+    assert digest(tmp_path) != before
+    run(kind, tmp_path / "b", seed=1)
+    assert digest(tmp_path / "b") == {k: v for k, v in digest(tmp_path).items() if not k.startswith("b/")}
+
+
+def test_what_differs_is_told(tmp_path):
+    run("omezarr", tmp_path)
+    with pytest.raises(ix.TargetExistsError, match="compressor: zstd:1 there, lz4:5 here"):
+        run("omezarr", tmp_path, compressor="lz4")
+
+
+def test_an_unfinished_export_is_not_for_another_call(tmp_path):
+    broken = picture(fail_above=7)
+    target = tmp_path / "z{z}.png"
+    with pytest.raises(ix.ChunkReadError, match="broken disk"):
+        ix.export(broken, target, workers=1, retries=0)
+    with pytest.raises(ix.TargetExistsError, match="unfinished work of another export"):
+        ix.export(picture(seed=2), target)
+    ix.export(picture(seed=2), target, overwrite=True)
+    assert len(list(tmp_path.glob("*.png"))) == 12
+
+
+def test_resume_false_begins_anew(tmp_path):
+    with pytest.raises(ix.ChunkReadError) as caught:
+        ix.export(picture(fail_above=7), tmp_path / "z{z}.png", workers=1, retries=0)
+    assert "are done and kept: run the same call again" in "".join(caught.value.__notes__)
+    report = ix.export(picture(), tmp_path / "z{z}.png", resume=False)
+    assert report.skipped == 0
+
+
+def test_what_was_not_of_an_export_is_never_taken_for_one(tmp_path):
+    (tmp_path / "o.ome.zarr").mkdir()
+    (tmp_path / "o.ome.zarr" / "mine").write_text("x")
+    with pytest.raises(ix.TargetExistsError):
+        run("omezarr", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["o.ome.zarr"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# failures
+
+
+def test_failed_regions_are_listed_and_made_later(tmp_path):
+    report = ix.export(picture(fail_above=7), tmp_path / "o.zarr", chunks=(2, 16, 16), on_error="collect", retries=1)
+    assert not report.complete
+    assert {f.error for f in report.failed} == {"could not read computed://ramp: z=8 is on a broken disk"}
+    assert report.retries == len(report.failed)
+    assert "NOT COMPLETE" in repr(report)
+    assert "broken disk" in repr(report)
+    assert not (tmp_path / "o.zarr").exists()
+    rest = ix.export(picture(), tmp_path / "o.zarr", chunks=(2, 16, 16))
+    assert rest.skipped == report.tasks
+    assert rest.complete
+    ix.export(picture(), tmp_path / "b.zarr", chunks=(2, 16, 16))
+    assert (
+        digest(tmp_path / "o.zarr").items()
+        >= {k: v for k, v in digest(tmp_path / "b.zarr").items() if k != "zarr.json"}.items()
+    )
+
+
+def test_if_nothing_could_be_made_nothing_is_left(tmp_path):
+    report = ix.export(picture(fail_above=0), tmp_path / "o.zarr", on_error="collect", retries=0)
+    assert report.failed
+    assert list(tmp_path.iterdir()) == []
+
+
+class Shaky(Computed):
+    """A source behind a network that is away for a while."""
+
+    calls: list = []  # noqa: RUF012
+
+    def read(self, mip, box):
+        self.calls.append(box)
+        if 2 <= len(self.calls) < 9:
+            raise ix.ChunkReadError("could not read it") from requests.ConnectionError("no route to host")
+        return super().read(mip, box)
+
+
+def test_a_network_that_goes_away_comes_back(tmp_path, monkeypatch):
+    Shaky.calls.clear()
+    monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "WAITS", (0.05, 0.3, 1.0))
+    report = ix.export(array_of(Shaky()), tmp_path / "o.zarr", chunks=(2, 16, 16), workers=2)
+    assert report.retries == 7
+    assert report.complete
+    ix.export(array_of(Computed()), tmp_path / "p.zarr", chunks=(2, 16, 16))
+    assert digest(tmp_path / "o.zarr") == digest(tmp_path / "p.zarr") | {
+        "zarr.json": digest(tmp_path / "o.zarr")["zarr.json"]
+    }
+
+
+def test_a_missing_chunk_is_an_error_at_once_or_a_hole_that_is_counted(tmp_path, sample):
+    import shutil
+
+    shutil.copytree(sample.path / "image", tmp_path / "em")
+    scale = next(p for p in (tmp_path / "em").iterdir() if p.name.startswith("8_8"))
+    for name in sorted(os.listdir(scale))[:3]:
+        (scale / name).unlink()
+    with pytest.raises(ix.MissingChunkError):
+        ix.export(ix.open_image(tmp_path / "em"), tmp_path / "a.zarr")
+    report = ix.export(ix.open_image(tmp_path / "em", missing="fill"), tmp_path / "a.zarr", levels=1)
+    assert len(report.holes) == 3
+    assert all("mip 0, box" in hole for hole in report.holes)
+    assert "3 missing chunks filled" in repr(report)
+    again = ix.export(ix.open_image(tmp_path / "em", missing="fill"), tmp_path / "a.zarr", levels=1)
+    assert again.holes == report.holes
+
+
+@pytest.mark.parametrize(("kind", "files"), [("omezarr", 50), ("png", 9), ("tiff", 9)])
+def test_a_disk_that_fills_up(tmp_path, kind, files, monkeypatch):
+    """A failing file system: after so many files there is no room."""
+    fsync, left = os.fsync, [files]
+
+    def full(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ix.TargetError, match="disk is full"):
+            run(kind, tmp_path / "a", on_error="collect", workers=1)
+    assert digest(tmp_path / "a") == {}
+    report = run(kind, tmp_path / "a")
+    assert report.skipped > 0
+    run(kind, tmp_path / "b")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+@contextmanager
+def small_disk(folder, size):
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("no right to mount a file system here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("omezarr", "240k"), ("png", "40k")])
+def test_a_disk_that_is_really_full(tmp_path, kind, size):
+    with small_disk(tmp_path / "a", size):
+        with pytest.raises(ix.TargetError, match="disk is full"):
+            run(kind, tmp_path / "a")
+        subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path / "a")], check=True)
+        assert run(kind, tmp_path / "a").skipped > 0
+        run(kind, tmp_path / "b")
+        assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# two at once
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "png"])
+def test_two_exports_of_one_target_at_once(tmp_path, kind):
+    outcomes = []
+
+    def one():
+        try:
+            outcomes.append(run(kind, tmp_path / "a", seconds=0.05))
+        except ix.TargetError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [o for o in outcomes if isinstance(o, ix.TargetError)]
+    assert len(refused) == 1
+    assert "another process is exporting to this target" in str(refused[0])
+    run(kind, tmp_path / "b")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+def test_a_folder_that_appears_while_it_is_looked_at_is_a_folder(tmp_path, monkeypatch):
+    plan = ix.plan_export(picture(), tmp_path / "new" / "o.zarr")
+    isdir, asked = os.path.isdir, []
+
+    def late(path):
+        asked.append(path)
+        if len(asked) == 1:
+            os.makedirs(tmp_path / "new")  # by another process, after the question
+            return False
+        return isdir(path)
+
+    monkeypatch.setattr(os.path, "isdir", late)
+    plan.validate()
+    assert asked[0] == str(tmp_path / "new")
+
+
+def test_a_worker_of_a_dead_export_cannot_write_into_the_next(tmp_path):
+    from imageryxr.export.store.local import Folder
+
+    for name in ("data", "new"):
+        (tmp_path / name).mkdir()
+    place = Folder(str(tmp_path / "data"), str(tmp_path / "new"))
+    place.put([("a/b", b"1")])
+    assert (tmp_path / "data" / "a" / "b").read_bytes() == b"1"
+    (tmp_path / "new").rmdir()
+    with pytest.raises(FileNotFoundError):
+        place.put([("a/b", b"2")])
+    assert (tmp_path / "data" / "a" / "b").read_bytes() == b"1"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the manifest
+
+
+def test_a_line_of_the_log_that_was_cut_short_counts_for_nothing():
+    line = Entry(7, 1000, 0xABC, ("a hole, and more",)).line("0123456789ab").rstrip(b"\n")
+    assert Entry.parse(line, "0123456789ab") == Entry(7, 1000, 0xABC, ("a hole, and more",))
+    assert Entry.parse(line, "ba9876543210") is None
+    for end in range(len(line)):
+        assert Entry.parse(line[:end], "0123456789ab") is None
+    assert Entry.parse(b"", "0123456789ab") is None
+
+
+def test_a_manifest_that_makes_no_sense_is_told(tmp_path):
+    run("omezarr", tmp_path)
+    (tmp_path / MANIFEST[0]).write_text('{"token": 3')
+    with pytest.raises(ix.TargetError, match="is no manifest that this version reads"):
+        run("omezarr", tmp_path)
+    with pytest.raises(ix.TargetError):
+        Header.parse(b'{"step": [1, 2, 3], "first": [1, 2, 3], "from_the_future": 1}', "x")
+
+
+def test_bookkeeping_stands_apart(tmp_path):
+    for kind in TARGETS:
+        run(kind, tmp_path / kind)
+        apart = {str(p.relative_to(tmp_path / kind)) for p in (tmp_path / kind).rglob("*manifest*")}
+        assert len(apart) == 2
+        assert all("manifest" in Path(name).name for name in apart)
+        target, _ = place(kind, tmp_path / kind)
+        if target.endswith(".zarr"):
+            assert not [p for p in Path(target).rglob("*") if "manifest" in p.name]
+
+
+def test_no_token_is_written_down(tmp_path):
+    ix.export(IMAGE, tmp_path / "em.ome.zarr")
+    source = replace(resolve_source(tmp_path / "em.ome.zarr", None), token="5ec7e75ec7e7")
+    report = ix.export(array_of(source), tmp_path / "out" / "o.zarr")
+    plan = ix.plan_export(array_of(source), tmp_path / "out" / "o.zarr")
+    assert "5ec7e7" not in repr(report) + repr(plan) + plan._repr_html_() + repr(plan.to_dict())
+    for path in (p for p in (tmp_path / "out").rglob("*") if p.is_file()):
+        assert b"5ec7e7" not in path.read_bytes()
+
+
+def test_a_stack_takes_no_notice_of_another_in_its_folder(tmp_path):
+    ix.export(picture(), tmp_path / "a{z:02d}.png")
+    ix.export(picture(seed=3), tmp_path / "b{z:02d}.png")
+    assert len(list(tmp_path.glob("a*.png"))) == len(list(tmp_path.glob("b*.png"))) == 12
+    assert ix.export(picture(), tmp_path / "a{z:02d}.png").regions == 0
+
+
+def test_an_array_in_memory_is_known_by_its_values(tmp_path):
+    values = IMAGE.values.copy()
+    ix.export(volume(values, layer_type="image"), tmp_path / "o.zarr")
+    assert ix.export(volume(values.copy(), layer_type="image"), tmp_path / "o.zarr").regions == 0
+    values[0, 0, 0] ^= 1
+    with pytest.raises(ix.TargetExistsError, match="of other voxels"):
+        ix.export(volume(values, layer_type="image"), tmp_path / "o.zarr")
+    assert zarr.open_group(tmp_path / "o.zarr", mode="r")["0"][0, 0, 0] == values[0, 0, 0] ^ 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what is told meanwhile
+
+
+def test_a_bar_where_somebody_looks_and_silence_where_nobody_does(tmp_path, capsys):
+    run("png", tmp_path / "a")
+    assert capsys.readouterr().err == ""
+    report = run("png", tmp_path / "b", progress=True, seconds=0.01)
+    shown = capsys.readouterr().err
+    assert f"{report.tasks}/{report.tasks}" in shown
+    assert "task/s" in shown or "s/task" in shown
+    assert "z{z:03d}.png" in shown
+
+
+def test_an_error_of_a_source_is_not_taken_for_one_of_the_target(tmp_path):
+    class Broken(Computed):
+        def read(self, mip, box):
+            raise PermissionError("not for you")
+
+    with pytest.raises(PermissionError, match="not for you"):
+        ix.export(array_of(Broken()), tmp_path / "o.zarr", retries=0)

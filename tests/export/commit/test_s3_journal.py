@@ -1,0 +1,369 @@
+"""Manifests and killed stacks in buckets: what is kept, whose it is, who is writing."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import psutil
+import pytest
+import tifffile
+
+import imageryxr as ix
+from tests.export.commit.test_finished_slices import THICK, Computed, counting, drawn
+from tests.export.commit.test_journal import A, B
+from tests.export.commit.test_resume import python
+from tests.support.export_jobs import array_of, digest, picture
+
+Z, Y = "s{z:03d}.tif", "s{y:03d}.tif"
+
+DYING = """
+import os, signal, sys
+from tests.export.commit.test_finished_slices import export
+import obstore
+put, count = obstore.put, 0
+
+def dying(store, key, *args, **kwargs):
+    global count
+    count += key.endswith(".png")
+    if count > int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return put(store, key, *args, **kwargs)
+
+obstore.put = dying
+sys.modules["imageryxr.export.plan.slab_regions"].BRICK_VOXELS = 1
+export(sys.argv[1])
+"""
+
+
+def export(array, target, **kwargs):
+    return ix.export(array, target, workers=1, square=False, compression=None, **kwargs)
+
+
+def slices(bucket, folder, count=12):
+    bucket.fetch(folder)
+    return np.stack([tifffile.imread(folder / f"s{i:03d}.tif") for i in range(count)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replacing", [False, True])
+def test_finished_slices_are_not_drawn_again(bucket, monkeypatch, tmp_path, replacing):
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
+    url, options = bucket.url("s/z{z:03d}.png"), {"square": False, "overwrite": replacing}
+    if replacing:  # then they are collected beside what is there
+        ix.export(array_of(Computed(**THICK, seed=5)), url)
+    code = DYING.replace("export(sys.argv[1])", f"export(sys.argv[1], overwrite={replacing})")
+    for count in (6, 4):
+        process = python("-c", code, url, count)
+        assert process.wait() == -signal.SIGKILL
+    whole = [name for name in bucket.names() if name.endswith(".png") and replacing == ("-work-" in name)]
+    assert len(whole) == 10
+    plan = ix.plan_export(drawn(), bucket.url("other/z{z:03d}.png"), square=False)
+    pages: list[int] = []
+    monkeypatch.setattr(type(plan.target), "page", counting(type(plan.target).page, pages))
+    report = ix.export(drawn(), url, **options)
+    assert report.complete
+    assert len(pages) == 70 - 10
+    local = ix.export(drawn(), tmp_path / "disk" / "s" / "z{z:03d}.png", square=False)
+    assert report.holes == local.holes == ("computed://ramp, mip 0, box 0-64",)
+    bucket.fetch(tmp_path / "bucket")
+    assert digest(tmp_path / "bucket") == digest(tmp_path / "disk")
+    assert not [name for name in bucket.names() if "-work-" in name]
+
+
+def test_what_another_pattern_replaced_is_not_passed_for_there(bucket, tmp_path):
+    truth = {Z: A.values, Y: np.moveaxis(B.values, 1, 0)}
+    export(A, bucket.url(Z))
+    export(B, bucket.url(Y), overwrite=True)
+    with pytest.raises(ix.TargetExistsError, match=r"export to s\{.*replaced what this call had made; .*overwrite"):
+        export(A, bucket.url(Z))
+    np.testing.assert_array_equal(slices(bucket, tmp_path), truth[Y])
+    assert export(B, bucket.url(Y)).tasks == 0
+    assert export(A, bucket.url(Z), overwrite=True).complete
+    np.testing.assert_array_equal(slices(bucket, tmp_path), truth[Z])
+    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+        export(B, bucket.url(Y))
+
+
+def test_slices_that_a_shorter_stack_has_not_go_and_those_of_others_stay(bucket, tmp_path):
+    export(A, bucket.url(Z))
+    bucket.client.put_object(Bucket=bucket.name, Key="s099.tif", Body=b"mine")
+    with pytest.warns(ix.ImageryWarning, match="1 file beside the 5"):
+        export(A[:5], bucket.url(Z), overwrite=True)
+    assert [name for name in bucket.names() if name.endswith(".tif")] == [
+        *(f"s{i:03d}.tif" for i in range(5)),
+        "s099.tif",
+    ]
+    np.testing.assert_array_equal(slices(bucket, tmp_path, 5), A.values[:5])
+
+
+@contextmanager
+def writing(bucket, target, *, seconds=1.0, dead=30.0, seed=0, goes_on=False, **options):
+    """Give a process that has begun an export, and takes long."""
+    begun = [name for name in bucket.names() if name.endswith(".manifest.json")]
+    before = [bucket.read(name) for name in begun]
+    code = (
+        "import sys, imageryxr as ix\nfrom tests.support.export_jobs import picture\n"
+        "from imageryxr.export.store.lease import Lease\nLease.BEAT, Lease.DEAD = 0.2, " + f"{dead}\n"
+        "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
+        f"ix.export(picture(seconds={seconds}, seed={seed}), {bucket.url(target)!r}, **{dict(workers=1, **options)!r})\n"
+    )
+    process = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        while not goes_on and [bucket.read(n) for n in bucket.names() if n.endswith(".manifest.json")] == before:
+            assert process.poll() is None
+        while not any(f'"pid": {process.pid},'.encode() in bucket.read(n) for n in bucket.names() if ".lock" in n):
+            assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+def test_who_is_writing_is_told_first(bucket):
+    options = {"chunks": (2, 16, 16), "levels": 1}
+    with writing(bucket, "o.zarr", **options) as process:
+        for kwargs in ({}, {"resume": False}, {"overwrite": True}, {}, {"overwrite": True}):
+            with pytest.raises(ix.TargetError) as caught:
+                ix.export(picture(seed=1), bucket.url("o.zarr"), **options, **kwargs)
+            said = str(caught.value)
+            assert f"process {process.pid}" in said
+            assert "wait for it to end, or stop it" in said
+            assert "overwrite" not in said
+            if kwargs.get("overwrite"):  # a manifest that makes no sense says nothing against it
+                bucket.client.put_object(Bucket=bucket.name, Key="o.zarr.manifest.json", Body=b"")
+        assert process.poll() is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+def test_who_shares_files_with_one_that_is_written_now_waits(bucket):
+    with writing(bucket, "z{z:03d}.png") as process, pytest.raises(ix.TargetError) as caught:
+        ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True)
+    assert re.search(rf"same names as another export.*process {process.pid} on", str(caught.value))
+    assert ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True).complete
+    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+        ix.export(picture(), bucket.url("z{z:03d}.png"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# who was stopped for a while
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
+@pytest.mark.parametrize(("target", "replacing"), [("o.zarr", True), ("o.zarr", False), ("s/{z:02d}.tif", False)])
+def test_who_slept_while_another_took_over_changes_nothing(bucket, target, replacing, other):
+    """As a laptop that was closed, or a machine that was stopped: nobody hears of it, and then it goes on."""
+    options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
+    if replacing:
+        ix.export(picture(seed=9), bucket.url(target), **options)
+    with writing(bucket, target, seconds=0.15, dead=1.0, overwrite=replacing, **options) as process:
+        began = len(bucket.names())
+        while len(bucket.names()) < began + 8:
+            assert process.poll() is None
+        process.send_signal(signal.SIGSTOP)
+        assert ix.export(picture(seed=int(other)), bucket.url(target), overwrite=replacing or other, **options).complete
+        found, beside = bucket.contents(), bucket.names()
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert "took over this target while it could not be reached; what is done is kept" in said
+    assert bucket.contents() == found
+    assert bucket.names() == beside
+    assert ix.export(picture(seed=int(other)), bucket.url(target), **options).tasks == 0
+
+
+DOZING = """
+import os, re, signal, sys
+import obstore, imageryxr as ix
+from imageryxr.export.store.lease import Lease
+from tests.support.export_jobs import picture
+target, verb, needle, count, replacing, options = eval(sys.argv[1])
+Lease.BEAT, Lease.DEAD = 0.2, 1.0
+sys.modules["imageryxr.export.plan.regions"].START_VOXELS = 1 << 11
+real, seen = getattr(obstore, verb), 0
+
+def dozing(store, *args, **kwargs):
+    global seen
+    seen += re.search(needle, str(store) + str(args)) is not None
+    if seen == count:
+        seen += 1
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return real(store, *args, **kwargs)
+
+setattr(obstore, verb, dozing)
+ix.export(picture(), target, workers=1, overwrite=replacing, **options)
+"""
+
+
+def asleep(*what):
+    """Give a process that stops just before it sends something."""
+    process = python("-c", DOZING, repr(what), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
+@pytest.mark.parametrize(("target", "replacing"), [("o.zarr", True), ("o.zarr", False), ("s/{z:02d}.tif", False)])
+@pytest.mark.parametrize("count", [1, 6])
+def test_what_was_on_its_way_when_it_fell_asleep_takes_no_place(bucket, target, replacing, other, count):
+    """All that it asked for was answered long ago: whether it may is for the bucket to say."""
+    options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
+    if replacing:
+        ix.export(picture(seed=9), bucket.url(target), **options)
+    process = asleep(bucket.url(target), "put", "/c/" if "zarr" in target else r"\d\.tif", count, replacing, options)
+    assert ix.export(picture(seed=int(other)), bucket.url(target), overwrite=replacing or other, **options).complete
+    found, beside = bucket.contents(), bucket.names()
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "took over this target while it could not be reached" in said
+    assert bucket.contents() == found
+    assert bucket.names() == beside
+    assert ix.export(picture(seed=int(other)), bucket.url(target), **options).tasks == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+def test_what_came_under_a_free_name_is_not_passed_for_a_slice_of_another_call(bucket, monkeypatch, tmp_path):
+    """No condition keeps it away: one is asleep with a slice on its way, another begins, and is killed."""
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
+    url, other = bucket.url("s/z{z:03d}.png"), array_of(Computed(**THICK, seed=1))
+    code = DOZING.replace("ix.export(picture()", "ix.export(array").replace(
+        "real, seen",
+        "from tests.export.commit.test_finished_slices import THICK, Computed, array_of\n"
+        "sys.modules['imageryxr.export.plan.slab_regions'].BRICK_VOXELS = 1\n"
+        "array = array_of(Computed(**THICK, seed=0))\nreal, seen",
+        1,
+    )
+    sleeper = python("-c", code, repr((url, "put", r"z\d+\.png", 1, False, {"square": False})), stderr=subprocess.PIPE)
+    while psutil.Process(sleeper.pid).status() != psutil.STATUS_STOPPED:
+        assert sleeper.poll() is None, sleeper.communicate()
+        time.sleep(0.02)
+    dying = DYING.replace("export(sys.argv[1])", "export(sys.argv[1], overwrite=True)")
+    dying = (
+        dying.replace("sys.modules[", "sys.modules['imageryxr.export.store.lease'].Lease.DEAD = 1.0\nsys.modules[", 1)
+        .replace("import export", "import export, drawn, array_of, Computed, THICK")
+        .replace(
+            "export(sys.argv[1]", "ix.export(array_of(Computed(**THICK, seed=1)), sys.argv[1], square=False, workers=1"
+        )
+        .replace("import obstore", "import obstore, imageryxr as ix")
+    )
+    assert python("-c", dying, url, 0).wait() == -signal.SIGKILL
+    assert not [name for name in bucket.names() if name.endswith(".png")]
+    sleeper.send_signal(signal.SIGCONT)
+    _, said = sleeper.communicate(timeout=60)
+    assert "took over this target" in said
+    assert [name for name in bucket.names() if name.endswith(".png")] == ["s/z000.png"]
+    assert ix.export(other, url, square=False).complete
+    ix.export(other, tmp_path / "disk" / "s" / "z{z:03d}.png", square=False)
+    bucket.fetch(tmp_path / "bucket")
+    assert digest(tmp_path / "bucket") == digest(tmp_path / "disk")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("needle", [r"\.lock", r"\.manifest\.json"])
+@pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
+def test_nor_does_a_sign_of_life(bucket, needle, other):
+    options = {"chunks": (2, 16, 16), "levels": 1}
+    process = asleep(bucket.url("o.zarr"), "put", needle, 2, False, options)
+    with writing(
+        bucket, "o.zarr", seconds=0.1, dead=1.0, seed=int(other), overwrite=other, goes_on=not other, **options
+    ) as taker:
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert f"process {taker.pid} on" in said
+        _, said = taker.communicate(timeout=100)
+        assert taker.returncode == 0, said
+    assert ix.export(picture(seed=int(other)), bucket.url("o.zarr"), **options).tasks == 0
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("target", ["o.zarr", "s/z{z:02d}.png", "one.tif"])
+def test_what_was_collected_and_is_lost_is_told_of_before_anything_is_replaced(bucket, monkeypatch, target):
+    """Just before it is copied to its place."""
+    ix.export(picture(seed=9), bucket.url(target))
+    before = bucket.contents()
+    site = sys.modules["imageryxr.export.commit.publish"].BucketSite
+    bring = site.bring
+
+    def losing(self, header, keys):
+        part = "/out/" if target == "one.tif" else "/data/"
+        lost = [n for n in bucket.names() if part in n and not n.endswith("zarr.json")][-1]
+        bucket.client.delete_object(Bucket=bucket.name, Key=lost)
+        return bring(self, header, keys)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site, "bring", losing)
+        with pytest.raises(ix.TargetError, match=r"is not complete: .* is not there any more.*before is untouched"):
+            ix.export(picture(), bucket.url(target), overwrite=True)
+    assert bucket.contents() == before
+    assert ix.export(picture(), bucket.url(target), overwrite=True).complete
+    assert set(bucket.contents()) == set(before)
+    assert bucket.contents() != before
+
+
+@pytest.mark.parametrize("target", ["o.zarr", "s/z{z:02d}.png"])
+def test_what_is_lost_while_it_is_copied(bucket, monkeypatch, target):
+    """What was there before is not untouched any more, and nobody says so."""
+    options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
+    ix.export(picture(seed=9), bucket.url(target), **options)
+    place = sys.modules["imageryxr.export.store.bucket"].Bucket
+    copy, copied = place.copy, []
+
+    def losing(self, key, *args):
+        copied.append(key)
+        if len(copied) == 5:
+            bucket.client.delete_object(Bucket=bucket.name, Key=f"{self.url.split('/', 3)[3]}/{key}")
+        return copy(self, key, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, "copy", losing)
+        with pytest.raises(ix.TargetError, match="is not there any more.*part old and part new") as caught:
+            ix.export(picture(), bucket.url(target), overwrite=True, **options)
+    assert "untouched" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert ix.export(picture(), bucket.url(target), **options).complete
+    found = bucket.contents()
+    assert ix.export(picture(), bucket.url(target), overwrite=True, **options).complete
+    assert bucket.contents() == found
+
+
+@pytest.mark.parametrize("target", ["o.zarr", "s/z{z:02d}.png"])
+def test_what_was_lost_after_a_kill_in_the_last_step_is_made_again(bucket, monkeypatch, target):
+    ix.export(picture(seed=9), bucket.url(target))
+    before = bucket.contents()
+    site = sys.modules["imageryxr.export.commit.publish"].BucketSite
+
+    def stopped(self, header, keys):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site, "bring", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ix.export(picture(), bucket.url(target), overwrite=True)
+    lost = [n for n in bucket.names() if "/data/" in n and not n.endswith("zarr.json")][-1]
+    bucket.client.delete_object(Bucket=bucket.name, Key=lost)
+    with pytest.raises(ix.TargetError, match="the same call makes again what is lost"):
+        ix.export(picture(), bucket.url(target))
+    assert {name: bucket.read(name) for name in before} == before
+    report = ix.export(picture(), bucket.url(target))
+    assert report.complete
+    assert report.tasks >= 1
+    assert set(bucket.contents()) == set(before)
+    assert bucket.contents() != before

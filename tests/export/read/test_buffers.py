@@ -1,0 +1,137 @@
+"""Memory that is used again from region to region, and what is read part by part: the same voxels, and none shared."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import zarr
+
+import imageryxr as ix
+from imageryxr.core.bbox import IndexBox
+from imageryxr.export.read.buffers import BUFFERS, Buffers, draw, read_leaf, read_sources
+from imageryxr.export.targets.omezarr import OmeZarr
+from imageryxr.graph.evaluate import evaluate, wanted
+from imageryxr.graph.labelled import box_reader
+from tests.support.export_jobs import Computed, array_of, digest, picture, place
+
+READING = sys.modules["imageryxr.export.read.buffers"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Everything is large."""
+    monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(READING, "PART_BYTES", 1000)
+    monkeypatch.setattr(READING, "BRICK_VOXELS", 5000)
+    yield
+    BUFFERS.clear()
+
+
+def test_memory_that_nobody_looks_at_is_used_again(small):
+    buffers = Buffers()
+    first = buffers.empty((10, 20, 30), np.dtype(np.uint64))
+    where = first.ctypes.data
+    view = first[2:3].T
+    del first
+    second = buffers.empty((10, 20, 30), np.dtype(np.uint64))
+    assert second.ctypes.data != where, "a view of it lives"
+    view[:] = 7
+    second[:] = 9
+    assert (view == 7).all()
+    del view
+    third = buffers.empty((100, 20), np.dtype(np.uint16))
+    assert third.ctypes.data == where
+    assert third.flags["C_CONTIGUOUS"]
+    assert (third.dtype, third.shape) == (np.uint16, (100, 20))
+    kept = memoryview(second)
+    del second
+    assert buffers.empty((10, 20, 30), np.dtype(np.uint64)).ctypes.data != np.frombuffer(kept, np.uint64).ctypes.data
+
+
+def test_no_two_threads_get_the_same_memory(small):
+    buffers = Buffers()
+
+    def one(number):
+        for _ in range(300):
+            array = buffers.empty((50 + number % 3 * 10, 100), np.dtype(np.uint32))
+            array[:] = number
+            if not (array == number).all():
+                return False
+            del array
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(one, range(8)))
+    assert sum(a.nbytes for a in buffers._held) <= 9 * 70 * 100 * 4
+
+
+def test_idle_memory_does_not_pile_up(small):
+    buffers = Buffers()
+    for size in range(1000, 100_000, 1000):
+        buffers.empty((size,), np.dtype(np.uint8))
+    assert len(buffers._held) == 1
+    buffers.clear()
+    assert buffers._held == []
+
+
+@pytest.mark.parametrize("part", [1000, 50_000, 10**9])
+@pytest.mark.parametrize("start", [(0, 0, 0), (3, 17, 70)])
+def test_part_by_part_is_as_at_once(sample, small, monkeypatch, part, start):
+    monkeypatch.setattr(READING, "KEPT_BYTES", part)
+    monkeypatch.setattr(READING, "PART_BYTES", part)
+    em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation, mip=1)
+    drawn = ix.overlay(em, ix.regrid(seg, em), outline=3)
+    read = box_reader(drawn)
+    for size in ((20, 90, 150), (1, 1, 1), (5, 200, 30)):
+        box = IndexBox(start, tuple(a + s for a, s in zip(start, size, strict=True)))
+        for leaf, boxes in wanted(read.volume.expr, box).items():
+            for b in boxes:
+                np.testing.assert_array_equal(read_leaf(leaf, b), leaf.read(b))
+        found = draw(read.volume.expr, box, read_sources(read, box))
+        np.testing.assert_array_equal(found, evaluate(read.volume.expr, box))
+
+
+@pytest.mark.parametrize("kind", ["ids", "rgba"])
+def test_what_comes_of_an_export_is_not_written_over(sample, small, kind):
+    seg = ix.open_segmentation(sample.segmentation, mip=1).isel(z=slice(0, 32))
+    array = seg if kind == "ids" else ix.overlay(None, seg)
+    want = array.compute().values
+    first = ix.export(array, "memory://", workers=2).result
+    second = ix.export(array + 1 if kind == "ids" else 255 - array, "memory://", workers=2).result
+    gc.collect()
+    np.testing.assert_array_equal(first.values, want)
+    assert not np.shares_memory(first.values, second.values)
+    assert BUFFERS._held == []
+
+
+def test_coarser_levels_do_not_find_it_in_their_way(sample, small, tmp_path, monkeypatch):
+    finest, coarser = list[int](), list[int]()
+    empty, derive = Buffers.empty, OmeZarr.derive
+    monkeypatch.setattr(Buffers, "empty", lambda self, *a: (empty(self, *a), finest.append(len(self._held)))[0])
+    monkeypatch.setattr(OmeZarr, "derive", lambda self, *a: (coarser.append(len(BUFFERS._held)), derive(self, *a))[1])
+    ix.export(ix.open_segmentation(sample.segmentation), tmp_path / "ids.ome.zarr", chunks=(8, 64, 64), workers=2)
+    assert max(finest) > 0
+    assert set(coarser) == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["picture", "ids", "own"])
+@pytest.mark.parametrize("kind", ["omezarr", "sharded", "zarr2", "precomputed"])
+def test_piece_by_piece_is_as_at_once(tmp_path, monkeypatch, kind, what):
+    seg = array_of(Computed((13, 45, 70), layer_type="segmentation"))
+    own = (seg.chunk(z=5, y=20, x=33) + np.uint64(1)).astype(np.uint64)
+    array = {"picture": picture(shape=(13, 45, 70)), "ids": seg, "own": own}[what]
+    written = []
+    for voxels in (10**9, 3000, 500):
+        monkeypatch.setattr(READING, "BRICK_VOXELS", voxels)
+        target, options = place(kind, tmp_path / str(voxels))
+        report = ix.export(array, target, **options)
+        written.append((digest(tmp_path / str(voxels)), report.bytes_written))
+    assert written[0] == written[1] == written[2]
+    if kind != "precomputed":
+        stored = zarr.open(target, mode="r")["0"][:]
+        np.testing.assert_array_equal(np.moveaxis(stored, 0, -1) if what == "picture" else stored, array.values)

@@ -1,0 +1,241 @@
+"""Regions that are read strip by strip: the same voxels in less memory, and each chunk is read once."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import imageryxr as ix
+from imageryxr.core.bbox import IndexBox
+from imageryxr.export.read.buffers import BUFFERS
+from imageryxr.export.read.rolling_window import cut, strip_by_strip
+from imageryxr.graph.evaluate import evaluate, wanted
+from imageryxr.graph.expr import LevelLeaf
+from imageryxr.graph.labelled import box_reader
+from tests.support.export_jobs import Computed, array_of, digest, place
+
+READING = sys.modules["imageryxr.export.read.buffers"]
+ROLLING = sys.modules["imageryxr.export.read.rolling_window"]
+
+
+class OnDisk(Computed):
+    """A source that says it were on a disk, and keeps which chunks are read of it."""
+
+    url = "file:///computed"
+    fetched = Counter()  # noqa: RUF012
+    broken = False
+
+    def read(self, mip, box):
+        if self.broken and box.start[1] >= 32:
+            raise OSError(28, "no space left for what the source keeps")
+        ranges = [range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, self.chunks, strict=True)]
+        self.fetched.update((self.layer_type, self.chunks, index) for index in product(*ranges))
+        return super().read(mip, box)
+
+
+class Swapped(OnDisk):
+    """The same with large greys and small ids."""
+
+    @property
+    def dtype(self):
+        return np.dtype(np.uint8 if self.layer_type == "segmentation" else np.float64)
+
+
+class Broken(OnDisk):
+    """The same on a disk that is full beyond a row."""
+
+    broken = True
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """All is large, and strips are small."""
+    OnDisk.fetched.clear()
+    monkeypatch.setattr(READING, "KEPT_BYTES", 100)
+    monkeypatch.setattr(READING, "PART_BYTES", 100)
+    monkeypatch.setattr(ROLLING, "STRIP_VOXELS", 2000)
+    monkeypatch.setattr(ROLLING, "BESIDE_BYTES", 0)
+    yield monkeypatch
+    BUFFERS.clear()
+
+
+def drawn_of(shape, em_chunks, seg_chunks, outline=2, kind=OnDisk):
+    em = array_of(kind(shape, chunks=em_chunks))
+    seg = array_of(kind(shape, chunks=seg_chunks, layer_type="segmentation"))
+    drawn = ix.overlay(em, seg, alpha=0.4, outline=outline)
+    drawn.attrs.pop("outline_axis", None)
+    return drawn
+
+
+sizes = st.tuples(st.integers(1, 20), st.integers(1, 60), st.integers(1, 60))
+chunks = st.tuples(st.integers(1, 9), st.integers(1, 33), st.integers(1, 33))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=sizes, chunk=chunks, other=chunks, granule=chunks, outline=st.integers(0, 4), voxels=st.integers(50, 5000),
+    data=st.data(),
+)  # fmt: skip
+def test_strips_are_whole_granules_and_hold_all_that_is_drawn(shape, chunk, other, granule, outline, voxels, data):
+    start = [data.draw(st.integers(0, n - 1)) for n in shape]
+    box = IndexBox(tuple(start), tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True)))
+    read = box_reader(drawn_of(shape, chunk, other, outline or None))
+    expr = read.volume.expr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(READING, "KEPT_BYTES", 1)
+        patch.setattr(READING, "PART_BYTES", 1)
+        patch.setattr(ROLLING, "STRIP_VOXELS", voxels)
+        patch.setattr(ROLLING, "BESIDE_BYTES", 0)
+        strips = cut(expr, box, granule)
+        hits = np.zeros(box.shape, int)
+        OnDisk.fetched.clear()
+        found = np.empty((*box.shape, 4), np.uint8)
+        taken = 0
+        for strip, held in strip_by_strip(read, box, strips):
+            hits[strip.slices(box)] += 1
+            assert all((a - b) % g == 0 for a, b, g in zip(strip.start, box.start, granule, strict=True))
+            found[strip.slices(box)] = evaluate(expr, strip, held)
+            taken = max(taken, sum(values.nbytes for parts in held.values() for _, values in parts))
+        assert max(OnDisk.fetched.values(), default=0) <= 1
+    assert (hits == 1).all()
+    needed = sum(b.voxels * leaf.dtype.itemsize for leaf, boxes in wanted(expr, box).items() for b in boxes)
+    assert taken <= needed - strips.spared
+    np.testing.assert_array_equal(found, evaluate(expr, box))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_region_is_cut_along_the_axis_that_spares_most(small, axis):
+    shape = [16, 48, 48]
+    chunk = [shape[a] if a != axis else 8 for a in range(3)]
+    expr = box_reader(drawn_of(tuple(shape), tuple(chunk), tuple(chunk), None)).volume.expr
+    strips = cut(expr, IndexBox.of_shape(shape), (1, 1, 1))
+    assert len(strips.boxes) > 1
+    assert {roll.axis for roll in strips.rolls.values()} == {axis}
+    needed = 9 * np.prod(shape)
+    assert strips.spared > needed // 3
+    large = tuple(shape)
+    assert cut(box_reader(drawn_of(large, large, large)).volume.expr, IndexBox.of_shape(shape), (1, 1, 1)).spared == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["omezarr", "sharded", "zarr2", "precomputed"])
+def test_exports_are_the_same_and_are_found_done(small, tmp_path, kind):
+    drawn = drawn_of((13, 75, 70), (4, 16, 16), (8, 8, 32))
+    written = []
+    for voxels in (10**9, 3000, 1000):
+        small.setattr(ROLLING, "STRIP_VOXELS", voxels)
+        OnDisk.fetched.clear()
+        target, options = place(kind, tmp_path / str(voxels))
+        plan = ix.plan_export(drawn, target, **options)
+        report = ix.export(drawn, target, **options)
+        assert len(OnDisk.fetched) == sum(reads.chunks for reads in plan.reads)
+        assert max(OnDisk.fetched.values()) == 1
+        assert ix.export(drawn, target, **options).skipped == report.tasks
+        written.append((digest(tmp_path / str(voxels)), report.bytes_written))
+    assert written[0] == written[1] == written[2]
+    if kind != "precomputed":
+        np.testing.assert_array_equal(np.moveaxis(zarr.open(target, mode="r")["0"][:], 0, -1), drawn.values)
+
+
+def test_levels_that_meet_by_interpolation(small, sample, tmp_path):
+    em = ix.open_image(sample.image)
+    seg = ix.open_segmentation(sample.segmentation, mip=1)
+    drawn = ix.overlay(em, ix.regrid(seg, em), outline=3)
+    read = box_reader(drawn)
+    for start, size in (((0, 0, 0), (40, 256, 256)), ((3, 17, 7), (50, 290, 275))):
+        box = IndexBox(start, tuple(a + s for a, s in zip(start, size, strict=True))).clip(read.volume.expr.bounds)
+        strips = cut(read.volume.expr, box, (4, 8, 8))
+        assert len(strips.boxes) > 1
+        assert strips.rolls
+        found = np.empty((*box.shape, 4), np.uint8)
+        for strip, held in strip_by_strip(read, box, strips):
+            found[strip.slices(box)] = evaluate(read.volume.expr, strip, held)
+        np.testing.assert_array_equal(found, evaluate(read.volume.expr, box))
+
+
+def test_what_a_source_cannot_give_is_not_told_of_the_target(small, tmp_path):
+    drawn = drawn_of((12, 64, 64), (4, 16, 16), (4, 16, 16), kind=Broken)
+    with pytest.raises(OSError, match="what the source keeps") as caught:
+        ix.export(drawn, tmp_path / "o.ome.zarr", chunks=(4, 16, 16), retries=0)
+    assert "free some space or choose another target" not in str(caught.value)
+
+
+def test_what_stays_is_moved_without_a_second_array(monkeypatch):
+    """What a strip leaves to the next one overlaps with where it goes, along any axis."""
+    import tracemalloc
+
+    shape = (96, 96, 96)
+    leaf = LevelLeaf(OnDisk(shape, chunks=(32, 32, 32), layer_type="segmentation"), 0)
+    want = leaf.read(IndexBox.of_shape(shape))
+    monkeypatch.setattr(ROLLING, "read_into", lambda out, leaf, box: out.__setitem__(..., want[box.slices()]))
+    for axis in range(3):
+        whole = IndexBox.of_shape(shape)
+        held = tuple(ROLLING._between(whole, axis, *ends) for ends in ((0, 80), (16, 96), (17, 96)))
+        rolling = ROLLING._Rolling(ROLLING.Roll(leaf, axis, held))
+        for number, need in enumerate(held):
+            tracemalloc.start()
+            ((there, values),) = rolling.at(number)
+            assert tracemalloc.get_traced_memory()[1] < want.nbytes / 48
+            tracemalloc.stop()
+            assert there == need
+            np.testing.assert_array_equal(values, want[need.slices()])
+
+
+def test_the_largest_is_asked_for_first(small, monkeypatch):
+    """Else what is smaller gets the memory that was kept for it, and all that is held grows."""
+    asked = []
+    empty = type(BUFFERS).empty
+    monkeypatch.setattr(type(BUFFERS), "empty", lambda self, *a: (asked.append(empty(self, *a)), asked[-1])[1])
+    em, seg = (array_of(Swapped((12, 64, 64), layer_type=t)) for t in ("image", "segmentation"))
+    read = box_reader(ix.overlay(em, seg, contrast_limits=(0, 255)))
+    for granule in ((4, 16, 16), (12, 64, 64)):
+        asked.clear()
+        box = IndexBox.of_shape((12, 64, 64))
+        for _ in strip_by_strip(read, box, cut(read.volume.expr, box, granule)):
+            pass
+        sizes = [a.nbytes for a in asked]
+        assert len(sizes) == 2
+        assert sizes == sorted(sizes, reverse=True)
+
+
+def failing(block, error):
+    raise error()
+
+
+def on_a_disk():
+    return OSError(5, "Input/output error")
+
+
+def in_a_circle():
+    error = on_a_disk()
+    error.__cause__ = ValueError("because of")
+    error.__cause__.__cause__ = error
+    return error
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("error", [on_a_disk, in_a_circle, lambda: KeyError("gone")])
+def test_what_a_dask_array_raises_is_raised(tmp_path, error, retries):
+    array = array_of(Computed()).chunk(dict.fromkeys("zyx", 16))
+    own = array.copy(data=array.data.map_blocks(failing, error, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)))
+    with pytest.raises(type(error()), match=str(error())[-8:]) as caught:
+        ix.export(own, tmp_path / "o.zarr", workers=1, retries=retries)
+    assert f"try {retries + 1}" in caught.value.__notes__[0]
+
+
+def test_the_plan_tells_of_less_memory(tmp_path):
+    plans = [
+        ix.plan_export(
+            drawn_of((64, 1024, 1024), (64, 64, 64), (64, 64, 64), kind=kind), tmp_path / "o.ome.zarr", workers=1
+        )
+        for kind in (OnDisk, Computed)
+    ]
+    assert plans[0].regions == plans[1].regions
+    assert plans[0].peak_memory < plans[1].peak_memory - 300_000_000

@@ -1,0 +1,529 @@
+"""Exports of slices wider than memory is: each chunk is read once, and what was read waits on a local disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+from imageryxr.export.plan.estimate import PROCESS_BYTES
+from imageryxr.export.read import slabs
+from imageryxr.export.run import workers
+from tests.conftest import volume
+from tests.support.export_jobs import Computed, array_of, digest
+
+ROOT = Path(__file__).parents[3]
+LOCK = threading.Lock()
+
+
+@pytest.fixture(autouse=True)
+def _little_memory(monkeypatch, request):
+    """Make regions of small arrays too large for memory, and what is read and drawn at a time, parts of them."""
+    if "really" in request.node.name:
+        return
+    monkeypatch.setattr(workers.Crew, "share", lambda self, at_once=None: 1 << 20)
+    monkeypatch.setattr(slabs, "LEAST_TILE_BYTES", 1 << 16)
+    monkeypatch.setattr(slabs, "LEAST_STRIP_VOXELS", 1 << 14)
+
+
+class Counting(Computed):
+    """A source that counts the chunks that are fetched of it."""
+
+    fetched = Counter()  # noqa: RUF012
+
+    def read(self, mip, box):
+        self.count(box)
+        return super().read(mip, box)
+
+    def count(self, box):
+        inside = box.clip(self.levels[0].grid.box)
+        ranges = [range(a // c, -(-b // c)) for a, b, c in zip(inside.start, inside.stop, self.chunks, strict=True)]
+        with LOCK:
+            self.fetched.update((self.layer_type, index) for index in product(*ranges))
+
+
+def rereads():
+    """Return how many times each chunk was fetched, of the source of which that is most."""
+    counts = {kind: [n for (k, _), n in Counting.fetched.items() if k == kind] for kind in ("image", "segmentation")}
+    return max(sum(n) / len(n) for n in counts.values() if n)
+
+
+def drawn(shape=(20, 192, 224), chunks=(8, 64, 64), seg_chunks=None, outline=2, like=None, axis="z"):
+    em = array_of(Counting(shape, chunks=chunks))
+    seg = array_of(Counting(shape, chunks=seg_chunks or chunks, layer_type="segmentation"))
+    if like is not None:
+        em, seg = ix.regrid(em, like), ix.regrid(seg, like)
+    return ix.overlay(em, seg, outline=outline, axis=axis)
+
+
+def planes(target, folder, axis):
+    """Return the slices that independent readers find."""
+    import tifffile
+    from PIL import Image
+
+    if "{" not in target:
+        found = tifffile.imread(folder / target)
+    else:
+        read = tifffile.imread if target.endswith(".tif") else lambda path: np.asarray(Image.open(path))
+        found = np.stack([read(path) for path in sorted((folder).glob("*" + Path(target).suffix))])
+    return np.moveaxis(found, 0, axis)
+
+
+BOX = ix.BBox((10, 12, 12), (200, 180, 25), resolution=(8, 8, 40))
+CASES = {
+    "an overlay": (lambda axis: drawn(axis=axis), 1.0),
+    "no outline": (lambda axis: drawn(outline=None), 1.0),
+    "chunks of two depths": (lambda axis: drawn(seg_chunks=(4, 32, 32), axis=axis), 1.0),
+    "an offset": (lambda axis: drawn((30, 224, 224), axis=axis).imagery.crop(BOX), 1.0),
+    "half as fine": (lambda axis: drawn((40, 320, 384), like=(16, 16, 80), axis=axis), 1.0),
+    "finer": (lambda axis: drawn((24, 96, 112), (8, 32, 32), like=(8 / 3, 8 / 3, 40 / 3), axis=axis), 1.15),
+}
+ALONG = {"z{z:03d}.png": "z", "y{y:03d}.tif": "y", "x{x:03d}.png": "x", "one.tif": "z", "one.ome.tif": "z"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ALONG)
+@pytest.mark.parametrize("case", CASES)
+def test_every_voxel_and_each_chunk_once(tmp_path, case, target):
+    make, most = CASES[case]
+    axis = ALONG[target]
+    array = make(axis)
+    options = {"workers": 2, "square": False if "{" in target else None}
+    plan = ix.plan_export(array, tmp_path / "a" / target, **options)
+    assert plan.scratch is not None
+    assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
+    Counting.fetched.clear()
+    ix.export(array, tmp_path / "a" / target, **options)
+    assert rereads() <= most
+    assert plan.requests == Counting.fetched.total()
+    np.testing.assert_array_equal(planes(target, tmp_path / "a", "zyx".index(axis)), array.compute().values)
+
+
+@pytest.mark.filterwarnings("ignore:the outlines were drawn")
+def test_outlines_across_the_slices_read_what_lies_beside_them(tmp_path):
+    array = drawn((20, 192, 448), chunks=(8, 64, 32))
+    Counting.fetched.clear()
+    plan = ix.plan_export(array, tmp_path / "x{x:03d}.png", workers=2, square=False)
+    assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
+    ix.export(array, tmp_path / "x{x:03d}.png", workers=2, square=False)
+    assert rereads() <= 1.15
+    np.testing.assert_array_equal(planes("x{x}.png", tmp_path, 2), array.compute().values)
+
+
+def test_a_film(tmp_path):
+    import av
+
+    def frames(path):
+        with av.open(str(path)) as film:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]).astype(int)
+
+    array = drawn()
+    plan = ix.plan_export(array, tmp_path / "o.mp4")
+    assert plan.scratch is not None
+    Counting.fetched.clear()
+    ix.export(array, tmp_path / "o.mp4")
+    assert rereads() == 1
+    found = frames(tmp_path / "o.mp4")
+    assert found.shape == (20, 192, 224, 3)
+    # frame by frame as it should be, as far as a film is
+    assert np.abs(found - array.values[..., :3]).mean() < 8
+    assert np.abs(found - array.values[::-1, ..., :3]).mean() > 20
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what is told, what is refused
+
+
+def test_the_plan_tells_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", workers=2)
+    # of both regions that are under way, each source's voxels as they are
+    takes = 2 * 8 * 192 * 224 * 9
+    assert plan.scratch.bytes == takes
+    assert f"scratch: up to 6.2 MB a worker in {tmp_path}" in repr(plan)
+    assert f"up to 6.2 MB a worker in {tmp_path}" in plan._repr_html_()
+    assert plan.to_dict()["scratch"] == {"folder": str(tmp_path), "bytes": takes}
+    assert plan.peak_memory < PROCESS_BYTES + takes
+    none = ix.plan_export(drawn(), tmp_path / "z{z}.png", scratch=False)
+    assert none.scratch is none.to_dict()["scratch"] is None
+    assert "scratch" not in repr(none)
+    assert max(reads.rereads for reads in none.reads) > 2
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_folder(tmp_path):
+    def folder(**kwargs):
+        return ix.plan_export(drawn(), tmp_path / "z{z}.png", **kwargs).scratch.folder
+
+    with dask.config.set({"temporary-directory": str(tmp_path / "dask")}):
+        assert folder() == str(tmp_path / "dask")
+        assert folder(scratch=tmp_path / "mine") == str(tmp_path / "mine")
+    assert folder(scratch="~/here") == os.path.expanduser("~/here")
+    assert folder() == tempfile.gettempdir()
+    for wrong in (True, 7, "s3://bucket/scratch"):
+        with pytest.raises(ix.OptionError, match="scratch=.* must be a folder on a local disk"):
+            folder(scratch=wrong)
+
+
+def test_it_decides_nothing_about_the_bytes(tmp_path):
+    ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png", scratch=tmp_path)
+    ix.export(drawn(), tmp_path / "b" / "z{z:02d}.png", scratch=False)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    # and is no part of the call
+    assert ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png").tasks == 0
+
+
+def test_many_threads_share_few_regions(tmp_path, monkeypatch):
+    # each region that is under way takes its part of the disk
+    array = drawn((80, 192, 224))
+    plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
+    assert len(plan.regions) == 10
+    assert plan.scratch.bytes == 2 * 8 * 192 * 224 * 9
+    assert (plan.how.at_once, plan.how.threads) == (2, 1), "as little memory as there is here"
+    monkeypatch.setattr(workers.Crew, "share", lambda self, at_once=None: 2_900_000)
+    plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
+    assert plan.how.at_once == 2
+    assert 1 < plan.how.threads <= 8
+    ix.export(array, tmp_path / "z{z:02d}.png", workers=16)
+    np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
+
+
+class Weighing(Counting):
+    """A source that notes how much its process has in nameless files while it reads."""
+
+    most = [0]  # noqa: RUF012
+
+    def read(self, mip, box):
+        with LOCK:
+            self.most[0] = max(self.most[0], sum(nameless("self", self.folder)))
+        return super().read(mip, box)
+
+
+def test_thick_regions_take_no_more_of_the_disk(tmp_path, monkeypatch):
+    # each slice takes two of the source's, and the last of a chunk one of the next: that is read twice for each region
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(Weighing, "folder", str(scratch), raising=False)
+    shape = (160, 192, 224)
+    seg = array_of(Weighing(shape, chunks=(8, 64, 64), layer_type="segmentation"))
+    em = array_of(Weighing(shape, chunks=(8, 64, 64)))
+    array = ix.overlay(ix.regrid(em, (16, 16, 80)), ix.regrid(seg, (16, 16, 80)), outline=2)
+    assert array.shape[0] > 70
+    plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
+    assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
+    assert plan.regions.step[0] >= 28
+    # two layers of either source, not the eight and more of a region; of each of the regions under way
+    assert plan.scratch.bytes <= plan.how.at_once * 2 * 8 * 192 * 224 * 9
+    Counting.fetched.clear()
+    Weighing.most[0] = 0
+    ix.export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
+    assert rereads() <= 1.15
+    assert plan.requests == Counting.fetched.total()
+    assert 0 < Weighing.most[0] <= plan.scratch.bytes
+    np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
+
+
+@pytest.mark.filterwarnings("ignore:the outlines were drawn")
+def test_slices_that_look_at_each_other_are_drawn_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(slabs, "LEAST_STRIP_VOXELS", 1 << 18)
+    monkeypatch.setattr(workers.Crew, "share", lambda self, at_once=None: 50_000_000)
+    shape = (40, 2048, 4096)
+    for target, together in (("z{z}.png", False), ("y{y}.png", True)):
+        array = array_of(Computed(shape, chunks=(40, 64, 64), layer_type="segmentation"))
+        plan = ix.plan_export(ix.overlay(None, array, outline=6), tmp_path / target, square=False, workers=1)
+        assert plan.scratch is not None
+        assert (plan.how.slices > 4) == together
+
+
+@pytest.mark.parametrize("memories", [(1 << 20, 1 << 30), (1 << 30, 1 << 20)])
+def test_continued_with_other_memory(tmp_path, memories, monkeypatch):
+    # the cut stays as it was begun; where readings wait is decided anew
+    failing = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", fail_above=24))
+    sound = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 17)
+    for memory, seg in zip(memories, (failing, sound), strict=True):
+        monkeypatch.setattr(workers.Crew, "share", lambda self, at_once=None, memory=memory: memory)
+        plan = ix.plan_export(seg, tmp_path / "a" / "z{z:02d}.tif", workers=1)
+        assert (plan.scratch is not None) == (memory == 1 << 20)
+        report = ix.export(seg, tmp_path / "a" / "z{z:02d}.tif", workers=1, retries=0, on_error="collect")
+    assert report.skipped > 0
+    assert report.tasks > 0
+    np.testing.assert_array_equal(planes("z{z}.tif", tmp_path / "a", 0), sound.compute().values)
+
+
+def test_a_folder_that_is_not_there_or_too_small_is_refused(tmp_path, monkeypatch):
+    plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", scratch=tmp_path / "nowhere")
+    with pytest.raises(ix.TargetError, match="scratch folder .*nowhere cannot be used: No such file.* give scratch="):
+        plan.validate()
+    array = drawn((64, 400_000, 400_000), chunks=(64, 512, 512))
+    plan = ix.plan_export(array, tmp_path / "z{z}.tif", workers=1, memory="4 TB")
+    with pytest.raises(
+        ix.OptionError, match=r"92\.2 TB of what is read would wait in the scratch folder .* are free: give"
+    ):
+        plan.validate()
+    assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------------------------------------------------
+# in the middle of it
+
+
+@dataclass(frozen=True)
+class Spying(Computed):
+    """A source that notes the nameless files that its process has open while it reads."""
+
+    notes: str = ""
+
+    def read(self, mip, box):
+        self.note()
+        return super().read(mip, box)
+
+    def note(self):
+        for handle in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):
+                where = os.readlink(f"/proc/self/fd/{handle}")
+                if (where.endswith("(deleted)") and "/#" in where) or "/imageryxr-" in where:
+                    with open(f"{self.notes}/{os.getpid()}", "a") as file:
+                        file.write(f"{os.path.dirname(where)}\n")
+
+
+def spied(notes):
+    return array_of(Spying((20, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", notes=str(notes)))
+
+
+def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
+    """Export as a process does that gets killed."""
+    workers.Crew.share = lambda self, at_once=None: 1 << 18
+    slabs.LEAST_TILE_BYTES = 1 << 15
+    array = array_of(Computed(shape, chunks=(8, 64, 64), seconds=seconds))
+    return ix.export(array, f"{folder}/z{{z:02d}}.png", scratch=scratch, workers=1)
+
+
+def python(code, **kwargs):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code], env=env, cwd=ROOT, text=True, **kwargs)
+
+
+def nameless(pid, folder):
+    """Return the sizes of a process's files without a name in a folder."""
+    sizes = []
+    for handle in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{handle}"
+        with suppress(FileNotFoundError):
+            if os.readlink(path).startswith(f"{folder}/") and os.stat(path).st_nlink == 0:
+                sizes.append(os.stat(path).st_size)
+    return sizes
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_killed_while_it_reads(tmp_path, done):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = python(
+        f"from tests.export.read.test_spill import slow_export; slow_export({str(tmp_path / 'a')!r}, {str(scratch)!r}, 0.1)"
+    )
+    log = tmp_path / "a" / ".imageryxr" / "z_z_02d_.png.manifest.log"
+    for _ in range(6000):
+        lines = len(log.read_bytes().splitlines()) if log.exists() else 0
+        if lines > done and any(nameless(process.pid, scratch)) if done else any(nameless(process.pid, scratch)):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert os.listdir(scratch) == []
+    report = slow_export(tmp_path / "a", scratch, 0)
+    assert report.skipped >= done
+    assert report.tasks > 0
+    slow_export(tmp_path / "b", scratch, 0)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != {}
+    assert os.listdir(scratch) == []
+    assert not list(tmp_path.rglob("*-work-*"))
+
+
+def test_a_full_disk_is_told_of_and_no_second_try_is_made(tmp_path):
+    code = (
+        "import resource, imageryxr as ix\n"
+        "from tests.export.read.test_spill import slow_export\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0)\n"
+    )
+    process = python(code, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    last = err.strip().splitlines()
+    assert f"ScratchError: the scratch folder {tmp_path} cannot be used: it is full" in "\n".join(last)
+    assert "give scratch=… a local folder with more room" in err
+    assert "try 1" in err
+    assert os.listdir(tmp_path) in ([], ["a"])
+    assert digest(tmp_path) == {}
+
+
+def test_a_source_that_fails_is_told_of_as_such(tmp_path):
+    array = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", fail_above=16))
+    assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
+    with pytest.raises(ix.ChunkReadError, match="is on a broken disk"):
+        ix.export(array, tmp_path / "z{z:02d}.tif", workers=2, retries=0)
+    assert digest(tmp_path) == {}
+    report = ix.export(array, tmp_path / "z{z:02d}.tif", workers=2, retries=0, on_error="collect")
+    assert [f.number for f in report.failed] == [2, 3, 4]
+
+
+class Flaky(Computed):
+    """A source whose connection breaks once, late."""
+
+    broken = [False]  # noqa: RUF012
+
+    def read(self, mip, box):
+        with LOCK:
+            breaks = not self.broken[0] and box.start[0] >= 16
+            self.broken[0] |= breaks
+        if breaks:
+            raise ConnectionResetError("the network is away")
+        return super().read(mip, box)
+
+
+def test_a_network_that_is_away_is_no_target_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "WAITS", (0.1,))
+    array = array_of(Flaky((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
+    assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
+    with pytest.raises(ix.TargetError, match="region . of 5|was lost|the network is away") as caught:
+        ix.export(array, tmp_path / "z{z:02d}.tif", workers=1, retries=0)
+    assert "could not write" not in str(caught.value)
+    Flaky.broken[0] = False
+    report = ix.export(array, tmp_path / "z{z:02d}.tif", workers=1, retries=1)
+    assert report.retries == 1
+    np.testing.assert_array_equal(planes("z{z}.tif", tmp_path, 0), array.compute().values)
+
+
+def test_holes_are_reported(tmp_path):
+    values = np.random.default_rng(0).integers(1, 2**60, (16, 128, 256), np.uint64)
+    ix.export(volume(values, layer_type="segmentation"), f"precomputed://{tmp_path}/seg", chunks=(8, 64, 64), levels=1)
+    next((tmp_path / "seg").rglob("64-128_0-64_8-16*")).unlink()
+    seg = ix.open_segmentation(tmp_path / "seg", missing="fill")
+    assert ix.plan_export(seg, tmp_path / "z{z:02d}.tif", workers=2).scratch is not None
+    report = ix.export(seg, tmp_path / "z{z:02d}.tif", workers=2)
+    assert len(report.holes) == 1
+    values[8:16, 0:64, 64:128] = 0
+    np.testing.assert_array_equal(planes("z{z}.tif", tmp_path, 0), values)
+
+
+@pytest.mark.slow
+def test_stopped_in_the_middle_of_a_region(tmp_path):
+    # of which the rest would take minutes: whoever presses Ctrl-C does not wait for that
+    code = (
+        "from tests.export.read.test_spill import slow_export, crew; "
+        f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0.2, shape=(8, 2048, 2048))"
+    )
+    process = python(code, stderr=subprocess.PIPE)
+    for _ in range(6000):
+        if any(nameless(process.pid, tmp_path)):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in err
+    assert not list(tmp_path.glob("a/*.png"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# other processes
+
+
+@pytest.mark.slow
+def test_on_a_cluster_each_worker_uses_its_own_folder(tmp_path, monkeypatch):
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "notes").mkdir()
+    array = spied(tmp_path / "notes")
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path / "local"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        plan = ix.plan_export(array, tmp_path / "a" / "z{z:02d}.tif", client=client)
+        assert "a worker in its own local folder" in repr(plan)
+        ix.export(array, tmp_path / "a" / "z{z:02d}.tif", client=client)
+        theirs = {info["local_directory"] for info in client.scheduler_info()["workers"].values()}
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        ix.export(array, tmp_path / "b" / "z{z:02d}.tif", client=client, scratch=mine)
+    notes = {line for path in (tmp_path / "notes").iterdir() for line in path.read_text().splitlines()}
+    assert str(mine) in notes
+    assert notes & theirs
+    ix.export(array, tmp_path / "c" / "z{z:02d}.tif", scratch=False)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") == digest(tmp_path / "c")
+
+
+@pytest.mark.parametrize("client", ["threads", "processes"])
+def test_arrays_in_memory_wait_where_they_are(tmp_path, client, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    image = np.random.default_rng(0).integers(0, 255, (20, 96, 112), np.uint8)
+    em = xr.DataArray(image, dims=("z", "y", "x"), coords=ix.Grid(image.shape, (8, 8, 40), (3, 5, 7)).coords())
+    seg = array_of(Computed((20, 96, 112), chunks=(8, 32, 32), layer_type="segmentation"))
+    both = ix.overlay(em, seg, outline=2)
+    ix.export(both, tmp_path / "z{z:02d}.png", workers=2, client=client)
+    np.testing.assert_array_equal(planes("z{z:02d}.png", tmp_path, 0), both.compute().values)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# memory
+
+
+class Lean(Counting):
+    """A source that makes its voxels out of little more than themselves."""
+
+    def read(self, mip, box):
+        self.count(box)
+        z, y, x = (np.arange(a, b).astype(self.dtype) for a, b in zip(box.start, box.stop, strict=True))
+        out = np.empty(box.shape, self.dtype)
+        out[...] = (y // 50)[:, None]
+        out += x // 60 + (z // 9)[:, None, None]
+        return out
+
+
+def peak_of(folder, memory):
+    """Return the most memory that this process took, and how often chunks were fetched, and scratch."""
+    shape, chunks = (32, 1536, 1536), (32, 128, 128)
+    seg = Lean(shape, chunks=chunks, layer_type="segmentation")
+    array = ix.overlay(array_of(Lean(shape, chunks=chunks)), array_of(seg), outline=2)
+    plan = ix.plan_export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
+    Counting.fetched.clear()
+    ix.export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
+    # what getrusage tells of begins with what the process took that started this one
+    status = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    return {"peak": peak, "rereads": rereads(), "scratch": plan.scratch and plan.scratch.bytes}
+
+
+@pytest.mark.slow
+def test_memory_is_really_as_little_as_was_said(tmp_path):
+    process = python(
+        "import json; from tests.export.read.test_spill import peak_of; "
+        f"print(json.dumps(peak_of({str(tmp_path)!r}, '600 MB')))",
+        stdout=subprocess.PIPE,
+    )
+    out, _ = process.communicate(timeout=600)
+    told = json.loads(out)
+    assert told["scratch"] == math.prod((32, 1536, 1536)) * 9 > 600e6
+    assert told["rereads"] == 1
+    assert told["peak"] < 600e6

@@ -1,0 +1,360 @@
+"""Exports on other processes: the same bytes, whoever works, and whoever is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from imageryxr.export.run.task import Job, pack
+from tests.conftest import volume
+from tests.ops.test_verbs import FINE, IMAGE
+from tests.support.export_jobs import Computed, array_of, cluster_of, digest, picture
+
+pytestmark = pytest.mark.slow  # most of these tests start processes or servers
+
+ROOT = Path(__file__).parents[3]
+OPTIONS = {"chunks": (2, 16, 16)}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with cluster_of(2) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def _small_regions(monkeypatch):
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("truth")
+    ix.export(picture(), folder / "o.zarr", **OPTIONS)
+    return digest(folder)
+
+
+@pytest.mark.slow
+def test_the_same_bytes_on_a_cluster_and_in_processes(tmp_path, cluster, truth):
+    report = ix.export(picture(), tmp_path / "a" / "o.zarr", client=cluster, **OPTIONS)
+    assert report.complete
+    assert digest(tmp_path / "a") == truth
+    assert ix.export(picture(), tmp_path / "a" / "o.zarr", client="threads", **OPTIONS).regions == 0
+    report = ix.export(picture(), tmp_path / "b" / "o.zarr", client=cluster.scheduler.address, **OPTIONS)
+    assert digest(tmp_path / "b") == truth
+    assert cluster.status == "running"
+    ix.export(picture(), tmp_path / "c" / "o.zarr", client="processes", workers=2, **OPTIONS)
+    assert digest(tmp_path / "c") == truth
+
+
+ARRAYS = {
+    "a source": lambda: picture(),
+    "numpy": lambda: ix.overlay(IMAGE, FINE, alpha=0.4),
+    "foreign dask": lambda: ix.overlay(IMAGE.chunk(z=1, y=13), FINE.chunk(x=7), alpha=0.4, outline=1),
+    "of both": lambda: ix.overlay(IMAGE.chunk(z=2), FINE, alpha=0.4),
+    "a source in memory": lambda: ix.regrid(ix.open_segmentation(FINE), (12, 12, 40)),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_any_array_travels(cluster, name):
+    array = ARRAYS[name]()
+    report = ix.export(array, "memory://", client=cluster)
+    np.testing.assert_array_equal(report.result.values, array.values)
+
+
+def test_a_region_brings_only_its_own_voxels(cluster, tmp_path):
+    big = volume(np.zeros((64, 256, 256), np.uint8), layer_type="image")
+    sent = []
+    submit = cluster.submit
+
+    class Spy:
+        def __getattr__(self, name):
+            return getattr(cluster, name)
+
+        def submit(self, *args, **kwargs):
+            sent.append(len(pickle.dumps(args)))
+            return submit(*args, **kwargs)
+
+    from imageryxr.export.run.executors import Cluster
+    from imageryxr.export.run.workers import find_crew
+    from imageryxr.graph.labelled import box_reader
+
+    plan = ix.plan_export(big, tmp_path / "z{z}.png")
+    job = Job(plan.target, None, box_reader(big))
+    workers = Cluster(job, Spy(), None)
+    futures = [workers.submit(i, 0, plan.regions[i]) for i in range(4)]
+    assert sum(f.result().values.sum() for f in futures) == 0
+    largest = max(plan.regions[i].voxels for i in range(4))
+    assert max(sent) < largest + 20_000
+    assert find_crew(cluster, None, None).workers == 2
+
+
+def test_the_task_pickles_small():
+    huge = array_of(Computed((10_000, 100_000, 100_000)))
+    seg = array_of(Computed((10_000, 100_000, 100_000), layer_type="segmentation"))
+    plan = ix.plan_export(ix.overlay(huge, seg, outline=3), "/tmp/nothing-there/o.ome.zarr")
+    assert plan.tasks > 1_000_000
+    assert len(pack(Job(plan.target, plan.workspace.data, plan.read))) < 10_000
+
+
+def _kill_one_worker_soon(pids, folder):
+    def kill():
+        for _ in range(2000):
+            if any(len(p.read_bytes().splitlines()) > 2 for p in folder.rglob("*.manifest.log")):
+                break
+            time.sleep(0.005)
+        os.kill(pids()[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def test_a_killed_worker_of_a_cluster_costs_only_its_regions(tmp_path, cluster, truth):
+    (tmp_path / "a").mkdir()
+    killer = _kill_one_worker_soon(lambda: list(cluster.run(os.getpid).values()), tmp_path / "a")
+    report = ix.export(picture(seconds=0.05), tmp_path / "a" / "o.zarr", client=cluster, **OPTIONS)
+    killer.join()
+    assert report.complete
+    assert digest(tmp_path / "a") == truth
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_only_its_regions(tmp_path, truth):
+    import multiprocessing
+
+    (tmp_path / "a").mkdir()
+    before = {p.pid for p in multiprocessing.active_children()}
+    killer = _kill_one_worker_soon(
+        lambda: [p.pid for p in multiprocessing.active_children() if p.pid not in before], tmp_path / "a"
+    )
+    report = ix.export(picture(seconds=0.1), tmp_path / "a" / "o.zarr", client="processes", workers=2, **OPTIONS)
+    killer.join()
+    assert report.retries > 0
+    assert digest(tmp_path / "a") == truth
+
+
+def test_errors_come_back_as_they_are(tmp_path, cluster):
+    with pytest.raises(ix.ChunkReadError, match="broken disk") as caught:
+        ix.export(picture(fail_above=7), tmp_path / "o.zarr", client=cluster, retries=0, **OPTIONS)
+    assert any("in task" in note for note in caught.value.__notes__)
+    report = ix.export(
+        picture(fail_above=7), tmp_path / "o.zarr", client=cluster, retries=0, on_error="collect", **OPTIONS
+    )
+    assert report.failed
+    assert report.skipped > 0
+
+
+def test_memory_of_the_workers_is_asked_for(tmp_path, cluster):
+    plan = ix.plan_export(picture(), tmp_path / "o.zarr", client=cluster)
+    info = cluster.scheduler_info(n_workers=-1)["workers"]
+    assert plan.crew.memory == min(w["memory_limit"] for w in info.values())
+    assert "2 × 1 cluster" in repr(plan)
+
+
+def test_no_scheduler_there():
+    with pytest.raises(ix.TargetError, match="no scheduler answers at tcp://127.0.0.1:9"):
+        ix.plan_export(IMAGE, "o.zarr", client="tcp://127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_a_scheduler_and_workers_from_the_command_line(tmp_path, truth):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"stdout": subprocess.DEVNULL, "env": env, "cwd": ROOT}
+    scheduler = subprocess.Popen(
+        [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+         "--scheduler-file", str(tmp_path / "scheduler.json")], stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+    try:
+        address = next(m[0] for line in scheduler.stderr if (m := re.search(r"tcp://127\.0\.0\.1:\d+", line)))
+        threading.Thread(target=scheduler.stderr.read, daemon=True).start()
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "dask", "worker", address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"],
+            stderr=subprocess.DEVNULL, **options,
+        )  # fmt: skip
+        try:
+            report = ix.export(picture(), tmp_path / "a" / "o.zarr", client=address, **OPTIONS)
+        finally:
+            worker.terminate()
+            worker.wait()
+    finally:
+        scheduler.terminate()
+        scheduler.wait()
+    assert report.complete
+    assert digest(tmp_path / "a") == truth
+
+
+@pytest.mark.slow
+def test_a_dead_driver_leaves_no_processes(tmp_path):
+    code = (
+        "from tests.support.export_jobs import picture\nimport imageryxr as ix, multiprocessing, sys, threading, time\n"
+        "import imageryxr.export\nsys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
+        "def tell():\n    while len(multiprocessing.active_children()) < 2: time.sleep(.01)\n"
+        "    time.sleep(1); print(*[p.pid for p in multiprocessing.active_children()], flush=True)\n"
+        "if __name__ == '__main__':\n    threading.Thread(target=tell, daemon=True).start()\n"
+        f"    ix.export(picture(seconds=5), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=2, chunks=(2, 16, 16))\n"
+    )
+    (tmp_path / "job.py").write_text(code)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen([sys.executable, str(tmp_path / "job.py")], stdout=subprocess.PIPE, text=True, env=env)
+    pids = [int(p) for p in driver.stdout.readline().split()]
+    assert len(pids) >= 2
+    driver.kill()
+    driver.wait()
+    for _ in range(200):
+        alive = [
+            p for p in pids if Path(f"/proc/{p}").exists() and Path(f"/proc/{p}/stat").read_text().split()[2] != "Z"
+        ]
+        if not alive:
+            break
+        time.sleep(0.05)
+    assert not alive
+    report = ix.export(picture(), tmp_path / "o.zarr", **OPTIONS)
+    assert report.complete
+
+
+def test_a_foreign_graph_stays_lazy_until_it_is_written(tmp_path):
+    calls = []
+
+    def block(block_info=None):
+        calls.append(block_info)
+        return np.ones((2, 8, 8), np.uint8)
+
+    data = da.map_blocks(block, chunks=((2, 2), (8, 8), (8, 8)), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    array = volume(np.zeros((4, 16, 16), np.uint8), layer_type="image").copy(data=data)
+    ix.plan_export(array, tmp_path / "o.zarr")
+    assert calls == []
+    ix.export(array, tmp_path / "o.zarr", levels=1)
+    assert len(calls) == 8
+
+
+def test_a_script_that_does_not_ask_whether_it_is_main(tmp_path):
+    """Its processes run it from the beginning: that is told at once, by name, and once."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import imageryxr as ix\nfrom tests.support.export_jobs import picture\nprint('begun', flush=True)\n"
+        f"ix.export(picture(), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=2, progress=False)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stdout.count("begun") <= 3, "no second try"
+    assert done.stderr.count("Traceback") == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.endswith("put what the script does under `if __name__ == '__main__':`")
+    assert "memory" not in last
+    assert not (tmp_path / "o.zarr").exists()
+
+
+def test_a_plan_may_be_made_by_such_a_script(tmp_path):
+    script = tmp_path / "script.py"
+    target = str(tmp_path / "o.zarr")
+    script.write_text(
+        "import imageryxr as ix\nfrom tests.support.export_jobs import picture\n"
+        f"plan = ix.plan_export(picture(), {target!r}, client='processes', workers=1)\n"
+        f"if __name__ == '__main__':\n    ix.export(picture(), {target!r}, client='processes', workers=1)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_no_worker_yet(tmp_path, truth):
+    """What waits says so once, quiet or not, and goes on when somebody comes."""
+    code = (
+        "import sys\nimport imageryxr as ix\nfrom tests.support.export_jobs import picture\n"
+        "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
+        f"ix.export(picture(), {str(tmp_path / 'a' / 'o.zarr')!r}, client=sys.argv[1], progress=False, chunks=(2, 16, 16))\n"
+    )
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    place = tmp_path / "scheduler.json"
+    options = ["--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(place)]
+    running = [subprocess.Popen([*dask, *options], **quiet)]
+    try:
+        for _ in range(1200):
+            if place.exists() and place.stat().st_size:
+                break
+            time.sleep(0.05)
+        address = json.loads(place.read_text())["address"]
+        export = subprocess.Popen([sys.executable, "-c", code, address], stderr=subprocess.PIPE, text=True)
+        running.append(export)
+        said = export.stderr.readline()
+        assert said == (
+            f"the scheduler {address} has no worker yet: waiting for one, such as `dask worker {address}` starts\n"
+        )
+        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard", "--nthreads", "1"]
+        running.append(subprocess.Popen([*worker, "--no-nanny"], **quiet, cwd=tmp_path))
+        _, rest = export.communicate(timeout=300)
+        assert (export.returncode, rest) == (0, "")
+        assert digest(tmp_path / "a") == truth
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_dead_scheduler_is_told_in_one_message(tmp_path):
+    """The command line: no traceback, no waiting for ever, and what is done is kept."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"env": env, "cwd": ROOT, "text": True}
+    scheduler = subprocess.Popen(
+        [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+         "--scheduler-file", str(tmp_path / "scheduler.json")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+    address = next(m[0] for line in scheduler.stderr if (m := re.search(r"tcp://127\.0\.0\.1:\d+", line)))
+    threading.Thread(target=scheduler.stderr.read, daemon=True).start()
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "dask", "worker", address, "--nworkers", "1", "--nthreads", "1", "--no-dashboard",
+         "--local-directory", str(tmp_path / "worker")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options,
+    )  # fmt: skip
+    target = tmp_path / "o.zarr"
+    code = (
+        "import sys, imageryxr.export\nfrom imageryxr.cli import _plain_errors\n"
+        "from imageryxr.cli_export import run_export\nfrom tests.support.export_jobs import picture\n"
+        "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
+        "with _plain_errors():\n"
+        f"    run_export(picture(0.3, shape=(96, 48, 64)), {str(target)!r}, dry_run=False, as_json=False, resume=True,\n"
+        f"        overwrite=False, scheduler={address!r}, workers=2, memory=None, retries=3, on_error='raise',\n"
+        "        progress=False, square=None, scratch=None, options={'chunks': (2, 16, 16)})\n"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )  # fmt: skip
+    try:
+        log = tmp_path / "o.zarr.manifest.log"
+        deadline = time.monotonic() + 60
+        while not (log.exists() and log.stat().st_size > 100):
+            assert driver.poll() is None, driver.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        scheduler.kill()
+        out, err = driver.communicate(timeout=60)
+    finally:
+        for process in (driver, worker, scheduler):
+            process.kill()
+            process.wait()
+    assert driver.returncode == 1
+    assert out == ""
+    kept, error = err.splitlines()
+    assert "tasks of" in kept
+    assert "are done and kept: run the same call again to continue" in kept
+    assert error.startswith(f"error: the scheduler at {address} does not answer any more; start it again")
+    assert not target.exists()

@@ -1,0 +1,185 @@
+"""What a worker keeps between regions, in a process that was started as dask starts its workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import distributed
+import pytest
+
+import imageryxr as ix
+from imageryxr.export.run.malloc import CHOSEN, GIVEN, MMAP_BYTES, Lingering, started_with
+
+pytestmark = pytest.mark.slow  # most of these tests start processes or servers
+
+JOB, READING = (sys.modules[f"imageryxr.export.{name}"] for name in ("job", "reading"))
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc's thresholds are those of glibc")
+
+# A page is counted when it is touched for the first time since the system gave it.
+FAULTS = """
+import json, resource
+import numpy as np
+from imageryxr.export.run.malloc import give_back, keep_freed
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        np.ones(1 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+found = [pages()]
+keep_freed()
+pages()
+found.append(pages())
+held = [np.ones(1 << 20, np.uint8) for _ in range(40)]
+del held
+keeping = resident()
+give_back()
+found += [keeping - resident(), pages()]
+print(json.dumps(found))
+"""
+
+
+def _found(first="", **given):
+    kept = {k: v for k, v in os.environ.items() if k not in (GIVEN, *CHOSEN)}
+    command = [sys.executable, "-c", first + FAULTS]
+    run = subprocess.run(command, env={**kept, **given}, capture_output=True, text=True)
+    assert not run.returncode, run.stderr
+    return json.loads(run.stdout)
+
+
+@glibc
+def test_memory_is_not_mapped_anew_for_each_array():
+    before, kept, returned, after = _found(**{GIVEN: "65536"})
+    assert before > 50, "dask's setting does that"
+    assert kept < before / 10
+    assert returned > 20 << 20, "what was kept at the end goes back"
+    assert after > before / 2, "as dask wants it"
+
+
+@glibc
+@pytest.mark.parametrize("other", [{"MALLOC_MMAP_THRESHOLD_": "100000"}, {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}])
+def test_what_others_chose_stays(other):
+    before, kept, _, after = _found(**{GIVEN: "65536"}, **other)
+    assert before > 50
+    assert min(kept, after) > before / 2
+
+
+@glibc
+@pytest.mark.parametrize("given", ["", "²", str(2**70)])
+def test_what_is_no_threshold_is_let_be(given):
+    _found(**{GIVEN: given})
+
+
+@glibc
+def test_who_starts_a_cluster_is_not_changed():
+    """dask leaves the variable in ``os.environ`` of the process that started it, whose malloc never saw it."""
+    _, kept, _, after = _found("import os; os.environ['MALLOC_TRIM_THRESHOLD_'] = '65536'")
+    each = 50 * (1 << 20) // os.sysconf("SC_PAGESIZE")
+    assert max(kept, after) < each / 10, "glibc learns by itself"
+
+
+@pytest.mark.slow
+def test_dask_sets_it_where_it_is_looked_for():
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        (found,) = client.run(started_with).values()
+    assert found[GIVEN].isdigit()
+
+
+def test_it_is_there_while_it_is_used_and_a_while_longer():
+    told = []
+    kept = Lingering(lambda: told.append("begin"), lambda: told.append("end"), 1000)
+    with kept.used():
+        with kept.used():
+            pass
+        kept._rest()  # a timer that comes late
+        assert told == ["begin"], "somebody is at it"
+    first = kept._timer
+    with kept.used():
+        assert first.finished.is_set()
+        assert told == ["begin", "begin"]
+    with pytest.raises(KeyError), kept.used():
+        raise KeyError
+    kept._timer.cancel()
+    kept._rest()
+    assert told[-1] == "end"
+    short = Lingering(lambda: None, lambda: told.append("in time"), 0.01)
+    with short.used():
+        pass
+    short._timer.join(60)
+    assert told[-1] == "in time"
+
+
+def test_what_was_made_stays_made_where_no_thread_can_be_started(monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    told = []
+    kept = Lingering(lambda: told.append("begin"), lambda: told.append("end"), 1000)
+    monkeypatch.setattr(threading.Timer, "start", start)
+    with kept.used():
+        pass
+    assert told == ["begin", "end"]
+
+
+def test_what_could_not_begin_begins_the_next_time():
+    tries = []
+
+    def begin():
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("not now")
+
+    kept = Lingering(begin, lambda: None, 0.01)
+    with pytest.raises(OSError, match="not now"), kept.used():
+        pass
+    with kept.used():
+        pass
+    assert len(tries) == 2
+
+
+def test_a_worker_lets_go_of_what_it_kept(sample, monkeypatch):
+    monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(READING, "PART_BYTES", 1000)
+    told = []
+    kept = Lingering(lambda: told.append("begin"), JOB._rest, 1000)
+    monkeypatch.setattr(JOB, "KEPT", kept)
+    plan = ix.plan_export(ix.open_segmentation(sample.segmentation), "memory://")
+    JOB.work(JOB.pack(JOB.Job(plan.target, None, plan.read)), 0, 0, tuple(plan.regions[0]))
+    assert told == ["begin"]
+    assert READING.BUFFERS._held
+    kept._timer.cancel()
+    kept._rest()
+    assert READING.BUFFERS._held == []
+
+
+def test_arrays_that_exports_keep_are_mapped_apart():
+    assert MMAP_BYTES < READING.KEPT_BYTES
+
+
+def test_many_threads_begin_once():
+    told = []
+    kept = Lingering(lambda: told.append("begin"), lambda: told.append("end"), 0.05)
+    gate = threading.Barrier(8)
+
+    def one(_):
+        with kept.used():
+            gate.wait(10)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(8)))
+    assert told[:1] == ["begin"]
+    assert told.count("begin") == 1

@@ -1,0 +1,176 @@
+"""Ids that were asked for and are nowhere are told of, whoever makes the regions."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+import imageryxr as ix
+from imageryxr.export.commit.journal import Entry
+from tests.support.export_jobs import Computed, array_of
+
+EM = array_of(Computed((12, 48, 64)))
+SEG = array_of(Computed((12, 48, 64), layer_type="segmentation"))
+THERE = [int(i) for i in ix.unique_ids(SEG)[:2]]
+TOP = 2**64 - 1
+LINE = Entry.line
+ASKED = [*THERE, 12345678901, TOP]
+SAID = "2 of the 4 ids that were asked for are not in the data: 12345678901, 18446744073709551615; .*unique_ids"
+CREWS = {"a thread": {"workers": 1}, "threads": {"workers": 2}, "processes": {"client": "processes", "workers": 2}}
+ARRAYS = {
+    "select": lambda: ix.select_ids(SEG, ASKED),
+    "fill": lambda: ix.overlay(EM, SEG, ids=ASKED),
+    "line": lambda: ix.overlay(EM, SEG, ids=ASKED, alpha=0, outline=2),
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Have several regions."""
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
+
+
+@pytest.mark.parametrize("crew", [pytest.param(c, marks=[pytest.mark.slow] * (c == "processes")) for c in CREWS])
+@pytest.mark.parametrize("array", ARRAYS)
+def test_told_once_and_reported(tmp_path, array, crew):
+    options = {"chunks": (2, 16, 16), "levels": 2, **CREWS[crew]}
+    with pytest.warns(ix.MissingIdsWarning, match=SAID) as told:
+        report = ix.export(ARRAYS[array](), tmp_path / "o.ome.zarr", **options)
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    assert report.regions > 1
+    assert report.absent_ids == (12345678901, TOP)
+    assert report.to_dict()["absent_ids"] == [12345678901, TOP]
+    assert "2 ids not in the data" in repr(report)
+
+
+@pytest.mark.slow
+def test_told_of_a_cluster(tmp_path):
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+        pytest.warns(ix.MissingIdsWarning, match=SAID),
+    ):
+        report = ix.export(ARRAYS["fill"](), tmp_path / "s" / "{z}.png", client=client, square=False)
+    assert report.absent_ids == (12345678901, TOP)
+
+
+@pytest.mark.parametrize("target", ["memory://", "s/{z}.png", "s/{y}.tif", "one.tif"])
+def test_told_whatever_is_written(tmp_path, target):
+    place = target if target == "memory://" else str(tmp_path / target)
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+        report = ix.export(ARRAYS["fill"](), place, **({} if target == "memory://" else {"square": False}))
+    assert report.absent_ids == (12345678901, TOP)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        lambda: ix.overlay(EM, SEG, ids=THERE),
+        lambda: ix.overlay(EM, SEG, ids=ASKED)[:6],  # they may be in the other half
+        lambda: ix.overlay(EM, SEG),
+        lambda: EM,
+    ],
+    ids=["all there", "a part", "all ids", "no ids"],
+)
+def test_nothing_to_tell(tmp_path, array):
+    report = ix.export(array(), tmp_path / "o.ome.zarr")  # warnings are errors here
+    assert report.absent_ids == ()
+
+
+@pytest.mark.parametrize("array", ["select", "fill"])
+def test_what_a_run_before_had_seen_counts(tmp_path, monkeypatch, array):
+    """Those that its regions have are in the log; the others are nowhere."""
+    target, options = tmp_path / "o.ome.zarr", {"chunks": (2, 16, 16), "levels": 1, "workers": 1}
+    read = Computed.read
+
+    def failing(self, mip, box):
+        if box.start[0] >= 8:
+            raise ix.ChunkReadError("a broken disk")
+        return read(self, mip, box)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Computed, "read", failing)
+        with pytest.raises(ix.ChunkReadError, match="a broken disk"):
+            ix.export(ARRAYS[array](), target, retries=0, **options)
+    log = next(tmp_path.rglob("*.log"))
+    told = log.read_bytes()
+    assert b'"ids"' in told
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+        report = ix.export(ARRAYS[array](), target, **options)
+    assert report.skipped > 0
+    assert report.absent_ids == (12345678901, TOP)
+    assert log.read_bytes().startswith(told)
+    # each is noted with the first region that has it
+    entries = [Entry.parse(line, line.split(b" ")[0].decode()) for line in log.read_bytes().split(b"\n") if line]
+    noted = [i for entry in entries for _, found in entry.ids for i in found]
+    assert sorted(sorted(ASKED)[i] for i in noted) == THERE
+
+
+def test_of_what_an_earlier_version_made_nothing_is_known(tmp_path, monkeypatch):
+    target, options = tmp_path / "o.ome.zarr", {"chunks": (2, 16, 16), "levels": 1, "workers": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(Entry, "line", lambda self, run: LINE(replace(self, ids=None), run))
+        with pytest.warns(ix.MissingIdsWarning):
+            ix.export(ARRAYS["fill"](), target, **options)
+    assert b'"ids"' not in next(tmp_path.rglob("*.log")).read_bytes()
+    (target / "0" / "c" / "0" / "5" / "2" / "3").unlink()
+    report = ix.export(ARRAYS["fill"](), target, **options)
+    assert report.tasks == 1
+    assert report.absent_ids == ()
+
+
+@pytest.mark.parametrize("target", ["o.ome.zarr", "s/{z}.tif", "one.tif"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        lambda: ix.regrid(ix.select_ids(SEG, ASKED), (8, 8, 56)),
+        lambda: ix.plane(
+            ix.select_ids(SEG, ASKED), (30, 30, 12), (64, 64), normal=(1, 1, 0.2), nm_per_pixel=2, resolution=(8, 8, 40)
+        ),
+        lambda: ix.regrid(ix.select_ids(SEG.chunk(z=3), ASKED), (8, 8, 56)),
+    ],
+    ids=["coarser", "a slanted plane", "of blocks"],
+)
+def test_of_what_passes_voxels_by_nothing_is_known(tmp_path, array, target):
+    options = {"chunks": (1, 16, 16), "levels": 1} if "zarr" in target else {"square": False}
+    assert ix.export(array(), str(tmp_path / target), workers=1, **options).absent_ids == ()  # warnings are errors here
+
+
+def test_finer_it_is_known(tmp_path):
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+        report = ix.export(ix.overlay(EM, SEG, ids=ASKED), tmp_path / "{z}.png", square=True)
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+        finer = ix.export(ix.regrid(ix.select_ids(SEG, ASKED), (4, 4, 20)), tmp_path / "o.zarr", levels=1)
+    assert report.absent_ids == finer.absent_ids == (12345678901, TOP)
+
+
+def test_what_lies_in_a_graph_of_ones_own_warns_by_itself(tmp_path):
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+        report = ix.export(ix.select_ids(SEG, ASKED) + 0, tmp_path / "o.zarr", levels=1, workers=1)
+    assert report.absent_ids == ()
+
+
+def test_who_takes_warnings_for_errors_has_the_result(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ix.MissingIdsWarning, match=SAID):
+            ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
+    assert (tmp_path / "o.zarr" / "zarr.json").exists()
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):  # the log knows
+        report = ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
+    assert (report.tasks, report.absent_ids) == (0, (12345678901, TOP))
+
+
+def test_outside_of_exports_it_is_as_it_was():
+    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+        found = ARRAYS["select"]().compute()
+    np.testing.assert_array_equal(found, np.where(np.isin(SEG.values, THERE), SEG.values, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ix.select_ids(SEG, THERE).compute()

@@ -1,0 +1,178 @@
+"""Exports into a bucket by the workers of a cluster, which outlive whoever asked them to."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+from distributed import Client, LocalCluster
+
+import imageryxr as ix
+from imageryxr.export.commit.journal import Run
+from imageryxr.export.store.bucket import Bucket
+from tests.export.commit.test_finished_slices import drawn
+from tests.export.commit.test_resume import python
+from tests.export.commit.test_s3_journal import DYING
+from tests.support.export_jobs import picture
+
+OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
+
+
+def _doze(needle, count):
+    """Have a worker stop just before it sends the so-manieth object of a name."""
+    import obstore
+
+    real, seen = obstore.put, []
+
+    def dozing(store, key, *args, **kwargs):
+        if needle in f"{store}{key}":
+            seen.append(key)
+            if len(seen) == count:
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return real(store, key, *args, **kwargs)
+
+    obstore.put = dozing
+
+
+def _is_idle(dask_worker):
+    return not dask_worker.state.executing
+
+
+@pytest.fixture
+def worker():
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def stopped(client, *what):
+    """Have somebody export something with a worker that stops, and be killed; return the worker's process."""
+    url, overwrite = what
+    pid = client.submit(os.getpid).result()
+    code = (
+        "import sys, imageryxr as ix\nfrom tests.support.export_jobs import picture\n"
+        "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
+        f"ix.export(picture(), {url!r}, client={client.scheduler.address!r}, overwrite={overwrite}, **{OPTIONS!r})\n"
+    )
+    asker = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        assert asker.poll() is None
+        time.sleep(0.02)
+    asker.kill()
+    asker.wait()
+    return pid
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("replacing", "depth", "count"),
+    [
+        pytest.param(False, 12, 6, id="at its place, where another puts something"),
+        pytest.param(False, 4, 6, id="at its place, where another puts nothing"),
+        pytest.param(True, 12, 1, id="beside it"),
+    ],
+)
+def test_a_worker_that_outlived_its_export_writes_into_no_other(bucket, worker, replacing, depth, count):
+    url, other = bucket.url("o.zarr"), picture(seed=1)[:depth]
+    if replacing:
+        ix.export(picture(seed=9), url, **OPTIONS)
+    worker.run(_doze, "/c/", count)
+    pid = stopped(worker, url, replacing)
+    assert ix.export(other, url, overwrite=True, **OPTIONS).complete
+    found, beside = bucket.contents(), bucket.names()
+    os.kill(pid, signal.SIGCONT)
+    until = time.monotonic() + 60
+    while not all(worker.run(_is_idle).values()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert bucket.contents() == found
+    assert bucket.names() == beside
+    assert ix.export(other, url, **OPTIONS).tasks == 0
+    np.testing.assert_array_equal(ix.export(other, "memory://").result, other)
+
+
+@pytest.mark.slow
+def test_workers_continue_what_another_pattern_had_replaced(bucket, monkeypatch):
+    """The manifest says so no more, which they ask."""
+    monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
+    url = bucket.url("s/z{z:03d}.png")
+    process = python("-c", DYING, url, 6)
+    assert process.wait() == -signal.SIGKILL
+    ix.export(picture(seed=1), bucket.url("s/z{z:03}.png"), overwrite=True)
+    assert ix.export(drawn(), url, square=False, overwrite=True, client="processes", workers=2).complete
+    ix.export(drawn(), bucket.url("other/z{z:03d}.png"), square=False)
+    names = [f"z{i:03d}.png" for i in range(70)]
+    assert [bucket.read(f"s/{name}") for name in names] == [bucket.read(f"other/{name}") for name in names]
+
+
+def test_what_travels_asks_the_manifest(bucket):
+    """And what stays asks the lease."""
+    url = bucket.url("x")
+
+    class Lease:
+        asked = 0
+
+        def ensure(self):
+            self.asked += 1
+
+        check = ensure
+
+    lease = Lease()
+    plan = ix.plan_export(picture(), f"{url}/o.zarr", **OPTIONS)
+    assert plan.workspace is not None
+    ix.export(picture(), f"{url}/o.zarr", **OPTIONS)
+    header = plan.workspace.keeper.load()
+    assert header is not None
+    place = Bucket(f"{url}/y", lease, Run(url, "o.zarr.manifest", header.run, header.phase))
+    place.put([("a", b"1")])
+    assert lease.asked == 1
+    away = pickle.loads(pickle.dumps(place))
+    assert away == place
+    away.put([("a", b"2"), ("b", b"3")])
+    assert lease.asked == 1
+    taken = replace(header, replaced="another")  # some of its files are another's
+    bucket.client.put_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json", Body=taken.to_bytes())
+    with pytest.raises(ix.TargetError, match="another export is there"):
+        pickle.loads(pickle.dumps(place)).put([("a", b"0")])
+    other = picture(seed=1)
+    ix.export(other, f"{url}/o.zarr", overwrite=True, **OPTIONS)
+    with pytest.raises(ix.TargetError, match="another export is there: a region .* is not written") as caught:
+        away.put([("a", b"4")])  # it is there: whether it may go is asked now
+    assert caught.value.taken
+    bucket.client.delete_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json")
+    again = pickle.loads(pickle.dumps(place))
+    with pytest.raises(ix.TargetError, match=r"o.zarr.manifest.json is not there any more"):
+        again.put([("c", b"5")])
+    assert {k: bucket.read(f"x/y/{k}") for k in "ab"} == {"a": b"2", "b": b"3"}
+
+
+def test_what_is_taken_is_not_tried_again(bucket, monkeypatch):
+    """Also where what failed is to be collected: all of it would."""
+    tried = []
+
+    def taken(self):
+        tried.append(True)
+        raise ix.TargetError("another took over", taken=True)
+
+    put = Bucket.put
+
+    def chunks(self, files):
+        files = list(files)
+        if any("c/" in key for key, _ in files):
+            taken(self)
+        return put(self, files)
+
+    monkeypatch.setattr(Bucket, "put", chunks)
+    with pytest.raises(ix.TargetError, match="another took over"):
+        ix.export(picture(), bucket.url("o.zarr"), workers=1, on_error="collect", **OPTIONS)
+    assert len(tried) == 1

@@ -1,0 +1,389 @@
+"""Objects of a bucket: what takes whose place, through connections that break, and with servers of little means."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import struct
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import zarr
+
+import imageryxr as ix
+from imageryxr.export.store import bucket as buckets
+from imageryxr.export.store.bucket import Bucket
+from imageryxr.export.store.lease import Lease
+from tests.support.export_jobs import Computed, array_of, picture
+
+pytestmark = pytest.mark.slow  # most of these tests start processes or servers
+
+OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
+LACKING = (
+    "<?xml version='1.0'?><Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"
+)
+
+
+PASSING = "<?xml version='1.0'?><Error><Code>RequestTimeout</Code><Message>Too slow</Message></Error>"
+
+
+class Between(ThreadingHTTPServer):
+    """Hands requests on to a server, and can do so badly."""
+
+    daemon_threads = True
+
+    def __init__(self, server):
+        super().__init__(("127.0.0.1", 0), Handing)
+        self.server_at = urlsplit(server).netloc
+        self.break_before = self.break_after = self.bad = 0
+        """How many uploads are lost on their way, and how many answers to them."""
+        self.conditions = "known"
+        self.uploads = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def breaks(self, name):
+        left = getattr(self, name)
+        setattr(self, name, max(0, left - 1))
+        return left > 0
+
+    def handle_error(self, request, client_address):
+        """Say nothing of connections that were broken on purpose."""
+
+
+class Handing(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def hand_on(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        upload = self.command == "PUT"
+        asks = self.headers.get("If-None-Match") or self.headers.get("If-Match")
+        if upload:
+            self.server.uploads.append((self.path, asks))
+            if self.server.breaks("break_before"):
+                return self.cut()
+            if asks and self.server.conditions == "refused":
+                return self.answer(501, [("Content-Type", "application/xml")], LACKING.encode())
+            if asks and self.server.bad > 0:
+                self.server.bad -= 1
+                return self.answer(400, [("Content-Type", "application/xml")], PASSING.encode())
+            if asks and self.server.conditions in (400, 405, 501):
+                return self.answer(self.server.conditions, [], b"")
+        headers = dict(self.headers.items())
+        if self.server.conditions == "ignored":
+            headers = {k: v for k, v in headers.items() if not k.lower().startswith("if-")}
+        link = http.client.HTTPConnection(self.server.server_at)
+        link.request(self.command, self.path, body, headers)
+        answer = link.getresponse()
+        data = answer.read()
+        if upload and self.server.breaks("break_after"):
+            return self.cut()
+        kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("content-length", "transfer-encoding")]
+        if self.server.conditions == "odd":
+            kept = [(k, 'W/"odd"' if k.lower() == "etag" else v) for k, v in kept]
+        return self.answer(answer.status, kept, data, answer.getheader("Content-Length"))
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = hand_on
+
+    def answer(self, status, headers, data, length=None):
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(data)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else data)
+
+    def cut(self):
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+
+class Watch:
+    """Says that the place is another's when it is asked for the so-manieth time."""
+
+    def __init__(self, last):
+        self.asked, self.last = 0, last
+
+    def ensure(self):
+        self.asked += 1
+        if self.asked == self.last:
+            raise ix.TargetError("another took over")
+
+    check = ensure
+
+
+@pytest.fixture
+def between(s3, bucket, monkeypatch):
+    """Stand between imageryxr and the server; tests themselves ask it directly."""
+    server = Between(s3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    yield server
+    server.shutdown()
+
+
+def test_an_object_is_replaced_by_who_may(between, bucket):
+    place = Bucket(bucket.url("x"))
+    assert place.put([("a", b"1"), ("b.gz", b"22")]) == [1, 2]
+    assert place.put([("a", b"3")]) == [1]
+    assert {name: bucket.read(name) for name in bucket.names()} == {"x/a": b"3", "x/b": b"22"}
+    asked = [asks for path, asks in between.uploads if path.endswith("x/a")]
+    assert asked[:2] == ["*", "*"]
+    assert len(asked) == 3
+    assert asked[2].strip('"').isalnum()
+    assert place.create("a", b"4") is False
+    assert place.create("c", b"5") is True
+    _, mark = place.get_marked("a")
+    assert place.replace("a", b"6", mark) is True
+    assert place.replace("a", b"7", mark) is False
+    assert place.get_marked("nothing") == (None, None)
+    assert bucket.read("x/a") == b"6"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_comes_between_looking_and_sending_stays(bucket, monkeypatch, there):
+    """Whoever put it there has the right to; this process is asked for its own before each try."""
+    watch = Watch(3)
+    place = Bucket(bucket.url("x"), watch)
+    if there:
+        bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"old")
+    send = Bucket._send
+
+    def overtaken(self, name, *args):
+        bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=f"theirs {watch.asked}".encode())
+        return send(self, name, *args)
+
+    monkeypatch.setattr(Bucket, "_send", overtaken)
+    with pytest.raises(ix.TargetError, match="another took over"):
+        place.put([("a", b"mine")])
+    assert bucket.read("x/a") == b"theirs 2"
+
+
+@pytest.mark.parametrize("when", ["break_before", "break_after"])
+@pytest.mark.parametrize("there", [False, True])
+def test_broken_connections(between, bucket, when, there):
+    place = Bucket(bucket.url("x"))
+    if there:
+        place.put([("a", b"old")])
+    setattr(between, when, 3)
+    assert place.put([("a", b"new")]) == [3]
+    assert getattr(between, when) == 0
+    assert bucket.read("x/a") == b"new"
+
+
+def test_connections_that_break_for_long(between, bucket, monkeypatch):
+    monkeypatch.setattr(buckets, "_WAITS", (0.01, 0.01, None))
+    between.break_before = 3
+    with pytest.raises(ix.TargetError, match="could not write s3://.*x: Generic S3 error"):
+        Bucket(bucket.url("x")).put([("a", b"new")])
+    assert len(between.uploads) == 3
+    assert bucket.names() == []
+
+
+def test_nothing_is_sent_again_by_who_may_not(between, bucket):
+    between.break_before = 2
+    with pytest.raises(ix.TargetError, match="another took over"):
+        Bucket(bucket.url("x"), Watch(2)).put([("a", b"new")])
+    assert len(between.uploads) == 1
+
+
+def test_bookkeeping_is_kept_by_nobody_between(bucket):
+    """Google's servers keep what all may read for an hour, unless they are told."""
+    ix.export(picture(), bucket.url("o.zarr"))
+    heads = {name: bucket.client.head_object(Bucket=bucket.name, Key=name) for name in bucket.names()}
+    assert {name for name, head in heads.items() if head.get("CacheControl") == "no-store"} == {
+        name for name in heads if "manifest" in name
+    }
+
+
+@pytest.mark.parametrize("conditions", ["known", "refused", "odd"])
+def test_one_of_several_creates_an_object(between, bucket, conditions):
+    between.conditions = conditions
+    place = Bucket(bucket.url("x"))
+    bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"theirs")
+    for name, made in (("a", False), ("b", True), ("a", False), ("b", False)):
+        assert place.create(name, b"mine") is made
+    assert (bucket.read("x/a"), bucket.read("x/b")) == (b"theirs", b"mine")
+
+
+def test_a_bad_request_that_passes_is_no_word_of_conditions(between, bucket):
+    """Else nothing would keep two apart from then on."""
+    place = Bucket(bucket.url("x"))
+    place.put([("a", b"1")])
+    _, mark = place.get_marked("a")
+    between.bad = 1
+    with pytest.raises(ix.TargetError, match="RequestTimeout"):
+        place.put([("b", b"2")])
+    assert place.conditional
+    bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"theirs")
+    between.conditions = 400
+    assert place.replace("a", b"late", mark) is False
+    assert bucket.read("x/a") == b"theirs"
+
+
+@pytest.mark.parametrize("conditions", ["known", "refused", "ignored", "odd"])
+def test_signs_of_life_reach_every_server(between, bucket, conditions, impatient):
+    """Else who lives would be taken for dead, or who is dead would keep the place for ever."""
+    between.conditions = conditions
+    place = Bucket(bucket.url("o").rpartition("/")[0])
+    place.put([("o.lock", json.dumps({"key": "theirs", "host": "another-machine", "pid": 1}).encode())])
+    with Lease(place, "o.lock").held():
+        for _ in range(2):
+            time.sleep(1.5)
+            other = Lease(place, "o.lock")
+            assert other.alive()
+        with pytest.raises(ix.TargetError, match="another process is exporting"), other.held():
+            pass
+    assert bucket.names() == []
+
+
+@pytest.mark.parametrize("conditions", ["refused", "ignored", "odd", 400, 405, 501])
+def test_servers_that_know_no_conditions(between, bucket, conditions, impatient):
+    between.conditions = conditions
+    place = Bucket(bucket.url("x"))
+    for data in (b"1", b"22"):
+        place.put([("a", data)])
+        assert bucket.read("x/a") == data
+    assert ix.export(picture(seed=1), bucket.url("o.zarr"), workers=1, **OPTIONS).complete
+    assert ix.export(picture(), bucket.url("o.zarr"), workers=1, overwrite=True, **OPTIONS).complete
+    truth = np.moveaxis(picture().values, -1, 0)
+    assert not [name for name in bucket.names() if "-work-" in name or ".lock" in name]
+    array = ix.open_image(f"zarr://{bucket.url('o.zarr')}", channel=1)
+    np.testing.assert_array_equal(array.values, truth[1])
+
+
+def test_an_object_of_many_parts(between, bucket, monkeypatch):
+    monkeypatch.setattr(buckets, "ONE_REQUEST", 1 << 20)
+    place, data = Bucket(bucket.url("x")), np.random.default_rng(0).bytes(12 << 20)
+    for _ in range(2):
+        assert place.put([("a", data)]) == [len(data)]
+    assert bucket.read("x/a") == data
+    assert sum("partNumber" in path for path, _ in between.uploads) >= 4
+
+
+@pytest.mark.parametrize("conditions", ["known", "refused", "ignored"])
+def test_of_several_that_find_a_place_free_one_has_it(between, bucket, monkeypatch, conditions):
+    monkeypatch.setattr(Lease, "BEAT", 5.0)
+    between.conditions = conditions
+    place, create = Bucket(bucket.url("o").rpartition("/")[0]), Lease._create
+    for _ in range(4):
+        begin, ended, held = threading.Barrier(3), threading.Barrier(3), []
+
+        def late(lease, begin=begin):
+            begin.wait()  # all have looked, and seen nothing
+            return create(lease)
+
+        def take(ended=ended, held=held):
+            try:
+                with Lease(place, "o.lock").held():
+                    held.append(True)
+                    ended.wait()
+            except ix.TargetError:
+                ended.wait()
+
+        monkeypatch.setattr(Lease, "_create", late)
+        threads = [threading.Thread(target=take) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(held) <= 1
+        assert held or conditions != "known"
+        for name in bucket.names():
+            bucket.client.delete_object(Bucket=bucket.name, Key=name)
+
+
+def test_many_objects_are_deleted_as_long_as_one_may(bucket, monkeypatch):
+    monkeypatch.setattr(buckets, "DELETED", 4)
+    names = [f"{i:02d}" for i in range(10)]
+    Bucket(bucket.url("x")).put((name, b"1") for name in names)
+    with pytest.raises(ix.TargetError, match="another took over"):
+        Bucket(bucket.url("x"), Watch(3)).delete(names)
+    assert bucket.names() == ["x/08", "x/09"]
+    Bucket(bucket.url("x"), Watch(4)).delete(names)
+    assert bucket.names() == []
+
+
+def test_a_server_that_answers_nothing_is_given_up(between, bucket, monkeypatch):
+    """After so much time, not after so many tries, each of which may take minutes."""
+    monkeypatch.setattr(buckets, "_WAITS", (*[0.01] * 100, None))
+    monkeypatch.setattr(buckets, "_PATIENCE", 0.5)
+    between.break_before = 1000
+    with pytest.raises(ix.TargetError, match="could not write"):
+        Bucket(bucket.url("x")).put([("a", b"new")])
+    assert 1 < len(between.uploads) < 90
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_one_file_of_more_than_a_server_copies(between, bucket, monkeypatch, tmp_path, there):
+    """As of 5 GiB: it goes by way of this process, in parts of which there may be so many."""
+    if there:
+        ix.export(picture(seed=1), bucket.url("o.tif"))
+    monkeypatch.setattr(buckets, "COPIED", 1000)
+    monkeypatch.setattr(buckets, "PARTS", 2)
+    large = array_of(Computed((12, 1024, 1024)))
+    report = ix.export(large, bucket.url("o.tif"), overwrite=there, compression=None)
+    ix.export(large, tmp_path / "o.tif", compression=None)
+    assert bucket.read("o.tif") == (tmp_path / "o.tif").read_bytes()
+    assert report.bytes_written == len(bucket.read("o.tif"))
+    parts = [path for path, _ in between.uploads if "partNumber" in path]
+    assert len(parts) == 4
+    assert not [name for name in bucket.names() if "-work-" in name]
+
+
+def test_parts_of_a_large_file():
+    assert buckets._part(1) == 5 << 20
+    size = 300 << 30
+    assert -(-size // buckets._part(size)) <= 10_000
+
+
+def test_a_lease_that_makes_no_sense_is_taken(bucket, impatient):
+    for text in (b"", b"[]", b"{", b"null"):
+        bucket.client.put_object(Bucket=bucket.name, Key="o.lock", Body=text)
+        with Lease(Bucket(bucket.url("o").rpartition("/")[0]), "o.lock").held():
+            assert json.loads(bucket.read("o.lock"))["beat"]
+        assert bucket.names() == []
+
+
+def test_of_several_that_find_a_holder_dead_one_takes_over(between, bucket, impatient):
+    """None of the others does it again after it, however late."""
+    place = Bucket(bucket.url("o").rpartition("/")[0])
+    dead = json.dumps({"key": "theirs", "host": "another-machine", "pid": 1}).encode()
+    place.put([("o.lock", dead)])
+    leases, begin = [Lease(place, "o.lock") for _ in range(4)], threading.Barrier(4)
+    held, refused = [], []
+
+    def take(lease):
+        begin.wait()
+        try:
+            with lease.held():
+                held.append(lease)
+                time.sleep(3)  # others look for a sign of life so long
+                lease.check()
+        except ix.TargetError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=take, args=(lease,)) for lease in leases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(held) == 1
+    assert len(refused) == 3
+    assert all("another process is exporting to this target" in said for said in refused), refused
+    assert bucket.names() == []
+
+
+def test_zarr_reads_what_was_sent_again(between, bucket, tmp_path):
+    between.break_before, between.break_after = 2, 2
+    assert ix.export(picture(), bucket.url("o.zarr"), workers=2, **OPTIONS).complete
+    bucket.fetch(tmp_path)
+    found = zarr.open_group(tmp_path / "o.zarr", mode="r")["0"][:]
+    np.testing.assert_array_equal(np.moveaxis(found, 0, -1), picture().values)

@@ -1,0 +1,305 @@
+"""Exports into a bucket: a real S3 server on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tensorstore
+import tifffile
+import zarr
+from PIL import Image
+
+import imageryxr as ix
+from tests.ops.test_verbs import FINE
+from tests.support.export_jobs import TARGETS, picture, run
+from tests.support.s3_server import SECRET
+
+ROOT = Path(__file__).parents[3]
+
+
+def put(kind, bucket, **kwargs):
+    target, options = TARGETS[kind]
+    address = f"precomputed://{bucket.url('pc')}" if kind == "precomputed" else bucket.url(target)
+    return ix.export(kwargs.pop("array", picture()), address, **{"workers": 2, **options, **kwargs})
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_same_bytes_as_on_a_disk(bucket, tmp_path, kind):
+    report = put(kind, bucket)
+    assert report.complete
+    run(kind, tmp_path)
+    local = {
+        str(p.relative_to(tmp_path)).removesuffix(".gz"): p.read_bytes()
+        for p in tmp_path.rglob("*")
+        if p.is_file() and "manifest" not in p.name
+    }
+    assert bucket.contents() == local
+    assert not [k for k in bucket.names() if "-work-" in k]
+    again = put(kind, bucket)
+    assert (again.tasks, again.skipped) == (0, report.tasks)
+
+
+@pytest.mark.slow
+def test_independent_readers(bucket, tmp_path):
+    from cloudvolume import CloudVolume
+
+    truth = picture().values
+    put("omezarr", bucket)
+    store = zarr.storage.ObjectStore(_store(bucket, "o.ome.zarr"), read_only=True)
+    np.testing.assert_array_equal(np.moveaxis(zarr.open_group(store, mode="r")["0"][:], 0, -1), truth)
+    assert ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}", channel=2).shape == truth.shape[:3]
+    put("precomputed", bucket)
+    ix.export(picture(), f"precomputed://{bucket.url('packed')}", chunks=(4, 16, 16), gzip=True)
+    bucket.open_to_all()
+    for name, encoding in (("pc", None), ("packed", "gzip")):
+        key = next(k for k in bucket.names() if k.startswith(f"{name}/8_8_40/"))
+        assert bucket.client.head_object(Bucket=bucket.name, Key=key).get("ContentEncoding") == encoding
+        vol = CloudVolume(
+            f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/{name}", progress=False, fill_missing=False
+        )
+        np.testing.assert_array_equal(np.asarray(vol[:]).transpose(2, 1, 0, 3), truth)
+        store = {"driver": "s3", "bucket": bucket.name, "path": f"{name}/", "aws_region": "us-east-1"}
+        store["endpoint"] = os.environ["AWS_ENDPOINT_URL"]
+        spec = {"driver": "neuroglancer_precomputed", "kvstore": store}
+        np.testing.assert_array_equal(tensorstore.open(spec).result().read().result().transpose(2, 1, 0, 3), truth)
+    put("png", bucket)
+    put("tiff", bucket)
+    bucket.fetch(tmp_path)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "stack" / "z003.png")), truth[3])
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "one.tif"), truth)
+
+
+def _store(bucket, prefix):
+    from obstore.store import S3Store
+
+    return S3Store(bucket.name, prefix=prefix, client_options={"allow_http": True})
+
+
+def test_ids_there_and_back(bucket):
+    ix.export(FINE, f"precomputed://{bucket.url('ids')}", chunks=(4, 16, 16))
+    bucket.open_to_all()
+    store = f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/ids"
+    np.testing.assert_array_equal(ix.open_segmentation(store).values, FINE.values)
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
+def test_what_is_there_stays_until_the_new_is_whole(bucket, kind):
+    put(kind, bucket)
+    before = bucket.contents()
+    other = picture(seed=1)
+    with pytest.raises(ix.TargetExistsError, match="of another export"):
+        put(kind, bucket, array=other)
+    with pytest.raises(ix.ChunkReadError):
+        put(kind, bucket, array=picture(seed=1, fail_above=7), overwrite=True, workers=1, retries=0)
+    assert bucket.contents() == before
+    report = put(kind, bucket, array=other, overwrite=True)
+    assert report.skipped > 0
+    after = bucket.contents()
+    assert set(after) == set(before)
+    assert after != before
+    assert not [k for k in bucket.names() if "-work-" in k]
+    assert put(kind, bucket, array=other).tasks == 0
+
+
+def test_nothing_opens_what_is_not_whole(bucket):
+    with pytest.raises(ix.ChunkReadError):
+        put("omezarr", bucket, array=picture(fail_above=7), workers=1, retries=0)
+    assert "o.ome.zarr/zarr.json" not in bucket.names()
+    with pytest.raises(ix.SourceNotFoundError):
+        ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}")
+    report = put("omezarr", bucket)
+    assert report.skipped > 0
+    assert "o.ome.zarr/zarr.json" in bucket.names()
+
+
+def test_torn_and_lost_objects_are_made_again(bucket):
+    put("omezarr", bucket)
+    before = bucket.contents()
+    chunks = [k for k in before if "/c/" in k]
+    bucket.client.delete_object(Bucket=bucket.name, Key=chunks[3])
+    bucket.client.put_object(Bucket=bucket.name, Key=chunks[-1], Body=b"torn")
+    report = put("omezarr", bucket)
+    assert report.tasks == 2
+    assert bucket.contents() == before
+
+
+def test_a_bucket_that_is_not_there(bucket):
+    with pytest.raises(ix.TargetError, match="could not write s3://no-such-bucket-here"):
+        ix.export(picture(), "s3://no-such-bucket-here/o.zarr")
+    with pytest.raises(ix.TargetError, match="is a whole bucket"):
+        ix.export(picture(), f"precomputed://s3://{bucket.name}")
+    with pytest.raises(ix.OptionError, match="'ftp', which cannot be written to"):
+        ix.export(picture(), "ftp://host/o.zarr")
+
+
+def test_no_secret_is_written_down(bucket):
+    plan = ix.plan_export(picture(), bucket.url("o.zarr"))
+    report = put("omezarr", bucket)
+    assert SECRET not in repr(plan) + repr(report)
+    for key in bucket.names():
+        assert SECRET.encode() not in bucket.read(key)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# two at once
+
+
+def at_once(*calls):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def outcome(call):
+        try:
+            return call()
+        except ix.ImageryError as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(outcome, calls))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_two_exports_at_once_one_is_refused(bucket, impatient, seed, overwrite):
+    """Two of the same call, and of different ones: never a mixture, and never a hole."""
+    if overwrite:
+        put("omezarr", bucket, array=picture(seed=7))
+    arrays = [picture(seconds=0.4), picture(seconds=0.4, seed=seed)]
+    found = at_once(*(lambda a=a: put("omezarr", bucket, array=a, overwrite=overwrite) for a in arrays))
+    refused = [error for error in found if isinstance(error, ix.ImageryError)]
+    assert len(refused) == 1, found
+    assert isinstance(refused[0], ix.TargetError | ix.TargetExistsError)
+    winner = arrays[1 - found.index(refused[0])]
+    there = bucket.contents()
+    assert not [name for name in bucket.names() if ".lock" in name]
+    put("omezarr", bucket, array=winner, resume=False, overwrite=True)
+    assert there == bucket.contents()
+
+
+def test_one_that_joins_is_not_undone_by_one_that_stops(bucket, impatient):
+    # who had just begun removed all that it had put there, and with it what the other one needs
+    stop = ix.ChunkReadError("stopped")
+
+    def first():
+        return put("omezarr", bucket, array=picture(seconds=0.8, seed=3, fail_above=0), retries=0)
+
+    def second():
+        time.sleep(0.4)
+        return put("omezarr", bucket, array=picture(seed=3))
+
+    found = at_once(first, second)
+    assert isinstance(found[0], type(stop))
+    assert isinstance(found[1], ix.TargetError)
+    assert bucket.names() == []
+
+
+def test_a_lease_of_a_process_elsewhere_that_is_dead_is_taken_over(bucket, impatient):
+    import json
+
+    from imageryxr.export.store.bucket import Bucket as Place
+    from imageryxr.export.store.lease import Lease
+
+    # machines that go by one name are not one, and no number of a process tells of another's
+    pid = max(psutil.pids()) + 10**6
+    holder = {"key": "theirs", "host": socket.gethostname(), "machine": "another", "pid": pid}
+    lock = bucket.url("o.ome.zarr").rpartition("/")[0]
+    Place(lock).put([("o.ome.zarr.manifest.lock", json.dumps(holder).encode())])
+    began = time.monotonic()
+    assert put("omezarr", bucket).complete
+    assert time.monotonic() - began > Lease.DEAD
+    assert not [name for name in bucket.names() if ".lock" in name]
+
+
+def test_a_lease_of_a_process_of_this_machine_that_is_dead_is_taken_over_at_once(bucket, monkeypatch):
+    from imageryxr.export.store.bucket import Bucket as Place
+    from imageryxr.export.store.lease import Lease
+
+    monkeypatch.setattr(Lease, "DEAD", 3600.0)
+    code = (
+        "import sys, os; from imageryxr.export.store.bucket import Bucket; from imageryxr.export.store.lease import Lease\n"
+        "with Lease(Bucket(sys.argv[1]), 'o.ome.zarr.manifest.lock').held(): os._exit(0)\n"
+    )
+    folder = bucket.url("o.ome.zarr").rpartition("/")[0]
+    subprocess.run([sys.executable, "-c", code, folder], check=True, cwd=ROOT)
+    assert Place(folder).get("o.ome.zarr.manifest.lock")
+    assert put("omezarr", bucket).complete
+
+
+def test_who_lost_the_lease_brings_nothing_to_its_place(bucket, impatient):
+    import json
+
+    from imageryxr.export.store.bucket import Bucket as Place
+
+    def thief():
+        while not [name for name in bucket.names() if ".lock" in name]:
+            time.sleep(0.05)
+        holder = {"key": "theirs", "host": "another-machine", "pid": 1}
+        Place(bucket.url("x").rpartition("/")[0]).put([("o.ome.zarr.manifest.lock", json.dumps(holder).encode())])
+
+    found = at_once(lambda: put("omezarr", bucket, array=picture(seconds=0.6)), thief)
+    assert isinstance(found[0], ix.TargetError)
+    assert "process 1 on another-machine took over" in str(found[0])
+    assert "o.ome.zarr/zarr.json" not in bucket.names()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
+def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):
+    target, options = TARGETS[kind]
+    code = (
+        "import sys, imageryxr as ix, imageryxr.export.commit.journal as m\nfrom tests.support.export_jobs import picture\n"
+        "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\nm.BucketKeeper.EVERY = 0.1\n"
+        f"ix.export(picture(seconds=0.1), {bucket.url(target)!r}, workers=2, **{options!r})\n"
+    )
+    for delay in (2.2, 2.6, 3.0, 3.5):
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen([sys.executable, "-c", code], env=env, cwd=ROOT, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    put(kind, bucket)
+    found = bucket.contents()
+    for key in [k for k in bucket.names() if k.split("/")[0] == target.split("/")[0] or "manifest" in k]:
+        bucket.client.delete_object(Bucket=bucket.name, Key=key)
+    put(kind, bucket)
+    assert found == bucket.contents()
+
+
+def test_no_such_bucket(bucket):
+    """What the server says, without its XML."""
+    with pytest.raises(ix.TargetError) as caught:
+        ix.export(picture(), "s3://no-such-bucket/o.zarr", retries=0)
+    assert str(caught.value) == (
+        "could not write s3://no-such-bucket/o.zarr: there is no bucket s3://no-such-bucket; make it, or check its name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Generic S3 error: Server returned non-2xx status code: 403 Forbidden: <?xml version='1.0'?><Error>"
+            "<Code>AccessDenied</Code><Message>Access Denied</Message><HostId>x</HostId></Error>Debug source: a\nb",
+            "its server answers AccessDenied (Access Denied), status 403; check the bucket's name and your credentials",
+        ),
+        (
+            "Generic S3 error: it is no XML <?xml version='1.0'?><Odd/>",
+            "Generic S3 error: it is no XML; check the bucket's name and your credentials",
+        ),
+    ],
+)
+def test_what_a_server_says(said, told):
+    from imageryxr.export.store.bucket import _bucket_errors
+
+    with pytest.raises(ix.TargetError) as caught, _bucket_errors("s3://b/x"):
+        raise RuntimeError(said)
+    assert str(caught.value) == f"could not write s3://b/x: {told}"

@@ -1,0 +1,149 @@
+"""What exports say when something is not as the caller thinks: in the caller's own words, and to the point."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+import imageryxr as ix
+
+
+@pytest.fixture
+def opened(sample):
+    """Image and segmentation of a small box, as a user opens them."""
+    box = ix.BBox.around((4600, 2560, 130), (64, 48, 8), resolution=(8, 8, 40))
+    return ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
+
+
+def test_another_call_of_an_array_made_from_lazy_ones_names_the_sources_whole(tmp_path, sample, opened):
+    picture = ix.overlay(opened.image, opened.segmentation)
+    ix.export(picture, tmp_path / "o.ome.zarr")
+    with pytest.raises(ix.TargetExistsError) as caught:
+        ix.export(picture.copy(data=picture.data + np.uint8(0)), tmp_path / "o.ome.zarr")
+    said = str(caught.value)
+    assert "in memory" not in said
+    names = [f"{sample.image}, mip 0", f"{sample.segmentation}, mip 0"]
+    assert f"{' and '.join(names)} there" in said
+    assert f"a dask array of {' and '.join(names)} here" in said
+    assert said.count("[") == said.count("]")
+    # of the same sources, only the box is another
+    for part in (slice(0, 4), slice(None, None, 2)):
+        with pytest.raises(ix.TargetExistsError, match=r"\(box: ") as caught:
+            ix.export(picture.isel(z=part), tmp_path / "o.ome.zarr")
+        assert sample.image not in str(caught.value)
+
+
+def test_another_call_of_a_foreign_dask_array_says_that_it_is_one(tmp_path, opened):
+    ix.export(opened.image, tmp_path / "o.ome.zarr")
+    foreign = xr.zeros_like(opened.image.load()).copy(data=da.zeros(opened.image.shape, dtype=np.uint8, chunks=16))
+    with pytest.raises(ix.TargetExistsError, match="a dask array here"):
+        ix.export(foreign, tmp_path / "o.ome.zarr")
+
+
+def test_of_many_sources_the_rest_is_counted():
+    from imageryxr.export.commit.conflicts import difference
+
+    names = [f"precomputed://https://example.org/a-long-name-of-a-layer-{i}, mip 0" for i in range(6)]
+    said = difference({"sources": names}, {"sources": names[:1]})
+    assert said == f"sources: {names[0]}, {names[1]}, {names[2]} and 3 more there, {names[0]} here"
+
+
+@pytest.mark.parametrize(("target", "zarr"), [("o.ome.zarr", False), ("{z}.png", True), ("o.tif", True)])
+def test_advice_on_memory_fits_the_target(tmp_path, opened, target, zarr):
+    plan = ix.plan_export(opened.image, tmp_path / target, memory="1 MB", workers=2)
+    with pytest.raises(ix.OptionError) as caught:
+        plan.validate()
+    assert ("export to .ome.zarr" in str(caught.value)) == zarr
+    assert "more memory" in str(caught.value)
+
+
+def test_a_job_file_is_told_of_options_as_they_are_typed(tmp_path):
+    job = tmp_path / "job.toml"
+    job.write_text("tarjet = 'o.zarr'\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "imageryxr.cli", "export", "--config", str(job)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert ", json," in done.stderr
+    assert "as-json" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc here")
+def test_an_unwritable_place_is_named_as_it_was_typed(opened):
+    with pytest.raises(ix.TargetError) as caught:
+        ix.save_figure(Image.new("L", (600, 600)), "/proc/x.png")
+    said = str(caught.value)
+    assert said.startswith("/proc/x.png cannot be written")
+    assert ".x-" not in said
+    assert "choose another" in said
+    with pytest.raises(ix.TargetError, match=r"no file can be made in the folder /proc .*choose another"):
+        ix.export(opened.image, "/proc/foo/o.ome.zarr")
+
+
+@pytest.mark.parametrize("target", ["o.ome.zarr", "memory://"])
+def test_square_is_for_slices(tmp_path, opened, target):
+    place = target if "://" in target else tmp_path / target
+    with pytest.raises(ix.OptionError, match="square=True is for slices.*volume"):
+        ix.plan_export(opened.image, place, square=True)
+
+
+def test_pictures_of_flat_pixels_are_warned_of_once(tmp_path, opened):
+    with pytest.warns(ix.ImageryWarning, match=r"across y are 8 × 40 nm.*square=True") as told:
+        ix.plan_export(opened.image, tmp_path / "{y}.png")
+    assert len(told) == 1
+    for square in (True, False):  # whoever has said so knows
+        ix.plan_export(opened.image, tmp_path / "{y}.png", square=square)
+    ix.plan_export(opened.image, tmp_path / "{z}.png")
+
+
+def test_plan_and_report_count_the_same(tmp_path, opened):
+    call = (opened.image, tmp_path / "o.ome.zarr")
+    options = {"chunks": (4, 32, 32), "levels": 2}
+    plan = ix.plan_export(*call, **options)
+    report = ix.export(*call, **options)
+    assert (report.regions, report.tasks) == (len(plan.regions), plan.tasks)
+    assert plan.tasks > len(plan.regions)
+    assert f"{plan.tasks} tasks ({len(plan.regions)} region" in repr(report)
+    again = ix.export(*call, **options)
+    assert (again.regions, again.tasks, again.skipped) == (0, 0, plan.tasks)
+    assert f"{plan.tasks} tasks were there already" in repr(again)
+
+
+def test_a_plan_says_what_it_counts_and_takes_the_words_that_are_given(tmp_path, opened):
+    said = repr(ix.plan_export(opened.image, tmp_path / "o.tif", axis="y", square=False, workers=1))
+    assert "axis=y" in said
+    assert "regions of up to" in said
+    assert said.endswith("included; 1 thread")
+    assert "400 MB for the process itself included" in said
+    plan = ix.plan_export(opened.image, tmp_path / "o.ome.zarr", chunks=(1, 8, 8), memory="1 MB")
+    assert "1 region of 64 × 48 × 8 voxels" in repr(ix.plan_export(opened.image, tmp_path / "o.ome.zarr"))
+    with pytest.raises(ix.OptionError, match="400 MB of that are the process itself"):
+        plan.validate()
+    ix.export(opened.image, tmp_path / "o.tif", axis="y")
+    with pytest.raises(ix.TargetExistsError, match="axis: y there, z here"):
+        ix.export(opened.image, tmp_path / "o.tif")
+
+
+def test_a_dataset_is_told_what_to_export(tmp_path, opened):
+    with pytest.raises(ix.LayerError, match=r"not a Dataset; give one variable, or draw it first"):
+        opened.imagery.export(tmp_path / "o.zarr")
+    with pytest.raises(AttributeError, match=r"is of one array.*ds\['image'\]\.imagery\.to_pil"):
+        opened.imagery.to_pil()
+    with pytest.raises(AttributeError, match="has no 'nothing'"):
+        opened.imagery.nothing()
+
+
+def test_regions_that_failed_into_memory_are_not_said_to_be_kept():
+    from tests.support.export_jobs import Computed, array_of
+
+    report = ix.export(array_of(Computed(fail_above=0)), "memory://", on_error="collect", retries=0)
+    assert report.failed
+    assert report.result is None
+    assert repr(report).endswith("Nothing of it is kept: an array in memory is whole, or not there.")
