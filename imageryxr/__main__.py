@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imageryxr.cli import main
+from imageryxr.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -68,7 +68,7 @@ def test_a_job_file_is_told_of_options_as_they_are_typed(tmp_path):
     job = tmp_path / "job.toml"
     job.write_text("tarjet = 'o.zarr'\n")
     done = subprocess.run(
-        [sys.executable, "-m", "imageryxr.cli", "export", "--config", str(job)], capture_output=True, text=True
+        [sys.executable, "-m", "imageryxr.cli.main", "export", "--config", str(job)], capture_output=True, text=True
     )
     assert done.returncode == 2
     assert ", json," in done.stderr

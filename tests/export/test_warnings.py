@@ -19,8 +19,8 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.export.plan.regions import tiles
+from tests.cli.test_main import run
 from tests.support.export_jobs import Computed, array_of, picture
-from tests.test_cli import run
 
 A = array_of(Computed((12, 48, 64)))
 GRID = ix.Grid((4, 8, 8), (10, 10, 40), (0, 0, 0))

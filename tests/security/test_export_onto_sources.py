@@ -229,7 +229,7 @@ def test_a_plan_lists_its_sources(data):
 def test_the_command_line_refuses_too(data):
     from typer.testing import CliRunner
 
-    from imageryxr.cli import app
+    from imageryxr.cli.main import app
 
     before = contents(data)
     done = CliRunner().invoke(

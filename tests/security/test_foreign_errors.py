@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import imageryxr as ix
-from imageryxr.cli import app
+from imageryxr.cli.main import app
 from imageryxr.neuroglancer import layers as link_layers
 from tests.security.conftest import graph_info
 from tests.support.hostile import HostileServer

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import imageryxr as ix
-from imageryxr.cli import app
+from imageryxr.cli.main import app
 from tests.security.conftest import TOKEN, graph_info
 from tests.support.recorder import recording
 

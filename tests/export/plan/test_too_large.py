@@ -70,7 +70,7 @@ def test_a_job_file_with_too_many_zeros(tmp_path, sample):
         f"target = '{tmp_path}/o.ome.zarr'\nimage = '{sample.image}'\nbbox = [[0, 0, 0], [1e11, 1e11, 1e10]]\n"
     )
     code = LIMITED + f"sys.argv = ['imageryxr', 'export', '--config', {str(job)!r}, '--json']; "
-    code += "from imageryxr.cli import main; main()"
+    code += "from imageryxr.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.returncode == 2, done.stderr
     assert "check the zeros" in json.loads(done.stdout)["message"]

@@ -327,8 +327,8 @@ def test_a_dead_scheduler_is_told_in_one_message(tmp_path):
     )  # fmt: skip
     target = tmp_path / "o.zarr"
     code = (
-        "import sys, imageryxr.export\nfrom imageryxr.cli import _plain_errors\n"
-        "from imageryxr.cli_export import run_export\nfrom tests.support.export_jobs import picture\n"
+        "import sys, imageryxr.export\nfrom imageryxr.cli.main import _plain_errors\n"
+        "from imageryxr.cli.export import run_export\nfrom tests.support.export_jobs import picture\n"
         "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
         "with _plain_errors():\n"
         f"    run_export(picture(0.3, shape=(96, 48, 64)), {str(target)!r}, dry_run=False, as_json=False, resume=True,\n"

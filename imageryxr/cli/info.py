@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from imageryxr.cli_words import as_options
+from imageryxr.cli.messages import as_options
 from imageryxr.core.bbox import IndexBox, show_triple
 from imageryxr.core.grid import Grid
 from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkError

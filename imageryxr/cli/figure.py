@@ -12,7 +12,7 @@ import typer
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.cli_layers import numbers_of
+from imageryxr.cli.options import numbers_of
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.plan.coverage import outside
 from imageryxr.graph.labelled import box_reader

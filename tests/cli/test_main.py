@@ -16,7 +16,7 @@ from tests.support.cave_server import DATASTACK, OFFSET, TOKEN
 
 
 def run(*args):
-    return subprocess.run([sys.executable, "-m", "imageryxr.cli", *map(str, args)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "imageryxr.cli.main", *map(str, args)], capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def test_messages_speak_of_options(sample, tmp_path, arguments, said):
 
 def test_what_the_demo_compiles_ahead_is_what_it_draws_with():
     # the demo runs this in a process whose failure it would not see
-    code = "from imageryxr.demo import compile_kernels; compile_kernels()"
+    code = "from imageryxr.cli.demo import compile_kernels; compile_kernels()"
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

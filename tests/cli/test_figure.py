@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 import imageryxr as ix
-from imageryxr.cli_help import GROUPS
+from imageryxr.cli.help_groups import GROUPS
 
 
 def run(*args):
-    return subprocess.run([sys.executable, "-m", "imageryxr.cli", *map(str, args)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "imageryxr.cli.main", *map(str, args)], capture_output=True, text=True)
 
 
 def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):

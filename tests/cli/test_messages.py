@@ -13,12 +13,12 @@ import pytest
 import typer.main
 
 import imageryxr as ix
-from imageryxr import cli
-from imageryxr.cli_words import FLAGS, as_options
+from imageryxr.cli import main
+from imageryxr.cli.messages import FLAGS, as_options
 from imageryxr.export.targets.registry import PATHS, PATTERNS, precomputed
 from tests.conftest import volume
 
-COMMANDS = typer.main.get_command(cli.app).commands
+COMMANDS = typer.main.get_command(main.app).commands
 # What Python has and the command line has not; messages about these cannot come of anything that is typed.
 NEVER_TYPED = {"stale", "token", "connection", "da", "link", "like"}
 NEVER_TYPED |= {"overlap", "image", "segmentation", "trusted_hosts", "chunks_", "options"}
@@ -104,7 +104,7 @@ def command(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["imageryxr", *map(str, args)])
         code = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             code = end.code or 0
         told = capsys.readouterr()

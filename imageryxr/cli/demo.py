@@ -119,7 +119,7 @@ def _overlay_figure(filled: xr.DataArray, segmentation: xr.DataArray) -> Image:
 def _compile_ahead() -> subprocess.Popen[bytes]:
     # On a new machine compiling the kernels takes as long as writing the sample; their cache is on disk, so
     # another process can fill it meanwhile.
-    code = "from imageryxr.demo import compile_kernels; compile_kernels()"
+    code = "from imageryxr.cli.demo import compile_kernels; compile_kernels()"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

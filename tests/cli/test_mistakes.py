@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import imageryxr as ix
+from tests.cli.test_messages import PLACE, command  # noqa: F401 - a fixture
 from tests.support.export_jobs import Computed, array_of
-from tests.test_cli_words import PLACE, command  # noqa: F401 - a fixture
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_names_that_are_just_short_enough(tmp_path, name):
 def test_the_package_runs_as_the_command_line_does(sample):
     made = [
         subprocess.run([sys.executable, "-m", name, "info", sample.image], capture_output=True, text=True, check=True)
-        for name in ("imageryxr", "imageryxr.cli")
+        for name in ("imageryxr", "imageryxr.cli.main")
     ]
     assert made[0].stdout == made[1].stdout
     assert "levels" in made[0].stdout

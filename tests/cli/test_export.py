@@ -23,7 +23,7 @@ PLACE = ["--center", "4600,2560,130", "--size", "200,100,6", "--resolution", "8,
 
 
 def run(*args, **kwargs):
-    command = [sys.executable, "-m", "imageryxr.cli", "export", *map(str, args)]
+    command = [sys.executable, "-m", "imageryxr.cli.main", "export", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, **kwargs)
 
 
@@ -178,7 +178,7 @@ def test_interrupted_and_continued(tmp_path, sources, number, code):
     command = [
         sys.executable,
         "-m",
-        "imageryxr.cli",
+        "imageryxr.cli.main",
         "export",
         str(target),
         *map(str, sources),

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 import xarray as xr
 
-from imageryxr.cli_words import FLAGS, as_options, exit_code
+from imageryxr.cli.messages import FLAGS, as_options, exit_code
 from imageryxr.errors import ImageryError, OptionError
 from imageryxr.export import check_tries, export, plan_export
 from imageryxr.export.plan.plan import ExportPlan

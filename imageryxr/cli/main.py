@@ -13,13 +13,13 @@ import typer
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr import cli_export as engine
-from imageryxr import cli_figure as drawing
-from imageryxr import cli_info as described
-from imageryxr import cli_layers as given
-from imageryxr.cli_help import GroupedCommand
-from imageryxr.cli_words import as_options, exit_code
-from imageryxr.demo import run_demo
+from imageryxr.cli import export as engine
+from imageryxr.cli import figure as drawing
+from imageryxr.cli import info as described
+from imageryxr.cli import options as given
+from imageryxr.cli.demo import run_demo
+from imageryxr.cli.help_groups import GroupedCommand
+from imageryxr.cli.messages import as_options, exit_code
 from imageryxr.errors import ImageryError, ImageryWarning, OptionError
 from imageryxr.render.figure.files import check_suffix
 

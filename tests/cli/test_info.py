@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 
 import imageryxr as ix
-from imageryxr import cli
+from imageryxr.cli import main
 
 
 def run(*args: object) -> CompletedProcess[str]:
@@ -22,7 +22,7 @@ def run(*args: object) -> CompletedProcess[str]:
     arguments = mock.patch.object(sys, "argv", ["imageryxr", *map(str, args)])
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), arguments:
         try:
-            cli.main()
+            main.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
     return CompletedProcess(args, code, out.getvalue(), err.getvalue())
