@@ -1,4 +1,4 @@
-"""No two modules import each other; functions are short, and importing the package is light."""
+"""Folders are layers: a package imports only from packages below it, and no two modules import each other."""
 
 from __future__ import annotations
 
@@ -13,6 +13,24 @@ import pytest
 import imageryxr
 
 ROOT = Path(imageryxr.__file__).parent
+
+# Lower layers first; imports inside functions count.
+LAYERS = [
+    "errors",
+    "testing",
+    "core",
+    "kernels",
+    "sources",
+    "graph",
+    "ops",
+    "neuroglancer",
+    "render",
+    "export",
+    "accessor",
+    "imageryxr",
+    "cli",
+    "__main__",
+]
 
 
 def name_of(path: Path) -> str:
@@ -37,8 +55,34 @@ def imports_of(name: str) -> set[str]:
     return found - {name}
 
 
+def layer_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_package_imports_only_from_packages_below_it(name):
+    assert layer_of(name) in LAYERS, f"{name} is in no layer: add its package to LAYERS"
+    for other in imports_of(name):
+        assert LAYERS.index(layer_of(other)) <= LAYERS.index(layer_of(name)), (
+            f"{name} imports {other}, a layer above it"
+        )
+
+
 def test_no_two_modules_import_each_other():
     list(TopologicalSorter({name: imports_of(name) for name in MODULES}).static_order())  # raises CycleError
+
+
+def test_the_root_of_the_package_is_short():
+    entries = {p.name for p in ROOT.iterdir()} - {"__pycache__", "py.typed"}
+    assert len(entries) <= 14, sorted(entries)
+
+
+def test_no_test_module_imports_another():
+    tests = Path(__file__).parent
+    for path in sorted(tests.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            assert module is None or ".test_" not in module, f"{path.relative_to(tests)} imports {module}"
 
 
 @pytest.mark.parametrize("name", READ)

@@ -1,7 +1,7 @@
 """A generated connectomics volume: something real enough to try every verb on, without a network.
 
-The tissue is a made-up block of neuropil: `imageryxr.testing.tissue` grows it, `imageryxr.testing.micrograph` draws it, and here it is
-written.
+The tissue is a made-up block of neuropil: `imageryxr.testing.tissue` grows it, `imageryxr.testing.micrograph` draws
+it, and `sample` writes it.
 
 Bytes are the same on every machine: the random numbers are PCG64 with a fixed seed, and the arithmetic is
 elementwise ``+ - * / sqrt`` (exactly rounded everywhere), without BLAS, fused or transcendental functions.

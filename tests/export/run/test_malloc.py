@@ -18,7 +18,7 @@ from imageryxr.export.run.malloc import CHOSEN, GIVEN, MMAP_BYTES, Lingering, st
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 
-JOB, READING = (sys.modules[f"imageryxr.export.{name}"] for name in ("job", "reading"))
+JOB, READING = (sys.modules[f"imageryxr.export.{name}"] for name in ("run.task", "read.buffers"))
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc's thresholds are those of glibc")
 
