@@ -7,7 +7,7 @@ import pytest
 
 import imageryxr as ix
 from tests.conftest import FIB25
-from tests.ops.test_open import write_layer
+from tests.support.layers import write_layer
 
 pytestmark = pytest.mark.skipif(not FIB25.exists(), reason="the FIB-25 sample is not beside this checkout")
 

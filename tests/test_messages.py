@@ -7,7 +7,7 @@ import pytest
 
 import imageryxr as ix
 from tests.conftest import volume
-from tests.ops.test_verbs import FINE, IMAGE, as_source
+from tests.support.volumes import FINE, IMAGE, as_source
 
 DEEP = volume(np.zeros((2, 3, 4), np.uint16), (8, 8, 40))
 EM = as_source(IMAGE)

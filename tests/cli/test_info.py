@@ -129,8 +129,8 @@ def test_a_link_does_not_lead_to_this_machine_unless_allowed(tmp_path):
 
 
 def test_the_messages_of_info_speak_of_flags(tmp_path):
-    from tests.sources.precomputed.test_encodings import values
-    from tests.sources.precomputed.test_encodings import write as write_encoded
+    from tests.support.encodings import values
+    from tests.support.encodings import write as write_encoded
 
     write_encoded(tmp_path, values("uint8", 2), "raw", lambda part: part.tobytes())
     done = run("info", tmp_path)

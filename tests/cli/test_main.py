@@ -13,10 +13,7 @@ from PIL import Image
 
 import imageryxr as ix
 from tests.support.cave_server import DATASTACK, OFFSET, TOKEN
-
-
-def run(*args):
-    return subprocess.run([sys.executable, "-m", "imageryxr.cli.main", *map(str, args)], capture_output=True, text=True)
+from tests.support.command_line import run
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from imageryxr.cli import main
 from imageryxr.cli.messages import FLAGS, as_options
 from imageryxr.export.targets.registry import PATHS, PATTERNS, precomputed
 from tests.conftest import volume
+from tests.support.command_line import PLACE
 
 COMMANDS = typer.main.get_command(main.app).commands
 # What Python has and the command line has not; messages about these cannot come of anything that is typed.
@@ -96,24 +97,6 @@ def test_words(python, typed):
     assert as_options(python) == typed
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command in this process: exit code, standard output, standard error."""
-
-    def run(*args):
-        monkeypatch.setattr("sys.argv", ["imageryxr", *map(str, args)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as end:
-            code = end.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
-
-
-PLACE = ["--center", "4600,2560,130", "--size", "64,48,4", "--resolution", "8,8,40"]
 # what is typed behind `export TARGET`; IM and SEG stand for the sources; which words must be there
 WRONG = {
     "no source": ([], ["--image SOURCE"]),

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import imageryxr as ix
-from tests.cli.test_messages import PLACE, command  # noqa: F401 - a fixture
+from tests.support.command_line import PLACE
 from tests.support.export_jobs import Computed, array_of
 
 
@@ -29,7 +29,7 @@ def job(tmp_path, sample):
 
 
 @pytest.mark.parametrize("typed", [["--workers", "two"], ["--nosuch", "3"], ["--retries", "many"]])
-def test_what_the_parser_refuses_is_told_as_json(command, typed):  # noqa: F811
+def test_what_the_parser_refuses_is_told_as_json(command, typed):
     code, out, err = command("export", "o.zarr", *typed, "--json")
     told = json.loads(out)
     assert (code, told["exit_code"], set(told)) == (2, 2, {"error", "message", "exit_code"})
@@ -40,7 +40,7 @@ def test_what_the_parser_refuses_is_told_as_json(command, typed):  # noqa: F811
 
 
 @pytest.mark.parametrize("lines", ["outline = 'three'", "workers = 'two'", "outline = 'three'\njson = true"])
-def test_a_wrong_type_in_a_job_file_is_told_as_json(command, job, lines):  # noqa: F811
+def test_a_wrong_type_in_a_job_file_is_told_as_json(command, job, lines):
     more = [] if "json" in lines else ["--json"]
     code, out, _ = command("export", "--config", job(lines), *more)
     assert (code, json.loads(out)["exit_code"]) == (2, 2)
@@ -50,18 +50,18 @@ def test_a_wrong_type_in_a_job_file_is_told_as_json(command, job, lines):  # noq
     "lines", ["outline = true", "workers = true", "levels = true", "retries = true", "compress-level = true",
               "memory = true", "scratch = true", "scratch = 3", "scratch = ['a']", "scratch = ''"],
 )  # fmt: skip
-def test_truth_values_and_numbers_are_no_others(command, job, lines):  # noqa: F811
+def test_truth_values_and_numbers_are_no_others(command, job, lines):
     code, out, err = command("export", "--config", job(lines), "--json")
     assert code == 2, err
     assert lines.split(" = ")[0] in json.loads(out)["message"]
 
 
-def test_no_scratch_as_python_says_it(command, job):  # noqa: F811
+def test_no_scratch_as_python_says_it(command, job):
     code, _, err = command("export", "--config", job("scratch = false"), "--dry-run")
     assert code == 0, err
 
 
-def test_shards_of_a_job_file_are_undone(command, job):  # noqa: F811
+def test_shards_of_a_job_file_are_undone(command, job):
     path = job("chunks = [2, 64, 64]\nshards = [2, 64, 128]")
     assert json.loads(command("export", "--config", path, "--dry-run", "--json")[1])["shards"] == [2, 64, 128]
     code, out, err = command("export", "--config", path, "--dry-run", "--json", "--shards", "none")
@@ -70,7 +70,7 @@ def test_shards_of_a_job_file_are_undone(command, job):  # noqa: F811
 
 
 @pytest.mark.parametrize("typed", [["--on-error", "maybe"], ["--retries", "-3"]])
-def test_a_dry_run_refuses_what_the_run_would(tmp_path, sample, command, typed):  # noqa: F811
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, sample, command, typed):
     said = []
     for dry in ([], ["--dry-run"]):
         target = tmp_path / "o.zarr"
@@ -82,7 +82,7 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path, sample, command, typed):
 @pytest.mark.parametrize(
     "typed", [["--outline-side", "in"], ["--merge"], ["--no-merge"], ["--outline-alpha", "1"], ["--outline-unit", "nm"]]
 )
-def test_how_lines_look_where_there_are_none(tmp_path, sample, command, job, typed):  # noqa: F811
+def test_how_lines_look_where_there_are_none(tmp_path, sample, command, job, typed):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation, *PLACE]
     for verb, target in (("export", "o.zarr"), ("figure", "o.png")):
         code, _, err = command(verb, tmp_path / target, *sources, *typed)

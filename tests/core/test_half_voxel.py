@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from tests.sources.omezarr.test_source import axes_of, level, write_ome
+from tests.support.omezarr import axes_of, level, write_ome
 
 SHAPE = (4, 16, 16)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import imageryxr as ix
 from tests.conftest import volume
-from tests.ops.test_verbs import FINE, IMAGE, as_source
+from tests.support.volumes import FINE, IMAGE, as_source
 
 
 def files_in(folder):

@@ -19,7 +19,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.export.plan.regions import tiles
-from tests.cli.test_main import run
+from tests.support.command_line import run
 from tests.support.export_jobs import Computed, array_of, picture
 
 A = array_of(Computed((12, 48, 64)))

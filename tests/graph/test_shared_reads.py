@@ -20,7 +20,7 @@ from imageryxr.graph.expr import ArrayLeaf, Leaf, LevelLeaf
 from imageryxr.graph.labelled import lazy_array
 from imageryxr.graph.shared_reads import Reads, without
 from imageryxr.sources.memory import MemorySource, memory_source
-from tests.ops.test_verbs import FINE, IDS, IMAGE, SEG
+from tests.support.volumes import FINE, IDS, IMAGE, SEG
 
 BLOCKS = {"z": 2, "y": 13, "x": 20}
 

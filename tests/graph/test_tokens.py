@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from tests.conftest import no_compute
-from tests.graph.test_recover import READS, VALUES, VOXELS, held, opened
+from tests.support.counted_source import READS, VALUES, VOXELS, held, opened
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +146,7 @@ def test_the_graph_grows_with_the_number_of_blocks():
         grid = ix.Grid((n * 4,) * 3, (8, 8, 40), (0, 0, 0))
         from imageryxr.graph.expr import LevelLeaf
         from imageryxr.graph.labelled import lazy_array
-        from tests.graph.test_recover import _Endless
+        from tests.support.counted_source import _Endless
 
         seg = lazy_array(LevelLeaf(_Endless(grid, "segmentation"), 0), grid, {}, "seg", (4, 4, 4))
         with dask.config.set(scheduler=scheduler):

@@ -11,7 +11,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.neuroglancer.fetch import state_of
-from tests.neuroglancer.test_link import NEW, on_sample, opened
+from tests.support.links import NEW, on_sample, opened
 
 EM = {"type": "image", "name": "em", "source": "IMAGE"}
 CELLS = {"type": "segmentation", "name": "cells", "source": "SEGMENTATION"}

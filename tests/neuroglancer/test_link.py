@@ -25,52 +25,12 @@ from imageryxr.neuroglancer.layers import check_source
 from imageryxr.neuroglancer.state import LinkState, parse_state
 from imageryxr.neuroglancer.state_json import url_safe_to_json
 from tests.conftest import no_compute
-from tests.render.test_layers import viewer_rule
+from tests.support.links import NEW, OLD, on_sample, opened
+from tests.support.viewer import viewer_rule
 
 # A link that people share: the one in ImageryClient's README, to the MICrONS volume.
 README = metadata("imageryclient")["Description"] or metadata("imageryclient").get_payload()
 MICRONS = README[README.index("https://ngl.microns-explorer.org/#!") :].split(")")[0]
-
-NEW = {
-    "title": "two cells",
-    "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
-    "position": [4600.5, 2560.5, 130.5],
-    "crossSectionScale": 2,
-    "projectionScale": 4096,
-    "layers": [
-        {
-            "type": "image", "name": "em", "source": "IMAGE", "opacity": 0.7,
-            "shader": "#uicontrol invlerp normalized(range=[10, 240])\nvoid main() {\n  emitGrayscale(normalized());\n}\n",
-            "shaderControls": {"normalized": {"range": [60, 200]}},
-        },
-        {
-            "type": "segmentation", "name": "cells", "source": {"url": "SEGMENTATION", "subsources": {"default": True}},
-            "segments": ["18446744073709551615", "!7", 12], "segmentColors": {"12": "#ff8000", "99": "red"},
-            "colorSeed": 77, "selectedAlpha": 0.6, "notSelectedAlpha": 0.1, "saturation": 0.8,
-        },
-        {"type": "annotation", "name": "notes", "source": "local://annotations", "annotations": [{"point": [1, 2, 3], "type": "point", "id": "a"}]},
-    ],
-    "selectedLayer": {"layer": "cells", "visible": True},
-    "layout": "xy",
-}  # fmt: skip
-
-OLD = {
-    "layers": {
-        "em": {"type": "image", "source": "IMAGE", "shader": "#uicontrol float black slider(min=0, max=1, default=0.2)\n#uicontrol float white slider(min=0, max=1, default=0.8)\nvoid main(){ emitGrayscale((toNormalized(getDataValue()) - black) / (white - black)); }"},
-        "cells": {"type": "segmentation", "source": "SEGMENTATION", "segments": ["5"], "hiddenSegments": ["6"], "selectedAlpha": 0.3},
-    },
-    "navigation": {"pose": {"position": {"voxelSize": [8, 8, 40], "voxelCoordinates": [4600.5, 2560.5, 130.5]}}, "zoomFactor": 16},
-}  # fmt: skip
-
-
-def on_sample(state, sample):
-    """Return a state whose layers are those of the sample volume."""
-    text = json.dumps(state).replace('"IMAGE"', json.dumps(sample.image))
-    return json.loads(text.replace('"SEGMENTATION"', json.dumps(sample.segmentation)))
-
-
-def opened(state, sample, **options):
-    return ix.open_neuroglancer(on_sample(state, sample), allow_local=True, **options)
 
 
 # --- what a link says ----------------------------------------------------------------------------------------------------

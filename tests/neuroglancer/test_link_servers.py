@@ -15,7 +15,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.neuroglancer import fetch
 from imageryxr.sources.fetch.policy import Access
-from tests.neuroglancer.test_link import NEW
+from tests.support.links import NEW
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 

@@ -11,7 +11,7 @@ import xarray as xr
 
 import imageryxr as ix
 from tests.conftest import volume
-from tests.ops.test_verbs import as_source
+from tests.support.volumes import as_source
 
 rng = np.random.default_rng(7)
 IMAGE = volume(

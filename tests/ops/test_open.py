@@ -17,27 +17,7 @@ from dask.base import tokenize
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.resolve import resolve_source
-
-
-def write_layer(path, kind, levels, dtype="uint8", encoding="raw", chunk=(16, 16, 8), data=None):
-    """Write a precomputed layer; levels is a list of (size, resolution, offset), all x, y, z."""
-    rng = np.random.default_rng(1)
-    size, resolution, offset = levels[0]
-    info = CloudVolume.create_new_info(1, kind, dtype, encoding, resolution, offset, size, chunk_size=chunk)
-    for size, resolution, offset in levels[1:]:
-        scale = dict(info["scales"][0], resolution=resolution, voxel_offset=offset, size=size)
-        scale["key"] = "_".join(map(str, resolution))
-        info["scales"].append(scale)
-    written = []
-    for mip, (size, _, _) in enumerate(levels):
-        volume = CloudVolume(f"file://{path}", mip=mip, info=info, progress=False)
-        volume.commit_info()
-        top = np.iinfo(dtype).max
-        voxels = rng.integers(1, top, size, dtype=dtype, endpoint=True) if data is None else data[mip]
-        volume[:, :, :] = voxels[..., np.newaxis]
-        written.append(voxels.T)
-    return written
-
+from tests.support.layers import write_layer
 
 LEVELS = [((50, 41, 19), (4, 4, 40), (5, -7, 3)), ((25, 21, 19), (8, 8, 40), (2, -4, 3))]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from tests.conftest import no_compute, volume
-from tests.ops.test_verbs import IDS, as_source
+from tests.support.volumes import IDS, as_source
 
 rng = np.random.default_rng(5)
 IMAGE = volume(rng.integers(0, 255, (12, 30, 34), dtype=np.uint8), (8, 8, 40), (11, -5, 2), layer_type="image")

@@ -13,7 +13,7 @@ import imageryxr as ix
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import lazy_array
 from tests.conftest import no_compute
-from tests.graph.test_recover import CHUNKS, GRID, READS, SHAPE, VALUES, VOXELS, _Endless, held, opened
+from tests.support.counted_source import CHUNKS, GRID, READS, SHAPE, VALUES, VOXELS, _Endless, held, opened
 
 RNG = np.random.default_rng(5)
 

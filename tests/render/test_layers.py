@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import imageryxr as ix
 from imageryxr.core.display import SegmentLook
 from tests.conftest import no_compute, volume
-from tests.ops.test_verbs import FINE, IDS, IMAGE, as_source
+from tests.support.viewer import viewer_rule
+from tests.support.volumes import FINE, IDS, IMAGE, as_source
 
 rng = np.random.default_rng(11)
 OTHER = FINE.copy(data=np.roll(FINE.values, 7, axis=2))
@@ -198,30 +199,6 @@ def test_masks_without_coordinates_need_an_image():
 
 
 # --- looks --------------------------------------------------------------------------------------------------------------
-
-
-def viewer_rule(labels, look):
-    """Colour labels as Neuroglancer's shader does, one by one, with the colours of its own package."""
-    from neuroglancer.segment_colors import hex_string_from_segment_id
-
-    out = np.zeros((*labels.shape, 4), np.uint8)
-    for place in np.ndindex(labels.shape):
-        i = int(labels[place])
-        if i == 0:
-            continue
-        has = i in look.selected_ids or (not look.selected_ids and look.all_if_none_selected)
-        alpha = look.selected_alpha if has else look.rest_alpha
-        if i in look.colors:
-            rgb, own = look.colors[i][:3], look.colors[i][3]
-            alpha = own / 255 if own < 255 else alpha
-        elif look.default_color is not None:
-            rgb = look.default_color[:3]
-        else:
-            rgb = bytes.fromhex(hex_string_from_segment_id(look.color_seed, i)[1:])
-        mixed = [255 * (1 - look.saturation) + c * look.saturation for c in rgb]
-        if round(alpha * 255):
-            out[place] = [*(int(c + 0.5) for c in mixed), int(alpha * 255 + 0.5)]
-    return out
 
 
 ids = st.sampled_from([int(i) for i in IDS[1:]])

@@ -18,7 +18,7 @@ import imageryxr as ix
 from imageryxr.ops.multiscale import coarse_enough, levels_of
 from imageryxr.sources.precomputed import source
 from tests.conftest import no_compute, volume
-from tests.ops.test_verbs import FINE, IMAGE, as_source
+from tests.support.volumes import FINE, IMAGE, as_source
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import warnings
 import pytest
 
 import imageryxr as ix
-from tests.neuroglancer.test_link import NEW, OLD, on_sample
+from tests.support.links import NEW, OLD, on_sample
 
 SECONDS = 60  # for one link; each takes milliseconds
 

@@ -12,8 +12,8 @@ import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.precomputed import shards
 from imageryxr.sources.resolve import resolve_source
-from tests.sources.precomputed.test_shards import GRID, spec, write
 from tests.support.hostile import HostileServer, reply
+from tests.support.shards import GRID, spec, write
 from tests.support.source_suite import noise
 
 HASTY = ix.Connection(timeout=10, retries=0)

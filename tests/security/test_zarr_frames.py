@@ -14,7 +14,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import ChunkReadError, MissingChunkError
 from imageryxr.sources.codecs.frame_headers import frame_problem
 from imageryxr.sources.resolve import resolve_source
-from tests.sources.omezarr.test_source import axes_of, level, write_ome
+from tests.support.omezarr import axes_of, level, write_ome
 from tests.support.source_suite import noise
 
 BOX = IndexBox((0, 0, 0), (8, 16, 16))

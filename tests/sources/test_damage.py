@@ -19,9 +19,9 @@ from imageryxr.errors import AuthError, ChunkReadError, CodecError, MissingChunk
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.precomputed import source as precomputed
 from imageryxr.sources.resolve import resolve_source
-from tests.sources.omezarr.test_source import axes_of, level, one_level, write_ome
-from tests.sources.omezarr.test_source import opened as opened_ome
-from tests.sources.precomputed.test_source import opened, write_layer
+from tests.support.omezarr import axes_of, level, one_level, write_ome
+from tests.support.omezarr import opened as opened_ome
+from tests.support.precomputed import opened, write_layer
 from tests.support.source_suite import dead_url, noise, serving
 
 GRID = Grid((8, 16, 16), (8, 8, 40), (3, 4, 5))

@@ -10,7 +10,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.ops.multiscale import levels_of
 from imageryxr.ops.tree import layers_of
-from tests.sources.omezarr.test_source import axes_of, level, write_ome
+from tests.support.omezarr import axes_of, level, write_ome
 
 FINE = np.random.default_rng(1).integers(1, 255, (4, 16, 16), dtype="uint8")
 COARSE = FINE[:, ::2, ::2]

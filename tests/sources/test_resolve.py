@@ -13,7 +13,7 @@ from dask.base import tokenize
 import imageryxr as ix
 from imageryxr.errors import AddressError, SourceError
 from imageryxr.sources.resolve import resolve_source
-from tests.sources.omezarr.test_source import axes_of, level, write_ome
+from tests.support.omezarr import axes_of, level, write_ome
 from tests.support.source_suite import noise, serving
 
 EM, CELLS = noise((8, 16, 16), "uint8", 1), noise((8, 16, 16), "uint32", 2)

@@ -12,17 +12,15 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.export.store.local import WAITING
-from imageryxr.sources.base import note_holes
 from tests.support.export_jobs import Computed, array_of, digest
+from tests.support.slices import THICK, counting, drawn, export
 
 ROOT = Path(__file__).parents[3]
-# of chunks that are thicker than the stack, so that all is one region
-THICK = {"shape": (70, 48, 33), "chunks": (128, 64, 64)}
 TARGETS = {"png": "s/z{z:03d}.png", "tiffs": "s/z{z:03d}.tif", "along y": "s/y{y}.png", "tiff": "one.tif"}
 
 DYING = """
 import os, signal, sys
-from tests.export.commit.test_finished_slices import export
+from tests.support.slices import export
 storage = sys.modules["imageryxr.export.store.local"]  # of which the function hides the module
 settle, count = storage._settle, 0
 
@@ -37,25 +35,6 @@ storage._settle = dying
 sys.modules["imageryxr.export.plan.slab_regions"].BRICK_VOXELS = 1
 export(sys.argv[1])
 """
-
-
-class Holed(Computed):
-    """A source of which a chunk is missing, wherever it is asked for."""
-
-    def read(self, mip, box):
-        note_holes(self, mip, ["0-64"])
-        return super().read(mip, box)
-
-
-def drawn():
-    em, seg = Holed(**THICK), Computed(layer_type="segmentation", **THICK)
-    picture = ix.overlay(array_of(em), array_of(seg), outline=2)
-    del picture.attrs["outline_axis"]
-    return picture
-
-
-def export(target, **kwargs):
-    return ix.export(drawn(), target, square=False, **kwargs)
 
 
 def killed(target, slices):
@@ -113,7 +92,7 @@ def test_who_is_interrupted_keeps_finished_slices_too(tmp_path, monkeypatch, kin
     code = (
         "import os, signal, sys, threading, time\n"
         "from pathlib import Path\n"
-        "from tests.export.commit.test_finished_slices import drawn, export\n"
+        "from tests.support.slices import drawn, export\n"
         "sys.modules['imageryxr.export.plan.slab_regions'].BRICK_VOXELS = 1\n"
         "storage = sys.modules['imageryxr.export.store.local']\n"
         "storage.SETTLED_SECONDS, write = 0.1, storage._write\n"
@@ -147,14 +126,6 @@ def test_who_is_interrupted_keeps_finished_slices_too(tmp_path, monkeypatch, kin
     if kind != "tiff":
         assert {p.name: p.stat().st_ino for p in (tmp_path / "s").iterdir()}.items() > kept.items()
         assert digest(tmp_path / "s") == digest(tmp_path / "other" / "s")
-
-
-def counting(page, pages):
-    def counted(self, index, plane):
-        pages.append(index)
-        return page(self, index, plane)
-
-    return counted
 
 
 @pytest.mark.parametrize("harm", [b"", None])

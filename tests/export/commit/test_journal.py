@@ -14,11 +14,10 @@ from PIL import Image
 
 import imageryxr as ix
 from imageryxr.export.commit.overlaps import manifest_name
-from tests.export.commit.test_resume import _wait_for, python
-from tests.support.export_jobs import Computed, array_of, digest, picture, place, run
+from tests.support.export_jobs import digest, picture, place, run
+from tests.support.exports import A, B
+from tests.support.processes import _wait_for, python
 
-A = array_of(Computed((12, 16, 16)))
-B = array_of(Computed((16, 12, 16), seed=100))
 Z, Y = "s{z:03d}.tif", "s{y:03d}.tif"
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,21 +20,16 @@ import imageryxr as ix
 from imageryxr.export.commit.journal import Entry, Header
 from imageryxr.sources.resolve import resolve_source
 from tests.conftest import volume
-from tests.ops.test_verbs import IMAGE
 from tests.support.export_jobs import TARGETS, Computed, array_of, digest, picture, place, run
+from tests.support.processes import _wait_for, python
+from tests.support.volumes import IMAGE
 
-ROOT = Path(__file__).parents[3]
 MANIFEST = ("o.ome.zarr.manifest.json", "o.ome.zarr.manifest.log")
 
 
 @pytest.fixture(autouse=True)
 def _small_regions(monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
-
-
-def python(*args, **kwargs):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *map(str, args)], env=env, cwd=ROOT, text=True, **kwargs)
 
 
 def checked(process, seconds=600):
@@ -78,15 +72,6 @@ def test_killed_once(tmp_path, kind):
     run(kind, tmp_path / "b")
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     assert not list((tmp_path / "a").rglob("*-work-*"))
-
-
-def _wait_for(folder, pattern, lines):
-    for _ in range(6000):
-        found = [p for p in folder.rglob(pattern) if len(p.read_bytes().splitlines()) > lines]
-        if found:
-            return found
-        time.sleep(0.005)
-    raise AssertionError(f"no {pattern} in {folder}")
 
 
 # ---------------------------------------------------------------------------------------------------------

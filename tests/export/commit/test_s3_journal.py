@@ -15,30 +15,13 @@ import pytest
 import tifffile
 
 import imageryxr as ix
-from tests.export.commit.test_finished_slices import THICK, Computed, counting, drawn
-from tests.export.commit.test_journal import A, B
-from tests.export.commit.test_resume import python
-from tests.support.export_jobs import array_of, digest, picture
+from tests.support.dying import DYING
+from tests.support.export_jobs import Computed, array_of, digest, picture
+from tests.support.exports import A, B
+from tests.support.processes import python
+from tests.support.slices import THICK, counting, drawn
 
 Z, Y = "s{z:03d}.tif", "s{y:03d}.tif"
-
-DYING = """
-import os, signal, sys
-from tests.export.commit.test_finished_slices import export
-import obstore
-put, count = obstore.put, 0
-
-def dying(store, key, *args, **kwargs):
-    global count
-    count += key.endswith(".png")
-    if count > int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return put(store, key, *args, **kwargs)
-
-obstore.put = dying
-sys.modules["imageryxr.export.plan.slab_regions"].BRICK_VOXELS = 1
-export(sys.argv[1])
-"""
 
 
 def export(array, target, **kwargs):
@@ -244,7 +227,7 @@ def test_what_came_under_a_free_name_is_not_passed_for_a_slice_of_another_call(b
     url, other = bucket.url("s/z{z:03d}.png"), array_of(Computed(**THICK, seed=1))
     code = DOZING.replace("ix.export(picture()", "ix.export(array").replace(
         "real, seen",
-        "from tests.export.commit.test_finished_slices import THICK, Computed, array_of\n"
+        "from tests.support.export_jobs import Computed, array_of\nfrom tests.support.slices import THICK\n"
         "sys.modules['imageryxr.export.plan.slab_regions'].BRICK_VOXELS = 1\n"
         "array = array_of(Computed(**THICK, seed=0))\nreal, seen",
         1,

@@ -429,7 +429,7 @@ def test_holes_are_reported(tmp_path):
 def test_stopped_in_the_middle_of_a_region(tmp_path):
     # of which the rest would take minutes: whoever presses Ctrl-C does not wait for that
     code = (
-        "from tests.export.read.test_spill import slow_export, crew; "
+        "from tests.export.read.test_spill import slow_export; "
         f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0.2, shape=(8, 2048, 2048))"
     )
     process = python(code, stderr=subprocess.PIPE)

@@ -20,8 +20,8 @@ import pytest
 import imageryxr as ix
 from imageryxr.export.run.task import Job, pack
 from tests.conftest import volume
-from tests.ops.test_verbs import FINE, IMAGE
 from tests.support.export_jobs import Computed, array_of, cluster_of, digest, picture
+from tests.support.volumes import FINE, IMAGE
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 

@@ -18,10 +18,10 @@ from distributed import Client, LocalCluster
 import imageryxr as ix
 from imageryxr.export.commit.journal import Run
 from imageryxr.export.store.bucket import Bucket
-from tests.export.commit.test_finished_slices import drawn
-from tests.export.commit.test_resume import python
-from tests.export.commit.test_s3_journal import DYING
+from tests.support.dying import DYING
 from tests.support.export_jobs import picture
+from tests.support.processes import python
+from tests.support.slices import drawn
 
 OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
 

@@ -19,9 +19,9 @@ import zarr
 from PIL import Image
 
 import imageryxr as ix
-from tests.ops.test_verbs import FINE
 from tests.support.export_jobs import TARGETS, picture, run
 from tests.support.s3_server import SECRET
+from tests.support.volumes import FINE
 
 ROOT = Path(__file__).parents[3]
 

@@ -11,8 +11,8 @@ import tensorstore
 
 import imageryxr as ix
 from tests.conftest import volume
-from tests.ops.test_verbs import FINE, IMAGE
 from tests.support.export_jobs import Computed, array_of, picture
+from tests.support.volumes import FINE, IMAGE
 
 ARRAYS = {"rgba": picture(), "grey": IMAGE, "ids": FINE, "flags": FINE > 3}
 CASES = [("rgba", "raw"), ("grey", "raw"), ("grey", "png"), ("grey", "jpeg"), ("flags", "raw")]

@@ -23,8 +23,8 @@ import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.store.local import Folder
 from tests.conftest import volume
-from tests.ops.test_verbs import FINE, IMAGE
 from tests.support.export_jobs import Computed, array_of, digest, picture
+from tests.support.volumes import FINE, IMAGE
 
 rng = np.random.default_rng(5)
 GREY16 = volume(rng.integers(0, 65535, (5, 21, 34), dtype=np.uint16), (8, 8, 40), (7, 11, -3), layer_type="image")

@@ -19,7 +19,7 @@ import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.fetch.auth import Token, find_token
 from imageryxr.sources.resolve import resolve_source
-from tests.sources.cave.test_graphene import BOX, HASTY, NOW, PART, utc, voxels
+from tests.support.cave import BOX, HASTY, NOW, PART, utc, voxels
 from tests.support.cave_server import DATASTACK, FORBIDDEN, MERGE, NO_TERMS, TABLE, TOKEN
 from tests.support.source_suite import serving
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from tests.sources.cave.test_graphene import NOW, utc, voxels
+from tests.support.cave import NOW, utc, voxels
 from tests.support.cave_server import DATASTACK, FORBIDDEN, MERGE, SPLIT, TOKEN, VERSIONS
 
 # Twice again at once; and a silence long enough to be told from a slow answer of a busy machine.

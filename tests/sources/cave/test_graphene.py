@@ -21,6 +21,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.cave import chunkedgraph
 from imageryxr.sources.resolve import resolve_source
 from tests.conftest import no_compute
+from tests.support.cave import BOX, HASTY, NOW, PART, utc, voxels
 from tests.support.cave_server import (
     BEGIN,
     DATASTACK,
@@ -36,27 +37,10 @@ from tests.support.cave_server import (
 )
 from tests.support.source_suite import SourceSuite, padded
 
-HASTY = ix.Connection(timeout=20, retries=2, backoff=0.001)
-NOW = SPLIT + 1e6
-
-
-def utc(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
 
 def segmentation(cave, when: float = NOW, **options):
     options = {"token": TOKEN, "connection": HASTY, **options}
     return ix.open_segmentation(cave.table, timestamp=when, **options)
-
-
-def voxels(lo, hi) -> ix.BBox:
-    """A box by indexes (x, y, z) into the tissue."""
-    corner = [[o + i for o, i in zip(OFFSET, c, strict=True)] for c in (lo, hi)]
-    return ix.BBox(*corner, resolution=EM_SIZE)
-
-
-BOX = voxels((3, 5, 7), (90, 70, 20))
-PART = (slice(7, 20), slice(5, 70), slice(3, 90))
 
 
 # ---------------------------------------------------------------------------------------------------------

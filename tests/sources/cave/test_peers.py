@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from tests.sources.cave.test_graphene import utc
+from tests.support.cave import utc
 from tests.support.cave_server import BEGIN, DATASTACK, MERGE, OFFSET, SPLIT, TOKEN
 
 

@@ -23,7 +23,7 @@ from imageryxr.ops import labels as segments
 from imageryxr.sources.cave import chunkedgraph
 from imageryxr.sources.fetch import client
 from imageryxr.sources.resolve import resolve_source
-from tests.sources.cave.test_graphene import BOX, HASTY, NOW, PART, utc
+from tests.support.cave import BOX, HASTY, NOW, PART, utc
 from tests.support.cave_server import MERGE, SPLIT, TOKEN, stall_forever
 
 

@@ -18,7 +18,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import ChunkReadError
 from imageryxr.sources.codecs import chunk_decoder, isolated, stream_lengths
 from imageryxr.sources.precomputed import source
-from tests.sources.precomputed.test_source import opened, write_layer
+from tests.support.precomputed import opened, write_layer
 from tests.support.source_suite import serving
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers

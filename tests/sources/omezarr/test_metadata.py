@@ -14,18 +14,14 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.errors import ImageryError, SourceError
+from tests.support.zarr_metadata import AXES, BYTES, SHAPE, STEPS, files_v2, files_v3, image, write
 
 JUNK = [
     None, True, False, 0, 1, -1, 2, 3, 1.5, -0.0, 1e-300, 1e300, float("nan"), float("inf"), 2**31, 2**62, 2**70, -(2**70),
     10**400, "", "0", "NaN", "../../etc", "x" * 300, "\x00", "\ud800", "nanometer", [], [1], [[]], [0, 0, 0], [2**62] * 3, [True] * 3,
     {}, {"name": "x"}, {"id": "pickle"}, {"name": "numcodecs.pickle"}, {"a": {"b": []}}, list(range(5000)), ["z", "y", "x"],
 ]  # fmt: skip
-AXES = [{"name": n, "type": "space", "unit": "nanometer"} for n in "zyx"]
-STEPS = [{"type": "scale", "scale": [40, 8, 8]}, {"type": "translation", "translation": [20, 4, 4]}]
 SYSTEMS = [{"name": "physical", "axes": AXES}]
-OMERO = {"channels": [{"window": {"start": 0, "end": 200, "min": 0, "max": 255}}]}
-SHAPE = (4, 8, 8)
-BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 SHARD = {
     "name": "sharding_indexed",
     "configuration": {
@@ -35,26 +31,6 @@ SHARD = {
 }  # fmt: skip
 
 
-def array_v2(**members) -> dict:
-    return {
-        "zarr_format": 2, "shape": list(SHAPE), "chunks": list(SHAPE), "dtype": "|u1", "fill_value": 7, "order": "C",
-        "filters": None, "compressor": None, "dimension_separator": "/", **members,
-    }  # fmt: skip
-
-
-def array_v3(**members) -> dict:
-    return {
-        "zarr_format": 3, "node_type": "array", "shape": list(SHAPE), "data_type": "uint8",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(SHAPE)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}}, "fill_value": 7,
-        "codecs": [BYTES], "attributes": {}, **members,
-    }  # fmt: skip
-
-
-def image(steps=STEPS, **members) -> dict:
-    return {"axes": AXES, "datasets": [{"path": "0", "coordinateTransformations": steps}], **members}
-
-
 def image_06(steps=None) -> dict:
     steps = steps or [
         {"type": "sequence", "input": {"path": "0"}, "output": {"name": "physical"}, "transformations": STEPS}
@@ -62,28 +38,10 @@ def image_06(steps=None) -> dict:
     return {"coordinateSystems": SYSTEMS, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
 
 
-def files_v2(ome=None, **members) -> dict[str, dict]:
-    return {".zattrs": ome or {"multiscales": [image(version="0.4")], "omero": OMERO}, "0/.zarray": array_v2(**members)}
-
-
-def files_v3(ome=None, **members) -> dict[str, dict]:
-    ome = ome or {"version": "0.5", "multiscales": [image()], "omero": OMERO}
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}}
-    return {"zarr.json": group, "0/zarr.json": array_v3(**members)}
-
-
 STARTS = [
     files_v2(), files_v2(compressor={"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1}, order="F", dtype="<f4"),
     files_v3(), files_v3(codecs=[SHARD]), files_v3({"version": "0.6", "multiscales": [image_06()]}),
 ]  # fmt: skip
-
-
-def write(folder: Path, files: dict[str, dict]) -> str:
-    for name, document in files.items():
-        place = folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(json.dumps(document).encode("utf-8", "surrogatepass"))
-    return str(folder)
 
 
 def slots(node, found=None) -> list:

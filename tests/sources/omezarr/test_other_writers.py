@@ -13,9 +13,9 @@ import zarr
 
 import imageryxr
 from imageryxr.errors import ChunkReadError, CodecError, LayerError, SourceError
-from tests.sources.omezarr.test_metadata import BYTES, files_v2, files_v3, image, write
-from tests.sources.omezarr.test_source import axes_of, level, write_ome
+from tests.support.omezarr import axes_of, level, write_ome
 from tests.support.source_suite import noise
+from tests.support.zarr_metadata import BYTES, files_v2, files_v3, image, write
 
 SHAPE = (4, 8, 8)
 

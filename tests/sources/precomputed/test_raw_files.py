@@ -13,7 +13,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import ChunkReadError, MissingChunkError, MissingChunkWarning
 from imageryxr.sources.precomputed.raw_files import read_raw
 from imageryxr.sources.precomputed.source import PrecomputedSource
-from tests.sources.precomputed.test_source import Layers, opened, write_layer
+from tests.support.precomputed import Layers, opened, write_layer
 from tests.support.source_suite import boxes_of, noise
 
 GRID = Grid((19, 35, 37), (4.04, 4.04, 40), (-21, 5, 3))

@@ -1,0 +1,24 @@
+"""A command that runs in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from imageryxr.cli import main
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command in this process: exit code, standard output, standard error."""
+
+    def run(*args):
+        monkeypatch.setattr("sys.argv", ["imageryxr", *map(str, args)])
+        code = 0
+        try:
+            main.main()
+        except SystemExit as end:
+            code = end.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run

@@ -1,0 +1,37 @@
+"""Stacks of slices whose drawing is counted."""
+
+from __future__ import annotations
+
+import imageryxr as ix
+from imageryxr.sources.base import note_holes
+from tests.support.export_jobs import Computed, array_of
+
+# of chunks that are thicker than the stack, so that all is one region
+THICK = {"shape": (70, 48, 33), "chunks": (128, 64, 64)}
+
+
+class Holed(Computed):
+    """A source of which a chunk is missing, wherever it is asked for."""
+
+    def read(self, mip, box):
+        note_holes(self, mip, ["0-64"])
+        return super().read(mip, box)
+
+
+def drawn():
+    em, seg = Holed(**THICK), Computed(layer_type="segmentation", **THICK)
+    picture = ix.overlay(array_of(em), array_of(seg), outline=2)
+    del picture.attrs["outline_axis"]
+    return picture
+
+
+def export(target, **kwargs):
+    return ix.export(drawn(), target, square=False, **kwargs)
+
+
+def counting(page, pages):
+    def counted(self, index, plane):
+        pages.append(index)
+        return page(self, index, plane)
+
+    return counted
