@@ -16,6 +16,7 @@ from imageryxr.core.colors import palette
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import TargetExistsError
 from imageryxr.export import export
+from imageryxr.export.report import following
 from imageryxr.export.targets import disk_errors
 from imageryxr.ops.align import align, regrid
 from imageryxr.ops.open import open_image, open_segmentation
@@ -76,7 +77,8 @@ def run_demo(folder: Path, *, overwrite: bool, say: Callable[[str], Any]) -> lis
 
         for name, target in (("PNG stack", "stack/z{z:04d}.png"), ("OME-Zarr", "overlay.ome.zarr")):
             steps.set_description(name)
-            export(filled, folder / target, overwrite=True, progress=False)
+            with following(steps.advance):
+                export(filled, folder / target, overwrite=True, progress=False)
             steps.update()
     return _tell(folder, filled.sizes["z"], time.perf_counter() - began, say)
 
@@ -87,7 +89,7 @@ class _Steps:
     def __init__(self, total: int) -> None:
         from tqdm.auto import tqdm
 
-        self._bar: Any = tqdm(total=total, bar_format="{desc:<26}{bar}{n}/{total} {elapsed}", disable=None)
+        self._bar: Any = tqdm(total=total, bar_format="{desc:<26}{bar} {elapsed}", disable=None)
         self._total, self._done = total, 0
 
     def __enter__(self) -> _Steps:
@@ -98,14 +100,19 @@ class _Steps:
 
     def set_description(self, text: str) -> None:
         """Show which step begins."""
-        self._bar.set_description(text)
+        numbered = f"{self._done + 1}/{self._total} {text}"
+        self._bar.set_description(numbered)
         if self._bar.disable:
-            print(f"{self._done + 1}/{self._total} {text}", file=sys.stderr, flush=True)
+            print(numbered, file=sys.stderr, flush=True)
+
+    def advance(self, share: float) -> None:
+        """Show which share of the step, from 0 to 1, is done."""
+        self._bar.update(max(0.0, self._done + share - self._bar.n))
 
     def update(self) -> None:
         """Count a step as done."""
         self._done += 1
-        self._bar.update()
+        self._bar.update(self._done - self._bar.n)
 
 
 def _overlay_figure(filled: xr.DataArray, segmentation: xr.DataArray) -> Image:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from html import escape
@@ -129,6 +130,29 @@ def advance(share: float) -> None:
     told = ADVANCE.get()
     if told is not None:
         told(share)
+
+
+_FOLLOWER: ContextVar[Callable[[float], Any] | None] = ContextVar("imageryxr_follower", default=None)
+
+
+@contextmanager
+def following(told: Callable[[float], Any]) -> Iterator[None]:
+    """Report which share of an export, from 0 to 1, is done, while this thread runs one in the block."""
+    before = _FOLLOWER.set(told)
+    try:
+        yield
+    finally:
+        _FOLLOWER.reset(before)
+
+
+def show_done(shown: Any, done: int, shares: float = 0.0) -> None:
+    """Move a bar to so many tasks and shares of those under way, and report it to a follower."""
+    shown.whole = done
+    shown.update(max(0.0, done + shares - shown.n))  # what a try had made that failed is not taken back
+    told = _FOLLOWER.get()
+    if told is not None and shown.total:
+        shown.reached = max(getattr(shown, "reached", 0.0), done + shares)  # a bar that is not shown counts nothing
+        told(min(1.0, shown.reached / shown.total))
 
 
 def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:

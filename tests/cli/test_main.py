@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 import xarray as xr
 from PIL import Image
+from tqdm import tqdm
 
 import imageryxr as ix
+from imageryxr.cli.demo import _Steps
+from imageryxr.export.report import following
 from tests.support.cave_server import DATASTACK, OFFSET, TOKEN
 from tests.support.command_line import run
 
@@ -214,6 +218,31 @@ def test_what_the_demo_compiles_ahead_is_what_it_draws_with():
     code = "from imageryxr.cli.demo import compile_kernels; compile_kernels()"
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("target", ["stack/z{z:04d}.png", "a.ome.zarr"])
+def test_the_bar_of_the_demo_moves_inside_its_exports(sample, tmp_path, target):
+    picture = ix.open_image(sample.image).isel(z=slice(0, 24)).imagery.to_rgba()
+    steps, seen = _Steps(3), []
+    steps._bar = tqdm(total=3, file=io.StringIO(), disable=False)
+    steps.update()
+
+    def advance(share):
+        steps.advance(share)
+        seen.append((share, steps._bar.n))
+
+    with following(advance):
+        ix.export(picture, tmp_path / target, progress=False)
+    steps.update()
+    shares = [share for share, _ in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert len({share for share in shares if 0 < share < 1}) >= 1
+    assert [n for _, n in seen] == pytest.approx([1 + share for share in shares])
+    assert steps._bar.n == 2
+    seen.clear()
+    ix.export(picture.isel(z=[0]), tmp_path / "b{z}.png", progress=False)
+    assert not seen
 
 
 class TestCave:

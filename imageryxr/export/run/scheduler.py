@@ -25,7 +25,7 @@ from imageryxr.errors import (
 )
 from imageryxr.export.commit.session import Stages, Workspace
 from imageryxr.export.plan.plan import ExportPlan
-from imageryxr.export.report import ExportReport, FailedRegion, bar, tell
+from imageryxr.export.report import ExportReport, FailedRegion, bar, show_done, tell
 from imageryxr.export.run.executors import Workers
 from imageryxr.export.run.requested_ids import Asked
 from imageryxr.export.run.task import Job, Outcome
@@ -134,7 +134,7 @@ def _run_stages(
     loop = _Loop(workers, space.stages, space.box, plan, tally, retries, on_error)
     try:
         with bar(plan.target.place, len(space.stages), skipped, shown) as shown_bar:
-            loop.tick = lambda: _show(shown_bar, skipped + tally.tasks, workers.under_way())
+            loop.tick = lambda: show_done(shown_bar, skipped + tally.tasks, workers.under_way())
             for stage in range(len(space.stages.parts)):
                 first = space.stages.start(stage)
                 todo = np.flatnonzero(~space.progress.done[first : first + len(space.stages.parts[stage])]) + first
@@ -154,11 +154,6 @@ def _run_stages(
 
 def _asked(plan: ExportPlan) -> Asked:
     return Asked(plan.read.volume.expr, plan.read.volume.grid.box)
-
-
-def _show(shown: Any, done: int, shares: float = 0.0) -> None:
-    shown.whole = done
-    shown.update(max(0.0, done + shares - shown.n))  # what a try had made that failed is not taken back
 
 
 class _Loop:
@@ -351,7 +346,7 @@ def _run_in_memory(
                 tally.tasks += 1
                 tally.regions += 1
                 tally.bytes += outcome.values.nbytes
-                _show(shown_bar, tally.tasks)
+                show_done(shown_bar, tally.tasks)
     except BaseException:
         workers.abort()
         raise
