@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Analysis with xarray
 #
-# The arrays are plain xarray: areas, contact lengths and intensities per cell are a `groupby` away, in nanometres.
-# `flox`, where it is installed, makes the grouping of large arrays fast; nothing else changes.
+# The arrays are plain xarray objects, so `groupby` measures areas, contact lengths and intensities per cell. Install
+# `flox` to group large arrays faster; the code stays the same.
 
 # %%
 import tempfile
@@ -22,7 +22,7 @@ ds
 # %% [markdown]
 # ## Area per cell and slice
 #
-# A voxel in the plane is 8 × 8 nm. Ids stay whole numbers: they are the labels of the groups.
+# A voxel covers 8 × 8 nm of the plane. The ids are the labels of the groups, and remain integers.
 
 # %%
 width, height, depth = ix.grid_of(ds).resolution
@@ -43,8 +43,8 @@ areas.sel(id=largest).to_pandas()
 # %% [markdown]
 # ## Contacts
 #
-# Where two cells lie side by side, a step along x or y goes from one id to the other. Each such step is one voxel side
-# of contact. (Where membranes are background, let the ids grow over them first.)
+# Between two cells that touch, a step along x or y leads from one id to the other. Each such step is one voxel side of
+# contact. If membranes are background in your segmentation, expand the ids over them first.
 
 
 # %%
@@ -77,7 +77,7 @@ table = xr.Dataset({"mean": grey, "std": spread}).sel(id=largest)
 table.to_dataframe()
 
 # %% [markdown]
-# ## A plot of it all, in the coordinates of the tissue
+# ## A plot of the areas, in the coordinates of the tissue
 
 # %%
 colors = ix.palette(largest, "colorblind")

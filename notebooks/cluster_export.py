@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A stack, exported by a cluster
 #
-# The same picture as in a notebook, for all slices of a volume, drawn by the workers of a dask cluster. `LocalCluster`
-# stands in for yours: put `dask_jobqueue.SLURMCluster` or any other in its place. (In a script rather than a notebook,
-# what starts workers stands under `if __name__ == "__main__":`.)
+# The workers of a dask cluster draw the same picture as a notebook, for all slices of a volume. `LocalCluster` stands
+# in for yours: use `dask_jobqueue.SLURMCluster` or any other in its place. In a script, put the code that starts
+# workers under `if __name__ == "__main__":`.
 
 # %%
 import tempfile
@@ -22,16 +22,16 @@ box = ix.BBox.around((4600, 2560, 130), (256, 256, 16), resolution=(8, 8, 40))
 ds = ix.align(em, seg, bbox=box)
 
 # %% [markdown]
-# Nothing is read yet. What is drawn is a recipe of a few kilobytes, however many slices there are, and a plan says what
-# an export of it would write.
+# Nothing is read yet. The picture is an expression of a few kilobytes, whatever the number of slices. A plan lists what
+# an export would read and write.
 
 # %%
 picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=ix.Outline(2, side="in", merge=False))
 ix.plan_export(picture, folder / "stack/z{z:04d}.png")
 
 # %% [markdown]
-# Given a client, `export` sends regions to its workers, a few at a time: each reads the chunks that its region needs,
-# draws and writes it. A worker that is lost costs its regions, and the same call again continues where it was stopped.
+# `export` sends regions to the workers of the client, a few at a time. A worker reads the chunks of its region, draws
+# it and writes it. If a worker dies, another one computes its regions; if the export stops, the same call continues.
 
 # %%
 with (
@@ -42,7 +42,7 @@ with (
 report
 
 # %% [markdown]
-# They draw what the notebook draws, to the pixel.
+# The files equal the picture in the notebook, pixel for pixel.
 
 # %%
 slices = sorted((folder / "stack").glob("*.png"))

@@ -2,7 +2,7 @@
 # # A first figure
 #
 # An image and a segmentation of different resolutions, one box, one picture. The sample volume stands in for yours:
-# put any `precomputed://` or `zarr://` address in its place.
+# use any `precomputed://` or `zarr://` address in its place.
 
 # %%
 import tempfile
@@ -15,8 +15,8 @@ seg = ix.open_segmentation(sample.segmentation)
 em
 
 # %% [markdown]
-# Nothing is read yet. Coordinates are voxel centres in nanometres; the box is given as Neuroglancer shows it,
-# (x, y, z) in voxels of 8 × 8 × 40 nm.
+# Nothing is read yet. Coordinates are voxel centres in nanometres. The box has the numbers that Neuroglancer displays:
+# (x, y, z), in voxels of 8 × 8 × 40 nm.
 
 # %%
 box = ix.BBox.around((4600, 2560, 130), (512, 512), resolution=(8, 8, 40))
@@ -28,7 +28,7 @@ picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=ix.Outline(2,
 ix.scale_bar(ix.to_pil(picture), nm_per_pixel=8)
 
 # %% [markdown]
-# The largest cells of the slice, each by itself in a colour of its own.
+# The four largest cells of the slice, each in a picture of its own.
 
 # %%
 sizes = ds.segmentation.to_series().value_counts()

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # From a Neuroglancer link to a panel
 #
-# You have the link that a colleague sent. This makes the panel of a figure from it, with the same segments, colours and
-# contrast, and a link back. The sample volume stands in for the data, so that the notebook runs offline: with a real
-# link the cell below is not needed.
+# A colleague sends a link. This notebook makes the panel of a figure from it, with the same segments, colours and
+# contrast, and a link back. The sample volume stands in for the data, so the notebook needs no network. With a real
+# link, leave out the next cell.
 
 # %%
 import json
@@ -44,14 +44,14 @@ state = {
 link = "https://neuroglancer-demo.appspot.com/#!" + urllib.parse.quote(json.dumps(state))
 
 # %% [markdown]
-# Opening reads metadata only. Layers without voxels, such as annotations, are listed and warned of. This link leads to
-# files of this machine, which a link from elsewhere may not: hence `allow_local`.
+# Opening reads metadata only. A warning reports layers without voxels, such as annotations. This link names files of
+# this machine, which requires `allow_local=True`.
 
 # %%
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     tree = ix.open_neuroglancer(link, allow_local=True)
-print(*(str(w.message) for w in told), sep="\n")
+print(*(str(w.message) for w in caught), sep="\n")
 tree.imagery
 
 # %%
@@ -59,7 +59,8 @@ ds = tree.imagery.view(size=(512, 384))
 ds.cells.attrs
 
 # %% [markdown]
-# `overlay` follows what the layers carry, and so looks like the viewer. Outlines make it print better.
+# `overlay` uses the segments, colours, opacities and contrast in the attrs of the layers, so the picture looks as in
+# the viewer. Outlines improve it in print.
 
 # %%
 picture = ds.imagery.overlay(outline=ix.Outline(1.5, side="in", merge=False))
@@ -67,10 +68,12 @@ panel = ix.scale_bar(picture, scale=3)
 panel
 
 # %% [markdown]
-# The whole figure: the panel with a legend, the same place over four slices, and a magnified detail.
+# The parts of a figure: the panel with a legend, the same place in four slices, and a magnified detail. `colors_of`
+# returns the colours that the picture was drawn with, here those of the link's colour seed.
 
 # %%
-colors = ix.palette(cells, "neuroglancer") | {cells[0]: (255, 179, 0)}
+colors = ix.colors_of(picture, cells)
+assert colors == ix.palette(cells, ("neuroglancer", 42)) | {cells[0]: (255, 179, 0)}
 named = ix.legend(panel, colors, names={i: f"cell {n}" for n, i in enumerate(cells, 1)}, title="Selected")
 named
 
@@ -84,14 +87,14 @@ detail = ix.BBox.around((4640, 2610, 130), (64, 48), resolution=(8, 8, 40))
 ix.scale_bar(ix.inset(picture, detail, zoom=3, position="top left", scale=3), nm_per_pixel=8 / 3)
 
 # %% [markdown]
-# A page is 180 mm wide: the file says how large it is in print, and how large a pixel is in the tissue.
+# A page is 180 mm wide. The file stores its size in print, and the size of a pixel in the tissue.
 
 # %%
 written = ix.save_figure(named, folder / "panel.png", width_mm=180, nm_per_pixel=8 / 3)
 written.name
 
 # %% [markdown]
-# And back: the link opens at the same place, with the same layers, segments and colours.
+# A link back opens the same layers, segments and colours at the same place.
 
 # %%
 back = ix.neuroglancer_link(tree, allow_local=True)

@@ -1,4 +1,4 @@
-"""The README's table for users of ImageryClient: each row run with both packages, on the same volumes."""
+"""The table for users of ImageryClient in the documentation: each row run with both packages, on the same volumes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from PIL import Image
 import imageryxr as ix
 from tests.support import cave_server
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "coming_from_imageryclient.md").read_text()
 ROWS = {
     what: (theirs, ours)
-    for what, theirs, ours in re.findall(r"^\| ([^|]+?) \| `(.+?)` \| `(.+?)` \|$", README, re.MULTILINE)
+    for what, theirs, ours in re.findall(r"^\| ([^|]+?) \| `(.+?)` \| `(.+?)` \|$", PAGE, re.MULTILINE)
 }
 WITH_CAVE = {what: ROWS.pop(what) for what in list(ROWS) if what.startswith("CAVE: ")}
 BOUNDS = [[4400, 2300, 120], [4656, 2492, 121]]
