@@ -78,7 +78,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"{datetime.date.today()}, {machine()}\n", flush=True)
-    print("| work | ours | peer | its time | times as fast | asked |\n|---|---|---|---|---|---|", flush=True)
+    print("| work | ours | peer | its time | times as fast | target |\n|---|---|---|---|---|---|", flush=True)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     for kind, parameters, one_core in rows(given.words, given.quick):
         if cores:

@@ -30,7 +30,6 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
-suppress_warnings = ["toc.not_readable"]  # pages that are still to be written
 exclude_patterns = ["_build", "_data", "_templates", "gallery", "**/.ipynb_checkpoints"]
 templates_path = ["_templates"]
 
