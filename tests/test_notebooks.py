@@ -1,31 +1,62 @@
-"""Notebooks are text, and run from top to bottom."""
+"""The README and the notebooks: what they show is there and runs."""
 
 from __future__ import annotations
 
+import os
 import re
-import runpy
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
+import imageryxr as ix
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path):
-    runpy.run_path(str(path))
+def test_notebook_runs_in_any_folder(path, tmp_path):
+    code = f"import runpy, sys; sys.modules['tests'] = None; runpy.run_path({str(path)!r})"
+    environment = os.environ | {"PYTHONPATH": str(Path(ix.__file__).parents[1]), "MPLBACKEND": "agg"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+README = (ROOT / "README.md").read_text()
+HERE = re.compile(
+    r"https://(?:github|raw\.githubusercontent)\.com/imageryxr/imageryxr/(?:blob/|tree/)?main/([^#]+)(?:#.+)?"
+)
 
 
 def test_the_gate_runs_what_the_readme_says():
-    root = Path(__file__).parents[1]
     line = "pip install '.[test]' && pytest"
-    assert f"    {line}\n" in (root / "README.md").read_text()
-    assert line.replace("install", "install --quiet", 1) in (root / ".ci" / "run").read_text()
+    assert f"    {line}\n" in README
+    assert line.replace("install", "install --quiet", 1) in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
 
 
 def test_what_the_readme_links_to_is_there():
-    root = Path(__file__).parents[1]
-    inside = [link for link in re.findall(r"\]\(([^)\s]+)\)", (root / "README.md").read_text()) if "://" not in link]
-    assert inside
-    assert [link for link in inside if not (root / link).exists()] == []
+    links = re.findall(r"\]\(([^)\s]+)\)", README)
+    inside = [HERE.fullmatch(link)[1] for link in links if HERE.fullmatch(link)]
+    assert len(inside) > 10
+    assert [link for link in inside if not (ROOT / link).exists()] == []
+    assert [link for link in links if "://" not in link] == []  # the package index resolves none of these
+
+
+def test_the_readme_code_makes_its_picture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs", target_is_directory=True)
+    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1], {})
+    with Image.open(tmp_path / "overlay.png") as made, Image.open(ROOT / "docs" / "_static" / "overlay.jpg") as shown:
+        assert made.size == shown.size
+        apart = np.asarray(made.convert("RGB")).astype(int) - np.asarray(shown)
+    assert np.abs(apart).mean() < 4  # JPEG
