@@ -81,7 +81,6 @@ if os.environ.get("IMAGERYXR_DOCS_INTERSPHINX"):
 html_theme = "pydata_sphinx_theme"
 html_title = "imageryxr"
 html_static_path = ["_static"]
-html_css_files = ["imageryxr.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": False,
