@@ -29,7 +29,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.export.read.buffers import BUFFERS, bricks, draw, read_leaf, read_sources
 from imageryxr.export.store.local import Folder
-from imageryxr.graph.evaluate import wanted
+from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Leaf, LevelLeaf
 from imageryxr.graph.labelled import box_reader, lazy_array
 from imageryxr.sources.base import Level
@@ -113,13 +113,15 @@ def throughput(folder: Path, slices: int) -> dict[str, float]:
 
     def reading(by: Callable[[Leaf, IndexBox], object]) -> Callable[[int], None]:
         def one(i: int) -> None:
-            for leaf, boxes in wanted(read.volume.expr, regions[i]).items():
+            for leaf, boxes in required_boxes(read.volume.expr, regions[i]).items():
                 for box in boxes:
                     by(leaf, box)
 
         return one
 
-    held = {leaf: [(b, leaf.read(b)) for b in boxes] for leaf, boxes in wanted(read.volume.expr, regions[0]).items()}
+    held = {
+        leaf: [(b, leaf.read(b)) for b in boxes] for leaf, boxes in required_boxes(read.volume.expr, regions[0]).items()
+    }
 
     def drawing(_: int) -> None:
         for piece in bricks(regions[0], plan.target.granule):

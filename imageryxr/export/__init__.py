@@ -22,11 +22,11 @@ from imageryxr.export.report import ExportReport
 from imageryxr.export.run.scheduler import run_plan
 from imageryxr.export.run.workers import Crew, find_crew, leave_script_of_parent
 from imageryxr.export.targets.base import Layer, Target
-from imageryxr.graph.expr import Expr, GivenLeaf, Leaf, LevelLeaf
-from imageryxr.graph.labelled import PLACE_IT, BoxReader, Volume, box_reader
+from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
+from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
 from imageryxr.graph.to_dask import exprs_below
 from imageryxr.ops.align import layer_type_of
-from imageryxr.ops.square_pixels import squared
+from imageryxr.ops.square_pixels import square_reader
 from imageryxr.sources.base import plain
 
 
@@ -257,7 +257,7 @@ def _plan(
         warn(beyond)
     if square:
         axis = options.get("axis") or next((d for d in "zyx" if f"{{{d}" in str(target)), "z")
-        read = squared(read, axis, layer_type)
+        read = square_reader(read, axis, layer_type)
     channels = read.tail[0] if read.tail else 0
     volume = read.volume
     contrast = volume.attrs.get("contrast_limits")
@@ -269,7 +269,7 @@ def _plan(
         None if contrast is None or channels else (float(contrast[0]), float(contrast[1])),
     )
     chosen = choose_target(target, layer, **options)
-    places = source_places(volume.expr, *volume.givens.values(), array.variable._data)
+    places = source_places(volume.expr, *volume.dask_inputs.values(), array.variable._data)
     refuse_sources(chosen, places)
     _check_square(chosen, square)
     _warn_of_cut_lines(array, getattr(chosen, "axis", None))
@@ -318,19 +318,19 @@ def _token(target: Target, read: BoxReader) -> str:
 
 def _what(target: Target, volume: Volume) -> dict[str, Any]:
     """Return the call in words, for the manifest and for those who meet another's export."""
-    sources = sorted(set(_sources(volume.expr, volume.givens)))
+    sources = sorted(set(_sources(volume.expr, volume.dask_inputs)))
     return {**target.describe(), "sources": sources, "box": str(volume.grid.bbox)}
 
 
-def _sources(expr: Expr, givens: dict[str, Any]) -> list[str]:
+def _sources(expr: Expr, dask_inputs: dict[str, Any]) -> list[str]:
     if isinstance(expr, LevelLeaf):
         when = expr.source.attrs.get("timestamp")
         return [f"{expr.source.name}, mip {expr.mip}{f', at {when}' if when else ''}"]
-    if isinstance(expr, GivenLeaf):
-        return [_dask_array(givens.get(expr.name))]
+    if isinstance(expr, DaskLeaf):
+        return [_dask_array(dask_inputs.get(expr.name))]
     if isinstance(expr, Leaf):
         return ["an array in memory"]
-    return [name for child in expr.inputs for name in _sources(child, givens)]
+    return [name for child in expr.inputs for name in _sources(child, dask_inputs)]
 
 
 def _dask_array(array: Any) -> str:
@@ -349,7 +349,7 @@ def _checked(da: Any) -> xr.DataArray:
     elif isinstance(da, str | os.PathLike):
         advice = "the array comes first, then the target: export(array, target)"
     elif hasattr(da, "__array__"):
-        advice = PLACE_IT
+        advice = COORDS_ADVICE
     raise LayerError(f"export takes an xarray.DataArray, not a {type(da).__name__}; {advice}")
 
 

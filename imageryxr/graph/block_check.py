@@ -24,7 +24,7 @@ from imageryxr.graph.expr import Array
 
 
 @dataclass(frozen=True)
-class Said:
+class BlockSpec:
     """What a dask array says of its blocks."""
 
     name: str
@@ -39,7 +39,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Spot:
+class BlockPosition:
     """Where a block lies, or a part of it."""
 
     start: tuple[int, ...]
@@ -48,7 +48,7 @@ class Spot:
     """Which block it is; None for a part."""
 
 
-def fitting(values: Any, said: Said, spot: Spot) -> Array:
+def check_block(values: Any, said: BlockSpec, spot: BlockPosition) -> Array:
     """Return a block as what it was said to be, which it must be but for a type that holds all of its values.
 
     Raises
@@ -77,22 +77,22 @@ def fitting(values: Any, said: Said, spot: Spot) -> Array:
     else:
         return np.asarray(values).astype(said.dtype, copy=False)
     raise LayerError(
-        f"{_named(said, spot)} is {given}, and the array says that it is of shape {spot.shape} and dtype "
+        f"{_describe_block(said, spot)} is {given}, and the array says that it is of shape {spot.shape} and dtype "
         f"{said.dtype}: {advice}"
     )
 
 
-def _named(said: Said, spot: Spot) -> str:
+def _describe_block(said: BlockSpec, spot: BlockPosition) -> str:
     which = "a part" if spot.index is None else f"block {spot.index}"
     where = zip(DIMS, spot.start[said.first :], spot.shape[said.first :], strict=False)
     place = ", ".join(f"{d}={a}:{a + n}" for d, a, n in where)
     return f"{which} of the dask array {key_split(said.name)!r}, at {place},"
 
 
-class Room:
+class OutputArray:
     """An array that blocks are put into, each once, which dask need not hash."""
 
-    def __init__(self, array: Array, said: Said, start: Sequence[int]) -> None:
+    def __init__(self, array: Array, said: BlockSpec, start: Sequence[int]) -> None:
         self.array, self.said = array, said
         self.shape, self.dtype = array.shape, array.dtype
         self.start = tuple(start)
@@ -103,7 +103,7 @@ class Room:
     def __setitem__(self, index: Any, values: Any) -> None:
         part = self.array[index]
         start = tuple(a + i.start for a, i in zip(self.start, index, strict=True))
-        part[...] = fitting(values, self.said, Spot(start, part.shape))
+        part[...] = check_block(values, self.said, BlockPosition(start, part.shape))
         self.left -= part.size
 
     def __dask_tokenize__(self) -> object:
@@ -112,7 +112,7 @@ class Room:
     def check(self) -> None:
         """Raise `LayerError` if values are missing: of blocks that are empty dask does not tell."""
         if self.left:
-            whole = _named(self.said, Spot(self.start, self.shape))
+            whole = _describe_block(self.said, BlockPosition(self.start, self.shape))
             raise LayerError(
                 f"{whole} lacks {self.left:,} of {self.array.size:,} values, as what its blocks are made from gave "
                 "none for them: look for what reads them, and whether it gives arrays as large as it is asked for"
@@ -124,7 +124,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class _SpotDep(BlockwiseDep):
+class _PositionDep(BlockwiseDep):
     """Tells each block of a Blockwise layer where it lies."""
 
     chunks: tuple[tuple[int, ...], ...]
@@ -139,29 +139,29 @@ class _SpotDep(BlockwiseDep):
     def _starts(self) -> tuple[tuple[int, ...], ...]:
         return tuple((0, *accumulate(sizes)) for sizes in self.chunks)
 
-    def __getitem__(self, idx: tuple[int, ...]) -> Spot:
+    def __getitem__(self, idx: tuple[int, ...]) -> BlockPosition:
         start = tuple(s[i] for s, i in zip(self._starts, idx, strict=True))
         shape = tuple(sizes[i] for sizes, i in zip(self.chunks, idx, strict=True))
-        return Spot(start, shape, tuple(map(int, idx)))
+        return BlockPosition(start, shape, tuple(map(int, idx)))
 
     def __dask_tokenize__(self) -> object:
         return ("imageryxr._SpotDep", self.chunks)
 
 
-def _checked(values: Any, spot: Spot, *, said: Said) -> Array:
-    return fitting(values, said, spot)
+def _check_task(values: Any, spot: BlockPosition, *, said: BlockSpec) -> Array:
+    return check_block(values, said, spot)
 
 
-def checked(array: da.Array, said: Said) -> da.Array:
+def add_block_checks(array: da.Array, said: BlockSpec) -> da.Array:
     """Return a dask array whose blocks are what it says, or are an error that names them.
 
     Blocks that are only slices of what can be sliced stay as they are, so that no more is read than is wanted of them.
     """
-    if _only_slices(array):
+    if _is_only_slices(array):
         return array
     name, axes = f"checked-{array.name}", tuple(range(array.ndim))
     layer = blockwise(
-        _checked, name, axes, array.name, axes, _SpotDep(array.chunks), axes,
+        _check_task, name, axes, array.name, axes, _PositionDep(array.chunks), axes,
         numblocks={array.name: array.numblocks}, said=said,
     )  # fmt: skip
     below = array.dask
@@ -169,7 +169,7 @@ def checked(array: da.Array, said: Said) -> da.Array:
     return da.Array(graph, name, array.chunks, dtype=array.dtype)
 
 
-def _only_slices(array: da.Array) -> bool:
+def _is_only_slices(array: da.Array) -> bool:
     layer = array.dask.layers.get(array.name)
     if isinstance(layer, Blockwise):
         return any(isinstance(dep, ArraySliceDep) for dep in layer.io_deps.values())

@@ -18,17 +18,17 @@ from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.graph.block_check import Room, checked
-from imageryxr.graph.evaluate import Readings, wanted
-from imageryxr.graph.expr import Array, Expr, GivenLeaf
-from imageryxr.graph.to_dask import Givens, said_of
+from imageryxr.graph.block_check import OutputArray, add_block_checks
+from imageryxr.graph.evaluate import Readings, required_boxes
+from imageryxr.graph.expr import Array, DaskLeaf, Expr
+from imageryxr.graph.to_dask import DaskInputs, block_spec
 
 
 @dataclass(frozen=True)
-class Parts:
+class InputBoxes:
     """Boxes of foreign arrays, to be computed together: a small graph for each region, that travels to a worker."""
 
-    leaves: tuple[tuple[GivenLeaf, IndexBox], ...]
+    leaves: tuple[tuple[DaskLeaf, IndexBox], ...]
     arrays: tuple[da.Array, ...]
     """One a box."""
     futures: dict[Any, Any] = field(default_factory=dict)
@@ -44,9 +44,9 @@ class Parts:
         """
         arrays = self.arrays
         if self.futures:
-            values = fetched(self.futures) if values is None else values
-            arrays = tuple(_on({**arrays[0].dask, **values}, arrays))
-        rooms = [_room(leaf, box, array.shape) for array, (leaf, box) in zip(arrays, self.leaves, strict=True)]
+            values = gather_futures(self.futures) if values is None else values
+            arrays = tuple(_rebuild_arrays({**arrays[0].dask, **values}, arrays))
+        rooms = [_output_array(leaf, box, array.shape) for array, (leaf, box) in zip(arrays, self.leaves, strict=True)]
         # Block by block to its place: a result in one piece would be in memory twice, beside all blocks.
         into: list[Any] = list(rooms)
         da.store(list(arrays), into, lock=False, scheduler="synchronous")
@@ -57,32 +57,34 @@ class Parts:
         return found
 
 
-def _room(leaf: GivenLeaf, box: IndexBox, shape: tuple[int, ...]) -> Room:
+def _output_array(leaf: DaskLeaf, box: IndexBox, shape: tuple[int, ...]) -> OutputArray:
     start = (*(0 for _ in leaf.lead), *box.start, *(0 for _ in leaf.tail))
-    return Room(np.empty(shape, leaf.dtype), said_of(leaf), start)
+    return OutputArray(np.empty(shape, leaf.dtype), block_spec(leaf), start)
 
 
-def parts_of(expr: Expr, givens: Givens, box: IndexBox) -> Parts:
+def input_boxes(expr: Expr, dask_inputs: DaskInputs, box: IndexBox) -> InputBoxes:
     """Return what a box needs of foreign arrays."""
-    leaves = [(leaf, b) for leaf, boxes in wanted(expr, box).items() if isinstance(leaf, GivenLeaf) for b in boxes]
-    sure = {leaf: checked(givens[leaf.name], said_of(leaf)) for leaf, _ in leaves}
+    leaves = [
+        (leaf, b) for leaf, boxes in required_boxes(expr, box).items() if isinstance(leaf, DaskLeaf) for b in boxes
+    ]
+    sure = {leaf: add_block_checks(dask_inputs[leaf.name], block_spec(leaf)) for leaf, _ in leaves}
     arrays = [sure[leaf][(..., *b.slices(), *(slice(None) for _ in leaf.tail))] for leaf, b in leaves]
-    arrays, futures = _without_futures(arrays)
-    return Parts(tuple(leaves), tuple(arrays), futures)
+    arrays, futures = _split_futures(arrays)
+    return InputBoxes(tuple(leaves), tuple(arrays), futures)
 
 
-def _without_futures(arrays: list[da.Array]) -> tuple[list[da.Array], dict[Any, Any]]:
-    if not any(is_future(value) for array in arrays for value in _data_of(array)):
+def _split_futures(arrays: list[da.Array]) -> tuple[list[da.Array], dict[Any, Any]]:
+    if not any(is_future(value) for array in arrays for value in _materialized_values(array)):
         # fused and culled, it is smallest
         return list(optimize(*arrays)), {}
-    keys = {key for array in arrays for key in _keys(array)}
-    tasks = dict(_merged(arrays).cull(keys))
+    keys = {key for array in arrays for key in _block_keys(array)}
+    tasks = dict(_merge_graphs(arrays).cull(keys))
     futures = {key: value for key, value in tasks.items() if is_future(value)}
     rest = {key: task for key, task in tasks.items() if key not in futures}
-    return _on(rest, arrays), futures
+    return _rebuild_arrays(rest, arrays), futures
 
 
-def _merged(arrays: Sequence[da.Array]) -> HighLevelGraph:
+def _merge_graphs(arrays: Sequence[da.Array]) -> HighLevelGraph:
     layers: dict[str, Any] = {}
     dependencies: dict[str, Any] = {}
     for array in arrays:
@@ -91,26 +93,26 @@ def _merged(arrays: Sequence[da.Array]) -> HighLevelGraph:
     return HighLevelGraph(layers, dependencies)
 
 
-def _on(tasks: Mapping[Any, Any], arrays: Sequence[da.Array]) -> list[da.Array]:
-    own = {array.name: {key: tasks[key] for key in _keys(array) if key in tasks} for array in arrays}
+def _rebuild_arrays(tasks: Mapping[Any, Any], arrays: Sequence[da.Array]) -> list[da.Array]:
+    own = {array.name: {key: tasks[key] for key in _block_keys(array) if key in tasks} for array in arrays}
     rest = {key: task for key, task in tasks.items() if not any(key in part for part in own.values())}
     layers = {name: MaterializedLayer(part) for name, part in {**own, "below": rest}.items()}
     graph = HighLevelGraph(layers, {"below": set(), **{name: {"below"} for name in own}})
     return [da.Array(graph, array.name, array.chunks, dtype=array.dtype) for array in arrays]
 
 
-def _keys(array: da.Array) -> Iterator[Any]:
+def _block_keys(array: da.Array) -> Iterator[Any]:
     return ((array.name, *index) for index in np.ndindex(*array.numblocks))
 
 
-def _data_of(array: da.Array) -> Iterator[Any]:
+def _materialized_values(array: da.Array) -> Iterator[Any]:
     """Return what the graph of an array holds that is written out: tasks, and values."""
     for layer in array.dask.layers.values():
         if not isinstance(layer, Blockwise):
             yield from layer.values()
 
 
-def is_apart(array: da.Array) -> bool:
+def has_independent_blocks(array: da.Array) -> bool:
     """Tell whether each block is computed by itself, so that few need be in memory at a time."""
     graph = array.dask
     return all(
@@ -119,18 +121,18 @@ def is_apart(array: da.Array) -> bool:
     )
 
 
-def is_held(array: da.Array) -> bool:
+def has_computed_blocks(array: da.Array) -> bool:
     """Tell whether all blocks are there already: in memory, or kept by a cluster."""
-    return in_memory(array) or on_cluster(array)
+    return is_in_memory(array) or is_on_cluster(array)
 
 
-def in_memory(array: da.Array) -> bool:
+def is_in_memory(array: da.Array) -> bool:
     """Tell whether all blocks are numpy arrays."""
     layer = array.dask.layers.get(array.name)
     return isinstance(layer, MaterializedLayer) and all(isinstance(value, np.ndarray) for value in layer.values())
 
 
-def on_cluster(array: da.Array) -> bool:
+def is_on_cluster(array: da.Array) -> bool:
     """Tell whether all blocks are kept by a cluster."""
     layer = array.dask.layers.get(array.name)
     return isinstance(layer, MaterializedLayer) and all(map(is_future, layer.values()))
@@ -146,7 +148,7 @@ def is_future(value: Any) -> bool:
     return kind.__name__ == "Future" and kind.__module__.startswith("distributed")
 
 
-def fetched(futures: Mapping[Any, Any]) -> dict[Any, Array]:
+def gather_futures(futures: Mapping[Any, Any]) -> dict[Any, Array]:
     """Return what futures stand for, fetched from their cluster."""
     keys = list(futures)
     if not keys:
@@ -155,7 +157,7 @@ def fetched(futures: Mapping[Any, Any]) -> dict[Any, Array]:
     return dict(zip(keys, values, strict=True))
 
 
-def lost_blocks(givens: Givens) -> int:
+def count_lost_blocks(dask_inputs: DaskInputs) -> int:
     """Return how many blocks a cluster was to keep, and does not keep any more."""
-    held = [value for array in givens.values() for value in _data_of(array) if is_future(value)]
+    held = [value for array in dask_inputs.values() for value in _materialized_values(array) if is_future(value)]
     return sum(f.status in ("cancelled", "lost") or f.client.status == "closed" for f in held)

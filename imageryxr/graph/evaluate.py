@@ -8,7 +8,7 @@ from contextvars import copy_context
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf, spatial
+from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf, spatial_index
 from imageryxr.sources.fetch.client import in_parallel
 
 Readings = dict[Expr, list[tuple[IndexBox, Array]]]
@@ -17,34 +17,34 @@ Readings = dict[Expr, list[tuple[IndexBox, Array]]]
 _WIDTH = 32
 
 
-def wanted(expr: Expr, box: IndexBox) -> dict[Leaf, list[IndexBox]]:
+def required_boxes(expr: Expr, box: IndexBox) -> dict[Leaf, list[IndexBox]]:
     """Return what must be read of each leaf to evaluate a box: every voxel once."""
     found: dict[Leaf, list[IndexBox]] = {}
-    _collect(expr, box, found)
+    _collect_boxes(expr, box, found)
     return found
 
 
-def places(expr: Expr, box: IndexBox) -> dict[Leaf, IndexBox]:
+def core_boxes(expr: Expr, box: IndexBox) -> dict[Leaf, IndexBox]:
     """Return which box of each leaf lies where a box does, halos left out."""
     found = {expr: box} if isinstance(expr, Leaf) else {}
     for child, core in zip(expr.inputs, expr.cores(box), strict=True):
-        for leaf, part in places(child, core).items():
+        for leaf, part in core_boxes(child, core).items():
             found[leaf] = found[leaf].hull(part) if leaf in found else part
     return found
 
 
-def _collect(expr: Expr, box: IndexBox, found: dict[Leaf, list[IndexBox]]) -> None:
+def _collect_boxes(expr: Expr, box: IndexBox, found: dict[Leaf, list[IndexBox]]) -> None:
     box = box.clip(expr.bounds)
     if not box.voxels:
         return
     if isinstance(expr, Leaf):
-        _merge(found.setdefault(expr, []), box)
+        _merge_box(found.setdefault(expr, []), box)
     for piece in expr.pieces(box):
         for child, need in zip(expr.inputs, expr.needs(piece), strict=True):
-            _collect(child, need, found)
+            _collect_boxes(child, need, found)
 
 
-def _merge(boxes: list[IndexBox], box: IndexBox) -> None:
+def _merge_box(boxes: list[IndexBox], box: IndexBox) -> None:
     for i, other in enumerate(boxes):
         hull = other.hull(box)
         # Two boxes far apart are read as two: their hull would be mostly unwanted.
@@ -82,11 +82,13 @@ def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None, read: Rea
         Shape ``lead + box.shape + tail``, C order.
     """
     readings: Readings = dict(given or {})
-    readings |= _read({leaf: boxes for leaf, boxes in wanted(expr, box).items() if leaf not in readings}, read)
+    readings |= _read_boxes(
+        {leaf: boxes for leaf, boxes in required_boxes(expr, box).items() if leaf not in readings}, read
+    )
     return np.ascontiguousarray(_build(expr, box, readings))
 
 
-def _read(boxes: dict[Leaf, list[IndexBox]], read: Reader) -> Readings:
+def _read_boxes(boxes: dict[Leaf, list[IndexBox]], read: Reader) -> Readings:
     stored = [(leaf, box) for leaf, own in boxes.items() if isinstance(leaf, LevelLeaf) for box in own]
     if len(stored) < 2:
         return {leaf: [(b, read(leaf, b)) for b in own] for leaf, own in boxes.items()}
@@ -108,20 +110,20 @@ def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:
     if inside != box or not box.voxels:
         out = np.zeros((*expr.lead, *box.shape, *expr.tail), expr.dtype)
         if inside.voxels:
-            out[spatial(expr, inside.slices(box))] = _build(expr, inside, readings)
+            out[spatial_index(expr, inside.slices(box))] = _build(expr, inside, readings)
         return out
     if isinstance(expr, Leaf):
         held, values = next((b, v) for b, v in readings[expr] if b.contains(box))
-        return values if held == box else values[spatial(expr, box.slices(held))]
+        return values if held == box else values[spatial_index(expr, box.slices(held))]
     pieces = expr.pieces(box)
     if len(pieces) > 1:
         out = np.empty((*expr.lead, *box.shape, *expr.tail), expr.dtype)
         for piece in pieces:
-            out[spatial(expr, piece.slices(box))] = _made(expr, piece, readings)
+            out[spatial_index(expr, piece.slices(box))] = _apply(expr, piece, readings)
         return out
-    return _made(expr, box, readings)
+    return _apply(expr, box, readings)
 
 
-def _made(expr: Expr, box: IndexBox, readings: Readings) -> Array:
+def _apply(expr: Expr, box: IndexBox, readings: Readings) -> Array:
     arrays = [_build(c, need, readings) for c, need in zip(expr.inputs, expr.needs(box), strict=True)]
     return expr.apply(box, *arrays)

@@ -149,11 +149,11 @@ class ArrayLeaf(Leaf):
 
     def read(self, box: IndexBox) -> Array:
         """Return a view of the box."""
-        return self.array[spatial(self, box.slices())]
+        return self.array[spatial_index(self, box.slices())]
 
 
 @dataclass(frozen=True)
-class GivenLeaf(Leaf):
+class DaskLeaf(Leaf):
     """Blocks of a dask array that imageryxr did not build: the scheduler hands them in."""
 
     name: str
@@ -185,7 +185,7 @@ class GivenLeaf(Leaf):
 
 
 @dataclass(frozen=True)
-class _Same(Expr):
+class SameValues(Expr):
     """The values of a child as they are; only places differ."""
 
     child: Expr
@@ -216,7 +216,7 @@ class _Same(Expr):
 
 
 @dataclass(frozen=True)
-class Shifted(_Same):
+class Shifted(SameValues):
     """The same values, counted from another voxel: index ``i`` here is ``i + by`` there."""
 
     by: Index3
@@ -238,7 +238,7 @@ class Shifted(_Same):
 
 
 @dataclass(frozen=True)
-class Widened(_Same):
+class Widened(SameValues):
     """The same values, with the background around the child counted as data: a box that reaches outside a volume."""
 
     box: IndexBox
@@ -250,7 +250,7 @@ class Widened(_Same):
 
 
 @dataclass(frozen=True)
-class Clipped(_Same):
+class Clipped(SameValues):
     """The same values, of which only those in a box are known: an array that is seen from outside of it."""
 
     box: IndexBox
@@ -364,10 +364,10 @@ class Resampled(Expr):
 
 def is_plain(expr: Expr) -> bool:
     """Tell whether the values are those of a leaf, with nothing done to them."""
-    return isinstance(expr, Leaf) or (isinstance(expr, _Same) and is_plain(expr.child))
+    return isinstance(expr, Leaf) or (isinstance(expr, SameValues) and is_plain(expr.child))
 
 
-def with_leaves(expr: Expr, swap: Callable[[Leaf], Expr]) -> Expr:
+def replace_leaves(expr: Expr, swap: Callable[[Leaf], Expr]) -> Expr:
     """Return an expression with others in place of its leaves; of each leaf it asks once, however often it is there."""
     made: dict[Expr, Expr] = {}
 
@@ -387,12 +387,12 @@ def with_leaves(expr: Expr, swap: Callable[[Leaf], Expr]) -> Expr:
     return new(expr)
 
 
-def spatial(expr: Expr, slices: tuple[slice, slice, slice]) -> tuple[slice, ...]:
+def spatial_index(expr: Expr, slices: tuple[slice, slice, slice]) -> tuple[slice, ...]:
     """Return an index that cuts slices (z, y, x) out of an array with the axes of an expression."""
     return (slice(None),) * len(expr.lead) + slices
 
 
-def shifted(expr: Expr, by: Sequence[int]) -> Expr:
+def shift_expr(expr: Expr, by: Sequence[int]) -> Expr:
     """Return an expression counted from another voxel, without piling shift on shift."""
     z, y, x = (int(b) for b in by)
     if isinstance(expr, Shifted):
@@ -401,17 +401,17 @@ def shifted(expr: Expr, by: Sequence[int]) -> Expr:
     return expr if (z, y, x) == (0, 0, 0) else Shifted(expr, (z, y, x))
 
 
-def view(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
+def view_expr(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
     """Return the expression of a box of an array that shows the box ``own`` of another.
 
     It is counted from the start of ``box``, all of which is in bounds. What lies beyond ``own`` stays known to halos
     where ``box`` stays within it; where ``box`` reaches out, the array ends.
     """
-    moved = shifted(ended(expr, own, box), box.start)
-    return within(moved, IndexBox.of_shape(box.shape))
+    moved = shift_expr(clip_to_array(expr, own, box), box.start)
+    return widen_to(moved, IndexBox.of_shape(box.shape))
 
 
-def ended(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
+def clip_to_array(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
     """Return an expression that ends where the array ``own`` does, on the sides where ``box`` reaches beyond it."""
     bounds = expr.bounds
     start = tuple(o if w < o else min(b, o) for w, o, b in zip(box.start, own.start, bounds.start, strict=True))
@@ -420,6 +420,6 @@ def ended(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
     return expr if kept.contains(bounds) else Clipped(expr, kept)
 
 
-def within(expr: Expr, box: IndexBox) -> Expr:
+def widen_to(expr: Expr, box: IndexBox) -> Expr:
     """Return an expression with a box in bounds: where it has no data there is background."""
     return expr if expr.bounds.contains(box) else Widened(expr, expr.bounds.hull(box))

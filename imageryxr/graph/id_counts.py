@@ -11,33 +11,33 @@ import numpy.typing as npt
 
 from imageryxr.graph.expr import Array
 
-Counted = tuple[Array, npt.NDArray[np.int64]]
+IdCounts = tuple[Array, npt.NDArray[np.int64]]
 """Ids, ascending, and how many voxels each has."""
 
 # How many results are merged at a time.
 _FAN = 16
 
 
-def ids_of(data: Array | da.Array) -> Array:
+def find_ids(data: Array | da.Array) -> Array:
     """Return the ids of an array, 0 included; computes, block by block."""
     if isinstance(data, np.ndarray):
-        return _ids(data)
+        return _block_ids(data)
     if not data.size:
         return np.empty(0, data.dtype)
-    return np.unique(np.asarray(_tree(data, _ids, _merged_ids).compute()))
+    return np.unique(np.asarray(_merge_tree(data, _block_ids, _merge_ids).compute()))
 
 
-def counted_ids(data: Array | da.Array) -> Counted:
+def count_ids(data: Array | da.Array) -> IdCounts:
     """Return the ids of an array, 0 included, and their numbers of voxels; computes, block by block."""
     if isinstance(data, np.ndarray):
-        return _count(data)
+        return _block_counts(data)
     if not data.size:
         return np.empty(0, data.dtype), np.empty(0, np.int64)
-    found: Counted = _tree(data, _count, _merged_counts).compute()
+    found: IdCounts = _merge_tree(data, _block_counts, _merge_counts).compute()
     return found
 
 
-def _tree(data: da.Array, one: Callable[[Array], Any], merge: Callable[[list[Any]], Any]) -> Any:
+def _merge_tree(data: da.Array, one: Callable[[Array], Any], merge: Callable[[list[Any]], Any]) -> Any:
     """Return what is to be computed: something of each block, merged level by level.
 
     The graph grows with the number of blocks, and so does the time that it takes to build it.
@@ -49,54 +49,54 @@ def _tree(data: da.Array, one: Callable[[Array], Any], merge: Callable[[list[Any
 
     ones = tuple((1,) * n for n in data.numblocks)
     meta = np.empty((0,) * data.ndim, object)
-    (blocks,) = optimize(da.map_blocks(_boxed, data, one, chunks=ones, dtype=object, meta=meta))
+    (blocks,) = optimize(da.map_blocks(_box_value, data, one, chunks=ones, dtype=object, meta=meta))
     name = f"ids-{tokenize(blocks.name, one)}"
     tasks: dict[Any, Any] = {}
     keys, level = list(flatten(blocks.__dask_keys__())), 0
     while len(keys) > 1 or level == 0:
         groups = [keys[i : i + _FAN] for i in range(0, len(keys), _FAN)]
-        tasks |= {(name, level, i): (_merge, merge, group, level == 0) for i, group in enumerate(groups)}
+        tasks |= {(name, level, i): (_merge_group, merge, group, level == 0) for i, group in enumerate(groups)}
         keys, level = [(name, level, i) for i in range(len(groups))], level + 1
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=[blocks])
     return Delayed(keys[0], graph, layer=name)
 
 
-def _boxed(block: Array, one: Callable[[Array], Any]) -> npt.NDArray[np.object_]:
+def _box_value(block: Array, one: Callable[[Array], Any]) -> npt.NDArray[np.object_]:
     """Return a value as the one element of an array, which is what dask makes arrays of."""
     out = np.empty((1,) * block.ndim, object)
     out[(0,) * block.ndim] = one(block)
     return out
 
 
-def _merge(merge: Callable[[list[Any]], Any], parts: list[Any], boxed: bool) -> Any:
+def _merge_group(merge: Callable[[list[Any]], Any], parts: list[Any], boxed: bool) -> Any:
     return merge([part.item() for part in parts] if boxed else parts)
 
 
-def _native(block: Array) -> Array:
+def _native_order(block: Array) -> Array:
     return np.ascontiguousarray(block, block.dtype.newbyteorder("="))
 
 
-def _ids(block: Array) -> Array:
+def _block_ids(block: Array) -> Array:
     import fastremap
 
-    found: Array = fastremap.unique(_native(block)) if block.size else _native(block).ravel()
+    found: Array = fastremap.unique(_native_order(block)) if block.size else _native_order(block).ravel()
     return found
 
 
-def _merged_ids(parts: list[Array]) -> Array:
+def _merge_ids(parts: list[Array]) -> Array:
     return np.unique(np.concatenate(parts))
 
 
-def _count(block: Array) -> Counted:
+def _block_counts(block: Array) -> IdCounts:
     import fastremap
 
     if not block.size:
-        return _native(block).ravel(), np.empty(0, np.int64)
-    ids, counts = fastremap.unique(_native(block), return_counts=True)
+        return _native_order(block).ravel(), np.empty(0, np.int64)
+    ids, counts = fastremap.unique(_native_order(block), return_counts=True)
     return ids, counts.astype(np.int64)
 
 
-def _merged_counts(parts: list[Counted]) -> Counted:
+def _merge_counts(parts: list[IdCounts]) -> IdCounts:
     ids = np.concatenate([ids for ids, _ in parts])
     counts = np.concatenate([counts for _, counts in parts])
     if not len(ids):

@@ -25,7 +25,7 @@ class UnknownMoveError(Exception):
     """A task does more than move voxels, or is not known."""
 
 
-def sliced(shown: Window, index: Any) -> Window:
+def slice_window(shown: Window, index: Any) -> Window:
     """Return what is left of a block after indexing."""
     if not isinstance(index, tuple) or sum(item is not None for item in index) != len(shown.axes):
         raise UnknownMoveError
@@ -42,7 +42,7 @@ def sliced(shown: Window, index: Any) -> Window:
         elif isinstance(item, int | np.integer):
             picked, kept = own[item : item + 1 or None], False
         else:
-            picked, kept = _picked(own, item), True
+            picked, kept = _pick_indexes(own, item), True
         if axis is None and (len(picked) != 1 or not kept):
             if kept:
                 raise UnknownMoveError
@@ -54,7 +54,7 @@ def sliced(shown: Window, index: Any) -> Window:
     return Window(tuple(ranges), tuple(axes))
 
 
-def _picked(own: range, item: Any) -> range:
+def _pick_indexes(own: range, item: Any) -> range:
     places = np.asarray(item)
     if places.ndim != 1 or places.dtype.kind not in "iu":
         raise UnknownMoveError
@@ -64,7 +64,7 @@ def _picked(own: range, item: Any) -> range:
     return found
 
 
-def shuffled(parts: list[Window], order: Any, v: int) -> Window:
+def shuffle_windows(parts: list[Window], order: Any, v: int) -> Window:
     """Return parts one behind the other along an axis, and their planes in another order."""
     axis = parts[0].axes[v]
     if axis is None or any(part.axes != parts[0].axes for part in parts):
@@ -77,7 +77,7 @@ def shuffled(parts: list[Window], order: Any, v: int) -> Window:
     return Window(ranges, parts[0].axes)
 
 
-def joined(parts: list[Window], counts: tuple[int, ...]) -> Window:
+def join_windows(parts: list[Window], counts: tuple[int, ...]) -> Window:
     """Return what parts show that lie side by side, in C order, so many along each axis."""
     axes = parts[0].axes
     if len(axes) != len(counts):
@@ -95,11 +95,11 @@ def joined(parts: list[Window], counts: tuple[int, ...]) -> Window:
     ranges = list(parts[0].ranges)
     for v, axis in enumerate(axes):
         if axis is not None:
-            ranges[axis] = _chained([along[v][i] for i in range(counts[v])])
+            ranges[axis] = _chain_ranges([along[v][i] for i in range(counts[v])])
     return Window(tuple(ranges), axes)
 
 
-def _chained(ranges: list[range]) -> range:
+def _chain_ranges(ranges: list[range]) -> range:
     """Return the range that several make up, one behind the other."""
     full = [r for r in ranges if len(r)]
     if len(full) < 2:

@@ -19,17 +19,17 @@ from imageryxr.core.bbox import DIMS, BBox, Index3, IndexBox
 from imageryxr.core.extra_coords import ExtraCoord, extra_coords, with_extra_coords
 from imageryxr.core.grid import Grid, grid_of, outside_error, refuse_far
 from imageryxr.errors import ImageryError, LayerError
-from imageryxr.graph.dask_inputs import parts_of
+from imageryxr.graph.dask_inputs import input_boxes
 from imageryxr.graph.evaluate import evaluate
-from imageryxr.graph.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, LevelLeaf, view, with_leaves, within
-from imageryxr.graph.lazy_indexing import FieldArray, expr_shown, shown_of, unwrapped
-from imageryxr.graph.recover import found_below, recovered
-from imageryxr.graph.to_dask import Splits, choose_splits, refuse_query_planning, to_dask
+from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, LevelLeaf, replace_leaves, view_expr, widen_to
+from imageryxr.graph.lazy_indexing import LazyExprArray, expr_at_ranges, expr_view, unwrap
+from imageryxr.graph.recover import recover_expr, recover_inputs
+from imageryxr.graph.to_dask import Splits, check_query_planning, choose_splits, to_dask
 from imageryxr.sources.base import Level, Source, level_attrs
 
 RGBA = ("r", "g", "b", "a")
 # What whoever has values alone is told.
-PLACE_IT = (
+COORDS_ADVICE = (
     "give it a place: xarray.DataArray(values, dims=('z', 'y', 'x'), coords=Grid(values.shape, resolution, "
     "offset).coords())"
 )
@@ -46,7 +46,7 @@ class Volume:
     name: Any
     in_memory: bool
     """Whether the array is numpy: then results are, too."""
-    givens: dict[str, da.Array]
+    dask_inputs: dict[str, da.Array]
     """Foreign dask arrays that leaves of the expression stand for."""
     splits: Splits | None
     """Its dask block sizes along z, y and x: results on the same grid keep them."""
@@ -80,7 +80,7 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
     OptionError
         If dask's query planning is on.
     """
-    refuse_query_planning()
+    check_query_planning()
     given: Any = array
     if isinstance(given, xr.Dataset):
         names = list(map(str, given.data_vars))
@@ -91,7 +91,7 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
     if not isinstance(array, xr.DataArray):
         raise LayerError(
             f"an array of type {type(array).__name__} has no coordinates; give an xarray.DataArray as "
-            f"imageryxr.open_image and open_segmentation return it, or {PLACE_IT}"
+            f"imageryxr.open_image and open_segmentation return it, or {COORDS_ADVICE}"
         )
     dropped = tuple(d for d in DIMS if d not in array.dims and d in array.coords)
     extra = [str(d) for d in array.dims if d not in (*DIMS, *tail)]
@@ -110,19 +110,23 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
         named = "the array" if array.name is None else f"the array {array.name!r}"
         raise LayerError(f"{named} {problem}, but dims {(*DIMS, *tail)} are needed: {advice}")
     grid = grid_of(array)
-    data = _data_of(array, grid.shape, dropped, tail)
+    data = _volume_data(array, grid.shape, dropped, tail)
     if is_dask(array):
         splits: Splits | None = tuple(array.chunksizes[d] if d in array.dims else (1,) for d in DIMS)
     else:
-        splits = next((g.chunks[:3] for g in data.givens.values()), None)
-    below = data.splits if data.splits is not None and splits is not None and not _merges(splits, data.splits) else None
+        splits = next((g.chunks[:3] for g in data.dask_inputs.values()), None)
+    below = (
+        data.splits
+        if data.splits is not None and splits is not None and not _keeps_blocks_whole(splits, data.splits)
+        else None
+    )
     extras = extra_coords(array, grid)
     return Volume(
-        data.expr, grid, dict(array.attrs), array.name, data.in_memory, data.givens, splits, dropped, extras, below
+        data.expr, grid, dict(array.attrs), array.name, data.in_memory, data.dask_inputs, splits, dropped, extras, below
     )
 
 
-def _merges(splits: Splits, below: Splits) -> bool:
+def _keeps_blocks_whole(splits: Splits, below: Splits) -> bool:
     """Tell whether no block of ``below`` lies in two of ``splits``."""
     return all({*accumulate(a)} <= {*accumulate(b)} for a, b in zip(splits, below, strict=True))
 
@@ -134,53 +138,53 @@ def is_dask(array: xr.DataArray) -> bool:
 
 def is_lazy(array: xr.DataArray) -> bool:
     """Tell whether an array is lazily indexed: neither in memory nor in dask blocks; reads nothing."""
-    return isinstance(unwrapped(array.variable._data), indexing.ExplicitlyIndexed)
+    return isinstance(unwrap(array.variable._data), indexing.ExplicitlyIndexed)
 
 
 @dataclass(frozen=True)
-class _Data:
+class _VolumeData:
     """What the voxels of an array are."""
 
     expr: Expr
-    givens: dict[str, da.Array] = field(default_factory=dict)
+    dask_inputs: dict[str, da.Array] = field(default_factory=dict)
     in_memory: bool = False
     splits: Splits | None = None
     """Sizes of the blocks below a rechunking, as they fall in the array."""
 
 
-def _data_of(array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], tail: tuple[str, ...]) -> _Data:
+def _volume_data(array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], tail: tuple[str, ...]) -> _VolumeData:
     if is_lazy(array):
         expr = None if tail else _lazy_expr(array)
         if expr is not None:
-            return _Data(expr)
+            return _VolumeData(expr)
         # Dims must be put in order on dask: what is lazily indexed would be read for that.
         array = array.chunk(dict(zip(DIMS, (64, 1024, 1024), strict=True)) if not dropped else "auto")
     if is_dask(array):
         if any(math.isnan(c) for sizes in array.data.chunks for c in sizes):
             raise LayerError("the dask array has blocks of unknown size; call .compute_chunk_sizes() on its data first")
-        found = found_below(array.data, [str(d) for d in array.dims], tail)
+        found = recover_expr(array.data, [str(d) for d in array.dims], tail)
         if found is not None and not found.foreign:
-            return _Data(found.expr, found.givens, splits=found.splits)
+            return _VolumeData(found.expr, found.dask_inputs, splits=found.splits)
     full = array.expand_dims(list(dropped)) if dropped else array
     full = full.transpose(*DIMS, *tail)
     sizes = tuple(int(n) for n in full.shape[3:])
     if not is_dask(full):
-        return _Data(ArrayLeaf(np.asarray(full.data), tail=sizes), in_memory=True)
+        return _VolumeData(ArrayLeaf(np.asarray(full.data), tail=sizes), in_memory=True)
     data = full.data.rechunk({3 + i: -1 for i in range(len(sizes))}) if sizes else full.data
-    leaf = GivenLeaf(data.name, str(data.dtype), shape, tuple(data.chunks[:3]), tail=sizes)
-    return _Data(leaf, {data.name: data})
+    leaf = DaskLeaf(data.name, str(data.dtype), shape, tuple(data.chunks[:3]), tail=sizes)
+    return _VolumeData(leaf, {data.name: data})
 
 
 def _lazy_expr(array: xr.DataArray) -> Expr | None:
     """Return the expression of a lazily indexed array that shows one of ours, in whatever order of dims."""
-    shown = shown_of(array.variable._data)
+    shown = expr_view(array.variable._data)
     if shown is None:
         return None
     named = zip(array.dims, shown.axes, strict=True)
     if any(dim not in DIMS or axis not in (DIMS.index(str(dim)), None) for dim, axis in named):
         return None
     sizes = {d: len(r) for d, r in zip(DIMS, shown.ranges, strict=True) if d in array.dims}
-    return expr_shown(shown.expr, shown.ranges) if sizes == dict(array.sizes) else None
+    return expr_at_ranges(shown.expr, shown.ranges) if sizes == dict(array.sizes) else None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -190,10 +194,10 @@ def _lazy_expr(array: xr.DataArray) -> Expr | None:
 def lazy_array(expr: Expr, grid: Grid, attrs: Mapping[str, Any], name: str, chunks: Any = None) -> xr.DataArray:
     """Label an expression: lazily indexed, as `xarray.open_dataset` does it, or in dask blocks where asked for."""
     if chunks is not None:
-        return labelled(to_dask(expr, grid.shape, chunks=chunks, name=name), grid, attrs, name)
-    lazy = indexing.LazilyIndexedArray(FieldArray(expr, grid.shape))
+        return label_array(to_dask(expr, grid.shape, chunks=chunks, name=name), grid, attrs, name)
+    lazy = indexing.LazilyIndexedArray(LazyExprArray(expr, grid.shape))
     cached = indexing.CopyOnWriteArray(indexing.MemoryCachedArray(lazy))  # type: ignore[arg-type]
-    array = labelled(cached, grid, attrs, name)
+    array = label_array(cached, grid, attrs, name)
     # What xarray's chunks={} makes blocks of; without it, one of the whole volume.
     array.encoding["preferred_chunks"] = dict(zip(DIMS, choose_splits(expr, grid.shape), strict=True))
     return array
@@ -205,17 +209,17 @@ def level_array(source: Source, level: Level, chunks: Any = None, name: str | No
     attrs = level_attrs(source, level)
     held = getattr(source, "array", None)
     if held is not None and (chunks is None or isinstance(held, da.Array)):
-        array = labelled(held, level.grid, attrs, name)
+        array = label_array(held, level.grid, attrs, name)
         return array if chunks is None else array.chunk(chunks)
     return lazy_array(LevelLeaf(source, level.mip), level.grid, attrs, name, chunks)
 
 
-def labelled(
+def label_array(
     data: Any, grid: Grid, attrs: Mapping[str, Any], name: str, *, tail: str | None = None, lead: str | None = None
 ) -> xr.DataArray:
     """Return data (z, y, x) with the coordinates and attributes of a grid."""
     dims = tuple(d for d in (lead, *DIMS, tail) if d)
-    return xr.DataArray(xr.Variable(dims, data, placed(attrs, grid)), coords=_coordinates(grid, tail), name=name)
+    return xr.DataArray(xr.Variable(dims, data, attrs_on_grid(attrs, grid)), coords=_coordinates(grid, tail), name=name)
 
 
 @lru_cache(maxsize=64)
@@ -225,19 +229,19 @@ def _coordinates(grid: Grid, tail: str | None) -> xr.Coordinates:
     return xr.Coordinates({**grid.coords(), **rgba})
 
 
-def placed(attrs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
+def attrs_on_grid(attrs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
     """Return attributes with the place brought up to date.
 
     ``voxel_offset`` is that of the whole level, as the voxels are counted there: a crop keeps it, so that neighbouring
     crops have equal attrs and xarray combines them. Voxels that are counted otherwise have none.
     """
     kept = {**plain_attrs(attrs), "resolution": grid.resolution}
-    if not _counts_voxels_of(grid, attrs):
+    if not _has_voxels_of(grid, attrs):
         kept.pop("voxel_offset", None)
     return kept
 
 
-def _counts_voxels_of(grid: Grid, attrs: Mapping[str, Any]) -> bool:
+def _has_voxels_of(grid: Grid, attrs: Mapping[str, Any]) -> bool:
     """Return whether attributes describe the voxels that a grid is a box of."""
     try:
         return Grid(grid.shape, attrs["resolution"], attrs["voxel_offset"]).shift_to(grid) is not None
@@ -245,7 +249,7 @@ def _counts_voxels_of(grid: Grid, attrs: Mapping[str, Any]) -> bool:
         return False
 
 
-def result(
+def label_result(
     expr: Expr,
     grid: Grid,
     *volumes: Volume,
@@ -256,58 +260,58 @@ def result(
     chunks: Any = None,
 ) -> xr.DataArray:
     """Label what a verb made: numpy if all that went in was, else dask; dims that the caller had dropped stay so."""
-    expr = within(expr, grid.box)
+    expr = widen_to(expr, grid.box)
     if all(v.in_memory for v in volumes):
         data: Any = evaluate(expr, grid.box)
     else:
         kept = [v for v in volumes if v.splits is not None and v.grid == grid] if chunks is None else []
         below = kept[0].below_splits if kept else None
         chunks = kept[0].splits if kept else chunks
-        expr, givens = _lend(expr, volumes)
-        data = to_dask(expr, grid.shape, givens=givens, chunks=chunks if below is None else below, name=name)
+        expr, dask_inputs = _with_dask_leaves(expr, volumes)
+        data = to_dask(expr, grid.shape, dask_inputs=dask_inputs, chunks=chunks if below is None else below, name=name)
         if below is not None:
             # as the array itself: read in its blocks, which are cut then
             first = len(expr.lead)
             data = data.rechunk({first + i: sizes for i, sizes in enumerate(chunks)}, method="tasks")
-    array = labelled(data, grid, attrs, name, tail=tail, lead=lead)
+    array = label_array(data, grid, attrs, name, tail=tail, lead=lead)
     array = with_extra_coords(array, grid, [extra for v in volumes for extra in v.extras])
     dropped = [d for d in volumes[0].dropped if all(d in v.dropped for v in volumes) and array.sizes[d] == 1]
     return array.isel(dict.fromkeys(dropped, 0)) if dropped else array
 
 
-def _lend(expr: Expr, volumes: Sequence[Volume]) -> tuple[Expr, dict[str, da.Array]]:
+def _with_dask_leaves(expr: Expr, volumes: Sequence[Volume]) -> tuple[Expr, dict[str, da.Array]]:
     # A numpy array among lazy ones would travel inside every task: as a dask array each task gets its part.
-    givens = {name: array for v in volumes for name, array in v.givens.items()}
+    dask_inputs = {name: array for v in volumes for name, array in v.dask_inputs.items()}
     if any(v.in_memory for v in volumes):
-        expr = with_leaves(expr, lambda leaf: _as_given(leaf, givens))
-    return expr, givens
+        expr = replace_leaves(expr, lambda leaf: _as_dask_leaf(leaf, dask_inputs))
+    return expr, dask_inputs
 
 
-def _as_given(leaf: Leaf, givens: dict[str, da.Array]) -> Expr:
+def _as_dask_leaf(leaf: Leaf, dask_inputs: dict[str, da.Array]) -> Expr:
     """Return an array in memory as one in dask blocks, which is added to those that are handed in."""
     if not isinstance(leaf, ArrayLeaf):
         return leaf
     sizes = tuple(min(n, b) for n, b in zip(leaf.bounds.shape, (64, 1024, 1024), strict=True))
     array = da.from_array(leaf.array, chunks=(*(-1 for _ in leaf.lead), *sizes, *(-1 for _ in leaf.tail)))
     first = len(leaf.lead)
-    givens[array.name] = array
+    dask_inputs[array.name] = array
     splits = tuple(array.chunks[first : first + 3])
-    return GivenLeaf(array.name, str(array.dtype), leaf.bounds.shape, splits, leaf.lead, leaf.tail)
+    return DaskLeaf(array.name, str(array.dtype), leaf.bounds.shape, splits, leaf.lead, leaf.tail)
 
 
 def as_dask(array: xr.DataArray) -> xr.DataArray:
     """Return a lazily indexed array in dask blocks; reads nothing."""
     volume = volume_of(array)
-    return result(volume.expr, volume.grid, volume, attrs=volume.attrs, name=str(array.name or "volume"))
+    return label_result(volume.expr, volume.grid, volume, attrs=volume.attrs, name=str(array.name or "volume"))
 
 
 def crop_volume(volume: Volume, box: IndexBox) -> Volume:
     """Return the volume of a box of indexes, which still knows the data beyond it."""
-    expr = view(volume.expr, volume.box, box)
+    expr = view_expr(volume.expr, volume.box, box)
     return replace(volume, expr=expr, grid=volume.grid.crop(box), splits=None, below_splits=None)
 
 
-def cropped(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: bool = False) -> xr.DataArray:
+def crop_array(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: bool = False) -> xr.DataArray:
     """Return the array of a box in space, filled with 0 where that reaches outside of it.
 
     Raises
@@ -320,23 +324,23 @@ def cropped(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: 
     if not outside_ok and not box.clip(grid.box).voxels:
         raise outside_error(bbox, grid, f"the array {array.name!r}")
     refuse_far(box, bbox, grid, f"the array {array.name!r}")
-    box = _in_plane(box, grid, array)
+    box = _keep_dropped_planes(box, grid, array)
     tail = "rgba" if "rgba" in array.dims else None
     if set(array.dims) - {*DIMS, "rgba"}:
-        return _picked(array, grid, box)
+        return _crop_with_isel(array, grid, box)
     part = crop_volume(volume_of(array, tail=(tail,) if tail else ()), box)
     name = str(array.name) if array.name is not None else "crop"
-    return result(part.expr, part.grid, part, attrs=part.attrs, name=name, tail=tail, chunks=chunks)
+    return label_result(part.expr, part.grid, part, attrs=part.attrs, name=name, tail=tail, chunks=chunks)
 
 
-def _in_plane(box: IndexBox, grid: Grid, array: xr.DataArray) -> IndexBox:
+def _keep_dropped_planes(box: IndexBox, grid: Grid, array: xr.DataArray) -> IndexBox:
     # Along a dim that the caller has dropped there is the one plane, however thick the box is.
     ends = [(a, b) if d in array.dims else (0, 1) for d, a, b in zip(DIMS, box.start, box.stop, strict=True)]
     (z0, z1), (y0, y1), (x0, x1) = ends
     return IndexBox((z0, y0, x0), (z1, y1, x1))
 
 
-def _picked(array: xr.DataArray, grid: Grid, box: IndexBox) -> xr.DataArray:
+def _crop_with_isel(array: xr.DataArray, grid: Grid, box: IndexBox) -> xr.DataArray:
     # Arrays with dims of their own (a mask a segment) are cut as xarray cuts them; nothing lies beyond them.
     inside, target = box.clip(grid.box), grid.crop(box)
     part = array.isel({d: s for d, s in zip(DIMS, inside.slices(), strict=True) if d in array.dims})
@@ -345,7 +349,7 @@ def _picked(array: xr.DataArray, grid: Grid, box: IndexBox) -> xr.DataArray:
     if any(map(any, around.values())):
         part = part.pad(around, mode="constant", constant_values=array.dtype.type(0))
         part = part.assign_coords({d: c for d, c in target.coords().items() if d in array.dims})
-    return part.assign_attrs(placed(array.attrs, target))
+    return part.assign_attrs(attrs_on_grid(array.attrs, target))
 
 
 @dataclass(frozen=True)
@@ -357,16 +361,16 @@ class BoxReader:
 
     def __call__(self, box: IndexBox) -> Array:
         """Compute a box, in this thread."""
-        if not self.volume.givens:
+        if not self.volume.dask_inputs:
             return evaluate(self.volume.expr, box)
-        return evaluate(self.volume.expr, box, parts_of(self.volume.expr, self.volume.givens, box).compute())
+        return evaluate(self.volume.expr, box, input_boxes(self.volume.expr, self.volume.dask_inputs, box).compute())
 
 
 def box_reader(array: xr.DataArray) -> BoxReader:
     """Return the reader of an array (z, y, x) or (z, y, x, rgba): what is a part of an expression is read as that."""
     tail = ("rgba",) if "rgba" in array.dims else ()
     volume = volume_of(array, tail=tail)
-    if volume.givens:
-        expr, givens = recovered(volume.expr, volume.givens)
-        volume = replace(volume, expr=expr, givens=givens)
+    if volume.dask_inputs:
+        expr, dask_inputs = recover_inputs(volume.expr, volume.dask_inputs)
+        volume = replace(volume, expr=expr, dask_inputs=dask_inputs)
     return BoxReader(volume, tuple(array.sizes[t] for t in tail))

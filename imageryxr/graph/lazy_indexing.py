@@ -13,14 +13,14 @@ from xarray.core import indexing
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.graph.evaluate import evaluate
-from imageryxr.graph.expr import Array, Expr, view
-from imageryxr.graph.selection import values_of
-from imageryxr.graph.strides import Indexes, strided
+from imageryxr.graph.expr import Array, Expr, view_expr
+from imageryxr.graph.selection import read_broadcast
+from imageryxr.graph.strides import Indexes, stride_expr
 
 Ranges = tuple[range, ...]
 
 
-class FieldArray(BackendArray):
+class LazyExprArray(BackendArray):
     """An expression as xarray's lazily indexed arrays want it: read when, and as far as, it is indexed."""
 
     def __init__(self, expr: Expr, shape: Index3) -> None:
@@ -31,26 +31,26 @@ class FieldArray(BackendArray):
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Array:
         """Read what a key selects, from the storage chunks that hold it."""
         if isinstance(key, indexing.VectorizedIndexer):
-            places = _broadcasting(key.tuple, self.shape)
+            places = _broadcast_key(key.tuple, self.shape)
             shape = np.broadcast_shapes(*(p.shape for p in places))
-            found = values_of(self.expr, [_narrowed(p) for p in places])
+            found = read_broadcast(self.expr, [_drop_constant_dims(p) for p in places])
             return found if found.shape == shape else np.broadcast_to(found, shape).copy()
         dropped = tuple(axis for axis, item in enumerate(key.tuple) if isinstance(item, int | np.integer))
-        along = [_indexes(item, size) for item, size in zip(key.tuple, self.shape, strict=True)]
+        along = [_axis_indexes(item, size) for item, size in zip(key.tuple, self.shape, strict=True)]
         ranges = [as_range(p) for p in along]
         if all(r is not None and r.step == 1 for r in ranges):
             start, stop = zip(*((r.start, r.stop) for r in ranges if r is not None), strict=True)
             found = evaluate(self.expr, IndexBox(start, stop))
         else:
             outer = [p.reshape([-1 if i == axis else 1 for i in range(3)]) for axis, p in enumerate(along)]
-            found = values_of(self.expr, outer)
+            found = read_broadcast(self.expr, outer)
         return found.reshape([n for axis, n in enumerate(found.shape) if axis not in dropped])
 
     def __dask_tokenize__(self) -> object:
-        return ("imageryxr.FieldArray", normalize_token(self.expr), self.shape)
+        return ("imageryxr.LazyExprArray", normalize_token(self.expr), self.shape)
 
 
-def _indexes(item: Any, size: int) -> Indexes:
+def _axis_indexes(item: Any, size: int) -> Indexes:
     if isinstance(item, slice):
         return np.arange(*item.indices(size), dtype=np.int64)
     places = np.atleast_1d(np.asarray(item))
@@ -58,7 +58,7 @@ def _indexes(item: Any, size: int) -> Indexes:
     return np.where(places < 0, places + size, places)
 
 
-def _broadcasting(key: tuple[Any, ...], shape: Index3) -> list[Indexes]:
+def _broadcast_key(key: tuple[Any, ...], shape: Index3) -> list[Indexes]:
     """Return a vectorised key as arrays that broadcast; the dims of its slices come behind those of its arrays."""
     slices = [axis for axis, item in enumerate(key) if isinstance(item, slice)]
     before = max((np.ndim(item) for item in key if not isinstance(item, slice)), default=0)
@@ -66,7 +66,7 @@ def _broadcasting(key: tuple[Any, ...], shape: Index3) -> list[Indexes]:
     for axis, (item, size) in enumerate(zip(key, shape, strict=True)):
         if isinstance(item, slice):
             after = [-1 if axis == other else 1 for other in slices]
-            found.append(_indexes(item, size).reshape([1] * before + after))
+            found.append(_axis_indexes(item, size).reshape([1] * before + after))
         else:
             places = np.asarray(item, dtype=np.int64)
             places = np.where(places < 0, places + size, places)
@@ -74,7 +74,7 @@ def _broadcasting(key: tuple[Any, ...], shape: Index3) -> list[Indexes]:
     return found
 
 
-def _narrowed(places: Indexes) -> Indexes:
+def _drop_constant_dims(places: Indexes) -> Indexes:
     """Return indexes that vary along one dim only with that dim alone; xarray broadcasts those of a turned array."""
     if places.ndim < 2 or not places.size:
         return places
@@ -102,7 +102,7 @@ def as_range(places: Indexes) -> range | None:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ExprView:
     """What an array shows of an expression."""
 
     expr: Expr
@@ -112,7 +112,7 @@ class Shown:
     """Which axis of the expression each axis of the array is; None for one of its own. Others show one index."""
 
 
-def unwrapped(data: Any) -> Any:
+def unwrap(data: Any) -> Any:
     """Return what xarray wraps: backends' arrays in caches, which hold numpy once something was loaded."""
     wrappers = (
         indexing.CopyOnWriteArray,
@@ -125,30 +125,30 @@ def unwrapped(data: Any) -> Any:
     return data
 
 
-def shown_of(data: Any) -> Shown | None:
+def expr_view(data: Any) -> ExprView | None:
     """Return what a lazily indexed array shows of an expression of ours; None for any other array.
 
     The ranges of indexes may be of any step, negative ones too.
     """
-    data = unwrapped(data)
+    data = unwrap(data)
     inner = getattr(data, "array", None)
     if not isinstance(data, indexing.LazilyIndexedArray | indexing.LazilyVectorizedIndexedArray):
         return None
-    if not isinstance(inner, FieldArray):
+    if not isinstance(inner, LazyExprArray):
         return None
     if isinstance(data.key, indexing.VectorizedIndexer):
-        return _shown_vectorised(inner, data.key.tuple)
-    found = [as_range(_indexes(item, n)) for item, n in zip(data.key.tuple, inner.shape, strict=True)]
+        return _vectorized_view(inner, data.key.tuple)
+    found = [as_range(_axis_indexes(item, n)) for item, n in zip(data.key.tuple, inner.shape, strict=True)]
     ranges = tuple(r for r in found if r is not None)
     if len(ranges) < 3:
         return None
     axes = tuple(a for a, item in enumerate(data.key.tuple) if not isinstance(item, int | np.integer))
-    return Shown(inner.expr, ranges, axes)
+    return ExprView(inner.expr, ranges, axes)
 
 
-def _shown_vectorised(inner: FieldArray, key: tuple[Any, ...]) -> Shown | None:
+def _vectorized_view(inner: LazyExprArray, key: tuple[Any, ...]) -> ExprView | None:
     # A transposed array has keys that broadcast to its shape, each of them varying along one of its dims.
-    arrays = [_narrowed(places) for places in _broadcasting(key, inner.shape)]
+    arrays = [_drop_constant_dims(places) for places in _broadcast_key(key, inner.shape)]
     ndim = max(a.ndim for a in arrays)
     axes: list[int | None] = [None] * ndim
     ranges = []
@@ -160,10 +160,10 @@ def _shown_vectorised(inner: FieldArray, key: tuple[Any, ...]) -> Shown | None:
         for d in along:
             axes[d] = axis
         ranges.append(found)
-    return Shown(inner.expr, tuple(ranges), tuple(axes))
+    return ExprView(inner.expr, tuple(ranges), tuple(axes))
 
 
-def expr_shown(expr: Expr, ranges: Ranges) -> Expr | None:
+def expr_at_ranges(expr: Expr, ranges: Ranges) -> Expr | None:
     """Return the expression (z, y, x) of indexes of one, which covers what lies beyond; None if they descend."""
     if any(r.step < 1 or not len(r) for r in ranges):
         return None
@@ -171,19 +171,19 @@ def expr_shown(expr: Expr, ranges: Ranges) -> Expr | None:
     shape = tuple(map(len, ranges))
     if all(r.step == 1 for r in ranges):
         box = IndexBox(start, tuple(r.stop for r in ranges))  # type: ignore[arg-type]
-        return view(expr, box, box)
-    from imageryxr.graph.expr import within
+        return view_expr(expr, box, box)
+    from imageryxr.graph.expr import widen_to
 
-    moved = strided(expr, start, tuple(r.step for r in ranges))  # type: ignore[arg-type]
-    return within(moved, IndexBox.of_shape(shape))
+    moved = stride_expr(expr, start, tuple(r.step for r in ranges))  # type: ignore[arg-type]
+    return widen_to(moved, IndexBox.of_shape(shape))
 
 
 @normalize_token.register(xr.Variable)  # type: ignore[untyped-decorator]
 def _variable_token(variable: xr.Variable) -> object:
     """Return the token of a variable, which xarray makes of its voxels, and of ours without reading them."""
     data = variable._data
-    inner = getattr(unwrapped(data), "array", None)
-    if isinstance(inner, FieldArray):
-        key = unwrapped(data).key.tuple
+    inner = getattr(unwrap(data), "array", None)
+    if isinstance(inner, LazyExprArray):
+        key = unwrap(data).key.tuple
         return normalize_token(("imageryxr.variable", variable._dims, inner, key, variable._attrs))
     return variable.__dask_tokenize__()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.graph.evaluate import evaluate
-from imageryxr.graph.expr import Array, Expr, GivenLeaf, Leaf
+from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf
 
 Vector = tuple[float, float, float]
 Indexes = npt.NDArray[np.int64]
@@ -100,9 +100,9 @@ class Cut:
         if not inside.any():
             return out
         if self.method == "nearest":
-            out[inside] = _fetch(voxel[:, inside], dtype, read, edges)
+            out[inside] = _read_voxels(voxel[:, inside], dtype, read, edges)
         else:
-            out[inside] = _linear(places[:, inside], bounds, dtype, read, edges)
+            out[inside] = _interpolate(places[:, inside], bounds, dtype, read, edges)
         return out
 
 
@@ -119,16 +119,18 @@ def _tiles(box: IndexBox) -> list[IndexBox]:
     ]
 
 
-def _linear(places: npt.NDArray[np.float64], bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
+def _interpolate(
+    places: npt.NDArray[np.float64], bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any
+) -> Array:
     low = np.floor(places - 0.5 + _SNAP)
     weight = np.clip(np.rint((places - 0.5 - low) / _WEIGHT) * _WEIGHT, 0, 1)
     corners = list(product((0, 1), repeat=3))
     stops = np.array(bounds.stop)[:, None] - 1
     start = np.array(bounds.start)[:, None]
     voxels = [np.clip(low.astype(np.int64) + np.array(c)[:, None], start, stops) for c in corners]
-    values = _fetch(np.concatenate(voxels, axis=1), dtype, read, edges).reshape(8, -1)
+    values = _read_voxels(np.concatenate(voxels, axis=1), dtype, read, edges).reshape(8, -1)
     shares = np.stack([np.prod([w if c else 1 - w for c, w in zip(k, weight, strict=True)], axis=0) for k in corners])
-    return _whole_mean(values, shares) if dtype.kind in "iu" else _weighted_sum(values, shares)
+    return _integer_mean(values, shares) if dtype.kind in "iu" else _weighted_sum(values, shares)
 
 
 def _weighted_sum(values: Array, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -139,7 +141,7 @@ def _weighted_sum(values: Array, shares: npt.NDArray[np.float64]) -> npt.NDArray
     return total
 
 
-def _whole_mean(values: Array, shares: npt.NDArray[np.float64]) -> Array:
+def _integer_mean(values: Array, shares: npt.NDArray[np.float64]) -> Array:
     """Return weighted means of integers (8, n), rounded half up, within the range of the values that have weight.
 
     Only differences from the smallest value become floats, so that 64-bit values stay exact where they agree.
@@ -155,7 +157,7 @@ def _whole_mean(values: Array, shares: npt.NDArray[np.float64]) -> Array:
     return np.asarray((low.astype(np.uint64) + rounded).astype(dtype))
 
 
-def _fetch(voxels: Indexes, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
+def _read_voxels(voxels: Indexes, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
     """Return the values of voxels (3, n): of each storage chunk the box around those in it is read, once."""
     chunk = np.zeros(voxels.shape[1], np.int64)
     for axis in range(3):
@@ -180,7 +182,7 @@ def _index3(values: Any) -> Index3:
 
 
 @dataclass(frozen=True)
-class Sliced(Expr):
+class PlaneSlice(Expr):
     """A plane, or a stack of parallel ones, through an expression whose voxels are handed in."""
 
     child: Expr
@@ -219,7 +221,7 @@ class Sliced(Expr):
 
 
 @dataclass(frozen=True)
-class _Held:
+class _HiddenExpr:
     """An expression out of sight of those who look for inputs."""
 
     expr: Expr
@@ -229,10 +231,10 @@ class _Held:
 
 
 @dataclass(frozen=True)
-class SlicedLeaf(Leaf):
+class PlaneLeaf(Leaf):
     """A plane that reads for itself, of each storage chunk what it crosses."""
 
-    held: _Held
+    held: _HiddenExpr
     cut: Cut
     shape: Index3
 
@@ -252,12 +254,12 @@ class SlicedLeaf(Leaf):
         return self.cut.sample(box, expr.bounds, self.dtype, lambda part: evaluate(expr, part), expr.edges)
 
 
-def sliced(expr: Expr, cut: Cut, shape: Index3) -> Expr:
+def plane_expr(expr: Expr, cut: Cut, shape: Index3) -> Expr:
     """Return the expression of a plane through another."""
-    if _is_handed_in(expr):
-        return Sliced(expr, cut, shape)
-    return SlicedLeaf(_Held(expr), cut, shape)
+    if _has_dask_leaf(expr):
+        return PlaneSlice(expr, cut, shape)
+    return PlaneLeaf(_HiddenExpr(expr), cut, shape)
 
 
-def _is_handed_in(expr: Expr) -> bool:
-    return isinstance(expr, GivenLeaf) or any(_is_handed_in(child) for child in expr.inputs)
+def _has_dask_leaf(expr: Expr) -> bool:
+    return isinstance(expr, DaskLeaf) or any(_has_dask_leaf(child) for child in expr.inputs)

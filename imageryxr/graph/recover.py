@@ -24,25 +24,27 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.graph.expr import Clipped, Expr, GivenLeaf, Leaf, with_leaves
-from imageryxr.graph.index_ranges import UnknownMoveError, Window, joined, shuffled, sliced
-from imageryxr.graph.lazy_indexing import Ranges, Shown, expr_shown, shown_of
-from imageryxr.graph.to_dask import BoxDep, GivenLayer, Givens, Splits, given_leaves
+from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, replace_leaves
+from imageryxr.graph.index_ranges import UnknownMoveError, Window, join_windows, shuffle_windows, slice_window
+from imageryxr.graph.lazy_indexing import ExprView, Ranges, expr_at_ranges, expr_view
+from imageryxr.graph.to_dask import BoxDep, DaskInputLayer, DaskInputs, Splits, dask_leaves
 
 
 @dataclass(frozen=True)
-class Found:
+class RecoveredArray:
     """The expression (z, y, x) of a dask array, and the foreign arrays in it."""
 
     expr: Expr
-    givens: dict[str, da.Array]
+    dask_inputs: dict[str, da.Array]
     splits: Splits
     """Sizes of the blocks (z, y, x) below, as they fall in the array."""
     foreign: bool
     """Whether the expression is nothing but foreign blocks, all of which the array shows."""
 
 
-def found_below(array: da.Array, dims: Sequence[str], tail: Sequence[str] = (), *, deep: bool = False) -> Found | None:
+def recover_expr(
+    array: da.Array, dims: Sequence[str], tail: Sequence[str] = (), *, deep: bool = False
+) -> RecoveredArray | None:
     """Return the expression of a dask array that is a part of one in steps of any size; None if it is none.
 
     The expression covers what lies beyond the part.
@@ -59,22 +61,22 @@ def found_below(array: da.Array, dims: Sequence[str], tail: Sequence[str] = (), 
         Whether to look below a rechunking of foreign blocks, too: those are costly, not what it makes of them.
     """
     key = (id(array.dask), array.name, tuple(dims), tuple(tail), deep)
-    known = _FOUND.get(key)
+    known = _CACHE.get(key)
     if known is not None and known[0]() is array.dask:
         return known[1]
     try:
-        found: Found | None = _Walk(_by_tasks(array), deep).cut(dims, tail)
+        found: RecoveredArray | None = _GraphWalk(_without_p2p(array), deep).cut(dims, tail)
     except UnknownMoveError:
         found = None
     # An entry goes with the graph that it is about, and so do the blocks that it refers to.
-    _FOUND[key] = weakref.ref(array.dask, lambda _: _FOUND.pop(key, None)), found
+    _CACHE[key] = weakref.ref(array.dask, lambda _: _CACHE.pop(key, None)), found
     return found
 
 
-_FOUND: dict[Any, tuple[weakref.ref[HighLevelGraph], Found | None]] = {}
+_CACHE: dict[Any, tuple[weakref.ref[HighLevelGraph], RecoveredArray | None]] = {}
 
 
-def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
+def recover_inputs(expr: Expr, dask_inputs: DaskInputs) -> tuple[Expr, dict[str, da.Array]]:
     """Return an expression in which foreign arrays that are only parts of another are that one, however far below.
 
     Voxels and bounds stay as they were: an array ends where it ends, whatever its expression covers beyond.
@@ -82,29 +84,29 @@ def recovered(expr: Expr, givens: Givens) -> tuple[Expr, dict[str, da.Array]]:
     Parameters
     ----------
     expr : Expr
-        Whose `GivenLeaf` leaves stand for dask arrays.
-    givens : mapping
+        Whose `DaskLeaf` leaves stand for dask arrays.
+    dask_inputs : mapping
         These arrays, by name.
     """
     kept: dict[str, da.Array] = {}
 
     def known(leaf: Leaf) -> Expr:
-        if not isinstance(leaf, GivenLeaf):
+        if not isinstance(leaf, DaskLeaf):
             return leaf
-        array = _by_tasks(givens[leaf.name])
+        array = _without_p2p(dask_inputs[leaf.name])
         tail = [f"tail{i}" for i in range(len(leaf.tail))]
-        found = None if leaf.lead else found_below(array, (*DIMS, *tail), tail, deep=True)
+        found = None if leaf.lead else recover_expr(array, (*DIMS, *tail), tail, deep=True)
         if found is None or found.expr == leaf:
             kept[leaf.name] = array
             return leaf
-        inner, below = recovered(found.expr, found.givens)
+        inner, below = recover_inputs(found.expr, found.dask_inputs)
         kept.update(below)
         return inner if leaf.bounds.contains(inner.bounds) else Clipped(inner, leaf.bounds)
 
-    return with_leaves(expr, known), kept
+    return replace_leaves(expr, known), kept
 
 
-def _by_tasks(array: da.Array) -> da.Array:
+def _without_p2p(array: da.Array) -> da.Array:
     """Return an array whose blocks no cluster shuffles: a region needs few of them, wherever it is computed."""
     layers, dependencies = dict(array.dask.layers), dict(array.dask.dependencies)
     for name, layer in array.dask.layers.items():
@@ -131,7 +133,7 @@ class _Base:
     """The layer with an expression that others stand on."""
 
     expr: Expr
-    givens: dict[str, da.Array]
+    dask_inputs: dict[str, da.Array]
     starts: Splits
     """Where blocks begin and, at the end, where the last one ends, along each axis of the layer's array."""
     ranges: Ranges
@@ -152,7 +154,7 @@ class _Base:
         return [[r[a:b] for a, b in pairwise(start)] for r, start in zip(whole, self.starts, strict=True)]
 
 
-class _Walk:
+class _GraphWalk:
     """Follows the tasks of a graph down to the layer with an expression, of which there must be one."""
 
     def __init__(self, array: da.Array, deep: bool) -> None:
@@ -168,7 +170,7 @@ class _Walk:
             return self._base[1]
         if name in self._others:
             return None
-        found = _base_of(self.graph, name, self.array.dtype)
+        found = _find_base(self.graph, name, self.array.dtype)
         if found is None:
             self._others.add(name)
             return None
@@ -216,7 +218,7 @@ class _Walk:
         for task in above.values():
             if getattr(task, "func", None) is not getitem:
                 continue
-            key = _key(task.args[0])
+            key = _referenced_key(task.args[0])
             for size, i, piece in zip(sizes, key[1:] if key[0] == name else (), task.args[1], strict=False):
                 size[i] = max(size.get(i, 0), int(piece.stop))
         # of a block without a voxel there is no piece
@@ -245,18 +247,18 @@ class _Walk:
             return self.shown(target, layer)
         function, arguments = getattr(task, "func", None), list(getattr(task, "args", ()))
         if function is getitem and len(arguments) == 2:
-            return sliced(self.shown(_key(arguments[0]), layer), arguments[1])
+            return slice_window(self.shown(_referenced_key(arguments[0]), layer), arguments[1])
         if function is _getitem and len(arguments) == 2:
-            return sliced(self.shown(_key(arguments[0]), layer), _node(layer, arguments[1])[1])
+            return slice_window(self.shown(_referenced_key(arguments[0]), layer), _layer_value(layer, arguments[1])[1])
         if function is concatenate_arrays and len(arguments) == 3:
-            parts = [self.shown(_key(part), layer) for part in _items(arguments[0])]
-            return shuffled(parts, np.argsort(_node(layer, arguments[1])[1]), int(arguments[2]))
+            parts = [self.shown(_referenced_key(part), layer) for part in _sequence_items(arguments[0])]
+            return shuffle_windows(parts, np.argsort(_layer_value(layer, arguments[1])[1]), int(arguments[2]))
         if function is concatenate_shaped and len(arguments) == 2:
-            parts = [self.shown(_key(part), layer) for part in _items(arguments[0])]
-            return joined(parts, tuple(int(n) for n in _items(arguments[1])))
+            parts = [self.shown(_referenced_key(part), layer) for part in _sequence_items(arguments[0])]
+            return join_windows(parts, tuple(int(n) for n in _sequence_items(arguments[1])))
         raise UnknownMoveError
 
-    def cut(self, dims: Sequence[str], tail: Sequence[str]) -> Found:
+    def cut(self, dims: Sequence[str], tail: Sequence[str]) -> RecoveredArray:
         """Return the expression of the array, which stands on the base."""
         array = self.array
         self.shown((array.name, *(0 for _ in array.shape)))
@@ -266,20 +268,20 @@ class _Walk:
             whole = Window(base.ranges, base.axes)
         else:
             counts = array.numblocks
-            whole = joined([self.shown((array.name, *i)) for i in product(*map(range, counts))], counts)
-        lengths = tuple(_length(whole, v) for v in range(array.ndim))
+            whole = join_windows([self.shown((array.name, *i)) for i in product(*map(range, counts))], counts)
+        lengths = tuple(_axis_length(whole, v) for v in range(array.ndim))
         if lengths != array.shape or base.expr.dtype != array.dtype or len(base.expr.tail) != len(tail):
             raise UnknownMoveError
-        if whole.ranges[3:] != tuple(map(range, base.expr.tail)) or not _named(whole, dims, (*DIMS, *tail)):
+        if whole.ranges[3:] != tuple(map(range, base.expr.tail)) or not _has_axis_names(whole, dims, (*DIMS, *tail)):
             raise UnknownMoveError
         complete = whole.ranges == base.ranges and all(r == range(len(r)) for r in base.ranges)
-        expr = base.expr if complete else expr_shown(base.expr, whole.ranges[:3])
+        expr = base.expr if complete else expr_at_ranges(base.expr, whole.ranges[:3])
         if expr is None:
             raise UnknownMoveError
-        return Found(expr, base.givens, _splits_of(base, whole), base.foreign and complete)
+        return RecoveredArray(expr, base.dask_inputs, _visible_splits(base, whole), base.foreign and complete)
 
 
-def _named(shown: Window, dims: Sequence[str], names: Sequence[str]) -> bool:
+def _has_axis_names(shown: Window, dims: Sequence[str], names: Sequence[str]) -> bool:
     """Tell whether each axis of an array has the name that it has in the expression."""
     for dim, axis in zip(dims, shown.axes, strict=True):
         # an axis of its own is one that was dropped and put back
@@ -290,12 +292,12 @@ def _named(shown: Window, dims: Sequence[str], names: Sequence[str]) -> bool:
     return all(axis in shown.axes for axis in range(3, len(names)))
 
 
-def _length(shown: Window, v: int) -> int:
+def _axis_length(shown: Window, v: int) -> int:
     axis = shown.axes[v]
     return 1 if axis is None else len(shown.ranges[axis])
 
 
-def _splits_of(base: _Base, whole: Window) -> Splits:
+def _visible_splits(base: _Base, whole: Window) -> Splits:
     """Return the sizes of the base's blocks, as they fall in what is shown of it."""
     splits = []
     for axis in range(3):
@@ -309,7 +311,7 @@ def _splits_of(base: _Base, whole: Window) -> Splits:
     return tuple(splits)
 
 
-def _key(reference: Any) -> Any:
+def _referenced_key(reference: Any) -> Any:
     key = getattr(reference, "key", None)
     target = getattr(reference, "target", None)
     if target is None and key is None:
@@ -317,7 +319,7 @@ def _key(reference: Any) -> Any:
     return key if target is None else target
 
 
-def _node(layer: Mapping[Any, Any], reference: Any) -> Any:
+def _layer_value(layer: Mapping[Any, Any], reference: Any) -> Any:
     """Return a value that dask keeps beside the tasks of a layer."""
     key = getattr(reference, "key", None)
     value = layer.get(key)
@@ -327,7 +329,7 @@ def _node(layer: Mapping[Any, Any], reference: Any) -> Any:
     return value
 
 
-def _items(sequence: Any) -> list[Any]:
+def _sequence_items(sequence: Any) -> list[Any]:
     sequence = getattr(sequence, "value", sequence)
     if isinstance(sequence, tuple | list):
         return list(sequence)
@@ -337,29 +339,29 @@ def _items(sequence: Any) -> list[Any]:
     return list(inner)
 
 
-def _base_of(graph: HighLevelGraph, name: str, dtype: Any) -> _Base | None:
+def _find_base(graph: HighLevelGraph, name: str, dtype: Any) -> _Base | None:
     layer = graph.layers.get(name)
-    if isinstance(layer, GivenLayer):
-        leaves = {leaf.name: leaf for leaf in given_leaves(layer.expr)}
-        givens = {name: _array_of(graph, leaf) for name, leaf in leaves.items()}
-        return _plain_base(layer.expr, givens, layer.splits)
+    if isinstance(layer, DaskInputLayer):
+        leaves = {leaf.name: leaf for leaf in dask_leaves(layer.expr)}
+        dask_inputs = {name: _array_of(graph, leaf) for name, leaf in leaves.items()}
+        return _plain_base(layer.expr, dask_inputs, layer.splits)
     for dep in getattr(layer, "io_deps", {}).values():
         if isinstance(dep, BoxDep):
             return _plain_base(dep.expr, {}, dep.splits)
         if isinstance(dep, ArraySliceDep) and isinstance(layer, Blockwise):
             return _sliced_base(graph, name, layer, dep, dtype)
     if isinstance(layer, MaterializedLayer):
-        return _held_base(graph, name, layer, dtype)
+        return _in_memory_base(graph, name, layer, dtype)
     return None
 
 
-def _plain_base(expr: Expr, givens: dict[str, da.Array], splits: Splits, *, foreign: bool = False) -> _Base:
+def _plain_base(expr: Expr, dask_inputs: dict[str, da.Array], splits: Splits, *, foreign: bool = False) -> _Base:
     starts = _starts(expr, splits)
     ranges = tuple(range(s[-1]) for s in starts)
     if expr.lead:
         # only known as what nothing is recovered of
         raise UnknownMoveError
-    return _Base(expr, givens, starts, ranges, tuple(range(len(ranges))), foreign)
+    return _Base(expr, dask_inputs, starts, ranges, tuple(range(len(ranges))), foreign)
 
 
 def _sliced_base(graph: HighLevelGraph, name: str, layer: Blockwise, dep: ArraySliceDep, dtype: Any) -> _Base | None:
@@ -369,14 +371,14 @@ def _sliced_base(graph: HighLevelGraph, name: str, layer: Blockwise, dep: ArrayS
         return None
     key = getattr(whole[0], "key", None)
     value = whole[0] if key is None else graph.layers.get(key, {}).get(key)
-    shown: Shown | None = shown_of(getattr(value, "value", value))
+    shown: ExprView | None = expr_view(getattr(value, "value", value))
     if shown is None:
         return _foreign_base(graph, name, dep.chunks, dtype)
     starts = tuple((0, *accumulate(s)) for s in dep.chunks)
     return _Base(shown.expr, {}, starts, shown.ranges, shown.axes)
 
 
-def _held_base(graph: HighLevelGraph, name: str, layer: MaterializedLayer, dtype: Any) -> _Base | None:
+def _in_memory_base(graph: HighLevelGraph, name: str, layer: MaterializedLayer, dtype: Any) -> _Base | None:
     """Return blocks that are in memory."""
     if not all(isinstance(getattr(v, "value", v), np.ndarray) for v in layer.values()):
         return None
@@ -399,11 +401,11 @@ def _foreign_base(graph: HighLevelGraph, name: str, splits: Splits, dtype: Any) 
     if len(splits) < 3 or any(len(s) > 1 for s in splits[3:]):
         raise UnknownMoveError
     z, y, x, *tail = map(sum, splits)
-    leaf = GivenLeaf(name, str(dtype), (z, y, x), splits[:3], tail=tuple(tail))
+    leaf = DaskLeaf(name, str(dtype), (z, y, x), splits[:3], tail=tuple(tail))
     return _plain_base(leaf, {name: _array_of(graph, leaf)}, leaf.splits, foreign=True)
 
 
-def _array_of(graph: HighLevelGraph, leaf: GivenLeaf) -> da.Array:
+def _array_of(graph: HighLevelGraph, leaf: DaskLeaf) -> da.Array:
     below = graph.cull_layers([leaf.name])
     return da.Array(below, leaf.name, _all_splits(leaf, leaf.splits), dtype=leaf.dtype)
 

@@ -19,7 +19,7 @@ import numpy as np
 from imageryxr.core.bbox import IndexBox
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, Expr
-from imageryxr.graph.strides import Indexes, grouped, is_compact, runs
+from imageryxr.graph.strides import Indexes, chunk_runs, group_positions, is_compact
 from imageryxr.graph.to_dask import BLOCK_VOXELS
 from imageryxr.sources.fetch.client import in_parallel
 
@@ -28,7 +28,7 @@ _WIDTH = 32
 
 
 @dataclass(frozen=True)
-class Joint:
+class AxisGroup:
     """Axes of an expression that are indexed together, and the indexes along each, as many of one as of another."""
 
     axes: tuple[int, ...]
@@ -41,8 +41,8 @@ class Joint:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Places of a `Joint` that one read serves."""
+class _ReadPart:
+    """Places of a `AxisGroup` that one read serves."""
 
     where: Indexes
     """Which places."""
@@ -52,7 +52,7 @@ class _Part:
     """Their indexes from ``low``, along each axis."""
 
 
-def values_at(expr: Expr, joints: Sequence[Joint]) -> Array:
+def read_selection(expr: Expr, joints: Sequence[AxisGroup]) -> Array:
     """Return the values at selected indexes; each storage chunk that holds one of them is read once, and no other.
 
     Parameters
@@ -70,10 +70,10 @@ def values_at(expr: Expr, joints: Sequence[Joint]) -> Array:
     out = np.empty((*(j.size for j in joints), *expr.tail), expr.dtype)
     if not out.size:
         return out
-    jobs = [(parts, copy_context()) for parts in product(*_parts_of(expr, joints))]
+    jobs = [(parts, copy_context()) for parts in product(*_split_groups(expr, joints))]
 
-    def one(job: tuple[tuple[_Part, ...], Any], stop: threading.Event | None = None) -> None:
-        job[1].run(_fill, out, expr, joints, job[0])
+    def one(job: tuple[tuple[_ReadPart, ...], Any], stop: threading.Event | None = None) -> None:
+        job[1].run(_read_part, out, expr, joints, job[0])
 
     if len(jobs) == 1:
         one(jobs[0])
@@ -82,7 +82,7 @@ def values_at(expr: Expr, joints: Sequence[Joint]) -> Array:
     return out
 
 
-def _fill(out: Array, expr: Expr, joints: Sequence[Joint], parts: tuple[_Part, ...]) -> None:
+def _read_part(out: Array, expr: Expr, joints: Sequence[AxisGroup], parts: tuple[_ReadPart, ...]) -> None:
     start, stop = [0, 0, 0], [0, 0, 0]
     index: list[Any] = [None, None, None]
     slices: list[Any] = [None, None, None]
@@ -111,10 +111,10 @@ def _as_slice(places: Indexes) -> slice | None:
     return slice(first, None if stop < 0 else stop, step)
 
 
-def _parts_of(expr: Expr, joints: Sequence[Joint]) -> list[list[_Part]]:
+def _split_groups(expr: Expr, joints: Sequence[AxisGroup]) -> list[list[_ReadPart]]:
     sorted_ = {j.axes[0]: np.argsort(j.indexes[0], kind="stable") for j in joints if len(j.axes) == 1}
     alone = {j.axes[0]: j.indexes[0][sorted_[j.axes[0]]] for j in joints if len(j.axes) == 1}
-    cut = {axis: runs(expr, axis, places) for axis, places in alone.items()}
+    cut = {axis: chunk_runs(expr, axis, places) for axis, places in alone.items()}
     compact = [axis for axis, parts in cut.items() if is_compact(alone[axis], parts)]
     if len(compact) < 3:
         # What lies between sparse indexes is in memory while it is read, so less is read at a time along the others.
@@ -123,36 +123,38 @@ def _parts_of(expr: Expr, joints: Sequence[Joint]) -> list[list[_Part]]:
             if axis not in compact:
                 thick *= max(int(alone[axis][b - 1] - alone[axis][a]) + 1 for a, b in parts)
         most = int((BLOCK_VOXELS / thick) ** (1 / max(1, len(compact))))
-        cut |= {axis: runs(expr, axis, alone[axis], most) for axis in compact}
+        cut |= {axis: chunk_runs(expr, axis, alone[axis], most) for axis in compact}
     found = []
     for joint in joints:
         if len(joint.axes) == 1:
             axis = joint.axes[0]
-            found.append([_part(joint, sorted_[axis][a:b]) for a, b in cut[axis]])
+            found.append([_make_part(joint, sorted_[axis][a:b]) for a, b in cut[axis]])
         else:
-            labels = [_labels(expr, axis, places) for axis, places in zip(joint.axes, joint.indexes, strict=True)]
-            found.append([_part(joint, where) for where in grouped(labels)])
+            labels = [
+                _chunk_numbers(expr, axis, places) for axis, places in zip(joint.axes, joint.indexes, strict=True)
+            ]
+            found.append([_make_part(joint, where) for where in group_positions(labels)])
     return found
 
 
-def _labels(expr: Expr, axis: int, places: Indexes) -> Indexes:
+def _chunk_numbers(expr: Expr, axis: int, places: Indexes) -> Indexes:
     """Return which storage chunk along an axis each index lies in."""
     edges = expr.edges(axis, int(places.min()), int(places.max()) + 1) or []
     return np.searchsorted(np.asarray(edges, np.int64), places, "right")
 
 
-def _part(joint: Joint, where: Indexes) -> _Part:
+def _make_part(joint: AxisGroup, where: Indexes) -> _ReadPart:
     places = [indexes[where] for indexes in joint.indexes]
     low = tuple(int(p.min()) for p in places)
     high = tuple(int(p.max()) + 1 for p in places)
-    return _Part(where, low, high, tuple(p - a for p, a in zip(places, low, strict=True)))
+    return _ReadPart(where, low, high, tuple(p - a for p, a in zip(places, low, strict=True)))
 
 
 # ---------------------------------------------------------------------------------------------------------
 # indexes as numpy broadcasts them
 
 
-def values_of(expr: Expr, indexes: Sequence[Indexes]) -> Array:
+def read_broadcast(expr: Expr, indexes: Sequence[Indexes]) -> Array:
     """Return the values at indexes (z, y, x) that broadcast against each other, as numpy's own indexing does."""
     shape = np.broadcast_shapes(*(i.shape for i in indexes))
     arrays = [i.reshape((1,) * (len(shape) - i.ndim) + i.shape) for i in indexes]
@@ -168,9 +170,9 @@ def values_of(expr: Expr, indexes: Sequence[Indexes]) -> Array:
         own = sorted(dims)
         joint_shape = tuple(shape[d] if d in dims else 1 for d in range(len(shape)))
         flat = tuple(np.broadcast_to(arrays[a], joint_shape).ravel() for a in axes)
-        joints.append(Joint(tuple(axes), flat))
+        joints.append(AxisGroup(tuple(axes), flat))
         order += own
         sizes += [shape[d] for d in own]
-    found = values_at(expr, joints).reshape(sizes)
+    found = read_selection(expr, joints).reshape(sizes)
     found = found.transpose(np.argsort(order)) if order else found
     return found.reshape(shape)

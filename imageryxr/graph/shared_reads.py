@@ -1,11 +1,12 @@
-"""What the tasks of one compute have read around one block, so that arrays computed together read it once.
+"""Boxes of a source that the tasks of one compute have read, so that arrays computed together read each box once.
 
-Each flat layer of `lazy` depends on a layer of these, one a block and source, whose name says which source, where and
-in which blocks. Arrays that agree in that share it: dask gives their tasks the same `Reads`, runs them one after the
-other, and lets go of it, and with it of the voxels, when the last of them is done. Nothing is kept from one compute to
-the next. An array that is computed alone has it fused into its own tasks. Voxels as they are stored stand apart: their
-blocks are handed on as they were read, for the next task to write into, and a copy of each would cost everybody what
-few gain.
+Each flat layer of `to_dask` depends on one layer of `SharedReads` per source, with one task per block. The name of that
+layer is a token of the source, the position and the blocks, so arrays that agree in these depend on the same layer: dask
+passes the same `SharedReads` to all their tasks and releases it, with its voxels, after the last of them. Nothing is
+kept from one compute to the next. If an array is computed alone, dask fuses the layer into the tasks of the array.
+
+Plain reads, whose blocks are stored voxels without any change, do not share: their result may be modified in place by
+the next task, so every block would have to be copied.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.graph.expr import Array, Leaf
 
 
-class Reads:
+class SharedReads:
     """Boxes of one leaf that were read: each voxel once, whichever tasks ask for it. Safe to use from many threads.
 
     Travels to other processes empty.
@@ -32,7 +33,7 @@ class Reads:
         self._held: list[tuple[IndexBox, Array]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Reads, (self.leaf,))
+        return (SharedReads, (self.leaf,))
 
     def __repr__(self) -> str:
         return f"<Reads {type(self.leaf).__name__}: {len(self._held)} boxes>"
@@ -42,7 +43,7 @@ class Reads:
         with self._lock:
             for held, values in self._held:
                 if held.contains(box):
-                    return values[held_slices(self.leaf, box, held)]
+                    return values[slices_within(self.leaf, box, held)]
             values = self._gathered(box, self._held)
             # what was there is part of the new one, most often: then one copy of it is enough
             self._held = [h for h in self._held if not box.contains(h[0])] + [(box, values)]
@@ -56,9 +57,9 @@ class Reads:
         held, values = best
         core, others = box.clip(held), [h for h in there if h[0] != held]
         out = np.empty((*leaf.lead, *box.shape, *leaf.tail), leaf.dtype)
-        out[held_slices(leaf, core, box)] = values[held_slices(leaf, core, held)]
-        for piece in without(box, core):
-            out[held_slices(leaf, piece, box)] = self._gathered(piece, others)
+        out[slices_within(leaf, core, box)] = values[slices_within(leaf, core, held)]
+        for piece in boxes_around(box, core):
+            out[slices_within(leaf, piece, box)] = self._gathered(piece, others)
         return out
 
     def own(self, result: Array) -> Array:
@@ -70,12 +71,12 @@ class Reads:
             return result.copy() if any(np.may_share_memory(result, values) for _, values in self._held) else result
 
 
-def held_slices(leaf: Leaf, box: IndexBox, held: IndexBox) -> tuple[slice, ...]:
+def slices_within(leaf: Leaf, box: IndexBox, held: IndexBox) -> tuple[slice, ...]:
     """Return an index that cuts a box out of the values that a leaf has of another."""
     return (slice(None),) * len(leaf.lead) + box.slices(held)
 
 
-def without(box: IndexBox, core: IndexBox) -> Iterator[IndexBox]:
+def boxes_around(box: IndexBox, core: IndexBox) -> Iterator[IndexBox]:
     """Return the parts of a box around a core that lies within it: no voxel in two of them."""
     low, high = list(box.start), list(box.stop)
     for axis in range(3):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.expr import Expr, _Same
+from imageryxr.graph.expr import Expr, SameValues
 
 Indexes = npt.NDArray[np.int64]
 
@@ -19,7 +19,7 @@ _SLACK = 1.25
 
 
 @dataclass(frozen=True)
-class Strided(_Same):
+class Strided(SameValues):
     """The same values, of which only every n-th is shown: index ``i`` here is ``by + i * step`` there."""
 
     by: Index3
@@ -43,7 +43,7 @@ class Strided(_Same):
         most = 1.0
         for axis, (first, step) in enumerate(zip(self.by, self.step, strict=True)):
             edges = self.child.edges(axis, first, first + step + 1)
-            most *= step if not edges else min(step, _largest(edges, first, first + step))
+            most *= step if not edges else min(step, _largest_gap(edges, first, first + step))
         return max(1.0, self.child.density * most)
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
@@ -61,7 +61,7 @@ class Strided(_Same):
         for axis in range(3):
             places = np.arange(need.start[axis], need.stop[axis], self.step[axis], dtype=np.int64)
             first = box.start[axis]
-            cuts.append([(first + a, first + b) for a, b in runs(self.child, axis, places)])
+            cuts.append([(first + a, first + b) for a, b in chunk_runs(self.child, axis, places)])
         boxes = (tuple(zip(*spans, strict=True)) for spans in product(*cuts))
         return tuple(IndexBox(start, stop) for start, stop in boxes)
 
@@ -77,19 +77,19 @@ class Strided(_Same):
         return None if found is None else sorted({e for e in (-((by - e) // step) for e in found) if start < e < stop})
 
 
-def _largest(edges: list[int], first: int, last: int) -> int:
+def _largest_gap(edges: list[int], first: int, last: int) -> int:
     cuts = [first, *edges, last]
     return max(b - a for a, b in pairwise(cuts))
 
 
-def strided(expr: Expr, by: Index3, step: Index3) -> Expr:
+def stride_expr(expr: Expr, by: Index3, step: Index3) -> Expr:
     """Return every n-th voxel of an expression, from one on."""
-    from imageryxr.graph.expr import shifted
+    from imageryxr.graph.expr import shift_expr
 
-    return shifted(expr, by) if step == (1, 1, 1) else Strided(expr, by, step)
+    return shift_expr(expr, by) if step == (1, 1, 1) else Strided(expr, by, step)
 
 
-def runs(expr: Expr, axis: int, indexes: Indexes, most: int | None = None) -> list[tuple[int, int]]:
+def chunk_runs(expr: Expr, axis: int, indexes: Indexes, most: int | None = None) -> list[tuple[int, int]]:
     """Return how ascending indexes along an axis are cut into parts, of which no two lie in one storage chunk.
 
     Parameters
@@ -117,14 +117,14 @@ def runs(expr: Expr, axis: int, indexes: Indexes, most: int | None = None) -> li
     cuts = np.unique(np.concatenate([[0], cuts, [len(indexes)]]))
     found: list[tuple[int, int]] = []
     for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        if found and _together(indexes, found[-1], (a, b), most):
+        if found and _can_merge(indexes, found[-1], (a, b), most):
             found[-1] = (found[-1][0], b)
         else:
             found.append((a, b))
     return found
 
 
-def _together(indexes: Indexes, one: tuple[int, int], two: tuple[int, int], most: int | None) -> bool:
+def _can_merge(indexes: Indexes, one: tuple[int, int], two: tuple[int, int], most: int | None) -> bool:
     whole = _extent(indexes, (one[0], two[1]))
     if most is not None and whole > most:
         return False
@@ -140,7 +140,7 @@ def is_compact(indexes: Indexes, parts: list[tuple[int, int]]) -> bool:
     return sum(_extent(indexes, p) for p in parts) <= _SLACK * len(indexes)
 
 
-def grouped(labels: list[Indexes]) -> Iterator[Indexes]:
+def group_positions(labels: list[Indexes]) -> Iterator[Indexes]:
     """Return the positions that have the same labels, group by group."""
     order = np.lexsort(labels[::-1])
     changes = np.zeros(len(order) - 1, bool) if len(order) else np.zeros(0, bool)

@@ -1,13 +1,17 @@
 """Recipes to dask arrays and back: the only place that builds graphs.
 
-An expression that reads sources becomes one flat Blockwise layer: a block's task is `evaluate` with the block's box,
-the expression sits in the layer once, and nothing is materialised until dask schedules it. So the graph of four
-million blocks pickles to a few kilobytes, an overlay has the tasks of one read, and halos are larger reads. Below it
-lies a layer of empty `Reads` for each source, by which arrays that are computed together find each other; of an array
-that is computed alone dask makes one task of both. Only
-where a foreign dask array is among the inputs are tasks written out, one a block, each naming the foreign blocks that
-its box (with its halo) touches. Names are tokens of the whole expression and the chunks: equal calls share work,
-different ones never meet.
+An expression that reads only sources becomes one flat Blockwise layer. The task of a block calls `evaluate` with the box
+of the block; the layer stores the expression once and is not materialized until dask schedules it. So a graph of four
+million blocks pickles to a few kilobytes, an overlay has as many tasks as one read, and a halo is a larger read.
+
+Below that layer is a layer of empty `SharedReads` for each source. Arrays that are computed together share these layers
+and so read each block once. If an array is computed alone, dask fuses both layers into one task per block.
+
+Only if a dask array that imageryxr did not build is among the inputs are the tasks written out: one per block, with the
+keys of the input blocks that its box, including the halo, overlaps.
+
+The name of an array is a token of the whole expression and the chunks, so equal calls share work and different calls
+never collide.
 """
 
 from __future__ import annotations
@@ -26,13 +30,13 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import OptionError
-from imageryxr.graph.block_check import Said, Spot, fitting
-from imageryxr.graph.evaluate import Readings, evaluate, places, wanted
-from imageryxr.graph.expr import Array, ArrayLeaf, Expr, GivenLeaf, Leaf, is_plain
-from imageryxr.graph.shared_reads import Reads
+from imageryxr.graph.block_check import BlockPosition, BlockSpec, check_block
+from imageryxr.graph.evaluate import Readings, core_boxes, evaluate, required_boxes
+from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, is_plain
+from imageryxr.graph.shared_reads import SharedReads
 
 Splits = tuple[tuple[int, ...], ...]
-Givens = Mapping[str, da.Array]
+DaskInputs = Mapping[str, da.Array]
 
 _SPACE = ("z", "y", "x")
 
@@ -58,7 +62,7 @@ class BoxDep(BlockwiseDep):
 
     @cached_property
     def _starts(self) -> Splits:
-        return _starts(self.splits)
+        return _block_starts(self.splits)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (BoxDep, (self.expr, self.splits))
@@ -67,7 +71,7 @@ class BoxDep(BlockwiseDep):
         return ("imageryxr.BoxDep", tokenize(self.expr), self.splits)
 
 
-def _starts(splits: Splits) -> Splits:
+def _block_starts(splits: Splits) -> Splits:
     return tuple((0, *accumulate(s)) for s in splits)
 
 
@@ -77,11 +81,11 @@ def _block_box(starts: Splits, idx: Sequence[int]) -> IndexBox:
     return IndexBox(start, stop)  # type: ignore[arg-type]
 
 
-def _run_block(box: IndexBox, *reads: Reads, expr: Expr) -> Array:
-    return _evaluated(expr, IndexBox(*box), {}, reads)
+def _run_block(box: IndexBox, *reads: SharedReads, expr: Expr) -> Array:
+    return _evaluate_shared(expr, IndexBox(*box), {}, reads)
 
 
-def _evaluated(expr: Expr, box: IndexBox, given: Readings, reads: Sequence[Reads]) -> Array:
+def _evaluate_shared(expr: Expr, box: IndexBox, given: Readings, reads: Sequence[SharedReads]) -> Array:
     shared = {r.leaf: r for r in reads}
 
     def read(leaf: Leaf, box: IndexBox) -> Array:
@@ -99,7 +103,7 @@ def _evaluated(expr: Expr, box: IndexBox, given: Readings, reads: Sequence[Reads
 
 @dataclass(frozen=True)
 class _LeafDep(BlockwiseDep):
-    """Tells each block of a layer of `Reads` what they are of."""
+    """Tells each block of a layer of `SharedReads` what they are of."""
 
     leaf: Leaf
     numblocks: tuple[int, ...]
@@ -112,23 +116,28 @@ class _LeafDep(BlockwiseDep):
         return ("imageryxr._LeafDep", tokenize(self.leaf), self.numblocks)
 
 
-def _reads_layers(expr: Expr, shape: Index3, splits: Splits) -> dict[str, Blockwise]:
-    """Return a layer of `Reads` for each source, named by what arrays that can share them have in common."""
+def _shared_reads_layers(expr: Expr, shape: Index3, splits: Splits) -> dict[str, Blockwise]:
+    """Return a layer of `SharedReads` for each source, named by what arrays that can share them have in common."""
     if is_plain(expr):
         return {}
     middle: Index3 = tuple(n // 2 for n in shape)  # type: ignore[assignment]
     found = {}
-    for leaf, place in places(expr, IndexBox(middle, tuple(m + 1 for m in middle))).items():  # type: ignore[arg-type]
-        if not isinstance(leaf, ArrayLeaf | GivenLeaf):
+    for leaf, place in core_boxes(expr, IndexBox(middle, tuple(m + 1 for m in middle))).items():  # type: ignore[arg-type]
+        if not isinstance(leaf, ArrayLeaf | DaskLeaf):
             # where the source's voxels lie is told by those of one voxel
             name = f"reads-{tokenize(leaf, splits, place)}"
             dep = _LeafDep(leaf, tuple(map(len, splits)))
-            found[name] = blockwise(Reads, name, _SPACE, dep, _SPACE, numblocks={})
+            found[name] = blockwise(SharedReads, name, _SPACE, dep, _SPACE, numblocks={})
     return found
 
 
 def to_dask(
-    expr: Expr, shape: Index3, *, givens: Mapping[str, da.Array] | None = None, chunks: Any = None, name: str = "block"
+    expr: Expr,
+    shape: Index3,
+    *,
+    dask_inputs: Mapping[str, da.Array] | None = None,
+    chunks: Any = None,
+    name: str = "block",
 ) -> da.Array:
     """Return the dask array of an expression, from index 0 over a shape (z, y, x).
 
@@ -138,33 +147,33 @@ def to_dask(
         What each block evaluates.
     shape : tuple of 3 int
         Voxels along (z, y, x).
-    givens : mapping, optional
+    dask_inputs : mapping, optional
         The foreign dask arrays that leaves of ``expr`` stand for, by name.
     chunks : int, tuple, dict or "auto", optional
         Block sizes as dask takes them; default: whole storage chunks, some 4 million voxels together.
     name : str
         First word of the array's name in dask's dashboards.
     """
-    refuse_query_planning()
-    splits = choose_splits(expr, shape, chunks, group=not givens)
+    check_query_planning()
+    splits = choose_splits(expr, shape, chunks, group=not dask_inputs)
     key = f"{name}-{tokenize(expr, shape, splits)}"
     all_splits = tuple((n,) for n in expr.lead) + splits + tuple((n,) for n in expr.tail)
     meta = np.empty((0,) * len(all_splits), expr.dtype)
-    reads = _reads_layers(expr, shape, splits)
+    reads = _shared_reads_layers(expr, shape, splits)
     layers: dict[str, Any] = dict(reads)
-    if givens:
-        tasks = dict(_given_tasks(key, expr, splits, givens, list(reads)))
-        layers[key] = GivenLayer(tasks, expr, splits)
+    if dask_inputs:
+        tasks = dict(_input_tasks(key, expr, splits, dask_inputs, list(reads)))
+        layers[key] = DaskInputLayer(tasks, expr, splits)
     else:
         layers[key] = _flat_layer(key, expr, splits, list(reads))
-    below = HighLevelGraph.merge(*(g.dask for g in givens.values())) if givens else HighLevelGraph({}, {})
-    needed = {*reads, *(g.name for g in givens.values())} if givens else set(reads)
+    below = HighLevelGraph.merge(*(g.dask for g in dask_inputs.values())) if dask_inputs else HighLevelGraph({}, {})
+    needed = {*reads, *(g.name for g in dask_inputs.values())} if dask_inputs else set(reads)
     dependencies = {**below.dependencies, **{name: set() for name in reads}, key: needed}
     graph = HighLevelGraph({**below.layers, **layers}, dependencies)
     return da.Array(graph, key, all_splits, meta=meta)
 
 
-def refuse_query_planning() -> None:
+def check_query_planning() -> None:
     """Raise `OptionError` if dask's arrays are expressions of its query planning, which have no graph to build on."""
     if getattr(da, "ARRAY_EXPR_ENABLED", False):
         raise OptionError(
@@ -218,14 +227,14 @@ def blocks_below(array: da.Array) -> list[tuple[Expr, Splits]]:
 # foreign blocks
 
 
-def given_leaves(expr: Expr) -> list[GivenLeaf]:
+def dask_leaves(expr: Expr) -> list[DaskLeaf]:
     """Return the leaves that stand for foreign arrays."""
-    if isinstance(expr, GivenLeaf):
+    if isinstance(expr, DaskLeaf):
         return [expr]
-    return [leaf for child in expr.inputs for leaf in given_leaves(child)]
+    return [leaf for child in expr.inputs for leaf in dask_leaves(child)]
 
 
-class GivenLayer(MaterializedLayer):
+class DaskInputLayer(MaterializedLayer):
     """Tasks on the blocks of foreign arrays; carries the expression, so that an array can be read again."""
 
     def __init__(self, tasks: Mapping[Any, Any], expr: Expr, splits: Splits) -> None:
@@ -235,28 +244,28 @@ class GivenLayer(MaterializedLayer):
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _InputBlock:
     """Which leaf a block handed to a task belongs to, and where it lies."""
 
-    leaf: GivenLeaf
+    leaf: DaskLeaf
     box: IndexBox
 
 
-def _given_tasks(
-    key: str, expr: Expr, splits: Splits, givens: Mapping[str, da.Array], reads: Sequence[str]
+def _input_tasks(
+    key: str, expr: Expr, splits: Splits, dask_inputs: Mapping[str, da.Array], reads: Sequence[str]
 ) -> Iterator[tuple[Any, Any]]:
     lead, tail = (0,) * len(expr.lead), (0,) * len(expr.tail)
-    starts = _starts(splits)
+    starts = _block_starts(splits)
     for idx in product(*(range(len(s)) for s in splits)):
         box = _block_box(starts, idx)
         pieces, keys = [], []
-        for leaf, boxes in wanted(expr, box).items():
-            if isinstance(leaf, GivenLeaf):
-                for part, source_key in _touched(leaf, boxes, givens[leaf.name]):
-                    pieces.append(_Piece(leaf, part))
+        for leaf, boxes in required_boxes(expr, box).items():
+            if isinstance(leaf, DaskLeaf):
+                for part, source_key in _touched_blocks(leaf, boxes, dask_inputs[leaf.name]):
+                    pieces.append(_InputBlock(leaf, part))
                     keys.append(source_key)
         shared = [(name, *idx) for name in reads]
-        yield (key, *lead, *idx, *tail), (_run_given, expr, _Opaque((box, tuple(pieces))), keys, shared)
+        yield (key, *lead, *idx, *tail), (_run_with_inputs, expr, _Opaque((box, tuple(pieces))), keys, shared)
 
 
 @dataclass(frozen=True)
@@ -266,8 +275,8 @@ class _Opaque:
     value: Any
 
 
-def _touched(leaf: GivenLeaf, boxes: list[IndexBox], array: da.Array) -> Iterator[tuple[IndexBox, Any]]:
-    starts = _starts(leaf.splits)
+def _touched_blocks(leaf: DaskLeaf, boxes: list[IndexBox], array: da.Array) -> Iterator[tuple[IndexBox, Any]]:
+    starts = _block_starts(leaf.splits)
     lead, tail = (0,) * len(leaf.lead), (0,) * len(leaf.tail)
     seen = set()
     for box in boxes:
@@ -281,19 +290,19 @@ def _touched(leaf: GivenLeaf, boxes: list[IndexBox], array: da.Array) -> Iterato
                 yield _block_box(starts, idx), (array.name, *lead, *map(int, idx), *tail)
 
 
-def _run_given(expr: Expr, opaque: _Opaque, blocks: list[Array], reads: list[Reads]) -> Array:
+def _run_with_inputs(expr: Expr, opaque: _Opaque, blocks: list[Array], reads: list[SharedReads]) -> Array:
     box, pieces = opaque.value
     readings: Readings = {}
-    for leaf, boxes in wanted(expr, box).items():
-        if isinstance(leaf, GivenLeaf):
+    for leaf, boxes in required_boxes(expr, box).items():
+        if isinstance(leaf, DaskLeaf):
             mine = [(p.box, b) for p, b in zip(pieces, blocks, strict=True) if p.leaf == leaf]
             readings[leaf] = [(target, _assemble(leaf, target, mine)) for target in boxes]
-    return _evaluated(expr, box, readings, reads)
+    return _evaluate_shared(expr, box, readings, reads)
 
 
-def _assemble(leaf: GivenLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Array]]) -> Array:
+def _assemble(leaf: DaskLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Array]]) -> Array:
     lead = (slice(None),) * len(leaf.lead)
-    sure = [(box, fitting(values, said_of(leaf), _spot(leaf, box))) for box, values in blocks]
+    sure = [(box, check_block(values, block_spec(leaf), _block_position(leaf, box))) for box, values in blocks]
     for box, values in sure:
         if box.contains(target):
             return values[lead + target.slices(box)]
@@ -305,14 +314,14 @@ def _assemble(leaf: GivenLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Ar
     return out
 
 
-def said_of(leaf: GivenLeaf) -> Said:
+def block_spec(leaf: DaskLeaf) -> BlockSpec:
     """Return what the blocks of a foreign array are said to be."""
-    return Said(leaf.name, leaf.type, len(leaf.lead))
+    return BlockSpec(leaf.name, leaf.type, len(leaf.lead))
 
 
-def _spot(leaf: GivenLeaf, box: IndexBox) -> Spot:
+def _block_position(leaf: DaskLeaf, box: IndexBox) -> BlockPosition:
     start = (*(0 for _ in leaf.lead), *box.start, *(0 for _ in leaf.tail))
-    return Spot(start, (*leaf.lead, *box.shape, *leaf.tail))
+    return BlockPosition(start, (*leaf.lead, *box.shape, *leaf.tail))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -361,21 +370,21 @@ def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None
     dtype = exprs[0].dtype
     if chunks is not None and chunks != "auto" and not isinstance(chunks, Mapping):
         return tuple(da.core.normalize_chunks(chunks, shape, dtype=dtype))
-    stored = [_stored_sizes(exprs, axis, n) for axis, n in enumerate(shape)]
-    chosen = _grouped(stored, shape, max(e.density for e in exprs)) if group else tuple(tuple(s) for s in stored)
+    stored = [_chunk_sizes(exprs, axis, n) for axis, n in enumerate(shape)]
+    chosen = _group_chunks(stored, shape, max(e.density for e in exprs)) if group else tuple(tuple(s) for s in stored)
     if not isinstance(chunks, Mapping):
         return chosen
     asked = [chunks.get(dim, own) for dim, own in zip(("z", "y", "x"), chosen, strict=True)]
     return tuple(da.core.normalize_chunks(tuple(asked), shape, dtype=dtype))
 
 
-def _stored_sizes(exprs: Sequence[Expr], axis: int, n: int) -> list[int]:
+def _chunk_sizes(exprs: Sequence[Expr], axis: int, n: int) -> list[int]:
     found = [e for e in (expr.edges(axis, 0, n) for expr in exprs) if e is not None]
     cuts = [0, *(min(found, key=len) if found else range(512, n, 512)), n]
     return [b - a for a, b in pairwise(cuts)]
 
 
-def _grouped(stored: list[list[int]], shape: Index3, density: float) -> Splits:
+def _group_chunks(stored: list[list[int]], shape: Index3, density: float) -> Splits:
     count = [1, 1, 1]
     largest = [max(s) for s in stored]
 

@@ -43,7 +43,7 @@ from imageryxr.errors import (
     warn,
 )
 from imageryxr.graph.expr import Array, Mapped
-from imageryxr.graph.labelled import placed, result, volume_of
+from imageryxr.graph.labelled import attrs_on_grid, label_result, volume_of
 from imageryxr.neuroglancer.dimensions import NATIVE, Placement
 from imageryxr.neuroglancer.fetch import check_trusted
 from imageryxr.neuroglancer.layer_sources import shown_source
@@ -289,7 +289,7 @@ def _warn_of_stale(layer: LinkLayer, source: Source) -> None:
 
 def _placed(array: xr.DataArray, grid: Grid) -> xr.DataArray:
     moved = array.assign_coords(grid.coords())
-    return moved.assign_attrs(placed(array.attrs, grid))
+    return moved.assign_attrs(attrs_on_grid(array.attrs, grid))
 
 
 def _joined(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:
@@ -300,7 +300,7 @@ def _joined(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:
     volume = volume_of(seg)
     packed = np.array(list(pairs), np.uint64).tobytes(), np.array(list(pairs.values()), np.uint64).tobytes()
     expr = Mapped(volume.expr, partial(_relabel, packed=packed), "uint64")
-    return result(expr, volume.grid, volume, attrs=volume.attrs, name="segmentation")
+    return label_result(expr, volume.grid, volume, attrs=volume.attrs, name="segmentation")
 
 
 def _relabel(labels: Array, packed: tuple[bytes, bytes]) -> Array:

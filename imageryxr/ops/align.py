@@ -12,8 +12,8 @@ from imageryxr.core.bbox import DIMS, BBox, check_resolution, exact
 from imageryxr.core.grid import Axis, Grid, grid_of, outside_error, refuse_far
 from imageryxr.core.half_voxel import warn_half_voxel
 from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError, OutOfVolumeError
-from imageryxr.graph.expr import Expr, Resampled, ended, view, within
-from imageryxr.graph.labelled import Volume, result, volume_of
+from imageryxr.graph.expr import Expr, Resampled, clip_to_array, view_expr, widen_to
+from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.graph.to_dask import choose_splits
 
 Method = Literal["nearest", "mode", "linear", "mean"]
@@ -76,9 +76,9 @@ def regrid(
     target = _target_grid(like, volume.grid)
     if isinstance(like, xr.DataArray | xr.Dataset):
         warn_half_voxel(volume.grid, volume.attrs, target, like.attrs)
-    grid = _flat(target, volume.grid, set(volume.dropped))
-    expr = _onto(volume, grid, chosen)
-    return result(expr, grid, volume, attrs=volume.attrs, name=str(da.name) if da.name is not None else layer)
+    grid = _keep_dropped_axes(target, volume.grid, set(volume.dropped))
+    expr = _resample_expr(volume, grid, chosen)
+    return label_result(expr, grid, volume, attrs=volume.attrs, name=str(da.name) if da.name is not None else layer)
 
 
 def align(
@@ -125,25 +125,25 @@ def align(
     >>> ix.align(em, seg, bbox=box).sizes
     Frozen({'z': 1, 'y': 256, 'x': 256})
     """
-    pictures, labels = _pictures(image), _labels(segmentation)
+    pictures, labels = _image_volume(image), _segmentation_volume(segmentation)
     warn_half_voxel(pictures.grid, pictures.attrs, labels.grid, labels.attrs)
     whole = _common_grid(pictures.grid, labels.grid, to)
-    box = _common_box(pictures.grid, labels.grid) if bbox is None else _inside_both(bbox, image, segmentation)
+    box = _common_box(pictures.grid, labels.grid) if bbox is None else _check_inside_both(bbox, image, segmentation)
     if bbox is not None:
         refuse_far(whole.select(bbox), bbox, whole, "the volume of both layers")
     grid = whole if isinstance(to, Grid) and bbox is None else whole.crop(whole.select(box))
-    grid = _flat(grid, pictures.grid, set(pictures.dropped) & set(labels.dropped))
-    exprs = {"image": _onto(pictures, grid, "linear"), "segmentation": _onto(labels, grid, "nearest")}
-    foreign = bool(pictures.givens or labels.givens)
+    grid = _keep_dropped_axes(grid, pictures.grid, set(pictures.dropped) & set(labels.dropped))
+    exprs = {"image": _resample_expr(pictures, grid, "linear"), "segmentation": _resample_expr(labels, grid, "nearest")}
+    foreign = bool(pictures.dask_inputs or labels.dask_inputs)
     splits = choose_splits(list(exprs.values()), grid.shape, group=not foreign)
     layers = {
-        name: result(exprs[name], grid, volume, attrs=volume.attrs, name=name, chunks=splits)
+        name: label_result(exprs[name], grid, volume, attrs=volume.attrs, name=name, chunks=splits)
         for name, volume in (("image", pictures), ("segmentation", labels))
     }
-    return _together(layers)
+    return _merge_layers(layers)
 
 
-def _together(layers: dict[str, xr.DataArray]) -> xr.Dataset:
+def _merge_layers(layers: dict[str, xr.DataArray]) -> xr.Dataset:
     """Return a Dataset of layers on one grid; further coordinates that contradict each other are dropped."""
     image, segmentation = layers["image"], layers["segmentation"]
     dataset = xr.Dataset({name: layer.variable for name, layer in layers.items()}, coords=image.coords)
@@ -164,7 +164,7 @@ def layer_type_of(da: xr.DataArray) -> str:
     return "segmentation" if da.dtype.kind in "iu" and da.dtype.itemsize > 2 else "image"
 
 
-def _pictures(image: xr.DataArray) -> Volume:
+def _image_volume(image: xr.DataArray) -> Volume:
     volume = volume_of(image)
     if volume.attrs.get("layer_type") == "segmentation":
         raise LayerError(
@@ -174,7 +174,7 @@ def _pictures(image: xr.DataArray) -> Volume:
     return volume
 
 
-def _labels(segmentation: xr.DataArray) -> Volume:
+def _segmentation_volume(segmentation: xr.DataArray) -> Volume:
     volume = volume_of(segmentation)
     if volume.expr.dtype.kind not in "iu" or volume.attrs.get("layer_type") == "image":
         what = "is an image" if volume.expr.dtype.kind in "iu" else f"has dtype {volume.expr.dtype}"
@@ -214,11 +214,11 @@ def _target_grid(like: Any, own: Grid) -> Grid:
             f"like={like!r} is no target: give an array with coordinates, a Grid, or a resolution (x, y, z) in nm, "
             "such as (8, 8, 40)"
         ) from error
-    axes = [_covering(axis, r) for axis, r in zip(own.axes, resolution[::-1], strict=True)]
+    axes = [_covering_axis(axis, r) for axis, r in zip(own.axes, resolution[::-1], strict=True)]
     return Grid.from_axes(axes)
 
 
-def _covering(axis: Axis, resolution: float) -> Axis:
+def _covering_axis(axis: Axis, resolution: float) -> Axis:
     lo, hi = axis.edges()
     start, stop = Axis(1, resolution, 0).select(lo, hi)
     if not lo <= (start + Fraction(1, 2)) * exact(resolution) < hi:
@@ -230,43 +230,43 @@ def _covering(axis: Axis, resolution: float) -> Axis:
     return Axis(stop - start, resolution, start)
 
 
-def _flat(grid: Grid, own: Grid, dropped: set[str]) -> Grid:
+def _keep_dropped_axes(grid: Grid, own: Grid, dropped: set[str]) -> Grid:
     # A dim that the caller has dropped is one plane, and stays the plane that it is.
     axes = zip(DIMS, grid.axes, own.axes, strict=True)
     return Grid.from_axes([mine if dim in dropped else axis for dim, axis, mine in axes])
 
 
-def _onto(volume: Volume, grid: Grid, method: Method) -> Expr:
+def _resample_expr(volume: Volume, grid: Grid, method: Method) -> Expr:
     shift = grid.shift_to(volume.grid)
     if shift is not None:
-        return view(volume.expr, volume.box, grid.box.shift(shift))
+        return view_expr(volume.expr, volume.box, grid.box.shift(shift))
     if volume.expr.dtype.kind == "b" and method == "linear":
         method = "nearest"  # between a true and a false voxel there is no value
     maps = tuple(AxisMap.between(target, own) for target, own in zip(grid.axes, volume.grid.axes, strict=True))
     expr = Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
-    return within(ended(expr, expr.mapped(volume.box), grid.box), grid.box)
+    return widen_to(clip_to_array(expr, expr.mapped(volume.box), grid.box), grid.box)
 
 
 def _common_grid(image: Grid, segmentation: Grid, to: Any) -> Grid:
     if not isinstance(to, str):
-        return _chosen_grid(to, image)
+        return _parse_target(to, image)
     if to in ("image", "segmentation"):
         return image if to == "image" else segmentation
     if to in ("finest", "coarsest"):
         pick = min if to == "finest" else max
         axes = [pick(pair, key=lambda a: a.resolution) for pair in zip(image.axes, segmentation.axes, strict=True)]
         return Grid.from_axes(axes)
-    raise _no_grid(to)
+    raise _target_error(to)
 
 
-def _chosen_grid(to: Any, image: Grid) -> Grid:
+def _parse_target(to: Any, image: Grid) -> Grid:
     try:
         return _target_grid(to, image)
     except OptionError:
-        raise _no_grid(to) from None
+        raise _target_error(to) from None
 
 
-def _no_grid(to: Any) -> OptionError:
+def _target_error(to: Any) -> OptionError:
     options = "'finest', 'coarsest', 'image', 'segmentation'"
     return OptionError(
         f"to={to!r} is no target grid; choose {options}, a Grid, or a resolution (x, y, z) in nm, such as (8, 8, 40)"
@@ -296,7 +296,7 @@ def _unit_hint(image: Grid, segmentation: Grid) -> str:
     return ""
 
 
-def _inside_both(bbox: BBox, image: xr.DataArray, segmentation: xr.DataArray) -> BBox:
+def _check_inside_both(bbox: BBox, image: xr.DataArray, segmentation: xr.DataArray) -> BBox:
     for name, array in (("image", image), ("segmentation", segmentation)):
         grid = grid_of(array)
         if not grid.select(bbox).clip(grid.box).voxels:

@@ -13,7 +13,7 @@ from imageryxr.core.grid import grid_of
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.ops.align import align
 from imageryxr.ops.labels import select_ids
-from imageryxr.ops.open import Mip, asked_ids, layer_array
+from imageryxr.ops.open import Mip, check_requested_ids, open_level
 from imageryxr.sources.base import Missing, check_missing
 from imageryxr.sources.cave import datastack
 from imageryxr.sources.cave.graphene import Stale, check_stale
@@ -132,18 +132,18 @@ def open_datastack(
         **options,
     )
     outside_ok = missing == "fill"
-    segmentation, wanted = asked_ids(segmentation, ids, stale)
-    labels = layer_array(segmentation, segmentation_mip, bbox, chunks, outside_ok=outside_ok)
+    segmentation, wanted = check_requested_ids(segmentation, ids, stale)
+    labels = open_level(segmentation, segmentation_mip, bbox, chunks, outside_ok=outside_ok)
     layers = {
-        "image": layer_array(image, image_mip, bbox, chunks, outside_ok=outside_ok),
+        "image": open_level(image, image_mip, bbox, chunks, outside_ok=outside_ok),
         "segmentation": labels if wanted is None else select_ids(labels, wanted),
     }
-    attrs = _attrs(stack, layers, version if timestamp is None else None)
+    attrs = _tree_attrs(stack, layers, version if timestamp is None else None)
     children = {f"/{name}": array.to_dataset(name=name) for name, array in layers.items()}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **children})
 
 
-def _attrs(stack: datastack.Datastack, layers: dict[str, xr.DataArray], version: int | None) -> dict[str, Any]:
+def _tree_attrs(stack: datastack.Datastack, layers: dict[str, xr.DataArray], version: int | None) -> dict[str, Any]:
     attrs: dict[str, Any] = {
         "datastack": stack.name,
         "server_address": stack.server,

@@ -20,8 +20,8 @@ from imageryxr.core.bbox import IndexBox, make_up
 from imageryxr.core.colors.ids import unsigned
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
 from imageryxr.graph.expr import Array, Expr, Mapped
-from imageryxr.graph.id_counts import counted_ids, ids_of
-from imageryxr.graph.labelled import Volume, result, volume_of
+from imageryxr.graph.id_counts import count_ids, find_ids
+from imageryxr.graph.labelled import Volume, label_result, volume_of
 
 
 def segmentation_volume(seg: xr.DataArray) -> Volume:
@@ -133,8 +133,8 @@ def unique_ids(
     """
     volume = segmentation_volume(seg)
     volume = replace(volume, splits=volume.below_splits or volume.splits, below_splits=None)
-    array = result(volume.expr, volume.grid, volume, attrs={}, name="segmentation")
-    ids, voxels = counted_ids(array.data) if counts else (ids_of(array.data), np.empty(0, np.int64))
+    array = label_result(volume.expr, volume.grid, volume, attrs={}, name="segmentation")
+    ids, voxels = count_ids(array.data) if counts else (find_ids(array.data), np.empty(0, np.int64))
     shown = ids != 0
     ids = np.asarray(ids[shown], dtype=volume.expr.dtype)
     return (ids, voxels[shown]) if counts else ids
@@ -178,11 +178,11 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     >>> ix.select_ids(seg, [2**64 - 1]).values.tolist()
     [[[0, 18446744073709551615, 0]]]
     """
-    volume, asked = segmentation_volume(seg), AskedIds.of(ids)
+    volume, asked = segmentation_volume(seg), RequestedIds.of(ids)
     pick = partial(_select, asked=asked)
-    expr = _OfIds(volume.expr, pick, str(volume.expr.dtype), asks=asked, whole=volume.box)
+    expr = _RequestedIdsMap(volume.expr, pick, str(volume.expr.dtype), asks=asked, whole=volume.box)
     attrs = {**volume.attrs, "ids": asked.array.tolist()}
-    return result(expr, volume.grid, volume, attrs=attrs, name="segmentation")
+    return label_result(expr, volume.grid, volume, attrs=attrs, name="segmentation")
 
 
 def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
@@ -219,12 +219,12 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     >>> masks.sel(segment=9).values.tolist()
     [[[False, False, True]]]
     """
-    volume, asked = segmentation_volume(seg), AskedIds.of(ids)
+    volume, asked = segmentation_volume(seg), RequestedIds.of(ids)
     if not asked.packed:
         raise SegmentError("split_masks was given no ids; give some, e.g. those of imageryxr.unique_ids(seg)")
     split = partial(_masks, asked=asked)
-    expr = _OfIds(volume.expr, split, "bool", lead=(len(asked.array),), asks=asked, whole=volume.box)
-    masks = result(expr, volume.grid, volume, attrs=volume.attrs, name="masks", lead="segment")
+    expr = _RequestedIdsMap(volume.expr, split, "bool", lead=(len(asked.array),), asks=asked, whole=volume.box)
+    masks = label_result(expr, volume.grid, volume, attrs=volume.attrs, name="masks", lead="segment")
     return masks.assign_coords(segment=asked.array)
 
 
@@ -232,7 +232,7 @@ _SEEN: ContextVar[dict[bytes, npt.NDArray[np.bool_]] | None] = ContextVar("image
 
 
 @contextmanager
-def recording_no_ids() -> Iterator[None]:
+def suspend_id_recording() -> Iterator[None]:
     """Let what is computed in the block warn by itself: nobody knows all of it who could."""
     before = _SEEN.set(None)
     try:
@@ -242,7 +242,7 @@ def recording_no_ids() -> Iterator[None]:
 
 
 @contextmanager
-def recording_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
+def record_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
     """Collect, in this thread, which of the ids that were asked for are there, by those that were asked for."""
     seen: dict[bytes, npt.NDArray[np.bool_]] = {}
     before = _SEEN.set(seen)
@@ -253,14 +253,14 @@ def recording_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
 
 
 @dataclass(frozen=True)
-class AskedIds:
+class RequestedIds:
     """Ids that somebody asked for: what a task carries."""
 
     packed: bytes
     """Ascending uint64: bytes compare, hash and pickle as one value."""
 
     @classmethod
-    def of(cls, ids: Iterable[Any]) -> AskedIds:
+    def of(cls, ids: Iterable[Any]) -> RequestedIds:
         """Return the ids as `id_array` reads them."""
         return cls(id_array(ids).tobytes())
 
@@ -295,10 +295,10 @@ class AskedIds:
 
 
 @dataclass(frozen=True)
-class _OfIds(Mapped):
+class _RequestedIdsMap(Mapped):
     """A function of labels that is about the ids that were asked for."""
 
-    asks: AskedIds = field(kw_only=True)
+    asks: RequestedIds = field(kw_only=True)
     whole: IndexBox = field(kw_only=True)
     """All voxels of the array that they were asked of: a crop of it need not hold them."""
 
@@ -307,7 +307,7 @@ class _OfIds(Mapped):
         return super().apply(box, *arrays)
 
 
-class _Tallies:
+class _IdTallies:
     """Which of the ids that were asked for the boxes read so far hold, until they make up all of an array."""
 
     most_arrays, most_boxes = 64, 1024
@@ -341,18 +341,18 @@ class _Tallies:
             return None
 
 
-_TALLIES = _Tallies()
+_TALLIES = _IdTallies()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_TALLIES.forget)
 
 
-def _select(labels: Array, asked: AskedIds) -> Array:
+def _select(labels: Array, asked: RequestedIds) -> Array:
     from imageryxr.kernels import isin
 
     return isin.select(labels, asked.array)
 
 
-def _masks(labels: Array, asked: AskedIds) -> Array:
+def _masks(labels: Array, asked: RequestedIds) -> Array:
     from imageryxr.kernels import isin
 
     return isin.masks(labels, asked.array)

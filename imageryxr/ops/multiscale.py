@@ -10,7 +10,7 @@ from imageryxr.core.bbox import Triple, exact, tidy
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import GridError, LayerError
 from imageryxr.graph.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
-from imageryxr.graph.labelled import Volume, labelled, lazy_array, volume_of
+from imageryxr.graph.labelled import Volume, label_array, lazy_array, volume_of
 from imageryxr.graph.to_dask import to_dask
 from imageryxr.sources.base import Level, dtype_of, finest_first
 
@@ -25,14 +25,14 @@ def levels_of(array: xr.DataArray) -> list[xr.DataArray]:
         volume = volume_of(array)
     except (LayerError, GridError):
         return [array]
-    found = _leaf(volume.expr, (0, 0, 0))
+    found = _level_leaf(volume.expr, (0, 0, 0))
     if found is None:
         return [array]
     leaf, by = found
     own = leaf.source.levels[leaf.mip].grid
     # A level of another type holds other values, as of a mean that is stored as floats.
     real = [level for level in finest_first(leaf.source) if dtype_of(leaf.source, level.mip) == leaf.dtype]
-    return [_at(array, volume, leaf, level, _moved(level.grid, own, volume.grid, by)) for level in real]
+    return [_array_at_level(array, volume, leaf, level, _move_grid(level.grid, own, volume.grid, by)) for level in real]
 
 
 def first_resolution(array: xr.DataArray) -> Triple:
@@ -40,11 +40,11 @@ def first_resolution(array: xr.DataArray) -> Triple:
 
     Neuroglancer counts in the voxels of the level that is listed first, be it the finest or not.
     """
-    found = _leaf(volume_of(array).expr, (0, 0, 0))
+    found = _level_leaf(volume_of(array).expr, (0, 0, 0))
     return grid_of(array).resolution if found is None else found[0].source.levels[0].grid.resolution
 
 
-def coarse_enough(array: xr.DataArray, resolution: Triple) -> xr.DataArray:
+def coarsest_level_for(array: xr.DataArray, resolution: Triple) -> xr.DataArray:
     """Return the coarsest level of an array's volume that is still as fine as a resolution (x, y, z nm), on each axis.
 
     Where none is, the finest.
@@ -57,19 +57,19 @@ def coarse_enough(array: xr.DataArray, resolution: Triple) -> xr.DataArray:
     return levels[max(fine, default=0)]
 
 
-def _leaf(expr: Expr, by: tuple[int, int, int]) -> tuple[LevelLeaf, tuple[int, int, int]] | None:
+def _level_leaf(expr: Expr, by: tuple[int, int, int]) -> tuple[LevelLeaf, tuple[int, int, int]] | None:
     """Return the level that an expression shows voxel by voxel, and the index there of its voxel 0."""
     if isinstance(expr, LevelLeaf):
         return expr, by
     if isinstance(expr, Shifted):
         z, y, x = (a + b for a, b in zip(by, expr.by, strict=True))
-        return _leaf(expr.child, (z, y, x))
+        return _level_leaf(expr.child, (z, y, x))
     if isinstance(expr, Widened | Mapped):
-        return _leaf(expr.child, by)
+        return _level_leaf(expr.child, by)
     return None
 
 
-def _moved(level: Grid, own: Grid, placed: Grid, by: tuple[int, int, int]) -> Grid:
+def _move_grid(level: Grid, own: Grid, placed: Grid, by: tuple[int, int, int]) -> Grid:
     """Return where a level lies if the level ``own``, from voxel ``by``, lies at ``placed``."""
     resolution, offset = [], []
     for axis in range(3):
@@ -82,17 +82,17 @@ def _moved(level: Grid, own: Grid, placed: Grid, by: tuple[int, int, int]) -> Gr
     return Grid(level.shape, tuple(resolution), tuple(offset))  # type: ignore[arg-type]
 
 
-def _at(array: xr.DataArray, volume: Volume, leaf: LevelLeaf, level: Level, grid: Grid) -> xr.DataArray:
-    expr = _exchanged(volume.expr, LevelLeaf(leaf.source, level.mip))
+def _array_at_level(array: xr.DataArray, volume: Volume, leaf: LevelLeaf, level: Level, grid: Grid) -> xr.DataArray:
+    expr = _replace_level(volume.expr, LevelLeaf(leaf.source, level.mip))
     attrs = {**array.attrs, "mip": level.mip, "resolution": grid.resolution, "voxel_offset": grid.voxel_offset}
     name = str(array.name) if array.name is not None else leaf.source.layer_type
     if isinstance(expr, LevelLeaf):
         return lazy_array(expr, grid, attrs, name)
     tail = "rgba" if expr.tail == (4,) else None
-    return labelled(to_dask(expr, grid.shape, name=name), grid, attrs, name, tail=tail)
+    return label_array(to_dask(expr, grid.shape, name=name), grid, attrs, name, tail=tail)
 
 
-def _exchanged(expr: Expr, leaf: LevelLeaf) -> Expr:
+def _replace_level(expr: Expr, leaf: LevelLeaf) -> Expr:
     if isinstance(expr, Mapped):
-        return replace(expr, child=_exchanged(expr.child, leaf))
-    return leaf if isinstance(expr, LevelLeaf) else _exchanged(expr.inputs[0], leaf)
+        return replace(expr, child=_replace_level(expr.child, leaf))
+    return leaf if isinstance(expr, LevelLeaf) else _replace_level(expr.inputs[0], leaf)

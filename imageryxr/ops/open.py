@@ -13,7 +13,7 @@ import xarray as xr
 from imageryxr.core.bbox import BBox, IndexBox
 from imageryxr.core.grid import grid_of, outside_error, refuse_far
 from imageryxr.errors import ImageryWarning, LayerError, OptionError, warn
-from imageryxr.graph.labelled import as_dask, cropped, is_lazy, level_array
+from imageryxr.graph.labelled import as_dask, crop_array, is_lazy, level_array
 from imageryxr.ops.labels import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, dtype_of, find_level, level_attrs
 from imageryxr.sources.cave.graphene import GrapheneSource, Stale, check_stale, with_ids
@@ -99,8 +99,8 @@ def open_image(
     (('z', 'y', 'x'), dtype('uint8'), (8.0, 8.0, 40.0))
     """
     choices = {"token": token, "channel": channel, "time": time, "assume": assume, "connection": connection}
-    layer, bbox = _resolved(source, "image", bbox, missing, **choices)
-    return layer_array(layer, mip, bbox, chunks, outside_ok=missing == "fill")
+    layer, bbox = _resolve(source, "image", bbox, missing, **choices)
+    return open_level(layer, mip, bbox, chunks, outside_ok=missing == "fill")
 
 
 def open_segmentation(
@@ -176,9 +176,9 @@ def open_segmentation(
     choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
     living: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
     check_stale(stale)
-    layer, bbox = _resolved(source, "segmentation", bbox, missing, **choices, **living)
-    layer, wanted = asked_ids(layer, ids, stale)
-    labels = layer_array(layer, mip, bbox, chunks, outside_ok=missing == "fill")
+    layer, bbox = _resolve(source, "segmentation", bbox, missing, **choices, **living)
+    layer, wanted = check_requested_ids(layer, ids, stale)
+    labels = open_level(layer, mip, bbox, chunks, outside_ok=missing == "fill")
     return labels if wanted is None else select_ids(labels, wanted)
 
 
@@ -231,14 +231,14 @@ def open_multiscale(
     choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
     living: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
     layer = resolve_source(source, None, missing=check_missing(missing), **choices, **living)
-    levels = _openable(layer)
-    children = {str(lv.mip): _level(layer, lv, bbox, chunks).to_dataset() for lv in levels}
+    levels = _openable_levels(layer)
+    children = {str(lv.mip): _label_level(layer, lv, bbox, chunks).to_dataset() for lv in levels}
     first = level_attrs(layer, find_level(layer, None))
     attrs = {key: first[key] for key in first if key not in ("mip", "resolution", "voxel_offset")}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{f"/{k}": v for k, v in children.items()}})
 
 
-def _openable(layer: Source) -> list[Level]:
+def _openable_levels(layer: Source) -> list[Level]:
     """Return the levels that hold voxels, without those whose type of voxel a segmentation cannot have."""
     levels = [level for level in layer.levels if not level.placeholder]
     if layer.layer_type == "image":
@@ -352,9 +352,9 @@ def crop(
         raise LayerError(f"crop takes a DataArray or a Dataset, not a {type(obj).__name__}; open one first")
     box = _box_of(obj, bbox, center, size, resolution)
     if isinstance(obj, xr.Dataset):
-        parts = {name: cropped(v, box) if "x" in v.coords else v for name, v in obj.data_vars.items()}
+        parts = {name: crop_array(v, box) if "x" in v.coords else v for name, v in obj.data_vars.items()}
         return xr.Dataset(parts, attrs=obj.attrs)
-    return cropped(obj, box)
+    return crop_array(obj, box)
 
 
 def _box_of(obj: xr.DataArray | xr.Dataset, bbox: BBox | None, center: Any, size: Any, resolution: Any) -> BBox:
@@ -369,7 +369,7 @@ def _box_of(obj: xr.DataArray | xr.Dataset, bbox: BBox | None, center: Any, size
     )
 
 
-def asked_ids(layer: Source, ids: Iterable[int] | None, stale: Stale) -> tuple[Source, list[int] | None]:
+def check_requested_ids(layer: Source, ids: Iterable[int] | None, stale: Stale) -> tuple[Source, list[int] | None]:
     """Return a layer, and which ids to keep of it, None for all; a living layer is asked whether it has them."""
     if ids is None:
         return layer, None
@@ -377,20 +377,20 @@ def asked_ids(layer: Source, ids: Iterable[int] | None, stale: Stale) -> tuple[S
     return with_ids(layer, asked, stale) if isinstance(layer, GrapheneSource) else (layer, asked)
 
 
-def layer_array(
+def open_level(
     layer: Source, mip: Mip, bbox: BBox | None = None, chunks: Any = None, *, outside_ok: bool = False
 ) -> xr.DataArray:
     """Return a level of a source, or a box of it, as a labelled array; reads nothing."""
-    return _level(layer, find_level(layer, mip), bbox, chunks, outside_ok=outside_ok)
+    return _label_level(layer, find_level(layer, mip), bbox, chunks, outside_ok=outside_ok)
 
 
-def _resolved(
+def _resolve(
     source: SourceLike, layer_type: LayerType, bbox: BBox | None, missing: Missing, **choices: Any
 ) -> tuple[Source, BBox | None]:
     """Return a source, and the box that is still to be cut out of it."""
     if isinstance(source, xr.DataArray) and is_lazy(source):
         # An array that was opened before is opened again as dask blocks of what is needed of it: nothing is read.
-        source, bbox = as_dask(source if bbox is None else cropped(source, bbox, outside_ok=missing == "fill")), None
+        source, bbox = as_dask(source if bbox is None else crop_array(source, bbox, outside_ok=missing == "fill")), None
     layer = resolve_source(source, layer_type, missing=check_missing(missing), **choices)
     if layer_type == "segmentation" and getattr(layer, "declared_type", None) == "image":
         warnings.warn(
@@ -402,7 +402,9 @@ def _resolved(
     return layer, bbox
 
 
-def _level(layer: Source, level: Level, bbox: BBox | None, chunks: Any, *, outside_ok: bool = False) -> xr.DataArray:
+def _label_level(
+    layer: Source, level: Level, bbox: BBox | None, chunks: Any, *, outside_ok: bool = False
+) -> xr.DataArray:
     layer.check(level.mip)
     dtype = dtype_of(layer, level.mip)
     if layer.layer_type == "segmentation" and dtype.kind not in "iu":
@@ -416,4 +418,4 @@ def _level(layer: Source, level: Level, bbox: BBox | None, chunks: Any, *, outsi
     if not outside_ok and not box.clip(level.grid.box).voxels:
         raise outside_error(bbox, level.grid, layer.name, [lv.grid for lv in layer.levels])
     refuse_far(box, bbox, level.grid, layer.name)
-    return cropped(level_array(layer, level), bbox, chunks=chunks, outside_ok=True)
+    return crop_array(level_array(layer, level), bbox, chunks=chunks, outside_ok=True)

@@ -18,11 +18,11 @@ from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
 from imageryxr.core.grid import Grid, grid_of, outside_error
 from imageryxr.core.orientation import Floats, axes_of_quaternion
 from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
-from imageryxr.graph.labelled import result, volume_of
-from imageryxr.graph.oblique import Cut, sliced
+from imageryxr.graph.labelled import label_result, volume_of
+from imageryxr.graph.oblique import Cut, plane_expr
 from imageryxr.ops.align import METHODS, Method, layer_type_of
-from imageryxr.ops.multiscale import coarse_enough
-from imageryxr.ops.tree import dimensions_of, layers_of, position_of, shown_axes
+from imageryxr.ops.multiscale import coarsest_level_for
+from imageryxr.ops.tree import dimensions_of, displayed_axes, layers_of, position_of
 
 Point = list[Fraction]
 
@@ -106,28 +106,30 @@ def plane(
         if nm_per_pixel is None and layers:
             nm_per_pixel = min(min(grid_of(v).resolution) for v in layers.values())
         common: dict[str, Any] = {"normal": normal, "up": up, "orientation": orientation, "resolution": resolution}
-        cuts = _cuts(layers, lambda v: plane(v, center, size, nm_per_pixel=nm_per_pixel, **common))
+        cuts = _cut_layers(layers, lambda v: plane(v, center, size, nm_per_pixel=nm_per_pixel, **common))
         return xr.Dataset(cuts, attrs=plain_attrs(obj.attrs))
-    step = min(grid_of(obj).resolution) if nm_per_pixel is None else _positive(nm_per_pixel)
-    axes = axes_of_quaternion(orientation) if orientation is not None else _axes(normal, up)
-    return _plane(obj, center, _shape(size), axes, step, check_resolution(resolution), method)
+    step = min(grid_of(obj).resolution) if nm_per_pixel is None else _check_positive(nm_per_pixel)
+    axes = axes_of_quaternion(orientation) if orientation is not None else _plane_axes(normal, up)
+    return _cut_plane(obj, center, _check_size(size), axes, step, check_resolution(resolution), method)
 
 
-def _plane(
+def _cut_plane(
     obj: xr.DataArray, center: Sequence[float], shape: Index3, axes: Floats, step: float, unit: Triple, method: Any
 ) -> xr.DataArray:
     """Cut a plane whose columns, rows and depth run along ``axes``."""
-    volume, chosen = volume_of(obj), _method(obj, method)
-    point = [exact(_finite(c, center)) * exact(u) for c, u in zip(_three(center, "center"), unit, strict=True)]
+    volume, chosen = volume_of(obj), _choose_method(obj, method)
+    point = [
+        exact(_check_finite(c, center)) * exact(u) for c, u in zip(_check_triple(center, "center"), unit, strict=True)
+    ]
     middle = np.array([float(p) for p in point])
     grid = _plane_grid(middle, axes, step, shape)
-    _check_reached(volume.grid, middle, axes, step, shape, unit)
-    expr = sliced(volume.expr, _cut(volume.grid, point, axes, step, shape, chosen), shape)
+    _check_overlap(volume.grid, middle, axes, step, shape, unit)
+    expr = plane_expr(volume.expr, _pixel_to_voxel_map(volume.grid, point, axes, step, shape, chosen), shape)
     attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.ravel().tolist()}
     name = str(obj.name) if obj.name is not None else layer_type_of(obj)
     # Along the axes of a turned plane there are other voxels, whatever their coordinates.
     scalars = tuple(extra for extra in volume.extras if not extra.variable.dims)
-    return result(expr, grid, replace(volume, extras=scalars), attrs=attrs, name=name)
+    return label_result(expr, grid, replace(volume, extras=scalars), attrs=attrs, name=name)
 
 
 def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | None = None) -> xr.Dataset:
@@ -167,14 +169,18 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     """
     arrays = layers_of(tree)
     unit = dimensions_of(tree, arrays)
-    step = float(tree.attrs.get(NM_PER_PIXEL, min(unit))) if nm_per_pixel is None else _positive(nm_per_pixel)
-    center, shape, axes = position_of(tree, arrays, unit), _shape(size), shown_axes(tree)
+    step = float(tree.attrs.get(NM_PER_PIXEL, min(unit))) if nm_per_pixel is None else _check_positive(nm_per_pixel)
+    center, shape, axes = position_of(tree, arrays, unit), _check_size(size), displayed_axes(tree)
     layers = {n: a for n, a in arrays.items() if a.attrs.get(VISIBLE, True)}
-    cuts = _cuts(layers, lambda a: _plane(coarse_enough(a, (step, step, step)), center, shape, axes, step, unit, None))
+    cuts = _cut_layers(
+        layers, lambda a: _cut_plane(coarsest_level_for(a, (step, step, step)), center, shape, axes, step, unit, None)
+    )
     return xr.Dataset(cuts, attrs=plain_attrs(tree.attrs))
 
 
-def _cuts(layers: Mapping[Any, xr.DataArray], cut: Callable[[xr.DataArray], xr.DataArray]) -> dict[Any, xr.DataArray]:
+def _cut_layers(
+    layers: Mapping[Any, xr.DataArray], cut: Callable[[xr.DataArray], xr.DataArray]
+) -> dict[Any, xr.DataArray]:
     """Cut each layer that the picture reaches."""
     out, outside = {}, {}
     for name, array in layers.items():
@@ -193,7 +199,7 @@ def _cuts(layers: Mapping[Any, xr.DataArray], cut: Callable[[xr.DataArray], xr.D
 # directions
 
 
-def _axes(normal: Any, up: Any) -> Floats:
+def _plane_axes(normal: Any, up: Any) -> Floats:
     """Return the directions (x, y, z) of the columns, the rows and the depth of a plane."""
     if isinstance(normal, str):
         if normal not in _AXES or up is not None:
@@ -217,7 +223,7 @@ def _axes(normal: Any, up: Any) -> Floats:
 
 
 def _direction(value: Any, name: str) -> Floats:
-    vector = np.array([_finite(v, value) for v in _three(value, name)])
+    vector = np.array([_check_finite(v, value) for v in _check_triple(value, name)])
     length = float(np.linalg.norm(vector))
     if not length > 0:
         raise OptionError(f"{name}={value!r} points nowhere; give a direction (x, y, z), such as (1, 0, 0)")
@@ -234,7 +240,7 @@ def _plane_grid(middle: Floats, axes: Floats, step: float, shape: Index3) -> Gri
     return Grid(shape, (step, step, step), (offsets[0], offsets[1], offsets[2]))
 
 
-def _check_reached(grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, unit: Triple) -> None:
+def _check_overlap(grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, unit: Triple) -> None:
     """Raise unless the box around a plane's pixels and the volume share some place."""
     ends = np.array([((-(n // 2) - 0.5) * step, (n - n // 2 - 0.5) * step) for n in shape[::-1]])
     reach = axes[:, :, None] * ends[:, None, :]  # plane axis, (x, y, z), end
@@ -246,7 +252,7 @@ def _check_reached(grid: Grid, middle: Floats, axes: Floats, step: float, shape:
         raise outside_error(box, grid, "the volume")
 
 
-def _cut(grid: Grid, middle: Point, axes: Floats, step: float, shape: Index3, method: str) -> Cut:
+def _pixel_to_voxel_map(grid: Grid, middle: Point, axes: Floats, step: float, shape: Index3, method: str) -> Cut:
     moves = axes * step / np.array(grid.resolution)  # voxels (x, y, z) per pixel along x, y and z of the plane
     corner = np.array([n // 2 for n in shape[::-1]]) @ moves
     base, rest = [], []
@@ -259,7 +265,7 @@ def _cut(grid: Grid, middle: Point, axes: Floats, step: float, shape: Index3, me
     return Cut((bz, by, bx), (z, y, x), (steps[0], steps[1], steps[2]), method)  # type: ignore[arg-type]
 
 
-def _method(obj: xr.DataArray, method: Any) -> str:
+def _choose_method(obj: xr.DataArray, method: Any) -> str:
     layer = layer_type_of(obj)
     if "rgba" in obj.dims:
         raise LayerError("a plane is cut through an image or a segmentation; cut first, and draw the overlay then")
@@ -271,7 +277,7 @@ def _method(obj: xr.DataArray, method: Any) -> str:
     return method or allowed[0]
 
 
-def _shape(size: Any) -> Index3:
+def _check_size(size: Any) -> Index3:
     values = list(size) if isinstance(size, Sequence | np.ndarray) else []
     whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) and 0 < v < 1 << 20 for v in values)
     if len(values) not in (2, 3) or not whole:
@@ -280,14 +286,14 @@ def _shape(size: Any) -> Index3:
     return (depth, height, width)
 
 
-def _three(value: Any, name: str) -> list[Any]:
+def _check_triple(value: Any, name: str) -> list[Any]:
     items = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else []
     if len(items) != 3:
         raise BoxError(f"{name}={value!r} is not 3 numbers (x, y, z)")
     return items
 
 
-def _finite(value: Any, given: Any) -> float:
+def _check_finite(value: Any, given: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -297,8 +303,8 @@ def _finite(value: Any, given: Any) -> float:
     return number
 
 
-def _positive(value: Any) -> float:
-    number = _finite(value, value)
+def _check_positive(value: Any) -> float:
+    number = _check_finite(value, value)
     if number <= 0:
         raise OptionError(f"nm_per_pixel={value!r} must be more than 0")
     return number

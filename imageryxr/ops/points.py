@@ -14,7 +14,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import BoxError, LayerError, OutOfVolumeError
 from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.graph.labelled import RGBA, Volume, volume_of
-from imageryxr.graph.selection import Joint, values_at
+from imageryxr.graph.selection import AxisGroup, read_selection
 from imageryxr.graph.strides import Indexes
 from imageryxr.graph.to_dask import to_dask
 
@@ -68,21 +68,21 @@ def sample_points(obj: Any, points: Any, *, resolution: Sequence[float] = (1, 1,
     >>> ids.dims, ids.dtype, int(ids[2])
     (('point',), dtype('uint64'), 0)
     """
-    places, unit = _numbers(points), check_resolution(resolution)
-    layers: Mapping[Any, Any] = _layers(obj) if isinstance(obj, xr.Dataset) else {None: obj}
-    volumes = {name: volume_of(array, tail=_tail(array)) for name, array in layers.items()}
+    places, unit = _points_array(points), check_resolution(resolution)
+    layers: Mapping[Any, Any] = _spatial_variables(obj) if isinstance(obj, xr.Dataset) else {None: obj}
+    volumes = {name: volume_of(array, tail=_tail_dims(array)) for name, array in layers.items()}
     if len(places) and not any(_any_inside(places, unit, volume.grid) for volume in volumes.values()):
         name, volume = next(iter(volumes.items()))
         raise _outside_error(places, unit, volume.grid, layers[name].name)
-    values = {name: _sampled(volume, places, unit) for name, volume in volumes.items()}
+    values = {name: _sample_volume(volume, places, unit) for name, volume in volumes.items()}
     return xr.Dataset(values, attrs=obj.attrs) if isinstance(obj, xr.Dataset) else values[None]
 
 
-def _tail(array: Any) -> tuple[str, ...]:
+def _tail_dims(array: Any) -> tuple[str, ...]:
     return ("rgba",) if "rgba" in getattr(array, "dims", ()) else ()
 
 
-def _layers(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
+def _spatial_variables(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
     """Return the variables of a Dataset that have a place in space."""
     found = {name: v for name, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
     if not found:
@@ -91,24 +91,24 @@ def _layers(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
     return found
 
 
-def _sampled(volume: Volume, places: Places, unit: Triple) -> xr.DataArray:
+def _sample_volume(volume: Volume, places: Places, unit: Triple) -> xr.DataArray:
     """Return the values at points in nm per ``unit``, 0 where they lie outside."""
-    indexes = _indexes(places, unit, volume.grid)
+    indexes = _voxel_indexes(places, unit, volume.grid)
     inside = np.all([(i >= 0) & (i < n) for i, n in zip(indexes, volume.grid.shape, strict=True)], axis=0)
     values = np.zeros((len(places), *volume.expr.tail), volume.expr.dtype)
     if inside.any():
         z, y, x = (i[inside].astype(np.int64) for i in indexes)
-        values[inside] = _values(volume, z, y, x)
+        values[inside] = _read_voxels(volume, z, y, x)
     coords: dict[str, Any] = {d: ("point", places[:, a] * unit[a], {"units": "nm"}) for a, d in enumerate("xyz")}
     tail = ("rgba",) if volume.expr.tail else ()
     colors = {"rgba": ("rgba", list(RGBA))} if tail else {}
     return xr.DataArray(values, {**coords, **colors}, ("point", *tail), volume.name, dict(volume.attrs))
 
 
-def _numbers(points: Any) -> Places:
+def _points_array(points: Any) -> Places:
     """Return points as an array (n, 3)."""
     if isinstance(points, Mapping | xr.Dataset) or hasattr(points, "columns"):
-        points = _columns(points)
+        points = _table_positions(points)
     try:
         rows = np.asarray(points)
         # a column of triples, as CAVE tables have
@@ -132,7 +132,7 @@ def _numbers(points: Any) -> Places:
     return found
 
 
-def _columns(table: Any) -> Any:
+def _table_positions(table: Any) -> Any:
     """Return the positions of a table: its columns x, y and z, or its only column of triples."""
     absent = [c for c in "xyz" if c not in table]
     if not absent:
@@ -141,7 +141,7 @@ def _columns(table: Any) -> Any:
             raise BoxError(f"x, y and z of points have shapes {[p.shape for p in points]}: give as many of each")
         return np.stack(points, axis=1)
     names = list(getattr(table, "columns", table))
-    triples = [name for name in names if _holds_triples(table[name])]
+    triples = [name for name in names if _has_triples(table[name])]
     if len(triples) == 1:
         return table[triples[0]]
     message = f"the table of points has the columns {list(map(str, names))}"
@@ -157,14 +157,14 @@ def _columns(table: Any) -> Any:
     )
 
 
-def _holds_triples(column: Any) -> bool:
+def _has_triples(column: Any) -> bool:
     values = np.asarray(column)
     if values.dtype != object or values.ndim != 1:
         return values.ndim == 2 and values.shape[1] == 3 and values.dtype.kind in "iuf"
     return len(values) > 0 and all(isinstance(v, list | tuple | np.ndarray) and len(v) == 3 for v in values)
 
 
-def _indexes(places: Places, unit: Sequence[float], grid: Grid) -> list[Places]:
+def _voxel_indexes(places: Places, unit: Sequence[float], grid: Grid) -> list[Places]:
     """Return the indexes (z, y, x) of the voxels that contain points; whole numbers, as floats."""
     found = []
     for axis, own in enumerate(grid.axes):
@@ -175,15 +175,15 @@ def _indexes(places: Places, unit: Sequence[float], grid: Grid) -> list[Places]:
     return found
 
 
-def _values(volume: Volume, z: Indexes, y: Indexes, x: Indexes) -> Array:
+def _read_voxels(volume: Volume, z: Indexes, y: Indexes, x: Indexes) -> Array:
     expr = volume.expr
     if isinstance(expr, ArrayLeaf):
         return expr.array[z, y, x]
-    if not volume.givens:
-        return values_at(expr, [Joint((0, 1, 2), (z, y, x))])
+    if not volume.dask_inputs:
+        return read_selection(expr, [AxisGroup((0, 1, 2), (z, y, x))])
     # blocks of other arrays may share what they are made of: all in one graph
     splits = volume.below_splits or volume.splits
-    blocks = to_dask(expr, volume.grid.shape, givens=volume.givens, chunks=splits, name="points")
+    blocks = to_dask(expr, volume.grid.shape, dask_inputs=volume.dask_inputs, chunks=splits, name="points")
     found: Array = blocks.vindex[z, y, x].compute()
     return found
 
@@ -206,5 +206,5 @@ def _outside_error(places: Places, unit: Sequence[float], grid: Grid, name: Any)
 
 
 def _any_inside(places: Places, unit: Sequence[float], grid: Grid) -> bool:
-    indexes = _indexes(places, unit, grid)
+    indexes = _voxel_indexes(places, unit, grid)
     return bool(np.all([(i >= 0) & (i < n) for i, n in zip(indexes, grid.shape, strict=True)], axis=0).any())

@@ -13,10 +13,10 @@ from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.errors import OptionError
 from imageryxr.graph.expr import Array, Expr, Resampled
-from imageryxr.graph.labelled import BoxReader, box_reader, labelled
+from imageryxr.graph.labelled import BoxReader, box_reader, label_array
 
 
-def squared(read: BoxReader, across: str, layer_type: str) -> BoxReader:
+def square_reader(read: BoxReader, across: str, layer_type: str) -> BoxReader:
     """Return the reader of an array whose pixels in the slices across an axis are square.
 
     Parameters
@@ -33,7 +33,7 @@ def squared(read: BoxReader, across: str, layer_type: str) -> BoxReader:
     volume = read.volume
     plane = [a for a in range(3) if a != DIMS.index(across)]
     finest = min(volume.grid.axes[a].resolution for a in plane)
-    axes = [_finer(axis, finest) if i in plane else axis for i, axis in enumerate(volume.grid.axes)]
+    axes = [_refine_axis(axis, finest) if i in plane else axis for i, axis in enumerate(volume.grid.axes)]
     grid = Grid.from_axes(axes)
     if grid == volume.grid:
         return read
@@ -47,12 +47,12 @@ def squared(read: BoxReader, across: str, layer_type: str) -> BoxReader:
 
 def square_pixels(picture: xr.DataArray, across: str) -> xr.DataArray:
     """Return RGBA (z, y, x, rgba) whose pixels in the slices across an axis are square; computes."""
-    read = squared(box_reader(picture), across, "image")
+    read = square_reader(box_reader(picture), across, "image")
     volume = read.volume
-    return labelled(read(volume.grid.box), volume.grid, volume.attrs, str(volume.name or "picture"), tail="rgba")
+    return label_array(read(volume.grid.box), volume.grid, volume.attrs, str(volume.name or "picture"), tail="rgba")
 
 
-def _finer(axis: Axis, resolution: float) -> Axis:
+def _refine_axis(axis: Axis, resolution: float) -> Axis:
     if axis.resolution == resolution:
         return axis
     # the lower edge stays where it is

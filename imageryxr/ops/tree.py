@@ -18,7 +18,7 @@ from imageryxr.core.grid import Grid, grid_of, outside_error
 from imageryxr.core.orientation import Floats, screen_axes, screen_dimensions
 from imageryxr.errors import LayerError, LinkWarning, OptionError
 from imageryxr.ops.align import layer_type_of, regrid
-from imageryxr.ops.multiscale import coarse_enough
+from imageryxr.ops.multiscale import coarsest_level_for
 
 
 def view(
@@ -77,8 +77,8 @@ def view(
     >>> tree.imagery.view(size=(100, 50, 4)).em.shape
     (4, 50, 100)
     """
-    arrays = _chosen(layers_of(tree), layers)
-    other = _other_plane(tree)
+    arrays = _choose_layers(layers_of(tree), layers)
+    other = _plane_warning(tree)
     if other:
         warnings.warn(other, LinkWarning, stacklevel=2)
     unit = dimensions_of(tree, arrays)
@@ -92,7 +92,7 @@ def view(
         if grid_of(array).bbox.intersection(grid.bbox) is None:
             outside.append(name)
         else:
-            shown[name] = on_grid(array, grid)
+            shown[name] = regrid_layer(array, grid)
     if not shown:
         raise outside_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layer {next(iter(arrays))!r}")
     for name in outside:
@@ -151,7 +151,7 @@ def position_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray], unit: Triple
     return [nm / r for nm, r in zip(middle, unit, strict=True)]
 
 
-def _other_plane(tree: xr.DataTree) -> str:
+def _plane_warning(tree: xr.DataTree) -> str:
     """Return the warning for a link that shows another plane than a view does, or nothing."""
     plane = "tree.imagery.plane((width, height))"
     if _is_turned(tree):
@@ -159,11 +159,11 @@ def _other_plane(tree: xr.DataTree) -> str:
             "the link shows a cross section that is turned, and a view lies along the axes of its layers; "
             f"{plane} draws the section itself"
         )
-    if (np.abs(shown_axes(tree) - np.eye(3)) < 1e-6).all():
+    if (np.abs(displayed_axes(tree) - np.eye(3)) < 1e-6).all():
         return ""
     display = listed(tree.attrs.get(DISPLAY))
     shown = f"the dimensions {', '.join(display)} as x, y and z (its displayDimensions)" if display else ""
-    panel = _panel(tree)
+    panel = _layout_panel(tree)
     panel = f"the plane {panel} (its layout)" if panel != "xy" else ""
     return (
         f"the link shows {', and '.join(filter(None, [shown, panel]))}, and a view lies in that of x and y; "
@@ -171,13 +171,13 @@ def _other_plane(tree: xr.DataTree) -> str:
     )
 
 
-def shown_axes(tree: xr.DataTree) -> Floats:
+def displayed_axes(tree: xr.DataTree) -> Floats:
     """Return the directions (x, y, z) of the columns, the rows and the depth of the plane that a link shows."""
     display = screen_dimensions(listed(tree.attrs.get(DISPLAY)) or "xyz") or "xyz"
-    return screen_axes(tree.attrs.get(ORIENTATION, (0, 0, 0, 1)), _panel(tree), display)
+    return screen_axes(tree.attrs.get(ORIENTATION, (0, 0, 0, 1)), _layout_panel(tree), display)
 
 
-def _panel(tree: xr.DataTree) -> str:
+def _layout_panel(tree: xr.DataTree) -> str:
     """Return which plane a link's layout shows alone; that of x and y where it shows several or none."""
     layout = tree.attrs.get("layout")
     panel = layout.removesuffix("-3d") if isinstance(layout, str) else ""
@@ -190,7 +190,7 @@ def _is_turned(tree: xr.DataTree) -> bool:
     return max(abs(x), abs(y), abs(z)) > 1e-6 * abs(w)
 
 
-def _chosen(arrays: dict[str, xr.DataArray], names: Iterable[str] | None) -> dict[str, xr.DataArray]:
+def _choose_layers(arrays: dict[str, xr.DataArray], names: Iterable[str] | None) -> dict[str, xr.DataArray]:
     if names is None:
         on = {name: array for name, array in arrays.items() if array.attrs.get(VISIBLE, True)}
         return on or arrays
@@ -201,9 +201,9 @@ def _chosen(arrays: dict[str, xr.DataArray], names: Iterable[str] | None) -> dic
     return {n: arrays[n].assign_attrs({VISIBLE: True}) for n in wanted}
 
 
-def on_grid(array: xr.DataArray, grid: Grid) -> xr.DataArray:
+def regrid_layer(array: xr.DataArray, grid: Grid) -> xr.DataArray:
     """Return a layer on a grid, read from the level that suits it."""
-    level = coarse_enough(array, grid.resolution)
+    level = coarsest_level_for(array, grid.resolution)
     if layer_type_of(level) == "segmentation":
         return regrid(level, grid, method="nearest")
     finer = any(a < b * (1 - 1e-6) for a, b in zip(grid_of(level).resolution, grid.resolution, strict=True))

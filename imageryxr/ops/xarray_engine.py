@@ -14,7 +14,7 @@ from xarray.core import indexing
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.errors import OptionError
 from imageryxr.graph.labelled import volume_of
-from imageryxr.graph.lazy_indexing import FieldArray
+from imageryxr.graph.lazy_indexing import LazyExprArray
 from imageryxr.ops.open import Mip, open_image, open_multiscale, open_segmentation
 from imageryxr.sources.base import LayerType
 from imageryxr.sources.resolve import resolve_source
@@ -203,9 +203,9 @@ def _mip_of(group: str | int | None, mip: Mip) -> Mip:
 def _lazily_indexed(array: xr.DataArray) -> xr.DataArray:
     """Return an opened array, or a box of one, as xarray's lazily indexed array: xarray adds dask blocks or a cache."""
     volume = volume_of(array)
-    if volume.in_memory or volume.givens:
+    if volume.in_memory or volume.dask_inputs:
         return array
-    field = indexing.LazilyIndexedArray(FieldArray(volume.expr, volume.grid.shape))
+    field = indexing.LazilyIndexedArray(LazyExprArray(volume.expr, volume.grid.shape))
     plain = xr.DataArray(xr.Variable(DIMS, field, array.attrs), coords=array.coords, name=array.name)
     # DataArray drops the encoding of its variable, which holds the blocks that chunks={} makes.
     plain.encoding = dict(array.encoding)

@@ -16,7 +16,7 @@ from imageryxr.core.grid import same_grid
 from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
 from imageryxr.graph.composite import AnyOf, Stacked, Stencilled
 from imageryxr.graph.expr import Array, Expr, Mapped
-from imageryxr.graph.labelled import Volume, labelled, volume_of
+from imageryxr.graph.labelled import Volume, label_array, volume_of
 from imageryxr.ops.labels import segmentation_volume
 from imageryxr.render.paint import Outline, Paint, check_alpha, norm_outline, paint_of, painted
 
@@ -236,7 +236,7 @@ def _placed(mask: Any, picture: Volume | None, what: str) -> xr.DataArray:
     if tuple(mask.shape) not in (shape, tuple(n for n in shape if n > 1), shape[1:] if shape[0] == 1 else shape):
         hint = ": it is (x, y, z), so give mask.T" if tuple(mask.shape[::-1]) == shape else ""
         raise GridMismatchError(f"{what} has shape {tuple(mask.shape)}, and the image (z, y, x) {shape}{hint}")
-    return labelled(mask.reshape(shape), picture.grid, {}, "mask")
+    return label_array(mask.reshape(shape), picture.grid, {}, "mask")
 
 
 def _mask_colors(colors: Any, keys: list[Any]) -> dict[Any, tuple[int, ...]]:

@@ -19,7 +19,7 @@ from imageryxr.core.grid import same_grid
 from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.graph.composite import Stacked
 from imageryxr.graph.expr import Array, Expr, Mapped
-from imageryxr.graph.labelled import Volume, result, volume_of
+from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.labels import segmentation_volume
 from imageryxr.render.layers import Layer, described, prepared_layers, rgba_of
@@ -370,7 +370,7 @@ def composite(*layers: xr.DataArray) -> xr.DataArray:
 def _drawn(expr: Expr, volumes: list[Volume], attrs: dict[str, Any], name: str) -> xr.DataArray:
     # grey values and ids are what the attribute tells apart; a picture is neither
     kept = {k: v for k, v in attrs.items() if k != "layer_type"}
-    return result(expr, volumes[0].grid, *volumes, attrs=kept, name=name, tail="rgba")
+    return label_result(expr, volumes[0].grid, *volumes, attrs=kept, name=name, tail="rgba")
 
 
 def _grey(image: xr.DataArray, limits: tuple[float, float] | None) -> Volume:

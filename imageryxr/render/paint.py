@@ -19,7 +19,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, OptionError
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.labelled import Volume
-from imageryxr.ops.labels import AskedIds, id_array, id_list
+from imageryxr.ops.labels import RequestedIds, id_array, id_list
 
 Side = Literal["out", "in"]
 
@@ -114,7 +114,7 @@ class Painted(Expr):
         return (self.labels,) if self.image is None else (self.labels, self.image)
 
     @property
-    def asks(self) -> AskedIds | None:
+    def asks(self) -> RequestedIds | None:
         """The ids that were asked for, if any were."""
         paint = self.fill or self.line
         return None if paint is None else paint.asked
@@ -199,9 +199,9 @@ class Paint:
     colors: Colors
     alpha: float
     """Of the selected segments."""
-    asked: AskedIds | None = None
+    asked: RequestedIds | None = None
     """Ids that the caller named, who wants to hear of those that are not there."""
-    selected: AskedIds | None = None
+    selected: RequestedIds | None = None
     """Segments that ``alpha`` is for; None for all."""
     rest: float = 0.0
     """Of the others."""
@@ -307,7 +307,7 @@ def paint_of(colors: Any, ids: Iterable[int] | None, alpha: Any, rest_alpha: Any
     if chosen is not None or isinstance(colors, Mapping):
         return _paint(found, colors, chosen, base, rest or 0.0, own)
     everything = look.all_if_none_selected and not look.selected_ids
-    shown = None if everything else AskedIds.of([i for i in look.selected_ids if i])
+    shown = None if everything else RequestedIds.of([i for i in look.selected_ids if i])
     own = {**look.alphas, **own} if colors is None else own
     saturation = look.saturation if colors is None else 1.0
     return Paint(found, base, None, shown, look.rest_alpha if rest is None else rest, _packed(own), saturation)
@@ -318,14 +318,14 @@ def _paint(
 ) -> Paint:
     """Return the paint of the segments that a caller named, over that of all others."""
     if rest > 0 and isinstance(colors, Mapping):
-        named = AskedIds.of([i for i in found.ids.tolist() if i])
+        named = RequestedIds.of([i for i in found.ids.tolist() if i])
         # others that the caller has a colour for keep it; the rest have that of their id, as without a dict
         found = replace(resolve_colors(colors), fallback=resolve_colors(None).fallback)
         if chosen is None:
             return Paint(found, alpha, None, named, rest, _packed(own))
     if chosen is None:
         return Paint(found, alpha, own=_packed(own))
-    asked = AskedIds.of(chosen)
+    asked = RequestedIds.of(chosen)
     own = {i: a for i, a in own.items() if i in set(asked.array.tolist())}
     if rest > 0 and not found.shows_all:
         found = _with_others(found, resolve_colors(colors))

@@ -17,8 +17,8 @@ from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentLook
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError
 from imageryxr.ops.align import layer_type_of
-from imageryxr.ops.multiscale import coarse_enough, levels_of
-from imageryxr.ops.tree import dimensions_of, layers_of, on_grid, position_of
+from imageryxr.ops.multiscale import coarsest_level_for, levels_of
+from imageryxr.ops.tree import dimensions_of, layers_of, position_of, regrid_layer
 from imageryxr.render.figure import to_pil
 from imageryxr.render.overlay import overlay, overlay_dataset, to_rgba
 
@@ -177,9 +177,9 @@ def _middle_of(obj: xr.Dataset | xr.DataTree, size: int) -> xr.Dataset:
     grid = Grid((1, pixels[1], pixels[0]), target, (box.lo[0], box.lo[1], box.lo[2]))
     out = {}
     for n, array in shown.items():
-        size_x, size_y, _ = grid_of(coarse_enough(array, target)).resolution
+        size_x, size_y, _ = grid_of(coarsest_level_for(array, target)).resolution
         if n == name or extent[0] / size_x * extent[1] / size_y <= GLANCE_VOXELS:
-            out[n] = _shown(on_grid(array, grid))
+            out[n] = _shown(regrid_layer(array, grid))
     return xr.Dataset(out)
 
 

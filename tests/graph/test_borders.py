@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.graph.evaluate import wanted
+from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.to_dask import expr_of
 from tests.conftest import no_compute, volume
 
@@ -265,7 +265,7 @@ def test_a_block_of_a_shrunk_array_reads_no_more_than_a_block(resolution):
     method = "mode" if resolution[0] > 8 else "nearest"
     coarse = ix.regrid(ix.open_segmentation(made), resolution, method=method)
     expr, splits = expr_of(coarse.data)
-    (box,) = next(iter(wanted(expr, IndexBox((0, 0, 0), tuple(s[0] for s in splits))).values()))
+    (box,) = next(iter(required_boxes(expr, IndexBox((0, 0, 0), tuple(s[0] for s in splits))).values()))
     made_voxels = math.prod(s[0] for s in splits)
     assert 2**20 < max(box.voxels, made_voxels) <= 1.3 * 2**22
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.graph.expr import GivenLeaf, LevelLeaf
+from imageryxr.graph.expr import DaskLeaf, LevelLeaf
 from imageryxr.graph.labelled import lazy_array, volume_of
 from tests.conftest import no_compute
 from tests.support.counted_source import GRID, READS, SHAPE, VALUES, VOXELS, _Endless, held, opened
@@ -145,7 +145,7 @@ def test_what_xarray_moved_is_read_as_the_source(make, how):
         moved = CHUNKED_MOVES[how](MADE[make]())
         volume = volume_of(moved)
     assert not READS
-    assert not volume.givens
+    assert not volume.dask_inputs
     assert not volume.in_memory
     expected = CHUNKED_MOVES[how](held())
     # each dim that was dropped counts as one voxel
@@ -218,7 +218,7 @@ def test_any_chain_of_moves_gives_the_voxels_of_numpy(make, steps):
     if min(want.shape) > 1:
         got, want = got.assign_attrs(attrs), want.assign_attrs(attrs)
         volume = volume_of(got)
-        assert not volume.givens
+        assert not volume.dask_inputs
         drawn, expected = (ix.overlay(None, x, colors="glasbey") for x in (got, want))
         np.testing.assert_array_equal(drawn.values, expected.values)
 
@@ -282,7 +282,7 @@ def test_own_blocks_keep_a_rechunking_of_the_caller():
     """A rechunking hands on pieces; each block below it would otherwise go whole to every task that needs a piece."""
     own = held().chunk(z=1).copy(data=held().chunk(z=1).data.map_blocks(np.copy, dtype="u8"))
     volume = volume_of(own.chunk(z=12, y=11, x=13))
-    assert isinstance(volume.expr, GivenLeaf)
+    assert isinstance(volume.expr, DaskLeaf)
     assert volume.splits[0] == (12,)
 
 

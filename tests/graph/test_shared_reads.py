@@ -18,7 +18,7 @@ import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.graph.expr import ArrayLeaf, Leaf, LevelLeaf
 from imageryxr.graph.labelled import lazy_array
-from imageryxr.graph.shared_reads import Reads, without
+from imageryxr.graph.shared_reads import SharedReads, boxes_around
 from imageryxr.sources.memory import MemorySource, memory_source
 from tests.support.volumes import FINE, IDS, IMAGE, SEG
 
@@ -179,7 +179,7 @@ def test_cutouts_of_one_size_have_nothing_to_do_with_each_other(layers):
 def test_what_was_read_is_let_go_of_block_by_block(layers, monkeypatch):
     image, seg, _ = layers
     alive, most = weakref.WeakSet(), [0]
-    begin, read = Reads.__init__, Reads.read
+    begin, read = SharedReads.__init__, SharedReads.read
 
     def noticed(self, leaf):
         begin(self, leaf)
@@ -190,8 +190,8 @@ def test_what_was_read_is_let_go_of_block_by_block(layers, monkeypatch):
         most[0] = max(most[0], sum(bool(r._held) for r in list(alive)))
         return values
 
-    monkeypatch.setattr(Reads, "__init__", noticed)
-    monkeypatch.setattr(Reads, "read", watched)
+    monkeypatch.setattr(SharedReads, "__init__", noticed)
+    monkeypatch.setattr(SharedReads, "read", watched)
     arrays = [ix.overlay(image, seg, outline=2), ix.to_rgba(image), ix.overlay(image, seg)]
     assert arrays[0].data.npartitions == 24
     dask.compute(*arrays, num_workers=2, scheduler="threads")
@@ -242,7 +242,7 @@ def test_a_function_that_works_in_place_changes_nothing_of_others(layers, schedu
 
 
 def test_a_task_never_gets_memory_that_is_held(layers):
-    reads = Reads(LevelLeaf(memory_source(FINE, "segmentation"), 0))
+    reads = SharedReads(LevelLeaf(memory_source(FINE, "segmentation"), 0))
     whole = reads.read(IndexBox((0, 0, 0), (3, 40, 52)))
     part = reads.own(reads.read(IndexBox((0, 0, 0), (1, 1, 1))))
     assert not np.shares_memory(part, whole)
@@ -308,7 +308,7 @@ def boxes():
 @given(asked=st.lists(boxes(), min_size=1, max_size=6))
 def test_any_boxes_in_any_order_are_right_and_little_is_read_again(asked):
     leaf = Logged()
-    reads = Reads(leaf)
+    reads = SharedReads(leaf)
     for box in asked:
         np.testing.assert_array_equal(reads.read(box), VALUES[box.slices()])
     nested = all(a.contains(b) or b.contains(a) for a in asked for b in asked)
@@ -326,7 +326,7 @@ def test_what_is_around_a_core_is_every_voxel_once(box, other):
     if not core.voxels:
         return
     count = np.zeros(VALUES.shape, int)
-    for piece in [core, *without(box, core)]:
+    for piece in [core, *boxes_around(box, core)]:
         assert piece.voxels
         count[piece.slices()] += 1
     truth = np.zeros(VALUES.shape, int)
@@ -335,17 +335,17 @@ def test_what_is_around_a_core_is_every_voxel_once(box, other):
 
 
 def test_they_travel_empty():
-    reads = Reads(ArrayLeaf(VALUES))
+    reads = SharedReads(ArrayLeaf(VALUES))
     reads.read(IndexBox((0, 0, 0), (9, 8, 7)))
     assert repr(reads) == "<Reads ArrayLeaf: 1 boxes>"
-    other = pickle.loads(pickle.dumps(Reads(LevelLeaf(memory_source(IMAGE, "image"), 0))))
+    other = pickle.loads(pickle.dumps(SharedReads(LevelLeaf(memory_source(IMAGE, "image"), 0))))
     assert other._held == []
     assert other.leaf == LevelLeaf(memory_source(IMAGE, "image"), 0)
 
 
 def test_many_threads_read_a_box_once():
     leaf = Logged()
-    reads, box = Reads(leaf), IndexBox((0, 0, 0), (9, 8, 7))
+    reads, box = SharedReads(leaf), IndexBox((0, 0, 0), (9, 8, 7))
     found = []
     threads = [threading.Thread(target=lambda: found.append(reads.read(box))) for _ in range(8)]
     [t.start() for t in threads]

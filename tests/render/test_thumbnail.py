@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.ops.multiscale import coarse_enough, levels_of
+from imageryxr.ops.multiscale import coarsest_level_for, levels_of
 from imageryxr.sources.precomputed import source
 from tests.conftest import no_compute, volume
 from tests.support.volumes import FINE, IMAGE, as_source
@@ -61,7 +61,7 @@ def test_levels_lie_where_the_array_lies(sample):
     [((8, 8, 40), 0), ((4, 4, 4), 0), ((16, 16, 40), 1), ((20, 31, 40), 1), ((32, 32, 80), 2), ((500, 500, 500), 2)],
 )
 def test_the_level_that_is_coarse_enough(sample, resolution, mip):
-    assert coarse_enough(ix.open_image(sample.image), resolution).attrs["mip"] == mip
+    assert coarsest_level_for(ix.open_image(sample.image), resolution).attrs["mip"] == mip
 
 
 def test_contrast_limits_are_percentiles_of_the_coarsest_level(sample, reads):

@@ -7,7 +7,7 @@ from functools import reduce
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.graph.expr import Clipped, Expr, LevelLeaf, Resampled, Shifted
-from imageryxr.graph.oblique import Sliced
+from imageryxr.graph.oblique import PlaneSlice
 from imageryxr.graph.strides import Strided
 
 # Per cent of a box that may lie beyond a segmentation unsaid: its edge is seldom just where the image's is.
@@ -62,7 +62,7 @@ def _extents(expr: Expr, *, cut: bool = True) -> list[tuple[LevelLeaf, IndexBox]
     """Return where each level ends, in indexes of an expression; of one that is cut at an angle, nothing."""
     if isinstance(expr, LevelLeaf):
         return [(expr, expr.bounds)]
-    if isinstance(expr, Sliced):
+    if isinstance(expr, PlaneSlice):
         return []
     found = [pair for child in expr.inputs for pair in _extents(child, cut=cut)]
     if isinstance(expr, Shifted):

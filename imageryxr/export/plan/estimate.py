@@ -14,10 +14,10 @@ from dask.utils import key_split
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.export.plan.regions import Regions
-from imageryxr.graph.dask_inputs import in_memory, is_apart, is_held
-from imageryxr.graph.evaluate import wanted
-from imageryxr.graph.expr import Expr, GivenLeaf, Leaf, LevelLeaf
-from imageryxr.graph.to_dask import Givens, blocks_below
+from imageryxr.graph.dask_inputs import has_computed_blocks, has_independent_blocks, is_in_memory
+from imageryxr.graph.evaluate import required_boxes
+from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
+from imageryxr.graph.to_dask import DaskInputs, blocks_below
 
 # Above this many cuts along one axis, evenly spaced ones stand for all.
 SAMPLED = 128
@@ -61,9 +61,9 @@ def source_reads(expr: Expr, regions: Regions | Blocks) -> list[SourceReads]:
     Blocks of foreign dask arrays count as well, as ``computed``: they are made whole, as often as regions need them.
     """
     found = []
-    whole = wanted(expr, IndexBox.of_shape(regions.shape))
+    whole = required_boxes(expr, IndexBox.of_shape(regions.shape))
     for leaf, axes in _along_axes(expr, regions).items():
-        if not isinstance(leaf, LevelLeaf | GivenLeaf):
+        if not isinstance(leaf, LevelLeaf | DaskLeaf):
             continue
         size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
         voxels = math.prod(sum(extent for extent, _ in axis) for axis in axes)
@@ -72,7 +72,7 @@ def source_reads(expr: Expr, regions: Regions | Blocks) -> list[SourceReads]:
         once = max(1, sum(math.prod(shape) for shape, _ in boxes))
         chunks = max(1, sum(math.prod(number) for _, number in boxes))
         total, count = max(round(voxels), once), max(1, round(requests))
-        if isinstance(leaf, GivenLeaf):
+        if isinstance(leaf, DaskLeaf):
             name, nowhere = str(key_split(leaf.name)), (0.0, 0.0, 0.0)
             found.append(SourceReads(name, 0, nowhere, total * size, once * size, count, chunks, computed=True))
         else:
@@ -81,14 +81,14 @@ def source_reads(expr: Expr, regions: Regions | Blocks) -> list[SourceReads]:
     return found
 
 
-def reads_below(expr: Expr, givens: Givens, regions: Regions) -> list[SourceReads]:
+def reads_below(expr: Expr, dask_inputs: DaskInputs, regions: Regions) -> list[SourceReads]:
     """Return what is read of sources for blocks of foreign dask arrays, as far as their graphs tell.
 
     Blocks of recipes are counted once for each time that the blocks above them are computed.
     """
     found = []
     times = {r.source: r.requests / r.chunks for r in source_reads(expr, regions) if r.computed}
-    for name, array in givens.items():
+    for name, array in dask_inputs.items():
         for below, splits in blocks_below(array):
             for reads in source_reads(below, Blocks(splits)):
                 factor = times.get(str(key_split(name)), 1.0)
@@ -141,7 +141,7 @@ def _along_axes(expr: Expr, regions: Regions | Blocks) -> dict[Leaf, list[list[t
         for i in chosen:
             index = [*middle[:axis], i, *middle[axis + 1 :]]
             box = regions[(index[0] * counts[1] + index[1]) * counts[2] + index[2]]
-            for leaf, boxes in wanted(expr, box).items():
+            for leaf, boxes in required_boxes(expr, box).items():
                 shape, number = _rounded(reduce(IndexBox.hull, boxes), leaf)
                 pairs = found.setdefault(leaf, [[], [], []])[axis]
                 pairs.append((shape[axis] * weight, number[axis] * weight))
@@ -155,7 +155,7 @@ def _is_held(leaf: Leaf) -> bool:
 
 def _rounded(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
     """Return the shape of a box rounded out to whole chunks, and how many those are along each axis."""
-    if isinstance(leaf, GivenLeaf):
+    if isinstance(leaf, DaskLeaf):
         ends = [_blocks(s, a, b) for s, a, b in zip(leaf.splits, box.start, box.stop, strict=True)]
         return tuple(n for n, _ in ends), tuple(count for _, count in ends)  # type: ignore[return-value]
     stored = isinstance(leaf, LevelLeaf) and not _is_held(leaf)
@@ -192,15 +192,15 @@ class Computing:
     """Bytes in hand, where that is all blocks at once, for each byte of theirs: none of what is in memory anyway."""
 
 
-def computing(givens: Givens) -> dict[str, Computing]:
+def computing(dask_inputs: DaskInputs) -> dict[str, Computing]:
     """Return what computing blocks of each foreign array takes."""
     found = {}
-    for name, array in givens.items():
+    for name, array in dask_inputs.items():
         recipes = [region_memory(expr, box, box.voxels, 0.0) for expr, box in map(_largest, blocks_below(array))]
-        if is_held(array):
-            found[name] = Computing(apart=False, below=0, held=0.0 if in_memory(array) else 1.0)
+        if has_computed_blocks(array):
+            found[name] = Computing(apart=False, below=0, held=0.0 if is_in_memory(array) else 1.0)
         else:
-            found[name] = Computing(is_apart(array), max(recipes, default=0))
+            found[name] = Computing(has_independent_blocks(array), max(recipes, default=0))
     return found
 
 
@@ -219,7 +219,7 @@ def region_memory(
     piece: IndexBox | None = None,
     spared: int = 0,
     page: int = 0,
-    givens: Mapping[str, Computing] | None = None,
+    inputs: Mapping[str, Computing] | None = None,
 ) -> int:
     """Return the most bytes that a region takes while it is read, drawn, encoded and written.
 
@@ -239,16 +239,16 @@ def region_memory(
         Bytes of what is read that are not in memory at the same time.
     page : int
         Bytes that it takes beside that for one of the files.
-    givens : mapping, optional
+    inputs : mapping, optional
         How foreign dask arrays are computed, by name. What their own functions take beyond the blocks that go in and
         come out cannot be known, and is not counted.
     """
     piece = box if piece is None else piece
-    needs = wanted(expr, box)
-    given = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if isinstance(leaf, GivenLeaf))
-    stored = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if not isinstance(leaf, GivenLeaf))
+    needs = required_boxes(expr, box)
+    given = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if isinstance(leaf, DaskLeaf))
+    stored = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if not isinstance(leaf, DaskLeaf))
     stored -= spared
-    flight = _in_flight({leaf: boxes for leaf, boxes in needs.items() if isinstance(leaf, GivenLeaf)}, givens or {})
+    flight = _in_flight({leaf: boxes for leaf, boxes in needs.items() if isinstance(leaf, DaskLeaf)}, inputs or {})
     part = min(1.0, brick / max(1, piece.voxels))
     drawing = part * sum(bytes_of(e, b) for e, b in steps(expr, piece))
     # what is exported as it was read is not drawn
@@ -257,7 +257,7 @@ def region_memory(
     return int(max(given + flight, given + FETCHING * stored + max(drawn + drawing, drawn + encoding * result + page)))
 
 
-def _in_flight(needs: Mapping[GivenLeaf, list[IndexBox]], givens: Mapping[str, Computing]) -> int:
+def _in_flight(needs: Mapping[DaskLeaf, list[IndexBox]], dask_inputs: Mapping[str, Computing]) -> int:
     """Return the bytes of what is computed for boxes of foreign arrays: blocks are, whole, whatever is wanted of them.
 
     Those that are computed apart come one after the other, whichever array they are of; what blocks share is there
@@ -266,7 +266,7 @@ def _in_flight(needs: Mapping[GivenLeaf, list[IndexBox]], givens: Mapping[str, C
     apart, together = [0], 0
     for leaf, boxes in needs.items():
         size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
-        how = givens.get(leaf.name, Computing(apart=False, below=0))
+        how = dask_inputs.get(leaf.name, Computing(apart=False, below=0))
         whole = int(how.held * size * sum(math.prod(_rounded(box, leaf)[0]) for box in boxes))
         if how.apart:
             apart.append(min(IN_HAND * size * math.prod(map(max, leaf.splits)), whole) + how.below)

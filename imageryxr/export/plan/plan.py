@@ -22,7 +22,7 @@ from imageryxr.export.run.workers import Crew, available_memory
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.targets.slices import SliceTarget
-from imageryxr.graph.dask_inputs import lost_blocks
+from imageryxr.graph.dask_inputs import count_lost_blocks
 from imageryxr.graph.labelled import BoxReader
 
 # Files from which on a file system, a bucket's bill and a listing suffer.
@@ -125,7 +125,7 @@ class ExportPlan:
             check_writable(self.workspace, self.bytes_to_write + self.pyramid_bytes, self.target)
 
     def _lost(self) -> list[str]:
-        lost = lost_blocks(self.read.volume.givens)
+        lost = count_lost_blocks(self.read.volume.dask_inputs)
         if not lost:
             return []
         return [

@@ -28,7 +28,7 @@ from imageryxr.export.read.rolling_window import cut
 from imageryxr.export.run.workers import Crew, available_memory
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
-from imageryxr.graph.dask_inputs import is_held
+from imageryxr.graph.dask_inputs import has_computed_blocks
 from imageryxr.graph.labelled import BoxReader
 
 # Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
@@ -50,7 +50,7 @@ def make_plan(
     sources: tuple[str, ...] = (),
 ) -> ExportPlan:
     """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
-    cutter, given = cutter_of(target, read, crew, scratch), computing(read.volume.givens)
+    cutter, given = cutter_of(target, read, crew, scratch), computing(read.volume.dask_inputs)
     encoding, page = target.encoding, target.page_bytes
 
     def memory_of(box: Any) -> int:
@@ -58,7 +58,7 @@ def make_plan(
         if target.kind != "memory":
             strips = cut(expr, box, target.granule)
             piece, spared = next(bricks(strips.boxes[0], target.granule)), strips.spared
-        return region_memory(expr, box, BRICK_VOXELS, encoding, piece=piece, spared=spared, page=page, givens=given)
+        return region_memory(expr, box, BRICK_VOXELS, encoding, piece=piece, spared=spared, page=page, inputs=given)
 
     share = crew.share()
     # how large blocks are is known, not estimated
@@ -133,9 +133,9 @@ def _regions(target: Target, read: BoxReader, crew: Crew, memory_of: Callable[[A
 
 def _reads(read: BoxReader, regions: Regions) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
     """Return what is read of sources, and what is computed of foreign dask arrays."""
-    expr, givens = read.volume.expr, read.volume.givens
-    found = [*source_reads(expr, regions), *reads_below(expr, givens, regions)]
-    held = {key_split(name) for name, array in givens.items() if is_held(array)}
+    expr, dask_inputs = read.volume.expr, read.volume.dask_inputs
+    found = [*source_reads(expr, regions), *reads_below(expr, dask_inputs, regions)]
+    held = {key_split(name) for name, array in dask_inputs.items() if has_computed_blocks(array)}
     computes = tuple(r for r in found if r.computed and r.source not in held)
     return tuple(r for r in found if not r.computed), computes
 

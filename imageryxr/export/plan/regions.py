@@ -10,7 +10,7 @@ from typing import overload
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.graph.expr import Expr
-from imageryxr.graph.to_dask import given_leaves
+from imageryxr.graph.to_dask import dask_leaves
 
 # What one region may take in memory, unless the caller or the machine says less.
 REGION_BYTES = 1 << 30
@@ -136,7 +136,7 @@ def choose_regions(
     axes = [_start(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
     start = best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
     # Blocks of a foreign dask array are computed whole, whatever is wanted of them.
-    own = bool(given_leaves(expr))
+    own = bool(dask_leaves(expr))
     room = max(budget, most or 0) if own else budget
     best = _shrunk(best, granule, lambda r: (own or _volume(r) <= 2 * START_VOXELS) and memory_of(r.largest()) <= room)
     reads, worst = reads_of(best)

@@ -23,7 +23,7 @@ from imageryxr.graph.labelled import BoxReader
 
 def cutter_of(target: Target, read: BoxReader, crew: Crew, scratch: str | bool | None) -> Cutter | None:
     """Return what cuts an export that is made slice by slice; blocks of a foreign dask graph come as they come."""
-    if not isinstance(target, SliceTarget) or read.volume.givens:
+    if not isinstance(target, SliceTarget) or read.volume.dask_inputs:
         return None
     return Cutter(target, read.volume.expr, crew, scratch)
 

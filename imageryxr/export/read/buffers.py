@@ -22,11 +22,11 @@ import numpy as np
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import ImageryError
 from imageryxr.export.plan.regions import tiles, whole_chunks
-from imageryxr.graph.dask_inputs import parts_of
-from imageryxr.graph.evaluate import Readings, evaluate, wanted
+from imageryxr.graph.dask_inputs import input_boxes
+from imageryxr.graph.evaluate import Readings, evaluate, required_boxes
 from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf, Mapped
 from imageryxr.graph.labelled import BoxReader
-from imageryxr.ops.labels import recording_no_ids
+from imageryxr.ops.labels import suspend_id_recording
 
 # What is drawn at a time, of a region that was read in one go: what lies between is small then.
 BRICK_VOXELS = 1 << 22
@@ -117,10 +117,10 @@ def read_sources(
     """
     expr = read.volume.expr
     if given is None:
-        with recording_no_ids():
-            given = parts_of(expr, read.volume.givens, box).compute() if read.volume.givens else {}
+        with suspend_id_recording():
+            given = input_boxes(expr, read.volume.dask_inputs, box).compute() if read.volume.dask_inputs else {}
     readings: Readings = dict(given)
-    needs = {k: v for k, v in wanted(expr, box).items() if k not in readings and k not in without}
+    needs = {k: v for k, v in required_boxes(expr, box).items() if k not in readings and k not in without}
     # the largest first, or a smaller one may get the memory that was kept for it
     for leaf in sorted(needs, key=lambda leaf: -leaf.dtype.itemsize * max(b.voxels for b in needs[leaf])):
         readings[leaf] = [(b, read_leaf(leaf, b)) for b in needs[leaf]]

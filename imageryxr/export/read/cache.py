@@ -14,7 +14,7 @@ from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.export.plan.regions import tiles, whole_chunks
 from imageryxr.export.read.buffers import BUFFERS
 from imageryxr.export.read.spill import ScratchFile
-from imageryxr.graph.evaluate import wanted
+from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Array, Expr, LevelLeaf
 
 
@@ -42,7 +42,7 @@ def wishes(expr: Expr, box: IndexBox, tile: int) -> list[Wish]:
     """Return what a region needs of sources that are read; arrays in memory wait where they are."""
     return [
         Wish(leaf, b, whole_chunks(b, leaf.source.levels[leaf.mip].chunks, tile // leaf.dtype.itemsize))
-        for leaf, boxes in wanted(expr, box).items()
+        for leaf, boxes in required_boxes(expr, box).items()
         if isinstance(leaf, LevelLeaf) and not isinstance(getattr(leaf.source, "array", None), np.ndarray)
         for b in boxes
     ]

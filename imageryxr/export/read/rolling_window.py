@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.export.read.buffers import BUFFERS, KEPT_BYTES, by_parts, read_into, read_sources, telling_unread
-from imageryxr.graph.evaluate import Readings, wanted
+from imageryxr.graph.evaluate import Readings, required_boxes
 from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf
 from imageryxr.graph.labelled import BoxReader
 
@@ -79,7 +79,9 @@ def cut(expr: Expr, box: IndexBox, granule: Index3) -> Strips:
     if count < 2:
         return best
     whole: Hulls = {
-        leaf: boxes[0] for leaf, boxes in wanted(expr, box).items() if len(boxes) == 1 and by_parts(leaf, boxes[0])
+        leaf: boxes[0]
+        for leaf, boxes in required_boxes(expr, box).items()
+        if len(boxes) == 1 and by_parts(leaf, boxes[0])
     }
     taken = sum(_bytes(leaf, hull.shape) for leaf, hull in whole.items())
     for axis in range(3):
@@ -100,7 +102,7 @@ def _cut_along(expr: Expr, box: IndexBox, axis: int, step: int, whole: Hulls) ->
         start, stop = list(box.start), list(box.stop)
         start[axis], stop[axis] = low, min(low + step, box.stop[axis])
         boxes.append(IndexBox(tuple(start), tuple(stop)))  # type: ignore[arg-type]
-    needs = [wanted(expr, strip) for strip in boxes]
+    needs = [required_boxes(expr, strip) for strip in boxes]
     rolls, spared = dict[Leaf, Roll](), 0
     for leaf, hull in whole.items():
         parts = [need.get(leaf, []) for need in needs]

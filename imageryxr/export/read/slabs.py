@@ -22,7 +22,7 @@ from imageryxr.export.read.buffers import BRICK_VOXELS, BUFFERS, telling_unread,
 from imageryxr.export.read.cache import InMemory, Need, OnDisk, Shelf, Wish, wishes
 from imageryxr.export.read.spill import scratch_folder
 from imageryxr.export.run.daemon_threads import DaemonPool, check_stop
-from imageryxr.graph.evaluate import Readings, evaluate, wanted
+from imageryxr.graph.evaluate import Readings, evaluate, required_boxes
 from imageryxr.graph.expr import Array, Expr
 
 # What is read of a source at a time: enough chunks that a network is busy.
@@ -128,7 +128,7 @@ def _needs(expr: Expr, box: IndexBox, asked: list[Wish]) -> list[Need]:
     """Return what a box needs of what was asked for."""
     return [
         (home, b)
-        for leaf, boxes in wanted(expr, box).items()
+        for leaf, boxes in required_boxes(expr, box).items()
         for b in boxes
         for home in [next((w for w in asked if w.leaf == leaf and w.box.contains(b)), None)]
         if home is not None
@@ -189,7 +189,7 @@ def _given(expr: Expr, box: IndexBox, asked: list[Wish], shelf: Shelf) -> Readin
     for wish, b in _needs(expr, box, asked):
         held.setdefault(wish.leaf, []).append((b, shelf.get(wish, b)))
     # Two boxes that were asked for may be wanted as one that holds what lies between, which was not: it is read then.
-    counts = {leaf: len(boxes) for leaf, boxes in wanted(expr, box).items()}
+    counts = {leaf: len(boxes) for leaf, boxes in required_boxes(expr, box).items()}
     whole = {leaf: [(b, v) for b, v in found if v is not None] for leaf, found in held.items()}
     return {leaf: found for leaf, found in whole.items() if len(found) == counts.get(leaf)}  # type: ignore[call-overload]
 
@@ -202,7 +202,7 @@ def scratch_bytes(how: Slicewise, expr: Expr, box: IndexBox) -> int:
     """Return the most that a region has in scratch files: the layers of parts that its slices are in, and come to."""
     axis, total = how.axis, 0
     near = box.clip(IndexBox(box.start, _sized(box.stop, axis, box.start[axis] + (how.threads + 1) * how.slices)))
-    needs = wanted(expr, near)
+    needs = required_boxes(expr, near)
     for wish in wishes(expr, box, how.tile):
         size = wish.part[axis]
         reach = max((b.shape[axis] for b in needs.get(wish.leaf, [])), default=1)
@@ -237,7 +237,7 @@ def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, page: int) -> in
     tile = max((min(math.prod(w.part), w.box.voxels) * w.leaf.dtype.itemsize for w in asked), default=0)
     slab = box.clip(IndexBox(box.start, _sized(box.stop, how.axis, box.start[how.axis] + how.slices)))
     strip = next(strips(how, expr, slab))
-    needs = sum(b.voxels * leaf.dtype.itemsize for leaf, bs in wanted(expr, strip).items() for b in bs)
+    needs = sum(b.voxels * leaf.dtype.itemsize for leaf, bs in required_boxes(expr, strip).items() for b in bs)
     needs *= how.spilled  # what waits in memory is looked at there
     drawing = needs + drawing_bytes(expr, strip)
     out = bytes_of(expr, slab)

@@ -25,7 +25,7 @@ from imageryxr.export.report import ADVANCE
 from imageryxr.export.run.daemon_threads import STOP, DaemonPool
 from imageryxr.export.run.task import Job, Piece, holds_array, pack, part_of, work
 from imageryxr.export.run.worker_probe import Probe
-from imageryxr.graph.dask_inputs import fetched
+from imageryxr.graph.dask_inputs import gather_futures
 
 # Exit code of a process that found itself running the script of its parent.
 UNGUARDED = 78
@@ -135,7 +135,7 @@ class _Packed(Workers):
 
     def __init__(self, job: Job) -> None:
         self._read = job.read
-        self._parts = job.read is not None and bool(job.read.volume.givens or holds_array(job.read.volume.expr))
+        self._parts = job.read is not None and bool(job.read.volume.dask_inputs or holds_array(job.read.volume.expr))
         self._blob = pack(replace(job, read=None) if self._parts else job)
 
     def _arguments(self, number: int, stage: int, box: IndexBox) -> tuple[Any, ...]:
@@ -153,7 +153,7 @@ class _Packed(Workers):
 
     def _kept(self, futures: dict[Any, Any]) -> list[Any]:
         """Return what the worker will find in place of futures."""
-        return list(fetched(futures).values())
+        return list(gather_futures(futures).values())
 
 
 class Processes(_Packed):

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import MissingIdsWarning, warn
 from imageryxr.graph.expr import Expr, Resampled
-from imageryxr.graph.oblique import Sliced
+from imageryxr.graph.oblique import PlaneSlice
 from imageryxr.graph.strides import Strided
-from imageryxr.ops.labels import AskedIds
+from imageryxr.ops.labels import RequestedIds
 
 Told = tuple[tuple[str, bytes], ...]
 """Of each set of ids, by the start of its digest, a bit an id: whether it was there."""
@@ -39,7 +39,7 @@ def _wholly_read(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
     if not box.voxels:
         return
     yield expr, box
-    if isinstance(expr, Sliced | Strided) or (isinstance(expr, Resampled) and any(m.scale > 1 for m in expr.maps)):
+    if isinstance(expr, PlaneSlice | Strided) or (isinstance(expr, Resampled) and any(m.scale > 1 for m in expr.maps)):
         return
     for child, need in zip(expr.inputs, expr.needs(box), strict=True):
         yield from _wholly_read(child, need)
@@ -57,12 +57,12 @@ class Asked:
     """
 
     def __init__(self, expr: Expr, box: IndexBox) -> None:
-        self._ids: dict[str, AskedIds] = {}
+        self._ids: dict[str, RequestedIds] = {}
         self._found: dict[str, npt.NDArray[np.bool_]] = {}
         self._unseen = False
         for node, part in _wholly_read(expr, box):
             asks, whole = getattr(node, "asks", None), getattr(node, "whole", None)
-            if isinstance(asks, AskedIds) and isinstance(whole, IndexBox) and part.contains(whole):
+            if isinstance(asks, RequestedIds) and isinstance(whole, IndexBox) and part.contains(whole):
                 self._ids[_name(asks.packed)] = asks
                 self._found[_name(asks.packed)] = np.zeros(len(asks.array), np.bool_)
 

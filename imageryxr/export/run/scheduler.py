@@ -29,7 +29,7 @@ from imageryxr.export.report import ExportReport, FailedRegion, bar, show_done, 
 from imageryxr.export.run.executors import Workers
 from imageryxr.export.run.requested_ids import Asked
 from imageryxr.export.run.task import Job, Outcome
-from imageryxr.graph.labelled import labelled, placed
+from imageryxr.graph.labelled import attrs_on_grid, label_array
 from imageryxr.sources.base import plain
 
 OnError = Literal["raise", "collect"]
@@ -356,9 +356,9 @@ def _run_in_memory(
     volume = plan.read.volume
     name = str(volume.name or "export")
     if layer.channels in (0, 4):
-        array = labelled(out, layer.grid, volume.attrs, name, tail="rgba" if layer.channels else None)
+        array = label_array(out, layer.grid, volume.attrs, name, tail="rgba" if layer.channels else None)
     else:  # some of r, g, b and a, without their names
-        attrs = placed(volume.attrs, layer.grid)
+        attrs = attrs_on_grid(volume.attrs, layer.grid)
         array = xr.DataArray(out, dims=(*DIMS, "rgba"), coords=layer.grid.coords(), attrs=attrs, name=name)
     seconds = time.perf_counter() - began
     failed = tuple(sorted(tally.failed, key=lambda f: f.number))

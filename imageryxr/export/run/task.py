@@ -26,11 +26,11 @@ from imageryxr.export.run.malloc import Lingering, give_back, keep_freed
 from imageryxr.export.run.requested_ids import Told, told
 from imageryxr.export.store.local import Place, disk_errors
 from imageryxr.export.targets.base import Target
-from imageryxr.graph.dask_inputs import Parts, parts_of
-from imageryxr.graph.evaluate import Readings, wanted
-from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, with_leaves
+from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
+from imageryxr.graph.evaluate import Readings, required_boxes
+from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, replace_leaves
 from imageryxr.graph.labelled import BoxReader
-from imageryxr.ops.labels import recording_ids, recording_no_ids
+from imageryxr.ops.labels import record_ids, suspend_id_recording
 from imageryxr.sources.base import recording_holes
 
 EMPTY = IndexBox((0, 0, 0), (0, 0, 0))
@@ -55,7 +55,7 @@ class Piece:
     """What a region is made from where foreign dask arrays are in it: it travels with the region."""
 
     read: BoxReader
-    parts: Parts
+    parts: InputBoxes
     values: Any = None
     """What a cluster kept of them, once it is there."""
 
@@ -79,7 +79,7 @@ class Job:
         if self.how is not None and not stage and self.place is not None and isinstance(read, BoxReader):
             return self._slicewise(number, box, read, self.place)
         values, sizes = None, list[int]()
-        with recording_holes() as holes, recording_ids() as seen:
+        with recording_holes() as holes, record_ids() as seen:
             if self.place is None:
                 reader, given = _given(read)
                 values = draw(reader.volume.expr, box, read_sources(reader, box, given))
@@ -128,7 +128,7 @@ class Job:
                 advance(1 / count)
 
         made = files_of(self.how, read.volume.expr, box, self.target.encode, there)
-        with recording_holes() as holes, recording_ids() as seen, made as files, disk_errors(self.target.place):
+        with recording_holes() as holes, record_ids() as seen, made as files, disk_errors(self.target.place):
             written = place.put(noted(files))
         sizes.update(zip(new, written, strict=True))
         ordered = [sizes[key] for key in self.target.keys(0, box)]
@@ -153,7 +153,7 @@ class Job:
 
 def _given(read: Any) -> tuple[BoxReader, Readings | None]:
     if isinstance(read, Piece):
-        with recording_no_ids():
+        with suspend_id_recording():
             return read.read, read.parts.compute(read.values)
     return read, None
 
@@ -164,10 +164,10 @@ def _given(read: Any) -> tuple[BoxReader, Readings | None]:
 
 def part_of(read: BoxReader, box: IndexBox) -> Any:
     """Return what gives a box and nothing else: of arrays that are in memory or in a dask graph, the part it needs."""
-    expr, givens = read.volume.expr, read.volume.givens
-    small = _with_parts(expr, wanted(expr, box)) if holds_array(expr) else expr
-    part = replace(read, volume=replace(read.volume, expr=small, givens={}))
-    return Piece(part, parts_of(expr, givens, box)) if givens else part
+    expr, dask_inputs = read.volume.expr, read.volume.dask_inputs
+    small = _with_parts(expr, required_boxes(expr, box)) if holds_array(expr) else expr
+    part = replace(read, volume=replace(read.volume, expr=small, dask_inputs={}))
+    return Piece(part, input_boxes(expr, dask_inputs, box)) if dask_inputs else part
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +192,7 @@ def _with_parts(expr: Expr, needs: dict[Leaf, list[IndexBox]]) -> Expr:
         hull = reduce(IndexBox.hull, needs.get(leaf, [EMPTY]))
         return _Part(np.ascontiguousarray(leaf.read(hull)), leaf.lead, leaf.tail, hull.start, leaf.bounds)
 
-    return with_leaves(expr, part)
+    return replace_leaves(expr, part)
 
 
 def holds_array(expr: Expr) -> bool:

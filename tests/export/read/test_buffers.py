@@ -14,7 +14,7 @@ import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.read.buffers import BUFFERS, Buffers, draw, read_leaf, read_sources
 from imageryxr.export.targets.omezarr import OmeZarr
-from imageryxr.graph.evaluate import evaluate, wanted
+from imageryxr.graph.evaluate import evaluate, required_boxes
 from imageryxr.graph.labelled import box_reader
 from tests.support.export_jobs import Computed, array_of, digest, picture, place
 
@@ -88,7 +88,7 @@ def test_part_by_part_is_as_at_once(sample, small, monkeypatch, part, start):
     read = box_reader(drawn)
     for size in ((20, 90, 150), (1, 1, 1), (5, 200, 30)):
         box = IndexBox(start, tuple(a + s for a, s in zip(start, size, strict=True)))
-        for leaf, boxes in wanted(read.volume.expr, box).items():
+        for leaf, boxes in required_boxes(read.volume.expr, box).items():
             for b in boxes:
                 np.testing.assert_array_equal(read_leaf(leaf, b), leaf.read(b))
         found = draw(read.volume.expr, box, read_sources(read, box))

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.graph.expr import GivenLeaf
+from imageryxr.graph.expr import DaskLeaf
 from imageryxr.graph.labelled import box_reader
 from tests.conftest import no_compute
 from tests.support.export_jobs import Computed, array_of, picture
@@ -162,7 +162,7 @@ def test_a_part_of_a_recipe_is_the_recipe(tmp_path, how, make):
     move, where = MOVED[how]
     part = move(drawn)
     read = box_reader(part)
-    assert not isinstance(read.volume.expr, GivenLeaf)
+    assert not isinstance(read.volume.expr, DaskLeaf)
     want = part.compute().values
     if where is not None:
         np.testing.assert_array_equal(want, drawn.compute().values[where])
@@ -225,7 +225,7 @@ def test_whatever_was_done_the_voxels_are_those_of_dask(steps, make):
     for box in (read.volume.grid.box, _inner(read.volume.grid.box)):
         np.testing.assert_array_equal(read(box), want[box.slices()])
     if all(what != "half" for what, *_ in steps):
-        assert not isinstance(read.volume.expr, GivenLeaf)
+        assert not isinstance(read.volume.expr, DaskLeaf)
 
 
 @pytest.mark.parametrize("how", OTHER)
@@ -246,14 +246,14 @@ def test_of_what_is_no_part_the_sources_are_told(tmp_path, how):
 
 def test_square_pixels_of_a_part_are_a_part_of_those_of_the_whole():
     """Linear resampling at its border takes in what lies beyond the part."""
-    from imageryxr.ops.square_pixels import squared
+    from imageryxr.ops.square_pixels import square_reader
 
     em = array_of(Computed((6, 20, 30))).chunk({"z": 3, "y": 10, "x": 10})
     part = em.isel(x=slice(7, 21), z=slice(1, 5))
     held = part.copy(data=da.from_array(part.compute().values, chunks=5))
     one, two = (ix.export(a, "memory://", square=None).result.values for a in (part, held))
     np.testing.assert_array_equal(one, two)
-    one, whole = (squared(box_reader(a), "x", "image") for a in (part, em))
+    one, whole = (square_reader(box_reader(a), "x", "image") for a in (part, em))
     np.testing.assert_array_equal(one(one.volume.grid.box), whole(whole.volume.grid.box)[5:25, :, 7:21])
 
 
@@ -286,7 +286,7 @@ def test_blocks_that_a_cluster_would_shuffle(cluster):
         part = drawn.chunk(z=5, y=7).isel(z=slice(1, 9)).chunk(z=2)
         half = (drawn // 2).chunk(z=5)
     assert any("P2P" in type(layer).__name__ for layer in part.data.dask.layers.values())
-    assert not box_reader(part).volume.givens
+    assert not box_reader(part).volume.dask_inputs
     for client in (cluster, None, "processes"):
         found = ix.export(part, "memory://", client=client, workers=2).result.values
         np.testing.assert_array_equal(found, want[1:9])

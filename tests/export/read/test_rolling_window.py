@@ -16,7 +16,7 @@ import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.read.buffers import BUFFERS
 from imageryxr.export.read.rolling_window import cut, strip_by_strip
-from imageryxr.graph.evaluate import evaluate, wanted
+from imageryxr.graph.evaluate import evaluate, required_boxes
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import box_reader
 from tests.support.export_jobs import Computed, array_of, digest, place
@@ -105,7 +105,7 @@ def test_strips_are_whole_granules_and_hold_all_that_is_drawn(shape, chunk, othe
             taken = max(taken, sum(values.nbytes for parts in held.values() for _, values in parts))
         assert max(OnDisk.fetched.values(), default=0) <= 1
     assert (hits == 1).all()
-    needed = sum(b.voxels * leaf.dtype.itemsize for leaf, boxes in wanted(expr, box).items() for b in boxes)
+    needed = sum(b.voxels * leaf.dtype.itemsize for leaf, boxes in required_boxes(expr, box).items() for b in boxes)
     assert taken <= needed - strips.spared
     np.testing.assert_array_equal(found, evaluate(expr, box))
 

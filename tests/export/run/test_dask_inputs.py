@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import imageryxr as ix
-from imageryxr.graph.expr import GivenLeaf
+from imageryxr.graph.expr import DaskLeaf
 from imageryxr.graph.labelled import as_dask, box_reader
 from tests.conftest import volume
 from tests.support.export_jobs import Computed, array_of
@@ -155,7 +155,7 @@ def test_a_picture_that_a_verb_gave_is_read_as_that(tmp_path, kind):
     part = ix.crop(drawn, inner(drawn, (9, 9, 3), (16, 14, 5)))
     for array in (drawn, part, part.chunk(z=2)):
         np.testing.assert_array_equal(exported(array), array.compute().values)
-        assert not isinstance(box_reader(array).volume.expr, GivenLeaf)
+        assert not isinstance(box_reader(array).volume.expr, DaskLeaf)
         plan = ix.plan_export(array, tmp_path / "o.zarr")
         told = plan.computes if kind == "own ids" else plan.reads
         assert {r.source for r in told} == {"mine" if kind == "own ids" else "computed://ramp"}
