@@ -22,7 +22,7 @@ from imageryxr.errors import ImageryError, LayerError
 from imageryxr.graph.dask_inputs import input_boxes
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, LevelLeaf, replace_leaves, view_expr, widen_to
-from imageryxr.graph.lazy_indexing import LazyExprArray, expr_at_ranges, expr_view, unwrap
+from imageryxr.graph.lazy_indexing import IndexedExprArray, LazyExprArray, expr_at_ranges, expr_view, unwrap
 from imageryxr.graph.recover import recover_expr, recover_inputs
 from imageryxr.graph.to_dask import Splits, check_query_planning, choose_splits, to_dask
 from imageryxr.sources.base import Level, Source, level_attrs
@@ -195,7 +195,7 @@ def lazy_array(expr: Expr, grid: Grid, attrs: Mapping[str, Any], name: str, chun
     """Label an expression: lazily indexed, as `xarray.open_dataset` does it, or in dask blocks where asked for."""
     if chunks is not None:
         return label_array(to_dask(expr, grid.shape, chunks=chunks, name=name), grid, attrs, name)
-    lazy = indexing.LazilyIndexedArray(LazyExprArray(expr, grid.shape))
+    lazy = IndexedExprArray(LazyExprArray(expr, grid.shape))
     cached = indexing.CopyOnWriteArray(indexing.MemoryCachedArray(lazy))  # type: ignore[arg-type]
     array = label_array(cached, grid, attrs, name)
     # What xarray's chunks={} makes blocks of; without it, one of the whole volume.

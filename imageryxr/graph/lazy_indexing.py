@@ -50,6 +50,30 @@ class LazyExprArray(BackendArray):
         return ("imageryxr.LazyExprArray", normalize_token(self.expr), self.shape)
 
 
+class IndexedExprArray(indexing.LazilyIndexedArray):
+    """Record how a `LazyExprArray` is indexed."""
+
+    __slots__ = ()
+
+    def transpose(self, order: tuple[int, ...]) -> Any:
+        """Return the array with its dims in another order."""
+        return _PointIndexedExprArray(self.array, self.key).transpose(order)  # type: ignore[no-untyped-call]
+
+    def _vindex_get(self, indexer: indexing.VectorizedIndexer) -> Any:
+        return _PointIndexedExprArray(self.array, self.key).vindex[indexer]
+
+
+class _PointIndexedExprArray(indexing.LazilyVectorizedIndexedArray):
+    __slots__ = ()
+
+    def __getitem__(self, indexer: indexing.ExplicitIndexer) -> Any:
+        if not all(isinstance(item, int | np.integer) for item in indexer.tuple):
+            return super().__getitem__(indexer)
+        # xarray (2026.9) indexes each key with all of the integers, but a key has length 1 along dims of other axes.
+        keys = (int(key[indexer.tuple]) for key in np.broadcast_arrays(*self.key.tuple))
+        return IndexedExprArray(self.array, indexing.BasicIndexer(tuple(keys)))
+
+
 def _axis_indexes(item: Any, size: int) -> Indexes:
     if isinstance(item, slice):
         return np.arange(*item.indices(size), dtype=np.int64)

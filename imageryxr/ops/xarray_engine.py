@@ -9,12 +9,11 @@ from typing import Any
 
 import xarray as xr
 from xarray.backends import BackendEntrypoint
-from xarray.core import indexing
 
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.errors import OptionError
 from imageryxr.graph.labelled import volume_of
-from imageryxr.graph.lazy_indexing import LazyExprArray
+from imageryxr.graph.lazy_indexing import IndexedExprArray, LazyExprArray
 from imageryxr.ops.open import Mip, open_image, open_multiscale, open_segmentation
 from imageryxr.sources.base import LayerType
 from imageryxr.sources.resolve import resolve_source
@@ -205,7 +204,7 @@ def _lazily_indexed(array: xr.DataArray) -> xr.DataArray:
     volume = volume_of(array)
     if volume.in_memory or volume.dask_inputs:
         return array
-    field = indexing.LazilyIndexedArray(LazyExprArray(volume.expr, volume.grid.shape))
+    field = IndexedExprArray(LazyExprArray(volume.expr, volume.grid.shape))
     plain = xr.DataArray(xr.Variable(DIMS, field, array.attrs), coords=array.coords, name=array.name)
     # DataArray drops the encoding of its variable, which holds the blocks that chunks={} makes.
     plain.encoding = dict(array.encoding)

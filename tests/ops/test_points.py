@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,6 +76,21 @@ def test_lists_points_and_strides_read_the_chunks_that_they_touch_once(data):
     assert set(READS.values()) <= {1}
     index = held().copy(data=np.arange(VALUES.size).reshape(SHAPE)).isel(selected).values
     assert set(READS) == chunks_of(*np.unravel_index(index, SHAPE))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations("zyx")))
+def test_a_single_voxel_of_a_transposed_array_is_the_voxel(order):
+    array, values = opened().transpose(*order), held()
+    for place in ({"z": 11, "y": 43, "x": 51}, {"z": 0, "y": 1, "x": 0}, {"z": -1, "y": 0, "x": 1}):
+        assert array.isel(place).values == values.isel(place).values
+        assert array.isel(x=[place["x"], 0]).isel({**place, "x": 0}).values == values.isel(place).values
+
+
+def test_a_single_voxel_of_points_is_the_voxel():
+    points = {"z": dims([3, 11, 0], "p"), "y": dims([1, 43, 7], "p")}
+    array, values = opened().isel(points), held().isel(points)
+    for p, x in ((0, 51), (1, 0), (2, -1)):
+        assert array.isel(p=p, x=x).values == values.isel(p=p, x=x).values
 
 
 def test_points_of_a_petavoxel_layer_read_what_holds_them():

@@ -58,7 +58,7 @@ def test_a_graph_key_in_an_info_sends_no_token(secrets, stranger, tls, spelling,
                 way(source, connection=HASTY)
         tree = ix.open_neuroglancer(link(source), allow_local=True)
         assert list(tree.children) == []
-        assert "type graphene://" in tree.attrs["unsupported_layers"][0]["reason"]
+        assert "type graphene://" in json.loads(tree.attrs["unsupported_layers"])[0]["reason"]
         assert server.requests
         assert not server.secrets
         assert {r.path for r in server.requests} == {f"{TABLE}/info"}
