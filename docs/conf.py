@@ -82,6 +82,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "imageryxr"
 html_static_path = ["_static"]
 html_show_sourcelink = False
+html_sidebars = {"**": []}  # the pages are flat: the theme's sidebar would be empty
 html_theme_options = {
     "navigation_with_keys": False,
     "show_prev_next": True,
