@@ -20,10 +20,10 @@ def run(code: str) -> str:
 
 KERNELS = """
 import time, numpy as np, numba
-from imageryxr.kernels import fill, lookup, outline
+from imageryxr.kernels import color_table, fill, outline
 labels = np.arange(64, dtype=np.uint64).reshape(1, 8, 8) // np.uint64(9)
 image = np.zeros((1, 8, 8), np.uint8)
-table = lookup.build_table([1, 2, 3], np.full((3, 4), 255, np.uint8))
+table = color_table.build_color_table([1, 2, 3], np.full((3, 4), 255, np.uint8))
 began = time.perf_counter()
 {call}
 print(time.perf_counter() - began)

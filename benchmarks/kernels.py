@@ -7,15 +7,18 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from benchmarks import pictures, work
+from imageryxr.core.axis_mapping import LinearMap, OverlapMap
 from imageryxr.core.colors import palette
-from imageryxr.kernels import color_table, fill, isin, outline, resample
+from imageryxr.kernels import color_table, downsample, downsample_rgba, fill, interpolate, isin, outline
 
 
 def table_of(labels: Any, alpha: int) -> color_table.ColorTable:
     """Return a colour table with a colour of its own for each id of a picture."""
     ids = [int(i) for i in np.unique(labels) if i]
     rgb = np.array(list(palette(ids, "husl").values()), np.uint8)
-    return color_table.build_table(np.array(ids, np.uint64), np.column_stack([rgb, np.full(len(ids), alpha, np.uint8)]))
+    return color_table.build_color_table(
+        np.array(ids, np.uint64), np.column_stack([rgb, np.full(len(ids), alpha, np.uint8)])
+    )
 
 
 class Kernel(work.Work):
@@ -54,7 +57,7 @@ class FillByHash(Fill):
 
     def prepare(self) -> None:
         colors = np.random.default_rng(0).integers(0, 256, (512, 4), np.uint8)
-        self.table = color_table.build_table(fallback=colors)
+        self.table = color_table.build_color_table(fallback=colors)
 
 
 class _Lines(Kernel):
@@ -199,30 +202,30 @@ class NearestTwice(_Regrid):
         self.result = self.ours()
 
     def ours(self) -> Any:
-        return resample.nearest(self.labels, *self.index)
+        return interpolate.resample_nearest(self.labels, *self.index)
 
 
 class LinearTwice(_Regrid):
     title = "regrid uint8 linear, ×2 in-plane"
 
     def prepare(self) -> None:
-        def along(n: int) -> resample.Lerp:
+        def along(n: int) -> LinearMap:
             at = np.clip((np.arange(2 * n) + 0.5) / 2 - 0.5, 0, n - 1)
             low = np.floor(at).astype(np.int64)
-            return resample.Lerp(low, np.minimum(low + 1, n - 1), at - low)
+            return LinearMap(low, np.minimum(low + 1, n - 1), at - low)
 
         depth, height, width = self.image.shape
         plane = np.arange(depth, dtype=np.int64)
-        self.axes = (resample.Lerp(plane, plane, np.zeros(depth)), along(height), along(width))
+        self.axes = (LinearMap(plane, plane, np.zeros(depth)), along(height), along(width))
         self.result = self.ours()
 
     def ours(self) -> Any:
-        return resample.linear(self.image, self.axes)
+        return interpolate.resample_linear(self.image, self.axes)
 
 
-def _halves(n: int, by: int) -> resample.Overlap:
+def _halves(n: int, by: int) -> OverlapMap:
     count = n // by
-    return resample.Overlap(np.arange(count) * by, np.arange(count + 1) * by, np.ones(count * by, np.int64))
+    return OverlapMap(np.arange(count) * by, np.arange(count + 1) * by, np.ones(count * by, np.int64))
 
 
 class MeanHalf(Kernel):
@@ -234,7 +237,7 @@ class MeanHalf(Kernel):
         self.image_copy = np.empty_like(self.image)
 
     def ours(self) -> Any:
-        return resample.mean(self.image, self.axes)  # type: ignore[arg-type]
+        return downsample.mean(self.image, self.axes)  # type: ignore[arg-type]
 
     def peer(self) -> None:
         np.copyto(self.image_copy, self.image)
@@ -250,7 +253,7 @@ class MeanHalfRgba(MeanHalf):
         self.image_copy = np.empty_like(self.image)
 
     def ours(self) -> Any:
-        return resample.mean_rgba(self.image, self.axes)  # type: ignore[arg-type]
+        return downsample_rgba.mean_rgba(self.image, self.axes)  # type: ignore[arg-type]
 
 
 class ModeHalf(Kernel):
@@ -260,4 +263,4 @@ class ModeHalf(Kernel):
         self.axes = tuple(_halves(n, by) for n, by in zip(self.labels.shape, (1, 2, 2), strict=True))
 
     def ours(self) -> Any:
-        return resample.mode(self.labels, self.axes)  # type: ignore[arg-type]
+        return downsample.mode(self.labels, self.axes)  # type: ignore[arg-type]

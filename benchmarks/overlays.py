@@ -9,7 +9,7 @@ import numpy as np
 from imageryclient.utils import segmentation_masks
 
 from benchmarks import kernels, pictures, work
-from imageryxr.kernels import fill, outline, resample
+from imageryxr.kernels import fill, interpolate, outline
 
 
 class _Picture(work.Work):
@@ -123,7 +123,7 @@ class NearestReindex(work.Work):
         self.index = (np.arange(2), *(np.arange(2 * side) // 2,) * 2)
 
     def ours(self) -> Any:
-        return resample.nearest(self.labels, *self.index)
+        return interpolate.resample_nearest(self.labels, *self.index)
 
     def peer(self) -> Any:
         return self.array.reindex(y=self.fine, x=self.fine, method="nearest")

@@ -1,4 +1,4 @@
-"""Connectomics volumes as lazy, labelled arrays; overlays and outlines as dask block functions.
+"""Open connectomics volumes as lazy, labelled xarray objects, and draw segmentations over images.
 
 >>> import imageryxr as ix
 >>> sample = ix.sample(sample_path)

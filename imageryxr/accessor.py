@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from imageryxr.core.bbox import show_triple
+from imageryxr.core.bbox import format_triple
 from imageryxr.core.colors.record import colors_of
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError
@@ -30,7 +30,7 @@ from imageryxr.render.thumbnail import contrast_limits, describe_tree, thumbnail
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of an array as a method, with its docstring and signature."""
+    """Convert a function of an xarray object to a method of its accessor, with the same docstring and signature."""
 
     @functools.wraps(function)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +40,7 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _describe(accessor: Any, what: str) -> str:
-    """Return what an accessor is of, and the names of its methods."""
+    """Return the repr of an accessor: a description of its object, and the names of its methods."""
     kind = type(accessor)
     methods = [name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")]
     lines = wrap(", ".join([*methods, "grid"]), 96, initial_indent="  ", subsequent_indent="  ")
@@ -48,18 +48,18 @@ def _describe(accessor: Any, what: str) -> str:
 
 
 def _array_text(array: xr.DataArray) -> str:
-    """Say what an array is; reads nothing."""
+    """Return a description of an array, without reading data."""
     sizes = " × ".join(f"{size:,}" for size in array.shape)
     name = repr(str(array.name)) if array.name is not None else "an array"
     text = f"{name}: {array.dtype}, ({', '.join(map(str, array.dims))}) {sizes}"
     try:
-        return f"{text}, voxels of {show_triple(grid_of(array).resolution)} nm"
+        return f"{text}, voxels of {format_triple(grid_of(array).resolution)} nm"
     except ImageryError:
         return f"{text}, without a grid in nm"
 
 
 def _layers_method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of (image, segmentation) as a method of a Dataset that holds both."""
+    """Convert a function of (image, segmentation) to a method of a Dataset that contains both."""
 
     @functools.wraps(function)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +70,7 @@ def _layers_method(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _segmentation_method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of a segmentation as a method of a Dataset that holds one beside an image."""
+    """Convert a function of a segmentation to a method of a Dataset of an image and a segmentation."""
 
     @functools.wraps(function)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +81,7 @@ def _segmentation_method(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @xr.register_dataarray_accessor("imagery")
 class ImageryArray:
-    """What imageryxr does with an array, as methods: ``da.imagery.crop(bbox)`` is ``imageryxr.crop(da, bbox)``.
+    """The functions of imageryxr as methods of an array: ``da.imagery.crop(bbox)`` is ``imageryxr.crop(da, bbox)``.
 
     Examples
     --------
@@ -100,7 +100,7 @@ class ImageryArray:
 
     @property
     def grid(self) -> Grid:
-        """Where the array lies."""
+        """The grid of the array."""
         return grid_of(self._obj)
 
     def __repr__(self) -> str:
@@ -137,7 +137,7 @@ class ImageryArray:
 
 @xr.register_dataset_accessor("imagery")
 class ImageryDataset:
-    """What imageryxr does with a Dataset of an image and a segmentation, as methods.
+    """The functions of imageryxr as methods of a Dataset of an image and a segmentation.
 
     Examples
     --------
@@ -155,7 +155,7 @@ class ImageryDataset:
 
     @property
     def grid(self) -> Grid:
-        """Where the arrays lie."""
+        """The grid of the arrays."""
         return grid_of(self._obj)
 
     def __repr__(self) -> str:
@@ -179,14 +179,14 @@ class ImageryDataset:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(ImageryArray, name):
-            raise AttributeError(f"a Dataset's imagery has no {name!r}")
+            raise AttributeError(f"the imagery accessor of a Dataset has no attribute {name!r}")
         arrays = " or ".join(f"ds[{str(key)!r}].imagery.{name}(…)" for key in list(self._obj.data_vars)[:3])
-        raise AttributeError(f"{name} is of one array, and this is a Dataset: write {arrays or 'it of an array'}")
+        raise AttributeError(f"{name} needs an array, but this is a Dataset; write {arrays or f'da.imagery.{name}(…)'}")
 
 
 @xr.register_datatree_accessor("imagery")
 class ImageryTree:
-    """What imageryxr does with a tree of layers, as `open_neuroglancer` and `open_datastack` return it, as methods.
+    """The functions of imageryxr as methods of a tree of layers from `open_neuroglancer` or `open_datastack`.
 
     Examples
     --------

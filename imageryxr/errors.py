@@ -5,38 +5,39 @@
     ImageryError
     ├── BoxError (ValueError)                  an inverted, empty or malformed box or point
     │   └── OutOfVolumeError                   a box wholly outside its volume
-    ├── GridError (ValueError)                 coordinates that are no regular grid
+    ├── GridError (ValueError)                 coordinates that are not a regular grid
     │   └── GridMismatchError                  arrays that do not lie on one grid
     ├── UnitError (ValueError)                 a unit that is not a known unit of length
     ├── MipError (KeyError)                    a level that does not exist or is a placeholder
     ├── LayerError (TypeError)                 a segmentation given as image, floats given as ids, …
-    ├── OptionError (ValueError)               an argument outside its closed set of values
-    ├── ColorError (ValueError)                a colour or palette that cannot be read
-    ├── SegmentError (KeyError)                an id that is not there where one is needed
-    │   └── StaleRootError                     a root id that is not current at the instant of its layer
-    ├── SourceError (ValueError)               metadata that make no sense
-    │   ├── AddressError                       an unknown scheme, or an address of no place
+    ├── OptionError (ValueError)               an invalid value of an argument
+    ├── ColorError (ValueError)                an invalid colour or palette
+    ├── SegmentError (KeyError)                a required id that does not exist
+    │   └── StaleRootError                     a root id that is not current at the timestamp of its layer
+    ├── SourceError (ValueError)               a source with an invalid address or metadata
+    │   ├── AddressError                       an unknown scheme or a malformed address
     │   ├── SourceNotFoundError (FileNotFoundError)
-    │   └── ChoiceError                        several channels or times, and none of them was chosen
-    ├── TimestampError (ValueError)            a time that is none, or lies before a graph's first or in the future
-    ├── LinkError (ValueError)                 a Neuroglancer link or state that makes no sense, or may not be followed
-    │   └── LinkServerError (ConnectionError)  a state that its server did not give
-    ├── AuthError (PermissionError)            a token missing, wrong or without the right
+    │   ├── NoVolumeError                      a source of meshes, skeletons, annotations or segment properties
+    │   └── ChoiceError                        several channels or times, of which none was selected
+    ├── TimestampError (ValueError)            an invalid timestamp, or one before the first of a graph or in the future
+    ├── LinkError (ValueError)                 a Neuroglancer link or state that is invalid or not allowed
+    │   └── LinkServerError (ConnectionError)  a state that could not be fetched from its server
+    ├── AuthError (PermissionError)            a missing, invalid or insufficient token
     │   ├── MissingTokenError                  no token was found
-    │   ├── InvalidTokenError                  the server does not know the token
-    │   └── ForbiddenError                     the token has not the right
-    │       └── TermsError                     terms of service that its owner has not accepted
-    ├── ServerError (ConnectionError)          a server that did not answer, or not sensibly
-    ├── CodecError (ImportError)               an encoding whose package is not installed
-    ├── ChunkReadError (OSError)               stored voxels that could not be read
+    │   ├── InvalidTokenError                  the server rejected the token
+    │   └── ForbiddenError                     the owner of the token lacks permission
+    │       └── TermsError                     the owner of the token has not accepted the terms of service
+    ├── ServerError (ConnectionError)          a server that did not respond, or whose response was invalid
+    ├── CodecError (ImportError)               an encoding whose decoder is not installed
+    ├── ChunkReadError (OSError)               a chunk that could not be read
     │   └── MissingChunkError (FileNotFoundError)
     └── TargetError (OSError)                  an export target that cannot be written
         ├── TargetExistsError (FileExistsError)
-        ├── ManifestError                      an export's own bookkeeping that makes no sense
+        ├── ManifestError                      an invalid manifest of an export
         └── ScratchError                       a scratch folder that cannot be used
 
-Each error is also the builtin kind that a caller may already catch. Messages say what was given, why it
-cannot be, and what to type instead.
+Each error is also a subclass of the builtin exception for its kind. A message states what was given, why it is invalid
+and what to write instead.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ from typing import Any, Literal
 
 
 class ImageryError(Exception):
-    """Root of every error that imageryxr raises on purpose."""
+    """Base class of all errors that imageryxr raises."""
 
     def __str__(self) -> str:
-        # KeyError would show the repr of its argument, with escaped newlines and quotes.
+        # KeyError would return the repr of its argument, with quotes and escaped newlines.
         return str(self.args[0]) if self.args else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Said here, since distributed's way to make exceptions anew fails for kin of both ValueError and OSError.
+        # distributed cannot recreate subclasses of both ValueError and OSError without this.
         return (type(self), self.args)
 
 
@@ -65,7 +66,7 @@ class BoxError(ImageryError, ValueError):
 
 
 class OutOfVolumeError(BoxError):
-    """A box that lies wholly outside its volume."""
+    """A box that lies entirely outside its volume."""
 
 
 class GridError(ImageryError, ValueError):
@@ -73,7 +74,7 @@ class GridError(ImageryError, ValueError):
 
 
 class GridMismatchError(GridError):
-    """Arrays that should lie on one grid and do not."""
+    """Arrays that are not on the same grid but must be."""
 
 
 class UnitError(ImageryError, ValueError):
@@ -81,7 +82,7 @@ class UnitError(ImageryError, ValueError):
 
 
 class MipError(ImageryError, KeyError):
-    """A level that does not exist, or that is only a placeholder."""
+    """A level that does not exist or is only a placeholder."""
 
 
 class LayerError(ImageryError, TypeError):
@@ -89,99 +90,99 @@ class LayerError(ImageryError, TypeError):
 
 
 class OptionError(ImageryError, ValueError):
-    """An argument outside the values that it may take."""
+    """An invalid value of an argument."""
 
 
 class ColorError(ImageryError, ValueError):
-    """A colour or palette that cannot be read."""
+    """An invalid colour or palette."""
 
 
 class SegmentError(ImageryError, KeyError):
-    """A segment id that is needed and is not there."""
+    """A required segment id that does not exist."""
 
 
 class StaleRootError(SegmentError):
-    """A root id that is not current at the instant of its layer."""
+    """A root id that is not current at the timestamp of its layer."""
 
     def __init__(self, message: str, successors: dict[int, list[int]] | None = None) -> None:
         super().__init__(message)
         self.successors = successors or {}
-        """The ids that cover the same object at that instant, for each stale id."""
+        """The ids that cover the same object at that timestamp, for each stale id."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (StaleRootError, (str(self), self.successors))
 
 
 class SourceError(ImageryError, ValueError):
-    """A source whose scheme or metadata cannot be understood."""
+    """A source with an invalid address or invalid metadata."""
 
 
 class AddressError(SourceError):
-    """An address of an unknown scheme, or of no place."""
+    """An address with an unknown scheme, or a malformed address."""
 
 
 class SourceNotFoundError(SourceError, FileNotFoundError):
-    """A source at whose address there is no volume."""
+    """A source that does not exist at its address."""
 
 
 class NoVolumeError(SourceError):
-    """A source that holds something else than voxels: meshes, skeletons, annotations, properties of segments."""
+    """A source that is not a volume: meshes, skeletons, annotations or segment properties."""
 
 
 class ChoiceError(SourceError):
-    """A source of channels or times of which none was chosen, or one that it does not have.
+    """A source with several channels or times of which none was selected, or a selected one that does not exist.
 
     Parameters
     ----------
     message : str
-        What is to be read.
+        The message of the error.
     what : {"channel", "time"}
-        The keyword with which to choose.
+        The keyword that selects one.
     count : int
-        How many there are: 0 to ``count - 1`` may be chosen.
+        The number of channels or times; 0 to ``count - 1`` can be selected.
     """
 
     def __init__(self, message: str, what: Literal["channel", "time"], count: int) -> None:
-        super().__init__(message, what, count)  # all of it, since an exception is pickled by its arguments
+        super().__init__(message, what, count)  # exceptions are pickled with their arguments
 
     @property
     def what(self) -> Literal["channel", "time"]:
-        """The keyword with which to choose."""
-        chosen: Literal["channel", "time"] = self.args[1]
-        return chosen
+        """The keyword that selects one."""
+        keyword: Literal["channel", "time"] = self.args[1]
+        return keyword
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of channels or times."""
         return int(self.args[2])
 
 
 class TimestampError(ImageryError, ValueError):
-    """A time that cannot be read, or at which the segmentation has no state."""
+    """An invalid timestamp, or one at which the segmentation has no state."""
 
 
 class LinkError(ImageryError, ValueError):
-    """A Neuroglancer link or state that cannot be understood, or must not be followed as it is."""
+    """A Neuroglancer link or state that is invalid, or whose content is not allowed."""
 
 
 class LinkServerError(LinkError, ConnectionError):
-    """A state that its server did not give."""
+    """A Neuroglancer state that could not be fetched from its server."""
 
 
 class AuthError(ImageryError, PermissionError):
-    """A token that is missing, wrong, or lacks the right."""
+    """A missing, invalid or insufficient token."""
 
 
 class MissingTokenError(AuthError):
-    """No token was found, and the server asks for one."""
+    """No token was found, but the server requires one."""
 
 
 class InvalidTokenError(AuthError):
-    """A token that the server does not know."""
+    """A token that the server rejected as unknown."""
 
 
 class ForbiddenError(AuthError):
-    """A token whose owner may not read what was asked for."""
+    """A token whose owner has no permission to read the requested data."""
 
 
 class TermsError(ForbiddenError):
@@ -189,7 +190,7 @@ class TermsError(ForbiddenError):
 
 
 class ServerError(ImageryError, ConnectionError):
-    """A server that did not answer, or whose answer makes no sense."""
+    """A server that did not respond, or whose response was invalid."""
 
 
 class CodecError(ImageryError, ImportError):
@@ -197,7 +198,7 @@ class CodecError(ImageryError, ImportError):
 
 
 class ChunkReadError(ImageryError, OSError):
-    """Stored voxels that could not be read: never turned into black."""
+    """A chunk that could not be read; it is never replaced by the fill value."""
 
 
 class MissingChunkError(ChunkReadError, FileNotFoundError):
@@ -210,11 +211,11 @@ class TargetError(ImageryError, OSError):
     Parameters
     ----------
     message : str
-        What is to be read.
+        The message of the error.
     full : bool, default False
-        Whether that is for want of room, on a disk or of a quota: until somebody makes some, no try can work.
+        Whether the disk is full or a quota is exhausted; retries cannot succeed until space is freed.
     taken : bool, default False
-        Whether it is another process's by now: no try can work any more.
+        Whether another process has taken over the target; retries cannot succeed.
     """
 
     def __init__(self, *message: Any, full: bool = False, taken: bool = False) -> None:
@@ -227,28 +228,28 @@ class TargetError(ImageryError, OSError):
 
 
 class TargetExistsError(TargetError, FileExistsError):
-    """An export target that exists, while ``overwrite`` is False."""
+    """An export target that exists although ``overwrite`` is False."""
 
 
 class ManifestError(TargetError):
-    """The manifest of an export that makes no sense; with ``overwrite=True`` the export begins anew."""
+    """An invalid manifest of an export; ``overwrite=True`` starts the export again."""
 
 
 class ScratchError(TargetError):
-    """A scratch folder that cannot be used; the target may be as it should.
+    """A scratch folder that cannot be used; the target itself may be fine.
 
     Parameters
     ----------
     message : str
-        What is to be read.
+        The message of the error.
     folder : str
-        Which one.
+        The scratch folder.
     reason : str
-        Why.
+        The reason why it cannot be used.
     full : bool
-        Whether that is for want of room.
+        Whether its disk is full.
     worker : str, optional
-        The address of the cluster's worker whose folder it is: that of another may do.
+        The address of the cluster worker to which the folder belongs; the folder of another worker may be usable.
     """
 
     def __init__(self, message: str, *, folder: str, reason: str, full: bool, worker: str | None = None) -> None:
@@ -263,31 +264,31 @@ class ScratchError(TargetError):
 
 
 class ImageryWarning(UserWarning):
-    """Root of every warning that imageryxr gives."""
+    """Base class of all warnings that imageryxr issues."""
 
 
 class MissingChunkWarning(ImageryWarning):
-    """Chunks that the store does not have were filled with background."""
+    """Missing chunks were replaced by the fill value."""
 
 
 class MissingIdsWarning(ImageryWarning):
-    """Ids were asked for that are not in the data."""
+    """Requested ids do not occur in the data."""
 
 
 class NaiveTimestampWarning(ImageryWarning):
-    """A time without a time zone was taken as UTC."""
+    """A timestamp without a time zone was interpreted as UTC."""
 
 
 class ClockWarning(ImageryWarning):
-    """Two clocks, of this machine and of a server, disagree."""
+    """The clocks of this machine and of a server disagree."""
 
 
 class LinkWarning(ImageryWarning):
-    """Parts of a Neuroglancer link were left out."""
+    """Parts of a Neuroglancer link were ignored."""
 
 
 def warn(message: str, category: type[ImageryWarning] = ImageryWarning) -> None:
-    """Give a warning that points at the line of the caller's which led here, however deep in imageryxr it was found."""
+    """Issue a warning whose location is the innermost line outside of imageryxr."""
     package = os.path.dirname(__file__) + os.sep
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(package):

@@ -8,7 +8,7 @@ import xarray as xr
 import imageryxr as ix
 
 
-def test_the_accessor_says_what_it_is_and_lists_its_methods(sample):
+def test_the_repr_of_an_accessor_describes_its_array_and_lists_its_methods(sample):
     em = ix.open_image(sample.image)
     text = repr(em.imagery)
     assert text.startswith("<imagery of 'image': uint8, (z, y, x) 64 × 1,024 × 1,024, voxels of 8 × 8 × 40 nm>")
@@ -20,6 +20,6 @@ def test_the_accessor_says_what_it_is_and_lists_its_methods(sample):
     assert "overlay" in ds
 
 
-def test_the_accessor_of_any_array_has_a_repr():
+def test_accessors_of_arrays_without_a_grid_and_of_empty_datasets_have_a_repr():
     assert "without a grid in nm" in repr(xr.DataArray(np.zeros((2, 3))).imagery)
     assert "no arrays" in repr(xr.Dataset().imagery)

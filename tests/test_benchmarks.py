@@ -21,7 +21,7 @@ def _small(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
-def test_runs(kind):
+def test_each_benchmark_runs(kind):
     if issubclass(kind, reading.TensorStoreCutout):
         pytest.importorskip("tensorstore", reason="TensorStore is of the extra `benchmarks`")
     one = kind()
@@ -33,7 +33,7 @@ def test_runs(kind):
         one.teardown()
 
 
-def test_every_row_is_asvs_too():
+def test_every_row_is_an_asv_benchmark():
     modules = (kernels, overlays, reading, figures, stacks, graphs, first_use)
     for module, kind in itertools.product(modules, KINDS):
         if kind.__module__ == module.__name__:
@@ -43,7 +43,7 @@ def test_every_row_is_asvs_too():
 
 
 @pytest.mark.slow
-def test_both_sides_read_and_draw_the_same():
+def test_both_sides_of_a_row_give_the_same_result():
     cut = reading.SegmentationCutout()
     cut.setup()
     np.testing.assert_array_equal(cut.ours(), cut.peer()[..., 0].T)
@@ -59,19 +59,19 @@ def test_both_sides_read_and_draw_the_same():
     np.testing.assert_array_equal(twice.ours(), twice.peer().values)
 
 
-def test_cells_are_as_many_as_asked():
+def test_generated_cells_have_the_requested_number():
     cells = pictures.cells((2, 128, 128), 10)
     assert len(np.unique(cells)) == 11
     assert cells.max() > 2**53
     assert (cells == 0).any()
 
 
-def test_a_peer_without_memory_or_time_is_told_of():
+def test_isolated_calls_report_time_and_lack_of_memory():
     assert apart.apart("time:sleep", [0.01]).seconds >= 0.01
     assert "out of memory" in apart.apart("numpy:zeros", [1 << 45]).why
 
 
-def test_a_row_of_the_table(monkeypatch):
+def test_a_line_of_the_report_has_all_columns(monkeypatch):
     text = report.line(kernels.Select, ())
     assert text.startswith("| select 30 of 300 ids | ")
     assert text.count("|") == 7
@@ -79,14 +79,14 @@ def test_a_row_of_the_table(monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_one_process_compiled_another_finds():
+def test_a_process_loads_the_kernels_that_another_compiled():
     for call in first_use.CALLS:
         first_use.run(first_use.KERNELS.format(call=first_use.CALLS[call]))
         compiled = first_use.run(
             "import numba\nfound = []\nold = numba.core.dispatcher.Dispatcher.compile\n"
             + first_use.KERNELS.format(call=first_use.CALLS[call])
-            + "from imageryxr.kernels import fill, inside, lookup, outside, runs, topmost\n"
-            "for module in (fill, inside, lookup, outside, runs, topmost):\n"
+            + "from imageryxr.kernels import color_table, fill, outline_inner, outline_merged, outline_outer, run_length\n"
+            "for module in (color_table, fill, outline_inner, outline_merged, outline_outer, run_length):\n"
             "    for f in vars(module).values():\n"
             "        found += [f.stats.cache_misses] if hasattr(f, 'stats') else []\n"
             "print(sum(sum(m.values()) for m in found))"

@@ -71,7 +71,7 @@ def test_every_page_is_in_the_table_of_contents():
     assert {page for page in PAGES if (DOCS / f"{page}.md").exists()} <= entries
 
 
-def test_the_page_of_the_tissue_credits_its_source():
+def test_the_readme_of_the_tissue_credits_its_source():
     text = (DOCS / "_data" / "README.md").read_text()
     assert "HHMI Janelia Research Campus" in text
     assert "https://creativecommons.org/licenses/by/3.0/" in text

@@ -72,7 +72,7 @@ def test_no_two_modules_import_each_other():
     list(TopologicalSorter({name: imports_of(name) for name in MODULES}).static_order())  # raises CycleError
 
 
-def test_the_root_of_the_package_is_short():
+def test_the_root_of_the_package_has_at_most_14_entries():
     entries = {p.name for p in ROOT.iterdir()} - {"__pycache__", "py.typed"}
     assert len(entries) <= 14, sorted(entries)
 
@@ -94,7 +94,7 @@ def test_function_bodies_are_under_50_lines(name):
             assert lines <= 50, f"{name}.{node.name} has {lines} lines"
 
 
-def test_import_stays_light():
+def test_importing_imageryxr_does_not_import_heavy_packages():
     heavy = [
         "numba",
         "cloudvolume",
@@ -112,7 +112,7 @@ def test_import_stays_light():
     assert done.stdout.strip() == "[]"
 
 
-def test_everything_public_is_listed_and_there():
+def test_all_lists_documented_public_names_in_order():
     assert imageryxr.__all__ == sorted(imageryxr.__all__)
     assert len(set(imageryxr.__all__)) == len(imageryxr.__all__)
     for name in imageryxr.__all__:

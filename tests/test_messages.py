@@ -59,7 +59,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_message(case, sample):
+def test_an_error_has_its_class_and_names_the_correction(case, sample):
     act, ours, builtin, words = CASES[case]
     with pytest.raises(ours) as caught:
         act(sample)
@@ -69,7 +69,7 @@ def test_message(case, sample):
         assert word in str(caught.value)
 
 
-def test_a_codec_that_is_not_there(tmp_path, monkeypatch):
+def test_the_error_for_a_missing_codec_names_the_package_to_install(tmp_path, monkeypatch):
     from cloudvolume import CloudVolume
 
     from imageryxr.sources.precomputed import source
@@ -82,12 +82,12 @@ def test_a_codec_that_is_not_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("link", ['{"layers": "abc', '{"layers": [{"a": "b]'])
-def test_a_link_that_ends_early_names_the_character(link):
+def test_the_error_for_a_truncated_link_names_the_character(link):
     with pytest.raises(ix.LinkError, match=r"Unterminated string starting at character \d+;"):
         ix.open_neuroglancer(link)
 
 
-def test_dir_lists_the_public_names_alone():
+def test_dir_lists_only_public_names():
     listed = dir(ix)
     assert {name for name in listed if not name.startswith("__")} == set(ix.__all__)
     assert "__version__" in listed

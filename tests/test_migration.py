@@ -50,7 +50,7 @@ def done(sample, tmp_path_factory):
     return made, work
 
 
-def test_the_table_has_every_call_of_imageryclients_readme():
+def test_the_table_has_every_call_in_the_readme_of_imageryclient():
     theirs = metadata("imageryclient")["Description"] or metadata("imageryclient").get_payload()
     blocks = "".join(re.findall(r"```python\n(.*?)```", theirs, re.DOTALL))
     calls = set(re.findall(r"(?:ic|img_client)\.(\w+)\(", blocks)) | {
@@ -90,7 +90,7 @@ def same(made, name, rows):
         np.testing.assert_array_equal(np.asarray(theirs), turned(ours), err_msg=row)
 
 
-def test_images_are_the_same_voxels(done):
+def test_images_have_the_same_voxels(done):
     made, _ = done
     assert tuple(made["resolution"][0]["res"]) == made["resolution"][1]["res"]
     same(
@@ -112,14 +112,14 @@ def test_images_are_the_same_voxels(done):
     np.testing.assert_array_equal(around[0]["around"], [around[1]["around"].lo, around[1]["around"].hi])
 
 
-def test_sizes_cover_the_same_field(done):
+def test_sizes_cover_the_same_extent(done):
     made, _ = done
     for row in ("their size", "and of the segmentation"):
         theirs, ours = (side["size"] for side in made[row])
         assert tuple(np.array(theirs) * (8, 8, 40)) == ours
 
 
-def test_ids_and_masks_are_the_same_voxels(done):
+def test_ids_and_masks_have_the_same_voxels(done):
     made, _ = done
     same(made, "labels", ["segmentation", "some root ids"])
     for row in ("a mask each", "at the segmentation's size", "a stack"):
@@ -137,7 +137,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("row", PICTURES)
-def test_pictures_are_the_same_pixels(done, row):
+def test_pictures_have_the_same_pixels(done, row):
     # Their alphas are cut down to whole 255ths, ours rounded. Lines at the edge of the picture differ, and are told of.
     tolerance, edge = PICTURES[row]
     theirs, ours = (side["picture"] for side in done[0][row])
@@ -154,7 +154,7 @@ def test_pictures_are_the_same_pixels(done, row):
     ("row", "name", "axis"),
     [("its overlays", "overlays", "z"), ("sliced along y", "along_y", "y"), ("sliced along x", "along_x", "x")],
 )
-def test_stacks_are_the_same_slices(done, row, name, axis):
+def test_stacks_have_the_same_slices(done, row, name, axis):
     theirs, ours = (side[name] for side in done[0][row])
     assert len(theirs) == ours.sizes[axis]
     for i, picture in enumerate(theirs):
@@ -164,7 +164,7 @@ def test_stacks_are_the_same_slices(done, row, name, axis):
         assert np.abs(a - b)[inner].max(initial=0) <= 3
 
 
-def test_files_hold_the_same_pixels(done):
+def test_files_have_the_same_pixels(done):
     _, work = done
     files = sorted(p.name for p in (work / "ic" / "out").glob("*.png"))
     assert files == sorted(p.name for p in (work / "ix" / "out").glob("*.png"))
@@ -213,7 +213,7 @@ def test_a_datastack_gives_the_same_pixels(cave, when):
 # --- where ImageryClient is wrong ----------------------------------------------------------------------------
 
 
-def test_ids_change_when_they_are_resized(done):
+def test_imageryclient_changes_ids_when_it_resizes_and_imageryxr_does_not(done):
     theirs, ours = (side["labels"] for side in done[0]["both, aligned"])
     stored = set(done[0]["segmentation"][1]["labels"].values.ravel().tolist())
     assert set(ours.values.ravel().tolist()) == stored
@@ -222,7 +222,7 @@ def test_ids_change_when_they_are_resized(done):
     assert not changed & stored
 
 
-def test_samples_move_when_they_are_resized(done, sample):
+def test_imageryclient_shifts_voxels_when_it_resizes_and_imageryxr_does_not(done, sample):
     theirs, ours = (side["masks"] for side in done[0]["aligned masks"])
     for i, mask in theirs.items():  # twice as large it goes well
         np.testing.assert_array_equal(mask.astype(bool), turned(ours.sel(segment=np.uint64(i))))
@@ -245,7 +245,7 @@ def test_samples_move_when_they_are_resized(done, sample):
     assert (np.asarray(theirs) != truth).mean() > 0.05
 
 
-def test_colours_follow_the_rank(done):
+def test_colours_depend_on_the_rank_in_imageryclient_and_on_the_id_in_imageryxr(done):
     theirs = ic.composite_overlay(dict(list(done[0]["a mask each"][0]["masks"].items())), alpha=1)
     fewer = dict(list(done[0]["a mask each"][0]["masks"].items())[1:])
     again = ic.composite_overlay(fewer, alpha=1)

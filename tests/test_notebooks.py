@@ -34,7 +34,7 @@ HERE = re.compile(
 )
 
 
-def test_the_gate_runs_what_the_readme_says():
+def test_the_gate_runs_the_command_of_the_readme():
     line = "pip install '.[test]' && pytest"
     assert f"    {line}\n" in README
     assert line.replace("install", "install --quiet", 1) in (ROOT / ".ci" / "run").read_text()
@@ -44,7 +44,7 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= 200
 
 
-def test_what_the_readme_links_to_is_there():
+def test_files_that_the_readme_links_to_exist():
     links = re.findall(r"\]\(([^)\s]+)\)", README)
     inside = [HERE.fullmatch(link)[1] for link in links if HERE.fullmatch(link)]
     assert len(inside) > 10

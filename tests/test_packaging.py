@@ -75,14 +75,14 @@ def test_each_import_of_the_tests_is_declared():
     assert used - declared == set()
 
 
-def test_the_conda_recipe_requires_what_pyproject_does():
+def test_the_conda_recipe_requires_the_dependencies_of_pyproject():
     recipe = load_recipe()
     run = dict(line.partition(" ")[::2] for line in recipe["requirements"]["run"])
     assert run.pop("python").replace("${{ python_min }}", recipe["context"]["python_min"]) == PROJECT["requires-python"]
     assert run == {CONDA_NAMES.get(name, name): bounds for name, bounds in DEPENDENCIES.items()}
 
 
-def test_the_conda_recipe_makes_the_same_commands():
+def test_the_conda_recipe_installs_the_same_commands():
     made = [f"{name} = {target}" for name, target in PROJECT["scripts"].items()]
     assert load_recipe()["build"]["python"]["entry_points"] == made
 

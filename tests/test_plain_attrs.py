@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.core.attrs import LargeIds, decoded, listed, plain_attrs
+from imageryxr.core.attrs import LargeIds, list_from_attr, parse_json_attr, plain_attrs
 
 ENGINES = ["h5netcdf", "netcdf4"]
 
@@ -75,7 +75,7 @@ def test_view_and_plane_survive_a_file(tree, tmp_path, engine, verb):
     assert ix.neuroglancer_link(again, allow_local=True) == ix.neuroglancer_link(ds, allow_local=True)
 
 
-def test_everything_returned_has_attrs_that_any_file_holds(tree):
+def test_all_returned_attrs_can_be_written_to_any_file(tree):
     cropped, opened = tree
     ds = cropped.imagery.plane((16, 6))
     held = [node.attrs for node in opened.subtree] + [
@@ -92,14 +92,14 @@ def test_everything_returned_has_attrs_that_any_file_holds(tree):
 
 
 @pytest.mark.parametrize("nested", [True, False], ids=["nested", "json"])
-def test_nested_attrs_of_before_are_read(tree, nested):
+def test_nested_attrs_of_earlier_versions_are_accepted(tree, nested):
     cropped, _ = tree
     ds = cropped.imagery.plane((16, 6))
     link = ix.neuroglancer_link(ds, allow_local=True)
     axes = np.reshape(ds.em.attrs["plane_axes"], (3, 3)).tolist()
     ds.em.attrs["plane_axes"] = axes if nested else json.dumps(axes)
     ds.cells.attrs["colors"] = {"1": "#ff0000"} if nested else '{"1": "#ff0000"}'
-    ds.attrs["dimensions"] = decoded(ds.attrs["dimensions"]) if nested else ds.attrs["dimensions"]
+    ds.attrs["dimensions"] = parse_json_attr(ds.attrs["dimensions"]) if nested else ds.attrs["dimensions"]
     assert ix.neuroglancer_link(ds, allow_local=True) == link
 
 
@@ -114,7 +114,7 @@ def test_ids_of_any_size_survive_a_file(tmp_path, engine):
     kept = ix.select_ids(seg, ids).to_dataset(name="segmentation")
     kept.segmentation.attrs["layer_type"] = "segmentation"
     again = stored(kept, tmp_path / "ids.nc", engine)
-    assert [int(i) for i in listed(again.segmentation.attrs["ids"])] == ids
+    assert [int(i) for i in list_from_attr(again.segmentation.attrs["ids"])] == ids
     assert ix.neuroglancer_link(again) == ix.neuroglancer_link(kept)
     looked = seg.assign_attrs(selected_ids=ids[2:], layer_type="segmentation").to_dataset(name="segmentation")
     again = stored(looked, tmp_path / "looked.nc", engine)
@@ -138,7 +138,7 @@ def test_ids_of_any_size_survive_a_file(tmp_path, engine):
         ([], []),
     ],
 )
-def test_plain_attrs(value, plain):
+def test_plain_attrs_converts_values(value, plain):
     found = plain_attrs({"k": value})["k"]
     assert found == plain
     assert type(found) is type(plain) or isinstance(found, LargeIds)

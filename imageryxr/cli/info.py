@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imageryxr.cli.messages import as_options
-from imageryxr.core.bbox import IndexBox, show_triple
+from imageryxr.core.bbox import IndexBox, format_triple
 from imageryxr.core.grid import Grid
 from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkError
 from imageryxr.neuroglancer.fetch import state_of
@@ -145,7 +145,12 @@ def _lines(layer: Source, choices: dict[str, int], states: list[LevelState]) -> 
         encoding = level.encoding + (", placeholder" if level.placeholder else "")
         encoding += f", {state.word}" if state.word else ""
         offset = ", ".join(f"{o:,}" for o in grid.voxel_offset)
-        sizes = (show_triple(grid.shape[::-1]), show_triple(grid.resolution), offset, show_triple(level.chunks[::-1]))
+        sizes = (
+            format_triple(grid.shape[::-1]),
+            format_triple(grid.resolution),
+            offset,
+            format_triple(level.chunks[::-1]),
+        )
         rows.append((str(level.mip), *sizes, encoding))
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
     yield ""
@@ -187,4 +192,4 @@ def _count(number: int, thing: str) -> str:
 
 
 def _extent(grid: Grid) -> str:
-    return f"{show_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])} µm"
+    return f"{format_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])} µm"

@@ -1,4 +1,4 @@
-"""Attributes that any file can hold: numbers, strings and flat lists; what is nested becomes JSON text."""
+"""Convert attributes to types that netCDF and Zarr files can store; nested values become JSON text."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _INT64_MAX = 2**63 - 1
 
 
 class LargeIds(list[int]):
-    """A list of ids of which some need all 64 bits: numpy makes uint64 of it, where it makes floats of a plain list."""
+    """A list of ids above the int64 range that numpy converts to uint64; it converts a plain list to floats."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         return np.array(list(self), np.uint64 if dtype is None else dtype)
 
 
 def plain_attrs(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return attributes as netCDF and Zarr files hold them: numbers, strings and flat lists of one of the two.
+    """Return attributes in the types that netCDF and Zarr files can store: numbers, strings and flat lists of either.
 
-    Dicts and nested lists become their JSON text, which `decoded` reads. Booleans become 0 and 1, numpy scalars Python
-    numbers.
+    Dicts and nested lists become JSON text, which `parse_json_attr` parses. Booleans become 0 and 1. Numpy scalars
+    become Python numbers.
     """
-    return {name: _plain(value) for name, value in attrs.items()}
+    return {name: _plain_value(value) for name, value in attrs.items()}
 
 
-def decoded(attr: Any) -> Any:
-    """Return an attribute as the dict or list that its JSON text describes; anything else as it is."""
+def parse_json_attr(attr: Any) -> Any:
+    """Parse an attribute that is the JSON text of a dict or list; return any other value unchanged."""
     if isinstance(attr, str) and attr[:1] in ("{", "["):
         try:
             return json.loads(attr)
@@ -37,19 +37,19 @@ def decoded(attr: Any) -> Any:
     return attr
 
 
-def listed(attr: Any) -> list[Any]:
-    """Return a list attribute as a list: from a file it comes as an array, or as its only item."""
+def list_from_attr(attr: Any) -> list[Any]:
+    """Return a list attribute as a list; a file may return it as an array, or a list of one item as that item."""
     return [] if attr is None else np.asarray(attr, dtype=object).ravel().tolist()
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     if isinstance(value, bool | np.bool_):
         return int(value)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, list | tuple):
         return _plain_list(value)
-    return _as_json(value) if isinstance(value, dict) else value
+    return _to_json(value) if isinstance(value, dict) else value
 
 
 def _plain_list(value: Any) -> Any:
@@ -59,12 +59,12 @@ def _plain_list(value: Any) -> Any:
     if kinds <= {int, float} or kinds == {str}:
         return value
     if all(issubclass(kind, int | float | np.number | np.bool_) for kind in kinds):
-        return _plain_list(type(value)(_plain(item) for item in value))
-    return _as_json(value)
+        return _plain_list(type(value)(_plain_value(item) for item in value))
+    return _to_json(value)
 
 
-def _as_json(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     try:
         return json.dumps(value)
     except (TypeError, ValueError):
-        return value  # an attribute of the caller's own
+        return value  # the caller set an attribute that JSON cannot represent

@@ -1,4 +1,4 @@
-"""Where the voxels of one axis lie on another, in exact whole numbers: what every resampling follows."""
+"""Map the voxels of one axis to another in exact integer arithmetic; every resampling uses these maps."""
 
 from __future__ import annotations
 
@@ -10,67 +10,87 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.core.bbox import SNAP, exact
+from imageryxr.core.bbox import SNAP, to_fraction
 from imageryxr.core.grid import Axis
 
-# The index of "no source voxel": the target voxel lies outside the volume.
+# The source index of a target voxel that lies outside the volume.
 OUTSIDE = -1
 
 
 class NearestMap(NamedTuple):
-    """For each target voxel the source voxel that holds its centre."""
+    """The source voxel that contains the centre of each target voxel."""
 
     voxel: npt.NDArray[np.int64]
 
-    def read_from(self, first: int) -> NearestMap:
-        """Return the map into an array whose index 0 is source voxel ``first``; `OUTSIDE` stays."""
-        return NearestMap(_rebased(self.voxel, first))
+    def relative_to(self, first: int) -> NearestMap:
+        """Return the map into an array whose index 0 is source voxel ``first``; `OUTSIDE` is kept."""
+        return NearestMap(_rebase(self.voxel, first))
 
 
 class LinearMap(NamedTuple):
-    """For each target voxel the two source voxels around its centre, and the weight of the second."""
+    """Linear interpolation along one axis: ``a[lower] + (a[upper] - a[lower]) * weight``.
+
+    Attributes
+    ----------
+    lower, upper
+        int64[n], the two source voxels around the centre of each target voxel. ``lower == OUTSIDE`` marks a voxel
+        outside the volume, which gets the fill value. Where the weight is 0, ``upper`` may lie outside the array.
+    weight
+        float64[n] in [0, 1), the weight of the upper voxel.
+    """
 
     lower: npt.NDArray[np.int64]
     upper: npt.NDArray[np.int64]
     weight: npt.NDArray[np.float64]
 
-    def read_from(self, first: int) -> LinearMap:
-        """Return the map into an array whose index 0 is source voxel ``first``; `OUTSIDE` stays."""
-        return LinearMap(_rebased(self.lower, first), _rebased(self.upper, first), self.weight)
+    def relative_to(self, first: int) -> LinearMap:
+        """Return the map into an array whose index 0 is source voxel ``first``; `OUTSIDE` is kept."""
+        return LinearMap(_rebase(self.lower, first), _rebase(self.upper, first), self.weight)
 
 
 class OverlapMap(NamedTuple):
-    """For each target voxel the run of source voxels it covers, with whole-number weights (CSR)."""
+    """The run of source voxels that each target voxel covers along one axis, with integer weights (CSR layout).
+
+    Attributes
+    ----------
+    first
+        int64[n], the first source voxel that target voxel i covers.
+    offsets
+        int64[n + 1]; target voxel i covers ``offsets[i + 1] - offsets[i]`` source voxels. A target voxel that covers
+        none gets the fill value.
+    weights
+        int64[offsets[n]], positive: the covered length of each source voxel. The unit may differ between target voxels.
+    """
 
     first: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
     weights: npt.NDArray[np.int64]
 
-    def read_from(self, first: int) -> OverlapMap:
-        """Return the map into an array whose index 0 is source voxel ``first``; `OUTSIDE` stays."""
-        return OverlapMap(_rebased(self.first, first), self.offsets, self.weights)
+    def relative_to(self, first: int) -> OverlapMap:
+        """Return the map into an array whose index 0 is source voxel ``first``; `OUTSIDE` is kept."""
+        return OverlapMap(_rebase(self.first, first), self.offsets, self.weights)
 
 
-def _rebased(index: npt.NDArray[np.int64], first: int) -> npt.NDArray[np.int64]:
-    return np.where(index == _NOWHERE, OUTSIDE, index - first)
+def _rebase(index: npt.NDArray[np.int64], first: int) -> npt.NDArray[np.int64]:
+    return np.where(index == _NO_VOXEL, OUTSIDE, index - first)
 
 
-# Lengths are counted in at most about so many parts of a target voxel: three axes' product must fit int64. Ratios that
-# people use need far fewer, so that their weights are exact.
-_WEIGHTS = 1 << 18
+# Weights are integers up to about this number per target voxel, so that the product of three axes fits int64. Common
+# ratios need far fewer, so their weights are exact.
+_MAX_WEIGHT = 1 << 18
 
-# Source indexes may be negative before a read box is known, so "nowhere" is an index that no volume reaches.
-_NOWHERE = -(2**62)
+# Source indexes may be negative until they are relative to a read box, so -1 cannot mark a missing voxel here.
+_NO_VOXEL = -(2**62)
 
 
 @dataclass(frozen=True, slots=True)
 class AxisMap:
-    """Where the voxels of a target axis lie on a source axis, in exact whole numbers.
+    """Positions of the voxels of a target axis on a source axis, as exact integers.
 
-    The centre of target voxel ``j`` lies at ``(a·j + b) / c`` source voxels from the lower edge of source voxel
-    0. Source indexes may be negative: ``valid`` ranges, half-open, say where data exist. A target voxel whose
-    centre lies outside of them is outside the volume; one rule breaks ties, a centre on the edge between two voxels
-    belongs to the upper one, as voxels are half-open.
+    The centre of target voxel ``j`` lies at ``(a·j + b) / c`` source voxels from the lower edge of source voxel 0.
+    Source indexes may be negative. The half-open ``valid`` range contains the source voxels that have data; a target
+    voxel whose centre lies outside this range is outside the volume. A centre on the edge between two source voxels
+    belongs to the upper one, because voxels are half-open.
     """
 
     a: int
@@ -78,11 +98,12 @@ class AxisMap:
     c: int
 
     @classmethod
-    def between(cls, target: Axis, source: Axis) -> AxisMap:
+    def from_axes(cls, target: Axis, source: Axis) -> AxisMap:
         """Return the map from a target axis to a source axis."""
-        ratio = exact(target.resolution) / exact(source.resolution)
-        shift = (exact(target.offset) + Fraction(1, 2)) * ratio - exact(source.offset)
-        # The simple fraction that a noisy one stands for decides ties; a ratio that drifts along the axis is kept.
+        ratio = to_fraction(target.resolution) / to_fraction(source.resolution)
+        shift = (to_fraction(target.offset) + Fraction(1, 2)) * ratio - to_fraction(source.offset)
+        # Simple fractions remove float noise, so that ties are decided consistently. The ratio stays unsimplified if
+        # the simple one would drift by `SNAP` along the axis.
         shift, simple = shift.limit_denominator(1_000_000), ratio.limit_denominator(1_000_000)
         ratio = simple if abs(ratio - simple) * target.size < SNAP else ratio
         c = math.lcm(ratio.denominator, shift.denominator)
@@ -90,27 +111,27 @@ class AxisMap:
 
     @property
     def scale(self) -> Fraction:
-        """Source voxels per target voxel."""
+        """Number of source voxels per target voxel."""
         return Fraction(self.a, self.c)
 
-    def first_at(self, edge: int) -> int:
-        """Return the first target voxel whose centre lies at or above the lower edge of a source voxel."""
+    def first_voxel_at(self, edge: int) -> int:
+        """Return the first target voxel whose centre lies at or above the lower edge of source voxel ``edge``."""
         return -((self.b - edge * self.c) // self.a)
 
-    def reach(self, start: int, stop: int, method: str) -> tuple[int, int]:
-        """Return the half-open source range that a method touches for target voxels start to stop."""
+    def source_range(self, start: int, stop: int, method: str) -> tuple[int, int]:
+        """Return the half-open range of source voxels that a method needs for target voxels ``start`` to ``stop``."""
         low = Fraction(self.a * start + self.b, self.c)
         high = Fraction(self.a * (stop - 1) + self.b, self.c)
         half = Fraction(1, 2) if method == "linear" else self.scale / 2
         if method == "nearest":
             return math.floor(low), math.floor(high) + 1
-        # Linear ends with the voxel above the last centre, unless that centre is a voxel's: then it has no weight.
+        # Linear ends with the voxel above the last centre. If the centres coincide, that voxel has no weight.
         return math.floor(low - half), math.ceil(high - half) + 1 if method == "linear" else math.ceil(high + half)
 
-    def _places(self, start: int, stop: int, shift: Fraction = Fraction(0)) -> tuple[npt.NDArray[np.int64], int, int]:
-        # position of voxel j = base + numerator / denominator. The whole part at `start` is taken out first, so that
-        # int64 holds the numerators of all but noisy resolutions; those take Python's integers, since a rounded ratio
-        # drifts by 1e-4 voxel over 2**31 voxels.
+    def _positions(self, start: int, stop: int, shift: Fraction | int = 0) -> tuple[npt.NDArray[np.int64], int, int]:
+        # The position of voxel j is base + numerator / denominator. The integer part at `start` is subtracted first, so
+        # that the numerators fit int64 except for noisy resolutions. Those use Python integers, because a rounded
+        # ratio drifts by 1e-4 voxel over 2**31 voxels.
         c = math.lcm(self.c, shift.denominator)
         scale = c // self.c
         first = (self.a * start + self.b) * scale + int(shift * c)
@@ -119,36 +140,36 @@ class AxisMap:
         steps = np.arange(stop - start).astype(np.int64 if fits else object)
         return self.a * scale * steps + rest, base, c
 
-    def _inside(self, start: int, stop: int, valid: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    def _is_inside(self, start: int, stop: int, valid: tuple[int, int]) -> npt.NDArray[np.bool_]:
         j = np.arange(start, stop)
-        inside: npt.NDArray[np.bool_] = (j >= self.first_at(valid[0])) & (j < self.first_at(valid[1]))
+        inside: npt.NDArray[np.bool_] = (j >= self.first_voxel_at(valid[0])) & (j < self.first_voxel_at(valid[1]))
         return inside
 
     def nearest(self, start: int, stop: int, valid: tuple[int, int]) -> NearestMap:
-        """Return the source voxel that holds each centre."""
-        numerator, base, c = self._places(start, stop)
+        """Return the source voxel that contains each centre."""
+        numerator, base, c = self._positions(start, stop)
         index = (numerator // c + base).astype(np.int64)
-        return NearestMap(np.where(self._inside(start, stop, valid), index, _NOWHERE))
+        return NearestMap(np.where(self._is_inside(start, stop, valid), index, _NO_VOXEL))
 
     def linear(self, start: int, stop: int, valid: tuple[int, int]) -> LinearMap:
-        """Return the source voxels below and above each centre, clamped to the data at its edges."""
-        numerator, base, c = self._places(start, stop, Fraction(-1, 2))
+        """Return the source voxels below and above each centre, clamped to the valid range."""
+        numerator, base, c = self._positions(start, stop, Fraction(-1, 2))
         lower, rest = (numerator // c + base).astype(np.int64), numerator % c
         last = valid[1] - 1
-        inside = self._inside(start, stop, valid)
-        below, above = (np.where(inside, np.clip(i, valid[0], last), _NOWHERE) for i in (lower, lower + 1))
+        inside = self._is_inside(start, stop, valid)
+        below, above = (np.where(inside, np.clip(i, valid[0], last), _NO_VOXEL) for i in (lower, lower + 1))
         return LinearMap(below, above, (rest / c).astype(np.float64))
 
     def overlap(self, start: int, stop: int, valid: tuple[int, int]) -> OverlapMap:
-        """Return the source voxels that each target voxel covers, with weights that are lengths."""
+        """Return the source voxels that each target voxel covers, weighted by the covered length."""
         half = Fraction(self.a, 2 * self.c)
-        numerator, base, c = self._places(start, stop, -half)
+        numerator, base, c = self._positions(start, stop, -half)
         length = int(self.scale * c)
-        unit = max(1, length // _WEIGHTS)
-        inside = self._inside(start, stop, valid)
+        unit = max(1, length // _MAX_WEIGHT)
+        inside = self._is_inside(start, stop, valid)
         k0 = np.maximum((numerator // c).astype(np.int64), valid[0] - base)
         k1 = np.minimum((-(-(numerator + length) // c)).astype(np.int64), valid[1] - base)
-        first, counts = np.where(inside, k0 + base, _NOWHERE), np.where(inside, k1 - k0, 0)
+        first, counts = np.where(inside, k0 + base, _NO_VOXEL), np.where(inside, k1 - k0, 0)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         of = np.repeat(np.arange(stop - start), counts)
         k = k0[of] + np.arange(of.size) - offsets[of]

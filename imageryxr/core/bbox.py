@@ -1,6 +1,6 @@
-"""Places: boxes of voxels and of nanometres, and the numbers that they are made of.
+"""Boxes of voxel indexes and boxes in space.
 
-Positions are compared as exact fractions, so that no result hangs on the last bit of a float.
+Positions are compared as exact fractions, so that no result depends on the last bit of a float.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from imageryxr.errors import BoxError
 
 DIMS = ("z", "y", "x")
 
-# Positions closer than this fraction of a voxel are one position: far above float noise at petavoxel
-# coordinates (1e9 nm in float64 is good to 1e-7 nm), far below anything that a picture shows.
+# Positions closer than this fraction of a voxel are equal. This is far above float noise at petavoxel coordinates
+# (float64 resolves 1e-7 nm at 1e9 nm) and far below what a picture shows.
 SNAP = Fraction(1, 1_000_000)
 
-# Beyond any volume in any unit; ints larger than this overflow floats, and inf is no place.
+# Larger than any volume in any unit. The limit excludes infinity and ints that overflow floats.
 _FARTHEST = 1e18
 
-# Far below the size of an atom; quotients by still smaller units overflow floats.
+# Far below the size of an atom. Division by smaller units could overflow floats.
 _SMALLEST_UNIT = 1e-9
 
 Triple = tuple[float, float, float]
@@ -33,12 +33,12 @@ Index3 = tuple[int, int, int]
 
 
 @lru_cache(maxsize=4096)
-def exact(value: float) -> Fraction:
-    """Return the simple fraction that a float stands for: 4.04 is 101/25, 10.666666666666666 is 32/3."""
+def to_fraction(value: float) -> Fraction:
+    """Return the simplest fraction that rounds to a float: 4.04 is 101/25, 10.666666666666666 is 32/3."""
     if isinstance(value, int):
         return Fraction(value)
     given = Fraction(value)
-    # Far from 0 several simple fractions round to one float: the simplest is meant, 2147483654.3 with a tenth.
+    # Far from 0 several fractions round to the same float; the smallest denominator wins: 2147483654.3 is in tenths.
     for most in (1_000_000,) if abs(value) < 1000 else (1, 10, 100, 1000, 10_000, 100_000, 1_000_000):
         simple = given.limit_denominator(most)
         if float(simple) == value:
@@ -47,19 +47,19 @@ def exact(value: float) -> Fraction:
 
 
 def tidy(value: Any) -> int | float:
-    """Return a plain Python number, an int where it is a whole one within `SNAP`."""
+    """Return a plain Python number: an int if the value is within `SNAP` of one, otherwise a float."""
     number = float(value)
     whole = round(number)
     return whole if abs(number - whole) < SNAP else number
 
 
-def snapped(value: Fraction) -> Fraction:
-    """Return a whole number that lies within `SNAP` of a position, else the position."""
+def snap(value: Fraction) -> Fraction:
+    """Round a position to the nearest integer if it lies within `SNAP` of it; otherwise return it unchanged."""
     whole = round(value)
     return Fraction(whole) if abs(value - whole) < SNAP else value
 
 
-def _numbers(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[int | float, ...]:
+def _check_numbers(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[int | float, ...]:
     try:
         items = [v.item() if isinstance(v, np.generic) else v for v in value]
     except TypeError:
@@ -68,49 +68,49 @@ def _numbers(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[int 
     if len(items) not in count:
         if isinstance(value, int | float) and name.endswith("resolution"):
             raise BoxError(
-                f"{name}={value!r} is one number, and voxels have a size along each of x, y and z: write "
-                f"{name}=({value!r}, {value!r}, {value!r}) if they are cubes, or e.g. {name}=(8, 8, 40)"
+                f"{name}={value!r} is one number, but voxels have a size along each of x, y and z; write "
+                f"{name}=({value!r}, {value!r}, {value!r}) for cubic voxels, or e.g. {name}=(8, 8, 40)"
             )
         example = "(8, 8, 40)" if name.endswith("resolution") else "(512, 512)" if 2 in count else "(4100, 2100, 110)"
         raise BoxError(f"{name}={value!r} is not {allowed} numbers (x, y, z); write e.g. {name}={example}")
     for item in items:
         if isinstance(item, bool) or not isinstance(item, int | float) or not -_FARTHEST < item < _FARTHEST:
-            raise BoxError(f"{name}={value!r} holds {item!r}, which is not a finite number; give (x, y, z) numbers")
+            raise BoxError(f"{name}={value!r} contains {item!r}, which is not a finite number; give (x, y, z) numbers")
     return tuple(items)
 
 
 def check_resolution(value: Any, name: str = "resolution") -> Triple:
-    """Return a resolution (x, y, z nm) as floats, or raise `BoxError`."""
-    numbers = _numbers(value, name)
+    """Return a resolution (x, y, z in nm) as floats; raise `BoxError` if it is invalid."""
+    numbers = _check_numbers(value, name)
     if min(numbers) <= 0:
         raise BoxError(f"{name}={value!r} must be positive: nanometres per unit as (x, y, z), e.g. (8, 8, 40)")
     if min(numbers) < _SMALLEST_UNIT:
         raise BoxError(
-            f"{name}={value!r} holds a size that no voxel has; give nanometres per unit as (x, y, z), e.g. (8, 8, 40)"
+            f"{name}={value!r} is too small for a voxel size; give nanometres per unit as (x, y, z), e.g. (8, 8, 40)"
         )
     return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
 
 
 class IndexBox(NamedTuple):
-    """A half-open box of voxel indexes, (z, y, x); it may reach outside any array."""
+    """A half-open box of voxel indexes (z, y, x), which may extend beyond an array."""
 
     start: Index3
     stop: Index3
 
     @classmethod
     def of_shape(cls, shape: Sequence[int]) -> IndexBox:
-        """Return the box of an array of that shape, from index 0."""
+        """Return the box of a whole array of a given shape, from index 0."""
         return cls((0, 0, 0), (int(shape[0]), int(shape[1]), int(shape[2])))
 
     @property
     def shape(self) -> Index3:
-        """Voxels along (z, y, x), 0 where the box is empty."""
+        """Number of voxels along (z, y, x); 0 along an empty axis."""
         (z0, y0, x0), (z1, y1, x1) = self
         return (max(0, z1 - z0), max(0, y1 - y0), max(0, x1 - x0))
 
     @property
     def voxels(self) -> int:
-        """How many voxels the box holds."""
+        """Number of voxels in the box."""
         z, y, x = self.shape
         return z * y * x
 
@@ -121,14 +121,14 @@ class IndexBox(NamedTuple):
         return IndexBox((z0 + z, y0 + y, x0 + x), (z1 + z, y1 + y, x1 + x))
 
     def grow(self, by: Sequence[int]) -> IndexBox:
-        """Return the box with ``by`` (z, y, x) voxels more on both sides of each axis."""
+        """Return the box extended by ``by`` (z, y, x) voxels on both sides of each axis."""
         z, y, x = by
         (z0, y0, x0), (z1, y1, x1) = self
         return IndexBox((z0 - z, y0 - y, x0 - x), (z1 + z, y1 + y, x1 + x))
 
     def clip(self, to: IndexBox) -> IndexBox:
-        """Return what this box and another share; empty (stop == start) where they share nothing."""
-        # written out, since every block of every recipe asks for dozens of these
+        """Return the intersection with another box; empty (stop == start) if they are disjoint."""
+        # No loop over the axes: every block of every expression calls this dozens of times.
         (z0, y0, x0), (z1, y1, x1) = self
         (low_z, low_y, low_x), (high_z, high_y, high_x) = to
         start = (max(z0, low_z), max(y0, low_y), max(x0, low_x))
@@ -138,7 +138,7 @@ class IndexBox(NamedTuple):
         return IndexBox(start, stop)
 
     def hull(self, other: IndexBox) -> IndexBox:
-        """Return the smallest box around this one and another; an empty box adds nothing."""
+        """Return the smallest box that contains this one and another; empty boxes are ignored."""
         if not self.voxels or not other.voxels:
             return other if not self.voxels else self
         (z0, y0, x0), (z1, y1, x1) = self
@@ -147,18 +147,18 @@ class IndexBox(NamedTuple):
         return IndexBox(start, (max(z1, other_z1), max(y1, other_y1), max(x1, other_x1)))
 
     def contains(self, other: IndexBox) -> bool:
-        """Tell whether another box lies wholly in this one."""
+        """Return whether another box lies entirely within this one."""
         return self.clip(other) == other
 
     def slices(self, within: IndexBox | None = None) -> tuple[slice, slice, slice]:
-        """Return slices that cut this box out of an array that covers ``within`` (from index 0 if None)."""
+        """Return slices that select this box in an array that covers ``within`` (from index 0 if None)."""
         origin = within.start if within is not None else (0, 0, 0)
         z, y, x = (slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True))
         return (z, y, x)
 
 
-def make_up(boxes: Collection[IndexBox], whole: IndexBox) -> bool:
-    """Tell whether boxes within a whole cover all of it."""
+def is_covered_by(boxes: Collection[IndexBox], whole: IndexBox) -> bool:
+    """Return whether boxes within ``whole`` together cover all of it."""
     if sum(box.voxels for box in boxes) < whole.voxels:
         return False
     cuts = [sorted({e for box in boxes for e in (box.start[a], box.stop[a])}) for a in range(3)]
@@ -173,17 +173,17 @@ def make_up(boxes: Collection[IndexBox], whole: IndexBox) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class BBox:
-    """A box in space, from ``lo`` (inside) to ``hi`` (outside), as people give it: (x, y, z).
+    """A box in space, from ``lo`` (inclusive) to ``hi`` (exclusive), in the order (x, y, z).
 
-    A value; it reads nothing. A box selects the voxels whose centre lies in ``[lo, hi)``, at every mip.
+    A box selects the voxels whose centre lies in ``[lo, hi)``, at every mip. Creating one reads no data.
 
     Parameters
     ----------
     lo, hi : sequence of 3 numbers
         Lower and upper corner (x, y, z), in units of ``resolution``; ``hi`` is exclusive.
     resolution : sequence of 3 numbers, default (1, 1, 1)
-        Nanometres per unit (x, y, z). ``(1, 1, 1)`` means that the numbers are nanometres; the resolution that
-        Neuroglancer shows in its corner, such as ``(4, 4, 40)``, means that they are voxels of that size.
+        Nanometres per unit (x, y, z). With ``(1, 1, 1)`` the numbers are nanometres; with the resolution that
+        Neuroglancer shows in its corner, such as ``(4, 4, 40)``, they are voxels of that size.
 
     Raises
     ------
@@ -204,7 +204,7 @@ class BBox:
     resolution: Triple
 
     def __init__(self, lo: Sequence[float], hi: Sequence[float], *, resolution: Sequence[float] = (1, 1, 1)) -> None:
-        lower, upper = _numbers(lo, "lo"), _numbers(hi, "hi")
+        lower, upper = _check_numbers(lo, "lo"), _check_numbers(hi, "hi")
         for name, a, b in zip("xyz", lower, upper, strict=True):
             if b < a:
                 raise BoxError(
@@ -231,25 +231,25 @@ class BBox:
     ) -> BBox:
         """Return the box of a given size around a point.
 
-        The voxel that holds the centre is the middle one: for whole sizes ``lo = floor(center) - size // 2``,
-        as ImageryClient's ``bounds_from_center``; for other sizes the box is ``center ± size / 2``.
+        The voxel that contains the centre is the middle one. For integer sizes ``lo = floor(center) - size // 2``, as
+        in ImageryClient's ``bounds_from_center``. For other sizes the box is ``center ± size / 2``.
 
         Parameters
         ----------
         center : sequence of 3 numbers
-            The point (x, y, z), in units of ``resolution``; Neuroglancer's ``….5`` positions are taken as they are.
+            The point (x, y, z), in units of ``resolution``. Neuroglancer's ``….5`` positions need no conversion.
         size : sequence of 2 or 3 numbers
-            Extent (x, y, z) in units of ``size_resolution``; 2 elements (x, y) mean one plane.
+            Extent (x, y, z) in units of ``size_resolution``. Two elements (x, y) select one plane.
         resolution : sequence of 3 numbers, default (1, 1, 1)
             Nanometres per unit (x, y, z) of ``center``.
         size_resolution : sequence of 3 numbers, optional
-            Nanometres per unit of ``size``; give the resolution of a level to get exactly that many of its
-            voxels. Default: that of ``resolution``.
+            Nanometres per unit of ``size``. With the resolution of a level, ``size`` counts voxels of that level.
+            The default is ``resolution``.
 
         Returns
         -------
         BBox
-            In units of ``size_resolution``.
+            The box in units of ``size_resolution``.
 
         Raises
         ------
@@ -263,7 +263,7 @@ class BBox:
         >>> BBox.around((100.5, 100.5, 7.5), (4, 4), resolution=(4, 4, 40), size_resolution=(8, 8, 40))
         BBox(lo=(48, 48, 7), hi=(52, 52, 8), resolution=(8.0, 8.0, 40.0))
         """
-        point, extent = _numbers(center, "center"), _numbers(size, "size", (2, 3))
+        point, extent = _check_numbers(center, "center"), _check_numbers(size, "size", (2, 3))
         extent = extent if len(extent) == 3 else (*extent, 1)
         if min(extent) <= 0:
             raise BoxError(f"size={size!r} must be positive along every axis, e.g. size=(512, 512)")
@@ -272,45 +272,45 @@ class BBox:
         lo: list[int | float] = []
         hi: list[int | float] = []
         for c, s, u, t in zip(point, extent, unit, target, strict=True):
-            place = snapped(exact(c) * exact(u) / exact(t))
+            place = snap(to_fraction(c) * to_fraction(u) / to_fraction(t))
             if float(s).is_integer():
                 low = math.floor(place) - int(s) // 2
                 lo.append(low)
                 hi.append(low + int(s))
             else:
-                lo.append(tidy(place - exact(s) / 2))
-                hi.append(tidy(place + exact(s) / 2))
+                lo.append(tidy(place - to_fraction(s) / 2))
+                hi.append(tidy(place + to_fraction(s) / 2))
         return cls(lo, hi, resolution=target)
 
     @property
     def lo_nm(self) -> Triple:
         """Lower corner (x, y, z) in nm."""
-        return _float3(a for a, _ in self.edges())
+        return _to_triple(a for a, _ in self.edges())
 
     @property
     def hi_nm(self) -> Triple:
         """Upper corner (x, y, z) in nm, exclusive."""
-        return _float3(b for _, b in self.edges())
+        return _to_triple(b for _, b in self.edges())
 
     @property
     def size_nm(self) -> Triple:
         """Extent (x, y, z) in nm."""
-        return _float3(b - a for a, b in self.edges())
+        return _to_triple(b - a for a, b in self.edges())
 
     @property
     def center_nm(self) -> Triple:
-        """Middle (x, y, z) in nm."""
-        return _float3((a + b) / 2 for a, b in self.edges())
+        """Centre (x, y, z) in nm."""
+        return _to_triple((a + b) / 2 for a, b in self.edges())
 
     def edges(self) -> tuple[tuple[Fraction, Fraction], ...]:
-        """Return the exact (lo, hi) in nm for x, y and z."""
+        """Return the exact (lo, hi) in nm along x, y and z."""
         return tuple(
-            (exact(a) * exact(r), exact(b) * exact(r))
+            (to_fraction(a) * to_fraction(r), to_fraction(b) * to_fraction(r))
             for a, b, r in zip(self.lo, self.hi, self.resolution, strict=True)
         )
 
     def intersection(self, other: BBox) -> BBox | None:
-        """Return the part shared with another box, in nm, or None where they do not meet."""
+        """Return the intersection with another box, in nm, or None if they do not overlap."""
         pairs = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(self.edges(), other.edges(), strict=True)]
         if any(b <= a for a, b in pairs):
             return None
@@ -318,15 +318,15 @@ class BBox:
 
     def __str__(self) -> str:
         lo, hi = (", ".join(f"{v:,.6g}" if isinstance(v, float) else f"{v:,}" for v in c) for c in (self.lo, self.hi))
-        unit = "nm" if self.resolution == (1.0, 1.0, 1.0) else f"voxels of {show_triple(self.resolution)} nm"
+        unit = "nm" if self.resolution == (1.0, 1.0, 1.0) else f"voxels of {format_triple(self.resolution)} nm"
         return f"({lo}) to ({hi}) in {unit}"
 
 
-def _float3(values: Iterator[Fraction]) -> Triple:
+def _to_triple(values: Iterator[Fraction]) -> Triple:
     x, y, z = (float(v) for v in values)
     return (x, y, z)
 
 
-def show_triple(values: Sequence[float]) -> str:
-    """Return (x, y, z) numbers as people write resolutions: 8 × 8 × 40."""
+def format_triple(values: Sequence[float]) -> str:
+    """Return three numbers as text, such as 8 × 8 × 40."""
     return " × ".join(f"{tidy(v):,}" if isinstance(tidy(v), int) else f"{v:g}" for v in values)

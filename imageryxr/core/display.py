@@ -1,8 +1,8 @@
-"""How a layer wants to be shown: the attributes that say so, named in one place.
+"""Names of the attributes that describe how a layer is displayed, and the display settings of segments.
 
-Layers opened from a Neuroglancer link or a datastack carry these attributes, `overlay` follows them unless told
-otherwise, and `neuroglancer_link` writes them back. They survive every verb. Nested ones are held as JSON text, which
-any file takes; readers also accept the nested form, and the arrays and scalars that a file gives back.
+Layers opened from a Neuroglancer link or a datastack have these attributes. `overlay` uses them as defaults, and
+`neuroglancer_link` writes them back. Every verb keeps them. Nested values are stored as JSON text, which any file
+format can store; readers also accept nested values, and the arrays and scalars into which files convert lists.
 """
 
 from __future__ import annotations
@@ -13,69 +13,75 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.core.attrs import decoded
+from imageryxr.core.attrs import list_from_attr, parse_json_attr
+from imageryxr.core.colors.ids import MAX_ID
 from imageryxr.core.colors.mapping import Colors
 from imageryxr.core.colors.neuroglancer import MAX_SEED
-from imageryxr.core.colors.parse import RGBA, parse_color
+from imageryxr.core.colors.parse import RGBA, hex_color, parse_color
 from imageryxr.errors import OptionError
 
 #: Name of a layer in the viewer.
 LAYER = "layer"
-#: Whether it is switched on there.
+#: Whether the layer is visible in the viewer.
 VISIBLE = "visible"
-#: Grey values shown black and white.
+#: The grey values shown as black and white.
 CONTRAST_LIMITS = "contrast_limits"
-#: How opaque an image lies over the layers below it.
+#: Opacity of an image over the layers below it.
 OPACITY = "opacity"
-#: Segments that are switched on.
+#: Selected segments.
 SELECTED_IDS = "selected_ids"
-#: Segments that are listed, and switched off.
+#: Segments that are listed but hidden.
 HIDDEN_IDS = "hidden_ids"
-#: Segments whose colour somebody chose, as JSON: id, as a string of digits, to "#rrggbb" or "#rrggbbaa".
+#: Colours of individual segments, as JSON: id (a string of digits) → "#rrggbb" or "#rrggbbaa".
 COLORS = "colors"
 #: Seed of the viewer's colour hash.
 COLOR_SEED = "color_seed"
-#: One colour for all other segments, in place of the hash.
+#: One colour for all other segments, instead of the hash.
 DEFAULT_COLOR = "default_color"
-#: How opaque selected segments are.
+#: Opacity of selected segments.
 SELECTED_ALPHA = "selected_alpha"
-#: How opaque the others are.
+#: Opacity of the other segments.
 REST_ALPHA = "rest_alpha"
-#: 1 for the colours as they are, 0 for white.
+#: Saturation of the colours: 1 leaves them unchanged, 0 is white.
 SATURATION = "saturation"
-#: Sets of ids that are shown as one, each as its smallest: lists of them, as JSON.
+#: Sets of ids that are shown as one segment with the smallest id of the set: a list of lists, as JSON.
 EQUIVALENCES = "equivalences"
-#: Whether all segments are shown where none is selected.
+#: Whether all segments are shown if none is selected.
 ALL_IF_NONE = "all_if_none_selected"
 
-#: Source of a layer as its link has it, as JSON, where that is more than an address.
+#: Source of a layer in its link, as JSON, if it is more than an address.
 LINK_SOURCE = "link_source"
-#: Instant of a layer that changes in time, as its link writes it: viewers differ in the unit.
+#: Timestamp of a layer, as written in its link: viewers use different units.
 LINK_TIMESTAMP = "link_timestamp"
-#: What else a link says of a layer, as JSON: it goes back into a link as it came.
+#: All other properties of a layer in its link, as JSON; `neuroglancer_link` writes them back unchanged.
 LINK_LAYER = "link_layer"
 #: Shader of an image.
 SHADER = "shader"
 
-#: Of a whole link: nm per unit of its positions, by axis, as JSON; the point it looks at; nm per pixel on the screen;
-#: the quaternion (x, y, z, w) of its cross sections; all layers, from bottom to top; as JSON, those not opened.
+# Attributes of a whole link:
+#: Nanometres per unit of the positions, by axis, as JSON.
 DIMENSIONS = "dimensions"
+#: The point at the centre of the view.
 POSITION = "position"
+#: Nanometres per pixel of the screen.
 NM_PER_PIXEL = "nm_per_pixel"
+#: The quaternion (x, y, z, w) of the cross sections.
 ORIENTATION = "orientation"
+#: Names of all layers, from bottom to top.
 LAYER_ORDER = "layer_order"
+#: Layers that cannot be opened, as JSON.
 UNSUPPORTED = "unsupported_layers"
-#: Layers of a link that were not asked for, each as it stands there, as JSON.
+#: Layers that were not requested, as JSON, each as written in the link.
 UNOPENED = "unopened_layers"
-#: The dimensions that the screen calls x, y and z, where these are others.
+#: The display dimensions, if they are not x, y and z.
 DISPLAY = "display_dimensions"
-#: What else a link says, as JSON: it goes back into a link as it came.
+#: All other properties of the link, as JSON; `neuroglancer_link` writes them back unchanged.
 LINK_STATE = "link_state"
 
 
 @dataclass(frozen=True)
-class SegmentLook:
-    """How the segments of a layer are shown; the defaults are Neuroglancer's."""
+class SegmentDisplay:
+    """Display settings of the segments of a layer; the defaults are Neuroglancer's."""
 
     selected_ids: tuple[int, ...] = ()
     hidden_ids: tuple[int, ...] = ()
@@ -87,8 +93,8 @@ class SegmentLook:
     saturation: float = 1.0
     all_if_none_selected: bool = True
 
-    def attrs(self) -> dict[str, Any]:
-        """Return the look as attributes, all of them: those at their defaults say that the layer has a look."""
+    def to_attrs(self) -> dict[str, Any]:
+        """Return all settings as attributes, defaults included: their presence marks a layer with display settings."""
         out = {f.name: getattr(self, f.name) for f in fields(self)}
         out[SELECTED_IDS], out[HIDDEN_IDS] = list(self.selected_ids), list(self.hidden_ids)
         out[COLORS] = {str(segment): hex_color(color) for segment, color in self.colors.items()}
@@ -96,36 +102,36 @@ class SegmentLook:
         return out
 
     @classmethod
-    def of(cls, attrs: Mapping[str, Any]) -> SegmentLook | None:
-        """Read the look that attributes describe, or None where they say nothing of one.
+    def from_attrs(cls, attrs: Mapping[str, Any]) -> SegmentDisplay | None:
+        """Parse display settings from attributes; return None if there are none.
 
         Raises
         ------
         OptionError, ColorError
-            If an attribute was set to something that it cannot be.
+            If the value of an attribute is invalid.
         """
-        said = {f.name: attrs[f.name] for f in fields(cls) if f.name in attrs}
-        if not said:
+        found = {f.name: attrs[f.name] for f in fields(cls) if f.name in attrs}
+        if not found:
             return None
         for name in (SELECTED_IDS, HIDDEN_IDS):
-            if name in said:
-                said[name] = tuple(_whole(i, name, 2**64 - 1) for i in np.atleast_1d(np.asarray(said[name], object)))
-        if COLORS in said:
-            colors = dict(decoded(said[COLORS]))
-            said[COLORS] = {_whole(k, COLORS, 2**64 - 1): parse_color(v) for k, v in colors.items()}
-        if DEFAULT_COLOR in said:
-            said[DEFAULT_COLOR] = parse_color(said[DEFAULT_COLOR]) if said[DEFAULT_COLOR] else None
-        if COLOR_SEED in said:
-            said[COLOR_SEED] = _whole(said[COLOR_SEED], COLOR_SEED, MAX_SEED)
+            if name in found:
+                found[name] = tuple(_check_integer(i, name, MAX_ID) for i in list_from_attr(found[name]))
+        if COLORS in found:
+            colors = dict(parse_json_attr(found[COLORS]))
+            found[COLORS] = {_check_integer(k, COLORS, MAX_ID): parse_color(v) for k, v in colors.items()}
+        if DEFAULT_COLOR in found:
+            found[DEFAULT_COLOR] = parse_color(found[DEFAULT_COLOR]) if found[DEFAULT_COLOR] else None
+        if COLOR_SEED in found:
+            found[COLOR_SEED] = _check_integer(found[COLOR_SEED], COLOR_SEED, MAX_SEED)
         for name in (SELECTED_ALPHA, REST_ALPHA, SATURATION):
-            if name in said:
-                said[name] = _share(said[name], name)
-        if ALL_IF_NONE in said:
-            said[ALL_IF_NONE] = bool(said[ALL_IF_NONE])
-        return cls(**said)
+            if name in found:
+                found[name] = _check_fraction(found[name], name)
+        if ALL_IF_NONE in found:
+            found[ALL_IF_NONE] = bool(found[ALL_IF_NONE])
+        return cls(**found)
 
     @property
-    def chosen(self) -> Colors:
+    def resolved_colors(self) -> Colors:
         """The colour of every segment."""
         ids = np.array([i for i in self.colors if i], dtype=np.uint64)
         rgba = np.array([self.colors[i] for i in self.colors if i], dtype=np.uint8).reshape(-1, 4)
@@ -135,12 +141,12 @@ class SegmentLook:
 
     @property
     def alphas(self) -> dict[int, float]:
-        """Those segments whose colour says how opaque they are, whether they are selected or not."""
+        """Opacity of the segments whose colour includes an alpha; it applies whether or not they are selected."""
         return {i: color[3] / 255 for i, color in self.colors.items() if color[3] < 255 and i}
 
 
-def joined_ids(sets: Iterable[Sequence[int]]) -> dict[int, int]:
-    """Return what sets of ids that are shown as one make of each id in them: the smallest that it is joined with."""
+def merge_equivalences(sets: Iterable[Sequence[int]]) -> dict[int, int]:
+    """Map each id to the smallest id that it is equivalent to, given sets of equivalent ids."""
     root: dict[int, int] = {}
 
     def find(i: int) -> int:
@@ -156,19 +162,14 @@ def joined_ids(sets: Iterable[Sequence[int]]) -> dict[int, int]:
     return {i: find(i) for i in list(root)}
 
 
-def hex_color(color: RGBA) -> str:
-    """Return a colour as "#rrggbb", or "#rrggbbaa" where it is not opaque."""
-    return "#" + bytes(color if color[3] < 255 else color[:3]).hex()
-
-
-def _whole(value: Any, name: str, top: int) -> int:
+def _check_integer(value: Any, name: str, top: int) -> int:
     text = str(value)
     if not text.isdecimal() or int(text) > top:
-        raise OptionError(f"attrs[{name!r}] holds {value!r}, which is not a whole number from 0 to {top}")
+        raise OptionError(f"attrs[{name!r}] contains {value!r}, which is not an integer from 0 to {top}")
     return int(text)
 
 
-def _share(value: Any, name: str) -> float:
+def _check_fraction(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
         raise OptionError(f"attrs[{name!r}]={value!r} is not a number from 0 to 1")
     return float(value)

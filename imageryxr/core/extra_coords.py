@@ -1,4 +1,4 @@
-"""Coordinates of a caller's own, such as a section name along z or a scalar time: verbs keep them as xarray does."""
+"""Coordinates that users add, such as a section name along z or a scalar time; verbs keep them as xarray does."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Any
 
 import xarray as xr
 
-from imageryxr.core.bbox import DIMS, exact, snapped
-from imageryxr.core.grid import Axis, Grid
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.grid import Grid
 
 
 @dataclass(frozen=True)
 class ExtraCoord:
-    """A coordinate besides z, y and x, and the grid that its values belong to."""
+    """A coordinate other than z, y and x, with the grid of its values."""
 
     name: Any
     variable: xr.Variable
     grid: Grid
 
-    def on(self, grid: Grid) -> xr.Variable | None:
-        """Return the coordinate on another grid; None where the voxels along one of its dims are others."""
+    def reindex(self, grid: Grid) -> xr.Variable | None:
+        """Return the coordinate on another grid; None if the voxels along one of its dims do not coincide."""
         found = self.variable
         for dim, mine, target in zip(DIMS, self.grid.axes, grid.axes, strict=True):
             if dim not in found.dims:
                 continue
-            start = _shift(target, mine)
+            start = target.shift_to(mine)
             if start is None:
                 return None
             stop = start + target.size
             found = found.isel({dim: slice(max(start, 0), max(stop, 0))})
             around = (min(max(-start, 0), target.size), min(max(stop - mine.size, 0), target.size))
             if any(around):
-                found = found.pad({dim: around})  # filled as xarray's reindex fills
+                found = found.pad({dim: around})  # the same fill values as xarray's reindex
         return found
 
 
 def extra_coords(array: xr.DataArray, grid: Grid) -> tuple[ExtraCoord, ...]:
-    """Return the coordinates of an array that are neither an index of z, y, x nor along a dim of its own."""
+    """Return the coordinates of an array that are not z, y or x themselves and have no other dims."""
     return tuple(
         ExtraCoord(name, coord.variable, grid)
         for name, coord in array.coords.items()
@@ -46,12 +46,12 @@ def extra_coords(array: xr.DataArray, grid: Grid) -> tuple[ExtraCoord, ...]:
     )
 
 
-def with_extra_coords(array: xr.DataArray, grid: Grid, extras: Sequence[ExtraCoord]) -> xr.DataArray:
-    """Return an array with the coordinates that still fit its grid; those that contradict each other are dropped."""
+def assign_extra_coords(array: xr.DataArray, grid: Grid, extras: Sequence[ExtraCoord]) -> xr.DataArray:
+    """Assign the coordinates that fit the grid of an array; drop coordinates of one name with different values."""
     found: dict[Any, xr.Variable] = {}
     conflicts = set()
     for extra in extras:
-        variable = extra.on(grid)
+        variable = extra.reindex(grid)
         if variable is None or extra.name in (*array.dims, array.name):
             continue
         if extra.name in found and not found[extra.name].equals(variable):
@@ -59,11 +59,3 @@ def with_extra_coords(array: xr.DataArray, grid: Grid, extras: Sequence[ExtraCoo
         found.setdefault(extra.name, variable)
     kept = {name: variable for name, variable in found.items() if name not in conflicts}
     return array.assign_coords(kept) if kept else array
-
-
-def _shift(target: Axis, source: Axis) -> int | None:
-    """Return the index in a source axis of a target axis's first voxel; None where their voxels differ."""
-    steps = snapped(exact(target.offset) - exact(source.offset))
-    if exact(target.resolution) != exact(source.resolution) or steps.denominator != 1:
-        return None
-    return int(steps)

@@ -1,8 +1,7 @@
-"""Where arrays lie: grids of voxels, and the grid that an array's coordinates describe.
+"""Grids of voxels, and the grid that the coordinates of an array describe.
 
-The integer voxel index is the truth. Voxel ``i`` of an axis with offset ``o`` and resolution ``r`` (nm) covers
-``[(o + i)·r, (o + i + 1)·r)`` and its coordinate is the centre, ``(o + i + 0.5)·r``, computed in
-`Axis.centers` and nowhere else.
+Grids are defined by integer voxel indexes. Voxel ``i`` of an axis with offset ``o`` and resolution ``r`` (nm) covers
+``[(o + i)·r, (o + i + 1)·r)``. Its coordinate is its centre, ``(o + i + 0.5)·r``, and only `Axis.centers` computes it.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from imageryxr.core.bbox import (
     IndexBox,
     Triple,
     check_resolution,
-    exact,
-    show_triple,
-    snapped,
+    format_triple,
+    snap,
     tidy,
+    to_fraction,
 )
 from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.errors import BoxError, GridError, GridMismatchError, OutOfVolumeError, UnitError
@@ -44,51 +43,58 @@ class Axis:
     offset: int | float
 
     def centers(self) -> npt.NDArray[np.float64]:
-        """Return the voxel centres in nm, float64: the one place where coordinates are made."""
+        """Return the voxel centres in nm, float64; coordinates are computed only here."""
         return np.asarray((self.offset + np.arange(self.size) + 0.5) * self.resolution, dtype=np.float64)
 
     def edges(self) -> tuple[Fraction, Fraction]:
         """Return the exact outer edges (lo, hi) in nm."""
-        r, o = exact(self.resolution), exact(self.offset)
+        r, o = to_fraction(self.resolution), to_fraction(self.offset)
         return o * r, (o + self.size) * r
 
     def select(self, lo: Fraction, hi: Fraction) -> tuple[int, int]:
         """Return the half-open range of voxels whose centre lies in ``[lo, hi)`` nm, not clipped to the axis.
 
-        A range thinner than a voxel takes the voxel that holds its middle. The count is rounded once, from
-        the length: n voxels' worth is always n voxels.
+        A range thinner than a voxel selects the voxel that contains its middle. The number of voxels is computed from
+        the length of the range, so that a range of n voxel sizes always selects n voxels.
         """
-        r, o = exact(self.resolution), exact(self.offset)
-        length = snapped((hi - lo) / r)
+        r, o = to_fraction(self.resolution), to_fraction(self.offset)
+        length = snap((hi - lo) / r)
         if length < 1:
-            middle = math.floor(snapped((lo + hi) / 2 / r - o))
+            middle = math.floor(snap((lo + hi) / 2 / r - o))
             return middle, middle + 1
         half = Fraction(1, 2)
-        start = math.ceil(snapped(lo / r - o - half))
+        start = math.ceil(snap(lo / r - o - half))
         if length.denominator == 1:
             return start, start + int(length)
-        return start, max(start + 1, math.ceil(snapped(hi / r - o - half)))
+        return start, max(start + 1, math.ceil(snap(hi / r - o - half)))
 
     def crop(self, start: int, stop: int) -> Axis:
         """Return the axis of voxels ``start`` to ``stop`` of this one."""
         return Axis(stop - start, self.resolution, tidy(self.offset + start))
 
+    def shift_to(self, other: Axis) -> int | None:
+        """Return the index in ``other`` of this axis's first voxel, or None if the voxels do not coincide."""
+        steps = snap(to_fraction(self.offset) - to_fraction(other.offset))
+        if to_fraction(self.resolution) != to_fraction(other.resolution) or steps.denominator != 1:
+            return None
+        return int(steps)
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where an array lies: its shape, the size of its voxels, and the index of its first one.
+    """The position of an array in space: its shape, the size of its voxels and the index of its first voxel.
 
-    A value; it reads nothing.
+    Creating a grid reads no data.
 
     Parameters
     ----------
     shape : tuple of 3 int
-        Voxels along (z, y, x), in the order of the array.
+        Number of voxels along (z, y, x), in the order of the array.
     resolution : tuple of 3 float
         Nanometres per voxel along (x, y, z).
     voxel_offset : tuple of 3 int or float
-        Index (x, y, z) of the first voxel; its lower corner lies at ``voxel_offset * resolution`` nm. Whole
-        numbers in precomputed layers; other formats may place a grid anywhere.
+        Index (x, y, z) of the first voxel. Its lower corner lies at ``voxel_offset * resolution`` nm. Offsets are
+        integers in precomputed layers, but not necessarily in other formats.
 
     Raises
     ------
@@ -143,19 +149,19 @@ class Grid:
 
     @property
     def bbox(self) -> BBox:
-        """The box that the voxels cover, in voxels of this grid."""
+        """The box that the grid covers, in voxels of this grid."""
         hi = [o + n for o, n in zip(self.voxel_offset, reversed(self.shape), strict=True)]
         return BBox(self.voxel_offset, hi, resolution=self.resolution)
 
     @property
     def box(self) -> IndexBox:
-        """The box of all indexes, from 0."""
+        """The box of all voxel indexes, from 0."""
         return IndexBox.of_shape(self.shape)
 
     def coords(self) -> dict[str, xr.Variable]:
         """Return the coordinates of the voxel centres, ``{"z", "y", "x"}``, float64 nm.
 
-        Their attrs hold ``units`` and, for an axis that is cut down to one voxel, its ``resolution`` (nm).
+        Their attrs are ``units`` and ``resolution`` (nm), which keeps the voxel size of an axis cropped to one voxel.
         """
         return {
             dim: xr.Variable(dim, axis.centers(), {"units": "nm", "resolution": axis.resolution})
@@ -163,7 +169,7 @@ class Grid:
         }
 
     def select(self, bbox: BBox) -> IndexBox:
-        """Return the indexes of the voxels whose centre lies in a box, not clipped to this grid."""
+        """Return the box of indexes of the voxels whose centre lies in a box, not clipped to this grid."""
         if not isinstance(bbox, BBox):
             raise BoxError(
                 f"bbox={bbox!r} is not a BBox; write imageryxr.BBox(lo, hi, resolution=(x, y, z nm per unit))"
@@ -173,69 +179,64 @@ class Grid:
         return IndexBox((z0, y0, x0), (z1, y1, x1))
 
     def crop(self, box: IndexBox) -> Grid:
-        """Return the grid of a box of indexes of this one; it may reach outside."""
+        """Return the part of this grid that a box of indexes selects; the box may extend beyond the grid."""
         ranges = zip(self.axes, box.start, box.stop, strict=True)
         return Grid.from_axes([axis.crop(a, b) for axis, a, b in ranges])
 
     def shift_to(self, other: Grid) -> Index3 | None:
-        """Return the index in ``other`` of this grid's first voxel, or None where the voxels do not coincide."""
-        shift = []
-        for mine, theirs in zip(self.axes, other.axes, strict=True):
-            steps = snapped(exact(mine.offset) - exact(theirs.offset))
-            if exact(mine.resolution) != exact(theirs.resolution) or steps.denominator != 1:
-                return None
-            shift.append(int(steps))
-        return (shift[0], shift[1], shift[2])
+        """Return the index in ``other`` of this grid's first voxel, or None if the voxels do not coincide."""
+        z, y, x = (mine.shift_to(theirs) for mine, theirs in zip(self.axes, other.axes, strict=True))
+        return None if z is None or y is None or x is None else (z, y, x)
 
     def __str__(self) -> str:
-        return f"{show_triple(self.shape[::-1])} voxels of {show_triple(self.resolution)} nm at {self.voxel_offset}"
+        return f"{format_triple(self.shape[::-1])} voxels of {format_triple(self.resolution)} nm at {self.voxel_offset}"
 
 
-def outside_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid] = ()) -> OutOfVolumeError:
-    """Return the error for a box wholly outside a volume, with the likeliest repair.
+def out_of_volume_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid] = ()) -> OutOfVolumeError:
+    """Return the error for a box entirely outside a volume, with the most likely correction.
 
-    The usual cause is numbers in another unit: the box is tried again in every resolution at hand.
+    The usual cause is numbers in another unit, so the message suggests a resolution in which the box would fit.
     """
     message = f"the box {bbox} lies wholly outside {what}, which covers {grid.bbox}"
-    if bbox.resolution != grid.resolution:  # numbers of two units cannot be compared
-        message += f", which is {_in_unit(grid.bbox, bbox.resolution)}"
+    if bbox.resolution != grid.resolution:  # state both boxes in the same unit
+        message += f", which is {_convert_unit(grid.bbox, bbox.resolution)}"
     units = [(1.0, 1.0, 1.0), *(g.resolution for g in (grid, *others))]
     for unit in units:
         again = BBox(bbox.lo, bbox.hi, resolution=unit)
         if unit != bbox.resolution and again.intersection(grid.bbox):
-            kind = "nanometres" if unit == units[0] else f"voxels of {show_triple(unit)} nm"
+            kind = "nanometres" if unit == units[0] else f"voxels of {format_triple(unit)} nm"
             given = tuple(tidy(u) for u in unit)
             return OutOfVolumeError(f"{message}. Its numbers fit if they are {kind}: give resolution={given}")
-    repair = _turned(bbox, grid, units)
+    repair = _reversed_axes_hint(bbox, grid, units)
     if repair:
         return OutOfVolumeError(f"{message}. {repair}")
     size = tuple(tidy(r) for r in grid.resolution)
-    own = bbox.resolution not in (units[0], grid.resolution)
-    unit_hint = "in the unit of the box" if own else f"in nm or with resolution={size}"
+    is_other_unit = bbox.resolution not in (units[0], grid.resolution)
+    unit_hint = "in the unit of the box" if is_other_unit else f"in nm or with resolution={size}"
     return OutOfVolumeError(f"{message}; give corners inside it, {unit_hint} (points are x, y, z)")
 
 
-# A box may reach outside of its volume, but not so far that it can only be a slip of the hand: more than so many times
-# its voxels, and more than any volume has; or so long that its coordinates alone would fill the memory.
-_FAR_TIMES = 1000
-_MOST_VOXELS = 2**50
-_MOST_ALONG = 2**26
+# A box may extend beyond its volume, within limits: it must not have both more voxels than any real volume and this
+# many times the voxels of its own volume, nor be so long that its coordinates alone would fill the memory.
+_MAX_RATIO = 1000
+_MAX_VOXELS = 2**50
+_MAX_LENGTH = 2**26
 
 
-def refuse_far(box: IndexBox, bbox: BBox, grid: Grid, what: str) -> None:
-    """Raise `BoxError` if a box of indexes reaches out far beyond its volume, before anything of its size is made."""
-    far = box.voxels > _MOST_VOXELS and box.voxels > _FAR_TIMES * grid.box.voxels
-    far |= any(n > _MOST_ALONG and n > 4 * own for n, own in zip(box.shape, grid.shape, strict=True))
-    if far:
+def check_extent(box: IndexBox, bbox: BBox, grid: Grid, what: str) -> None:
+    """Raise `BoxError` if a box is implausibly larger than its volume, before anything of that size is allocated."""
+    is_too_large = box.voxels > _MAX_VOXELS and box.voxels > _MAX_RATIO * grid.box.voxels
+    is_too_large |= any(n > _MAX_LENGTH and n > 4 * own for n, own in zip(box.shape, grid.shape, strict=True))
+    if is_too_large:
         raise BoxError(
-            f"the box {bbox} would be {show_triple(box.shape[::-1])} voxels, and {what} has "
-            f"{show_triple(grid.shape[::-1])}, which cover {grid.bbox}: a box may reach outside, where all is 0, but "
-            "not so far; give corners near the volume, and check the zeros and the resolution (nm per unit)"
+            f"the box {bbox} would be {format_triple(box.shape[::-1])} voxels, and {what} has "
+            f"{format_triple(grid.shape[::-1])}, which cover {grid.bbox}: a box may extend beyond the volume, but not "
+            "so far; give corners near the volume, and check the zeros and the resolution (nm per unit)"
         )
 
 
-def _turned(bbox: BBox, grid: Grid, units: Sequence[Triple]) -> str:
-    """Return what to do about a box whose numbers were given as (z, y, x), as those of arrays are; else nothing."""
+def _reversed_axes_hint(bbox: BBox, grid: Grid, units: Sequence[Triple]) -> str:
+    """Return a hint if a box would fit with its corners read as (z, y, x), otherwise an empty string."""
     for unit in (bbox.resolution, bbox.resolution[::-1], *units):
         if BBox(bbox.lo[::-1], bbox.hi[::-1], resolution=unit).intersection(grid.bbox):
             also = "" if unit == bbox.resolution else f", with resolution={tuple(tidy(u) for u in unit)}"
@@ -243,30 +244,26 @@ def _turned(bbox: BBox, grid: Grid, units: Sequence[Triple]) -> str:
     return ""
 
 
-def _in_unit(bbox: BBox, unit: Triple) -> BBox:
-    """Return a box in another unit."""
+def _convert_unit(bbox: BBox, unit: Triple) -> BBox:
+    """Return the same box in another unit."""
     ends = zip(bbox.edges(), unit, strict=True)
-    lo, hi = zip(*((tidy(a / exact(u)), tidy(b / exact(u))) for (a, b), u in ends), strict=True)
+    lo, hi = zip(*((tidy(a / to_fraction(u)), tidy(b / to_fraction(u))) for (a, b), u in ends), strict=True)
     return BBox(lo, hi, resolution=unit)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# arrays
-
-
 def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
-    """Return the grid that an array's coordinates describe; reads no voxel.
+    """Return the grid that the coordinates of an array describe, without reading voxels.
 
-    The coordinates decide. Their attrs ``units`` may name any unit of length; without it they are nanometres. Stated
-    sizes (``attrs["resolution"]`` of the array, in nm, and of each coordinate, in its own unit) settle what the
-    coordinates leave open, an axis with one voxel and float noise, and only where another axis agrees with them: after
-    a stride or `xarray.DataArray.coarsen` they describe the array as it was before. A scalar coordinate, as
-    ``isel(z=5)`` leaves it, keeps its size.
+    The ``units`` attribute of a coordinate may name any unit of length; the default is nanometres. The spacing of the
+    coordinates determines the voxel size. ``attrs["resolution"]`` of the array (nm) and of each coordinate (in the unit
+    of that coordinate) determine the size of an axis with one voxel and remove float noise, but only if they agree with
+    the spacing of another axis: after a stride or `xarray.DataArray.coarsen` they describe the previous array. A scalar
+    coordinate, such as ``isel(z=5)`` leaves, keeps its size.
 
     Parameters
     ----------
     da : DataArray or Dataset
-        With dims z, y and x (any of them may have been dropped to a scalar coordinate) and coordinates of length.
+        With dims z, y and x and coordinates in units of length. Any of the dims may be a scalar coordinate.
 
     Returns
     -------
@@ -275,9 +272,9 @@ def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
     Raises
     ------
     GridError
-        If a coordinate is missing, descending or unevenly spaced, or nothing states the size of an axis of one voxel.
+        If a coordinate is missing, descending or unevenly spaced, or the size of an axis with one voxel is unknown.
     UnitError
-        If a coordinate has units that are no known unit of length.
+        If the units of a coordinate are not a known unit of length.
 
     Examples
     --------
@@ -292,12 +289,12 @@ def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
     """
     places = {dim: _centers(da, dim) for dim in DIMS}
     sizes = _stated_sizes(da, places)
-    offsets = dict(zip(DIMS, _triple(da, "voxel_offset")[::-1], strict=True))
-    return Grid.from_axes([_axis_of(dim, places[dim], sizes[dim], offsets[dim]) for dim in DIMS])
+    offsets = dict(zip(DIMS, _triple_attr(da, "voxel_offset")[::-1], strict=True))
+    return Grid.from_axes([_make_axis(dim, places[dim], sizes[dim], offsets[dim]) for dim in DIMS])
 
 
 def _centers(da: xr.DataArray | xr.Dataset, dim: str) -> npt.NDArray[np.float64]:
-    """Return the centres along an axis in nm."""
+    """Return the voxel centres along an axis in nm."""
     if dim not in da.coords:
         raise GridError(
             f"the array has no coordinate {dim!r} (it has {sorted(map(str, da.coords))}); give it one in nm: "
@@ -307,16 +304,16 @@ def _centers(da: xr.DataArray | xr.Dataset, dim: str) -> npt.NDArray[np.float64]
     try:
         values = np.atleast_1d(np.asarray(da[dim].values, dtype=np.float64))
     except (TypeError, ValueError):
-        raise GridError(f"the coordinate {dim!r} holds {da[dim].dtype} values; a grid needs numbers in nm") from None
+        raise GridError(f"the coordinate {dim!r} has {da[dim].dtype} values; a grid needs numbers in nm") from None
     if len(values) == 0:
         raise GridError(
             f"the array is empty: it has no voxel along {dim!r} (sizes {dict(da.sizes)}); a selection by coordinate "
-            "takes nm, so numbers of voxels select elsewhere: crop with BBox(lo, hi, resolution=(x, y, z)) for those"
+            "takes nm; to select by voxel numbers, crop with BBox(lo, hi, resolution=(x, y, z))"
         )
     if not np.isfinite(values).all():
-        raise GridError(f"the coordinate {dim!r} holds values that are not finite: {values[:4]}…")
+        raise GridError(f"the coordinate {dim!r} has values that are not finite: {values[:4]}…")
     _check_even(dim, values)
-    unit = _unit(da, dim)
+    unit = _nm_per_unit(da, dim)
     return values if unit == 1 else values * unit
 
 
@@ -331,12 +328,12 @@ def _check_even(dim: str, values: npt.NDArray[np.float64]) -> None:
     if np.abs(steps - step).max() > 1e-3 * step:
         raise GridError(
             f"the coordinate {dim!r} is not evenly spaced (steps from {steps.min():g} to {steps.max():g}), "
-            "so its voxels form no grid; select with a slice, not with a list"
+            "so its voxels do not form a grid; select with a slice, not with a list"
         )
 
 
-def _unit(da: xr.DataArray | xr.Dataset, dim: str) -> float:
-    """Return the nanometres of one unit of a coordinate."""
+def _nm_per_unit(da: xr.DataArray | xr.Dataset, dim: str) -> float:
+    """Return the number of nanometres per unit of a coordinate."""
     stated = da[dim].attrs.get("units", da[dim].attrs.get("unit"))
     if not has_unit(stated):
         return 1.0
@@ -349,12 +346,12 @@ def _unit(da: xr.DataArray | xr.Dataset, dim: str) -> float:
         ) from None
 
 
-def _triple(da: xr.DataArray | xr.Dataset, name: str) -> tuple[Any, Any, Any]:
-    """Return an attribute (x, y, z) of an array, or of a Dataset's first variable that has it; else None for each."""
+def _triple_attr(da: xr.DataArray | xr.Dataset, name: str) -> tuple[Any, Any, Any]:
+    """Return an (x, y, z) attribute of an array, or of the first variable of a Dataset that has it; default Nones."""
     holders: list[Mapping[Any, Any]] = [da.attrs]
     if isinstance(da, xr.Dataset):
         holders += [v.attrs for v in da.data_vars.values()]
-    # Attributes may be anybody's; those that make no sense decide nothing.
+    # Another program may have set the attribute, so invalid values are ignored.
     values = next((h[name] for h in holders if name in h), None)
     try:
         numbers = tuple(float(v) for v in values)  # type: ignore[union-attr]
@@ -367,27 +364,27 @@ def _triple(da: xr.DataArray | xr.Dataset, name: str) -> tuple[Any, Any, Any]:
 def _stated_sizes(
     da: xr.DataArray | xr.Dataset, places: Mapping[str, npt.NDArray[np.float64]]
 ) -> dict[str, float | None]:
-    """Return the voxel size (nm) along each axis as attributes state it; None where none does, or it is outdated.
+    """Return the voxel size (nm) along each axis according to the attributes; None if missing or outdated.
 
-    The attributes of the array go before those of the coordinates: these are never set by hand.
+    The attributes of the array take precedence over those of the coordinates, which users do not set.
     """
-    own = dict(zip(DIMS, _triple(da, "resolution")[::-1], strict=True))
+    own = dict(zip(DIMS, _triple_attr(da, "resolution")[::-1], strict=True))
     kept = {dim: _size_attr(da, dim) for dim in DIMS}
     trusted: dict[str, float | None] = dict.fromkeys(DIMS)
     for stated in (kept, own):
-        if not _outdated(stated, places):
+        if not _is_outdated(stated, places):
             trusted.update({dim: size for dim, size in stated.items() if size is not None})
-    offsets = dict(zip(DIMS, _triple(da, "voxel_offset")[::-1], strict=True))
+    offsets = dict(zip(DIMS, _triple_attr(da, "voxel_offset")[::-1], strict=True))
     for dim, values in places.items():
         if trusted[dim] is None and da[dim].ndim == 0:
-            # Only the selection of one voxel leaves a scalar coordinate: no stride or mean can have outdated its size.
+            # Only a selection of one voxel leaves a scalar coordinate, so no stride or mean can have changed its size.
             trusted[dim] = kept[dim] or own[dim]
         size = trusted[dim]
         if (
             len(values) == 1
             and size is not None
             and size == kept[dim]
-            and _between_voxels(values[0], size, offsets[dim])
+            and _is_between_voxels(values[0], size, offsets[dim])
         ):
             trusted[dim] = None
     return trusted
@@ -397,12 +394,12 @@ def _size_attr(da: xr.DataArray | xr.Dataset, dim: str) -> float | None:
     value = da[dim].attrs.get("resolution")
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return None
-    size = float(value) * _unit(da, dim)
+    size = float(value) * _nm_per_unit(da, dim)
     return size if math.isfinite(size) and size > 0 else None
 
 
-def _outdated(stated: Mapping[str, Any], places: Mapping[str, npt.NDArray[np.float64]]) -> bool:
-    """Return whether stated sizes contradict the spacing of the axes with several voxels, and agree with none."""
+def _is_outdated(stated: Mapping[str, Any], places: Mapping[str, npt.NDArray[np.float64]]) -> bool:
+    """Return whether the stated sizes disagree with the spacing of every axis that has several voxels."""
     agree = []
     for dim, values in places.items():
         if len(values) > 1 and stated[dim] is not None:
@@ -411,21 +408,22 @@ def _outdated(stated: Mapping[str, Any], places: Mapping[str, npt.NDArray[np.flo
     return bool(agree) and not any(agree)
 
 
-def _between_voxels(center: float, size: float, offset: Any) -> bool:
-    """Return whether a centre lies on the edge between two voxels: it is the mean of an even number of centres."""
+def _is_between_voxels(center: float, size: float, offset: Any) -> bool:
+    """Return whether a centre lies on the edge between two voxels, as the mean of an even number of centres does."""
     if offset is None:
         return False
     steps = center / size - 0.5 - float(offset)
     return abs(steps - math.floor(steps) - 0.5) < max(1e-3, 4 * float(np.spacing(abs(steps))))
 
 
-def _axis_of(dim: str, values: npt.NDArray[np.float64], size: float | None, offset: Any) -> Axis:
+def _make_axis(dim: str, values: npt.NDArray[np.float64], size: float | None, offset: Any) -> Axis:
     if len(values) == 1:
         if size is None:
             raise GridError(
                 f"the axis {dim!r} has one voxel, and nothing states its size in nm: the coordinate is one number, and "
                 "attrs['resolution'] is absent or describes the array before it was coarsened, strided or averaged; "
-                "give it: array.assign_attrs(resolution=(x, y, z)) in nm, e.g. (8, 8, 160) after four sections of 40 nm"
+                "set it with array.assign_attrs(resolution=(x, y, z)) in nm, e.g. (8, 8, 160) for the mean of four "
+                "sections of 40 nm"
             )
         return Axis(1, size, _offset(values[0], size, offset))
     step = float((values[-1] - values[0]) / (len(values) - 1))
@@ -434,8 +432,8 @@ def _axis_of(dim: str, values: npt.NDArray[np.float64], size: float | None, offs
 
 
 def _spacing(values: npt.NDArray[np.float64], step: float, resolution: Any) -> float:
-    # The tidiest number that explains the last coordinate as well as the first is the one that was meant: within the
-    # noise of float64, or, for coordinates that somebody rounded, within what moves no voxel.
+    # Choose the simplest spacing that reproduces the first and the last coordinate: within float64 noise, or, for
+    # rounded coordinates, within a tolerance that moves no voxel.
     noise = 4 * np.finfo(float).eps * (float(np.abs(values).max()) / (len(values) - 1) + step)
     candidates = [] if resolution is None else [float(resolution)]
     candidates += [float(f"{step:.{digits}g}") for digits in range(1, 7)]
@@ -451,19 +449,19 @@ def _offset(first: float, resolution: float, offset: Any) -> int | float:
     noise = max(float(SNAP), 4 * float(np.spacing(abs(place))))
     if offset is not None and abs(place - float(offset)) < noise:
         return tidy(offset)
-    # 1/3-voxel places come from downsampling by 3; a small denominator within float noise is what was meant.
+    # Downsampling by 3 gives offsets in thirds of a voxel; a small denominator within float noise is the exact value.
     simple = Fraction(place).limit_denominator(1000)
     return tidy(simple) if abs(place - simple) < noise else place
 
 
-def same_grid(a: Grid, b: Grid, what: str) -> None:
-    """Raise `GridMismatchError` unless two grids are one, telling how they differ and what mends it."""
+def check_same_grid(a: Grid, b: Grid, what: str) -> None:
+    """Raise `GridMismatchError` with the difference and a correction unless two grids are equal."""
     if a.shape == b.shape and a.shift_to(b) == (0, 0, 0):
         return
-    steps = [abs(exact(m) - exact(n)) for m, n in zip(a.voxel_offset, b.voxel_offset, strict=True)]
+    steps = [abs(to_fraction(m) - to_fraction(n)) for m, n in zip(a.voxel_offset, b.voxel_offset, strict=True)]
     half = a.resolution == b.resolution and all(abs(step % 1 - Fraction(1, 2)) < SNAP for step in steps[:2])
     hint = "they are half a voxel apart, so if one is an OME-Zarr, open it with assume='corner'; or " if half else ""
     raise GridMismatchError(
-        f"{what} do not lie on one grid: {a} against {b}; {hint}bring them together with "
+        f"{what} do not lie on one grid: {a} against {b}; {hint}align them with "
         "imageryxr.align(image, segmentation) or imageryxr.regrid(array, like=other)"
     )

@@ -1,4 +1,4 @@
-"""Directions of the columns, the rows and the depth of a picture: from quaternions and the dimensions of a screen."""
+"""Compute the directions of a picture's columns, rows and depth from quaternions and display dimensions."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from imageryxr.errors import OptionError
 
 Floats = npt.NDArray[np.float64]
 
-#: Quarter turns of Neuroglancer's panels: about x, so that z points down; about y, so that z points to the left.
+#: Quaternions of Neuroglancer's panels: a quarter turn about x, so that z points down; about y, so that z points left.
 PANEL_TURNS = {"xz": (0.5**0.5, 0.0, 0.0, 0.5**0.5), "yz": (0.0, 0.5**0.5, 0.0, 0.5**0.5)}
 
 
 def axes_of_quaternion(orientation: Any) -> Floats:
-    """Return the rows (x, y, z) into which a quaternion (x, y, z, w) turns x, y and z.
+    """Return the vectors (rows of a 3 × 3 array) into which a quaternion (x, y, z, w) rotates x, y and z.
 
     Raises
     ------
     OptionError
-        If it is none.
+        If ``orientation`` is not a quaternion.
     """
-    values = np.array([_finite(v) for v in orientation] if len(orientation) == 4 else [0.0])
+    values = np.array([_to_finite(v) for v in orientation] if len(orientation) == 4 else [0.0])
     length = float(np.linalg.norm(values))
     if len(values) != 4 or not 1e-6 < length < math.inf:
-        raise OptionError(f"orientation={orientation!r} is no quaternion (x, y, z, w), such as (0, 0, 0, 1)")
+        raise OptionError(f"orientation={orientation!r} is not a quaternion (x, y, z, w), such as (0, 0, 0, 1)")
     x, y, z, w = values / length
     turned = np.array(
         [
@@ -37,11 +37,11 @@ def axes_of_quaternion(orientation: Any) -> Floats:
             [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)],
         ]
     )
-    # Quarter turns come out a last digit beside 0 and 1.
+    # Rounding errors leave the components of quarter turns slightly off 0 and 1.
     return np.where(np.abs(turned - np.rint(turned)) < 1e-12, np.rint(turned), turned)
 
 
-def _finite(value: Any) -> float:
+def _to_finite(value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -50,12 +50,13 @@ def _finite(value: Any) -> float:
 
 
 def quaternion_of_axes(axes: Floats) -> list[float]:
-    """Return the quaternion (x, y, z, w) that turns x, y and z into directions, the rows of ``axes``.
+    """Return the quaternion (x, y, z, w) that rotates x, y and z into the rows of ``axes``.
 
-    Of a mirrored frame, as slices along y are, the one that looks at the same picture from its other side.
+    For a mirrored frame, such as that of slices along y, the depth axis is reversed: the quaternion shows the same
+    picture from the other side.
     """
     m = axes.T * ([1, 1, -1] if np.linalg.det(axes) < 0 else [1, 1, 1])
-    # Four times the products of q with itself (Shepperd 1978): its largest row is q, but for its length.
+    # The matrix is 4 q qᵀ (Shepperd 1978), so its row with the largest diagonal element is q up to a factor.
     (a, b, c), (d, e, f), (g, h, i) = m
     products = np.array(
         [
@@ -71,16 +72,16 @@ def quaternion_of_axes(axes: Floats) -> list[float]:
 
 
 def screen_axes(orientation: Sequence[float], panel: str = "xy", display: Sequence[str] = "xyz") -> Floats:
-    """Return the directions (x, y, z) of the columns, the rows and the depth of a cross section in Neuroglancer.
+    """Return the directions (x, y, z) of the columns, rows and depth of a cross section in Neuroglancer.
 
     Parameters
     ----------
     orientation : sequence of 4 numbers
-        ``crossSectionOrientation``, a quaternion (x, y, z, w) in the dimensions of the screen.
+        ``crossSectionOrientation``, a quaternion (x, y, z, w) in display dimensions.
     panel : str, default "xy"
-        Layout of the viewer, such as "xz-3d".
+        The layout of the viewer, such as "xz-3d".
     display : sequence of 3 str, default "xyz"
-        The dimensions that the screen calls x, y and z.
+        The three display dimensions.
     """
     turned = axes_of_quaternion(orientation)
     quarter = PANEL_TURNS.get(panel.removesuffix("-3d"))
@@ -92,10 +93,7 @@ def screen_axes(orientation: Sequence[float], panel: str = "xy", display: Sequen
 
 
 def screen_dimensions(display: Sequence[str]) -> tuple[str, ...] | None:
-    """Return which of x, y and z each dimension of a screen is; None where it shows another one, such as time.
-
-    Of a screen that has fewer than three, the depth is what is left.
-    """
+    """Complete the display dimensions to three of x, y and z; return None if they include another, such as time."""
     if set(display) - set("xyz") or len(set(display)) < len(display):
         return None
     return (*display, *(axis for axis in "xyz" if axis not in display))

@@ -1,4 +1,4 @@
-"""Units of length: names, plurals, British spellings and symbols, as nanometres."""
+"""Convert units of length to nanometres; accept names, plurals, British spellings and symbols."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from imageryxr.errors import UnitError
 
-# Nanometres per unit. The names are those of OME-NGFF, which takes them from UDUNITS.
+# Nanometres per unit. The names are those of OME-NGFF, which uses the names of UDUNITS.
 _NAMES: dict[str, float] = {
     "yoctometer": 1e-15, "zeptometer": 1e-12, "attometer": 1e-9, "femtometer": 1e-6, "picometer": 1e-3,
     "nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "centimeter": 1e7, "decimeter": 1e8, "meter": 1e9,
@@ -25,13 +25,13 @@ _SYMBOLS: dict[str, float] = {
 
 
 def length_in_nm(unit: Any) -> float:
-    """Return the nanometres of one unit of length.
+    """Return the number of nanometres in a unit of length.
 
     Parameters
     ----------
     unit : str or object with a name, such as `pint.Unit`
         A full name in any case, singular or plural, ``meter`` or ``metre`` ("nanometer", "Micrometres", "microns",
-        "angstrom"); or a symbol in its own case ("nm", "um", "µm", "mm", "Å").
+        "angstrom"); or a symbol with its exact case ("nm", "um", "µm", "mm", "Å").
 
     Returns
     -------
@@ -41,7 +41,7 @@ def length_in_nm(unit: Any) -> float:
     Raises
     ------
     UnitError
-        If it is not a known unit of length.
+        If ``unit`` is not a known unit of length.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def length_in_nm(unit: Any) -> float:
         given = str(unit)
     except Exception:  # an object may fail in its own __str__
         given = f"a {type(unit).__name__}"
-    # NFKC makes one character of each pair that looks alike: U+00B5 and U+03BC (µ), U+00C5 and U+212B (Å).
+    # NFKC unifies characters that look alike: U+00B5 and U+03BC (µ), U+00C5 and U+212B (Å).
     text = unicodedata.normalize("NFKC", given[:100]).strip()
     if text in _SYMBOLS:
         return _SYMBOLS[text]
@@ -64,11 +64,11 @@ def length_in_nm(unit: Any) -> float:
     shown = repr(given if len(given) <= 60 else given[:60] + "…")
     meant = f" (did you mean {text.lower()!r}?)" if text.lower() in _SYMBOLS else ""
     raise UnitError(
-        f"the unit {shown} is not a known unit of length{meant}; known are, among others, nm, nanometer, µm, um, "
+        f"the unit {shown} is not a known unit of length{meant}; known units include nm, nanometer, µm, um, "
         "micrometer, micron, mm, millimeter, m, meter, Å, angstrom"
     )
 
 
 def has_unit(unit: Any) -> bool:
-    """Return whether a unit is stated: not None, and not a blank text."""
+    """Return whether a unit is given: neither None nor blank."""
     return unit is not None and not (isinstance(unit, str) and not unit.strip())

@@ -317,8 +317,8 @@ class Resampled(Expr):
 
     def mapped(self, box: IndexBox) -> IndexBox:
         """Return the voxels whose centre lies within a box of the child's."""
-        start = tuple(m.first_at(e) for m, e in zip(self.maps, box.start, strict=True))
-        stop = tuple(m.first_at(e) for m, e in zip(self.maps, box.stop, strict=True))
+        start = tuple(m.first_voxel_at(e) for m, e in zip(self.maps, box.start, strict=True))
+        stop = tuple(m.first_voxel_at(e) for m, e in zip(self.maps, box.stop, strict=True))
         return IndexBox(start, stop)  # type: ignore[arg-type]
 
     @property
@@ -333,33 +333,33 @@ class Resampled(Expr):
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the child's box that the method touches, within its bounds."""
-        reach = [m.reach(a, b, self.method) for m, a, b in zip(self.maps, box.start, box.stop, strict=True)]
+        reach = [m.source_range(a, b, self.method) for m, a, b in zip(self.maps, box.start, box.stop, strict=True)]
         (z0, z1), (y0, y1), (x0, x1) = reach
         return (IndexBox((z0, y0, x0), (z1, y1, x1)).clip(self.child.bounds),)
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the resampled values."""
-        from imageryxr.kernels import resample
+        from imageryxr.kernels import downsample, interpolate
 
         (need,), bounds = self.needs(box), self.child.bounds
         axes = zip(self.maps, box.start, box.stop, bounds.start, bounds.stop, need.start, strict=True)
         if self.method == "nearest":
-            indexes = [m.nearest(a, b, (lo, hi)).read_from(first).voxel for m, a, b, lo, hi, first in axes]
-            return resample.nearest(arrays[0], *indexes)
+            indexes = [m.nearest(a, b, (lo, hi)).relative_to(first).voxel for m, a, b, lo, hi, first in axes]
+            return interpolate.resample_nearest(arrays[0], *indexes)
         if self.method == "linear":
-            z, y, x = (resample.Lerp(*m.linear(a, b, (lo, hi)).read_from(first)) for m, a, b, lo, hi, first in axes)
-            return resample.linear(arrays[0], (z, y, x))
-        runs = [resample.Overlap(*m.overlap(a, b, (lo, hi)).read_from(first)) for m, a, b, lo, hi, first in axes]
-        kernel = resample.mode if self.method == "mode" else resample.mean
+            z, y, x = (m.linear(a, b, (lo, hi)).relative_to(first) for m, a, b, lo, hi, first in axes)
+            return interpolate.resample_linear(arrays[0], (z, y, x))
+        runs = [m.overlap(a, b, (lo, hi)).relative_to(first) for m, a, b, lo, hi, first in axes]
+        kernel = downsample.mode if self.method == "mode" else downsample.mean
         return kernel(arrays[0], (runs[0], runs[1], runs[2]))
 
     def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
         """Return the child's chunk edges, as they fall here."""
         m = self.maps[axis]
-        found = self.child.edges(axis, *m.reach(start, stop, "nearest"))
+        found = self.child.edges(axis, *m.source_range(start, stop, "nearest"))
         if found is None:
             return None
-        return sorted({e for e in map(m.first_at, found) if start < e < stop})
+        return sorted({e for e in map(m.first_voxel_at, found) if start < e < stop})
 
 
 def is_plain(expr: Expr) -> bool:

@@ -16,8 +16,8 @@ from xarray.core import indexing
 
 from imageryxr.core.attrs import plain_attrs
 from imageryxr.core.bbox import DIMS, BBox, Index3, IndexBox
-from imageryxr.core.extra_coords import ExtraCoord, extra_coords, with_extra_coords
-from imageryxr.core.grid import Grid, grid_of, outside_error, refuse_far
+from imageryxr.core.extra_coords import ExtraCoord, assign_extra_coords, extra_coords
+from imageryxr.core.grid import Grid, check_extent, grid_of, out_of_volume_error
 from imageryxr.errors import ImageryError, LayerError
 from imageryxr.graph.dask_inputs import input_boxes
 from imageryxr.graph.evaluate import evaluate
@@ -274,7 +274,7 @@ def label_result(
             first = len(expr.lead)
             data = data.rechunk({first + i: sizes for i, sizes in enumerate(chunks)}, method="tasks")
     array = label_array(data, grid, attrs, name, tail=tail, lead=lead)
-    array = with_extra_coords(array, grid, [extra for v in volumes for extra in v.extras])
+    array = assign_extra_coords(array, grid, [extra for v in volumes for extra in v.extras])
     dropped = [d for d in volumes[0].dropped if all(d in v.dropped for v in volumes) and array.sizes[d] == 1]
     return array.isel(dict.fromkeys(dropped, 0)) if dropped else array
 
@@ -322,8 +322,8 @@ def crop_array(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_o
     grid = grid_of(array)
     box = grid.select(bbox)
     if not outside_ok and not box.clip(grid.box).voxels:
-        raise outside_error(bbox, grid, f"the array {array.name!r}")
-    refuse_far(box, bbox, grid, f"the array {array.name!r}")
+        raise out_of_volume_error(bbox, grid, f"the array {array.name!r}")
+    check_extent(box, bbox, grid, f"the array {array.name!r}")
     box = _keep_dropped_planes(box, grid, array)
     tail = "rgba" if "rgba" in array.dims else None
     if set(array.dims) - {*DIMS, "rgba"}:

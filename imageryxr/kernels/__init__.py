@@ -1,1 +1,1 @@
-"""Floor 0: compiled block functions. Arrays in, arrays out; nothing here knows of dask, xarray or I/O."""
+"""Compiled functions on NumPy arrays; nothing here depends on dask or I/O."""

@@ -1,8 +1,8 @@
-"""Tables from segment ids to anything: colours, masks, other ids.
+"""Hash tables from segment ids to colours.
 
-Ids are exact over the whole range of uint64 and 0 is background. Labels may come in any integer dtype:
-uint8, uint16, uint32 and uint64 are read as they are; a signed id is the uint64 that it is modulo 2**64, so a
-non-negative one keeps its value and -1 is 2**64 - 1 whatever its width. Bools are 0 and 1.
+Ids are exact over the whole range of uint64; 0 is background. Labels may have any integer dtype. Unsigned labels are
+used without conversion. Signed ids are converted to uint64 modulo 2**64: non-negative ids keep their value, and -1
+becomes 2**64 - 1 for every width. Bools are 0 and 1.
 """
 
 from __future__ import annotations
@@ -14,20 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.kernels.run_length import PIECE, compiled, frozen, padded, run_ends, scratch, spread
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import PIECE, as_kernel_input, fill_run, make_padded, make_run_buffers, run_ends
 
-__all__ = [
-    "ColorTable",
-    "as_ids",
-    "as_labels",
-    "build_table",
-    "hash_ids",
-    "home",
-    "lookup",
-    "slot_of",
-]
-
-# As uint64 constants, because numba makes a float64 of a uint64 and an int64.
+# uint64 constants, because numba converts an operation on uint64 and int64 to float64.
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -41,7 +31,7 @@ _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def as_labels(labels: NDArray[Any]) -> NDArray[Any]:
-    """Return `labels` as unsigned ids for a kernel: see the rule for signed ids at the top of this module.
+    """Convert labels to unsigned ids for a kernel, signed ids modulo 2**64.
 
     Parameters
     ----------
@@ -51,33 +41,33 @@ def as_labels(labels: NDArray[Any]) -> NDArray[Any]:
     Returns
     -------
     numpy.ndarray
-        uint8, uint16, uint32 or uint64 of the same shape; read-only, C-contiguous, a view where possible.
+        uint8, uint16, uint32 or uint64 of the same shape; read-only, C-contiguous, a view if possible.
 
     Raises
     ------
     LayerError
-        `labels` is neither integer nor bool.
+        If the dtype of `labels` is neither integer nor bool.
     """
     labels = np.asarray(labels)
     if labels.dtype.kind == "b":
-        return frozen(labels).view(np.uint8)
+        return as_kernel_input(labels).view(np.uint8)
     if labels.dtype.kind == "i":
-        return frozen(labels.astype(np.int64, copy=False)).view(np.uint64)
+        return as_kernel_input(labels.astype(np.int64, copy=False)).view(np.uint64)
     if labels.dtype.kind != "u":
         raise LayerError(f"segment ids must be integers, got an array of dtype {labels.dtype}")
-    return frozen(labels)
+    return as_kernel_input(labels)
 
 
 def as_ids(ids: ArrayLike) -> NDArray[np.uint64]:
-    """Return a list of ids as uint64[k].
+    """Convert ids to uint64[k], signed ids modulo 2**64.
 
     Raises
     ------
     LayerError
-        An id is not an integer.
+        If an id is not an integer.
     """
     if not isinstance(ids, np.ndarray | np.generic):
-        # numpy makes floats of a list such as [1, 2**64 - 1], and of an empty one.
+        # numpy converts a list such as [1, 2**64 - 1], and an empty one, to floats.
         given = np.array(ids, dtype=object).ravel()
         try:
             ids = np.fromiter((index(i) & 0xFFFF_FFFF_FFFF_FFFF for i in given), np.uint64, given.size)
@@ -91,7 +81,7 @@ def as_ids(ids: ArrayLike) -> NDArray[np.uint64]:
 # --- hashing --------------------------------------------------------------------------------------
 
 
-@compiled
+@compile_kernel
 def _splitmix64(value: np.uint64) -> np.uint64:
     z = value + _GAMMA
     z = (z ^ (z >> _SHIFT_1)) * _MIX_1
@@ -100,10 +90,10 @@ def _splitmix64(value: np.uint64) -> np.uint64:
 
 
 def hash_ids(ids: ArrayLike) -> NDArray[np.uint64]:
-    """Return the SplitMix64 hash of each id: equal everywhere and for ever, near ids lie far apart.
+    """Return the SplitMix64 hash of each id.
 
-    It is the first output of Vigna's ``splitmix64.c`` seeded with the id, that is one step of the generator
-    of Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
+    The hash is the first output of Vigna's ``splitmix64.c`` seeded with the id: one step of the generator of Steele,
+    Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
 
     Parameters
     ----------
@@ -126,16 +116,17 @@ def hash_ids(ids: ArrayLike) -> NDArray[np.uint64]:
     return cast("NDArray[np.uint64]", (z ^ (z >> _SHIFT_3)).reshape(np.shape(ids)))
 
 
-@compiled
-def home(key: np.uint64, size: int) -> np.uint64:
-    """Return where the search for `key` begins among `size` places (compiled).
+@compile_kernel
+def first_probe(key: np.uint64, size: int) -> np.uint64:
+    """Return the slot, of `size`, where the search for `key` begins (compiled).
 
-    The highest bits of a product are mixed from all bits of the key; ids may differ in any few of them.
+    The slot is computed from the highest bits of a product, which depend on all bits of the key: ids may differ in any
+    of their bits.
     """
     return (((key * _GAMMA) >> _HALF) * np.uint64(size)) >> _HALF
 
 
-@compiled
+@compile_kernel
 def _insert(ids: NDArray[np.uint64], keys: NDArray[np.uint64], slots: NDArray[np.int32]) -> int:
     mask = np.uint64(keys.size - 1)
     zero = -1
@@ -144,7 +135,7 @@ def _insert(ids: NDArray[np.uint64], keys: NDArray[np.uint64], slots: NDArray[np
         if key == _ZERO:
             zero = i
             continue
-        at = home(key, keys.size)
+        at = first_probe(key, keys.size)
         while keys[at] != _ZERO and keys[at] != key:
             at = (at + _ONE) & mask
         keys[at] = key
@@ -152,8 +143,8 @@ def _insert(ids: NDArray[np.uint64], keys: NDArray[np.uint64], slots: NDArray[np
     return zero
 
 
-@compiled
-def slot_of(
+@compile_kernel
+def find_slot(
     keys: NDArray[np.uint64],
     slots: NDArray[np.int32],
     zero: int,
@@ -161,11 +152,15 @@ def slot_of(
     fallback: int,
     key: np.uint64,
 ) -> int:
-    """Return the slot of the id `key`, or -1 (compiled; for use inside kernels)."""
+    """Return the row of the id `key`, or -1 (compiled).
+
+    `zero` is the row of the id 0. An id that is not in the table has row ``explicit + hash % fallback`` if `fallback`
+    is not 0.
+    """
     if key == _ZERO:
         return zero
     mask = np.uint64(keys.size - 1)
-    at = home(key, keys.size)
+    at = first_probe(key, keys.size)
     while True:
         here = keys[at]
         if here == key:
@@ -178,8 +173,9 @@ def slot_of(
     return -1
 
 
-def hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
-    # At most two thirds full: short probes, and always an empty slot at which a search ends.
+def build_hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
+    """Return the keys and slots of a hash table of ids, and the position of the id 0 (-1 if absent)."""
+    # At most two thirds full, so that probe sequences are short and always end at an empty slot.
     capacity = 1 << (3 * ids.size // 2).bit_length()
     keys = np.zeros(capacity, np.uint64)
     slots = np.full(capacity, -1, np.int32)
@@ -191,16 +187,16 @@ def hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.
 
 
 class ColorTable(NamedTuple):
-    """Colours by id: explicit ones, and a fallback palette for all other ids.
+    """The colours of ids: explicit colours, and a fallback palette for all other ids.
 
-    An id is found as follows. 0 is not shown. An explicit id has its own row. Any other id has row
-    ``n + hash_ids(id) % n_fallback``, or is not shown if there is no fallback.
+    0 is not drawn. An explicit id has its own row of `rgba`. Any other id has row ``n + hash_ids(id) % n_fallback``, or
+    is not drawn if there is no fallback.
 
     Attributes
     ----------
     keys
-        uint64[capacity], an open-addressing hash map with linear probing; capacity is a power of two, 0 marks
-        an empty place.
+        uint64[capacity], an open-addressing hash table with linear probing; capacity is a power of two, 0 marks an
+        empty slot.
     slots
         int32[capacity], the row of each key.
     rgba
@@ -224,37 +220,37 @@ def _as_rgba(rgba: ArrayLike) -> NDArray[np.uint8]:
     return rows
 
 
-def build_table(ids: ArrayLike = (), rgba: ArrayLike = (), fallback: ArrayLike = ()) -> ColorTable:
-    """Build the colour table that `fill`, `outline` and `paint` look ids up in.
+def build_color_table(ids: ArrayLike = (), rgba: ArrayLike = (), fallback: ArrayLike = ()) -> ColorTable:
+    """Build the colour table for `fill`, `outline` and `paint`.
 
     Parameters
     ----------
     ids
-        n ids. Of equal ids the last one counts; 0 is never shown, whatever its colour.
+        n ids. The last of equal ids takes precedence. 0 is never drawn.
     rgba
         uint8[n, 4], the colour of each id, straight alpha.
     fallback
-        uint8[m, 4], colours for all other ids, chosen by their hash; m may be 0.
+        uint8[m, 4], the colours of all other ids, selected by their hash; m may be 0.
 
     Returns
     -------
     ColorTable
-        Depends on nothing but the arguments, so it pickles to the same bytes every time.
+        Equal arguments give tables that pickle to equal bytes.
 
     Raises
     ------
     OptionError
-        The colours are not uint8 of shape (n, 4), or not as many as ids.
+        If the colours are not uint8 of shape (n, 4), or their number differs from that of the ids.
     """
     explicit, colors, rest = as_ids(ids), _as_rgba(rgba), _as_rgba(fallback)
     if len(explicit) != len(colors):
         raise OptionError(f"{len(explicit)} ids need as many colours, got {len(colors)}")
-    keys, slots, _ = hash_table(explicit)
+    keys, slots, _ = build_hash_table(explicit)
     return ColorTable(keys, slots, np.concatenate([colors, rest]), len(rest))
 
 
-class _Ready(NamedTuple):
-    """A colour table as kernels take it; colours packed to uint32, red in the lowest byte."""
+class KernelTable(NamedTuple):
+    """A colour table in the form that kernels need: colours are packed to uint32, red in the lowest byte."""
 
     keys: NDArray[np.uint64]
     slots: NDArray[np.int32]
@@ -263,15 +259,21 @@ class _Ready(NamedTuple):
     fallback: int
 
 
-def ready(table: ColorTable) -> _Ready:
-    """Return the parts of a colour table in the form that kernels take."""
-    packed = frozen(table.rgba).view("<u4").reshape(-1).astype(np.uint32, copy=False)
+def kernel_table(table: ColorTable) -> KernelTable:
+    """Convert a colour table to the form that kernels need."""
+    packed = as_kernel_input(table.rgba).view("<u4").reshape(-1).astype(np.uint32, copy=False)
     explicit = len(table.rgba) - table.n_fallback
-    return _Ready(frozen(table.keys), frozen(table.slots), frozen(packed), explicit, int(table.n_fallback))
+    return KernelTable(
+        as_kernel_input(table.keys),
+        as_kernel_input(table.slots),
+        as_kernel_input(packed),
+        explicit,
+        int(table.n_fallback),
+    )
 
 
-@compiled
-def _lookup(
+@compile_kernel
+def _find_rows(
     flat: NDArray[Any],
     keys: NDArray[np.uint64],
     slots: NDArray[np.int32],
@@ -280,33 +282,33 @@ def _lookup(
     fallback: int,
     out: NDArray[np.int32],
 ) -> None:
-    room = scratch(PIECE)
+    buffers = make_run_buffers(PIECE)
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
         begin = 0
-        for k in range(run_ends(piece, room)):
-            end = room.ends[k]
-            slot = slot_of(keys, slots, zero, explicit, fallback, np.uint64(piece[begin]))
-            spread(out, start + begin, start + end, slot)
+        for k in range(run_ends(piece, buffers)):
+            end = buffers.ends[k]
+            slot = find_slot(keys, slots, zero, explicit, fallback, np.uint64(piece[begin]))
+            fill_run(out, start + begin, start + end, slot)
             begin = end
 
 
-def lookup(labels: NDArray[Any], table: ColorTable) -> NDArray[np.int32]:
-    """Return the row of `table` of each label, -1 where it is not shown.
+def find_rows(labels: NDArray[Any], table: ColorTable) -> NDArray[np.int32]:
+    """Return the row in `table` of each label, -1 for labels that are not drawn.
 
     Parameters
     ----------
     labels
         Ids, any integer dtype and shape.
     table
-        See `build_table`.
+        See `build_color_table`.
 
     Returns
     -------
     numpy.ndarray
         int32, the shape of `labels`.
     """
-    ids, look = as_labels(labels), ready(table)
-    out = padded(ids.size, np.int32)
-    _lookup(ids.reshape(-1), look.keys, look.slots, -1, look.explicit, look.fallback, out)
+    ids, look = as_labels(labels), kernel_table(table)
+    out = make_padded(ids.size, np.int32)
+    _find_rows(ids.reshape(-1), look.keys, look.slots, -1, look.explicit, look.fallback, out)
     return out[: ids.size].reshape(ids.shape)

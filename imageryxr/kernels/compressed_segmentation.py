@@ -1,10 +1,9 @@
-"""Whether an encoded ``compressed_segmentation`` chunk is whole: decoders follow its offsets wherever they point.
+"""Validate encoded ``compressed_segmentation`` chunks, because decoders do not check the offsets in a chunk.
 
-The format: https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation. A channel is a
-header of 64 bits for each block, which says where the table of the block's ids lies, how many bits a voxel takes to
-index it, and where those bits lie. What is asked here is what a decoder reads: that it all lies behind the headers and
-within the channel. Only a block whose table might reach over the end has its voxels looked at, so that the check costs
-little beside decoding.
+The format: https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation. A channel begins
+with a header of 64 bits per block: the offset of the block's table of ids, the number of bits per voxel, and the offset
+of these bits. The check verifies that everything that a decoder reads lies after the headers and within the channel. It
+examines voxels only in blocks whose table might extend beyond the end, so that it is cheap compared to decoding.
 """
 
 from __future__ import annotations
@@ -12,19 +11,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.run_length import compiled, frozen
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import as_kernel_input
 
-__all__ = ["segmentation_problem"]
-
-_SAYS = (
+_FAULTS = (
     "",
     "it ends within the headers of its blocks",
-    "a block's voxels take a number of bits that is none of 0, 1, 2, 4, 8, 16 and 32",
-    "a block points into the headers",
-    "the voxels of a block reach over its end",
-    "the ids of a block lie over its end",
-    "the voxels of a block point at ids over its end",
-    "a block's voxels take 32 bits, which compressed_segmentation 2.3 decodes to one id",
+    "the number of bits per voxel of a block is not 0, 1, 2, 4, 8, 16 or 32",
+    "an offset of a block points into the headers",
+    "the voxels of a block extend beyond its end",
+    "the ids of a block lie beyond its end",
+    "the voxels of a block refer to ids beyond its end",
+    "a block has 32 bits per voxel, which compressed_segmentation 2.3 decodes to one id",
 )
 _LOW = np.uint32(0xFFFFFF)
 _HIGH = np.uint32(24)
@@ -33,41 +31,41 @@ _HIGH = np.uint32(24)
 def segmentation_problem(
     data: bytes, shape: tuple[int, int, int, int], itemsize: int, block: tuple[int, int, int]
 ) -> str:
-    """Return what is wrong with an encoded chunk, or an empty string.
+    """Return the problem of an encoded chunk, or an empty string if it is valid.
 
     Parameters
     ----------
     data : bytes
-        The chunk as stored, gzip and the like taken off.
+        The encoded chunk, after decompression of gzip and the like.
     shape : tuple of int
-        Its voxels (x, y, z, channel).
+        Shape of the chunk (x, y, z, channel).
     itemsize : {4, 8}
-        Bytes of an id.
+        Size of an id in bytes.
     block : tuple of int
-        Voxels of a block (x, y, z).
+        Shape of a block (x, y, z).
 
     Returns
     -------
     str
-        Half a sentence that goes on from "the chunk is damaged:".
+        A clause that continues "the chunk is damaged:".
     """
     channels = shape[3]
     if len(data) % 4 or len(data) < 4 * channels:
-        return f"its {len(data)} bytes are no whole number of 32-bit words, or too few for the offsets of its channels"
-    words = frozen(np.frombuffer(data, "<u4"))
+        return f"its {len(data)} bytes are not a multiple of 4, or too few for the offsets of its channels"
+    words = as_kernel_input(np.frombuffer(data, "<u4"))
     begins = words[:channels].tolist()
     if begins[0] != channels or begins != sorted(begins) or begins[-1] > words.size:
-        return f"it begins with {begins}, which are no offsets of channels in {words.size} words"
+        return f"it begins with {begins}, which are not offsets of channels in {words.size} words"
     for begin, end in zip(begins, [*begins[1:], words.size], strict=True):
-        fault = _fault(words[begin:end], itemsize // 4, shape[:3], block)
+        fault = _find_fault(words[begin:end], itemsize // 4, shape[:3], block)
         if fault:
-            return _SAYS[fault]
+            return _FAULTS[fault]
     return ""
 
 
-@compiled
-def _fault(words: NDArray[np.uint32], width: int, shape: tuple[int, int, int], block: tuple[int, int, int]) -> int:
-    """Return the index into `_SAYS` of what is wrong with a channel; ids are `width` words wide."""
+@compile_kernel
+def _find_fault(words: NDArray[np.uint32], width: int, shape: tuple[int, int, int], block: tuple[int, int, int]) -> int:
+    """Return the index in `_FAULTS` of the problem of a channel, 0 if it is valid; ids have `width` words."""
     size = words.size
     gx, gy, gz = -(-shape[0] // block[0]), -(-shape[1] // block[1]), -(-shape[2] // block[2])
     head = 2 * gx * gy * gz
@@ -87,23 +85,23 @@ def _fault(words: NDArray[np.uint32], width: int, shape: tuple[int, int, int], b
                 if bits > 32 or bits & (bits - 1):
                     return 2
                 if bits == 32:
-                    return 7  # legal, though no block that people store holds more than 65,536 ids
+                    return 7  # valid, but blocks with more than 65,536 ids do not occur in practice
                 if table < head or (bits and values < head):
                     return 3
-                # The voxels of a block beyond the chunk's edge need not be stored: no decoder reads them.
+                # Decoders do not read the voxels of a block beyond the edge of the chunk, so they may be missing.
                 last = wide + block[0] * (high - 1 + block[1] * (deep - 1))
                 if bits and values + (bits * last + 31) // 32 > size:
                     return 4
                 ids = (size - table) // width
                 if ids < 1:
                     return 5
-                # A table is as long as it needs to be: the voxels tell of one that the end might cut.
+                # The length of a table is not stored. If it might be truncated, check the ids that voxels refer to.
                 if bits and ids >> bits == 0 and not _is_within(words, values, bits, ids, (wide, high, deep), block):
                     return 6
     return 0
 
 
-@compiled
+@compile_kernel
 def _is_within(
     words: NDArray[np.uint32],
     values: np.int64,
@@ -112,7 +110,7 @@ def _is_within(
     inside: tuple[int, int, int],
     block: tuple[int, int, int],
 ) -> bool:
-    """Tell whether the voxels of a block that lie in the chunk all point at one of so many ids."""
+    """Return whether all voxels of a block that lie in the chunk refer to one of the first `ids` ids."""
     mask = (np.int64(1) << bits) - 1
     highest = np.int64(0)
     for z in range(inside[2]):

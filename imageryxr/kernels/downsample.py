@@ -1,4 +1,4 @@
-"""Bring blocks to a coarser grid: weighted means, and majority labels."""
+"""Downsample blocks to a coarser grid: weighted means of images and most frequent labels."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imageryxr.core.axis_mapping import OverlapMap
 from imageryxr.errors import OptionError
-from imageryxr.kernels.axis_weights import Overlap, OverlapParts, arithmetic, like, overlaps, store, top, volume
+from imageryxr.kernels.axis_weights import (
+    OverlapParts,
+    check_overlap_maps,
+    check_volume,
+    restore_dtype,
+    storage_range,
+    store_row,
+    to_arithmetic_dtype,
+)
 from imageryxr.kernels.color_table import as_labels
-from imageryxr.kernels.run_length import blank, compiled, frozen
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import as_kernel_input, is_blank
 
-__all__ = ["mean", "mode"]
 
-
-@compiled
+@compile_kernel
 def _mean(
     a: NDArray[Any],
     along_z: OverlapParts,
@@ -64,60 +72,60 @@ def _mean(
                 value[x] = s
             for x in range(value.size):
                 value[x] = value[x] / (x_totals[x] * total) if x_totals[x] > 0.0 else 0.0
-            store(value, 0.5, integer, lowest, highest, row)
+            store_row(value, 0.5, integer, lowest, highest, row)
             if outside:
                 for x in range(value.size):
                     if x_totals[x] == 0.0:
                         row[x] = fill[0]
 
 
-def mean(a: NDArray[Any], axes: tuple[Overlap, Overlap, Overlap], fill: Any = 0) -> NDArray[Any]:
-    """Average the voxels that each output voxel covers, weighted by the product of the axes' weights.
+def mean(a: NDArray[Any], axes: tuple[OverlapMap, OverlapMap, OverlapMap], fill: Any = 0) -> NDArray[Any]:
+    """Average the voxels that each output voxel covers, weighted by the product of the weights of the axes.
 
-    Sums are float64 of integer products, so integer images come out exactly rounded while a weighted sum
-    stays below 2**50, as any sum of 32-bit values over less than 2**18 units of weight does.
+    Sums are float64 sums of integer products, so that means of integers are rounded exactly while weighted sums stay
+    below 2**50. That includes all sums of 32-bit values whose weights add up to less than 2**18.
 
     Parameters
     ----------
     a
         Image (z, y, x), any integer or float dtype.
     axes
-        What each output voxel covers along z, y and x.
+        The voxels that each output voxel covers along z, y and x.
     fill
-        The value of voxels that cover nothing.
+        The fill value, for output voxels that cover no voxel.
 
     Returns
     -------
     numpy.ndarray
-        The dtype of `a`; integers rounded to the nearest, a half up. NaN spreads to the voxels that cover it.
+        The dtype of `a`; integers are rounded to nearest, halves up. Voxels that cover a NaN are NaN.
 
     Raises
     ------
     GridMismatchError
-        `a` is not (z, y, x), or a voxel is outside it.
+        If `a` is not (z, y, x), or a covered voxel is outside it.
     OptionError
-        A weight is not positive.
+        If a weight is not positive.
     LayerError
-        `a` is not numeric.
+        If `a` is not numeric.
     """
-    a = volume(a)
-    work = arithmetic(a)
-    z, y, x = overlaps(axes, a.shape)
+    a = check_volume(a)
+    work = to_arithmetic_dtype(a)
+    z, y, x = check_overlap_maps(axes, a.shape)
     out = np.empty(tuple(part[0].size for part in (z, y, x)), work.dtype)
     begin, end = 0, 0
     count = np.diff(x[1])
     if (count > 0).any():
         begin = int(x[0][count > 0].min())
         end = int((x[0] + count)[count > 0].max())
-    filling = frozen(np.array([fill], work.dtype))
-    _mean(work, z, y, x, begin, end, filling, *top(work.dtype), out)
-    return like(out, a.dtype)
+    filling = as_kernel_input(np.array([fill], work.dtype))
+    _mean(work, z, y, x, begin, end, filling, *storage_range(work.dtype), out)
+    return restore_dtype(out, a.dtype)
 
 
 # --- mode -----------------------------------------------------------------------------------------
 
 
-@compiled
+@compile_kernel
 def _mode(
     a: NDArray[Any],
     along_z: OverlapParts,
@@ -171,19 +179,19 @@ def _mode(
                 row[x] = labels[best]
 
 
-def mode(labels: NDArray[Any], axes: tuple[Overlap, Overlap, Overlap], fill: int = 0) -> NDArray[Any]:
-    """Take the label that each output voxel covers most of, by the product of the axes' weights.
+def mode(labels: NDArray[Any], axes: tuple[OverlapMap, OverlapMap, OverlapMap], fill: int = 0) -> NDArray[Any]:
+    """Return the label with the largest weight in each output voxel, the product of the weights of the axes.
 
-    Of labels that it covers equally the smallest wins, compared as uint64, save that 0 loses against any id.
+    Ties are decided for the smallest label, compared as uint64, but any id takes precedence over 0.
 
     Parameters
     ----------
     labels
         Ids (z, y, x), any integer dtype.
     axes
-        What each output voxel covers along z, y and x.
+        The voxels that each output voxel covers along z, y and x.
     fill
-        The label of voxels that cover nothing.
+        The fill value, for output voxels that cover no voxel.
 
     Returns
     -------
@@ -193,15 +201,15 @@ def mode(labels: NDArray[Any], axes: tuple[Overlap, Overlap, Overlap], fill: int
     Raises
     ------
     GridMismatchError
-        `labels` is not (z, y, x), or a voxel is outside it.
+        If `labels` is not (z, y, x), or a covered voxel is outside it.
     OptionError
-        A weight is not positive, or the weights are too large to be summed exactly.
+        If a weight is not positive, or the weights are too large for an exact sum.
     LayerError
-        `labels` are no integers.
+        If `labels` are not integers.
     """
-    labels = volume(labels)
+    labels = check_volume(labels)
     work = as_labels(labels)
-    z, y, x = overlaps(axes, labels.shape)
+    z, y, x = check_overlap_maps(axes, labels.shape)
     out = np.empty(tuple(part[0].size for part in (z, y, x)), work.dtype)
     places, most = 1, 1
     for _, offsets, weights in (z, y, x):
@@ -210,8 +218,8 @@ def mode(labels: NDArray[Any], axes: tuple[Overlap, Overlap, Overlap], fill: int
         most *= int(weights.max(initial=0)) * int(count.max(initial=0))
     if most >= 2**63:
         raise OptionError(f"overlap weights add up to {most}, which does not fit int64; use a coarser unit")
-    if not fill and blank(work.reshape(-1)):
+    if not fill and is_blank(work.reshape(-1)):
         return np.zeros(out.shape, labels.dtype.newbyteorder("="))
     filling = as_labels(np.array([fill], labels.dtype.newbyteorder("="))).astype(work.dtype)
-    _mode(work, z, y, x, places, frozen(filling), out)
+    _mode(work, z, y, x, places, as_kernel_input(filling), out)
     return out.astype(labels.dtype.newbyteorder("="), copy=False)

@@ -1,18 +1,18 @@
-"""Bring colours to a coarser grid: each pixel counts for as much as it is opaque."""
+"""Downsample RGBA pictures to a coarser grid; pixels are weighted by their alpha."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imageryxr.core.axis_mapping import OverlapMap
 from imageryxr.errors import LayerError
-from imageryxr.kernels.axis_weights import Overlap, OverlapParts, overlaps
-from imageryxr.kernels.run_length import compiled, frozen
+from imageryxr.kernels.axis_weights import OverlapParts, check_overlap_maps
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import as_kernel_input
 
-__all__ = ["mean_rgba"]
 
-
-@compiled
+@compile_kernel
 def _add_row(
     red: NDArray[np.uint8],
     green: NDArray[np.uint8],
@@ -21,7 +21,7 @@ def _add_row(
     weight: float,
     line: NDArray[np.float64],
 ) -> None:
-    """Add a row of pixels to sums of red, green and blue, each times alpha, and of alpha: the rows of `line`."""
+    """Add a row of pixels to the rows of `line`: sums of red, green and blue, each times alpha, and of alpha."""
     reds, greens, blues, alphas = line[0], line[1], line[2], line[3]
     for x in range(opaque.size):
         alpha = weight * np.float64(opaque[x])
@@ -31,9 +31,9 @@ def _add_row(
         alphas[x] += alpha
 
 
-@compiled
+@compile_kernel
 def _along_row(line: NDArray[np.float64], along_x: OverlapParts, begin: int, sums: NDArray[np.float64]) -> None:
-    """Add up what each output pixel covers of the rows of `line`."""
+    """Sum the part of the rows of `line` that each output pixel covers."""
     first, offsets, weights = along_x
     red, green, blue, opaque = line[0], line[1], line[2], line[3]
     for x in range(first.size):
@@ -50,7 +50,7 @@ def _along_row(line: NDArray[np.float64], along_x: OverlapParts, begin: int, sum
         sums[0, x], sums[1, x], sums[2, x], sums[3, x] = r, g, b, a
 
 
-@compiled
+@compile_kernel
 def _store_row(
     sums: NDArray[np.float64],
     totals: NDArray[np.float64],
@@ -62,7 +62,7 @@ def _store_row(
 ) -> None:
     reds, greens, blues, alphas = sums[0], sums[1], sums[2], sums[3]
     for x in range(opaque.size):
-        # where nothing is covered, or all of it is transparent, the sums are 0
+        # The sums are 0 if the pixel covers nothing, or only transparent pixels.
         alpha = max(alphas[x], 1.0)
         red[x] = np.floor(reds[x] / alpha + 0.5)
         green[x] = np.floor(greens[x] / alpha + 0.5)
@@ -70,7 +70,7 @@ def _store_row(
         opaque[x] = np.floor(alphas[x] / max(totals[x] * total, 1.0) + 0.5)
 
 
-@compiled
+@compile_kernel
 def _mean_rgba(
     a: NDArray[np.uint8],
     along_z: OverlapParts,
@@ -104,40 +104,39 @@ def _mean_rgba(
             _store_row(sums, totals, total, rows[0], rows[1], rows[2], rows[3])
 
 
-def mean_rgba(a: NDArray[np.uint8], axes: tuple[Overlap, Overlap, Overlap]) -> NDArray[np.uint8]:
-    """Average the colours that each output pixel covers, weighted by their alpha and by the axes' weights.
+def mean_rgba(a: NDArray[np.uint8], axes: tuple[OverlapMap, OverlapMap, OverlapMap]) -> NDArray[np.uint8]:
+    """Average the colours that each output pixel covers, weighted by their alpha and by the weights of the axes.
 
-    What is transparent has no colour to give. Sums are of whole numbers and exact while the weights of an output
-    pixel add up to less than 2**36, and so is the rounding then.
+    Transparent pixels do not contribute to the colour. Sums are integers; sums and rounding are exact while the weights
+    of an output pixel add up to less than 2**36.
 
     Parameters
     ----------
     a
-        uint8 (z, y, x, 4), straight alpha; taken as it is where each colour is a plane of its own in memory, as files
-        have it, and copied so else.
+        uint8 (z, y, x, 4), straight alpha. No copy is made if each channel is contiguous in memory.
     axes
-        What each output pixel covers along z, y and x.
+        The pixels that each output pixel covers along z, y and x.
 
     Returns
     -------
     numpy.ndarray
-        uint8 (z, y, x, 4), in planes, each value rounded to the nearest, a half up; (0, 0, 0, 0) where nothing is
-        covered or all of it is transparent.
+        uint8 (z, y, x, 4) with contiguous channels. Values are rounded to nearest, halves up; (0, 0, 0, 0) if nothing
+        is covered, or only transparent pixels.
 
     Raises
     ------
     GridMismatchError
-        A pixel is outside of `a`.
+        If a covered pixel is outside `a`.
     OptionError
-        A weight is not positive.
+        If a weight is not positive.
     LayerError
-        `a` is not RGBA.
+        If `a` is not RGBA.
     """
     a = np.asarray(a)
     if a.dtype != np.uint8 or a.ndim != 4 or a.shape[-1] != 4:
         raise LayerError(f"colours must be uint8 (z, y, x, 4), got {a.dtype} of shape {a.shape}")
-    planes = frozen(np.moveaxis(a, -1, 0))
-    z, y, x = overlaps(axes, planes.shape[1:])
+    planes = as_kernel_input(np.moveaxis(a, -1, 0))
+    z, y, x = check_overlap_maps(axes, planes.shape[1:])
     count = np.diff(x[1])
     some = count > 0
     begin = int(x[0][some].min()) if some.any() else 0

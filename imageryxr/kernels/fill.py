@@ -1,7 +1,7 @@
-"""Pixels out of labels and images: segments filled with colours, contrast, alpha.
+"""Fill segments with colours, map images to grey, and blend pictures.
 
-RGBA is uint8 with straight alpha in the last axis; kernels hold a pixel as one uint32, red in the lowest
-byte.
+RGBA is uint8 with straight alpha in the last axis. In kernels, a pixel is one uint32 with red in the lowest byte
+("packed").
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.color_table import ColorTable, as_labels, ready, slot_of
-from imageryxr.kernels.run_length import PAD, compiled, frozen, padded, run_ends, scratch, spread
-
-__all__ = ["alpha_over", "fill", "gray_to_rgba", "over", "to_uint8"]
+from imageryxr.kernels.color_table import ColorTable, as_labels, find_slot, kernel_table
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import PAD, as_kernel_input, fill_run, make_padded, make_run_buffers, run_ends
 
 _GRAY = np.uint32(0x010101)
 _OPAQUE = np.uint32(0xFF000000)
@@ -24,20 +23,20 @@ _BYTE, _FULL, _HALF = np.uint32(0xFF), np.uint32(255), np.uint32(128)
 _EIGHT, _SIXTEEN, _ALPHA = np.uint32(8), np.uint32(16), np.uint32(24)
 
 
-@compiled
+@compile_kernel
 def _gray_row(image: NDArray[np.uint8], out: NDArray[np.uint32]) -> None:
     for i in range(out.size):
         out[i] = np.uint32(image[i]) * _GRAY | _OPAQUE
 
 
-@compiled
-def _blend_row(image: NDArray[np.uint8], line: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
-    """Lay a row of colours over opaque grey: (grey * (255 - a) + color * a) / 255, to the nearest."""
+@compile_kernel
+def _blend_row_over_gray(image: NDArray[np.uint8], line: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
+    """Blend a row of colours over opaque grey: (grey * (255 - a) + color * a) / 255, rounded to nearest."""
     for i in range(out.size):
         color, gray = line[i], np.uint32(image[i])
         alpha = color >> _ALPHA
         rest = _FULL - alpha
-        # (t + (t >> 8)) >> 8 is (t - 128) / 255 to the nearest for t - 128 up to 255 * 255.
+        # (t + (t >> 8)) >> 8 is (t - 128) / 255, rounded to nearest, for t - 128 up to 255 * 255.
         red = (color & _BYTE) * alpha + gray * rest + _HALF
         green = ((color >> _EIGHT) & _BYTE) * alpha + gray * rest + _HALF
         blue = ((color >> _SIXTEEN) & _BYTE) * alpha + gray * rest + _HALF
@@ -47,8 +46,8 @@ def _blend_row(image: NDArray[np.uint8], line: NDArray[np.uint32], out: NDArray[
         out[i] = red | (green << _EIGHT) | (blue << _SIXTEEN) | _OPAQUE
 
 
-@compiled
-def _fill_alone(
+@compile_kernel
+def _fill_without_image(
     flat: NDArray[Any],
     shape: tuple[int, int, int],
     corner: tuple[int, int, int],
@@ -60,25 +59,25 @@ def _fill_alone(
     out: NDArray[np.uint32],
     size: tuple[int, int, int],
 ) -> None:
-    """Write the colour of each pixel; `out` has `PAD` values of room behind it."""
+    """Write the colour of each pixel; `out` has `PAD` extra values at its end."""
     depth, height, width = size
-    room = scratch(width)
+    buffers = make_run_buffers(width)
     for z in range(depth):
         for y in range(height):
             begin = ((corner[0] + z) * shape[1] + corner[1] + y) * shape[2] + corner[2]
             base = (z * height + y) * width
             row = flat[begin : begin + width]
             start = 0
-            for k in range(run_ends(row, room)):
-                end = room.ends[k]
-                slot = slot_of(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
+            for k in range(run_ends(row, buffers)):
+                end = buffers.ends[k]
+                slot = find_slot(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
                 color = packed[slot] if slot >= 0 else np.uint32(0)
-                spread(out, base + start, base + end, color)
+                fill_run(out, base + start, base + end, color)
                 start = end
 
 
-@compiled
-def _fill_over(
+@compile_kernel
+def _fill_over_image(
     flat: NDArray[Any],
     shape: tuple[int, int, int],
     corner: tuple[int, int, int],
@@ -91,31 +90,31 @@ def _fill_over(
     out: NDArray[np.uint32],
     size: tuple[int, int, int],
 ) -> None:
-    """Lay the colour of each pixel over the image, by rows: blended as a whole, a row has no scalar ends."""
+    """Blend the colour of each pixel over the image, whole rows at a time, which vectorizes better than runs."""
     depth, height, width = size
     line = np.empty(width + PAD, np.uint32)
-    room = scratch(width)
+    buffers = make_run_buffers(width)
     for z in range(depth):
         for y in range(height):
             begin = ((corner[0] + z) * shape[1] + corner[1] + y) * shape[2] + corner[2]
             base = (z * height + y) * width
             row = flat[begin : begin + width]
             start = 0
-            for k in range(run_ends(row, room)):
-                end = room.ends[k]
-                slot = slot_of(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
+            for k in range(run_ends(row, buffers)):
+                end = buffers.ends[k]
+                slot = find_slot(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
                 color = packed[slot] if slot >= 0 else np.uint32(0)
-                spread(line, start, end, color)
+                fill_run(line, start, end, color)
                 start = end
-            _blend_row(image[base : base + width], line[:width], out[base : base + width])
+            _blend_row_over_gray(image[base : base + width], line[:width], out[base : base + width])
 
 
 def _as_image(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if image.dtype != np.uint8:
         raise LayerError(f"the image under a fill must be uint8, got {image.dtype}; map it with to_uint8")
     if image.shape != shape:
-        raise GridMismatchError(f"image {image.shape} and labels {shape} must have one shape")
-    return frozen(image)
+        raise GridMismatchError(f"image {image.shape} and labels {shape} must have the same shape")
+    return as_kernel_input(image)
 
 
 def fill_packed(
@@ -125,14 +124,14 @@ def fill_packed(
     image: NDArray[np.uint8] | None,
     table: ColorTable,
 ) -> NDArray[np.uint32]:
-    """Fill the part of `labels` (z, y, x) that begins at `corner` and has `shape`; packed pixels."""
-    ids, look = as_labels(labels), ready(table)
-    out = padded(math.prod(shape), np.uint32)
+    """Fill the part of `labels` (z, y, x) with a given corner and shape; return packed pixels."""
+    ids, look = as_labels(labels), kernel_table(table)
+    out = make_padded(math.prod(shape), np.uint32)
     if image is None:
-        _fill_alone(ids.reshape(-1), ids.shape, corner, *look, out, shape)
+        _fill_without_image(ids.reshape(-1), ids.shape, corner, *look, out, shape)
     else:
         under = _as_image(image, shape).reshape(-1)
-        _fill_over(ids.reshape(-1), ids.shape, corner, frozen(under), *look, out, shape)
+        _fill_over_image(ids.reshape(-1), ids.shape, corner, as_kernel_input(under), *look, out, shape)
     return out[: math.prod(shape)].reshape(shape)
 
 
@@ -142,33 +141,33 @@ def unpack(packed: NDArray[np.uint32]) -> NDArray[np.uint8]:
 
 
 def fill(labels: NDArray[Any], image: NDArray[np.uint8] | None, table: ColorTable) -> NDArray[np.uint8]:
-    """Fill segments with colours, over an image or by themselves.
+    """Fill segments with colours, with or without an image below.
 
     Parameters
     ----------
     labels
-        Ids (z, y, x), any integer dtype; any other shape serves as well.
+        Ids (z, y, x) or of any other shape, any integer dtype.
     image
-        uint8 of the same shape, shown as opaque grey under the colours; None for no image.
+        uint8 of the same shape, drawn as opaque grey below the colours; None for no image.
     table
-        The colour of each id, see `build_table`.
+        The colour of each id, see `build_color_table`.
 
     Returns
     -------
     numpy.ndarray
-        uint8 (z, y, x, 4). With an image, opaque: the colour laid over the grey by its alpha, to the nearest
-        integer. Without, the colour itself with its alpha, and (0, 0, 0, 0) where an id is not shown.
+        uint8 (z, y, x, 4). With an image: opaque, the colour blended over the grey by its alpha and rounded to nearest.
+        Without an image: the colour with its alpha, or (0, 0, 0, 0) for ids that are not drawn.
 
     Raises
     ------
     LayerError
-        `labels` are no integers or `image` is not uint8.
+        If `labels` are not integers or `image` is not uint8.
     GridMismatchError
-        `image` and `labels` differ in shape.
+        If `image` and `labels` differ in shape.
     """
     labels = np.asarray(labels)
     if image is not None and image.shape != labels.shape:
-        raise GridMismatchError(f"image {image.shape} and labels {labels.shape} must have one shape")
+        raise GridMismatchError(f"image {image.shape} and labels {labels.shape} must have the same shape")
     width = labels.shape[-1] if labels.ndim and labels.size else labels.size
     rows = (1, labels.size // max(1, width), width)
     flat = np.ascontiguousarray(labels).reshape(rows)
@@ -176,13 +175,13 @@ def fill(labels: NDArray[Any], image: NDArray[np.uint8] | None, table: ColorTabl
     return unpack(fill_packed(flat, (0, 0, 0), rows, under, table).reshape(labels.shape))
 
 
-@compiled
+@compile_kernel
 def _gray(flat: NDArray[np.uint8], out: NDArray[np.uint32]) -> None:
     _gray_row(flat, out)
 
 
-def gray_packed(image: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Return an uint8 image as opaque grey pixels, packed as uint32."""
+def pack_gray(image: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Convert a uint8 image to packed, opaque grey pixels."""
     under = _as_image(image, image.shape)
     out = np.empty(image.shape, np.uint32)
     _gray(under.reshape(-1), out.reshape(-1))
@@ -190,7 +189,7 @@ def gray_packed(image: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 
 def gray_to_rgba(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return an image as opaque grey.
+    """Convert an image to opaque grey RGBA.
 
     Parameters
     ----------
@@ -205,13 +204,13 @@ def gray_to_rgba(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Raises
     ------
     LayerError
-        `image` is not uint8; see `to_uint8`.
+        If `image` is not uint8; see `to_uint8`.
     """
-    return unpack(gray_packed(np.asarray(image)))
+    return unpack(pack_gray(np.asarray(image)))
 
 
-@compiled
-def _contrast(flat: NDArray[Any], lo: float, hi: float, out: NDArray[np.uint8]) -> None:
+@compile_kernel
+def _apply_contrast(flat: NDArray[Any], lo: float, hi: float, out: NDArray[np.uint8]) -> None:
     span = hi - lo
     for i in range(flat.size):
         value = np.float64(flat[i])
@@ -222,8 +221,8 @@ def _contrast(flat: NDArray[Any], lo: float, hi: float, out: NDArray[np.uint8]) 
         out[i] = np.uint8(np.int32(scaled + 0.5))
 
 
-@compiled
-def _take(flat: NDArray[Any], table: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+@compile_kernel
+def _map_values(flat: NDArray[Any], table: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     for i in range(flat.size):
         out[i] = table[flat[i]]
 
@@ -231,16 +230,16 @@ def _take(flat: NDArray[Any], table: NDArray[np.uint8], out: NDArray[np.uint8]) 
 def to_uint8(image: NDArray[Any], lo: float, hi: float) -> NDArray[np.uint8]:
     """Map values between two contrast limits to 0 … 255.
 
-    The result is ``clip((v - lo) / (hi - lo) * 255, 0, 255)`` in float64, a half rounded up. With ``lo > hi``
-    the picture is inverted; with ``lo == hi`` it is a step: 255 above the limit, 0 at it and below. NaN is 0,
-    an infinity is one of the ends.
+    The result is ``clip((v - lo) / (hi - lo) * 255, 0, 255)`` in float64, rounded with halves up. With ``lo > hi`` the
+    picture is inverted. With ``lo == hi`` it is a step: 255 above the limit, otherwise 0. NaN becomes 0, and infinities
+    become 0 or 255.
 
     Parameters
     ----------
     image
-        Any shape, any integer or float dtype; values in the unit of `lo` and `hi`.
+        Any shape, any integer or float dtype.
     lo, hi
-        The values shown black and white; finite.
+        The values shown as black and white; finite.
 
     Returns
     -------
@@ -250,9 +249,9 @@ def to_uint8(image: NDArray[Any], lo: float, hi: float) -> NDArray[np.uint8]:
     Raises
     ------
     OptionError
-        A limit is not a finite number, or they lie farther apart than one.
+        If a limit or the difference of the limits is not finite.
     LayerError
-        `image` is complex or not numeric.
+        If `image` is complex or not numeric.
     """
     lo, hi = float(lo), float(hi)
     if not (math.isfinite(lo) and math.isfinite(hi)):
@@ -266,22 +265,22 @@ def to_uint8(image: NDArray[Any], lo: float, hi: float) -> NDArray[np.uint8]:
         image = image.view(np.uint8)
     if image.dtype.str[1:] not in ("u1", "u2", "u4", "i2", "f4", "f8"):
         image = image.astype(np.float64)
-    flat = frozen(image).reshape(-1)
+    flat = as_kernel_input(image).reshape(-1)
     out = np.empty(image.shape, np.uint8)
     if flat.dtype.itemsize <= 2 and flat.size > 1 << (8 * flat.dtype.itemsize):
-        # More pixels than values: map each value once. A signed one is found by its bits.
+        # More pixels than possible values: map each value once. The bits of a value are its index in the table.
         bits = np.arange(1 << (8 * flat.dtype.itemsize), dtype=f"u{flat.dtype.itemsize}")
         table = np.empty(bits.size, np.uint8)
-        _contrast(frozen(bits.view(flat.dtype)), lo, hi, table)
-        _take(flat.view(bits.dtype), frozen(table), out.reshape(-1))
+        _apply_contrast(as_kernel_input(bits.view(flat.dtype)), lo, hi, table)
+        _map_values(flat.view(bits.dtype), as_kernel_input(table), out.reshape(-1))
     else:
-        _contrast(flat, lo, hi, out.reshape(-1))
+        _apply_contrast(flat, lo, hi, out.reshape(-1))
     return out
 
 
-@compiled
-def over(bottom: np.uint32, top: np.uint32) -> np.uint32:
-    """Lay one packed pixel over another (compiled; the rule is told at `alpha_over`)."""
+@compile_kernel
+def blend_pixel(bottom: np.uint32, top: np.uint32) -> np.uint32:
+    """Blend one packed pixel over another as `alpha_over` does (compiled)."""
     source = np.int64(top >> np.uint32(24))
     target = np.int64(bottom >> np.uint32(24))
     if source == 0:
@@ -299,9 +298,9 @@ def over(bottom: np.uint32, top: np.uint32) -> np.uint32:
     return np.uint32(pixel)
 
 
-@compiled
-def over_opaque(bottom: np.uint32, top: np.uint32) -> np.uint32:
-    """Do what `over` does where `bottom` is opaque, without a division."""
+@compile_kernel
+def blend_opaque_pixel(bottom: np.uint32, top: np.uint32) -> np.uint32:
+    """Blend a packed pixel over an opaque one, without a division; equals `blend_pixel`."""
     source = np.int64(top >> np.uint32(24))
     rest = 255 - source
     pixel = np.int64(255) << 24
@@ -313,52 +312,52 @@ def over_opaque(bottom: np.uint32, top: np.uint32) -> np.uint32:
     return np.uint32(pixel)
 
 
-# What is known of a picture that lines are laid over, so that most of it is drawn without branches.
+# Kinds of pictures below outlines: transparent, opaque or mixed. The first two are blended without branches.
 BLANK, SOLID, ANY = 0, 1, 2
 
 
-@compiled
-def over_row(line: NDArray[np.uint32], under: int, out: NDArray[np.uint32]) -> None:
-    """Lay a row over the row `out` of a picture, which is blank, opaque or anything (compiled)."""
+@compile_kernel
+def blend_row(line: NDArray[np.uint32], under: int, out: NDArray[np.uint32]) -> None:
+    """Blend a row over the row `out` of a picture; `under` is `BLANK`, `SOLID` or `ANY` (compiled)."""
     if under == BLANK:
         out[:] = line
     elif under == SOLID:
         for x in range(out.size):
-            out[x] = over_opaque(out[x], line[x])
+            out[x] = blend_opaque_pixel(out[x], line[x])
     else:
         for x in range(out.size):
             if line[x] != np.uint32(0):
-                out[x] = over(out[x], line[x])
+                out[x] = blend_pixel(out[x], line[x])
 
 
-@compiled
+@compile_kernel
 def _alpha_over(bottom: NDArray[np.uint32], top: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
     full = np.uint32(255)
     for i in range(out.size):
         if bottom[i] >> np.uint32(24) == full:
-            out[i] = over_opaque(bottom[i], top[i])
+            out[i] = blend_opaque_pixel(bottom[i], top[i])
         else:
-            out[i] = over(bottom[i], top[i])
+            out[i] = blend_pixel(bottom[i], top[i])
 
 
 def _as_packed(rgba: NDArray[np.uint8]) -> NDArray[np.uint32]:
     if rgba.dtype != np.uint8 or rgba.ndim == 0 or rgba.shape[-1] != 4:
         raise LayerError(f"RGBA must be uint8 of shape (..., 4), got {rgba.dtype} of shape {rgba.shape}")
-    flat = frozen(rgba).reshape(-1)
-    return frozen(flat.view("<u4").astype(np.uint32, copy=False))
+    flat = as_kernel_input(rgba).reshape(-1)
+    return as_kernel_input(flat.view("<u4").astype(np.uint32, copy=False))
 
 
 def alpha_over(bottom: NDArray[np.uint8], top: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay one picture over another by the alpha of the upper one.
+    """Blend one picture over another by the alpha of the upper one.
 
-    With alphas s (top) and d (bottom) the result has alpha ``s + d * (255 - s) / 255`` and the mean of the
-    colours weighted ``s`` and ``d * (255 - s) / 255``. Both are exact fractions rounded to the nearest
-    integer, a half up. Where the top is fully transparent the bottom keeps its bits.
+    With alphas s (top) and d (bottom) the result has alpha ``s + d * (255 - s) / 255``, and its colour is the mean of
+    both colours with the weights ``s`` and ``d * (255 - s) / 255``. Both are computed exactly and rounded to nearest,
+    halves up. Pixels whose top is transparent equal the bottom, bit for bit.
 
     Parameters
     ----------
     bottom, top
-        uint8 (..., 4), straight alpha, of one shape.
+        uint8 (..., 4), straight alpha, of the same shape.
 
     Returns
     -------
@@ -368,14 +367,14 @@ def alpha_over(bottom: NDArray[np.uint8], top: NDArray[np.uint8]) -> NDArray[np.
     Raises
     ------
     LayerError
-        One of them is not uint8 (..., 4).
+        If one of the pictures is not uint8 (..., 4).
     GridMismatchError
-        They differ in shape.
+        If the pictures differ in shape.
     """
     bottom, top = np.asarray(bottom), np.asarray(top)
     lower, upper = _as_packed(bottom), _as_packed(top)
     if bottom.shape != top.shape:
-        raise GridMismatchError(f"pictures {bottom.shape} and {top.shape} must have one shape")
+        raise GridMismatchError(f"pictures {bottom.shape} and {top.shape} must have the same shape")
     out = np.empty(lower.shape, np.uint32)
     _alpha_over(lower, upper, out)
     return unpack(out.reshape(bottom.shape[:-1]))

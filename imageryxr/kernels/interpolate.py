@@ -1,4 +1,4 @@
-"""Bring blocks to another grid: gathers, and linear interpolation."""
+"""Resample blocks to another grid by nearest neighbour or linear interpolation."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imageryxr.core.axis_mapping import LinearMap
 from imageryxr.errors import LayerError
-from imageryxr.kernels.axis_weights import Lerp, LerpParts, arithmetic, indices, lerps, like, store, top, volume
-from imageryxr.kernels.run_length import compiled, frozen
+from imageryxr.kernels.axis_weights import (
+    LinearParts,
+    check_indices,
+    check_linear_maps,
+    check_volume,
+    restore_dtype,
+    storage_range,
+    store_row,
+    to_arithmetic_dtype,
+)
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import as_kernel_input
 
-__all__ = ["linear", "nearest"]
 
-
-@compiled
+@compile_kernel
 def _nearest(
     a: NDArray[Any],
     iz: NDArray[np.int64],
@@ -40,23 +49,23 @@ def _nearest(
                 line = a[iz[z], iy[y]]
                 for x in range(width):
                     at = ix[x]
-                    # An unsigned index, or numba adds a test for negative ones.
+                    # An unsigned index avoids numba's test for negative indices.
                     row[x] = line[np.uint64(at)] if at >= 0 else fill[0]
 
 
-def nearest(
+def resample_nearest(
     a: NDArray[Any], iz: NDArray[np.int64], iy: NDArray[np.int64], ix: NDArray[np.int64], fill: Any = 0
 ) -> NDArray[Any]:
-    """Gather voxels: ``out[z, y, x] = a[iz[z], iy[y], ix[x]]``.
+    """Copy voxels: ``out[z, y, x] = a[iz[z], iy[y], ix[x]]``.
 
     Parameters
     ----------
     a
         Array (z, y, x), any dtype of 1, 2, 4 or 8 bytes.
     iz, iy, ix
-        int64[n] per axis, voxels of `a`; -1 for none.
+        int64[n], the indices in `a` along each axis; -1 selects the fill value.
     fill
-        The value where there is none.
+        The fill value.
 
     Returns
     -------
@@ -66,41 +75,42 @@ def nearest(
     Raises
     ------
     GridMismatchError
-        `a` is not (z, y, x), or an index is outside it.
+        If `a` is not (z, y, x), or an index is outside it.
     LayerError
-        The dtype has another size.
+        If the dtype has another size.
     """
-    a = volume(a)
+    a = check_volume(a)
     if a.dtype.itemsize not in (1, 2, 4, 8) or a.dtype.kind not in "biufcmM":
         raise LayerError(f"cannot gather voxels of dtype {a.dtype}")
-    z, y, x = (indices(i, n, -1) for i, n in zip((iz, iy, ix), a.shape, strict=True))
-    # Bits are moved, so that dtypes of one size share one kernel.
+    z, y, x = (check_indices(i, n, -1) for i, n in zip((iz, iy, ix), a.shape, strict=True))
+    # Voxels are copied as unsigned integers, so that dtypes of one size share one kernel.
     bits = np.dtype(f"u{a.dtype.itemsize}")
     dtype = a.dtype.newbyteorder("=")
     out = np.empty((z.size, y.size, x.size), dtype)
     straight = x.size > 0 and bool(x[0] >= 0) and bool((np.diff(x) == 1).all())
-    filling = frozen(np.array([fill], dtype)).view(bits)
-    _nearest(frozen(a).view(bits), z, y, x, straight, filling, out.view(bits))
+    filling = as_kernel_input(np.array([fill], dtype)).view(bits)
+    _nearest(as_kernel_input(a).view(bits), z, y, x, straight, filling, out.view(bits))
     return out
 
 
 # --- linear ---------------------------------------------------------------------------------------
 
 
-def _half(dtype: np.dtype[Any]) -> float:
-    """Return what is added before rounding down: a half, and more than the error of interpolating to one.
+def _rounding_offset(dtype: np.dtype[Any]) -> float:
+    """Return the offset that is added before rounding down: a half, plus a little for integers up to 32 bits.
 
-    Weights such as thirds are no floats, so that a half may come out as a little less. Beyond 32 bits that is lost.
+    Floats cannot represent weights such as thirds, so that an exact half may be computed as slightly less. The offset
+    compensates for this error, except for integers wider than 32 bits.
     """
     return 0.5 if dtype.kind == "f" or dtype.itemsize > 4 else 0.5 + 2.0 ** (8 * dtype.itemsize - 46)
 
 
-@compiled
+@compile_kernel
 def _linear(
     a: NDArray[Any],
-    along_z: LerpParts,
-    along_y: LerpParts,
-    along_x: LerpParts,
+    along_z: LinearParts,
+    along_y: LinearParts,
+    along_x: LinearParts,
     begin: int,
     end: int,
     fill: NDArray[Any],
@@ -122,11 +132,11 @@ def _linear(
             if z_lower[z] < 0 or y_lower[y] < 0:
                 row[:] = fill[0]
                 continue
-            # z, then y, then x: one order for every voxel.
-            _mix(a, z_lower[z], z_upper[z], z_weight[z], y_lower[y], begin, end, line)
+            # The order z, y, x is the same for every voxel, so that rounding errors are, too.
+            _interpolate_rows(a, z_lower[z], z_upper[z], z_weight[z], y_lower[y], begin, end, line)
             v = y_weight[y]
             if v != 0.0:
-                _mix(a, z_lower[z], z_upper[z], z_weight[z], y_upper[y], begin, end, below)
+                _interpolate_rows(a, z_lower[z], z_upper[z], z_weight[z], y_upper[y], begin, end, below)
                 for x in range(line.size):
                     line[x] = line[x] + (below[x] - line[x]) * v
             outside = False
@@ -139,15 +149,15 @@ def _linear(
                 left = line[np.uint64(low - begin)]
                 w = x_weight[x]
                 value[x] = left if w == 0.0 else left + (line[np.uint64(x_upper[x] - begin)] - left) * w
-            store(value, half, integer, lowest, highest, row)
+            store_row(value, half, integer, lowest, highest, row)
             if outside:
                 for x in range(value.size):
                     if x_lower[x] < 0:
                         row[x] = fill[0]
 
 
-@compiled
-def _mix(
+@compile_kernel
+def _interpolate_rows(
     a: NDArray[Any],
     lower: int,
     upper: int,
@@ -167,7 +177,7 @@ def _mix(
             line[x] = np.float64(near[x]) + (np.float64(far[x]) - np.float64(near[x])) * weight
 
 
-def linear(a: NDArray[Any], axes: tuple[Lerp, Lerp, Lerp], fill: Any = 0) -> NDArray[Any]:
+def resample_linear(a: NDArray[Any], axes: tuple[LinearMap, LinearMap, LinearMap], fill: Any = 0) -> NDArray[Any]:
     """Interpolate linearly along z, then y, then x, in float64.
 
     Parameters
@@ -177,30 +187,30 @@ def linear(a: NDArray[Any], axes: tuple[Lerp, Lerp, Lerp], fill: Any = 0) -> NDA
     axes
         How to interpolate along z, y and x.
     fill
-        The value of voxels outside.
+        The fill value, for voxels outside `a`.
 
     Returns
     -------
     numpy.ndarray
-        The dtype of `a`; integers rounded to the nearest, a half up (of up to 32 bits; of wider ones a half
-        may be missed where its weights are no floats). NaN spreads to the voxels that use it.
+        The dtype of `a`. Integers are rounded to nearest, halves up (for integers wider than 32 bits, a half may be
+        rounded down if floats cannot represent its weights). Voxels that depend on a NaN are NaN.
 
     Raises
     ------
     GridMismatchError
-        `a` is not (z, y, x), or an index is outside it.
+        If `a` is not (z, y, x), or an index is outside it.
     LayerError
-        `a` is not numeric.
+        If `a` is not numeric.
     """
-    a = volume(a)
-    work = arithmetic(a)
-    z, y, x = lerps(axes, a.shape)
+    a = check_volume(a)
+    work = to_arithmetic_dtype(a)
+    z, y, x = check_linear_maps(axes, a.shape)
     out = np.empty(tuple(part[0].size for part in (z, y, x)), work.dtype)
     used = x[0] >= 0
     begin, end = 0, 0
     if used.any():
         begin = int(min(x[0][used].min(), x[1][used].min()))
         end = int(max(x[0].max(), x[1][used].max())) + 1
-    filling = frozen(np.array([fill], work.dtype))
-    _linear(work, z, y, x, begin, end, filling, _half(work.dtype), *top(work.dtype), out)
-    return like(out, a.dtype)
+    filling = as_kernel_input(np.array([fill], work.dtype))
+    _linear(work, z, y, x, begin, end, filling, _rounding_offset(work.dtype), *storage_range(work.dtype), out)
+    return restore_dtype(out, a.dtype)

@@ -1,4 +1,4 @@
-"""Sets of segment ids: which labels are among them, masks, other ids in their place."""
+"""Select, mask, find and replace the labels that are in a set of ids."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imageryxr.errors import GridMismatchError, OptionError
-from imageryxr.kernels.color_table import as_ids, as_labels, hash_table, slot_of
-from imageryxr.kernels.run_length import PIECE, blank, compiled, frozen, padded, run_ends, scratch, spread
-
-__all__ = ["IdSet", "build_set", "masks", "present", "remap", "select"]
+from imageryxr.kernels.color_table import as_ids, as_labels, build_hash_table, find_slot
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import (
+    PIECE,
+    as_kernel_input,
+    fill_run,
+    is_blank,
+    make_padded,
+    make_run_buffers,
+    run_ends,
+)
 
 
 class IdSet(NamedTuple):
-    """A list of ids that kernels search: build it once with `build_set` when many blocks use it.
+    """A searchable list of ids, from `build_set`; build it once for many blocks.
 
     Attributes
     ----------
     keys, slots
-        As in `ColorTable`; a slot is the place in the list of distinct ids.
+        As in `ColorTable`; a slot is the position in the list of distinct ids.
     zero
-        Slot of the id 0, or -1.
+        The slot of the id 0, or -1.
     order
-        int64[k] from places in the list as given, which may repeat ids, to slots.
+        int64[k], the slot of each id of the original list, which may contain duplicates.
     """
 
     keys: NDArray[np.uint64]
@@ -34,35 +41,35 @@ class IdSet(NamedTuple):
 
 
 def build_set(ids: ArrayLike) -> IdSet:
-    """Build a searchable list of ids, for `select`, `masks` and `present`; here 0 is an id like any other."""
+    """Build a searchable list of ids for `select`, `masks` and `is_present`; 0 has no special meaning here."""
     distinct, order = np.unique(as_ids(ids), return_inverse=True)
-    return IdSet(*hash_table(distinct), order.astype(np.int64))
+    return IdSet(*build_hash_table(distinct), order.astype(np.int64))
 
 
 def _as_set(ids: IdSet | ArrayLike) -> IdSet:
     return ids if isinstance(ids, IdSet) else build_set(ids)
 
 
-@compiled
+@compile_kernel
 def _select(
     flat: NDArray[Any], keys: NDArray[np.uint64], slots: NDArray[np.int32], zero: int, out: NDArray[Any]
 ) -> None:
-    room = scratch(PIECE)
+    buffers = make_run_buffers(PIECE)
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
         begin = 0
-        for k in range(run_ends(piece, room)):
-            end = room.ends[k]
+        for k in range(run_ends(piece, buffers)):
+            end = buffers.ends[k]
             label = piece[begin]
-            # A select of either value, not the product: some compilers' promotions would pass through float.
-            if slot_of(keys, slots, zero, 0, 0, np.uint64(label)) < 0:
+            # A branch rather than a product with a bool, which could be promoted to float.
+            if find_slot(keys, slots, zero, 0, 0, np.uint64(label)) < 0:
                 label = flat.dtype.type(0)
-            spread(out, start + begin, start + end, label)
+            fill_run(out, start + begin, start + end, label)
             begin = end
 
 
 def select(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[Any]:
-    """Keep the labels in `ids`, set all others to 0.
+    """Set all labels that are not in `ids` to 0.
 
     Parameters
     ----------
@@ -77,31 +84,31 @@ def select(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[Any]:
         The dtype (in native byte order) and shape of `labels`.
     """
     flat, kept = as_labels(labels), _as_set(ids)
-    if blank(flat.reshape(-1)):
+    if is_blank(flat.reshape(-1)):
         return np.zeros(flat.shape, np.asarray(labels).dtype.newbyteorder("="))
-    out = padded(flat.size, flat.dtype)
-    _select(flat.reshape(-1), frozen(kept.keys), frozen(kept.slots), kept.zero, out)
+    out = make_padded(flat.size, flat.dtype)
+    _select(flat.reshape(-1), as_kernel_input(kept.keys), as_kernel_input(kept.slots), kept.zero, out)
     return out[: flat.size].reshape(flat.shape).astype(np.asarray(labels).dtype.newbyteorder("="), copy=False)
 
 
-@compiled
+@compile_kernel
 def _masks(
     flat: NDArray[Any], keys: NDArray[np.uint64], slots: NDArray[np.int32], zero: int, out: NDArray[np.bool_]
 ) -> None:
-    room = scratch(PIECE)
+    buffers = make_run_buffers(PIECE)
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
         begin = 0
-        for k in range(run_ends(piece, room)):
-            end = room.ends[k]
-            slot = slot_of(keys, slots, zero, 0, 0, np.uint64(piece[begin]))
+        for k in range(run_ends(piece, buffers)):
+            end = buffers.ends[k]
+            slot = find_slot(keys, slots, zero, 0, 0, np.uint64(piece[begin]))
             if slot >= 0:
                 out[slot, start + begin : start + end] = True
             begin = end
 
 
 def masks(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
-    """Return one mask per id, in one pass over `labels`.
+    """Compute one mask per id in one pass over `labels`.
 
     Parameters
     ----------
@@ -118,33 +125,33 @@ def masks(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
     flat, wanted = as_labels(labels), _as_set(ids)
     distinct = int(wanted.order.max(initial=-1)) + 1
     out = np.zeros((distinct, flat.size), np.bool_)
-    _masks(flat.reshape(-1), frozen(wanted.keys), frozen(wanted.slots), wanted.zero, out)
+    _masks(flat.reshape(-1), as_kernel_input(wanted.keys), as_kernel_input(wanted.slots), wanted.zero, out)
     if not np.array_equal(wanted.order, np.arange(distinct)):
         out = out[wanted.order]
     return out.reshape((len(wanted.order), *flat.shape))
 
 
-@compiled
-def _present(
+@compile_kernel
+def _is_present(
     flat: NDArray[Any], keys: NDArray[np.uint64], slots: NDArray[np.int32], zero: int, out: NDArray[np.bool_]
 ) -> None:
     missing = out.size
-    room = scratch(PIECE)
+    buffers = make_run_buffers(PIECE)
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
         begin = 0
-        for k in range(run_ends(piece, room)):
-            slot = slot_of(keys, slots, zero, 0, 0, np.uint64(piece[begin]))
+        for k in range(run_ends(piece, buffers)):
+            slot = find_slot(keys, slots, zero, 0, 0, np.uint64(piece[begin]))
             if slot >= 0 and not out[slot]:
                 out[slot] = True
                 missing -= 1
-            begin = room.ends[k]
+            begin = buffers.ends[k]
         if missing == 0:
             return
 
 
-def present(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
-    """Tell which of `ids` occur in `labels`.
+def is_present(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
+    """Return whether each of `ids` occurs in `labels`.
 
     Parameters
     ----------
@@ -160,11 +167,11 @@ def present(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
     """
     flat, wanted = as_labels(labels), _as_set(ids)
     out = np.zeros(int(wanted.order.max(initial=-1)) + 1, np.bool_)
-    _present(flat.reshape(-1), frozen(wanted.keys), frozen(wanted.slots), wanted.zero, out)
+    _is_present(flat.reshape(-1), as_kernel_input(wanted.keys), as_kernel_input(wanted.slots), wanted.zero, out)
     return out[wanted.order]
 
 
-@compiled
+@compile_kernel
 def _remap(
     flat: NDArray[Any],
     keys: NDArray[np.uint64],
@@ -174,19 +181,19 @@ def _remap(
     keep: bool,
     out: NDArray[np.uint64],
 ) -> None:
-    room = scratch(PIECE)
+    buffers = make_run_buffers(PIECE)
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
         begin = 0
-        for k in range(run_ends(piece, room)):
-            end = room.ends[k]
+        for k in range(run_ends(piece, buffers)):
+            end = buffers.ends[k]
             value = np.uint64(piece[begin])
-            slot = slot_of(keys, slots, zero, 0, 0, value)
+            slot = find_slot(keys, slots, zero, 0, 0, value)
             if slot >= 0:
                 value = values[slot]
             elif not keep:
                 value = np.uint64(0)
-            spread(out, start + begin, start + end, value)
+            fill_run(out, start + begin, start + end, value)
             begin = end
 
 
@@ -200,9 +207,9 @@ def remap(
     labels
         Ids, any integer dtype and shape.
     ids, values
-        k ids and the ids to put in their place; 0 may be among either. Of equal ids the last one counts.
+        k ids and their replacements; both may contain 0. The last of equal ids takes precedence.
     missing : {"zero", "keep"}
-        What becomes of a label that is not in `ids`: 0, or itself.
+        Whether a label that is not in `ids` becomes 0 or keeps its value.
 
     Returns
     -------
@@ -212,9 +219,9 @@ def remap(
     Raises
     ------
     GridMismatchError
-        `ids` and `values` differ in length.
+        If `ids` and `values` differ in length.
     OptionError
-        `missing` is neither "zero" nor "keep".
+        If `missing` is neither "zero" nor "keep".
     """
     if missing not in ("zero", "keep"):
         raise OptionError(f'missing must be "zero" or "keep", got {missing!r}')
@@ -222,7 +229,15 @@ def remap(
     if len(old) != len(new):
         raise GridMismatchError(f"{len(old)} ids need as many values, got {len(new)}")
     flat = as_labels(labels)
-    keys, slots, zero = hash_table(old)
-    out = padded(flat.size, np.uint64)
-    _remap(flat.reshape(-1), frozen(keys), frozen(slots), zero, frozen(new), missing == "keep", out)
+    keys, slots, zero = build_hash_table(old)
+    out = make_padded(flat.size, np.uint64)
+    _remap(
+        flat.reshape(-1),
+        as_kernel_input(keys),
+        as_kernel_input(slots),
+        zero,
+        as_kernel_input(new),
+        missing == "keep",
+        out,
+    )
     return out[: flat.size].reshape(flat.shape)

@@ -1,10 +1,9 @@
-"""Compiled kernels on disk: made once a machine, whoever comes first.
+"""Compile kernels with numba and cache them on disk.
 
-numba's own files are keyed by function: two processes that save one function for two dtypes at once may each lose what
-the other wrote, or worse take it for their own; a file that is damaged, or a disk that is full, stops the call that
-needs the kernel; and a function stays as it was when another module's, compiled into it, changes. Here each
-kernel and signature has a file of its own, named after all sources of the kernels, and what cannot be read or written
-is compiled instead.
+numba's own cache has one index file per function. Two processes that save one function for two dtypes at once may lose
+or confuse each other's entries; a damaged file or a full disk makes the call fail; and an entry stays valid if a
+function of another module changes that is compiled into the kernel. Here each kernel and signature has its own file,
+whose name contains a hash of the sources of all kernels. If it cannot be read or written, the kernel is compiled.
 """
 
 from __future__ import annotations
@@ -24,35 +23,33 @@ from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.runtime.nrt import rtsys
 
-__all__ = ["compiled"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def compiled(function: _F) -> _F:
-    """Compile `function` with numba, without the GIL and with a cache on disk where one can be written."""
+def compile_kernel(function: _F) -> _F:
+    """Compile a function with numba, without the GIL, and with a cache on disk if one is writable."""
     kernel: Any = njit(nogil=True)(function)
-    kernel._cache = _cache_of(function) or kernel._cache
+    kernel._cache = _make_cache(function) or kernel._cache
     return cast(_F, kernel)
 
 
-def _cache_of(function: Callable[..., Any]) -> _KernelCache | None:
-    """Return where a kernel is kept, or None if it can be kept nowhere."""
+def _make_cache(function: Callable[..., Any]) -> _KernelCache | None:
+    """Return the disk cache of a kernel, or None if no folder is writable."""
     config: Any = numba.config
-    for folder in (lambda: config.CACHE_DIR, _temporary):
+    for folder in (lambda: config.CACHE_DIR, _private_temp_folder):
         given, config.CACHE_DIR = config.CACHE_DIR, folder()
         try:
             return _KernelCache(function)  # type: ignore[no-untyped-call]
         except RuntimeError:
-            continue  # neither the package nor the user's cache directory can be written: a container, say
+            continue  # neither the package nor the user's cache directory is writable, for example in a container
         finally:
             config.CACHE_DIR = given
     return None
 
 
 @cache
-def _temporary() -> str:
-    """Return a folder for temporary files that is this user's alone, since what lies there is run; or nothing."""
+def _private_temp_folder() -> str:
+    """Return a temporary folder that only this user can write, because its files are executed, or an empty string."""
     if not hasattr(os, "getuid"):
         return ""
     folder = Path(tempfile.gettempdir()) / f"imageryxr-kernels-{os.getuid()}"
@@ -66,22 +63,22 @@ def _temporary() -> str:
 
 
 class _KernelCache(FunctionCache):
-    """What numba asks for kernels that it has compiled before."""
+    """A cache of compiled kernels with one file per signature."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the kernel for a signature, or None for one that has to be compiled."""
-        # What numba knows of Python's and numpy's functions takes it 0.2 s to gather, of all threads; it does so before
-        # it compiles. What is compiled needs its memory functions, and names that are there since it was imported.
+        """Return the kernel for a signature, or None if it must be compiled."""
+        # numba would load its registry of typed functions here, which takes 0.2 s and blocks all threads. A compiled
+        # kernel does not need the registry, only the runtime's memory functions.
         rtsys.initialize(target_context)
         entry, key = self._entry(sig, target_context.codegen())
         try:
             data = entry.load(key)
             return None if data is None else self._impl.rebuild(target_context, data)
         except Exception:
-            return None  # a damaged file, whatever it makes of unpickling
+            return None  # unpickling a damaged file may raise any exception
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write a compiled kernel, if that can be done."""
+        """Write a compiled kernel if possible."""
         if not self._impl.check_cachable(data):
             return
         entry, key = self._entry(sig, data.codegen)
@@ -91,23 +88,23 @@ class _KernelCache(FunctionCache):
             try:
                 entry.save(key, reduced)
             except Exception:
-                entry.flush()  # the index was damaged
+                entry.flush()  # replaces a damaged index
                 entry.save(key, reduced)
         except Exception:
-            return  # a full disk, say: the kernel is in memory
+            return  # for example, the disk is full; the kernel remains in memory
 
     def _entry(self, sig: Any, codegen: Any) -> tuple[Any, Any]:
         key = self._index_key(sig, codegen)  # type: ignore[no-untyped-call]
         name = blake2b(repr((key, numba.__version__)).encode(), digest_size=8).hexdigest()
-        sources = _sources(getfile(self._py_func))
+        sources = _source_hash(getfile(self._py_func))
         stamp = sources or self._impl.locator.get_source_stamp()
         base = f"{self._impl.filename_base}-{sources}-{name}"
         return IndexDataCacheFile(self.cache_path, base, stamp), key  # type: ignore[no-untyped-call]
 
 
 @cache
-def _sources(file: str) -> str:
-    """Return what tells the sources of a file and of all kernels from others; nothing if they cannot be read."""
+def _source_hash(file: str) -> str:
+    """Return a hash of the sources of a file and of all kernels, or an empty string if they cannot be read."""
     found = blake2b(digest_size=8)
     try:
         for path in (Path(file), *sorted(Path(__file__).parent.glob("*.py"))):

@@ -1,14 +1,13 @@
-"""Outlines of segments, slice by slice, in the plane of the last two axes.
+"""Draw outlines of segments in each slice, in the plane of the last two axes.
 
-A pixel is *shown* if the colour table knows its id; an id that is not shown counts as background. Distance is
-the city-block metric ``|dy| * step_y + |dx| * step_x``. Nothing is known beyond the edge of the array, so the
-edge makes no line, and a block read with a halo of `reach` pixels gives the pixels of the whole picture, bit
-for bit.
+A pixel is *shown* if the colour table contains its id; an id that is not shown counts as background. Distances are
+city-block distances, ``|dy| * step_y + |dx| * step_x``. The edge of the array does not produce a line, so that a block
+with a halo of `halo_size` pixels gives the same pixels as the whole picture, bit for bit.
 
-There are three ways to draw, which give what the definition says: `inside` for lines within segments, `topmost` for
-lines around them that are opaque and merged, `outside` for all others around them.
+Three kernels implement the same definition: `draw_inner` draws lines within segments, `draw_merged` opaque and merged
+lines around segments, and `draw_outer` all other lines around segments.
 
-Distances are integers: steps and limit are scaled to a common denominator once, so that no sum is rounded.
+Distances are integers: steps and limit are converted to a common denominator first, so that sums are exact.
 """
 
 from __future__ import annotations
@@ -21,21 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, OptionError
-from imageryxr.kernels.color_table import ColorTable, as_labels, ready
-from imageryxr.kernels.fill import ANY, BLANK, SOLID, fill_packed, gray_packed, unpack
-from imageryxr.kernels.outline_inner import inside
-from imageryxr.kernels.outline_merged import topmost
-from imageryxr.kernels.outline_outer import Runs, outside, room_for, runs_of
-from imageryxr.kernels.run_length import blank
+from imageryxr.kernels.color_table import ColorTable, as_labels, kernel_table
+from imageryxr.kernels.fill import ANY, BLANK, SOLID, fill_packed, pack_gray, unpack
+from imageryxr.kernels.outline_inner import draw_inner
+from imageryxr.kernels.outline_merged import draw_merged
+from imageryxr.kernels.outline_outer import Runs, cut_runs, draw_outer, make_runs
+from imageryxr.kernels.run_length import is_blank
 
-__all__ = ["outline", "paint", "reach"]
-
-# Steps and limits are taken to be multiples of 1 / n for some n up to this: 4.7 means 47 / 10.
+# Steps and limits are rounded to fractions with denominators up to this: 4.7 is 47 / 10.
 _DENOMINATOR = 10_000
 
 
 class _Metric(NamedTuple):
-    """Limit and steps as integers of one unit."""
+    """Limit and steps as integers in a common unit."""
 
     limit: int
     step_y: int
@@ -46,7 +43,7 @@ def _fraction(value: float) -> Fraction:
     return Fraction(float(value)).limit_denominator(_DENOMINATOR)
 
 
-def _metric(limit: float, steps: tuple[float, float]) -> _Metric:
+def _integer_metric(limit: float, steps: tuple[float, float]) -> _Metric:
     if not math.isfinite(limit) or limit < 0:
         raise OptionError(f"the width of an outline must be a finite number of at least 0, got {limit}")
     if len(steps) != 2 or not all(math.isfinite(s) and s >= 1 / _DENOMINATOR for s in steps):
@@ -58,8 +55,8 @@ def _metric(limit: float, steps: tuple[float, float]) -> _Metric:
     return _Metric(math.floor(_fraction(limit) * denominator / common), step_y // common, step_x // common)
 
 
-def reach(limit: float, steps: tuple[float, float] = (1.0, 1.0)) -> tuple[int, int]:
-    """Return how many pixels in y and in x an outline depends on: the halo that `outline` needs.
+def halo_size(limit: float, steps: tuple[float, float] = (1.0, 1.0)) -> tuple[int, int]:
+    """Return the halo, in pixels along y and x, that `outline` needs.
 
     Parameters
     ----------
@@ -73,14 +70,14 @@ def reach(limit: float, steps: tuple[float, float] = (1.0, 1.0)) -> tuple[int, i
     >>> reach(14.1, steps=(4.7, 8.0))
     (3, 1)
     """
-    metric = _metric(limit, steps)
+    metric = _integer_metric(limit, steps)
     return metric.limit // metric.step_y, metric.limit // metric.step_x
 
 
-def _part(
+def _inner_part(
     shape: tuple[int, ...], inner: tuple[slice, slice, slice] | None
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Return corner and shape of the inner part of a (z, y, x) block."""
+    """Return the corner and shape of the inner part of a (z, y, x) block."""
     if len(shape) != 3:
         raise GridMismatchError(f"labels must be (z, y, x), got shape {shape}")
     bounds = [s.indices(n) for s, n in zip(inner or (slice(None),) * 3, shape, strict=True)]
@@ -90,7 +87,7 @@ def _part(
     return (z[0], y[0], x[0]), (z[1], y[1], x[1])
 
 
-def _line(
+def _draw_outlines(
     labels: NDArray[Any],
     table: ColorTable,
     metric: _Metric,
@@ -100,32 +97,32 @@ def _line(
     under: int,
     out: NDArray[np.uint32],
 ) -> None:
-    """Lay the outlines of `labels` (with halo) over `out`, the part that begins at `corner`."""
+    """Draw the outlines of `labels` (with halo) over `out`, the part of the block that begins at `corner`."""
     if side not in ("out", "in"):
         raise OptionError(f'side must be "out" or "in", got {side!r}')
-    ids, look = as_labels(labels), ready(table)
+    ids, look = as_labels(labels), kernel_table(table)
     _, height, width = ids.shape
     if out.size == 0 or look.packed.size == 0:
         return
-    # No two pixels of a block are farther apart than this, so larger numbers make no difference.
+    # No two pixels of a block are farther apart than this, so a larger limit has the same result.
     limit = min(metric.limit, metric.step_y * height + metric.step_x * width)
     step_y, step_x = min(metric.step_y, limit + 1), min(metric.step_x, limit + 1)
     flat, y, x = ids.reshape(-1), corner[1], corner[2]
     for z in range(out.shape[0]):
         base = (corner[0] + z) * height * width
         if side == "in":
-            scratch = np.empty((height, width), _counting(limit))
-            inside(flat, base, *look, scratch, limit, step_y, step_x, merge, under, y, x, out[z])
+            scratch = np.empty((height, width), _distance_dtype(limit))
+            draw_inner(flat, base, *look, scratch, limit, step_y, step_x, merge, under, y, x, out[z])
             continue
         opaque = merge and step_y == step_x and bool((table.rgba[:, 3] == 255).all())
-        if opaque and topmost(flat, base, height, width, *look, limit // step_y, y, x, out[z]):
+        if opaque and draw_merged(flat, base, height, width, *look, limit // step_y, y, x, out[z]):
             continue
-        runs = Runs(*runs_of(flat, base, width, *look, *room_for(height, width)))
-        outside(*runs, limit, step_y, step_x, merge, under, y, x, out[z])
+        runs = Runs(*cut_runs(flat, base, width, *look, *make_runs(height, width)))
+        draw_outer(*runs, limit, step_y, step_x, merge, under, y, x, out[z])
 
 
-def _counting(limit: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]:
-    """Return the smallest integers that hold twice the limit and two more."""
+def _distance_dtype(limit: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]:
+    """Return the smallest integer dtype that can represent twice the limit plus two."""
     return next(t for t in (np.uint8, np.int16, np.int32, np.int64) if 2 * limit + 2 <= np.iinfo(t).max)
 
 
@@ -139,42 +136,42 @@ def outline(
     merge: bool = True,
     inner: tuple[slice, slice, slice] | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw the outlines of segments, each slice by itself.
+    """Draw the outlines of segments in each slice independently.
 
     Parameters
     ----------
     labels
-        Ids (z, y, x), any integer dtype, with a halo of at least `reach` pixels in y and x wherever the
-        picture goes on. The edge of the array makes no line.
+        Ids (z, y, x), any integer dtype, with a halo of at least `halo_size` pixels along y and x wherever the picture
+        continues. The edge of the array does not produce a line.
     table
-        The colour of each id, see `build_table`; ids that it does not know count as background.
+        The colour of each id, see `build_color_table`. Ids that it does not contain count as background.
     limit
-        Width of the lines, in the unit of `steps`: pixels with the default steps.
+        Width of the lines in the unit of `steps`; pixels with the default steps.
     steps
-        Size of a pixel in y and in x, for instance in nm. Read as fractions with denominators up to 10,000.
+        Size of a pixel along y and x, for example in nm; rounded to fractions with denominators up to 10,000.
     side : {"out", "in"}
-        "in": a pixel of a shown id is drawn in its colour if another label lies within `limit`. "out": a
-        pixel is drawn in the colour of every other shown id that has a pixel within `limit`, laid over each
-        other as by `alpha_over` in the order of their ids.
+        "in": a pixel of a shown id is drawn in its colour if a pixel with another label lies within `limit`. "out": a
+        pixel is drawn in the colours of all other shown ids that have a pixel within `limit`, blended in the order of
+        the ids as in `alpha_over`.
     merge
-        Treat all shown segments as one body, so that no line is drawn where they touch: "in" heeds only
-        pixels that are not shown, "out" draws only on such pixels.
+        Treat all shown segments as one body, without lines where they touch: with "in", only pixels that are not shown
+        cause lines; with "out", lines are drawn only on such pixels.
     inner
-        The part to return, as slices of (z, y, x); all of `labels` by default.
+        The part to return, as slices of (z, y, x). The default is all of `labels`.
 
     Returns
     -------
     numpy.ndarray
-        uint8, the shape of the inner part and 4, straight alpha; (0, 0, 0, 0) where there is no line.
+        uint8, the shape of the inner part and 4, straight alpha; (0, 0, 0, 0) for pixels without a line.
 
     Raises
     ------
     OptionError
-        An option is outside its values.
+        If the value of an option is invalid.
     LayerError
-        `labels` are no integers.
+        If `labels` are not integers.
     GridMismatchError
-        `labels` are not (z, y, x).
+        If `labels` are not (z, y, x).
 
     Examples
     --------
@@ -187,9 +184,9 @@ def outline(
     array([  0,   0,   0, 255,   0,   0], dtype=uint8)
     """
     labels = np.asarray(labels)
-    corner, shape = _part(labels.shape, inner)
+    corner, shape = _inner_part(labels.shape, inner)
     out = np.zeros(shape, np.uint32)
-    _line(labels, table, _metric(limit, steps), side, merge, corner, BLANK, out)
+    _draw_outlines(labels, table, _integer_metric(limit, steps), side, merge, corner, BLANK, out)
     return unpack(out)
 
 
@@ -205,9 +202,9 @@ def paint(
     merge: bool = True,
     inner: tuple[slice, slice, slice] | None = None,
 ) -> NDArray[np.uint8]:
-    """Fill segments and draw their outlines over an image, without a picture in between.
+    """Fill segments and draw their outlines over an image, without intermediate pictures.
 
-    Equals ``alpha_over(fill(labels[inner], image, fill_table), outline(labels, outline_table, …))`` bit for
+    The result equals ``alpha_over(fill(labels[inner], image, fill_table), outline(labels, outline_table, …))`` bit for
     bit.
 
     Parameters
@@ -226,30 +223,32 @@ def paint(
     Returns
     -------
     numpy.ndarray
-        uint8, the shape of the inner part and 4, straight alpha; opaque where there is an image.
+        uint8, the shape of the inner part and 4, straight alpha; opaque if there is an image.
 
     Raises
     ------
     OptionError
-        An option is outside its values.
+        If the value of an option is invalid.
     LayerError
-        `labels` are no integers or `image` is not uint8.
+        If `labels` are not integers or `image` is not uint8.
     GridMismatchError
-        `labels` are not (z, y, x), or `image` has not the shape of the inner part.
+        If `labels` are not (z, y, x), or the shape of `image` differs from that of the inner part.
     """
     labels = as_labels(labels)
-    corner, shape = _part(labels.shape, inner)
+    corner, shape = _inner_part(labels.shape, inner)
     if image is not None and image.shape != shape:
-        raise GridMismatchError(f"image {image.shape} and the inner part of the labels {shape} must agree")
-    if blank(labels.reshape(-1)):
+        raise GridMismatchError(
+            f"image {image.shape} and the inner part of the labels {shape} must have the same shape"
+        )
+    if is_blank(labels.reshape(-1)):
         fill_table, outline_table = None, None  # background is never shown
     if fill_table is not None:
         out = fill_packed(labels, corner, shape, image, fill_table)
     elif image is not None:
-        out = gray_packed(image)
+        out = pack_gray(image)
     else:
         out = np.zeros(shape, np.uint32)
     if outline_table is not None:
         under = SOLID if image is not None else BLANK if fill_table is None else ANY
-        _line(labels, outline_table, _metric(limit, steps), side, merge, corner, under, out)
+        _draw_outlines(labels, outline_table, _integer_metric(limit, steps), side, merge, corner, under, out)
     return unpack(out)

@@ -1,10 +1,11 @@
-"""Inside lines: the pixels of a segment that lie within reach of another label.
+"""Draw inside lines: the pixels of a segment within a distance of a pixel with another label.
 
-A shortest path to another label runs within the own one and may be taken along x first and then along y, so the
-distance is the least, over the pixels of the row, of their distance along y plus the way to them. Distances along y
-come from a pass down and a pass up; they are spread along x by shifts of 1, 2, 4, … pixels. Pixels of other segments
-need not be told apart, for the end of the own run is nearer than they are. All of it is done by whole rows, so the
-cost grows neither with the number of segments nor, but for a logarithm, with the width.
+A shortest path to another label lies within the segment, and can be chosen to go along x first and then along y. The
+distance of a pixel is therefore the minimum, over the pixels of its row, of their distance along y plus the distance to
+them along x. One pass down and one pass up compute the distances along y. Shifts of 1, 2, 4, … pixels propagate them
+along x. Pixels of other segments in the row can be included, because the end of the pixel's own run is nearer. All
+operations work on whole rows, so that the cost depends neither on the number of segments nor, except for a logarithm,
+on the width of the lines.
 """
 
 from __future__ import annotations
@@ -14,46 +15,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.color_table import slot_of
-from imageryxr.kernels.fill import over_row
-from imageryxr.kernels.run_length import PAD, Scratch, compiled, run_ends, scratch, spread
-
-__all__ = ["inside"]
+from imageryxr.kernels.color_table import find_slot
+from imageryxr.kernels.fill import blend_row
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import PAD, RunBuffers, fill_run, make_run_buffers, run_ends
 
 _CLEAR = np.uint32(0)
 _ALPHA = np.uint32(24)
 
 
-@compiled
-def _paint_row(
+@compile_kernel
+def _color_row(
     row: NDArray[Any],
     keys: NDArray[np.uint64],
     slots: NDArray[np.int32],
     packed: NDArray[np.uint32],
     explicit: int,
     fallback: int,
-    room: Scratch,
+    buffers: RunBuffers,
     colors: NDArray[np.uint32],
     shown: NDArray[np.uint8],
 ) -> bool:
-    """Write the colour of each pixel and whether it is shown, with `PAD` values of room; tell if any is shown."""
+    """Write the colour of each pixel and whether it is shown; return whether any is shown.
+
+    The outputs have `PAD` extra values at their end.
+    """
     x = 0
     some = False
-    for k in range(run_ends(row, room)):
-        end = room.ends[k]
-        slot = slot_of(keys, slots, -1, explicit, fallback, np.uint64(row[x]))
+    for k in range(run_ends(row, buffers)):
+        end = buffers.ends[k]
+        slot = find_slot(keys, slots, -1, explicit, fallback, np.uint64(row[x]))
         color = packed[slot] if slot >= 0 else _CLEAR
         color = color if color >> _ALPHA != _CLEAR else _CLEAR
-        spread(colors, x, end, color)
+        fill_run(colors, x, end, color)
         seen = np.uint8(slot >= 0)
-        spread(shown, x, end, seen)
+        fill_run(shown, x, end, seen)
         some = some or slot >= 0
         x = end
     return some
 
 
-@compiled
-def _borders(
+@compile_kernel
+def _mark_borders(
     one: NDArray[Any],
     other: NDArray[Any],
     one_shown: NDArray[np.uint8],
@@ -61,7 +64,7 @@ def _borders(
     merge: bool,
     out: NDArray[np.uint8],
 ) -> None:
-    """Write 1 where a line must be drawn between two pixels, else 0. What is not shown is background, all of it."""
+    """Write 1 if there is a border between two pixels, otherwise 0; pixels that are not shown are all background."""
     if merge:
         for x in range(out.size):
             out[x] = one_shown[x] != other_shown[x]
@@ -70,18 +73,18 @@ def _borders(
             out[x] = np.uint8(one[x] != other[x]) & (one_shown[x] | other_shown[x])
 
 
-@compiled
-def _further(last: NDArray[Any], border: NDArray[np.uint8], step: int, cap: int, row: NDArray[Any]) -> None:
-    """Write distances one row on from those of the last row: `step` behind a border; beyond the limit all are `cap`."""
+@compile_kernel
+def _advance_distances(last: NDArray[Any], border: NDArray[np.uint8], step: int, cap: int, row: NDArray[Any]) -> None:
+    """Compute the distances of a row from those of the last row: `step` after a border, and at most `cap`."""
     number = row.dtype.type
     down, most = number(step), number(cap)
     for x in range(row.size):
         row[x] = down if border[x] else min(number(last[x] + down), most)
 
 
-@compiled
-def _beside(border: NDArray[np.uint8], step: int, near: NDArray[Any]) -> None:
-    """Lower the distances of the pixels on both sides of borders within a row."""
+@compile_kernel
+def _lower_beside_borders(border: NDArray[np.uint8], step: int, near: NDArray[Any]) -> None:
+    """Reduce the distances of the pixels on both sides of borders within a row."""
     number = near.dtype.type
     across = number(step)
     left, right = near[: border.size], near[1:]
@@ -91,9 +94,9 @@ def _beside(border: NDArray[np.uint8], step: int, near: NDArray[Any]) -> None:
         right[x] = min(right[x], across) if border[x] else right[x]
 
 
-@compiled
-def _spread_along(near: NDArray[Any], to: NDArray[Any], shift: int, step: int) -> None:
-    """Lower each distance by way of the pixels `shift` to either side, which are `step` away."""
+@compile_kernel
+def _lower_along_row(near: NDArray[Any], to: NDArray[Any], shift: int, step: int) -> None:
+    """Reduce each distance to at most that of the pixels `shift` to either side plus `step`."""
     number = near.dtype.type
     size = near.size
     if shift >= size:
@@ -110,8 +113,8 @@ def _spread_along(near: NDArray[Any], to: NDArray[Any], shift: int, step: int) -
         part[x] = min(part[x], number(middle[x] + way))
 
 
-@compiled
-def inside(
+@compile_kernel
+def draw_inner(
     flat: NDArray[Any],
     base: int,
     keys: NDArray[np.uint64],
@@ -131,23 +134,23 @@ def inside(
 ) -> None:
     """Draw the pixels of shown ids that lie within `limit` of another label, in the slice that begins at `base`.
 
-    `above` is (y, x) scratch of the slice's size; its dtype is that of all distances and must hold twice the limit
-    and two more.
+    `above` is a temporary array (y, x) with the size of the slice. Its dtype is that of all distances and must be able
+    to represent twice the limit plus two.
     """
     height, width = above.shape
     y_high, x_high = y_low + out.shape[0], x_low + out.shape[1]
     far = limit // step_y
     bottom = min(height, y_high + far)
-    room = scratch(width)
+    buffers = make_run_buffers(width)
     colors, shown = np.empty((bottom, width + PAD), np.uint32), np.empty((bottom, width + PAD), np.uint8)
     some = False
     for y in range(bottom):
         row = flat[base + y * width : base + (y + 1) * width]
-        some |= _paint_row(row, keys, slots, packed, explicit, fallback, room, colors[y], shown[y])
+        some |= _color_row(row, keys, slots, packed, explicit, fallback, buffers, colors[y], shown[y])
     if not some:
         return  # background only
     number = above.dtype.type
-    # Distances beyond the limit are all alike; one more than the limit keeps them small.
+    # All distances beyond the limit have the same effect; limit + 1 keeps them small.
     cap = limit + 1
     border = np.empty((bottom, width), np.uint8)
     for y in range(bottom):
@@ -155,11 +158,11 @@ def inside(
             above[0] = number(cap)
             continue
         here, before = base + y * width, base + (y - 1) * width
-        _borders(
+        _mark_borders(
             flat[here : here + width], flat[before:here], shown[y, :width], shown[y - 1, :width], merge, border[y]
         )  # fmt: skip
         if y < y_high:
-            _further(above[y - 1], border[y], step_y, cap, above[y])
+            _advance_distances(above[y - 1], border[y], step_y, cap, above[y])
     below, lower = np.full(width, cap, above.dtype), np.empty(width, above.dtype)
     span = min(limit // step_x, width)
     near, other = np.empty(width, above.dtype), np.empty(width, above.dtype)
@@ -167,7 +170,7 @@ def inside(
     line = np.empty(out.shape[1], np.uint32)
     for y in range(bottom - 1, y_low - 1, -1):
         if y + 1 < bottom:
-            _further(below, border[y + 1], step_y, cap, lower)
+            _advance_distances(below, border[y + 1], step_y, cap, lower)
             below, lower = lower, below
         if y >= y_high:
             continue
@@ -175,16 +178,16 @@ def inside(
         for x in range(width):
             near[x] = min(up[x], below[x])
         row = flat[base + y * width : base + (y + 1) * width]
-        _borders(row[1:], row[:-1], shown[y, 1:width], shown[y, : width - 1], merge, beside)
-        _beside(beside, step_x, near)
-        # Shifts by 1, 2, 4, … and their sums reach every pixel within the span.
+        _mark_borders(row[1:], row[:-1], shown[y, 1:width], shown[y, : width - 1], merge, beside)
+        _lower_beside_borders(beside, step_x, near)
+        # Every distance within the span is a sum of shifts 1, 2, 4, …
         shift = 1
         while shift <= span:
-            _spread_along(near, other, shift, min(shift * step_x, cap))
+            _lower_along_row(near, other, shift, min(shift * step_x, cap))
             near, other = other, near
             shift *= 2
         here_near, here_color = near[x_low:x_high], colors[y, x_low:x_high]
         most = number(cap)
         for x in range(line.size):
             line[x] = here_color[x] if here_near[x] < most else _CLEAR
-        over_row(line, under, out[y - y_low])
+        blend_row(line, under, out[y - y_low])

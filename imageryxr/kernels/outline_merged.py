@@ -1,9 +1,9 @@
-"""Outside lines that are opaque: of all segments within reach of a pixel only the one with the highest id is seen.
+"""Draw merged, opaque outside lines: of all segments within the width of a line, only the highest id is visible.
 
-So each pixel needs one number, the highest rank within a diamond around it, where ids are ranked by their order. A
-diamond of radius j + k is covered by those of radius k around the four pixels j to its left, right, above and
-below, if j is at most k: radii double from step to step, and the cost grows with neither the number of segments nor,
-but for a logarithm, the width.
+Ids are ranked by their order, and each pixel needs the highest rank within a diamond around it. If j is at most k, the
+diamonds of radius k around the four pixels j to the left, right, above and below cover a diamond of radius j + k. The
+radius therefore doubles from step to step, and the cost depends neither on the number of segments nor, except for a
+logarithm, on the width of the lines.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.color_table import home, slot_of
-from imageryxr.kernels.run_length import PAD, Scratch, compiled, run_ends, scratch, spread
-
-__all__ = ["topmost"]
+from imageryxr.kernels.color_table import find_slot, first_probe
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import PAD, RunBuffers, fill_run, make_run_buffers, run_ends
 
 _NONE = np.uint64(0)
 _ONE = np.uint64(1)
-_MOST = 65_535  # ranks are uint16, and 0 is no segment
+_MAX_RANK = 65_535  # ranks are uint16; 0 means no segment
 
 
-@compiled
-def _number(
+@compile_kernel
+def _collect_ids(
     flat: NDArray[Any],
     base: int,
     height: int,
@@ -34,30 +33,30 @@ def _number(
     packed: NDArray[np.uint32],
     explicit: int,
     fallback: int,
-    room: Scratch,
+    buffers: RunBuffers,
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Return the shown ids of a slice in ascending order, and their colours; at most one more than have a rank."""
+    """Return the shown ids of a slice in ascending order, and their colours; stop after `_MAX_RANK` + 1 ids."""
     known = np.zeros(1024, np.uint64)
     ids, colors = np.empty(1024, np.uint64), np.empty(1024, np.uint32)
     n = 0
     for y in range(height):
         row = flat[base + y * width : base + (y + 1) * width]
         x = 0
-        for k in range(run_ends(row, room)):
+        for k in range(run_ends(row, buffers)):
             label = np.uint64(row[x])
-            x = room.ends[k]
+            x = buffers.ends[k]
             if label == _NONE:
                 continue
-            at = _place(known, label)
+            at = _find_place(known, label)
             if known[at] == label:
                 continue
-            slot = slot_of(keys, slots, -1, explicit, fallback, label)
+            slot = find_slot(keys, slots, -1, explicit, fallback, label)
             if slot < 0:
                 continue
             known[at] = label
             ids[n], colors[n] = label, packed[slot]
             n += 1
-            if n > _MOST:
+            if n > _MAX_RANK:
                 return ids[:n], colors[:n]
             if 2 * n >= known.size:
                 known = np.zeros(2 * known.size, np.uint64)
@@ -65,51 +64,51 @@ def _number(
                 more_ids[:n], more_colors[:n] = ids[:n], colors[:n]
                 ids, colors = more_ids, more_colors
                 for i in range(n):
-                    known[_place(known, ids[i])] = ids[i]
+                    known[_find_place(known, ids[i])] = ids[i]
     order = np.argsort(ids[:n])
     return ids[:n][order], colors[:n][order]
 
 
-@compiled
-def _place(known: NDArray[np.uint64], label: np.uint64) -> np.uint64:
-    """Return where `label` is in an open-addressing table, or the empty place where it belongs."""
+@compile_kernel
+def _find_place(known: NDArray[np.uint64], label: np.uint64) -> np.uint64:
+    """Return the slot of `label` in an open-addressing hash table, or the empty slot for it."""
     mask = np.uint64(known.size - 1)
-    at = home(label, known.size)
+    at = first_probe(label, known.size)
     while known[at] != _NONE and known[at] != label:
         at = (at + _ONE) & mask
     return at
 
 
-@compiled
-def _rank(
-    flat: NDArray[Any], base: int, height: int, width: int, ids: NDArray[np.uint64], margin: int, room: Scratch
+@compile_kernel
+def _rank_pixels(
+    flat: NDArray[Any], base: int, height: int, width: int, ids: NDArray[np.uint64], margin: int, buffers: RunBuffers
 ) -> NDArray[np.uint16]:
-    """Return the rank of each pixel, from 1, with a margin all around; 0 for what is not shown and in the margin."""
+    """Return the rank of each pixel, from 1, with a margin all around; 0 for pixels that are not shown."""
     known = np.zeros(1024, np.uint64)
     while known.size < 2 * ids.size:
         known = np.zeros(2 * known.size, np.uint64)
     ranks = np.zeros(known.size, np.uint16)
     for i in range(ids.size):
-        at = _place(known, ids[i])
+        at = _find_place(known, ids[i])
         known[at], ranks[at] = ids[i], i + 1
     out = np.zeros((height + 2 * margin, width + 2 * margin + PAD), np.uint16)
     for y in range(height):
         row = flat[base + y * width : base + (y + 1) * width]
         to = out[margin + y]
         x = 0
-        for k in range(run_ends(row, room)):
-            end = room.ends[k]
+        for k in range(run_ends(row, buffers)):
+            end = buffers.ends[k]
             label = np.uint64(row[x])
-            rank = ranks[_place(known, label)] if label != _NONE else np.uint16(0)
-            spread(to, margin + x, margin + end, rank)
+            rank = ranks[_find_place(known, label)] if label != _NONE else np.uint16(0)
+            fill_run(to, margin + x, margin + end, rank)
             x = end
         to[margin + width :] = 0
     return out
 
 
-@compiled
-def _wider(ranks: NDArray[np.uint16], j: int, middle: bool, to: NDArray[np.uint16]) -> None:
-    """Write the highest of the four ranks `j` pixels away, and of that in the middle where asked for."""
+@compile_kernel
+def _widen(ranks: NDArray[np.uint16], j: int, middle: bool, to: NDArray[np.uint16]) -> None:
+    """Write the maximum of the four ranks `j` pixels away, and of the pixel's own rank if `middle` is True."""
     height, width = ranks.shape
     blank = np.zeros(width, np.uint16)
     for y in range(height):
@@ -130,8 +129,8 @@ def _wider(ranks: NDArray[np.uint16], j: int, middle: bool, to: NDArray[np.uint1
                 part[x] = max(part[x], other[x])
 
 
-@compiled
-def topmost(
+@compile_kernel
+def draw_merged(
     flat: NDArray[Any],
     base: int,
     height: int,
@@ -146,23 +145,23 @@ def topmost(
     x_low: int,
     out: NDArray[np.uint32],
 ) -> bool:
-    """Draw merged, opaque outside lines of `radius` pixels into `out`; False, and nothing, if there are too many ids.
+    """Draw merged, opaque outside lines of `radius` pixels into `out`; return False if there are too many ids.
 
     The slice (height, width) of labels begins at `base`; `out` is its part that begins at (y_low, x_low).
     """
-    room = scratch(width)
-    ids, colors = _number(flat, base, height, width, keys, slots, packed, explicit, fallback, room)
-    if ids.size > _MOST:
+    buffers = make_run_buffers(width)
+    ids, colors = _collect_ids(flat, base, height, width, keys, slots, packed, explicit, fallback, buffers)
+    if ids.size > _MAX_RANK:
         return False
     if ids.size == 0 or radius == 0:
         return True
-    # Pixels around the slice count, too: the way to a pixel at the edge leads over some of them.
-    own = _rank(flat, base, height, width, ids, radius, room)
+    # The margin is needed because the diamonds of the intermediate steps extend beyond the slice.
+    own = _rank_pixels(flat, base, height, width, ids, radius, buffers)
     near, other = own.copy(), np.empty_like(own)
     k = 0
     while k < radius:
         j = min(max(k, 1), radius - k)
-        _wider(near, j, k == 0, other)
+        _widen(near, j, k == 0, other)
         near, other = other, near
         k += j
     palette = np.zeros(ids.size + 1, np.uint32)

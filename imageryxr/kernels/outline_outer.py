@@ -1,9 +1,8 @@
-"""Outside lines of any colour: every segment within reach of a pixel is laid over it, in the order of their ids.
+"""Draw outside lines of any colour: each pixel blends the colours of all segments within the width of the lines.
 
-Lines of different segments overlap, so each row has a list of *pieces*: a run of a segment in some row above (or
-below), and how much of the limit is left on the way to this row. A piece that lies within the reach of a nearer run
-of its segment adds nothing and is dropped; where a boundary is not flatter than one pixel per row, one piece per
-segment and run is left, whatever the width.
+Lines of different segments overlap, so each row has a list of *pieces*: a run of a segment in a row above (or below),
+and the part of the limit that remains at this row. A piece that a nearer run of its segment covers completely is
+dropped. Unless a boundary is flatter than one pixel per row, one piece per segment and run remains, whatever the width.
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.color_table import slot_of
-from imageryxr.kernels.fill import over, over_row
-from imageryxr.kernels.run_length import compiled, run_ends, scratch
-
-__all__ = ["Runs", "outside", "room_for", "runs_of"]
+from imageryxr.kernels.color_table import find_slot
+from imageryxr.kernels.fill import blend_pixel, blend_row
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import make_run_buffers, run_ends
 
 _NONE = np.uint64(0)
 
 
 class Runs(NamedTuple):
-    """The runs of a slice: where each row's begin; start, stop, id (0 = not shown) and colour of each."""
+    """The runs of a slice: the first run of each row; the start, stop, id (0 = not shown) and colour of each run."""
 
     rows: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -32,8 +30,8 @@ class Runs(NamedTuple):
     colors: NDArray[np.uint32]
 
 
-def room_for(height: int, width: int) -> Runs:
-    """Return room for the runs of a slice; `runs_of` makes more where it must."""
+def make_runs(height: int, width: int) -> Runs:
+    """Return buffers for the runs of a slice; `cut_runs` enlarges them if necessary."""
     n = 32 * height + width
     return Runs(
         np.empty(height + 1, np.int64),
@@ -44,8 +42,8 @@ def room_for(height: int, width: int) -> Runs:
     )
 
 
-@compiled
-def runs_of(
+@compile_kernel
+def cut_runs(
     flat: NDArray[Any],
     base: int,
     width: int,
@@ -62,19 +60,19 @@ def runs_of(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint32]]:
     """Cut the slice that begins at `base` into runs."""
     n = 0
-    room = scratch(width)
+    buffers = make_run_buffers(width)
     for y in range(rows.size - 1):
         rows[y] = n
         if n + width > ids.size:
             size = 2 * ids.size + width
-            starts, stops = _grown(starts, size), _grown(stops, size)
-            ids, colors = _grown(ids, size), _grown(colors, size)
+            starts, stops = _enlarge(starts, size), _enlarge(stops, size)
+            ids, colors = _enlarge(ids, size), _enlarge(colors, size)
         row = flat[base + y * width : base + (y + 1) * width]
         x = 0
-        for k in range(run_ends(row, room)):
-            end = room.ends[k]
+        for k in range(run_ends(row, buffers)):
+            end = buffers.ends[k]
             label = np.uint64(row[x])
-            slot = slot_of(keys, slots, -1, explicit, fallback, label)
+            slot = find_slot(keys, slots, -1, explicit, fallback, label)
             if slot >= 0:
                 starts[n], stops[n], ids[n], colors[n] = x, end, label, packed[slot]
                 n += 1
@@ -88,16 +86,16 @@ def runs_of(
     return rows, starts, stops, ids, colors
 
 
-@compiled
-def _grown(array: NDArray[Any], room: int) -> NDArray[Any]:
-    out = np.empty(room, array.dtype)
+@compile_kernel
+def _enlarge(array: NDArray[Any], size: int) -> NDArray[Any]:
+    out = np.empty(size, array.dtype)
     out[: array.size] = array
     return out
 
 
-@compiled
-def _order(rows: NDArray[np.int64], ids: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sort the shown runs of each row by id, and by place among equal ids; where each row's begin."""
+@compile_kernel
+def _sort_runs(rows: NDArray[np.int64], ids: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sort the shown runs of each row by id and position; return the start of each row, and the order."""
     height = rows.size - 1
     first = np.empty(height + 1, np.int64)
     order = np.empty(rows[height], np.int64)
@@ -114,9 +112,9 @@ def _order(rows: NDArray[np.int64], ids: NDArray[np.uint64]) -> tuple[NDArray[np
     return first, order
 
 
-@compiled
+@compile_kernel
 def _sort(part: NDArray[np.int64], spare: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
-    """Stable merge sort of `part` by `keys[part]`, on sorted stretches of 16."""
+    """Sort `part` by `keys[part]` with a stable merge sort that begins with insertion-sorted parts of 16."""
     size = part.size
     for low in range(0, size, 16):
         for i in range(low + 1, min(low + 16, size)):
@@ -142,21 +140,21 @@ def _sort(part: NDArray[np.int64], spare: NDArray[np.int64], keys: NDArray[np.ui
         width *= 2
 
 
-@compiled
-def _lay(part: NDArray[np.uint32], color: np.uint32) -> None:
-    """Lay `color` over pixels that are mostly like their neighbours."""
+@compile_kernel
+def _blend_color(part: NDArray[np.uint32], color: np.uint32) -> None:
+    """Blend `color` over pixels; runs of equal pixels are blended once."""
     if part.size == 0:
         return
     under = part[0]
-    mixed = over(under, color)
+    mixed = blend_pixel(under, color)
     for x in range(part.size):
         if part[x] != under:
             under = part[x]
-            mixed = over(under, color)
+            mixed = blend_pixel(under, color)
         part[x] = mixed
 
 
-@compiled
+@compile_kernel
 def _advance(
     from_ids: NDArray[np.uint64],
     from_spans: NDArray[np.int64],
@@ -176,10 +174,10 @@ def _advance(
     to_colors: NDArray[np.uint32],
     n: int,
 ) -> int:
-    """Bring pieces one row further and add the runs `order` of that row; return where the new list ends.
+    """Advance pieces by one row and add the runs `order` of that row; return the end of the new list.
 
-    Pieces are (id, start, stop, rest of the limit, colour), sorted by id. A span (start, stop, rest) covers
-    ``rest // step_x`` pixels on either side.
+    Pieces are (id, start, stop, remaining limit, colour), sorted by id. A span (start, stop, remaining limit) covers
+    ``remaining // step_x`` pixels on either side.
     """
     j, j_end = 0, order.size
     while i < i_end or j < j_end:
@@ -215,7 +213,7 @@ def _advance(
     return n
 
 
-@compiled
+@compile_kernel
 def _cover(
     key: np.uint64,
     color: np.uint32,
@@ -255,12 +253,12 @@ def _cover(
             r += 1
         while r < starts.size and starts[r] < high:
             if ids[r] != key and (not merge or ids[r] == _NONE):
-                _lay(line[max(low, starts[r]) - x_low : min(high, stops[r]) - x_low], color)
+                _blend_color(line[max(low, starts[r]) - x_low : min(high, stops[r]) - x_low], color)
             r += 1
         r -= 1
 
 
-@compiled
+@compile_kernel
 def _draw_row(
     f_ids: NDArray[np.uint64],
     f_spans: NDArray[np.int64],
@@ -282,7 +280,7 @@ def _draw_row(
     covers: NDArray[np.int64],
     line: NDArray[np.uint32],
 ) -> None:
-    """Draw a row: pieces from above and from the row itself, and pieces that came up to the row below."""
+    """Draw a row from the pieces of the rows above and of the row itself, and the pieces of the rows below."""
     j = 0
     while i < i_end or j < j_end:
         if j >= j_end or (i < i_end and f_ids[i] <= b_ids[j]):
@@ -306,8 +304,8 @@ def _draw_row(
             _cover(key, color, covers[:n], starts, stops, ids, merge, x_low, x_high, line)
 
 
-@compiled
-def outside(
+@compile_kernel
+def draw_outer(
     rows: NDArray[np.int64],
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
@@ -322,41 +320,41 @@ def outside(
     x_low: int,
     out: NDArray[np.uint32],
 ) -> None:
-    """Lay the outside lines of all shown segments over `out`."""
-    first, order = _order(rows, ids)
+    """Blend the outside lines of all shown segments over `out`."""
+    first, order = _sort_runs(rows, ids)
     if merge and first[-1] == rows[-1]:
         return  # no background to draw on
     y_high, x_high = y_low + out.shape[0], x_low + out.shape[1]
     far = limit // step_y
     begin, end = max(0, y_low - far), min(rows.size - 1, y_high + far)
-    # Rows are drawn in strips, so that the lists from above are kept for few rows at a time.
+    # Rows are drawn in strips, so that the lists from above are stored for few rows at a time.
     depth = max(64, 4 * far)
     line = np.zeros(out.shape[1], np.uint32)
     lists = np.zeros(depth + 2, np.int64)
-    room = 256
-    # Pieces that came from above, pieces that came from below, and the latter one row on.
-    f_ids, f_spans, f_colors = _pieces(room)
-    b_ids, b_spans, b_colors = _pieces(room)
-    c_ids, c_spans, c_colors = _pieces(room)
-    covers = np.empty((2 * room, 2), np.int64)
+    size = 256
+    # Pieces from above (f), pieces from below (b), and the latter advanced by one row (c).
+    f_ids, f_spans, f_colors = _make_pieces(size)
+    b_ids, b_spans, b_colors = _make_pieces(size)
+    c_ids, c_spans, c_colors = _make_pieces(size)
+    covers = np.empty((2 * size, 2), np.int64)
     carried = 0
     top = begin
     while top < y_high:
         bottom = min(top + depth, y_high)
-        # Down: list k + 1 is that of row top + k, list 0 that of the row above the strip.
+        # Downward pass: list k + 1 belongs to row top + k, list 0 to the row above the strip.
         lists[0], lists[1] = 0, carried
         for y in range(top, bottom):
             k = y - top
             here = order[first[y] : first[y + 1]]
             need = 2 * lists[k + 1] - lists[k] + here.size
             if need > f_ids.size:
-                f_ids, f_colors = _grown(f_ids, 2 * need), _grown(f_colors, 2 * need)
-                f_spans = _grown_spans(f_spans, 2 * need)
+                f_ids, f_colors = _enlarge(f_ids, 2 * need), _enlarge(f_colors, 2 * need)
+                f_spans = _enlarge_spans(f_spans, 2 * need)
             lists[k + 2] = _advance(
                 f_ids, f_spans, f_colors, lists[k], lists[k + 1], here, starts, stops, ids, colors,
                 limit, step_y, step_x, f_ids, f_spans, f_colors, lists[k + 1],
             )  # fmt: skip
-        # Up, from as far below the strip as lines reach.
+        # Upward pass, from the lowest row below the strip whose lines extend into the strip.
         n = 0
         for y in range(min(end, bottom + far) - 1, max(top, y_low) - 1, -1):
             full = first[y + 1] - first[y] == rows[y + 1] - rows[y]
@@ -371,12 +369,12 @@ def outside(
                     starts[low:high], stops[low:high], ids[low:high], merge, step_y, step_x,
                     x_low, x_high, covers, line,
                 )  # fmt: skip
-                over_row(line, under, out[y - y_low])
+                blend_row(line, under, out[y - y_low])
                 line[:] = 0
             here = order[first[y] : first[y + 1]]
             if n + here.size > c_ids.size:
                 need = 2 * (n + here.size)
-                c_ids, c_spans, c_colors = _pieces(need)
+                c_ids, c_spans, c_colors = _make_pieces(need)
             n = _advance(
                 b_ids, b_spans, b_colors, 0, n, here, starts, stops, ids, colors,
                 limit, step_y, step_x, c_ids, c_spans, c_colors, 0,
@@ -392,13 +390,13 @@ def outside(
         top = bottom
 
 
-@compiled
-def _pieces(room: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32]]:
-    return np.empty(room, np.uint64), np.empty((room, 3), np.int64), np.empty(room, np.uint32)
+@compile_kernel
+def _make_pieces(size: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32]]:
+    return np.empty(size, np.uint64), np.empty((size, 3), np.int64), np.empty(size, np.uint32)
 
 
-@compiled
-def _grown_spans(array: NDArray[np.int64], room: int) -> NDArray[np.int64]:
-    out = np.empty((room, 3), np.int64)
+@compile_kernel
+def _enlarge_spans(array: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    out = np.empty((size, 3), np.int64)
     out[: array.shape[0]] = array
     return out

@@ -1,7 +1,7 @@
-"""Ids of large blocks: which there are, and others in their place, at the speed of memory.
+"""Find and replace the ids of large blocks.
 
-Segmentations are runs along x, and a run mostly continues one in the row above: only where it does not is a table
-asked.
+Segmentations consist of runs along x, and most runs continue a run of the row above. Only the others need a table
+lookup, so that the speed is close to that of memory.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError
-from imageryxr.kernels.color_table import as_labels, home, slot_of
+from imageryxr.kernels.color_table import as_labels, find_slot, first_probe
 from imageryxr.kernels.isin import build_set
-from imageryxr.kernels.run_length import PAD, PIECE, compiled, frozen, run_ends, scratch, spread
-
-__all__ = ["Table", "build_table", "distinct", "relabel"]
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import PAD, PIECE, as_kernel_input, fill_run, make_run_buffers, run_ends
 
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
 
 
-@compiled
-def _put(keys: NDArray[np.uint64], value: np.uint64) -> bool:
+@compile_kernel
+def _insert_key(keys: NDArray[np.uint64], value: np.uint64) -> bool:
     mask = np.uint64(keys.size - 1)
-    at = home(value, keys.size)
+    at = first_probe(value, keys.size)
     while True:
         here = keys[at]
         if here == value:
@@ -36,30 +35,30 @@ def _put(keys: NDArray[np.uint64], value: np.uint64) -> bool:
         at = (at + _ONE) & mask
 
 
-@compiled
-def _distinct(flat: NDArray[Any], row: int) -> NDArray[np.uint64]:
+@compile_kernel
+def _distinct_ids(flat: NDArray[Any], row: int) -> NDArray[np.uint64]:
     keys = np.zeros(4096, np.uint64)
     found = 0
     last = _ZERO
-    room = scratch(PIECE)
+    buffers = make_run_buffers(PIECE)
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
         begin = 0
-        for k in range(run_ends(piece, room)):
+        for k in range(run_ends(piece, buffers)):
             value, at = np.uint64(piece[begin]), start + begin
-            begin = room.ends[k]
+            begin = buffers.ends[k]
             if value == _ZERO:
                 continue
             if value == last or (at >= row and np.uint64(flat[at - row]) == value):
                 continue
             last = value
-            if _put(keys, value):
+            if _insert_key(keys, value):
                 found += 1
                 if 2 * found > keys.size:
                     larger = np.zeros(4 * keys.size, np.uint64)
                     for key in keys:
                         if key != _ZERO:
-                            _put(larger, key)
+                            _insert_key(larger, key)
                     keys = larger
     out = np.empty(found, np.uint64)
     n = 0
@@ -70,13 +69,13 @@ def _distinct(flat: NDArray[Any], row: int) -> NDArray[np.uint64]:
     return out
 
 
-def distinct(labels: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return the ids that occur in a block, without 0.
+def distinct_ids(labels: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return the distinct ids of a block, without 0.
 
     Parameters
     ----------
     labels
-        Ids, any integer dtype and shape; the last axis is the one along which ids run.
+        Ids, any integer dtype and shape; runs are along the last axis.
 
     Returns
     -------
@@ -85,70 +84,70 @@ def distinct(labels: NDArray[Any]) -> NDArray[np.uint64]:
     """
     ids = as_labels(labels)
     row = ids.shape[-1] if ids.ndim > 1 else ids.size
-    return np.sort(_distinct(ids.reshape(-1), row))
+    return np.sort(_distinct_ids(ids.reshape(-1), row))
 
 
-@compiled
+@compile_kernel
 def _relabel(
     flat: NDArray[np.uint64],
     keys: NDArray[np.uint64],
     slots: NDArray[np.int32],
     values: NDArray[np.uint64],
 ) -> None:
-    # By way of memory that stays near, since `spread` overshoots into what has yet to be read.
+    # Results are written to a buffer first, because `fill_run` may overwrite labels that are not yet read.
     out = np.empty(PIECE + PAD, np.uint64)
-    room = scratch(PIECE)
+    buffers = make_run_buffers(PIECE)
     last, put = _ZERO, _ZERO
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
         begin = 0
-        for k in range(run_ends(piece, room)):
+        for k in range(run_ends(piece, buffers)):
             value = piece[begin]
             if value != last:
                 last, put = value, _ZERO
-                slot = slot_of(keys, slots, -1, 0, 0, value)
+                slot = find_slot(keys, slots, -1, 0, 0, value)
                 if slot >= 0:
                     put = values[slot]
-            spread(out, begin, room.ends[k], put)
-            begin = room.ends[k]
+            fill_run(out, begin, buffers.ends[k], put)
+            begin = buffers.ends[k]
         for i in range(piece.size):
             piece[i] = out[i]
 
 
-class Table(NamedTuple):
-    """Ids, and what takes the place of each, in the form that the kernel takes."""
+class RelabelTable(NamedTuple):
+    """Ids and their replacements, in the form that the kernel needs."""
 
     keys: NDArray[np.uint64]
     slots: NDArray[np.int32]
     values: NDArray[np.uint64]
 
 
-def build_table(ids: NDArray[np.uint64], values: NDArray[np.uint64]) -> Table:
-    """Return the table of distinct ids and of what takes the place of each.
+def build_relabel_table(ids: NDArray[np.uint64], values: NDArray[np.uint64]) -> RelabelTable:
+    """Build the table of distinct ids and their replacements for `relabel`.
 
     Raises
     ------
     GridMismatchError
-        `ids` and `values` differ in length.
+        If `ids` and `values` differ in length.
     """
     if len(ids) != len(values):
         raise GridMismatchError(f"{len(ids)} ids need as many values, got {len(values)}")
     table = build_set(ids)
     ordered = np.empty(len(ids), np.uint64)
     ordered[table.order] = values
-    return Table(frozen(table.keys), frozen(table.slots), frozen(ordered))
+    return RelabelTable(as_kernel_input(table.keys), as_kernel_input(table.slots), as_kernel_input(ordered))
 
 
-def relabel(labels: NDArray[np.uint64], table: Table) -> None:
-    """Put values in the place of ids, where they stand; 0 stays 0.
+def relabel(labels: NDArray[np.uint64], table: RelabelTable) -> None:
+    """Replace ids by values in place; 0 is not replaced.
 
-    In place, because the pages of a second array of that size cost more than the work itself.
+    The operation is in place because allocating a second array would take longer than the operation itself.
 
     Parameters
     ----------
     labels
-        uint64, C-contiguous and writable, any shape. Every id in it but 0 must be in the table.
+        uint64, C-contiguous and writable, any shape. All its ids except 0 must be in the table.
     table
-        See `build_table`.
+        See `build_relabel_table`.
     """
     _relabel(labels.reshape(-1), *table)

@@ -1,9 +1,9 @@
-"""Runs of equal labels along a row: what fills, outlines and look-ups work on.
+"""Find and fill runs of equal labels along a row.
 
-Segmentations are runs of some dozen voxels, so the cost of a row is that of its runs, and the cost of a run is the
-branches that a processor guesses wrong. So a row is compared with itself one voxel on in one vector loop, the
-places where it changes are gathered without branches, and values are spread over runs in whole vectors that
-overshoot: the next run, or the room behind the row, takes what is too much.
+Segmentations consist of runs of a few dozen voxels. The cost of processing a run is dominated by mispredicted branches.
+Therefore one vector loop compares each voxel of a row with the next, the positions of changes are collected without
+branches, and runs are filled with whole vectors. These may write beyond the end of a run: the next run overwrites the
+excess, or it falls into the padding at the end of the row.
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.jit import compiled
-
-__all__ = ["PAD", "PIECE", "Scratch", "blank", "compiled", "frozen", "padded", "run_ends", "scratch", "spread"]
+from imageryxr.kernels.jit import compile_kernel
 
 PAD = 32
-"""How far `spread` may write beyond its end."""
+"""The number of values that `fill_run` may write beyond the end of a run."""
 PIECE = 4096
-"""Voxels that kernels without rows take at a time: what they note of a piece stays in the nearest cache."""
+"""The number of voxels that kernels without rows process at a time, so that their buffers fit the L1 cache."""
 
 _LESS, _MASK = np.uint64(PAD - 1), ~np.uint64(PAD - 1)
 _ONE = np.uint64(1)
 _NONE = np.uint64(0)
 
 
-def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """Return `array` C-contiguous, aligned, in native byte order and read-only, copied only if it must be.
+def as_kernel_input(array: NDArray[Any]) -> NDArray[Any]:
+    """Convert an array to a C-contiguous, aligned, read-only array in native byte order, without a copy if possible.
 
-    numba compiles anew for each layout and for writable and read-only arrays: made alike, each kernel is
-    compiled once per dtype.
+    numba compiles a kernel separately for each layout and for writable and read-only arrays. With this conversion each
+    kernel is compiled once per dtype.
     """
     native = np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "A"])
     view = native.view()
@@ -39,33 +37,33 @@ def frozen(array: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-def padded(size: int, dtype: Any) -> NDArray[Any]:
-    """Return new memory for `size` values with room behind it for `spread`; the caller takes ``[:size]``."""
+def make_padded(size: int, dtype: Any) -> NDArray[Any]:
+    """Return a new array of `size` values plus padding for `fill_run`; the caller uses ``[:size]``."""
     return np.empty(size + PAD, dtype)
 
 
-class Scratch(NamedTuple):
-    """Where `run_ends` notes what it finds in a row."""
+class RunBuffers(NamedTuple):
+    """The buffers of `run_ends`."""
 
     changes: NDArray[np.uint8]
-    """1 where the next voxel differs, by voxel; in whole words."""
+    """1 for each voxel whose next voxel differs; the length is a multiple of 8."""
     marks: NDArray[np.int64]
-    """The words of `changes` that are not 0."""
+    """The indices of the 8-byte words of `changes` that are not 0."""
     ends: NDArray[np.int64]
-    """Where each run ends."""
+    """The end of each run."""
 
 
-@compiled
-def scratch(width: int) -> Scratch:
-    """Return room for rows of up to `width` voxels (compiled)."""
+@compile_kernel
+def make_run_buffers(width: int) -> RunBuffers:
+    """Return buffers for rows of up to `width` voxels (compiled)."""
     words = (width + 7) // 8
-    return Scratch(np.zeros(8 * words, np.uint8), np.empty(words + 1, np.int64), np.empty(8 * words + 1, np.int64))
+    return RunBuffers(np.zeros(8 * words, np.uint8), np.empty(words + 1, np.int64), np.empty(8 * words + 1, np.int64))
 
 
-@compiled
-def run_ends(row: NDArray[Any], room: Scratch) -> int:
-    """Write into ``room.ends`` where each run of a row ends, and return how many there are (compiled)."""
-    changes, marks, ends = room.changes, room.marks, room.ends
+@compile_kernel
+def run_ends(row: NDArray[Any], buffers: RunBuffers) -> int:
+    """Write the end of each run of a row to ``buffers.ends``, and return the number of runs (compiled)."""
+    changes, marks, ends = buffers.changes, buffers.marks, buffers.ends
     if row.size == 0:
         return 0
     here, there = row[:-1], row[1:]
@@ -74,7 +72,7 @@ def run_ends(row: NDArray[Any], room: Scratch) -> int:
     changes[row.size - 1] = 1
     words = changes.view(np.uint64)[: (row.size + 7) // 8]
     changes[row.size : 8 * words.size] = 0
-    # Unsigned indexes, or numba adds a test for negative ones to each access.
+    # Unsigned indices avoid numba's test for negative indices.
     m = 0
     for w in range(words.size):
         marks[np.uint64(m)] = w
@@ -88,21 +86,21 @@ def run_ends(row: NDArray[Any], room: Scratch) -> int:
     return n
 
 
-@compiled
-def spread(out: NDArray[Any], start: int, stop: int, value: Any) -> None:
-    """Set ``out[start:stop]``, and maybe up to `PAD` values beyond it, to `value` (compiled).
+@compile_kernel
+def fill_run(out: NDArray[Any], start: int, stop: int, value: Any) -> None:
+    """Set ``out[start:stop]``, and possibly up to `PAD` values after it, to `value` (compiled).
 
-    The number of steps is a whole number of vectors, so that no scalar loop is left over. Give `value` as a variable:
-    numba makes slow code of a conditional expression that is written into the call.
+    The number of iterations is a multiple of the vector length, so that no scalar loop remains. `value` must be a
+    variable: numba generates slow code for a conditional expression as the argument.
     """
     begin = np.uint64(start)
     for i in range((np.uint64(stop) - begin + _LESS) & _MASK):
         out[begin + np.uint64(i)] = value
 
 
-@compiled
-def blank(flat: NDArray[Any]) -> bool:
-    """Tell whether all labels are 0; stops soon after the first that is not (compiled)."""
+@compile_kernel
+def is_blank(flat: NDArray[Any]) -> bool:
+    """Return whether all labels are 0; stop soon after the first that is not (compiled)."""
     for start in range(0, flat.size, PIECE):
         seen = flat.dtype.type(0)
         for label in flat[start : start + PIECE]:

@@ -25,7 +25,7 @@ from imageryxr.core.display import (
     OPACITY,
     SHADER,
     VISIBLE,
-    joined_ids,
+    merge_equivalences,
 )
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import (
@@ -294,7 +294,7 @@ def _placed(array: xr.DataArray, grid: Grid) -> xr.DataArray:
 
 def _joined(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:
     """Give ids that the viewer shows as one the smallest of them, as it does."""
-    pairs = joined_ids(sets)
+    pairs = merge_equivalences(sets)
     if not pairs:
         return seg
     volume = volume_of(seg)
@@ -312,7 +312,7 @@ def _relabel(labels: Array, packed: tuple[bytes, bytes]) -> Array:
 
 def _look(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
     if layer.kind == "segmentation":
-        return layer.look.attrs()
+        return layer.look.to_attrs()
     out: dict[str, Any] = {OPACITY: layer.opacity}
     limits = limits_of(layer.contrast, normalized=layer.normalized, dtype=dtype)
     if limits is not None:

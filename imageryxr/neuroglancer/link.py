@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.attrs import decoded, listed
+from imageryxr.core.attrs import list_from_attr, parse_json_attr
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import (
     CONTRAST_LIMITS,
@@ -25,7 +25,7 @@ from imageryxr.core.display import (
     UNOPENED,
     UNSUPPORTED,
     VISIBLE,
-    SegmentLook,
+    SegmentDisplay,
     hex_color,
 )
 from imageryxr.errors import LayerError, LinkError
@@ -84,11 +84,15 @@ def neuroglancer_link(
         obj = obj.to_dataset(name=obj.name or layer_type_of(obj))
     arrays = layers_of(obj) if isinstance(obj, xr.DataTree) else _layers(obj)
     ours = {name: _layer(name, array, allow_local) for name, array in arrays.items()}
-    kept = [entry for name in (UNSUPPORTED, UNOPENED) for entry in listed(decoded(obj.attrs.get(name)))]
+    kept = [entry for name in (UNSUPPORTED, UNOPENED) for entry in list_from_attr(parse_json_attr(obj.attrs.get(name)))]
     others = {o["name"]: json.loads(o["json"]) for o in kept if o.get("json")}
     if not isinstance(obj, xr.DataTree):
         others = {}
-    order = [n for n in link_of(obj.attrs).get("order", listed(obj.attrs.get(LAYER_ORDER))) if n in ours or n in others]
+    order = [
+        n
+        for n in link_of(obj.attrs).get("order", list_from_attr(obj.attrs.get(LAYER_ORDER)))
+        if n in ours or n in others
+    ]
     names = [*order, *(n for n in [*ours, *others] if n not in order)]
     first = next(iter(arrays.values()))
     state = state_of_tree(obj, names) if isinstance(obj, xr.DataTree) else state_of_dataset(obj, first)
@@ -206,12 +210,12 @@ def _tidy(value: Any) -> int | float:
 
 
 def _segments(array: xr.DataArray) -> dict[str, Any]:
-    look = SegmentLook.of(array.attrs)
+    look = SegmentDisplay.from_attrs(array.attrs)
     out: dict[str, Any] = {}
     if array.attrs.get(EQUIVALENCES):
-        out["equivalences"] = [[str(i) for i in group] for group in decoded(array.attrs[EQUIVALENCES])]
+        out["equivalences"] = [[str(i) for i in group] for group in parse_json_attr(array.attrs[EQUIVALENCES])]
     if look is None:
-        ids = listed(array.attrs.get("ids"))
+        ids = list_from_attr(array.attrs.get("ids"))
         return out | ({"segments": [str(i) for i in ids]} if ids else {})
     out["segments"] = [*map(str, look.selected_ids), *(f"!{i}" for i in look.hidden_ids)]
     out["selectedAlpha"], out["notSelectedAlpha"] = look.selected_alpha, look.rest_alpha

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from imageryxr.core.colors.parse import RGBA, parse_color
-from imageryxr.core.display import SegmentLook, joined_ids
+from imageryxr.core.display import SegmentDisplay, merge_equivalences
 from imageryxr.errors import ColorError, LinkError
 from imageryxr.neuroglancer.validate import as_list, as_mapping, as_share, as_whole, shown
 
@@ -23,7 +23,7 @@ TOP_ID = 2**64 - 1
 class SegmentEntry:
     """What one layer of a state says of its segments."""
 
-    look: SegmentLook = field(default_factory=SegmentLook)
+    look: SegmentDisplay = field(default_factory=SegmentDisplay)
     """Alphas, saturation and the like, which a layer never shares; the rest is combined by `shown_segments`."""
     group: str = ""
     """Name of the layer whose selection this one shares."""
@@ -44,7 +44,7 @@ class SegmentEntry:
 class ShownSegments:
     """What a layer shows, with all that it shares."""
 
-    look: SegmentLook
+    look: SegmentDisplay
     equivalences: tuple[tuple[int, ...], ...] = ()
     """Sets of ids that are shown as one."""
     shows_zero: bool = False
@@ -71,7 +71,7 @@ def read_segments(spec: Mapping[str, Any], where: str) -> SegmentEntry:
     LinkError
         If an entry makes no sense.
     """
-    look = SegmentLook(
+    look = SegmentDisplay(
         selected_alpha=as_share(spec.get("selectedAlpha", 0.5), f"{where}.selectedAlpha"),
         rest_alpha=as_share(spec.get("notSelectedAlpha", 0.0), f"{where}.notSelectedAlpha"),
         saturation=as_share(spec.get("saturation", 1.0), f"{where}.saturation"),
@@ -117,7 +117,7 @@ def _link(roots: dict[str, str], name: str, other: str) -> None:
 
 
 def _shown(entry: SegmentEntry, group: _Group, colors: _Group) -> ShownSegments:
-    one = joined_ids(group.equivalences)
+    one = merge_equivalences(group.equivalences)
     selected = dict.fromkeys(one.get(i, i) for i, on in group.listed if on)
     hidden = dict.fromkeys(one.get(i, i) for i, on in group.listed if not on)
     everything = not selected and entry.look.all_if_none_selected

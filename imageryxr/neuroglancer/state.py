@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from imageryxr.core.bbox import Triple
-from imageryxr.core.display import SegmentLook
+from imageryxr.core.display import SegmentDisplay
 from imageryxr.errors import LinkError, OptionError
 from imageryxr.neuroglancer.dimensions import AXES, NATIVE, Placement, read_dimensions
 from imageryxr.neuroglancer.layout import LayerGroup, read_groups, read_panel
@@ -52,7 +52,7 @@ class LinkLayer:
     """Places along dimensions that are the layer's alone, by name, or by "0'", "1'", … where it has no names."""
     local_dimensions: Dimensions = field(default_factory=dict)
     visible: bool = True
-    look: SegmentLook = field(default_factory=SegmentLook)
+    look: SegmentDisplay = field(default_factory=SegmentDisplay)
     contrast: tuple[float, float] | None = None
     """Grey values shown black and white; between 0 and 1 where ``normalized``."""
     normalized: bool = False

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.attrs import decoded, listed
+from imageryxr.core.attrs import list_from_attr, parse_json_attr
 from imageryxr.core.display import DIMENSIONS, DISPLAY, LINK_STATE, NM_PER_PIXEL, ORIENTATION, POSITION
 from imageryxr.core.grid import grid_of
 from imageryxr.core.orientation import quaternion_of_axes, screen_dimensions
@@ -75,7 +75,7 @@ def _changes(
     if zoom is not None and not _same([zoom], [shown.nm_per_pixel or 0]):
         side = smallest_side(tuple(unit), shown.display, shown.stretch)
         found["crossSectionScale"] = float(zoom) / (side or 1)
-    wanted = tuple(listed(attrs.get(DISPLAY)) or AXES)
+    wanted = tuple(list_from_attr(attrs.get(DISPLAY)) or AXES)
     if screen_dimensions(shown.display) not in (None, wanted):
         found["displayDimensions"] = list(wanted)
     return {key: {"link": "unlinked", "value": value} for key, value in found.items()}
@@ -96,7 +96,7 @@ def state_of_dataset(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]
     if "plane_axes" in first.attrs:
         return _of_plane(dataset, first)
     grid = grid_of(first)
-    said = decoded(dataset.attrs.get(DIMENSIONS))
+    said = parse_json_attr(dataset.attrs.get(DIMENSIONS))
     unit = tuple(said[axis][0] for axis in AXES) if said else grid.resolution
     # The middle voxel is that of `BBox.around`; the point inside of it that a link named is kept.
     index = [o + n // 2 for o, n in zip(grid.voxel_offset, grid.shape[::-1], strict=True)]
@@ -110,8 +110,8 @@ def state_of_dataset(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]
 
 def _of_plane(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]:
     """Return the state of a picture that `imageryxr.plane` cut: its coordinates are those of the volume, turned."""
-    grid, axes = grid_of(first), np.reshape(decoded(first.attrs["plane_axes"]), (3, 3))
-    said = decoded(dataset.attrs.get(DIMENSIONS))
+    grid, axes = grid_of(first), np.reshape(parse_json_attr(first.attrs["plane_axes"]), (3, 3))
+    said = parse_json_attr(dataset.attrs.get(DIMENSIONS))
     unit = tuple(said[axis][0] for axis in AXES) if said else grid.resolution
     middle = [
         (o + n // 2 + 0.5) * r for o, n, r in zip(grid.voxel_offset, grid.shape[::-1], grid.resolution, strict=True)
@@ -138,7 +138,7 @@ def _flat(attrs: Mapping[Any, Any], unit: Any, point: list[float]) -> dict[str, 
     turned = [float(v) for v in attrs.get(ORIENTATION, (0, 0, 0, 1))]
     zoom = attrs.get(NM_PER_PIXEL)
     if zoom is not None:
-        side = smallest_side(tuple(unit), tuple(listed(attrs.get(DISPLAY)) or AXES), _pose_of(rest).stretch)
+        side = smallest_side(tuple(unit), tuple(list_from_attr(attrs.get(DISPLAY)) or AXES), _pose_of(rest).stretch)
         state["crossSectionScale"] = float(zoom) / (side or min(unit))
     if turned != [0, 0, 0, 1]:
         state["crossSectionOrientation"] = turned
@@ -179,7 +179,7 @@ def _place(attrs: Mapping[Any, Any], unit: Any, point: Sequence[float], before: 
 
 def _display(attrs: Mapping[Any, Any], rest: Mapping[str, Any], dims: Mapping[str, Any]) -> Any:
     """Return the display dimensions to write, if any: those of the link where they show what the attributes say."""
-    wanted = tuple(listed(attrs.get(DISPLAY)) or AXES)
+    wanted = tuple(list_from_attr(attrs.get(DISPLAY)) or AXES)
     given = rest.get("displayDimensions")
     names = [name for name in dims if not name.endswith(("'", "^"))][:3]
     before = given if isinstance(given, list) else names

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.core.axis_mapping import AxisMap
-from imageryxr.core.bbox import DIMS, BBox, check_resolution, exact
-from imageryxr.core.grid import Axis, Grid, grid_of, outside_error, refuse_far
+from imageryxr.core.bbox import DIMS, BBox, check_resolution, to_fraction
+from imageryxr.core.grid import Axis, Grid, check_extent, grid_of, out_of_volume_error
 from imageryxr.core.half_voxel import warn_half_voxel
 from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError, OutOfVolumeError
 from imageryxr.graph.expr import Expr, Resampled, clip_to_array, view_expr, widen_to
@@ -130,7 +130,7 @@ def align(
     whole = _common_grid(pictures.grid, labels.grid, to)
     box = _common_box(pictures.grid, labels.grid) if bbox is None else _check_inside_both(bbox, image, segmentation)
     if bbox is not None:
-        refuse_far(whole.select(bbox), bbox, whole, "the volume of both layers")
+        check_extent(whole.select(bbox), bbox, whole, "the volume of both layers")
     grid = whole if isinstance(to, Grid) and bbox is None else whole.crop(whole.select(box))
     grid = _keep_dropped_axes(grid, pictures.grid, set(pictures.dropped) & set(labels.dropped))
     exprs = {"image": _resample_expr(pictures, grid, "linear"), "segmentation": _resample_expr(labels, grid, "nearest")}
@@ -221,7 +221,7 @@ def _target_grid(like: Any, own: Grid) -> Grid:
 def _covering_axis(axis: Axis, resolution: float) -> Axis:
     lo, hi = axis.edges()
     start, stop = Axis(1, resolution, 0).select(lo, hi)
-    if not lo <= (start + Fraction(1, 2)) * exact(resolution) < hi:
+    if not lo <= (start + Fraction(1, 2)) * to_fraction(resolution) < hi:
         raise GridMismatchError(
             f"no voxel of {resolution:g} nm, counted from 0 nm, has its centre within the array, which covers "
             f"{float(lo):g} to {float(hi):g} nm along one axis; keep its own {axis.resolution:g} nm there, or give a "
@@ -242,7 +242,7 @@ def _resample_expr(volume: Volume, grid: Grid, method: Method) -> Expr:
         return view_expr(volume.expr, volume.box, grid.box.shift(shift))
     if volume.expr.dtype.kind == "b" and method == "linear":
         method = "nearest"  # between a true and a false voxel there is no value
-    maps = tuple(AxisMap.between(target, own) for target, own in zip(grid.axes, volume.grid.axes, strict=True))
+    maps = tuple(AxisMap.from_axes(target, own) for target, own in zip(grid.axes, volume.grid.axes, strict=True))
     expr = Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
     return widen_to(clip_to_array(expr, expr.mapped(volume.box), grid.box), grid.box)
 
@@ -300,7 +300,7 @@ def _check_inside_both(bbox: BBox, image: xr.DataArray, segmentation: xr.DataArr
     for name, array in (("image", image), ("segmentation", segmentation)):
         grid = grid_of(array)
         if not grid.select(bbox).clip(grid.box).voxels:
-            error = outside_error(bbox, grid, f"the {name}")
+            error = out_of_volume_error(bbox, grid, f"the {name}")
             first, second = grid_of(image), grid_of(segmentation)
             hint = "" if first.bbox.intersection(second.bbox) else _unit_hint(first, second)
             raise OutOfVolumeError(f"{error}. The image and the segmentation do not overlap; {hint}") if hint else error

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.bbox import IndexBox, make_up
-from imageryxr.core.colors.ids import unsigned
+from imageryxr.core.bbox import IndexBox, is_covered_by
+from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.id_counts import count_ids, find_ids
@@ -73,12 +73,12 @@ def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
     if isinstance(ids, str | int | np.integer):
         ids = [ids]
     try:
-        values = unsigned(np.asarray(ids).ravel()).tolist() if hasattr(ids, "__array__") else list(ids)
+        values = to_unsigned(np.asarray(ids).ravel()).tolist() if hasattr(ids, "__array__") else list(ids)
     except TypeError:
         raise SegmentError(f"{what}={ids!r} are no ids; give a list of them, such as [864691135617152361]") from None
     numbers = []
     for value in values:
-        text = str(unsigned(np.array([value]))[0] if isinstance(value, np.signedinteger) else value)
+        text = str(to_unsigned(np.array([value]))[0] if isinstance(value, np.signedinteger) else value)
         number = int(text) if text.isdecimal() else None
         if isinstance(value, bool) or number is None or not 0 < number < 2**64:
             raise SegmentError(
@@ -276,7 +276,7 @@ class RequestedIds:
         """
         from imageryxr.kernels import isin
 
-        here, seen = isin.present(labels, self.array), _SEEN.get()
+        here, seen = isin.is_present(labels, self.array), _SEEN.get()
         if seen is not None:
             seen.setdefault(self.packed, np.zeros(len(here), np.bool_))[here] = True
             return
@@ -332,7 +332,7 @@ class _IdTallies:
             boxes, held = self._open.pop(array, (set(), np.zeros_like(found)))
             boxes.add(part)
             held = held | found
-            if make_up(boxes, whole):
+            if is_covered_by(boxes, whole):
                 return held
             if len(boxes) < self.most_boxes:
                 self._open[array] = boxes, held

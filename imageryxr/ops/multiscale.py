@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import xarray as xr
 
-from imageryxr.core.bbox import Triple, exact, tidy
+from imageryxr.core.bbox import Triple, tidy, to_fraction
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import GridError, LayerError
 from imageryxr.graph.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
@@ -73,12 +73,12 @@ def _move_grid(level: Grid, own: Grid, placed: Grid, by: tuple[int, int, int]) -
     """Return where a level lies if the level ``own``, from voxel ``by``, lies at ``placed``."""
     resolution, offset = [], []
     for axis in range(3):
-        r, o, i = exact(own.resolution[axis]), exact(own.voxel_offset[axis]), by[2 - axis]
-        scale = exact(placed.resolution[axis]) / r
-        shift = exact(placed.voxel_offset[axis]) * exact(placed.resolution[axis]) - (o + i) * r * scale
-        size = exact(level.resolution[axis]) * scale
+        r, o, i = to_fraction(own.resolution[axis]), to_fraction(own.voxel_offset[axis]), by[2 - axis]
+        scale = to_fraction(placed.resolution[axis]) / r
+        shift = to_fraction(placed.voxel_offset[axis]) * to_fraction(placed.resolution[axis]) - (o + i) * r * scale
+        size = to_fraction(level.resolution[axis]) * scale
         resolution.append(float(size))
-        offset.append(tidy(exact(level.voxel_offset[axis]) + shift / size))
+        offset.append(tidy(to_fraction(level.voxel_offset[axis]) + shift / size))
     return Grid(level.shape, tuple(resolution), tuple(offset))  # type: ignore[arg-type]
 
 

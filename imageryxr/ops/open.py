@@ -11,7 +11,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.core.bbox import BBox, IndexBox
-from imageryxr.core.grid import grid_of, outside_error, refuse_far
+from imageryxr.core.grid import check_extent, grid_of, out_of_volume_error
 from imageryxr.errors import ImageryWarning, LayerError, OptionError, warn
 from imageryxr.graph.labelled import as_dask, crop_array, is_lazy, level_array
 from imageryxr.ops.labels import id_array, select_ids
@@ -416,6 +416,6 @@ def _label_level(
         return level_array(layer, level, chunks)
     box: IndexBox = level.grid.select(bbox)
     if not outside_ok and not box.clip(level.grid.box).voxels:
-        raise outside_error(bbox, level.grid, layer.name, [lv.grid for lv in layer.levels])
-    refuse_far(box, bbox, level.grid, layer.name)
+        raise out_of_volume_error(bbox, level.grid, layer.name, [lv.grid for lv in layer.levels])
+    check_extent(box, bbox, level.grid, layer.name)
     return crop_array(level_array(layer, level), bbox, chunks=chunks, outside_ok=True)

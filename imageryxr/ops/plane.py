@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.attrs import plain_attrs
-from imageryxr.core.bbox import DIMS, BBox, Index3, Triple, check_resolution, exact
+from imageryxr.core.bbox import DIMS, BBox, Index3, Triple, check_resolution, to_fraction
 from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
-from imageryxr.core.grid import Grid, grid_of, outside_error
+from imageryxr.core.grid import Grid, grid_of, out_of_volume_error
 from imageryxr.core.orientation import Floats, axes_of_quaternion
 from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
 from imageryxr.graph.labelled import label_result, volume_of
@@ -119,7 +119,8 @@ def _cut_plane(
     """Cut a plane whose columns, rows and depth run along ``axes``."""
     volume, chosen = volume_of(obj), _choose_method(obj, method)
     point = [
-        exact(_check_finite(c, center)) * exact(u) for c, u in zip(_check_triple(center, "center"), unit, strict=True)
+        to_fraction(_check_finite(c, center)) * to_fraction(u)
+        for c, u in zip(_check_triple(center, "center"), unit, strict=True)
     ]
     middle = np.array([float(p) for p in point])
     grid = _plane_grid(middle, axes, step, shape)
@@ -249,7 +250,7 @@ def _check_overlap(grid: Grid, middle: Floats, axes: Floats, step: float, shape:
     start = np.array(grid.voxel_offset) * grid.resolution
     stop = start + np.array(grid.shape[::-1]) * grid.resolution
     if (low >= stop).any() or (high <= start).any():
-        raise outside_error(box, grid, "the volume")
+        raise out_of_volume_error(box, grid, "the volume")
 
 
 def _pixel_to_voxel_map(grid: Grid, middle: Point, axes: Floats, step: float, shape: Index3, method: str) -> Cut:
@@ -257,7 +258,7 @@ def _pixel_to_voxel_map(grid: Grid, middle: Point, axes: Floats, step: float, sh
     corner = np.array([n // 2 for n in shape[::-1]]) @ moves
     base, rest = [], []
     for place, size, offset, back in zip(middle, grid.resolution, grid.voxel_offset, corner, strict=True):
-        voxel = place / exact(size) - exact(offset)
+        voxel = place / to_fraction(size) - to_fraction(offset)
         base.append(math.floor(voxel))
         rest.append(float(voxel - base[-1]) - float(back))
     steps = [tuple(float(v) for v in move[::-1]) for move in moves[::-1]]

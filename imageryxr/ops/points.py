@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.bbox import DIMS, SNAP, Triple, check_resolution, show_triple, tidy
+from imageryxr.core.bbox import DIMS, SNAP, Triple, check_resolution, format_triple, tidy
 from imageryxr.core.grid import Grid
 from imageryxr.errors import BoxError, LayerError, OutOfVolumeError
 from imageryxr.graph.expr import Array, ArrayLeaf
@@ -191,11 +191,11 @@ def _read_voxels(volume: Volume, z: Indexes, y: Indexes, x: Indexes) -> Array:
 def _outside_error(places: Places, unit: Sequence[float], grid: Grid, name: Any) -> OutOfVolumeError:
     first = tuple(tidy(v) for v in places[0])
     named = "the array" if name is None else f"the array {name!r}"
-    shown = "nm" if tuple(unit) == (1.0, 1.0, 1.0) else f"voxels of {show_triple(unit)} nm"
+    shown = "nm" if tuple(unit) == (1.0, 1.0, 1.0) else f"voxels of {format_triple(unit)} nm"
     message = (
         f"none of {len(places):,} points lies in {named}: the first is {first} in {shown}, and it covers {grid.bbox}"
     )
-    units = {(1.0, 1.0, 1.0): "nanometres", grid.resolution: f"voxels of {show_triple(grid.resolution)} nm"}
+    units = {(1.0, 1.0, 1.0): "nanometres", grid.resolution: f"voxels of {format_triple(grid.resolution)} nm"}
     for other, meant in units.items():
         if other != tuple(unit) and _any_inside(places, other, grid):
             given = tuple(tidy(u) for u in other)

@@ -37,7 +37,7 @@ def square_reader(read: BoxReader, across: str, layer_type: str) -> BoxReader:
     grid = Grid.from_axes(axes)
     if grid == volume.grid:
         return read
-    maps = tuple(AxisMap.between(new, old) for new, old in zip(axes, volume.grid.axes, strict=True))
+    maps = tuple(AxisMap.from_axes(new, old) for new, old in zip(axes, volume.grid.axes, strict=True))
     method = "nearest" if layer_type == "segmentation" and not read.tail else "linear"
     expr: Expr = Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
     if read.tail:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.attrs import decoded, listed, plain_attrs
-from imageryxr.core.bbox import DIMS, BBox, Triple, check_resolution, exact
+from imageryxr.core.attrs import list_from_attr, parse_json_attr, plain_attrs
+from imageryxr.core.bbox import DIMS, BBox, Triple, check_resolution, to_fraction
 from imageryxr.core.display import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
-from imageryxr.core.grid import Grid, grid_of, outside_error
+from imageryxr.core.grid import Grid, grid_of, out_of_volume_error
 from imageryxr.core.orientation import Floats, screen_axes, screen_dimensions
 from imageryxr.errors import LayerError, LinkWarning, OptionError
 from imageryxr.ops.align import layer_type_of, regrid
@@ -94,7 +94,7 @@ def view(
         else:
             shown[name] = regrid_layer(array, grid)
     if not shown:
-        raise outside_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layer {next(iter(arrays))!r}")
+        raise out_of_volume_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layer {next(iter(arrays))!r}")
     for name in outside:
         warnings.warn(f"the layer {name!r} does not reach the view, and is left out", LinkWarning, stacklevel=2)
     attrs = {**tree.attrs, POSITION: [float(v) for v in point]}
@@ -130,12 +130,12 @@ def layers_of(tree: xr.DataTree) -> dict[str, xr.DataArray]:
 
 
 def _voxel_volume(array: xr.DataArray) -> Fraction:
-    return math.prod(map(exact, grid_of(array).resolution), start=Fraction(1))
+    return math.prod(map(to_fraction, grid_of(array).resolution), start=Fraction(1))
 
 
 def dimensions_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray]) -> Triple:
     """Return nm per unit (x, y, z) of a tree's positions: the link's, the datastack's, or voxels of its first layer."""
-    said = decoded(tree.attrs.get(DIMENSIONS))
+    said = parse_json_attr(tree.attrs.get(DIMENSIONS))
     if said:
         return check_resolution([said[axis][0] for axis in "xyz"], DIMENSIONS)
     viewer = tree.attrs.get("viewer_resolution")  # a datastack's
@@ -161,7 +161,7 @@ def _plane_warning(tree: xr.DataTree) -> str:
         )
     if (np.abs(displayed_axes(tree) - np.eye(3)) < 1e-6).all():
         return ""
-    display = listed(tree.attrs.get(DISPLAY))
+    display = list_from_attr(tree.attrs.get(DISPLAY))
     shown = f"the dimensions {', '.join(display)} as x, y and z (its displayDimensions)" if display else ""
     panel = _layout_panel(tree)
     panel = f"the plane {panel} (its layout)" if panel != "xy" else ""
@@ -173,7 +173,7 @@ def _plane_warning(tree: xr.DataTree) -> str:
 
 def displayed_axes(tree: xr.DataTree) -> Floats:
     """Return the directions (x, y, z) of the columns, the rows and the depth of the plane that a link shows."""
-    display = screen_dimensions(listed(tree.attrs.get(DISPLAY)) or "xyz") or "xyz"
+    display = screen_dimensions(list_from_attr(tree.attrs.get(DISPLAY)) or "xyz") or "xyz"
     return screen_axes(tree.attrs.get(ORIENTATION, (0, 0, 0, 1)), _layout_panel(tree), display)
 
 

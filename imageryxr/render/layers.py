@@ -12,7 +12,7 @@ import xarray as xr
 
 from imageryxr.core.colors import parse_color, resolve_colors
 from imageryxr.core.colors.record import describe_colors, describe_masks
-from imageryxr.core.grid import same_grid
+from imageryxr.core.grid import check_same_grid
 from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
 from imageryxr.graph.composite import AnyOf, Stacked, Stencilled
 from imageryxr.graph.expr import Array, Expr, Mapped
@@ -124,7 +124,7 @@ def _gray_to_rgba(values: Array, opacity: float) -> Array:
 def _segments(layer: Layer, picture: Volume | None, what: str) -> Prepared:
     labels = segmentation_volume(layer.segmentation)
     if picture is not None:
-        same_grid(picture.grid, labels.grid, f"the image and {what}")
+        check_same_grid(picture.grid, labels.grid, f"the image and {what}")
     style = norm_outline(layer.outline)
     paint = paint_of(layer.colors, layer.ids, layer.alpha, layer.rest_alpha, labels)
     line = None if style is None else paint.line(style.alpha)
@@ -161,7 +161,7 @@ def _masks(layer: Layer, picture: Volume | None, axis: str, what: str) -> Prepar
     volumes = {key: _mask_volume(mask, picture, f"mask {key!r}") for key, mask in named.items()}
     first = next(iter(volumes.values()))
     for key, volume in volumes.items():
-        same_grid((picture or first).grid, volume.grid, f"{'the image' if picture else what} and mask {key!r}")
+        check_same_grid((picture or first).grid, volume.grid, f"{'the image' if picture else what} and mask {key!r}")
     colors = _mask_colors(layer.colors, list(volumes))
     alphas = _mask_alphas(layer.alpha, list(volumes))
     style = norm_outline(layer.outline)

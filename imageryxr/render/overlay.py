@@ -15,7 +15,7 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
-from imageryxr.core.grid import same_grid
+from imageryxr.core.grid import check_same_grid
 from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.graph.composite import Stacked
 from imageryxr.graph.expr import Array, Expr, Mapped
@@ -119,7 +119,7 @@ def overlay(
     exprs = [e for i, layer in enumerate(layers) for e in layer.exprs(under if i == 0 else None, axis)]
     volumes = [*([] if picture is None else [picture]), *(v for layer in layers for v in layer.volumes)]
     for i, volume in enumerate(volumes[1:], 1):
-        same_grid(volume.grid, volumes[0].grid, f"layer {i} and the first one")
+        check_same_grid(volume.grid, volumes[0].grid, f"layer {i} and the first one")
     attrs = {**volumes[0].attrs}
     source = layers[0].volumes[0].attrs.get("source")
     if picture is not None and source is not None:
@@ -357,7 +357,7 @@ def composite(*layers: xr.DataArray) -> xr.DataArray:
         raise OptionError("composite was given no layers; give RGBA arrays, the bottom one first")
     volumes = [_rgba_volume(layer, i) for i, layer in enumerate(layers)]
     for i, volume in enumerate(volumes[1:], 1):
-        same_grid(volume.grid, volumes[0].grid, f"layers {i} and 0")
+        check_same_grid(volume.grid, volumes[0].grid, f"layers {i} and 0")
     drawn = [entry for v in volumes for entry in json.loads(v.attrs.get(DRAWN_COLORS, "[]"))]
     attrs = {**volumes[0].attrs, **({DRAWN_COLORS: json.dumps(drawn)} if drawn else {})}
     return _drawn(Stacked(tuple(v.expr for v in volumes)), volumes, attrs, "composite")

@@ -14,7 +14,7 @@ import numpy as np
 
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.core.colors import Colors, resolve_colors
-from imageryxr.core.display import SegmentLook
+from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, OptionError
 from imageryxr.graph.expr import Array, Expr
@@ -225,13 +225,13 @@ class Paint:
             return _table(self)
         from imageryxr.kernels import color_table, relabel
 
-        present = relabel.distinct(labels)
+        present = relabel.distinct_ids(labels)
         rgba = self._rgba(present)
         shown = rgba[:, 3] > 0
-        return color_table.build_table(present[shown], rgba[shown], ())
+        return color_table.build_color_table(present[shown], rgba[shown], ())
 
     def _rgba(self, ids: Array) -> Array:
-        shown = self.colors.shows(ids)
+        shown = self.colors.is_shown(ids)
         alpha = np.full(len(ids), self.alpha)
         if self.selected is not None:
             alpha = np.where(np.isin(ids, self.selected.array), self.alpha, self.rest)
@@ -253,7 +253,7 @@ def _table(paint: Paint) -> Any:
 
     colors = paint.colors
     shown = _rgba(colors.rgb, paint.alpha, colors.alpha)
-    return color_table.build_table(colors.ids, shown, _rgba(colors.fallback, paint.alpha))
+    return color_table.build_color_table(colors.ids, shown, _rgba(colors.fallback, paint.alpha))
 
 
 def _rgba(rgb: Array, alpha: float, own: Array | None = None) -> Array:
@@ -281,7 +281,7 @@ def _reach(style: Outline, grid: Grid, across: int) -> tuple[float, tuple[float,
 
     plane = [a for a in range(3) if a != across]
     steps = tuple(grid.axes[a].resolution if style.unit == "nm" else 1.0 for a in plane)
-    rows, columns = kernel.reach(float(style.width), (steps[0], steps[1]))
+    rows, columns = kernel.halo_size(float(style.width), (steps[0], steps[1]))
     halo = [0, 0, 0]
     if rows == columns == 0:
         pixel = " × ".join(f"{grid.axes[a].resolution:g}" for a in reversed(plane))
@@ -296,14 +296,14 @@ def _reach(style: Outline, grid: Grid, across: int) -> tuple[float, tuple[float,
 
 def paint_of(colors: Any, ids: Iterable[int] | None, alpha: Any, rest_alpha: Any, volume: Volume | None) -> Paint:
     """Read what a caller says of colours and alphas; what is left open is as the layer's attributes say."""
-    look = None if volume is None else SegmentLook.of(volume.attrs)
+    look = None if volume is None else SegmentDisplay.from_attrs(volume.attrs)
     # in the order given: palettes that go by rank go by that of the caller
     chosen = None if ids is None else id_list(ids)
     base, own = _alphas(alpha, 0.2 if look is None else look.selected_alpha)
     rest = None if rest_alpha is None else check_alpha(rest_alpha, "rest_alpha")
     if look is None:
         return _paint(resolve_colors(colors, chosen), colors, chosen, base, rest or 0.0, own)
-    found = look.chosen if colors is None else resolve_colors(colors, chosen)
+    found = look.resolved_colors if colors is None else resolve_colors(colors, chosen)
     if chosen is not None or isinstance(colors, Mapping):
         return _paint(found, colors, chosen, base, rest or 0.0, own)
     everything = look.all_if_none_selected and not look.selected_ids

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.core.display import SegmentLook
+from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import OptionError
 from imageryxr.ops.align import layer_type_of
@@ -106,7 +106,7 @@ def _colored(array: xr.DataArray, limits: tuple[float, float] | None) -> xr.Data
     if "rgba" in array.dims or array.dtype == np.bool_:
         return array
     if layer_type_of(array) == "segmentation":
-        return overlay(None, array, alpha=None if SegmentLook.of(array.attrs) else 1.0)
+        return overlay(None, array, alpha=None if SegmentDisplay.from_attrs(array.attrs) else 1.0)
     return to_rgba(array, contrast_limits=limits)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.bbox import DIMS, BBox, show_triple
-from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentLook
+from imageryxr.core.bbox import DIMS, BBox, format_triple
+from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentDisplay
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError
 from imageryxr.ops.align import layer_type_of
@@ -209,7 +209,7 @@ def _slice_of(array: xr.DataArray, size: int) -> Image:
     if "rgba" in level.dims or level.dtype == np.bool_:
         return to_pil(level)
     if layer_type_of(level) == "segmentation":
-        alpha = None if SegmentLook.of(level.attrs) else 1.0
+        alpha = None if SegmentDisplay.from_attrs(level.attrs) else 1.0
         return to_pil(overlay(None, level, alpha=alpha))
     return to_pil(to_rgba(_shown(level)))
 
@@ -223,13 +223,13 @@ def describe_tree(tree: xr.DataTree) -> str:
     lines = []
     for name, array in arrays.items():
         grid = grid_of(array)
-        size = show_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])
+        size = format_triple([round(s / 1000, 3) for s in grid.bbox.size_nm])
         off = "" if array.attrs.get(VISIBLE, True) else ", switched off"
-        about = f"{layer_type_of(array)}, {array.dtype}, {show_triple(grid.shape[::-1])} voxels of "
-        lines.append(f"  {name}: {about}{show_triple(grid.resolution)} nm, {size} µm{off}")
+        about = f"{layer_type_of(array)}, {array.dtype}, {format_triple(grid.shape[::-1])} voxels of "
+        lines.append(f"  {name}: {about}{format_triple(grid.resolution)} nm, {size} µm{off}")
     unit = dimensions_of(tree, arrays)
     place = ", ".join(f"{v:,.10g}" for v in position_of(tree, arrays, unit))
-    return "\n".join([f"<imagery of {len(arrays)} layers, at ({place}) in voxels of {show_triple(unit)} nm>", *lines])
+    return "\n".join([f"<imagery of {len(arrays)} layers, at ({place}) in voxels of {format_triple(unit)} nm>", *lines])
 
 
 def tree_html(tree: xr.DataTree) -> str:

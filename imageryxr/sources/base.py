@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.core.bbox import Index3, IndexBox, exact, show_triple, tidy
+from imageryxr.core.bbox import Index3, IndexBox, format_triple, tidy, to_fraction
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ChoiceError, ChunkReadError, MipError, OptionError
 
@@ -105,7 +105,7 @@ def read_error(
 ) -> ChunkReadError:
     """Return the error for a box that could not be read, naming source, level and box."""
     grid = source.levels[mip].grid
-    where = f"{source.name}, mip {mip} ({show_triple(grid.resolution)} nm), box {grid.crop(box).bbox}"
+    where = f"{source.name}, mip {mip} ({format_triple(grid.resolution)} nm), box {grid.crop(box).bbox}"
     reason = plain(str(cause)) or type(cause).__name__
     return kind(f"could not read {where}: {reason}{'; ' + hint if hint else ''}")
 
@@ -163,7 +163,7 @@ def dtype_of(source: Source, mip: int) -> np.dtype[Any]:
 def finest_first(source: Source) -> list[Level]:
     """Return the levels that hold voxels, from the smallest voxels to the largest; equal ones in the layer's order."""
     real = [level for level in source.levels if not level.placeholder]
-    return sorted(real, key=lambda level: math.prod(map(exact, level.grid.resolution)))
+    return sorted(real, key=lambda level: math.prod(map(to_fraction, level.grid.resolution)))
 
 
 def default_level(source: Source) -> Level:
@@ -185,7 +185,7 @@ def find_level(source: Source, mip: Any) -> Level:
     if mip is None:
         return default_level(source)
     real = [level for level in source.levels if not level.placeholder]
-    have = ", ".join(f"{lv.mip} ({show_triple(lv.grid.resolution)} nm)" for lv in real)
+    have = ", ".join(f"{lv.mip} ({format_triple(lv.grid.resolution)} nm)" for lv in real)
     if isinstance(mip, int | np.integer) and not isinstance(mip, bool):
         found = [lv for lv in source.levels if lv.mip == mip]
         if found and found[0].placeholder:

@@ -1,1 +1,1 @@
-"""The generated sample volume."""
+"""The generated sample volume, and a local CAVE datastack for examples and tests."""

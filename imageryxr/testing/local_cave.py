@@ -1,7 +1,7 @@
-"""A CAVE datastack on this machine, for examples and tests without a network or an account.
+"""Serve a CAVE datastack on this machine, for examples and tests without a network or an account.
 
-It answers the requests that reading needs: the info service, the chunked graph's roots and history, and the storage of
-both layers. It has one user, whose token is `TOKEN`, and no materializations.
+The server answers the requests that reading needs: of the info service, of the chunked graph (roots and history), and
+of the storage of both layers. It has one user, whose token is `TOKEN`, and no materializations.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-__all__ = ["TOKEN", "LocalCave"]
-
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 _BEGIN = datetime(2023, 11, 14, tzinfo=UTC).timestamp()
-_CHUNK = 32  # supervoxels end at the borders of the graph's chunks
+_CHUNK = 32  # the chunks of the graph; supervoxels do not extend across their borders
 _LAYERS = 4
 _TABLE_PATH = "/segmentation/api/v1/table/cells"
 
@@ -38,18 +36,18 @@ Ids = npt.NDArray[np.uint64]
 class LocalCave:
     """Serve an image and its cells as the CAVE datastack ``"sample"``, and edit its graph.
 
-    Each cell is cut into supervoxels along chunks of 32 voxels. The history begins on 14 November 2023.
+    Each cell is split into supervoxels along chunks of 32 voxels. The history begins on 14 November 2023.
 
     Parameters
     ----------
     volume : Dataset
-        Variables ``image`` and ``segmentation`` on one grid, as `align` returns them. They are computed and written
-        to a temporary folder.
+        Variables ``image`` and ``segmentation`` on one grid, for example from `align`. They are computed and written to
+        a temporary folder.
 
     Attributes
     ----------
     datastack : str
-        The name to open.
+        The name of the datastack.
     address : str
         The address of its info service.
     table : str
@@ -74,8 +72,8 @@ class LocalCave:
         self._resolution, offset = _placement(volume.segmentation)
         supervoxels, cells = _supervoxels(volume.segmentation.values)
         self._ids = np.unique(supervoxels[supervoxels > 0])
-        self._times: dict[int, float] = {}  # when each root was made
-        self._links: list[tuple[int, int]] = []  # from old roots to new ones
+        self._times: dict[int, float] = {}  # the creation time of each root
+        self._links: list[tuple[int, int]] = []  # pairs of an old and a new root
         numbers = np.zeros(len(self._ids), np.uint64)
         numbers[np.searchsorted(self._ids, supervoxels[cells > 0])] = cells[cells > 0]
         roots = {int(n): self._new_root(_BEGIN) for n in np.unique(numbers)}
@@ -90,32 +88,32 @@ class LocalCave:
         self.table = f"graphene://{self.address}/segmentation/table/cells"
 
     def merge(self, a: int, b: int, timestamp: str) -> int:
-        """Merge two roots at an instant, and return the new root.
+        """Merge two roots at a timestamp, and return the new root.
 
         Parameters
         ----------
         a, b : int
-            Roots that are current.
+            Current roots.
         timestamp : str
-            ISO 8601 with a time zone, later than all edits before.
+            ISO 8601 with a time zone, later than all previous edits.
 
         Returns
         -------
         int
-            The root of both.
+            The merged root.
         """
         when = datetime.fromisoformat(timestamp).timestamp()
         before, state = self._states[-1]
         merged = np.isin(state, np.array([a, b], np.uint64))
         if when <= before or len(np.unique(state[merged])) != 2:
-            raise ValueError("merge takes two current roots and an instant after the last edit")
+            raise ValueError("merge needs two current roots and a timestamp after the last edit")
         root = self._new_root(when)
         self._links += [(int(a), root), (int(b), root)]
         self._states.append((when, np.where(merged, np.uint64(root), state)))
         return root
 
     def close(self) -> None:
-        """Stop serving, and remove the files."""
+        """Stop the server and remove its files."""
         self._server.shutdown()
         self._server.server_close()
         self._folder.cleanup()
@@ -135,10 +133,10 @@ class LocalCave:
         past = [roots for instant, roots in self._states if instant <= when]
         return past[-1] if past else np.zeros(len(self._ids), np.uint64)
 
-    # --- responses: path, query and body to JSON or bytes ---
+    # --- responses ---
 
     def _respond(self, path: str, query: dict[str, str], body: bytes) -> Any:
-        """Return what a request gets: bytes, something for JSON, or None where nothing exists."""
+        """Return the response to a request: bytes, a value for JSON, or None for an unknown path."""
         when = float(query.get("timestamp", time.time()))
         responses: dict[str, Callable[[], Any]] = {
             "/info/api/v2/datastack/full/sample": self._datastack_info,
@@ -217,14 +215,14 @@ class LocalCave:
 
 
 def _placement(array: xr.DataArray) -> tuple[list[float], list[int]]:
-    """Return the resolution and the index of the first voxel, (x, y, z)."""
+    """Return the resolution and the voxel offset of an array (x, y, z)."""
     resolution = [float(r) for r in array.attrs["resolution"]]
     offset = [round(float(array[d][0]) / r - 0.5) for d, r in zip("xyz", resolution, strict=True)]
     return resolution, offset
 
 
 def _supervoxels(cells: npt.NDArray[Any]) -> tuple[Ids, Ids]:
-    """Cut cells into supervoxels along the chunks of the graph; return these, and a number for each cell."""
+    """Split cells into supervoxels along the chunks of the graph; return these, and a number for each cell."""
     names, inverse = np.unique(cells, return_inverse=True)
     numbers: Ids = inverse.reshape(cells.shape).astype(np.uint64) + np.uint64(names[0] > 0)
     z, y, x = (i.astype(np.uint64) // np.uint64(_CHUNK) for i in np.indices(cells.shape))
@@ -254,7 +252,7 @@ def _write_layer(
 
 
 def _handler_class(cave: LocalCave) -> type[BaseHTTPRequestHandler]:
-    """Return the request handler of a datastack."""
+    """Return the class of the request handler of a datastack."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,9 +1,9 @@
-"""The sample's image: tissue drawn slab by slab, from the distances of its voxels to the surfaces around them.
+"""Draw the image of the sample slab by slab, from the distances of voxels to the surfaces of cells.
 
 A voxel belongs to the cell whose surface is nearest. Membranes, clefts, organelles and synapses are drawn from the same
-distances, so image and segmentation agree to a fraction of a voxel. Grids are (z, y, x); a tile is 16 x 64 x 64 image
-voxels, and 8 x 16 x 16 of the distance grid. The arithmetic gives the same bytes on every machine: see
-`imageryxr.sample`.
+distances, so that image and segmentation agree to a fraction of a voxel. Grids are (z, y, x). A tile has 16 x 64 x 64
+image voxels, and 8 x 16 x 16 voxels of the distance grid. The bytes are the same on every machine: see
+`imageryxr.testing.sample`.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.testing.tissue import VOXEL, Chain, Floats, ids_of, organelles, populate, stamp, synapses_of
+from imageryxr.testing.tissue import VOXEL, Chain, Floats, assign_ids, place_organelles, place_synapses, populate, stamp
 
 TILE = (16, 64, 64)
 _SEED = 20_240_611
 _COARSE = np.array([80.0, 32.0, 32.0])
 _CELL_TILE = (8, 16, 16)
 _HALO = (1, 2, 2)
-_NM = np.float32(1 / 16)  # distances are drawn in whole sixteenths of a nanometre
+_NM = np.float32(1 / 16)  # distances are integers in units of 1/16 nm
 _UNIT = dict.fromkeys(("cleft", "reticulum"), np.float32(1 / 2048))
-_FEW = 8  # slices of a tile that are drawn at a time: small arrays stay in the processor's cache
-_FAR = 380.0  # distances are cut off here
+_FEW = 8  # the number of slices of a tile that are drawn at a time, so that arrays fit the processor's cache
+_FAR = 380.0  # the largest distance in nm; larger ones are clipped
 
 
 class Tissue:
-    """All cells of a block, and the means to draw it slab by slab."""
+    """All cells of a block; draws the image slab by slab."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape = shape
         self.size = np.array(shape) * VOXEL
         rng = np.random.Generator(np.random.PCG64(_SEED))
         self.cells = [Chain("none", np.zeros((0, 3)), np.zeros(0)), *populate(self.size, rng)]
-        self.nuclei, self.mitochondria = organelles(self.cells, rng)
-        self.synapses = synapses_of(self.cells, self.size, rng)
+        self.nuclei, self.mitochondria = place_organelles(self.cells, rng)
+        self.synapses = place_synapses(self.cells, self.size, rng)
         self.clouds = (
             np.array([s.point for s in self.synapses]).reshape(-1, 3),
             np.array([[2.1 * s.radius] for s in self.synapses]).reshape(-1, 1),
         )
-        self.ids = ids_of(self.cells, rng)
+        self.ids = assign_ids(self.cells, rng)
         kinds = [cell.kind for cell in self.cells]
         self.tint = rng.uniform(-9, 9, len(kinds)).astype(np.float32)
         self.tint += np.where(rng.random(len(kinds)) < 0.12, -16, 0).astype(np.float32)
@@ -53,10 +53,10 @@ class Tissue:
         self.myelin = np.array([k == "myelin" for k in kinds])
         self.noise = _noise_bank(rng)
         self.vesicles = _vesicle_bank(rng)
-        self.tiles = _distances(self)
+        self.tiles = _tile_distances(self)
 
     def slab(self, z: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
-        """Grey image, and cell numbers at half its resolution in y and x, of the tile layer that begins at `z`."""
+        """Draw the layer of tiles that begins at `z`: the image, and cell numbers at half the resolution in y and x."""
         _, ny, nx = self.shape
         deep = min(TILE[0], self.shape[0] - z)
         across = [(y, x) for y in range(0, ny, TILE[1]) for x in range(0, nx, TILE[2])]
@@ -68,7 +68,7 @@ class Tissue:
             y, x = corner
             here = np.s_[:, y : y + TILE[1], x : x + TILE[2]]
             half = np.s_[:, y // 2 : (y + TILE[1]) // 2, x // 2 : (x + TILE[2]) // 2]
-            grey[here], cells[half] = _draw(self, (z, y, x), grain[here])
+            grey[here], cells[half] = _draw_tile(self, (z, y, x), grain[here])
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             grain = np.stack([*pool.map(lambda k: _grain(z + k, high, wide), range(TILE[0]))])
@@ -78,19 +78,19 @@ class Tissue:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Distances, by tile
+# Distances
 
 
 @dataclass
 class _Tile:
-    """Distance (int16 nm) to each cell, to mitochondria and to nuclei on the tile's part of the coarse grid."""
+    """Distances (int16 nm) to cells, mitochondria and nuclei on the tile's part of the coarse grid."""
 
     cells: list[int] = field(default_factory=list)
     fields: list[npt.NDArray[np.int16]] = field(default_factory=list)
     extra: dict[str, npt.NDArray[np.int16]] = field(default_factory=dict)
 
 
-def _distances(tissue: Tissue) -> dict[tuple[int, int, int], _Tile]:
+def _tile_distances(tissue: Tissue) -> dict[tuple[int, int, int], _Tile]:
     counts = [-(-n // t) for n, t in zip(tissue.shape, TILE, strict=True)]
     nz, ny, nx = (range(n) for n in counts)
     tiles = {at: _Tile() for at in itertools.product(nz, ny, nx)}
@@ -98,20 +98,20 @@ def _distances(tissue: Tissue) -> dict[tuple[int, int, int], _Tile]:
     origin = np.array(_HALO) * _COARSE
     for number, chain in enumerate(tissue.cells):
         if len(chain.points):
-            for at, part in _cut([chain], grid, origin, counts, 320):
+            for at, part in _cut_tiles([chain], grid, origin, counts, 320):
                 tiles[at].cells.append(number)
                 tiles[at].fields.append(part)
     for name, chains in (("mitochondrion", tissue.mitochondria), ("nucleus", tissue.nuclei)):
         if chains:
-            for at, part in _cut(chains, grid, origin, counts, 40):
+            for at, part in _cut_tiles(chains, grid, origin, counts, 40):
                 tiles[at].extra[name] = part
     return tiles
 
 
-def _cut(
+def _cut_tiles(
     chains: list[Chain], grid: list[int], origin: Floats, counts: list[int], near: float
 ) -> Iterator[tuple[tuple[int, int, int], npt.NDArray[np.int16]]]:
-    """Yield the distance to `chains` for each tile that it comes near to."""
+    """Yield the distances to `chains` for each tile within a distance of `near`."""
     whole = np.full(grid, _FAR, np.float32)
     lo, hi = np.full(3, np.inf), np.full(3, -np.inf)
     for chain in chains:
@@ -135,7 +135,7 @@ def _cut(
 
 
 def _double(a: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
-    """Twice the samples by linear interpolation, n to 2n - 4: repeated, a smooth (quadratic) spline."""
+    """Double the number of samples, n to 2n - 4, by linear interpolation; repeated, the result is a smooth spline."""
     ahead = (slice(None),) * axis
     out = np.empty((*a.shape[:axis], 2 * (a.shape[axis] - 2), *a.shape[axis + 1 :]), np.float32)
     middle, quarter = a[(*ahead, slice(1, -1))] * np.float32(0.75), a * np.float32(0.25)
@@ -145,7 +145,7 @@ def _double(a: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
 
 
 def _double16(a: npt.NDArray[np.int16], axis: int) -> npt.NDArray[np.int16]:
-    """As `_double`, for numbers within 8,000 of 0."""
+    """Double the number of samples like `_double`, for integers from -8,000 to 8,000."""
     ahead = (slice(None),) * axis
     out = np.empty((*a.shape[:axis], 2 * (a.shape[axis] - 2), *a.shape[axis + 1 :]), np.int16)
     middle = a[(*ahead, slice(1, -1))] * np.int16(3)
@@ -156,7 +156,7 @@ def _double16(a: npt.NDArray[np.int16], axis: int) -> npt.NDArray[np.int16]:
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], doublings: tuple[int, ...]) -> Floats:
-    """Periodic smooth noise in about -1 … 1; `shape` must divide by 2**doublings."""
+    """Return periodic smooth noise in about -1 … 1; `shape` must be divisible by 2**doublings."""
     small = [n >> k for n, k in zip(shape, doublings, strict=True)]
     out = rng.uniform(-1, 1, small).astype(np.float32)
     for axis, times in enumerate(doublings):
@@ -170,13 +170,13 @@ _BANK = (32, 128, 128)
 
 
 def _noise_bank(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Noise on the coarse grid: features of some 250 nm, and of half that; periodic."""
+    """Return periodic noise on the coarse grid, with features of about 250 and 125 nm."""
     bank = _smooth(rng, _BANK, (2, 3, 3)) + np.float32(0.45) * _smooth(rng, _BANK, (1, 2, 2))
     return np.tile(bank, (2, 2, 2))
 
 
 def _vesicle_bank(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Four tiles (periodic, 256 wide) of vesicle profiles, as grey to add: a dark ring about a pale middle."""
+    """Return four periodic tiles, 256 wide, of vesicle profiles to add to the grey values: dark rings, pale centres."""
     bank = np.zeros((4, 256, 256), np.float32)
     pitch = 7
     yy, xx = np.mgrid[-7:8, -7:8]
@@ -192,7 +192,7 @@ def _vesicle_bank(rng: np.random.Generator) -> npt.NDArray[np.float32]:
 
 
 def _grain(z: int, ny: int, nx: int) -> npt.NDArray[np.float32]:
-    """Draw what a slice gets from stain and microscope: grain, uneven staining, section brightness, noise."""
+    """Return the effects of stain and microscope on a slice: grain, uneven staining, section brightness, noise."""
     high, wide = -(-ny // 256) * 256, -(-nx // 256) * 256
     rng = np.random.Generator(np.random.PCG64([_SEED, z]))
     fine = _smooth(rng, (high, wide), (1, 1))
@@ -209,11 +209,11 @@ def _grain(z: int, ny: int, nx: int) -> npt.NDArray[np.float32]:
 # Drawing
 
 
-def _draw(
+def _draw_tile(
     tissue: Tissue, corner: tuple[int, int, int], grain: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
-    """Grey image and cell numbers of one tile."""
-    tile, fields = _fields(tissue, corner)
+    """Draw the grey image and the cell numbers of one tile."""
+    tile, fields = _tile_fields(tissue, corner)
     count = len(tile.cells)
     numbers = np.array(tile.cells, np.uint16)
     half = _double16(_double16(_double16(fields, 3), 2), 1)
@@ -232,8 +232,8 @@ def _draw(
     return grey, cells
 
 
-def _fields(tissue: Tissue, corner: tuple[int, int, int]) -> tuple[_Tile, npt.NDArray[np.int16]]:
-    """How much further than the nearest the cells of a tile are; cleft noise, reticulum noise, organelles."""
+def _tile_fields(tissue: Tissue, corner: tuple[int, int, int]) -> tuple[_Tile, npt.NDArray[np.int16]]:
+    """Return distances relative to the nearest cell, cleft noise, reticulum noise and distances to organelles."""
     at = tuple(c // t for c, t in zip(corner, TILE, strict=True))
     tile = tissue.tiles[at[0], at[1], at[2]]
     cells = np.stack(tile.fields).astype(np.float32)
@@ -251,7 +251,7 @@ def _fields(tissue: Tissue, corner: tuple[int, int, int]) -> tuple[_Tile, npt.ND
 
 
 def _noise(tissue: Tissue, start: list[int], number: int) -> npt.NDArray[np.float32]:
-    """Cut out the noise that belongs to a cell, on a tile of the coarse grid with its halo."""
+    """Return the noise of a cell on a tile of the coarse grid with its halo."""
     shift = (number * 11, number * 53, number * 37)
     where = []
     for first, more, n, t, h in zip(start, shift, _BANK, _CELL_TILE, _HALO, strict=True):
@@ -263,7 +263,7 @@ def _noise(tissue: Tissue, start: list[int], number: int) -> npt.NDArray[np.floa
 def _nearest(
     fields: npt.NDArray[np.int16], cleft: npt.NDArray[np.int16]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Find the row of the nearest cell, and how deep in it a voxel lies (nm; negative in a cleft)."""
+    """Return the row of the nearest cell, and the depth of each voxel in it (nm; negative in a cleft)."""
     first = fields[0].copy()
     second = np.full_like(first, 16_000)
     nearest = np.zeros(first.shape, np.uint8)
@@ -277,7 +277,7 @@ def _nearest(
 
 
 def _ramp(a: npt.NDArray[np.float32], bottom: float, top: float) -> npt.NDArray[np.float32]:
-    """Make a smooth step from 0 where `a` is `bottom` to 1 where it is `top`."""
+    """Return a smooth step from 0 at `bottom` to 1 at `top`."""
     t: npt.NDArray[np.float32] = np.clip((a - np.float32(bottom)) * np.float32(1 / (top - bottom)), 0, 1)
     return t * t * (np.float32(3) - 2 * t)
 
@@ -347,7 +347,7 @@ def _draw_synapses(
     depth: Floats,
     mitochondria: Floats | None,
 ) -> None:
-    """Vesicles on one side, a density on the other."""
+    """Draw vesicles on the presynaptic side and a density on the postsynaptic side of each synapse."""
     start = np.array(corner) * VOXEL
     spots, clouds = tissue.clouds
     first = np.maximum(np.floor((spots - clouds - start) / VOXEL), 0).astype(int)

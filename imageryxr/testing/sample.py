@@ -1,10 +1,10 @@
-"""A generated connectomics volume: something real enough to try every verb on, without a network.
+"""Generate a connectomics volume for examples and tests without a network.
 
-The tissue is a made-up block of neuropil: `imageryxr.testing.tissue` grows it, `imageryxr.testing.micrograph` draws
+The tissue is an artificial block of neuropil: `imageryxr.testing.tissue` grows it, `imageryxr.testing.micrograph` draws
 it, and `sample` writes it.
 
-Bytes are the same on every machine: the random numbers are PCG64 with a fixed seed, and the arithmetic is
-elementwise ``+ - * / sqrt`` (exactly rounded everywhere), without BLAS, fused or transcendental functions.
+The bytes are the same on every machine: random numbers are PCG64 with a fixed seed, and the arithmetic is elementwise
+``+ - * / sqrt`` (rounded exactly everywhere), without BLAS, fused or transcendental functions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ import numpy.typing as npt
 
 from imageryxr.errors import OptionError, TargetError, TargetExistsError
 
-__all__ = ["Sample", "sample"]
-
-# What is written. The offset is that of the finest image level, (x, y, z) in its voxels.
+# The offset is that of the finest image level, (x, y, z) in its voxels.
 _VERSION = 1
 _MARKER = "imageryxr-sample.json"
 _SHAPE = (64, 1024, 1024)
@@ -36,14 +34,14 @@ _LABEL_CHUNK = (64, 64, 16)
 
 @dataclass(frozen=True)
 class Sample:
-    """Where a generated sample volume lies.
+    """A generated sample volume on disk.
 
     Parameters
     ----------
     path : Path
-        The folder, absolute.
+        The absolute path of its folder.
     shape : tuple of int
-        Voxels (z, y, x) of the image's finest level.
+        Shape (z, y, x) of the finest level of the image, in voxels.
     """
 
     path: Path
@@ -69,45 +67,45 @@ class Sample:
 
 
 def sample(path: str | os.PathLike[str], *, shape: tuple[int, int, int] = _SHAPE, progress: bool = False) -> Sample:
-    """Write a generated block of brain tissue, and return where it is.
+    """Write a generated block of brain tissue, and return its location.
 
-    The same call writes the same voxels on every machine, without a network. Nothing is written when `path`
-    already holds this sample. All is written into a temporary folder beside `path`, which is then renamed.
+    The same call writes the same voxels on every machine, without a network. If `path` already contains this sample,
+    nothing is written. The files are written to a temporary folder next to `path`, which is then renamed.
 
     Parameters
     ----------
     path : str or path-like
-        The folder to write; it must not exist, be empty, or hold a sample.
+        The folder to write. It must be new, empty, or contain a sample.
     shape : tuple of int, default (64, 1024, 1024)
-        Voxels (z, y, x) of the image's finest level: multiples of 4 in y and x, 64 at least; z from 4. Another
-        shape is another tissue, not a crop of this one.
+        Shape (z, y, x) of the finest level of the image, in voxels: multiples of 4 from 64 in y and x, at least 4 in z.
+        A different shape gives a different tissue, not a crop.
     progress : bool, default False
-        Show a bar.
+        Show a progress bar.
 
     Returns
     -------
     Sample
-        Its ``image`` and ``segmentation`` are cloudpaths, for `open_image`, `open_segmentation` or any other
-        reader of Neuroglancer precomputed volumes.
+        Its ``image`` and ``segmentation`` are addresses for `open_image`, `open_segmentation` or any other reader of
+        Neuroglancer precomputed volumes.
 
     Raises
     ------
     OptionError
-        If `shape` is not three integers in these bounds.
+        If `shape` is not three integers within these bounds.
     TargetExistsError
-        If `path` is a file, holds other things, or a sample of another shape.
+        If `path` is a file, or contains other files or a sample of another shape.
     TargetError
         If `path` cannot be written.
 
     Notes
     -----
-    ``image`` is uint8, raw, with voxels (x, y, z) of 8 x 8 x 40, 16 x 16 x 40 and 32 x 32 x 40 nm, each level the
-    mean of the one before; its finest level begins at voxel (4096, 2048, 100). ``segmentation`` is uint64,
-    compressed_segmentation, at 16 x 16 x 40 and 32 x 32 x 40 nm (by mode). It lies in the same space in nm, but
-    begins a little later on each axis and ends a little sooner (when the block is 128 wide, 32 deep or more).
-    Ids look like CAVE's root ids, beyond what a float64 holds; some pairs differ by one. Background is 0: clefts
-    between cells, and the lumen of a blood vessel. The whole takes 88 MB of image and some MB of segmentation;
-    objects are stored without gzip, so that any reader and any static file server can serve them.
+    ``image`` is uint8, raw, with voxels (x, y, z) of 8 x 8 x 40, 16 x 16 x 40 and 32 x 32 x 40 nm; each level is the
+    mean of the previous one. Its finest level begins at voxel (4096, 2048, 100). ``segmentation`` is uint64,
+    compressed_segmentation, at 16 x 16 x 40 and 32 x 32 x 40 nm (downsampled by mode). It is in the same space in nm,
+    but slightly smaller than the image on all sides (if the block is at least 128 wide and 32 deep). Ids resemble root
+    ids of CAVE, which float64 cannot represent; some pairs differ by one. Background is 0: clefts between cells, and
+    the lumen of a blood vessel. The image takes 88 MB and the segmentation a few MB. Chunks are stored without gzip, so
+    that any reader and any static file server can handle them.
 
     Examples
     --------
@@ -119,7 +117,7 @@ def sample(path: str | os.PathLike[str], *, shape: tuple[int, int, int] = _SHAPE
     >>> block.image
     'precomputed://file:///.../block/image'
     """
-    target = Sample(Path(path).expanduser().resolve(), _checked_shape(shape))
+    target = Sample(Path(path).expanduser().resolve(), _check_shape(shape))
     if _is_complete(target):
         return target
     try:
@@ -139,7 +137,7 @@ def sample(path: str | os.PathLike[str], *, shape: tuple[int, int, int] = _SHAPE
 # The folder
 
 
-def _checked_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def _check_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     try:
         z, y, x = (int(n) for n in shape)
         whole = (z, y, x) == tuple(shape)
@@ -158,7 +156,7 @@ def _marker(shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def _is_complete(target: Sample) -> bool:
-    """Tell whether the sample is there; refuse a folder that is no place for it."""
+    """Return whether the sample exists; raise `TargetExistsError` if its folder contains something else."""
     path, parts = target.path, {"image", "segmentation", _MARKER}
     if not path.exists():
         return False
@@ -172,7 +170,7 @@ def _is_complete(target: Sample) -> bool:
         version, shape = marker["imageryxr_sample"], tuple(marker["shape"])
     except (OSError, ValueError, KeyError, TypeError):
         raise TargetExistsError(
-            f"{path} holds other things ({', '.join(sorted(found)[:3])}{', …' * (len(found) > 3)}); "
+            f"{path} contains other files ({', '.join(sorted(found)[:3])}{', …' * (len(found) > 3)}); "
             "give the sample a folder of its own"
         ) from None
     whole = all((path / layer / "info").is_file() for layer in ("image", "segmentation"))
@@ -180,20 +178,20 @@ def _is_complete(target: Sample) -> bool:
         return True
     if whole and shape != target.shape:
         raise TargetExistsError(
-            f"{path} holds a sample of shape {shape}, not {target.shape}; delete it or choose another folder"
+            f"{path} contains a sample of shape {shape}, not {target.shape}; delete it or choose another folder"
         )
     if found - parts:
         raise TargetExistsError(
-            f"{path} holds an outdated or incomplete sample, and other things "
-            f"({', '.join(sorted(found - parts)[:3])}); move those away or choose another folder"
+            f"{path} contains an outdated or incomplete sample, and other files "
+            f"({', '.join(sorted(found - parts)[:3])}); move those files or choose another folder"
         )
     return False
 
 
 def _move(written: Sample, target: Sample, stale: Path) -> None:
-    """Put the finished folder in its place, and what was there (nothing, or a stale sample) out of the way."""
+    """Rename the complete folder to its final path, after moving an outdated sample out of the way."""
     if target.path.exists():
-        if _is_complete(target):  # another process was quicker
+        if _is_complete(target):  # another process finished first
             return
         os.rename(target.path, stale)
     os.rename(written.path, target.path)
@@ -210,8 +208,8 @@ def _write(target: Sample, *, progress: bool) -> None:
 
     shape = target.shape
     tissue = Tissue(shape)
-    image = [_volume(target.image, "image", mip, shape) for mip in range(3)]
-    label = [_volume(target.segmentation, "segmentation", mip, shape) for mip in range(2)]
+    image = [_open_level(target.image, "image", mip, shape) for mip in range(3)]
+    label = [_open_level(target.segmentation, "segmentation", mip, shape) for mip in range(2)]
     (first_z, last_z), (first_y, last_y), (first_x, last_x) = _label_window(shape)
     kept = []
     deep = range(0, shape[0], TILE[0])
@@ -220,23 +218,23 @@ def _write(target: Sample, *, progress: bool) -> None:
         kept.append(cells)
         for mip, volume in enumerate(image):
             grey = grey if mip == 0 else _mean2(grey)
-            _put(volume, grey, z)
+            _write_slices(volume, grey, z)
     inner = np.concatenate(kept)[first_z:last_z, first_y:last_y, first_x:last_x]
     for z in range(0, inner.shape[0], _LABEL_CHUNK[2]):
         ids = tissue.ids[inner[z : z + _LABEL_CHUNK[2]]]
-        _put(label[0], ids, z)
-        _put(label[1], _mode2(ids), z)
+        _write_slices(label[0], ids, z)
+        _write_slices(label[1], _mode2(ids), z)
     (target.path / _MARKER).write_text(json.dumps(_marker(shape)) + "\n")
 
 
 def _label_window(shape: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
-    """First and last voxel (z, y, x) of the segmentation on the whole grid at 16 x 16 x 40 nm."""
+    """Return the ranges (z, y, x) of the segmentation on the grid of the whole block at 16 x 16 x 40 nm."""
     z, y, x = shape
     return tuple((a, n - a) for n, a in ((z, z // 32), (y // 2, y // 128 * 2), (x // 2, x // 128 * 2)))
 
 
 def _scales(kind: str, shape: tuple[int, int, int]) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Resolution, offset and size (x, y, z) of each level."""
+    """Yield the resolution, offset and size (x, y, z) of each level."""
     if kind == "image":
         first, size, zoom, mips = list(_OFFSET), [shape[2], shape[1], shape[0]], 1, 3
     else:
@@ -254,8 +252,8 @@ def _scales(kind: str, shape: tuple[int, int, int]) -> Iterator[tuple[list[int],
         )
 
 
-def _volume(cloudpath: str, kind: str, mip: int, shape: tuple[int, int, int]) -> Any:
-    """Open one level for writing; level 0 writes the info file."""
+def _open_level(cloudpath: str, kind: str, mip: int, shape: tuple[int, int, int]) -> Any:
+    """Open one level for writing; for level 0, write the info file first."""
     from cloudvolume import CloudVolume
 
     if mip > 0:
@@ -287,15 +285,15 @@ def _volume(cloudpath: str, kind: str, mip: int, shape: tuple[int, int, int]) ->
     return volume
 
 
-def _put(volume: Any, block: npt.NDArray[Any], z: int) -> None:
-    """Write whole (z, y, x) slices, the first of them `z` slices into the volume."""
+def _write_slices(volume: Any, block: npt.NDArray[Any], z: int) -> None:
+    """Write whole slices (z, y, x), beginning at slice `z` of the volume."""
     x0, y0, z0 = (int(v) for v in volume.voxel_offset)
     nz, ny, nx = block.shape
     volume[x0 : x0 + nx, y0 : y0 + ny, z0 + z : z0 + z + nz] = block.T[..., np.newaxis]
 
 
 def _quarters(block: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
-    """Take apart the four voxels of each 2 x 2, an odd edge repeated."""
+    """Return four arrays, one for each position in 2 x 2 voxels; an odd edge is repeated."""
     block = np.pad(block, ((0, 0), (0, block.shape[1] % 2), (0, block.shape[2] % 2)), mode="edge")
     return block[:, ::2, ::2], block[:, ::2, 1::2], block[:, 1::2, ::2], block[:, 1::2, 1::2]
 
@@ -306,6 +304,6 @@ def _mean2(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _mode2(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Most frequent id of each 2 x 2; of a draw, the pair (or voxel) that comes last."""
+    """Return the most frequent id of each 2 x 2 voxels; the last pair or voxel wins a tie."""
     a, b, c, d = _quarters(ids)
     return np.where((a == b) | (a == c), a, np.where(b == c, b, d))

@@ -1,7 +1,7 @@
-"""The sample's tissue: cells as chains of balls, their organelles and synapses.
+"""Grow the tissue of the sample: cells as chains of balls, their organelles and synapses.
 
-Each cell is a chain of balls that finds its way through the room which the cells before it left. Points are (z, y, x)
-in nanometres from the image's corner. The arithmetic gives the same bytes on every machine: see `imageryxr.sample`.
+Each cell is a chain of balls that grows through the space that previous cells left free. Points are (z, y, x) in
+nanometres from the corner of the image. The bytes are the same on every machine: see `imageryxr.testing.sample`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Floats = Any  # numpy's stubs lose the dtype in most arithmetic
 
 VOXEL = np.array([40.0, 8.0, 8.0])
 _FIRST_ID = 864_691_135_000_000_000
-_ROOM = np.array([80.0, 64.0, 64.0])  # grid on which cells look for room
-_MARGIN = 320.0  # tissue goes on this far outside the block
+_PITCH = np.array([80.0, 64.0, 64.0])  # voxel size of the grid of free space
+_MARGIN = 320.0  # tissue extends this far beyond the block
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Balls along a path: a cell or an organelle. `steep` > 1 makes it push its neighbours back (see the vessel)."""
+    """Balls along a path: a cell or an organelle. With `steep` > 1 it displaces its neighbours, as the vessel does."""
 
     kind: str
     points: Floats
@@ -33,7 +33,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Synapse:
-    """A place on the border of cells `pre` and `post` (their numbers)."""
+    """A synapse between the cells with the numbers `pre` and `post`, at a point on their border."""
 
     pre: int
     post: int
@@ -41,34 +41,34 @@ class Synapse:
     radius: float
 
 
-class _Room:
-    """How far it is from any place to the nearest cell, on a grid of `_ROOM` nm; negative inside cells."""
+class _FreeSpace:
+    """Distances to the nearest cell on a grid of `_PITCH` nm; negative inside cells."""
 
     def __init__(self, size: Floats) -> None:
         self.size = size
-        self.clear = np.full([math.ceil(n) for n in (size + 2 * _MARGIN) / _ROOM], 600.0, np.float32)
+        self.clear = np.full([math.ceil(n) for n in (size + 2 * _MARGIN) / _PITCH], 600.0, np.float32)
 
     def add(self, chain: Chain) -> None:
-        stamp(self.clear, chain.points + _MARGIN, chain.radii, 1.0, _ROOM, 280.0)
+        stamp(self.clear, chain.points + _MARGIN, chain.radii, 1.0, _PITCH, 280.0)
 
-    def at(self, points: Floats) -> Floats:
-        index = np.floor((points + _MARGIN) / _ROOM).astype(np.intp)
+    def clearance(self, points: Floats) -> Floats:
+        index = np.floor((points + _MARGIN) / _PITCH).astype(np.intp)
         index = np.clip(index, 0, np.array(self.clear.shape) - 1)
         return self.clear[index[..., 0], index[..., 1], index[..., 2]]
 
-    def holds(self, point: Floats) -> bool:
+    def contains(self, point: Floats) -> bool:
         return bool(np.all(point > -_MARGIN) and np.all(point < self.size + _MARGIN))
 
     def widest(self) -> tuple[float, Floats]:
         inner = self.clear[4:-4, 5:-5, 5:-5]
         index = np.unravel_index(int(np.argmax(inner)), inner.shape)
-        return float(inner[index]), (np.array(index) + 0.5) * _ROOM
+        return float(inner[index]), (np.array(index) + 0.5) * _PITCH
 
 
 def stamp(
     grid: npt.NDArray[np.float32], points: Floats, radii: Floats, steep: float, pitch: Floats, reach: float
 ) -> None:
-    """Lower `grid` to the distance from the surface of each ball, as far as `reach` from it."""
+    """Reduce `grid` to the distance from the surface of each ball, up to a distance of `reach`."""
     around = radii[:, None] + reach
     first = np.maximum(np.floor((points - around) / pitch), 0).astype(int)
     last = np.minimum(np.ceil((points + around) / pitch), grid.shape).astype(int)
@@ -94,16 +94,16 @@ def _unit(vectors: Floats) -> Floats:
     return vectors / (_length(vectors) + 1e-9)[..., None]
 
 
-def _direction(rng: np.random.Generator) -> Floats:
-    """Draw a direction, all alike."""
+def _random_direction(rng: np.random.Generator) -> Floats:
+    """Return a uniformly distributed random direction."""
     while True:
         vector = rng.uniform(-1, 1, 3)
         if 0.1 < _length(vector) < 1:
             return _unit(vector)
 
 
-def _refined(points: Floats, radii: Floats) -> tuple[Floats, Floats]:
-    """Put balls between the balls, until they look like a tube."""
+def _refine(points: Floats, radii: Floats) -> tuple[Floats, Floats]:
+    """Insert balls between the balls until they form a tube."""
     if len(points) < 2:
         return points, radii
     many, thick = [points[:1]], [radii[:1]]
@@ -116,8 +116,8 @@ def _refined(points: Floats, radii: Floats) -> tuple[Floats, Floats]:
 
 
 @dataclass(frozen=True)
-class _Habit:
-    """How a neurite grows."""
+class _GrowthRule:
+    """Parameters of the growth of a neurite."""
 
     radius: float
     thinnest: float
@@ -131,70 +131,70 @@ class _Habit:
         return self.radius + self.bulge * max(0.0, 1.0 - abs(run / self.period % 1.0 - 0.5) * 4.5)
 
 
-def _grow(start: Floats, heading: Floats, habit: _Habit, room: _Room, rng: np.random.Generator) -> Chain:
-    """Let a neurite find its way through the room, both ways from `start`."""
+def _grow(start: Floats, heading: Floats, rule: _GrowthRule, space: _FreeSpace, rng: np.random.Generator) -> Chain:
+    """Grow a neurite through the free space in both directions from `start`."""
     arms = []
-    for sign, offset in ((1.0, 0.0), (-1.0, habit.period * 0.37)):
+    for sign, offset in ((1.0, 0.0), (-1.0, rule.period * 0.37)):
         point, ahead, run = start, heading * sign, 0.0
-        points, radii = [start], [min(max(float(room.at(start)), habit.thinnest), habit.target(offset))]
-        while run < habit.reach / 2:
-            ways = _unit(ahead + habit.steer * rng.uniform(-1, 1, (9, 3)))
-            spots = point + habit.step * ways
-            clear = np.minimum(room.at(spots), habit.target(run + offset) + 60)
+        points, radii = [start], [min(max(float(space.clearance(start)), rule.thinnest), rule.target(offset))]
+        while run < rule.reach / 2:
+            ways = _unit(ahead + rule.steer * rng.uniform(-1, 1, (9, 3)))
+            spots = point + rule.step * ways
+            clear = np.minimum(space.clearance(spots), rule.target(run + offset) + 60)
             along = ways[:, 0] * ahead[0] + ways[:, 1] * ahead[1] + ways[:, 2] * ahead[2]
             best = int(np.argmax(clear + 70 * along))
-            if clear[best] < -0.6 * habit.thinnest:
+            if clear[best] < -0.6 * rule.thinnest:
                 break
-            run += habit.step
+            run += rule.step
             point, ahead = spots[best], ways[best]
             points.append(point)
-            radii.append(min(max(float(clear[best]), habit.thinnest), habit.target(run + offset)))
-            if not room.holds(point):
+            radii.append(min(max(float(clear[best]), rule.thinnest), rule.target(run + offset)))
+            if not space.contains(point):
                 break
         arms.append((np.array(points), np.array(radii)))
     (p, r), (q, s) = arms
-    return Chain("axon", *_refined(np.concatenate([q[:0:-1], p]), np.concatenate([s[:0:-1], r])))
+    return Chain("axon", *_refine(np.concatenate([q[:0:-1], p]), np.concatenate([s[:0:-1], r])))
 
 
 def populate(size: Floats, rng: np.random.Generator) -> list[Chain]:
-    """Fill the block: what is large first, then neurites until no room is left."""
-    room = _Room(size)
+    """Fill the block with large cells first, then with neurites until no space is left."""
+    space = _FreeSpace(size)
     cells = _landmarks(size, rng) if min(size[1:]) > 5000 else []
     for cell in cells:
-        room.add(cell)
+        space.add(cell)
     area = float(size[1] * size[2]) / 8192**2
-    large = [_Habit(r, 0.75 * r, 0.0, 1.0, 200.0, 0.25) for r in rng.uniform(260, 620, round(9 * area))]
-    myelinated = [_Habit(r, 0.95 * r, 0.0, 1.0, 200.0, 0.15) for r in rng.uniform(420, 560, round(2 * area))]
+    large = [_GrowthRule(r, 0.75 * r, 0.0, 1.0, 200.0, 0.25) for r in rng.uniform(260, 620, round(9 * area))]
+    myelinated = [_GrowthRule(r, 0.95 * r, 0.0, 1.0, 200.0, 0.15) for r in rng.uniform(420, 560, round(2 * area))]
     kinds = ["myelin"] * len(myelinated) + ["dendrite"] * len(large)
-    for kind, habit in zip(kinds, [*myelinated, *large], strict=True):
-        start = _seed(room, rng, 60)
-        chain = _grow(start, _direction(rng), habit, room, rng)
+    for kind, rule in zip(kinds, [*myelinated, *large], strict=True):
+        start = _find_seed(space, rng, 60)
+        chain = _grow(start, _random_direction(rng), rule, space, rng)
         chain = Chain(kind, chain.points, chain.radii)
-        room.add(chain)
-        cells.append(_with_spines(chain, room, rng) if kind == "dendrite" else chain)
+        space.add(chain)
+        cells.append(_add_spines(chain, space, rng) if kind == "dendrite" else chain)
     while True:
-        widest, spot = room.widest()
+        widest, spot = space.widest()
         if widest < 245:
             return cells
-        start = _seed(room, rng, 20)
-        start = start if room.at(start) > 200 else spot
-        habit = _Habit(60 + 140 * rng.random() ** 2, 60, rng.uniform(0, 280), rng.uniform(1100, 2600))
-        chain = _grow(start, _direction(rng), habit, room, rng)
-        room.add(chain)
+        start = _find_seed(space, rng, 20)
+        start = start if space.clearance(start) > 200 else spot
+        rule = _GrowthRule(60 + 140 * rng.random() ** 2, 60, rng.uniform(0, 280), rng.uniform(1100, 2600))
+        chain = _grow(start, _random_direction(rng), rule, space, rng)
+        space.add(chain)
         cells.append(chain)
 
 
-def _seed(room: _Room, rng: np.random.Generator, tries: int) -> Floats:
-    spots = rng.random((tries, 3)) * room.size
-    return spots[int(np.argmax(room.at(spots)))]
+def _find_seed(space: _FreeSpace, rng: np.random.Generator, tries: int) -> Floats:
+    spots = rng.random((tries, 3)) * space.size
+    return spots[int(np.argmax(space.clearance(spots)))]
 
 
 def _landmarks(size: Floats, rng: np.random.Generator) -> list[Chain]:
-    """Place a cell body in one corner; a capillary and the cell around it in another."""
+    """Return a cell body in one corner, and a capillary with the cell around it in another corner."""
     body = np.array([0.45, 0.13, 0.86]) * size
     lobes = np.array([[0, 0, 0], [200, 500, -350], [-200, -300, 700], [100, 900, 500], [-300, 100, -900]])
     soma = Chain("soma", body + lobes, np.array([1900.0, 1500, 1700, 1350, 1050]))
-    process = _refined(
+    process = _refine(
         body + np.array([[0, 900, -900], [100, 1900, -2000], [250, 2700, -3300], [500, 3500, -4600]]),
         np.array([1000.0, 640, 470, 400]),
     )
@@ -205,23 +205,23 @@ def _landmarks(size: Floats, rng: np.random.Generator) -> list[Chain]:
     return [soma, wall, Chain("lumen", axis, np.full(len(run), 860.0), 3.0)]
 
 
-def _with_spines(dendrite: Chain, room: _Room, rng: np.random.Generator) -> Chain:
+def _add_spines(dendrite: Chain, space: _FreeSpace, rng: np.random.Generator) -> Chain:
     points, radii = [dendrite.points], [dendrite.radii]
     for _ in range(6):
         root = int(rng.integers(len(dendrite.points)))
-        neck = _unit(_direction(rng) * np.array([0.4, 1, 1])) * (dendrite.radii[root] - 30)
+        neck = _unit(_random_direction(rng) * np.array([0.4, 1, 1])) * (dendrite.radii[root] - 30)
         out = _unit(neck)
         spine = dendrite.points[root] + neck + out * np.array([[0], [180], [360], [460]])
-        if room.at(spine[-1]) < 60:
+        if space.clearance(spine[-1]) < 60:
             continue
-        fine = _refined(spine, np.array([70.0, 55, 110, rng.uniform(150, 240)]))
-        room.add(Chain("spine", *fine))
+        fine = _refine(spine, np.array([70.0, 55, 110, rng.uniform(150, 240)]))
+        space.add(Chain("spine", *fine))
         points.append(fine[0])
         radii.append(fine[1])
     return Chain("dendrite", np.concatenate(points), np.concatenate(radii))
 
 
-def organelles(cells: list[Chain], rng: np.random.Generator) -> tuple[list[Chain], list[Chain]]:
+def place_organelles(cells: list[Chain], rng: np.random.Generator) -> tuple[list[Chain], list[Chain]]:
     """Return the nuclei and the mitochondria of some cells."""
     nuclei: list[Chain] = []
     mitochondria: list[Chain] = []
@@ -232,23 +232,23 @@ def organelles(cells: list[Chain], rng: np.random.Generator) -> tuple[list[Chain
         for _ in range(often):
             at = int(rng.integers(len(cell.points)))
             mitochondrion = _mitochondrion(cell, at, rng)
-            if mitochondrion is not None and not any(_touch(mitochondrion, n) for n in nuclei):
+            if mitochondrion is not None and not any(_is_touching(mitochondrion, n) for n in nuclei):
                 mitochondria.append(mitochondrion)
     return nuclei, mitochondria
 
 
-def _touch(a: Chain, b: Chain) -> bool:
+def _is_touching(a: Chain, b: Chain) -> bool:
     return bool(np.any(_length(a.points[:, None] - b.points) < a.radii[:, None] + b.radii + 60))
 
 
 def _mitochondrion(cell: Chain, at: int, rng: np.random.Generator) -> Chain | None:
-    """Lay a worm along its neurite, off its axis; in a cell body, anywhere outside the nucleus."""
+    """Return a mitochondrion along its neurite, off the axis, or anywhere outside the nucleus in a cell body."""
     radius = rng.uniform(95, 165)
-    side, turn, length = _direction(rng), _direction(rng), rng.uniform(250, 1300)
+    side, turn, length = _random_direction(rng), _random_direction(rng), rng.uniform(250, 1300)
     if cell.kind == "soma" and at < 60:
         middle = cell.points[at % 5] + side * (cell.radii[at % 5] - rng.uniform(180, 420))
         ends = np.stack([middle - turn * length / 3, middle, middle + (turn + 0.4 * side) * length / 3])
-        return Chain("mitochondrion", *_refined(ends, np.full(3, radius)))
+        return Chain("mitochondrion", *_refine(ends, np.full(3, radius)))
     thick = cell.radii[at] - (200 if cell.kind == "myelin" else 0)
     radius = min(radius, 0.62 * float(thick))
     if radius < 75:
@@ -259,11 +259,11 @@ def _mitochondrion(cell: Chain, at: int, rng: np.random.Generator) -> Chain | No
             break
         last += 1
     path = cell.points[at : last + 1] + side * max(0.0, float(thick) - radius - 60) * 0.7
-    return Chain("mitochondrion", *_refined(path, np.full(len(path), radius)))
+    return Chain("mitochondrion", *_refine(path, np.full(len(path), radius)))
 
 
-def synapses_of(cells: list[Chain], size: Floats, rng: np.random.Generator) -> list[Synapse]:
-    """Put synapses where a swelling of an axon touches another cell."""
+def place_synapses(cells: list[Chain], size: Floats, rng: np.random.Generator) -> list[Synapse]:
+    """Place synapses at swellings of axons that touch another cell."""
     points = np.concatenate([c.points for c in cells])
     radii = np.concatenate([c.radii for c in cells])
     owner = np.repeat(np.arange(len(cells)), [len(c.points) for c in cells])
@@ -288,8 +288,8 @@ def synapses_of(cells: list[Chain], size: Floats, rng: np.random.Generator) -> l
     return found
 
 
-def ids_of(cells: list[Chain], rng: np.random.Generator) -> npt.NDArray[np.uint64]:
-    """Ids by cell number, like CAVE's root ids; some pairs differ by one."""
+def assign_ids(cells: list[Chain], rng: np.random.Generator) -> npt.NDArray[np.uint64]:
+    """Return an id for each cell number that resembles a CAVE root id; some pairs differ by one."""
     low = rng.permutation(np.unique(rng.integers(10**8 // 3, 10**9 // 3, 2 * len(cells) + 8)))[: len(cells)] * 3
     low[2::64] = low[1::64][: len(low[2::64])] + 1
     ids = low.astype(np.uint64) + np.uint64(_FIRST_ID)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.core.axis_mapping import AxisMap
-from imageryxr.core.bbox import exact
+from imageryxr.core.bbox import to_fraction
 from imageryxr.core.grid import Axis
 from tests.conftest import volume
 
@@ -21,16 +21,16 @@ OFFSETS = st.integers(-(10**7), 10**7)
 
 
 @given(RESOLUTIONS, OFFSETS, st.integers(1, 40), st.integers(-20, 20), st.integers(1, 40))
-def test_n_voxels_worth_of_box_is_n_voxels(resolution, offset, size, start, count):
+def test_a_box_of_n_voxel_sizes_selects_n_voxels(resolution, offset, size, start, count):
     axis = Axis(size, resolution, offset)
-    lo = exact(offset + start) * exact(resolution)
-    assert axis.select(lo, lo + count * exact(resolution)) == (start, start + count)
+    lo = to_fraction(offset + start) * to_fraction(resolution)
+    assert axis.select(lo, lo + count * to_fraction(resolution)) == (start, start + count)
 
 
 @given(RESOLUTIONS, OFFSETS, st.integers(1, 40), st.floats(-30, 30), st.floats(1.01, 30))
-def test_a_box_selects_the_voxels_whose_centre_it_holds(resolution, offset, size, start, length):
+def test_a_box_selects_the_voxels_whose_centre_it_contains(resolution, offset, size, start, length):
     axis = Axis(size, resolution, offset)
-    r, o = exact(resolution), exact(offset)
+    r, o = to_fraction(resolution), to_fraction(offset)
     lo = (o + Fraction(start)) * r
     hi = lo + Fraction(length) * r
     first, last = axis.select(lo, hi)
@@ -52,7 +52,7 @@ def test_sel_on_edges_and_crop_agree(resolution, offset, start, count):
     assert cropped.x.values.tolist() == da.x.values[start:stop].tolist()
 
 
-def test_a_thin_box_takes_the_voxel_that_holds_its_centre():
+def test_a_thin_box_selects_the_voxel_that_contains_its_centre():
     axis = Axis(10, 40.0, 0)
     assert axis.select(Fraction(81), Fraction(82)) == (2, 3)
     assert axis.select(Fraction(119), Fraction(120)) == (2, 3)
@@ -87,14 +87,14 @@ def test_grid_of_reads_coordinates_back(resolution, offset, size, step):
 @given(RESOLUTIONS, RESOLUTIONS, st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 30), st.integers(-40, 40))
 def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o_s, count, start):
     t, s = Axis(60, target, o_t), Axis(50, source, o_s)
-    m = AxisMap.between(t, s)
+    m = AxisMap.from_axes(t, s)
     stop, valid = start + count, (0, 50)
-    nearest = m.nearest(start, stop, valid).read_from(0).voxel
-    linear = m.linear(start, stop, valid).read_from(0)
-    overlap = m.overlap(start, stop, valid).read_from(0)
+    nearest = m.nearest(start, stop, valid).relative_to(0).voxel
+    linear = m.linear(start, stop, valid).relative_to(0)
+    overlap = m.overlap(start, stop, valid).relative_to(0)
     for k in range(count):
-        center = (exact(o_t) + start + k + Fraction(1, 2)) * exact(target)
-        place = center / exact(source) - o_s
+        center = (to_fraction(o_t) + start + k + Fraction(1, 2)) * to_fraction(target)
+        place = center / to_fraction(source) - o_s
         inside = 0 <= place < 50
         holds = place.numerator // place.denominator
         assert nearest[k] == (holds if inside else -1)
@@ -103,7 +103,7 @@ def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o
             assert linear.lower[k] == min(max(low, 0), 49)
             assert linear.upper[k] == min(max(low + 1, 0), 49)
             assert linear.weight[k] == pytest.approx(float(place - Fraction(1, 2) - low))
-            half = exact(target) / exact(source) / 2
+            half = to_fraction(target) / to_fraction(source) / 2
             a, b = max(place - half, 0), min(place + half, 50)
             weights = overlap.weights[overlap.offsets[k] : overlap.offsets[k + 1]]
             assert overlap.first[k] == a.numerator // a.denominator
@@ -111,7 +111,7 @@ def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o
                 min(i + 1, b) - max(i, a) for i in range(int(overlap.first[k]), int(overlap.first[k]) + len(weights))
             ]
             assert [Fraction(int(w), int(weights.sum())) for w in weights] == [x / (b - a) for x in shares]
-        lo, hi = m.reach(start + k, start + k + 1, "nearest")
+        lo, hi = m.source_range(start + k, start + k + 1, "nearest")
         assert (lo, hi) == (holds, holds + 1)
 
 
@@ -125,12 +125,12 @@ def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o
         ("abc", (1, 1, 1), "not a finite number"),
     ],
 )
-def test_bad_boxes_say_what_is_wrong(lo, hi, word):
+def test_invalid_boxes_raise_with_a_reason(lo, hi, word):
     with pytest.raises(ix.BoxError, match=word):
         ix.BBox(lo, hi)
 
 
-def test_a_box_outside_can_be_compared_with_the_volume():
+def test_the_error_for_a_box_outside_states_the_volume_in_the_unit_of_the_box():
     grid = ix.Grid((64, 192, 192), (10, 10, 10), (640, 512, 320))
     da = xr.DataArray(
         np.zeros(grid.shape, "uint8"), dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": (10, 10, 10)}
@@ -147,7 +147,7 @@ def test_a_box_outside_can_be_compared_with_the_volume():
         ix.crop(da, own)
 
 
-def test_uneven_and_descending_coordinates_are_refused():
+def test_uneven_and_descending_coordinates_raise():
     grid = ix.Grid((1, 1, 4), (8, 8, 40), (0, 0, 0))
     da = xr.DataArray(
         np.zeros(grid.shape), dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": (8, 8, 40)}
@@ -159,7 +159,7 @@ def test_uneven_and_descending_coordinates_are_refused():
 
 
 @pytest.mark.parametrize("size", [5e-324, 1e-300, 1e-12])
-def test_a_size_that_no_voxel_has_is_refused_before_it_overflows(size):
+def test_a_tiny_voxel_size_raises_before_it_overflows(size):
     with pytest.raises(ix.BoxError, match="no voxel has"):
         ix.BBox((0, 0, 0), (1, 1, 1), resolution=(size, 8, 8))
     with pytest.raises(ix.ImageryError, match="no voxel has"):

@@ -26,7 +26,7 @@ def labels(tmp_path):
     return tmp_path / "cells"
 
 
-def test_labels_without_a_translation_half_a_voxel_beside_an_image_warn(labels):
+def test_labels_half_a_voxel_away_from_the_image_warn(labels):
     image, cells = precomputed_like((0, 0, 0)), ix.open_segmentation(labels)
     with pytest.warns(ix.ImageryWarning, match=r"exactly half a voxel \(4 × 4 × 20 nm\).*open it with assume='corner'"):
         ix.align(image, cells)
@@ -36,7 +36,7 @@ def test_labels_without_a_translation_half_a_voxel_beside_an_image_warn(labels):
         ix.overlay(image, cells)
 
 
-def test_labels_taken_by_their_corner_lie_on_the_image_and_do_not_warn(labels):
+def test_labels_opened_by_their_corner_align_with_the_image_and_do_not_warn(labels):
     cells = ix.open_segmentation(labels, assume="corner")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -44,13 +44,13 @@ def test_labels_taken_by_their_corner_lie_on_the_image_and_do_not_warn(labels):
     np.testing.assert_array_equal(both.segmentation.values, cells.values)
 
 
-def test_a_crop_warns_as_the_whole_does(labels):
+def test_a_crop_warns_like_the_whole_array(labels):
     cells = ix.open_segmentation(labels).isel(z=slice(1, 3), x=slice(2, 9))
     with pytest.warns(ix.ImageryWarning, match="assume='corner'"):
         ix.align(precomputed_like(), cells)
 
 
-def test_grids_that_differ_otherwise_do_not_warn(labels):
+def test_grids_with_other_differences_do_not_warn(labels):
     cells = ix.open_segmentation(labels)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -28,7 +28,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize(("factor", "unit"), [(f, u) for f, units in KNOWN.items() for u in units])
-def test_names_symbols_plurals_and_british_spellings_are_lengths(factor, unit):
+def test_names_symbols_plurals_and_british_spellings_are_accepted(factor, unit):
     assert length_in_nm(unit) == factor
 
 
@@ -44,7 +44,7 @@ def test_every_unit_of_length_of_ome_ngff_is_known():
         assert length_in_nm(unit) > 0
 
 
-def test_an_object_is_taken_by_its_name():
+def test_the_unit_of_an_object_is_its_name():
     class Unit:
         def __str__(self):
             return "micrometer"
@@ -58,23 +58,23 @@ def test_an_object_is_taken_by_its_name():
     ["", " ", "pixel", "px", "voxel", "second", "s", "nM", "NM", "MM", "Mm", "Pm", "A", "Nm", "n m", "nms", "ums", "meterss", "microns per pixel",
      "nm^2", "degree", "null", None, True, 1, 4.0, b"nm", ["nm"], {}, "ö" * 500, "metremeter", "\x00", "\u00f6meter", "n\u00e4nometer", "\ud800"],
 )  # fmt: skip
-def test_what_is_no_length_is_refused_with_a_list_of_known_units(unit):
+def test_an_unknown_unit_raises_with_a_list_of_known_units(unit):
     with pytest.raises(UnitError, match="not a known unit of length.*nm, nanometer, µm") as caught:
         length_in_nm(unit)
     assert len(str(caught.value)) < 400
 
 
-def test_a_symbol_in_the_wrong_case_names_the_right_one():
+def test_the_error_for_a_symbol_in_the_wrong_case_suggests_the_right_case():
     with pytest.raises(UnitError, match="'NM' is not .*did you mean 'nm'?"):
         length_in_nm("NM")
 
 
-def test_blank_units_state_nothing():
+def test_blank_units_count_as_missing():
     assert [has_unit(u) for u in (None, "", "  ", "nm", 0)] == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize("which", ["image", "segmentation"])
-def test_micrometres_without_units_are_named_where_nothing_overlaps(sample, which):
+def test_the_error_for_layers_that_do_not_overlap_suggests_missing_micrometres(sample, which):
     layers = {"image": ix.open_image(sample.image), "segmentation": ix.open_segmentation(sample.segmentation)}
     truth = ix.align(layers["image"], layers["segmentation"])
     given = layers[which].isel(z=slice(0, 8))
@@ -93,7 +93,7 @@ def test_micrometres_without_units_are_named_where_nothing_overlaps(sample, whic
     xr.testing.assert_allclose(found, ix.crop(truth, box))
 
 
-def test_layers_apart_get_no_advice_on_units():
+def test_the_error_for_distant_layers_does_not_suggest_units():
     first, second = (ix.Grid((2, 2, 2), (8, 8, 40), (x, 0, 0)) for x in (100, 300))
     image = xr.DataArray(np.zeros((2, 2, 2), np.uint8), dims=("z", "y", "x"), coords=first.coords())
     labels = xr.DataArray(np.zeros((2, 2, 2), np.uint64), dims=("z", "y", "x"), coords=second.coords())

@@ -134,7 +134,7 @@ def test_a_plan_says_what_it_counts_and_takes_the_words_that_are_given(tmp_path,
 def test_a_dataset_is_told_what_to_export(tmp_path, opened):
     with pytest.raises(ix.LayerError, match=r"not a Dataset; give one variable, or draw it first"):
         opened.imagery.export(tmp_path / "o.zarr")
-    with pytest.raises(AttributeError, match=r"is of one array.*ds\['image'\]\.imagery\.to_pil"):
+    with pytest.raises(AttributeError, match=r"needs an array.*ds\['image'\]\.imagery\.to_pil"):
         opened.imagery.to_pil()
     with pytest.raises(AttributeError, match="has no 'nothing'"):
         opened.imagery.nothing()

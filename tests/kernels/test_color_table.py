@@ -45,7 +45,7 @@ def splitmix64(value):
     return z ^ (z >> 31)
 
 
-def test_hash_matches_integers_of_python():
+def test_hash_ids_equals_splitmix64_in_python_integers():
     assert lk.hash_ids(BIG).tolist() == [splitmix64(i) for i in BIG]
     assert int(lk.hash_ids(0)) == 0xE220A8397B1DCDAF
     assert lk.hash_ids(np.arange(6).reshape(2, 3)).shape == (2, 3)
@@ -53,8 +53,8 @@ def test_hash_matches_integers_of_python():
 
 @given(label_arrays(), IDS, st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
-def test_lookup(labels, ids, m):
-    table = lk.build_table(ids, np.zeros((len(ids), 4), np.uint8), np.zeros((m, 4), np.uint8))
+def test_find_rows_equals_a_dict_lookup(labels, ids, m):
+    table = lk.build_color_table(ids, np.zeros((len(ids), 4), np.uint8), np.zeros((m, 4), np.uint8))
 
     def slot(i):
         if i == 0:
@@ -64,14 +64,14 @@ def test_lookup(labels, ids, m):
         return len(ids) + splitmix64(i) % m if m else -1
 
     want = np.array([slot(i) for i in canonical(labels).ravel()]).reshape(labels.shape)
-    got = lk.lookup(labels, table)
+    got = lk.find_rows(labels, table)
     assert got.dtype == np.int32
     np.testing.assert_array_equal(got, want)
 
 
 @given(label_arrays(), IDS)
 @settings(max_examples=60, deadline=None)
-def test_select_masks_present(labels, ids):
+def test_select_masks_and_is_present_equal_numpy(labels, ids):
     exact = canonical(labels)
     kept = np.isin(exact.astype(np.uint64), np.array(ids, np.uint64))
     got = isin.select(labels, ids)
@@ -82,12 +82,12 @@ def test_select_masks_present(labels, ids):
     assert got.dtype == bool
     assert got.shape == (len(ids), *labels.shape)
     np.testing.assert_array_equal(got, np.array(each).reshape(got.shape))
-    assert isin.present(labels, ids).tolist() == [bool(m.any()) for m in each]
+    assert isin.is_present(labels, ids).tolist() == [bool(m.any()) for m in each]
 
 
 @given(label_arrays(), IDS, st.data())
 @settings(max_examples=40, deadline=None)
-def test_remap(labels, ids, data):
+def test_remap_equals_a_dict_lookup(labels, ids, data):
     values = data.draw(st.lists(st.sampled_from(BIG), min_size=len(ids), max_size=len(ids)))
     to = dict(zip(ids, values, strict=True))
     for missing in ("zero", "keep"):
@@ -97,42 +97,42 @@ def test_remap(labels, ids, data):
         assert got.ravel().tolist() == want
 
 
-def test_many_ids():
+def test_tables_of_many_ids_find_every_row_and_stay_small():
     rng = np.random.default_rng(0)
     ids = rng.integers(1, 2**63, 5000).astype(np.uint64)
     colors = rng.integers(0, 256, (5000, 4)).astype(np.uint8)
-    table = lk.build_table(ids, colors)
-    np.testing.assert_array_equal(lk.lookup(ids, table), np.arange(5000))
-    assert (lk.lookup(ids + np.uint64(2**63), table) == -1).all()
+    table = lk.build_color_table(ids, colors)
+    np.testing.assert_array_equal(lk.find_rows(ids, table), np.arange(5000))
+    assert (lk.find_rows(ids + np.uint64(2**63), table) == -1).all()
     assert len(table.keys) <= 4 * 5000
 
 
-def test_repeated_ids():
+def test_the_last_of_repeated_ids_takes_precedence():
     labels = np.array([[[1, 2, 0]]])
     assert (isin.masks(labels, [2, 2, 1])[:, 0, 0] * 1).tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
-    assert isin.present(labels, [2, 5, 2]).tolist() == [True, False, True]
+    assert isin.is_present(labels, [2, 5, 2]).tolist() == [True, False, True]
     assert isin.remap(labels, [1, 1], [4, 5]).tolist() == [[[5, 0, 0]]]
-    table = lk.build_table([1, 1], np.zeros((2, 4), np.uint8))
-    assert lk.lookup(labels, table).tolist() == [[[1, -1, -1]]]
+    table = lk.build_color_table([1, 1], np.zeros((2, 4), np.uint8))
+    assert lk.find_rows(labels, table).tolist() == [[[1, -1, -1]]]
 
 
-def test_zero_has_no_colour():
-    table = lk.build_table([0], np.full((1, 4), 9, np.uint8), np.full((3, 4), 9, np.uint8))
-    assert lk.lookup(np.zeros((1, 1, 2), np.uint8), table).tolist() == [[[-1, -1]]]
+def test_zero_is_never_drawn():
+    table = lk.build_color_table([0], np.full((1, 4), 9, np.uint8), np.full((3, 4), 9, np.uint8))
+    assert lk.find_rows(np.zeros((1, 1, 2), np.uint8), table).tolist() == [[[-1, -1]]]
 
 
-def test_table_pickles_small_and_alike():
+def test_equal_tables_pickle_to_equal_small_bytes():
     def make():
-        return lk.build_table(np.arange(1, 301), np.zeros((300, 4), np.uint8), np.ones((5, 4), np.uint8))
+        return lk.build_color_table(np.arange(1, 301), np.zeros((300, 4), np.uint8), np.ones((5, 4), np.uint8))
 
     assert pickle.dumps(make()) == pickle.dumps(make())
     assert len(pickle.dumps(make())) < 10_000
     back = pickle.loads(pickle.dumps(make()))
-    np.testing.assert_array_equal(lk.lookup(np.arange(9), back), lk.lookup(np.arange(9), make()))
+    np.testing.assert_array_equal(lk.find_rows(np.arange(9), back), lk.find_rows(np.arange(9), make()))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_any_memory_layout(order):
+def test_select_accepts_any_memory_layout(order):
     labels = np.array(np.arange(24).reshape(2, 3, 4), order=order, dtype=np.uint64)
     want = np.where(labels.copy() % 2 == 1, labels, 0)
     odd = np.arange(1, 24, 2)
@@ -145,13 +145,13 @@ def test_any_memory_layout(order):
     assert isin.select(labels[:0], odd).shape == (0, 3, 4)
 
 
-def test_bools_are_ids():
+def test_bools_are_the_ids_0_and_1():
     labels = np.array([[[True, False]]])
-    assert lk.lookup(labels, lk.build_table([1], np.zeros((1, 4), np.uint8))).tolist() == [[[0, -1]]]
+    assert lk.find_rows(labels, lk.build_color_table([1], np.zeros((1, 4), np.uint8))).tolist() == [[[0, -1]]]
     assert isin.select(labels, [1]).dtype == bool
 
 
-def test_errors():
+def test_invalid_ids_and_colours_raise():
     with pytest.raises(LayerError, match="float64"):
         isin.select(np.zeros((1, 1, 1)), [1])
     with pytest.raises(LayerError, match=r"1\.5"):
@@ -159,9 +159,9 @@ def test_errors():
     with pytest.raises(LayerError, match="float32"):
         isin.select(np.zeros((1, 1, 1), int), np.zeros(2, np.float32))
     with pytest.raises(OptionError, match="2 ids"):
-        lk.build_table([1, 2], np.zeros((1, 4), np.uint8))
+        lk.build_color_table([1, 2], np.zeros((1, 4), np.uint8))
     with pytest.raises(OptionError, match="float64"):
-        lk.build_table([1], np.zeros((1, 4)))
+        lk.build_color_table([1], np.zeros((1, 4)))
     with pytest.raises(OptionError, match="drop"):
         isin.remap(np.zeros((1, 1, 1), int), [1], [1], missing="drop")
     with pytest.raises(GridMismatchError, match="2 ids"):
@@ -169,15 +169,15 @@ def test_errors():
 
 
 @pytest.mark.parametrize("low", [0, 16, 32, 40, 48])
-def test_ids_that_differ_in_few_bits_do_not_meet(low):
+def test_ids_that_differ_in_few_bits_have_different_first_probes(low):
     ids = np.arange(1, 4096, dtype=np.uint64) << np.uint64(low)
     for some in (ids, ids * np.uint64(2**32 + 1), ids | np.uint64(1)):
-        begin = {lk.home(key, 8192) for key in np.unique(some)}
+        begin = {lk.first_probe(key, 8192) for key in np.unique(some)}
         assert len(begin) > 0.6 * len(np.unique(some))
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u8", "i4", ">u8", "?"])
-def test_background_stays_background_of_its_dtype(dtype):
+def test_select_of_background_keeps_shape_and_dtype(dtype):
     for shape in [(2, 3, 4), (0, 3), (1,)]:
         got = isin.select(np.zeros(shape, dtype), [1, 0])
         assert got.dtype == np.dtype(dtype).newbyteorder("=")

@@ -59,14 +59,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("shape", "dtype", "block", "most"), CASES)
-def test_what_is_whole_passes(shape, dtype, block, most):
+def test_valid_chunks_pass(shape, dtype, block, most):
     values, data = encoded(shape, dtype, block, most)
     assert segmentation_problem(data, shape, np.dtype(dtype).itemsize, block) == ""
     np.testing.assert_array_equal(read_looking(data, shape, dtype, block), values)
 
 
 @pytest.mark.parametrize(("shape", "dtype", "block", "most"), CASES)
-def test_it_tells_exactly_what_leads_out_of_the_chunk(shape, dtype, block, most):
+def test_exactly_the_chunks_with_reads_out_of_bounds_fail(shape, dtype, block, most):
     _, data = encoded(shape, dtype, block, most)
     rng = np.random.default_rng(1)
     broken = [data[: int(n)] for n in (*rng.integers(0, len(data), 15), len(data) - 4, len(data) - 8)]
@@ -90,7 +90,7 @@ def test_it_tells_exactly_what_leads_out_of_the_chunk(shape, dtype, block, most)
     assert 10 < told < len(broken)
 
 
-def test_channels():
+def test_chunks_with_several_channels_are_checked():
     one, data = encoded((8, 8, 8, 1), "uint64", (8, 8, 8), 9)
     words = np.frombuffer(data, "<u4")[1:]
     both = np.concatenate([np.array([2, 2 + words.size], "<u4"), words, words]).tobytes()

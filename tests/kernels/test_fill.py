@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.color_table import build_table, lookup
+from imageryxr.kernels.color_table import build_color_table, find_rows
 from imageryxr.kernels.fill import alpha_over, fill, gray_to_rgba, to_uint8
 
 TOP = 2**64 - 1
@@ -40,7 +40,7 @@ def test_alpha_over_is_exact(pixels):
     assert [tuple(p) for p in got.tolist()] == [over(b, t) for b, t in zip(bottom, top, strict=True)]
 
 
-def test_alpha_over_is_pillows():
+def test_alpha_over_equals_pillow_within_rounding():
     rng = np.random.default_rng(0)
     bottom, top = rng.integers(0, 256, (2, 500, 500, 4)).astype(np.uint8)
     bottom[:50, :, 3], top[50:100, :, 3] = 255, 255
@@ -60,15 +60,15 @@ def pictures(draw):
     labels = draw(hnp.arrays(dtype, shape, elements=st.sampled_from([0, *ids])))
     stretch = draw(st.sampled_from([1, 20]))
     image = draw(hnp.arrays(np.uint8, shape))
-    table = build_table(ids[1:], draw(COLORS), draw(COLORS)[: draw(st.integers(0, 2))])
+    table = build_color_table(ids[1:], draw(COLORS), draw(COLORS)[: draw(st.integers(0, 2))])
     return np.repeat(labels, stretch, 2), np.repeat(image, stretch, 2), table
 
 
 @given(pictures())
 @settings(max_examples=60, deadline=None)
-def test_fill(picture):
+def test_fill_equals_a_lookup_and_alpha_over(picture):
     labels, image, table = picture
-    slots = lookup(labels, table)
+    slots = find_rows(labels, table)
     want = np.zeros((*labels.shape, 4), np.uint8)
     want[slots >= 0] = table.rgba[slots[slots >= 0]]
     got = fill(labels, None, table)
@@ -78,7 +78,7 @@ def test_fill(picture):
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0])
-def test_fill_is_imageryclients(alpha):
+def test_fill_equals_imageryclient_within_rounding(alpha):
     rng = np.random.default_rng(1)
     labels = np.kron(rng.integers(0, 6, (8, 9)), np.ones((7, 5), int)).astype(np.uint64)
     image = rng.integers(0, 256, labels.shape).astype(np.uint8)
@@ -86,7 +86,7 @@ def test_fill_is_imageryclients(alpha):
     colors = {i: tuple(rng.random(3)) for i in ids}
     masks = {i: (labels == i).T.astype(int) for i in ids}
     rgba = [[int(255 * c) for c in colors[i]] + [int(alpha * 255)] for i in ids]
-    table = build_table(list(ids), np.array(rgba, np.uint8))
+    table = build_color_table(list(ids), np.array(rgba, np.uint8))
     for under in (None, image):
         there = ic.composite_overlay(masks, colors, alpha=alpha, imagery=None if under is None else under.T)
         want = np.asarray(there).astype(int)
@@ -101,7 +101,7 @@ def test_fill_is_imageryclients(alpha):
     st.data(),
 )
 @settings(max_examples=100, deadline=None)
-def test_contrast(dtype, lo, hi, data):
+def test_to_uint8_equals_numpy(dtype, lo, hi, data):
     dtype = np.dtype(dtype)
     if dtype.kind == "f":
         values = st.floats(-400, 400, width=16) | st.sampled_from([np.nan, np.inf, -np.inf])
@@ -123,26 +123,26 @@ def test_contrast(dtype, lo, hi, data):
     np.testing.assert_array_equal(got, want)
 
 
-def test_contrast_of_all_sixteen_bit_values():
+def test_to_uint8_of_all_16_bit_values_equals_that_of_floats():
     for dtype in (np.uint16, np.int16):
         every = np.arange(70000).astype(np.uint16).view(dtype).reshape(7, 100, 100)
         want = to_uint8(every.astype(np.float64), 100, 20000)
         np.testing.assert_array_equal(to_uint8(every, 100, 20000), want)
 
 
-def test_full_range_keeps_bytes():
+def test_to_uint8_with_the_full_range_keeps_or_inverts_bytes():
     image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     np.testing.assert_array_equal(to_uint8(image, 0, 255), image)
     np.testing.assert_array_equal(to_uint8(image, 255, 0), 255 - image)
 
 
-def test_gray():
+def test_gray_to_rgba_is_opaque_grey():
     image = np.array([[[0, 9, 255]]], np.uint8)
     assert gray_to_rgba(image).tolist() == [[[[0, 0, 0, 255], [9, 9, 9, 255], [255, 255, 255, 255]]]]
 
 
-def test_empty():
-    table = build_table()
+def test_empty_arrays_give_empty_pictures():
+    table = build_color_table()
     assert fill(np.zeros((0, 3, 4), np.uint64), None, table).shape == (0, 3, 4, 4)
     assert fill(np.zeros((0, 3, 4), np.uint64), np.zeros((0, 3, 4), np.uint8), table).shape == (0, 3, 4, 4)
     assert gray_to_rgba(np.zeros((0, 3), np.uint8)).shape == (0, 3, 4)
@@ -150,8 +150,8 @@ def test_empty():
     assert alpha_over(np.zeros((0, 4), np.uint8), np.zeros((0, 4), np.uint8)).shape == (0, 4)
 
 
-def test_errors():
-    labels, table = np.ones((1, 2, 3), np.uint64), build_table()
+def test_invalid_arguments_raise():
+    labels, table = np.ones((1, 2, 3), np.uint64), build_color_table()
     with pytest.raises(GridMismatchError, match=r"\(1, 2, 2\)"):
         fill(labels, np.zeros((1, 2, 2), np.uint8), table)
     with pytest.raises(LayerError, match="uint16"):

@@ -17,11 +17,11 @@ PACKAGE = Path(imageryxr.__file__).parent
 CALL = """
 import sys
 import numpy as np
-from imageryxr.kernels import idsets
+from imageryxr.kernels import isin
 labels = np.repeat(np.arange(200, dtype=sys.argv[1]), 3)
-kept = idsets.select(labels, [5, 7])
+kept = isin.select(labels, [5, 7])
 assert kept.tolist() == [i if i in (5, 7) else 0 for i in labels.tolist()], kept.tolist()
-print(sum(idsets._select.stats.cache_misses.values()), "compiled")
+print(sum(isin._select.stats.cache_misses.values()), "compiled")
 """
 
 
@@ -39,7 +39,7 @@ def end(process):
 
 
 @pytest.mark.slow
-def test_processes_that_compile_at_once_leave_all_of_it_to_others(tmp_path):
+def test_processes_that_compile_at_once_all_store_their_kernels(tmp_path):
     # Time between what numba writes first and last, so that all of them are in it at once.
     slow = (
         "import time\nfrom numba.core.caching import IndexDataCacheFile as File\nsave = File._save_index\n"
@@ -52,7 +52,7 @@ def test_processes_that_compile_at_once_leave_all_of_it_to_others(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "left"), [(".nbi", 0), (".nbc", 0.5)])
-def test_damaged_files_are_made_again(tmp_path, suffix, left):
+def test_damaged_cache_files_are_replaced(tmp_path, suffix, left):
     end(start(tmp_path))
     files = [p for p in tmp_path.rglob("*") if p.suffix == suffix]
     assert files
@@ -63,7 +63,7 @@ def test_damaged_files_are_made_again(tmp_path, suffix, left):
 
 
 @pytest.mark.slow
-def test_a_disk_without_room_stops_nothing(tmp_path):
+def test_a_full_disk_does_not_stop_kernels(tmp_path):
     pytest.importorskip("resource")
     full = (
         "import resource, signal, sys\nsys.dont_write_bytecode = True\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -73,15 +73,15 @@ def test_a_disk_without_room_stops_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_kernel_is_compiled_anew_when_one_that_it_calls_changes(tmp_path):
+def test_a_kernel_is_compiled_again_if_a_function_that_it_calls_changes(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "imageryxr", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
         "import numpy as np\nfrom imageryxr.kernels import relabel\n"
-        "assert relabel.distinct(np.array([3, 3, 2**63 + 1], 'u8')).tolist() == [3, 2**63 + 1]\n"
-        "assert sum(relabel._distinct.stats.cache_misses.values()) == 1\n"
+        "assert relabel.distinct_ids(np.array([3, 3, 2**63 + 1], 'u8')).tolist() == [3, 2**63 + 1]\n"
+        "assert sum(relabel._distinct_ids.stats.cache_misses.values()) == 1\n"
     )
     assert end(start(tmp_path / "cache", before=code, path=tmp_path)) == 1
-    changed = tmp_path / "imageryxr" / "kernels" / "lookup.py"
+    changed = tmp_path / "imageryxr" / "kernels" / "color_table.py"
     changed.write_text(changed.read_text().replace("0x9E3779B97F4A7C15", "0x9E3779B97F4A7C17"))
     assert end(start(tmp_path / "cache", before=code, path=tmp_path)) == 1
 
@@ -98,7 +98,7 @@ for locator in (caching.InTreeCacheLocator, caching.InTreeCacheLocatorFsAgnostic
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no owners of folders here")
 @pytest.mark.parametrize("whose", ["nobody's", "open to all", "a link"])
-def test_where_nothing_can_be_written_kernels_are_kept_among_temporary_files(tmp_path, whose):
+def test_without_writable_cache_folders_kernels_are_stored_in_a_private_temporary_folder(tmp_path, whose):
     """As in a container: but only in a folder that is this user's alone, since what lies there is run."""
     folder = tmp_path / f"imageryxr-kernels-{os.getuid()}"
     if whose == "open to all":
@@ -130,12 +130,12 @@ def both(a):
     return np.sort(a)[::-1].sum() + len(found) + np.sqrt(4.0)
 assert both(np.array([3, 1, 3])) == 11
 assert times
-assert idsets.select(np.arange(5, dtype=np.int16), [2]).tolist() == [0, 0, 2, 0, 0]
+assert isin.select(np.arange(5, dtype=np.int16), [2]).tolist() == [0, 0, 2, 0, 0]
 """
 
 
 @pytest.mark.slow
-def test_what_is_loaded_leaves_numba_able_to_compile(tmp_path):
+def test_numba_can_compile_after_kernels_were_loaded(tmp_path):
     """Loading a kernel skips what numba gathers before it compiles: what is compiled after it must find that."""
     end(start(tmp_path))
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(PACKAGE.parent)}

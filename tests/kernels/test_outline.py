@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from imageryxr.errors import GridMismatchError, OptionError
-from imageryxr.kernels.color_table import build_table, lookup
+from imageryxr.kernels.color_table import build_color_table, find_rows
 from imageryxr.kernels.fill import alpha_over, fill, gray_to_rgba
-from imageryxr.kernels.outline import outline, paint, reach
+from imageryxr.kernels.outline import halo_size, outline, paint
 
 TOP = 2**64 - 1
 POOL = np.array([0, 1, 2, 5, 2**63 - 1, 2**63 + 1, TOP - 1, TOP], np.uint64)
@@ -23,7 +23,7 @@ SIDES = list(itertools.product(["out", "in"], [True, False]))
 
 def by_definition(labels, table, limit, steps, side, merge):
     """One slice; `steps` and `limit` are integers here."""
-    slots = lookup(labels, table)
+    slots = find_rows(labels, table)
     ids = np.where(slots >= 0, labels.astype(np.uint64), np.uint64(0))
     yy, xx = np.indices(labels.shape)
     out = np.zeros((*labels.shape, 4), np.uint8)
@@ -50,7 +50,7 @@ def scenes(draw):
     labels = labels.repeat(draw(st.integers(1, 3)), 0).repeat(draw(st.integers(1, 3)), 1)
     ids = draw(st.lists(st.sampled_from(POOL[1:].tolist()), unique=True))
     rgba = draw(hnp.arrays(np.uint8, (9, 4), elements=st.sampled_from([0, 1, 60, 128, 200, 255])))
-    return labels, build_table(ids, rgba[: len(ids)], rgba[7 : 7 + draw(st.integers(0, 2))])
+    return labels, build_color_table(ids, rgba[: len(ids)], rgba[7 : 7 + draw(st.integers(0, 2))])
 
 
 @given(
@@ -60,7 +60,7 @@ def scenes(draw):
     st.sampled_from(SIDES),
 )
 @settings(max_examples=150, deadline=None)
-def test_by_definition(scene, limit, steps, options):
+def test_outline_equals_its_definition(scene, limit, steps, options):
     labels, table = scene
     side, merge = options
     got = outline(labels[None], table, limit=limit, steps=steps, side=side, merge=merge)[0]
@@ -71,21 +71,21 @@ def test_by_definition(scene, limit, steps, options):
     scenes(), st.sampled_from([0, 1, 2, 3, 4, 5, 7, 12, 1000]), st.sampled_from([(1, 1), (3, 3), (1, 2)]), st.booleans()
 )
 @settings(max_examples=150, deadline=None)
-def test_opaque_lines_by_definition(scene, limit, steps, merge):
+def test_opaque_outlines_equal_their_definition(scene, limit, steps, merge):
     labels, table = scene
     solid = table._replace(rgba=np.column_stack([table.rgba[:, :3], np.full(len(table.rgba), 255, np.uint8)]))
     got = outline(labels[None], solid, limit=limit, steps=steps, merge=merge)[0]
     np.testing.assert_array_equal(got, by_definition(labels, solid, limit, steps, "out", merge))
 
 
-def test_more_segments_than_have_a_rank():
+def test_outlines_of_more_segments_than_ranks_are_the_same_in_parts():
     labels = np.arange(1, 300 * 300 + 1, dtype=np.uint64).reshape(1, 300, 300) * np.uint64(2**40 + 1)
     labels[0, 100:140, 100:140] = 0
     colors = np.random.default_rng(3).integers(0, 256, (7, 4)).astype(np.uint8)
     colors[:, 3] = 255
-    got = outline(labels, build_table(fallback=colors), limit=6)
+    got = outline(labels, build_color_table(fallback=colors), limit=6)
     part = (slice(None), slice(90, 150), slice(90, 150))
-    assert (outline(labels[part], build_table(fallback=colors), limit=6) == got[part]).all()
+    assert (outline(labels[part], build_color_table(fallback=colors), limit=6) == got[part]).all()
 
 
 def blobs(shape, seeds, rng, background=0.25):
@@ -101,7 +101,7 @@ def blobs(shape, seeds, rng, background=0.25):
 @pytest.mark.parametrize(("side", "merge"), SIDES)
 @pytest.mark.parametrize("width", [1, 2, 5, 10])
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0])
-def test_is_imageryclients(side, merge, width, alpha):
+def test_outline_equals_imageryclient_within_rounding(side, merge, width, alpha):
     rng = np.random.default_rng(width)
     labels = blobs((90, 110), 30, rng)
     labels[40:44, 50:53] = 31
@@ -110,7 +110,7 @@ def test_is_imageryclients(side, merge, width, alpha):
     masks = {i: (labels == i).T.astype(int) for i in ids}
     there = ic.composite_overlay(masks, colors, alpha=alpha, outline=True, width=width, side=side, merge_outline=merge)
     rgba = [[int(255 * c) for c in colors[i]] + [int(alpha * 255)] for i in ids]
-    table = build_table(ids, np.array(rgba, np.uint8))
+    table = build_color_table(ids, np.array(rgba, np.uint8))
     got = outline(labels[None], table, limit=width, side=side, merge=merge)[0]
     inside = (slice(width, -width),) * 2
     want, got = np.asarray(there)[inside].astype(int), got[inside].astype(int)
@@ -121,10 +121,10 @@ def test_is_imageryclients(side, merge, width, alpha):
 
 
 @pytest.mark.parametrize(("side", "merge"), SIDES)
-def test_blocks_make_the_whole_picture(side, merge):
+def test_outlines_of_blocks_equal_the_outline_of_the_whole(side, merge):
     rng = np.random.default_rng(5)
     rgba = rng.integers(0, 256, (6, 4)).astype(np.uint8)
-    table = build_table([3, 4], np.array([[1, 2, 3, 90], [9, 8, 7, 0]], np.uint8), rgba)
+    table = build_color_table([3, 4], np.array([[1, 2, 3, 90], [9, 8, 7, 0]], np.uint8), rgba)
     cells = np.stack([blobs((170, 190), 60, rng), blobs((170, 190), 8, rng)]).astype(np.uint64)
     pictures = [
         cells * np.uint64(2**58 + 1),
@@ -134,7 +134,7 @@ def test_blocks_make_the_whole_picture(side, merge):
     for labels, (limit, steps) in itertools.product(pictures, [(6, (1, 1)), (40, (8.5, 4.7)), (3.5, (1, 2))]):
         options = {"limit": limit, "steps": steps, "side": side, "merge": merge}
         whole = outline(labels, table, **options)
-        hy, hx = reach(limit, steps)
+        hy, hx = halo_size(limit, steps)
         for _ in range(8):
             (y0, y1), (x0, x1) = (np.sort(rng.choice(n + 1, 2, replace=False)) for n in labels.shape[1:])
             ya, xa = max(0, y0 - hy), max(0, x0 - hx)
@@ -146,12 +146,12 @@ def test_blocks_make_the_whole_picture(side, merge):
 
 @given(scenes(), st.sampled_from(SIDES), st.integers(0, 4), st.data())
 @settings(max_examples=60, deadline=None)
-def test_paint_is_fill_and_outline(scene, options, limit, data):
+def test_paint_equals_fill_and_outline(scene, options, limit, data):
     labels, lines = scene
     side, merge = options
     labels = np.stack([labels, labels[::-1]])
     colors = data.draw(hnp.arrays(np.uint8, (2, 4)))
-    areas = build_table([1, TOP], colors)
+    areas = build_color_table([1, TOP], colors)
     rows = slice(0, data.draw(st.integers(1, labels.shape[1])))
     inner = (slice(1, None), rows, slice(labels.shape[2] // 2, None))
     part = labels[inner]
@@ -168,53 +168,53 @@ def test_paint_is_fill_and_outline(scene, options, limit, data):
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i4", "i8", ">u8"])
-def test_any_dtype_and_layout(dtype):
+def test_outline_accepts_any_dtype_and_layout(dtype):
     rng = np.random.default_rng(2)
     labels = np.stack([blobs((20, 30), 9, rng)])
-    table = build_table((), (), rng.integers(0, 256, (9, 4)).astype(np.uint8))
+    table = build_color_table((), (), rng.integers(0, 256, (9, 4)).astype(np.uint8))
     want = outline(labels.astype(np.uint64), table, limit=2)
     np.testing.assert_array_equal(outline(labels.astype(dtype), table, limit=2), want)
     np.testing.assert_array_equal(outline(np.asfortranarray(labels.astype(dtype)), table, limit=2), want)
 
 
-def test_edge_of_the_array_makes_no_line():
-    labels, table = np.ones((1, 5, 6), np.uint64), build_table([1], np.full((1, 4), 255, np.uint8))
+def test_the_edge_of_the_array_does_not_produce_a_line():
+    labels, table = np.ones((1, 5, 6), np.uint64), build_color_table([1], np.full((1, 4), 255, np.uint8))
     for side, merge in SIDES:
         assert not outline(labels, table, limit=3, side=side, merge=merge).any()
 
 
 def test_steps_are_decimal_fractions():
     # 3 * 4.7 is 14.100000000000001 and 0.1 + 0.2 is not 0.3; neither may cost or win a pixel.
-    assert reach(14.1, (4.7, 4.7)) == (3, 3)
-    assert reach(3 * 4.7, (4.7, 4.7)) == (3, 3)
-    assert reach(0.3, (0.1, 0.1 + 0.2)) == (3, 1)
-    assert reach(0) == (0, 0)
-    labels, table = np.zeros((1, 1, 9), np.uint64), build_table([1], np.full((1, 4), 255, np.uint8))
+    assert halo_size(14.1, (4.7, 4.7)) == (3, 3)
+    assert halo_size(3 * 4.7, (4.7, 4.7)) == (3, 3)
+    assert halo_size(0.3, (0.1, 0.1 + 0.2)) == (3, 1)
+    assert halo_size(0) == (0, 0)
+    labels, table = np.zeros((1, 1, 9), np.uint64), build_color_table([1], np.full((1, 4), 255, np.uint8))
     labels[0, 0, 0] = 1
     assert (outline(labels, table, limit=14.1, steps=(4.7, 4.7)) > 0)[0, 0, :, 3].sum() == 3
 
 
-def test_width_does_not_overflow():
-    labels, table = np.ones((1, 3, 4), np.uint64), build_table([1], np.full((1, 4), 255, np.uint8))
+def test_a_huge_width_does_not_overflow():
+    labels, table = np.ones((1, 3, 4), np.uint64), build_color_table([1], np.full((1, 4), 255, np.uint8))
     labels[0, 1, 1] = 0
     for side, merge in SIDES:
         drawn = outline(labels, table, limit=1e15, steps=(1e6, 0.0001), side=side, merge=merge)[..., 3] > 0
         np.testing.assert_array_equal(drawn, labels == (0 if side == "out" else 1))
 
 
-def test_empty():
-    table = build_table((), (), np.full((2, 4), 255, np.uint8))
+def test_empty_arrays_give_empty_outlines():
+    table = build_color_table((), (), np.full((2, 4), 255, np.uint8))
     for side, merge in SIDES:
         options = {"limit": 2, "side": side, "merge": merge}
         assert outline(np.zeros((0, 3, 4), np.uint64), table, **options).shape == (0, 3, 4, 4)
         assert outline(np.zeros((2, 0, 4), np.uint64), table, **options).shape == (2, 0, 4, 4)
         inner = (slice(0, 1), slice(2, 2), slice(None))
         assert outline(np.ones((2, 3, 4), np.uint64), table, inner=inner, **options).shape == (1, 0, 4, 4)
-        assert not outline(np.ones((2, 3, 4), np.uint64), build_table(), **options).any()
+        assert not outline(np.ones((2, 3, 4), np.uint64), build_color_table(), **options).any()
 
 
-def test_errors():
-    labels, table = np.ones((1, 3, 4), np.uint64), build_table((), (), np.full((2, 4), 255, np.uint8))
+def test_invalid_arguments_raise():
+    labels, table = np.ones((1, 3, 4), np.uint64), build_color_table((), (), np.full((2, 4), 255, np.uint8))
     with pytest.raises(OptionError, match="-1"):
         outline(labels, table, limit=-1)
     with pytest.raises(OptionError, match="nan"):

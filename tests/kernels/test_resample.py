@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from imageryxr.core.axis_mapping import LinearMap, OverlapMap
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.resample import Lerp, Overlap, linear, mean, mean_rgba, mode, nearest
+from imageryxr.kernels.downsample import mean, mode
+from imageryxr.kernels.downsample_rgba import mean_rgba
+from imageryxr.kernels.interpolate import resample_linear, resample_nearest
 
 TOP = 2**64 - 1
 SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
@@ -39,7 +42,7 @@ def lerps(draw, size):
     upper = draw(st.lists(at, min_size=n, max_size=n))
     # Eighths, so that the float64 arithmetic of the kernel is exact and halves occur.
     weight = draw(st.lists(st.sampled_from([0.0, 0.5, 0.25, 0.875]), min_size=n, max_size=n))
-    return Lerp(np.array(lower), np.array(upper), np.array(weight))
+    return LinearMap(np.array(lower), np.array(upper), np.array(weight))
 
 
 @st.composite
@@ -51,7 +54,7 @@ def overlaps(draw, size):
         first.append(begin)
         weights += draw(st.lists(st.sampled_from([1, 2, 3, 4, 1000]), min_size=count, max_size=count))
         offsets.append(len(weights))
-    return Overlap(np.array(first), np.array(offsets), np.array(weights, np.int64))
+    return OverlapMap(np.array(first), np.array(offsets), np.array(weights, np.int64))
 
 
 def rounded(value, dtype):
@@ -65,13 +68,13 @@ def voxels(out):
 
 @given(st.data(), st.sampled_from(["u1", "u2", "u4", "u8", "i2", "i8", "f4", "f8", "?", ">u8", ">f4"]))
 @settings(max_examples=80, deadline=None)
-def test_nearest(data, dtype):
+def test_nearest_equals_numpy_indexing(data, dtype):
     a = data.draw(hnp.arrays(np.dtype(dtype), data.draw(SHAPES)))
     index = [np.array(data.draw(st.lists(st.integers(-1, n - 1), max_size=5))).astype(np.int64) for n in a.shape]
     index = [np.repeat(i, data.draw(st.sampled_from([1, 2]))) for i in index]
     if data.draw(st.booleans()):
         index[2] = np.arange(a.shape[2])
-    got = nearest(a, *index, fill=1)
+    got = resample_nearest(a, *index, fill=1)
     assert got.dtype == a.dtype.newbyteorder("=")
     assert got.shape == tuple(i.size for i in index)
     for z, y, x in voxels(got):
@@ -81,7 +84,7 @@ def test_nearest(data, dtype):
 
 def test_nearest_keeps_large_ids():
     a = np.array([[[TOP, TOP - 1, 2**53 + 1]]], np.uint64)
-    assert nearest(a, [0], [0], [2, 2, 0, -1, 1], fill=TOP - 2).tolist() == [
+    assert resample_nearest(a, [0], [0], [2, 2, 0, -1, 1], fill=TOP - 2).tolist() == [
         [[2**53 + 1, 2**53 + 1, TOP, TOP - 2, TOP - 1]]
     ]
 
@@ -102,9 +105,9 @@ def one_lerp(a, axes, at):
 
 @given(st.data(), images())
 @settings(max_examples=80, deadline=None)
-def test_linear_of_integers(data, a):
+def test_linear_of_integers_equals_exact_fractions(data, a):
     axes = tuple(data.draw(lerps(n)) for n in a.shape)
-    got = linear(a, axes, fill=5)
+    got = resample_linear(a, axes, fill=5)
     assert got.dtype == a.dtype
     for at in voxels(got):
         outside = any(axis.lower[i] < 0 for axis, i in zip(axes, at, strict=True))
@@ -113,9 +116,9 @@ def test_linear_of_integers(data, a):
 
 @given(st.data(), images(["f4", "f8", "f2", ">f4"]))
 @settings(max_examples=40, deadline=None)
-def test_linear_of_floats(data, a):
+def test_linear_of_floats_equals_numpy(data, a):
     axes = tuple(data.draw(lerps(n)) for n in a.shape)
-    got = linear(a, axes, fill=-1)
+    got = resample_linear(a, axes, fill=-1)
     v = a.astype(np.float64)
     for axis, (lower, upper, weight) in enumerate(axes):
         shape = [1, 1, 1]
@@ -127,10 +130,12 @@ def test_linear_of_floats(data, a):
     np.testing.assert_allclose(got, v, rtol=1e-3 if a.dtype.itemsize == 2 else 1e-6, atol=1e-3)
 
 
-def test_linear_spreads_nan_no_farther_than_it_is_used():
+def test_linear_gives_nan_only_where_a_nan_is_used():
     a = np.array([[[1.0, np.nan, 3.0]]])
-    point = Lerp(np.array([0]), np.array([0]), np.array([0.0]))
-    got = linear(a, (point, point, Lerp(np.array([0, 0, 2]), np.array([1, 1, 1]), np.array([0.0, 0.5, 0.0]))))
+    point = LinearMap(np.array([0]), np.array([0]), np.array([0.0]))
+    got = resample_linear(
+        a, (point, point, LinearMap(np.array([0, 0, 2]), np.array([1, 1, 1]), np.array([0.0, 0.5, 0.0])))
+    )
     np.testing.assert_array_equal(got, [[[1.0, np.nan, 3.0]]])
 
 
@@ -142,22 +147,22 @@ def test_linear_rounds_halves_up_whatever_the_weights(dtype):
         a = rng.integers(low, high, (2, 2, 64), dtype=dtype, endpoint=True)
         numbers = [np.arange(n) for n in parts[:2]] + [np.arange(63 * parts[2]) % parts[2]]
         firsts = [np.zeros(n, np.int64) for n in parts[:2]] + [np.arange(63 * parts[2]) // parts[2]]
-        axes = tuple(Lerp(f, f + 1, n / p) for f, n, p in zip(firsts, numbers, parts, strict=True))
+        axes = tuple(LinearMap(f, f + 1, n / p) for f, n, p in zip(firsts, numbers, parts, strict=True))
         exact = a.astype(object)
         for axis, (first, number, part) in enumerate(zip(firsts, numbers, parts, strict=True)):
             shape = [-1 if i == axis else 1 for i in range(3)]
             whole = number.astype(object).reshape(shape)
             exact = exact.take(first, axis) * (part - whole) + exact.take(first + 1, axis) * whole
         count = math.prod(parts)
-        np.testing.assert_array_equal(linear(a, axes), ((2 * exact + count) // (2 * count)).astype(dtype))
+        np.testing.assert_array_equal(resample_linear(a, axes), ((2 * exact + count) // (2 * count)).astype(dtype))
 
 
-def test_what_has_no_weight_need_not_be_there():
+def test_upper_voxels_without_weight_may_lie_outside():
     a = np.arange(12, dtype=np.uint8).reshape(1, 2, 6)
-    alone = Lerp(np.array([0]), np.array([1]), np.array([0.0]))
-    along_y = Lerp(np.array([0, 1]), np.array([1, 2]), np.zeros(2))
-    along_x = Lerp(np.array([0, 5]), np.array([1, 6]), np.array([0.5, 0.0]))
-    assert linear(a, (alone, along_y, along_x)).tolist() == [[[1, 5], [7, 11]]]
+    alone = LinearMap(np.array([0]), np.array([1]), np.array([0.0]))
+    along_y = LinearMap(np.array([0, 1]), np.array([1, 2]), np.zeros(2))
+    along_x = LinearMap(np.array([0, 5]), np.array([1, 6]), np.array([0.5, 0.0]))
+    assert resample_linear(a, (alone, along_y, along_x)).tolist() == [[[1, 5], [7, 11]]]
 
 
 def one_cell(a, axes, at):
@@ -173,7 +178,7 @@ def one_cell(a, axes, at):
 
 @given(st.data(), images())
 @settings(max_examples=80, deadline=None)
-def test_mean_of_integers(data, a):
+def test_mean_of_integers_equals_exact_fractions(data, a):
     axes = tuple(data.draw(overlaps(n)) for n in a.shape)
     got = mean(a, axes, fill=5)
     assert got.dtype == a.dtype
@@ -188,7 +193,7 @@ def test_mean_of_integers(data, a):
 
 @given(st.data(), images(["f4", "f8"]))
 @settings(max_examples=40, deadline=None)
-def test_mean_of_floats(data, a):
+def test_mean_of_floats_equals_a_loop(data, a):
     a[0, 0, 0] = np.nan
     axes = tuple(data.draw(overlaps(n)) for n in a.shape)
     got = mean(a, axes, fill=5)
@@ -203,7 +208,7 @@ BYTES = st.sampled_from([0, 1, 2, 127, 128, 254, 255]) | st.integers(0, 255)
 
 @given(st.data(), SHAPES, st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_mean_of_colours(data, shape, turned):
+def test_mean_of_colours_equals_exact_fractions(data, shape, turned):
     a = data.draw(hnp.arrays(np.uint8, (*shape, 4), elements=BYTES))
     a = np.asfortranarray(a) if turned else a
     axes = tuple(data.draw(overlaps(n)) for n in shape)
@@ -220,7 +225,7 @@ def test_mean_of_colours(data, shape, turned):
         assert got[at].tolist() == [rounded(value, np.uint8) for value in want]
 
 
-def test_mean_of_colours_at_once():
+def test_mean_of_colours_in_wide_rows_equals_numpy():
     """More pixels than a vector has, in whole numbers of numpy."""
     a = np.random.default_rng(0).integers(0, 256, (4, 6, 402, 4), dtype=np.uint8)
     a[:, :3, ::3, 3] = 0
@@ -235,7 +240,7 @@ def test_mean_of_colours_at_once():
 
 @given(st.data(), st.sampled_from(["u1", "u2", "u4", "u8", "i8", "i4", ">u8"]))
 @settings(max_examples=100, deadline=None)
-def test_mode(data, dtype):
+def test_mode_equals_a_loop(data, dtype):
     dtype = np.dtype(dtype)
     pool = [0, 1, 2, 3] + ([2**63, TOP - 1, TOP] if dtype.itemsize == 8 and dtype.kind == "u" else [])
     pool += [-1] if dtype.kind == "i" else []
@@ -252,21 +257,21 @@ def test_mode(data, dtype):
 
 
 def halves(n):
-    return Overlap(np.arange(0, n, 2), np.arange(0, n + 1, 2), np.ones(n, np.int64))
+    return OverlapMap(np.arange(0, n, 2), np.arange(0, n + 1, 2), np.ones(n, np.int64))
 
 
-def test_mode_of_many_labels():
+def test_mode_of_many_labels_equals_numpy():
     rng = np.random.default_rng(0)
     a = rng.integers(0, 400, (4, 16, 16)).astype(np.uint64) + np.uint64(2**63)
-    whole = tuple(Overlap(np.array([0]), np.array([0, n]), np.ones(n, np.int64)) for n in a.shape)
+    whole = tuple(OverlapMap(np.array([0]), np.array([0, n]), np.ones(n, np.int64)) for n in a.shape)
     ids, counts = np.unique(a, return_counts=True)
     assert mode(a, whole).item() == ids[counts.argmax()]
 
 
-def test_common_divisors_do_not_matter():
+def test_a_common_factor_of_weights_has_no_effect():
     a = np.random.default_rng(0).integers(0, 4, (4, 6, 8)).astype(np.uint8)
     axes = tuple(halves(n) for n in a.shape)
-    large = tuple(Overlap(o.first, o.offsets, o.weights * 10**15) for o in axes)
+    large = tuple(OverlapMap(o.first, o.offsets, o.weights * 10**15) for o in axes)
     np.testing.assert_array_equal(mode(a, large), mode(a, axes))
     np.testing.assert_array_equal(mean(a, large), mean(a, axes))
     rgba = np.stack([a, a * 80, a + 1, 255 - a * 40], axis=-1)
@@ -274,21 +279,21 @@ def test_common_divisors_do_not_matter():
 
 
 def threes(n):
-    return Overlap(np.arange(n), np.arange(n + 1) * 3, np.tile([1, 5, 2], n))
+    return OverlapMap(np.arange(n), np.arange(n + 1) * 3, np.tile([1, 5, 2], n))
 
 
-def test_blocks_make_the_whole():
+def test_resampled_blocks_equal_the_resampled_whole():
     rng = np.random.default_rng(3)
     a = rng.integers(0, 256, (3, 20, 30)).astype(np.uint8)
     f = rng.random((3, 20, 30))
     n = 40
     lower = [np.sort(rng.integers(0, s, n)) for s in a.shape]
-    axes = [Lerp(i, np.minimum(i + 1, s - 1), rng.random(n)) for i, s in zip(lower, a.shape, strict=True)]
+    axes = [LinearMap(i, np.minimum(i + 1, s - 1), rng.random(n)) for i, s in zip(lower, a.shape, strict=True)]
     for image in (a, f):
-        whole = linear(image, tuple(axes))
+        whole = resample_linear(image, tuple(axes))
         low, high = axes[2].lower[11], axes[2].upper[:30].max() + 1
-        part = Lerp(axes[2].lower[11:30] - low, axes[2].upper[11:30] - low, axes[2].weight[11:30])
-        np.testing.assert_array_equal(linear(image[..., low:high], (*axes[:2], part)), whole[..., 11:30])
+        part = LinearMap(axes[2].lower[11:30] - low, axes[2].upper[11:30] - low, axes[2].weight[11:30])
+        np.testing.assert_array_equal(resample_linear(image[..., low:high], (*axes[:2], part)), whole[..., 11:30])
         covers = tuple(threes(s // 3) for s in image.shape)
         part = (*covers[:2], threes(3))
         np.testing.assert_array_equal(mean(image[..., 4:], part), mean(image, covers)[..., 4:7])
@@ -296,49 +301,49 @@ def test_blocks_make_the_whole():
 
 def test_large_integers_stay_in_range():
     a = np.full((1, 1, 2), TOP, np.uint64)
-    point = Lerp(np.array([0]), np.array([0]), np.array([0.0]))
-    middle = Lerp(np.array([0]), np.array([1]), np.array([0.5]))
-    assert linear(a, (point, point, middle)).item() >= TOP - 2**11
+    point = LinearMap(np.array([0]), np.array([0]), np.array([0.0]))
+    middle = LinearMap(np.array([0]), np.array([1]), np.array([0.5]))
+    assert resample_linear(a, (point, point, middle)).item() >= TOP - 2**11
     b = np.full((1, 1, 2), 2**63 - 1, np.int64)
-    assert linear(b, (point, point, middle)).item() >= 2**63 - 2**11
+    assert resample_linear(b, (point, point, middle)).item() >= 2**63 - 2**11
 
 
-def test_empty():
+def test_empty_arrays_give_the_fill_value():
     a = np.zeros((2, 3, 0), np.uint8)
     none, some = np.array([-1, -1]), np.array([0])
-    assert nearest(a, some, some, none, fill=7).tolist() == [[[7, 7]]]
-    gap = Lerp(none, none, np.zeros(2))
-    assert linear(a, (gap, gap, gap), fill=7).tolist() == [[[7, 7]] * 2] * 2
-    bare = Overlap(np.array([0]), np.array([0, 0]), np.array([], np.int64))
+    assert resample_nearest(a, some, some, none, fill=7).tolist() == [[[7, 7]]]
+    gap = LinearMap(none, none, np.zeros(2))
+    assert resample_linear(a, (gap, gap, gap), fill=7).tolist() == [[[7, 7]] * 2] * 2
+    bare = OverlapMap(np.array([0]), np.array([0, 0]), np.array([], np.int64))
     assert mean(a, (bare, bare, bare), fill=7).tolist() == [[[7]]]
     assert mode(a, (bare, bare, bare), fill=7).tolist() == [[[7]]]
     assert mean_rgba(np.zeros((2, 3, 0, 4), np.uint8), (bare, bare, bare)).tolist() == [[[[0, 0, 0, 0]]]]
-    assert nearest(np.zeros((2, 2, 2)), some, some, np.array([], np.int64)).shape == (1, 1, 0)
+    assert resample_nearest(np.zeros((2, 2, 2)), some, some, np.array([], np.int64)).shape == (1, 1, 0)
 
 
-def test_errors():
+def test_invalid_arguments_raise():
     a, good = np.zeros((2, 2, 2), np.uint8), np.array([0, 1])
     axis = halves(2)
     with pytest.raises(GridMismatchError, match="2"):
-        nearest(a, good, good, np.array([2]))
+        resample_nearest(a, good, good, np.array([2]))
     with pytest.raises(GridMismatchError, match="-2"):
-        nearest(a, good, good, np.array([-2]))
+        resample_nearest(a, good, good, np.array([-2]))
     with pytest.raises(GridMismatchError, match=r"\(2, 2\)"):
-        nearest(a[0], good, good, good)
+        resample_nearest(a[0], good, good, good)
     with pytest.raises(LayerError, match="complex128"):
-        nearest(a.astype(complex), good, good, good)
+        resample_nearest(a.astype(complex), good, good, good)
     with pytest.raises(GridMismatchError, match="upper"):
-        linear(a, (Lerp(good, good, np.zeros(1)),) * 3)
+        resample_linear(a, (LinearMap(good, good, np.zeros(1)),) * 3)
     with pytest.raises(LayerError, match="complex64"):
-        linear(a.astype(np.complex64), (Lerp(good, good, np.zeros(2)),) * 3)
+        resample_linear(a.astype(np.complex64), (LinearMap(good, good, np.zeros(2)),) * 3)
     with pytest.raises(GridMismatchError, match="not all in"):
-        mean(a, (axis, axis, Overlap(np.array([1]), np.array([0, 2]), np.array([1, 1]))))
+        mean(a, (axis, axis, OverlapMap(np.array([1]), np.array([0, 2]), np.array([1, 1]))))
     with pytest.raises(GridMismatchError, match="offsets"):
-        mean(a, (axis, axis, Overlap(np.array([1]), np.array([0, 2]), np.array([1]))))
+        mean(a, (axis, axis, OverlapMap(np.array([1]), np.array([0, 2]), np.array([1]))))
     with pytest.raises(OptionError, match="positive"):
-        mode(a, (axis, axis, Overlap(np.array([0]), np.array([0, 2]), np.array([1, 0]))))
+        mode(a, (axis, axis, OverlapMap(np.array([0]), np.array([0, 2]), np.array([1, 0]))))
     with pytest.raises(OptionError, match="coarser"):
-        mode(a, (Overlap(np.array([0]), np.array([0, 2]), np.array([2**40, 1])),) * 3)
+        mode(a, (OverlapMap(np.array([0]), np.array([0, 2]), np.array([2**40, 1])),) * 3)
     with pytest.raises(LayerError, match="float64"):
         mode(a.astype(float), (axis, axis, axis))
     for wrong in (a, np.zeros((2, 2, 2, 3), np.uint8), np.zeros((2, 2, 2, 4))):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 import imageryxr as ix
-from imageryxr.core.display import SegmentLook
+from imageryxr.core.display import SegmentDisplay
 from imageryxr.neuroglancer.fetch import is_local_host, state_of
 from imageryxr.neuroglancer.layers import check_source
 from imageryxr.neuroglancer.state import LinkState, parse_state
@@ -273,7 +273,7 @@ def test_the_overlay_of_a_view_looks_like_the_viewer(sample):
     chosen = [int(i) for i in ids if i][:2]
     ds["cells"] = ds.cells.assign_attrs(selected_ids=chosen, colors={str(chosen[0]): "#ff8000"})
     drawn = ds.imagery.overlay().values.astype(int)
-    top = viewer_rule(ds.cells.values, SegmentLook.of(ds.cells.attrs)).astype(float)
+    top = viewer_rule(ds.cells.values, SegmentDisplay.from_attrs(ds.cells.attrs)).astype(float)
     grey = np.clip((ds.em.values.astype(float) - 60) / 140 * 255, 0, 255)[..., None]
     alpha = top[..., 3:] / 255
     assert np.abs(drawn[..., :3] - (top[..., :3] * alpha + grey * (1 - alpha))).max() <= 1.01

@@ -323,7 +323,7 @@ def test_a_noisy_ratio_of_resolutions_does_not_drift_over_a_long_axis():
     from imageryxr.core.grid import Axis
 
     target, source = Axis(2**32, 4.031234567890123, 0), Axis(2**33, 3.987654321098765, 0)
-    there = AxisMap.between(target, source)
+    there = AxisMap.from_axes(target, source)
     start = 2**31
     exact = [(start + i + 0.5) * 4.031234567890123 / 3.987654321098765 for i in range(50)]
     np.testing.assert_array_equal(there.nearest(start, start + 50, (0, 2**33)).voxel, np.floor(exact).astype(np.int64))

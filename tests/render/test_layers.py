@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.core.display import SegmentLook
+from imageryxr.core.display import SegmentDisplay
 from tests.conftest import no_compute, volume
 from tests.support.viewer import viewer_rule
 from tests.support.volumes import FINE, IDS, IMAGE, as_source
@@ -86,7 +86,7 @@ def test_what_lies_beyond_the_edge_is_opaque_over_an_image_and_transparent_witho
 
 @pytest.mark.parametrize("look", [False, True])
 def test_others_than_those_of_a_dict_have_the_colour_of_their_id(look):
-    seg = FINE.assign_attrs(SegmentLook(selected_ids=(7,), rest_alpha=0.5).attrs()) if look else FINE
+    seg = FINE.assign_attrs(SegmentDisplay(selected_ids=(7,), rest_alpha=0.5).to_attrs()) if look else FINE
     labels = FINE.values
     colors = {5: "#ff000080", int(IDS[4]): "blue"}
     faint = ix.overlay(None, FINE, alpha=0.2).values
@@ -203,7 +203,7 @@ def test_masks_without_coordinates_need_an_image():
 
 ids = st.sampled_from([int(i) for i in IDS[1:]])
 looks = st.builds(
-    SegmentLook,
+    SegmentDisplay,
     selected_ids=st.lists(ids, max_size=3, unique=True).map(tuple),
     colors=st.dictionaries(ids, st.tuples(*[st.integers(0, 255)] * 3, st.sampled_from([255, 255, 100])), max_size=2),
     color_seed=st.integers(0, 2**32 - 1),
@@ -219,17 +219,19 @@ looks = st.builds(
 @given(looks)
 def test_a_layer_is_drawn_as_the_viewer_draws_it(look):
     part = FINE.isel(z=[1], y=slice(0, 12), x=slice(0, 14))
-    seg = part.assign_attrs(look.attrs())
+    seg = part.assign_attrs(look.to_attrs())
     drawn = ix.overlay(None, seg).values
     truth = viewer_rule(part.values, look)
     np.testing.assert_array_equal(drawn[..., 3], truth[..., 3])
     painted = truth[..., 3] > 0  # what is transparent has no colour to compare
     np.testing.assert_array_equal(drawn[painted], truth[painted])
-    assert SegmentLook.of(seg.attrs) == look
+    assert SegmentDisplay.from_attrs(seg.attrs) == look
 
 
 def test_what_a_caller_says_comes_before_the_look():
-    seg = FINE.assign_attrs(SegmentLook(selected_ids=(5,), colors={5: (9, 9, 9, 255)}, selected_alpha=0.7).attrs())
+    seg = FINE.assign_attrs(
+        SegmentDisplay(selected_ids=(5,), colors={5: (9, 9, 9, 255)}, selected_alpha=0.7).to_attrs()
+    )
     assert set(ix.overlay(None, seg).values[FINE.values == 5][:, 3]) == {179}
     np.testing.assert_array_equal(
         ix.overlay(None, seg, colors={5: "red"}).values, ix.overlay(None, FINE, colors={5: "red"}, alpha=0.7).values
@@ -244,12 +246,12 @@ def test_what_a_caller_says_comes_before_the_look():
 def test_a_look_survives_verbs_and_is_plain(tmp_path):
     import json
 
-    look = SegmentLook(selected_ids=(5, 2**64 - 1), colors={2**64 - 1: (1, 2, 3, 255)}, color_seed=7)
-    seg = as_source(SEG16).assign_attrs(look.attrs())
+    look = SegmentDisplay(selected_ids=(5, 2**64 - 1), colors={2**64 - 1: (1, 2, 3, 255)}, color_seed=7)
+    seg = as_source(SEG16).assign_attrs(look.to_attrs())
     json.dumps(seg.attrs)
     box = ix.BBox((20, 3, 3), (41, 20, 4), resolution=(8, 8, 40))
     moved = ix.regrid(ix.crop(ix.select_ids(seg, [5, 2**64 - 1]), box), (4, 4, 40))
-    assert SegmentLook.of(moved.attrs) == look
+    assert SegmentDisplay.from_attrs(moved.attrs) == look
 
 
 SEG16 = volume(IDS[rng.integers(0, 6, (3, 20, 26))], (16, 16, 40), (5, -3, 2), layer_type="segmentation")

@@ -28,7 +28,7 @@ def roots_of(cave, timestamp):
     return tree["segmentation/segmentation"].values
 
 
-def test_the_image_is_the_volumes_image(cave, volume):
+def test_the_image_equals_that_of_the_volume(cave, volume):
     tree = ix.open_datastack(cave.datastack, server_address=cave.address, token=TOKEN)
     np.testing.assert_array_equal(tree["image/image"].values, volume.image.values)
     assert ix.grid_of(tree["image/image"]) == ix.grid_of(volume.image)
@@ -43,7 +43,7 @@ def test_each_cell_is_one_root_of_several_supervoxels(cave, volume):
     assert len(supervoxels) > len(np.unique(roots))
 
 
-def test_a_merge_changes_later_instants_only(cave):
+def test_a_merge_changes_only_later_timestamps(cave):
     before = roots_of(cave, BEFORE)
     a, b = np.unique(before[before > 0])[:2].tolist()
     merged = cave.merge(a, b, EDIT)
@@ -55,6 +55,6 @@ def test_a_merge_changes_later_instants_only(cave):
         cave.merge(a, b, AFTER)
 
 
-def test_another_token_is_refused(cave):
+def test_an_unknown_token_is_rejected(cave):
     with pytest.raises(ix.AuthError):
         ix.open_datastack(cave.datastack, server_address=cave.address, token="f" * 32)

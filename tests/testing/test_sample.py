@@ -67,7 +67,7 @@ def block(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     return sample(tmp_path_factory.mktemp("sample") / "block", shape=SMALL)
 
 
-def test_is_a_frozen_value_that_tells_where_it_lies(block: Sample) -> None:
+def test_a_sample_is_immutable_and_states_its_addresses(block: Sample) -> None:
     folder = block.path.as_posix()
     assert block.path.is_absolute()
     assert block.image == f"precomputed://file://{folder}/image"
@@ -80,12 +80,12 @@ def test_is_a_frozen_value_that_tells_where_it_lies(block: Sample) -> None:
         block.shape = (1, 1, 1)  # type: ignore[misc]
 
 
-def test_folder_holds_the_two_layers_and_the_marker(block: Sample) -> None:
+def test_the_folder_contains_two_layers_and_the_marker(block: Sample) -> None:
     assert {p.name for p in block.path.iterdir()} == {"image", "segmentation", MARKER}
     assert [p.name for p in block.path.parent.iterdir()] == ["block"]  # no temporary folder is left behind
 
 
-def test_levels_of_the_image(block: Sample) -> None:
+def test_the_image_has_three_levels(block: Sample) -> None:
     layer = info(block.image)
     assert (layer["type"], layer["data_type"], layer["num_channels"]) == ("image", "uint8", 1)
     assert [s["resolution"] for s in layer["scales"]] == [[8, 8, 40], [16, 16, 40], [32, 32, 40]]
@@ -95,7 +95,7 @@ def test_levels_of_the_image(block: Sample) -> None:
     assert all(s["chunk_sizes"] == [[128, 128, 16]] for s in layer["scales"])
 
 
-def test_levels_of_the_segmentation(block: Sample) -> None:
+def test_the_segmentation_has_two_levels(block: Sample) -> None:
     layer = info(block.segmentation)
     assert (layer["type"], layer["data_type"]) == ("segmentation", "uint64")
     assert [s["resolution"] for s in layer["scales"]] == [[16, 16, 40], [32, 32, 40]]
@@ -142,7 +142,7 @@ def test_coarse_segmentation_level_is_the_mode(block: Sample) -> None:
     assert np.array_equal(chosen, votes.max(axis=-1))
 
 
-def test_ids_look_like_root_ids_and_outgrow_float64(block: Sample) -> None:
+def test_ids_resemble_root_ids_and_exceed_float64(block: Sample) -> None:
     ids = np.unique(read(block.segmentation))
     cells = ids[ids != 0]
     assert ids.dtype == np.uint64
@@ -152,7 +152,7 @@ def test_ids_look_like_root_ids_and_outgrow_float64(block: Sample) -> None:
     assert (cells.astype(np.float64).astype(np.uint64) != cells).any()
 
 
-def test_looks_like_tissue(block: Sample) -> None:
+def test_grey_values_are_like_those_of_tissue(block: Sample) -> None:
     image = read(block.image)
     assert image.dtype == np.uint8
     assert 130 < image.mean() < 190
@@ -162,7 +162,7 @@ def test_looks_like_tissue(block: Sample) -> None:
     assert sections.std() > 0.5  # sections differ a little in brightness
 
 
-def test_dark_membranes_lie_on_the_borders_of_cells(block: Sample) -> None:
+def test_membranes_at_the_borders_of_cells_are_dark(block: Sample) -> None:
     image, labels = shown_together(block)
     edge = borders(labels) & (labels != 0)
     dark, pale = image[edge].mean(), image[~edge].mean()
@@ -170,30 +170,30 @@ def test_dark_membranes_lie_on_the_borders_of_cells(block: Sample) -> None:
 
 
 @pytest.mark.parametrize("shift", [(0, 0, 4), (0, 0, -4), (0, 4, 0), (0, -4, 0), (3, 0, 0), (-3, 0, 0)])
-def test_image_and_segmentation_agree_in_place(block: Sample, shift: tuple[int, int, int]) -> None:
+def test_a_shifted_image_fits_the_segmentation_worse(block: Sample, shift: tuple[int, int, int]) -> None:
     image, labels = shown_together(block)
     edge = borders(labels)
     assert image[edge].mean() + 5 < np.roll(image, shift, axis=(0, 1, 2))[edge].mean()
 
 
-def test_cells_go_on_from_slice_to_slice(block: Sample) -> None:
+def test_cells_continue_from_slice_to_slice(block: Sample) -> None:
     labels = read(block.segmentation)
     assert (labels[1:] == labels[:-1]).mean() > 0.8
     assert (labels[-1] == labels[0]).mean() < 0.8
 
 
-def test_two_writes_are_the_same_to_the_byte(block: Sample, tmp_path: Path) -> None:
+def test_two_samples_are_byte_identical(block: Sample, tmp_path: Path) -> None:
     again = sample(tmp_path / "again", shape=SMALL)
     assert digest(again.path) == digest(block.path)
 
 
-def test_voxels_are_those_of_every_other_machine(tmp_path: Path) -> None:
+def test_voxels_are_the_same_on_every_machine(tmp_path: Path) -> None:
     golden = "74102764072f51e66bf39f7ac0f521e85d2d932f16497df6821cbe71ed2b2cc1"
     assert voxel_digest(sample(tmp_path / "golden", shape=(20, 128, 192))) == golden
 
 
 @pytest.mark.parametrize("shape", [(4, 64, 64), (5, 68, 132), (33, 200, 64)])
-def test_other_shapes(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+def test_samples_of_other_shapes_are_complete(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     block = sample(tmp_path / "other", shape=shape)
     assert read(block.image).shape == shape
     for mip in range(2):
@@ -210,7 +210,7 @@ def test_second_call_writes_nothing(block: Sample) -> None:
     assert {p: p.stat().st_mtime_ns for p in block.path.rglob("*")} == before
 
 
-def test_second_call_bears_other_things_beside_a_complete_sample(tmp_path: Path) -> None:
+def test_a_second_call_ignores_other_files_next_to_a_complete_sample(tmp_path: Path) -> None:
     block = sample(tmp_path / "block", shape=(4, 64, 64))
     (block.path / "figure.png").write_bytes(b"mine")
     assert sample(block.path, shape=(4, 64, 64)) == block
@@ -231,7 +231,7 @@ def test_incomplete_or_outdated_sample_is_rewritten(tmp_path: Path, damage: str)
     assert [p.name for p in tmp_path.iterdir()] == ["block"]
 
 
-def test_incomplete_sample_with_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_an_incomplete_sample_with_other_files_is_not_changed(tmp_path: Path) -> None:
     block = sample(tmp_path / "block", shape=(4, 64, 64))
     (block.path / "image" / "info").unlink()
     (block.path / "notes.txt").write_text("mine")
@@ -240,7 +240,7 @@ def test_incomplete_sample_with_other_things_is_left_alone(tmp_path: Path) -> No
     assert (block.path / "notes.txt").read_text() == "mine"
 
 
-def test_sample_of_another_shape_is_left_alone(block: Sample) -> None:
+def test_a_sample_of_another_shape_is_not_changed(block: Sample) -> None:
     before = digest(block.path)
     with pytest.raises(TargetExistsError, match=r"shape \(34, 256, 256\), not \(4, 64, 64\)"):
         sample(block.path, shape=(4, 64, 64))
@@ -248,33 +248,33 @@ def test_sample_of_another_shape_is_left_alone(block: Sample) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "image"])
-def test_folder_with_other_things_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_folder_with_other_files_raises(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(TargetExistsError, match="holds other things"):
+    with pytest.raises(TargetExistsError, match="contains other files"):
         sample(tmp_path, shape=(4, 64, 64))
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("marker", ["", "[]", "{}", '{"imageryxr_sample": 1, "shape": 3}'])
-def test_unreadable_marker_is_not_taken_for_a_sample(tmp_path: Path, marker: str) -> None:
+def test_a_folder_with_an_invalid_marker_raises(tmp_path: Path, marker: str) -> None:
     (tmp_path / MARKER).write_text(marker)
     with pytest.raises(TargetExistsError):
         sample(tmp_path, shape=(4, 64, 64))
 
 
-def test_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(TargetExistsError, match="is a file"):
         sample(tmp_path / "file", shape=(4, 64, 64))
 
 
-def test_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(TargetError, match="cannot be written"):
         sample(tmp_path / "file" / "block", shape=(4, 64, 64))
 
 
-def test_empty_folder_missing_parents_and_odd_names_will_do(tmp_path: Path) -> None:
+def test_empty_folders_missing_parents_and_unusual_names_work(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "a" / "b" / "ein Würfel, 1%"):
         block = sample(path, shape=(4, 64, 64))
@@ -291,7 +291,7 @@ def test_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     "shape",
     [(64, 1024), (3, 64, 64), (4, 62, 64), (4, 64, 66), (4, 0, 64), (4.5, 64, 64), "big", None, ("4", "64", "64")],
 )
-def test_senseless_shapes_are_refused(tmp_path: Path, shape: object) -> None:
+def test_invalid_shapes_raise(tmp_path: Path, shape: object) -> None:
     with pytest.raises(OptionError, match="shape="):
         sample(tmp_path / "block", shape=shape)  # type: ignore[arg-type]
     assert not (tmp_path / "block").exists()
@@ -301,13 +301,13 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sys.modules[sample.__module__], "_put", full)
+    monkeypatch.setattr(sys.modules[sample.__module__], "_write_slices", full)
     with pytest.raises(TargetError, match="No space left"):
         sample(tmp_path / "block", shape=(4, 64, 64))
     assert not list(tmp_path.iterdir())
 
 
-def test_prints_nothing_unless_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_bar_is_shown_only_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sample(tmp_path / "quiet", shape=(4, 64, 64))
     assert capfd.readouterr() == ("", "")
     sample(tmp_path / "shown", shape=(4, 64, 64), progress=True)
@@ -316,7 +316,7 @@ def test_prints_nothing_unless_asked(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert "sample" in err
 
 
-def test_import_is_light() -> None:
+def test_importing_sample_does_not_import_heavy_packages() -> None:
     code = (
         "import sys, types; package = types.ModuleType('imageryxr'); package.__path__ = sys.argv[1:]; "
         "sys.modules['imageryxr'] = package; import imageryxr.testing.sample; "
@@ -328,7 +328,7 @@ def test_import_is_light() -> None:
 
 
 @pytest.mark.slow
-def test_whole_sample(tmp_path: Path) -> None:
+def test_the_default_sample_has_the_documented_properties(tmp_path: Path) -> None:
     block = sample(tmp_path / "whole")
     assert block.shape == (64, 1024, 1024)
     image, labels = shown_together(block)

@@ -1,6 +1,6 @@
-"""Colours: reading one, choosing one per segment, and the value that overlays paint from.
+"""Parse colours, assign colours to segments, and save and load palettes.
 
-Nothing here reads data. Matplotlib, colorcet and hsluv load inside the functions that need them.
+Nothing here reads volumes. Matplotlib, colorcet and hsluv are imported inside the functions that use them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CIELAB, in which the distance between two colours is about what an eye sees between them."""
+"""Convert between sRGB and CIELAB, in which distances approximate perceived colour differences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 def lab_to_rgb(lab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Convert CIELAB (D65) to sRGB; what sRGB cannot show falls outside 0–1."""
+    """Convert CIELAB (D65) to sRGB; colours outside the gamut of sRGB get values outside 0–1."""
     fy = (lab[:, 0] + 16) / 116
     f = np.stack([fy + lab[:, 1] / 500, fy, fy - lab[:, 2] / 200], axis=1)
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * [0.95047, 1.0, 1.08883]
@@ -25,7 +25,7 @@ def lab_to_rgb(lab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def rgb_to_lab(rgb: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Convert sRGB, 0 to 255 of shape (n, 3), to CIELAB (D65)."""
+    """Convert sRGB (0 to 255, shape (n, 3)) to CIELAB (D65)."""
     curved = np.asarray(rgb, dtype=np.float64) / 255
     linear = np.where(curved <= 0.04045, curved / 12.92, ((curved + 0.055) / 1.055) ** 2.4)
     xyz = linear @ np.array(

@@ -1,4 +1,4 @@
-"""What an overlay paints from: the colour of every segment, as one value."""
+"""The colours of all segments of a layer as one immutable value."""
 
 from __future__ import annotations
 
@@ -10,35 +10,44 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.core.colors.ids import UInt8Array, UInt64Array, as_ids, hash_rows, id_of, key_of, read_only, unique_ids
+from imageryxr.core.colors.ids import (
+    UInt8Array,
+    UInt64Array,
+    hash_rows,
+    list_unique_ids,
+    make_read_only,
+    parse_id,
+    parse_key,
+    unique_id_array,
+)
 from imageryxr.core.colors.neuroglancer import neuroglancer_colors, neuroglancer_seed
 from imageryxr.core.colors.palettes import palette_colors, palette_table
 from imageryxr.core.colors.parse import RGBA, parse_color
 from imageryxr.errors import ColorError, ImageryWarning
 
-#: What ``colors=`` takes: None, a palette name, a dict id → colour, or ``("neuroglancer", seed)``.
+#: Values of ``colors=``: None, a palette name, a dict id → colour, or ``("neuroglancer", seed)``.
 ColorSpec: TypeAlias = str | Mapping[Any, Any] | tuple[str, int] | None
 
 
 @dataclass(frozen=True, eq=False)
 class Colors:
-    """The colour of every segment, as a value that can be hashed, pickled and sent to a worker.
+    """The colour of every segment, as a value that can be hashed and pickled.
 
-    An id is looked up in `ids` first. One that is not there takes, by `mode`, a row of `fallback`, or its
-    Neuroglancer colour. If there is no fallback it is not shown. The background, 0, never is.
+    An id in `ids` has the colour in `rgb`. Depending on `mode`, any other id has a row of `fallback` or its
+    Neuroglancer colour. Without a fallback it is not drawn. The background, 0, is never drawn.
 
     Attributes
     ----------
     ids : uint64 array, shape (n,)
-        Ids with a colour of their own, each once, without 0, in the order given.
+        Distinct ids with explicit colours, without 0.
     rgb : uint8 array, shape (n, 3)
-        Their colours.
+        The colours of `ids`.
     alpha : uint8 array, shape (n,), or None
-        How opaque each is, as a share (of 255) of the layer's alpha; None where all are 255.
+        The alpha of each colour, which multiplies (as alpha / 255) the alpha of the layer; None if all are 255.
     fallback : uint8 array, shape (m, 3)
-        In mode ``"table"``, the colours of all other ids: row ``splitmix64(id) % m``. With m = 0 they are not shown.
+        In mode ``"table"``, the colours of all other ids: row ``splitmix64(id) % m``. If m is 0 they are not drawn.
     mode : {"table", "neuroglancer"}
-        Where the colours of other ids come from.
+        How the colours of other ids are determined.
     seed : int
         The seed of mode ``"neuroglancer"``, otherwise 0.
     """
@@ -54,23 +63,23 @@ class Colors:
         for name, dtype in (("ids", np.uint64), ("rgb", np.uint8), ("alpha", np.uint8), ("fallback", np.uint8)):
             value = getattr(self, name)
             if value is not None:
-                # A copy, for a caller's array that changed later would change a colour, and no token.
-                object.__setattr__(self, name, read_only(np.array(value, dtype=dtype)))
+                # Copy the array: if the caller modified it later, the colours would change but the token would not.
+                object.__setattr__(self, name, make_read_only(np.array(value, dtype=dtype)))
 
     @property
     def shows_all(self) -> bool:
         """Whether every id has a colour, not only those in `ids`."""
         return self.mode == "neuroglancer" or len(self.fallback) > 0
 
-    def shows(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Tell for each id whether it is painted; bool, shape (n,)."""
-        wanted = _flat(ids)
-        known: npt.NDArray[np.bool_] = self._places(wanted) >= 0
+    def is_shown(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Return whether each id is drawn; bool, shape (n,)."""
+        wanted = _flatten_ids(ids)
+        known: npt.NDArray[np.bool_] = self._find_ids(wanted) >= 0
         shown: npt.NDArray[np.bool_] = (wanted != 0) & (known | self.shows_all)
         return shown
 
     def colors_for(self, ids: npt.ArrayLike) -> UInt8Array:
-        """Give the colour of each id, in every mode; those not shown, and 0, are black.
+        """Return the colour of each id; ids that are not drawn are black.
 
         Parameters
         ----------
@@ -85,29 +94,29 @@ class Colors:
         >>> resolve_colors({5: "red"}).colors_for([5, 6]).tolist()
         [[255, 0, 0], [0, 0, 0]]
         """
-        wanted = _flat(ids)
+        wanted = _flatten_ids(ids)
         if self.mode == "neuroglancer":
             out = neuroglancer_colors(wanted, self.seed)
         elif len(self.fallback):
             out = self.fallback[hash_rows(wanted, len(self.fallback))]
         else:
             out = np.zeros((len(wanted), 3), np.uint8)
-        places = self._places(wanted)
+        places = self._find_ids(wanted)
         out[places >= 0] = self.rgb[places[places >= 0]]
         out[wanted == 0] = 0
         return out
 
     def alphas_for(self, ids: npt.ArrayLike) -> UInt8Array:
-        """Give the share (of 255) of the layer's alpha that each id has: uint8, shape (n,), 0 where not shown."""
-        wanted = _flat(ids)
-        out = np.where(self.shows(wanted), 255, 0).astype(np.uint8)
+        """Return the alpha of the colour of each id: uint8, shape (n,), 0 for ids that are not drawn."""
+        wanted = _flatten_ids(ids)
+        out = np.where(self.is_shown(wanted), 255, 0).astype(np.uint8)
         if self.alpha is not None:
-            places = self._places(wanted)
+            places = self._find_ids(wanted)
             out[places >= 0] = self.alpha[places[places >= 0]]
         return out
 
-    def _places(self, wanted: UInt64Array) -> npt.NDArray[np.intp]:
-        """Find where in `ids` each id stands, -1 where it does not."""
+    def _find_ids(self, wanted: UInt64Array) -> npt.NDArray[np.intp]:
+        """Return the position of each id in `ids`, or -1."""
         if not len(self.ids):
             return np.full(len(wanted), -1, np.intp)
         order = np.argsort(self.ids)
@@ -131,29 +140,29 @@ class Colors:
         return f"<Colors of {len(self.ids)} ids; others: {rest if self.shows_all else 'not shown'}>"
 
 
-def _flat(ids: npt.ArrayLike) -> UInt64Array:
-    # The usual caller has uint64 already; a list goes one by one, for NumPy makes floats of [5, 2**63].
+def _flatten_ids(ids: npt.ArrayLike) -> UInt64Array:
+    # A list is converted item by item, because NumPy converts [5, 2**63] to floats.
     if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
         return ids.ravel().astype(np.uint64, copy=False)
     values = ids if isinstance(ids, Iterable) else [ids]
-    return np.array([id_of(value) for value in values], dtype=np.uint64)
+    return np.array([parse_id(value) for value in values], dtype=np.uint64)
 
 
 def resolve_colors(colors: ColorSpec, ids: Any = None) -> Colors:
-    """Make of what people write as ``colors=`` the value that an overlay paints from; reads no data.
+    """Return the colours of all segments for a value of ``colors=``, without reading data.
 
     Parameters
     ----------
     colors : None, str, mapping or ("neuroglancer", seed)
         - None or ``"stable"``: a colour that depends on the id alone;
-        - a mapping id → colour: an id is an int or a string of digits, a colour what `parse_color` reads;
-        - ``"neuroglancer"``, or ``("neuroglancer", seed)`` with the layer's ``segmentColorSeed``: as the viewer does;
+        - a mapping id → colour: ids are ints or strings of digits, colours have any form that `parse_color` accepts;
+        - ``"neuroglancer"``, or ``("neuroglancer", seed)`` with the layer's ``segmentColorSeed``: the viewer's colours;
         - any other name of a `palette`.
     ids : iterable of int, optional
-        The ids to show. None shows all those that `colors` says something about: those of a mapping, and every
-        id otherwise. What ids there are is not known before the data are read, so a palette that goes by rank
-        is then taken as a table of colours (256 of a ramp or circle of hues, or the list itself), from which the
-        hash of an id picks: the same wherever it occurs, but two ids may share a colour (of ``"tab10"``, soon do).
+        The ids to draw. None draws the ids of a mapping, or, for any other value of ``colors``, every id. In the latter
+        case the ids are unknown until the data are read, so a palette that depends on the rank of an id serves as a
+        table of colours (256 colours of a ramp or of a circle of hues, or the list itself). The hash of an id selects
+        its colour: it is the same wherever the id occurs, but two ids may share a colour (likely with ``"tab10"``).
 
     Returns
     -------
@@ -162,12 +171,12 @@ def resolve_colors(colors: ColorSpec, ids: Any = None) -> Colors:
     Raises
     ------
     ColorError
-        For a palette or colour that cannot be read, and for ids that the mapping has no colour for.
+        If a palette or colour is unknown, or the mapping has no colour for an id.
 
     Warns
     -----
     ImageryWarning
-        If colours are ints of 0 and 1 only: on the scale of 0–255, nearly black.
+        If all colours are ints of 0 and 1: these are nearly black, because ints range from 0 to 255.
 
     Examples
     --------
@@ -188,7 +197,7 @@ def resolve_colors(colors: ColorSpec, ids: Any = None) -> Colors:
         raise ColorError(_spec_message(colors))
     if ids is None:
         return Colors(fallback=palette_table(str(name)))
-    wanted = as_ids(ids)
+    wanted = unique_id_array(ids)
     return Colors(wanted, neuroglancer_colors(wanted, seed) if seed is not None else palette_colors(str(name), wanted))
 
 
@@ -196,25 +205,25 @@ def _spec_message(colors: Any) -> str:
     kinds = "a palette name, a dict id → colour, 'neuroglancer' or ('neuroglancer', seed)"
     hint = ""
     if isinstance(colors, (Sequence, np.ndarray)):
-        hint = " A list of colours does not say whose they are: write dict(zip(ids, colors)); for one colour for all, "
-        hint += "dict.fromkeys(ids, color)."
+        hint = " A list of colours has no ids: write dict(zip(ids, colors)), or dict.fromkeys(ids, color) to give all "
+        hint += "ids one colour."
     elif hasattr(colors, "to_dict"):
         hint = " Write colors.to_dict()."
-    return f"colors={colors!r} ({type(colors).__name__}) is none of {kinds}.{hint}"
+    return f"colors={colors!r} ({type(colors).__name__}) is not {kinds}.{hint}"
 
 
 def _from_mapping(colors: Mapping[Any, Any], ids: Any) -> Colors:
     parsed: dict[int, RGBA] = {}
     for key, value in colors.items():
-        segment = key_of(key)
+        segment = parse_key(key)
         if segment in parsed:
-            raise ColorError(f"colors names the id {segment} twice, as a number and as a string; leave one out.")
+            raise ColorError(f"colors has the id {segment} twice, as a number and as a string; remove one of them.")
         try:
             parsed[segment] = parse_color(value)
         except ColorError as error:
             raise ColorError(f"colors[{key!r}]: {error}") from None
     _warn_nearly_black(colors)
-    wanted = list(parsed) if ids is None else unique_ids(ids)
+    wanted = list(parsed) if ids is None else list_unique_ids(ids)
     missing = [segment for segment in wanted if segment not in parsed]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
@@ -228,15 +237,15 @@ def _from_mapping(colors: Mapping[Any, Any], ids: Any) -> Colors:
 
 
 def _warn_nearly_black(colors: Mapping[Any, Any]) -> None:
-    """Warn of a habit from ImageryClient, where (0, 1, 1) was cyan."""
+    """Warn if all colours are ints of 0 and 1, which ImageryClient read as floats: there, (0, 1, 1) was cyan."""
     ints = [parts for parts in map(_int_parts, colors.values()) if parts]
     if not ints or not all(part in (0, 1) for parts in ints for part in parts) or not any(map(any, ints)):
         return
     example = next(parts for parts in ints if any(parts))
     floats = tuple(float(part) for part in example)
     warnings.warn(
-        f"the colours are ints of 0 and 1 only, such as {example}; ints count to 255, so these are nearly black. "
-        f"Write {floats} for the scale of 0 to 1.",
+        f"all colours are ints of 0 and 1, such as {example}; ints range from 0 to 255, so these are nearly black. "
+        f"Write floats, such as {floats}, for the range 0 to 1.",
         ImageryWarning,
         stacklevel=4,
     )

@@ -1,4 +1,4 @@
-"""Neuroglancer's colours: a hash of the id, so that a figure matches the viewer."""
+"""Compute the colours that Neuroglancer gives segments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_SEED = 2**32 - 1
 
 
 def _combine(state: npt.NDArray[np.uint32], word: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Fold one 32-bit word into a hash, as MurmurHash3 does with each of its blocks."""
+    """Update a hash with one 32-bit word, like a block of MurmurHash3."""
 
     def rotate(x: npt.NDArray[np.uint32], by: int) -> npt.NDArray[np.uint32]:
         return (x << np.uint32(by)) | (x >> np.uint32(32 - by))
@@ -24,7 +24,7 @@ def _combine(state: npt.NDArray[np.uint32], word: npt.NDArray[np.uint32]) -> npt
 
 
 def neuroglancer_colors(ids: UInt64Array, seed: int) -> UInt8Array:
-    """Colour ids as Neuroglancer's SegmentColorHash does: low word, then high, then hue and saturation."""
+    """Return the colours of ids by Neuroglancer's SegmentColorHash: hash the low word, then the high word."""
     ids = np.atleast_1d(ids)
     low, high = (ids & np.uint64(MAX_SEED)).astype(np.uint32), (ids >> np.uint64(32)).astype(np.uint32)
     mixed = _combine(_combine(np.full(low.shape, seed, dtype=np.uint32), low), high)
@@ -43,7 +43,7 @@ def neuroglancer_colors(ids: UInt64Array, seed: int) -> UInt8Array:
 
 
 def neuroglancer_seed(colors: Any) -> int | None:
-    """Return the seed that ``colors=`` asks of Neuroglancer's hash, or None where it asks for something else."""
+    """Return the seed of Neuroglancer's colour hash that ``colors=`` requests, or None for other values of it."""
     if isinstance(colors, str):
         return 0 if colors == "neuroglancer" else None
     if not (isinstance(colors, (tuple, list)) and len(colors) == 2 and isinstance(colors[0], str)):
@@ -55,7 +55,7 @@ def neuroglancer_seed(colors: Any) -> int | None:
         raise ColorError(f"colors={colors!r}: only 'neuroglancer' takes a seed. Write ('neuroglancer', 0) or {name!r}.")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
         raise ColorError(
-            f"colors={colors!r}: a seed is a whole number from 0 to 2**32 - 1, as in the layer's "
-            "'segmentColorSeed'. Write ('neuroglancer', 0) for the viewer's own colours."
+            f"colors={colors!r}: a seed is an integer from 0 to 2**32 - 1, like the layer's 'segmentColorSeed'. "
+            "Write ('neuroglancer', 0) for the viewer's default colours."
         )
     return int(seed)

@@ -1,4 +1,4 @@
-"""Palettes: a colour for each of some ids, by name."""
+"""Choose colours for ids from named palettes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from imageryxr.core.colors.distinct import set_apart, touching
-from imageryxr.core.colors.ids import UInt8Array, UInt64Array, hash_rows, key_of, read_only, unique_ids
+from imageryxr.core.colors.distinct import find_contacts, separate_neighbors
+from imageryxr.core.colors.ids import UInt8Array, UInt64Array, hash_rows, list_unique_ids, make_read_only, parse_key
 from imageryxr.core.colors.lab import lab_to_rgb
 from imageryxr.core.colors.neuroglancer import neuroglancer_colors, neuroglancer_seed
-from imageryxr.core.colors.parse import RGB, close_names, parse_color
+from imageryxr.core.colors.parse import RGB, parse_color, suggest_names
 from imageryxr.errors import ColorError, OptionError
 
 
@@ -23,41 +23,43 @@ def palette(
     distinct: bool = False,
     h: float | None = None,
     s: float | None = None,
-    l: float | None = None,  # noqa: E741  (ImageryClient's keyword, which people have in their notebooks)
+    l: float | None = None,  # noqa: E741  (ImageryClient's keyword)
 ) -> dict[int, RGB]:
-    """Choose a colour for each id; takes what `overlay` takes as ``colors=``, so that a legend matches its picture.
+    """Return a colour for each id.
 
-    Reads nothing, unless `ids` is a lazy array, which is computed whole (`unique_ids` is the better way).
+    The forms of ``name`` are those of ``colors=`` of `overlay`, so that a legend matches its picture. No data are read,
+    unless `ids` is a lazy array, which is computed whole; use `unique_ids` for large arrays.
 
     Parameters
     ----------
     ids : iterable of int, or integer array of any shape
-        Segment ids up to 2**64 - 1. The background, 0, is skipped; an id given twice counts once.
+        Segment ids up to 2**64 - 1. Duplicates and the background, 0, are ignored.
     name : str, mapping, ("neuroglancer", seed) or None
-        Default: "husl" for up to a dozen ids, "glasbey" for more. None is ``"stable"``, as in `overlay`; a mapping id →
-        colour gives each id its colour; ``("neuroglancer", seed)`` those of a layer with that ``segmentColorSeed``.
-        Names, and what their colours depend on:
+        By default "husl" for up to a dozen ids and "glasbey" for more. None is ``"stable"``, as in `overlay`. A mapping
+        id → colour is used as it is. ``("neuroglancer", seed)`` gives the colours of a layer with that
+        ``segmentColorSeed``. The names are:
 
-        - ``"stable"``: each colour depends on its id alone, so that figures made on different days agree. It is
-          what `overlay` uses by default. Among many ids some come close to each other;
-        - ``"neuroglancer"``: as Neuroglancer shows the id with colour seed 0, so that a figure matches the viewer;
-        - ``"husl"``: hues spread evenly over the ids at one lightness, for up to a dozen segments that should
-          be as distinct, and as prominent, as can be. Adding an id changes the colours of the others, as for all
-          palettes below. The same colours as ImageryClient's default;
-        - ``"hls"``: likewise, more garish, the hues less even to the eye;
-        - ``"glasbey"``, ``"glasbey_light"``, … (colorcet): 256 colours in order, each as far as can be from those
-          before; for dozens of segments;
-        - ``"colorblind"``: seven colours that people with any of the common colour blindnesses tell apart (Okabe and
-          Ito's, without the black), in order, from the start again when used up;
-        - ``"tab10"``, ``"Set1"``, … (Matplotlib's qualitative colormaps): in order, from the start again when used up;
-        - any other colormap of Matplotlib (``"viridis"``) or colorcet (``"fire"``): sampled evenly, ends left out;
-          for ids whose order means something. A name that both have is Matplotlib's, and ``cet_…`` colorcet's.
+        - ``"stable"``: each colour depends on its id alone, so that figures made at different times agree. This is the
+          default of `overlay`. Among many ids, some colours are similar;
+        - ``"neuroglancer"``: Neuroglancer's colours with seed 0, so that a figure matches the viewer;
+        - ``"husl"``: evenly spaced hues of equal lightness, for up to a dozen segments that should be as distinct and
+          as equally prominent as possible. Adding an id changes the colours of the others, as for all palettes below.
+          These are ImageryClient's default colours;
+        - ``"hls"``: like ``"husl"``, but brighter and perceptually less even;
+        - ``"glasbey"``, ``"glasbey_light"``, … (colorcet): 256 colours, each as different as possible from the previous
+          ones; for dozens of segments;
+        - ``"colorblind"``: seven colours that people with common colour blindnesses can distinguish (Okabe and Ito's,
+          without black); they repeat after seven ids;
+        - ``"tab10"``, ``"Set1"``, … (Matplotlib's qualitative colormaps): their colours in order; they repeat if there
+          are more ids;
+        - any other colormap of Matplotlib (``"viridis"``) or colorcet (``"fire"``): sampled evenly without its ends,
+          for ids whose order is meaningful. Names in both libraries are Matplotlib's; ``cet_…`` selects colorcet's.
     distinct : bool, default False
-        Whether ids that touch in `ids`, which is then a segmentation of two dims or more, must have colours that an
-        eye tells apart. An id whose colour is too near to that of a neighbour gets another one out of the palette; all
-        others keep theirs. The same ids in the same array give the same colours.
+        Give ids that touch in `ids`, which must be a segmentation of at least two dims, visibly different colours. An
+        id whose colour is too similar to that of a neighbour gets another colour of the palette; all others keep
+        theirs. The result depends on the ids and the array alone.
     h, s, l : float, optional
-        First hue, saturation and lightness, from 0 to 1, of ``"husl"`` and ``"hls"``; by default 0.01, 1.0, 0.65.
+        First hue, saturation and lightness of ``"husl"`` and ``"hls"``, from 0 to 1; by default 0.01, 1.0 and 0.65.
 
     Returns
     -------
@@ -67,11 +69,11 @@ def palette(
     Raises
     ------
     ColorError
-        For a palette that does not exist, or a mapping that lacks an id.
+        If the palette does not exist, or a mapping has no colour for an id.
     LayerError
-        For ids that are not whole numbers.
+        If the ids are not integers.
     OptionError
-        For an id outside uint64, and for h, s, l outside 0–1 or with another palette.
+        If an id does not fit uint64, or h, s or l is outside 0–1 or given with another palette.
 
     Examples
     --------
@@ -82,24 +84,24 @@ def palette(
     """
     if distinct:
         ids = np.asarray(ids)
-        contacts = touching(ids)
-    known = unique_ids(ids)
-    chosen = _form_of(name, len(known), (h, s, l) != (None,) * 3)
+        contacts = find_contacts(ids)
+    known = list_unique_ids(ids)
+    chosen = _resolve_name(name, len(known), (h, s, l) != (None,) * 3)
     hsl = _hue_options(chosen, h, s, l)
     wanted = np.array(known, dtype=np.uint64)
     if isinstance(chosen, Mapping):
-        colors = _mapped(chosen, known)
+        colors = _mapped_colors(chosen, known)
     elif isinstance(chosen, int):
         colors = neuroglancer_colors(wanted, chosen)
     else:
         colors = palette_colors(chosen, wanted, hsl)
     if distinct:
-        colors = set_apart(wanted, colors, contacts, _spare_colors(chosen, hsl))
+        colors = separate_neighbors(wanted, colors, contacts, _spare_colors(chosen, hsl))
     return {segment: (r, g, b) for segment, (r, g, b) in zip(known, colors.tolist(), strict=True)}
 
 
-def _form_of(name: Any, count: int, has_hues: bool) -> str | int | Mapping[Any, Any]:
-    """Return which colours are meant: a palette's name, a seed of Neuroglancer's, or a mapping."""
+def _resolve_name(name: Any, count: int, has_hues: bool) -> str | int | Mapping[Any, Any]:
+    """Return the name of a palette, the seed of Neuroglancer's colours, or a mapping."""
     if isinstance(name, Mapping):
         return name
     if name is None:
@@ -115,8 +117,8 @@ def _form_of(name: Any, count: int, has_hues: bool) -> str | int | Mapping[Any, 
     return seed
 
 
-def _mapped(colors: Mapping[Any, Any], ids: list[int]) -> UInt8Array:
-    known = {key_of(key): parse_color(color)[:3] for key, color in colors.items()}
+def _mapped_colors(colors: Mapping[Any, Any], ids: list[int]) -> UInt8Array:
+    known = {parse_key(key): parse_color(color)[:3] for key, color in colors.items()}
     absent = [segment for segment in ids if segment not in known]
     if absent:
         shown = ", ".join(map(str, absent[:10])) + (", …" if len(absent) > 10 else "")
@@ -125,7 +127,7 @@ def _mapped(colors: Mapping[Any, Any], ids: list[int]) -> UInt8Array:
 
 
 def _spare_colors(chosen: str | int | Mapping[Any, Any], hsl: HSL) -> UInt8Array:
-    """Return the colours that an id may take in place of one too near to a neighbour's."""
+    """Return the colours that may replace one too similar to that of a neighbour."""
     if isinstance(chosen, int):
         return neuroglancer_colors(np.arange(1, 513, dtype=np.uint64), chosen)
     if isinstance(chosen, Mapping):
@@ -133,7 +135,7 @@ def _spare_colors(chosen: str | int | Mapping[Any, Any], hsl: HSL) -> UInt8Array
     return palette_table(chosen, hsl)
 
 
-# M. Okabe and K. Ito, "Color universal design", 2008. Their black is left out: over electron microscopy it is none.
+# M. Okabe and K. Ito, "Color universal design", 2008. Without their black, which is invisible over electron microscopy.
 _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 HSL: TypeAlias = tuple[float, float, float]
@@ -144,7 +146,7 @@ def _hue_options(name: Any, h: float | None, s: float | None, l: float | None) -
     given = {key: value for key, value in (("h", h), ("s", s), ("l", l)) if value is not None}
     if given and name not in ("husl", "hls"):
         raise OptionError(
-            f"{', '.join(given)} shape the palettes 'husl' and 'hls' only, and the palette is {name!r}. "
+            f"{', '.join(given)} apply only to the palettes 'husl' and 'hls', but the palette is {name!r}. "
             "Leave them out, or write name='husl'."
         )
     for key, value in given.items():
@@ -159,7 +161,7 @@ def _hue_options(name: Any, h: float | None, s: float | None, l: float | None) -
 
 
 def palette_colors(name: str, ids: UInt64Array, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
-    """Return the colours (n, 3) that a palette gives ids, in their order."""
+    """Return the colours (n, 3) of ids in a palette."""
     if not isinstance(name, str):
         raise ColorError(f"{name!r} is not the name of a palette. Write one, such as 'stable' or 'glasbey'.")
     if name == "stable":
@@ -167,22 +169,22 @@ def palette_colors(name: str, ids: UInt64Array, hsl: HSL = _IMAGERYCLIENT_HSL) -
         return table[hash_rows(ids, len(table))]
     if name == "neuroglancer":
         return neuroglancer_colors(ids, 0)
-    return ranked(name, len(ids), hsl)
+    return ranked_colors(name, len(ids), hsl)
 
 
-def ranked(name: str, count: int, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
-    """Give the first ``count`` colours of a palette that goes by rank."""
+def ranked_colors(name: str, count: int, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
+    """Return the first ``count`` colours of a palette that depends on the rank of an id."""
     if name in ("husl", "hls"):
-        return _hues(name, count, hsl)
+        return _hue_circle(name, count, hsl)
     table, listed = colormap(name)
     if listed:
         return table[np.arange(count) % len(table)]
-    # Seaborn's rule, and so ImageryClient's: evenly spaced, the extremes left out for contrast.
+    # Same as seaborn and ImageryClient: evenly spaced without the extremes.
     places = np.linspace(0, 1, count + 2)[1:-1]
     return table[np.minimum((places * len(table)).astype(np.intp), len(table) - 1)]
 
 
-def _hues(name: str, count: int, hsl: HSL) -> UInt8Array:
+def _hue_circle(name: str, count: int, hsl: HSL) -> UInt8Array:
     import colorsys
 
     from hsluv import hsluv_to_rgb
@@ -190,42 +192,42 @@ def _hues(name: str, count: int, hsl: HSL) -> UInt8Array:
     h, s, l = hsl  # noqa: E741
     hues = ((np.linspace(0, 1, count + 1)[:-1] + h) % 1).tolist()
     if name == "husl":
-        # 359 and 99 are seaborn's, kept so that figures made with ImageryClient keep their colours.
+        # The factors 359 and 99 are seaborn's, for the same colours as ImageryClient.
         colors = [hsluv_to_rgb((hue * 359, s * 99, l * 99)) for hue in hues]
     else:
         colors = [colorsys.hls_to_rgb(hue, l, s) for hue in hues]
     rgb = np.array(colors, dtype=np.float64).reshape(-1, 3)
-    # Truncated, not rounded, as in ImageryClient's colors_to_uint8.
+    # Truncated, not rounded, like ImageryClient's colors_to_uint8.
     return (255 * np.clip(rgb, 0, 1)).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=64)
 def colormap(name: str) -> tuple[UInt8Array, bool]:
-    """Find a colormap by name: its colours, and whether they are a list rather than a ramp."""
+    """Return the colours of a colormap, and whether they are qualitative (a list) rather than a ramp."""
     import colorcet
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
     if name == "colorblind":
-        return read_only(np.array([parse_color(color)[:3] for color in _OKABE_ITO], dtype=np.uint8)), True
+        return make_read_only(np.array([parse_color(color)[:3] for color in _OKABE_ITO], dtype=np.uint8)), True
     plain = name.removeprefix("cet_")
     if plain == name and name in colormaps:
         cmap = colormaps[name]
         floats = cmap(np.arange(cmap.N))[:, :3]
         listed = isinstance(cmap, ListedColormap) and cmap.N < 256
-        return read_only(np.rint(255 * floats).astype(np.uint8)), listed
+        return make_read_only(np.rint(255 * floats).astype(np.uint8)), listed
     forward = plain if plain in colorcet.palette else plain.removesuffix("_r")
     if forward not in colorcet.palette:
         raise ColorError(_unknown_palette(name, [*colormaps, *colorcet.palette]))
     table = np.array([parse_color(color)[:3] for color in colorcet.palette[forward]], dtype=np.uint8)
-    return read_only(table if forward == plain else table[::-1]), forward.startswith("glasbey")
+    return make_read_only(table if forward == plain else table[::-1]), forward.startswith("glasbey")
 
 
 def _unknown_palette(name: str, maps: Iterable[str]) -> str:
-    close = close_names(name, ["stable", "neuroglancer", "husl", "hls", "colorblind", *maps])
+    close = suggest_names(name, ["stable", "neuroglancer", "husl", "hls", "colorblind", *maps])
     try:
         parse_color(name)
-        hint = f" It is a colour: to give each id the same, write dict.fromkeys(ids, {name!r})."
+        hint = f" It is a colour: to give all ids this colour, write dict.fromkeys(ids, {name!r})."
     except ColorError:
         hint = ""
     return (
@@ -238,10 +240,9 @@ def _unknown_palette(name: str, maps: Iterable[str]) -> str:
 def stable_table() -> UInt8Array:
     """Return the colours of the palette ``"stable"``.
 
-    An id has row ``splitmix64(id) % len(table)``, on every machine and in every version. The colours are the
-    points of a body-centred cubic lattice in CIELAB (the layout that keeps a given number of points farthest
-    apart), no two nearer than 6.9, as far as they are of medium lightness and well away from grey: they stand
-    out over electron microscopy, and none is mistaken for its black, grey and white.
+    An id has row ``splitmix64(id) % len(table)``, on every machine and in every version. The colours are points of a
+    body-centred cubic lattice in CIELAB, at least 6.9 apart. Only colours of medium lightness and high chroma are used:
+    they are distinct from the black, grey and white of electron microscopy.
 
     Returns
     -------
@@ -256,21 +257,21 @@ def stable_table() -> UInt8Array:
     spacing, reach = 9.0, 20
     steps = np.arange(-reach, reach + 1)
     corners = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    # Off the grey axis, so that no point lies on a limit where a last digit would decide.
+    # The shift avoids points exactly on a limit below, where rounding errors would decide.
     lab = np.concatenate([corners, corners + 0.5]) * spacing + [61.5, 0.37, 0.11]
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
     rgb = lab_to_rgb(lab[(lightness >= 35) & (lightness <= 88) & (chroma >= 40)])
     visible = ((rgb >= 0) & (rgb <= 1)).all(axis=1)
-    return read_only(np.rint(255 * rgb[visible]).astype(np.uint8))
+    return make_read_only(np.rint(255 * rgb[visible]).astype(np.uint8))
 
 
 def palette_table(name: str, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
-    """Return the colours that a palette has for ids that are not known yet: a hash picks among them."""
+    """Return the table of colours from which the hash of an id selects, for palettes of unknown ids."""
     if name == "stable":
         return stable_table()
     if name in ("husl", "hls"):
-        return ranked(name, 256, hsl)
+        return ranked_colors(name, 256, hsl)
     if name == "neuroglancer":
         return neuroglancer_colors(np.arange(1, 513, dtype=np.uint64), 0)
     table, listed = colormap(name)
-    return table if listed else ranked(name, 256)
+    return table if listed else ranked_colors(name, 256)

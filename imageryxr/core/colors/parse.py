@@ -1,4 +1,4 @@
-"""One colour: what people write for it, read as red, green, blue and alpha."""
+"""Parse colours: names, hex strings and sequences of numbers."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ FORMS = "a name ('red', 'tab:blue'), a hex string ('#1f77b4'), 3 or 4 floats 0�
 
 
 def parse_color(value: Any) -> RGBA:
-    """Read one colour as red, green, blue, alpha.
+    """Parse a colour and return its red, green, blue and alpha.
 
     Parameters
     ----------
     value : str or sequence of 3 or 4 numbers
         - a CSS or Matplotlib name: ``"red"``, ``"tab:blue"``, ``"xkcd:sky blue"``; ``"none"`` is transparent;
         - a hex string: ``"#rgb"``, ``"#rgba"``, ``"#rrggbb"`` or ``"#rrggbbaa"``;
-        - floats from 0 to 1, as soon as one of the numbers is a float: ``(1.0, 0, 0)`` is red;
-        - ints from 0 to 255, when every number is an int: ``(1, 0, 0)`` is nearly black.
+        - floats from 0 to 1, if any of the numbers is a float: ``(1.0, 0, 0)`` is red;
+        - ints from 0 to 255, if every number is an int: ``(1, 0, 0)`` is nearly black.
 
-        A tuple, a list and a NumPy array are read alike.
+        Numbers may be in a tuple, a list or a NumPy array.
 
     Returns
     -------
     tuple of int
-        ``(r, g, b, a)``, each 0–255, straight alpha; ``a`` is 255 where none was given.
+        ``(r, g, b, a)``, each 0–255, straight alpha. The default of ``a`` is 255.
 
     Raises
     ------
     ColorError
-        For anything else, and for numbers outside their range.
+        If ``value`` is not a colour, or a number is out of range.
 
     Examples
     --------
@@ -66,11 +66,11 @@ def parse_color(value: Any) -> RGBA:
 
 
 def _components(value: Any) -> list[int | float]:
-    """List the numbers of a colour, each a Python int or float, so that one rule reads them all."""
+    """Return the numbers of a colour as Python ints and floats."""
     if isinstance(value, (bytes, Mapping, set, frozenset)) or not isinstance(value, Iterable):
         raise ColorError(f"{value!r} is not a colour. Write {FORMS}.")
     if isinstance(value, np.ndarray) and value.ndim != 1:
-        raise ColorError(f"an array of shape {value.shape} is not one colour, which has shape (3,) or (4,).")
+        raise ColorError(f"an array of shape {value.shape} is not a colour; a colour has shape (3,) or (4,).")
     parts: list[int | float] = []
     for part in value:
         if isinstance(part, (int, np.integer)) and not isinstance(part, bool):
@@ -86,10 +86,10 @@ def _components(value: Any) -> list[int | float]:
 def _range_message(value: Any, floats: bool) -> str:
     if floats:
         return (
-            f"the colour {value!r} has a float, so all of its numbers count from 0 to 1, and not all are there. "
+            f"the colour {value!r} has a float, so all its numbers must be from 0 to 1, but not all of them are. "
             "Write ints for 0–255, such as (255, 0, 0), or floats for 0–1, such as (1.0, 0.0, 0.0)."
         )
-    return f"the colour {value!r} has ints, which count from 0 to 255, and not all are there. Write {FORMS}."
+    return f"the colour {value!r} has ints, which must be from 0 to 255, but not all of them are. Write {FORMS}."
 
 
 def _named_color(value: str) -> RGBA:
@@ -108,18 +108,23 @@ def _named_color(value: str) -> RGBA:
         return 0, 0, 0, 0
     from matplotlib.colors import get_named_colors_mapping, to_rgb
 
-    # Not all that Matplotlib's to_rgba reads: "C0" depends on the style in use, and "0.5" is a grey to it alone.
+    # to_rgba would also accept "C0", which depends on the current style, and "0.5", which is grey in Matplotlib only.
     names = get_named_colors_mapping()
     if name in names:
         r, g, b = (round(255 * part) for part in to_rgb(names[name]))
         return r, g, b, 255
     if re.fullmatch(r"[0-9a-f]{6}([0-9a-f]{2})?", name):
         raise ColorError(f"{value!r} is not a colour name. If it is a hex colour, write '#{name}'.")
-    raise ColorError(f"{value!r} is not a colour name{close_names(name, names)}. Write {FORMS}.")
+    raise ColorError(f"{value!r} is not a colour name{suggest_names(name, names)}. Write {FORMS}.")
 
 
-def close_names(name: str, names: Iterable[str]) -> str:
-    """Return a question that suggests the names nearest to one that is not there, or nothing."""
+def hex_color(color: RGBA) -> str:
+    """Return a colour as "#rrggbb", or as "#rrggbbaa" if it is not opaque."""
+    return "#" + bytes(color if color[3] < 255 else color[:3]).hex()
+
+
+def suggest_names(name: str, names: Iterable[str]) -> str:
+    """Return a hint with the known names most similar to an unknown one, or an empty string."""
     by_fold = {known.casefold(): known for known in names}
     close = difflib.get_close_matches(name.casefold(), by_fold, n=3)
     return f" (did you mean {' or '.join(repr(by_fold[match]) for match in close)}?)" if close else ""

@@ -1,4 +1,4 @@
-"""The colours that a picture was drawn with, kept in its attributes, so that a legend matches it."""
+"""Record the colours of a picture in its attributes, so that a legend matches it."""
 
 from __future__ import annotations
 
@@ -8,84 +8,84 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.core.colors.ids import as_ids
+from imageryxr.core.colors.ids import unique_id_array
 from imageryxr.core.colors.mapping import Colors
 from imageryxr.core.colors.palettes import stable_table
 from imageryxr.core.colors.parse import RGB, parse_color
 from imageryxr.errors import ColorError, OptionError
 
-#: The attribute of a picture: JSON, a list with an entry for each layer of segments, the top one last.
+#: Name of the attribute: JSON, a list with one entry per layer of segments, the top layer last.
 DRAWN_COLORS = "drawn_colors"
-# Attributes go into every file that a picture is written to.
-_MOST_IDS = 5000
+# Attributes are written to every file of a picture, so they must stay small.
+_MAX_IDS = 5000
 
 
 def describe_colors(
     colors: Colors, selected: Iterable[int] | None, has_rest: bool, saturation: float
 ) -> dict[str, Any]:
-    """Return how a layer's segments are coloured, as JSON holds it.
+    """Return a description, for JSON, of the colours of a layer's segments.
 
     Parameters
     ----------
     colors : Colors
         The colour of every segment.
     selected : iterable of int or None
-        The only segments that are drawn in full; None for all.
+        The selected segments; None for all.
     has_rest : bool
-        Whether the others are drawn at all.
+        Whether the other segments are drawn, too.
     saturation : float
-        1 for the colours as they are, 0 for white.
+        Saturation of the colours: 1 leaves them unchanged, 0 is white.
 
     Returns
     -------
     dict
-        ``ids`` (id → "#rrggbb"), ``others`` (how an id that is not listed gets its colour; None if it is not drawn) and
-        ``saturation``; ``omitted`` counts ids where they are too many for an attribute.
+        ``ids`` (id → "#rrggbb"), ``others`` (how the colours of other ids are determined; None if they are not drawn)
+        and ``saturation``. If there are too many ids for an attribute, ``omitted`` is their number.
     """
     ids = colors.ids if selected is None else np.array(list(selected), np.uint64)
-    ids = ids[colors.shows(ids)]
+    ids = ids[colors.is_shown(ids)]
     others: Any = None
     if colors.shows_all and (selected is None or has_rest):
         others = ["neuroglancer", colors.seed] if colors.mode == "neuroglancer" else _name_of_table(colors)
     out: dict[str, Any] = {"ids": {}, "others": others, "saturation": saturation}
-    if len(ids) > _MOST_IDS:
+    if len(ids) > _MAX_IDS:
         return {**out, "omitted": len(ids)}
-    rgb = _saturated(colors.colors_for(ids), saturation).tolist()
+    rgb = _desaturate(colors.colors_for(ids), saturation).tolist()
     out["ids"] = {str(i): "#" + bytes(c).hex() for i, c in zip(ids.tolist(), rgb, strict=True)}
     return out
 
 
 def describe_masks(colors: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return how masks are coloured, by their names, as JSON holds it."""
+    """Return a description, for JSON, of the colours of named masks."""
     named = {str(name): "#" + bytes(color[:3]).hex() for name, color in colors.items()}
     return {"ids": named, "others": None, "saturation": 1.0}
 
 
 def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
-    """Return the colours that the segments of a picture were drawn with.
+    """Return the colours of the segments in a picture.
 
-    Reads nothing: the picture holds them in its attributes, also after it was computed or written to a file.
+    The attributes of a picture record its colours, also after it was computed or written to a file. No data are read.
 
     Parameters
     ----------
     picture : DataArray
-        As `overlay`, `outline` and `composite` return it.
+        A picture from `overlay`, `outline` or `composite`.
     ids : iterable of int, optional
-        The segments, such as `unique_ids` returns them. Default: those that have a colour of their own in the picture;
-        a picture whose colours depend on the id alone has none, and needs them.
+        The ids of the segments, for example from `unique_ids`. The default is the ids that the picture lists. It lists
+        none, so that ``ids`` is required, if its colours depend on the id alone.
 
     Returns
     -------
     dict
-        Id → (r, g, b), each 0–255, in the order of ``ids``; those that were not drawn are left out. For masks: name →
-        (r, g, b). Where several layers draw a segment, the colour of the top one.
+        Id → (r, g, b), each 0–255, in the order of ``ids``, without segments that are not drawn. For masks: name →
+        (r, g, b). If several layers draw a segment, the colour is that of the top layer.
 
     Raises
     ------
     ColorError
-        If the array does not hold its colours.
+        If the attributes of the array do not record its colours.
     OptionError
-        If the picture needs ``ids``.
+        If ``ids`` is required.
 
     Examples
     --------
@@ -99,54 +99,54 @@ def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
     >>> ix.colors_of(seeded, [5]) == ix.palette([5], ("neuroglancer", 7))
     True
     """
-    layers = _layers_of(picture)
+    layers = _parse_layers(picture)
     if ids is None:
-        return _listed(layers)
+        return _all_colors(layers)
     wanted = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else [ids]
     names = {name for layer in layers for name in layer["ids"]}
     if wanted and all(isinstance(item, str) and item in names and not item.isdecimal() for item in wanted):
-        return {name: _color_in(layers, name) for name in wanted}  # type: ignore[misc]
-    found = {int(i): _color_in(layers, str(int(i))) for i in as_ids(ids).tolist()}
+        return {name: _find_color(layers, name) for name in wanted}  # type: ignore[misc]
+    found = {int(i): _find_color(layers, str(int(i))) for i in unique_id_array(ids).tolist()}
     return {i: color for i, color in found.items() if color is not None}
 
 
-def _layers_of(picture: Any) -> list[dict[str, Any]]:
+def _parse_layers(picture: Any) -> list[dict[str, Any]]:
     text = getattr(picture, "attrs", {}).get(DRAWN_COLORS)
     try:
         layers = json.loads(str(text))
         assert all(isinstance(layer["ids"], dict) and "others" in layer for layer in layers)
     except (TypeError, ValueError, KeyError, AssertionError):
         raise ColorError(
-            f"this {type(picture).__name__} does not hold the colours that it was drawn with; give the array that "
+            f"this {type(picture).__name__} does not record the colours that it was drawn with; give the array that "
             "overlay or outline returned (a PIL picture has no attributes), or a dict id → colour"
         ) from None
     return [dict(layer) for layer in reversed(layers)]
 
 
-def _listed(layers: list[dict[str, Any]]) -> dict[Any, RGB]:
+def _all_colors(layers: list[dict[str, Any]]) -> dict[Any, RGB]:
     omitted = sum(layer.get("omitted", 0) for layer in layers)
     names = [name for layer in layers for name in layer["ids"]]
     if omitted or not names:
         why = f"{omitted:,} ids are too many for its attributes" if omitted else "its colours depend on the ids alone"
         raise OptionError(
-            f"the picture does not list the ids that it shows: {why}; give them as the second "
-            "argument, such as imageryxr.unique_ids(segmentation)"
+            f"the picture does not list the ids that it shows: {why}; give the ids as the second argument, for example "
+            "imageryxr.unique_ids(segmentation)"
         )
     keys = {name: int(name) if name.isdecimal() else name for name in names}
-    return {keys[name]: color for name in keys if (color := _color_in(layers, name)) is not None}
+    return {keys[name]: color for name in keys if (color := _find_color(layers, name)) is not None}
 
 
-def _color_in(layers: list[dict[str, Any]], name: str) -> RGB | None:
+def _find_color(layers: list[dict[str, Any]], name: str) -> RGB | None:
     for layer in layers:
         if name in layer["ids"]:
             return parse_color(layer["ids"][name])[:3]
         if layer["others"] is not None and name.isdecimal():
-            rgb = _saturated(_others(layer["others"]).colors_for([int(name)]), layer["saturation"])[0]
+            rgb = _desaturate(_parse_others(layer["others"]).colors_for([int(name)]), layer["saturation"])[0]
             return (int(rgb[0]), int(rgb[1]), int(rgb[2]))
     return None
 
 
-def _saturated(rgb: Any, saturation: float) -> Any:
+def _desaturate(rgb: Any, saturation: float) -> Any:
     return np.floor(255 + (rgb.astype(float) - 255) * saturation + 0.5).astype(np.uint8)
 
 
@@ -156,7 +156,7 @@ def _name_of_table(colors: Colors) -> str:
     return colors.fallback.tobytes().hex()
 
 
-def _others(stated: Any) -> Colors:
+def _parse_others(stated: Any) -> Colors:
     if isinstance(stated, list):
         return Colors(mode="neuroglancer", seed=int(stated[1]))
     if stated == "stable":

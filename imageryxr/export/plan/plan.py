@@ -14,7 +14,7 @@ from imageryxr.export.commit.preflight import check_writable
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.estimate import PROCESS_BYTES, SourceReads
 from imageryxr.export.plan.regions import Regions
-from imageryxr.export.plan.slab_regions import Scratch
+from imageryxr.export.plan.slab_regions import SpillSpace
 from imageryxr.export.read.slabs import Slicewise
 from imageryxr.export.read.spill import free_bytes
 from imageryxr.export.report import show_bytes
@@ -59,7 +59,7 @@ class ExportPlan:
     """URLs and paths that the array is read from, as far as they are known; the target lies on none of them."""
     done: int = 0
     """Tasks that are done already, by an earlier run of the same call, by its own account."""
-    scratch: Scratch | None = None
+    scratch: SpillSpace | None = None
     """What waits on a local disk, where memory is too little to read each chunk once; None if nothing does."""
     scratch_given: str | None = field(repr=False, default=None)
     refuses_scratch: bool = field(repr=False, default=False)

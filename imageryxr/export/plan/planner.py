@@ -8,7 +8,7 @@ from typing import Any
 
 from dask.utils import key_split
 
-from imageryxr.core.bbox import show_triple
+from imageryxr.core.bbox import format_triple
 from imageryxr.errors import OptionError
 from imageryxr.export.commit.session import Stages, Workspace
 from imageryxr.export.plan.estimate import (
@@ -109,7 +109,7 @@ def _check_count(stages: Stages, target: Target) -> None:
     if len(stages) <= most:
         return
     ways = "larger chunks=… or shards=…, " if isinstance(target, Pyramid) else ""
-    size = show_triple(target.layer.grid.shape[::-1])
+    size = format_triple(target.layer.grid.shape[::-1])
     raise OptionError(
         f"{target.place} would be made in {len(stages):,} tasks, and more than {most:,} cannot be kept account of: "
         f"it would be {size} voxels; give {ways}a smaller box, or a coarser level (mip=…)"

@@ -29,7 +29,7 @@ def cutter_of(target: Target, read: BoxReader, crew: Crew, scratch: str | bool |
 
 
 @dataclass(frozen=True)
-class Scratch:
+class SpillSpace:
     """What an export puts on local disks while it runs."""
 
     folder: str | None
@@ -157,12 +157,12 @@ class Cutter:
         """Return the most bytes that a region takes."""
         return slicewise_memory(how, self.expr, box, self.target.page_bytes)
 
-    def scratch(self, how: Slicewise, regions: Regions) -> Scratch:
+    def scratch(self, how: Slicewise, regions: Regions) -> SpillSpace:
         """Return what waits on disks."""
         local = self.crew.kind != "cluster"
         folder = how.folder if not local else os.path.abspath(scratch_folder(how.folder))
         count = min(self.crew.workers, -(-len(regions) // how.at_once))
-        return Scratch(folder, how.at_once * scratch_bytes(how, self.expr, regions.largest()), count)
+        return SpillSpace(folder, how.at_once * scratch_bytes(how, self.expr, regions.largest()), count)
 
     def _least(self, box: IndexBox) -> int:
         """Return what a region takes that is read into memory, in parts as small as they should be."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from imageryxr.core.bbox import Index3, IndexBox, show_triple
+from imageryxr.core.bbox import Index3, IndexBox, format_triple
 from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError, TargetError, warn
 from imageryxr.export.plan.regions import Regions
@@ -261,7 +261,7 @@ def precomputed(
     whole = all(isinstance(o, int) for o in layer.grid.voxel_offset)
     grids = pyramid(layer.grid, levels, 2 * max(z, y, x), whole_offsets=True) if whole else [layer.grid]
     if len({_key(g) for g in grids}) < len(grids):
-        raise OptionError(f"levels of {show_triple(layer.grid.resolution)} nm cannot be told apart by their names")
+        raise OptionError(f"levels of {format_triple(layer.grid.resolution)} nm cannot be told apart by their names")
     return Precomputed(place, root, layer, tuple(grids), (z, y, x), encoding, quality or QUALITY, gzip)
 
 

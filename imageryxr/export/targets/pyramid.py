@@ -155,8 +155,8 @@ def shrink(
     channels : int
         Size of the last axis, 4 for RGBA; 0 if there is none. What is no RGBA of 8 bits is averaged channel by channel.
     """
-    maps = tuple(AxisMap.between(t, s) for t, s in zip(grid.axes, below.axes, strict=True))
-    reach = [m.reach(a, b, "mean") for m, a, b in zip(maps, box.start, box.stop, strict=True)]
+    maps = tuple(AxisMap.from_axes(t, s) for t, s in zip(grid.axes, below.axes, strict=True))
+    reach = [m.source_range(a, b, "mean") for m, a, b in zip(maps, box.start, box.stop, strict=True)]
     need = IndexBox(tuple(a for a, _ in reach), tuple(b for _, b in reach))  # type: ignore[arg-type]
     held = need.clip(below.box)
     # The voxels at the edge stand for those beyond it, so that half a voxel counts as a whole one of the same value.
@@ -185,8 +185,8 @@ def _shrunk(values: Array, maps: tuple[AxisMap, ...], box: IndexBox, method: str
 
 
 def _shrunk_rgba(values: Array, maps: tuple[AxisMap, ...], box: IndexBox) -> Array:
-    from imageryxr.kernels import resample
+    from imageryxr.kernels.downsample_rgba import mean_rgba
 
     axes = zip(maps, box.start, box.stop, values.shape[:3], strict=True)
-    z, y, x = (resample.Overlap(*m.overlap(a, b, (0, n)).read_from(0)) for m, a, b, n in axes)
-    return resample.mean_rgba(values, (z, y, x))
+    z, y, x = (m.overlap(a, b, (0, n)).relative_to(0) for m, a, b, n in axes)
+    return mean_rgba(values, (z, y, x))

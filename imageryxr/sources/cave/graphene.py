@@ -113,15 +113,15 @@ class GrapheneSource:
         if self.instant is None:
             return self.supervoxels.read_inside(mip, box)
         found: list[npt.NDArray[np.uint64]] = []
-        stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct(part)))
+        stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct_ids(part)))
         labels = np.require(stored, np.uint64, ["C", "W"])
-        ids = relabel.distinct(np.concatenate(found)) if found else np.empty(0, np.uint64)  # no chunk may be there
+        ids = relabel.distinct_ids(np.concatenate(found)) if found else np.empty(0, np.uint64)  # no chunk may be there
         if len(ids):
             try:
                 roots = self._roots(ids, self.instant)
             except ServerError as error:
                 raise read_error(self, mip, box, error) from error
-            table = relabel.build_table(ids, roots)
+            table = relabel.build_relabel_table(ids, roots)
             step = -(-len(labels) // max(1, labels.size // RELABELLED))
             parts = [labels[i : i + step] for i in range(0, len(labels), step)]
             in_parallel(lambda part, stop: relabel.relabel(part, table), parts, self.graph.connection.concurrency)

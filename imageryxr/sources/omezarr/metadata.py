@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-from imageryxr.core.bbox import DIMS, exact
+from imageryxr.core.bbox import DIMS, to_fraction
 from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.errors import ImageryWarning, SourceError, UnitError
 from imageryxr.sources.base import pick_index
@@ -138,7 +138,7 @@ def _factors(name: str, units: dict[str, Any]) -> dict[str, Fraction]:
             f"{', '.join(map(shown, said))}; add the unit to its metadata"
         )
     assumed = said[0] if said else "nanometer"
-    factors |= {dim: exact(length_in_nm(assumed)) for dim in bare}
+    factors |= {dim: to_fraction(length_in_nm(assumed)) for dim in bare}
     if bare:
         as_what = f"{assumed}, as its other axes are" if said else "nanometres"
         warnings.warn(
@@ -152,7 +152,7 @@ def _factors(name: str, units: dict[str, Any]) -> dict[str, Fraction]:
 
 def _length(name: str, dim: str, unit: Any) -> Fraction:
     try:
-        return exact(length_in_nm(unit))
+        return to_fraction(length_in_nm(unit))
     except UnitError as error:
         raise SourceError(
             f"{name} is measured in {shown(unit)} along {dim}: {error}. If the size of a voxel is known, correct "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from imageryxr.core.bbox import DIMS, exact, tidy
+from imageryxr.core.bbox import DIMS, tidy, to_fraction
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, SourceError
 from imageryxr.sources.json_members import as_list, as_number, as_object, as_text, shown
@@ -144,4 +144,6 @@ def _values(step: dict[str, Any], what: str, axes: Axes) -> dict[str, Fraction]:
             f"{', '.join(axes.names)[:100]}; it must have one for each axis"
         )
     pairs = zip(axes.names, given, strict=True)
-    return {dim: exact(as_number(v, f"{what}: the {kind} along {dim}")) for dim, v in pairs if dim in axes.factors}
+    return {
+        dim: to_fraction(as_number(v, f"{what}: the {kind} along {dim}")) for dim, v in pairs if dim in axes.factors
+    }

@@ -57,7 +57,7 @@ def rgb(colors):
         ((np.float32(1), np.int8(0), 0), (255, 0, 0, 255)),
     ],
 )
-def test_a_colour_is_read(value, expected):
+def test_parse_color_accepts_names_hex_strings_and_numbers(value, expected):
     result = parse_color(value)
     assert result == expected
     assert all(type(part) is int for part in result)
@@ -96,7 +96,7 @@ def test_names_and_hex_agree_with_matplotlib(name):
         (b"red", "b'red'"),
     ],
 )
-def test_anything_else_is_refused_and_told_why(value, says):
+def test_an_invalid_colour_raises_with_a_reason(value, says):
     with pytest.raises(ColorError, match=says):
         parse_color(value)
 
@@ -106,7 +106,7 @@ def test_anything_else_is_refused_and_told_why(value, says):
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", ["husl", "hls"])
-def test_hues_are_those_of_imageryclient(name, count):
+def test_hues_equal_those_of_imageryclient(name, count):
     composite = pytest.importorskip("imageryclient.composite")
     utils = pytest.importorskip("imageryclient.utils")
     ids = [BIG + i for i in range(count)]
@@ -116,7 +116,7 @@ def test_hues_are_those_of_imageryclient(name, count):
     assert np.abs(rgb(ours.values()) - utils.colors_to_uint8(theirs.values())).max() <= 1
 
 
-def test_hues_take_h_s_and_l():
+def test_hue_palettes_use_h_s_and_l():
     seaborn = pytest.importorskip("seaborn")
     expected = 255 * rgb(seaborn.husl_palette(5, h=0.3, s=0.5, l=0.8))
     assert np.abs(rgb(palette(range(1, 6), h=0.3, s=0.5, l=0.8).values()) - expected).max() <= 1
@@ -132,26 +132,26 @@ def test_hues_take_h_s_and_l():
         *("twilight", "Spectral", "rainbow", "coolwarm", "gray", "hsv", "cubehelix"),
     ],
 )
-def test_colormaps_are_sampled_as_by_seaborn(name, count):
+def test_colormaps_are_sampled_like_seaborn_does(name, count):
     seaborn = pytest.importorskip("seaborn")
     expected = 255 * rgb(seaborn.color_palette(name, count))
     assert np.abs(rgb(palette(range(1, count + 1), name).values()) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["tab10", "Set1"])
-def test_listed_colours_are_exact(name):
+def test_qualitative_colormaps_give_their_exact_colours(name):
     colors = matplotlib.colormaps[name].colors
     assert list(palette(range(1, len(colors) + 1), name).values()) == [parse_color(color)[:3] for color in colors]
 
 
 @pytest.mark.parametrize("name", ["glasbey", "glasbey_light", "glasbey_bw_minc_20", "cet_glasbey_dark"])
-def test_glasbey_goes_in_order_and_around(name):
+def test_glasbey_gives_its_colours_in_order_and_repeats(name):
     expected = [parse_color(color)[:3] for color in colorcet.palette[name.removeprefix("cet_")]]
     got = list(palette(range(1, 301), name).values())
     assert got == [*expected, *expected[:44]]
 
 
-def test_colorcet_ramps_are_spread_evenly():
+def test_colorcet_ramps_are_sampled_evenly():
     table = [parse_color(color)[:3] for color in colorcet.fire]
     got = [table.index(color) for color in palette(range(1, 5), "fire").values()]
     assert got == [51, 102, 153, 204]
@@ -190,7 +190,7 @@ def test_ids_are_kept_exactly_and_in_order(ids, expected, name):
     assert all(type(part) is int and 0 <= part <= 255 for color in colors.values() for part in color)
 
 
-def test_ids_may_come_one_by_one():
+def test_ids_may_be_iterators():
     assert list(palette(iter([4, 4, 2]))) == list(palette(segment for segment in (4, 2))) == [4, 2]
 
 
@@ -210,7 +210,7 @@ def test_ids_may_come_one_by_one():
         ([2**64], OptionError),
     ],
 )
-def test_what_is_no_id_is_refused(ids, error):
+def test_invalid_ids_raise(ids, error):
     with pytest.raises(error, match=r"\bids?\b"):
         palette(ids)
 
@@ -227,7 +227,7 @@ def test_what_is_no_id_is_refused(ids, error):
         (["tab10"], "tab10"),
     ],
 )
-def test_an_unknown_palette_is_refused_with_suggestions(name, says):
+def test_an_unknown_palette_raises_with_suggestions(name, says):
     for ids in ([1, 2], []):
         with pytest.raises(ColorError, match=says):
             palette(ids, name)
@@ -257,7 +257,7 @@ def test_the_stable_table_never_changes():
         table[0] = 0
 
 
-def test_the_stable_colours_are_apart_and_no_grey():
+def test_stable_colours_are_distinct_and_not_grey():
     color = pytest.importorskip("skimage.color")
     lab = color.rgb2lab(stable_table()[None] / 255)[0]
     distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1e9 * np.eye(len(lab))
@@ -283,13 +283,16 @@ def splitmix64(value):
 
 
 @given(st.lists(st.integers(0, TOP), min_size=1))
-def test_the_hash_issplitmix64_array_and_the_kernels(ids):
-    lookup = pytest.importorskip("imageryxr.kernels.color_table")
+def test_the_hash_equals_splitmix64_and_the_hash_of_the_kernels(ids):
+    from imageryxr.kernels import color_table
+
     array = np.array(ids, np.uint64)
-    assert splitmix64_array(array).tolist() == [splitmix64(value) for value in ids] == lookup.hash_ids(array).tolist()
+    assert (
+        splitmix64_array(array).tolist() == [splitmix64(value) for value in ids] == color_table.hash_ids(array).tolist()
+    )
 
 
-def test_consecutive_ids_take_unlike_colours():
+def test_consecutive_ids_have_different_colours():
     colors = resolve_colors(None).colors_for(np.arange(1, 2001, dtype=np.uint64)).astype(int)
     assert np.abs(np.diff(colors, axis=0)).sum(axis=1).mean() > 150
     assert len(np.unique(colors, axis=0)) > 800
@@ -299,13 +302,13 @@ def test_consecutive_ids_take_unlike_colours():
 
 
 @given(ids=st.lists(st.integers(0, TOP), min_size=1), seed=st.integers(0, 2**32 - 1))
-def test_neuroglancers_colours_are_its_own(ids, seed):
+def test_neuroglancer_colours_equal_those_of_the_neuroglancer_package(ids, seed):
     reference = pytest.importorskip("neuroglancer.segment_colors").hex_string_from_segment_id
     expected = [parse_color(reference(seed, segment))[:3] for segment in ids]
     assert list(map(tuple, neuroglancer_colors(np.array(ids, np.uint64), seed).tolist())) == expected
 
 
-def test_neuroglancers_colours_are_pinned_without_it():
+def test_neuroglancer_colours_equal_recorded_values():
     # From neuroglancer 2.41.2, so that the test says something where that is not installed.
     ids = np.array([1, 2, 3, BIG, TOP], np.uint64)
     hexes = ["#{:02x}{:02x}{:02x}".format(*color) for color in neuroglancer_colors(ids, 0).tolist()]
@@ -325,12 +328,12 @@ def test_neuroglancer_with_and_without_ids():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "1", None])
-def test_a_seed_is_checked(seed):
+def test_an_invalid_seed_raises(seed):
     with pytest.raises(ColorError, match="seed"):
         resolve_colors(("neuroglancer", seed))
 
 
-def test_only_neuroglancer_takes_a_seed():
+def test_a_seed_with_another_palette_raises():
     with pytest.raises(ColorError, match="only 'neuroglancer' takes a seed"):
         resolve_colors(("husl", 3))
 
@@ -338,25 +341,25 @@ def test_only_neuroglancer_takes_a_seed():
 # --- resolve_colors ---------------------------------------------------------------------------------------
 
 
-def test_none_shows_every_id_by_the_stable_table():
+def test_none_draws_every_id_with_the_stable_table():
     colors = resolve_colors(None)
     assert (len(colors.ids), colors.rgb.shape, colors.alpha, colors.mode) == (0, (0, 3), None, "table")
     np.testing.assert_array_equal(colors.fallback, stable_table())
     assert colors == resolve_colors("stable")
-    assert colors.shows([0, 1, TOP]).tolist() == [False, True, True]
+    assert colors.is_shown([0, 1, TOP]).tolist() == [False, True, True]
 
 
-def test_ids_alone_are_shown_in_their_stable_colours_and_nothing_else():
+def test_given_ids_are_drawn_in_their_stable_colours_and_no_others():
     colors = resolve_colors(None, [BIG, 0, 5, BIG])
     assert colors.ids.tolist() == [BIG, 5]
     assert colors.ids.dtype == np.uint64
     assert len(colors.fallback) == 0
     np.testing.assert_array_equal(colors.rgb, resolve_colors(None).colors_for([BIG, 5]))
-    assert colors.shows([5, 6, BIG, 0]).tolist() == [True, False, True, False]
+    assert colors.is_shown([5, 6, BIG, 0]).tolist() == [True, False, True, False]
     assert colors.colors_for([6, 0]).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
-def test_a_dict_shows_its_ids_only():
+def test_a_dict_draws_only_its_ids():
     colors = resolve_colors({BIG: "red", "18446744073709551615": (0, 0, 1.0), np.uint64(7): "#00ff0080"})
     assert colors.ids.tolist() == [BIG, TOP, 7]
     assert colors.rgb.tolist() == [[255, 0, 0], [0, 0, 255], [0, 255, 0]]
@@ -372,21 +375,21 @@ def test_a_dict_shows_its_ids_only():
     assert colors.alphas_for([7, BIG, 1, 0]).tolist() == [128, 255, 0, 0]
 
 
-def test_a_dict_with_ids_gives_those_in_their_order():
+def test_a_dict_with_ids_draws_those_in_their_order():
     colors = resolve_colors({1: "red", 2: "lime", 3: "blue"}, [3, 1])
     assert colors.ids.tolist() == [3, 1]
     assert colors.rgb.tolist() == [[0, 0, 255], [255, 0, 0]]
     assert colors.alpha is None
 
 
-def test_ids_without_a_colour_are_listed():
+def test_the_error_lists_ids_without_a_colour():
     with pytest.raises(ColorError, match=r"no colour for 15 of the 16 ids: 2, 3, .*, 11, …\. Add them"):
         resolve_colors({1: "red"}, range(1, 17))
     with pytest.raises(ColorError, match=rf"1 of the 2 ids: {BIG}\."):
         resolve_colors({1: "red"}, [1, BIG])
 
 
-def test_nothing_to_show_shows_nothing():
+def test_empty_colours_draw_nothing():
     for colors in (resolve_colors({}), resolve_colors(None, []), resolve_colors("tab10", []), Colors()):
         assert not colors.shows_all
         assert colors.colors_for([1, 2]).tolist() == [[0, 0, 0], [0, 0, 0]]
@@ -415,13 +418,13 @@ def test_nothing_to_show_shows_nothing():
         (np.zeros((3, 3)), "dict\\(zip\\(ids, colors\\)\\)"),
     ],
 )
-def test_what_is_no_colours_is_refused(spec, says):
+def test_invalid_values_of_colors_raise(spec, says):
     for ids in (None, [5]):
         with pytest.raises(ColorError, match=says):
             resolve_colors(spec, ids)
 
 
-def test_palette_names_without_ids_go_by_hash():
+def test_palette_names_without_ids_select_colours_by_hash():
     tab10 = resolve_colors("tab10")
     assert tab10.fallback.tolist() == [list(color) for color in palette(range(1, 11), "tab10").values()]
     assert tab10.colors_for([BIG]).tolist() == [tab10.fallback[splitmix64(BIG) % 10].tolist()]
@@ -429,14 +432,14 @@ def test_palette_names_without_ids_go_by_hash():
     assert tab10.shows_all
 
 
-def test_palette_names_with_ids_go_by_rank():
+def test_palette_names_with_ids_select_colours_by_rank():
     colors = resolve_colors("husl", [9, 4])
     assert dict(zip(colors.ids.tolist(), map(tuple, colors.rgb.tolist()), strict=True)) == palette([9, 4], "husl")
 
 
 @pytest.mark.parametrize("value", [(0, 1, 1), [1, 0, 0], np.array([0, 1, 1]), (0, 1, 1, 1)])
-def test_ints_of_0_and_1_are_read_as_nearly_black_with_a_warning(value):
-    with pytest.warns(ImageryWarning, match=r"nearly black\. Write \([01]\.0, ") as caught:
+def test_ints_of_0_and_1_are_nearly_black_and_warn(value):
+    with pytest.warns(ImageryWarning, match=r"nearly black\. Write floats, such as \([01]\.0, ") as caught:
         colors = resolve_colors({5: value, 6: "red"})
     assert colors.rgb[0].tolist() == list(value)[:3]
     assert len(caught) == 1
@@ -470,7 +473,7 @@ SPECS = [
 ]
 
 
-def test_equal_values_have_equal_tokens_and_others_do_not():
+def test_equal_colours_have_equal_tokens_and_different_ones_do_not():
     made = [resolve_colors(*spec) for spec in SPECS]
     again = [pickle.loads(pickle.dumps(resolve_colors(*spec))) for spec in SPECS]
     assert made == again
@@ -480,7 +483,7 @@ def test_equal_values_have_equal_tokens_and_others_do_not():
     assert made[0] != "stable"
 
 
-def test_a_value_cannot_be_changed():
+def test_colours_are_immutable():
     mine = np.array([[1, 2, 3]], np.uint8)
     colors = Colors(np.array([5]), mine)
     mine[:] = 9
@@ -497,7 +500,7 @@ def test_a_value_cannot_be_changed():
     others=st.lists(st.integers(0, TOP), max_size=8),
     mode=st.sampled_from(["none", "table", "neuroglancer"]),
 )
-def test_lookup_agrees_with_a_dict(explicit, others, mode):
+def test_colors_for_and_alphas_for_agree_with_a_dict(explicit, others, mode):
     given_ids = np.array(list(explicit), np.uint64)
     rgba = np.array(list(explicit.values()), np.uint8).reshape(-1, 4)
     rest = {"fallback": stable_table()} if mode == "table" else {"mode": mode, "seed": 3} if mode != "none" else {}
@@ -505,7 +508,7 @@ def test_lookup_agrees_with_a_dict(explicit, others, mode):
     wanted = [*explicit, *others]
     got = colors.colors_for(wanted)
     for segment, color, alpha, shown in zip(
-        wanted, got.tolist(), colors.alphas_for(wanted).tolist(), colors.shows(wanted).tolist(), strict=True
+        wanted, got.tolist(), colors.alphas_for(wanted).tolist(), colors.is_shown(wanted).tolist(), strict=True
     ):
         if segment in explicit:
             assert (tuple(color), alpha, shown) == (explicit[segment][:3], explicit[segment][3], True)
@@ -516,21 +519,22 @@ def test_lookup_agrees_with_a_dict(explicit, others, mode):
             assert (color, alpha, shown) == (resolve_colors(name, [segment]).rgb[0].tolist(), 255, True)
 
 
-def test_the_kernel_table_paints_the_same():
-    lookup = pytest.importorskip("imageryxr.kernels.color_table")
+def test_the_kernel_table_gives_the_same_colours():
+    from imageryxr.kernels import color_table
+
     labels = np.random.default_rng(3).integers(0, 2**64, (4, 5, 6), dtype=np.uint64)
     labels[0, 0, :3] = 0, BIG, 7
     for spec in (None, "tab10", {BIG: "red", 7: "blue"}):
         colors = resolve_colors(spec)
         explicit, rest = (np.pad(rgb, ((0, 0), (0, 1)), constant_values=255) for rgb in (colors.rgb, colors.fallback))
-        table = lookup.build_table(colors.ids, explicit, rest)
-        rows = lookup.lookup(labels, table)
+        table = color_table.build_color_table(colors.ids, explicit, rest)
+        rows = color_table.find_rows(labels, table)
         painted = np.where(rows[..., None] >= 0, table.rgba[rows], 0)
         expected = np.concatenate([colors.colors_for(labels), colors.alphas_for(labels)[:, None]], axis=1)
         np.testing.assert_array_equal(painted.reshape(-1, 4), expected)
 
 
-def test_the_module_is_light():
+def test_importing_colors_does_not_import_heavy_packages():
     heavy = ["matplotlib", "colorcet", "hsluv", "PIL", "dask", "xarray", "numba"]
     code = (
         "import importlib.util, json, sys, types\n"
@@ -564,12 +568,12 @@ def test_lab_agrees_with_scikit_image():
 
 
 @pytest.mark.parametrize("name", ["stable", "neuroglancer", "glasbey", "husl", "tab20", "colorblind"])
-def test_ids_that_touch_differ(name, sample):
+def test_distinct_palettes_give_touching_ids_different_colours(name, sample):
     import imageryxr as ix
-    from imageryxr.core.colors.distinct import touching
+    from imageryxr.core.colors.distinct import find_contacts
 
     seg = ix.open_segmentation(sample.segmentation).isel(z=[30]).load()
-    contacts = touching(seg.values)
+    contacts = find_contacts(seg.values)
     colors = palette(seg, name, distinct=True)
     assert colors == palette(seg, name, distinct=True)
     worst = min(delta_e(colors[a], colors[b]) for a, near in contacts.items() for b in near)
@@ -584,8 +588,8 @@ def test_ids_that_touch_differ(name, sample):
         assert any(delta_e(before[i], c) < 30 for j in contacts[i] for c in (before[j], colors[j]))
 
 
-def test_touching_is_what_a_slow_loop_finds():
-    from imageryxr.core.colors.distinct import REACH, touching
+def test_find_contacts_equals_a_loop_over_voxels():
+    from imageryxr.core.colors.distinct import REACH, find_contacts
 
     labels = np.random.default_rng(3).integers(0, 9, (2, 7, 8)).astype(np.uint64)
     truth = {}
@@ -597,15 +601,15 @@ def test_touching_is_what_a_slow_loop_finds():
                 if a != b and a and b:
                     truth.setdefault(a, set()).add(b)
                     truth.setdefault(b, set()).add(a)
-    assert touching(labels) == truth
+    assert find_contacts(labels) == truth
 
 
-def test_distinct_needs_an_array():
+def test_distinct_without_an_array_raises():
     with pytest.raises(LayerError, match="needs a segmentation"):
         palette([1, 2, 3], distinct=True)
 
 
-def test_many_ids_take_glasbey():
+def test_many_ids_use_glasbey_by_default():
     assert palette(range(1, 13)) == palette(range(1, 13), "husl")
     assert palette(range(1, 40)) == palette(range(1, 40), "glasbey")
     assert palette(range(1, 40), h=0.5) == palette(range(1, 40), "husl", h=0.5)
@@ -620,7 +624,7 @@ BLIND = {
 
 
 @pytest.mark.parametrize("kind", BLIND)
-def test_the_colourblind_palette_is_told_apart(kind):
+def test_the_colourblind_palette_is_distinguishable_with_each_colour_blindness(kind):
     from imageryxr.core.colors.lab import rgb_to_lab
 
     rgb = np.array(list(palette(range(1, 8), "colorblind").values())) / 255
@@ -640,7 +644,7 @@ def test_the_colourblind_palette_is_told_apart(kind):
 
 @given(colors=st.dictionaries(ids64, st.tuples(*[st.integers(0, 255)] * 4), max_size=5))
 @pytest.mark.parametrize("kind", ["json", "csv"])
-def test_a_palette_comes_back_from_disk(colors, kind, tmp_path_factory):
+def test_a_saved_palette_loads_unchanged(colors, kind, tmp_path_factory):
     from imageryxr.core.colors import load_palette, save_palette
 
     path = tmp_path_factory.getbasetemp() / f"palette.{kind}"
@@ -651,7 +655,7 @@ def test_a_palette_comes_back_from_disk(colors, kind, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["husl", "colorblind", "stable"])
-def test_a_palette_on_disk_equals_the_one_that_was_saved(name, tmp_path):
+def test_a_saved_named_palette_loads_unchanged(name, tmp_path):
     from imageryxr.core.colors import load_palette, save_palette
 
     saved = palette([5, 7, 2**64 - 1], name)
@@ -666,13 +670,13 @@ def test_a_palette_on_disk_equals_the_one_that_was_saved(name, tmp_path):
         ("a.csv", "id,color\n8.64691E+17,#ff0000\n", ColorError, "spreadsheet"),
         ("a.csv", "5,#ff0000,x\n", ColorError, "3 columns"),
         ("a.csv", "5,rde\n", ColorError, "entry 1"),
-        ("a.json", "[1]", ColorError, "holds a list"),
+        ("a.json", "[1]", ColorError, "contains a list"),
         ("a.json", "{", ColorError, "no JSON"),
         ("a.json", '{"-1": "red"}', ColorError, "'-1'"),
         ("a.txt", "", OptionError, r"\.json or \.csv"),
     ],
 )
-def test_a_palette_file_that_is_none(name, text, error, says, tmp_path):
+def test_invalid_palette_files_raise(name, text, error, says, tmp_path):
     from imageryxr.core.colors import load_palette
 
     (tmp_path / name).write_text(text)
@@ -690,7 +694,7 @@ def test_a_palette_file_that_is_none(name, text, error, says, tmp_path):
         ("empty.csv", "\n", "is empty, so was cut off"),
     ],
 )
-def test_palette_files_that_say_two_things_or_nothing(tmp_path, name, text, said):
+def test_contradictory_and_empty_palette_files_raise(tmp_path, name, text, said):
     from imageryxr.core.colors import load_palette
 
     (tmp_path / name).write_text(text)

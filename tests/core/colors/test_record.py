@@ -61,7 +61,7 @@ def test_the_colours_of_a_layer_of_a_link_are_those_of_its_pixels():
     assert ix.colors_of(everything, IDS) == pixels(everything)
 
 
-def test_the_top_layer_decides():
+def test_the_colour_of_the_top_layer_takes_precedence():
     layers = [
         ix.Layer(SEG, colors=dict.fromkeys(IDS, "red"), alpha=1),
         ix.Layer(SEG, ids=[5], colors={5: "blue"}, alpha=1),
@@ -72,7 +72,7 @@ def test_the_top_layer_decides():
     assert ix.colors_of(over) == {1: (0, 255, 0)}
 
 
-def test_masks_have_their_names():
+def test_colours_of_masks_are_keyed_by_name():
     picture = ix.overlay(EM, {"axon": SEG == 1, "soma": SEG == 5}, colors={"axon": "red", "soma": "blue"})
     assert ix.colors_of(picture) == {"axon": (255, 0, 0), "soma": (0, 0, 255)}
     assert ix.colors_of(picture, ["soma"]) == {"soma": (0, 0, 255)}
@@ -86,7 +86,7 @@ def test_the_colours_survive_crops_slices_and_files(tmp_path):
         assert ix.colors_of(other) == want
 
 
-def test_a_legend_lists_what_was_drawn():
+def test_a_legend_lists_the_drawn_segments():
     picture = ix.overlay(EM, SEG, ids=[5, 1], colors="husl")
     wide = picture.isel(z=0, y=np.zeros(300, int), x=np.repeat(np.arange(6), 50)).drop_vars(["z", "y", "x"])
     want = ix.legend(ix.to_pil(wide), ix.palette([5, 1], "husl"))
@@ -99,7 +99,7 @@ def test_a_legend_lists_what_was_drawn():
         ix.legend(ix.to_pil(wide))
 
 
-def test_palettes_take_every_form_that_colors_takes():
+def test_palette_accepts_every_form_of_colors():
     assert ix.palette(IDS, None) == ix.palette(IDS, "stable")
     assert ix.palette(IDS) == ix.palette(IDS, "husl")
     with pytest.raises(ix.ColorError, match="no colour for 4"):
@@ -109,6 +109,6 @@ def test_palettes_take_every_form_that_colors_takes():
             ix.palette(IDS, bad)
 
 
-def test_a_dataset_in_the_place_of_an_array_says_which_variables_it_has():
+def test_a_dataset_instead_of_an_array_raises_with_its_variables():
     with pytest.raises(ix.LayerError, match=r"variables \['image', 'segmentation'\].*such as ds\['image'\]"):
         ix.unique_ids(xr.Dataset({"image": EM, "segmentation": SEG}))
