@@ -1,5 +1,5 @@
-"""How fast imageryxr is, beside its peers in the same run.
+"""Benchmarks of imageryxr and its peers, measured in the same run.
 
-``python -m benchmarks.report`` prints one table; ``asv run --config benchmarks/asv.conf.json`` follows each row through
-the history; ``tests/test_benchmarks.py`` runs all of them once, small.
+``python -m benchmarks.report`` prints one table. ``asv run --config benchmarks/asv.conf.json`` tracks each row over the
+history. ``tests/test_benchmarks.py`` runs each benchmark once on small data.
 """

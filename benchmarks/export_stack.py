@@ -1,9 +1,9 @@
-"""The figures of exports, measured in one run: throughput, memory, re-reads, processes, resuming, ImageryClient.
+"""Benchmarks of exports: throughput, memory, re-reads, processes, resuming, and a comparison with ImageryClient.
 
     python benchmarks/export_stack.py FOLDER [--slices 512] [--only throughput,memory,processes,resume,peer]
 
-A stack of EM and of a segmentation, 1024² a slice with some 300 cells in each, is written once into FOLDER as
-precomputed layers (raw, in chunks of 64³); what is drawn is an overlay with outlines.
+A stack of EM and segmentation, with slices of 1024² pixels and about 300 cells, is written once to FOLDER as
+precomputed layers (raw, chunks of 64³). The exported array is an overlay with outlines.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CELL = 59
 
 @dataclass(frozen=True)
 class Tissue:
-    """A stack that is computed where it is asked for: noise, and cells that wander from slice to slice."""
+    """A source that computes the requested boxes: noise, and cells that move from slice to slice."""
 
     slices: int
     layer_type: str
@@ -73,7 +73,7 @@ class Tissue:
 
 
 def layers(folder: Path, slices: int) -> tuple[str, str]:
-    """Write the stack if it is not there; return the addresses of image and segmentation."""
+    """Write the stack unless it exists; return the addresses of image and segmentation."""
     places = [f"precomputed://{folder}/{name}-{slices}" for name in ("em", "seg")]
     for kind, place in zip(("image", "segmentation"), places, strict=True):
         source = Tissue(slices, kind)
@@ -89,7 +89,7 @@ def overlay(folder: Path, slices: int, *, depth: int | None = None):
     return ix.overlay(image, ix.open_segmentation(seg).isel(z=slice(0, depth)), alpha=0.3, outline=3)
 
 
-def _parallel(act, count: int, threads: int | None = None) -> float:
+def _time_parallel(act, count: int, threads: int | None = None) -> float:
     from concurrent.futures import ThreadPoolExecutor
 
     began = time.perf_counter()
@@ -99,12 +99,12 @@ def _parallel(act, count: int, threads: int | None = None) -> float:
 
 
 def throughput(folder: Path, slices: int) -> dict[str, float]:
-    """Compare an export with its slowest part: reading, drawing, writing, each alone on all cores.
+    """Compare an export with its slowest part: reading, drawing or writing alone, on all cores.
 
-    Each part is done as the engine does it, region by region, in memory that is used again; reading by plain calls is
-    timed beside it. Where all parts keep all cores busy, an export takes at least their sum: the share of the slowest
-    part can then be no more than "at best", and what the engine itself costs is the share of the sum. What the slowest
-    part takes of one core stands beside it.
+    Each part is run as the engine runs it, region by region, in reused memory. Reading with plain calls is timed, too.
+    If all parts use all cores, an export takes at least the sum of the parts. "at best" is then the limit for "of the
+    slowest part", and "of the sum of parts" shows the overhead of the engine. The slowest part is also timed on one
+    core.
     """
     drawn = overlay(folder, slices)
     plan = ix.plan_export(drawn, folder / "plan.ome.zarr", levels=1)
@@ -137,9 +137,9 @@ def throughput(folder: Path, slices: int) -> dict[str, float]:
         place.put((f"{i}-{k}", v) for k, v in plan.target.encode(0, regions[0], first))
 
     parts = {"read": reading(read_leaf), "draw": drawing, "write": writing}
-    found = {name: min(_parallel(part, len(regions)) for _ in range(3)) for name, part in parts.items()}
-    alone = _parallel(max(parts.items(), key=lambda part: found[part[0]])[1], len(regions), 1)
-    plain = _parallel(reading(lambda leaf, box: leaf.read(box)), len(regions))
+    found = {name: min(_time_parallel(part, len(regions)) for _ in range(3)) for name, part in parts.items()}
+    alone = _time_parallel(max(parts.items(), key=lambda part: found[part[0]])[1], len(regions), 1)
+    plain = _time_parallel(reading(lambda leaf, box: leaf.read(box)), len(regions))
     shutil.rmtree(scratch)
     BUFFERS.clear()
     times = []
@@ -159,7 +159,7 @@ def throughput(folder: Path, slices: int) -> dict[str, float]:
     return found
 
 
-def _child(code: str) -> str:
+def _run_code(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout
 
@@ -174,31 +174,31 @@ def memory(folder: Path, slices: int) -> dict[str, float]:
             "from benchmarks.export_stack import overlay; import imageryxr as ix\n"
             f"folder = Path({str(folder)!r})\n"
             f"ix.export(overlay(folder, {depth}), folder / 'm.ome.zarr', overwrite=True)\n"
-            # what `getrusage` tells begins with the process that this one was forked from
+            # `getrusage` would include the peak of the process from which this one was forked
             "peak = next(x for x in open('/proc/self/status') if x.startswith('VmHWM'))\n"
             "print(int(peak.split()[1]) * 1024)"
         )
-        found[f"MB at {depth}"] = float(_child(code)) / 1e6
+        found[f"MB at {depth}"] = float(_run_code(code)) / 1e6
     found["ratio"] = found["MB at 1024"] / found["MB at 128"]
     return found
 
 
 def processes(folder: Path, slices: int) -> dict[str, float]:
-    """Compare one worker process with two, each of one thread, the workers being there already.
+    """Compare one with two worker processes of one thread each, without their start-up time.
 
-    Beside it stands what this machine gives at best: two processes that know nothing of each other, each with one half
-    of the stack, against one with all of it. All take turns, four each, as what else goes on in a shared machine comes
-    and goes; the least of each counts.
+    "at best" is the limit of this machine: two independent processes, each with one half of the stack, compared with
+    one process with the whole stack. The four cases alternate four times, because the load of a shared machine varies;
+    the fastest run of each counts.
     """
     found, seconds = {}, dict[str, list[float]]()
     with ExitStack() as stack:
-        halves = [stack.enter_context(_Apart(folder, slices, part)) for part in ((0, 0.5), (0.5, 1))]
-        whole = stack.enter_context(_Apart(folder, slices, (0, 1)))
+        halves = [stack.enter_context(_ExportProcess(folder, slices, part)) for part in ((0, 0.5), (0.5, 1))]
+        whole = stack.enter_context(_ExportProcess(folder, slices, (0, 1)))
         for _ in range(4):
             for count in (1, 2):
-                seconds.setdefault(f"with {count}", []).append(_by_workers(folder, slices, count))
-            seconds.setdefault("one apart", []).append(_together([whole]))
-            seconds.setdefault("halves apart", []).append(_together(halves))
+                seconds.setdefault(f"with {count}", []).append(_export_with_workers(folder, slices, count))
+            seconds.setdefault("one apart", []).append(_run_together([whole]))
+            seconds.setdefault("halves apart", []).append(_run_together(halves))
     for name, taken in seconds.items():
         found[name] = min(taken)
         found[f"{name}, median"] = float(np.median(taken))
@@ -209,24 +209,24 @@ def processes(folder: Path, slices: int) -> dict[str, float]:
     return found
 
 
-def _by_workers(folder: Path, slices: int, count: int) -> float:
+def _export_with_workers(folder: Path, slices: int, count: int) -> float:
     from distributed import Client, LocalCluster
 
     drawn, target = overlay(folder, slices), folder / "p.ome.zarr"
     with (
-        patch.dict(os.environ),  # what dask sets for its workers stays set, and other processes would have it too
+        patch.dict(os.environ),  # dask does not restore the variables that it sets for its workers
         LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        # all of them import and compile before the clock runs
+        # the first export makes all workers import and compile before the measured one
         for part in (drawn.isel(z=slice(0, 128)), drawn):
             _remove(target)
             report = ix.export(part, target, client=client, levels=1)
     return report.seconds
 
 
-class _Apart:
-    """A process of one thread that exports a part of the stack whenever it is told to."""
+class _ExportProcess:
+    """A process of one thread that exports a part of the stack on each `start`."""
 
     def __init__(self, folder: Path, slices: int, part: tuple[float, float]) -> None:
         low, high = (int(slices * share) for share in part)
@@ -244,19 +244,19 @@ class _Apart:
         command = [sys.executable, "-c", code]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def tell(self) -> None:
+    def start(self) -> None:
         assert self.process.stdin is not None
         print("go", file=self.process.stdin, flush=True)
 
-    def hear(self) -> None:
+    def wait(self) -> None:
         assert self.process.stdout is not None
         if not self.process.stdout.readline():
             raise RuntimeError("the process failed")
 
-    def __enter__(self) -> _Apart:
-        self.tell()
-        self.hear()
-        self.hear()
+    def __enter__(self) -> _ExportProcess:
+        self.start()
+        self.wait()
+        self.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -264,22 +264,22 @@ class _Apart:
         self.process.wait()
 
 
-def _together(parts: list[_Apart]) -> float:
+def _run_together(parts: list[_ExportProcess]) -> float:
     began = time.perf_counter()
     for part in parts:
-        part.tell()
+        part.start()
     for part in parts:
-        part.hear()
+        part.wait()
     took = time.perf_counter() - began
     for part in parts:
-        part.hear()
+        part.wait()
     return took
 
 
 def resume(folder: Path, slices: int) -> dict[str, float]:
-    """Kill an export at half, and see what is left to do; the least of three times each, as disks are slow at times.
+    """Compare resuming an export that was killed at half with a whole export; the fastest of three runs each.
 
-    Each goes where nothing was, as removing what is replaced would be timed as well, of the whole and of the rest.
+    The target is removed before each run, so that the time to remove it is not measured.
     """
     layers(folder, slices)
     code = (
@@ -290,10 +290,10 @@ def resume(folder: Path, slices: int) -> dict[str, float]:
     whole, rest = [], []
     for _ in range(3):
         _remove(folder / "r.ome.zarr")
-        whole.append(float(_child(code.format(True))))
+        whole.append(float(_run_code(code.format(True))))
         _remove(folder / "r.ome.zarr")
         _kill_at_half(folder, slices, code.format(True))
-        rest.append(float(_child(code.format(False))))
+        rest.append(float(_run_code(code.format(False))))
     return {"seconds": min(whole), "after a kill at half": min(rest), "share": min(rest) / min(whole)}
 
 
@@ -322,7 +322,7 @@ def _kill_at_half(folder: Path, slices: int, code: str) -> None:
 
 
 def peer(folder: Path, slices: int) -> dict[str, float]:
-    """Compare with ImageryClient looped over slices that saves PNGs, some 300 cells in each."""
+    """Compare with a loop of ImageryClient over slices that saves PNGs, with about 300 cells in each."""
     import imageryclient as ic
     from cloudvolume import CloudVolume
     from PIL import Image

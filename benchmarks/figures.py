@@ -1,4 +1,4 @@
-"""From disk to a picture: open, bring together, overlay, write; beside ImageryClient doing the same."""
+"""Compare figures from disk (open, align, overlay, write) with ImageryClient."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 
 import imageryxr as ix
 from benchmarks import pictures, work
-from benchmarks.apart import apart
+from benchmarks.isolated import run_isolated
 
 
 def our_figure(image: str, segmentation: str, lo: list[int], hi: list[int]) -> int:
-    """Draw a figure, or a stack of them, and write PNGs into memory; return their size."""
+    """Draw a figure or a stack of figures, write PNGs to memory, and return their size."""
     box = ix.BBox(lo, hi, resolution=pictures.RESOLUTION)
     both = ix.align(ix.open_image(image), ix.open_segmentation(segmentation), bbox=box)
     picture = ix.overlay(both.image, both.segmentation, alpha=0.3).compute()
-    return sum(png(ix.to_pil(picture.isel(z=[z]))) for z in range(picture.sizes["z"]))
+    return sum(write_png(ix.to_pil(picture.isel(z=[z]))) for z in range(picture.sizes["z"]))
 
 
 def their_figure(image: str, segmentation: str, lo: list[int], hi: list[int]) -> int:
-    """Do what ImageryClient's README does: a cutout of both, split into masks, and a composite a slice."""
+    """Do the same as ImageryClient's README: a cutout of both layers, split into masks, and one composite per slice."""
     import imageryclient
 
     client = imageryclient.ImageryClient(
@@ -29,16 +29,16 @@ def their_figure(image: str, segmentation: str, lo: list[int], hi: list[int]) ->
     )
     em, masks = client.image_and_segmentation_cutout([lo, hi], split_segmentations=True)
     if em.ndim == 2:
-        return png(imageryclient.composite_overlay(masks, imagery=em, alpha=0.3))
+        return write_png(imageryclient.composite_overlay(masks, imagery=em, alpha=0.3))
     overlays = [
         imageryclient.composite_overlay({i: m[..., z] for i, m in masks.items()}, imagery=em[..., z], alpha=0.3)
         for z in range(em.shape[2])
     ]
-    return sum(map(png, overlays))
+    return sum(map(write_png, overlays))
 
 
-def reading(image: str, segmentation: str, lo: list[int], hi: list[int]) -> Any:
-    """Read both layers with CloudVolume, opening counted."""
+def read_layers(image: str, segmentation: str, lo: list[int], hi: list[int]) -> Any:
+    """Open and read both layers with CloudVolume."""
     from cloudvolume import Bbox, CloudVolume
 
     return [
@@ -46,14 +46,14 @@ def reading(image: str, segmentation: str, lo: list[int], hi: list[int]) -> Any:
     ]
 
 
-def png(picture: Any) -> int:
-    """Write a PNG into memory."""
+def write_png(picture: Any) -> int:
+    """Write a PNG to memory and return its size."""
     to = io.BytesIO()
     picture.save(to, format="PNG", compress_level=1)
     return len(to.getvalue())
 
 
-def drawing(image: str, segmentation: str, lo: list[int], hi: list[int]) -> Any:
+def draw_figure(image: str, segmentation: str, lo: list[int], hi: list[int]) -> Any:
     """Draw a figure without writing it."""
     box = ix.BBox(lo, hi, resolution=pictures.RESOLUTION)
     both = ix.align(ix.open_image(image), ix.open_segmentation(segmentation), bbox=box)
@@ -83,10 +83,10 @@ class FigureAgainstReading(_Figure):
     at_least = 1 / 1.3
 
     def ours(self) -> Any:
-        return drawing(*self.arguments)
+        return draw_figure(*self.arguments)
 
     def peer(self) -> Any:
-        return reading(*self.arguments)
+        return read_layers(*self.arguments)
 
 
 class SmallFigure(_Figure):
@@ -101,29 +101,29 @@ class SmallFigure(_Figure):
 
 
 class Figure(_Figure):
-    """Everything from disk to PNGs, each side in a process of its own, within 14 GB and some minutes."""
+    """Figures from disk to PNG, each side in a separate process with a limit of 14 GB and a few minutes."""
 
     title = "from disk to PNG"
     peer_name = "ImageryClient 1.0.4"
     param_names = ("size", "segments")
     params: ClassVar[Any] = [["512²", "2048²", "64×1024²"], [2, 30, 300, 3000]]
-    asked: ClassVar[dict[tuple[str, int], float]] = {("2048²", 300): 80}
+    targets: ClassVar[dict[tuple[str, int], float]] = {("2048²", 300): 80}
     sizes: ClassVar[dict[str, tuple[int, int]]] = {"512²": (1, 512), "2048²": (1, 2048), "64×1024²": (64, 1024)}
 
     def setup(self, size: str = "512²", segments: int = 2) -> None:  # type: ignore[override]
         self.title = f"from disk to PNG, {size}, {segments:,} segments"
-        self.at_least = self.asked.get((size, segments))
+        self.at_least = self.targets.get((size, segments))
         self.depth, self.side = self.sizes[size]
         self.count = segments
         super().setup()
 
     def measure(self) -> work.Measured:
-        ours = apart("benchmarks.figures:our_figure", self.arguments)
-        theirs = apart("benchmarks.figures:their_figure", self.arguments)
+        ours = run_isolated("benchmarks.figures:our_figure", self.arguments)
+        theirs = run_isolated("benchmarks.figures:their_figure", self.arguments)
         if ours.seconds is None:
-            raise RuntimeError(f"our figure failed: {ours.why}")
+            raise RuntimeError(f"our figure failed: {ours.reason}")
         ratio = None if theirs.seconds is None else theirs.seconds / ours.seconds
-        return work.Measured(ours.seconds, theirs.seconds, ratio, theirs.why)
+        return work.Measured(ours.seconds, theirs.seconds, ratio, theirs.reason)
 
     def peer(self) -> Any:
         return their_figure(*self.arguments)

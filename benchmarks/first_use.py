@@ -1,4 +1,4 @@
-"""Before the first picture: imports, and kernels that another process has compiled already."""
+"""Time the import, and the first call of kernels that another process compiled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks import work
 
 
 def run(code: str) -> str:
-    """Run Python code in a process of its own and return what it prints."""
+    """Run Python code in a separate process and return its output."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -42,7 +42,7 @@ class Import(work.Work):
     rounds = 5
 
     def setup(self, *params: Any) -> None:
-        # As pip does when it installs: an environment may forbid Python to keep the bytecode of a checkout.
+        # pip does this at installation; without it, the bytecode of a checkout may not be cached.
         compileall.compile_dir(Path(imageryxr.__file__).parent, quiet=1)
         if self.small:
             self.rounds = 1  # type: ignore[misc]
@@ -53,21 +53,21 @@ class Import(work.Work):
     def peer(self) -> Any:
         return run("import xarray, dask.array")
 
-    def told(self) -> str:
-        """Return what the table says beside the times."""
+    def remark(self) -> str:
+        """Return a remark for the title of the row."""
         found = self.measure()
-        return f"adds {1e3 * (found.ours - (found.peer or 0)):.0f} ms (asked: at most 150)"
+        return f"adds {1e3 * (found.ours - (found.peer or 0)):.0f} ms (target: at most 150)"
 
 
 def kernel_seconds(call: str) -> float:
-    """Return how long the first call of a kernel takes in a new process, of which another has filled the cache."""
+    """Return the time of the first call of a kernel in a new process, after another process filled the cache."""
     code = KERNELS.format(call=CALLS[call])
     run(code)
     return min(float(run(code)) for _ in range(2))
 
 
 class CachedKernel:
-    """Seconds until a kernel has drawn its first pixels in a process that finds it compiled."""
+    """The time of the first call of a kernel that another process compiled, as a benchmark of asv."""
 
     params: ClassVar[list[str]] = list(CALLS)
     param_names = ("kernel",)

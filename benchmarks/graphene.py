@@ -1,6 +1,6 @@
-"""A cutout of a living segmentation: what joining supervoxels costs beside reading them, and beside CloudVolume.
+"""Compare cutouts of a graphene segmentation with reads of its supervoxels, and with CloudVolume.
 
-The deployment of the tests serves it, in a process of its own.
+The CAVE deployment of the tests serves the segmentation in a separate process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WHEN = 1_760_000_000
 
 
 def tissue(side: int) -> Any:
-    """Return 20,000 supervoxels in 256³ voxels: real ones where they lie beside the checkout, else bent cubes."""
+    """Return 20,000 supervoxels in 256³ voxels: those of FIB-25 if its file exists, otherwise deformed cubes."""
     from tests.support.cave_server import Tissue, encoded, fib25_tissue
 
     if side == 256 and FIB25.exists():
@@ -39,14 +39,14 @@ def tissue(side: int) -> Any:
     return Tissue((labels % np.uint64(251)).astype(np.uint8), voxels, ids, old.astype(np.int64) // 40 + 1)
 
 
-def serve(side: int, told: Any) -> None:
-    """Serve it until the process that started this one ends."""
+def serve(side: int, connection: Any) -> None:
+    """Serve the segmentation until the parent process ends; send the address."""
     from tests.support.cave_server import CaveServer, write_layers
 
     with tempfile.TemporaryDirectory() as folder:
         cells = tissue(side)
         server = CaveServer(Path(folder), cells, write_layers(Path(folder), cells))
-        told.send(server.url)
+        connection.send(server.url)
         server.serve_forever()
 
 
@@ -54,10 +54,10 @@ def serve(side: int, told: Any) -> None:
 def deployment(side: int) -> tuple[str, Any]:
     """Return the address of a deployment, and its process."""
     context = multiprocessing.get_context("spawn")
-    told, ours = context.Pipe()
-    process = context.Process(target=serve, args=(side, ours), daemon=True)
+    receiver, sender = context.Pipe()
+    process = context.Process(target=serve, args=(side, sender), daemon=True)
     process.start()
-    return told.recv(), process
+    return receiver.recv(), process
 
 
 class _Joined(work.Work):
@@ -73,7 +73,7 @@ class _Joined(work.Work):
         self.place, self.token = tuple(slice(o, o + self.side) for o in OFFSET), TOKEN
 
     def ours(self) -> Any:
-        chunkedgraph.forget_roots()  # or only the first time would ask for any
+        chunkedgraph.forget_roots()  # otherwise only the first round would request roots
         return self.joined.read(0, self.box)
 
 

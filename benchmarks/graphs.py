@@ -1,4 +1,4 @@
-"""Petavoxel volumes: what it takes to open them, cut a box out and build an overlay, before anything is read."""
+"""Time opening, cropping and building an overlay of petavoxel volumes, without reading voxels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from benchmarks import work
 SIZE = (240_000, 220_000, 28_000)
 
 
-def huge(folder: Path, kind: str) -> str:
-    """Write the info of a layer of 1.5 petavoxels, and nothing else."""
+def write_huge_layer(folder: Path, kind: str) -> str:
+    """Write the info file of a layer of 1.5 petavoxels without chunks; return its address."""
     scale = {
         "chunk_sizes": [[128, 128, 16]],
         "encoding": "raw",
@@ -33,7 +33,7 @@ def huge(folder: Path, kind: str) -> str:
 
 
 class Petavoxel(work.Work):
-    """A figure, and a stack of all of the volume: times in seconds, sizes in tasks and bytes."""
+    """Graphs of a figure and of the whole volume: build times, numbers of tasks and pickled sizes."""
 
     title = "open, crop, align and build an overlay, 1024² of 1.5 Pvoxel"
     peer_name = "xarray.open_dataset of the same voxels as Zarr, and .isel"
@@ -45,7 +45,7 @@ class Petavoxel(work.Work):
 
         self.folder = tempfile.TemporaryDirectory(prefix="imageryxr-benchmark-")
         folder = Path(self.folder.name)
-        self.image, self.segmentation = huge(folder, "image"), huge(folder, "segmentation")
+        self.image, self.segmentation = write_huge_layer(folder, "image"), write_huge_layer(folder, "segmentation")
         self.zarr = str(folder / "peer.zarr")
         group = zarr.open_group(self.zarr, mode="w")
         for name, dtype in (("image", "uint8"), ("segmentation", "uint64")):
@@ -57,7 +57,7 @@ class Petavoxel(work.Work):
         self.folder.cleanup()
 
     def build(self, bbox: ix.BBox | None) -> Any:
-        """Build the overlay of a box, or of everything."""
+        """Build the overlay of a box, or of the whole volume."""
         both = ix.align(ix.open_image(self.image), ix.open_segmentation(self.segmentation), bbox=bbox)
         return ix.overlay(both.image, both.segmentation, outline=3)
 
@@ -67,7 +67,7 @@ class Petavoxel(work.Work):
     def peer(self) -> Any:
         import xarray as xr
 
-        # without dask: with it, its graph of 88 million blocks takes minutes
+        # without dask, whose graph of 88 million blocks would take minutes
         opened = xr.open_dataset(self.zarr, engine="zarr", consolidated=False)
         return opened.isel(z=[14_000], y=slice(109_488, 110_512), x=slice(119_488, 120_512))
 
@@ -82,8 +82,8 @@ class Petavoxel(work.Work):
     def time_everything(self, *params: Any) -> None:
         self.build(None)
 
-    def told(self) -> str:
-        """Return what the table says beside the times."""
+    def remark(self) -> str:
+        """Return a remark for the title of the row."""
         began = time.perf_counter()
         everything = self.build(None)
         taken = time.perf_counter() - began

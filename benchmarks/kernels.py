@@ -1,4 +1,4 @@
-"""Kernels on one core, beside a copy of what they read or write: the least that memory allows."""
+"""Compare kernels on one core with a copy of their input or output, the lower bound set by memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from imageryxr.core.colors import palette
 from imageryxr.kernels import color_table, downsample, downsample_rgba, fill, interpolate, isin, outline
 
 
-def table_of(labels: Any, alpha: int) -> color_table.ColorTable:
-    """Return a colour table with a colour of its own for each id of a picture."""
+def make_color_table(labels: Any, alpha: int) -> color_table.ColorTable:
+    """Return a colour table with a different colour for each id of a picture."""
     ids = [int(i) for i in np.unique(labels) if i]
     rgb = np.array(list(palette(ids, "husl").values()), np.uint8)
     return color_table.build_color_table(
@@ -22,7 +22,7 @@ def table_of(labels: Any, alpha: int) -> color_table.ColorTable:
 
 
 class Kernel(work.Work):
-    """300 cells a slice, ids beyond 2**53, against ``numpy.copyto`` of the labels."""
+    """A kernel on slices with 300 cells, ids beyond 2**53, compared with ``numpy.copyto`` of the labels."""
 
     title: ClassVar[str] = ""
     peer_name = "numpy.copyto of the labels"
@@ -35,7 +35,7 @@ class Kernel(work.Work):
         self.prepare()
 
     def prepare(self) -> None:
-        """Make what else the kernel takes; not timed."""
+        """Create the other inputs of the kernel; not timed."""
 
     def peer(self) -> None:
         np.copyto(self.copy, self.labels)
@@ -46,7 +46,7 @@ class Fill(Kernel):
     at_least = 0.4
 
     def prepare(self) -> None:
-        self.table = table_of(self.labels, 51)
+        self.table = make_color_table(self.labels, 51)
 
     def ours(self) -> Any:
         return fill.fill(self.labels, self.image, self.table)
@@ -66,7 +66,7 @@ class _Lines(Kernel):
     width: ClassVar[float] = 10
 
     def prepare(self) -> None:
-        self.table = table_of(self.labels, 255)
+        self.table = make_color_table(self.labels, 255)
 
     def ours(self) -> Any:
         return outline.outline(self.labels, self.table, limit=self.width, side=self.side, merge=self.merge)
@@ -112,7 +112,7 @@ class FillAndLine(Kernel):
     title = "fill and outline in, unmerged, width 3, in one pass"
 
     def prepare(self) -> None:
-        self.filling, self.line = table_of(self.labels, 51), table_of(self.labels, 255)
+        self.filling, self.line = make_color_table(self.labels, 51), make_color_table(self.labels, 255)
 
     def ours(self) -> Any:
         return outline.paint(self.labels, self.image, self.filling, self.line, limit=3, side="in", merge=False)
@@ -122,7 +122,7 @@ class Background(Kernel):
     title = "fill and outline of background only"
 
     def prepare(self) -> None:
-        self.table = table_of(self.labels, 255)
+        self.table = make_color_table(self.labels, 255)
         self.labels = np.zeros_like(self.labels)
 
     def ours(self) -> Any:
@@ -170,7 +170,7 @@ class AlphaOver(Kernel):
 
     def prepare(self) -> None:
         self.bottom = fill.gray_to_rgba(self.image)
-        self.top = fill.fill(self.labels, None, table_of(self.labels, 90))
+        self.top = fill.fill(self.labels, None, make_color_table(self.labels, 90))
         self.layer = np.empty_like(self.top)
 
     def ours(self) -> Any:
@@ -184,7 +184,7 @@ class _Regrid(Kernel):
     peer_name = "numpy.copyto of the result"
 
     def peer(self) -> None:
-        # into new memory, as the kernel has to
+        # into new memory, like the kernel
         np.copyto(np.empty_like(self.result), self.result)
 
 
@@ -249,7 +249,7 @@ class MeanHalfRgba(MeanHalf):
 
     def prepare(self) -> None:
         super().prepare()
-        self.image = fill.fill(self.labels, self.image, table_of(self.labels, 90))
+        self.image = fill.fill(self.labels, self.image, make_color_table(self.labels, 90))
         self.image_copy = np.empty_like(self.image)
 
     def ours(self) -> Any:

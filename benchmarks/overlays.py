@@ -1,4 +1,4 @@
-"""Overlays and outlines of one picture, beside ImageryClient and scikit-image."""
+"""Compare overlays and outlines of one picture with ImageryClient, scikit-image and xarray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imageryxr.kernels import fill, interpolate, outline
 
 
 class _Picture(work.Work):
-    """One slice of 512 x 512 pixels with 300 cells, on one core; ImageryClient splits it into masks first."""
+    """A slice of 512 x 512 pixels with 300 cells, on one core; ImageryClient splits it into masks first."""
 
     rounds = 2
     peer_name = "ImageryClient 1.0.4"
@@ -25,8 +25,8 @@ class _Picture(work.Work):
         self.turned = np.ascontiguousarray(self.labels[0].T)
         rng = np.random.default_rng(0)
         self.colors = {i: tuple(rng.random(3)) for i in np.unique(self.labels) if i}
-        self.table = kernels.table_of(self.labels, 51)
-        self.solid = kernels.table_of(self.labels, 255)
+        self.table = kernels.make_color_table(self.labels, 51)
+        self.solid = kernels.make_color_table(self.labels, 255)
 
 
 class FillImageryClient(_Picture):

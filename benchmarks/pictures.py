@@ -1,4 +1,4 @@
-"""What the benchmarks work on: generated cells, in memory and as precomputed layers on disk."""
+"""Data of the benchmarks: generated cells and images, in memory and as precomputed layers on disk."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from scipy.spatial import cKDTree
 
 RESOLUTION = (8, 8, 40)
 OFFSET = (1024, 512, 100)
-FIRST_ID = 864_691_135_617_152_361  # beyond what a float64 holds, as in CAVE
+FIRST_ID = 864_691_135_617_152_361  # like ids of CAVE, which float64 cannot represent
 
 
 @lru_cache(maxsize=8)
 def cells(shape: tuple[int, int, int], count: int, seed: int = 1) -> NDArray[np.uint64]:
-    """Return some `count` cells a slice, (z, y, x): wavy borders, a thin cleft of background between them.
+    """Return labels (z, y, x) of about `count` cells with wavy borders and thin clefts of background between them.
 
-    Cells drift from slice to slice, as they do in tissue, and keep their ids.
+    Cells drift from slice to slice, like cells of tissue, and keep their ids.
     """
     rng = np.random.default_rng(seed)
     depth, height, width = shape
@@ -46,7 +46,7 @@ def cells(shape: tuple[int, int, int], count: int, seed: int = 1) -> NDArray[np.
 
 @lru_cache(maxsize=8)
 def grey(shape: tuple[int, int, int], seed: int = 2) -> NDArray[np.uint8]:
-    """Return an image (z, y, x) with texture: noise that is smooth over some voxels."""
+    """Return an image (z, y, x) of noise that is smooth over a few voxels."""
     rng = np.random.default_rng(seed)
     plane = zoom(rng.normal(128, 40, (shape[1] // 4 + 2, shape[2] // 4 + 2)), 4, order=1)[: shape[1], : shape[2]]
     planes = [np.clip(np.roll(plane, (3 * z, 5 * z), (0, 1)), 0, 255) for z in range(shape[0])]
@@ -54,7 +54,7 @@ def grey(shape: tuple[int, int, int], seed: int = 2) -> NDArray[np.uint8]:
 
 
 class Layers:
-    """An image and a segmentation on disk, on one grid, and what they hold."""
+    """An image and a segmentation on disk, on one grid."""
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], count: int) -> None:
         self.shape, self.count = shape, count
@@ -63,12 +63,12 @@ class Layers:
         write_layer(self.segmentation, cells(shape, count), "segmentation", "compressed_segmentation")
 
     def labels(self) -> NDArray[np.uint64]:
-        """Return the segmentation's voxels."""
+        """Return the voxels of the segmentation."""
         return cells(self.shape, self.count)
 
     @property
     def corners(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Both corners (x, y, z), in voxels."""
+        """The lower and the upper corner (x, y, z), in voxels."""
         return OFFSET, tuple(o + n for o, n in zip(OFFSET, self.shape[::-1], strict=True))
 
 

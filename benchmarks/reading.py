@@ -1,4 +1,4 @@
-"""Cutouts, beside one call of CloudVolume and of TensorStore for the same box."""
+"""Compare cutouts with one call of CloudVolume or TensorStore for the same box."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Cutout(work.Work):
         self.hi = tuple(o + n for o, n in zip(self.lo, self.box_shape[::-1], strict=True))
 
     def nm(self) -> dict[str, slice]:
-        """Return the box as xarray selects it."""
+        """Return the box as slices in nm, for `.sel`."""
         edges = zip("xyz", self.lo, self.hi, pictures.RESOLUTION, strict=True)
         return {d: slice(a * r, b * r) for d, a, b, r in edges}
 
@@ -78,7 +78,7 @@ class TensorStoreCutout(_Cutout):
         import tensorstore as ts
 
         super().setup(*params)
-        # TensorStore takes CloudVolume's gzipped local chunks for missing: it gets a copy without.
+        # TensorStore does not find CloudVolume's gzipped local chunks, so it reads an uncompressed copy.
         path = self.path.replace("/seg", "/plain")
         pictures.write_layer(path, self.layers.labels(), "segmentation", "compressed_segmentation", compress=None)
         folder = path.removeprefix("precomputed://file://")

@@ -1,7 +1,7 @@
-"""Print one table, all of it measured in this run: ``python -m benchmarks.report [--quick] [WORD ...]``.
+"""Measure all benchmarks and print one table: ``python -m benchmarks.report [--quick] [WORD ...]``.
 
-Kernels run on one core. WORDs choose the rows whose titles or modules hold one of them; ``--quick`` leaves out what
-takes minutes (ImageryClient on large pictures).
+Kernels run on one core. WORDs select the rows whose titles or modules contain one of them. ``--quick`` skips rows that
+take minutes (ImageryClient on large pictures).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ONE_CORE = (kernels, overlays)
 
 
 def rows(words: list[str], quick: bool) -> Iterator[tuple[type[work.Work], tuple[object, ...], bool]]:
-    """Yield each kind of work, its parameters, and whether it runs on one core."""
+    """Yield the class and parameters of each row, and whether it runs on one core."""
     for module in MODULES:
         for kind in vars(module).values():
             if not (isinstance(kind, type) and issubclass(kind, work.Work) and kind.__module__ == module.__name__):
@@ -35,34 +35,34 @@ def rows(words: list[str], quick: bool) -> Iterator[tuple[type[work.Work], tuple
                     yield kind, parameters, module in ONE_CORE
 
 
-def line(kind: type[work.Work], parameters: tuple[object, ...]) -> str:
+def table_line(kind: type[work.Work], parameters: tuple[object, ...]) -> str:
     """Measure a row and return it as a line of the table."""
     one = kind()
     one.setup(*parameters)
     found = one.measure()
-    told = one.told() if hasattr(one, "told") else ""
+    remark = one.remark() if hasattr(one, "remark") else ""
     if hasattr(one, "teardown"):
         one.teardown()
     ratio = "" if found.ratio is None else f"{found.ratio:,.0f}" if found.ratio >= 20 else f"{found.ratio:.2f}"
-    asked = "" if one.at_least is None else f"≥ {one.at_least:,.3g}"
+    target = "" if one.at_least is None else f"≥ {one.at_least:,.3g}"
     missed = found.ratio is not None and one.at_least is not None and found.ratio < one.at_least
-    theirs = found.note if found.peer is None else show(found.peer)
-    title = one.title + (f" ({told})" if told else "")
-    return (
-        f"| {title} | {show(found.ours)} | {one.peer_name} | {theirs} | {ratio}{' (!)' if missed else ''} | {asked} |"
-    )
+    theirs = found.note if found.peer is None else format_seconds(found.peer)
+    title = one.title + (f" ({remark})" if remark else "")
+    ratio += " (!)" if missed else ""
+    ours = format_seconds(found.ours)
+    return f"| {title} | {ours} | {one.peer_name} | {theirs} | {ratio} | {target} |"
 
 
-def show(seconds: float) -> str:
-    """Return seconds as people read them."""
+def format_seconds(seconds: float) -> str:
+    """Return a time as text with a suitable unit."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds:.1g} s"
 
 
-def machine() -> str:
-    """Return what this machine is."""
+def machine_name() -> str:
+    """Return the processor, the number of cores and the Python version of this machine."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
@@ -71,23 +71,23 @@ def machine() -> str:
 
 
 def main() -> None:
-    """Print the table, line by line as it is measured."""
+    """Measure and print the rows of the table one by one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(f"{datetime.date.today()}, {machine()}\n", flush=True)
+    print(f"{datetime.date.today()}, {machine_name()}\n", flush=True)
     print("| work | ours | peer | its time | times as fast | target |\n|---|---|---|---|---|---|", flush=True)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     for kind, parameters, one_core in rows(given.words, given.quick):
         if cores:
             os.sched_setaffinity(0, {max(cores)} if one_core else cores)
-        print(line(kind, parameters), flush=True)
+        print(table_line(kind, parameters), flush=True)
     if not given.words or "first" in " ".join(given.words):
         for call in first_use.CALLS:
-            told = show(first_use.kernel_seconds(call))
-            print(f"| first call of {call}, compiled by another process | {told} | | | | ≤ 0.3 s |", flush=True)
+            seconds = format_seconds(first_use.kernel_seconds(call))
+            print(f"| first call of {call}, compiled by another process | {seconds} | | | | ≤ 0.3 s |", flush=True)
 
 
 if __name__ == "__main__":

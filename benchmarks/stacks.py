@@ -1,4 +1,4 @@
-"""Stacks in memory: how near the whole comes to its slowest stage, and what the second core adds."""
+"""Compare stacks in memory with their slowest stage, and two cores with one."""
 
 from __future__ import annotations
 
@@ -27,50 +27,50 @@ class _Stack(work.Work):
         self.prepare()
 
     def prepare(self) -> None:
-        """Make what else is needed; not timed."""
+        """Create other inputs; not timed."""
 
 
 class StackAgainstStages(_Stack):
-    """Its peer is whichever stage takes longer by itself: reading both layers, or drawing what is read."""
+    """A stack compared with its slowest stage alone: reading both layers, or drawing them."""
 
     title = "stack 64×1024², read → align → overlay, in memory"
     peer_name = "its slowest stage alone, on as many cores"
     at_least = 0.7
 
     def prepare(self) -> None:
-        held = in_memory(self.read, dict(zip(("z", "y", "x"), self.picture.data.chunks[:3], strict=True)))
+        held = load_blocks(self.read, dict(zip(("z", "y", "x"), self.picture.data.chunks[:3], strict=True)))
         self.drawing = ix.overlay(held.image, held.segmentation, alpha=0.3)
         for stage in (self._read, self._draw):
-            stage()  # what is compiled or opened the first time is no part of it
-        reading, drawing = (work.seconds(stage) for stage in (self._read, self._draw))
+            stage()  # excludes the time to compile and open from the comparison
+        reading, drawing = (work.mean_seconds(stage) for stage in (self._read, self._draw))
         self.slowest = self._read if reading > drawing else self._draw
 
     def _read(self) -> Any:
-        return blocks_of(self.read.image, self.read.segmentation)
+        return compute_blocks(self.read.image, self.read.segmentation)
 
     def _draw(self) -> Any:
-        return blocks_of(self.drawing)
+        return compute_blocks(self.drawing)
 
     def ours(self) -> Any:
-        return blocks_of(self.picture)
+        return compute_blocks(self.picture)
 
     def peer(self) -> Any:
         return self.slowest()
 
 
-def blocks_of(*arrays: Any) -> Any:
-    """Compute arrays block by block, and let go of each block: neither is joined nor kept."""
+def compute_blocks(*arrays: Any) -> Any:
+    """Compute arrays block by block without storing or concatenating the blocks."""
     return dask.compute(*[dask.delayed(np.size)(block) for a in arrays for block in a.data.to_delayed().ravel()])
 
 
-def in_memory(dataset: xr.Dataset, chunks: Any) -> xr.Dataset:
-    """Return a Dataset in dask blocks that lie in memory, each by itself."""
+def load_blocks(dataset: xr.Dataset, chunks: Any) -> xr.Dataset:
+    """Return a Dataset of dask blocks that are separate arrays in memory."""
     held: xr.Dataset = dataset.compute().chunk(chunks).map(lambda a: a.copy(data=a.data.map_blocks(np.array)))
     return held.persist()
 
 
-def deep(dataset: xr.Dataset, times: int) -> xr.Dataset:
-    """Return a Dataset several times over, one below the other."""
+def repeat_in_depth(dataset: xr.Dataset, times: int) -> xr.Dataset:
+    """Return a Dataset repeated several times along z."""
     grid = ix.grid_of(dataset.image)
     whole = ix.Grid((times * grid.shape[0], *grid.shape[1:]), grid.resolution, grid.voxel_offset)
     arrays = {
@@ -83,18 +83,20 @@ def deep(dataset: xr.Dataset, times: int) -> xr.Dataset:
 class _TwoCores(_Stack):
     peer_name = "the same on one core"
     at_least = 1.7
-    # A core that had nothing to do for 0.1 s, as while one side is timed, comes late, by 10 to 30 ms. Of a deep stack
-    # that is little, and of what dask does before the first block begins.
+    # A core that was idle for 0.1 s, for example while the other side is timed, starts 10 to 30 ms late. A deep stack
+    # makes this delay, and the time that dask needs before the first block, negligible.
     least = 0.5
     outline: ClassVar[Any] = None
 
     def prepare(self) -> None:
-        held = in_memory(deep(self.read, 4), dict(zip(("z", "y", "x"), self.picture.data.chunksize[:3], strict=True)))
+        held = load_blocks(
+            repeat_in_depth(self.read, 4), dict(zip(("z", "y", "x"), self.picture.data.chunksize[:3], strict=True))
+        )
         self.drawing = ix.overlay(held.image, held.segmentation, alpha=0.3, outline=self.outline)
 
     def _draw(self, workers: int) -> Any:
         with dask.config.set(scheduler="threads", num_workers=workers):
-            return blocks_of(self.drawing)
+            return compute_blocks(self.drawing)
 
     def ours(self) -> Any:
         return self._draw(2)

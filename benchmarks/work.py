@@ -1,4 +1,4 @@
-"""One piece of work, done by us and by a peer: a row of the table, and a benchmark of asv."""
+"""The base class of all benchmarks: work done by imageryxr and by a peer, as a row of the table and for asv."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from typing import Any, ClassVar, NamedTuple
 
 
 class Measured(NamedTuple):
-    """A row, measured."""
+    """The result of a benchmark."""
 
     ours: float
-    """Seconds, the median of all rounds."""
+    """Our time in seconds, the median of all rounds."""
     peer: float | None
-    """Seconds; None where the peer could not do it."""
+    """The time of the peer in seconds; None if the peer failed."""
     ratio: float | None
-    """How many times as fast as the peer: the median of the rounds' own ratios, so that drift cancels."""
+    """The speed relative to the peer: the median of the ratios of all rounds, so that drift cancels."""
     note: str = ""
-    """Why the peer could not do it."""
+    """The reason why the peer failed."""
 
 
 class Work:
-    """Base of all rows. A subclass says what is done; asv finds its ``time_*`` and ``track_*`` methods.
+    """Base class of all rows. Subclasses define the work; asv runs the ``time_*`` and ``track_*`` methods.
 
-    Ours and the peer's are timed in turn, so that both see the same state of the machine.
+    Our work and that of the peer are timed alternately, so that both see the same state of the machine.
     """
 
     title: ClassVar[str]
     peer_name: ClassVar[str]
     at_least: ClassVar[float | None] = None
-    """The ratio that is asked for; None where there is none."""
+    """The required ratio; None if there is none."""
     rounds: ClassVar[int] = 7
     least: ClassVar[float] = 0.02
-    """Seconds that a side takes at a time, at the least: shorter work is done several times in a row."""
+    """The minimum duration of a measurement in seconds; shorter work is repeated."""
     small: ClassVar[bool] = False
-    """Whether to work on little data: the test suite runs every row so."""
+    """Whether to use small data, as the tests do."""
     timeout = 600.0
 
     def setup(self, *params: Any) -> None:
-        """Make the data; not timed."""
+        """Create the data; not timed."""
 
     def ours(self) -> Any:
-        """Do the work our way."""
+        """Do the work with imageryxr."""
         raise NotImplementedError
 
     def peer(self) -> Any:
-        """Do it the peer's way."""
+        """Do the work with the peer."""
         raise NotImplementedError
 
     def time_ours(self, *params: Any) -> None:
@@ -59,30 +59,30 @@ class Work:
     track_ratio.unit = "times as fast as the peer"  # type: ignore[attr-defined]
 
     def measure(self) -> Measured:
-        """Time both in turn, after one warm-up of each."""
-        return paired(self.ours, self.peer, self.rounds, 0.0 if self.small else self.least)
+        """Time both alternately, after one warm-up of each."""
+        return time_paired(self.ours, self.peer, self.rounds, 0.0 if self.small else self.least)
 
 
-def paired(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int, least: float = 0.02) -> Measured:
-    """Time two callables in turn, each warmed up once, and as often a round as makes it long enough to be timed."""
+def time_paired(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int, least: float = 0.02) -> Measured:
+    """Time two callables alternately after a warm-up; repeat short ones within a round."""
     ours()
     peer()
-    often, seldom = loops(ours, least), loops(peer, least)
+    often, seldom = calls_within(ours, least), calls_within(peer, least)
     mine, theirs = [], []
     for _ in range(rounds):
-        mine.append(seconds(ours, often))
-        theirs.append(seconds(peer, seldom))
+        mine.append(mean_seconds(ours, often))
+        theirs.append(mean_seconds(peer, seldom))
     ratio = statistics.median(b / a for a, b in zip(mine, theirs, strict=True))
     return Measured(statistics.median(mine), statistics.median(theirs), ratio)
 
 
-def loops(work: Callable[[], Any], least: float = 0.02) -> int:
-    """Return how many calls take so many seconds, about."""
-    return max(1, round(least / max(seconds(work), 1e-6)))
+def calls_within(work: Callable[[], Any], least: float = 0.02) -> int:
+    """Return the approximate number of calls that take at least a given time."""
+    return max(1, round(least / max(mean_seconds(work), 1e-6)))
 
 
-def seconds(work: Callable[[], Any], calls: int = 1) -> float:
-    """Time a call, as the mean of several."""
+def mean_seconds(work: Callable[[], Any], calls: int = 1) -> float:
+    """Return the mean time of several calls."""
     gc.collect()
     began = time.perf_counter()
     for _ in range(calls):

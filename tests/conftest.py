@@ -1,4 +1,4 @@
-"""What every test stands on: a home of its own, the sample volume, Hypothesis profiles."""
+"""Fixtures of all tests: a temporary home folder, the sample volume, servers; and Hypothesis profiles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# cloud-volume makes a folder in the home directory when it is imported, and caveclient looks for tokens there.
+# cloud-volume creates a folder in the home directory when it is imported, and caveclient searches it for tokens.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="imageryxr-home-")
 
 os.environ["CAVE_TOKEN"] = os.environ["CLOUD_VOLUME_DIR"] = ""
@@ -33,31 +33,31 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("default"), max_examples=200)
 settings.load_profile("ci" if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else "default")
 
-# Elsewhere in a second checkout of this repository: IMAGERYXR_FIB25 names the file then.
+# IMAGERYXR_FIB25 names the file if this checkout is in another place.
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib25_medulla_250.npz"
 FIB25 = Path(os.environ.get("IMAGERYXR_FIB25", _beside))
 
 
-# Started in the background, as by `nohup pytest &`, Python ignores Ctrl-C and so do all processes that it starts.
+# If Python is started in the background, as by `nohup pytest &`, it and all its child processes ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def _warnings_shown_once_are_shown_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test see the warnings that a process shows once, whichever tests ran before it."""
+def _reset_warnings_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test see the warnings that a process issues only once."""
     monkeypatch.setattr(paint, "_MERGED", [])
 
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> ix.Sample:
-    """The sample volume of this session, which the doctests use too."""
+    """Return the sample volume of this session, which the doctests also use."""
     return session_sample(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def cave_everywhere(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
-    """A CAVE deployment for this session."""
+    """Return the CAVE deployment of this session."""
     if FIB25.exists():
         tissue = cave_server.fib25_tissue(FIB25)
     else:
@@ -69,7 +69,7 @@ def cave_everywhere(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fi
 
 @pytest.fixture
 def cave(cave_everywhere: cave_server.CaveServer) -> Iterator[cave_server.CaveServer]:
-    """The deployment as new: no faults, an empty log, its first history; and nothing remembered of it here."""
+    """Return the CAVE deployment in its initial state: no faults, an empty log, the original history, no cached roots."""
     cave_everywhere.reset()
     chunkedgraph.forget_roots()
     yield cave_everywhere
@@ -78,30 +78,30 @@ def cave(cave_everywhere: cave_server.CaveServer) -> Iterator[cave_server.CaveSe
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """The address of an S3 server for this session."""
+    """Return the address of the S3 server of this session."""
     with s3_server.serving_s3() as address:
         yield address
 
 
 @pytest.fixture
 def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> s3_server.Bucket:
-    """A fresh bucket: its client and address."""
+    """Return a new bucket: its client and address."""
     return s3_server.fresh_bucket(s3, monkeypatch)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Holders of leases give signs of life more often, and are given up sooner."""
+    """Shorten the heartbeat of leases, and the time after which they expire."""
     monkeypatch.setattr(Lease, "BEAT", 0.2)
     monkeypatch.setattr(Lease, "DEAD", 1.0)
 
 
 @contextmanager
 def no_compute() -> Iterator[None]:
-    """Fail if dask computes anything inside."""
+    """Fail if dask computes anything in this context."""
 
     def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("dask computed, where everything should stay lazy")
+        raise AssertionError("dask computed although everything should stay lazy")
 
     with dask.config.set(scheduler=refuse):
         yield

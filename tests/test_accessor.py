@@ -1,4 +1,4 @@
-"""What the accessor says of itself."""
+"""The reprs of the accessors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks, once and small: that they run, and that both sides do the same work."""
+"""Run each benchmark once on small data, and check that both sides do the same work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks import apart, figures, first_use, graphs, kernels, overlays, pictures, reading, report, stacks, work
+from benchmarks import figures, first_use, graphs, isolated, kernels, overlays, pictures, reading, report, stacks, work
 
 KINDS = [kind for kind, _, _ in report.rows([], quick=True)] + [figures.Figure]
 
@@ -29,7 +29,7 @@ def test_each_benchmark_runs(kind):
     one.ours()
     one.peer()
     if kind is graphs.Petavoxel:
-        assert "1 tasks" in one.told()  # a box that fits into a block is one, however it lies on the chunks
+        assert "1 tasks" in one.remark()  # a box that fits into a block is one task, wherever it lies
         one.teardown()
 
 
@@ -51,7 +51,7 @@ def test_both_sides_of_a_row_give_the_same_result():
     drawn.setup()
     mine = drawn.ours()[0, ..., :3].astype(int)
     theirs = np.asarray(drawn.peer())[..., :3].astype(int)
-    assert np.abs(mine - theirs).max() <= 255 * 0.2 + 2  # colours are each one's own; the grey under them is the same
+    assert np.abs(mine - theirs).max() <= 255 * 0.2 + 2  # only the colours differ, which have an alpha of 0.2
     unseen = drawn.labels[0] == 0
     np.testing.assert_array_equal(mine[unseen], theirs[unseen])
     twice = overlays.NearestReindex()
@@ -67,15 +67,15 @@ def test_generated_cells_have_the_requested_number():
 
 
 def test_isolated_calls_report_time_and_lack_of_memory():
-    assert apart.apart("time:sleep", [0.01]).seconds >= 0.01
-    assert "out of memory" in apart.apart("numpy:zeros", [1 << 45]).why
+    assert isolated.run_isolated("time:sleep", [0.01]).seconds >= 0.01
+    assert "out of memory" in isolated.run_isolated("numpy:zeros", [1 << 45]).reason
 
 
 def test_a_line_of_the_report_has_all_columns(monkeypatch):
-    text = report.line(kernels.Select, ())
+    text = report.table_line(kernels.Select, ())
     assert text.startswith("| select 30 of 300 ids | ")
     assert text.count("|") == 7
-    assert report.show(0.0312) == "31.2 ms"
+    assert report.format_seconds(0.0312) == "31.2 ms"
 
 
 @pytest.mark.slow

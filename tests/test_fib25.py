@@ -1,4 +1,4 @@
-"""Real tissue: FIB-25 EM and bodies as precomputed layers of different resolutions."""
+"""Compare overlays and masks of real tissue (FIB-25) with direct computations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not FIB25.exists(), reason="the FIB-25 sample is
 
 @pytest.fixture(scope="module")
 def fib25(tmp_path_factory):
-    """The volume, EM at 10 nm and bodies at 20 nm, and the arrays that were written."""
+    """Return the folder of the volume, EM at 10 nm and bodies at 20 nm, and the arrays in it."""
     folder = tmp_path_factory.mktemp("fib25")
     data = np.load(FIB25)
     table = dict(data["sv_to_body"].tolist())

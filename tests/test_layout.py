@@ -1,4 +1,4 @@
-"""Folders are layers: a package imports only from packages below it, and no two modules import each other."""
+"""The structure of the package: layers, import cycles, lengths of functions, public names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import imageryxr
 
 ROOT = Path(imageryxr.__file__).parent
 
-# Lower layers first; imports inside functions count.
+# From the lowest layer to the highest; imports inside functions count, too.
 LAYERS = [
     "errors",
     "testing",
@@ -39,8 +39,8 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
-# A compiled loop is one idea however long it is; all other functions are short.
-READ = [name for name in MODULES if ".kernels" not in name]
+# Compiled loops may be longer than other functions.
+NOT_COMPILED = [name for name in MODULES if ".kernels" not in name]
 
 
 def imports_of(name: str) -> set[str]:
@@ -85,7 +85,7 @@ def test_no_test_module_imports_another():
             assert module is None or ".test_" not in module, f"{path.relative_to(tests)} imports {module}"
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", NOT_COMPILED)
 def test_function_bodies_are_under_50_lines(name):
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

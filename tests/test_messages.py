@@ -1,4 +1,4 @@
-"""Bad input: what was given, why it cannot be, what to type instead."""
+"""Errors for invalid input state what was given and what to write instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the package declares is what it uses, in each file that declares it."""
+"""Declared dependencies match the imports, in each file that declares them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# Dependencies that no module imports yet, or never does.
+# Dependencies that no module imports.
 NOT_IMPORTED = {
     "scipy",  # the k-d trees of annotations
     "caveclient",  # the tables of CAVE
-    "click",  # bounds what typer may be installed beside
+    "click",  # restricts the version that typer uses
 }
 IMPORTED_IF_INSTALLED = {"h5py"}
 CONDA_NAMES = {"brotli": "brotli-python", "dask": "dask-core", "matplotlib": "matplotlib-base"}

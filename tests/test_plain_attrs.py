@@ -1,4 +1,4 @@
-"""Attributes survive files: netCDF and Zarr hold them, and what reads them accepts what the files give back."""
+"""Attributes can be written to netCDF and Zarr files, and verbs accept the types that these files return."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tree(sample):
     }  # fmt: skip
     with pytest.warns(ix.errors.LinkWarning):
         opened = ix.open_neuroglancer(state, allow_local=True)
-    # the whole of the layers, cropped, so that a file of them is small
+    # Crop the layers, so that their files are small.
     nodes = {f"/{name}": ix.crop(node.to_dataset(), ix.BBox.around((4600, 2560, 130), (64, 48, 12), resolution=(8, 8, 40)))
              for name, node in opened.children.items()}  # fmt: skip
     return xr.DataTree.from_dict({"/": opened.to_dataset(), **nodes}), opened

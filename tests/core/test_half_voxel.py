@@ -1,3 +1,5 @@
+"""Warnings about grids half a voxel apart."""
+
 from __future__ import annotations
 
 import warnings

@@ -1,3 +1,5 @@
+"""Units of length, and the errors for unknown and missing units."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,7 +10,7 @@ import imageryxr as ix
 from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.errors import UnitError
 
-# Nanometres per unit, written out by hand from the definitions of the SI and of the international yard.
+# Nanometres per unit, by the definitions of the SI and of the international yard.
 KNOWN = {
     1.0: ["nm", "nanometer", "nanometers", "nanometre", "nanometres", "Nanometer", "NANOMETERS", " nm "],
     1e3: ["um", "\u00b5m", "\u03bcm", "micron", "microns", "Micron", "micrometer", "micrometres", "Micrometre", "\u00b5"],
@@ -81,11 +83,11 @@ def test_the_error_for_layers_that_do_not_overlap_suggests_missing_micrometres(s
     given = given.assign_coords({d: (d, given[d].values / 1000) for d in "zyx"})
     given.attrs = {"layer_type": which}
     layers[which] = given
-    says = rf"set {which}\[dim\].attrs\['units'\] = 'um' for dim in 'zyx'"
-    with pytest.raises(ix.GridMismatchError, match=says):
+    message = rf"set {which}\[dim\].attrs\['units'\] = 'um' for dim in 'zyx'"
+    with pytest.raises(ix.GridMismatchError, match=message):
         ix.align(layers["image"], layers["segmentation"])
     box = ix.BBox.around((4600, 2560, 105), (8, 8, 2), resolution=(8, 8, 40))
-    with pytest.raises(ix.OutOfVolumeError, match=says):
+    with pytest.raises(ix.OutOfVolumeError, match=message):
         ix.align(layers["image"], layers["segmentation"], bbox=box)
     for dim in "zyx":
         given[dim].attrs["units"] = "um"

@@ -1,4 +1,4 @@
-"""The id tables, against Python's dict."""
+"""Compare the tables and sets of ids with Python dicts and NumPy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IDS = st.lists(st.sampled_from(BIG), unique=True, max_size=len(BIG))
 
 
 def canonical(labels):
-    """The ids as Python ints, by the rule of the module."""
+    """Return labels as Python ints, signed ones modulo 2**64."""
     return np.array([int(v) % 2**64 for v in labels.ravel()], dtype=object).reshape(labels.shape)
 
 

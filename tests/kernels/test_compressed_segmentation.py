@@ -1,4 +1,4 @@
-"""The check of compressed_segmentation against a decoder that looks where it reads, in plain Python."""
+"""Compare the check of compressed_segmentation chunks with a bounds-checking decoder in Python."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ chunks = pytest.importorskip("cloudvolume.chunks")
 pytest.importorskip("compressed_segmentation")
 
 
-def read_looking(data: bytes, shape, dtype, block) -> np.ndarray:
-    """Decode voxel by voxel, as the format's description says; ValueError where it leads out of the chunk."""
+def decode_with_checks(data: bytes, shape, dtype, block) -> np.ndarray:
+    """Decode a chunk voxel by voxel according to the specification; raise ValueError for reads out of bounds."""
     if len(data) % 4:
         raise ValueError("words")
     words = np.frombuffer(data, "<u4").astype(object)
@@ -62,7 +62,7 @@ CASES = [
 def test_valid_chunks_pass(shape, dtype, block, most):
     values, data = encoded(shape, dtype, block, most)
     assert segmentation_problem(data, shape, np.dtype(dtype).itemsize, block) == ""
-    np.testing.assert_array_equal(read_looking(data, shape, dtype, block), values)
+    np.testing.assert_array_equal(decode_with_checks(data, shape, dtype, block), values)
 
 
 @pytest.mark.parametrize(("shape", "dtype", "block", "most"), CASES)
@@ -75,19 +75,19 @@ def test_exactly_the_chunks_with_reads_out_of_bounds_fail(shape, dtype, block, m
         changed[int(rng.integers(0, min(len(data), 200)))] ^= 1 << int(rng.integers(0, 8))
         broken.append(bytes(changed))
     broken += [bytes(len(data)), b"\x01" + bytes(len(data) - 1), b"\xff" * len(data), b"", b"<html>no</html>"]
-    told = 0
+    failed = 0
     for other in broken:
-        said = segmentation_problem(other, shape, np.dtype(dtype).itemsize, block)
+        problem = segmentation_problem(other, shape, np.dtype(dtype).itemsize, block)
         try:
-            values = read_looking(other, shape, dtype, block)
+            values = decode_with_checks(other, shape, dtype, block)
         except ValueError:
-            assert said
-            told += 1
+            assert problem
+            failed += 1
         else:
-            assert said == ""
+            assert problem == ""
             found = chunks.decode(other, "compressed_segmentation", shape=shape, dtype=dtype, block_size=block)
             np.testing.assert_array_equal(found, values)
-    assert 10 < told < len(broken)
+    assert 10 < failed < len(broken)
 
 
 def test_chunks_with_several_channels_are_checked():
@@ -95,6 +95,6 @@ def test_chunks_with_several_channels_are_checked():
     words = np.frombuffer(data, "<u4")[1:]
     both = np.concatenate([np.array([2, 2 + words.size], "<u4"), words, words]).tobytes()
     assert segmentation_problem(both, (8, 8, 8, 2), 8, (8, 8, 8)) == ""
-    np.testing.assert_array_equal(read_looking(both, (8, 8, 8, 2), "uint64", (8, 8, 8))[..., 1:], one)
-    assert "over its end" in segmentation_problem(both[:-8], (8, 8, 8, 2), 8, (8, 8, 8))
-    assert "no offsets of channels" in segmentation_problem(both, (8, 8, 8, 1), 8, (8, 8, 8))
+    np.testing.assert_array_equal(decode_with_checks(both, (8, 8, 8, 2), "uint64", (8, 8, 8))[..., 1:], one)
+    assert "beyond its end" in segmentation_problem(both[:-8], (8, 8, 8, 2), 8, (8, 8, 8))
+    assert "not offsets of channels" in segmentation_problem(both, (8, 8, 8, 1), 8, (8, 8, 8))

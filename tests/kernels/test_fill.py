@@ -1,4 +1,4 @@
-"""Fill, contrast and alpha, against exact fractions, Pillow and ImageryClient."""
+"""Compare fills, contrast and blending with exact fractions, Pillow and ImageryClient."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLORS = hnp.arrays(np.uint8, (3, 4), elements=st.sampled_from([0, 1, 51, 100, 1
 
 
 def over(bottom, top):
-    """The definition, in fractions."""
+    """Blend two pixels by the definition, in exact fractions."""
     s, d = int(top[3]), int(bottom[3])
     if s == 0:
         return tuple(int(v) for v in bottom)
@@ -109,7 +109,7 @@ def test_to_uint8_equals_numpy(dtype, lo, hi, data):
         info = np.iinfo(dtype)
         values = st.integers(max(-400, int(info.min)), min(400, int(info.max)))
     image = data.draw(hnp.arrays(dtype, (2, 3, 4), elements=values))
-    # Enough voxels that small integers go by way of a table.
+    # Enough voxels that images of small integers are mapped with a table.
     image = np.tile(image, (1, 1, 32))
     v = image.astype(np.float64)
     if lo == hi:

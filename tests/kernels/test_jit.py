@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, shared by processes: whatever becomes of the files, the results are right."""
+"""The disk cache of compiled kernels: concurrent processes, damaged files, full disks and read-only folders."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def end(process):
 
 @pytest.mark.slow
 def test_processes_that_compile_at_once_all_store_their_kernels(tmp_path):
-    # Time between what numba writes first and last, so that all of them are in it at once.
+    # Delay the last step of a save, so that all processes save at the same time.
     slow = (
         "import time\nfrom numba.core.caching import IndexDataCacheFile as File\nsave = File._save_index\n"
         "def late(self, overloads):\n    time.sleep(2)\n    save(self, overloads)\nFile._save_index = late\n"
@@ -99,7 +99,7 @@ for locator in (caching.InTreeCacheLocator, caching.InTreeCacheLocatorFsAgnostic
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no owners of folders here")
 @pytest.mark.parametrize("whose", ["nobody's", "open to all", "a link"])
 def test_without_writable_cache_folders_kernels_are_stored_in_a_private_temporary_folder(tmp_path, whose):
-    """As in a container: but only in a folder that is this user's alone, since what lies there is run."""
+    """Simulate a container with read-only folders; the temporary folder must belong to this user alone."""
     folder = tmp_path / f"imageryxr-kernels-{os.getuid()}"
     if whose == "open to all":
         folder.mkdir()
@@ -120,7 +120,7 @@ CPUContext.refresh = lambda self: (times.append(1), refresh(self))[1]
 """
 
 AFTER = """
-assert not times, "it gathers what it has no use for"
+assert not times, "loading a kernel initialized numba's registry"
 from numba import njit
 @njit
 def both(a):
@@ -136,7 +136,7 @@ assert isin.select(np.arange(5, dtype=np.int16), [2]).tolist() == [0, 0, 2, 0, 0
 
 @pytest.mark.slow
 def test_numba_can_compile_after_kernels_were_loaded(tmp_path):
-    """Loading a kernel skips what numba gathers before it compiles: what is compiled after it must find that."""
+    """Loading a kernel does not initialize numba's registry of functions; a later compilation must."""
     end(start(tmp_path))
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(PACKAGE.parent)}
     command = [sys.executable, "-c", GATHERED + CALL + AFTER, "u8"]

@@ -1,4 +1,4 @@
-"""Outlines, against their definition pixel by pixel, against ImageryClient, and block against whole."""
+"""Compare outlines with their definition, with ImageryClient, and those of blocks with those of the whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIDES = list(itertools.product(["out", "in"], [True, False]))
 
 
 def by_definition(labels, table, limit, steps, side, merge):
-    """One slice; `steps` and `limit` are integers here."""
+    """Return the outline of one slice by the definition; `steps` and `limit` are integers."""
     slots = find_rows(labels, table)
     ids = np.where(slots >= 0, labels.astype(np.uint64), np.uint64(0))
     yy, xx = np.indices(labels.shape)
@@ -89,7 +89,7 @@ def test_outlines_of_more_segments_than_ranks_are_the_same_in_parts():
 
 
 def blobs(shape, seeds, rng, background=0.25):
-    """Cells of the nearest seed, some of them background."""
+    """Return labels that are the nearest of random seeds, some of them background."""
     points = rng.random((seeds, 2)) * shape
     yy, xx = np.indices(shape)
     cell = ((yy[..., None] - points[:, 0]) ** 2 + (xx[..., None] - points[:, 1]) ** 2).argmin(-1)
@@ -184,7 +184,7 @@ def test_the_edge_of_the_array_does_not_produce_a_line():
 
 
 def test_steps_are_decimal_fractions():
-    # 3 * 4.7 is 14.100000000000001 and 0.1 + 0.2 is not 0.3; neither may cost or win a pixel.
+    # 3 * 4.7 is 14.100000000000001 and 0.1 + 0.2 is not 0.3; neither may change the number of pixels.
     assert halo_size(14.1, (4.7, 4.7)) == (3, 3)
     assert halo_size(3 * 4.7, (4.7, 4.7)) == (3, 3)
     assert halo_size(0.3, (0.1, 0.1 + 0.2)) == (3, 1)

@@ -1,4 +1,4 @@
-"""Kernels of graphene layers: which ids there are in a block, and others in their place."""
+"""Compare the kernels that find and replace the ids of blocks with NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CAVE datastack on this machine, read through the same verbs as a real one."""
+"""The local CAVE datastack, read with the same verbs as a real one."""
 
 from __future__ import annotations
 

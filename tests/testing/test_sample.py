@@ -1,3 +1,5 @@
+"""The generated sample volume: its files, its tissue, and its errors."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,7 +20,7 @@ MARKER = "imageryxr-sample.json"
 
 
 def read(cloudpath: str, mip: int = 0) -> np.ndarray:
-    """The whole of a level, (z, y, x)."""
+    """Return all voxels of a level (z, y, x)."""
     from cloudvolume import CloudVolume
 
     return np.asarray(CloudVolume(cloudpath, mip=mip, progress=False)[:])[..., 0].T
@@ -29,7 +31,7 @@ def info(cloudpath: str) -> dict:
 
 
 def digest(folder: Path) -> str:
-    """Of every file below a folder, its name and its bytes."""
+    """Return a hash of the names and bytes of all files in a folder."""
     total = hashlib.sha256()
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         total.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
@@ -45,7 +47,7 @@ def voxel_digest(block: Sample) -> str:
 
 
 def shown_together(block: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Image (its level at 16 nm) and segmentation on the segmentation's grid, by their offsets."""
+    """Return the image (at 16 nm) and the segmentation on the grid of the segmentation."""
     image, labels = read(block.image, 1), read(block.segmentation, 0)
     start = info(block.image)["scales"][1]["voxel_offset"][::-1]
     begin = info(block.segmentation)["scales"][0]["voxel_offset"][::-1]
@@ -55,7 +57,7 @@ def shown_together(block: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 
 def borders(labels: np.ndarray) -> np.ndarray:
-    """Voxels whose right or lower neighbour is another cell."""
+    """Return whether the right or lower neighbour of each voxel is another cell."""
     edge = np.zeros(labels.shape, bool)
     edge[:, :, :-1] |= labels[:, :, :-1] != labels[:, :, 1:]
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
@@ -322,7 +324,7 @@ def test_importing_sample_does_not_import_heavy_packages() -> None:
         "sys.modules['imageryxr'] = package; import imageryxr.testing.sample; "
         "print(sorted({'cloudvolume', 'scipy', 'tqdm', 'dask', 'xarray'} & set(sys.modules)))"
     )
-    folder = Path(sys.modules[sample.__module__].__file__ or "").parent
+    folder = Path(sys.modules[sample.__module__].__file__ or "").parents[1]
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

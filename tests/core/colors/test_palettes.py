@@ -1,4 +1,4 @@
-"""Colours against their oracles: seaborn and ImageryClient, Matplotlib, colorcet, Neuroglancer, and the kernels."""
+"""Compare colours with those of seaborn, ImageryClient, Matplotlib, colorcet, Neuroglancer and the kernels."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_names_and_hex_agree_with_matplotlib(name):
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         ("rde", "did you mean 'red'"),
         ("1f77b4", "'#1f77b4'"),
@@ -96,8 +96,8 @@ def test_names_and_hex_agree_with_matplotlib(name):
         (b"red", "b'red'"),
     ],
 )
-def test_an_invalid_colour_raises_with_a_reason(value, says):
-    with pytest.raises(ColorError, match=says):
+def test_an_invalid_colour_raises_with_a_reason(value, message):
+    with pytest.raises(ColorError, match=message):
         parse_color(value)
 
 
@@ -216,7 +216,7 @@ def test_invalid_ids_raise(ids, error):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("viridsi", "did you mean 'viridis'"),
         ("Glasbey", "did you mean 'glasbey'"),
@@ -227,14 +227,14 @@ def test_invalid_ids_raise(ids, error):
         (["tab10"], "tab10"),
     ],
 )
-def test_an_unknown_palette_raises_with_suggestions(name, says):
+def test_an_unknown_palette_raises_with_suggestions(name, message):
     for ids in ([1, 2], []):
-        with pytest.raises(ColorError, match=says):
+        with pytest.raises(ColorError, match=message):
             palette(ids, name)
 
 
 def test_hue_options_are_checked():
-    with pytest.raises(OptionError, match="'husl' and 'hls' only"):
+    with pytest.raises(OptionError, match="only to the palettes 'husl' and 'hls'"):
         palette([1], "tab10", s=0.5)
     with pytest.raises(OptionError, match=r"l=65"):
         palette([1], l=65)
@@ -249,7 +249,7 @@ def test_the_stable_table_never_changes():
     table = stable_table()
     assert table.shape == (1018, 3)
     assert table.dtype == np.uint8
-    # A figure made last year must match one made today: another table needs another name.
+    # Figures from different years must match, so a different table needs a different name.
     assert hashlib.sha256(table.tobytes()).hexdigest() == (
         "7217e3fc65c9e97444e299981ebb0dc8ee6f6c98e76494af05b840b37e8dd914"
     )
@@ -275,7 +275,7 @@ def test_a_stable_colour_depends_on_the_id_alone(ids):
 
 
 def splitmix64(value):
-    """Vigna's splitmix64.c, in Python's unbounded ints."""
+    """Return the hash of Vigna's splitmix64.c, computed with Python ints."""
     z = (value + 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
@@ -309,7 +309,7 @@ def test_neuroglancer_colours_equal_those_of_the_neuroglancer_package(ids, seed)
 
 
 def test_neuroglancer_colours_equal_recorded_values():
-    # From neuroglancer 2.41.2, so that the test says something where that is not installed.
+    # From neuroglancer 2.41.2, for environments without it.
     ids = np.array([1, 2, 3, BIG, TOP], np.uint64)
     hexes = ["#{:02x}{:02x}{:02x}".format(*color) for color in neuroglancer_colors(ids, 0).tolist()]
     assert hexes == ["#5e80ff", "#ff3578", "#9bff0c", "#a5ff25", "#d3ff03"]
@@ -397,7 +397,7 @@ def test_empty_colours_draw_nothing():
 
 
 @pytest.mark.parametrize(
-    ("spec", "says"),
+    ("spec", "message"),
     [
         ({0: "red"}, "background"),
         ({"0": "red"}, "background"),
@@ -406,7 +406,7 @@ def test_empty_colours_draw_nothing():
         ({-1: "red"}, "-1"),
         ({2**64: "red"}, "18446744073709551616"),
         ({"x5": "red"}, "'x5'"),
-        ({"²": "red"}, "no id"),
+        ({"²": "red"}, "not an id"),
         ({5: "red", "5": "blue"}, "twice"),
         ({5: "rde"}, r"colors\[5\].*did you mean 'red'"),
         ({5: (255, 0, 0.5)}, r"colors\[5\].*0 to 1"),
@@ -418,9 +418,9 @@ def test_empty_colours_draw_nothing():
         (np.zeros((3, 3)), "dict\\(zip\\(ids, colors\\)\\)"),
     ],
 )
-def test_invalid_values_of_colors_raise(spec, says):
+def test_invalid_values_of_colors_raise(spec, message):
     for ids in (None, [5]):
-        with pytest.raises(ColorError, match=says):
+        with pytest.raises(ColorError, match=message):
             resolve_colors(spec, ids)
 
 
@@ -548,11 +548,11 @@ def test_importing_colors_does_not_import_heavy_packages():
     assert not set(heavy) & set(loaded)
 
 
-# --- neighbours told apart ----------------------------------------------------------------------------------
+# --- distinct colours of neighbours -------------------------------------------------------------------------
 
 
 def delta_e(a, b):
-    """Distance of two colours in CIELAB, by scikit-image."""
+    """Return the CIELAB distance of two colours according to scikit-image."""
     from skimage.color import rgb2lab
 
     return float(np.linalg.norm(rgb2lab(np.array([[a]], np.uint8)) - rgb2lab(np.array([[b]], np.uint8))))
@@ -583,18 +583,18 @@ def test_distinct_palettes_give_touching_ids_different_colours(name, sample):
     assert worst >= {"colorblind": 10, "tab20": 15}.get(name, 30)
     changed = [i for i in colors if colors[i] != before[i]]
     assert len(changed) < len(colors) * (0.9 if name in ("colorblind", "husl", "tab20") else 0.6)
-    # Whoever was changed stood too near to somebody.
+    # Only colours that were too similar to that of a neighbour may change.
     for i in changed:
         assert any(delta_e(before[i], c) < 30 for j in contacts[i] for c in (before[j], colors[j]))
 
 
 def test_find_contacts_equals_a_loop_over_voxels():
-    from imageryxr.core.colors.distinct import REACH, find_contacts
+    from imageryxr.core.colors.distinct import MAX_GAP, find_contacts
 
     labels = np.random.default_rng(3).integers(0, 9, (2, 7, 8)).astype(np.uint64)
     truth = {}
     for z, y, x in np.ndindex(labels.shape):
-        steps = [(0, k, 0) for k in range(1, REACH + 1)] + [(0, 0, k) for k in range(1, REACH + 1)] + [(1, 0, 0)]
+        steps = [(0, k, 0) for k in range(1, MAX_GAP + 1)] + [(0, 0, k) for k in range(1, MAX_GAP + 1)] + [(1, 0, 0)]
         for dz, dy, dx in steps:
             if z + dz < 2 and y + dy < 7 and x + dx < 8:
                 a, b = int(labels[z, y, x]), int(labels[z + dz, y + dy, x + dx])
@@ -615,7 +615,7 @@ def test_many_ids_use_glasbey_by_default():
     assert palette(range(1, 40), h=0.5) == palette(range(1, 40), "husl", h=0.5)
 
 
-# What each kind of colour blindness leaves of linear sRGB (Vienot, Brettel and Mollon 1999; tritan by Machado 2009).
+# Simulations of colour blindness in linear sRGB (Vienot, Brettel and Mollon 1999; tritan by Machado 2009).
 BLIND = {
     "protan": [[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]],
     "deutan": [[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]],
@@ -665,38 +665,38 @@ def test_a_saved_named_palette_loads_unchanged(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "error", "says"),
+    ("name", "text", "error", "message"),
     [
         ("a.csv", "id,color\n8.64691E+17,#ff0000\n", ColorError, "spreadsheet"),
         ("a.csv", "5,#ff0000,x\n", ColorError, "3 columns"),
         ("a.csv", "5,rde\n", ColorError, "entry 1"),
         ("a.json", "[1]", ColorError, "contains a list"),
-        ("a.json", "{", ColorError, "no JSON"),
+        ("a.json", "{", ColorError, "not JSON"),
         ("a.json", '{"-1": "red"}', ColorError, "'-1'"),
         ("a.txt", "", OptionError, r"\.json or \.csv"),
     ],
 )
-def test_invalid_palette_files_raise(name, text, error, says, tmp_path):
+def test_invalid_palette_files_raise(name, text, error, message, tmp_path):
     from imageryxr.core.colors import load_palette
 
     (tmp_path / name).write_text(text)
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         load_palette(tmp_path / name)
     with pytest.raises(OptionError, match="cannot be read"):
         load_palette(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
-        ("twice.json", '{"5": "#fff", "5": "#000"}', "the id 5 the colour #000000, and an earlier one"),
-        ("twice.csv", "5,#fff\n5,#000\n", "the id 5 the colour #000000, and an earlier one"),
-        ("empty.csv", "\n", "is empty, so was cut off"),
+        ("twice.json", '{"5": "#fff", "5": "#000"}', "the id 5 the colour #000000, but an earlier entry"),
+        ("twice.csv", "5,#fff\n5,#000\n", "the id 5 the colour #000000, but an earlier entry"),
+        ("empty.csv", "\n", "is empty"),
     ],
 )
-def test_contradictory_and_empty_palette_files_raise(tmp_path, name, text, said):
+def test_contradictory_and_empty_palette_files_raise(tmp_path, name, text, message):
     from imageryxr.core.colors import load_palette
 
     (tmp_path / name).write_text(text)
-    with pytest.raises(ColorError, match=said):
+    with pytest.raises(ColorError, match=message):
         load_palette(tmp_path / name)

@@ -1,4 +1,4 @@
-"""A legend matches its picture: what `colors_of` and `palette` return are the colours in the picture's pixels."""
+"""Compare the colours that `colors_of`, `palette` and legends give with the pixels of pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMS = [
 
 
 def pixels(picture: xr.DataArray) -> dict[int, tuple[int, ...]]:
-    """Return the colour of each id as the pixels have it."""
+    """Return the colour of each id in the pixels of a picture."""
     return {i: tuple(rgba[:3]) for i, rgba in zip(IDS, picture.values[0, 0, 1:].tolist(), strict=True) if rgba[3]}
 
 
@@ -91,11 +91,11 @@ def test_a_legend_lists_the_drawn_segments():
     wide = picture.isel(z=0, y=np.zeros(300, int), x=np.repeat(np.arange(6), 50)).drop_vars(["z", "y", "x"])
     want = ix.legend(ix.to_pil(wide), ix.palette([5, 1], "husl"))
     assert ix.legend(wide).tobytes() == ix.legend(wide, [5, 1]).tobytes() == want.tobytes()
-    with pytest.raises(ix.errors.OptionError, match=r"the second argument, such as imageryxr\.unique_ids"):
+    with pytest.raises(ix.errors.OptionError, match=r"the second argument, for example imageryxr\.unique_ids"):
         ix.legend(ix.overlay(EM, SEG))
     with pytest.raises(ix.errors.OptionError, match="no id that is drawn"):
         ix.legend(wide, [999])
-    with pytest.raises(ix.ColorError, match="does not hold"):
+    with pytest.raises(ix.ColorError, match="does not record"):
         ix.legend(ix.to_pil(wide))
 
 

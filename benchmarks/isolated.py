@@ -1,4 +1,4 @@
-"""Run work in a process of its own, within bounds of memory and time: for peers that may need all of either."""
+"""Run a function in a separate process with limits of memory and time, for peers that may exhaust either."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SECONDS = 60.0
 
 
 class Outcome(NamedTuple):
-    """What came of it."""
+    """The result of a run."""
 
     seconds: float | None
-    """The fastest of its runs; None if it was not finished."""
-    why: str = ""
-    """Why it was not."""
+    """The time of the fastest run; None if it did not finish."""
+    reason: str = ""
+    """The reason why it did not finish."""
 
 
-def apart(name: str, arguments: Sequence[object], *, memory: int = MEMORY, seconds: float = SECONDS) -> Outcome:
-    """Call ``name`` ("module:function") with plain arguments in a new process, twice where time allows, and time it."""
-    code = f"from benchmarks.apart import _inside; _inside({name!r}, {json.dumps(list(arguments))!r}, {seconds})"
+def run_isolated(name: str, arguments: Sequence[object], *, memory: int = MEMORY, seconds: float = SECONDS) -> Outcome:
+    """Time a call of ``name`` ("module:function") with JSON arguments in a new process, twice if time allows."""
+    code = f"from benchmarks.isolated import _run; _run({name!r}, {json.dumps(list(arguments))!r}, {seconds})"
 
     def bound() -> None:
-        # Memory that a process asks for and never touches counts here, hence the room for libraries.
+        # The limit includes memory that is allocated but never used, so 4 GiB are added for libraries.
         resource.setrlimit(resource.RLIMIT_AS, (memory + (4 << 30),) * 2)
 
     try:
@@ -52,7 +52,7 @@ def apart(name: str, arguments: Sequence[object], *, memory: int = MEMORY, secon
     return Outcome(None, (done.stderr.strip().splitlines() or ["died"])[-1][:80])
 
 
-def _inside(name: str, arguments: str, seconds: float) -> None:
+def _run(name: str, arguments: str, seconds: float) -> None:
     from importlib import import_module
 
     module, function = name.split(":")
