@@ -12,6 +12,7 @@ import xarray as xr
 
 from imageryxr.core.attrs import list_from_attr, parse_json_attr
 from imageryxr.core.bbox import DIMS
+from imageryxr.core.colors.parse import hex_color
 from imageryxr.core.display import (
     CONTRAST_LIMITS,
     EQUIVALENCES,
@@ -26,7 +27,6 @@ from imageryxr.core.display import (
     UNSUPPORTED,
     VISIBLE,
     SegmentDisplay,
-    hex_color,
 )
 from imageryxr.errors import LayerError, LinkError
 from imageryxr.neuroglancer.layers import limits_of
