@@ -2,8 +2,8 @@
 
 Each flat layer of `to_dask` depends on one layer of `SharedReads` per source, with one task per block. The name of that
 layer is a token of the source, the position and the blocks, so arrays that agree in these depend on the same layer:
-dask passes the same `SharedReads` to all their tasks and releases it, with its voxels, after the last of them. Nothing is
-kept from one compute to the next. If an array is computed alone, dask fuses the layer into the tasks of the array.
+dask passes the same `SharedReads` to all their tasks and releases it, with its voxels, after the last of them. Nothing
+is kept from one compute to the next. If an array is computed alone, dask fuses the layer into the tasks of the array.
 
 Plain reads, whose blocks are stored voxels without any change, do not share: their result may be modified in place by
 the next task, so every block would have to be copied.

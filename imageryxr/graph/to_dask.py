@@ -1,8 +1,8 @@
 """Recipes to dask arrays and back: the only place that builds graphs.
 
 An expression that reads only sources becomes one flat Blockwise layer. The task of a block calls `evaluate` with the
-box of the block; the layer stores the expression once and is not materialized until dask schedules it. So a graph of four
-million blocks pickles to a few kilobytes, an overlay has as many tasks as one read, and a halo is a larger read.
+box of the block; the layer stores the expression once and is not materialized until dask schedules it. So a graph of
+four million blocks pickles to a few kilobytes, an overlay has as many tasks as one read, and a halo is a larger read.
 
 Below that layer is a layer of empty `SharedReads` for each source. Arrays that are computed together share these layers
 and so read each block once. If an array is computed alone, dask fuses both layers into one task per block.
