@@ -1,4 +1,4 @@
-"""``imageryxr export`` as a user's shell runs it: job files, exit codes, what machines read."""
+"""``imageryxr export``: job files, exit codes, what machines read."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import zarr
 from PIL import Image
 
 import imageryxr as ix
+from tests.support import command_line
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 
 PLACE = ["--center", "4600,2560,130", "--size", "200,100,6", "--resolution", "8,8,40"]
 
 
-def run(*args, **kwargs):
-    command = [sys.executable, "-m", "imageryxr.cli.main", "export", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, **kwargs)
+def run(*args):
+    return command_line.run("export", *args)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_job_file_and_what_is_typed(tmp_path, sample):
     assert plan["shards"] == [4, 64, 128]
     assert plan["bytes_to_write"] == 200 * 100 * 6 * 4
     assert not (tmp_path / "o.ome.zarr").exists()
-    done = run("--config", job, "--alpha", 0.25)
+    done = command_line.run_process("export", "--config", job, "--alpha", 0.25)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["complete"]

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 
 import imageryxr as ix
 from imageryxr.cli.help_groups import GROUPS
-
-
-def run(*args):
-    return subprocess.run([sys.executable, "-m", "imageryxr.cli.main", *map(str, args)], capture_output=True, text=True)
+from tests.support.command_line import run
 
 
 def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):

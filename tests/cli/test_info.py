@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import sys
 from pathlib import Path
-from subprocess import CompletedProcess
-from unittest import mock
 
 import numpy as np
 
 import imageryxr as ix
-from imageryxr.cli import main
-
-
-def run(*args: object) -> CompletedProcess[str]:
-    """Run the command line in this process."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    arguments = mock.patch.object(sys, "argv", ["imageryxr", *map(str, args)])
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), arguments:
-        try:
-            main.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return CompletedProcess(args, code, out.getvalue(), err.getvalue())
+from tests.support.command_line import run
 
 
 def write(folder: Path, scales: list[tuple[str, tuple[int, int, int], bytes | None]], encoding: str = "raw") -> Path:

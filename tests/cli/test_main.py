@@ -1,4 +1,4 @@
-"""The command line, as a user's shell runs it."""
+"""The commands: pictures, listings, exports, exit codes; each once as a user's shell runs it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import imageryxr as ix
 from imageryxr.cli.demo import _Steps
 from imageryxr.export.report import following
 from tests.support.cave_server import DATASTACK, OFFSET, TOKEN
-from tests.support.command_line import run
+from tests.support.command_line import run, run_process
 
 
 @pytest.mark.slow
 def test_info(sample):
-    done = run("info", sample.image)
+    done = run_process("info", sample.image)
     assert done.returncode == 0, done.stderr
     for text in ("uint8", "1,024 × 1,024 × 64", "32 × 32 × 40", "raw", "4,096, 2,048, 100"):
         assert text in done.stdout
@@ -34,7 +34,8 @@ def test_info(sample):
 def test_figure_and_export(sample, tmp_path):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation]
     place = ["--center", "4600,2560,130", "--size", "200,100", "--resolution", "8,8,40"]
-    done = run("figure", tmp_path / "a.png", *sources, *place, "--outline", 2, "--alpha", 0.4, "--no-scale-bar")
+    outlined = [*sources, *place, "--outline", 2, "--alpha", 0.4, "--no-scale-bar"]
+    done = run_process("figure", tmp_path / "a.png", *outlined)
     assert done.returncode == 0, done.stderr
     box = ix.BBox.around((4600, 2560, 130), (200, 100), resolution=(8, 8, 40))
     ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
@@ -45,7 +46,7 @@ def test_figure_and_export(sample, tmp_path):
     assert again.returncode == 1
     assert "--overwrite" in again.stderr
     assert "Traceback" not in again.stderr
-    stack = run("export", tmp_path / "z{z:02d}.png", *sources, *place)
+    stack = run_process("export", tmp_path / "z{z:02d}.png", *sources, *place)
     assert stack.returncode == 0, stack.stderr
     assert (tmp_path / "z00.png").exists()
     assert "regions" in run("export", tmp_path / "y{y}.png", *sources, *place, "--dry-run").stdout
@@ -213,6 +214,7 @@ def test_messages_speak_of_options(sample, tmp_path, arguments, said):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_the_demo_compiles_ahead_is_what_it_draws_with():
     # the demo runs this in a process whose failure it would not see
     code = "from imageryxr.cli.demo import compile_kernels; compile_kernels()"
@@ -293,7 +295,7 @@ class TestCave:
 
 @pytest.mark.slow
 def test_demo(tmp_path):
-    done = run("demo", tmp_path / "out")
+    done = run_process("demo", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     for name in ("overlay.png", "outline.png", "slices.png"):
         assert Image.open(tmp_path / "out" / name).width > 400

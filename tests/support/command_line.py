@@ -1,13 +1,33 @@
-"""The command line, as a user's shell runs it."""
+"""The command line: in this process, or as a user's shell runs it."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
+from subprocess import CompletedProcess
+from unittest import mock
+
+from imageryxr.cli import main
 
 
-def run(*args):
-    return subprocess.run([sys.executable, "-m", "imageryxr.cli.main", *map(str, args)], capture_output=True, text=True)
+def run(*args: object) -> CompletedProcess[str]:
+    """Run a command in this process, which takes a fraction of the time that a new process needs to import."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    arguments = mock.patch.object(sys, "argv", ["imageryxr", *map(str, args)])
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), arguments:
+        try:
+            main.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return CompletedProcess(args, code, out.getvalue(), err.getvalue())
+
+
+def run_process(*args: object) -> CompletedProcess[str]:
+    """Run a command in a process of its own."""
+    command = [sys.executable, "-m", "imageryxr.cli.main", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 # What a figure of the sample shows.
