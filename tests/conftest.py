@@ -71,7 +71,7 @@ def cave_everywhere(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fi
 def cave(cave_everywhere: cave_server.CaveServer) -> Iterator[cave_server.CaveServer]:
     """Return the CAVE deployment in its initial state: no faults, an empty log, the original history, no cached roots."""
     cave_everywhere.reset()
-    chunkedgraph.forget_roots()
+    chunkedgraph.clear_roots()
     yield cave_everywhere
     cave_everywhere.reset()
 

@@ -16,7 +16,7 @@ from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkE
 from imageryxr.neuroglancer.fetch import state_of
 from imageryxr.neuroglancer.layers import check_source, limited_time
 from imageryxr.neuroglancer.state import parse_state
-from imageryxr.sources.base import Level, Source, finest_first
+from imageryxr.sources.base import Level, Source, levels_by_resolution
 from imageryxr.sources.cave.graphene import GrapheneSource
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.policy import Access
@@ -126,13 +126,13 @@ def _is_readable(states: list[LevelState]) -> bool:
 
 
 def _is_coarse_first(layer: Source) -> bool:
-    finest = finest_first(layer)
+    finest = levels_by_resolution(layer)
     listed = [level for level in layer.levels if not level.placeholder]
     return bool(listed) and math.prod(listed[0].grid.resolution) > math.prod(finest[0].grid.resolution)
 
 
 def _lines(layer: Source, choices: dict[str, int], states: list[LevelState]) -> Iterator[str]:
-    first = (finest_first(layer) or layer.levels)[0].grid
+    first = (levels_by_resolution(layer) or layer.levels)[0].grid
     yield layer.name
     yield f"{layer.layer_type}, {layer.dtype}, {_count(len(layer.levels), 'level')}, {_extent(first)}"
     for what, count in choices.items():

@@ -27,7 +27,7 @@ from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reade
 from imageryxr.graph.to_dask import exprs_below
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_reader
-from imageryxr.sources.base import plain
+from imageryxr.sources.base import clean_message
 
 
 def plan_export(
@@ -275,7 +275,7 @@ def _plan(
     _warn_of_cut_lines(array, getattr(chosen, "axis", None))
     what = _what(chosen, volume)
     token = _token(chosen, read)
-    shown = tuple(plain(place) if "://" in place else place for place in places)
+    shown = tuple(clean_message(place) if "://" in place else place for place in places)
     return make_plan(chosen, read, crew, token, what, overwrite=overwrite, scratch=folder, sources=shown)
 
 

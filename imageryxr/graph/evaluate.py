@@ -9,7 +9,7 @@ import numpy as np
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf, spatial_index
-from imageryxr.sources.fetch.client import in_parallel
+from imageryxr.sources.fetch.threads import run_in_parallel
 
 Readings = dict[Expr, list[tuple[IndexBox, Array]]]
 
@@ -99,7 +99,7 @@ def _read_boxes(boxes: dict[Leaf, list[IndexBox]], read: Reader) -> Readings:
     }
     # Each with the context of the caller, who may be recording holes.
     jobs = [(leaf, box, copy_context()) for leaf, box in stored]
-    done = in_parallel(lambda job, stop: job[2].run(read, job[0], job[1]), jobs, min(_WIDTH, len(jobs)))
+    done = run_in_parallel(lambda job, stop: job[2].run(read, job[0], job[1]), jobs, min(_WIDTH, len(jobs)))
     for (leaf, box), values in zip(stored, done, strict=True):
         found[leaf].append((box, values))
     return found

@@ -21,7 +21,7 @@ from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.strides import Indexes, chunk_runs, group_positions, is_compact
 from imageryxr.graph.to_dask import BLOCK_VOXELS
-from imageryxr.sources.fetch.client import in_parallel
+from imageryxr.sources.fetch.threads import run_in_parallel
 
 # Small reads wait for a server most of the time.
 _WIDTH = 32
@@ -78,7 +78,7 @@ def read_selection(expr: Expr, joints: Sequence[AxisGroup]) -> Array:
     if len(jobs) == 1:
         one(jobs[0])
     else:
-        in_parallel(one, jobs, min(_WIDTH, len(jobs)))
+        run_in_parallel(one, jobs, min(_WIDTH, len(jobs)))
     return out
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from imageryxr.errors import AddressError, AuthError, LinkError, LinkServerError, ServerError
 from imageryxr.neuroglancer.state_json import DEFAULT_SIZE, decoded, parsed, plain_state, size_limit, too_large
 from imageryxr.sources.address import FORMAT_NAMES, bucket_url
-from imageryxr.sources.fetch.auth import find_password, find_token, why_not_sent
-from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, ask_once
-from imageryxr.sources.fetch.json_service import unpacked
-from imageryxr.sources.fetch.policy import Access, Credential, is_cave_server, may_receive
+from imageryxr.sources.fetch.auth import find_password, find_token, unsent_token_reason
+from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, send_interruptible_request
+from imageryxr.sources.fetch.json_service import decompress_body
+from imageryxr.sources.fetch.policy import Access, Credential, can_receive, is_cave_server
 from imageryxr.sources.fetch.url import MIDDLEAUTH, WebURL, is_local_host, parse_web_url
 
 #: A link may name the URL of a state, and a short link stand for such a link.
@@ -176,10 +176,10 @@ def check_trusted(url: str, what: str, access: Access) -> None:
     """Raise `AuthError` unless a URL's server may have the user's CAVE token."""
     server = parse_web_url(url)
     held = find_token(server.netloc)
-    if may_receive(url, access, given_for=(), is_cave_token=True):
+    if can_receive(url, access, given_for=(), is_cave_token=True):
         return
     if held is None or held.header_for(url, access) is None:
-        raise AuthError(f"{what} would send your CAVE token to {server.netloc}: {why_not_sent(server, access)}")
+        raise AuthError(f"{what} would send your CAVE token to {server.netloc}: {unsent_token_reason(server, access)}")
 
 
 def _fetch(url: str, access: Access, limit: int) -> str:
@@ -224,15 +224,15 @@ def _download(
     options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "credential": credential, "follow": False}
     options["limit"] = max(limit + 1, METADATA_BYTES)
     try:
-        reply = ask_once("GET", urllib.parse.urldefrag(address)[0], connection, **options)
+        reply = send_interruptible_request("GET", urllib.parse.urldefrag(address)[0], connection, **options)
     except ServerError as error:
         raise LinkServerError(f"the state at {host} could not be fetched: {error}") from None
     place = ""
     with suppress(ValueError):  # of a Location that is no URL
-        place = urllib.parse.urljoin(address, reply.headers.get("location", "")) if reply.went_elsewhere else ""
+        place = urllib.parse.urljoin(address, reply.headers.get("location", "")) if reply.is_redirect else ""
     if place.startswith(("http://", "https://")) and (may_redirect or "#!" in place):
         return "", place
-    if reply.went_elsewhere or reply.status in (401, 403):
+    if reply.is_redirect or reply.status in (401, 403):
         raise AuthError(
             f"the state at {host} asks for a token that it accepts (status {reply.status}); save one with caveclient: "
             f"CAVEclient(server_address=…).auth.setup_token(), or in ~/.cloudvolume/secrets/{host}-cave-secret.json"
@@ -247,7 +247,7 @@ def _text_of(reply: Reply, server: WebURL, limit: int) -> str:
     if len(reply.body) > limit:
         raise too_large(f"the state at {server.netloc}", None, limit)
     try:
-        text = decoded(unpacked(reply, max(limit + 1, METADATA_BYTES)))
+        text = decoded(decompress_body(reply, max(limit + 1, METADATA_BYTES)))
     except UnicodeDecodeError:
         raise LinkError(f"what lies at {server.netloc} is no text, so no state") from None
     except ValueError as error:

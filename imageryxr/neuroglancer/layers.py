@@ -52,10 +52,10 @@ from imageryxr.ops.multiscale import first_resolution
 from imageryxr.ops.open import open_image, open_segmentation
 from imageryxr.sources.address import WEB_PROTOCOLS, parse_address
 from imageryxr.sources.base import Missing, Source
-from imageryxr.sources.cave.graphene import GrapheneSource, with_ids
+from imageryxr.sources.cave.graphene import GrapheneSource, resolve_root_ids
 from imageryxr.sources.fetch.client import Connection
-from imageryxr.sources.fetch.policy import Access, lies_locally
-from imageryxr.sources.fetch.threads import current_stop, stopped_by
+from imageryxr.sources.fetch.policy import Access, is_local_address
+from imageryxr.sources.fetch.threads import current_stop_event, stop_on
 
 LINK_SECONDS, LAYER_SECONDS = 300, 90
 """How long all layers of a link, and each of them, may take to be opened."""
@@ -123,7 +123,7 @@ def limited_time(began: float) -> Iterator[None]:
     ServerError
         If the time was over.
     """
-    if current_stop() is not None:  # the caller ends it
+    if current_stop_event() is not None:  # the caller ends it
         yield
         return
     seconds = min(LAYER_SECONDS, began + LINK_SECONDS - time.monotonic())
@@ -136,7 +136,7 @@ def limited_time(began: float) -> Iterator[None]:
     timer.daemon = True
     timer.start()
     try:
-        with stopped_by(over):
+        with stop_on(over):
             yield
     except ImageryError as error:
         if over.is_set():
@@ -169,7 +169,7 @@ def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collecti
         address = parse_address(layer.source)
     except AddressError:
         return  # opening the layer says what is wrong with its address
-    if lies_locally(address) and not allow_local:
+    if is_local_address(address) and not allow_local:
         raise LinkError(
             f"{what} leads to {address.public}, on this machine or its network, where a link from elsewhere should not "
             "reach; if it is your own, give allow_local=True"
@@ -264,7 +264,7 @@ def _warn_of_stale(layer: LinkLayer, source: Source) -> None:
         return
     what = f"the layer {layer.name!r} of the link"
     try:
-        with_ids(source, selected, "raise")
+        resolve_root_ids(source, selected, "raise")
     except StaleRootError as error:
         one = len(error.successors) == 1
         now = "; ".join(

@@ -36,7 +36,7 @@ from imageryxr.neuroglancer.state_writer import link_of, state_of_dataset, state
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.tree import layers_of
 from imageryxr.sources.address import parse_address
-from imageryxr.sources.fetch.policy import lies_locally
+from imageryxr.sources.fetch.policy import is_local_address
 
 SITE = "https://neuroglancer-demo.appspot.com"
 
@@ -146,7 +146,7 @@ def _source(name: str, array: xr.DataArray, allow_local: bool) -> Any:
             "array in memory; export it to precomputed:// or OME-Zarr first"
         )
     address = parse_address(source)
-    if lies_locally(address) and not allow_local:
+    if is_local_address(address) and not allow_local:
         raise LinkError(
             f"the layer {name!r} lies at {address.public}, on this machine or its network, where no one else's viewer "
             "reaches; to make the link all the same, give allow_local=True"

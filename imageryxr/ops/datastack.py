@@ -18,7 +18,7 @@ from imageryxr.sources.base import Missing, check_missing
 from imageryxr.sources.cave import datastack
 from imageryxr.sources.cave.graphene import Stale, check_stale
 from imageryxr.sources.fetch.client import Connection
-from imageryxr.sources.resolve import is_graphene, resolve_source
+from imageryxr.sources.resolve import is_graphene_address, resolve_source
 
 Unit = Sequence[float] | Literal["viewer", "image", "segmentation"]
 
@@ -113,7 +113,7 @@ def open_datastack(
     stack = datastack.find_datastack(
         client_or_name, server_address=server_address, version=version, token=token, connection=connection
     )
-    living = is_graphene(stack.segmentation_source)
+    living = is_graphene_address(stack.segmentation_source)
     if version is not None and not living:
         raise OptionError(
             f"version={version}: the segmentation of {stack.name} ({stack.segmentation_source}) does not change in "

@@ -12,7 +12,7 @@ from imageryxr.errors import GridError, LayerError
 from imageryxr.graph.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
 from imageryxr.graph.labelled import Volume, label_array, lazy_array, volume_of
 from imageryxr.graph.to_dask import to_dask
-from imageryxr.sources.base import Level, dtype_of, finest_first
+from imageryxr.sources.base import Level, dtype_of, levels_by_resolution
 
 
 def levels_of(array: xr.DataArray) -> list[xr.DataArray]:
@@ -31,7 +31,7 @@ def levels_of(array: xr.DataArray) -> list[xr.DataArray]:
     leaf, by = found
     own = leaf.source.levels[leaf.mip].grid
     # A level of another type holds other values, as of a mean that is stored as floats.
-    real = [level for level in finest_first(leaf.source) if dtype_of(leaf.source, level.mip) == leaf.dtype]
+    real = [level for level in levels_by_resolution(leaf.source) if dtype_of(leaf.source, level.mip) == leaf.dtype]
     return [_array_at_level(array, volume, leaf, level, _move_grid(level.grid, own, volume.grid, by)) for level in real]
 
 

@@ -16,7 +16,7 @@ from imageryxr.errors import ImageryWarning, LayerError, OptionError, warn
 from imageryxr.graph.labelled import as_dask, crop_array, is_lazy, level_array
 from imageryxr.ops.labels import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, dtype_of, find_level, level_attrs
-from imageryxr.sources.cave.graphene import GrapheneSource, Stale, check_stale, with_ids
+from imageryxr.sources.cave.graphene import GrapheneSource, Stale, check_stale, resolve_root_ids
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.resolve import resolve_source
 
@@ -374,7 +374,7 @@ def check_requested_ids(layer: Source, ids: Iterable[int] | None, stale: Stale) 
     if ids is None:
         return layer, None
     asked = id_array(ids).tolist()
-    return with_ids(layer, asked, stale) if isinstance(layer, GrapheneSource) else (layer, asked)
+    return resolve_root_ids(layer, asked, stale) if isinstance(layer, GrapheneSource) else (layer, asked)
 
 
 def open_level(

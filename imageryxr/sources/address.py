@@ -98,13 +98,13 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     given = os.fspath(text)
     if not isinstance(given, str):
         raise AddressError(f"source={given!r} is bytes; give the path as text")
-    base, stages = _in_archive(*_split(given))
-    name, rest = _named_format(base)
+    base, stages = _join_archive_path(*_split(given))
+    name, rest = _split_format(base)
     suffix = ""
     if stages:
         if name:
             raise AddressError(
-                f"{_source(given)} names a format twice, {name}:// before the place and a '|' behind it; write "
+                f"{_format_source(given)} names a format twice, {name}:// before the place and a '|' behind it; write "
                 "PLACE|FORMAT: or FORMAT://PLACE"
             )
         name, suffix = _last_stage(stages, given)
@@ -112,19 +112,21 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
         rest, suffix = option[1], "#" + option[3]
     if not rest or ("://" in rest and not rest.partition("://")[2].strip("/")):
         raise AddressError(
-            f"{_source(given)} names no place; give a URL or a path, such as precomputed://gs://bucket/layer"
+            f"{_format_source(given)} names no place; give a URL or a path, such as precomputed://gs://bucket/layer"
         )
     if re.search("[?#]dimension_separator=", rest):
         raise AddressError(
-            f"{_source(given)}: dimension_separator is an option of Zarr, which comes last: write "
+            f"{_format_source(given)}: dimension_separator is an option of Zarr, which comes last: write "
             "PLACE|zarr2:#dimension_separator=/"
         )
     inner, separator = _suffix_parts(name, suffix, given)
-    url = _place(_decoded(rest, given) if stages else rest, given)
+    url = _base_url(_decode_key(rest, given) if stages else rest, given)
     if not url.startswith("file://") and re.search("[\ud800-\udfff]", given):
-        raise AddressError(f"{_source(given)} has half of a character, which no server can be sent; copy it again")
+        raise AddressError(
+            f"{_format_source(given)} has half of a character, which no server can be sent; copy it again"
+        )
     if inner:
-        url = _joined(url, inner, given)
+        url = _join_path(url, inner, given)
     version: Literal[2, 3] | None = 2 if name == "zarr2" else 3 if name == "zarr3" else None
     url = (
         url if url.startswith("file://") else re.sub(r"(?<!/)/+$", "", url)
@@ -137,7 +139,7 @@ def _split(given: str) -> tuple[str, list[str]]:
     return base, stages
 
 
-def _in_archive(base: str, stages: list[str]) -> tuple[str, list[str]]:
+def _join_archive_path(base: str, stages: list[str]) -> tuple[str, list[str]]:
     """Return a local zip archive and the path in it as one path, as Zarr archives are opened."""
     is_local = "://" not in base or base.startswith("file://")
     if not stages or not is_local or not re.match("zip(:|$)", stages[0]) or ".." in stages[0].split("/"):
@@ -145,7 +147,7 @@ def _in_archive(base: str, stages: list[str]) -> tuple[str, list[str]]:
     return f"{base}/{unquote(stages[0].partition(':')[2])}".rstrip("/"), stages[1:]
 
 
-def _named_format(text: str) -> tuple[str, str]:
+def _split_format(text: str) -> tuple[str, str]:
     scheme, separator, tail = text.partition("://")
     return (scheme, tail) if separator and scheme in FORMAT_NAMES else ("", text)
 
@@ -157,13 +159,13 @@ def _last_stage(stages: list[str], given: str) -> tuple[str, str]:
         found = _STAGE.fullmatch(stage)
         scheme = found[1] if found else stage.partition(":")[0]
         if scheme in _ADAPTERS:
-            raise AddressError(f"{_source(given)}: '|{scheme}:' is not supported; {_ADAPTERS[scheme]}")
+            raise AddressError(f"{_format_source(given)}: '|{scheme}:' is not supported; {_ADAPTERS[scheme]}")
         if found is None or scheme not in FORMAT_NAMES:
-            raise _unknown(given, scheme)
+            raise _unknown_scheme_error(given, scheme)
         suffix = found[2] or ""
         if number < len(stages) - 1:
             raise AddressError(
-                f"{_source(given)}: '|{stages[number + 1]}' follows the format '|{scheme}:', which must be the "
+                f"{_format_source(given)}: '|{stages[number + 1]}' follows the format '|{scheme}:', which must be the "
                 f"last part; a path inside goes behind its colon: PLACE|{scheme}:inner/path/"
             )
     return scheme, suffix
@@ -173,7 +175,7 @@ def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/",
     """Return the path inside and the dimension separator behind a format's colon."""
     found = _SUFFIX.fullmatch(suffix)
     path, query, fragment = found.groups() if found else ("", None, None)
-    part = f"{_source(given)}: "
+    part = f"{_format_source(given)}: "
     if FORMAT_NAMES.get(name) != "zarr":
         if suffix:
             inner = f"PLACE/{path.strip('/')}|{name}:" if path.strip("/") else f"PLACE|{name}:"
@@ -206,7 +208,7 @@ def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/",
     return inner, separator
 
 
-def _place(rest: str, given: str) -> str:
+def _base_url(rest: str, given: str) -> str:
     """Return a base URL or path as ``protocol://…``."""
     server = _BUCKET_SERVERS.fullmatch(rest)
     if server:
@@ -215,47 +217,49 @@ def _place(rest: str, given: str) -> str:
     # The look-ahead keeps the search linear: each part of a path is read once.
     parts = re.findall(r":/+(?=([^/]*))", tail if separator else rest)
     if any("@" in part.partition(":")[2] for part in parts):
-        raise AddressError(f"{_source(given)} has an address with a password inside its path; give that address alone")
+        raise AddressError(
+            f"{_format_source(given)} has an address with a password inside its path; give that address alone"
+        )
     if not separator:
         if re.match(r"[a-z+]*https?:|(gs|s3):/", rest):
-            raise AddressError(f"{_source(given)} is no web address and no path; write https://HOST/PATH")
-        return _on_disk(rest, given)
+            raise AddressError(f"{_format_source(given)} is no web address and no path; write https://HOST/PATH")
+        return _file_url(rest, given)
     if scheme.startswith(("ngauth+", "gs+ngauth+", "s3+ngauth+")):
         raise AddressError(
-            f"{_source(given)}: {scheme}:// needs an ngauth login, which is not supported; for a public bucket "
+            f"{_format_source(given)}: {scheme}:// needs an ngauth login, which is not supported; for a public bucket "
             "write gs://BUCKET/PATH, for a private one also store google-secret.json in ~/.cloudvolume/secrets"
         )
     if scheme not in PROTOCOLS:
-        raise _unknown(given, scheme)
+        raise _unknown_scheme_error(given, scheme)
     if scheme == "file":
-        return _on_disk(tail, given)
+        return _file_url(tail, given)
     if scheme in WEB_PROTOCOLS:
-        return _on_web(rest)
+        return _web_url(rest)
     if scheme in ("gs", "s3") and not re.fullmatch(r"[A-Za-z0-9._-]+", tail.split("/")[0]):
-        raise AddressError(f"{_source(given)} names no bucket; write {scheme}://BUCKET/PATH")
+        raise AddressError(f"{_format_source(given)} names no bucket; write {scheme}://BUCKET/PATH")
     if re.search(r"[\x00-\x1f\x7f\\]", tail):
-        raise AddressError(f"{_source(given)} has a control character or a backslash; check the path")
+        raise AddressError(f"{_format_source(given)} has a control character or a backslash; check the path")
     return rest
 
 
-def _joined(url: str, inner: str, given: str) -> str:
+def _join_path(url: str, inner: str, given: str) -> str:
     folder = url if url.endswith("/") else f"{url}/"
     if url.startswith("file://"):
-        return _on_disk(folder.removeprefix("file://") + inner, given)
+        return _file_url(folder.removeprefix("file://") + inner, given)
     return folder + (quote(inner, safe=_UNQUOTED) if url.split("://")[0] in WEB_PROTOCOLS else inner)
 
 
-def _decoded(rest: str, given: str) -> str:
+def _decode_key(rest: str, given: str) -> str:
     # In a pipeline Neuroglancer decodes the keys of buckets, and passes the paths of web servers on as they are.
     if not rest.startswith(("gs://", "s3://")) or _BUCKET_SERVERS.fullmatch(rest):
         return rest
     key = unquote(rest, errors="replace")
     if "%" in key or "\ufffd" in key:
-        raise AddressError(f"{_source(given)} has a percent sign in its key, which is not supported")
+        raise AddressError(f"{_format_source(given)} has a percent sign in its key, which is not supported")
     return key
 
 
-def _on_web(url: str) -> str:
+def _web_url(url: str) -> str:
     if re.search("[?#]", url):
         shown = Address(None, url).public
         raise AddressError(
@@ -266,7 +270,7 @@ def _on_web(url: str) -> str:
     return url
 
 
-def _on_disk(path: str, given: str) -> str:
+def _file_url(path: str, given: str) -> str:
     try:
         if "\0" in path:
             raise ValueError("no name of a file has a NUL character")
@@ -274,7 +278,9 @@ def _on_disk(path: str, given: str) -> str:
         os.fsencode(whole)
         return "file://" + whole
     except (ValueError, OSError, RuntimeError) as error:  # characters that no file system has, a folder that is gone
-        raise AddressError(f"{_source(given)} is no path ({error}); give a URL or a path as files are named") from None
+        raise AddressError(
+            f"{_format_source(given)} is no path ({error}); give a URL or a path as files are named"
+        ) from None
 
 
 def bucket_url(url: str) -> str:
@@ -295,7 +301,7 @@ def bucket_url(url: str) -> str:
     return f"https://s3.amazonaws.com/{bucket}/{key}" if "." in bucket else f"https://{bucket}.s3.amazonaws.com/{key}"
 
 
-def reads_anonymously(url: str) -> bool:
+def has_no_bucket_credentials(url: str) -> bool:
     """Tell whether a bucket is best read over plain https: nobody left credentials for it."""
     from cloudvolume.secrets import CLOUD_VOLUME_DIR
 
@@ -308,15 +314,15 @@ def reads_anonymously(url: str) -> bool:
     return not stored and not any(name in os.environ for name in variables)
 
 
-def _unknown(given: str, scheme: str) -> AddressError:
+def _unknown_scheme_error(given: str, scheme: str) -> AddressError:
     formats = ", ".join(f"{name}://" for name in ("precomputed", "zarr", "graphene"))
     places = ", ".join(f"{name}://" for name in PROTOCOLS)
     return AddressError(
-        f"{_source(given)} has the unknown scheme {scheme[:80]!r}; the formats are {formats} and the places "
+        f"{_format_source(given)} has the unknown scheme {scheme[:80]!r}; the formats are {formats} and the places "
         f"{places}, or a local path: e.g. precomputed://gs://bucket/layer, zarr://s3://bucket/image.ome.zarr, "
         "data/em.ome.zarr"
     )
 
 
-def _source(given: str) -> str:
+def _format_source(given: str) -> str:
     return f"source={hide_secrets(given)!r}"

@@ -106,32 +106,32 @@ def read_error(
     """Return the error for a box that could not be read, naming source, level and box."""
     grid = source.levels[mip].grid
     where = f"{source.name}, mip {mip} ({format_triple(grid.resolution)} nm), box {grid.crop(box).bbox}"
-    reason = plain(str(cause)) or type(cause).__name__
+    reason = clean_message(str(cause)) or type(cause).__name__
     return kind(f"could not read {where}: {reason}{'; ' + hint if hint else ''}")
 
 
-_HOLES: ContextVar[set[str] | None] = ContextVar("imageryxr_holes", default=None)
+_MISSING_CHUNKS: ContextVar[set[str] | None] = ContextVar("imageryxr_holes", default=None)
 
 
 @contextmanager
-def recording_holes() -> Iterator[set[str]]:
+def record_missing_chunks() -> Iterator[set[str]]:
     """Collect, in this thread, which chunks are filled with background because the store does not have them."""
     found: set[str] = set()
-    before = _HOLES.set(found)
+    before = _MISSING_CHUNKS.set(found)
     try:
         yield found
     finally:
-        _HOLES.reset(before)
+        _MISSING_CHUNKS.reset(before)
 
 
-def note_holes(source: Source, mip: int, boxes: Sequence[str]) -> None:
+def report_missing_chunks(source: Source, mip: int, boxes: Sequence[str]) -> None:
     """Tell whoever records of chunks that are filled with background."""
-    found = _HOLES.get()
+    found = _MISSING_CHUNKS.get()
     if found is not None:
         found.update(f"{source.name}, mip {mip}, box {box}" for box in boxes)
 
 
-def plain(text: object) -> str:
+def clean_message(text: object) -> str:
     """Return a client's message on one line, without terminal colours, and without what a URL holds in secret."""
     words = re.sub(r"\x1b\[[0-9;]*m", "", str(text)).split()
     return re.sub(r"(https?://)[^/\s@]+@", r"\1", " ".join(map(_without_query, words)))
@@ -148,7 +148,7 @@ def _without_query(word: str) -> str:
 _PAGES = (b"<!doctype", b"<html>", b"<html ", b"<html\n", b"<html\r", b"<head>")
 
 
-def is_page(data: bytes | memoryview) -> bool:
+def is_html_page(data: bytes | memoryview) -> bool:
     """Tell whether stored bytes are a web page: a login page that came with the status of success."""
     return bytes(data[:256]).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES)
 
@@ -160,7 +160,7 @@ def dtype_of(source: Source, mip: int) -> np.dtype[Any]:
     return dtype
 
 
-def finest_first(source: Source) -> list[Level]:
+def levels_by_resolution(source: Source) -> list[Level]:
     """Return the levels that hold voxels, from the smallest voxels to the largest; equal ones in the layer's order."""
     real = [level for level in source.levels if not level.placeholder]
     return sorted(real, key=lambda level: math.prod(map(to_fraction, level.grid.resolution)))
@@ -168,7 +168,7 @@ def finest_first(source: Source) -> list[Level]:
 
 def default_level(source: Source) -> Level:
     """Return the level with the smallest voxels that is not a placeholder."""
-    levels = finest_first(source)
+    levels = levels_by_resolution(source)
     if not levels:
         raise MipError(f"every level of {source.name} is a placeholder: there are no voxels to open")
     return levels[0]
@@ -191,14 +191,14 @@ def find_level(source: Source, mip: Any) -> Level:
         if found and found[0].placeholder:
             raise MipError(f"mip={mip} of {source.name} is a placeholder without voxels; open one of mip {have}")
     else:
-        found = [lv for lv in real if same_resolution(lv.grid.resolution, mip)]
+        found = [lv for lv in real if is_same_resolution(lv.grid.resolution, mip)]
     if not found:
         given = f"mip={mip!r}"
         raise MipError(f"{source.name} has no level {given}; open one of mip {have}")
     return found[0]
 
 
-def same_resolution(resolution: tuple[float, ...], given: Any) -> bool:
+def is_same_resolution(resolution: tuple[float, ...], given: Any) -> bool:
     """Tell whether a resolution is the given one, within float noise."""
     try:
         values = [float(v) for v in given]

@@ -24,7 +24,7 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested deeper than anything that is read") from None
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a JSON value for a message, cut to a readable length."""
     try:
         text = repr(value)
@@ -36,14 +36,14 @@ def shown(value: Any) -> str:
 def as_object(value: Any, what: str) -> dict[str, Any]:
     """Return a JSON object."""
     if not isinstance(value, dict):
-        raise SourceError(f"{what} is {shown(value)}; it must be a JSON object")
+        raise SourceError(f"{what} is {format_value(value)}; it must be a JSON object")
     return value
 
 
 def as_list(value: Any, what: str, most: int = 100) -> list[Any]:
     """Return a JSON list with at most so many entries."""
     if not isinstance(value, list):
-        raise SourceError(f"{what} is {shown(value)}; it must be a list")
+        raise SourceError(f"{what} is {format_value(value)}; it must be a list")
     if len(value) > most:
         raise SourceError(f"{what} has {len(value):,} entries; at most {most} are read")
     return value
@@ -53,7 +53,7 @@ def as_text(value: Any, what: str, choices: Sequence[str] = ()) -> str:
     """Return a text, one of some where they are given."""
     if not isinstance(value, str) or (choices and value not in choices):
         must = " or ".join(map(repr, choices)) or "a text"
-        raise SourceError(f"{what} is {shown(value)}; it must be {must}")
+        raise SourceError(f"{what} is {format_value(value)}; it must be {must}")
     return value
 
 
@@ -61,17 +61,19 @@ def as_counts(value: Any, what: str, *, count: int | None = None, most: int = 2*
     """Return whole numbers from 1 to some limit, a number that is written as a float among them."""
     numbers = as_list(value, what, 32)
     if count is not None and len(numbers) != count:
-        raise SourceError(f"{what} has {len(numbers)} numbers {shown(value)}; it must have {count}, one for each axis")
+        raise SourceError(
+            f"{what} has {len(numbers)} numbers {format_value(value)}; it must have {count}, one for each axis"
+        )
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float) or not 1 <= number <= most or number % 1:
-            raise SourceError(f"{what} holds {shown(number)}; it must hold whole numbers from 1 to {most:,}")
+            raise SourceError(f"{what} holds {format_value(number)}; it must hold whole numbers from 1 to {most:,}")
     return tuple(int(n) for n in numbers)
 
 
 def as_number(value: Any, what: str) -> float:
     """Return a finite number of a magnitude that a place or a size can have."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
-        raise SourceError(f"{what} is {shown(value)}; it must be a finite number")
+        raise SourceError(f"{what} is {format_value(value)}; it must be a finite number")
     return value if isinstance(value, int) else float(value)
 
 

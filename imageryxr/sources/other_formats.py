@@ -50,13 +50,13 @@ def format_problem(path: str) -> str:
         if name.endswith(suffixes):
             if not is_local:
                 return f"is {called}, a format that is not read here; download it, and give its path for how to open it"
-            return _problem(called, lines, place) if place.is_file() else ""
+            return _opening_advice(called, lines, place) if place.is_file() else ""
     if is_local and place.is_file():
         return "is a file, and volumes are folders: give a folder with an info file (precomputed) or an OME-Zarr"
     return ""
 
 
-def _problem(called: str, lines: Callable[[Path], tuple[str, str, str]], place: Path) -> str:
+def _opening_advice(called: str, lines: Callable[[Path], tuple[str, str, str]], place: Path) -> str:
     try:
         package, imports, opened = lines(place)
     except Exception:  # a file of that name with another content
@@ -73,12 +73,12 @@ def _problem(called: str, lines: Callable[[Path], tuple[str, str, str]], place: 
     )
 
 
-def _in_three(text: str, count: int) -> str:
+def _index_to_3d(text: str, count: int) -> str:
     """Return an expression of an array with so many axes as one of three: the first of all others."""
     return f"{text}[None]" if count == 2 else f"{text}[{', '.join(['0'] * (count - 3))}]" if count > 3 else text
 
 
-def _hdf5(place: Path) -> tuple[str, str, str]:
+def _hdf5_code(place: Path) -> tuple[str, str, str]:
     name, count = "volumes/raw", 3
     if find_spec("h5py") is not None:
         import h5py  # type: ignore[import-untyped]
@@ -92,10 +92,10 @@ def _hdf5(place: Path) -> tuple[str, str, str]:
         with h5py.File(place, "r") as file:
             file.visititems(note)
         _, name, count = max(found)
-    return "h5py", "h5py", _in_three(f"da.from_array(h5py.File({str(place)!r}, 'r')[{name!r}])", count)
+    return "h5py", "h5py", _index_to_3d(f"da.from_array(h5py.File({str(place)!r}, 'r')[{name!r}])", count)
 
 
-def _tiff(place: Path) -> tuple[str, str, str]:
+def _tiff_code(place: Path) -> tuple[str, str, str]:
     import tifffile
 
     with tifffile.TiffFile(place) as file:
@@ -103,12 +103,12 @@ def _tiff(place: Path) -> tuple[str, str, str]:
         count, levels = series.ndim, len(series.levels)
     level = ", level=0" if levels > 1 else ""
     store = f"tifffile.imread({str(place)!r}, aszarr=True{level})"
-    return "", "tifffile, zarr", _in_three(f"da.from_zarr(zarr.open_array({store}, mode='r'))", count)
+    return "", "tifffile, zarr", _index_to_3d(f"da.from_zarr(zarr.open_array({store}, mode='r'))", count)
 
 
-def _mapped(place: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> str:
+def _memmap_code(place: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> str:
     mapped = f"np.memmap({str(place)!r}, dtype={dtype!r}, mode='r', offset={offset}, shape={shape})"
-    return _in_three(f"da.from_array({mapped})", len(shape))
+    return _index_to_3d(f"da.from_array({mapped})", len(shape))
 
 
 _NRRD_TYPES = {
@@ -121,7 +121,7 @@ _NRRD_TYPES = {
 }  # fmt: skip
 
 
-def _nrrd(place: Path) -> tuple[str, str, str]:
+def _nrrd_code(place: Path) -> tuple[str, str, str]:
     with place.open("rb") as file:
         head = file.read(1 << 16)
     text, blank, _ = head.partition(b"\n\n")
@@ -133,16 +133,16 @@ def _nrrd(place: Path) -> tuple[str, str, str]:
     kind = next(code for code, names in _NRRD_TYPES.items() if fields["type"] in names.split(", "))
     if fields["encoding"] == "raw" and not {"data file", "datafile"} & fields.keys():
         order = "" if kind[1] == "1" else ">" if fields.get("endian") == "big" else "<"
-        return "", "numpy as np", _mapped(place, order + kind, len(text) + 2, shape)
+        return "", "numpy as np", _memmap_code(place, order + kind, len(text) + 2, shape)
     # Compressed as a whole: it is read when the first voxel is computed.
     whole = f"dask.delayed(nrrd.read)({str(place)!r}, index_order='C')[0]"
-    return "pynrrd", "nrrd, dask", _in_three(f"da.from_delayed({whole}, {shape}, {kind!r})", len(shape))
+    return "pynrrd", "nrrd, dask", _index_to_3d(f"da.from_delayed({whole}, {shape}, {kind!r})", len(shape))
 
 
 _MRC_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 
 
-def _mrc(place: Path) -> tuple[str, str, str]:
+def _mrc_code(place: Path) -> tuple[str, str, str]:
     with place.open("rb") as file:
         head = file.read(1024)
     order = ">" if head[212:214] == b"\x11\x11" else "<"
@@ -151,19 +151,19 @@ def _mrc(place: Path) -> tuple[str, str, str]:
     if min(x, y, z) < 1 or extra < 0 or len(head) < 1024:
         raise ValueError("no sizes")
     kind = _MRC_TYPES[mode]
-    return "", "numpy as np", _mapped(place, ("" if kind == "i1" else order) + kind, 1024 + extra, (z, y, x))
+    return "", "numpy as np", _memmap_code(place, ("" if kind == "i1" else order) + kind, 1024 + extra, (z, y, x))
 
 
-def _npy(place: Path) -> tuple[str, str, str]:
+def _npy_code(place: Path) -> tuple[str, str, str]:
     count = np.load(place, mmap_mode="r").ndim
-    return "", "numpy as np", _in_three(f"da.from_array(np.load({str(place)!r}, mmap_mode='r'))", count)
+    return "", "numpy as np", _index_to_3d(f"da.from_array(np.load({str(place)!r}, mmap_mode='r'))", count)
 
 
-def _nifti(place: Path) -> tuple[str, str, str]:
+def _nifti_code(place: Path) -> tuple[str, str, str]:
     return "nibabel", "nibabel", f"da.from_array(nibabel.load({str(place)!r}).dataobj).T"
 
 
-def _picture(place: Path) -> tuple[str, str, str]:
+def _picture_reader(place: Path) -> tuple[str, str, str]:
     from PIL import Image
 
     with Image.open(place) as picture:
@@ -174,18 +174,18 @@ def _picture(place: Path) -> tuple[str, str, str]:
     return "", f"dask, glob, numpy as np; from PIL import Image; read = {read}", f"{(height, width)}, {kind!r}"
 
 
-def _single_picture(place: Path) -> tuple[str, str, str]:
-    _, imports, shape = _picture(place)
+def _picture_code(place: Path) -> tuple[str, str, str]:
+    _, imports, shape = _picture_reader(place)
     return "", imports, f"da.from_delayed(read({str(place)!r}), {shape})[None]"
 
 
-def _slices(place: Path) -> tuple[str, str, str]:
+def _slices_code(place: Path) -> tuple[str, str, str]:
     first = _slice_files(place)[0]
     files = str(place / f"*{first.suffix}")
     if first.suffix.lower() in (".tif", ".tiff"):
         store = f"tifffile.imread({files!r}, aszarr=True)"
         return "", "tifffile, zarr", f"da.from_zarr(zarr.open_array({store}, mode='r'))"
-    _, imports, shape = _picture(first)
+    _, imports, shape = _picture_reader(first)
     by_number = "key=lambda file: re.sub('[0-9]+', lambda n: n[0].zfill(20), file)"  # z9 lies before z10
     ordered = f"sorted(glob.glob({files!r}), {by_number})"
     return "", f"re, {imports}", f"da.stack([da.from_delayed(read(file), {shape}) for file in {ordered}])"
@@ -210,7 +210,7 @@ def _n5_arrays(place: Path) -> list[tuple[int, Path, dict[str, Any]]]:
     return sorted(found, key=lambda entry: -entry[0])
 
 
-def _n5(place: Path) -> tuple[str, str, str]:
+def _n5_code(place: Path) -> tuple[str, str, str]:
     _, folder, attributes = _n5_arrays(place)[0]
     kind, chunks, count = attributes["dataType"], tuple(attributes["blockSize"][::-1]), len(attributes["blockSize"])
     spec = f"{{'driver': 'n5', 'kvstore': {{'driver': 'file', 'path': {str(folder)!r}}}}}"
@@ -221,7 +221,7 @@ def _n5(place: Path) -> tuple[str, str, str]:
     return (
         "tensorstore",
         f"tensorstore, numpy as np; n5 = tensorstore.open({spec}).result().T",
-        _in_three(opened, count),
+        _index_to_3d(opened, count),
     )
 
 
@@ -229,17 +229,17 @@ def _folder_problem(place: Path) -> str:
     if any((place / name).exists() for name in ("info", "zarr.json", ".zattrs", ".zarray", ".zgroup")):
         return ""
     if (place / "attributes.json").is_file() or place.suffix.lower() == ".n5":
-        return _problem("an N5 container", _n5, place)
-    return _problem("a folder of slices", _slices, place) if _slice_files(place) else ""
+        return _opening_advice("an N5 container", _n5_code, place)
+    return _opening_advice("a folder of slices", _slices_code, place) if _slice_files(place) else ""
 
 
 _FORMATS: tuple[tuple[tuple[str, ...], str, Callable[[Path], tuple[str, str, str]]], ...] = (
-    ((".h5", ".hdf5", ".hdf", ".he5", ".mat"), "an HDF5 file", _hdf5),
-    ((".ims",), "an Imaris file (HDF5)", _hdf5),
-    ((".tif", ".tiff"), "a TIFF file", _tiff),
-    ((".nrrd", ".nhdr"), "an NRRD file", _nrrd),
-    ((".mrc", ".mrcs", ".map", ".rec"), "an MRC file", _mrc),
-    ((".npy",), "a NumPy file", _npy),
-    ((".nii", ".nii.gz"), "a NIfTI file", _nifti),
-    (_PICTURES, "a picture", _single_picture),
+    ((".h5", ".hdf5", ".hdf", ".he5", ".mat"), "an HDF5 file", _hdf5_code),
+    ((".ims",), "an Imaris file (HDF5)", _hdf5_code),
+    ((".tif", ".tiff"), "a TIFF file", _tiff_code),
+    ((".nrrd", ".nhdr"), "an NRRD file", _nrrd_code),
+    ((".mrc", ".mrcs", ".map", ".rec"), "an MRC file", _mrc_code),
+    ((".npy",), "a NumPy file", _npy_code),
+    ((".nii", ".nii.gz"), "a NIfTI file", _nifti_code),
+    (_PICTURES, "a picture", _picture_code),
 )

@@ -16,13 +16,13 @@ from imageryxr.sources import memory
 from imageryxr.sources.address import WEB_PROTOCOLS, Address, parse_address
 from imageryxr.sources.base import Assume, LayerType, Missing, Source, check_assume, check_missing, pick_index
 from imageryxr.sources.cave import graphene
-from imageryxr.sources.fetch.auth import Token, find_token, why_not_sent
+from imageryxr.sources.fetch.auth import Token, find_token, unsent_token_reason
 from imageryxr.sources.fetch.client import Connection
-from imageryxr.sources.fetch.policy import Access, may_receive
+from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.omezarr import source as omezarr
 from imageryxr.sources.omezarr.stores import fetch_json
-from imageryxr.sources.omezarr.zip_store import archive_of
+from imageryxr.sources.omezarr.zip_store import find_archive
 from imageryxr.sources.other_formats import format_problem
 from imageryxr.sources.precomputed import source as precomputed
 
@@ -73,11 +73,11 @@ def resolve_source(
         if timestamp is not None and isinstance(source, graphene.GrapheneSource):
             raise OptionError(f"{source.name} is open already, at {source.instant}; give its address to open it anew")
         if not agglomerate and isinstance(source, graphene.GrapheneSource):
-            found = source.unjoined()
+            found = source.without_agglomeration()
     elif hasattr(source, "dtype") and hasattr(source, "shape"):
         pick_index("the array", "channel", 1, channel)
         pick_index("the array", "time", 1, time)
-        found = memory.memory_source(source, _kind_of(source) or layer_type or _likely_kind(source))
+        found = memory.memory_source(source, _declared_layer_type(source) or layer_type or _guess_layer_type(source))
     else:
         layers = [n for n in ("image", "segmentation") if isinstance(getattr(source, n, None), str)]
         advice = f"give one of its layers, e.g. sample.{layers[0]}" if layers else (
@@ -90,20 +90,20 @@ def resolve_source(
             f"timestamp={timestamp!r}: {found.name} does not change in time, so it has no state at an instant; leave "
             "timestamp out"
         )
-    return _as_layer(found, layer_type)
+    return _with_layer_type(found, layer_type)
 
 
-def is_graphene(address: str) -> bool:
+def is_graphene_address(address: str) -> bool:
     """Tell whether an address says that it is that of a graphene segmentation; asks nobody."""
     return parse_address(address).format == "graphene"
 
 
-def _kind_of(array: Any) -> LayerType | None:
+def _declared_layer_type(array: Any) -> LayerType | None:
     said = getattr(array, "attrs", {}).get("layer_type")
     return said if said in ("image", "segmentation") else None
 
 
-def _likely_kind(array: Any) -> LayerType:
+def _guess_layer_type(array: Any) -> LayerType:
     return "segmentation" if array.dtype.kind in "iu" and array.dtype.itemsize > 2 else "image"
 
 
@@ -117,7 +117,7 @@ def _open_address(
 ) -> Source:
     _check_file(address)
     problem = format_problem(str(address.local_path or address.public))
-    if problem and (address.local_path is None or archive_of(address.local_path) is None):
+    if problem and (address.local_path is None or find_archive(address.local_path) is None):
         raise SourceError(f"{address.local_path or address.public} {problem}")
     if address.format == "graphene":
         return _open_graphene(address, missing, token, choices, living, connection)
@@ -146,7 +146,7 @@ def _open_address(
         f"neither {address.public}/info (precomputed) nor {address.public}/zarr.json or {address.public}/.zattrs "
         "(OME-Zarr) is there, or may be read"
     )  # fmt: skip
-    below = _layers_below(path)
+    below = _child_volumes(path)
     advice = (
         f"its folders {' and '.join(below)} are volumes: give {address.public}/{below[0]}"
         if below
@@ -155,7 +155,7 @@ def _open_address(
     raise SourceNotFoundError(f"there is no volume at {address.public}: {where}; {advice}")
 
 
-def _layers_below(path: Path | None) -> list[str]:
+def _child_volumes(path: Path | None) -> list[str]:
     """Return the names of the volumes in a local folder; at most 50 folders are looked at."""
     try:
         folders = sorted(p for p in path.iterdir() if p.is_dir())[:50] if path is not None else []
@@ -183,7 +183,7 @@ def _check_file(address: Address) -> None:
 
 def _check_graph(address: Address, token: str | Token | None, access: Access) -> None:
     """Raise unless a place whose ``info`` says that it is a graph may have the CAVE token, which it would be sent."""
-    if address.protocol not in WEB_PROTOCOLS or may_receive(address.url, access, given_for=(), is_cave_token=True):
+    if address.protocol not in WEB_PROTOCOLS or can_receive(address.url, access, given_for=(), is_cave_token=True):
         return
     # The caller named a server for a token only if he gave one: the address does not say that there is a graph.
     held = find_token(parse_web_url(address.url).netloc, given=token)
@@ -221,7 +221,7 @@ def _zarr_token(address: Address, token: str | Token | None, connection: Connect
     credential = find_token(server.netloc, given=token)
     if credential is None or credential.header_for(address.url, connection.access) is None:
         raise AuthError(
-            f"the token from token= is not sent to {address.public}: {why_not_sent(server, connection.access)}"
+            f"the token from token= is not sent to {address.public}: {unsent_token_reason(server, connection.access)}"
         )
     return token
 
@@ -240,7 +240,7 @@ def _open_graphene(
     return found
 
 
-def _as_layer(source: Source, layer_type: LayerType | None) -> Source:
+def _with_layer_type(source: Source, layer_type: LayerType | None) -> Source:
     # Values that cannot be ids are an image, whatever the metadata say.
     holds_ids = np.dtype(source.dtype).kind in "iu"
     wanted = layer_type or (source.layer_type if holds_ids else "image")

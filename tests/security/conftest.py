@@ -53,7 +53,7 @@ def tls(names: None, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
     """A server over https, whose certificate is trusted."""
     for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(variable, str(keys[0]))
-    monkeypatch.setattr(client, "_held", client._Held())  # connections that trust these certificates
+    monkeypatch.setattr(client, "_state", client._ProcessState())  # connections that trust these certificates
     with recording(keys) as server:
         yield server
 

@@ -80,7 +80,7 @@ def names(monkeypatch):
 
 
 def ask(url, connection=CLOSED):
-    return client.ask_once("GET", url, connection)
+    return client.send_interruptible_request("GET", url, connection)
 
 
 FORMS = [

@@ -10,7 +10,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.sources.fetch import auth
 from imageryxr.sources.fetch.auth import Password, Token, find_password, find_token
-from imageryxr.sources.fetch.policy import Access, may_receive
+from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.url import parse_web_url
 from tests.security.conftest import TOKEN, graph_info
 from tests.support.recorder import recording
@@ -140,7 +140,7 @@ def test_passwords_go_only_to_the_server_they_were_given_for():
         "https://global.daf-apis.com/",
     ):
         assert password.header_for(url, trusting) is None
-    assert not may_receive(
+    assert not can_receive(
         "http://127.0.0.1/", LINK, given_for=[parse_web_url("http://127.0.0.1/").origin], is_cave_token=False
     )
     assert "secret" not in repr(password)
@@ -203,7 +203,7 @@ def test_a_password_in_an_address_goes_to_its_own_server_only(secrets, tls):
 def test_find_password_reads_nothing_for_odd_hosts(secrets):
     assert find_password("https://../../x") is None
     assert find_password("nothing") is None
-    assert auth.unsent_password() == ""
+    assert auth.unsent_password_hint() == ""
 
 
 # --- redirects --------------------------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ def test_cloudvolume_sees_the_checked_members_only(tmp_path):
     source = resolve_source(folder, "image")
     volume = precomputed._open_volume(source.url, source.info_text, 0)
     assert set(volume.info) == {"type", "data_type", "num_channels", "scales"}
-    np.testing.assert_array_equal(source._by_cloudvolume(0, source.levels[0].grid.box), VALUES)
+    np.testing.assert_array_equal(source._read_with_cloudvolume(0, source.levels[0].grid.box), VALUES)
 
 
 def test_names_are_read_in_any_case_and_null_is_left_out(tmp_path):

@@ -62,7 +62,7 @@ def test_reading_ends_at_the_limit(way):
             little_memory(),
             pytest.raises(ix.ServerError, match="1,000,000 bytes|bytes that its answer may have|non-negative"),
         ):
-            client.ask_once("GET", server.url, HASTY, limit=1_000_000)
+            client.send_interruptible_request("GET", server.url, HASTY, limit=1_000_000)
         assert len(server.requests) == 1
 
 
@@ -71,7 +71,7 @@ def test_a_body_that_is_too_large_by_its_header_is_not_read():
         HostileServer(lambda sock, head: sock.sendall(OK + b"Content-Length: 1000001\r\n\r\n")) as server,
         pytest.raises(ix.ServerError, match="has 1,000,001 bytes.* at most 1,000,000"),
     ):
-        client.ask_once("GET", server.url, HASTY, limit=1_000_000)
+        client.send_interruptible_request("GET", server.url, HASTY, limit=1_000_000)
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "403 Forbidden", "200 OK"])
@@ -80,9 +80,9 @@ def test_an_endless_error_page_is_an_error_page(status):
     with HostileServer(lambda sock, head: endless(server, sock, start)) as server:
         if status == "200 OK":
             with pytest.raises(ix.ServerError, match="more than 67,108,864"):
-                client.ask_once("GET", server.url, ix.Connection(timeout=60, retries=0))
+                client.send_interruptible_request("GET", server.url, ix.Connection(timeout=60, retries=0))
             return
-        found = client.ask_once("GET", server.url, HASTY)
+        found = client.send_interruptible_request("GET", server.url, HASTY)
         assert (found.status, len(found.body)) == (int(status[:3]), 1 << 20)
 
 
@@ -93,7 +93,7 @@ def test_a_content_length_that_makes_no_sense(lengths):
         HostileServer(lambda sock, _: sock.sendall(head + b"hello")) as server,
         pytest.raises(ix.ServerError, match="Content-Length makes no sense"),
     ):
-        client.ask_once("GET", server.url, HASTY)
+        client.send_interruptible_request("GET", server.url, HASTY)
 
 
 @pytest.mark.parametrize("encoding", ["gzip, chunked", "gzip", "identity"])
@@ -103,7 +103,7 @@ def test_a_transfer_encoding_that_is_not_known(encoding):
         HostileServer(lambda sock, _: sock.sendall(head)) as server,
         pytest.raises(ix.ServerError, match="transfer encoding"),
     ):
-        client.ask_once("GET", server.url, HASTY)
+        client.send_interruptible_request("GET", server.url, HASTY)
 
 
 @pytest.mark.parametrize("status", ["102 Processing", "103 Early Hints", "101 Switching Protocols"])
@@ -116,7 +116,7 @@ def test_an_interim_answer_does_not_leave_the_answer_to_the_next_request(status)
     with HostileServer(answer) as server:
         for path in ("/a", "/b"):
             with pytest.raises(ix.ServerError, match="HTTP 10"):
-                client.ask_once("GET", server.url + path, HASTY)
+                client.send_interruptible_request("GET", server.url + path, HASTY)
 
 
 @pytest.mark.parametrize("encoding", PACK)

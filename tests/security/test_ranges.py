@@ -39,7 +39,7 @@ def served(sock, head, **changes):
 
 def ask(part, answer):
     with HostileServer(answer) as server:
-        return client.ask_once("GET", server.url + "/x", HASTY, part=part)
+        return client.send_interruptible_request("GET", server.url + "/x", HASTY, part=part)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -123,4 +123,4 @@ def test_an_answer_that_is_wrong_once_is_requested_again():
     answers = iter([WRONG["another range"], {}])
     with HostileServer(lambda sock, head: served(sock, head, **next(answers))) as server:
         again = ix.Connection(timeout=10, retries=1, backoff=0)
-        assert client.ask_once("GET", server.url, again, part=ByteRange(10, 20)).body == WHOLE[10:20]
+        assert client.send_interruptible_request("GET", server.url, again, part=ByteRange(10, 20)).body == WHOLE[10:20]

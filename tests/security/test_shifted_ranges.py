@@ -68,7 +68,7 @@ def test_ranges_that_are_shifted_are_refused(tmp_path, form):
     with HostileServer(lambda sock, head: honest(sock, head, tmp_path, shift[0], label=False)) as server:
         source = resolve_source(f"{form}://{server.url}", None, connection=HASTY)
         for shift[0] in (64, -64, 1):
-            shards.forget_indexes()
+            shards.clear_indexes()
             with pytest.raises(ix.ChunkReadError, match="came where|beyond its file|Content-Range"):
                 source.read(0, box)
         shift[0] = 0
@@ -80,6 +80,6 @@ def test_a_server_without_ranges_gives_the_same_voxels(tmp_path, form):
     values = FORMATS[form](tmp_path)
     box = IndexBox((0, 8, 8), (8, 24, 24))
     with HostileServer(lambda sock, head: honest(sock, head.replace("Range", "Ignored"), tmp_path)) as server:
-        shards.forget_indexes()
+        shards.clear_indexes()
         source = resolve_source(f"{form}://{server.url}", None, connection=HASTY)
         np.testing.assert_array_equal(source.read(0, box), values[box.slices()])

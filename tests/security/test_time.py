@@ -108,7 +108,7 @@ def test_an_answer_ends_at_its_deadline(way):
     with HostileServer(lambda sock, head: way(server, sock, head)) as server:
         began = time.monotonic()
         with pytest.raises(ix.ServerError):
-            client.ask_once("GET", server.url + "/info", ONCE)
+            client.send_interruptible_request("GET", server.url + "/info", ONCE)
         # Five times the timeout at most, and that only while many bytes come.
         assert time.monotonic() - began < (8 if way.__name__.startswith("fast") else 4)
         assert len(server.requests) == 1 or way is redirects
@@ -117,7 +117,7 @@ def test_an_answer_ends_at_its_deadline(way):
 def test_an_answer_that_keeps_coming_is_not_requested_again():
     with HostileServer(lambda sock, head: slow_body(server, sock, head)) as server:
         with pytest.raises(ix.ServerError, match="not complete within 1 s"):
-            client.ask_once("GET", server.url, ix.Connection(timeout=1, retries=5, backoff=0))
+            client.send_interruptible_request("GET", server.url, ix.Connection(timeout=1, retries=5, backoff=0))
         assert len(server.requests) == 1
 
 
@@ -142,7 +142,7 @@ def test_a_handshake_ends_at_its_deadline(step):
         thread.start()
         began = time.monotonic()
         with pytest.raises(ix.ServerError, match="no answer within the timeout"):
-            client.ask_once("GET", f"https://127.0.0.1:{listening.getsockname()[1]}/", ONCE)
+            client.send_interruptible_request("GET", f"https://127.0.0.1:{listening.getsockname()[1]}/", ONCE)
         assert time.monotonic() - began < 4
         stop.set()
 
@@ -152,7 +152,7 @@ def test_a_name_that_is_not_resolved_in_time(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: stop.wait(60))
     began = time.monotonic()
     with pytest.raises(ix.ServerError, match="no answer within the timeout"):
-        client.ask_once("GET", "http://slow.example/", ONCE)
+        client.send_interruptible_request("GET", "http://slow.example/", ONCE)
     assert time.monotonic() - began < 4
     stop.set()
 
@@ -164,7 +164,7 @@ def test_a_request_ends_when_its_caller_stops(way):
 
     def work():
         try:
-            client.ask("GET", server.url, patient, stop=stop)
+            client.send_request("GET", server.url, patient, stop=stop)
         except BaseException as error:
             problems.append(error)
 
@@ -188,4 +188,4 @@ def test_a_large_body_may_take_longer_than_the_timeout():
         return True
 
     with HostileServer(answer) as server:
-        assert len(client.ask_once("GET", server.url, ONCE).body) == 600_000
+        assert len(client.send_interruptible_request("GET", server.url, ONCE).body) == 600_000

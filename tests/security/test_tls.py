@@ -80,14 +80,14 @@ def server(tmp_path, monkeypatch):
 def test_the_name_is_sent_and_verified_and_the_connection_used_again(server):
     port, names = server
     for _ in range(3):
-        assert client.ask_once("GET", f"https://public.example:{port}/", HASTY).body == b"hello"
+        assert client.send_interruptible_request("GET", f"https://public.example:{port}/", HASTY).body == b"hello"
     assert names == ["public.example"]
 
 
 def test_a_certificate_of_another_name_is_refused_at_once(server):
     port, names = server
     with pytest.raises(ix.ServerError, match=r"other\.example.*certificate"):
-        client.ask_once("GET", f"https://other.example:{port}/", ix.Connection(timeout=5, retries=5))
+        client.send_interruptible_request("GET", f"https://other.example:{port}/", ix.Connection(timeout=5, retries=5))
     assert names == ["other.example"]
 
 
@@ -95,4 +95,4 @@ def test_a_certificate_that_no_authority_signed_is_refused(server, tmp_path, mon
     port, _ = server
     monkeypatch.setenv("SSL_CERT_FILE", str(write_certificate(tmp_path / "other.pem", "public.example")))
     with pytest.raises(ix.ServerError, match="certificate verify failed"):
-        client.ask_once("GET", f"https://public.example:{port}/", HASTY)
+        client.send_interruptible_request("GET", f"https://public.example:{port}/", HASTY)

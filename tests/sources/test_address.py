@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imageryxr.errors import AddressError, ImageryError, SourceError
-from imageryxr.sources.address import PROTOCOLS, parse_address, reads_anonymously
+from imageryxr.sources.address import PROTOCOLS, has_no_bucket_credentials, parse_address
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ def test_without_credentials_buckets_are_read_anonymously(monkeypatch, tmp_path)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cloudvolume.secrets, "CLOUD_VOLUME_DIR", str(tmp_path))
-    assert reads_anonymously("gs://b/c")
-    assert reads_anonymously("s3://b/c")
-    assert not reads_anonymously("https://h/c")
+    assert has_no_bucket_credentials("gs://b/c")
+    assert has_no_bucket_credentials("s3://b/c")
+    assert not has_no_bucket_credentials("https://h/c")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    assert not reads_anonymously("s3://b/c")
+    assert not has_no_bucket_credentials("s3://b/c")
     os.makedirs(tmp_path / "secrets")
     (tmp_path / "secrets" / "b-google-secret.json").write_text("{}")
-    assert not reads_anonymously("gs://b/c")
+    assert not has_no_bucket_credentials("gs://b/c")
 
 
 # --- Neuroglancer's URL pipelines -------------------------------------------------------------------------------------

@@ -97,12 +97,12 @@ def test_a_damaged_chunk_does_not_end_the_process(tmp_path):
 
 
 def test_cloudvolume_still_passes_every_chunk_through_the_check(tmp_path, monkeypatch):
-    """Fails where a new CloudVolume decodes in another way: then find out how, and see `decoding.watch`."""
+    """Fails where a new CloudVolume decodes in another way: then find out how, and see `chunk_decoder.enable_chunk_checks`."""
     from imageryxr.sources.codecs import chunk_decoder
 
     seen = []
-    inner = chunk_decoder._problem
-    monkeypatch.setattr(chunk_decoder, "_problem", lambda *a: seen.append(a[1]) or inner(*a))
+    inner = chunk_decoder._chunk_problem
+    monkeypatch.setattr(chunk_decoder, "_chunk_problem", lambda *a: seen.append(a[1]) or inner(*a))
     values, _ = written(tmp_path / "a", "compressed_segmentation")
     np.testing.assert_array_equal(opened(tmp_path / "a").read(0, GRID.box), values)
     np.testing.assert_array_equal(opened(tmp_path / "a").read(0, IndexBox((1, 2, 3), (2, 3, 4))), values[1:2, 2:3, 3:4])
@@ -115,7 +115,7 @@ def test_volumes_of_others_are_left_alone(tmp_path):
     from cloudvolume import CloudVolume
 
     _, file = written(tmp_path, "raw")
-    opened(tmp_path)._by_cloudvolume(0, GRID.box)
+    opened(tmp_path)._read_with_cloudvolume(0, GRID.box)
     file.write_bytes(b"")
     theirs = CloudVolume(f"file://{tmp_path}", fill_missing=True, progress=False)
     assert not np.asarray(theirs[:]).any()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import imageryxr as ix
-from imageryxr.sources.base import note_holes
+from imageryxr.sources.base import report_missing_chunks
 from tests.support.export_jobs import Computed, array_of
 
 # of chunks that are thicker than the stack, so that all is one region
@@ -14,7 +14,7 @@ class Holed(Computed):
     """A source of which a chunk is missing, wherever it is asked for."""
 
     def read(self, mip, box):
-        note_holes(self, mip, ["0-64"])
+        report_missing_chunks(self, mip, ["0-64"])
         return super().read(mip, box)
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from imageryxr.errors import TargetExistsError
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import Target
-from imageryxr.sources.base import plain
+from imageryxr.sources.base import clean_message
 
 Relation = Literal["is", "lies inside", "contains"]
 # Where a bucket of either service is also found, with the bucket in the host or first in the path.
@@ -58,9 +58,9 @@ def refuse_sources(target: Target, places: Iterable[str]) -> None:
 def _message(target: Target, relation: Relation, place: str) -> str:
     what = {"is": "is", "lies inside": "lies inside", "contains": "contains"}[relation]
     return (
-        f"the target {target.place} {what} {plain(place)}, a source of the array that is exported: writing there would "
-        "destroy the source, so it is refused with overwrite=True as well; give another target, and move the result "
-        "when the export is complete"
+        f"the target {target.place} {what} {clean_message(place)}, a source of the array that is exported: writing "
+        "there would destroy the source, even with overwrite=True; give another target, and move the result when the "
+        "export is complete"
     )
 
 

@@ -10,7 +10,7 @@ from contextvars import copy_context
 from typing import Any
 
 from imageryxr.export.run.daemon_threads import STOP, DaemonPool
-from imageryxr.sources.fetch.client import stopped_by
+from imageryxr.sources.fetch.threads import stop_on
 
 POLL_SECONDS = 0.1
 
@@ -45,7 +45,7 @@ def run_cancellable(function: Callable[[], Any], *, own_thread: bool) -> Any:
     threading.Thread(target=watch, name="imageryxr-cancel", daemon=True).start()
     before = STOP.set(stop)
     try:
-        with stopped_by(stop):
+        with stop_on(stop):
             return function()
     finally:
         ended.set()

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from contextvars import ContextVar
 from typing import Any
 
-from imageryxr.sources.fetch.client import stopped_by
+from imageryxr.sources.fetch.threads import stop_on
 
 STOP: ContextVar[threading.Event | None] = ContextVar("imageryxr_stop", default=None)
 """The event that ends the region of this thread; it is set when an export is interrupted or has failed."""
@@ -51,7 +51,7 @@ class DaemonPool(Executor):
 
         def run() -> Any:
             STOP.set(stop)
-            with stopped_by(stop):
+            with stop_on(stop):
                 return fn(*args, **kwargs)
 
         with self._lock:

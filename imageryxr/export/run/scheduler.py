@@ -30,7 +30,7 @@ from imageryxr.export.run.executors import Workers
 from imageryxr.export.run.requested_ids import Asked
 from imageryxr.export.run.task import Job, Outcome
 from imageryxr.graph.labelled import attrs_on_grid, label_array
-from imageryxr.sources.base import plain
+from imageryxr.sources.base import clean_message
 
 OnError = Literal["raise", "collect"]
 
@@ -273,7 +273,7 @@ class _Loop:
             if not isinstance(error, ImageryError) and type(error).__name__ in (*PASSING, "BrokenProcessPool"):
                 raise TargetError(_lost(region.number, where, error)) from error
             raise error
-        message = plain(str(error)) or type(error).__name__
+        message = clean_message(str(error)) or type(error).__name__
         self.tally.failed.append(FailedRegion(region.number, where, message))
 
     def _wait(self, region: _Under, error: Exception) -> float | None:
@@ -300,7 +300,7 @@ def _lost(number: int, where: str, error: Exception) -> str:
     guard = "; a script that uses processes needs `if __name__ == '__main__':` around what it does"
     return (
         f"task {number + 1:,}, {where}, was lost with its worker again and again ({type(error).__name__}: "
-        f"{plain(str(error))}); the likeliest cause is too little memory: plan_export tells what a worker takes"
+        f"{clean_message(str(error))}); the likeliest cause is too little memory: plan_export tells what a worker takes"
         + (guard if type(error).__name__ == "BrokenProcessPool" else "")
     )
 

@@ -31,7 +31,7 @@ from imageryxr.graph.evaluate import Readings, required_boxes
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, replace_leaves
 from imageryxr.graph.labelled import BoxReader
 from imageryxr.ops.labels import record_ids, suspend_id_recording
-from imageryxr.sources.base import recording_holes
+from imageryxr.sources.base import record_missing_chunks
 
 EMPTY = IndexBox((0, 0, 0), (0, 0, 0))
 
@@ -79,7 +79,7 @@ class Job:
         if self.how is not None and not stage and self.place is not None and isinstance(read, BoxReader):
             return self._slicewise(number, box, read, self.place)
         values, sizes = None, list[int]()
-        with recording_holes() as holes, record_ids() as seen:
+        with record_missing_chunks() as holes, record_ids() as seen:
             if self.place is None:
                 reader, given = _given(read)
                 values = draw(reader.volume.expr, box, read_sources(reader, box, given))
@@ -128,7 +128,7 @@ class Job:
                 advance(1 / count)
 
         made = files_of(self.how, read.volume.expr, box, self.target.encode, there)
-        with recording_holes() as holes, record_ids() as seen, made as files, disk_errors(self.target.place):
+        with record_missing_chunks() as holes, record_ids() as seen, made as files, disk_errors(self.target.place):
             written = place.put(noted(files))
         sizes.update(zip(new, written, strict=True))
         ordered = [sizes[key] for key in self.target.keys(0, box)]

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from imageryxr.errors import ImageryError, TargetError
 from imageryxr.export.store.local import Folder, Place, is_remote
-from imageryxr.sources.base import plain
+from imageryxr.sources.base import clean_message
 from imageryxr.sources.omezarr.stores import RETRY, bucket_options
 
 # What servers of buckets call a full disk, as far as the names are known: XMinioStorageFull, QuotaExceeded, ….
@@ -359,7 +359,7 @@ def _answer(error: Exception) -> tuple[str | None, str | None]:
     """Return code and message of a bucket's server, which are in its XML."""
     said = str(error).split("Debug source:")[0]
     code, message = (re.search(f"<{name}>([^<]*)</{name}>", said) for name in ("Code", "Message"))
-    return code and plain(code[1]), message and plain(message[1])
+    return code and clean_message(code[1]), message and clean_message(message[1])
 
 
 def _reason(url: str, error: Exception, code: str | None, message: str | None) -> str:
@@ -372,7 +372,7 @@ def _reason(url: str, error: Exception, code: str | None, message: str | None) -
         status = _status(error)
         answer = f"{code}{f' ({message})' if message else ''}{f', status {status}' if status else ''}"
         return f"its server answers {answer}; check the bucket's name and your credentials"
-    reason = plain(str(error).split("Debug source:")[0].partition("<?xml")[0]) or type(error).__name__
+    reason = clean_message(str(error).split("Debug source:")[0].partition("<?xml")[0]) or type(error).__name__
     return f"{reason}; check the bucket's name and your credentials"
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import TargetError
 from imageryxr.graph.expr import Array
-from imageryxr.sources.omezarr.object_check import ZarrForm, check_object, form_of
+from imageryxr.sources.omezarr.object_check import ObjectFormat, check_object, object_format
 
 
 def _zstd(level: int, chunk: Array) -> Any:
@@ -180,8 +180,8 @@ class ZarrArray:
 
 
 @lru_cache(maxsize=64)
-def _form(array: ZarrArray) -> ZarrForm:
-    return form_of(array.description()[".zarray" if array.old else "zarr.json"].decode())
+def _form(array: ZarrArray) -> ObjectFormat:
+    return object_format(array.description()[".zarray" if array.old else "zarr.json"].decode())
 
 
 def _timeless(shard: bytes, stored: Index3, chunk: Index3) -> bytes:

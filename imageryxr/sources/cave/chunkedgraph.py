@@ -23,8 +23,9 @@ from imageryxr.errors import ClockWarning, ServerError, SourceError, SourceNotFo
 from imageryxr.sources.address import Address
 from imageryxr.sources.cave.timestamp import Instant, instant_of
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_token
-from imageryxr.sources.fetch.client import Connection, Reply, in_parallel, said
-from imageryxr.sources.fetch.json_service import ask_service, no_json
+from imageryxr.sources.fetch.client import Connection, Reply, server_message
+from imageryxr.sources.fetch.json_service import json_problem, request_service
+from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.json_members import parse_json
 
@@ -74,18 +75,20 @@ class ChunkedGraph:
         """
         url = f"{self.server}/{self.service}/table/{self.table}/info"
         try:
-            reply = ask_service("GET", url, self.connection, self.token)
+            reply = request_service("GET", url, self.connection, self.token)
         except ServerError as error:
             # PyChunkedGraph answers 500 for a table that is not there, as it does for a fault of its own.
             if "HTTP 500" in str(error) and self._is_up():
-                raise self._no_table("HTTP 500, while the server works: its answer to unknown names") from error
+                raise self._missing_table_error(
+                    "HTTP 500, while the server works: its answer to unknown names"
+                ) from error
             raise
         check_allowed(reply, self.name, self.server, self.token, self.connection.access)
         if reply.status == 404:
-            raise self._no_table("HTTP 404")
+            raise self._missing_table_error("HTTP 404")
         if reply.status != 200:
             raise ServerError(f"{self.name}: its info answered HTTP {reply.status}")
-        found = self._object(reply)
+        found = self._json_object(reply)
         absent = [key for key in ("graph", "data_dir", "scales", "data_type") if key not in found]
         if absent:
             raise SourceError(f"the info of {self.name} is not that of a graphene segmentation: it lacks {absent[0]!r}")
@@ -93,10 +96,10 @@ class ChunkedGraph:
 
     def oldest(self) -> Instant | None:
         """Return the first instant at which the graph has a state; None if the server does not tell."""
-        reply = self._ask("GET", "oldest_timestamp", missing_ok=True)
+        reply = self._request("GET", "oldest_timestamp", missing_ok=True)
         if reply.status == 404:
             return None
-        told = self._object(reply).get("iso")
+        told = self._json_object(reply).get("iso")
         try:
             return instant_of(str(told), naive_is_utc=True)
         except TimestampError:
@@ -123,7 +126,7 @@ class ChunkedGraph:
         known, roots = memory.look_up(supervoxels)
         asked = supervoxels[~known]
         if asked.size:
-            found = np.concatenate([self._ask_roots(part, instant) for part in _batches(asked)])
+            found = np.concatenate([self._request_roots(part, instant) for part in _batches(asked)])
             self._check_roots(asked, found, instant, layers, shift)
             memory.remember(asked, found)
             roots[~known] = found
@@ -131,20 +134,20 @@ class ChunkedGraph:
 
     def are_current(self, ids: Ids, instant: Instant) -> npt.NDArray[np.bool_]:
         """Tell which ids are roots at an instant."""
-        check = _list_of("is_latest", len(ids))
-        reply = self._ask("POST", f"is_latest_roots?timestamp={instant.seconds}", {"node_ids": ids.tolist()}, check)
-        return np.array(self._object(reply)["is_latest"], dtype=bool)
+        check = _list_check("is_latest", len(ids))
+        reply = self._request("POST", f"is_latest_roots?timestamp={instant.seconds}", {"node_ids": ids.tolist()}, check)
+        return np.array(self._json_object(reply)["is_latest"], dtype=bool)
 
-    def made_at(self, roots: Sequence[int]) -> dict[int, Instant]:
+    def creation_times(self, roots: Sequence[int]) -> dict[int, Instant]:
         """Return when each root came to be, without those that are none."""
         found = self._times(roots)
         # Ids that are no roots are left out of the answer, which does not tell which.
         if len(found) != len(roots):
-            each = in_parallel(lambda root, stop: self._times([root]), roots, self.connection.concurrency)
+            each = run_in_parallel(lambda root, stop: self._times([root]), roots, self.connection.concurrency)
             return {root: times[0] for root, times in zip(roots, each, strict=True) if times}
         return dict(zip(roots, found, strict=True))
 
-    def relatives(self, made: dict[int, Instant], instant: Instant) -> dict[int, list[int]]:
+    def current_relatives(self, made: dict[int, Instant], instant: Instant) -> dict[int, list[int]]:
         """Return the roots that each root became, or that it was made of, and that are current at an instant.
 
         Parameters
@@ -154,7 +157,7 @@ class ChunkedGraph:
         instant : Instant
             When.
         """
-        lines = in_parallel(
+        lines = run_in_parallel(
             lambda item, stop: self._lineage(*item, instant), list(made.items()), self.connection.concurrency
         )
         everyone = np.array(sorted(set().union(*lines)), np.uint64)
@@ -162,21 +165,21 @@ class ChunkedGraph:
         return {root: sorted(line & current) for root, line in zip(made, lines, strict=True)}
 
     def _times(self, roots: Sequence[int]) -> list[Instant]:
-        check = _list_of("timestamp", None)
+        check = _list_check("timestamp", None)
         value = {"node_ids": list(roots)}
-        reply = self._ask("POST", "root_timestamps?latest=False", value, check, missing_ok=len(roots) == 1)
+        reply = self._request("POST", "root_timestamps?latest=False", value, check, missing_ok=len(roots) == 1)
         if reply.status != 200:
             return []
-        return [instant_of(time) for time in self._object(reply)["timestamp"]]
+        return [instant_of(time) for time in self._json_object(reply)["timestamp"]]
 
     def _lineage(self, root: int, made: Instant, instant: Instant) -> set[int]:
         # Forebears that were current at the instant were made before it: all of the past is asked for then.
         since = f"&timestamp_past={made.seconds}" if made <= instant else ""
         path = f"lineage_graph_multiple?timestamp_future={max(made, instant).seconds}{since}"
-        reply = self._ask("POST", path, {"root_ids": [root]}, _list_of("nodes", None), missing_ok=True)
+        reply = self._request("POST", path, {"root_ids": [root]}, _list_check("nodes", None), missing_ok=True)
         if reply.status != 200:
             return set()
-        ids = [node.get("id") if isinstance(node, dict) else None for node in self._object(reply)["nodes"]]
+        ids = [node.get("id") if isinstance(node, dict) else None for node in self._json_object(reply)["nodes"]]
         ids = [int(i) if isinstance(i, str) and re.fullmatch("[0-9]{1,20}", i) else i for i in ids]
         numbers = {i for i in ids if isinstance(i, int) and 0 <= i < 2**64}
         if len(numbers) < len(set(map(str, ids))):
@@ -185,32 +188,32 @@ class ChunkedGraph:
 
     # -----------------------------------------------------------------------------------------------------
 
-    def _ask(
+    def _request(
         self,
         method: str,
         path: str,
         value: object = None,
-        check: Callable[[Reply], str] = no_json,
+        check: Callable[[Reply], str] = json_problem,
         *,
         missing_ok: bool = False,
     ) -> Reply:
         url = f"{self.server}/{self.service}/api/v1/table/{self.table}/{path}"
         body = value if isinstance(value, bytes) or value is None else json.dumps(value).encode()
         kind = "application/octet-stream" if isinstance(value, bytes) else "application/json"
-        reply = ask_service(method, url, self.connection, self.token, body=body, kind=kind, check=check)
+        reply = request_service(method, url, self.connection, self.token, body=body, kind=kind, check=check)
         check_allowed(reply, self.name, self.server, self.token, self.connection.access)
         if reply.status != 200 and not (missing_ok and reply.status in (400, 404)):
-            words = self.token.hide(said(reply)) if self.token else said(reply)
+            words = self.token.hide(server_message(reply)) if self.token else server_message(reply)
             raise ServerError(f"{self.name}: {path.partition('?')[0]} answered HTTP {reply.status} {words}".rstrip())
         return reply
 
-    def _ask_roots(self, supervoxels: Ids, instant: Instant) -> Ids:
+    def _request_roots(self, supervoxels: Ids, instant: Instant) -> Ids:
         def check(reply: Reply) -> str:
             got, want = len(reply.body), 8 * len(supervoxels)
             return "" if got == want else f"{got} bytes of roots came for {len(supervoxels)} supervoxels, not {want}"
 
         body = supervoxels.astype("<u8").tobytes()
-        reply = self._ask("POST", f"roots_binary?timestamp={instant.seconds}", body, check)
+        reply = self._request("POST", f"roots_binary?timestamp={instant.seconds}", body, check)
         return np.frombuffer(reply.body, "<u8").astype(np.uint64)
 
     def _check_roots(self, asked: Ids, found: Ids, instant: Instant, layers: int | None, shift: int) -> None:
@@ -227,8 +230,8 @@ class ChunkedGraph:
                 "not those of this table, or the instant lies before the graph's first"
             )
 
-    def _object(self, reply: Reply) -> dict[str, Any]:
-        found = parse_json(reply.body) if not no_json(reply) else None
+    def _json_object(self, reply: Reply) -> dict[str, Any]:
+        found = parse_json(reply.body) if not json_problem(reply) else None
         if not isinstance(found, dict):
             raise ServerError(f"{self.name} answered with something that is no JSON object")
         return found
@@ -236,11 +239,11 @@ class ChunkedGraph:
     def _is_up(self) -> bool:
         try:
             url = f"{self.server}/{self.service}/api/version"
-            return ask_service("GET", url, self.connection, self.token, check=lambda reply: "").status == 200
+            return request_service("GET", url, self.connection, self.token, check=lambda reply: "").status == 200
         except ServerError:
             return False
 
-    def _no_table(self, why: str) -> SourceNotFoundError:
+    def _missing_table_error(self, why: str) -> SourceNotFoundError:
         return SourceNotFoundError(
             f"there is no table {self.table!r} on {self.server}, or it fails there ({why}); check the name: "
             "imageryxr.open_datastack finds the right one by the name of the datastack"
@@ -267,7 +270,7 @@ def graph_at(address: Address, *, token: Token | str | None, connection: Connect
     return ChunkedGraph(f"{place.scheme}://{place.netloc}", service, table, held, connection)
 
 
-def pinned(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instant:
+def pin_instant(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instant:
     """Return the one instant of a layer: the one asked for, or now.
 
     Parameters
@@ -284,8 +287,8 @@ def pinned(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instan
     TimestampError
         If it lies before the graph's first state, or in the future, where the state may still change.
     """
-    now = _agreed(graph, Instant.now(), clock)
-    instant = named_instant(timestamp)
+    now = _reconcile_clocks(graph, Instant.now(), clock)
+    instant = parse_timestamp(timestamp)
     if instant is None:
         return now
     if instant > now.after(CLOCK_SECONDS):
@@ -302,7 +305,7 @@ def pinned(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instan
     return instant
 
 
-def named_instant(timestamp: Any) -> Instant | None:
+def parse_timestamp(timestamp: Any) -> Instant | None:
     """Return the instant that somebody gave; None for None and "now".
 
     Raises
@@ -315,7 +318,7 @@ def named_instant(timestamp: Any) -> Instant | None:
     return timestamp if isinstance(timestamp, Instant) else instant_of(timestamp)
 
 
-def _agreed(graph: ChunkedGraph, here: Instant, clock: Instant | None) -> Instant:
+def _reconcile_clocks(graph: ChunkedGraph, here: Instant, clock: Instant | None) -> Instant:
     # A pin in the server's future would not hold: edits would still land before it. Its clock tells whole seconds.
     if clock is None:
         return here
@@ -340,7 +343,7 @@ def _clock(reply: Reply) -> Instant | None:
         return None
 
 
-def _list_of(key: str, count: int | None) -> Callable[[Reply], str]:
+def _list_check(key: str, count: int | None) -> Callable[[Reply], str]:
     def check(reply: Reply) -> str:
         try:
             found = parse_json(reply.body)[key]
@@ -414,7 +417,7 @@ def _memory_of(table: Sequence[str], instant: Instant) -> RootMemory:
         return memory
 
 
-def forget_roots() -> None:
+def clear_roots() -> None:
     """Forget all roots that this process knows."""
     global _lock
     _lock = threading.Lock()
@@ -422,4 +425,4 @@ def forget_roots() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=forget_roots)  # a lock may have been held by a thread that is not there
+    os.register_at_fork(after_in_child=clear_roots)  # a lock may have been held by a thread that is not there

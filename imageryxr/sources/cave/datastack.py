@@ -18,12 +18,12 @@ import numpy as np
 from imageryxr.core.bbox import Triple, check_resolution
 from imageryxr.errors import AddressError, OptionError, ServerError, SourceError, SourceNotFoundError
 from imageryxr.sources.address import parse_address
-from imageryxr.sources.base import plain
+from imageryxr.sources.base import clean_message
 from imageryxr.sources.cave.timestamp import Instant, instant_of
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_token
 from imageryxr.sources.fetch.client import Connection, Reply
-from imageryxr.sources.fetch.json_service import ask_service
-from imageryxr.sources.fetch.policy import Access, access_of_named
+from imageryxr.sources.fetch.json_service import request_service
+from imageryxr.sources.fetch.policy import Access, access_for_named_address
 from imageryxr.sources.fetch.url import hide_secrets, parse_web_url
 from imageryxr.sources.json_members import parse_json
 
@@ -59,7 +59,7 @@ class Datastack:
         """
         address = parse_address(self.image_source if layer == "image" else self.segmentation_source)
         what = f"the {layer}_source of the datastack {self.name!r}"
-        return replace(connection, access=access_of_named(address, self.server, connection.access, what))
+        return replace(connection, access=access_for_named_address(address, self.server, connection.access, what))
 
 
 def find_datastack(
@@ -101,20 +101,22 @@ def find_datastack(
     by_name = isinstance(client_or_name, str)
     client = None if by_name else client_or_name
     name = client_or_name if by_name else _name_of(client)
-    server = _web_address(server_address or getattr(client, "server_address", None) or _noted(name) or DEFAULT_SERVER)
+    server = _web_address(
+        server_address or getattr(client, "server_address", None) or _stored_server(name) or DEFAULT_SERVER
+    )
     found_token = find_token(parse_web_url(server).netloc, given=token, client=client)
     if client is None or server_address is not None:
-        told = _ask_info(name, server, found_token, connection)
+        told = _request_info(name, server, found_token, connection)
     else:
-        told = _told_by(client, name, found_token)
-    found = _read(name, server, told, found_token, connection.access)
+        told = _info_from_client(client, name, found_token)
+    found = _parse_info(name, server, told, found_token, connection.access)
     if version is not None:
-        return _at_version(found, version, connection)
+        return _pin_version(found, version, connection)
     held, time = getattr(client, "version", None), getattr(client, "timestamp", None)
     if time is not None:
         return _replaced(found, held, instant_of(time, naive_is_utc=True))
     set_alone = _version_of_tables(client)
-    return found if set_alone is None else _at_version(found, set_alone, connection)
+    return found if set_alone is None else _pin_version(found, set_alone, connection)
 
 
 def _version_of_tables(client: Any) -> int | None:
@@ -144,11 +146,11 @@ def _name_of(client: Any) -> str:
     return str(name)
 
 
-def _told_by(client: Any, name: str, token: Token | None) -> dict[str, Any]:
+def _info_from_client(client: Any, name: str, token: Token | None) -> dict[str, Any]:
     try:
         found = client.info.get_datastack_info()
     except Exception as error:  # of the client's own kinds, and with whatever a server said
-        said = f"{type(error).__name__}: {plain(error)}"
+        said = f"{type(error).__name__}: {clean_message(error)}"
         problem = token.hide(said) if token else said
     else:
         if isinstance(found, dict):
@@ -176,7 +178,7 @@ def _web_address(server: str) -> str:
     return url
 
 
-def _noted(name: str) -> str | None:
+def _stored_server(name: str) -> str | None:
     # caveclient notes the server of a datastack where somebody once named it.
     path = Path(os.path.expanduser("~/.cloudvolume/secrets/cave_datastack_to_server_map.json"))
     try:
@@ -187,33 +189,33 @@ def _noted(name: str) -> str | None:
     return server if isinstance(server, str) else None
 
 
-def _ask_info(name: str, server: str, token: Token | None, connection: Connection) -> dict[str, Any]:
+def _request_info(name: str, server: str, token: Token | None, connection: Connection) -> dict[str, Any]:
     url = f"{server}/info/api/v2/datastack/full/{quote(name, safe='')}"
-    reply = _ask(url, f"the datastack {name!r}", server, token, connection)
+    reply = _request(url, f"the datastack {name!r}", server, token, connection)
     if reply.status == 404:
         raise SourceNotFoundError(
             f"there is no datastack {name!r} on {server}; check the name, or say where it is: "
             "open_datastack(…, server_address='https://…')"
         )
-    return _object(reply, f"{server} (datastack {name!r})")
+    return _json_object(reply, f"{server} (datastack {name!r})")
 
 
-def _ask(url: str, what: str, server: str, token: Token | None, connection: Connection) -> Reply:
-    reply = ask_service("GET", url, connection, token)
+def _request(url: str, what: str, server: str, token: Token | None, connection: Connection) -> Reply:
+    reply = request_service("GET", url, connection, token)
     check_allowed(reply, what, server, token, connection.access)
     if reply.status not in (200, 404):
         raise ServerError(f"{server} answered HTTP {reply.status} for {what}")
     return reply
 
 
-def _object(reply: Reply, name: str) -> dict[str, Any]:
+def _json_object(reply: Reply, name: str) -> dict[str, Any]:
     found = parse_json(reply.body)
     if not isinstance(found, dict):
         raise ServerError(f"{name} answered with a {type(found).__name__}, not a JSON object")
     return found
 
 
-def _read(name: str, server: str, told: dict[str, Any], token: Token | None, access: Access) -> Datastack:
+def _parse_info(name: str, server: str, told: dict[str, Any], token: Token | None, access: Access) -> Datastack:
     volume = told.get("aligned_volume")
     image = volume.get("image_source") if isinstance(volume, dict) else None
     segmentation = told.get("segmentation_source")
@@ -225,7 +227,7 @@ def _read(name: str, server: str, told: dict[str, Any], token: Token | None, acc
     local = _local_server(name, server, told.get("local_server"))
     if token is not None and token.header_for(server, access) is not None:
         # The service has the token and could pass it on: the servers of the datastack that it names may have it.
-        token = token.named_for(*_hosts_of(local, image, segmentation))
+        token = token.with_hosts(*_hosts_of(local, image, segmentation))
     unit = check_resolution(sizes) if known else None
     return Datastack(name, server, image.strip(), segmentation.strip(), unit, local, token)
 
@@ -251,26 +253,26 @@ def _hosts_of(*addresses: str) -> list[str]:
     return found
 
 
-def _at_version(stack: Datastack, version: int, connection: Connection) -> Datastack:
+def _pin_version(stack: Datastack, version: int, connection: Connection) -> Datastack:
     if isinstance(version, bool) or not isinstance(version, int | np.integer):
         raise OptionError(f"version={version!r} is no materialization; versions are whole numbers, e.g. version=1078")
     version = int(version)
     base = f"{stack.local_server}/materialize/api/v3/datastack/{quote(stack.name, safe='')}"
     what = f"version {version} of {stack.name}"
-    reply = _ask(f"{base}/version/{version}", what, stack.local_server, stack.token, connection)
+    reply = _request(f"{base}/version/{version}", what, stack.local_server, stack.token, connection)
     if reply.status == 404:
         raise SourceNotFoundError(
-            f"there is no materialization {version} of {stack.name!r}: {_versions(stack, base, connection)}"
+            f"there is no materialization {version} of {stack.name!r}: {_available_versions(stack, base, connection)}"
         )
-    time = _object(reply, what).get("time_stamp")
+    time = _json_object(reply, what).get("time_stamp")
     if not isinstance(time, str):
         raise ServerError(f"{stack.local_server} tells no time for {what}")
     return _replaced(stack, version, instant_of(time, naive_is_utc=True))
 
 
-def _versions(stack: Datastack, base: str, connection: Connection) -> str:
+def _available_versions(stack: Datastack, base: str, connection: Connection) -> str:
     try:
-        reply = _ask(f"{base}/versions", f"versions of {stack.name}", stack.local_server, stack.token, connection)
+        reply = _request(f"{base}/versions", f"versions of {stack.name}", stack.local_server, stack.token, connection)
         found = parse_json(reply.body) if reply.status == 200 else []
     except ServerError:
         found = []

@@ -12,14 +12,15 @@ import numpy.typing as npt
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import OptionError, SegmentError, ServerError, SourceError, StaleRootError
 from imageryxr.sources.address import Address, parse_address
-from imageryxr.sources.base import LayerType, Level, Missing, Source, plain, read_error, read_filled
-from imageryxr.sources.cave.chunkedgraph import ChunkedGraph, graph_at, named_instant, pinned
+from imageryxr.sources.base import LayerType, Level, Missing, Source, clean_message, read_error, read_filled
+from imageryxr.sources.cave.chunkedgraph import ChunkedGraph, graph_at, parse_timestamp, pin_instant
 from imageryxr.sources.cave.timestamp import Instant
 from imageryxr.sources.fetch.auth import Token
-from imageryxr.sources.fetch.client import Connection, in_parallel
-from imageryxr.sources.fetch.policy import access_of_named
+from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.policy import access_for_named_address
+from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
-from imageryxr.sources.json_members import shown
+from imageryxr.sources.json_members import format_value
 from imageryxr.sources.precomputed.source import PrecomputedSource, open_precomputed
 
 # Voxels that a thread gives their roots at a time.
@@ -44,7 +45,7 @@ class KeptRoot:
     inside: bool
     """Whether its supervoxels are some of theirs, or of all others."""
 
-    def may_have(self, roots: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    def candidates(self, roots: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Tell for which supervoxels, of which roots now, it takes a question whether they were its own."""
         return np.isin(roots, np.array(self.among, np.uint64), invert=not self.inside)
 
@@ -94,7 +95,7 @@ class GrapheneSource:
         of_others = {"stale_ids": sorted(old.root for old in self.kept)} if self.kept else {}
         return {"agglomerate": True, "timestamp": self.instant.iso, **of_others}
 
-    def unjoined(self) -> GrapheneSource:
+    def without_agglomeration(self) -> GrapheneSource:
         """Return the supervoxels of the same table."""
         return replace(self, instant=None, kept=())
 
@@ -124,7 +125,7 @@ class GrapheneSource:
             table = relabel.build_relabel_table(ids, roots)
             step = -(-len(labels) // max(1, labels.size // RELABELLED))
             parts = [labels[i : i + step] for i in range(0, len(labels), step)]
-            in_parallel(lambda part, stop: relabel.relabel(part, table), parts, self.graph.connection.concurrency)
+            run_in_parallel(lambda part, stop: relabel.relabel(part, table), parts, self.graph.connection.concurrency)
         return labels
 
     def _roots(self, ids: npt.NDArray[np.uint64], instant: Instant) -> npt.NDArray[np.uint64]:
@@ -132,7 +133,7 @@ class GrapheneSource:
         found = self.graph.roots(ids, instant, self.root_layer, shift)
         roots = found.copy()
         for old in self.kept:
-            at = np.flatnonzero(old.may_have(found))
+            at = np.flatnonzero(old.candidates(found))
             if len(at):
                 then = self.graph.roots(ids[at], old.instant, self.root_layer, shift)
                 roots[at[then == np.uint64(old.root)]] = old.root
@@ -180,8 +181,8 @@ def open_graphene(
     connection = connection or Connection()
     graph = graph_at(address, token=token, connection=connection)
     info, clock = graph.info()
-    named_instant(timestamp)  # what is no time is an error, for supervoxels as well
-    instant = pinned(graph, timestamp, clock) if agglomerate else None
+    parse_timestamp(timestamp)  # what is no time is an error, for supervoxels as well
+    instant = pin_instant(graph, timestamp, clock) if agglomerate else None
     stored = _supervoxels(graph, info, missing)
     if instant is not None and stored.dtype != np.uint64:
         raise SourceError(f"the supervoxels of {graph.name} are {stored.dtype}, but those of a graph are uint64")
@@ -197,18 +198,20 @@ def _layer_numbers(graph: ChunkedGraph, layout: Any) -> tuple[int | None, int]:
     for name, value, most in (("n_layers", layers, 255), ("n_bits_for_layer_id", bits, 32)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
             raise SourceError(
-                f"the info of {graph.name} has the {name} {shown(value)}; it must be a whole number from 1 to {most}"
+                f"the info of {graph.name} has {name} {format_value(value)}; it must be a whole number from 1 to {most}"
             )
     return layers, bits
 
 
 def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) -> PrecomputedSource:
     place = parse_address(str(info["data_dir"]))
-    access = access_of_named(place, graph.server, graph.connection.access, f"the info of the table {graph.table!r}")
+    access = access_for_named_address(
+        place, graph.server, graph.connection.access, f"the info of the table {graph.table!r}"
+    )
     token, connection = graph.token, replace(graph.connection, access=access)
     if token and place.url.startswith(MIDDLEAUTH) and token.header_for(graph.server, access) is not None:
         # The graph server has the token and could pass it on: its storage may have it.
-        token = token.named_for(parse_web_url(place.url).netloc)
+        token = token.with_hosts(parse_web_url(place.url).netloc)
     stored = {key: info[key] for key in _STORED if key in info}
     found = open_precomputed(place, missing=missing, info=stored, token=token, connection=connection, channel=0)
     name = f"{graph.name} (supervoxels at {found.name})"
@@ -226,7 +229,7 @@ def check_stale(stale: Any) -> Stale:
     return chosen
 
 
-def with_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[GrapheneSource, list[int]]:
+def resolve_root_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[GrapheneSource, list[int]]:
     """Return a layer and the root ids to keep of it, asking the graph whether they are current at its instant.
 
     Parameters
@@ -248,31 +251,31 @@ def with_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[
         If one is not current, and that is to raise.
     """
     asked = np.array(list(ids), dtype=np.uint64)
-    _refuse_other_layers(source, asked)
+    _check_id_layers(source, asked)
     if source.instant is None or not len(asked):
         return source, [int(i) for i in asked]
     current = source.graph.are_current(asked, source.instant)
     others = [int(i) for i in asked[~current]]
-    born = source.graph.made_at(others) if others else {}
+    born = source.graph.creation_times(others) if others else {}
     unknown = [root for root in others if root not in born]
     if unknown:
         raise SegmentError(
-            f"{_listed(unknown)} {'is no root' if len(unknown) == 1 else 'are no roots'} of {source.name} at any time; "
-            "check the ids: they are numbers of up to 19 digits, which a float or a spreadsheet cuts"
+            f"{_format_ids(unknown)} {'is no root' if len(unknown) == 1 else 'are no roots'} of {source.name} at any "
+            "time; check the ids: they have up to 19 digits, which floats and spreadsheets cut short"
         )
     if not others:
         return source, [int(i) for i in asked]
-    successors = source.graph.relatives(born, source.instant)
+    successors = source.graph.current_relatives(born, source.instant)
     kept = [int(i) for i in asked[current]]
     if stale == "keep":
-        old = _kept(source.graph, born, successors, kept, source.instant)
+        old = _kept_roots(source.graph, born, successors, kept, source.instant)
         return replace(source, kept=old), [int(i) for i in asked]
     if stale == "raise" or not all(successors.values()):
-        raise _stale(source, successors)
+        raise _stale_error(source, successors)
     return source, sorted({*kept, *(new for found in successors.values() for new in found)})
 
 
-def _kept(
+def _kept_roots(
     graph: ChunkedGraph,
     born: dict[int, Instant],
     successors: dict[int, list[int]],
@@ -291,50 +294,50 @@ def _kept(
     )
 
 
-def _refuse_other_layers(source: GrapheneSource, ids: npt.NDArray[np.uint64]) -> None:
+def _check_id_layers(source: GrapheneSource, ids: npt.NDArray[np.uint64]) -> None:
     if source.root_layer is None:
         return
     layers = ids >> np.uint64(64 - source.layer_bits)
     if source.instant is None:
-        _refuse_roots(source, ids[layers > 1], ids[layers <= 1])
+        _check_no_roots(source, ids[layers > 1], ids[layers <= 1])
         return
     wrong = ids[layers != np.uint64(source.root_layer)]
     if len(wrong):
         raise SegmentError(
-            f"{int(wrong[0])} is {_kind(source, wrong[0])}, not a root of {source.name}; give root ids (layer "
+            f"{int(wrong[0])} is {_node_kind(source, wrong[0])}, not a root of {source.name}; give root ids (layer "
             f"{source.root_layer}), or agglomerate=False for supervoxels"
         )
 
 
-def _refuse_roots(source: GrapheneSource, roots: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) -> None:
+def _check_no_roots(source: GrapheneSource, roots: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) -> None:
     if len(roots):
         advice = "give supervoxels only" if len(others) else "leave agglomerate=False out for roots"
         raise SegmentError(
-            f"{int(roots[0])} is {_kind(source, roots[0])} of {source.graph.name}, and agglomerate=False has "
+            f"{int(roots[0])} is {_node_kind(source, roots[0])} of {source.graph.name}, and agglomerate=False has "
             f"supervoxels (layer 1); {advice}"
         )
 
 
-def _kind(source: GrapheneSource, number: np.uint64) -> str:
+def _node_kind(source: GrapheneSource, number: np.uint64) -> str:
     layer = int(number >> np.uint64(64 - source.layer_bits))
     named = {0: "no id of a graph", 1: "a supervoxel", source.root_layer: "a root"}
     return named.get(layer, f"a node of layer {layer}")
 
 
-def _stale(source: GrapheneSource, successors: dict[int, list[int]]) -> StaleRootError:
-    told = "; ".join(
-        f"{root} is {_listed(new)} then" if new else f"{root} has no successor that the graph tells"
+def _stale_error(source: GrapheneSource, successors: dict[int, list[int]]) -> StaleRootError:
+    listed = "; ".join(
+        f"{root} is {_format_ids(new)} then" if new else f"the graph lists no successor of {root}"
         for root, new in list(successors.items())[:5]
     )
     more = f"; and {len(successors) - 5} more" if len(successors) > 5 else ""
     return StaleRootError(
-        f"not current in {plain(source.name)} at {source.instant}: {told}{more}; give the ids of that instant, another "
-        "timestamp, stale='update' to take these, or stale='keep' to draw what it was",
+        f"not current in {clean_message(source.name)} at {source.instant}: {listed}{more}; give the ids of that "
+        "instant, another timestamp, stale='update' to take the successors, or stale='keep' to draw the old root",
         successors,
     )
 
 
-def _listed(ids: list[int]) -> str:
+def _format_ids(ids: list[int]) -> str:
     return ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
 
 

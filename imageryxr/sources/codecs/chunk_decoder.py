@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.errors import ImageryWarning
-from imageryxr.sources.base import is_page, plain
-from imageryxr.sources.codecs.images import PICTURES, decode_picture, picture_problem
-from imageryxr.sources.codecs.isolated import APART, DecoderStartError, decode_apart
+from imageryxr.sources.base import clean_message, is_html_page
+from imageryxr.sources.codecs.images import PICTURE_ENCODINGS, decode_picture, picture_problem
+from imageryxr.sources.codecs.isolated import ISOLATED_ENCODINGS, DecoderStartError, decode_in_process
 from imageryxr.sources.codecs.stream_lengths import stream_problem
 
 _EMPTY = "it is empty (0 bytes): it was cut short when written"
@@ -32,7 +32,7 @@ class DamagedChunkError(ValueError):
     """A stored chunk that is not what its layer says it is; `PrecomputedSource` says of which box."""
 
 
-def watch(volume: Any) -> Any:
+def enable_chunk_checks(volume: Any) -> Any:
     """Let every chunk of a CloudVolume be checked as it is decoded; return the volume.
 
     A chunk that is damaged then raises `DamagedChunkError` where CloudVolume would print an error and raise another,
@@ -50,7 +50,7 @@ def _wrap_decoding() -> None:
 
     inner = getattr(rx, "_decode_helper", None)
     if inner is None:
-        _tell_unknown()
+        _warn_unknown_version()
         return
 
     def helper(decoder: Any, meta: Any, where: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
@@ -68,10 +68,12 @@ def _wrap_decoding() -> None:
         if not hasattr(meta, _MARK) or isinstance(content, np.ndarray):
             return inner(decoder, meta, where, content, *args, **kwargs)
         if content is not None and len(content) == 0:
-            raise _damaged(where, _EMPTY)
+            raise _damaged_chunk_error(where, _EMPTY)
         found = inner(quiet, meta, where, content, *args, **kwargs)
         if failures:
-            raise _damaged(where, failures[0]) if isinstance(failures[0], DamagedChunkError) else failures[0]
+            raise (
+                _damaged_chunk_error(where, failures[0]) if isinstance(failures[0], DamagedChunkError) else failures[0]
+            )
         return found
 
     rx._decode_helper = helper
@@ -85,7 +87,7 @@ def _wrap_shards() -> None:
     if not (hasattr(sharding, "CloudFiles") and hasattr(cacheservice, "CloudFiles")) or not hasattr(
         sharding.ShardReader, "decode_index"
     ):
-        _tell_unknown()
+        _warn_unknown_version()
         return
     inner = sharding.ShardReader.decode_index
 
@@ -104,7 +106,9 @@ def _wrap_shards() -> None:
                 start, end = answer["byte_range"]
                 content = answer["content"]
                 if content is not None and end is not None and len(content) != end - (start or 0):
-                    cause = "a web page came in its place" if is_page(content) else "it was cut short, or overwritten"
+                    cause = (
+                        "a web page came in its place" if is_html_page(content) else "it was cut short, or overwritten"
+                    )
                     raise DamagedChunkError(
                         f"the shard {answer['path']} gave {len(content)} bytes where {end - (start or 0)} should be: "
                         f"{cause}"
@@ -125,7 +129,7 @@ def _wrap_shards() -> None:
     sharding.ShardReader.decode_index = decode_index
 
 
-def _tell_unknown() -> None:
+def _warn_unknown_version() -> None:
     warnings.warn(
         "this release of CloudVolume decodes chunks in another way than imageryxr knows, so damaged ones may go "
         "unnoticed; pip install 'cloud-volume<13', or a newer imageryxr",
@@ -134,7 +138,7 @@ def _tell_unknown() -> None:
     )
 
 
-def _damaged(where: Any, problem: object) -> DamagedChunkError:
+def _damaged_chunk_error(where: Any, problem: object) -> DamagedChunkError:
     from cloudvolume import Bbox
 
     box = Bbox.create(where)
@@ -180,14 +184,14 @@ def decode_chunk(
     DecoderStartError
         If there is no process to decode it in.
     """
-    named, problem = encoding, _problem(stored, encoding, shape, dtype, block)
+    named, problem = encoding, _chunk_problem(stored, encoding, shape, dtype, block)
     if problem:
         raise DamagedChunkError(problem)
     try:
-        if encoding in APART:
+        if encoding in ISOLATED_ENCODINGS:
             # To what follows, of which CloudVolume's way to one voxel is a part, these voxels were stored as they are.
-            stored, encoding = _decode_apart(stored, encoding, shape, dtype), "raw"
-        elif encoding in PICTURES:
+            stored, encoding = _decode_isolated(stored, encoding, shape, dtype), "raw"
+        elif encoding in PICTURE_ENCODINGS:
             stored, encoding = decode_picture(stored, encoding, shape, dtype), "raw"
         elif encoding == "compressed_segmentation" and shape[3] > 1:
             stored, encoding = _decode_channels(stored, shape, dtype, block), "raw"
@@ -195,7 +199,9 @@ def decode_chunk(
     except (ImportError, DecoderStartError, DamagedChunkError):
         raise
     except Exception as error:
-        raise DamagedChunkError(f"it cannot be decoded as {named} ({plain(error) or type(error).__name__})") from error
+        raise DamagedChunkError(
+            f"it cannot be decoded as {named} ({clean_message(error) or type(error).__name__})"
+        ) from error
     # Of a single voxel, CloudVolume decodes no more; its channels then lie where it cannot put them down itself.
     if found.shape == (shape[3], 1, 1, 1):
         found = found.reshape(1, 1, 1, -1)
@@ -214,10 +220,10 @@ def _decoder(given: Any) -> Any:
     return chunks.decode
 
 
-def _decode_apart(
+def _decode_isolated(
     stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
-    found = decode_apart(stored, encoding, math.prod(shape) * max(dtype.itemsize, 4))
+    found = decode_in_process(stored, encoding, math.prod(shape) * max(dtype.itemsize, 4))
     # compresso and crackle hold three axes, and zfpc leaves out those behind the last that it was given.
     if found.shape + (1,) * (4 - found.ndim) != shape:
         raise DamagedChunkError(f"it decodes to {found.shape} voxels where {shape} should be")
@@ -241,10 +247,12 @@ def _decode_channels(
     return b"".join(found)
 
 
-def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: Any) -> str:
+def _chunk_problem(
+    stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: Any
+) -> str:
     if len(stored) == 0:
         return _EMPTY
-    if is_page(stored):
+    if is_html_page(stored):
         return "it is a web page, such as servers send to ask for a login"
     if encoding == "raw":
         expected = math.prod(shape) * dtype.itemsize
@@ -256,6 +264,6 @@ def _problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype
 
         x, y, z = (int(b) for b in block)
         return segmentation_problem(stored, shape, dtype.itemsize, (x, y, z))
-    if encoding in PICTURES:
+    if encoding in PICTURE_ENCODINGS:
         return picture_problem(stored, encoding, shape, dtype)
     return stream_problem(stored, encoding, shape)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 MEMORY = 8 << 30
 PADDING = (b"\0", b"\xff")
 # Without the highest bit of a byte, so that a wider id of the same sign comes of it.
-_TURNS = itertools.cycle(range(1, 128))
+_FLIPS = itertools.cycle(range(1, 128))
 
 
 def decode(stored: bytes, encoding: str, expected: int) -> Any:
@@ -28,17 +28,17 @@ def decode(stored: bytes, encoding: str, expected: int) -> Any:
 
         return compresso.decompress(stored)
     if encoding == "crackle":
-        return _crackle(stored)
+        return _decode_crackle(stored)
     if encoding == "zfpc":
         import zfpc
 
         return zfpc.decompress(stored)
     if encoding in ("fpzip", "kempressed"):
-        return _fpzip(stored, encoding, expected)
+        return _decode_fpzip(stored, encoding, expected)
     raise ValueError(f"{encoding} is not decoded here")
 
 
-def _crackle(stored: bytes) -> Any:
+def _decode_crackle(stored: bytes) -> Any:
     """Decode a stream whose damaged slices the decoder leaves as the memory was, with voxels of another chunk in it.
 
     It finds by checksums which slices are damaged, and then loses what it raised. So it has the stream a second time,
@@ -47,16 +47,16 @@ def _crackle(stored: bytes) -> Any:
     """
     import crackle
 
-    turn = next(_TURNS)
+    turn = next(_FLIPS)
     found = crackle.decompress(stored, parallel=1)
-    again = crackle.decompress(_turned(stored, turn), parallel=1)
+    again = crackle.decompress(_flip_id_bits(stored, turn), parallel=1)
     again ^= found
     if (again != again.dtype.type(turn)).any():
         raise ValueError("slices of it do not fit their checksums, or cannot be followed")
     return found
 
 
-def _turned(stored: bytes, turn: int) -> bytes:
+def _flip_id_bits(stored: bytes, turn: int) -> bytes:
     """Return a crackle stream, whose lengths add up, with bits of the lowest byte of all its ids turned over."""
     import numpy as np
     from google_crc32c import value
@@ -79,7 +79,7 @@ def _turned(stored: bytes, turn: int) -> bytes:
     return turned.tobytes()
 
 
-def _fpzip(stored: bytes, encoding: str, expected: int) -> Any:
+def _decode_fpzip(stored: bytes, encoding: str, expected: int) -> Any:
     """Decode a stream that does not say how long it is, by a decoder that reads on beyond its end.
 
     fpzip is a range coder (Lindstrom and Isenburg 2006, doi:10.1109/TVCG.2006.143): what it decodes rises with the

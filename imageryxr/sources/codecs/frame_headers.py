@@ -55,9 +55,9 @@ def declared_size(frame: bytes | memoryview, codec: str) -> int | None:
     """
     head = memoryview(frame)
     if codec != "zstd":
-        return _number(head, 4 if codec == "blosc" else 0, 4)
+        return _read_uint(head, 4 if codec == "blosc" else 0, 4)
     begin, count = _zstd_size_field(head)
-    return _number(head, begin, count) + (256 if count == 2 else 0) if count else None
+    return _read_uint(head, begin, count) + (256 if count == 2 else 0) if count else None
 
 
 def _zstd_size_field(frame: memoryview) -> tuple[int, int]:
@@ -67,7 +67,7 @@ def _zstd_size_field(frame: memoryview) -> tuple[int, int]:
     return 6 - is_single + dictionary, (is_single, 2, 4, 8)[flags >> 6]
 
 
-def _number(frame: memoryview, start: int, count: int) -> int:
+def _read_uint(frame: memoryview, start: int, count: int) -> int:
     return int.from_bytes(frame[start : start + count], "little")
 
 
@@ -77,11 +77,11 @@ def _size_problem(found: int, size: int, name: str) -> str:
     return f"its {name} header says that it decompresses to {found} bytes where {size} should be"
 
 
-def _blosc(frame: memoryview, size: int, item_sizes: tuple[int, ...]) -> str:
+def _blosc_problem(frame: memoryview, size: int, item_sizes: tuple[int, ...]) -> str:
     if len(frame) < _BLOSC_HEADER:
         return f"a chunk of {len(frame)} bytes is shorter than the header of Blosc"
     version, flags, item = frame[0], frame[2], frame[3]
-    found, block, length = (_number(frame, place, 4) for place in (4, 8, 12))
+    found, block, length = (_read_uint(frame, place, 4) for place in (4, 8, 12))
     if length > len(frame) or any(frame[length:]):  # some writers pad a frame with zeros
         return f"a chunk holds {len(frame)} bytes, and {length} by its own header"
     if version not in (1, 2) or length < _BLOSC_HEADER:
@@ -100,23 +100,23 @@ def _blosc(frame: memoryview, size: int, item_sizes: tuple[int, ...]) -> str:
     if first > length:
         return f"its Blosc header says {-(-found // block)} blocks, whose table does not fit into {length} bytes"
     starts = frame[_BLOSC_HEADER:first].cast("B")
-    places = [_number(starts, place, 4) for place in range(0, len(starts), 4)]
+    places = [_read_uint(starts, place, 4) for place in range(0, len(starts), 4)]
     return "" if all(first <= place < length for place in places) else "a block of its Blosc frame lies outside it"
 
 
-def _lz4(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
+def _lz4_problem(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
     if len(frame) < 5:
         return f"a chunk of {len(frame)} bytes is shorter than the header of LZ4"
-    return _size_problem(_number(frame, 0, 4), size, "LZ4")
+    return _size_problem(_read_uint(frame, 0, 4), size, "LZ4")
 
 
-def _zstd(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
+def _zstd_problem(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
     if len(frame) < 9 or bytes(frame[:4]) != _ZSTD_MAGIC:
         return "it does not begin as a Zstandard frame"
     flags = frame[4]
     begin, count = _zstd_size_field(frame)
     if count:
-        problem = _size_problem(_number(frame, begin, count) + (256 if count == 2 else 0), size, "Zstandard")
+        problem = _size_problem(_read_uint(frame, begin, count) + (256 if count == 2 else 0), size, "Zstandard")
         if problem:
             return problem
     return _zstd_blocks_problem(frame, begin + count, 4 * (flags >> 2 & 1), size)
@@ -129,7 +129,7 @@ def _zstd_blocks_problem(frame: memoryview, place: int, checksum: int, size: int
     while not is_last:
         if place + 3 > len(frame):
             return "its Zstandard frame ends before its last block"
-        head = _number(frame, place, 3)
+        head = _read_uint(frame, place, 3)
         is_last, kind, length = bool(head & 1), head >> 1 & 3, head >> 3
         if kind == 3 or length > _ZSTD_BLOCK:
             return "a block of its Zstandard frame has no possible header"
@@ -140,4 +140,8 @@ def _zstd_blocks_problem(frame: memoryview, place: int, checksum: int, size: int
     return "" if place + checksum <= len(frame) else "its Zstandard frame ends within its last block"
 
 
-_CHECKS: dict[str, Callable[[memoryview, int, tuple[int, ...]], str]] = {"blosc": _blosc, "lz4": _lz4, "zstd": _zstd}
+_CHECKS: dict[str, Callable[[memoryview, int, tuple[int, ...]], str]] = {
+    "blosc": _blosc_problem,
+    "lz4": _lz4_problem,
+    "zstd": _zstd_problem,
+}

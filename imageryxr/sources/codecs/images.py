@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PICTURES", "decode_picture", "picture_problem"]
+__all__ = ["PICTURE_ENCODINGS", "decode_picture", "picture_problem"]
 
-PICTURES = frozenset({"png", "jpeg", "jxl", "jpegxl"})
+PICTURE_ENCODINGS = frozenset({"png", "jpeg", "jxl", "jpegxl"})
 Shape = tuple[int, int, int, int]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -40,7 +40,7 @@ def picture_problem(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[
     stored : bytes
         The chunk, gzip and the like taken off.
     encoding : str
-        One of `PICTURES`.
+        One of `PICTURE_ENCODINGS`.
     shape : tuple of int
         Its voxels (x, y, z, channel).
     dtype : numpy.dtype
@@ -117,7 +117,7 @@ def _channel_problem(found: int, shape: Shape) -> str:
     return "" if found == shape[3] else f"its header says {found} components where {shape[3]} channels should be"
 
 
-def _big(stored: bytes, place: int, size: int) -> int:
+def _read_uint(stored: bytes, place: int, size: int) -> int:
     return int.from_bytes(stored[place : place + size], "big")
 
 
@@ -129,10 +129,14 @@ def _png_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
     place = 8
     names: list[bytes] = []
     while place < len(stored) and (not names or names[-1] != b"IEND"):
-        length, name, end = _big(stored, place, 4), stored[place + 4 : place + 8], place + 12 + _big(stored, place, 4)
+        length, name, end = (
+            _read_uint(stored, place, 4),
+            stored[place + 4 : place + 8],
+            place + 12 + _read_uint(stored, place, 4),
+        )
         if end > len(stored):
             return "it ends within a part of the PNG picture"
-        if zlib.crc32(stored[place + 4 : end - 4]) != _big(stored, end - 4, 4):
+        if zlib.crc32(stored[place + 4 : end - 4]) != _read_uint(stored, end - 4, 4):
             return f"the part {name.decode('latin-1')!r} of the PNG picture does not fit its checksum"
         if not names and (name != b"IHDR" or length != 13):
             return "it does not begin as a PNG picture"
@@ -140,7 +144,7 @@ def _png_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
         place = end
     if names[-1:] != [b"IEND"] or b"IDAT" not in names:
         return "the PNG picture ends before its last part"
-    width, height, depth, color = _big(stored, 16, 4), _big(stored, 20, 4), stored[24], stored[25]
+    width, height, depth, color = _read_uint(stored, 16, 4), _read_uint(stored, 20, 4), stored[24], stored[25]
     if color == _PNG_PALETTE:  # the decoder puts the colours of the palette in place of its indexes
         channels, depth = (4 if b"tRNS" in names else 3), 8
     elif color in _PNG_CHANNELS:
@@ -167,7 +171,11 @@ def _jpeg_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
                 return "its JPEG header is too short"
             if stored[begin] != 8:
                 return f"its header says {stored[begin]} bits where uint8 should be"
-            height, width, components = _big(stored, begin + 1, 2), _big(stored, begin + 3, 2), stored[begin + 5]
+            height, width, components = (
+                _read_uint(stored, begin + 1, 2),
+                _read_uint(stored, begin + 3, 2),
+                stored[begin + 5],
+            )
             return _size_problem(width, height, shape) or _channel_problem(components, shape)
         if 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return f"it is a JPEG picture of a kind that is not read (marker {marker:#x})"
@@ -188,7 +196,7 @@ def _jpeg_segments(stored: bytes) -> Iterator[tuple[int, int, int]]:
         elif marker in (0xD8, 0xD9, 0xDA):
             return
         else:
-            length = max(_big(stored, place + 2, 2), 2)
+            length = max(_read_uint(stored, place + 2, 2), 2)
             yield marker, place + 4, place + 2 + length
             place += 2 + length
 
@@ -209,9 +217,9 @@ def _jxl_boxes(stored: bytes) -> tuple[bytes, str]:
     """Return how the codestream in a file of boxes begins, and what is wrong with the lengths of the boxes."""
     place, head = 0, b""
     while place < len(stored):
-        length, kind, begin = _big(stored, place, 4), stored[place + 4 : place + 8], place + 8
+        length, kind, begin = _read_uint(stored, place, 4), stored[place + 4 : place + 8], place + 8
         if length == 1:
-            length, begin = _big(stored, place + 8, 8), place + 16
+            length, begin = _read_uint(stored, place + 8, 8), place + 16
         end = place + length if length else len(stored)
         if end > len(stored) or end < begin:
             return head, "it ends within a box of the JPEG XL picture"

@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from imageryxr.sources.codecs import decoder_process
 
-__all__ = ["APART", "DecoderStartError", "StreamError", "decode_apart"]
+__all__ = ["ISOLATED_ENCODINGS", "DecoderStartError", "StreamError", "decode_in_process"]
 
-APART = frozenset({"compresso", "crackle", "fpzip", "kempressed", "zfpc"})
-SECONDS = 60.0
+ISOLATED_ENCODINGS = frozenset({"compresso", "crackle", "fpzip", "kempressed", "zfpc"})
+TIMEOUT_SECONDS = 60.0
 """Longer than any chunk takes; what takes longer goes in circles."""
 
 
@@ -56,7 +56,7 @@ class _Decoder:
     def decode(self, stored: bytes, encoding: str, expected: int) -> npt.NDArray[Any]:
         """Return what the process makes of a stream; raises `StreamError`, or `EOFError` if it ends instead."""
         requests, answers = self.requests, self.answers
-        late = threading.Timer(SECONDS, self.process.kill)
+        late = threading.Timer(TIMEOUT_SECONDS, self.process.kill)
         late.daemon = True
         late.start()
         try:
@@ -125,7 +125,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_POOL.leave)
 
 
-def decode_apart(stored: bytes, encoding: str, expected: int) -> npt.NDArray[Any]:
+def decode_in_process(stored: bytes, encoding: str, expected: int) -> npt.NDArray[Any]:
     """Return the voxels of a chunk, decoded in another process.
 
     Parameters
@@ -133,7 +133,7 @@ def decode_apart(stored: bytes, encoding: str, expected: int) -> npt.NDArray[Any
     stored : bytes
         The chunk, gzip and the like taken off.
     encoding : str
-        One of `APART`.
+        One of `ISOLATED_ENCODINGS`.
     expected : int
         Bytes of its voxels.
 

@@ -45,7 +45,7 @@ def stream_problem(stored: bytes, encoding: str, shape: tuple[int, int, int, int
     return "" if check is None else check(stored, shape)
 
 
-def _number(stored: bytes, start: int, size: int) -> int:
+def _read_uint(stored: bytes, start: int, size: int) -> int:
     return int.from_bytes(stored[start : start + size], "little")
 
 
@@ -59,13 +59,13 @@ def _shape_problem(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
     return "" if found == shape else f"its header says {found} voxels where {shape} should be"
 
 
-def _compresso(stored: bytes, shape: tuple[int, int, int, int]) -> str:
+def _compresso_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     if len(stored) < 36:
         return _ENDS
     version, width = stored[4], stored[5]
     if stored[:4] != b"cpso" or version > 1 or width not in (1, 2, 4, 8) or 0 in stored[12:15]:
         return "it does not begin as compresso"
-    size = tuple(_number(stored, place, 2) for place in (6, 8, 10))
+    size = tuple(_read_uint(stored, place, 2) for place in (6, 8, 10))
     step = tuple(stored[12:15])
     problem = _shape_problem((*size, 1), shape)
     if problem:
@@ -73,7 +73,7 @@ def _compresso(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     window = next((w for w in (2, 4, 8) if math.prod(step) <= 8 * w), 0)
     if not window:
         return f"its header says windows of {step} voxels, and 64 are the most"
-    ids, values, places = _number(stored, 15, 8), _number(stored, 23, 4), _number(stored, 27, 8)
+    ids, values, places = _read_uint(stored, 15, 8), _read_uint(stored, 23, 4), _read_uint(stored, 27, 8)
     begin = 36 + (ids + places) * width + values * window
     # Version 1 ends in an index: two numbers a slice, wide enough for twice the voxels of one.
     index = 2 * size[2] * next(w for w in (1, 2, 4, 8) if 2 * size[0] * size[1] < 1 << 8 * w) if version else 0
@@ -90,18 +90,18 @@ def _compresso(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     return "" if blocks <= count <= blocks + spare else f"it says what {count} of its windows hold, and has {blocks}"
 
 
-def _crackle(stored: bytes, shape: tuple[int, int, int, int]) -> str:
+def _crackle_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     if len(stored) < 29:
         return _ENDS
     version = stored[4]
     if stored[:4] != b"crkl" or version > 1:
         return "it does not begin as crackle"
-    size = tuple(_number(stored, place, 4) for place in (7, 11, 15))
+    size = tuple(_read_uint(stored, place, 4) for place in (7, 11, 15))
     problem = _shape_problem((*size, 1), shape)
     if problem:
         return problem
-    order = (_number(stored, 5, 2) >> 9) & 15
-    head, labels = (29, _number(stored, 20, 8)) if version else (24, _number(stored, 20, 4))
+    order = (_read_uint(stored, 5, 2) >> 9) & 15
+    head, labels = (29, _read_uint(stored, 20, 8)) if version else (24, _read_uint(stored, 20, 4))
     index = 4 * (size[2] + version)
     model = (4**order * 5 + 7) // 8 if order else 0  # 5 bits a row, to the whole byte
     sums = 4 * (size[2] + 1) if version else 0
@@ -109,28 +109,30 @@ def _crackle(stored: bytes, shape: tuple[int, int, int, int]) -> str:
         return "it ends within the index of its slices"
     codes = int(np.frombuffer(stored, "<u4", size[2], head).sum(dtype=np.uint64))
     problem = _length_problem(len(stored), head + index + labels + model + codes + sums)
-    return problem or (_crackle_sums(stored, head + index, labels, len(stored) - sums) if version else "")
+    return problem or (_crackle_checksum_problem(stored, head + index, labels, len(stored) - sums) if version else "")
 
 
-def _crackle_sums(stored: bytes, begin: int, labels: int, sums: int) -> str:
+def _crackle_checksum_problem(stored: bytes, begin: int, labels: int, sums: int) -> str:
     """Hold against their checksums what the decoder does not: it looks at those of the header and of the slices."""
     from google_crc32c import value
 
-    if value(stored[29 : begin - 4]) != _number(stored, begin - 4, 4):
+    if value(stored[29 : begin - 4]) != _read_uint(stored, begin - 4, 4):
         return "the index of its slices does not fit its checksum"
     return (
-        "" if value(stored[begin : begin + labels]) == _number(stored, sums, 4) else "its ids do not fit their checksum"
+        ""
+        if value(stored[begin : begin + labels]) == _read_uint(stored, sums, 4)
+        else "its ids do not fit their checksum"
     )
 
 
-def _zfpc(stored: bytes, shape: tuple[int, int, int, int]) -> str:
+def _zfpc_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     if len(stored) < 23:
         return _ENDS
     if stored[:5] != b"zfpc\0":
         return "it does not begin as zfpc"
     if stored[5] & 7 != _ZFPC_FLOAT32:  # the decoder makes float32 of all types, which loses digits
         return "its header does not say float32"
-    size = tuple(_number(stored, place, 4) for place in (6, 10, 14, 18))
+    size = tuple(_read_uint(stored, place, 4) for place in (6, 10, 14, 18))
     problem = _shape_problem(tuple(s or 1 for s in size), shape)
     if problem:
         return problem
@@ -154,13 +156,13 @@ def _zfp_voxels(head: bytes) -> int:
     """Return of how many voxels a zfp stream speaks; 0 if it is none."""
     if len(head) < 11 or head[:3] != b"zfp":
         return 0
-    about = _number(head, 4, 7)
+    about = _read_uint(head, 4, 7)
     axes = (about >> 2 & 3) + 1
     bits = 48 // axes
     return math.prod((about >> 4 + axis * bits & (1 << bits) - 1) + 1 for axis in range(axes))
 
 
-class _Coder:
+class _RangeDecoder:
     """The range coder of fpzip, for numbers all of whose values are as likely: its header is nothing else."""
 
     def __init__(self, stored: bytes) -> None:
@@ -188,9 +190,9 @@ class _Coder:
         return found
 
 
-def _fpzip(stored: bytes, shape: tuple[int, int, int, int]) -> str:
+def _fpzip_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     try:
-        coder = _Coder(stored)
+        coder = _RangeDecoder(stored)
         if bytes(coder.number(8) & 0xFF for _ in range(4)) != b"fpz\0":
             return "it does not begin as fpzip"
         for bits in (16, 8, 1, 7):  # version, type and precision, which the decoder looks at
@@ -201,15 +203,15 @@ def _fpzip(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     return _shape_problem(size, shape)
 
 
-def _kempressed(stored: bytes, shape: tuple[int, int, int, int]) -> str:
+def _kempressed_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     x, y, z, channels = shape
-    return _fpzip(stored, (x, y, channels, z))  # as CloudVolume writes them
+    return _fpzip_problem(stored, (x, y, channels, z))  # as CloudVolume writes them
 
 
 _CHECKS: dict[str, Callable[[bytes, tuple[int, int, int, int]], str]] = {
-    "compresso": _compresso,
-    "crackle": _crackle,
-    "zfpc": _zfpc,
-    "fpzip": _fpzip,
-    "kempressed": _kempressed,
+    "compresso": _compresso_problem,
+    "crackle": _crackle_problem,
+    "zfpc": _zfpc_problem,
+    "fpzip": _fpzip_problem,
+    "kempressed": _kempressed_problem,
 }

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 from uuid import uuid4
 
 from imageryxr.errors import AddressError, AuthError, ForbiddenError, InvalidTokenError, MissingTokenError, TermsError
-from imageryxr.sources.fetch.client import Hidden, Reply
-from imageryxr.sources.fetch.policy import Access, may_receive
+from imageryxr.sources.fetch.client import Reply, SecretText
+from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.url import Origin, WebURL, origins_of, parse_web_url
 from imageryxr.sources.json_members import parse_json
 
@@ -55,28 +55,28 @@ class Token:
                 f"the token from {origin} is no token: it is empty or holds blanks or other characters that none has; "
                 "copy it again from your CAVE server's page of tokens"
             )
-        self._value, self._hosts, self._stored_for, self._handle = Hidden(value), hosts, stored_for, uuid4().hex
+        self._value, self._hosts, self._stored_for, self._handle = SecretText(value), hosts, stored_for, uuid4().hex
         self._looked_up = looked_up
         self.origin = origin
         """Where it comes from, in words."""
         if origin == _CLIENT:
-            _of_clients[self._handle] = self
+            _client_tokens[self._handle] = self
 
     def header_for(self, url: str, access: Access) -> str | None:
         """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
         # What somebody else's link names was not named by the caller.
         named = () if access.from_link else self._hosts
         given_for = [origin for host in (self._stored_for, *named) for origin in origins_of(host)]
-        if not may_receive(url, access, given_for=given_for, is_cave_token=True):
+        if not can_receive(url, access, given_for=given_for, is_cave_token=True):
             return None
-        return Hidden(f"Bearer {self._value}")
+        return SecretText(f"Bearer {self._value}")
 
     @property
     def headers(self) -> dict[str, str]:
         """The header as it would be sent. Requests take it from `header_for`, which decides who may have it."""
-        return {"Authorization": Hidden(f"Bearer {self._value}")}
+        return {"Authorization": SecretText(f"Bearer {self._value}")}
 
-    def named_for(self, *hosts: str) -> Token:
+    def with_hosts(self, *hosts: str) -> Token:
         """Return the same token, which these servers may have as well."""
         if set(hosts) <= set(self._hosts):
             return self
@@ -104,7 +104,7 @@ class Token:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.origin == _ARGUMENT:
             return (Token, (str(self._value), _ARGUMENT, self._hosts))
-        return (_found_again, (self._handle, self._looked_up, self._hosts))
+        return (_restore_token, (self._handle, self._looked_up, self._hosts))
 
 
 class Password:
@@ -121,13 +121,13 @@ class Password:
     __slots__ = ("_server", "_value")
 
     def __init__(self, value: str, server: Origin) -> None:
-        self._value, self._server = Hidden(value), server
+        self._value, self._server = SecretText(value), server
 
     def header_for(self, url: str, access: Access) -> str | None:
         """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
-        if not may_receive(url, access, given_for=[self._server], is_cave_token=False):
+        if not can_receive(url, access, given_for=[self._server], is_cave_token=False):
             return None
-        return Hidden("Basic " + base64.b64encode(self._value.encode()).decode())
+        return SecretText("Basic " + base64.b64encode(self._value.encode()).decode())
 
     def __repr__(self) -> str:
         return "<password>"
@@ -162,7 +162,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def unsent_password() -> str:
+def unsent_password_hint() -> str:
     """Return why ``http-secret.json`` is sent nowhere, if there is one that names no host."""
     for path in (folder / HTTP_SECRET for folder in _secret_folders()):
         found = _json_object(path)
@@ -178,12 +178,12 @@ def _secret_folders() -> list[Path]:
 
 
 # Tokens of clients: a source that was pickled within this process finds its own again. They never leave it.
-_of_clients: dict[str, Token] = {}
+_client_tokens: dict[str, Token] = {}
 
 
-def _found_again(handle: str, looked_up: tuple[str, ...], hosts: tuple[str, ...]) -> Token | None:
-    held = _of_clients.get(handle) or find_token(*looked_up)
-    return None if held is None else held.named_for(*hosts)
+def _restore_token(handle: str, looked_up: tuple[str, ...], hosts: tuple[str, ...]) -> Token | None:
+    held = _client_tokens.get(handle) or find_token(*looked_up)
+    return None if held is None else held.with_hosts(*hosts)
 
 
 def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | None:
@@ -212,13 +212,13 @@ def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | No
     if given is not None:
         return Token(given, _ARGUMENT, hosts)
     held = getattr(getattr(client, "auth", None), "token", None)
-    kept = _kept_token(hosts)
+    kept = _stored_token(hosts)
     if held is not None and (kept is None or not kept.is_same(held)):
         return Token(held, _CLIENT, hosts, looked_up=hosts)
     return kept
 
 
-def _kept_token(hosts: tuple[str, ...]) -> Token | None:
+def _stored_token(hosts: tuple[str, ...]) -> Token | None:
     if os.environ.get(_VARIABLE):
         return Token(os.environ[_VARIABLE], _VARIABLE, looked_up=hosts)
     for folder in _secret_folders():
@@ -226,11 +226,11 @@ def _kept_token(hosts: tuple[str, ...]) -> Token | None:
             names = [f"{host}-cave-secret.json"] if host else ["cave-secret.json", "chunkedgraph-secret.json"]
             for path in (folder / name for name in names if "/" not in name):
                 if path.is_file():
-                    return Token(_token_in(path), str(path), stored_for=host, looked_up=hosts)
+                    return Token(_read_token(path), str(path), stored_for=host, looked_up=hosts)
     return None
 
 
-def _token_in(path: Path) -> str:
+def _read_token(path: Path) -> str:
     problem = 'write {"token": "…"} into it'
     try:
         found = parse_json(path.read_text())
@@ -265,8 +265,8 @@ def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access
     MissingTokenError, InvalidTokenError, ForbiddenError, TermsError
         According to the answer and to whether a token was sent.
     """
-    lost = bool(reply.sent_on) and reply.status in (403, 404)
-    login = reply.went_elsewhere or lost or (reply.is_page and reply.status == 200)
+    lost = bool(reply.redirected_to) and reply.status in (403, 404)
+    login = reply.is_redirect or lost or (reply.is_html and reply.status == 200)
     if reply.status != 401 and reply.status != 403 and not login:
         return
     server = parse_web_url(url)
@@ -274,11 +274,12 @@ def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access
     pages = f"https://{host}/sticky_auth/settings/tokens"
     if token is not None and token.header_for(url, access) is None:
         raise MissingTokenError(
-            f"{name} asks for a token, and the token from {token.origin} was not sent: {why_not_sent(server, access)}"
+            f"{name} requires a token, and the token from {token.origin} was not sent: "
+            f"{unsent_token_reason(server, access)}"
         )
     if token is None:
         raise MissingTokenError(
-            f"{name} asks for a token, and none was found; get one from {pages}, then give token=…, set {_VARIABLE}, "
+            f"{name} requires a token, and none was found; get one from {pages}, then give token=…, set {_VARIABLE}, "
             f'or write {{"token": "…"}} to ~/.cloudvolume/secrets/{host}-cave-secret.json (on every worker, too)'
         )
     if login:
@@ -286,7 +287,7 @@ def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access
             f"{name} answered with a login page, or the way to one, although {token.origin} gave a token: the "
             f"server does not take it; get another from {pages}"
         )
-    said = _words(reply, token)
+    said = _error_document(reply, token)
     if reply.status == 401:
         raise InvalidTokenError(
             f"{host} does not know the token from {token.origin} ({name}: HTTP 401); it is wrong or was revoked: get "
@@ -306,7 +307,7 @@ def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access
     )
 
 
-def why_not_sent(server: WebURL, access: Access) -> str:
+def unsent_token_reason(server: WebURL, access: Access) -> str:
     """Return why a server may not have the CAVE token, and what to do about it."""
     if server.scheme != "https" and not (server.is_loopback and access.allow_local):
         return f"tokens go over https only, and the address begins with http://; write https://{server.netloc}"
@@ -317,7 +318,7 @@ def why_not_sent(server: WebURL, access: Access) -> str:
     )
 
 
-def _words(reply: Reply, token: Token) -> dict[str, Any]:
+def _error_document(reply: Reply, token: Token) -> dict[str, Any]:
     try:
         found = parse_json(token.hide(reply.body.decode(errors="replace")))
     except ValueError:

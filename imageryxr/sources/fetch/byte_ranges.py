@@ -77,7 +77,7 @@ class ByteRange:
         return first == self.start and (last == self.stop - 1 or (last < self.stop - 1 and ends))
 
 
-def beyond(headers: Mapping[str, str]) -> str:
+def file_size_message(headers: Mapping[str, str]) -> str:
     """Return what a 416 says of the length of its file."""
     found = _UNSATISFIED.fullmatch(headers.get("content-range", "").strip())
     return f"the file has {int(found[1]):,} bytes" if found else "the file ends before"

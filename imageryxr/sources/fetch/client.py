@@ -24,13 +24,12 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin
 
 from imageryxr.errors import AddressError, OptionError, ServerError
-from imageryxr.sources.fetch.byte_ranges import ByteRange, beyond
+from imageryxr.sources.fetch.byte_ranges import ByteRange, file_size_message
 from imageryxr.sources.fetch.decompress import TooLargeError, decompress
 from imageryxr.sources.fetch.policy import Access, Credential
-from imageryxr.sources.fetch.sockets import GLANCE, ProtocolError, SlowError, StoppedError, Watch
-from imageryxr.sources.fetch.threads import in_parallel as in_parallel
-from imageryxr.sources.fetch.threads import stopped_by as stopped_by
-from imageryxr.sources.fetch.transport import Lines, exchange
+from imageryxr.sources.fetch.sockets import POLL_SECONDS, ProtocolError, RequestLimits, SlowError, StoppedError
+from imageryxr.sources.fetch.threads import run_in_parallel
+from imageryxr.sources.fetch.transport import ConnectionPool, exchange
 from imageryxr.sources.fetch.url import WebURL, parse_web_url
 from imageryxr.sources.json_members import parse_json
 
@@ -95,7 +94,7 @@ class Connection:
                 raise OptionError(f"{name}={value!r} is not a number of seconds; write e.g. {name}=60")
 
 
-class Hidden(str):
+class SecretText(str):
     """What a header says in secret: tracebacks that show local variables do not show it."""
 
     __slots__ = ()
@@ -111,24 +110,24 @@ class Reply(NamedTuple):
     headers: Mapping[str, str]
     """By lower-case name."""
     body: bytes
-    sent_on: str = ""
+    redirected_to: str = ""
     """Where the request was sent on to, if that has another file name: what is not there is no missing file."""
 
     def __repr__(self) -> str:
         return f"<HTTP {self.status}, {len(self.body)} bytes>"  # a server may have repeated what is secret
 
     @property
-    def is_page(self) -> bool:
+    def is_html(self) -> bool:
         """Whether it is a page for people, such as a login, where data were asked for."""
         return "text/html" in self.headers.get("content-type", "")
 
     @property
-    def went_elsewhere(self) -> bool:
+    def is_redirect(self) -> bool:
         """Whether it sends to another place."""
         return self.status in _REDIRECTS
 
 
-def ask(
+def send_request(
     method: str,
     url: str,
     connection: Connection,
@@ -177,35 +176,39 @@ def ask(
     for attempt in range(connection.retries + 1):
         pause = 0.0
         try:
-            reply = _follow(request)
-            problem = f"HTTP {reply.status} {said(reply, request.secret)}".strip() if _may_pass(reply.status) else ""
-            if not problem and reply.status in (200, 206, 416) and not reply.is_page:
-                problem, reply = _checked_part(reply, part)
-            if not problem and check is not None and reply.status in (200, 206) and not reply.is_page:
+            reply = _send_following_redirects(request)
+            problem = (
+                f"HTTP {reply.status} {server_message(reply, request.secret)}".strip()
+                if _is_transient(reply.status)
+                else ""
+            )
+            if not problem and reply.status in (200, 206, 416) and not reply.is_html:
+                problem, reply = _check_part(reply, part)
+            if not problem and check is not None and reply.status in (200, 206) and not reply.is_html:
                 problem = check(reply)
             if not problem:
                 return reply
-            pause = _asked_to_wait(reply)
+            pause = _retry_after(reply)
         except StoppedError:
-            raise StoppedError(f"{_shown(url)}: stopped") from None
+            raise StoppedError(f"{_public_url(url)}: stopped") from None
         except Exception as error:
-            problem = _hidden(_plain_cause(error), request.secret)[:500]
-            if not _worth_retrying(error):
+            problem = _hide_secret(_error_message(error), request.secret)[:500]
+            if not _is_retryable(error):
                 break
         if attempt < connection.retries:
             pause = max(pause, connection.backoff * 2**attempt * random.uniform(0.75, 1.25))
             pause = min(pause, LONGEST_WAIT)
-            again = (_shown(url), problem, pause, attempt + 2, connection.retries + 1)
+            again = (_public_url(url), problem, pause, attempt + 2, connection.retries + 1)
             _log.info("%s: %s; asking again in %.1f s, try %d of %d", *again)
             if stop.wait(pause):
-                raise StoppedError(f"{_shown(url)}: stopped")
+                raise StoppedError(f"{_public_url(url)}: stopped")
     tries = "" if connection.retries == 0 else f", after {attempt + 1} tries" if attempt else ""
-    raise ServerError(f"{_shown(url)} did not give what was asked for{tries}: {problem}")
+    raise ServerError(f"{_public_url(url)} did not give what was asked for{tries}: {problem}")
 
 
-def ask_once(method: str, url: str, connection: Connection, **options: Any) -> Reply:
-    """Make one request, so that whoever waits for it can be interrupted; see `ask`."""
-    return in_parallel(lambda _, stop: ask(method, url, connection, stop=stop, **options), [None], 1)[0]
+def send_interruptible_request(method: str, url: str, connection: Connection, **options: Any) -> Reply:
+    """Make one request, so that whoever waits for it can be interrupted; see `send_request`."""
+    return run_in_parallel(lambda _, stop: send_request(method, url, connection, stop=stop, **options), [None], 1)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -228,19 +231,19 @@ class _Request:
     """What was sent in secret: error messages of the server do not show it."""
 
 
-def _follow(request: _Request) -> Reply:
+def _send_following_redirects(request: _Request) -> Reply:
     url, credential, method = parse_web_url(request.url), request.credential, request.method
     name = _file_name(url)
-    watch = Watch(request.connection.timeout, request.stop)
+    limits = RequestLimits(request.connection.timeout, request.stop)
     access = request.connection.access
     for _ in range(5):
-        header = credential.header_for(_full(url), access) if credential is not None else None
-        headers = request.headers if header is None else {**request.headers, "Authorization": Hidden(header)}
-        request.secret = Hidden((header or request.secret).rpartition(" ")[2])
-        reply, is_public = _once(request, url, headers, watch, local=access.allow_local)
+        header = credential.header_for(_full_url(url), access) if credential is not None else None
+        headers = request.headers if header is None else {**request.headers, "Authorization": SecretText(header)}
+        request.secret = SecretText((header or request.secret).rpartition(" ")[2])
+        reply, is_public = _send_once(request, url, headers, limits, local=access.allow_local)
         if _file_name(url) != name:
-            reply = reply._replace(sent_on=url.public)
-        target = _target(url, reply) if request.follow else None
+            reply = reply._replace(redirected_to=url.public)
+        target = _redirect_target(url, reply) if request.follow else None
         if target is None:
             return reply
         at_home = target.origin == url.origin or (target.host == url.host and target.origin[0::2] == ("https", 443))
@@ -257,18 +260,20 @@ def _follow(request: _Request) -> Reply:
     raise ServerError(f"{url.public} sends round in circles")
 
 
-def _target(url: WebURL, reply: Reply) -> WebURL | None:
+def _redirect_target(url: WebURL, reply: Reply) -> WebURL | None:
     """Return where an answer sends to, or None if it is no redirect to a web address."""
     place = reply.headers.get("location", "")
-    if not reply.went_elsewhere or not place:
+    if not reply.is_redirect or not place:
         return None
     # Headers are read as Latin-1; what is sent there beyond ASCII is UTF-8.
     place = quote(place.encode("latin-1", "replace"), safe="".join(map(chr, range(33, 127))))
-    target = urljoin(_full(url), place)
+    target = urljoin(_full_url(url), place)
     return parse_web_url(target) if target.startswith(("http://", "https://")) else None
 
 
-def _once(request: _Request, url: WebURL, headers: dict[str, str], watch: Watch, *, local: bool) -> tuple[Reply, bool]:
+def _send_once(
+    request: _Request, url: WebURL, headers: dict[str, str], limits: RequestLimits, *, local: bool
+) -> tuple[Reply, bool]:
     """Make one request; return the answer, and whether it came from the public internet."""
     connection, part = request.connection, request.part
     if part is not None:
@@ -282,9 +287,9 @@ def _once(request: _Request, url: WebURL, headers: dict[str, str], watch: Watch,
         return (request.limit, False) if part is None else _limit_of_whole(part, found)
 
     waited = time.monotonic()
-    with _slot(url.netloc, connection.concurrency, request.stop):
-        watch.start += time.monotonic() - waited
-        answer = exchange(_held.lines, request.method, url, headers, request.body, watch, limit, local=local)
+    with _request_slot(url.netloc, connection.concurrency, request.stop):
+        limits.start += time.monotonic() - waited
+        answer = exchange(_state.connections, request.method, url, headers, request.body, limits, limit, local=local)
     return Reply(answer.status, answer.headers, answer.body), answer.is_public
 
 
@@ -296,12 +301,14 @@ def _limit_of_whole(part: ByteRange, headers: Mapping[str, str]) -> tuple[int, b
     return _WHOLE_BYTES, False
 
 
-def _checked_part(reply: Reply, part: ByteRange | None) -> tuple[str, Reply]:
+def _check_part(reply: Reply, part: ByteRange | None) -> tuple[str, Reply]:
     """Return what is wrong with an answer to a request for a part of a file, or for a whole one, and the part."""
     if part is None:
         return ("a part of the file came, and all of it was requested" if reply.status == 206 else ""), reply
     if reply.status == 416:
-        raise ServerError(f"the bytes {part.header.partition('=')[2]} were requested, and {beyond(reply.headers)}")
+        raise ServerError(
+            f"the bytes {part.header.partition('=')[2]} were requested, and {file_size_message(reply.headers)}"
+        )
     if reply.status == 206:
         return part.problem(reply.headers, len(reply.body)), reply
     encoding = reply.headers.get("content-encoding", "")
@@ -313,7 +320,7 @@ def _checked_part(reply: Reply, part: ByteRange | None) -> tuple[str, Reply]:
     return "", reply._replace(status=206, headers=headers, body=part.cut(whole))
 
 
-def _full(url: WebURL) -> str:
+def _full_url(url: WebURL) -> str:
     return f"{url.scheme}://{url.netloc}{url.path}"
 
 
@@ -321,11 +328,11 @@ def _file_name(url: WebURL) -> str:
     return url.path.partition("?")[0].partition("#")[0].rpartition("/")[2]
 
 
-def _may_pass(status: int) -> bool:
+def _is_transient(status: int) -> bool:
     return status in (408, 425, 429) or (status >= 500 and status not in (501, 505))
 
 
-def _worth_retrying(error: Exception) -> bool:
+def _is_retryable(error: Exception) -> bool:
     if isinstance(error, ServerError | SlowError | ssl.SSLCertVerificationError):
         return False
     if isinstance(error, ssl.SSLError):
@@ -333,7 +340,7 @@ def _worth_retrying(error: Exception) -> bool:
     return isinstance(error, OSError | http.client.HTTPException)
 
 
-def _plain_cause(error: Exception) -> str:
+def _error_message(error: Exception) -> str:
     if isinstance(error, socket.gaierror | UnicodeError):
         return "its host was not found; is the address right, and is there a network?"
     if isinstance(error, ConnectionRefusedError):
@@ -344,32 +351,32 @@ def _plain_cause(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _asked_to_wait(reply: Reply) -> float:
-    said = reply.headers.get("retry-after", "")
-    if said.isdecimal():
-        return float(said)
+def _retry_after(reply: Reply) -> float:
+    server_message = reply.headers.get("retry-after", "")
+    if server_message.isdecimal():
+        return float(server_message)
     try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time()) if said else 0.0
+        return max(0.0, parsedate_to_datetime(server_message).timestamp() - time.time()) if server_message else 0.0
     except (TypeError, ValueError):
         return 0.0
 
 
-def said(reply: Reply, secret: str = "") -> str:
+def server_message(reply: Reply, secret: str = "") -> str:
     """Return what a server said of its refusal, in brackets and without a secret that it may repeat."""
     try:
         found = parse_json(reply.body)
         text = str(found.get("message") or found.get("error") or "") if isinstance(found, dict) else ""
     except ValueError:
         text = ""
-    text = _hidden(text, secret)
+    text = _hide_secret(text, secret)
     return f"({text[:200]})" if text else ""
 
 
-def _hidden(text: str, secret: str) -> str:
+def _hide_secret(text: str, secret: str) -> str:
     return text.replace(secret, "<token>") if secret else text
 
 
-def _shown(url: str) -> str:
+def _public_url(url: str) -> str:
     return parse_web_url(url).public
 
 
@@ -390,40 +397,40 @@ class _Gate:
         return sum(not stop.is_set() for stop in self.waits)
 
 
-class _Held:
+class _ProcessState:
     """All that a process holds; a forked child has none of it, since sockets and locks are its parent's."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.gates: dict[str, _Gate] = {}
-        self.lines = Lines()
+        self.connections = ConnectionPool()
 
 
-_held = _Held()
+_state = _ProcessState()
 
 
-def _renew() -> None:
-    global _held
-    _held.lines.close()
-    _held = _Held()
+def _reset_after_fork() -> None:
+    global _state
+    _state.connections.close()
+    _state = _ProcessState()
 
 
-atexit.register(lambda: _held.lines.close())
+atexit.register(lambda: _state.connections.close())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 @contextmanager
-def _slot(host: str, limit: int, stop: threading.Event) -> Iterator[None]:
-    with _held.lock:
-        gate = _held.gates.setdefault(host, _Gate())
+def _request_slot(host: str, limit: int, stop: threading.Event) -> Iterator[None]:
+    with _state.lock:
+        gate = _state.gates.setdefault(host, _Gate())
     with gate.free:
         while gate.busy >= limit:
             if stop.is_set():
                 raise StoppedError(f"{host}: stopped")
-            gate.free.wait(GLANCE)
+            gate.free.wait(POLL_SECONDS)
         gate.waits.append(stop)
     try:
         yield

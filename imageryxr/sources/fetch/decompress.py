@@ -50,7 +50,7 @@ def decompress(body: bytes | memoryview, encoding: str, limit: int) -> bytes:
         if name not in ENCODINGS:
             raise ValueError(f"its compression {name!r} is not known; the known ones are {', '.join(ENCODINGS)}")
         try:
-            found = _joined(_UNPACK[name](found, limit), name, limit)
+            found = _join_pieces(_UNPACK[name](found, limit), name, limit)
         except TooLargeError:
             raise
         except Exception as error:
@@ -58,7 +58,7 @@ def decompress(body: bytes | memoryview, encoding: str, limit: int) -> bytes:
     return found
 
 
-def _joined(pieces: Iterator[bytes], name: str, limit: int) -> bytes:
+def _join_pieces(pieces: Iterator[bytes], name: str, limit: int) -> bytes:
     found, size = [], 0
     for piece in pieces:
         size += len(piece)
@@ -72,7 +72,7 @@ def _gzip(body: bytes, limit: int) -> Iterator[bytes]:
     place = 0
     for _ in range(_MEMBERS):
         unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
-        place = yield from _inflated(unpacker, body, place, limit)
+        place = yield from _inflate(unpacker, body, place, limit)
         # Another member may follow, or padding with zeros.
         while place < len(body) and not body[place]:
             place += 1
@@ -84,10 +84,10 @@ def _gzip(body: bytes, limit: int) -> Iterator[bytes]:
 def _deflate(body: bytes, limit: int) -> Iterator[bytes]:
     # Some servers send the bare stream, without the header that the word stands for.
     bare = len(body) < 2 or body[0] & 15 != 8 or (body[0] << 8 | body[1]) % 31
-    yield from _inflated(zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS), body, 0, limit)
+    yield from _inflate(zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS), body, 0, limit)
 
 
-def _inflated(unpacker: Any, body: bytes, place: int, limit: int) -> Generator[bytes, None, int]:
+def _inflate(unpacker: Any, body: bytes, place: int, limit: int) -> Generator[bytes, None, int]:
     """Yield what one stream holds, and return where it ends."""
     view = memoryview(body)
     while not unpacker.eof:

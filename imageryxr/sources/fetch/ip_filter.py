@@ -79,10 +79,10 @@ def check_candidates(host: str, found: list[Candidate]) -> None:
         address = candidate.address
         zone = len(address) == 4 and address[3] != 0
         if candidate.family not in (socket.AF_INET, socket.AF_INET6) or zone or not is_public(str(address[0])):
-            raise refusal(host)
+            raise private_host_error(host)
 
 
-def check_name(host: str) -> None:
+def check_host_name(host: str) -> None:
     """Raise if the name of a host, which a proxy will resolve, is that of this machine or its network.
 
     Raises
@@ -91,10 +91,10 @@ def check_name(host: str) -> None:
         If it is.
     """
     if is_local_host(host):
-        raise refusal(host)
+        raise private_host_error(host)
 
 
-def refusal(host: str) -> ServerError:
+def private_host_error(host: str) -> ServerError:
     """Return the error for a host that a link may not lead to."""
     return ServerError(
         f"the host {host} is this machine or in its network, where a link or a server from elsewhere may not lead; if "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import quote
 
-from imageryxr.sources.address import reads_anonymously
-from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, ask_once
+from imageryxr.sources.address import has_no_bucket_credentials
+from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, send_interruptible_request
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.policy import Credential
 from imageryxr.sources.fetch.url import MIDDLEAUTH
@@ -15,7 +15,7 @@ from imageryxr.sources.json_members import parse_json
 _SAFE = "/!$&'()*+,;=:@-._~"
 
 
-def unpacked(reply: Reply, limit: int = METADATA_BYTES) -> bytes:
+def decompress_body(reply: Reply, limit: int = METADATA_BYTES) -> bytes:
     """Return a body as it was before it was compressed for the way.
 
     Parameters
@@ -42,7 +42,7 @@ def web_folder(url: str) -> str | None:
     plain = url.removeprefix(MIDDLEAUTH)
     if plain.startswith(("http://", "https://")):
         return plain
-    if not reads_anonymously(url):
+    if not has_no_bucket_credentials(url):
         return None
     scheme, _, place = url.partition("://")
     bucket, _, key = place.partition("/")
@@ -55,7 +55,7 @@ def web_folder(url: str) -> str | None:
     return f"{folder}/{quote(key, safe=_SAFE)}" if key else folder
 
 
-def no_json(reply: Reply) -> str:
+def json_problem(reply: Reply) -> str:
     """Tell what is wrong with an answer that should be JSON."""
     try:
         parse_json(reply.body)
@@ -64,7 +64,7 @@ def no_json(reply: Reply) -> str:
     return ""
 
 
-def ask_service(
+def request_service(
     method: str,
     url: str,
     connection: Connection,
@@ -72,7 +72,7 @@ def ask_service(
     *,
     body: bytes | None = None,
     kind: str = "application/json",
-    check: Callable[[Reply], str] = no_json,
+    check: Callable[[Reply], str] = json_problem,
 ) -> Reply:
     """Make one request to a service, and return the answer whatever its status, its body unpacked.
 
@@ -99,12 +99,14 @@ def ask_service(
 
     def checked(reply: Reply) -> str:
         try:
-            return check(reply._replace(body=unpacked(reply)))
+            return check(reply._replace(body=decompress_body(reply)))
         except ValueError as error:
             return str(error)
 
-    reply = ask_once(method, url, connection, body=body, headers=headers, credential=credential, check=checked)
+    reply = send_interruptible_request(
+        method, url, connection, body=body, headers=headers, credential=credential, check=checked
+    )
     try:
-        return reply._replace(body=unpacked(reply))
+        return reply._replace(body=decompress_body(reply))
     except ValueError:  # of a refusal, whose status tells enough
         return reply

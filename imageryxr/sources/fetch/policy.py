@@ -37,7 +37,7 @@ class Credential(Protocol):
         """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
 
 
-def may_receive(url: str, access: Access, *, given_for: Collection[Origin], is_cave_token: bool) -> bool:
+def can_receive(url: str, access: Access, *, given_for: Collection[Origin], is_cave_token: bool) -> bool:
     """Return whether a server may receive a credential: the only place where that is decided.
 
     Credentials go over https; over plain http to this machine only, and only if the caller allowed local access.
@@ -81,14 +81,14 @@ def _is_trusted(url: WebURL, access: Access) -> bool:
     return False
 
 
-def lies_locally(address: Address) -> bool:
+def is_local_address(address: Address) -> bool:
     """Return whether an address is on this machine or in its network, by its name."""
     if address.protocol in WEB_PROTOCOLS:
         return is_local_host(parse_web_url(address.url).host)
     return address.protocol in ("file", "mem")
 
 
-def access_of_named(address: Address, server: str, access: Access, what: str) -> Access:
+def access_for_named_address(address: Address, server: str, access: Access, what: str) -> Access:
     """Return the limits for a place that a server's answer names, which is a stranger's word.
 
     Only this machine's own servers may name its files, and only servers of a private network others of that network.
@@ -116,8 +116,8 @@ def access_of_named(address: Address, server: str, access: Access, what: str) ->
     if web is not None and web.host == named_by.host:
         return access
     limits = access if is_local_host(named_by.host) else replace(access, allow_local=False)
-    on_this_machine = lies_locally(address) if web is None else web.is_loopback
-    if on_this_machine or (lies_locally(address) and not limits.allow_local):
+    on_this_machine = is_local_address(address) if web is None else web.is_loopback
+    if on_this_machine or (is_local_address(address) and not limits.allow_local):
         raise SourceError(
             f"{what} on {named_by.netloc} names {address.public}, on this machine or its network, which a server "
             "elsewhere may not; open that address itself if it is what you want"

@@ -26,7 +26,7 @@ from imageryxr.sources.fetch import ip_filter
 Result = TypeVar("Result")
 
 # How often a waiting thread looks whether it should still wait.
-GLANCE = 0.2
+POLL_SECONDS = 0.2
 # An answer may take this many times the timeout, and a body must come at this rate to have more than one.
 PATIENCE, RATE = 5, 16_384
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, getattr(errno, "WSAEWOULDBLOCK", -1))
@@ -52,7 +52,7 @@ class ProtocolError(OSError):
 
 
 @dataclass(slots=True)
-class Watch:
+class RequestLimits:
     """The limits of one exchange: seconds, bytes, and the event that ends it."""
 
     timeout: float
@@ -64,14 +64,14 @@ class Watch:
     last: float = 0.0
     """When the last bytes came."""
 
-    def moment(self) -> float:
+    def wait_seconds(self) -> float:
         """Return for how many seconds the next system call may wait."""
         if self.stop.is_set() or closing.is_set():
             raise StoppedError("stopped")
         now = time.monotonic()
         allowed = min(PATIENCE * self.timeout, self.timeout + self.received / RATE)
         if now - self.start < allowed:
-            return max(1e-3, min(GLANCE, self.start + allowed - now))
+            return max(1e-3, min(POLL_SECONDS, self.start + allowed - now))
         if self.received and now - self.last < self.timeout / 2:
             raise SlowError(f"its answer was not complete within {allowed:.3g} s: {self.received:,} bytes came")
         raise TimeoutError("no answer within the timeout")
@@ -84,65 +84,65 @@ class Watch:
             raise FloodError(f"it sends more than the {self.budget:,} bytes that its answer may have")
 
 
-class _Watched:
-    """A socket whose calls end at the deadline of its watch."""
+class _LimitedSocket:
+    """A socket whose calls end at the deadline of its limits."""
 
-    watch: Watch
+    limits: RequestLimits
 
-    def _patiently(self: Any, call: Callable[[], Result]) -> Result:
+    def _retry_until_deadline(self: Any, call: Callable[[], Result]) -> Result:
         while True:
-            self.settimeout(self.watch.moment())
+            self.settimeout(self.limits.wait_seconds())
             try:
                 return call()
             except TimeoutError:
                 continue  # the moment is over; `moment` raises if all of the time is
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        count: int = self._patiently(partial(super().recv_into, buffer, nbytes, flags))  # type: ignore[misc]
-        self.watch.note(count)
+        count: int = self._retry_until_deadline(partial(super().recv_into, buffer, nbytes, flags))  # type: ignore[misc]
+        self.limits.note(count)
         return count
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        found: bytes = self._patiently(partial(super().recv, size, flags))  # type: ignore[misc]
-        self.watch.note(len(found))
+        found: bytes = self._retry_until_deadline(partial(super().recv, size, flags))  # type: ignore[misc]
+        self.limits.note(len(found))
         return found
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         view = memoryview(data).cast("B")
         while view:
-            view = view[self._patiently(partial(super().send, view, flags)) :]  # type: ignore[misc]
+            view = view[self._retry_until_deadline(partial(super().send, view, flags)) :]  # type: ignore[misc]
 
 
-class _Socket(_Watched, socket.socket):
-    def dial(self, address: tuple[Any, ...]) -> None:
+class _Socket(_LimitedSocket, socket.socket):
+    def connect_within_limits(self, address: tuple[Any, ...]) -> None:
         self.setblocking(False)
         code = self.connect_ex(address)
         with selectors.DefaultSelector() as waiting:
             waiting.register(self, selectors.EVENT_WRITE)
             while code in _IN_PROGRESS:
-                if waiting.select(self.watch.moment()):
+                if waiting.select(self.limits.wait_seconds()):
                     code = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
 
 
-class _TLSSocket(_Watched, ssl.SSLSocket):  # type: ignore[misc]
+class _TLSSocket(_LimitedSocket, ssl.SSLSocket):  # type: ignore[misc]
     def do_handshake(self, block: bool = False) -> None:
-        self._patiently(super().do_handshake)
+        self._retry_until_deadline(super().do_handshake)
 
 
-def connect(host: str, port: int, watch: Watch, *, local: bool) -> Any:
+def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Any:
     """Return a socket that is connected to a host: to an address that was checked, unless local ones are allowed."""
-    found = resolve(host, port, watch)
+    found = resolve(host, port, limits)
     if not local:
         ip_filter.check_candidates(host, found)
     problem: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
     for candidate in found:
         sock = _Socket(candidate.family, socket.SOCK_STREAM)
-        sock.watch = watch
+        sock.limits = limits
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.dial(candidate.address)
+            sock.connect_within_limits(candidate.address)
         except BaseException as error:
             sock.close()
             if not isinstance(error, OSError):
@@ -153,7 +153,7 @@ def connect(host: str, port: int, watch: Watch, *, local: bool) -> Any:
     raise problem
 
 
-def resolve(host: str, port: int, watch: Watch) -> list[ip_filter.Candidate]:
+def resolve(host: str, port: int, limits: RequestLimits) -> list[ip_filter.Candidate]:
     """Return the addresses of a host."""
     # The system's resolver has no deadline, and whoever owns a name may make it wait.
     done: queue.SimpleQueue[list[ip_filter.Candidate] | BaseException] = queue.SimpleQueue()
@@ -167,7 +167,7 @@ def resolve(host: str, port: int, watch: Watch) -> list[ip_filter.Candidate]:
     threading.Thread(target=work, daemon=True, name="imageryxr-resolve").start()
     while True:
         try:
-            found = done.get(timeout=watch.moment())
+            found = done.get(timeout=limits.wait_seconds())
         except queue.Empty:
             continue
         if isinstance(found, BaseException):
@@ -175,7 +175,7 @@ def resolve(host: str, port: int, watch: Watch) -> list[ip_filter.Candidate]:
         return found
 
 
-def secure(sock: Any, host: str, watch: Watch) -> Any:
+def secure(sock: Any, host: str, limits: RequestLimits) -> Any:
     """Return a connected socket that speaks TLS with a host whose certificate was verified."""
     context = _tls_context(_certificates())
     try:
@@ -185,7 +185,7 @@ def secure(sock: Any, host: str, watch: Watch) -> Any:
             return SSLTransport(sock, context, server_hostname=host)
         found: Any = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
         sock = found
-        found.watch = watch
+        found.limits = limits
         found.do_handshake()
     except BaseException:
         sock.close()
@@ -208,14 +208,14 @@ def _certificates() -> str:
     return next((path for path in named if path and os.path.isfile(path)), certifi.where())
 
 
-def rewatch(sock: Any, watch: Watch) -> None:
+def set_limits(sock: Any, limits: RequestLimits) -> None:
     """Give a connection that is used again the limits of its next exchange."""
     while sock is not None:  # TLS within the TLS of a proxy wraps one socket in another
-        sock.watch = watch
+        sock.limits = limits
         sock = getattr(sock, "socket", None)
 
 
-def is_quiet(sock: Any) -> bool:
+def is_idle(sock: Any) -> bool:
     """Return whether nothing came on an idle connection: neither its end nor bytes that belong to no request."""
     if sock is None or sock.fileno() < 0:
         return False

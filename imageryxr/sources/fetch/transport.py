@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from imageryxr.sources.fetch import ip_filter
 from imageryxr.sources.fetch.decompress import TooLargeError
-from imageryxr.sources.fetch.sockets import ProtocolError, Watch, connect, is_quiet, resolve, rewatch, secure
+from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, connect, is_idle, resolve, secure, set_limits
 from imageryxr.sources.fetch.url import WebURL, is_local_host, parse_web_url
 
 _PIECE = 1 << 20
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Line:
+class _PooledConnection:
     """A connection that may be used again."""
 
     client: http.client.HTTPConnection
@@ -47,28 +47,28 @@ class _Line:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Lines:
+class ConnectionPool:
     """The connections of a process. Those of different policies are never shared."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: OrderedDict[object, list[_Line]] = OrderedDict()
+        self._idle: OrderedDict[object, list[_PooledConnection]] = OrderedDict()
 
-    def take(self, key: object) -> _Line | None:
+    def take(self, key: object) -> _PooledConnection | None:
         """Return an idle connection that its server has not closed."""
         while True:
             with self._lock:
                 waiting = self._idle.get(key)
-                line = waiting.pop() if waiting else None
-            if line is None or is_quiet(line.client.sock):
-                return line
-            line.client.close()
+                connection = waiting.pop() if waiting else None
+            if connection is None or is_idle(connection.client.sock):
+                return connection
+            connection.client.close()
 
-    def put(self, key: object, line: _Line) -> None:
+    def put(self, key: object, connection: _PooledConnection) -> None:
         """Keep a connection for the next request."""
         dropped = []
         with self._lock:
-            self._idle.setdefault(key, []).append(line)
+            self._idle.setdefault(key, []).append(connection)
             self._idle.move_to_end(key)
             dropped += self._idle[key][:-_IDLE]
             del self._idle[key][:-_IDLE]
@@ -79,19 +79,19 @@ class Lines:
 
     def close(self) -> None:
         """Close all idle connections; without a lock, which a thread may hold that a forked child does not have."""
-        for line in [line for waiting in self._idle.values() for line in waiting]:
-            line.client.close()
+        for connection in [connection for waiting in self._idle.values() for connection in waiting]:
+            connection.client.close()
         self._idle.clear()
 
 
 def exchange(
-    lines: Lines,
+    pool: ConnectionPool,
     method: str,
     url: WebURL,
     headers: Mapping[str, str],
     body: bytes | None,
-    watch: Watch,
-    limit: Callable[[int, Mapping[str, str]], tuple[int, bool]],
+    limits: RequestLimits,
+    body_limit: Callable[[int, Mapping[str, str]], tuple[int, bool]],
     *,
     local: bool,
 ) -> Answer:
@@ -103,7 +103,7 @@ def exchange(
         Connections to use again.
     method, url, headers, body
         What to send.
-    watch : Watch
+    limits : Watch
         When to end.
     limit : callable
         Returns, for a status and headers, the bytes that the body may have, and whether a longer body is cut off
@@ -116,40 +116,42 @@ def exchange(
     ServerError
         If the connection may not be made, or the caller stopped.
     OSError, http.client.HTTPException, TooLargeError
-        If there was no sensible answer within the watch.
+        If there was no sensible answer within the limits.
     """
     proxy = _proxy_of(url)
     key = (url.origin, proxy, local)
-    watch.budget = watch.received + _OVERHEAD
-    line = lines.take(key) or _open_line(url, proxy, watch, local=local)
-    rewatch(line.client.sock, watch)
+    limits.budget = limits.received + _OVERHEAD
+    connection = pool.take(key) or _open_connection(url, proxy, limits, local=local)
+    set_limits(connection.client.sock, limits)
     try:
-        sent = {"Host": url.netloc, "User-Agent": "imageryxr", **line.headers, **headers}
-        line.client.request(method, line.prefix + _target(url), body, sent)
-        response = line.client.getresponse()
-        answer, is_complete = _read(response, watch, limit)
-        answer = answer._replace(is_public=_is_public(line, url, proxy))
+        sent = {"Host": url.netloc, "User-Agent": "imageryxr", **connection.headers, **headers}
+        connection.client.request(method, connection.prefix + _request_target(url), body, sent)
+        response = connection.client.getresponse()
+        answer, is_complete = _read(response, limits, body_limit)
+        answer = answer._replace(is_public=_is_public(connection, url, proxy))
     except BaseException:
-        line.client.close()
+        connection.client.close()
         raise
-    if is_complete and line.client.sock is not None:
-        lines.put(key, line)
+    if is_complete and connection.client.sock is not None:
+        pool.put(key, connection)
     else:
         response.close()
-        line.client.close()  # what is left of the answer must not be taken for the next one
+        connection.client.close()  # what is left of the answer must not be taken for the next one
     return answer
 
 
 def _read(
-    response: http.client.HTTPResponse, watch: Watch, limit: Callable[[int, Mapping[str, str]], tuple[int, bool]]
+    response: http.client.HTTPResponse,
+    limits: RequestLimits,
+    body_limit: Callable[[int, Mapping[str, str]], tuple[int, bool]],
 ) -> tuple[Answer, bool]:
-    status, found = response.status, {k.lower(): v for k, v in _merged(response.headers).items()}
+    status, found = response.status, {k.lower(): v for k, v in _merge_headers(response.headers).items()}
     _check_framing(status, response.headers)
-    most, is_cut = limit(status, found)
+    most, is_cut = body_limit(status, found)
     if not is_cut and response.length is not None and response.length > most:
         raise TooLargeError(f"its body has {response.length:,} bytes, and what was requested at most {most:,}")
     # The sizes of chunks come on top of the body.
-    watch.budget = watch.received + 2 * most + _OVERHEAD
+    limits.budget = limits.received + 2 * most + _OVERHEAD
     pieces, size = [], 0
     while size <= most and (piece := response.read(min(_PIECE, most + 1 - size))):
         pieces.append(piece)
@@ -175,7 +177,7 @@ def _check_framing(status: int, headers: http.client.HTTPMessage) -> None:
         raise ProtocolError("its Content-Length makes no sense")
 
 
-def _merged(headers: http.client.HTTPMessage) -> dict[str, str]:
+def _merge_headers(headers: http.client.HTTPMessage) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in headers.items():
         name = name.lower()
@@ -183,7 +185,7 @@ def _merged(headers: http.client.HTTPMessage) -> dict[str, str]:
     return found
 
 
-def _target(url: WebURL) -> str:
+def _request_target(url: WebURL) -> str:
     """Return the path and query as they are sent: percent-encoded where needed, and without ``..``."""
     from urllib3.util import parse_url
 
@@ -195,43 +197,43 @@ def _target(url: WebURL) -> str:
 # new connections
 
 
-def _open_line(url: WebURL, proxy: str, watch: Watch, *, local: bool) -> _Line:
-    line = _Line(http.client.HTTPConnection("server"))
-    line.client.auto_open = 0
+def _open_connection(url: WebURL, proxy: str, limits: RequestLimits, *, local: bool) -> _PooledConnection:
+    connection = _PooledConnection(http.client.HTTPConnection("server"))
+    connection.client.auto_open = 0
     if not proxy:
-        sock = connect(url.host, url.port, watch, local=local)
-        line.client.sock = secure(sock, url.host, watch) if url.scheme == "https" else sock
-        return line
+        sock = connect(url.host, url.port, limits, local=local)
+        connection.client.sock = secure(sock, url.host, limits) if url.scheme == "https" else sock
+        return connection
     if not local:
-        _check_behind_proxy(url, watch)
+        _check_behind_proxy(url, limits)
     to = parse_web_url(proxy if "://" in proxy else f"http://{proxy}")
     secret = {}
     if to.userinfo:
         secret["Proxy-Authorization"] = "Basic " + base64.b64encode(unquote(to.userinfo).encode()).decode()
     # The user's own proxy is where the user's network ends: its address may be a local one.
-    between: Any = connect(to.host, to.port, watch, local=True)
+    between: Any = connect(to.host, to.port, limits, local=True)
     if to.scheme == "https":
-        between = secure(between, to.host, watch)
+        between = secure(between, to.host, limits)
     if url.scheme == "https":
         _tunnel(between, url, secret)
-        between = secure(between, url.host, watch)
+        between = secure(between, url.host, limits)
     else:
-        line.prefix, line.headers = f"http://{url.netloc}", secret
-    line.client.sock = between
-    return line
+        connection.prefix, connection.headers = f"http://{url.netloc}", secret
+    connection.client.sock = between
+    return connection
 
 
-def _is_public(line: _Line, url: WebURL, proxy: str) -> bool:
-    if proxy or line.client.sock is None:  # the name is all that is known of what lies behind a proxy
+def _is_public(connection: _PooledConnection, url: WebURL, proxy: str) -> bool:
+    if proxy or connection.client.sock is None:  # the name is all that is known of what lies behind a proxy
         return not is_local_host(url.host)
-    return ip_filter.is_public(str(line.client.sock.getpeername()[0]))
+    return ip_filter.is_public(str(connection.client.sock.getpeername()[0]))
 
 
-def _check_behind_proxy(url: WebURL, watch: Watch) -> None:
+def _check_behind_proxy(url: WebURL, limits: RequestLimits) -> None:
     # The proxy resolves the name. What this machine makes of it is checked, if it makes anything of it.
-    ip_filter.check_name(url.host)
+    ip_filter.check_host_name(url.host)
     try:
-        found = resolve(url.host, url.port, watch)
+        found = resolve(url.host, url.port, limits)
     except OSError:
         return
     ip_filter.check_candidates(url.host, found)

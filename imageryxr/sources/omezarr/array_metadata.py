@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imageryxr.errors import SourceError
-from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text, shown
+from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text, format_value
 from imageryxr.sources.omezarr import codec_metadata
 
 MOST_ALONG = 2**24
@@ -72,20 +72,20 @@ def layout_of(where: str, document: dict[str, Any], version: int) -> Layout:
     """
     form = document.get("zarr_format")
     if isinstance(form, bool) or form != version:
-        raise SourceError(f"{where} has the zarr_format {shown(form)}; it must be {version}")
+        raise SourceError(f"{where} has the zarr_format {format_value(form)}; it must be {version}")
     if version == 2:
-        return _old_layout(where, document)
-    return _new_layout(where, document)
+        return _layout_v2(where, document)
+    return _layout_v3(where, document)
 
 
-def _old_layout(where: str, document: dict[str, Any]) -> Layout:
+def _layout_v2(where: str, document: dict[str, Any]) -> Layout:
     shape = as_counts(document.get("shape"), f"{where}: shape")
     chunks = as_counts(document.get("chunks"), f"{where}: chunks", count=len(shape))
-    dtype = _old_dtype(document.get("dtype"), where)
+    dtype = _dtype_v2(document.get("dtype"), where)
     filters = as_list(document.get("filters") or [], f"{where}: filters", 32)
-    codecs = [codec_metadata.old_codec(f, f"{where}: filter {i}") for i, f in enumerate(filters)]
+    codecs = [codec_metadata.codec_v2(f, f"{where}: filter {i}") for i, f in enumerate(filters)]
     given = document.get("compressor")
-    compressor = None if given is None else codec_metadata.old_codec(given, f"{where}: compressor")
+    compressor = None if given is None else codec_metadata.codec_v2(given, f"{where}: compressor")
     said = document.get("dimension_separator")
     clean = {
         "zarr_format": 2,
@@ -101,12 +101,12 @@ def _old_layout(where: str, document: dict[str, Any]) -> Layout:
     return _layout(where, shape, chunks, chunks, dtype, clean, said is not None)
 
 
-def _new_layout(where: str, document: dict[str, Any]) -> Layout:
+def _layout_v3(where: str, document: dict[str, Any]) -> Layout:
     _check_members(document, where)
     shape = as_counts(document.get("shape"), f"{where}: shape")
     objects = _grid_chunks(document.get("chunk_grid"), where, len(shape))
-    dtype = _new_dtype(document.get("data_type"), where)
-    codecs = codec_metadata.new_codecs(document.get("codecs"), f"{where}: codecs", objects)
+    dtype = _dtype_v3(document.get("data_type"), where)
+    codecs = codec_metadata.codecs_v3(document.get("codecs"), f"{where}: codecs", objects)
     clean = {
         "zarr_format": 3,
         "node_type": "array",
@@ -148,8 +148,8 @@ def _check_members(document: dict[str, Any], where: str) -> None:
         value = document[key]
         if not (isinstance(value, dict) and value.get("must_understand") is False):
             raise SourceError(
-                f"{where} has the member {shown(key)}, which Zarr 3 does not define; by the specification a reader "
-                "must not open an array with a member that it does not understand"
+                f"{where} has the member {format_value(key)}, which Zarr 3 does not define; the specification forbids "
+                "opening an array with an unknown member"
             )
 
 
@@ -182,7 +182,7 @@ def _inner_chunks(codecs: list[dict[str, Any]], objects: tuple[int, ...]) -> tup
     return objects
 
 
-def _old_dtype(value: Any, where: str) -> np.dtype[Any]:
+def _dtype_v2(value: Any, where: str) -> np.dtype[Any]:
     text = _NAMES.get(value, value) if isinstance(value, str) else ""
     found = _DTYPE.fullmatch(text)
     if found is None or found[1] + found[2] not in _TYPES:
@@ -191,7 +191,7 @@ def _old_dtype(value: Any, where: str) -> np.dtype[Any]:
     return np.dtype(order + found[1] + found[2])
 
 
-def _new_dtype(value: Any, where: str) -> np.dtype[Any]:
+def _dtype_v3(value: Any, where: str) -> np.dtype[Any]:
     name = value.get("name") if isinstance(value, dict) and not value.get("configuration") else value
     if not isinstance(name, str) or name not in _NAMES:
         raise _type_error(value, where)
@@ -199,7 +199,7 @@ def _new_dtype(value: Any, where: str) -> np.dtype[Any]:
 
 
 def _type_error(value: Any, where: str) -> SourceError:
-    return SourceError(f"{where} holds {shown(value)}; voxels are integers, floats or booleans")
+    return SourceError(f"{where} holds {format_value(value)}; voxels are integers, floats or booleans")
 
 
 def _fill_value(value: Any, dtype: np.dtype[Any], where: str) -> Any:
@@ -250,6 +250,6 @@ def _float_fill(found: float, value: Any, dtype: np.dtype[Any], where: str) -> A
 
 def _fill_error(value: Any, dtype: np.dtype[Any], where: str) -> SourceError:
     return SourceError(
-        f"{where} has the fill_value {shown(value)}, which is no {dtype.name}: what absent chunks hold is not known; "
-        "correct the fill_value in that file, or in a copy of it"
+        f"{where} has the fill_value {format_value(value)}, which is not a valid {dtype.name}, so the value of missing "
+        "chunks is unknown; correct the fill_value in that file, or in a copy of it"
     )

@@ -58,13 +58,13 @@ def bounded_metadata(text: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(text)
     if document["zarr_format"] == 2:
         limit = _limit(document["chunks"], np.dtype(document["dtype"]).itemsize)
-        codecs = [_old(codec, limit) for codec in (document["compressor"], *(document["filters"] or ()))]
+        codecs = [_bounded_v2(codec, limit) for codec in (document["compressor"], *(document["filters"] or ()))]
         document |= {"compressor": codecs[0], "filters": codecs[1:] or None}
     else:
         shape = document["chunk_grid"]["configuration"]["chunk_shape"]
-        document["codecs"] = _new(document["codecs"], shape, np.dtype(document["data_type"]).itemsize)
+        document["codecs"] = _bounded_v3(document["codecs"], shape, np.dtype(document["data_type"]).itemsize)
     if f'"{BOUNDED}"' in json.dumps(document):
-        _register()
+        _register_bounded_codecs()
     return document
 
 
@@ -100,13 +100,13 @@ def _limit(shape: list[int], item: int) -> int:
     return _FACTOR * math.prod(shape) * item + _MORE
 
 
-def _old(codec: dict[str, Any] | None, limit: int) -> dict[str, Any] | None:
+def _bounded_v2(codec: dict[str, Any] | None, limit: int) -> dict[str, Any] | None:
     if codec is None or codec["id"].removeprefix(_NAMESPACE) not in _COMPRESSORS:
         return codec
     return {"id": BOUNDED, "codec": {**codec, "id": codec["id"].removeprefix(_NAMESPACE)}, "limit": limit}
 
 
-def _new(codecs: list[dict[str, Any]], shape: list[int], item: int) -> list[dict[str, Any]]:
+def _bounded_v3(codecs: list[dict[str, Any]], shape: list[int], item: int) -> list[dict[str, Any]]:
     limit, found = _limit(shape, item), []
     for codec in codecs:
         name, options = codec["name"], codec.get("configuration") or {}
@@ -115,8 +115,8 @@ def _new(codecs: list[dict[str, Any]], shape: list[int], item: int) -> list[dict
             inner = options["chunk_shape"]
             chunks = math.prod(n // m for n, m in zip(shape, inner, strict=True))
             more = {
-                "codecs": _new(options["codecs"], inner, item),
-                "index_codecs": _new(options["index_codecs"], [chunks], 16),
+                "codecs": _bounded_v3(options["codecs"], inner, item),
+                "index_codecs": _bounded_v3(options["index_codecs"], [chunks], 16),
             }
             found.append({"name": name, "configuration": {**options, **more}})
         elif bare in _COMPRESSORS:
@@ -129,7 +129,7 @@ def _new(codecs: list[dict[str, Any]], shape: list[int], item: int) -> list[dict
     return found
 
 
-def _unpacked(stored: Any, codec: dict[str, Any], limit: int) -> bytes:
+def _decompress(stored: Any, codec: dict[str, Any], limit: int) -> bytes:
     """Return what a compressor gives, of at most so many bytes."""
     data = memoryview(stored).cast("B")
     name = codec["id"]
@@ -138,16 +138,16 @@ def _unpacked(stored: Any, codec: dict[str, Any], limit: int) -> bytes:
         if size is not None and size > limit:
             raise TooLargeError(f"its {name} header says {size:,} bytes, and it may have {limit:,}")
         if size is not None:
-            return _stock(json.dumps({"id": name}))(data)
+            return _numcodecs_decoder(json.dumps({"id": name}))(data)
     if name == "lzma":
-        return _pieces(_lzma_decoder(codec, limit), data, name, limit)
+        return _decompress_streams(_lzma_decoder(codec, limit), data, name, limit)
     if name == "bz2":
-        return _pieces(bz2.BZ2Decompressor, data, name, limit)
+        return _decompress_streams(bz2.BZ2Decompressor, data, name, limit)
     return decompress(data, "deflate" if name == "zlib" else name, limit)
 
 
 @lru_cache(maxsize=64)
-def _stock(config: str) -> Callable[[Any], bytes]:
+def _numcodecs_decoder(config: str) -> Callable[[Any], bytes]:
     from numcodecs.registry import get_codec
 
     decode: Callable[[Any], bytes] = get_codec(json.loads(config)).decode
@@ -166,7 +166,7 @@ def _lzma_decoder(codec: dict[str, Any], limit: int) -> Callable[[], Any]:
     return lambda: lzma.LZMADecompressor(form, filters=filters)
 
 
-def _pieces(make: Callable[[], Any], data: memoryview, name: str, limit: int) -> bytes:
+def _decompress_streams(make: Callable[[], Any], data: memoryview, name: str, limit: int) -> bytes:
     """Return what streams in a row hold, as `bz2.decompress` and `lzma.decompress` do."""
     found, size, given = [], 0, bytes(data)
     while given:
@@ -185,7 +185,7 @@ def _pieces(make: Callable[[], Any], data: memoryview, name: str, limit: int) ->
 
 
 @lru_cache(maxsize=1)
-def _register() -> None:
+def _register_bounded_codecs() -> None:
     """Register the codec with numcodecs and zarr-python, in the ways that they have for it."""
     import asyncio
 
@@ -204,7 +204,7 @@ def _register() -> None:
             self.codec, self.limit = codec, limit
 
         def decode(self, buf: Any, out: Any = None) -> Any:
-            return ndarray_copy(_unpacked(ensure_contiguous_ndarray(buf), self.codec, self.limit), out)
+            return ndarray_copy(_decompress(ensure_contiguous_ndarray(buf), self.codec, self.limit), out)
 
         def encode(self, buf: Any) -> Any:
             raise NotImplementedError
@@ -226,7 +226,7 @@ def _register() -> None:
 
         async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
             stored = chunk_bytes.as_numpy_array()
-            found = await asyncio.to_thread(_unpacked, stored, self.codec, self.limit)
+            found = await asyncio.to_thread(_decompress, stored, self.codec, self.limit)
             return chunk_spec.prototype.buffer.from_bytes(found)
 
         def compute_encoded_size(self, _input_byte_length: int, _chunk_spec: Any) -> int:

@@ -11,16 +11,16 @@ from importlib.util import find_spec
 from typing import Any
 
 from imageryxr.errors import CodecError, SourceError
-from imageryxr.sources.base import plain
-from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text, shown
+from imageryxr.sources.base import clean_message
+from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text, format_value
 
 # Options for decoding, in the form of numcodecs.
-_OPTIONS: dict[str, dict[str, Any]] = {
+_OPTIONS_V2: dict[str, dict[str, Any]] = {
     "blosc": {"cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0},
     "zlib": {"level": 1}, "gzip": {"level": 1}, "bz2": {"level": 1}, "zstd": {"level": 0}, "lz4": {"acceleration": 1},
 }  # fmt: skip
 # Options for decoding, in the form of Zarr 3.
-_NEW_OPTIONS: dict[str, dict[str, Any]] = {
+_OPTIONS_V3: dict[str, dict[str, Any]] = {
     "blosc": {"cname": "lz4", "clevel": 5, "shuffle": "noshuffle", "typesize": 1, "blocksize": 0},
     "gzip": {"level": 1},
     "zstd": {"level": 0, "checksum": False},
@@ -39,15 +39,15 @@ BOUNDED = "imageryxr_bounded"
 """The codec that replaces compressors once metadata were checked; see `boundedcodecs`."""
 
 
-def old_codec(value: Any, what: str) -> dict[str, Any]:
+def codec_v2(value: Any, what: str) -> dict[str, Any]:
     """Return a compressor or filter of a ``.zarray``, as numcodecs takes it."""
     given = as_object(value, what)
     name = as_text(given.get("id"), f"{what}, its id")
-    _refuse_code(name, what)
-    return {**_OPTIONS.get(name, given), "id": name}
+    _check_codec_name(name, what)
+    return {**_OPTIONS_V2.get(name, given), "id": name}
 
 
-def new_codecs(value: Any, what: str, shape: tuple[int, ...], depth: int = 0) -> list[dict[str, Any]]:
+def codecs_v3(value: Any, what: str, shape: tuple[int, ...], depth: int = 0) -> list[dict[str, Any]]:
     """Return the codecs of a ``zarr.json``, as zarr-python takes them.
 
     Parameters
@@ -66,16 +66,16 @@ def new_codecs(value: Any, what: str, shape: tuple[int, ...], depth: int = 0) ->
         where = f"{what}, number {number}"
         given = {"name": entry} if isinstance(entry, str) else as_object(entry, where)
         name = as_text(given.get("name"), f"{where}, its name")
-        _refuse_code(name, where)
+        _check_codec_name(name, where)
         options = as_object(given.get("configuration") or {}, f"{where}, its configuration")
-        codec = _new_codec(name, options, where, shape, depth)
+        codec = _codec_v3(name, options, where, shape, depth)
         if name == "transpose":
             shape = tuple(shape[i] for i in codec["configuration"]["order"])
         out.append(codec)
     return out
 
 
-def _new_codec(name: str, options: dict[str, Any], what: str, shape: tuple[int, ...], depth: int) -> dict[str, Any]:
+def _codec_v3(name: str, options: dict[str, Any], what: str, shape: tuple[int, ...], depth: int) -> dict[str, Any]:
     if name in ("bytes", "endian"):
         endian = as_text(options.get("endian") or "little", f"{what}, its endian", ("little", "big"))
         return {"name": "bytes", "configuration": {"endian": endian}}
@@ -84,7 +84,7 @@ def _new_codec(name: str, options: dict[str, Any], what: str, shape: tuple[int, 
     if name == "sharding_indexed":
         return {"name": name, "configuration": _sharding(options, what, shape, depth)}
     bare = name.removeprefix(_NAMESPACE)
-    chosen = _OPTIONS.get(bare) if bare != name else _NEW_OPTIONS.get(name)
+    chosen = _OPTIONS_V2.get(bare) if bare != name else _OPTIONS_V3.get(name)
     if chosen is not None and name == "blosc":
         size = options.get("typesize")
         known = isinstance(size, int) and not isinstance(size, bool) and 0 < size < 256
@@ -97,7 +97,7 @@ def _order(value: Any, what: str, count: int) -> list[int]:
         return list(range(count))[:: 1 if value == "C" else -1]
     order = as_list(value, f"{what}, its order", 32)
     if any(isinstance(n, bool) or not isinstance(n, int) for n in order) or sorted(order) != list(range(count)):
-        raise SourceError(f"{what} has the order {shown(value)}; it must hold each of 0 to {count - 1} once")
+        raise SourceError(f"{what} has the order {format_value(value)}; it must hold each of 0 to {count - 1} once")
     return order
 
 
@@ -117,13 +117,13 @@ def _sharding(options: dict[str, Any], what: str, shape: tuple[int, ...], depth:
     place = as_text(options.get("index_location") or "end", f"{what}, its index_location", ("start", "end"))
     return {
         "chunk_shape": list(inner),
-        "codecs": new_codecs(options.get("codecs"), f"{what}, its codecs", inner, depth + 1),
-        "index_codecs": new_codecs(index or default, f"{what}, its index_codecs", (*shape, 2), depth + 1),
+        "codecs": codecs_v3(options.get("codecs"), f"{what}, its codecs", inner, depth + 1),
+        "index_codecs": codecs_v3(index or default, f"{what}, its index_codecs", (*shape, 2), depth + 1),
         "index_location": place,
     }
 
 
-def _refuse_code(name: str, what: str) -> None:
+def _check_codec_name(name: str, what: str) -> None:
     if name.removeprefix(_NAMESPACE) == BOUNDED:  # its limit would be that of the file
         raise CodecError(f"{what} is {name!r}, which no file is stored with; convert the array")
     # Unpickling runs whatever code the file holds.
@@ -138,15 +138,17 @@ def codec_names(document: dict[str, Any]) -> list[str]:
     """Return the names of all codecs of an array's metadata, those within shards among them."""
     if document["zarr_format"] == 2:
         return [c["id"] for c in (document["compressor"], *(document["filters"] or [])) if c]
-    return _new_names(document["codecs"])
+    return _codec_names_v3(document["codecs"])
 
 
-def _new_names(codecs: list[dict[str, Any]]) -> list[str]:
+def _codec_names_v3(codecs: list[dict[str, Any]]) -> list[str]:
     names = []
     for codec in codecs:
         names.append(codec["name"])
         if codec["name"] == "sharding_indexed":
-            names += _new_names(codec["configuration"]["codecs"]) + _new_names(codec["configuration"]["index_codecs"])
+            names += _codec_names_v3(codec["configuration"]["codecs"]) + _codec_names_v3(
+                codec["configuration"]["index_codecs"]
+            )
     return names
 
 
@@ -162,7 +164,7 @@ def codec_error(name: str, text: str, error: Exception) -> CodecError:
     """Return the error for an array that zarr-python cannot decode, naming the codec and how to get it."""
     document = json.loads(text)
     for codec in codec_names(document):
-        if _is_known(codec, document["zarr_format"]):
+        if _is_registered(codec, document["zarr_format"]):
             continue
         start = next((s for s in _PACKAGES if codec.removeprefix(_NAMESPACE).startswith(s)), None)
         package, module = _PACKAGES[start] if start else ("", "")
@@ -172,10 +174,10 @@ def codec_error(name: str, text: str, error: Exception) -> CodecError:
             advice = "import the package that registers it with numcodecs or zarr before opening, or convert the array"
         return CodecError(f"{name} is stored with the codec {codec!r}, which is not registered here; {advice}")
     codecs = ", ".join(codec_names(document)) or "no codec"
-    return CodecError(f"{name} is stored with {codecs}, which zarr-python cannot set up: {plain(error)}")
+    return CodecError(f"{name} is stored with {codecs}, which zarr-python cannot set up: {clean_message(error)}")
 
 
-def _is_known(codec: str, version: int) -> bool:
+def _is_registered(codec: str, version: int) -> bool:
     try:
         if version == 2:
             from numcodecs.registry import get_codec

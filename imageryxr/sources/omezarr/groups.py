@@ -11,7 +11,7 @@ Attributes = Callable[[str], dict[str, Any]]
 """Returns the OME metadata of a group below, by its path; an empty dict where there are none."""
 
 
-def no_image(address: Address, ome: dict[str, Any], attributes: Attributes) -> str:
+def non_image_message(address: Address, ome: dict[str, Any], attributes: Attributes) -> str:
     """Return what a group without an image holds, and which addresses open it: goes on from the group's name.
 
     Parameters
@@ -39,7 +39,7 @@ def no_image(address: Address, ome: dict[str, Any], attributes: Attributes) -> s
         series = attributes("OME").get("series")
         images = [s for s in series if isinstance(s, str)] if isinstance(series, list) else ["0"]
         return f"holds the images of a bioformats2raw folder; give one of them: {_addresses(name, images)}"
-    below = images_below(address, attributes)
+    below = child_images(address, attributes)
     if below:
         return f"is a Zarr group without OME metadata of its own; it holds images, give one: {_addresses(name, below)}"
     return (
@@ -49,7 +49,7 @@ def no_image(address: Address, ome: dict[str, Any], attributes: Attributes) -> s
     )
 
 
-def images_below(address: Address, attributes: Attributes) -> list[str]:
+def child_images(address: Address, attributes: Attributes) -> list[str]:
     """Return the names of groups in a local folder that are images; at most 50 are looked at."""
     path = address.local_path
     try:
@@ -59,7 +59,7 @@ def images_below(address: Address, attributes: Attributes) -> list[str]:
     return [child for child in children if attributes(child).get("multiscales")]
 
 
-def bare_array(address: Address, document: dict[str, Any]) -> str:
+def bare_array_message(address: Address, document: dict[str, Any]) -> str:
     """Return what to do about a Zarr array without OME metadata: goes on from its name."""
     above = f"zarr://{address.public}".rpartition("/")[0]
     shape = document.get("shape")

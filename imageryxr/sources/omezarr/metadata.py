@@ -14,7 +14,7 @@ from imageryxr.core.bbox import DIMS, to_fraction
 from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.errors import ImageryWarning, SourceError, UnitError
 from imageryxr.sources.base import pick_index
-from imageryxr.sources.json_members import as_list, as_object, as_text, is_finite_number, shown
+from imageryxr.sources.json_members import as_list, as_object, as_text, format_value, is_finite_number
 
 _NEWEST = (0, 6)
 _OLDEST = (0, 4)
@@ -52,7 +52,7 @@ def check_version(name: str, ome: dict[str, Any], multiscale: dict[str, Any], ad
     said = ome.get("version", multiscale.get("version"))
     version = _number(said)
     if version is not None and version > _NEWEST:
-        raise SourceError(f"{name} is OME-Zarr of version {shown(said)}; versions 0.4 to 0.6 are read")
+        raise SourceError(f"{name} is OME-Zarr of version {format_value(said)}; versions 0.4 to 0.6 are read")
     has_axes = bool(multiscale.get("axes") or multiscale.get("coordinateSystems"))
     datasets = multiscale.get("datasets")
     entries = [d for d in datasets if isinstance(d, dict)] if isinstance(datasets, list) else []
@@ -60,8 +60,8 @@ def check_version(name: str, ome: dict[str, Any], multiscale: dict[str, Any], ad
     if has_axes and (is_placed or version is None or version >= _OLDEST):
         return
     if not has_axes and version is not None and version >= _OLDEST:
-        raise SourceError(f"{name} states no axes, which version {shown(said)} of OME-Zarr requires; {advice}")
-    which = "an OME-Zarr that states no version" if version is None else f"OME-Zarr of version {shown(said)}"
+        raise SourceError(f"{name} states no axes, which version {format_value(said)} of OME-Zarr requires; {advice}")
+    which = "an OME-Zarr that states no version" if version is None else f"OME-Zarr of version {format_value(said)}"
     raise SourceError(
         f"{name} is {which}, without {'the size of a voxel' if has_axes else 'axes and the size of a voxel'}, which "
         f"version 0.4 and later state. Rewrite it as 0.4 or 0.5, or {advice}"
@@ -117,8 +117,8 @@ def _coordinate_system(name: str, multiscale: dict[str, Any]) -> dict[str, Any]:
     chosen = outputs.pop() if outputs else list(systems)[-1]
     if outputs or chosen not in systems:
         raise SourceError(
-            f"{name}: its levels lie in the coordinate system {shown(chosen)}"
-            f"{' and others' if outputs else ''}; all must lie in one of {', '.join(map(shown, systems))}"
+            f"{name}: its levels lie in the coordinate system {format_value(chosen)}"
+            f"{' and others' if outputs else ''}; all must lie in one of {', '.join(map(format_value, systems))}"
         )
     return systems[chosen]
 
@@ -135,7 +135,7 @@ def _factors(name: str, units: dict[str, Any]) -> dict[str, Fraction]:
     if bare and len(set(factors.values())) > 1:
         raise SourceError(
             f"{name} does not say in which unit {', '.join(bare)} is measured, and its other axes differ: "
-            f"{', '.join(map(shown, said))}; add the unit to its metadata"
+            f"{', '.join(map(format_value, said))}; add the unit to its metadata"
         )
     assumed = said[0] if said else "nanometer"
     factors |= {dim: to_fraction(length_in_nm(assumed)) for dim in bare}
@@ -155,8 +155,8 @@ def _length(name: str, dim: str, unit: Any) -> Fraction:
         return to_fraction(length_in_nm(unit))
     except UnitError as error:
         raise SourceError(
-            f"{name} is measured in {shown(unit)} along {dim}: {error}. If the size of a voxel is known, correct "
-            "the unit and the scale in the metadata"
+            f"{name} is measured in {format_value(unit)} along {dim}: {error}. If the size of a voxel is known, "
+            "correct the unit and the scale in the metadata"
         ) from None
 
 
@@ -182,7 +182,7 @@ def picks_of(
     other = [a for a, n in zip(axes, shape, strict=True) if a not in (*DIMS, "c", "t") and n > 1]
     if other:
         raise SourceError(
-            f"{name} has several voxels along {shown(other[0])}, which is neither space, channel nor time"
+            f"{name} has several voxels along {format_value(other[0])}, which is neither space, channel nor time"
         )
     return tuple((axis, chosen.get(axis, 0)) for axis in axes if axis not in DIMS)
 
@@ -193,10 +193,10 @@ def dataset_paths(name: str, multiscale: dict[str, Any]) -> list[str]:
     for number, entry in enumerate(as_list(multiscale.get("datasets"), f"{name}: datasets")):
         given = as_object(entry, f"{name}: dataset {number}").get("path")
         if isinstance(given, int) and not isinstance(given, bool):
-            given = shown(given)
+            given = format_value(given)
         parts = as_text(given, f"{name}: the path of dataset {number}").split("/")
         if ".." in parts:
-            raise SourceError(f"{name}: the path {shown(given)} of dataset {number} leads out of the group")
+            raise SourceError(f"{name}: the path {format_value(given)} of dataset {number} leads out of the group")
         paths.append("/".join(part for part in parts if part not in ("", ".")))
     if not paths:
         raise SourceError(f"{name}: datasets is empty, so there is no level to open")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imageryxr.sources.base import is_page
+from imageryxr.sources.base import is_html_page
 from imageryxr.sources.codecs.frame_headers import frame_problem
 
 _LEFT_OUT = np.iinfo(np.uint64).max
@@ -25,7 +25,7 @@ class DamagedObjectError(ValueError):
     """A stored object that is not whole; `OmeZarrSource` says of which box."""
 
 
-class ZarrForm(NamedTuple):
+class ObjectFormat(NamedTuple):
     """How the objects of an array are made up."""
 
     codec: str
@@ -46,26 +46,26 @@ class ZarrForm(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def form_of(metadata: str) -> ZarrForm:
+def object_format(metadata: str) -> ObjectFormat:
     """Return what an array's ``zarr.json`` or ``.zarray`` says of its objects."""
     document = json.loads(metadata)
     if document["zarr_format"] == 2:
         name = str((document.get("compressor") or {}).get("id", ""))
         item = 0 if document.get("filters") else _item_size(document.get("dtype"))
-        return ZarrForm(name, 0, 0, False, _product(document.get("chunks")) * item, (1, item) if item else ())
+        return ObjectFormat(name, 0, 0, False, _product(document.get("chunks")) * item, (1, item) if item else ())
     codecs, item = document["codecs"], _item_size(document.get("data_type"))
     outer = document["chunk_grid"]["configuration"]["chunk_shape"]
     if codecs[0]["name"] != "sharding_indexed":
-        return ZarrForm(_last_codec(codecs), 0, 0, False, *_expected(codecs, _product(outer), item))
+        return ObjectFormat(_last_codec(codecs), 0, 0, False, *_expected_frame(codecs, _product(outer), item))
     shard = codecs[0]["configuration"]
     count = int(np.prod([-(-n // m) for n, m in zip(outer, shard["chunk_shape"], strict=True)]))
     size = _index_size(shard.get("index_codecs", []), count) if len(codecs) == 1 else 0
     is_first = shard.get("index_location") == "start"
-    expected = _expected(shard["codecs"], _product(shard["chunk_shape"]), item)
-    return ZarrForm(_last_codec(shard["codecs"]), count, size, is_first, *expected)
+    expected = _expected_frame(shard["codecs"], _product(shard["chunk_shape"]), item)
+    return ObjectFormat(_last_codec(shard["codecs"]), count, size, is_first, *expected)
 
 
-def check_object(form: ZarrForm, key: str, data: bytes | memoryview, asked: tuple[int | None, int | None]) -> None:
+def check_object(form: ObjectFormat, key: str, data: bytes | memoryview, asked: tuple[int | None, int | None]) -> None:
     """Raise unless an object, or a part of one, is whole as far as that can be told.
 
     Parameters
@@ -89,7 +89,7 @@ def check_object(form: ZarrForm, key: str, data: bytes | memoryview, asked: tupl
     problem = ""
     if len(data) == 0:
         problem = "it is empty (0 bytes)"
-    elif is_page(data):
+    elif is_html_page(data):
         problem = "it is a web page, such as servers send to ask for a login"
     elif stop is not None and len(data) != stop - (first or 0):
         problem = f"{stop - (first or 0)} bytes of it were asked for, and {len(data)} came"
@@ -117,7 +117,7 @@ def _product(shape: Any) -> int:
     return math.prod(int(n) for n in shape) if isinstance(shape, list) else 0
 
 
-def _expected(codecs: list[dict[str, Any]], voxels: int, item: int) -> tuple[int, tuple[int, ...]]:
+def _expected_frame(codecs: list[dict[str, Any]], voxels: int, item: int) -> tuple[int, tuple[int, ...]]:
     """Return the bytes and the sizes of an item that the frame of a chunk must state, as far as they are known."""
     names = [str(codec["name"]) for codec in codecs[:-1] if codec["name"] != "transpose"]
     if names != ["bytes"] or not item:
@@ -134,12 +134,12 @@ def _index_size(codecs: list[dict[str, Any]], count: int) -> int:
     return 16 * count + 4 * (len(names) - 1) if is_little else 0
 
 
-def _is_index(form: ZarrForm, asked: tuple[int | None, int | None]) -> bool:
+def _is_index(form: ObjectFormat, asked: tuple[int | None, int | None]) -> bool:
     # Where the size of the index is not known, no part of a shard is taken for a chunk.
     return not form.index_size or asked == ((0 if form.index_first else None), form.index_size)
 
 
-def _shard_problem(form: ZarrForm, data: bytes | memoryview) -> str:
+def _shard_problem(form: ObjectFormat, data: bytes | memoryview) -> str:
     if not form.index_size:
         return ""
     if len(data) < form.index_size:

@@ -35,9 +35,9 @@ from imageryxr.sources.base import (
     Source,
     check_assume,
     dtype_of,
-    note_holes,
     read_error,
     read_filled,
+    report_missing_chunks,
 )
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.omezarr import groups
@@ -45,9 +45,9 @@ from imageryxr.sources.omezarr import metadata as ngff
 from imageryxr.sources.omezarr.array_metadata import Layout, layout_of
 from imageryxr.sources.omezarr.bounded_codecs import check_bounded
 from imageryxr.sources.omezarr.codec_metadata import codec_error
-from imageryxr.sources.omezarr.stores import array_metadata, failures, fetch, fetch_json, open_array
+from imageryxr.sources.omezarr.stores import fetch, fetch_json, open_array, parse_array_metadata, translate_errors
 from imageryxr.sources.omezarr.transforms import grid_of_level, other_axes_of
-from imageryxr.sources.omezarr.zip_store import archive_of
+from imageryxr.sources.omezarr.zip_store import find_archive
 
 PROTOCOLS = ("file", "http", "https", "s3", "gs")
 
@@ -112,7 +112,7 @@ class OmeZarrSource:
         """Raise `CodecError` if the array's codecs are not registered or cannot be set up."""
         text = self.arrays[mip].metadata
         try:
-            array_metadata(text)
+            parse_array_metadata(text)
         except ImageryError:
             raise
         except Exception as error:
@@ -128,7 +128,7 @@ class OmeZarrSource:
         self.check(mip)
         where: dict[str, Any] = {**dict(self.picks), **dict(zip(DIMS, box.slices(), strict=True))}
         stored = self.arrays[mip]
-        with failures(self.name, lambda error: read_error(self, mip, box, error)):
+        with translate_errors(self.name, lambda error: read_error(self, mip, box, error)):
             array, absent = open_array(self.url, self.token, stored.path, stored.metadata, self.connection)
             values = np.asarray(array[tuple(where[axis] for axis in self.axes)])
         if absent:
@@ -148,21 +148,21 @@ class OmeZarrSource:
             return  # by the specification, an object that the store leaves out holds the fill value
         grid = self.levels[mip].grid
         keys = refused if self.missing is None else absent
-        holes = [str(grid.crop(self._hole(mip, key)).bbox) for key in sorted(keys)]
-        shown = "; ".join(holes[:3]) + (f"; and {len(holes) - 3} more" if len(holes) > 3 else "")
+        boxes = [str(grid.crop(self._missing_box(mip, key)).bbox) for key in sorted(keys)]
+        shown = "; ".join(boxes[:3]) + (f"; and {len(boxes) - 3} more" if len(boxes) > 3 else "")
         if self.missing is None or self.missing == "raise":
             hint = (
                 "a Zarr store may leave out chunks that hold only the fill value: missing='fill' takes them for that, "
                 "'warn' also says which"
             )
             state = "refuses (403)" if refused else "does not have"
-            cause = f"the store {state} {len(holes)} of the chunks it needs: {shown}"
+            cause = f"the store {state} {len(boxes)} of the chunks it needs: {shown}"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint)
-        note_holes(self, mip, holes)
+        report_missing_chunks(self, mip, boxes)
         if self.missing == "warn":
-            chunks_are = "chunk is" if len(holes) == 1 else "chunks are"
+            chunks_are = "chunk is" if len(boxes) == 1 else "chunks are"
             warnings.warn(
-                f"{self.name}, mip {mip}: {len(holes)} missing {chunks_are} filled with the fill value: {shown}",
+                f"{self.name}, mip {mip}: {len(boxes)} missing {chunks_are} filled with the fill value: {shown}",
                 MissingChunkWarning,
                 stacklevel=2,
             )
@@ -185,7 +185,7 @@ class OmeZarrSource:
     def _document(self) -> str:
         return "zarr.json" if '"zarr_format": 3' in self.arrays[0].metadata else ".zattrs"
 
-    def _hole(self, mip: int, key: str) -> IndexBox:
+    def _missing_box(self, mip: int, key: str) -> IndexBox:
         level, stored = self.levels[mip], self.arrays[mip]
         index = [int(part) for part in re.split(r"[/.]", key.removeprefix(stored.path)) if part.isdigit()]
         place = dict(zip(self.axes, zip(index, stored.objects, strict=True), strict=True))
@@ -246,7 +246,7 @@ def open_omezarr(
     connection = connection or Connection()
     ome, version = _ome_metadata(address, token, connection)
     try:
-        return _parsed(address, ome, version, missing, token, {"c": channel, "t": time}, assume, connection)
+        return _build_source(address, ome, version, missing, token, {"c": channel, "t": time}, assume, connection)
     except ImageryError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
@@ -256,7 +256,7 @@ def open_omezarr(
 def _ome_metadata(address: Address, token: str | None, connection: Connection) -> tuple[dict[str, Any], int]:
     """Return the OME metadata of an image's group, and the version of its Zarr format."""
     name, path = address.zarr_name, address.local_path
-    if path is not None and not path.is_dir() and archive_of(path) is None:
+    if path is not None and not path.is_dir() and find_archive(path) is None:
         raise SourceNotFoundError(f"there is no folder {path}, so no OME-Zarr at {name}; check the path")
     found: dict[int, dict[str, Any]] = {}
     for version in (3, 2):
@@ -264,21 +264,21 @@ def _ome_metadata(address: Address, token: str | None, connection: Connection) -
         if document is None:
             continue
         if version == 3 and document.get("node_type") == "array":
-            raise SourceError(f"{name} {groups.bare_array(address, document)}")
+            raise SourceError(f"{name} {groups.bare_array_message(address, document)}")
         found[version] = _ome_of(document.get("attributes") if version == 3 else document)
         if found[version].get("multiscales"):
             return found[version], version
     array = fetch_json(address, token, ".zarray", connection) if not found.get(2) and 3 not in found else None
     if array is not None:
-        raise SourceError(f"{name} {groups.bare_array(address, array)}")
+        raise SourceError(f"{name} {groups.bare_array_message(address, array)}")
     if not found and fetch_json(address, token, ".zgroup", connection) is None:
-        raise _nothing_there(address)
+        raise _not_found_error(address)
     ome = next((ome for ome in found.values() if ome), {})
 
     def below(group: str) -> dict[str, Any]:
         return _attributes(Address("zarr", f"{address.url}/{group}"), token, connection)
 
-    raise SourceError(f"{name} {groups.no_image(address, ome, below)}")
+    raise SourceError(f"{name} {groups.non_image_message(address, ome, below)}")
 
 
 def _ome_of(attributes: Any) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def _attributes(address: Address, token: str | None, connection: Connection) -> 
         return {}
 
 
-def _nothing_there(address: Address) -> SourceNotFoundError:
+def _not_found_error(address: Address) -> SourceNotFoundError:
     packed = address.url.endswith((".zip", ".ozx"))
     advice = (
         "zip archives are read from local paths only: download it, or unpack it there" if packed else "check the path"
@@ -311,7 +311,7 @@ def _nothing_there(address: Address) -> SourceNotFoundError:
     )
 
 
-def _parsed(
+def _build_source(
     address: Address,
     ome: dict[str, Any],
     version: int,

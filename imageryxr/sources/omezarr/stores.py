@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from imageryxr.errors import AuthError, ChunkReadError, ImageryError, ServerError, SourceError
-from imageryxr.sources.address import Address, reads_anonymously
-from imageryxr.sources.base import plain
+from imageryxr.sources.address import Address, has_no_bucket_credentials
+from imageryxr.sources.base import clean_message
 from imageryxr.sources.fetch import ip_filter
 from imageryxr.sources.fetch.auth import Token, find_password
-from imageryxr.sources.fetch.client import Connection, in_parallel
+from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.json_service import web_folder
 from imageryxr.sources.fetch.policy import Credential
+from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.json_members import parse_json
 from imageryxr.sources.omezarr.bounded_codecs import bounded_metadata
 from imageryxr.sources.omezarr.codec_metadata import register_codecs
-from imageryxr.sources.omezarr.object_check import ZarrForm, check_object, form_of
+from imageryxr.sources.omezarr.object_check import ObjectFormat, check_object, object_format
 from imageryxr.sources.omezarr.web_objects import fetch_object
-from imageryxr.sources.omezarr.zip_store import archive_of, open_archive, read_entry
+from imageryxr.sources.omezarr.zip_store import find_archive, open_archive, read_entry
 
 # Object stores are asked again about errors that may pass, for half a minute at the most.
 RETRY: dict[str, Any] = {
@@ -48,7 +49,7 @@ _FORBIDDEN = ("PermissionDeniedError", "ForbiddenObjectError")
 
 
 @lru_cache(maxsize=1024)
-def array_metadata(text: str) -> Any:
+def parse_array_metadata(text: str) -> Any:
     """Return zarr's own form of an array's metadata, with bounded codecs; ValueError where a codec is not known."""
     from zarr import AsyncArray
     from zarr.storage import MemoryStore, StorePath
@@ -69,7 +70,7 @@ def open_array(
     from zarr.storage import StorePath
 
     folder = _object_folder(url, connection)
-    archive = archive_of(url.removeprefix("file://")) if url.startswith("file://") else None
+    archive = find_archive(url.removeprefix("file://")) if url.startswith("file://") else None
     if archive is not None:
         store = open_archive(archive)
     elif folder is None:
@@ -79,14 +80,14 @@ def open_array(
 
         _check_size(url, metadata)
         store = WebStore(folder, connection, credential_of(folder, token), object_limit(metadata))
-    recorder = _recorder_class()(store, form_of(metadata))
-    array = zarr.Array(zarr.AsyncArray(array_metadata(metadata), StorePath(recorder, path)))
+    recorder = _recorder_class()(store, object_format(metadata))
+    array = zarr.Array(zarr.AsyncArray(parse_array_metadata(metadata), StorePath(recorder, path)))
     return array, recorder.absent
 
 
 def _check_size(url: str, metadata: str) -> None:
     """Raise if a chunk of an array on a server is larger than any that is read to get at one of its voxels."""
-    form = form_of(metadata)
+    form = object_format(metadata)
     size = form.chunk_bytes if form.chunks_in_shard else object_limit(metadata) // 4
     if size > _MOST_CHUNK_BYTES:
         raise ChunkReadError(
@@ -108,7 +109,7 @@ def _check_endpoints() -> None:
     """Raise `ServerError` if the environment names a server of this machine or its network for buckets."""
     for text in (os.environ[name] for name in ENDPOINTS if os.environ.get(name)):
         server = parse_web_url(text if "://" in text else f"https://{text}")
-        ip_filter.check_name(server.host)
+        ip_filter.check_host_name(server.host)
         with suppress(OSError):  # a name that is not found is not connected to
             ip_filter.check_candidates(server.host, ip_filter.resolve(server.host, server.port))
 
@@ -117,7 +118,7 @@ def object_limit(metadata: str) -> int:
     """Return the bytes that an object of an array may have: four times its voxels and 1 MB, as for other chunks."""
     document = json.loads(metadata)
     shape = document["chunks"] if "chunks" in document else document["chunk_grid"]["configuration"]["chunk_shape"]
-    parsed = array_metadata(metadata)
+    parsed = parse_array_metadata(metadata)
     native = getattr(parsed.dtype, "to_native_dtype", lambda: parsed.dtype)()
     return 4 * math.prod(int(n) for n in shape) * int(native.itemsize) + (1 << 20)
 
@@ -136,7 +137,7 @@ def _recorder_class() -> Any:
     class Recorder(WrapperStore[Any]):
         """A store that notes which objects it did not have and refuses broken ones, for the length of one read."""
 
-        def __init__(self, store: Any, form: ZarrForm) -> None:
+        def __init__(self, store: Any, form: ObjectFormat) -> None:
             super().__init__(store)
             self.form = form
             self.absent: dict[str, bool] = {}
@@ -158,13 +159,13 @@ def _recorder_class() -> Any:
             if found is None:
                 self.absent[key] = False
             else:
-                check_object(self.form, key, memoryview(found.as_numpy_array()), _asked(*args, **kwargs))
+                check_object(self.form, key, memoryview(found.as_numpy_array()), _requested_span(*args, **kwargs))
             return found
 
     return Recorder
 
 
-def _asked(prototype: Any = None, byte_range: Any = None) -> tuple[int | None, int | None]:
+def _requested_span(prototype: Any = None, byte_range: Any = None) -> tuple[int | None, int | None]:
     if hasattr(byte_range, "suffix"):
         return (None, byte_range.suffix)
     return (getattr(byte_range, "start", getattr(byte_range, "offset", None)), getattr(byte_range, "end", None))
@@ -179,7 +180,7 @@ def open_store(url: str, pid: int) -> Any:
     scheme, _, rest = url.partition("://")
     if scheme == "file":
         return LocalStore(rest, read_only=True)
-    if _forked():
+    if _fork_marks():
         raise ChunkReadError(
             "this process was forked from one that had already read from a bucket, and such connections do not "
             "outlive a fork; start workers with multiprocessing's 'spawn' or 'forkserver', as dask.distributed does"
@@ -200,8 +201,8 @@ def bucket_options(url: str, bucket: str) -> dict[str, Any]:
 
     if url.startswith("gs://"):
         key = next((p for p in map(secrets.secretpath, _secret_files(bucket, "google")) if os.path.exists(p)), None)
-        return {"skip_signature": True} if reads_anonymously(url) else ({"service_account": key} if key else {})
-    if reads_anonymously(url):
+        return {"skip_signature": True} if has_no_bucket_credentials(url) else ({"service_account": key} if key else {})
+    if has_no_bucket_credentials(url):
         said = ENDPOINTS | {"AWS_REGION", "AWS_DEFAULT_REGION"}
         if said & set(os.environ) or "." in bucket:
             return {"skip_signature": True}
@@ -223,7 +224,7 @@ def _secret_files(bucket: str, kind: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _forked() -> list[bool]:
+def _fork_marks() -> list[bool]:
     # obstore's threads are not there in a forked child, which would wait for them for ever.
     marks: list[bool] = []
     if hasattr(os, "register_at_fork"):
@@ -232,7 +233,7 @@ def _forked() -> list[bool]:
 
 
 @contextmanager
-def failures(name: str, otherwise: Any) -> Iterator[None]:
+def translate_errors(name: str, otherwise: Any) -> Iterator[None]:
     """Make ours of the errors of stores: refusals `AuthError`, the rest what `otherwise` makes of the message."""
     try:
         yield
@@ -241,7 +242,7 @@ def failures(name: str, otherwise: Any) -> Iterator[None]:
     except ImageryError:
         raise
     except Exception as error:
-        message = plain(str(error).split("Debug source:")[0])  # the rest is the client's inner state
+        message = clean_message(str(error).split("Debug source:")[0])  # the rest is the client's inner state
         if isinstance(error, PermissionError) or type(error).__name__ in ("UnauthenticatedError", *_FORBIDDEN):
             raise AuthError(f"{name} refused to be read ({message}); check the token or your rights") from error
         raise otherwise(message or type(error).__name__) from error
@@ -249,16 +250,18 @@ def failures(name: str, otherwise: Any) -> Iterator[None]:
 
 def fetch(url: str, token: str | None, key: str, name: str, connection: Connection) -> bytes | None:
     """Return an object of a store, or None where there is none, or none that may be read."""
-    with failures(name, lambda error: ChunkReadError(f"could not read the metadata of {name} ({key}): {error}")):
+    with translate_errors(
+        name, lambda error: ChunkReadError(f"could not read the metadata of {name} ({key}): {error}")
+    ):
         try:
             if url.startswith("file://"):
                 path = url.removeprefix("file://")
-                archive = archive_of(path)
+                archive = find_archive(path)
                 return (Path(path) / key).read_bytes() if archive is None else read_entry(archive, key)
             folder = _object_folder(url, connection)
             if folder is not None:
-                login = credential_of(folder, token)
-                return in_parallel(lambda _, stop: fetch_object(folder, key, connection, login, stop=stop), [0], 1)[0]
+                jobs = [(folder, key, connection, credential_of(folder, token))]
+                return run_in_parallel(lambda job, stop: fetch_object(*job, stop=stop), jobs, 1)[0]
             import obstore
 
             return bytes(obstore.get(open_store(url, os.getpid()).store, key).bytes())

@@ -10,7 +10,7 @@ from typing import Any
 from imageryxr.core.bbox import DIMS, tidy, to_fraction
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, SourceError
-from imageryxr.sources.json_members import as_list, as_number, as_object, as_text, shown
+from imageryxr.sources.json_members import as_list, as_number, as_object, as_text, format_value
 from imageryxr.sources.omezarr.array_metadata import MOST_ALONG
 from imageryxr.sources.omezarr.metadata import Axes
 
@@ -28,7 +28,7 @@ def grid_of_level(
     name: str, multiscale: dict[str, Any], mip: int, shape: Sequence[int], axes: Axes, assume: str
 ) -> Grid:
     """Return where a level lies, its axes in any order; ``assume`` says what a translation is the place of."""
-    scale, translation = _placed(f"{name}: level {mip}", multiscale, mip, axes)
+    scale, translation = _scale_and_translation(f"{name}: level {mip}", multiscale, mip, axes)
     sizes, resolution, offset = [1, 0, 0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
     for i, dim in enumerate(DIMS):
         if dim in axes.names:
@@ -53,7 +53,9 @@ def _check_place(what: str, dim: str, size: int, resolution: float, offset: Frac
         raise SourceError(f"{what} has a translation of {float(offset):g} voxels along {dim}, which is no place")
 
 
-def _placed(what: str, multiscale: dict[str, Any], mip: int, axes: Axes) -> tuple[dict[str, Any], dict[str, Any]]:
+def _scale_and_translation(
+    what: str, multiscale: dict[str, Any], mip: int, axes: Axes
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the scale and the translation along each axis of space, in the units of the axes."""
     dataset = as_object(multiscale["datasets"][mip], what)
     own = _steps(dataset.get("coordinateTransformations") or [], what)
@@ -67,15 +69,15 @@ def _placed(what: str, multiscale: dict[str, Any], mip: int, axes: Axes) -> tupl
     elif mip == 0 and multiscale.get("coordinateTransformations"):
         # From 0.6 on they lead from one coordinate system to another, and the levels lie in the intrinsic one.
         warnings.warn(
-            f"{what.partition(': ')[0]} is opened in its coordinate system {shown(axes.system)}; transformations to "
-            "its other coordinate systems are not applied",
+            f"{what.partition(': ')[0]} is opened in its coordinate system {format_value(axes.system)}; "
+            "transformations to its other coordinate systems are not applied",
             ImageryWarning,
             stacklevel=2,
         )
     scale = {dim: Fraction(1) for dim in axes.factors}
     translation = {dim: Fraction(0) for dim in axes.factors}
     for step in own:
-        values = _values(step, what, axes)
+        values = _step_values(step, what, axes)
         for dim, value in values.items():
             if step["type"] == "translation":
                 translation[dim] += value
@@ -123,24 +125,24 @@ def _steps(given: Any, what: str, depth: int = 0) -> list[dict[str, Any]]:
         elif kind in ("scale", "translation"):
             if kind not in step and "path" in step:
                 raise SourceError(
-                    f"{what} has a {kind} in a file of its own ({shown(step['path'])}), which is not read"
+                    f"{what} has a {kind} in a file of its own ({format_value(step['path'])}), which is not read"
                 )
             out.append(step)
         elif kind != "identity":
             raise SourceError(
-                f"{what} is placed by a transformation of the type {shown(kind)}; understood are scale, translation, "
-                "identity and sequences of these. Open its array with dask.array.from_zarr and resample it, for "
-                "example with scipy.ndimage.affine_transform"
+                f"{what} is placed by a transformation of the type {format_value(kind)}; supported are scale, "
+                "translation, identity and sequences of these. Open its array with dask.array.from_zarr and resample "
+                "it, for example with scipy.ndimage.affine_transform"
             )
     return out
 
 
-def _values(step: dict[str, Any], what: str, axes: Axes) -> dict[str, Fraction]:
+def _step_values(step: dict[str, Any], what: str, axes: Axes) -> dict[str, Fraction]:
     kind = as_text(step["type"], f"{what}: type")
     given = as_list(step.get(kind), f"{what}: {kind}", 32)
     if len(given) != len(axes.names):
         raise SourceError(
-            f"{what} has a {kind} of {len(given)} numbers {shown(given)} for its {len(axes.names)} axes "
+            f"{what} has a {kind} of {len(given)} numbers {format_value(given)} for its {len(axes.names)} axes "
             f"{', '.join(axes.names)[:100]}; it must have one for each axis"
         )
     pairs = zip(axes.names, given, strict=True)

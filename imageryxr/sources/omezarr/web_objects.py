@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from imageryxr.errors import ServerError
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, ask
-from imageryxr.sources.fetch.json_service import unpacked
+from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, send_request
+from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.policy import Credential
 
 # What a URL's path may hold besides letters and digits: all else in the name of an object is percent-encoded.
@@ -57,16 +57,18 @@ def fetch_object(
     """
     url = f"{folder}/{quote(key, safe=_SAFE)}"
     headers = {"Accept-Encoding": "identity"}
-    reply = ask("GET", url, connection, headers=headers, credential=credential, part=part, limit=limit, stop=stop)
+    reply = send_request(
+        "GET", url, connection, headers=headers, credential=credential, part=part, limit=limit, stop=stop
+    )
     if reply.status in (200, 206):
-        return reply.body if part is not None else unpacked(reply, limit)
+        return reply.body if part is not None else decompress_body(reply, limit)
     _check_absent(reply, key)
     return None
 
 
 def _check_absent(reply: Reply, key: str) -> None:
-    if reply.sent_on and reply.status in (403, 404):
-        raise PermissionError(f"the request for {key} was sent on to {reply.sent_on}, a login page?")
+    if reply.redirected_to and reply.status in (403, 404):
+        raise PermissionError(f"the request for {key} was sent on to {reply.redirected_to}, a login page?")
     if reply.status == 403:
         raise ForbiddenObjectError(f"HTTP 403: {key}")
     if reply.status == 401:
@@ -75,7 +77,7 @@ def _check_absent(reply: Reply, key: str) -> None:
         raise ServerError(f"HTTP {reply.status} for {key}")
 
 
-async def in_thread(work: Callable[[threading.Event], Any], outer: threading.Event | None = None) -> Any:
+async def run_in_thread(work: Callable[[threading.Event], Any], outer: threading.Event | None = None) -> Any:
     """Return what a function returns, called in a thread of its own, which nothing waits for once it is cancelled.
 
     The function gets the event that ends its requests: ``outer``, or one that is set on cancellation.

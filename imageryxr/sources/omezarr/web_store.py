@@ -16,8 +16,8 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.policy import Credential
-from imageryxr.sources.fetch.threads import current_stop
-from imageryxr.sources.omezarr.web_objects import fetch_object, in_thread
+from imageryxr.sources.fetch.threads import current_stop_event
+from imageryxr.sources.omezarr.web_objects import fetch_object, run_in_thread
 
 
 class WebStore(Store):
@@ -29,7 +29,7 @@ class WebStore(Store):
 
     def __init__(self, folder: str, connection: Connection, credential: Credential | None, limit: int) -> None:
         super().__init__(read_only=True)
-        self.stop = current_stop()
+        self.stop = current_stop_event()
         self.folder, self.connection, self.credential, self.limit = folder, connection, credential, limit
 
     def __eq__(self, other: object) -> bool:
@@ -40,7 +40,7 @@ class WebStore(Store):
         part, options = _part_of(byte_range), (self.connection, self.credential)
         if part is not None and (part.size or 0) > self.limit:
             raise ValueError(f"{part.size:,} bytes of {key} are more than the {self.limit:,} that it may have")
-        body = await in_thread(
+        body = await run_in_thread(
             lambda stop: fetch_object(self.folder, key, *options, part=part, limit=self.limit, stop=stop), self.stop
         )
         return None if body is None else prototype.buffer.from_bytes(body)

@@ -29,7 +29,7 @@ class Archive(NamedTuple):
     """Where in it the place lies: empty, or ending in a slash."""
 
 
-def archive_of(path: str | os.PathLike[str]) -> Archive | None:
+def find_archive(path: str | os.PathLike[str]) -> Archive | None:
     """Return the zip archive that a local path leads into, or None where it leads into none.
 
     Reads no more than the end of a file. Where an archive holds one folder with a Zarr and no Zarr itself, the path of

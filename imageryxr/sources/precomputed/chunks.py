@@ -14,22 +14,23 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
-from imageryxr.sources.base import Level, plain
+from imageryxr.sources.base import Level, clean_message
 from imageryxr.sources.codecs.chunk_decoder import decode_chunk
-from imageryxr.sources.fetch.auth import Token, check_allowed, find_password, unsent_password
+from imageryxr.sources.fetch.auth import Token, check_allowed, find_password, unsent_password_hint
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import Connection, Reply, ask, ask_once, in_parallel
-from imageryxr.sources.fetch.json_service import unpacked, web_folder
+from imageryxr.sources.fetch.client import Connection, Reply, send_interruptible_request, send_request
+from imageryxr.sources.fetch.json_service import decompress_body, web_folder
 from imageryxr.sources.fetch.policy import Access, Credential
+from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
 
-Each = Callable[[npt.NDArray[Any]], None]
+ChunkCallback = Callable[[npt.NDArray[Any]], None]
 
 HEADERS = {"Accept-Encoding": "gzip, br, zstd"}
 
 
-class Stored(Protocol):
+class StoredLayer(Protocol):
     """What must be known of a precomputed layer to fetch its chunks."""
 
     @property
@@ -73,17 +74,22 @@ def credential_of(url: str, token: Token | None) -> Credential | None:
 def get_file(url: str, name: str, connection: Connection, token: Token | None) -> Reply:
     """Return the answer for a small file of a folder."""
     folder = web_folder(url)
-    return ask_once(
-        "GET", f"{folder}/{name}", connection, headers=HEADERS, credential=credential_of(url, token), check=_broken
+    return send_interruptible_request(
+        "GET",
+        f"{folder}/{name}",
+        connection,
+        headers=HEADERS,
+        credential=credential_of(url, token),
+        check=_checksum_problem,
     )
 
 
 def fetch_box(
-    source: Stored,
+    source: StoredLayer,
     mip: int,
     box: IndexBox,
-    holes: list[IndexBox] | None = None,
-    each: Each | None = None,
+    missing_boxes: list[IndexBox] | None = None,
+    on_chunk: ChunkCallback | None = None,
 ) -> npt.NDArray[Any]:
     """Return the voxels of a box inside a layer; all requests of one box run side by side.
 
@@ -93,9 +99,9 @@ def fetch_box(
         On the web.
     mip, box
         What to read.
-    holes : list, optional
+    missing_boxes : list, optional
         Takes the boxes of chunks that are not there, which are 0 then; else they raise.
-    each : callable, optional
+    on_chunk : callable, optional
         Is called with the part of each chunk in the box, in the thread that fetched it: work on voxels that are at
         hand costs little.
 
@@ -105,40 +111,42 @@ def fetch_box(
         CloudVolume's word for a chunk that is not there.
     """
     if "sharding" in source.info["scales"][mip]:
-        return _fetch_sharded(source, mip, box, holes, each)
+        return _fetch_sharded(source, mip, box, missing_boxes, on_chunk)
     from cloudvolume.exceptions import EmptyVolumeException
 
     level, scale = source.levels[mip], source.info["scales"][mip]
     folder = web_folder(source.url)
     options: dict[str, Any] = {"headers": HEADERS, "credential": credential_of(source.url, source.token)}
-    decode = decoder(source, mip)
+    decode = make_chunk_decoder(source, mip)
     out = np.zeros(box.shape, source.dtype)
 
     def fetch(chunk: IndexBox, stop: threading.Event) -> None:
         whole = chunk.clip(level.grid.box)
         key = f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}"
         most = chunk_limit(whole.shape, source)
-        reply = ask("GET", f"{folder}/{key}", source.connection, check=_broken, stop=stop, limit=most, **options)
+        reply = send_request(
+            "GET", f"{folder}/{key}", source.connection, check=_checksum_problem, stop=stop, limit=most, **options
+        )
         if is_absent(reply, source.url):
-            if holes is None:
+            if missing_boxes is None:
                 raise EmptyVolumeException(key)
-            holes.append(whole)
+            missing_boxes.append(whole)
             return
         check_reply(reply, source.name, source.url, source.token, source.connection.access)
         if not reply.body:
             raise ValueError(f"the stored chunk {key} is empty (0 bytes): it was cut short when written")
         part = whole.clip(box)
-        voxels = decode(unpacked(reply, most), whole.shape)[part.slices(whole)]
-        if each is not None:
-            each(voxels)
+        voxels = decode(decompress_body(reply, most), whole.shape)[part.slices(whole)]
+        if on_chunk is not None:
+            on_chunk(voxels)
         out[part.slices(box)] = voxels
 
-    in_parallel(fetch, list(chunks_of(box, level.chunks)), source.connection.concurrency)
+    run_in_parallel(fetch, list(chunks_of(box, level.chunks)), source.connection.concurrency)
     return out
 
 
 def _fetch_sharded(
-    source: Stored, mip: int, box: IndexBox, holes: list[IndexBox] | None, each: Each | None
+    source: StoredLayer, mip: int, box: IndexBox, missing_boxes: list[IndexBox] | None, on_chunk: ChunkCallback | None
 ) -> npt.NDArray[Any]:
     from cloudvolume.exceptions import EmptyVolumeException
 
@@ -157,10 +165,10 @@ def _fetch_sharded(
             raise ValueError(f"the index of {place[0]} says that a chunk takes {size:,} bytes; {most:,} are the most")
         if place is not None:
             continue
-        if holes is None:
+        if missing_boxes is None:
             raise EmptyVolumeException(f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}")
-        holes.append(whole)
-    decode, out = decoder(source, mip), np.zeros(box.shape, source.dtype)
+        missing_boxes.append(whole)
+    decode, out = make_chunk_decoder(source, mip), np.zeros(box.shape, source.dtype)
 
     def fetch(bundle: tuple[str, int, int, list[tuple[int, int, int]]], stop: threading.Event) -> None:
         name, first, last, inside = bundle
@@ -169,24 +177,26 @@ def _fetch_sharded(
             raise ValueError(f"{name} ends before byte {last}, where its index says that chunks lie")
         for number, start, end in inside:
             whole = wanted[number].clip(level.grid.box)
-            stored = shards.chunk_body(sharding, body[start - first : end - first], chunk_limit(whole.shape, source))
+            stored = shards.decompress_chunk(
+                sharding, body[start - first : end - first], chunk_limit(whole.shape, source)
+            )
             voxels = decode(stored, whole.shape)
             part = whole.clip(box)
-            if each is not None:
-                each(voxels[part.slices(whole)])
+            if on_chunk is not None:
+                on_chunk(voxels[part.slices(whole)])
             out[part.slices(box)] = voxels[part.slices(whole)]
 
-    in_parallel(fetch, shards.bundles(places), source.connection.concurrency)
+    run_in_parallel(fetch, shards.group_ranges(places), source.connection.concurrency)
     return out
 
 
-def _byte_ranges(source: Stored, mip: int) -> shards.GetBytes:
+def _byte_ranges(source: StoredLayer, mip: int) -> shards.GetBytes:
     folder = f"{web_folder(source.url)}/{source.info['scales'][mip]['key']}"
     credential = credential_of(source.url, source.token)
 
     def get(name: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
         part, url = ByteRange(start, stop), f"{folder}/{name}"
-        reply = ask("GET", url, source.connection, credential=credential, stop=stopped, part=part)
+        reply = send_request("GET", url, source.connection, credential=credential, stop=stopped, part=part)
         if is_absent(reply, source.url):
             return None
         check_reply(reply, source.name, source.url, source.token, source.connection.access)
@@ -195,7 +205,7 @@ def _byte_ranges(source: Stored, mip: int) -> shards.GetBytes:
     return get
 
 
-def chunk_limit(shape: Index3, source: Stored) -> int:
+def chunk_limit(shape: Index3, source: StoredLayer) -> int:
     """Return the bytes that a stored chunk may have, compressed or not.
 
     Four times its voxels and 1 MB: encodings of noise are larger than the voxels, compressed_segmentation up to thrice.
@@ -216,23 +226,25 @@ def check_reply(reply: Reply, name: str, url: str, token: Token | None, access: 
     """
     if url.startswith(MIDDLEAUTH):
         check_allowed(reply, name, url, token, access)
-    if reply.sent_on and reply.status in (403, 404):
-        raise refused(name, f"the request was sent on to {reply.sent_on}, a login page?")
-    if reply.status in (401, 403) or reply.is_page:
-        raise refused(name, "a page for people came in its place" if reply.status == 200 else f"HTTP {reply.status}")
+    if reply.redirected_to and reply.status in (403, 404):
+        raise access_denied_error(name, f"the request was sent on to {reply.redirected_to}, a login page?")
+    if reply.status in (401, 403) or reply.is_html:
+        raise access_denied_error(
+            name, "a page for people came in its place" if reply.status == 200 else f"HTTP {reply.status}"
+        )
     if reply.status not in (200, 206):
         raise ServerError(f"HTTP {reply.status}")
 
 
-def refused(name: str, error: object) -> AuthError:
+def access_denied_error(name: str, error: object) -> AuthError:
     """Return the error for a place that may not be read."""
     return AuthError(
-        f"{name} refused to be read ({plain(error)}); check your rights, and that your credentials lie in "
-        f"~/.cloudvolume/secrets, where CloudVolume looks for them{unsent_password()}"
+        f"{name} refused to be read ({clean_message(error)}); check your rights, and that your credentials lie in "
+        f"~/.cloudvolume/secrets, where CloudVolume looks for them{unsent_password_hint()}"
     )
 
 
-def decoder(source: Stored, mip: int) -> Callable[[bytes, Index3], npt.NDArray[Any]]:
+def make_chunk_decoder(source: StoredLayer, mip: int) -> Callable[[bytes, Index3], npt.NDArray[Any]]:
     """Return what makes the voxels (z, y, x) of a chunk from its bytes, or raises `DamagedChunkError`."""
     scale, channels = source.info["scales"][mip], int(source.info.get("num_channels", 1))
     encoding = source.levels[mip].encoding
@@ -267,19 +279,19 @@ def chunks_of(box: IndexBox, chunks: Index3) -> Iterator[IndexBox]:
 def is_absent(reply: Reply, url: str) -> bool:
     """Tell whether an answer says that a file of a folder is not there, and not that it may not be read."""
     # A bucket says 403 for what is not there, too; a server that checks tokens means it.
-    return not reply.sent_on and (reply.status == 404 or (reply.status == 403 and not url.startswith(MIDDLEAUTH)))
+    return not reply.redirected_to and (reply.status == 404 or (reply.status == 403 and not url.startswith(MIDDLEAUTH)))
 
 
-def _broken(reply: Reply) -> str:
+def _checksum_problem(reply: Reply) -> str:
     """Tell whether a body differs from what its store knows of it: Google's sends the MD5 of what it holds."""
     sums = dict(part.strip().split("=", 1) for part in reply.headers.get("x-goog-hash", "").split(",") if "=" in part)
-    if "md5" not in sums or not _as_stored(reply.headers):
+    if "md5" not in sums or not _is_body_as_stored(reply.headers):
         return ""
     found = base64.b64encode(hashlib.md5(reply.body, usedforsecurity=False).digest()).decode()
     return "" if found == sums["md5"] else "the body is not what its checksum says"
 
 
-def _as_stored(headers: Mapping[str, str]) -> bool:
+def _is_body_as_stored(headers: Mapping[str, str]) -> bool:
     # A server may unpack what it holds on the way out: then the sum is that of other bytes.
     stored = headers.get("x-goog-stored-content-encoding", "identity")
     return stored == headers.get("content-encoding", "identity")

@@ -19,7 +19,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryError
 from imageryxr.sources.base import Level
 
-__all__ = ["CODECS", "ENCODINGS", "clean_info", "completed_info", "info_level", "info_problem", "is_placeholder"]
+__all__ = ["CODECS", "ENCODINGS", "checked_members", "complete_info", "info_level", "info_problem", "is_placeholder"]
 
 # What each encoding needs beside CloudVolume itself: the module that decodes, and the package that brings it.
 CODECS = {
@@ -127,7 +127,7 @@ def _scale_problem(scale: Any, dtype: np.dtype[Any], channels: int) -> str:
     if problem:
         return problem
     try:
-        info_level(0, _completed_scale(scale))
+        info_level(0, _complete_scale(scale))
     except ImageryError as error:
         return f"has no place: {error}"
     return ""
@@ -224,9 +224,9 @@ def _sharding_problem(sharding: Any) -> str:
     return ""
 
 
-def completed_info(info: dict[str, Any]) -> dict[str, Any]:
+def complete_info(info: dict[str, Any]) -> dict[str, Any]:
     """Return an ``info`` without faults with what may be left out, and whole numbers written as such."""
-    scales = [_completed_scale(scale) for scale in info["scales"]]
+    scales = [_complete_scale(scale) for scale in info["scales"]]
     dtype = info["data_type"].lower()
     is_ids = dtype in ("uint32", "uint64") or {s["encoding"] for s in scales} & {
         "compressed_segmentation", "compresso", "crackle",
@@ -236,7 +236,7 @@ def completed_info(info: dict[str, Any]) -> dict[str, Any]:
     return {**info, **more}
 
 
-def _completed_scale(scale: dict[str, Any]) -> dict[str, Any]:
+def _complete_scale(scale: dict[str, Any]) -> dict[str, Any]:
     whole = {key: [int(n) for n in scale.get(key, (0, 0, 0))] for key in ("size", "voxel_offset")}
     sizes = [[int(n) for n in sizes] for sizes in scale["chunk_sizes"][:1]]
     more = {"encoding": scale.get("encoding", "raw").lower(), "chunk_sizes": sizes}
@@ -251,7 +251,7 @@ def _completed_scale(scale: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in scale.items() if key != "sharding"}, **whole, **more}
 
 
-def clean_info(info: dict[str, Any]) -> dict[str, Any]:
+def checked_members(info: dict[str, Any]) -> dict[str, Any]:
     """Return the members of a completed ``info`` that were checked: CloudVolume follows others, such as ``mesh``."""
     scales = [{key: scale[key] for key in _SCALE if key in scale} for scale in info["scales"]]
     return {**{key: info[key] for key in ("type", "data_type", "num_channels")}, "scales": scales}

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.sources.base import is_page
-from imageryxr.sources.precomputed.chunks import Stored, chunk_name, chunks_of
+from imageryxr.sources.base import is_html_page
+from imageryxr.sources.precomputed.chunks import StoredLayer, chunk_name, chunks_of
 
 
-def read_raw(source: Stored, mip: int, box: IndexBox) -> npt.NDArray[Any] | None:
+def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] | None:
     """Return the voxels of a box inside a layer, or None where CloudVolume has to read it, or to say what is wrong.
 
     That is a layer elsewhere, encoded or in shards, and one of whose chunks a file is compressed, absent or damaged.
@@ -43,7 +43,7 @@ def read_raw(source: Stored, mip: int, box: IndexBox) -> npt.NDArray[Any] | None
             return None
         if len(stored) != size + 1:
             stored = np.empty(size + 1, np.uint8)
-        if not _fill(stored, path):
+        if not _read_into(stored, path):
             return None
         out = np.empty(box.shape, source.dtype) if out is None else out
         # x is the fastest, then y, z and the channel
@@ -59,11 +59,11 @@ def _has_size(path: str, size: int) -> bool:
         return False
 
 
-def _fill(stored: npt.NDArray[np.uint8], path: str) -> bool:
+def _read_into(stored: npt.NDArray[np.uint8], path: str) -> bool:
     """Read a file into an array that has one byte more; return whether it is of that length, and no web page."""
     try:
         with open(path, "rb", buffering=0) as file:
             length = file.readinto(stored.data)
     except OSError:
         return False
-    return length == len(stored) - 1 and not is_page(stored[:256].data)
+    return length == len(stored) - 1 and not is_html_page(stored[:256].data)

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3
-from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, in_parallel
+from imageryxr.sources.fetch.client import METADATA_BYTES, Connection
 from imageryxr.sources.fetch.decompress import decompress
+from imageryxr.sources.fetch.threads import run_in_parallel
 
 Index = npt.NDArray[np.uint64]
 # Returns bytes [start, stop) of a file in the level's folder; None where there is no such file.
@@ -64,7 +65,7 @@ def fetch_shards(
     from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
 
     spec = ShardingSpecification.from_dict(sharding)
-    places = {i: _place(spec, i) for i in ids}
+    places = {i: _shard_location(spec, i) for i in ids}
     length = 16 << int(sharding["minishard_bits"])
     if length > METADATA_BYTES:
         raise ValueError(
@@ -83,10 +84,12 @@ def fetch_shards(
         if end - start > METADATA_BYTES:
             raise ValueError(f"{key[1]} says that the index of a minishard takes {end - start:,} bytes: it is damaged")
         body = get(key[1], start, end, stop) if end > start else None
-        return None if body is None else _parse(_plain(body, spec.minishard_index_encoding, METADATA_BYTES), length)
+        return (
+            None if body is None else _parse(_decompress(body, spec.minishard_index_encoding, METADATA_BYTES), length)
+        )
 
-    outer = _known_or_fetched({(folder, name) for name, _ in places.values()}, shard, connection)
-    inner = _known_or_fetched({(folder, n, str(m)) for n, m in places.values()}, minishard, connection)
+    outer = _get_indexes({(folder, name) for name, _ in places.values()}, shard, connection)
+    inner = _get_indexes({(folder, n, str(m)) for n, m in places.values()}, minishard, connection)
 
     def where(chunk: int) -> tuple[str, int, int] | None:
         name, number = places[chunk]
@@ -99,7 +102,7 @@ def fetch_shards(
     return where
 
 
-def bundles(
+def group_ranges(
     places: dict[int, tuple[str, int, int] | None],
 ) -> list[tuple[str, int, int, list[tuple[int, int, int]]]]:
     """Return ranges of files to fetch, each with the chunks (number, start, stop) in it."""
@@ -118,17 +121,17 @@ def bundles(
     return found
 
 
-def chunk_body(sharding: dict[str, Any], body: bytes, limit: int) -> bytes:
+def decompress_chunk(sharding: dict[str, Any], body: bytes, limit: int) -> bytes:
     """Return a chunk of at most so many bytes as it was before it was compressed for its shard."""
-    return _plain(body, str(sharding.get("data_encoding", "raw")), limit)
+    return _decompress(body, str(sharding.get("data_encoding", "raw")), limit)
 
 
-def _place(spec: Any, chunk: int) -> tuple[str, int]:
+def _shard_location(spec: Any, chunk: int) -> tuple[str, int]:
     found = spec.compute_shard_location(chunk)
     return f"{found.shard_number}.shard", int(found.minishard_number)
 
 
-def _plain(body: bytes, encoding: str, limit: int) -> bytes:
+def _decompress(body: bytes, encoding: str, limit: int) -> bytes:
     if encoding == "raw":
         return body
     if encoding != "gzip":
@@ -146,7 +149,7 @@ def _parse(body: bytes, length: int) -> Index:
     return np.stack([ids, starts, sizes], axis=1)
 
 
-def _known_or_fetched(
+def _get_indexes(
     keys: set[Key], fetch: Callable[[Key, threading.Event], Index | None], connection: Connection
 ) -> dict[Key, Index | None]:
     found: dict[Key, Index | None] = {}
@@ -155,7 +158,7 @@ def _known_or_fetched(
             _indexes.move_to_end(key)
             found[key] = _indexes[key]
     asked = sorted(keys - found.keys())
-    for key, index in zip(asked, in_parallel(fetch, asked, connection.concurrency), strict=True):
+    for key, index in zip(asked, run_in_parallel(fetch, asked, connection.concurrency), strict=True):
         found[key] = index
         if index is not None:  # what is not there now may be written yet
             with _lock:
@@ -165,7 +168,7 @@ def _known_or_fetched(
     return found
 
 
-def forget_indexes() -> None:
+def clear_indexes() -> None:
     """Forget all indexes that this process knows."""
     global _lock
     _lock = threading.Lock()
@@ -173,4 +176,4 @@ def forget_indexes() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=forget_indexes)  # a lock may have been held by a thread that is not there
+    os.register_at_fork(after_in_child=clear_indexes)  # a lock may have been held by a thread that is not there

@@ -31,29 +31,30 @@ from imageryxr.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from imageryxr.sources.address import Address, reads_anonymously
+from imageryxr.sources.address import Address, has_no_bucket_credentials
 from imageryxr.sources.base import (
     LayerType,
     Level,
     Missing,
     Source,
-    note_holes,
+    clean_message,
     pick_index,
-    plain,
     read_error,
     read_filled,
+    report_missing_chunks,
 )
-from imageryxr.sources.codecs.chunk_decoder import watch
+from imageryxr.sources.codecs.chunk_decoder import enable_chunk_checks
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.client import Connection
-from imageryxr.sources.fetch.json_service import unpacked, web_folder
+from imageryxr.sources.fetch.json_service import decompress_body, web_folder
 from imageryxr.sources.json_members import parse_json
 from imageryxr.sources.precomputed import chunks
+from imageryxr.sources.precomputed.chunks import ChunkCallback
 from imageryxr.sources.precomputed.info import (
     CODECS,
     ENCODINGS,
-    clean_info,
-    completed_info,
+    checked_members,
+    complete_info,
     info_level,
     info_problem,
     is_placeholder,
@@ -131,38 +132,43 @@ class PrecomputedSource:
         """Return the voxels of a box (z, y, x), 0 outside the layer; one CloudVolume call."""
         return read_filled(self, mip, box)
 
-    def read_inside(self, mip: int, box: IndexBox, each: chunks.Each | None = None) -> npt.NDArray[Any]:
+    def read_inside(self, mip: int, box: IndexBox, on_chunk: ChunkCallback | None = None) -> npt.NDArray[Any]:
         """Return the voxels of a box that lies inside the layer.
 
-        ``each`` is called with the parts that the box is made of, but for holes, in the threads that fetch them.
+        ``on_chunk`` is called with the part of each chunk in the box, in the thread that fetched the chunk. It is not
+        called for missing chunks.
         """
         from cloudvolume.exceptions import EmptyVolumeException
 
         try:
-            return self._download(mip, box, each=each)
+            return self._download(mip, box, on_chunk=on_chunk)
         except EmptyVolumeException as error:
             if self.missing not in (None, "raise"):
-                return self._read_around_holes(mip, box, each)
+                return self._read_with_missing_chunks(mip, box, on_chunk)
             hint = "missing='fill' takes background for chunks that the store does not have, 'warn' says which"
             cause = f"the store has no chunk {error}, or does not let it be read"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
 
-    def _by_web(self) -> bool:
+    def _is_on_web(self) -> bool:
         return web_folder(self.url) is not None
 
     def _download(
-        self, mip: int, box: IndexBox, holes: list[IndexBox] | None = None, each: chunks.Each | None = None
+        self,
+        mip: int,
+        box: IndexBox,
+        missing_boxes: list[IndexBox] | None = None,
+        on_chunk: ChunkCallback | None = None,
     ) -> npt.NDArray[Any]:
         from cloudvolume.exceptions import EmptyVolumeException
 
         try:
-            if self._by_web():
-                return chunks.fetch_box(self, mip, box, holes, each)
+            if self._is_on_web():
+                return chunks.fetch_box(self, mip, box, missing_boxes, on_chunk)
             whole = read_raw(self, mip, box)
             if whole is None:
-                whole = self._by_cloudvolume(mip, box)
-            if each is not None:
-                each(whole)
+                whole = self._read_with_cloudvolume(mip, box)
+            if on_chunk is not None:
+                on_chunk(whole)
             return whole
         except ServerError as error:
             raise read_error(self, mip, box, error) from error
@@ -172,10 +178,10 @@ class PrecomputedSource:
             raise CodecError(f"{self.name}: {error}; pip install 'imageryxr[codecs]' brings all encodings") from error
         except Exception as error:
             if status_of(error) in (401, 403):
-                raise chunks.refused(self.name, error) from error
+                raise chunks.access_denied_error(self.name, error) from error
             raise read_error(self, mip, box, error) from error
 
-    def _by_cloudvolume(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
+    def _read_with_cloudvolume(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
         from cloudvolume import Bbox
 
         offset = np.array(self.levels[mip].grid.voxel_offset)
@@ -184,29 +190,29 @@ class PrecomputedSource:
         voxels = np.asarray(_open_volume(self.url, self.info_text, os.getpid()).download(bounds, mip=mip))
         return voxels.reshape(*box.shape[::-1], -1)[..., self.channel].T
 
-    def _read_around_holes(self, mip: int, box: IndexBox, each: chunks.Each | None) -> npt.NDArray[Any]:
+    def _read_with_missing_chunks(self, mip: int, box: IndexBox, on_chunk: ChunkCallback | None) -> npt.NDArray[Any]:
         level = self.levels[mip]
         found: list[IndexBox] = []
-        read = self._download if self._by_web() else self._chunk_by_chunk
-        out = read(mip, box, found, each)
-        holes = [str(level.grid.crop(hole).bbox) for hole in sorted(found)]
+        read = self._download if self._is_on_web() else self._read_each_chunk
+        out = read(mip, box, found, on_chunk)
+        boxes = [str(level.grid.crop(missing).bbox) for missing in sorted(found)]
         # CloudVolume takes 403 for 404, as buckets that may not be listed do: then the metadata are still readable.
         address = Address("precomputed", self.url)
-        if holes and _is_web(self.url) and fetch_info(address, self.connection, self.token) is None:
-            raise chunks.refused(self.name, "403")
-        note_holes(self, mip, holes)
-        if holes and self.missing == "warn":
-            shown = "; ".join(holes[:3]) + (f"; and {len(holes) - 3} more" if len(holes) > 3 else "")
-            chunks_are = "chunk is" if len(holes) == 1 else "chunks are"
+        if boxes and _is_remote(self.url) and fetch_info(address, self.connection, self.token) is None:
+            raise chunks.access_denied_error(self.name, "403")
+        report_missing_chunks(self, mip, boxes)
+        if boxes and self.missing == "warn":
+            shown = "; ".join(boxes[:3]) + (f"; and {len(boxes) - 3} more" if len(boxes) > 3 else "")
+            chunks_are = "chunk is" if len(boxes) == 1 else "chunks are"
             warnings.warn(
-                f"{self.name}, mip {mip}: {len(holes)} missing {chunks_are} filled with background: {shown}",
+                f"{self.name}, mip {mip}: {len(boxes)} missing {chunks_are} filled with background: {shown}",
                 MissingChunkWarning,
                 stacklevel=2,
             )
         return out
 
-    def _chunk_by_chunk(
-        self, mip: int, box: IndexBox, holes: list[IndexBox], each: chunks.Each | None
+    def _read_each_chunk(
+        self, mip: int, box: IndexBox, missing_boxes: list[IndexBox], on_chunk: ChunkCallback | None
     ) -> npt.NDArray[Any]:
         from cloudvolume.exceptions import EmptyVolumeException
 
@@ -215,9 +221,9 @@ class PrecomputedSource:
         for chunk in chunks.chunks_of(box, level.chunks):
             part, whole = chunk.clip(box), chunk.clip(level.grid.box)
             try:
-                out[part.slices(box)] = self._download(mip, part, each=each)
+                out[part.slices(box)] = self._download(mip, part, on_chunk=on_chunk)
             except EmptyVolumeException:
-                holes.append(whole)
+                missing_boxes.append(whole)
         return out
 
     def __getstate__(self) -> dict[str, Any]:
@@ -233,7 +239,7 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
     # mip is passed as an argument and neither its cache nor `parallel` is used.
     from cloudvolume import CloudVolume
 
-    info = clean_info(json.loads(info_text))
+    info = checked_members(json.loads(info_text))
     real = next((i for i, scale in enumerate(info["scales"]) if not is_placeholder(scale)), 0)
     volume = CloudVolume(
         f"precomputed://{url}",
@@ -245,19 +251,19 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
         progress=False,
         parallel=1,
         cache=False,
-        use_https=reads_anonymously(url),
+        use_https=has_no_bucket_credentials(url),
     )
-    return watch(volume)
+    return enable_chunk_checks(volume)
 
 
-def _is_web(url: str) -> bool:
+def _is_remote(url: str) -> bool:
     return not url.startswith(("file://", "mem://"))
 
 
-def _files(url: str) -> Any:
+def _cloud_files(url: str) -> Any:
     from cloudfiles import CloudFiles
 
-    return CloudFiles(url, progress=False, use_https=reads_anonymously(url))
+    return CloudFiles(url, progress=False, use_https=has_no_bucket_credentials(url))
 
 
 def status_of(error: BaseException) -> int | None:
@@ -295,8 +301,10 @@ def fetch_info(
         raise SourceError(f"{address.public}/info is not JSON ({error}): a login page or a broken file?") from None
     except Exception as error:
         if status_of(error) in (401, 403):
-            raise chunks.refused(address.public, error) from error
-        raise ChunkReadError(f"could not read {address.public}/info: {type(error).__name__}: {plain(error)}") from error
+            raise chunks.access_denied_error(address.public, error) from error
+        raise ChunkReadError(
+            f"could not read {address.public}/info: {type(error).__name__}: {clean_message(error)}"
+        ) from error
     if info is not None and not isinstance(info, dict):
         raise SourceError(f"{address.public}/info holds a {type(info).__name__}, not the JSON object of a layer")
     return info
@@ -304,12 +312,12 @@ def fetch_info(
 
 def _read_info(address: Address, connection: Connection, token: Token | None) -> Any:
     if web_folder(address.url) is None:
-        return _files(address.url).get_json("info")
+        return _cloud_files(address.url).get_json("info")
     reply = chunks.get_file(address.url, "info", connection, token)
     if chunks.is_absent(reply, address.url):
         return None
     chunks.check_reply(reply, address.public, address.url, token, connection.access)
-    return parse_json(unpacked(reply))
+    return parse_json(decompress_body(reply))
 
 
 def open_precomputed(
@@ -342,7 +350,7 @@ def open_precomputed(
     if problem:
         kind = SourceError if info.get("@type", _VOLUME) == _VOLUME else NoVolumeError
         raise kind(f"the info file of {name} is not that of a precomputed volume: {problem}")
-    info = completed_info(info)
+    info = complete_info(info)
     number = pick_index(name, "channel", info["num_channels"], channel)
     layer_type: LayerType = "segmentation" if info["type"] == "segmentation" else "image"
     text = json.dumps(info, sort_keys=True)

@@ -628,7 +628,7 @@ class TestSource(SourceSuite):
     @classmethod
     def folder(cls, cave_everywhere):
         cave_everywhere.reset()
-        chunkedgraph.forget_roots()
+        chunkedgraph.clear_roots()
         cls.SERVER = cave_everywhere
         return cave_everywhere.folder
 

@@ -116,7 +116,7 @@ def test_a_fork_amid_requests(cave):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             # locks of web and of the memory of roots are held by threads that the child does not have
-            child = fork_amid(client._held.lock, chunkedgraph._lock)
+            child = fork_amid(client._state.lock, chunkedgraph._lock)
         if child == 0:
             code = 1
             try:

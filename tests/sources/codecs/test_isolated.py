@@ -116,7 +116,7 @@ def test_a_chunk_cut_at_any_byte(encoding, dtype):
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
 def test_a_chunk_hit_anywhere_ends_no_process(encoding, dtype, monkeypatch):
     """Bits flipped, bytes exchanged, left out and put in: an error or voxels, and this process lives."""
-    monkeypatch.setattr(isolated, "SECONDS", 20.0)
+    monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 20.0)
     values = voxels(dtype, (9, 6, 5, 1))
     stored = encoded(encoding, values)
     rng = np.random.default_rng(5)
@@ -194,7 +194,7 @@ def test_no_bit_of_a_crackle_gives_other_voxels(dtype, pins):
 @pytest.mark.parametrize("encoding", ["fpzip", "kempressed", "zfpc"])
 def test_a_header_that_asks_for_other_voxels_is_not_decoded(encoding, monkeypatch):
     """A decoder would fill all the memory that the header asks for, with nothing."""
-    monkeypatch.setattr(chunk_decoder, "decode_apart", lambda *a: pytest.fail("this got as far as the decoder"))
+    monkeypatch.setattr(chunk_decoder, "decode_in_process", lambda *a: pytest.fail("this got as far as the decoder"))
     values = voxels("float32", (9, 6, 5, 1))
     stored = encoded(encoding, values)
     for shape in ((10, 6, 5, 1), (9, 6, 1, 1), (9, 6, 5, 2)):
@@ -255,9 +255,9 @@ def test_a_decoder_that_was_killed_meanwhile_is_replaced():
 
 def test_a_decoder_that_goes_in_circles_is_stopped(monkeypatch):
     """Decoding takes longer than none at all; what takes too long is told as damage."""
-    monkeypatch.setattr(isolated, "SECONDS", 0.0)
+    monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 0.0)
     with pytest.raises(isolated.StreamError, match=r"did not survive it \(signal 9\)"):
-        isolated.decode_apart(encoded("fpzip", voxels("float32", (128, 128, 64, 1))), "fpzip", 4 << 20)
+        isolated.decode_in_process(encoded("fpzip", voxels("float32", (128, 128, 64, 1))), "fpzip", 4 << 20)
 
 
 def layer(folder: Path, encoding: str, dtype: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from email.utils import formatdate
 import pytest
 
 import imageryxr as ix
-from imageryxr.sources.fetch import client
+from imageryxr.sources.fetch import client, threads
 from imageryxr.sources.fetch.auth import Token
 from tests.support.cave_server import MERGE, TABLE, TOKEN
 from tests.support.source_suite import dead_url
@@ -18,7 +18,7 @@ HASTY = ix.Connection(timeout=20, retries=2, backoff=0.0)
 
 
 def ask(cave, path="/data/em/info", connection=HASTY, **options):
-    return client.ask_once("GET", cave.url + path, connection, **options)
+    return client.send_interruptible_request("GET", cave.url + path, connection, **options)
 
 
 @pytest.mark.parametrize("value", [0, -1, "5", True, float("nan"), float("inf"), None])
@@ -37,7 +37,7 @@ def test_a_server_says_how_long_to_wait(cave, monkeypatch, value):
     monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
     retry = "7" if value == "0" else formatdate(4e9, usegmt=True)
     cave.fault("info", "status", status=429, times=1, headers={"Retry-After": retry})
-    assert client.ask("GET", cave.url + "/data/em/info", HASTY).status == 200
+    assert client.send_request("GET", cave.url + "/data/em/info", HASTY).status == 200
     assert waits[-1:] == [7.0 if value == "0" else client.LONGEST_WAIT]
 
 
@@ -46,7 +46,7 @@ def test_waits_grow(cave, monkeypatch):
     monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
     cave.fault("info", "status", status=503)
     with pytest.raises(ix.ServerError, match=r"after 6 tries: HTTP 503 \(a fault"):
-        client.ask("GET", cave.url + "/data/em/info", ix.Connection())
+        client.send_request("GET", cave.url + "/data/em/info", ix.Connection())
     assert len(waits) == 5
     for number, seconds in enumerate(waits):
         assert 0.75 <= seconds / (0.25 * 2**number) <= 1.25
@@ -58,7 +58,7 @@ def test_what_is_asked_again_is_told_to_who_listens(cave, caplog):
     with caplog.at_level("INFO", logger="imageryxr"):
         ask(cave, credential=Token(secret, "a test"))
         with pytest.raises(ix.ServerError, match="refused"):
-            client.ask_once("GET", dead_url(), HASTY)
+            client.send_interruptible_request("GET", dead_url(), HASTY)
     told = [record.getMessage() for record in caplog.records]
     assert "HTTP 503" in told[0]
     assert told[0].endswith("asking again in 0.0 s, try 2 of 3")
@@ -93,19 +93,21 @@ def test_what_was_sent_along_moves_with_it(cave, status):
     path, ids = f"/segmentation/api/v1/table/{TABLE}/roots_binary", cave.graph.ids[:3].astype("<u8").tobytes()
     moved = {"Location": f"{path}?timestamp={MERGE}"}
     cave.fault("/old", "status", status=status, headers=moved)
-    reply = client.ask_once("POST", f"{cave.url}/old", HASTY, body=ids, credential=credential)
+    reply = client.send_interruptible_request("POST", f"{cave.url}/old", HASTY, body=ids, credential=credential)
     assert reply.body == cave.graph.roots(cave.graph.ids[:3], MERGE).astype("<u8").tobytes()
     cave.log.clear()
     cave.faults.clear()
     elsewhere = {"Location": f"http://localhost:{cave.server_port}{path}"}
     cave.fault("/old", "status", status=status, headers=elsewhere)
-    assert client.ask_once("POST", f"{cave.url}/old", HASTY, body=ids, credential=credential).went_elsewhere
+    assert client.send_interruptible_request(
+        "POST", f"{cave.url}/old", HASTY, body=ids, credential=credential
+    ).is_redirect
     assert [str(line) for line in cave.log] == ["POST /old"]
 
 
 def test_a_redirect_of_what_was_sent_along_may_be_a_login(cave):
     cave.fault("/old", "status", status=302, headers={"Location": "/new"})
-    assert client.ask_once("POST", f"{cave.url}/old", HASTY, body=b"1").went_elsewhere
+    assert client.send_interruptible_request("POST", f"{cave.url}/old", HASTY, body=b"1").is_redirect
     assert [str(line) for line in cave.log] == ["POST /old"]
 
 
@@ -119,12 +121,12 @@ def test_round_in_circles(cave):
 def test_a_redirect_to_no_web_address(cave, place):
     cave.fault("info", "status", status=302, headers={"Location": place} if place else {}, times=1)
     if place:
-        assert ask(cave).went_elsewhere
+        assert ask(cave).is_redirect
 
 
 def test_nobody_listens():
     with pytest.raises(ix.ServerError, match="after 3 tries.*refused"):
-        client.ask_once("GET", dead_url() + "/x", HASTY)
+        client.send_interruptible_request("GET", dead_url() + "/x", HASTY)
 
 
 @pytest.mark.parametrize("host", ["[::1", "host:port", "", "host:99999999", ":80"])
@@ -152,7 +154,7 @@ def test_the_first_error_ends_it():
         assert stop.wait(60)  # what still runs is told
 
     with pytest.raises(ix.ServerError, match="the first"):
-        client.in_parallel(work, range(100), 3)
+        threads.run_in_parallel(work, range(100), 3)
     assert len(started) <= 4
 
 
@@ -168,10 +170,10 @@ def test_what_is_within_ends_with_it():
             while len(inner) < 2:
                 stop.wait(0.01)
             raise ix.ServerError("the first")
-        client.in_parallel(within, range(2), 2)
+        threads.run_in_parallel(within, range(2), 2)
 
     with pytest.raises(ix.ServerError, match="the first"):
-        client.in_parallel(work, range(2), 2)
+        threads.run_in_parallel(work, range(2), 2)
     for stop in inner:
         assert stop.wait(60)
 
@@ -183,27 +185,29 @@ def test_what_was_given_up_takes_no_place(cave):
 
     def give_up():
         with suppress(ix.ServerError):
-            client.ask("GET", f"{cave.url}/data/em/info", narrow, stop=stop)
+            client.send_request("GET", f"{cave.url}/data/em/info", narrow, stop=stop)
 
     given_up = threading.Thread(target=give_up, daemon=True)
     given_up.start()
     while not cave.log:
         stop.wait(0.01)
     stop.set()
-    assert client.ask_once("GET", f"{cave.url}/data/ws/info", narrow).status == 200
+    assert client.send_interruptible_request("GET", f"{cave.url}/data/ws/info", narrow).status == 200
     given_up.join(10)
     assert not given_up.is_alive()
 
 
 def test_results_come_in_order():
-    assert client.in_parallel(lambda job, stop: job * 2, range(50), 8) == list(range(0, 100, 2))
-    assert client.in_parallel(lambda job, stop: job, [], 8) == []
+    assert threads.run_in_parallel(lambda job, stop: job * 2, range(50), 8) == list(range(0, 100, 2))
+    assert threads.run_in_parallel(lambda job, stop: job, [], 8) == []
 
 
 def test_a_proxy_from_the_environment(cave, monkeypatch):
     monkeypatch.setenv("http_proxy", cave.url)
     monkeypatch.setenv("no_proxy", "")
-    assert client.ask_once("GET", "http://imageryxr.invalid/data/em/info", HASTY).status == 200  # the proxy's own
+    assert (
+        client.send_interruptible_request("GET", "http://imageryxr.invalid/data/em/info", HASTY).status == 200
+    )  # the proxy's own
     assert cave.count("/data/em/info") == 1
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert ask(cave).status == 200

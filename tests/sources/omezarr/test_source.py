@@ -468,7 +468,7 @@ class TestNoImage:
             ({"axes": []}, "states no axes, which version '0.5' of OME-Zarr requires"),
             (
                 {"coordinateTransformations": [{"type": "rotation", "rotation": []}]},
-                "of the type 'rotation'; understood are scale, translation",
+                "of the type 'rotation'; supported are scale, translation",
             ),
         ],
     )

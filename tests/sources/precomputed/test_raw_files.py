@@ -51,7 +51,7 @@ def chunk(layer):
 
 def test_every_box_is_what_was_written_and_what_cloudvolume_reads(layer, monkeypatch):
     values, folder = layer
-    theirs = PrecomputedSource._by_cloudvolume
+    theirs = PrecomputedSource._read_with_cloudvolume
     for channel, truth in enumerate(values):
         source = opened(folder, channel=channel)
         for box in [*boxes_of(GRID.shape), WHOLE, IndexBox((3, 3, 3), (4, 4, 4)), IndexBox((18, 34, 36), GRID.shape)]:
@@ -63,7 +63,7 @@ def test_every_box_is_what_was_written_and_what_cloudvolume_reads(layer, monkeyp
             assert found.dtype == values.dtype
             np.testing.assert_array_equal(found, truth[inside.slices()])
             np.testing.assert_array_equal(found, theirs(source, 0, inside))
-    monkeypatch.setattr(PrecomputedSource, "_by_cloudvolume", None)
+    monkeypatch.setattr(PrecomputedSource, "_read_with_cloudvolume", None)
     np.testing.assert_array_equal(opened(folder, channel=0).read(0, WHOLE), values[0])
 
 

@@ -17,7 +17,7 @@ from tests.support.source_suite import SourceSuite, boxes_of, noise, padded, ser
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
-    shards.forget_indexes()
+    shards.clear_indexes()
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.0)
 
 

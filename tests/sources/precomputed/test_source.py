@@ -88,7 +88,7 @@ class TestOverHttp(Layers):
     def test_a_forked_child_has_connections_of_its_own(self, folder):
         source, truth = self.open(folder), self.truth()[0]
         source.read(0, IndexBox((0, 0, 0), (8, 16, 17)))
-        before = client._held
+        before = client._state
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
@@ -96,7 +96,7 @@ class TestOverHttp(Layers):
             code = 1
             try:
                 same = np.array_equal(source.read(0, IndexBox((0, 0, 0), (8, 16, 17))), truth[:8, :16, :17])
-                code = 0 if same and client._held is not before else 2
+                code = 0 if same and client._state is not before else 2
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -572,7 +572,9 @@ def test_cloudvolume_lets_every_chunk_be_checked(tmp_path, monkeypatch):
             write_encoded(folder, encoding, sharded)
             for box, count in ((GRID.box, 4), (IndexBox((3, 20, 9), (4, 21, 10)), 1)):
                 seen.clear()
-                opened(folder)._by_cloudvolume(0, box)  # raw files of this machine it gets only where something is odd
+                opened(folder)._read_with_cloudvolume(
+                    0, box
+                )  # raw files of this machine it gets only where something is odd
                 assert seen == [encoding] * count
 
 
