@@ -1,1 +1,1 @@
-"""Floor 2: where volumes come from. Each module turns one kind of address into a `Source`."""
+"""Sources of volumes. Each subpackage turns one kind of address into a `Source`."""

@@ -1,4 +1,4 @@
-"""Addresses: what people type to name a volume, parsed once.
+"""Parsing of the addresses of volumes.
 
 The syntax is Neuroglancer's: ``BASE|format:inner/path/#option=value``, and the older ``format://BASE``.
 https://neuroglancer-docs.web.app/datasource/index.html
@@ -28,83 +28,84 @@ FORMAT_NAMES: dict[str, Format] = {
 }
 PROTOCOLS = ("file", "http", "https", "gs", "s3", "mem", "middleauth+https", "middleauth+http")
 WEB_PROTOCOLS = ("http", "https", "middleauth+https", "middleauth+http")
-# Buckets of other servers than Amazon's and Google's; read without credentials, as any web server.
+# Buckets on servers other than Amazon's and Google's; read without credentials, like web servers.
 _BUCKET_SERVERS = re.compile(r"(?:s3\+|gs\+|s3://)(https?://.*)", re.DOTALL)
 _STAGE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?::(.*))?", re.DOTALL)
 _SUFFIX = re.compile(r"([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
 _ZARR_OPTIONS = re.compile(r"(.*?)/?([?#])(dimension_separator=[^?#]*)", re.DOTALL)
-# What Neuroglancer's `encodeURI` leaves as it is, without what it encodes afterwards: "?", "#" and "@".
+# Characters that Neuroglancer leaves unencoded: those of `encodeURI` except "?", "#" and "@".
 _UNQUOTED = "/:;,&=+$-_.!~*'()"
 
 _ADAPTERS = {
     "zip": "archives are read from local paths only: download the archive, or unpack it and give the folder",
-    "gzip": "compressed files are not volumes here: unpack the file",
-    "byte-range": "a range of a file is no volume here: give the folder of the volume",
-    "ocdbt": "OCDBT databases are not read: copy the array to OME-Zarr or precomputed, for example with TensorStore",
-    "icechunk": "Icechunk repositories are not read: copy the array to OME-Zarr, for example with zarr-python",
+    "gzip": "compressed files are not volumes: unpack the file",
+    "byte-range": "a range of a file is not a volume: give the folder of the volume",
+    "ocdbt": "OCDBT is not supported: copy the array to OME-Zarr or precomputed, for example with TensorStore",
+    "icechunk": "Icechunk is not supported: copy the array to OME-Zarr, for example with zarr-python",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A place and, where it was said, the format of what lies there."""
+    """The location of a volume and, if the address names it, its format."""
 
     format: Format | None
-    """The format that was named, or None: to be found out."""
+    """Format that the address names; None if it must be detected."""
     url: str
-    """``protocol://…`` without a format and without a trailing slash."""
+    """Location ``protocol://…`` without a format and without a trailing slash."""
     version: Literal[2, 3] | None = None
-    """The only Zarr version that may be opened; None for either."""
+    """Zarr version to open; None for either."""
     separator: Literal["/", "."] | None = None
-    """What separates the indices in a Zarr v2 chunk's name, where the metadata do not say."""
+    """Separator of the indexes in Zarr v2 chunk names, if the metadata do not state it."""
 
     @property
     def protocol(self) -> str:
-        """The part before ``://``."""
+        """Part of the URL before ``://``."""
         return self.url.split("://", 1)[0]
 
     @property
     def public(self) -> str:
-        """The address without user, password or query: what may be shown and stored."""
+        """Address without user, password or query, safe to show and store."""
         if self.protocol not in WEB_PROTOCOLS:
-            return self.url  # a bucket's keys and a folder's names may hold any character
+            return self.url  # keys in buckets and file names may contain any character
         scheme, _, rest = self.url.partition("://")
         host, slash, path = re.split("[?#]", rest)[0].partition("/")
         return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
     @property
     def zarr_name(self) -> str:
-        """The public address of a Zarr, which opens the same version with the same options."""
+        """Public address of a Zarr, with its version and options."""
         option = f"#dimension_separator={self.separator}" if self.separator else ""
         return f"zarr{self.version or ''}://{self.public}{option}"
 
     @property
     def local_path(self) -> Path | None:
-        """The path of a ``file://`` address, else None."""
+        """Path of a ``file://`` address; None for other protocols."""
         return Path(self.url.removeprefix("file://")) if self.protocol == "file" else None
 
 
 def parse_address(text: str | os.PathLike[str]) -> Address:
     """Return the address that a string or path names.
 
-    Understood are ``precomputed://…``, ``zarr://…`` and ``graphene://…`` before a URL or a local path, the newer
-    Neuroglancer form ``URL|zarr:inner/path/`` behind it, and a bare URL or path, whose format is found out later.
+    Supported forms are ``precomputed://…``, ``zarr://…`` and ``graphene://…`` followed by a URL or a local path, the
+    newer Neuroglancer form ``URL|zarr:inner/path/``, and a bare URL or path, whose format is detected later.
 
     Raises
     ------
     AddressError
-        If a part is not known or not supported, a host makes no sense, or there is a query.
+        If a part is unknown or unsupported, the host is not valid, or there is a query.
     """
     given = os.fspath(text)
     if not isinstance(given, str):
         raise AddressError(f"source={given!r} is bytes; give the path as text")
-    base, stages = _join_archive_path(*_split(given))
+    base, *stages = given.strip().split("|")
+    base, stages = _join_archive_path(base, stages)
     name, rest = _split_format(base)
     suffix = ""
     if stages:
         if name:
             raise AddressError(
-                f"{_format_source(given)} names a format twice, {name}:// before the place and a '|' behind it; write "
+                f"{_format_source(given)} names a format twice, {name}:// before the place and '|' after it; write "
                 "PLACE|FORMAT: or FORMAT://PLACE"
             )
         name, suffix = _last_stage(stages, given)
@@ -112,35 +113,27 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
         rest, suffix = option[1], "#" + option[3]
     if not rest or ("://" in rest and not rest.partition("://")[2].strip("/")):
         raise AddressError(
-            f"{_format_source(given)} names no place; give a URL or a path, such as precomputed://gs://bucket/layer"
+            f"{_format_source(given)} has no location; give a URL or a path, such as precomputed://gs://bucket/layer"
         )
     if re.search("[?#]dimension_separator=", rest):
         raise AddressError(
-            f"{_format_source(given)}: dimension_separator is an option of Zarr, which comes last: write "
+            f"{_format_source(given)}: the Zarr option dimension_separator must come last; write "
             "PLACE|zarr2:#dimension_separator=/"
         )
     inner, separator = _suffix_parts(name, suffix, given)
     url = _base_url(_decode_key(rest, given) if stages else rest, given)
     if not url.startswith("file://") and re.search("[\ud800-\udfff]", given):
-        raise AddressError(
-            f"{_format_source(given)} has half of a character, which no server can be sent; copy it again"
-        )
+        raise AddressError(f"{_format_source(given)} has an incomplete character (a lone surrogate); copy it again")
     if inner:
         url = _join_path(url, inner, given)
     version: Literal[2, 3] | None = 2 if name == "zarr2" else 3 if name == "zarr3" else None
-    url = (
-        url if url.startswith("file://") else re.sub(r"(?<!/)/+$", "", url)
-    )  # a path is normalised, and may be the root
+    if not url.startswith("file://"):  # local paths are already normalised, and may be the root
+        url = re.sub(r"(?<!/)/+$", "", url)
     return Address(FORMAT_NAMES.get(name), url, version, separator)
 
 
-def _split(given: str) -> tuple[str, list[str]]:
-    base, *stages = given.strip().split("|")
-    return base, stages
-
-
 def _join_archive_path(base: str, stages: list[str]) -> tuple[str, list[str]]:
-    """Return a local zip archive and the path in it as one path, as Zarr archives are opened."""
+    """Append the path within a local zip archive to the path of the archive, the form in which archives are opened."""
     is_local = "://" not in base or base.startswith("file://")
     if not stages or not is_local or not re.match("zip(:|$)", stages[0]) or ".." in stages[0].split("/"):
         return base, stages
@@ -153,7 +146,7 @@ def _split_format(text: str) -> tuple[str, str]:
 
 
 def _last_stage(stages: list[str], given: str) -> tuple[str, str]:
-    """Return the format behind the last ``|``, and what follows its colon."""
+    """Return the format after the last ``|``, and the text after its colon."""
     scheme = suffix = ""
     for number, stage in enumerate(stages):
         found = _STAGE.fullmatch(stage)
@@ -166,26 +159,26 @@ def _last_stage(stages: list[str], given: str) -> tuple[str, str]:
         if number < len(stages) - 1:
             raise AddressError(
                 f"{_format_source(given)}: '|{stages[number + 1]}' follows the format '|{scheme}:', which must be the "
-                f"last part; a path inside goes behind its colon: PLACE|{scheme}:inner/path/"
+                f"last part; write a path inside after its colon: PLACE|{scheme}:inner/path/"
             )
     return scheme, suffix
 
 
 def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/", "."] | None]:
-    """Return the path inside and the dimension separator behind a format's colon."""
+    """Return the inner path and the dimension separator after a format's colon."""
     found = _SUFFIX.fullmatch(suffix)
     path, query, fragment = found.groups() if found else ("", None, None)
     part = f"{_format_source(given)}: "
     if FORMAT_NAMES.get(name) != "zarr":
         if suffix:
             inner = f"PLACE/{path.strip('/')}|{name}:" if path.strip("/") else f"PLACE|{name}:"
-            raise AddressError(f"{part}'|{name}:' takes nothing behind its colon; write {inner}")
+            raise AddressError(f"{part}'|{name}:' takes nothing after its colon; write {inner}")
         return "", None
     if query is not None:
-        raise AddressError(f"{part}'|{name}:' takes no query; options come behind a '#'")
+        raise AddressError(f"{part}'|{name}:' takes no query; options come after a '#'")
     if ".." in path.split("/"):
         raise AddressError(
-            f"{part}the path {path!r} behind '|{name}:' leads up; write the address of the folder itself"
+            f"{part}the path {path!r} after '|{name}:' contains '..'; write the address of the folder itself"
         )
     inner = "/".join(piece for piece in path.split("/") if piece not in ("", "."))
     options = dict(parse_qsl(fragment or "", keep_blank_values=True))
@@ -193,15 +186,13 @@ def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/",
         [fragment] if fragment and not options else []
     )
     if unknown:
-        raise AddressError(
-            f"{part}the option {unknown[0]!r} is not known; '|{name}:' takes #dimension_separator=/ or ."
-        )
+        raise AddressError(f"{part}the option {unknown[0]!r} is unknown; '|{name}:' takes #dimension_separator=/ or .")
     separator = options.get("dimension_separator")
     if separator is None:
         return inner, None
     if name == "zarr3":
         raise AddressError(
-            f"{part}dimension_separator is an option of Zarr v2; zarr3 metadata say it themselves: leave it out"
+            f"{part}dimension_separator is an option of Zarr v2; zarr3 metadata contain it: leave it out"
         )
     if separator not in ("/", "."):
         raise AddressError(f"{part}dimension_separator={separator!r} is neither '/' nor '.'")
@@ -214,20 +205,20 @@ def _base_url(rest: str, given: str) -> str:
     if server:
         rest = server[1]
     scheme, separator, tail = rest.partition("://")
-    # The look-ahead keeps the search linear: each part of a path is read once.
+    # The look-ahead keeps the search linear in the length of the path.
     parts = re.findall(r":/+(?=([^/]*))", tail if separator else rest)
     if any("@" in part.partition(":")[2] for part in parts):
         raise AddressError(
-            f"{_format_source(given)} has an address with a password inside its path; give that address alone"
+            f"{_format_source(given)} has an address with a password inside its path; give only that address"
         )
     if not separator:
         if re.match(r"[a-z+]*https?:|(gs|s3):/", rest):
-            raise AddressError(f"{_format_source(given)} is no web address and no path; write https://HOST/PATH")
+            raise AddressError(f"{_format_source(given)} is neither a web address nor a path; write https://HOST/PATH")
         return _file_url(rest, given)
     if scheme.startswith(("ngauth+", "gs+ngauth+", "s3+ngauth+")):
         raise AddressError(
-            f"{_format_source(given)}: {scheme}:// needs an ngauth login, which is not supported; for a public bucket "
-            "write gs://BUCKET/PATH, for a private one also store google-secret.json in ~/.cloudvolume/secrets"
+            f"{_format_source(given)}: {scheme}:// needs an ngauth login, which is not supported; write "
+            "gs://BUCKET/PATH, and for a private bucket store google-secret.json in ~/.cloudvolume/secrets"
         )
     if scheme not in PROTOCOLS:
         raise _unknown_scheme_error(given, scheme)
@@ -250,7 +241,7 @@ def _join_path(url: str, inner: str, given: str) -> str:
 
 
 def _decode_key(rest: str, given: str) -> str:
-    # In a pipeline Neuroglancer decodes the keys of buckets, and passes the paths of web servers on as they are.
+    # In the form with '|', Neuroglancer decodes the keys of buckets but not the paths of web servers.
     if not rest.startswith(("gs://", "s3://")) or _BUCKET_SERVERS.fullmatch(rest):
         return rest
     key = unquote(rest, errors="replace")
@@ -263,8 +254,8 @@ def _web_url(url: str) -> str:
     if re.search("[?#]", url):
         shown = Address(None, url).public
         raise AddressError(
-            f"the address {shown} goes on with a query, which would be lost: a volume is a folder of many files, so a "
-            "signed link to one of them cannot open it; give the folder's address and, where it is needed, token=…"
+            f"the address {shown} has a query. A volume is a folder of many files, so a signed link to one file cannot "
+            "open it; give the address of the folder, and token=… if the server needs one"
         )
     parse_web_url(url)
     return url
@@ -273,14 +264,12 @@ def _web_url(url: str) -> str:
 def _file_url(path: str, given: str) -> str:
     try:
         if "\0" in path:
-            raise ValueError("no name of a file has a NUL character")
+            raise ValueError("file names cannot contain a NUL character")
         whole = os.path.abspath(os.path.expanduser(path))
         os.fsencode(whole)
         return "file://" + whole
-    except (ValueError, OSError, RuntimeError) as error:  # characters that no file system has, a folder that is gone
-        raise AddressError(
-            f"{_format_source(given)} is no path ({error}); give a URL or a path as files are named"
-        ) from None
+    except (ValueError, OSError, RuntimeError) as error:  # characters that cannot be encoded, a deleted folder
+        raise AddressError(f"{_format_source(given)} is not a valid path ({error}); give a URL or a path") from None
 
 
 def bucket_url(url: str) -> str:
@@ -289,7 +278,7 @@ def bucket_url(url: str) -> str:
     Raises
     ------
     AddressError
-        If the bucket has a name that none can have.
+        If the name of the bucket is not valid.
     """
     address = parse_address(url)
     if address.protocol not in ("gs", "s3"):
@@ -302,7 +291,7 @@ def bucket_url(url: str) -> str:
 
 
 def has_no_bucket_credentials(url: str) -> bool:
-    """Tell whether a bucket is best read over plain https: nobody left credentials for it."""
+    """Return whether a URL is a bucket without stored credentials, to be read anonymously over https."""
     from cloudvolume.secrets import CLOUD_VOLUME_DIR
 
     if not url.startswith(("gs://", "s3://")):

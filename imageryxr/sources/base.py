@@ -1,4 +1,4 @@
-"""What every source owes: the `Source` contract, and the parts of it that all sources share."""
+"""The `Source` protocol, and helpers that every source shares."""
 
 from __future__ import annotations
 
@@ -27,64 +27,63 @@ class Level:
     """One resolution of a layer."""
 
     mip: int
-    """Its number: its place in the layer's own list, where placeholders count. Mostly 0 is the finest."""
+    """Index in the layer's own list of levels, placeholders included. Usually 0 is the finest."""
     grid: Grid
-    """Where its voxels lie."""
+    """Position, shape and resolution of its voxels."""
     chunks: Index3
     """Shape (z, y, x) of a stored chunk; the first one starts at index 0."""
     encoding: str = "raw"
-    """How chunks are stored, in the format's own word."""
+    """Encoding of the chunks, as the format names it."""
     placeholder: bool = False
-    """Whether the level is announced but holds no data."""
+    """Whether the metadata list the level although it holds no data."""
     dtype: str | None = None
-    """Type of its voxels by name, where it is not that of the source."""
+    """Data type of its voxels by name; None if it is that of the source."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A layer that can be read: a value with its metadata in hand, opened without touching a voxel.
+    """A layer that can be read: an immutable value that contains all metadata, opened without reading a voxel.
 
-    A source is picklable and small, safe to read from many threads, and equal to another, with an equal dask
-    token, exactly if they describe the same voxels read under the same options. Reading never needs anything but the
-    source itself: a worker on another machine unpickles it and reads.
+    A source is small, picklable and safe to read from many threads. Two sources are equal, and have equal dask tokens,
+    exactly if they describe the same voxels read with the same options. A worker on another machine needs only the
+    unpickled source to read.
     """
 
     @property
     def name(self) -> str:
-        """Its address, without any token."""
+        """Address, without any token."""
 
     @property
     def layer_type(self) -> LayerType:
-        """Whether the voxels are grey values or ids."""
+        """Kind of voxels: grey values or ids."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type of its voxels, in native byte order."""
+        """Data type of the voxels, in native byte order."""
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """Every level, by mip, placeholders included."""
+        """All levels in the order of their mips, placeholders included."""
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """What the layer says of itself beyond place and type, such as ``contrast_limits``."""
+        """Further attributes from the metadata of the layer, such as ``contrast_limits``."""
 
     def check(self, mip: int) -> None:
-        """Raise, before anything is read, if a level cannot be read here for want of a package."""
+        """Raise `CodecError` if reading a level requires a package that is not installed."""
 
     def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        """Return the voxels of a box of indexes of a level, C order (z, y, x).
+        """Return the voxels of a box of voxel indexes of a level, in C order (z, y, x).
 
-        The box may reach outside the level, partly or wholly; there the value is 0. A chunk that cannot be
-        read raises `ChunkReadError`.
+        Voxels of the box outside the level are 0. A chunk that cannot be read raises `ChunkReadError`.
         """
 
     def __dask_tokenize__(self) -> object:
-        """Return plain data that differ where the voxels or the options do."""
+        """Return plain data that differ if the voxels or the options differ."""
 
 
 def read_filled(source: Any, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-    """Read a box that may reach outside a level: 0 there, `source.read_inside` for the rest."""
+    """Return the voxels of a box that may reach outside a level: 0 outside, `source.read_inside` inside."""
     inside = box.clip(source.levels[mip].grid.box)
     if inside == box and box.voxels:
         return np.ascontiguousarray(source.read_inside(mip, box))
@@ -103,7 +102,7 @@ def read_error(
     kind: type[ChunkReadError] = ChunkReadError,
     hint: str = "",
 ) -> ChunkReadError:
-    """Return the error for a box that could not be read, naming source, level and box."""
+    """Return the error for a box that could not be read; its message names source, level and box."""
     grid = source.levels[mip].grid
     where = f"{source.name}, mip {mip} ({format_triple(grid.resolution)} nm), box {grid.crop(box).bbox}"
     reason = clean_message(str(cause)) or type(cause).__name__
@@ -115,7 +114,7 @@ _MISSING_CHUNKS: ContextVar[set[str] | None] = ContextVar("imageryxr_holes", def
 
 @contextmanager
 def record_missing_chunks() -> Iterator[set[str]]:
-    """Collect, in this thread, which chunks are filled with background because the store does not have them."""
+    """Collect the missing chunks that reads in this context fill with background."""
     found: set[str] = set()
     before = _MISSING_CHUNKS.set(found)
     try:
@@ -125,20 +124,20 @@ def record_missing_chunks() -> Iterator[set[str]]:
 
 
 def report_missing_chunks(source: Source, mip: int, boxes: Sequence[str]) -> None:
-    """Tell whoever records of chunks that are filled with background."""
+    """Add missing chunks to the set of the enclosing `record_missing_chunks`, if there is one."""
     found = _MISSING_CHUNKS.get()
     if found is not None:
         found.update(f"{source.name}, mip {mip}, box {box}" for box in boxes)
 
 
 def clean_message(text: object) -> str:
-    """Return a client's message on one line, without terminal colours, and without what a URL holds in secret."""
+    """Return the message of another library on one line, without terminal colours, passwords or URL queries."""
     words = re.sub(r"\x1b\[[0-9;]*m", "", str(text)).split()
     return re.sub(r"(https?://)[^/\s@]+@", r"\1", " ".join(map(_without_query, words)))
 
 
 def _without_query(word: str) -> str:
-    """Return a word of a message without the queries of the URLs in it."""
+    """Return a word of a message without the query of a URL in it."""
     url = re.search("https?://", word)
     if url is None:
         return word
@@ -149,38 +148,38 @@ _PAGES = (b"<!doctype", b"<html>", b"<html ", b"<html\n", b"<html\r", b"<head>")
 
 
 def is_html_page(data: bytes | memoryview) -> bool:
-    """Tell whether stored bytes are a web page: a login page that came with the status of success."""
+    """Return whether bytes are HTML: some servers send a login page with the status 200."""
     return bytes(data[:256]).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES)
 
 
 def dtype_of(source: Source, mip: int) -> np.dtype[Any]:
-    """Return the type of a level's voxels, in native byte order."""
+    """Return the data type of a level, in native byte order."""
     own = source.levels[mip].dtype
     dtype: np.dtype[Any] = source.dtype if own is None else np.dtype(own)
     return dtype
 
 
 def levels_by_resolution(source: Source) -> list[Level]:
-    """Return the levels that hold voxels, from the smallest voxels to the largest; equal ones in the layer's order."""
+    """Return the levels without placeholders, finest first; levels of equal voxel size keep the layer's order."""
     real = [level for level in source.levels if not level.placeholder]
     return sorted(real, key=lambda level: math.prod(map(to_fraction, level.grid.resolution)))
 
 
 def default_level(source: Source) -> Level:
-    """Return the level with the smallest voxels that is not a placeholder."""
+    """Return the finest level that is not a placeholder."""
     levels = levels_by_resolution(source)
     if not levels:
-        raise MipError(f"every level of {source.name} is a placeholder: there are no voxels to open")
+        raise MipError(f"every level of {source.name} is a placeholder, so there are no voxels to open")
     return levels[0]
 
 
 def find_level(source: Source, mip: Any) -> Level:
-    """Return the level of a mip number or a resolution (x, y, z nm), or the default one for None.
+    """Return the level with a mip number or a resolution (x, y, z nm); None selects the default level.
 
     Raises
     ------
     MipError
-        If there is no such level, or it is a placeholder; the message lists those that exist.
+        If the level does not exist or is a placeholder; the message lists the existing levels.
     """
     if mip is None:
         return default_level(source)
@@ -199,21 +198,21 @@ def find_level(source: Source, mip: Any) -> Level:
 
 
 def is_same_resolution(resolution: tuple[float, ...], given: Any) -> bool:
-    """Tell whether a resolution is the given one, within float noise."""
+    """Return whether a resolution equals the given one within rounding errors."""
     try:
         values = [float(v) for v in given]
     except (TypeError, ValueError):
-        raise MipError(f"mip={given!r} is neither a level's number nor a resolution (x, y, z) in nm") from None
+        raise MipError(f"mip={given!r} is neither the number of a level nor a resolution (x, y, z) in nm") from None
     return len(values) == 3 and all(abs(a - b) <= 1e-6 * a for a, b in zip(resolution, values, strict=True))
 
 
 def pick_index(name: str, what: Literal["channel", "time"], count: int, index: int | None) -> int:
-    """Return which of several channels or times to read; None will do where there is one.
+    """Return the index of the channel or time to read; None selects the only one.
 
     Raises
     ------
     ChoiceError
-        If there are several and none was chosen, or there is no such one.
+        If the index is out of range, or None although there are several channels or times.
     """
     choices = f"{what}=0" + (f" to {what}={count - 1}" if count > 1 else ", or nothing")
     if index is None and count > 1:
@@ -230,26 +229,26 @@ def check_missing(missing: Any) -> Missing:
     if missing not in ("raise", "fill", "warn", None):
         raise OptionError(
             f"missing={missing!r} is not a policy; None follows the format (the fill value in Zarr, an error in "
-            "precomputed), 'raise' stops at a chunk that the store does not have, 'fill' takes background for it, "
-            "'warn' does that and says so"
+            "precomputed), 'raise' raises an error for a missing chunk, 'fill' fills it with background, 'warn' fills "
+            "it and warns"
         )
     policy: Missing = missing
     return policy
 
 
 def check_assume(assume: Any) -> Assume:
-    """Return what an OME-Zarr translation is taken as the place of, or raise `OptionError`."""
+    """Return the point of the first voxel that an OME-Zarr translation refers to, or raise `OptionError`."""
     if assume not in ("center", "corner"):
         raise OptionError(
-            f"assume={assume!r} is neither 'center' nor 'corner': whether an OME-Zarr translation is the place of the "
-            "centre of the first voxel, or of its lower corner"
+            f"assume={assume!r} is neither 'center' nor 'corner': it selects whether an OME-Zarr translation is the "
+            "position of the centre of the first voxel, or of its lower corner"
         )
     place: Assume = assume
     return place
 
 
 def level_attrs(source: Source, level: Level) -> dict[str, Any]:
-    """Return the attributes of an opened level: what DESIGN calls for, nothing secret."""
+    """Return the attributes of an opened level, without secrets."""
     x, y, z = level.grid.resolution
     return {
         "source": source.name,

@@ -1,4 +1,4 @@
-"""Members of JSON metadata, checked one by one: the value that is needed, or a `SourceError` that names the member."""
+"""Checks of members of JSON metadata: each returns the value, or raises a `SourceError` that names the member."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from imageryxr.errors import SourceError
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text holds.
+    """Return the value of a JSON text.
 
     Raises
     ------
     ValueError
-        If it is not JSON, or lists within lists are so deep that the parser gives up.
+        If the text is not JSON, or is nested too deeply for the parser.
     """
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("it is nested deeper than anything that is read") from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def format_value(value: Any) -> str:
-    """Return a JSON value for a message, cut to a readable length."""
+    """Return the text of a JSON value for a message, cut to a readable length."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # integers of thousands of digits; lists within lists within lists
+    except (ValueError, RecursionError):  # integers of thousands of digits; deeply nested lists
         text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:80] + "…"
 
@@ -41,7 +41,7 @@ def as_object(value: Any, what: str) -> dict[str, Any]:
 
 
 def as_list(value: Any, what: str, most: int = 100) -> list[Any]:
-    """Return a JSON list with at most so many entries."""
+    """Return a JSON list with at most ``most`` entries."""
     if not isinstance(value, list):
         raise SourceError(f"{what} is {format_value(value)}; it must be a list")
     if len(value) > most:
@@ -50,15 +50,15 @@ def as_list(value: Any, what: str, most: int = 100) -> list[Any]:
 
 
 def as_text(value: Any, what: str, choices: Sequence[str] = ()) -> str:
-    """Return a text, one of some where they are given."""
+    """Return a string, one of ``choices`` if there are any."""
     if not isinstance(value, str) or (choices and value not in choices):
-        must = " or ".join(map(repr, choices)) or "a text"
+        must = " or ".join(map(repr, choices)) or "a string"
         raise SourceError(f"{what} is {format_value(value)}; it must be {must}")
     return value
 
 
 def as_counts(value: Any, what: str, *, count: int | None = None, most: int = 2**40) -> tuple[int, ...]:
-    """Return whole numbers from 1 to some limit, a number that is written as a float among them."""
+    """Return integers from 1 to ``most``; floats without a fraction are accepted."""
     numbers = as_list(value, what, 32)
     if count is not None and len(numbers) != count:
         raise SourceError(
@@ -71,14 +71,14 @@ def as_counts(value: Any, what: str, *, count: int | None = None, most: int = 2*
 
 
 def as_number(value: Any, what: str) -> float:
-    """Return a finite number of a magnitude that a place or a size can have."""
+    """Return a finite number up to 1e30, beyond which no position or size lies."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
         raise SourceError(f"{what} is {format_value(value)}; it must be a finite number")
     return value if isinstance(value, int) else float(value)
 
 
 def is_finite_number(value: Any) -> bool:
-    """Return whether a value is a number, or a text of one, that is finite."""
+    """Return whether a value is a finite number, or a string that contains one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return False
     try:

@@ -17,28 +17,28 @@ from imageryxr.sources.base import LayerType, Level, Source, read_filled
 
 @dataclass(frozen=True, eq=False)
 class MemorySource:
-    """One level of voxels that are in memory already, or in a dask graph.
+    """One level of voxels in memory or in a dask graph.
 
-    Opening it hands out the array as it is: numpy stays numpy, dask keeps its blocks.
+    Opening it returns the array unchanged: numpy stays numpy, dask keeps its blocks.
     """
 
     array: Any
-    """The voxels (z, y, x), numpy or dask."""
+    """Voxels (z, y, x), numpy or dask."""
     grid: Grid
-    """Where they lie."""
+    """Position, shape and resolution of the voxels."""
     layer_type: LayerType
-    """Whether they are grey values or ids."""
+    """Kind of voxels: grey values or ids."""
     given_attrs: tuple[tuple[str, Any], ...] = ()
-    """Attributes that the array came with."""
+    """Attributes of the array."""
 
     @property
     def name(self) -> str:
-        """How the source calls itself."""
+        """Name of the source in messages and attributes."""
         return f"memory://{self.dtype}"
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type of the voxels."""
+        """Data type of the voxels."""
         dtype: np.dtype[Any] = np.dtype(self.array.dtype).newbyteorder("=")
         return dtype
 
@@ -50,14 +50,14 @@ class MemorySource:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """Attributes that the array came with."""
+        """Attributes of the array."""
         return dict(self.given_attrs)
 
     def check(self, mip: int) -> None:
-        """Do nothing: memory can be read."""
+        """Do nothing: memory is always readable."""
 
     def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        """Return the voxels of a box, 0 outside the array; computes a dask array's part."""
+        """Return the voxels of a box, 0 outside the array; computes that part of a dask array."""
         return read_filled(self, mip, box)
 
     def read_inside(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
@@ -72,7 +72,8 @@ class MemorySource:
         return self.array is other.array or bool(tokenize(self) == tokenize(other))
 
     def __hash__(self) -> int:
-        return hash((self.grid, self.layer_type, str(self.dtype)))  # equal sources may hold equal copies of an array
+        # Equal sources may hold equal copies of an array, so the array is not part of the hash.
+        return hash((self.grid, self.layer_type, str(self.dtype)))
 
     def __dask_tokenize__(self) -> object:
         from dask.base import normalize_token
@@ -81,19 +82,19 @@ class MemorySource:
 
 
 def memory_source(array: Any, layer_type: LayerType) -> MemorySource:
-    """Return the source of an array: a DataArray with nm coordinates, or with attrs that say where it lies.
+    """Return the source of a DataArray with coordinates in nm, or with attributes that give its position.
 
     Raises
     ------
     GridError
-        If nothing says how large the voxels are.
+        If neither coordinates nor attributes give the voxel size.
     LayerError
-        If the array has not the three dims (z, y, x).
+        If the dims are not z, y and x.
     """
     if not isinstance(array, xr.DataArray):
         kind = type(array).__name__
         raise GridError(
-            f"a bare {kind} says nothing of its place; give a DataArray with dims (z, y, x) and coordinates in nm: "
+            f"a bare {kind} has no position; give a DataArray with dims (z, y, x) and coordinates in nm: "
             "xr.DataArray(array, dims=('z', 'y', 'x'), coords=imageryxr.Grid(array.shape, resolution=(8, 8, 40), "
             "voxel_offset=(0, 0, 0)).coords())"
         )

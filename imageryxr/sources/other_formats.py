@@ -1,7 +1,7 @@
-"""Files of formats that are not read here: which format a path has, and the lines that open it lazily.
+"""Detection of unsupported file formats, and code that opens such files lazily.
 
-The lines are those of an error message, and run as they stand. They end in `em`, a DataArray in dask blocks with
-coordinates in nm, which every function of the package takes.
+The error message contains code that runs unchanged. Its last variable, `em`, is a DataArray in dask blocks with
+coordinates in nm, which every function of the package accepts.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _HEAD = "import dask.array as da, imageryxr as ix, xarray as xr"
 _TAIL = "em = xr.DataArray(values, dims=('z', 'y', 'x'), coords=ix.Grid(values.shape, (8, 8, 40), (0, 0, 0)).coords())"
 _MOST_FOLDERS = 200
-"""Folders of an N5 container that are looked into."""
+"""Largest number of folders of an N5 container that are searched."""
 
 
 def format_problem(path: str) -> str:
-    """Return what a file or folder of another format is and how to open it, or an empty string.
+    """Return the format of an unsupported file or folder and how to open it, or an empty string.
 
-    Reads headers, no voxel.
+    Reads headers, no voxels.
 
     Parameters
     ----------
     path : str
-        A local path, or a web address, which is judged by its name alone.
+        A local path, or a web address, whose format follows from its name only.
 
     Returns
     -------
     str
-        A sentence without its subject: it goes on from the path.
+        Predicate of a sentence whose subject is the path.
     """
     place = Path(path)
     is_local = "://" not in path
@@ -49,32 +49,32 @@ def format_problem(path: str) -> str:
     for suffixes, called, lines in _FORMATS:
         if name.endswith(suffixes):
             if not is_local:
-                return f"is {called}, a format that is not read here; download it, and give its path for how to open it"
+                return f"is {called}, an unsupported format; download it, and give its path to see how to open it"
             return _opening_advice(called, lines, place) if place.is_file() else ""
     if is_local and place.is_file():
-        return "is a file, and volumes are folders: give a folder with an info file (precomputed) or an OME-Zarr"
+        return "is a file, but volumes are folders: give a folder with an info file (precomputed) or an OME-Zarr"
     return ""
 
 
 def _opening_advice(called: str, lines: Callable[[Path], tuple[str, str, str]], place: Path) -> str:
     try:
         package, imports, opened = lines(place)
-    except Exception:  # a file of that name with another content
+    except Exception:  # the content does not match the file name
         return (
-            f"is {called} by its name, a format that is not read here, and its header makes no sense: the file is "
-            "incomplete, damaged or of another format. Compare its size with that of the original, copy or download "
-            "it again, and give its path once more for how to open it"
+            f"is {called} by its name, an unsupported format, and its header is not valid: the file is incomplete, "
+            "damaged or of another format. Compare its size with that of the original, copy or download it again, "
+            "and give its path once more to see how to open it"
         )
     install = f"pip install {package}, then " if package and find_spec(imports.split(",")[0]) is None else ""
     modules = f", {imports}" if imports else ""
     return (
-        f"is {called}, a format that is not read here. To open it lazily and give it a place, {install}type, with the "
-        f"size of a voxel (x, y, z nm) in place of (8, 8, 40): {_HEAD}{modules}; values = {opened}; {_TAIL}"
+        f"is {called}, an unsupported format. To open it lazily with coordinates, {install}run, with the voxel size "
+        f"(x, y, z nm) in place of (8, 8, 40): {_HEAD}{modules}; values = {opened}; {_TAIL}"
     )
 
 
 def _index_to_3d(text: str, count: int) -> str:
-    """Return an expression of an array with so many axes as one of three: the first of all others."""
+    """Return code that reduces an array expression with ``count`` axes to three, at index 0 of the others."""
     return f"{text}[None]" if count == 2 else f"{text}[{', '.join(['0'] * (count - 3))}]" if count > 3 else text
 
 
@@ -134,7 +134,7 @@ def _nrrd_code(place: Path) -> tuple[str, str, str]:
     if fields["encoding"] == "raw" and not {"data file", "datafile"} & fields.keys():
         order = "" if kind[1] == "1" else ">" if fields.get("endian") == "big" else "<"
         return "", "numpy as np", _memmap_code(place, order + kind, len(text) + 2, shape)
-    # Compressed as a whole: it is read when the first voxel is computed.
+    # The file is compressed as a whole, so computing any voxel reads all of it.
     whole = f"dask.delayed(nrrd.read)({str(place)!r}, index_order='C')[0]"
     return "pynrrd", "nrrd, dask", _index_to_3d(f"da.from_delayed({whole}, {shape}, {kind!r})", len(shape))
 
@@ -186,7 +186,7 @@ def _slices_code(place: Path) -> tuple[str, str, str]:
         store = f"tifffile.imread({files!r}, aszarr=True)"
         return "", "tifffile, zarr", f"da.from_zarr(zarr.open_array({store}, mode='r'))"
     _, imports, shape = _picture_reader(first)
-    by_number = "key=lambda file: re.sub('[0-9]+', lambda n: n[0].zfill(20), file)"  # z9 lies before z10
+    by_number = "key=lambda file: re.sub('[0-9]+', lambda n: n[0].zfill(20), file)"  # z9 comes before z10
     ordered = f"sorted(glob.glob({files!r}), {by_number})"
     return "", f"re, {imports}", f"da.stack([da.from_delayed(read(file), {shape}) for file in {ordered}])"
 
@@ -196,7 +196,7 @@ def _slice_files(place: Path) -> list[Path]:
 
 
 def _n5_arrays(place: Path) -> list[tuple[int, Path, dict[str, Any]]]:
-    """Return the arrays of an N5 container: voxels, folder and attributes, the largest first."""
+    """Return the arrays of an N5 container as (voxels, folder, attributes), largest first."""
     found, waiting, seen = [], [place], 0
     while waiting and seen < _MOST_FOLDERS:
         folder = waiting.pop(0)

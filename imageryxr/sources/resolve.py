@@ -1,4 +1,4 @@
-"""From what people type to a `Source`."""
+"""Resolution of addresses, arrays and sources to a `Source`."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def resolve_source(
     timestamp: Any = None,
     connection: Connection | None = None,
 ) -> Source:
-    """Return the source that an address, an array or a source stands for; reads metadata only.
+    """Return the source of an address or an array, or a given source itself; reads metadata only.
 
     Parameters
     ----------
     source : str, path, array or Source
-        See `imageryxr.open_image`. A `Source` keeps the options that it was made with.
+        See `imageryxr.open_image`. A `Source` keeps its own options.
     layer_type : {"image", "segmentation"} or None
-        What it is opened as; None leaves it to the layer.
+        Kind of layer to open; None uses the layer's own.
     missing, token, channel, time, assume, connection
         See `imageryxr.open_image`.
     agglomerate, timestamp
@@ -56,14 +56,15 @@ def resolve_source(
     Raises
     ------
     SourceError, SourceNotFoundError, AuthError, LayerError, OptionError
-        If it cannot be found or understood, or is of another kind than it is opened as.
+        If the source is not found or not valid, or is of another kind than ``layer_type``.
     """
     check_missing(missing)
     check_assume(assume)
     if isinstance(source, str | os.PathLike):
         choices = {"channel": channel, "time": time, "assume": assume}
-        living = {"agglomerate": agglomerate, "timestamp": timestamp}
-        found = _open_address(parse_address(source), missing, token, choices, living, connection or Connection())
+        graph_options = {"agglomerate": agglomerate, "timestamp": timestamp}
+        address = parse_address(source)
+        found = _open_address(address, missing, token, choices, graph_options, connection or Connection())
     elif isinstance(source, xr.Dataset | xr.DataTree):
         raise LayerError(
             f"a {type(source).__name__} may hold several layers; give one of its variables, such as obj['image']"
@@ -71,7 +72,9 @@ def resolve_source(
     elif isinstance(source, Source) and not hasattr(source, "__array__"):
         found = source
         if timestamp is not None and isinstance(source, graphene.GrapheneSource):
-            raise OptionError(f"{source.name} is open already, at {source.instant}; give its address to open it anew")
+            raise OptionError(
+                f"{source.name} is already open at {source.instant}; give its address to open it at another timestamp"
+            )
         if not agglomerate and isinstance(source, graphene.GrapheneSource):
             found = source.without_agglomeration()
     elif hasattr(source, "dtype") and hasattr(source, "shape"):
@@ -84,23 +87,23 @@ def resolve_source(
             "give a URL or a path, or a DataArray with coordinates in nm"
         )  # fmt: skip
         shown = repr(source).splitlines()[0][:80]
-        raise SourceError(f"source={shown} ({type(source).__name__}) is no address; {advice}")
+        raise SourceError(f"source={shown} ({type(source).__name__}) is not an address; {advice}")
     if timestamp is not None and not isinstance(found, graphene.GrapheneSource):
         raise OptionError(
-            f"timestamp={timestamp!r}: {found.name} does not change in time, so it has no state at an instant; leave "
+            f"timestamp={timestamp!r}: {found.name} is not a graphene segmentation, so it has no states in time; leave "
             "timestamp out"
         )
     return _with_layer_type(found, layer_type)
 
 
 def is_graphene_address(address: str) -> bool:
-    """Tell whether an address says that it is that of a graphene segmentation; asks nobody."""
+    """Return whether an address names the graphene format; makes no request."""
     return parse_address(address).format == "graphene"
 
 
 def _declared_layer_type(array: Any) -> LayerType | None:
-    said = getattr(array, "attrs", {}).get("layer_type")
-    return said if said in ("image", "segmentation") else None
+    layer_type = getattr(array, "attrs", {}).get("layer_type")
+    return layer_type if layer_type in ("image", "segmentation") else None
 
 
 def _guess_layer_type(array: Any) -> LayerType:
@@ -112,7 +115,7 @@ def _open_address(
     missing: Missing,
     token: str | Token | None,
     choices: dict[str, Any],
-    living: dict[str, Any],
+    graph_options: dict[str, Any],
     connection: Connection,
 ) -> Source:
     _check_file(address)
@@ -120,8 +123,8 @@ def _open_address(
     if problem and (address.local_path is None or find_archive(address.local_path) is None):
         raise SourceError(f"{address.local_path or address.public} {problem}")
     if address.format == "graphene":
-        return _open_graphene(address, missing, token, choices, living, connection)
-    # A CAVE token is none of the business of a server that holds a Zarr.
+        return _open_graphene(address, missing, token, choices, graph_options, connection)
+    # A server of a Zarr receives a token only if the caller gave it: never a stored CAVE token.
     plain_token = _zarr_token(address, token, connection)
     if address.format == "zarr":
         return _open_zarr(address, missing, plain_token, choices, connection)
@@ -131,7 +134,7 @@ def _open_address(
     info = precomputed.fetch_info(address, connection, login)
     if info is not None and "graph" in info:
         _check_graph(address, token, connection.access)
-        return _open_graphene(address, missing, token, choices, living, connection)
+        return _open_graphene(address, missing, token, choices, graph_options, connection)
     if info is not None or address.format == "precomputed":
         found = precomputed.open_precomputed(
             address, missing=missing, channel=choices["channel"], info=info, token=login, connection=connection
@@ -143,8 +146,8 @@ def _open_address(
             return omezarr.open_omezarr(address, missing=missing, token=plain_token, connection=connection, **choices)
     path = address.local_path
     where = "there is no such folder" if path is not None and not path.exists() else (
-        f"neither {address.public}/info (precomputed) nor {address.public}/zarr.json or {address.public}/.zattrs "
-        "(OME-Zarr) is there, or may be read"
+        f"none of {address.public}/info (precomputed), {address.public}/zarr.json and {address.public}/.zattrs "
+        "(OME-Zarr) exists or can be read"
     )  # fmt: skip
     below = _child_volumes(path)
     advice = (
@@ -156,7 +159,7 @@ def _open_address(
 
 
 def _child_volumes(path: Path | None) -> list[str]:
-    """Return the names of the volumes in a local folder; at most 50 folders are looked at."""
+    """Return the names of the volumes in a local folder, among its first 50 folders."""
     try:
         folders = sorted(p for p in path.iterdir() if p.is_dir())[:50] if path is not None else []
     except OSError:
@@ -165,7 +168,7 @@ def _child_volumes(path: Path | None) -> list[str]:
 
 
 def _check_file(address: Address) -> None:
-    """Raise `AddressError` for a path that the file system cannot have: too long, or a circle of links."""
+    """Raise `AddressError` if the file system rejects a path, for example as too long or as a loop of links."""
     if address.local_path is None:
         return
     try:
@@ -178,21 +181,21 @@ def _check_file(address: Address) -> None:
         shown = str(address.local_path)
         shown = shown if len(shown) <= 200 else shown[:200] + "…"
         reason = getattr(error, "strerror", None) or error
-        raise AddressError(f"{shown!r} is no path that can be opened: {reason}; check the path") from None
+        raise AddressError(f"the path {shown!r} cannot be opened: {reason}; check the path") from None
 
 
 def _check_graph(address: Address, token: str | Token | None, access: Access) -> None:
-    """Raise unless a place whose ``info`` says that it is a graph may have the CAVE token, which it would be sent."""
+    """Raise unless the server of an ``info`` that describes a graph may receive the CAVE token."""
     if address.protocol not in WEB_PROTOCOLS or can_receive(address.url, access, given_for=(), is_cave_token=True):
         return
-    # The caller named a server for a token only if he gave one: the address does not say that there is a graph.
+    # The address does not name the graphene format, so only a token= argument shows that the caller trusts the server.
     held = find_token(parse_web_url(address.url).netloc, given=token)
     named = access if token is not None else replace(access, from_link=True)
     if held is None or held.header_for(address.url, named) is None:
         raise SourceError(
-            f"the info at {address.public} is that of a graphene segmentation, whose server would be sent your CAVE "
-            f"token; if you trust {parse_web_url(address.url).netloc}, type graphene://{address.public} and give "
-            "token=…, or store its token in ~/.cloudvolume/secrets"
+            f"the info at {address.public} describes a graphene segmentation, and opening it would send your CAVE "
+            f"token to its server; if you trust {parse_web_url(address.url).netloc}, open graphene://{address.public} "
+            "with token=…, or store its token in ~/.cloudvolume/secrets"
         )
 
 
@@ -207,14 +210,14 @@ def _open_zarr(
         either = replace(address, version=None, separator=None)
         if any(fetch_json(either, token, key, connection) is not None for key in keys):
             raise SourceError(
-                f"there is no Zarr v{address.version} image at {address.public}, where Zarr v{other} is; write "
-                f"zarr{other}:// in place of zarr{address.version}://, or zarr:// for either version"
+                f"there is no Zarr v{address.version} image at {address.public}, but Zarr v{other}; write "
+                f"zarr{other}:// instead of zarr{address.version}://, or zarr:// for either version"
             ) from error
         raise
 
 
 def _zarr_token(address: Address, token: str | Token | None, connection: Connection) -> str | None:
-    """Return the token for a Zarr on a web server, which the caller gave for it."""
+    """Return the token that the caller gave for a Zarr on a web server."""
     if not isinstance(token, str) or address.protocol not in WEB_PROTOCOLS:
         return token if isinstance(token, str) else None
     server = parse_web_url(address.url)
@@ -231,17 +234,17 @@ def _open_graphene(
     missing: Missing,
     token: str | Token | None,
     choices: dict[str, Any],
-    living: dict[str, Any],
+    graph_options: dict[str, Any],
     connection: Connection,
 ) -> graphene.GrapheneSource:
-    found = graphene.open_graphene(address, missing=missing, token=token, connection=connection, **living)
+    found = graphene.open_graphene(address, missing=missing, token=token, connection=connection, **graph_options)
     pick_index(found.name, "channel", 1, choices["channel"])
     pick_index(found.name, "time", 1, choices["time"])
     return found
 
 
 def _with_layer_type(source: Source, layer_type: LayerType | None) -> Source:
-    # Values that cannot be ids are an image, whatever the metadata say.
+    # Values that cannot be ids are an image, even if the metadata declare a segmentation.
     holds_ids = np.dtype(source.dtype).kind in "iu"
     wanted = layer_type or (source.layer_type if holds_ids else "image")
     if wanted == "image" and source.layer_type == "segmentation" and holds_ids:
@@ -249,7 +252,7 @@ def _with_layer_type(source: Source, layer_type: LayerType | None) -> Source:
     if wanted == "segmentation" and not holds_ids:
         mask = " (for a mask give array.astype('uint8'))" if np.dtype(source.dtype).kind == "b" else ""
         raise LayerError(
-            f"{source.name} holds {source.dtype}, but ids are whole numbers{mask}; it is an image: open it with "
+            f"{source.name} holds {source.dtype}, but ids are integers{mask}; it is an image: open it with "
             "imageryxr.open_image"
         )
     if source.layer_type == wanted:
@@ -257,4 +260,4 @@ def _with_layer_type(source: Source, layer_type: LayerType | None) -> Source:
     found: Any = source
     if is_dataclass(found) and any(f.name == "layer_type" for f in fields(found)):
         return cast(Source, replace(found, layer_type=wanted))  # type: ignore[type-var]
-    raise LayerError(f"{source.name} is a source of type {source.layer_type!r}, and was opened as {wanted!r}")
+    raise LayerError(f"{source.name} is a source of type {source.layer_type!r} and cannot be opened as {wanted!r}")

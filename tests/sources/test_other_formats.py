@@ -116,7 +116,7 @@ def test_the_lines_of_the_error_open_the_file_and_stay_lazy(tmp_path, called, pr
         ix.open_image(f"{prefix}{path}")
     message = str(caught.value)
     assert re.search(
-        rf"is {called.partition(' of a pyramid')[0].partition(' in TIFF')[0]}, a format that is not", message
+        rf"is {called.partition(' of a pyramid')[0].partition(' in TIFF')[0]}, an unsupported format", message
     )
     assert "pip install" not in message
     em = typed(message)["em"]
@@ -188,15 +188,15 @@ def test_compressed_nrrd_and_nifti_name_their_packages(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["x.h5", "x.tif", "x.nrrd", "x.mrc", "x.npy", "x.png"])
 def test_a_file_whose_content_is_not_that_of_its_name(tmp_path, name):
     (tmp_path / name).write_bytes(b"\0\1\2 nothing")
-    with pytest.raises(SourceError, match="its header makes no sense: .* copy or download it again"):
+    with pytest.raises(SourceError, match="its header is not valid: .* copy or download it again"):
         ix.open_image(tmp_path / name)
 
 
 def test_files_that_are_no_volume_at_all(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(SourceError, match="is a file, and volumes are folders"):
+    with pytest.raises(SourceError, match="is a file, but volumes are folders"):
         ix.open_image(tmp_path / "notes.txt")
-    with pytest.raises(SourceError, match="is an HDF5 file, a format that is not read here; download it"):
+    with pytest.raises(SourceError, match="is an HDF5 file, an unsupported format; download it"):
         ix.open_image("https://127.0.0.1:1/x.h5")
 
 

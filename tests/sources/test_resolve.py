@@ -72,7 +72,7 @@ def test_the_version_in_the_name_of_the_format_is_the_one_that_is_opened(tmp_pat
             assert image.attrs["source"] == f"zarr{version}://file://{tmp_path}/both"
         other = 5 - version
         with pytest.raises(
-            SourceError, match=rf"no Zarr v{other} image at .*where Zarr v{version} is.*zarr{version}://"
+            SourceError, match=rf"no Zarr v{other} image at .*but Zarr v{version}.*zarr{version}://"
         ):
             ix.open_image(f"{tmp_path}/v{version}|zarr{other}:")
 
@@ -109,7 +109,7 @@ def test_paths_that_no_file_system_has(tmp_path):
                 with pytest.raises(ix.SourceError) as caught:
                     way(form + place)
                 assert len(str(caught.value)) < 1500
-    with pytest.raises(AddressError, match="no path that can be opened: Too many levels of symbolic links"):
+    with pytest.raises(AddressError, match="cannot be opened: Too many levels of symbolic links"):
         ix.open_image(f"{tmp_path}/a")
 
 

@@ -277,7 +277,7 @@ class TestInstant:
     def test_an_open_source_keeps_its_own(self, cave):
         source = resolve_source(cave.table, None, token=TOKEN, timestamp=utc(MERGE))
         np.testing.assert_array_equal(ix.open_segmentation(source, bbox=BOX).values, cave.truth(MERGE, PART))
-        with pytest.raises(ix.OptionError, match="open already, at 2023-11-16T02:00:00.250"):
+        with pytest.raises(ix.OptionError, match="already open at 2023-11-16T02:00:00.250"):
             ix.open_segmentation(source, timestamp=utc(SPLIT))
 
     def test_an_open_source_without_its_roots(self, cave):

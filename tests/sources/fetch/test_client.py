@@ -131,7 +131,7 @@ def test_nobody_listens():
 
 @pytest.mark.parametrize("host", ["[::1", "host:port", "", "host:99999999", ":80"])
 def test_what_is_no_host(host):
-    with pytest.raises(ix.SourceError, match="no web address|names no place"):
+    with pytest.raises(ix.SourceError, match="no web address|has no location"):
         ix.open_image(f"precomputed://https://{host}/em")
     with pytest.raises(ix.OptionError, match="server_address=.*is no web address"):
         ix.open_datastack("x", server_address=f"https://{host}")
