@@ -20,7 +20,7 @@ BAD = {
     "a datasource that is not read": {"source": "n5://s3://b/a.n5"},
     "no place": {"source": ""},
     "no source": {"source": None},
-    "a source that is no address": {"source": {"url": 7}},
+    "a source that is not an address": {"source": {"url": 7}},
     "an unknown scheme": {"source": "precomputed://gs+ngauth+https://h/bucket/p"},
     "nothing there": {"source": "precomputed:///nowhere/at/all"},
     "a server that is gone": {"source": "precomputed://http://127.0.0.1:9/x"},

@@ -198,7 +198,7 @@ def test_a_chunk_is_not_allocated_before_its_file_has_that_length(tmp_path):
     source = resolve_source(tmp_path, "image")
     tracemalloc.start()
     try:
-        with pytest.raises(ImageryError, match="192 bytes where 1073741824 should be"):
+        with pytest.raises(ImageryError, match="192 bytes instead of 1073741824"):
             source.read(0, source.levels[0].grid.box.clip(source.levels[0].grid.box.__class__((0, 0, 0), (1, 1, 1))))
         assert tracemalloc.get_traced_memory()[1] < 50 << 20
     finally:

@@ -60,15 +60,15 @@ def test_every_field_of_a_blosc_header_is_compared(tmp_path, form):
     frame = file.read_bytes()
     np.testing.assert_array_equal(read(tmp_path), SMOOTH)
     for size in (0, 1, 2048, 4094, 4098, 8192, 2**31 - 1, 2**32 - 1):
-        refuses(tmp_path, file, number(frame, 4, size), f"decompresses to {size} bytes where 4096 should be")
+        refuses(tmp_path, file, number(frame, 4, size), f"states {size} decompressed bytes instead of 4096")
     for length in (0, 15, 16, len(frame) - 1, len(frame) + 1, 2**32 - 1):
         refuses(tmp_path, file, number(frame, 12, length))
     for item in (0, 3, 4, 8, 255):
-        refuses(tmp_path, file, number(frame, 3, item, 1), f"items of {item} bytes where 2 should be")
+        refuses(tmp_path, file, number(frame, 3, item, 1), f"items of {item} bytes instead of 2")
     for block in (0, 1, 5000, 2**32 - 1):
         refuses(tmp_path, file, number(frame, 8, block))
     refuses(tmp_path, file, number(frame, 16, 2**31 - 1), "a block of its Blosc frame lies outside it")
-    refuses(tmp_path, file, number(frame, 0, 77, 1), "does not begin as a Blosc frame")
+    refuses(tmp_path, file, number(frame, 0, 77, 1), "does not start with the header of a Blosc frame")
 
 
 def test_a_blosc_frame_that_only_copies_is_as_long_as_it_says(tmp_path):
@@ -103,7 +103,7 @@ def test_the_size_in_an_lz4_header_is_compared(tmp_path):
     file = write(tmp_path, "v2 lz4")
     frame = file.read_bytes()
     for size in (0, 4095, 4097, 2**31 - 1, 2**32 - 1):
-        refuses(tmp_path, file, number(frame, 0, size), "where 4096 should be")
+        refuses(tmp_path, file, number(frame, 0, size), "instead of 4096")
     for cut in (1, 2, 5, len(frame) - 3):
         refuses(tmp_path, file, frame[:-cut])
 
@@ -113,8 +113,8 @@ def test_the_content_size_and_the_checksum_of_a_zstd_frame_are_compared(tmp_path
     file = write(tmp_path, form)
     frame = file.read_bytes()
     np.testing.assert_array_equal(read(tmp_path), SMOOTH)
-    refuses(tmp_path, file, number(frame, 5, 2**15 - 256, 2), "decompresses to 32768 bytes where 4096 should be")
-    refuses(tmp_path, file, numcodecs.Zstd().encode(np.zeros(1 << 26, "u1")), "67108864 bytes where 4096")
+    refuses(tmp_path, file, number(frame, 5, 2**15 - 256, 2), "states 32768 decompressed bytes instead of 4096")
+    refuses(tmp_path, file, numcodecs.Zstd().encode(np.zeros(1 << 26, "u1")), "67108864 decompressed bytes instead of 4096")
     refuses(tmp_path, file, frame[:-1] + bytes([frame[-1] ^ 1]))
     for cut in range(1, 12):
         refuses(tmp_path, file, frame[:-cut])

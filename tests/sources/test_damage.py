@@ -67,7 +67,7 @@ def test_a_page_in_place_of_a_chunk(tmp_path, encoding):
     _, file = written(tmp_path, encoding)
     for page in (PAGE, PAGE.ljust(file.stat().st_size)):
         file.write_bytes(page)
-        with pytest.raises(ChunkReadError, match=WHERE + "it is a web page"):
+        with pytest.raises(ChunkReadError, match=WHERE + "it is HTML"):
             opened(tmp_path, missing="fill").read(0, GRID.box)
 
 
@@ -76,7 +76,7 @@ def test_a_picture_of_another_size(tmp_path):
     _, file = written(tmp_path, "jpeg")
     for shape in ((16, 16, 1), (64, 64, 1)):
         file.write_bytes(simplejpeg.encode_jpeg(np.zeros(shape, "uint8"), colorspace="GRAY", colorsubsampling="GRAY"))
-        with pytest.raises(ChunkReadError, match=WHERE + "its header says .* pixels where 2048"):
+        with pytest.raises(ChunkReadError, match=WHERE + "its header states .* pixels instead of 2048"):
             opened(tmp_path).read(0, GRID.box)
 
 
@@ -316,7 +316,7 @@ def test_a_request_sent_on_to_a_login_is_no_missing_chunk(tmp_path, form, missin
             source.read(0, source.levels[0].grid.box)
         assert "asked-for" not in str(caught.value)
         (tmp_path / "login.html").write_bytes(PAGE)
-        with pytest.raises(ChunkReadError, match="web page"):
+        with pytest.raises(ChunkReadError, match="HTML"):
             source.read(0, source.levels[0].grid.box)
 
 

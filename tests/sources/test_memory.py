@@ -120,7 +120,7 @@ def test_a_dataset_is_not_one_layer():
 
 @pytest.mark.parametrize("thing", [7, None, object(), ["a", "b"]])
 def test_what_is_no_address_is_told_so(thing):
-    with pytest.raises(SourceError, match="is no address; give a URL or a path"):
+    with pytest.raises(SourceError, match="is not an address; give a URL or a path"):
         resolve_source(thing, "image")
 
 

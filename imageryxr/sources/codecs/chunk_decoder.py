@@ -1,9 +1,9 @@
-"""Stored chunks looked at before CloudVolume decodes them, and after.
+"""Decoding of precomputed chunks with checks before and after.
 
-The decoders of several encodings trust what they read: a chunk that was cut short is read beyond its end, which gives
-ids out of nothing or ends the process. So chunks are checked first, and those that no check makes safe are decoded in a
-process `apart`. CloudVolume passes each stored chunk, of a shard or by itself, to one function,
-which is wrapped here, for the volumes that are watched and no others.
+The decoders of several encodings trust the stored bytes: they read beyond the end of a truncated chunk, which returns
+wrong ids or crashes the process. Therefore chunks are checked first, and encodings that no check makes safe are decoded
+in another process (see `isolated`). CloudVolume passes every stored chunk to one function. This module wraps that
+function, for volumes that `enable_chunk_checks` marked only.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from imageryxr.sources.codecs.images import PICTURE_ENCODINGS, decode_picture, p
 from imageryxr.sources.codecs.isolated import ISOLATED_ENCODINGS, DecoderStartError, decode_in_process
 from imageryxr.sources.codecs.stream_lengths import stream_problem
 
-_EMPTY = "it is empty (0 bytes): it was cut short when written"
+_EMPTY = "it is empty (0 bytes): it was truncated when written"
 _MARK = "watched_by_imageryxr"
 
 
 class DamagedChunkError(ValueError):
-    """A stored chunk that is not what its layer says it is; `PrecomputedSource` says of which box."""
+    """A stored chunk that contradicts the metadata of its layer; `PrecomputedSource` adds the box."""
 
 
 def enable_chunk_checks(volume: Any) -> Any:
-    """Let every chunk of a CloudVolume be checked as it is decoded; return the volume.
+    """Check every chunk of a CloudVolume when it is decoded; return the volume.
 
-    A chunk that is damaged then raises `DamagedChunkError` where CloudVolume would print an error and raise another,
-    read beyond the chunk's end, or, for one of no bytes, take it for missing.
+    A damaged chunk then raises `DamagedChunkError`. Without this, CloudVolume prints an error and raises another, reads
+    beyond the end of the chunk, or treats an empty chunk as missing.
     """
     _wrap_decoding()
     _wrap_shards()
@@ -54,7 +54,7 @@ def _wrap_decoding() -> None:
         return
 
     def helper(decoder: Any, meta: Any, where: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
-        # CloudVolume prints what is raised within its function, and takes a chunk of no bytes for missing.
+        # CloudVolume prints exceptions raised within its function, and treats empty chunks as missing.
         failures: list[DamagedChunkError | ImportError | DecoderStartError] = []
 
         def quiet(stored: Any, *, encoding: str, shape: Any, dtype: Any, block_size: Any, **options: Any) -> Any:
@@ -92,13 +92,13 @@ def _wrap_shards() -> None:
     inner = sharding.ShardReader.decode_index
 
     def decode_index(self: Any, binary: Any, filename: str = "Shard") -> Any:
-        # CloudVolume takes a shard of zero bytes for one that is not there.
+        # CloudVolume treats an empty shard as missing.
         if binary is not None and len(binary) == 0:
-            raise DamagedChunkError(f"the shard {filename} is empty (0 bytes), so it was cut short when written")
+            raise DamagedChunkError(f"the shard {filename} is empty (0 bytes), so it was truncated when written")
         return inner(self, binary, filename)
 
     class WholeRanges(sharding.CloudFiles):  # type: ignore[misc]
-        """Files whose ranges of bytes come whole: those of a shard that was cut short end early, in silence."""
+        """CloudFiles that raises if a byte range is incomplete, as it is in a truncated shard."""
 
         def get(self, paths: Any, *args: Any, **kwargs: Any) -> Any:
             found = super().get(paths, *args, **kwargs)
@@ -107,10 +107,10 @@ def _wrap_shards() -> None:
                 content = answer["content"]
                 if content is not None and end is not None and len(content) != end - (start or 0):
                     cause = (
-                        "a web page came in its place" if is_html_page(content) else "it was cut short, or overwritten"
+                        "the server returned HTML" if is_html_page(content) else "it was truncated or overwritten"
                     )
                     raise DamagedChunkError(
-                        f"the shard {answer['path']} gave {len(content)} bytes where {end - (start or 0)} should be: "
+                        f"the shard {answer['path']} returned {len(content)} bytes instead of {end - (start or 0)}: "
                         f"{cause}"
                     )
             return found
@@ -118,20 +118,21 @@ def _wrap_shards() -> None:
     stock = sharding.compression
 
     def decompress(content: Any, encoding: Any, filename: str = "N/A") -> Any:
-        # CloudVolume's own prints the name of a shard whose gzip is broken.
+        # CloudVolume's own function prints the name of a shard whose gzip stream is damaged.
         if encoding == "gzip" and len(content) == 0:
-            raise DamagedChunkError(f"the shard {filename} ends before its index: it was cut short, or overwritten")
+            raise DamagedChunkError(f"the shard {filename} ends before its index: it was truncated or overwritten")
         gunzip = getattr(stock, "gunzip", None)
         return gunzip(content) if encoding == "gzip" and gunzip else stock.decompress(content, encoding, filename)
 
     sharding.compression = SimpleNamespace(**{**vars(stock), "decompress": decompress})
-    sharding.CloudFiles = cacheservice.CloudFiles = WholeRanges  # chunks come by the one, indexes by the other
+    # CloudVolume reads chunks through one module and indexes through the other.
+    sharding.CloudFiles = cacheservice.CloudFiles = WholeRanges
     sharding.ShardReader.decode_index = decode_index
 
 
 def _warn_unknown_version() -> None:
     warnings.warn(
-        "this release of CloudVolume decodes chunks in another way than imageryxr knows, so damaged ones may go "
+        "imageryxr does not support the chunk decoding of this release of CloudVolume, so damaged chunks may go "
         "unnoticed; pip install 'cloud-volume<13', or a newer imageryxr",
         ImageryWarning,
         stacklevel=2,
@@ -161,35 +162,35 @@ def decode_chunk(
     Parameters
     ----------
     stored : bytes
-        The chunk, gzip and the like taken off.
+        The chunk, without gzip or similar compression.
     encoding : str
-        As the level's ``info`` names it.
+        Encoding as named in the ``info``.
     shape : tuple of int
-        Its voxels (x, y, z, channel).
+        Shape of the chunk (x, y, z, channel).
     dtype : numpy.dtype
-        What the layer holds.
+        Data type of the layer.
     block : sequence of int, optional
         Voxels (x, y, z) of a block of compressed_segmentation.
     decoder : callable, optional
-        What decodes after the check; None takes ``cloudvolume.chunks.decode``.
+        Function that decodes after the check; None selects ``cloudvolume.chunks.decode``.
     **options
         Passed to the decoder.
 
     Raises
     ------
     DamagedChunkError
-        If it is not what the other arguments say, as far as that can be told.
+        If a check finds that the chunk contradicts the other arguments.
     ImportError
         If the codec is not installed.
     DecoderStartError
-        If there is no process to decode it in.
+        If the decoder process cannot be started.
     """
     named, problem = encoding, _chunk_problem(stored, encoding, shape, dtype, block)
     if problem:
         raise DamagedChunkError(problem)
     try:
         if encoding in ISOLATED_ENCODINGS:
-            # To what follows, of which CloudVolume's way to one voxel is a part, these voxels were stored as they are.
+            # The steps below, including CloudVolume's reading of a single voxel, treat decoded voxels as raw ones.
             stored, encoding = _decode_isolated(stored, encoding, shape, dtype), "raw"
         elif encoding in PICTURE_ENCODINGS:
             stored, encoding = decode_picture(stored, encoding, shape, dtype), "raw"
@@ -202,13 +203,13 @@ def decode_chunk(
         raise DamagedChunkError(
             f"it cannot be decoded as {named} ({clean_message(error) or type(error).__name__})"
         ) from error
-    # Of a single voxel, CloudVolume decodes no more; its channels then lie where it cannot put them down itself.
+    # CloudVolume returns a single voxel with its channels on the first axis.
     if found.shape == (shape[3], 1, 1, 1):
         found = found.reshape(1, 1, 1, -1)
     if found.shape not in (shape, shape[:3], (1, 1, 1, shape[3]), (1, 1, 1, 1)):
-        raise DamagedChunkError(f"it decodes to {found.shape} voxels where {shape} should be")
+        raise DamagedChunkError(f"it decodes to {found.shape} voxels instead of {shape}")
     if found.dtype != dtype:
-        raise DamagedChunkError(f"it decodes to {found.dtype} where {dtype} should be")
+        raise DamagedChunkError(f"it decodes to {found.dtype} instead of {dtype}")
     return np.asarray(found)
 
 
@@ -224,24 +225,24 @@ def _decode_isolated(
     stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     found = decode_in_process(stored, encoding, math.prod(shape) * max(dtype.itemsize, 4))
-    # compresso and crackle hold three axes, and zfpc leaves out those behind the last that it was given.
+    # compresso and crackle store three axes, and zfpc drops trailing axes of length 1.
     if found.shape + (1,) * (4 - found.ndim) != shape:
-        raise DamagedChunkError(f"it decodes to {found.shape} voxels where {shape} should be")
+        raise DamagedChunkError(f"it decodes to {found.shape} voxels instead of {shape}")
     if found.dtype != dtype:
-        raise DamagedChunkError(f"it decodes to {found.dtype} where {dtype} should be")
+        raise DamagedChunkError(f"it decodes to {found.dtype} instead of {dtype}")
     return found.reshape(shape, order="F")
 
 
 def _decode_channels(
     stored: bytes, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: tuple[int, int, int]
 ) -> bytes:
-    """Return the voxels of a compressed_segmentation of several channels, of which the decoder takes one at a time."""
+    """Return the raw voxels of a compressed_segmentation with several channels; the decoder supports only one."""
     from cloudvolume import chunks
 
     begins = [*np.frombuffer(stored, "<u4", shape[3]).tolist(), len(stored) // 4]
     found = []
     for begin, end in itertools.pairwise(begins):
-        alone = b"\1\0\0\0" + stored[4 * begin : 4 * end]  # a header of its own: it begins behind one word
+        alone = b"\1\0\0\0" + stored[4 * begin : 4 * end]  # the header of one channel: its data begin after one word
         one = chunks.decode(alone, "compressed_segmentation", shape=(*shape[:3], 1), dtype=dtype, block_size=block)
         found.append(np.asarray(one).tobytes("F"))
     return b"".join(found)
@@ -253,10 +254,10 @@ def _chunk_problem(
     if len(stored) == 0:
         return _EMPTY
     if is_html_page(stored):
-        return "it is a web page, such as servers send to ask for a login"
+        return "it is HTML, such as a login page"
     if encoding == "raw":
         expected = math.prod(shape) * dtype.itemsize
-        return "" if len(stored) == expected else f"it holds {len(stored)} bytes where {expected} should be"
+        return "" if len(stored) == expected else f"it holds {len(stored)} bytes instead of {expected}"
     if encoding == "compressed_segmentation":
         if dtype.name not in ("uint32", "uint64"):
             return f"compressed_segmentation holds uint32 and uint64, not {dtype}"

@@ -1,8 +1,8 @@
-"""A process that decodes chunks for another, which lives on if a decoder does not.
+"""A process that decodes chunks for a parent process, which survives if a decoder crashes.
 
-It is run as a file, by `apart`, and imports numpy and the codecs alone: so it is there in a moment, and no script of a
-user's is run a second time. It reads requests from its standard input and writes answers to its standard output; each
-is a line of JSON, whose ``size`` says how many bytes come after it.
+`isolated` runs this module as a file. It imports only numpy and the codecs, so that it starts fast and does not run the
+user's main script again. It reads requests from its standard input and writes answers to its standard output. Both are
+a line of JSON, whose ``size`` is the number of bytes after the line.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
-# More than a chunk ever needs; a header that was hit may ask for anything.
+# Limit of memory: more than any chunk needs, since a damaged header may request any amount.
 MEMORY = 8 << 30
 PADDING = (b"\0", b"\xff")
-# Without the highest bit of a byte, so that a wider id of the same sign comes of it.
+# Bit masks for `_flip_id_bits`; they leave out the highest bit so that the sign of a wider id does not change.
 _FLIPS = itertools.cycle(range(1, 128))
 
 
 def decode(stored: bytes, encoding: str, expected: int) -> Any:
-    """Return the voxels of a chunk that should have so many bytes."""
+    """Return the voxels of a chunk that decodes to ``expected`` bytes."""
     if encoding == "compresso":
         import compresso
 
@@ -35,15 +35,16 @@ def decode(stored: bytes, encoding: str, expected: int) -> Any:
         return zfpc.decompress(stored)
     if encoding in ("fpzip", "kempressed"):
         return _decode_fpzip(stored, encoding, expected)
-    raise ValueError(f"{encoding} is not decoded here")
+    raise ValueError(f"{encoding} is not supported here")
 
 
 def _decode_crackle(stored: bytes) -> Any:
-    """Decode a stream whose damaged slices the decoder leaves as the memory was, with voxels of another chunk in it.
+    """Return the voxels of a crackle stream; raise ValueError if the decoder left out damaged slices.
 
-    It finds by checksums which slices are damaged, and then loses what it raised. So it has the stream a second time,
-    in which bits of all ids are turned over. A voxel that comes of the stream has them turned over as well; one that
-    was lying in memory does not, be it of the last turn, since each turn takes other bits.
+    The decoder detects damaged slices by checksums but loses the exception, and leaves uninitialised memory in their
+    place, which may contain voxels of another chunk. Therefore the stream is decoded a second time with flipped bits in
+    all ids. A decoded voxel has these bits flipped; a voxel from uninitialised memory does not, even if it comes from
+    an earlier call, because each call flips other bits.
     """
     import crackle
 
@@ -52,12 +53,12 @@ def _decode_crackle(stored: bytes) -> Any:
     again = crackle.decompress(_flip_id_bits(stored, turn), parallel=1)
     again ^= found
     if (again != again.dtype.type(turn)).any():
-        raise ValueError("slices of it do not fit their checksums, or cannot be followed")
+        raise ValueError("some of its slices do not match their checksums or cannot be decoded")
     return found
 
 
 def _flip_id_bits(stored: bytes, turn: int) -> bytes:
-    """Return a crackle stream, whose lengths add up, with bits of the lowest byte of all its ids turned over."""
+    """Return a crackle stream of valid length with bits of the lowest byte of all ids flipped."""
     import numpy as np
     from google_crc32c import value
 
@@ -68,11 +69,11 @@ def _flip_id_bits(stored: bytes, turn: int) -> bytes:
     first = begin + (width if pinned else 0) + 8
     last = first + width * int.from_bytes(stored[first - 8 : first], "little")
     if not first <= last <= end:
-        raise ValueError("its table of ids reaches over the end of its labels")
+        raise ValueError("its table of ids ends beyond its labels")
     turned = np.frombuffer(stored, np.uint8).copy()
     turned[first:last:width] ^= turn
     if pinned:
-        turned[begin] ^= turn  # the background's
+        turned[begin] ^= turn  # the id of the background
     if version:
         sums = len(stored) - 4 * (slices + 1)
         turned[sums : sums + 4] = np.frombuffer(value(turned[begin:end].tobytes()).to_bytes(4, "little"), np.uint8)
@@ -80,11 +81,12 @@ def _flip_id_bits(stored: bytes, turn: int) -> bytes:
 
 
 def _decode_fpzip(stored: bytes, encoding: str, expected: int) -> Any:
-    """Decode a stream that does not say how long it is, by a decoder that reads on beyond its end.
+    """Return the voxels of an fpzip stream; raise ValueError if the stream was truncated.
 
-    fpzip is a range coder (Lindstrom and Isenburg 2006, doi:10.1109/TVCG.2006.143): what it decodes rises with the
-    number that the bytes are. So if the lowest bytes and the highest put behind the stream give the same, any would,
-    and nothing is missing; if they differ, something that mattered was cut off.
+    The stream does not state its length, and the decoder reads beyond its end. fpzip is a range coder (Lindstrom and
+    Isenburg 2006, doi:10.1109/TVCG.2006.143): the decoded values increase monotonically with the number that the bytes
+    represent. If padding with the lowest and with the highest bytes gives equal voxels, any padding does, and the
+    stream is complete. If the voxels differ, the stream was truncated.
     """
     import fpzip
     import numpy as np
@@ -92,26 +94,26 @@ def _decode_fpzip(stored: bytes, encoding: str, expected: int) -> Any:
     room = 2 * expected + 4096
     low, high = (fpzip.decompress(stored + byte * room, order="F") for byte in PADDING)
     if low.shape != high.shape or low.dtype != high.dtype or low.tobytes("F") != high.tobytes("F"):
-        raise ValueError("it was cut short: its last voxels hang on bytes that are not there")
+        raise ValueError("it was truncated: its last voxels depend on bytes that are missing")
     # CloudVolume's kempressed: https://github.com/seung-lab/cloud-volume, cloudvolume/chunks.py.
     return np.swapaxes(low, 3, 2) - low.dtype.type(2) if encoding == "kempressed" else low
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until there are no more."""
+    """Decode the chunks of all requests and write the answers."""
     import numpy as np
 
     while line := requests.readline():
-        asked = json.loads(line)
-        stored = requests.read(asked["size"])
-        if len(stored) < asked["size"]:
+        request = json.loads(line)
+        stored = requests.read(request["size"])
+        if len(stored) < request["size"]:
             return
         try:
-            found = decode(stored, asked["encoding"], asked["expected"])
+            found = decode(stored, request["encoding"], request["expected"])
             body = np.asarray(found).tobytes("F")
             answer = {"shape": found.shape, "dtype": found.dtype.str, "size": len(body)}
         except MemoryError:
-            body, answer = b"", {"problem": "its header asks for more memory than a chunk can", "size": 0}
+            body, answer = b"", {"problem": "its header requests more memory than a chunk can need", "size": 0}
         except Exception as error:
             body, answer = b"", {"problem": str(error) or type(error).__name__, "size": 0}
         answers.write(json.dumps(answer).encode() + b"\n")
@@ -120,9 +122,9 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def main() -> None:
-    """Serve the process that started this one, for as long as it lives."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other one, which then closes the pipe
-    # A decoder that prints would print into an answer.
+    """Answer requests of the parent process until it exits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent closes the pipe
+    # Redirect standard output to standard error: output of a decoder must not end up in an answer.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:

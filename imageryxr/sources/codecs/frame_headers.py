@@ -1,10 +1,10 @@
-"""Headers of compressed frames, compared with the metadata of the array they belong to.
+"""Comparison of the headers of compressed frames with the metadata of their array.
 
-Blosc, LZ4 and Zstandard state in a header how many bytes a frame decompresses to. A decoder allocates that much and
-follows the rest of the header, so a header that contradicts the metadata is an error before anything is decoded.
+The headers of Blosc, LZ4 and Zstandard state how many bytes a frame decompresses to. A decoder allocates that much and
+trusts the rest of the header, so a header that contradicts the metadata is an error before anything is decoded.
 
-The formats: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst, RFC 8878 (Zstandard), and numcodecs'
-LZ4, a block behind four bytes of length.
+Formats: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst, RFC 8878 (Zstandard), and the LZ4 of
+numcodecs, a block after four bytes of length.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ _BLOSC_HEADER = 16
 _BLOSC_MEMCPY = 2
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_BLOCK = 128 << 10
-"""The largest block of Zstandard, whatever its window."""
+"""Largest block of Zstandard, independent of the window."""
 
 
 def frame_problem(frame: bytes | memoryview, codec: str, size: int, item_sizes: tuple[int, ...]) -> str:
-    """Return what is wrong with the header of a compressed frame, or an empty string.
+    """Return the problem in the header of a compressed frame, or an empty string.
 
     Parameters
     ----------
     frame : bytes or memoryview
-        What is stored.
+        The stored frame.
     codec : str
-        Which codec wrote it: ``"blosc"``, ``"lz4"``, ``"zstd"``; nothing is wrong with the others.
+        Codec of the frame: ``"blosc"``, ``"lz4"`` or ``"zstd"``; other codecs are not checked.
     size : int
-        Bytes that it must decompress to, by the metadata; 0 where they do not say.
+        Decompressed size according to the metadata; 0 if unknown.
     item_sizes : tuple of int
-        Which sizes of an item Blosc may have shuffled by; any where empty.
+        Item sizes that a Blosc header may state; empty allows any.
 
     Returns
     -------
     str
-        Half a sentence that goes on from "the chunk is damaged:".
+        Clause that follows "the chunk is damaged:".
     """
     check = _CHECKS.get(codec)
     return "" if check is None else check(memoryview(frame), size, item_sizes)
 
 
 def declared_size(frame: bytes | memoryview, codec: str) -> int | None:
-    """Return how many bytes a frame decompresses to by its header; None where the header does not say.
+    """Return the decompressed size that the header of a frame states, or None if it states none.
 
     Parameters
     ----------
     frame : bytes or memoryview
-        What is stored.
+        The stored frame.
     codec : str
-        Which codec wrote it: ``"blosc"``, ``"lz4"`` or ``"zstd"``. A decoder allocates that many bytes.
+        Codec of the frame: ``"blosc"``, ``"lz4"`` or ``"zstd"``.
     """
     head = memoryview(frame)
     if codec != "zstd":
@@ -61,7 +61,7 @@ def declared_size(frame: bytes | memoryview, codec: str) -> int | None:
 
 
 def _zstd_size_field(frame: memoryview) -> tuple[int, int]:
-    """Return where the content size stands in the header of a Zstandard frame, and its number of bytes."""
+    """Return the offset and the length of the content size in the header of a Zstandard frame."""
     flags = frame[4] if len(frame) > 4 else 0
     is_single, dictionary = flags >> 5 & 1, (0, 1, 2, 4)[flags & 3]
     return 6 - is_single + dictionary, (is_single, 2, 4, 8)[flags >> 6]
@@ -74,7 +74,7 @@ def _read_uint(frame: memoryview, start: int, count: int) -> int:
 def _size_problem(found: int, size: int, name: str) -> str:
     if found == size or not size:
         return ""
-    return f"its {name} header says that it decompresses to {found} bytes where {size} should be"
+    return f"its {name} header states {found} decompressed bytes instead of {size}"
 
 
 def _blosc_problem(frame: memoryview, size: int, item_sizes: tuple[int, ...]) -> str:
@@ -83,22 +83,22 @@ def _blosc_problem(frame: memoryview, size: int, item_sizes: tuple[int, ...]) ->
     version, flags, item = frame[0], frame[2], frame[3]
     found, block, length = (_read_uint(frame, place, 4) for place in (4, 8, 12))
     if length > len(frame) or any(frame[length:]):  # some writers pad a frame with zeros
-        return f"a chunk holds {len(frame)} bytes, and {length} by its own header"
+        return f"a chunk holds {len(frame)} bytes, but its header states {length}"
     if version not in (1, 2) or length < _BLOSC_HEADER:
-        return f"it does not begin as a Blosc frame (version {version}, {length} bytes)"
+        return f"it does not start with the header of a Blosc frame (version {version}, {length} bytes)"
     problem = _size_problem(found, size, "Blosc")
     if problem or not found:
         return problem
     if flags & _BLOSC_MEMCPY:
         stored = length - _BLOSC_HEADER
-        return "" if stored == found else f"its Blosc header says that {found} bytes are stored, and {stored} are"
+        return "" if stored == found else f"its Blosc header states {found} stored bytes, but there are {stored}"
     if item_sizes and item not in item_sizes:
-        return f"its Blosc header says items of {item} bytes where {max(item_sizes)} should be"
+        return f"its Blosc header states items of {item} bytes instead of {max(item_sizes)}"
     if not 0 < block <= max(found, item):
-        return f"its Blosc header says blocks of {block} bytes in a chunk of {found}"
-    first = _BLOSC_HEADER + 4 * -(-found // block)  # the table of where each block starts
+        return f"its Blosc header states blocks of {block} bytes in a chunk of {found}"
+    first = _BLOSC_HEADER + 4 * -(-found // block)  # end of the table of block offsets
     if first > length:
-        return f"its Blosc header says {-(-found // block)} blocks, whose table does not fit into {length} bytes"
+        return f"its Blosc header states {-(-found // block)} blocks, whose table does not fit into {length} bytes"
     starts = frame[_BLOSC_HEADER:first].cast("B")
     places = [_read_uint(starts, place, 4) for place in range(0, len(starts), 4)]
     return "" if all(first <= place < length for place in places) else "a block of its Blosc frame lies outside it"
@@ -112,7 +112,7 @@ def _lz4_problem(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
 
 def _zstd_problem(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
     if len(frame) < 9 or bytes(frame[:4]) != _ZSTD_MAGIC:
-        return "it does not begin as a Zstandard frame"
+        return "it does not start with the header of a Zstandard frame"
     flags = frame[4]
     begin, count = _zstd_size_field(frame)
     if count:
@@ -123,7 +123,7 @@ def _zstd_problem(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
 
 
 def _zstd_blocks_problem(frame: memoryview, place: int, checksum: int, size: int) -> str:
-    """Follow the headers of a frame's blocks: those stored plainly must not hold more than the chunk does."""
+    """Return the problem in the block headers of a frame: uncompressed blocks must not exceed the chunk."""
     known = 0
     is_last = False
     while not is_last:
@@ -132,11 +132,11 @@ def _zstd_blocks_problem(frame: memoryview, place: int, checksum: int, size: int
         head = _read_uint(frame, place, 3)
         is_last, kind, length = bool(head & 1), head >> 1 & 3, head >> 3
         if kind == 3 or length > _ZSTD_BLOCK:
-            return "a block of its Zstandard frame has no possible header"
+            return "a block of its Zstandard frame has an invalid header"
         known += length if kind < 2 else 0
         place += 3 + (1 if kind == 1 else length)
     if size and known > size:
-        return f"its Zstandard frame decompresses to more than {known} bytes where {size} should be"
+        return f"its Zstandard frame decompresses to more than {known} bytes instead of {size}"
     return "" if place + checksum <= len(frame) else "its Zstandard frame ends within its last block"
 
 

@@ -1,9 +1,9 @@
-"""Chunks stored as PNG, JPEG or JPEG XL pictures: their headers compared with the metadata, and their voxels.
+"""Decoding of chunks stored as PNG, JPEG or JPEG XL pictures, after comparing their headers with the metadata.
 
 The pixels of a picture, row by row, are the voxels of a chunk in the order x, y, z, and its components are the
-channels; width and height are arbitrary (Neuroglancer's ``precomputed/volume.rst``). A header is read before a decoder
-runs, since a decoder allocates as many pixels as the header says. PNG has a checksum in every part, and all are
-verified: decoders skip those of parts that they do not need.
+channels; width and height are arbitrary (Neuroglancer's ``precomputed/volume.rst``). A decoder allocates as many pixels as
+the header states, so the header is checked first. Every part of a PNG has a checksum. All are verified here because
+decoders skip the parts that they do not need.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 _PNG_PALETTE = 3
 _JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
-"""Baseline, extended and progressive: what decoders of 8-bit pictures take."""
+"""Frame types that decoders of 8-bit pictures support: baseline, extended and progressive."""
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
-"""Markers that no length follows."""
+"""Markers without a length field."""
 _JXL_STREAM, _JXL_BOXES = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 _JXL_RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def picture_problem(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[Any]) -> str:
-    """Return what is wrong with the header of a picture, or with its checksums; an empty string for nothing.
+    """Return the problem in the header or the checksums of a picture, or an empty string.
 
     Parameters
     ----------
     stored : bytes
-        The chunk, gzip and the like taken off.
+        The chunk, without gzip or similar compression.
     encoding : str
         One of `PICTURE_ENCODINGS`.
     shape : tuple of int
-        Its voxels (x, y, z, channel).
+        Shape of the chunk (x, y, z, channel).
     dtype : numpy.dtype
-        The type of its voxels.
+        Data type of the chunk.
 
     Returns
     -------
     str
-        Half a sentence that goes on from "the chunk is damaged:".
+        Clause that follows "the chunk is damaged:".
     """
     if encoding == "png":
         return _png_problem(stored, shape, dtype)
@@ -57,14 +57,14 @@ def picture_problem(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[
 
 
 def decode_picture(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[Any]) -> bytes:
-    """Return the voxels of a picture in the order of raw ones: x, y, z, channel, the first one fastest.
+    """Return the voxels of a picture in the order of a raw chunk: x fastest, then y, z and channel.
 
     Raises
     ------
     ImportError
         If the decoder is not installed.
     ValueError
-        If the picture does not hold the voxels of the chunk. Decoders raise errors of their own.
+        If size or type of the picture do not fit the chunk. Decoders also raise their own errors.
     """
     if encoding == "png":
         found = _decode_png(stored, dtype)
@@ -76,14 +76,14 @@ def decode_picture(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[A
         found = _decode_jxl(stored, shape[3])
     channels = found.shape[2] if found.ndim == 3 else 1
     if channels != shape[3] or found.size != math.prod(shape):
-        raise ValueError(f"it holds {found.shape} pixels where voxels of {shape} should be")
+        raise ValueError(f"it holds {found.shape} pixels instead of voxels of shape {shape}")
     if found.dtype != dtype:
-        raise ValueError(f"it decodes to {found.dtype} where {dtype} should be")
+        raise ValueError(f"it decodes to {found.dtype} instead of {dtype}")
     return found.reshape(-1, channels).T.tobytes()
 
 
 def _decode_png(stored: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    # pyspng takes twice the pixels for 16-bit pictures of one or three channels.
+    # pyspng decodes 16-bit pictures of one or three channels to twice the number of pixels.
     if dtype.itemsize > 1:
         import imagecodecs
 
@@ -96,11 +96,11 @@ def _decode_png(stored: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 def _decode_jxl(stored: bytes, channels: int) -> npt.NDArray[Any]:
     import imagecodecs
 
-    # The first frame alone: how many there are stands nowhere in the header.
+    # Only the first frame: the header does not state the number of frames.
     found = np.asarray(imagecodecs.jpegxl_decode(stored, index=0, numthreads=1))
     if found.ndim != 2 or channels == 1:
         return found
-    # CloudVolume writes each channel as a frame. An array of another number of frames is refused by the decoder.
+    # CloudVolume writes each channel as a frame. The decoder rejects an output array with another number of frames.
     frames = np.empty((channels, *found.shape), found.dtype)
     imagecodecs.jpegxl_decode(stored, numthreads=1, out=frames)
     return frames.transpose(1, 2, 0)
@@ -110,11 +110,11 @@ def _size_problem(width: int, height: int, shape: Shape) -> str:
     voxels = math.prod(shape[:3])
     if width * height == voxels:
         return ""
-    return f"its header says {width} × {height} pixels where {voxels} voxels {shape[:3]} should be"
+    return f"its header states {width} × {height} pixels instead of {voxels} voxels {shape[:3]}"
 
 
 def _channel_problem(found: int, shape: Shape) -> str:
-    return "" if found == shape[3] else f"its header says {found} components where {shape[3]} channels should be"
+    return "" if found == shape[3] else f"its header states {found} components instead of {shape[3]} channels"
 
 
 def _read_uint(stored: bytes, place: int, size: int) -> int:
@@ -137,7 +137,7 @@ def _png_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
         if end > len(stored):
             return "it ends within a part of the PNG picture"
         if zlib.crc32(stored[place + 4 : end - 4]) != _read_uint(stored, end - 4, 4):
-            return f"the part {name.decode('latin-1')!r} of the PNG picture does not fit its checksum"
+            return f"the part {name.decode('latin-1')!r} of the PNG picture does not match its checksum"
         if not names and (name != b"IHDR" or length != 13):
             return "it does not begin as a PNG picture"
         names.append(name)
@@ -145,14 +145,14 @@ def _png_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
     if names[-1:] != [b"IEND"] or b"IDAT" not in names:
         return "the PNG picture ends before its last part"
     width, height, depth, color = _read_uint(stored, 16, 4), _read_uint(stored, 20, 4), stored[24], stored[25]
-    if color == _PNG_PALETTE:  # the decoder puts the colours of the palette in place of its indexes
+    if color == _PNG_PALETTE:  # the decoder replaces indexes with the colours of the palette
         channels, depth = (4 if b"tRNS" in names else 3), 8
     elif color in _PNG_CHANNELS:
         channels = _PNG_CHANNELS[color]
     else:
-        return f"its header says colour type {color}, which PNG does not have"
+        return f"its header states colour type {color}, which PNG does not define"
     if depth != 8 * dtype.itemsize:
-        return f"its header says {depth} bits where {dtype} should be"
+        return f"its header states {depth} bits instead of {dtype}"
     return _size_problem(width, height, shape) or _channel_problem(channels, shape)
 
 
@@ -170,7 +170,7 @@ def _jpeg_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
             if end - begin < 6:
                 return "its JPEG header is too short"
             if stored[begin] != 8:
-                return f"its header says {stored[begin]} bits where uint8 should be"
+                return f"its header states {stored[begin]} bits instead of uint8"
             height, width, components = (
                 _read_uint(stored, begin + 1, 2),
                 _read_uint(stored, begin + 3, 2),
@@ -178,12 +178,12 @@ def _jpeg_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
             )
             return _size_problem(width, height, shape) or _channel_problem(components, shape)
         if 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return f"it is a JPEG picture of a kind that is not read (marker {marker:#x})"
+            return f"it is an unsupported kind of JPEG picture (marker {marker:#x})"
     return "it ends within its JPEG header"
 
 
 def _jpeg_segments(stored: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the segments before the pixels: marker, and where what follows its length begins and ends."""
+    """Yield the segments before the pixels as (marker, start of the content, end of the content)."""
     place = 2
     while place + 4 <= len(stored):
         if stored[place] != 0xFF:
@@ -214,7 +214,7 @@ def _jxl_problem(stored: bytes, shape: Shape) -> str:
 
 
 def _jxl_boxes(stored: bytes) -> tuple[bytes, str]:
-    """Return how the codestream in a file of boxes begins, and what is wrong with the lengths of the boxes."""
+    """Return the start of the codestream in a file of boxes, and the problem with the lengths of the boxes if any."""
     place, head = 0, b""
     while place < len(stored):
         length, kind, begin = _read_uint(stored, place, 4), stored[place + 4 : place + 8], place + 8
@@ -232,7 +232,7 @@ def _jxl_boxes(stored: bytes) -> tuple[bytes, str]:
 
 
 def _jxl_size(bits: int) -> tuple[int, int]:
-    """Return width and height from the bits behind the signature (ISO/IEC 18181-1, SizeHeader)."""
+    """Return width and height from the bits after the signature (ISO/IEC 18181-1, SizeHeader)."""
 
     def take(count: int) -> int:
         nonlocal bits

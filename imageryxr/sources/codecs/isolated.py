@@ -1,7 +1,7 @@
-"""Chunks decoded in a process apart, for the encodings whose decoders may end the process that they run in.
+"""Decoding in a separate process, for encodings whose decoders may crash.
 
-The decoders of compresso, crackle, fpzip and zfp follow a damaged stream wherever it leads. A crash of theirs costs one
-process of a small pool here, is told as damage, and the next chunk gets a new process.
+The decoders of compresso, crackle, fpzip and zfp do not check their input. A crash ends only one process of a small
+pool and is reported as a damaged chunk; the next chunk gets a new process.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ __all__ = ["ISOLATED_ENCODINGS", "DecoderStartError", "StreamError", "decode_in_
 
 ISOLATED_ENCODINGS = frozenset({"compresso", "crackle", "fpzip", "kempressed", "zfpc"})
 TIMEOUT_SECONDS = 60.0
-"""Longer than any chunk takes; what takes longer goes in circles."""
+"""Limit of decoding one chunk; only an endless loop takes longer."""
 
 
 class StreamError(ValueError):
-    """A stream that its decoder cannot decode, or that it did not survive."""
+    """A stream that its decoder cannot decode, or that crashes the decoder."""
 
 
 class DecoderStartError(OSError):
-    """There is no process to decode in: nothing is wrong with the chunk."""
+    """The decoder process cannot be started; the chunk may be intact."""
 
 
 class _Decoder:
@@ -48,20 +48,20 @@ class _Decoder:
         except OSError as error:
             raise DecoderStartError(
                 error.errno,
-                f"no process can be started to decode in ({error.strerror or error}); see to the limits of memory, "
-                "processes and open files of this one",
+                f"the decoder process cannot be started ({error.strerror or error}); check the limits of memory, "
+                "processes and open files of this process",
             ) from error
         self.requests, self.answers = cast(IO[bytes], self.process.stdin), cast(BufferedReader, self.process.stdout)
 
     def decode(self, stored: bytes, encoding: str, expected: int) -> npt.NDArray[Any]:
-        """Return what the process makes of a stream; raises `StreamError`, or `EOFError` if it ends instead."""
+        """Return the decoded voxels of a stream; raises `StreamError`, or `EOFError` if the process dies."""
         requests, answers = self.requests, self.answers
         late = threading.Timer(TIMEOUT_SECONDS, self.process.kill)
         late.daemon = True
         late.start()
         try:
-            asked = {"encoding": encoding, "expected": expected, "size": len(stored)}
-            requests.write(json.dumps(asked).encode() + b"\n")
+            request = {"encoding": encoding, "expected": expected, "size": len(stored)}
+            requests.write(json.dumps(request).encode() + b"\n")
             requests.write(stored)
             requests.flush()
             line = answers.readline()
@@ -75,17 +75,17 @@ class _Decoder:
             raise StreamError(answer["problem"])
         return body.view(answer["dtype"]).reshape(answer["shape"], order="F")
 
-    def end(self) -> int:
-        """End the process, if it has not ended, and return how it ended."""
+    def close(self) -> int:
+        """Kill the process if it is running, and return its exit code."""
         self.process.kill()
         for pipe in (self.requests, self.answers):
-            with suppress(OSError):  # bytes that nobody reads any more
+            with suppress(OSError):  # a dead process does not read buffered bytes
                 pipe.close()
         return self.process.wait()
 
 
 class _Pool:
-    """The decoders that wait for work; as many run at a time as threads ask for one."""
+    """Idle decoder processes. Each thread that decodes takes one or starts a new one."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -102,17 +102,17 @@ class _Pool:
             if len(self.idle) < (os.cpu_count() or 1):
                 self.idle.append(decoder)
                 return
-        decoder.end()
+        decoder.close()
 
-    def end(self) -> None:
-        """End all that wait."""
+    def close(self) -> None:
+        """Close all idle decoders."""
         while self.idle:
-            self.idle.pop().end()
+            self.idle.pop().close()
 
-    def leave(self) -> None:
-        """Let go of what a forked process has inherited: the pipes are those of its parent."""
+    def reset_after_fork(self) -> None:
+        """Discard the decoders in a forked process: their pipes belong to its parent."""
         for decoder in self.idle:
-            decoder.process.returncode = 0  # it is no child of this process, which cannot wait for it
+            decoder.process.returncode = 0  # not a child of this process, which cannot wait for it
             for pipe in (decoder.requests, decoder.answers):
                 with suppress(OSError):
                     pipe.close()
@@ -120,9 +120,9 @@ class _Pool:
 
 
 _POOL = _Pool()
-atexit.register(_POOL.end)
+atexit.register(_POOL.close)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_POOL.leave)
+    os.register_at_fork(after_in_child=_POOL.reset_after_fork)
 
 
 def decode_in_process(stored: bytes, encoding: str, expected: int) -> npt.NDArray[Any]:
@@ -131,31 +131,31 @@ def decode_in_process(stored: bytes, encoding: str, expected: int) -> npt.NDArra
     Parameters
     ----------
     stored : bytes
-        The chunk, gzip and the like taken off.
+        The chunk, without gzip or similar compression.
     encoding : str
         One of `ISOLATED_ENCODINGS`.
     expected : int
-        Bytes of its voxels.
+        Size of the decoded voxels in bytes.
 
     Raises
     ------
     StreamError
-        If it cannot be decoded, or the decoder does not survive it.
+        If the chunk cannot be decoded, or the decoder crashes.
     DecoderStartError
-        If there is no decoder.
+        If the decoder process cannot be started.
     """
-    for turn in range(2):
-        # One that has waited may have been killed meanwhile, for want of memory or by hand; so a new one has its turn.
-        decoder = _Decoder() if turn else _POOL.take()
+    for attempt in range(2):
+        # An idle decoder may have been killed, for example for lack of memory, so the second attempt uses a new one.
+        decoder = _Decoder() if attempt else _POOL.take()
         try:
             found = decoder.decode(stored, encoding, expected)
         except (EOFError, OSError, json.JSONDecodeError):
-            how = decoder.end()
+            code = decoder.close()
         except BaseException:
-            # Stopped within an answer that nobody will read; or its decoder has failed, and left who knows what behind.
-            decoder.end()
+            # The pipe may contain an unread answer, and a failed decoder may have corrupted the process.
+            decoder.close()
             raise
         else:
             _POOL.put(decoder)
             return found
-    raise StreamError(f"its decoder did not survive it ({f'signal {-how}' if how < 0 else f'exit code {how}'})")
+    raise StreamError(f"its decoder crashed ({f'signal {-code}' if code < 0 else f'exit code {code}'})")

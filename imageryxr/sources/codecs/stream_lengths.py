@@ -1,11 +1,11 @@
-"""Whether encoded chunks are whole: compresso, crackle and zfpc say how long they are, fpzip how many voxels it holds.
+"""Checks that compresso, crackle, zfpc and fpzip chunks are complete and have the expected shape.
 
-Their decoders believe what a header says, whatever comes after it. Here each length that a stream states of its parts
-is added up and held against the bytes that came, so that a chunk that was cut short, at any byte, never reaches them.
-fpzip and kempressed state no length: `decoder_process` finds those out by decoding. Of all of them the voxels that the
-header speaks of are held against those of the chunk: a decoder fills as much memory as it is told to.
+Their decoders trust the header. The headers of compresso, crackle and zfpc state the lengths of the parts of a stream;
+their sum must equal the length of the stream, so that a truncated chunk never reaches a decoder. fpzip and kempressed
+state no length: `decoder_process` detects truncation by decoding. For all encodings the shape in the header must be
+that of the chunk, because a decoder allocates the memory that the header requests.
 
-The formats: https://github.com/seung-lab/compresso (``compresso.hpp``), https://github.com/seung-lab/crackle
+Formats: https://github.com/seung-lab/compresso (``compresso.hpp``), https://github.com/seung-lab/crackle
 (README, "Stream Format"), https://github.com/seung-lab/zfpc (README), https://zfp.readthedocs.io (the header),
 https://github.com/LLNL/fpzip (the header).
 """
@@ -25,21 +25,21 @@ _ZFPC_FLOAT32 = 3
 
 
 def stream_problem(stored: bytes, encoding: str, shape: tuple[int, int, int, int]) -> str:
-    """Return what is wrong with the lengths of an encoded chunk, or an empty string.
+    """Return the problem with the length or shape of an encoded chunk, or an empty string.
 
     Parameters
     ----------
     stored : bytes
-        The chunk, gzip and the like taken off.
+        The chunk, without gzip or similar compression.
     encoding : str
-        One that states no lengths has nothing wrong with them.
+        Encoding of the chunk; encodings without a check have no problem.
     shape : tuple of int
-        Its voxels (x, y, z, channel).
+        Shape of the chunk (x, y, z, channel).
 
     Returns
     -------
     str
-        Half a sentence that goes on from "the chunk is damaged:".
+        Clause that follows "the chunk is damaged:".
     """
     check = _CHECKS.get(encoding)
     return "" if check is None else check(stored, shape)
@@ -52,11 +52,11 @@ def _read_uint(stored: bytes, start: int, size: int) -> int:
 def _length_problem(found: int, expected: int) -> str:
     if found == expected:
         return ""
-    return f"it holds {found} bytes where its header speaks of {expected}"
+    return f"it holds {found} bytes, but its header states {expected}"
 
 
 def _shape_problem(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
-    return "" if found == shape else f"its header says {found} voxels where {shape} should be"
+    return "" if found == shape else f"its header states {found} voxels instead of {shape}"
 
 
 def _compresso_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
@@ -64,7 +64,7 @@ def _compresso_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
         return _ENDS
     version, width = stored[4], stored[5]
     if stored[:4] != b"cpso" or version > 1 or width not in (1, 2, 4, 8) or 0 in stored[12:15]:
-        return "it does not begin as compresso"
+        return "it does not start with the header of compresso"
     size = tuple(_read_uint(stored, place, 2) for place in (6, 8, 10))
     step = tuple(stored[12:15])
     problem = _shape_problem((*size, 1), shape)
@@ -72,22 +72,22 @@ def _compresso_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
         return problem
     window = next((w for w in (2, 4, 8) if math.prod(step) <= 8 * w), 0)
     if not window:
-        return f"its header says windows of {step} voxels, and 64 are the most"
+        return f"its header states windows of {step} voxels; the maximum is 64"
     ids, values, places = _read_uint(stored, 15, 8), _read_uint(stored, 23, 4), _read_uint(stored, 27, 8)
     begin = 36 + (ids + places) * width + values * window
-    # Version 1 ends in an index: two numbers a slice, wide enough for twice the voxels of one.
+    # Version 1 ends with an index: two numbers per slice, each wide enough for twice the voxels of a slice.
     index = 2 * size[2] * next(w for w in (1, 2, 4, 8) if 2 * size[0] * size[1] < 1 << 8 * w) if version else 0
     runs = len(stored) - begin - index
     if runs < 0 or runs % window:
-        return f"it holds {len(stored)} bytes where its header speaks of {begin + index} and whole windows of {window}"
-    # The number of windows is said nowhere: a run that ends early shows that some are missing.
+        return f"it holds {len(stored)} bytes, but its header states {begin + index} plus whole windows of {window}"
+    # The header does not state the number of windows: a run that ends early shows that some are missing.
     codes = np.frombuffer(stored, f"<u{window}", runs // window, begin)
     count = int(np.where(codes & 1, codes >> 1, 1).astype(np.uint64).sum())
     blocks = math.prod(-(-s // b) for s, b in zip(size, step, strict=True))
-    # Releases before 3.0 wrote one window more after a run of the greatest length.
+    # Releases before 3.0 wrote one extra window after a run of maximum length.
     longest = codes == np.iinfo(codes.dtype).max
     spare = int((longest[:-1] & (codes[1:] == 0)).sum())
-    return "" if blocks <= count <= blocks + spare else f"it says what {count} of its windows hold, and has {blocks}"
+    return "" if blocks <= count <= blocks + spare else f"it describes {count} windows, but has {blocks}"
 
 
 def _crackle_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
@@ -95,7 +95,7 @@ def _crackle_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
         return _ENDS
     version = stored[4]
     if stored[:4] != b"crkl" or version > 1:
-        return "it does not begin as crackle"
+        return "it does not start with the header of crackle"
     size = tuple(_read_uint(stored, place, 4) for place in (7, 11, 15))
     problem = _shape_problem((*size, 1), shape)
     if problem:
@@ -103,7 +103,7 @@ def _crackle_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     order = (_read_uint(stored, 5, 2) >> 9) & 15
     head, labels = (29, _read_uint(stored, 20, 8)) if version else (24, _read_uint(stored, 20, 4))
     index = 4 * (size[2] + version)
-    model = (4**order * 5 + 7) // 8 if order else 0  # 5 bits a row, to the whole byte
+    model = (4**order * 5 + 7) // 8 if order else 0  # 5 bits per row, rounded up to bytes
     sums = 4 * (size[2] + 1) if version else 0
     if len(stored) < head + index:
         return "it ends within the index of its slices"
@@ -113,15 +113,15 @@ def _crackle_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
 
 
 def _crackle_checksum_problem(stored: bytes, begin: int, labels: int, sums: int) -> str:
-    """Hold against their checksums what the decoder does not: it looks at those of the header and of the slices."""
+    """Return the problem with the checksums of index and ids; the decoder verifies those of header and slices only."""
     from google_crc32c import value
 
     if value(stored[29 : begin - 4]) != _read_uint(stored, begin - 4, 4):
-        return "the index of its slices does not fit its checksum"
+        return "the index of its slices does not match its checksum"
     return (
         ""
         if value(stored[begin : begin + labels]) == _read_uint(stored, sums, 4)
-        else "its ids do not fit their checksum"
+        else "its ids do not match their checksum"
     )
 
 
@@ -129,9 +129,9 @@ def _zfpc_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     if len(stored) < 23:
         return _ENDS
     if stored[:5] != b"zfpc\0":
-        return "it does not begin as zfpc"
-    if stored[5] & 7 != _ZFPC_FLOAT32:  # the decoder makes float32 of all types, which loses digits
-        return "its header does not say float32"
+        return "it does not start with the header of zfpc"
+    if stored[5] & 7 != _ZFPC_FLOAT32:  # the decoder converts all types to float32, which loses precision
+        return "its header states another type than float32"
     size = tuple(_read_uint(stored, place, 4) for place in (6, 10, 14, 18))
     problem = _shape_problem(tuple(s or 1 for s in size), shape)
     if problem:
@@ -142,18 +142,18 @@ def _zfpc_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
         return "it ends within the index of its streams"
     begin, *lengths = np.frombuffer(stored, "<u8", 1 + streams, 23).tolist()
     if begin != 23 + 8 * (1 + streams):
-        return f"its streams begin at byte {begin}, within its index or beyond"
+        return f"its streams start at byte {begin}, which is not the end of its index"
     problem = _length_problem(len(stored), begin + sum(lengths))
     voxels = math.prod(shape)
     for length in () if problem else lengths:
         if _zfp_voxels(stored[begin : begin + min(length, 11)]) * streams != voxels:
-            return f"the header of a stream of it does not say that it is one of {streams} of {voxels} voxels"
+            return f"the header of one of its {streams} streams does not state its part of {voxels} voxels"
         begin += length
     return problem
 
 
 def _zfp_voxels(head: bytes) -> int:
-    """Return of how many voxels a zfp stream speaks; 0 if it is none."""
+    """Return the number of voxels in the header of a zfp stream; 0 if it is not a zfp stream."""
     if len(head) < 11 or head[:3] != b"zfp":
         return 0
     about = _read_uint(head, 4, 7)
@@ -163,7 +163,7 @@ def _zfp_voxels(head: bytes) -> int:
 
 
 class _RangeDecoder:
-    """The range coder of fpzip, for numbers all of whose values are as likely: its header is nothing else."""
+    """The range decoder of fpzip for uniformly distributed numbers, which make up its header."""
 
     def __init__(self, stored: bytes) -> None:
         self.stored, self.place = stored, 0
@@ -177,7 +177,7 @@ class _RangeDecoder:
             self.place += 1
 
     def number(self, bits: int) -> int:
-        """Return the next number of at most 16 bits; raises IndexError where there is none."""
+        """Return the next number of at most 16 bits; raises IndexError at the end of the stream."""
         self.range >>= bits
         found = ((self.code - self.low) & _WORD) // self.range
         self.low = (self.low + found * self.range) & _WORD
@@ -194,8 +194,8 @@ def _fpzip_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     try:
         coder = _RangeDecoder(stored)
         if bytes(coder.number(8) & 0xFF for _ in range(4)) != b"fpz\0":
-            return "it does not begin as fpzip"
-        for bits in (16, 8, 1, 7):  # version, type and precision, which the decoder looks at
+            return "it does not start with the header of fpzip"
+        for bits in (16, 8, 1, 7):  # version, type and precision, which the decoder checks
             coder.number(bits)
         size = tuple(coder.number(16) | coder.number(16) << 16 for _ in range(4))
     except IndexError:
@@ -205,7 +205,7 @@ def _fpzip_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
 
 def _kempressed_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     x, y, z, channels = shape
-    return _fpzip_problem(stored, (x, y, channels, z))  # as CloudVolume writes them
+    return _fpzip_problem(stored, (x, y, channels, z))  # the axis order of CloudVolume
 
 
 _CHECKS: dict[str, Callable[[bytes, tuple[int, int, int, int]], str]] = {

@@ -163,7 +163,7 @@ def test_a_crackle_of_the_first_version():
     old = new[:4] + b"\0" + new[5:24] + new[29:index] + new[index + 4 : len(new) - 4 * (slices + 1)]
     np.testing.assert_array_equal(decoded(old, "crackle", values), values)
     for cut in (1, 4, 40):
-        with pytest.raises(chunk_decoder.DamagedChunkError, match="bytes where its header speaks of"):
+        with pytest.raises(chunk_decoder.DamagedChunkError, match="bytes, but its header states"):
             decoded(old[:-cut], "crackle", values)
 
 
@@ -198,13 +198,13 @@ def test_a_header_that_asks_for_other_voxels_is_not_decoded(encoding, monkeypatc
     values = voxels("float32", (9, 6, 5, 1))
     stored = encoded(encoding, values)
     for shape in ((10, 6, 5, 1), (9, 6, 1, 1), (9, 6, 5, 2)):
-        with pytest.raises(chunk_decoder.DamagedChunkError, match=r"its header says \(.* voxels where \("):
+        with pytest.raises(chunk_decoder.DamagedChunkError, match=r"its header states \(.* voxels instead of \("):
             chunk_decoder.decode_chunk(stored, encoding, shape, values.dtype)
     if encoding == "zfpc":
         begin = int.from_bytes(stored[23:31], "little")
         damaged = bytearray(stored)
         damaged[begin + 8] ^= 1
-        with pytest.raises(chunk_decoder.DamagedChunkError, match="the header of a stream of it"):
+        with pytest.raises(chunk_decoder.DamagedChunkError, match="the header of one of its"):
             decoded(bytes(damaged), encoding, values)
 
 
@@ -219,7 +219,7 @@ def test_any_zfpc(dtype, options):
         except Exception:  # noqa: S112, PERF203, RUF100 - of zfp, not every type has every option
             continue
         # the decoder returns float32 whatever was stored, so that other types are damage
-        problem = "" if dtype == "float32" else "its header does not say float32"
+        problem = "" if dtype == "float32" else "its header states another type than float32"
         assert stream_lengths.stream_problem(stored, "zfpc", shape) == problem
         assert all(
             stream_lengths.stream_problem(stored[:-cut], "zfpc", shape) for cut in range(1, min(len(stored), 40))
@@ -256,7 +256,7 @@ def test_a_decoder_that_was_killed_meanwhile_is_replaced():
 def test_a_decoder_that_goes_in_circles_is_stopped(monkeypatch):
     """Decoding takes longer than none at all; what takes too long is told as damage."""
     monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 0.0)
-    with pytest.raises(isolated.StreamError, match=r"did not survive it \(signal 9\)"):
+    with pytest.raises(isolated.StreamError, match=r"crashed \(signal 9\)"):
         isolated.decode_in_process(encoded("fpzip", voxels("float32", (128, 128, 64, 1))), "fpzip", 4 << 20)
 
 
@@ -361,7 +361,7 @@ def test_no_process_to_decode_in_is_no_damage(tmp_path, monkeypatch, served):
     monkeypatch.setattr(isolated.sys, "executable", str(tmp_path / "nothing"))
     with serving(tmp_path) as server, pytest.raises(ChunkReadError) as caught:
         opened(server.url if served else tmp_path).read(0, GRID.box)
-    assert "no process can be started to decode in (No such file" in str(caught.value)
+    assert "the decoder process cannot be started (No such file" in str(caught.value)
     assert "damaged" not in str(caught.value)
     monkeypatch.undo()
     np.testing.assert_array_equal(read(tmp_path), values)

@@ -191,15 +191,15 @@ def test_a_png_of_a_palette_is_its_colours():
 @pytest.mark.parametrize(
     ("picture", "dtype", "channels", "said"),
     [
-        (png(4, 2, 16, 0, b"\0" * 18), "uint8", 1, "16 bits where uint8"),
+        (png(4, 2, 16, 0, b"\0" * 18), "uint8", 1, "16 bits instead of uint8"),
         (png(4, 2, 8, 0, b"\0" * 10), "uint16", 1, "8 bits where uint16"),
-        (png(4, 2, 1, 0, b"\0" * 4), "uint8", 1, "1 bits where uint8"),
-        (png(4, 2, 8, 0, b"\0" * 10), "uint8", 3, "1 components where 3"),
-        (png(4, 2, 8, 2, b"\0" * 26), "uint8", 1, "3 components where 1"),
-        (png(4, 2, 8, 6, b"\0" * 34), "uint8", 3, "4 components where 3"),
+        (png(4, 2, 1, 0, b"\0" * 4), "uint8", 1, "1 bits instead of uint8"),
+        (png(4, 2, 8, 0, b"\0" * 10), "uint8", 3, "1 components instead of 3"),
+        (png(4, 2, 8, 2, b"\0" * 26), "uint8", 1, "3 components instead of 1"),
+        (png(4, 2, 8, 6, b"\0" * 34), "uint8", 3, "4 components instead of 3"),
         (png(4, 2, 8, 5, b"\0" * 34), "uint8", 3, "colour type 5"),
-        (png(4, 3, 8, 0, b"\0" * 15), "uint8", 1, "4 × 3 pixels where 8 voxels"),
-        (png(2**31 - 1, 2**31 - 1, 8, 0, b"\0"), "uint8", 1, "pixels where 8 voxels"),
+        (png(4, 3, 8, 0, b"\0" * 15), "uint8", 1, "4 × 3 pixels instead of 8 voxels"),
+        (png(2**31 - 1, 2**31 - 1, 8, 0, b"\0"), "uint8", 1, "pixels instead of 8 voxels"),
         (png(4, 2, 8, 0, b"\0" * 10), "float32", 1, "PNG holds uint8 and uint16, not float32"),
     ],
 )
@@ -215,9 +215,9 @@ def test_jpeg_and_jpeg_xl_headers_that_contradict_the_metadata(tmp_path):
     one = simplejpeg.encode_jpeg(gray, colorspace="GRAY", colorsubsampling="GRAY")
     three = simplejpeg.encode_jpeg(color, colorspace="RGB")
     assert picture_problem(one, "jpeg", (8, 3, 2, 1), u8) == ""
-    assert "1 components where 3" in picture_problem(one, "jpeg", (8, 3, 2, 3), u8)
-    assert "3 components where 1" in picture_problem(three, "jpeg", (8, 3, 2, 1), u8)
-    assert "8 × 6 pixels where 24 voxels" in picture_problem(one, "jpeg", (8, 3, 1, 1), u8)
+    assert "1 components instead of 3" in picture_problem(one, "jpeg", (8, 3, 2, 3), u8)
+    assert "3 components instead of 1" in picture_problem(three, "jpeg", (8, 3, 2, 1), u8)
+    assert "8 × 6 pixels instead of 24 voxels" in picture_problem(one, "jpeg", (8, 3, 1, 1), u8)
     assert "JPEG holds uint8" in picture_problem(one, "jpeg", (8, 3, 2, 1), u16)
     assert "JPEG holds 1 or 3 channels" in picture_problem(one, "jpeg", (8, 3, 2, 4), u8)
     assert all(picture_problem(one[:cut], "jpeg", (8, 3, 2, 1), u8) for cut in range(1, one.index(b"\xff\xc0") + 8))
@@ -227,7 +227,7 @@ def test_jpeg_and_jpeg_xl_headers_that_contradict_the_metadata(tmp_path):
     for container in (False, True):
         stored = imagecodecs.jpegxl_encode(gray[..., 0], lossless=True, usecontainer=container)
         assert picture_problem(stored, "jxl", (8, 3, 2, 1), u8) == ""
-        assert "8 × 6 pixels where 24 voxels" in picture_problem(stored, "jxl", (8, 3, 1, 1), u8)
+        assert "8 × 6 pixels instead of 24 voxels" in picture_problem(stored, "jxl", (8, 3, 1, 1), u8)
     assert "ends within a box" in picture_problem(stored[:-1], "jxl", (8, 3, 2, 1), u8)
 
 
