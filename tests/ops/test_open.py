@@ -227,7 +227,9 @@ def test_a_chunk_that_a_zarr_lacks(tmp_path):
 def test_the_folder_of_several_volumes_and_the_sample_itself_name_what_opens(sample):
     with pytest.raises(ix.SourceNotFoundError, match=r"its folders image and segmentation are volumes: give .*/image"):
         ix.open_image(sample.path)
-    with pytest.raises(ix.SourceError, match=r"\(Sample\) is not an address; give one of its layers, e\.g\. sample\.image"):
+    with pytest.raises(
+        ix.SourceError, match=r"\(Sample\) is not an address; give one of its layers, e\.g\. sample\.image"
+    ):
         ix.open_image(sample)
     with pytest.raises(ix.LinkError, match=r"address of a layer, not a link.*open_image"):
         ix.open_neuroglancer(sample.image)

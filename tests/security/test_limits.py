@@ -60,7 +60,7 @@ def test_reading_ends_at_the_limit(way):
     with HostileServer(lambda sock, head: endless(server, sock, start, piece)) as server:
         with (
             little_memory(),
-            pytest.raises(ix.ServerError, match="1,000,000 bytes|bytes that its answer may have|non-negative"),
+            pytest.raises(ix.ServerError, match="1,000,000 bytes|answer exceeds the limit|non-negative"),
         ):
             client.send_interruptible_request("GET", server.url, HASTY, limit=1_000_000)
         assert len(server.requests) == 1
@@ -69,7 +69,7 @@ def test_reading_ends_at_the_limit(way):
 def test_a_body_that_is_too_large_by_its_header_is_not_read():
     with (
         HostileServer(lambda sock, head: sock.sendall(OK + b"Content-Length: 1000001\r\n\r\n")) as server,
-        pytest.raises(ix.ServerError, match="has 1,000,001 bytes.* at most 1,000,000"),
+        pytest.raises(ix.ServerError, match="has 1,000,001 bytes.*limit for this request is 1,000,000"),
     ):
         client.send_interruptible_request("GET", server.url, HASTY, limit=1_000_000)
 
@@ -91,7 +91,7 @@ def test_a_content_length_that_makes_no_sense(lengths):
     head = OK + b"".join(b"Content-Length: %s\r\n" % length.encode() for length in lengths) + b"\r\n"
     with (
         HostileServer(lambda sock, _: sock.sendall(head + b"hello")) as server,
-        pytest.raises(ix.ServerError, match="Content-Length makes no sense"),
+        pytest.raises(ix.ServerError, match="Content-Length is not valid"),
     ):
         client.send_interruptible_request("GET", server.url, HASTY)
 
@@ -127,10 +127,10 @@ def test_decompression_gives_what_was_compressed(encoding, size):
     assert decompress(packed, encoding, size) == whole
     assert decompress(packed, encoding.upper(), size + 1) == whole
     if size:
-        with pytest.raises(ValueError, match="unpacks|broken"):
+        with pytest.raises(ValueError, match="decompresses|damaged"):
             decompress(packed, encoding, size - 1)
     for cut in {0, len(packed) // 2, len(packed) - 1}:
-        with pytest.raises(ValueError, match="broken"):
+        with pytest.raises(ValueError, match="damaged"):
             decompress(packed[:cut], encoding, size)
 
 
@@ -140,7 +140,7 @@ def test_several_streams_in_a_row_are_joined():
     skipped = b"\x50\x2a\x4d\x18\x03\0\0\0xyz"
     assert decompress(skipped + zstandard.compress(b"b"), "zstd", 2) == b"b"
     for encoding in ("gzip", "zstd"):
-        with pytest.raises(TooLargeError, match="more than the 1,000 bytes"):
+        with pytest.raises(TooLargeError, match="more than the limit of 1,000 bytes"):
             decompress(PACK[encoding](b"x" * 600) * 2, encoding, 1000)
         with pytest.raises(ValueError, match="more than 100,000"):
             decompress(PACK[encoding](b"") * 100_001, encoding, 1000)
@@ -161,7 +161,7 @@ def test_what_was_compressed_twice(encodings):
 
 @pytest.mark.parametrize("encoding", ["compress", "gzip;q=1", "aws-chunked"])
 def test_an_encoding_that_is_not_known(encoding):
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="is unknown"):
         decompress(b"abc", encoding, 10)
 
 

@@ -85,7 +85,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_part_that_was_not_requested_is_refused(name):
-    with pytest.raises(ix.ServerError, match="came|Content-Range|several parts|at most"):
+    with pytest.raises(ix.ServerError, match="returned|Content-Range|several ranges|limit"):
         ask(ByteRange(10, 20), lambda sock, head: served(sock, head, **WRONG[name]))
 
 
@@ -100,13 +100,13 @@ def test_a_part_that_was_not_requested_is_refused(name):
     ],
 )
 def test_an_end_of_a_file_that_was_not_requested_is_refused(part, given, body):
-    with pytest.raises(ix.ServerError, match="came where"):
+    with pytest.raises(ix.ServerError, match="returned .* instead of"):
         ask(part, lambda sock, head: served(sock, head, given=given, body=body))
 
 
 def test_a_part_where_the_whole_file_was_requested_is_refused():
     answer = lambda sock, head: reply(sock, WHOLE[:10], "206 Partial Content", Content_Range="bytes 0-9/100")  # noqa: E731
-    with pytest.raises(ix.ServerError, match="a part of the file came"):
+    with pytest.raises(ix.ServerError, match="returned only a part of the file"):
         ask(None, answer)
 
 

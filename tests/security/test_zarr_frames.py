@@ -114,7 +114,9 @@ def test_the_content_size_and_the_checksum_of_a_zstd_frame_are_compared(tmp_path
     frame = file.read_bytes()
     np.testing.assert_array_equal(read(tmp_path), SMOOTH)
     refuses(tmp_path, file, number(frame, 5, 2**15 - 256, 2), "states 32768 decompressed bytes instead of 4096")
-    refuses(tmp_path, file, numcodecs.Zstd().encode(np.zeros(1 << 26, "u1")), "67108864 decompressed bytes instead of 4096")
+    refuses(
+        tmp_path, file, numcodecs.Zstd().encode(np.zeros(1 << 26, "u1")), "67108864 decompressed bytes instead of 4096"
+    )
     refuses(tmp_path, file, frame[:-1] + bytes([frame[-1] ^ 1]))
     for cut in range(1, 12):
         refuses(tmp_path, file, frame[:-cut])

@@ -188,7 +188,7 @@ def test_the_name_of_a_zarr_is_an_address_of_the_same(text, parts):
         ("precomputed://gs://b/em|zarr:", "names a format twice"),
         ("gs+ngauth+https://h/b/em", "needs an ngauth login.*gs://BUCKET/PATH"),
         ("precomputed://ngauth+https://h/b", "needs an ngauth login"),
-        ("zarr://s3://http://", "no web address|has no location"),
+        ("zarr://s3://http://", "not a web address|has no location"),
         ("s3://b@evil/x", "names no bucket"),
         ("s3://evil.example#/x", "names no bucket"),
         ("gs://b\x00/x", "names no bucket"),

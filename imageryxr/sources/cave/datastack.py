@@ -172,7 +172,7 @@ def _web_address(server: str) -> str:
             raise AddressError("it holds a user or a password; CAVE servers take tokens: give token=…")
     except AddressError as error:
         raise OptionError(
-            f"server_address={hide_secrets(server)!r} is no web address ({error}); write e.g. "
+            f"server_address={hide_secrets(server)!r} is not a web address ({error}); write e.g. "
             "'https://global.daf-apis.com'"
         ) from None
     return url
@@ -239,7 +239,7 @@ def _local_server(name: str, server: str, said: Any) -> str:
         return _web_address(said)
     except OptionError:
         raise SourceError(
-            f"the datastack {name!r} on {server} names a local_server that is no web address: {hide_secrets(said)!r}"
+            f"the datastack {name!r} on {server} names a local_server that is not a web address: {hide_secrets(said)!r}"
         ) from None
 
 

@@ -106,9 +106,7 @@ def _wrap_shards() -> None:
                 start, end = answer["byte_range"]
                 content = answer["content"]
                 if content is not None and end is not None and len(content) != end - (start or 0):
-                    cause = (
-                        "the server returned HTML" if is_html_page(content) else "it was truncated or overwritten"
-                    )
+                    cause = "the server returned HTML" if is_html_page(content) else "it was truncated or overwritten"
                     raise DamagedChunkError(
                         f"the shard {answer['path']} returned {len(content)} bytes instead of {end - (start or 0)}: "
                         f"{cause}"

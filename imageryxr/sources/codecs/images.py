@@ -1,9 +1,9 @@
 """Decoding of chunks stored as PNG, JPEG or JPEG XL pictures, after comparing their headers with the metadata.
 
 The pixels of a picture, row by row, are the voxels of a chunk in the order x, y, z, and its components are the
-channels; width and height are arbitrary (Neuroglancer's ``precomputed/volume.rst``). A decoder allocates as many pixels as
-the header states, so the header is checked first. Every part of a PNG has a checksum. All are verified here because
-decoders skip the parts that they do not need.
+channels; width and height are arbitrary (Neuroglancer's ``precomputed/volume.rst``). A decoder allocates as many
+pixels as the header states, so the header is checked first. Every part of a PNG has a checksum. All are verified here
+because decoders skip the parts that they do not need.
 """
 
 from __future__ import annotations

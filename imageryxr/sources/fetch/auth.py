@@ -1,4 +1,4 @@
-"""Tokens of CAVE servers: where they come from, how they stay secret, and what a server's refusal means."""
+"""Tokens of CAVE servers and passwords of web servers: lookup, protection, and errors for denied requests."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ HTTP_SECRET = "http-secret.json"
 
 
 class Token:
-    """A CAVE token, which no repr, message or attribute shows.
+    """A CAVE token, hidden in every repr, message and attribute.
 
-    A pickle contains the token only if the caller gave it as an argument. Workers look others up where tokens are kept.
+    A pickle contains the token only if the caller passed it as an argument. Workers look up other tokens in the
+    environment or in their own files.
 
     Parameters
     ----------
     value : str
         The token.
     origin : str
-        Where it comes from, in words.
+        Description of where the token comes from.
     hosts : tuple of str
-        Servers that the caller gave it for, as ``HOST`` or ``HOST:PORT``.
+        Servers that the caller gave the token for, as ``HOST`` or ``HOST:PORT``.
     stored_for : str
-        The server in the name of the file that it was read from.
+        Server in the name of the file that contains the token.
     looked_up : tuple of str
-        Servers that it was looked up for. That alone does not let them have it: an address may come from anybody.
+        Servers that the token was looked up for. They may not receive it for this reason alone, because anybody may
+        have written the address.
     """
 
     __slots__ = ("_handle", "_hosts", "_looked_up", "_stored_for", "_value", "origin")
@@ -52,19 +54,19 @@ class Token:
         value = value.strip() if isinstance(value, str) else ""
         if not value.isascii() or not value.isprintable() or " " in value or not value:
             raise InvalidTokenError(
-                f"the token from {origin} is no token: it is empty or holds blanks or other characters that none has; "
-                "copy it again from your CAVE server's page of tokens"
+                f"the token from {origin} is not valid: it is empty or contains blanks or other invalid characters; "
+                "copy it again from the token page of your CAVE server"
             )
         self._value, self._hosts, self._stored_for, self._handle = SecretText(value), hosts, stored_for, uuid4().hex
         self._looked_up = looked_up
         self.origin = origin
-        """Where it comes from, in words."""
+        """Description of where the token comes from."""
         if origin == _CLIENT:
             _client_tokens[self._handle] = self
 
     def header_for(self, url: str, access: Access) -> str | None:
         """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
-        # What somebody else's link names was not named by the caller.
+        # The caller did not name the servers in a link.
         named = () if access.from_link else self._hosts
         given_for = [origin for host in (self._stored_for, *named) for origin in origins_of(host)]
         if not can_receive(url, access, given_for=given_for, is_cave_token=True):
@@ -73,11 +75,11 @@ class Token:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The header as it would be sent. Requests take it from `header_for`, which decides who may have it."""
+        """The Authorization header. Requests must use `header_for`, which checks whether the server may receive it."""
         return {"Authorization": SecretText(f"Bearer {self._value}")}
 
     def with_hosts(self, *hosts: str) -> Token:
-        """Return the same token, which these servers may have as well."""
+        """Return the same token for these servers in addition to its own."""
         if set(hosts) <= set(self._hosts):
             return self
         found = copy(self)
@@ -85,11 +87,11 @@ class Token:
         return found
 
     def is_same(self, value: object) -> bool:
-        """Return whether this is the token with that text."""
+        """Return whether the token has this text."""
         return value == str(self._value)
 
     def hide(self, text: str) -> str:
-        """Return a text without the token, should a server have echoed it."""
+        """Return a text without the token, which a server may have echoed."""
         return text.replace(self._value, "<token>")
 
     def __copy__(self) -> Token:
@@ -108,14 +110,14 @@ class Token:
 
 
 class Password:
-    """A user's name and password for one web server, which no repr, message or attribute shows.
+    """A user name and password for one web server, hidden in every repr, message and attribute.
 
     Parameters
     ----------
     value : str
         ``user:password``.
     server : Origin
-        The only server that may have it.
+        The only server that may receive it.
     """
 
     __slots__ = ("_server", "_value")
@@ -134,9 +136,9 @@ class Password:
 
 
 def find_password(url: str) -> Password | None:
-    """Return the user and password for the server of a web address, or None where there are none.
+    """Return the user and password for the server of a web address, or None if there are none.
 
-    They are looked for in the address itself, and in ``~/.cloudvolume/secrets``: the file ``HOST-http-secret.json``,
+    The places searched are the address itself and, in ``~/.cloudvolume/secrets``, the file ``HOST-http-secret.json``
     and ``http-secret.json`` if it names that host, ``{"host": …, "user": …, "password": …}``.
     """
     try:
@@ -163,21 +165,21 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def unsent_password_hint() -> str:
-    """Return why ``http-secret.json`` is sent nowhere, if there is one that names no host."""
+    """Return a hint if there is an ``http-secret.json`` without a host, which is never sent."""
     for path in (folder / HTTP_SECRET for folder in _secret_folders()):
         found = _json_object(path)
         if found and "host" not in found:
-            return f"; {path} names no host, so it is sent to none: rename it to HOST-{HTTP_SECRET}"
+            return f"; {path} names no host, so it is never sent: rename it to HOST-{HTTP_SECRET}"
     return ""
 
 
 def _secret_folders() -> list[Path]:
-    # CloudVolume looks where this variable says; caveclient, which writes these files, knows the home directory only.
+    # CloudVolume reads the folder in this variable; caveclient, which writes these files, uses only the home directory.
     folders = dict.fromkeys([os.environ.get("CLOUD_VOLUME_DIR") or "~/.cloudvolume", "~/.cloudvolume"])
     return [Path(folder).expanduser() / "secrets" for folder in folders]
 
 
-# Tokens of clients: a source that was pickled within this process finds its own again. They never leave it.
+# Tokens of clients, for sources that are unpickled in the process that pickled them. The tokens are not pickled.
 _client_tokens: dict[str, Token] = {}
 
 
@@ -187,25 +189,25 @@ def _restore_token(handle: str, looked_up: tuple[str, ...], hosts: tuple[str, ..
 
 
 def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | None:
-    """Return the token for servers, or None where there is none.
+    """Return the token for servers, or None if there is none.
 
-    It is looked for in the argument, the client, ``CAVE_TOKEN``, and the files in ``~/.cloudvolume/secrets`` that
+    The places searched are the argument, the client, ``CAVE_TOKEN``, and the files in ``~/.cloudvolume/secrets`` that
     caveclient and CloudVolume use: ``HOST-cave-secret.json``, ``cave-secret.json``, ``chunkedgraph-secret.json``.
 
     Parameters
     ----------
     *hosts : str
-        Names, with ports, of the servers that it is for. A token that the caller or the client gave may go there; one
-        that is kept may not unless it was stored for that server, or the server is one of CAVE's own.
+        Names of the servers, with ports. They may receive a token that the caller or the client gave. They may receive
+        a stored token only if it was stored for that server, or the server is one of CAVE's own.
     given : str or Token, optional
-        What the caller gave.
+        Token that the caller gave.
     client : object, optional
         A CAVEclient.
 
     Raises
     ------
     AuthError
-        If it cannot be read, or is none.
+        If the token cannot be read or is not valid.
     """
     if isinstance(given, Token):
         return given
@@ -235,35 +237,35 @@ def _read_token(path: Path) -> str:
     try:
         found = parse_json(path.read_text())
     except OSError as error:
-        raise AuthError(f"the token file {path} cannot be read: {error.strerror}; mend its rights") from None
+        raise AuthError(f"the token file {path} cannot be read: {error.strerror}; correct its permissions") from None
     except ValueError:
         raise AuthError(f"the token file {path} is not JSON; {problem}") from None
     token = found.get("token") if isinstance(found, dict) else None
     if not isinstance(token, str):
-        raise AuthError(f"the token file {path} holds no token; {problem}")
+        raise AuthError(f"the token file {path} contains no token; {problem}")
     return token
 
 
 def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access: Access) -> None:
-    """Raise what a server's refusal means; do nothing where it did not refuse.
+    """Raise the error for a response that denies access; do nothing for other responses.
 
     Parameters
     ----------
     reply : Reply
-        What the server answered.
+        Response of the server.
     name : str
-        What messages call that which was requested.
+        Name of the requested object in messages.
     url : str
-        Its server.
+        Address of the server.
     token : Token, optional
-        The token of the request; it was sent only if the server may have it.
+        Token of the request; it was sent only if the server may receive it.
     access : Access
-        Of the source.
+        Limits of the source.
 
     Raises
     ------
     MissingTokenError, InvalidTokenError, ForbiddenError, TermsError
-        According to the answer and to whether a token was sent.
+        Depending on the response and on whether a token was sent.
     """
     lost = bool(reply.redirected_to) and reply.status in (403, 404)
     login = reply.is_redirect or lost or (reply.is_html and reply.status == 200)
@@ -280,39 +282,39 @@ def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access
     if token is None:
         raise MissingTokenError(
             f"{name} requires a token, and none was found; get one from {pages}, then give token=…, set {_VARIABLE}, "
-            f'or write {{"token": "…"}} to ~/.cloudvolume/secrets/{host}-cave-secret.json (on every worker, too)'
+            f'or write {{"token": "…"}} to ~/.cloudvolume/secrets/{host}-cave-secret.json (also on every worker)'
         )
     if login:
         raise InvalidTokenError(
-            f"{name} answered with a login page, or the way to one, although {token.origin} gave a token: the "
-            f"server does not take it; get another from {pages}"
+            f"{name} answered with a login page or a redirect to one, so the server rejected the token from "
+            f"{token.origin}; get another from {pages}"
         )
-    said = _error_document(reply, token)
+    document = _error_document(reply, token)
     if reply.status == 401:
         raise InvalidTokenError(
-            f"{host} does not know the token from {token.origin} ({name}: HTTP 401); it is wrong or was revoked: get "
+            f"{host} rejected the token from {token.origin} ({name}: HTTP 401), which is wrong or was revoked; get "
             f"another from {pages}"
         )
-    if said.get("error") == "missing_tos":
-        form = said.get("data", {}).get("tos_form_url") if isinstance(said.get("data"), dict) else None
+    if document.get("error") == "missing_tos":
+        form = document.get("data", {}).get("tos_form_url") if isinstance(document.get("data"), dict) else None
         where = str(form) if form else f"https://{host}"
         raise TermsError(
             f"the owner of the token from {token.origin} has not accepted the terms of service of {name}; do so at "
             f"{where}, then try again"
         )
-    words = str(said.get("message") or said.get("error") or "")[:200]
+    reason = str(document.get("message") or document.get("error") or "")[:200]
     raise ForbiddenError(
-        f"the token from {token.origin} has no right to read {name} (HTTP 403{': ' + words if words else ''}); ask "
-        "whoever runs the dataset for it, or give the token of another account"
+        f"the token from {token.origin} has no permission to read {name} (HTTP 403{': ' + reason if reason else ''}); "
+        "request it from the owners of the dataset, or give the token of another account"
     )
 
 
 def unsent_token_reason(server: WebURL, access: Access) -> str:
-    """Return why a server may not have the CAVE token, and what to do about it."""
+    """Return why a server may not receive the CAVE token, and how to allow it."""
     if server.scheme != "https" and not (server.is_loopback and access.allow_local):
-        return f"tokens go over https only, and the address begins with http://; write https://{server.netloc}"
+        return f"tokens are sent over https only, but the address begins with http://; write https://{server.netloc}"
     return (
-        f"{server.netloc} is none of CAVE's servers, and no token is stored for it; if you trust it, "
+        f"{server.netloc} is not one of CAVE's servers, and no token is stored for it; if you trust it, "
         + (f"give trusted_hosts=[{server.netloc!r}] or " if access.from_link else "give token=… for it or ")
         + f"store its token in ~/.cloudvolume/secrets/{server.netloc}-cave-secret.json"
     )

@@ -1,6 +1,6 @@
-"""Ranges of files: what is requested, and whether a server's answer holds just that.
+"""Byte ranges of files, and the check that a response contains exactly the requested range.
 
-The rules: RFC 9110, sections 14 and 15.3.7. A server, or a cache before it, may answer with another range than the
+The rules are those of RFC 9110, sections 14 and 15.3.7. A server or a cache may answer with another range than the
 requested one, with several ranges, or with the whole file.
 """
 
@@ -25,47 +25,47 @@ class ByteRange:
 
     @property
     def header(self) -> str:
-        """The value of the Range header."""
+        """Value of the Range header."""
         if self.suffix is not None:
             return f"bytes=-{self.suffix}"
         return f"bytes={self.start}-{'' if self.stop is None else self.stop - 1}"
 
     @property
     def size(self) -> int | None:
-        """Bytes that may come at most; None if that depends on the file."""
+        """Largest number of bytes in the response; None if it depends on the file."""
         if self.suffix is not None:
             return self.suffix
         return None if self.stop is None else self.stop - self.start
 
     def cut(self, whole: bytes) -> bytes:
-        """Return the range of a whole file, shorter where the file ends before."""
+        """Return the range of a whole file; it is shorter if the file ends within it."""
         if self.suffix is not None:
             return whole[max(0, len(whole) - self.suffix) :]
         return whole[self.start : self.stop]
 
     def problem(self, headers: Mapping[str, str], size: int) -> str:
-        """Return what is wrong with a partial answer (206) of so many bytes, or an empty string.
+        """Return the problem of a response 206 with ``size`` bytes, or an empty string.
 
-        A file that ends within the range is nothing wrong: then the part is shorter, and the header says why.
+        A shorter response is valid if its Content-Range shows that the file ends within the range.
         """
-        kind, said = headers.get("content-type", ""), headers.get("content-range", "")
+        kind, content = headers.get("content-type", ""), headers.get("content-range", "")
         if kind.lower().startswith("multipart/"):
-            return f"several parts came where {self.header} was requested"
+            return f"the server returned several ranges instead of {self.header}"
         if headers.get("content-encoding", "").lower() not in ("", "identity"):
-            return "a part of a compressed file came, whose place in the file cannot be known"
-        found = _CONTENT.fullmatch(said.strip())
+            return "the server returned a part of a compressed file, whose offset is unknown"
+        found = _CONTENT.fullmatch(content.strip())
         if found is None:
             return f"the answer to {self.header} has " + (
-                f"the Content-Range {said[:80]!r}" if said else "no Content-Range"
+                f"the Content-Range {content[:80]!r}" if content else "no Content-Range"
             )
         first, last = int(found[1]), int(found[2])
         total = None if found[3] == "*" else int(found[3])
         if size != last - first + 1:
-            return f"{size} bytes came, and {said!r} are {last - first + 1}"
+            return f"the server returned {size} bytes, but {content!r} are {last - first + 1}"
         if total is not None and last >= total:
-            return f"the Content-Range {said!r} lies beyond its file"
+            return f"the Content-Range {content!r} lies beyond its file"
         if not self._is_answered(first, last, total):
-            return f"{said!r} came where {self.header} was requested"
+            return f"the server returned {content!r} instead of {self.header}"
         return ""
 
     def _is_answered(self, first: int, last: int, total: int | None) -> bool:
@@ -78,6 +78,6 @@ class ByteRange:
 
 
 def file_size_message(headers: Mapping[str, str]) -> str:
-    """Return what a 416 says of the length of its file."""
+    """Return a message about the size of the file of a response 416."""
     found = _UNSATISFIED.fullmatch(headers.get("content-range", "").strip())
-    return f"the file has {int(found[1]):,} bytes" if found else "the file ends before"
+    return f"the file has {int(found[1]):,} bytes" if found else "the file is shorter"

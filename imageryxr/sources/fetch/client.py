@@ -1,8 +1,8 @@
-"""Asking web servers: timeouts, retries, a cap on requests at a time, and an end when somebody stops it.
+"""Requests to web servers with timeouts, retries, a limit of concurrent requests and cancellation.
 
-CloudVolume and caveclient ask without timeouts, and retry a refused token for minutes; so what goes over http and
-belongs to volumes goes through here. `transport` makes the connections. Every request runs in a thread that nothing
-waits for once its caller has gone: Ctrl-C returns at once, whatever a server does.
+CloudVolume and caveclient make requests without timeouts, and retry a rejected token for minutes. Therefore all http
+requests for volumes use this module. `transport` makes the connections. Every request runs in a daemon thread, so
+Ctrl-C returns at once even if a server does not answer.
 """
 
 from __future__ import annotations
@@ -36,38 +36,39 @@ from imageryxr.sources.json_members import parse_json
 _log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 30.0
-# Bytes that metadata may have, and what is read of an answer that is no file, such as an error page.
+# Largest size of metadata, and of the part that is read of an error response.
 METADATA_BYTES, _NO_FILE_BYTES = 64 << 20, 1 << 20
-# Bytes of a whole file that a server sends where a part of it was requested.
+# Largest size of a whole file that is accepted in response to a range request.
 _WHOLE_BYTES = 256 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How servers are asked: how long to wait, how often to try again, how many requests at a time.
+    """Options of requests to web servers: timeout, retries and concurrency.
 
-    A value; it holds no connection. It travels with a source to every worker.
+    A Connection is a plain value without open sockets. It is pickled with a source for every worker.
 
     Parameters
     ----------
     timeout : float, default 60
-        Seconds that an answer may take, from the first byte sent to the last one received, with redirects. Each 16 kB
-        that came add a second, up to five times as long. An answer that keeps coming and is not complete by then is an
-        error at once; a server that is silent is tried again.
+        Seconds that a response may take, from the first byte sent to the last byte received, including redirects. Every
+        16 kB received extend it by a second, up to five times the timeout. A response that is still arriving at that
+        time is an error without a retry; a request to a silent server is retried.
     concurrency : int, default 8
-        Requests at a time to one server, from all threads of a process together. Take less where a server throttles,
-        and keep in mind that every worker process has its own.
+        Simultaneous requests to one server from all threads of a process. Use less if a server throttles, and note that
+        every worker process has its own limit.
     retries : int, default 5
-        How often a request is made again that met 429, 5xx, silence, a dropped connection or a body cut short. 401,
-        403 and 404 are final. Each is logged at level INFO, by the loggers under ``imageryxr``.
+        Largest number of retries after transient errors: 429, 5xx, timeouts, dropped connections and truncated bodies.
+        401, 403 and 404 are final. Each retry is logged at level INFO by the loggers under ``imageryxr``.
     backoff : float, default 0.25
-        Seconds before the first retry; each further wait is twice as long. A server's Retry-After counts, up to 30 s.
+        Seconds before the first retry; the wait doubles with each further retry. A Retry-After header takes precedence,
+        up to 30 s.
 
     Raises
     ------
     OptionError
-        If a number makes no sense.
+        If a number is out of range.
 
     Examples
     --------
@@ -81,13 +82,13 @@ class Connection:
     retries: int = 5
     backoff: float = 0.25
     access: Access = field(default=Access(), repr=False, compare=False)
-    """What the requests may reach; set where a link is opened, not by callers."""
+    """Servers that the requests may reach; set when a link is opened, not by callers."""
 
     def __post_init__(self) -> None:
         for name, least in (("concurrency", 1), ("retries", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise OptionError(f"{name}={value!r} is not a whole number from {least} on; write e.g. {name}=8")
+                raise OptionError(f"{name}={value!r} is not a whole number of at least {least}; write e.g. {name}=8")
         for name, low in (("timeout", 1e-3), ("backoff", 0.0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < 1e6:
@@ -95,7 +96,7 @@ class Connection:
 
 
 class SecretText(str):
-    """What a header says in secret: tracebacks that show local variables do not show it."""
+    """A secret string whose repr hides it, for tracebacks that show local variables."""
 
     __slots__ = ()
 
@@ -104,26 +105,26 @@ class SecretText(str):
 
 
 class Reply(NamedTuple):
-    """What a server answered."""
+    """The response of a server."""
 
     status: int
     headers: Mapping[str, str]
-    """By lower-case name."""
+    """Headers by lower-case name."""
     body: bytes
     redirected_to: str = ""
-    """Where the request was sent on to, if that has another file name: what is not there is no missing file."""
+    """Address of a redirect to another file name: a 404 from there does not mean that the requested file is missing."""
 
     def __repr__(self) -> str:
-        return f"<HTTP {self.status}, {len(self.body)} bytes>"  # a server may have repeated what is secret
+        return f"<HTTP {self.status}, {len(self.body)} bytes>"  # the body may repeat a secret of the request
 
     @property
     def is_html(self) -> bool:
-        """Whether it is a page for people, such as a login, where data were asked for."""
+        """Whether the body is HTML, such as a login page, instead of data."""
         return "text/html" in self.headers.get("content-type", "")
 
     @property
     def is_redirect(self) -> bool:
-        """Whether it sends to another place."""
+        """Whether the status is that of a redirect."""
         return self.status in _REDIRECTS
 
 
@@ -141,34 +142,35 @@ def send_request(
     limit: int = METADATA_BYTES,
     part: ByteRange | None = None,
 ) -> Reply:
-    """Make a request, again where that may help, and return the answer whatever its status.
+    """Return the response to a request, of any status, after retries of transient errors.
 
     Parameters
     ----------
     method, url
-        What to ask.
+        Method and address of the request.
     connection : Connection
-        How.
+        Timeout, retries and concurrency.
     body, headers
-        What to send along. Secrets are no headers: they are given as `credential`.
+        Request body and headers. Secrets must not be in `headers`; pass them as `credential`.
     credential : Credential, optional
-        Decides for the URL, and again for each redirect within its origin, which Authorization header is sent.
+        Returns the Authorization header for the URL and for each redirect within its origin.
     check : callable, optional
-        Tells what is wrong with a 200, such as a body too short; then it is tried again.
+        Returns the problem of a response with status 200, such as a short body, or an empty string. A problem leads to
+        a retry.
     stop : Event, optional
-        Set when nobody waits for the answer any more.
+        Set to cancel the request.
     follow : bool
-        Whether redirects are followed; otherwise they are the answer.
+        Whether redirects are followed; otherwise they are returned.
     limit : int, default 64 MB
-        Bytes that the body of a 200 may have: reading ends there.
+        Largest body of a response with status 200 in bytes.
     part : ByteRange, optional
-        The part of the file to get. The answer is a 206 with that part, whatever the server does with ranges; it is
-        shorter where the file ends.
+        Range of the file to return. The response has status 206 and that range, even if the server ignores ranges; it
+        is shorter if the file ends within the range.
 
     Raises
     ------
     ServerError
-        If there was no sensible answer.
+        If all attempts fail.
     """
     stop = stop or threading.Event()
     request = _Request(method, url, connection, body, dict(headers or {}), credential, stop, follow, limit, part)
@@ -199,15 +201,15 @@ def send_request(
             pause = max(pause, connection.backoff * 2**attempt * random.uniform(0.75, 1.25))
             pause = min(pause, LONGEST_WAIT)
             again = (_public_url(url), problem, pause, attempt + 2, connection.retries + 1)
-            _log.info("%s: %s; asking again in %.1f s, try %d of %d", *again)
+            _log.info("%s: %s; retrying in %.1f s, attempt %d of %d", *again)
             if stop.wait(pause):
                 raise StoppedError(f"{_public_url(url)}: stopped")
-    tries = "" if connection.retries == 0 else f", after {attempt + 1} tries" if attempt else ""
-    raise ServerError(f"{_public_url(url)} did not give what was asked for{tries}: {problem}")
+    attempts = f" after {attempt + 1} attempts" if attempt else ""
+    raise ServerError(f"the request to {_public_url(url)} failed{attempts}: {problem}")
 
 
 def send_interruptible_request(method: str, url: str, connection: Connection, **options: Any) -> Reply:
-    """Make one request, so that whoever waits for it can be interrupted; see `send_request`."""
+    """Return the response to a request that Ctrl-C can interrupt; see `send_request`."""
     return run_in_parallel(lambda _, stop: send_request(method, url, connection, stop=stop, **options), [None], 1)[0]
 
 
@@ -228,7 +230,7 @@ class _Request:
     limit: int
     part: ByteRange | None
     secret: str = ""
-    """What was sent in secret: error messages of the server do not show it."""
+    """Secret that was sent; it is removed from error messages of the server."""
 
 
 def _send_following_redirects(request: _Request) -> Reply:
@@ -247,25 +249,25 @@ def _send_following_redirects(request: _Request) -> Reply:
         if target is None:
             return reply
         at_home = target.origin == url.origin or (target.host == url.host and target.origin[0::2] == ("https", 443))
-        # What was sent along goes nowhere else, and to the same server only where it says that it moved for good or
-        # ill (307, 308), or wants https: else it is the way to a login.
+        # A request body goes only to the same server, and only after 307, 308 or a redirect to https. Other redirects
+        # lead to a login page.
         moved = reply.status in (307, 308) or (target.path == url.path and target.scheme != url.scheme)
         if method != "GET" and not (at_home and moved):
             return reply
         if is_public and not (access.from_link and access.allow_local):
-            access = replace(access, allow_local=False)  # a server elsewhere may not lead to this machine
-        if not at_home:  # what is secret stays with the server that it is for
+            access = replace(access, allow_local=False)  # a public server must not redirect to a local address
+        if not at_home:  # a secret is sent only to the server that it belongs to
             credential = None
         url = target
-    raise ServerError(f"{url.public} sends round in circles")
+    raise ServerError(f"{url.public} redirects too often")
 
 
 def _redirect_target(url: WebURL, reply: Reply) -> WebURL | None:
-    """Return where an answer sends to, or None if it is no redirect to a web address."""
+    """Return the target of a redirect, or None if the response is no redirect to a web address."""
     place = reply.headers.get("location", "")
     if not reply.is_redirect or not place:
         return None
-    # Headers are read as Latin-1; what is sent there beyond ASCII is UTF-8.
+    # Python decodes headers as Latin-1, but servers send UTF-8.
     place = quote(place.encode("latin-1", "replace"), safe="".join(map(chr, range(33, 127))))
     target = urljoin(_full_url(url), place)
     return parse_web_url(target) if target.startswith(("http://", "https://")) else None
@@ -274,7 +276,7 @@ def _redirect_target(url: WebURL, reply: Reply) -> WebURL | None:
 def _send_once(
     request: _Request, url: WebURL, headers: dict[str, str], limits: RequestLimits, *, local: bool
 ) -> tuple[Reply, bool]:
-    """Make one request; return the answer, and whether it came from the public internet."""
+    """Return the response to one request without redirects, and whether it came from a public address."""
     connection, part = request.connection, request.part
     if part is not None:
         headers = {**headers, "Range": part.header, "Accept-Encoding": "identity"}
@@ -294,7 +296,7 @@ def _send_once(
 
 
 def _limit_of_whole(part: ByteRange, headers: Mapping[str, str]) -> tuple[int, bool]:
-    # What follows the part is not read. Where the place of the part is not known, or is far in the file, all must come.
+    # Bytes after the range are not read. If the offset of the range is unknown or large, the whole file must be read.
     is_plain = headers.get("content-encoding", "identity").lower() == "identity"
     if is_plain and part.stop is not None and part.suffix is None and part.stop <= _WHOLE_BYTES:
         return part.stop, True
@@ -302,12 +304,12 @@ def _limit_of_whole(part: ByteRange, headers: Mapping[str, str]) -> tuple[int, b
 
 
 def _check_part(reply: Reply, part: ByteRange | None) -> tuple[str, Reply]:
-    """Return what is wrong with an answer to a request for a part of a file, or for a whole one, and the part."""
+    """Return the problem of a response with respect to the requested range, and the response with only that range."""
     if part is None:
-        return ("a part of the file came, and all of it was requested" if reply.status == 206 else ""), reply
+        return ("the server returned only a part of the file" if reply.status == 206 else ""), reply
     if reply.status == 416:
         raise ServerError(
-            f"the bytes {part.header.partition('=')[2]} were requested, and {file_size_message(reply.headers)}"
+            f"bytes {part.header.partition('=')[2]} were requested, but {file_size_message(reply.headers)}"
         )
     if reply.status == 206:
         return part.problem(reply.headers, len(reply.body)), reply
@@ -315,7 +317,7 @@ def _check_part(reply: Reply, part: ByteRange | None) -> tuple[str, Reply]:
     try:
         whole = decompress(reply.body, encoding, _WHOLE_BYTES) if encoding else reply.body
     except ValueError as error:
-        return f"the server sent all of a compressed file where a part was requested: {error}", reply
+        return f"the server returned a whole compressed file instead of a range: {error}", reply
     headers = {k: v for k, v in reply.headers.items() if k != "content-encoding"}
     return "", reply._replace(status=206, headers=headers, body=part.cut(whole))
 
@@ -342,9 +344,9 @@ def _is_retryable(error: Exception) -> bool:
 
 def _error_message(error: Exception) -> str:
     if isinstance(error, socket.gaierror | UnicodeError):
-        return "its host was not found; is the address right, and is there a network?"
+        return "its host was not found; check the address and the network"
     if isinstance(error, ConnectionRefusedError):
-        return "nothing listens there (connection refused)"
+        return "the connection was refused; no server listens at that address"
     if isinstance(error, ServerError | AddressError | TimeoutError | TooLargeError | ProtocolError):
         return str(error)
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -352,17 +354,17 @@ def _error_message(error: Exception) -> str:
 
 
 def _retry_after(reply: Reply) -> float:
-    server_message = reply.headers.get("retry-after", "")
-    if server_message.isdecimal():
-        return float(server_message)
+    header = reply.headers.get("retry-after", "")
+    if header.isdecimal():
+        return float(header)
     try:
-        return max(0.0, parsedate_to_datetime(server_message).timestamp() - time.time()) if server_message else 0.0
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time()) if header else 0.0
     except (TypeError, ValueError):
         return 0.0
 
 
 def server_message(reply: Reply, secret: str = "") -> str:
-    """Return what a server said of its refusal, in brackets and without a secret that it may repeat."""
+    """Return the message in an error response, in brackets and without a secret that the server may repeat."""
     try:
         found = parse_json(reply.body)
         text = str(found.get("message") or found.get("error") or "") if isinstance(found, dict) else ""
@@ -381,11 +383,11 @@ def _public_url(url: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what a process holds: connections, and how many of them are in use
+# state of a process: idle connections, and the number of requests to each server
 
 
 class _Gate:
-    """Counts the requests to one server."""
+    """The running requests to one server."""
 
     def __init__(self) -> None:
         self.free = threading.Condition()
@@ -393,12 +395,12 @@ class _Gate:
 
     @property
     def busy(self) -> int:
-        """Requests that somebody waits for: those that were given up hang on until they time out, and do not count."""
+        """Number of requests that are not cancelled; a cancelled request may last until its timeout."""
         return sum(not stop.is_set() for stop in self.waits)
 
 
 class _ProcessState:
-    """All that a process holds; a forked child has none of it, since sockets and locks are its parent's."""
+    """State of a process; a forked child starts with a new one, because sockets and locks belong to its parent."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

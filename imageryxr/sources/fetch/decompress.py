@@ -1,4 +1,4 @@
-"""Decompression with a limit: a few bytes may unpack to more than a machine holds."""
+"""Decompression with a size limit: a few bytes may decompress to more than the memory of a machine."""
 
 from __future__ import annotations
 
@@ -6,55 +6,55 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-# Bytes of input between two looks at how much came out.
+# Bytes of input between two checks of the output size.
 _STEP = 1 << 14
 _PIECE = 1 << 20
-# Streams in a row: each takes time, however short it is.
+# Limit of concatenated streams: even an empty one takes time.
 _MEMBERS = 100_000
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
-#: How a body may be compressed for the way, and what clients offer in Accept-Encoding.
+#: Supported values of Content-Encoding and Accept-Encoding.
 ENCODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd")
 
 
 class TooLargeError(ValueError):
-    """What would be larger than what was requested can be."""
+    """Data that exceed the largest size of the requested object."""
 
 
 def decompress(body: bytes | memoryview, encoding: str, limit: int) -> bytes:
-    """Return a body as it was before it was compressed.
+    """Return decompressed data.
 
     Parameters
     ----------
     body : bytes
-        The whole stream. Several gzip members or zstd frames in a row are joined, as their formats say.
+        The whole stream. Concatenated gzip members or zstd frames are joined, as their formats specify.
     encoding : str
         As in ``Content-Encoding``: ``gzip``, ``deflate``, ``br``, ``zstd``, ``identity``, or several of them in the
         order in which they were applied, ``"br, gzip"``.
     limit : int
-        Bytes that may come out at most, of each of them. Decompression ends where they are exceeded.
+        Largest size in bytes of each decompressed stage. Decompression stops when it is exceeded.
 
     Raises
     ------
     TooLargeError
-        If it would be larger.
+        If the data exceed the limit.
     ValueError
-        If it is broken, or the encoding not known.
+        If the data are damaged or the encoding is unknown.
     """
     names = [name.strip().lower() for name in encoding.split(",") if name.strip()]
     if len(names) > 3:
-        raise ValueError(f"it is compressed {len(names)} times, which no server does")
+        raise ValueError(f"it is compressed {len(names)} times; at most 3 are supported")
     found = bytes(body) if not isinstance(body, bytes) else body
     for name in reversed(names):
         if name == "identity":
             continue
         if name not in ENCODINGS:
-            raise ValueError(f"its compression {name!r} is not known; the known ones are {', '.join(ENCODINGS)}")
+            raise ValueError(f"its compression {name!r} is unknown; supported are {', '.join(ENCODINGS)}")
         try:
             found = _join_pieces(_UNPACK[name](found, limit), name, limit)
         except TooLargeError:
             raise
         except Exception as error:
-            raise ValueError(f"its {name} compression is broken ({type(error).__name__}: {error})") from None
+            raise ValueError(f"its {name} stream is damaged ({type(error).__name__}: {error})") from None
     return found
 
 
@@ -63,7 +63,7 @@ def _join_pieces(pieces: Iterator[bytes], name: str, limit: int) -> bytes:
     for piece in pieces:
         size += len(piece)
         if size > limit:
-            raise TooLargeError(f"it unpacks from {name} to more than the {limit:,} bytes that it may have")
+            raise TooLargeError(f"it decompresses from {name} to more than the limit of {limit:,} bytes")
         found.append(piece)
     return b"".join(found)
 
@@ -82,13 +82,13 @@ def _gzip(body: bytes, limit: int) -> Iterator[bytes]:
 
 
 def _deflate(body: bytes, limit: int) -> Iterator[bytes]:
-    # Some servers send the bare stream, without the header that the word stands for.
+    # Some servers send a raw deflate stream without the zlib header that "deflate" implies.
     bare = len(body) < 2 or body[0] & 15 != 8 or (body[0] << 8 | body[1]) % 31
     yield from _inflate(zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS), body, 0, limit)
 
 
 def _inflate(unpacker: Any, body: bytes, place: int, limit: int) -> Generator[bytes, None, int]:
-    """Yield what one stream holds, and return where it ends."""
+    """Yield the content of one stream, and return the offset of its end."""
     view = memoryview(body)
     while not unpacker.eof:
         given = unpacker.unconsumed_tail
@@ -97,7 +97,7 @@ def _inflate(unpacker: Any, body: bytes, place: int, limit: int) -> Generator[by
             place += len(given)
         piece = unpacker.decompress(given, min(limit + 1, _PIECE))
         if not piece and not given:
-            raise ValueError("it was cut short")
+            raise ValueError("it was truncated")
         yield piece
     return place - len(unpacker.unused_data)
 
@@ -113,14 +113,14 @@ def _brotli(body: bytes, limit: int) -> Iterator[bytes]:
         place += len(given)
         piece = unpacker.process(given, output_buffer_limit=min(limit + 1, _PIECE))
         if not piece and not given and not waiting:
-            raise ValueError("it was cut short")
+            raise ValueError("it was truncated")
         yield piece
 
 
 def _zstd(body: bytes, limit: int) -> Iterator[bytes]:
     import zstandard
 
-    # A frame may require a window of 2 GB: one that is larger than what may come out makes no sense.
+    # A frame may request a window of 2 GB; a window larger than the limit is never needed.
     window = max(1 << 20, min(1 << (limit + 1).bit_length(), 1 << 27))
     view, place = memoryview(body), 0
     for _ in range(_MEMBERS):
@@ -136,14 +136,14 @@ def _zstd(body: bytes, limit: int) -> Iterator[bytes]:
 
 
 def _end_of_frame(body: memoryview, place: int) -> int:
-    """Return where a zstd frame ends; the library does not report one that was cut short."""
+    """Return the offset of the end of a zstd frame; the library does not report a truncated frame."""
     import zstandard
 
     head = bytes(body[place : place + 18])
-    if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:  # a frame to skip, with its length
+    if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:  # a skippable frame with its length
         stop = place + 8 + int.from_bytes(head[4:8], "little")
     elif len(head) < 6:
-        raise ValueError("it was cut short")
+        raise ValueError("it was truncated")
     else:
         stop, is_last = place + zstandard.frame_header_size(head), False
         while not is_last and stop < len(body):
@@ -152,9 +152,9 @@ def _end_of_frame(body: memoryview, place: int) -> int:
             is_last = bool(header & 1)
         stop += 4 * (head[4] >> 2 & 1)  # its checksum
         if not is_last:
-            raise ValueError("it was cut short")
+            raise ValueError("it was truncated")
     if stop > len(body):
-        raise ValueError("it was cut short")
+        raise ValueError("it was truncated")
     return stop
 
 

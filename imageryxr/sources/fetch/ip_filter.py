@@ -1,7 +1,7 @@
-"""Which addresses a connection may go to: checked once a name is resolved, and before anything is sent.
+"""Checks of the IP addresses of a connection after name resolution and before anything is sent.
 
-A link may name a public host that resolves to this machine, or redirect to one. So the check is made on the resolved
-addresses of every connection, and the connection goes to exactly those: the name is not resolved a second time.
+A link may name a public host that resolves to this machine, or redirects to one. Therefore the resolved addresses of
+every connection are checked, and the socket connects to exactly these addresses, without resolving the name again.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Any, NamedTuple
 from imageryxr.errors import ServerError
 from imageryxr.sources.fetch.url import is_local_host
 
-# Beyond what `ipaddress` calls private, multicast or reserved: protocol assignments (with Oracle's metadata server),
-# relays of 6to4, and the address at which Azure's hosts answer.
+# Networks that `ipaddress` does not report as private, multicast or reserved: protocol assignments (including Oracle's
+# metadata server), 6to4 relays, Azure's host address and shared address space.
 _CLOSED_4 = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "100.64.0.0/10")))
 _CLOSED_6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "3fff::/20")))
 _GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
-# Forms of IPv6 that hold an IPv4 address in their last 32 bits: mapped, and NAT64.
+# IPv6 networks with an IPv4 address in the last 32 bits: IPv4-mapped and NAT64.
 _HOLD_4 = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
 
 class Candidate(NamedTuple):
-    """An address that a host resolved to."""
+    """A resolved address of a host."""
 
     family: int
     address: tuple[Any, ...]
-    """As `socket.connect` takes it: numbers, no name."""
+    """Numeric address as `socket.connect` takes it."""
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address belongs to the public internet, as do all IPv4 addresses that it embeds.
+    """Return whether an IP address, and any IPv4 address that it embeds, belongs to the public internet.
 
-    Loopback, private, link-local (with the metadata services of clouds), shared (100.64.0.0/10), unspecified,
+    Loopback, private, link-local (including metadata services of clouds), shared (100.64.0.0/10), unspecified,
     multicast and reserved addresses do not, nor do IPv6 addresses with a zone.
     """
     try:
@@ -73,7 +73,8 @@ def check_candidates(host: str, found: list[Candidate]) -> None:
     Raises
     ------
     ServerError
-        If one is not: a name with a public and a private address may be meant to pass a check that sees only the first.
+        If any address is not public. An attacker may publish a private address after a public one to pass a check of
+        the first address only.
     """
     for candidate in found:
         address = candidate.address
@@ -83,26 +84,26 @@ def check_candidates(host: str, found: list[Candidate]) -> None:
 
 
 def check_host_name(host: str) -> None:
-    """Raise if the name of a host, which a proxy will resolve, is that of this machine or its network.
+    """Raise if the name of a host, which a proxy will resolve, belongs to this machine or its network.
 
     Raises
     ------
     ServerError
-        If it is.
+        If the name is local.
     """
     if is_local_host(host):
         raise private_host_error(host)
 
 
 def private_host_error(host: str) -> ServerError:
-    """Return the error for a host that a link may not lead to."""
+    """Return the error for a private host in a link or a redirect."""
     return ServerError(
-        f"the host {host} is this machine or in its network, where a link or a server from elsewhere may not lead; if "
-        "it is your own, give its own address, or allow_local=True with the link"
+        f"the host {host} is this machine or in its network, which links and public servers may not access; if it is "
+        "your own server, open its address directly, or give allow_local=True with the link"
     )
 
 
 def resolve(host: str, port: int) -> list[Candidate]:
-    """Return the addresses of a host, in the order in which to try them."""
+    """Return the addresses of a host in order of preference."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(Candidate(family, tuple(address)) for family, _, _, _, address in found))

@@ -1,4 +1,4 @@
-"""Asking services that answer with JSON or plain numbers, and what comes compressed for the way."""
+"""Requests to services that answer with JSON or binary numbers, and decompression of response bodies."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _SAFE = "/!$&'()*+,;=:@-._~"
 
 
 def decompress_body(reply: Reply, limit: int = METADATA_BYTES) -> bytes:
-    """Return a body as it was before it was compressed for the way.
+    """Return a response body without its Content-Encoding.
 
     Parameters
     ----------
     reply : Reply
-        What a server answered.
+        Response of a server.
     limit : int, default 64 MB
-        Bytes that may come out.
+        Largest decompressed size in bytes.
 
     Raises
     ------
     ValueError
-        If it is not what its headers say, or larger.
+        If the body contradicts its headers or is too large.
     """
     return decompress(reply.body, reply.headers.get("content-encoding", ""), limit)
 
 
 def web_folder(url: str) -> str | None:
-    """Return the http(s) address of a folder, or None where it is read in another way.
+    """Return the http(s) address of a folder, or None if it is not read over http(s).
 
-    Public buckets are read over https: their servers are resolved and checked as all others are. Buckets that the user
-    has credentials for are read by their own clients.
+    Public buckets are read over https, with the same checks as other servers. Buckets with stored credentials are read
+    by their own clients.
     """
     plain = url.removeprefix(MIDDLEAUTH)
     if plain.startswith(("http://", "https://")):
@@ -48,7 +48,7 @@ def web_folder(url: str) -> str | None:
     bucket, _, key = place.partition("/")
     if scheme == "gs":
         folder = f"https://storage.googleapis.com/{bucket}"
-    elif "." in bucket:  # which no certificate of a bucket's own host fits
+    elif "." in bucket:  # the certificate of amazonaws.com does not cover host names with a further dot
         folder = f"https://s3.amazonaws.com/{bucket}"
     else:
         folder = f"https://{bucket}.s3.amazonaws.com"
@@ -56,7 +56,7 @@ def web_folder(url: str) -> str | None:
 
 
 def json_problem(reply: Reply) -> str:
-    """Tell what is wrong with an answer that should be JSON."""
+    """Return the problem of a response that is not JSON, or an empty string."""
     try:
         parse_json(reply.body)
     except ValueError:
@@ -74,25 +74,25 @@ def request_service(
     kind: str = "application/json",
     check: Callable[[Reply], str] = json_problem,
 ) -> Reply:
-    """Make one request to a service, and return the answer whatever its status, its body unpacked.
+    """Return the response of a service, of any status, with its body decompressed.
 
     Parameters
     ----------
     method, url, connection
         See `imageryxr.sources.fetch.client.ask`.
     credential : Credential, optional
-        What the service is asked with, where it may have it.
+        Sent only if its policy allows the server to receive it.
     body, kind : bytes and str
-        What to send along, and of which content type that is.
+        Request body and its content type.
     check : callable
-        Tells what is wrong with a 200; then it is tried again.
+        Returns the problem of a response with status 200, or an empty string. A problem leads to a retry.
 
     Raises
     ------
     ServerError
-        If there was no sensible answer.
+        If all attempts fail.
     """
-    # The numbers are not worth compressing. Proxies have been seen to do it all the same.
+    # Numbers compress badly. Some proxies compress them anyway.
     headers = {"Accept-Encoding": "identity"}
     if body is not None:
         headers["Content-Type"] = kind
@@ -108,5 +108,5 @@ def request_service(
     )
     try:
         return reply._replace(body=decompress_body(reply))
-    except ValueError:  # of a refusal, whose status tells enough
+    except ValueError:  # the body of an error response is not needed
         return reply

@@ -1,4 +1,4 @@
-"""What a request may reach and which credential it may carry: the policy that travels with every source."""
+"""The security policy of a source: the servers that its requests may reach, and the credentials they may send."""
 
 from __future__ import annotations
 
@@ -10,55 +10,56 @@ from imageryxr.errors import AddressError, SourceError
 from imageryxr.sources.address import WEB_PROTOCOLS, Address
 from imageryxr.sources.fetch.url import Origin, WebURL, is_local_host, origins_of, parse_web_url
 
-#: Servers of CAVE, to which the token in ``cave-secret.json`` belongs.
+#: Domains of CAVE, whose servers may receive the token in ``cave-secret.json``.
 CAVE_DOMAINS = ("daf-apis.com", "microns-daf.com", "flywire-daf.com", "fanc-fly.com", "cave-explorer.org")
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The limits of one source's requests.
+    """The limits of the requests of a source.
 
-    A source that the caller named has no limits. A source that came from a link may not connect to this machine or its
-    network unless the caller allowed it.
+    A source that the caller named has no limits. A source from a link may not connect to this machine or its network
+    unless the caller allowed it.
     """
 
     allow_local: bool = True
-    """Whether a connection may go to a loopback, private, link-local or otherwise non-public address."""
+    """Whether connections to loopback, private, link-local or other non-public addresses are allowed."""
     trusted_hosts: tuple[str, ...] = ()
-    """Hosts, besides CAVE's, that may receive the user's CAVE token; ``HOST:PORT`` is that port only."""
+    """Hosts, in addition to CAVE's, that may receive the user's CAVE token; ``HOST:PORT`` is only that port."""
     from_link: bool = False
-    """Whether somebody else's link named the source."""
+    """Whether the source comes from a link."""
 
 
 class Credential(Protocol):
-    """A secret that decides itself which server may receive it."""
+    """A secret, and the rule which servers may receive it."""
 
     def header_for(self, url: str, access: Access) -> str | None:
         """Return the value of the Authorization header for a request to a URL, or None if the URL may not have it."""
 
 
 def can_receive(url: str, access: Access, *, given_for: Collection[Origin], is_cave_token: bool) -> bool:
-    """Return whether a server may receive a credential: the only place where that is decided.
+    """Return whether a server may receive a credential. All such decisions are made here.
 
-    Credentials go over https; over plain http to this machine only, and only if the caller allowed local access.
+    Credentials are sent over https. Plain http is allowed only to this machine, if the caller allowed local access.
 
     Parameters
     ----------
     url : str
-        Of the request.
+        Address of the request.
     access : Access
-        Of the source that makes the request.
+        Limits of the source.
     given_for : collection of Origin
-        Servers that the credential was stored or typed for.
+        Servers that the credential was stored or given for.
     is_cave_token : bool
-        Whether CAVE's own servers, trusted hosts and (if local access is allowed) this machine may have it as well.
+        Whether the credential is a CAVE token, which CAVE's own servers, trusted hosts and (if local access is allowed)
+        this machine may also receive.
     """
     try:
         parts = parse_web_url(url)
     except AddressError:
         return False
     if "" in parts.host.split("."):
-        return False  # resolvers differ about empty labels and a dot at the end
+        return False  # resolvers disagree about empty labels and a trailing dot
     own_machine = parts.is_loopback and access.allow_local
     if parts.scheme != "https" and not own_machine:
         return False
@@ -82,32 +83,32 @@ def _is_trusted(url: WebURL, access: Access) -> bool:
 
 
 def is_local_address(address: Address) -> bool:
-    """Return whether an address is on this machine or in its network, by its name."""
+    """Return whether the name of an address belongs to this machine or its network."""
     if address.protocol in WEB_PROTOCOLS:
         return is_local_host(parse_web_url(address.url).host)
     return address.protocol in ("file", "mem")
 
 
 def access_for_named_address(address: Address, server: str, access: Access, what: str) -> Access:
-    """Return the limits for a place that a server's answer names, which is a stranger's word.
+    """Return the limits for an address in the response of a server, which is not trusted.
 
-    Only this machine's own servers may name its files, and only servers of a private network others of that network.
+    Only servers on this machine may name its files, and only servers in a private network may name others in it.
 
     Parameters
     ----------
     address : Address
-        The place.
+        Address in the response.
     server : str
-        URL of the server that named it.
+        URL of the server.
     access : Access
-        The limits of the source that asked the server.
+        Limits of the source that made the request.
     what : str
-        What messages call the answer.
+        Name of the response in messages.
 
     Raises
     ------
     SourceError
-        If the place is on this machine or in its network, and the server is not.
+        If the address is on this machine or in its network, and the server is not.
     """
     named_by = parse_web_url(server)
     if named_by.is_loopback and access.allow_local:
@@ -119,7 +120,7 @@ def access_for_named_address(address: Address, server: str, access: Access, what
     on_this_machine = is_local_address(address) if web is None else web.is_loopback
     if on_this_machine or (is_local_address(address) and not limits.allow_local):
         raise SourceError(
-            f"{what} on {named_by.netloc} names {address.public}, on this machine or its network, which a server "
-            "elsewhere may not; open that address itself if it is what you want"
+            f"{what} on {named_by.netloc} names {address.public} on this machine or its network, which a remote "
+            "server may not; open that address directly if you trust it"
         )
     return limits

@@ -1,8 +1,8 @@
-"""Sockets that keep a deadline, connect to checked addresses only, and count what they receive.
+"""Sockets with a deadline and a byte limit that connect only to checked addresses.
 
-Python's own time limit counts from the last byte, so a server that sends a byte now and then holds a request for ever.
-Here each system call waits for a moment only. Then the remaining time, the stop event and the number of received bytes
-are checked, within a TLS handshake as well.
+Python's own timeout restarts with every received byte, so a server that sends single bytes could block a request
+forever. Here each system call waits for a short time only. After it, the remaining time, the stop event and the number
+of received bytes are checked, also during a TLS handshake.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ from imageryxr.sources.fetch import ip_filter
 
 Result = TypeVar("Result")
 
-# How often a waiting thread looks whether it should still wait.
+# Interval at which a waiting thread checks its stop event.
 POLL_SECONDS = 0.2
-# An answer may take this many times the timeout, and a body must come at this rate to have more than one.
+# Longest duration of a response as a multiple of the timeout, and the bytes per second that extend the timeout.
 PATIENCE, RATE = 5, 16_384
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, getattr(errno, "WSAEWOULDBLOCK", -1))
 
 closing = threading.Event()
-"""Set when Python ends: no exchange waits any longer."""
+"""Set when Python exits; it stops all requests."""
 
 
 class StoppedError(ServerError):
-    """The caller has gone."""
+    """The request was stopped."""
 
 
 class FloodError(ServerError):
-    """More bytes than an answer may have; no ValueError, which the HTTP client takes for a broken chunk."""
+    """More bytes than the limit of a response; not a ValueError, which the HTTP client treats as a damaged chunk."""
 
 
 class SlowError(TimeoutError):
-    """An answer that kept coming, and was not complete in its time: another request would be as slow."""
+    """A response that was still arriving at its deadline: a retry would be as slow."""
 
 
 class ProtocolError(OSError):
-    """An answer that is not HTTP, or was cut short."""
+    """A response that is not valid HTTP, or was truncated."""
 
 
 @dataclass(slots=True)
 class RequestLimits:
-    """The limits of one exchange: seconds, bytes, and the event that ends it."""
+    """The limits of one request: seconds, bytes, and the stop event."""
 
     timeout: float
     stop: threading.Event
     budget: int = 0
-    """Bytes that may come."""
+    """Largest number of bytes to receive."""
     start: float = field(default_factory=time.monotonic)
     received: int = 0
     last: float = 0.0
-    """When the last bytes came."""
+    """Time at which the last bytes were received."""
 
     def wait_seconds(self) -> float:
-        """Return for how many seconds the next system call may wait."""
+        """Return the number of seconds that the next system call may wait."""
         if self.stop.is_set() or closing.is_set():
             raise StoppedError("stopped")
         now = time.monotonic()
@@ -73,15 +73,15 @@ class RequestLimits:
         if now - self.start < allowed:
             return max(1e-3, min(POLL_SECONDS, self.start + allowed - now))
         if self.received and now - self.last < self.timeout / 2:
-            raise SlowError(f"its answer was not complete within {allowed:.3g} s: {self.received:,} bytes came")
+            raise SlowError(f"its answer was not complete within {allowed:.3g} s: {self.received:,} bytes arrived")
         raise TimeoutError("no answer within the timeout")
 
     def note(self, count: int) -> None:
-        """Count bytes that came."""
+        """Count received bytes."""
         self.received += count
         self.last = time.monotonic()
         if self.received > self.budget:
-            raise FloodError(f"it sends more than the {self.budget:,} bytes that its answer may have")
+            raise FloodError(f"its answer exceeds the limit of {self.budget:,} bytes")
 
 
 class _LimitedSocket:
@@ -95,7 +95,7 @@ class _LimitedSocket:
             try:
                 return call()
             except TimeoutError:
-                continue  # the moment is over; `moment` raises if all of the time is
+                continue  # `wait_seconds` raises after the deadline
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         count: int = self._retry_until_deadline(partial(super().recv_into, buffer, nbytes, flags))  # type: ignore[misc]
@@ -132,7 +132,7 @@ class _TLSSocket(_LimitedSocket, ssl.SSLSocket):  # type: ignore[misc]
 
 
 def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Any:
-    """Return a socket that is connected to a host: to an address that was checked, unless local ones are allowed."""
+    """Return a socket connected to a host; unless local addresses are allowed, its addresses are checked first."""
     found = resolve(host, port, limits)
     if not local:
         ip_filter.check_candidates(host, found)
@@ -154,8 +154,8 @@ def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Any:
 
 
 def resolve(host: str, port: int, limits: RequestLimits) -> list[ip_filter.Candidate]:
-    """Return the addresses of a host."""
-    # The system's resolver has no deadline, and whoever owns a name may make it wait.
+    """Return the addresses of a host within the limits of a request."""
+    # The system's resolver has no deadline, and the owner of a domain can delay it.
     done: queue.SimpleQueue[list[ip_filter.Candidate] | BaseException] = queue.SimpleQueue()
 
     def work() -> None:
@@ -176,7 +176,7 @@ def resolve(host: str, port: int, limits: RequestLimits) -> list[ip_filter.Candi
 
 
 def secure(sock: Any, host: str, limits: RequestLimits) -> Any:
-    """Return a connected socket that speaks TLS with a host whose certificate was verified."""
+    """Return a TLS socket over a connected socket, after verifying the certificate of the host."""
     context = _tls_context(_certificates())
     try:
         if isinstance(sock, ssl.SSLSocket):
@@ -209,14 +209,14 @@ def _certificates() -> str:
 
 
 def set_limits(sock: Any, limits: RequestLimits) -> None:
-    """Give a connection that is used again the limits of its next exchange."""
-    while sock is not None:  # TLS within the TLS of a proxy wraps one socket in another
+    """Set the limits of the next request on a reused connection."""
+    while sock is not None:  # TLS through a TLS proxy wraps one socket in another
         sock.limits = limits
         sock = getattr(sock, "socket", None)
 
 
 def is_idle(sock: Any) -> bool:
-    """Return whether nothing came on an idle connection: neither its end nor bytes that belong to no request."""
+    """Return whether an idle connection is open and has no unread bytes."""
     if sock is None or sock.fileno() < 0:
         return False
     with selectors.DefaultSelector() as waiting:

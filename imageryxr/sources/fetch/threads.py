@@ -1,8 +1,8 @@
-"""Jobs side by side in threads that nothing waits for once their caller has gone."""
+"""Parallel jobs in daemon threads that do not delay an interrupted caller or the end of Python."""
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # noqa: F401  # registers its own end of Python before ours, below
+import concurrent.futures.thread  # noqa: F401  # must register its exit function before this module does
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,21 +15,21 @@ from imageryxr.sources.fetch.sockets import POLL_SECONDS, StoppedError, closing
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_thread_state = threading.local()  # the event of the jobs that a thread works for
-# Python joins the threads of pools, such as dask's, before it ends: those that wait here should not make it wait. What
-# was registered last is called first, and so before concurrent.futures joins its threads.
+_thread_state = threading.local()  # holds the stop event of the jobs of a thread
+# At exit Python joins the threads of pools, such as dask's. This event releases those that wait here. The function
+# that was registered last runs first, so this one runs before concurrent.futures joins its threads.
 getattr(threading, "_register_atexit", lambda function: None)(closing.set)
 
 
 def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequence[Job], width: int) -> list[Result]:
-    """Do jobs in up to ``width`` threads; the first error ends it.
+    """Return the results of jobs that run in up to ``width`` threads; the first error is raised at once.
 
-    Whoever waits here can be interrupted: jobs that still run are told so by the event that they are given, those
-    within them, too, and nothing waits for them.
+    The caller can be interrupted. An interrupt or error sets the event that each job receives, including jobs nested in
+    a job, and running jobs are not joined.
     """
-    outer: threading.Event | None = getattr(_thread_state, "stop", None)
+    outer = current_stop_event()
     if outer is not None and outer.is_set():
-        raise StoppedError("nobody waits for this any more")
+        raise StoppedError("the caller was stopped")
     stop, numbers = threading.Event(), count()
     done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -57,13 +57,13 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
 
 
 def current_stop_event() -> threading.Event | None:
-    """Return the event that ends the requests that this thread waits for, if there is one."""
+    """Return the event that stops the requests of this thread, if there is one."""
     return getattr(_thread_state, "stop", None)
 
 
 @contextmanager
 def stop_on(event: threading.Event | None) -> Iterator[None]:
-    """End the requests that this thread waits for when an event is set."""
+    """Stop the requests of this thread when an event is set."""
     before = getattr(_thread_state, "stop", None)
     _thread_state.stop = event
     try:
@@ -78,4 +78,4 @@ def _next_result(done: queue.SimpleQueue[Any], outer: threading.Event | None) ->
             return done.get(timeout=POLL_SECONDS)
         except queue.Empty:
             if closing.is_set() or (outer is not None and outer.is_set()):
-                raise StoppedError("nobody waits for this any more") from None
+                raise StoppedError("the caller was stopped") from None

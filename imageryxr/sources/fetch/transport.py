@@ -1,6 +1,6 @@
-"""One exchange with a web server, directly or through the user's proxy.
+"""One HTTP request and its response, over a direct connection or through the user's proxy.
 
-Python's own HTTP client parses the messages: it is strict, and logs nothing.
+Python's own HTTP client parses the messages, because it is strict and logs nothing.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, connec
 from imageryxr.sources.fetch.url import WebURL, is_local_host, parse_web_url
 
 _PIECE = 1 << 20
-# Headers, sizes of chunks and trailers, beside the body.
+# Bytes allowed for headers, chunk sizes and trailers in addition to the body.
 _OVERHEAD = 1 << 20
 _IDLE, _SERVERS = 64, 64
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """A response of a server."""
 
     status: int
     headers: dict[str, str]
-    """By lower-case name."""
+    """Headers by lower-case name."""
     body: bytes
     is_public: bool = False
-    """Whether it came from a server of the public internet."""
+    """Whether the server has a public address."""
 
 
 @dataclass(slots=True)
 class _PooledConnection:
-    """A connection that may be used again."""
+    """A connection that can be reused."""
 
     client: http.client.HTTPConnection
     prefix: str = ""
-    """What stands before the path: a proxy for plain http takes whole URLs."""
+    """Text before the path of a request: a proxy for plain http requires whole URLs."""
     headers: dict[str, str] = field(default_factory=dict)
 
 
 class ConnectionPool:
-    """The connections of a process. Those of different policies are never shared."""
+    """The idle connections of a process. Requests with different policies never share a connection."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -78,7 +78,7 @@ class ConnectionPool:
             old.client.close()
 
     def close(self) -> None:
-        """Close all idle connections; without a lock, which a thread may hold that a forked child does not have."""
+        """Close all idle connections, without the lock: in a forked child a missing thread may hold it."""
         for connection in [connection for waiting in self._idle.values() for connection in waiting]:
             connection.client.close()
         self._idle.clear()
@@ -95,28 +95,28 @@ def exchange(
     *,
     local: bool,
 ) -> Answer:
-    """Make one request and return the answer, whatever its status.
+    """Return the response to one request, of any status.
 
     Parameters
     ----------
-    lines : Lines
-        Connections to use again.
+    pool : ConnectionPool
+        Connections to reuse.
     method, url, headers, body
-        What to send.
-    limits : Watch
-        When to end.
-    limit : callable
-        Returns, for a status and headers, the bytes that the body may have, and whether a longer body is cut off
-        without an error.
+        The request.
+    limits : RequestLimits
+        Time and bytes that the exchange may take.
+    body_limit : callable
+        Returns, for a status and headers, the largest size of the body, and whether a longer body is truncated without
+        an error.
     local : bool
         Whether the connection may go to addresses that are not public.
 
     Raises
     ------
     ServerError
-        If the connection may not be made, or the caller stopped.
+        If the address is not allowed, or the request was stopped.
     OSError, http.client.HTTPException, TooLargeError
-        If there was no sensible answer within the limits.
+        If there was no valid response within the limits.
     """
     proxy = _proxy_of(url)
     key = (url.origin, proxy, local)
@@ -136,7 +136,7 @@ def exchange(
         pool.put(key, connection)
     else:
         response.close()
-        connection.client.close()  # what is left of the answer must not be taken for the next one
+        connection.client.close()  # the rest of this response must not be read as the next one
     return answer
 
 
@@ -149,8 +149,8 @@ def _read(
     _check_framing(status, response.headers)
     most, is_cut = body_limit(status, found)
     if not is_cut and response.length is not None and response.length > most:
-        raise TooLargeError(f"its body has {response.length:,} bytes, and what was requested at most {most:,}")
-    # The sizes of chunks come on top of the body.
+        raise TooLargeError(f"its body has {response.length:,} bytes; the limit for this request is {most:,}")
+    # With chunked encoding the sizes of the chunks are received in addition to the body.
     limits.budget = limits.received + 2 * most + _OVERHEAD
     pieces, size = [], 0
     while size <= most and (piece := response.read(min(_PIECE, most + 1 - size))):
@@ -159,22 +159,22 @@ def _read(
     whole = b"".join(pieces)
     if size > most:
         if not is_cut:
-            raise TooLargeError(f"its body has more than {most:,} bytes, the most that what was requested can have")
+            raise TooLargeError(f"its body has more than {most:,} bytes, the limit for this request")
         return Answer(status, found, whole[:most]), False
     if response.length:
-        raise ProtocolError(f"its body was cut short: {response.length:,} bytes are missing")
+        raise ProtocolError(f"its body was truncated: {response.length:,} bytes are missing")
     return Answer(status, found, whole), response.isclosed() and not response.will_close
 
 
 def _check_framing(status: int, headers: http.client.HTTPMessage) -> None:
     if 100 <= status < 200:
-        raise ProtocolError(f"it answered HTTP {status}, which is none of the answers to a request")
+        raise ProtocolError(f"it answered HTTP {status}, which is not a final status")
     encodings = headers.get_all("transfer-encoding", [])
     if [e.strip().lower() for e in encodings] not in ([], ["chunked"]):
-        raise ProtocolError("its transfer encoding is not known")
+        raise ProtocolError("its transfer encoding is unknown")
     lengths = {length.strip() for length in headers.get_all("content-length", [])}
     if not encodings and (len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,18}", length) for length in lengths)):
-        raise ProtocolError("its Content-Length makes no sense")
+        raise ProtocolError("its Content-Length is not valid")
 
 
 def _merge_headers(headers: http.client.HTTPMessage) -> dict[str, str]:
@@ -186,7 +186,7 @@ def _merge_headers(headers: http.client.HTTPMessage) -> dict[str, str]:
 
 
 def _request_target(url: WebURL) -> str:
-    """Return the path and query as they are sent: percent-encoded where needed, and without ``..``."""
+    """Return the percent-encoded path and query for the request line, without ``..``."""
     from urllib3.util import parse_url
 
     path = url.path if url.path.startswith("/") else f"/{url.path}"
@@ -210,7 +210,7 @@ def _open_connection(url: WebURL, proxy: str, limits: RequestLimits, *, local: b
     secret = {}
     if to.userinfo:
         secret["Proxy-Authorization"] = "Basic " + base64.b64encode(unquote(to.userinfo).encode()).decode()
-    # The user's own proxy is where the user's network ends: its address may be a local one.
+    # The user configured the proxy, so its address may be local.
     between: Any = connect(to.host, to.port, limits, local=True)
     if to.scheme == "https":
         between = secure(between, to.host, limits)
@@ -224,13 +224,13 @@ def _open_connection(url: WebURL, proxy: str, limits: RequestLimits, *, local: b
 
 
 def _is_public(connection: _PooledConnection, url: WebURL, proxy: str) -> bool:
-    if proxy or connection.client.sock is None:  # the name is all that is known of what lies behind a proxy
+    if proxy or connection.client.sock is None:  # behind a proxy only the name of the server is known
         return not is_local_host(url.host)
     return ip_filter.is_public(str(connection.client.sock.getpeername()[0]))
 
 
 def _check_behind_proxy(url: WebURL, limits: RequestLimits) -> None:
-    # The proxy resolves the name. What this machine makes of it is checked, if it makes anything of it.
+    # The proxy resolves the name. The addresses are checked only if this machine can resolve the name.
     ip_filter.check_host_name(url.host)
     try:
         found = resolve(url.host, url.port, limits)
@@ -255,4 +255,4 @@ def _tunnel(sock: Any, url: WebURL, secret: dict[str, str]) -> None:
     answer.begin()
     if answer.status // 100 != 2:
         sock.close()
-        raise ProtocolError(f"the proxy refused to connect to it (HTTP {answer.status})")
+        raise ProtocolError(f"the proxy denied the connection (HTTP {answer.status})")

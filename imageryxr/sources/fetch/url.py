@@ -1,8 +1,8 @@
-r"""Web addresses, parsed once with the HTTP client's own parser.
+r"""Parsing of web addresses.
 
-Programs disagree about unusual URLs: ``http://evil.example\@trusted.org/`` has the host ``trusted.org`` for one parser
-and ``evil.example`` for another. Every decision about a host uses `parse_web_url`, which refuses what parsers read
-differently. The HTTP client connects to the same host.
+Parsers disagree about unusual URLs: ``http://evil.example\@trusted.org/`` has the host ``trusted.org`` for one parser
+and ``evil.example`` for another. Every decision about a host uses `parse_web_url`, which rejects ambiguous URLs. The
+HTTP client connects to the same host.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _AUTHORITY = re.compile(r"(?:([^@\[\]]+)@)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(
 
 
 class Origin(NamedTuple):
-    """A server: what a credential belongs to."""
+    """A server: the unit that a credential belongs to."""
 
     scheme: str
     host: str
@@ -30,18 +30,18 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WebURL:
-    """A web address in parts."""
+    """The parts of a web address."""
 
     scheme: str
     """``http`` or ``https``."""
     host: str
     """Lower-case ASCII; an IPv6 address without brackets."""
     port: int
-    """As written, or the scheme's own."""
+    """Port of the address, or the default of the scheme."""
     userinfo: str = field(repr=False)
-    """``user:password``, percent-encoded, or nothing."""
+    """``user:password``, percent-encoded, or empty."""
     path: str = field(repr=False)
-    """All that follows the host, including a query and a fragment."""
+    """Everything after the host, including query and fragment."""
 
     @property
     def origin(self) -> Origin:
@@ -50,18 +50,18 @@ class WebURL:
 
     @property
     def netloc(self) -> str:
-        """The host, with the port unless it is the scheme's own."""
+        """Host, and port unless it is the default of the scheme."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def public(self) -> str:
-        """The address without user, password, query and fragment: what messages may show."""
+        """Address without user, password, query and fragment, safe to show in messages."""
         return f"{self.scheme}://{self.netloc}{re.split('[?#]', self.path)[0]}"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the host is this machine by its name."""
+        """Whether the name of the host is that of this machine."""
         if self.host == "localhost" or self.host.endswith(".localhost"):
             return True
         try:
@@ -76,32 +76,29 @@ def parse_web_url(url: str) -> WebURL:
     Raises
     ------
     AddressError
-        If the URL has no host, or parsers disagree about the host: backslashes, percent signs and non-ASCII
-        characters in it, several ``@``, control characters, ports out of range, zones of IPv6 addresses.
+        If the URL has no host, or if parsers could disagree about the host because of backslashes, percent signs,
+        non-ASCII characters, several ``@``, control characters, ports out of range or zones of IPv6 addresses.
     """
     plain = url.removeprefix(MIDDLEAUTH)
     found = _URL.fullmatch(plain)
     if found is None:
-        raise AddressError(f"{hide_secrets(plain)!r} is no web address: write https://HOST/PATH")
+        raise AddressError(f"{hide_secrets(plain)!r} is not a web address: write https://HOST/PATH")
     scheme, authority, path = found.groups()
     problem = _text_problem(authority, path)
     parts = None if problem else _AUTHORITY.fullmatch(authority)
     if parts is None:
-        raise AddressError(f"{hide_secrets(plain)!r} is no web address: {problem or _authority_problem(authority)}")
+        raise AddressError(f"{hide_secrets(plain)!r} is not a web address: {problem or _authority_problem(authority)}")
     userinfo, written, port = parts.groups()
     host = written.strip("[]").lower()
     problem = _host_problem(written) or _port_problem(port) or _client_problem(plain, host, port)
     if problem:
-        raise AddressError(f"{hide_secrets(plain)!r} is no web address: {problem}")
+        raise AddressError(f"{hide_secrets(plain)!r} is not a web address: {problem}")
     host = str(ipaddress.IPv6Address(host)) if ":" in host else host
     return WebURL(scheme, host, int(port or _PORTS[scheme]), userinfo or "", path)
 
 
 def origins_of(server: str) -> tuple[Origin, ...]:
-    """Return what ``HOST`` or ``HOST:PORT`` may stand for: that server over https, and over http.
-
-    Nothing for text that names no server.
-    """
+    """Return the origins of ``HOST`` or ``HOST:PORT`` over http and https, or none if the text is not valid."""
     found = []
     for scheme in _PORTS:
         try:
@@ -112,12 +109,12 @@ def origins_of(server: str) -> tuple[Origin, ...]:
 
 
 def is_local_host(host: str) -> bool:
-    """Return whether a host is this machine or in a private network, by its name."""
+    """Return whether the name of a host belongs to this machine or a private network."""
     name = host.rstrip(".").lower()
     if name in ("", "localhost") or name.endswith((".localhost", ".local", ".internal")):
         return True
     if "." not in name and ":" not in name:
-        return True  # only the user's own network resolves such a name
+        return True  # such a name resolves only in the user's own network
     try:
         address = ipaddress.ip_address(name.strip("[]"))
     except ValueError:
@@ -128,7 +125,7 @@ def is_local_host(host: str) -> bool:
 
 def _text_problem(authority: str, path: str) -> str:
     if "\\" in authority or "\\" in path:
-        return "it has a backslash, which some programs read as '/'; write %5C in a path"
+        return "it has a backslash, which some programs treat as '/'; write %5C in a path"
     if any(ord(c) < 32 or ord(c) == 127 for c in authority + path):
         return "it has a control character or a line break"
     if not authority.isascii():
@@ -147,8 +144,8 @@ def _authority_problem(authority: str) -> str:
     if re.search(r"\s", authority):
         return "its host has a blank"
     if re.search(r":[^:\]]*$", host) and not re.search(r":[0-9]{1,5}$", host):
-        return "its port is no number from 1 to 65535"
-    return "its host is not one that a server can have"
+        return "its port is not a number from 1 to 65535"
+    return "its host is not valid"
 
 
 def _host_problem(host: str) -> str:
@@ -157,12 +154,12 @@ def _host_problem(host: str) -> str:
     try:
         ipaddress.IPv6Address(host.strip("[]"))
     except ValueError:
-        return "its host in brackets is no IPv6 address"
+        return "its host in brackets is not an IPv6 address"
     return ""
 
 
 def _port_problem(port: str | None) -> str:
-    return "" if port is None or 1 <= int(port) <= 65535 else "its port is no number from 1 to 65535"
+    return "" if port is None or 1 <= int(port) <= 65535 else "its port is not a number from 1 to 65535"
 
 
 def _client_problem(url: str, host: str, port: str | None) -> str:
@@ -174,11 +171,11 @@ def _client_problem(url: str, host: str, port: str | None) -> str:
     except LocationParseError:
         return "the HTTP client cannot parse it"
     same = (parts.host or "").strip("[]").lower() == host and parts.port == (None if port is None else int(port))
-    return "" if same else "programs would read different hosts from it"
+    return "" if same else "programs disagree about its host"
 
 
 def hide_secrets(text: str) -> str:
-    """Return text that may hold an address, for a message: without user, password and query, and not too long."""
+    """Return text for a message, shortened, and without user, password and query of an address in it."""
     scheme, separator, rest = text[:4096].partition("://")
     if separator and scheme.rpartition("+")[2] not in ("file", "gs", "s3", "mem"):
         inner = hide_secrets(rest) if "://" in rest else _public_rest(rest)
@@ -190,5 +187,5 @@ def hide_secrets(text: str) -> str:
 
 
 def _public_rest(rest: str) -> str:
-    # Everything before the last '@': a password may hold '/' and '?' where somebody forgot to encode them.
+    # Remove everything before the last '@': a password may contain unencoded '/' and '?'.
     return re.split(r"[?#]", rest.rpartition("@")[2])[0]

@@ -175,7 +175,7 @@ def _decompress_streams(make: Callable[[], Any], data: memoryview, name: str, li
             piece = unpacker.decompress(given, max_length=min(limit + 1, _PIECE))
             given = b""
             if not piece and unpacker.needs_input and not unpacker.eof:
-                raise ValueError(f"its {name} compression was cut short")
+                raise ValueError(f"its {name} stream was truncated")
             size += len(piece)
             if size > limit:
                 raise TooLargeError(f"it unpacks from {name} to more than the {limit:,} bytes that it may have")

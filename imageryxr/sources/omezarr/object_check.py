@@ -83,7 +83,7 @@ def check_object(form: ObjectFormat, key: str, data: bytes | memoryview, asked: 
     Raises
     ------
     DamagedObjectError
-        If it was cut short, or is a web page.
+        If it was truncated, or is a web page.
     """
     first, stop = asked
     problem = ""
@@ -98,7 +98,7 @@ def check_object(form: ObjectFormat, key: str, data: bytes | memoryview, asked: 
     elif not (form.chunks_in_shard and _is_index(form, asked)):
         problem = frame_problem(data, form.codec, form.chunk_bytes, form.item_sizes)
     if problem:
-        raise DamagedObjectError(f"the stored object {key} was cut short or overwritten: {problem}")
+        raise DamagedObjectError(f"the stored object {key} was truncated or overwritten: {problem}")
 
 
 def _last_codec(codecs: list[dict[str, Any]]) -> str:

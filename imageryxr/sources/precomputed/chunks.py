@@ -134,7 +134,7 @@ def fetch_box(
             return
         check_reply(reply, source.name, source.url, source.token, source.connection.access)
         if not reply.body:
-            raise ValueError(f"the stored chunk {key} is empty (0 bytes): it was cut short when written")
+            raise ValueError(f"the stored chunk {key} is empty (0 bytes): it was truncated when written")
         part = whole.clip(box)
         voxels = decode(decompress_body(reply, most), whole.shape)[part.slices(whole)]
         if on_chunk is not None:

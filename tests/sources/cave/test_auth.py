@@ -107,9 +107,9 @@ def test_each_way_opens(cave, home, monkeypatch, way):
     ("text", "says"),
     [
         ("{", "is not JSON"),
-        ('{"key": "x"}', "holds no token"),
-        ("[1]", "holds no token"),
-        ('{"token": "a b"}', "is no token"),
+        ('{"key": "x"}', "contains no token"),
+        ("[1]", "contains no token"),
+        ('{"token": "a b"}', "is not valid"),
     ],
 )
 def test_files_that_are_none(cave, home, text, says):
@@ -121,7 +121,7 @@ def test_files_that_are_none(cave, home, text, says):
 
 @pytest.mark.parametrize("token", ["", "  ", "two words", "line\nbreak", "ümlaut", 17])
 def test_what_is_no_token(cave, token):
-    with pytest.raises(ix.InvalidTokenError, match="the token from token= is no token") as caught:
+    with pytest.raises(ix.InvalidTokenError, match="the token from token= is not valid") as caught:
         seg_of(cave, token=token)
     assert not str(token).strip() or str(token) not in str(caught.value)
 
@@ -132,8 +132,8 @@ def test_what_is_no_token(cave, token):
 
 CASES = {
     "missing": (None, ix.MissingTokenError, ["none was found", "token=…", "CAVE_TOKEN", "-cave-secret.json", "/settings/tokens"]),
-    "wrong": (OTHER, ix.InvalidTokenError, ["does not know the token from token=", "/settings/tokens"]),
-    "forbidden": (FORBIDDEN, ix.ForbiddenError, ["no right to read", "missing permission: view", "ask"]),
+    "wrong": (OTHER, ix.InvalidTokenError, ["rejected the token from token=", "/settings/tokens"]),
+    "forbidden": (FORBIDDEN, ix.ForbiddenError, ["no permission to read", "missing permission: view", "request it"]),
     "terms": (NO_TERMS, ix.TermsError, ["has not accepted the terms of service", "/auth/tos/1"]),
 }  # fmt: skip
 
