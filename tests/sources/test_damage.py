@@ -192,7 +192,7 @@ def test_what_may_be_left_out_of_an_info(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"voxel_offset": [0.5, 0, 0]}, r"scale 0 has the voxel_offset \[0.5, 0, 0\]; understood are whole numbers"),
+        ({"voxel_offset": [0.5, 0, 0]}, r"scale 0 has the voxel_offset \[0.5, 0, 0\]; it must hold whole numbers"),
         ({"size": [16.5, 16, 8]}, "scale 0 has the size"),
         ({"chunk_sizes": [[0, 16, 8]]}, "scale 0 has the chunk_sizes .* three positive"),
         ({"compressed_segmentation_block_size": None}, "scale 0 has the compressed_segmentation_block_size None"),
@@ -211,7 +211,7 @@ def test_an_unknown_encoding_is_told_before_anything_is_read(tmp_path):
 
     written(tmp_path, "raw")
     rewritten(tmp_path, lambda info: info["scales"][0].update(encoding="foo"))
-    with pytest.raises(CodecError, match="stored as 'foo' at mip 0, which is none of raw, jpeg"):
+    with pytest.raises(CodecError, match="stored as 'foo' at mip 0, but supported are raw, jpeg"):
         ix.open_segmentation(tmp_path)
 
 
@@ -312,7 +312,7 @@ def test_a_request_sent_on_to_a_login_is_no_missing_chunk(tmp_path, form, missin
     with serving(tmp_path) as server:
         source = resolve_source(f"{form}://{server.url}", None, missing=missing)
         server.moved = {"/8_8_40/": "/login.html", "/0/c/": "/login.html"}
-        with pytest.raises(AuthError, match=r"sent on to .*/login\.html, a login page") as caught:
+        with pytest.raises(AuthError, match=r"redirected to .*/login\.html, which may be a login page") as caught:
             source.read(0, source.levels[0].grid.box)
         assert "asked-for" not in str(caught.value)
         (tmp_path / "login.html").write_bytes(PAGE)

@@ -1,4 +1,4 @@
-"""One instant: every way to say when, brought to one number of microseconds, UTC."""
+"""Instants: timestamps of all supported kinds, converted to microseconds in UTC."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from imageryxr.errors import NaiveTimestampWarning, TimestampError
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
 
-# Seconds from here on are the year 5138; who gives such a number counts in smaller units.
+# Seconds of the year 5138; a larger number is in a smaller unit.
 _TOO_LATE = 100_000_000_000
 _SMALLER = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Instant:
-    """A point in time: a whole number of microseconds since 1970, so that two workers never differ by a rounding."""
+    """A point in time as integer microseconds since 1970, so that rounding cannot differ between workers."""
 
     micros: int
 
     @classmethod
     def now(cls) -> Instant:
-        """Return the time on this machine's clock."""
+        """Return the current time of this machine's clock."""
         return _from_datetime(datetime.now(UTC))
 
     @property
     def iso(self) -> str:
-        """ISO 8601, UTC: what attrs hold."""
+        """The instant in ISO 8601 and UTC, as in attributes."""
         return (_EPOCH + timedelta(microseconds=self.micros)).isoformat()
 
     @property
     def seconds(self) -> str:
-        """Seconds since 1970 as decimal digits: what servers are asked with."""
+        """Seconds since 1970 in decimal notation, as in requests."""
         whole, rest = divmod(self.micros, _SECOND)
         return f"{whole}.{rest:06d}"
 
     def after(self, seconds: float) -> Instant:
-        """Return the instant that many seconds later."""
+        """Return the instant that is later by a number of seconds."""
         return Instant(self.micros + round(seconds * _SECOND))
 
     def __str__(self) -> str:
@@ -50,33 +50,33 @@ class Instant:
 
 
 def instant_of(value: Any, *, naive_is_utc: bool = False) -> Instant:
-    """Return the instant that a value names.
+    """Return the instant of a timestamp.
 
     Parameters
     ----------
     value : datetime, str, numpy.datetime64, int or float
-        A datetime, a string in ISO 8601, or seconds since 1970; arrays of one, without dimensions, will do.
+        A datetime, a string in ISO 8601, seconds since 1970, or an array of these without dimensions.
     naive_is_utc : bool
-        Whether a time without a zone is known to be UTC, as those of CAVE's services are; else it is taken so with
-        a warning.
+        Whether a time without a zone is known to be UTC, as in responses of CAVE's services. If False, it is still
+        interpreted as UTC, but with a warning.
 
     Raises
     ------
     TimestampError
-        If it is none of these, or no time that can be.
+        If the value is of another kind or not a valid time.
 
     Warns
     -----
     NaiveTimestampWarning
-        If it has no time zone.
+        If the value has no time zone.
     """
     if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
-        value = np.asarray(value)[()]  # what selecting one time of an array gives
+        value = np.asarray(value)[()]  # selecting one element of an array returns an array without dimensions
     if isinstance(value, str):
         value = _from_text(value)
     if isinstance(value, np.datetime64):
         value = _from_numpy(value)
-    if isinstance(value, datetime) and value == value:  # pandas' NaT is a datetime that is not itself
+    if isinstance(value, datetime) and value == value:  # pandas.NaT is a datetime that does not equal itself
         if value.tzinfo is None or value.utcoffset() is None:
             if not naive_is_utc:
                 _warn_naive(value)
@@ -87,7 +87,7 @@ def instant_of(value: Any, *, naive_is_utc: bool = False) -> Instant:
     what = f"timestamp={value!r}"
     hint = f", e.g. {datetime(value.year, value.month, value.day).isoformat()}Z" if type(value) is date else ""
     raise TimestampError(
-        f"{what} ({type(value).__name__}) is no instant{hint}; give a datetime with a time zone, a string such as "
+        f"{what} ({type(value).__name__}) is not an instant{hint}; give a datetime with a time zone, a string such as "
         "'2024-05-01T12:00:00Z', or seconds since 1970"
     )
 
@@ -104,18 +104,18 @@ def _from_text(text: str) -> datetime:
 
 def _from_numpy(value: np.datetime64) -> datetime:
     if np.isnat(value):
-        raise TimestampError("timestamp=NaT is no time; give one, or leave timestamp out for now")
-    # Rounded down: an edit counts from its own instant on, and one that came later must not.
+        raise TimestampError("timestamp=NaT is not a time; give a time, or leave timestamp out for the current one")
+    # Rounded down, so that edits after the instant are excluded.
     found = value.astype("datetime64[us]").item()
     if not isinstance(found, datetime):
-        raise TimestampError(f"timestamp={value!r} lies outside of the years that can be")
+        raise TimestampError(f"timestamp={value!r} lies outside the years 1 to 9999")
     return found
 
 
 def _from_epoch(value: Any) -> Instant:
     if isinstance(value, np.floating) and value.dtype.itemsize < 8:
         raise TimestampError(
-            f"timestamp={value!r} is a {value.dtype}, which cannot tell times that are a minute apart; give float64"
+            f"timestamp={value!r} is a {value.dtype}, whose precision is worse than a minute; give float64"
         )
     seconds = int(value) if isinstance(value, int | np.integer) else float(value)
     if not 0 <= seconds < _TOO_LATE:
@@ -131,8 +131,8 @@ def _from_datetime(value: datetime) -> Instant:
 
 def _warn_naive(value: datetime) -> None:
     warnings.warn(
-        f"timestamp={value.isoformat()} has no time zone and is taken as UTC; write {value.isoformat()}Z, or give a "
-        "datetime with tzinfo, to say so",
+        f"timestamp={value.isoformat()} has no time zone and is interpreted as UTC; write {value.isoformat()}Z, or "
+        "give a datetime with tzinfo",
         NaiveTimestampWarning,
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""Chunks of precomputed layers over http: fetched with timeouts and retries, decoded by CloudVolume's codecs."""
+"""Reading of precomputed chunks over http, with timeouts and retries; CloudVolume's codecs decode them."""
 
 from __future__ import annotations
 
@@ -31,48 +31,48 @@ HEADERS = {"Accept-Encoding": "gzip, br, zstd"}
 
 
 class StoredLayer(Protocol):
-    """What must be known of a precomputed layer to fetch its chunks."""
+    """The properties of a precomputed layer that reading its chunks requires."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name in messages."""
 
     @property
     def url(self) -> str:
-        """Where it lies."""
+        """Location of the layer."""
 
     @property
     def info(self) -> dict[str, Any]:
-        """Its metadata."""
+        """Content of the ``info`` file."""
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """Its levels."""
+        """All levels."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type of its voxels."""
+        """Data type of the voxels."""
 
     @property
     def channel(self) -> int:
-        """Which channel to take."""
+        """Index of the channel to read."""
 
     @property
     def token(self) -> Token | None:
-        """What ``middleauth`` servers are asked with."""
+        """Token for ``middleauth`` servers."""
 
     @property
     def connection(self) -> Connection:
-        """How servers are asked."""
+        """Options of requests."""
 
 
 def credential_of(url: str, token: Token | None) -> Credential | None:
-    """Return what a folder's files are asked for with: a token goes only to addresses that say middleauth."""
+    """Return the credential for the files of a folder: the token for middleauth addresses, else a stored password."""
     return token if url.startswith(MIDDLEAUTH) else find_password(web_folder(url) or "")
 
 
 def get_file(url: str, name: str, connection: Connection, token: Token | None) -> Reply:
-    """Return the answer for a small file of a folder."""
+    """Return the response to a request for a small file of a folder."""
     folder = web_folder(url)
     return send_interruptible_request(
         "GET",
@@ -91,24 +91,23 @@ def fetch_box(
     missing_boxes: list[IndexBox] | None = None,
     on_chunk: ChunkCallback | None = None,
 ) -> npt.NDArray[Any]:
-    """Return the voxels of a box inside a layer; all requests of one box run side by side.
+    """Return the voxels of a box inside a layer; the chunks of a box are requested in parallel.
 
     Parameters
     ----------
     source : PrecomputedSource
-        On the web.
+        A layer on a web server.
     mip, box
-        What to read.
+        Level and box to read.
     missing_boxes : list, optional
-        Takes the boxes of chunks that are not there, which are 0 then; else they raise.
+        The boxes of missing chunks are appended to it, and their voxels are 0. Without it a missing chunk raises.
     on_chunk : callable, optional
-        Is called with the part of each chunk in the box, in the thread that fetched it: work on voxels that are at
-        hand costs little.
+        Called with the part of each chunk in the box, in the thread that fetched the chunk.
 
     Raises
     ------
     EmptyVolumeException
-        CloudVolume's word for a chunk that is not there.
+        CloudVolume's exception for a missing chunk.
     """
     if "sharding" in source.info["scales"][mip]:
         return _fetch_sharded(source, mip, box, missing_boxes, on_chunk)
@@ -162,7 +161,7 @@ def _fetch_sharded(
         most = chunk_limit(whole.shape, source)
         if place is not None and place[2] - place[1] > most:
             size = place[2] - place[1]
-            raise ValueError(f"the index of {place[0]} says that a chunk takes {size:,} bytes; {most:,} are the most")
+            raise ValueError(f"the index of {place[0]} states a chunk of {size:,} bytes; the limit is {most:,}")
         if place is not None:
             continue
         if missing_boxes is None:
@@ -174,7 +173,7 @@ def _fetch_sharded(
         name, first, last, inside = bundle
         body = get(name, first, last, stop)
         if body is None or len(body) != last - first:
-            raise ValueError(f"{name} ends before byte {last}, where its index says that chunks lie")
+            raise ValueError(f"{name} ends before byte {last}, although its index lists chunks up to there")
         for number, start, end in inside:
             whole = wanted[number].clip(level.grid.box)
             stored = shards.decompress_chunk(
@@ -206,46 +205,45 @@ def _byte_ranges(source: StoredLayer, mip: int) -> shards.GetBytes:
 
 
 def chunk_limit(shape: Index3, source: StoredLayer) -> int:
-    """Return the bytes that a stored chunk may have, compressed or not.
+    """Return the largest size in bytes of a stored chunk, compressed or not.
 
-    Four times its voxels and 1 MB: encodings of noise are larger than the voxels, compressed_segmentation up to thrice.
+    It is four times the size of the voxels plus 1 MB, because encoded noise is larger than the voxels, in
+    compressed_segmentation up to three times.
     """
     voxels = math.prod(shape) * int(source.info.get("num_channels", 1))
     return 4 * voxels * source.dtype.itemsize + (1 << 20)
 
 
 def check_reply(reply: Reply, name: str, url: str, token: Token | None, access: Access) -> None:
-    """Raise unless a web server gave a file.
+    """Raise unless the response of a web server contains the requested file.
 
     Raises
     ------
     AuthError
-        If it refused to.
+        If access was denied.
     ServerError
-        If it answered with anything else.
+        If the response has any other status.
     """
     if url.startswith(MIDDLEAUTH):
         check_allowed(reply, name, url, token, access)
     if reply.redirected_to and reply.status in (403, 404):
-        raise access_denied_error(name, f"the request was sent on to {reply.redirected_to}, a login page?")
+        raise access_denied_error(name, f"redirected to {reply.redirected_to}, which may be a login page")
     if reply.status in (401, 403) or reply.is_html:
-        raise access_denied_error(
-            name, "a page for people came in its place" if reply.status == 200 else f"HTTP {reply.status}"
-        )
+        raise access_denied_error(name, "the server returned HTML" if reply.status == 200 else f"HTTP {reply.status}")
     if reply.status not in (200, 206):
         raise ServerError(f"HTTP {reply.status}")
 
 
 def access_denied_error(name: str, error: object) -> AuthError:
-    """Return the error for a place that may not be read."""
+    """Return the error for a source to which access was denied."""
     return AuthError(
-        f"{name} refused to be read ({clean_message(error)}); check your rights, and that your credentials lie in "
-        f"~/.cloudvolume/secrets, where CloudVolume looks for them{unsent_password_hint()}"
+        f"access to {name} was denied ({clean_message(error)}); check your permissions, and that your credentials are "
+        f"in ~/.cloudvolume/secrets, where CloudVolume expects them{unsent_password_hint()}"
     )
 
 
 def make_chunk_decoder(source: StoredLayer, mip: int) -> Callable[[bytes, Index3], npt.NDArray[Any]]:
-    """Return what makes the voxels (z, y, x) of a chunk from its bytes, or raises `DamagedChunkError`."""
+    """Return a function that decodes the bytes of a chunk to voxels (z, y, x), or raises `DamagedChunkError`."""
     scale, channels = source.info["scales"][mip], int(source.info.get("num_channels", 1))
     encoding = source.levels[mip].encoding
     block = scale.get("compressed_segmentation_block_size", (8, 8, 8))
@@ -254,20 +252,20 @@ def make_chunk_decoder(source: StoredLayer, mip: int) -> Callable[[bytes, Index3
         z, y, x = shape
         whole = (x, y, z, channels)
         found = decode_chunk(body, encoding, whole, source.dtype, block)
-        # (x, y, z, channel) in Fortran order: transposed it is C order without a copy.
+        # The transpose of (x, y, z, channel) in Fortran order is in C order without a copy.
         return found.reshape(whole)[..., source.channel].T
 
     return decode
 
 
 def chunk_name(offset: tuple[float, ...], chunk: IndexBox) -> str:
-    """Return the name of a chunk's file, which tells its place in absolute voxels."""
+    """Return the file name of a chunk, which contains its position in absolute voxels."""
     spans = zip(offset, chunk.start[::-1], chunk.stop[::-1], strict=True)
     return "_".join(f"{int(o) + a}-{int(o) + b}" for o, a, b in spans)
 
 
 def chunks_of(box: IndexBox, chunks: Index3) -> Iterator[IndexBox]:
-    """Yield the chunks that a box touches, whole."""
+    """Yield the boxes of all chunks that overlap a box."""
     ranges = [range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, chunks, strict=True)]
     for z in ranges[0]:
         for y in ranges[1]:
@@ -277,21 +275,21 @@ def chunks_of(box: IndexBox, chunks: Index3) -> Iterator[IndexBox]:
 
 
 def is_absent(reply: Reply, url: str) -> bool:
-    """Tell whether an answer says that a file of a folder is not there, and not that it may not be read."""
-    # A bucket says 403 for what is not there, too; a server that checks tokens means it.
+    """Return whether a response means that a file is missing, and not that access is denied."""
+    # Buckets also answer 403 for missing objects; servers that check tokens do not.
     return not reply.redirected_to and (reply.status == 404 or (reply.status == 403 and not url.startswith(MIDDLEAUTH)))
 
 
 def _checksum_problem(reply: Reply) -> str:
-    """Tell whether a body differs from what its store knows of it: Google's sends the MD5 of what it holds."""
+    """Return the problem of a body that differs from the MD5 in its headers, which Google's servers send."""
     sums = dict(part.strip().split("=", 1) for part in reply.headers.get("x-goog-hash", "").split(",") if "=" in part)
     if "md5" not in sums or not _is_body_as_stored(reply.headers):
         return ""
     found = base64.b64encode(hashlib.md5(reply.body, usedforsecurity=False).digest()).decode()
-    return "" if found == sums["md5"] else "the body is not what its checksum says"
+    return "" if found == sums["md5"] else "the body does not match its checksum"
 
 
 def _is_body_as_stored(headers: Mapping[str, str]) -> bool:
-    # A server may unpack what it holds on the way out: then the sum is that of other bytes.
+    # A server may decompress an object before it sends it. The checksum is that of the compressed object.
     stored = headers.get("x-goog-stored-content-encoding", "identity")
     return stored == headers.get("content-encoding", "identity")

@@ -1,7 +1,7 @@
-"""Raw chunks in files of this machine, put down where they belong in one step.
+"""Fast reading of raw chunks from local files.
 
-CloudVolume puts a box together in an array of its own, from bytes that it read into others: for voxels that need no
-decoding these copies are most of the work.
+CloudVolume copies every chunk twice to assemble a box. For raw chunks, which need no decoding, these copies take most
+of the time, so this module reads them directly into the result.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from imageryxr.sources.precomputed.chunks import StoredLayer, chunk_name, chunks
 
 
 def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] | None:
-    """Return the voxels of a box inside a layer, or None where CloudVolume has to read it, or to say what is wrong.
+    """Return the voxels of a box inside a layer, or None if CloudVolume must read it.
 
-    That is a layer elsewhere, encoded or in shards, and one of whose chunks a file is compressed, absent or damaged.
+    CloudVolume reads layers that are remote, encoded or sharded, and boxes with compressed, missing or damaged chunks,
+    for which it raises the error.
 
     Parameters
     ----------
     source : PrecomputedSource
     mip, box
-        What to read.
+        Level and box to read.
     """
     level, scale = source.levels[mip], source.info["scales"][mip]
     if not source.url.startswith("file://") or level.encoding != "raw" or "sharding" in scale:
@@ -39,14 +40,14 @@ def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] |
         whole, part = chunk.clip(level.grid.box), chunk.clip(box)
         size = whole.voxels * channels * dtype.itemsize
         path = f"{folder}/{chunk_name(level.grid.voxel_offset, whole)}"
-        if not _has_size(path, size):  # before anything of that size is allocated
+        if not _has_size(path, size):  # checked before memory of that size is allocated
             return None
         if len(stored) != size + 1:
             stored = np.empty(size + 1, np.uint8)
         if not _read_into(stored, path):
             return None
         out = np.empty(box.shape, source.dtype) if out is None else out
-        # x is the fastest, then y, z and the channel
+        # x varies fastest, then y, z and the channel
         voxels = stored[:size].view(dtype).reshape(channels, *whole.shape)[source.channel]
         out[part.slices(box)] = voxels[part.slices(whole)]
     return out
@@ -60,7 +61,7 @@ def _has_size(path: str, size: int) -> bool:
 
 
 def _read_into(stored: npt.NDArray[np.uint8], path: str) -> bool:
-    """Read a file into an array that has one byte more; return whether it is of that length, and no web page."""
+    """Read a file into an array that is one byte longer; return whether the length is right and it is not HTML."""
     try:
         with open(path, "rb", buffering=0) as file:
             length = file.readinto(stored.data)

@@ -1,7 +1,7 @@
-"""Sharded precomputed layers over http: which bytes of which files hold a chunk.
+"""Locations of chunks in sharded precomputed layers that are read over http.
 
-The format: Neuroglancer's ``precomputed/sharded.md``. A shard begins with an index of its minishards; a minishard's
-index tells where chunks lie. Indexes are remembered, so that a block asks for its chunks only.
+The format is that of Neuroglancer's ``precomputed/sharded.md``. A shard starts with an index of its minishards; the
+index of a minishard contains the offsets of chunks. Indexes are cached, so that most blocks request only chunks.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.threads import run_in_parallel
 
 Index = npt.NDArray[np.uint64]
-# Returns bytes [start, stop) of a file in the level's folder; None where there is no such file.
+# Returns bytes [start, stop) of a file in the folder of the level; None if there is no such file.
 GetBytes = Callable[[str, int, int, threading.Event], bytes | None]
 
 REMEMBERED = 512
-# Chunks that lie together are asked for together, up to so many bytes.
+# Largest request in bytes for adjacent chunks.
 LARGEST = 8 << 20
 
-# Address of the level, name of the shard, and for an index of a minishard its number.
+# Address of the level, name of the shard, and for the index of a minishard its number.
 Key = tuple[str, ...]
 
 _indexes: OrderedDict[Key, Index] = OrderedDict()
@@ -36,7 +36,7 @@ _lock = threading.Lock()
 
 
 def chunk_ids(points: Sequence[Index3], shape: Index3, chunks: Index3) -> list[int]:
-    """Return the number of each chunk, by its place (z, y, x) in the grid of chunks: a compressed Morton code."""
+    """Return the ids of chunks: compressed Morton codes of their positions (z, y, x) in the grid of chunks."""
     from cloudvolume.datasource.precomputed.common import compressed_morton_code
 
     grid = [-(-n // c) for n, c in zip(shape[::-1], chunks[::-1], strict=True)]
@@ -47,20 +47,20 @@ def chunk_ids(points: Sequence[Index3], shape: Index3, chunks: Index3) -> list[i
 def fetch_shards(
     folder: str, sharding: dict[str, Any], ids: Sequence[int], get: GetBytes, connection: Connection
 ) -> Callable[[int], tuple[str, int, int] | None]:
-    """Fetch the indexes of chunks, and return what tells where one lies: file, start and stop, or None for nowhere.
+    """Fetch the indexes of chunks, and return a function from a chunk id to (file, start, stop), or None if missing.
 
     Parameters
     ----------
     folder : str
-        Address of the level, which its indexes are remembered by.
+        Address of the level, the key of its cached indexes.
     sharding : dict
-        What the ``info`` says of it.
+        Member ``sharding`` of the ``info``.
     ids : sequence of int
-        Numbers of chunks.
+        Ids of the chunks.
     get : callable
         Fetches bytes.
     connection : Connection
-        How.
+        Options of requests.
     """
     from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
 
@@ -68,9 +68,7 @@ def fetch_shards(
     places = {i: _shard_location(spec, i) for i in ids}
     length = 16 << int(sharding["minishard_bits"])
     if length > METADATA_BYTES:
-        raise ValueError(
-            f"the index of each of its shards would take {length:,} bytes; {METADATA_BYTES:,} are the most"
-        )
+        raise ValueError(f"the index of a shard would take {length:,} bytes; the limit is {METADATA_BYTES:,}")
 
     def shard(key: Key, stop: threading.Event) -> Index | None:
         body = get(key[1], 0, length, stop)
@@ -82,7 +80,7 @@ def fetch_shards(
         index = outer[key[:2]]
         start, end = (0, 0) if index is None else (int(b) for b in index[int(key[2])])
         if end - start > METADATA_BYTES:
-            raise ValueError(f"{key[1]} says that the index of a minishard takes {end - start:,} bytes: it is damaged")
+            raise ValueError(f"{key[1]} is damaged: it states a minishard index of {end - start:,} bytes")
         body = get(key[1], start, end, stop) if end > start else None
         return (
             None if body is None else _parse(_decompress(body, spec.minishard_index_encoding, METADATA_BYTES), length)
@@ -105,7 +103,7 @@ def fetch_shards(
 def group_ranges(
     places: dict[int, tuple[str, int, int] | None],
 ) -> list[tuple[str, int, int, list[tuple[int, int, int]]]]:
-    """Return ranges of files to fetch, each with the chunks (number, start, stop) in it."""
+    """Return the ranges of files to fetch, each with its chunks as (id, start, stop)."""
     by_file: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
     for chunk, place in places.items():
         if place is not None:
@@ -122,7 +120,7 @@ def group_ranges(
 
 
 def decompress_chunk(sharding: dict[str, Any], body: bytes, limit: int) -> bytes:
-    """Return a chunk of at most so many bytes as it was before it was compressed for its shard."""
+    """Return a chunk of at most ``limit`` bytes, without the compression of its shard."""
     return _decompress(body, str(sharding.get("data_encoding", "raw")), limit)
 
 
@@ -135,14 +133,14 @@ def _decompress(body: bytes, encoding: str, limit: int) -> bytes:
     if encoding == "raw":
         return body
     if encoding != "gzip":
-        raise ValueError(f"its shard is stored as {encoding!r}, and the format has raw and gzip")
+        raise ValueError(f"its shard is stored as {encoding!r}; the format defines raw and gzip")
     return decompress(body, "gzip", limit)
 
 
 def _parse(body: bytes, length: int) -> Index:
-    # Three rows of differences: ids, places behind the end of the one before, and sizes.
+    # Three rows: differences of ids, gaps between the end of a chunk and the start of the next, and sizes.
     if len(body) % 24:
-        raise ValueError(f"the index of a minishard has {len(body)} bytes, which are no rows of three")
+        raise ValueError(f"the index of a minishard has {len(body)} bytes, which is not a multiple of 24")
     rows = np.frombuffer(body, "<u8").reshape(3, -1).astype(np.uint64)
     ids, sizes = np.cumsum(rows[0]), rows[2]
     starts = np.cumsum(rows[1]) + np.concatenate([[0], np.cumsum(sizes[:-1])]).astype(np.uint64) + np.uint64(length)
@@ -157,10 +155,10 @@ def _get_indexes(
         for key in keys & _indexes.keys():
             _indexes.move_to_end(key)
             found[key] = _indexes[key]
-    asked = sorted(keys - found.keys())
-    for key, index in zip(asked, run_in_parallel(fetch, asked, connection.concurrency), strict=True):
+    unknown = sorted(keys - found.keys())
+    for key, index in zip(unknown, run_in_parallel(fetch, unknown, connection.concurrency), strict=True):
         found[key] = index
-        if index is not None:  # what is not there now may be written yet
+        if index is not None:  # a missing shard may be written later, so it is not cached
             with _lock:
                 _indexes[key] = index
                 while len(_indexes) > REMEMBERED:
@@ -169,11 +167,11 @@ def _get_indexes(
 
 
 def clear_indexes() -> None:
-    """Forget all indexes that this process knows."""
+    """Clear the cache of indexes."""
     global _lock
     _lock = threading.Lock()
     _indexes.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=clear_indexes)  # a lock may have been held by a thread that is not there
+    os.register_at_fork(after_in_child=clear_indexes)  # in a forked child, the lock may be held by a missing thread

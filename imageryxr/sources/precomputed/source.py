@@ -1,9 +1,9 @@
 """Neuroglancer precomputed layers, read through CloudVolume.
 
-The format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. CloudVolume fetches and
-decodes; the metadata are read here once, at opening, and handed to every CloudVolume, so that a worker asks for
-chunks only. What comes over http is fetched in `chunks`, with timeouts, and decoded by CloudVolume; raw chunks in local
-files need nothing of it.
+Format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. The metadata are read once, when
+the layer is opened, and passed to every CloudVolume, so that a worker requests chunks only. CloudVolume fetches and
+decodes chunks, with two exceptions: `chunks` fetches them over http, with timeouts, and `raw_files` reads raw chunks
+from local files.
 """
 
 from __future__ import annotations
@@ -64,62 +64,62 @@ from imageryxr.sources.precomputed.raw_files import read_raw
 
 @dataclass(frozen=True)
 class PrecomputedSource:
-    """A precomputed layer with its ``info`` in hand."""
+    """A precomputed layer, including its ``info``."""
 
     url: str = field(repr=False)
-    """Where it lies, ``protocol://…``; a web address may hold a password."""
+    """Location ``protocol://…``; a web address may contain a password."""
     name: str
-    """Its address without anything secret."""
+    """Address without secrets."""
     info_text: str = field(repr=False)
-    """The ``info`` file as canonical JSON: text is hashed, compared and pickled for nothing."""
+    """The ``info`` file as canonical JSON, which is cheap to hash, compare and pickle."""
     missing: Missing = None
-    """What to do about a chunk that the store does not have; None raises, as "raise" does."""
+    """Policy for missing chunks; None raises, like "raise"."""
     channel: int = 0
-    """Which channel is read."""
+    """Index of the channel to read."""
     layer_type: LayerType = "image"
-    """What it is opened as."""
+    """Kind of layer that it is opened as."""
     token: Token | None = field(default=None, compare=False)
-    """What ``middleauth`` servers are asked with."""
+    """Token for ``middleauth`` servers."""
     connection: Connection = field(default=Connection(), compare=False, repr=False)
-    """How web servers are asked."""
+    """Options of requests to web servers."""
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """The ``info`` file."""
+        """Content of the ``info`` file."""
         parsed: dict[str, Any] = json.loads(self.info_text)
         return parsed
 
     @property
     def declared_type(self) -> str | None:
-        """What the layer says that it is, whatever it was opened as."""
-        said = self.info.get("type")
-        return None if said is None else str(said)
+        """Kind of layer that the ``info`` declares; `layer_type` may differ."""
+        kind = self.info.get("type")
+        return None if kind is None else str(kind)
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """The type of the voxels."""
+        """Data type of the voxels."""
         dtype: np.dtype[Any] = np.dtype(self.info["data_type"])
         return dtype
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """Nothing: the format holds no contrast or colour."""
+        """Empty: the format has no contrast limits or colours."""
         return {}
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
-        """Every scale of the ``info``."""
+        """All scales of the ``info``."""
         return tuple(info_level(mip, scale) for mip, scale in enumerate(self.info["scales"]))
 
     def check(self, mip: int) -> None:
-        """Raise `CodecError` if a level's encoding is not known, or its package not installed."""
+        """Raise `CodecError` if the encoding of a level is unknown, or its package is not installed."""
         encoding = self.levels[mip].encoding
         if encoding not in ENCODINGS:
             raise CodecError(
-                f"{self.name} is stored as {encoding[:60]!r} at mip {mip}, which is none of {', '.join(ENCODINGS)}; if "
-                "that is a new encoding, a newer cloud-volume and imageryxr may read it"
+                f"{self.name} is stored as {encoding[:60]!r} at mip {mip}, but supported are {', '.join(ENCODINGS)}; "
+                "if that is a new encoding, newer versions of cloud-volume and imageryxr may support it"
             )
-        # Other decoders of PNG take 16-bit pictures of one or three channels for damaged.
+        # Other PNG decoders reject 16-bit pictures of one or three channels.
         is_deep = encoding == "png" and self.dtype.itemsize > 1
         module, package = CODECS["jxl"] if is_deep else CODECS.get(encoding, ("", ""))
         if module and find_spec(module) is None:
@@ -129,7 +129,7 @@ class PrecomputedSource:
             )
 
     def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        """Return the voxels of a box (z, y, x), 0 outside the layer; one CloudVolume call."""
+        """Return the voxels of a box (z, y, x), 0 outside the layer."""
         return read_filled(self, mip, box)
 
     def read_inside(self, mip: int, box: IndexBox, on_chunk: ChunkCallback | None = None) -> npt.NDArray[Any]:
@@ -145,8 +145,8 @@ class PrecomputedSource:
         except EmptyVolumeException as error:
             if self.missing not in (None, "raise"):
                 return self._read_with_missing_chunks(mip, box, on_chunk)
-            hint = "missing='fill' takes background for chunks that the store does not have, 'warn' says which"
-            cause = f"the store has no chunk {error}, or does not let it be read"
+            hint = "missing='fill' fills missing chunks with background, 'warn' also lists them"
+            cause = f"the store has no chunk {error}, or denies access to it"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
 
     def _is_on_web(self) -> bool:
@@ -175,7 +175,7 @@ class PrecomputedSource:
         except (EmptyVolumeException, ImageryError):
             raise
         except ImportError as error:
-            raise CodecError(f"{self.name}: {error}; pip install 'imageryxr[codecs]' brings all encodings") from error
+            raise CodecError(f"{self.name}: {error}; pip install 'imageryxr[codecs]' installs all encodings") from error
         except Exception as error:
             if status_of(error) in (401, 403):
                 raise chunks.access_denied_error(self.name, error) from error
@@ -186,7 +186,7 @@ class PrecomputedSource:
 
         offset = np.array(self.levels[mip].grid.voxel_offset)
         bounds = Bbox(np.array(box.start[::-1]) + offset, np.array(box.stop[::-1]) + offset)
-        # CloudVolume gives (x, y, z, channel) in Fortran order: transposed it is C order without a copy.
+        # CloudVolume returns (x, y, z, channel) in Fortran order; its transpose is in C order without a copy.
         voxels = np.asarray(_open_volume(self.url, self.info_text, os.getpid()).download(bounds, mip=mip))
         return voxels.reshape(*box.shape[::-1], -1)[..., self.channel].T
 
@@ -196,7 +196,8 @@ class PrecomputedSource:
         read = self._download if self._is_on_web() else self._read_each_chunk
         out = read(mip, box, found, on_chunk)
         boxes = [str(level.grid.crop(missing).bbox) for missing in sorted(found)]
-        # CloudVolume takes 403 for 404, as buckets that may not be listed do: then the metadata are still readable.
+        # CloudVolume treats 403 like 404, because buckets without list permission answer 403 for missing objects. If
+        # the metadata are not readable either, access was denied.
         address = Address("precomputed", self.url)
         if boxes and _is_remote(self.url) and fetch_info(address, self.connection, self.token) is None:
             raise chunks.access_denied_error(self.name, "403")
@@ -227,7 +228,7 @@ class PrecomputedSource:
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # what is derived is derived again
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # cached properties are computed again
 
     def __dask_tokenize__(self) -> object:
         return ("imageryxr.precomputed", self.url, self.info_text, self.missing, self.channel, self.layer_type)
@@ -235,8 +236,8 @@ class PrecomputedSource:
 
 @lru_cache(maxsize=64)
 def _open_volume(url: str, info_text: str, pid: int) -> Any:
-    # One volume a process (a forked child gets its own), shared by its threads: CloudVolume is thread-safe while
-    # mip is passed as an argument and neither its cache nor `parallel` is used.
+    # The threads of a process share one volume; a forked child gets its own, by its pid. CloudVolume is thread-safe as
+    # long as mip is passed as an argument and neither its cache nor `parallel` is used.
     from cloudvolume import CloudVolume
 
     info = checked_members(json.loads(info_text))
@@ -246,7 +247,7 @@ def _open_volume(url: str, info_text: str, pid: int) -> Any:
         mip=real,  # CloudVolume prints a warning when it starts on a placeholder
         info=info,
         provenance={},
-        bounded=False,  # it checks bounds at another mip than the one asked for; boxes are clipped here
+        bounded=False,  # CloudVolume checks bounds at another mip than the requested one; boxes are clipped here
         fill_missing=False,
         progress=False,
         parallel=1,
@@ -277,16 +278,16 @@ _VOLUME = "neuroglancer_multiscale_volume"
 def fetch_info(
     address: Address, connection: Connection | None = None, token: Token | None = None
 ) -> dict[str, Any] | None:
-    """Return the ``info`` file at an address, or None where there is none; one request.
+    """Return the ``info`` file at an address, or None if there is none; makes one request.
 
     Raises
     ------
     AuthError
-        If the server asks for a token or refuses the one it got.
+        If the server requires a token or rejects the given one.
     SourceError
-        If what came is no JSON object.
+        If the file is not a JSON object.
     ChunkReadError
-        If the server did not answer.
+        If the request fails.
     """
     path = address.local_path
     if path is not None and not path.is_dir():
@@ -298,7 +299,7 @@ def fetch_info(
             raise
         raise ChunkReadError(f"could not read {address.public}/info: {error}") from error
     except ValueError as error:
-        raise SourceError(f"{address.public}/info is not JSON ({error}): a login page or a broken file?") from None
+        raise SourceError(f"{address.public}/info is not JSON ({error}); it may be a login page or damaged") from None
     except Exception as error:
         if status_of(error) in (401, 403):
             raise chunks.access_denied_error(address.public, error) from error
@@ -306,7 +307,7 @@ def fetch_info(
             f"could not read {address.public}/info: {type(error).__name__}: {clean_message(error)}"
         ) from error
     if info is not None and not isinstance(info, dict):
-        raise SourceError(f"{address.public}/info holds a {type(info).__name__}, not the JSON object of a layer")
+        raise SourceError(f"{address.public}/info contains a {type(info).__name__} instead of a JSON object")
     return info
 
 
@@ -329,27 +330,27 @@ def open_precomputed(
     token: Token | None = None,
     connection: Connection | None = None,
 ) -> PrecomputedSource:
-    """Return the source of a precomputed layer; reads its ``info`` unless that is in hand, and no voxel.
+    """Return the source of a precomputed layer; reads its ``info`` unless it is given, and no voxels.
 
     Raises
     ------
     SourceNotFoundError
         If there is no ``info`` file.
     SourceError
-        If it is not that of a volume.
+        If the ``info`` does not describe a volume.
     """
     connection = connection or Connection()
     info = fetch_info(address, connection, token) if info is None else info
     name = f"precomputed://{address.public}"
     if info is None:
         raise SourceNotFoundError(
-            f"there is no precomputed layer at {name}: no file {address.public}/info, or none that may be read; check "
+            f"there is no precomputed layer at {name}: {address.public}/info does not exist or cannot be read; check "
             "the path, or name another format, e.g. zarr://…"
         )
     problem = info_problem(info)
     if problem:
         kind = SourceError if info.get("@type", _VOLUME) == _VOLUME else NoVolumeError
-        raise kind(f"the info file of {name} is not that of a precomputed volume: {problem}")
+        raise kind(f"the info file of {name} does not describe a precomputed volume: {problem}")
     info = complete_info(info)
     number = pick_index(name, "channel", info["num_channels"], channel)
     layer_type: LayerType = "segmentation" if info["type"] == "segmentation" else "image"

@@ -58,7 +58,7 @@ def test_naive_is_utc_and_warns(value, zone, monkeypatch):
     time.tzset()
     try:
         with pytest.warns(
-            ix.NaiveTimestampWarning, match="no time zone and is taken as UTC; write 2023-11-16T02:00:00.25"
+            ix.NaiveTimestampWarning, match="no time zone and is interpreted as UTC; write 2023-11-16T02:00:00.25"
         ):
             assert instant_of(value) == Instant(MICROS)
     finally:
@@ -82,7 +82,7 @@ def test_naive_is_utc_and_warns(value, zone, monkeypatch):
         (np.int64(1_700_100_000_250_000_000), "nanoseconds: divide by 1000000000$"),
         (10**400, "not seconds since 1970$"),
         (1e300, "not seconds since 1970$"),
-        (np.float32(1_700_100_000.25), "float32, which cannot tell times that are a minute apart"),
+        (np.float32(1_700_100_000.25), "float32, whose precision is worse than a minute"),
         (np.array([1_700_100_000.25]), "no instant"),
         (True, "no instant"),
         (np.datetime64("NaT"), "NaT"),
