@@ -98,7 +98,7 @@ class TestRootsThatAreNotCurrent:
         assert cave.count("is_latest_roots") == asked
 
     def test_what_is_no_root_at_all(self, cave, state):
-        with pytest.warns(ix.LinkWarning, match=r"selects what has no voxel to colour: 7 is no id of a graph"):
+        with pytest.warns(ix.LinkWarning, match=r"selects what has no voxel to colour: 7 is not an id of a graph"):
             ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, 7), allow_local=True)
 
 

@@ -1,7 +1,7 @@
-"""A table of a PyChunkedGraph server: what joins supervoxels to roots, as it was at an instant.
+"""Requests to a table of a PyChunkedGraph server, which maps supervoxels to roots at an instant.
 
-The protocol: https://github.com/CAVEconnectome/PyChunkedGraph. Neither client will do: cloud-volume rounds instants up
-to whole seconds, caveclient asks without timeouts, and both pass zeros and supervoxels off as roots.
+Protocol: https://github.com/CAVEconnectome/PyChunkedGraph. Existing clients do not suffice: cloud-volume rounds
+instants up to whole seconds, caveclient has no timeouts, and both return zeros and supervoxels as roots.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from imageryxr.sources.json_members import parse_json
 
 Ids = npt.NDArray[np.uint64]
 
-# Ids in one request: cloud-volume sends as many.
+# Ids in one request, as in cloud-volume.
 BATCH = 250_000
-# Supervoxels whose roots a process remembers, for each table and instant, and for how many of these.
+# Cached roots for each table and instant, and number of cached tables and instants.
 REMEMBERED, STATES = 2_000_000, 8
-# Clocks that differ by no more than this are taken to agree.
+# Largest difference of clocks that are considered equal.
 CLOCK_SECONDS = 2.0
 
 _PATHS = re.compile(r"(https?://[^/]+)/(\w+)/(?:api/v\d+/table|api/v\d+|table|\d+\.\d+)/([\w.\-]+)/?$")
@@ -43,41 +43,41 @@ _PATHS = re.compile(r"(https?://[^/]+)/(\w+)/(?:api/v\d+/table|api/v\d+|table|\d
 
 @dataclass(frozen=True)
 class ChunkedGraph:
-    """A table on a server: a value that holds no connection."""
+    """A table on a server; a plain value without open connections."""
 
     server: str
-    """``https://host``."""
+    """Address of the server, ``https://host``."""
     service: str
-    """First word of its paths: ``segmentation``."""
+    """First part of its paths, such as ``segmentation``."""
     table: str
-    """Its name."""
+    """Name of the table."""
     token: Token | None = field(default=None, compare=False)
-    """What the server is asked with."""
+    """Token of requests."""
     connection: Connection = field(default=Connection(), compare=False, repr=False)
-    """How it is asked."""
+    """Options of requests."""
 
     @property
     def name(self) -> str:
-        """Its address, without anything secret."""
+        """Address of the table, without secrets."""
         return f"graphene://{self.server}/{self.service}/table/{self.table}"
 
     def info(self) -> tuple[dict[str, Any], Instant | None]:
-        """Return the table's ``info``, and what the server's clock says.
+        """Return the table's ``info``, and the time of the server's clock.
 
         Raises
         ------
         SourceNotFoundError
             If there is no such table.
         SourceError
-            If what came is no ``info``.
+            If the ``info`` does not describe a graphene segmentation.
         AuthError, ServerError
-            If it may not be read, or did not come.
+            If access is denied or the request fails.
         """
         url = f"{self.server}/{self.service}/table/{self.table}/info"
         try:
             reply = request_service("GET", url, self.connection, self.token)
         except ServerError as error:
-            # PyChunkedGraph answers 500 for a table that is not there, as it does for a fault of its own.
+            # PyChunkedGraph answers 500 both for unknown tables and for its own faults.
             if "HTTP 500" in str(error) and self._is_up():
                 raise self._missing_table_error(
                     "HTTP 500, while the server works: its answer to unknown names"
@@ -91,71 +91,71 @@ class ChunkedGraph:
         found = self._json_object(reply)
         absent = [key for key in ("graph", "data_dir", "scales", "data_type") if key not in found]
         if absent:
-            raise SourceError(f"the info of {self.name} is not that of a graphene segmentation: it lacks {absent[0]!r}")
+            raise SourceError(f"the info of {self.name} describes no graphene segmentation: it lacks {absent[0]!r}")
         return found, _clock(reply)
 
     def oldest(self) -> Instant | None:
-        """Return the first instant at which the graph has a state; None if the server does not tell."""
+        """Return the first instant at which the graph has a state, or None if the server returns none."""
         reply = self._request("GET", "oldest_timestamp", missing_ok=True)
         if reply.status == 404:
             return None
-        told = self._json_object(reply).get("iso")
+        text = str(self._json_object(reply).get("iso"))
         try:
-            return instant_of(str(told), naive_is_utc=True)
+            return instant_of(text, naive_is_utc=True)
         except TimestampError:
-            raise ServerError(f"{self.name}: its oldest timestamp makes no sense: {str(told)[:80]!r}") from None
+            raise ServerError(f"{self.name}: its oldest timestamp is not valid: {text[:80]!r}") from None
 
     def roots(self, supervoxels: Ids, instant: Instant, layers: int | None, shift: int) -> Ids:
-        """Return the root of each supervoxel at an instant, from what this process knows or in one request.
+        """Return the root of each supervoxel at an instant, from the cache of this process or by a request.
 
         Parameters
         ----------
         supervoxels : uint64[k]
             Ascending, distinct, without 0.
         instant : Instant
-            When.
+            Instant of the roots.
         layers, shift : int
-            The layer of roots, and how many bits lie behind an id's layer.
+            Layer number of roots, and the number of bits after the layer number of an id.
 
         Raises
         ------
         ServerError
-            If no sensible roots came for all of them.
+            If the request fails, or a returned id is not a root.
         """
         memory = _memory_of((self.server, self.service, self.table), instant)
         known, roots = memory.look_up(supervoxels)
-        asked = supervoxels[~known]
-        if asked.size:
-            found = np.concatenate([self._request_roots(part, instant) for part in _batches(asked)])
-            self._check_roots(asked, found, instant, layers, shift)
-            memory.remember(asked, found)
+        unknown = supervoxels[~known]
+        if unknown.size:
+            found = np.concatenate([self._request_roots(part, instant) for part in _batches(unknown)])
+            self._check_roots(unknown, found, instant, layers, shift)
+            memory.remember(unknown, found)
             roots[~known] = found
         return roots
 
     def are_current(self, ids: Ids, instant: Instant) -> npt.NDArray[np.bool_]:
-        """Tell which ids are roots at an instant."""
+        """Return which ids are roots at an instant."""
         check = _list_check("is_latest", len(ids))
         reply = self._request("POST", f"is_latest_roots?timestamp={instant.seconds}", {"node_ids": ids.tolist()}, check)
         return np.array(self._json_object(reply)["is_latest"], dtype=bool)
 
     def creation_times(self, roots: Sequence[int]) -> dict[int, Instant]:
-        """Return when each root came to be, without those that are none."""
+        """Return the creation time of each root; ids that are not roots are left out."""
         found = self._times(roots)
-        # Ids that are no roots are left out of the answer, which does not tell which.
+        # The server omits ids that are not roots, without naming them.
         if len(found) != len(roots):
             each = run_in_parallel(lambda root, stop: self._times([root]), roots, self.connection.concurrency)
             return {root: times[0] for root, times in zip(roots, each, strict=True) if times}
         return dict(zip(roots, found, strict=True))
 
     def current_relatives(self, made: dict[int, Instant], instant: Instant) -> dict[int, list[int]]:
-        """Return the roots that each root became, or that it was made of, and that are current at an instant.
+        """Return the ancestors and descendants of each root that are current at an instant.
 
         Parameters
         ----------
         made : dict
-            Roots, and when they came to be.
+            Creation time of each root.
         instant : Instant
-            When.
+            Instant at which the relatives are current.
         """
         lines = run_in_parallel(
             lambda item, stop: self._lineage(*item, instant), list(made.items()), self.connection.concurrency
@@ -173,7 +173,7 @@ class ChunkedGraph:
         return [instant_of(time) for time in self._json_object(reply)["timestamp"]]
 
     def _lineage(self, root: int, made: Instant, instant: Instant) -> set[int]:
-        # Forebears that were current at the instant were made before it: all of the past is asked for then.
+        # Ancestors that were current at an earlier instant were created before it, so the whole past is requested.
         since = f"&timestamp_past={made.seconds}" if made <= instant else ""
         path = f"lineage_graph_multiple?timestamp_future={max(made, instant).seconds}{since}"
         reply = self._request("POST", path, {"root_ids": [root]}, _list_check("nodes", None), missing_ok=True)
@@ -183,7 +183,7 @@ class ChunkedGraph:
         ids = [int(i) if isinstance(i, str) and re.fullmatch("[0-9]{1,20}", i) else i for i in ids]
         numbers = {i for i in ids if isinstance(i, int) and 0 <= i < 2**64}
         if len(numbers) < len(set(map(str, ids))):
-            raise ServerError(f"{self.name} answered with a lineage of root {root} whose nodes have no ids")
+            raise ServerError(f"{self.name} returned a lineage of root {root} whose nodes have no ids")
         return numbers - {root}
 
     # -----------------------------------------------------------------------------------------------------
@@ -209,31 +209,33 @@ class ChunkedGraph:
 
     def _request_roots(self, supervoxels: Ids, instant: Instant) -> Ids:
         def check(reply: Reply) -> str:
-            got, want = len(reply.body), 8 * len(supervoxels)
-            return "" if got == want else f"{got} bytes of roots came for {len(supervoxels)} supervoxels, not {want}"
+            size, expected = len(reply.body), 8 * len(supervoxels)
+            if size == expected:
+                return ""
+            return f"the server returned {size} bytes of roots for {len(supervoxels)} supervoxels instead of {expected}"
 
         body = supervoxels.astype("<u8").tobytes()
         reply = self._request("POST", f"roots_binary?timestamp={instant.seconds}", body, check)
         return np.frombuffer(reply.body, "<u8").astype(np.uint64)
 
-    def _check_roots(self, asked: Ids, found: Ids, instant: Instant, layers: int | None, shift: int) -> None:
+    def _check_roots(self, supervoxels: Ids, found: Ids, instant: Instant, layers: int | None, shift: int) -> None:
         bad = found == 0
         if layers is not None:
             bad |= (found >> np.uint64(shift)) != np.uint64(layers)
         else:
-            bad |= found == asked
+            bad |= found == supervoxels
         if bad.any():
             first = int(np.argmax(bad))
             raise ServerError(
-                f"{self.name} has no root at {instant} for {int(bad.sum())} of {len(asked)} supervoxels: for "
-                f"{int(asked[first])} it answered {int(found[first])}, which is no root id; either the supervoxels are "
-                "not those of this table, or the instant lies before the graph's first"
+                f"{self.name} has no root at {instant} for {int(bad.sum())} of {len(supervoxels)} supervoxels: for "
+                f"{int(supervoxels[first])} it returned {int(found[first])}, which is not a root id; either the "
+                "supervoxels belong to another table, or the instant lies before the graph's first"
             )
 
     def _json_object(self, reply: Reply) -> dict[str, Any]:
         found = parse_json(reply.body) if not json_problem(reply) else None
         if not isinstance(found, dict):
-            raise ServerError(f"{self.name} answered with something that is no JSON object")
+            raise ServerError(f"the answer of {self.name} is not a JSON object")
         return found
 
     def _is_up(self) -> bool:
@@ -245,23 +247,23 @@ class ChunkedGraph:
 
     def _missing_table_error(self, why: str) -> SourceNotFoundError:
         return SourceNotFoundError(
-            f"there is no table {self.table!r} on {self.server}, or it fails there ({why}); check the name: "
-            "imageryxr.open_datastack finds the right one by the name of the datastack"
+            f"there is no table {self.table!r} on {self.server}, or the server fails ({why}); check the name, or open "
+            "the datastack with imageryxr.open_datastack, which finds its table"
         )
 
 
 def graph_at(address: Address, *, token: Token | str | None, connection: Connection) -> ChunkedGraph:
-    """Return the table at an address; asks nothing.
+    """Return the table at an address; makes no request.
 
     Raises
     ------
     SourceError
-        If the address is none of those that graphene tables have.
+        If the address does not have the form of a graphene table.
     """
     found = _PATHS.match(address.url.removeprefix("middleauth+"))
     if found is None:
         raise SourceError(
-            f"graphene://{address.public} names no table of a graph server; write "
+            f"graphene://{address.public} is not the address of a table on a graph server; write "
             "graphene://https://HOST/segmentation/table/TABLE"
         )
     server, service, table = found.groups()
@@ -271,21 +273,21 @@ def graph_at(address: Address, *, token: Token | str | None, connection: Connect
 
 
 def pin_instant(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instant:
-    """Return the one instant of a layer: the one asked for, or now.
+    """Return the instant of a layer: the given timestamp, or the current time.
 
     Parameters
     ----------
     graph : ChunkedGraph
-        Is asked when it begins.
+        Table of the layer; its oldest timestamp is requested.
     timestamp : datetime, str, float, Instant or None
-        As given; None and "now" mean now.
+        Given timestamp; None and "now" select the current time.
     clock : Instant, optional
-        What the server's clock says.
+        Time of the server's clock.
 
     Raises
     ------
     TimestampError
-        If it lies before the graph's first state, or in the future, where the state may still change.
+        If the timestamp lies before the graph's first state, or in the future, where the state may still change.
     """
     now = _reconcile_clocks(graph, Instant.now(), clock)
     instant = parse_timestamp(timestamp)
@@ -293,25 +295,25 @@ def pin_instant(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> I
         return now
     if instant > now.after(CLOCK_SECONDS):
         raise TimestampError(
-            f"timestamp={instant} lies in the future (now it is {now}): the graph may still change until then; leave "
-            "timestamp out for now"
+            f"timestamp={instant} lies in the future (it is now {now}): the graph may still change until then; leave "
+            "timestamp out for the current time"
         )
     oldest = graph.oldest()
     if oldest is not None and instant < oldest:
         raise TimestampError(
-            f"timestamp={instant} lies before the first state of {graph.name}, {oldest}: there were no roots yet; give "
-            "a later one, or agglomerate=False for supervoxels"
+            f"timestamp={instant} lies before the first state of {graph.name}, {oldest}, when there were no roots yet; "
+            "give a later timestamp, or agglomerate=False for supervoxels"
         )
     return instant
 
 
 def parse_timestamp(timestamp: Any) -> Instant | None:
-    """Return the instant that somebody gave; None for None and "now".
+    """Return the instant of a timestamp, or None for None and "now".
 
     Raises
     ------
     TimestampError
-        If it is no time.
+        If the timestamp is not valid.
     """
     if timestamp is None or (isinstance(timestamp, str) and timestamp.strip().lower() == "now"):
         return None
@@ -319,7 +321,8 @@ def parse_timestamp(timestamp: Any) -> Instant | None:
 
 
 def _reconcile_clocks(graph: ChunkedGraph, here: Instant, clock: Instant | None) -> Instant:
-    # A pin in the server's future would not hold: edits would still land before it. Its clock tells whole seconds.
+    # An instant in the server's future is not final, because edits may still precede it. The server's clock has a
+    # resolution of one second.
     if clock is None:
         return here
     apart = (here.micros - clock.micros) / 1e6
@@ -327,7 +330,7 @@ def _reconcile_clocks(graph: ChunkedGraph, here: Instant, clock: Instant | None)
         return min(here, clock.after(1))
     warnings.warn(
         f"this machine's clock is {'ahead of' if apart > 0 else 'behind'} that of {graph.server} by {abs(apart):.0f} "
-        f"s; the server's time, {clock}, is taken for now",
+        f"s; the server's time, {clock}, is used as the current time",
         ClockWarning,
         stacklevel=2,
     )
@@ -361,14 +364,14 @@ def _batches(ids: Ids) -> Iterable[Ids]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# roots that this process knows
+# cache of roots
 
 
 class RootMemory:
-    """Roots of supervoxels at one instant, the last `REMEMBERED` or so.
+    """Cache of the roots of supervoxels at one instant, with about `REMEMBERED` entries.
 
-    Two generations of sorted arrays: the younger grows until it is half of what is allowed, then it becomes the older
-    one, whose place it takes. Roots at an instant never change, so nothing here grows old.
+    The cache has two generations of sorted arrays. When the younger one reaches half of the limit, it replaces the
+    older one. Entries never expire, because roots at a past instant do not change.
     """
 
     def __init__(self) -> None:
@@ -377,7 +380,7 @@ class RootMemory:
         self._young = self._old = (empty, empty)
 
     def look_up(self, ids: Ids) -> tuple[npt.NDArray[np.bool_], Ids]:
-        """Return which of some ascending ids are known, and their roots (0 where not)."""
+        """Return which of ascending ids are cached, and their roots (0 for others)."""
         known, roots = np.zeros(len(ids), bool), np.zeros(len(ids), np.uint64)
         for keys, values in (self._old, self._young):
             if not len(keys):
@@ -389,12 +392,12 @@ class RootMemory:
         return known, roots
 
     def remember(self, ids: Ids, roots: Ids) -> None:
-        """Keep the roots of ascending, distinct ids."""
+        """Store the roots of ascending, distinct ids."""
         with self._lock:
             keys, values = self._young
             at = np.searchsorted(keys, ids)
             new = np.ones(len(ids), bool)
-            new[at < len(keys)] = keys[at[at < len(keys)]] != ids[at < len(keys)]  # another thread may have asked, too
+            new[at < len(keys)] = keys[at[at < len(keys)]] != ids[at < len(keys)]  # another thread may have stored them
             merged = np.insert(keys, at[new], ids[new]), np.insert(values, at[new], roots[new])
             if len(merged[0]) > REMEMBERED // 2:
                 self._old, merged = merged, (np.empty(0, np.uint64), np.empty(0, np.uint64))
@@ -418,11 +421,11 @@ def _memory_of(table: Sequence[str], instant: Instant) -> RootMemory:
 
 
 def clear_roots() -> None:
-    """Forget all roots that this process knows."""
+    """Clear the cache of roots."""
     global _lock
     _lock = threading.Lock()
     _memories.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=clear_roots)  # a lock may have been held by a thread that is not there
+    os.register_at_fork(after_in_child=clear_roots)  # in a forked child, the lock may be held by a missing thread

@@ -1,7 +1,7 @@
-"""CAVE datastacks: what an info service knows of one, asked directly or taken from a CAVEclient.
+"""CAVE datastacks, described by an info service or by a CAVEclient.
 
-Asked directly, because caveclient has no timeouts, opens a web browser when terms of service are not accepted, and
-makes requests that nothing here needs.
+The info service is requested directly because caveclient has no timeouts, opens a web browser when terms of service are
+not accepted, and makes further requests that are not needed here.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from imageryxr.sources.fetch.policy import Access, access_for_named_address
 from imageryxr.sources.fetch.url import hide_secrets, parse_web_url
 from imageryxr.sources.json_members import parse_json
 
-# Where CAVE keeps the names of public datastacks; caveclient's default, too.
+# CAVE's global server of datastacks, which is also the default of caveclient.
 DEFAULT_SERVER = "https://global.daf-apis.com"
 
 
 @dataclass(frozen=True)
 class Datastack:
-    """A datastack: where its layers lie, and how people count its voxels."""
+    """A datastack: the addresses of its layers and servers, and the resolution of its viewer."""
 
     name: str
     server: str
     image_source: str
     segmentation_source: str
     viewer_resolution: Triple | None
-    """nm (x, y, z) of the numbers that its viewer shows."""
+    """Unit (x, y, z) in nm of the coordinates that its viewer shows."""
     local_server: str
-    """The server of its graph and its tables."""
+    """Server of its graph and tables."""
     token: Token | None
     version: int | None = None
-    """The materialization that the instant is that of."""
+    """Materialization version of the instant."""
     instant: Instant | None = None
-    """What the client or the version says."""
+    """Instant of the client or the version."""
 
     def connection_to(self, layer: Literal["image", "segmentation"], connection: Connection) -> Connection:
-        """Return how a layer's servers are asked: the info service names them, and may not name this machine.
+        """Return the connection for the servers of a layer, limited because the info service names them.
 
         Raises
         ------
         SourceError
-            If it does.
+            If the info service names an address on this machine or its network.
         """
         address = parse_address(self.image_source if layer == "image" else self.segmentation_source)
         what = f"the {layer}_source of the datastack {self.name!r}"
@@ -70,25 +70,28 @@ def find_datastack(
     token: str | Token | None = None,
     connection: Connection,
 ) -> Datastack:
-    """Return what is known of a datastack: one request, or none for a client, and one more for a version.
+    """Return the description of a datastack.
+
+    Makes one request for a name, none for a client, and one more for a version.
 
     Parameters
     ----------
     client_or_name : str or CAVEclient
-        Which.
+        Name of the datastack, or a client for it.
     server_address : str, optional
-        The info service. Default: the client's, what caveclient has noted for that datastack, or CAVE's global one.
+        The info service. Default: that of the client, the one that caveclient stored for the datastack, or CAVE's
+        global one.
     version : int, optional
-        A materialization.
+        Materialization version.
     token : str, optional
-        Default: the client's, or where tokens are kept.
+        Default: that of the client, or a stored one.
     connection : Connection
-        How servers are asked.
+        Options of requests.
 
     Returns
     -------
     Datastack
-        Pinned to ``version``, else to the client's version or timestamp, else to the version that
+        Pinned to ``version``, otherwise to the client's version or timestamp, otherwise to the version that
         ``client.materialize`` is set to.
 
     Raises
@@ -96,33 +99,33 @@ def find_datastack(
     SourceNotFoundError
         If there is no such datastack or version.
     AuthError, ServerError, SourceError
-        If it may not be read, did not come, or makes no sense.
+        If access is denied, the request fails, or the response is not valid.
     """
     by_name = isinstance(client_or_name, str)
     client = None if by_name else client_or_name
     name = client_or_name if by_name else _name_of(client)
-    server = _web_address(
-        server_address or getattr(client, "server_address", None) or _stored_server(name) or DEFAULT_SERVER
-    )
+    server = server_address or getattr(client, "server_address", None) or _stored_server(name) or DEFAULT_SERVER
+    server = _web_address(server)
     found_token = find_token(parse_web_url(server).netloc, given=token, client=client)
     if client is None or server_address is not None:
-        told = _request_info(name, server, found_token, connection)
+        info = _request_info(name, server, found_token, connection)
     else:
-        told = _info_from_client(client, name, found_token)
-    found = _parse_info(name, server, told, found_token, connection.access)
+        info = _info_from_client(client, name, found_token)
+    found = _parse_info(name, server, info, found_token, connection.access)
     if version is not None:
         return _pin_version(found, version, connection)
-    held, time = getattr(client, "version", None), getattr(client, "timestamp", None)
+    time = getattr(client, "timestamp", None)
     if time is not None:
-        return _replaced(found, held, instant_of(time, naive_is_utc=True))
-    set_alone = _version_of_tables(client)
-    return found if set_alone is None else _pin_version(found, set_alone, connection)
+        instant = instant_of(time, naive_is_utc=True)
+        return replace(found, version=getattr(client, "version", None), instant=instant)
+    version = _version_of_tables(client)
+    return found if version is None else _pin_version(found, version, connection)
 
 
 def _version_of_tables(client: Any) -> int | None:
-    """Return the version that a client's materialization service is set to, without making it request one.
+    """Return the version that a client's materialization service is set to, without a request.
 
-    The attribute ``client.materialize`` of a CAVEclient makes requests, and its ``version`` requests the newest one.
+    The public attribute ``client.materialize`` makes requests, and its ``version`` requests the newest version.
     """
     tables = _plain_attribute(client, "_materialize", "materialize")
     version = _plain_attribute(tables, "_version", "version")
@@ -130,8 +133,9 @@ def _version_of_tables(client: Any) -> int | None:
 
 
 def _plain_attribute(obj: Any, *names: str) -> Any:
-    held = getattr(obj, "__dict__", {})
-    return next((held[name] for name in names if held.get(name) is not None), None)
+    """Return the first attribute that is stored in an object and is not None, without calling properties."""
+    stored = getattr(obj, "__dict__", {})
+    return next((stored[name] for name in names if stored.get(name) is not None), None)
 
 
 def _name_of(client: Any) -> str:
@@ -142,23 +146,23 @@ def _name_of(client: Any) -> str:
         )
     name = getattr(client, "datastack_name", None)
     if not name:
-        raise OptionError("the CAVEclient has no datastack; make it with one, CAVEclient('NAME'), or give the name")
+        raise OptionError("the CAVEclient has no datastack; create it as CAVEclient('NAME'), or give the name")
     return str(name)
 
 
 def _info_from_client(client: Any, name: str, token: Token | None) -> dict[str, Any]:
     try:
         found = client.info.get_datastack_info()
-    except Exception as error:  # of the client's own kinds, and with whatever a server said
-        said = f"{type(error).__name__}: {clean_message(error)}"
-        problem = token.hide(said) if token else said
+    except Exception as error:  # the client raises its own types of errors, with messages of servers
+        message = f"{type(error).__name__}: {clean_message(error)}"
+        problem = token.hide(message) if token else message
     else:
         if isinstance(found, dict):
             return found
         problem = f"its info is a {type(found).__name__}"
     raise ServerError(
-        f"the {type(client).__name__} does not tell what the datastack {name!r} is: {problem}; make it anew, or give "
-        "the name of the datastack and server_address="
+        f"the {type(client).__name__} returned no info of the datastack {name!r}: {problem}; create a new client, or "
+        "give the name of the datastack and server_address="
     )
 
 
@@ -167,9 +171,9 @@ def _web_address(server: str) -> str:
     url = (server if "://" in server else f"https://{server}").rstrip("/")
     try:
         if not url.startswith(("http://", "https://")) or re.search("[?#]", url):
-            raise AddressError(f"{hide_secrets(url)!r} is no address of a server")
+            raise AddressError(f"{hide_secrets(url)!r} is not the address of a server")
         if parse_web_url(url).userinfo:
-            raise AddressError("it holds a user or a password; CAVE servers take tokens: give token=…")
+            raise AddressError("it contains a user or a password; CAVE servers require tokens: give token=…")
     except AddressError as error:
         raise OptionError(
             f"server_address={hide_secrets(server)!r} is not a web address ({error}); write e.g. "
@@ -179,7 +183,7 @@ def _web_address(server: str) -> str:
 
 
 def _stored_server(name: str) -> str | None:
-    # caveclient notes the server of a datastack where somebody once named it.
+    # caveclient stores the server of a datastack here when a user passes it.
     path = Path(os.path.expanduser("~/.cloudvolume/secrets/cave_datastack_to_server_map.json"))
     try:
         found = parse_json(path.read_text())
@@ -194,7 +198,7 @@ def _request_info(name: str, server: str, token: Token | None, connection: Conne
     reply = _request(url, f"the datastack {name!r}", server, token, connection)
     if reply.status == 404:
         raise SourceNotFoundError(
-            f"there is no datastack {name!r} on {server}; check the name, or say where it is: "
+            f"there is no datastack {name!r} on {server}; check the name, or give its server: "
             "open_datastack(…, server_address='https://…')"
         )
     return _json_object(reply, f"{server} (datastack {name!r})")
@@ -211,35 +215,35 @@ def _request(url: str, what: str, server: str, token: Token | None, connection: 
 def _json_object(reply: Reply, name: str) -> dict[str, Any]:
     found = parse_json(reply.body)
     if not isinstance(found, dict):
-        raise ServerError(f"{name} answered with a {type(found).__name__}, not a JSON object")
+        raise ServerError(f"{name} answered with a {type(found).__name__} instead of a JSON object")
     return found
 
 
-def _parse_info(name: str, server: str, told: dict[str, Any], token: Token | None, access: Access) -> Datastack:
-    volume = told.get("aligned_volume")
+def _parse_info(name: str, server: str, info: dict[str, Any], token: Token | None, access: Access) -> Datastack:
+    volume = info.get("aligned_volume")
     image = volume.get("image_source") if isinstance(volume, dict) else None
-    segmentation = told.get("segmentation_source")
+    segmentation = info.get("segmentation_source")
     if not isinstance(image, str) or not isinstance(segmentation, str) or not image or not segmentation:
         absent = "segmentation_source" if isinstance(image, str) and image else "aligned_volume.image_source"
-        raise SourceError(f"the datastack {name!r} on {server} names no {absent}: it has no such layer to open")
-    sizes = [told.get(f"viewer_resolution_{axis}") for axis in "xyz"]
+        raise SourceError(f"the datastack {name!r} on {server} has no {absent}, so there is no such layer to open")
+    sizes = [info.get(f"viewer_resolution_{axis}") for axis in "xyz"]
     known = all(isinstance(s, int | float) and s > 0 for s in sizes)
-    local = _local_server(name, server, told.get("local_server"))
+    local = _local_server(name, server, info.get("local_server"))
     if token is not None and token.header_for(server, access) is not None:
-        # The service has the token and could pass it on: the servers of the datastack that it names may have it.
+        # The info service receives the token and could pass it on, so the servers that it names may receive it.
         token = token.with_hosts(*_hosts_of(local, image, segmentation))
     unit = check_resolution(sizes) if known else None
     return Datastack(name, server, image.strip(), segmentation.strip(), unit, local, token)
 
 
-def _local_server(name: str, server: str, said: Any) -> str:
-    if not isinstance(said, str) or not said.strip():
+def _local_server(name: str, server: str, address: Any) -> str:
+    if not isinstance(address, str) or not address.strip():
         return server
     try:
-        return _web_address(said)
+        return _web_address(address)
     except OptionError:
         raise SourceError(
-            f"the datastack {name!r} on {server} names a local_server that is not a web address: {hide_secrets(said)!r}"
+            f"the local_server of the datastack {name!r} on {server} is not a web address: {hide_secrets(address)!r}"
         ) from None
 
 
@@ -255,7 +259,7 @@ def _hosts_of(*addresses: str) -> list[str]:
 
 def _pin_version(stack: Datastack, version: int, connection: Connection) -> Datastack:
     if isinstance(version, bool) or not isinstance(version, int | np.integer):
-        raise OptionError(f"version={version!r} is no materialization; versions are whole numbers, e.g. version=1078")
+        raise OptionError(f"version={version!r} is not a materialization; give a whole number, e.g. version=1078")
     version = int(version)
     base = f"{stack.local_server}/materialize/api/v3/datastack/{quote(stack.name, safe='')}"
     what = f"version {version} of {stack.name}"
@@ -266,8 +270,8 @@ def _pin_version(stack: Datastack, version: int, connection: Connection) -> Data
         )
     time = _json_object(reply, what).get("time_stamp")
     if not isinstance(time, str):
-        raise ServerError(f"{stack.local_server} tells no time for {what}")
-    return _replaced(stack, version, instant_of(time, naive_is_utc=True))
+        raise ServerError(f"{stack.local_server} returned no time for {what}")
+    return replace(stack, version=version, instant=instant_of(time, naive_is_utc=True))
 
 
 def _available_versions(stack: Datastack, base: str, connection: Connection) -> str:
@@ -279,7 +283,3 @@ def _available_versions(stack: Datastack, base: str, connection: Connection) -> 
     numbers = [v for v in found if isinstance(v, int)] if isinstance(found, list) else []
     listed = ", ".join(map(str, sorted(numbers)))
     return f"there are {listed}" if listed else "it may have expired; give timestamp= instead"
-
-
-def _replaced(stack: Datastack, version: int | None, instant: Instant) -> Datastack:
-    return replace(stack, version=version, instant=instant)

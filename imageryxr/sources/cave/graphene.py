@@ -1,4 +1,4 @@
-"""Graphene segmentations: supervoxels in storage, joined to roots by a chunked graph, as they were at one instant."""
+"""Graphene segmentations: stored supervoxels that a chunked graph agglomerates to roots, at one instant."""
 
 from __future__ import annotations
 
@@ -23,88 +23,88 @@ from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.json_members import format_value
 from imageryxr.sources.precomputed.source import PrecomputedSource, open_precomputed
 
-# Voxels that a thread gives their roots at a time.
+# Number of voxels that a thread relabels at a time.
 RELABELLED = 1 << 20
 
 Stale = Literal["raise", "update", "keep"]
 
-# What of a table's info its supervoxels are read with: the rest may be large, and would travel to every worker.
+# Members of a table's info that reading supervoxels requires. The others may be large, and are not sent to workers.
 _STORED = ("@type", "type", "data_type", "num_channels", "scales")
 
 
 @dataclass(frozen=True)
 class KeptRoot:
-    """A root that is not current at the instant of its layer, and is drawn all the same, as it was."""
+    """A root that is not current at the instant of its layer, but is drawn as it was at its own instant."""
 
     root: int
-    """Its id."""
+    """Id of the root."""
     instant: Instant
-    """When it was current."""
+    """Instant at which the root was current."""
     among: tuple[int, ...]
-    """Roots at the instant of the layer."""
+    """Roots that are current at the instant of the layer."""
     inside: bool
-    """Whether its supervoxels are some of theirs, or of all others."""
+    """Whether the supervoxels of the root are among those of these roots; if False, among those of all others."""
 
     def candidates(self, roots: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Tell for which supervoxels, of which roots now, it takes a question whether they were its own."""
+        """Return which supervoxels may belong to the root, from their roots at the instant of the layer."""
         return np.isin(roots, np.array(self.among, np.uint64), invert=not self.inside)
 
 
 @dataclass(frozen=True)
 class GrapheneSource:
-    """A graphene layer, pinned to an instant: its metadata in hand, and no request needed but for what is read."""
+    """A graphene layer pinned to an instant, including all metadata that reading requires."""
 
     graph: ChunkedGraph
-    """Which table joins the supervoxels."""
+    """Table that maps supervoxels to roots."""
     supervoxels: PrecomputedSource
-    """Where they are stored."""
+    """Layer of the stored supervoxels."""
     instant: Instant | None
-    """When; None for supervoxels as stored."""
+    """Instant of the roots; None for supervoxels."""
     root_layer: int | None
-    """The layer of root ids, which their first bits tell."""
+    """Layer number of root ids, stored in their first bits; None if unknown."""
     layer_bits: int = 8
-    """How many bits these are."""
+    """Number of bits of the layer number."""
     kept: tuple[KeptRoot, ...] = ()
-    """Roots of other instants that are drawn over those of this one; the last on top."""
+    """Roots of other instants that are drawn over the current ones; the last is on top."""
 
     @property
     def name(self) -> str:
-        """The table's address, without anything secret."""
+        """Address of the table, without secrets."""
         return self.graph.name
 
     @property
     def layer_type(self) -> LayerType:
-        """Always a segmentation."""
+        """Kind of layer: always a segmentation."""
         return "segmentation"
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """uint64 for roots, as stored for supervoxels."""
+        """Data type: uint64 for roots, the stored type for supervoxels."""
         return np.dtype(np.uint64) if self.instant is not None else self.supervoxels.dtype
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """Those of the supervoxels."""
+        """Levels of the supervoxels."""
         return self.supervoxels.levels
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """The instant, and whether supervoxels are joined."""
+        """Instant, agglomeration and stale ids."""
         if self.instant is None:
             return {"agglomerate": False}
-        of_others = {"stale_ids": sorted(old.root for old in self.kept)} if self.kept else {}
-        return {"agglomerate": True, "timestamp": self.instant.iso, **of_others}
+        stale = {"stale_ids": sorted(old.root for old in self.kept)} if self.kept else {}
+        return {"agglomerate": True, "timestamp": self.instant.iso, **stale}
 
     def without_agglomeration(self) -> GrapheneSource:
-        """Return the supervoxels of the same table."""
+        """Return the source of the supervoxels of the same table."""
         return replace(self, instant=None, kept=())
 
     def check(self, mip: int) -> None:
-        """Raise `CodecError` if a level's encoding cannot be decoded here."""
+        """Raise `CodecError` if the encoding of a level cannot be decoded here."""
         self.supervoxels.check(mip)
 
     def read(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        """Return the roots (or supervoxels) in a box (z, y, x), 0 outside; at most one request for roots."""
+        """Return the roots (or supervoxels) in a box (z, y, x), 0 outside; makes at most one request for roots."""
         return read_filled(self, mip, box)
 
     def read_inside(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
@@ -116,7 +116,7 @@ class GrapheneSource:
         found: list[npt.NDArray[np.uint64]] = []
         stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct_ids(part)))
         labels = np.require(stored, np.uint64, ["C", "W"])
-        ids = relabel.distinct_ids(np.concatenate(found)) if found else np.empty(0, np.uint64)  # no chunk may be there
+        ids = relabel.distinct(np.concatenate(found)) if found else np.empty(0, np.uint64)  # all chunks may be missing
         if len(ids):
             try:
                 roots = self._roots(ids, self.instant)
@@ -156,42 +156,44 @@ def open_graphene(
     token: Token | str | None = None,
     connection: Connection | None = None,
 ) -> GrapheneSource:
-    """Return the source of a table at an instant; asks for its ``info`` and its first instant, and reads no voxel.
+    """Return the source of a table at an instant; requests its ``info`` and oldest timestamp, and reads no voxels.
 
     Parameters
     ----------
     address : Address
-        Of the table.
+        Address of the table.
     missing
         As in `imageryxr.open_segmentation`.
     agglomerate : bool
-        Roots, or supervoxels.
+        Whether to open roots; if False, supervoxels.
     timestamp : datetime, str, float, Instant or None
-        When; None is now.
+        Instant of the roots; None is the current time.
     token : str or Token, optional
-        Default: where tokens are kept.
+        Default: a stored token.
     connection : Connection, optional
-        How servers are asked.
+        Options of requests.
 
     Raises
     ------
-    TimestampError, AuthError, SourceNotFoundError, SourceError, ServerError
-        As their names say.
+    TimestampError
+        If the timestamp is not valid, or the graph has no state at that time.
+    AuthError, SourceNotFoundError, SourceError, ServerError
+        If access is denied, there is no such table, its info is not valid, or a request fails.
     """
     connection = connection or Connection()
     graph = graph_at(address, token=token, connection=connection)
     info, clock = graph.info()
-    parse_timestamp(timestamp)  # what is no time is an error, for supervoxels as well
+    parse_timestamp(timestamp)  # an invalid timestamp is also an error for supervoxels
     instant = pin_instant(graph, timestamp, clock) if agglomerate else None
     stored = _supervoxels(graph, info, missing)
     if instant is not None and stored.dtype != np.uint64:
-        raise SourceError(f"the supervoxels of {graph.name} are {stored.dtype}, but those of a graph are uint64")
+        raise SourceError(f"the supervoxels of {graph.name} are {stored.dtype}; a graph requires uint64")
     layers, bits = _layer_numbers(graph, info["graph"])
     return GrapheneSource(graph, stored, instant, layers, bits)
 
 
 def _layer_numbers(graph: ChunkedGraph, layout: Any) -> tuple[int | None, int]:
-    """Return the layer of roots, None where an ``info`` does not say, and how many bits of an id name its layer."""
+    """Return the layer number of roots, None if the ``info`` has none, and the number of bits of layer numbers."""
     layout = layout if isinstance(layout, dict) else {}
     layers, bits = layout.get("n_layers"), layout.get("n_bits_for_layer_id")
     bits = 8 if bits is None else bits
@@ -210,7 +212,7 @@ def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) ->
     )
     token, connection = graph.token, replace(graph.connection, access=access)
     if token and place.url.startswith(MIDDLEAUTH) and token.header_for(graph.server, access) is not None:
-        # The graph server has the token and could pass it on: its storage may have it.
+        # The graph server receives the token and could pass it on, so its storage server may receive it.
         token = token.with_hosts(parse_web_url(place.url).netloc)
     stored = {key: info[key] for key in _STORED if key in info}
     found = open_precomputed(place, missing=missing, info=stored, token=token, connection=connection, channel=0)
@@ -219,43 +221,43 @@ def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) ->
 
 
 def check_stale(stale: Any) -> Stale:
-    """Return what to do about roots that are not current, or raise `OptionError`."""
+    """Return the policy for roots that are not current, or raise `OptionError`."""
     if stale not in ("raise", "update", "keep"):
         raise OptionError(
-            f"stale={stale!r} is not one of 'raise' (an error that names the successors), 'update' (take these) and "
-            "'keep' (draw it as it was when it was current)"
+            f"stale={stale!r} is not one of 'raise' (an error that names the successors), 'update' (use the "
+            "successors) and 'keep' (draw the root as it was when it was current)"
         )
     chosen: Stale = stale
     return chosen
 
 
 def resolve_root_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[GrapheneSource, list[int]]:
-    """Return a layer and the root ids to keep of it, asking the graph whether they are current at its instant.
+    """Return a layer and the root ids to select from it; requests from the graph which are current at its instant.
 
     Parameters
     ----------
     source : GrapheneSource
-        A layer; of supervoxels any ids will do that are no roots.
+        A layer of roots or supervoxels.
     ids : iterable of int
-        As asked for.
+        Requested ids.
     stale : {"raise", "update", "keep"}
-        What to do about roots that were current at another time: raise, take those that cover the same object, or
-        draw them as they were then. Where such a root and others that were asked for overlap, those that are current
-        are drawn whole, and then what was current nearest to the instant.
+        Policy for roots that were current at another time: raise, use the current roots that cover the same object, or
+        draw the old roots. Where requested roots overlap, current ones are drawn on top of old ones, and old ones in
+        the order of their distance in time.
 
     Raises
     ------
     SegmentError
-        If one is no root, or of supervoxels one is a root.
+        If an id is not a root, or is a root although the layer has supervoxels.
     StaleRootError
-        If one is not current, and that is to raise.
+        If an id is not current, and ``stale`` is "raise".
     """
-    asked = np.array(list(ids), dtype=np.uint64)
-    _check_id_layers(source, asked)
-    if source.instant is None or not len(asked):
-        return source, [int(i) for i in asked]
-    current = source.graph.are_current(asked, source.instant)
-    others = [int(i) for i in asked[~current]]
+    requested = np.array(list(ids), dtype=np.uint64)
+    _check_id_layers(source, requested)
+    if source.instant is None or not len(requested):
+        return source, [int(i) for i in requested]
+    current = source.graph.are_current(requested, source.instant)
+    others = [int(i) for i in requested[~current]]
     born = source.graph.creation_times(others) if others else {}
     unknown = [root for root in others if root not in born]
     if unknown:
@@ -264,12 +266,12 @@ def resolve_root_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -
             "time; check the ids: they have up to 19 digits, which floats and spreadsheets cut short"
         )
     if not others:
-        return source, [int(i) for i in asked]
+        return source, [int(i) for i in requested]
     successors = source.graph.current_relatives(born, source.instant)
-    kept = [int(i) for i in asked[current]]
+    kept = [int(i) for i in requested[current]]
     if stale == "keep":
         old = _kept_roots(source.graph, born, successors, kept, source.instant)
-        return replace(source, kept=old), [int(i) for i in asked]
+        return replace(source, kept=old), [int(i) for i in requested]
     if stale == "raise" or not all(successors.values()):
         raise _stale_error(source, successors)
     return source, sorted({*kept, *(new for found in successors.values() for new in found)})
@@ -282,7 +284,7 @@ def _kept_roots(
     current: list[int],
     instant: Instant,
 ) -> tuple[KeptRoot, ...]:
-    # Roots as old as the graph were made piece by piece before its first state.
+    # Roots of the initial graph were created at different times before its first state.
     oldest = graph.oldest()
     times = {root: max(made, oldest or made) for root, made in born.items()}
     far_first = sorted(times, key=lambda root: (-abs(times[root].micros - instant.micros), root))
@@ -305,22 +307,22 @@ def _check_id_layers(source: GrapheneSource, ids: npt.NDArray[np.uint64]) -> Non
     if len(wrong):
         raise SegmentError(
             f"{int(wrong[0])} is {_node_kind(source, wrong[0])}, not a root of {source.name}; give root ids (layer "
-            f"{source.root_layer}), or agglomerate=False for supervoxels"
+            f"{source.root_layer}), or agglomerate=False to open supervoxels"
         )
 
 
 def _check_no_roots(source: GrapheneSource, roots: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) -> None:
     if len(roots):
-        advice = "give supervoxels only" if len(others) else "leave agglomerate=False out for roots"
+        advice = "give supervoxels only" if len(others) else "leave agglomerate=False out to open roots"
         raise SegmentError(
-            f"{int(roots[0])} is {_node_kind(source, roots[0])} of {source.graph.name}, and agglomerate=False has "
+            f"{int(roots[0])} is {_node_kind(source, roots[0])} of {source.graph.name}, but agglomerate=False opens "
             f"supervoxels (layer 1); {advice}"
         )
 
 
 def _node_kind(source: GrapheneSource, number: np.uint64) -> str:
     layer = int(number >> np.uint64(64 - source.layer_bits))
-    named = {0: "no id of a graph", 1: "a supervoxel", source.root_layer: "a root"}
+    named = {0: "not an id of a graph", 1: "a supervoxel", source.root_layer: "a root"}
     return named.get(layer, f"a node of layer {layer}")
 
 

@@ -201,7 +201,8 @@ def _sharding_problem(sharding: Any) -> str:
     if kind != "neuroglancer_uint64_sharded_v1":
         return f"has the sharding @type {format_value(kind)}; supported is 'neuroglancer_uint64_sharded_v1'"
     if sharding.get("hash") not in ("identity", "murmurhash3_x86_128"):
-        return f"has the sharding hash {format_value(sharding.get('hash'))}; supported are identity and murmurhash3_x86_128"
+        found = format_value(sharding.get("hash"))
+        return f"has the sharding hash {found}; supported are identity and murmurhash3_x86_128"
     for key, most in (("preshift_bits", 64), ("minishard_bits", _INDEX_BITS), ("shard_bits", 64)):
         bits = sharding.get(key)
         if bits is None or not _is_whole(bits) or not 0 <= bits <= most:

@@ -178,7 +178,7 @@ def test_a_client_that_fails(cave, home):
     client = Client(TOKEN)
     client.datastack_name, client.server_address, client.info = DATASTACK, cave.url, Info()
     with pytest.raises(
-        ix.ServerError, match="the Client does not tell.*OSError: 401 Client Error.*make it anew"
+        ix.ServerError, match="the Client returned no info.*OSError: 401 Client Error.*create a new client"
     ) as caught:
         ix.open_datastack(client)
     assert TOKEN not in "".join(traceback.format_exception(caught.value))

@@ -262,14 +262,14 @@ class TestWrongRoots:
     @pytest.mark.parametrize(
         ("change", "says"),
         [
-            (lambda roots, ids: np.zeros_like(roots), "no root id"),
-            (lambda roots, ids: ids, "no root id"),
+            (lambda roots, ids: np.zeros_like(roots), "not a root id"),
+            (lambda roots, ids: ids, "not a root id"),
             (lambda roots, ids: np.where(np.arange(len(roots)) == 3, 0, roots), "for 1 of"),
             (lambda roots, ids: roots[:-1], "bytes of roots"),
             (lambda roots, ids: np.append(roots, roots[:1]), "bytes of roots"),
             (lambda roots, ids: roots[:0], "0 bytes of roots"),
-            (lambda roots, ids: roots ^ np.uint64(1 << 63), "no root id"),
-            (lambda roots, ids: roots.byteswap(), "no root id"),
+            (lambda roots, ids: roots ^ np.uint64(1 << 63), "not a root id"),
+            (lambda roots, ids: roots.byteswap(), "not a root id"),
         ],
     )
     def test_they_are_no_zeros(self, cave, monkeypatch, change, says):
@@ -285,7 +285,7 @@ class TestWrongRoots:
     def test_of_another_graph(self, cave, monkeypatch):
         _, seg = opened(cave, "")
         monkeypatch.setattr(cave.graph, "ids", cave.graph.ids + np.uint64(1))
-        with pytest.raises(ix.ChunkReadError, match="not those of this table"):
+        with pytest.raises(ix.ChunkReadError, match="belong to another table"):
             seg.compute()
 
 

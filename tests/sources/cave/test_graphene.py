@@ -134,7 +134,9 @@ class TestDatastack:
             ix.open_datastack("fib52", server_address=cave.url, token=TOKEN)
         with pytest.raises(ix.SourceNotFoundError, match="no table 'other' on .*open_datastack"):
             ix.open_segmentation(cave.table.replace(TABLE, "other"), token=TOKEN, connection=HASTY)
-        with pytest.raises(ix.SourceError, match="names no table.*graphene://https://HOST/segmentation/table/TABLE"):
+        with pytest.raises(
+            ix.SourceError, match="not the address of a table.*graphene://https://HOST/segmentation/table/TABLE"
+        ):
             ix.open_segmentation(f"graphene://{cave.url}/tables/{TABLE}", token=TOKEN)
 
     @pytest.mark.parametrize("name", ["../x", "a/b", "a?b#c", "ä b"])
@@ -302,7 +304,7 @@ class TestInstant:
     def test_a_server_that_does_not_tell_when_it_began(self, cave):
         cave.without.add("oldest_timestamp")
         early = segmentation(cave, BEGIN - 100, bbox=BOX)
-        with pytest.raises(ix.ChunkReadError, match="no root id.*before the graph's first"):
+        with pytest.raises(ix.ChunkReadError, match="not a root id.*before the graph's first"):
             early.compute()
 
     @pytest.mark.parametrize("when", [None, "now"])
@@ -477,14 +479,14 @@ class TestIds:
         assert not isinstance(caught.value, ix.StaleRootError)
         with pytest.raises(ix.SegmentError, match=f"{supervoxel} is a supervoxel.*agglomerate=False"):
             segmentation(cave, NOW, ids=[supervoxel])
-        with pytest.raises(ix.SegmentError, match="17 is no id of a graph"):
+        with pytest.raises(ix.SegmentError, match="17 is not an id of a graph"):
             segmentation(cave, NOW, ids=[17])
         with pytest.raises(ix.OptionError, match="stale='drop'"):
             segmentation(cave, NOW, ids=[cave.graph.merged], stale="drop")
 
     def test_a_root_where_supervoxels_are_asked_for(self, cave):
         root, supervoxel = int(cave.graph.state(NOW)[0]), int(cave.graph.ids[5])
-        with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*agglomerate=False has supervoxels.*leave"):
+        with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*agglomerate=False opens supervoxels.*leave"):
             ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[root])
         with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*give supervoxels only"):
             ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[supervoxel, root])

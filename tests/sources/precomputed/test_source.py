@@ -301,7 +301,9 @@ class TestInfo:
 
     def test_the_info_of_a_graph_away_from_its_server(self, tmp_path):
         (tmp_path / "info").write_text(json.dumps({"graph": {}, "scales": [], "app": {}}))
-        with pytest.raises(SourceError, match="names no table of a graph server; write graphene://https://HOST"):
+        with pytest.raises(
+            SourceError, match="not the address of a table of a graph server; write graphene://https://HOST"
+        ):
             resolve_source(tmp_path, "segmentation")
 
 
