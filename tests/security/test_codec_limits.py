@@ -86,7 +86,7 @@ def test_codecs_in_a_row_decode_to_what_was_written(tmp_path):
 def test_a_bomb_in_a_chunk_ends_at_the_limit(tmp_path, kind):
     path = stored(tmp_path / "a.zarr", [OLD[kind]], 2, chunks=DATA.shape)
     (path / "0.0.0").write_bytes(zeros(MAKERS[kind]))
-    with pytest.raises(ValueError, match="than the 1,114,112 bytes that it may have"):
+    with pytest.raises(ValueError, match="than the limit of 1,114,112 bytes"):
         opened(path)[...]
 
 
@@ -103,7 +103,7 @@ def test_a_header_within_another_codec_allocates_no_more_than_the_limit(tmp_path
     path = stored(tmp_path / "a.zarr", [codec, GzipCodec()], chunks=DATA.shape)
     frame = numcodecs.Blosc() if isinstance(codec, BloscCodec) else numcodecs.Zstd()
     (path / "c" / "0" / "0" / "0").write_bytes(gzip.compress(frame.encode(bytes(64 * MB))))
-    with pytest.raises(ValueError, match="header says 67,108,864 bytes"):
+    with pytest.raises(ValueError, match="header states 67,108,864 bytes"):
         opened(path)[...]
 
 
@@ -156,7 +156,7 @@ def test_the_largest_chunk_of_a_server_is_bounded():
     array |= {"filters": None, "compressor": {"id": "gzip", "level": 1}, "fill_value": 0}
     layout = layout_of("x", array, 2)
     with HostileServer(lambda sock, head: reply(sock, b"\0" * 100)) as server:
-        with pytest.raises(ix.ChunkReadError, match="16 GiB, of which 4 are read from a server"):
+        with pytest.raises(ix.ChunkReadError, match="16 GiB; the limit for a server is 4 GiB"):
             open_array(server.url, None, "", layout.document, ix.Connection(retries=0, timeout=5))
         assert server.connections == 0
 
@@ -185,10 +185,10 @@ def test_a_file_does_not_name_the_limit_itself(name):
     array = {"zarr_format": 3, "node_type": "array", "shape": [8], "data_type": "uint8", "fill_value": 0}
     array |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [8]}}, "chunk_key_encoding": "default"}
     array["codecs"] = [{"name": "bytes"}, {"name": name, "configuration": own}]
-    with pytest.raises(ix.CodecError, match="no file is stored with"):
+    with pytest.raises(ix.CodecError, match="not a codec for files"):
         layout_of("x", array, 3)
     old = {"zarr_format": 2, "shape": [8], "chunks": [8], "dtype": "|u1", "order": "C", "filters": None}
-    with pytest.raises(ix.CodecError, match="no file is stored with"):
+    with pytest.raises(ix.CodecError, match="not a codec for files"):
         layout_of("x", old | {"compressor": own | {"id": name}, "fill_value": 0}, 2)
 
 

@@ -140,7 +140,7 @@ class TestResolve:
         assert source.read(0, IndexBox((0, 0, 0), (1, 2, 3))).dtype == kind
 
     def test_floats_are_no_ids(self):
-        with pytest.raises(LayerError, match="ids are whole numbers.*open_image"):
+        with pytest.raises(LayerError, match="ids are integers.*open_image"):
             resolve_source(labelled(noise(GRID.shape, "float32")), "segmentation")
 
     def test_masks_are_no_ids_yet(self):

@@ -1,7 +1,7 @@
-"""Metadata of Zarr arrays (``.zarray`` and ``zarr.json``) as other tools write them, in one form that zarr reads.
+"""Validation of the metadata of Zarr arrays (``.zarray`` and ``zarr.json``), and conversion to a form for zarr-python.
 
-Every member is checked before it is used, so that no size in a file leads to an allocation and no form of a value to
-an error of zarr-python.
+Every member is checked before it is used, so that a size in a file cannot cause a large allocation, and an unusual
+value cannot cause an error of zarr-python.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ from imageryxr.sources.json_members import as_counts, as_list, as_object, as_tex
 from imageryxr.sources.omezarr import codec_metadata
 
 MOST_ALONG = 2**24
-"""Voxels along an axis of space, as in precomputed: a whole mouse brain at 1 nm has fewer.
-
-The coordinates of an opened array are held in memory.
-"""
+"""Largest number of voxels along a spatial axis, whose coordinates are in memory, as in precomputed."""
 _MOST_CHUNK_BYTES = 2**40
 _DTYPE = re.compile(r"[<>|=]?([biuf])([1248])")
 _NAMES = {
@@ -37,38 +34,38 @@ _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Layout(NamedTuple):
-    """How an array is stored: shapes of the array, of its chunks and of its stored objects, dtype and encoding."""
+    """The layout of an array: shapes of array, chunks and stored objects, data type, encoding and metadata."""
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     objects: tuple[int, ...]
     dtype: str
-    """Of the voxels as they are read, by name and in native byte order; booleans are read as uint8."""
+    """Name of the data type of the voxels in native byte order; booleans are read as uint8."""
     encoding: str
     document: str
-    """The metadata as zarr-python takes them, JSON without attributes."""
+    """JSON metadata without attributes, in the form of zarr-python."""
     has_separator: bool
-    """Whether the metadata say what separates the indexes in the name of a chunk."""
+    """Whether the metadata state the separator of the indexes in chunk names."""
 
 
 def layout_of(where: str, document: dict[str, Any], version: int) -> Layout:
-    """Return how an array is laid out, from its ``.zarray`` (version 2) or ``zarr.json`` (version 3).
+    """Return the layout of an array from its ``.zarray`` (version 2) or ``zarr.json`` (version 3).
 
     Parameters
     ----------
     where : str
-        Where the array lies, for messages.
+        Address of the array, for messages.
     document : dict
-        What the file holds.
+        Content of the file.
     version : {2, 3}
-        The Zarr version that the file's name stands for.
+        Zarr version of the file name.
 
     Raises
     ------
     SourceError
-        If a member is missing or has no possible value; the message names it.
+        If a member is missing or not valid; the message names it.
     CodecError
-        If a codec must not be used.
+        If a codec is not allowed.
     """
     form = document.get("zarr_format")
     if isinstance(form, bool) or form != version:
@@ -86,7 +83,7 @@ def _layout_v2(where: str, document: dict[str, Any]) -> Layout:
     codecs = [codec_metadata.codec_v2(f, f"{where}: filter {i}") for i, f in enumerate(filters)]
     given = document.get("compressor")
     compressor = None if given is None else codec_metadata.codec_v2(given, f"{where}: compressor")
-    said = document.get("dimension_separator")
+    separator = document.get("dimension_separator")
     clean = {
         "zarr_format": 2,
         "shape": list(shape),
@@ -96,9 +93,9 @@ def _layout_v2(where: str, document: dict[str, Any]) -> Layout:
         "order": as_text(document.get("order", "C"), f"{where}: order", ("C", "F")),
         "filters": codecs or None,
         "compressor": compressor,
-        "dimension_separator": as_text(said or ".", f"{where}: dimension_separator", (".", "/")),
+        "dimension_separator": as_text(separator or ".", f"{where}: dimension_separator", (".", "/")),
     }
-    return _layout(where, shape, chunks, chunks, dtype, clean, said is not None)
+    return _layout(where, shape, chunks, chunks, dtype, clean, separator is not None)
 
 
 def _layout_v3(where: str, document: dict[str, Any]) -> Layout:
@@ -130,9 +127,9 @@ def _layout(
     has_separator: bool,
 ) -> Layout:
     if math.prod(chunks) * dtype.itemsize > _MOST_CHUNK_BYTES:
-        raise SourceError(f"{where} has chunks of {chunks} voxels, which no memory holds; the metadata are damaged")
+        raise SourceError(f"{where} has chunks of {chunks} voxels, which are too large; the metadata are damaged")
     names = [n for n in codec_metadata.codec_names(document) if n not in ("bytes", "transpose")]
-    if "sharding_indexed" in names:  # the codecs of the chunks within, without those of the index
+    if "sharding_indexed" in names:  # only the codecs of the inner chunks, not those of the index
         inner = next(c for c in document["codecs"] if c["name"] == "sharding_indexed")["configuration"]["codecs"]
         names = [c["name"] for c in inner if c["name"] not in ("bytes", "transpose")]
     read = "uint8" if dtype.kind == "b" else dtype.name
@@ -143,7 +140,7 @@ def _layout(
 def _check_members(document: dict[str, Any], where: str) -> None:
     as_text(document.get("node_type", "array"), f"{where}: node_type", ("array",))
     if document.get("storage_transformers"):
-        raise SourceError(f"{where} has storage_transformers, which are not read")
+        raise SourceError(f"{where} has storage_transformers, which are not supported")
     for key in sorted(set(document) - _MEMBERS, key=str):
         value = document[key]
         if not (isinstance(value, dict) and value.get("must_understand") is False):
@@ -187,7 +184,7 @@ def _dtype_v2(value: Any, where: str) -> np.dtype[Any]:
     found = _DTYPE.fullmatch(text)
     if found is None or found[1] + found[2] not in _TYPES:
         raise _type_error(value, where)
-    order = ">" if text.startswith(">") else "<"  # bytes have no order, whatever is written: >u1, <u1, |u1
+    order = ">" if text.startswith(">") else "<"  # single bytes have no order: >u1, <u1 and |u1 are equal
     return np.dtype(order + found[1] + found[2])
 
 
@@ -199,11 +196,11 @@ def _dtype_v3(value: Any, where: str) -> np.dtype[Any]:
 
 
 def _type_error(value: Any, where: str) -> SourceError:
-    return SourceError(f"{where} holds {format_value(value)}; voxels are integers, floats or booleans")
+    return SourceError(f"{where} has the data type {format_value(value)}; supported are integers, floats and booleans")
 
 
 def _fill_value(value: Any, dtype: np.dtype[Any], where: str) -> Any:
-    """Return a fill value in the form of JSON that zarr-python takes; null, which leaves it open, is 0."""
+    """Return a fill value in the JSON form of zarr-python; null, which means undefined, becomes 0."""
     found: Any = 0 if value is None else value
     if isinstance(found, str):
         found = _fill_text(found, dtype)
@@ -227,7 +224,9 @@ def _fill_text(text: str, dtype: np.dtype[Any]) -> Any:
         return int(text)
     if re.fullmatch(r"[+-]?[0-9]{1,30}\.?[0-9]{0,30}([eE][+-]?[0-9]{1,3})?", text):
         return float(text)
-    if dtype.kind == "f" and re.fullmatch(rf"0x[0-9a-fA-F]{{{2 * dtype.itemsize}}}", text):  # Zarr 3: the bits
+    if dtype.kind == "f" and re.fullmatch(
+        rf"0x[0-9a-fA-F]{{{2 * dtype.itemsize}}}", text
+    ):  # the bits of a float in Zarr 3
         return float(np.frombuffer(bytes.fromhex(text[2:]), dtype.newbyteorder(">"))[0])
     return None
 

@@ -1,8 +1,8 @@
-"""Codecs of Zarr arrays with a limit: a few stored bytes may decompress to more than a machine holds.
+"""Zarr codecs with a limit of the decompressed size.
 
-numcodecs and zarr-python decompress whatever a chunk holds before anything compares its size with the array's
-metadata. So each compressor is replaced, in the form of the metadata that zarr-python gets, with one that ends at a
-limit that follows from the shape of the chunk.
+A few stored bytes may decompress to more than the memory of a machine, and numcodecs and zarr-python check the size
+only after decompression. Therefore each compressor in the metadata for zarr-python is replaced with one that stops at a
+limit, which follows from the shape of the chunk.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ __all__ = ["bounded_metadata", "check_bounded"]
 
 _NAMESPACE = "numcodecs."
 _STREAMS = frozenset({"gzip", "zlib", "bz2", "lzma"})
-"""Compressors that state nowhere, or where nothing can be trusted, how much comes out."""
+"""Compressors that do not reliably state the decompressed size."""
 _FRAMES = frozenset({"blosc", "zstd", "lz4"})
-"""Compressors whose header states how much comes out, and whose decoder allocates just that."""
+"""Compressors whose header states the decompressed size, which their decoder allocates."""
 _COMPRESSORS = _STREAMS | _FRAMES
-# Codecs that give about as many bytes as they take.
+# Codecs whose output has about the size of their input.
 _EVEN = frozenset({"bytes", "transpose", "sharding_indexed", "crc32", "crc32c", "adler32", "fletcher32", "shuffle"}) | {
     "jenkins_lookup3", "delta", "fixedscaleoffset", "quantize", "bitround", "astype", "packbits",
 }  # fmt: skip
-# Filters may store wider types than that of the array, and what was compressed once more is no smaller.
+# Filters may store wider types than the array, and compressed data that are compressed again do not shrink.
 _FACTOR, _MORE = 8, 1 << 20
 _PIECE = 1 << 20
 _LZMA_DICTIONARY = 256 << 20
 
 
 def bounded_metadata(text: str) -> dict[str, Any]:
-    """Return an array's metadata in which every compressor has a limit.
+    """Return the metadata of an array with a limit for every compressor; registers the bounded codecs if needed.
 
     Parameters
     ----------
     text : str
-        The metadata as `imageryxr.sources.omezarr.array_metadata` gives them, JSON.
+        JSON metadata from `imageryxr.sources.omezarr.array_metadata`.
 
     Returns
     -------
     dict
-        What zarr-python takes. The codecs that it names must have been registered: this function does so.
+        Metadata for zarr-python.
     """
     document: dict[str, Any] = json.loads(text)
     if document["zarr_format"] == 2:
@@ -69,30 +69,31 @@ def bounded_metadata(text: str) -> dict[str, Any]:
 
 
 def check_bounded(name: str, text: str, access: Access) -> None:
-    """Raise if an array of a link has a codec whose output has no limit.
+    """Raise if an array from a link has a codec whose output has no limit.
 
-    Pictures and the codecs of other packages allocate what their own headers say. Neuroglancer decodes none of them.
+    Pictures and the codecs of other packages allocate the size in their own headers. Neuroglancer supports none of
+    them.
 
     Parameters
     ----------
     name : str
-        What messages call the array.
+        Name of the array in messages.
     text : str
-        Its metadata, JSON.
+        JSON metadata of the array.
     access : Access
-        Says whether a link named it.
+        Limits of the source, including whether it comes from a link.
 
     Raises
     ------
     CodecError
-        If it has such a codec.
+        If the array has such a codec.
     """
     known = _COMPRESSORS | _EVEN
     for codec in codec_names(json.loads(text)) if access.from_link else ():
         if codec.removeprefix(_NAMESPACE) not in known:
             raise CodecError(
-                f"{name} is stored with the codec {codec!r}, which may decompress to any size, so it is not read for a "
-                "link; if you trust the server, open this address itself"
+                f"{name} is stored with the codec {codec!r}, which may decompress to any size, so links cannot use it; "
+                "if you trust the server, open this address directly"
             )
 
 
@@ -130,13 +131,13 @@ def _bounded_v3(codecs: list[dict[str, Any]], shape: list[int], item: int) -> li
 
 
 def _decompress(stored: Any, codec: dict[str, Any], limit: int) -> bytes:
-    """Return what a compressor gives, of at most so many bytes."""
+    """Return decompressed data of at most ``limit`` bytes."""
     data = memoryview(stored).cast("B")
     name = codec["id"]
     if name in _FRAMES:
         size = declared_size(data, name)
         if size is not None and size > limit:
-            raise TooLargeError(f"its {name} header says {size:,} bytes, and it may have {limit:,}")
+            raise TooLargeError(f"its {name} header states {size:,} bytes; the limit is {limit:,}")
         if size is not None:
             return _numcodecs_decoder(json.dumps({"id": name}))(data)
     if name == "lzma":
@@ -167,7 +168,7 @@ def _lzma_decoder(codec: dict[str, Any], limit: int) -> Callable[[], Any]:
 
 
 def _decompress_streams(make: Callable[[], Any], data: memoryview, name: str, limit: int) -> bytes:
-    """Return what streams in a row hold, as `bz2.decompress` and `lzma.decompress` do."""
+    """Return the content of concatenated streams, like `bz2.decompress` and `lzma.decompress`."""
     found, size, given = [], 0, bytes(data)
     while given:
         unpacker = make()
@@ -178,7 +179,7 @@ def _decompress_streams(make: Callable[[], Any], data: memoryview, name: str, li
                 raise ValueError(f"its {name} stream was truncated")
             size += len(piece)
             if size > limit:
-                raise TooLargeError(f"it unpacks from {name} to more than the {limit:,} bytes that it may have")
+                raise TooLargeError(f"it decompresses from {name} to more than the limit of {limit:,} bytes")
             found.append(piece)
         given = unpacker.unused_data.lstrip(b"\0")
     return b"".join(found)
@@ -186,7 +187,7 @@ def _decompress_streams(make: Callable[[], Any], data: memoryview, name: str, li
 
 @lru_cache(maxsize=1)
 def _register_bounded_codecs() -> None:
-    """Register the codec with numcodecs and zarr-python, in the ways that they have for it."""
+    """Register the bounded codec with numcodecs and zarr-python."""
     import asyncio
 
     from numcodecs.abc import Codec
@@ -196,7 +197,7 @@ def _register_bounded_codecs() -> None:
     from zarr.registry import register_codec as register_new
 
     class Bounded(Codec):  # type: ignore[misc]
-        """A compressor of numcodecs that decompresses up to a limit."""
+        """A numcodecs compressor that decompresses up to a limit."""
 
         codec_id = BOUNDED
 
@@ -211,7 +212,7 @@ def _register_bounded_codecs() -> None:
 
     @dataclass(frozen=True)
     class BoundedBytes(BytesBytesCodec):
-        """The same for Zarr 3."""
+        """A Zarr 3 compressor that decompresses up to a limit."""
 
         codec: Any
         limit: int

@@ -1,7 +1,7 @@
-"""Codecs of Zarr arrays: what their metadata say, in the form that zarr-python and numcodecs take.
+"""Validation of codec metadata of Zarr arrays, and conversion to the form of zarr-python and numcodecs.
 
-Most codecs can be decoded without their options, and writers add options that others do not know (``nthreads``).
-For these codecs the options are replaced with valid ones, so that only the name decides whether an array can be read.
+Most codecs can be decoded without their options, and writers add options that other libraries reject (``nthreads``).
+For these codecs the options are replaced with valid ones, so that only the name of a codec matters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OPTIONS_V3: dict[str, dict[str, Any]] = {
     "zstd": {"level": 0, "checksum": False},
     "crc32c": {},
 }
-# Packages that bring a codec, by how its name starts, and the module that shows whether they are installed.
+# The package of a codec by the prefix of its name, and a module that shows whether the package is installed.
 _PACKAGES = {
     "imagecodecs_": ("imagecodecs", "imagecodecs"),
     "pcodec": ("pcodec", "pcodec"),
@@ -36,11 +36,11 @@ _PACKAGES = {
 }
 _NAMESPACE = "numcodecs."
 BOUNDED = "imageryxr_bounded"
-"""The codec that replaces compressors once metadata were checked; see `boundedcodecs`."""
+"""Name of the codec that replaces compressors in checked metadata; see `bounded_codecs`."""
 
 
 def codec_v2(value: Any, what: str) -> dict[str, Any]:
-    """Return a compressor or filter of a ``.zarray``, as numcodecs takes it."""
+    """Return a compressor or filter of a ``.zarray`` in the form of numcodecs."""
     given = as_object(value, what)
     name = as_text(given.get("id"), f"{what}, its id")
     _check_codec_name(name, what)
@@ -48,18 +48,18 @@ def codec_v2(value: Any, what: str) -> dict[str, Any]:
 
 
 def codecs_v3(value: Any, what: str, shape: tuple[int, ...], depth: int = 0) -> list[dict[str, Any]]:
-    """Return the codecs of a ``zarr.json``, as zarr-python takes them.
+    """Return the codecs of a ``zarr.json`` in the form of zarr-python.
 
     Parameters
     ----------
     value : list
-        As it stands in the metadata.
+        The member of the metadata.
     what : str
         Source and member, for messages.
     shape : tuple of int
-        Of the chunks that they encode.
+        Shape of the chunks that the codecs encode.
     depth : int
-        How many shards these chunks lie in.
+        Number of nested shards around these chunks.
     """
     out: list[dict[str, Any]] = []
     for number, entry in enumerate(as_list(value, what, 32)):
@@ -103,15 +103,15 @@ def _order(value: Any, what: str, count: int) -> list[int]:
 
 def _sharding(options: dict[str, Any], what: str, shape: tuple[int, ...], depth: int) -> dict[str, Any]:
     if depth > 3:
-        raise SourceError(f"{what}: shards within shards within shards are not read")
+        raise SourceError(f"{what}: shards are nested too deeply; at most 4 levels are supported")
     inner = as_counts(options.get("chunk_shape"), f"{what}, its chunk_shape", count=len(shape))
     if any(n % m for n, m in zip(shape, inner, strict=True)):
-        raise SourceError(f"{what} has chunks of {inner} in shards of {shape}, which are no multiple of them")
+        raise SourceError(f"{what} has shards of {shape}, which are not a multiple of its chunks of {inner}")
     chunks = 1
     for n, m in zip(shape, inner, strict=True):
         chunks *= n // m
     if chunks > 2**26:
-        raise SourceError(f"{what} has {chunks:,} chunks in a shard; at most {2**26:,} are read")
+        raise SourceError(f"{what} has {chunks:,} chunks in a shard; the limit is {2**26:,}")
     index = options.get("index_codecs")
     default = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     place = as_text(options.get("index_location") or "end", f"{what}, its index_location", ("start", "end"))
@@ -124,18 +124,18 @@ def _sharding(options: dict[str, Any], what: str, shape: tuple[int, ...], depth:
 
 
 def _check_codec_name(name: str, what: str) -> None:
-    if name.removeprefix(_NAMESPACE) == BOUNDED:  # its limit would be that of the file
-        raise CodecError(f"{what} is {name!r}, which no file is stored with; convert the array")
-    # Unpickling runs whatever code the file holds.
+    if name.removeprefix(_NAMESPACE) == BOUNDED:  # a file must not set its own limit
+        raise CodecError(f"{what} is {name!r}, which is not a codec for files; convert the array")
+    # Unpickling runs code from the file.
     if name.removeprefix(_NAMESPACE) == "pickle":
         raise CodecError(
-            f"{what} is 'pickle', which runs code that the file holds, so it is not decoded; if you trust the file, "
+            f"{what} is 'pickle', which would run code from the file, so it is not supported; if you trust the file, "
             "copy the array with zarr-python to another codec"
         )
 
 
 def codec_names(document: dict[str, Any]) -> list[str]:
-    """Return the names of all codecs of an array's metadata, those within shards among them."""
+    """Return the names of all codecs in the metadata of an array, including those within shards."""
     if document["zarr_format"] == 2:
         return [c["id"] for c in (document["compressor"], *(document["filters"] or [])) if c]
     return _codec_names_v3(document["codecs"])
@@ -153,7 +153,7 @@ def _codec_names_v3(codecs: list[dict[str, Any]]) -> list[str]:
 
 
 def register_codecs(text: str) -> None:
-    """Register the codecs of imagecodecs with numcodecs if an array's metadata name one and it is installed."""
+    """Register the codecs of imagecodecs with numcodecs, if the metadata name one and the package is installed."""
     if '"imagecodecs_' in text and find_spec("imagecodecs") is not None:
         from imagecodecs import numcodecs  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
@@ -161,7 +161,7 @@ def register_codecs(text: str) -> None:
 
 
 def codec_error(name: str, text: str, error: Exception) -> CodecError:
-    """Return the error for an array that zarr-python cannot decode, naming the codec and how to get it."""
+    """Return the error for an array that zarr-python cannot decode; its message names the codec and its package."""
     document = json.loads(text)
     for codec in codec_names(document):
         if _is_registered(codec, document["zarr_format"]):
@@ -187,7 +187,7 @@ def _is_registered(codec: str, version: int) -> bool:
             from zarr.registry import get_codec_class
 
             get_codec_class(codec)
-    except TypeError:  # the codec is there, and needs options
+    except TypeError:  # the codec is registered, but requires options
         return True
     except Exception:
         return False

@@ -1,4 +1,4 @@
-"""Zarr groups and arrays that are no image themselves: what they hold, and the address that opens it."""
+"""Messages for Zarr groups and arrays that are not images: their content, and the address that opens it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 from imageryxr.sources.address import Address
 
 Attributes = Callable[[str], dict[str, Any]]
-"""Returns the OME metadata of a group below, by its path; an empty dict where there are none."""
+"""Returns the OME metadata of a subgroup by its path; an empty dict if it has none."""
 
 
 def non_image_message(address: Address, ome: dict[str, Any], attributes: Attributes) -> str:
-    """Return what a group without an image holds, and which addresses open it: goes on from the group's name.
+    """Return the content of a group without an image, and the addresses that open it, as the end of a sentence.
 
     Parameters
     ----------
     address : Address
-        Of the group.
+        Address of the group, whose name starts the sentence.
     ome : dict
-        Its OME metadata.
+        OME metadata of the group.
     attributes : callable
-        Reads the metadata of a group below it.
+        Reads the metadata of a subgroup.
     """
     name = f"zarr://{address.public}"
     if isinstance(ome.get("plate"), dict):
@@ -50,7 +50,7 @@ def non_image_message(address: Address, ome: dict[str, Any], attributes: Attribu
 
 
 def child_images(address: Address, attributes: Attributes) -> list[str]:
-    """Return the names of groups in a local folder that are images; at most 50 are looked at."""
+    """Return the names of the images in a local folder, among its first 50 folders."""
     path = address.local_path
     try:
         children = sorted(p.name for p in path.iterdir() if p.is_dir())[:50] if path is not None else []
@@ -60,27 +60,27 @@ def child_images(address: Address, attributes: Attributes) -> list[str]:
 
 
 def bare_array_message(address: Address, document: dict[str, Any]) -> str:
-    """Return what to do about a Zarr array without OME metadata: goes on from its name."""
+    """Return how to open a Zarr array without OME metadata, as the end of a sentence that starts with its name."""
     above = f"zarr://{address.public}".rpartition("/")[0]
     shape = document.get("shape")
     count = len(shape) if isinstance(shape, list) else None
     return (
-        f"is a bare Zarr array, which says nothing of its place; give the group above it if that has OME metadata "
-        f"({above}), or place it yourself: {array_advice(address, '', count)}"
+        f"is a bare Zarr array without a position; give its parent group if that has OME metadata ({above}), or "
+        f"add coordinates: {array_advice(address, '', count)}"
     )
 
 
 def array_advice(address: Address, path: str, count: int | None) -> str:
-    """Return the lines that open an array and place it; they read no voxel.
+    """Return code that opens an array and adds coordinates; the code reads no voxels.
 
     Parameters
     ----------
     address : Address
-        Of the group that holds it.
+        Address of the group of the array.
     path : str
-        Of the array in the group.
+        Path of the array in the group.
     count : int or None
-        Of its axes, where known.
+        Number of its axes, if known.
     """
     place = f"{address.public.removeprefix('file://')}/{path}".rstrip("/")
     if address.local_path is not None:

@@ -1,6 +1,6 @@
-"""OME metadata of an image: its version, axes and units, the datasets, the channel and the contrast limits.
+"""Parsing of the OME metadata of an image: version, axes, units, datasets, channels and contrast limits.
 
-The format: https://ngff.openmicroscopy.org (0.4, 0.5 and 0.6). JSON in, values out; nothing is read here.
+Format: https://ngff.openmicroscopy.org (0.4, 0.5 and 0.6). This module does no I/O.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Axes(NamedTuple):
     """The axes of an image, in the order of its arrays."""
 
     names: tuple[str, ...]
-    """z, y, x, c, t, or a name of the file's own."""
+    """Names z, y, x, c, t, or others from the file."""
     factors: dict[str, Fraction]
-    """Nanometres per unit along each axis of space."""
+    """Nanometres per unit along each spatial axis."""
     system: str | None = None
-    """The coordinate system that they belong to, from version 0.6 on."""
+    """Coordinate system of the axes, since version 0.6."""
 
 
 def first_multiscale(name: str, ome: dict[str, Any]) -> dict[str, Any]:
@@ -38,21 +38,21 @@ def first_multiscale(name: str, ome: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_version(name: str, ome: dict[str, Any], multiscale: dict[str, Any], advice: str) -> None:
-    """Raise `SourceError` for a version that does not say where voxels lie, or is newer than what is read here.
+    """Raise `SourceError` for a version without voxel sizes, or a version that is too new.
 
     Parameters
     ----------
     name : str
-        Of the source.
+        Name of the source.
     ome, multiscale : dict
-        The metadata of the group, and the multiscale in it.
+        Metadata of the group, and the multiscale in it.
     advice : str
-        How to open an array of it.
+        How to open an array of the image.
     """
-    said = ome.get("version", multiscale.get("version"))
-    version = _number(said)
+    declared = ome.get("version", multiscale.get("version"))
+    version = _number(declared)
     if version is not None and version > _NEWEST:
-        raise SourceError(f"{name} is OME-Zarr of version {format_value(said)}; versions 0.4 to 0.6 are read")
+        raise SourceError(f"{name} is OME-Zarr of version {format_value(declared)}; versions 0.4 to 0.6 are read")
     has_axes = bool(multiscale.get("axes") or multiscale.get("coordinateSystems"))
     datasets = multiscale.get("datasets")
     entries = [d for d in datasets if isinstance(d, dict)] if isinstance(datasets, list) else []
@@ -60,8 +60,10 @@ def check_version(name: str, ome: dict[str, Any], multiscale: dict[str, Any], ad
     if has_axes and (is_placed or version is None or version >= _OLDEST):
         return
     if not has_axes and version is not None and version >= _OLDEST:
-        raise SourceError(f"{name} states no axes, which version {format_value(said)} of OME-Zarr requires; {advice}")
-    which = "an OME-Zarr that states no version" if version is None else f"OME-Zarr of version {format_value(said)}"
+        raise SourceError(
+            f"{name} states no axes, which version {format_value(declared)} of OME-Zarr requires; {advice}"
+        )
+    which = "an OME-Zarr without a version" if version is None else f"OME-Zarr of version {format_value(declared)}"
     raise SourceError(
         f"{name} is {which}, without {'the size of a voxel' if has_axes else 'axes and the size of a voxel'}, which "
         f"version 0.4 and later state. Rewrite it as 0.4 or 0.5, or {advice}"
@@ -77,16 +79,16 @@ def _number(version: Any) -> tuple[int, int] | None:
 
 
 def axes_of(name: str, multiscale: dict[str, Any]) -> Axes:
-    """Return the axes of an image: their names as stored, and the nanometres of a unit along those of space."""
+    """Return the axes of an image in stored order, with the nanometres per unit of spatial axes."""
     entries, system = _axis_entries(name, multiscale)
     names = [_axis_name(entry, name) for entry in entries]
     space = [i for i, axis in enumerate(names) if axis in DIMS or axis == "space"]
-    if "space" in names:  # names of their own: NGFF orders them z, y, x
+    if "space" in names:  # spatial axes with other names: NGFF orders them z, y, x
         for i, dim in zip(reversed(space), reversed(DIMS), strict=False):
             names[i] = dim
     if not {"y", "x"} <= set(names) or len(set(names)) < len(names) or "space" in names:
         given = ", ".join(str(entry["name"]) for entry in entries) or "none"
-        raise SourceError(f"{name} has the axes {given[:200]}; understood are y and x, and with them z, c and t")
+        raise SourceError(f"{name} has the axes {given[:200]}; supported are y and x, and optionally z, c and t")
     units = {names[i]: entries[i].get("unit") for i in space}
     return Axes(tuple(names), _factors(name, units), system)
 
@@ -104,7 +106,7 @@ def _axis_entries(name: str, multiscale: dict[str, Any]) -> tuple[list[dict[str,
 
 
 def _coordinate_system(name: str, multiscale: dict[str, Any]) -> dict[str, Any]:
-    """Return the coordinate system that the datasets lie in, which the specification calls the intrinsic one."""
+    """Return the coordinate system of the datasets, which the specification calls intrinsic."""
     given = as_list(multiscale["coordinateSystems"], f"{name}: coordinateSystems")
     systems = {}
     for entry in given:
@@ -117,33 +119,32 @@ def _coordinate_system(name: str, multiscale: dict[str, Any]) -> dict[str, Any]:
     chosen = outputs.pop() if outputs else list(systems)[-1]
     if outputs or chosen not in systems:
         raise SourceError(
-            f"{name}: its levels lie in the coordinate system {format_value(chosen)}"
-            f"{' and others' if outputs else ''}; all must lie in one of {', '.join(map(format_value, systems))}"
+            f"{name}: its levels are in the coordinate system {format_value(chosen)}"
+            f"{' and others' if outputs else ''}; all must be in one of {', '.join(map(format_value, systems))}"
         )
     return systems[chosen]
 
 
 def _system_name(value: Any) -> str:
-    return str(value.get("name") if isinstance(value, dict) else value)  # drafts of 0.6 write the name alone
+    return str(value.get("name") if isinstance(value, dict) else value)  # drafts of 0.6 write only the name
 
 
 def _factors(name: str, units: dict[str, Any]) -> dict[str, Fraction]:
-    """Return nanometres per unit for each axis of space; an axis without a unit has that of the others."""
+    """Return nanometres per unit for each spatial axis; an axis without a unit uses that of the other axes."""
     bare = [dim for dim, unit in units.items() if not has_unit(unit)]
     factors = {dim: _length(name, dim, unit) for dim, unit in units.items() if dim not in bare}
-    said = sorted({str(units[dim]) for dim in factors})
+    stated = sorted({str(units[dim]) for dim in factors})
     if bare and len(set(factors.values())) > 1:
         raise SourceError(
-            f"{name} does not say in which unit {', '.join(bare)} is measured, and its other axes differ: "
-            f"{', '.join(map(format_value, said))}; add the unit to its metadata"
+            f"{name} states no unit for {', '.join(bare)}, and the units of its other axes differ: "
+            f"{', '.join(map(format_value, stated))}; add the unit to its metadata"
         )
-    assumed = said[0] if said else "nanometer"
+    assumed = stated[0] if stated else "nanometer"
     factors |= {dim: to_fraction(length_in_nm(assumed)) for dim in bare}
     if bare:
-        as_what = f"{assumed}, as its other axes are" if said else "nanometres"
+        assumption = f"{assumed} is assumed, as for its other axes" if stated else "nanometres are assumed"
         warnings.warn(
-            f"{name} does not say in which unit {', '.join(bare)} {'is' if len(bare) == 1 else 'are'} measured; "
-            f"{'it is' if len(bare) == 1 else 'they are'} taken as {as_what}",
+            f"{name} states no unit for {', '.join(bare)}; {assumption}",
             ImageryWarning,
             stacklevel=2,
         )
@@ -171,24 +172,24 @@ def _axis_name(entry: dict[str, Any], name: str) -> str:
 
 
 def picks_of(
-    name: str, axes: tuple[str, ...], shape: Sequence[int], asked: dict[str, int | None]
+    name: str, axes: tuple[str, ...], shape: Sequence[int], requested: dict[str, int | None]
 ) -> tuple[tuple[str, int], ...]:
-    """Return the index to read along each axis that is not space, from what was asked for by ``c`` and ``t``."""
+    """Return the index to read along each non-spatial axis, from the requested indexes of ``c`` and ``t``."""
     kinds: dict[str, Literal["channel", "time"]] = {"c": "channel", "t": "time"}
     chosen = {
-        axis: pick_index(name, what, shape[axes.index(axis)] if axis in axes else 1, asked[axis])
+        axis: pick_index(name, what, shape[axes.index(axis)] if axis in axes else 1, requested[axis])
         for axis, what in kinds.items()
     }
     other = [a for a, n in zip(axes, shape, strict=True) if a not in (*DIMS, "c", "t") and n > 1]
     if other:
         raise SourceError(
-            f"{name} has several voxels along {format_value(other[0])}, which is neither space, channel nor time"
+            f"{name} has several voxels along the axis {format_value(other[0])}, which is not space, channel or time"
         )
     return tuple((axis, chosen.get(axis, 0)) for axis in axes if axis not in DIMS)
 
 
 def dataset_paths(name: str, multiscale: dict[str, Any]) -> list[str]:
-    """Return the path of each level within the group, without leading, trailing or doubled slashes and dots."""
+    """Return the normalized path of each level in the group."""
     paths = []
     for number, entry in enumerate(as_list(multiscale.get("datasets"), f"{name}: datasets")):
         given = as_object(entry, f"{name}: dataset {number}").get("path")
@@ -199,12 +200,12 @@ def dataset_paths(name: str, multiscale: dict[str, Any]) -> list[str]:
             raise SourceError(f"{name}: the path {format_value(given)} of dataset {number} leads out of the group")
         paths.append("/".join(part for part in parts if part not in ("", ".")))
     if not paths:
-        raise SourceError(f"{name}: datasets is empty, so there is no level to open")
+        raise SourceError(f"{name}: the list of datasets is empty, so there is no level to open")
     return paths
 
 
 def window_of(ome: dict[str, Any], channel: int) -> tuple[float, float] | None:
-    """Return the contrast limits that the file gives for a channel, or None where it gives none that can be used."""
+    """Return the contrast limits of a channel in the metadata, or None if there are no valid ones."""
     found: Any = ome
     for key in ("omero", "channels", channel, "window"):
         if isinstance(found, dict):

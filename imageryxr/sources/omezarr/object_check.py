@@ -1,8 +1,8 @@
-"""Stored Zarr objects looked at before they are decoded: one that was cut short may decode to zeros, in silence.
+"""Checks of stored Zarr objects before decoding: a truncated object may silently decode to zeros.
 
-Blosc does not compare the length that its header gives with what it was handed, and what a shard's index points at
-beyond its end is taken for nothing. Headers of Blosc, LZ4 and Zstandard are compared with the array's metadata
-(`frames`). Other codecs tell by themselves.
+Blosc does not compare the length in its header with the length of its input, and zarr-python treats chunks beyond the
+end of a shard as missing. Headers of Blosc, LZ4 and Zstandard are compared with the metadata of the array
+(`frame_headers`). Other codecs detect truncation themselves.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from imageryxr.sources.base import is_html_page
 from imageryxr.sources.codecs.frame_headers import frame_problem
 
 _LEFT_OUT = np.iinfo(np.uint64).max
-"""Where a shard's index says that a chunk was left out."""
+"""Marks a missing chunk in the index of a shard."""
 
 
 class DamagedObjectError(ValueError):
-    """A stored object that is not whole; `OmeZarrSource` says of which box."""
+    """A stored object that is damaged; `OmeZarrSource` adds the box."""
 
 
 class ObjectFormat(NamedTuple):
-    """How the objects of an array are made up."""
+    """The structure of the stored objects of an array."""
 
     codec: str
-    """What a chunk was compressed with last, without the namespace of numcodecs; empty for none."""
+    """Last compressor of a chunk, without the namespace of numcodecs; empty for none."""
     chunks_in_shard: int
-    """0 where an object is a chunk."""
+    """Number of chunks in a shard; 0 if each object is a chunk."""
     index_size: int
-    """Bytes of a shard's index, 0 where that cannot be told."""
+    """Size in bytes of the index of a shard; 0 if unknown."""
     index_first: bool
-    """Whether it stands at the start of the shard, not at its end."""
+    """Whether the index is at the start of the shard and not at its end."""
     chunk_bytes: int = 0
-    """Bytes that a chunk decompresses to, 0 where the metadata do not say."""
+    """Size in bytes of a decompressed chunk; 0 if unknown."""
     item_sizes: tuple[int, ...] = ()
-    """Which sizes of an item the header of a Blosc frame may state, any where empty.
+    """Item sizes that a Blosc header may state; empty allows any.
 
-    Several writers (in Java, and zarr-python before 3.1) state 1, whatever the array holds.
+    Several writers (in Java, and zarr-python before 3.1) state 1 for all data types.
     """
 
 
 @lru_cache(maxsize=1024)
 def object_format(metadata: str) -> ObjectFormat:
-    """Return what an array's ``zarr.json`` or ``.zarray`` says of its objects."""
+    """Return the structure of the stored objects from a ``zarr.json`` or ``.zarray``."""
     document = json.loads(metadata)
     if document["zarr_format"] == 2:
         name = str((document.get("compressor") or {}).get("id", ""))
@@ -65,37 +65,36 @@ def object_format(metadata: str) -> ObjectFormat:
     return ObjectFormat(_last_codec(shard["codecs"]), count, size, is_first, *expected)
 
 
-def check_object(form: ObjectFormat, key: str, data: bytes | memoryview, asked: tuple[int | None, int | None]) -> None:
-    """Raise unless an object, or a part of one, is whole as far as that can be told.
+def check_object(form: ObjectFormat, key: str, data: bytes | memoryview, span: tuple[int | None, int | None]) -> None:
+    """Raise if a check finds that an object, or a range of one, is damaged.
 
     Parameters
     ----------
-    form : ZarrForm
-        How the array's objects are made up.
+    form : ObjectFormat
+        Structure of the objects.
     key : str
-        The object's, for the message.
+        Key of the object, for the message.
     data : bytes or memoryview
-        What came.
-    asked : tuple
-        First byte and the one behind the last that were asked for; ``(None, n)`` stands for the last n, and
-        ``(None, None)`` for all.
+        Bytes that were read.
+    span : tuple
+        Requested start and stop of the range; ``(None, n)`` is the last n bytes, and ``(None, None)`` the whole object.
 
     Raises
     ------
     DamagedObjectError
-        If it was truncated, or is a web page.
+        If the object was truncated, or is HTML.
     """
-    first, stop = asked
+    first, stop = span
     problem = ""
     if len(data) == 0:
         problem = "it is empty (0 bytes)"
     elif is_html_page(data):
-        problem = "it is a web page, such as servers send to ask for a login"
+        problem = "it is HTML, such as a login page"
     elif stop is not None and len(data) != stop - (first or 0):
-        problem = f"{stop - (first or 0)} bytes of it were asked for, and {len(data)} came"
-    elif form.chunks_in_shard and asked == (None, None):
+        problem = f"{stop - (first or 0)} bytes were requested, but {len(data)} were read"
+    elif form.chunks_in_shard and span == (None, None):
         problem = _shard_problem(form, data)
-    elif not (form.chunks_in_shard and _is_index(form, asked)):
+    elif not (form.chunks_in_shard and _is_index(form, span)):
         problem = frame_problem(data, form.codec, form.chunk_bytes, form.item_sizes)
     if problem:
         raise DamagedObjectError(f"the stored object {key} was truncated or overwritten: {problem}")
@@ -106,7 +105,7 @@ def _last_codec(codecs: list[dict[str, Any]]) -> str:
 
 
 def _item_size(dtype: Any) -> int:
-    """Return the bytes of a voxel, 0 where the metadata name a type that is none of numpy's."""
+    """Return the size of a voxel in bytes; 0 if numpy does not support the type."""
     try:
         return np.dtype(dtype).itemsize if isinstance(dtype, str) else 0
     except TypeError:
@@ -118,12 +117,12 @@ def _product(shape: Any) -> int:
 
 
 def _expected_frame(codecs: list[dict[str, Any]], voxels: int, item: int) -> tuple[int, tuple[int, ...]]:
-    """Return the bytes and the sizes of an item that the frame of a chunk must state, as far as they are known."""
+    """Return the decompressed size and the item sizes that the header of a chunk may state; 0 and empty if unknown."""
     names = [str(codec["name"]) for codec in codecs[:-1] if codec["name"] != "transpose"]
     if names != ["bytes"] or not item:
         return 0, ()
-    said = (codecs[-1].get("configuration") or {}).get("typesize")
-    return voxels * item, (1, item, *([said] if isinstance(said, int) else []))
+    declared = (codecs[-1].get("configuration") or {}).get("typesize")
+    return voxels * item, (1, item, *([declared] if isinstance(declared, int) else []))
 
 
 def _index_size(codecs: list[dict[str, Any]], count: int) -> int:
@@ -134,21 +133,21 @@ def _index_size(codecs: list[dict[str, Any]], count: int) -> int:
     return 16 * count + 4 * (len(names) - 1) if is_little else 0
 
 
-def _is_index(form: ObjectFormat, asked: tuple[int | None, int | None]) -> bool:
-    # Where the size of the index is not known, no part of a shard is taken for a chunk.
-    return not form.index_size or asked == ((0 if form.index_first else None), form.index_size)
+def _is_index(form: ObjectFormat, span: tuple[int | None, int | None]) -> bool:
+    # If the size of the index is unknown, every range of a shard may be the index.
+    return not form.index_size or span == ((0 if form.index_first else None), form.index_size)
 
 
 def _shard_problem(form: ObjectFormat, data: bytes | memoryview) -> str:
     if not form.index_size:
         return ""
     if len(data) < form.index_size:
-        return f"it holds {len(data)} bytes, less than its index takes"
+        return f"it holds {len(data)} bytes, fewer than its index takes"
     begin = 0 if form.index_first else len(data) - form.index_size
     index = np.frombuffer(data, "<u8", 2 * form.chunks_in_shard, begin).reshape(-1, 2)
     for offset, size in index[(index != _LEFT_OUT).any(axis=1)].tolist():
         if offset + size > len(data):
-            return f"its index points at byte {offset + size} of {len(data)}"
+            return f"its index refers to byte {offset + size} of {len(data)}"
         problem = frame_problem(data[offset : offset + size], form.codec, form.chunk_bytes, form.item_sizes)
         if problem:
             return problem

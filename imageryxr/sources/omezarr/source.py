@@ -1,7 +1,7 @@
 """OME-Zarr images and labels (NGFF 0.4 to 0.6, on Zarr v2 and v3), read through zarr-python.
 
-The format: https://ngff.openmicroscopy.org. Of several multiscales in a group the first one is opened. All metadata
-are read here once, at opening, and travel with the source, so that a worker requests chunks only.
+Format: https://ngff.openmicroscopy.org. If a group has several multiscales, the first one is opened. All metadata are
+read once, when the image is opened, and pickled with the source, so that a worker requests chunks only.
 """
 
 from __future__ import annotations
@@ -54,62 +54,62 @@ PROTOCOLS = ("file", "http", "https", "s3", "gs")
 
 @dataclass(frozen=True)
 class ZarrLevel:
-    """Where a level's array lies in the store, and how it is laid out."""
+    """The array of a level: its path and layout in the store."""
 
     path: str
     """Path of the array in the group."""
     metadata: str
-    """What its ``zarr.json`` or ``.zarray`` says, without its attributes, in the form that zarr-python takes."""
+    """Checked ``zarr.json`` or ``.zarray`` without attributes, in the form of zarr-python."""
     objects: tuple[int, ...]
-    """Shape, along all axes, of one stored object: a chunk, or a shard."""
+    """Shape along all axes of a stored object, which is a chunk or a shard."""
     has_separator: bool = True
-    """Whether the metadata say what separates the indexes in the name of a chunk."""
+    """Whether the metadata state the separator of the indexes in chunk names."""
 
 
 @dataclass(frozen=True)
 class OmeZarrSource:
-    """An OME-Zarr image or label with its metadata in hand."""
+    """An OME-Zarr image or label, including its metadata."""
 
     url: str = field(repr=False)
-    """Where the group lies, ``protocol://…``."""
+    """Location of the group, ``protocol://…``."""
     name: str
-    """Its address without anything secret."""
+    """Address without secrets."""
     layer_type: LayerType
-    """What it is opened as."""
+    """Kind of layer that it is opened as."""
     type: str
-    """dtype of the voxels, by name."""
+    """Name of the data type of the voxels."""
     levels: tuple[Level, ...]
-    """Every dataset of the multiscale."""
+    """All datasets of the multiscale."""
     arrays: tuple[ZarrLevel, ...] = field(repr=False)
-    """How each level is stored."""
+    """Array of each level."""
     axes: tuple[str, ...]
     """Names of the axes as stored: z, y, x, c, t."""
     picks: tuple[tuple[str, int], ...]
-    """The index chosen along each axis that is not space."""
+    """Selected index along each non-spatial axis."""
     missing: Missing = None
-    """What to do about a chunk that the store does not have; None reads it as the fill value."""
+    """Policy for missing chunks; None reads them as the fill value."""
     others: tuple[tuple[str, float, float], ...] = field(default=(), compare=False, repr=False)
-    """Each axis that is not space: name, scale (s of times), and where index 0 begins, in indexes."""
+    """Non-spatial axes as (name, scale, offset): the scale in seconds for times, the offset of index 0 in indexes."""
     window: tuple[float, float] | None = None
-    """The contrast limits that the file gives for the channel."""
+    """Contrast limits of the channel in the metadata."""
     token: str | None = field(default=None, repr=False, compare=False)
-    """What is sent to a web server as ``Authorization: Bearer``."""
+    """Token for web servers, sent as ``Authorization: Bearer``."""
     connection: Connection = field(default=Connection(), compare=False, repr=False)
-    """How web servers are asked."""
+    """Options of requests to web servers."""
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """The type of the voxels."""
+        """Data type of the voxels."""
         dtype: np.dtype[Any] = np.dtype(self.type)
         return dtype
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """The contrast limits, where the file gives them."""
+        """Contrast limits, if the metadata contain them."""
         return {} if self.window is None or self.layer_type != "image" else {"contrast_limits": self.window}
 
     def check(self, mip: int) -> None:
-        """Raise `CodecError` if the array's codecs are not registered or cannot be set up."""
+        """Raise `CodecError` if the codecs of the array are not registered or cannot be used."""
         text = self.arrays[mip].metadata
         try:
             parse_array_metadata(text)
@@ -139,23 +139,25 @@ class OmeZarrSource:
         return np.ascontiguousarray(values.transpose([order.index(d) for d in DIMS]), dtype=dtype_of(self, mip))
 
     def _check_absent(self, mip: int, box: IndexBox, absent: dict[str, bool]) -> None:
-        """Raise, warn or record, as ``missing`` says, for objects that zarr has read as the fill value."""
+        """Apply the policy ``missing`` to objects that zarr-python has read as the fill value."""
         refused = [key for key, forbidden in absent.items() if forbidden]
         if refused and fetch(self.url, self.token, self._document, self.name, self.connection) is None:
-            raise AuthError(f"{self.name} refused to be read (403: {refused[0]}); check the token or your rights")
+            raise AuthError(
+                f"access to {self.name} was denied (HTTP 403: {refused[0]}); check the token and your permissions"
+            )
         self._check_separator(mip, box, min(absent))
         if self.missing is None and not refused:
-            return  # by the specification, an object that the store leaves out holds the fill value
+            return  # by the specification, a missing object holds the fill value
         grid = self.levels[mip].grid
         keys = refused if self.missing is None else absent
         boxes = [str(grid.crop(self._missing_box(mip, key)).bbox) for key in sorted(keys)]
         shown = "; ".join(boxes[:3]) + (f"; and {len(boxes) - 3} more" if len(boxes) > 3 else "")
         if self.missing is None or self.missing == "raise":
             hint = (
-                "a Zarr store may leave out chunks that hold only the fill value: missing='fill' takes them for that, "
-                "'warn' also says which"
+                "a Zarr store may leave out chunks that hold only the fill value: missing='fill' reads missing chunks "
+                "as the fill value, 'warn' also lists them"
             )
-            state = "refuses (403)" if refused else "does not have"
+            state = "denies access (HTTP 403) to" if refused else "does not have"
             cause = f"the store {state} {len(boxes)} of the chunks it needs: {shown}"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint)
         report_missing_chunks(self, mip, boxes)
@@ -168,16 +170,16 @@ class OmeZarrSource:
             )
 
     def _check_separator(self, mip: int, box: IndexBox, key: str) -> None:
-        # A .zarray that names no separator stands for '.', but some writers use '/' and forget to name it: then every
-        # chunk would be read as the fill value.
+        # The default separator of a .zarray is '.', but some writers use '/' without stating it. Then every chunk would
+        # be read as the fill value.
         stored = self.arrays[mip]
         if stored.has_separator:
             return
         other = f"{key.removesuffix(key.split('/')[-1])}{key.split('/')[-1].replace('.', '/')}"
         if other != key and fetch(self.url, self.token, other, self.name, self.connection) is not None:
             cause = (
-                f"its .zarray names no dimension_separator, which stands for '.', but its chunks are stored with '/' "
-                f"({other}); open it with #dimension_separator=/ behind the address, or add the member to the .zarray"
+                f"its .zarray has no dimension_separator, so the default '.' applies, but its chunks are stored with "
+                f"'/' ({other}); append #dimension_separator=/ to the address, or add the member to the .zarray"
             )
             raise read_error(self, mip, box, cause)
 
@@ -215,34 +217,34 @@ def open_omezarr(
     Parameters
     ----------
     address : Address
-        Of the group that holds the ``multiscales``, in a folder, a bucket, on a web server or in a local zip archive.
+        Address of the group with the ``multiscales``, in a folder, a bucket, on a web server or in a local zip archive.
     missing : {None, "raise", "fill", "warn"}
-        What to do about an object (a chunk, or a shard) that the store does not have. None, by the specification,
-        reads it as the fill value. What a shard's own index leaves out is always read as the fill value. A 403 is an
-        error with None and "raise", and counts as missing with the others if the metadata can be read.
+        Policy for missing objects (chunks or shards). None reads them as the fill value, by the specification. Chunks
+        that are missing in the index of a shard are always read as the fill value. A 403 is an error with None and
+        "raise"; with the other policies the object counts as missing if the metadata can be read.
     token : str, optional
-        Sent to web servers as ``Authorization: Bearer``. It is not shown, but it is pickled with the source.
+        Sent to web servers as ``Authorization: Bearer``. It is never shown, but is pickled with the source.
     channel, time : int, optional
-        Which to open, where there are several.
+        Index of the channel and time to open, if there are several.
     assume : {"center", "corner"}
-        What a translation is the place of: the centre of the first voxel, or its lower corner. No translation is one
-        of 0.
+        Point of the first voxel that a translation refers to: its centre or its lower corner. A missing translation is
+        0.
     connection : Connection, optional
-        How web servers are asked.
+        Options of requests to web servers.
 
     Raises
     ------
     SourceNotFoundError
         If there is no Zarr group.
     SourceError
-        If it is no OME-Zarr image, or a member of its metadata has no possible value.
+        If the group is not an OME-Zarr image, or its metadata are not valid.
     OptionError
-        If ``assume`` is neither.
+        If ``assume`` has another value.
     """
     check_assume(assume)
     name = address.zarr_name
     if address.protocol not in PROTOCOLS:
-        raise SourceError(f"{name}: OME-Zarr is read from {', '.join(PROTOCOLS)}, not from {address.protocol}://")
+        raise SourceError(f"{name}: OME-Zarr is supported on {', '.join(PROTOCOLS)}, not on {address.protocol}://")
     connection = connection or Connection()
     ome, version = _ome_metadata(address, token, connection)
     try:
@@ -250,7 +252,7 @@ def open_omezarr(
     except ImageryError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-        raise SourceError(f"the OME metadata of {name} make no sense: {type(error).__name__}: {error}") from error
+        raise SourceError(f"the OME metadata of {name} are not valid: {type(error).__name__}: {error}") from error
 
 
 def _ome_metadata(address: Address, token: str | None, connection: Connection) -> tuple[dict[str, Any], int]:
@@ -288,7 +290,7 @@ def _ome_of(attributes: Any) -> dict[str, Any]:
 
 
 def _attributes(address: Address, token: str | None, connection: Connection) -> dict[str, Any]:
-    """Return the OME metadata of a group, an empty dict where there are none or they cannot be read."""
+    """Return the OME metadata of a group; an empty dict if there are none or they cannot be read."""
     try:
         new = fetch_json(address, token, "zarr.json", connection)
         return (
@@ -307,7 +309,7 @@ def _not_found_error(address: Address) -> SourceNotFoundError:
     )
     return SourceNotFoundError(
         f"there is no OME-Zarr at zarr://{address.public}: neither {address.public}/zarr.json (Zarr v3) nor "
-        f"{address.public}/.zattrs (Zarr v2) is there, or may be read; {advice}"
+        f"{address.public}/.zattrs (Zarr v2) exists or can be read; {advice}"
     )
 
 
@@ -317,7 +319,7 @@ def _build_source(
     version: int,
     missing: Missing,
     token: str | None,
-    asked: dict[str, int | None],
+    requested: dict[str, int | None],
     assume: str,
     connection: Connection,
 ) -> OmeZarrSource:
@@ -332,9 +334,9 @@ def _build_source(
         layouts = list(
             pool.map(lambda path: _array_layout(address, token, path, (version, len(axes.names)), connection), paths)
         )
-    picks = ngff.picks_of(name, axes.names, layouts[0].shape, asked)
+    picks = ngff.picks_of(name, axes.names, layouts[0].shape, requested)
     grids = [grid_of_level(name, multiscale, mip, lay.shape, axes, assume) for mip, lay in enumerate(layouts)]
-    if "z" not in axes.names:  # one slice of one thickness at all levels
+    if "z" not in axes.names:  # a single slice has the same thickness at all levels
         thickness = min(grid.resolution[2] for grid in grids)
         grids = [Grid(g.shape, (*g.resolution[:2], thickness), g.voxel_offset) for g in grids]
     finest = min(
@@ -379,12 +381,12 @@ def _array_layout(
         raise SourceError(f"{name} lists the level {path!r}, but there is no {address.public}/{key}")
     layout = layout_of(f"{name}/{path}", found, version)
     if len(layout.shape) != count:
-        raise SourceError(f"{name}: the array {path!r} has {len(layout.shape)} axes, but the metadata name {count}")
+        raise SourceError(f"{name}: the array {path!r} has {len(layout.shape)} axes, but the metadata list {count}")
     return layout
 
 
 def _is_label(address: Address, ome: dict[str, Any], token: str | None, connection: Connection) -> bool:
-    """Return whether an image is one of labels: by its own metadata, or by the list in a folder "labels" above it."""
+    """Return whether an image contains labels, by its own metadata or by the list in a parent folder "labels"."""
     if "image-label" in ome:
         return True
     above, found, label = address.url.rpartition("/labels/")

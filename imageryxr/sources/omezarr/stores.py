@@ -1,6 +1,6 @@
-"""Where Zarr arrays are read from: local folders, zip archives and private buckets by zarr-python, all else by web.
+"""Zarr stores: zarr-python's for local folders, zip archives and private buckets, `WebStore` for everything else.
 
-Every object that comes is looked at before it is decoded, and every one that does not come is noted.
+Every object is checked before it is decoded, and missing objects are recorded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from imageryxr.sources.omezarr.object_check import ObjectFormat, check_object, o
 from imageryxr.sources.omezarr.web_objects import fetch_object
 from imageryxr.sources.omezarr.zip_store import find_archive, open_archive, read_entry
 
-# Object stores are asked again about errors that may pass, for half a minute at the most.
+# Retries of transient errors of object stores.
 RETRY: dict[str, Any] = {
     "max_retries": 7,
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=8), "base": 2},
@@ -40,17 +40,17 @@ RETRY: dict[str, Any] = {
 }
 
 
-# Where the user's environment may name a server for buckets.
+# Environment variables that name another server for buckets.
 ENDPOINTS = {"AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
-# Bytes of a chunk on a server: any voxel takes all of the chunk, and whoever wrote the metadata chose its shape.
+# Largest size in bytes of a remote chunk: reading one voxel reads the whole chunk, whose shape is not trusted.
 _MOST_CHUNK_BYTES = 4 << 30
-# What buckets and web servers call an object that may not be read.
+# Exceptions of buckets and web servers for denied access.
 _FORBIDDEN = ("PermissionDeniedError", "ForbiddenObjectError")
 
 
 @lru_cache(maxsize=1024)
 def parse_array_metadata(text: str) -> Any:
-    """Return zarr's own form of an array's metadata, with bounded codecs; ValueError where a codec is not known."""
+    """Return the metadata of an array as zarr-python's object, with bounded codecs; ValueError for unknown codecs."""
     from zarr import AsyncArray
     from zarr.storage import MemoryStore, StorePath
 
@@ -62,9 +62,9 @@ def parse_array_metadata(text: str) -> Any:
 def open_array(
     url: str, token: str | None, path: str, metadata: str, connection: Connection
 ) -> tuple[Any, dict[str, bool]]:
-    """Return an array whose metadata are in hand, and which objects were absent once it was read from.
+    """Return an array with given metadata, and a dict that reads fill with the keys of missing objects.
 
-    Lazy: reads nothing. For each absent key, whether the store forbade it (403).
+    Opening reads nothing. The value of a key is True if the store denied access (403).
     """
     import zarr
     from zarr.storage import StorePath
@@ -86,18 +86,18 @@ def open_array(
 
 
 def _check_size(url: str, metadata: str) -> None:
-    """Raise if a chunk of an array on a server is larger than any that is read to get at one of its voxels."""
+    """Raise if the chunks of a remote array are too large."""
     form = object_format(metadata)
     size = form.chunk_bytes if form.chunks_in_shard else object_limit(metadata) // 4
     if size > _MOST_CHUNK_BYTES:
         raise ChunkReadError(
-            f"{Address('zarr', url).public} has chunks of {size / 2**30:,.0f} GiB, of which "
-            f"{_MOST_CHUNK_BYTES >> 30} are read from a server; copy the array with smaller chunks"
+            f"{Address('zarr', url).public} has chunks of {size / 2**30:,.0f} GiB; the limit for a server is "
+            f"{_MOST_CHUNK_BYTES >> 30} GiB; copy the array with smaller chunks"
         )
 
 
 def _object_folder(url: str, connection: Connection) -> str | None:
-    # Where the user's environment names another server for buckets, their own client reads from that server.
+    # obstore supports environment variables that name another server for buckets; the web client does not.
     if not (url.startswith("s3://") and ENDPOINTS & set(os.environ)):
         return web_folder(url)
     if not connection.access.allow_local:
@@ -106,16 +106,16 @@ def _object_folder(url: str, connection: Connection) -> str | None:
 
 
 def _check_endpoints() -> None:
-    """Raise `ServerError` if the environment names a server of this machine or its network for buckets."""
+    """Raise `ServerError` if the environment names a local server for buckets."""
     for text in (os.environ[name] for name in ENDPOINTS if os.environ.get(name)):
         server = parse_web_url(text if "://" in text else f"https://{text}")
         ip_filter.check_host_name(server.host)
-        with suppress(OSError):  # a name that is not found is not connected to
+        with suppress(OSError):  # an unknown host cannot be connected to
             ip_filter.check_candidates(server.host, ip_filter.resolve(server.host, server.port))
 
 
 def object_limit(metadata: str) -> int:
-    """Return the bytes that an object of an array may have: four times its voxels and 1 MB, as for other chunks."""
+    """Return the largest size in bytes of an object: four times its voxels plus 1 MB, as for precomputed chunks."""
     document = json.loads(metadata)
     shape = document["chunks"] if "chunks" in document else document["chunk_grid"]["configuration"]["chunk_shape"]
     parsed = parse_array_metadata(metadata)
@@ -124,7 +124,7 @@ def object_limit(metadata: str) -> int:
 
 
 def credential_of(folder: str, token: str | None) -> Credential | None:
-    """Return what the objects of a folder on a web server are asked for with: the caller's token, for that server."""
+    """Return the credential for a folder on a web server: the caller's token, or a stored password."""
     if token is None:
         return find_password(folder)
     return Token(token, "token=", (parse_web_url(folder).netloc,))
@@ -135,7 +135,7 @@ def _recorder_class() -> Any:
     from zarr.storage import WrapperStore
 
     class Recorder(WrapperStore[Any]):
-        """A store that notes which objects it did not have and refuses broken ones, for the length of one read."""
+        """A store that records missing objects and raises for damaged ones; used for one read."""
 
         def __init__(self, store: Any, form: ObjectFormat) -> None:
             super().__init__(store)
@@ -147,11 +147,11 @@ def _recorder_class() -> Any:
                 try:
                     found = await self._store.get(key, *args, **kwargs)
                 except Exception as error:
-                    # Buckets that may not be listed answer 403 for what is not there: `_tell_holes` finds out which.
+                    # Buckets without list permission answer 403 for missing objects; `_check_absent` distinguishes.
                     if type(error).__name__ in _FORBIDDEN:
                         self.absent[key] = True
                         return None
-                    # obstore tries all else again, but not a transfer that was cut in its middle.
+                    # obstore does not retry a transfer that is interrupted.
                     if last or "body error" not in str(error):
                         raise
                 else:
@@ -173,8 +173,7 @@ def _requested_span(prototype: Any = None, byte_range: Any = None) -> tuple[int 
 
 @lru_cache(maxsize=64)
 def open_store(url: str, pid: int) -> Any:
-    """Return zarr's store for a local folder or a bucket; `pid` is that of this process."""
-    # One store a process, shared by its threads.
+    """Return the Zarr store of a local folder or a bucket; `pid`, the id of this process, makes one per process."""
     from zarr.storage import LocalStore, ObjectStore
 
     scheme, _, rest = url.partition("://")
@@ -182,8 +181,8 @@ def open_store(url: str, pid: int) -> Any:
         return LocalStore(rest, read_only=True)
     if _fork_marks():
         raise ChunkReadError(
-            "this process was forked from one that had already read from a bucket, and such connections do not "
-            "outlive a fork; start workers with multiprocessing's 'spawn' or 'forkserver', as dask.distributed does"
+            "this process was forked from one that had already read from a bucket, and its connections do not survive "
+            "a fork; start workers with multiprocessing's 'spawn' or 'forkserver', like dask.distributed"
         )
     from obstore.store import GCSStore, S3Store
 
@@ -196,17 +195,17 @@ def open_store(url: str, pid: int) -> Any:
 
 
 def bucket_options(url: str, bucket: str) -> dict[str, Any]:
-    """Return the credentials for a bucket that people keep where CloudVolume looks, as obstore takes them."""
+    """Return the options of obstore with the credentials that CloudVolume would use for a bucket."""
     from cloudfiles import secrets
 
     if url.startswith("gs://"):
         key = next((p for p in map(secrets.secretpath, _secret_files(bucket, "google")) if os.path.exists(p)), None)
         return {"skip_signature": True} if has_no_bucket_credentials(url) else ({"service_account": key} if key else {})
     if has_no_bucket_credentials(url):
-        said = ENDPOINTS | {"AWS_REGION", "AWS_DEFAULT_REGION"}
-        if said & set(os.environ) or "." in bucket:
+        variables = ENDPOINTS | {"AWS_REGION", "AWS_DEFAULT_REGION"}
+        if variables & set(os.environ) or "." in bucket:
             return {"skip_signature": True}
-        # Without a region only the bucket's own host finds it, and unsigned requests need to name none.
+        # Unsigned requests to the bucket's own host need no region.
         host = {"virtual_hosted_style_request": True, "endpoint": f"https://{bucket}.s3.amazonaws.com"}
         return {"skip_signature": True, **host}
     if "AWS_ACCESS_KEY_ID" in os.environ:
@@ -225,7 +224,7 @@ def _secret_files(bucket: str, kind: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=1)
 def _fork_marks() -> list[bool]:
-    # obstore's threads are not there in a forked child, which would wait for them for ever.
+    # A forked child has no obstore threads and would wait for them forever. The list is not empty in such a child.
     marks: list[bool] = []
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: marks.append(True))
@@ -234,7 +233,7 @@ def _fork_marks() -> list[bool]:
 
 @contextmanager
 def translate_errors(name: str, otherwise: Any) -> Iterator[None]:
-    """Make ours of the errors of stores: refusals `AuthError`, the rest what `otherwise` makes of the message."""
+    """Translate errors of stores: denied access to `AuthError`, others with the function `otherwise`."""
     try:
         yield
     except ServerError as error:
@@ -242,14 +241,14 @@ def translate_errors(name: str, otherwise: Any) -> Iterator[None]:
     except ImageryError:
         raise
     except Exception as error:
-        message = clean_message(str(error).split("Debug source:")[0])  # the rest is the client's inner state
+        message = clean_message(str(error).split("Debug source:")[0])  # the rest is internal state of the client
         if isinstance(error, PermissionError) or type(error).__name__ in ("UnauthenticatedError", *_FORBIDDEN):
-            raise AuthError(f"{name} refused to be read ({message}); check the token or your rights") from error
+            raise AuthError(f"access to {name} was denied ({message}); check the token and your permissions") from error
         raise otherwise(message or type(error).__name__) from error
 
 
 def fetch(url: str, token: str | None, key: str, name: str, connection: Connection) -> bytes | None:
-    """Return an object of a store, or None where there is none, or none that may be read."""
+    """Return an object of a store, or None if it does not exist or access is denied."""
     with translate_errors(
         name, lambda error: ChunkReadError(f"could not read the metadata of {name} ({key}): {error}")
     ):
@@ -274,10 +273,10 @@ def fetch(url: str, token: str | None, key: str, name: str, connection: Connecti
 
 
 def fetch_json(address: Address, token: str | None, key: str, connection: Connection) -> dict[str, Any] | None:
-    """Return the JSON object at a key, or None where there is none, or none that may be read.
+    """Return the JSON object at a key, or None if it does not exist or access is denied.
 
-    What an address restricts holds here: of the other Zarr version there are no metadata, and where they do not name
-    the dimension separator, the address does.
+    The address restricts the result: metadata of another Zarr version than in the address are ignored, and the
+    dimension separator of the address is added to metadata without one.
     """
     other = {2: ("zarr.json",), 3: (".zattrs", ".zarray", ".zgroup")}.get(address.version or 0, ())
     if key.rpartition("/")[2] in other:
@@ -286,9 +285,9 @@ def fetch_json(address: Address, token: str | None, key: str, connection: Connec
     try:
         found = None if data is None else parse_json(data)
     except ValueError as error:
-        raise SourceError(f"{address.public}/{key} is not JSON ({error}): a login page or a broken file?") from None
+        raise SourceError(f"{address.public}/{key} is not JSON ({error}); it may be a login page or damaged") from None
     if found is not None and not isinstance(found, dict):
-        raise SourceError(f"{address.public}/{key} holds a {type(found).__name__}, not a JSON object")
+        raise SourceError(f"{address.public}/{key} contains a {type(found).__name__} instead of a JSON object")
     if found is not None and address.separator:
         _check_separator(address, key, found)
     return found
@@ -297,11 +296,11 @@ def fetch_json(address: Address, token: str | None, key: str, connection: Connec
 def _check_separator(address: Address, key: str, document: dict[str, Any]) -> None:
     if key.endswith("zarr.json"):
         raise SourceError(
-            f"{address.public} is Zarr v3, whose metadata say how chunks are named; leave #dimension_separator="
+            f"{address.public} is Zarr v3, whose metadata state how chunks are named; leave #dimension_separator="
             f"{address.separator} out"
         )
     if key.endswith(".zarray") and document.setdefault("dimension_separator", address.separator) != address.separator:
         raise SourceError(
-            f"{address.public}/{key} says dimension_separator={document['dimension_separator']!r}, and the address "
+            f"{address.public}/{key} has dimension_separator={document['dimension_separator']!r}, but the address has "
             f"{address.separator!r}; leave #dimension_separator={address.separator} out"
         )

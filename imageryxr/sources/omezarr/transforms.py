@@ -1,4 +1,4 @@
-"""Where the levels of an OME-Zarr lie: its coordinate transformations, as far as they keep axes apart."""
+"""Grids of the levels of an OME-Zarr, from coordinate transformations that do not mix axes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from imageryxr.sources.json_members import as_list, as_number, as_object, as_tex
 from imageryxr.sources.omezarr.array_metadata import MOST_ALONG
 from imageryxr.sources.omezarr.metadata import Axes
 
-# Sizes of a voxel in nm, and numbers of voxels from 0, that a volume can have. Beyond them float64 coordinates of
-# neighbouring voxels are no longer distinct.
+# Limits of the voxel size in nm, and of the offset in voxels. Beyond them neighbouring voxels may have equal float64
+# coordinates.
 _SMALLEST, _LARGEST = 1e-6, 1e15
 _FARTHEST = 2**48
-# Seconds per unit of time, by the names that NGFF takes from UDUNITS.
+# Seconds per unit of time, by the UDUNITS names in NGFF.
 _SECONDS = {
     "nanosecond": 1e-9, "microsecond": 1e-6, "millisecond": 1e-3, "minute": 60.0, "hour": 3600.0, "day": 86400.0
 }  # fmt: skip
@@ -27,7 +27,7 @@ _SECONDS = {
 def grid_of_level(
     name: str, multiscale: dict[str, Any], mip: int, shape: Sequence[int], axes: Axes, assume: str
 ) -> Grid:
-    """Return where a level lies, its axes in any order; ``assume`` says what a translation is the place of."""
+    """Return the grid of a level; ``assume`` is the point of the first voxel that a translation refers to."""
     scale, translation = _scale_and_translation(f"{name}: level {mip}", multiscale, mip, axes)
     sizes, resolution, offset = [1, 0, 0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
     for i, dim in enumerate(DIMS):
@@ -37,37 +37,37 @@ def grid_of_level(
             place = translation[dim] / scale[dim] - (Fraction(1, 2) if assume == "center" else 0)
             _check_place(f"{name}: level {mip}", dim, sizes[i], resolution[i], place)
             offset[i] = tidy(place)
-    resolution[0] = resolution[0] or resolution[2]  # a picture's one slice, from 0, is as thick as a voxel is wide
+    resolution[0] = resolution[0] or resolution[2]  # a 2D image becomes one slice at 0, as thick as a voxel is wide
     return Grid((sizes[0], sizes[1], sizes[2]), tuple(resolution[::-1]), tuple(offset[::-1]))  # type: ignore[arg-type]
 
 
 def _check_place(what: str, dim: str, size: int, resolution: float, offset: Fraction) -> None:
     if size > MOST_ALONG:
-        raise SourceError(f"{what} has {size:,} voxels along {dim}; at most {MOST_ALONG:,} are read")
+        raise SourceError(f"{what} has {size:,} voxels along {dim}; the limit is {MOST_ALONG:,}")
     if not _SMALLEST <= resolution <= _LARGEST:
         raise SourceError(
-            f"{what} has voxels of {resolution:g} nm along {dim}, which no volume has; check the unit of the axis and "
-            "the scale"
+            f"{what} has voxels of {resolution:g} nm along {dim}, which is out of range; check the unit of the axis "
+            "and the scale"
         )
     if abs(offset) > _FARTHEST:
-        raise SourceError(f"{what} has a translation of {float(offset):g} voxels along {dim}, which is no place")
+        raise SourceError(f"{what} has a translation of {float(offset):g} voxels along {dim}, which is out of range")
 
 
 def _scale_and_translation(
     what: str, multiscale: dict[str, Any], mip: int, axes: Axes
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the scale and the translation along each axis of space, in the units of the axes."""
+    """Return the scale and the translation along each spatial axis, in the units of the axes."""
     dataset = as_object(multiscale["datasets"][mip], what)
     own = _steps(dataset.get("coordinateTransformations") or [], what)
     if not any(step["type"] == "scale" for step in own) and axes.system is None:
         raise SourceError(
-            f"{what} has no scale among its coordinateTransformations, so the size of a voxel is not known; open its "
-            "array with dask.array.from_zarr and place it with imageryxr.Grid"
+            f"{what} has no scale among its coordinateTransformations, so the voxel size is unknown; open its array "
+            "with dask.array.from_zarr and add coordinates with imageryxr.Grid"
         )
     if axes.system is None:
         own += _steps(multiscale.get("coordinateTransformations") or [], what)
     elif mip == 0 and multiscale.get("coordinateTransformations"):
-        # From 0.6 on they lead from one coordinate system to another, and the levels lie in the intrinsic one.
+        # Since 0.6 these transformations map from one coordinate system to another; levels use the intrinsic one.
         warnings.warn(
             f"{what.partition(': ')[0]} is opened in its coordinate system {format_value(axes.system)}; "
             "transformations to its other coordinate systems are not applied",
@@ -90,9 +90,9 @@ def _scale_and_translation(
 
 
 def other_axes_of(what: str, multiscale: dict[str, Any], axes: Axes) -> tuple[tuple[str, float, float], ...]:
-    """Return the axes that are not space: name, scale of level 0 (s of times), and where index 0 begins, in indexes.
+    """Return the non-spatial axes as (name, scale, offset): the scale in seconds for times, the offset in indexes.
 
-    As in space, a translation is the place of the centre of the first index.
+    As for spatial axes, a translation is the position of the centre of index 0.
     """
     steps = _steps(as_object(multiscale["datasets"][0], what).get("coordinateTransformations") or [], what)
     if axes.system is None:
@@ -115,7 +115,7 @@ def other_axes_of(what: str, multiscale: dict[str, Any], axes: Axes) -> tuple[tu
 
 
 def _steps(given: Any, what: str, depth: int = 0) -> list[dict[str, Any]]:
-    """Return scales and translations in their order, those of sequences among them."""
+    """Return scales and translations in order, including those in sequences."""
     out: list[dict[str, Any]] = []
     for entry in as_list(given, f"{what}: coordinateTransformations"):
         step = as_object(entry, f"{what}: a coordinate transformation")
@@ -125,7 +125,7 @@ def _steps(given: Any, what: str, depth: int = 0) -> list[dict[str, Any]]:
         elif kind in ("scale", "translation"):
             if kind not in step and "path" in step:
                 raise SourceError(
-                    f"{what} has a {kind} in a file of its own ({format_value(step['path'])}), which is not read"
+                    f"{what} has a {kind} in a separate file ({format_value(step['path'])}), which is not supported"
                 )
             out.append(step)
         elif kind != "identity":
@@ -143,7 +143,7 @@ def _step_values(step: dict[str, Any], what: str, axes: Axes) -> dict[str, Fract
     if len(given) != len(axes.names):
         raise SourceError(
             f"{what} has a {kind} of {len(given)} numbers {format_value(given)} for its {len(axes.names)} axes "
-            f"{', '.join(axes.names)[:100]}; it must have one for each axis"
+            f"{', '.join(axes.names)[:100]}; it must have one per axis"
         )
     pairs = zip(axes.names, given, strict=True)
     return {

@@ -1,4 +1,4 @@
-"""Objects of a folder on a web server, by name: what a Zarr consists of."""
+"""Requests for objects in a folder on a web server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, se
 from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.policy import Credential
 
-# What a URL's path may hold besides letters and digits: all else in the name of an object is percent-encoded.
+# Characters, besides letters and digits, that are not percent-encoded in the path of a URL.
 _SAFE = "/!$&'()*+,;=:@-._~"
 
 
 class ForbiddenObjectError(PermissionError):
-    """An object that the server does not let be read (403): a bucket's answer for one that is not there, too."""
+    """An object for which the server answers 403; buckets also answer 403 for missing objects."""
 
 
 def fetch_object(
@@ -33,27 +33,27 @@ def fetch_object(
     limit: int = METADATA_BYTES,
     stop: threading.Event | None = None,
 ) -> bytes | None:
-    """Return an object of a folder on a web server, or None where there is none.
+    """Return an object in a folder on a web server, or None if it does not exist.
 
     Parameters
     ----------
     folder, key : str
-        Address of the folder, and the object's path in it.
+        Address of the folder, and path of the object in it.
     connection, credential
-        How the server is asked.
+        Options and credential of the request.
     part : ByteRange, optional
-        The part to return.
+        Range to return.
     limit : int, default 64 MB
-        Bytes that the object may have, compressed for the way or not.
+        Largest size of the object in bytes, before and after decompression.
     stop : Event, optional
-        Set when nobody waits for the object any more.
+        Set to cancel the request.
 
     Raises
     ------
     PermissionError
-        If it may not be read: `ForbiddenObjectError` for a 403.
+        If access is denied: `ForbiddenObjectError` for a 403.
     ServerError, ValueError
-        If it did not come, or is broken or too large.
+        If the request fails, or the object is damaged or too large.
     """
     url = f"{folder}/{quote(key, safe=_SAFE)}"
     headers = {"Accept-Encoding": "identity"}
@@ -68,7 +68,7 @@ def fetch_object(
 
 def _check_absent(reply: Reply, key: str) -> None:
     if reply.redirected_to and reply.status in (403, 404):
-        raise PermissionError(f"the request for {key} was sent on to {reply.redirected_to}, a login page?")
+        raise PermissionError(f"{key} was redirected to {reply.redirected_to}, which may be a login page")
     if reply.status == 403:
         raise ForbiddenObjectError(f"HTTP 403: {key}")
     if reply.status == 401:
@@ -78,9 +78,9 @@ def _check_absent(reply: Reply, key: str) -> None:
 
 
 async def run_in_thread(work: Callable[[threading.Event], Any], outer: threading.Event | None = None) -> Any:
-    """Return what a function returns, called in a thread of its own, which nothing waits for once it is cancelled.
+    """Return the result of a function that runs in a new daemon thread, which is not joined on cancellation.
 
-    The function gets the event that ends its requests: ``outer``, or one that is set on cancellation.
+    The function receives the event that stops its requests: ``outer``, or one that is set on cancellation.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
@@ -96,7 +96,7 @@ async def run_in_thread(work: Callable[[threading.Event], Any], outer: threading
             result = work(outer or stop)
         except BaseException as error:
             problem = error
-        with suppress(RuntimeError):  # the loop has ended: nobody waits
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, problem)
 
     threading.Thread(target=run, daemon=True, name="imageryxr-zarr").start()

@@ -1,8 +1,8 @@
-"""A Zarr store of a folder on a web server, whose objects come as all other requests do.
+"""A Zarr store for a folder on a web server.
 
-zarr-python's own stores for the web follow redirects anywhere and resolve names a second time. Here every object goes
-through `web.ask`: checked addresses, deadlines, retries, the limit of requests at a time, and credentials. zarr-python
-loads with this module.
+zarr-python's own web stores follow redirects to any server and resolve names a second time. This store uses
+`send_request`, with checked addresses, deadlines, retries, limited concurrency and credentials. Importing this module
+imports zarr-python.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from imageryxr.sources.omezarr.web_objects import fetch_object, run_in_thread
 
 
 class WebStore(Store):
-    """Objects below a web address, to read by name."""
+    """Read-only objects in a folder on a web server."""
 
     supports_writes = False
     supports_deletes = False
@@ -36,10 +36,10 @@ class WebStore(Store):
         return isinstance(other, WebStore) and self.folder == other.folder
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """Return an object, or a part of one; None where there is none."""
+        """Return an object or a range of it; None if it does not exist."""
         part, options = _part_of(byte_range), (self.connection, self.credential)
         if part is not None and (part.size or 0) > self.limit:
-            raise ValueError(f"{part.size:,} bytes of {key} are more than the {self.limit:,} that it may have")
+            raise ValueError(f"the request for {part.size:,} bytes of {key} exceeds the limit of {self.limit:,}")
         body = await run_in_thread(
             lambda stop: fetch_object(self.folder, key, *options, part=part, limit=self.limit, stop=stop), self.stop
         )
@@ -48,19 +48,19 @@ class WebStore(Store):
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """Return parts of objects."""
+        """Return ranges of objects."""
         return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        """Return whether there is an object; fetches it, since servers that deny HEAD are common."""
+        """Return whether an object exists; fetches it, because many servers deny HEAD requests."""
         return await self.get(key, default_buffer_prototype()) is not None
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Raise: nothing is written."""
+        """Raise NotImplementedError: the store is read-only."""
         raise NotImplementedError
 
     async def delete(self, key: str) -> None:
-        """Raise: nothing is deleted."""
+        """Raise NotImplementedError: the store is read-only."""
         raise NotImplementedError
 
     def list(self) -> AsyncIterator[str]:

@@ -1,6 +1,6 @@
-"""OME-Zarr in one local file, a zip archive (``.ozx``, ``.zarr.zip``): its entries as the keys of a store.
+"""OME-Zarr in a local zip archive (``.ozx``, ``.zarr.zip``).
 
-A path that goes on behind the archive is a path within it: ``/data/em.ozx/labels/cells``.
+A path may continue within the archive: ``/data/em.ozx/labels/cells``.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from imageryxr.sources.omezarr.object_check import DamagedObjectError
 
 _MOST_METADATA = 2**26
 _MOST_OBJECT = 2**32
-"""Bytes that an entry may unpack to: a small archive may state any number."""
+"""Largest decompressed size of an entry: a small archive may state any number."""
 _METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
 
 class Archive(NamedTuple):
-    """A place in a zip archive."""
+    """A folder in a zip archive."""
 
     file: str
     """Path of the archive."""
     prefix: str
-    """Where in it the place lies: empty, or ending in a slash."""
+    """Path of the folder in the archive: empty, or ending in a slash."""
 
 
 def find_archive(path: str | os.PathLike[str]) -> Archive | None:
-    """Return the zip archive that a local path leads into, or None where it leads into none.
+    """Return the zip archive in a local path and the folder in it, or None if the path contains no archive.
 
-    Reads no more than the end of a file. Where an archive holds one folder with a Zarr and no Zarr itself, the path of
-    the archive stands for that folder.
+    Reads only the end of the file. If the Zarr is the only folder in the archive, the path of the archive refers to
+    that folder.
 
     Raises
     ------
     SourceError
-        If the file is damaged.
+        If the archive is damaged.
     """
     whole = Path(path)
     if whole.is_dir():
@@ -70,7 +70,7 @@ def _names(file: str, mtime: int) -> frozenset[str]:
         with zipfile.ZipFile(file) as archive:
             return frozenset(archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise SourceError(f"the archive {file} cannot be read: {error}; is it complete?") from error
+        raise SourceError(f"the archive {file} cannot be read: {error}; check that it is complete") from error
 
 
 def read_entry(place: Archive, key: str) -> bytes:
@@ -81,13 +81,13 @@ def read_entry(place: Archive, key: str) -> bytes:
     FileNotFoundError
         If there is no such entry.
     SourceError
-        If it is damaged, encrypted, or not of the size of metadata.
+        If the entry is damaged, encrypted or too large.
     """
     name = place.prefix + key
     try:
         with zipfile.ZipFile(place.file) as archive:
             if archive.getinfo(name).file_size > _MOST_METADATA:
-                raise SourceError(f"{name} in {place.file} unpacks to more than {_MOST_METADATA:,} bytes of metadata")
+                raise SourceError(f"{name} in {place.file} exceeds the limit of {_MOST_METADATA:,} bytes of metadata")
             return archive.read(name)
     except KeyError:
         raise FileNotFoundError(name) from None
@@ -98,7 +98,7 @@ def read_entry(place: Archive, key: str) -> bytes:
 
 
 def open_archive(place: Archive) -> Any:
-    """Return zarr's store for a place in an archive; it reads only, and belongs to this process."""
+    """Return the read-only Zarr store of a folder in an archive; one store per process."""
     return _open_store(place, os.stat(place.file).st_mtime_ns, os.getpid())
 
 
@@ -114,7 +114,7 @@ def _store_class() -> Any:
     from zarr.storage import ZipStore
 
     class ArchiveStore(ZipStore):
-        """A zip archive as a store, from a folder within it."""
+        """A Zarr store of a folder in a zip archive."""
 
         def __init__(self, file: str, prefix: str) -> None:
             super().__init__(file, mode="r", read_only=True)
@@ -123,7 +123,7 @@ def _store_class() -> Any:
         async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
             try:
                 if self._zf.getinfo(self.prefix + key).file_size > _MOST_OBJECT:
-                    raise DamagedObjectError(f"the entry {key} unpacks to more than {_MOST_OBJECT:,} bytes")
+                    raise DamagedObjectError(f"the entry {key} exceeds the limit of {_MOST_OBJECT:,} bytes")
             except KeyError:
                 return None
             return await super().get(self.prefix + key, *args, **kwargs)

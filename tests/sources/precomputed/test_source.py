@@ -326,7 +326,7 @@ class TestKinds:
         assert resolve_source(path, "segmentation").layer_type == "segmentation"
 
     def test_floats_are_no_ids(self, tmp_path):
-        with pytest.raises(LayerError, match="float32, but ids are whole numbers"):
+        with pytest.raises(LayerError, match="float32, but ids are integers"):
             resolve_source(self.write(tmp_path, "image", "float32"), "segmentation")
 
     def test_there_is_one_time(self, tmp_path):
