@@ -54,7 +54,7 @@ def parsed(text: str) -> tuple[Address | None, str]:
     return address, f"{address.public} {address.zarr_name}"
 
 
-def test_mutated_addresses_are_parsed_or_an_error_of_ours():
+def test_mutated_addresses_are_parsed_or_our_errors():
     rng, good = random.Random(1), 0
     for _ in range(10_000):
         text = mutated(rng)
@@ -129,7 +129,7 @@ FOLLOWED = [
 
 
 @pytest.mark.parametrize("url", FOLLOWED)
-def test_what_programs_read_differently_is_refused(url):
+def test_ambiguous_addresses_are_errors(url):
     for form in ("", "precomputed://", "zarr://", "graphene://"):
         with pytest.raises(AddressError):
             parse_address(form + url)
@@ -146,5 +146,5 @@ def test_what_programs_read_differently_is_refused(url):
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost.", "x.localhost", "127.0.0.1", "127.1", "0x7f.1", "2130706433", "017700000001", "0", "[::1]", "::1", "[::]",
                                   "::ffff:127.0.0.1", "::ffff:7f00:1", "10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "fe80::1", "fc00::1", "intranet", "printer.local", "metadata.google.internal", "100.64.0.1", "0.0.0.0", ".", ""])  # fmt: skip
-def test_names_of_this_machine_and_its_network(host):
+def test_local_names_are_recognized(host):
     assert is_local_host(host)

@@ -43,12 +43,12 @@ PUBLIC = [
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_an_address_that_is_not_public(address):
+def test_private_addresses_are_not_public(address):
     assert not ip_filter.is_public(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_an_address_that_is_public(address):
+def test_public_addresses_are_public(address):
     assert ip_filter.is_public(address)
 
 
@@ -226,7 +226,7 @@ def test_no_bucket_of_a_link_is_on_this_machine(local, form):
 
 @pytest.mark.parametrize("name", ["{0}.s3.amazonaws.com", "s3.amazonaws.com", "storage.googleapis.com"])
 @pytest.mark.parametrize("form", ["zarr", "precomputed"])
-def test_a_bucket_whose_name_resolves_to_this_machine(names, monkeypatch, name, form):
+def test_a_bucket_whose_host_resolves_to_this_machine_is_not_read(names, monkeypatch, name, form):
     for variable in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS"):
         monkeypatch.delenv(variable, raising=False)
     bucket = "dotted.bucket" if name == "s3.amazonaws.com" else "bucket"
@@ -260,7 +260,7 @@ def zarr_server(tmp_path):
         server.shutdown()
 
 
-def test_a_zarr_chunk_that_is_sent_on_to_this_machine_is_not_read(zarr_server, public):
+def test_a_zarr_chunk_redirected_to_this_machine_is_not_read(zarr_server, public):
     port, values = zarr_server
 
     def answer(sock, head):
@@ -296,7 +296,7 @@ def test_a_proxy_does_not_lead_to_this_machine(local, names, monkeypatch):
     assert local.requests[0].startswith("GET http://imageryxr.invalid/info HTTP/1.1")
 
 
-def test_a_tunnel_through_a_proxy(local, monkeypatch):
+def test_https_goes_through_a_tunnel_of_the_proxy(local, monkeypatch):
     monkeypatch.setenv("https_proxy", f"http://me:se%20cret@127.0.0.1:{local.port}")
     monkeypatch.setenv("no_proxy", "")
     local.answer = lambda sock, head: reply(sock, status="407 Proxy Authentication Required")
@@ -331,7 +331,7 @@ def test_no_log_shows_a_query_or_a_secret(local, caplog):
     assert not any("secret" in line for line in shown)
 
 
-def test_a_zarr_store_asks_for_names_as_they_are(local):
+def test_a_zarr_store_requests_keys_unchanged(local):
     local.answer = lambda sock, head: reply(sock, head.split()[1].encode())
     for key in ("a b/c", "a?b#c", "a%41", "é", "a;b=c"):
         found = web_objects.fetch_object(local.url, key, OPEN, None)

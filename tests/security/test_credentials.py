@@ -63,7 +63,7 @@ def test_cave_tokens_go_to_the_hosts_of_cave_over_https_only(url, allowed):
     assert (Token(TOKEN, "a test").header_for(url, CALLER) is not None) == allowed
 
 
-def test_the_server_in_the_name_of_the_file_may_have_its_token(secrets):
+def test_the_server_in_the_name_of_a_token_file_receives_the_token(secrets):
     (secrets / "lab.example-cave-secret.json").write_text(json.dumps({"token": "5" * 32}))
     (secrets / "lab.example:8443-cave-secret.json").write_text(json.dumps({"token": "6" * 32}))
     token = find_token("lab.example")
@@ -80,7 +80,7 @@ def test_the_server_in_the_name_of_the_file_may_have_its_token(secrets):
     assert token.header_for("https://lab.example/x", LINK) is None
 
 
-def test_a_typed_server_has_no_token_that_is_kept_for_cave(secrets, monkeypatch):
+def test_a_typed_server_does_not_receive_the_stored_cave_token(secrets, monkeypatch):
     # an address is pasted from a mail as a link is
     assert find_token("lab.example").header_for("https://lab.example/x", CALLER) is None
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
@@ -88,7 +88,7 @@ def test_a_typed_server_has_no_token_that_is_kept_for_cave(secrets, monkeypatch)
     assert find_token("lab.example").header_for("https://minnie.microns-daf.com/x", CALLER)
 
 
-def test_a_server_that_a_token_was_given_for_counts_for_the_caller_and_not_for_a_link(secrets):
+def test_a_token_argument_trusts_its_server_for_the_caller_but_not_for_a_link(secrets):
     token = find_token("lab.example", given=TOKEN)
     assert token.header_for("https://lab.example/x", CALLER)
     assert token.header_for("https://lab.example/x", LINK) is None
@@ -179,7 +179,7 @@ def test_http_secrets_go_to_the_host_that_they_name(secrets, tls):
         (secrets / name).unlink()
 
 
-def test_a_refusal_says_why_http_secret_was_not_sent(secrets, tls):
+def test_an_error_explains_why_http_secret_was_not_sent(secrets, tls):
     (secrets / "http-secret.json").write_text(json.dumps({"user": "me", "password": "hunter2"}))
     tls.answer = lambda request: (401, b"", {})
     with pytest.raises(ix.AuthError, match=r"names no host.*rename it to HOST-http-secret.json") as caught:

@@ -132,7 +132,7 @@ def test_every_layer_of_a_picture_is_a_source(data):
         assert name in refused(picture, f"precomputed://{data}/{name}", data)
 
 
-def test_groups_of_one_zarr_are_parts_of_it(data):
+def test_groups_of_a_zarr_overlap_with_it(data):
     ix.export(volume(IDS, layer_type="segmentation"), f"{data}/parts/labels/cells.ome.zarr", levels=1)
     cells = ix.open_segmentation(f"{data}/parts/labels/cells.ome.zarr")
     refused(cells, f"precomputed://{data}/parts/labels", data)
@@ -141,7 +141,7 @@ def test_groups_of_one_zarr_are_parts_of_it(data):
     assert not beside.failed
 
 
-def test_targets_beside_a_source_are_written(data):
+def test_targets_next_to_a_source_are_written(data):
     em = ix.open_image(f"precomputed://file://{data}/em")
     before = contents(data / "em")
     for target in ("precomputed://{}/em2", "{}/z{{z:02d}}.png", "{}/out.tif", "{}/em.zarr", "{}/stack/em/z{{z}}.png"):
@@ -163,7 +163,7 @@ def labelled(values: object) -> xr.DataArray:
     return xr.DataArray(values, dims=("z", "y", "x"), coords=coords)
 
 
-def test_arrays_of_a_users_own_are_read_from_files_too(data):
+def test_dask_arrays_from_files_are_sources(data):
     zarr.save_array(str(data / "own.zarr"), GREY)
     raw = np.memmap(data / "own.tif", GREY.dtype, "w+", shape=GREY.shape)
     raw[:] = GREY
@@ -175,7 +175,7 @@ def test_arrays_of_a_users_own_are_read_from_files_too(data):
     refused(labelled(np.asarray(raw)), str(data / "own.tif"), data)
 
 
-def test_what_xarray_opened_is_a_source(data):
+def test_files_opened_by_xarray_are_sources(data):
     labelled(GREY).to_dataset(name="em").to_zarr(data / "x.zarr")
     for chunks in ({}, {"z": 2}, None):
         opened = xr.open_zarr(data / "x.zarr", chunks=chunks).em
@@ -202,7 +202,7 @@ def test_files_that_tasks_read_are_sources(data):
     refused(labelled(blocks), f"{stack}/z{{z}}.tif", data)
 
 
-def test_second_names_of_a_file_are_the_file(data):
+def test_hard_links_are_the_same_file(data):
     raw = np.memmap(data / "own.bin", GREY.dtype, "w+", shape=GREY.shape)
     raw[:] = GREY
     raw.flush()
@@ -226,7 +226,7 @@ def test_a_plan_lists_its_sources(data):
     assert sorted(plan.sources) == [f"file://{data}/em", f"file://{data}/seg"]
 
 
-def test_the_command_line_refuses_too(data):
+def test_the_command_line_refuses_to_export_onto_a_source(data):
     from typer.testing import CliRunner
 
     from imageryxr.cli.main import app

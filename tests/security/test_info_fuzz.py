@@ -127,7 +127,7 @@ def fuzz(folder: Path, seeds: range) -> dict[str, int]:
 
 
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.ImageryWarning")
-def test_some_mutated_info_files(tmp_path):
+def test_mutated_info_files_are_arrays_or_our_errors(tmp_path):
     counts = fuzz(tmp_path / "layer", range(400))
     assert counts["read"] > 10
     assert counts["SourceError"] > 100
@@ -135,12 +135,12 @@ def test_some_mutated_info_files(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.ImageryWarning")
-def test_ten_thousand_mutated_info_files(tmp_path):
+def test_ten_thousand_mutated_info_files_are_arrays_or_our_errors(tmp_path):
     assert sum(fuzz(tmp_path / "layer", range(1000, 11_000)).values()) == 10_000
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", "NaN", '"a"', "[" * 100_000, '{"a":' * 50_000, "\ufeff{}", "1" * 10_000, '{"scales": ' + "9" * 5000 + "}"])  # fmt: skip
-def test_an_info_that_is_no_object(tmp_path, text):
+def test_an_info_that_is_not_an_object_is_an_error(tmp_path, text):
     write(tmp_path, text)
     with pytest.raises(ImageryError):
         ix.open_image(f"precomputed://{tmp_path}")
@@ -182,7 +182,7 @@ def test_keys_within_the_folder_are_read(tmp_path, key):
         {"sharding": {**SHARDING, "hash": "md5"}}, {"sharding": {}}, {"sharding": []}, {"sharding": "raw"},
     ],
 )  # fmt: skip
-def test_what_no_volume_has_is_refused_and_allocates_nothing(tmp_path, change):
+def test_impossible_sizes_are_errors_and_allocate_nothing(tmp_path, change):
     write(tmp_path, plain_info(**change))
     tracemalloc.start()
     try:

@@ -216,7 +216,7 @@ def test_an_interrupt_ends_threads_and_processes(layers, tmp_path, kind, options
 
 @pytest.mark.slow
 @pytest.mark.parametrize("array", ["em * 2", "em.chunk() * 2", "ix.to_rgba(em)"])
-def test_an_interrupt_ends_what_dask_computes(layers, tmp_path, array):
+def test_an_interrupt_ends_a_dask_computation(layers, tmp_path, array):
     assert interrupted(layers, tmp_path, array=array) < SECONDS
 
 

@@ -87,7 +87,7 @@ def test_an_endless_error_page_is_an_error_page(status):
 
 
 @pytest.mark.parametrize("lengths", [["5", "6"], ["-1"], ["+5"], ["5_0"], ["0x5"], ["9" * 30], ["5, 5"]])
-def test_a_content_length_that_makes_no_sense(lengths):
+def test_an_invalid_content_length_is_an_error(lengths):
     head = OK + b"".join(b"Content-Length: %s\r\n" % length.encode() for length in lengths) + b"\r\n"
     with (
         HostileServer(lambda sock, _: sock.sendall(head + b"hello")) as server,
@@ -97,7 +97,7 @@ def test_a_content_length_that_makes_no_sense(lengths):
 
 
 @pytest.mark.parametrize("encoding", ["gzip, chunked", "gzip", "identity"])
-def test_a_transfer_encoding_that_is_not_known(encoding):
+def test_an_unknown_transfer_encoding_is_an_error(encoding):
     head = OK + f"Transfer-Encoding: {encoding}\r\n\r\n".encode() + b"5\r\nhello\r\n0\r\n\r\n"
     with (
         HostileServer(lambda sock, _: sock.sendall(head)) as server,
@@ -107,7 +107,7 @@ def test_a_transfer_encoding_that_is_not_known(encoding):
 
 
 @pytest.mark.parametrize("status", ["102 Processing", "103 Early Hints", "101 Switching Protocols"])
-def test_an_interim_answer_does_not_leave_the_answer_to_the_next_request(status):
+def test_an_interim_status_does_not_shift_later_answers(status):
     def answer(sock, head):
         path = head.split()[1].encode()
         sock.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())
@@ -134,7 +134,7 @@ def test_decompression_gives_what_was_compressed(encoding, size):
             decompress(packed[:cut], encoding, size)
 
 
-def test_several_streams_in_a_row_are_joined():
+def test_concatenated_streams_are_joined():
     assert decompress(gzip.compress(b"a") + gzip.compress(b"b") + b"\0" * 10, "gzip", 2) == b"ab"
     assert decompress(zstandard.compress(b"a") + zstandard.compress(b"b"), "zstd", 2) == b"ab"
     skipped = b"\x50\x2a\x4d\x18\x03\0\0\0xyz"
@@ -146,13 +146,13 @@ def test_several_streams_in_a_row_are_joined():
             decompress(PACK[encoding](b"") * 100_001, encoding, 1000)
 
 
-def test_deflate_without_its_header():
+def test_raw_deflate_is_decompressed():
     packer = zlib.compressobj(wbits=-15)
     assert decompress(packer.compress(b"abc") + packer.flush(), "deflate", 3) == b"abc"
 
 
 @pytest.mark.parametrize("encodings", list(itertools.permutations(PACK, 2)), ids=", ".join)
-def test_what_was_compressed_twice(encodings):
+def test_data_compressed_twice_are_decompressed(encodings):
     first, second = encodings
     assert decompress(PACK[second](PACK[first](b"abc" * 999)), f"{first}, {second}", 3000) == b"abc" * 999
     with pytest.raises(ValueError, match="compressed 4 times"):
@@ -160,7 +160,7 @@ def test_what_was_compressed_twice(encodings):
 
 
 @pytest.mark.parametrize("encoding", ["compress", "gzip;q=1", "aws-chunked"])
-def test_an_encoding_that_is_not_known(encoding):
+def test_an_unknown_content_encoding_is_an_error(encoding):
     with pytest.raises(ValueError, match="is unknown"):
         decompress(b"abc", encoding, 10)
 

@@ -77,12 +77,12 @@ def test_a_message_is_scanned_in_linear_time(text):
 
 
 @pytest.mark.parametrize("wrapping", ["[](", "![a](", "<", '"', "(", "#!", "https://a#!", "https://a?json_url="])
-def test_what_a_link_is_wrapped_in_is_scanned_in_linear_time(wrapping):
+def test_text_around_a_link_is_scanned_in_linear_time(wrapping):
     with pytest.raises(ix.LinkError):
         state_of("https://site/" + repeated(wrapping))
 
 
-def test_long_names_that_are_all_the_same_are_told_apart():
+def test_equal_long_names_are_made_unique():
     state = {"layers": [{"type": "image", "name": "a" * 5000, "source": "precomputed://gs://b/x"}] * 500}
     assert len({layer.name for layer in parse_state(state).layers}) == 500
     named = [{"type": "image", "name": n, "source": "precomputed://gs://b/x"} for n in ("a", "a", "b", "a", "a′")]

@@ -43,7 +43,7 @@ def ask(part, answer):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_part_that_was_requested(part):
+def test_the_requested_range_is_returned(part):
     found = ask(part, served)
     assert (found.status, found.body) == (206, part.cut(WHOLE))
     if part.suffix is None and part.stop is not None and part.stop <= 100:
@@ -53,7 +53,7 @@ def test_the_part_that_was_requested(part):
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("encoding", ["", "identity", "gzip"])
-def test_a_server_that_sends_the_whole_file(part, encoding):
+def test_the_range_is_cut_from_a_whole_file(part, encoding):
     body = gzip.compress(WHOLE) if encoding == "gzip" else WHOLE
     headers = {"Content_Encoding": encoding} if encoding else {}
     found = ask(part, lambda sock, head: reply(sock, body, **headers))
@@ -84,7 +84,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_part_that_was_not_requested_is_refused(name):
+def test_another_range_than_the_requested_one_is_an_error(name):
     with pytest.raises(ix.ServerError, match="returned|Content-Range|several ranges|limit"):
         ask(ByteRange(10, 20), lambda sock, head: served(sock, head, **WRONG[name]))
 
@@ -99,19 +99,19 @@ def test_a_part_that_was_not_requested_is_refused(name):
         (ByteRange(90), "bytes 91-99/100", WHOLE[91:]),
     ],
 )
-def test_an_end_of_a_file_that_was_not_requested_is_refused(part, given, body):
+def test_another_end_of_a_file_than_the_requested_one_is_an_error(part, given, body):
     with pytest.raises(ix.ServerError, match="returned .* instead of"):
         ask(part, lambda sock, head: served(sock, head, given=given, body=body))
 
 
-def test_a_part_where_the_whole_file_was_requested_is_refused():
+def test_a_range_instead_of_the_whole_file_is_an_error():
     answer = lambda sock, head: reply(sock, WHOLE[:10], "206 Partial Content", Content_Range="bytes 0-9/100")  # noqa: E731
     with pytest.raises(ix.ServerError, match="returned only a part of the file"):
         ask(None, answer)
 
 
 @pytest.mark.parametrize("given", ["bytes */100", None])
-def test_a_range_beyond_the_file(given):
+def test_a_range_beyond_the_file_is_an_error(given):
     headers = {"Content_Range": given} if given else {}
     with pytest.raises(
         ix.ServerError, match="100-109 were requested, but the file " + ("has 100" if given else "is shorter")
@@ -119,7 +119,7 @@ def test_a_range_beyond_the_file(given):
         ask(ByteRange(100, 110), lambda sock, head: reply(sock, b"", "416 Range Not Satisfiable", **headers))
 
 
-def test_an_answer_that_is_wrong_once_is_requested_again():
+def test_a_wrong_answer_is_retried():
     answers = iter([WRONG["another range"], {}])
     with HostileServer(lambda sock, head: served(sock, head, **next(answers))) as server:
         again = ix.Connection(timeout=10, retries=1, backoff=0)

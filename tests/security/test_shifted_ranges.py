@@ -61,7 +61,7 @@ def honest(sock, head, folder, shift=0, label=True):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_ranges_that_are_shifted_are_refused(tmp_path, form):
+def test_shifted_ranges_are_errors(tmp_path, form):
     values = FORMATS[form](tmp_path)
     shift = [0]
     box = IndexBox((0, 8, 8), (8, 24, 24))

@@ -114,7 +114,7 @@ def test_an_answer_ends_at_its_deadline(way):
         assert len(server.requests) == 1 or way is redirects
 
 
-def test_an_answer_that_keeps_coming_is_not_requested_again():
+def test_a_slow_answer_is_not_retried():
     with HostileServer(lambda sock, head: slow_body(server, sock, head)) as server:
         with pytest.raises(ix.ServerError, match="not complete within 1 s"):
             client.send_interruptible_request("GET", server.url, ix.Connection(timeout=1, retries=5, backoff=0))
@@ -147,7 +147,7 @@ def test_a_handshake_ends_at_its_deadline(step):
         stop.set()
 
 
-def test_a_name_that_is_not_resolved_in_time(monkeypatch):
+def test_slow_name_resolution_times_out(monkeypatch):
     stop = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: stop.wait(60))
     began = time.monotonic()
@@ -158,7 +158,7 @@ def test_a_name_that_is_not_resolved_in_time(monkeypatch):
 
 
 @pytest.mark.parametrize("way", [silence, slow_body, slow_headers], ids=lambda way: way.__name__)
-def test_a_request_ends_when_its_caller_stops(way):
+def test_a_request_ends_when_its_stop_event_is_set(way):
     stop, patient = threading.Event(), ix.Connection(timeout=60, retries=0)
     problems: list[BaseException] = []
 

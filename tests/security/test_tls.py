@@ -77,21 +77,21 @@ def server(tmp_path, monkeypatch):
         listening.shutdown(socket.SHUT_RDWR)
 
 
-def test_the_name_is_sent_and_verified_and_the_connection_used_again(server):
+def test_the_host_name_is_verified_and_the_connection_reused(server):
     port, names = server
     for _ in range(3):
         assert client.send_interruptible_request("GET", f"https://public.example:{port}/", HASTY).body == b"hello"
     assert names == ["public.example"]
 
 
-def test_a_certificate_of_another_name_is_refused_at_once(server):
+def test_a_certificate_of_another_name_is_an_error_without_a_retry(server):
     port, names = server
     with pytest.raises(ix.ServerError, match=r"other\.example.*certificate"):
         client.send_interruptible_request("GET", f"https://other.example:{port}/", ix.Connection(timeout=5, retries=5))
     assert names == ["other.example"]
 
 
-def test_a_certificate_that_no_authority_signed_is_refused(server, tmp_path, monkeypatch):
+def test_an_unsigned_certificate_is_an_error(server, tmp_path, monkeypatch):
     port, _ = server
     monkeypatch.setenv("SSL_CERT_FILE", str(write_certificate(tmp_path / "other.pem", "public.example")))
     with pytest.raises(ix.ServerError, match="certificate verify failed"):

@@ -36,12 +36,12 @@ from imageryxr.sources.address import PROTOCOLS, has_no_bucket_credentials, pars
         ("s3://bucket/a#b?c", None, "s3://bucket/a#b?c"),
     ],
 )
-def test_what_people_type(text, form, url):
+def test_typed_addresses_are_parsed(text, form, url):
     address = parse_address(text)
     assert (address.format, address.url) == (form, url)
 
 
-def test_relative_paths_and_homes(monkeypatch, tmp_path):
+def test_relative_paths_and_homes_are_expanded(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert parse_address("data/em").url == f"file://{tmp_path}/data/em"
     assert parse_address("precomputed://data/em").url == f"file://{tmp_path}/data/em"
@@ -56,7 +56,7 @@ def test_relative_paths_and_homes(monkeypatch, tmp_path):
     "text",
     ["", "  ", "gs://", "precomputed://", "precomputed://gs://", "https://", "file://", "zarr://s3:///", "|zarr:"],
 )
-def test_no_place(text):
+def test_an_address_without_a_location_is_an_error(text):
     with pytest.raises(SourceError, match="has no location"):
         parse_address(text)
 
@@ -68,7 +68,7 @@ def test_unknown_schemes_name_the_known_ones(text):
 
 
 @pytest.mark.parametrize("protocol", ["http", "https", "middleauth+https"])
-def test_a_signed_link_is_refused_and_not_shown(protocol):
+def test_a_signed_link_is_an_error_that_hides_its_signature(protocol):
     with pytest.raises(SourceError, match="has a query") as caught:
         parse_address(f"precomputed://{protocol}://host/em?X-Signature=verysecret")
     assert "verysecret" not in str(caught.value)
@@ -86,7 +86,7 @@ def test_public_hides_user_and_password():
     st.sampled_from(["", "precomputed://", "zarr://", "graphene://"]),
     st.lists(st.text("abcXYZ019._-", min_size=1), min_size=1, max_size=4),
 )
-def test_formats_and_places_come_apart_again(protocol, form, parts):
+def test_the_public_address_parses_to_the_same_address(protocol, form, parts):
     url = f"{protocol}://{'/'.join(parts)}"
     address = parse_address(f"{form}{url}/")
     assert address.url == address.public == url
@@ -95,7 +95,7 @@ def test_formats_and_places_come_apart_again(protocol, form, parts):
 
 
 @pytest.mark.parametrize("text", ["~\0", "a\0b", "file://~\0", "precomputed://~\0x", "~\ud800/a"])
-def test_what_no_file_is_called(text):
+def test_invalid_paths_are_errors(text):
     with pytest.raises(ImageryError, match="is not a valid path"):
         parse_address(text)
 
@@ -152,13 +152,13 @@ PIPELINES = [
 
 
 @pytest.mark.parametrize(("text", "parts"), PIPELINES)
-def test_pipelines_name_format_place_version_and_separator(text, parts):
+def test_pipelines_state_format_location_version_and_separator(text, parts):
     address = parse_address(text)
     assert (address.format, address.url, address.version, address.separator) == parts
 
 
 @pytest.mark.parametrize(("text", "parts"), [case for case in PIPELINES if case[1][0] == "zarr"])
-def test_the_name_of_a_zarr_is_an_address_of_the_same(text, parts):
+def test_the_name_of_a_zarr_parses_to_the_same_address(text, parts):
     address = parse_address(text)
     assert parse_address(address.zarr_name) == address
 
@@ -194,7 +194,7 @@ def test_the_name_of_a_zarr_is_an_address_of_the_same(text, parts):
         ("gs://b\x00/x", "names no bucket"),
     ],
 )
-def test_what_a_pipeline_cannot_have_is_named(text, says):
+def test_unsupported_parts_of_a_pipeline_are_named(text, says):
     with pytest.raises(AddressError, match=says):
         parse_address(text)
 

@@ -44,7 +44,7 @@ def written(folder: Path, encoding: str) -> tuple[np.ndarray, Path]:
 
 @pytest.mark.parametrize("missing", ["raise", "fill"])
 @pytest.mark.parametrize("encoding", LOSSLESS)
-def test_a_chunk_cut_short_anywhere(tmp_path, capfd, encoding, missing):
+def test_a_chunk_truncated_anywhere_is_an_error(tmp_path, capfd, encoding, missing):
     pytest.importorskip(precomputed.CODECS.get(encoding, ("numpy",))[0])
     _, file = written(tmp_path, encoding)
     whole = file.read_bytes()
@@ -62,7 +62,7 @@ def test_a_chunk_cut_short_anywhere(tmp_path, capfd, encoding, missing):
 
 
 @pytest.mark.parametrize("encoding", LOSSLESS)
-def test_a_page_in_place_of_a_chunk(tmp_path, encoding):
+def test_html_instead_of_a_chunk_is_an_error(tmp_path, encoding):
     pytest.importorskip(precomputed.CODECS.get(encoding, ("numpy",))[0])
     _, file = written(tmp_path, encoding)
     for page in (PAGE, PAGE.ljust(file.stat().st_size)):
@@ -71,7 +71,7 @@ def test_a_page_in_place_of_a_chunk(tmp_path, encoding):
             opened(tmp_path, missing="fill").read(0, GRID.box)
 
 
-def test_a_picture_of_another_size(tmp_path):
+def test_a_picture_of_another_size_is_an_error(tmp_path):
     simplejpeg = pytest.importorskip("simplejpeg")
     _, file = written(tmp_path, "jpeg")
     for shape in ((16, 16, 1), (64, 64, 1)):
@@ -111,7 +111,7 @@ def test_cloudvolume_still_passes_every_chunk_through_the_check(tmp_path, monkey
     assert seen == ["compressed_segmentation"] * (2 + 8)
 
 
-def test_volumes_of_others_are_left_alone(tmp_path):
+def test_volumes_of_other_code_are_not_changed(tmp_path):
     from cloudvolume import CloudVolume
 
     _, file = written(tmp_path, "raw")
@@ -150,7 +150,7 @@ def write_sharded(folder: Path, values: np.ndarray, encoding: str = "compressed_
 
 @pytest.mark.parametrize("packed", ["raw", "gzip"])
 @pytest.mark.parametrize("encoding", ["raw", "compressed_segmentation"])
-def test_a_shard_cut_short_anywhere(tmp_path, encoding, packed):
+def test_a_shard_truncated_anywhere_is_an_error(tmp_path, encoding, packed):
     values = ids()
     file = write_sharded(tmp_path, values, encoding, packed)
     np.testing.assert_array_equal(opened(tmp_path).read(0, GRID.box), values)
@@ -174,7 +174,7 @@ def rewritten(folder: Path, change) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["raw", "compressed_segmentation"])
-def test_what_may_be_left_out_of_an_info(tmp_path, encoding):
+def test_optional_members_of_an_info_have_defaults(tmp_path, encoding):
     values, _ = written(tmp_path, encoding)
 
     def strip(info):
@@ -199,14 +199,14 @@ def test_what_may_be_left_out_of_an_info(tmp_path, encoding):
         ({"compressed_segmentation_block_size": [8, 8]}, "compressed_segmentation_block_size .* three positive"),
     ],
 )
-def test_what_an_info_must_say_rightly(tmp_path, change, said):
+def test_invalid_members_of_an_info_are_errors(tmp_path, change, said):
     written(tmp_path, "compressed_segmentation")
     rewritten(tmp_path, lambda info: info["scales"][0].update(change))
     with pytest.raises(SourceError, match=said):
         resolve_source(tmp_path, None)
 
 
-def test_an_unknown_encoding_is_told_before_anything_is_read(tmp_path):
+def test_an_unknown_encoding_is_an_error_before_reading(tmp_path):
     import imageryxr as ix
 
     written(tmp_path, "raw")
@@ -215,7 +215,7 @@ def test_an_unknown_encoding_is_told_before_anything_is_read(tmp_path):
         ix.open_segmentation(tmp_path)
 
 
-def test_a_translation_without_end(tmp_path):
+def test_an_infinite_translation_is_an_error(tmp_path):
     one_level(tmp_path, (40, 8, 8), (0, 0, 0))
     text = (tmp_path / "zarr.json").read_text()
     document = json.loads(text)
@@ -254,7 +254,7 @@ def write_form(folder: Path, form: str) -> tuple[np.ndarray, Path]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_object_cut_short_anywhere(tmp_path, form):
+def test_an_object_truncated_anywhere_is_an_error(tmp_path, form):
     values, file = write_form(tmp_path, form)
     part = IndexBox((0, 0, 0), (4, 8, 16))  # of a shard only some chunks, which are read by their ranges
     np.testing.assert_array_equal(opened_ome(tmp_path).read(0, part), values[part.slices()])
@@ -272,7 +272,7 @@ def test_an_object_cut_short_anywhere(tmp_path, form):
 
 @pytest.mark.parametrize("codecs", ["bytes", "crc"])
 @pytest.mark.parametrize("place", ["start", "end"])
-def test_shards_of_every_layout_pass(tmp_path, place, codecs):
+def test_shards_of_every_layout_pass_the_check(tmp_path, place, codecs):
     from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
     index = (BytesCodec(), Crc32cCodec()) if codecs == "crc" else (BytesCodec(),)
@@ -291,7 +291,7 @@ def test_shards_of_every_layout_pass(tmp_path, place, codecs):
 
 
 @pytest.mark.parametrize("missing", ["raise", "fill"])
-def test_refusals_are_not_asked_for_again(tmp_path, missing):
+def test_denied_requests_are_not_retried(tmp_path, missing):
     written(tmp_path, "raw")
     with serving(tmp_path) as server:
         source = resolve_source(f"precomputed://{server.url}", "segmentation", missing=missing)
@@ -304,7 +304,7 @@ def test_refusals_are_not_asked_for_again(tmp_path, missing):
 
 @pytest.mark.parametrize("missing", ["raise", "fill"])
 @pytest.mark.parametrize("form", ["precomputed", "zarr"])
-def test_a_request_sent_on_to_a_login_is_no_missing_chunk(tmp_path, form, missing):
+def test_a_redirect_to_a_login_page_is_not_a_missing_chunk(tmp_path, form, missing):
     if form == "zarr":
         write_form(tmp_path, "v3 raw")
     else:
@@ -320,7 +320,7 @@ def test_a_request_sent_on_to_a_login_is_no_missing_chunk(tmp_path, form, missin
             source.read(0, source.levels[0].grid.box)
 
 
-def test_a_store_that_keeps_chunks_elsewhere(tmp_path):
+def test_a_redirect_to_another_store_is_followed(tmp_path):
     values, file = written(tmp_path, "raw")
     (tmp_path / "store").mkdir()
     with serving(tmp_path) as server:
@@ -333,7 +333,7 @@ def test_a_store_that_keeps_chunks_elsewhere(tmp_path):
             source.read(0, GRID.box)
 
 
-def test_no_network_is_said_in_plain_words():
+def test_network_errors_have_clear_messages():
     for url, words in (
         ("https://no-such-host.invalid", "its host was not found"),
         (dead_url(), "connection was refused"),

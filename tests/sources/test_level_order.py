@@ -40,7 +40,7 @@ def layer(request, tmp_path):
     return tmp_path / "layer"
 
 
-def test_the_smallest_voxels_open_by_default_and_mip_is_the_place_in_the_list(layer):
+def test_the_finest_level_opens_by_default_and_mip_is_the_index_in_the_list(layer):
     np.testing.assert_array_equal(ix.open_image(layer).values, FINE)
     assert ix.open_image(layer).attrs["mip"] == 1
     np.testing.assert_array_equal(ix.open_image(layer, mip=0).values, COARSE)
@@ -52,6 +52,6 @@ def test_pyramids_go_from_fine_to_coarse(layer):
         assert sizes == [8, 16]
 
 
-def test_of_a_tree_of_levels_the_finest_is_shown(layer):
+def test_the_finest_level_of_a_tree_is_displayed(layer):
     (array,) = layers_of(ix.open_multiscale(layer)).values()
     np.testing.assert_array_equal(array.values, FINE)

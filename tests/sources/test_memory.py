@@ -58,7 +58,7 @@ class TestDask(TestNumpy):
     def open(self, folder):
         return memory_source(labelled(da.from_array(noise(GRID.shape), chunks=(8, 16, 16))), "image")
 
-    def test_storage_chunks_are_its_blocks(self, source):
+    def test_chunks_of_a_dask_array_are_its_blocks(self, source):
         assert source.levels[0].chunks == (8, 16, 16)
 
 
@@ -76,7 +76,7 @@ class TestUint64(TestNumpy):
         return []
 
 
-def test_big_endian_comes_out_native():
+def test_big_endian_arrays_are_read_in_native_order():
     values = noise(GRID.shape, "uint16")
     source = memory_source(labelled(values.astype(">u2")), "image")
     found = source.read(0, GRID.box)
@@ -85,47 +85,47 @@ def test_big_endian_comes_out_native():
     np.testing.assert_array_equal(found, values)
 
 
-def test_dims_in_any_order():
+def test_dims_may_be_in_any_order():
     values = noise(GRID.shape)
     source = memory_source(labelled(values).transpose("x", "z", "y"), "image")
     np.testing.assert_array_equal(source.read(0, GRID.box), values)
 
 
-def test_place_from_attrs_where_there_are_no_coordinates():
+def test_attrs_give_the_grid_without_coordinates():
     array = xr.DataArray(noise((2, 3, 4)), dims=("z", "y", "x"), attrs={"resolution": (8, 8, 40)})
     assert memory_source(array, "image").levels[0].grid == Grid((2, 3, 4), (8, 8, 40), (0, 0, 0))
 
 
-def test_attrs_travel_without_the_old_place():
+def test_attrs_are_kept_except_the_old_grid():
     array = labelled(noise(GRID.shape), contrast_limits=(3, 200), mip=4, resolution=GRID.resolution, source="gs://em")
     source = memory_source(array, "image")
     assert source.attrs == {"contrast_limits": (3, 200), "source": "gs://em"}
 
 
 @pytest.mark.parametrize("bare", [np.zeros((2, 3, 4), "uint8"), da.zeros((2, 3, 4), dtype="uint8")])
-def test_a_bare_array_has_no_place(bare):
+def test_a_bare_array_is_an_error(bare):
     with pytest.raises(GridError, match=r"coords=imageryxr\.Grid\("):
         resolve_source(bare, "image")
 
 
-def test_other_dims_are_refused():
+def test_other_dims_are_an_error():
     with pytest.raises(LayerError, match="'c'"):
         memory_source(xr.DataArray(np.zeros((2, 2, 2, 2)), dims=("c", "z", "y", "x")), "image")
 
 
-def test_a_dataset_is_not_one_layer():
+def test_a_dataset_is_not_a_layer():
     with pytest.raises(LayerError, match=r"obj\['image'\]"):
         resolve_source(labelled(noise(GRID.shape)).to_dataset(name="image"), "image")
 
 
 @pytest.mark.parametrize("thing", [7, None, object(), ["a", "b"]])
-def test_what_is_no_address_is_told_so(thing):
+def test_objects_that_are_not_addresses_are_errors(thing):
     with pytest.raises(SourceError, match="is not an address; give a URL or a path"):
         resolve_source(thing, "image")
 
 
 class TestResolve:
-    def test_layer_types(self):
+    def test_the_layer_type_is_guessed_from_the_dtype(self):
         small, wide, real = (labelled(noise(GRID.shape, t)) for t in ("uint8", "uint64", "float32"))
         assert resolve_source(small, None).layer_type == "image"
         assert resolve_source(wide, None).layer_type == "segmentation"
@@ -135,30 +135,30 @@ class TestResolve:
         assert resolve_source(said, None).layer_type == "segmentation"
 
     @pytest.mark.parametrize("kind", ["int8", "int32", "int64"])
-    def test_signed_ids_stay_as_they_are(self, kind):
+    def test_signed_ids_keep_their_type(self, kind):
         source = resolve_source(labelled(noise(GRID.shape).astype(kind)), "segmentation")
         assert source.read(0, IndexBox((0, 0, 0), (1, 2, 3))).dtype == kind
 
-    def test_floats_are_no_ids(self):
+    def test_floats_do_not_open_as_ids(self):
         with pytest.raises(LayerError, match="ids are integers.*open_image"):
             resolve_source(labelled(noise(GRID.shape, "float32")), "segmentation")
 
-    def test_masks_are_no_ids_yet(self):
+    def test_masks_need_a_conversion_to_ids(self):
         with pytest.raises(LayerError, match=r"array\.astype\('uint8'\)"):
             resolve_source(labelled(noise(GRID.shape) > 3), "segmentation")
 
-    def test_a_segmentation_is_no_image(self):
+    def test_a_segmentation_does_not_open_as_an_image(self):
         said = labelled(noise(GRID.shape, "uint64"), layer_type="segmentation")
         with pytest.raises(LayerError, match="open_segmentation"):
             resolve_source(said, "image")
 
-    def test_a_source_passes_through(self):
+    def test_a_source_is_returned_unchanged(self):
         source = memory_source(labelled(noise(GRID.shape)), "image")
         assert resolve_source(source, "image") is source
         assert resolve_source(source, None) is source
         assert resolve_source(source, "segmentation").layer_type == "segmentation"
 
-    def test_options_are_closed_sets(self):
+    def test_unknown_option_values_are_errors(self):
         array = labelled(noise(GRID.shape))
         with pytest.raises(OptionError, match="missing='ignore'"):
             resolve_source(array, "image", missing="ignore")

@@ -110,7 +110,7 @@ def typed(message: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("prefix", ["", "precomputed://", "zarr://", "file://"])
 @pytest.mark.parametrize("called", WRITERS)
-def test_the_lines_of_the_error_open_the_file_and_stay_lazy(tmp_path, called, prefix):
+def test_the_code_in_the_error_opens_the_file_lazily(tmp_path, called, prefix):
     path = WRITERS[called](tmp_path, VALUES)
     with pytest.raises(SourceError) as caught:
         ix.open_image(f"{prefix}{path}")
@@ -131,7 +131,7 @@ def test_the_lines_of_the_error_open_the_file_and_stay_lazy(tmp_path, called, pr
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_slices_lie_in_the_order_of_their_numbers(tmp_path, suffix):
+def test_slices_are_in_the_order_of_their_numbers(tmp_path, suffix):
     """Names without leading zeros, as the pattern em_{z_index}.png writes them: 9 lies before 10."""
     if suffix == "tif":
         pytest.importorskip("tifffile")
@@ -159,7 +159,7 @@ def test_nothing_is_read_until_it_is_computed(tmp_path):
 
 @pytest.mark.parametrize("values", [VALUES[0], VALUES[None], VALUES[None, None]])
 @pytest.mark.parametrize("write", [write_npy, write_tif])
-def test_arrays_of_other_than_three_axes(tmp_path, write, values):
+def test_arrays_with_other_than_three_axes_open_as_three(tmp_path, write, values):
     path = write(tmp_path, values)
     with pytest.raises(SourceError) as caught:
         ix.open_image(path)
@@ -169,7 +169,7 @@ def test_arrays_of_other_than_three_axes(tmp_path, write, values):
 
 
 @pytest.mark.parametrize(("module", "write"), [("h5py", write_h5), ("tensorstore", write_n5)])
-def test_what_is_not_installed_is_named_and_nothing_else(tmp_path, monkeypatch, module, write):
+def test_only_missing_packages_are_named(tmp_path, monkeypatch, module, write):
     path = write(tmp_path, VALUES)
     inner = other_formats.find_spec
     monkeypatch.setattr(other_formats, "find_spec", lambda name: None if name == module else inner(name))
@@ -186,13 +186,13 @@ def test_compressed_nrrd_and_nifti_name_their_packages(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["x.h5", "x.tif", "x.nrrd", "x.mrc", "x.npy", "x.png"])
-def test_a_file_whose_content_is_not_that_of_its_name(tmp_path, name):
+def test_a_file_whose_content_does_not_match_its_name_is_an_error(tmp_path, name):
     (tmp_path / name).write_bytes(b"\0\1\2 nothing")
     with pytest.raises(SourceError, match="its header is not valid: .* copy or download it again"):
         ix.open_image(tmp_path / name)
 
 
-def test_files_that_are_no_volume_at_all(tmp_path):
+def test_other_files_are_errors(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(SourceError, match="is a file, but volumes are folders"):
         ix.open_image(tmp_path / "notes.txt")

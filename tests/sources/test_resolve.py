@@ -34,7 +34,7 @@ def root(tmp_path, request):
 
 
 @pytest.mark.parametrize("inner", ["labels/my cells/", "labels/my cells", "/labels/my cells"])
-def test_the_path_behind_the_format_is_opened(root, inner):
+def test_the_path_after_the_format_is_opened(root, inner):
     folder, version = root
     with serving(folder.parent) as server:
         for place in (f"file://{folder}/", f"{folder}", f"{server.url}/root.zarr/"):
@@ -60,7 +60,7 @@ def test_inner_paths_share_neither_name_nor_token(root):
     np.testing.assert_array_equal(back["s"].segmentation.values, CELLS)
 
 
-def test_the_version_in_the_name_of_the_format_is_the_one_that_is_opened(tmp_path):
+def test_the_zarr_version_in_the_format_is_opened(tmp_path):
     for version, values in ((2, EM), (3, EM + 1)):
         write(tmp_path / f"v{version}", values, version)
     shutil.copytree(tmp_path / "v2", tmp_path / "both")
@@ -75,7 +75,7 @@ def test_the_version_in_the_name_of_the_format_is_the_one_that_is_opened(tmp_pat
             ix.open_image(f"{tmp_path}/v{version}|zarr{other}:")
 
 
-def test_a_separator_that_the_metadata_leave_out(tmp_path):
+def test_the_address_gives_a_separator_that_the_metadata_lack(tmp_path):
     write(tmp_path / "x", EM, 2, chunk_key_encoding={"name": "v2", "separator": "/"})
     zarray = tmp_path / "x" / "0" / ".zarray"
     document = json.loads(zarray.read_text())
@@ -97,7 +97,7 @@ def test_a_separator_that_the_metadata_leave_out(tmp_path):
         ix.open_image(f"{tmp_path}/y|zarr:#dimension_separator=/")
 
 
-def test_paths_that_no_file_system_has(tmp_path):
+def test_paths_that_the_file_system_rejects_are_errors(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     places = [f"{tmp_path}/{'x' * 300}", "x/" * 3000, f"{tmp_path}/a", f"{tmp_path}/a/inner", f"file://{tmp_path}/a"]
@@ -111,7 +111,7 @@ def test_paths_that_no_file_system_has(tmp_path):
         ix.open_image(f"{tmp_path}/a")
 
 
-def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
+def test_a_deleted_working_folder_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -119,7 +119,7 @@ def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
         ix.open_image("em")
 
 
-def test_a_path_of_bytes_is_refused():
+def test_a_path_of_bytes_is_an_error():
     class Odd:
         def __fspath__(self):
             return b"/tmp"

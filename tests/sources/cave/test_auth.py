@@ -55,7 +55,7 @@ class Client:
         self.auth = type("Auth", (), {"token": token})
 
 
-def test_order(home, monkeypatch):
+def test_tokens_are_found_in_order_of_precedence(home, monkeypatch):
     assert find_token("host:1") is None
     names = ["chunkedgraph-secret.json", "cave-secret.json", "host:1-cave-secret.json"]
     for number, name in enumerate(names):
@@ -72,7 +72,7 @@ def test_order(home, monkeypatch):
     assert given.origin == "token="
 
 
-def test_cloudvolume_s_other_folder(home, monkeypatch, tmp_path):
+def test_the_folder_of_cloudvolume_is_searched(home, monkeypatch, tmp_path):
     monkeypatch.setenv("CLOUD_VOLUME_DIR", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere" / "secrets").mkdir(parents=True)
     keep(home, TOKEN)
@@ -85,7 +85,7 @@ def test_cloudvolume_s_other_folder(home, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["argument", "variable", "file", "host's file"])
-def test_each_way_opens(cave, home, monkeypatch, way):
+def test_a_token_from_each_place_opens_a_layer(cave, home, monkeypatch, way):
     options = {}
     if way == "argument":
         options = {"token": TOKEN}
@@ -112,7 +112,7 @@ def test_each_way_opens(cave, home, monkeypatch, way):
         ('{"token": "a b"}', "is not valid"),
     ],
 )
-def test_files_that_are_none(cave, home, text, says):
+def test_invalid_token_files_are_errors(cave, home, text, says):
     (home / "cave-secret.json").write_text(text)
     with pytest.raises(ix.AuthError, match=says) as caught:
         seg_of(cave)
@@ -120,7 +120,7 @@ def test_files_that_are_none(cave, home, text, says):
 
 
 @pytest.mark.parametrize("token", ["", "  ", "two words", "line\nbreak", "ümlaut", 17])
-def test_what_is_no_token(cave, token):
+def test_invalid_tokens_are_errors(cave, token):
     with pytest.raises(ix.InvalidTokenError, match="the token from token= is not valid") as caught:
         seg_of(cave, token=token)
     assert not str(token).strip() or str(token) not in str(caught.value)
@@ -148,7 +148,7 @@ WAYS = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("way", WAYS)
-def test_each_refusal_says_what_to_do(cave, home, monkeypatch, case, way, caplog):
+def test_each_denied_request_names_a_remedy(cave, home, monkeypatch, case, way, caplog):
     import webbrowser
 
     monkeypatch.setattr(webbrowser, "open", lambda *a, **k: pytest.fail("a browser was opened"))
@@ -170,7 +170,7 @@ def test_each_refusal_says_what_to_do(cave, home, monkeypatch, case, way, caplog
     assert not any(secret in told for secret in SECRETS)
 
 
-def test_a_client_that_fails(cave, home):
+def test_a_failing_client_is_a_server_error(cave, home):
     class Info:
         def get_datastack_info(self):
             raise OSError(f"401 Client Error: Unknown token {TOKEN}")
@@ -197,7 +197,7 @@ def seg_source(seg):
     return expr.source
 
 
-def test_images_behind_middleauth(cave, home):
+def test_middleauth_images_receive_the_token(cave, home):
     cave.secret_data = True
     url = f"precomputed://middleauth+{cave.url}/data/em"
     np.testing.assert_array_equal(ix.open_image(url, token=TOKEN, bbox=BOX).values, cave.tissue.em[PART])
@@ -208,7 +208,7 @@ def test_images_behind_middleauth(cave, home):
         assert words[0] in str(caught.value)
 
 
-def test_a_token_goes_only_where_it_belongs(cave, home):
+def test_a_token_is_sent_only_to_its_servers(cave, home):
     ix.open_image(cave.image, token=TOKEN, bbox=BOX).compute()
     seg_of(cave, token=TOKEN).compute()
     for line in cave.log:
@@ -220,7 +220,7 @@ def test_a_token_goes_only_where_it_belongs(cave, home):
         seg_of(cave, token=TOKEN)
 
 
-def test_a_token_does_not_follow_to_another_server(cave, home):
+def test_a_redirect_to_another_server_carries_no_token(cave, home):
     with serving(cave.folder) as other:
         cave.fault("/segmentation/table", "status", status=302, headers={"Location": f"{other.url}/em/info"})
         with pytest.raises(ix.SourceError, match="it lacks 'graph'"):  # there is an info, of another kind
@@ -244,7 +244,7 @@ def everything_of(array):
     return " ".join(texts)
 
 
-def test_no_text_shows_it(cave, home, caplog, capfd):
+def test_no_repr_or_message_shows_a_token(cave, home, caplog, capfd):
     keep(home, OTHER)
     with caplog.at_level(logging.DEBUG):
         seg = seg_of(cave, token=TOKEN)
@@ -257,7 +257,7 @@ def test_no_text_shows_it(cave, home, caplog, capfd):
 
 
 @pytest.mark.parametrize(("place", "status"), [("info", 500), ("roots_binary", 500), ("roots_binary", 403)])
-def test_no_traceback_shows_it(cave, place, status):
+def test_no_traceback_shows_a_token(cave, place, status):
     """IPython's verbose tracebacks, rich and error trackers show the local variables of every frame."""
     seg = seg_of(cave, token=TOKEN)
     cave.fault(place, "status", status=status)
@@ -274,7 +274,7 @@ def test_no_traceback_shows_it(cave, place, status):
     assert not [line for line in shown if TOKEN in line[2]]
 
 
-def test_no_file_holds_it(cave, tmp_path):
+def test_no_exported_file_contains_a_token(cave, tmp_path):
     em = ix.open_image(cave.image, bbox=BOX)
     seg = seg_of(cave, token=TOKEN)
     ix.export(ix.overlay(em, seg), tmp_path / "z{z}.png")
@@ -287,7 +287,7 @@ def test_no_file_holds_it(cave, tmp_path):
     assert not any(TOKEN.encode() in p.read_bytes() for p in files)
 
 
-def test_a_kept_token_is_in_no_pickle(cave, home, monkeypatch):
+def test_a_stored_token_is_not_pickled(cave, home, monkeypatch):
     keep(home, TOKEN)
     seg = seg_of(cave)
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
@@ -301,7 +301,7 @@ def test_a_kept_token_is_in_no_pickle(cave, home, monkeypatch):
     assert "token=" in repr(copy.deepcopy(pickle.loads(given).graph.token))
 
 
-def test_a_client_s_token_is_in_no_pickle(cave, home):
+def test_the_token_of_a_client_is_not_pickled(cave, home):
     from caveclient import CAVEclient
 
     client = CAVEclient(DATASTACK, server_address=cave.url, auth_token=TOKEN, write_server_cache=False)
@@ -321,7 +321,7 @@ def test_a_client_s_token_is_in_no_pickle(cave, home):
     assert b"on every worker" in done.stderr
 
 
-def test_workers_find_their_own(cave, home):
+def test_workers_find_their_own_token(cave, home):
     keep(home, TOKEN)
     seg = seg_of(cave)
     code = (
@@ -335,7 +335,7 @@ def test_workers_find_their_own(cave, home):
     assert told.strip() == f"<token from {home / 'cave-secret.json'}>"
 
 
-def test_tokens_make_no_difference_to_what_is_read(cave):
+def test_sources_with_different_tokens_are_equal(cave):
     from dask.base import tokenize
 
     cave.tokens[OTHER] = "ok"
@@ -348,7 +348,7 @@ def test_tokens_make_no_difference_to_what_is_read(cave):
     assert isinstance(one.graph.token, Token)
 
 
-def test_an_error_of_a_worker_travels(cave):
+def test_an_auth_error_of_a_worker_reaches_the_caller(cave):
     stale = ix.StaleRootError("x", {1: [2]})
     again = pickle.loads(pickle.dumps(stale))
     assert (str(again), again.successors) == ("x", {1: [2]})

@@ -148,7 +148,7 @@ def same(found, truth):
 
 
 @pytest.mark.parametrize(("place", "fault", "verb"), CASES, ids=map("-".join, CASES))
-def test_reading(cave, truths, tmp_path, place, fault, verb):
+def test_reading_with_a_fault_returns_the_truth_or_raises_our_error(cave, truths, tmp_path, place, fault, verb):
     em, seg = opened(cave, fault)
     cave.fault(PLACES[place], **FAULTS[fault])
     error = attempt(lambda: (READS | SEGMENTATION_READS)[verb](em, seg, tmp_path))
@@ -162,7 +162,7 @@ def test_reading(cave, truths, tmp_path, place, fault, verb):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("fault", PASSING)
-def test_what_passes_is_tried_again(cave, truths, place, fault):
+def test_transient_errors_are_retried(cave, truths, place, fault):
     em, seg = opened(cave, fault)
     once = cave.fault(PLACES[place], **FAULTS[fault], times=2)
     assert same(bounded(lambda: READS["values"](em, seg, None)), truths["values"])
@@ -170,7 +170,7 @@ def test_what_passes_is_tried_again(cave, truths, place, fault):
 
 
 @pytest.mark.parametrize(("fault", "count"), [("500", 3), ("429", 3), ("401", 1), ("403", 1), ("missing", 1)])
-def test_how_often_it_is_tried(cave, fault, count):
+def test_retries_are_limited(cave, fault, count):
     _, seg = opened(cave, fault)
     cave.fault("roots_binary", **FAULTS[fault])
     cave.log.clear()
@@ -180,7 +180,7 @@ def test_how_often_it_is_tried(cave, fault, count):
 
 
 @pytest.mark.parametrize(("policy", "error"), [("raise", ix.MissingChunkError), ("fill", None), ("warn", None)])
-def test_a_chunk_that_is_not_there(cave, policy, error):
+def test_a_missing_chunk_is_an_error(cave, policy, error):
     seg = ix.open_segmentation(cave.table, timestamp=utc(NOW), token=TOKEN, bbox=BOX, missing=policy, connection=HASTY)
     cave.fault("/data/ws/10_10_10/640-704_512-576", "missing")
     if error:
@@ -198,7 +198,7 @@ def test_a_chunk_that_is_not_there(cave, policy, error):
 
 
 @pytest.mark.parametrize("status", [404, 403])  # a bucket that may not be listed says 403
-def test_no_chunk_of_a_block_is_there(cave, status):
+def test_a_block_without_chunks_is_an_error(cave, status):
     options = {"timestamp": utc(NOW), "token": TOKEN, "bbox": BOX, "connection": HASTY}
     filled, warned = (ix.open_segmentation(cave.table, missing=m, **options) for m in ("fill", "warn"))
     cave.fault("/data/ws/10_10_10/", "status", status=status)
@@ -238,7 +238,7 @@ def stale(cave, connection):
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("place", OPENING)
-def test_opening(cave, place, fault):
+def test_opening_with_a_fault_succeeds_or_raises_our_error(cave, place, fault):
     pattern, act = OPENING[place]
     cave.fault(pattern, **FAULTS[fault])
     error = attempt(lambda: act(cave, connection_for(fault)))
@@ -250,7 +250,7 @@ def test_opening(cave, place, fault):
     bounded(lambda: act(cave, HASTY))
 
 
-def test_how_many_there_are():
+def test_every_combination_of_fault_and_verb_is_tested():
     assert len(CASES) + len(FAULTS) * len(OPENING) >= 200
 
 
@@ -272,7 +272,7 @@ class TestWrongRoots:
             (lambda roots, ids: roots.byteswap(), "not a root id"),
         ],
     )
-    def test_they_are_no_zeros(self, cave, monkeypatch, change, says):
+    def test_invalid_roots_are_errors(self, cave, monkeypatch, change, says):
         _, seg = opened(cave, "")
         true = cave.graph.roots
         monkeypatch.setattr(cave.graph, "roots", lambda ids, when: change(true(ids, when), ids))
@@ -282,14 +282,14 @@ class TestWrongRoots:
         monkeypatch.undo()
         np.testing.assert_array_equal(seg.values, cave.truth(NOW, PART))
 
-    def test_of_another_graph(self, cave, monkeypatch):
+    def test_roots_of_another_graph_are_an_error(self, cave, monkeypatch):
         _, seg = opened(cave, "")
         monkeypatch.setattr(cave.graph, "ids", cave.graph.ids + np.uint64(1))
         with pytest.raises(ix.ChunkReadError, match="belong to another table"):
             seg.compute()
 
 
-def test_a_proxy_that_compresses(cave):
+def test_responses_compressed_by_a_proxy_are_decompressed(cave):
     cave.zips = True
     seg = ix.open_segmentation(cave.table, timestamp=utc(NOW), token=TOKEN, bbox=BOX, connection=HASTY)
     np.testing.assert_array_equal(seg.values, cave.truth(NOW, PART))
@@ -308,7 +308,7 @@ def test_nothing_is_printed(cave, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_no_thread_is_left(cave):
+def test_no_thread_remains_after_a_fault(cave):
     em, _ = opened(cave, "")
     cave.fault(PLACES["image"], "status")
     with pytest.raises(ix.ChunkReadError):

@@ -74,7 +74,7 @@ class TestDatastack:
         truth = ix.overlay(ds.image.compute(), plain, alpha=0.4, outline=2).isel(middle)
         np.testing.assert_array_equal(picture.isel(middle).values, truth.values)
 
-    def test_tree(self, cave):
+    def test_a_datastack_opens_as_a_tree(self, cave):
         tree = self.open(cave)
         assert list(tree.children) == ["image", "segmentation"]
         assert tree["image/image"].dims == tree["segmentation/segmentation"].dims == ("z", "y", "x")
@@ -91,7 +91,7 @@ class TestDatastack:
         }
         assert tree["segmentation/segmentation"].attrs["timestamp"] == tree.attrs["timestamp"]
 
-    def test_the_unit_of_the_viewer(self, cave):
+    def test_boxes_use_the_resolution_of_the_viewer(self, cave):
         tree = self.open(cave, image_mip=0, segmentation_mip=1)
         lo, hi = (1300, 1100, 330), (1400, 1180, 340)
         assert tree.imagery.bbox(lo, hi, resolution="viewer") == tree.imagery.bbox(lo, hi)
@@ -106,7 +106,7 @@ class TestDatastack:
         with pytest.raises(ix.OptionError, match=r"'voxel' means nothing.*'viewer', 'image', 'segmentation'"):
             tree.imagery.bbox(lo, hi, resolution="voxel")
 
-    def test_a_box_and_supervoxels(self, cave):
+    def test_a_datastack_opens_a_box_of_supervoxels(self, cave):
         tree = self.open(cave, bbox=BOX, agglomerate=False)
         assert dask.is_dask_collection(tree["image/image"].data)
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.tissue.supervoxels[PART])
@@ -114,22 +114,22 @@ class TestDatastack:
         assert cave.count("roots_binary") == 0
 
     @pytest.mark.parametrize("version", sorted(VERSIONS))
-    def test_a_version_is_an_instant(self, cave, version):
+    def test_a_version_selects_the_state_at_its_instant(self, cave, version):
         tree = self.open(cave, version=version, bbox=BOX)
         assert tree.attrs["version"] == version
         assert tree.attrs["timestamp"] == utc(VERSIONS[version]).isoformat(timespec="microseconds")
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.truth(VERSIONS[version], PART))
 
-    def test_a_version_of_a_table(self, cave):
+    def test_a_numpy_integer_is_a_version(self, cave):
         assert self.open(cave, version=np.int64(7)).attrs["version"] == 7
 
-    def test_a_version_that_is_not_there(self, cave):
+    def test_an_unknown_version_lists_the_existing_ones(self, cave):
         with pytest.raises(ix.SourceNotFoundError, match=r"no materialization 8 of 'fib25_public': there are 7, 9"):
             self.open(cave, version=8)
         with pytest.raises(ix.OptionError, match="both say when"):
             self.open(cave, version=7, timestamp=utc(MERGE))
 
-    def test_unknown_names(self, cave):
+    def test_unknown_datastacks_and_tables_are_errors(self, cave):
         with pytest.raises(ix.SourceNotFoundError, match=f"no datastack 'fib52' on {cave.url}.*server_address="):
             ix.open_datastack("fib52", server_address=cave.url, token=TOKEN)
         with pytest.raises(ix.SourceNotFoundError, match="no table 'other' on .*open_datastack"):
@@ -140,12 +140,12 @@ class TestDatastack:
             ix.open_segmentation(f"graphene://{cave.url}/tables/{TABLE}", token=TOKEN)
 
     @pytest.mark.parametrize("name", ["../x", "a/b", "a?b#c", "ä b"])
-    def test_a_name_is_one_part_of_a_path(self, cave, name):
+    def test_a_datastack_name_is_quoted_in_the_url(self, cave, name):
         with pytest.raises(ix.SourceNotFoundError, match="there is no datastack"):
             ix.open_datastack(name, server_address=cave.url, token=TOKEN, connection=HASTY)
         assert [line.path for line in cave.log] == [f"/info/api/v2/datastack/full/{quote(name, safe='')}"]
 
-    def test_the_server_that_caveclient_noted(self, cave):
+    def test_the_server_that_caveclient_stored_is_used(self, cave):
         folder = os.path.expanduser("~/.cloudvolume/secrets")
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, "cave_datastack_to_server_map.json")
@@ -156,7 +156,7 @@ class TestDatastack:
         finally:
             os.remove(path)
 
-    def test_a_flat_segmentation(self, cave, monkeypatch):
+    def test_a_flat_segmentation_has_no_timestamp(self, cave, monkeypatch):
         monkeypatch.setattr(type(cave), "table", f"precomputed://{cave.url}/data/ws")
         tree = self.open(cave, bbox=BOX)
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.tissue.supervoxels[PART])
@@ -164,7 +164,7 @@ class TestDatastack:
             with pytest.raises(ix.OptionError, match="no states in time"):
                 self.open(cave, **when)
 
-    def test_some_ids(self, cave):
+    def test_a_datastack_opens_selected_ids(self, cave):
         a, b = cave.graph.merged_from
         tree = self.open(cave, ids=[a, b], stale="update", timestamp=utc(MERGE + 1))
         truth = cave.truth(MERGE + 1)
@@ -175,7 +175,7 @@ class TestDatastack:
             self.open(cave, ids=[a], timestamp=utc(MERGE + 1))
         assert tree["image"].imagery.bbox((0, 0, 0), (1, 1, 1)).resolution == VIEWER
 
-    def test_a_client_without_a_datastack(self, cave):
+    def test_a_client_without_a_datastack_is_an_error(self, cave):
         from caveclient import CAVEclient
 
         client = CAVEclient(server_address=cave.url, auth_token=TOKEN, write_server_cache=False)
@@ -193,7 +193,7 @@ class TestClient:
 
         return make
 
-    def test_it_says_all(self, cave, client):
+    def test_a_client_supplies_server_and_token_without_a_request(self, cave, client):
         held = client()
         cave.log.clear()
         tree = ix.open_datastack(held)
@@ -203,7 +203,7 @@ class TestClient:
         found = tree["segmentation/segmentation"].isel(dict(zip("zyx", box, strict=True))).values
         np.testing.assert_array_equal(found, cave.truth(NOW, box))
 
-    def test_its_version_is_the_instant(self, cave, client):
+    def test_the_version_of_a_client_selects_the_instant(self, cave, client):
         tree = ix.open_datastack(client(version=7), bbox=BOX)
         assert tree.attrs["version"] == 7
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.truth(VERSIONS[7], PART))
@@ -211,14 +211,14 @@ class TestClient:
         assert later.attrs["timestamp"] == utc(SPLIT + 1).isoformat()
         assert "version" not in later.attrs
 
-    def test_a_version_of_its_tables_alone_is_the_instant(self, cave, client):
+    def test_the_materialization_version_of_a_client_selects_the_instant(self, cave, client):
         held = client()
         held.materialize.version = 7
         tree = ix.open_datastack(held, bbox=BOX)
         assert tree.attrs["version"] == 7
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.truth(VERSIONS[7], PART))
 
-    def test_roots_are_those_that_it_finds(self, cave, client):
+    def test_roots_equal_those_of_caveclient(self, cave, client):
         held = client()
         ids = cave.graph.ids[::50]
         for when in (MERGE - 0.1, MERGE + 0.1, SPLIT):
@@ -226,7 +226,7 @@ class TestClient:
             ours = source.graph.roots(ids, source.instant, source.root_layer, 56)
             np.testing.assert_array_equal(ours, held.chunkedgraph.get_roots(ids, timestamp=utc(when)))
 
-    def test_what_is_no_client(self):
+    def test_other_objects_are_rejected_as_clients(self):
         with pytest.raises(ix.OptionError, match="int is neither the name of a datastack nor a CAVEclient"):
             ix.open_datastack(7)
         with pytest.raises(ix.OptionError, match="NoneType is neither"):
@@ -239,7 +239,7 @@ class TestClient:
 
 class TestInstant:
     @pytest.mark.parametrize("edit", [MERGE, SPLIT])
-    def test_either_side_of_an_edit(self, cave, edit):
+    def test_states_before_and_after_an_edit_differ_as_the_graph(self, cave, edit):
         before, after = (segmentation(cave, edit + d, bbox=BOX) for d in (-0.1, 0.1))
         both = [before.values, after.values]
         np.testing.assert_array_equal(both[0], cave.truth(edit - 0.1, PART))
@@ -249,11 +249,11 @@ class TestInstant:
         assert before.data.name != after.data.name
         assert tokenize(before) != tokenize(after)
 
-    def test_an_edit_counts_from_its_own_instant_on(self, cave):
+    def test_an_edit_applies_from_its_own_instant_on(self, cave):
         assert (segmentation(cave, MERGE).values == cave.truth(MERGE)).all()
         assert (segmentation(cave, MERGE - 1e-6).values == cave.truth(BEGIN)).all()
 
-    def test_an_edit_amid_a_stack(self, cave):
+    def test_an_edit_during_a_computation_does_not_change_the_result(self, cave):
         seg = ix.open_segmentation(cave.table, token=TOKEN, bbox=voxels((0, 0, 0), (128, 128, 64)), chunks=(16, 64, 64))
         assert seg.data.npartitions == 16
         now = datetime.fromisoformat(seg.attrs["timestamp"]).timestamp()
@@ -276,32 +276,32 @@ class TestInstant:
         again = ix.open_segmentation(cave.table, token=TOKEN, bbox=voxels((0, 0, 0), (128, 128, 64)))
         np.testing.assert_array_equal(again.values, cave.truth(now + 1e6, part))
 
-    def test_an_open_source_keeps_its_own(self, cave):
+    def test_an_open_source_keeps_its_instant(self, cave):
         source = resolve_source(cave.table, None, token=TOKEN, timestamp=utc(MERGE))
         np.testing.assert_array_equal(ix.open_segmentation(source, bbox=BOX).values, cave.truth(MERGE, PART))
         with pytest.raises(ix.OptionError, match="already open at 2023-11-16T02:00:00.250"):
             ix.open_segmentation(source, timestamp=utc(SPLIT))
 
-    def test_an_open_source_without_its_roots(self, cave):
+    def test_an_open_source_opens_as_supervoxels(self, cave):
         source = resolve_source(cave.table, None, token=TOKEN, timestamp=utc(MERGE))
         found = ix.open_segmentation(source, agglomerate=False, bbox=BOX)
         np.testing.assert_array_equal(found.values, cave.tissue.supervoxels[PART])
         assert "timestamp" not in found.attrs
 
-    def test_supervoxels_at_no_time(self, cave):
+    def test_supervoxels_reject_an_invalid_timestamp(self, cave):
         assert "timestamp" not in segmentation(cave, MERGE, agglomerate=False).attrs
         for when in ("yesterday", float("nan")):
             with pytest.raises(ix.TimestampError):
                 segmentation(cave, when, agglomerate=False)
 
-    def test_before_the_first_and_in_the_future(self, cave):
+    def test_timestamps_before_the_first_state_or_in_the_future_are_errors(self, cave):
         with pytest.raises(ix.TimestampError, match="before the first state of graphene://.*2023-11-14T22:13:20.125"):
             segmentation(cave, BEGIN - 0.001)
         assert segmentation(cave, BEGIN).attrs["timestamp"] == "2023-11-14T22:13:20.125000+00:00"
         with pytest.raises(ix.TimestampError, match="lies in the future"):
             segmentation(cave, datetime.now(UTC).timestamp() + 3600)
 
-    def test_a_server_that_does_not_tell_when_it_began(self, cave):
+    def test_a_server_without_an_oldest_timestamp_fails_when_reading(self, cave):
         cave.without.add("oldest_timestamp")
         early = segmentation(cave, BEGIN - 100, bbox=BOX)
         with pytest.raises(ix.ChunkReadError, match="not a root id.*before the graph's first"):
@@ -309,37 +309,37 @@ class TestInstant:
 
     @pytest.mark.parametrize("when", [None, "now"])
     @pytest.mark.parametrize(("shift", "word"), [(-3600.0, "ahead of"), (3600.0, "behind")])
-    def test_now_is_the_server_s(self, cave, when, shift, word):
+    def test_now_is_the_time_of_the_servers_clock(self, cave, when, shift, word):
         cave.date_shift = shift
         with pytest.warns(ix.ClockWarning, match=rf"{word} that of .* by 3\d\d\d s"):
             seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=when)
         apart = datetime.fromisoformat(seg.attrs["timestamp"]).timestamp() - datetime.now(UTC).timestamp()
         assert abs(apart - shift) < 100
 
-    def test_now_is_never_in_the_server_s_future(self, cave):
+    def test_now_is_never_in_the_future_of_the_server(self, cave):
         cave.date_shift = -1.2  # a clock that is ahead, by less than what deserves a warning
         seg = ix.open_segmentation(cave.table, token=TOKEN)
         assert datetime.fromisoformat(seg.attrs["timestamp"]).timestamp() <= datetime.now(UTC).timestamp() - 0.2
 
-    def test_all_levels_show_one(self, cave):
+    def test_all_levels_have_the_same_instant(self, cave):
         tree = ix.open_multiscale(cave.table, timestamp=utc(MERGE), token=TOKEN)
         assert tree.attrs["timestamp"] == utc(MERGE).isoformat()
         coarse = tree["1/segmentation"]
         truth = cave.truth(MERGE)[1::2, 1::2, 1::2]
         np.testing.assert_array_equal(coarse.values, truth)
 
-    def test_attrs_survive(self, cave):
+    def test_the_timestamp_attribute_survives_every_verb(self, cave):
         seg = segmentation(cave, MERGE, bbox=BOX)
         for made in (ix.crop(seg, BOX), ix.regrid(seg, (20, 20, 20)), ix.overlay(None, seg), ix.outline(seg, width=2)):
             assert made.attrs["timestamp"] == utc(MERGE).isoformat()
 
-    def test_through_xarray_s_own_door(self, cave):
+    def test_xarray_open_dataset_passes_the_timestamp(self, cave):
         ds = xr.open_dataset(cave.table, engine="imageryxr", token=TOKEN, timestamp=utc(MERGE), bbox=BOX)
         np.testing.assert_array_equal(ds.segmentation.values, cave.truth(MERGE, PART))
 
     @pytest.mark.parametrize("form", ["segmentation/table", "segmentation/api/v1", "segmentation/1.0"])
     @pytest.mark.parametrize("scheme", ["graphene://", "graphene://middleauth+"])
-    def test_every_form_of_address(self, cave, form, scheme):
+    def test_every_form_of_a_table_address_opens(self, cave, form, scheme):
         seg = ix.open_segmentation(f"{scheme}{cave.url}/{form}/{TABLE}/", token=TOKEN, timestamp=utc(MERGE))
         assert seg.attrs["source"] == cave.table
         assert seg[0, :3, :3].values.tolist() == cave.truth(MERGE, (0, slice(3), slice(3))).tolist()
@@ -350,7 +350,7 @@ class TestInstant:
 
 
 class TestIds:
-    def test_those_and_nothing_else(self, cave):
+    def test_only_selected_ids_are_returned(self, cave):
         roots = np.unique(cave.truth(NOW, PART))
         wanted = roots[roots > 0][[0, -1]]
         found = segmentation(cave, ids=wanted, bbox=BOX)
@@ -369,12 +369,12 @@ class TestIds:
             segmentation(cave, NOW, ids=[a, b])
         assert caught.value.successors == dict.fromkeys((a, b), sorted(cave.graph.split_into))
 
-    def test_a_root_of_later(self, cave):
+    def test_a_newer_root_names_its_predecessors(self, cave):
         with pytest.raises(ix.StaleRootError) as caught:
             segmentation(cave, MERGE - 1, ids=[cave.graph.merged])
         assert caught.value.successors == {cave.graph.merged: sorted(cave.graph.merged_from)}
 
-    def test_many_at_once(self, cave):
+    def test_several_stale_roots_are_resolved_together(self, cave):
         a, b = cave.graph.merged_from
         stale = [a, b, cave.graph.merged]
         with pytest.raises(ix.StaleRootError) as caught:
@@ -386,7 +386,7 @@ class TestIds:
         with pytest.raises(ix.SegmentError, match=f"{unknown[0]}, {unknown[1]} are no roots of"):
             segmentation(cave, NOW, ids=[*stale, *unknown])
 
-    def test_update(self, cave):
+    def test_stale_update_selects_the_successors(self, cave):
         a, b = cave.graph.merged_from
         found = segmentation(cave, NOW, ids=[a, b], stale="update")
         assert found.attrs["ids"] == sorted(cave.graph.split_into)
@@ -405,7 +405,7 @@ class TestIds:
 
     @pytest.mark.parametrize("when", [MERGE - 1, MERGE + 1, NOW])
     @pytest.mark.parametrize("which", ["merged", "one", "both", "all", "with a successor", "a half of it"])
-    def test_keep(self, cave, which, when):
+    def test_stale_keep_draws_old_roots_as_they_were(self, cave, which, when):
         graph = cave.graph
         (a, b), (c, d), other = graph.merged_from, graph.split_into, int(graph.state(NOW)[0])
         ids = {
@@ -429,7 +429,7 @@ class TestIds:
         assert found.attrs.get("stale_ids", []) == sorted(i for i in ids if i not in current)
         assert found.attrs["ids"] == sorted(ids)
 
-    def test_kept_roots_are_asked_for_where_they_may_be(self, cave):
+    def test_kept_roots_are_requested_only_for_candidate_supervoxels(self, cave):
         old = cave.graph.merged
         found = segmentation(cave, ids=[old], stale="keep", chunks=(50, 50, 50))
         assert tokenize(found) != tokenize(
@@ -446,7 +446,7 @@ class TestIds:
         assert 0 < then <= held < 125
         assert now <= 125
 
-    def test_a_root_older_than_the_graph_s_first_state(self, cave):
+    def test_a_root_older_than_the_first_state_is_drawn_at_that_state(self, cave):
         # real graphs are made piece by piece, before the time that they tell as their first
         cave.graph.oldest = BEGIN + 5
         a = cave.graph.merged_from[0]
@@ -457,14 +457,14 @@ class TestIds:
         assert set(asked) == {NOW, BEGIN + 5}
         assert asked.count(BEGIN + 5) <= asked.count(NOW)  # at most one more for each block
 
-    def test_keep_where_the_lineage_is_not_told(self, cave):
+    def test_stale_keep_works_without_a_lineage(self, cave):
         cave.without.add("lineage_graph_multiple")
         a, c = cave.graph.merged_from[0], cave.graph.split_into[0]
         found = segmentation(cave, ids=[a, c], stale="keep")
         np.testing.assert_array_equal(found.values, self.drawn(cave, NOW, [a, c]))
 
     @pytest.mark.parametrize("options", [{}, {"ids": []}, {"ids": [2**60]}])
-    def test_stale_is_a_word(self, cave, sample, options):
+    def test_an_unknown_stale_policy_is_an_error(self, cave, sample, options):
         with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
             segmentation(cave, stale="ubdate", **options)
         with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
@@ -472,7 +472,7 @@ class TestIds:
         with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
             ix.open_datastack(DATASTACK, server_address=cave.url, token=TOKEN, stale="ubdate", **options)
 
-    def test_what_is_no_root(self, cave):
+    def test_ids_that_are_not_roots_are_errors(self, cave):
         unknown, supervoxel = (4 << 56) + 999_999, int(cave.graph.ids[5])
         with pytest.raises(ix.SegmentError, match=f"{unknown} is no root of .* at any time") as caught:
             segmentation(cave, NOW, ids=[unknown])
@@ -484,14 +484,14 @@ class TestIds:
         with pytest.raises(ix.OptionError, match="stale='drop'"):
             segmentation(cave, NOW, ids=[cave.graph.merged], stale="drop")
 
-    def test_a_root_where_supervoxels_are_asked_for(self, cave):
+    def test_a_root_among_requested_supervoxels_is_an_error(self, cave):
         root, supervoxel = int(cave.graph.state(NOW)[0]), int(cave.graph.ids[5])
         with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*agglomerate=False opens supervoxels.*leave"):
             ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[root])
         with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*give supervoxels only"):
             ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[supervoxel, root])
 
-    def test_of_supervoxels_any_id_will_do(self, cave):
+    def test_any_supervoxel_ids_can_be_selected(self, cave):
         wanted = np.unique(cave.tissue.supervoxels[PART])[-2:]
         found = ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=wanted, bbox=BOX)
         stored = cave.tissue.supervoxels[PART]
@@ -503,7 +503,7 @@ class TestIds:
 
 
 class TestRequests:
-    def test_a_figure_of_1024(self, cave):
+    def test_requests_of_a_figure_of_1024_pixels(self, cave):
         seg = ix.open_segmentation(cave.table.replace(TABLE, f"wide_{TABLE}"), token=TOKEN, timestamp=utc(NOW))
         em = ix.open_image(f"precomputed://{cave.url}/data/wide-em")
         assert len(cave.log) == 3  # two infos, and when the graph began
@@ -523,7 +523,7 @@ class TestRequests:
         np.testing.assert_array_equal(ds.segmentation.values, truth)
         assert cave.count("roots_binary") == 0  # all of them are known by now
 
-    def test_a_stack_of_64_slices(self, cave):
+    def test_requests_of_a_stack_of_64_slices(self, cave):
         depth = min(64, cave.tissue.em.shape[0] // 32 * 32)
         side = 64 * tiles(cave.tissue)
         seg = segmentation(cave, NOW, bbox=voxels((0, 0, 0), (side, side, depth)))
@@ -536,7 +536,7 @@ class TestRequests:
         assert cave.count("roots_binary") <= seg.data.npartitions
         assert len(cave.log) == 2 * chunks + cave.count("roots_binary")
 
-    def test_a_block_asks_once_for_what_it_holds(self, cave):
+    def test_a_block_requests_the_roots_of_its_distinct_ids_once(self, cave):
         seg = segmentation(cave, NOW)
         cave.log.clear()
         block = seg[:40, :200, :200].values if cave.tissue.em.shape[1] > 200 else seg[:40].values
@@ -547,7 +547,7 @@ class TestRequests:
         assert set(sent.tolist()) == set(np.unique(cave.tissue.supervoxels[part]).tolist()) - {0}
         assert asked.query == {"timestamp": f"{NOW:.6f}"}
 
-    def test_neighbours_ask_for_what_is_new(self, cave):
+    def test_neighbouring_blocks_request_only_new_ids(self, cave):
         seg = segmentation(cave, NOW)
         for start in (0, 20):
             seg[start : start + 30, :60, :60].compute()
@@ -556,12 +556,12 @@ class TestRequests:
         assert second
         assert not first & second
 
-    def test_another_instant_asks_anew(self, cave):
+    def test_the_root_cache_is_per_instant(self, cave):
         for when in (MERGE, MERGE + 1, MERGE):
             segmentation(cave, when, bbox=BOX).compute()
         assert cave.count("roots_binary") == 2
 
-    def test_background_asks_nothing(self, cave, monkeypatch):
+    def test_background_makes_no_request_for_roots(self, cave, monkeypatch):
         seg = segmentation(cave, NOW)
         cave.log.clear()
         source = resolve_source(cave.table, None, token=TOKEN)
@@ -573,7 +573,7 @@ class TestRequests:
         assert seg[z, y, x].values == 0
         assert cave.count("roots_binary") == 0
 
-    def test_memory_of_roots_is_bounded(self, cave, monkeypatch):
+    def test_the_root_cache_is_bounded(self, cave, monkeypatch):
         monkeypatch.setattr(chunkedgraph, "REMEMBERED", 1000)
         memory = chunkedgraph.RootMemory()
         for start in range(1, 50_000, 100):
@@ -587,7 +587,7 @@ class TestRequests:
             segmentation(cave, NOW + when, bbox=voxels((0, 0, 0), (9, 9, 9))).compute()
         assert len(chunkedgraph._memories) == chunkedgraph.STATES
 
-    def test_memory_is_a_table(self):
+    def test_the_root_cache_behaves_like_a_dict(self):
         rng = np.random.default_rng(3)
         memory, table = chunkedgraph.RootMemory(), {}
         for _ in range(60):
@@ -599,7 +599,7 @@ class TestRequests:
             table.update({int(i): int(i) + 7 for i in ids})
         assert len(memory) == len(table)
 
-    def test_large_blocks_ask_in_batches(self, cave, monkeypatch):
+    def test_large_blocks_request_roots_in_batches(self, cave, monkeypatch):
         monkeypatch.setattr(chunkedgraph, "BATCH", 50)
         seg = segmentation(cave, NOW, bbox=BOX)
         np.testing.assert_array_equal(seg.values, cave.truth(NOW, PART))
@@ -607,7 +607,7 @@ class TestRequests:
         assert cave.count("roots_binary") == -(-held // 50)
 
     @pytest.mark.parametrize("limit", [8, 2])
-    def test_requests_at_a_time(self, cave, limit):
+    def test_concurrent_requests_are_limited(self, cave, limit):
         connection = {} if limit == 8 else {"connection": ix.Connection(concurrency=limit)}
         seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=utc(NOW), **connection)
         em = ix.open_image(cave.image, **connection)

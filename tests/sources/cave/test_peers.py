@@ -25,7 +25,7 @@ TIMES = [int(BEGIN) + 1, int(MERGE) + 1, int(SPLIT) + 1]
 
 @pytest.mark.parametrize("when", TIMES)
 @pytest.mark.parametrize("size", [(160, 120, 4), (160, 120)])
-def test_cutouts(client, when, size):
+def test_cutouts_equal_those_of_imageryclient(client, when, size):
     # even sizes of the viewer's half voxels, from an even corner: ImageryClient rounds others
     image, labels = ic.ImageryClient(client=client).image_and_segmentation_cutout(
         CENTER, bbox_size=size, timestamp=utc(when)
@@ -43,7 +43,7 @@ def test_cutouts(client, when, size):
 @pytest.mark.parametrize(
     "options", [{"alpha": 0.4}, {"alpha": 0.8, "outline": True, "width": 3, "merge_outline": False}]
 )
-def test_pictures(client, options):
+def test_pictures_equal_those_of_imageryclient(client, options):
     there = ic.ImageryClient(client=client)
     image, segs = there.image_and_segmentation_cutout(
         CENTER, bbox_size=(160, 120), split_segmentations=True, timestamp=utc(TIMES[1])
@@ -65,7 +65,7 @@ def test_pictures(client, options):
     assert same.mean() == 1 if "outline" not in options else same.mean() > 0.98
 
 
-def test_requests_are_no_more_than_its(cave, client):
+def test_requests_are_no_more_than_those_of_imageryclient(cave, client):
     there = ic.ImageryClient(client=client)
     cave.log.clear()
     there.image_and_segmentation_cutout(CENTER, bbox_size=(160, 120), timestamp=utc(TIMES[1]))
@@ -78,7 +78,7 @@ def test_requests_are_no_more_than_its(cave, client):
 
 
 @pytest.mark.parametrize("when", TIMES)
-def test_cloudvolume(cave, when):
+def test_voxels_equal_those_of_cloudvolume(cave, when):
     from cloudvolume import CloudVolume
 
     volume = CloudVolume(cave.table, secrets=TOKEN, use_https=True, progress=False)

@@ -34,7 +34,7 @@ MICROS = 1_700_100_000_250_000
         np.array(1_700_100_000.25),
     ],
 )
-def test_every_way_to_say_it(value):
+def test_every_kind_of_timestamp_is_accepted(value):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert instant_of(value) == Instant(MICROS)
@@ -53,7 +53,7 @@ def test_every_way_to_say_it(value):
     ],
 )
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
-def test_naive_is_utc_and_warns(value, zone, monkeypatch):
+def test_a_naive_time_is_utc_with_a_warning(value, zone, monkeypatch):
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
@@ -91,14 +91,14 @@ def test_naive_is_utc_and_warns(value, zone, monkeypatch):
         (b"2024", "no instant"),
     ],
 )
-def test_what_is_no_time(value, says):
+def test_invalid_timestamps_are_errors(value, says):
     with pytest.raises(ix.TimestampError, match=says) as caught:
         instant_of(value)
     assert isinstance(caught.value, ValueError)
 
 
 @given(st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(2200, 1, 1), timezones=st.just(UTC)))
-def test_nothing_is_lost(when):
+def test_microseconds_survive_conversion(when):
     instant = instant_of(when)
     assert datetime.fromisoformat(instant.iso) == when
     assert instant_of(instant.iso) == instant

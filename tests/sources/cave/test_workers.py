@@ -80,7 +80,7 @@ def ended(child, seconds=60):
     return "hung"
 
 
-def test_threads_at_several_instants(cave):
+def test_threads_read_several_instants(cave):
     times = (MERGE - 0.1, MERGE + 0.1, SPLIT + 0.1)
     sources = {when: source_of(cave, when) for when in times}
     jobs = [(when, box) for when in times for box in boxes(cave)]
@@ -92,7 +92,7 @@ def test_threads_at_several_instants(cave):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
-def test_processes(cave, method):
+def test_spawned_processes_read_the_truth(cave, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this system cannot {method}")
     source = source_of(cave)
@@ -107,7 +107,7 @@ def test_processes(cave, method):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_fork_amid_requests(cave):
+def test_a_fork_during_requests_reads(cave):
     source = source_of(cave)
     cave.fault("/data/ws", "delay", seconds=0.05)
     everything = boxes(cave, 8, seed=2)
@@ -129,7 +129,7 @@ def test_a_fork_amid_requests(cave):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_fork_amid_some_ids(cave):
+def test_a_fork_while_locks_are_held_reads(cave):
     whole = cave.truth(NOW, PART)
     wanted = np.unique(whole)[[1, 2]]
     seg = ix.open_segmentation(
@@ -149,7 +149,7 @@ def test_a_fork_amid_some_ids(cave):
 
 
 @pytest.mark.slow
-def test_distributed_workers(cave):
+def test_distributed_workers_read_the_truth(cave):
     from distributed import Client, LocalCluster
 
     seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=utc(MERGE + 0.1), bbox=BOX, chunks=(4, 32, 64))
@@ -167,7 +167,7 @@ def test_distributed_workers(cave):
     np.testing.assert_array_equal(drawn.values, picture.compute(scheduler="synchronous").values)
 
 
-def test_an_error_on_a_worker_is_the_error_here(cave):
+def test_an_error_of_a_worker_is_raised_by_the_caller(cave):
     from distributed import Client, LocalCluster
 
     seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=utc(NOW), bbox=BOX, connection=HASTY)
@@ -187,7 +187,7 @@ def test_an_error_on_a_worker_is_the_error_here(cave):
 @pytest.mark.parametrize(
     "kind", [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, ix.ImageryError)]
 )
-def test_every_error_travels(kind):
+def test_every_error_can_be_pickled(kind):
     from tblib import pickling_support
 
     pickling_support.install()  # what distributed sends errors with
@@ -199,7 +199,7 @@ def test_every_error_travels(kind):
     assert (type(again), str(again), vars(again)) == (kind, "what was given", vars(error))
 
 
-def test_a_graph_is_small(cave):
+def test_the_pickled_graph_is_small(cave):
     import cloudpickle
 
     seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=utc(NOW), chunks=(1, 8, 8))
@@ -230,7 +230,7 @@ SCRIPT = """
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 @pytest.mark.parametrize("mode", ["lazily", "threads", "synchronous", "overlay"])
-def test_ctrl_c(cave, mode):
+def test_ctrl_c_interrupts_a_read_at_once(cave, mode):
     # Every chunk takes ten minutes: whatever is waited for until then is waited for too long.
     fault = cave.fault("/data/../10_10_10", "delay", seconds=600)
     code = textwrap.dedent(SCRIPT).replace("{TOKEN}", TOKEN)
@@ -253,7 +253,7 @@ def test_ctrl_c(cave, mode):
     assert process.returncode == 130, err
 
 
-def test_a_server_that_accepts_and_is_silent():
+def test_a_silent_server_times_out():
     listener, url = stall_forever()
     with listener:
         short = ix.Connection(timeout=0.2, retries=1, backoff=0)

@@ -58,7 +58,7 @@ def decoded(stored: bytes, encoding: str, values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
 @pytest.mark.parametrize("shape", [SHAPE, (1, 1, 1, 1), (64, 3, 1, 1), (5, 7, 33, 1), (128, 96, 16, 1)])
-def test_what_cloudvolume_decodes(encoding, dtype, shape):
+def test_voxels_equal_those_of_cloudvolume(encoding, dtype, shape):
     from cloudvolume import chunks
 
     values = voxels(dtype, shape)
@@ -74,7 +74,7 @@ def test_what_cloudvolume_decodes(encoding, dtype, shape):
 @pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64"])
 @pytest.mark.parametrize("flags", [{"connectivity": 4}, {"connectivity": 6}, {"steps": (8, 8, 1)}, {"random_access_z_index": False}])  # fmt: skip
 @pytest.mark.parametrize("kind", ["cells", "one id", "background", "noise"])
-def test_the_lengths_of_any_compresso(dtype, flags, kind):
+def test_the_lengths_in_compresso_of_every_form_are_accepted(dtype, flags, kind):
     compresso = pytest.importorskip("compresso")
     for shape in [(5, 7, 3), (1, 1, 1), (33, 17, 70), (128, 128, 64)]:
         values = voxels(dtype, (*shape, 1))[..., 0]
@@ -90,7 +90,7 @@ def test_the_lengths_of_any_compresso(dtype, flags, kind):
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
-def test_a_chunk_cut_at_any_byte(encoding, dtype):
+def test_a_chunk_truncated_at_any_byte_is_damaged(encoding, dtype):
     """Is told; or, where what was cut off did not matter (the last bytes of fpzip), gives the very voxels."""
     values = voxels(dtype, (9, 6, 5, 1))
     stored = encoded(encoding, values)
@@ -114,7 +114,7 @@ def test_a_chunk_cut_at_any_byte(encoding, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
-def test_a_chunk_hit_anywhere_ends_no_process(encoding, dtype, monkeypatch):
+def test_a_corrupted_chunk_does_not_end_the_process(encoding, dtype, monkeypatch):
     """Bits flipped, bytes exchanged, left out and put in: an error or voxels, and this process lives."""
     monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 20.0)
     values = voxels(dtype, (9, 6, 5, 1))
@@ -142,7 +142,7 @@ def test_a_chunk_hit_anywhere_ends_no_process(encoding, dtype, monkeypatch):
 @pytest.mark.parametrize("pins", [False, True])
 @pytest.mark.parametrize("order", [0, 1, 2, 5])
 @pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64"])
-def test_any_crackle(dtype, order, pins):
+def test_crackle_of_every_format_is_decoded(dtype, order, pins):
     """Every label format and order of the model, of which that of 1 does not fill its last byte."""
     crackle = pytest.importorskip("crackle")
     for shape in [(9, 6, 5), (33, 31, 8), (1, 1, 1), (64, 64, 3)]:
@@ -153,7 +153,7 @@ def test_any_crackle(dtype, order, pins):
             assert stream_lengths.stream_problem(stored[:-cut], "crackle", values.shape)
 
 
-def test_a_crackle_of_the_first_version():
+def test_crackle_of_version_0_is_decoded():
     """It has no checksums; today's encoder does not write it, but what it writes differs in nothing else."""
     crackle = pytest.importorskip("crackle")
     values = voxels("uint64")
@@ -170,7 +170,7 @@ def test_a_crackle_of_the_first_version():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "uint64"])
 @pytest.mark.parametrize("pins", [False, True])
-def test_no_bit_of_a_crackle_gives_other_voxels(dtype, pins):
+def test_a_flipped_bit_in_crackle_never_returns_other_voxels(dtype, pins):
     """Its decoder loses what it raises of a slice, and leaves there the voxels of the chunk before."""
     crackle = pytest.importorskip("crackle")
     values = voxels(dtype, (9, 6, 5, 1))
@@ -192,7 +192,7 @@ def test_no_bit_of_a_crackle_gives_other_voxels(dtype, pins):
 
 
 @pytest.mark.parametrize("encoding", ["fpzip", "kempressed", "zfpc"])
-def test_a_header_that_asks_for_other_voxels_is_not_decoded(encoding, monkeypatch):
+def test_a_header_with_another_shape_is_damaged(encoding, monkeypatch):
     """A decoder would fill all the memory that the header asks for, with nothing."""
     monkeypatch.setattr(chunk_decoder, "decode_in_process", lambda *a: pytest.fail("this got as far as the decoder"))
     values = voxels("float32", (9, 6, 5, 1))
@@ -210,7 +210,7 @@ def test_a_header_that_asks_for_other_voxels_is_not_decoded(encoding, monkeypatc
 
 @pytest.mark.parametrize("options", [{}, {"tolerance": 0.1}, {"rate": 8}, {"correlated_dims": [True, True, False, False]}, {"correlated_dims": [False] * 4}])  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
-def test_any_zfpc(dtype, options):
+def test_zfpc_of_every_form_is_decoded(dtype, options):
     zfpc = pytest.importorskip("zfpc")
     for shape in [(9, 6, 5, 1), (16, 8, 8, 3), (1, 1, 1, 1), (5, 4, 3, 2)]:
         values = np.asfortranarray((voxels("float32", shape) * 100).astype(dtype))
@@ -227,7 +227,7 @@ def test_any_zfpc(dtype, options):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_headers_of_fpzip(dtype):
+def test_the_shape_in_an_fpzip_header_is_checked(dtype):
     fpzip = pytest.importorskip("fpzip")
     rng = np.random.default_rng(0)
     sizes = [1, 2, 3, 8, 16, 31, 64, 127, 128, 255, 256, 257, 300, 70000]
@@ -241,7 +241,7 @@ def test_the_headers_of_fpzip(dtype):
         assert all(stream_lengths.stream_problem(stored[:size], "fpzip", shape) for size in range(22))
 
 
-def test_a_decoder_that_was_killed_meanwhile_is_replaced():
+def test_a_killed_decoder_is_replaced():
     values = voxels("uint64")
     stored = encoded("crackle", values)
     decoded(stored, "crackle", values)
@@ -253,7 +253,7 @@ def test_a_decoder_that_was_killed_meanwhile_is_replaced():
         np.testing.assert_array_equal(decoded(stored, "crackle", values), values)
 
 
-def test_a_decoder_that_goes_in_circles_is_stopped(monkeypatch):
+def test_a_decoder_in_an_endless_loop_is_killed(monkeypatch):
     """Decoding takes longer than none at all; what takes too long is told as damage."""
     monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 0.0)
     with pytest.raises(isolated.StreamError, match=r"crashed \(signal 9\)"):
@@ -271,7 +271,7 @@ def read(folder: Path) -> np.ndarray:
     return opened(folder).read(0, GRID.box)
 
 
-def test_threads_and_spawned_and_forked_processes(tmp_path):
+def test_chunks_are_decoded_in_threads_and_processes(tmp_path):
     pytest.importorskip("crackle")
     values = layer(tmp_path, "crackle", "uint64")
     with ThreadPoolExecutor(4) as threads:
@@ -313,7 +313,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_process_has_decoders_of_its_own_and_none_outlives_its_process():
+def test_a_forked_process_starts_its_own_decoders_and_ends_them():
     pytest.importorskip("crackle")
     done = run(FORKED)
     assert done.returncode == 0, done.stderr
@@ -324,7 +324,7 @@ def test_a_forked_process_has_decoders_of_its_own_and_none_outlives_its_process(
         os.kill(pid, 0)
 
 
-def test_none_outlives_a_process_that_is_killed():
+def test_decoders_end_when_their_process_is_killed():
     pytest.importorskip("crackle")
     done = run(
         FORKED.split("child =")[0] + "print(apart._POOL.idle[0].process.pid, flush=True)\nos.kill(os.getpid(), 9)"
@@ -343,7 +343,7 @@ def test_none_outlives_a_process_that_is_killed():
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), [k for k in KINDS if k[1] in ("uint64", "float32")])
-def test_damage_is_told_of_a_layer(tmp_path, encoding, dtype):
+def test_damage_is_an_error_that_names_the_layer(tmp_path, encoding, dtype):
     pytest.importorskip(source.CODECS[encoding][0])
     layer(tmp_path, encoding, dtype)
     file = next((tmp_path / "8_8_40").iterdir())
@@ -354,7 +354,7 @@ def test_damage_is_told_of_a_layer(tmp_path, encoding, dtype):
 
 
 @pytest.mark.parametrize("served", [False, True])
-def test_no_process_to_decode_in_is_no_damage(tmp_path, monkeypatch, served):
+def test_a_decoder_that_cannot_start_is_not_a_damaged_chunk(tmp_path, monkeypatch, served):
     """As where a limit of processes or open files is reached: the chunk is whole."""
     values = layer(tmp_path, "crackle", "uint64")
     monkeypatch.setattr(isolated, "_POOL", isolated._Pool())

@@ -23,7 +23,7 @@ def ask(cave, path="/data/em/info", connection=HASTY, **options):
 
 @pytest.mark.parametrize("value", [0, -1, "5", True, float("nan"), float("inf"), None])
 @pytest.mark.parametrize("name", ["timeout", "concurrency", "backoff", "retries"])
-def test_numbers_that_make_no_sense(name, value):
+def test_invalid_connection_options_are_errors(name, value):
     if value == 0 and not isinstance(value, bool) and name in ("retries", "backoff"):
         ix.Connection(**{name: value})
         return
@@ -32,7 +32,7 @@ def test_numbers_that_make_no_sense(name, value):
 
 
 @pytest.mark.parametrize("value", ["0", "date"])
-def test_a_server_says_how_long_to_wait(cave, monkeypatch, value):
+def test_retry_after_sets_the_wait(cave, monkeypatch, value):
     waits = []
     monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
     retry = "7" if value == "0" else formatdate(4e9, usegmt=True)
@@ -41,7 +41,7 @@ def test_a_server_says_how_long_to_wait(cave, monkeypatch, value):
     assert waits[-1:] == [7.0 if value == "0" else client.LONGEST_WAIT]
 
 
-def test_waits_grow(cave, monkeypatch):
+def test_waits_between_retries_grow(cave, monkeypatch):
     waits = []
     monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
     cave.fault("info", "status", status=503)
@@ -52,7 +52,7 @@ def test_waits_grow(cave, monkeypatch):
         assert 0.75 <= seconds / (0.25 * 2**number) <= 1.25
 
 
-def test_what_is_asked_again_is_told_to_who_listens(cave, caplog):
+def test_retries_are_logged(cave, caplog):
     secret = "not-to-be-told-0123456789"
     cave.fault("info", "status", status=503, times=1)
     with caplog.at_level("INFO", logger="imageryxr"):
@@ -67,13 +67,13 @@ def test_what_is_asked_again_is_told_to_who_listens(cave, caplog):
 
 
 @pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 410, 501, 505])
-def test_final_answers(cave, status):
+def test_final_statuses_are_not_retried(cave, status):
     cave.fault("info", "status", status=status)
     assert ask(cave).status == status
     assert len(cave.log) == 1
 
 
-def test_a_redirect_is_followed_without_what_is_secret(cave):
+def test_a_redirect_to_another_server_carries_no_secret(cave):
     cave.fault("/data/em/info", "status", status=302, headers={"Location": "/data/ws/info"}, times=1)
     assert b"segmentation" in ask(cave).body
     cave.log.clear()
@@ -88,7 +88,7 @@ def test_a_redirect_is_followed_without_what_is_secret(cave):
 
 
 @pytest.mark.parametrize("status", [307, 308])
-def test_what_was_sent_along_moves_with_it(cave, status):
+def test_a_permanent_redirect_repeats_the_body(cave, status):
     credential = Token(TOKEN, "a test")
     path, ids = f"/segmentation/api/v1/table/{TABLE}/roots_binary", cave.graph.ids[:3].astype("<u8").tobytes()
     moved = {"Location": f"{path}?timestamp={MERGE}"}
@@ -105,46 +105,46 @@ def test_what_was_sent_along_moves_with_it(cave, status):
     assert [str(line) for line in cave.log] == ["POST /old"]
 
 
-def test_a_redirect_of_what_was_sent_along_may_be_a_login(cave):
+def test_a_redirect_of_a_post_is_not_followed(cave):
     cave.fault("/old", "status", status=302, headers={"Location": "/new"})
     assert client.send_interruptible_request("POST", f"{cave.url}/old", HASTY, body=b"1").is_redirect
     assert [str(line) for line in cave.log] == ["POST /old"]
 
 
-def test_round_in_circles(cave):
+def test_a_redirect_loop_is_an_error(cave):
     cave.fault("info", "status", status=302, headers={"Location": "/data/em/info"})
     with pytest.raises(ix.ServerError, match="redirects too often"):
         ask(cave)
 
 
 @pytest.mark.parametrize("place", ["ftp://x/y", "file:///etc/passwd", ""])
-def test_a_redirect_to_no_web_address(cave, place):
+def test_a_redirect_to_another_protocol_is_not_followed(cave, place):
     cave.fault("info", "status", status=302, headers={"Location": place} if place else {}, times=1)
     if place:
         assert ask(cave).is_redirect
 
 
-def test_nobody_listens():
+def test_a_refused_connection_is_retried_and_fails():
     with pytest.raises(ix.ServerError, match="after 3 attempts.*refused"):
         client.send_interruptible_request("GET", dead_url() + "/x", HASTY)
 
 
 @pytest.mark.parametrize("host", ["[::1", "host:port", "", "host:99999999", ":80"])
-def test_what_is_no_host(host):
+def test_invalid_hosts_are_errors(host):
     with pytest.raises(ix.SourceError, match="not a web address|has no location"):
         ix.open_image(f"precomputed://https://{host}/em")
     with pytest.raises(ix.OptionError, match="server_address=.*is not a web address"):
         ix.open_datastack("x", server_address=f"https://{host}")
 
 
-def test_connections_are_used_again_even_after_an_error(cave):
+def test_connections_are_reused_after_an_error(cave):
     for kind in ("truncate", "drop", "status"):
         cave.fault("info", kind, times=1)
         assert ask(cave).status == 200
     assert ask(cave, "/data/em/nothing").status == 404
 
 
-def test_the_first_error_ends_it():
+def test_the_first_error_stops_all_jobs():
     started = []
 
     def work(job, stop):
@@ -158,7 +158,7 @@ def test_the_first_error_ends_it():
     assert len(started) <= 4
 
 
-def test_what_is_within_ends_with_it():
+def test_nested_jobs_stop_with_the_outer_ones():
     inner: list[threading.Event] = []
 
     def within(job, stop):
@@ -178,7 +178,7 @@ def test_what_is_within_ends_with_it():
         assert stop.wait(60)
 
 
-def test_what_was_given_up_takes_no_place(cave):
+def test_cancelled_requests_do_not_count_as_concurrent(cave):
     cave.fault("/data/em/info", "delay", seconds=30)
     narrow = ix.Connection(concurrency=1, retries=0)
     stop = threading.Event()
@@ -197,12 +197,12 @@ def test_what_was_given_up_takes_no_place(cave):
     assert not given_up.is_alive()
 
 
-def test_results_come_in_order():
+def test_results_are_in_the_order_of_the_jobs():
     assert threads.run_in_parallel(lambda job, stop: job * 2, range(50), 8) == list(range(0, 100, 2))
     assert threads.run_in_parallel(lambda job, stop: job, [], 8) == []
 
 
-def test_a_proxy_from_the_environment(cave, monkeypatch):
+def test_the_proxy_of_the_environment_is_used(cave, monkeypatch):
     monkeypatch.setenv("http_proxy", cave.url)
     monkeypatch.setenv("no_proxy", "")
     assert (

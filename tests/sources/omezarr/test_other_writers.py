@@ -29,7 +29,7 @@ def with_chunk(folder, files, data: bytes):
 
 
 @pytest.mark.parametrize("dtype", [">u1", "<u1", "|u1", "uint8", "u1"])
-def test_bytes_have_no_order_whatever_is_written(tmp_path, dtype):
+def test_single_bytes_have_no_byte_order(tmp_path, dtype):
     values = noise(SHAPE)
     place = with_chunk(tmp_path, files_v2(dtype=dtype), values.tobytes())
     np.testing.assert_array_equal(imageryxr.open_image(place).values, values)
@@ -51,7 +51,7 @@ def test_unknown_options_of_a_codec_do_not_matter_for_decoding(tmp_path, version
     np.testing.assert_array_equal(imageryxr.open_image(place).values, values)
 
 
-def test_a_codec_that_runs_code_is_refused(tmp_path):
+def test_a_codec_that_runs_code_is_an_error(tmp_path):
     import pickle
 
     place = with_chunk(tmp_path, files_v2(compressor={"id": "pickle"}), pickle.dumps(noise(SHAPE)))
@@ -84,7 +84,7 @@ def test_paths_of_datasets_in_any_form(tmp_path, path):
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*states no unit for")
-def test_an_axis_without_a_unit_has_that_of_the_others(tmp_path, units, resolution):
+def test_an_axis_without_a_unit_uses_the_unit_of_the_others(tmp_path, units, resolution):
     axes = [{"name": n, "type": "space", "unit": u} for n, u in zip("zyx", units, strict=True)]
     steps = [{"type": "scale", "scale": [0.04, 0.008, 0.008]}]
     files = files_v2({"multiscales": [{**image(steps), "axes": axes}]})
@@ -108,7 +108,7 @@ def test_a_forgotten_separator_is_an_error_and_not_the_fill_value(tmp_path):
         ({"start": "0", "end": "100"}, (0.0, 100.0)), ({"start": 3, "end": 7.5}, (3.0, 7.5)), ({"start": 0, "end": float("nan")}, None),
     ],
 )  # fmt: skip
-def test_contrast_limits_where_the_window_has_both(tmp_path, window, limits):
+def test_contrast_limits_need_both_ends_of_the_window(tmp_path, window, limits):
     files = files_v2({"multiscales": [image(version="0.4")], "omero": {"channels": [{"window": window}]}})
     assert imageryxr.open_image(write(tmp_path, files)).attrs.get("contrast_limits") == limits
 

@@ -85,7 +85,7 @@ class TestV05(Images):
     def others(self, folder):
         return [*super().others(folder), resolve_source(self.open(folder), "segmentation")]
 
-    def test_chunks(self, source):
+    def test_chunks_have_the_stored_shape(self, source):
         assert [lv.chunks for lv in source.levels] == [(8, 16, 16), (8, 16, 16)]
         assert source.levels[0].encoding == "zstd"
 
@@ -101,7 +101,7 @@ class TestV04Dots(Images):
 class TestSharded(Images):
     DTYPE, KWARGS = "uint64", {"chunks": (4, 8, 8), "shards": (8, 16, 16)}
 
-    def test_chunks_are_those_within_shards(self, source):
+    def test_chunks_are_the_inner_chunks_of_shards(self, source):
         assert source.levels[0].chunks == (4, 8, 8)
         assert source.arrays[0].objects == (8, 16, 16)
 
@@ -121,7 +121,7 @@ class TestOverHttp(Images):
     def open(self, folder):
         return opened(self.SERVER.url) if folder == self.SERVER.folder else opened(folder)
 
-    def test_a_worker_asks_for_chunks_only(self, folder):
+    def test_a_worker_requests_chunks_only(self, folder):
         source = self.open(folder)
         self.SERVER.asked.clear()
         source.read(0, IndexBox((0, 0, 0), (8, 16, 17)))
@@ -135,25 +135,25 @@ class TestOverHttp(Images):
 @pytest.mark.parametrize(
     ("assume", "first", "offset"), [("center", (801.0, 2004.0, 400.0), (99.625, 250, 9.5)), ("corner", (805.0, 2008.0, 420.0), (100.125, 250.5, 10))]
 )  # fmt: skip
-def test_what_a_translation_is_the_place_of(tmp_path, assume, first, offset):
+def test_assume_selects_the_point_of_a_translation(tmp_path, assume, first, offset):
     one_level(tmp_path, (40, 8, 8), (400, 2004, 801))
     grid = opened(tmp_path, assume=assume).levels[0].grid
     assert grid.voxel_offset == offset
     assert tuple(a.centers()[0] for a in grid.axes[::-1]) == first
 
 
-def test_no_translation_is_one_of_0(tmp_path):
+def test_a_missing_translation_is_0(tmp_path):
     one_level(tmp_path)
     assert opened(tmp_path).levels[0].grid.voxel_offset == (-0.5, -0.5, -0.5)
     assert opened(tmp_path, assume="corner").levels[0].grid.voxel_offset == (0, 0, 0)
 
 
-def test_assume_is_a_closed_set(tmp_path):
+def test_an_unknown_assume_is_an_error(tmp_path):
     with pytest.raises(OptionError, match="assume='edge' is neither 'center' nor 'corner'"):
         opened(tmp_path, assume="edge")
 
 
-def test_transformations_of_the_whole_come_after(tmp_path):
+def test_multiscale_transformations_apply_after_those_of_datasets(tmp_path):
     whole = [{"type": "scale", "scale": [1, 2, 2]}, {"type": "translation", "translation": [0, 8, 16]}]
     one_level(tmp_path, (40, 4, 4), (20, 2, 2), whole=whole)
     grid = opened(tmp_path, assume="corner").levels[0].grid
@@ -174,20 +174,20 @@ def test_transformations_of_the_whole_come_after(tmp_path):
         ("um", (0.04, 0.008, 0.008), (8.0, 8.0, 40.0)),
     ],
 )
-def test_units(tmp_path, unit, scale, resolution):
+def test_units_are_converted_to_nm(tmp_path, unit, scale, resolution):
     one_level(tmp_path, scale, [s * 5.5 for s in scale], unit)
     grid = opened(tmp_path).levels[0].grid
     assert grid.resolution == resolution
     assert grid.voxel_offset == (5, 5, 5)
 
 
-def test_a_unit_that_is_none(tmp_path):
+def test_an_unknown_unit_is_an_error(tmp_path):
     one_level(tmp_path, unit="parsecond")
     with pytest.raises(SourceError, match="'parsecond' along z: .*not a known unit of length.*nanometer"):
         opened(tmp_path)
 
 
-def test_no_unit_is_said(tmp_path):
+def test_missing_units_are_nm_with_a_warning(tmp_path):
     one_level(tmp_path, unit=None)
     with pytest.warns(ImageryWarning, match="states no unit for z, y, x; nanometres are assumed"):
         assert opened(tmp_path).levels[0].grid.resolution == (8, 8, 40)
@@ -199,7 +199,7 @@ def test_no_unit_is_said(tmp_path):
 
 @pytest.mark.parametrize("order", ["zyx", "czyx", "tczyx", "tzyx", "xyz", "yxz", "cxyz", "tcyx", "cyx", "yx", "xy"])
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_axes_in_any_order(tmp_path, order, version):
+def test_axes_may_be_in_any_order(tmp_path, order, version):
     sizes = {"t": 2, "c": 3, "z": 5, "y": 20, "x": 18}
     spacing = {"t": 1, "c": 1, "z": 40, "y": 10, "x": 8}
     values = np.random.default_rng(3).integers(1, 255, [sizes[a] for a in order], dtype="uint8")
@@ -235,7 +235,7 @@ def test_several_channels_and_times_must_be_chosen(tmp_path):
     assert opened(tmp_path, channel=0, time=0) != opened(tmp_path, channel=0, time=1)
 
 
-def test_space_axes_with_names_of_their_own_come_in_order(tmp_path):
+def test_spatial_axes_with_other_names_are_z_y_x_in_order(tmp_path):
     axes = [{"name": n, "type": "space", "unit": "nanometer"} for n in ("depth", "row", "column")]
     one_level(tmp_path, (40, 9, 8), axes=axes)
     assert opened(tmp_path).levels[0].grid.resolution == (8, 9, 40)
@@ -248,7 +248,7 @@ def test_space_axes_with_names_of_their_own_come_in_order(tmp_path):
         axes_of("zyy"),
     ],
 )
-def test_axes_that_make_no_volume(tmp_path, axes):
+def test_axes_without_a_volume_are_an_error(tmp_path, axes):
     one_level(tmp_path, axes=axes_of("zyx"))
     document = json.loads((tmp_path / "zarr.json").read_text())
     document["attributes"]["ome"]["multiscales"][0]["axes"] = axes
@@ -261,7 +261,7 @@ def test_axes_that_make_no_volume(tmp_path, axes):
 # what is in it
 
 
-def test_contrast_limits_of_the_chosen_channel(tmp_path):
+def test_contrast_limits_are_those_of_the_selected_channel(tmp_path):
     windows = [
         {"window": {"start": 3, "end": 200, "min": 0, "max": 255}},
         {"window": {"start": 7, "end": 90}},
@@ -287,7 +287,7 @@ def write_image_with_labels(folder: Path, version: str, ids: np.ndarray) -> None
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_labels(tmp_path, version):
+def test_labels_open_as_a_segmentation(tmp_path, version):
     ids = noise(SHAPE, "uint64")
     write_image_with_labels(tmp_path, version, ids)
     assert resolve_source(tmp_path, None).layer_type == "image"
@@ -303,7 +303,7 @@ def test_labels(tmp_path, version):
         resolve_source(tmp_path / "labels", "segmentation")
 
 
-def test_of_several_multiscales_the_first(tmp_path):
+def test_the_first_of_several_multiscales_is_opened(tmp_path):
     one_level(tmp_path)
     document = json.loads((tmp_path / "zarr.json").read_text())
     document["attributes"]["ome"]["multiscales"].append({"axes": [], "datasets": []})
@@ -312,7 +312,7 @@ def test_of_several_multiscales_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_dtypes(tmp_path, version):
+def test_every_dtype_is_read(tmp_path, version):
     multiscale = {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8))]}
     for dtype in ("bool", ">u2", "<i4", "float32", "int64"):
         values = (noise(SHAPE, "uint16") % 2).astype(dtype)
@@ -359,7 +359,7 @@ class TestMissing:
         {}, {"version": "0.4"}, {"fill": 9}, {"version": "0.4", "chunk_key_encoding": {"name": "v2", "separator": "/"}},
         {"chunks": (4, 8, 8), "shards": (8, 16, 16)}, {"chunk_key_encoding": {"name": "v2", "separator": "."}},
     ])  # fmt: skip
-    def test_each_policy(self, tmp_path, options):
+    def test_each_policy_for_missing_chunks(self, tmp_path, options):
         values = write_holed(tmp_path, **options)
         box = IndexBox.of_shape(values.shape)
         with pytest.raises(MissingChunkError) as caught:
@@ -378,18 +378,18 @@ class TestMissing:
         with pytest.warns(MissingChunkWarning, match=r"mip 0: 1 missing chunk is .*: \(16, 16, 0\) to \(32, 32, 8\)"):
             np.testing.assert_array_equal(opened(tmp_path, missing="warn").read(0, box), values)
 
-    def test_stored_background_is_no_hole(self, tmp_path):
+    def test_stored_background_is_not_a_missing_chunk(self, tmp_path):
         values = write_holed(tmp_path, config={"write_empty_chunks": True})
         source = opened(tmp_path, missing="raise")
         np.testing.assert_array_equal(source.read(0, IndexBox.of_shape(values.shape)), values)
 
-    def test_what_a_shard_leaves_out_is_no_hole(self, tmp_path):
+    def test_a_chunk_left_out_of_a_shard_is_not_a_missing_chunk(self, tmp_path):
         values = write_holed(tmp_path, chunks=(4, 8, 8), shards=(8, 32, 32))
         np.testing.assert_array_equal(
             opened(tmp_path, missing="raise").read(0, IndexBox.of_shape(values.shape)), values
         )
 
-    def test_of_the_chosen_channel(self, tmp_path):
+    def test_only_chunks_of_the_selected_channel_are_missing(self, tmp_path):
         values = np.stack([np.zeros((4, 16, 16), "uint8"), noise((4, 16, 16))])
         write_ome(
             tmp_path, [values], {"axes": axes_of("czyx"), "datasets": [level("0", (1, 40, 8, 8))]}, chunks=(1, 4, 8, 8)
@@ -404,7 +404,7 @@ class TestMissing:
     @pytest.mark.parametrize("missing", [None, "raise", "fill"])
     @pytest.mark.parametrize("size", [0, 40])
     @pytest.mark.parametrize("compressors", ["auto", None])
-    def test_what_is_cut_short_is_no_hole(self, tmp_path, missing, size, compressors):
+    def test_a_truncated_chunk_is_not_a_missing_chunk(self, tmp_path, missing, size, compressors):
         values = write_holed(tmp_path, compressors=compressors)
         file = tmp_path / "0" / "c" / "1" / "2" / "2"
         file.write_bytes(file.read_bytes()[:size])
@@ -416,14 +416,14 @@ class TestMissing:
 
 
 class TestNoImage:
-    def test_nothing_there(self, tmp_path):
+    def test_a_missing_volume_is_an_error(self, tmp_path):
         with pytest.raises(SourceNotFoundError, match="there is no folder"):
             opened(tmp_path / "absent")
         with pytest.raises(SourceNotFoundError, match=r"neither .*/zarr.json \(Zarr v3\) nor .*/.zattrs \(Zarr v2\)"):
             opened(tmp_path)
 
     @pytest.mark.parametrize("form", [2, 3])
-    def test_a_bare_array(self, tmp_path, form):
+    def test_a_bare_array_is_an_error_with_advice(self, tmp_path, form):
         one_level(tmp_path, version="0.5" if form == 3 else "0.4")
         with pytest.raises(SourceError, match="bare Zarr array.*its parent group") as caught:
             opened(tmp_path / "s0")
@@ -431,7 +431,7 @@ class TestNoImage:
         assert "imageryxr.Grid" in str(caught.value)
 
     @pytest.mark.parametrize("form", [2, 3])
-    def test_a_plain_group(self, tmp_path, form):
+    def test_a_group_without_metadata_is_an_error_with_advice(self, tmp_path, form):
         zarr.open_group(str(tmp_path), mode="w", zarr_format=form)
         with pytest.raises(SourceError, match=r"no 'multiscales'.*dask\.array\.from_zarr"):
             opened(tmp_path)
@@ -443,13 +443,13 @@ class TestNoImage:
             ({"bioformats2raw.layout": 3}, "images of a bioformats2raw folder.*/0"),
         ],
     )
-    def test_what_holds_images(self, tmp_path, attributes, said):
+    def test_a_group_of_images_lists_them(self, tmp_path, attributes, said):
         zarr.open_group(str(tmp_path), mode="w", zarr_format=2).attrs.update(attributes)
         with pytest.raises(SourceError, match=said):
             opened(tmp_path)
 
     @pytest.mark.parametrize("text", ["<html>", "[1]"])
-    def test_broken_json(self, tmp_path, text):
+    def test_invalid_json_is_an_error(self, tmp_path, text):
         (tmp_path / "zarr.json").write_text(text)
         with pytest.raises(SourceError, match=r"zarr\.json (is not JSON|contains a list)"):
             opened(tmp_path)
@@ -472,7 +472,7 @@ class TestNoImage:
             ),
         ],
     )
-    def test_metadata_that_make_no_sense(self, tmp_path, change, said):
+    def test_invalid_metadata_are_errors(self, tmp_path, change, said):
         one_level(tmp_path)
         document = json.loads((tmp_path / "zarr.json").read_text())
         document["attributes"]["ome"]["multiscales"][0].update(change)
@@ -480,12 +480,12 @@ class TestNoImage:
         with pytest.raises(SourceError, match=said):
             opened(tmp_path)
 
-    def test_places_that_are_not_understood(self):
+    def test_unsupported_protocols_are_errors(self):
         with pytest.raises(SourceError, match="supported on file, http, https, s3, gs, not on mem://"):
             open_omezarr(parse_address("zarr://mem://a/b"))
 
     @pytest.mark.parametrize("version", ["0.4", "0.5"])
-    def test_a_codec_that_is_not_there(self, tmp_path, version):
+    def test_an_unregistered_codec_is_an_error(self, tmp_path, version):
         one_level(tmp_path, version=version)
         file = tmp_path / "s0" / ("zarr.json" if version == "0.5" else ".zarray")
         document = json.loads(file.read_text())
@@ -524,13 +524,13 @@ BOX = IndexBox((0, 0, 0), (16, 48, 48))
 
 
 class TestHttp:
-    def test_without_a_format(self, served):
+    def test_an_address_without_a_format_opens(self, served):
         server, values = served
         source = resolve_source(server.url, "image")
         assert source.name == f"zarr://{server.url}"
         np.testing.assert_array_equal(source.read(0, BOX), values)
 
-    def test_metadata(self, served):
+    def test_failing_metadata_requests_are_errors(self, served):
         server, _ = served
         for status, error in (
             (404, SourceNotFoundError),
@@ -543,7 +543,7 @@ class TestHttp:
                 opened(server.url)
             assert "Debug source" not in str(caught.value)
 
-    def test_chunk(self, served):
+    def test_failing_chunk_requests_are_errors(self, served):
         server, _ = served
         source = opened(server.url, missing="raise")
         for status, error in (
@@ -559,34 +559,34 @@ class TestHttp:
             assert "Debug source" not in str(caught.value)
 
     @pytest.mark.parametrize(("status", "missing"), [(404, "fill"), (403, "fill"), (404, None)])
-    def test_fill(self, served, status, missing):
+    def test_failing_requests_are_not_filled(self, served, status, missing):
         server, values = served
         server.faults = {"/0/c/0/1/1": status}
         values[:8, 16:32, 16:32] = 0
         np.testing.assert_array_equal(opened(server.url, missing=missing).read(0, BOX), values)
 
     @pytest.mark.parametrize(("status", "error"), [(403, MissingChunkError), (401, AuthError), (500, ChunkReadError)])
-    def test_a_refused_or_failed_request_is_no_absent_chunk(self, served, status, error):
+    def test_a_denied_or_failed_request_is_not_a_missing_chunk(self, served, status, error):
         server, _ = served
         server.faults = {"/0/c/0/1/1": status}
         with pytest.raises(error, match=server.url):
             opened(server.url).read(0, BOX)
 
     @pytest.mark.parametrize("missing", ["fill", None])
-    def test_rights_that_ended_are_not_black(self, served, missing):
+    def test_lost_permissions_are_an_error_and_not_black(self, served, missing):
         server, _ = served
         source = opened(server.url, missing=missing)
         server.faults = {"/": 403}
         with pytest.raises(AuthError, match="access to .* was denied"):
             source.read(0, BOX)
 
-    def test_what_passes_is_tried_again(self, served):
+    def test_transient_errors_are_retried(self, served):
         server, values = served
         server.faults = {"/0/c/0/1/1": [503, 500]}
         np.testing.assert_array_equal(opened(server.url).read(0, BOX), values)
         assert server.asked.count("/0/c/0/1/1") == 3
 
-    def test_a_cut_transfer_is_no_data(self, served):
+    def test_an_interrupted_transfer_is_retried_or_an_error(self, served):
         server, values = served
         server.faults = {"/0/c/0/1/1": 0}
         with pytest.raises(ChunkReadError, match="mip 0"):
@@ -594,12 +594,12 @@ class TestHttp:
         server.faults = {"/0/c/0/1/1": [0]}
         np.testing.assert_array_equal(opened(server.url).read(0, BOX), values)
 
-    def test_nobody_listens(self, hasty):
+    def test_a_refused_connection_is_an_error(self, hasty):
         url = dead_url()
         with pytest.raises(ChunkReadError, match=f"could not read the metadata of zarr://{url}"):
             opened(url)
 
-    def test_a_token_is_sent_and_not_shown(self, served):
+    def test_a_token_is_sent_but_never_shown(self, served):
         server, values = served
         server.needs = "Bearer verysecret"
         with pytest.raises(AuthError, match="check the token"):
@@ -655,7 +655,7 @@ def test_a_forked_child_reads_local_files(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_s3(tmp_path, monkeypatch):
+def test_an_s3_bucket_is_read(tmp_path, monkeypatch):
     server_module = pytest.importorskip("moto.server", reason="moto is not installed: no S3 to talk to")
     boto3 = pytest.importorskip("boto3")
     one_level(tmp_path)
@@ -724,7 +724,7 @@ FORMS = [("0.4", False), ("0.5", False), ("0.5", True)]
 class TestDamage:
     @pytest.mark.parametrize("missing", ["raise", "fill"])
     @pytest.mark.parametrize("left", [0, 1, 15, 20, -1, -40])
-    def test_cut_short(self, tmp_path, version, shards, codec, missing, left, capfd):
+    def test_a_truncated_object_is_damaged(self, tmp_path, version, shards, codec, missing, left, capfd):
         values, file = write_packed(tmp_path, version, codec, shards)
         whole, half = IndexBox.of_shape(values.shape), IndexBox((0, 0, 0), (3, 5, 6))
         for box in (whole, half):
@@ -737,7 +737,7 @@ class TestDamage:
             assert not isinstance(caught.value, MissingChunkError)
         assert capfd.readouterr().out == ""
 
-    def test_a_login_page(self, tmp_path, version, shards, codec):
+    def test_a_login_page_is_damage(self, tmp_path, version, shards, codec):
         values, file = write_packed(tmp_path, version, codec, shards)
         file.write_bytes(PAGE)
         with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
@@ -745,7 +745,7 @@ class TestDamage:
         assert not isinstance(caught.value, MissingChunkError)
 
 
-def test_a_raw_chunk_as_long_as_it_should_be_may_hold_anything_but_a_page(tmp_path):
+def test_a_raw_chunk_of_the_right_length_is_read_unless_it_is_html(tmp_path):
     values, file = write_packed(tmp_path, "0.5", "raw", False)
     file.write_bytes(PAGE.ljust(values.size))
     with pytest.raises(ChunkReadError, match="it is HTML, such as a login page"):
@@ -754,7 +754,7 @@ def test_a_raw_chunk_as_long_as_it_should_be_may_hold_anything_but_a_page(tmp_pa
 
 @pytest.mark.parametrize("wrong", [float("inf"), float("-inf"), float("nan"), 1e400])
 @pytest.mark.parametrize("assume", ["center", "corner"])
-def test_a_place_that_is_none(tmp_path, wrong, assume):
+def test_an_invalid_translation_is_an_error(tmp_path, wrong, assume):
     one_level(tmp_path, (40, 8, 8), (20, 4, 4))
     document = json.loads((tmp_path / "zarr.json").read_text())
     steps = document["attributes"]["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]

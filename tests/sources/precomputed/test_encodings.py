@@ -62,7 +62,7 @@ TENSORSTORE = [
 
 
 @pytest.mark.parametrize(("encoding", "dtype", "channels"), TENSORSTORE)
-def test_a_layer_that_tensorstore_wrote(tmp_path, encoding, dtype, channels):
+def test_a_layer_written_by_tensorstore_is_read(tmp_path, encoding, dtype, channels):
     ts = pytest.importorskip("tensorstore")
     stored = values(dtype, channels, smooth=encoding == "jpeg", few=encoding == "compressed_segmentation")
     scale = {"size": SIZE, "chunk_size": CHUNK, "resolution": [8, 8, 40], "voxel_offset": OFFSET, "encoding": encoding}
@@ -88,7 +88,7 @@ def test_a_layer_that_tensorstore_wrote(tmp_path, encoding, dtype, channels):
 @pytest.mark.parametrize(
     ("dtype", "channels"), [("uint8", 1), ("uint8", 3), ("uint8", 4), ("uint16", 1), ("uint16", 3)]
 )
-def test_a_jpeg_xl_that_imagecodecs_wrote(tmp_path, encoding, dtype, channels, options):
+def test_a_jpeg_xl_written_by_imagecodecs_is_read(tmp_path, encoding, dtype, channels, options):
     imagecodecs = pytest.importorskip("imagecodecs")
     lossy = options.get("lossless") is False
     stored = values(dtype, channels, smooth=lossy)
@@ -122,7 +122,7 @@ PILLOW = [("L", "png"), ("LA", "png"), ("RGB", "png"), ("RGBA", "png"), ("I;16",
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}])
 @pytest.mark.parametrize(("mode", "encoding"), PILLOW)
-def test_a_picture_that_pillow_wrote(tmp_path, mode, encoding, options):
+def test_a_picture_written_by_pillow_is_read(tmp_path, mode, encoding, options):
     image = pytest.importorskip("PIL.Image")
     channels = 1 if mode == "I;16" else len(mode)
     stored = values("uint16" if mode == "I;16" else "uint8", channels, smooth=encoding == "jpeg")
@@ -151,7 +151,7 @@ CLOUDVOLUME = [
 
 
 @pytest.mark.parametrize(("encoding", "dtype", "channels"), CLOUDVOLUME)
-def test_a_chunk_that_cloudvolume_wrote(tmp_path, encoding, dtype, channels):
+def test_a_chunk_written_by_cloudvolume_is_read(tmp_path, encoding, dtype, channels):
     from cloudvolume import chunks
 
     if encoding == "compresso" and dtype == "uint8":
@@ -178,7 +178,7 @@ def png(width: int, height: int, depth: int, color: int, rows: bytes, *more: tup
     )
 
 
-def test_a_png_of_a_palette_is_its_colours():
+def test_a_png_with_a_palette_is_read_as_colours():
     from imageryxr.sources.codecs.chunk_decoder import decode_chunk
 
     palette = bytes(range(30))
@@ -203,11 +203,11 @@ def test_a_png_of_a_palette_is_its_colours():
         (png(4, 2, 8, 0, b"\0" * 10), "float32", 1, "PNG holds uint8 and uint16, not float32"),
     ],
 )
-def test_a_png_header_that_contradicts_the_metadata(picture, dtype, channels, said):
+def test_a_png_header_that_contradicts_the_metadata_is_damage(picture, dtype, channels, said):
     assert said in picture_problem(picture, "png", (4, 2, 1, channels), np.dtype(dtype))
 
 
-def test_jpeg_and_jpeg_xl_headers_that_contradict_the_metadata(tmp_path):
+def test_jpeg_and_jpeg_xl_headers_that_contradict_the_metadata_are_damage(tmp_path):
     imagecodecs = pytest.importorskip("imagecodecs")
     simplejpeg = pytest.importorskip("simplejpeg")
     gray, color = np.zeros((6, 8, 1), "uint8"), np.zeros((6, 8, 3), "uint8")
@@ -253,7 +253,7 @@ def test_a_picture_cut_at_any_byte_is_damaged(tmp_path, encoding):
             decode_chunk(stored[:size], encoding, shape, np.dtype("uint8"))
 
 
-def test_any_bit_of_a_png_that_is_turned_over_is_damage(tmp_path):
+def test_any_flipped_bit_of_a_png_is_damage(tmp_path):
     from imageryxr.sources.codecs.chunk_decoder import DamagedChunkError, decode_chunk
 
     imagecodecs = pytest.importorskip("imagecodecs")
@@ -277,7 +277,7 @@ def test_16_bit_png_needs_a_package_that_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("encoding", "dtype", "channels"), [("jpeg", "uint16", 1), ("jpeg", "uint8", 2), ("png", "uint32", 1), ("png", "uint8", 5), ("jxl", "float32", 1), ("compressed_segmentation", "uint8", 1), ("compresso", "uint64", 2), ("crackle", "float32", 1), ("fpzip", "uint8", 1), ("zfpc", "float64", 1), ("zfpc", "int32", 1)])  # fmt: skip
-def test_what_an_encoding_cannot_hold_is_refused_at_opening(tmp_path, encoding, dtype, channels):
+def test_an_encoding_that_cannot_hold_the_type_is_an_error_when_opening(tmp_path, encoding, dtype, channels):
     write(tmp_path, values(dtype, channels), encoding, lambda part: b"", compressed_segmentation_block_size=[8, 8, 8])
     with pytest.raises(SourceError, match=f"{encoding}.* holds .*, not"):
         resolve_source(tmp_path, "image", channel=0)

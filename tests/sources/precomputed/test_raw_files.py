@@ -67,7 +67,7 @@ def test_every_box_is_what_was_written_and_what_cloudvolume_reads(layer, monkeyp
     np.testing.assert_array_equal(opened(folder, channel=0).read(0, WHOLE), values[0])
 
 
-def test_compressed_files_are_for_cloudvolume(layer, chunk):
+def test_compressed_files_are_left_to_cloudvolume(layer, chunk):
     values, folder = layer
     chunk.with_name(chunk.name + ".gz").write_bytes(gzip.compress(chunk.read_bytes()))
     chunk.unlink()
@@ -90,7 +90,7 @@ def test_a_damaged_file_is_named(layer, chunk, harm):
     assert read_raw(source, 0, away) is not None
 
 
-def test_a_chunk_that_is_not_there(layer, chunk):
+def test_a_missing_chunk_follows_the_policy(layer, chunk):
     values, folder = layer
     chunk.unlink()
     assert read_raw(opened(folder, channel=0), 0, WHOLE) is None
@@ -104,7 +104,7 @@ def test_a_chunk_that_is_not_there(layer, chunk):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names of folders")
-def test_a_folder_in_the_place_of_a_chunk(layer, chunk):
+def test_a_folder_instead_of_a_chunk_is_an_error(layer, chunk):
     _, folder = layer
     chunk.unlink()
     chunk.mkdir()
@@ -114,7 +114,7 @@ def test_a_folder_in_the_place_of_a_chunk(layer, chunk):
 
 
 @pytest.mark.parametrize("encoding", ["png", "compressed_segmentation"])
-def test_what_is_encoded_is_for_cloudvolume(tmp_path, encoding):
+def test_encoded_chunks_are_left_to_cloudvolume(tmp_path, encoding):
     dtype = "uint64" if "seg" in encoding else "uint8"
     values = noise(GRID.shape, dtype, 0)
     kind = "segmentation" if "seg" in encoding else "image"

@@ -53,7 +53,7 @@ class TestSharded(SourceSuite):
     def others(self, folder):
         return [opened(self.SERVER.url, missing="fill")]
 
-    def test_a_second_block_asks_for_chunks_only(self, folder):
+    def test_a_second_block_requests_chunks_only(self, folder):
         source = self.open(folder)
         source.read(0, GRID.box)
         first = len(self.SERVER.asked)
@@ -68,7 +68,7 @@ class TestSharded(SourceSuite):
 @pytest.mark.parametrize("hashing", ["identity", "murmurhash3_x86_128"])
 @pytest.mark.parametrize("data", ["raw", "gzip"])
 @pytest.mark.parametrize("sizes", [(0, 0, 0), (0, 3, 2), (2, 1, 5)])
-def test_every_layout(tmp_path, hashing, data, sizes):
+def test_every_shard_layout_is_read(tmp_path, hashing, data, sizes):
     preshift, minishards, bits = sizes
     values = noise(GRID.shape, "uint32")
     write(tmp_path, values, spec(hashing, data, "raw" if data == "raw" else "gzip", preshift, minishards, bits))
@@ -92,7 +92,7 @@ class TestHoles:
         with serving(tmp_path) as server:
             yield server, values
 
-    def test_they_raise(self, holed):
+    def test_missing_chunks_raise(self, holed):
         server, values = holed
         with pytest.raises(
             ix.MissingChunkError, match="has no chunk 8_8_40/-5-11_37-53_3-11|has no chunk 8_8_40/43-46"
@@ -101,13 +101,13 @@ class TestHoles:
         beside = IndexBox((0, 0, 0), (8, 30, 60))
         np.testing.assert_array_equal(opened(server.url).read(0, beside), values[beside.slices()])
 
-    def test_fill_and_warn(self, holed):
+    def test_missing_chunks_are_filled_or_warned_about(self, holed):
         server, values = holed
         np.testing.assert_array_equal(opened(server.url, missing="fill").read(0, GRID.box), values)
         with pytest.warns(ix.MissingChunkWarning, match="2 missing chunks"):
             np.testing.assert_array_equal(opened(server.url, missing="warn").read(0, GRID.box), values)
 
-    def test_a_shard_that_is_not_there(self, tmp_path):
+    def test_the_chunks_of_a_missing_shard_are_missing(self, tmp_path):
         values = noise(GRID.shape, "uint32")
         write(tmp_path, values, spec())
         next((tmp_path / "8_8_40").iterdir()).unlink()
@@ -130,20 +130,20 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("status", "error"), [(500, ix.ChunkReadError), (401, ix.AuthError), (0, ix.ChunkReadError)]
     )
-    def test_statuses(self, served, status, error):
+    def test_failing_requests_are_errors(self, served, status, error):
         server, _ = served
         source = opened(server.url, connection=ix.Connection(retries=1, backoff=0))
         server.faults = {".shard": status}
         with pytest.raises(error, match=server.url):
             source.read(0, GRID.box)
 
-    def test_what_passes(self, served):
+    def test_transient_errors_are_retried(self, served):
         server, values = served
         server.faults = {".shard": [503, 0, 200, 500, 200, 0]}
         np.testing.assert_array_equal(opened(server.url).read(0, GRID.box), values)
 
     @pytest.mark.parametrize("keep", [10, 70, 400, 0.5, 0.99])
-    def test_cut_short(self, served, keep):
+    def test_a_truncated_shard_is_an_error(self, served, keep):
         server, _ = served
         for path in (server.folder / "8_8_40").iterdir():
             body = path.read_bytes()
@@ -152,7 +152,7 @@ class TestFaults:
             opened(server.url, missing="fill", connection=ix.Connection(retries=0)).read(0, GRID.box)
         assert not isinstance(caught.value, ix.MissingChunkError)
 
-    def test_broken(self, served):
+    def test_a_damaged_shard_is_an_error(self, served):
         server, _ = served
         for path in (server.folder / "8_8_40").iterdir():
             body = np.frombuffer(path.read_bytes(), np.uint8).copy()

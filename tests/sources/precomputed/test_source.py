@@ -36,13 +36,13 @@ class TestRaw(Layers):
     def others(self, folder):
         return [*super().others(folder), resolve_source(self.open(folder), "segmentation")]
 
-    def test_half_a_voxel_between_levels_stays(self, source):
+    def test_an_offset_of_half_a_voxel_between_levels_is_kept(self, source):
         # 5 at 4.04 nm begins at 20.2 nm, 2 at 8.08 nm at 16.16: the format holds whole numbers only
         edges = [level.grid.bbox.lo_nm[1] for level in source.levels]
         np.testing.assert_allclose(edges, [20.2, 16.16])
         assert source.levels[1].grid.voxel_offset == (-11, 2, 3)
 
-    def test_names_show_no_more_than_the_place(self, source, folder):
+    def test_names_show_no_secrets(self, source, folder):
         assert source.name == f"precomputed://file://{folder}"
         assert "info_text" not in repr(source)
 
@@ -50,7 +50,7 @@ class TestRaw(Layers):
 class TestIds(Layers):
     KIND, DTYPE, ENCODING = "segmentation", "uint64", "compressed_segmentation"
 
-    def test_ids_near_the_end_of_uint64(self, source):
+    def test_ids_near_the_end_of_uint64_are_exact(self, source):
         assert source.read(0, source.levels[0].grid.box).max() == np.uint64(2**64 - 2)
 
 
@@ -75,7 +75,7 @@ class TestOverHttp(Layers):
         found = open_precomputed(parse_address(f"precomputed://{self.SERVER.url}"))
         return found if folder == self.SERVER.folder else opened(folder)
 
-    def test_a_box_is_its_chunks_and_nothing_else(self, folder):
+    def test_a_box_requests_only_its_chunks(self, folder):
         source = self.open(folder)
         self.SERVER.asked.clear()
         source.read(0, IndexBox((0, 0, 0), (8, 16, 17)))
@@ -102,7 +102,7 @@ class TestOverHttp(Layers):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_jpeg_is_near_what_was_written(tmp_path):
+def test_jpeg_is_close_to_the_written_values(tmp_path):
     grid = Grid((8, 32, 32), (8, 8, 40), (1, 2, 3))
     z, y, x = np.indices(grid.shape)
     smooth = (60 + 2 * x + y + 4 * z).astype("uint8")
@@ -113,14 +113,14 @@ def test_jpeg_is_near_what_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["raw", "compressed_segmentation"])
-def test_segmentations_of_uint32(tmp_path, encoding):
+def test_segmentations_of_uint32_are_read(tmp_path, encoding):
     grid = Grid((9, 17, 18), (8, 8, 40), (1, 2, 3))
     ids = noise(grid.shape, "uint32")
     write_layer(tmp_path, [ids], [grid], kind="segmentation", encoding=encoding)
     np.testing.assert_array_equal(opened(tmp_path).read(0, grid.box), ids)
 
 
-def test_channels(tmp_path):
+def test_the_selected_channel_is_read(tmp_path):
     grid = Grid((5, 20, 18), (8, 8, 40), (0, -3, 0))
     values = np.stack([noise(grid.shape, seed=s) for s in range(3)])
     write_layer(tmp_path, [values], [grid])
@@ -170,7 +170,7 @@ WHERE = r"mip 0 \(8 × 8 × 40 nm\), box \(-16, 16, 5\) to \(32, 64, 21\) in vox
 
 
 class TestMissing:
-    def test_raise(self, layer):
+    def test_missing_raise_raises(self, layer):
         folder, grid, values = layer
         chunk_file(folder).unlink()
         source = opened(folder)
@@ -183,7 +183,7 @@ class TestMissing:
         beside = IndexBox((0, 0, 0), (16, 16, 48))
         np.testing.assert_array_equal(source.read(0, beside), values[beside.slices()])
 
-    def test_fill(self, layer):
+    def test_missing_chunks_are_filled(self, layer):
         folder, grid, values = layer
         chunk_file(folder).unlink()
         values[HOLE] = 0
@@ -193,7 +193,7 @@ class TestMissing:
             for box in boxes_of(grid.shape):
                 np.testing.assert_array_equal(source.read(0, box), padded(values, box))
 
-    def test_warn_says_where(self, layer):
+    def test_missing_warn_names_the_boxes(self, layer):
         folder, grid, values = layer
         for x in range(3):
             chunk_file(folder, (0, 1, x)).unlink()
@@ -205,7 +205,7 @@ class TestMissing:
         np.testing.assert_array_equal(found, values)
 
     @pytest.mark.parametrize("missing", ["raise", "fill", "warn"])
-    def test_an_empty_file_is_no_missing_chunk(self, layer, missing):
+    def test_an_empty_file_is_not_a_missing_chunk(self, layer, missing):
         folder, grid, _ = layer
         chunk_file(folder).write_bytes(b"")
         with pytest.raises(ChunkReadError, match=r"empty \(0 bytes\)") as caught:
@@ -214,7 +214,7 @@ class TestMissing:
         assert "box (0, 32, 5) to (16, 48, 13)" in str(caught.value)
 
     @pytest.mark.parametrize("missing", ["raise", "fill", "warn"])
-    def test_a_truncated_chunk(self, layer, missing, capsys):
+    def test_a_truncated_chunk_is_an_error(self, layer, missing, capsys):
         folder, grid, _ = layer
         chunk_file(folder).write_bytes(chunk_file(folder).read_bytes()[:1000])
         with pytest.raises(ChunkReadError, match=WHERE) as caught:
@@ -224,7 +224,7 @@ class TestMissing:
         assert "\x1b" not in str(caught.value)
 
     @pytest.mark.parametrize("missing", ["raise", "fill"])
-    def test_a_broken_gzip(self, tmp_path, missing, capfd):
+    def test_a_damaged_gzip_stream_is_an_error(self, tmp_path, missing, capfd):
         grid = Grid((8, 16, 16), (8, 8, 40), (0, 0, 0))
         write_layer(tmp_path, [noise(grid.shape)], [grid])
         (file,) = (tmp_path / "8_8_40").iterdir()
@@ -237,7 +237,7 @@ class TestMissing:
 
 
 class TestInfo:
-    def test_nothing_there(self, tmp_path):
+    def test_a_missing_layer_is_an_error(self, tmp_path):
         with pytest.raises(SourceNotFoundError, match="there is no volume at .*there is no such folder"):
             resolve_source(tmp_path / "absent", "image")
         with pytest.raises(SourceNotFoundError) as caught:
@@ -249,13 +249,13 @@ class TestInfo:
         assert issubclass(SourceNotFoundError, FileNotFoundError)
 
     @pytest.mark.parametrize("text", ["<html>log in</html>", "", "{"])
-    def test_not_json(self, tmp_path, text):
+    def test_an_info_that_is_not_json_is_an_error(self, tmp_path, text):
         (tmp_path / "info").write_text(text)
         with pytest.raises(SourceError, match="/info is not JSON.*login page"):
             resolve_source(tmp_path, "image")
 
     @pytest.mark.parametrize("text", ["[1, 2]", '"volume"', "3"])
-    def test_not_an_object(self, tmp_path, text):
+    def test_an_info_that_is_not_an_object_is_an_error(self, tmp_path, text):
         (tmp_path / "info").write_text(text)
         with pytest.raises(SourceError, match="instead of a JSON object"):
             resolve_source(tmp_path, "image")
@@ -270,7 +270,7 @@ class TestInfo:
             ("neuroglancer_segment_properties", "holds properties of segments"),
         ],
     )
-    def test_other_things_say_what_they_are(self, tmp_path, kind, said):
+    def test_other_kinds_of_layers_are_named(self, tmp_path, kind, said):
         (tmp_path / "info").write_text(json.dumps({"@type": kind}))
         with pytest.raises(SourceError, match=said):
             resolve_source(tmp_path, "image")
@@ -290,7 +290,7 @@ class TestInfo:
             ({"chunk_sizes": []}, r"scale 0 has the chunk_sizes \[\]; it must hold three"),
         ],
     )
-    def test_broken_metadata(self, tmp_path, change, said):
+    def test_invalid_metadata_are_errors(self, tmp_path, change, said):
         info = {"type": "image", "data_type": "uint8", "num_channels": 1, "scales": [scale(Grid((5, 5, 5), (4, 4, 40), (0, 0, 0)))]}  # fmt: skip
         within = {k: v for k, v in change.items() if k in info["scales"][0]}
         info["scales"][0].update(within)
@@ -299,7 +299,7 @@ class TestInfo:
         with pytest.raises(SourceError, match=said):
             resolve_source(tmp_path, "image")
 
-    def test_the_info_of_a_graph_away_from_its_server(self, tmp_path):
+    def test_the_info_of_a_graph_without_its_server_is_an_error(self, tmp_path):
         (tmp_path / "info").write_text(json.dumps({"graph": {}, "scales": [], "app": {}}))
         with pytest.raises(
             SourceError, match="not the address of a table of a graph server; write graphene://https://HOST"
@@ -314,22 +314,22 @@ class TestKinds:
         write_layer(folder, [noise(self.GRID.shape, dtype)], [self.GRID], kind=kind)
         return f"precomputed://{folder}"
 
-    def test_a_segmentation_is_no_image(self, tmp_path):
+    def test_a_segmentation_does_not_open_as_an_image(self, tmp_path):
         path = self.write(tmp_path, "segmentation", "uint64")
         assert resolve_source(path, None).layer_type == "segmentation"
         with pytest.raises(LayerError, match="open_segmentation"):
             resolve_source(path, "image")
 
-    def test_an_image_of_integers_may_be_ids(self, tmp_path):
+    def test_an_integer_image_opens_as_a_segmentation(self, tmp_path):
         path = self.write(tmp_path, "image", "uint16")
         assert resolve_source(path, None).layer_type == "image"
         assert resolve_source(path, "segmentation").layer_type == "segmentation"
 
-    def test_floats_are_no_ids(self, tmp_path):
+    def test_floats_do_not_open_as_ids(self, tmp_path):
         with pytest.raises(LayerError, match="float32, but ids are integers"):
             resolve_source(self.write(tmp_path, "image", "float32"), "segmentation")
 
-    def test_there_is_one_time(self, tmp_path):
+    def test_a_layer_has_one_time(self, tmp_path):
         path = self.write(tmp_path, "image", "uint8")
         assert resolve_source(path, "image", time=0).layer_type == "image"
         with pytest.raises(SourceError, match="no time=1: it has one time"):
@@ -337,7 +337,7 @@ class TestKinds:
 
 
 @pytest.mark.parametrize("encoding", sorted(precomputed.CODECS))
-def test_a_codec_that_is_not_installed(tmp_path, monkeypatch, encoding):
+def test_a_codec_that_is_not_installed_is_an_error(tmp_path, monkeypatch, encoding):
     (tmp_path / "info").write_text(json.dumps({
         "type": "image", "data_type": {**KINDS, "kempressed": "float32"}.get(encoding, "uint8"), "num_channels": 1,
         "scales": [scale(Grid((5, 5, 5), (4, 4, 40), (0, 0, 0)), encoding)],
@@ -367,7 +367,7 @@ def served(layer, hasty):
 
 
 class TestHttp:
-    def test_info(self, served):
+    def test_failing_info_requests_are_errors(self, served):
         server, url, *_ = served
         for status, error in (
             (404, SourceNotFoundError),
@@ -381,14 +381,14 @@ class TestHttp:
             assert server.url in str(caught.value)
             assert "\x1b" not in str(caught.value)
 
-    def test_without_a_format_both_are_looked_for(self, served):
+    def test_an_address_without_a_format_tries_both_formats(self, served):
         server, *_ = served
         assert resolve_source(server.url, "image").name == f"precomputed://{server.url}"
         server.faults = {"/info": 404}
         with pytest.raises(SourceNotFoundError, match=r"/info \(precomputed\).*/zarr.json.*/.zattrs"):
             resolve_source(server.url, "image")
 
-    def test_chunk(self, served):
+    def test_failing_chunk_requests_are_errors(self, served):
         server, url, grid, _ = served
         for status, error in (
             (404, MissingChunkError),
@@ -400,44 +400,44 @@ class TestHttp:
             with pytest.raises(error, match=server.url):
                 resolve_source(url, "image").read(0, grid.box)
 
-    def test_what_passes_is_tried_again(self, served):
+    def test_transient_errors_are_retried(self, served):
         server, url, grid, values = served
         server.faults = {"0-16_32-48_5-13": [503, 500, 0]}
         np.testing.assert_array_equal(resolve_source(url, "image").read(0, grid.box), values)
         assert sum("0-16_32-48_5-13" in path for path in server.asked) == 4
 
-    def test_a_cut_transfer(self, served):
+    def test_an_interrupted_transfer_is_retried(self, served):
         server, url, grid, _ = served
         server.faults = {"0-16_32-48_5-13": 0}
         with pytest.raises(ChunkReadError, match="mip 0"):
             resolve_source(url, "image", missing="fill").read(0, grid.box)
 
     @pytest.mark.parametrize("status", [404, 403])
-    def test_fill(self, served, status):
+    def test_missing_chunks_are_filled(self, served, status):
         server, url, grid, values = served
         server.faults = {"0-16_32-48_5-13": status}
         values[HOLE] = 0
         np.testing.assert_array_equal(resolve_source(url, "image", missing="fill").read(0, grid.box), values)
 
-    def test_rights_that_ended_are_not_black(self, served):
+    def test_lost_permissions_are_an_error_and_not_black(self, served):
         server, url, grid, _ = served
         source = resolve_source(url, "image", missing="fill")
         server.faults = {"/": 403}
         with pytest.raises(AuthError, match="access to .* was denied"):
             source.read(0, grid.box)
 
-    def test_an_empty_object(self, served):
+    def test_an_empty_object_is_an_error(self, served):
         server, url, grid, _ = served
         chunk_file(server.folder).write_bytes(b"")
         with pytest.raises(ChunkReadError, match="0 bytes"):
             resolve_source(url, "image", missing="fill").read(0, grid.box)
 
-    def test_nobody_listens(self, hasty):
+    def test_a_refused_connection_is_an_error(self, hasty):
         url = dead_url()
         with pytest.raises(ChunkReadError, match=f"could not read {url}/info"):
             resolve_source(f"precomputed://{url}", "image")
 
-    def test_passwords_stay_out_of_sight(self, served):
+    def test_passwords_are_never_shown(self, served):
         server, _, grid, _ = served
         secret = server.url.replace("http://", "precomputed://http://me:verysecret@")
         server.faults = {"0-16_32-48_5-13": 500}
@@ -452,7 +452,7 @@ class TestHttp:
         secret = server.url.replace("http://", "precomputed://http://me:very%20secret@")
         np.testing.assert_array_equal(resolve_source(secret, "image").read(0, grid.box), values)
 
-    def test_a_login_page_is_no_info(self, served):
+    def test_a_login_page_is_not_an_info(self, served):
         server, url, *_ = served
         (server.folder / "info").write_text("<html>Sign in</html>")
         with pytest.raises(SourceError, match="not JSON"):
@@ -503,7 +503,7 @@ def write_encoded(folder: Path, encoding: str, sharded: bool) -> list[Path]:
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("encoding", sorted(KINDS))
 class TestDamage:
-    def test_whole_ones_are_read(self, tmp_path, encoding, sharded):
+    def test_undamaged_chunks_are_read(self, tmp_path, encoding, sharded):
         write_encoded(tmp_path, encoding, sharded)
         found = opened(tmp_path).read(0, GRID.box)
         np.testing.assert_allclose(found, cells(KINDS[encoding]), atol=40 if encoding == "jpeg" else 1e-3)
@@ -512,7 +512,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("missing", ["raise", "fill"])
     @pytest.mark.parametrize("damage", ["cut", "short", "empty", "page"])
-    def test_damage_is_told_and_nothing_printed(self, tmp_path, encoding, sharded, damage, missing, capfd):
+    def test_damage_is_an_error_and_nothing_is_printed(self, tmp_path, encoding, sharded, damage, missing, capfd):
         file = write_encoded(tmp_path, encoding, sharded)[0]
         data = file.read_bytes()
         cuts = {"cut": data[: len(data) * 3 // 5], "short": data[:9], "empty": b"", "page": PAGE}
@@ -527,7 +527,7 @@ class TestDamage:
 
 
 @pytest.mark.parametrize("cut", [4, 40, 400])
-def test_a_labels_chunk_that_was_cut_invents_no_id(tmp_path, cut):
+def test_a_truncated_segmentation_chunk_returns_no_wrong_ids(tmp_path, cut):
     for file in write_encoded(tmp_path, "compressed_segmentation", False):
         file.write_bytes(file.read_bytes()[:-cut])
         with pytest.raises(ChunkReadError, match=r"the stored chunk .*is damaged: .*end"):
@@ -536,7 +536,7 @@ def test_a_labels_chunk_that_was_cut_invents_no_id(tmp_path, cut):
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png"])
 @pytest.mark.parametrize("size", [(8, 8, 4), (16, 16, 4), (16, 16, 16)])
-def test_a_picture_of_another_size(tmp_path, encoding, size):
+def test_a_picture_of_another_size_is_damage(tmp_path, encoding, size):
     from cloudvolume import chunks
 
     file = write_encoded(tmp_path, encoding, False)[0]
@@ -545,7 +545,7 @@ def test_a_picture_of_another_size(tmp_path, encoding, size):
         opened(tmp_path, missing="fill").read(0, GRID.box)
 
 
-def test_a_picture_in_another_form_is_the_same_picture(tmp_path):
+def test_a_picture_of_another_form_with_equal_pixels_is_read(tmp_path):
     """The format leaves the width and height of a JPEG or PNG free, if their product is that of the chunk."""
     from PIL import Image
 
@@ -556,7 +556,7 @@ def test_a_picture_in_another_form_is_the_same_picture(tmp_path):
     np.testing.assert_array_equal(opened(tmp_path).read(0, GRID.box), cells("uint8"))
 
 
-def test_cloudvolume_lets_every_chunk_be_checked(tmp_path, monkeypatch):
+def test_cloudvolume_passes_every_chunk_through_the_check(tmp_path, monkeypatch):
     """If this fails, a new CloudVolume decodes in another way: sources/decoding.py must follow, or damage goes by."""
     from imageryxr.sources.codecs import chunk_decoder
 
@@ -580,7 +580,7 @@ def test_cloudvolume_lets_every_chunk_be_checked(tmp_path, monkeypatch):
                 assert seen == [encoding] * count
 
 
-def test_volumes_that_are_not_ours_are_left_alone(tmp_path):
+def test_other_volumes_are_not_changed(tmp_path):
     from cloudvolume import CloudVolume
 
     write_encoded(tmp_path, "raw", False)[0].write_bytes(b"")
@@ -589,7 +589,7 @@ def test_volumes_that_are_not_ours_are_left_alone(tmp_path):
     assert not np.asarray(theirs[0:16, 0:16, 0:8]).any()
 
 
-def test_channels_of_a_single_voxel(tmp_path):
+def test_a_single_voxel_has_all_channels(tmp_path):
     grid = Grid((8, 16, 16), (8, 8, 40), (0, 0, 0))
     values = np.stack([noise(grid.shape, seed=s) for s in range(3)])
     write_layer(tmp_path, [values], [grid])
@@ -613,7 +613,7 @@ class TestInfoOfLess:
         return values
 
     @pytest.mark.parametrize(("dtype", "kind"), [("uint8", "image"), ("uint64", "segmentation"), ("float32", "image")])
-    def test_what_is_left_out(self, tmp_path, dtype, kind):
+    def test_optional_members_have_defaults(self, tmp_path, dtype, kind):
         values = self.write(tmp_path, dtype)
         source = opened(tmp_path)
         assert source.layer_type == kind
@@ -621,7 +621,7 @@ class TestInfoOfLess:
         assert source.levels[0].grid.voxel_offset == (0, 0, 0)
         np.testing.assert_array_equal(source.read(0, source.levels[0].grid.box), values)
 
-    def test_whole_numbers_written_as_fractions(self, tmp_path):
+    def test_integral_floats_are_integers(self, tmp_path):
         change = {"voxel_offset": [0.0, 0.0, 0.0], "size": [16.0, 16.0, 8.0], "chunk_sizes": [[16.0, 16.0, 8.0]]}
         values = self.write(tmp_path, "uint8", change, num_channels=1.0)
         np.testing.assert_array_equal(opened(tmp_path).read(0, IndexBox.of_shape(values.shape)), values)
@@ -637,12 +637,12 @@ class TestInfoOfLess:
             ({"voxel_offset": None}, "scale 0|voxel_offset|NoneType"),
         ],
     )
-    def test_what_cannot_be(self, tmp_path, change, said):
+    def test_impossible_values_are_errors(self, tmp_path, change, said):
         self.write(tmp_path, "uint64", change)
         with pytest.raises(SourceError, match=said):
             opened(tmp_path)
 
-    def test_an_encoding_that_nobody_knows(self, tmp_path):
+    def test_an_unknown_encoding_is_an_error(self, tmp_path):
         self.write(tmp_path, "uint8", {"encoding": "zupfgeige"})
         for use in (lambda s: s.check(0),):
             with pytest.raises(CodecError, match="stored as 'zupfgeige' at mip 0, but supported are raw, jpeg"):
