@@ -71,7 +71,7 @@ def as_counts(value: Any, what: str, *, count: int | None = None, most: int = 2*
 
 
 def as_number(value: Any, what: str) -> float:
-    """Return a finite number up to 1e30, beyond which no position or size lies."""
+    """Return a finite number up to 1e30, larger than any position or size."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
         raise SourceError(f"{what} is {format_value(value)}; it must be a finite number")
     return value if isinstance(value, int) else float(value)

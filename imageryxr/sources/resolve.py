@@ -189,9 +189,9 @@ def _check_graph(address: Address, token: str | Token | None, access: Access) ->
     if address.protocol not in WEB_PROTOCOLS or can_receive(address.url, access, given_for=(), is_cave_token=True):
         return
     # The address does not name the graphene format, so only a token= argument shows that the caller trusts the server.
-    held = find_token(parse_web_url(address.url).netloc, given=token)
+    credential = find_token(parse_web_url(address.url).netloc, given=token)
     named = access if token is not None else replace(access, from_link=True)
-    if held is None or held.header_for(address.url, named) is None:
+    if credential is None or credential.header_for(address.url, named) is None:
         raise SourceError(
             f"the info at {address.public} describes a graphene segmentation, and opening it would send your CAVE "
             f"token to its server; if you trust {parse_web_url(address.url).netloc}, open graphene://{address.public} "

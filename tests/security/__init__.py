@@ -1,1 +1,1 @@
-"""What a link may not do: one test for each way in."""
+"""Security tests of links, servers and stored data."""

@@ -1,4 +1,4 @@
-"""Servers under made-up names, and a home with secrets."""
+"""Fixtures: servers under fictitious names, and a home folder with secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = ("good.example", "evil.example", "other.example", "minnie.microns-daf.co
 
 @pytest.fixture
 def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of secrets of a home, with a CAVE token."""
+    """Return the folder of secrets in a home folder, with a CAVE token."""
     home = tmp_path / "home"
     folder = home / ".cloudvolume" / "secrets"
     folder.mkdir(parents=True)
@@ -29,7 +29,7 @@ def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made-up names resolve to this machine."""
+    """Resolve fictitious names to this machine."""
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     resolve_here(monkeypatch)
@@ -37,20 +37,20 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stranger(names: None):
-    """A server over plain http."""
+    """Start a server over plain http."""
     with recording() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for the made-up names."""
+    """Return a certificate for the fictitious names."""
     return certificate(tmp_path_factory.mktemp("keys"), *NAMES, "localhost")
 
 
 @pytest.fixture
 def tls(names: None, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
-    """A server over https, whose certificate is trusted."""
+    """Start an https server whose certificate is trusted."""
     for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(variable, str(keys[0]))
     monkeypatch.setattr(client, "_state", client._ProcessState())  # connections that trust these certificates
@@ -59,7 +59,7 @@ def tls(names: None, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
 
 
 def graph_info(server: Recorder, host: str, data_dir: str, path: str = "/segmentation/table/t") -> None:
-    """Let a server answer as a PyChunkedGraph server whose table lies at a path."""
+    """Make a server answer like a PyChunkedGraph server with a table at a path."""
     scale = {
         "key": "8_8_40",
         "size": [8, 8, 8],

@@ -1,4 +1,4 @@
-"""Ten thousand mutated addresses: an address, or an error of ours; and programs never read two hosts from one."""
+"""Fuzz tests of addresses: each is parsed or raises our error, and no two parsers find different hosts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mutated(rng: random.Random) -> str:
 
 
 def parsed(text: str) -> tuple[Address | None, str]:
-    """Return an address and what is shown of it, or what the error says."""
+    """Return a parsed address and its public form, or the message of the error."""
     try:
         address = parse_address(text)
     except ImageryError as error:

@@ -1,4 +1,4 @@
-"""With allow_local=False nothing reaches this machine or its network, by any name, form of an address or redirect."""
+"""With allow_local=False no name, form of an address or redirect reaches this machine or its network."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_public_addresses_are_public(address):
 
 @pytest.fixture
 def local():
-    """A server on this machine that must not be reached."""
+    """Start a server on this machine that must not be reached."""
     with HostileServer(lambda sock, head: reply(sock, b"{}")) as server:
         yield server
 
 
 @pytest.fixture
 def names(monkeypatch):
-    """Let names resolve to what a test says: for each of them the answers in turn, the last one for ever."""
+    """Set the answers of name resolution: for each name a list that is used in order; the last answer repeats."""
     table: dict[str, list[list[str]]] = {}
     asked: list[str] = []
     real = socket.getaddrinfo
@@ -166,7 +166,7 @@ def test_a_resolver_that_answers_with_a_name_is_not_resolved_again(local, monkey
 
 @pytest.fixture
 def public(names, monkeypatch):
-    """A server that counts as public, under the name public.example, and what it answers."""
+    """Start a server that counts as public under the name public.example; return it and its answers."""
     monkeypatch.setattr(
         ip_filter, "is_public", lambda address, real=ip_filter.is_public: address == "127.0.0.2" or real(address)
     )

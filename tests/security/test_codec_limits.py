@@ -1,4 +1,4 @@
-"""A few stored bytes of a Zarr chunk cannot become more than the chunk's shape allows, by any codec or chain of them."""
+"""No codec or chain of codecs decompresses a Zarr chunk to more than the shape of the chunk allows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NEW = {"gzip": GzipCodec(), "zstd": ZstdCodec(), "blosc": BloscCodec()}
 
 
 def opened(path):
-    """Return a bare array as imageryxr reads one."""
+    """Return an array opened like the arrays of an OME-Zarr."""
     name, version = ("zarr.json", 3) if (path / "zarr.json").is_file() else (".zarray", 2)
     layout = layout_of(str(path), json.loads((path / name).read_text()), version)
     return open_array(f"file://{path}", None, "", layout.document, ix.Connection())[0]
@@ -50,7 +50,7 @@ def stored(path, compressors, version=3, **options):
 
 
 def zeros(make, size=300 * MB):
-    """Return so many zeros, compressed."""
+    """Return compressed zeros."""
     packer = make()
     piece = bytes(4 * MB)
     return b"".join(packer.compress(piece) for _ in range(size // len(piece))) + packer.flush()

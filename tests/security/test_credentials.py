@@ -1,4 +1,4 @@
-"""Who receives a credential: CAVE's own servers, the server it was stored or typed for, trusted hosts; over https."""
+"""Credentials are sent over https, to CAVE's servers, the servers they were stored or given for, and trusted hosts only."""
 
 from __future__ import annotations
 

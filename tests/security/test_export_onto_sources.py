@@ -1,4 +1,4 @@
-"""An export never writes onto a place that it reads, whatever the two are spelled like."""
+"""An export never writes onto its own sources, however their paths are written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with a volume in each format, and a segmentation."""
+    """Return a folder with a volume in each format, and a segmentation."""
     folder = tmp_path / "data"
     folder.mkdir()
     small = {"chunks": (4, 16, 16), "levels": 2}
@@ -44,7 +44,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def refused(array: xr.DataArray, target: str | os.PathLike[str], folder: Path, **options: object) -> str:
-    """Export, with and without overwriting; return the message of the refusal, which touched nothing."""
+    """Export with and without overwriting; check that both fail without a change, and return the message."""
     before = contents(folder)
     for overwrite in (True, False):
         with pytest.raises(TargetExistsError, match="a source of the array") as error:
@@ -110,7 +110,7 @@ def test_links_are_followed_on_both_sides(data, tmp_path):
 
 
 def test_two_names_of_one_folder_are_one_place(data, monkeypatch):
-    """As on a disk that ignores case, or under a mount: the numbers of folders are equal, their names are not."""
+    """On case-insensitive disks and bind mounts, two names have the same device and inode numbers."""
     real = os.stat
 
     def stat(path, *args, **options):

@@ -1,4 +1,4 @@
-"""What servers answer never raises an error of Python's own, and a link is opened in bounded time."""
+"""Answers of servers raise only our errors, and a link is opened in bounded time."""
 
 from __future__ import annotations
 

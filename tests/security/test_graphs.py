@@ -1,4 +1,4 @@
-"""A server's answer cannot make a graph of a layer, send the token elsewhere, or read this machine's volumes."""
+"""The answer of a server cannot turn a layer into a graph, redirect the token, or read local volumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def link(source, kind="segmentation"):
 
 
 def opened(source, kind, **options):
-    """Open a source in each way that people have; return the errors."""
+    """Open a source with each public function; return the errors."""
     errors = []
     for way in (
         lambda: ix.open_segmentation(source, connection=HASTY, **options),

@@ -1,4 +1,4 @@
-"""An ``info`` file from anybody: an array or an error of ours, and nothing outside the layer's folder is reached."""
+"""Fuzz tests of ``info`` files: each opens or raises our error, and nothing outside the layer's folder is read."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ NESTED: list[Any] = [None, [], {}, [[]], [{}], {"a": {"b": []}}, [1], [1, 2], [1
 
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place of a document."""
+    """Yield every (container, key) of a document."""
     inner = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()  # fmt: skip
     return [path, *(deeper for key, value in inner for deeper in places(value, (*path, key)))]
 
 
 def mutated(seed: int) -> Any:
-    """An ``info`` with one to three mutations."""
+    """Return an ``info`` with one to three mutations."""
     rng = random.Random(seed)
     document: Any = plain_info()
     if seed % 3 == 0:
@@ -97,7 +97,7 @@ def mutated(seed: int) -> Any:
 
 
 def try_info(folder: Path, document: Any) -> str:
-    """Open an ``info`` and read one voxel; anything but an array or an error of ours is raised."""
+    """Open an ``info`` and read one voxel; errors other than ours are raised."""
     try:
         (folder / "info").write_text(json.dumps(document))
     except UnicodeEncodeError:
@@ -206,7 +206,7 @@ def test_a_chunk_is_not_allocated_before_its_file_has_that_length(tmp_path):
 
 
 def test_cloudvolume_sees_the_checked_members_only(tmp_path):
-    """It would ask the places that the others name."""
+    """CloudVolume would request the addresses in other members."""
     info = plain_info() | {"mesh": "../../../elsewhere", "skeletons": "file:///etc", "graph": None, "mip": "x"}
     info.pop("graph")
     folder = write(tmp_path, info)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end an export within a second, whatever its sources' server does."""
+"""Ctrl-C and SIGTERM end an export within a second, even if the server of its sources does not answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHUNKS = {"chunks": (4, 64, 64), "levels": 1}
 
 
 class Hanging(ThreadingHTTPServer):
-    """Serves the metadata of a folder, and answers requests for chunks in one of several unhelpful ways."""
+    """A server that returns metadata, but never completes the answer to a request for a chunk."""
 
     daemon_threads = True
 
@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a precomputed and a Zarr image."""
+    """Return a folder with a precomputed and a Zarr image."""
     folder = tmp_path_factory.mktemp("layers")
     image = volume(np.random.default_rng(2).integers(1, 255, (16, 128, 128), dtype=np.uint8))
     ix.export(image, f"precomputed://{folder}/em", **CHUNKS)
@@ -167,7 +167,7 @@ def seconds_to_end(process: subprocess.Popen[str], number: int, *, group: bool =
 
 
 def interrupted(layers: Path, folder: Path, way: str = "silence", number: int = signal.SIGINT, **job: str) -> float:
-    """Interrupt an export whose source's server is unhelpful; return the seconds until it ended."""
+    """Interrupt an export whose server does not complete its answers; return the seconds until it ended."""
     kind = job.pop("kind", "em")
     group = bool(job.pop("group", ""))
     server = Hanging(layers, way)

@@ -1,4 +1,4 @@
-"""What a server sends is bounded by what was requested: bodies, and what they unpack to."""
+"""Responses have size limits, before and after decompression."""
 
 from __future__ import annotations
 

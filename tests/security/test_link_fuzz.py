@@ -1,4 +1,4 @@
-"""Links that were mutated: each opens, or ends in an error of `imageryxr.errors`, and none takes long."""
+"""Fuzz tests of links: each opens or raises an error of `imageryxr.errors` in bounded time."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def links(sample, rng, odd, count):
 
 
 def follow(link):
-    """Do with a link what people do with it; return whether it could be opened."""
+    """Open a link and read from it; return whether it could be opened."""
     try:
         tree = ix.open_neuroglancer(link, allow_local=True)
     except ix.ImageryError:

@@ -1,4 +1,4 @@
-"""Text of links that is made to keep a scanner busy: each is passed over once, whatever it holds."""
+"""Scanners of links, shaders and messages take linear time on adversarial text."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ TOKENS = (
 
 
 def emitted(code):
-    """Return what a shader emits, by the patterns that say what is meant, and take quadratic time."""
+    """Return what a shader emits, found with the reference patterns, which take quadratic time."""
     code = re.sub(r"//[^\n]*|/\*.*?\*/", "", code, flags=re.DOTALL)
     found = re.findall(r"emitGrayscale\s*\((.*?)\)\s*;", code, re.DOTALL)
     found = found or re.findall(r"emitRGB\s*\(\s*vec3\s*\(([^,]*)\)\s*\)\s*;", code)

@@ -34,7 +34,7 @@ ANSWERS = {
 
 
 def everything(error: BaseException) -> str:
-    """All that one may come to see of an error, and of those that it came from."""
+    """Return all text that a user may see of an error and its causes."""
     texts, seen, todo = ["".join(traceback.format_exception(error))], set(), [error]
     while todo:
         one = todo.pop()
@@ -47,7 +47,7 @@ def everything(error: BaseException) -> str:
 
 
 def told_by(way, caplog) -> str:
-    """Run something that fails, or leaves layers out with a warning; return all that it says."""
+    """Run a function that fails or warns; return all text that a user may see."""
     caplog.clear()
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")

@@ -1,4 +1,4 @@
-"""Every answer to a request for a part of a file is checked to be that part."""
+"""Responses to range requests are checked to contain the requested range."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARTS = [
 
 
 def served(sock, head, **changes):
-    """Answer as a server should, but for what is changed."""
+    """Answer a range request correctly, except for the given changes."""
     first, last = re.search(r"Range: bytes=(\d*)-(\d*)", head).groups()
     if first:
         start, stop = int(first), min(int(last or 99), 99) + 1

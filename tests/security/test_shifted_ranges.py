@@ -1,4 +1,4 @@
-"""Shards whose server answers with other ranges than the requested ones give an error, never other voxels."""
+"""If a server answers with other ranges than the requested ones, reading a shard is an error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FORMATS = {"zarr": zarr_folder, "precomputed": precomputed_folder}
 
 
 def honest(sock, head, folder, shift=0, label=True):
-    """Serve a file as a server with ranges does, but for ranges that are shifted, with or without saying so."""
+    """Answer range requests for a file with shifted ranges, with a matching or wrong Content-Range."""
     file = folder / head.split()[1].lstrip("/")
     if not file.is_file():
         return reply(sock, status="404 Not Found")

@@ -1,4 +1,4 @@
-"""An answer ends at its deadline, whatever the server does to hold the request."""
+"""Every request ends at its deadline."""
 
 from __future__ import annotations
 

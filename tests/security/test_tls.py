@@ -1,4 +1,4 @@
-"""TLS verifies the host's name, although the connection goes to an address that was resolved and checked before."""
+"""TLS verifies the name of the host although the socket connects to a resolved address."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_certificate(path, name):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """An https server for the name public.example; the names that clients sent, and its connections."""
+    """Start an https server for public.example; return it, the names that clients sent, and its connections."""
     path = write_certificate(tmp_path / "server.pem", "public.example")
     for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(variable, raising=False)

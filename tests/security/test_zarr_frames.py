@@ -1,4 +1,4 @@
-"""Frames of Zarr chunks whose header contradicts the array's metadata are errors, never voxels."""
+"""Zarr chunks whose headers contradict the metadata of the array are errors."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_blosc_frame_that_only_copies_is_as_long_as_it_says(tmp_path):
 
 
 def test_a_blosc_frame_padded_with_zeros_is_read(tmp_path):
-    """As z5py writes them."""
+    """z5py writes such frames."""
     file = write(tmp_path, "v2 blosc")
     frame = file.read_bytes()
     file.write_bytes(frame + bytes(16))
@@ -92,7 +92,7 @@ def test_a_blosc_frame_padded_with_zeros_is_read(tmp_path):
 @pytest.mark.parametrize("shuffle", [0, 1, 2])
 @pytest.mark.parametrize("item", [1, 2])
 def test_a_blosc_frame_of_items_of_one_byte_is_read(tmp_path, item, shuffle):
-    """Several writers state 1, whatever the array holds."""
+    """Several writers state 1 for all data types."""
     file = write(tmp_path, "v3 blosc")
     view = np.ascontiguousarray(SMOOTH).view(f"u{item}")
     file.write_bytes(numcodecs.Blosc("zstd", shuffle=shuffle).encode(view))
@@ -123,7 +123,7 @@ def test_the_content_size_and_the_checksum_of_a_zstd_frame_are_compared(tmp_path
 
 
 def test_a_zstd_frame_without_a_content_size_is_read_and_its_blocks_are_counted(tmp_path):
-    """Streaming writers do not know it."""
+    """Streaming writers do not know the size in advance."""
     import imagecodecs  # noqa: F401 - numcodecs alone always states the size
 
     file = write(tmp_path, "v2 zstd")

@@ -1,4 +1,4 @@
-"""Damaged stores: never wrong voxels where that can be told, never a crash, always a message that says where."""
+"""Damaged stores raise errors that name the place; they never return wrong voxels or crash."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_damaged_chunk_does_not_end_the_process(tmp_path):
 
 
 def test_cloudvolume_still_passes_every_chunk_through_the_check(tmp_path, monkeypatch):
-    """Fails where a new CloudVolume decodes in another way: then find out how, and see `chunk_decoder.enable_chunk_checks`."""
+    """If this fails, a new CloudVolume decodes differently, and `enable_chunk_checks` must be adapted."""
     from imageryxr.sources.codecs import chunk_decoder
 
     seen = []

@@ -1,4 +1,4 @@
-"""Levels that a file lists from coarse to fine."""
+"""Layers whose metadata list levels from coarse to fine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of formats that are not read: the error names the format, and the lines that it gives run and stay lazy."""
+"""Unsupported formats: the error names the format and contains code that opens the file lazily."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_tif(folder: Path, values: np.ndarray) -> Path:
 
 
 def write_ome_tif(folder: Path, values: np.ndarray) -> Path:
-    """A tiled pyramid with a channel axis."""
+    """Write a tiled pyramid with a channel axis."""
     tifffile = pytest.importorskip("tifffile")
     with tifffile.TiffWriter(folder / "x.ome.tif", ome=True) as out:
         out.write(values[None], subifds=1, tile=(16, 16), metadata={"axes": "CZYX"})
@@ -102,7 +102,7 @@ WRITERS = {
 
 
 def typed(message: str) -> dict[str, object]:
-    """Run the lines of a message, as they stand."""
+    """Run the code in a message unchanged."""
     names: dict[str, object] = {}
     exec(message.partition("in place of (8, 8, 40): ")[2], names)
     return names
@@ -132,7 +132,7 @@ def test_the_code_in_the_error_opens_the_file_lazily(tmp_path, called, prefix):
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_slices_are_in_the_order_of_their_numbers(tmp_path, suffix):
-    """Names without leading zeros, as the pattern em_{z_index}.png writes them: 9 lies before 10."""
+    """File names have no leading zeros, as written with the pattern em_{z_index}.png: 9 comes before 10."""
     if suffix == "tif":
         pytest.importorskip("tifffile")
     (tmp_path / "stack12").mkdir()
@@ -144,7 +144,7 @@ def test_slices_are_in_the_order_of_their_numbers(tmp_path, suffix):
 
 
 def test_nothing_is_read_until_it_is_computed(tmp_path):
-    """The file of one voxel in a hole of 8 GB is opened at once."""
+    """A sparse file of 8 GB opens at once."""
     head = bytearray(1024)
     head[:16] = struct.pack("<4i", 2000, 2000, 2000, 0)
     with open(tmp_path / "x.mrc", "wb") as file:

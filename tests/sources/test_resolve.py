@@ -1,4 +1,4 @@
-"""From addresses to sources: pipelines of Neuroglancer, versions of Zarr, and paths that no file system has."""
+"""Resolution of addresses: Neuroglancer pipelines, Zarr versions and invalid paths."""
 
 from __future__ import annotations
 

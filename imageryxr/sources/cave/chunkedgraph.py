@@ -268,8 +268,8 @@ def graph_at(address: Address, *, token: Token | str | None, connection: Connect
         )
     server, service, table = found.groups()
     place = parse_web_url(server)
-    held = find_token(place.netloc, given=token)
-    return ChunkedGraph(f"{place.scheme}://{place.netloc}", service, table, held, connection)
+    token = find_token(place.netloc, given=token)
+    return ChunkedGraph(f"{place.scheme}://{place.netloc}", service, table, token, connection)
 
 
 def pin_instant(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instant:

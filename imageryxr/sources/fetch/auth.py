@@ -184,8 +184,8 @@ _client_tokens: dict[str, Token] = {}
 
 
 def _restore_token(handle: str, looked_up: tuple[str, ...], hosts: tuple[str, ...]) -> Token | None:
-    held = _client_tokens.get(handle) or find_token(*looked_up)
-    return None if held is None else held.with_hosts(*hosts)
+    token = _client_tokens.get(handle) or find_token(*looked_up)
+    return None if token is None else token.with_hosts(*hosts)
 
 
 def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | None:
@@ -213,11 +213,11 @@ def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | No
         return given
     if given is not None:
         return Token(given, _ARGUMENT, hosts)
-    held = getattr(getattr(client, "auth", None), "token", None)
-    kept = _stored_token(hosts)
-    if held is not None and (kept is None or not kept.is_same(held)):
-        return Token(held, _CLIENT, hosts, looked_up=hosts)
-    return kept
+    client_token = getattr(getattr(client, "auth", None), "token", None)
+    stored_token = _stored_token(hosts)
+    if client_token is not None and (stored_token is None or not stored_token.is_same(client_token)):
+        return Token(client_token, _CLIENT, hosts, looked_up=hosts)
+    return stored_token
 
 
 def _stored_token(hosts: tuple[str, ...]) -> Token | None:

@@ -79,7 +79,7 @@ def request_service(
     Parameters
     ----------
     method, url, connection
-        See `imageryxr.sources.fetch.client.ask`.
+        See `imageryxr.sources.fetch.client.send_request`.
     credential : Credential, optional
         Sent only if its policy allows the server to receive it.
     body, kind : bytes and str

@@ -140,16 +140,17 @@ class OmeZarrSource:
 
     def _check_absent(self, mip: int, box: IndexBox, absent: dict[str, bool]) -> None:
         """Apply the policy ``missing`` to objects that zarr-python has read as the fill value."""
-        refused = [key for key, forbidden in absent.items() if forbidden]
-        if refused and fetch(self.url, self.token, self._document, self.name, self.connection) is None:
+        forbidden_keys = [key for key, forbidden in absent.items() if forbidden]
+        if forbidden_keys and fetch(self.url, self.token, self._document, self.name, self.connection) is None:
             raise AuthError(
-                f"access to {self.name} was denied (HTTP 403: {refused[0]}); check the token and your permissions"
+                f"access to {self.name} was denied (HTTP 403: {forbidden_keys[0]}); check the token and your "
+                "permissions"
             )
         self._check_separator(mip, box, min(absent))
-        if self.missing is None and not refused:
+        if self.missing is None and not forbidden_keys:
             return  # by the specification, a missing object holds the fill value
         grid = self.levels[mip].grid
-        keys = refused if self.missing is None else absent
+        keys = forbidden_keys if self.missing is None else absent
         boxes = [str(grid.crop(self._missing_box(mip, key)).bbox) for key in sorted(keys)]
         shown = "; ".join(boxes[:3]) + (f"; and {len(boxes) - 3} more" if len(boxes) > 3 else "")
         if self.missing is None or self.missing == "raise":
@@ -157,7 +158,7 @@ class OmeZarrSource:
                 "a Zarr store may leave out chunks that hold only the fill value: missing='fill' reads missing chunks "
                 "as the fill value, 'warn' also lists them"
             )
-            state = "denies access (HTTP 403) to" if refused else "does not have"
+            state = "denies access (HTTP 403) to" if forbidden_keys else "does not have"
             cause = f"the store {state} {len(boxes)} of the chunks it needs: {shown}"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint)
         report_missing_chunks(self, mip, boxes)

@@ -1,4 +1,4 @@
-"""Tokens: where they come from, what refusals say, and that nothing shows them."""
+"""Lookup of tokens, errors of denied requests, and secrecy of tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECRETS = (TOKEN, OTHER, FORBIDDEN, NO_TERMS)
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home with a folder for secrets, and nothing in the environment."""
+    """Return a home folder with an empty folder of secrets, and clear the environment."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("CAVE_TOKEN", raising=False)
     monkeypatch.delenv("CLOUD_VOLUME_DIR", raising=False)
@@ -188,7 +188,7 @@ def test_a_failing_client_is_a_server_error(cave, home):
 
 
 def seg_source(seg):
-    """The source behind an array."""
+    """Return the source of an array."""
     from imageryxr.graph.to_dask import expr_of
 
     expr = expr_of(seg.data)[0]
@@ -236,7 +236,7 @@ def test_a_redirect_to_another_server_carries_no_token(cave, home):
 
 
 def everything_of(array):
-    """All that one may come to see of an array."""
+    """Return all text that a user may see of an array."""
     graph = dict(array.__dask_graph__()) if array.__dask_graph__() is not None else {}
     texts = [repr(array), str(array.attrs), array._repr_html_(), repr(graph), repr(array.data), repr(array.data.dask)]
     source = seg_source(array)

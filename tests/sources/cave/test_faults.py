@@ -1,4 +1,4 @@
-"""Whatever a server does wrong ends in the right voxels or in an error of ours: never in other voxels, never never."""
+"""Faults of servers lead to the right voxels or to our error, in bounded time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PASSING = ["500", "503", "429", "drop", "truncate"]
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    """Nothing waits; and what CloudVolume's decoders say of broken bytes is no news."""
+    """Remove waits between retries, and silence CloudVolume's decoders."""
     monkeypatch.setattr("imageryxr.sources.fetch.client.LONGEST_WAIT", 0.01)
 
 
@@ -53,13 +53,13 @@ def connection_for(fault):
 
 
 def bounded(function):
-    """Run in a thread, so that a hang would be a failure and not the end of the tests."""
+    """Run a function in a thread with a timeout, so that a hang fails the test."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result(timeout=120)
 
 
 def attempt(function):
-    """Return what a function gives, or the error of ours that it raises; let any other pass."""
+    """Return the result of a function, or our error if it raises one."""
     try:
         return bounded(function)
     except ix.ImageryError as error:
@@ -112,7 +112,7 @@ def ids_of(seg):
 
 
 def files_of(array, folder, name):
-    """Export, and return what lies there then."""
+    """Export, and return the contents of all files."""
     (folder / "out").mkdir(exist_ok=True)
     ix.export(
         array, folder / "out" / name, overwrite=True, retries=0, progress=False
@@ -131,7 +131,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def truths(cave_everywhere, tmp_path_factory):
-    """What each verb gives where nothing goes wrong; of roots, as numpy says."""
+    """Return the result of each verb without faults; roots are computed with numpy."""
     cave_everywhere.reset()
     em, seg = opened(cave_everywhere, "")
     np.testing.assert_array_equal(seg.values, cave_everywhere.truth(NOW, PART))
@@ -229,7 +229,7 @@ OPENING = {
 
 
 def stale(cave, connection):
-    """Open an id whose successor must be found."""
+    """Open a stale id, whose successor must be requested."""
     options = {"token": TOKEN, "connection": connection, "stale": "update", "timestamp": utc(MERGE + 1)}
     found = ix.open_segmentation(cave.table, ids=[cave.graph.merged_from[0]], **options)
     assert found.attrs["ids"] == [cave.graph.merged]

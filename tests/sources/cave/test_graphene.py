@@ -1,4 +1,4 @@
-"""CAVE datastacks and graphene segmentations, against a deployment on the loopback and plain numpy."""
+"""CAVE datastacks and graphene segmentations, compared with numpy, on a local CAVE deployment."""
 
 from __future__ import annotations
 
@@ -394,7 +394,7 @@ class TestIds:
         np.testing.assert_array_equal(found.values, np.where(np.isin(truth, cave.graph.split_into), truth, 0))
 
     def drawn(self, cave, when, ids):
-        """By brute force: current ids whole, then old ones, the nearest to the instant first."""
+        """Return the expected labels: current ids on top, then old ones, the nearest in time first."""
         out, now = np.zeros(cave.tissue.supervoxels.shape, np.uint64), cave.truth(when)
         for root in [i for i in ids if (now == i).any()]:
             out[now == root] = root

@@ -1,4 +1,4 @@
-"""The same picture as ImageryClient makes from the same deployment, and the same voxels as the ecosystem's clients."""
+"""Pictures equal those of ImageryClient, and voxels those of CloudVolume, from the same deployment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads, workers, spawned and forked processes, and being stopped."""
+"""Reading in threads, workers, spawned and forked processes, and interrupting it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_one(args):
 
 
 def fork_amid(*locks):
-    """Fork while locks are held; the child never releases them, as it has not the threads that hold them."""
+    """Fork while other threads hold locks, which are never released in the child."""
     for lock in locks:
         lock.acquire()
     child = os.fork()
@@ -69,7 +69,7 @@ def fork_amid(*locks):
 
 
 def ended(child, seconds=60):
-    """The exit code of a forked child, which is killed if it hangs."""
+    """Return the exit code of a forked child; kill it if it hangs."""
     for _ in range(20 * seconds):
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:

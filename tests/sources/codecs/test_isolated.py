@@ -1,4 +1,4 @@
-"""Chunks of the encodings whose decoders trust what they read: cut anywhere, hit anywhere, in threads and processes."""
+"""Encodings whose decoders do not check their input: truncated and corrupted chunks, threads and processes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_lengths_in_compresso_of_every_form_are_accepted(dtype, flags, kind)
 
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
 def test_a_chunk_truncated_at_any_byte_is_damaged(encoding, dtype):
-    """Is told; or, where what was cut off did not matter (the last bytes of fpzip), gives the very voxels."""
+    """A truncated chunk is an error, or, if the missing bytes did not matter (fpzip), decodes to the right voxels."""
     values = voxels(dtype, (9, 6, 5, 1))
     stored = encoded(encoding, values)
     whole = decoded(stored, encoding, values)
@@ -115,7 +115,7 @@ def test_a_chunk_truncated_at_any_byte_is_damaged(encoding, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
 def test_a_corrupted_chunk_does_not_end_the_process(encoding, dtype, monkeypatch):
-    """Bits flipped, bytes exchanged, left out and put in: an error or voxels, and this process lives."""
+    """Bits are flipped, and bytes replaced, removed and inserted."""
     monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 20.0)
     values = voxels(dtype, (9, 6, 5, 1))
     stored = encoded(encoding, values)
@@ -143,7 +143,7 @@ def test_a_corrupted_chunk_does_not_end_the_process(encoding, dtype, monkeypatch
 @pytest.mark.parametrize("order", [0, 1, 2, 5])
 @pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64"])
 def test_crackle_of_every_format_is_decoded(dtype, order, pins):
-    """Every label format and order of the model, of which that of 1 does not fill its last byte."""
+    """Every label format and Markov model order is tested; order 1 does not fill its last byte."""
     crackle = pytest.importorskip("crackle")
     for shape in [(9, 6, 5), (33, 31, 8), (1, 1, 1), (64, 64, 3)]:
         values = voxels("uint8" if dtype == "uint8" else "uint64", (*shape, 1)).astype(dtype)
@@ -154,7 +154,7 @@ def test_crackle_of_every_format_is_decoded(dtype, order, pins):
 
 
 def test_crackle_of_version_0_is_decoded():
-    """It has no checksums; today's encoder does not write it, but what it writes differs in nothing else."""
+    """Version 0 differs from version 1 only in its missing checksums; current encoders write version 1."""
     crackle = pytest.importorskip("crackle")
     values = voxels("uint64")
     slices = SHAPE[2]
@@ -171,7 +171,7 @@ def test_crackle_of_version_0_is_decoded():
 @pytest.mark.parametrize("dtype", ["uint8", "uint64"])
 @pytest.mark.parametrize("pins", [False, True])
 def test_a_flipped_bit_in_crackle_never_returns_other_voxels(dtype, pins):
-    """Its decoder loses what it raises of a slice, and leaves there the voxels of the chunk before."""
+    """The decoder loses exceptions of slices, and leaves voxels of the previous chunk in their place."""
     crackle = pytest.importorskip("crackle")
     values = voxels(dtype, (9, 6, 5, 1))
     stored = bytes(crackle.compress(values[..., 0], allow_pins=pins))
@@ -193,7 +193,7 @@ def test_a_flipped_bit_in_crackle_never_returns_other_voxels(dtype, pins):
 
 @pytest.mark.parametrize("encoding", ["fpzip", "kempressed", "zfpc"])
 def test_a_header_with_another_shape_is_damaged(encoding, monkeypatch):
-    """A decoder would fill all the memory that the header asks for, with nothing."""
+    """A decoder would allocate all the memory that the header requests."""
     monkeypatch.setattr(chunk_decoder, "decode_in_process", lambda *a: pytest.fail("this got as far as the decoder"))
     values = voxels("float32", (9, 6, 5, 1))
     stored = encoded(encoding, values)
@@ -254,7 +254,7 @@ def test_a_killed_decoder_is_replaced():
 
 
 def test_a_decoder_in_an_endless_loop_is_killed(monkeypatch):
-    """Decoding takes longer than none at all; what takes too long is told as damage."""
+    """With a timeout of 0 s every chunk takes too long, which is reported as damage."""
     monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 0.0)
     with pytest.raises(isolated.StreamError, match=r"crashed \(signal 9\)"):
         isolated.decode_in_process(encoded("fpzip", voxels("float32", (128, 128, 64, 1))), "fpzip", 4 << 20)
@@ -355,7 +355,7 @@ def test_damage_is_an_error_that_names_the_layer(tmp_path, encoding, dtype):
 
 @pytest.mark.parametrize("served", [False, True])
 def test_a_decoder_that_cannot_start_is_not_a_damaged_chunk(tmp_path, monkeypatch, served):
-    """As where a limit of processes or open files is reached: the chunk is whole."""
+    """This happens if a limit of processes or open files is reached; the chunk is intact."""
     values = layer(tmp_path, "crackle", "uint64")
     monkeypatch.setattr(isolated, "_POOL", isolated._Pool())
     monkeypatch.setattr(isolated.sys, "executable", str(tmp_path / "nothing"))

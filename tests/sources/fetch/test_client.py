@@ -1,4 +1,4 @@
-"""Asking web servers: what is tried again, what is not, and what a server may do to a client."""
+"""Requests to web servers: retries, redirects, concurrency and cancellation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metadata of OME-Zarr, mutated at random and on purpose: an array, or an error of ours that names the member."""
+"""Fuzz tests of OME-Zarr metadata: each opens, or raises our error that names the member."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def mutated(files: dict[str, dict], rng: random.Random) -> dict[str, dict]:
 
 
 def outcome(place: str) -> str:
-    """Open and read a corner of an image; errors of ours are an outcome, all others a failure."""
+    """Open an image and read a corner; return "array" or the name of our error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,4 +1,4 @@
-"""OME-Zarr as other tools write it, and groups that hold images."""
+"""OME-Zarr written by other tools, and groups of images."""
 
 from __future__ import annotations
 

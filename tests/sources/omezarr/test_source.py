@@ -39,7 +39,7 @@ from tests.support.source_suite import SourceSuite, boxes_of, dead_url, noise, p
 
 
 class Images(SourceSuite):
-    """The suite over a pyramid of two levels whose places differ by half a voxel of the finer one."""
+    """The suite for a pyramid of two levels whose offsets differ by half a fine voxel."""
 
     GRIDS = (
         Grid((19, 35, 37), (4.04, 4.04, 40), (-21, 5.25, 3)),
@@ -346,7 +346,7 @@ def test_levels_of_different_types_keep_their_own(tmp_path):
 
 
 def write_holed(folder: Path, version: str = "0.5", fill: int = 0, **kwargs) -> np.ndarray:
-    """Write 2 × 3 × 3 chunks, of which that at (0, 1, 1) is left out; returns the voxels."""
+    """Write 2 × 3 × 3 chunks without the one at (0, 1, 1); return the voxels."""
     values = noise((16, 48, 48))
     values[:8, 16:32, 16:32] = fill
     multiscale = {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8), (20, 4, 4))]}
@@ -507,7 +507,7 @@ class TestNoImage:
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Try again at once."""
+    """Remove the waits between retries."""
     monkeypatch.setattr(web, "LONGEST_WAIT", 0.0)
 
 
@@ -699,7 +699,7 @@ PAGE = b"<!DOCTYPE html>\n<html><body>Please sign in</body></html>"
 
 
 def write_packed(folder: Path, version: str, codec: str, shards: bool) -> tuple[np.ndarray, Path]:
-    """Write one object, a chunk or a shard, packed by a codec; returns the voxels and the file."""
+    """Write one object, a chunk or a shard, with a codec; return the voxels and the file."""
     import numcodecs
     from zarr import codecs
 

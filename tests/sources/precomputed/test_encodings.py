@@ -1,6 +1,6 @@
 """Every encoding of precomputed layers, with every data type and number of channels that the format allows.
 
-The writers are others' (TensorStore, imagecodecs, Pillow, CloudVolume), and so are the values that are compared with.
+Other libraries (TensorStore, imagecodecs, Pillow, CloudVolume) write the layers and return the expected values.
 The table of the format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.rst.
 """
 

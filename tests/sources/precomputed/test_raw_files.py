@@ -34,7 +34,7 @@ class TestRawIds(Layers):
 
 @pytest.fixture(params=["uint8", "uint16", "uint64", "float32", "3 × uint8"])
 def layer(request, tmp_path):
-    """Give the voxels of a layer, one channel after the other, and its folder."""
+    """Return the voxels of a layer (channel first) and its folder."""
     count, _, dtype = request.param.rpartition(" × ")
     values = np.stack([noise(GRID.shape, dtype, seed) for seed in range(int(count or 1))])
     if dtype == "uint64":
@@ -45,7 +45,7 @@ def layer(request, tmp_path):
 
 @pytest.fixture
 def chunk(layer):
-    """Give the file of the chunk at the low corner."""
+    """Return the file of the chunk at the lower corner."""
     return next(p for p in layer[1].rglob("-21--5_5-21_3-11"))
 
 

@@ -60,7 +60,7 @@ class TestFloat(Layers):
 
 
 class TestOverHttp(Layers):
-    """The same, read over the wire; the server outlives what the other processes need."""
+    """The suite over http; the server must outlive the other processes."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -153,7 +153,7 @@ def test_placeholders_are_levels_without_voxels(tmp_path, capsys):
 
 @pytest.fixture
 def layer(tmp_path):
-    """A layer of 2 × 3 × 3 chunks, uncompressed; returns its folder, grid and voxels."""
+    """Write an uncompressed layer of 2 × 3 × 3 chunks; return its folder, grid and voxels."""
     grid = Grid((16, 48, 48), (8, 8, 40), (-16, 16, 5))
     values = noise(grid.shape)
     write_layer(tmp_path, [values], [grid], compress=False)
@@ -356,7 +356,7 @@ def test_a_codec_that_is_not_installed_is_an_error(tmp_path, monkeypatch, encodi
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Try again at once."""
+    """Remove the waits between retries."""
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.0)
 
 
@@ -471,13 +471,13 @@ KINDS = {
 
 
 def cells(dtype: str) -> np.ndarray:
-    """Voxels (z, y, x) that every encoding takes: patches of a few values."""
+    """Return voxels (z, y, x) that every encoding supports: patches of a few values."""
     small = np.random.default_rng(5).integers(1, 200, (2, 8, 8)).astype(dtype)
     return np.kron(small, np.ones((4, 4, 4), dtype))
 
 
 def write_encoded(folder: Path, encoding: str, sharded: bool) -> list[Path]:
-    """Write `cells` in 4 chunks, each a file, or all in shards; returns the files."""
+    """Write `cells` in 4 chunks, as files or in shards; return the files."""
     kind = "segmentation" if KINDS[encoding] == "uint64" else "image"
     if not sharded:
         write_layer(folder, [cells(KINDS[encoding])], [GRID], kind=kind, encoding=encoding, compress=False)
@@ -546,7 +546,7 @@ def test_a_picture_of_another_size_is_damage(tmp_path, encoding, size):
 
 
 def test_a_picture_of_another_form_with_equal_pixels_is_read(tmp_path):
-    """The format leaves the width and height of a JPEG or PNG free, if their product is that of the chunk."""
+    """The format allows any width and height of a JPEG or PNG whose product is that of the chunk."""
     from PIL import Image
 
     write_encoded(tmp_path, "png", False)
@@ -557,7 +557,7 @@ def test_a_picture_of_another_form_with_equal_pixels_is_read(tmp_path):
 
 
 def test_cloudvolume_passes_every_chunk_through_the_check(tmp_path, monkeypatch):
-    """If this fails, a new CloudVolume decodes in another way: sources/decoding.py must follow, or damage goes by."""
+    """If this fails, a new CloudVolume decodes differently, and `chunk_decoder` must be adapted."""
     from imageryxr.sources.codecs import chunk_decoder
 
     inner, seen = chunk_decoder.decode_chunk, []
@@ -599,7 +599,7 @@ def test_a_single_voxel_has_all_channels(tmp_path):
 
 
 class TestInfoOfLess:
-    """What an ``info`` may leave out, and what it may not."""
+    """Optional and required members of an ``info``."""
 
     def write(self, folder: Path, dtype: str, change=None, **more) -> np.ndarray:
         values = noise((8, 16, 16), dtype)
