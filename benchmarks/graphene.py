@@ -73,7 +73,7 @@ class _Joined(work.Work):
         self.place, self.token = tuple(slice(o, o + self.side) for o in OFFSET), TOKEN
 
     def ours(self) -> Any:
-        chunkedgraph.forget_roots()  # otherwise only the first round would request roots
+        chunkedgraph.clear_roots()  # otherwise only the first round would request roots
         return self.joined.read(0, self.box)
 
 
