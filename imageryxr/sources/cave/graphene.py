@@ -116,7 +116,8 @@ class GrapheneSource:
         found: list[npt.NDArray[np.uint64]] = []
         stored = self.supervoxels.read_inside(mip, box, lambda part: found.append(relabel.distinct_ids(part)))
         labels = np.require(stored, np.uint64, ["C", "W"])
-        ids = relabel.distinct_ids(np.concatenate(found)) if found else np.empty(0, np.uint64)  # all chunks may be missing
+        # `found` is empty if all chunks are missing.
+        ids = relabel.distinct_ids(np.concatenate(found)) if found else np.empty(0, np.uint64)
         if len(ids):
             try:
                 roots = self._roots(ids, self.instant)
