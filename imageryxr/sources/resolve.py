@@ -90,7 +90,7 @@ def resolve_source(
         raise SourceError(f"source={shown} ({type(source).__name__}) is not an address; {advice}")
     if timestamp is not None and not isinstance(found, graphene.GrapheneSource):
         raise OptionError(
-            f"timestamp={timestamp!r}: {found.name} is not a graphene segmentation, so it has no states in time; leave "
+            f"timestamp={timestamp!r}: {found.name} does not change in time, so there is no state to select; leave "
             "timestamp out"
         )
     return _with_layer_type(found, layer_type)

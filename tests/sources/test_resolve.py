@@ -90,7 +90,7 @@ def test_the_address_gives_a_separator_that_the_metadata_lack(tmp_path):
         np.testing.assert_array_equal(image.values, EM)
         np.testing.assert_array_equal(ix.open_image(image.attrs["source"]).values, EM)
     zarray.write_text(json.dumps({**document, "dimension_separator": "/"}))
-    with pytest.raises(SourceError, match=r"says dimension_separator='/'.*leave #dimension_separator=\. out"):
+    with pytest.raises(SourceError, match=r"has dimension_separator='/'.*leave #dimension_separator=\. out"):
         ix.open_image(f"{tmp_path}/x|zarr:#dimension_separator=.")
     write(tmp_path / "y", EM, 3)
     with pytest.raises(SourceError, match="is Zarr v3.*leave #dimension_separator=/ out"):

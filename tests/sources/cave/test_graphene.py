@@ -161,7 +161,7 @@ class TestDatastack:
         tree = self.open(cave, bbox=BOX)
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.tissue.supervoxels[PART])
         for when in ({"timestamp": utc(MERGE)}, {"version": 7}):
-            with pytest.raises(ix.OptionError, match="no states in time"):
+            with pytest.raises(ix.OptionError, match="does not change in time"):
                 self.open(cave, **when)
 
     def test_a_datastack_opens_selected_ids(self, cave):
