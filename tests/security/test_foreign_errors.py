@@ -37,7 +37,7 @@ def test_deeply_nested_json_is_our_error(secrets, stranger, status):
 def test_the_layer_numbers_of_a_graph_are_checked(secrets, stranger, name, value):
     graph_info(stranger, "x", f"precomputed://{stranger.url()}/data")
     stranger.files[f"{TABLE}/info"]["graph"][name] = value
-    with pytest.raises(ix.SourceError, match=f"has the {name} "):
+    with pytest.raises(ix.SourceError, match=f"has {name} "):
         ix.open_segmentation(f"graphene://{stranger.url()}{TABLE}", connection=HASTY)
 
 

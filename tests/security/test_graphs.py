@@ -54,11 +54,11 @@ def test_a_graph_key_in_an_info_sends_no_token(secrets, stranger, tls, spelling,
         graph_info(server, "evil.example", f"precomputed://{server.url('evil.example')}/data")
         source = spelling.format(server.url("evil.example"))
         for way in (ix.open_segmentation, ix.open_image, ix.open_multiscale):
-            with pytest.raises(ix.SourceError, match=r"type graphene://https?://evil.example:\d+/segmentation/table/t"):
+            with pytest.raises(ix.SourceError, match=r"open graphene://https?://evil.example:\d+/segmentation/table/t"):
                 way(source, connection=HASTY)
         tree = ix.open_neuroglancer(link(source), allow_local=True)
         assert list(tree.children) == []
-        assert "type graphene://" in json.loads(tree.attrs["unsupported_layers"])[0]["reason"]
+        assert "open graphene://" in json.loads(tree.attrs["unsupported_layers"])[0]["reason"]
         assert server.requests
         assert not server.secrets
         assert {r.path for r in server.requests} == {f"{TABLE}/info"}

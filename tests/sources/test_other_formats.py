@@ -173,7 +173,7 @@ def test_only_missing_packages_are_named(tmp_path, monkeypatch, module, write):
     path = write(tmp_path, VALUES)
     inner = other_formats.find_spec
     monkeypatch.setattr(other_formats, "find_spec", lambda name: None if name == module else inner(name))
-    assert f"pip install {module}, then type" in other_formats.format_problem(str(path))
+    assert f"pip install {module}, then run" in other_formats.format_problem(str(path))
 
 
 def test_compressed_nrrd_and_nifti_name_their_packages(tmp_path, monkeypatch):
@@ -181,8 +181,8 @@ def test_compressed_nrrd_and_nifti_name_their_packages(tmp_path, monkeypatch):
     head = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 3 2\nencoding: gzip\n\n"
     (tmp_path / "x.nrrd").write_bytes(head + gzip.compress(bytes(24)))
     (tmp_path / "x.nii.gz").write_bytes(gzip.compress(bytes(352)))
-    assert "pip install pynrrd, then type" in other_formats.format_problem(str(tmp_path / "x.nrrd"))
-    assert "pip install nibabel, then type" in other_formats.format_problem(str(tmp_path / "x.nii.gz"))
+    assert "pip install pynrrd, then run" in other_formats.format_problem(str(tmp_path / "x.nrrd"))
+    assert "pip install nibabel, then run" in other_formats.format_problem(str(tmp_path / "x.nii.gz"))
 
 
 @pytest.mark.parametrize("name", ["x.h5", "x.tif", "x.nrrd", "x.mrc", "x.npy", "x.png"])

@@ -555,7 +555,7 @@ class TestHttp:
             server.faults = {"/0/c/0/1/1": status}
             with pytest.raises(error, match=server.url) as caught:
                 source.read(0, BOX)
-            assert (status == 403) == ("(403)" in str(caught.value))
+            assert (status == 403) == ("(HTTP 403)" in str(caught.value))
             assert "Debug source" not in str(caught.value)
 
     @pytest.mark.parametrize(("status", "missing"), [(404, "fill"), (403, "fill"), (404, None)])
