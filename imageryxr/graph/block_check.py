@@ -1,6 +1,6 @@
-"""Blocks of foreign dask arrays, held to what their array says of them.
+"""Check the blocks of input dask arrays against the shape and dtype that their array declares.
 
-Dask hands on whatever a function returns. Put to its place it would be repeated, wrapped or left out, and nobody told.
+Dask does not check what a function returns: without this check numpy would silently broadcast or cast a wrong block.
 """
 
 from __future__ import annotations
@@ -25,97 +25,97 @@ from imageryxr.graph.expr import Array
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What a dask array says of its blocks."""
+    """Name, dtype and leading axes that a dask array declares for its blocks."""
 
     name: str
     type: str
     first: int = 0
-    """How many axes there are before (z, y, x)."""
+    """Number of axes before (z, y, x)."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
+        """Declared dtype."""
         return np.dtype(self.type)
 
 
 @dataclass(frozen=True)
 class BlockPosition:
-    """Where a block lies, or a part of it."""
+    """Position of a block, or of a part of one, in its dask array."""
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
     index: tuple[int, ...] | None = None
-    """Which block it is; None for a part."""
+    """Index of the block; None for a part of a block."""
 
 
-def check_block(values: Any, said: BlockSpec, spot: BlockPosition) -> Array:
-    """Return a block as what it was said to be, which it must be but for a type that holds all of its values.
+def check_block(values: Any, spec: BlockSpec, position: BlockPosition) -> Array:
+    """Return a block with the declared dtype; a narrower dtype is cast if all of its values fit.
 
     Raises
     ------
     LayerError
-        If it is no array, or of another shape, or its values may not fit.
+        If the block is not an array, has another shape, or has a dtype whose values may not fit.
     """
-    if isinstance(values, np.ndarray) and values.shape == spot.shape and values.dtype == said.dtype:
+    if isinstance(values, np.ndarray) and values.shape == position.shape and values.dtype == spec.dtype:
         return values
     shape, dtype = getattr(values, "shape", None), getattr(values, "dtype", None)
     if shape is None or dtype is None:
         given = "None" if values is None else f"a {type(values).__name__}"
-        advice = "end the function that makes it with `return` and a numpy array"
-    elif tuple(shape) != spot.shape:
+        advice = "end the function that makes the block with `return` and a numpy array"
+    elif tuple(shape) != position.shape:
         given = f"of shape {tuple(shape)} and dtype {dtype}"
         advice = (
-            "let the function that makes it return blocks as large as those that it is given, or give map_blocks "
-            "chunks=… as large as those that it returns"
+            "return blocks of the same shape as the input blocks from the function that makes them, or pass map_blocks "
+            "the sizes that it returns as chunks=…"
         )
-    elif not np.can_cast(dtype, said.dtype, "safe"):
+    elif not np.can_cast(dtype, spec.dtype, "safe"):
         given = f"of shape {tuple(shape)} and dtype {dtype}"
         advice = (
-            f"end the function that makes it with .astype('{said.dtype}'), or give map_blocks the dtype=… (and a "
-            f"meta=…) that it returns, '{dtype}'"
+            f"end the function that makes the block with .astype('{spec.dtype}'), or pass map_blocks dtype=… and "
+            f"meta=… of the type that the function returns, '{dtype}'"
         )
     else:
-        return np.asarray(values).astype(said.dtype, copy=False)
+        return np.asarray(values).astype(spec.dtype, copy=False)
     raise LayerError(
-        f"{_describe_block(said, spot)} is {given}, and the array says that it is of shape {spot.shape} and dtype "
-        f"{said.dtype}: {advice}"
+        f"{_describe_block(spec, position)} is {given}, but the array declares shape {position.shape} and dtype "
+        f"{spec.dtype}: {advice}"
     )
 
 
-def _describe_block(said: BlockSpec, spot: BlockPosition) -> str:
-    which = "a part" if spot.index is None else f"block {spot.index}"
-    where = zip(DIMS, spot.start[said.first :], spot.shape[said.first :], strict=False)
+def _describe_block(spec: BlockSpec, position: BlockPosition) -> str:
+    which = "a part" if position.index is None else f"block {position.index}"
+    where = zip(DIMS, position.start[spec.first :], position.shape[spec.first :], strict=False)
     place = ", ".join(f"{d}={a}:{a + n}" for d, a, n in where)
-    return f"{which} of the dask array {key_split(said.name)!r}, at {place},"
+    return f"{which} of the dask array {key_split(spec.name)!r}, at {place},"
 
 
 class OutputArray:
-    """An array that blocks are put into, each once, which dask need not hash."""
+    """Target of `dask.array.store`: an array that checks each block on assignment and has a token of its own."""
 
-    def __init__(self, array: Array, said: BlockSpec, start: Sequence[int]) -> None:
-        self.array, self.said = array, said
+    def __init__(self, array: Array, spec: BlockSpec, start: Sequence[int]) -> None:
+        self.array, self.spec = array, spec
         self.shape, self.dtype = array.shape, array.dtype
         self.start = tuple(start)
-        """Where it lies in the dask array."""
-        self.left = array.size
-        """How many values are not there yet."""
+        """Position of the array in the dask array."""
+        self.missing = array.size
+        """Number of values that no block has filled yet."""
 
     def __setitem__(self, index: Any, values: Any) -> None:
         part = self.array[index]
         start = tuple(a + i.start for a, i in zip(self.start, index, strict=True))
-        part[...] = check_block(values, self.said, BlockPosition(start, part.shape))
-        self.left -= part.size
+        part[...] = check_block(values, self.spec, BlockPosition(start, part.shape))
+        self.missing -= part.size
 
     def __dask_tokenize__(self) -> object:
         return ("imageryxr.into", id(self))
 
     def check(self) -> None:
-        """Raise `LayerError` if values are missing: of blocks that are empty dask does not tell."""
-        if self.left:
-            whole = _describe_block(self.said, BlockPosition(self.start, self.shape))
+        """Raise `LayerError` if values are missing: `dask.array.store` silently skips empty blocks."""
+        if self.missing:
+            whole = _describe_block(self.spec, BlockPosition(self.start, self.shape))
             raise LayerError(
-                f"{whole} lacks {self.left:,} of {self.array.size:,} values, as what its blocks are made from gave "
-                "none for them: look for what reads them, and whether it gives arrays as large as it is asked for"
+                f"{whole} lacks {self.missing:,} of {self.array.size:,} values, because some of its blocks are empty: "
+                "check that the function that reads them returns arrays of the requested size"
             )
 
 
@@ -125,7 +125,7 @@ class OutputArray:
 
 @dataclass(frozen=True)
 class _PositionDep(BlockwiseDep):
-    """Tells each block of a Blockwise layer where it lies."""
+    """Map each block of a Blockwise layer to its position."""
 
     chunks: tuple[tuple[int, ...], ...]
     produces_tasks: bool = False
@@ -148,21 +148,21 @@ class _PositionDep(BlockwiseDep):
         return ("imageryxr._SpotDep", self.chunks)
 
 
-def _check_task(values: Any, spot: BlockPosition, *, said: BlockSpec) -> Array:
-    return check_block(values, said, spot)
+def _check_task(values: Any, position: BlockPosition, *, spec: BlockSpec) -> Array:
+    return check_block(values, spec, position)
 
 
-def add_block_checks(array: da.Array, said: BlockSpec) -> da.Array:
-    """Return a dask array whose blocks are what it says, or are an error that names them.
+def add_block_checks(array: da.Array, spec: BlockSpec) -> da.Array:
+    """Return a dask array that raises an error, which names the block, if a block has a wrong shape or dtype.
 
-    Blocks that are only slices of what can be sliced stay as they are, so that no more is read than is wanted of them.
+    Arrays that dask makes by slicing one object are returned unchanged, so that dask can still fuse further slicing.
     """
     if _is_only_slices(array):
         return array
     name, axes = f"checked-{array.name}", tuple(range(array.ndim))
     layer = blockwise(
         _check_task, name, axes, array.name, axes, _PositionDep(array.chunks), axes,
-        numblocks={array.name: array.numblocks}, said=said,
+        numblocks={array.name: array.numblocks}, spec=spec,
     )  # fmt: skip
     below = array.dask
     graph = HighLevelGraph({**below.layers, name: layer}, {**below.dependencies, name: {array.name}})

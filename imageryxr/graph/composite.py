@@ -1,4 +1,4 @@
-"""Recipes of layers over each other."""
+"""Expressions that composite RGBA layers and combine masks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from imageryxr.graph.expr import Array, Expr
 
 @dataclass(frozen=True)
 class Stacked(Expr):
-    """RGBA layers, the first at the bottom."""
+    """Composite of RGBA layers, the first at the bottom."""
 
     layers: tuple[Expr, ...]
     first_wins: bool = False
-    """Whether a pixel of a lower layer keeps those above away, rather than being covered."""
+    """Whether the lowest layer with any paint decides a pixel, instead of the layers above covering it."""
     tail: tuple[int, ...] = (4,)
 
     @property
@@ -27,7 +27,7 @@ class Stacked(Expr):
 
     @property
     def bounds(self) -> IndexBox:
-        """What the layers cover together."""
+        """The smallest box that contains all layers."""
         whole = self.layers[0].bounds
         for layer in self.layers[1:]:
             whole = whole.hull(layer.bounds)
@@ -39,11 +39,11 @@ class Stacked(Expr):
         return self.layers
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the same box of each."""
+        """Return the same box for each layer."""
         return (box,) * len(self.layers)
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
-        """Return the layers laid over each other."""
+        """Return the composited layers."""
         from imageryxr.kernels import fill
 
         out = arrays[0]
@@ -54,7 +54,7 @@ class Stacked(Expr):
 
 @dataclass(frozen=True)
 class Stencilled(Expr):
-    """An RGBA layer where another one has any paint."""
+    """An RGBA layer, transparent where the layer ``by`` is transparent."""
 
     layer: Expr
     by: Expr
@@ -67,7 +67,7 @@ class Stencilled(Expr):
 
     @property
     def bounds(self) -> IndexBox:
-        """Where the layer is."""
+        """The bounds of the layer."""
         return self.layer.bounds
 
     @property
@@ -76,11 +76,11 @@ class Stencilled(Expr):
         return (self.layer, self.by)
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the same box of both."""
+        """Return the same box for both layers."""
         return (box, box)
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
-        """Return the first where the second is painted."""
+        """Return the first layer where the second has any paint, and transparent pixels elsewhere."""
         return np.where(arrays[1][..., 3:] > 0, arrays[0], np.uint8(0))
 
 
@@ -92,12 +92,12 @@ class AnyOf(Expr):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """A label."""
+        """Masks are labels, 0 and 1, of type uint8."""
         return np.dtype(np.uint8)
 
     @property
     def bounds(self) -> IndexBox:
-        """What the masks cover together."""
+        """The smallest box that contains all masks."""
         whole = self.masks[0].bounds
         for mask in self.masks[1:]:
             whole = whole.hull(mask.bounds)
@@ -109,7 +109,7 @@ class AnyOf(Expr):
         return self.masks
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the same box of each."""
+        """Return the same box for each mask."""
         return (box,) * len(self.masks)
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:

@@ -1,8 +1,8 @@
-"""Dask arrays that imageryxr did not build, and how boxes of them are computed.
+"""Compute boxes of dask arrays that imageryxr did not build.
 
-As dask would: the blocks of a box in one graph, so that they share what is below them, each put to its place as soon as
-it is there, so that few are in memory at a time, and each held to what its array says of it. Blocks that a cluster
-keeps (`persist`) are fetched, or handed in by the cluster itself.
+All blocks of a box are computed in one graph, so that they share their inputs. Each block is checked and copied into
+the result as soon as it is computed, so that few blocks are in memory at a time. Blocks that are persisted on a cluster
+are fetched from it, or passed in by the cluster as futures.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from imageryxr.graph.to_dask import DaskInputs, block_spec
 
 @dataclass(frozen=True)
 class InputBoxes:
-    """Boxes of foreign arrays, to be computed together: a small graph for each region, that travels to a worker."""
+    """Boxes of input dask arrays that are computed together: the small graph that a worker receives for one region."""
 
     leaves: tuple[tuple[DaskLeaf, IndexBox], ...]
     arrays: tuple[da.Array, ...]
-    """One a box."""
+    """One array per box."""
     futures: dict[Any, Any] = field(default_factory=dict)
-    """What a cluster keeps of the graph, by key."""
+    """The futures in the graph, by key: values that a cluster keeps."""
 
     def compute(self, values: Mapping[Any, Array] | None = None) -> Readings:
-        """Compute, in this thread.
+        """Compute the boxes in this thread.
 
         Parameters
         ----------
         values : mapping, optional
-            What the futures stand for, where that is in hand; else it is fetched.
+            The values of the futures, by key. Default: fetch them from the cluster.
         """
         arrays = self.arrays
         if self.futures:
             values = gather_futures(self.futures) if values is None else values
             arrays = tuple(_rebuild_arrays({**arrays[0].dask, **values}, arrays))
         rooms = [_output_array(leaf, box, array.shape) for array, (leaf, box) in zip(arrays, self.leaves, strict=True)]
-        # Block by block to its place: a result in one piece would be in memory twice, beside all blocks.
+        # Copy each block into the result as it is computed: concatenating at the end would need twice the memory.
         into: list[Any] = list(rooms)
         da.store(list(arrays), into, lock=False, scheduler="synchronous")
         found: Readings = {}
@@ -63,7 +63,7 @@ def _output_array(leaf: DaskLeaf, box: IndexBox, shape: tuple[int, ...]) -> Outp
 
 
 def input_boxes(expr: Expr, dask_inputs: DaskInputs, box: IndexBox) -> InputBoxes:
-    """Return what a box needs of foreign arrays."""
+    """Return the boxes of input dask arrays that a box of an expression requires."""
     leaves = [
         (leaf, b) for leaf, boxes in required_boxes(expr, box).items() if isinstance(leaf, DaskLeaf) for b in boxes
     ]
@@ -75,7 +75,7 @@ def input_boxes(expr: Expr, dask_inputs: DaskInputs, box: IndexBox) -> InputBoxe
 
 def _split_futures(arrays: list[da.Array]) -> tuple[list[da.Array], dict[Any, Any]]:
     if not any(is_future(value) for array in arrays for value in _materialized_values(array)):
-        # fused and culled, it is smallest
+        # The optimized graph is the smallest one to send to a worker.
         return list(optimize(*arrays)), {}
     keys = {key for array in arrays for key in _block_keys(array)}
     tasks = dict(_merge_graphs(arrays).cull(keys))
@@ -106,14 +106,14 @@ def _block_keys(array: da.Array) -> Iterator[Any]:
 
 
 def _materialized_values(array: da.Array) -> Iterator[Any]:
-    """Return what the graph of an array holds that is written out: tasks, and values."""
+    """Yield the tasks and values of the materialized layers of an array's graph."""
     for layer in array.dask.layers.values():
         if not isinstance(layer, Blockwise):
             yield from layer.values()
 
 
 def has_independent_blocks(array: da.Array) -> bool:
-    """Tell whether each block is computed by itself, so that few need be in memory at a time."""
+    """Return whether each block is computed independently, so that few blocks need to be in memory at a time."""
     graph = array.dask
     return all(
         isinstance(layer, Blockwise) or not graph.dependencies[name] or name.startswith("getitem-")
@@ -122,34 +122,34 @@ def has_independent_blocks(array: da.Array) -> bool:
 
 
 def has_computed_blocks(array: da.Array) -> bool:
-    """Tell whether all blocks are there already: in memory, or kept by a cluster."""
+    """Return whether all blocks are computed already: in memory, or kept by a cluster."""
     return is_in_memory(array) or is_on_cluster(array)
 
 
 def is_in_memory(array: da.Array) -> bool:
-    """Tell whether all blocks are numpy arrays."""
+    """Return whether all blocks are numpy arrays."""
     layer = array.dask.layers.get(array.name)
     return isinstance(layer, MaterializedLayer) and all(isinstance(value, np.ndarray) for value in layer.values())
 
 
 def is_on_cluster(array: da.Array) -> bool:
-    """Tell whether all blocks are kept by a cluster."""
+    """Return whether all blocks are kept by a cluster."""
     layer = array.dask.layers.get(array.name)
     return isinstance(layer, MaterializedLayer) and all(map(is_future, layer.values()))
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what a cluster keeps
+# blocks that a cluster keeps
 
 
 def is_future(value: Any) -> bool:
-    """Tell whether a value is a `distributed.Future`, without importing distributed."""
+    """Return whether a value is a `distributed.Future`, without importing distributed."""
     kind = type(value)
     return kind.__name__ == "Future" and kind.__module__.startswith("distributed")
 
 
 def gather_futures(futures: Mapping[Any, Any]) -> dict[Any, Array]:
-    """Return what futures stand for, fetched from their cluster."""
+    """Fetch the values of futures from their cluster."""
     keys = list(futures)
     if not keys:
         return {}
@@ -158,6 +158,6 @@ def gather_futures(futures: Mapping[Any, Any]) -> dict[Any, Array]:
 
 
 def count_lost_blocks(dask_inputs: DaskInputs) -> int:
-    """Return how many blocks a cluster was to keep, and does not keep any more."""
+    """Return the number of persisted blocks that their cluster no longer keeps."""
     held = [value for array in dask_inputs.values() for value in _materialized_values(array) if is_future(value)]
     return sum(f.status in ("cancelled", "lost") or f.client.status == "closed" for f in held)

@@ -1,4 +1,4 @@
-"""From recipes to voxels: what a box needs of each leaf, read once, and put together."""
+"""Evaluate expressions: find the boxes to read of each leaf, read each voxel once, and apply the functions."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from imageryxr.sources.fetch.threads import run_in_parallel
 
 Readings = dict[Expr, list[tuple[IndexBox, Array]]]
 
-# How many boxes are read at a time.
+# Number of boxes that are read concurrently.
 _WIDTH = 32
 
 
 def required_boxes(expr: Expr, box: IndexBox) -> dict[Leaf, list[IndexBox]]:
-    """Return what must be read of each leaf to evaluate a box: every voxel once."""
+    """Return the boxes that must be read of each leaf to evaluate a box; they contain every required voxel once."""
     found: dict[Leaf, list[IndexBox]] = {}
     _collect_boxes(expr, box, found)
     return found
 
 
 def core_boxes(expr: Expr, box: IndexBox) -> dict[Leaf, IndexBox]:
-    """Return which box of each leaf lies where a box does, halos left out."""
+    """Return the box of each leaf at the position of a box of the expression, without halos."""
     found = {expr: box} if isinstance(expr, Leaf) else {}
     for child, core in zip(expr.inputs, expr.cores(box), strict=True):
         for leaf, part in core_boxes(child, core).items():
@@ -47,7 +47,7 @@ def _collect_boxes(expr: Expr, box: IndexBox, found: dict[Leaf, list[IndexBox]])
 def _merge_box(boxes: list[IndexBox], box: IndexBox) -> None:
     for i, other in enumerate(boxes):
         hull = other.hull(box)
-        # Two boxes far apart are read as two: their hull would be mostly unwanted.
+        # Boxes that are far apart are read separately: most of their hull would be read for nothing.
         if hull.voxels <= other.voxels + box.voxels:
             boxes[i] = hull
             return
@@ -63,18 +63,18 @@ def read_leaf(leaf: Leaf, box: IndexBox) -> Array:
 
 
 def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None, read: Reader = read_leaf) -> Array:
-    """Return the values of a box; reads each leaf once for what all branches need of it.
+    """Evaluate a box of an expression; read each leaf once, even if several branches require it.
 
     Parameters
     ----------
     expr : Expr
-        What to evaluate.
+        The expression.
     box : IndexBox
         Any box; outside the bounds of ``expr`` values are 0.
     given : dict, optional
-        Values of leaves that are in hand.
+        Values of leaves that the caller has already.
     read : callable, optional
-        Gives a box of a leaf: reads it, unless somebody has.
+        Function that returns a box of a leaf. Default: `read_leaf`.
 
     Returns
     -------
@@ -92,12 +92,12 @@ def _read_boxes(boxes: dict[Leaf, list[IndexBox]], read: Reader) -> Readings:
     stored = [(leaf, box) for leaf, own in boxes.items() if isinstance(leaf, LevelLeaf) for box in own]
     if len(stored) < 2:
         return {leaf: [(b, read(leaf, b)) for b in own] for leaf, own in boxes.items()}
-    # A figure waits for its slowest layer, not for one layer after the other. The threads live as long as the call (a
-    # forked child would find those of a lasting pool dead), and nothing waits for them when somebody stops it.
+    # Layers are read concurrently, so that a figure takes as long as its slowest layer. The threads end with this call:
+    # the threads of a permanent pool would be dead in a forked child, and Ctrl+C must not wait for them.
     found: Readings = {
         leaf: [] if isinstance(leaf, LevelLeaf) else [(b, read(leaf, b)) for b in own] for leaf, own in boxes.items()
     }
-    # Each with the context of the caller, who may be recording holes.
+    # Each thread has the context of the caller, which may record missing chunks.
     jobs = [(leaf, box, copy_context()) for leaf, box in stored]
     done = run_in_parallel(lambda job, stop: job[2].run(read, job[0], job[1]), jobs, min(_WIDTH, len(jobs)))
     for (leaf, box), values in zip(stored, done, strict=True):

@@ -1,12 +1,12 @@
-"""Recipes for voxels: what a lazy array is made of, before any block of it exists.
+"""Expressions: the lazy descriptions of arrays.
 
-An `Expr` says how the voxels of any index box follow from other expressions, down to leaves that read a source. It is
-a small picklable value. A dask block is one call of `evaluation.evaluate` on its box, so an overlay of a regridded
-segmentation is one task a block, however many verbs led to it; a halo is a larger box asked of the source, not a graph
-of neighbours; and what several branches need of one leaf is read once.
+An `Expr` defines how the voxels of any index box are computed from other expressions, down to leaves that read a
+source. It is a small picklable value. A dask block is one call of `evaluate.evaluate` on its box. So an overlay of a
+regridded segmentation has one task per block, however many verbs produced it; a halo is a larger read from the source,
+not a graph of neighbouring blocks; and voxels that several branches need are read once.
 
-Index 0 is the first voxel of the array that an expression stands for, but an expression may be asked for any box: where
-``bounds`` ends, its values are 0. That is how a crop still knows the data beyond its border.
+Index 0 is the first voxel of the array that an expression describes. An expression can be evaluated on any box, also
+one that is outside the array: its values are 0 outside ``bounds`` only. So a crop can use the data beyond its border.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Array = npt.NDArray[Any]
 
 
 class Expr(ABC):
-    """How the voxels of any index box follow from others."""
+    """Definition of the voxels of any index box, in terms of other expressions."""
 
     lead: tuple[int, ...] = ()
     """Sizes of the axes before (z, y, x)."""
     tail: tuple[int, ...] = ()
-    """Sizes of the axes behind (z, y, x)."""
+    """Sizes of the axes after (z, y, x)."""
 
     @property
     @abstractmethod
@@ -43,38 +43,38 @@ class Expr(ABC):
     @property
     @abstractmethod
     def bounds(self) -> IndexBox:
-        """Where there are data; outside, values are 0."""
+        """The box that has data; values outside of it are 0."""
 
     @property
     def inputs(self) -> tuple[Expr, ...]:
-        """The expressions that this one is made of."""
+        """The expressions that this one is computed from."""
         return ()
 
     @abstractmethod
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the box wanted of each input to make a box, which lies within ``bounds``."""
+        """Return the box of each input that is required to compute ``box``, which lies within ``bounds``."""
 
     def pieces(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the parts of a box that are made apart, since what lies between them need not be read."""
+        """Return the parts of a box that are computed separately, so that voxels between them need not be read."""
         return (box,)
 
     def cores(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the box of each input that lies where a box does: `needs` without halos."""
+        """Return the box of each input at the position of ``box``: `needs` without halos."""
         return self.needs(box)
 
     @abstractmethod
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
-        """Return the values of a box within ``bounds``, from the inputs' values of the boxes that `needs` gave."""
+        """Return the values of a box within ``bounds``, given the values of the inputs in the boxes of `needs`."""
 
     @property
     def density(self) -> float:
-        """How many voxels are in hand at once, at the most, for each one that is made."""
+        """Number of voxels in memory per computed voxel, at most."""
         return max([1.0, *(child.density for child in self.inputs)])
 
     def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
-        """Return where storage chunks end between start and stop; None if nothing is stored in chunks.
+        """Return the edges of storage chunks between start and stop; None if nothing is stored in chunks.
 
-        Of several inputs the one with the largest chunks decides: its edges are most often the others' too.
+        With several inputs, these are the edges of the largest chunks, which the other inputs usually share.
         """
         found = [e for e in (child.edges(axis, start, stop) for child in self.inputs) if e is not None]
         return min(found, key=len) if found else None
@@ -87,7 +87,7 @@ class Expr(ABC):
 
 
 class Leaf(Expr):
-    """An expression that reads."""
+    """An expression that reads voxels, instead of computing them from inputs."""
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return nothing: a leaf has no inputs."""
@@ -154,10 +154,10 @@ class ArrayLeaf(Leaf):
 
 @dataclass(frozen=True)
 class DaskLeaf(Leaf):
-    """Blocks of a dask array that imageryxr did not build: the scheduler hands them in."""
+    """A dask array that imageryxr did not build; the scheduler passes its blocks to the tasks."""
 
     name: str
-    """The dask array's name, which stands for its content."""
+    """The name of the dask array, which identifies its content."""
     type: str
     shape: Index3
     splits: tuple[tuple[int, ...], ...]
@@ -176,17 +176,17 @@ class DaskLeaf(Leaf):
         return IndexBox.of_shape(self.shape)
 
     def read(self, box: IndexBox) -> Array:
-        """Refuse: these values are handed in with the task."""
-        raise AssertionError(f"the blocks of {self.name} were not handed in")
+        """Raise `AssertionError`: the blocks must be passed to `evaluate`."""
+        raise AssertionError(f"the blocks of {self.name} were not passed to the task")
 
     def edges(self, axis: int, start: int, stop: int) -> list[int]:
-        """Return the block edges, of blocks without a voxel none of their own."""
+        """Return the distinct block edges; empty blocks add none."""
         return sorted({int(e) for e in np.cumsum(self.splits[axis]) if start < e < stop})
 
 
 @dataclass(frozen=True)
 class SameValues(Expr):
-    """The values of a child as they are; only places differ."""
+    """Base of expressions that keep the values of a child and change only indexes or bounds."""
 
     child: Expr
     lead: tuple[int, ...] = field(init=False)
@@ -217,21 +217,21 @@ class SameValues(Expr):
 
 @dataclass(frozen=True)
 class Shifted(SameValues):
-    """The same values, counted from another voxel: index ``i`` here is ``i + by`` there."""
+    """The child with another origin: index ``i`` here is index ``i + by`` of the child."""
 
     by: Index3
 
     @property
     def bounds(self) -> IndexBox:
-        """The child's bounds, counted from here."""
+        """The child's bounds, in the indexes of this expression."""
         return self.child.bounds.shift(self.by, -1)
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the box as the child counts."""
+        """Return the box in the child's indexes."""
         return (box.shift(self.by),)
 
     def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
-        """Return the child's chunk edges, counted from here."""
+        """Return the child's chunk edges, in the indexes of this expression."""
         by = self.by[axis]
         found = self.child.edges(axis, start + by, stop + by)
         return None if found is None else [e - by for e in found]
@@ -239,7 +239,7 @@ class Shifted(SameValues):
 
 @dataclass(frozen=True)
 class Widened(SameValues):
-    """The same values, with the background around the child counted as data: a box that reaches outside a volume."""
+    """The child with larger bounds, padded with background, as for a box that extends beyond a volume."""
 
     box: IndexBox
 
@@ -251,23 +251,23 @@ class Widened(SameValues):
 
 @dataclass(frozen=True)
 class Clipped(SameValues):
-    """The same values, of which only those in a box are known: an array that is seen from outside of it."""
+    """The child with smaller bounds: values outside of a box are 0."""
 
     box: IndexBox
 
     @property
     def bounds(self) -> IndexBox:
-        """The part of the box where the child has data."""
+        """The part of the box within the child's bounds."""
         return self.child.bounds.clip(self.box)
 
 
 @dataclass(frozen=True)
 class Mapped(Expr):
-    """A function of one child, voxel by voxel, with 0 for 0 outside the bounds."""
+    """A function of one child, voxel by voxel, that maps 0 to 0."""
 
     child: Expr
     function: Callable[[Array], Array]
-    """A picklable function of a block, which may add axes before or behind."""
+    """A picklable function of a block, which may add axes before or after (z, y, x)."""
     type: str
     lead: tuple[int, ...] = ()
     tail: tuple[int, ...] = ()
@@ -298,11 +298,11 @@ class Mapped(Expr):
 
 @dataclass(frozen=True)
 class Resampled(Expr):
-    """A child on another grid."""
+    """The child, resampled onto another grid."""
 
     child: Expr
     maps: tuple[AxisMap, AxisMap, AxisMap]
-    """From the indexes here to those of the child, for z, y and x."""
+    """Maps from the indexes of this grid to those of the child's grid, for z, y and x."""
     method: str
 
     @property
@@ -316,7 +316,7 @@ class Resampled(Expr):
         return self.mapped(self.child.bounds)
 
     def mapped(self, box: IndexBox) -> IndexBox:
-        """Return the voxels whose centre lies within a box of the child's."""
+        """Return the voxels whose centre lies within a box of the child."""
         start = tuple(m.first_voxel_at(e) for m, e in zip(self.maps, box.start, strict=True))
         stop = tuple(m.first_voxel_at(e) for m, e in zip(self.maps, box.stop, strict=True))
         return IndexBox(start, stop)  # type: ignore[arg-type]
@@ -328,11 +328,11 @@ class Resampled(Expr):
 
     @property
     def density(self) -> float:
-        """Shrinking takes all voxels that lie within a new one."""
+        """The number of child voxels per voxel: downsampling reads all voxels within a new one."""
         return max(1.0, self.child.density * float(math.prod(m.scale for m in self.maps)))
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the child's box that the method touches, within its bounds."""
+        """Return the child's box that the method reads, within the child's bounds."""
         reach = [m.source_range(a, b, self.method) for m, a, b in zip(self.maps, box.start, box.stop, strict=True)]
         (z0, z1), (y0, y1), (x0, x1) = reach
         return (IndexBox((z0, y0, x0), (z1, y1, x1)).clip(self.child.bounds),)
@@ -354,7 +354,7 @@ class Resampled(Expr):
         return kernel(arrays[0], (runs[0], runs[1], runs[2]))
 
     def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
-        """Return the child's chunk edges, as they fall here."""
+        """Return the child's chunk edges, in the indexes of this grid."""
         m = self.maps[axis]
         found = self.child.edges(axis, *m.source_range(start, stop, "nearest"))
         if found is None:
@@ -363,21 +363,21 @@ class Resampled(Expr):
 
 
 def is_plain(expr: Expr) -> bool:
-    """Tell whether the values are those of a leaf, with nothing done to them."""
+    """Return whether the values are unchanged values of one leaf."""
     return isinstance(expr, Leaf) or (isinstance(expr, SameValues) and is_plain(expr.child))
 
 
 def replace_leaves(expr: Expr, swap: Callable[[Leaf], Expr]) -> Expr:
-    """Return an expression with others in place of its leaves; of each leaf it asks once, however often it is there."""
+    """Return an expression with each leaf replaced by ``swap(leaf)``, which is called once per distinct leaf."""
     made: dict[Expr, Expr] = {}
 
-    def changed(value: Any) -> Any:
+    def replace_value(value: Any) -> Any:
         return tuple(map(new, value)) if isinstance(value, tuple) else new(value)
 
     def new(expr: Expr) -> Expr:
         if expr not in made:
             children = {
-                name: changed(value)
+                name: replace_value(value)
                 for name, value in vars(expr).items()
                 if isinstance(value, Expr) or (isinstance(value, tuple) and value and isinstance(value[0], Expr))
             }
@@ -388,12 +388,12 @@ def replace_leaves(expr: Expr, swap: Callable[[Leaf], Expr]) -> Expr:
 
 
 def spatial_index(expr: Expr, slices: tuple[slice, slice, slice]) -> tuple[slice, ...]:
-    """Return an index that cuts slices (z, y, x) out of an array with the axes of an expression."""
+    """Return the index of slices (z, y, x) in an array with the axes of an expression."""
     return (slice(None),) * len(expr.lead) + slices
 
 
 def shift_expr(expr: Expr, by: Sequence[int]) -> Expr:
-    """Return an expression counted from another voxel, without piling shift on shift."""
+    """Return an expression whose index 0 is index ``by`` of ``expr``; nested shifts are merged."""
     z, y, x = (int(b) for b in by)
     if isinstance(expr, Shifted):
         z, y, x = z + expr.by[0], y + expr.by[1], x + expr.by[2]
@@ -402,17 +402,17 @@ def shift_expr(expr: Expr, by: Sequence[int]) -> Expr:
 
 
 def view_expr(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
-    """Return the expression of a box of an array that shows the box ``own`` of another.
+    """Return the expression of a box of an array, which occupies the box ``own`` of ``expr``.
 
-    It is counted from the start of ``box``, all of which is in bounds. What lies beyond ``own`` stays known to halos
-    where ``box`` stays within it; where ``box`` reaches out, the array ends.
+    Index 0 is the start of ``box``, and all of ``box`` is in bounds. On the sides where ``box`` is within ``own``,
+    halos can read the data beyond ``own``; on the sides where it extends beyond ``own``, the data end with ``own``.
     """
     moved = shift_expr(clip_to_array(expr, own, box), box.start)
     return widen_to(moved, IndexBox.of_shape(box.shape))
 
 
 def clip_to_array(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
-    """Return an expression that ends where the array ``own`` does, on the sides where ``box`` reaches beyond it."""
+    """Return an expression clipped to the array ``own``, on the sides where ``box`` extends beyond it."""
     bounds = expr.bounds
     start = tuple(o if w < o else min(b, o) for w, o, b in zip(box.start, own.start, bounds.start, strict=True))
     stop = tuple(o if w > o else max(b, o) for w, o, b in zip(box.stop, own.stop, bounds.stop, strict=True))
@@ -421,5 +421,5 @@ def clip_to_array(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
 
 
 def widen_to(expr: Expr, box: IndexBox) -> Expr:
-    """Return an expression with a box in bounds: where it has no data there is background."""
+    """Return an expression whose bounds include a box; values are 0 where ``expr`` has no data."""
     return expr if expr.bounds.contains(box) else Widened(expr, expr.bounds.hull(box))

@@ -1,4 +1,4 @@
-"""Which ids the blocks of a segmentation hold, and how many voxels of each, merged in a tree."""
+"""Find the ids in the blocks of a segmentation and count their voxels, with a tree reduction."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 from imageryxr.graph.expr import Array
 
 IdCounts = tuple[Array, npt.NDArray[np.int64]]
-"""Ids, ascending, and how many voxels each has."""
+"""Ids in ascending order, and the number of voxels of each."""
 
-# How many results are merged at a time.
+# Number of results that one task of the tree merges.
 _FAN = 16
 
 
@@ -38,9 +38,9 @@ def count_ids(data: Array | da.Array) -> IdCounts:
 
 
 def _merge_tree(data: da.Array, one: Callable[[Array], Any], merge: Callable[[list[Any]], Any]) -> Any:
-    """Return what is to be computed: something of each block, merged level by level.
+    """Return the delayed reduction of an array: ``one`` applied to each block, merged level by level.
 
-    The graph grows with the number of blocks, and so does the time that it takes to build it.
+    The graph, and the time to build it, grow with the number of blocks.
     """
     from dask.base import optimize, tokenize
     from dask.core import flatten
@@ -62,7 +62,7 @@ def _merge_tree(data: da.Array, one: Callable[[Array], Any], merge: Callable[[li
 
 
 def _box_value(block: Array, one: Callable[[Array], Any]) -> npt.NDArray[np.object_]:
-    """Return a value as the one element of an array, which is what dask makes arrays of."""
+    """Return ``one(block)`` as the only element of an object array, since `map_blocks` requires arrays."""
     out = np.empty((1,) * block.ndim, object)
     out[(0,) * block.ndim] = one(block)
     return out

@@ -1,4 +1,4 @@
-"""Which indexes of an array below a block shows, through slicing, joining and shuffling."""
+"""Index ranges of an array that remain in a block after slicing, joining and shuffling."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from imageryxr.graph.lazy_indexing import Ranges, as_range
 
 @dataclass(frozen=True)
 class Window:
-    """What a block shows of the array below."""
+    """The part of a base array that a block contains."""
 
     ranges: Ranges
-    """Indexes along each axis of the array below."""
+    """Indexes along each axis of the base array."""
     axes: tuple[int | None, ...]
-    """Which axis of the array below each axis of the block is; None for one of its own."""
+    """The axis of the base array for each axis of the block; None for an axis that was inserted."""
 
 
 class UnknownMoveError(Exception):
-    """A task does more than move voxels, or is not known."""
+    """Raised for a task that changes values, or whose function is not known."""
 
 
-def slice_window(shown: Window, index: Any) -> Window:
-    """Return what is left of a block after indexing."""
-    if not isinstance(index, tuple) or sum(item is not None for item in index) != len(shown.axes):
+def slice_window(window: Window, index: Any) -> Window:
+    """Return the window of a block after indexing."""
+    if not isinstance(index, tuple) or sum(item is not None for item in index) != len(window.axes):
         raise UnknownMoveError
-    ranges, left = list(shown.ranges), iter(shown.axes)
+    ranges, left = list(window.ranges), iter(window.axes)
     axes: list[int | None] = []
     for item in index:
         if item is None:
@@ -65,7 +65,7 @@ def _pick_indexes(own: range, item: Any) -> range:
 
 
 def shuffle_windows(parts: list[Window], order: Any, v: int) -> Window:
-    """Return parts one behind the other along an axis, and their planes in another order."""
+    """Return the window of blocks that are concatenated along axis ``v``, with their planes reordered by ``order``."""
     axis = parts[0].axes[v]
     if axis is None or any(part.axes != parts[0].axes for part in parts):
         raise UnknownMoveError
@@ -78,7 +78,7 @@ def shuffle_windows(parts: list[Window], order: Any, v: int) -> Window:
 
 
 def join_windows(parts: list[Window], counts: tuple[int, ...]) -> Window:
-    """Return what parts show that lie side by side, in C order, so many along each axis."""
+    """Return the window of an array that is assembled from blocks in C order, ``counts`` of them along each axis."""
     axes = parts[0].axes
     if len(axes) != len(counts):
         raise UnknownMoveError
@@ -100,7 +100,7 @@ def join_windows(parts: list[Window], counts: tuple[int, ...]) -> Window:
 
 
 def _chain_ranges(ranges: list[range]) -> range:
-    """Return the range that several make up, one behind the other."""
+    """Return the range that is the concatenation of several ranges."""
     full = [r for r in ranges if len(r)]
     if len(full) < 2:
         return full[0] if full else ranges[0]

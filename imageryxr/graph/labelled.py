@@ -1,4 +1,4 @@
-"""Recipes to labelled arrays and back: where `xarray.DataArray` meets `Expr`."""
+"""Convert labelled arrays to expressions, and expressions to labelled arrays."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from imageryxr.graph.to_dask import Splits, check_query_planning, choose_splits,
 from imageryxr.sources.base import Level, Source, level_attrs
 
 RGBA = ("r", "g", "b", "a")
-# What whoever has values alone is told.
+# Advice for a caller who has only values.
 COORDS_ADVICE = (
-    "give it a place: xarray.DataArray(values, dims=('z', 'y', 'x'), coords=Grid(values.shape, resolution, "
+    "add coordinates: xarray.DataArray(values, dims=('z', 'y', 'x'), coords=Grid(values.shape, resolution, "
     "offset).coords())"
 )
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A labelled array taken apart: what its voxels are, where they lie, and how to label what is made of it."""
+    """The parts of a labelled array: its expression, its grid, and the labels that results inherit."""
 
     expr: Expr
     """Index 0 is the first voxel of the array."""
@@ -45,17 +45,17 @@ class Volume:
     attrs: dict[str, Any]
     name: Any
     in_memory: bool
-    """Whether the array is numpy: then results are, too."""
+    """Whether the array is a numpy array; then results are numpy arrays."""
     dask_inputs: dict[str, da.Array]
-    """Foreign dask arrays that leaves of the expression stand for."""
+    """The dask arrays behind the `DaskLeaf` leaves of the expression, by name."""
     splits: Splits | None
-    """Its dask block sizes along z, y and x: results on the same grid keep them."""
+    """The dask block sizes along z, y and x; results on the same grid keep them."""
     dropped: tuple[str, ...]
-    """Which of z, y and x the caller has dropped."""
+    """The dims among z, y and x that the caller has dropped."""
     extras: tuple[ExtraCoord, ...] = ()
-    """Its coordinates besides z, y and x."""
+    """The coordinates other than z, y and x."""
     below_splits: Splits | None = None
-    """Where ``splits`` are those of a rechunking that cut blocks: the blocks before it, in which it is read."""
+    """If rechunking has cut blocks: the block sizes before it, in which the array is read. Otherwise None."""
 
     @property
     def box(self) -> IndexBox:
@@ -64,19 +64,19 @@ class Volume:
 
 
 def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
-    """Take a labelled array apart; computes nothing.
+    """Return the expression, grid and labels of an array; computes nothing.
 
     Parameters
     ----------
     array : DataArray
         Dims z, y, x in any order; a dim that was dropped to a scalar coordinate counts as one voxel.
     tail : tuple of str
-        Further dims, moved behind, such as ``("rgba",)``.
+        Further dims, which are moved after z, y and x, such as ``("rgba",)``.
 
     Raises
     ------
     LayerError
-        If there are other dims, or it is no DataArray.
+        If there are other dims, or ``array`` is not a DataArray.
     OptionError
         If dask's query planning is on.
     """
@@ -85,7 +85,7 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
     if isinstance(given, xr.Dataset):
         names = list(map(str, given.data_vars))
         raise LayerError(
-            f"a Dataset was given, with the variables {names}, where one array is needed; give one of them, such as "
+            f"a Dataset with the variables {names} was given, but one array is needed; give one variable, such as "
             f"ds[{names[0] if names else 'image'!r}]"
         )
     if not isinstance(array, xr.DataArray):
@@ -101,10 +101,10 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
         if not extra:
             advice = f"it lacks {absent[0]!r}"
         elif extra == ["rgba"]:
-            advice = "it is a picture already: do this with what it was drawn from, and draw then, or take a channel "
-            advice += "with .isel(rgba=0)"
+            advice = "it is an RGBA picture; apply this to the image or segmentation and draw the picture afterwards, "
+            advice += "or select a channel with .isel(rgba=0)"
         elif len(extra) == len(absent):
-            advice = f"if these are the same by other names, give .rename({dict(zip(extra, absent, strict=True))})"
+            advice = f"if only the names differ, use .rename({dict(zip(extra, absent, strict=True))})"
         else:
             advice = f"select along {extra[0]!r} first, e.g. .isel({extra[0]}=0)"
         named = "the array" if array.name is None else f"the array {array.name!r}"
@@ -127,29 +127,29 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
 
 
 def _keeps_blocks_whole(splits: Splits, below: Splits) -> bool:
-    """Tell whether no block of ``below`` lies in two of ``splits``."""
+    """Return whether each block of ``below`` lies within one block of ``splits``."""
     return all({*accumulate(a)} <= {*accumulate(b)} for a, b in zip(splits, below, strict=True))
 
 
 def is_dask(array: xr.DataArray) -> bool:
-    """Tell whether an array is in dask blocks; reads nothing."""
+    """Return whether an array is a dask array; reads nothing."""
     return isinstance(array.variable._data, da.Array)
 
 
 def is_lazy(array: xr.DataArray) -> bool:
-    """Tell whether an array is lazily indexed: neither in memory nor in dask blocks; reads nothing."""
+    """Return whether an array is lazily indexed, and so neither in memory nor a dask array; reads nothing."""
     return isinstance(unwrap(array.variable._data), indexing.ExplicitlyIndexed)
 
 
 @dataclass(frozen=True)
 class _VolumeData:
-    """What the voxels of an array are."""
+    """The expression of the voxels of an array, and its dask inputs."""
 
     expr: Expr
     dask_inputs: dict[str, da.Array] = field(default_factory=dict)
     in_memory: bool = False
     splits: Splits | None = None
-    """Sizes of the blocks below a rechunking, as they fall in the array."""
+    """Sizes of the blocks before rechunking, within the array."""
 
 
 def _volume_data(array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], tail: tuple[str, ...]) -> _VolumeData:
@@ -157,7 +157,7 @@ def _volume_data(array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], t
         expr = None if tail else _lazy_expr(array)
         if expr is not None:
             return _VolumeData(expr)
-        # Dims must be put in order on dask: what is lazily indexed would be read for that.
+        # Transposing a lazily indexed array would read it, so it is converted to a dask array first.
         array = array.chunk(dict(zip(DIMS, (64, 1024, 1024), strict=True)) if not dropped else "auto")
     if is_dask(array):
         if any(math.isnan(c) for sizes in array.data.chunks for c in sizes):
@@ -176,7 +176,7 @@ def _volume_data(array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], t
 
 
 def _lazy_expr(array: xr.DataArray) -> Expr | None:
-    """Return the expression of a lazily indexed array that shows one of ours, in whatever order of dims."""
+    """Return the expression of a lazily indexed array, in any order of dims; None if the array has no expression."""
     shown = expr_view(array.variable._data)
     if shown is None:
         return None
@@ -192,19 +192,19 @@ def _lazy_expr(array: xr.DataArray) -> Expr | None:
 
 
 def lazy_array(expr: Expr, grid: Grid, attrs: Mapping[str, Any], name: str, chunks: Any = None) -> xr.DataArray:
-    """Label an expression: lazily indexed, as `xarray.open_dataset` does it, or in dask blocks where asked for."""
+    """Return the labelled array of an expression: lazily indexed, or a dask array if ``chunks`` is given."""
     if chunks is not None:
         return label_array(to_dask(expr, grid.shape, chunks=chunks, name=name), grid, attrs, name)
     lazy = IndexedExprArray(LazyExprArray(expr, grid.shape))
     cached = indexing.CopyOnWriteArray(indexing.MemoryCachedArray(lazy))  # type: ignore[arg-type]
     array = label_array(cached, grid, attrs, name)
-    # What xarray's chunks={} makes blocks of; without it, one of the whole volume.
+    # xarray's chunks={} uses these sizes; without them it would make one block of the whole volume.
     array.encoding["preferred_chunks"] = dict(zip(DIMS, choose_splits(expr, grid.shape), strict=True))
     return array
 
 
 def level_array(source: Source, level: Level, chunks: Any = None, name: str | None = None) -> xr.DataArray:
-    """Label a level of a source; an array in memory is handed out as it is."""
+    """Return the labelled array of a level of a source; a source in memory is not copied."""
     name = name or source.layer_type
     attrs = level_attrs(source, level)
     held = getattr(source, "array", None)
@@ -224,16 +224,16 @@ def label_array(
 
 @lru_cache(maxsize=64)
 def _coordinates(grid: Grid, tail: str | None) -> xr.Coordinates:
-    # Arrays get copies of them that share the values: making indexes takes longer than the rest of most verbs.
+    # Cached, since building the indexes takes longer than the rest of most verbs; arrays share the values.
     rgba: dict[str, Any] = {"rgba": ("rgba", list(RGBA))} if tail == "rgba" else {}
     return xr.Coordinates({**grid.coords(), **rgba})
 
 
 def attrs_on_grid(attrs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
-    """Return attributes with the place brought up to date.
+    """Return attributes with ``resolution`` and ``voxel_offset`` updated for a grid.
 
-    ``voxel_offset`` is that of the whole level, as the voxels are counted there: a crop keeps it, so that neighbouring
-    crops have equal attrs and xarray combines them. Voxels that are counted otherwise have none.
+    ``voxel_offset`` is that of the whole level. A crop keeps it, so that neighbouring crops have equal attrs and xarray
+    can combine them. It is removed if the voxels of the grid are not voxels of that level.
     """
     kept = {**plain_attrs(attrs), "resolution": grid.resolution}
     if not _has_voxels_of(grid, attrs):
@@ -242,7 +242,7 @@ def attrs_on_grid(attrs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
 
 
 def _has_voxels_of(grid: Grid, attrs: Mapping[str, Any]) -> bool:
-    """Return whether attributes describe the voxels that a grid is a box of."""
+    """Return whether the voxels of a grid are voxels of the level that the attributes describe."""
     try:
         return Grid(grid.shape, attrs["resolution"], attrs["voxel_offset"]).shift_to(grid) is not None
     except (KeyError, TypeError, ImageryError):
@@ -259,7 +259,10 @@ def label_result(
     lead: str | None = None,
     chunks: Any = None,
 ) -> xr.DataArray:
-    """Label what a verb made: numpy if all that went in was, else dask; dims that the caller had dropped stay so."""
+    """Return the labelled result of a verb: numpy if all volumes are in memory, otherwise a dask array.
+
+    Dims that the caller has dropped from all volumes are dropped from the result.
+    """
     expr = widen_to(expr, grid.box)
     if all(v.in_memory for v in volumes):
         data: Any = evaluate(expr, grid.box)
@@ -270,7 +273,7 @@ def label_result(
         expr, dask_inputs = _with_dask_leaves(expr, volumes)
         data = to_dask(expr, grid.shape, dask_inputs=dask_inputs, chunks=chunks if below is None else below, name=name)
         if below is not None:
-            # as the array itself: read in its blocks, which are cut then
+            # The array is read in the blocks before rechunking, which are cut afterwards.
             first = len(expr.lead)
             data = data.rechunk({first + i: sizes for i, sizes in enumerate(chunks)}, method="tasks")
     array = label_array(data, grid, attrs, name, tail=tail, lead=lead)
@@ -280,7 +283,7 @@ def label_result(
 
 
 def _with_dask_leaves(expr: Expr, volumes: Sequence[Volume]) -> tuple[Expr, dict[str, da.Array]]:
-    # A numpy array among lazy ones would travel inside every task: as a dask array each task gets its part.
+    # A numpy array would be copied into every task; as a dask array each task receives its part only.
     dask_inputs = {name: array for v in volumes for name, array in v.dask_inputs.items()}
     if any(v.in_memory for v in volumes):
         expr = replace_leaves(expr, lambda leaf: _as_dask_leaf(leaf, dask_inputs))
@@ -288,7 +291,7 @@ def _with_dask_leaves(expr: Expr, volumes: Sequence[Volume]) -> tuple[Expr, dict
 
 
 def _as_dask_leaf(leaf: Leaf, dask_inputs: dict[str, da.Array]) -> Expr:
-    """Return an array in memory as one in dask blocks, which is added to those that are handed in."""
+    """Return a `DaskLeaf` for an array in memory, and add its dask array to ``dask_inputs``; keep other leaves."""
     if not isinstance(leaf, ArrayLeaf):
         return leaf
     sizes = tuple(min(n, b) for n, b in zip(leaf.bounds.shape, (64, 1024, 1024), strict=True))
@@ -300,24 +303,24 @@ def _as_dask_leaf(leaf: Leaf, dask_inputs: dict[str, da.Array]) -> Expr:
 
 
 def as_dask(array: xr.DataArray) -> xr.DataArray:
-    """Return a lazily indexed array in dask blocks; reads nothing."""
+    """Return a lazily indexed array as a dask array; reads nothing."""
     volume = volume_of(array)
     return label_result(volume.expr, volume.grid, volume, attrs=volume.attrs, name=str(array.name or "volume"))
 
 
 def crop_volume(volume: Volume, box: IndexBox) -> Volume:
-    """Return the volume of a box of indexes, which still knows the data beyond it."""
+    """Return the volume of a box of indexes; its expression still contains the data beyond the box."""
     expr = view_expr(volume.expr, volume.box, box)
     return replace(volume, expr=expr, grid=volume.grid.crop(box), splits=None, below_splits=None)
 
 
 def crop_array(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: bool = False) -> xr.DataArray:
-    """Return the array of a box in space, filled with 0 where that reaches outside of it.
+    """Return the part of an array within a box in space, filled with 0 where the box extends beyond the array.
 
     Raises
     ------
     OutOfVolumeError
-        If the box lies wholly outside and that is not ``outside_ok``.
+        If the box lies wholly outside the array, unless ``outside_ok``.
     """
     grid = grid_of(array)
     box = grid.select(bbox)
@@ -334,14 +337,14 @@ def crop_array(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_o
 
 
 def _keep_dropped_planes(box: IndexBox, grid: Grid, array: xr.DataArray) -> IndexBox:
-    # Along a dim that the caller has dropped there is the one plane, however thick the box is.
+    # A dim that the caller has dropped has one plane, whatever the size of the box.
     ends = [(a, b) if d in array.dims else (0, 1) for d, a, b in zip(DIMS, box.start, box.stop, strict=True)]
     (z0, z1), (y0, y1), (x0, x1) = ends
     return IndexBox((z0, y0, x0), (z1, y1, x1))
 
 
 def _crop_with_isel(array: xr.DataArray, grid: Grid, box: IndexBox) -> xr.DataArray:
-    # Arrays with dims of their own (a mask a segment) are cut as xarray cuts them; nothing lies beyond them.
+    # Arrays with other dims (such as one mask per segment) have no expression, so xarray crops and pads them.
     inside, target = box.clip(grid.box), grid.crop(box)
     part = array.isel({d: s for d, s in zip(DIMS, inside.slices(), strict=True) if d in array.dims})
     missing = zip(DIMS, box.start, inside.start, inside.stop, box.stop, strict=True)
@@ -354,20 +357,20 @@ def _crop_with_isel(array: xr.DataArray, grid: Grid, box: IndexBox) -> xr.DataAr
 
 @dataclass(frozen=True)
 class BoxReader:
-    """Gives the values of any box of an array: what an export asks, region by region."""
+    """Callable that computes any box of an array; exports call it region by region."""
 
     volume: Volume
     tail: tuple[int, ...]
 
     def __call__(self, box: IndexBox) -> Array:
-        """Compute a box, in this thread."""
+        """Compute the values of a box in this thread."""
         if not self.volume.dask_inputs:
             return evaluate(self.volume.expr, box)
         return evaluate(self.volume.expr, box, input_boxes(self.volume.expr, self.volume.dask_inputs, box).compute())
 
 
 def box_reader(array: xr.DataArray) -> BoxReader:
-    """Return the reader of an array (z, y, x) or (z, y, x, rgba): what is a part of an expression is read as that."""
+    """Return the reader of an array (z, y, x) or (z, y, x, rgba), which reads through the array's expression."""
     tail = ("rgba",) if "rgba" in array.dims else ()
     volume = volume_of(array, tail=tail)
     if volume.dask_inputs:

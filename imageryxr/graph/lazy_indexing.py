@@ -1,4 +1,4 @@
-"""Expressions as xarray's lazily indexed arrays, and the expression that such an array still is after indexing."""
+"""Wrap expressions as xarray's lazily indexed arrays, and recover the expression of such an array after indexing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Ranges = tuple[range, ...]
 
 
 class LazyExprArray(BackendArray):
-    """An expression as xarray's lazily indexed arrays want it: read when, and as far as, it is indexed."""
+    """Backend array of an expression, which reads only what is indexed, and only when it is indexed."""
 
     def __init__(self, expr: Expr, shape: Index3) -> None:
         self.expr = expr
@@ -29,7 +29,7 @@ class LazyExprArray(BackendArray):
         self.dtype = expr.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Array:
-        """Read what a key selects, from the storage chunks that hold it."""
+        """Read the selected values, from the storage chunks that contain them and no others."""
         if isinstance(key, indexing.VectorizedIndexer):
             places = _broadcast_key(key.tuple, self.shape)
             shape = np.broadcast_shapes(*(p.shape for p in places))
@@ -83,7 +83,7 @@ def _axis_indexes(item: Any, size: int) -> Indexes:
 
 
 def _broadcast_key(key: tuple[Any, ...], shape: Index3) -> list[Indexes]:
-    """Return a vectorised key as arrays that broadcast; the dims of its slices come behind those of its arrays."""
+    """Return a vectorized key as arrays that broadcast, with the dims of its slices after those of its arrays."""
     slices = [axis for axis, item in enumerate(key) if isinstance(item, slice)]
     before = max((np.ndim(item) for item in key if not isinstance(item, slice)), default=0)
     found = []
@@ -99,7 +99,10 @@ def _broadcast_key(key: tuple[Any, ...], shape: Index3) -> list[Indexes]:
 
 
 def _drop_constant_dims(places: Indexes) -> Indexes:
-    """Return indexes that vary along one dim only with that dim alone; xarray broadcasts those of a turned array."""
+    """Return indexes with length 1 along constant dims, if they vary along at most one dim.
+
+    xarray broadcasts the keys of a transposed array to its full shape.
+    """
     if places.ndim < 2 or not places.size:
         return places
     first = [places[tuple(slice(None) if d == dim else 0 for d in range(places.ndim))] for dim in range(places.ndim)]
@@ -111,7 +114,7 @@ def _drop_constant_dims(places: Indexes) -> Indexes:
 
 
 def as_range(places: Indexes) -> range | None:
-    """Return the range of indexes in equal steps; None if they are not."""
+    """Return the range of indexes that have equal steps, or None."""
     if not len(places):
         return range(0)
     first = int(places[0])
@@ -122,22 +125,22 @@ def as_range(places: Indexes) -> range | None:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# back to the expression
+# recovering the expression
 
 
 @dataclass(frozen=True)
 class ExprView:
-    """What an array shows of an expression."""
+    """The part of an expression that an array contains."""
 
     expr: Expr
     ranges: Ranges
     """Indexes of the expression, along each of its axes."""
     axes: tuple[int | None, ...]
-    """Which axis of the expression each axis of the array is; None for one of its own. Others show one index."""
+    """The axis of the expression for each axis of the array; None for an inserted axis. Missing axes have one index."""
 
 
 def unwrap(data: Any) -> Any:
-    """Return what xarray wraps: backends' arrays in caches, which hold numpy once something was loaded."""
+    """Return the array within xarray's wrappers, such as caches, which contain a numpy array once it is loaded."""
     wrappers = (
         indexing.CopyOnWriteArray,
         indexing.MemoryCachedArray,
@@ -150,9 +153,9 @@ def unwrap(data: Any) -> Any:
 
 
 def expr_view(data: Any) -> ExprView | None:
-    """Return what a lazily indexed array shows of an expression of ours; None for any other array.
+    """Return the part of an expression that a lazily indexed array contains; None for any other array.
 
-    The ranges of indexes may be of any step, negative ones too.
+    Ranges may have any step, including negative ones.
     """
     data = unwrap(data)
     inner = getattr(data, "array", None)
@@ -171,7 +174,7 @@ def expr_view(data: Any) -> ExprView | None:
 
 
 def _vectorized_view(inner: LazyExprArray, key: tuple[Any, ...]) -> ExprView | None:
-    # A transposed array has keys that broadcast to its shape, each of them varying along one of its dims.
+    # The keys of a transposed array broadcast to its shape, and each of them varies along one dim.
     arrays = [_drop_constant_dims(places) for places in _broadcast_key(key, inner.shape)]
     ndim = max(a.ndim for a in arrays)
     axes: list[int | None] = [None] * ndim
@@ -188,7 +191,7 @@ def _vectorized_view(inner: LazyExprArray, key: tuple[Any, ...]) -> ExprView | N
 
 
 def expr_at_ranges(expr: Expr, ranges: Ranges) -> Expr | None:
-    """Return the expression (z, y, x) of indexes of one, which covers what lies beyond; None if they descend."""
+    """Return the expression of index ranges (z, y, x) of another, with the data beyond them; None if one descends."""
     if any(r.step < 1 or not len(r) for r in ranges):
         return None
     start: Index3 = tuple(r.start for r in ranges)  # type: ignore[assignment]
@@ -204,7 +207,7 @@ def expr_at_ranges(expr: Expr, ranges: Ranges) -> Expr | None:
 
 @normalize_token.register(xr.Variable)  # type: ignore[untyped-decorator]
 def _variable_token(variable: xr.Variable) -> object:
-    """Return the token of a variable, which xarray makes of its voxels, and of ours without reading them."""
+    """Return the token of a variable; xarray's own would read all voxels of a lazy array."""
     data = variable._data
     inner = getattr(unwrap(data), "array", None)
     if isinstance(inner, LazyExprArray):

@@ -1,4 +1,4 @@
-"""Recipes for planes at any angle: which voxels their pixels are made of, read chunk by chunk."""
+"""Expressions of planes at any angle, which read the voxels of their pixels chunk by chunk."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf
 Vector = tuple[float, float, float]
 Indexes = npt.NDArray[np.int64]
 
-# Places closer than this to an edge between two voxels lie on it, and the upper voxel has it, as everywhere here.
+# Positions closer than this (in voxels) to the edge between two voxels are on the edge and belong to the upper voxel.
 _SNAP = 1e-6
-# Weights are multiples of this, so that a pixel in the middle of a voxel is that voxel, to the bit.
+# Weights are multiples of this, so that a pixel at the centre of a voxel has exactly the value of that voxel.
 _WEIGHT = 2.0**-20
 
 TILE_PIXELS = 1 << 18
@@ -26,22 +26,22 @@ TILE_PIXELS = 1 << 18
 
 @dataclass(frozen=True)
 class Cut:
-    """An affine map from the pixels of a plane to voxels: ``place = base + origin + steps @ (z, y, x)``.
+    """An affine map from the pixels of a plane to voxels: ``position = base + origin + steps @ (z, y, x)``.
 
-    The whole part of the place is kept as integers: a float64 place beyond 2**31 voxels has too few digits left for the
+    The integer part of the position is stored separately: beyond 2**31 voxels a float64 position is too coarse for the
     weights of linear interpolation.
     """
 
     base: Index3
-    """Voxel (z, y, x) that the other places are counted from."""
+    """Voxel (z, y, x) that other positions are relative to."""
     origin: Vector
-    """Place of the centre of pixel (0, 0, 0) in voxels (z, y, x) from the lower edge of ``base``."""
+    """Position of the centre of pixel (0, 0, 0), in voxels (z, y, x) from the lower edge of ``base``."""
     steps: tuple[Vector, Vector, Vector]
-    """How the place moves with each pixel along z, y and x."""
+    """Change of the position per pixel along z, y and x."""
     method: str
 
     def places(self, box: IndexBox) -> npt.NDArray[np.float64]:
-        """Return the places of the pixels of a box, counted from ``base``: shape (3, z, y, x)."""
+        """Return the positions of the pixels of a box, relative to ``base``: shape (3, z, y, x)."""
         axes = [np.arange(a, b, dtype=np.float64) for a, b in zip(box.start, box.stop, strict=True)]
         z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
         rows = []
@@ -51,7 +51,7 @@ class Cut:
         return np.stack(np.broadcast_arrays(*rows))
 
     def reach(self, box: IndexBox) -> IndexBox:
-        """Return the box of voxels around all that the pixels of a box are made of."""
+        """Return the smallest box that contains all voxels that the pixels of a box are computed from."""
         corners = np.array(list(product(*zip(box.start, (s - 1 for s in box.stop), strict=True))), dtype=np.float64)
         places = np.array(self.origin) + corners @ np.array(self.steps)
         around = 1 if self.method == "linear" else 0
@@ -60,20 +60,20 @@ class Cut:
         return IndexBox(_index3(low), _index3(high)).shift(self.base)
 
     def sample(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
-        """Return the values of a box of pixels, tile by tile: eight places a pixel would fill the memory.
+        """Return the values of a box of pixels, computed tile by tile to limit memory (8 voxels per pixel).
 
         Parameters
         ----------
         box : IndexBox
-            Of the plane.
+            Pixels of the plane.
         bounds : IndexBox
-            Where there are voxels; pixels whose place lies outside are 0.
+            Voxels that exist; pixels whose position is outside are 0.
         dtype : dtype
-            Of the result.
+            Type of the result.
         read : callable
-            Gives the voxels of an index box.
+            Function that returns the voxels of an index box.
         edges : callable
-            Gives, of an axis and a range, where chunks end; or None.
+            Function of an axis, a start and a stop that returns the chunk edges between them, or None.
         """
 
         def read_local(part: IndexBox) -> Array:
@@ -107,7 +107,7 @@ class Cut:
 
 
 def _tiles(box: IndexBox) -> list[IndexBox]:
-    """Cut a box into parts of `TILE_PIXELS`: parallel planes together, as they cross the same chunks."""
+    """Cut a box into tiles of about `TILE_PIXELS`; up to 8 planes share a tile, since they cross the same chunks."""
     depth = min(8, box.shape[0])
     side = int((TILE_PIXELS // depth) ** 0.5)
     starts = [range(a, b, step) for a, b, step in zip(box.start, box.stop, (depth, side, side), strict=True)]
@@ -136,15 +136,15 @@ def _interpolate(
 def _weighted_sum(values: Array, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     total = np.zeros(values.shape[1], np.float64)
     for found, share in zip(values, shares, strict=True):
-        # A voxel of no weight must not count even where it is no number.
+        # A voxel with weight 0 must not contribute, even if it is NaN.
         total += np.where(share > 0, share * found, 0)
     return total
 
 
 def _integer_mean(values: Array, shares: npt.NDArray[np.float64]) -> Array:
-    """Return weighted means of integers (8, n), rounded half up, within the range of the values that have weight.
+    """Return weighted means of integers (8, n), rounded half up, within the range of the values with weight > 0.
 
-    Only differences from the smallest value become floats, so that 64-bit values stay exact where they agree.
+    Only differences from the smallest value are converted to float, so that the mean of equal 64-bit values is exact.
     """
     dtype = values.dtype
     used = shares > 0
@@ -158,7 +158,7 @@ def _integer_mean(values: Array, shares: npt.NDArray[np.float64]) -> Array:
 
 
 def _read_voxels(voxels: Indexes, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
-    """Return the values of voxels (3, n): of each storage chunk the box around those in it is read, once."""
+    """Return the values of voxels (3, n); for each storage chunk, read the bounding box of its voxels once."""
     chunk = np.zeros(voxels.shape[1], np.int64)
     for axis in range(3):
         low, high = int(voxels[axis].min()), int(voxels[axis].max()) + 1
@@ -183,7 +183,7 @@ def _index3(values: Any) -> Index3:
 
 @dataclass(frozen=True)
 class PlaneSlice(Expr):
-    """A plane, or a stack of parallel ones, through an expression whose voxels are handed in."""
+    """A plane, or a stack of parallel planes, through an expression with dask inputs."""
 
     child: Expr
     cut: Cut
@@ -205,7 +205,7 @@ class PlaneSlice(Expr):
         return (self.child,)
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the box around all voxels of the pixels."""
+        """Return the smallest box that contains all voxels of the pixels."""
         return (self.cut.reach(box).clip(self.child.bounds),)
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
@@ -216,13 +216,13 @@ class PlaneSlice(Expr):
         )
 
     def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
-        """Return nothing: chunks lie across a plane."""
+        """Return None: storage chunks are not aligned with an oblique plane."""
         return None
 
 
 @dataclass(frozen=True)
 class _HiddenExpr:
-    """An expression out of sight of those who look for inputs."""
+    """Wrapper that keeps an expression from being found as an input."""
 
     expr: Expr
 
@@ -232,7 +232,7 @@ class _HiddenExpr:
 
 @dataclass(frozen=True)
 class PlaneLeaf(Leaf):
-    """A plane that reads for itself, of each storage chunk what it crosses."""
+    """A plane through an expression without dask inputs; it reads only the voxels near the plane in each chunk."""
 
     held: _HiddenExpr
     cut: Cut
@@ -240,7 +240,7 @@ class PlaneLeaf(Leaf):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of what is cut."""
+        """Type of the expression that the plane cuts."""
         return self.held.expr.dtype
 
     @property
@@ -255,7 +255,7 @@ class PlaneLeaf(Leaf):
 
 
 def plane_expr(expr: Expr, cut: Cut, shape: Index3) -> Expr:
-    """Return the expression of a plane through another."""
+    """Return the expression of a plane through another expression."""
     if _has_dask_leaf(expr):
         return PlaneSlice(expr, cut, shape)
     return PlaneLeaf(_HiddenExpr(expr), cut, shape)

@@ -1,7 +1,8 @@
 """Recover the expression behind a dask array that xarray or dask only sliced, transposed or rechunked.
 
-Their indexing and rechunking put tasks on an array that only move voxels. Followed task by task these give the indexes
-of the array below that this one shows, exactly, or nothing is recovered.
+Indexing and rechunking add tasks that only move voxels. This module follows these tasks and computes the exact index
+ranges of the base array that each block contains. A task that is not known to move voxels ends the search without a
+result.
 """
 
 from __future__ import annotations
@@ -32,43 +33,44 @@ from imageryxr.graph.to_dask import BoxDep, DaskInputLayer, DaskInputs, Splits, 
 
 @dataclass(frozen=True)
 class RecoveredArray:
-    """The expression (z, y, x) of a dask array, and the foreign arrays in it."""
+    """The expression (z, y, x) of a dask array, and its dask inputs."""
 
     expr: Expr
     dask_inputs: dict[str, da.Array]
     splits: Splits
-    """Sizes of the blocks (z, y, x) below, as they fall in the array."""
+    """Sizes of the base's blocks (z, y, x), within the array."""
     foreign: bool
-    """Whether the expression is nothing but foreign blocks, all of which the array shows."""
+    """Whether the expression is one `DaskLeaf`, and the array contains all of it."""
 
 
 def recover_expr(
     array: da.Array, dims: Sequence[str], tail: Sequence[str] = (), *, deep: bool = False
 ) -> RecoveredArray | None:
-    """Return the expression of a dask array that is a part of one in steps of any size; None if it is none.
+    """Return the expression of a dask array that is a part, in steps of any size, of an expression's array, or None.
 
-    The expression covers what lies beyond the part.
+    The recovered expression contains the data beyond the part.
 
     Parameters
     ----------
     array : dask Array
-        Of any order of axes; z, y or x may have been dropped.
+        Array with its axes in any order; z, y or x may have been dropped.
     dims : sequence of str
         Names of the axes.
     tail : sequence of str
-        Names of those behind (z, y, x).
+        Names of the axes after (z, y, x).
     deep : bool
-        Whether to look below a rechunking of foreign blocks, too: those are costly, not what it makes of them.
+        Whether to recover the blocks before a rechunking of other dask arrays, too. Computing those blocks is
+        expensive; rechunking them is not.
     """
     key = (id(array.dask), array.name, tuple(dims), tuple(tail), deep)
     known = _CACHE.get(key)
     if known is not None and known[0]() is array.dask:
         return known[1]
     try:
-        found: RecoveredArray | None = _GraphWalk(_without_p2p(array), deep).cut(dims, tail)
+        found: RecoveredArray | None = _GraphWalk(_without_p2p(array), deep).recover(dims, tail)
     except UnknownMoveError:
         found = None
-    # An entry goes with the graph that it is about, and so do the blocks that it refers to.
+    # The entry, and the blocks that it refers to, are removed together with the graph.
     _CACHE[key] = weakref.ref(array.dask, lambda _: _CACHE.pop(key, None)), found
     return found
 
@@ -77,16 +79,16 @@ _CACHE: dict[Any, tuple[weakref.ref[HighLevelGraph], RecoveredArray | None]] = {
 
 
 def recover_inputs(expr: Expr, dask_inputs: DaskInputs) -> tuple[Expr, dict[str, da.Array]]:
-    """Return an expression in which foreign arrays that are only parts of another are that one, however far below.
+    """Return an expression with each dask input that is a part of another array replaced by the recovered expression.
 
-    Voxels and bounds stay as they were: an array ends where it ends, whatever its expression covers beyond.
+    The voxels and the bounds do not change: the data beyond the end of an input array are clipped.
 
     Parameters
     ----------
     expr : Expr
-        Whose `DaskLeaf` leaves stand for dask arrays.
+        An expression with `DaskLeaf` leaves.
     dask_inputs : mapping
-        These arrays, by name.
+        The dask arrays of these leaves, by name.
     """
     kept: dict[str, da.Array] = {}
 
@@ -107,7 +109,10 @@ def recover_inputs(expr: Expr, dask_inputs: DaskInputs) -> tuple[Expr, dict[str,
 
 
 def _without_p2p(array: da.Array) -> da.Array:
-    """Return an array whose blocks no cluster shuffles: a region needs few of them, wherever it is computed."""
+    """Return an array with its P2P rechunks replaced by tasks.
+
+    P2P rechunking moves all blocks through the cluster, but a region needs only a few of them.
+    """
     layers, dependencies = dict(array.dask.layers), dict(array.dask.dependencies)
     for name, layer in array.dask.layers.items():
         if type(layer).__name__ != "P2PRechunkLayer" or not layer.keepmap.all():
@@ -125,23 +130,24 @@ def _without_p2p(array: da.Array) -> da.Array:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what lies below tasks that only move voxels
+# following tasks that only move voxels
 
 
 @dataclass(frozen=True)
 class _Base:
-    """The layer with an expression that others stand on."""
+    """The layer with an expression that the layers above slice, transpose or rechunk."""
 
     expr: Expr
     dask_inputs: dict[str, da.Array]
     starts: Splits
-    """Where blocks begin and, at the end, where the last one ends, along each axis of the layer's array."""
+    """Starts of the blocks, followed by the end of the last block, along each axis of the layer's array."""
     ranges: Ranges
-    """What the layer's array shows of the expression."""
+    """Indexes of the expression that the layer's array contains."""
     axes: tuple[int | None, ...]
     foreign: bool = False
 
-    def shown(self, index: Sequence[int]) -> Window:
+    def window(self, index: Sequence[int]) -> Window:
+        """Return the window of a block."""
         ranges = list(self.ranges)
         for pieces, i, axis in zip(self._pieces, index, self.axes, strict=True):
             if axis is not None:
@@ -155,7 +161,7 @@ class _Base:
 
 
 class _GraphWalk:
-    """Follows the tasks of a graph down to the layer with an expression, of which there must be one."""
+    """Search of a graph, task by task, for the only layer with an expression below an array."""
 
     def __init__(self, array: da.Array, deep: bool) -> None:
         self.array, self.deep = array, deep
@@ -165,7 +171,7 @@ class _GraphWalk:
         self._base: tuple[str, _Base] | None = None
         self._others: set[str] = set()
 
-    def _expression(self, name: str) -> _Base | None:
+    def _base_at(self, name: str) -> _Base | None:
         if self._base is not None and self._base[0] == name:
             return self._base[1]
         if name in self._others:
@@ -175,41 +181,41 @@ class _GraphWalk:
             self._others.add(name)
             return None
         if self._base is not None:
-            raise UnknownMoveError  # several arrays put together
+            raise UnknownMoveError  # The array combines several arrays.
         self._base = (name, found)
         return found
 
-    def shown(self, key: Any, layer: Mapping[Any, Any] | None = None) -> Window:
-        """Return what a key's value shows of the base."""
+    def window(self, key: Any, layer: Mapping[Any, Any] | None = None) -> Window:
+        """Return the part of the base that the value of a key contains."""
         if key in self.seen:
             return self.seen[key]
         if not isinstance(key, tuple):
             raise UnknownMoveError
-        base = self._expression(key[0])
+        base = self._base_at(key[0])
         if base is not None:
-            return base.shown(key[1:])
+            return base.window(key[1:])
         above = None
         if layer is None or key not in layer:
             above, layer = layer, self.layers.get(key[0])
         try:
             if isinstance(layer, Blockwise):
-                found = self._transposed(key, layer)
+                found = self._transposed_window(key, layer)
             elif layer is None or key not in layer:
                 raise UnknownMoveError
             else:
-                found = self._moved(layer[key], layer)
+                found = self._moved_window(layer[key], layer)
         except UnknownMoveError:
             if above is None or not self.deep:
                 raise
-            self._base = (key[0], self._rechunked(key[0], above))
+            self._base = (key[0], self._rechunked_base(key[0], above))
             return self._base[1].shown(key[1:])
         self.seen[key] = found
         return found
 
-    def _rechunked(self, name: str, above: Mapping[Any, Any]) -> _Base:
-        """Return the blocks of a foreign array below a rechunking: what is costly are these, not what it makes of them.
+    def _rechunked_base(self, name: str, above: Mapping[Any, Any]) -> _Base:
+        """Return the blocks before a rechunking of another dask array.
 
-        Their sizes follow from the pieces that it cuts them into.
+        Their sizes follow from the pieces that the rechunking cuts them into.
         """
         known = self._base is None and name in self.layers
         if not known or not all(str(key[0]).startswith("rechunk-") for key in above):
@@ -221,7 +227,7 @@ class _GraphWalk:
             key = _referenced_key(task.args[0])
             for size, i, piece in zip(sizes, key[1:] if key[0] == name else (), task.args[1], strict=False):
                 size[i] = max(size.get(i, 0), int(piece.stop))
-        # of a block without a voxel there is no piece
+        # An empty block has no piece.
         indexes = [key[1:] for key in self.layers[name].get_output_keys() if isinstance(key, tuple) and key[0] == name]
         counts = [max(along) + 1 for along in zip(*indexes, strict=True)]
         splits = tuple(tuple(size.get(i, 0) for i in range(n)) for size, n in zip(sizes, counts, strict=False))
@@ -229,7 +235,7 @@ class _GraphWalk:
             raise UnknownMoveError
         return _foreign_base(self.graph, name, splits, self.array.dtype)
 
-    def _transposed(self, key: Any, layer: Blockwise) -> Window:
+    def _transposed_window(self, key: Any, layer: Blockwise) -> Window:
         task = layer.task
         if getattr(task, "func", None) is not np.transpose or len(layer.indices) != 1:
             raise UnknownMoveError
@@ -238,37 +244,37 @@ class _GraphWalk:
         if order is None or not isinstance(below, str) or letters is None or layer.new_axes:
             raise UnknownMoveError
         index = tuple(key[1:][out.index(letter)] for letter in letters)
-        inner = self.shown((below, *index))
+        inner = self.window((below, *index))
         return Window(inner.ranges, tuple(inner.axes[a] for a in order))
 
-    def _moved(self, task: Any, layer: Mapping[Any, Any]) -> Window:
-        target = getattr(task, "target", None)  # of an alias
+    def _moved_window(self, task: Any, layer: Mapping[Any, Any]) -> Window:
+        target = getattr(task, "target", None)  # Only an alias has a target.
         if target is not None:
-            return self.shown(target, layer)
+            return self.window(target, layer)
         function, arguments = getattr(task, "func", None), list(getattr(task, "args", ()))
         if function is getitem and len(arguments) == 2:
-            return slice_window(self.shown(_referenced_key(arguments[0]), layer), arguments[1])
+            return slice_window(self.window(_referenced_key(arguments[0]), layer), arguments[1])
         if function is _getitem and len(arguments) == 2:
-            return slice_window(self.shown(_referenced_key(arguments[0]), layer), _layer_value(layer, arguments[1])[1])
+            return slice_window(self.window(_referenced_key(arguments[0]), layer), _layer_value(layer, arguments[1])[1])
         if function is concatenate_arrays and len(arguments) == 3:
-            parts = [self.shown(_referenced_key(part), layer) for part in _sequence_items(arguments[0])]
+            parts = [self.window(_referenced_key(part), layer) for part in _sequence_items(arguments[0])]
             return shuffle_windows(parts, np.argsort(_layer_value(layer, arguments[1])[1]), int(arguments[2]))
         if function is concatenate_shaped and len(arguments) == 2:
-            parts = [self.shown(_referenced_key(part), layer) for part in _sequence_items(arguments[0])]
+            parts = [self.window(_referenced_key(part), layer) for part in _sequence_items(arguments[0])]
             return join_windows(parts, tuple(int(n) for n in _sequence_items(arguments[1])))
         raise UnknownMoveError
 
-    def cut(self, dims: Sequence[str], tail: Sequence[str]) -> RecoveredArray:
-        """Return the expression of the array, which stands on the base."""
+    def recover(self, dims: Sequence[str], tail: Sequence[str]) -> RecoveredArray:
+        """Return the expression of the array, in terms of the base."""
         array = self.array
-        self.shown((array.name, *(0 for _ in array.shape)))
+        self.window((array.name, *(0 for _ in array.shape)))
         assert self._base is not None
         name, base = self._base
         if name == array.name:
             whole = Window(base.ranges, base.axes)
         else:
             counts = array.numblocks
-            whole = join_windows([self.shown((array.name, *i)) for i in product(*map(range, counts))], counts)
+            whole = join_windows([self.window((array.name, *i)) for i in product(*map(range, counts))], counts)
         lengths = tuple(_axis_length(whole, v) for v in range(array.ndim))
         if lengths != array.shape or base.expr.dtype != array.dtype or len(base.expr.tail) != len(tail):
             raise UnknownMoveError
@@ -281,24 +287,24 @@ class _GraphWalk:
         return RecoveredArray(expr, base.dask_inputs, _visible_splits(base, whole), base.foreign and complete)
 
 
-def _has_axis_names(shown: Window, dims: Sequence[str], names: Sequence[str]) -> bool:
-    """Tell whether each axis of an array has the name that it has in the expression."""
-    for dim, axis in zip(dims, shown.axes, strict=True):
-        # an axis of its own is one that was dropped and put back
-        if axis is None and (dim not in DIMS or DIMS.index(dim) in shown.axes):
+def _has_axis_names(window: Window, dims: Sequence[str], names: Sequence[str]) -> bool:
+    """Return whether each axis of an array has the name of its axis in the expression."""
+    for dim, axis in zip(dims, window.axes, strict=True):
+        # An inserted axis is allowed if it replaces a dropped one.
+        if axis is None and (dim not in DIMS or DIMS.index(dim) in window.axes):
             return False
         if axis is not None and dim != names[axis]:
             return False
-    return all(axis in shown.axes for axis in range(3, len(names)))
+    return all(axis in window.axes for axis in range(3, len(names)))
 
 
-def _axis_length(shown: Window, v: int) -> int:
-    axis = shown.axes[v]
-    return 1 if axis is None else len(shown.ranges[axis])
+def _axis_length(window: Window, v: int) -> int:
+    axis = window.axes[v]
+    return 1 if axis is None else len(window.ranges[axis])
 
 
 def _visible_splits(base: _Base, whole: Window) -> Splits:
-    """Return the sizes of the base's blocks, as they fall in what is shown of it."""
+    """Return the sizes of the base's blocks, within the part of the base that the array contains."""
     splits = []
     for axis in range(3):
         shown, below = whole.ranges[axis], base.ranges[axis]
@@ -320,7 +326,7 @@ def _referenced_key(reference: Any) -> Any:
 
 
 def _layer_value(layer: Mapping[Any, Any], reference: Any) -> Any:
-    """Return a value that dask keeps beside the tasks of a layer."""
+    """Return a value that dask stores among the tasks of a layer."""
     key = getattr(reference, "key", None)
     value = layer.get(key)
     value = getattr(value, "value", value)
@@ -359,27 +365,27 @@ def _plain_base(expr: Expr, dask_inputs: dict[str, da.Array], splits: Splits, *,
     starts = _starts(expr, splits)
     ranges = tuple(range(s[-1]) for s in starts)
     if expr.lead:
-        # only known as what nothing is recovered of
+        # Expressions with leading axes are not recovered.
         raise UnknownMoveError
     return _Base(expr, dask_inputs, starts, ranges, tuple(range(len(ranges))), foreign)
 
 
 def _sliced_base(graph: HighLevelGraph, name: str, layer: Blockwise, dep: ArraySliceDep, dtype: Any) -> _Base | None:
-    """Return blocks that are slices of one object, as `dask.array.from_array` makes them."""
+    """Return the base of blocks that are slices of one object, as in `dask.array.from_array`."""
     whole = [below for below, letters in layer.indices if letters is None]
     if len(whole) != 1:
         return None
     key = getattr(whole[0], "key", None)
     value = whole[0] if key is None else graph.layers.get(key, {}).get(key)
-    shown: ExprView | None = expr_view(getattr(value, "value", value))
-    if shown is None:
+    view: ExprView | None = expr_view(getattr(value, "value", value))
+    if view is None:
         return _foreign_base(graph, name, dep.chunks, dtype)
     starts = tuple((0, *accumulate(s)) for s in dep.chunks)
-    return _Base(shown.expr, {}, starts, shown.ranges, shown.axes)
+    return _Base(view.expr, {}, starts, view.ranges, view.axes)
 
 
 def _in_memory_base(graph: HighLevelGraph, name: str, layer: MaterializedLayer, dtype: Any) -> _Base | None:
-    """Return blocks that are in memory."""
+    """Return the base of blocks that are in memory."""
     if not all(isinstance(getattr(v, "value", v), np.ndarray) for v in layer.values()):
         return None
     blocks = {key[1:]: getattr(v, "value", v) for key, v in layer.items() if isinstance(key, tuple) and key[0] == name}

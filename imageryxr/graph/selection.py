@@ -1,8 +1,8 @@
-"""Values at selected indexes of an expression, read from the storage chunks that hold them and from no others.
+"""Read the values at selected indexes of an expression, from the storage chunks that contain them and no others.
 
-A selection is taken apart into axes that vary together: each of three lists of indexes by itself selects planes, three
-lists along one dim select points, and two of them with a slice select columns. What lies in one chunk is read in one
-call, so that each chunk is read once.
+A selection is split into groups of axes that are indexed together. Three independent lists of indexes select planes
+(orthogonal indexing), three lists along one dim select points, and two such lists with a slice select columns. All
+selected voxels of one chunk are read in one call, so that each chunk is read once.
 """
 
 from __future__ import annotations
@@ -23,57 +23,57 @@ from imageryxr.graph.strides import Indexes, chunk_runs, group_positions, is_com
 from imageryxr.graph.to_dask import BLOCK_VOXELS
 from imageryxr.sources.fetch.threads import run_in_parallel
 
-# Small reads wait for a server most of the time.
+# Number of concurrent reads; small reads spend most of their time waiting for a server.
 _WIDTH = 32
 
 
 @dataclass(frozen=True)
 class AxisGroup:
-    """Axes of an expression that are indexed together, and the indexes along each, as many of one as of another."""
+    """Axes of an expression that are indexed together, and the indexes along each, in lists of equal length."""
 
     axes: tuple[int, ...]
     indexes: tuple[Indexes, ...]
 
     @property
     def size(self) -> int:
-        """How many places are selected."""
+        """Number of selected positions."""
         return len(self.indexes[0])
 
 
 @dataclass(frozen=True)
 class _ReadPart:
-    """Places of a `AxisGroup` that one read serves."""
+    """Positions of an `AxisGroup` that are read in one call."""
 
     where: Indexes
-    """Which places."""
+    """Their indexes in the lists of the group."""
     low: tuple[int, ...]
     high: tuple[int, ...]
     local: tuple[Indexes, ...]
-    """Their indexes from ``low``, along each axis."""
+    """Their indexes relative to ``low``, along each axis."""
 
 
-def read_selection(expr: Expr, joints: Sequence[AxisGroup]) -> Array:
-    """Return the values at selected indexes; each storage chunk that holds one of them is read once, and no other.
+def read_selection(expr: Expr, groups: Sequence[AxisGroup]) -> Array:
+    """Return the values at selected indexes; read each storage chunk that contains one of them once, and no others.
 
     Parameters
     ----------
     expr : Expr
-        What is selected from.
-    joints : sequence of Joint
-        All axes (z, y, x), each in one of them. All indexes lie within what is shown of the expression.
+        The expression to select from.
+    groups : sequence of AxisGroup
+        Groups that contain each of the axes (z, y, x) once. All indexes lie within the array of the expression.
 
     Returns
     -------
     ndarray
-        One axis for each of ``joints``, then the axes of ``expr`` behind (z, y, x).
+        One axis for each of ``groups``, then the axes of ``expr`` after (z, y, x).
     """
-    out = np.empty((*(j.size for j in joints), *expr.tail), expr.dtype)
+    out = np.empty((*(g.size for g in groups), *expr.tail), expr.dtype)
     if not out.size:
         return out
-    jobs = [(parts, copy_context()) for parts in product(*_split_groups(expr, joints))]
+    jobs = [(parts, copy_context()) for parts in product(*_split_groups(expr, groups))]
 
     def one(job: tuple[tuple[_ReadPart, ...], Any], stop: threading.Event | None = None) -> None:
-        job[1].run(_read_part, out, expr, joints, job[0])
+        job[1].run(_read_part, out, expr, groups, job[0])
 
     if len(jobs) == 1:
         one(jobs[0])
@@ -82,25 +82,25 @@ def read_selection(expr: Expr, joints: Sequence[AxisGroup]) -> Array:
     return out
 
 
-def _read_part(out: Array, expr: Expr, joints: Sequence[AxisGroup], parts: tuple[_ReadPart, ...]) -> None:
+def _read_part(out: Array, expr: Expr, groups: Sequence[AxisGroup], parts: tuple[_ReadPart, ...]) -> None:
     start, stop = [0, 0, 0], [0, 0, 0]
     index: list[Any] = [None, None, None]
     slices: list[Any] = [None, None, None]
-    for k, (joint, part) in enumerate(zip(joints, parts, strict=True)):
-        for axis, low, high, local in zip(joint.axes, part.low, part.high, part.local, strict=True):
+    for k, (group, part) in enumerate(zip(groups, parts, strict=True)):
+        for axis, low, high, local in zip(group.axes, part.low, part.high, part.local, strict=True):
             start[axis], stop[axis] = low, high
-            index[axis] = local.reshape([-1 if i == k else 1 for i in range(len(joints))])
+            index[axis] = local.reshape([-1 if i == k else 1 for i in range(len(groups))])
             slices[axis] = _as_slice(local)
     values = evaluate(expr, IndexBox(tuple(start), tuple(stop)))  # type: ignore[arg-type]
     where = [_as_slice(part.where) for part in parts]
-    if [j.axes for j in joints] == [(0,), (1,), (2,)] and None not in where and None not in slices:
+    if [g.axes for g in groups] == [(0,), (1,), (2,)] and None not in where and None not in slices:
         out[tuple(where)] = values[tuple(slices)]
     else:
         out[np.ix_(*(part.where for part in parts))] = values[tuple(index)]
 
 
 def _as_slice(places: Indexes) -> slice | None:
-    """Return the slice that selects places which ascend or descend in equal steps."""
+    """Return the slice of indexes that have equal steps, or None."""
     first, last = int(places[0]), int(places[-1])
     if len(places) == 1:
         return slice(first, first + 1)
@@ -111,13 +111,13 @@ def _as_slice(places: Indexes) -> slice | None:
     return slice(first, None if stop < 0 else stop, step)
 
 
-def _split_groups(expr: Expr, joints: Sequence[AxisGroup]) -> list[list[_ReadPart]]:
-    sorted_ = {j.axes[0]: np.argsort(j.indexes[0], kind="stable") for j in joints if len(j.axes) == 1}
-    alone = {j.axes[0]: j.indexes[0][sorted_[j.axes[0]]] for j in joints if len(j.axes) == 1}
+def _split_groups(expr: Expr, groups: Sequence[AxisGroup]) -> list[list[_ReadPart]]:
+    sorted_ = {g.axes[0]: np.argsort(g.indexes[0], kind="stable") for g in groups if len(g.axes) == 1}
+    alone = {g.axes[0]: g.indexes[0][sorted_[g.axes[0]]] for g in groups if len(g.axes) == 1}
     cut = {axis: chunk_runs(expr, axis, places) for axis, places in alone.items()}
     compact = [axis for axis, parts in cut.items() if is_compact(alone[axis], parts)]
     if len(compact) < 3:
-        # What lies between sparse indexes is in memory while it is read, so less is read at a time along the others.
+        # Voxels between sparse indexes are in memory during a read, so parts are shorter along the compact axes.
         thick = 1
         for axis, parts in cut.items():
             if axis not in compact:
@@ -125,54 +125,54 @@ def _split_groups(expr: Expr, joints: Sequence[AxisGroup]) -> list[list[_ReadPar
         most = int((BLOCK_VOXELS / thick) ** (1 / max(1, len(compact))))
         cut |= {axis: chunk_runs(expr, axis, alone[axis], most) for axis in compact}
     found = []
-    for joint in joints:
-        if len(joint.axes) == 1:
-            axis = joint.axes[0]
-            found.append([_make_part(joint, sorted_[axis][a:b]) for a, b in cut[axis]])
+    for group in groups:
+        if len(group.axes) == 1:
+            axis = group.axes[0]
+            found.append([_make_part(group, sorted_[axis][a:b]) for a, b in cut[axis]])
         else:
             labels = [
-                _chunk_numbers(expr, axis, places) for axis, places in zip(joint.axes, joint.indexes, strict=True)
+                _chunk_numbers(expr, axis, places) for axis, places in zip(group.axes, group.indexes, strict=True)
             ]
-            found.append([_make_part(joint, where) for where in group_positions(labels)])
+            found.append([_make_part(group, where) for where in group_positions(labels)])
     return found
 
 
 def _chunk_numbers(expr: Expr, axis: int, places: Indexes) -> Indexes:
-    """Return which storage chunk along an axis each index lies in."""
+    """Return the number of the storage chunk that contains each index along an axis."""
     edges = expr.edges(axis, int(places.min()), int(places.max()) + 1) or []
     return np.searchsorted(np.asarray(edges, np.int64), places, "right")
 
 
-def _make_part(joint: AxisGroup, where: Indexes) -> _ReadPart:
-    places = [indexes[where] for indexes in joint.indexes]
+def _make_part(group: AxisGroup, where: Indexes) -> _ReadPart:
+    places = [indexes[where] for indexes in group.indexes]
     low = tuple(int(p.min()) for p in places)
     high = tuple(int(p.max()) + 1 for p in places)
     return _ReadPart(where, low, high, tuple(p - a for p, a in zip(places, low, strict=True)))
 
 
 # ---------------------------------------------------------------------------------------------------------
-# indexes as numpy broadcasts them
+# indexes that broadcast
 
 
 def read_broadcast(expr: Expr, indexes: Sequence[Indexes]) -> Array:
-    """Return the values at indexes (z, y, x) that broadcast against each other, as numpy's own indexing does."""
+    """Return the values at indexes (z, y, x) that broadcast against each other, as in numpy's advanced indexing."""
     shape = np.broadcast_shapes(*(i.shape for i in indexes))
     arrays = [i.reshape((1,) * (len(shape) - i.ndim) + i.shape) for i in indexes]
-    groups: list[tuple[list[int], set[int]]] = []
+    shared: list[tuple[list[int], set[int]]] = []
     for axis, array in enumerate(arrays):
         axes, dims = [axis], {d for d, n in enumerate(array.shape) if n != 1}
-        for other in [g for g in groups if g[1] & dims]:
+        for other in [g for g in shared if g[1] & dims]:
             axes, dims = other[0] + axes, other[1] | dims
-            groups.remove(other)
-        groups.append((axes, dims))
-    joints, order, sizes = [], [], []
-    for axes, dims in groups:
+            shared.remove(other)
+        shared.append((axes, dims))
+    groups, order, sizes = [], [], []
+    for axes, dims in shared:
         own = sorted(dims)
-        joint_shape = tuple(shape[d] if d in dims else 1 for d in range(len(shape)))
-        flat = tuple(np.broadcast_to(arrays[a], joint_shape).ravel() for a in axes)
-        joints.append(AxisGroup(tuple(axes), flat))
+        group_shape = tuple(shape[d] if d in dims else 1 for d in range(len(shape)))
+        flat = tuple(np.broadcast_to(arrays[a], group_shape).ravel() for a in axes)
+        groups.append(AxisGroup(tuple(axes), flat))
         order += own
         sizes += [shape[d] for d in own]
-    found = read_selection(expr, joints).reshape(sizes)
+    found = read_selection(expr, groups).reshape(sizes)
     found = found.transpose(np.argsort(order)) if order else found
     return found.reshape(shape)

@@ -1,9 +1,9 @@
 """Boxes of a source that the tasks of one compute have read, so that arrays computed together read each box once.
 
-Each flat layer of `to_dask` depends on one layer of `SharedReads` per source, with one task per block. The name of that
-layer is a token of the source, the position and the blocks, so arrays that agree in these depend on the same layer:
-dask passes the same `SharedReads` to all their tasks and releases it, with its voxels, after the last of them. Nothing
-is kept from one compute to the next. If an array is computed alone, dask fuses the layer into the tasks of the array.
+Each flat layer of `to_dask` depends on one layer of `SharedReads` per source, with one task per block. That layer's
+name is a token of the source, the position and the blocks, so arrays that agree in these depend on the same layer. Dask
+passes the same `SharedReads` to all their tasks and releases it, with its voxels, after the last of them. Nothing is
+kept from one compute to the next. If an array is computed alone, dask fuses the layer into the tasks of the array.
 
 Plain reads, whose blocks are stored voxels without any change, do not share: their result may be modified in place by
 the next task, so every block would have to be copied.
@@ -22,9 +22,9 @@ from imageryxr.graph.expr import Array, Leaf
 
 
 class SharedReads:
-    """Boxes of one leaf that were read: each voxel once, whichever tasks ask for it. Safe to use from many threads.
+    """Cache of the boxes of one leaf that the tasks of a block have read, so that each voxel is read once.
 
-    Travels to other processes empty.
+    Instances are thread-safe. A pickled instance is empty.
     """
 
     def __init__(self, leaf: Leaf) -> None:
@@ -39,18 +39,21 @@ class SharedReads:
         return f"<Reads {type(self.leaf).__name__}: {len(self._held)} boxes>"
 
     def read(self, box: IndexBox) -> Array:
-        """Return a box: what is there of it already, and the rest read. Whoever asks meanwhile waits."""
+        """Return the values of a box, and read only the voxels that no earlier call has read.
+
+        Concurrent calls wait for each other.
+        """
         with self._lock:
             for held, values in self._held:
                 if held.contains(box):
                     return values[slices_within(self.leaf, box, held)]
             values = self._gathered(box, self._held)
-            # what was there is part of the new one, most often: then one copy of it is enough
+            # The new box usually contains earlier ones, which need not be stored twice.
             self._held = [h for h in self._held if not box.contains(h[0])] + [(box, values)]
             return values
 
     def _gathered(self, box: IndexBox, there: Sequence[tuple[IndexBox, Array]]) -> Array:
-        """Return a box from what is there of it and what must be read: a halo around it, most often."""
+        """Return a box, assembled from stored values and from reads of the rest, which is usually a halo."""
         leaf, best = self.leaf, max(there, key=lambda h: h[0].clip(box).voxels, default=None)
         if best is None or not best[0].clip(box).voxels:
             return leaf.read(box)
@@ -63,21 +66,21 @@ class SharedReads:
         return out
 
     def own(self, result: Array) -> Array:
-        """Return a task's result, as a copy if it is memory that is held here for others.
+        """Return the result of a task, copied if it shares memory with the stored values.
 
-        Whoever gets it may write into it: a function in place further on, or the caller.
+        The caller or a later task may modify the result in place.
         """
         with self._lock:
             return result.copy() if any(np.may_share_memory(result, values) for _, values in self._held) else result
 
 
 def slices_within(leaf: Leaf, box: IndexBox, held: IndexBox) -> tuple[slice, ...]:
-    """Return an index that cuts a box out of the values that a leaf has of another."""
+    """Return the index of ``box`` in the values that a leaf returned for the box ``held``."""
     return (slice(None),) * len(leaf.lead) + box.slices(held)
 
 
 def boxes_around(box: IndexBox, core: IndexBox) -> Iterator[IndexBox]:
-    """Return the parts of a box around a core that lies within it: no voxel in two of them."""
+    """Yield disjoint boxes that cover ``box`` except for ``core``, which lies within it."""
     low, high = list(box.start), list(box.stop)
     for axis in range(3):
         for a, b in ((low[axis], core.start[axis]), (core.stop[axis], high[axis])):

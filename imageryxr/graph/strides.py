@@ -1,4 +1,4 @@
-"""Every n-th voxel of an expression, and which indexes along an axis are read together."""
+"""Expression of every n-th voxel of another, and the rule for which indexes along an axis are read in one call."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from imageryxr.graph.expr import Expr, SameValues
 
 Indexes = npt.NDArray[np.int64]
 
-# Indexes in neighbouring chunks are read in one call where that reads at most so much more than the indexes span.
+# Indexes in neighbouring chunks are read in one call if it reads at most this many times the extents of the parts.
 _SLACK = 1.25
 
 
 @dataclass(frozen=True)
 class Strided(SameValues):
-    """The same values, of which only every n-th is shown: index ``i`` here is ``by + i * step`` there."""
+    """Every n-th voxel of the child: index ``i`` here is index ``by + i * step`` of the child."""
 
     by: Index3
     step: Index3
@@ -28,18 +28,18 @@ class Strided(SameValues):
 
     @property
     def bounds(self) -> IndexBox:
-        """The indexes here that lie in the child's bounds."""
+        """The indexes whose voxels lie within the child's bounds."""
         return self.mapped(self.child.bounds)
 
     def mapped(self, box: IndexBox) -> IndexBox:
-        """Return the indexes here that lie within a box of the child's."""
+        """Return the indexes whose voxels lie within a box of the child."""
         start = tuple(-((b - a) // s) for a, b, s in zip(box.start, self.by, self.step, strict=True))
         stop = tuple(-((b - a) // s) for a, b, s in zip(box.stop, self.by, self.step, strict=True))
         return IndexBox(start, stop)  # type: ignore[arg-type]
 
     @property
     def density(self) -> float:
-        """What lies between is read too, but for whole chunks that hold no index."""
+        """The number of child voxels per voxel: voxels in between are read, but chunks without an index are not."""
         most = 1.0
         for axis, (first, step) in enumerate(zip(self.by, self.step, strict=True)):
             edges = self.child.edges(axis, first, first + step + 1)
@@ -47,13 +47,13 @@ class Strided(SameValues):
         return max(1.0, self.child.density * most)
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the child's box from the first to the last voxel."""
+        """Return the child's box from the first to the last selected voxel."""
         start = tuple(b + a * s for b, a, s in zip(self.by, box.start, self.step, strict=True))
         stop = tuple(b + (a - 1) * s + 1 for b, a, s in zip(self.by, box.stop, self.step, strict=True))
         return (IndexBox(start, stop),)  # type: ignore[arg-type]
 
     def pieces(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the parts that lie in different chunks, so that no chunk between them is read."""
+        """Return the parts that are read separately, so that chunks between them are not read."""
         (need,) = self.needs(box)
         if any(n <= 1 for n in box.shape) and all(n <= 1 for n in box.shape):
             return (box,)
@@ -66,12 +66,12 @@ class Strided(SameValues):
         return tuple(IndexBox(start, stop) for start, stop in boxes)
 
     def apply(self, box: IndexBox, *arrays: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """Return every n-th of the child's values."""
+        """Return every n-th value of the child."""
         every = tuple(slice(None, None, step) for step in self.step)
         return arrays[0][(slice(None),) * len(self.lead) + every]
 
     def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
-        """Return the child's chunk edges, as they fall here."""
+        """Return the child's chunk edges, in the indexes of this expression."""
         by, step = self.by[axis], self.step[axis]
         found = self.child.edges(axis, by + start * step, by + (stop - 1) * step + 1)
         return None if found is None else sorted({e for e in (-((by - e) // step) for e in found) if start < e < stop})
@@ -83,25 +83,25 @@ def _largest_gap(edges: list[int], first: int, last: int) -> int:
 
 
 def stride_expr(expr: Expr, by: Index3, step: Index3) -> Expr:
-    """Return every n-th voxel of an expression, from one on."""
+    """Return the expression of every ``step``-th voxel of an expression, starting with voxel ``by``."""
     from imageryxr.graph.expr import shift_expr
 
     return shift_expr(expr, by) if step == (1, 1, 1) else Strided(expr, by, step)
 
 
 def chunk_runs(expr: Expr, axis: int, indexes: Indexes, most: int | None = None) -> list[tuple[int, int]]:
-    """Return how ascending indexes along an axis are cut into parts, of which no two lie in one storage chunk.
+    """Cut ascending indexes along an axis into parts that are read in one call; no two parts share a storage chunk.
 
     Parameters
     ----------
     expr : Expr
-        Where the chunks end.
+        The expression whose storage chunks decide.
     axis : int
         0, 1 or 2.
     indexes : ndarray
-        Ascending.
+        Indexes in ascending order.
     most : int, optional
-        How far one part may reach; a chunk is never cut.
+        Maximum extent of a part of several chunks; a chunk is never cut.
 
     Returns
     -------
@@ -136,12 +136,12 @@ def _extent(indexes: Indexes, part: tuple[int, int]) -> int:
 
 
 def is_compact(indexes: Indexes, parts: list[tuple[int, int]]) -> bool:
-    """Tell whether parts hold little between their indexes."""
+    """Return whether parts have few unselected voxels between their indexes."""
     return sum(_extent(indexes, p) for p in parts) <= _SLACK * len(indexes)
 
 
 def group_positions(labels: list[Indexes]) -> Iterator[Indexes]:
-    """Return the positions that have the same labels, group by group."""
+    """Yield groups of positions that have equal labels."""
     order = np.lexsort(labels[::-1])
     changes = np.zeros(len(order) - 1, bool) if len(order) else np.zeros(0, bool)
     for label in labels:

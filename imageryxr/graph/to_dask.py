@@ -1,8 +1,8 @@
-"""Recipes to dask arrays and back: the only place that builds graphs.
+"""Build dask arrays from expressions, and find the expressions in dask graphs.
 
-An expression that reads only sources becomes one flat Blockwise layer. The task of a block calls `evaluate` with the
-box of the block; the layer stores the expression once and is not materialized until dask schedules it. So a graph of
-four million blocks pickles to a few kilobytes, an overlay has as many tasks as one read, and a halo is a larger read.
+An expression that reads only sources becomes one flat Blockwise layer. A block's task calls `evaluate` with the box of
+that block; the layer stores the expression once and is not materialized until dask schedules it. So a graph of four
+million blocks pickles to a few kilobytes, an overlay has as many tasks as one read, and a halo is a larger read.
 
 Below that layer is a layer of empty `SharedReads` for each source. Arrays that are computed together share these layers
 and so read each block once. If an array is computed alone, dask fuses both layers into one task per block.
@@ -46,7 +46,7 @@ BLOCK_VOXELS = 1 << 22
 
 @dataclass(frozen=True)
 class BoxDep(BlockwiseDep):
-    """Tells each block of a Blockwise layer its box; carries the expression, so that an array can be read again."""
+    """Map each block of a Blockwise layer to its box; store the expression, so that `expr_of` can recover it."""
 
     expr: Expr
     splits: Splits
@@ -103,7 +103,7 @@ def _evaluate_shared(expr: Expr, box: IndexBox, given: Readings, reads: Sequence
 
 @dataclass(frozen=True)
 class _LeafDep(BlockwiseDep):
-    """Tells each block of a layer of `SharedReads` what they are of."""
+    """Pass the leaf to each block of a layer of `SharedReads`."""
 
     leaf: Leaf
     numblocks: tuple[int, ...]
@@ -117,14 +117,14 @@ class _LeafDep(BlockwiseDep):
 
 
 def _shared_reads_layers(expr: Expr, shape: Index3, splits: Splits) -> dict[str, Blockwise]:
-    """Return a layer of `SharedReads` for each source, named by what arrays that can share them have in common."""
+    """Return a layer of `SharedReads` for each source, under a name that arrays with the same blocks have in common."""
     if is_plain(expr):
         return {}
     middle: Index3 = tuple(n // 2 for n in shape)  # type: ignore[assignment]
     found = {}
     for leaf, place in core_boxes(expr, IndexBox(middle, tuple(m + 1 for m in middle))).items():  # type: ignore[arg-type]
         if not isinstance(leaf, ArrayLeaf | DaskLeaf):
-            # where the source's voxels lie is told by those of one voxel
+            # The source's box of one voxel identifies the position of the array in the source.
             name = f"reads-{tokenize(leaf, splits, place)}"
             dep = _LeafDep(leaf, tuple(map(len, splits)))
             found[name] = blockwise(SharedReads, name, _SPACE, dep, _SPACE, numblocks={})
@@ -139,20 +139,20 @@ def to_dask(
     chunks: Any = None,
     name: str = "block",
 ) -> da.Array:
-    """Return the dask array of an expression, from index 0 over a shape (z, y, x).
+    """Build the dask array of an expression, from index 0 over a shape (z, y, x).
 
     Parameters
     ----------
     expr : Expr
-        What each block evaluates.
+        The expression that each block evaluates.
     shape : tuple of 3 int
         Voxels along (z, y, x).
     dask_inputs : mapping, optional
-        The foreign dask arrays that leaves of ``expr`` stand for, by name.
+        The dask arrays behind the `DaskLeaf` leaves of ``expr``, by name.
     chunks : int, tuple, dict or "auto", optional
-        Block sizes as dask takes them; default: whole storage chunks, some 4 million voxels together.
+        Block sizes as dask takes them. Default: several whole storage chunks, about 4 million voxels per block.
     name : str
-        First word of the array's name in dask's dashboards.
+        Prefix of the array's name, which dask's dashboard displays.
     """
     check_query_planning()
     splits = choose_splits(expr, shape, chunks, group=not dask_inputs)
@@ -174,12 +174,12 @@ def to_dask(
 
 
 def check_query_planning() -> None:
-    """Raise `OptionError` if dask's arrays are expressions of its query planning, which have no graph to build on."""
+    """Raise `OptionError` if dask's array query planning is on: its arrays have no graph to build on."""
     if getattr(da, "ARRAY_EXPR_ENABLED", False):
         raise OptionError(
-            "dask's option array.query-planning is on, and imageryxr builds dask graphs that it does not support; set "
-            "DASK_ARRAY__QUERY_PLANNING=False, or call dask.config.set({'array.query-planning': False}) before "
-            "dask.array is first imported"
+            "dask's option array.query-planning is on, but imageryxr builds dask graphs, which query planning does not "
+            "support; set DASK_ARRAY__QUERY_PLANNING=False, or call dask.config.set({'array.query-planning': False}) "
+            "before dask.array is first imported"
         )
 
 
@@ -201,9 +201,9 @@ def _flat_layer(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> B
 
 
 def expr_of(array: da.Array) -> tuple[Expr, Splits] | None:
-    """Return the expression and block sizes (z, y, x) of a dask array that `to_dask` built flat, or None.
+    """Return the expression and block sizes (z, y, x) of a dask array that is a flat layer of `to_dask`, or None.
 
-    What dask did to it since, such as persisting or rechunking, made it another array, and gives None.
+    The result is None for an array that dask has persisted or rechunked since.
     """
     layer = array.dask.layers.get(array.name)
     for dep in getattr(layer, "io_deps", {}).values():
@@ -213,29 +213,29 @@ def expr_of(array: da.Array) -> tuple[Expr, Splits] | None:
 
 
 def exprs_below(array: da.Array) -> list[Expr]:
-    """Return the expressions that a dask array was made from, whatever dask did to them since; none may be known."""
+    """Return all expressions in the graph of a dask array; there may be none."""
     return [expr for expr, _ in blocks_below(array)]
 
 
 def blocks_below(array: da.Array) -> list[tuple[Expr, Splits]]:
-    """Return the expressions that a dask array was made from, with the sizes (z, y, x) of their blocks."""
+    """Return all expressions in the graph of a dask array, with the sizes (z, y, x) of their blocks."""
     deps = [d for layer in array.dask.layers.values() for d in getattr(layer, "io_deps", {}).values()]
     return [(dep.expr, dep.splits) for dep in deps if isinstance(dep, BoxDep)]
 
 
 # ---------------------------------------------------------------------------------------------------------
-# foreign blocks
+# blocks of dask arrays that imageryxr did not build
 
 
 def dask_leaves(expr: Expr) -> list[DaskLeaf]:
-    """Return the leaves that stand for foreign arrays."""
+    """Return the `DaskLeaf` leaves of an expression."""
     if isinstance(expr, DaskLeaf):
         return [expr]
     return [leaf for child in expr.inputs for leaf in dask_leaves(child)]
 
 
 class DaskInputLayer(MaterializedLayer):
-    """Tasks on the blocks of foreign arrays; carries the expression, so that an array can be read again."""
+    """Tasks on the blocks of input dask arrays; stores the expression, so that `recover` can find it."""
 
     def __init__(self, tasks: Mapping[Any, Any], expr: Expr, splits: Splits) -> None:
         super().__init__(tasks)
@@ -245,7 +245,7 @@ class DaskInputLayer(MaterializedLayer):
 
 @dataclass(frozen=True)
 class _InputBlock:
-    """Which leaf a block handed to a task belongs to, and where it lies."""
+    """The leaf that an input block of a task belongs to, and the box of the block."""
 
     leaf: DaskLeaf
     box: IndexBox
@@ -270,7 +270,7 @@ def _input_tasks(
 
 @dataclass(frozen=True)
 class _Opaque:
-    """Keeps dask from looking for keys inside."""
+    """Wrapper that hides a value from dask's search for keys."""
 
     value: Any
 
@@ -315,7 +315,7 @@ def _assemble(leaf: DaskLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Arr
 
 
 def block_spec(leaf: DaskLeaf) -> BlockSpec:
-    """Return what the blocks of a foreign array are said to be."""
+    """Return the specification that the blocks of a leaf's dask array must meet."""
     return BlockSpec(leaf.name, leaf.type, len(leaf.lead))
 
 
@@ -329,20 +329,20 @@ def _block_position(leaf: DaskLeaf, box: IndexBox) -> BlockPosition:
 
 
 def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image: int = 1, layers: int = 1) -> int:
-    """Return how much memory a thread takes that draws one block: as many times that as there are threads is the peak.
+    """Return the memory that one thread needs to draw one block; the peak of a process is that times its threads.
 
-    A block's ids are read with their halo; image and picture have its own size; a slice needs some 16 bytes a pixel
-    while its lines are drawn. Nothing of a block is left when its picture has been handed on.
+    The ids of a block are read with their halo; the image and the picture have the size of the block; drawing outlines
+    needs about 16 bytes per pixel of a slice. A thread releases all of this when the block is done.
 
     Parameters
     ----------
     shape, halo : tuple of 3 int
-        Voxels of the block along (z, y, x), and of the halo on either side: the width of outlines.
+        Voxels of the block along (z, y, x), and of the halo on either side, which is the width of outlines.
     ids, image : int
-        Bytes of an id, and of a grey value (0 without an image). A verb on the way, such as `select_ids`, has its
-        own ids: as many bytes more.
+        Bytes per id, and per grey value (0 without an image). Add the bytes of an id again for each verb, such as
+        `select_ids`, that makes its own copy of the ids.
     layers : int
-        Pictures that are laid over each other: a block has all of them in hand, and what they become.
+        Number of pictures that are composited: a block has all of them in memory, and the result.
     """
     z, y, x = (n + 2 * h for n, h in zip(shape, halo, strict=True))
     own = shape[0] * shape[1] * shape[2]
@@ -351,20 +351,20 @@ def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image:
 
 
 def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None, *, group: bool = True) -> Splits:
-    """Return block sizes along z, y and x: those asked for, or whole storage chunks of some 4 million voxels together.
+    """Return block sizes along z, y and x: those requested, or several whole storage chunks of 4 million voxels in all.
 
-    Of an array that is shrunk, the voxels that a block reads are counted.
+    If the expression downsamples, the limit applies to the voxels that a block reads.
 
     Parameters
     ----------
     expr : Expr or sequence of Expr
-        Knows where storage chunks end; of several the one with the largest chunks decides.
+        The expression whose storage chunks to follow; of several, the one with the largest chunks.
     shape : tuple of 3 int
         Voxels along (z, y, x).
     chunks : int, tuple, dict or "auto", optional
-        As dask takes them; a dict is by dim, and dims left out are chosen.
+        As dask takes them. A dict is keyed by dim; the sizes of omitted dims are chosen.
     group : bool
-        Whether to take several storage chunks together.
+        Whether a block may contain several storage chunks.
     """
     exprs = [expr] if isinstance(expr, Expr) else list(expr)
     dtype = exprs[0].dtype
@@ -391,15 +391,15 @@ def _group_chunks(stored: list[list[int]], shape: Index3, density: float) -> Spl
     def extent(axis: int) -> int:
         return min(shape[axis], count[axis] * largest[axis])
 
-    # In-plane first, the shorter side first: pictures are planes, and a plane's rows lie together in memory.
+    # Grow blocks in the plane first, the shorter side first: figures are planes, and rows are contiguous in memory.
     while True:
-        # By count, since a box may touch more chunks than its size fills.
+        # Compare counts, since a box may overlap more chunks than its size fills.
         growable = [axis for axis in (2, 1) if count[axis] < len(stored[axis])]
         growable = growable or [axis for axis in (0,) if count[axis] < len(stored[axis])]
         if not growable:
             break
         axis = min(growable, key=extent)
-        # What a block reads counts where that is more than what it makes: shrunk by 8, a voxel is made of 512.
+        # The limit applies to the voxels that a block reads: a voxel that is downsampled by 8 is made from 512.
         if extent(0) * extent(1) * extent(2) * density * 2 > BLOCK_VOXELS:
             break
         count[axis] *= 2

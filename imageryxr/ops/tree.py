@@ -185,7 +185,7 @@ def _layout_panel(tree: xr.DataTree) -> str:
 
 
 def _is_turned(tree: xr.DataTree) -> bool:
-    """Tell whether a tree's cross section is another than the plane of x and y."""
+    """Return whether a tree's cross section is another than the plane of x and y."""
     x, y, z, w = (float(v) for v in tree.attrs.get(ORIENTATION, (0, 0, 0, 1)))
     return max(abs(x), abs(y), abs(z)) > 1e-6 * abs(w)
 
