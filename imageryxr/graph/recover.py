@@ -63,9 +63,9 @@ def recover_expr(
         expensive; rechunking them is not.
     """
     key = (id(array.dask), array.name, tuple(dims), tuple(tail), deep)
-    known = _CACHE.get(key)
-    if known is not None and known[0]() is array.dask:
-        return known[1]
+    cached = _CACHE.get(key)
+    if cached is not None and cached[0]() is array.dask:
+        return cached[1]
     try:
         found: RecoveredArray | None = _GraphWalk(_without_p2p(array), deep).recover(dims, tail)
     except UnknownMoveError:
@@ -92,7 +92,7 @@ def recover_inputs(expr: Expr, dask_inputs: DaskInputs) -> tuple[Expr, dict[str,
     """
     kept: dict[str, da.Array] = {}
 
-    def known(leaf: Leaf) -> Expr:
+    def recover_leaf(leaf: Leaf) -> Expr:
         if not isinstance(leaf, DaskLeaf):
             return leaf
         array = _without_p2p(dask_inputs[leaf.name])
@@ -105,7 +105,7 @@ def recover_inputs(expr: Expr, dask_inputs: DaskInputs) -> tuple[Expr, dict[str,
         kept.update(below)
         return inner if leaf.bounds.contains(inner.bounds) else Clipped(inner, leaf.bounds)
 
-    return replace_leaves(expr, known), kept
+    return replace_leaves(expr, recover_leaf), kept
 
 
 def _without_p2p(array: da.Array) -> da.Array:
@@ -208,7 +208,7 @@ class _GraphWalk:
             if above is None or not self.deep:
                 raise
             self._base = (key[0], self._rechunked_base(key[0], above))
-            return self._base[1].shown(key[1:])
+            return self._base[1].window(key[1:])
         self.seen[key] = found
         return found
 

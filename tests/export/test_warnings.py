@@ -53,13 +53,13 @@ def test_a_folder_of_somebodys_is_told_at_once_to_stay(tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (np.zeros((4, 8, 8), np.uint8), r"not a ndarray; give it a place: xarray.DataArray\(values, dims="),
+        (np.zeros((4, 8, 8), np.uint8), r"not a ndarray; add coordinates: xarray.DataArray\(values, dims="),
         ("o.zarr", r"not a str; the array comes first, then the target: export\(array, target\)"),
         (xr.Dataset(), "not a Dataset; give one variable, or draw it first"),
         (None, "not a NoneType; give one as open_image"),
         (
             xr.DataArray(np.zeros((4, 8, 8), np.uint8), dims=("a", "b", "c")),
-            r"^the array has dims .*by other names, give .rename\(\{'a': 'z', 'b': 'y', 'c': 'x'\}\)",
+            r"^the array has dims .*only the names differ, use .rename\(\{'a': 'z', 'b': 'y', 'c': 'x'\}\)",
         ),
         (
             xr.DataArray(np.zeros((2, 4, 8, 8), np.uint8), dims=("t", "z", "y", "x"), coords=GRID.coords(), name="em"),
