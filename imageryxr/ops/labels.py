@@ -1,4 +1,4 @@
-"""Segments: which ids there are, some of them, one mask each."""
+"""List, select and split the ids of a segmentation."""
 
 from __future__ import annotations
 
@@ -25,65 +25,65 @@ from imageryxr.graph.labelled import Volume, label_result, volume_of
 
 
 def segmentation_volume(seg: xr.DataArray) -> Volume:
-    """Take a segmentation apart, refusing what cannot be ids.
+    """Return the volume of a segmentation.
 
     Raises
     ------
     LayerError
-        If the values are no integers, or say of themselves that they are an image.
+        If the values are not integers, or the attrs declare the array an image.
     """
     volume = volume_of(seg)
     if volume.attrs.get("layer_type") == "image":
         raise LayerError(
-            f"{seg.name!r} is an image, not a segmentation: its values are grey, not ids; give the segmentation, or "
-            "set array.attrs['layer_type'] = 'segmentation' if the values are ids"
+            f"{seg.name!r} is an image, not a segmentation; give the segmentation, or set "
+            "array.attrs['layer_type'] = 'segmentation' if its values are ids"
         )
     if volume.expr.dtype == np.bool_:
         raise LayerError(
-            f"{seg.name!r} is a mask (dtype bool); make ids of it, e.g. mask.astype('uint8') for one segment with id 1"
+            f"{seg.name!r} is a mask (dtype bool); convert it to ids, e.g. mask.astype('uint8') for a segment with id 1"
         )
     if volume.expr.dtype.kind not in "iu":
         raise LayerError(
-            f"the segmentation {seg.name!r} has dtype {volume.expr.dtype}: ids are whole numbers, and floats cannot "
-            "hold those above 2**53; open it with imageryxr.open_segmentation, or cast with .astype('uint64') if its "
-            "values are whole and small"
+            f"the segmentation {seg.name!r} has dtype {volume.expr.dtype}, but ids are integers, and floats cannot "
+            "represent ids above 2**53; open it with imageryxr.open_segmentation, or cast it with .astype('uint64') if "
+            "its values are integers below 2**53"
         )
     return volume
 
 
 def id_array(ids: Iterable[Any] | int, what: str = "ids") -> npt.NDArray[np.uint64]:
-    """Return ids as sorted, distinct uint64, without passing them through floats.
+    """Return ids as sorted, distinct uint64, without converting them to floats.
 
     Raises
     ------
     SegmentError
-        If one is no whole number from 1 to 2**64 - 1.
+        If an id is not an integer from 1 to 2**64 - 1.
     """
     return np.array(sorted(set(id_list(ids, what))), dtype=np.uint64)
 
 
 def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
-    """Return ids as ints in the order given, without passing them through floats; one id is a list of one.
+    """Return ids as ints in their given order, without converting them to floats; a single id becomes a list.
 
     Raises
     ------
     SegmentError
-        If one is no whole number from 1 to 2**64 - 1.
+        If an id is not an integer from 1 to 2**64 - 1.
     """
     if isinstance(ids, str | int | np.integer):
         ids = [ids]
     try:
         values = to_unsigned(np.asarray(ids).ravel()).tolist() if hasattr(ids, "__array__") else list(ids)
     except TypeError:
-        raise SegmentError(f"{what}={ids!r} are no ids; give a list of them, such as [864691135617152361]") from None
+        raise SegmentError(f"{what}={ids!r} is not a list of ids; give one, such as [864691135617152361]") from None
     numbers = []
     for value in values:
         text = str(to_unsigned(np.array([value]))[0] if isinstance(value, np.signedinteger) else value)
         number = int(text) if text.isdecimal() else None
         if isinstance(value, bool) or number is None or not 0 < number < 2**64:
             raise SegmentError(
-                f"{what} holds {value!r}, which is no segment id: ids are whole numbers from 1 to 2**64 - 1 (0 is "
-                "background); a float cannot hold ids above 2**53, so give int, str or numpy.uint64"
+                f"{what} contains {value!r}, which is not a segment id: ids are integers from 1 to 2**64 - 1 (0 is "
+                "background); floats cannot represent ids above 2**53, so give int, str or numpy.uint64"
             )
         numbers.append(number)
     return numbers
@@ -109,7 +109,7 @@ def unique_ids(
     seg : DataArray
         Dims (z, y, x), any integer type.
     counts : bool, default False
-        Whether to return the number of voxels of each id, too.
+        Whether to return the number of voxels of each id as well.
 
     Returns
     -------
@@ -150,24 +150,24 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     seg : DataArray
         Dims (z, y, x), any integer type.
     ids : iterable of int
-        From 1 to 2**64 - 1. None at all gives background only.
+        Ids from 1 to 2**64 - 1. An empty list gives background only.
 
     Returns
     -------
     DataArray
-        As ``seg``, same dtype; attrs gain ``ids``.
+        Same shape and dtype as ``seg``, with the selected ids in the attr ``ids``.
 
     Warns
     -----
     MissingIdsWarning
-        When all blocks are computed in one process, or by one `export`, of ids that are not in the data.
+        If ids are not in the data; known when all blocks have been computed in one process, or by one `export`.
 
     Raises
     ------
     LayerError
         If ``seg`` is not of an integer type.
     SegmentError
-        If an id is none.
+        If an id is not an integer from 1 to 2**64 - 1.
 
     Examples
     --------
@@ -178,10 +178,10 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     >>> ix.select_ids(seg, [2**64 - 1]).values.tolist()
     [[[0, 18446744073709551615, 0]]]
     """
-    volume, asked = segmentation_volume(seg), RequestedIds.of(ids)
-    pick = partial(_select, asked=asked)
-    expr = _RequestedIdsMap(volume.expr, pick, str(volume.expr.dtype), asks=asked, whole=volume.box)
-    attrs = {**volume.attrs, "ids": asked.array.tolist()}
+    volume, requested = segmentation_volume(seg), RequestedIds.of(ids)
+    pick = partial(_select, requested=requested)
+    expr = _RequestedIdsMap(volume.expr, pick, str(volume.expr.dtype), requested=requested, whole=volume.box)
+    attrs = {**volume.attrs, "ids": requested.array.tolist()}
     return label_result(expr, volume.grid, volume, attrs=attrs, name="segmentation")
 
 
@@ -195,19 +195,19 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     seg : DataArray
         Dims (z, y, x), any integer type.
     ids : iterable of int
-        From 1 to 2**64 - 1; `unique_ids` gives all of them.
+        Ids from 1 to 2**64 - 1; `unique_ids` returns all ids of a segmentation.
 
     Returns
     -------
     DataArray
-        bool, dims (segment, z, y, x), ``segment`` the ids in ascending order (uint64).
+        bool, dims (segment, z, y, x); the coordinate ``segment`` has the ids in ascending order (uint64).
 
     Raises
     ------
     LayerError
         If ``seg`` is not of an integer type.
     SegmentError
-        If an id is none, or there are no ids.
+        If an id is not an integer from 1 to 2**64 - 1, or ``ids`` is empty.
 
     Examples
     --------
@@ -219,13 +219,15 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     >>> masks.sel(segment=9).values.tolist()
     [[[False, False, True]]]
     """
-    volume, asked = segmentation_volume(seg), RequestedIds.of(ids)
-    if not asked.packed:
-        raise SegmentError("split_masks was given no ids; give some, e.g. those of imageryxr.unique_ids(seg)")
-    split = partial(_masks, asked=asked)
-    expr = _RequestedIdsMap(volume.expr, split, "bool", lead=(len(asked.array),), asks=asked, whole=volume.box)
+    volume, requested = segmentation_volume(seg), RequestedIds.of(ids)
+    if not requested.packed:
+        raise SegmentError("split_masks needs at least one id, e.g. from imageryxr.unique_ids(seg)")
+    split = partial(_masks, requested=requested)
+    expr = _RequestedIdsMap(
+        volume.expr, split, "bool", lead=(len(requested.array),), requested=requested, whole=volume.box
+    )
     masks = label_result(expr, volume.grid, volume, attrs=volume.attrs, name="masks", lead="segment")
-    return masks.assign_coords(segment=asked.array)
+    return masks.assign_coords(segment=requested.array)
 
 
 _SEEN: ContextVar[dict[bytes, npt.NDArray[np.bool_]] | None] = ContextVar("imageryxr_ids_seen", default=None)
@@ -233,7 +235,7 @@ _SEEN: ContextVar[dict[bytes, npt.NDArray[np.bool_]] | None] = ContextVar("image
 
 @contextmanager
 def suspend_id_recording() -> Iterator[None]:
-    """Let what is computed in the block warn by itself: nobody knows all of it who could."""
+    """Disable `record_ids` in the block, so that `RequestedIds.record` warns about missing ids itself."""
     before = _SEEN.set(None)
     try:
         yield
@@ -243,7 +245,7 @@ def suspend_id_recording() -> Iterator[None]:
 
 @contextmanager
 def record_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
-    """Collect, in this thread, which of the ids that were asked for are there, by those that were asked for."""
+    """Collect, in this context, which requested ids occur in computed blocks: flags by `RequestedIds.packed`."""
     seen: dict[bytes, npt.NDArray[np.bool_]] = {}
     before = _SEEN.set(seen)
     try:
@@ -254,10 +256,10 @@ def record_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
 
 @dataclass(frozen=True)
 class RequestedIds:
-    """Ids that somebody asked for: what a task carries."""
+    """The requested ids of a selection, in a form that tasks can compare, hash and pickle."""
 
     packed: bytes
-    """Ascending uint64: bytes compare, hash and pickle as one value."""
+    """The ids as ascending uint64."""
 
     @classmethod
     def of(cls, ids: Iterable[Any]) -> RequestedIds:
@@ -269,10 +271,11 @@ class RequestedIds:
         """The ids, ascending."""
         return np.frombuffer(self.packed, np.uint64)
 
-    def report(self, array: Expr, whole: IndexBox, box: IndexBox, labels: Array) -> None:
-        """Note which ids a box has; warn of those that are nowhere once this process has seen all of an array.
+    def record(self, array: Expr, whole: IndexBox, box: IndexBox, labels: Array) -> None:
+        """Record which requested ids occur in a box.
 
-        Or tell whoever records, and may know of the boxes of other processes as well.
+        Within `record_ids`, the caller combines the results, possibly of several processes. Otherwise this method warns
+        about missing ids when this process has computed all boxes of the array.
         """
         from imageryxr.kernels import isin
 
@@ -283,48 +286,48 @@ class RequestedIds:
         found = _TALLIES.add(array, whole, box, here)
         absent = [] if found is None else self.array[~found].tolist()
         if absent:
-            warnings.warn(self.said_absent(absent), MissingIdsWarning, stacklevel=2)
+            warnings.warn(self.missing_message(absent), MissingIdsWarning, stacklevel=2)
 
-    def said_absent(self, absent: list[int]) -> str:
-        """Return what is said of ids that are not there."""
+    def missing_message(self, absent: list[int]) -> str:
+        """Return the warning about requested ids that do not occur in the data."""
         shown = ", ".join(map(str, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
         return (
-            f"{len(absent)} of the {len(self.array)} ids that were asked for are not in the data: {shown}; "
-            "imageryxr.unique_ids(segmentation) lists those that are"
+            f"{len(absent)} of the {len(self.array)} requested ids do not occur in the data: {shown}; "
+            "imageryxr.unique_ids(segmentation) lists the ids that do"
         )
 
 
 @dataclass(frozen=True)
 class _RequestedIdsMap(Mapped):
-    """A function of labels that is about the ids that were asked for."""
+    """A function of labels that records which requested ids occur in them."""
 
-    asks: RequestedIds = field(kw_only=True)
+    requested: RequestedIds = field(kw_only=True)
     whole: IndexBox = field(kw_only=True)
-    """All voxels of the array that they were asked of: a crop of it need not hold them."""
+    """All voxels of the array that the ids were requested of; a crop of it need not contain them."""
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
-        self.asks.report(self, self.whole, box, arrays[0])
+        self.requested.record(self, self.whole, box, arrays[0])
         return super().apply(box, *arrays)
 
 
 class _IdTallies:
-    """Which of the ids that were asked for the boxes read so far hold, until they make up all of an array."""
+    """Flags of the requested ids found so far, per array, until the computed boxes cover all of that array."""
 
     most_arrays, most_boxes = 64, 1024
-    """Beyond these nothing is kept: of an array that is never computed whole nothing can be said."""
+    """Limits on the memory for arrays that are never computed completely; entries beyond them are dropped."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew; in a forked child with a lock that no thread holds which is not there."""
+        """Clear all flags and create a new lock; in a forked child the old lock may be held by a missing thread."""
         self._lock = Lock()
         self._open: dict[Expr, tuple[set[IndexBox], npt.NDArray[np.bool_]]] = {}
 
     def add(
         self, array: Expr, whole: IndexBox, box: IndexBox, found: npt.NDArray[np.bool_]
     ) -> npt.NDArray[np.bool_] | None:
-        """Add a box; return which ids all boxes together hold if they now make up the array, else None."""
+        """Add the flags of a box; return the combined flags if the boxes now cover the array, otherwise None."""
         part = box.clip(whole)
         if part == whole:
             return found
@@ -346,13 +349,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_TALLIES.forget)
 
 
-def _select(labels: Array, asked: RequestedIds) -> Array:
+def _select(labels: Array, requested: RequestedIds) -> Array:
     from imageryxr.kernels import isin
 
-    return isin.select(labels, asked.array)
+    return isin.select(labels, requested.array)
 
 
-def _masks(labels: Array, asked: RequestedIds) -> Array:
+def _masks(labels: Array, requested: RequestedIds) -> Array:
     from imageryxr.kernels import isin
 
-    return isin.masks(labels, asked.array)
+    return isin.masks(labels, requested.array)

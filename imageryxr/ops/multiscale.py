@@ -1,4 +1,4 @@
-"""Other levels of the volume that an array came from: what a coarse look at it should read."""
+"""Find other levels of the volume that an array was opened from, so that overviews can read a coarse level."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from imageryxr.sources.base import Level, dtype_of, levels_by_resolution
 
 
 def levels_of(array: xr.DataArray) -> list[xr.DataArray]:
-    """Return an array at every level of the volume that it came from, finest first; reads nothing.
+    """Return an array at every level of the volume that it was opened from, finest first; reads nothing.
 
-    Levels lie where the array lies: moved or scaled with it, and whole even where the array is a crop. What was done
-    voxel by voxel, such as a selection of ids, is done to each. An array of which that cannot be said is all there is.
+    The levels are shifted and scaled as the array is, and complete even if the array is a crop. Voxel-wise operations
+    on the array, such as a selection of ids, are applied to each level. If the array is not based on one level of a
+    source voxel by voxel, the result is the array alone.
     """
     try:
         volume = volume_of(array)
@@ -30,35 +31,34 @@ def levels_of(array: xr.DataArray) -> list[xr.DataArray]:
         return [array]
     leaf, by = found
     own = leaf.source.levels[leaf.mip].grid
-    # A level of another type holds other values, as of a mean that is stored as floats.
+    # A level with another dtype has other values, such as means that are stored as floats.
     real = [level for level in levels_by_resolution(leaf.source) if dtype_of(leaf.source, level.mip) == leaf.dtype]
     return [_array_at_level(array, volume, leaf, level, _move_grid(level.grid, own, volume.grid, by)) for level in real]
 
 
 def first_resolution(array: xr.DataArray) -> Triple:
-    """Return the resolution (x, y, z nm) of level 0 of the volume that an array came from, placeholders included.
+    """Return the resolution (x, y, z nm) of level 0 of the volume that an array was opened from, even a placeholder.
 
-    Neuroglancer counts in the voxels of the level that is listed first, be it the finest or not.
+    Neuroglancer's default unit is the voxel of the level that is listed first, even if it is not the finest.
     """
     found = _level_leaf(volume_of(array).expr, (0, 0, 0))
     return grid_of(array).resolution if found is None else found[0].source.levels[0].grid.resolution
 
 
 def coarsest_level_for(array: xr.DataArray, resolution: Triple) -> xr.DataArray:
-    """Return the coarsest level of an array's volume that is still as fine as a resolution (x, y, z nm), on each axis.
+    """Return the coarsest level of an array's volume that is at least as fine as ``resolution`` (x, y, z nm).
 
-    Where none is, the finest.
+    If no level is fine enough along an axis, the finest resolution along that axis is required instead.
     """
     levels = levels_of(array)
     sizes = [grid_of(level).resolution for level in levels]
-    # Along an axis on which no level is fine enough, the finest there is has to do.
     wanted = [max(min(size[axis] for size in sizes), resolution[axis]) * (1 + 1e-6) for axis in range(3)]
     fine = [i for i, size in enumerate(sizes) if all(a <= b for a, b in zip(size, wanted, strict=True))]
     return levels[max(fine, default=0)]
 
 
 def _level_leaf(expr: Expr, by: tuple[int, int, int]) -> tuple[LevelLeaf, tuple[int, int, int]] | None:
-    """Return the level that an expression shows voxel by voxel, and the index there of its voxel 0."""
+    """Return the level that an expression shows voxel by voxel, and the index in it of the expression's voxel 0."""
     if isinstance(expr, LevelLeaf):
         return expr, by
     if isinstance(expr, Shifted):
@@ -70,7 +70,7 @@ def _level_leaf(expr: Expr, by: tuple[int, int, int]) -> tuple[LevelLeaf, tuple[
 
 
 def _move_grid(level: Grid, own: Grid, placed: Grid, by: tuple[int, int, int]) -> Grid:
-    """Return where a level lies if the level ``own``, from voxel ``by``, lies at ``placed``."""
+    """Return the grid of ``level`` after the transformation that maps ``own``, from voxel ``by`` on, to ``placed``."""
     resolution, offset = [], []
     for axis in range(3):
         r, o, i = to_fraction(own.resolution[axis]), to_fraction(own.voxel_offset[axis]), by[2 - axis]

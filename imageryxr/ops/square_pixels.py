@@ -1,4 +1,4 @@
-"""Square pixels: slices of anisotropic voxels, resampled to the finer side of a pixel."""
+"""Resample slices of anisotropic voxels to square pixels, at the finer of the two resolutions."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from imageryxr.graph.labelled import BoxReader, box_reader, label_array
 
 
 def square_reader(read: BoxReader, across: str, layer_type: str) -> BoxReader:
-    """Return the reader of an array whose pixels in the slices across an axis are square.
+    """Return a reader that resamples slices perpendicular to an axis to square pixels.
 
     Parameters
     ----------
     read : BoxReader
-        Of (z, y, x) or (z, y, x, rgba).
+        Reader of an array (z, y, x) or (z, y, x, rgba).
     across : {"z", "y", "x"}
-        The axis across the slices.
+        The axis perpendicular to the slices.
     layer_type : {"image", "segmentation"}
-        Ids take the nearest one, all else is linear.
+        Segmentations are resampled with "nearest", images and RGBA with "linear".
     """
     if across not in DIMS:
-        raise OptionError(f"axis={across!r} must be 'z', 'y' or 'x': the axis across the slices")
+        raise OptionError(f"axis={across!r} must be 'z', 'y' or 'x', the axis perpendicular to the slices")
     volume = read.volume
     plane = [a for a in range(3) if a != DIMS.index(across)]
     finest = min(volume.grid.axes[a].resolution for a in plane)
@@ -46,7 +46,7 @@ def square_reader(read: BoxReader, across: str, layer_type: str) -> BoxReader:
 
 
 def square_pixels(picture: xr.DataArray, across: str) -> xr.DataArray:
-    """Return RGBA (z, y, x, rgba) whose pixels in the slices across an axis are square; computes."""
+    """Resample an RGBA picture (z, y, x, rgba) to square pixels in slices perpendicular to an axis; computes."""
     read = square_reader(box_reader(picture), across, "image")
     volume = read.volume
     return label_array(read(volume.grid.box), volume.grid, volume.attrs, str(volume.name or "picture"), tail="rgba")
@@ -55,7 +55,7 @@ def square_pixels(picture: xr.DataArray, across: str) -> xr.DataArray:
 def _refine_axis(axis: Axis, resolution: float) -> Axis:
     if axis.resolution == resolution:
         return axis
-    # the lower edge stays where it is
+    # Cover the same extent, from the same lower edge.
     low, high = axis.edges()
     first = Axis(1, resolution, 0)
     start, stop = first.select(low, high)
@@ -64,7 +64,7 @@ def _refine_axis(axis: Axis, resolution: float) -> Axis:
 
 @dataclass(frozen=True)
 class ResampledColors(Resampled):
-    """RGBA on another grid: colours mix by their alpha, so that what is transparent has no colour to give."""
+    """RGBA on another grid; colours are weighted by alpha, so that transparent pixels do not contribute colour."""
 
     tail: tuple[int, ...] = (4,)
 

@@ -114,8 +114,8 @@ class Painted(Expr):
         return (self.labels,) if self.image is None else (self.labels, self.image)
 
     @property
-    def asks(self) -> RequestedIds | None:
-        """The ids that were asked for, if any were."""
+    def requested(self) -> RequestedIds | None:
+        """The requested ids, or None."""
         paint = self.fill or self.line
         return None if paint is None else paint.asked
 
@@ -136,8 +136,8 @@ class Painted(Expr):
 
         labels, image = arrays[0], arrays[1] if self.image is not None else None
         inner = box.slices(self.needs(box)[0])
-        if self.asks is not None:
-            self.asks.report(self, self.whole, box, labels)
+        if self.requested is not None:
+            self.requested.record(self, self.whole, box, labels)
         order = (self.axis, *(a for a in range(3) if a != self.axis))
         self._warn_if_merged(labels[inner].transpose(order))
         drawn = kernel.paint(

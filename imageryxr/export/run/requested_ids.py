@@ -61,7 +61,7 @@ class Asked:
         self._found: dict[str, npt.NDArray[np.bool_]] = {}
         self._unseen = False
         for node, part in _wholly_read(expr, box):
-            asks, whole = getattr(node, "asks", None), getattr(node, "whole", None)
+            asks, whole = getattr(node, "requested", None), getattr(node, "whole", None)
             if isinstance(asks, RequestedIds) and isinstance(whole, IndexBox) and part.contains(whole):
                 self._ids[_name(asks.packed)] = asks
                 self._found[_name(asks.packed)] = np.zeros(len(asks.array), np.bool_)
@@ -102,4 +102,4 @@ class Asked:
         for name, asks in self._ids.items():
             absent = self._absent([name])
             if absent:
-                warn(asks.said_absent(absent), MissingIdsWarning)
+                warn(asks.missing_message(absent), MissingIdsWarning)
