@@ -1,4 +1,4 @@
-"""One grid: resampling an array onto another's grid, and bringing an image and a segmentation together."""
+"""Resample an array onto another grid, and align an image and a segmentation on one grid."""
 
 from __future__ import annotations
 
@@ -32,34 +32,35 @@ def regrid(
 ) -> xr.DataArray:
     """Resample an array onto another grid, by position in nanometres.
 
-    Lazy: reads nothing. Blocks follow the storage chunks of ``da``; each reads what it needs and no more.
+    Lazy: reads nothing. Blocks follow the storage chunks of ``da``; each block reads only the voxels that it needs.
 
     Parameters
     ----------
     da : DataArray
         Image or segmentation, dims (z, y, x).
     like : DataArray, Dataset, Grid or (x, y, z)
-        The target: anything with a grid, or a resolution in nm, which takes the voxels of that size, counted from
-        0 nm, whose centres lie within ``da``.
+        The target grid: an array or `Grid`, or a resolution in nm. A resolution selects the voxels of that size,
+        counted from 0 nm, whose centres lie within ``da``.
     method : {"nearest", "mode", "linear", "mean"}, optional
-        For segmentations "nearest" (default: the id at each new centre, in exact whole-number arithmetic; a centre on
-        the edge between two voxels belongs to the upper one) or "mode" (the id that fills most of each new voxel; of
-        equals the smallest id, 0 last), which is the better one to shrink by. For images "linear" (default: between
-        voxel centres, clamped at the edge of the data), "nearest", or "mean" (the average over each new voxel), which
-        is the better one to shrink by, as it lets no detail alias. Labels are never averaged; "linear" of a boolean
-        array is "nearest".
+        For segmentations: "nearest" (default), the id at each new centre, in exact integer arithmetic, where a centre
+        on the edge between two voxels belongs to the upper one; or "mode", the id that fills most of each new voxel
+        (in a tie the smallest id, and 0 last), which is better for downsampling. For images: "linear" (default),
+        between voxel centres, clamped at the edge of the data; "nearest"; or "mean", the average over each new voxel,
+        which is better for downsampling, since it avoids aliasing. Labels are never averaged. For a boolean array,
+        "linear" is "nearest".
 
     Returns
     -------
     DataArray
-        On the target's grid, dtype and attrs kept, integers rounded half up; 0 where a centre lies outside ``da``.
+        Array on the target grid, with the dtype and attrs of ``da``. Integers are rounded half up; the value is 0 where
+        a centre lies outside ``da``.
 
     Raises
     ------
     OptionError
         If the method does not fit the layer.
     GridError
-        If coordinates form no grid.
+        If the coordinates do not form a grid.
 
     Examples
     --------
@@ -88,21 +89,21 @@ def align(
     to: Target | Grid | tuple[float, float, float] = "finest",
     bbox: BBox | None = None,
 ) -> xr.Dataset:
-    """Bring an image and a segmentation together on one grid, by position in nanometres.
+    """Align an image and a segmentation on one grid, by position in nanometres.
 
-    Lazy: reads nothing. A layer that lies on the target grid already is not resampled; the image is resampled
-    linearly, the segmentation to the nearest id (use `regrid` for other methods).
+    Lazy: reads nothing. A layer that is on the target grid already is not resampled. Otherwise the image is resampled
+    linearly, and the segmentation with the nearest id; use `regrid` for other methods.
 
     Parameters
     ----------
     image, segmentation : DataArray
         Dims (z, y, x), at any resolutions and offsets.
     to : {"finest", "coarsest", "image", "segmentation"}, Grid or (x, y, z), default "finest"
-        The target grid. "finest" and "coarsest" choose along each axis the layer with the smaller or larger voxels;
-        take "finest" for figures, "coarsest" to read less. "image" and "segmentation" leave that layer as it is. Or
-        a grid, or a resolution in nm.
+        The target grid. "finest" and "coarsest" choose, along each axis, the layer with the smaller or larger voxels;
+        use "finest" for figures and "coarsest" to read less. "image" and "segmentation" choose the grid of that layer.
+        Or a `Grid`, or a resolution in nm.
     bbox : BBox, optional
-        The box to give. Default: what both layers cover.
+        The box of the result. Default: the intersection of both layers.
 
     Returns
     -------
@@ -144,7 +145,7 @@ def align(
 
 
 def _merge_layers(layers: dict[str, xr.DataArray]) -> xr.Dataset:
-    """Return a Dataset of layers on one grid; further coordinates that contradict each other are dropped."""
+    """Return a Dataset of two layers on one grid; other coordinates that conflict are dropped."""
     image, segmentation = layers["image"], layers["segmentation"]
     dataset = xr.Dataset({name: layer.variable for name, layer in layers.items()}, coords=image.coords)
     for name, coord in segmentation.coords.items():
@@ -156,11 +157,11 @@ def _merge_layers(layers: dict[str, xr.DataArray]) -> xr.Dataset:
 
 
 def layer_type_of(da: xr.DataArray) -> str:
-    """Return what an array holds, "image" or "segmentation": as its attrs say, else by its name and dtype."""
-    said = da.attrs.get("layer_type", da.name)
-    if said in METHODS:
-        return str(said)
-    # Grey values come in 8 or 16 bits or as floats; whole numbers that are wider than that are ids.
+    """Return the layer type of an array, "image" or "segmentation": from its attrs, its name or its dtype."""
+    declared = da.attrs.get("layer_type", da.name)
+    if declared in METHODS:
+        return str(declared)
+    # Grey values have 8 or 16 bits or are floats, so wider integers are ids.
     return "segmentation" if da.dtype.kind in "iu" and da.dtype.itemsize > 2 else "image"
 
 
@@ -168,7 +169,7 @@ def _image_volume(image: xr.DataArray) -> Volume:
     volume = volume_of(image)
     if volume.attrs.get("layer_type") == "segmentation":
         raise LayerError(
-            f"{image.name!r} is a segmentation, and was given as the image: interpolating ids makes ids up; align "
+            f"{image.name!r} is a segmentation but was given as the image, and interpolated ids are meaningless; align "
             "takes the image first and the segmentation second"
         )
     return volume
@@ -179,7 +180,7 @@ def _segmentation_volume(segmentation: xr.DataArray) -> Volume:
     if volume.expr.dtype.kind not in "iu" or volume.attrs.get("layer_type") == "image":
         what = "is an image" if volume.expr.dtype.kind in "iu" else f"has dtype {volume.expr.dtype}"
         raise LayerError(
-            f"the segmentation {segmentation.name!r} {what}, but ids are whole numbers; "
+            f"the segmentation {segmentation.name!r} {what}, but ids are integers; "
             "align takes the image first and the segmentation second"
         )
     return volume
@@ -193,10 +194,10 @@ def _check_method(method: Any, layer: str, da: xr.DataArray) -> Method:
         others = METHODS["image" if layer == "segmentation" else "segmentation"]
         reason = f"{da.name!r} is a{'n image' if layer == 'image' else ' segmentation'} (dtype {da.dtype})"
         if method in others:
-            reason += "; averaging ids makes ids up" if layer == "segmentation" else ""
+            reason += "; averaged ids are meaningless" if layer == "segmentation" else ""
         raise OptionError(
             f"method={method!r} cannot be used: {reason}; choose one of {', '.join(map(repr, allowed))}, "
-            "or set array.attrs['layer_type'] if it is the other kind"
+            "or set array.attrs['layer_type'] if the layer type is wrong"
         )
     chosen: Method = method
     return chosen
@@ -211,8 +212,8 @@ def _target_grid(like: Any, own: Grid) -> Grid:
         resolution = check_resolution(like, "like")
     except BoxError as error:
         raise OptionError(
-            f"like={like!r} is no target: give an array with coordinates, a Grid, or a resolution (x, y, z) in nm, "
-            "such as (8, 8, 40)"
+            f"like={like!r} is not a target grid: give an array with coordinates, a Grid, or a resolution (x, y, z) in "
+            "nm, such as (8, 8, 40)"
         ) from error
     axes = [_covering_axis(axis, r) for axis, r in zip(own.axes, resolution[::-1], strict=True)]
     return Grid.from_axes(axes)
@@ -224,14 +225,14 @@ def _covering_axis(axis: Axis, resolution: float) -> Axis:
     if not lo <= (start + Fraction(1, 2)) * to_fraction(resolution) < hi:
         raise GridMismatchError(
             f"no voxel of {resolution:g} nm, counted from 0 nm, has its centre within the array, which covers "
-            f"{float(lo):g} to {float(hi):g} nm along one axis; keep its own {axis.resolution:g} nm there, or give a "
-            "Grid"
+            f"{float(lo):g} to {float(hi):g} nm along one axis; use the array's {axis.resolution:g} nm along that "
+            "axis, or give a Grid"
         )
     return Axis(stop - start, resolution, start)
 
 
 def _keep_dropped_axes(grid: Grid, own: Grid, dropped: set[str]) -> Grid:
-    # A dim that the caller has dropped is one plane, and stays the plane that it is.
+    # A dim that the caller has dropped has one plane, which is not resampled.
     axes = zip(DIMS, grid.axes, own.axes, strict=True)
     return Grid.from_axes([mine if dim in dropped else axis for dim, axis, mine in axes])
 
@@ -241,7 +242,7 @@ def _resample_expr(volume: Volume, grid: Grid, method: Method) -> Expr:
     if shift is not None:
         return view_expr(volume.expr, volume.box, grid.box.shift(shift))
     if volume.expr.dtype.kind == "b" and method == "linear":
-        method = "nearest"  # between a true and a false voxel there is no value
+        method = "nearest"  # Booleans cannot be interpolated.
     maps = tuple(AxisMap.from_axes(target, own) for target, own in zip(grid.axes, volume.grid.axes, strict=True))
     expr = Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
     return widen_to(clip_to_array(expr, expr.mapped(volume.box), grid.box), grid.box)
@@ -269,7 +270,7 @@ def _parse_target(to: Any, image: Grid) -> Grid:
 def _target_error(to: Any) -> OptionError:
     options = "'finest', 'coarsest', 'image', 'segmentation'"
     return OptionError(
-        f"to={to!r} is no target grid; choose {options}, a Grid, or a resolution (x, y, z) in nm, such as (8, 8, 40)"
+        f"to={to!r} is not a target grid; choose {options}, a Grid, or a resolution (x, y, z) in nm, such as (8, 8, 40)"
     )
 
 
@@ -279,19 +280,19 @@ def _common_box(image: Grid, segmentation: Grid) -> BBox:
         raise GridMismatchError(
             f"the image and the segmentation do not overlap: the image covers {image.bbox}, the segmentation "
             f"{segmentation.bbox}; "
-            + (_unit_hint(image, segmentation) or "check that they belong together, and their voxel offsets")
+            + (_unit_hint(image, segmentation) or "check that both show the same volume, and their voxel offsets")
         )
     return box
 
 
 def _unit_hint(image: Grid, segmentation: Grid) -> str:
-    """Return what to type where two layers overlap if the coordinates of one are in micrometres; else nothing."""
+    """Return advice for layers that overlap only if the coordinates of one are in micrometres; otherwise ""."""
     for name, small, large in (("image", image, segmentation), ("segmentation", segmentation, image)):
         x, y, z = (1000 * r for r in small.resolution)
         if Grid(small.shape, (x, y, z), small.voxel_offset).bbox.intersection(large.bbox) is not None:
             return (
-                f"they overlap if the numbers of the {name} are taken 1000 times, as where they are micrometres: set "
-                f"{name}[dim].attrs['units'] = 'um' for dim in 'zyx'"
+                f"they overlap if the coordinates of the {name} are in micrometres: set {name}[dim].attrs['units'] = "
+                "'um' for dim in 'zyx'"
             )
     return ""
 
@@ -313,7 +314,7 @@ def aligned_names(dataset: xr.Dataset) -> tuple[str, str]:
     Raises
     ------
     LayerError
-        If there is not one of each.
+        If there is not exactly one of each.
     """
     found: dict[str, list[str]] = {"image": [], "segmentation": []}
     for name, variable in dataset.data_vars.items():
@@ -325,6 +326,6 @@ def aligned_names(dataset: xr.Dataset) -> tuple[str, str]:
             found[layer] = [layer]
         if len(found[layer]) != 1:
             raise LayerError(
-                f"the Dataset has {len(names)} {layer} variables {names}; it must have one, named {layer!r}"
+                f"the Dataset has {len(names)} {layer} variables {names}; one variable must be named {layer!r}"
             )
     return found["image"][0], found["segmentation"][0]

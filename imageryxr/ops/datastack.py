@@ -1,4 +1,4 @@
-"""CAVE datastacks as trees, and boxes in the units of their viewer."""
+"""Open CAVE datastacks as trees, and build boxes in the units of their viewer."""
 
 from __future__ import annotations
 
@@ -40,63 +40,63 @@ def open_datastack(
     missing: Missing = None,
     connection: Connection | None = None,
 ) -> xr.DataTree:
-    """Open the image and the segmentation of a CAVE datastack, pinned to one instant.
+    """Open the image and the segmentation of a CAVE datastack, at one fixed instant.
 
-    Reads metadata only. The arrays are lazily indexed, as those of `open_image` and `open_segmentation`.
+    Reads metadata only. The arrays are lazily indexed, as in `open_image` and `open_segmentation`.
 
     Parameters
     ----------
     client_or_name : str or CAVEclient
-        Name of the datastack, or a client for it, whose server, token and version then count: ``client.version`` or
-        ``client.timestamp``, else the version that ``client.materialize`` is set to.
+        Name of the datastack, or a client for it. The server, the token and the version default to those of the client:
+        ``client.version`` or ``client.timestamp``, otherwise the version that ``client.materialize`` is set to.
     timestamp : datetime, str or float, optional
-        The instant: a datetime, ISO 8601, `numpy.datetime64` or seconds since 1970; without a time zone it is taken as
-        UTC, with a warning. Default: that of the version, or now, once and for all.
+        The instant: a datetime, ISO 8601, `numpy.datetime64` or seconds since 1970. Without a time zone it is
+        interpreted as UTC, with a warning. Default: the instant of the version, or the time of this call.
     version : int, optional
-        A materialization, whose instant to take. Only a graphene segmentation has one.
+        A materialization version, whose instant to use. Requires a graphene segmentation.
     server_address : str, optional
-        The info service. Default: the client's, the one that caveclient noted for this datastack, or CAVE's global
-        one.
+        The info service. Default: that of the client, the one that caveclient has stored for this datastack, or CAVE's
+        global one.
     token : str, optional
-        Default: the client's, the variable ``CAVE_TOKEN``, or the files in ``~/.cloudvolume/secrets``. A token given
-        here travels to workers, hidden; any other is looked up where a worker runs.
+        Default: that of the client, the variable ``CAVE_TOKEN``, or the files in ``~/.cloudvolume/secrets``. A token
+        given here is sent to workers, hidden from logs; any other is looked up on the worker.
     ids : iterable of int, optional
         Keep these segments only; all others become 0.
     stale : {"raise", "update", "keep"}, default "raise"
-        What to do about ids that are not current at the instant, as in `open_segmentation`.
+        How to handle ids that are not current at the instant, as in `open_segmentation`.
     agglomerate : bool, default True
-        Root ids; False gives supervoxels.
+        Whether to return root ids; False returns supervoxels.
     image_mip, segmentation_mip : int or (x, y, z), optional
-        Levels, by number or by resolution in nm. Default: those with the smallest voxels.
+        Levels, by number or by resolution in nm. Default: the levels with the smallest voxels.
     bbox : BBox, optional
         Open this box only, as dask blocks.
     chunks : int, tuple, dict or "auto", optional
         Make dask blocks, as in `open_image`.
     missing : {None, "raise", "fill", "warn"}, default None
-        What a chunk that a store does not have is, as in `open_image`.
+        How to handle missing chunks, as in `open_image`.
     connection : Connection, optional
-        Timeouts, retries, and requests at a time.
+        Timeouts, retries and concurrent requests.
 
     Returns
     -------
     DataTree
         Children ``image`` and ``segmentation``, each with one variable of that name, dims (z, y, x). Attrs
         ``datastack``, ``server_address``, ``viewer_resolution`` (x, y, z nm), ``image_source``,
-        ``segmentation_source``, ``timestamp`` (UTC; of a graphene segmentation), ``version``.
+        ``segmentation_source``, and for a graphene segmentation ``timestamp`` (UTC) and, if known, ``version``.
 
     Raises
     ------
     SourceNotFoundError
         If there is no such datastack, version or table.
     AuthError
-        If the token is missing, wrong, without the right, or its owner has not accepted the terms of service: each
-        has a class of its own.
+        If the token is missing or invalid, lacks permission, or its owner has not accepted the terms of service; each
+        case is a subclass.
     TimestampError
-        If the instant lies before the graph's first or in the future.
+        If the instant is before the first state of the graph or in the future.
     SegmentError, StaleRootError
-        If an id is no root, or is not current at the instant.
+        If an id is not a root, or is not current at the instant.
     ServerError
-        If a server did not answer.
+        If a server does not respond.
 
     Examples
     --------
@@ -106,7 +106,7 @@ def open_datastack(
     >>> tree.imagery.align(bbox=box).imagery.overlay(alpha=0.3)  # doctest: +SKIP
     """
     if version is not None and timestamp is not None:
-        raise OptionError("version= and timestamp= both say when; leave one of them out")
+        raise OptionError("version= and timestamp= both define the instant; give only one of them")
     check_missing(missing)
     check_stale(stale)
     connection = connection or Connection()
@@ -116,8 +116,8 @@ def open_datastack(
     living = is_graphene_address(stack.segmentation_source)
     if version is not None and not living:
         raise OptionError(
-            f"version={version}: the segmentation of {stack.name} ({stack.segmentation_source}) does not change in "
-            "time, so no version of it can be opened; leave version out"
+            f"version={version}: the segmentation of {stack.name} ({stack.segmentation_source}) is static and has no "
+            "versions; leave version out"
         )
     when = stack.instant if timestamp is None and living else timestamp
     options: dict[str, Any] = {"missing": missing, "token": stack.token}
@@ -161,7 +161,7 @@ def _tree_attrs(stack: datastack.Datastack, layers: dict[str, xr.DataArray], ver
 
 
 def resolution_of(tree: xr.DataTree, resolution: Unit = "viewer") -> tuple[float, float, float]:
-    """Return the resolution (x, y, z nm) that a word means in a tree; numbers mean themselves.
+    """Return the resolution (x, y, z nm) that a name such as "viewer" has in a tree; numbers are returned unchanged.
 
     Reads nothing.
 
@@ -170,8 +170,8 @@ def resolution_of(tree: xr.DataTree, resolution: Unit = "viewer") -> tuple[float
     tree : DataTree
         As `open_datastack` returns it.
     resolution : {"viewer", "image", "segmentation"} or (x, y, z)
-        "viewer" is what the datastack's viewer counts in, and so what people write down; "image" and
-        "segmentation" are the voxels of these layers as opened.
+        "viewer" is the resolution of the datastack's viewer, the unit of positions copied from it; "image" and
+        "segmentation" are the resolutions of these layers as opened.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def resolution_of(tree: xr.DataTree, resolution: Unit = "viewer") -> tuple[float
     Raises
     ------
     OptionError
-        If it is another word, or the tree does not know.
+        If it is another name, or the tree has no such resolution.
     """
     if not isinstance(resolution, str):
         x, y, z = (float(v) for v in BBox((0, 0, 0), (1, 1, 1), resolution=resolution).resolution)
@@ -194,7 +194,7 @@ def resolution_of(tree: xr.DataTree, resolution: Unit = "viewer") -> tuple[float
         return grid_of(_layer(tree, resolution)).resolution
     words = [*(["'viewer'"] if "viewer_resolution" in tree.attrs else []), *(f"{c!r}" for c in tree.children)]
     raise OptionError(
-        f"resolution={resolution!r} means nothing in this tree; give one of {', '.join(words)}, or (x, y, z) "
+        f"resolution={resolution!r} is not defined in this tree; give one of {', '.join(words)}, or (x, y, z) "
         "nm per unit"
     )
 
@@ -211,17 +211,17 @@ def bbox(tree: xr.DataTree, lo: Sequence[float], hi: Sequence[float], *, resolut
     lo, hi : sequence of 3 numbers
         Corners (x, y, z), the upper one exclusive.
     resolution : {"viewer", "image", "segmentation"} or (x, y, z), default "viewer"
-        What the numbers count, see `resolution_of`.
+        The unit of the corners, see `resolution_of`.
 
     Returns
     -------
     BBox
-        For `crop`, `align` and the ``bbox`` of the functions that open.
+        Box for `crop`, `align` and the ``bbox`` parameter of the functions that open layers.
 
     Raises
     ------
     BoxError
-        As `BBox`.
+        As in `BBox`.
     """
     return BBox(lo, hi, resolution=resolution_of(tree, resolution))
 
@@ -234,7 +234,7 @@ def around(
     resolution: Unit = "viewer",
     size_resolution: Unit | None = None,
 ) -> BBox:
-    """Return the box of a given size around a point, in the units of a datastack's viewer.
+    """Return a box of a given size around a point, in the units of a datastack's viewer.
 
     Reads nothing.
 
@@ -245,9 +245,9 @@ def around(
     center, size
         As in `BBox.around`.
     resolution : {"viewer", "image", "segmentation"} or (x, y, z), default "viewer"
-        What the numbers of ``center`` count, see `resolution_of`.
+        The unit of ``center``, see `resolution_of`.
     size_resolution : {"viewer", "image", "segmentation"} or (x, y, z), optional
-        What those of ``size`` count; take "image" for exactly so many pixels. Default: ``resolution``.
+        The unit of ``size``; use "image" for an exact number of image pixels. Default: ``resolution``.
 
     Returns
     -------
@@ -257,14 +257,14 @@ def around(
     Raises
     ------
     BoxError
-        As `BBox.around`.
+        As in `BBox.around`.
     """
     unit = None if size_resolution is None else resolution_of(tree, size_resolution)
     return BBox.around(center, size, resolution=resolution_of(tree, resolution), size_resolution=unit)
 
 
 def align_tree(tree: xr.DataTree, *, to: Any = "finest", bbox: BBox | None = None) -> xr.Dataset:
-    """Bring the image and the segmentation of a tree onto one grid.
+    """Align the image and the segmentation of a tree on one grid.
 
     Lazy: reads nothing.
 
@@ -278,12 +278,12 @@ def align_tree(tree: xr.DataTree, *, to: Any = "finest", bbox: BBox | None = Non
     Returns
     -------
     Dataset
-        Variables ``image`` and ``segmentation``; the tree's attrs.
+        Variables ``image`` and ``segmentation``, with the attrs of the tree.
 
     Raises
     ------
     LayerError
-        If the tree lacks one of them.
+        If the tree has no image or no segmentation.
     """
     dataset = align(_layer(tree, "image"), _layer(tree, "segmentation"), to=to, bbox=bbox)
     return dataset.assign_attrs({**tree.attrs, **dataset.attrs})

@@ -99,5 +99,5 @@ def test_the_error_for_distant_layers_does_not_suggest_units():
     first, second = (ix.Grid((2, 2, 2), (8, 8, 40), (x, 0, 0)) for x in (100, 300))
     image = xr.DataArray(np.zeros((2, 2, 2), np.uint8), dims=("z", "y", "x"), coords=first.coords())
     labels = xr.DataArray(np.zeros((2, 2, 2), np.uint64), dims=("z", "y", "x"), coords=second.coords())
-    with pytest.raises(ix.GridMismatchError, match="check that they belong together"):
+    with pytest.raises(ix.GridMismatchError, match="check that both show the same volume"):
         ix.align(image, labels)

@@ -178,7 +178,7 @@ def test_a_slab_that_no_coarser_voxel_has_its_centre_in_is_no_black_picture():
 def test_ids_are_missed_by_whoever_sees_all_of_the_array():
     seg = ix.open_segmentation(volume(LABELS, (8, 8, 40), (3, -4, 2)).chunk({"z": 1, "y": 9}))
     chosen = ix.select_ids(seg, [2**62, 5])
-    with pytest.warns(ix.MissingIdsWarning, match="1 of the 2 ids that were asked for are not in the data: 5"):
+    with pytest.warns(ix.MissingIdsWarning, match="1 of the 2 requested ids do not occur in the data: 5"):
         chosen.compute()
     with pytest.warns(ix.MissingIdsWarning, match="not in the data: 5"):
         ix.overlay(None, seg, ids=[5, 2**62], outline=2).compute()

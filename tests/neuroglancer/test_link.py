@@ -580,7 +580,7 @@ def test_there_and_back(sample, turned):
     assert list(ix.open_neuroglancer(link, allow_local=True).children) == ["em", "cells"]
 
 
-@pytest.mark.filterwarnings("ignore:.*ids that were asked for:imageryxr.errors.MissingIdsWarning")
+@pytest.mark.filterwarnings("ignore:.*requested ids do not occur:imageryxr.errors.MissingIdsWarning")
 def test_a_link_of_what_was_opened_without_one(sample):
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
     box = ix.BBox.around((4600, 2560, 130), (64, 64), resolution=(8, 8, 40))

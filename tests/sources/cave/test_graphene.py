@@ -126,7 +126,7 @@ class TestDatastack:
     def test_an_unknown_version_lists_the_existing_ones(self, cave):
         with pytest.raises(ix.SourceNotFoundError, match=r"no materialization 8 of 'fib25_public': there are 7, 9"):
             self.open(cave, version=8)
-        with pytest.raises(ix.OptionError, match="both say when"):
+        with pytest.raises(ix.OptionError, match="both define the instant"):
             self.open(cave, version=7, timestamp=utc(MERGE))
 
     def test_unknown_datastacks_and_tables_are_errors(self, cave):
