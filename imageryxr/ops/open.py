@@ -1,4 +1,4 @@
-"""Opening volumes: from an address to a labelled, lazy array."""
+"""Open volumes as labelled, lazy arrays, and crop them."""
 
 from __future__ import annotations
 
@@ -40,54 +40,54 @@ def open_image(
 ) -> xr.DataArray:
     """Open a level of an image as a labelled array, dims (z, y, x) with coordinates in nanometres.
 
-    Reads metadata only. The array is lazily indexed, as from `xarray.open_dataset`: nothing is read before it is
-    computed, and then only the box that was selected. ``bbox`` or ``chunks`` make it a dask array.
+    Reads metadata only. The array is lazily indexed, as in `xarray.open_dataset`: voxels are read when it is computed,
+    and only in the selected box. With ``bbox`` or ``chunks`` it is a dask array.
 
     Parameters
     ----------
     source : str, path, DataArray or Source
         ``precomputed://…`` (on ``gs://``, ``s3://``, ``https://``, ``file://`` or a local path), ``zarr://…`` for
-        OME-Zarr, or a bare URL or path of either. Or an array in memory, a DataArray with coordinates in nm.
+        OME-Zarr, or a URL or path of either without a prefix. Or an array in memory, a DataArray with coordinates in
+        nm.
     mip : int or (x, y, z), optional
-        The level: its number, or its resolution in nm. Default: that with the smallest voxels that is no
-        placeholder.
+        The level, by number or by resolution in nm. Default: the level with the smallest voxels, except placeholders.
     bbox : BBox, optional
-        Open this box only, as dask blocks that follow the storage chunks. Outside the volume it is 0.
+        Open this box only, as a dask array whose blocks follow the storage chunks. Values outside the volume are 0.
     chunks : int, tuple, dict or "auto", optional
-        Make dask blocks: ``"auto"`` for whole storage chunks of some 4 million voxels together, or sizes as dask
-        takes them. Prefer ``bbox`` for a part of a large volume: blocks of petabytes are slow to slice.
+        Make dask blocks: ``"auto"`` for several whole storage chunks, about 4 million voxels per block, or sizes as
+        dask takes them. For a part of a large volume, prefer ``bbox``: dask is slow to slice millions of blocks.
     missing : {None, "raise", "fill", "warn"}, default None
-        What a chunk is that the store does not have. None follows the format: in Zarr it holds the fill value, by the
-        specification; in precomputed it is a `MissingChunkError`. "raise" is that error for all formats. "fill" takes
-        background, which is 0 in precomputed, and "warn" does so with a warning; the reports of exports list these
-        chunks. Take "fill" for precomputed layers whose empty chunks were left out. A request that fails or is denied
-        is always an error.
+        How to handle missing chunks. None follows the format: in Zarr they have the fill value, by the specification;
+        in precomputed they raise `MissingChunkError`. "raise" raises that error for all formats. "fill" returns the
+        fill value, which is 0 in precomputed, and "warn" does the same with a warning; the reports of exports list
+        these chunks. Use "fill" for precomputed layers that do not store empty chunks. A request that fails or is
+        denied is always an error.
     token : str, optional
-        Sent to web servers that hold an OME-Zarr, to CAVE's graph servers, and to addresses that begin with
+        Token for web servers of an OME-Zarr, for CAVE's graph servers, and for addresses that begin with
         ``middleauth+``. Default for the latter two: the variable ``CAVE_TOKEN``, or the files in
-        ``~/.cloudvolume/secrets`` that caveclient and CloudVolume use. It is kept out of attrs, reprs and messages.
+        ``~/.cloudvolume/secrets`` that caveclient and CloudVolume use. Tokens never appear in attrs, reprs or messages.
     channel, time : int, optional
-        Which to open, where a source has several.
+        The channel and the time point to open, if the source has several.
     assume : {"center", "corner"}, default "center"
-        What an OME-Zarr translation is the place of: the centre of the first voxel, as the community settled on, or
-        its lower corner, as some older writers meant it.
+        The meaning of an OME-Zarr translation: the centre of the first voxel, as in current writers, or its lower
+        corner, as in some older writers.
     connection : Connection, optional
-        How servers of precomputed and graphene layers are asked: timeouts, retries, requests at a time.
+        Timeouts, retries and concurrent requests for servers of precomputed and graphene layers.
 
     Returns
     -------
     DataArray
-        Dims (z, y, x), dtype as stored; attrs ``source``, ``resolution`` and ``voxel_offset`` (x, y, z), ``mip``,
-        ``layer_type``, where known ``contrast_limits``.
+        Dims (z, y, x), with the stored dtype; attrs ``source``, ``resolution`` and ``voxel_offset`` (x, y, z), ``mip``,
+        ``layer_type`` and, if known, ``contrast_limits``.
 
     Raises
     ------
     SourceNotFoundError, SourceError, AuthError
-        If there is no volume at the address, or it cannot be understood, or not be read.
+        If there is no volume at the address, it has an unknown format, or access is denied.
     MipError
-        If there is no such level; the message lists those that exist.
+        If there is no such level; the message lists the levels.
     OutOfVolumeError
-        If ``bbox`` lies wholly outside, unless ``missing="fill"``.
+        If ``bbox`` lies wholly outside the volume, unless ``missing="fill"``.
     LayerError
         If the source is a segmentation.
 
@@ -122,29 +122,28 @@ def open_segmentation(
 ) -> xr.DataArray:
     """Open a level of a segmentation as a labelled array of ids, dims (z, y, x) with coordinates in nanometres.
 
-    Reads metadata only; laziness, ``source``, ``mip``, ``bbox``, ``chunks``, ``missing``, ``token``, ``channel``,
-    ``time``, ``assume`` and ``connection`` are as in `open_image`.
+    Reads metadata only; the array is lazy, as in `open_image`.
 
     Parameters
     ----------
     source : str, path, DataArray or Source
-        As in `open_image`, or ``graphene://https://HOST/segmentation/table/TABLE``. Ids may be of any integer type up
-        to uint64, and stay as they are stored.
+        As in `open_image`, or ``graphene://https://HOST/segmentation/table/TABLE``. Ids may have any integer type up
+        to uint64, which is kept.
     mip, bbox, chunks, missing, token, channel, time, assume, connection
         As in `open_image`.
     ids : iterable of int, optional
         Keep these ids only; all others become 0. See `select_ids`.
     agglomerate : bool, default True
-        For graphene layers: whether to give root ids, or supervoxels. Others are given as stored.
+        For graphene layers: whether to return root ids (True) or supervoxels (False).
     timestamp : datetime, str or float, optional
-        For graphene layers: the instant whose roots to give, everywhere and on every worker. A datetime, ISO 8601,
-        `numpy.datetime64` or seconds since 1970; without a time zone it is taken as UTC, with a warning. Default: now,
-        when this is called. Supervoxels are the same at all times; static sources have none.
+        For graphene layers: the instant of the root ids, the same on every worker. A datetime, ISO 8601,
+        `numpy.datetime64` or seconds since 1970; without a time zone it is interpreted as UTC, with a warning.
+        Default: the time of this call. Supervoxels do not depend on it; static sources do not accept it.
     stale : {"raise", "update", "keep"}, default "raise"
-        For ``ids`` of a graphene layer that are not current at its instant: an error that names those that cover the
-        same object then; these in their place; or the old one as it was when it was current, to compare states. Where
-        an old one and others that were asked for overlap, those of the instant are drawn whole, then the nearest to it;
-        the attr ``stale_ids`` lists the old ones.
+        How to handle ``ids`` of a graphene layer that are not current at its instant. "raise" raises an error that
+        lists the current ids of the same object; "update" replaces an old id by these; "keep" shows the old object as
+        it was when its id was current, to compare states. If kept objects overlap other requested ones, the objects of
+        the instant have priority, then those closest to it in time. The attr ``stale_ids`` lists the old ids.
 
     Returns
     -------
@@ -154,17 +153,17 @@ def open_segmentation(
     Raises
     ------
     LayerError
-        If the source holds floats.
+        If the values of the source are floats.
     OptionError
-        If a timestamp is given for a source that does not change.
+        If a timestamp is given for a static source.
     TimestampError
-        If it lies before the graph's first state, or in the future.
+        If the timestamp is before the first state of the graph, or in the future.
     SegmentError, StaleRootError
-        If an id is no root of the graph, or is not current at the instant.
+        If an id is not a root of the graph, or is not current at the instant.
     ServerError
-        If the graph server did not answer.
+        If the graph server does not respond.
     ImageryError
-        As `open_image`.
+        As in `open_image`.
 
     Examples
     --------
@@ -198,26 +197,26 @@ def open_multiscale(
 ) -> xr.DataTree:
     """Open every level of a layer as a tree, one child per level.
 
-    Reads metadata only. Levels keep their own places: those whose offsets differ by half a voxel stay half a
-    voxel apart. Placeholder levels are left out.
+    Reads metadata only. Each level keeps its own offset, even if levels are half a voxel apart. Placeholder levels are
+    omitted.
 
     Parameters
     ----------
     source, bbox, chunks, missing, token, channel, time, assume, connection
-        As in `open_image`; ``bbox`` is cut out of every level.
+        As in `open_image`; every level is cropped to ``bbox``.
     agglomerate, timestamp
-        As in `open_segmentation`; all levels show one instant.
+        As in `open_segmentation`; all levels have the same instant.
 
     Returns
     -------
     DataTree
-        Children ``"/0"``, ``"/1"``, … by mip, each with one variable, ``image`` or ``segmentation``, as the layer
-        says what it is.
+        Children ``"/0"``, ``"/1"``, … by mip, each with one variable, ``image`` or ``segmentation``, according to the
+        type of the layer.
 
     Raises
     ------
     ImageryError
-        As `open_image`.
+        As in `open_image`.
 
     Examples
     --------
@@ -239,14 +238,14 @@ def open_multiscale(
 
 
 def _openable_levels(layer: Source) -> list[Level]:
-    """Return the levels that hold voxels, without those whose type of voxel a segmentation cannot have."""
+    """Return the levels without placeholders and, for a segmentation, without levels that are not integers."""
     levels = [level for level in layer.levels if not level.placeholder]
     if layer.layer_type == "image":
         return levels
     wrong = [level for level in levels if dtype_of(layer, level.mip).kind not in "iu"]
     if wrong and len(wrong) < len(levels):
         mips = ", ".join(str(level.mip) for level in wrong)
-        warn(f"{layer.name}: mip {mips} holds {dtype_of(layer, wrong[0].mip)}, which are no ids, and is left out")
+        warn(f"{layer.name}: mip {mips} is omitted, because its dtype {dtype_of(layer, wrong[0].mip)} cannot be ids")
     return [level for level in levels if level not in wrong] or levels
 
 
@@ -258,23 +257,23 @@ def box_around(
     resolution: Sequence[float] | None = None,
     size_resolution: Sequence[float] | None = None,
 ) -> BBox:
-    """Return the box of a given size around a point, in the voxels of an array.
+    """Return a box of a given size around a point, in the voxels of an array.
 
     Reads nothing.
 
     Parameters
     ----------
     obj : DataArray or Dataset
-        With dims z, y, x and coordinates of length.
+        Array with dims z, y, x and coordinates in a length unit.
     center : sequence of 3 numbers
         The point (x, y, z), in units of ``resolution``.
     size : sequence of 2 or 3 numbers
         Extent (x, y, z) in units of ``size_resolution``; 2 numbers (x, y) mean one plane.
     resolution : (x, y, z), optional
-        Nanometres per unit of ``center``. Default: the voxels of ``obj``, counted as its level counts them, so that
-        they are the numbers that Neuroglancer shows for that level.
+        Nanometres per unit of ``center``. Default: the voxel size of ``obj``, so that ``center`` is in voxels of its
+        level, as in Neuroglancer.
     size_resolution : (x, y, z), optional
-        Nanometres per unit of ``size``. Default: the voxels of ``obj``.
+        Nanometres per unit of ``size``. Default: the voxel size of ``obj``.
 
     Returns
     -------
@@ -286,7 +285,7 @@ def box_around(
     BoxError
         If a number is not finite or a size is not positive.
     GridError
-        If the coordinates form no grid.
+        If the coordinates do not form a grid.
 
     Examples
     --------
@@ -310,35 +309,36 @@ def crop(
     size: Sequence[float] | None = None,
     resolution: Sequence[float] | None = None,
 ) -> Any:
-    """Cut a box out of an array: the voxels whose centre lies in ``[lo, hi)``.
+    """Crop an array to a box: the voxels whose centre lies in ``[lo, hi)``.
 
-    Lazy: reads nothing. A lazily indexed array becomes a dask array whose blocks follow the storage chunks; numpy
-    stays numpy. The result still knows the data beyond its border, so that an outline of a crop is a crop of the
-    outline.
+    Lazy: reads nothing. A lazily indexed array becomes a dask array whose blocks follow the storage chunks; a numpy
+    array remains one. Later operations on the result can read the data beyond its border, so that an outline of a crop
+    equals the crop of an outline.
 
     Parameters
     ----------
     obj : DataArray or Dataset
-        With dims z, y, x and coordinates in nm; further dims, such as ``rgba``, are kept whole.
+        Array with dims z, y, x and coordinates in nm. Other dims, such as ``rgba``, are not cropped.
     bbox : BBox, optional
-        The box, x, y, z. Where it reaches outside the array the result is 0; a box thinner than a voxel takes the
-        voxel that holds its centre.
+        The box (x, y, z). Values outside the array are 0. A box thinner than a voxel selects the voxel that contains
+        its centre.
     center, size, resolution : sequences of numbers, optional
-        In place of ``bbox``: a box of ``size`` voxels of ``obj`` around a point, as `em.imagery.around` takes them.
-        ``resolution`` is nm per unit of ``center``; default: the voxels of ``obj``.
+        Instead of ``bbox``: a box of ``size`` voxels of ``obj`` around a point, as in `em.imagery.around`.
+        ``resolution`` is nm per unit of ``center``; default: the voxel size of ``obj``.
 
     Returns
     -------
     DataArray or Dataset
-        As ``obj``, on the box; n voxels' worth of box is n voxels. Where the box begins is in the coordinates and in
-        `grid_of`; ``attrs["voxel_offset"]`` remains that of the whole level, so that neighbouring crops combine.
+        The part of ``obj`` within the box; a box with the extent of n voxels has n voxels. The coordinates and
+        `grid_of` give the start of the box; ``attrs["voxel_offset"]`` remains that of the whole level, so that
+        neighbouring crops can be combined.
 
     Raises
     ------
     OptionError
         If neither a box nor a centre and size are given, or both.
     OutOfVolumeError
-        If the box lies wholly outside, with a suggestion where the numbers look like another unit.
+        If the box lies wholly outside; the message suggests another unit if the box would fit in it.
 
     Examples
     --------
@@ -349,7 +349,7 @@ def crop(
     (1, 48, 64)
     """
     if not isinstance(obj, xr.DataArray | xr.Dataset):
-        raise LayerError(f"crop takes a DataArray or a Dataset, not a {type(obj).__name__}; open one first")
+        raise LayerError(f"crop takes a DataArray or a Dataset, not a {type(obj).__name__}; open a volume first")
     box = _box_of(obj, bbox, center, size, resolution)
     if isinstance(obj, xr.Dataset):
         parts = {name: crop_array(v, box) if "x" in v.coords else v for name, v in obj.data_vars.items()}
@@ -370,11 +370,11 @@ def _box_of(obj: xr.DataArray | xr.Dataset, bbox: BBox | None, center: Any, size
 
 
 def check_requested_ids(layer: Source, ids: Iterable[int] | None, stale: Stale) -> tuple[Source, list[int] | None]:
-    """Return a layer, and which ids to keep of it, None for all; a living layer is asked whether it has them."""
+    """Return a source and its requested ids, or None for all; ids of a graphene source are checked on its server."""
     if ids is None:
         return layer, None
-    asked = id_array(ids).tolist()
-    return resolve_root_ids(layer, asked, stale) if isinstance(layer, GrapheneSource) else (layer, asked)
+    requested = id_array(ids).tolist()
+    return with_ids(layer, requested, stale) if isinstance(layer, GrapheneSource) else (layer, requested)
 
 
 def open_level(
@@ -387,15 +387,15 @@ def open_level(
 def _resolve(
     source: SourceLike, layer_type: LayerType, bbox: BBox | None, missing: Missing, **choices: Any
 ) -> tuple[Source, BBox | None]:
-    """Return a source, and the box that is still to be cut out of it."""
+    """Return a source, and the box that remains to be cropped."""
     if isinstance(source, xr.DataArray) and is_lazy(source):
-        # An array that was opened before is opened again as dask blocks of what is needed of it: nothing is read.
+        # A lazily indexed array is converted to a dask array of the box; this reads nothing.
         source, bbox = as_dask(source if bbox is None else crop_array(source, bbox, outside_ok=missing == "fill")), None
     layer = resolve_source(source, layer_type, missing=check_missing(missing), **choices)
     if layer_type == "segmentation" and getattr(layer, "declared_type", None) == "image":
         warnings.warn(
-            f"{layer.name} is an image by its own word, and its {layer.dtype} values are taken for ids; open it with "
-            "imageryxr.open_image if they are grey",
+            f"{layer.name} is declared an image, but its {layer.dtype} values are opened as ids; open it with "
+            "imageryxr.open_image if they are grey values",
             ImageryWarning,
             stacklevel=3,
         )
@@ -409,8 +409,8 @@ def _label_level(
     dtype = dtype_of(layer, level.mip)
     if layer.layer_type == "segmentation" and dtype.kind not in "iu":
         raise LayerError(
-            f"mip {level.mip} of {layer.name} holds {dtype}, but ids are whole numbers; open another level, or open "
-            "this one with imageryxr.open_image"
+            f"mip {level.mip} of {layer.name} has dtype {dtype}, but ids are whole numbers; open another level, or "
+            "open this one with imageryxr.open_image"
         )
     if bbox is None:
         return level_array(layer, level, chunks)

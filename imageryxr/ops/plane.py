@@ -1,4 +1,4 @@
-"""Planes at any angle through a volume."""
+"""Cut planes at any angle through a volume."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from imageryxr.ops.tree import dimensions_of, displayed_axes, layers_of, positio
 
 Point = list[Fraction]
 
-# Columns, rows and depth of the planes that lie as plain slices do.
+# Directions of the columns, the rows and the depth of planes along the axes.
 _AXES: dict[str, tuple[str, str, str]] = {"z": ("x", "y", "z"), "y": ("x", "z", "y"), "x": ("y", "z", "x")}
 
 
@@ -42,56 +42,55 @@ def plane(
     resolution: Sequence[float] = (1, 1, 1),
     method: Method | None = None,
 ) -> Any:
-    """Cut a plane, or a stack of parallel ones, through a volume at any angle, with square pixels.
+    """Cut a plane, or a stack of parallel planes, through a volume at any angle, with square pixels.
 
-    Lazy: reads nothing. When computed, of each storage chunk that the plane crosses the part around it is read, once.
+    Lazy: reads nothing. When computed, the part around the plane of each storage chunk that it crosses is read once.
 
     Parameters
     ----------
     obj : DataArray or Dataset
         Image or segmentation, dims (z, y, x).
     center : sequence of 3 numbers
-        The point (x, y, z) in the middle of the picture, in units of ``resolution``: that of pixel
-        ``(height // 2, width // 2)``.
+        The point (x, y, z) at the centre of pixel ``(height // 2, width // 2)``, in units of ``resolution``.
     size : sequence of 2 or 3 int
-        Pixels across and down and, for a stack, planes, the middle one through the centre.
+        Width and height in pixels and, for a stack, the number of planes; the middle plane contains the centre.
     normal : {"z", "y", "x"} or sequence of 3 numbers, default "z"
-        The direction (x, y, z) that the plane stands across. A name gives the plane as plain slices lie: columns along
-        x, rows along y for "z"; x and z for "y"; y and z for "x".
+        The direction (x, y, z) perpendicular to the plane. A name gives a slice along the axes: columns along x and
+        rows along y for "z"; x and z for "y"; y and z for "x".
     up : sequence of 3 numbers, optional
         The direction (x, y, z) that points up in the picture, for a ``normal`` given in numbers. Default: −y, or −z
-        where the plane stands across y.
+        if ``normal`` is along y.
     orientation : sequence of 4 numbers, optional
-        In place of ``normal``, Neuroglancer's ``crossSectionOrientation``, a quaternion (x, y, z, w).
+        Instead of ``normal``, Neuroglancer's ``crossSectionOrientation``, a quaternion (x, y, z, w).
     nm_per_pixel : float, optional
-        Side of a pixel, and distance between planes. Default: the smallest side of a voxel of ``obj``.
+        Size of a pixel, and distance between planes. Default: the smallest side of a voxel of ``obj``.
     resolution : (x, y, z), default (1, 1, 1)
         Nanometres per unit of ``center``.
     method : {"nearest", "linear"}, optional
-        Default: "nearest" for segmentations, for which it is the only one: a pixel has the id of the voxel that holds
-        its middle; "linear" for images. Linear values of integers are rounded half up and stay between the voxels
-        that they are made of; a boolean array is always cut by "nearest".
+        Default: "linear" for images, "nearest" for segmentations, which accept no other method: a pixel has the id of
+        the voxel that contains its centre. Linear values of integers are rounded half up, and lie between the values
+        of their voxels. For a boolean array, the method is always "nearest".
 
     Returns
     -------
     DataArray or Dataset
-        Dims (z, y, x): y runs down and x across the picture, z across the planes. Coordinates in nm are those of the
-        volume turned with the plane, so those of the volume itself for ``normal="z"``. Attrs ``plane_center`` (nm) and
-        ``plane_axes``, nine numbers: the directions (x, y, z) in the volume of the picture's x, y and z. Outside the
-        volume the value is 0, so an outline also runs along the edge of the data. Of a Dataset, each variable has
-        these attrs, and the result has the attrs of the Dataset.
+        Dims (z, y, x): x runs across the picture, y down, and z along the normal. Coordinates are in nm, in a frame
+        rotated with the plane; for ``normal="z"`` they are those of the volume. The attr ``plane_center`` is in nm;
+        ``plane_axes`` has nine numbers: the directions (x, y, z), in the volume, of the picture's x, y and z axes. The
+        value is 0 outside the volume, so an outline also runs along the edge of the data. For a Dataset, each variable
+        has these attrs, and the result has the attrs of the Dataset.
 
     Raises
     ------
     BoxError, OptionError
-        If an argument makes no sense.
+        If an argument is invalid.
     OutOfVolumeError
         If the picture lies wholly outside the volume.
 
     Warns
     -----
     LinkWarning
-        Of the layers of a Dataset that are left out since the picture lies outside of them.
+        If layers of a Dataset are omitted because the picture lies outside of them.
 
     Examples
     --------
@@ -128,36 +127,36 @@ def _cut_plane(
     expr = plane_expr(volume.expr, _pixel_to_voxel_map(volume.grid, point, axes, step, shape, chosen), shape)
     attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.ravel().tolist()}
     name = str(obj.name) if obj.name is not None else layer_type_of(obj)
-    # Along the axes of a turned plane there are other voxels, whatever their coordinates.
+    # Coordinates along z, y or x do not apply to the axes of a rotated plane.
     scalars = tuple(extra for extra in volume.extras if not extra.variable.dims)
     return label_result(expr, grid, replace(volume, extras=scalars), attrs=attrs, name=name)
 
 
 def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | None = None) -> xr.Dataset:
-    """Give what a link shows in its cross section: the plane through its position, as it is turned and zoomed there.
+    """Cut the plane of a link's cross section: through its position, with its orientation and zoom.
 
-    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the picture. Of a layout "xz" or
-    "yz" it is that plane, with z down or to the left as in the viewer, and "x", "y" and "z" in the name of a layout are
-    the link's display dimensions, where it has others.
+    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the picture. With the layouts
+    "xz" and "yz" it is that plane, with z pointing down or left as in the viewer. If the link has other display
+    dimensions, "x", "y" and "z" in the name of a layout refer to these.
 
     Parameters
     ----------
     tree : DataTree
         As `open_neuroglancer` returns it.
     size : sequence of 2 or 3 int
-        Pixels across and down and, for a stack, planes.
+        Width and height in pixels and, for a stack, the number of planes.
     nm_per_pixel : float, optional
-        Side of a pixel. Default: as on the screen that the link was copied from, or its smallest voxel side.
+        Size of a pixel. Default: the zoom of the link, or the smallest side of its voxels.
 
     Returns
     -------
     Dataset
-        A variable per layer that is switched on; see `plane` and ``view``.
+        A variable per visible layer; see `plane` and ``view``.
 
     Raises
     ------
     ImageryError
-        As `plane`.
+        As in `plane`.
 
     Examples
     --------
@@ -182,7 +181,7 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
 def _cut_layers(
     layers: Mapping[Any, xr.DataArray], cut: Callable[[xr.DataArray], xr.DataArray]
 ) -> dict[Any, xr.DataArray]:
-    """Cut each layer that the picture reaches."""
+    """Cut each layer that the picture overlaps, and warn about the others."""
     out, outside = {}, {}
     for name, array in layers.items():
         try:
@@ -192,7 +191,7 @@ def _cut_layers(
     if outside and not out:
         raise next(iter(outside.values()))
     for name in outside:
-        warnings.warn(f"the layer {name!r} does not reach the picture, and is left out", LinkWarning, stacklevel=3)
+        warnings.warn(f"the layer {name!r} does not overlap the picture and is omitted", LinkWarning, stacklevel=3)
     return out
 
 
@@ -205,8 +204,8 @@ def _plane_axes(normal: Any, up: Any) -> Floats:
     if isinstance(normal, str):
         if normal not in _AXES or up is not None:
             raise OptionError(
-                f"normal={normal!r}, up={up!r}: a named normal is 'z', 'y' or 'x', and says what is up; else give "
-                "numbers (x, y, z)"
+                f"normal={normal!r}, up={up!r}: a named normal is 'z', 'y' or 'x' and cannot be combined with up; "
+                "otherwise give numbers (x, y, z)"
             )
         return np.array([[float(axis == name) for axis in "xyz"] for name in _AXES[normal]])
     depth = _direction(normal, "normal")
@@ -216,9 +215,9 @@ def _plane_axes(normal: Any, up: Any) -> Floats:
     down = down - depth * (down @ depth)
     length = float(np.linalg.norm(down))
     if length < 1e-6:
-        raise OptionError(f"up={up!r} points along normal={normal!r}; in the picture it would point at the viewer")
+        raise OptionError(f"up={up!r} is parallel to normal={normal!r}; give a direction that lies in the plane")
     down /= length
-    down -= depth * (down @ depth)  # again, for where up and normal lie close the first time leaves a rest
+    down -= depth * (down @ depth)  # Again: if up and normal are nearly parallel, the first step is inexact.
     down /= np.linalg.norm(down)
     return np.stack([np.cross(down, depth), down, depth])
 
@@ -227,22 +226,22 @@ def _direction(value: Any, name: str) -> Floats:
     vector = np.array([_check_finite(v, value) for v in _check_triple(value, name)])
     length = float(np.linalg.norm(vector))
     if not length > 0:
-        raise OptionError(f"{name}={value!r} points nowhere; give a direction (x, y, z), such as (1, 0, 0)")
+        raise OptionError(f"{name}={value!r} has length 0; give a direction (x, y, z), such as (1, 0, 0)")
     return vector / length
 
 
 # ---------------------------------------------------------------------------------------------------------
-# places
+# positions
 
 
 def _plane_grid(middle: Floats, axes: Floats, step: float, shape: Index3) -> Grid:
-    """Return the grid of a plane in coordinates turned with it."""
+    """Return the grid of a plane in coordinates rotated with it."""
     offsets = [float(p) / step - n // 2 - 0.5 for p, n in zip(axes @ middle, shape[::-1], strict=True)]
     return Grid(shape, (step, step, step), (offsets[0], offsets[1], offsets[2]))
 
 
 def _check_overlap(grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, unit: Triple) -> None:
-    """Raise unless the box around a plane's pixels and the volume share some place."""
+    """Raise `OutOfVolumeError` unless the bounding box of a plane's pixels overlaps the volume."""
     ends = np.array([((-(n // 2) - 0.5) * step, (n - n // 2 - 0.5) * step) for n in shape[::-1]])
     reach = axes[:, :, None] * ends[:, None, :]  # plane axis, (x, y, z), end
     low, high = middle + reach.min(axis=2).sum(axis=0), middle + reach.max(axis=2).sum(axis=0)
@@ -269,10 +268,10 @@ def _pixel_to_voxel_map(grid: Grid, middle: Point, axes: Floats, step: float, sh
 def _choose_method(obj: xr.DataArray, method: Any) -> str:
     layer = layer_type_of(obj)
     if "rgba" in obj.dims:
-        raise LayerError("a plane is cut through an image or a segmentation; cut first, and draw the overlay then")
+        raise LayerError("a plane cannot be cut through an RGBA picture; cut the layers first, then draw the overlay")
     allowed = [m for m in METHODS[layer] if m in ("nearest", "linear")]
     if obj.dtype == np.bool_ and method in (None, "linear"):
-        return "nearest"  # between a true and a false voxel there is no value
+        return "nearest"  # Booleans cannot be interpolated.
     if method is not None and method not in allowed:
         raise OptionError(f"method={method!r} cannot cut a {layer}; choose {' or '.join(map(repr, allowed))}")
     return method or allowed[0]
@@ -300,7 +299,7 @@ def _check_finite(value: Any, given: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise BoxError(f"{given!r} holds {value!r}, which is no finite number")
+        raise BoxError(f"{given!r} contains {value!r}, which is not a finite number")
     return number
 
 

@@ -1,4 +1,4 @@
-"""Values at points."""
+"""Sample the values of an array at points."""
 
 from __future__ import annotations
 
@@ -24,37 +24,34 @@ Places = npt.NDArray[np.float64]
 def sample_points(obj: Any, points: Any, *, resolution: Sequence[float] = (1, 1, 1)) -> Any:
     """Return the values of an array, or of each layer of a Dataset, at points.
 
-    Ids stay ids, grey values grey values, and colours colours.
-
-    Computes: reads the storage chunks (or dask blocks) that hold a point, each of them once, whatever the number of
-    points in it and however far apart they are. A point takes the value of the voxel that contains it; values are not
-    interpolated.
+    Computes: reads each storage chunk (or dask block) that contains points once, and no others. A point has the value
+    the voxel that contains it; values are not interpolated.
 
     Parameters
     ----------
     obj : DataArray or Dataset
-        Dims (z, y, x), or (z, y, x, rgba); of a Dataset, each variable that has them.
+        Array with dims (z, y, x) or (z, y, x, rgba), or a Dataset, of which variables with these dims are sampled.
     points : array_like of shape (n, 3), Series, DataFrame, Dataset or dict
-        Points (x, y, z) in units of ``resolution``, in any order. A table has the columns ``x``, ``y`` and ``z``, or
-        exactly one column of triples, such as ``pt_position`` of a CAVE table; of several, give one:
-        ``table["pre_pt_position"]``. One point may be given as three numbers.
+        Points (x, y, z) in units of ``resolution``, in any order. A table must have the columns ``x``, ``y`` and ``z``,
+        or exactly one column of triples, such as ``pt_position`` of a CAVE table. If there are several, give one of
+        them: ``table["pre_pt_position"]``. A single point can be given as three numbers.
     resolution : sequence of 3 numbers, default (1, 1, 1)
-        Nanometres per unit (x, y, z) of ``points``. ``(1, 1, 1)`` means that they are nanometres; the resolution that
-        Neuroglancer shows, such as ``(4, 4, 40)``, means that they are voxels of that size.
+        Nanometres per unit (x, y, z) of ``points``. ``(1, 1, 1)`` means that points are in nanometres; the resolution
+        that Neuroglancer shows, such as ``(4, 4, 40)``, means that points are in voxels of that size.
 
     Returns
     -------
     DataArray or Dataset
-        In memory, dims (point,) or (point, rgba), of the dtype of ``obj``, with the coordinates ``x``, ``y`` and ``z``
-        of the points in nm. A point outside the array has the value 0, as `crop` fills what lies outside. Of a Dataset,
-        a variable per layer.
+        Values in memory, dims (point,) or (point, rgba), with the dtype of ``obj`` and the coordinates ``x``, ``y`` and
+        ``z`` of the points in nm. A point outside the array has the value 0, as in `crop`. For a Dataset, a variable
+        per layer.
 
     Raises
     ------
     BoxError
-        If the points are not n times three finite numbers.
+        If the points are not finite numbers of shape (n, 3).
     OutOfVolumeError
-        If there are points, and all of them lie outside the array, or outside every layer of a Dataset.
+        If all points lie outside the array, or outside every layer of a Dataset.
     LayerError
         If no variable of a Dataset has the dims z, y and x.
     ChunkReadError
@@ -83,7 +80,7 @@ def _tail_dims(array: Any) -> tuple[str, ...]:
 
 
 def _spatial_variables(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
-    """Return the variables of a Dataset that have a place in space."""
+    """Return the variables of a Dataset that have the dims or coordinates z, y and x."""
     found = {name: v for name, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
     if not found:
         names = list(map(str, dataset.data_vars))
@@ -111,7 +108,7 @@ def _points_array(points: Any) -> Places:
         points = _table_positions(points)
     try:
         rows = np.asarray(points)
-        # a column of triples, as CAVE tables have
+        # A column of triples, as in CAVE tables, is an array of objects.
         rows = np.stack([np.asarray(row) for row in rows]) if rows.dtype == object and rows.ndim == 1 else rows
         found = rows.astype(np.float64) if rows.dtype.kind in "iufO" or not rows.size else None
     except (TypeError, ValueError):
@@ -127,7 +124,7 @@ def _points_array(points: Any) -> Places:
     if len(bad):
         raise BoxError(
             f"{len(bad)} of {len(found)} points are not finite, the first is row {bad[0]}, {found[bad[0]].tolist()}; "
-            "leave those rows out, e.g. with table.dropna()"
+            "remove these rows, e.g. with table.dropna()"
         )
     return found
 
@@ -138,7 +135,7 @@ def _table_positions(table: Any) -> Any:
     if not absent:
         points = [np.asarray(table[c]) for c in "xyz"]
         if len({p.shape for p in points}) > 1 or points[0].ndim != 1:
-            raise BoxError(f"x, y and z of points have shapes {[p.shape for p in points]}: give as many of each")
+            raise BoxError(f"x, y and z of points have shapes {[p.shape for p in points]}: give lists of equal length")
         return np.stack(points, axis=1)
     names = list(getattr(table, "columns", table))
     triples = [name for name in names if _has_triples(table[name])]
@@ -148,11 +145,11 @@ def _table_positions(table: Any) -> Any:
     split = [[f"{name[:-1]}{axis}" for axis in "xyz"] for name in map(str, names) if name[-2:] == "_x"]
     split = [columns for columns in split if not set(columns) - {*names}]
     if triples:
-        raise BoxError(f"{message}, {len(triples)} of which hold positions: give one of them, table[{triples[0]!r}]")
+        raise BoxError(f"{message}, {len(triples)} of which are positions: give one of them, table[{triples[0]!r}]")
     if split:
         raise BoxError(f"{message} and lacks {absent}: give table[{split[0]}].to_numpy()")
     raise BoxError(
-        f"{message} and lacks {absent}: name those of the positions x, y and z, e.g. "
+        f"{message} and lacks {absent}: rename the columns of the positions to x, y and z, e.g. "
         "table.rename(columns={'pt_x': 'x'}), or give an array of shape (n, 3)"
     )
 
@@ -181,7 +178,7 @@ def _read_voxels(volume: Volume, z: Indexes, y: Indexes, x: Indexes) -> Array:
         return expr.array[z, y, x]
     if not volume.dask_inputs:
         return read_selection(expr, [AxisGroup((0, 1, 2), (z, y, x))])
-    # blocks of other arrays may share what they are made of: all in one graph
+    # Blocks may share inputs, so all of them are computed in one graph.
     splits = volume.below_splits or volume.splits
     blocks = to_dask(expr, volume.grid.shape, dask_inputs=volume.dask_inputs, chunks=splits, name="points")
     found: Array = blocks.vindex[z, y, x].compute()
@@ -199,10 +196,10 @@ def _outside_error(places: Places, unit: Sequence[float], grid: Grid, name: Any)
     for other, meant in units.items():
         if other != tuple(unit) and _any_inside(places, other, grid):
             given = tuple(tidy(u) for u in other)
-            return OutOfVolumeError(f"{message}. The numbers fit if they are {meant}: give resolution={given}")
+            return OutOfVolumeError(f"{message}. The points are inside if they are in {meant}: give resolution={given}")
     if _any_inside(places[:, ::-1], unit, grid):
-        return OutOfVolumeError(f"{message}. The numbers fit the other way round: points are (x, y, z), not (z, y, x)")
-    return OutOfVolumeError(f"{message}; give points inside it, and their unit as resolution=(x, y, z nm per unit)")
+        return OutOfVolumeError(f"{message}. The points fit in reverse order: give (x, y, z), not (z, y, x)")
+    return OutOfVolumeError(f"{message}; give points inside the array, in units of resolution=(x, y, z nm per unit)")
 
 
 def _any_inside(places: Places, unit: Sequence[float], grid: Grid) -> bool:

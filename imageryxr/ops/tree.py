@@ -1,4 +1,4 @@
-"""What a link shows: its layers around its position, on one grid."""
+"""View the layers of a link around its position, on one grid."""
 
 from __future__ import annotations
 
@@ -29,44 +29,44 @@ def view(
     resolution: Sequence[float] | None = None,
     layers: Iterable[str] | None = None,
 ) -> xr.Dataset:
-    """Give what a link shows: its layers around its position, on one grid.
+    """Return the layers of a link around its position, on one grid.
 
-    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the view, which lies in the plane
-    of x and y whatever the link's orientation and layout, with a voxel of the link's dimensions to a pixel whatever its
-    zoom: ``resolution=`` chooses another, `plane` the section itself.
+    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the view. The view is in the xy
+    plane, and a pixel is a voxel of the link's dimensions. The link's orientation, layout and zoom are ignored: use
+    ``resolution=`` for another pixel size, and `plane` for the cross section of the link.
 
     Parameters
     ----------
     tree : DataTree
-        As `open_neuroglancer` returns it, or any tree whose nodes hold an image or a segmentation.
+        Tree from `open_neuroglancer`, or any tree whose nodes contain images or segmentations.
     size : sequence of 2 or 3 numbers
         Width, height and, for a stack, depth, in voxels of the link's dimensions.
     center : sequence of 3 numbers, optional
-        The point (x, y, z) to look at, in the link's dimensions. Default: the link's position, or where it has none
-        the middle of the first layer.
+        The centre (x, y, z) of the view, in the link's dimensions. Default: the link's position, or the centre of the
+        first layer if the link has no position.
     resolution : (x, y, z), optional
         Nanometres per voxel of the view, and the unit of ``size``. Default: the link's dimensions.
     layers : iterable of str, optional
-        Names of the layers to show, in this order. Default: those that are switched on in the link.
+        Names of the layers to show, in this order. Default: the layers that are visible in the link.
 
     Returns
     -------
     Dataset
-        A variable per layer, named as the layer, dims (z, y, x); each has its contrast, colours, alphas and selection
-        in its attrs, which ``ds.imagery.overlay()`` follows.
+        A variable per layer, with the name of the layer and dims (z, y, x). Its attrs have the layer's contrast,
+        colours, alphas and selection, which ``ds.imagery.overlay()`` uses.
 
     Raises
     ------
     OptionError
         If there is no such layer.
     OutOfVolumeError
-        If no layer reaches the view.
+        If no layer overlaps the view.
 
     Warns
     -----
     LinkWarning
-        Of layers that are left out since they do not reach the view, and of a link whose cross section is turned, or
-        whose layout or display dimensions show another plane than that of x and y.
+        If layers are omitted because they do not overlap the view, and if the link shows another plane than xy because
+        of its orientation, layout or display dimensions.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def view(
     if not shown:
         raise out_of_volume_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layer {next(iter(arrays))!r}")
     for name in outside:
-        warnings.warn(f"the layer {name!r} does not reach the view, and is left out", LinkWarning, stacklevel=2)
+        warnings.warn(f"the layer {name!r} does not overlap the view and is omitted", LinkWarning, stacklevel=2)
     attrs = {**tree.attrs, POSITION: [float(v) for v in point]}
     if layers is not None or LAYER_ORDER not in attrs:
         attrs[LAYER_ORDER] = list(arrays)
@@ -104,9 +104,9 @@ def view(
 
 
 def layers_of(tree: xr.DataTree) -> dict[str, xr.DataArray]:
-    """Return the images and segmentations of a tree, each under the name of its layer.
+    """Return the images and segmentations of a tree, by the name of their layer.
 
-    Of a node that holds several levels, the finest.
+    For a node that contains several levels, the result is the finest one.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def layers_of(tree: xr.DataTree) -> dict[str, xr.DataArray]:
             if is_level and known is not variable and _voxel_volume(variable) < _voxel_volume(known):
                 out[label] = variable
     if not out:
-        raise LayerError("the tree holds no images or segmentations: none of its variables has the dims z, y and x")
+        raise LayerError("the tree has no images or segmentations: none of its variables has the dims z, y and x")
     return out
 
 
@@ -134,30 +134,30 @@ def _voxel_volume(array: xr.DataArray) -> Fraction:
 
 
 def dimensions_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray]) -> Triple:
-    """Return nm per unit (x, y, z) of a tree's positions: the link's, the datastack's, or voxels of its first layer."""
-    said = parse_json_attr(tree.attrs.get(DIMENSIONS))
-    if said:
-        return check_resolution([said[axis][0] for axis in "xyz"], DIMENSIONS)
-    viewer = tree.attrs.get("viewer_resolution")  # a datastack's
+    """Return nm per unit (x, y, z) of a tree's positions: from the link, the datastack or the first layer."""
+    dimensions = parse_json_attr(tree.attrs.get(DIMENSIONS))
+    if dimensions:
+        return check_resolution([dimensions[axis][0] for axis in "xyz"], DIMENSIONS)
+    viewer = tree.attrs.get("viewer_resolution")  # Only a datastack has this attr.
     return grid_of(next(iter(arrays.values()))).resolution if viewer is None else check_resolution(viewer)
 
 
 def position_of(tree: xr.DataTree, arrays: dict[str, xr.DataArray], unit: Triple) -> Sequence[float]:
-    """Return the point (x, y, z) that a tree looks at, in units of its dimensions."""
-    said: Any = tree.attrs.get(POSITION)
-    if said is not None:
-        return [float(v) for v in said]
+    """Return the position (x, y, z) of a tree, in units of its dimensions; default: the centre of the first layer."""
+    position: Any = tree.attrs.get(POSITION)
+    if position is not None:
+        return [float(v) for v in position]
     middle = grid_of(next(iter(arrays.values()))).bbox.center_nm
     return [nm / r for nm, r in zip(middle, unit, strict=True)]
 
 
 def _plane_warning(tree: xr.DataTree) -> str:
-    """Return the warning for a link that shows another plane than a view does, or nothing."""
+    """Return the warning for a link that shows another plane than xy, or an empty string."""
     plane = "tree.imagery.plane((width, height))"
     if _is_turned(tree):
         return (
-            "the link shows a cross section that is turned, and a view lies along the axes of its layers; "
-            f"{plane} draws the section itself"
+            "the link shows a rotated cross section, but a view is aligned with the axes of its layers; "
+            f"{plane} cuts the cross section"
         )
     if (np.abs(displayed_axes(tree) - np.eye(3)) < 1e-6).all():
         return ""
@@ -166,8 +166,8 @@ def _plane_warning(tree: xr.DataTree) -> str:
     panel = _layout_panel(tree)
     panel = f"the plane {panel} (its layout)" if panel != "xy" else ""
     return (
-        f"the link shows {', and '.join(filter(None, [shown, panel]))}, and a view lies in that of x and y; "
-        f"{plane} cuts the one that it shows"
+        f"the link shows {', and '.join(filter(None, [shown, panel]))}, but a view is in the xy plane; "
+        f"{plane} cuts the plane of the link"
     )
 
 
@@ -178,14 +178,14 @@ def displayed_axes(tree: xr.DataTree) -> Floats:
 
 
 def _layout_panel(tree: xr.DataTree) -> str:
-    """Return which plane a link's layout shows alone; that of x and y where it shows several or none."""
+    """Return the only plane that a link's layout shows: "xy", "xz" or "yz"; "xy" if it shows several or none."""
     layout = tree.attrs.get("layout")
     panel = layout.removesuffix("-3d") if isinstance(layout, str) else ""
     return panel if panel in ("xz", "yz") else "xy"
 
 
 def _is_turned(tree: xr.DataTree) -> bool:
-    """Return whether a tree's cross section is another than the plane of x and y."""
+    """Return whether a tree's cross section is rotated."""
     x, y, z, w = (float(v) for v in tree.attrs.get(ORIENTATION, (0, 0, 0, 1)))
     return max(abs(x), abs(y), abs(z)) > 1e-6 * abs(w)
 
@@ -202,7 +202,7 @@ def _choose_layers(arrays: dict[str, xr.DataArray], names: Iterable[str] | None)
 
 
 def regrid_layer(array: xr.DataArray, grid: Grid) -> xr.DataArray:
-    """Return a layer on a grid, read from the level that suits it."""
+    """Return a layer on a grid, resampled from the coarsest level that is fine enough."""
     level = coarsest_level_for(array, grid.resolution)
     if layer_type_of(level) == "segmentation":
         return regrid(level, grid, method="nearest")

@@ -1,4 +1,4 @@
-"""xarray's backend interface: ``xr.open_dataset(source, engine="imageryxr")``."""
+"""Backend for xarray: ``xr.open_dataset(source, engine="imageryxr")``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imageryxr.ops.open import Mip, open_image, open_multiscale, open_segmentati
 from imageryxr.sources.base import LayerType
 from imageryxr.sources.resolve import resolve_source
 
-# Options of xarray that decode CF conventions. Volumes follow none, so they change nothing.
+# xarray's options that decode CF conventions. They have no effect, since volumes do not use CF conventions.
 _CF_OPTIONS = (
     "mask_and_scale",
     "decode_times",
@@ -32,7 +32,7 @@ _PREFIXES = ("precomputed://", "graphene://", "zarr://", "zarr2://", "zarr3://")
 
 
 class ImageryBackend(BackendEntrypoint):
-    """Opens a level of an image or segmentation as a Dataset with one variable, or all levels as a tree; lazy."""
+    """Backend that opens a level of an image or segmentation as a Dataset, or all levels as a tree; lazy."""
 
     description = "Connectomics volumes: Neuroglancer precomputed, CAVE graphene and OME-Zarr"
     supports_groups = True
@@ -60,26 +60,26 @@ class ImageryBackend(BackendEntrypoint):
         ids: Iterable[int] | None = None,
         **options: Any,
     ) -> xr.Dataset:
-        """Return the Dataset of a level; reads metadata only.
+        """Open a level as a Dataset; reads metadata only.
 
         Parameters
         ----------
         filename_or_obj : str, path or Source
             As in `imageryxr.open_image`.
         drop_variables : str or iterable of str, optional
-            Variables to leave out.
+            Variables to omit.
         group : str or int, optional
-            The level as `open_datatree` names it, such as ``"/1"``: another way to give ``mip``.
+            The name of the level in `open_datatree`, such as ``"/1"``; an alternative to ``mip``.
         mip, bbox
             As in `imageryxr.open_image`.
         layer_type : {"image", "segmentation"}, optional
-            How to open it. Default: as the layer states what it is.
+            How to open the layer. Default: the type that the layer declares.
         ids : iterable of int, optional
             Keep these ids of a segmentation only, as in `imageryxr.open_segmentation`.
         **options
             ``missing``, ``token``, ``channel``, ``time``, ``assume``, ``connection`` as in `imageryxr.open_image`;
             ``agglomerate`` and ``timestamp`` as in `imageryxr.open_segmentation`. ``mask_and_scale`` and xarray's other
-            CF options change nothing, since volumes follow no CF conventions.
+            CF options have no effect, since volumes do not use CF conventions.
 
         Returns
         -------
@@ -89,7 +89,7 @@ class ImageryBackend(BackendEntrypoint):
         Raises
         ------
         ImageryError
-            As `imageryxr.open_image`.
+            As in `imageryxr.open_image`.
         """
         chosen = _source_options(options)
         layer = resolve_source(filename_or_obj, layer_type, **chosen)
@@ -99,7 +99,7 @@ class ImageryBackend(BackendEntrypoint):
         if layer.layer_type == "segmentation":
             array = open_segmentation(layer, ids=ids, **places)
         elif ids is not None:
-            raise OptionError(f"ids= selects segments, and {layer.name} is an image; leave ids out")
+            raise OptionError(f"ids= selects segments, but {layer.name} is an image; leave ids out")
         else:
             array = open_image(layer, **places)
         return _without(_lazily_indexed(array).to_dataset(), drop_variables)
@@ -113,7 +113,7 @@ class ImageryBackend(BackendEntrypoint):
         bbox: BBox | None = None,
         **options: Any,
     ) -> dict[str, xr.Dataset]:
-        """Return a Dataset per level, by the name of its group; reads metadata only.
+        """Open each level as a Dataset, by the name of its group; reads metadata only.
 
         Parameters
         ----------
@@ -130,7 +130,7 @@ class ImageryBackend(BackendEntrypoint):
         Raises
         ------
         ImageryError
-            As `imageryxr.open_multiscale`.
+            As in `imageryxr.open_multiscale`.
         """
         if group not in (None, "", "/"):
             level = self.open_dataset(filename_or_obj, drop_variables=drop_variables, group=group, bbox=bbox, **options)
@@ -139,7 +139,7 @@ class ImageryBackend(BackendEntrypoint):
         return {node.path: _without(node.to_dataset().map(_lazily_indexed), drop_variables) for node in tree.subtree}
 
     def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
-        """Return a tree with a child per level, as `imageryxr.open_multiscale`; reads metadata only.
+        """Open all levels as a tree, as in `imageryxr.open_multiscale`; reads metadata only.
 
         Parameters
         ----------
@@ -154,15 +154,15 @@ class ImageryBackend(BackendEntrypoint):
         Raises
         ------
         ImageryError
-            As `imageryxr.open_multiscale`.
+            As in `imageryxr.open_multiscale`.
         """
         return xr.DataTree.from_dict(self.open_groups_as_dict(filename_or_obj, **options))
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return whether an address names one of our formats, or a local folder is in one.
+        """Return whether an address has the prefix of a supported format, or is a local folder in one.
 
-        xarray asks netCDF4, where it is installed, before other engines, and netCDF4 claims every URL: then only
-        ``engine="imageryxr"`` opens one.
+        If netCDF4 is installed, xarray tries it first, and netCDF4 accepts every URL: then a URL requires
+        ``engine="imageryxr"``.
         """
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
@@ -192,21 +192,21 @@ def _mip_of(group: str | int | None, mip: Mip) -> Mip:
     if group is None or group in ("", "/"):
         return mip
     if mip is not None:
-        raise OptionError(f"group={group!r} and mip={mip!r} both name the level; leave one of them out")
+        raise OptionError(f"group={group!r} and mip={mip!r} both select the level; give only one of them")
     name = str(group).strip("/")
     if not name.isdecimal():
-        raise OptionError(f"group={group!r} is no level; levels are named by their mip, e.g. group='/1'")
+        raise OptionError(f"group={group!r} is not a level; levels are named by their mip, e.g. group='/1'")
     return int(name)
 
 
 def _lazily_indexed(array: xr.DataArray) -> xr.DataArray:
-    """Return an opened array, or a box of one, as xarray's lazily indexed array: xarray adds dask blocks or a cache."""
+    """Return an opened array as a lazily indexed array, to which xarray can add dask blocks or a cache."""
     volume = volume_of(array)
     if volume.in_memory or volume.dask_inputs:
         return array
     field = IndexedExprArray(LazyExprArray(volume.expr, volume.grid.shape))
     plain = xr.DataArray(xr.Variable(DIMS, field, array.attrs), coords=array.coords, name=array.name)
-    # DataArray drops the encoding of its variable, which holds the blocks that chunks={} makes.
+    # DataArray drops the encoding of its variable, which contains the block sizes for chunks={}.
     plain.encoding = dict(array.encoding)
     return plain
 

@@ -156,7 +156,7 @@ def test_opening_reads_no_chunk(layer):
     for chunk in chunk_files(path):
         chunk.unlink()
     em = ix.open_image(path, chunks="auto")
-    with pytest.warns(ix.ImageryWarning, match="is an image by its own word"):
+    with pytest.warns(ix.ImageryWarning, match="is declared an image"):
         seg = ix.open_segmentation(path)
     picture = ix.overlay(ix.open_image(path), seg, outline=3)
     assert (em.shape, picture.shape) == ((19, 41, 50), (19, 41, 50, 4))

@@ -273,7 +273,7 @@ def test_a_table_whose_positions_are_in_doubt_names_what_to_type(sample):
     seg = ix.open_segmentation(sample.segmentation)
     rows = [(4600, 2560, 130), (4200, 2200, 110)]
     table = pd.DataFrame({"pre_pt_position": rows, "post_pt_position": rows})
-    with pytest.raises(ix.BoxError, match=r"2 of which hold positions: give one of them, table\['pre_pt_position'\]"):
+    with pytest.raises(ix.BoxError, match=r"2 of which are positions: give one of them, table\['pre_pt_position'\]"):
         ix.sample_points(seg, table, resolution=(8, 8, 40))
     table = pd.DataFrame({f"pt_position_{axis}": np.array(rows)[:, i] for i, axis in enumerate("xyz")})
     with pytest.raises(ix.BoxError, match="give table") as error:
