@@ -25,7 +25,7 @@ def sample_points(obj: Any, points: Any, *, resolution: Sequence[float] = (1, 1,
     """Return the values of an array, or of each layer of a Dataset, at points.
 
     Computes: reads each storage chunk (or dask block) that contains points once, and no others. A point has the value
-    the voxel that contains it; values are not interpolated.
+    of the voxel that contains it; values are not interpolated.
 
     Parameters
     ----------
