@@ -36,7 +36,7 @@ class SharedReads:
         return (SharedReads, (self.leaf,))
 
     def __repr__(self) -> str:
-        return f"<Reads {type(self.leaf).__name__}: {len(self._held)} boxes>"
+        return f"<SharedReads {type(self.leaf).__name__}: {len(self._held)} boxes>"
 
     def read(self, box: IndexBox) -> Array:
         """Return the values of a box, and read only the voxels that no earlier call has read.
@@ -47,12 +47,12 @@ class SharedReads:
             for held, values in self._held:
                 if held.contains(box):
                     return values[slices_within(self.leaf, box, held)]
-            values = self._gathered(box, self._held)
+            values = self._gather(box, self._held)
             # The new box usually contains earlier ones, which need not be stored twice.
             self._held = [h for h in self._held if not box.contains(h[0])] + [(box, values)]
             return values
 
-    def _gathered(self, box: IndexBox, there: Sequence[tuple[IndexBox, Array]]) -> Array:
+    def _gather(self, box: IndexBox, there: Sequence[tuple[IndexBox, Array]]) -> Array:
         """Return a box, assembled from stored values and from reads of the rest, which is usually a halo."""
         leaf, best = self.leaf, max(there, key=lambda h: h[0].clip(box).voxels, default=None)
         if best is None or not best[0].clip(box).voxels:
@@ -62,10 +62,10 @@ class SharedReads:
         out = np.empty((*leaf.lead, *box.shape, *leaf.tail), leaf.dtype)
         out[slices_within(leaf, core, box)] = values[slices_within(leaf, core, held)]
         for piece in boxes_around(box, core):
-            out[slices_within(leaf, piece, box)] = self._gathered(piece, others)
+            out[slices_within(leaf, piece, box)] = self._gather(piece, others)
         return out
 
-    def own(self, result: Array) -> Array:
+    def copy_if_shared(self, result: Array) -> Array:
         """Return the result of a task, copied if it shares memory with the stored values.
 
         The caller or a later task may modify the result in place.

@@ -93,7 +93,7 @@ def _evaluate_shared(expr: Expr, box: IndexBox, given: Readings, reads: Sequence
 
     out = evaluate(expr, box, given, read)
     for one in reads:
-        out = one.own(out)
+        out = one.copy_if_shared(out)
     return out
 
 

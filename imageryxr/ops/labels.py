@@ -292,8 +292,8 @@ class RequestedIds:
         """Return the warning about requested ids that do not occur in the data."""
         shown = ", ".join(map(str, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
         return (
-            f"{len(absent)} of the {len(self.array)} requested ids do not occur in the data: {shown}; "
-            "imageryxr.unique_ids(segmentation) lists the ids that do"
+            f"{len(absent)} of the {len(self.array)} requested ids are not in the data: {shown}; "
+            "imageryxr.unique_ids(segmentation) lists the ids that are"
         )
 
 

@@ -245,7 +245,7 @@ def _openable_levels(layer: Source) -> list[Level]:
     wrong = [level for level in levels if dtype_of(layer, level.mip).kind not in "iu"]
     if wrong and len(wrong) < len(levels):
         mips = ", ".join(str(level.mip) for level in wrong)
-        warn(f"{layer.name}: mip {mips} is omitted, because its dtype {dtype_of(layer, wrong[0].mip)} cannot be ids")
+        warn(f"{layer.name}: mip {mips} is left out, because its dtype {dtype_of(layer, wrong[0].mip)} cannot be ids")
     return [level for level in levels if level not in wrong] or levels
 
 

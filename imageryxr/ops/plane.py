@@ -191,7 +191,7 @@ def _cut_layers(
     if outside and not out:
         raise next(iter(outside.values()))
     for name in outside:
-        warnings.warn(f"the layer {name!r} does not overlap the picture and is omitted", LinkWarning, stacklevel=3)
+        warnings.warn(f"the layer {name!r} does not overlap the picture and is left out", LinkWarning, stacklevel=3)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Where arrays end: planes, boxes that reach out, what is lazily indexed; the same for numpy, dask and sources."""
+"""Borders of arrays: dropped dims, boxes that extend beyond an array, halos; equal for numpy, dask and sources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GREY = rng.integers(1, 255, LABELS.shape).astype(np.uint8)
 
 
 class Watched:
-    """A source that notes what is read of it."""
+    """A source that records the boxes that are read."""
 
     layer_type = "image"
     name = "watched://grey"
@@ -49,13 +49,13 @@ class Watched:
 
 
 def forms(values, **attrs):
-    """Return one array as numpy, as foreign dask blocks, and lazily indexed from a source."""
+    """Return one array as numpy, as a dask array, and lazily indexed from a source."""
     held = volume(values, (8, 8, 40), (3, -4, 2), **attrs)
     opened = ix.open_image(Watched(values)).assign_attrs(**attrs)
     return {"numpy": held, "dask": held.chunk({"z": 2, "y": 5, "x": 9}), "source": opened}
 
 
-def test_a_plane_stays_the_plane_that_it_is():
+def test_a_dropped_dim_stays_dropped_after_crop_and_regrid():
     deep = ix.BBox((2, -4, 0), (20, 10, 9), resolution=(8, 8, 40))
     for form, em in forms(GREY).items():
         plane = em.isel(z=3)
@@ -94,7 +94,7 @@ def test_building_reads_nothing_and_computing_reads_what_is_shown(select):
         np.testing.assert_array_equal(pictures[2].transpose(*order).values, expected.transpose(*order).values)
 
 
-def test_a_petavoxel_plane_is_cropped_in_no_time_and_memory():
+def test_crop_of_a_petavoxel_volume_reads_only_the_crop():
     class Huge(Watched):
         def __init__(self):
             self.boxes, self.dtype = [], np.dtype(np.uint8)
@@ -119,7 +119,7 @@ def test_a_petavoxel_plane_is_cropped_in_no_time_and_memory():
 @given(
     st.tuples(*[st.integers(-9, 30)] * 6), st.tuples(*[st.integers(-9, 30)] * 6), st.sampled_from(["view", "regrid"])
 )
-def test_what_lies_outside_of_an_array_is_background(first, second, how):
+def test_values_outside_an_array_are_background(first, second, how):
     a, b = (
         ix.BBox(np.minimum(c[:3], c[3:]), np.maximum(c[:3], c[3:]) + 1, resolution=(8, 8, 40)) for c in (first, second)
     )
@@ -145,7 +145,7 @@ def test_what_lies_outside_of_an_array_is_background(first, second, how):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunks", [96, 16, 7, 5])
-def test_lines_where_a_resampled_segmentation_ends_in_the_picture(chunks):
+def test_outlines_at_the_border_of_a_resampled_segmentation_do_not_depend_on_blocks(chunks):
     picture = ix.Grid((5, 96, 112), (4, 4, 40), (-20, -30, 2))
     whole = ix.regrid(volume(LABELS, (8, 8, 40), (3, -4, 2)), picture)
     for side in ("out", "in"):
@@ -168,27 +168,27 @@ def test_masks_are_filled_outside_and_stay_masks():
         assert ix.grid_of(both.masks) == ix.grid_of(both.segmentation)
 
 
-def test_a_slab_that_no_coarser_voxel_has_its_centre_in_is_no_black_picture():
+def test_regrid_to_voxels_without_a_centre_in_the_array_raises():
     slab = volume(GREY, (8, 8, 40), (0, 0, 0)).isel(z=[0])
     with pytest.raises(ix.GridMismatchError, match="has its centre within the array"):
         ix.regrid(slab, (8, 8, 100), method="mean")
     assert ix.regrid(volume(GREY, (8, 8, 40)).isel(z=[1]), (8, 8, 100), method="nearest").values.any()
 
 
-def test_ids_are_missed_by_whoever_sees_all_of_the_array():
+def test_missing_ids_warn_when_the_whole_array_is_computed():
     seg = ix.open_segmentation(volume(LABELS, (8, 8, 40), (3, -4, 2)).chunk({"z": 1, "y": 9}))
     chosen = ix.select_ids(seg, [2**62, 5])
-    with pytest.warns(ix.MissingIdsWarning, match="1 of the 2 requested ids do not occur in the data: 5"):
+    with pytest.warns(ix.MissingIdsWarning, match="1 of the 2 requested ids are not in the data: 5"):
         chosen.compute()
     with pytest.warns(ix.MissingIdsWarning, match="not in the data: 5"):
         ix.overlay(None, seg, ids=[5, 2**62], outline=2).compute()
-    # of a part nothing can be said of the whole
+    # Computing a part does not warn.
     ix.select_ids(seg, ix.unique_ids(seg)).isel(z=0, y=slice(0, 2), x=slice(0, 2)).compute()
     ix.crop(ix.select_ids(seg, ix.unique_ids(seg)), ix.BBox((3, -4, 2), (4, -3, 3), resolution=(8, 8, 40))).compute()
 
 
 @pytest.mark.parametrize("ids", ["4611686018427387904", 4611686018427387904, np.uint64(2**62), [str(2**62)]])
-def test_one_id_is_one_id(ids):
+def test_a_single_id_selects_one_segment(ids):
     seg = volume(LABELS, (8, 8, 40), (3, -4, 2), layer_type="segmentation")
     np.testing.assert_array_equal(ix.select_ids(seg, ids).values != 0, LABELS == 2**62)
     assert (ix.overlay(None, seg, ids=ids).values[..., 3] > 0).sum() == (LABELS == 2**62).sum()
@@ -198,20 +198,20 @@ def test_one_id_is_one_id(ids):
 @pytest.mark.parametrize(
     ("offset", "size"), [(0, 2), (7, 3), (-1234567, 2), (-1234567, 3), (-1234567, 1000), (99_999_999, 1000)]
 )
-def test_coordinates_alone_tell_the_grid(resolution, offset, size):
+def test_grid_of_reads_the_grid_from_coordinates_alone(resolution, offset, size):
     grid = ix.Grid((2, 2, size), (resolution, 8, 40), (offset, 0, 0))
     bare = xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords())
     assert ix.grid_of(bare) == grid
 
 
-def test_mode_of_any_ratio():
+def test_mode_regrid_accepts_any_ratio_and_keeps_the_ids():
     seg = volume(LABELS, (8.1234567, 8.1234567, 40.7654321), (0, 0, 0))
     out = ix.regrid(seg, (12.345678, 13.1313131, 77.7777777), method="mode")
     assert set(np.unique(out.values)) <= set(np.unique(LABELS))
 
 
 @pytest.mark.parametrize("width", [1, 3])
-def test_a_block_reads_each_voxel_once_and_of_its_halo_no_more_than_lines_reach(width):
+def test_a_block_reads_each_voxel_once_and_a_halo_of_the_outline_width(width):
     image, labels = Watched(GREY), Watched(LABELS)
     labels.layer_type = "segmentation"
     em, seg = (open_(s, chunks=(2, 8, 8)) for open_, s in ((ix.open_image, image), (ix.open_segmentation, labels)))
@@ -233,7 +233,7 @@ def test_a_block_reads_each_voxel_once_and_of_its_halo_no_more_than_lines_reach(
         assert (box.start, box.stop) == tuple(zip((z.start, z.stop), *reach, strict=True))
 
 
-def test_interpolation_reads_no_plane_beyond_those_that_it_weighs(monkeypatch):
+def test_interpolation_reads_only_planes_with_a_weight(monkeypatch):
     image = Watched(GREY)
     monkeypatch.setattr("imageryxr.graph.to_dask.BLOCK_VOXELS", 1)  # a block for each stored chunk
     coarse = ix.regrid(ix.open_image(image), (12, 16, 40))
@@ -242,7 +242,7 @@ def test_interpolation_reads_no_plane_beyond_those_that_it_weighs(monkeypatch):
     want = sorted(zip(z[:-1].tolist(), z[1:].tolist(), strict=True))
     coarse.compute(scheduler="synchronous")
     assert sorted({(b.start[0], b.stop[0]) for b in image.boxes}) == want
-    # y falls between two voxels, each of which goes into one row only
+    # Each voxel along y contributes to one row only.
     read = np.zeros(GREY.shape[1], int)
     for b in image.boxes:
         read[b.start[1] : b.stop[1]] += b.start[0] == 0 and b.start[2] == min(b.start[2] for b in image.boxes)
@@ -250,7 +250,7 @@ def test_interpolation_reads_no_plane_beyond_those_that_it_weighs(monkeypatch):
 
 
 @pytest.mark.parametrize("resolution", [(16, 16, 40), (64, 64, 80), (128, 128, 640), (24, 100, 40), (4, 4, 40)])
-def test_a_block_of_a_shrunk_array_reads_no_more_than_a_block(resolution):
+def test_a_block_of_a_downsampled_array_reads_at_most_one_block(resolution):
     class Made(Watched):
         def __init__(self):
             self.boxes, self.dtype = [], np.dtype("u8")
@@ -270,7 +270,7 @@ def test_a_block_of_a_shrunk_array_reads_no_more_than_a_block(resolution):
     assert 2**20 < max(box.voxels, made_voxels) <= 1.3 * 2**22
 
 
-def test_ids_of_the_other_byte_order():
+def test_ids_of_the_other_byte_order_are_accepted():
     seg = volume(LABELS.astype(">u8"), (8, 8, 40), (3, -4, 2), layer_type="segmentation")
     assert ix.unique_ids(seg).tolist() == np.unique(LABELS)[1:].tolist()
     for colors in ("neuroglancer", None):

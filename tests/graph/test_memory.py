@@ -1,4 +1,4 @@
-"""What a stack takes in memory while it is computed: blocks in flight, however long it is."""
+"""Memory of a stack while it is computed: that of the blocks in flight, for any length."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def peak(slices, threads):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 threads, kind = int(sys.argv[2]), sys.argv[3]
-peak(2, 1)  # what is compiled and imported the first time
+peak(2, 1)  # compiles and imports
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, peak(int(sys.argv[1]), threads))
 """
 
@@ -65,24 +65,24 @@ def grown(slices, threads, kind):
 
 BLOCK = (16, 512, 512)
 BYTES = {
-    # The formula of `block_bytes`: ids, image and picture of a block with its halo, and scratch of a slice or so.
+    # `block_bytes`: ids, image and picture of a block with its halo, and temporary arrays of about one slice.
     "overlay": block_bytes(BLOCK, halo=(0, 3, 3), ids=8, image=1),
     "layers": block_bytes(BLOCK, halo=(0, 3, 3), ids=8 + 8, image=1, layers=3),
-    # What is read, and what is made of it.
+    # The voxels that are read, and the downsampled result.
     "shrunk": 8 * math.prod(BLOCK) + 8 * math.prod(BLOCK) // 32,
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BYTES)
-def test_a_stack_takes_what_the_blocks_in_flight_take(kind):
+def test_memory_of_a_stack_is_that_of_the_blocks_in_flight(kind):
     short, long = grown(64, 2, kind), grown(512, 2, kind)
     bound = 2 * BYTES[kind]
     assert long <= 1.25 * bound
     assert long <= 1.2 * short + 20e6
 
 
-def test_the_formula():
+def test_block_bytes_follows_its_formula():
     assert block_bytes((16, 512, 512), ids=8, image=1) == 16 * 512 * 512 * 13 + 16 * 512 * 512
     wide = block_bytes((1, 100, 100), halo=(0, 10, 10), ids=4, image=0)
     assert wide == 120 * 120 * 4 + 100 * 100 * 4 + 16 * 120 * 120

@@ -1,4 +1,4 @@
-"""Arrays that xarray or dask sliced, chunked or transposed: verbs read them as what they were made from."""
+"""Arrays that xarray or dask sliced, chunked or transposed are read through their original expression."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_crop_of_an_outline_is_the_outline_of_a_crop(kind, chunks, side, width
         drawn = ix.outline(array, **style)
         shown = ix.crop(drawn, box_of(*box))
     np.testing.assert_array_equal(shown.values, want)
-    if kind != "numpy":  # an array in memory ends at its border
+    if kind != "numpy":  # An array in memory has no data beyond its border.
         np.testing.assert_array_equal(ix.outline(ix.crop(array, box_of(*box)), **style).values, want)
     np.testing.assert_array_equal(drawn.values, ix.outline(held(), **style).values)
 
@@ -79,7 +79,7 @@ IMAGE_VERBS = {
 
 @pytest.mark.parametrize("verb", [*VERBS, *IMAGE_VERBS])
 @pytest.mark.parametrize("kind", ["opened in blocks", "chunked by xarray", "rechunked", "persisted", "own function"])
-def test_blocks_leave_no_seams(verb, kind):
+def test_verbs_on_blocks_equal_verbs_on_numpy(verb, kind):
     layer_type = "image" if verb in IMAGE_VERBS else "segmentation"
     function = {**VERBS, **IMAGE_VERBS}[verb]
     chunks = {"z": 3, "y": 11, "x": 9}
@@ -96,7 +96,7 @@ def test_blocks_leave_no_seams(verb, kind):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what xarray does to arrays
+# indexing by xarray
 
 MOVES = {
     "isel": lambda a: a.isel(x=slice(7, 41), y=slice(3, None)),
@@ -138,7 +138,7 @@ MADE = {
 
 @pytest.mark.parametrize("how", CHUNKED_MOVES)
 @pytest.mark.parametrize("make", MADE)
-def test_what_xarray_moved_is_read_as_the_source(make, how):
+def test_arrays_that_xarray_indexed_are_read_from_the_source(make, how):
     if make == "opened" and how not in MOVES:
         pytest.skip("xarray loads what it adds a dim to")
     with no_compute():
@@ -148,7 +148,7 @@ def test_what_xarray_moved_is_read_as_the_source(make, how):
     assert not volume.dask_inputs
     assert not volume.in_memory
     expected = CHUNKED_MOVES[how](held())
-    # each dim that was dropped counts as one voxel
+    # A dropped dim counts as one voxel.
     dropped = [d for d in "zyx" if d not in expected.dims]
     full = expected.expand_dims(dropped).transpose("z", "y", "x").values
     from imageryxr.graph.evaluate import evaluate
@@ -173,7 +173,7 @@ OTHER = {
 
 @pytest.mark.parametrize("how", OTHER)
 @pytest.mark.parametrize("make", ["opened in blocks", "chunked by xarray"])
-def test_what_was_computed_has_its_halo_from_neighbouring_blocks(make, how):
+def test_halos_of_computed_arrays_come_from_neighbouring_blocks(make, how):
     moved, expected = OTHER[how](MADE[make]()), OTHER[how](held())
     style = {"width": 3, "side": "out", "merge": False}
     if expected.dtype != np.uint64:
@@ -224,11 +224,11 @@ def test_any_chain_of_moves_gives_the_voxels_of_numpy(make, steps):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what is read
+# voxels that are read
 
 
 @pytest.mark.parametrize("make", MADE)
-def test_a_small_crop_reads_what_it_shows_and_its_halo(make):
+def test_a_small_crop_reads_only_itself_and_its_halo(make):
     array = MADE[make]()
     drawn = ix.outline(ix.crop(array, box_of((2, 5, 6), (4, 15, 16))), width=2)
     with no_compute():
@@ -238,7 +238,7 @@ def test_a_small_crop_reads_what_it_shows_and_its_halo(make):
 
 
 @pytest.mark.parametrize("make", [*MADE, "rechunked"])
-def test_a_whole_volume_in_blocks_of_its_chunks_reads_each_chunk_once(make):
+def test_a_volume_in_blocks_of_its_chunks_reads_each_chunk_once(make):
     own = {"z": 4, "y": 16, "x": 16}
     array = {
         "opened": opened,
@@ -260,8 +260,8 @@ def test_a_verb_keeps_the_chunks_that_the_caller_chose():
     np.testing.assert_array_equal(again.values, ix.overlay(None, held(), outline=1).values[1:5, 2:20, 3:30])
 
 
-def test_the_graph_of_many_chunks_is_built_flat():
-    """Verbs on a chunked array of a million blocks make no task of their own."""
+def test_a_verb_on_a_million_blocks_materializes_no_tasks():
+    """Verbs on a chunked array of a million blocks add no materialized layers."""
     many = ix.Grid((1 << 14, 1 << 14, 1 << 14), (8, 8, 40), (0, 0, 0))
     array = lazy_array(LevelLeaf(_Endless(many), 0), many, {"layer_type": "image"}, "image")
     chunked = array.chunk(z=128, y=128, x=256)
@@ -278,15 +278,15 @@ def test_the_engine_makes_blocks_of_whole_chunks(sample):
     assert opened_by_xarray.chunks == ix.open_image(sample.image, chunks="auto").chunks
 
 
-def test_own_blocks_keep_a_rechunking_of_the_caller():
-    """A rechunking hands on pieces; each block below it would otherwise go whole to every task that needs a piece."""
+def test_a_rechunked_dask_input_keeps_the_callers_blocks():
+    """Without the rechunking, every task that needs a piece of a block would receive the whole block."""
     own = held().chunk(z=1).copy(data=held().chunk(z=1).data.map_blocks(np.copy, dtype="u8"))
     volume = volume_of(own.chunk(z=12, y=11, x=13))
     assert isinstance(volume.expr, DaskLeaf)
     assert volume.splits[0] == (12,)
 
 
-def test_an_array_in_dask_blocks_of_unknown_origin_is_only_its_own(monkeypatch):
+def test_a_slice_of_a_dask_input_ends_at_its_border(monkeypatch):
     z = da.from_array(VALUES, chunks=(4, 44, 52)).map_blocks(np.copy, dtype="u8")
     array = held().copy(data=z).isel(x=slice(0, 20))
     part = ix.outline(array, width=3, side="out", merge=False)

@@ -1,4 +1,4 @@
-"""Arrays that are computed together read what they share once, and are the same as computed alone."""
+"""Arrays that are computed together read shared voxels once, and equal the arrays computed alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLOCKS = {"z": 2, "y": 13, "x": 20}
 
 
 def counted(array, log):
-    """Return an array as one that is read from a source, which counts how often each voxel is read."""
+    """Return an array backed by a source that counts how often each voxel is read."""
     source = Counting(*_parts(array))
     COUNTS[source.label] = log
     return lazy_array(LevelLeaf(source, 0), source.grid, array.attrs, array.attrs["layer_type"], BLOCKS)
@@ -41,7 +41,7 @@ COUNTS: dict[str, np.ndarray] = {}
 
 
 class Counting(MemorySource):
-    """A source in memory that counts; known by what kind of layer it is."""
+    """A source in memory that counts reads per voxel, in COUNTS under its layer type."""
 
     @property
     def label(self):
@@ -58,13 +58,13 @@ _lock = threading.Lock()
 
 @pytest.fixture
 def layers():
-    """Image and segmentation on one grid, in the same blocks, and how often each of their voxels was read."""
+    """Return an image and a segmentation on one grid, in equal blocks, and the number of reads of each voxel."""
     log = {"image": np.zeros(IMAGE.shape, int), "segmentation": np.zeros(FINE.shape, int)}
     return counted(IMAGE, log["image"]), counted(FINE, log["segmentation"]), log
 
 
-def lines_reach(log, width):
-    """Return how often each voxel of the segmentation may be read: once by its block, and in the halos of others."""
+def expected_reads(log, width):
+    """Return the expected reads of each voxel of the segmentation: by its own block, and by halos of others."""
     halo = np.zeros(FINE.shape, int)
     for z in range(0, FINE.shape[0], BLOCKS["z"]):
         for y in range(0, FINE.shape[1], BLOCKS["y"]):
@@ -87,20 +87,20 @@ def test_a_picture_and_its_image_read_the_image_once(layers, scheduler):
     np.testing.assert_array_equal(grey, ix.to_rgba(IMAGE))
 
 
-def test_computed_one_after_the_other_they_read_twice(layers):
+def test_arrays_computed_separately_read_twice(layers):
     image, seg, log = layers
     ix.overlay(image, seg).compute()
     ix.to_rgba(image).compute()
     assert (log["image"] == 2).all()
 
 
-def test_fill_and_lines_share_what_lies_within_the_block_and_the_halo_is_read_besides(layers):
+def test_fill_and_outlines_share_the_block_and_read_the_halo_separately(layers):
     image, seg, log = layers
     for order in (1, -1):
         log["segmentation"][:] = 0
         arrays = [ix.overlay(image, seg), ix.outline(seg, width=4), ix.outline(seg, width=2, side="in")][::order]
         done = dask.compute(*arrays, scheduler="threads", num_workers=3)[::order]
-        np.testing.assert_array_equal(log["segmentation"], lines_reach(log, 4))
+        np.testing.assert_array_equal(log["segmentation"], expected_reads(log, 4))
         np.testing.assert_array_equal(done[1], ix.outline(FINE, width=4))
 
 
@@ -111,11 +111,11 @@ def test_a_dataset_reads_once(layers):
     )
     loaded = rgba.compute()
     assert (log["image"] == 1).all()
-    np.testing.assert_array_equal(log["segmentation"], lines_reach(log, 3))
+    np.testing.assert_array_equal(log["segmentation"], expected_reads(log, 3))
     np.testing.assert_array_equal(loaded.ids, ix.select_ids(FINE, IDS[2:]))
 
 
-def test_what_is_made_of_them_further_reads_once(layers):
+def test_arrays_derived_from_pictures_read_once(layers):
     image, seg, log = layers
     picture, grey = ix.overlay(image, seg).isel(z=slice(0, 2)), ix.to_rgba(image)[:, ::2]
     total, mean = dask.compute(picture.sum(), grey.mean(("y", "x")))
@@ -124,7 +124,7 @@ def test_what_is_made_of_them_further_reads_once(layers):
     np.testing.assert_allclose(mean, ix.to_rgba(IMAGE)[:, ::2].mean(("y", "x")))
 
 
-def test_regridded_layers_share_too():
+def test_regridded_layers_share_reads():
     log = {"image": np.zeros(IMAGE.shape, int), "segmentation": np.zeros(SEG.shape, int)}
     image, seg = counted(IMAGE, log["image"]), counted(SEG, log["segmentation"])
     ds = ix.align(image, seg)
@@ -138,7 +138,7 @@ def test_regridded_layers_share_too():
     np.testing.assert_array_equal(lines, ix.outline(same.segmentation, width=3))
 
 
-def test_with_a_dask_array_of_ones_own_among_them(layers):
+def test_pictures_with_a_dask_input_share_the_reads_of_the_image(layers):
     image, _, log = layers
     own = FINE.chunk({"z": 1, "y": 17, "x": 52})
     picture, grey = dask.compute(ix.overlay(image, own, outline=2), ix.to_rgba(image))
@@ -164,7 +164,7 @@ def test_tiles_of_a_montage_read_once(layers):
     np.testing.assert_array_equal(np.asarray(tiles)[:, 52:104], ix.overlay(IMAGE, FINE).isel(z=1).values[..., :3])
 
 
-def test_cutouts_of_one_size_have_nothing_to_do_with_each_other(layers):
+def test_cutouts_of_one_size_share_no_layers(layers):
     image, _, _log = layers
     cuts = [
         ix.to_rgba(image.imagery.crop(ix.BBox((x, 0, 2), (x + 9, 20, 4), resolution=(8, 8, 40))))
@@ -176,7 +176,7 @@ def test_cutouts_of_one_size_have_nothing_to_do_with_each_other(layers):
         np.testing.assert_array_equal(one, cut.compute())
 
 
-def test_what_was_read_is_let_go_of_block_by_block(layers, monkeypatch):
+def test_shared_reads_are_released_block_by_block(layers, monkeypatch):
     image, seg, _ = layers
     alive, most = weakref.WeakSet(), [0]
     begin, read = SharedReads.__init__, SharedReads.read
@@ -195,7 +195,7 @@ def test_what_was_read_is_let_go_of_block_by_block(layers, monkeypatch):
     arrays = [ix.overlay(image, seg, outline=2), ix.to_rgba(image), ix.overlay(image, seg)]
     assert arrays[0].data.npartitions == 24
     dask.compute(*arrays, num_workers=2, scheduler="threads")
-    # two sources, of two blocks under way and the two that were begun last
+    # Two sources, each with two running blocks and the two blocks started last.
     assert 2 <= most[0] <= 8
     gc.collect()
     assert not any(r._held for r in alive)
@@ -219,9 +219,9 @@ def bumped(block):
 @pytest.mark.parametrize("scheduler", ["sync", "threads"])
 @pytest.mark.parametrize("optimize", [True, False])
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_function_that_works_in_place_changes_nothing_of_others(layers, scheduler, optimize, order):
+def test_an_in_place_function_does_not_change_other_arrays(layers, scheduler, optimize, order):
     image, seg, _ = layers
-    kept = ix.select_ids(seg, IDS[1:])  # which selects all: nothing is changed
+    kept = ix.select_ids(seg, IDS[1:])  # selects all ids, so no value changes
     arrays = [
         image.data.map_blocks(bumped, dtype="u1"),
         ix.to_rgba(image).data,
@@ -241,17 +241,17 @@ def test_a_function_that_works_in_place_changes_nothing_of_others(layers, schedu
             np.testing.assert_array_equal(values, want)
 
 
-def test_a_task_never_gets_memory_that_is_held(layers):
+def test_copy_if_shared_copies_only_shared_memory(layers):
     reads = SharedReads(LevelLeaf(memory_source(FINE, "segmentation"), 0))
     whole = reads.read(IndexBox((0, 0, 0), (3, 40, 52)))
-    part = reads.own(reads.read(IndexBox((0, 0, 0), (1, 1, 1))))
+    part = reads.copy_if_shared(reads.read(IndexBox((0, 0, 0), (1, 1, 1))))
     assert not np.shares_memory(part, whole)
     assert part.flags.owndata
     other = np.zeros(5)
-    assert reads.own(other) is other
+    assert reads.copy_if_shared(other) is other
 
 
-def test_a_read_that_fails_fails_for_all(layers, monkeypatch):
+def test_a_failed_read_raises_for_all_arrays(layers, monkeypatch):
     image, seg, _ = layers
 
     def broken(self, mip, box):
@@ -263,7 +263,7 @@ def test_a_read_that_fails_fails_for_all(layers, monkeypatch):
 
 
 @pytest.mark.slow
-def test_in_worker_processes(layers):
+def test_shared_reads_work_in_worker_processes(layers):
     from distributed import Client, LocalCluster
 
     image, seg = (
@@ -306,7 +306,7 @@ def boxes():
 
 
 @given(asked=st.lists(boxes(), min_size=1, max_size=6))
-def test_any_boxes_in_any_order_are_right_and_little_is_read_again(asked):
+def test_shared_reads_return_any_boxes_in_any_order(asked):
     leaf = Logged()
     reads = SharedReads(leaf)
     for box in asked:
@@ -321,7 +321,7 @@ def test_any_boxes_in_any_order_are_right_and_little_is_read_again(asked):
 
 
 @given(box=boxes(), other=boxes())
-def test_what_is_around_a_core_is_every_voxel_once(box, other):
+def test_boxes_around_a_core_cover_every_other_voxel_once(box, other):
     core = box.clip(other)
     if not core.voxels:
         return
@@ -334,10 +334,10 @@ def test_what_is_around_a_core_is_every_voxel_once(box, other):
     np.testing.assert_array_equal(count, truth)
 
 
-def test_they_travel_empty():
+def test_pickled_shared_reads_are_empty():
     reads = SharedReads(ArrayLeaf(VALUES))
     reads.read(IndexBox((0, 0, 0), (9, 8, 7)))
-    assert repr(reads) == "<Reads ArrayLeaf: 1 boxes>"
+    assert repr(reads) == "<SharedReads ArrayLeaf: 1 boxes>"
     other = pickle.loads(pickle.dumps(SharedReads(LevelLeaf(memory_source(IMAGE, "image"), 0))))
     assert other._held == []
     assert other.leaf == LevelLeaf(memory_source(IMAGE, "image"), 0)

@@ -45,7 +45,7 @@ def test_a_token_reads_nothing_and_follows_the_content(how):
     assert not READS
 
 
-def test_tokens_of_other_arrays_are_those_of_their_values():
+def test_tokens_of_other_arrays_follow_their_values():
     assert tokenize(xr.Variable("x", [1, 2])) == tokenize(xr.Variable("x", [1, 2]))
     assert tokenize(xr.Variable("x", [1, 2])) != tokenize(xr.Variable("x", [1, 3]))
     changed = opened().load()
@@ -54,7 +54,7 @@ def test_tokens_of_other_arrays_are_those_of_their_values():
     assert tokenize(changed) != before
 
 
-def test_a_pickle_holds_the_expression():
+def test_a_pickle_contains_the_expression_and_no_voxels():
     array = opened().isel(x=slice(3, 20))
     packed = pickle.dumps(array)
     assert not READS

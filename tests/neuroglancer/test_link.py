@@ -306,7 +306,7 @@ def test_layers_that_do_not_reach_the_view(sample):
     }
     state = {**NEW, "layers": [*NEW["layers"][:1], {"type": "segmentation", "name": "far", "source": far}]}
     tree = opened(state, sample)
-    with pytest.warns(ix.LinkWarning, match="'far' does not reach the view"):
+    with pytest.warns(ix.LinkWarning, match="'far' does not overlap the view"):
         ds = tree.imagery.view(size=(8, 8))
     assert list(ds.data_vars) == ["em"]
     with pytest.raises(ix.OutOfVolumeError):
@@ -580,7 +580,7 @@ def test_there_and_back(sample, turned):
     assert list(ix.open_neuroglancer(link, allow_local=True).children) == ["em", "cells"]
 
 
-@pytest.mark.filterwarnings("ignore:.*requested ids do not occur:imageryxr.errors.MissingIdsWarning")
+@pytest.mark.filterwarnings("ignore:.*requested ids are not in the data:imageryxr.errors.MissingIdsWarning")
 def test_a_link_of_what_was_opened_without_one(sample):
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
     box = ix.BBox.around((4600, 2560, 130), (64, 64), resolution=(8, 8, 40))

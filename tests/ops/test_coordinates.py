@@ -37,7 +37,7 @@ def in_unit(da: xr.DataArray, unit, nm: float) -> xr.DataArray:
     [("nm", 1), ("nanometers", 1), ("um", 1e3), ("µm", 1e3), ("μm", 1e3), ("micrometre", 1e3), ("microns", 1e3), ("mm", 1e6),
      ("m", 1e9), ("Å", 0.1), ("\u212b", 0.1), ("angstrom", 0.1), ("pm", 1e-3)],
 )  # fmt: skip
-def test_coordinates_in_any_unit_of_length_lie_where_they_lie_in_nm(unit, nm):
+def test_coordinates_in_any_unit_of_length_are_converted_to_nm(unit, nm):
     da = in_unit(IMAGE, unit, nm)
     assert ix.grid_of(da) == ix.grid_of(IMAGE)
     assert ix.open_image(da).attrs["resolution"] == (8, 8, 40)
@@ -48,7 +48,7 @@ def test_coordinates_in_any_unit_of_length_lie_where_they_lie_in_nm(unit, nm):
     np.testing.assert_array_equal(aligned.image.values, IMAGE.values)
 
 
-def test_axes_may_have_units_of_their_own():
+def test_axes_may_have_different_units():
     da = IMAGE.assign_coords(z=("z", IMAGE.z.values / 1e3, {"units": "um"}))
     assert ix.grid_of(da) == ix.grid_of(IMAGE)
 
@@ -81,38 +81,38 @@ def test_an_unknown_unit_is_refused_and_named(unit):
         lambda da: da.isel(z=[1])[:, ::2, ::2],
     ],
 )
-def test_an_outdated_size_does_not_decide_an_axis_of_one_voxel(changed):
+def test_an_outdated_resolution_attr_does_not_decide_an_axis_of_one_voxel(changed):
     with pytest.raises(ix.GridError, match=r"one voxel.*assign_attrs\(resolution="):
         ix.grid_of(changed(IMAGE.astype(float)))
 
 
-def test_a_stated_size_counts_again_once_it_is_set():
+def test_a_resolution_attr_that_is_set_again_is_used():
     mean = IMAGE.coarsen(z=4, y=4, x=4).mean().assign_attrs(resolution=(32, 32, 160))
     assert ix.grid_of(mean).resolution == (32, 32, 160)
     assert ix.grid_of(mean).bbox.lo_nm == (800, 1600, 400)
 
 
 @pytest.mark.parametrize("one", [{"z": [2]}, {"z": [2], "y": [3]}, {"z": 2}, {"z": [0], "y": [0], "x": [7]}])
-def test_one_voxel_keeps_the_size_that_its_coordinate_states(one):
+def test_an_axis_of_one_voxel_keeps_the_resolution_of_its_coordinate(one):
     without = (IMAGE * 2).isel(one)
     without.attrs.clear()
     assert ix.grid_of(without) == ix.grid_of(IMAGE.isel(one))
     assert ix.grid_of(without).resolution == (8, 8, 40)
 
 
-def test_a_selected_section_keeps_its_size_whatever_the_stride_within_it():
+def test_a_selected_section_keeps_its_thickness_for_any_stride_in_plane():
     assert ix.grid_of(IMAGE.isel(z=1)[::2, ::2]).resolution == (16, 16, 40)
     assert ix.to_rgba(IMAGE.isel(z=1)[::2, ::2]).shape == (4, 4, 4)
 
 
-def test_a_stride_along_one_axis_leaves_the_others_their_size():
+def test_a_stride_along_one_axis_keeps_the_resolution_of_the_others():
     assert ix.grid_of(IMAGE.isel(z=[1], x=slice(None, None, 2))).resolution == (16, 8, 40)
 
 
 # --- limits ------------------------------------------------------------------------------------------------
 
 
-def test_limits_that_no_value_reaches_warn():
+def test_contrast_limits_outside_all_values_warn():
     raw = (IMAGE.astype("uint16") * 100).assign_attrs(IMAGE.attrs, contrast_limits=(3000, 21000))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -142,7 +142,7 @@ def test_the_order_of_variables_does_not_change_a_picture(tmp_path):
     )
 
 
-def test_layer_order_decides_and_may_put_the_image_on_top():
+def test_layer_order_decides_and_may_draw_the_image_on_top():
     ds = xr.Dataset(
         {"image": IMAGE.assign_attrs(opacity=0.5), "segmentation": LABELS},
         attrs={"layer_order": ["segmentation", "image"]},
@@ -195,7 +195,7 @@ def test_verbs_keep_further_coordinates_as_xarray_does(origin):
     assert turned.time == 5
 
 
-def test_neighbouring_crops_combine_to_the_crop_of_both():
+def test_neighbouring_crops_combine_to_the_crop_of_their_union():
     parts = [
         ix.crop(as_source(IMAGE), ix.BBox((x, 200, 10), (x + 4, 208, 14), resolution=(8, 8, 40))) for x in (100, 104)
     ]

@@ -31,7 +31,7 @@ def layer(tmp_path):
 @pytest.mark.parametrize(
     ("lo", "hi"), [((6, -3, 4), (17, 3, 9)), ((5, -4, 3), (6, -3, 4)), ((20, 2, 10), (26, 16, 20))]
 )
-def test_sel_bbox_and_crop_give_what_cloudvolume_gives(layer, mip, lo, hi):
+def test_sel_bbox_and_crop_equal_cloudvolume(layer, mip, lo, hi):
     path, _ = layer
     volume = CloudVolume(f"file://{path}", mip=mip, progress=False)
     truth = np.asarray(volume[tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))])[..., 0].T
@@ -45,14 +45,14 @@ def test_sel_bbox_and_crop_give_what_cloudvolume_gives(layer, mip, lo, hi):
         assert part.values.flags["C_CONTIGUOUS"]
 
 
-def test_levels_half_a_voxel_apart_stay_so(layer):
+def test_levels_half_a_voxel_apart_keep_their_offsets(layer):
     tree = ix.open_multiscale(layer[0])
     assert tree["0/image"].x.values[0] - 2 == 20
     assert tree["1/image"].x.values[0] - 4 == 16
     assert ix.open_image(layer[0], mip=(8, 8, 40)).identical(ix.open_image(layer[0], mip=1))
 
 
-def test_voxels_of_4_04_nm(tmp_path):
+def test_a_fractional_resolution_is_exact(tmp_path):
     (voxels,) = write_layer(tmp_path / "em", "image", [((30, 20, 4), (4.04, 4.04, 40), (1000001, 7, 0))])
     em = ix.open_image(tmp_path / "em")
     np.testing.assert_array_equal(em.values, voxels)
@@ -81,7 +81,7 @@ def chunk_files(path, mip_key="4_4_40"):
     return sorted((path / mip_key).iterdir())
 
 
-def test_a_missing_chunk_is_an_error_unless_told_otherwise(layer):
+def test_a_missing_chunk_raises_by_default(layer):
     path, (voxels, _) = layer
     gone = chunk_files(path)[0]
     gone.unlink()
@@ -129,7 +129,7 @@ def test_placeholders_are_skipped_and_refused(layer):
 
 
 @pytest.mark.slow
-def test_a_source_is_a_small_value_that_travels(layer):
+def test_a_source_is_small_when_pickled(layer):
     path, (voxels, _) = layer
     source = resolve_source(path, "image")
     assert isinstance(source, ix.Source)
@@ -162,7 +162,7 @@ def test_opening_reads_no_chunk(layer):
     assert (em.shape, picture.shape) == ((19, 41, 50), (19, 41, 50, 4))
 
 
-def test_xarrays_own_door(layer):
+def test_open_dataset_equals_open_image(layer):
     ds = xr.open_dataset(str(layer[0]), engine="imageryxr", mip=1)
     np.testing.assert_array_equal(ds.image.values, layer[1][1])
     assert "imageryxr" in xr.backends.list_engines()
@@ -171,7 +171,7 @@ def test_xarrays_own_door(layer):
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("axes", ["zyx", "tczyx", "yx"])
 @pytest.mark.parametrize("unit", ["nanometer", "micrometer"])
-def test_omezarr_by_hand(tmp_path, version, axes, unit):
+def test_a_handwritten_omezarr_opens(tmp_path, version, axes, unit):
     import zarr
 
     rng = np.random.default_rng(0)
@@ -211,7 +211,7 @@ def test_omezarr_by_hand(tmp_path, version, axes, unit):
             ix.open_image(tmp_path / "a.zarr")
 
 
-def test_a_chunk_that_a_zarr_lacks(tmp_path):
+def test_a_missing_zarr_chunk_follows_missing(tmp_path):
     em = ix.Grid((4, 32, 32), (8, 8, 40), (0, 0, 0))
     da = xr.DataArray(np.full(em.shape, 9, np.uint8), dims=("z", "y", "x"), coords=em.coords())
     ix.export(da, tmp_path / "a.ome.zarr", chunks=(4, 16, 16))
@@ -224,7 +224,7 @@ def test_a_chunk_that_a_zarr_lacks(tmp_path):
         assert (ix.open_image(tmp_path / "a.ome.zarr", missing=missing).values == 0).sum() == 4 * 16 * 16
 
 
-def test_the_folder_of_several_volumes_and_the_sample_itself_name_what_opens(sample):
+def test_a_folder_of_volumes_raises_with_the_addresses_that_open(sample):
     with pytest.raises(ix.SourceNotFoundError, match=r"its folders image and segmentation are volumes: give .*/image"):
         ix.open_image(sample.path)
     with pytest.raises(

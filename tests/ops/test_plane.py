@@ -29,7 +29,7 @@ def point(da, z, y, x):
 )
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
 @pytest.mark.parametrize("origin", [lambda da: da, as_source, lambda da: da.chunk({"z": 4, "y": 5, "x": 3})])
-def test_along_an_axis_it_is_the_plain_slice_bit_for_bit(da, axis, origin):
+def test_a_plane_along_an_axis_equals_the_slice(da, axis, origin):
     at = 4
     with no_compute():
         cut = ix.plane(origin(da), point(da, at, at, at), (5, 5), normal=axis)
@@ -38,7 +38,7 @@ def test_along_an_axis_it_is_the_plain_slice_bit_for_bit(da, axis, origin):
     assert cut.dtype == da.dtype
 
 
-def test_with_anisotropic_voxels_it_is_what_regrid_gives():
+def test_a_plane_of_anisotropic_voxels_equals_regrid():
     cut = ix.plane(SEG, point(SEG, 6, 15, 17), (34, 60), normal="y", nm_per_pixel=8)
     side = ix.regrid(SEG, (8, 8, 8)).isel(y=[15])
     rows = side.z.values.tolist()
@@ -58,7 +58,7 @@ def test_with_anisotropic_voxels_it_is_what_regrid_gives():
     st.sampled_from([3.0, 8.0, 13.7]),
     st.booleans(),
 )
-def test_any_plane_is_what_scipy_and_a_slow_loop_find(normal, shift, step, labels):
+def test_any_plane_equals_scipy_and_a_slow_loop(normal, shift, step, labels):
     from scipy.ndimage import map_coordinates
 
     da = SEG if labels else IMAGE
@@ -89,7 +89,7 @@ def test_any_plane_is_what_scipy_and_a_slow_loop_find(normal, shift, step, label
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_origin_gives_the_same_bits(seed):
+def test_a_plane_has_equal_values_for_any_kind_of_array(seed):
     local = np.random.default_rng(seed)
     normal, up = local.normal(size=3), local.normal(size=3)
     for da in (IMAGE, SEG):
@@ -101,7 +101,7 @@ def test_any_origin_gives_the_same_bits(seed):
         np.testing.assert_array_equal(small.chunk({"y": 5, "x": 6}).values, truth.values)
 
 
-def test_tiles_join_without_a_seam(monkeypatch):
+def test_tiles_of_a_plane_equal_the_whole_plane(monkeypatch):
     from imageryxr.graph import oblique
 
     options = {"center": point(IMAGE, 5, 14, 20), "size": (40, 33, 5), "normal": (1, 2, 0.4), "nm_per_pixel": 9}
@@ -111,7 +111,7 @@ def test_tiles_join_without_a_seam(monkeypatch):
         np.testing.assert_array_equal(ix.plane(as_source(da), **options).values, truth[name])
 
 
-def test_up_is_up():
+def test_up_points_up_in_the_picture():
     # A bright voxel above the centre, in z, must appear in the upper half.
     values = np.zeros((9, 9, 9), np.uint8)
     values[1, 4, 4] = 255
@@ -124,7 +124,7 @@ def test_up_is_up():
 @pytest.mark.parametrize(
     ("quaternion", "named"), [((0, 0, 0, 1), "z"), ((0.5, 0.5, 0.5, 0.5), None), ((0, 0, 2**-0.5, 2**-0.5), None)]
 )
-def test_orientations_are_neuroglancers(quaternion, named):
+def test_orientations_equal_those_of_neuroglancer(quaternion, named):
     from scipy.spatial.transform import Rotation
 
     cut = ix.plane(IMAGE, point(IMAGE, 6, 15, 17), (9, 9), orientation=quaternion)
@@ -135,7 +135,7 @@ def test_orientations_are_neuroglancers(quaternion, named):
         np.testing.assert_array_equal(cut.values, ix.plane(IMAGE, point(IMAGE, 6, 15, 17), (9, 9), normal=named).values)
 
 
-def test_only_what_the_plane_crosses_is_read(tmp_path, monkeypatch):
+def test_a_plane_reads_only_the_chunks_that_it_crosses(tmp_path, monkeypatch):
     from cloudvolume import CloudVolume
 
     from imageryxr.sources.precomputed import source as precomputed
@@ -170,7 +170,7 @@ def test_only_what_the_plane_crosses_is_read(tmp_path, monkeypatch):
     assert sum(box.voxels for box in asked) < 0.3 * values.size
 
 
-def test_an_overlay_of_a_plane():
+def test_an_overlay_of_a_plane_has_the_shape_of_the_plane():
     ds = ix.plane(xr_dataset(), point(IMAGE, 6, 15, 17), (20, 16), normal=(1, 2, 3))
     picture = ix.overlay(ds.image, ds.segmentation, alpha=0.4, outline=1)
     assert picture.shape == (1, 16, 20, 4)
@@ -183,7 +183,7 @@ def xr_dataset():
     return xr.Dataset({"image": as_source(IMAGE), "segmentation": as_source(SEG)})
 
 
-def test_the_plane_of_a_link(sample):
+def test_the_plane_of_a_link_follows_its_orientation(sample):
     half = [0.5, 0.5, 0.5, 0.5]
     state = {
         "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
@@ -221,17 +221,17 @@ def test_the_plane_of_a_link(sample):
         ({"method": "mean"}, ix.OptionError, "'mean'"),
     ],
 )
-def test_planes_that_make_no_sense(options, error, says):
+def test_invalid_planes_raise(options, error, says):
     with pytest.raises(error, match=says):
         ix.plane(IMAGE, **{"center": (100, 100, 100), "size": (5, 5), **options})
 
 
-def test_labels_are_never_mixed():
+def test_planes_never_interpolate_labels():
     with pytest.raises(ix.OptionError, match="'linear' cannot cut a segmentation"):
         ix.plane(SEG, (1, 1, 1), (4, 4), method="linear")
 
 
-def test_a_plane_beside_the_volume_is_an_error():
+def test_a_plane_outside_the_volume_raises():
     """Not a black picture: the numbers are in another unit, or in another order."""
     far = volume(np.ones((12, 30, 34), np.uint8), (8, 8, 40), (1100, 500, 20), layer_type="image")
     center = point(far, 6, 15, 17)
@@ -243,7 +243,7 @@ def test_a_plane_beside_the_volume_is_an_error():
             ix.plane(obj, center, (9, 9), resolution=(8, 8, 40))
 
 
-def test_a_picture_wholly_outside_is_an_error(sample):
+def test_a_plane_wholly_outside_raises_and_layers_outside_warn(sample):
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
     options = {"normal": (0.2, 1, 1), "resolution": (8, 8, 40)}
     with pytest.raises(ix.OutOfVolumeError, match="wholly outside the volume"):
@@ -256,7 +256,7 @@ def test_a_picture_wholly_outside_is_an_error(sample):
     moved = em.assign_coords(x=em.x + 1e6)
     there = xr.Dataset(attrs={"position": (4600.5 + 125000, 2560.5, 130.5)})
     tree = xr.DataTree.from_dict({"/": there, "/a": moved.to_dataset(name="image"), "/b": em.to_dataset(name="image")})
-    with pytest.warns(ix.LinkWarning, match="'b' does not reach the picture"):
+    with pytest.warns(ix.LinkWarning, match="'b' does not overlap the picture"):
         assert list(tree.imagery.plane((64, 48))) == ["a"]
     assert ix.plane(em, (4096, 2560, 130), (64, 48), **options).shape == (1, 48, 64)  # half of it outside
 
@@ -264,7 +264,7 @@ def test_a_picture_wholly_outside_is_an_error(sample):
 # --- values that floats do not hold ------------------------------------------------------------------------
 
 
-def test_a_mask_is_cut_and_resampled_without_growing():
+def test_a_mask_does_not_grow_when_cut_or_resampled():
     mask = np.zeros((5, 9, 9), bool)
     mask[2, 4, 4] = True
     da = volume(mask, (8, 8, 8), (0, 0, 0), layer_type="image")
@@ -278,7 +278,7 @@ def test_a_mask_is_cut_and_resampled_without_growing():
 
 @pytest.mark.parametrize("dtype", [np.uint64, np.int64, np.uint32, np.int32, np.uint8, np.int8])
 @pytest.mark.parametrize("end", ["min", "max"])
-def test_the_extremes_of_an_integer_stay_what_they_are(dtype, end):
+def test_linear_planes_keep_the_extremes_of_an_integer_type(dtype, end):
     value = getattr(np.iinfo(dtype), end)
     da = volume(np.full((4, 9, 9), value, dtype), (8, 8, 8), (0, 0, 0), layer_type="image")
     for normal in ("z", "y", (1, 1, 0.3)):

@@ -79,21 +79,21 @@ def test_lists_points_and_strides_read_the_chunks_that_they_touch_once(data):
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations("zyx")))
-def test_a_single_voxel_of_a_transposed_array_is_the_voxel(order):
+def test_indexing_one_voxel_of_a_transposed_array_returns_it(order):
     array, values = opened().transpose(*order), held()
     for place in ({"z": 11, "y": 43, "x": 51}, {"z": 0, "y": 1, "x": 0}, {"z": -1, "y": 0, "x": 1}):
         assert array.isel(place).values == values.isel(place).values
         assert array.isel(x=[place["x"], 0]).isel({**place, "x": 0}).values == values.isel(place).values
 
 
-def test_a_single_voxel_of_points_is_the_voxel():
+def test_indexing_one_voxel_by_points_returns_it():
     points = {"z": dims([3, 11, 0], "p"), "y": dims([1, 43, 7], "p")}
     array, values = opened().isel(points), held().isel(points)
     for p, x in ((0, 51), (1, 0), (2, -1)):
         assert array.isel(p=p, x=x).values == values.isel(p=p, x=x).values
 
 
-def test_points_of_a_petavoxel_layer_read_what_holds_them():
+def test_points_in_a_petavoxel_layer_read_only_their_chunks():
     grid = ix.Grid((28_000, 180_000, 200_000), (8, 8, 40), (0, 0, 0))
     big = lazy_array(LevelLeaf(_Endless(grid), 0), grid, {"layer_type": "image"}, "image")
     at = {"z": [25, 22_500], "y": [125, 162_500], "x": [125, 187_500]}
@@ -105,7 +105,7 @@ def test_points_of_a_petavoxel_layer_read_what_holds_them():
     assert VOXELS[0] == 9000
 
 
-def test_a_picture_of_every_hundredth_pixel_reads_no_hull():
+def test_every_hundredth_pixel_is_read_without_the_voxels_between():
     grid = ix.Grid((1, 1 << 15, 1 << 15), (8, 8, 40), (0, 0, 0))
     big = lazy_array(LevelLeaf(_Endless(grid), 0), grid, {"layer_type": "image"}, "image")
     drawn = ix.to_rgba(big.isel(z=0, y=slice(None, None, 512), x=slice(None, None, 512)))
@@ -124,7 +124,7 @@ def _points(n=300):
 
 
 @pytest.mark.parametrize("how", ["opened", "chunked", "own", "numpy", "strided"])
-def test_sampled_points_are_the_voxels_that_hold_them(how):
+def test_a_sampled_point_has_the_value_of_its_voxel(how):
     index, xyz = _points()
     own = held().chunk(z=5, y=7, x=50)
     array = {
@@ -152,7 +152,7 @@ def test_sampled_points_are_the_voxels_that_hold_them(how):
     assert got.z.attrs["units"] == "nm"
 
 
-def test_each_block_of_an_own_array_is_computed_once():
+def test_each_block_of_a_dask_input_is_computed_once():
     counted = []
 
     def block(values):
@@ -167,7 +167,7 @@ def test_each_block_of_an_own_array_is_computed_once():
     assert len(counted) == 8
 
 
-def test_points_of_tables():
+def test_points_are_read_from_tables():
     index, xyz = _points(20)
     want = VALUES[tuple(index.T)]
     table = pd.DataFrame(xyz, columns=list("xyz"))
@@ -198,12 +198,12 @@ def test_points_outside_are_background_and_all_outside_are_an_error():
 @pytest.mark.parametrize(
     "points", [[(1, 2)], [[[1, 2, 3]]], "abc", [(1, 2, np.nan)], [(1, 2, np.inf)], 3, None, [("a", "b", "c")]]
 )
-def test_what_is_no_points_is_refused(points):
+def test_invalid_points_raise(points):
     with pytest.raises(ix.BoxError):
         ix.sample_points(opened(), points)
 
 
-def test_one_point_and_none():
+def test_sample_points_accepts_one_point_and_no_points():
     first = np.array(GRID.voxel_offset) + 3
     assert ix.sample_points(opened(), first, resolution=GRID.resolution).values.tolist() == [int(VALUES[3, 3, 3])]
     none = ix.sample_points(opened(), [], resolution=GRID.resolution)
@@ -211,7 +211,7 @@ def test_one_point_and_none():
     assert none.dtype == np.uint64
 
 
-def test_points_of_images_pictures_and_sections():
+def test_points_are_sampled_in_images_pictures_and_sections():
     index, xyz = _points(50)
     grey = ix.sample_points(opened(None, "image"), xyz, resolution=GRID.resolution)
     np.testing.assert_array_equal(grey, (VALUES % 251).astype("u1")[tuple(index.T)])
@@ -234,7 +234,7 @@ def test_points_on_edges_belong_to_the_voxel_above():
     np.testing.assert_array_equal(ix.sample_points(values, edges, resolution=grid.resolution), np.arange(1000))
 
 
-def test_it_computes_nothing_more_than_it_says():
+def test_sampling_starts_no_dask_compute():
     _, xyz = _points(5)
     with no_compute():
         ix.sample_points(held(), xyz, resolution=GRID.resolution)
@@ -254,7 +254,7 @@ def test_each_layer_of_a_dataset_is_sampled(sample):
         ix.sample_points(xr.Dataset({"a": ("t", [1, 2])}), points)
 
 
-def test_a_table_with_one_column_of_triples_needs_no_more(sample):
+def test_a_table_with_one_column_of_triples_is_accepted(sample):
     seg = ix.open_segmentation(sample.segmentation)
     rows = [(4600, 2560, 130), (4200, 2200, 110)]
     truth = ix.sample_points(seg, rows, resolution=(8, 8, 40)).values
@@ -269,7 +269,7 @@ def test_a_table_with_one_column_of_triples_needs_no_more(sample):
         np.testing.assert_array_equal(column.values, truth)
 
 
-def test_a_table_whose_positions_are_in_doubt_names_what_to_type(sample):
+def test_a_table_with_ambiguous_positions_raises_with_advice(sample):
     seg = ix.open_segmentation(sample.segmentation)
     rows = [(4600, 2560, 130), (4200, 2200, 110)]
     table = pd.DataFrame({"pre_pt_position": rows, "post_pt_position": rows})

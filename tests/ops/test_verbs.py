@@ -40,7 +40,7 @@ VERBS = {
 @pytest.mark.parametrize("name", VERBS)
 @settings(max_examples=12)
 @given(chunks=st.tuples(st.integers(1, 3), st.integers(5, 41), st.integers(7, 53)))
-def test_any_chunks_and_any_origin_give_the_same_bits(name, chunks):
+def test_a_verb_gives_equal_values_for_any_chunks_and_any_kind_of_array(name, chunks):
     verb = VERBS[name]
     truth = verb(IMAGE, FINE)
     assert isinstance(truth.data, np.ndarray)
@@ -59,7 +59,7 @@ def test_any_chunks_and_any_origin_give_the_same_bits(name, chunks):
 
 
 @pytest.mark.parametrize("name", [n for n in VERBS if n not in ("crop", "linear", "mean", "nearest", "mode", "chain")])
-@pytest.mark.filterwarnings("ignore:.*requested ids do not occur:imageryxr.errors.MissingIdsWarning")
+@pytest.mark.filterwarnings("ignore:.*requested ids are not in the data:imageryxr.errors.MissingIdsWarning")
 @pytest.mark.parametrize("open_", [as_source, lambda da: as_source(da).chunk({"z": 1, "y": 9, "x": 17})])
 def test_a_verb_of_a_crop_is_a_crop_of_the_verb(name, open_):
     box = ix.BBox((20, 3, 3), (41, 20, 4), resolution=(8, 8, 40))
@@ -69,7 +69,7 @@ def test_a_verb_of_a_crop_is_a_crop_of_the_verb(name, open_):
     np.testing.assert_array_equal(part.values, whole.values)
 
 
-def test_the_data_beyond_a_crop_go_through_resampling_and_selection():
+def test_data_beyond_a_crop_survive_resampling_and_selection():
     box = ix.BBox((20, 3, 3), (41, 20, 4), resolution=(8, 8, 40))
     coarse = as_source(SEG)
     whole = ix.crop(ix.outline(ix.select_ids(ix.regrid(coarse, IMAGE), IDS[1:4]), width=5), box)
@@ -77,7 +77,7 @@ def test_the_data_beyond_a_crop_go_through_resampling_and_selection():
     np.testing.assert_array_equal(part.values, whole.values)
 
 
-def test_calls_that_differ_never_share_and_calls_that_agree_do():
+def test_only_equal_calls_have_equal_names():
     image, seg = as_source(IMAGE), as_source(FINE)
     options = [
         {},
@@ -246,7 +246,7 @@ def test_nothing_is_read_twice_and_a_halo_is_a_larger_read(monkeypatch):
     assert read == {"image": IMAGE.size, "segmentation": FINE.size}
 
 
-def test_ids_that_are_not_there_are_listed():
+def test_missing_ids_are_listed():
     for origin in (FINE, as_source(FINE)):
         with pytest.warns(ix.MissingIdsWarning, match="2 of the 3 ids .* not in the data: 77, 78"):
             ix.select_ids(origin, [5, 77, 78]).load()
@@ -254,7 +254,7 @@ def test_ids_that_are_not_there_are_listed():
             ix.overlay(None, origin, ids=[5, 77]).load()
 
 
-def test_the_accessor_is_the_functions():
+def test_accessor_methods_equal_the_functions():
     assert ix.overlay.__doc__ == type(FINE.imagery).overlay.__doc__
     ds = ix.align(as_source(IMAGE), as_source(SEG))
     assert ds.imagery.overlay(alpha=0.3).identical(ix.overlay(ds.image, ds.segmentation, alpha=0.3))

@@ -42,7 +42,7 @@ def test_a_group_is_a_level(sample, choice):
     assert ds.image.attrs["mip"] == 1
 
 
-def test_ids_are_kept_alone(sample):
+def test_the_engine_keeps_only_requested_ids(sample):
     seg = ix.open_segmentation(sample.segmentation, bbox=BOX)
     some = ix.unique_ids(seg)[:2].tolist()
     got = xr.open_dataset(sample.segmentation, engine="imageryxr", ids=some, bbox=BOX).segmentation
@@ -60,7 +60,7 @@ def test_the_cache_of_xarray_is_the_only_one(sample, reads):
         assert len(reads) == count
 
 
-def test_a_box_is_lazily_indexed_too(sample, reads):
+def test_the_engine_returns_a_box_lazily_indexed(sample, reads):
     part = xr.open_dataset(sample.image, engine="imageryxr", bbox=BOX).image
     xr.testing.assert_identical(part[:1].compute(), ix.open_image(sample.image, bbox=BOX)[:1].compute())
     reads.clear()
@@ -78,7 +78,7 @@ def test_options_of_cf_conventions_change_nothing(sample, option):
 
 
 @pytest.mark.parametrize("bad", [{"foo": 1}, {"group": "coarse"}, {"group": "/1", "mip": 1}])
-def test_bad_options_are_ours_to_refuse(sample, bad):
+def test_the_engine_refuses_bad_options(sample, bad):
     with pytest.raises(ix.errors.OptionError):
         xr.open_dataset(sample.image, engine="imageryxr", **bad)
 

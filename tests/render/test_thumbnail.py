@@ -38,7 +38,7 @@ def both(sample):
     return ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
 
 
-@pytest.mark.filterwarnings("ignore:.*requested ids do not occur:imageryxr.errors.MissingIdsWarning")
+@pytest.mark.filterwarnings("ignore:.*requested ids are not in the data:imageryxr.errors.MissingIdsWarning")
 def test_levels_lie_where_the_array_lies(sample):
     em, seg = both(sample)
     with no_compute():

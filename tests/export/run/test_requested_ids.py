@@ -20,7 +20,7 @@ THERE = [int(i) for i in ix.unique_ids(SEG)[:2]]
 TOP = 2**64 - 1
 LINE = Entry.line
 ASKED = [*THERE, 12345678901, TOP]
-SAID = "2 of the 4 requested ids do not occur in the data: 12345678901, 18446744073709551615; .*unique_ids"
+SAID = "2 of the 4 requested ids are not in the data: 12345678901, 18446744073709551615; .*unique_ids"
 CREWS = {"a thread": {"workers": 1}, "threads": {"workers": 2}, "processes": {"client": "processes", "workers": 2}}
 ARRAYS = {
     "select": lambda: ix.select_ids(SEG, ASKED),
