@@ -123,6 +123,11 @@ class OutputArray:
 # in a graph
 
 
+def block_starts(chunks: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return the starts of blocks along each axis, followed by the end of the last block."""
+    return tuple((0, *accumulate(sizes)) for sizes in chunks)
+
+
 @dataclass(frozen=True)
 class _PositionDep(BlockwiseDep):
     """Map each block of a Blockwise layer to its position."""
@@ -137,7 +142,7 @@ class _PositionDep(BlockwiseDep):
 
     @cached_property
     def _starts(self) -> tuple[tuple[int, ...], ...]:
-        return tuple((0, *accumulate(sizes)) for sizes in self.chunks)
+        return block_starts(self.chunks)
 
     def __getitem__(self, idx: tuple[int, ...]) -> BlockPosition:
         start = tuple(s[i] for s, i in zip(self._starts, idx, strict=True))

@@ -113,8 +113,8 @@ def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:
             out[spatial_index(expr, inside.slices(box))] = _build(expr, inside, readings)
         return out
     if isinstance(expr, Leaf):
-        held, values = next((b, v) for b, v in readings[expr] if b.contains(box))
-        return values if held == box else values[spatial_index(expr, box.slices(held))]
+        known, values = next((b, v) for b, v in readings[expr] if b.contains(box))
+        return values if known == box else values[spatial_index(expr, box.slices(known))]
     pieces = expr.pieces(box)
     if len(pieces) > 1:
         out = np.empty((*expr.lead, *box.shape, *expr.tail), expr.dtype)

@@ -313,9 +313,9 @@ class Resampled(Expr):
     @property
     def bounds(self) -> IndexBox:
         """The voxels whose centre lies within the child's bounds."""
-        return self.mapped(self.child.bounds)
+        return self.box_from_child(self.child.bounds)
 
-    def mapped(self, box: IndexBox) -> IndexBox:
+    def box_from_child(self, box: IndexBox) -> IndexBox:
         """Return the voxels whose centre lies within a box of the child."""
         start = tuple(m.first_voxel_at(e) for m, e in zip(self.maps, box.start, strict=True))
         stop = tuple(m.first_voxel_at(e) for m, e in zip(self.maps, box.stop, strict=True))

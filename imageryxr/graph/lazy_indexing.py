@@ -13,7 +13,7 @@ from xarray.core import indexing
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.graph.evaluate import evaluate
-from imageryxr.graph.expr import Array, Expr, view_expr
+from imageryxr.graph.expr import Array, Expr, view_expr, widen_to
 from imageryxr.graph.selection import read_broadcast
 from imageryxr.graph.strides import Indexes, stride_expr
 
@@ -199,8 +199,6 @@ def expr_at_ranges(expr: Expr, ranges: Ranges) -> Expr | None:
     if all(r.step == 1 for r in ranges):
         box = IndexBox(start, tuple(r.stop for r in ranges))  # type: ignore[arg-type]
         return view_expr(expr, box, box)
-    from imageryxr.graph.expr import widen_to
-
     moved = stride_expr(expr, start, tuple(r.step for r in ranges))  # type: ignore[arg-type]
     return widen_to(moved, IndexBox.of_shape(shape))
 

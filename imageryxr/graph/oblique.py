@@ -40,7 +40,7 @@ class Cut:
     """Change of the position per pixel along z, y and x."""
     method: str
 
-    def places(self, box: IndexBox) -> npt.NDArray[np.float64]:
+    def positions(self, box: IndexBox) -> npt.NDArray[np.float64]:
         """Return the positions of the pixels of a box, relative to ``base``: shape (3, z, y, x)."""
         axes = [np.arange(a, b, dtype=np.float64) for a, b in zip(box.start, box.stop, strict=True)]
         z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
@@ -50,13 +50,13 @@ class Cut:
             rows.append(self.origin[axis] + dz * z + dy * y + dx * x)
         return np.stack(np.broadcast_arrays(*rows))
 
-    def reach(self, box: IndexBox) -> IndexBox:
+    def voxel_box(self, box: IndexBox) -> IndexBox:
         """Return the smallest box that contains all voxels that the pixels of a box are computed from."""
         corners = np.array(list(product(*zip(box.start, (s - 1 for s in box.stop), strict=True))), dtype=np.float64)
-        places = np.array(self.origin) + corners @ np.array(self.steps)
+        positions = np.array(self.origin) + corners @ np.array(self.steps)
         around = 1 if self.method == "linear" else 0
-        low = np.floor(places.min(axis=0) - 0.5 * around - _SNAP).astype(int)
-        high = np.floor(places.max(axis=0) + 0.5 * around + _SNAP).astype(int) + 1
+        low = np.floor(positions.min(axis=0) - 0.5 * around - _SNAP).astype(int)
+        high = np.floor(positions.max(axis=0) + 0.5 * around + _SNAP).astype(int) + 1
         return IndexBox(_index3(low), _index3(high)).shift(self.base)
 
     def sample(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
@@ -91,8 +91,8 @@ class Cut:
         return out
 
     def _tile(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
-        places = self.places(box)
-        voxel = np.floor(places + _SNAP).astype(np.int64)
+        positions = self.positions(box)
+        voxel = np.floor(positions + _SNAP).astype(np.int64)
         inside = np.ones(box.shape, bool)
         for axis in range(3):
             inside &= (voxel[axis] >= bounds.start[axis]) & (voxel[axis] < bounds.stop[axis])
@@ -102,7 +102,7 @@ class Cut:
         if self.method == "nearest":
             out[inside] = _read_voxels(voxel[:, inside], dtype, read, edges)
         else:
-            out[inside] = _interpolate(places[:, inside], bounds, dtype, read, edges)
+            out[inside] = _interpolate(positions[:, inside], bounds, dtype, read, edges)
         return out
 
 
@@ -120,10 +120,10 @@ def _tiles(box: IndexBox) -> list[IndexBox]:
 
 
 def _interpolate(
-    places: npt.NDArray[np.float64], bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any
+    positions: npt.NDArray[np.float64], bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any
 ) -> Array:
-    low = np.floor(places - 0.5 + _SNAP)
-    weight = np.clip(np.rint((places - 0.5 - low) / _WEIGHT) * _WEIGHT, 0, 1)
+    low = np.floor(positions - 0.5 + _SNAP)
+    weight = np.clip(np.rint((positions - 0.5 - low) / _WEIGHT) * _WEIGHT, 0, 1)
     corners = list(product((0, 1), repeat=3))
     stops = np.array(bounds.stop)[:, None] - 1
     start = np.array(bounds.start)[:, None]
@@ -206,13 +206,13 @@ class PlaneSlice(Expr):
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the smallest box that contains all voxels of the pixels."""
-        return (self.cut.reach(box).clip(self.child.bounds),)
+        return (self.cut.voxel_box(box).clip(self.child.bounds),)
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the pixels of a box."""
-        (held,) = self.needs(box)
+        (need,) = self.needs(box)
         return self.cut.sample(
-            box, self.child.bounds, self.dtype, lambda part: arrays[0][part.slices(held)], lambda *_: None
+            box, self.child.bounds, self.dtype, lambda part: arrays[0][part.slices(need)], lambda *_: None
         )
 
     def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
@@ -234,14 +234,14 @@ class _HiddenExpr:
 class PlaneLeaf(Leaf):
     """A plane through an expression without dask inputs; it reads only the voxels near the plane in each chunk."""
 
-    held: _HiddenExpr
+    hidden: _HiddenExpr
     cut: Cut
     shape: Index3
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the expression that the plane cuts."""
-        return self.held.expr.dtype
+        return self.hidden.expr.dtype
 
     @property
     def bounds(self) -> IndexBox:
@@ -250,7 +250,7 @@ class PlaneLeaf(Leaf):
 
     def read(self, box: IndexBox) -> Array:
         """Read the pixels of a box."""
-        expr = self.held.expr
+        expr = self.hidden.expr
         return self.cut.sample(box, expr.bounds, self.dtype, lambda part: evaluate(expr, part), expr.edges)
 
 

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise, product
+from itertools import pairwise, product
 from typing import Any
 
 import dask.array as da
@@ -25,6 +25,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 
 from imageryxr.core.bbox import DIMS
+from imageryxr.graph.block_check import block_starts
 from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, replace_leaves
 from imageryxr.graph.index_ranges import UnknownMoveError, Window, join_windows, shuffle_windows, slice_window
 from imageryxr.graph.lazy_indexing import ExprView, Ranges, expr_at_ranges, expr_view
@@ -362,7 +363,7 @@ def _find_base(graph: HighLevelGraph, name: str, dtype: Any) -> _Base | None:
 
 
 def _plain_base(expr: Expr, dask_inputs: dict[str, da.Array], splits: Splits, *, foreign: bool = False) -> _Base:
-    starts = _starts(expr, splits)
+    starts = block_starts(_all_splits(expr, splits))
     ranges = tuple(range(s[-1]) for s in starts)
     if expr.lead:
         # Expressions with leading axes are not recovered.
@@ -380,7 +381,7 @@ def _sliced_base(graph: HighLevelGraph, name: str, layer: Blockwise, dep: ArrayS
     view: ExprView | None = expr_view(getattr(value, "value", value))
     if view is None:
         return _foreign_base(graph, name, dep.chunks, dtype)
-    starts = tuple((0, *accumulate(s)) for s in dep.chunks)
+    starts = block_starts(dep.chunks)
     return _Base(view.expr, {}, starts, view.ranges, view.axes)
 
 
@@ -418,7 +419,3 @@ def _array_of(graph: HighLevelGraph, leaf: DaskLeaf) -> da.Array:
 
 def _all_splits(expr: Expr, splits: Splits) -> Splits:
     return (*((n,) for n in expr.lead), *splits, *((n,) for n in expr.tail))
-
-
-def _starts(expr: Expr, splits: Splits) -> Splits:
-    return tuple((0, *accumulate(s)) for s in _all_splits(expr, splits))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.graph.expr import Array, Leaf
+from imageryxr.graph.expr import Array, Leaf, spatial_index
 
 
 class SharedReads:
@@ -30,13 +30,13 @@ class SharedReads:
     def __init__(self, leaf: Leaf) -> None:
         self.leaf = leaf
         self._lock = threading.Lock()
-        self._held: list[tuple[IndexBox, Array]] = []
+        self._stored: list[tuple[IndexBox, Array]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (SharedReads, (self.leaf,))
 
     def __repr__(self) -> str:
-        return f"<SharedReads {type(self.leaf).__name__}: {len(self._held)} boxes>"
+        return f"<SharedReads {type(self.leaf).__name__}: {len(self._stored)} boxes>"
 
     def read(self, box: IndexBox) -> Array:
         """Return the values of a box, and read only the voxels that no earlier call has read.
@@ -44,25 +44,25 @@ class SharedReads:
         Concurrent calls wait for each other.
         """
         with self._lock:
-            for held, values in self._held:
-                if held.contains(box):
-                    return values[slices_within(self.leaf, box, held)]
-            values = self._gather(box, self._held)
+            for stored, values in self._stored:
+                if stored.contains(box):
+                    return values[spatial_index(self.leaf, box.slices(stored))]
+            values = self._gather(box, self._stored)
             # The new box usually contains earlier ones, which need not be stored twice.
-            self._held = [h for h in self._held if not box.contains(h[0])] + [(box, values)]
+            self._stored = [pair for pair in self._stored if not box.contains(pair[0])] + [(box, values)]
             return values
 
-    def _gather(self, box: IndexBox, there: Sequence[tuple[IndexBox, Array]]) -> Array:
+    def _gather(self, box: IndexBox, pairs: Sequence[tuple[IndexBox, Array]]) -> Array:
         """Return a box, assembled from stored values and from reads of the rest, which is usually a halo."""
-        leaf, best = self.leaf, max(there, key=lambda h: h[0].clip(box).voxels, default=None)
+        leaf, best = self.leaf, max(pairs, key=lambda pair: pair[0].clip(box).voxels, default=None)
         if best is None or not best[0].clip(box).voxels:
             return leaf.read(box)
-        held, values = best
-        core, others = box.clip(held), [h for h in there if h[0] != held]
+        stored, values = best
+        core, others = box.clip(stored), [pair for pair in pairs if pair[0] != stored]
         out = np.empty((*leaf.lead, *box.shape, *leaf.tail), leaf.dtype)
-        out[slices_within(leaf, core, box)] = values[slices_within(leaf, core, held)]
+        out[spatial_index(leaf, core.slices(box))] = values[spatial_index(leaf, core.slices(stored))]
         for piece in boxes_around(box, core):
-            out[slices_within(leaf, piece, box)] = self._gather(piece, others)
+            out[spatial_index(leaf, piece.slices(box))] = self._gather(piece, others)
         return out
 
     def copy_if_shared(self, result: Array) -> Array:
@@ -71,12 +71,7 @@ class SharedReads:
         The caller or a later task may modify the result in place.
         """
         with self._lock:
-            return result.copy() if any(np.may_share_memory(result, values) for _, values in self._held) else result
-
-
-def slices_within(leaf: Leaf, box: IndexBox, held: IndexBox) -> tuple[slice, ...]:
-    """Return the index of ``box`` in the values that a leaf returned for the box ``held``."""
-    return (slice(None),) * len(leaf.lead) + box.slices(held)
+            return result.copy() if any(np.may_share_memory(result, values) for _, values in self._stored) else result
 
 
 def boxes_around(box: IndexBox, core: IndexBox) -> Iterator[IndexBox]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.expr import Expr, SameValues
+from imageryxr.graph.expr import Expr, SameValues, shift_expr
 
 Indexes = npt.NDArray[np.int64]
 
@@ -29,9 +29,9 @@ class Strided(SameValues):
     @property
     def bounds(self) -> IndexBox:
         """The indexes whose voxels lie within the child's bounds."""
-        return self.mapped(self.child.bounds)
+        return self.box_from_child(self.child.bounds)
 
-    def mapped(self, box: IndexBox) -> IndexBox:
+    def box_from_child(self, box: IndexBox) -> IndexBox:
         """Return the indexes whose voxels lie within a box of the child."""
         start = tuple(-((b - a) // s) for a, b, s in zip(box.start, self.by, self.step, strict=True))
         stop = tuple(-((b - a) // s) for a, b, s in zip(box.stop, self.by, self.step, strict=True))
@@ -84,8 +84,6 @@ def _largest_gap(edges: list[int], first: int, last: int) -> int:
 
 def stride_expr(expr: Expr, by: Index3, step: Index3) -> Expr:
     """Return the expression of every ``step``-th voxel of an expression, starting with voxel ``by``."""
-    from imageryxr.graph.expr import shift_expr
-
     return shift_expr(expr, by) if step == (1, 1, 1) else Strided(expr, by, step)
 
 

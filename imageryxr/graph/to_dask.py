@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise, product
+from itertools import pairwise, product
 from typing import Any
 
 import dask.array as da
@@ -30,9 +30,9 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import OptionError
-from imageryxr.graph.block_check import BlockPosition, BlockSpec, check_block
+from imageryxr.graph.block_check import BlockPosition, BlockSpec, block_starts, check_block
 from imageryxr.graph.evaluate import Readings, core_boxes, evaluate, required_boxes
-from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, is_plain
+from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, is_plain, spatial_index
 from imageryxr.graph.shared_reads import SharedReads
 
 Splits = tuple[tuple[int, ...], ...]
@@ -62,17 +62,13 @@ class BoxDep(BlockwiseDep):
 
     @cached_property
     def _starts(self) -> Splits:
-        return _block_starts(self.splits)
+        return block_starts(self.splits)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (BoxDep, (self.expr, self.splits))
 
     def __dask_tokenize__(self) -> object:
         return ("imageryxr.BoxDep", tokenize(self.expr), self.splits)
-
-
-def _block_starts(splits: Splits) -> Splits:
-    return tuple((0, *accumulate(s)) for s in splits)
 
 
 def _block_box(starts: Splits, idx: Sequence[int]) -> IndexBox:
@@ -255,7 +251,7 @@ def _input_tasks(
     key: str, expr: Expr, splits: Splits, dask_inputs: Mapping[str, da.Array], reads: Sequence[str]
 ) -> Iterator[tuple[Any, Any]]:
     lead, tail = (0,) * len(expr.lead), (0,) * len(expr.tail)
-    starts = _block_starts(splits)
+    starts = block_starts(splits)
     for idx in product(*(range(len(s)) for s in splits)):
         box = _block_box(starts, idx)
         pieces, keys = [], []
@@ -276,7 +272,7 @@ class _Opaque:
 
 
 def _touched_blocks(leaf: DaskLeaf, boxes: list[IndexBox], array: da.Array) -> Iterator[tuple[IndexBox, Any]]:
-    starts = _block_starts(leaf.splits)
+    starts = block_starts(leaf.splits)
     lead, tail = (0,) * len(leaf.lead), (0,) * len(leaf.tail)
     seen = set()
     for box in boxes:
@@ -301,16 +297,15 @@ def _run_with_inputs(expr: Expr, opaque: _Opaque, blocks: list[Array], reads: li
 
 
 def _assemble(leaf: DaskLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Array]]) -> Array:
-    lead = (slice(None),) * len(leaf.lead)
-    sure = [(box, check_block(values, block_spec(leaf), _block_position(leaf, box))) for box, values in blocks]
-    for box, values in sure:
+    checked = [(box, check_block(values, block_spec(leaf), _block_position(leaf, box))) for box, values in blocks]
+    for box, values in checked:
         if box.contains(target):
-            return values[lead + target.slices(box)]
+            return values[spatial_index(leaf, target.slices(box))]
     out = np.empty((*leaf.lead, *target.shape, *leaf.tail), leaf.dtype)
-    for box, values in sure:
+    for box, values in checked:
         part = box.clip(target)
         if part.voxels:
-            out[lead + part.slices(target)] = values[lead + part.slices(box)]
+            out[spatial_index(leaf, part.slices(target))] = values[spatial_index(leaf, part.slices(box))]
     return out
 
 
@@ -374,8 +369,8 @@ def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None
     chosen = _group_chunks(stored, shape, max(e.density for e in exprs)) if group else tuple(tuple(s) for s in stored)
     if not isinstance(chunks, Mapping):
         return chosen
-    asked = [chunks.get(dim, own) for dim, own in zip(("z", "y", "x"), chosen, strict=True)]
-    return tuple(da.core.normalize_chunks(tuple(asked), shape, dtype=dtype))
+    requested = [chunks.get(dim, own) for dim, own in zip(("z", "y", "x"), chosen, strict=True)]
+    return tuple(da.core.normalize_chunks(tuple(requested), shape, dtype=dtype))
 
 
 def _chunk_sizes(exprs: Sequence[Expr], axis: int, n: int) -> list[int]:

@@ -126,20 +126,23 @@ def align(
     >>> ix.align(em, seg, bbox=box).sizes
     Frozen({'z': 1, 'y': 256, 'x': 256})
     """
-    pictures, labels = _image_volume(image), _segmentation_volume(segmentation)
-    warn_half_voxel(pictures.grid, pictures.attrs, labels.grid, labels.attrs)
-    whole = _common_grid(pictures.grid, labels.grid, to)
-    box = _common_box(pictures.grid, labels.grid) if bbox is None else _check_inside_both(bbox, image, segmentation)
+    image_volume, labels = _image_volume(image), _segmentation_volume(segmentation)
+    warn_half_voxel(image_volume.grid, image_volume.attrs, labels.grid, labels.attrs)
+    whole = _common_grid(image_volume.grid, labels.grid, to)
+    box = _common_box(image_volume.grid, labels.grid) if bbox is None else _check_inside_both(bbox, image, segmentation)
     if bbox is not None:
         check_extent(whole.select(bbox), bbox, whole, "the volume of both layers")
     grid = whole if isinstance(to, Grid) and bbox is None else whole.crop(whole.select(box))
-    grid = _keep_dropped_axes(grid, pictures.grid, set(pictures.dropped) & set(labels.dropped))
-    exprs = {"image": _resample_expr(pictures, grid, "linear"), "segmentation": _resample_expr(labels, grid, "nearest")}
-    foreign = bool(pictures.dask_inputs or labels.dask_inputs)
+    grid = _keep_dropped_axes(grid, image_volume.grid, set(image_volume.dropped) & set(labels.dropped))
+    exprs = {
+        "image": _resample_expr(image_volume, grid, "linear"),
+        "segmentation": _resample_expr(labels, grid, "nearest"),
+    }
+    foreign = bool(image_volume.dask_inputs or labels.dask_inputs)
     splits = choose_splits(list(exprs.values()), grid.shape, group=not foreign)
     layers = {
         name: label_result(exprs[name], grid, volume, attrs=volume.attrs, name=name, chunks=splits)
-        for name, volume in (("image", pictures), ("segmentation", labels))
+        for name, volume in (("image", image_volume), ("segmentation", labels))
     }
     return _merge_layers(layers)
 
@@ -245,7 +248,7 @@ def _resample_expr(volume: Volume, grid: Grid, method: Method) -> Expr:
         method = "nearest"  # Booleans cannot be interpolated.
     maps = tuple(AxisMap.from_axes(target, own) for target, own in zip(grid.axes, volume.grid.axes, strict=True))
     expr = Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
-    return widen_to(clip_to_array(expr, expr.mapped(volume.box), grid.box), grid.box)
+    return widen_to(clip_to_array(expr, expr.box_from_child(volume.box), grid.box), grid.box)
 
 
 def _common_grid(image: Grid, segmentation: Grid, to: Any) -> Grid:

@@ -113,30 +113,30 @@ def open_datastack(
     stack = datastack.find_datastack(
         client_or_name, server_address=server_address, version=version, token=token, connection=connection
     )
-    living = is_graphene_address(stack.segmentation_source)
-    if version is not None and not living:
+    has_versions = is_graphene(stack.segmentation_source)
+    if version is not None and not has_versions:
         raise OptionError(
             f"version={version}: the segmentation of {stack.name} ({stack.segmentation_source}) is static and has no "
             "versions; leave version out"
         )
-    when = stack.instant if timestamp is None and living else timestamp
+    when = stack.instant if timestamp is None and has_versions else timestamp
     options: dict[str, Any] = {"missing": missing, "token": stack.token}
     image = resolve_source(stack.image_source, "image", connection=stack.connection_to("image", connection), **options)
-    limited = stack.connection_to("segmentation", connection)
+    segmentation_connection = stack.connection_to("segmentation", connection)
     segmentation = resolve_source(
         stack.segmentation_source,
         "segmentation",
         agglomerate=agglomerate,
         timestamp=when,
-        connection=limited,
+        connection=segmentation_connection,
         **options,
     )
     outside_ok = missing == "fill"
-    segmentation, wanted = check_requested_ids(segmentation, ids, stale)
+    segmentation, requested = check_requested_ids(segmentation, ids, stale)
     labels = open_level(segmentation, segmentation_mip, bbox, chunks, outside_ok=outside_ok)
     layers = {
         "image": open_level(image, image_mip, bbox, chunks, outside_ok=outside_ok),
-        "segmentation": labels if wanted is None else select_ids(labels, wanted),
+        "segmentation": labels if requested is None else select_ids(labels, requested),
     }
     attrs = _tree_attrs(stack, layers, version if timestamp is None else None)
     children = {f"/{name}": array.to_dataset(name=name) for name, array in layers.items()}
@@ -154,9 +154,9 @@ def _tree_attrs(stack: datastack.Datastack, layers: dict[str, xr.DataArray], ver
         attrs["viewer_resolution"] = stack.viewer_resolution
     if "timestamp" in layers["segmentation"].attrs:
         attrs["timestamp"] = layers["segmentation"].attrs["timestamp"]
-        held = version if version is not None else stack.version
-        if held is not None and stack.instant is not None and stack.instant.iso == attrs["timestamp"]:
-            attrs["version"] = held
+        opened = version if version is not None else stack.version
+        if opened is not None and stack.instant is not None and stack.instant.iso == attrs["timestamp"]:
+            attrs["version"] = opened
     return attrs
 
 

@@ -332,13 +332,13 @@ class _IdTallies:
         if part == whole:
             return found
         with self._lock:
-            boxes, held = self._open.pop(array, (set(), np.zeros_like(found)))
+            boxes, flags = self._open.pop(array, (set(), np.zeros_like(found)))
             boxes.add(part)
-            held = held | found
+            flags = flags | found
             if is_covered_by(boxes, whole):
-                return held
+                return flags
             if len(boxes) < self.most_boxes:
-                self._open[array] = boxes, held
+                self._open[array] = boxes, flags
             while len(self._open) > self.most_arrays:
                 del self._open[next(iter(self._open))]
             return None

@@ -173,12 +173,12 @@ def open_segmentation(
     (dtype('uint64'), (32.0, 32.0, 40.0))
     """
     choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
-    living: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
+    graphene: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
     check_stale(stale)
-    layer, bbox = _resolve(source, "segmentation", bbox, missing, **choices, **living)
-    layer, wanted = check_requested_ids(layer, ids, stale)
+    layer, bbox = _resolve(source, "segmentation", bbox, missing, **choices, **graphene)
+    layer, requested = check_requested_ids(layer, ids, stale)
     labels = open_level(layer, mip, bbox, chunks, outside_ok=missing == "fill")
-    return labels if wanted is None else select_ids(labels, wanted)
+    return labels if requested is None else select_ids(labels, requested)
 
 
 def open_multiscale(
@@ -228,8 +228,8 @@ def open_multiscale(
     (16.0, 16.0, 40.0)
     """
     choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
-    living: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
-    layer = resolve_source(source, None, missing=check_missing(missing), **choices, **living)
+    graphene: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
+    layer = resolve_source(source, None, missing=check_missing(missing), **choices, **graphene)
     levels = _openable_levels(layer)
     children = {str(lv.mip): _label_level(layer, lv, bbox, chunks).to_dataset() for lv in levels}
     first = level_attrs(layer, find_level(layer, None))

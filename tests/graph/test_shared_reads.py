@@ -187,7 +187,7 @@ def test_shared_reads_are_released_block_by_block(layers, monkeypatch):
 
     def watched(self, box):
         values = read(self, box)
-        most[0] = max(most[0], sum(bool(r._held) for r in list(alive)))
+        most[0] = max(most[0], sum(bool(r._stored) for r in list(alive)))
         return values
 
     monkeypatch.setattr(SharedReads, "__init__", noticed)
@@ -198,7 +198,7 @@ def test_shared_reads_are_released_block_by_block(layers, monkeypatch):
     # Two sources, each with two running blocks and the two blocks started last.
     assert 2 <= most[0] <= 8
     gc.collect()
-    assert not any(r._held for r in alive)
+    assert not any(r._stored for r in alive)
 
 
 def test_results_do_not_share_memory():
@@ -339,7 +339,7 @@ def test_pickled_shared_reads_are_empty():
     reads.read(IndexBox((0, 0, 0), (9, 8, 7)))
     assert repr(reads) == "<SharedReads ArrayLeaf: 1 boxes>"
     other = pickle.loads(pickle.dumps(SharedReads(LevelLeaf(memory_source(IMAGE, "image"), 0))))
-    assert other._held == []
+    assert other._stored == []
     assert other.leaf == LevelLeaf(memory_source(IMAGE, "image"), 0)
 
 

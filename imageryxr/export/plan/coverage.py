@@ -70,5 +70,5 @@ def _extents(expr: Expr, *, cut: bool = True) -> list[tuple[LevelLeaf, IndexBox]
     if isinstance(expr, Clipped) and cut:
         return [(leaf, box.clip(expr.box)) for leaf, box in found]
     if isinstance(expr, Resampled | Strided):
-        return [(leaf, expr.mapped(box)) for leaf, box in found]
+        return [(leaf, expr.box_from_child(box)) for leaf, box in found]
     return found
