@@ -64,7 +64,7 @@ def test_a_pickle_contains_the_expression_and_no_voxels():
 
 
 @pytest.mark.slow
-def test_a_cluster_gets_the_expression_and_reads_what_it_uses(sample):
+def test_a_cluster_receives_the_expression_and_reads_only_the_selection(sample):
     from distributed import Client
 
     from imageryxr.sources.precomputed.source import PrecomputedSource
@@ -85,7 +85,7 @@ def test_a_cluster_gets_the_expression_and_reads_what_it_uses(sample):
 # ids
 
 
-def ids_of(values):
+def numpy_ids(values):
     found, counts = np.unique(values, return_counts=True)
     return found[found > 0], counts[found > 0]
 
@@ -96,7 +96,7 @@ def ids_of(values):
     kind=st.sampled_from(["opened", "xarray", "rechunked", "own", "numpy", "lazy"]),
     dtype=st.sampled_from(["uint64", ">u8", "uint32", "int64", "uint8"]),
 )
-def test_ids_and_their_voxels_are_those_of_numpy(chunks, kind, dtype):
+def test_ids_and_their_counts_equal_numpy(chunks, kind, dtype):
     if kind in ("own", "numpy"):
         array = (held() % np.uint64(97)).astype(dtype).assign_attrs(held().attrs)
         array = array.chunk(chunks) if kind == "own" else array
@@ -107,7 +107,7 @@ def test_ids_and_their_voxels_are_those_of_numpy(chunks, kind, dtype):
             "rechunked": lambda: opened({"z": 5, "y": 20, "x": 17}).chunk(chunks),
             "lazy": opened,
         }[kind]()
-    want, voxels = ids_of(array.values)
+    want, voxels = numpy_ids(array.values)
     ids, counts = ix.unique_ids(array, counts=True)
     np.testing.assert_array_equal(ids, want)
     np.testing.assert_array_equal(counts, voxels)
@@ -121,7 +121,7 @@ def test_each_chunk_is_read_once_for_all_ids():
     assert set(READS.values()) == {1}
 
 
-def test_no_ids_at_all():
+def test_unique_ids_of_an_empty_segmentation_is_empty():
     empty = held() * np.uint64(0)
     for array in (empty, empty.chunk(z=5)):
         array = array.assign_attrs(held().attrs)
@@ -131,7 +131,7 @@ def test_no_ids_at_all():
 
 
 def test_the_graph_grows_with_the_number_of_blocks():
-    """Each block has two tasks or fewer in the graph, and each result is merged with few others."""
+    """The graph has at most three tasks per block."""
     sizes = {}
 
     def scheduler(graph, keys, **options):

@@ -1,4 +1,4 @@
-"""What coordinates and attributes say of an array's place: units, outdated sizes, further coordinates, order of layers."""
+"""Coordinates and attributes: units, outdated resolutions, other coordinates, order of layers, attrs of results."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_pint_unit_is_read_by_its_name():
 
 
 @pytest.mark.parametrize("unit", ["pixel", "furlongs", "s", 5])
-def test_an_unknown_unit_is_refused_and_named(unit):
+def test_an_unknown_unit_raises_with_its_name(unit):
     with pytest.raises(ix.ImageryError, match=str(unit)):
         ix.grid_of(in_unit(IMAGE, unit, 1))
 
@@ -109,7 +109,7 @@ def test_a_stride_along_one_axis_keeps_the_resolution_of_the_others():
     assert ix.grid_of(IMAGE.isel(z=[1], x=slice(None, None, 2))).resolution == (16, 8, 40)
 
 
-# --- limits ------------------------------------------------------------------------------------------------
+# --- contrast limits ------------------------------------------------------------------------------------------------
 
 
 def test_contrast_limits_outside_all_values_warn():
@@ -169,13 +169,13 @@ def test_a_mask_in_a_dataset_is_drawn_as_a_segment():
     np.testing.assert_array_equal(ds.imagery.overlay().values, ix.overlay(IMAGE, LABELS > 2).values)
 
 
-# --- further coordinates -----------------------------------------------------------------------------------
+# --- other coordinates -----------------------------------------------------------------------------------
 
 NAMED = IMAGE.assign_coords(section=("z", list("abcd")), time=5, depth=(("z", "y"), np.arange(32).reshape(4, 8)))
 
 
 @pytest.mark.parametrize("origin", [lambda da: da, lambda da: da.chunk({"y": 3})])
-def test_verbs_keep_further_coordinates_as_xarray_does(origin):
+def test_verbs_keep_other_coordinates_as_xarray_does(origin):
     da = origin(NAMED)
     part = ix.crop(da, BOX)
     plain = NAMED.isel(z=slice(1, 3), y=slice(1, 6), x=slice(2, 6))
@@ -185,7 +185,7 @@ def test_verbs_keep_further_coordinates_as_xarray_does(origin):
         assert ix.overlay(da, LABELS)[name].variable.equals(NAMED[name].variable)
     coarse = ix.regrid(da, (16, 16, 40))
     assert "section" in coarse.coords
-    assert "depth" not in coarse.coords  # its voxels along y are others
+    assert "depth" not in coarse.coords  # its values along y do not fit the coarser voxels
     assert coarse.time == 5
     wide = ix.crop(da, ix.BBox((100, 200, 9), (104, 204, 12), resolution=(8, 8, 40)))
     assert [str(v) for v in wide.section.values] == ["nan", "a", "b"]

@@ -1,4 +1,4 @@
-"""Opening real layers: the voxels that CloudVolume gives, at their places; failures that are no black."""
+"""Open real layers: voxels and positions equal those of CloudVolume, and failures raise instead of being black."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_an_empty_chunk_file_is_never_black(layer):
         ix.open_image(path, missing="fill").load()
 
 
-def test_placeholders_are_skipped_and_refused(layer):
+def test_placeholder_levels_are_skipped_and_raise_if_requested(layer):
     import json
 
     path, (_, coarse) = layer

@@ -1,4 +1,4 @@
-"""Planes at any angle: as plain slices along the axes, exact labels, and no more read than they cross."""
+"""Planes at any angle: equal slices along the axes, keep labels exact, and read only the chunks that they cross."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLOATS = volume(rng.normal(size=(9, 9, 9)).astype(np.float32), (10, 10, 10), (0,
 
 
 def point(da, z, y, x):
-    """Return the place (x, y, z nm) of the middle of a voxel."""
+    """Return the centre (x, y, z nm) of a voxel."""
     return [float(da.x[x]), float(da.y[y]), float(da.z[z])]
 
 
@@ -44,7 +44,7 @@ def test_a_plane_of_anisotropic_voxels_equals_regrid():
     rows = side.z.values.tolist()
     first = cut.y.values[0]
     place = rows.index(first) if first in rows else None
-    if place is None:  # the cut starts above the volume
+    if place is None:  # The plane starts above the volume.
         place = -cut.y.values.tolist().index(rows[0])
     height = min(60 + min(place, 0), len(rows) - max(place, 0))
     np.testing.assert_array_equal(cut.values[0, max(-place, 0) :][:height], side.values[max(place, 0) :, 0][:height])
@@ -82,7 +82,7 @@ def test_any_plane_equals_scipy_and_a_slow_loop(normal, shift, step, labels):
         truth = map_coordinates(da.values.astype(float), np.moveaxis(index - 0.5, -1, 0), order=1, mode="nearest")
         truth[~inside] = 0
         assert np.abs(cut.values - truth)[clear].max(initial=0) <= 0.5 + 1e-3
-    # The coordinates are those of the volume, turned with the plane.
+    # The coordinates are those of the volume, rotated with the plane.
     np.testing.assert_allclose(cut.x.values, (places @ u)[0, 0], rtol=1e-9, atol=1e-4)
     np.testing.assert_allclose(cut.y.values, (places @ v)[0, :, 0], rtol=1e-9, atol=1e-4)
     np.testing.assert_allclose(cut.z.values, (places @ n)[:, 0, 0], rtol=1e-9, atol=1e-4)
@@ -232,7 +232,7 @@ def test_planes_never_interpolate_labels():
 
 
 def test_a_plane_outside_the_volume_raises():
-    """Not a black picture: the numbers are in another unit, or in another order."""
+    """The error suggests another unit or another order of the numbers."""
     far = volume(np.ones((12, 30, 34), np.uint8), (8, 8, 40), (1100, 500, 20), layer_type="image")
     center = point(far, 6, 15, 17)
     for obj in (far, far.to_dataset(name="image")):
@@ -261,7 +261,7 @@ def test_a_plane_wholly_outside_raises_and_layers_outside_warn(sample):
     assert ix.plane(em, (4096, 2560, 130), (64, 48), **options).shape == (1, 48, 64)  # half of it outside
 
 
-# --- values that floats do not hold ------------------------------------------------------------------------
+# --- values that floats cannot represent ------------------------------------------------------------------------
 
 
 def test_a_mask_does_not_grow_when_cut_or_resampled():

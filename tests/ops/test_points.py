@@ -1,4 +1,4 @@
-"""Values at points, lists and strides: each storage chunk that holds one is read once, and no other."""
+"""Values at points, lists and strides: each storage chunk that contains one is read once, and no others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ INDEX = {"z": 12, "y": 44, "x": 52}
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_lists_points_and_strides_read_the_chunks_that_they_touch_once(data):
-    """Compared with numpy, on an array as it was opened."""
+    """Compare the selection from an opened array with numpy."""
     selected = {}
     for dim, n in INDEX.items():
         one = st.integers(-n, n - 1)

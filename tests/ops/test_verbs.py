@@ -1,4 +1,4 @@
-"""Every verb: the same bits for numpy, foreign dask and sources, for any chunks; lazy; named by all its arguments."""
+"""Every verb: equal values for numpy, dask and sources in any chunks; lazy; named by all its arguments."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_a_petavoxel_volume_opens_and_builds_small(tmp_path):
     picture = ix.overlay(ds.image, ds.segmentation, outline=4)
     (blocks,) = dask.optimize(picture.data)
     assert len(blocks.dask) == picture.data.npartitions
-    assert len(picture.data.dask.layers) == 3  # one more a source, by which arrays that are computed together meet
+    assert len(picture.data.dask.layers) == 3  # the picture, and one layer of shared reads per source
     assert len(pickle.dumps(picture.data.dask)) < 20_000
     whole = ix.to_rgba(image)
     assert whole.shape == (28_000, 220_000, 240_000, 4)

@@ -1,4 +1,4 @@
-"""The engine of `xarray.open_dataset`: what it opens is what the openers of imageryxr open, and stays lazy."""
+"""The engine of `xarray.open_dataset`: returns the arrays of imageryxr.open_image and others, lazily indexed."""
 
 from __future__ import annotations
 
