@@ -1,1 +1,1 @@
-"""Lazy descriptions of arrays, and the only place that builds dask graphs."""
+"""Expressions, the lazy descriptions of arrays, and all code that builds dask graphs."""

@@ -86,7 +86,7 @@ class Stencilled(Expr):
 
 @dataclass(frozen=True)
 class AnyOf(Expr):
-    """1 where any of several masks is set."""
+    """Union of several masks: 1 where any of them is not 0."""
 
     masks: tuple[Expr, ...]
 

@@ -19,7 +19,7 @@ _FAN = 16
 
 
 def find_ids(data: Array | da.Array) -> Array:
-    """Return the ids of an array, 0 included; computes, block by block."""
+    """Return the ids of an array in ascending order, 0 included; computes block by block."""
     if isinstance(data, np.ndarray):
         return _block_ids(data)
     if not data.size:
@@ -28,7 +28,7 @@ def find_ids(data: Array | da.Array) -> Array:
 
 
 def count_ids(data: Array | da.Array) -> IdCounts:
-    """Return the ids of an array, 0 included, and their numbers of voxels; computes, block by block."""
+    """Return the ids of an array, 0 included, and the number of voxels of each; computes block by block."""
     if isinstance(data, np.ndarray):
         return _block_counts(data)
     if not data.size:

@@ -40,7 +40,7 @@ DaskInputs = Mapping[str, da.Array]
 
 _SPACE = ("z", "y", "x")
 
-# Blocks of some 4 million voxels: CloudVolume reads at full speed from there on, and a core's blocks fit in memory.
+# About 4 million voxels per block: CloudVolume needs that many for full speed, and one block per core fits in memory.
 BLOCK_VOXELS = 1 << 22
 
 
@@ -94,7 +94,7 @@ def _evaluate_shared(expr: Expr, box: IndexBox, given: Readings, reads: Sequence
 
 
 # ---------------------------------------------------------------------------------------------------------
-# reads that arrays share
+# shared reads
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def align(
     Parameters
     ----------
     image, segmentation : DataArray
-        Dims (z, y, x), at any resolutions and offsets.
+        Layers with dims (z, y, x), at any resolutions and offsets.
     to : {"finest", "coarsest", "image", "segmentation"}, Grid or (x, y, z), default "finest"
         The target grid. "finest" and "coarsest" choose, along each axis, the layer with the smaller or larger voxels;
         use "finest" for figures and "coarsest" to read less. "image" and "segmentation" choose the grid of that layer.

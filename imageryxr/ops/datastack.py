@@ -69,7 +69,7 @@ def open_datastack(
     image_mip, segmentation_mip : int or (x, y, z), optional
         Levels, by number or by resolution in nm. Default: the levels with the smallest voxels.
     bbox : BBox, optional
-        Open this box only, as dask blocks.
+        Open this box only, as dask arrays.
     chunks : int, tuple, dict or "auto", optional
         Make dask blocks, as in `open_image`.
     missing : {None, "raise", "fill", "warn"}, default None
@@ -168,7 +168,7 @@ def resolution_of(tree: xr.DataTree, resolution: Unit = "viewer") -> tuple[float
     Parameters
     ----------
     tree : DataTree
-        As `open_datastack` returns it.
+        Tree from `open_datastack`.
     resolution : {"viewer", "image", "segmentation"} or (x, y, z)
         "viewer" is the resolution of the datastack's viewer, the unit of positions copied from it; "image" and
         "segmentation" are the resolutions of these layers as opened.
@@ -207,7 +207,7 @@ def bbox(tree: xr.DataTree, lo: Sequence[float], hi: Sequence[float], *, resolut
     Parameters
     ----------
     tree : DataTree
-        As `open_datastack` returns it.
+        Tree from `open_datastack`.
     lo, hi : sequence of 3 numbers
         Corners (x, y, z), the upper one exclusive.
     resolution : {"viewer", "image", "segmentation"} or (x, y, z), default "viewer"
@@ -241,7 +241,7 @@ def around(
     Parameters
     ----------
     tree : DataTree
-        As `open_datastack` returns it.
+        Tree from `open_datastack`.
     center, size
         As in `BBox.around`.
     resolution : {"viewer", "image", "segmentation"} or (x, y, z), default "viewer"
@@ -271,7 +271,7 @@ def align_tree(tree: xr.DataTree, *, to: Any = "finest", bbox: BBox | None = Non
     Parameters
     ----------
     tree : DataTree
-        As `open_datastack` returns it.
+        Tree from `open_datastack`.
     to, bbox
         As in `align`.
 

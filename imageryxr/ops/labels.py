@@ -107,16 +107,16 @@ def unique_ids(
     Parameters
     ----------
     seg : DataArray
-        Dims (z, y, x), any integer type.
+        Segmentation with dims (z, y, x) and any integer type.
     counts : bool, default False
         Whether to return the number of voxels of each id as well.
 
     Returns
     -------
     ids : ndarray
-        Ascending, of the dtype of ``seg``.
+        Ids in ascending order, with the dtype of ``seg``.
     counts : ndarray of int64
-        Voxels of each id, in the order of ``ids``. Only with ``counts=True``, as `numpy.unique` returns them.
+        Number of voxels of each id, in the order of ``ids``. Returned only with ``counts=True``, as in `numpy.unique`.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     Parameters
     ----------
     seg : DataArray
-        Dims (z, y, x), any integer type.
+        Segmentation with dims (z, y, x) and any integer type.
     ids : iterable of int
         Ids from 1 to 2**64 - 1. An empty list gives background only.
 
@@ -160,7 +160,7 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     Warns
     -----
     MissingIdsWarning
-        If ids are not in the data; known when all blocks have been computed in one process, or by one `export`.
+        If ids are not in the data. The warning requires that one process, or one `export`, computes all blocks.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     Parameters
     ----------
     seg : DataArray
-        Dims (z, y, x), any integer type.
+        Segmentation with dims (z, y, x) and any integer type.
     ids : iterable of int
         Ids from 1 to 2**64 - 1; `unique_ids` returns all ids of a segmentation.
 
@@ -263,12 +263,12 @@ class RequestedIds:
 
     @classmethod
     def of(cls, ids: Iterable[Any]) -> RequestedIds:
-        """Return the ids as `id_array` reads them."""
+        """Return the requested ids; `id_array` checks them."""
         return cls(id_array(ids).tobytes())
 
     @property
     def array(self) -> npt.NDArray[np.uint64]:
-        """The ids, ascending."""
+        """The ids in ascending order."""
         return np.frombuffer(self.packed, np.uint64)
 
     def record(self, array: Expr, whole: IndexBox, box: IndexBox, labels: Array) -> None:

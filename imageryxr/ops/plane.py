@@ -142,7 +142,7 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     Parameters
     ----------
     tree : DataTree
-        As `open_neuroglancer` returns it.
+        Tree from `open_neuroglancer`.
     size : sequence of 2 or 3 int
         Width and height in pixels and, for a stack, the number of planes.
     nm_per_pixel : float, optional

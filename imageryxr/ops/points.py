@@ -162,7 +162,7 @@ def _has_triples(column: Any) -> bool:
 
 
 def _voxel_indexes(places: Places, unit: Sequence[float], grid: Grid) -> list[Places]:
-    """Return the indexes (z, y, x) of the voxels that contain points; whole numbers, as floats."""
+    """Return the indexes (z, y, x) of the voxels that contain points, as floats with integer values."""
     found = []
     for axis, own in enumerate(grid.axes):
         along = 2 - axis

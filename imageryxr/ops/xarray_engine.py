@@ -125,7 +125,7 @@ class ImageryBackend(BackendEntrypoint):
         Returns
         -------
         dict
-            ``"/"`` with the attrs of the layer, and ``"/0"``, ``"/1"``, … as `imageryxr.open_multiscale` names them.
+            ``"/"`` with the attrs of the layer, and ``"/0"``, ``"/1"``, … as in `imageryxr.open_multiscale`.
 
         Raises
         ------
