@@ -12,7 +12,7 @@ from imageryxr.graph.expr import Array, Expr
 
 
 @dataclass(frozen=True)
-class Stacked(Expr):
+class LayerStack(Expr):
     """Composite of RGBA layers, the first at the bottom."""
 
     layers: tuple[Expr, ...]
@@ -53,7 +53,7 @@ class Stacked(Expr):
 
 
 @dataclass(frozen=True)
-class Stencilled(Expr):
+class MaskedLayer(Expr):
     """An RGBA layer, transparent where the layer ``by`` is transparent."""
 
     layer: Expr
@@ -85,7 +85,7 @@ class Stencilled(Expr):
 
 
 @dataclass(frozen=True)
-class AnyOf(Expr):
+class MaskUnion(Expr):
     """Union of several masks: 1 where any of them is not 0."""
 
     masks: tuple[Expr, ...]

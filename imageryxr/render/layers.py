@@ -14,7 +14,7 @@ from imageryxr.core.colors import parse_color, resolve_colors
 from imageryxr.core.colors.record import describe_colors, describe_masks
 from imageryxr.core.grid import check_same_grid
 from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
-from imageryxr.graph.composite import AnyOf, Stacked, Stencilled
+from imageryxr.graph.composite import LayerStack, MaskedLayer, MaskUnion
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_array, volume_of
 from imageryxr.ops.labels import segmentation_volume
@@ -169,12 +169,12 @@ def _masks(layer: Layer, picture: Volume | None, axis: str, what: str) -> Prepar
     stack: list[Expr] = []
     if style is None or any(alphas.values()):
         fills = [_one(v, colors[k], alphas[k], None, axis) for k, v in volumes.items()]
-        stack.append(Stacked(tuple(fills), wins))
+        stack.append(LayerStack(tuple(fills), wins))
     if style is not None:
-        lines: Expr = Stacked(tuple(_one(v, colors[k], 0, style, axis) for k, v in volumes.items()), wins)
+        lines: Expr = LayerStack(tuple(_one(v, colors[k], 0, style, axis) for k, v in volumes.items()), wins)
         if style.merge and len(volumes) > 1:
-            union = AnyOf(tuple(v.expr for v in volumes.values()))
-            lines = Stencilled(lines, _one(replace(first, expr=union), (0, 0, 0, 255), 0, style, axis))
+            union = MaskUnion(tuple(v.expr for v in volumes.values()))
+            lines = MaskedLayer(lines, _one(replace(first, expr=union), (0, 0, 0, 255), 0, style, axis))
         stack.append(lines)
     shown = describe_masks(colors)
     return Prepared(tuple(volumes.values()), None, None, None, style or Outline(), tuple(stack), shown)

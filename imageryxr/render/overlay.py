@@ -17,7 +17,7 @@ from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
 from imageryxr.core.grid import check_same_grid
 from imageryxr.errors import LayerError, OptionError, warn
-from imageryxr.graph.composite import Stacked
+from imageryxr.graph.composite import LayerStack
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.ops.align import layer_type_of
@@ -127,7 +127,7 @@ def overlay(
     if any(layer.line is not None for layer in layers):
         attrs["outline_axis"] = axis
     attrs[DRAWN_COLORS] = json.dumps([layer.colors for layer in layers])
-    return _drawn(exprs[0] if len(exprs) == 1 else Stacked(tuple(exprs)), volumes, attrs, "overlay")
+    return _drawn(exprs[0] if len(exprs) == 1 else LayerStack(tuple(exprs)), volumes, attrs, "overlay")
 
 
 def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
@@ -360,7 +360,7 @@ def composite(*layers: xr.DataArray) -> xr.DataArray:
         check_same_grid(volume.grid, volumes[0].grid, f"layers {i} and 0")
     drawn = [entry for v in volumes for entry in json.loads(v.attrs.get(DRAWN_COLORS, "[]"))]
     attrs = {**volumes[0].attrs, **({DRAWN_COLORS: json.dumps(drawn)} if drawn else {})}
-    return _drawn(Stacked(tuple(v.expr for v in volumes)), volumes, attrs, "composite")
+    return _drawn(LayerStack(tuple(v.expr for v in volumes)), volumes, attrs, "composite")
 
 
 # ---------------------------------------------------------------------------------------------------------
