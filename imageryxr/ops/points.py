@@ -198,7 +198,7 @@ def _outside_error(places: Places, unit: Sequence[float], grid: Grid, name: Any)
             given = tuple(tidy(u) for u in other)
             return OutOfVolumeError(f"{message}. The points are inside if they are in {meant}: give resolution={given}")
     if _any_inside(places[:, ::-1], unit, grid):
-        return OutOfVolumeError(f"{message}. The points fit in reverse order: give (x, y, z), not (z, y, x)")
+        return OutOfVolumeError(f"{message}. The numbers fit the other way round: points are (x, y, z), not (z, y, x)")
     return OutOfVolumeError(f"{message}; give points inside the array, in units of resolution=(x, y, z nm per unit)")
 
 
