@@ -113,7 +113,7 @@ def open_datastack(
     stack = datastack.find_datastack(
         client_or_name, server_address=server_address, version=version, token=token, connection=connection
     )
-    has_versions = is_graphene(stack.segmentation_source)
+    has_versions = is_graphene_address(stack.segmentation_source)
     if version is not None and not has_versions:
         raise OptionError(
             f"version={version}: the segmentation of {stack.name} ({stack.segmentation_source}) is static and has no "

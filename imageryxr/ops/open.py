@@ -374,7 +374,7 @@ def check_requested_ids(layer: Source, ids: Iterable[int] | None, stale: Stale) 
     if ids is None:
         return layer, None
     requested = id_array(ids).tolist()
-    return with_ids(layer, requested, stale) if isinstance(layer, GrapheneSource) else (layer, requested)
+    return resolve_root_ids(layer, requested, stale) if isinstance(layer, GrapheneSource) else (layer, requested)
 
 
 def open_level(
