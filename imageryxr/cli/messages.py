@@ -133,7 +133,7 @@ _PHRASES = {
     r"scratch=False": "--scratch none",
     r"one file\), or 'memory://'": "one file)",
     r"None follows the format \(": "leave it out to follow the format (",
-    r"'warn' says which": "--missing warn says which",
+    r"'warn' also lists them": "--missing warn also lists them",
     r", a Grid, or a resolution \(x, y, z\) in nm, such as \((\d+), (\d+), (\d+)\)": r", or nm: --to \1,\2,\3",
     r"a local disk, None for the usual one, or False": "a local disk, or 'none'",
     r"leave (square|quality|timestamp) out": r"leave --\1 out",
