@@ -126,7 +126,7 @@ def test_the_command_line_speaks_of_its_own(tmp_path, sample):
         done = run("export", "--image", layer, tmp_path / "o.zarr", "--on-error", "collect", "--retries", 0, *how)
         assert done.returncode == 3
         assert "--missing fill fills missing chunks with background" in done.stdout
-        assert "--missing warn says which" in done.stdout
+        assert "--missing warn also lists them" in done.stdout
         assert "missing=" not in done.stdout
 
 
