@@ -17,7 +17,8 @@ from xarray.core import indexing
 from imageryxr.core.attrs import plain_attrs
 from imageryxr.core.bbox import DIMS, BBox, Index3, IndexBox
 from imageryxr.core.extra_coords import ExtraCoord, assign_extra_coords, extra_coords
-from imageryxr.core.grid import Grid, check_extent, grid_of, out_of_volume_error
+from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid_checks import check_extent, out_of_volume_error
 from imageryxr.errors import ImageryError, LayerError
 from imageryxr.graph.dask_inputs import input_boxes
 from imageryxr.graph.evaluate import evaluate

@@ -88,8 +88,8 @@ def cut_runs(
 
 @compile_kernel
 def _enlarge(array: NDArray[Any], size: int) -> NDArray[Any]:
-    out = np.empty(size, array.dtype)
-    out[: array.size] = array
+    out = np.empty((size,) + array.shape[1:], array.dtype)  # noqa: RUF005 (numba cannot unpack in a tuple)
+    out[: array.shape[0]] = array
     return out
 
 
@@ -190,7 +190,7 @@ def _advance(
             rest = from_spans[i, 2] - step_y
             if rest >= 0:
                 start, stop = from_spans[i, 0], from_spans[i, 1]
-                # The runs of one row are disjoint, so only the last that starts in time can hold the piece.
+                # The runs of one row are disjoint, so only the last one that starts early enough can cover the piece.
                 slack = (limit - rest) // step_x
                 low, high = j, j_next
                 while low < high:
@@ -226,7 +226,7 @@ def _cover(
     x_high: int,
     line: NDArray[np.uint32],
 ) -> None:
-    """Lay `color` over the pixels of a row that the union of `covers` (k, 2) holds, save those of `key`."""
+    """Blend `color` over the pixels of a row in the union of the ranges `covers` (k, 2), except those of `key`."""
     for i in range(1, covers.shape[0]):
         low, high = covers[i, 0], covers[i, 1]
         j = i
@@ -349,7 +349,7 @@ def draw_outer(
             need = 2 * lists[k + 1] - lists[k] + here.size
             if need > f_ids.size:
                 f_ids, f_colors = _enlarge(f_ids, 2 * need), _enlarge(f_colors, 2 * need)
-                f_spans = _enlarge_spans(f_spans, 2 * need)
+                f_spans = _enlarge(f_spans, 2 * need)
             lists[k + 2] = _advance(
                 f_ids, f_spans, f_colors, lists[k], lists[k + 1], here, starts, stops, ids, colors,
                 limit, step_y, step_x, f_ids, f_spans, f_colors, lists[k + 1],
@@ -393,10 +393,3 @@ def draw_outer(
 @compile_kernel
 def _make_pieces(size: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32]]:
     return np.empty(size, np.uint64), np.empty((size, 3), np.int64), np.empty(size, np.uint32)
-
-
-@compile_kernel
-def _enlarge_spans(array: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    out = np.empty((size, 3), np.int64)
-    out[: array.shape[0]] = array
-    return out

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.core.bbox import BBox, IndexBox
-from imageryxr.core.grid import check_extent, grid_of, out_of_volume_error
+from imageryxr.core.grid import grid_of
+from imageryxr.core.grid_checks import check_extent, out_of_volume_error
 from imageryxr.errors import ImageryWarning, LayerError, OptionError, warn
 from imageryxr.graph.labelled import as_dask, crop_array, is_lazy, level_array
 from imageryxr.ops.labels import id_array, select_ids

@@ -15,7 +15,8 @@ import xarray as xr
 from imageryxr.core.attrs import plain_attrs
 from imageryxr.core.bbox import DIMS, BBox, Index3, Triple, check_resolution, to_fraction
 from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
-from imageryxr.core.grid import Grid, grid_of, out_of_volume_error
+from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid_checks import out_of_volume_error
 from imageryxr.core.orientation import Floats, axes_of_quaternion
 from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
 from imageryxr.graph.labelled import label_result, volume_of

@@ -12,7 +12,7 @@ import xarray as xr
 
 from imageryxr.core.colors import parse_color, resolve_colors
 from imageryxr.core.colors.record import describe_colors, describe_masks
-from imageryxr.core.grid import check_same_grid
+from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
 from imageryxr.graph.composite import LayerStack, MaskedLayer, MaskUnion
 from imageryxr.graph.expr import Array, Expr, Mapped

@@ -15,7 +15,7 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
-from imageryxr.core.grid import check_same_grid
+from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.graph.composite import LayerStack
 from imageryxr.graph.expr import Array, Expr, Mapped

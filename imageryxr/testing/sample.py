@@ -49,12 +49,12 @@ class Sample:
 
     @property
     def image(self) -> str:
-        """Cloudpath of the image layer."""
+        """The address of the image layer."""
         return f"precomputed://file://{self.path.as_posix()}/image"
 
     @property
     def segmentation(self) -> str:
-        """Cloudpath of the segmentation layer."""
+        """The address of the segmentation layer."""
         return f"precomputed://file://{self.path.as_posix()}/segmentation"
 
     def __repr__(self) -> str:
