@@ -23,7 +23,7 @@ def _small(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
 def test_each_benchmark_runs(kind):
     if issubclass(kind, reading.TensorStoreCutout):
-        pytest.importorskip("tensorstore", reason="TensorStore is of the extra `benchmarks`")
+        pytest.importorskip("tensorstore", reason="TensorStore is in the extra `benchmarks`")
     one = kind()
     one.setup(*[values[0] for values in getattr(kind, "params", [])])
     one.ours()

@@ -1,4 +1,4 @@
-"""The documentation's pages are complete; the gate builds them, which runs their code."""
+"""The pages of the documentation are complete. The gate builds them and so runs their code."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def layer_of(name: str) -> str:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_package_imports_only_from_packages_below_it(name):
-    assert layer_of(name) in LAYERS, f"{name} is in no layer: add its package to LAYERS"
+    assert layer_of(name) in LAYERS, f"the package of {name} is missing in LAYERS"
     for other in imports_of(name):
         assert LAYERS.index(layer_of(other)) <= LAYERS.index(layer_of(name)), (
             f"{name} imports {other}, a layer above it"

@@ -1,4 +1,4 @@
-"""The table for users of ImageryClient in the documentation: each row run with both packages, on the same volumes."""
+"""Run each row of the documentation's table for users of ImageryClient with both packages, on the same volumes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ DEEP = [[4400, 2300, 120], [4528, 2396, 124]]
 
 
 @pytest.fixture(scope="module")
-def done(sample, tmp_path_factory):
-    """Run the table from top to bottom, and keep what each row has made."""
+def results(sample, tmp_path_factory):
+    """Run the rows of the table in order, and return the variables after each row."""
     work = tmp_path_factory.mktemp("migration")
     (work / "ic" / "out").mkdir(parents=True)
     labels = ix.open_segmentation(sample.segmentation, bbox=ix.BBox(*DEEP, resolution=(8, 8, 40))).values
@@ -78,22 +78,22 @@ def test_the_table_has_every_call_in_the_readme_of_imageryclient():
     assert len(ROWS) >= 35
 
 
-def turned(array):
-    """Return our array as ImageryClient has it: (x, y, z), without axes of one voxel."""
+def as_imageryclient(array):
+    """Return an array in the layout of ImageryClient: (x, y, z), without axes of one voxel."""
     return np.squeeze(array.values.T)
 
 
-def same(made, name, rows):
+def assert_same(made, name, rows):
     for row in rows:
         theirs, ours = (side[name] for side in made[row])
         assert isinstance(ours, xr.DataArray)
-        np.testing.assert_array_equal(np.asarray(theirs), turned(ours), err_msg=row)
+        np.testing.assert_array_equal(np.asarray(theirs), as_imageryclient(ours), err_msg=row)
 
 
-def test_images_have_the_same_voxels(done):
-    made, _ = done
+def test_images_have_the_same_voxels(results):
+    made, _ = results
     assert tuple(made["resolution"][0]["res"]) == made["resolution"][1]["res"]
-    same(
+    assert_same(
         made,
         "image",
         [
@@ -112,21 +112,23 @@ def test_images_have_the_same_voxels(done):
     np.testing.assert_array_equal(around[0]["around"], [around[1]["around"].lo, around[1]["around"].hi])
 
 
-def test_sizes_cover_the_same_extent(done):
-    made, _ = done
+def test_sizes_cover_the_same_extent(results):
+    made, _ = results
     for row in ("their size", "and of the segmentation"):
         theirs, ours = (side["size"] for side in made[row])
         assert tuple(np.array(theirs) * (8, 8, 40)) == ours
 
 
-def test_ids_and_masks_have_the_same_voxels(done):
-    made, _ = done
-    same(made, "labels", ["segmentation", "some root ids"])
+def test_ids_and_masks_have_the_same_voxels(results):
+    made, _ = results
+    assert_same(made, "labels", ["segmentation", "some root ids"])
     for row in ("a mask each", "at the segmentation's size", "a stack"):
         theirs, ours = (side["masks"] for side in made[row])
         assert set(map(int, theirs)) == set(ours.segment.values.tolist()) or row == "at the segmentation's size"
         for i, mask in theirs.items():
-            np.testing.assert_array_equal(mask.astype(bool), turned(ours.sel(segment=np.uint64(i))), err_msg=row)
+            np.testing.assert_array_equal(
+                mask.astype(bool), as_imageryclient(ours.sel(segment=np.uint64(i))), err_msg=row
+            )
 
 
 PICTURES = {
@@ -137,10 +139,10 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("row", PICTURES)
-def test_pictures_have_the_same_pixels(done, row):
-    # Their alphas are cut down to whole 255ths, ours rounded. Lines at the edge of the picture differ, and are told of.
+def test_pictures_have_the_same_pixels(results, row):
+    # ImageryClient truncates alphas to 255ths, imageryxr rounds them. Outlines at the edge of the picture differ.
     tolerance, edge = PICTURES[row]
-    theirs, ours = (side["picture"] for side in done[0][row])
+    theirs, ours = (side["picture"] for side in results[0][row])
     a, b = (np.asarray(p.convert("RGBA")).astype(int) for p in (theirs, ours))
     assert a.shape == b.shape
     inner = (slice(edge, a.shape[0] - edge), slice(edge, a.shape[1] - edge))
@@ -154,8 +156,8 @@ def test_pictures_have_the_same_pixels(done, row):
     ("row", "name", "axis"),
     [("its overlays", "overlays", "z"), ("sliced along y", "along_y", "y"), ("sliced along x", "along_x", "x")],
 )
-def test_stacks_have_the_same_slices(done, row, name, axis):
-    theirs, ours = (side[name] for side in done[0][row])
+def test_stacks_have_the_same_slices(results, row, name, axis):
+    theirs, ours = (side[name] for side in results[0][row])
     assert len(theirs) == ours.sizes[axis]
     for i, picture in enumerate(theirs):
         a, b = np.asarray(picture).astype(int), np.asarray(ix.to_pil(ours.isel({axis: [i]}))).astype(int)
@@ -164,8 +166,8 @@ def test_stacks_have_the_same_slices(done, row, name, axis):
         assert np.abs(a - b)[inner].max(initial=0) <= 3
 
 
-def test_files_have_the_same_pixels(done):
-    _, work = done
+def test_files_have_the_same_pixels(results):
+    _, work = results
     files = sorted(p.name for p in (work / "ic" / "out").glob("*.png"))
     assert files == sorted(p.name for p in (work / "ix" / "out").glob("*.png"))
     assert len(files) == 4 * (1 + 3 + 1 + 3)
@@ -197,36 +199,36 @@ def test_a_datastack_gives_the_same_pixels(cave, when):
         made[what] = (dict(theirs), dict(ours))
     assert len(made) == 6
     assert tuple(theirs["res"]) == ours["res"] == cave_server.VIEWER
-    same(made, "image", ["CAVE: image", "CAVE: both, a mask each"])
+    assert_same(made, "image", ["CAVE: image", "CAVE: both, a mask each"])
     labels, mine = (side["labels"] for side in made["CAVE: segmentation at an instant"])
-    np.testing.assert_array_equal(np.asarray(labels).astype(np.uint64), turned(mine))
+    np.testing.assert_array_equal(np.asarray(labels).astype(np.uint64), as_imageryclient(mine))
     masks, mine = theirs["masks"], ours["masks"]
     assert sorted(map(int, masks)) == mine.segment.values.tolist()
     assert len(masks) > 2
     for i, mask in masks.items():
-        np.testing.assert_array_equal(mask.astype(bool), turned(mine.sel(segment=np.uint64(i))))
+        np.testing.assert_array_equal(mask.astype(bool), as_imageryclient(mine.sel(segment=np.uint64(i))))
     a, b = (np.asarray(side["picture"].convert("RGBA")).astype(int) for side in (theirs, ours))
     assert a.shape == b.shape == (60, 80, 4)
     assert np.abs(a - b).max() <= 2
 
 
-# --- where ImageryClient is wrong ----------------------------------------------------------------------------
+# --- errors of ImageryClient ---------------------------------------------------------------------------------
 
 
-def test_imageryclient_changes_ids_when_it_resizes_and_imageryxr_does_not(done):
-    theirs, ours = (side["labels"] for side in done[0]["both, aligned"])
-    stored = set(done[0]["segmentation"][1]["labels"].values.ravel().tolist())
+def test_imageryclient_changes_ids_when_it_resizes_and_imageryxr_does_not(results):
+    theirs, ours = (side["labels"] for side in results[0]["both, aligned"])
+    stored = set(results[0]["segmentation"][1]["labels"].values.ravel().tolist())
     assert set(ours.values.ravel().tolist()) == stored
     changed = set(np.unique(theirs).tolist()) - stored
     assert len(changed) > 10
     assert not changed & stored
 
 
-def test_imageryclient_shifts_voxels_when_it_resizes_and_imageryxr_does_not(done, sample):
-    theirs, ours = (side["masks"] for side in done[0]["aligned masks"])
-    for i, mask in theirs.items():  # twice as large it goes well
-        np.testing.assert_array_equal(mask.astype(bool), turned(ours.sel(segment=np.uint64(i))))
-    names = done[0]["open"]
+def test_imageryclient_shifts_voxels_when_it_resizes_and_imageryxr_does_not(results, sample):
+    theirs, ours = (side["masks"] for side in results[0]["aligned masks"])
+    for i, mask in theirs.items():  # ImageryClient is right for a factor of two
+        np.testing.assert_array_equal(mask.astype(bool), as_imageryclient(ours.sel(segment=np.uint64(i))))
+    names = results[0]["open"]
     _, theirs = names[0]["client"].image_and_segmentation_cutout(
         BOUNDS, segmentation_mip=1, split_segmentations=True, root_ids=names[0]["ids"]
     )
@@ -235,24 +237,24 @@ def test_imageryclient_shifts_voxels_when_it_resizes_and_imageryxr_does_not(done
     moved = 0
     for i, mask in theirs.items():
         truth = (np.squeeze(seg.values.T) == np.uint64(i)).repeat(4, axis=0).repeat(4, axis=1)
-        np.testing.assert_array_equal(turned(ours) == np.uint64(i), truth)
+        np.testing.assert_array_equal(as_imageryclient(ours) == np.uint64(i), truth)
         moved += int((mask.astype(bool) != truth).sum())
     assert moved > 50
-    small = done[0]["a mip"][0]["image"]
-    theirs, ours = (side["image"] for side in done[0]["a mip, enlarged"])
+    small = results[0]["a mip"][0]["image"]
+    theirs, ours = (side["image"] for side in results[0]["a mip, enlarged"])
     truth = small.repeat(4, axis=0).repeat(4, axis=1)
-    np.testing.assert_array_equal(turned(ours), truth)
+    np.testing.assert_array_equal(as_imageryclient(ours), truth)
     assert (np.asarray(theirs) != truth).mean() > 0.05
 
 
-def test_colours_depend_on_the_rank_in_imageryclient_and_on_the_id_in_imageryxr(done):
-    theirs = ic.composite_overlay(dict(list(done[0]["a mask each"][0]["masks"].items())), alpha=1)
-    fewer = dict(list(done[0]["a mask each"][0]["masks"].items())[1:])
+def test_colours_depend_on_the_rank_in_imageryclient_and_on_the_id_in_imageryxr(results):
+    theirs = ic.composite_overlay(dict(list(results[0]["a mask each"][0]["masks"].items())), alpha=1)
+    fewer = dict(list(results[0]["a mask each"][0]["masks"].items())[1:])
     again = ic.composite_overlay(fewer, alpha=1)
     i, mask = next(iter(fewer.items()))
     place = tuple(np.argwhere(mask)[0][::-1])
     assert np.asarray(theirs)[place].tolist() != np.asarray(again)[place].tolist()
-    ours = done[0]["a mask each"][1]["masks"]
+    ours = results[0]["a mask each"][1]["masks"]
     whole, part = (
         ix.overlay(None, ours, alpha=1),
         ix.overlay(None, ours.sel(segment=[np.uint64(k) for k in fewer]), alpha=1),

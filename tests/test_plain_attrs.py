@@ -15,7 +15,7 @@ from imageryxr.core.attrs import LargeIds, list_from_attr, parse_json_attr, plai
 ENGINES = ["h5netcdf", "netcdf4"]
 
 
-def stored(obj, path, engine):
+def write_and_read(obj, path, engine):
     """Write a Dataset or tree to a file and read it back."""
     if engine == "netcdf4" and importlib.util.find_spec("netCDF4") is None:
         pytest.skip("netCDF4 is not installed")
@@ -52,7 +52,7 @@ def tree(sample):
 @pytest.mark.parametrize("engine", [*ENGINES, "zarr"])
 def test_opened_link_survives_a_file(tree, tmp_path, engine):
     cropped, _ = tree
-    again = stored(cropped, tmp_path / "tree.nc", engine)
+    again = write_and_read(cropped, tmp_path / "tree.nc", engine)
     assert ix.neuroglancer_link(again, allow_local=True) == ix.neuroglancer_link(cropped, allow_local=True)
     with pytest.warns(ix.errors.LinkWarning, match="displayDimensions"):
         before, after = cropped.imagery.view(size=(16, 12)), again.imagery.view(size=(16, 12))
@@ -70,7 +70,7 @@ def test_view_and_plane_survive_a_file(tree, tmp_path, engine, verb):
     if verb == "turned":
         opened.attrs["orientation"] = [0, 0, 0.6, 0.8]
     ds = opened.imagery.view((16, 6)) if verb == "view" else opened.imagery.plane((16, 6))
-    again = stored(ds, tmp_path / "cut.nc", engine)
+    again = write_and_read(ds, tmp_path / "cut.nc", engine)
     np.testing.assert_array_equal(again.imagery.overlay().values, ds.imagery.overlay().values)
     assert ix.neuroglancer_link(again, allow_local=True) == ix.neuroglancer_link(ds, allow_local=True)
 
@@ -113,11 +113,11 @@ def test_ids_of_any_size_survive_a_file(tmp_path, engine):
     )
     kept = ix.select_ids(seg, ids).to_dataset(name="segmentation")
     kept.segmentation.attrs["layer_type"] = "segmentation"
-    again = stored(kept, tmp_path / "ids.nc", engine)
+    again = write_and_read(kept, tmp_path / "ids.nc", engine)
     assert [int(i) for i in list_from_attr(again.segmentation.attrs["ids"])] == ids
     assert ix.neuroglancer_link(again) == ix.neuroglancer_link(kept)
     looked = seg.assign_attrs(selected_ids=ids[2:], layer_type="segmentation").to_dataset(name="segmentation")
-    again = stored(looked, tmp_path / "looked.nc", engine)
+    again = write_and_read(looked, tmp_path / "looked.nc", engine)
     np.testing.assert_array_equal(
         ix.overlay(None, again.segmentation).values, ix.overlay(None, looked.segmentation).values
     )

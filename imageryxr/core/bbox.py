@@ -37,10 +37,10 @@ def to_fraction(value: float) -> Fraction:
     """Return the simplest fraction that rounds to a float: 4.04 is 101/25, 10.666666666666666 is 32/3."""
     if isinstance(value, int):
         return Fraction(value)
-    given = Fraction(value)
+    fraction = Fraction(value)
     # Far from 0 several fractions round to the same float; the smallest denominator wins: 2147483654.3 is in tenths.
     for most in (1_000_000,) if abs(value) < 1000 else (1, 10, 100, 1000, 10_000, 100_000, 1_000_000):
-        simple = given.limit_denominator(most)
+        simple = fraction.limit_denominator(most)
         if float(simple) == value:
             return simple
     return Fraction(repr(value))

@@ -228,10 +228,10 @@ def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
     >>> grid_of(array.isel(z=[2])).resolution
     (4.04, 4.04, 40.0)
     """
-    places = {dim: _centers(da, dim) for dim in DIMS}
-    sizes = _stated_sizes(da, places)
+    centers = {dim: _centers(da, dim) for dim in DIMS}
+    sizes = _stated_sizes(da, centers)
     offsets = dict(zip(DIMS, _triple_attr(da, "voxel_offset")[::-1], strict=True))
-    return Grid.from_axes([_make_axis(dim, places[dim], sizes[dim], offsets[dim]) for dim in DIMS])
+    return Grid.from_axes([_make_axis(dim, centers[dim], sizes[dim], offsets[dim]) for dim in DIMS])
 
 
 def _centers(da: xr.DataArray | xr.Dataset, dim: str) -> npt.NDArray[np.float64]:
@@ -303,28 +303,28 @@ def _triple_attr(da: xr.DataArray | xr.Dataset, name: str) -> tuple[Any, Any, An
 
 
 def _stated_sizes(
-    da: xr.DataArray | xr.Dataset, places: Mapping[str, npt.NDArray[np.float64]]
+    da: xr.DataArray | xr.Dataset, centers: Mapping[str, npt.NDArray[np.float64]]
 ) -> dict[str, float | None]:
     """Return the voxel size (nm) along each axis according to the attributes; None if missing or outdated.
 
     The attributes of the array take precedence over those of the coordinates, which users do not set.
     """
-    own = dict(zip(DIMS, _triple_attr(da, "resolution")[::-1], strict=True))
-    kept = {dim: _size_attr(da, dim) for dim in DIMS}
+    array_sizes = dict(zip(DIMS, _triple_attr(da, "resolution")[::-1], strict=True))
+    coord_sizes = {dim: _size_attr(da, dim) for dim in DIMS}
     trusted: dict[str, float | None] = dict.fromkeys(DIMS)
-    for stated in (kept, own):
-        if not _is_outdated(stated, places):
+    for stated in (coord_sizes, array_sizes):
+        if not _is_outdated(stated, centers):
             trusted.update({dim: size for dim, size in stated.items() if size is not None})
     offsets = dict(zip(DIMS, _triple_attr(da, "voxel_offset")[::-1], strict=True))
-    for dim, values in places.items():
+    for dim, values in centers.items():
         if trusted[dim] is None and da[dim].ndim == 0:
             # Only a selection of one voxel leaves a scalar coordinate, so no stride or mean can have changed its size.
-            trusted[dim] = kept[dim] or own[dim]
+            trusted[dim] = coord_sizes[dim] or array_sizes[dim]
         size = trusted[dim]
         if (
             len(values) == 1
             and size is not None
-            and size == kept[dim]
+            and size == coord_sizes[dim]
             and _is_between_voxels(values[0], size, offsets[dim])
         ):
             trusted[dim] = None
@@ -339,10 +339,10 @@ def _size_attr(da: xr.DataArray | xr.Dataset, dim: str) -> float | None:
     return size if math.isfinite(size) and size > 0 else None
 
 
-def _is_outdated(stated: Mapping[str, Any], places: Mapping[str, npt.NDArray[np.float64]]) -> bool:
+def _is_outdated(stated: Mapping[str, Any], centers: Mapping[str, npt.NDArray[np.float64]]) -> bool:
     """Return whether the stated sizes disagree with the spacing of every axis that has several voxels."""
     agree = []
-    for dim, values in places.items():
+    for dim, values in centers.items():
         if len(values) > 1 and stated[dim] is not None:
             step = float(values[-1] - values[0]) / (len(values) - 1)
             agree.append(abs(step - stated[dim]) <= 1e-3 * max(step, stated[dim]))

@@ -49,11 +49,11 @@ def length_in_nm(unit: Any) -> float:
     (1.0, 1000.0, 0.1)
     """
     try:
-        given = str(unit)
+        raw = str(unit)
     except Exception:  # an object may fail in its own __str__
-        given = f"a {type(unit).__name__}"
+        raw = f"a {type(unit).__name__}"
     # NFKC unifies characters that look alike: U+00B5 and U+03BC (µ), U+00C5 and U+212B (Å).
-    text = unicodedata.normalize("NFKC", given[:100]).strip()
+    text = unicodedata.normalize("NFKC", raw[:100]).strip()
     if text in _SYMBOLS:
         return _SYMBOLS[text]
     name = re.sub("metre(s?)$", r"meter\1", text.casefold().replace("å", "a").replace("ö", "o"))
@@ -61,10 +61,10 @@ def length_in_nm(unit: Any) -> float:
     found = _NAMES.get(name) or _NAMES.get(name.removesuffix("s"))
     if found is not None:
         return found
-    shown = repr(given if len(given) <= 60 else given[:60] + "…")
-    meant = f" (did you mean {text.lower()!r}?)" if text.lower() in _SYMBOLS else ""
+    quoted = repr(raw if len(raw) <= 60 else raw[:60] + "…")
+    hint = f" (did you mean {text.lower()!r}?)" if text.lower() in _SYMBOLS else ""
     raise UnitError(
-        f"the unit {shown} is not a known unit of length{meant}; known units include nm, nanometer, µm, um, "
+        f"the unit {quoted} is not a known unit of length{hint}; known units include nm, nanometer, µm, um, "
         "micrometer, micron, mm, millimeter, m, meter, Å, angstrom"
     )
 

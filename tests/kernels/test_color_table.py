@@ -33,7 +33,7 @@ def label_arrays(draw):
 IDS = st.lists(st.sampled_from(BIG), unique=True, max_size=len(BIG))
 
 
-def canonical(labels):
+def as_python_ints(labels):
     """Return labels as Python ints, signed ones modulo 2**64."""
     return np.array([int(v) % 2**64 for v in labels.ravel()], dtype=object).reshape(labels.shape)
 
@@ -63,7 +63,7 @@ def test_find_rows_equals_a_dict_lookup(labels, ids, m):
             return ids.index(i)
         return len(ids) + splitmix64(i) % m if m else -1
 
-    want = np.array([slot(i) for i in canonical(labels).ravel()]).reshape(labels.shape)
+    want = np.array([slot(i) for i in as_python_ints(labels).ravel()]).reshape(labels.shape)
     got = lk.find_rows(labels, table)
     assert got.dtype == np.int32
     np.testing.assert_array_equal(got, want)
@@ -72,7 +72,7 @@ def test_find_rows_equals_a_dict_lookup(labels, ids, m):
 @given(label_arrays(), IDS)
 @settings(max_examples=60, deadline=None)
 def test_select_masks_and_is_present_equal_numpy(labels, ids):
-    exact = canonical(labels)
+    exact = as_python_ints(labels)
     kept = np.isin(exact.astype(np.uint64), np.array(ids, np.uint64))
     got = isin.select(labels, ids)
     assert got.dtype == labels.dtype.newbyteorder("=")
@@ -91,7 +91,7 @@ def test_remap_equals_a_dict_lookup(labels, ids, data):
     values = data.draw(st.lists(st.sampled_from(BIG), min_size=len(ids), max_size=len(ids)))
     to = dict(zip(ids, values, strict=True))
     for missing in ("zero", "keep"):
-        want = [to.get(i, i if missing == "keep" else 0) for i in canonical(labels).ravel()]
+        want = [to.get(i, i if missing == "keep" else 0) for i in as_python_ints(labels).ravel()]
         got = isin.remap(labels, ids, values, missing=missing)
         assert got.dtype == np.uint64
         assert got.ravel().tolist() == want

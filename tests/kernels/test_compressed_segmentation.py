@@ -43,7 +43,7 @@ def decode_with_checks(data: bytes, shape, dtype, block) -> np.ndarray:
     return out
 
 
-def encoded(shape, dtype, block, most, seed=0):
+def encode_chunk(shape, dtype, block, most, seed=0):
     values = np.random.default_rng(seed).integers(1, most, shape).astype(dtype)
     values[: shape[0] // 2] = 7
     values = np.asfortranarray(values)
@@ -60,14 +60,14 @@ CASES = [
 
 @pytest.mark.parametrize(("shape", "dtype", "block", "most"), CASES)
 def test_valid_chunks_pass(shape, dtype, block, most):
-    values, data = encoded(shape, dtype, block, most)
+    values, data = encode_chunk(shape, dtype, block, most)
     assert segmentation_problem(data, shape, np.dtype(dtype).itemsize, block) == ""
     np.testing.assert_array_equal(decode_with_checks(data, shape, dtype, block), values)
 
 
 @pytest.mark.parametrize(("shape", "dtype", "block", "most"), CASES)
 def test_exactly_the_chunks_with_reads_out_of_bounds_fail(shape, dtype, block, most):
-    _, data = encoded(shape, dtype, block, most)
+    _, data = encode_chunk(shape, dtype, block, most)
     rng = np.random.default_rng(1)
     broken = [data[: int(n)] for n in (*rng.integers(0, len(data), 15), len(data) - 4, len(data) - 8)]
     for _ in range(60):
@@ -91,7 +91,7 @@ def test_exactly_the_chunks_with_reads_out_of_bounds_fail(shape, dtype, block, m
 
 
 def test_chunks_with_several_channels_are_checked():
-    one, data = encoded((8, 8, 8, 1), "uint64", (8, 8, 8), 9)
+    one, data = encode_chunk((8, 8, 8, 1), "uint64", (8, 8, 8), 9)
     words = np.frombuffer(data, "<u4")[1:]
     both = np.concatenate([np.array([2, 2 + words.size], "<u4"), words, words]).tobytes()
     assert segmentation_problem(both, (8, 8, 8, 2), 8, (8, 8, 8)) == ""

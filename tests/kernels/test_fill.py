@@ -22,7 +22,7 @@ SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6)
 COLORS = hnp.arrays(np.uint8, (3, 4), elements=st.sampled_from([0, 1, 51, 100, 127, 128, 254, 255]))
 
 
-def over(bottom, top):
+def blend_exactly(bottom, top):
     """Blend two pixels by the definition, in exact fractions."""
     s, d = int(top[3]), int(bottom[3])
     if s == 0:
@@ -37,7 +37,7 @@ def over(bottom, top):
 def test_alpha_over_is_exact(pixels):
     bottom, top = pixels[:, 0], pixels[:, 1]
     got = alpha_over(bottom, top)
-    assert [tuple(p) for p in got.tolist()] == [over(b, t) for b, t in zip(bottom, top, strict=True)]
+    assert [tuple(p) for p in got.tolist()] == [blend_exactly(b, t) for b, t in zip(bottom, top, strict=True)]
 
 
 def test_alpha_over_equals_pillow_within_rounding():

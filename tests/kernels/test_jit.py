@@ -96,7 +96,7 @@ for locator in (caching.InTreeCacheLocator, caching.InTreeCacheLocatorFsAgnostic
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no owners of folders here")
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners on this platform")
 @pytest.mark.parametrize("whose", ["nobody's", "open to all", "a link"])
 def test_without_writable_cache_folders_kernels_are_stored_in_a_private_temporary_folder(tmp_path, whose):
     """Simulate a container with read-only folders; the temporary folder must belong to this user alone."""

@@ -21,7 +21,7 @@ POOL = np.array([0, 1, 2, 5, 2**63 - 1, 2**63 + 1, TOP - 1, TOP], np.uint64)
 SIDES = list(itertools.product(["out", "in"], [True, False]))
 
 
-def by_definition(labels, table, limit, steps, side, merge):
+def outline_by_definition(labels, table, limit, steps, side, merge):
     """Return the outline of one slice by the definition; `steps` and `limit` are integers."""
     slots = find_rows(labels, table)
     ids = np.where(slots >= 0, labels.astype(np.uint64), np.uint64(0))
@@ -64,7 +64,7 @@ def test_outline_equals_its_definition(scene, limit, steps, options):
     labels, table = scene
     side, merge = options
     got = outline(labels[None], table, limit=limit, steps=steps, side=side, merge=merge)[0]
-    np.testing.assert_array_equal(got, by_definition(labels, table, limit, steps, side, merge))
+    np.testing.assert_array_equal(got, outline_by_definition(labels, table, limit, steps, side, merge))
 
 
 @given(
@@ -75,7 +75,7 @@ def test_opaque_outlines_equal_their_definition(scene, limit, steps, merge):
     labels, table = scene
     solid = table._replace(rgba=np.column_stack([table.rgba[:, :3], np.full(len(table.rgba), 255, np.uint8)]))
     got = outline(labels[None], solid, limit=limit, steps=steps, merge=merge)[0]
-    np.testing.assert_array_equal(got, by_definition(labels, solid, limit, steps, "out", merge))
+    np.testing.assert_array_equal(got, outline_by_definition(labels, solid, limit, steps, "out", merge))
 
 
 def test_outlines_of_more_segments_than_ranks_are_the_same_in_parts():

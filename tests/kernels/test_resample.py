@@ -35,7 +35,7 @@ def images(draw, dtypes=IMAGES):
 
 
 @st.composite
-def lerps(draw, size):
+def linear_maps(draw, size):
     n = draw(st.integers(1, 6))
     at = st.integers(0, size - 1)
     lower = draw(st.lists(st.just(-1) | at | at | at, min_size=n, max_size=n))
@@ -46,7 +46,7 @@ def lerps(draw, size):
 
 
 @st.composite
-def overlaps(draw, size):
+def overlap_maps(draw, size):
     first, weights, offsets = [], [], [0]
     for _ in range(draw(st.integers(1, 5))):
         begin = draw(st.integers(0, size - 1))
@@ -57,7 +57,7 @@ def overlaps(draw, size):
     return OverlapMap(np.array(first), np.array(offsets), np.array(weights, np.int64))
 
 
-def rounded(value, dtype):
+def round_half_up(value, dtype):
     info = np.iinfo(dtype)
     return min(max(floor(value + Fraction(1, 2)), int(info.min)), int(info.max))
 
@@ -89,7 +89,7 @@ def test_nearest_keeps_large_ids():
     ]
 
 
-def one_lerp(a, axes, at):
+def interpolate_exactly(a, axes, at):
     value = Fraction(0)
     for corner in np.ndindex(2, 2, 2):
         weight = Fraction(1)
@@ -106,26 +106,26 @@ def one_lerp(a, axes, at):
 @given(st.data(), images())
 @settings(max_examples=80, deadline=None)
 def test_linear_of_integers_equals_exact_fractions(data, a):
-    axes = tuple(data.draw(lerps(n)) for n in a.shape)
+    axes = tuple(data.draw(linear_maps(n)) for n in a.shape)
     got = resample_linear(a, axes, fill=5)
     assert got.dtype == a.dtype
     for at in voxels(got):
         outside = any(axis.lower[i] < 0 for axis, i in zip(axes, at, strict=True))
-        assert got[at] == (5 if outside else rounded(one_lerp(a, axes, at), a.dtype))
+        assert got[at] == (5 if outside else round_half_up(interpolate_exactly(a, axes, at), a.dtype))
 
 
 @given(st.data(), images(["f4", "f8", "f2", ">f4"]))
 @settings(max_examples=40, deadline=None)
 def test_linear_of_floats_equals_numpy(data, a):
-    axes = tuple(data.draw(lerps(n)) for n in a.shape)
+    axes = tuple(data.draw(linear_maps(n)) for n in a.shape)
     got = resample_linear(a, axes, fill=-1)
     v = a.astype(np.float64)
     for axis, (lower, upper, weight) in enumerate(axes):
         shape = [1, 1, 1]
         shape[axis] = -1
         v = v.take(lower, axis) * (1 - weight).reshape(shape) + v.take(upper, axis) * weight.reshape(shape)
-    for axis, lerp in enumerate(axes):
-        v[(slice(None),) * axis + (lerp.lower < 0,)] = -1
+    for axis, linear_map in enumerate(axes):
+        v[(slice(None),) * axis + (linear_map.lower < 0,)] = -1
     assert got.dtype == a.dtype.newbyteorder("=")
     np.testing.assert_allclose(got, v, rtol=1e-3 if a.dtype.itemsize == 2 else 1e-6, atol=1e-3)
 
@@ -165,7 +165,7 @@ def test_upper_voxels_without_weight_may_lie_outside():
     assert resample_linear(a, (alone, along_y, along_x)).tolist() == [[[1, 5], [7, 11]]]
 
 
-def one_cell(a, axes, at):
+def covered_voxels(a, axes, at):
     """Yield (label or value, weight) of all voxels that an output voxel covers."""
     spans = [range(axis.offsets[i], axis.offsets[i + 1]) for axis, i in zip(axes, at, strict=True)]
     for ks in np.ndindex(*(len(s) for s in spans)):
@@ -179,26 +179,26 @@ def one_cell(a, axes, at):
 @given(st.data(), images())
 @settings(max_examples=80, deadline=None)
 def test_mean_of_integers_equals_exact_fractions(data, a):
-    axes = tuple(data.draw(overlaps(n)) for n in a.shape)
+    axes = tuple(data.draw(overlap_maps(n)) for n in a.shape)
     got = mean(a, axes, fill=5)
     assert got.dtype == a.dtype
     for at in voxels(got):
-        cell = list(one_cell(a, axes, at))
+        cell = list(covered_voxels(a, axes, at))
         if not cell:
             assert got[at] == 5
             continue
         exact = Fraction(sum(int(v) * w for v, w in cell), sum(w for _, w in cell))
-        assert got[at] == rounded(exact, a.dtype)
+        assert got[at] == round_half_up(exact, a.dtype)
 
 
 @given(st.data(), images(["f4", "f8"]))
 @settings(max_examples=40, deadline=None)
 def test_mean_of_floats_equals_a_loop(data, a):
     a[0, 0, 0] = np.nan
-    axes = tuple(data.draw(overlaps(n)) for n in a.shape)
+    axes = tuple(data.draw(overlap_maps(n)) for n in a.shape)
     got = mean(a, axes, fill=5)
     for at in voxels(got):
-        cell = list(one_cell(a, axes, at))
+        cell = list(covered_voxels(a, axes, at))
         want = sum(float(v) * w for v, w in cell) / sum(w for _, w in cell) if cell else 5
         np.testing.assert_allclose(got[at], want, rtol=1e-5, atol=1e-3)
 
@@ -211,18 +211,18 @@ BYTES = st.sampled_from([0, 1, 2, 127, 128, 254, 255]) | st.integers(0, 255)
 def test_mean_of_colours_equals_exact_fractions(data, shape, turned):
     a = data.draw(hnp.arrays(np.uint8, (*shape, 4), elements=BYTES))
     a = np.asfortranarray(a) if turned else a
-    axes = tuple(data.draw(overlaps(n)) for n in shape)
+    axes = tuple(data.draw(overlap_maps(n)) for n in shape)
     got = mean_rgba(a, axes)
     assert (got.dtype, got.shape) == (np.uint8, (*(axis.first.size for axis in axes), 4))
     for at in np.ndindex(got.shape[:3]):
-        cell = [(list(map(int, pixel)), w) for pixel, w in one_cell(a, axes, at)]
+        cell = [(list(map(int, pixel)), w) for pixel, w in covered_voxels(a, axes, at)]
         opaque = sum(pixel[3] * w for pixel, w in cell)
         if not opaque:
             assert got[at].tolist() == [0, 0, 0, 0]
             continue
         want = [Fraction(sum(pixel[i] * pixel[3] * w for pixel, w in cell), opaque) for i in range(3)]
         want.append(Fraction(opaque, sum(w for _, w in cell)))
-        assert got[at].tolist() == [rounded(value, np.uint8) for value in want]
+        assert got[at].tolist() == [round_half_up(value, np.uint8) for value in want]
 
 
 def test_mean_of_colours_in_wide_rows_equals_numpy():
@@ -245,12 +245,12 @@ def test_mode_equals_a_loop(data, dtype):
     pool = [0, 1, 2, 3] + ([2**63, TOP - 1, TOP] if dtype.itemsize == 8 and dtype.kind == "u" else [])
     pool += [-1] if dtype.kind == "i" else []
     a = data.draw(hnp.arrays(dtype, data.draw(SHAPES), elements=st.sampled_from(pool)))
-    axes = tuple(data.draw(overlaps(n)) for n in a.shape)
+    axes = tuple(data.draw(overlap_maps(n)) for n in a.shape)
     got = mode(a, axes, fill=5)
     assert got.dtype == dtype.newbyteorder("=")
     for at in voxels(got):
         sums = {}
-        for label, weight in one_cell(a, axes, at):
+        for label, weight in covered_voxels(a, axes, at):
             sums[int(label)] = sums.get(int(label), 0) + weight
         want = min(sums, key=lambda i: (-sums[i], i == 0, i % 2**64)) if sums else 5
         assert int(got[at]) == want

@@ -46,7 +46,7 @@ def voxel_digest(block: Sample) -> str:
     return total.hexdigest()
 
 
-def shown_together(block: Sample) -> tuple[np.ndarray, np.ndarray]:
+def read_on_one_grid(block: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Return the image (at 16 nm) and the segmentation on the grid of the segmentation."""
     image, labels = read(block.image, 1), read(block.segmentation, 0)
     start = info(block.image)["scales"][1]["voxel_offset"][::-1]
@@ -165,7 +165,7 @@ def test_grey_values_are_like_those_of_tissue(block: Sample) -> None:
 
 
 def test_membranes_at_the_borders_of_cells_are_dark(block: Sample) -> None:
-    image, labels = shown_together(block)
+    image, labels = read_on_one_grid(block)
     edge = borders(labels) & (labels != 0)
     dark, pale = image[edge].mean(), image[~edge].mean()
     assert dark < 115 < 145 < pale
@@ -173,7 +173,7 @@ def test_membranes_at_the_borders_of_cells_are_dark(block: Sample) -> None:
 
 @pytest.mark.parametrize("shift", [(0, 0, 4), (0, 0, -4), (0, 4, 0), (0, -4, 0), (3, 0, 0), (-3, 0, 0)])
 def test_a_shifted_image_fits_the_segmentation_worse(block: Sample, shift: tuple[int, int, int]) -> None:
-    image, labels = shown_together(block)
+    image, labels = read_on_one_grid(block)
     edge = borders(labels)
     assert image[edge].mean() + 5 < np.roll(image, shift, axis=(0, 1, 2))[edge].mean()
 
@@ -333,7 +333,7 @@ def test_importing_sample_does_not_import_heavy_packages() -> None:
 def test_the_default_sample_has_the_documented_properties(tmp_path: Path) -> None:
     block = sample(tmp_path / "whole")
     assert block.shape == (64, 1024, 1024)
-    image, labels = shown_together(block)
+    image, labels = read_on_one_grid(block)
     assert image.shape == labels.shape == (60, 480, 480)
     scales = info(block.segmentation)["scales"]
     assert [s["voxel_offset"] for s in scales] == [[2064, 1040, 102], [1032, 520, 102]]
