@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,6 +21,10 @@ import pytest
 
 import imageryxr as ix
 from tests.conftest import volume
+from tests.support.forkserver import Forked
+from tests.support.processes import python
+
+Process = subprocess.Popen[str] | Forked
 
 # The promise is one second on an idle machine. What hung took 20 seconds and more.
 SECONDS = 5.0
@@ -121,10 +126,8 @@ if __name__ == "__main__":
 """
 
 
-def script(
-    folder: Path, address: str, target: str, options: str = "", array: str = "em", before: str = ""
-) -> list[str]:
-    """Write a script that exports an image; return the command that runs it."""
+def script(folder: Path, address: str, target: str, options: str = "", array: str = "em", before: str = "") -> Path:
+    """Write a script that exports an image."""
     opening = f"em = ix.open_image({address!r}, connection=ix.Connection(timeout=20))"
     text = SCRIPT.format(
         before=before,
@@ -134,17 +137,21 @@ def script(
         options=options,
     )
     (folder / "job.py").write_text(text)
-    return [sys.executable, str(folder / "job.py")]
+    return folder / "job.py"
 
 
 @contextmanager
-def running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a process, and end it and its children at the end of the block."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+def running(job: Path, folder: Path, *, fresh: bool = False) -> Iterator[Process]:
+    """Run a script, forked or by a fresh interpreter, and end it and its children at the end of the block."""
     with (folder / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
-        )
+        options: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT}
+        process: Process
+        if fresh:
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+            command = [sys.executable, str(job)]
+            process = subprocess.Popen(command, text=True, env=environment, start_new_session=True, **options)
+        else:
+            process = python(job, session=True, **options)
         try:
             yield process
         finally:
@@ -153,7 +160,7 @@ def running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]
             process.wait()
 
 
-def seconds_to_end(process: subprocess.Popen[str], number: int, *, group: bool = False) -> float:
+def seconds_to_end(process: Process, number: int, *, group: bool = False) -> float:
     """Send a signal, and return the seconds until the process and all its children have ended."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     began = time.monotonic()
@@ -169,13 +176,14 @@ def seconds_to_end(process: subprocess.Popen[str], number: int, *, group: bool =
 def interrupted(layers: Path, folder: Path, way: str = "silence", number: int = signal.SIGINT, **job: str) -> float:
     """Interrupt an export whose server does not complete its answers; return the seconds until it ended."""
     kind = job.pop("kind", "em")
-    group = bool(job.pop("group", ""))
+    group, fresh = bool(job.pop("group", "")), bool(job.pop("fresh", ""))
     server = Hanging(layers, way)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     scheme = "zarr" if kind.endswith("zarr") else "precomputed"
     address = f"{scheme}://http://127.0.0.1:{server.server_port}/{kind}"
     try:
-        with running(script(folder, address, job.pop("target", "out.zarr"), **job), folder) as process:
+        written = script(folder, address, job.pop("target", "out.zarr"), **job)
+        with running(written, folder, fresh=fresh) as process:
             assert server.asked.wait(60), (folder / "output.txt").read_text()
             time.sleep(0.3)
             assert process.poll() is None, (folder / "output.txt").read_text()
@@ -202,7 +210,7 @@ def test_an_interrupt_ends_an_export_whatever_the_server_does(layers, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["z{z}.png", "out.tif", "memory://"])
 def test_an_interrupt_ends_an_export_to_any_target(layers, tmp_path, target):
-    assert interrupted(layers, tmp_path, target=target) < SECONDS
+    assert interrupted(layers, tmp_path, target=target, fresh="yes") < SECONDS
 
 
 @pytest.mark.slow
@@ -246,7 +254,7 @@ def test_an_interrupt_frees_the_workers_of_a_cluster(layers, tmp_path, kind, arr
     address = kind.format(f"http://127.0.0.1:{server.server_port}")
     job = tmp_path / "job.py"
     job.write_text(CLUSTER.format(address=address, target=str(tmp_path / "out.zarr"), array=array))
-    with running([sys.executable, str(job)], tmp_path) as process:
+    with running(job, tmp_path, fresh=True) as process:
         assert server.asked.wait(60), (tmp_path / "output.txt").read_text()
         began = time.time()
         process.send_signal(signal.SIGINT)

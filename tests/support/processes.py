@@ -8,12 +8,25 @@ import sys
 import time
 from pathlib import Path
 
+from tests.support.forkserver import Forked
+
 ROOT = Path(__file__).parents[2]
 
 
-def python(*args, **kwargs):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *map(str, args)], env=env, cwd=ROOT, text=True, **kwargs)
+def python(*args, stdout=None, stderr=None, session=False):
+    """Start a process: of a module (-m) an interpreter, of a program (-c) or script on Linux a fork of a warm one."""
+    env, command = {**os.environ, "PYTHONPATH": str(ROOT)}, [str(arg) for arg in args]
+    if sys.platform == "linux" and command[0] != "-m":
+        return Forked(command, env, stdout, stderr, session)
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=env,
+        cwd=ROOT,
+        text=True,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=session,
+    )
 
 
 def _wait_for(folder, pattern, lines):

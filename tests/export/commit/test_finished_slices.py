@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,9 +12,9 @@ import pytest
 import imageryxr as ix
 from imageryxr.export.store.local import WAITING
 from tests.support.export_jobs import Computed, array_of, digest
+from tests.support.processes import python
 from tests.support.slices import THICK, counting, drawn, export
 
-ROOT = Path(__file__).parents[3]
 TARGETS = {"png": "s/z{z:03d}.png", "tiffs": "s/z{z:03d}.tif", "along y": "s/y{y}.png", "tiff": "one.tif"}
 
 DYING = """
@@ -39,9 +38,7 @@ export(sys.argv[1])
 
 def killed(target, slices):
     """Export, and be killed when so many slices are at their place."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", DYING, target, str(slices)], env=env, cwd=ROOT, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert python("-c", DYING, target, slices).wait() == -signal.SIGKILL
 
 
 def at_work(folder, part):
@@ -108,15 +105,9 @@ def test_who_is_interrupted_keeps_finished_slices_too(tmp_path, monkeypatch, kin
         "        print(*error.__notes__)\n"
     )
     (tmp_path / "job.py").write_text(code)
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "job.py"), place, str(tmp_path)],
-        env=env,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert "slices that were finished are kept: run the same call again to continue" in done.stdout, done.stderr
+    process = python(tmp_path / "job.py", place, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, errors = process.communicate()
+    assert "slices that were finished are kept: run the same call again to continue" in said, errors
     kept = at_work(tmp_path, "data")
     assert 5 <= len(kept) < 70
     if "client" not in crew:  # other processes end with the one that they work for

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -245,10 +247,26 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """Return a function that copies a complete export into a folder; each kind is exported once."""
+
+    @cache
+    def made(kind):
+        folder = tmp_path_factory.mktemp(kind)
+        run(kind, folder)
+        return folder
+
+    return lambda kind, folder: shutil.copytree(made(kind), folder, dirs_exist_ok=True)
+
+
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("precomputed", "tiff")]
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "png", *SLOW_KINDS])
 @pytest.mark.parametrize("values", VALUES, ids=str)
-def test_wrong_values_are_told_and_overwrite_begins_anew(tmp_path, kind, values):
-    run(kind, tmp_path)
+def test_wrong_values_are_told_and_overwrite_begins_anew(tmp_path, complete, kind, values):
+    complete(kind, tmp_path)
     truth = digest(tmp_path)
     edit(manifest(tmp_path), **values)
     with pytest.raises(ix.ManifestError, match="is no manifest that this version reads") as caught:
@@ -265,8 +283,8 @@ def test_wrong_values_are_told_and_overwrite_begins_anew(tmp_path, kind, values)
 
 @pytest.mark.parametrize("text", [b"", b'{"token": 3', b"\x93\x00\xff", b"null", b"[]", b'"x"', b"{}"])
 @pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
-def test_a_torn_manifest_is_told_and_overwrite_begins_anew(tmp_path, kind, text):
-    run(kind, tmp_path)
+def test_a_torn_manifest_is_told_and_overwrite_begins_anew(tmp_path, complete, kind, text):
+    complete(kind, tmp_path)
     truth = digest(tmp_path)
     manifest(tmp_path).write_bytes(text)
     with pytest.raises(ix.ManifestError, match="give overwrite=True to begin anew"):

@@ -8,7 +8,6 @@ import logging
 import os
 import pickle
 import subprocess
-import sys
 import traceback
 
 import cloudpickle
@@ -21,6 +20,7 @@ from imageryxr.sources.fetch.auth import Token, find_token
 from imageryxr.sources.resolve import resolve_source
 from tests.support.cave import BOX, HASTY, NOW, PART, utc, voxels
 from tests.support.cave_server import DATASTACK, FORBIDDEN, MERGE, NO_TERMS, TABLE, TOKEN
+from tests.support.processes import python
 from tests.support.source_suite import serving
 
 OTHER = "abcdefabcdefabcdefabcdefabcdefab"
@@ -314,23 +314,27 @@ def test_the_token_of_a_client_is_not_pickled(cave, home):
     assert again == seg_source(seg)
     box = IndexBox((0, 0, 0), (3, 40, 40))
     np.testing.assert_array_equal(again.read(0, box), cave.truth(NOW, box.slices()))
-    code = "import pickle, sys; s = pickle.loads(sys.stdin.buffer.read()); s.read(0, s.levels[0].grid.box)"
-    done = subprocess.run([sys.executable, "-c", code], input=blob, capture_output=True, cwd=os.getcwd())
-    assert done.returncode == 1
-    assert b"MissingTokenError" in done.stderr
-    assert b"on every worker" in done.stderr
+    (home / "source").write_bytes(blob)
+    code = "import pickle, sys; s = pickle.load(open(sys.argv[1], 'rb')); s.read(0, s.levels[0].grid.box)"
+    process = python("-c", code, home / "source", stderr=subprocess.PIPE)
+    _, said = process.communicate()
+    assert process.returncode == 1
+    assert "MissingTokenError" in said
+    assert "on every worker" in said
 
 
 def test_workers_find_their_own_token(cave, home):
     keep(home, TOKEN)
     seg = seg_of(cave)
     code = (
-        "import pickle, sys, numpy as np; s = pickle.loads(sys.stdin.buffer.read());"
+        "import pickle, sys, numpy as np; s = pickle.load(open(sys.argv[1], 'rb'));"
         "print(int(s.read(0, s.levels[0].grid.box).sum() % 2**61), s.graph.token)"
     )
-    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(seg_source(seg)), capture_output=True)
-    assert done.returncode == 0, done.stderr
-    total, told = done.stdout.decode().split(" ", 1)
+    (home / "source").write_bytes(pickle.dumps(seg_source(seg)))
+    process = python("-c", code, home / "source", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    total, told = printed.split(" ", 1)
     assert int(total) == int(cave.truth(NOW).sum() % 2**61)
     assert told.strip() == f"<token from {home / 'cave-secret.json'}>"
 
