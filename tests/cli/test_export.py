@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 
 import imageryxr as ix
 from tests.support import command_line
+from tests.support.processes import python
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 
@@ -175,19 +175,9 @@ def test_machines_are_told_why_in_json(tmp_path, sources, case):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_and_continued(tmp_path, sources, number, code):
     target = tmp_path / "y{y:03d}.png"
-    command = [
-        sys.executable,
-        "-m",
-        "imageryxr.cli.main",
-        "export",
-        str(target),
-        *map(str, sources),
-        "--no-square",
-        "--workers",
-        "4",
-        "--json",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    options = [*sources, "--no-square", "--workers", 4, "--json"]
+    program = "from imageryxr.cli.main import main; main()"
+    process = python("-c", program, "export", target, *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for _ in range(4000):
         if any(len(p.read_bytes().splitlines()) for p in tmp_path.rglob("*.manifest.log")):
             break
@@ -199,7 +189,7 @@ def test_interrupted_and_continued(tmp_path, sources, number, code):
     assert "run the same call again to continue" in err
     assert err.endswith("stopped\n")
     assert not list(tmp_path.glob("*.png"))
-    done = run(target, *sources, "--no-square", "--workers", 4, "--json")
+    done = run(target, *options)
     report = json.loads(done.stdout)
     assert report["skipped"] > 0
     assert len(list(tmp_path.glob("*.png"))) == 960
