@@ -64,15 +64,15 @@ class WebStore(Store):
         raise NotImplementedError
 
     def list(self) -> AsyncIterator[str]:
-        """Raise: web servers list nothing."""
+        """Raise NotImplementedError: web servers cannot list objects."""
         raise NotImplementedError
 
     def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """Raise: web servers list nothing."""
+        """Raise NotImplementedError: web servers cannot list objects."""
         raise NotImplementedError
 
     def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Raise: web servers list nothing."""
+        """Raise NotImplementedError: web servers cannot list objects."""
         raise NotImplementedError
 
 
