@@ -32,9 +32,7 @@ def check_writable(workspace: Workspace, takes: int, target: Target) -> None:
     """
     probe = f"{workspace.name}-probe-{uuid.uuid4().hex[:8]}"
     if workspace.remote:
-        bucket = Bucket(workspace.folder)
-        bucket.put([(probe, b"imageryxr")])
-        bucket.delete([probe])
+        Bucket(workspace.folder).check_conditional_writes(probe)
         return
     folder = workspace.folder
     while not os.path.isdir(folder):

@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -32,11 +32,10 @@ ONE_REQUEST = 1 << 26
 TRIES = 4
 # What an object carries of the export that put it there.
 RUN = "imageryxr-run"
-# Buckets whose servers said that they know no conditions, and what they say: not implemented, or no such request. There
-# are other bad requests, which pass.
-_UNCONDITIONAL: set[str] = set()
-_UNKNOWN = (405, 501)
-_BAD = (None, "NotImplemented", "InvalidArgument", "InvalidRequest")
+# How servers without conditional writes answer one: by status, or by 400 with one of these codes. Other codes of a 400
+# (RequestTimeout, …) are transient.
+_REFUSED_STATUS = (405, 501)
+_REFUSED_CODES = (None, "NotImplemented", "InvalidArgument", "InvalidRequest")
 # Seconds before what a broken connection had under way is sent again; then, or after so many seconds, it is given up.
 _WAITS: tuple[float | None, ...] = (*(min(8.0, 0.1 * 2**i) for i in range(RETRY["max_retries"])), None)
 _PATIENCE = RETRY["retry_timeout"].total_seconds()
@@ -97,74 +96,98 @@ class Bucket:
         return sizes
 
     def _put(self, name: str, data: bytes, encoding: str | None) -> None:
-        if len(data) <= ONE_REQUEST:
-            condition: Any = "create"
-            for _ in range(TRIES):
-                if self._send(name, data, condition, encoding):
-                    return
-                # what is there by now is not another's if this process may still change it; what comes later is told
-                # from it by its mark
-                mark = self._mark(name)
-                if self.watch is not None:
-                    self.watch.check()
-                if mark and mark == condition:
-                    break  # nobody changed it: it is the server that does not know its own marks
-                condition = "create" if mark is None else mark or "overwrite"
-        self._send(name, data, "overwrite", encoding)
+        if len(data) > ONE_REQUEST:
+            self._send(name, data, "overwrite", encoding)
+            return
+        condition: Any = "create"
+        for _ in range(TRIES):
+            if self._send(name, data, condition, encoding):
+                return
+            # The object that is there now may be replaced while this process owns the target. The mark of that object
+            # excludes whatever is written after this check.
+            mark = self._mark(name)
+            if self.watch is not None:
+                self.watch.check()
+            condition = "create" if mark is None else mark
+        raise TargetError(
+            f"could not write {self.url}/{name}: something else kept changing this object during {TRIES} attempts; "
+            "stop whatever writes there, or choose another target"
+        )
 
     def _send(self, name: str, data: bytes, mode: Any, encoding: str | None = None) -> bool:
-        """Upload an object under a condition; return whether it was met, or is of a kind that the server knows not."""
+        """Upload an object under a condition; return whether the condition was met."""
         import obstore
         from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError, PreconditionError
 
-        if not self.conditional:
-            mode = "overwrite"
         attributes: Any = {"Content-Encoding": encoding} if encoding else {}
         if self.fresh:
             attributes["Cache-Control"] = "no-store"
         if self.run is not None:
             attributes[RUN] = self.run
-        began = time.monotonic()
-        for wait in _WAITS:
+        began, waits = time.monotonic(), iter(_WAITS)
+        while True:
             try:
                 obstore.put(self._store, name, data, mode=mode, attributes=attributes)
             except (AlreadyExistsError, PreconditionError):
                 return False
-            except (NotImplementedError, NotSupportedError):
-                break
+            except (NotImplementedError, NotSupportedError) as error:
+                raise self._unsupported() from error
             except GenericError as error:
-                if mode != "overwrite" and _knows_none(error):
-                    break
+                if mode != "overwrite" and _is_condition_refused(error):
+                    raise self._unsupported() from error
+                wait = next(waits)
                 if wait is None or not _broke(error) or time.monotonic() - began > _PATIENCE:
                     raise
                 time.sleep(wait)
                 self._watch()
             else:
                 return True
-        expected = None if mode == "create" else mode
-        if mode != "overwrite" and self._mark(name) != expected:
+
+    def check_conditional_writes(self, key: str) -> None:
+        """Raise `TargetError` if the server does not support conditional writes; leave nothing behind.
+
+        Parameters
+        ----------
+        key : str
+            Name of an object that does not exist, which is written and deleted.
+        """
+        try:
+            supported = self._obeys_conditions(key)
+        except BaseException:
+            with suppress(TargetError):
+                self.delete([key])
+            raise
+        self.delete([key])
+        if not supported:
+            raise self._unsupported()
+
+    def _obeys_conditions(self, key: str) -> bool:
+        # The contents are compared, not the answers: a retry after a broken connection is answered like a conflict.
+        self.create(key, b"1")
+        self.create(key, b"2")
+        data, mark = self.get_marked(key)
+        if data != b"1" or not mark:
             return False
-        obstore.put(self._store, name, data, attributes=attributes)
-        if mode != "overwrite":
-            _UNCONDITIONAL.add(self._root)  # to ask costs seconds, as of a server that is out of order
-        return True
+        self.replace(key, b"3", mark)
+        self.replace(key, b"4", mark)
+        return self.get(key) == b"3"
+
+    def _unsupported(self) -> TargetError:
+        return TargetError(
+            f"could not write {self.url}: its server does not support conditional writes (If-None-Match and If-Match), "
+            "so two exports to one target could destroy each other's files; export to a local folder and copy the "
+            "result, or use a service with conditional writes (Amazon S3, Google Cloud Storage, MinIO, Cloudflare R2)"
+        )
 
     def create(self, key: str, data: bytes) -> bool:
-        """Upload an object unless there is one; return whether it was uploaded. Of several that try at once one may."""
+        """Upload an object unless there is one; return whether it was uploaded. Of concurrent calls one succeeds."""
         with _bucket_errors(self.url):
-            # better than nothing, where the server knows no conditions
-            if not self.conditional and self._mark(key) is not None:
-                return False
             return self._send(key, data, "create")
 
     def replace(self, key: str, data: bytes, mark: dict[str, str]) -> bool:
-        """Upload an object in the place of the one of a mark; return whether that was still there."""
+        """Upload an object in place of the one with this mark; return whether that one was still there."""
         with _bucket_errors(self.url):
-            if self._send(key, data, mark or "overwrite"):
-                return True
-            if self._mark(key) != mark:
-                return False
-            return self._send(key, data, "overwrite")  # the server does not know its own marks
+            return self._send(key, data, mark)
 
     def _mark(self, name: str) -> dict[str, str] | None:
         """Return what tells an object that is there from what is there later; nothing where there is none."""
@@ -283,11 +306,6 @@ class Bucket:
                 yield from batch
 
     @property
-    def conditional(self) -> bool:
-        """Tell whether its server may know conditions; some say that they do not."""
-        return self._root not in _UNCONDITIONAL
-
-    @property
     def _root(self) -> str:
         return "/".join(self.url.split("/")[:3])
 
@@ -343,10 +361,10 @@ def _status(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
-def _knows_none(error: Exception) -> bool:
-    """Tell whether a server does not know the condition that it was asked for."""
+def _is_condition_refused(error: Exception) -> bool:
+    """Return whether a server refused a request because of its condition."""
     status = _status(error)
-    return status in _UNKNOWN or (status == 400 and _answer(error)[0] in _BAD)
+    return status in _REFUSED_STATUS or (status == 400 and _answer(error)[0] in _REFUSED_CODES)
 
 
 def _broke(error: Exception) -> bool:

@@ -135,22 +135,14 @@ class Lease:
         if mark is None or not self._bucket.replace(self._name, self._text(), mark):
             self._take()
             return
-        self._settle()
+        self.check()
 
     def _create(self) -> bool:
         """Put the object there if there is none; return whether it is this one's."""
         if not self._bucket.create(self._name, self._text()):
-            return self._holder().get("key") == self._mine  # it was sent twice, as a connection broke
-        if self._bucket.create(self._name, self._text()) or not self._bucket.conditional:
-            self._settle()  # the server does not know what "unless there is one" means
-        else:
-            self.check()
-        return True
-
-    def _settle(self) -> None:
-        """Wait for who else may have found the place free: where conditions mean nothing, the last to write has it."""
-        time.sleep(self.BEAT / 10)
+            return self._holder().get("key") == self._mine  # a retry after a broken connection finds its own object
         self.check()
+        return True
 
     def _living(self) -> tuple[dict[str, Any], dict[str, str] | None]:
         """Wait for a sign of life of whoever has the lease; return who that is, nothing where there is none.
