@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
@@ -99,37 +97,15 @@ class Video(SliceTarget):
         return zlib.compress(yuv420(even).tobytes(), 1)
 
     def assemble(self, regions: Regions, place: Place, path: str) -> None:
-        """Encode the frames, in order: those of an MP4 until two films are the same.
-
-        On a busy machine x264 encodes the same frames to other bytes once in some hundred times, with one thread as
-        well, and an export that is continued must give what an undisturbed one gives. VP9 has not been seen to.
-        """
-        again = f"{path}.again"
-        seen: list[bytes] = []
-        try:
-            self._encode(place, path)
-            if self.container == "webm":
-                return
-            seen.append(_digest(path))
-            for _ in range(4):
-                self._encode(place, again)
-                seen.append(_digest(again))
-                os.replace(again, path)
-                if seen[-1] in seen[:-1]:
-                    return
-        finally:
-            with suppress(FileNotFoundError):
-                os.remove(again)
-
-    def _encode(self, place: Place, path: str) -> None:
+        """Encode the frames, in order."""
         import av
 
         rows, columns = (n + n % 2 for n in self.picture_shape)
-        # "bitexact": no random identifiers, no time, no version: the same frames are the same file
+        # "bitexact" leaves out random identifiers, the time and the version of the encoder
         with av.open(path, "w", format=self.container, options={"fflags": "bitexact"}) as film:
             stream: Any = film.add_stream(CODECS[self.container], rate=Fraction(self.fps).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
-            context = stream.codec_context  # BT.709, from 16 to 235, said outright: players guess by the size else
+            context = stream.codec_context  # BT.709, from 16 to 235: without this, players guess from the frame size
             context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
             rate = {"b:v": "0"} if self.container == "webm" else {}
             stream.options = {"crf": str(self.crf), "flags": "bitexact", **rate}
@@ -148,15 +124,10 @@ class Video(SliceTarget):
             yield np.frombuffer(zlib.decompress(data), np.uint8).reshape(rows * 3 // 2, columns)
 
 
-def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()
-
-
 def yuv420(rgb: Array) -> Array:
-    """Return a picture of even size as brightness and, of two by two pixels each, two colour differences (BT.709).
+    """Convert a picture of even size to YUV 4:2:0 (BT.709).
 
-    FFmpeg's own conversion rounds by how memory happens to be aligned, so that the same export would give other bytes.
+    FFmpeg's own conversion rounds differently depending on the alignment of memory.
     """
     rows, columns, _ = rgb.shape
     out = np.empty(rows * columns * 3 // 2, np.uint8)

@@ -409,6 +409,23 @@ def test_video(tmp_path, suffix):
         assert error.mean() < 3
 
 
+def test_a_video_is_encoded_once(tmp_path, monkeypatch):
+    import av
+
+    opened, real = [], av.open
+    monkeypatch.setattr(av, "open", lambda path, *args, **kwargs: opened.append(path) or real(path, *args, **kwargs))
+    ramp = np.add.outer(np.arange(3) * 20, np.zeros((32, 48))).astype(np.uint8)
+    ix.export(volume(ramp, layer_type="image"), tmp_path / "film.mp4")
+    assert len(opened) == 1
+
+
+def test_videos_of_equal_and_of_different_frames_are_told_apart(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        ix.export(picture(seed=seed), tmp_path / name / "film.mp4")
+    first, same, other = (digest(tmp_path / name) for name in "abc")
+    assert first == same != other
+
+
 def test_video_keeps_colours(tmp_path):
     import av
 
