@@ -48,10 +48,10 @@ def test_another_call_of_a_foreign_dask_array_says_that_it_is_one(tmp_path, open
 
 
 def test_of_many_sources_the_rest_is_counted():
-    from imageryxr.export.commit.conflicts import difference
+    from imageryxr.export.commit.conflicts import describe_difference
 
     names = [f"precomputed://https://example.org/a-long-name-of-a-layer-{i}, mip 0" for i in range(6)]
-    said = difference({"sources": names}, {"sources": names[:1]})
+    said = describe_difference({"sources": names}, {"sources": names[:1]})
     assert said == f"sources: {names[0]}, {names[1]}, {names[2]} and 3 more there, {names[0]} here"
 
 
@@ -83,7 +83,7 @@ def test_an_unwritable_place_is_named_as_it_was_typed(opened):
     assert said.startswith("/proc/x.png cannot be written")
     assert ".x-" not in said
     assert "choose another" in said
-    with pytest.raises(ix.TargetError, match=r"no file can be made in the folder /proc .*choose another"):
+    with pytest.raises(ix.TargetError, match=r"no file can be created in the folder /proc .*choose another"):
         ix.export(opened.image, "/proc/foo/o.ome.zarr")
 
 

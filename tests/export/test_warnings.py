@@ -45,7 +45,7 @@ def test_a_folder_of_somebodys_is_told_at_once_to_stay(tmp_path):
     (tmp_path / "o.zarr" / "precious.txt").write_text("")
     for overwrite in (False, True):
         with pytest.raises(
-            ix.TargetExistsError, match="holds precious.txt, and no volume; it is not replaced, with over"
+            ix.TargetExistsError, match="contains precious.txt and no volume; it is not replaced, even with over"
         ):
             ix.export(A, tmp_path / "o.zarr", overwrite=overwrite)
 

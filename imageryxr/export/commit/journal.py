@@ -1,10 +1,9 @@
-"""The book that an export keeps beside its target: which call it is, and which regions are done.
+"""The manifest and the journal of an export: which call it is, and which regions are finished.
 
-``<target>.manifest.json`` says which call wrote or writes the target and how far it is: "writing" regions,
-"publishing" the result, "finished". It is replaced whole. ``<target>.manifest.log`` has a line for each region that
-is done, written after the region's files are; a line cut short by a crash is told by its checksum and passed over. In a
-bucket, where nothing can be appended to, the log is a series of objects. A region that is done but not in the log is
-made again, which gives the same bytes.
+``<target>.manifest.json`` names the call and its phase: "writing" regions, "publishing" the result, or "finished". The
+file is replaced as a whole. ``<target>.manifest.log``, the journal, has a line for each finished region, written after
+the region's files. A checksum detects a line that a crash truncated; such lines are skipped. In a bucket, where objects
+cannot be appended to, the journal is a series of objects. A finished region that the journal lacks is made again.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from imageryxr.export.store.local import Folder
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished region: how many bytes its files are, a checksum of their sizes, and holes in what it read."""
+    """A finished region: bytes of its files, a checksum of their sizes, and the missing chunks that it read."""
 
     number: int
     size: int
@@ -40,18 +39,18 @@ class Entry:
     """CRC of the files' sizes."""
     holes: tuple[str, ...] = ()
     ids: tuple[tuple[str, tuple[int, ...]], ...] | None = None
-    """Of each set of ids that were asked for, which ones no region before it had; None where none were asked for, or
-    it is not known."""
+    """For each set of requested ids, the ones that the region contains and no earlier region did; None if no ids were
+    requested, or the ids are unknown."""
 
     def line(self, run: str) -> bytes:
-        """Return the line of the log."""
+        """Return the line of the journal."""
         notes = list(self.holes) if self.ids is None else {"holes": self.holes, "ids": dict(self.ids)}
         text = f"{run} {self.number} {self.size} {self.sizes:08x} {json.dumps(notes)}"
         return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
 
     @classmethod
     def parse(cls, line: bytes, run: str) -> Entry | None:
-        """Return the entry of a line, or None if it is of another run or was cut short."""
+        """Return the entry of a line, or None if the line is of another run or truncated."""
         text, _, check = line.decode("utf-8", "replace").rpartition(" ")
         if not text.startswith(run + " ") or check != f"{zlib.crc32(text.encode()):08x}":
             return None
@@ -64,12 +63,12 @@ class Entry:
 
 
 def crc_of_sizes(sizes: Iterable[int]) -> int:
-    """Return the checksum of files' sizes that a region is known by."""
+    """Return the checksum of the sizes of a region's files."""
     return zlib.crc32(",".join(map(str, sizes)).encode())
 
 
 class Progress:
-    """Which regions are done: a few bytes a region, whatever their number."""
+    """The finished regions, in a few bytes each."""
 
     def __init__(self, regions: int) -> None:
         self.done = np.zeros(regions, np.bool_)
@@ -77,12 +76,12 @@ class Progress:
         self.sizes = np.zeros(regions, np.uint32)
         self.holes: set[str] = set()
         self.ids: dict[str, set[int]] = {}
-        """Which of the ids that were asked for regions have."""
+        """Requested ids that the finished regions contain."""
         self.all_ids = True
-        """Whether each of them told of that."""
+        """Whether the ids of each finished region are known."""
 
     def note(self, entry: Entry) -> None:
-        """Note a finished region."""
+        """Record a finished region."""
         if 0 <= entry.number < len(self.done):
             self.done[entry.number] = True
             self.bytes[entry.number] = entry.size
@@ -93,47 +92,47 @@ class Progress:
                 self.ids.setdefault(name, set()).update(found)
 
     def forget(self, number: int) -> None:
-        """Note that a region is not there after all."""
+        """Mark a region as unfinished."""
         self.done[number] = False
 
 
-class Keeper(Protocol):
-    """Where a manifest is kept."""
+class ManifestStore(Protocol):
+    """The manifest and journal of one target, on a disk or in a bucket."""
 
     def load(self) -> Header | None:
-        """Return the header, or None where there is no manifest."""
+        """Return the header, None if there is no manifest."""
 
     def save(self, header: Header) -> None:
         """Replace the header, atomically."""
 
     def entries(self, run: str) -> Iterator[Entry]:
-        """Return the log of a run."""
+        """Iterate over the journal of a run."""
 
     def append(self, run: str, entry: Entry) -> None:
-        """Add to the log; durable at the latest when the manifest is closed."""
+        """Add an entry to the journal; it is durable after `flush`."""
 
     def flush(self) -> None:
-        """Make what was added to the log durable."""
+        """Make the added entries durable."""
 
     def remove(self) -> None:
-        """Remove the manifest."""
+        """Remove manifest and journal."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from this target."""
+        """Exclude other processes from this target."""
 
     def check(self) -> None:
-        """Raise `TargetError` if it is another process's meanwhile."""
+        """Raise `TargetError` if another process has taken the target over."""
 
     def ensure(self) -> None:
-        """Do the same where that is not known: for whoever is about to change something."""
+        """Do the same unless a recent check succeeded; called before each change."""
 
     def holder(self) -> str:
-        """Return which other process exports to this target now, in words; nothing if none does."""
+        """Return which other process is exporting to this target, in words; empty if none is."""
 
 
-class LocalKeeper:
-    """A manifest in a folder; the log is locked while an export runs."""
+class LocalManifest:
+    """A manifest in a folder; the journal file is locked while an export runs."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -162,7 +161,7 @@ class LocalKeeper:
             raise
 
     def entries(self, run: str) -> Iterator[Entry]:
-        """Read the log."""
+        """Read the journal."""
         try:
             with _no_folder(self.base + ".log"), open(self.base + ".log", "rb") as file:
                 for line in file:
@@ -173,12 +172,12 @@ class LocalKeeper:
             return
 
     def append(self, run: str, entry: Entry) -> None:
-        """Write a line; it is in the kernel's hands when this returns, so that kill -9 cannot take it back."""
+        """Write a line to the kernel's buffers, where it survives a kill of this process."""
         assert self._log is not None, "the manifest is not locked"
         os.write(self._log, entry.line(run))
 
     def flush(self) -> None:
-        """Wait until the log is on the disk."""
+        """Flush the journal to the disk."""
         if self._log is not None:
             os.fsync(self._log)
 
@@ -188,16 +187,16 @@ class LocalKeeper:
             if os.path.exists(self.base + end):
                 os.unlink(self.base + end)
         if os.path.basename(os.path.dirname(self.base)).startswith("."):
-            with suppress(OSError):  # it holds the manifests of other stacks
+            with suppress(OSError):  # the folder may contain manifests of other stacks
                 os.rmdir(os.path.dirname(self.base))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the log: the system gives the lock back when the process ends, however it ends."""
+        """Lock the journal file; the system releases the lock when the process ends, however it ends."""
         with _no_folder(self.base + ".log"):
             self._log = _locked_file(self.base + ".log")
         try:
-            # a line that a crash cut short must not run into the next one
+            # separates a line that a crash truncated from the next one
             if os.fstat(self._log).st_size:
                 os.write(self._log, b"\n")
             yield
@@ -206,13 +205,13 @@ class LocalKeeper:
             self._log = None
 
     def check(self) -> None:
-        """Do nothing: the system takes a lock from nobody who lives."""
+        """Do nothing: a live process keeps its file lock."""
 
     def ensure(self) -> None:
-        """Do nothing, for the same reason."""
+        """Do nothing: a live process keeps its file lock."""
 
     def holder(self) -> str:
-        """Ask the system whose the lock is."""
+        """Return which other process has locked the journal file."""
         return "" if self._log is not None else lock_holder(self.base + ".log")
 
 
@@ -221,11 +220,11 @@ def _locked_file(path: str) -> int:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except FileNotFoundError:  # another process removed the folder when it was empty
+        except FileNotFoundError:  # another process removed the empty folder
             continue
         try:
             lock(handle, path)
-            # whoever held it before may have removed it meanwhile
+            # the process that held the lock before may have removed the file
             if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         except BaseException:
@@ -240,63 +239,64 @@ def _no_folder(path: str) -> Iterator[None]:
         yield
     except IsADirectoryError:
         raise TargetError(
-            f"{path} is a folder, where a file of an export's manifest would be; remove it yourself, or choose another "
-            "target"
+            f"{path} is a folder, but the export needs this name for a file of its manifest; remove the folder, or "
+            "choose another target"
         ) from None
 
 
 @dataclass
-class Run:
-    """An export as its workers know it, which hold no lease: it goes on while its manifest says so.
+class ManifestWatch:
+    """A check by workers, which hold no lease, that their export still runs, by its manifest.
 
-    Who started it may be dead, and another export under way or complete, before they have finished what they are at.
+    The process that started the export may die, and another export may start or even complete, before a worker has
+    finished its region.
 
     Parameters
     ----------
     url, name : str
-        Of its manifest.
+        Folder and name of the manifest.
     run, phase : str
-        What that said when the work was handed out.
+        Run and phase in the manifest when the region was submitted.
     work : str, optional
-        The folder that it collects in, which nobody else puts anything into.
+        The work folder of the export, which no other export writes to.
     """
 
-    SURE: ClassVar[float] = 2.0
-    """Seconds for which an answer will do."""
+    VALID_SECONDS: ClassVar[float] = 2.0
+    """Seconds for which the result of a check is reused."""
 
     url: str
     name: str
     run: str
     phase: str
     work: str | None = None
-    _sure: float = 0.0
+    _confirmed: float = 0.0
 
     def ensure(self) -> None:
-        """Ask if that is longer ago."""
-        if abs(time.time() - self._sure) > self.SURE:
+        """Check unless the last check is recent."""
+        if abs(time.time() - self._confirmed) > self.VALID_SECONDS:
             self.check()
 
     def check(self) -> None:
-        """Ask the bucket."""
-        asked = time.time()
+        """Read the manifest; raise `TargetError` if the export has ended or another one has started."""
+        requested = time.time()
         place = f"{self.url}/{self.name}.json"
         text = Bucket(self.url).get(self.name + ".json")
         now = None if text is None else Header.parse(text, place)
         if now is not None and (now.run, now.phase) == (self.run, self.phase) and not now.replaced:
-            self._sure = asked
+            self._confirmed = requested
             return
         if self.work is not None and (now is None or now.run != self.run or now.phase == "finished"):
-            left = Bucket(self.work)  # of all that was collected, what came after that was removed
-            left.delete(list(left.names()))
-        became = "is not there any more" if now is None else "says that it ended, or that another export is there"
-        raise TargetError(f"{place} {became}: a region that a worker was still at is not written", taken=True)
+            leftover = Bucket(self.work)  # files that workers wrote after the work folder was removed
+            leftover.delete(list(leftover.names()))
+        change = "was removed" if now is None else "shows that this export ended or another one started"
+        raise TargetError(f"{place} {change}: the region that a worker was still processing is not written", taken=True)
 
 
-class BucketKeeper:
-    """A manifest in a bucket; an object beside it keeps other processes out while an export runs, see `Lease`."""
+class BucketManifest:
+    """A manifest in a bucket; a `Lease` excludes other processes while an export runs."""
 
     EVERY = 15.0
-    """Seconds between pieces of the log: what a crash costs at the most."""
+    """Seconds between uploads of the journal: a crash loses the entries of this time at most."""
 
     def __init__(self, url: str, name: str) -> None:
         self.name = name
@@ -319,7 +319,7 @@ class BucketKeeper:
         return sorted(f"{self.name}.log/{key}" for key in Bucket(f"{self.bucket.url}/{self.name}.log").names())
 
     def entries(self, run: str) -> Iterator[Entry]:
-        """Download the log."""
+        """Download the journal."""
         for key in self._pieces():
             for line in (self.bucket.get(key) or b"").splitlines():
                 entry = Entry.parse(line, run)
@@ -327,14 +327,14 @@ class BucketKeeper:
                     yield entry
 
     def append(self, run: str, entry: Entry) -> None:
-        """Keep a line until enough time has passed."""
+        """Add a line, and upload the buffered lines if the last upload is long ago."""
         self.ensure()
         self._lines.append(entry.line(run))
         if time.monotonic() - self._last > self.EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Upload what was added."""
+        """Upload the buffered lines."""
         self._last = time.monotonic()
         if self._lines:
             key = f"{self.name}.log/manifest-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
@@ -342,13 +342,13 @@ class BucketKeeper:
             self._lines = []
 
     def remove(self) -> None:
-        """Delete header and log."""
+        """Delete manifest and journal."""
         self.bucket.delete([self.name + ".json", *self._pieces()])
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lease, and write the rest of the log at the end, if it is still held."""
-        with self._lease.held():
+        """Hold the lease; at the end upload the rest of the journal if the lease is still held."""
+        with self._lease.hold():
             try:
                 yield
             finally:
@@ -356,13 +356,13 @@ class BucketKeeper:
                     self.flush()
 
     def check(self) -> None:
-        """Ask the bucket whose the lease is."""
+        """Raise `TargetError` if another process holds the lease."""
         self._lease.check()
 
     def ensure(self) -> None:
-        """Ask it after a while without signs of life."""
+        """Do the same, without a request while the last renewal is recent."""
         self._lease.ensure()
 
     def holder(self) -> str:
-        """Look whether whoever has the lease gives signs of life, which takes a while where it does not."""
-        return self._lease.alive()
+        """Return which other live process holds the lease; this waits for half a minute if the holder is dead."""
+        return self._lease.live_holder()

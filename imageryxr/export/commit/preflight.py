@@ -1,4 +1,4 @@
-"""Whether there is a place on the disk for what an export writes, and the right to write it."""
+"""Checks before an export starts: free space on the disk, and permission to write."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from imageryxr.export.report import show_bytes
 from imageryxr.export.store.bucket import Bucket
 from imageryxr.export.targets.base import Target
 
-# How much smaller than in memory a volume may become on the disk before that is doubted.
-MOST_SQUEEZED = 20
+# Compression ratio above which a warning doubts that the export fits on the disk.
+MAX_COMPRESSION = 20
 
 
 def check_writable(workspace: Workspace, takes: int, target: Target) -> None:
-    """Raise `TargetError` if a target cannot be written, and leave nothing.
+    """Raise `TargetError` if a target cannot be written; leave nothing behind.
 
     Parameters
     ----------
     workspace : Workspace
-        Says where it would be.
     takes : int
         Bytes of all voxels, before compression.
     target : Target
-        Says whether they are compressed.
     """
     probe = f"{workspace.name}-probe-{uuid.uuid4().hex[:8]}"
     if workspace.remote:
@@ -36,33 +34,33 @@ def check_writable(workspace: Workspace, takes: int, target: Target) -> None:
         return
     folder = workspace.folder
     while not os.path.isdir(folder):
-        if os.path.lexists(folder) and not os.path.isdir(folder):  # it may have been made just now
+        if os.path.lexists(folder) and not os.path.isdir(folder):  # another process may just have created the folder
             raise TargetError(f"could not write {workspace.target.place}: {folder} is a file, not a folder")
         folder = os.path.dirname(folder)
     try:
         path = os.path.join(folder, probe)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        with suppress(FileNotFoundError):  # another process that begins here tidied up
+        with suppress(FileNotFoundError):  # another export that starts here removes probes
             os.unlink(path)
     except OSError as error:
-        # /proc says "no such file" of a folder that is there: what is known is that nothing can be made in it
+        # /proc reports "no such file" for an existing folder, so the message names the folder
         raise TargetError(
-            f"could not write {workspace.target.place}: no file can be made in the folder {folder} ({error.strerror}); "
-            "choose another target, or get the right to write there"
+            f"could not write {workspace.target.place}: no file can be created in the folder {folder} "
+            f"({error.strerror}); choose another target, or get permission to write there"
         ) from error
-    _check_room(shutil.disk_usage(folder).free, takes, target, folder)
+    _check_free_space(shutil.disk_usage(folder).free, takes, target, folder)
 
 
-def _check_room(free: int, takes: int, target: Target, folder: str) -> None:
-    # one file is put together from what its slices were
+def _check_free_space(free: int, takes: int, target: Target, folder: str) -> None:
+    # a single file is assembled from files of its slices, so both exist at once
     least = takes * (2 if target.kind == "single" else 1)
     if target.plain and least > free:
         raise TargetError(
-            f"could not write {target.place}: it takes {show_bytes(least)}, and {show_bytes(free)} are free in {folder}"
+            f"could not write {target.place}: it needs {show_bytes(least)}; {show_bytes(free)} are free in {folder}"
         )
-    if takes > MOST_SQUEEZED * free:
+    if takes > MAX_COMPRESSION * free:
         warn(
-            f"{target.place} takes {show_bytes(takes)} before compression, and {show_bytes(free)} are free in "
-            f"{folder}: it fits only if it shrinks to a {math.ceil(takes / max(1, free)):,}th; choose another disk, "
+            f"{target.place} needs {show_bytes(takes)} before compression; {show_bytes(free)} are free in {folder}, "
+            f"which suffices only at a compression ratio of {math.ceil(takes / max(1, free)):,}; choose another disk, "
             "a smaller box, or a coarser level (mip=…)"
         )

@@ -1,9 +1,9 @@
-"""Where a result grows until it is whole, and how it comes to its place: on a disk and in a bucket.
+"""Publishing: where an unfinished result is written, and how it gets to its final place, on a disk and in a bucket.
 
-On a local disk everything is written into ``<target>.manifest-work-…`` beside the target and renamed to its place at
-the end: what is there is always either the old data or the new. A bucket knows no renaming: where nothing was before,
-objects go to their place at once, and what makes the whole readable comes last; where something was, they are
-collected beside it and copied over when all are there.
+On a local disk, files are written to the work folder ``<target>.manifest-work-…`` beside the target and renamed at the
+end, so that the target is always either the old data or the new. Buckets cannot rename. If nothing was at the target,
+objects are written to their final place, and the metadata that make the result readable come last. If something was,
+objects are collected in a work folder and copied when all exist.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from imageryxr.errors import TargetError
-from imageryxr.export.commit.journal import Run
+from imageryxr.export.commit.journal import ManifestWatch
 from imageryxr.export.commit.manifest import Header
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.bucket import Bucket, Watch
@@ -27,138 +27,137 @@ from imageryxr.export.targets.base import Target
 
 
 class Site(ABC):
-    """The ground that an export works on.
+    """The work folder and the final place of an export.
 
     Parameters
     ----------
     target : Target
-        What is written.
     base : str
-        Folder and first part of the name of all bookkeeping.
+        Path of the manifest without its ending.
     watch : Watch
-        Knows whether the target is another process's meanwhile.
+        Checks that this process still owns the target.
     """
 
     def __init__(self, target: Target, base: str, watch: Watch) -> None:
         self._target, self._base, self._watch = target, base, watch
 
-    def existing(self) -> list[str]:
-        """Return what is at the target."""
+    def existing_files(self) -> list[str]:
+        """Return the existing files of the target."""
         root = self._target.root
         if self._target.kind == "files":
-            size = self.final.size_of()
+            size = self.final.size_lookup()
             return [f"{root}/{key}" for key in self._target.occupied() if size(key) is not None]
         return [root] if self._is_there() else []
 
     def work(self, header: Header) -> str:
-        """Return where an export works that is not at its place yet."""
+        """Return the work folder of an export."""
         return f"{self._base}-work-{header.run}"
 
     @abstractmethod
     def _is_there(self) -> bool:
-        """Tell whether there is anything at the place of a target that has it for itself."""
+        """Return whether anything is at the place of a target that is one file or folder."""
 
     @property
     @abstractmethod
     def final(self) -> Place:
-        """What the target's keys name files of, once the result is at its place."""
+        """The folder that the target's keys are relative to after publishing."""
 
     @abstractmethod
     def file_size(self) -> int | None:
-        """Return the bytes of the one file of a target of that kind, None where there is none."""
+        """Return the bytes of the file of a single-file target, None if there is none."""
 
     @abstractmethod
     def data(self, header: Header) -> Place:
-        """Return where the files of regions go, and are."""
+        """Return the folder or prefix that contains the files of regions."""
 
     @abstractmethod
     def can_continue(self, header: Header) -> bool:
-        """Tell whether what an unfinished export has written can be there still."""
+        """Return whether the files of an unfinished export may still exist."""
 
     @abstractmethod
     def prepare(self, header: Header) -> None:
-        """Make what an export works in, and remove what a run that was killed had not brought to its place."""
+        """Create the work folder, and remove incomplete files of a killed run."""
 
     @abstractmethod
     def assemble(self, header: Header, regions: Regions) -> int:
-        """Make the one file of a target of that kind; return its bytes."""
+        """Write the file of a single-file target; return its bytes."""
 
     @abstractmethod
-    def bring(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
-        """Bring the complete result, files of these keys, to its place; once more, after a kill, it ends the same."""
+    def publish(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
+        """Publish the complete result, which has files of these keys. A repetition after a kill gives the same."""
 
     @abstractmethod
-    def strange(self, header: Header) -> list[str]:
-        """Return what is where the result of an export goes that was being brought there, and is none of its own."""
+    def unexpected_files(self, header: Header) -> list[str]:
+        """Return files at the final place of an export in phase "publishing" that it did not write."""
 
     def remove_files(self, keys: list[str]) -> None:
-        """Remove files from the result's place."""
+        """Remove files from the final place."""
         self.final.delete(keys)
 
     @abstractmethod
     def remove_work(self, header: Header) -> None:
-        """Remove what an export worked in."""
+        """Remove the work folder."""
 
-    def remove_left(self, header: Header) -> None:  # noqa: B027 - on a disk locks keep others out
-        """Remove what an export had collected that another process has ended, or has replaced by another one."""
+    def remove_leftovers(self, header: Header) -> None:  # noqa: B027 - on a disk, locks exclude other processes
+        """Remove collected files of an export that another process has completed or replaced."""
 
     @abstractmethod
     def remove_earlier(self, before: Header | None) -> None:
-        """Remove what earlier exports of this target left unfinished."""
+        """Remove the work folders of earlier, unfinished exports of this target."""
 
 
 class DiskSite(Site):
-    """On a local disk."""
+    """The site of an export on a local disk."""
 
     def _is_there(self) -> bool:
         return os.path.lexists(self._target.root)
 
     @property
     def final(self) -> Folder:
-        """The target's folder."""
+        """The folder that the target's keys are relative to after publishing."""
         return Folder(self._target.root, self._target.root)
 
     def file_size(self) -> int | None:
-        """Ask the file system."""
+        """Return the bytes of the file of a single-file target, None if there is none."""
         folder, _, name = self._target.root.rpartition("/")
-        return Folder(folder, folder).size_of()(name)
+        return Folder(folder, folder).size_lookup()(name)
 
     def data(self, header: Header) -> Folder:
-        """Return the work folder's, until it is renamed."""
+        """Return the work folder's data, or the target once it is finished."""
         scratch = os.path.join(self.work(header), "new")
         settled = header.phase == "finished"
         return Folder(self._target.root if settled else os.path.join(self.work(header), "data"), scratch)
 
     def can_continue(self, header: Header) -> bool:
-        """Look for the work folder."""
+        """Return whether the work folder exists."""
         return os.path.isdir(self.work(header))
 
     def prepare(self, header: Header) -> None:
-        """Make the work folder; what has only a temporary name in it is a half."""
+        """Create the work folder, and remove incomplete files, which still have temporary names."""
         for part in ("data", "new", "out"):
             os.makedirs(os.path.join(self.work(header), part), exist_ok=True)
         new = os.path.join(self.work(header), "new")
-        halves = [os.path.join(new, name) for name in os.listdir(new)]
-        for path in (*halves, *self._beside(r"-(probe-[0-9a-f]{8}|[0-9a-f]{8}\.json)")):
+        incomplete = [os.path.join(new, name) for name in os.listdir(new)]
+        for path in (*incomplete, *self._bookkeeping_files(r"-(probe-[0-9a-f]{8}|[0-9a-f]{8}\.json)")):
             with suppress(OSError):
                 os.unlink(path)
 
     def assemble(self, header: Header, regions: Regions) -> int:
-        """Write the file beside its place."""
+        """Write the file into the work folder; return its bytes."""
         path = os.path.join(self.work(header), "out", os.path.basename(self._target.root))
         self._target.assemble(regions, self.data(header), path)
         sync(path)
         return os.path.getsize(path)
 
-    def bring(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
-        """Rename."""
-        move_into_place(self._moves(header), f"{self.work(header)}/aside")
+    def publish(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
+        """Rename the result to its final place."""
+        move_into_place(self._renames(header), f"{self.work(header)}/aside")
 
-    def strange(self, header: Header) -> list[str]:
-        """Return what is where something goes that is not there yet."""
-        return [to for piece, to in self._moves(header) if os.path.lexists(piece) and os.path.lexists(to)]
+    def unexpected_files(self, header: Header) -> list[str]:
+        """Return existing files at the final path of files that were not renamed yet."""
+        return [to for piece, to in self._renames(header) if os.path.lexists(piece) and os.path.lexists(to)]
 
-    def _moves(self, header: Header) -> list[tuple[str, str]]:
+    def _renames(self, header: Header) -> list[tuple[str, str]]:
         work, root = self.work(header), self._target.root
         if header.kind == "tree":
             return [(f"{work}/data", root)]
@@ -168,10 +167,10 @@ class DiskSite(Site):
         return [(f"{work}/data/{key}", f"{root}/{key}") for key in sorted(done.names())]
 
     def remove_files(self, keys: list[str]) -> None:
-        """Remove files, and the folders that held nothing else."""
+        """Remove files, and the folders that become empty."""
         super().remove_files(keys)
         for folder in sorted({os.path.dirname(key) for key in keys} - {""}, key=len, reverse=True):
-            with suppress(OSError):  # there is something else in it
+            with suppress(OSError):  # the folder contains other files
                 os.rmdir(os.path.join(self._target.root, folder))
 
     def remove_work(self, header: Header) -> None:
@@ -179,19 +178,19 @@ class DiskSite(Site):
         shutil.rmtree(self.work(header), ignore_errors=True)
 
     def remove_earlier(self, before: Header | None) -> None:
-        """Remove all work folders of this target: nobody else is at it, who would hold its lock."""
-        for path in self._beside("-work-[0-9a-f]{12}"):
+        """Remove all work folders of this target. This process has its lock, so no other process uses them."""
+        for path in self._bookkeeping_files("-work-[0-9a-f]{12}"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _beside(self, end: str) -> list[str]:
-        """Return the bookkeeping whose names end like this."""
+    def _bookkeeping_files(self, end: str) -> list[str]:
+        """Return the files and folders beside the manifest whose names have this ending."""
         folder, _, name = self._base.rpartition("/")
         found = [n for n in os.listdir(folder or "/") if re.fullmatch(re.escape(name) + end, n)]
         return [os.path.join(folder or "/", n) for n in found]
 
 
 class BucketSite(Site):
-    """In a bucket."""
+    """The site of an export in a bucket."""
 
     def _is_there(self) -> bool:
         if self._target.kind == "tree":
@@ -201,56 +200,56 @@ class BucketSite(Site):
 
     @property
     def final(self) -> Bucket:
-        """The target's prefix."""
-        return self._at(self._target.root)
+        """The prefix that the target's keys are relative to after publishing."""
+        return self._bucket(self._target.root)
 
-    def _at(self, url: str) -> Bucket:
+    def _bucket(self, url: str) -> Bucket:
         return Bucket(url, self._watch)
 
     def file_size(self) -> int | None:
-        """Ask the server."""
+        """Return the bytes of the file of a single-file target, None if there is none."""
         folder, _, name = self._target.root.rpartition("/")
-        return Bucket(folder).size_of()(name)
+        return Bucket(folder).size_lookup()(name)
 
     def data(self, header: Header) -> Bucket:
-        """Return the target's prefix at once where nothing was before."""
+        """Return the work folder's data, or the target's prefix if it is finished or nothing was there before."""
         settled = header.phase == "finished" or header.direct
         folder, _, name = self._base.rpartition("/")
-        run = Run(folder, name, header.run, header.phase, None if settled else self.work(header))
+        run = ManifestWatch(folder, name, header.run, header.phase, None if settled else self.work(header))
         place = Bucket(self._target.root if settled else f"{self.work(header)}/data", self._watch, run)
         return replace(place, run=header.run) if settled else place
 
     def can_continue(self, header: Header) -> bool:
-        """Look at nothing: a prefix needs not be made, and each object is looked for in any case."""
+        """Return True: the objects of each finished region are verified in any case."""
         return True
 
     def prepare(self, header: Header) -> None:
-        """Do nothing: an object is there as a whole or not at all."""
+        """Do nothing: prefixes need not be created, and objects are never incomplete."""
 
     def assemble(self, header: Header, regions: Regions) -> int:
-        """Write the file here, and upload it beside its place."""
+        """Write the file to a local temporary folder, and upload it to the work folder; return its bytes."""
         name = self._target.root.rpartition("/")[2]
         with tempfile.TemporaryDirectory(prefix="imageryxr-") as folder:
             path = os.path.join(folder, name)
             self._target.assemble(regions, self.data(header), path)
-            self._at(f"{self.work(header)}/out").upload(path, name)
+            self._bucket(f"{self.work(header)}/out").upload(path, name)
             return os.path.getsize(path)
 
-    def bring(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
-        """Copy, if it is not there; what makes it readable goes first and comes last."""
+    def publish(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
+        """Copy the collected objects. The metadata that make them readable are removed first and written last."""
         last = self._target.commit()
         final = self.final
         if not header.direct:
             source = Bucket(f"{self.work(header)}/{'out' if header.kind == 'single' else 'data'}")
             folder, _, name = self._target.root.rpartition("/")
             if header.kind == "single":
-                final = self._at(folder)
+                final = self._bucket(folder)
             fresh = source.sizes()
             needed = iter([name]) if header.kind == "single" else keys()
             lost = next((key for key in needed if key.removesuffix(".gz") not in fresh), None)
             if lost is not None:
-                raise TargetError(_lost(self._target, f"{source.url}/{lost}"))
-            # nothing opens it while it is neither the old nor the new
+                raise TargetError(_lost_message(self._target, f"{source.url}/{lost}"))
+            # without these files, no reader opens a mixture of the old and the new
             stale = set(final.names()) if header.kind == "tree" else set()
             final.delete(k for k in last if k in stale)
             for key, size in fresh.items():
@@ -258,38 +257,38 @@ class BucketSite(Site):
             final.delete(sorted(stale - fresh.keys()))
         final.put(last.items())
 
-    def strange(self, header: Header) -> list[str]:
-        """Return one file that is there and has another size; other results go where nobody looks for anything."""
+    def unexpected_files(self, header: Header) -> list[str]:
+        """Return the file of a single-file target if its size differs from the result's; nothing for other targets."""
         mine = header.kind != "single" or self.file_size() in (None, header.result)
         return [] if mine else [self._target.root]
 
     def remove_work(self, header: Header) -> None:
-        """Remove what was collected beside the target."""
+        """Remove the collected objects."""
         if not header.direct:
             self._remove(header)
 
     def remove_earlier(self, before: Header | None) -> None:
-        """Remove what the export before this one had collected."""
+        """Remove the objects that the previous export collected."""
         if before is not None:
             self._remove(before)
 
-    def remove_left(self, header: Header) -> None:
-        """Remove it, though the target is another's: no other export works in that place."""
-        left = Bucket(self.work(header))
-        left.delete(list(left.names()))
+    def remove_leftovers(self, header: Header) -> None:
+        """Remove the collected objects without a check of ownership: no other export uses this work folder."""
+        leftover = Bucket(self.work(header))
+        leftover.delete(list(leftover.names()))
 
     def _remove(self, header: Header) -> None:
-        work = self._at(self.work(header))
+        work = self._bucket(self.work(header))
         work.delete(list(work.names()))
 
 
-def _lost(target: Target, url: str) -> str:
+def _lost_message(target: Target, url: str) -> str:
     return (
-        f"{target.place} is not complete: {url} is not there any more, as somebody removed it meanwhile; what was at "
-        "the target before is untouched, and the same call makes again what is lost"
+        f"{target.place} is not complete: {url} was removed by another program during the export; what was at the "
+        "target before is untouched, and the same call restores the missing files"
     )
 
 
-def site_of(target: Target, base: str, watch: Watch) -> Site:
-    """Return the site of a target: see `Site`."""
+def open_site(target: Target, base: str, watch: Watch) -> Site:
+    """Return the site of a target."""
     return (BucketSite if is_remote(target.root) else DiskSite)(target, base, watch)

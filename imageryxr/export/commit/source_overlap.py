@@ -1,4 +1,4 @@
-"""Whether the target of an export lies on one of its sources, whatever the two are spelled like."""
+"""Detection of targets that overlap a source of their export, however the two addresses are spelled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imageryxr.export.targets.base import Target
 from imageryxr.sources.base import clean_message
 
 Relation = Literal["is", "lies inside", "contains"]
-# Where a bucket of either service is also found, with the bucket in the host or first in the path.
+# Web addresses of buckets, with the bucket in the host name or first in the path.
 _GOOGLE = re.compile(r"(?:(?P<bucket>.+)\.)?(?:storage|commondatastorage|storage-download)\.googleapis\.com")
 _GOOGLE_PAGE = re.compile(r"storage\.cloud\.google\.com")
 _AMAZON = re.compile(r"(?:(?P<bucket>.+)\.)?s3(?:[.-][a-z0-9-]+)*\.amazonaws\.com(?:\.cn)?")
@@ -31,14 +31,13 @@ def refuse_sources(target: Target, places: Iterable[str]) -> None:
     Parameters
     ----------
     target : Target
-        What is to be written.
     places : iterable of str
         URLs and paths of the sources.
 
     Raises
     ------
     TargetExistsError
-        Whether or not the target may be overwritten: it would be removed while it is read.
+        Even with `overwrite=True`, because the source would be removed while it is read.
     """
     if target.kind == "memory":
         return
@@ -56,11 +55,16 @@ def refuse_sources(target: Target, places: Iterable[str]) -> None:
 
 
 def _message(target: Target, relation: Relation, place: str) -> str:
-    what = {"is": "is", "lies inside": "lies inside", "contains": "contains"}[relation]
     return (
+<<<<<<< HEAD
         f"the target {target.place} {what} {clean_message(place)}, a source of the array that is exported: writing "
         "there would destroy the source, even with overwrite=True; give another target, and move the result when the "
         "export is complete"
+=======
+        f"the target {target.place} {relation} {plain(place)}, a source of the exported array: writing there would "
+        "destroy the source, so this is refused even with overwrite=True; give another target, and move the result "
+        "when the export is complete"
+>>>>>>> 1470f33 (Plain English and clear names in the stores and bookkeeping of exports)
     )
 
 
@@ -71,7 +75,7 @@ def _local_path(place: str) -> str | None:
 
 
 def _files(target: Target) -> Iterator[str]:
-    """Return the places that an export replaces as a whole: one folder, one file, or the files of a stack."""
+    """Iterate over the paths that an export replaces: one folder, one file, or the files of a stack."""
     if target.kind == "files":
         yield from (f"{target.root}/{key}" for key in target.occupied())
     else:
@@ -85,7 +89,7 @@ def _files(target: Target) -> Iterator[str]:
 def _on_disk(target: Target, source: str) -> Relation | None:
     if target.kind != "files":
         return _relation(target.root, source)
-    # The folder of a stack is not replaced: it may hold sources beside the stack's files.
+    # The folder of a stack is not replaced, so it may contain sources beside the stack's files.
     theirs = os.path.realpath(source)
     above = {theirs.casefold()}
     while (parent := os.path.dirname(theirs)) != theirs:
@@ -100,7 +104,7 @@ def _on_disk(target: Target, source: str) -> Relation | None:
                 return around
             folders[folder] = os.path.realpath(folder)
         path = f"{folders[folder].rstrip('/')}/{name}"
-        # one name may be a link, or a second name of the source
+        # the path may be a symbolic link, or a hard link to the source
         is_candidate = path.casefold() in above or (number is not None and _identity(path) == number)
         if (is_candidate or os.path.islink(path)) and (found := _relation(path, source)) is not None:
             return found
@@ -108,9 +112,9 @@ def _on_disk(target: Target, source: str) -> Relation | None:
 
 
 def _relation(target: str, source: str) -> Relation | None:
-    """Return how one path lies to another: by name, and by what the file system has there.
+    """Return how a target's path relates to a source's path, by names and by inode numbers.
 
-    The numbers of files and folders see through links, mounts, and letters of other case on a disk that ignores it.
+    Inode numbers are equal across links, mounts, and spellings in another case on a case-insensitive disk.
     """
     ours, theirs = os.path.realpath(target), os.path.realpath(source)
     if os.path.normcase(ours) == os.path.normcase(theirs):
@@ -134,11 +138,11 @@ def _identity(path: str) -> Identity | None:
         found = os.stat(path)
     except OSError:
         return None
-    return (found.st_dev, found.st_ino) if found.st_ino else None  # some file systems of Windows have no numbers
+    return (found.st_dev, found.st_ino) if found.st_ino else None  # some file systems on Windows have no inode numbers
 
 
 def _identities(folder: str) -> set[Identity]:
-    """Return the numbers of a folder and of all folders above."""
+    """Return the device and inode numbers of a folder and its parents."""
     found = set()
     while True:
         if (number := _identity(folder)) is not None:
@@ -175,7 +179,7 @@ def _key_relation(ours: BucketPath | None, theirs: BucketPath) -> Relation | Non
 
 
 def bucket_path(url: str) -> BucketPath | None:
-    """Return server, bucket and key of a URL of a bucket, the same for all its spellings; None for other URLs."""
+    """Return server, bucket and key of a bucket's URL, equal for all spellings; None for other URLs."""
     scheme, _, rest = url.partition("://")
     scheme = scheme.lower().removeprefix("middleauth+").removeprefix("ngauth+")
     if scheme in ("s3", "gs") and rest.startswith(("http://", "https://")):
@@ -211,7 +215,7 @@ def _first_is_bucket(service: str, path: str) -> BucketPath:
 
 
 def _host(url: str) -> str:
-    """Return the host of a URL, with a port that is not the usual one."""
+    """Return the host of a URL, with the port unless it is the scheme's default."""
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
     host = "127.0.0.1" if host in ("localhost", "::1") else host
@@ -221,7 +225,7 @@ def _host(url: str) -> str:
 
 
 def _endpoint() -> str | None:
-    """Return the host that serves s3:// here, if it is not Amazon's."""
+    """Return the host that the environment configures for s3://, None if it is Amazon's."""
     given = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
     if given is None:
         return None

@@ -1,4 +1,4 @@
-"""The places that an array is read from: of imageryxr's sources, and of what lies below dask arrays and xarray."""
+"""The URLs and paths that an array is read from, collected from imageryxr's sources, dask graphs and xarray objects."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-# A dask graph may hold millions of tasks, and most differ in numbers only.
+# Limit of visited objects: a dask graph may have millions of tasks, most of which differ in numbers only.
 MOST_OBJECTS = 20_000
-# Of a long collection, its first entries are visited.
+# Visited entries of a long collection.
 MOST_ENTRIES = 2_000
-# What can hold no place, or leads to everything.
+# Packages whose objects contain no paths, or refer to the whole program.
 _OPAQUE = ("builtins", "numpy", "threading", "_thread", "logging", "types", "distributed", "asyncio", "weakref", "re")
-# Attributes of sources that describe voxels and name none.
+# Attributes of sources that name no further places.
 _DESCRIPTIONS = ("given_attrs", "attrs", "info_text", "url")
 # Files that make a folder a volume.
 _VOLUME_FILES = ("zarr.json", ".zarray", ".zgroup", "info")
@@ -27,15 +27,15 @@ def source_places(*objects: Any) -> list[str]:
     Parameters
     ----------
     *objects
-        Expressions, dask arrays, or what xarray holds as data.
+        Expressions, dask arrays, or data of xarray objects.
 
     Returns
     -------
     list of str
-        Each once: absolute paths, and URLs. Arrays in memory have none.
+        Absolute paths and URLs, each once. Arrays in memory have none.
     """
     found: dict[str, None] = {}
-    seen: dict[int, Any] = {}  # keeps what is visited alive, so that no id is used twice
+    seen: dict[int, Any] = {}  # keeps visited objects alive, because ids of freed objects are reused
     # Breadth first: each layer of a large graph is visited before the limit is reached.
     waiting = deque(objects)
     while waiting and len(seen) < MOST_OBJECTS:
@@ -52,7 +52,7 @@ def source_places(*objects: Any) -> list[str]:
 
 
 def _places(value: Any) -> Iterator[str]:
-    """Return the places that an object itself names."""
+    """Iterate over the places that an object itself names."""
     if isinstance(value, str | os.PathLike):
         yield from _named_file(os.fspath(value))
         return
@@ -72,7 +72,7 @@ def _places(value: Any) -> Iterator[str]:
 
 
 def _named_file(text: str) -> Iterator[str]:
-    """Return a path if it is one of a file or a volume: in a graph, one that a task reads."""
+    """Iterate over the place in a string, if it is a bucket's URL or the path of an existing file or volume."""
     if not 1 < len(text) < 4096 or "\0" in text or "\n" in text:
         return
     if "://" in text and not text.startswith("file://"):
@@ -85,10 +85,10 @@ def _named_file(text: str) -> Iterator[str]:
 
 
 def _zarr_places(value: Any) -> Iterator[str]:
-    """Return the place of a Zarr array, group or store."""
+    """Iterate over the places of a Zarr array, group or store."""
     inner = getattr(getattr(value, "store_path", None), "path", "") or ""
     store = getattr(getattr(value, "store_path", None), "store", value)
-    store = getattr(store, "_store", store)  # of wrappers
+    store = getattr(store, "_store", store)  # unwrap a wrapper store
     if isinstance(root := getattr(store, "root", None), str | os.PathLike):
         yield os.path.abspath(os.path.join(root, inner))
     elif hasattr(store, "fs") and isinstance(path := getattr(store, "path", None), str):
@@ -100,7 +100,7 @@ def _zarr_places(value: Any) -> Iterator[str]:
 
 
 def _obstore_places(store: Any, inner: str) -> Iterator[str]:
-    """Return the place of an obstore store."""
+    """Iterate over the places of an obstore store."""
     prefix = getattr(store, "prefix", None)
     path = "/".join(str(part) for part in (prefix, inner) if part)
     kind = type(store).__name__
@@ -115,7 +115,7 @@ def _obstore_places(store: Any, inner: str) -> Iterator[str]:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """Return the objects that an object holds, in which further places may be named."""
+    """Return the objects that an object refers to, which may name further places."""
     if isinstance(value, str | bytes | int | float | complex | type | os.PathLike) or value is None:
         return []
     if isinstance(value, np.ndarray):
@@ -136,7 +136,7 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def _graph_parts(value: Any) -> list[Any]:
-    """Return the parts of a dask collection or of a layer of its graph; nothing makes a graph's tasks here."""
+    """Return the parts of a dask collection or of a layer of its graph, without materializing tasks."""
     if hasattr(value, "dask") and hasattr(value.dask, "layers"):
         return list(value.dask.layers.values())
     if isinstance(mapping := getattr(value, "mapping", None), dict):

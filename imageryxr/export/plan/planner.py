@@ -70,12 +70,12 @@ def make_plan(
     if target.kind != "memory":
         _check_count(stages, target)
         workspace = Workspace(target, stages, token, what)
-        header = workspace.adopt_cut(overwrite)
+        header = workspace.adopt_regions(overwrite)
         workspace.refuse(header, overwrite)
         stages, target = workspace.stages, workspace.target
         regions = stages.parts[0]
         if header is not None and header.token == token:
-            done = len({e.number for e in workspace.keeper.entries(header.run)})
+            done = len({e.number for e in workspace.manifest.entries(header.run)})
     how = cutter.how(regions) if cutter else None
     each = memory_of if cutter is None or how is None else partial(cutter.memory, how)
     working = max(map(each, [regions.largest(), regions[0]])) * (how.at_once if how else crew.at_once(regions))

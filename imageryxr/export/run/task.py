@@ -143,7 +143,7 @@ class Job:
     def _size_of(self) -> Callable[[str], int | None]:
         # of a bucket it looks in a listing, which is made once: what comes later is of regions that are under way
         assert self.place is not None
-        return self.place.own_size_of()
+        return self.place.own_size_lookup()
 
     def _derive(self, stage: int, box: IndexBox, place: Place) -> list[int]:
         BUFFERS.clear()  # all regions of the finest level are there: what was kept for them would come on top

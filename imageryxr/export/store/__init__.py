@@ -1,1 +1,1 @@
-"""Where exports store bytes: folders and buckets, with locks and leases."""
+"""Stores of exported files: local folders and buckets, with file locks and leases."""

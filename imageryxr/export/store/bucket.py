@@ -1,8 +1,8 @@
-"""Buckets as places of exports: an object appears whole, and never in the place of another process's.
+"""Exported files in buckets: an object appears whole, and never replaces another process's object.
 
-A process can be stopped at any instant, with its machine or by itself, and go on when another has taken over what it
-was at. What it had made sure of before is not true any more, and what it then sends would arrive: so the bucket is told
-with each object what it may take the place of, by conditions that its servers know
+A process can be suspended at any instant, alone or with its machine, and resume after another process has taken over
+its export. Its earlier checks are outdated by then, but its uploads would still succeed. So each upload carries a
+condition that names the object that it may replace
 (https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html; Google's are generations).
 """
 
@@ -24,66 +24,66 @@ from imageryxr.export.store.local import Folder, Place, is_remote
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.omezarr.stores import RETRY, bucket_options
 
-# What servers of buckets call a full disk, as far as the names are known: XMinioStorageFull, QuotaExceeded, ….
+# Error codes for a full disk: XMinioStorageFull, QuotaExceeded, ….
 _FULL_CODE = re.compile("StorageFull|QuotaExceeded|InsufficientStorage", re.IGNORECASE)
-# Bytes up to which an object is sent in one request. Beyond, it goes in parts, for which there are no conditions.
+# Bytes up to which an object is uploaded in one request. Larger objects go in parts, which cannot be conditional.
 ONE_REQUEST = 1 << 26
-# How often an upload is tried whose conditions are not met, though nobody else may write there.
+# Attempts of an upload whose condition is not met although this process owns the target.
 TRIES = 4
-# What an object carries of the export that put it there.
+# Metadata key of an object for the export that wrote it.
 RUN = "imageryxr-run"
 # How servers without conditional writes answer one: by status, or by 400 with one of these codes. Other codes of a 400
 # (RequestTimeout, …) are transient.
 _REFUSED_STATUS = (405, 501)
 _REFUSED_CODES = (None, "NotImplemented", "InvalidArgument", "InvalidRequest")
-# Seconds before what a broken connection had under way is sent again; then, or after so many seconds, it is given up.
+# Pauses in seconds before an upload over a broken connection is retried; None ends the retries, as does `_PATIENCE`.
 _WAITS: tuple[float | None, ...] = (*(min(8.0, 0.1 * 2**i) for i in range(RETRY["max_retries"])), None)
 _PATIENCE = RETRY["retry_timeout"].total_seconds()
-# What servers take in one request: keys to delete; bytes to copy; parts of an object.
+# Limits of servers: keys that one request deletes, bytes that one request copies, parts of an object.
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-DELETED = 1000
-COPIED = 5 << 30
-PARTS = 10_000
-PART = 5 << 20
+MAX_DELETE = 1000
+MAX_COPY = 5 << 30
+MAX_PARTS = 10_000
+MIN_PART = 5 << 20
 
 
 class Watch(Protocol):
-    """Who knows whether a place is still its own to change."""
+    """A check that this process may still change a target."""
 
     def ensure(self) -> None:
-        """Raise `TargetError` if it is not; what was heard a few seconds ago will do."""
+        """Raise `TargetError` if it may not; a result that is a few seconds old is reused."""
 
     def check(self) -> None:
-        """Raise `TargetError` if it is not, and ask now."""
+        """Raise `TargetError` if it may not, after a new request."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A prefix of a bucket: an object appears there whole when its upload is complete.
+    """A prefix of a bucket. An object appears whole when its upload is complete.
 
-    A name that ends in ``.gz`` is stored without that, as a bucket tells of compression in the object's headers.
+    A name that ends in ``.gz`` is stored without the ending: in a bucket, the header Content-Encoding says gzip.
     """
 
     url: str
     watch: Watch | None = field(default=None, compare=False, repr=False)
-    """Asked before each change."""
-    elsewhere: Watch | None = field(default=None, compare=False, repr=False)
-    """Asked in its stead in other processes, which the place goes to."""
+    """Checked before each change."""
+    worker_watch: Watch | None = field(default=None, compare=False, repr=False)
+    """Replaces `watch` when the object is pickled, that is in worker processes."""
     fresh: bool = field(default=False, compare=False, repr=False)
-    """Whether objects change, so that nothing between may keep them: what all may read, Google's servers do, for an
-    hour (https://cloud.google.com/storage/docs/caching)."""
+    """Whether to forbid caching, for objects that change: Google's servers cache public objects for an hour
+    (https://cloud.google.com/storage/docs/caching)."""
     run: str | None = field(default=None, compare=False, repr=False)
-    """What objects carry that are put here, where others put theirs too: see `own_size_of`."""
+    """Identifier of the export, stored in the metadata of each object: see `own_size_lookup`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Bucket, (self.url, self.elsewhere, self.elsewhere, self.fresh, self.run))
+        return (Bucket, (self.url, self.worker_watch, self.worker_watch, self.fresh, self.run))
 
     def _watch(self) -> None:
         if self.watch is not None:
             self.watch.ensure()
 
     def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
-        """Upload objects, each in the place of what is there now, and of nothing that comes there meanwhile."""
+        """Upload objects. Each may replace the object that exists now, but none that appears during the upload."""
         sizes = []
         for key, data in files:
             self._watch()
@@ -91,8 +91,8 @@ class Bucket:
             with _bucket_errors(self.url):
                 self._put(key.removesuffix(".gz"), data, encoding)
             sizes.append(len(data))
-        if self.elsewhere is not None and self.watch is self.elsewhere:
-            self.watch.check()  # whoever handed this out is told of regions that are there
+        if self.worker_watch is not None and self.watch is self.worker_watch:
+            self.watch.check()  # an export that was taken over must not count these regions as finished
         return sizes
 
     def _put(self, name: str, data: bytes, encoding: str | None) -> None:
@@ -105,13 +105,13 @@ class Bucket:
                 return
             # The object that is there now may be replaced while this process owns the target. The mark of that object
             # excludes whatever is written after this check.
-            mark = self._mark(name)
+            mark = self._current_mark(name)
             if self.watch is not None:
                 self.watch.check()
             condition = "create" if mark is None else mark
         raise TargetError(
-            f"could not write {self.url}/{name}: something else kept changing this object during {TRIES} attempts; "
-            "stop whatever writes there, or choose another target"
+            f"could not write {self.url}/{name}: another program changed this object during each of {TRIES} attempts; "
+            "stop that program, or choose another target"
         )
 
     def _send(self, name: str, data: bytes, mode: Any, encoding: str | None = None) -> bool:
@@ -136,7 +136,7 @@ class Bucket:
                 if mode != "overwrite" and _is_condition_refused(error):
                     raise self._unsupported() from error
                 wait = next(waits)
-                if wait is None or not _broke(error) or time.monotonic() - began > _PATIENCE:
+                if wait is None or not _is_broken_connection(error) or time.monotonic() - began > _PATIENCE:
                     raise
                 time.sleep(wait)
                 self._watch()
@@ -165,7 +165,7 @@ class Bucket:
         # The contents are compared, not the answers: a retry after a broken connection is answered like a conflict.
         self.create(key, b"1")
         self.create(key, b"2")
-        data, mark = self.get_marked(key)
+        data, mark = self.get_with_mark(key)
         if data != b"1" or not mark:
             return False
         self.replace(key, b"3", mark)
@@ -189,42 +189,42 @@ class Bucket:
         with _bucket_errors(self.url):
             return self._send(key, data, mark)
 
-    def _mark(self, name: str) -> dict[str, str] | None:
-        """Return what tells an object that is there from what is there later; nothing where there is none."""
+    def _current_mark(self, name: str) -> dict[str, str] | None:
+        """Return the mark of the object that exists now, None if there is none."""
         import obstore
 
         try:
-            return _mark_of(obstore.head(self._store, name))
+            return _mark_from(obstore.head(self._store, name))
         except FileNotFoundError:
             return None
 
-    def get_marked(self, key: str) -> tuple[bytes | None, dict[str, str] | None]:
-        """Download an object, or None, and with it what tells it from what is there later."""
+    def get_with_mark(self, key: str) -> tuple[bytes | None, dict[str, str] | None]:
+        """Download an object with its mark; None for both if there is none."""
         import obstore
 
         with _bucket_errors(self.url):
             try:
                 found = obstore.get(self._store, key.removesuffix(".gz"))
-                return bytes(found.bytes()), _mark_of(found.meta)
+                return bytes(found.bytes()), _mark_from(found.meta)
             except FileNotFoundError:
                 return None, None
 
     def get(self, key: str) -> bytes | None:
-        """Download an object, or return None."""
-        return self.get_marked(key)[0]
+        """Download an object; return None if there is none."""
+        return self.get_with_mark(key)[0]
 
-    def size_of(self) -> Callable[[str], int | None]:
-        """Return a function that looks in a listing made now: one request a thousand objects, not one an object."""
+    def size_lookup(self) -> Callable[[str], int | None]:
+        """Return a function that looks sizes up in a listing made now, which takes one request per 1000 objects."""
         listed = self.sizes()
         return lambda key: listed.get(key.removesuffix(".gz"))
 
-    def own_size_of(self) -> Callable[[str], int | None]:
-        """Return the same for objects that this export put here, which are found by what they carry: a request each.
+    def own_size_lookup(self) -> Callable[[str], int | None]:
+        """Return the same for objects whose metadata name this export, which takes one request per object.
 
-        Where others put theirs too, one of theirs may have come under a name that was free.
+        An object of another export may have appeared under a free name.
         """
-        size_of = self.size_of()
-        return lambda key: size_of(key) if size_of(key) is not None and self._is_own(key) else None
+        size_lookup = self.size_lookup()
+        return lambda key: size_lookup(key) if size_lookup(key) is not None and self._is_own(key) else None
 
     def _is_own(self, key: str) -> bool:
         import obstore
@@ -239,34 +239,34 @@ class Bucket:
         return found.attributes.get(RUN) == self.run
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects, as long as this process may: there are no conditions for that."""
+        """Delete objects. Deletions cannot be conditional, so ownership is checked before each request."""
         import obstore
 
         names = (key.removesuffix(".gz") for key in keys)
-        while batch := list(islice(names, DELETED)):
+        while batch := list(islice(names, MAX_DELETE)):
             if self.watch is not None:
                 self.watch.check()
             with _bucket_errors(self.url):
                 obstore.delete(self._store, batch)
 
     def sizes(self) -> dict[str, int]:
-        """List the prefix with sizes."""
+        """Return the size of each object."""
         return {entry["path"]: int(entry["size"]) for entry in self._listing()}
 
     def names(self) -> Iterator[str]:
-        """List the prefix."""
+        """Iterate over the names of all objects."""
         for entry in self._listing():
             yield entry["path"]
 
-    def beside(self) -> list[str]:
-        """List the prefix up to the next slash."""
+    def top_level_files(self) -> list[str]:
+        """Return the names of objects without a slash."""
         import obstore
 
         with _bucket_errors(self.url):
             return [entry["path"] for entry in obstore.list_with_delimiter(self._store)["objects"]]
 
     def copy(self, key: str, final: Bucket, size: int = 0) -> None:
-        """Copy an object of so many bytes to another prefix of this bucket, within its servers if they can."""
+        """Copy an object of `size` bytes to another prefix of this bucket, on the server if its limit allows."""
         import obstore
 
         final._watch()
@@ -275,19 +275,19 @@ class Bucket:
         old, new = (f"{prefix}/{key}".strip("/") for prefix in inside)
         with _bucket_errors(final.url):
             try:
-                if size <= COPIED:
+                if size <= MAX_COPY:
                     obstore.copy(store, old, new)
                     return
-                with tempfile.TemporaryFile(prefix="imageryxr-") as file:  # by way of a disk here
-                    for part in obstore.get(store, old).stream(PART):
+                with tempfile.TemporaryFile(prefix="imageryxr-") as file:
+                    for part in obstore.get(store, old).stream(MIN_PART):
                         file.write(part)
                     file.seek(0)
                     final._watch()
-                    obstore.put(store, new, file, chunk_size=_part(size))
+                    obstore.put(store, new, file, chunk_size=_part_size(size))
             except FileNotFoundError:
                 raise TargetError(
-                    f"could not write {final.url}: {self.url}/{key} is not there any more, as somebody removed it "
-                    "meanwhile; what is at the target is part old and part new until the same call has made it again"
+                    f"could not write {final.url}: {self.url}/{key} was removed by another program during the export; "
+                    "the target is part old and part new until the same call has completed it"
                 ) from None
 
     def upload(self, path: str, key: str) -> None:
@@ -296,7 +296,7 @@ class Bucket:
 
         self._watch()
         with open(path, "rb") as file, _bucket_errors(self.url):
-            obstore.put(self._store, key, file, chunk_size=_part(os.path.getsize(path)))
+            obstore.put(self._store, key, file, chunk_size=_part_size(os.path.getsize(path)))
 
     def _listing(self) -> Iterator[Any]:
         import obstore
@@ -314,13 +314,13 @@ class Bucket:
         return bucket_store(self.url)
 
 
-def _part(size: int) -> int:
-    """Return how many bytes the parts of an object have."""
-    return max(PART, -(-size // PARTS))
+def _part_size(size: int) -> int:
+    """Return the bytes of each part of an object."""
+    return max(MIN_PART, -(-size // MAX_PARTS))
 
 
 def bucket_store(url: str) -> Any:
-    """Return obstore's store of a prefix; one a process, shared by its threads."""
+    """Return the obstore store of a prefix, which the threads of a process share."""
     return _open_bucket(url, os.getpid())
 
 
@@ -345,18 +345,18 @@ def _bucket_errors(url: str) -> Iterator[None]:
     except ImageryError:
         raise
     except Exception as error:
-        code, message = _answer(error)
+        code, message = _error_fields(error)
         full = code is not None and _FULL_CODE.search(code) is not None
-        raise TargetError(f"could not write {url}: {_reason(url, error, code, message)}", full=full) from error
+        raise TargetError(f"could not write {url}: {_error_reason(url, error, code, message)}", full=full) from error
 
 
-def _mark_of(meta: Any) -> dict[str, str]:
-    """Return what the condition of an upload takes: entity tag and version, as the server gives them."""
+def _mark_from(meta: Any) -> dict[str, str]:
+    """Return the mark of an object: the entity tag and version that a conditional upload requires."""
     return {kind: meta[kind] for kind in ("e_tag", "version") if meta.get(kind)}
 
 
 def _status(error: Exception) -> int | None:
-    """Return the status that a bucket's server answered."""
+    """Return the HTTP status of a bucket's response."""
     found = re.search(r"status code: (\d+)", str(error).split("Debug source:")[0])
     return int(found[1]) if found else None
 
@@ -364,36 +364,49 @@ def _status(error: Exception) -> int | None:
 def _is_condition_refused(error: Exception) -> bool:
     """Return whether a server refused a request because of its condition."""
     status = _status(error)
-    return status in _REFUSED_STATUS or (status == 400 and _answer(error)[0] in _REFUSED_CODES)
+    return status in _REFUSED_STATUS or (status == 400 and _error_fields(error)[0] in _REFUSED_CODES)
 
 
-def _broke(error: Exception) -> bool:
-    """Tell whether a connection broke, and obstore did not try again, as it does where nothing is asked for twice."""
-    said = str(error).split("Debug source:")[0]
-    return "HTTP error" in said and " retries," not in said
+def _is_broken_connection(error: Exception) -> bool:
+    """Return whether a connection broke and obstore did not retry: it retries only idempotent requests."""
+    text = str(error).split("Debug source:")[0]
+    return "HTTP error" in text and " retries," not in text
 
 
+<<<<<<< HEAD
 def _answer(error: Exception) -> tuple[str | None, str | None]:
     """Return code and message of a bucket's server, which are in its XML."""
     said = str(error).split("Debug source:")[0]
     code, message = (re.search(f"<{name}>([^<]*)</{name}>", said) for name in ("Code", "Message"))
     return code and clean_message(code[1]), message and clean_message(message[1])
+=======
+def _error_fields(error: Exception) -> tuple[str | None, str | None]:
+    """Return the code and message in the XML of a bucket's response."""
+    text = str(error).split("Debug source:")[0]
+    code, message = (re.search(f"<{name}>([^<]*)</{name}>", text) for name in ("Code", "Message"))
+    return code and plain(code[1]), message and plain(message[1])
+>>>>>>> 1470f33 (Plain English and clear names in the stores and bookkeeping of exports)
 
 
-def _reason(url: str, error: Exception, code: str | None, message: str | None) -> str:
-    """Return what a bucket's server says, and what to do."""
+def _error_reason(url: str, error: Exception, code: str | None, message: str | None) -> str:
+    """Return the reason of a failed request, and advice."""
     if code == "NoSuchBucket":
         scheme, _, rest = url.partition("://")
         bucket = rest.partition("/")[0]
-        return f"there is no bucket {scheme}://{bucket}; make it, or check its name"
+        return f"the bucket {scheme}://{bucket} does not exist; create it, or check its name"
     if code:
         status = _status(error)
         answer = f"{code}{f' ({message})' if message else ''}{f', status {status}' if status else ''}"
+<<<<<<< HEAD
         return f"its server answers {answer}; check the bucket's name and your credentials"
     reason = clean_message(str(error).split("Debug source:")[0].partition("<?xml")[0]) or type(error).__name__
+=======
+        return f"the server returned {answer}; check the bucket's name and your credentials"
+    reason = plain(str(error).split("Debug source:")[0].partition("<?xml")[0]) or type(error).__name__
+>>>>>>> 1470f33 (Plain English and clear names in the stores and bookkeeping of exports)
     return f"{reason}; check the bucket's name and your credentials"
 
 
-def place_at(folder: str) -> Place:
-    """Return the place that a folder or prefix is, as it is seen by who looks only."""
+def open_place(folder: str) -> Place:
+    """Return a local folder or a prefix of a bucket, for reading."""
     return Bucket(folder) if is_remote(folder) else Folder(folder, folder)

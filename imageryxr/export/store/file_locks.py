@@ -1,4 +1,4 @@
-"""Locks of files, and who holds them."""
+"""File locks, and the processes that hold them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from imageryxr.errors import TargetError
 
-# Whoever asks whether a file is locked holds it for a moment.
+# Attempts and pause in seconds: `lock_holder` in another process locks the file for a moment.
 TRIES = 5
 PAUSE = 0.02
 
 
 def lock(handle: int, path: str) -> None:
-    """Lock an open file, or raise `TargetError` if another has it."""
+    """Lock an open file, or raise `TargetError` if another process has locked it."""
     try:
         import fcntl
-    except ImportError:  # Windows: two exports of one target are not kept apart there
+    except ImportError:  # Windows: there two exports of one target do not exclude each other
         return
     for left in reversed(range(TRIES)):
         try:
@@ -33,7 +33,7 @@ def lock(handle: int, path: str) -> None:
 
 
 def lock_holder(path: str) -> str:
-    """Return which process has a file locked, in words; nothing if none has."""
+    """Return which process has locked a file, in words; empty if none has."""
     try:
         import fcntl
     except ImportError:
@@ -53,7 +53,7 @@ def lock_holder(path: str) -> str:
 
 
 def _process(handle: int) -> str:
-    """Return the process that has a file locked, by its number where the system tells."""
+    """Return the process that has locked a file, with its id where the system lists it."""
     inode = os.fstat(handle).st_ino
     try:
         lines = Path("/proc/locks").read_text().splitlines()

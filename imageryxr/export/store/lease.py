@@ -1,8 +1,9 @@
-"""Keeping two exports of one target in a bucket apart, where there are no locks.
+"""Leases: mutual exclusion of exports to one target in a bucket, which has no locks.
 
-Whoever exports puts an object with a name of its own into it, which buckets allow to one of several that try at once,
-and changes it every few seconds. One that does not change is of a process that is dead, and may be taken. Each change
-is on the condition that nobody made another meanwhile: who was asleep between looking and changing changes nothing.
+An exporting process creates an object under a condition that only one of several concurrent processes meets, and
+rewrites it every few seconds. An object that stays unchanged belongs to a dead process, and another process may take
+it over. Each rewrite is conditional on the object that was read before, so a process that was suspended between
+reading and writing changes nothing.
 """
 
 from __future__ import annotations
@@ -25,179 +26,178 @@ from imageryxr.export.store.bucket import Bucket
 
 
 @lru_cache(maxsize=1)
-def machine() -> str:
-    """Return what tells a run of a machine, as its processes count themselves, from all others.
+def machine_id() -> str:
+    """Return an identifier of the running machine and its process namespace.
 
-    Names do not: many machines go by one, and containers of one machine count their processes each on its own.
+    Host names do not identify a machine: many machines share a name, and containers of one machine number their
+    processes separately.
     """
     try:
         # https://docs.kernel.org/admin-guide/sysctl/kernel.html#random, pid_namespaces(7)
-        told = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+        text = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
     except OSError:
-        told = f"{uuid.getnode():x}"
-    return hashlib.sha256(told.encode()).hexdigest()[:16]  # it stands in the bucket, for all to read
+        text = f"{uuid.getnode():x}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]  # hashed, because anyone may read it in the bucket
 
 
 class Lease:
-    """The right to export to one place of a bucket.
+    """The exclusive right to export to one target in a bucket.
 
     Parameters
     ----------
     bucket : Bucket
     name : str
-        Of the object.
+        Name of the object.
     """
 
     BEAT = 5.0
-    """Seconds between signs of life."""
+    """Seconds between renewals."""
     DEAD = 30.0
-    """Seconds without one after which a holder counts as dead; where it ran on this machine, that is asked instead."""
+    """Seconds without a renewal after which a holder counts as dead. A holder on this machine is dead as soon as its
+    process does not exist."""
 
     def __init__(self, bucket: Bucket, name: str) -> None:
         self._bucket = bucket
         self._name = name
-        self._mine = uuid.uuid4().hex
+        self._key = uuid.uuid4().hex
         self._ended = threading.Event()
-        self._sure = 0.0
+        self._confirmed = 0.0
         self._lost: dict[str, Any] | None = None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Take the lease, and give it back at the end.
+    def hold(self) -> Iterator[None]:
+        """Acquire the lease, and release it at the end.
 
         Raises
         ------
         TargetError
-            If another process has it and lives.
+            If another live process holds it.
         """
-        self._take()
+        self._acquire()
         self._ended.clear()
-        beating = threading.Thread(target=self._beat, name="imageryxr-lease", daemon=True)
-        beating.start()
+        renewing = threading.Thread(target=self._renew, name="imageryxr-lease", daemon=True)
+        renewing.start()
         try:
             yield
         finally:
             self._ended.set()
-            beating.join(self.DEAD)  # a network that is away keeps nobody
+            renewing.join(self.DEAD)  # an unreachable network must not block the export for ever
             with suppress(TargetError):
-                if self._holder().get("key") == self._mine:
+                if self._holder().get("key") == self._key:
                     self._bucket.delete([self._name])
 
     def check(self) -> None:
-        """Raise `TargetError` if another has the lease by now, or had it: as after a network that was away for long."""
-        asked = time.time()
-        self._refuse(self._holder())
-        self._sure = asked
+        """Raise `TargetError` if another process holds the lease, or has taken it over since, as after an outage."""
+        requested = time.time()
+        self._check_holder(self._holder())
+        self._confirmed = requested
 
     def ensure(self) -> None:
-        """Do the same, and ask nothing while there are signs of life of this process.
+        """Do the same, without a request while the last renewal is recent.
 
-        A process that was stopped, or a machine that slept, goes on where it was: whoever is about to change the
-        bucket asks this first.
+        A suspended process or a machine that slept continues where it stopped, so this is called before each change of
+        the bucket.
         """
         if self._lost is not None:
-            self._refuse(self._lost)
-        # by the clock on the wall: others do not stand still while a machine sleeps
-        if abs(time.time() - self._sure) > self.DEAD / 2:
+            self._check_holder(self._lost)
+        # the wall clock, because monotonic clocks may stop while a machine sleeps
+        if abs(time.time() - self._confirmed) > self.DEAD / 2:
             self.check()
 
     def is_lost(self) -> bool:
-        """Tell whether another has it, or had it."""
+        """Return whether another process holds the lease, or has held it since."""
         try:
             self.ensure()
         except TargetError:
             return True
         return False
 
-    def _refuse(self, holder: dict[str, Any]) -> None:
-        if holder.get("key") == self._mine:
+    def _check_holder(self, holder: dict[str, Any]) -> None:
+        if holder.get("key") == self._key:
             return
-        # who took it and has ended took it away
-        who = self._where(holder) if holder else "another process"
+        # without a holder, the process that took the lease over has ended and removed it
+        who = self._describe(holder) if holder else "another process"
         then = " when that one has ended" if holder else ""
         raise TargetError(
-            f"{who} took over this target while it could not be reached; what is done is kept: the same call "
-            f"continues{then}",
+            f"{who} took over this target while the bucket could not be reached; the finished regions are kept: the "
+            f"same call continues{then}",
             taken=True,
         )
 
-    def _take(self) -> None:
-        if self._look()[1] is None and self._create():
+    def _acquire(self) -> None:
+        if self._read()[1] is None and self._create():
             return
-        now, mark = self._living()
-        if now:
+        holder, mark = self._wait_for_live_holder()
+        if holder:
             raise TargetError(
-                f"another process is exporting to this target ({self._where(now)}, which holds "
+                f"another process is exporting to this target ({self._describe(holder)}, which holds "
                 f"{self._bucket.url}/{self._name}); wait for it to end, or stop it: the same call continues where "
                 "it stopped"
             )
-        # it was given back, or another was faster
-        if mark is None or not self._bucket.replace(self._name, self._text(), mark):
-            self._take()
+        # the lease was released meanwhile, or another process acquired it first
+        if mark is None or not self._bucket.replace(self._name, self._content(), mark):
+            self._acquire()
             return
         self.check()
 
     def _create(self) -> bool:
-        """Put the object there if there is none; return whether it is this one's."""
-        if not self._bucket.create(self._name, self._text()):
-            return self._holder().get("key") == self._mine  # a retry after a broken connection finds its own object
+        """Create the object unless it exists; return whether this process created it."""
+        if not self._bucket.create(self._name, self._content()):
+            return self._holder().get("key") == self._key  # a retry after a broken connection finds its own object
         self.check()
         return True
 
-    def _living(self) -> tuple[dict[str, Any], dict[str, str] | None]:
-        """Wait for a sign of life of whoever has the lease; return who that is, nothing where there is none.
-
-        And with it what tells the object from what is there later; nothing if there is no object.
-        """
-        (seen, mark), since = self._look(), time.monotonic()
+    def _wait_for_live_holder(self) -> tuple[dict[str, Any], dict[str, str] | None]:
+        """Wait for a renewal by the holder; return the live holder, empty if none is, and the object's mark."""
+        (seen, mark), since = self._read(), time.monotonic()
         while seen and not self._is_dead(seen) and time.monotonic() - since <= self.DEAD:
             time.sleep(self.BEAT / 5)
-            now, mark = self._look()
+            now, mark = self._read()
             if now != seen:
                 return now, mark
         return {}, mark
 
-    def alive(self) -> str:
-        """Return which other process has the lease and lives, in words; nothing if none does."""
-        if self._holder().get("key") == self._mine:
+    def live_holder(self) -> str:
+        """Return which other live process holds the lease, in words; empty if none does."""
+        if self._holder().get("key") == self._key:
             return ""
-        living, _ = self._living()
-        return self._where(living) if living else ""
+        holder, _ = self._wait_for_live_holder()
+        return self._describe(holder) if holder else ""
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
         while not self._ended.wait(self.BEAT):
-            # a network that is away is others' to tell of
+            # errors of the network are raised by the thread that writes regions
             with suppress(TargetError):
-                asked = time.time()
-                holder, mark = self._look()
-                if holder.get("key") != self._mine or mark is None:
+                requested = time.time()
+                holder, mark = self._read()
+                if holder.get("key") != self._key or mark is None:
                     self._lost = holder
                     continue
-                fresh = abs(time.time() - asked) < self.DEAD / 2  # else what was heard is of the past
-                if fresh and self._bucket.replace(self._name, self._text(), mark):
-                    self._sure = asked
+                is_recent = abs(time.time() - requested) < self.DEAD / 2  # false if the machine slept meanwhile
+                if is_recent and self._bucket.replace(self._name, self._content(), mark):
+                    self._confirmed = requested
 
-    def _text(self) -> bytes:
-        who = {"key": self._mine, "host": socket.gethostname(), "machine": machine(), "pid": os.getpid()}
-        return json.dumps({**who, "beat": uuid.uuid4().hex}).encode()
+    def _content(self) -> bytes:
+        holder = {"key": self._key, "host": socket.gethostname(), "machine": machine_id(), "pid": os.getpid()}
+        return json.dumps({**holder, "beat": uuid.uuid4().hex}).encode()
 
     def _holder(self) -> dict[str, Any]:
-        return self._look()[0]
+        return self._read()[0]
 
-    def _look(self) -> tuple[dict[str, Any], dict[str, str] | None]:
-        """Return what the object says, and what tells it from what is there later."""
-        text, mark = self._bucket.get_marked(self._name)
+    def _read(self) -> tuple[dict[str, Any], dict[str, str] | None]:
+        """Return the content of the object, and its mark."""
+        text, mark = self._bucket.get_with_mark(self._name)
         try:
             found = json.loads(text or b"{}")
         except ValueError:
             found = {}
         return (found if isinstance(found, dict) else {}), mark
 
-    def _where(self, holder: dict[str, Any]) -> str:
+    def _describe(self, holder: dict[str, Any]) -> str:
         return f"process {holder.get('pid')} on {holder.get('host')}"
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
         import psutil
 
-        here = holder.get("machine") == machine() and isinstance(holder.get("pid"), int)
+        here = holder.get("machine") == machine_id() and isinstance(holder.get("pid"), int)
         return here and not psutil.pid_exists(holder["pid"])

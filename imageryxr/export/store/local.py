@@ -1,4 +1,4 @@
-"""Where exports put bytes: a folder, or what stands for one, in which every file is whole or not there."""
+"""Local folders that exports write to, in which each file is complete or absent, and the `Place` protocol."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from imageryxr.errors import ImageryError, OptionError, TargetError
 
 BUCKETS = ("s3", "gs")
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# Files on their way to the disk, of each who writes: so that none is waited for while there is something else to do.
-# A kill costs those; after so many seconds they have got there.
+# Files that each writer leaves unflushed while it encodes the next ones. A kill loses at most these files; after
+# SETTLED_SECONDS they are on the disk.
 WAITING = 32
 SETTLED_SECONDS = 2.0
 
 
 class Place(Protocol):
-    """A folder, or what stands for one, that files are put into; small and picklable, safe to use from many threads."""
+    """A folder or a prefix of a bucket that files are written to: small, picklable and thread-safe."""
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The path or URL."""
 
     def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
         """Write files, each atomically and durably; return their sizes."""
 
     def get(self, key: str) -> bytes | None:
-        """Return a file, or None where there is none."""
+        """Return the content of a file, None if there is none."""
 
-    def size_of(self) -> Callable[[str], int | None]:
-        """Return a function that gives the size of a file, None where there is none; it may remember what it saw."""
+    def size_lookup(self) -> Callable[[str], int | None]:
+        """Return a function that returns the size of a file, None if there is none; it may cache a listing."""
 
-    def own_size_of(self) -> Callable[[str], int | None]:
-        """Return the same for what this export put there, where others may put something too."""
+    def own_size_lookup(self) -> Callable[[str], int | None]:
+        """Return the same for files of this export only."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove files; those that are not there are passed over."""
+        """Remove files; missing ones are ignored."""
 
     def names(self) -> Iterator[str]:
-        """Return the names of all files, with folders."""
+        """Iterate over the names of all files, folders included."""
 
-    def beside(self) -> list[str]:
-        """Return the names of the files that lie in no folder of it."""
+    def top_level_files(self) -> list[str]:
+        """Return the names of the files that are not in a subfolder."""
 
 
 @contextmanager
 def disk_errors(place: str) -> Iterator[None]:
-    """Turn a failed write into a `TargetError` that says what to do."""
+    """Raise `TargetError` with advice in place of an `OSError`."""
     try:
         yield
     except ImageryError:
@@ -63,11 +63,11 @@ def disk_errors(place: str) -> Iterator[None]:
         advice = {
             errno.ENOSPC: "the disk is full: free some space or choose another target",
             errno.EDQUOT: "the disk quota is used up: free some space or choose another target",
-            errno.EACCES: "you have no right to write there",
+            errno.EACCES: "you have no permission to write there",
             errno.EROFS: "the file system is read-only",
         }.get(error.errno or 0, str(error))
-        said = f"could not write {place}: {advice}. What was at the target before is untouched"
-        raise TargetError(said, full=error.errno in FULL) from error
+        message = f"could not write {place}: {advice}. What was at the target before is untouched"
+        raise TargetError(message, full=error.errno in FULL) from error
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Folder:
 
     root: str
     scratch: str
-    """A folder on the same file system for files that are being written. Without it nothing can be: that is how a
-    worker that outlived its export is kept from writing into the next one."""
+    """A folder on the same file system for incomplete files. Writing fails once it is removed, so a worker that
+    outlives its export cannot write into the next one."""
 
     @property
     def url(self) -> str:
@@ -85,7 +85,7 @@ class Folder:
         return self.root
 
     def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
-        """Write under temporary names, make sure of them on the disk, then rename; a few wait while others are made."""
+        """Write files under temporary names, flush them to the disk, then rename; the last few are flushed late."""
         waiting: deque[tuple[float, str, str]] = deque()
         folders, sizes = set[str](), []
 
@@ -93,7 +93,7 @@ class Folder:
             while len(waiting) > left or (waiting and waiting[0][0] < until):
                 _, temporary, final = waiting.popleft()
                 try:
-                    folders.add(_settle(temporary, final))
+                    folders.add(_publish_file(temporary, final))
                 except BaseException:
                     with suppress(OSError):
                         os.unlink(temporary)
@@ -110,21 +110,21 @@ class Folder:
             for folder in folders:
                 sync(folder)
         except BaseException:
-            while waiting:  # whoever continues need not make again what is whole
+            while waiting:  # complete files need not be made again when the export continues
                 with suppress(OSError):
                     settle(0)
             raise
         return sizes
 
     def get(self, key: str) -> bytes | None:
-        """Return a file, or None."""
+        """Return the content of a file, None if there is none."""
         try:
             return Path(self.root, key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def size_of(self) -> Callable[[str], int | None]:
-        """Return a function that asks the file system."""
+    def size_lookup(self) -> Callable[[str], int | None]:
+        """Return a function that returns the size of a file, None if there is none."""
 
         def size(key: str) -> int | None:
             try:
@@ -134,9 +134,9 @@ class Folder:
 
         return size
 
-    def own_size_of(self) -> Callable[[str], int | None]:
-        """Ask for any: nobody else has this scratch folder."""
-        return self.size_of()
+    def own_size_lookup(self) -> Callable[[str], int | None]:
+        """Return the same: the folder is this export's own."""
+        return self.size_lookup()
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files."""
@@ -145,13 +145,13 @@ class Folder:
                 os.unlink(os.path.join(self.root, key))
 
     def names(self) -> Iterator[str]:
-        """Walk the folder."""
+        """Iterate over the names of all files, folders included."""
         for folder, _, names in os.walk(self.root):
             for name in names:
                 yield os.path.relpath(os.path.join(folder, name), self.root).replace(os.sep, "/")
 
-    def beside(self) -> list[str]:
-        """List the folder."""
+    def top_level_files(self) -> list[str]:
+        """Return the names of files and subfolders."""
         try:
             return os.listdir(self.root)
         except (FileNotFoundError, NotADirectoryError):
@@ -159,7 +159,7 @@ class Folder:
 
 
 def _write(path: str, data: bytes) -> None:
-    """Write a new file, which is on its way to the disk then, or not there."""
+    """Write a new file and start flushing it; remove it on failure."""
     try:
         with open(path, "xb") as file:
             file.write(data)
@@ -171,8 +171,8 @@ def _write(path: str, data: bytes) -> None:
         raise
 
 
-def _settle(temporary: str, final: str) -> str:
-    """Bring a file that is written to its place; return the folder."""
+def _publish_file(temporary: str, final: str) -> str:
+    """Flush a file and rename it to its final path; return the folder."""
     sync(temporary)
     folder = os.path.dirname(final)
     os.makedirs(folder, exist_ok=True)
@@ -181,9 +181,9 @@ def _settle(temporary: str, final: str) -> str:
 
 
 def _begin_sync(handle: int) -> None:
-    """Let a file be on its way to the disk while the next one is made."""
+    """Start writing a file to the disk, without waiting."""
     if hasattr(os, "posix_fadvise"):
-        # Linux begins to write what it is told to forget, and forgets only what is written.
+        # On DONTNEED, Linux starts to write the file's dirty pages.
         with suppress(OSError):
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -200,7 +200,7 @@ def sync(path: str) -> None:
 
 
 def is_remote(target: str) -> bool:
-    """Tell whether a target lies in a bucket, or raise `OptionError` for a scheme that cannot be written to."""
+    """Return whether a target lies in a bucket, or raise `OptionError` for a scheme that cannot be written to."""
     scheme, separator, _ = target.partition("://")
     if not separator or scheme == "file":
         return False
@@ -213,17 +213,17 @@ def is_remote(target: str) -> bool:
 
 
 def move_into_place(moves: Sequence[tuple[str, str]], aside: str) -> None:
-    """Rename each finished piece to its final path; what was there is kept aside until all are in place.
+    """Rename each finished file or folder to its final path, and move what it replaces to a separate folder.
 
-    If one rename fails, all that were done are taken back, so that the old data are whole again, and it raises.
-    A piece that is not there was moved before.
+    If one rename fails, the earlier ones are undone, so that the old data are complete again, and the error is raised.
+    A piece that does not exist was moved by an earlier call.
 
     Parameters
     ----------
     moves : sequence of (path, path)
-        Finished piece and final path, on one file system.
+        Finished file or folder, and its final path on the same file system.
     aside : path
-        A folder of the export's own on that file system.
+        A folder of this export on that file system, for what is replaced.
     """
     os.makedirs(aside, exist_ok=True)
     done: list[tuple[str, str]] = []

@@ -11,7 +11,7 @@ import numpy as np
 from imageryxr.errors import OptionError
 from imageryxr.export.targets.base import Layer
 from imageryxr.export.targets.slices import Stack, split_pattern
-from imageryxr.export.targets.tiff import check_compression, check_type, imagej_can, tiff_page_tags
+from imageryxr.export.targets.tiff import check_compression, check_type, is_imagej_type, tiff_page_tags
 from imageryxr.graph.expr import Array
 
 
@@ -89,7 +89,7 @@ class TiffStack(Stack):
 
         file = io.BytesIO()
         plane = np.ascontiguousarray(plane if plane.dtype != np.bool_ else plane.astype(np.uint8) * 255)
-        imagej = imagej_can(self.layer)
+        imagej = is_imagej_type(self.layer)
         tags = tiff_page_tags(self.layer, self.pixel, imagej=imagej)
         tifffile.imwrite(file, plane, compression=self.compression, imagej=imagej, **tags)
         return file.getvalue()

@@ -16,7 +16,7 @@ import numpy as np
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Axis
 from imageryxr.errors import OptionError, warn
-from imageryxr.export.store.bucket import place_at
+from imageryxr.export.store.bucket import open_place
 from imageryxr.export.targets.base import Target
 from imageryxr.graph.expr import Array
 
@@ -146,7 +146,9 @@ class Stack(SliceTarget):
         like = re.compile(r"-?[\d.]+".join(map(re.escape, fields)))
         mine = {f"{self.root}/{name}" for name in self.occupied()}
         folders = {name.rpartition("/")[0] for name in mine}
-        there = {f"{folder}/{f}" for folder in folders for f in place_at(folder).beside() if like.fullmatch(f)}
+        there = {
+            f"{folder}/{f}" for folder in folders for f in open_place(folder).top_level_files() if like.fullmatch(f)
+        }
         strays = sorted(os.path.basename(f) for f in there - mine)
         if strays:
             one = len(strays) == 1

@@ -41,7 +41,7 @@ def check_type(layer: Layer) -> None:
         )
 
 
-def imagej_can(layer: Layer) -> bool:
+def is_imagej_type(layer: Layer) -> bool:
     """Tell whether ImageJ's kind of TIFF holds such values: colours it has of 8 bits only."""
     return layer.dtype in (np.uint8, np.bool_) or (not layer.channels and layer.dtype in (np.uint16, np.float32))
 
@@ -102,7 +102,7 @@ class TiffFile(SliceTarget):
         """Tell where programs do not find how far apart slices are."""
         if self.ome or self._imagej or self.layer.grid.shape[self.axis] == 1:
             return None
-        why = "ImageJ has no BigTIFF" if self.bigtiff and imagej_can(self.layer) else "ImageJ has no such values"
+        why = "ImageJ has no BigTIFF" if self.bigtiff and is_imagej_type(self.layer) else "ImageJ has no such values"
         other = ".ome.zarr" if _not_in_ome(self.layer) else ".ome.tif"
         return (
             f"how far apart the slices are, {self.pixel[2]:g} nm, stands only where tifffile reads it, as {why}; a "
@@ -151,7 +151,7 @@ class TiffFile(SliceTarget):
 
     @property
     def _imagej(self) -> bool:
-        return not self.ome and not self.bigtiff and imagej_can(self.layer)
+        return not self.ome and not self.bigtiff and is_imagej_type(self.layer)
 
     def _tags(self, count: int) -> dict[str, Any]:
         tags = tiff_page_tags(self.layer, self.pixel, imagej=self._imagej)

@@ -21,7 +21,7 @@ DYING = """
 import os, signal, sys
 from tests.support.slices import export
 storage = sys.modules["imageryxr.export.store.local"]  # of which the function hides the module
-settle, count = storage._settle, 0
+settle, count = storage._publish_file, 0
 
 def dying(*names):
     global count
@@ -30,7 +30,7 @@ def dying(*names):
         os.kill(os.getpid(), signal.SIGKILL)
     return settle(*names)
 
-storage._settle = dying
+storage._publish_file = dying
 sys.modules["imageryxr.export.plan.slab_regions"].BRICK_VOXELS = 1
 export(sys.argv[1])
 """

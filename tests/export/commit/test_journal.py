@@ -51,23 +51,23 @@ def test_what_another_pattern_replaced_is_not_passed_for_there(tmp_path, other, 
     theirs = array.values if array is not B else np.moveaxis(B.values, 1, 0)
     export(A, tmp_path / Z)
     export(array, tmp_path / other, overwrite=True)
-    with pytest.raises(ix.TargetExistsError, match=r"export to s\{.*replaced what this call had made; .*overwrite"):
+    with pytest.raises(ix.TargetExistsError, match=r"export to s\{.*replaced files of this call; .*overwrite"):
         export(A, tmp_path / Z)
     np.testing.assert_array_equal(slices(tmp_path), theirs)
     assert export(array, tmp_path / other).tasks == 0
     assert export(A, tmp_path / Z, overwrite=True).complete
     np.testing.assert_array_equal(slices(tmp_path), A.values)
-    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
         export(array, tmp_path / other)
 
 
 def test_one_file_and_a_stack_with_a_slice_of_its_name(tmp_path):
     export(A[:1], tmp_path / "s003.tif")
     export(A, tmp_path / Z, overwrite=True)
-    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
         export(A[:1], tmp_path / "s003.tif")
     export(A[:1], tmp_path / "s003.tif", overwrite=True)
-    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
         export(A, tmp_path / Z)
 
 
@@ -86,7 +86,7 @@ def test_what_would_be_replaced_is_asked_for_again(tmp_path):
     ix.export(B, tmp_path / "z{y}.png", overwrite=True, square=False)
     assert work
     assert list(tmp_path.rglob("*-work-*/data/*")) == work, "nobody's work is removed"
-    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
         ix.export(picture(), tmp_path / "z{z}.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "z3.png")), B.values[:, 3])
     assert ix.export(picture(), tmp_path / "z{z}.png", overwrite=True).skipped > 0
@@ -201,7 +201,7 @@ def test_a_folder_where_a_file_was_is_somebodys(tmp_path, kind):
     file = tmp_path / sorted(digest(tmp_path))[0]
     file.unlink()
     (file / "mine").mkdir(parents=True)
-    with pytest.raises(ix.TargetExistsError, match="is a folder, where a file would be"):
+    with pytest.raises(ix.TargetExistsError, match="is a folder, but the export writes a file of this name"):
         run(kind, tmp_path)
     assert (file / "mine").is_dir()
 
@@ -269,11 +269,11 @@ def test_wrong_values_are_told_and_overwrite_begins_anew(tmp_path, complete, kin
     complete(kind, tmp_path)
     truth = digest(tmp_path)
     edit(manifest(tmp_path), **values)
-    with pytest.raises(ix.ManifestError, match="is no manifest that this version reads") as caught:
+    with pytest.raises(ix.ManifestError, match="is not a manifest that this version can read") as caught:
         run(kind, tmp_path)
     said = str(caught.value)
     assert said.startswith(str(manifest(tmp_path)))
-    assert "give overwrite=True to begin anew" in said
+    assert "give overwrite=True to start over" in said
     assert any(name in said for name in values)
     assert digest(tmp_path) == truth
     run(kind, tmp_path, overwrite=True)
@@ -287,7 +287,7 @@ def test_a_torn_manifest_is_told_and_overwrite_begins_anew(tmp_path, complete, k
     complete(kind, tmp_path)
     truth = digest(tmp_path)
     manifest(tmp_path).write_bytes(text)
-    with pytest.raises(ix.ManifestError, match="give overwrite=True to begin anew"):
+    with pytest.raises(ix.ManifestError, match="give overwrite=True to start over"):
         run(kind, tmp_path)
     run(kind, tmp_path, overwrite=True)
     assert digest(tmp_path) == truth
@@ -309,7 +309,7 @@ def test_a_folder_in_place_of_a_manifest_is_told(tmp_path, end, overwrite):
     path = tmp_path / f"one.tif.manifest{end}"
     path.unlink()
     path.mkdir()
-    with pytest.raises(ix.TargetError, match=r"is a folder, where a file of an export's manifest would be"):
+    with pytest.raises(ix.TargetError, match=r"is a folder, but the export needs this name for a file of its manifest"):
         run("tiff", tmp_path, overwrite=overwrite)
     assert path.is_dir()
 
@@ -367,7 +367,7 @@ def test_files_that_another_root_names_as_well_are_not_passed_for_there(tmp_path
     other = A + np.uint8(1)
     ix.export(A, above, **options)
     ix.export(other, below, overwrite=True, **options)
-    with pytest.raises(ix.TargetExistsError, match=r"export to \{z\}\.tif has since replaced what this call had made"):
+    with pytest.raises(ix.TargetExistsError, match=r"export to \{z\}\.tif has since replaced files of this call"):
         ix.export(A, above, **options)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "a" / "3" / "3.tif"), other.values[3])
     with pytest.warns(ix.ImageryWarning, match="11 files beside the 12"):
@@ -405,7 +405,7 @@ def test_what_appeared_while_a_result_was_brought_to_its_place_is_not_replaced(t
     mine = tmp_path / "a" / sorted(truth)[-1]
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_bytes(b"mine")
-    with pytest.raises(ix.TargetExistsError, match="appeared while this export was under way, and is not replaced"):
+    with pytest.raises(ix.TargetExistsError, match="appeared during this export and is not replaced"):
         run(kind, tmp_path / "a")
     assert mine.read_bytes() == b"mine"
     mine.unlink()

@@ -367,7 +367,7 @@ def test_a_line_of_the_log_that_was_cut_short_counts_for_nothing():
 def test_a_manifest_that_makes_no_sense_is_told(tmp_path):
     run("omezarr", tmp_path)
     (tmp_path / MANIFEST[0]).write_text('{"token": 3')
-    with pytest.raises(ix.TargetError, match="is no manifest that this version reads"):
+    with pytest.raises(ix.TargetError, match="is not a manifest that this version can read"):
         run("omezarr", tmp_path)
     with pytest.raises(ix.TargetError):
         Header.parse(b'{"step": [1, 2, 3], "first": [1, 2, 3], "from_the_future": 1}', "x")

@@ -63,13 +63,13 @@ def test_what_another_pattern_replaced_is_not_passed_for_there(bucket, tmp_path)
     truth = {Z: A.values, Y: np.moveaxis(B.values, 1, 0)}
     export(A, bucket.url(Z))
     export(B, bucket.url(Y), overwrite=True)
-    with pytest.raises(ix.TargetExistsError, match=r"export to s\{.*replaced what this call had made; .*overwrite"):
+    with pytest.raises(ix.TargetExistsError, match=r"export to s\{.*replaced files of this call; .*overwrite"):
         export(A, bucket.url(Z))
     np.testing.assert_array_equal(slices(bucket, tmp_path), truth[Y])
     assert export(B, bucket.url(Y)).tasks == 0
     assert export(A, bucket.url(Z), overwrite=True).complete
     np.testing.assert_array_equal(slices(bucket, tmp_path), truth[Z])
-    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
         export(B, bucket.url(Y))
 
 
@@ -132,7 +132,7 @@ def test_who_shares_files_with_one_that_is_written_now_waits(bucket):
         ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True)
     assert re.search(rf"same names as another export.*process {process.pid} on", str(caught.value))
     assert ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True).complete
-    with pytest.raises(ix.TargetExistsError, match="replaced what this call had made"):
+    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
         ix.export(picture(), bucket.url("z{z:03d}.png"))
 
 
@@ -159,7 +159,7 @@ def test_who_slept_while_another_took_over_changes_nothing(bucket, target, repla
         process.send_signal(signal.SIGCONT)
         _, said = process.communicate(timeout=100)
         assert process.returncode == 1
-        assert "took over this target while it could not be reached; what is done is kept" in said
+        assert "took over this target while the bucket could not be reached; the finished regions are kept" in said
     assert bucket.contents() == found
     assert bucket.names() == beside
     assert ix.export(picture(seed=int(other)), bucket.url(target), **options).tasks == 0
@@ -213,7 +213,7 @@ def test_what_was_on_its_way_when_it_fell_asleep_takes_no_place(bucket, target, 
     process.send_signal(signal.SIGCONT)
     _, said = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert "took over this target while it could not be reached" in said
+    assert "took over this target while the bucket could not be reached" in said
     assert bucket.contents() == found
     assert bucket.names() == beside
     assert ix.export(picture(seed=int(other)), bucket.url(target), **options).tasks == 0
@@ -283,17 +283,19 @@ def test_what_was_collected_and_is_lost_is_told_of_before_anything_is_replaced(b
     ix.export(picture(seed=9), bucket.url(target))
     before = bucket.contents()
     site = sys.modules["imageryxr.export.commit.publish"].BucketSite
-    bring = site.bring
+    publish = site.publish
 
     def losing(self, header, keys):
         part = "/out/" if target == "one.tif" else "/data/"
         lost = [n for n in bucket.names() if part in n and not n.endswith("zarr.json")][-1]
         bucket.client.delete_object(Bucket=bucket.name, Key=lost)
-        return bring(self, header, keys)
+        return publish(self, header, keys)
 
     with monkeypatch.context() as patched:
-        patched.setattr(site, "bring", losing)
-        with pytest.raises(ix.TargetError, match=r"is not complete: .* is not there any more.*before is untouched"):
+        patched.setattr(site, "publish", losing)
+        with pytest.raises(
+            ix.TargetError, match=r"is not complete: .* was removed by another program.*before is untouched"
+        ):
             ix.export(picture(), bucket.url(target), overwrite=True)
     assert bucket.contents() == before
     assert ix.export(picture(), bucket.url(target), overwrite=True).complete
@@ -317,7 +319,7 @@ def test_what_is_lost_while_it_is_copied(bucket, monkeypatch, target):
 
     with monkeypatch.context() as patched:
         patched.setattr(place, "copy", losing)
-        with pytest.raises(ix.TargetError, match="is not there any more.*part old and part new") as caught:
+        with pytest.raises(ix.TargetError, match="was removed by another program.*part old and part new") as caught:
             ix.export(picture(), bucket.url(target), overwrite=True, **options)
     assert "untouched" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -337,7 +339,7 @@ def test_what_was_lost_after_a_kill_in_the_last_step_is_made_again(bucket, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(site, "bring", stopped)
+        patched.setattr(site, "publish", stopped)
         with pytest.raises(KeyboardInterrupt):
             ix.export(picture(), bucket.url(target), overwrite=True)
     lost = [n for n in bucket.names() if "/data/" in n and not n.endswith("zarr.json")][-1]

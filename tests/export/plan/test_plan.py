@@ -288,7 +288,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
 @pytest.mark.slow
 def test_no_room_for_what_will_surely_be_written(tmp_path):
     array = huge((200_000, 50_000, 50_000))
-    with pytest.raises(ix.TargetError, match=r"it takes 500 TB, and .* are free"):
+    with pytest.raises(ix.TargetError, match=r"it needs 500 TB; .* are free"):
         ix.plan_export(array, tmp_path / "z{z}.tif", compression=None, memory="100 GB").validate()
 
 

@@ -169,7 +169,7 @@ def test_what_is_not_compressed_must_fit_the_disk(tmp_path, monkeypatch, case):
     array = virtual((64, 512, 512))
     takes = int(array.nbytes * times)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, takes - 1))
-    with pytest.raises(ix.TargetError, match=r"it takes .* MB, and .* MB are free in"):
+    with pytest.raises(ix.TargetError, match=r"it needs .* MB; .* MB are free in"):
         ix.plan_export(array, tmp_path / target, **options).validate()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, takes))
     ix.plan_export(array, tmp_path / target, **options).validate()
@@ -180,7 +180,7 @@ def test_what_is_compressed_may_fit(tmp_path, monkeypatch, target):
     array = virtual((64, 512, 512))
     place = target.format(tmp_path) if "//" in target else tmp_path / target
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, array.nbytes // 40))
-    with pytest.warns(ix.ImageryWarning, match=r"takes .* before compression, and 419 kB are free .* a 4\dth; choose"):
+    with pytest.warns(ix.ImageryWarning, match=r"needs .* before compression; 419 kB are free .* ratio of 4\d; choose"):
         ix.plan_export(array, place).validate()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, array.nbytes // 10))
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import imageryxr as ix
-from imageryxr.export.commit.journal import Run
+from imageryxr.export.commit.journal import ManifestWatch
 from imageryxr.export.store.bucket import Bucket
 from tests.support.dying import DYING
 from tests.support.export_jobs import picture
@@ -131,9 +131,9 @@ def test_what_travels_asks_the_manifest(bucket):
     plan = ix.plan_export(picture(), f"{url}/o.zarr", **OPTIONS)
     assert plan.workspace is not None
     ix.export(picture(), f"{url}/o.zarr", **OPTIONS)
-    header = plan.workspace.keeper.load()
+    header = plan.workspace.manifest.load()
     assert header is not None
-    place = Bucket(f"{url}/y", lease, Run(url, "o.zarr.manifest", header.run, header.phase))
+    place = Bucket(f"{url}/y", lease, ManifestWatch(url, "o.zarr.manifest", header.run, header.phase))
     place.put([("a", b"1")])
     assert lease.asked == 1
     away = pickle.loads(pickle.dumps(place))
@@ -142,16 +142,16 @@ def test_what_travels_asks_the_manifest(bucket):
     assert lease.asked == 1
     taken = replace(header, replaced="another")  # some of its files are another's
     bucket.client.put_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json", Body=taken.to_bytes())
-    with pytest.raises(ix.TargetError, match="another export is there"):
+    with pytest.raises(ix.TargetError, match="another one started"):
         pickle.loads(pickle.dumps(place)).put([("a", b"0")])
     other = picture(seed=1)
     ix.export(other, f"{url}/o.zarr", overwrite=True, **OPTIONS)
-    with pytest.raises(ix.TargetError, match="another export is there: a region .* is not written") as caught:
+    with pytest.raises(ix.TargetError, match="another one started: the region .* is not written") as caught:
         away.put([("a", b"4")])  # it is there: whether it may go is asked now
     assert caught.value.taken
     bucket.client.delete_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json")
     again = pickle.loads(pickle.dumps(place))
-    with pytest.raises(ix.TargetError, match=r"o.zarr.manifest.json is not there any more"):
+    with pytest.raises(ix.TargetError, match=r"o.zarr.manifest.json was removed"):
         again.put([("c", b"5")])
     assert {k: bucket.read(f"x/y/{k}") for k in "ab"} == {"a": b"2", "b": b"3"}
 

@@ -143,10 +143,10 @@ def test_an_object_is_replaced_by_who_may(between, bucket):
     assert asked[2].strip('"').isalnum()
     assert place.create("a", b"4") is False
     assert place.create("c", b"5") is True
-    _, mark = place.get_marked("a")
+    _, mark = place.get_with_mark("a")
     assert place.replace("a", b"6", mark) is True
     assert place.replace("a", b"7", mark) is False
-    assert place.get_marked("nothing") == (None, None)
+    assert place.get_with_mark("nothing") == (None, None)
     assert bucket.read("x/a") == b"6"
 
 
@@ -227,7 +227,7 @@ def test_a_transient_bad_request_is_not_reported_as_missing_conditional_writes(b
 def test_an_object_is_not_replaced_when_the_server_stops_supporting_conditions(between, bucket):
     place = Bucket(bucket.url("x"))
     place.put([("a", b"1")])
-    _, mark = place.get_marked("a")
+    _, mark = place.get_with_mark("a")
     bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"theirs")
     between.conditions = 400
     with pytest.raises(ix.TargetError, match="does not support conditional writes"):
@@ -244,7 +244,7 @@ def test_an_object_that_others_keep_changing_is_an_error(bucket, monkeypatch):
         return send(self, name, *args)
 
     monkeypatch.setattr(Bucket, "_send", overtaken)
-    with pytest.raises(ix.TargetError, match=r"x/a: something else kept changing this object during 4 attempts"):
+    with pytest.raises(ix.TargetError, match=r"x/a: another program changed this object during each of 4 attempts"):
         Bucket(bucket.url("x")).put([("a", b"mine")])
     assert bucket.read("x/a") == b"theirs 4"
 
@@ -252,12 +252,12 @@ def test_an_object_that_others_keep_changing_is_an_error(bucket, monkeypatch):
 def test_a_live_holder_keeps_its_lease_and_a_dead_one_loses_it(bucket, impatient):
     place = Bucket(bucket.url("o").rpartition("/")[0])
     place.put([("o.lock", json.dumps({"key": "theirs", "host": "another-machine", "pid": 1}).encode())])
-    with Lease(place, "o.lock").held():
+    with Lease(place, "o.lock").hold():
         for _ in range(2):
             time.sleep(1.5)
             other = Lease(place, "o.lock")
-            assert other.alive()
-        with pytest.raises(ix.TargetError, match="another process is exporting"), other.held():
+            assert other.live_holder()
+        with pytest.raises(ix.TargetError, match="another process is exporting"), other.hold():
             pass
     assert bucket.names() == []
 
@@ -314,7 +314,7 @@ def test_one_of_several_exports_takes_a_free_lease(bucket, monkeypatch):
 
         def take(ended=ended, held=held):
             try:
-                with Lease(place, "o.lock").held():
+                with Lease(place, "o.lock").hold():
                     held.append(True)
                     ended.wait()
             except ix.TargetError:
@@ -332,7 +332,7 @@ def test_one_of_several_exports_takes_a_free_lease(bucket, monkeypatch):
 
 
 def test_many_objects_are_deleted_as_long_as_one_may(bucket, monkeypatch):
-    monkeypatch.setattr(buckets, "DELETED", 4)
+    monkeypatch.setattr(buckets, "MAX_DELETE", 4)
     names = [f"{i:02d}" for i in range(10)]
     Bucket(bucket.url("x")).put((name, b"1") for name in names)
     with pytest.raises(ix.TargetError, match="another took over"):
@@ -357,8 +357,8 @@ def test_one_file_of_more_than_a_server_copies(between, bucket, monkeypatch, tmp
     """As of 5 GiB: it goes by way of this process, in parts of which there may be so many."""
     if there:
         ix.export(picture(seed=1), bucket.url("o.tif"))
-    monkeypatch.setattr(buckets, "COPIED", 1000)
-    monkeypatch.setattr(buckets, "PARTS", 2)
+    monkeypatch.setattr(buckets, "MAX_COPY", 1000)
+    monkeypatch.setattr(buckets, "MAX_PARTS", 2)
     large = array_of(Computed((12, 1024, 1024)))
     report = ix.export(large, bucket.url("o.tif"), overwrite=there, compression=None)
     ix.export(large, tmp_path / "o.tif", compression=None)
@@ -370,15 +370,15 @@ def test_one_file_of_more_than_a_server_copies(between, bucket, monkeypatch, tmp
 
 
 def test_parts_of_a_large_file():
-    assert buckets._part(1) == 5 << 20
+    assert buckets._part_size(1) == 5 << 20
     size = 300 << 30
-    assert -(-size // buckets._part(size)) <= 10_000
+    assert -(-size // buckets._part_size(size)) <= 10_000
 
 
 def test_a_lease_that_makes_no_sense_is_taken(bucket, impatient):
     for text in (b"", b"[]", b"{", b"null"):
         bucket.client.put_object(Bucket=bucket.name, Key="o.lock", Body=text)
-        with Lease(Bucket(bucket.url("o").rpartition("/")[0]), "o.lock").held():
+        with Lease(Bucket(bucket.url("o").rpartition("/")[0]), "o.lock").hold():
             assert json.loads(bucket.read("o.lock"))["beat"]
         assert bucket.names() == []
 
@@ -394,7 +394,7 @@ def test_of_several_that_find_a_holder_dead_one_takes_over(between, bucket, impa
     def take(lease):
         begin.wait()
         try:
-            with lease.held():
+            with lease.hold():
                 held.append(lease)
                 time.sleep(3)  # others look for a sign of life so long
                 lease.check()

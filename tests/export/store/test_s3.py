@@ -186,10 +186,11 @@ def test_one_that_joins_is_not_undone_by_one_that_stops(bucket, impatient):
     stop = ix.ChunkReadError("stopped")
 
     def first():
-        return put("omezarr", bucket, array=picture(seconds=0.8, seed=3, fail_above=0), retries=0)
+        return put("omezarr", bucket, array=picture(seconds=3, seed=3, fail_above=0), retries=0)
 
     def second():
-        time.sleep(0.4)
+        while not [name for name in bucket.names() if ".lock" in name]:
+            time.sleep(0.02)
         return put("omezarr", bucket, array=picture(seed=3))
 
     found = at_once(first, second)
@@ -222,7 +223,7 @@ def test_a_lease_of_a_process_of_this_machine_that_is_dead_is_taken_over_at_once
     monkeypatch.setattr(Lease, "DEAD", 3600.0)
     code = (
         "import sys, os; from imageryxr.export.store.bucket import Bucket; from imageryxr.export.store.lease import Lease\n"
-        "with Lease(Bucket(sys.argv[1]), 'o.ome.zarr.manifest.lock').held(): os._exit(0)\n"
+        "with Lease(Bucket(sys.argv[1]), 'o.ome.zarr.manifest.lock').hold(): os._exit(0)\n"
     )
     folder = bucket.url("o.ome.zarr").rpartition("/")[0]
     subprocess.run([sys.executable, "-c", code, folder], check=True, cwd=ROOT)
@@ -253,7 +254,7 @@ def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):
     target, options = TARGETS[kind]
     code = (
         "import sys, imageryxr as ix, imageryxr.export.commit.journal as m\nfrom tests.support.export_jobs import picture\n"
-        "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\nm.BucketKeeper.EVERY = 0.1\n"
+        "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\nm.BucketManifest.EVERY = 0.1\n"
         f"ix.export(picture(seconds=0.1), {bucket.url(target)!r}, workers=2, **{options!r})\n"
     )
     for delay in (2.2, 2.6, 3.0, 3.5):
@@ -275,7 +276,8 @@ def test_no_such_bucket(bucket):
     with pytest.raises(ix.TargetError) as caught:
         ix.export(picture(), "s3://no-such-bucket/o.zarr", retries=0)
     assert str(caught.value) == (
-        "could not write s3://no-such-bucket/o.zarr: there is no bucket s3://no-such-bucket; make it, or check its name"
+        "could not write s3://no-such-bucket/o.zarr: the bucket s3://no-such-bucket does not exist; create it, or check "
+        "its name"
     )
 
 
@@ -285,7 +287,7 @@ def test_no_such_bucket(bucket):
         (
             "Generic S3 error: Server returned non-2xx status code: 403 Forbidden: <?xml version='1.0'?><Error>"
             "<Code>AccessDenied</Code><Message>Access Denied</Message><HostId>x</HostId></Error>Debug source: a\nb",
-            "its server answers AccessDenied (Access Denied), status 403; check the bucket's name and your credentials",
+            "the server returned AccessDenied (Access Denied), status 403; check the bucket's name and your credentials",
         ),
         (
             "Generic S3 error: it is no XML <?xml version='1.0'?><Odd/>",

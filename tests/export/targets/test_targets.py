@@ -576,7 +576,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch):
         return block
 
     slow = em.copy(data=em.chunk().data.map_blocks(meddle, meta=np.empty((0, 0, 0), np.uint8), name="meddled"))
-    with pytest.raises(ix.TargetExistsError, match="appeared while"):
+    with pytest.raises(ix.TargetExistsError, match="appeared during this export"):
         ix.export(slow, target, progress=False)
     assert (target / "zarr.json").read_text() == "theirs"
     ix.export(slow, target, progress=False, overwrite=True)
@@ -600,7 +600,7 @@ def test_overwrite_removes_no_folder_that_has_the_name_of_a_file(tmp_path, targe
     folder = tmp_path / target.format(z=0)
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ix.TargetExistsError, match="is a folder, where a file would be"):
+    with pytest.raises(ix.TargetExistsError, match="is a folder, but the export writes a file of this name"):
         ix.export(IMAGE, tmp_path / target, overwrite=True)
     with pytest.raises(ix.TargetExistsError):
         ix.export(IMAGE, tmp_path / target)
