@@ -344,7 +344,7 @@ def test_what_was_lost_after_a_kill_in_the_last_step_is_made_again(bucket, monke
             ix.export(picture(), bucket.url(target), overwrite=True)
     lost = [n for n in bucket.names() if "/data/" in n and not n.endswith("zarr.json")][-1]
     bucket.client.delete_object(Bucket=bucket.name, Key=lost)
-    with pytest.raises(ix.TargetError, match="the same call makes again what is lost"):
+    with pytest.raises(ix.TargetError, match="the same call restores the missing files"):
         ix.export(picture(), bucket.url(target))
     assert {name: bucket.read(name) for name in before} == before
     report = ix.export(picture(), bucket.url(target))
