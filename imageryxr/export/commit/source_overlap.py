@@ -56,15 +56,9 @@ def refuse_sources(target: Target, places: Iterable[str]) -> None:
 
 def _message(target: Target, relation: Relation, place: str) -> str:
     return (
-<<<<<<< HEAD
-        f"the target {target.place} {what} {clean_message(place)}, a source of the array that is exported: writing "
-        "there would destroy the source, even with overwrite=True; give another target, and move the result when the "
-        "export is complete"
-=======
-        f"the target {target.place} {relation} {plain(place)}, a source of the exported array: writing there would "
+        f"the target {target.place} {relation} {clean_message(place)}, a source of the exported array: writing there would "
         "destroy the source, so this is refused even with overwrite=True; give another target, and move the result "
         "when the export is complete"
->>>>>>> 1470f33 (Plain English and clear names in the stores and bookkeeping of exports)
     )
 
 

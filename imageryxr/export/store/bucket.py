@@ -373,19 +373,11 @@ def _is_broken_connection(error: Exception) -> bool:
     return "HTTP error" in text and " retries," not in text
 
 
-<<<<<<< HEAD
-def _answer(error: Exception) -> tuple[str | None, str | None]:
-    """Return code and message of a bucket's server, which are in its XML."""
-    said = str(error).split("Debug source:")[0]
-    code, message = (re.search(f"<{name}>([^<]*)</{name}>", said) for name in ("Code", "Message"))
-    return code and clean_message(code[1]), message and clean_message(message[1])
-=======
 def _error_fields(error: Exception) -> tuple[str | None, str | None]:
     """Return the code and message in the XML of a bucket's response."""
     text = str(error).split("Debug source:")[0]
     code, message = (re.search(f"<{name}>([^<]*)</{name}>", text) for name in ("Code", "Message"))
-    return code and plain(code[1]), message and plain(message[1])
->>>>>>> 1470f33 (Plain English and clear names in the stores and bookkeeping of exports)
+    return code and clean_message(code[1]), message and clean_message(message[1])
 
 
 def _error_reason(url: str, error: Exception, code: str | None, message: str | None) -> str:
@@ -397,13 +389,8 @@ def _error_reason(url: str, error: Exception, code: str | None, message: str | N
     if code:
         status = _status(error)
         answer = f"{code}{f' ({message})' if message else ''}{f', status {status}' if status else ''}"
-<<<<<<< HEAD
-        return f"its server answers {answer}; check the bucket's name and your credentials"
-    reason = clean_message(str(error).split("Debug source:")[0].partition("<?xml")[0]) or type(error).__name__
-=======
         return f"the server returned {answer}; check the bucket's name and your credentials"
-    reason = plain(str(error).split("Debug source:")[0].partition("<?xml")[0]) or type(error).__name__
->>>>>>> 1470f33 (Plain English and clear names in the stores and bookkeeping of exports)
+    reason = clean_message(str(error).split("Debug source:")[0].partition("<?xml")[0]) or type(error).__name__
     return f"{reason}; check the bucket's name and your credentials"
 
 
