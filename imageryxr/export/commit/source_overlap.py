@@ -56,9 +56,9 @@ def refuse_sources(target: Target, places: Iterable[str]) -> None:
 
 def _message(target: Target, relation: Relation, place: str) -> str:
     return (
-        f"the target {target.place} {relation} {clean_message(place)}, a source of the exported array: writing there would "
-        "destroy the source, so this is refused even with overwrite=True; give another target, and move the result "
-        "when the export is complete"
+        f"the target {target.place} {relation} {clean_message(place)}, a source of the exported array: writing there "
+        "would destroy the source, so this is refused even with overwrite=True; give another target, and move the "
+        "result when the export is complete"
     )
 
 
