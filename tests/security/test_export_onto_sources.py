@@ -47,9 +47,9 @@ def refused(array: xr.DataArray, target: str | os.PathLike[str], folder: Path, *
     """Export with and without overwriting; check that both fail without a change, and return the message."""
     before = contents(folder)
     for overwrite in (True, False):
-        with pytest.raises(TargetExistsError, match="a source of the array") as error:
+        with pytest.raises(TargetExistsError, match="a source of the exported array") as error:
             ix.export(array, target, overwrite=overwrite, **options)
-        with pytest.raises(TargetExistsError, match="a source of the array"):
+        with pytest.raises(TargetExistsError, match="a source of the exported array"):
             ix.plan_export(array, target, overwrite=overwrite, **options)
     assert contents(folder) == before
     return str(error.value)
