@@ -46,7 +46,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 @pytest.fixture(autouse=True)
 def _reset_warnings_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test see the warnings that a process issues only once."""
-    monkeypatch.setattr(paint, "_MERGED", [])
+    monkeypatch.setattr(paint, "_HAS_WARNED", [])
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from imageryxr.cli.messages import as_options
 from imageryxr.core.bbox import IndexBox, format_triple
 from imageryxr.core.grid import Grid
 from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkError
-from imageryxr.neuroglancer.fetch import state_of
-from imageryxr.neuroglancer.layers import check_source, limited_time
+from imageryxr.neuroglancer.fetch import load_state
+from imageryxr.neuroglancer.layers import check_source, limit_time
 from imageryxr.neuroglancer.state import parse_state
 from imageryxr.sources.base import Level, Source, levels_by_resolution
 from imageryxr.sources.cave.graphene import GrapheneSource
@@ -53,14 +53,14 @@ def show_source(source: str, timestamp: str | None, *, as_json: bool, reads: boo
 
 def show_link(link: str, *, allow_local: bool, as_json: bool, reads: bool) -> bool:
     """Print what the layers of a link are; return whether all of them can be opened and read."""
-    state = parse_state(state_of(link, allow_local=allow_local))
+    state = parse_state(load_state(link, allow_local=allow_local))
     connection = Connection(access=Access(allow_local, from_link=True))
     found: list[dict[str, Any]] = []
     is_whole, began = True, time.monotonic()
     for link_layer in state.layers:
         try:
             check_source(link_layer, allow_local=allow_local, trusted_hosts=())
-            with limited_time(began):
+            with limit_time(began):
                 layer, choices = _described(link_layer.source, None, connection)
         except ImageryError as error:
             is_whole = False
@@ -72,7 +72,7 @@ def show_link(link: str, *, allow_local: bool, as_json: bool, reads: bool) -> bo
         is_whole &= _is_readable(states)
         found.append({"name": link_layer.name, **_description(layer, states)})
         _show(as_json, f"{link_layer.name!r}: " + "\n".join(_lines(layer, choices, states)))
-    for left in state.left_out:
+    for left in state.skipped:
         found.append({"name": left.name, "left_out": left.reason})
         _show(as_json, f"{left.name!r} is left out: {left.reason}")
     if as_json:

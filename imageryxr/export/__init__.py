@@ -21,7 +21,7 @@ from imageryxr.export.read.spill import check_scratch
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run.scheduler import run_plan
 from imageryxr.export.run.workers import Crew, find_crew, leave_script_of_parent
-from imageryxr.export.targets.base import Layer, Target
+from imageryxr.export.targets.base import ArrayInfo, Target
 from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
 from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
 from imageryxr.graph.to_dask import exprs_below
@@ -261,7 +261,7 @@ def _plan(
     channels = read.tail[0] if read.tail else 0
     volume = read.volume
     contrast = volume.attrs.get("contrast_limits")
-    layer = Layer(
+    layer = ArrayInfo(
         volume.grid,
         channels,
         volume.expr.dtype,

@@ -21,7 +21,7 @@ from imageryxr.core.grid import Axis, grid_of
 from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError
 from imageryxr.export.store.local import disk_errors
 from imageryxr.export.targets.slices import INDEX_SLACK
-from imageryxr.render.figure import picture_of
+from imageryxr.render.figure import array_to_pil
 
 # Bytes of masks that are held at once, unless a slice of all takes more.
 _HELD = 256_000_000
@@ -251,7 +251,7 @@ def _write(file: Path, mask: Any, ink: RGBA | None) -> None:
     with disk_errors(str(file)):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            picture_of(pixels).save(
+            array_to_pil(pixels).save(
                 beside, **({} if file.suffix.lower() == ".png" else {"compression": "tiff_deflate"})
             )
             os.replace(beside, file)

@@ -1,1 +1,1 @@
-"""Neuroglancer states: read from links, and written as links."""
+"""Read Neuroglancer links into arrays, and write arrays as links."""

@@ -1,4 +1,4 @@
-"""Dimensions and units of a Neuroglancer link, and where it puts the data of a layer along x, y and z."""
+"""Dimensions and units of a Neuroglancer state, and the placement of a layer along x, y and z."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from imageryxr.core.bbox import Triple, tidy
 from imageryxr.core.grid import Grid
 from imageryxr.errors import LinkError
-from imageryxr.neuroglancer.validate import shown
+from imageryxr.neuroglancer.validate import short_repr
 
 AXES = "xyz"
 _PREFIXES = {"": 0, "Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "d": -1, "c": -2}
@@ -20,22 +20,22 @@ _PREFIXES |= {"m": -3, "u": -6, "µ": -6, "n": -9, "p": -12, "f": -15, "a": -18,
 
 @dataclass(frozen=True)
 class Placement:
-    """How the coordinates that a source gives its voxels become those of the link, axis by axis (x, y, z)."""
+    """Scale and shift that map a source's own coordinates to those of the link, per axis (x, y, z)."""
 
     scale: Triple = (1.0, 1.0, 1.0)
-    """Of the whole layer about 0."""
+    """Factors applied about the origin."""
     voxel_size: tuple[float | None, float | None, float | None] = (None, None, None)
-    """What the finest voxels measure in nm before that, where the link says so."""
+    """Size in nm of the finest voxels before scaling; None where the link does not override the source."""
     shift: Triple = (0.0, 0.0, 0.0)
-    """Nanometres added last."""
+    """Translation in nm, applied after scaling."""
 
     def place(self, grid: Grid, finest: Triple) -> Grid:
-        """Return the grid of a level as the link places it.
+        """Return the grid of a level in the coordinates of the link.
 
         Parameters
         ----------
         grid : Grid
-            As the source has it.
+            The level's grid in the source.
         finest : tuple of float
             Resolution (x, y, z) of the source's finest level.
         """
@@ -43,8 +43,8 @@ class Placement:
             return grid
         resolution, offset = [], []
         for axis in range(3):
-            asked = self.voxel_size[axis]
-            factor = self.scale[axis] * (1.0 if asked is None else asked / finest[axis])
+            override = self.voxel_size[axis]
+            factor = self.scale[axis] * (1.0 if override is None else override / finest[axis])
             size = float(f"{grid.resolution[axis] * factor:.12g}")
             resolution.append(size)
             offset.append(tidy(grid.voxel_offset[axis] + self.shift[axis] / size))
@@ -55,56 +55,58 @@ NATIVE = Placement()
 
 
 def read_dimensions(state: Mapping[str, Any], key: str = "dimensions") -> dict[str, tuple[float, str]]:
-    """Return the dimensions of a state, name → (scale in nm, or as it stands for other units, and the unit)."""
-    given = state.get(key)
-    if given is None:
+    """Return the dimensions of a state: name → (scale, unit). Lengths are converted to nm, other units are kept."""
+    entries = state.get(key)
+    if entries is None:
         return {}
-    if not isinstance(given, Mapping) or len(given) > 32:
-        raise LinkError(f"{key}={shown(given)} is no object of dimensions, such as {{'x': [4e-9, 'm'], …}}")
-    return {str(name): _dimension(value, f"{key}.{name}") for name, value in given.items()}
+    if not isinstance(entries, Mapping) or len(entries) > 32:
+        raise LinkError(
+            f"{key}={short_repr(entries)} is not an object with at most 32 dimensions, such as {{'x': [4e-9, 'm'], …}}"
+        )
+    return {str(name): _read_dimension(value, f"{key}.{name}") for name, value in entries.items()}
 
 
-def _dimension(value: Any, what: str) -> tuple[float, str]:
+def _read_dimension(value: Any, what: str) -> tuple[float, str]:
     if isinstance(value, Mapping):
-        return 1.0, ""  # named places along an axis
+        return 1.0, ""  # an axis with named coordinates has no unit
     if not isinstance(value, list | tuple) or len(value) != 2 or not isinstance(value[1], str):
-        raise LinkError(f"{what}={shown(value)} is no scale and unit, such as [4e-9, 'm']")
+        raise LinkError(f"{what}={short_repr(value)} is not a scale and a unit, such as [4e-9, 'm']")
     try:
         scale = math.nan if isinstance(value[0], bool) else float(value[0])
     except (TypeError, ValueError, OverflowError):
         scale = math.nan
     if not 1e-30 < scale < 1e30:
-        raise LinkError(f"{what}={shown(value)}: the scale must be a number above 0")
+        raise LinkError(f"{what}={short_repr(value)}: the scale must be a number above 0")
     match = re.fullmatch(r"([YZEPTGMkhdcmuµnpfazy]?)m", value[1])
     if match is None:
         return scale, value[1]
-    # Rounded where floats of metres cannot be exact: 4e-09 m are 4 nm.
+    # Rounded because metres as floats are inexact: 4e-09 m must be exactly 4 nm.
     return float(f"{scale * 10.0 ** (_PREFIXES[match.group(1)] + 9):.12g}"), "nm"
 
 
-def scale_of(scale: float, unit: str) -> float:
-    """Return the scale of a dimension in nm of lengths, in s of times, or as it stands."""
+def si_scale(scale: float, unit: str) -> float:
+    """Return the scale of a dimension: in nm for lengths, in seconds for times, unchanged for other units."""
     match = re.fullmatch(r"([YZEPTGMkhdcmuµnpfazy]?)s", unit)
     return scale if match is None else float(f"{scale * 10.0 ** _PREFIXES[match.group(1)]:.12g}")
 
 
-def dimensions_of(dims: Mapping[str, tuple[float, str]]) -> Triple:
-    """Return the scales (x, y, z) in nm.
+def spatial_scales(dims: Mapping[str, tuple[float, str]]) -> Triple:
+    """Return the scales of x, y and z in nm.
 
     Raises
     ------
     LinkError
-        If there is no such axis, or it has no unit of length.
+        If one of the axes is missing or its unit is not a length.
     """
     out = []
     for axis in AXES:
         if axis not in dims:
-            raise LinkError(f"the state has the dimensions {', '.join(dims)}; without x, y and z there is no picture")
+            raise LinkError(f"the state has the dimensions {', '.join(dims)}, but x, y and z are required")
         scale, unit = dims[axis]
         if unit != "nm" or not 1e-6 < scale < 1e12:
             raise LinkError(
-                f"the dimension {axis} of the state has the scale {scale:g} {unit or ''}, which is no length; give "
-                "metres, as [8e-9, 'm']"
+                f"the dimension {axis} of the state has the scale {scale:g} {unit or ''}, which is not a length; use "
+                "metres, as in [8e-9, 'm']"
             )
         out.append(scale)
     return out[0], out[1], out[2]

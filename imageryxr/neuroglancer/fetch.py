@@ -1,7 +1,7 @@
-"""From a Neuroglancer link, or what else people share, to the JSON state that it stands for.
+"""Load the JSON state behind a Neuroglancer link, URL, file or viewer object.
 
-A link is untrusted input: it is bounded in size and depth before anything looks at it, names of files in it are not
-followed, and no token goes to a server that the user has not had to do with.
+A link is untrusted input: its size and depth are limited before it is parsed, file names inside it are not opened, and
+tokens are sent only to servers that the user already trusts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 
 from imageryxr.errors import AddressError, AuthError, LinkError, LinkServerError, ServerError
-from imageryxr.neuroglancer.state_json import DEFAULT_SIZE, decoded, parsed, plain_state, size_limit, too_large
+from imageryxr.neuroglancer.state_json import (
+    DEFAULT_SIZE,
+    decode_text,
+    normalize_state,
+    parse_json,
+    parse_size_limit,
+    size_error,
+)
 from imageryxr.sources.address import FORMAT_NAMES, bucket_url
 from imageryxr.sources.fetch.auth import find_password, find_token, unsent_token_reason
 from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, send_interruptible_request
@@ -24,74 +31,74 @@ from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.policy import Access, Credential, can_receive, is_cave_server
 from imageryxr.sources.fetch.url import MIDDLEAUTH, WebURL, is_local_host, parse_web_url
 
-#: A link may name the URL of a state, and a short link stand for such a link.
+#: A short link may lead to a link that holds the URL of a state.
 MAX_FETCHES = 3
 MAX_REDIRECTS = 5
 
-# Pairs of what may stand around a link that somebody pastes.
+# Pairs of characters that often surround a pasted link.
 _WRAPPINGS = ('""', "''", "<>", "``", "“”", "‘’", "()")
 
-# Marks without width that files begin with, and that mails and web pages put around a link.
+# Byte-order marks of files, and zero-width characters that mail programs and web pages put around links.
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 
-# Anything that holds braces or quotes is a state that lost its "#!", and no address to ask a server for.
+# Text with braces or quotes is a state without its "#!", not a URL to request.
 _STATE_URL = re.compile(r"((middleauth\+)?https?|gs|s3)://(?!.*%7b)[^\s{}\"'<>|\\]{1,2000}", re.IGNORECASE)
 
 
-def state_of(
+def load_state(
     link: Any,
     *,
     allow_local: bool = False,
     trusted_hosts: Collection[str] = (),
     max_state_size: int | str = DEFAULT_SIZE,
 ) -> dict[str, Any]:
-    """Return the JSON state that a link, text, path, mapping or viewer state stands for.
+    """Return the JSON state of a link, text, path, mapping or viewer state.
 
     Parameters
     ----------
     link : str, path, mapping or viewer state
-        A link with ``#!{…}`` or ``#!URL``; the JSON text itself; the URL of a state; a file that holds either; the
-        parsed state; or anything with a ``to_json`` method, such as ``neuroglancer.ViewerState``.
+        A link with ``#!{…}`` or ``#!URL``, the JSON text itself, the URL of a state, a file that contains one of
+        these, the parsed state, or an object with a ``to_json`` method such as ``neuroglancer.ViewerState``.
     allow_local : bool
         Whether a state may be fetched from this machine or a private network.
     trusted_hosts : collection of str
-        Hosts besides CAVE's that may have the user's token.
+        Hosts, besides those of CAVE, that may receive the user's token.
     max_state_size : int or str
-        How many characters the link, the file or the state may have.
+        Maximum number of characters of the link, the file or the state.
 
     Raises
     ------
     LinkError, AuthError
-        If there is no state in it, or it may not be had.
+        If there is no state, or access to it is denied.
     OptionError
-        If ``max_state_size`` is no size.
+        If ``max_state_size`` is not a size.
     """
-    limit = size_limit(max_state_size)
+    limit = parse_size_limit(max_state_size)
     access = Access(allow_local, tuple(trusted_hosts), from_link=True)
     if isinstance(link, Mapping):
-        return plain_state(link, limit)
+        return normalize_state(link, limit)
     if hasattr(link, "to_json"):
-        return state_of(link.to_json(), max_state_size=limit)
+        return load_state(link.to_json(), max_state_size=limit)
     if isinstance(link, int | np.integer) and not isinstance(link, bool):
         link = str(int(link)) if 0 <= link < 1 << 70 else f"{link:#x}"
     if isinstance(link, os.PathLike):
-        return _of_text(_unwrapped(_read_file(link, limit)), access, limit)
+        return _state_from_text(_unwrap(_read_file(link, limit)), access, limit)
     if not isinstance(link, str):
         raise LinkError(
-            f"{type(link).__name__} is no Neuroglancer link; give the link, its JSON state, or the path of a file "
-            "that holds it"
+            f"{type(link).__name__} is not a Neuroglancer link; give the link, its JSON state, or the path of a file "
+            "that contains it"
         )
     if len(link) > limit:
-        raise too_large("the link", len(link), limit)
-    text = _unwrapped(link)
-    if not _looks_like_link(text):
-        text = _unwrapped(_read_file(text, limit))
-    return _of_text(text, access, limit)
+        raise size_error("the link", len(link), limit)
+    text = _unwrap(link)
+    if not _is_link(text):
+        text = _unwrap(_read_file(text, limit))
+    return _state_from_text(text, access, limit)
 
 
-def _unwrapped(text: str) -> str:
-    """Take off what a link is wrapped in where it is pasted from: blanks, quotes, <…> of mails, Markdown's […](…)."""
-    for _ in range(8):  # deeper than anybody wraps a link
+def _unwrap(text: str) -> str:
+    """Return a pasted link without surrounding whitespace, quotes, <…> from mails and Markdown's […](…)."""
+    for _ in range(8):  # links are never wrapped deeper
         text = text.strip().strip(_INVISIBLE).strip()
         named = re.match(r"!?\[[^\[\]{}]{0,1000}\]\(", text)
         inner = text[1:-1].strip() if text[:1] + text[-1:] in _WRAPPINGS else ""
@@ -104,7 +111,7 @@ def _unwrapped(text: str) -> str:
     return text
 
 
-def _looks_like_link(text: str) -> bool:
+def _is_link(text: str) -> bool:
     return text.startswith(("{", "[", "#!")) or "://" in text[:200] or len(text) > 4096 or "\n" in text or not text
 
 
@@ -112,58 +119,60 @@ def _read_file(path: str | os.PathLike[str], limit: int) -> str:
     name = os.fspath(path)
     if isinstance(name, str) and re.fullmatch(r"\d{8,22}", name) and not os.path.exists(name):
         raise LinkError(
-            f"{name!r} looks like the id of a state on a server, and does not say on which; give the state's URL, "
+            f"{name!r} looks like the id of a state on a server, but the server is missing; give the URL of the state, "
             f"such as https://global.daf-apis.com/nglstate/api/v1/{name}"
         )
     try:
         with open(os.path.expanduser(path), "rb") as file:
             data = file.read(limit + 1)
-        text = None if len(data) > limit else decoded(data)
+        text = None if len(data) > limit else decode_text(data)
     except (OSError, ValueError) as error:
         raise LinkError(
-            f"{_shown(str(name))} is neither a link, nor JSON, nor a file that can be read ({type(error).__name__}); "
-            "give https://…#!…, the JSON state, or the path of a file with either"
+            f"{_public_link(str(name))} is not a link, JSON or a readable file ({type(error).__name__}); give "
+            "https://…#!…, the JSON state, or the path of a file that contains one of them"
         ) from None
     if text is None:
-        raise too_large(f"the file {_shown(str(name))}", None, limit)
+        raise size_error(f"the file {_public_link(str(name))}", None, limit)
     return text
 
 
-def _of_text(text: str, access: Access, limit: int, fetched: int = 0) -> dict[str, Any]:
+def _state_from_text(text: str, access: Access, limit: int, fetched: int = 0) -> dict[str, Any]:
     if text.startswith(("{", "[")):
-        return parsed(text)
+        return parse_json(text)
     scheme, *rest = re.split("#(?:!|%21)", text, maxsplit=1)
     if rest and rest[0]:
         inner = urllib.parse.unquote(rest[0]).removeprefix("+").strip()
         if inner.startswith("{"):
-            return parsed(inner)
+            return parse_json(inner)
         target = inner
     else:
         target = _json_url(scheme) or scheme
     if text.split("://")[0] in FORMAT_NAMES:
         raise LinkError(
-            f"{_shown(text)} is the address of a layer, not a link; open it with imageryxr.open_image or "
+            f"{_public_link(text)} is the address of a layer, not a link; open it with imageryxr.open_image or "
             "imageryxr.open_segmentation"
         )
     if fetched == MAX_FETCHES or not _STATE_URL.fullmatch(target):
-        raise LinkError(f"there is no state in the link {_shown(text)}: after '#!' stands the state, {{…}}, or its URL")
+        raise LinkError(
+            f"the link {_public_link(text)} contains no state; '#!' must be followed by the state, {{…}}, or its URL"
+        )
     try:
         found = _fetch(target, access, limit)
     except AddressError as error:
-        raise LinkError(f"the address of the state makes no sense: {error}") from None
-    return _of_text(_unwrapped(found), access, limit, fetched + 1)
+        raise LinkError(f"the address of the state is invalid: {error}") from None
+    return _state_from_text(_unwrap(found), access, limit, fetched + 1)
 
 
 def _json_url(text: str) -> str | None:
     try:
         query = urllib.parse.parse_qs(urllib.parse.urlsplit(text).query)
     except ValueError as error:
-        raise LinkError(f"{_shown(text)} is no URL ({error})") from None
+        raise LinkError(f"{_public_link(text)} is not a URL ({error})") from None
     return query.get("json_url", [None])[0]
 
 
-def _shown(text: str) -> str:
-    """Return the begin of a link for a message, without users, passwords and queries."""
+def _public_link(text: str) -> str:
+    """Return the start of a link for messages, without user names, passwords and queries."""
     public = re.sub(r"\?[^#]+", "?…", re.sub(r"//[^/\s@]{1,2000}@", "//", text[:4096]))
     return repr(public if len(public) <= 120 else public[:120] + "…")
 
@@ -173,7 +182,7 @@ def _shown(text: str) -> str:
 
 
 def check_trusted(url: str, what: str, access: Access) -> None:
-    """Raise `AuthError` unless a URL's server may have the user's CAVE token."""
+    """Raise `AuthError` unless the server of a URL may receive the user's CAVE token."""
     server = parse_web_url(url)
     held = find_token(server.netloc)
     if can_receive(url, access, given_for=(), is_cave_token=True):
@@ -183,15 +192,15 @@ def check_trusted(url: str, what: str, access: Access) -> None:
 
 
 def _fetch(url: str, access: Access, limit: int) -> str:
-    """Return the text at the URL of a state, or the link that a short one stands for."""
+    """Return the text at the URL of a state, or the target of a short link."""
     address = bucket_url(url) if url.startswith(("gs://", "s3://")) else url.removeprefix(MIDDLEAUTH)
-    server = _checked_server(address, access)
+    server = _check_server(address, access)
     if url.startswith(MIDDLEAUTH):
         check_trusted(address, f"the state at {server.netloc}", access)
     held = find_token(server.netloc)
     with_token = held is not None and held.header_for(address, access) is not None
     credential: Credential | None = held if with_token else find_password(address)
-    # A server of states that redirects a request without a valid token does so to its login.
+    # A state server redirects a request without a valid token to its login page.
     may_redirect = not with_token and not is_cave_server(server)
     for _ in range(MAX_REDIRECTS):
         found, place = _download(address, credential, access, limit, may_redirect)
@@ -199,17 +208,17 @@ def _fetch(url: str, access: Access, limit: int) -> str:
             return found
         if re.search("#(!|%21)", place) or _json_url(place):
             return place
-        address, credential = place, None  # a credential stays with the server that it was meant for
-        _checked_server(address, access)
-    raise LinkError(f"{_shown(url)} is redirected more than {MAX_REDIRECTS} times; give the link that it leads to")
+        address, credential = place, None  # credentials are never sent to a redirect's target
+        _check_server(address, access)
+    raise LinkError(f"{_public_link(url)} is redirected more than {MAX_REDIRECTS} times; give the final link")
 
 
-def _checked_server(address: str, access: Access) -> WebURL:
+def _check_server(address: str, access: Access) -> WebURL:
     server = parse_web_url(address)
     if is_local_host(server.host) and not access.allow_local:
         raise LinkError(
-            f"the state lies at {server.netloc}, on this machine or its network, where a link from elsewhere should "
-            "not reach; if it is your own, give allow_local=True"
+            f"the state is at {server.netloc}, on this machine or its network, which links may not access by default; "
+            "if you trust the link, give allow_local=True"
         )
     return server
 
@@ -217,7 +226,7 @@ def _checked_server(address: str, access: Access) -> WebURL:
 def _download(
     address: str, credential: Credential | None, access: Access, limit: int, may_redirect: bool = True
 ) -> tuple[str, str | None]:
-    """Return the text at a web address, and where the server redirects to, if it does."""
+    """Return the text at a web address, and the target of a redirect or None."""
     server = parse_web_url(address)
     host = server.netloc
     connection = Connection(timeout=30, retries=1, access=access)
@@ -228,35 +237,35 @@ def _download(
     except ServerError as error:
         raise LinkServerError(f"the state at {host} could not be fetched: {error}") from None
     place = ""
-    with suppress(ValueError):  # of a Location that is no URL
+    with suppress(ValueError):  # an invalid Location header
         place = urllib.parse.urljoin(address, reply.headers.get("location", "")) if reply.is_redirect else ""
     if place.startswith(("http://", "https://")) and (may_redirect or "#!" in place):
         return "", place
     if reply.is_redirect or reply.status in (401, 403):
         raise AuthError(
-            f"the state at {host} asks for a token that it accepts (status {reply.status}); save one with caveclient: "
+            f"the state at {host} requires a valid token (status {reply.status}); save one with caveclient: "
             f"CAVEclient(server_address=…).auth.setup_token(), or in ~/.cloudvolume/secrets/{host}-cave-secret.json"
         )
     if reply.status != 200:
         kind = LinkServerError if reply.status in (408, 429, *range(500, 600)) else LinkError
         raise kind(f"there is no state at {server.public}: status {reply.status}")
-    return _text_of(reply, server, limit), None
+    return _reply_text(reply, server, limit), None
 
 
-def _text_of(reply: Reply, server: WebURL, limit: int) -> str:
+def _reply_text(reply: Reply, server: WebURL, limit: int) -> str:
     if len(reply.body) > limit:
-        raise too_large(f"the state at {server.netloc}", None, limit)
+        raise size_error(f"the state at {server.netloc}", None, limit)
     try:
-        text = decoded(decompress_body(reply, max(limit + 1, METADATA_BYTES)))
+        text = decode_text(decompress_body(reply, max(limit + 1, METADATA_BYTES)))
     except UnicodeDecodeError:
-        raise LinkError(f"what lies at {server.netloc} is no text, so no state") from None
+        raise LinkError(f"the reply of {server.netloc} is not text, so it contains no state") from None
     except ValueError as error:
-        raise LinkError(f"the state at {server.netloc} cannot be unpacked: {error}") from None
+        raise LinkError(f"the state at {server.netloc} cannot be decompressed: {error}") from None
     if len(text) > limit:
-        raise too_large(f"the state at {server.netloc}", len(text), limit)
+        raise size_error(f"the state at {server.netloc}", len(text), limit)
     if text.lstrip().startswith("<"):
         raise LinkError(
-            f"there is no state at {server.public}, but a web page; open it in a browser, and copy the address that "
-            "it leads to, with '#!' in it"
+            f"{server.public} returned a web page instead of a state; open it in a browser and copy the address that "
+            "contains '#!'"
         )
     return text

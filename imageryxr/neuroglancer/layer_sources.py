@@ -1,4 +1,4 @@
-"""Sources of the layers of a link: the channel and the time that the link shows, and where it puts them."""
+"""Resolve the source, channel, time and placement of a link's layer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imageryxr.errors import ChoiceError, LayerError
-from imageryxr.neuroglancer.dimensions import Placement, scale_of
+from imageryxr.neuroglancer.dimensions import Placement, si_scale
 from imageryxr.neuroglancer.navigation import Dimensions
 from imageryxr.neuroglancer.state import LinkLayer, LinkState
 from imageryxr.neuroglancer.transform import AxisPlace, Transform
@@ -16,10 +16,10 @@ from imageryxr.sources.resolve import resolve_source
 _AXIS = {"channel": "c", "time": "t"}
 
 
-def shown_source(layer: LinkLayer, state: LinkState, **options: Any) -> tuple[Source, Placement]:
-    """Return the source of a layer, of several channels and times the ones that the link shows, and its place.
+def resolve_layer_source(layer: LinkLayer, state: LinkState, **options: Any) -> tuple[Source, Placement]:
+    """Return the source of a layer, at the channel and time that the link shows, and its placement.
 
-    Reads metadata only, twice where there are several channels or times.
+    Reads metadata only; reads it twice if there are several channels or times.
 
     Parameters
     ----------
@@ -28,12 +28,12 @@ def shown_source(layer: LinkLayer, state: LinkState, **options: Any) -> tuple[So
     state : LinkState
         The link.
     **options
-        As `resolve_source` takes them. A ``channel`` or ``time`` that is given is not taken from the link.
+        Options of `resolve_source`. A ``channel`` or ``time`` given here overrides that of the link.
 
     Raises
     ------
     LayerError
-        If the link puts the layer where it cannot be drawn, or shows a place of it where there is nothing.
+        If the layer's transform cannot be drawn, or the link's channel or time is outside the data.
     ImageryError
         As `resolve_source`.
     """
@@ -42,39 +42,36 @@ def shown_source(layer: LinkLayer, state: LinkState, **options: Any) -> tuple[So
     counts: dict[str, int] = {}
     while True:
         try:
-            source = resolve_source(layer.source, kind, **options, **_first(counts))
+            first: dict[str, Any] = dict.fromkeys(counts, 0)
+            source = resolve_source(layer.source, kind, **options, **first)
             break
         except ChoiceError as error:
             if error.what in counts or error.what in options:
                 raise
             counts[error.what] = error.count
     axes = viewer_axes(source, counts)
-    placed = (layer.transform or Transform()).applied(axes)
+    placed = (layer.transform or Transform()).apply(axes)
     if isinstance(placed, str):
         raise LayerError(placed)
     picks: dict[str, Any] = {}
     for what, count in counts.items():
         name = next(axis for axis in axes if axis[0] == _AXIS[what])
         own = next((o[1:] for o in getattr(source, "others", ()) if o[0] == name[0]), (None, 0.0))
-        picks[what] = _index(name, placed.others, count, layer, state, own)
+        picks[what] = _displayed_index(name, placed.others, count, layer, state, own)
     if any(picks.values()):
         source = resolve_source(layer.source, kind, **options, **picks)
     return source, placed.placement
 
 
-def _first(counts: Mapping[str, int]) -> dict[str, Any]:
-    return dict.fromkeys(counts, 0)
-
-
 def viewer_axes(source: Source, counts: Any = ()) -> tuple[str, ...]:
-    """Return the axes of a source in its own order, by the names that Neuroglancer gives them."""
+    """Return Neuroglancer's names of a source's axes, in the source's order."""
     stored = getattr(source, "axes", None)
     if stored is not None:
         return tuple("c'" if axis == "c" else axis for axis in stored)
     return ("x", "y", "z", "c^") if "channel" in counts else ("x", "y", "z")
 
 
-def _index(
+def _displayed_index(
     axis: str,
     places: Mapping[str, AxisPlace],
     count: int,
@@ -82,24 +79,24 @@ def _index(
     state: LinkState,
     own_scale: tuple[float | None, float],
 ) -> int:
-    """Return which of several channels or times the link shows: the middle one where it does not say."""
+    """Return the index of the channel or time that the link shows; the middle one by default."""
     place = places[axis]
     if place.name.endswith("^"):
-        return _inside(layer.channel, count, layer, place.name)
+        return _check_index(layer.channel, count, layer, place.name)
     own = place.name.endswith("'")
     dims: Dimensions = layer.local_dimensions if own else state.dimensions
     step, start = own_scale
-    scale = scale_of(*dims[place.name]) if place.name in dims else place.output or step or 1.0
+    scale = si_scale(*dims[place.name]) if place.name in dims else place.output or step or 1.0
     found = dict(layer.position if own else state.pose.places)
-    if own and not dims:  # the link lists them in the order of the source
+    if own and not dims:  # unnamed local positions are in the order of the source's axes
         local = [p.name for p in places.values() if p.name.endswith("'")]
         found = {name: found[f"{i}'"] for i, name in enumerate(local) if f"{i}'" in found}
     if place.name not in found:
         return count // 2
-    return _inside(place.index(found[place.name], scale, step, start), count, layer, place.name)
+    return _check_index(place.index(found[place.name], scale, step, start), count, layer, place.name)
 
 
-def _inside(index: int, count: int, layer: LinkLayer, name: str) -> int:
+def _check_index(index: int, count: int, layer: LinkLayer, name: str) -> int:
     if not 0 <= index < count:
-        raise LayerError(f"the link shows {name} = {index} of it, and it has 0 to {count - 1}")
+        raise LayerError(f"the link shows {name} = {index}, but the data have 0 to {count - 1}")
     return index

@@ -1,4 +1,4 @@
-"""Layers of a Neuroglancer link: each is opened for itself, so that one that cannot be does not end the link."""
+"""Open the layers of a Neuroglancer link one by one, so that one failure does not affect the others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from imageryxr.graph.expr import Array, Mapped
 from imageryxr.graph.labelled import attrs_on_grid, label_result, volume_of
 from imageryxr.neuroglancer.dimensions import NATIVE, Placement
 from imageryxr.neuroglancer.fetch import check_trusted
-from imageryxr.neuroglancer.layer_sources import shown_source
+from imageryxr.neuroglancer.layer_sources import resolve_layer_source
 from imageryxr.neuroglancer.state import LinkLayer, LinkState
 from imageryxr.ops.multiscale import first_resolution
 from imageryxr.ops.open import open_image, open_segmentation
@@ -58,14 +58,14 @@ from imageryxr.sources.fetch.policy import Access, is_local_address
 from imageryxr.sources.fetch.threads import current_stop_event, stop_on
 
 LINK_SECONDS, LAYER_SECONDS = 300, 90
-"""How long all layers of a link, and each of them, may take to be opened."""
+"""Time limits for opening all layers of a link and each single layer."""
 
 Choice = int | Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """How the layers of a link are opened."""
+    """Options for opening the layers of a link."""
 
     allow_local: bool = False
     trusted_hosts: tuple[str, ...] = ()
@@ -80,55 +80,56 @@ class LayerOptions:
             absent = [n for n in choice if n not in names] if isinstance(choice, Mapping) else []
             if absent:
                 raise OptionError(
-                    f"{what} names the layer {absent[0]!r}, and the link has {', '.join(map(repr, names))}"
+                    f"{what} names the layer {absent[0]!r}, but the link has {', '.join(map(repr, names))}"
                 )
 
 
 def open_layers(
     state: LinkState, chosen: Sequence[LinkLayer], options: LayerOptions
 ) -> tuple[dict[str, xr.DataArray], dict[str, ImageryError]]:
-    """Return the layers of a link that can be drawn, by name, and the errors of the others.
+    """Return the opened layers of a link by name, and the errors of those that failed.
 
     Raises
     ------
     ChoiceError
-        If a layer does not have the channel or time that was asked for.
+        If a layer does not have the requested channel or time.
     """
     opened: dict[str, xr.DataArray] = {}
     failed: dict[str, ImageryError] = {}
     began = time.monotonic()
     for layer in chosen:
         try:
-            with limited_time(began):
+            with limit_time(began):
                 opened[layer.name] = _open_layer(layer, state, options)
         except ImageryError as error:
             failed[layer.name] = error
-            chose = isinstance(error, ChoiceError) and _chosen(getattr(options, error.what), layer.name) is not None
-            if chose:
+            if isinstance(error, ChoiceError) and _choice_for(getattr(options, error.what), layer.name) is not None:
                 raise
     return opened, failed
 
 
 @contextmanager
-def limited_time(began: float) -> Iterator[None]:
-    """End the requests for a layer after some time: a link may name hundreds of servers that never answer.
+def limit_time(began: float) -> Iterator[None]:
+    """Stop the requests for a layer after a time limit: a link may name hundreds of servers that never answer.
 
     Parameters
     ----------
     began : float
-        When the first layer of the link was opened, by `time.monotonic`.
+        Time from `time.monotonic` at which the first layer of the link was opened.
 
     Raises
     ------
     ServerError
-        If the time was over.
+        If the time limit is exceeded.
     """
-    if current_stop_event() is not None:  # the caller ends it
+    if current_stop_event() is not None:  # the caller limits the time
         yield
         return
     seconds = min(LAYER_SECONDS, began + LINK_SECONDS - time.monotonic())
-    late = f"its servers did not answer in the time that a link has ({LINK_SECONDS} s, {LAYER_SECONDS} for a layer)"
-    late = f"{late}; open it alone with layers=[…], or by its address"
+    late = (
+        f"its servers did not answer in time ({LAYER_SECONDS} s for a layer, {LINK_SECONDS} s for a link); open it "
+        "alone with layers=[…], or by its address"
+    )
     if seconds <= 0:
         raise ServerError(late)
     over = threading.Event()
@@ -150,7 +151,7 @@ def _warn(message: str) -> None:
     warn(message, LinkWarning)
 
 
-def _chosen(choice: Choice, name: str) -> int | None:
+def _choice_for(choice: Choice, name: str) -> int | None:
     return choice.get(name) if isinstance(choice, Mapping) else choice
 
 
@@ -160,19 +161,19 @@ def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collecti
     Raises
     ------
     LinkError
-        If it lies on this machine or in its network.
+        If the source is on this machine or its network and that is not allowed.
     AuthError
-        If opening it would send a token to a server that is not trusted.
+        If opening the layer would send a token to an untrusted server.
     """
     what = f"the layer {layer.name!r} of the link"
     try:
         address = parse_address(layer.source)
     except AddressError:
-        return  # opening the layer says what is wrong with its address
+        return  # opening the layer raises an error about its address
     if is_local_address(address) and not allow_local:
         raise LinkError(
-            f"{what} leads to {address.public}, on this machine or its network, where a link from elsewhere should not "
-            "reach; if it is your own, give allow_local=True"
+            f"{what} refers to {address.public}, on this machine or its network, which links may not access by "
+            "default; if you trust the link, give allow_local=True"
         )
     if address.format == "graphene" or address.protocol.startswith("middleauth"):
         if address.protocol not in WEB_PROTOCOLS:
@@ -185,17 +186,17 @@ def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collecti
 
 
 def _open_layer(layer: LinkLayer, state: LinkState, options: LayerOptions) -> xr.DataArray:
-    """Open a layer and give it its place and look."""
+    """Return a layer with the placement and display attributes of the link."""
     what = f"the layer {layer.name!r} of the link"
-    layer, source, placement = _volume(layer, state, options)
+    layer, source, placement = _first_volume(layer, state, options)
     if layer.kind == "auto":
         layer = replace(layer, kind=source.layer_type)
-    array = _labelled(layer, source, placement)
+    array = _open_array(layer, source, placement)
     for note in layer.undrawn:
         _warn(f"{what} looks different in the viewer: {note}")
-    apart = layer.name not in state.shown
-    attrs: dict[str, Any] = {LAYER: layer.name, VISIBLE: layer.visible and not apart}
-    rest = json.loads(layer.rest or "{}") | ({"visible": True} if layer.visible and apart else {})
+    in_other_group = layer.name not in state.shown
+    attrs: dict[str, Any] = {LAYER: layer.name, VISIBLE: layer.visible and not in_other_group}
+    rest = json.loads(layer.rest or "{}") | ({"visible": True} if layer.visible and in_other_group else {})
     if rest:
         attrs[LINK_LAYER] = json.dumps(rest)
     if layer.raw:
@@ -204,11 +205,11 @@ def _open_layer(layer: LinkLayer, state: LinkState, options: LayerOptions) -> xr
         attrs[LINK_TIMESTAMP] = layer.raw_timestamp
     if layer.equivalences:
         attrs[EQUIVALENCES] = [list(group) for group in layer.equivalences]
-    return array.assign_attrs(plain_attrs({**attrs, **_look(layer, array.dtype)}))
+    return array.assign_attrs(plain_attrs({**attrs, **_display_attrs(layer, array.dtype)}))
 
 
-def _volume(layer: LinkLayer, state: LinkState, options: LayerOptions) -> tuple[LinkLayer, Source, Placement]:
-    """Return the first source of a layer that is a volume: meshes, skeletons and properties may stand before it."""
+def _first_volume(layer: LinkLayer, state: LinkState, options: LayerOptions) -> tuple[LinkLayer, Source, Placement]:
+    """Return the first source of a layer that is a volume; meshes, skeletons and properties are skipped."""
     what = f"the layer {layer.name!r} of the link"
     found: list[tuple[LinkLayer, Source, Placement]] = []
     errors: list[tuple[LinkLayer, ImageryError]] = []
@@ -216,49 +217,49 @@ def _volume(layer: LinkLayer, state: LinkState, options: LayerOptions) -> tuple[
     for one in (layer, *(replace(layer, **{key: getattr(o, key) for key in own}) for o in layer.others)):
         try:
             check_source(one, allow_local=options.allow_local, trusted_hosts=options.trusted_hosts)
-            found.append((one, *_source(one, state, options)))
+            found.append((one, *_resolve_source(one, state, options)))
         except ImageryError as error:
             errors.append((one, error))
     if not found:
         raise next((e for _, e in errors if not isinstance(e, NoVolumeError)), errors[0][1])
     if len(found) > 1:
-        _warn(f"{what} has {len(found)} volumes; the first one is drawn, no other")
+        _warn(f"{what} has {len(found)} volumes; only the first one is drawn")
     for _, reason in errors:
         if not isinstance(reason, NoVolumeError):
-            _warn(f"{what} has another source, which cannot be opened: {reason}")
+            _warn(f"another source of {what} cannot be opened: {reason}")
     return found[0]
 
 
-def _source(layer: LinkLayer, state: LinkState, options: LayerOptions) -> tuple[Source, Placement]:
-    """Return the source of a layer; a choice of channel or time for all layers concerns those that have several."""
-    given: dict[str, Any] = {"connection": options.connection, "missing": options.missing}
+def _resolve_source(layer: LinkLayer, state: LinkState, options: LayerOptions) -> tuple[Source, Placement]:
+    """Return the source of a layer; a channel or time given for all layers is ignored if this layer has only one."""
+    source_options: dict[str, Any] = {"connection": options.connection, "missing": options.missing}
     if "graphene" in layer.source:
-        given["timestamp"] = layer.timestamp
-    picks = {what: _chosen(getattr(options, what), layer.name) for what in ("channel", "time")}
+        source_options["timestamp"] = layer.timestamp
+    picks = {what: _choice_for(getattr(options, what), layer.name) for what in ("channel", "time")}
     while True:
         try:
-            return shown_source(layer, state, **given, **picks)
+            return resolve_layer_source(layer, state, **source_options, **picks)
         except ChoiceError as error:
             if error.count > 1 or picks[error.what] is None or isinstance(getattr(options, error.what), Mapping):
                 raise
             picks[error.what] = None
 
 
-def _labelled(layer: LinkLayer, source: Source, placement: Placement) -> xr.DataArray:
+def _open_array(layer: LinkLayer, source: Source, placement: Placement) -> xr.DataArray:
     if layer.kind == "segmentation":
         array = open_segmentation(source)
-        _warn_of_stale(layer, source)
+        _warn_of_stale_roots(layer, source)
     elif source.layer_type == "segmentation":
-        raise LayerError("it is a segmentation, shown as an image")
+        raise LayerError("the link shows it as an image, but it is a segmentation")
     else:
         array = open_image(source)
     if placement != NATIVE:
-        array = _placed(array, placement.place(grid_of(array), first_resolution(array)))
-    return _joined(array, layer.equivalences)
+        array = _move_to_grid(array, placement.place(grid_of(array), first_resolution(array)))
+    return _join_equivalent_ids(array, layer.equivalences)
 
 
-def _warn_of_stale(layer: LinkLayer, source: Source) -> None:
-    """Ask a graph whether what a link selects is current at the layer's instant: nothing else has a voxel to colour."""
+def _warn_of_stale_roots(layer: LinkLayer, source: Source) -> None:
+    """Warn if selected roots are not current at the layer's timestamp: such roots have no voxels to colour."""
     selected = [i for i in layer.look.selected_ids if i]
     if not isinstance(source, GrapheneSource) or not selected:
         return
@@ -266,34 +267,30 @@ def _warn_of_stale(layer: LinkLayer, source: Source) -> None:
     try:
         resolve_root_ids(source, selected, "raise")
     except StaleRootError as error:
-        one = len(error.successors) == 1
-        now = "; ".join(
-            f"{root} is {', '.join(map(str, new[:10]))} then"
-            if new
-            else f"{root} has no successor that the graph tells"
+        count = len(error.successors)
+        latest = "; ".join(
+            f"{root} became {', '.join(map(str, new[:10]))}" if new else f"{root} has no known successor"
             for root, new in list(error.successors.items())[:5]
         )
-        rest = "" if len(error.successors) <= 5 else f"; and {len(error.successors) - 5} more"
-        which, them, was = ("a root that is", "it", "it was") if one else (
-            f"{len(error.successors)} roots that are", "them", "they were"
-        )  # fmt: skip
+        rest = "" if count <= 5 else f"; and {count - 5} more"
+        which = "a root that is" if count == 1 else f"{count} roots that are"
         _warn(
-            f"{what} selects {which} not current at {source.instant}, and nothing is coloured for {them}: {now}{rest}. "
-            f"Select these latest roots, or draw what {was}: open_segmentation({source.name!r}, ids=[…], stale='keep')"
+            f"{what} selects {which} not current at {source.instant} and cannot be coloured: {latest}{rest}. Select "
+            f"the latest roots, or draw the old ones with open_segmentation({source.name!r}, ids=[…], stale='keep')"
         )
     except SegmentError as error:
-        _warn(f"{what} selects what has no voxel to colour: {error}")
+        _warn(f"{what} selects ids that have no voxels: {error}")
     except ServerError as error:
-        _warn(f"{what}: its graph does not tell whether the roots that are selected are current ({error})")
+        _warn(f"{what}: the graph server did not report whether the selected roots are current ({error})")
 
 
-def _placed(array: xr.DataArray, grid: Grid) -> xr.DataArray:
+def _move_to_grid(array: xr.DataArray, grid: Grid) -> xr.DataArray:
     moved = array.assign_coords(grid.coords())
     return moved.assign_attrs(attrs_on_grid(array.attrs, grid))
 
 
-def _joined(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:
-    """Give ids that the viewer shows as one the smallest of them, as it does."""
+def _join_equivalent_ids(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:
+    """Return a segmentation in which each set of equivalent ids is replaced by its smallest id, as in the viewer."""
     pairs = merge_equivalences(sets)
     if not pairs:
         return seg
@@ -310,30 +307,30 @@ def _relabel(labels: Array, packed: tuple[bytes, bytes]) -> Array:
     return isin.remap(labels, ids, values, missing="keep")
 
 
-def _look(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
+def _display_attrs(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
     if layer.kind == "segmentation":
         return layer.look.to_attrs()
     out: dict[str, Any] = {OPACITY: layer.opacity}
-    limits = limits_of(layer.contrast, normalized=layer.normalized, dtype=dtype)
+    limits = displayed_limits(layer.contrast, normalized=layer.normalized, dtype=dtype)
     if limits is not None:
         out[CONTRAST_LIMITS] = limits
     if layer.shader:
         out[SHADER] = layer.shader
     if layer.additive:
         _warn(
-            f"the layer {layer.name!r} of the link is added to those below it in the viewer, and drawn over them here"
+            f"the viewer blends the layer {layer.name!r} of the link additively; here it is drawn over the layers below"
         )
     if not layer.plain_shader:
-        _warn(f"the layer {layer.name!r} of the link has a shader of its own, and is drawn as grey values")
+        _warn(f"the layer {layer.name!r} of the link has a custom shader, which is drawn as grey values")
     return out
 
 
-def limits_of(
+def displayed_limits(
     contrast: tuple[float, float] | None, *, normalized: bool, dtype: np.dtype[Any]
 ) -> tuple[float, float] | None:
-    """Return the grey values that a shader shows black and white; None where it shows those of uint8 as they are."""
+    """Return the grey values that the viewer shows as black and white; None if it shows uint8 values unchanged."""
     top = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
     if contrast is not None and normalized:
         return contrast[0] * top, contrast[1] * top
-    # What the viewer shows before a range is set.
+    # The viewer's default is the whole range of the data type.
     return (0.0, top) if contrast is None and dtype != np.uint8 else contrast

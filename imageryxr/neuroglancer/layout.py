@@ -21,37 +21,37 @@ _MAX_DEPTH = 30
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """A viewer in a layout that has several."""
+    """One viewer of a layout with several viewers."""
 
     layers: tuple[str, ...]
-    """Names of its layers, from bottom to top."""
+    """Layer names, from bottom to top."""
     panel: str
     viewer: Mapping[str, Any]
-    """The group as the state has it."""
+    """The group's entry in the state."""
 
 
 def read_groups(layout: Any) -> tuple[LayerGroup, ...]:
-    """Return the layer groups of a layout, from left to right and top to bottom; none where it is a single viewer.
+    """Return the layer groups of a layout, from left to right and top to bottom; empty for a single viewer.
 
-    Groups without layers, which the viewer removes, are left out.
+    Groups without layers are skipped because the viewer removes them.
 
     Raises
     ------
     LinkError
-        If the layout makes no sense.
+        If the layout is invalid.
     """
     out: list[LayerGroup] = []
-    _collect(layout, "layout", out, 0)
+    _collect_groups(layout, "layout", out, 0)
     return tuple(group for group in out if group.layers)
 
 
-def _collect(layout: Any, where: str, out: list[LayerGroup], depth: int) -> None:
+def _collect_groups(layout: Any, where: str, out: list[LayerGroup], depth: int) -> None:
     kind = layout.get("type") if isinstance(layout, Mapping) else None
     if kind in ("row", "column"):
         if depth > _MAX_DEPTH:
-            raise LinkError(f"{where}: rows and columns lie in each other more than {_MAX_DEPTH} deep")
+            raise LinkError(f"{where}: rows and columns are nested more than {_MAX_DEPTH} levels deep")
         for number, child in enumerate(as_list(layout.get("children"), f"{where}.children", None)):
-            _collect(child, f"{where}.children[{number}]", out, depth + 1)
+            _collect_groups(child, f"{where}.children[{number}]", out, depth + 1)
     elif kind == "viewer":
         names = layout.get("layers")
         listed = [] if names is None else as_list(names, f"{where}.layers", None)
@@ -62,19 +62,19 @@ def _collect(layout: Any, where: str, out: list[LayerGroup], depth: int) -> None
 
 
 def read_panel(layout: Any) -> str:
-    """Return the name of a viewer's own layout, such as ``"xz"``; "xy", the viewer's default, of anything else."""
+    """Return the name of a viewer's own layout, such as ``"xz"``, or "xy", the viewer's default."""
     kind = layout.get("type") if isinstance(layout, Mapping) else layout
     return kind if isinstance(kind, str) and kind in PANELS else DEFAULT_PANEL
 
 
-def layout_of_layers(layout: Any, names: Collection[str]) -> Any:
-    """Return a layout without the layers, and then the groups, that a state does not have; None if nothing is left.
+def prune_layout(layout: Any, names: Collection[str]) -> Any:
+    """Return a layout without absent layers and the groups that become empty; None if nothing is left.
 
-    The viewer refuses a layout that names a layer which is not there.
+    The viewer rejects a layout that names an absent layer.
     """
     kind = layout.get("type") if isinstance(layout, Mapping) else None
     if kind in ("row", "column"):
-        children = [layout_of_layers(child, names) for child in layout.get("children") or []]
+        children = [prune_layout(child, names) for child in layout.get("children") or []]
         kept = [child for child in children if child is not None]
         return {**layout, "children": kept} if kept else None
     if kind == "viewer":
@@ -83,15 +83,18 @@ def layout_of_layers(layout: Any, names: Collection[str]) -> Any:
     return layout
 
 
-def with_group(layout: Any, number: int, changes: Mapping[str, Any]) -> Any:
-    """Return a layout in which one group, counted as `read_groups` does, has other settings."""
-    return _changed(layout, [number], changes)
+def update_group(layout: Any, number: int, changes: Mapping[str, Any]) -> Any:
+    """Return a layout in which the settings of one group are changed; groups are numbered as in `read_groups`."""
+    return _update_nth_group(layout, [number], changes)
 
 
-def _changed(layout: Any, left: list[int], changes: Mapping[str, Any]) -> Any:
+def _update_nth_group(layout: Any, left: list[int], changes: Mapping[str, Any]) -> Any:
     kind = layout.get("type") if isinstance(layout, Mapping) else None
     if kind in ("row", "column"):
-        return {**layout, "children": [_changed(child, left, changes) for child in layout.get("children") or []]}
+        return {
+            **layout,
+            "children": [_update_nth_group(child, left, changes) for child in layout.get("children") or []],
+        }
     if kind != "viewer" or not layout.get("layers"):
         return layout
     left[0] -= 1

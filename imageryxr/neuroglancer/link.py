@@ -1,4 +1,4 @@
-"""From arrays back to a Neuroglancer link."""
+"""Write arrays as a Neuroglancer link."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from imageryxr.core.display import (
     SegmentDisplay,
 )
 from imageryxr.errors import LayerError, LinkError
-from imageryxr.neuroglancer.layers import limits_of
-from imageryxr.neuroglancer.linked_layers import with_links
-from imageryxr.neuroglancer.shaders import image_options, invlerp_of
-from imageryxr.neuroglancer.state_writer import link_of, state_of_dataset, state_of_tree
+from imageryxr.neuroglancer.layers import displayed_limits
+from imageryxr.neuroglancer.linked_layers import restore_links
+from imageryxr.neuroglancer.shaders import displayed_invlerp, image_options
+from imageryxr.neuroglancer.state_writer import saved_link, state_of_dataset, state_of_tree
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.tree import layers_of
 from imageryxr.sources.address import parse_address
@@ -44,20 +44,20 @@ SITE = "https://neuroglancer-demo.appspot.com"
 def neuroglancer_link(
     obj: xr.DataTree | xr.Dataset | xr.DataArray, *, site: str = SITE, allow_local: bool = False
 ) -> str:
-    """Give the Neuroglancer link that shows the layers of a tree or Dataset, at the same place.
+    """Return a Neuroglancer link that shows the layers of a tree or Dataset at the same position.
 
-    Computes nothing. Segments, colours, alphas and contrast are those of the layers' attrs; layers of a link that
-    were not opened, such as annotations, come along from a tree.
+    Computes nothing. Segments, colours, alphas and contrast come from the layers' attrs. The link of a tree also
+    contains the layers that `open_neuroglancer` did not open, such as annotations.
 
     Parameters
     ----------
     obj : DataTree, Dataset or DataArray
-        As `open_neuroglancer`, ``view``, `align`, `open_image` and `open_segmentation` return them. A Dataset or array
-        is shown around the middle of its grid.
+        A result of `open_neuroglancer`, ``view``, `align`, `open_image` or `open_segmentation`. For a Dataset or array
+        the viewer is centred on its grid.
     site : str, default "https://neuroglancer-demo.appspot.com"
-        Where the viewer is, such as ``"https://spelunker.cave-explorer.org"``.
+        URL of the viewer, such as ``"https://spelunker.cave-explorer.org"``.
     allow_local : bool, default False
-        Whether sources may be files or servers of this machine, which open nowhere else.
+        Whether sources may be files or servers of this machine, which other people cannot open.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def neuroglancer_link(
     Raises
     ------
     LinkError
-        If a layer has no source that a viewer could open.
+        If the viewer cannot open the source of a layer.
     LayerError
         If there are no layers.
 
@@ -82,74 +82,76 @@ def neuroglancer_link(
     """
     if isinstance(obj, xr.DataArray):
         obj = obj.to_dataset(name=obj.name or layer_type_of(obj))
-    arrays = layers_of(obj) if isinstance(obj, xr.DataTree) else _layers(obj)
-    ours = {name: _layer(name, array, allow_local) for name, array in arrays.items()}
+    arrays = layers_of(obj) if isinstance(obj, xr.DataTree) else _dataset_layers(obj)
+    ours = {name: _layer_spec(name, array, allow_local) for name, array in arrays.items()}
     kept = [entry for name in (UNSUPPORTED, UNOPENED) for entry in list_from_attr(parse_json_attr(obj.attrs.get(name)))]
     others = {o["name"]: json.loads(o["json"]) for o in kept if o.get("json")}
     if not isinstance(obj, xr.DataTree):
         others = {}
     order = [
         n
-        for n in link_of(obj.attrs).get("order", list_from_attr(obj.attrs.get(LAYER_ORDER)))
+        for n in saved_link(obj.attrs).get("order", list_from_attr(obj.attrs.get(LAYER_ORDER)))
         if n in ours or n in others
     ]
     names = [*order, *(n for n in [*ours, *others] if n not in order)]
     first = next(iter(arrays.values()))
     state = state_of_tree(obj, names) if isinstance(obj, xr.DataTree) else state_of_dataset(obj, first)
-    layers = with_links({n: {**(ours.get(n) or others[n]), "name": n} for n in names}, set(ours))
+    layers = restore_links({n: {**(ours.get(n) or others[n]), "name": n} for n in names}, set(ours))
     state = {"title": obj.attrs.get("title"), **state, "layers": list(layers.values())}
     text = json.dumps({k: v for k, v in state.items() if v is not None}, separators=(",", ":"), ensure_ascii=False)
-    # half of a surrogate pair, which JSON can hold and no URL, becomes a question mark
+    # errors="replace": JSON may contain half of a surrogate pair, a URL may not
     return f"{site.rstrip('/#!')}/#!{urllib.parse.quote(text, safe='~@$&()*!+=:;,.?/', errors='replace')}"
 
 
-def _layers(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
+def _dataset_layers(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
     found = {
         str(v.attrs.get(LAYER, name)): v
         for name, v in dataset.data_vars.items()
         if not set(DIMS) - {*v.dims, *v.coords} and "rgba" not in v.dims
     }
     if not found:
-        raise LayerError(f"the Dataset's variables {list(map(str, dataset.data_vars))} are no images or segmentations")
+        raise LayerError(
+            f"none of the Dataset's variables {list(map(str, dataset.data_vars))} is an image or a segmentation"
+        )
     return found
 
 
-def _layer(name: str, array: xr.DataArray, allow_local: bool) -> dict[str, Any]:
+def _layer_spec(name: str, array: xr.DataArray, allow_local: bool) -> dict[str, Any]:
     kind = layer_type_of(array)
     rest = _rest(array)
-    out: dict[str, Any] = {"type": kind, "name": name, "source": _source(name, array, allow_local)}
-    elsewhere = rest.pop("visible", False)  # it is switched on in another layer group
+    out: dict[str, Any] = {"type": kind, "name": name, "source": _source_spec(name, array, allow_local)}
+    elsewhere = rest.pop("visible", False)  # the layer is visible in another layer group
     if array.attrs.get(VISIBLE, True):
         rest.pop("archived", None)
     elif not elsewhere:
         out["visible"] = False
-    when = _timestamp(array)
+    when = _timestamp_text(array)
     if when:
         out["timestamp"] = when
-    return {**rest, **out, **(_segments(array) if kind == "segmentation" else _image(array, rest))}
+    return {**rest, **out, **(_segment_spec(array) if kind == "segmentation" else _image_spec(array, rest))}
 
 
 def _rest(array: xr.DataArray) -> dict[str, Any]:
-    """Return what else the link of a layer said of it."""
+    """Return the layer's entries in its link that attrs do not hold."""
     try:
         found = json.loads(array.attrs.get(LINK_LAYER) or "{}")
     except (TypeError, ValueError):
-        raise LinkError(f"attrs[{LINK_LAYER!r}] is no JSON; it is what open_neuroglancer left there") from None
+        raise LinkError(f"attrs[{LINK_LAYER!r}] is not the JSON that open_neuroglancer wrote; delete it") from None
     return found if isinstance(found, dict) else {}
 
 
-def _source(name: str, array: xr.DataArray, allow_local: bool) -> Any:
+def _source_spec(name: str, array: xr.DataArray, allow_local: bool) -> Any:
     source = array.attrs.get("source")
     if not isinstance(source, str) or "://" not in source:
         raise LinkError(
-            f"the layer {name!r} has no source that a viewer could open (attrs['source'] is {source!r}): it is an "
-            "array in memory; export it to precomputed:// or OME-Zarr first"
+            f"the layer {name!r} is an array in memory, which a viewer cannot open (attrs['source'] is {source!r}); "
+            "export it to precomputed:// or OME-Zarr first"
         )
     address = parse_address(source)
     if is_local_address(address) and not allow_local:
         raise LinkError(
-            f"the layer {name!r} lies at {address.public}, on this machine or its network, where no one else's viewer "
-            "reaches; to make the link all the same, give allow_local=True"
+            f"the layer {name!r} is at {address.public}, on this machine or its network, which other people cannot "
+            "reach; to make the link anyway, give allow_local=True"
         )
     raw = array.attrs.get(LINK_SOURCE)
     if raw:
@@ -157,21 +159,21 @@ def _source(name: str, array: xr.DataArray, allow_local: bool) -> Any:
     if address.format == "zarr":
         return address.zarr_name
     if address.format == "graphene" and LAYER not in array.attrs and address.protocol in ("http", "https"):
-        return f"graphene://middleauth+{address.public}"  # by which the viewer gets a token
+        return f"graphene://middleauth+{address.public}"  # with middleauth the viewer requests a token
     return f"{address.format}://{address.public}" if address.format else address.public
 
 
-def _timestamp(array: xr.DataArray) -> str:
-    """Return the instant of a layer that changes in time, as its link had it, else in milliseconds."""
+def _timestamp_text(array: xr.DataArray) -> str:
+    """Return the timestamp of a graphene layer as in its link, or in milliseconds since 1970; "" for other layers."""
     if LINK_TIMESTAMP in array.attrs:
         return str(array.attrs[LINK_TIMESTAMP])
-    said = array.attrs.get("timestamp")
-    if not isinstance(said, str) or not str(array.attrs.get("source", "")).startswith("graphene://"):
+    timestamp = array.attrs.get("timestamp")
+    if not isinstance(timestamp, str) or not str(array.attrs.get("source", "")).startswith("graphene://"):
         return ""
-    return str(int(np.datetime64(said.replace("Z", "").split("+")[0], "ms").astype(np.int64)))
+    return str(int(np.datetime64(timestamp.replace("Z", "").split("+")[0], "ms").astype(np.int64)))
 
 
-def _image(array: xr.DataArray, rest: Mapping[str, Any]) -> dict[str, Any]:
+def _image_spec(array: xr.DataArray, rest: Mapping[str, Any]) -> dict[str, Any]:
     attrs = array.attrs
     out: dict[str, Any] = {}
     if OPACITY in attrs:
@@ -181,35 +183,35 @@ def _image(array: xr.DataArray, rest: Mapping[str, Any]) -> dict[str, Any]:
     limits = attrs.get(CONTRAST_LIMITS)
     controls = rest.get("shaderControls")
     controls = dict(controls) if isinstance(controls, Mapping) else {}
-    if limits is not None and not _as_before(limits, attrs.get(SHADER, ""), controls, array.dtype):
-        control = invlerp_of(out.get("shader", ""))
+    if limits is not None and not _shader_shows_limits(limits, attrs.get(SHADER, ""), controls, array.dtype):
+        control = displayed_invlerp(out.get("shader", ""))
         if control is None and out.get("shader"):
             out["shader"] = "#uicontrol invlerp normalized\nvoid main() {\n  emitGrayscale(normalized());\n}\n"
         name, inverted = control or ("normalized", False)
         low, high = reversed(limits) if inverted else limits
         setting = controls.get(name)
         setting = dict(setting) if isinstance(setting, Mapping) else {}
-        controls[name] = {**setting, "range": [_tidy(low), _tidy(high)]}
+        controls[name] = {**setting, "range": [_json_number(low), _json_number(high)]}
     return {**out, "shaderControls": controls} if controls else out
 
 
-def _as_before(limits: Any, shader: str, controls: Mapping[str, Any], dtype: np.dtype[Any]) -> bool:
-    """Return whether the shader of a layer, with the controls that its link had, shows some contrast limits."""
+def _shader_shows_limits(limits: Any, shader: str, controls: Mapping[str, Any], dtype: np.dtype[Any]) -> bool:
+    """Return whether a shader with its controls already shows the contrast limits."""
     if not shader and not controls:
         return False
     try:
         options = image_options({"shader": shader, "shaderControls": controls}, "shader")
     except LinkError:
         return False
-    shown = limits_of(options["contrast"], normalized=options["normalized"], dtype=dtype)
+    shown = displayed_limits(options["contrast"], normalized=options["normalized"], dtype=dtype)
     return shown is not None and all(abs(a - b) <= 1e-9 * abs(b) for a, b in zip(limits, shown, strict=True))
 
 
-def _tidy(value: Any) -> int | float:
+def _json_number(value: Any) -> int | float:
     return int(value) if float(value).is_integer() else float(value)
 
 
-def _segments(array: xr.DataArray) -> dict[str, Any]:
+def _segment_spec(array: xr.DataArray) -> dict[str, Any]:
     look = SegmentDisplay.from_attrs(array.attrs)
     out: dict[str, Any] = {}
     if array.attrs.get(EQUIVALENCES):
@@ -220,7 +222,7 @@ def _segments(array: xr.DataArray) -> dict[str, Any]:
     out["segments"] = [*map(str, look.selected_ids), *(f"!{i}" for i in look.hidden_ids)]
     out["selectedAlpha"], out["notSelectedAlpha"] = look.selected_alpha, look.rest_alpha
     if look.colors:
-        # The viewer takes no alpha here.
+        # The viewer ignores alpha in segmentColors.
         out["segmentColors"] = {str(i): hex_color((*c[:3], 255)) for i, c in look.colors.items()}
     if look.color_seed:
         out["colorSeed"] = look.color_seed

@@ -1,9 +1,8 @@
-"""Neuroglancer links, both ways: from a link to arrays that look like the viewer, and back to a link."""
+"""Open a Neuroglancer link as a DataTree of its layers."""
 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -33,10 +32,11 @@ from imageryxr.errors import (
     OptionError,
     SourceError,
     SourceNotFoundError,
+    warn,
 )
-from imageryxr.neuroglancer.fetch import state_of
+from imageryxr.neuroglancer.fetch import load_state
 from imageryxr.neuroglancer.layers import LayerOptions, open_layers
-from imageryxr.neuroglancer.navigation import NO_TURN
+from imageryxr.neuroglancer.navigation import NO_ROTATION
 from imageryxr.neuroglancer.state import LinkLayer, LinkState, parse_state
 from imageryxr.sources.base import Missing, check_missing
 from imageryxr.sources.fetch.client import Connection
@@ -55,10 +55,10 @@ def open_neuroglancer(
     time: int | Mapping[str, int] | None = None,
     max_state_size: int | str = "4 MB",
 ) -> xr.DataTree:
-    """Open the images and segmentations of a Neuroglancer link, as it shows them.
+    """Open the images and segmentations of a Neuroglancer link with their display settings.
 
-    Reads metadata only: that of the state, where the link only names it, that of each layer, and of a graphene layer
-    whether the roots that are selected are current.
+    Reads metadata only: the state if the link is a URL, the metadata of each layer, and for graphene layers whether
+    the selected roots are current.
 
     Parameters
     ----------
@@ -66,58 +66,58 @@ def open_neuroglancer(
         A link (``https://…/#!{…}``, ``https://…/#!middleauth+https://…/state/ID``), the URL of a state, the JSON state
         itself as text or parsed, a file that holds either, or a ``neuroglancer.ViewerState``.
     layers : iterable of str, optional
-        Names of the layers to open; it is an error if one of them cannot be. Default: all images and segmentations
-        that can be opened. Of a layer without a type, the data decide.
+        Names of the layers to open; an error is raised if one of them cannot be opened. Default: all images and
+        segmentations that can be opened. The data determine the type of a layer whose type the link omits.
     group : int, optional
-        Of a link that shows several groups of layers side by side, the one to look at, counted from 0 from left to
-        right and top to bottom: its position, zoom, plane and layers. Default: the first. Of a link without groups,
-        0 is the whole.
+        Layer group whose position, zoom, plane and layers are used, if the link shows several groups side by side.
+        Groups are numbered from 0, from left to right and top to bottom. Default: the first. A link without groups is
+        group 0.
     allow_local : bool, default False
-        Whether the link may name files of this machine and servers on it or in its network. A link from somebody else
-        should not.
+        Whether the link may name files of this machine and servers on this machine or its network. Allow it only for
+        links that you trust.
     trusted_hosts : collection of str, optional
-        Hosts that may be sent your CAVE token, besides CAVE's own and those with a token file of their own.
+        Hosts that may receive your CAVE token, besides those of CAVE and those that have their own token file.
     missing : {"fill", "raise", "warn"}, optional
-        What a chunk that the store does not have is: background, an error when it is read, or background with a
-        warning. Default: background, as the viewer draws it. A chunk that the server refuses or that is damaged is
-        an error.
+        Value of a chunk that the store does not have: background, an error when it is read, or background with a
+        warning. Default: background, as in the viewer. A chunk that is damaged, or to which access is denied, always
+        raises an error.
     channel, time : int or mapping, optional
-        Which to open of the layers that have several, for all such layers or by the name of the layer. Default: those
-        that the link shows.
+        Channel and time to open in layers that have several: one number for all such layers, or a dict layer name →
+        number. Default: those that the link shows.
     max_state_size : int or str, default "4 MB"
-        How many bytes the link, or the file or state that it names, may have: more than any that people share.
+        Maximum size of the link, or of the file or state that it names.
 
     Returns
     -------
     DataTree
-        A child per layer, named as it, from bottom to top, with the variable ``image`` or ``segmentation`` at its
-        finest level. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units, ``nm_per_pixel``,
-        ``orientation``, ``display_dimensions`` where the screen has other dimensions than x, y and z,
-        ``unsupported_layers``, each with the ``reason`` why it is left out, and ``unopened_layers``, which were not
-        asked for. Dicts and lists of dicts are JSON text (`json.loads` reads them), so that ``to_netcdf`` and
-        ``to_zarr`` store them. Attrs of the variables: ``contrast_limits``, ``opacity``, ``selected_ids``, ``colors``,
-        … as `imageryxr.core.display` lists them, which `overlay` follows.
-        A layer's ``timestamp`` in the link may be milliseconds since 1970, as viewers write it, or seconds: above
-        1e11 it is milliseconds. ``tree.imagery.view(size=(w, h))`` gives what the link shows.
+        One child per layer, from bottom to top, named after the layer, with the variable ``image`` or ``segmentation``
+        at its finest level. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units,
+        ``nm_per_pixel``, ``orientation``, ``display_dimensions`` if they are not x, y and z, ``unsupported_layers``,
+        each with the ``reason`` why it was skipped, and ``unopened_layers``, which were not requested. Dicts and lists
+        of dicts are JSON text (`json.loads` reads them), so that ``to_netcdf`` and ``to_zarr`` can store them. Attrs
+        of the variables: ``contrast_limits``, ``opacity``, ``selected_ids``, ``colors``, … as `imageryxr.core.display`
+        lists them; `overlay` uses them.
+        A layer's ``timestamp`` in the link is taken as milliseconds since 1970 if it is above 1e11, otherwise as
+        seconds. ``tree.imagery.view(size=(w, h))`` returns the region that the link shows.
 
     Raises
     ------
     LinkError
-        If the link or state cannot be understood, or leads to this machine and may not.
+        If the link or state is invalid, or refers to this machine and ``allow_local`` is False.
     AuthError
-        If the server of the state asks for a token, or a token would go to a server that is not trusted.
+        If the server of the state requires a token, or a token would be sent to an untrusted server.
     ImageryError
-        If a layer named in ``layers`` cannot be opened, or none of the link can be found or reached: the first error.
-        Any other layer that cannot be opened is left out with a warning, as the viewer goes on without it.
+        If a layer named in ``layers`` cannot be opened, or no layer of the link can be found or reached: the first
+        error. Other layers that cannot be opened are skipped with a warning, as in the viewer.
     OptionError
-        If there is no such layer, layer group, or policy for missing chunks.
+        If a layer, the layer group, or the policy for missing chunks does not exist.
 
     Warns
     -----
     LinkWarning
-        Of each layer that is left out, with the reason: it holds no voxels, its transform rotates, its source is not
-        there or not reachable, or its server asks for a token. Of shaders that are drawn as grey values, and of
-        selected roots that are not current at the instant of their layer.
+        For each skipped layer, with the reason: it has no voxels, its transform rotates, its source is absent or
+        unreachable, or its server requires a token. For shaders that are drawn as grey values, and for selected roots
+        that are not current at the timestamp of their layer.
 
     Examples
     --------
@@ -141,95 +141,89 @@ def open_neuroglancer(
     4
     """
     limits: dict[str, Any] = {"allow_local": allow_local, "trusted_hosts": trusted_hosts}
-    state = parse_state(state_of(link, **limits, max_state_size=max_state_size), group)
+    state = parse_state(load_state(link, **limits, max_state_size=max_state_size), group)
     connection = Connection(access=Access(allow_local, tuple(trusted_hosts), from_link=True))
     options = LayerOptions(
         allow_local, tuple(trusted_hosts), check_missing(missing or "fill"), channel, time, connection
     )
     options.check_names(state.order)
-    chosen = _chosen(state, layers)
+    chosen = _select_layers(state, layers)
     opened, failed = open_layers(state, chosen, options)
     if failed and layers is not None:
-        raise _of_layer(*next(iter(failed.items())), "; leave it out of layers=[…] to open the others")
-    errors: dict[str, ImageryError] = {o.name: o.error for o in state.left_out if o.error is not None}
-    errors |= {name: error for name, error in failed.items() if not _is_undrawn(error)}
+        raise _add_layer_name(*next(iter(failed.items())), "; leave it out of layers=[…] to open the others")
+    errors: dict[str, ImageryError] = {o.name: o.error for o in state.skipped if o.error is not None}
+    errors |= {name: error for name, error in failed.items() if not _is_unsupported(error)}
     if errors and not opened:
-        raise _of_layer(*next(iter(errors.items())), "")
-    unsupported = _left_out(state, failed)
+        raise _add_layer_name(*next(iter(errors.items())), "")
+    unsupported = _unsupported_layers(state, failed)
     for entry in unsupported if layers is None else ():
-        _warn(_with_name(entry["name"], entry["reason"], " is left out"))
-    for message in undrawn_of(state, asked=group is not None):
-        _warn(message)
-    return _tree(state, opened, unsupported)
+        warn(_layer_message(entry["name"], entry["reason"], " is left out"), LinkWarning)
+    for message in undrawn_features(state, group_was_chosen=group is not None):
+        warn(message, LinkWarning)
+    return _build_tree(state, opened, unsupported)
 
 
-def _is_undrawn(error: ImageryError) -> bool:
-    """Return whether a layer is there and is of a kind that is not drawn, so that nothing can be done about it."""
-    undrawn = isinstance(error, LayerError | CodecError | GridError | SourceError)
-    return undrawn and not isinstance(error, SourceNotFoundError)
+def _is_unsupported(error: ImageryError) -> bool:
+    """Return whether a layer exists but is of an unsupported kind, so that trying again cannot help."""
+    unsupported = isinstance(error, LayerError | CodecError | GridError | SourceError)
+    return unsupported and not isinstance(error, SourceNotFoundError)
 
 
-def _of_layer(name: str, error: ImageryError, advice: str) -> ImageryError:
-    """Return the error of a layer with its name in the message."""
-    error.args = (_with_name(name, str(error), "") + advice, *error.args[1:])
+def _add_layer_name(name: str, error: ImageryError, advice: str) -> ImageryError:
+    """Return the error of a layer, with the layer's name added to the message."""
+    error.args = (_layer_message(name, str(error), "") + advice, *error.args[1:])
     return error
 
 
-def _with_name(name: str, message: str, what: str) -> str:
+def _layer_message(name: str, message: str, what: str) -> str:
     prefix = f"the layer {name!r} of the link"
     return f"{prefix}{what}: {message}" if what or not message.startswith(prefix) else message
 
 
-def _left_out(state: LinkState, failed: Mapping[str, ImageryError]) -> list[dict[str, str]]:
-    """List the layers of a link that are not opened, from bottom to top, each as it stands in the link."""
-    found = {o.name: {"type": o.type, "reason": o.reason, "json": o.raw} for o in state.left_out}
+def _unsupported_layers(state: LinkState, failed: Mapping[str, ImageryError]) -> list[dict[str, str]]:
+    """Return the layers of a link that cannot be opened, from bottom to top, with reason and JSON entry."""
+    found = {o.name: {"type": o.type, "reason": o.reason, "json": o.raw} for o in state.skipped}
     for layer in state.layers:
         if layer.name in failed:
             found[layer.name] = {"type": layer.kind, "reason": str(failed[layer.name]), "json": layer.spec}
     return [{"name": name, **found[name]} for name in state.order if name in found]
 
 
-def undrawn_of(state: LinkState, *, asked: bool) -> list[str]:
-    """Return what a link shows that a picture does not; ``asked`` says that the caller chose a layer group."""
+def undrawn_features(state: LinkState, *, group_was_chosen: bool) -> list[str]:
+    """Return messages about features of a link that a picture does not reproduce."""
     out = []
     count, shown = len(state.groups), state.pose.display
-    if count > 1 and not asked:
+    if count > 1 and not group_was_chosen:
         names = ", ".join(map(repr, state.shown))
         others = "group=1 for the other" if count == 2 else f"group=1 to group={count - 1} for the others"
         out.append(f"the link shows {count} groups of layers side by side; this is group 0 ({names}); give {others}")
     dims = screen_dimensions(shown)
     if dims is None:
-        out.append(f"the link's screen shows the dimensions {', '.join(shown)}; a picture shows x, y and z")
-    elif len(shown) < 3 and (state.orientation != NO_TURN or state.layout[:2] in ("xz", "yz")):
-        out.append(
-            f"the link's screen shows only {' and '.join(shown)}, turned; a picture shows a section of all three"
-        )
+        out.append(f"the link displays the dimensions {', '.join(shown)}; a picture shows x, y and z")
+    elif len(shown) < 3 and (state.orientation != NO_ROTATION or state.layout[:2] in ("xz", "yz")):
+        out.append(f"the link displays only {' and '.join(shown)}, rotated; a picture shows a section of x, y and z")
     if state.pose.stretch:
         factors = ", ".join(f"{name} {factor:g} times" for name, factor in state.pose.stretch)
-        out.append(f"the link's screen is stretched along {factors}; a picture has square pixels in nm")
+        out.append(f"the link stretches the display: {factors}; a picture has square pixels in nm")
     return out
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, LinkWarning, stacklevel=3)
-
-
-def _chosen(state: LinkState, names: Iterable[str] | None) -> list[LinkLayer]:
+def _select_layers(state: LinkState, names: Iterable[str] | None) -> list[LinkLayer]:
     if names is None:
         return list(state.layers)
-    wanted = [names] if isinstance(names, str) else list(names)
-    have = {layer.name: layer for layer in state.layers}
-    absent = [n for n in wanted if n not in have]
-    for out in (o for o in state.left_out if o.name in absent):
-        raise OptionError(f"layers names {out.name!r}, which cannot be opened: {out.reason}") from out.error
+    requested = [names] if isinstance(names, str) else list(names)
+    available = {layer.name: layer for layer in state.layers}
+    absent = [n for n in requested if n not in available]
+    for skipped in (o for o in state.skipped if o.name in absent):
+        raise OptionError(f"layers names {skipped.name!r}, which cannot be opened: {skipped.reason}") from skipped.error
     if absent:
         raise OptionError(
-            f"layers names {absent[0]!r}, and the link has {', '.join(map(repr, have)) or 'none to open'}"
+            f"layers names {absent[0]!r}, but the link has {', '.join(map(repr, available)) or 'none to open'}"
         )
-    return [layer for layer in state.layers if layer.name in wanted]
+    return [layer for layer in state.layers if layer.name in requested]
 
 
-def _tree(state: LinkState, opened: Mapping[str, xr.DataArray], unsupported: list[dict[str, str]]) -> xr.DataTree:
+def _build_tree(state: LinkState, opened: Mapping[str, xr.DataArray], unsupported: list[dict[str, str]]) -> xr.DataTree:
     resolution = state.resolution
     if resolution is None and opened:
         resolution = grid_of(next(iter(opened.values()))).resolution

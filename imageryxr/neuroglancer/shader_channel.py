@@ -1,4 +1,4 @@
-"""Which channel of an image a shader shows."""
+"""The image channel that a shader shows."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from imageryxr.neuroglancer.shaders import declared_controls, names_by_use, without_comments
+from imageryxr.neuroglancer.shaders import declared_controls, rank_controls, strip_comments
 
 _CHANNEL = re.compile(r"\bchannel[ \t]{0,8}=[ \t]{0,8}\[?[ \t]{0,8}(\d{1,6})")
 _READ = re.compile(r"\bgetDataValue[ \t]{0,8}\([ \t]{0,8}(\d{1,6})[ \t]{0,8}\)")
 
 
-def shown_channel(spec: Mapping[str, Any]) -> int:
-    """Return the channel that an image layer of a state shows, the first one if its shader does not say.
+def displayed_channel(spec: Mapping[str, Any]) -> int:
+    """Return the channel that an image layer of a state shows; by default the first one.
 
-    It is that of the shader's invlerp control, as set or else as declared, or the number given to ``getDataValue``.
+    The channel is taken from the settings of the shader's invlerp control, from the control's declaration, or from the
+    argument of ``getDataValue``.
     """
     shader, controls = spec.get("shader"), spec.get("shaderControls")
-    code = without_comments(shader) if isinstance(shader, str) else ""
+    code = strip_comments(shader) if isinstance(shader, str) else ""
     settings = controls if isinstance(controls, Mapping) else {}
     declared = declared_controls(code)
-    # The viewer's own shader has a control of this name.
-    names = names_by_use(declared, {}, code) if code.strip() else ["normalized"]
+    # The viewer's default shader has the control "normalized".
+    names = rank_controls(declared, {}, code) if code.strip() else ["normalized"]
     if not names:
         read = _READ.search(code)
         return int(read[1]) if read else 0

@@ -1,7 +1,7 @@
-"""What the shader of an image layer says of its contrast, as far as grey values go.
+"""Read the contrast of an image layer from its shader, for shaders that show grey values.
 
-A shader is untrusted text. Every search here passes over it once: no pattern may run to a closing bracket that is not
-there, once for each opening one.
+A shader is untrusted text. Every search here takes linear time: no pattern may scan the whole text for a missing
+closing bracket once per opening bracket.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _RANGE = re.compile(r"range\s*=\s*\[")
 
 
 def image_options(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return what an image layer of a state says of how it is shown, as `LinkLayer` has it."""
+    """Return the display options of an image layer of a state, as fields of `LinkLayer`."""
     shader = spec.get("shader")
     shader = shader if isinstance(shader, str) else ""
-    code = without_comments(shader)
+    code = strip_comments(shader)
     controls = as_mapping(spec.get("shaderControls"), f"{where}.shaderControls")
-    limits = _invlerp(code, controls, where)
+    limits = _invlerp_limits(code, controls, where)
     normalized = False
     if limits is None:
-        limits = _sliders(code, controls, where)
+        limits = _slider_limits(code, controls, where)
         normalized = limits is not None
-    shown = _shown(code)
+    shown = _grey_expression(code)
     if limits is not None and not normalized and _INVERTED.fullmatch(shown):
         limits = limits[1], limits[0]
     opacity = as_share(spec.get("opacity", 0.5), f"{where}.opacity")
@@ -41,13 +41,14 @@ def image_options(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
         "normalized": normalized,
         "opacity": opacity,
         "shader": shader,
-        "plain_shader": not code.strip() or _is_plain(code, _without_neutral(shown, code, controls), normalized),
+        "plain_shader": not code.strip()
+        or _is_grey_map(code, _strip_neutral_sliders(shown, code, controls), normalized),
         "additive": spec.get("blend") == "additive",
     }
 
 
-def without_comments(shader: str) -> str:
-    """Return a shader without comments; as in the viewer, those inside of strings and those that never end stay."""
+def strip_comments(shader: str) -> str:
+    """Return a shader without comments; as in the viewer, comments in strings and unclosed comments are kept."""
     out, unclosed, start = [], set(), 0
     position = 0
     while found := _COMMENT_OR_STRING.search(shader, position):
@@ -70,18 +71,18 @@ def without_comments(shader: str) -> str:
     return "".join([*out, shader[start:]])
 
 
-def _shown(code: str) -> str:
-    """Return the expression that a shader shows as a grey value, without blanks; "" if it shows no grey."""
+def _grey_expression(code: str) -> str:
+    """Return the expression that a shader shows as a grey value, without whitespace; "" if it shows no grey."""
     emitted = list(_grey_arguments(code)) or list(_color_arguments(code))
     value = re.sub(r"\s", "", emitted[-1]) if emitted else ""
-    if re.fullmatch(r"[A-Za-z_]\w*", value):  # a variable: what it was set to
-        made = list(_definitions(code, value))
-        value = re.sub(r"\s", "", made[0]) if len(made) == 1 and len(emitted) == 1 else value
+    if re.fullmatch(r"[A-Za-z_]\w*", value):  # a variable is replaced by its definition
+        definitions = list(_definitions(code, value))
+        value = re.sub(r"\s", "", definitions[0]) if len(definitions) == 1 and len(emitted) == 1 else value
     return value
 
 
 def _grey_arguments(code: str) -> Iterator[str]:
-    """Yield what stands in the calls of ``emitGrayscale``."""
+    """Yield the arguments of the calls of ``emitGrayscale``."""
     ends = [(m.start(), m.end()) for m in re.finditer(r"\)\s*;", code)]
     position = 0
     for call in re.finditer(r"emitGrayscale\s*\(", code):
@@ -92,7 +93,7 @@ def _grey_arguments(code: str) -> Iterator[str]:
 
 
 def _color_arguments(code: str) -> Iterator[str]:
-    """Yield the one argument of each ``emitRGB(vec3(…))`` that has one."""
+    """Yield the argument of each ``emitRGB(vec3(…))`` with a single argument."""
     ends = [m.start() for m in re.finditer(r"\)\s*\)\s*;", code)]
     commas = [m.start() for m in re.finditer(",", code)]
     position = 0
@@ -116,8 +117,8 @@ def _definitions(code: str, name: str) -> Iterator[str]:
             position = end + 1
 
 
-def _is_plain(code: str, shown: str, sliders: bool) -> bool:
-    """Whether contrast limits tell all that a shader does to grey values."""
+def _is_grey_map(code: str, shown: str, sliders: bool) -> bool:
+    """Return whether contrast limits fully describe a shader."""
     if "colormap" in code or not shown:
         return False
     called = re.fullmatch(r"(?:1(?:\.0*)?-)?(\w+)\(\)", shown)
@@ -128,8 +129,8 @@ def _is_plain(code: str, shown: str, sliders: bool) -> bool:
     return shown in ("toNormalized(getDataValue())", "toNormalized(getDataValue(0))")
 
 
-def _without_neutral(shown: str, code: str, controls: Mapping[str, Any]) -> str:
-    """Return what a shader shows without the sliders ``brightness`` and ``contrast`` that stand at 0, as by default."""
+def _strip_neutral_sliders(shown: str, code: str, controls: Mapping[str, Any]) -> str:
+    """Return the shown expression without the sliders ``brightness`` and ``contrast`` if they are 0, their default."""
     sliders = _float_sliders(code)
     for name in ("brightness", "contrast"):
         if name not in sliders:
@@ -141,7 +142,7 @@ def _without_neutral(shown: str, code: str, controls: Mapping[str, Any]) -> str:
 
 
 def _float_sliders(code: str) -> dict[str, str]:
-    """Return the sliders of a shader: name to the rest of the line."""
+    """Return the float sliders of a shader: name → rest of the line."""
     out: dict[str, str] = {}
     for found in _FLOAT.finditer(code):
         out.setdefault(found.group(1), found.group(2))
@@ -149,13 +150,13 @@ def _float_sliders(code: str) -> dict[str, str]:
 
 
 def declared_controls(code: str) -> dict[str, str]:
-    """Return the invlerp controls of a shader: name to what stands in brackets."""
+    """Return the invlerp controls of a shader: name → text in brackets."""
     out: dict[str, str] = {}
     position = 0
     while found := _INVLERP.search(code, position):
         position = found.end()
         end = code.find(")", position) if found.group(2) else -1
-        if found.group(2) and end < 0:  # nor is any further bracket closed
+        if found.group(2) and end < 0:  # no later bracket can be closed either
             out |= dict.fromkeys((m.group(1) for m in _INVLERP.finditer(code, found.start())), "")
             break
         out[found.group(1)] = code[position:end] if found.group(2) else ""
@@ -163,47 +164,47 @@ def declared_controls(code: str) -> dict[str, str]:
     return out
 
 
-def _invlerp(shader: str, controls: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    """Return the range of the invlerp control: as set, else as the shader says."""
+def _invlerp_limits(shader: str, controls: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+    """Return the range of the invlerp control from its settings, or from its declaration in the shader."""
     declared = declared_controls(shader)
-    for name in names_by_use(declared, controls, shader):
+    for name in rank_controls(declared, controls, shader):
         setting = controls.get(name)
         if isinstance(setting, Mapping) and setting.get("range") is not None:
-            return _limits(setting["range"], f"{where}.shaderControls.{name}.range")
+            return _read_range(setting["range"], f"{where}.shaderControls.{name}.range")
         text = declared.get(name, "")
         found = _RANGE.search(text)
         end = text.find("]", found.end()) if found else -1
         if found and end >= 0:
-            return _limits(text[found.end() : end].split(","), f"{where}.shader, range of {name}")
+            return _read_range(text[found.end() : end].split(","), f"{where}.shader, range of {name}")
     return None
 
 
-def names_by_use(declared: Mapping[str, Any], controls: Mapping[str, Any], code: str) -> list[str]:
-    """Return the names of invlerp controls, those first whose value the shader takes."""
+def rank_controls(declared: Mapping[str, Any], controls: Mapping[str, Any], code: str) -> list[str]:
+    """Return the names of invlerp controls; those that the shader uses come first."""
     body = re.sub(r"#\s*uicontrol[^\n]*", "", code)
     used = set(re.findall(r"\b(\w+)\s*\(\s*\)", body))
     names = {*declared, *(k for k, v in controls.items() if isinstance(v, Mapping))}
-    return sorted(names, key=lambda name: (name in declared and name not in used, *_by_fame(name)))
+    return sorted(names, key=lambda name: (name in declared and name not in used, *_name_priority(name)))
 
 
-def invlerp_of(shader: str) -> tuple[str, bool] | None:
-    """Return the invlerp control that a shader shows, and whether white is its lower end; None if it has none."""
-    code = without_comments(shader)
-    names = names_by_use(declared_controls(code), {}, code)
-    return (names[0], bool(_INVERTED.fullmatch(_shown(code)))) if names else None
+def displayed_invlerp(shader: str) -> tuple[str, bool] | None:
+    """Return the name of the invlerp control that a shader shows, and whether it is inverted; None without one."""
+    code = strip_comments(shader)
+    names = rank_controls(declared_controls(code), {}, code)
+    return (names[0], bool(_INVERTED.fullmatch(_grey_expression(code)))) if names else None
 
 
-def _by_fame(name: str) -> tuple[int, str]:
+def _name_priority(name: str) -> tuple[int, str]:
     return ({"normalized": 0, "contrast": 1}.get(name, 2), name)
 
 
-def _limits(value: Any, what: str) -> tuple[float, float] | None:
+def _read_range(value: Any, what: str) -> tuple[float, float] | None:
     low, high = (as_number(v, what) for v in as_list(value, what, 2))
     return (low, high) if low != high else None
 
 
-def _sliders(shader: str, controls: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    """Return what the sliders ``black`` and ``white`` are set to, which CAVE's viewers have by default."""
+def _slider_limits(shader: str, controls: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+    """Return the values of the sliders ``black`` and ``white``, which CAVE's viewers have by default."""
     found = []
     sliders = _float_sliders(shader)
     for name, default in (("black", 0.0), ("white", 1.0)):

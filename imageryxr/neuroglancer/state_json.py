@@ -1,6 +1,6 @@
-"""The JSON of a Neuroglancer state: from text, bytes or Python values to plain dicts, lists, strings and numbers.
+"""Parse the JSON of a Neuroglancer state from text, bytes or Python values.
 
-A state is untrusted: its size and depth are bounded before it is parsed, and its text is passed over once.
+A state is untrusted: its size and depth are limited before it is parsed, and parsing takes linear time.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from dask.utils import parse_bytes
 
 from imageryxr.errors import LinkError, OptionError
-from imageryxr.neuroglancer.validate import closing_quote, shown
+from imageryxr.neuroglancer.validate import closing_quote, short_repr
 
 DEFAULT_SIZE = "4 MB"
 MAX_DEPTH = 64
 
 _ENCODINGS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # must precede UTF-16, whose mark is a prefix of this one
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -32,13 +32,13 @@ _ENCODINGS = {
 _QUOTE = re.compile("['\"]")
 
 
-def size_limit(value: Any) -> int:
-    """Return how many characters a state may have.
+def parse_size_limit(value: Any) -> int:
+    """Return the maximum number of characters of a state.
 
     Raises
     ------
     OptionError
-        If ``max_state_size`` is no number of bytes above 0.
+        If ``max_state_size`` is not a number of bytes above 0.
     """
     try:
         size = 0 if isinstance(value, bool) else parse_bytes(value)
@@ -46,28 +46,27 @@ def size_limit(value: Any) -> int:
         size = 0
     if not size > 0:
         raise OptionError(
-            f"max_state_size={shown(value)} is no size; give a number of bytes above 0, or text such as '16 MB'"
+            f"max_state_size={short_repr(value)} is not a size; give a number of bytes above 0, or text such as '16 MB'"
         )
     return int(size)
 
 
-def too_large(what: str, size: int | None, limit: int) -> LinkError:
+def size_error(what: str, size: int | None, limit: int) -> LinkError:
     """Return the error for a state that is larger than the limit."""
-    has = "is larger" if size is None else f"has {size:,} characters"
-    wanted = math.ceil((4 * limit if size is None else size) / 1e6)
+    has = "is larger than" if size is None else f"has {size:,} characters, more than"
+    suggestion = math.ceil((4 * limit if size is None else size) / 1e6)
     return LinkError(
-        f"{what} {has}, more than the {limit:,} that are read of a state; if it is one all the same, give "
-        f"max_state_size='{wanted} MB'"
+        f"{what} {has} the limit of {limit:,} characters; to read it anyway, give max_state_size='{suggestion} MB'"
     )
 
 
-def decoded(data: bytes) -> str:
-    """Return the text of a file or an answer: UTF-8, or what its byte-order mark says.
+def decode_text(data: bytes) -> str:
+    """Return the text of a file or an HTTP reply, in UTF-8 or in the encoding of its byte-order mark.
 
     Raises
     ------
     UnicodeDecodeError
-        If it is no text.
+        If the data are not text in this encoding.
     """
     encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
     return data.decode(encoding)
@@ -77,45 +76,45 @@ def decoded(data: bytes) -> str:
 # from text
 
 
-def parsed(text: str) -> dict[str, Any]:
-    """Return the state that JSON, or the form of it that Neuroglancer makes for URLs, holds.
+def parse_json(text: str) -> dict[str, Any]:
+    """Return the state in a JSON text, or in Neuroglancer's URL-safe form of JSON.
 
     Raises
     ------
     LinkError
-        If it is no JSON object, or nested too deep.
+        If the text is not a JSON object, or is nested too deeply.
     """
     if _depth(text) > MAX_DEPTH:
-        raise _too_deep()
+        raise _depth_error()
     problems = []
     for candidate in (text, url_safe_to_json(text)):
         try:
-            state = json.loads(candidate, parse_constant=_no_constant)
+            state = json.loads(candidate, parse_constant=_reject_constant)
         except json.JSONDecodeError as error:
             problems.append(f"{error.msg.removesuffix(' at')} at character {error.pos}")
         except (ValueError, RecursionError) as error:
             problems.append(str(error)[:200])
         else:
-            return _as_object(state)
-    raise LinkError(f"the state is no JSON: {problems[0]}; copy the whole link again")
+            return _check_object(state)
+    raise LinkError(f"the state is not valid JSON: {problems[0]}; copy the whole link again")
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+def _reject_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
 
 
-def _as_object(state: Any) -> dict[str, Any]:
+def _check_object(state: Any) -> dict[str, Any]:
     if not isinstance(state, dict):
-        raise LinkError(f"the state is a {type(state).__name__}, and must be a JSON object {{…}} with layers")
+        raise LinkError(f"the state is a {type(state).__name__}; it must be a JSON object {{…}} with layers")
     return state
 
 
-def _too_deep() -> LinkError:
-    return LinkError(f"the state is nested deeper than {MAX_DEPTH} levels, which no state is")
+def _depth_error() -> LinkError:
+    return LinkError(f"the state is nested deeper than {MAX_DEPTH} levels")
 
 
 def _depth(text: str) -> int:
-    """Return an upper bound of how deep JSON is nested: brackets count even inside of strings."""
+    """Return an upper bound of the nesting depth of JSON; brackets in strings are counted."""
     depth = deepest = 0
     for match in re.finditer(r"[\[{]+|[\]}]+", text):
         run = match.group()
@@ -125,14 +124,14 @@ def _depth(text: str) -> int:
 
 
 def url_safe_to_json(text: str) -> str:
-    """Turn the form of JSON that Neuroglancer makes for URLs, with ``'`` for ``"`` and ``_`` for ``,``, into JSON."""
+    """Convert Neuroglancer's URL-safe JSON, which has ``'`` for ``"`` and ``_`` for ``,``, to standard JSON."""
     out: list[str] = []
     unclosed: set[str] = set()
     position = 0
     while found := _QUOTE.search(text, position):
         quote, start = found.group(), found.end()
         out.append(re.sub("[&_]", ",", text[position : found.start()]))
-        # Where one quote has no end, no later one of its kind has: each is looked for once.
+        # If a quote is not closed, no later quote of the same kind is either, so the text is not searched again.
         end = -1 if quote in unclosed else closing_quote(text, start, quote)
         if end < 0:
             unclosed.add(quote)
@@ -140,13 +139,13 @@ def url_safe_to_json(text: str) -> str:
             position = start
             continue
         inner = text[start:end]
-        out.append('"' + (_double_quoted(inner) if quote == "'" else inner) + '"')
+        out.append('"' + (_convert_escapes(inner) if quote == "'" else inner) + '"')
         position = end + 1
     return "".join([*out, re.sub("[&_]", ",", text[position:])])
 
 
-def _double_quoted(inner: str) -> str:
-    """Return what stands between single quotes as it stands between double ones."""
+def _convert_escapes(inner: str) -> str:
+    """Return the contents of a single-quoted string, escaped for double quotes."""
     changed = {"\\'": "'", '"': '\\"'}
     return re.sub(r"\\.|\"", lambda m: changed.get(m.group(), m.group()), inner, flags=re.DOTALL)
 
@@ -155,29 +154,29 @@ def _double_quoted(inner: str) -> str:
 # from Python
 
 
-def plain_state(state: Mapping[Any, Any], limit: int) -> dict[str, Any]:
-    """Return a state that was built in Python as JSON would hold it.
+def normalize_state(state: Mapping[Any, Any], limit: int) -> dict[str, Any]:
+    """Return a state that was built in Python, converted to JSON types.
 
-    Arrays, Series, sets, tuples and ranges become lists, NumPy's numbers become Python's, keys become strings.
+    Arrays, Series, sets, tuples and ranges become lists, NumPy numbers become Python numbers, keys become strings.
 
     Raises
     ------
     LinkError
-        If it holds what no state can, or itself, or more than the limit.
+        If the state holds values that JSON cannot, contains itself, or exceeds the limit.
     """
-    return _as_object(_Reader(limit).plain(state, 0, ""))
+    return _check_object(_JSONConverter(limit).convert(state, 0, ""))
 
 
-class _Reader:
-    """Reads values of Python, and counts about how many characters of JSON they are."""
+class _JSONConverter:
+    """Convert Python values to JSON types and limit their approximate size in characters of JSON."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.size = 0
 
-    def plain(self, value: Any, depth: int, where: str) -> Any:
+    def convert(self, value: Any, depth: int, where: str) -> Any:
         if depth > MAX_DEPTH:
-            raise _too_deep()
+            raise _depth_error()
         if isinstance(value, np.generic):
             value = value.item()
         if value is None or isinstance(value, bool | int | float):
@@ -189,17 +188,17 @@ class _Reader:
                 self.count(len(text) + 2)
                 return str(text)
         if isinstance(value, Mapping):
-            return {key: self.plain(v, depth + 1, f"{where}.{key}") for key, v in self.items(value, where)}
+            return {key: self.convert(v, depth + 1, f"{where}.{key}") for key, v in self.items(value, where)}
         if hasattr(value, "to_json") and not hasattr(value, "to_numpy"):  # a part of a neuroglancer.ViewerState
-            return self.plain(value.to_json(), depth + 1, where)
+            return self.convert(value.to_json(), depth + 1, where)
         self.count(2)
-        return [self.plain(v, depth + 1, where) for v in _listed(value, where)]
+        return [self.convert(v, depth + 1, where) for v in _list_entries(value, where)]
 
     def items(self, value: Mapping[Any, Any], where: str) -> Iterator[tuple[str, Any]]:
         self.count(2)
         for key, entry in value.items():
             if isinstance(key, bool) or not isinstance(key, str | int | np.integer):
-                raise LinkError(f"{where.lstrip('.') or 'the state'} has the key {shown(key)}; keys are strings")
+                raise LinkError(f"{where.lstrip('.') or 'the state'} has the key {short_repr(key)}; keys are strings")
             name = str(key if isinstance(key, str) else int(key))
             self.count(len(name) + 3)
             is_table = name == "segmentColors" and hasattr(entry, "to_dict") and not isinstance(entry, Mapping)
@@ -208,11 +207,11 @@ class _Reader:
     def count(self, characters: int) -> None:
         self.size += characters
         if self.size > self.limit:
-            raise too_large("the state", None, self.limit)
+            raise size_error("the state", None, self.limit)
 
 
-def _listed(value: Any, where: str) -> list[Any]:
-    """Return the entries of what Python has for a list."""
+def _list_entries(value: Any, where: str) -> list[Any]:
+    """Return the entries of a sequence, set or array."""
     if isinstance(value, list | tuple | range | ValuesView):
         return list(value)
     if isinstance(value, Set):
@@ -225,6 +224,6 @@ def _listed(value: Any, where: str) -> list[Any]:
     if isinstance(value, np.ndarray) and value.ndim:
         return list(value.tolist())
     raise LinkError(
-        f"{where.lstrip('.') or 'the state'} holds {shown(value)}, a {type(value).__name__}, which JSON does not "
-        "have; give numbers, strings, lists, arrays or dicts"
+        f"{where.lstrip('.') or 'the state'} holds {short_repr(value)}, a {type(value).__name__}, which JSON does not "
+        "support; give numbers, strings, lists, arrays or dicts"
     )

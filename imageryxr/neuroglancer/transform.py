@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from imageryxr.errors import LinkError
-from imageryxr.neuroglancer.dimensions import AXES, Placement, read_dimensions, scale_of
-from imageryxr.neuroglancer.validate import as_list, as_number, as_numbers, shown
+from imageryxr.neuroglancer.dimensions import AXES, Placement, read_dimensions, si_scale
+from imageryxr.neuroglancer.validate import as_list, as_number, as_numbers, short_repr
 
-TURNED = "its transform rotates, shears, mirrors or exchanges axes; only scaling and moving along the axes is drawn"
-RENAMED = "its transform exchanges or renames axes"
+ROTATED_REASON = (
+    "its transform rotates, shears, mirrors or exchanges axes; only scaling and moving along the axes is drawn"
+)
+RENAMED_REASON = "its transform exchanges or renames axes"
 
 Dimension = tuple[str, float, str]
 """Name, scale (nm for lengths), unit ("nm" for lengths)."""
@@ -25,17 +27,17 @@ Dimension = tuple[str, float, str]
 
 @dataclass(frozen=True)
 class AxisPlace:
-    """Where a link puts an axis of the source that is not space, such as time or channel."""
+    """Transform of a source axis other than x, y and z, such as time or channel."""
 
     name: str
-    """Its name in the viewer: ``t``, or ``c'`` (of the layer alone), or ``c^`` (for the shader)."""
+    """Name of the axis in the viewer: ``t``, ``c'`` for a local dimension, or ``c^`` for a channel of the shader."""
     factor: float = 1.0
     shift: float = 0.0
     """In units of the output dimension."""
     output: float | None = None
-    """Scale of the output dimension, where the link has one."""
+    """Scale of the output dimension, if the link has one."""
     step: float | None = None
-    """Scale of the source's axis, where the link has one."""
+    """Scale of the source's axis, if the link has one."""
 
     def index(self, position: float, scale: float, step: float | None = None, start: float = 0.0) -> int:
         """Return the index along the source's axis at a position.
@@ -43,13 +45,13 @@ class AxisPlace:
         Parameters
         ----------
         position : float
-            In the viewer's dimension of this name.
+            Position along the viewer's dimension of this name.
         scale : float
             Scale of that dimension.
         step : float, optional
-            Scale of the source's axis, where the source has one. Default: that of the viewer's dimension.
+            Scale of the source's axis, if the source has one. Default: that of the viewer's dimension.
         start : float, default 0
-            Where index 0 begins on the source's axis, in indexes.
+            Position of index 0 along the source's axis, in steps.
         """
         size = self.step or step or scale
         place = position * scale - self.shift * (self.output or scale)
@@ -58,17 +60,17 @@ class AxisPlace:
 
 
 @dataclass(frozen=True)
-class Placed:
+class AppliedTransform:
     """A transform applied to the axes of a source."""
 
     placement: Placement
     others: Mapping[str, AxisPlace]
-    """By name of the source's axis."""
+    """Transforms of the other axes, by their names in the source."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A transform as a state describes it."""
+    """A coordinate transform of a state."""
 
     outputs: tuple[Dimension, ...] = ()
     inputs: tuple[Dimension, ...] | None = None
@@ -76,55 +78,55 @@ class Transform:
     """One row per output dimension: a factor per input dimension, then the translation."""
     source_rank: int = 0
 
-    def applied(self, axes: Sequence[str]) -> Placed | str:
-        """Return where the axes of a source lie, or why that cannot be drawn.
+    def apply(self, axes: Sequence[str]) -> AppliedTransform | str:
+        """Return the transformed axes of a source, or the reason why they cannot be drawn.
 
         Parameters
         ----------
         axes : sequence of str
-            Axes of the source in its own order, as Neuroglancer names them (``c'`` for a channel of OME-Zarr).
+            Neuroglancer's names of the source's axes, in the source's order (``c'`` for a channel of OME-Zarr).
         """
         at = self._positions(axes)
         names = [axis if i < 0 else self.outputs[i][0] for axis, i in zip(axes, at, strict=True)]
         extra = list(range(self.source_rank, len(self.outputs)))
         names += [self.outputs[i][0] for i in extra]
         at = [*at, *extra]
-        if len(set(names)) < len(names):  # the viewer takes no notice of such a transform
-            return Transform().applied(axes)
+        if len(set(names)) < len(names):  # the viewer ignores a transform with duplicate names
+            return Transform().apply(axes)
         scale, size, shift = [1.0] * 3, list[float | None]([None] * 3), [0.0] * 3
         for number, axis in enumerate(AXES):
             if axis not in names:
                 if axis in axes:
-                    return RENAMED
+                    return RENAMED_REASON
                 continue
             row = names.index(axis)
             own = list(axes).index(axis) if axis in axes else row
             factors, shift[number] = self._row(at, row)
             if any(abs(v) > 1e-9 for j, v in enumerate(factors) if j != own) or factors[own] <= 1e-9:
-                return RENAMED if self.matrix is None else TURNED
-            scale[number], size[number] = factors[own], self._size(at[own], given=axis in axes)
+                return RENAMED_REASON if self.matrix is None else ROTATED_REASON
+            scale[number], size[number] = factors[own], self._size(at[own], in_source=axis in axes)
         placement = Placement(
             (scale[0], scale[1], scale[2]), (size[0], size[1], size[2]), (shift[0], shift[1], shift[2])
         )
         others = {axis: self._other(at, i, names[i]) for i, axis in enumerate(axes) if axis not in AXES}
-        return Placed(placement, others)
+        return AppliedTransform(placement, others)
 
-    def _size(self, place: int, *, given: bool) -> float | None:
-        """Return the size of a voxel in nm where the transform has it: of an axis of the source, or of an added one."""
-        dimensions = self.inputs if given or self.inputs is not None else self.outputs
+    def _size(self, place: int, *, in_source: bool) -> float | None:
+        """Return the size of a voxel in nm along an axis of the source or an added axis; None if it is not set."""
+        dimensions = self.inputs if in_source or self.inputs is not None else self.outputs
         if place < 0 or dimensions is None:
             return None
         _, value, unit = dimensions[place]
         return value if unit == "nm" else None
 
     def _positions(self, axes: Sequence[str]) -> list[int]:
-        """Return which dimension of the transform each axis of the source is, -1 for none."""
-        given = list(axes) if self.inputs is None else [name for name, _, _ in self.inputs]
-        found = [given.index(axis) if axis in given else -1 for axis in axes]
+        """Return the number of the transform's dimension for each axis of the source, -1 for none."""
+        inputs = list(axes) if self.inputs is None else [name for name, _, _ in self.inputs]
+        found = [inputs.index(axis) if axis in inputs else -1 for axis in axes]
         return [-1 if i >= self.source_rank else i for i in found]
 
     def _row(self, at: Sequence[int], row: int) -> tuple[list[float], float]:
-        """Return the factors of an output axis, and its translation in nm (in its own unit where that is no length)."""
+        """Return the factors of an output axis, and its translation in nm, or in its own unit if that is no length."""
         place = at[row]
         if place < 0 or self.matrix is None:
             return [float(j == row) for j in range(len(at))], 0.0
@@ -138,72 +140,72 @@ class Transform:
             return AxisPlace(name)
         factors, _ = self._row(at, row)
         shift = 0.0 if self.matrix is None else self.matrix[place][-1]
-        step = None if self.inputs is None else scale_of(*self.inputs[place][1:])
-        return AxisPlace(name, factors[row] or 1.0, shift, scale_of(*self.outputs[place][1:]), step)
+        step = None if self.inputs is None else si_scale(*self.inputs[place][1:])
+        return AxisPlace(name, factors[row] or 1.0, shift, si_scale(*self.outputs[place][1:]), step)
 
 
 def read_transform(transform: Any, where: str) -> Transform | None:
-    """Read the transform of a source; None is none.
+    """Return the transform of a source; None if it has none.
 
     Raises
     ------
     LinkError
-        If it makes no sense.
+        If it is invalid.
     """
     if transform is None:
         return None
     if isinstance(transform, list):
         return read_older_transform(transform, where)
     if not isinstance(transform, Mapping):
-        raise LinkError(f"{where}.transform={shown(transform)} is no transform")
+        raise LinkError(f"{where}.transform={short_repr(transform)} is not a transform")
     matrix = transform.get("matrix")
-    outputs = _dimensions(transform, "outputDimensions")
-    inputs = _dimensions(transform, "inputDimensions")
+    outputs = _read_dimension_list(transform, "outputDimensions")
+    inputs = _read_dimension_list(transform, "inputDimensions")
     if not outputs and (matrix is not None or inputs):
         outputs = inputs or tuple((axis, 1.0, "nm") for axis in AXES)
     if inputs and len(inputs) != len(outputs):
         raise LinkError(
-            f"{where}.transform has {len(inputs)} inputDimensions and {len(outputs)} outputDimensions; "
-            "they must be as many"
+            f"{where}.transform has {len(inputs)} inputDimensions and {len(outputs)} outputDimensions; the numbers "
+            "must be equal"
         )
-    rows = None if matrix is None else _matrix(matrix, len(outputs), where)
-    return Transform(outputs, inputs or None, rows, _source_rank(transform.get("sourceRank"), len(outputs), where))
+    rows = None if matrix is None else _read_matrix(matrix, len(outputs), where)
+    return Transform(outputs, inputs or None, rows, _read_source_rank(transform.get("sourceRank"), len(outputs), where))
 
 
-def _source_rank(value: Any, rank: int, where: str) -> int:
+def _read_source_rank(value: Any, rank: int, where: str) -> int:
     if value is None:
         return rank
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= rank:
-        raise LinkError(f"{where}.transform.sourceRank={shown(value)} is no whole number from 0 to {rank}")
+        raise LinkError(f"{where}.transform.sourceRank={short_repr(value)} is not a whole number from 0 to {rank}")
     return value
 
 
 def read_older_transform(transform: Any, where: str) -> Transform:
-    """Read the older form, in nm: 16 numbers, 4 × 4 or 3 × 4 of them, or translation, rotation and scale.
+    """Return a transform of the older form, in nm: 12 or 16 numbers, a matrix, or translation, rotation and scale.
 
     Raises
     ------
     LinkError
-        If it makes no sense.
+        If it is invalid.
     """
     what = f"{where}.transform"
     if isinstance(transform, Mapping):
-        rows = _composed(transform, what)
+        rows = _compose_matrix(transform, what)
     elif isinstance(transform, list) and len(transform) in (12, 16) and not isinstance(transform[0], list):
-        rows = _matrix([transform[i : i + 4] for i in range(0, len(transform), 4)], 3, where)
+        rows = _read_matrix([transform[i : i + 4] for i in range(0, len(transform), 4)], 3, where)
     else:
-        rows = _matrix(transform, 3, where)
+        rows = _read_matrix(transform, 3, where)
     return Transform(tuple((axis, 1.0, "nm") for axis in AXES), None, rows, 3)
 
 
-def _composed(transform: Mapping[str, Any], what: str) -> tuple[tuple[float, ...], ...]:
-    """Return the matrix that scales, then rotates, then moves."""
-    move = _numbers(transform, "translation", (0.0, 0.0, 0.0), what)
-    scale = _numbers(transform, "scale", (1.0, 1.0, 1.0), what)
-    x, y, z, w = _numbers(transform, "rotation", (0.0, 0.0, 0.0, 1.0), what)
+def _compose_matrix(transform: Mapping[str, Any], what: str) -> tuple[tuple[float, ...], ...]:
+    """Return the matrix that scales, then rotates, then translates."""
+    move = _read_vector(transform, "translation", (0.0, 0.0, 0.0), what)
+    scale = _read_vector(transform, "scale", (1.0, 1.0, 1.0), what)
+    x, y, z, w = _read_vector(transform, "rotation", (0.0, 0.0, 0.0, 1.0), what)
     length = math.sqrt(x * x + y * y + z * z + w * w)
     if not length > 1e-9:
-        raise LinkError(f"{what}.rotation={shown(transform.get('rotation'))} is no rotation; it is (x, y, z, w)")
+        raise LinkError(f"{what}.rotation={short_repr(transform.get('rotation'))} is not a quaternion (x, y, z, w)")
     x, y, z, w = x / length, y / length, z / length, w / length
     turn = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
@@ -213,7 +215,7 @@ def _composed(transform: Mapping[str, Any], what: str) -> tuple[tuple[float, ...
     return tuple((*(t * s for t, s in zip(row, scale, strict=True)), m) for row, m in zip(turn, move, strict=True))
 
 
-def _numbers(transform: Mapping[str, Any], key: str, default: tuple[float, ...], what: str) -> tuple[float, ...]:
+def _read_vector(transform: Mapping[str, Any], key: str, default: tuple[float, ...], what: str) -> tuple[float, ...]:
     value = transform.get(key)
     if value is None:
         return default
@@ -221,12 +223,12 @@ def _numbers(transform: Mapping[str, Any], key: str, default: tuple[float, ...],
     return found
 
 
-def _dimensions(transform: Mapping[str, Any], key: str) -> tuple[Dimension, ...]:
+def _read_dimension_list(transform: Mapping[str, Any], key: str) -> tuple[Dimension, ...]:
     return tuple((name, scale, unit) for name, (scale, unit) in read_dimensions(transform, key).items())
 
 
-def _matrix(matrix: Any, rank: int, where: str) -> tuple[tuple[float, ...], ...]:
+def _read_matrix(matrix: Any, rank: int, where: str) -> tuple[tuple[float, ...], ...]:
     rows = matrix if isinstance(matrix, list) else []
     if len(rows) not in (rank, rank + 1) or any(not isinstance(r, list) or len(r) != rank + 1 for r in rows):
-        raise LinkError(f"{where}.transform has no matrix of {rank} × {rank + 1} numbers")
+        raise LinkError(f"{where}.transform.matrix must have {rank} × {rank + 1} numbers")
     return tuple(tuple(as_number(v, f"{where}.transform.matrix") for v in row) for row in rows[:rank])

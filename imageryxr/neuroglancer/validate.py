@@ -1,4 +1,4 @@
-"""Entries of a Neuroglancer state, read as what they must be, or refused by name."""
+"""Validate entries of a Neuroglancer state; errors name the invalid entry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUOTE_OR_ESCAPE = {quote: re.compile(rf"[{quote}\\]") for quote in "'\""}
 
 
 def closing_quote(text: str, start: int, quote: str) -> int:
-    """Return where a string that begins at ``start`` has its closing quote, or -1."""
+    """Return the index of the closing quote of a string whose contents begin at ``start``, or -1."""
     while found := _QUOTE_OR_ESCAPE[quote].search(text, start):
         if found.group() == quote:
             return found.start()
@@ -24,36 +24,36 @@ def closing_quote(text: str, start: int, quote: str) -> int:
 
 
 def as_mapping(value: Any, what: str) -> Mapping[str, Any]:
-    """Return an object of a state, an empty one for none."""
+    """Return an object of a state; an empty one for None."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise LinkError(f"{what}={shown(value)} must be an object {{…}}")
+        raise LinkError(f"{what}={short_repr(value)} must be an object {{…}}")
     return value
 
 
 def as_list(value: Any, what: str, count: int | None) -> list[Any]:
-    """Return a list of a state, of so many entries where that is said."""
+    """Return a list of a state; if ``count`` is given, it must have that many entries."""
     if isinstance(value, np.ndarray | tuple):
         value = list(value)
     if not isinstance(value, list) or (count is not None and len(value) != count):
-        raise LinkError(f"{what}={shown(value)} must be a list{'' if count is None else f' of {count}'}")
+        raise LinkError(f"{what}={short_repr(value)} must be a list{'' if count is None else f' of {count}'}")
     return value
 
 
 def as_numbers(value: Any, what: str, count: int) -> Any:
-    """Return a list of so many numbers."""
+    """Return a tuple of ``count`` numbers."""
     return tuple(as_number(v, what) for v in as_list(value, what, count))
 
 
 def as_number(value: Any, what: str) -> float:
-    """Return a finite number of a sensible size."""
+    """Return a finite number whose magnitude is below 1e15."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not abs(found) < 1e15:
-        raise LinkError(f"{what}={shown(value)} is no number of a sensible size")
+        raise LinkError(f"{what}={short_repr(value)} is not a number below 1e15")
     return found
 
 
@@ -61,31 +61,31 @@ def as_positive(value: Any, what: str) -> float:
     """Return a number above 0."""
     found = as_number(value, what)
     if not found > 0:
-        raise LinkError(f"{what}={shown(value)} must be more than 0")
+        raise LinkError(f"{what}={short_repr(value)} must be above 0")
     return found
 
 
 def as_share(value: Any, what: str) -> float:
-    """Return a number from 0 to 1, cut off there as viewers do."""
+    """Return a number clipped to the range 0 to 1, as in the viewer."""
     return min(1.0, max(0.0, as_number(value, what)))
 
 
 def as_whole(value: Any, what: str, top: int) -> int:
-    """Return a whole number up to some, exactly, from a number or from digits."""
+    """Return a whole number from 0 to ``top``, given as an int or as digits."""
     text = value if isinstance(value, str) else ""
     if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value <= top:
         text = str(value)
     if not re.fullmatch(r"[0-9]{1,20}", text) or int(text) > top:
         exact = "; a float cannot hold ids above 2**53: give an int or its digits" if isinstance(value, float) else ""
-        raise LinkError(f"{what}: {shown(value)} is no whole number from 0 to {top}{exact}")
+        raise LinkError(f"{what}: {short_repr(value)} is not a whole number from 0 to {top}{exact}")
     return int(text)
 
 
-def shown(value: Any) -> str:
-    """Return what was given, short enough for a message, and without a password."""
+def short_repr(value: Any) -> str:
+    """Return the repr of a value for a message, shortened and without passwords."""
     try:
         text = repr(value)[:400]
-    except ValueError:  # Python writes no whole numbers of thousands of digits
-        text = f"a {type(value).__name__} of too many digits"
+    except ValueError:  # Python refuses to print integers with thousands of digits
+        text = f"a {type(value).__name__} with too many digits"
     text = re.sub(r"//[^/\s@]+@", "//", text)
     return text if len(text) <= 100 else text[:100] + "…"

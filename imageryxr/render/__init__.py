@@ -1,1 +1,1 @@
-"""Pictures: overlays, outlines, thumbnails, plots and figures."""
+"""Draw overlays, outlines, thumbnails, plots and figures."""

@@ -1,4 +1,4 @@
-"""Colour over imagery: overlays, outlines, and layers of both."""
+"""Draw overlays, outlines and composites as lazy RGBA arrays."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.labels import segmentation_volume
-from imageryxr.render.layers import Layer, described, prepared_layers, rgba_of
-from imageryxr.render.paint import Outline, Side, paint_of, painted
+from imageryxr.render.layers import Layer, describe_paint, draw_layers, grey_to_rgba
+from imageryxr.render.paint import Outline, Side, paint_segments, parse_paint
 
 __all__ = ["Layer", "Outline", "composite", "outline", "overlay", "overlay_dataset", "to_rgba"]
 
@@ -43,38 +43,39 @@ def overlay(
 ) -> xr.DataArray:
     """Draw segments in colour over an image.
 
-    Lazy: reads nothing. A block reads image and segmentation once and draws in one pass.
-    Where a box or plane reaches over the edge of its volume the image is 0, drawn as any 0: opaque, and black unless
-    ``contrast_limits`` make it another grey. Without an image it is transparent there.
+    Lazy: reads nothing. Each block reads image and segmentation once and draws them in one pass.
+    Outside of its volume the image is 0, which is drawn like any other 0: opaque, and black unless ``contrast_limits``
+    map 0 to another grey. Without an image, the picture is transparent there.
 
     Parameters
     ----------
     image : DataArray or None
-        Grey values (z, y, x): uint8, or another type with contrast limits. None draws the segments on nothing.
+        Grey values (z, y, x): uint8, or another type with contrast limits. None draws the segments without an image.
     segmentation : DataArray, masks, `Layer`, or list of these
-        Ids (z, y, x) on the same grid; `align` brings them there. Or masks, which may overlap: a dict name → bool
-        array, a list of bool arrays, or what `split_masks` returns; NumPy arrays stand where the image does. Of
-        several, each is laid over those before it; a `Layer` gives one options of its own.
+        Ids (z, y, x) on the grid of the image; use `align` first if the grids differ. Or masks, which may overlap: a
+        dict name → bool array, a list of bool arrays, or a result of `split_masks`; NumPy arrays get the image's
+        coordinates. In a list, later layers are drawn over earlier ones; a `Layer` has its own options.
     ids : iterable of int, optional
-        Draw these only. Default: all, those that ``colors`` names, or those selected in the link that the layer
-        came from.
+        Only these segments are drawn. Default: those that ``colors`` lists, those selected in the layer's link, or
+        all.
     colors : optional
-        None for colours that depend on the id alone, so that a block, a job and a figure agree, or for those that
-        the layer came with; a dict id → colour; the name of a palette; ``"neuroglancer"`` or ``("neuroglancer",
-        seed)`` for the viewer's colours. A colour is a name, a hex string, floats from 0 to 1 or ints from 0 to 255;
-        one with an alpha is that share of ``alpha``. For masks: a dict name → colour, a list in their order, or a
-        palette; by default ``"husl"``. A palette's name spreads its colours over ``ids``; where those are not given,
-        the hash of an id picks one, so that two cells may share it: for a figure of a few dozen cells give
+        None for the colours in the layer's attrs, or for colours that depend only on the id and are the same in every
+        figure; a dict id → colour; the name of a palette; ``"neuroglancer"`` or ``("neuroglancer", seed)`` for the
+        viewer's colours. A colour is a name, a hex string, floats from 0 to 1 or ints from 0 to 255; its alpha, if it
+        has one, is multiplied by ``alpha``. For masks: a dict name → colour, a list in their order, or a palette; by
+        default ``"husl"``. A palette's colours are assigned to ``ids`` in order. Without ``ids``, the hash of an id
+        picks the colour, so two cells may share one: for a figure of a few dozen cells give
         ``palette(unique_ids(segmentation), name)``.
-    alpha : float or dict, default 0.2, or what the layer came with
-        How opaque the fill is, 0 to 1. 0 draws outlines only. A dict id → alpha gives segments one of their own.
-    rest_alpha : float, default 0, or what the layer came with
-        How opaque the segments are that are not among ``ids``, or not in a dict of ``colors`` where there are no
-        ``ids``. Those that the dict has no colour for have that of their id.
+    alpha : float or dict, optional
+        Opacity of the fill, 0 to 1; 0 draws outlines only. A dict id → alpha sets it for single segments. Default:
+        that in the layer's attrs, or 0.2.
+    rest_alpha : float, optional
+        Opacity of the segments that are not in ``ids`` or, without ``ids``, not in the dict ``colors``. Segments
+        without a colour in the dict get the default colour of their id. Default: that in the layer's attrs, or 0.
     outline : Outline, int or bool, optional
-        Lines around the segments drawn, too: an `Outline`, a width in pixels, or True for the default one.
+        Outlines around the drawn segments: an `Outline`, a width in pixels, or True for the default outline.
     overlap : bool, default True
-        For masks, whether later ones are drawn over earlier ones; with False the first one wins.
+        Whether later masks are drawn over earlier ones; if False, the first mask is drawn where masks overlap.
     contrast_limits : (low, high), optional
         The grey values that become black and white. Default: those in the image's attrs; uint8 needs none.
     axis : {"z", "y", "x"}, default "z"
@@ -83,25 +84,26 @@ def overlay(
     Returns
     -------
     DataArray
-        uint8, dims (z, y, x, rgba), straight alpha; opaque where there is an image. Attrs are those of the image, and
-        with outlines ``outline_axis``; ``voxel_offset`` is that of the image's whole level, and `grid_of` returns that
-        of the picture.
+        uint8, dims (z, y, x, rgba), straight alpha; opaque if there is an image. Attrs are those of the image, plus
+        ``outline_axis`` if there are outlines. ``voxel_offset`` is that of the image's whole level; `grid_of` returns
+        the picture's own grid.
 
     Raises
     ------
     GridMismatchError
-        If they do not lie on one grid.
+        If the layers are not on the same grid.
     LayerError
-        If the image is neither uint8 nor has contrast limits, or a segmentation is not of an integer type.
+        If the image is not uint8 and has no contrast limits, or a segmentation is not of an integer type.
     ColorError
-        If a colour or palette cannot be read, or an id of ``ids`` has no colour in the dict.
+        If a colour or palette is invalid, or the dict ``colors`` lacks an id of ``ids``.
     OptionError
         If another argument is outside its range.
 
     Warns
     -----
     MissingIdsWarning
-        When all blocks are computed in one process, or by one `export`, of ids that are not in the data.
+        If requested ids do not occur in the data. The warning is issued when all blocks have been computed in one
+        process, or by one `export`.
 
     Examples
     --------
@@ -112,11 +114,10 @@ def overlay(
     >>> picture.dims, picture.dtype
     (('z', 'y', 'x', 'rgba'), dtype('uint8'))
     """
-    picture = None if image is None else _grey(image, contrast_limits)
+    picture = None if image is None else _grey_volume(image, contrast_limits)
     call = Layer(None, ids, colors, alpha, rest_alpha, outline, overlap)
-    layers = prepared_layers(segmentation, picture, call, axis)
-    under = None if picture is None else picture.expr
-    exprs = [e for i, layer in enumerate(layers) for e in layer.exprs(under if i == 0 else None, axis)]
+    layers = draw_layers(segmentation, picture, call, axis)
+    exprs = [expr for layer in layers for expr in layer.exprs]
     volumes = [*([] if picture is None else [picture]), *(v for layer in layers for v in layer.volumes)]
     for i, volume in enumerate(volumes[1:], 1):
         check_same_grid(volume.grid, volumes[0].grid, f"layer {i} and the first one")
@@ -124,25 +125,25 @@ def overlay(
     source = layers[0].volumes[0].attrs.get("source")
     if picture is not None and source is not None:
         attrs["segmentation_source"] = source
-    if any(layer.line is not None for layer in layers):
+    if any(layer.is_outlined for layer in layers):
         attrs["outline_axis"] = axis
     attrs[DRAWN_COLORS] = json.dumps([layer.colors for layer in layers])
-    return _drawn(exprs[0] if len(exprs) == 1 else LayerStack(tuple(exprs)), volumes, attrs, "overlay")
+    return _label_rgba(exprs[0] if len(exprs) == 1 else LayerStack(tuple(exprs)), volumes, attrs, "overlay")
 
 
 def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
-    """Draw all layers of a Dataset over each other, as the viewer shows them.
+    """Draw all layers of a Dataset over each other, as in the viewer.
 
-    Lazy: reads nothing. The image lies below the segmentation, whatever the order of the variables, which writing to
-    Zarr or merging changes. ``attrs["layer_order"]`` of the Dataset, names from bottom to top, states another order,
-    and is needed for several layers of one kind; ``view`` sets it. Layers whose attrs say that they are switched off
-    are left out. The first image is opaque; a later one lies over what is below it by the opacity in its attrs, as in
-    Neuroglancer. ``options``, as in `overlay`, hold for all segmentations, and ``contrast_limits`` for all images.
+    Lazy: reads nothing. The image is drawn below the segmentation; the order of the variables does not matter, because
+    merging or writing to Zarr changes it. ``attrs["layer_order"]`` of the Dataset (names from bottom to top) overrides
+    this order and is required if there are several layers of one kind; ``view`` sets it. Layers that are switched off
+    in their attrs are not drawn. The first image is opaque; later images have the opacity in their attrs, as in
+    Neuroglancer. ``options``, as in `overlay`, apply to all segmentations, and ``contrast_limits`` to all images.
 
     Parameters
     ----------
     dataset : Dataset
-        Images and segmentations on one grid; a boolean variable is a mask, drawn as a segmentation.
+        Images and segmentations on the same grid; a boolean variable is drawn like a segmentation with one segment.
     **options
         As in `overlay`.
 
@@ -154,7 +155,7 @@ def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
     Raises
     ------
     LayerError
-        If there is no layer to draw, or nothing states which of several lies above.
+        If there is no layer to draw, or the order of several layers of one kind is not defined.
     ImageryError
         As `overlay`.
 
@@ -166,57 +167,57 @@ def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
     >>> ds.imagery.overlay(alpha=0.3).sizes["rgba"]
     4
     """
-    layers = _from_bottom_to_top(dataset)
-    kinds = [_drawn_as(v) for v in layers]
+    layers = _sort_layers(dataset)
+    kinds = [_drawn_kind(v) for v in layers]
     limits = options.pop("contrast_limits", None)
     if kinds[0] == "image" and len(kinds) > 1 and set(kinds[1:]) == {"segmentation"}:
         return overlay(layers[0], layers[1:], contrast_limits=limits, **options)
     pictures = [
-        overlay(None, layer, **options) if kind == "segmentation" else _image_layer(layer, limits, opaque=i == 0)
+        overlay(None, layer, **options) if kind == "segmentation" else _draw_image(layer, limits, opaque=i == 0)
         for i, (layer, kind) in enumerate(zip(layers, kinds, strict=True))
     ]
     return pictures[0] if len(pictures) == 1 else composite(*pictures)
 
 
-def _from_bottom_to_top(dataset: xr.Dataset) -> list[xr.DataArray]:
-    """Return the layers of a Dataset in the order in which they are drawn.
+def _sort_layers(dataset: xr.Dataset) -> list[xr.DataArray]:
+    """Return the visible layers of a Dataset, from bottom to top.
 
     Raises
     ------
     LayerError
-        If there are none, or their order is not decided.
+        If there are no visible layers, or their order is not defined.
     """
-    held = {str(n): v for n, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
-    layers = [v for v in held.values() if v.attrs.get(VISIBLE, True)]
-    if held and not layers:
-        name = next(iter(held))
+    found = {str(n): v for n, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+    layers = [v for v in found.values() if v.attrs.get(VISIBLE, True)]
+    if found and not layers:
+        name = next(iter(found))
         raise LayerError(
-            f"the layers of the Dataset, {list(held)}, are switched off in the link that they come from; to draw one "
-            f"all the same, set ds[{name!r}].attrs[{VISIBLE!r}] = True"
+            f"the layers of the Dataset, {list(found)}, are switched off in their link; to draw one anyway, set "
+            f"ds[{name!r}].attrs[{VISIBLE!r}] = True"
         )
     if not layers:
         raise LayerError(
-            f"the Dataset has the variables {list(map(str, dataset.data_vars))}, and none is a layer to draw"
+            f"none of the Dataset's variables {list(map(str, dataset.data_vars))} is an image or a segmentation"
         )
     order = [str(name) for name in np.atleast_1d(dataset.attrs.get(LAYER_ORDER, []))]
-    if all(_place_in(order, v) is not None for v in layers):
-        return sorted(layers, key=lambda v: _place_in(order, v) or 0)
-    kinds = [_drawn_as(v) for v in layers]
+    if all(_order_index(order, v) is not None for v in layers):
+        return sorted(layers, key=lambda v: _order_index(order, v) or 0)
+    kinds = [_drawn_kind(v) for v in layers]
     twice = next((kind for kind in ("image", "segmentation") if kinds.count(kind) > 1), None)
     if twice is None:
-        return sorted(layers, key=lambda v: _drawn_as(v) == "segmentation")
+        return sorted(layers, key=lambda v: _drawn_kind(v) == "segmentation")
     names = [str(v.name) for v in layers]
     same = [name for name, kind in zip(names, kinds, strict=True) if kind == twice]
     stated = f"attrs['layer_order'] is {order}, which lacks some of them" if order else "attrs['layer_order'] is absent"
     raise LayerError(
-        f"the Dataset has {len(same)} {twice} layers, {', '.join(map(repr, same))}, and {stated}, so it is not decided "
-        f"which lies above: set ds.attrs['layer_order'] = {names} (from bottom to top), or select the layers to draw, "
-        f"e.g. ds[{_one_of_each(names, kinds)}]"
+        f"the Dataset has {len(same)} {twice} layers, {', '.join(map(repr, same))}, but {stated}, so their order is "
+        f"undefined; set ds.attrs['layer_order'] = {names} (from bottom to top), or select the layers to draw, e.g. "
+        f"ds[{_one_of_each(names, kinds)}]"
     )
 
 
-def _place_in(order: list[str], layer: xr.DataArray) -> int | None:
-    """Return where a layer stands in an order of names, by the name of its variable or of its layer in the viewer."""
+def _order_index(order: list[str], layer: xr.DataArray) -> int | None:
+    """Return the position of a layer in a list of names, by its variable name or its layer name in the viewer."""
     names = (str(layer.name), str(layer.attrs.get(LAYER, layer.name)))
     return next((order.index(name) for name in names if name in order), None)
 
@@ -225,15 +226,15 @@ def _one_of_each(names: list[str], kinds: list[str]) -> list[str]:
     return [names[kinds.index(kind)] for kind in ("image", "segmentation") if kind in kinds]
 
 
-def _drawn_as(layer: xr.DataArray) -> str:
-    """Return whether a variable is drawn as grey values or as segments; a mask is the one segment that it holds."""
+def _drawn_kind(layer: xr.DataArray) -> str:
+    """Return "image" or "segmentation"; a mask is drawn as a segmentation with one segment."""
     return "segmentation" if layer.dtype == np.bool_ else layer_type_of(layer)
 
 
-def _image_layer(image: xr.DataArray, limits: tuple[float, float] | None, *, opaque: bool) -> xr.DataArray:
-    volume = _grey(image, limits)
+def _draw_image(image: xr.DataArray, limits: tuple[float, float] | None, *, opaque: bool) -> xr.DataArray:
+    volume = _grey_volume(image, limits)
     opacity = 1.0 if opaque else float(volume.attrs.get(OPACITY, 1.0))
-    return _drawn(rgba_of(volume.expr, opacity), [volume], volume.attrs, "picture")
+    return _label_rgba(grey_to_rgba(volume.expr, opacity), [volume], volume.attrs, "picture")
 
 
 def outline(
@@ -248,10 +249,10 @@ def outline(
     ids: Iterable[int] | None = None,
     axis: str = "z",
 ) -> xr.DataArray:
-    """Draw the outlines of segments, as a layer of their own.
+    """Draw the outlines of segments on a transparent background.
 
-    Lazy: reads nothing. Lines are exact across block borders, and at the border of a crop they follow from the data
-    beyond it where there are any; the edge of the data makes no line.
+    Lazy: reads nothing. Lines are exact across block borders. At the border of a crop they depend on the data beyond
+    it, if there are any. There is no line along the edge of the data.
 
     Parameters
     ----------
@@ -265,8 +266,8 @@ def outline(
     Returns
     -------
     DataArray
-        uint8, dims (z, y, x, rgba), transparent between the lines; where several outlines lie over each other they
-        are laid one over the other in the order of the ids. `composite` puts it over a picture.
+        uint8, dims (z, y, x, rgba), transparent between the lines. Where outlines overlap, they are drawn over each
+        other in the order of the ids. Use `composite` to draw the result over a picture.
 
     Raises
     ------
@@ -282,14 +283,14 @@ def outline(
     """
     style = Outline(width, side, merge, alpha, unit)
     labels = segmentation_volume(segmentation)
-    paint = paint_of(colors, ids, None, None, labels)
-    expr = painted(labels.expr, labels.grid, None, None, paint.line(style.alpha), style, axis)
-    attrs = {**labels.attrs, "outline_axis": axis, DRAWN_COLORS: json.dumps([described(replace(paint, rest=0.0))])}
-    return _drawn(expr, [labels], attrs, "outline")
+    paint = parse_paint(colors, ids, None, None, labels)
+    expr = paint_segments(labels.expr, labels.grid, None, None, paint.line(style.alpha), style, axis)
+    attrs = {**labels.attrs, "outline_axis": axis, DRAWN_COLORS: json.dumps([describe_paint(replace(paint, rest=0.0))])}
+    return _label_rgba(expr, [labels], attrs, "outline")
 
 
 def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None = None) -> xr.DataArray:
-    """Turn grey values into an opaque RGBA picture.
+    """Convert grey values to an opaque RGBA picture.
 
     Lazy: reads nothing.
 
@@ -308,7 +309,7 @@ def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None 
     Raises
     ------
     LayerError
-        If the image is not uint8 and no limits are known.
+        If the image is not uint8 and no contrast limits are given or in its attrs.
 
     Examples
     --------
@@ -317,33 +318,33 @@ def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None 
     >>> ix.to_rgba(em, contrast_limits=(60, 220)).dims
     ('z', 'y', 'x', 'rgba')
     """
-    volume = _grey(image, contrast_limits)
-    return _drawn(rgba_of(volume.expr), [volume], volume.attrs, "picture")
+    volume = _grey_volume(image, contrast_limits)
+    return _label_rgba(grey_to_rgba(volume.expr), [volume], volume.attrs, "picture")
 
 
 def composite(*layers: xr.DataArray) -> xr.DataArray:
-    """Lay RGBA layers over each other, the first at the bottom.
+    """Draw RGBA layers over each other, the first at the bottom.
 
-    Lazy: reads nothing, and what several layers need of one source is read once.
+    Lazy: reads nothing. Data that several layers share are read once.
 
     Parameters
     ----------
     *layers : DataArray
-        uint8, dims (z, y, x, rgba), on one grid; as `to_rgba`, `overlay` and `outline` give them.
+        uint8, dims (z, y, x, rgba), on the same grid; as `to_rgba`, `overlay` and `outline` return them.
 
     Returns
     -------
     DataArray
-        uint8, dims (z, y, x, rgba), straight alpha, rounded to the nearest. Attrs are those of the first layer.
+        uint8, dims (z, y, x, rgba), straight alpha, rounded to the nearest integer. Attrs are those of the first layer.
 
     Raises
     ------
     OptionError
         If there is no layer.
     LayerError
-        If one is not RGBA.
+        If a layer is not RGBA.
     GridMismatchError
-        If they do not lie on one grid.
+        If the layers are not on the same grid.
 
     Examples
     --------
@@ -360,38 +361,38 @@ def composite(*layers: xr.DataArray) -> xr.DataArray:
         check_same_grid(volume.grid, volumes[0].grid, f"layers {i} and 0")
     drawn = [entry for v in volumes for entry in json.loads(v.attrs.get(DRAWN_COLORS, "[]"))]
     attrs = {**volumes[0].attrs, **({DRAWN_COLORS: json.dumps(drawn)} if drawn else {})}
-    return _drawn(LayerStack(tuple(v.expr for v in volumes)), volumes, attrs, "composite")
+    return _label_rgba(LayerStack(tuple(v.expr for v in volumes)), volumes, attrs, "composite")
 
 
 # ---------------------------------------------------------------------------------------------------------
 # arguments
 
 
-def _drawn(expr: Expr, volumes: list[Volume], attrs: dict[str, Any], name: str) -> xr.DataArray:
-    # grey values and ids are what the attribute tells apart; a picture is neither
+def _label_rgba(expr: Expr, volumes: list[Volume], attrs: dict[str, Any], name: str) -> xr.DataArray:
+    # layer_type is "image" or "segmentation"; RGBA is neither
     kept = {k: v for k, v in attrs.items() if k != "layer_type"}
     return label_result(expr, volumes[0].grid, *volumes, attrs=kept, name=name, tail="rgba")
 
 
-def _grey(image: xr.DataArray, limits: tuple[float, float] | None) -> Volume:
+def _grey_volume(image: xr.DataArray, limits: tuple[float, float] | None) -> Volume:
     volume = volume_of(image)
     dtype = volume.expr.dtype
     if volume.attrs.get("layer_type") == "segmentation":
         raise LayerError(f"{image.name!r} is a segmentation, not an image; overlay takes (image, segmentation)")
     if dtype == np.bool_:
-        raise LayerError(f"{image.name!r} is a mask (dtype bool); make grey of it: mask.astype('uint8') * 255")
+        raise LayerError(f"{image.name!r} is a mask (dtype bool); convert it: mask.astype('uint8') * 255")
     limits = volume.attrs.get(CONTRAST_LIMITS) if limits is None else limits
     if limits is None and dtype == np.uint8:
         return volume
     if limits is None:
         raise LayerError(
-            f"the image {image.name!r} has dtype {dtype}, and which values are black and white is not known; give "
+            f"the image {image.name!r} has dtype {dtype} and no contrast limits; give "
             "contrast_limits=(low, high), e.g. contrast_limits=(0, 4095), or set them in its attrs"
         )
     if dtype.kind not in "uif" or dtype.itemsize > 8:
-        raise LayerError(f"the image {image.name!r} has dtype {dtype}, which holds no grey values")
+        raise LayerError(f"the image {image.name!r} has dtype {dtype}, which cannot be shown as grey values")
     low, high = _check_limits(limits)
-    return replace(volume, expr=Mapped(volume.expr, partial(_contrast, low=low, high=high), "uint8"))
+    return replace(volume, expr=Mapped(volume.expr, partial(_apply_contrast, low=low, high=high), "uint8"))
 
 
 def _check_limits(limits: Any) -> tuple[float, float]:
@@ -407,18 +408,18 @@ def _check_limits(limits: Any) -> tuple[float, float]:
 def _rgba_volume(layer: xr.DataArray, number: int) -> Volume:
     what = f"layer {number}"
     if not isinstance(layer, xr.DataArray) or "rgba" not in layer.dims:
-        raise LayerError(f"{what} is no RGBA array; make it one with to_rgba(image), overlay(…) or outline(…)")
+        raise LayerError(f"{what} is not an RGBA array; convert it with to_rgba(image), overlay(…) or outline(…)")
     if layer.sizes["rgba"] != 4 or layer.dtype != np.uint8:
         raise LayerError(f"{what} has dtype {layer.dtype} and {layer.sizes['rgba']} channels; RGBA is uint8 with 4")
     return volume_of(layer, tail=("rgba",))
 
 
-def _contrast(values: Array, low: float, high: float) -> Array:
+def _apply_contrast(values: Array, low: float, high: float) -> Array:
     from imageryxr.kernels import fill
 
     if values.size:
         smallest, largest = float(np.min(values)), float(np.max(values))
-        if smallest < largest:  # one value alone is most often what lies outside the volume
+        if smallest < largest:  # a block of one value is usually background outside the volume
             _warn_if_outside(smallest, largest, low, high, f"the values of a block ({smallest:g} to {largest:g})")
     return fill.to_uint8(values, low, high)
 
@@ -429,6 +430,6 @@ def _warn_if_outside(smallest: float, largest: float, low: float, high: float, w
         shown = "black" if (largest < bottom) == (low < high) else "white"
         warn(
             f"contrast_limits=({low:g}, {high:g}) lie wholly outside {what}, so the picture is all {shown}; limits in "
-            "attrs describe the values as they were stored: after arithmetic, give contrast_limits= in the new unit, "
-            "or compute them with imageryxr.contrast_limits(image)"
+            "attrs apply to the stored values: after arithmetic, give contrast_limits= for the new values, or compute "
+            "them with imageryxr.contrast_limits(image)"
         )

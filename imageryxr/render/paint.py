@@ -1,10 +1,9 @@
-"""What overlays are made of: recipes for segments filled and outlined and for layers of them, and their options."""
+"""Expressions and options for filled and outlined segments."""
 
 from __future__ import annotations
 
 import math
 import threading
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +15,7 @@ from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.core.colors import Colors, resolve_colors
 from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.grid import Grid
-from imageryxr.errors import ImageryWarning, OptionError
+from imageryxr.errors import OptionError, warn
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.labelled import Volume
 from imageryxr.ops.labels import RequestedIds, id_array, id_list
@@ -26,25 +25,27 @@ Side = Literal["out", "in"]
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """How outlines are drawn; what ``overlay(outline=…)`` takes.
+    """Options for outlines, for ``overlay(outline=…)``.
 
-    Outlines are drawn slice by slice, in the plane of the picture. A pixel belongs to an outline if it lies within
-    ``width`` of the segment, steps counted along rows and columns, as repeated dilation by a cross counts.
+    Outlines are drawn slice by slice, in the plane of the picture. A pixel belongs to an outline if its distance to the
+    segment is at most ``width``. The distance is counted in steps along rows and columns, as in repeated dilation by a
+    cross.
 
     Parameters
     ----------
     width : float, default 10
-        In ``unit``.
+        Width of the line in ``unit``.
     side : {"out", "in"}, default "out"
-        Outside the segment, which leaves all of it to see, or inside, where neighbours never cover each other.
+        Side of the border on which the line is drawn: outside, which keeps the whole segment visible, or inside, so
+        that lines of neighbours never cover each other.
     merge : bool, default True
-        Whether segments that touch are outlined as one. Take False, with ``side="in"``, to see the line between
-        neighbours: on dense tissue, where all cells touch, merged outlines show only where the segmentation ends.
-        Computing such a picture of all cells warns, once in a process.
+        Whether segments that touch are outlined as one. Use False with ``side="in"`` to see lines between neighbours:
+        in dense tissue, where all cells touch, merged outlines appear only where the segmentation ends. Computing such
+        a picture of all cells warns, once per process.
     alpha : float, default 1
-        0 (nothing) to 1 (opaque).
+        Opacity, from 0 (invisible) to 1 (opaque).
     unit : {"px", "nm"}, default "px"
-        Pixels of the picture; or nanometres, which keeps a line's width across resolutions.
+        Pixels of the picture, or nanometres, which keep the line's width the same at all resolutions.
 
     Raises
     ------
@@ -80,8 +81,8 @@ class Outline:
 
 
 @dataclass(frozen=True)
-class Painted(Expr):
-    """Segments filled and outlined, over an image or alone."""
+class PaintedSegments(Expr):
+    """Expression of filled and outlined segments, over an image or alone."""
 
     labels: Expr
     image: Expr | None
@@ -95,43 +96,42 @@ class Painted(Expr):
     """The axis across the slices."""
     halo: tuple[int, int, int]
     whole: IndexBox
-    """All voxels of the picture, of which a crop may be made later."""
+    """All voxels of the picture; a later crop does not change them."""
     tail: tuple[int, ...] = (4,)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """RGBA is uint8."""
+        """The dtype of RGBA, uint8."""
         return np.dtype(np.uint8)
 
     @property
     def bounds(self) -> IndexBox:
-        """What the segments and the image cover together."""
+        """The smallest box that contains the segments and the image."""
         return self.labels.bounds if self.image is None else self.labels.bounds.hull(self.image.bounds)
 
     @property
     def inputs(self) -> tuple[Expr, ...]:
-        """The segments, and the image."""
+        """The segments, and the image if there is one."""
         return (self.labels,) if self.image is None else (self.labels, self.image)
 
     @property
     def requested(self) -> RequestedIds | None:
-        """The requested ids, or None."""
+        """The requested ids, if there are any."""
         paint = self.fill or self.line
         return None if paint is None else paint.asked
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the box of the segments with the reach of their lines, and the box of the image."""
-        # What lies beyond the data is unknown rather than background: a segment that the edge of the volume cuts
-        # gets no line there.
+        """Return the box of the segments, grown by the halo of the lines, and the box of the image."""
+        # Outside the data is unknown, not background: a segment cut by the edge of the volume has no line there.
         wide = box.grow(self.halo).clip(self.labels.bounds).hull(box)
         return (wide,) if self.image is None else (wide, box)
 
     def cores(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the same box of both."""
+        """Return the box without a halo, once per input."""
         return (box,) * len(self.inputs)
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
-        """Return the segments painted over the image, in one pass."""
+        """Return a block of RGBA, painted in one pass."""
         from imageryxr.kernels import outline as kernel
 
         labels, image = arrays[0], arrays[1] if self.image is not None else None
@@ -155,38 +155,36 @@ class Painted(Expr):
         return np.asarray(drawn.transpose(*back, 3))
 
     def _warn_if_merged(self, labels: Array) -> None:
-        """Warn once if cells that touch leave no place for their merged outlines."""
+        """Warn once per process if merged outlines of dense tissue are invisible."""
         line = self.line
         if line is None or not self.merge or self.side != "out" or line.selected is not None or line.asked is not None:
             return
-        if _MERGED or not line.colors.shows_all or not _fills_its_slices(labels):
+        if _HAS_WARNED or not line.colors.shows_all or not _is_dense(labels):
             return
-        with _WARNING:  # blocks are drawn in several threads
-            if _MERGED:
+        with _WARNING_LOCK:  # several threads draw blocks
+            if _HAS_WARNED:
                 return
-            _MERGED.append(True)
-        warnings.warn(
-            "the cells of the segmentation touch each other, and touching cells are outlined as one: outlines show "
-            "only where the segmentation ends; give outline=Outline(2, side='in', merge=False) to outline each cell",
-            ImageryWarning,
-            stacklevel=2,
+            _HAS_WARNED.append(True)
+        warn(
+            "the cells of the segmentation touch each other and are outlined as one, so outlines appear only where the "
+            "segmentation ends; give outline=Outline(2, side='in', merge=False) to outline each cell"
         )
 
 
-# Whether this process has warned of merged outlines: once is enough, whatever the number of blocks and pictures.
-_MERGED: list[bool] = []
-_WARNING = threading.Lock()
-# Borders between two cells, in the rows that are looked at, below which a block is too small to judge.
-_BORDERS = 250
+# Not empty if this process has warned about merged outlines: one warning is enough for all blocks and pictures.
+_HAS_WARNED: list[bool] = []
+_WARNING_LOCK = threading.Lock()
+# A block with fewer borders in its sampled rows is too small to be judged.
+_MIN_BORDERS = 250
 
 
-def _fills_its_slices(labels: Array) -> bool:
-    """Return whether nearly all borders of a block are between two cells; looks at every fourth row."""
+def _is_dense(labels: Array) -> bool:
+    """Return whether nearly all borders in a block are between two cells; samples every fourth row."""
     rows = labels[:, ::4]
     left, right = rows[..., :-1], rows[..., 1:]
     borders = left != right
     count = int(np.count_nonzero(borders))
-    if count < _BORDERS:
+    if count < _MIN_BORDERS:
         return False
     of_background = int(np.count_nonzero(borders & ((left == 0) | (right == 0))))
     return of_background < 0.01 * count
@@ -194,35 +192,35 @@ def _fills_its_slices(labels: Array) -> bool:
 
 @dataclass(frozen=True)
 class Paint:
-    """Which ids have which colour, and how opaque."""
+    """Colours and alphas of segment ids."""
 
     colors: Colors
     alpha: float
-    """Of the selected segments."""
+    """Alpha of the selected segments."""
     asked: RequestedIds | None = None
-    """Ids that the caller named, who wants to hear of those that are not there."""
+    """Requested ids; those that do not occur in the data are reported."""
     selected: RequestedIds | None = None
-    """Segments that ``alpha`` is for; None for all."""
+    """Segments that have ``alpha``; None for all."""
     rest: float = 0.0
-    """Of the others."""
+    """Alpha of the other segments."""
     own: tuple[bytes, bytes] | None = None
-    """Ids (ascending uint64) and alphas (float64) of segments that have one of their own."""
+    """Ids (ascending uint64) and alphas (float64) of segments that have their own alpha."""
     saturation: float = 1.0
 
     @property
-    def shows_fill(self) -> bool:
-        """Whether anything is filled at all."""
+    def has_fill(self) -> bool:
+        """Whether any segment is filled."""
         return self.alpha > 0 or self.rest > 0 or self.own is not None
 
     def line(self, alpha: float) -> Paint:
-        """Return the paint of outlines, which only selected segments have."""
+        """Return the paint of outlines; only selected segments have them."""
         return replace(self, alpha=float(alpha), rest=0.0, own=None)
 
     def table(self, labels: Array) -> Any:
-        """Return the table that kernels look colours up in."""
+        """Return the colour table of the kernels."""
         plain = self.selected is None and self.own is None and self.saturation == 1
         if plain and self.colors.mode == "table":
-            return _table(self)
+            return _cached_table(self)
         from imageryxr.kernels import color_table, relabel
 
         present = relabel.distinct_ids(labels)
@@ -248,7 +246,7 @@ class Paint:
 
 
 @lru_cache(maxsize=64)
-def _table(paint: Paint) -> Any:
+def _cached_table(paint: Paint) -> Any:
     from imageryxr.kernels import color_table
 
     colors = paint.colors
@@ -267,16 +265,16 @@ def _rgba(rgb: Array, alpha: float, own: Array | None = None) -> Array:
 # arguments
 
 
-def painted(
+def paint_segments(
     labels: Expr, grid: Grid, image: Expr | None, fill: Paint | None, line: Paint | None, style: Outline, axis: str
-) -> Painted:
-    """Return the recipe of segments over an image."""
+) -> PaintedSegments:
+    """Return the expression of filled and outlined segments over an image."""
     across = check_axis(axis)
-    limit, steps, halo = _reach(style, grid, across) if line is not None else (0.0, (1.0, 1.0), (0, 0, 0))
-    return Painted(labels, image, fill, line, limit, steps, style.side, style.merge, across, halo, grid.box)
+    limit, steps, halo = _outline_reach(style, grid, across) if line is not None else (0.0, (1.0, 1.0), (0, 0, 0))
+    return PaintedSegments(labels, image, fill, line, limit, steps, style.side, style.merge, across, halo, grid.box)
 
 
-def _reach(style: Outline, grid: Grid, across: int) -> tuple[float, tuple[float, float], tuple[int, int, int]]:
+def _outline_reach(style: Outline, grid: Grid, across: int) -> tuple[float, tuple[float, float], tuple[int, int, int]]:
     from imageryxr.kernels import outline as kernel
 
     plane = [a for a in range(3) if a != across]
@@ -285,62 +283,58 @@ def _reach(style: Outline, grid: Grid, across: int) -> tuple[float, tuple[float,
     halo = [0, 0, 0]
     if rows == columns == 0:
         pixel = " × ".join(f"{grid.axes[a].resolution:g}" for a in reversed(plane))
-        warnings.warn(
-            f"an outline of {style.width:g} {style.unit} is thinner than a pixel ({pixel} nm): nothing of it is drawn",
-            ImageryWarning,
-            stacklevel=4,
-        )
+        warn(f"an outline of {style.width:g} {style.unit} is thinner than a pixel ({pixel} nm) and is not drawn")
     halo[plane[0]], halo[plane[1]] = rows, columns
     return float(style.width), (steps[0], steps[1]), (halo[0], halo[1], halo[2])
 
 
-def paint_of(colors: Any, ids: Iterable[int] | None, alpha: Any, rest_alpha: Any, volume: Volume | None) -> Paint:
-    """Read what a caller says of colours and alphas; what is left open is as the layer's attributes say."""
+def parse_paint(colors: Any, ids: Iterable[int] | None, alpha: Any, rest_alpha: Any, volume: Volume | None) -> Paint:
+    """Return the paint for the caller's colours and alphas; missing ones come from the layer's attributes."""
     look = None if volume is None else SegmentDisplay.from_attrs(volume.attrs)
-    # in the order given: palettes that go by rank go by that of the caller
+    # in the caller's order, because some palettes assign colours by rank
     chosen = None if ids is None else id_list(ids)
-    base, own = _alphas(alpha, 0.2 if look is None else look.selected_alpha)
+    base, own = _parse_alphas(alpha, 0.2 if look is None else look.selected_alpha)
     rest = None if rest_alpha is None else check_alpha(rest_alpha, "rest_alpha")
     if look is None:
-        return _paint(resolve_colors(colors, chosen), colors, chosen, base, rest or 0.0, own)
+        return _paint_named(resolve_colors(colors, chosen), colors, chosen, base, rest or 0.0, own)
     found = look.resolved_colors if colors is None else resolve_colors(colors, chosen)
     if chosen is not None or isinstance(colors, Mapping):
-        return _paint(found, colors, chosen, base, rest or 0.0, own)
+        return _paint_named(found, colors, chosen, base, rest or 0.0, own)
     everything = look.all_if_none_selected and not look.selected_ids
     shown = None if everything else RequestedIds.of([i for i in look.selected_ids if i])
     own = {**look.alphas, **own} if colors is None else own
     saturation = look.saturation if colors is None else 1.0
-    return Paint(found, base, None, shown, look.rest_alpha if rest is None else rest, _packed(own), saturation)
+    return Paint(found, base, None, shown, look.rest_alpha if rest is None else rest, _pack_alphas(own), saturation)
 
 
-def _paint(
+def _paint_named(
     found: Colors, colors: Any, chosen: list[int] | None, alpha: float, rest: float, own: dict[int, float]
 ) -> Paint:
-    """Return the paint of the segments that a caller named, over that of all others."""
+    """Return the paint of the segments that the caller listed, and of the others with alpha ``rest``."""
     if rest > 0 and isinstance(colors, Mapping):
         named = RequestedIds.of([i for i in found.ids.tolist() if i])
-        # others that the caller has a colour for keep it; the rest have that of their id, as without a dict
+        # segments without a colour in the dict get the default colour of their id
         found = replace(resolve_colors(colors), fallback=resolve_colors(None).fallback)
         if chosen is None:
-            return Paint(found, alpha, None, named, rest, _packed(own))
+            return Paint(found, alpha, None, named, rest, _pack_alphas(own))
     if chosen is None:
-        return Paint(found, alpha, own=_packed(own))
+        return Paint(found, alpha, own=_pack_alphas(own))
     asked = RequestedIds.of(chosen)
     own = {i: a for i, a in own.items() if i in set(asked.array.tolist())}
     if rest > 0 and not found.shows_all:
-        found = _with_others(found, resolve_colors(colors))
+        found = _add_other_colors(found, resolve_colors(colors))
     needed = found.shows_all or rest > 0
-    return Paint(found, alpha, asked, asked if needed else None, rest, _packed(own))
+    return Paint(found, alpha, asked, asked if needed else None, rest, _pack_alphas(own))
 
 
-def _with_others(chosen: Colors, everyone: Colors) -> Colors:
+def _add_other_colors(chosen: Colors, everyone: Colors) -> Colors:
     others = ~np.isin(everyone.ids, chosen.ids)
     ids = np.concatenate([chosen.ids, everyone.ids[others]])
     rgb = np.concatenate([chosen.rgb, everyone.rgb[others]])
     return replace(everyone, ids=ids, rgb=rgb, alpha=None)
 
 
-def _alphas(alpha: Any, default: float) -> tuple[float, dict[int, float]]:
+def _parse_alphas(alpha: Any, default: float) -> tuple[float, dict[int, float]]:
     if alpha is None:
         return default, {}
     if not isinstance(alpha, Mapping):
@@ -352,15 +346,15 @@ def _alphas(alpha: Any, default: float) -> tuple[float, dict[int, float]]:
     return default, own
 
 
-def _packed(own: Mapping[int, float]) -> tuple[bytes, bytes] | None:
+def _pack_alphas(own: Mapping[int, float]) -> tuple[bytes, bytes] | None:
     if not own:
         return None
     ids = np.array(sorted(own), dtype=np.uint64)
     return ids.tobytes(), np.array([own[i] for i in ids.tolist()], dtype=np.float64).tobytes()
 
 
-def norm_outline(outline: Any) -> Outline | None:
-    """Return an outline from what a caller may say of one."""
+def parse_outline(outline: Any) -> Outline | None:
+    """Return the outline for a width, a bool, an `Outline` or None."""
     if outline is None or outline is False or (_is_number(outline) and outline == 0):
         return None
     if outline is True:

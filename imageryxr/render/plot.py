@@ -1,4 +1,4 @@
-"""Pictures in the axes of Matplotlib, in the coordinates of the tissue."""
+"""Draw slices into Matplotlib axes, in physical coordinates."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import OptionError
 from imageryxr.ops.align import layer_type_of
-from imageryxr.render.figure import picture_of
-from imageryxr.render.figure.scale_bars import length_text, nice_below
-from imageryxr.render.figure.slice_image import plane_of
+from imageryxr.render.figure import array_to_pil
+from imageryxr.render.figure.scale_bars import format_length, largest_round_length
+from imageryxr.render.figure.slice_image import squeeze_slice
 from imageryxr.render.overlay import overlay, overlay_dataset, to_rgba
 
 if TYPE_CHECKING:
@@ -31,36 +31,36 @@ def plot(
     contrast_limits: tuple[float, float] | None = None,
     **options: Any,
 ) -> AxesImage:
-    """Draw one slice into the axes of a Matplotlib figure, at its place in the tissue; computes it.
+    """Draw one slice into Matplotlib axes, in physical coordinates; computes it.
 
-    What is drawn into the axes afterwards is in the same coordinates: synapses, skeletons, arrows. Save the figure as
-    SVG or PDF, and lines, text and the scale bar stay lines and text (in SVG, text where Matplotlib's
-    ``svg.fonttype`` is "none").
+    Synapses, skeletons or arrows that are drawn into the same axes use the same coordinates. In a figure saved as SVG
+    or PDF, lines, text and the scale bar remain vector graphics (text in SVG only if Matplotlib's ``svg.fonttype`` is
+    "none").
 
     Parameters
     ----------
     obj : DataArray or Dataset
-        One slice: RGBA, grey values, ids or a mask; of a Dataset the layers over each other.
+        One slice: RGBA, grey values, ids or a mask. The layers of a Dataset are drawn over each other.
     ax : matplotlib.axes.Axes, optional
-        Where to draw. Default: the current axes.
+        The axes to draw into. Default: the current axes.
     unit : {"µm", "nm"}, default "µm"
-        Of the coordinates.
+        Unit of the coordinates.
     scale_bar : bool, default False
-        Whether to draw one, in place of ticks.
+        Whether to draw a scale bar instead of ticks.
     contrast_limits : (low, high), optional
         As in `to_rgba`.
     **options
-        For ``ax.imshow``, such as ``interpolation="none"``.
+        Options of ``ax.imshow``, such as ``interpolation="none"``.
 
     Returns
     -------
     matplotlib.image.AxesImage
-        Rows run downwards, as in the viewer.
+        The y axis points down, as in the viewer.
 
     Raises
     ------
     OptionError, LayerError
-        If it is not one slice, or has no coordinates.
+        If the array is not one slice, or has no coordinates.
 
     Examples
     --------
@@ -77,15 +77,15 @@ def plot(
     factor = {"µm": 1e-3, "um": 1e-3, "nm": 1.0}.get(unit)
     if factor is None:
         raise OptionError(f"unit={unit!r} must be 'µm' or 'nm'")
-    picture = overlay_dataset(obj) if isinstance(obj, xr.Dataset) else _colored(obj, contrast_limits)
-    flat = plane_of(picture)
+    picture = overlay_dataset(obj) if isinstance(obj, xr.Dataset) else _to_picture(obj, contrast_limits)
+    flat = squeeze_slice(picture)
     rows, columns = (str(d) for d in flat.dims if d != "rgba")
     grid = grid_of(picture)
     axes = dict(zip(DIMS, grid.axes, strict=True))
     (top, bottom), (left, right) = ((float(e) * factor for e in axes[d].edges()) for d in (rows, columns))
     ax = plt.gca() if ax is None else ax
     values = np.asarray(flat.values)
-    pixels = values if values.ndim == 3 else np.asarray(picture_of(values))
+    pixels = values if values.ndim == 3 else np.asarray(array_to_pil(values))
     defaults: dict[str, Any] = {"origin": "upper", "extent": (left, right, bottom, top), "interpolation": "none"}
     if pixels.ndim == 2:
         defaults |= {"cmap": "gray", "vmin": 0, "vmax": 255}
@@ -93,7 +93,7 @@ def plot(
     ax.set_aspect("equal")
     if scale_bar:
         ax.set(xticks=[], yticks=[])
-        _bar(ax, (left, right, bottom, top), factor)
+        _draw_scale_bar(ax, (left, right, bottom, top), factor)
     else:
         ax.set(
             xlabel=f"{columns} ({'nm' if factor == 1 else 'µm'})", ylabel=f"{rows} ({'nm' if factor == 1 else 'µm'})"
@@ -101,8 +101,8 @@ def plot(
     return drawn
 
 
-def _colored(array: xr.DataArray, limits: tuple[float, float] | None) -> xr.DataArray:
-    plane_of(array if "rgba" in array.dims else array.astype(bool))  # says what is wrong with its shape
+def _to_picture(array: xr.DataArray, limits: tuple[float, float] | None) -> xr.DataArray:
+    squeeze_slice(array if "rgba" in array.dims else array.astype(bool))  # checks the shape
     if "rgba" in array.dims or array.dtype == np.bool_:
         return array
     if layer_type_of(array) == "segmentation":
@@ -110,15 +110,15 @@ def _colored(array: xr.DataArray, limits: tuple[float, float] | None) -> xr.Data
     return to_rgba(array, contrast_limits=limits)
 
 
-def _bar(ax: Axes, extent: tuple[float, float, float, float], factor: float) -> None:
+def _draw_scale_bar(ax: Axes, extent: tuple[float, float, float, float], factor: float) -> None:
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
     left, right, bottom, top = extent
     width, height = right - left, bottom - top
-    length = nice_below(width / factor / 4)
+    length = largest_round_length(width / factor / 4)
     margin, thick = 0.04 * min(width, height), 0.015 * min(width, height)
     x = right - margin - length * factor
     ax.add_patch(Rectangle((x, bottom - margin - thick), length * factor, thick, color="white", ec="black", lw=0.5))
-    text = ax.text(x + length * factor / 2, bottom - margin - 1.6 * thick, length_text(length), color="white")
+    text = ax.text(x + length * factor / 2, bottom - margin - 1.6 * thick, format_length(length), color="white")
     text.set(ha="center", va="bottom", path_effects=[withStroke(linewidth=1.5, foreground="black")])

@@ -1,4 +1,4 @@
-"""A quick look: thumbnails from the coarsest level, contrast limits, and what a tree holds."""
+"""Thumbnails, contrast limits and summaries, computed from coarse levels."""
 
 from __future__ import annotations
 
@@ -25,36 +25,35 @@ from imageryxr.render.overlay import overlay, overlay_dataset, to_rgba
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: The most voxels that a quick look reads of an array.
-GLANCE_VOXELS = 1 << 24
+#: Maximum number of voxels that a thumbnail or `contrast_limits` reads of an array.
+MAX_VOXELS = 1 << 24
 
 
 def contrast_limits(image: xr.DataArray, percentiles: Sequence[float] = (1, 99)) -> tuple[float, float]:
-    """Choose the grey values to show as black and white: percentiles of the data.
+    """Choose the grey values to show as black and white from percentiles of the data.
 
-    Computes: reads the coarsest level of the image's volume, within the box of the array, and of that a few slices
-    where it is large (at most 16 million voxels). Call it once, and give the result to all pictures that belong
-    together.
+    Computes: reads the box of the array at the coarsest level of its volume, and only a few slices if that is large (at
+    most 16 million voxels). Call it once and use the result for all pictures that are compared.
 
     Parameters
     ----------
     image : DataArray
         Grey values, dims (z, y, x).
     percentiles : (low, high), default (1, 99)
-        How many percent of the voxels may be black, and how many not white. Voxels of value 0, the padding of most
-        volumes, and what is no number do not count.
+        Percentiles of the grey values that become black and white. Voxels that are 0, the padding of most volumes, or
+        NaN are ignored.
 
     Returns
     -------
     tuple of float
-        ``(low, high)``, for ``contrast_limits=``, or the attribute of that name.
+        ``(low, high)``, for the option or the attribute ``contrast_limits``.
 
     Raises
     ------
     OptionError
-        If the percentiles are no such pair.
+        If the percentiles are invalid.
     LayerError
-        If it is no image, or there is nothing to see.
+        If the array is a segmentation, or is 0 everywhere.
 
     Examples
     --------
@@ -64,18 +63,18 @@ def contrast_limits(image: xr.DataArray, percentiles: Sequence[float] = (1, 99))
     >>> 0 < low < high < 256
     True
     """
-    low, high = _percentiles(percentiles)
+    low, high = _check_percentiles(percentiles)
     if layer_type_of(image) == "segmentation":
-        raise LayerError(f"{image.name!r} holds ids, of which percentiles say nothing; give the image")
-    values = _glance(image)
+        raise LayerError(f"{image.name!r} is a segmentation, and percentiles of ids are meaningless; give the image")
+    values = _sample_values(image)
     seen = values[np.isfinite(values) & (values != 0)] if values.dtype.kind == "f" else values[values != 0]
     if not seen.size:
-        raise LayerError(f"{image.name!r} is 0 everywhere in its box; choose another place")
+        raise LayerError(f"{image.name!r} is 0 everywhere in its box; choose another box")
     bottom, top = (float(v) for v in np.percentile(seen, (low, high)))
     return (bottom, top) if bottom < top else (bottom - 0.5, bottom + 0.5)
 
 
-def _percentiles(given: Any) -> tuple[float, float]:
+def _check_percentiles(given: Any) -> tuple[float, float]:
     try:
         low, high = (float(v) for v in given)
     except (TypeError, ValueError):
@@ -85,8 +84,8 @@ def _percentiles(given: Any) -> tuple[float, float]:
     return low, high
 
 
-def _coarsest(array: xr.DataArray, voxels_across: int = 1) -> xr.DataArray:
-    """Return an array's box at the coarsest level that still has some voxels across it."""
+def _coarsest_level(array: xr.DataArray, voxels_across: int = 1) -> xr.DataArray:
+    """Return an array's box at the coarsest level that has at least ``voxels_across`` voxels across it."""
     box = grid_of(array).bbox
     for level in reversed(levels_of(array)):
         grid = grid_of(level)
@@ -96,35 +95,35 @@ def _coarsest(array: xr.DataArray, voxels_across: int = 1) -> xr.DataArray:
     return array
 
 
-def _glance(array: xr.DataArray) -> npt.NDArray[Any]:
-    """Read what a quick look reads: the coarsest level, of a large one some slices, at most `GLANCE_VOXELS`."""
-    level = _central(_coarsest(array), int(GLANCE_VOXELS**0.5))
-    depth = max(1, GLANCE_VOXELS // (level.sizes["y"] * level.sizes["x"]))
+def _sample_values(array: xr.DataArray) -> npt.NDArray[Any]:
+    """Return voxels of the coarsest level, or of some of its slices if it has more than `MAX_VOXELS`."""
+    level = _crop_center(_coarsest_level(array), int(MAX_VOXELS**0.5))
+    depth = max(1, MAX_VOXELS // (level.sizes["y"] * level.sizes["x"]))
     if level.sizes["z"] <= depth:
         return np.asarray(level.values)
-    # Whole slabs would be of one place; slices apart cost a chunk each, so few are taken.
+    # Slices spread over the volume represent it better than a slab, but each costs a chunk, so there are at most 8.
     picks = np.unique(np.linspace(0, level.sizes["z"] - 1, min(depth, 8)).round().astype(int))
     return np.concatenate([level.isel(z=[int(i)]).values for i in picks])
 
 
-def _central(array: xr.DataArray, most: int) -> xr.DataArray:
-    """Return the middle of an array, at most so many voxels across and down."""
+def _crop_center(array: xr.DataArray, most: int) -> xr.DataArray:
+    """Return the centre of an array, at most ``most`` voxels wide and high."""
     starts = {d: max(0, (array.sizes[d] - most) // 2) for d in ("y", "x")}
     return array.isel({d: slice(start, start + most) for d, start in starts.items()})
 
 
 def thumbnail(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int = 256) -> Image:
-    """Show the middle of a volume, small.
+    """Draw a small picture of the middle slice of a volume.
 
-    Computes, at a bounded cost: one slice of the coarsest level that has ``size`` voxels across, and of a larger one
-    its middle only.
+    Computes at a bounded cost: reads one slice of the coarsest level that is ``size`` voxels wide, or the centre of
+    that slice if it is larger.
 
     Parameters
     ----------
     obj : DataArray, Dataset or DataTree
-        Image, segmentation, mask or RGBA; of a Dataset or tree the layers are laid over each other.
+        Image, segmentation, mask or RGBA. The layers of a Dataset or tree are drawn over each other.
     size : int, default 256
-        The longer side in pixels, at most.
+        Maximum length in pixels of the longer side.
 
     Returns
     -------
@@ -133,9 +132,9 @@ def thumbnail(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int = 256) -> 
     Raises
     ------
     LayerError
-        If there is nothing that could be shown.
+        If there is no layer to draw.
     OptionError
-        If the size makes no sense.
+        If the size is invalid.
 
     Examples
     --------
@@ -148,23 +147,24 @@ def thumbnail(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int = 256) -> 
 
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 16 <= size <= 2048:
         raise OptionError(f"size={size!r} is not a whole number of pixels from 16 to 2048")
-    picture = _picture_of(obj, size)
+    picture = _draw_middle(obj, size)
     picture.thumbnail((size, size), PilImage.Resampling.BOX)
     return picture
 
 
-def _picture_of(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int) -> Image:
+def _draw_middle(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int) -> Image:
     if isinstance(obj, xr.DataArray):
-        return _slice_of(obj, size)
-    return to_pil(overlay_dataset(_middle_of(obj, size)))
+        return _draw_slice(obj, size)
+    return to_pil(overlay_dataset(_middle_slices(obj, size)))
 
 
-def _middle_of(obj: xr.Dataset | xr.DataTree, size: int) -> xr.Dataset:
-    """Return the middle slice of what holds several layers, on a grid of about ``size`` voxels across.
+def _middle_slices(obj: xr.Dataset | xr.DataTree, size: int) -> xr.Dataset:
+    """Return the middle slice of all visible layers on one grid, about ``size`` voxels wide.
 
-    Of a layer that has no coarse level only so much is shown as costs no more; what would cost more is left out.
+    If the first layer has no coarse level, the slice covers only the centre of the volume. Other layers that would
+    need more than `MAX_VOXELS` voxels are skipped.
     """
-    layers = layers_of(obj) if isinstance(obj, xr.DataTree) else _layers_of_dataset(obj)
+    layers = layers_of(obj) if isinstance(obj, xr.DataTree) else _dataset_layers(obj)
     shown = {n: a for n, a in layers.items() if a.attrs.get(VISIBLE, True)} or layers
     name, first = next(iter(shown.items()))
     whole, coarse = grid_of(first), grid_of(levels_of(first)[-1])
@@ -178,13 +178,13 @@ def _middle_of(obj: xr.Dataset | xr.DataTree, size: int) -> xr.Dataset:
     out = {}
     for n, array in shown.items():
         size_x, size_y, _ = grid_of(coarsest_level_for(array, target)).resolution
-        if n == name or extent[0] / size_x * extent[1] / size_y <= GLANCE_VOXELS:
-            out[n] = _shown(regrid_layer(array, grid))
+        if n == name or extent[0] / size_x * extent[1] / size_y <= MAX_VOXELS:
+            out[n] = _set_contrast_limits(regrid_layer(array, grid))
     return xr.Dataset(out)
 
 
-def _shown(array: xr.DataArray) -> xr.DataArray:
-    """Give an image whose black and white are not known those of what is seen of it."""
+def _set_contrast_limits(array: xr.DataArray) -> xr.DataArray:
+    """Return an image with the minimum and maximum as contrast limits if it needs limits and has none."""
     if layer_type_of(array) == "segmentation" or array.dtype == np.uint8 or CONTRAST_LIMITS in array.attrs:
         return array
     values = array.values
@@ -193,29 +193,29 @@ def _shown(array: xr.DataArray) -> xr.DataArray:
     return array.assign_attrs({CONTRAST_LIMITS: (low, high if high > low else low + 1)})
 
 
-def _layers_of_dataset(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
+def _dataset_layers(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
     found = {str(n): v for n, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
     if not found:
-        raise LayerError(f"the Dataset's variables {list(map(str, dataset.data_vars))} are nothing to show")
+        raise LayerError(f"none of the Dataset's variables {list(map(str, dataset.data_vars))} has dims z, y and x")
     return found
 
 
-def _slice_of(array: xr.DataArray, size: int) -> Image:
-    """Return the middle slice of an array in its colours."""
+def _draw_slice(array: xr.DataArray, size: int) -> Image:
+    """Return the middle slice of an array as a picture."""
     full = array.expand_dims([d for d in DIMS if d not in array.dims and d in array.coords])
-    level = full if "rgba" in full.dims else _coarsest(full, size)
+    level = full if "rgba" in full.dims else _coarsest_level(full, size)
     level = level.isel(z=[level.sizes["z"] // 2])
-    level = _central(level, 4 * size).load()
+    level = _crop_center(level, 4 * size).load()
     if "rgba" in level.dims or level.dtype == np.bool_:
         return to_pil(level)
     if layer_type_of(level) == "segmentation":
         alpha = None if SegmentDisplay.from_attrs(level.attrs) else 1.0
         return to_pil(overlay(None, level, alpha=alpha))
-    return to_pil(to_rgba(_shown(level)))
+    return to_pil(to_rgba(_set_contrast_limits(level)))
 
 
 def describe_tree(tree: xr.DataTree) -> str:
-    """Say in a few lines what layers a tree holds; reads nothing."""
+    """Return a summary of a tree's layers, one line per layer; reads nothing."""
     try:
         arrays = layers_of(tree)
     except LayerError:
@@ -233,7 +233,7 @@ def describe_tree(tree: xr.DataTree) -> str:
 
 
 def tree_html(tree: xr.DataTree) -> str:
-    """Show a tree as HTML, with a thumbnail; computes what `thumbnail` does."""
+    """Return a summary of a tree as HTML with a thumbnail; computes like `thumbnail`."""
     text = f"<pre>{html.escape(describe_tree(tree))}</pre>"
     try:
         picture = thumbnail(tree)

@@ -171,8 +171,8 @@ def test_the_voxels_of_one_layer(sample, tmp_path):
     [
         ("a.jpg", "wrote"),
         ("a.tif", "wrote"),
-        ("a", "no picture format"),
-        ("a.xyz", "no picture format"),
+        ("a", "no supported picture format"),
+        ("a.xyz", "no supported picture format"),
         ("a.png", "wrote"),
     ],
 )

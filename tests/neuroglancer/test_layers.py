@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr.neuroglancer.fetch import state_of
+from imageryxr.neuroglancer.fetch import load_state
 from tests.support.links import NEW, on_sample, opened
 
 EM = {"type": "image", "name": "em", "source": "IMAGE"}
@@ -50,7 +50,7 @@ def test_a_layer_that_cannot_be_opened_does_not_end_the_link(sample, case, visib
     assert entry["reason"] in str(told[0].message)
     assert tree.imagery.view(size=(8, 8)).imagery.overlay().shape == (1, 8, 8, 4)
     # On the way back it stands where it stood, as it was.
-    written = state_of(ix.neuroglancer_link(tree, allow_local=True))["layers"]
+    written = load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]
     assert [layer["name"] for layer in written] == ["em", "bad", "cells"]
     assert written[1] == on_sample({"layers": [bad]}, sample)["layers"][0]
     # Not asked for, it is no matter; asked for, it is an error.
@@ -83,7 +83,7 @@ def test_a_link_of_which_nothing_can_be_opened_is_an_error(sample):
 def test_layers_that_were_not_asked_for_come_back(sample):
     state = {**NEW, "layers": [{**NEW["layers"][1], "name": "a"}, EM, NEW["layers"][2], {**CELLS, "name": "z"}]}
     tree = opened(state, sample, layers=["em"])
-    written = state_of(ix.neuroglancer_link(tree, allow_local=True))["layers"]
+    written = load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]
     assert [layer["name"] for layer in written] == ["a", "em", "notes", "z"]
     assert written[0] == on_sample({"layers": [{**NEW["layers"][1], "name": "a"}]}, sample)["layers"][0]
     json.dumps(dict(tree.attrs))
@@ -99,7 +99,7 @@ def test_of_a_layer_without_a_type_the_data_decide(sample, kind):
     attrs = tree["cells/segmentation"].attrs
     assert (attrs["selected_ids"], attrs["selected_alpha"]) == ([12], 0.7)
     assert "opacity" not in attrs
-    kinds = [layer["type"] for layer in state_of(ix.neuroglancer_link(tree, allow_local=True))["layers"]]
+    kinds = [layer["type"] for layer in load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]]
     assert kinds == ["image", "segmentation"]
 
 
@@ -122,14 +122,14 @@ def test_other_sources_are_no_second_volume_and_hide_none(sample, tmp_path, case
     tree = opened({"layers": [layer]}, sample)
     seg = ix.open_segmentation(sample.segmentation)
     assert tree["cells/segmentation"].attrs["source"] == seg.attrs["source"]
-    written = state_of(ix.neuroglancer_link(tree, allow_local=True))["layers"][0]["source"]
+    written = load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"][0]["source"]
     assert len(written) == 2
 
 
 def test_two_volumes_are_told_of_and_one_that_is_gone(sample):
-    with pytest.warns(ix.LinkWarning, match="has 2 volumes; the first one is drawn"):
+    with pytest.warns(ix.LinkWarning, match="has 2 volumes; only the first one is drawn"):
         opened({"layers": [{**EM, "source": ["IMAGE", "SEGMENTATION"]}]}, sample)
-    with pytest.warns(ix.LinkWarning, match="another source, which cannot be opened: .*nowhere"):
+    with pytest.warns(ix.LinkWarning, match="another source of .* cannot be opened: .*nowhere"):
         tree = opened({"layers": [{**EM, "source": ["precomputed:///nowhere", "IMAGE"]}]}, sample)
     assert list(tree.children) == ["em"]
     alone = {**EM, "source": [str(_skeletons(sample.path.parent))]}
@@ -198,6 +198,6 @@ def test_channels_are_chosen_for_all_layers_or_by_name(sample, tmp_path):
         opened(state, sample, channel=3)
     with pytest.raises(ix.ChoiceError, match="em|image"):
         opened(state, sample, channel={"em": 1})
-    with pytest.raises(ix.OptionError, match="channel names the layer 'blue', and the link has 'em', 'rgb'"):
+    with pytest.raises(ix.OptionError, match="channel names the layer 'blue', but the link has 'em', 'rgb'"):
         opened(state, sample, channel={"blue": 1})
     assert list(opened(state, sample, time=5).children) == ["em", "rgb"]

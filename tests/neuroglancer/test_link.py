@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 import imageryxr as ix
 from imageryxr.core.display import SegmentDisplay
-from imageryxr.neuroglancer.fetch import is_local_host, state_of
+from imageryxr.neuroglancer.fetch import is_local_host, load_state
 from imageryxr.neuroglancer.layers import check_source
 from imageryxr.neuroglancer.state import LinkState, parse_state
 from imageryxr.neuroglancer.state_json import url_safe_to_json
@@ -37,7 +37,7 @@ MICRONS = README[README.index("https://ngl.microns-explorer.org/#!") :].split(")
 
 
 def test_a_link_that_people_share():
-    state = parse_state(state_of(MICRONS))
+    state = parse_state(load_state(MICRONS))
     assert state.resolution == (4, 4, 40)
     assert state.position == (240640.5, 207872.5, 21360.5)
     assert state.nm_per_pixel == pytest.approx(0.9700751861624107 * 4)
@@ -67,7 +67,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_link_in_any_form(form):
-    assert parse_state(state_of(FORMS[form](NEW))) == parse_state(NEW)
+    assert parse_state(load_state(FORMS[form](NEW))) == parse_state(NEW)
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_a_link_in_any_form(form):
 @pytest.mark.parametrize("form", ["link", "link, unquoted", "url-safe"])
 def test_a_link_as_people_paste_it(wrapped, form, tmp_path):
     text = wrapped.replace("{}", FORMS[form](NEW))
-    assert parse_state(state_of(text)) == parse_state(NEW)
+    assert parse_state(load_state(text)) == parse_state(NEW)
     (tmp_path / "mail.txt").write_text(text)
     assert (
-        parse_state(state_of(tmp_path / "mail.txt"))
-        == parse_state(state_of(str(tmp_path / "mail.txt")))
+        parse_state(load_state(tmp_path / "mail.txt"))
+        == parse_state(load_state(str(tmp_path / "mail.txt")))
         == parse_state(NEW)
     )
 
@@ -89,10 +89,10 @@ def test_a_link_as_people_paste_it(wrapped, form, tmp_path):
 def test_a_link_that_ends_in_brackets_is_left_alone():
     state = {**NEW, "title": "(a)"}
     link = "https://host/#!" + json.dumps(state)
-    assert state_of(link)["title"] == "(a)"
-    assert state_of("(" + link + ")")["title"] == "(a)"
+    assert load_state(link)["title"] == "(a)"
+    assert load_state("(" + link + ")")["title"] == "(a)"
     with pytest.raises(ix.LinkError):
-        state_of("[](" * 3000 + link + ")" * 3000)
+        load_state("[](" * 3000 + link + ")" * 3000)
 
 
 def test_an_id_alone_is_told_where_it_belongs():
@@ -106,7 +106,7 @@ def test_a_file_may_hold_a_link_or_a_state(tmp_path):
     for name, text in (("a.json", json.dumps(NEW)), ("b.txt", FORMS["link"](NEW) + "\n")):
         path = tmp_path / name
         path.write_text(text)
-        assert parse_state(state_of(path)) == parse_state(state_of(str(path))) == parse_state(NEW)
+        assert parse_state(load_state(path)) == parse_state(load_state(str(path))) == parse_state(NEW)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -115,14 +115,14 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path, encoding, form):
     mark = "\ufeff" if encoding.endswith(("le", "be")) else ""
     path = tmp_path / "state.json"
     path.write_bytes((mark + FORMS[form]({**NEW, "title": "dos células"})).encode(encoding))
-    assert state_of(path)["title"] == state_of(str(path))["title"] == "dos células"
+    assert load_state(path)["title"] == load_state(str(path))["title"] == "dos células"
 
 
 def test_marks_without_width_around_a_link_are_taken_off():
     for text in (FORMS["link"](NEW), json.dumps(NEW)):
         for around in ("\ufeff{}", "\u200b{}\u200b", " \u2060<\ufeff{}>\n\u200e"):
             if not (text[0] == "{" and "<" in around):
-                assert parse_state(state_of(around.replace("{}", text))) == parse_state(NEW)
+                assert parse_state(load_state(around.replace("{}", text))) == parse_state(NEW)
 
 
 @pytest.mark.parametrize("number", [6480952892063744, np.int64(6480952892063744), np.uint64(6480952892063744)])
@@ -141,7 +141,7 @@ def test_a_state_may_hold_what_tables_give(sample):
         tree = ix.open_neuroglancer(state, allow_local=True)
         assert sorted(tree["cells/segmentation"].attrs["selected_ids"]) == sorted(plain["selected_ids"])
         json.dumps(dict(tree.attrs))
-        assert state_of(ix.neuroglancer_link(tree, allow_local=True))["layers"][0]["segments"]
+        assert load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"][0]["segments"]
     everything = {
         "dimensions": {a: (np.float64(8e-9), "m") for a in "xyz"},
         "position": np.array([4600.5, 2560.5, 130.5]),
@@ -159,7 +159,7 @@ def test_a_state_may_hold_what_tables_give(sample):
     attrs = tree["cells/segmentation"].attrs
     assert (attrs["selected_ids"], attrs["colors"], attrs["rest_alpha"]) == ([213], '{"213": "#ff0000"}', 0.25)
     assert tree.attrs["position"] == [4600.5, 2560.5, 130.5]
-    assert parse_state(state_of({"layers": [cells(segmentColors={213: "red"})]})).layers[0].look.colors
+    assert parse_state(load_state({"layers": [cells(segmentColors={213: "red"})]})).layers[0].look.colors
 
 
 def cells(**entries):
@@ -442,17 +442,17 @@ def test_shaders_that_do_more_are_told_of(sample):
         shader = f"{slider}void main() {{ emitGrayscale({value}); }}"
         layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": shader}
         layer["shaderControls"] = {"brightness": 0.1}
-        with pytest.warns(ix.LinkWarning, match="shader of its own"):
+        with pytest.warns(ix.LinkWarning, match="has a custom shader"):
             opened({"layers": [layer]}, sample)
 
 
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"url": "IMAGE", "subsources": {"bounds": True}, "enableDefaultSubsources": False}, "switched off"),
-        ({"url": "IMAGE", "subsources": {"default": False}}, "switched off"),
+        ({"url": "IMAGE", "subsources": {"bounds": True}, "enableDefaultSubsources": False}, "disables the voxels"),
+        ({"url": "IMAGE", "subsources": {"default": False}}, "disables the voxels"),
         ({"url": "IMAGE", "transform": {"outputDimensions": {a: [8e-9, "m"] for a in "yxz"}}}, "exchanges or renames"),
-        (["IMAGE", "IMAGE"], "has 2 volumes; the first one is drawn"),
+        (["IMAGE", "IMAGE"], "has 2 volumes; only the first one is drawn"),
     ],
 )
 def test_what_of_a_source_is_not_drawn_is_told(sample, source, said):
@@ -486,7 +486,7 @@ def test_shaders(sample):
         shader="#uicontrol invlerp a\n#uicontrol invlerp normalized\nvoid main(){emitGrayscale(a());}",
         shaderControls={"a": {"range": [1, 2]}, "normalized": {"range": [3, 4]}},
     ) == (1, 2)  # the one that it shows
-    with pytest.warns(ix.LinkWarning, match="shader of its own"):
+    with pytest.warns(ix.LinkWarning, match="has a custom shader"):
         limits(shader="void main() { emitRGB(colormapJet(toNormalized(getDataValue()))); }")
 
 
@@ -497,9 +497,9 @@ void main() { emitGrayscale(toNormalized(getDataValue()) + brightness); }"""
 def test_a_slider_that_is_not_drawn_is_told_of(sample):
     layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": BRIGHTER}
     opened({"layers": [layer]}, sample)  # as it stands, it adds nothing
-    with pytest.warns(ix.LinkWarning, match="shader of its own"):
+    with pytest.warns(ix.LinkWarning, match="has a custom shader"):
         opened({"layers": [{**layer, "shaderControls": {"brightness": 0.2}}]}, sample)
-    with pytest.warns(ix.LinkWarning, match="shader of its own"):
+    with pytest.warns(ix.LinkWarning, match="has a custom shader"):
         opened({"layers": [{**layer, "shader": BRIGHTER.replace("0.0", "-0.3")}]}, sample)
 
 
@@ -573,9 +573,9 @@ def test_there_and_back(sample, turned):
     for obj in (tree, tree.imagery.view(size=(101, 64, 2)), tree.imagery.view(size=(64, 64))):
         link = ix.neuroglancer_link(obj, site="https://spelunker.cave-explorer.org", allow_local=True)
         assert link.startswith("https://spelunker.cave-explorer.org/#!%7B")
-        assert facts(parse_state(state_of(link))) == facts(parse_state(state))
+        assert facts(parse_state(load_state(link))) == facts(parse_state(state))
         assert neuroglancer.parse_url(link).layers["cells"].layer.visible_segments == {2**64 - 1, 12}
-    names = [layer["name"] for layer in state_of(ix.neuroglancer_link(tree, allow_local=True))["layers"]]
+    names = [layer["name"] for layer in load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]]
     assert names == ["em", "cells", "notes"]
     assert list(ix.open_neuroglancer(link, allow_local=True).children) == ["em", "cells"]
 
@@ -585,7 +585,7 @@ def test_a_link_of_what_was_opened_without_one(sample):
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
     box = ix.BBox.around((4600, 2560, 130), (64, 64), resolution=(8, 8, 40))
     ds = ix.align(em, ix.select_ids(seg, [5, 2**64 - 1]), bbox=box)
-    state = parse_state(state_of(ds.imagery.neuroglancer_link(allow_local=True)))
+    state = parse_state(load_state(ds.imagery.neuroglancer_link(allow_local=True)))
     assert state.position == (4600.5, 2560.5, 130.5)
     assert state.resolution == (8, 8, 40)
     assert state.layers[1].look.selected_ids == (5, 2**64 - 1)
@@ -693,13 +693,13 @@ def test_what_is_no_link_is_told(no_network, case):
 
 ENTRIES = {
     "segments": ([{"type": "segmentation", "segments": ["1.5"]}], "segments"),
-    "a float segment": ([{"type": "segmentation", "segments": [1.0]}], "no whole number.*a float cannot hold"),
+    "a float segment": ([{"type": "segmentation", "segments": [1.0]}], "not a whole number.*a float cannot hold"),
     "too large": ([{"type": "segmentation", "segments": [str(2**64)]}], "18446744073709551616"),
     "colour": ([{"type": "segmentation", "segmentColors": {"1": "rde"}}], "rde"),
     "range": ([{"type": "image", "shaderControls": {"normalized": {"range": [1]}}}], "list of 2"),
     "opacity": ([{"type": "image", "opacity": "much"}], "opacity"),
     "a layer": ([3], r"layers\[0\]"),
-    "layers": ("em", "no list of layers"),
+    "layers": ("em", "not a list of layers"),
 }
 
 
@@ -715,7 +715,7 @@ def test_an_entry_that_makes_no_sense_is_named(case):
 def survives(link):
     """Tell whether a link ends in a state or in our error."""
     try:
-        state = parse_state(state_of(link))
+        state = parse_state(load_state(link))
         for layer in state.layers:
             layer.placement.place(ix.Grid((4, 4, 4), (8, 8, 40), (1, 2, 3)), (8, 8, 40))
             check_source(layer, allow_local=False, trusted_hosts=())
@@ -791,7 +791,7 @@ def no_network(monkeypatch):
 @pytest.mark.slow
 def test_ten_thousand_links_end_in_a_state_or_in_our_error(no_network):
     rng = random.Random(6)
-    states = [NEW, OLD, state_of(MICRONS), {**NEW, "crossSectionOrientation": [0, 0, 0.7, 0.7]}]
+    states = [NEW, OLD, load_state(MICRONS), {**NEW, "crossSectionOrientation": [0, 0, 0.7, 0.7]}]
     states[2]["layers"][0]["source"]["transform"] = {
         "outputDimensions": NEW["dimensions"],
         "inputDimensions": NEW["dimensions"],
@@ -883,14 +883,16 @@ def test_huge_links_are_not_read(tmp_path):
     text = json.dumps({"title": "x" * 4_000_000, "layers": []})
     (tmp_path / "huge.json").write_text(text)
     for link in (text, "https://site/#!" + text, tmp_path / "huge.json", json.loads(text)):
-        with pytest.raises(ix.LinkError, match=r"more than the 4,000,000 .* give max_state_size='\d+ MB'") as caught:
+        with pytest.raises(
+            ix.LinkError, match=r"than the limit of 4,000,000 .* give max_state_size='\d+ MB'"
+        ) as caught:
             ix.open_neuroglancer(link)
         more = re.search(r"max_state_size='(.*)'", str(caught.value)).group(1)
         assert ix.open_neuroglancer(link, max_state_size=more).attrs["title"] == "x" * 4_000_000
     for size in ("much", 0, -1, True, None, [1], "0 MB", float("nan"), "1e999 MB"):
         with pytest.raises(ix.OptionError, match="max_state_size="):
             ix.open_neuroglancer({"layers": []}, max_state_size=size)
-    with pytest.raises(ix.LinkError, match="more than the 100 "):
+    with pytest.raises(ix.LinkError, match="more than the limit of 100 "):
         ix.open_neuroglancer({"layers": [], "title": "x" * 90}, max_state_size=100)
 
 
@@ -952,7 +954,7 @@ def test_layers_that_share_a_selection():
 
 
 def test_layers_that_are_added_are_told_of(sample):
-    with pytest.warns(ix.LinkWarning, match="'em' of the link is added"):
+    with pytest.warns(ix.LinkWarning, match="the viewer blends the layer 'em' of the link additively"):
         opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", "blend": "additive"}]}, sample)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr.neuroglancer.fetch import state_of
+from imageryxr.neuroglancer.fetch import load_state
 
 cave_server = pytest.importorskip("tests.support.cave_server", reason="graphene layers are not read here yet")
 
@@ -39,8 +39,8 @@ def test_a_link_with_a_graphene_layer(cave, state):
     assert ds.imagery.overlay().shape == (1, 192, 288, 4)
     back = ix.neuroglancer_link(tree, allow_local=True)
     assert cave_server.TOKEN not in back + str(tree.attrs) + str(ds.cells.attrs)
-    assert state_of(back)["layers"][1]["timestamp"] == state["layers"][1]["timestamp"]
-    assert state_of(back)["layers"][1]["source"] == cave.table
+    assert load_state(back)["layers"][1]["timestamp"] == state["layers"][1]["timestamp"]
+    assert load_state(back)["layers"][1]["source"] == cave.table
 
 
 def test_no_token_goes_where_a_link_says(cave, state):
@@ -59,7 +59,7 @@ def test_the_tree_of_a_datastack(cave, state):
     ds = tree.imagery.view(size=(64, 48), center=state["position"])
     assert ix.grid_of(ds).resolution == cave_server.VIEWER
     link = ix.neuroglancer_link(tree, allow_local=True)
-    layers = state_of(link)["layers"]
+    layers = load_state(link)["layers"]
     assert [layer["name"] for layer in layers] == ["image", "segmentation"]
     assert layers[1]["source"] == cave.table.replace("graphene://", "graphene://middleauth+")
     assert int(layers[1]["timestamp"]) == int((cave_server.MERGE - 1) * 1000)
@@ -84,8 +84,8 @@ class TestRootsThatAreNotCurrent:
             ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, old), allow_local=True)
         (said,) = [str(w.message) for w in told]
         assert "the layer 'cells' of the link selects a root that is not current at" in said
-        assert f"{old} is {cave.graph.merged} then" in said
-        assert "latest roots" in said
+        assert f"{old} became {cave.graph.merged}" in said
+        assert "the latest roots" in said
         assert "stale='keep'" in said
         assert cave_server.TOKEN not in said
 
@@ -98,7 +98,7 @@ class TestRootsThatAreNotCurrent:
         assert cave.count("is_latest_roots") == asked
 
     def test_what_is_no_root_at_all(self, cave, state):
-        with pytest.warns(ix.LinkWarning, match=r"selects what has no voxel to colour: 7 is not an id of a graph"):
+        with pytest.warns(ix.LinkWarning, match=r"selects ids that have no voxels: 7 is not an id of a graph"):
             ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, 7), allow_local=True)
 
 

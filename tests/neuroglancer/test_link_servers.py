@@ -127,7 +127,7 @@ def test_a_state_behind_a_token(server, token, form, sample):
 
 
 def test_without_a_token(server):
-    with pytest.raises(ix.AuthError, match="asks for a token"):
+    with pytest.raises(ix.AuthError, match="requires a valid token"):
         ix.open_neuroglancer(f"{server.url}/nglstate/api/v1/1", allow_local=True)
 
 
@@ -155,8 +155,8 @@ def test_a_state_at_a_stranger_that_wants_the_token(url, token):
     [
         ("/nglstate/api/v1/9", ix.LinkError, "status 404"),
         ("/elsewhere", ix.AuthError, "status 302"),
-        ("/binary", ix.LinkError, "no text"),
-        ("/huge", ix.LinkError, r"is larger, more than the 500,000 .* max_state_size='2 MB'"),
+        ("/binary", ix.LinkError, "is not text"),
+        ("/huge", ix.LinkError, r"is larger than the limit of 500,000 .* max_state_size='2 MB'"),
     ],
 )
 def test_states_that_cannot_be_had(server, token, path, error, says):
@@ -199,12 +199,12 @@ def test_a_short_link_leads_to_a_link(server, own_token):
     [
         ("{url}/short", ix.LinkError, "more than 5 times"),
         ("ftp://elsewhere/state", ix.AuthError, "status 302"),
-        ("http://h ost/x", ix.LinkError, "makes no sense"),
-        ("http://a\\@b/x", ix.LinkError, "makes no sense"),
-        ("{url}/page", ix.LinkError, "a web page; open it in a browser"),
+        ("http://h ost/x", ix.LinkError, "is invalid"),
+        ("http://a\\@b/x", ix.LinkError, "is invalid"),
+        ("{url}/page", ix.LinkError, "a web page instead of a state; open it in a browser"),
         ("https://site/", ix.LinkError, "could not be fetched"),
-        ("{url}/binary", ix.LinkError, "no text"),
-        ("{state}", ix.AuthError, "asks for a token"),
+        ("{url}/binary", ix.LinkError, "is not text"),
+        ("{state}", ix.AuthError, "requires a valid token"),
     ],
 )
 def test_a_short_link_that_leads_nowhere(server, own_token, place, error, says):

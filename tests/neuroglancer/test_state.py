@@ -16,7 +16,7 @@ import zarr
 from scipy.spatial.transform import Rotation
 
 import imageryxr as ix
-from imageryxr.neuroglancer.fetch import state_of
+from imageryxr.neuroglancer.fetch import load_state
 from imageryxr.neuroglancer.state import parse_state
 
 DIMS = {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]}
@@ -43,7 +43,7 @@ def opened(*layers, group=None, **state):
 
 def back(tree):
     """Return the state of a tree's link, which Neuroglancer's own Python package reads as well."""
-    state = state_of(ix.neuroglancer_link(tree, allow_local=True))
+    state = load_state(ix.neuroglancer_link(tree, allow_local=True))
     again = neuroglancer.ViewerState(state)
     assert [layer.name for layer in again.layers] == [layer["name"] for layer in state["layers"]]
     return state
@@ -208,7 +208,7 @@ def test_links_of_layers_come_back_as_long_as_they_are_true(cells):
     assert "linkedSegmentationGroup" not in state["layers"][1]
     assert [layer.look.selected_ids for layer in parse_state(state).layers] == [(5, 7), (7,)]
     ds = tree.imagery.view(size=(8, 8))
-    assert "linkedSegmentationGroup" not in state_of(ix.neuroglancer_link(ds[["b"]], allow_local=True))["layers"][0]
+    assert "linkedSegmentationGroup" not in load_state(ix.neuroglancer_link(ds[["b"]], allow_local=True))["layers"][0]
 
 
 # --- which dimensions are on the screen ----------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_layouts_name_the_display_dimensions(image, state, screen, layout, turne
         truth[:, "xyz".index(name)] = rows[:, i]
     np.testing.assert_allclose(plane_axes(tree), truth, atol=1e-12)
     for obj in (tree, tree.imagery.view(size=(8, 8)) if np.allclose(truth, np.eye(3)) else tree):
-        written = back(obj) if obj is tree else state_of(ix.neuroglancer_link(obj, allow_local=True))
+        written = back(obj) if obj is tree else load_state(ix.neuroglancer_link(obj, allow_local=True))
         assert written.get("displayDimensions") == state.get("displayDimensions")
         assert list(written["dimensions"]) == list(state.get("dimensions", DIMS))
         np.testing.assert_allclose(written["position"], state.get("position", PLACE))
@@ -260,18 +260,18 @@ def test_a_view_reports_other_display_dimensions(image):
     tree = opened(image, displayDimensions=["x", "z", "y"])
     with pytest.warns(ix.LinkWarning, match=r"x, z, y.*imagery\.plane"):
         ds = tree.imagery.view(size=(16, 12))
-    assert state_of(ix.neuroglancer_link(ds, allow_local=True))["displayDimensions"] == ["x", "z", "y"]
+    assert load_state(ix.neuroglancer_link(ds, allow_local=True))["displayDimensions"] == ["x", "z", "y"]
     cut = tree.imagery.plane((16, 12)).em
     plain = ix.plane(tree["em/image"], PLACE, (16, 12), normal="y", nm_per_pixel=8, resolution=(8, 8, 40))
     np.testing.assert_array_equal(cut.values, plain.values)
-    link = state_of(ix.neuroglancer_link(tree.imagery.plane((16, 12)), allow_local=True))
+    link = load_state(ix.neuroglancer_link(tree.imagery.plane((16, 12)), allow_local=True))
     assert "displayDimensions" not in link  # its quaternion counts in x, y and z
 
 
 def test_screens_that_no_picture_shows_are_reported_and_come_back(image):
     for said, message in (
         ({"dimensions": {"t": [1, "s"], **DIMS}, "displayDimensions": ["t", "x", "y"]}, "dimensions t, x, y"),
-        ({"relativeDisplayScales": {"z": 3}}, "stretched along z 3 times"),
+        ({"relativeDisplayScales": {"z": 3}}, "stretches the display: z 3 times"),
         ({"displayDimensions": ["x", "y"], "layout": "xz"}, "only x and y"),
     ):
         state = {"dimensions": DIMS, "position": PLACE, "layers": [image], **said}
@@ -391,7 +391,7 @@ def test_a_view_of_a_group_is_a_link_to_a_single_viewer(image, cells):
     viewer = {"type": "viewer", "layers": ["em"], "position": unlinked(PLACE)}
     layout = {"type": "column", "children": [viewer, {"type": "viewer", "layers": ["cells"]}]}
     tree = opened(image, cells, position=[1, 2, 3], layout=layout, group=0, showSlices=False)
-    written = state_of(ix.neuroglancer_link(tree.imagery.view(size=(16, 12)), allow_local=True))
+    written = load_state(ix.neuroglancer_link(tree.imagery.view(size=(16, 12)), allow_local=True))
     assert (written["layout"], written["position"], written["showSlices"]) == ("xy", PLACE, False)
     assert [layer["name"] for layer in written["layers"]] == ["em"]
     assert neuroglancer.ViewerState(written).layout.type == "xy"
@@ -566,7 +566,7 @@ def test_times_count_in_the_units_of_the_source(tmp_path):
 
 def test_a_place_where_a_layer_has_nothing_leaves_it_out(film):
     layer = {"type": "image", "name": "em", "source": film, "localPosition": [3]}
-    with pytest.warns(ix.LinkWarning, match="c' = 3 of it, and it has 0 to 2"):
+    with pytest.warns(ix.LinkWarning, match="c' = 3, but the data have 0 to 2"):
         ix.open_neuroglancer({**FILM, "layers": [layer]}, allow_local=True)
 
 
@@ -603,10 +603,10 @@ def test_what_is_not_understood_comes_back_as_it_was(image, cells):
         "velocity": {},
     }
     state = {"dimensions": DIMS, "position": PLACE, "layers": [em, seg], **more}
-    with pytest.warns(ix.LinkWarning, match="shader of its own"):
+    with pytest.warns(ix.LinkWarning, match="has a custom shader"):
         tree = ix.open_neuroglancer(state, allow_local=True)
     for obj in (tree, tree.imagery.view(size=(8, 8))):
-        written = state_of(ix.neuroglancer_link(obj, allow_local=True))
+        written = load_state(ix.neuroglancer_link(obj, allow_local=True))
         assert {k: written.get(k) for k in more} == more
         assert {k: written["layers"][0].get(k) for k in em} == em
     found = back(tree)["layers"][1]
@@ -619,7 +619,7 @@ def test_what_is_not_understood_comes_back_as_it_was(image, cells):
 def test_a_shader_of_its_own_on_16_bits_comes_back(tmp_path):
     url = ome(str(tmp_path / "a.zarr"), np.zeros((2, 8, 8), "uint16"), "zyx", (40, 8, 8))
     layer = {"type": "image", "name": "em", "source": url, "shader": "void main() { emitRGB(vec3(0, 1, 0)); }"}
-    with pytest.warns(ix.LinkWarning, match="shader of its own"):
+    with pytest.warns(ix.LinkWarning, match="has a custom shader"):
         tree = ix.open_neuroglancer({"layers": [layer]}, allow_local=True)
     assert back(tree)["layers"][0]["shader"] == layer["shader"]
 

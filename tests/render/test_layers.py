@@ -194,7 +194,7 @@ def test_masks_that_cannot_be_drawn(masks, options, error, says):
 
 
 def test_masks_without_coordinates_need_an_image():
-    with pytest.raises(ix.LayerError, match="no image to take them from"):
+    with pytest.raises(ix.LayerError, match="no image that has them"):
         ix.overlay(None, {"a": np.zeros((3, 40, 52), bool)})
 
 

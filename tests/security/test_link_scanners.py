@@ -12,8 +12,8 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.errors import AddressError
-from imageryxr.neuroglancer.fetch import state_of
-from imageryxr.neuroglancer.shaders import image_options, invlerp_of
+from imageryxr.neuroglancer.fetch import load_state
+from imageryxr.neuroglancer.shaders import displayed_invlerp, image_options
 from imageryxr.neuroglancer.state import parse_state
 from imageryxr.neuroglancer.state_json import url_safe_to_json
 from imageryxr.sources.address import parse_address
@@ -60,7 +60,7 @@ def bounded():
 def test_a_shader_is_scanned_in_linear_time(case, end):
     shader = repeated(SHADERS[case]) + end
     image_options({"shader": shader, "shaderControls": {"a": {"range": [1, 2]}, "black": 0.1}}, "layer")
-    invlerp_of(shader)
+    displayed_invlerp(shader)
 
 
 @pytest.mark.parametrize("case", QUOTED)
@@ -68,7 +68,7 @@ def test_a_quoted_link_is_scanned_in_linear_time(case):
     text = "{" + repeated(QUOTED[case])
     url_safe_to_json(text)
     with pytest.raises(ix.LinkError):
-        state_of("https://site/#!" + text)
+        load_state("https://site/#!" + text)
 
 
 @pytest.mark.parametrize("text", MESSAGES)
@@ -79,7 +79,7 @@ def test_a_message_is_scanned_in_linear_time(text):
 @pytest.mark.parametrize("wrapping", ["[](", "![a](", "<", '"', "(", "#!", "https://a#!", "https://a?json_url="])
 def test_text_around_a_link_is_scanned_in_linear_time(wrapping):
     with pytest.raises(ix.LinkError):
-        state_of("https://site/" + repeated(wrapping))
+        load_state("https://site/" + repeated(wrapping))
 
 
 def test_equal_long_names_are_made_unique():
@@ -119,7 +119,7 @@ def test_the_linear_scanner_finds_what_its_patterns_mean():
     found = set()
     for _ in range(5000):
         code = "".join(rng.choice(TOKENS) for _ in range(rng.randrange(16)))
-        shown = shaders._shown(shaders.without_comments(code))
+        shown = shaders._grey_expression(shaders.strip_comments(code))
         assert shown == emitted(code), code
         found.add(shown)
     assert len(found) > 50

@@ -94,7 +94,7 @@ class InMemory:
 
 
 @dataclass
-class Layer:
+class ScratchLayer:
     """A layer of parts of a box, as thick as one: part after part, and of each, slice after slice."""
 
     file: ScratchFile
@@ -106,7 +106,7 @@ class OnDisk:
 
     def __init__(self, folder: str, axis: int) -> None:
         self._folder, self._axis = folder, axis
-        self._layers: dict[tuple[Wish, int], Layer] = {}
+        self._layers: dict[tuple[Wish, int], ScratchLayer] = {}
 
     def missing(self, needs: list[Need]) -> list[Need]:
         """Begin layers; return all of their parts."""
@@ -116,7 +116,7 @@ class OnDisk:
                 if (wish, number) not in self._layers:
                     layer = wish.layer(self._axis, number)
                     file = ScratchFile(self._folder, layer.voxels * wish.leaf.dtype.itemsize)
-                    self._layers[wish, number] = Layer(file)
+                    self._layers[wish, number] = ScratchLayer(file)
                     parts += [(wish, tile) for tile in tiles(layer, wish.part)]
         return parts
 

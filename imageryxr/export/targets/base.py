@@ -29,7 +29,7 @@ Kind = Literal["tree", "files", "single", "memory"]
 
 
 @dataclass(frozen=True)
-class Layer:
+class ArrayInfo:
     """What there is to export: all that a target needs to know of the array."""
 
     grid: Grid
@@ -57,7 +57,7 @@ class Target(ABC):
     """Where the result will be, as people name it."""
     root: str
     """The folder or prefix that keys are relative to; the file itself for a target of one file."""
-    layer: Layer
+    layer: ArrayInfo
 
     kind: ClassVar[Kind] = "tree"
     """Whether the result is a folder of its own, files among others, one file, or no file."""
@@ -162,7 +162,7 @@ class Target(ABC):
         """Tell of what a user should know now that the result is at its place."""
 
 
-def refuse_fractions(layer: Layer, layer_type: str | None) -> None:
+def refuse_fractions(layer: ArrayInfo, layer_type: str | None) -> None:
     """Raise `OptionError` if a segmentation has values that are no ids."""
     if (layer_type or layer.layer_type) == "segmentation" and layer.dtype.kind not in "uib":
         raise OptionError(

@@ -13,7 +13,7 @@ import numpy as np
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import Layer
+from imageryxr.export.targets.base import ArrayInfo
 from imageryxr.export.targets.slices import SliceTarget, single_file_axis
 from imageryxr.graph.expr import Array
 
@@ -82,7 +82,7 @@ class Gif(SliceTarget):
             yield frame.quantize(256) if self.layer.channels else frame
 
 
-def gif(place: str, root: str, layer: Layer, *, axis: str = "z", fps: Any = 12.0) -> Gif:
+def gif(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0) -> Gif:
     """Return the animated GIF at a path.
 
     Raises

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.errors import OptionError
-from imageryxr.export.targets.base import Layer
+from imageryxr.export.targets.base import ArrayInfo
 from imageryxr.export.targets.slices import Stack, split_pattern
 from imageryxr.export.targets.tiff import check_compression, check_type, is_imagej_type, tiff_page_tags
 from imageryxr.graph.expr import Array
@@ -29,18 +29,18 @@ class PngStack(Stack):
 
     def page(self, index: int, plane: Array) -> bytes:
         """Return the PNG; pixels per metre say how large a pixel is, as far as the format can."""
-        from imageryxr.render.figure import picture_of
+        from imageryxr.render.figure import array_to_pil
 
         width, height, _ = self.pixel
         # Whole pixels per metre fit into 31 bits down to half a nanometre; Pillow takes dots per inch.
         dpi = tuple(1e9 / size * 0.0254 for size in (width, height))
         extra: dict[str, Any] = {"dpi": dpi} if max(dpi) / 0.0254 < 2**31 else {}
         file = io.BytesIO()
-        picture_of(plane).save(file, format="PNG", compress_level=self.compress_level, **extra)
+        array_to_pil(plane).save(file, format="PNG", compress_level=self.compress_level, **extra)
         return file.getvalue()
 
 
-def png_stack(place: str, layer: Layer, *, compress_level: int = 3) -> PngStack:
+def png_stack(place: str, layer: ArrayInfo, *, compress_level: int = 3) -> PngStack:
     """Return the stack that a pattern describes.
 
     Raises
@@ -95,7 +95,7 @@ class TiffStack(Stack):
         return file.getvalue()
 
 
-def tiff_stack(place: str, layer: Layer, *, compression: str | None = "zlib") -> TiffStack:
+def tiff_stack(place: str, layer: ArrayInfo, *, compression: str | None = "zlib") -> TiffStack:
     """Return the stack that a pattern describes; any numbers will do.
 
     Raises

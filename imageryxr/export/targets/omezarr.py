@@ -17,7 +17,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
+from imageryxr.export.targets.base import ArrayInfo, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.export.targets.zarr_array import ZarrArray
 from imageryxr.graph.expr import Array
@@ -216,7 +216,7 @@ def _range_of(dtype: np.dtype[Any]) -> tuple[float, float] | None:
 def ome_zarr(
     place: str,
     root: str,
-    layer: Layer,
+    layer: ArrayInfo,
     *,
     chunks: Any = CHUNK,
     shards: Any = None,
@@ -249,7 +249,7 @@ def ome_zarr(
     if layer_type not in (None, "image", "segmentation"):
         raise OptionError(f"layer_type={layer_type!r} is neither 'image' nor 'segmentation'")
     if layer_type is not None:
-        layer = Layer(layer.grid, layer.channels, layer.dtype, layer_type, layer.contrast)
+        layer = ArrayInfo(layer.grid, layer.channels, layer.dtype, layer_type, layer.contrast)
     return OmeZarr(place, root, layer, grids, chunk, shard, _compressor(compressor), str(version))
 
 

@@ -21,7 +21,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError, TargetError, warn
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import Layer, refuse_fractions, three_counts
+from imageryxr.export.targets.base import ArrayInfo, refuse_fractions, three_counts
 from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
 from imageryxr.graph.expr import Array
 
@@ -211,7 +211,7 @@ def _key(grid: Grid) -> str:
 def precomputed(
     place: str,
     root: str,
-    layer: Layer,
+    layer: ArrayInfo,
     *,
     chunks: Any = CHUNK,
     levels: int | None = None,
@@ -257,7 +257,7 @@ def precomputed(
     z, y, x = three_counts(chunks, "chunks")
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
         raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
-    layer = Layer(layer.grid, layer.channels, layer.dtype, kind, layer.contrast)
+    layer = ArrayInfo(layer.grid, layer.channels, layer.dtype, kind, layer.contrast)
     whole = all(isinstance(o, int) for o in layer.grid.voxel_offset)
     grids = pyramid(layer.grid, levels, 2 * max(z, y, x), whole_offsets=True) if whole else [layer.grid]
     if len({_key(g) for g in grids}) < len(grids):

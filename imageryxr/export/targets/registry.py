@@ -11,7 +11,7 @@ from typing import Any
 
 from imageryxr.errors import OptionError
 from imageryxr.export.store.local import is_remote
-from imageryxr.export.targets.base import Layer, Target
+from imageryxr.export.targets.base import ArrayInfo, Target
 from imageryxr.export.targets.gif import gif
 from imageryxr.export.targets.images import png_stack, tiff_stack
 from imageryxr.export.targets.memory import InMemory
@@ -39,7 +39,7 @@ PATHS: dict[str, Callable[..., Target]] = {
 }
 
 
-def choose_target(target: str | os.PathLike[str], layer: Layer, **options: Any) -> Target:
+def choose_target(target: str | os.PathLike[str], layer: ArrayInfo, **options: Any) -> Target:
     """Return the target that a path, pattern or URL names.
 
     Raises
@@ -76,7 +76,7 @@ def _check_lengths(chosen: Target, text: str) -> None:
         )
 
 
-def _chosen(text: str, layer: Layer, options: dict[str, Any]) -> Target:
+def _chosen(text: str, layer: ArrayInfo, options: dict[str, Any]) -> Target:
     what, maker, place = _maker(text)
     _check_options(what, options, _keywords(maker))
     if maker is InMemory:

@@ -13,7 +13,7 @@ import numpy as np
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import Layer
+from imageryxr.export.targets.base import ArrayInfo
 from imageryxr.export.targets.slices import SliceTarget, single_file_axis
 from imageryxr.graph.expr import Array
 
@@ -30,7 +30,7 @@ def check_compression(compression: Any) -> str | None:
     return value
 
 
-def check_type(layer: Layer) -> None:
+def check_type(layer: ArrayInfo) -> None:
     """Raise `OptionError` if a TIFF has no such values."""
     if layer.dtype.kind not in "uifbc" or layer.dtype.itemsize > (16 if layer.dtype.kind == "c" else 8):
         raise OptionError(f"values of dtype {layer.dtype} cannot be stored as TIFF; it holds numbers of up to 64 bits")
@@ -41,12 +41,12 @@ def check_type(layer: Layer) -> None:
         )
 
 
-def is_imagej_type(layer: Layer) -> bool:
+def is_imagej_type(layer: ArrayInfo) -> bool:
     """Tell whether ImageJ's kind of TIFF holds such values: colours it has of 8 bits only."""
     return layer.dtype in (np.uint8, np.bool_) or (not layer.channels and layer.dtype in (np.uint16, np.float32))
 
 
-def tiff_page_tags(layer: Layer, pixel: tuple[float, float, float], *, imagej: bool) -> dict[str, Any]:
+def tiff_page_tags(layer: ArrayInfo, pixel: tuple[float, float, float], *, imagej: bool) -> dict[str, Any]:
     """Return what `tifffile` is to write of colours and voxel size: for ImageJ its ``spacing`` and ``unit``."""
     width, height, depth = pixel
     tags: dict[str, Any] = {"photometric": "rgb" if layer.channels else "minisblack"}
@@ -184,13 +184,13 @@ class TiffFile(SliceTarget):
             yield data if self.compression else np.frombuffer(data, dtype).reshape(shape)
 
 
-def _not_in_ome(layer: Layer) -> bool:
+def _not_in_ome(layer: ArrayInfo) -> bool:
     """Tell whether OME-TIFF has no such values."""
     return (layer.dtype.itemsize > 4 and layer.dtype.kind in "iu") or layer.dtype == np.float16
 
 
 def tiff_file(
-    place: str, root: str, layer: Layer, *, axis: str = "z", compression: str | None = "zlib", bigtiff: bool = False
+    place: str, root: str, layer: ArrayInfo, *, axis: str = "z", compression: str | None = "zlib", bigtiff: bool = False
 ) -> TiffFile:
     """Return the TIFF at a path.
 

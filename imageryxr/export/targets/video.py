@@ -16,7 +16,7 @@ import numpy as np
 from imageryxr.errors import CodecError, OptionError, TargetError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import Layer
+from imageryxr.export.targets.base import ArrayInfo
 from imageryxr.export.targets.slices import SliceTarget, single_file_axis
 from imageryxr.graph.expr import Array
 
@@ -156,7 +156,7 @@ def _rounded(values: Array) -> Array:
     return np.asarray(np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8))
 
 
-def video(place: str, root: str, layer: Layer, *, axis: str = "z", fps: Any = 12.0, crf: Any = 18) -> Video:
+def video(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0, crf: Any = 18) -> Video:
     """Return the video at a path.
 
     Raises

@@ -1,6 +1,6 @@
-"""Pictures: one slice as a Pillow image, several side by side, scale bars, legends and insets.
+"""Pillow images for figures: single slices, montages, scale bars, legends and insets.
 
-Everything here returns pixels, so everything here computes. Pillow loads inside the functions that need it.
+All functions here compute. Pillow is imported only inside functions, so that ``import imageryxr`` stays fast.
 """
 
 from __future__ import annotations
@@ -10,6 +10,6 @@ from imageryxr.render.figure.insets import inset
 from imageryxr.render.figure.legends import legend
 from imageryxr.render.figure.montages import montage
 from imageryxr.render.figure.scale_bars import Position, scale_bar
-from imageryxr.render.figure.slice_image import picture_of, to_pil
+from imageryxr.render.figure.slice_image import array_to_pil, to_pil
 
-__all__ = ["Position", "inset", "legend", "montage", "picture_of", "save_figure", "scale_bar", "to_pil"]
+__all__ = ["Position", "array_to_pil", "inset", "legend", "montage", "save_figure", "scale_bar", "to_pil"]

@@ -1,11 +1,10 @@
-"""Pictures on disk, with the size that they have in print and in the tissue."""
+"""Save pictures with their printed size and the physical size of their pixels."""
 
 from __future__ import annotations
 
 import json
 import os
 import uuid
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.errors import ImageryWarning, OptionError, TargetError, TargetExistsError
+from imageryxr.errors import OptionError, TargetError, TargetExistsError, warn
 from imageryxr.render.figure.geometry import geometry_of
-from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length, points_of
+from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length, text_points
 from imageryxr.render.figure.scale_bars import pixel_size
 from imageryxr.render.figure.slice_image import as_picture
 
@@ -32,46 +31,45 @@ def save_figure(
     nm_per_pixel: float | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a picture as PNG, TIFF or JPEG that says how large it is printed, and how large its pixels are.
+    """Write a picture as PNG, TIFF or JPEG with its printed size and the physical size of its pixels.
 
     Parameters
     ----------
     picture : PIL.Image.Image or DataArray
-        As `to_pil`, `montage`, `scale_bar` and their like return it, or one slice as `overlay` does, which `to_pil`
-        makes a picture of.
+        A picture as `to_pil`, `montage` or `scale_bar` return it, or one slice as `overlay` returns it.
     path : str or path
-        ``….png``, ``….tif``, ``….tiff`` or, of opaque pictures and with losses, ``….jpg``.
+        ``….png``, ``….tif``, ``….tiff``, or ``….jpg`` for opaque pictures (lossy).
     dpi : float, optional
         Pixels per inch in print, by default 300.
     width_mm : float, optional
-        How wide the picture is printed: 85 or 180 mm, a column or a page of most journals. In place of `dpi` the
-        pixels stay as they are. With `dpi` the picture is resampled so that both hold: pixels are repeated where the
-        result is a whole number of times larger, else by Lanczos' filter.
+        Printed width of the picture: 85 mm is a column and 180 mm a page of most journals. Without `dpi` the pixels
+        are not changed. With `dpi` the picture is resampled to satisfy both: pixels are repeated if it becomes larger
+        by a whole factor, otherwise Lanczos' filter is used.
     nm_per_pixel : float, optional
-        Width of a pixel in nm, kept in the file: as the text entry ``nm_per_pixel`` of a PNG, and as JSON in the
-        description of a TIFF, whose resolution is that of print (`export` writes TIFFs that ImageJ takes as
-        calibrated). Default: what the coordinates of an array say, or what the picture holds, if they do. Of a
-        picture that is resampled the file has the width of its new pixels.
+        Width of a pixel in nm, stored in the file: as the text entry ``nm_per_pixel`` of a PNG, or as JSON in the
+        description of a TIFF. The resolution of the TIFF is that of print; use `export` for TIFFs that are calibrated
+        in ImageJ. Default: from the coordinates of the array, or from the picture's metadata. After resampling the
+        file has the width of the new pixels.
     overwrite : bool, default False
-        Whether to replace a file that is there.
+        Whether to replace an existing file.
 
     Returns
     -------
     Path
-        Where it was written.
+        Path of the written file.
 
     Raises
     ------
     OptionError
         If an option is outside its range.
     TargetExistsError, TargetError
-        If the file is there, or cannot be written.
+        If the file exists, or cannot be written.
 
     Warns
     -----
     ImageryWarning
-        If the picture has too few pixels for its width: less than 150 to the inch. If `width_mm` or `dpi` is given and
-        text on the picture will be below 5 pt in print.
+        If the picture has less than 150 pixels per inch in print. If `width_mm` or `dpi` is given and text on the
+        picture will be smaller than 5 pt in print.
 
     Examples
     --------
@@ -85,7 +83,7 @@ def save_figure(
     target = check_suffix(path)
     step = None if nm_per_pixel is None else check_length("nm_per_pixel", nm_per_pixel)
     if step is None and isinstance(picture, xr.DataArray):
-        with suppress(OptionError):  # an array that does not say it is a picture all the same
+        with suppress(OptionError):  # an array without coordinates can also be saved
             step = pixel_size(picture, None)
     picture = as_picture(picture)
     held = geometry_of(picture)
@@ -97,56 +95,52 @@ def save_figure(
     if inches is not None:
         native = picture.width / inches
     if held is not None and held.text and (width_mm, dpi) != (None, None):
-        _check_text(held.text, native, picture.width / native * 25.4)
+        _warn_of_small_text(held.text, native, picture.width / native * 25.4)
     if dpi is not None and inches is not None:
         before = picture.width
-        picture = _resampled(picture, max(1, round(inches * dpi)))
+        picture = _resample(picture, max(1, round(inches * dpi)))
         step = None if step is None else step * before / picture.width
     else:
         dpi = native
     if dpi < 150:
-        warnings.warn(
-            f"{target.name} has {picture.width} pixels, {dpi:.0f} to the inch at that width: coarse in print, and text "
-            f"on it is large; before text is set make to_pil(rgba, scale={int(np.ceil(PRINT_DPI / dpi))})",
-            ImageryWarning,
-            stacklevel=2,
+        warn(
+            f"{target.name} is {picture.width} pixels wide, only {dpi:.0f} per inch at that printed width, which is "
+            f"coarse; enlarge it before adding text, with to_pil(rgba, scale={int(np.ceil(PRINT_DPI / dpi))})"
         )
     if target.exists() and not overwrite:
         raise TargetExistsError(f"{target} exists; give overwrite=True to replace it, or another name")
-    # What is opaque needs no alpha, which JPEG cannot hold and journals send back.
+    # Alpha is dropped from opaque pictures because JPEG does not support it and journals reject it.
     if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
         picture = picture.convert("RGB")
-    # Written beside its place and moved there, so that what is there is whole at all times.
+    # The file is written under a temporary name and renamed, so that the target is always complete.
     beside = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(beside, dpi=(dpi, dpi), **_options(target.suffix.lower(), step))
+        picture.save(beside, dpi=(dpi, dpi), **_save_options(target.suffix.lower(), step))
         os.replace(beside, target)
     except OSError as error:
-        # the error's own file is the temporary one, which nobody typed
+        # the OSError names the temporary file, which the caller does not know
         raise TargetError(
-            f"{target} cannot be written: no file can be made in the folder {target.parent} "
-            f"({error.strerror or error}); choose another folder, or see to its rights and free space"
+            f"{target} cannot be written: creating a file in the folder {target.parent} failed "
+            f"({error.strerror or error}); choose another folder, or check its permissions and free space"
         ) from error
     finally:
         beside.unlink(missing_ok=True)
     return target
 
 
-def _check_text(pixels: int, dpi: float, width_mm: float) -> None:
-    """Warn if text of a height in pixels is too small in print."""
-    points = points_of(pixels, dpi)
+def _warn_of_small_text(pixels: int, dpi: float, width_mm: float) -> None:
+    """Warn if text of some pixels' height is too small in print."""
+    points = text_points(pixels, dpi)
     if points < LEAST_POINTS - 0.05:
-        warnings.warn(
-            f"text on the picture is {points:.1f} pt high at the printed width of {width_mm:.0f} mm, and less than "
-            f"{LEAST_POINTS:g} pt is hard to read; draw it with label_pt=7, width_mm={width_mm:.0f}",
-            ImageryWarning,
-            stacklevel=3,
+        warn(
+            f"text on the picture is {points:.1f} pt high at the printed width of {width_mm:.0f} mm; less than "
+            f"{LEAST_POINTS:g} pt is hard to read; draw it with label_pt=7, width_mm={width_mm:.0f}"
         )
 
 
-def _resampled(picture: Image, width: int) -> Image:
-    """Return a picture of another width: pixels repeated where that fits, else by Lanczos' filter."""
+def _resample(picture: Image, width: int) -> Image:
+    """Return a picture resampled to a width: by repeating pixels for whole factors, otherwise by Lanczos' filter."""
     from PIL import Image as PilImage
 
     if width == picture.width:
@@ -164,17 +158,17 @@ def _resampled(picture: Image, width: int) -> Image:
 
 
 def check_suffix(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a picture to write, or raise `OptionError` if no such picture can be written."""
+    """Return the path of a picture, or raise `OptionError` if its format is not supported."""
     target = Path(path)
     if target.suffix.lower() not in (".png", ".tif", ".tiff", ".jpg", ".jpeg"):
         raise OptionError(
-            f"path={str(target)!r} is of no picture format that is written here; end it in .png, .tif or .jpg (SVG and "
-            "PDF come from array.imagery.plot())"
+            f"path={str(target)!r} has no supported picture format; end it in .png, .tif or .jpg (use "
+            "array.imagery.plot() for SVG and PDF)"
         )
     return target
 
 
-def _options(kind: str, step: float | None) -> dict[str, Any]:
+def _save_options(kind: str, step: float | None) -> dict[str, Any]:
     from PIL.PngImagePlugin import PngInfo
 
     if kind == ".png":

@@ -1,4 +1,4 @@
-"""What a picture holds beside its pixels: how large they are, where something is drawn, how high its text is."""
+"""Metadata of a picture: size of its pixels, areas that are already used, height of its text."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Rect: TypeAlias = tuple[int, int, int, int]
 
 NM = "nm_per_pixel"
 _KEY = "imageryxr"
-# Samples along each side by which a copy of a picture is told from a part or an enlargement of it.
+# Samples per side, compared to distinguish a copy of a picture from a crop or an enlargement.
 _SAMPLES = 32
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is true of one picture, and of copies of it that show the same."""
+    """Metadata of one picture and of copies that show the same."""
 
     size: tuple[int, int]
     nm: tuple[float, float] | None
-    """Nanometres across and down a pixel."""
+    """Width and height of a pixel in nm."""
     taken: tuple[Rect, ...] = ()
-    """Where insets, scale bars and legends are."""
+    """Areas of insets, scale bars and legends."""
     text: int | None = None
     """Height in pixels of the smallest text."""
     samples: bytes = field(default=b"", repr=False)
@@ -39,59 +39,59 @@ class Geometry:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Geometry, (self.size, self.nm, self.taken, self.text, self.samples))
 
-    def holds_for(self, picture: Image) -> bool:
-        """Return whether it is of this picture: Pillow keeps ``info`` when it crops and resizes."""
+    def is_valid_for(self, picture: Image) -> bool:
+        """Return whether the metadata belong to a picture; Pillow keeps ``info`` when it crops and resizes."""
         if picture.size != self.size:
             return False
         if self.owner is not None and self.owner() is picture:
             return True
-        return _show_the_same(self.samples, _sampled(picture))
+        return _is_same_picture(self.samples, _sample_pixels(picture))
 
 
 def geometry_of(picture: Any) -> Geometry | None:
-    """Return what a picture of this package holds; None of any other, and of one that was cropped or resized."""
-    held = getattr(picture, "info", {}).get(_KEY)
-    return held if isinstance(held, Geometry) and held.holds_for(picture) else None
+    """Return the metadata of a picture; None for pictures of other origin and for cropped or resized ones."""
+    geometry = getattr(picture, "info", {}).get(_KEY)
+    return geometry if isinstance(geometry, Geometry) and geometry.is_valid_for(picture) else None
 
 
-def outdated_nm(picture: Any) -> str | None:
-    """Return the pixel size that a picture holds and that may not be its own."""
+def stale_pixel_size(picture: Any) -> str | None:
+    """Return the pixel size in a picture's ``info``, which may be outdated by cropping or resizing."""
     value = getattr(picture, "info", {}).get(NM)
     return None if value is None else f"{float(value):g}" if isinstance(value, int | float) else str(value)
 
 
-def with_geometry(
+def attach_geometry(
     picture: Image, nm: tuple[float, float] | None, taken: Iterable[Rect] = (), text: int | None = None
 ) -> Image:
-    """Return the picture itself, with what is true of it."""
-    held = Geometry(picture.size, nm, tuple(taken), text, _sampled(picture), weakref.ref(picture))
+    """Store metadata in a picture and return the same picture."""
+    geometry = Geometry(picture.size, nm, tuple(taken), text, _sample_pixels(picture), weakref.ref(picture))
     picture.info.pop(NM, None)
     if nm is not None:
         picture.info[NM] = nm[0]
-    picture.info[_KEY] = held
+    picture.info[_KEY] = geometry
     return picture
 
 
-def smallest(*sizes: int | None) -> int | None:
-    """Return the smallest height of text among those that there are."""
+def smallest_text(*sizes: int | None) -> int | None:
+    """Return the smallest of several text heights; None if there is no text."""
     return min((size for size in sizes if size), default=None)
 
 
-def overlap(a: Rect, b: Rect) -> int:
-    """Return how many pixels two rectangles share."""
+def overlap_area(a: Rect, b: Rect) -> int:
+    """Return the number of pixels that two rectangles share."""
     across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(0, across) * max(0, down)
 
 
-def _sampled(picture: Image) -> bytes:
+def _sample_pixels(picture: Image) -> bytes:
     from PIL.Image import Resampling
 
     small = picture.resize((_SAMPLES, _SAMPLES), Resampling.NEAREST)
     return (small.convert("RGB") if small.mode in ("RGBA", "P") else small).convert("L").tobytes()
 
 
-def _show_the_same(one: bytes, other: bytes) -> bool:
-    """Return whether samples agree wherever there is something to see; a picture of one tone shows nothing."""
+def _is_same_picture(one: bytes, other: bytes) -> bool:
+    """Return whether samples agree outside of the background; False for pictures of one tone."""
     a, b = (np.frombuffer(samples, np.uint8).astype(int) for samples in (one, other))
     if len(a) != len(b):
         return False

@@ -1,8 +1,7 @@
-"""Insets: a part of a picture, magnified in its corner."""
+"""Insets: magnified parts of a picture."""
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -10,11 +9,11 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
-from imageryxr.errors import ImageryWarning, OptionError, OutOfVolumeError
-from imageryxr.render.figure.geometry import Rect, geometry_of, smallest, with_geometry
+from imageryxr.errors import OptionError, OutOfVolumeError, warn
+from imageryxr.render.figure.geometry import Rect, attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.print_size import label_pixels
 from imageryxr.render.figure.scale_bars import Position, check_position, draw_bar, pixel_size
-from imageryxr.render.figure.slice_image import plane_of, to_pil
+from imageryxr.render.figure.slice_image import squeeze_slice, to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,43 +34,43 @@ def inset(
     label_pt: float | None = None,
     width_mm: float | None = None,
 ) -> Image:
-    """Draw a part of a picture magnified in its corner, and frame both; computes the picture.
+    """Draw a magnified part of a picture into one of its corners, and frame both; computes the picture.
 
     Parameters
     ----------
     picture : DataArray
-        One slice, as `to_pil` takes it, with coordinates.
+        One slice with coordinates, as in `to_pil`.
     bbox : BBox
-        The part, on the picture's axes; across them it need not reach the slice.
+        The part to magnify. Only its extent in the plane of the picture is used.
     zoom : int, default 3
-        How many times larger than in the picture the part is drawn, on each side.
+        Magnification of each side of the part.
     detail : DataArray, optional
-        The same place from a finer level, for the magnified part to show more. Default: the picture's own voxels.
+        The same region at a finer level, for a sharper inset. Default: the picture's own voxels.
     position : {"top right", "top left", "bottom right", "bottom left"}, optional
-        The corner. Default: the first of these where the inset leaves the part that it magnifies to see.
+        The corner. Default: the first of these in which the inset does not cover the part that it magnifies.
     color : colour, default "white"
-        Of the frames.
+        Colour of the frames.
     line : int, optional
-        Width of the frames in pixels. Default: a 250th of the picture, at least 2.
+        Width of the frames in pixels. Default: 1/250 of the picture's smaller side, at least 2.
     scale : int, default 1
         Pixels per voxel of the picture, as in `to_pil`.
     scale_bar : bool, default False
-        Whether to draw two scale bars: one in the inset, and one in a corner of the picture that the inset leaves free.
+        Whether to draw two scale bars: one in the inset and one in a free corner of the picture.
     label_size, label_pt, width_mm : optional
-        Height of their text, as in `scale_bar`.
+        Height of the text of the scale bars, as in `scale_bar`.
 
     Returns
     -------
     PIL.Image.Image
-        Mode RGB, or RGBA where the picture is transparent somewhere; of the picture's size. It holds where the inset
-        is, so that `scale_bar` takes another corner.
+        The picture with its inset, of the same size. Mode RGB, or RGBA if it has transparent pixels. Its metadata
+        contain the area of the inset, so that `scale_bar` uses another corner.
 
     Raises
     ------
     OutOfVolumeError
-        If the part lies outside the picture.
+        If the part is outside the picture.
     OptionError
-        If it would not fit, magnified.
+        If the magnified part does not fit into the picture.
 
     Warns
     -----
@@ -94,7 +93,7 @@ def inset(
     step = pixel_size(picture, None) / scale if scale_bar else None
     plain = to_pil(picture, scale=scale)
     whole = plain.convert("RGBA")
-    left, top, right, bottom = (scale * n for n in _part(picture, bbox))
+    left, top, right, bottom = (scale * n for n in _pixel_box(picture, bbox))
     width, height = (right - left) * zoom, (bottom - top) * zoom
     line = max(2, min(whole.size) // 250) if line is None else line
     margin = 2 * line
@@ -103,10 +102,12 @@ def inset(
             f"zoom={zoom} makes an inset of {width} × {height} pixels, which does not fit into the picture of "
             f"{whole.width} × {whole.height}; make the part or the zoom smaller"
         )
-    part = whole.crop((left, top, right, bottom)) if detail is None else _detail(detail, bbox)
+    part = whole.crop((left, top, right, bottom)) if detail is None else _crop_detail(detail, bbox)
     part = part.resize((width, height), PilImage.Resampling.NEAREST if detail is None else PilImage.Resampling.LANCZOS)
-    places = _corners(whole.size, (width, height), margin)
-    covered = {at: _shared((left, top, right, bottom), (*place, width, height), line) for at, place in places.items()}
+    places = _corner_origins(whole.size, (width, height), margin)
+    covered = {
+        at: _covered_pixels((left, top, right, bottom), (*place, width, height), line) for at, place in places.items()
+    }
     corner = min(covered, key=covered.__getitem__) if position is None else position
     if covered[corner]:
         _warn_covered(corner, covered)
@@ -117,17 +118,17 @@ def inset(
     x, y = places[corner]
     whole.paste(part, (x, y))
     marked: Rect = (left, top, right, bottom)
-    frames = [_framed(whole, box, color, line) for box in (marked, (x, y, x + width, y + height))]
+    frames = [_draw_frame(whole, box, color, line) for box in (marked, (x, y, x + width, y + height))]
     if step is not None:
         _, bar, other = draw_bar(whole, step, None, None, None, label=True, text_size=size, taken=frames)
-        frames, text = [*frames, bar], smallest(text, other)
+        frames, text = [*frames, bar], smallest_text(text, other)
     opaque = whole.getchannel("A").getextrema()[0] == 255
     held = geometry_of(plain)
-    return with_geometry(whole.convert("RGB") if opaque else whole, None if held is None else held.nm, frames, text)
+    return attach_geometry(whole.convert("RGB") if opaque else whole, None if held is None else held.nm, frames, text)
 
 
-def _framed(whole: Image, box: Rect, color: Any, line: int) -> Rect:
-    """Draw a frame around a rectangle; return both together."""
+def _draw_frame(whole: Image, box: Rect, color: Any, line: int) -> Rect:
+    """Draw a frame around a rectangle and return the outer rectangle of the frame."""
     from PIL import ImageDraw
 
     ink: RGBA = parse_color(color)
@@ -137,8 +138,8 @@ def _framed(whole: Image, box: Rect, color: Any, line: int) -> Rect:
     return frame
 
 
-def _corners(whole: tuple[int, int], size: tuple[int, int], margin: int) -> dict[str, tuple[int, int]]:
-    """Return where an inset begins (x, y) in each corner, the corner to prefer first."""
+def _corner_origins(whole: tuple[int, int], size: tuple[int, int], margin: int) -> dict[str, tuple[int, int]]:
+    """Return the upper left point (x, y) of an inset in each corner, the preferred corner first."""
     near, far_x, far_y = margin, whole[0] - size[0] - margin, whole[1] - size[1] - margin
     return {
         "top right": (far_x, near),
@@ -148,8 +149,8 @@ def _corners(whole: tuple[int, int], size: tuple[int, int], margin: int) -> dict
     }
 
 
-def _shared(part: tuple[int, int, int, int], place: tuple[int, int, int, int], line: int) -> int:
-    """Return how many pixels of a part an inset at (x, y, width, height) covers, with its frame."""
+def _covered_pixels(part: tuple[int, int, int, int], place: tuple[int, int, int, int], line: int) -> int:
+    """Return the number of pixels of a part that an inset at (x, y, width, height) and its frame cover."""
     left, top, right, bottom = part
     x, y, width, height = place
     across = min(right, x + width + line) - max(left, x - line)
@@ -160,27 +161,23 @@ def _shared(part: tuple[int, int, int, int], place: tuple[int, int, int, int], l
 def _warn_covered(corner: str, covered: dict[str, int]) -> None:
     free = [f"position={name!r}" for name, pixels in covered.items() if not pixels]
     advice = f"give {' or '.join(free)}" if free else "no corner is free: make the part or the zoom smaller"
-    warnings.warn(
-        f"the inset in the {corner} corner covers {covered[corner]:,} pixels of the part that it magnifies; {advice}",
-        ImageryWarning,
-        stacklevel=3,
-    )
+    warn(f"the inset in the {corner} corner covers {covered[corner]:,} pixels of the part that it magnifies; {advice}")
 
 
-def _part(picture: xr.DataArray, bbox: BBox) -> tuple[int, int, int, int]:
+def _pixel_box(picture: xr.DataArray, bbox: BBox) -> tuple[int, int, int, int]:
     """Return the pixels (left, top, right, bottom) that a box covers."""
-    rows, columns = (str(d) for d in plane_of(picture).dims if d != "rgba")
+    rows, columns = (str(d) for d in squeeze_slice(picture).dims if d != "rgba")
     grid = grid_of(picture)
     start, stop = grid.select(bbox)
     ranges = dict(zip(DIMS, zip(start, stop, strict=True), strict=True))
     (top, bottom), (left, right) = ranges[rows], ranges[columns]
     sizes = dict(zip(DIMS, grid.shape, strict=True))
     if top < 0 or left < 0 or bottom > sizes[rows] or right > sizes[columns]:
-        raise OutOfVolumeError(f"the part {bbox} reaches outside of the picture, which covers {grid.bbox}")
+        raise OutOfVolumeError(f"the part {bbox} extends beyond the picture, which covers {grid.bbox}")
     return left, top, right, bottom
 
 
-def _detail(detail: xr.DataArray, bbox: BBox) -> Image:
-    left, top, right, bottom = _part(detail, bbox)
-    rows, columns = (str(d) for d in plane_of(detail).dims if d != "rgba")
+def _crop_detail(detail: xr.DataArray, bbox: BBox) -> Image:
+    left, top, right, bottom = _pixel_box(detail, bbox)
+    rows, columns = (str(d) for d in squeeze_slice(detail).dims if d != "rgba")
     return to_pil(detail.isel({rows: slice(top, bottom), columns: slice(left, right)})).convert("RGBA")

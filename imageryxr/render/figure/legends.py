@@ -1,4 +1,4 @@
-"""Legends: which colour is which segment."""
+"""Legends: lists of segment ids and their colours."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import xarray as xr
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.record import colors_of
 from imageryxr.errors import OptionError
-from imageryxr.render.figure.geometry import geometry_of, smallest, with_geometry
+from imageryxr.render.figure.geometry import attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.montages import check_count
 from imageryxr.render.figure.print_size import check_legible, pixels_per_point
 from imageryxr.render.figure.slice_image import as_picture
-from imageryxr.render.figure.text import LEGIBLE, contrasting, font
+from imageryxr.render.figure.text import LEGIBLE, contrasting_color, font
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,41 +31,41 @@ def legend(
     label_pt: float | None = None,
     width_mm: float | None = None,
 ) -> Image:
-    """Set a list of ids and their colours beside a picture.
+    """Draw a list of ids and their colours to the right of a picture.
 
     Parameters
     ----------
     picture : PIL.Image.Image or DataArray
-        Any picture, or one slice as `overlay` returns it, which `to_pil` makes a picture of.
+        Any picture, or one slice as `overlay` returns it.
     colors : mapping or iterable of int, optional
-        Id → colour, as `palette` returns it, in the order to list; those for which there is no room are counted in the
-        last line. Ids alone have the colours that ``picture`` was drawn with, as `colors_of` returns them. Default: all
-        that ``picture`` lists; both need the array that `overlay` returned.
+        Id → colour, as `palette` returns it, in the order of the list; the last line counts those for which there is
+        no room. For ids without colours, the colours with which ``picture`` was drawn are used, as `colors_of` returns
+        them. Default: all ids whose colours ``picture`` records. Without colours, ``picture`` must be an array that
+        `overlay` returned.
     names : mapping, optional
-        Id → what to write for it. Default: the id.
+        Id → text of its line. Default: the id.
     title : str, optional
-        A line above the list.
+        Text of a line above the list.
     background : colour, default "white"
-        What the list stands on; the text is black or white, whichever stands out.
+        Background of the list; the text is black or white, whichever has more contrast.
     label_size : int, optional
-        Height of the text in pixels. Default: a fortieth of the picture's height, at least 12.
+        Height of the text in pixels. Default: 1/40 of the picture's height, at least 12.
     label_pt : float, optional
-        In place of ``label_size``: height of the text in points, at the printed width.
+        Height of the text in points at the printed width, instead of ``label_size``.
     width_mm : float, optional
-        How wide the picture is printed with its legend, for ``label_pt``. Default: as wide as it is at 300 pixels per
-        inch.
+        Printed width of the picture with its legend, for ``label_pt``. Default: its width at 300 pixels per inch.
 
     Returns
     -------
     PIL.Image.Image
-        RGB, the picture with the list to its right, as wide as its longest line.
+        Mode RGB: the picture with the list, which is as wide as its longest line.
 
     Raises
     ------
     ColorError
-        If the colours of ``picture`` are needed and it does not hold them.
+        If the colours of ``picture`` are needed and are not recorded.
     OptionError
-        If ``colors`` is empty, or there is not room for one line.
+        If ``colors`` is empty, or there is no room for a single line.
 
     Examples
     --------
@@ -77,28 +77,28 @@ def legend(
 
     if isinstance(colors, str) or not (colors is None or isinstance(colors, Iterable)):
         raise OptionError(
-            f"a legend lists ids with their colours, and colors is {str(colors)[:60]!r}; give a dict id → colour, such "
-            "as imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl'), or the ids alone"
+            f"colors={str(colors)[:60]!r} is neither a dict nor a list of ids; give a dict id → colour, such as "
+            "imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl'), or the ids alone"
         )
     if not isinstance(colors, Mapping):
         colors = colors_of(picture, colors)
         if not colors:
-            raise OptionError("colors holds no id that is drawn in the picture; give ids of its segments")
+            raise OptionError("none of the ids in colors is drawn in the picture; give ids of its segments")
     picture = as_picture(picture)
     lines = [(str((names or {}).get(key, key)), parse_color(color)) for key, color in colors.items()]
-    size = _text_size(picture, [title, *(text for text, _ in lines)], label_size, label_pt, width_mm)
+    size = _text_height(picture, [title, *(text for text, _ in lines)], label_size, label_pt, width_mm)
     step = 2 * size
     room = (picture.height - size) // step - bool(title)
     if not lines:
-        raise OptionError("a legend of 0 colours lists nothing; give a dict id → colour")
+        raise OptionError("colors is empty; give a dict id → colour")
     if room < 1:
         raise OptionError(
-            f"a legend on a picture {picture.height} pixels high has no room for a line of {step}; enlarge the picture"
+            f"the picture is {picture.height} pixels high, too low for a legend line of {step} pixels; enlarge it"
         )
     shown = lines if len(lines) <= room else lines[: room - 1]
     rest = len(lines) - len(shown)
     ground = parse_color(background)
-    ink = contrasting(PilImage.new("RGBA", (1, 1), ground), None)[:3]
+    ink = contrasting_color(PilImage.new("RGBA", (1, 1), ground), None)[:3]
     texts = [title, *(text for text, _ in shown), f"and {rest:,} more" if rest else ""]
     width = _list_width(texts, size)
     out = PilImage.new("RGB", (picture.width + width, picture.height), ground[:3])
@@ -107,8 +107,8 @@ def legend(
     held = geometry_of(picture)
     beside = (picture.width, 0, out.width, out.height)
     if held is None:
-        return with_geometry(out, None, [beside], size)
-    return with_geometry(out, held.nm, [*held.taken, beside], smallest(size, held.text))
+        return attach_geometry(out, None, [beside], size)
+    return attach_geometry(out, held.nm, [*held.taken, beside], smallest_text(size, held.text))
 
 
 def _draw_list(
@@ -136,8 +136,8 @@ def _list_width(texts: Iterable[str], size: int) -> int:
     return round(longest) + 4 * size
 
 
-def _text_size(picture: Image, texts: list[str], label_size: Any, label_pt: Any, width_mm: Any) -> int:
-    """Return the height of the text in pixels: in points it depends on the width, which depends on it."""
+def _text_height(picture: Image, texts: list[str], label_size: Any, label_pt: Any, width_mm: Any) -> int:
+    """Return the height of the text in pixels; given in points, it depends on the width, which depends on the text."""
     scale = pixels_per_point(label_size, label_pt, width_mm, picture.width)
     if scale is None:
         return max(12, picture.height // 40) if label_size is None else check_count("label_size", label_size, LEGIBLE)

@@ -1,4 +1,4 @@
-"""Several pictures side by side."""
+"""Montages: several pictures in rows and columns."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import OptionError
 from imageryxr.graph.labelled import as_dask, is_lazy
-from imageryxr.render.figure.geometry import Geometry, geometry_of, smallest, with_geometry
+from imageryxr.render.figure.geometry import Geometry, attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.print_size import label_pixels
-from imageryxr.render.figure.slice_image import plane_of, to_pil
-from imageryxr.render.figure.text import contrasting, fitting, text_extent, top_of, write
+from imageryxr.render.figure.slice_image import squeeze_slice, to_pil
+from imageryxr.render.figure.text import contrasting_color, draw_text, fit_text_size, text_extent, text_top
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,33 +38,33 @@ def montage(
     dim: str = "z",
     scale: int = 1,
 ) -> Image:
-    """Lay pictures side by side, or in rows and columns; computes them.
+    """Arrange pictures side by side or in rows and columns; computes them.
 
     Parameters
     ----------
     images : DataArray, or iterable of DataArray and PIL.Image.Image
-        A stack, whose slices along `dim` are the tiles; or the tiles, each as `to_pil` takes it. A stack is
-        computed chunk by chunk along `dim`, so that each is read once, and tiles together: what several of them draw
-        of one source is read once if they lie in the same place.
+        A stack, whose slices along `dim` are the tiles, or a list of tiles, each as in `to_pil`. A stack is computed
+        chunk by chunk along `dim`, so that each chunk is read once. Tiles in a list are computed together, so that
+        those of the same region share their reads.
     columns : int, optional
-        Tiles in a row; 1 is one below the other. Default: all in one row.
+        Number of tiles per row; 1 stacks the tiles vertically. Default: all in one row.
     rows : int, optional
-        In place of `columns`, how many rows to fill.
+        Number of rows, instead of `columns`.
     spacing : int, default 10
         Pixels between tiles.
     background : colour or None, default "white"
-        What lies between and behind the tiles; anything that `parse_color` reads. None keeps the tiles' own
-        transparency and leaves the gaps transparent.
+        Colour between and behind the tiles, in any form that `parse_color` reads. None keeps the tiles' transparency
+        and makes the gaps transparent.
     labels : None, True, "slice" or sequence of str, default None
-        A text in the upper left corner of each tile. True tells the place of the slice, such as "z = 4,020 nm", or
-        its number where there is no coordinate; "slice" its index as Neuroglancer counts, such as "z 100".
+        Text in the upper left corner of each tile. True: the coordinate of the slice, such as "z = 4,020 nm", or its
+        number if it has no coordinate. "slice": its index as in Neuroglancer, such as "z 100".
     label_size : int, optional
-        Height of the text in pixels. Default: a sixteenth of the smallest tile, at least 10. Text that would be
-        wider than its tile is made smaller.
+        Height of the text in pixels. Default: 1/16 of the smallest tile, at least 10. Text that is wider than its tile
+        is made smaller.
     label_pt : float, optional
-        In place of ``label_size``: height of the text in points, at the printed width of the whole montage.
+        Height of the text in points at the printed width of the whole montage, instead of ``label_size``.
     width_mm : float, optional
-        How wide the montage is printed, for ``label_pt``. Default: as wide as it is at 300 pixels per inch.
+        Printed width of the montage, for ``label_pt``. Default: its width at 300 pixels per inch.
     dim : str, default "z"
         The axis of a stack to slice: "z", "y", "x", or another dim of the array, such as "segment".
     scale : int, default 1
@@ -73,19 +73,19 @@ def montage(
     Returns
     -------
     PIL.Image.Image
-        Mode RGB, or RGBA if the background is None or has transparency. Each column is as wide as its widest tile
-        and each row as high as its highest; smaller tiles stand in the middle of their cells. It holds the size of
-        a pixel if that is the same in all tiles.
+        Mode RGB, or RGBA if the background is None or transparent. Each column is as wide as its widest tile and each
+        row as high as its highest tile; smaller tiles are centred. If all tiles have the same pixel size, the
+        picture's metadata contain it.
 
     Raises
     ------
     OptionError
-        If there is no tile, or not one label per tile.
+        If there is no tile, or the number of labels differs from that of the tiles.
 
     Warns
     -----
     ImageryWarning
-        If a label is left out because it could not be read on so small a tile.
+        If a label is left out because it would be illegible on a small tile.
 
     Examples
     --------
@@ -97,48 +97,50 @@ def montage(
     """
     check_count("spacing", spacing, 0)
     fill = None if background is None else parse_color(background)
-    images = images if isinstance(images, xr.DataArray) else _listed(images)
-    names = _names(images, dim, as_index=isinstance(labels, str) and labels == "slice")
+    images = images if isinstance(images, xr.DataArray) else _list_images(images)
+    names = _tile_names(images, dim, as_index=isinstance(labels, str) and labels == "slice")
     texts = _label_texts(True if isinstance(labels, str) and labels == "slice" else labels, names)
-    columns = _columns(columns, rows, len(names))
+    columns = _column_count(columns, rows, len(names))
     if label_size is not None:
         check_count("label_size", label_size, 1)
 
-    pictures = list(_pictures(images, dim, scale))
+    pictures = list(_iter_pictures(images, dim, scale))
     held = [geometry_of(picture) for picture in pictures]
     tiles = [picture.convert("RGBA") for picture in pictures]
     written: list[int | None] = [one.text for one in held if one is not None]
     if texts:
-        whole = _grid_picture(tiles, columns, spacing, fill).width if label_pt is not None else 0
+        whole = _arrange_tiles(tiles, columns, spacing, fill).width if label_pt is not None else 0
         size = label_pixels(label_size, label_pt, width_mm, whole)
         size = size or max(10, min(min(tile.size) for tile in tiles) // 16)
-        tiles = [_labelled(tile, text, size, fill) for tile, text in zip(tiles, texts, strict=True)]
+        tiles = [_label_tile(tile, text, size, fill) for tile, text in zip(tiles, texts, strict=True)]
         written += [one.text for one in map(geometry_of, tiles) if one is not None]
-    return with_geometry(_grid_picture(tiles, columns, spacing, fill), _common_pixel(held), (), smallest(*written))
+    return attach_geometry(
+        _arrange_tiles(tiles, columns, spacing, fill), _common_pixel_size(held), (), smallest_text(*written)
+    )
 
 
-def _common_pixel(held: list[Geometry | None]) -> tuple[float, float] | None:
-    """Return the size of a pixel if all tiles have the same."""
+def _common_pixel_size(held: list[Geometry | None]) -> tuple[float, float] | None:
+    """Return the pixel size of the tiles; None if it differs between tiles or is unknown."""
     sizes = {None if one is None else one.nm for one in held}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _columns(columns: int | None, rows: int | None, count: int) -> int:
+def _column_count(columns: int | None, rows: int | None, count: int) -> int:
     if columns is not None and rows is not None:
-        raise OptionError(f"columns={columns!r} and rows={rows!r}: one follows from the other; give one of them")
+        raise OptionError(f"columns={columns!r} and rows={rows!r} cannot be combined; give one of them")
     if rows is not None:
         return -(-count // check_count("rows", rows, 1))
     return count if columns is None else check_count("columns", columns, 1)
 
 
 def check_count(name: str, value: Any, least: int) -> int:
-    """Return a whole number of at least some size, or raise `OptionError`."""
+    """Return a whole number that is at least ``least``, or raise `OptionError`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise OptionError(f"{name}={value!r} is not a whole number of at least {least}")
     return int(value)
 
 
-def _listed(images: Any) -> list[Any]:
+def _list_images(images: Any) -> list[Any]:
     from PIL import Image
 
     if isinstance(images, (Image.Image, str, bytes, np.ndarray, xr.Dataset)) or not isinstance(images, Iterable):
@@ -149,8 +151,8 @@ def _listed(images: Any) -> list[Any]:
     return list(images)
 
 
-def _names(images: xr.DataArray | list[Any], dim: str, *, as_index: bool) -> list[str]:
-    """Check the tiles and tell where each lies; computes nothing."""
+def _tile_names(images: xr.DataArray | list[Any], dim: str, *, as_index: bool) -> list[str]:
+    """Check the tiles and return a name for each; computes nothing."""
     from PIL import Image
 
     if not isinstance(images, xr.DataArray):
@@ -160,26 +162,26 @@ def _names(images: xr.DataArray | list[Any], dim: str, *, as_index: bool) -> lis
     elif dim in DIMS:
         tiles = [images]
     else:
-        raise OptionError(f"dim={dim!r} is none of the dims of the array, which are {tuple(map(str, images.dims))}")
+        raise OptionError(f"dim={dim!r} is not a dim of the array, which has {tuple(map(str, images.dims))}")
     if not tiles:
         raise OptionError("montage was given no pictures; give at least one")
     for tile in tiles:
         if not isinstance(tile, Image.Image):
-            plane_of(tile)
-    return [_place_of(tile, dim, number, as_index) for number, tile in enumerate(tiles)]
+            squeeze_slice(tile)
+    return [_tile_name(tile, dim, number, as_index) for number, tile in enumerate(tiles)]
 
 
-def _pictures(images: xr.DataArray | list[Any], dim: str, scale: int) -> Iterator[Image]:
+def _iter_pictures(images: xr.DataArray | list[Any], dim: str, scale: int) -> Iterator[Image]:
     if not isinstance(images, xr.DataArray):
         if scale != 1 and not all(isinstance(image, xr.DataArray) for image in images):
-            raise OptionError(f"scale={scale!r} enlarges arrays, and there are pictures among the tiles; give arrays")
-        # together, so that what several need of one source is read once
-        computed = compute(*(_blocks(image) for image in images))
+            raise OptionError(f"scale={scale!r} only enlarges arrays, but some tiles are pictures; give arrays")
+        # computed together, so that shared data are read once
+        computed = compute(*(_to_blocks(image) for image in images))
         yield from (to_pil(image, scale=scale) if isinstance(image, xr.DataArray) else image for image in computed)
     elif dim not in images.dims:
         yield to_pil(images, scale=scale)
     else:
-        # By chunks, since stored ones are often 64 slices deep: slice by slice would read each of them 64 times.
+        # By chunks: stored chunks are often 64 slices deep, and would be read 64 times if computed slice by slice.
         start = 0
         for depth in images.chunksizes.get(dim, (images.sizes[dim],)):
             slab = images.isel({dim: slice(start, start + depth)}).compute()
@@ -187,16 +189,16 @@ def _pictures(images: xr.DataArray | list[Any], dim: str, scale: int) -> Iterato
             start += depth
 
 
-def _blocks(image: Any) -> Any:
-    """Return a picture in dask blocks if it is to be read; planes and other pictures as they are."""
+def _to_blocks(image: Any) -> Any:
+    """Return a lazy array as a dask array, so that tiles can be computed together; other tiles unchanged."""
     if not isinstance(image, xr.DataArray):
         return image
-    plane = plane_of(image)
+    plane = squeeze_slice(image)
     return as_dask(plane) if is_lazy(plane) else plane
 
 
-def _place_of(tile: Any, dim: str, number: int, as_index: bool) -> str:
-    """Say where a tile lies, from the coordinate of its slice."""
+def _tile_name(tile: Any, dim: str, number: int, as_index: bool) -> str:
+    """Return the name of a tile: the coordinate or index of its slice, or its number."""
     if not isinstance(tile, xr.DataArray):
         return str(number)
     thin = [d for d in (dim, *DIMS) if d in tile.coords and tile.coords[d].size == 1]
@@ -220,8 +222,8 @@ def _label_texts(labels: Any, names: list[str]) -> list[str]:
         return names
     if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
         raise OptionError(
-            f"labels={labels!r} is no list of texts. Write one per tile, or True for the slices' places, or 'slice' "
-            "for their numbers"
+            f"labels={labels!r} is not a list of texts; give one per tile, True for the slices' coordinates, or "
+            "'slice' for their numbers"
         )
     texts = [str(label) for label in labels]
     if len(texts) != len(names):
@@ -229,7 +231,7 @@ def _label_texts(labels: Any, names: list[str]) -> list[str]:
     return texts
 
 
-def _grid_picture(tiles: list[Image], columns: int, spacing: int, fill: RGBA | None) -> Image:
+def _arrange_tiles(tiles: list[Image], columns: int, spacing: int, fill: RGBA | None) -> Image:
     from PIL import Image
 
     columns = min(columns, len(tiles))
@@ -252,17 +254,17 @@ def _grid_picture(tiles: list[Image], columns: int, spacing: int, fill: RGBA | N
     return canvas.convert("RGB") if fill and fill[3] == 255 else canvas
 
 
-def _labelled(tile: Image, text: str, size: int, behind: RGBA | None) -> Image:
-    """Write a text into the upper left corner of a copy of a tile."""
+def _label_tile(tile: Image, text: str, size: int, behind: RGBA | None) -> Image:
+    """Return a copy of a tile with a text in its upper left corner."""
     if not text:
         return tile
     margin = max(2, size // 3)
-    size = fitting(text, size, tile.width - 2 * margin, tile.height - 2 * margin)
+    size = fit_text_size(text, size, tile.width - 2 * margin, tile.height - 2 * margin)
     if not size:
         return tile
     width, height = text_extent(text, size)
-    color = contrasting(tile.crop((margin, margin, margin + width, margin + height)), behind)
+    color = contrasting_color(tile.crop((margin, margin, margin + width, margin + height)), behind)
     tile = tile.copy()
-    # Letters stand on one line from tile to tile, whether they are high or low.
-    write(tile, (margin, margin + top_of(text, size) - top_of("d", size)), text, size, color)
-    return with_geometry(tile, None, (), size)
+    # All labels have the same baseline, whatever the height of their letters.
+    draw_text(tile, (margin, margin + text_top(text, size) - text_top("d", size)), text, size, color)
+    return attach_geometry(tile, None, (), size)

@@ -12,20 +12,27 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import GridError, OptionError, warn
-from imageryxr.render.figure.geometry import Rect, geometry_of, outdated_nm, overlap, smallest, with_geometry
+from imageryxr.render.figure.geometry import (
+    Rect,
+    attach_geometry,
+    geometry_of,
+    overlap_area,
+    smallest_text,
+    stale_pixel_size,
+)
 from imageryxr.render.figure.montages import check_count
 from imageryxr.render.figure.print_size import check_length, label_pixels
-from imageryxr.render.figure.slice_image import plane_of, to_pil
+from imageryxr.render.figure.slice_image import squeeze_slice, to_pil
 from imageryxr.render.figure.text import (
     BLACK,
     MIDDLE,
     WHITE,
-    contrasting,
-    drowns,
-    fitting,
+    contrasting_color,
+    draw_text,
+    fit_text_size,
+    has_low_contrast,
     luminance,
     text_extent,
-    write,
 )
 
 if TYPE_CHECKING:
@@ -52,43 +59,43 @@ def scale_bar(
     Parameters
     ----------
     image : DataArray or PIL.Image.Image
-        One slice, as `to_pil` takes it, or a picture.
+        One slice, as in `to_pil`, or a picture.
     nm_per_pixel : float, optional
-        Width of a pixel in nm. Default: of a DataArray the resolution of its columns; of a picture the one that it
-        holds, as `to_pil`, `inset`, `montage` and their like leave it in ``info``. A picture that was cropped or
-        resized since needs it.
+        Width of a pixel in nm. Default: from the coordinates of an array, or from the metadata that `to_pil`, `inset`,
+        `montage` and similar functions store in a picture. Required if the picture was cropped or resized since.
     length : float, optional
         Length of the bar in nm. Default: the longest of 1, 2, 5, 10, 20, … that is at most a quarter of the width.
     position : {"bottom right", "bottom left", "top right", "top left"}, optional
-        Which corner it stands in. Default: the first of these that no inset, legend or other scale bar takes.
+        Corner of the bar. Default: the first of these without an inset, legend or other scale bar.
     color : colour, optional
-        Anything that `parse_color` reads. Default: black or white, whichever stands out from what lies under the bar.
+        Colour in any form that `parse_color` reads. Default: black or white, whichever has more contrast to the
+        picture.
     label : bool, default True
         Whether to write the length, such as "500 nm" or "2 µm", next to the bar.
     label_size : int, optional
-        Height of the text in pixels. Default: a twenty-second of the smaller side, at least 12.
+        Height of the text in pixels. Default: 1/22 of the smaller side, at least 12.
     label_pt : float, optional
-        In place of ``label_size``: height of the text in points, at the printed width.
+        Height of the text in points at the printed width, instead of ``label_size``.
     width_mm : float, optional
-        How wide the picture is printed, for ``label_pt``. Default: as wide as it is at 300 pixels per inch.
+        Printed width of the picture, for ``label_pt``. Default: its width at 300 pixels per inch.
     scale : int, default 1
         Pixels per voxel of a DataArray, as in `to_pil`.
 
     Returns
     -------
     PIL.Image.Image
-        Of the same size. Mode L stays L if the colour is a grey, RGBA stays RGBA, anything else becomes RGB.
+        Picture of the same size. Mode L stays L if the colour is grey, RGBA stays RGBA, other modes become RGB.
 
     Raises
     ------
     OptionError
-        If the size of a pixel is unknown, or the bar does not fit.
+        If the size of a pixel is unknown, or the bar is longer than the picture.
 
     Warns
     -----
     ImageryWarning
-        If the text is left out because it could not be read on so small a picture, or the bar covers an inset, a
-        legend or another bar.
+        If the text is left out because it would be illegible on a small picture, or the bar covers an inset, a legend
+        or another bar.
 
     Examples
     --------
@@ -102,7 +109,7 @@ def scale_bar(
         picture = to_pil(image, scale=scale)
         step = step if nm_per_pixel is not None else step / scale
     elif scale != 1:
-        raise OptionError(f"scale={scale!r} enlarges an array, and this is a picture; give the array")
+        raise OptionError(f"scale={scale!r} only enlarges arrays, but this is a picture; give the array")
     else:
         picture = image
     size = label_pixels(label_size, label_pt, width_mm, picture.width)
@@ -115,13 +122,13 @@ def scale_bar(
     elif picture.mode != "RGBA":
         canvas = canvas.convert("RGB")
     nm = held.nm if held is not None and held.nm is not None and held.nm[0] == step else (step, step)
-    return with_geometry(canvas, nm, (*taken, at), smallest(None if held is None else held.text, text))
+    return attach_geometry(canvas, nm, (*taken, at), smallest_text(None if held is None else held.text, text))
 
 
 def check_position(position: Any) -> None:
-    """Raise `OptionError` unless a position is a corner, or is left open."""
+    """Raise `OptionError` unless a position is a corner or None."""
     if position is not None and position not in get_args(Position):
-        raise OptionError(f"position={position!r} is none of {', '.join(map(repr, get_args(Position)))}")
+        raise OptionError(f"position={position!r} must be one of {', '.join(map(repr, get_args(Position)))}")
 
 
 def draw_bar(
@@ -135,34 +142,34 @@ def draw_bar(
     text_size: int | None,
     taken: Sequence[Rect],
 ) -> tuple[RGBA, Rect, int | None]:
-    """Draw bar and text into a corner; return the colour used, where they are, and the height of the text."""
-    length = nice_below(canvas.width * step / 4) if length is None else check_length("length", length)
+    """Draw bar and text into a corner; return their colour, their rectangle and the height of the text."""
+    length = largest_round_length(canvas.width * step / 4) if length is None else check_length("length", length)
     pixels = max(1, round(length / step))
     margin = max(2, min(canvas.size) // 30)
     if pixels > canvas.width - 2 * margin:
         raise OptionError(
-            f"a bar of {length_text(length)} takes {pixels} pixels of {step:g} nm, and the picture is {canvas.width} "
-            f"wide; write length={nice_below(canvas.width * step / 4):g}, or leave it out"
+            f"a bar of {format_length(length)} needs {pixels} pixels of {step:g} nm, but the picture is {canvas.width} "
+            f"wide; give length={largest_round_length(canvas.width * step / 4):g}, or leave it out"
         )
     thick = max(2, min(canvas.size) // 80)
-    text = length_text(length) if label else ""
+    text = format_length(length) if label else ""
     asked = max(12, min(canvas.size) // 22) if text_size is None else check_count("label_size", text_size, 1)
-    size = fitting(text, asked, canvas.width - 2 * margin, canvas.height - 2 * margin - thick) if text else 0
+    size = fit_text_size(text, asked, canvas.width - 2 * margin, canvas.height - 2 * margin - thick) if text else 0
     text = text if size else ""
     width, height = text_extent(text, size) if text else (0, 0)
     gap = max(1, thick // 2) if text else 0
     wide, total = max(pixels, width), thick + gap + height
-    box = _corner(canvas.size, (wide, total), margin, position, taken)
+    box = _choose_corner(canvas.size, (wide, total), margin, position, taken)
     left, top = box[:2]
     bottom = top + total > canvas.height // 2
-    ink = parse_color(color) if color is not None else contrasting(canvas.crop(box), None)
+    ink = parse_color(color) if color is not None else contrasting_color(canvas.crop(box), None)
     if text:
-        write(canvas, (left + (wide - width) // 2, top if bottom else top + thick + gap), text, size, ink)
+        draw_text(canvas, (left + (wide - width) // 2, top if bottom else top + thick + gap), text, size, ink)
     _draw_strip(canvas, (left + (wide - pixels) // 2, top + height + gap if bottom else top), (pixels, thick), ink)
     return ink, box, size or None
 
 
-def _corner(
+def _choose_corner(
     whole: tuple[int, int], size: tuple[int, int], margin: int, position: Position | None, taken: Sequence[Rect]
 ) -> Rect:
     """Return where a bar with its text goes: the corner that is given, or the first one that is free."""
@@ -171,7 +178,7 @@ def _corner(
         left = margin if name.endswith("left") else whole[0] - margin - size[0]
         top = whole[1] - margin - size[1] if name.startswith("bottom") else margin
         places[name] = (left, top, left + size[0], top + size[1])
-    covered = {name: sum(overlap(box, other) for other in taken) for name, box in places.items()}
+    covered = {name: sum(overlap_area(box, other) for other in taken) for name, box in places.items()}
     chosen = min(covered, key=covered.__getitem__) if position is None else position
     if covered[chosen]:
         free = [f"position={name!r}" for name, pixels in covered.items() if not pixels]
@@ -182,8 +189,8 @@ def _corner(
 
 def _draw_strip(canvas: Image, at: tuple[int, int], size: tuple[int, int], ink: RGBA) -> None:
     pixels, thick = size
-    if drowns(canvas.crop((at[0], at[1], at[0] + pixels, at[1] + thick)), ink):
-        # Above and below only: at its ends a rim would make the bar longer than it says.
+    if has_low_contrast(canvas.crop((at[0], at[1], at[0] + pixels, at[1] + thick)), ink):
+        # Above and below only: a rim at the ends would make the bar look longer than its length.
         rim = max(1, thick // 4)
         other = BLACK if luminance(ink) > MIDDLE else WHITE
         _fill_box(canvas, (at[0], at[1] - rim), (pixels, thick + 2 * rim), other)
@@ -197,54 +204,54 @@ def _fill_box(canvas: Image, at: tuple[int, int], size: tuple[int, int], color: 
 
 
 def pixel_size(image: Any, nm_per_pixel: float | None) -> float:
-    """Return how many nm a pixel is wide: as given, else as an array's coordinates say."""
+    """Return the width of a pixel in nm: the given value, or that of the array's coordinates or picture's metadata."""
     if nm_per_pixel is not None:
         return check_length("nm_per_pixel", nm_per_pixel)
     if not isinstance(image, xr.DataArray):
-        return _size_held(image)
-    rows, columns = [str(dim) for dim in plane_of(image).dims if dim != "rgba"][-2:]
+        return _stored_pixel_size(image)
+    rows, columns = [str(dim) for dim in squeeze_slice(image).dims if dim != "rgba"][-2:]
     try:
         sizes = dict(zip(DIMS[::-1], map(float, grid_of(image).resolution), strict=True))
     except GridError as error:
         raise OptionError(
-            f"the width of a pixel cannot be read from the array: {error}; or write nm_per_pixel=…"
+            f"the width of a pixel cannot be read from the array: {error}; or give nm_per_pixel=…"
         ) from None
     if sizes[rows] != sizes[columns]:
         warn(
-            f"the pixels are {sizes[columns]:g} × {sizes[rows]:g} nm and are shown as squares: lengths hold along "
-            f"{columns} alone; bring the array onto a grid of square pixels first, with regrid(array, resolution)"
+            f"the pixels are {sizes[columns]:g} × {sizes[rows]:g} nm but are drawn as squares, so the bar is correct "
+            f"only along {columns}; resample the array to square pixels first, with regrid(array, resolution)"
         )
     return sizes[columns]
 
 
-def _size_held(picture: Any) -> float:
-    held, outdated = geometry_of(picture), outdated_nm(picture)
+def _stored_pixel_size(picture: Any) -> float:
+    held, outdated = geometry_of(picture), stale_pixel_size(picture)
     if held is None and outdated is not None:
         raise OptionError(
-            f"the picture was drawn with {outdated} nm per pixel and may have been cropped or resized since; write "
-            f"nm_per_pixel={outdated} if its pixels are as they were, or the size that they have now"
+            f"the picture was drawn with {outdated} nm per pixel and may have been resized since; give "
+            f"nm_per_pixel={outdated} if it was only cropped, or the new pixel size"
         )
     if held is None or held.nm is None:
-        raise OptionError("a picture does not know how many nm a pixel is wide; write nm_per_pixel=…")
+        raise OptionError("the picture has no known pixel size; give nm_per_pixel=…")
     across, down = held.nm
     if across != down:
         warn(
-            f"the pixels are {across:g} × {down:g} nm and are shown as squares: lengths hold along rows alone; bring "
-            "the array onto a grid of square pixels first, with regrid(array, resolution)"
+            f"the pixels are {across:g} × {down:g} nm but are drawn as squares, so the bar is correct only along rows; "
+            "resample the array to square pixels first, with regrid(array, resolution)"
         )
     return across
 
 
-def nice_below(length: float) -> float:
-    """Give the largest of …, 1, 2, 5, 10, 20, 50, … that is not above a length."""
+def largest_round_length(length: float) -> float:
+    """Return the largest of …, 1, 2, 5, 10, 20, 50, … that is not above a length."""
     decade = math.pow(10, math.floor(math.log10(length)))
-    # Decades either side too: the logarithm of 1000 may come out a hair below 3.
+    # Neighbouring decades are included because the computed logarithm of 1000 may be slightly below 3.
     lengths = [m * d for d in (decade / 10, decade, decade * 10) for m in (1, 2, 5)]
     return max(nice for nice in lengths if nice <= length * (1 + 1e-9))
 
 
-def length_text(nm: float) -> str:
-    """Write a length in the unit that fits it."""
+def format_length(nm: float) -> str:
+    """Return a length as text, in nm, µm or mm."""
     for unit, size in (("mm", 1e6), ("µm", 1e3)):
         if nm >= size:
             return f"{nm / size:g} {unit}"

@@ -1,4 +1,4 @@
-"""One slice of an array as a Pillow image."""
+"""Conversion of array slices to Pillow images."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError
-from imageryxr.render.figure.geometry import with_geometry
+from imageryxr.render.figure.geometry import attach_geometry
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
-    """Turn one slice into a Pillow image; computes it.
+    """Convert one slice to a Pillow image; computes it.
 
     Parameters
     ----------
     rgba : DataArray
-        uint8 with the dims (z, y, x, rgba), as `overlay` and `to_rgba` give it, or uint8 or bool without ``rgba``.
-        One of z, y and x is gone or has size 1. Of several with size 1, the first is the one left out.
+        uint8 with the dims (z, y, x, rgba), as `overlay` and `to_rgba` return it, or uint8 or bool without ``rgba``.
+        One of z, y and x is absent or has size 1. If several have size 1, the first of them is dropped.
     scale : int, default 1
-        Pixels per voxel and side: a picture of few voxels needs more, so that text on it can be read in print.
+        Pixels per voxel and side. Enlarge small pictures before adding text, so that it is legible in print.
 
     Returns
     -------
     PIL.Image.Image
-        Mode RGBA with straight alpha; mode L for grey, and for a mask with 0 and 255. The remaining dims are rows
-        and columns: (y, x) of a z slice, (z, x) of a y slice, (z, y) of an x slice. A pixel is a voxel, also where
-        voxels are not cubes: `regrid` first for true proportions. ``info["nm_per_pixel"]`` is the width of a pixel
-        in nm where the array's coordinates say it.
+        Mode RGBA with straight alpha; mode L for grey values, and for masks with 0 and 255. Rows and columns are (y, x)
+        of a z slice, (z, x) of a y slice, (z, y) of an x slice. Each voxel becomes a square, even if it is not a cube;
+        use `regrid` first for true proportions. ``info["nm_per_pixel"]`` is the width of a pixel in nm if the array has
+        coordinates.
 
     Raises
     ------
     OptionError
         If there is more than one slice, or none.
     LayerError
-        If the array holds segment ids, grey values other than uint8, or has other dims.
+        If the array holds segment ids or grey values other than uint8, or has other dims.
 
     Examples
     --------
@@ -53,14 +53,14 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     """
     if isinstance(scale, bool) or not isinstance(scale, int | np.integer) or not 1 <= scale <= 100:
         raise OptionError(f"scale={scale!r} is not a whole number of pixels per voxel from 1 to 100")
-    flat = plane_of(rgba)
+    flat = squeeze_slice(rgba)
     plane = np.asarray(flat.values)
-    picture = picture_of(plane if scale == 1 else plane.repeat(scale, axis=0).repeat(scale, axis=1))
-    return with_geometry(picture, _pixel(rgba, flat, scale))
+    picture = array_to_pil(plane if scale == 1 else plane.repeat(scale, axis=0).repeat(scale, axis=1))
+    return attach_geometry(picture, _pixel_size(rgba, flat, scale))
 
 
-def _pixel(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> tuple[float, float] | None:
-    """Return how many nm a pixel is across and down; None where the coordinates do not say it."""
+def _pixel_size(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> tuple[float, float] | None:
+    """Return the width and height of a pixel in nm; None without coordinates."""
     try:
         sizes = dict(zip(DIMS[::-1], map(float, grid_of(rgba).resolution), strict=True))
     except ImageryError:
@@ -70,21 +70,21 @@ def _pixel(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> tuple[float, f
 
 
 def as_picture(picture: Any) -> Image:
-    """Return a picture as it is, and that of an array as `to_pil` makes it; raise `OptionError` for anything else."""
+    """Return a picture unchanged and convert an array with `to_pil`; raise `OptionError` for anything else."""
     from PIL import Image as PilImage
 
     if isinstance(picture, xr.DataArray):
         return to_pil(picture)
     if not isinstance(picture, PilImage.Image):
         raise OptionError(
-            f"a {type(picture).__name__} is no picture; give one slice as imageryxr.overlay returns it, or a Pillow "
-            "image, which imageryxr.to_pil and PIL.Image.fromarray make"
+            f"a {type(picture).__name__} is not a picture; give one slice as imageryxr.overlay returns it, or a Pillow "
+            "image, as imageryxr.to_pil and PIL.Image.fromarray return it"
         )
     return picture
 
 
-def picture_of(plane: npt.NDArray[Any]) -> Image:
-    """Turn rows of pixels into a Pillow image.
+def array_to_pil(plane: npt.NDArray[Any]) -> Image:
+    """Convert an array of pixels to a Pillow image.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def picture_of(plane: npt.NDArray[Any]) -> Image:
     Returns
     -------
     PIL.Image.Image
-        Mode RGBA with four channels, else L, or I;16 of uint16. True becomes 255.
+        Mode RGBA for four channels, I;16 for uint16, otherwise L. True becomes 255.
     """
     from PIL import Image
 
@@ -103,28 +103,28 @@ def picture_of(plane: npt.NDArray[Any]) -> Image:
     gray = plane.ndim == 2 and plane.dtype in (np.uint8, np.uint16)
     if not gray and not (plane.ndim == 3 and plane.shape[2] == 4 and plane.dtype == np.uint8):
         raise LayerError(
-            f"pixels of shape {plane.shape} and dtype {plane.dtype} are no picture; make uint8 RGBA of them"
+            f"pixels of shape {plane.shape} and dtype {plane.dtype} are not a picture; convert them to uint8 RGBA"
         )
     return Image.fromarray(np.ascontiguousarray(plane))
 
 
-def plane_of(da: Any) -> xr.DataArray:
-    """Check that an array is one picture, and leave out its slice axis; computes nothing."""
+def squeeze_slice(da: Any) -> xr.DataArray:
+    """Return an array without its slice axis, after checking that it is one picture; computes nothing."""
     _check_values(da)
     dims = [dim for dim in DIMS if dim in da.dims]
     others = [str(dim) for dim in da.dims if dim not in (*DIMS, "rgba")]
     shape = ", ".join(f"{dim}: {size}" for dim, size in da.sizes.items())
     if others or len(dims) < 2:
         hint = f"take one with .isel({others[0]}=0)" if others else "keep the dropped ones, as with .isel(y=[0])"
-        raise LayerError(f"a picture has two of the dims z, y and x, and this array has ({shape}); {hint}")
+        raise LayerError(f"a picture has two of the dims z, y and x, but this array has ({shape}); {hint}")
     if 0 in da.sizes.values():
-        raise OptionError(f"the array is empty ({shape}), which is no picture; widen the selection")
+        raise OptionError(f"the array is empty ({shape}); select a larger region")
     if len(dims) == 3:
         thin = next((dim for dim in dims if da.sizes[dim] == 1), None)
         if thin is None:
             raise OptionError(
-                f"the array has {da.sizes['z']} slices ({shape}), and a picture is one. Take one with .isel(z=0), lay "
-                "them side by side with montage(array), or write each to a file with "
+                f"the array has {da.sizes['z']} slices ({shape}), but a picture is one slice; select one with "
+                ".isel(z=0), arrange them with montage(array), or write each to a file with "
                 "export(array, 'stack/z{z:04d}.png')"
             )
         da = da.isel({thin: 0})
@@ -136,14 +136,14 @@ def plane_of(da: Any) -> xr.DataArray:
 def _check_values(da: Any) -> None:
     if not isinstance(da, xr.DataArray):
         raise LayerError(
-            f"a picture is made of a DataArray with dims such as (z, y, x, rgba), and this is a {type(da).__name__}. "
-            "Write xarray.DataArray(values, dims=('y', 'x')) for a NumPy array, or ds.image for a Dataset's variable"
+            f"a {type(da).__name__} is not a DataArray with dims such as (z, y, x, rgba); give "
+            "xarray.DataArray(values, dims=('y', 'x')) for a NumPy array, or ds.image for a Dataset's variable"
         )
     if "rgba" in da.dims:
         if da.dtype != np.uint8 or da.sizes["rgba"] != 4:
             raise LayerError(
-                f"RGBA is uint8 with 4 channels, and this has dtype {da.dtype} and {da.sizes['rgba']}; "
-                "overlay(…) and to_rgba(…) make it so"
+                f"RGBA must be uint8 with 4 channels, but this array is {da.dtype} with {da.sizes['rgba']}; "
+                "create it with overlay(…) or to_rgba(…)"
             )
         return
     if da.dtype == np.bool_:
@@ -155,6 +155,6 @@ def _check_values(da: Any) -> None:
         )
     if da.dtype != np.uint8:
         raise LayerError(
-            f"grey values of dtype {da.dtype} have no given black and white; "
+            f"grey values of dtype {da.dtype} need contrast limits; "
             "write to_pil(to_rgba(image, contrast_limits=(black, white)))"
         )

@@ -22,7 +22,7 @@ from imageryxr.export.run.executors import Cluster
 from imageryxr.export.run.scheduler import _Loop, _Tally, run_plan
 from imageryxr.export.run.task import Job
 from imageryxr.export.run.workers import find_crew
-from imageryxr.export.targets.base import Layer, Target
+from imageryxr.export.targets.base import ArrayInfo, Target
 from imageryxr.graph.labelled import box_reader
 from tests.support.export_jobs import Computed, array_of
 
@@ -54,7 +54,7 @@ class OneByte(Target):
 
 def planned(shape, folder, workers=2):
     array = array_of(Flat(shape, chunks=(64, 512, 512)))
-    target = OneByte(f"{folder}/out", f"{folder}/out", Layer(grid_of(array), 0, array.dtype, "image"))
+    target = OneByte(f"{folder}/out", f"{folder}/out", ArrayInfo(grid_of(array), 0, array.dtype, "image"))
     return make_plan(target, box_reader(array), find_crew(None, workers, "1 GB"), str(shape), {}, overwrite=False)
 
 

@@ -25,7 +25,7 @@ from imageryxr.errors import (
     OutOfVolumeError,
     TargetExistsError,
 )
-from imageryxr.render.figure import inset, legend, montage, picture_of, save_figure, scale_bar, to_pil
+from imageryxr.render.figure import array_to_pil, inset, legend, montage, save_figure, scale_bar, to_pil
 
 RNG = np.random.default_rng(5)
 
@@ -124,7 +124,7 @@ def test_what_is_no_picture_is_refused_before_anything_computes(gray, make, erro
 @pytest.mark.parametrize(("dtype", "mode"), [(np.uint8, "L"), (np.uint16, "I;16"), (np.bool_, "L")])
 def test_planes_survive_png(tmp_path, dtype, mode):
     plane = RNG.integers(0, 2 if dtype == np.bool_ else np.iinfo(dtype).max, (6, 9)).astype(dtype)
-    picture = picture_of(plane)
+    picture = array_to_pil(plane)
     assert picture.mode == mode
     picture.save(tmp_path / "a.png")
     np.testing.assert_array_equal(
@@ -136,8 +136,8 @@ def test_planes_survive_png(tmp_path, dtype, mode):
     "plane", [np.zeros((2, 2)), np.zeros((2, 2, 3), np.uint8), np.zeros(4, np.uint8), np.zeros((2, 2, 4), np.uint16)]
 )
 def test_other_planes_are_refused(plane):
-    with pytest.raises(LayerError, match="no picture"):
-        picture_of(plane)
+    with pytest.raises(LayerError, match="are not a picture"):
+        array_to_pil(plane)
 
 
 # --- montage ----------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_a_long_label_is_made_to_fit():
 def text_of(monkeypatch, *args, **kwargs):
     written = []
     monkeypatch.setattr(
-        "imageryxr.render.figure.montages._labelled", lambda tile, text, *rest: written.append(text) or tile
+        "imageryxr.render.figure.montages._label_tile", lambda tile, text, *rest: written.append(text) or tile
     )
     montage(*args, labels=True, **kwargs)
     return written
@@ -365,7 +365,7 @@ def test_the_resolution_is_that_of_the_columns(gray):
     square = wide[0, :, ::2]
     for plane, step in ((wide[:1], 8), (wide[0], 8), (wide[:, :1], 8), (wide[:, :, 0], 16), (square, 16)):
         before = to_pil(plane)
-        told = nullcontext() if plane is square else pytest.warns(ix.ImageryWarning, match="are shown as squares")
+        told = nullcontext() if plane is square else pytest.warns(ix.ImageryWarning, match="are drawn as squares")
         with told:
             after = scale_bar(plane.chunk(), label=False, length=160)
         assert bar_of(before, after)[2] == 160 / step
@@ -379,7 +379,7 @@ def test_the_resolution_is_that_of_the_columns(gray):
         ({"nm_per_pixel": float("inf")}, "inf"),
         ({"nm_per_pixel": True}, "True"),
         ({"nm_per_pixel": 4, "length": -5}, "length=-5"),
-        ({"nm_per_pixel": 4, "length": 2000}, r"2 µm takes 500 pixels .* 400 wide; write length=200"),
+        ({"nm_per_pixel": 4, "length": 2000}, r"2 µm needs 500 pixels .* 400 wide; give length=200"),
         ({"nm_per_pixel": 4, "position": "bottom"}, "'bottom'"),
         ({"nm_per_pixel": 4, "color": "rde"}, "red"),
     ],
@@ -402,7 +402,7 @@ def test_an_array_without_a_grid_is_told_to_say_its_resolution():
 def test_lengths_are_written_in_a_fitting_unit(length, text, monkeypatch):
     written = []
     monkeypatch.setattr(
-        "imageryxr.render.figure.scale_bars.write", lambda picture, at, text, *rest: written.append(text)
+        "imageryxr.render.figure.scale_bars.draw_text", lambda picture, at, text, *rest: written.append(text)
     )
     scale_bar(Image.new("L", (400, 300)), nm_per_pixel=length / 80, length=length)
     assert written == [text]
@@ -449,10 +449,10 @@ def test_no_text_is_smaller_than_can_be_read(monkeypatch):
     sizes = []
     from imageryxr.render.figure import scale_bars
 
-    original = scale_bars.write
+    original = scale_bars.draw_text
     monkeypatch.setattr(
         scale_bars,
-        "write",
+        "draw_text",
         lambda picture, at, text, size, color: sizes.append(size) or original(picture, at, text, size, color),
     )
     for width in (90, 150, 400, 2000):
@@ -486,7 +486,7 @@ def test_files_say_how_large_they_are(tmp_path, kind):
 
 def test_files_that_would_not_print_well(tmp_path):
     small = Image.new("L", (200, 100))
-    with pytest.warns(ImageryWarning, match=r"60 to the inch .* scale=6"):
+    with pytest.warns(ImageryWarning, match=r"60 per inch .* scale=6"):
         save_figure(small, tmp_path / "a.png", width_mm=85)
     for options, says in (
         ({"dpi": 3, "width_mm": 0}, "width_mm=0"),
@@ -526,20 +526,20 @@ def test_a_legend_counts_those_without_room(monkeypatch):
     )
     legend(Image.new("L", (50, 120)), dict.fromkeys(range(1, 101), "red"))
     assert written == ["1", "2", "3", "and 97 more"]
-    with pytest.raises(OptionError, match="no room"):
+    with pytest.raises(OptionError, match="too low for a legend line"):
         legend(Image.new("L", (50, 20)), {1: "red"})
-    with pytest.raises(OptionError, match="0 colours lists nothing"):
+    with pytest.raises(OptionError, match="colors is empty"):
         legend(Image.new("L", (50, 200)), {})
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (lambda p, path: legend(p, "husl"), r"colors is 'husl'; give a dict id → colour.*palette"),
+        (lambda p, path: legend(p, "husl"), r"colors='husl' .*; give a dict id → colour.*palette"),
         (lambda p, path: legend(p, [(255, 0, 0)]), "or a dict id → colour"),
-        (lambda p, path: legend("a.png", {5: "red"}), "a str is no picture"),
+        (lambda p, path: legend("a.png", {5: "red"}), "a str is not a picture"),
         (lambda p, path: save_figure(p, path, width_mm="85mm"), "width_mm='85mm' is not a length in mm"),
-        (lambda p, path: save_figure(np.zeros((9, 9), "uint8"), path), r"a ndarray is no picture.*fromarray"),
+        (lambda p, path: save_figure(np.zeros((9, 9), "uint8"), path), r"a ndarray is not a picture.*fromarray"),
     ],
 )
 def test_figures_of_something_else_are_our_own_errors(wrong, says, tmp_path):
@@ -604,7 +604,7 @@ def test_an_inset_may_show_more_detail():
     box = BBox((10, 30, 0), (20, 40, 1), resolution=(16, 16, 40))
     assert np.asarray(inset(a, box, detail=b).convert("L"))[20, 40] == 99
     for bad, error, says in (
-        (BBox((0, 0, 0), (99, 9, 1), resolution=(16, 16, 40)), OutOfVolumeError, "outside"),
+        (BBox((0, 0, 0), (99, 9, 1), resolution=(16, 16, 40)), OutOfVolumeError, "extends beyond the picture"),
         (BBox((0, 0, 0), (30, 30, 1), resolution=(16, 16, 40)), OptionError, "does not fit"),
     ):
         with pytest.raises(error, match=says):
@@ -619,7 +619,7 @@ def test_rows_and_slice_numbers(gray, monkeypatch):
         montage(gray, rows=2, columns=2)
     written = []
     monkeypatch.setattr(
-        "imageryxr.render.figure.montages._labelled", lambda tile, text, *rest: written.append(text) or tile
+        "imageryxr.render.figure.montages._label_tile", lambda tile, text, *rest: written.append(text) or tile
     )
     montage(gray, labels="slice")
     assert written == ["z 4", "z 5", "z 6"]
