@@ -38,7 +38,7 @@ BAD = {
 
 @pytest.mark.parametrize("visible", [True, False])
 @pytest.mark.parametrize("case", BAD)
-def test_a_layer_that_cannot_be_opened_does_not_end_the_link(sample, case, visible):
+def test_a_layer_that_fails_to_open_does_not_prevent_the_others(sample, case, visible):
     bad = {**CELLS, "name": "bad", "visible": visible, **BAD[case]}
     state = {**NEW, "layers": [EM, bad, {**CELLS, "segments": ["12"]}]}
     with pytest.warns(ix.LinkWarning, match="the layer 'bad' of the link is left out: ") as told:
@@ -62,14 +62,14 @@ def test_a_layer_that_cannot_be_opened_does_not_end_the_link(sample, case, visib
 
 
 @pytest.mark.parametrize("layer", [3, None, [], "n5://x"])
-def test_an_entry_that_is_no_layer_does_not_end_the_link(sample, layer):
+def test_an_invalid_layer_entry_does_not_prevent_the_others(sample, layer):
     with pytest.warns(ix.LinkWarning, match="left out"):
         assert list(opened({"layers": [layer, EM]}, sample).children) == ["em"]
     with pytest.warns(ix.LinkWarning, match="left out"):
         assert list(opened({"layers": {"x": layer, "em": EM}}, sample).children) == ["em"]
 
 
-def test_a_link_of_which_nothing_can_be_opened_is_an_error(sample):
+def test_a_link_without_any_layer_that_opens_raises(sample):
     gone = {**EM, "source": "precomputed:///nowhere"}
     with pytest.raises(ix.SourceNotFoundError, match="the layer 'em' of the link: .*nowhere"):
         opened({"layers": [gone]}, sample)
@@ -80,7 +80,7 @@ def test_a_link_of_which_nothing_can_be_opened_is_an_error(sample):
         assert not opened({"layers": [notes]}, sample).children
 
 
-def test_layers_that_were_not_asked_for_come_back(sample):
+def test_layers_that_were_not_requested_are_written_back(sample):
     state = {**NEW, "layers": [{**NEW["layers"][1], "name": "a"}, EM, NEW["layers"][2], {**CELLS, "name": "z"}]}
     tree = opened(state, sample, layers=["em"])
     written = load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]
@@ -90,7 +90,7 @@ def test_layers_that_were_not_asked_for_come_back(sample):
 
 
 @pytest.mark.parametrize("kind", [{}, {"type": None}, {"type": "auto"}, {"type": "new"}])
-def test_of_a_layer_without_a_type_the_data_decide(sample, kind):
+def test_the_data_determine_the_type_of_a_layer_without_one(sample, kind):
     image = {"name": "em", "source": "IMAGE", "shaderControls": {"normalized": {"range": [60, 200]}}, **kind}
     cells = {"name": "cells", "source": "SEGMENTATION", "segments": ["12"], "selectedAlpha": 0.7, **kind}
     tree = opened({"layers": [{**image, "segments": ["1"]}, cells]}, sample)
@@ -115,7 +115,7 @@ OTHERS = {
 @pytest.mark.parametrize("form", ["precomputed://{}", "{}|neuroglancer-precomputed:", "{}"])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("case", OTHERS)
-def test_other_sources_are_no_second_volume_and_hide_none(sample, tmp_path, case, first, form):
+def test_meshes_and_properties_are_not_counted_as_volumes(sample, tmp_path, case, first, form):
     (tmp_path / "info").write_text(json.dumps(OTHERS[case]))
     sources = [form.format(f"file://{tmp_path}/"), {"url": "SEGMENTATION", "subsources": {"default": True}}]
     layer = {**CELLS, "source": sources if first else sources[::-1]}
@@ -126,7 +126,7 @@ def test_other_sources_are_no_second_volume_and_hide_none(sample, tmp_path, case
     assert len(written) == 2
 
 
-def test_two_volumes_are_told_of_and_one_that_is_gone(sample):
+def test_a_second_volume_and_an_absent_source_warn(sample):
     with pytest.warns(ix.LinkWarning, match="has 2 volumes; only the first one is drawn"):
         opened({"layers": [{**EM, "source": ["IMAGE", "SEGMENTATION"]}]}, sample)
     with pytest.warns(ix.LinkWarning, match="another source of .* cannot be opened: .*nowhere"):
@@ -163,7 +163,7 @@ def _sparse(folder, name, ids):
     return f"precomputed://file://{path}"
 
 
-def test_chunks_that_are_not_there_are_background_as_in_the_viewer(tmp_path):
+def test_missing_chunks_are_background_as_in_the_viewer(tmp_path):
     ids = np.zeros((32, 32, 32), np.uint64)
     ids[20:, 20:, 20:] = 7
     layer = {**CELLS, "source": _sparse(tmp_path, "sparse", ids)}

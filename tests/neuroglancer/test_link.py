@@ -36,7 +36,7 @@ MICRONS = README[README.index("https://ngl.microns-explorer.org/#!") :].split(")
 # --- what a link says ----------------------------------------------------------------------------------------------------
 
 
-def test_a_link_that_people_share():
+def test_open_a_typical_shared_link():
     state = parse_state(load_state(MICRONS))
     assert state.resolution == (4, 4, 40)
     assert state.position == (240640.5, 207872.5, 21360.5)
@@ -66,7 +66,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_link_in_any_form(form):
+def test_all_forms_of_a_link_are_read(form):
     assert parse_state(load_state(FORMS[form](NEW))) == parse_state(NEW)
 
 
@@ -75,7 +75,7 @@ def test_a_link_in_any_form(form):
     ["[two cells]({})", "[]({})\n", "<{}>", " \u00a0{}\n", '"{}"', "'{}'", "“{}”", "`{}`", "[a (b) c]( <{}> )", "({})"],
 )
 @pytest.mark.parametrize("form", ["link", "link, unquoted", "url-safe"])
-def test_a_link_as_people_paste_it(wrapped, form, tmp_path):
+def test_wrapping_around_a_pasted_link_is_removed(wrapped, form, tmp_path):
     text = wrapped.replace("{}", FORMS[form](NEW))
     assert parse_state(load_state(text)) == parse_state(NEW)
     (tmp_path / "mail.txt").write_text(text)
@@ -86,7 +86,7 @@ def test_a_link_as_people_paste_it(wrapped, form, tmp_path):
     )
 
 
-def test_a_link_that_ends_in_brackets_is_left_alone():
+def test_brackets_at_the_end_of_a_link_are_kept():
     state = {**NEW, "title": "(a)"}
     link = "https://host/#!" + json.dumps(state)
     assert load_state(link)["title"] == "(a)"
@@ -95,14 +95,14 @@ def test_a_link_that_ends_in_brackets_is_left_alone():
         load_state("[](" * 3000 + link + ")" * 3000)
 
 
-def test_an_id_alone_is_told_where_it_belongs():
+def test_a_bare_state_id_raises_an_error_with_its_url():
     with pytest.raises(
         ix.LinkError, match=r"'5560000195854336' .*https://global\.daf-apis\.com/nglstate/api/v1/5560000195854336"
     ):
         ix.open_neuroglancer("5560000195854336")
 
 
-def test_a_file_may_hold_a_link_or_a_state(tmp_path):
+def test_a_file_may_contain_a_link_or_a_state(tmp_path):
     for name, text in (("a.json", json.dumps(NEW)), ("b.txt", FORMS["link"](NEW) + "\n")):
         path = tmp_path / name
         path.write_text(text)
@@ -111,14 +111,14 @@ def test_a_file_may_hold_a_link_or_a_state(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("form", ["text", "link"])
-def test_a_file_may_begin_with_a_byte_order_mark(tmp_path, encoding, form):
+def test_a_file_may_have_a_byte_order_mark(tmp_path, encoding, form):
     mark = "\ufeff" if encoding.endswith(("le", "be")) else ""
     path = tmp_path / "state.json"
     path.write_bytes((mark + FORMS[form]({**NEW, "title": "dos células"})).encode(encoding))
     assert load_state(path)["title"] == load_state(str(path))["title"] == "dos células"
 
 
-def test_marks_without_width_around_a_link_are_taken_off():
+def test_zero_width_characters_around_a_link_are_removed():
     for text in (FORMS["link"](NEW), json.dumps(NEW)):
         for around in ("\ufeff{}", "\u200b{}\u200b", " \u2060<\ufeff{}>\n\u200e"):
             if not (text[0] == "{" and "<" in around):
@@ -126,12 +126,12 @@ def test_marks_without_width_around_a_link_are_taken_off():
 
 
 @pytest.mark.parametrize("number", [6480952892063744, np.int64(6480952892063744), np.uint64(6480952892063744)])
-def test_a_number_is_the_id_of_a_state(number):
+def test_a_number_is_treated_as_a_state_id(number):
     with pytest.raises(ix.LinkError, match=r"https://global\.daf-apis\.com/nglstate/api/v1/6480952892063744"):
         ix.open_neuroglancer(number)
 
 
-def test_a_state_may_hold_what_tables_give(sample):
+def test_a_state_may_hold_arrays_and_series(sample):
     ids = [213, 2**64 - 1]
     plain = opened({"layers": [cells(segments=[str(i) for i in ids])]}, sample)["cells/segmentation"].attrs
     series = pd.Series(ids, dtype="uint64", index=[7, 9])
@@ -178,7 +178,7 @@ def cells(**entries):
         (np.array([-1]), "-1"),
     ],
 )
-def test_values_that_no_state_can_hold_are_named(value, says):
+def test_values_that_json_cannot_hold_are_named(value, says):
     with pytest.raises(ix.LinkError, match=says):
         ix.open_neuroglancer({"layers": [cells(segments=value)]}, allow_local=True)
 
@@ -202,7 +202,7 @@ def test_units_and_the_order_of_dimensions():
     assert state.position == (4600.5, 2560.5, 130.5)
 
 
-def test_the_older_form(sample):
+def test_the_older_form_of_a_state_is_read(sample):
     tree = opened(OLD, sample)
     assert json.loads(tree.attrs["dimensions"]) == {"x": [8.0, "nm"], "y": [8.0, "nm"], "z": [40.0, "nm"]}
     assert tree.attrs["position"] == [4600.5, 2560.5, 130.5]
@@ -217,7 +217,7 @@ def test_the_older_form(sample):
     ).resolution == (1, 2, 3)
 
 
-def test_the_tree(sample):
+def test_the_tree_has_a_child_per_layer_and_the_camera_as_attrs(sample):
     with (
         pytest.warns(ix.LinkWarning, match="'notes' of the link is left out: layers of type 'annotation'"),
         no_compute(),
@@ -242,7 +242,7 @@ def test_layers_are_chosen_by_name(sample):
         opened(NEW, sample, layers=["celles"])
 
 
-def test_names_that_a_tree_cannot_hold(sample):
+def test_layer_names_that_a_tree_cannot_have_are_changed(sample):
     layers = [{"type": "image", "name": name, "source": "IMAGE"} for name in ("a/b", "..", "a/b", "")]
     tree = opened({"layers": layers}, sample)
     assert len(tree.children) == 4
@@ -299,7 +299,7 @@ def test_a_coarse_view_reads_a_coarse_level(sample):
     assert ix.grid_of(finer).resolution == (16, 16, 40)
 
 
-def test_layers_that_do_not_reach_the_view(sample):
+def test_layers_outside_the_view_are_left_out(sample):
     far = {
         "url": "SEGMENTATION",
         "transform": {"outputDimensions": NEW["dimensions"], "matrix": [[1, 0, 0, 1e6], [0, 1, 0, 0], [0, 0, 1, 0]]},
@@ -313,7 +313,7 @@ def test_layers_that_do_not_reach_the_view(sample):
         tree.imagery.view(size=(8, 8), center=(0, 0, 0))
 
 
-def test_layers_that_are_switched_off(sample):
+def test_hidden_layers_are_not_drawn(sample):
     layers = [NEW["layers"][0], {**NEW["layers"][1], "visible": False}]
     tree = opened({**NEW, "layers": layers}, sample)
     assert list(tree.imagery.view(size=(8, 8)).data_vars) == ["em"]
@@ -321,7 +321,7 @@ def test_layers_that_are_switched_off(sample):
     assert tree.imagery.view(size=(8, 8), layers="cells").imagery.overlay().shape == (1, 8, 8, 4)
 
 
-def test_a_place_that_the_link_gives_a_layer(sample):
+def test_a_transform_moves_and_scales_a_layer(sample):
     dims = NEW["dimensions"]
     moved = {
         "outputDimensions": dims,
@@ -352,7 +352,7 @@ def test_a_place_that_the_link_gives_a_layer(sample):
     assert own.shape == grid.shape
 
 
-def test_transforms_that_cannot_be_drawn(sample):
+def test_transforms_that_cannot_be_drawn_warn(sample):
     turned = {"outputDimensions": NEW["dimensions"], "matrix": [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]}
     state = {
         **NEW,
@@ -378,7 +378,7 @@ def test_transforms_that_cannot_be_drawn(sample):
     assert again["em/image"].x.equals(tree["em/image"].x)
 
 
-def test_ids_that_the_viewer_joins(sample):
+def test_equivalent_ids_become_one(sample):
     seg = ix.open_segmentation(sample.segmentation)
     ids = [int(i) for i in ix.unique_ids(seg.isel(z=[0]))][:5]
     state = {
@@ -398,7 +398,7 @@ def test_ids_that_the_viewer_joins(sample):
 
 
 @pytest.mark.parametrize("chosen", [1, 3])
-def test_ids_that_the_viewer_joins_on_the_way_back(sample, chosen):
+def test_equivalences_are_written_back(sample, chosen):
     seg = ix.open_segmentation(sample.segmentation)
     middle = seg.isel(z=[30], y=slice(100, 200), x=slice(100, 200))
     ids = [int(i) for i in ix.unique_ids(middle)][:5]
@@ -427,7 +427,7 @@ def test_ids_that_the_viewer_joins_on_the_way_back(sample, chosen):
         ("#uicontrol invlerp c", "1.0 - c()", {"c": {"range": [20, 200]}}, (200, 20)),
     ],
 )
-def test_the_range_that_a_shader_shows_and_the_way_back(sample, head, value, controls, limits):
+def test_the_range_of_a_shader_is_read_and_written_back(sample, head, value, controls, limits):
     layer = {"type": "image", "name": "em", "source": "IMAGE", "shaderControls": controls}
     layer["shader"] = f"{head}\nvoid main() {{ emitGrayscale({value}); }}"
     tree = opened({"layers": [layer]}, sample)
@@ -436,7 +436,7 @@ def test_the_range_that_a_shader_shows_and_the_way_back(sample, head, value, con
     assert again["em/image"].attrs["contrast_limits"] == limits
 
 
-def test_shaders_that_do_more_are_told_of(sample):
+def test_custom_shaders_warn(sample):
     slider = "#uicontrol float brightness slider(min=-1, max=1)\n"
     for value in ("toNormalized(getDataValue()) + brightness", "pow(toNormalized(getDataValue()), 0.5)"):
         shader = f"{slider}void main() {{ emitGrayscale({value}); }}"
@@ -455,14 +455,14 @@ def test_shaders_that_do_more_are_told_of(sample):
         (["IMAGE", "IMAGE"], "has 2 volumes; only the first one is drawn"),
     ],
 )
-def test_what_of_a_source_is_not_drawn_is_told(sample, source, said):
+def test_parts_of_a_source_that_are_not_drawn_are_reported(sample, source, said):
     layers = [{"type": "image", "name": "em", "source": source}, {"type": "image", "name": "b", "source": "IMAGE"}]
     with pytest.warns(ix.LinkWarning, match=f"'em' .*{said}"):
         tree = opened({"layers": layers}, sample)
     assert ("em" in tree.children) == isinstance(source, list)
 
 
-def test_timestamps_in_either_unit():
+def test_timestamps_in_seconds_or_milliseconds_are_read():
     def when(value):
         layer = {"type": "segmentation", "name": "s", "source": "graphene://https://h.org/table/t", "timestamp": value}
         return parse_state({"layers": [layer]}).layers[0].timestamp
@@ -471,7 +471,7 @@ def test_timestamps_in_either_unit():
     assert when(1_700_000_000_123) == 1_700_000_000.123
 
 
-def test_shaders(sample):
+def test_contrast_limits_are_read_from_shaders(sample):
     def limits(**layer):
         tree = opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", **layer}]}, sample)
         return tree["em/image"].attrs.get("contrast_limits")
@@ -494,7 +494,7 @@ BRIGHTER = """#uicontrol float brightness slider(min=-1, max=1, default=0.0)
 void main() { emitGrayscale(toNormalized(getDataValue()) + brightness); }"""
 
 
-def test_a_slider_that_is_not_drawn_is_told_of(sample):
+def test_a_slider_that_is_not_drawn_warns(sample):
     layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": BRIGHTER}
     opened({"layers": [layer]}, sample)  # as it stands, it adds nothing
     with pytest.warns(ix.LinkWarning, match="has a custom shader"):
@@ -503,7 +503,7 @@ def test_a_slider_that_is_not_drawn_is_told_of(sample):
         opened({"layers": [{**layer, "shader": BRIGHTER.replace("0.0", "-0.3")}]}, sample)
 
 
-def test_a_turned_cross_section_is_told_of(sample):
+def test_a_rotated_cross_section_warns(sample):
     """A view cannot show it, and would look like another place."""
     tree = opened({**NEW, "layers": NEW["layers"][:1]}, sample)
     tree.imagery.view(size=(8, 8))
@@ -517,7 +517,7 @@ def test_a_turned_cross_section_is_told_of(sample):
 
 @pytest.mark.parametrize("layout", ["xz", "yz-3d", {"type": "yz", "orthographicProjection": True}])
 @pytest.mark.parametrize("turned", [None, [0.1, 0.2, 0.3, 0.9]])
-def test_a_layout_of_another_plane_is_told_of_and_cut(sample, layout, turned):
+def test_a_layout_of_another_plane_is_cut_along_that_plane(sample, layout, turned):
     state = {**NEW, "layers": NEW["layers"][:1], "layout": layout, "crossSectionScale": 1}
     if turned:
         state["crossSectionOrientation"] = turned
@@ -567,7 +567,7 @@ def _hashable(layer):
 @pytest.mark.parametrize("turned", [None, [0.1, 0.2, 0.3, 0.9]])
 @pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
 @pytest.mark.filterwarnings("ignore:.*cross section that is turned:imageryxr.errors.LinkWarning")
-def test_there_and_back(sample, turned):
+def test_a_link_of_an_opened_link_shows_the_same(sample, turned):
     state = on_sample({**NEW, **({"crossSectionOrientation": turned} if turned else {})}, sample)
     tree = ix.open_neuroglancer(state, allow_local=True)
     for obj in (tree, tree.imagery.view(size=(101, 64, 2)), tree.imagery.view(size=(64, 64))):
@@ -581,7 +581,7 @@ def test_there_and_back(sample, turned):
 
 
 @pytest.mark.filterwarnings("ignore:.*requested ids are not in the data:imageryxr.errors.MissingIdsWarning")
-def test_a_link_of_what_was_opened_without_one(sample):
+def test_arrays_that_were_not_opened_from_a_link_can_be_linked(sample):
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
     box = ix.BBox.around((4600, 2560, 130), (64, 64), resolution=(8, 8, 40))
     ds = ix.align(em, ix.select_ids(seg, [5, 2**64 - 1]), bbox=box)
@@ -608,14 +608,14 @@ def test_a_link_of_what_was_opened_without_one(sample):
         "http://user@127.0.0.1/x|precomputed:", "precomputed://http://127.1/x", "precomputed://http://x.localhost/y",
     ],
 )  # fmt: skip
-def test_a_link_does_not_reach_into_this_machine(source):
+def test_a_link_may_not_access_this_machine(source):
     for kind in ("image", "segmentation"):
         with pytest.raises(ix.LinkError, match="allow_local=True"):
             ix.open_neuroglancer({"layers": [{"type": kind, "name": "x", "source": source}]})
 
 
 @pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "storage.googleapis.com", "2001:4860:4860::8888"])
-def test_hosts_of_the_world_are_not_local(host):
+def test_public_hosts_are_not_local(host):
     assert not is_local_host(host)
 
 
@@ -626,7 +626,7 @@ def test_hosts_of_the_world_are_not_local(host):
         "precomputed://middleauth+https://daf-apis.com.evil.org/x",
     ],
 )
-def test_a_token_goes_to_no_stranger(source):
+def test_tokens_are_not_sent_to_untrusted_hosts(source):
     (layer,) = parse_state({"layers": [{"type": "segmentation", "name": "s", "source": source}]}).layers
     with pytest.raises(ix.AuthError, match="trusted_hosts"):
         check_source(layer, allow_local=False, trusted_hosts=())
@@ -645,7 +645,7 @@ def test_a_token_goes_to_no_stranger(source):
     check_source(cave, allow_local=False, trusted_hosts=())
 
 
-def test_nothing_secret_comes_out():
+def test_errors_contain_no_passwords():
     secret = "precomputed://https://me:hunter2@example.com/a"
     for link in (
         {"layers": [{"type": "image", "name": "x", "source": {"url": [secret]}}]},
@@ -678,7 +678,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_no_link_is_told(no_network, case):
+def test_text_that_is_not_a_link_raises(no_network, case):
     link = BROKEN[case]
     if case == "deep mapping":
         link = {}
@@ -704,7 +704,7 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize("case", ENTRIES)
-def test_an_entry_that_makes_no_sense_is_named(case):
+def test_an_invalid_entry_is_named(case):
     layers, says = ENTRIES[case]
     if isinstance(layers, list) and isinstance(layers[0], dict):
         layers = [{"name": "x", "source": "precomputed://gs://b/x", **layers[0]}]
@@ -860,11 +860,11 @@ def test_any_text_ends_in_a_state_or_in_our_error(no_network, text):
 
 
 @given(st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.lists(st.integers(), max_size=3)))
-def test_the_url_safe_form_is_read_as_neuroglancer_writes_it(state):
+def test_neuroglancers_url_safe_json_is_read(state):
     assert json.loads(url_safe_to_json(neuroglancer.url_state.json_to_url_safe(json.dumps(state)))) == state
 
 
-def test_passwords_in_a_link_go_no_further(sample):
+def test_passwords_in_a_link_do_not_appear_in_messages(sample):
     url = {"url": "precomputed://https://me:hunter2@example.com/mesh"}
     notes = {"type": "annotation", "name": "notes", "source": "https://me:hunter2@example.com/notes"}
     layers = [{"type": "image", "name": "em", "source": [{"url": "IMAGE"}, url]}, notes]
@@ -876,7 +876,7 @@ def test_passwords_in_a_link_go_no_further(sample):
     assert "spelunker.cave-explorer.org/#!%7B" in told
 
 
-def test_huge_links_are_not_read(tmp_path):
+def test_links_above_the_size_limit_raise(tmp_path):
     many = {"layers": [{"type": "image", "source": "precomputed://gs://b/x"}] * 501}
     with pytest.raises(ix.LinkError, match="501 layers"):
         ix.open_neuroglancer(many)
@@ -896,7 +896,7 @@ def test_huge_links_are_not_read(tmp_path):
         ix.open_neuroglancer({"layers": [], "title": "x" * 90}, max_state_size=100)
 
 
-def test_many_segments_are_no_trouble(sample):
+def test_a_hundred_thousand_selected_segments_can_be_read(sample):
     ids = [str(i) for i in range(1, 100_001)]
     state = {"layers": [{"type": "segmentation", "name": "s", "source": "SEGMENTATION", "segments": ids}]}
     tree = opened(state, sample)
@@ -923,7 +923,7 @@ def test_a_tree_without_a_link_has_a_view(sample):
         xr.DataTree().imagery.view(size=(4, 4))
 
 
-def test_layers_that_share_a_selection():
+def test_linked_layers_share_a_selection():
     first = {
         "type": "segmentation",
         "name": "a",
@@ -953,12 +953,12 @@ def test_layers_that_share_a_selection():
     assert (a.selected_alpha, b.selected_alpha) == (0.9, 0.5)
 
 
-def test_layers_that_are_added_are_told_of(sample):
+def test_additive_blending_warns(sample):
     with pytest.warns(ix.LinkWarning, match="the viewer blends the layer 'em' of the link additively"):
         opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", "blend": "additive"}]}, sample)
 
 
-def test_half_characters_do_not_break_the_way_back(sample):
+def test_half_of_a_surrogate_pair_can_be_written_to_a_link(sample):
     tree = opened({"title": "\udfff", "layers": [{"type": "image", "name": "\ud800é", "source": "IMAGE"}]}, sample)
     again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
     assert list(again.children) == ["?é"]
@@ -971,7 +971,7 @@ def test_half_characters_do_not_break_the_way_back(sample):
         *({"orientation": q} for q in ([0.5, 0.5, 0.5, 0.5], [0.1, -0.2, 0.3, 0.9], [0, 0, 1, 0], [0.6, 0.8, 0, 0])),
     ],
 )  # fmt: skip
-def test_a_link_of_a_plane_leads_to_it(sample, turn):
+def test_a_link_of_a_plane_shows_that_plane(sample, turn):
     em = ix.open_image(sample.image)
     place = (4600.5, 2560.5, 130.5)
     cut = ix.plane(em, place, (64, 48), nm_per_pixel=8, resolution=(8, 8, 40), **turn)

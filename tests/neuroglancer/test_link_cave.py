@@ -43,7 +43,7 @@ def test_a_link_with_a_graphene_layer(cave, state):
     assert load_state(back)["layers"][1]["source"] == cave.table
 
 
-def test_no_token_goes_where_a_link_says(cave, state):
+def test_no_token_is_sent_to_a_host_that_a_link_names(cave, state):
     with pytest.raises(ix.LinkError, match="allow_local"):
         ix.open_neuroglancer(state)
     state["layers"] = [
@@ -54,7 +54,7 @@ def test_no_token_goes_where_a_link_says(cave, state):
     assert cave.log == []
 
 
-def test_the_tree_of_a_datastack(cave, state):
+def test_the_tree_of_a_datastack_has_a_link(cave, state):
     tree = ix.open_datastack(cave_server.DATASTACK, server_address=cave.url, timestamp=cave_server.MERGE - 1)
     ds = tree.imagery.view(size=(64, 48), center=state["position"])
     assert ix.grid_of(ds).resolution == cave_server.VIEWER
@@ -70,15 +70,15 @@ def test_the_tree_of_a_datastack(cave, state):
     assert max(tree.imagery.thumbnail(64).size) == 64
 
 
-class TestRootsThatAreNotCurrent:
-    """Of a selected root that is another by now no voxel is left to colour."""
+class TestStaleRoots:
+    """A selected root that is no longer current has no voxels to colour."""
 
     def link(self, state, when, *roots):
         layer = {**state["layers"][1], "segments": [str(root) for root in roots]}
         layer |= {"timestamp": str(int(when * 1000))}
         return {**state, "layers": [state["layers"][0], layer]}
 
-    def test_is_told_with_the_way_out(self, cave, state):
+    def test_a_stale_root_warns_with_its_successor_and_advice(self, cave, state):
         old = _before_the_merge(cave)
         with pytest.warns(ix.LinkWarning) as told:
             ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, old), allow_local=True)
@@ -89,7 +89,7 @@ class TestRootsThatAreNotCurrent:
         assert "stale='keep'" in said
         assert cave_server.TOKEN not in said
 
-    def test_nothing_is_told_of_those_that_are(self, cave, state):
+    def test_current_roots_do_not_warn(self, cave, state):
         ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, cave.graph.merged), allow_local=True)
         ix.open_neuroglancer(self.link(state, cave_server.MERGE - 1, _before_the_merge(cave)), allow_local=True)
         asked = cave.count("is_latest_roots")
@@ -97,7 +97,7 @@ class TestRootsThatAreNotCurrent:
         ix.open_neuroglancer(state, allow_local=True)  # nothing is selected, nothing is asked
         assert cave.count("is_latest_roots") == asked
 
-    def test_what_is_no_root_at_all(self, cave, state):
+    def test_an_id_that_is_not_a_root_warns(self, cave, state):
         with pytest.warns(ix.LinkWarning, match=r"selects ids that have no voxels: 7 is not an id of a graph"):
             ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, 7), allow_local=True)
 

@@ -126,13 +126,13 @@ def test_a_state_behind_a_token(server, token, form, sample):
     assert TOKEN not in str(tree) + str(tree.attrs) + str(ds.attrs)
 
 
-def test_without_a_token(server):
+def test_a_state_that_requires_a_token_raises_without_one(server):
     with pytest.raises(ix.AuthError, match="requires a valid token"):
         ix.open_neuroglancer(f"{server.url}/nglstate/api/v1/1", allow_local=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
-def test_a_stranger_is_asked_without_the_token(server, token):
+def test_requests_to_untrusted_hosts_have_no_token(server, token):
     text = fetch._download(f"{server.url}/public/a.json", None, Access(), 10**6)[0]
     assert json.loads(text) == server.states["public"]
     (headers,) = sent(server, "/public/a.json")
@@ -145,7 +145,7 @@ def test_a_stranger_is_asked_without_the_token(server, token):
     "url",
     ["middleauth+https://evil.example.com/nglstate/api/v1/1", "https://x/#!middleauth+https://evil.example.com/1"],
 )
-def test_a_state_at_a_stranger_that_wants_the_token(url, token):
+def test_a_middleauth_state_at_an_untrusted_host_raises(url, token):
     with pytest.raises(ix.AuthError, match="evil.example.com"):
         ix.open_neuroglancer(url)
 
@@ -159,20 +159,20 @@ def test_a_state_at_a_stranger_that_wants_the_token(url, token):
         ("/huge", ix.LinkError, r"is larger than the limit of 500,000 .* max_state_size='2 MB'"),
     ],
 )
-def test_states_that_cannot_be_had(server, token, path, error, says):
+def test_states_that_cannot_be_loaded_raise(server, token, path, error, says):
     with pytest.raises(error, match=says):
         ix.open_neuroglancer(server.url + path, allow_local=True, max_state_size=500_000)
     assert not any(seen == "/nglstate/api/v1/1" for seen, _ in server.seen)
 
 
-def test_a_state_on_this_machine_is_refused(server):
+def test_a_state_on_this_machine_raises(server):
     with pytest.raises(ix.LinkError, match="allow_local=True"):
         ix.open_neuroglancer(f"https://site/#!{server.url}/nglstate/api/v1/1")
     assert server.seen == []
 
 
 @pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
-def test_a_short_link_leads_to_a_link(server, own_token):
+def test_a_short_link_is_followed(server, own_token):
     """As shorteners have it, with the state itself in the place, or the address of one, after several redirects."""
     viewer = "https://spelunker.cave-explorer.org/"
     inline = urllib.parse.quote(json.dumps(server.states["1"]))
@@ -207,7 +207,7 @@ def test_a_short_link_leads_to_a_link(server, own_token):
         ("{state}", ix.AuthError, "requires a valid token"),
     ],
 )
-def test_a_short_link_that_leads_nowhere(server, own_token, place, error, says):
+def test_a_short_link_without_a_valid_target_raises(server, own_token, place, error, says):
     with StrangerServer() as stranger:
         stranger.redirects = {"/short": place.format(url=stranger.url, state=f"{server.url}/nglstate/api/v1/1")}
         with pytest.raises(error, match=says):
@@ -215,7 +215,7 @@ def test_a_short_link_that_leads_nowhere(server, own_token, place, error, says):
         assert not any(TOKEN in str(headers) for _, headers in [*stranger.seen, *server.seen])
 
 
-def test_a_short_link_does_not_lead_to_this_machine(server, monkeypatch):
+def test_a_short_link_may_not_lead_to_this_machine(server, monkeypatch):
     replies = iter([("", f"{server.url}/public/a.json")])
     monkeypatch.setattr(fetch, "_download", lambda *args: next(replies))
     with pytest.raises(ix.LinkError, match="allow_local=True"):
@@ -238,12 +238,12 @@ class StrangerServer(StateServer):
         self.server_close()
 
 
-def test_a_server_that_is_gone():
+def test_an_unreachable_server_raises():
     with pytest.raises(ix.LinkError, match="could not be fetched"):
         ix.open_neuroglancer("http://127.0.0.1:9/state.json", allow_local=True)
 
 
-def test_a_layer_that_is_not_there(server, token):
+def test_an_absent_layer_is_left_out(server, token):
     link = f"{server.url}/nglstate/api/v1/1"
     server.states["1"]["layers"][0]["source"] = f"precomputed://{server.url}/nowhere"
     for visible in (True, False):

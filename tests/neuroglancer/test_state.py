@@ -60,13 +60,13 @@ def drawn(tree):
     return {int(i) for i in np.unique(ids[alpha > 0])}, {int(i) for i in np.unique(ids) if i}
 
 
-def test_only_the_background_selected_draws_no_segment(cells):
+def test_a_selection_of_only_the_background_draws_no_segment(cells):
     tree = opened({**cells, "segments": ["0"]})
     assert drawn(tree)[0] == set()
     assert back(tree)["layers"][0]["segments"] == ["0"]
 
 
-def test_background_beside_a_selection_changes_nothing(cells):
+def test_the_background_in_a_selection_changes_nothing(cells):
     _, there = drawn(opened(cells))
     one = min(there)
     assert drawn(opened({**cells, "segments": ["0", str(one)]}))[0] == {one}
@@ -105,7 +105,7 @@ def test_the_viewer_decides_which_segments_are_visible(cells, said, rule):
     assert drawn(again)[0] == wanted
 
 
-def test_what_of_segments_is_not_drawn_is_reported(cells):
+def test_segment_settings_that_are_not_drawn_are_reported(cells):
     with pytest.warns(ix.LinkWarning, match="hideSegmentZero"):
         ix.open_neuroglancer({"layers": [{**cells, "hideSegmentZero": False}]}, allow_local=True)
     layer = {**cells, "baseSegmentColoring": True, "equivalences": [["1", "2"]]}
@@ -154,7 +154,7 @@ def test_links_are_made_in_the_order_of_the_layers():
     assert found["c"].selected_ids == (3,)
 
 
-def test_links_in_a_circle_end():
+def test_circular_links_are_ignored():
     found = looks(
         ("a", {"linkedSegmentationGroup": "b", "segments": ["1"]}),
         ("b", {"linkedSegmentationGroup": "a", "segments": ["2"]}),
@@ -164,7 +164,7 @@ def test_links_in_a_circle_end():
     assert [look.selected_ids for look in found.values()] == [(1, 2), (1, 2), (3,), (4,)]
 
 
-def test_colours_are_linked_apart_from_the_selection():
+def test_colours_and_selection_are_linked_independently():
     found = looks(
         ("a", {"segments": ["1"], "segmentColors": {"1": "red"}}),
         ("b", {"segments": ["2"], "segmentColors": {"1": "blue"}, "linkedSegmentationColorGroup": "a"}),
@@ -199,7 +199,7 @@ def test_a_selection_comes_from_a_root_that_cannot_be_opened(cells):
     assert state["layers"][1]["linkedSegmentationGroup"] == "root"
 
 
-def test_links_of_layers_come_back_as_long_as_they_are_true(cells):
+def test_links_of_layers_are_written_back_while_they_are_correct(cells):
     a, b = {**cells, "segments": ["5"]}, {**cells, "name": "b", "linkedSegmentationGroup": "cells", "segments": ["7"]}
     tree = opened(a, b)
     assert back(tree)["layers"][1]["linkedSegmentationGroup"] == "cells"
@@ -268,7 +268,7 @@ def test_a_view_reports_other_display_dimensions(image):
     assert "displayDimensions" not in link  # its quaternion counts in x, y and z
 
 
-def test_screens_that_no_picture_shows_are_reported_and_come_back(image):
+def test_display_dimensions_that_are_not_drawn_are_reported_and_written_back(image):
     for said, message in (
         ({"dimensions": {"t": [1, "s"], **DIMS}, "displayDimensions": ["t", "x", "y"]}, "dimensions t, x, y"),
         ({"relativeDisplayScales": {"z": 3}}, "stretches the display: z 3 times"),
@@ -292,7 +292,7 @@ def test_the_zoom_counts_the_smallest_displayed_side(image):
     assert parse_state({"dimensions": dims, "crossSectionScale": 2, **screen, "layers": []}).nm_per_pixel == 64
 
 
-def test_layers_that_are_switched_off_say_how_to_draw_them(image, cells):
+def test_the_error_about_hidden_layers_says_how_to_draw_them(image, cells):
     state = {"dimensions": DIMS, "position": PLACE, "layers": [image, {**cells, "visible": False}]}
     off = ix.open_neuroglancer(state, layers=["cells"], allow_local=True).imagery.view(size=(6, 4))
     with pytest.raises(ix.LayerError, match=r"switched off.*set ds\['cells'\]\.attrs\['visible'\] = True"):
@@ -308,7 +308,7 @@ def unlinked(value):
     return {"link": "unlinked", "value": value}
 
 
-def test_a_layer_group_has_a_place_of_its_own(image, cells):
+def test_a_layer_group_has_its_own_position(image, cells):
     own = {
         "type": "viewer",
         "layers": ["cells"],
@@ -358,7 +358,7 @@ def test_a_single_viewer_has_no_groups(image, layout):
         opened(image, **state, group=1)
 
 
-def test_a_group_follows_the_whole_link_but_for_what_it_has(image):
+def test_a_group_follows_the_whole_link_except_for_its_own_settings(image):
     viewer = {"type": "viewer", "layers": ["em"], "layout": {"type": "yz", "crossSections": {}}, "position": {}}
     tree = opened(image, layout=viewer, crossSectionOrientation=[0, 0, 1, 0])
     assert (tree.attrs["position"], tree.attrs["layout"], tree.attrs["orientation"]) == (PLACE, "yz", [0, 0, 1, 0])
@@ -368,7 +368,7 @@ def test_a_group_follows_the_whole_link_but_for_what_it_has(image):
     assert (tree.attrs["position"], tree.attrs["nm_per_pixel"]) == ([1, 2, 3], 40)
 
 
-def test_what_is_changed_in_a_tree_is_changed_in_its_group(image, cells):
+def test_changes_of_a_tree_are_written_to_its_group(image, cells):
     viewer = {"type": "viewer", "layers": ["em"], "layout": "xy", "position": unlinked([1.5, 2.5, 3.5])}
     other = {"type": "viewer", "layers": ["cells"], "layout": "3d"}
     layout = {"type": "row", "children": [viewer, other]}
@@ -428,7 +428,7 @@ def test_older_transforms_move_and_scale_in_nm(image, transform, scale, shift):
     assert ix.grid_of(again["em/image"]) == ix.grid_of(em)
 
 
-def test_older_transforms_beside_more_than_an_address_are_not_read_as_in_the_viewer(image):
+def test_older_transforms_are_ignored_if_the_source_is_an_object(image):
     layer = {**image, "source": {"url": image["source"]}, "transform": {"translation": [80, 0, 0]}}
     assert ix.grid_of(opened(layer)["em/image"]) == ix.grid_of(ix.open_image(image["source"]))
     with pytest.warns(ix.LinkWarning, match="no outputDimensions"):
@@ -438,7 +438,7 @@ def test_older_transforms_beside_more_than_an_address_are_not_read_as_in_the_vie
         )
 
 
-def test_turned_and_mirrored_layers_are_left_out(image):
+def test_rotated_and_mirrored_layers_are_left_out(image):
     left_out({**image, "transform": {"rotation": [0, 0, 0.6, 0.8]}}, "its transform rotates")
     left_out({**image, "transform": {"scale": [-1, 1, 1]}}, "its transform rotates")
     left_out({**image, "transform": [1, 0.1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]}, "its transform rotates")
@@ -544,7 +544,7 @@ def test_the_channel_that_a_shader_shows_is_opened(film, control, shader, value)
     assert written.get("shaderControls") == layer.get("shaderControls")
 
 
-def test_times_count_in_the_units_of_the_source(tmp_path):
+def test_times_are_in_the_units_of_the_source(tmp_path):
     """Half seconds in the file, seconds in the link, and a first frame at 10 s."""
     values = np.arange(6, dtype="uint8")[:, None, None, None]
     url = ome(
@@ -564,7 +564,7 @@ def test_times_count_in_the_units_of_the_source(tmp_path):
     assert np.unique(tree["em/image"].values).tolist() == [2]
 
 
-def test_a_place_where_a_layer_has_nothing_leaves_it_out(film):
+def test_a_channel_or_time_outside_the_data_leaves_the_layer_out(film):
     layer = {"type": "image", "name": "em", "source": film, "localPosition": [3]}
     with pytest.warns(ix.LinkWarning, match="c' = 3, but the data have 0 to 2"):
         ix.open_neuroglancer({**FILM, "layers": [layer]}, allow_local=True)
@@ -573,7 +573,7 @@ def test_a_place_where_a_layer_has_nothing_leaves_it_out(film):
 # --- what is not drawn ---------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_understood_comes_back_as_it_was(image, cells):
+def test_unknown_entries_are_written_back_unchanged(image, cells):
     shader = "#uicontrol invlerp normalized(range=[10, 240])\n#uicontrol vec3 tint color\nvoid main() { emitRGB(tint * normalized()); }"
     em = {
         **image,
@@ -616,7 +616,7 @@ def test_what_is_not_understood_comes_back_as_it_was(image, cells):
     assert controls == {"tint": "#ff0000", "normalized": {"range": [20, 30], "window": [0, 255]}}
 
 
-def test_a_shader_of_its_own_on_16_bits_comes_back(tmp_path):
+def test_a_custom_shader_of_16_bit_data_is_written_back(tmp_path):
     url = ome(str(tmp_path / "a.zarr"), np.zeros((2, 8, 8), "uint16"), "zyx", (40, 8, 8))
     layer = {"type": "image", "name": "em", "source": url, "shader": "void main() { emitRGB(vec3(0, 1, 0)); }"}
     with pytest.warns(ix.LinkWarning, match="has a custom shader"):

@@ -29,7 +29,7 @@ def over(bottom, top):
     return np.concatenate([rgb, alpha * 255], axis=-1)
 
 
-def test_layers_lie_over_each_other_in_their_order():
+def test_layers_are_drawn_in_their_order():
     first, second = {5: "red"}, {int(IDS[4]): (0, 0, 255)}
     both = ix.overlay(IMAGE, [ix.Layer(FINE, colors=first, alpha=0.5), ix.Layer(OTHER, colors=second, outline=2)])
     steps = ix.composite(
@@ -40,7 +40,7 @@ def test_layers_lie_over_each_other_in_their_order():
     assert (swapped.values != both.values).any()
 
 
-def test_options_of_the_call_hold_for_layers_that_leave_them_open():
+def test_options_of_the_call_are_defaults_of_the_layers():
     layers = [FINE, ix.Layer(OTHER, alpha=0.9, outline=False)]
     both = ix.overlay(IMAGE, layers, alpha=0.3, outline=ix.Outline(2, side="in"))
     steps = ix.composite(
@@ -60,7 +60,7 @@ def test_layers_are_lazy_and_read_once():
     np.testing.assert_array_equal(masks.values, plain.values)
 
 
-def test_segments_that_are_not_asked_for_may_show_faintly():
+def test_rest_alpha_draws_segments_that_are_not_requested():
     picture = ix.overlay(None, FINE, ids=[5], colors={5: "red", int(IDS[4]): "blue"}, alpha=1.0, rest_alpha=0.2)
     values, labels = picture.values, FINE.values
     assert values[labels == 5].tolist() == [[255, 0, 0, 255]] * int((labels == 5).sum())
@@ -73,7 +73,7 @@ def test_segments_that_are_not_asked_for_may_show_faintly():
     assert set(everyone[labels == 5][:, 3].tolist()) == {204}
 
 
-def test_what_lies_beyond_the_edge_is_opaque_over_an_image_and_transparent_without():
+def test_outside_the_volume_is_opaque_with_an_image_and_transparent_without():
     grid = ix.grid_of(IMAGE)
     lo = (grid.voxel_offset[0] - 3, *grid.voxel_offset[1:])
     box = ix.BBox(lo, (lo[0] + 6, lo[1] + 4, lo[2] + 1), resolution=grid.resolution)
@@ -85,7 +85,7 @@ def test_what_lies_beyond_the_edge_is_opaque_over_an_image_and_transparent_witho
 
 
 @pytest.mark.parametrize("look", [False, True])
-def test_others_than_those_of_a_dict_have_the_colour_of_their_id(look):
+def test_segments_without_a_colour_in_the_dict_have_the_colour_of_their_id(look):
     seg = FINE.assign_attrs(SegmentDisplay(selected_ids=(7,), rest_alpha=0.5).to_attrs()) if look else FINE
     labels = FINE.values
     colors = {5: "#ff000080", int(IDS[4]): "blue"}
@@ -101,7 +101,7 @@ def test_others_than_those_of_a_dict_have_the_colour_of_their_id(look):
     assert not drawn[labels == 0].any()
 
 
-def test_an_alpha_per_id():
+def test_a_dict_sets_the_alpha_of_single_ids():
     picture = ix.overlay(None, FINE, alpha={5: 0.9, int(IDS[-1]): 0.0}).values
     labels = FINE.values
     assert set(picture[labels == 5][:, 3].tolist()) == {230}
@@ -111,7 +111,7 @@ def test_an_alpha_per_id():
         ix.overlay(None, FINE, alpha={5: 2})
 
 
-def test_outlines_are_drawn_around_those_asked_for_only():
+def test_outlines_are_drawn_around_requested_ids_only():
     lines = ix.overlay(None, FINE, ids=[5], alpha=0, rest_alpha=0.1, outline=2).values
     alone = ix.outline(FINE, ids=[5], width=2).values
     np.testing.assert_array_equal(lines[alone[..., 3] > 0], alone[alone[..., 3] > 0])
@@ -188,7 +188,7 @@ def test_split_masks_are_drawn_as_the_segments_are():
         ({"a": IMAGE > 3}, {"ids": ["c"]}, ix.OptionError, "'c'"),
     ],
 )
-def test_masks_that_cannot_be_drawn(masks, options, error, says):
+def test_invalid_masks_raise(masks, options, error, says):
     with pytest.raises(error, match=says):
         ix.overlay(IMAGE, masks, **options)
 
@@ -217,7 +217,7 @@ looks = st.builds(
 
 @settings(max_examples=40)
 @given(looks)
-def test_a_layer_is_drawn_as_the_viewer_draws_it(look):
+def test_a_layer_is_drawn_as_in_the_viewer(look):
     part = FINE.isel(z=[1], y=slice(0, 12), x=slice(0, 14))
     seg = part.assign_attrs(look.to_attrs())
     drawn = ix.overlay(None, seg).values
@@ -228,7 +228,7 @@ def test_a_layer_is_drawn_as_the_viewer_draws_it(look):
     assert SegmentDisplay.from_attrs(seg.attrs) == look
 
 
-def test_what_a_caller_says_comes_before_the_look():
+def test_options_override_display_attrs():
     seg = FINE.assign_attrs(
         SegmentDisplay(selected_ids=(5,), colors={5: (9, 9, 9, 255)}, selected_alpha=0.7).to_attrs()
     )
@@ -243,7 +243,7 @@ def test_what_a_caller_says_comes_before_the_look():
     assert set(ix.overlay(None, seg, alpha=0.2, rest_alpha=0.1).values[FINE.values == IDS[4]][:, 3]) == {26}
 
 
-def test_a_look_survives_verbs_and_is_plain(tmp_path):
+def test_display_attrs_survive_verbs_and_are_serialisable(tmp_path):
     import json
 
     look = SegmentDisplay(selected_ids=(5, 2**64 - 1), colors={2**64 - 1: (1, 2, 3, 255)}, color_seed=7)
@@ -257,7 +257,7 @@ def test_a_look_survives_verbs_and_is_plain(tmp_path):
 SEG16 = volume(IDS[rng.integers(0, 6, (3, 20, 26))], (16, 16, 40), (5, -3, 2), layer_type="segmentation")
 
 
-def test_wrong_looks_are_told():
+def test_invalid_display_attrs_raise():
     for name, value in [("selected_ids", [1.5]), ("color_seed", -1), ("selected_alpha", 2), ("colors", {"x": "red"})]:
         with pytest.raises(ix.OptionError, match=name):
             ix.overlay(None, FINE.assign_attrs({name: value}))

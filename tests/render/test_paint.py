@@ -22,7 +22,7 @@ def cells(gap):
 
 
 @pytest.mark.parametrize("chunk", [256, 128])
-def test_dense_tissue_warns_once_and_names_the_way(chunk):
+def test_merged_outlines_of_dense_tissue_warn_once_with_advice(chunk):
     picture = ix.overlay(None, cells(gap=False).chunk(y=chunk), alpha=0, outline=2)
     with pytest.warns(ImageryWarning, match=r"side='in', merge=False") as said:
         drawn = picture.values

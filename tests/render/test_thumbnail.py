@@ -39,7 +39,7 @@ def both(sample):
 
 
 @pytest.mark.filterwarnings("ignore:.*requested ids are not in the data:imageryxr.errors.MissingIdsWarning")
-def test_levels_lie_where_the_array_lies(sample):
+def test_levels_cover_the_box_of_the_array(sample):
     em, seg = both(sample)
     with no_compute():
         levels = levels_of(em)
@@ -60,7 +60,7 @@ def test_levels_lie_where_the_array_lies(sample):
     ("resolution", "mip"),
     [((8, 8, 40), 0), ((4, 4, 4), 0), ((16, 16, 40), 1), ((20, 31, 40), 1), ((32, 32, 80), 2), ((500, 500, 500), 2)],
 )
-def test_the_level_that_is_coarse_enough(sample, resolution, mip):
+def test_the_coarsest_sufficient_level_is_chosen(sample, resolution, mip):
     assert coarsest_level_for(ix.open_image(sample.image), resolution).attrs["mip"] == mip
 
 
@@ -85,7 +85,7 @@ def test_contrast_limits_are_percentiles_of_the_coarsest_level(sample, reads):
     assert ix.contrast_limits(flat) == (6.5, 7.5)
 
 
-def test_a_thumbnail_costs_little(sample, reads):
+def test_a_thumbnail_reads_few_voxels(sample, reads):
     em, seg = both(sample)
     assert em.imagery.thumbnail().size == (256, 256)
     assert reads == [(2, 256 * 256)]
@@ -110,7 +110,7 @@ def test_a_thumbnail_costs_little(sample, reads):
         IMAGE.isel(z=1),
     ],
 )
-def test_anything_has_a_thumbnail(da):
+def test_every_kind_of_object_has_a_thumbnail(da):
     assert max(ix.thumbnail(da, 40).size) <= 40
 
 
@@ -138,7 +138,7 @@ def test_reprs_of_arrays_compute_nothing(sample, reads):
 
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
 @pytest.mark.parametrize("unit", ["µm", "nm"])
-def test_a_plot_stands_at_its_place(axis, unit):
+def test_a_plot_has_physical_coordinates(axis, unit):
     fig, ax = plt.subplots()
     drawn = IMAGE.isel({axis: [1]}).imagery.plot(ax, unit=unit)
     rows, columns = (d for d in "zyx" if d != axis)
@@ -155,7 +155,7 @@ def test_a_plot_stands_at_its_place(axis, unit):
     plt.close(fig)
 
 
-def test_a_plot_of_each_kind(tmp_path):
+def test_every_kind_of_array_can_be_plotted(tmp_path):
     slice_ = {"z": [1]}
     ds = xr.Dataset({"image": IMAGE, "segmentation": FINE}).isel(slice_)
     fig, axes = plt.subplots(1, 5)
@@ -180,7 +180,7 @@ def test_a_plot_of_each_kind(tmp_path):
     plt.close("all")
 
 
-def test_the_bar_of_a_plot_is_as_long_as_it_says():
+def test_the_scale_bar_of_a_plot_has_the_length_in_its_label():
     fig, ax = plt.subplots()
     as_source(IMAGE).isel(z=[1]).imagery.plot(ax, scale_bar=True)
     (bar,) = ax.patches
@@ -192,12 +192,12 @@ def test_the_bar_of_a_plot_is_as_long_as_it_says():
     plt.close(fig)
 
 
-def test_looking_needs_no_display():
+def test_importing_the_package_does_not_load_matplotlib():
     code = "import imageryxr, sys; assert 'matplotlib' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_a_quick_look_at_a_volume_without_coarse_levels_is_quick(tmp_path, reads):
+def test_a_thumbnail_of_a_volume_without_coarse_levels_reads_few_voxels(tmp_path, reads):
     from cloudvolume import CloudVolume
 
     layers = []

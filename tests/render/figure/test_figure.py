@@ -87,14 +87,14 @@ def test_masks_are_black_and_white(gray):
     np.testing.assert_array_equal(pixels(picture), np.where(mask[0], 255, 0))
 
 
-def test_of_several_thin_axes_the_first_is_left_out(gray):
+def test_the_first_of_several_thin_axes_is_dropped(gray):
     assert to_pil(gray[:1, :1, :]).size == (7, 1)
     assert to_pil(gray[:1, :, :1]).size == (1, 5)
     assert to_pil(gray[:, :1, :1]).size == (1, 3)
     assert to_pil(gray[:1, :1, :1]).size == (1, 1)
 
 
-def test_a_flipped_selection_is_drawn_as_it_lies(gray):
+def test_a_flipped_selection_is_drawn_flipped(gray):
     np.testing.assert_array_equal(pixels(to_pil(gray[0, ::-1])), gray.values[0, ::-1])
 
 
@@ -116,7 +116,7 @@ def test_a_flipped_selection_is_drawn_as_it_lies(gray):
         (lambda g: None, LayerError, "NoneType"),
     ],
 )
-def test_what_is_no_picture_is_refused_before_anything_computes(gray, make, error, says):
+def test_invalid_pictures_raise_before_anything_computes(gray, make, error, says):
     with pytest.raises(error, match=says):
         to_pil(make(lazy(gray)))
 
@@ -135,7 +135,7 @@ def test_planes_survive_png(tmp_path, dtype, mode):
 @pytest.mark.parametrize(
     "plane", [np.zeros((2, 2)), np.zeros((2, 2, 3), np.uint8), np.zeros(4, np.uint8), np.zeros((2, 2, 4), np.uint16)]
 )
-def test_other_planes_are_refused(plane):
+def test_arrays_that_are_not_pictures_raise(plane):
     with pytest.raises(LayerError, match="are not a picture"):
         array_to_pil(plane)
 
@@ -158,7 +158,7 @@ def test_a_row_and_a_column_are_those_of_imageryclient(direction, columns, mode)
     columns=st.integers(1, 8) | st.none(),
     spacing=st.integers(0, 3),
 )
-def test_every_tile_stands_whole_in_the_middle_of_its_cell(sizes, columns, spacing):
+def test_every_tile_is_centred_in_its_cell(sizes, columns, spacing):
     tiles = [Image.fromarray(RNG.integers(0, 256, (h, w, 4), dtype=np.uint8)) for w, h in sizes]
     got = pixels(montage(tiles, columns=columns, spacing=spacing, background=None))
     across = min(columns or len(tiles), len(tiles))
@@ -302,7 +302,7 @@ def text_of(monkeypatch, *args, **kwargs):
     return written
 
 
-def test_labels_tell_where_a_slice_lies(gray, monkeypatch):
+def test_labels_show_the_coordinate_of_a_slice(gray, monkeypatch):
     assert text_of(monkeypatch, gray) == ["z = 180 nm", "z = 220 nm", "z = 260 nm"]
     assert text_of(monkeypatch, [gray[0], gray[[2]], gray[:, 1]]) == ["z = 180 nm", "z = 260 nm", "y = 36 nm"]
     far = gray.assign_coords(z=("z", [4020.0, 4020.5, 1e9], {"units": "nm"}))
@@ -323,7 +323,7 @@ def bar_of(before, after):
 
 
 @given(width=st.integers(40, 900), step=st.floats(0.01, 1e4))
-def test_the_bar_is_as_long_as_it_says(width, step):
+def test_a_scale_bar_has_the_length_in_its_label(width, step):
     picture = Image.new("L", (width, 50))
     after = scale_bar(picture, nm_per_pixel=step, label=False)
     _, _, across, _ = bar_of(picture, after)
@@ -335,7 +335,7 @@ def test_the_bar_is_as_long_as_it_says(width, step):
 
 @pytest.mark.parametrize("position", ["bottom right", "bottom left", "top right", "top left"])
 @pytest.mark.parametrize("label", [True, False])
-def test_it_stands_in_its_corner(position, label):
+def test_a_scale_bar_is_in_its_corner(position, label):
     picture = Image.new("RGB", (400, 300), "white")
     left, top, across, down = bar_of(picture, scale_bar(picture, nm_per_pixel=4, position=position, label=label))
     margin = 10
@@ -345,14 +345,14 @@ def test_it_stands_in_its_corner(position, label):
 
 
 @pytest.mark.parametrize(("tone", "ink"), [(0, 255), (60, 255), (150, 0), (255, 0)])
-def test_its_colour_stands_out(tone, ink):
+def test_the_colour_of_a_scale_bar_has_contrast(tone, ink):
     picture = Image.new("L", (400, 300), tone)
     after = scale_bar(picture, nm_per_pixel=4, label=False)
     assert after.mode == "L"
     assert set(pixels(after).ravel().tolist()) == {tone, ink}
 
 
-def test_modes_and_colours():
+def test_a_scale_bar_keeps_the_mode_of_grey_and_rgba_pictures():
     picture = Image.new("L", (400, 300))
     assert scale_bar(picture, nm_per_pixel=4, color="gray").mode == "L"
     assert scale_bar(picture, nm_per_pixel=4, color="yellow").mode == "RGB"
@@ -384,12 +384,12 @@ def test_the_resolution_is_that_of_the_columns(gray):
         ({"nm_per_pixel": 4, "color": "rde"}, "red"),
     ],
 )
-def test_scale_bar_refusals(options, says):
+def test_invalid_scale_bars_raise(options, says):
     with pytest.raises(ImageryError, match=says):
         scale_bar(Image.new("L", (400, 300)), **options)
 
 
-def test_an_array_without_a_grid_is_told_to_say_its_resolution():
+def test_a_scale_bar_of_an_array_without_a_grid_requires_a_pixel_size():
     plane = xr.DataArray(np.zeros((300, 400), np.uint8), dims=("y", "x"))
     with pytest.raises(OptionError, match="nm_per_pixel="):
         scale_bar(plane)
@@ -408,7 +408,7 @@ def test_lengths_are_written_in_a_fitting_unit(length, text, monkeypatch):
     assert written == [text]
 
 
-def test_tiny_pictures_do_not_break():
+def test_tiny_pictures_leave_out_the_text():
     for size in ((12, 9), (9, 40), (60, 6)):
         picture = Image.new("L", size)
         with pytest.warns(ImageryWarning, match="'.* nm' is left out"):
@@ -445,7 +445,7 @@ def test_to_pil_repeats_voxels(rgba):
         to_pil(rgba[1], scale=0)
 
 
-def test_no_text_is_smaller_than_can_be_read(monkeypatch):
+def test_text_is_never_illegibly_small(monkeypatch):
     sizes = []
     from imageryxr.render.figure import scale_bars
 
@@ -462,7 +462,7 @@ def test_no_text_is_smaller_than_can_be_read(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])
-def test_files_say_how_large_they_are(tmp_path, kind):
+def test_files_contain_their_printed_size_and_pixel_size(tmp_path, kind):
     import tifffile
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 1004, 4), np.uint8))
@@ -484,7 +484,7 @@ def test_files_say_how_large_they_are(tmp_path, kind):
         assert back.info["dpi"][0] == pytest.approx(600, abs=0.5)
 
 
-def test_files_that_would_not_print_well(tmp_path):
+def test_coarse_pictures_warn_and_invalid_sizes_raise(tmp_path):
     small = Image.new("L", (200, 100))
     with pytest.warns(ImageryWarning, match=r"60 per inch .* scale=6"):
         save_figure(small, tmp_path / "a.png", width_mm=85)
@@ -516,7 +516,7 @@ def test_a_legend_lists_colours_in_order():
     assert dark[:, 100:].max(axis=(0, 1)).min() > 200
 
 
-def test_a_legend_counts_those_without_room(monkeypatch):
+def test_a_legend_counts_the_lines_without_room(monkeypatch):
     from PIL import ImageDraw
 
     written = []
@@ -542,7 +542,7 @@ def test_a_legend_counts_those_without_room(monkeypatch):
         (lambda p, path: save_figure(np.zeros((9, 9), "uint8"), path), r"a ndarray is not a picture.*fromarray"),
     ],
 )
-def test_figures_of_something_else_are_our_own_errors(wrong, says, tmp_path):
+def test_invalid_arguments_of_figures_raise_our_errors(wrong, says, tmp_path):
     with pytest.raises((OptionError, ColorError), match=says):
         wrong(Image.new("L", (100, 80)), tmp_path / "a.png")
 
@@ -572,7 +572,7 @@ def _noise(rows=90, columns=120):
     return xr.DataArray(values, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution})
 
 
-def test_an_inset_leaves_the_place_that_it_magnifies_to_see():
+def test_an_inset_does_not_cover_the_part_that_it_magnifies():
     da = _noise()
     for x in range(0, 110, 9):
         for y in range(0, 80, 7):
@@ -625,7 +625,7 @@ def test_rows_and_slice_numbers(gray, monkeypatch):
     assert written == ["z 4", "z 5", "z 6"]
 
 
-def test_a_bar_over_dark_and_light_is_seen_on_all_its_length():
+def test_a_bar_over_dark_and_light_is_visible_along_its_whole_length():
     picture = Image.new("L", (400, 300), 200)
     picture.paste(0, (330, 0, 400, 300))
     after = np.asarray(scale_bar(picture, nm_per_pixel=4, length=400, label=False))
@@ -638,7 +638,7 @@ def test_a_bar_over_dark_and_light_is_seen_on_all_its_length():
         assert part.max() - part.min() > 100
 
 
-def test_figures_take_arrays_as_well(tmp_path):
+def test_legends_and_files_accept_arrays(tmp_path):
     """One slice of an array is its picture, and knows how wide its pixels are."""
     grid = ix.Grid((1, 30, 40), (4.04, 4.04, 40), (5, 6, 7))
     values = np.random.default_rng(0).integers(0, 256, (*grid.shape, 4), dtype="uint8")

@@ -29,7 +29,7 @@ def gray(shape=(1, 240, 320), resolution=(8, 8, 40)):
 PART = ix.BBox((140, 100, 0), (170, 125, 1), resolution=(8, 8, 40))
 
 
-def test_a_picture_holds_the_size_of_its_pixels():
+def test_a_picture_records_the_size_of_its_pixels():
     em = gray()
     assert ix.to_pil(em).info["nm_per_pixel"] == 8
     assert ix.to_pil(em, scale=4).info["nm_per_pixel"] == 2
@@ -91,7 +91,7 @@ def test_a_copy_of_a_picture_keeps_its_pixel_size(same):
     assert ix.scale_bar(same(picture)).info["nm_per_pixel"] == 8
 
 
-def test_pixels_that_are_not_square_warn_on_a_picture_too():
+def test_pixels_that_are_not_square_warn():
     side = gray((40, 1, 320))
     with pytest.warns(ImageryWarning, match="8 × 40 nm but are drawn as squares"):
         ix.scale_bar(ix.to_pil(side))
@@ -111,7 +111,7 @@ def test_a_scale_bar_takes_a_corner_without_an_inset(position, scale):
         ix.scale_bar(picture, position=position)
 
 
-def test_the_bar_of_an_inset_counts_its_own_pixels():
+def test_the_scale_bar_of_an_inset_uses_the_pixels_of_the_inset():
     plain = np.asarray(ix.inset(gray(), PART, zoom=4, scale=2, position="top right").convert("L"))
     em = gray()
     em[:] = 120
@@ -164,7 +164,7 @@ def test_text_too_small_in_print_warns(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16", "1", "P"])
 @pytest.mark.parametrize("pixels", [251, 502, 1004, 2000])
-def test_width_and_dpi_hold_together(mode, pixels, tmp_path):
+def test_width_and_dpi_can_be_combined(mode, pixels, tmp_path):
     values = RNG.integers(0, 256, (100, pixels), dtype=np.uint8)
     picture = (
         Image.fromarray(values.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(values).convert(mode)
