@@ -1,4 +1,4 @@
-"""Layers of a link, each for itself: one that cannot be opened does not end the link, and comes back with it."""
+"""Layers of a link are opened independently; those that fail are written back to the link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Neuroglancer links: what they say, what must not happen, and the way back."""
+"""Neuroglancer links: opening, security, and writing."""
 
 from __future__ import annotations
 
@@ -504,7 +504,7 @@ def test_a_slider_that_is_not_drawn_warns(sample):
 
 
 def test_a_rotated_cross_section_warns(sample):
-    """A view cannot show it, and would look like another place."""
+    """A view does not rotate, so it would show other tissue than the link."""
     tree = opened({**NEW, "layers": NEW["layers"][:1]}, sample)
     tree.imagery.view(size=(8, 8))
     for turn in ([0, 0, 0, -2], [1e-9, 0, 0, 1]):
@@ -538,7 +538,7 @@ def test_a_layout_of_another_plane_is_cut_along_that_plane(sample, layout, turne
 
 
 def facts(state: LinkState):
-    """Return what a link shows."""
+    """Return the parsed layers and camera of a link, for comparison."""
     layers = {
         (x.name, x.kind, x.source, x.placement, x.visible, x.look, x.contrast, x.opacity)
         for x in map(_hashable, state.layers)
@@ -713,7 +713,7 @@ def test_an_invalid_entry_is_named(case):
 
 
 def survives(link):
-    """Tell whether a link ends in a state or in our error."""
+    """Return whether a link results in a state or in an error of this package."""
     try:
         state = parse_state(load_state(link))
         for layer in state.layers:
@@ -753,7 +753,7 @@ ODD = [
 
 
 def mutated(state, rng):
-    """Return a state with some places changed to something odd."""
+    """Return a state in which some entries are replaced by unusual values."""
     state = copy.deepcopy(state)
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
         node = state
@@ -780,7 +780,7 @@ def mutated(state, rng):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Let no name be found, so that links that name a state fail as without a network."""
+    """Make name resolution fail, so that links with the URL of a state fail as without a network."""
 
     def refuse(*args, **kwargs):
         raise socket.gaierror("no network in tests")

@@ -1,4 +1,4 @@
-"""Links with graphene layers and datastacks' trees, against a CAVE deployment on the loopback."""
+"""Links with graphene layers and trees of datastacks, with a CAVE deployment on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ cave_server = pytest.importorskip("tests.support.cave_server", reason="graphene 
 
 @pytest.fixture
 def state(cave, monkeypatch):
-    """A link to the deployment, before a merge; and its token where imageryxr looks for one."""
+    """Return a state of the deployment at a timestamp before a merge, and save its token."""
     monkeypatch.setenv("CAVE_TOKEN", cave_server.TOKEN)
     size = [s * 1e-9 for s in cave_server.VIEWER]
     middle = [
@@ -103,6 +103,6 @@ class TestStaleRoots:
 
 
 def _before_the_merge(cave):
-    """Return a root that a merge ended."""
+    """Return a root that the merge replaced."""
     before, after = (set(cave.graph.state(cave_server.MERGE + d).tolist()) for d in (-1, 1))
     return sorted(before - after)[0]

@@ -1,4 +1,4 @@
-"""Links whose state or data lie on a server: a real one, on this machine."""
+"""Links to states and data on a server, which runs on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """A state service that wants a token for some states, and a folder of files."""
+    """A server of files and states, which requires a token for some states."""
 
     protocol_version = "HTTP/1.1"
 
@@ -98,7 +98,7 @@ def token():
 
 @pytest.fixture
 def own_token(server):
-    """Save a token for the server of states alone."""
+    """Save a token that is only for the state server."""
     folder = Path(os.environ["HOME"]) / ".cloudvolume" / "secrets"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"127.0.0.1:{server.server_port}-cave-secret.json"
@@ -173,7 +173,7 @@ def test_a_state_on_this_machine_raises(server):
 
 @pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
 def test_a_short_link_is_followed(server, own_token):
-    """As shorteners have it, with the state itself in the place, or the address of one, after several redirects."""
+    """A short link redirects, possibly several times, to a link that holds the state or its URL."""
     viewer = "https://spelunker.cave-explorer.org/"
     inline = urllib.parse.quote(json.dumps(server.states["1"]))
     places = {
@@ -224,7 +224,7 @@ def test_a_short_link_may_not_lead_to_this_machine(server, monkeypatch):
 
 
 class StrangerServer(StateServer):
-    """A server by itself, of which no token is known."""
+    """A second server, for which no token is saved."""
 
     def __init__(self):
         super().__init__(".", "127.0.0.2")

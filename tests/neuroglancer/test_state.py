@@ -1,4 +1,4 @@
-"""States that Neuroglancer draws by rules of its own: what is selected, which dimensions are on the screen, where layers lie.
+"""Special rules of Neuroglancer states: visible segments, display dimensions, and placement of layers.
 
 The oracle is Neuroglancer's source: layer/segmentation/index.ts, navigation_state.ts, coordinate_transform.ts,
 layer_groups_layout.ts.
@@ -42,7 +42,7 @@ def opened(*layers, group=None, **state):
 
 
 def back(tree):
-    """Return the state of a tree's link, which Neuroglancer's own Python package reads as well."""
+    """Return the state of a tree's link, after checking that Neuroglancer's Python package can read it."""
     state = load_state(ix.neuroglancer_link(tree, allow_local=True))
     again = neuroglancer.ViewerState(state)
     assert [layer.name for layer in again.layers] == [layer["name"] for layer in state["layers"]]
@@ -53,7 +53,7 @@ def back(tree):
 
 
 def drawn(tree):
-    """Return which ids have a colour in a view of the only layer, and which are there."""
+    """Return the ids that are coloured in a view of the only layer, and all ids in it."""
     ds = tree.imagery.view(size=(64, 48))
     alpha = ds.imagery.overlay().values[..., 3]
     ids = next(iter(ds.data_vars.values())).values
@@ -144,7 +144,7 @@ def test_chains_of_links_lead_to_the_last_root():
 
 
 def test_links_are_made_in_the_order_of_the_layers():
-    """`linkToLayer` takes the root that the other layer has at that moment."""
+    """Neuroglancer's `linkToLayer` uses the root that the other layer has when the link is made."""
     found = looks(
         ("c", {"linkedSegmentationGroup": "b", "segments": ["3"]}),
         ("b", {"linkedSegmentationGroup": "a", "segments": ["2"]}),

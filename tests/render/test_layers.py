@@ -1,4 +1,4 @@
-"""Several layers and masks in one overlay, and the looks that layers carry."""
+"""Several layers and masks in one overlay, and display attributes of layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SLICE = {"z": [1]}
 
 
 def over(bottom, top):
-    """Lay straight RGBA over straight RGBA, in floats, slowly."""
+    """Return straight RGBA over straight RGBA, computed in floats as an oracle."""
     a, b = top[..., 3:] / 255, bottom[..., 3:] / 255
     alpha = a + b * (1 - a)
     rgb = np.where(alpha > 0, (top[..., :3] * a + bottom[..., :3] * b * (1 - a)) / np.where(alpha > 0, alpha, 1), 0)

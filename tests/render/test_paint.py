@@ -1,4 +1,4 @@
-"""Merged outlines of cells that all touch draw nothing, and a warning names what does."""
+"""Merged outlines of dense tissue are invisible; a warning recommends other options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quick looks and plots: small reads, right places."""
+"""Thumbnails, contrast limits and plots: number of voxels read, and coordinates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.volumes import FINE, IMAGE, as_source
 
 @pytest.fixture
 def reads(monkeypatch):
-    """List what is read of precomputed layers: (mip, voxels)."""
+    """Record all reads of precomputed layers as (mip, voxels)."""
     asked = []
     original = source.PrecomputedSource.read
     monkeypatch.setattr(

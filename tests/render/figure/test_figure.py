@@ -1,4 +1,4 @@
-"""Pictures against Pillow, NumPy and ImageryClient."""
+"""Pictures compared with Pillow, NumPy and ImageryClient."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ def test_labels_show_the_coordinate_of_a_slice(gray, monkeypatch):
 
 
 def bar_of(before, after):
-    """Measure the bar, without its text: left, top, pixels across and down."""
+    """Return left, top, width and height of the bar without its text, in pixels."""
     left, top, right, bottom = ImageChops.difference(before.convert("RGB"), after.convert("RGB")).convert("L").getbbox()
     return left, top, right - left, bottom - top
 
@@ -639,7 +639,7 @@ def test_a_bar_over_dark_and_light_is_visible_along_its_whole_length():
 
 
 def test_legends_and_files_accept_arrays(tmp_path):
-    """One slice of an array is its picture, and knows how wide its pixels are."""
+    """A slice is converted to a picture, and its pixel size is kept."""
     grid = ix.Grid((1, 30, 40), (4.04, 4.04, 40), (5, 6, 7))
     values = np.random.default_rng(0).integers(0, 256, (*grid.shape, 4), dtype="uint8")
     coords = {**grid.coords(), "rgba": list("rgba")}
