@@ -16,7 +16,7 @@ from imageryxr.core.colors import palette
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import TargetExistsError
 from imageryxr.export import export
-from imageryxr.export.report import following
+from imageryxr.export.report import report_progress_to
 from imageryxr.export.targets import disk_errors
 from imageryxr.ops.align import align, regrid
 from imageryxr.ops.open import open_image, open_segmentation
@@ -77,7 +77,7 @@ def run_demo(folder: Path, *, overwrite: bool, say: Callable[[str], Any]) -> lis
 
         for name, target in (("PNG stack", "stack/z{z:04d}.png"), ("OME-Zarr", "overlay.ome.zarr")):
             steps.set_description(name)
-            with following(steps.advance):
+            with report_progress_to(steps.advance):
                 export(filled, folder / target, overwrite=True, progress=False)
             steps.update()
     return _tell(folder, filled.sizes["z"], time.perf_counter() - began, say)

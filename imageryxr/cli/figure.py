@@ -14,7 +14,7 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.cli.options import numbers_of
 from imageryxr.errors import OptionError, warn
-from imageryxr.export.plan.coverage import outside
+from imageryxr.export.plan.coverage import coverage_warning
 from imageryxr.graph.labelled import box_reader
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_pixels
@@ -165,7 +165,7 @@ def check_scale(scale: int) -> int:
 def warn_outside(rgba: xr.DataArray) -> None:
     """Warn if a part of what is drawn lies outside of its sources, where it is black."""
     volume = box_reader(rgba).volume
-    beyond = outside(volume.expr, volume.grid, "drawn")
+    beyond = coverage_warning(volume.expr, volume.grid, "drawn")
     if beyond:
         warn(beyond)
 

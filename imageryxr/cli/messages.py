@@ -129,7 +129,7 @@ _PHRASES = {
     r"give the lower corner first: BBox\(lo, hi\) with lo < hi on every axis": "give the lower corner first",
     r"imageryxr\.open_(image|segmentation)": r"--\1",
     r"imageryxr\.BBox\(": "--bbox (",
-    r"plan_export tells what a worker takes": "--dry-run tells what a worker takes",
+    r"plan_export returns what a worker needs": "--dry-run shows what a worker needs",
     r"scratch=False": "--scratch none",
     r"one file\), or 'memory://'": "one file)",
     r"None follows the format \(": "leave it out to follow the format (",

@@ -1,4 +1,4 @@
-"""Floor 4: writing volumes out, region by region."""
+"""Export arrays to files, buckets or memory, region by region."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from imageryxr.errors import LayerError, OptionError, warn
 from imageryxr.export.commit.manifest import FORMAT
 from imageryxr.export.commit.source_overlap import refuse_sources
 from imageryxr.export.commit.source_paths import source_places
-from imageryxr.export.plan.coverage import outside
+from imageryxr.export.plan.coverage import coverage_warning
 from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.plan.planner import make_plan
-from imageryxr.export.read.buffers import in_native_order
+from imageryxr.export.read.buffers import to_native_order
 from imageryxr.export.read.spill import check_scratch
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run.scheduler import run_plan
-from imageryxr.export.run.workers import Crew, find_crew, leave_script_of_parent
+from imageryxr.export.run.workers import WorkerPool, exit_if_spawned, find_workers
 from imageryxr.export.targets.base import ArrayInfo, Target
 from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
 from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
@@ -42,7 +42,7 @@ def plan_export(
     square: bool | None = None,
     **options: Any,
 ) -> ExportPlan:
-    """Say what an export would do; reads no voxel and writes nothing.
+    """Plan an export without running it. Reads no voxels and writes nothing.
 
     Parameters
     ----------
@@ -52,13 +52,13 @@ def plan_export(
     Returns
     -------
     ExportPlan
-        Regions, tasks, bytes to read of each source and to write, requests, peak memory of a worker. Its
-        ``validate()`` raises if the export cannot work, which `export` asks before it begins.
+        Regions, tasks, bytes to read from each source, bytes to write, requests, peak memory of a worker. Its
+        ``validate()`` raises an error if the export cannot succeed; `export` calls it first.
 
     Raises
     ------
     OptionError, TargetExistsError, LayerError
-        As `export`, before anything is done.
+        As `export`.
 
     Examples
     --------
@@ -70,11 +70,11 @@ def plan_export(
     >>> plan.reads[0].rereads
     1.0
     """
-    crew = find_crew(client, workers, memory)
+    pool = find_workers(client, workers, memory)
     try:
-        return _plan(da, target, crew, overwrite, scratch, square, options)
+        return _plan(da, target, pool, overwrite, scratch, square, options)
     finally:
-        crew.close()
+        pool.close()
 
 
 def export(
@@ -93,20 +93,19 @@ def export(
     square: bool | None = None,
     **options: Any,
 ) -> ExportReport:
-    """Write an array out: OME-Zarr, precomputed, pictures, TIFF, video; on this machine or on a cluster.
+    """Write an array as OME-Zarr, precomputed, pictures, TIFF or video, on this machine or on a cluster.
 
-    Computes, region by region: a region is read, drawn and written by one worker, and few are under way at a time, so
-    memory does not grow with the array. The result appears at its place when it is complete, and what was there before
-    is untouched until then. What is done is kept in a manifest beside the target: the same call continues
-    where it was stopped, by whatever, and makes again what is torn; on a target that is complete it checks that all is
-    there.
+    Computes region by region: one worker reads, draws and writes a region, and only a few regions are in progress at a
+    time, so memory does not grow with the array. The result is published when it is complete; until then, an existing
+    target stays unchanged. A journal beside the target records the finished regions: after an interruption, the same
+    call continues and remakes damaged regions. If the target is complete, the call checks that no file is missing.
 
     Parameters
     ----------
     da : DataArray
-        Dims (z, y, x), or (z, y, x, rgba) as `overlay` gives. Of a dask array of your own each block is computed once
-        where memory allows, as the plan tells; slices and rechunkings of a picture are exported as the picture is, and
-        what was persisted is taken from where it is.
+        Dims (z, y, x), or (z, y, x, rgba) as `overlay` returns. Each block of a dask array of your own is computed once
+        if memory allows; the plan shows how often. A sliced or rechunked picture is exported like the picture itself.
+        Persisted blocks are read from their workers.
     target : str or path
         On local disk, or in a bucket (``s3://…``, ``gs://…``):
 
@@ -116,84 +115,84 @@ def export(
         ``"precomputed://…"``
             Neuroglancer precomputed with a pyramid; RGBA as four channels, segmentations with their ids.
         ``"stack/z{z:04d}.png"``, ``"stack/z{z:04d}.tif"``
-            A picture a slice along the axis that is named: ``{z}`` is the index in the array, from 0, ``{z_index}``
-            the index in the volume, of the array's voxel size, and ``{z_nm}`` the coordinate.
+            One picture per slice along the named axis: ``{z}`` is the index in the array, from 0, ``{z_index}`` the
+            index in the volume, in voxels of the array's size, and ``{z_nm}`` the coordinate.
             PNG: 8- or 16-bit grey values or RGBA. TIFF: any numbers.
         ``"out.tif"``, ``"out.ome.tif"``
-            One file, with the voxel size as ImageJ reads it, or as OME-XML.
+            One file, with the voxel size in ImageJ's metadata or in OME-XML.
         ``"out.mp4"``, ``"out.webm"``, ``"out.gif"``
-            A video, a slice a frame.
+            A video with one slice per frame.
         ``"memory://"``
             The report's ``result``, a DataArray.
     overwrite : bool, default False
-        Whether to replace a target that exists, or is being written, of another call. Of a longer stack, what its
-        manifest lists and the new one does not have goes, too, when the new one is complete. What the same call has
-        begun is continued, and what it has completed is made anew: leave it away in jobs that are queued again.
+        Whether to replace a target that another call has written or begun to write. When the new stack is complete,
+        files of the old one that it does not replace are deleted, as listed in the old manifest. An unfinished export
+        of the same call is continued; a complete one is made again, so omit ``overwrite`` in jobs that may be requeued.
     resume : bool, default True
-        Whether to continue what an earlier run of the same call has begun; False begins anew, also where the target is
-        complete, which needs no ``overwrite`` as it is the same call's.
+        Whether to continue an unfinished export of the same call. False starts again, even if the target is complete;
+        this needs no ``overwrite``, because the target belongs to the same call.
     client : optional
-        Who works. None or ``"threads"``: threads of this process. ``"processes"``: processes of this machine, where
-        work holds Python's lock. A `distributed.Client`, or the address of a scheduler (``"tcp://host:8786"``): the
-        workers of a cluster, which need nothing in common but the sources and the target.
+        The workers. None or ``"threads"``: threads of this process. ``"processes"``: processes of this machine, for
+        work that holds Python's lock. A `distributed.Client`, or the address of a scheduler (``"tcp://host:8786"``):
+        the workers of a cluster, which need access to the sources and the target only.
     workers : int, optional
-        Threads or processes; with a cluster, how many regions are under way. Default: one a core; with a cluster two
-        for each of its threads.
+        Number of threads or processes; with a cluster, number of regions in progress. Default: one per core; with a
+        cluster, two per thread.
     memory : int or str, optional
-        Bytes that a worker may take, a process with all its threads, such as ``"4 GB"``. Default: what is free, or the
-        limit of a cluster's workers. Blocks of dask arrays of your own are counted whole, as they are computed; what
-        your functions take on the way from block to block cannot be known, and comes on top.
+        Memory of a worker (a process with all its threads) in bytes, or such as ``"4 GB"``. Default: the available
+        memory, or the limit of the cluster's workers. Blocks of your own dask arrays are counted whole; temporary
+        memory of your own functions is unknown and not counted.
     scratch : str, path or False, optional
-        For stacks, TIFFs and videos whose slices are so wide that a worker's memory does not hold as many of them as a
-        source's chunks are deep: the folder on a local disk where what was read waits for its slice, so that each
-        chunk is read once. Its files have no name, and are gone when the process is. Default: a dask worker's own
-        folder, dask's ``temporary-directory``, or the system's folder for temporary files (``TMPDIR``). False: none;
-        the same chunks are read again and again then.
+        Folder on a local disk for scratch files. They are used for stacks, TIFFs and videos if a worker's memory cannot
+        hold as many slices as a source's chunks are deep, so that each chunk is still read once. The files have no
+        name and are deleted with their process. Default: a dask worker's own folder, dask's ``temporary-directory``, or
+        the system's folder for temporary files (``TMPDIR``). False: no scratch files; chunks are then read repeatedly.
     retries : int, default 3
-        How often a region is tried again that failed. Where that may pass, as with a network, there are 2, 15 and
-        60 seconds between.
+        How often a failed region is retried. After transient errors, such as those of a network, the delays are 2, 15
+        and 60 seconds.
     on_error : {"raise", "collect"}, default "raise"
-        What to do about a region that failed for good: stop and raise, or go on and list all of them in the report;
-        either way what is done is kept, and the target is not touched.
+        What happens when a region fails after all retries: raise the error, or continue and list all failed regions in
+        the report. In both cases finished regions are kept and the target is unchanged.
     progress : bool, optional
-        Whether to show a bar. Default: in a notebook, and if standard error is a terminal.
+        Whether to show a progress bar. Default: in a notebook, and if standard error is a terminal.
     square : bool, optional
-        For slices whose pixels are not square (x or y slices of anisotropic voxels): True resamples them to the finer
-        side, images and pictures linearly, segmentations to the nearest id; False keeps a voxel a pixel, as does None,
-        which warns of it. A volume (OME-Zarr, precomputed, memory) keeps its voxels: there True is refused.
+        For slices whose pixels are not square (x or y slices of anisotropic voxels). True resamples them to the finer
+        side: images and pictures linearly, segmentations to the nearest id. False writes one pixel per voxel; None does
+        the same with a warning. Volumes (OME-Zarr, precomputed, memory) keep their voxels, and True is an error.
     **options
-        OME-Zarr: ``chunks`` and ``shards`` (z, y, x voxels; default (16, 256, 256) and none: give shards where many
-        small files hurt), ``compressor`` ("zstd", "lz4", "gzip", with a level as in "zstd:5", or None), ``levels``
+        OME-Zarr: ``chunks`` and ``shards`` (z, y, x voxels; default (16, 256, 256) and none: give shards if many small
+        files are a problem), ``compressor`` ("zstd", "lz4", "gzip", with a level as in "zstd:5", or None), ``levels``
         (default: halve until a level is one chunk wide; 1 for no pyramid; NaN is left out of means), ``version``
         ("0.5", or "0.4" for older readers), ``layer_type``. Precomputed: ``chunks``, ``levels``, ``encoding`` ("raw",
-        "jpeg", "png", "compressed_segmentation"), ``quality`` (of JPEG, default 85), ``gzip`` (of "raw" and
-        "compressed_segmentation"; default False: files that any reader and any web server finds. True makes a
-        segmentation some 4 times smaller, a raw image 1.2 times, for a bucket: objects there are marked as gzipped, and
-        CloudVolume, TensorStore and browsers unpack them. On a local disk names then end in ``.gz``, and only
-        CloudVolume and imageryxr find them), ``layer_type``. PNG: ``compress_level`` (0 to 9, default 3: little larger
-        than 9 and several times as fast). TIFF: ``compression`` ("zlib" or None); of one file also ``axis`` ("z", "y",
-        "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18; smaller is better).
+        "jpeg", "png", "compressed_segmentation"), ``quality`` (of JPEG, default 85), ``gzip`` (for "raw" and
+        "compressed_segmentation"; default False, which any reader and any web server supports. True makes a
+        segmentation some 4 times smaller, a raw image 1.2 times, and is meant for buckets: objects are marked as
+        gzipped, and CloudVolume, TensorStore and browsers decompress them. On a local disk, file names then end in
+        ``.gz``, and only CloudVolume and imageryxr find them), ``layer_type``. PNG: ``compress_level`` (0 to 9, default
+        3: little larger than 9 and several times as fast). TIFF: ``compression`` ("zlib" or None); for a single file
+        also ``axis`` ("z", "y", "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18;
+        smaller is better).
 
-        Booleans become uint8: 0 and 255 in slices (PNG, TIFF, video), where they are looked at; 0 and 1 in volumes
-        (OME-Zarr, precomputed), where they are counted. ``"memory://"`` keeps them.
+        Booleans become uint8: 0 and 255 in slices (PNG, TIFF, video), which are viewed; 0 and 1 in volumes (OME-Zarr,
+        precomputed), which are counted. ``"memory://"`` keeps booleans.
 
     Returns
     -------
     ExportReport
-        Target, regions done, skipped and failed, bytes, seconds, holes.
+        Target, regions done, skipped and failed, bytes, seconds, missing chunks.
 
     Raises
     ------
     OptionError
-        If the target is of no known format or cannot hold the values, a worker has too little memory, or blocks of a
-        persisted array are lost.
+        If the format of the target is unknown or cannot hold the values, a worker has too little memory, or blocks of
+        a persisted array are lost.
     TargetExistsError
-        If it exists, or is being written, of another call, and ``overwrite`` is False. If it is, contains or lies
-        inside a source of the array, whatever ``overwrite`` is.
+        If another call has written or is writing the target, and ``overwrite`` is False. If the target is, contains or
+        lies inside a source of the array, even with ``overwrite``.
     TargetError
-        If it cannot be written, for example because the disk is full, or another process is writing it.
+        If the target cannot be written, for example because the disk is full or another process is writing it.
     ChunkReadError
-        If a source could not be read.
+        If a source cannot be read.
 
     Examples
     --------
@@ -206,19 +205,19 @@ def export(
     """
     check_tries(retries, on_error)
     _check_flag("resume", resume)
-    crew = find_crew(client, workers, memory)
-    leave_script_of_parent(crew)
+    pool = find_workers(client, workers, memory)
+    exit_if_spawned(pool)
     try:
-        plan = _plan(da, target, crew, overwrite, scratch, square, options)
+        plan = _plan(da, target, pool, overwrite, scratch, square, options)
         plan.validate()
         plan.warn_of_rereads()
         return run_plan(plan, overwrite=overwrite, resume=resume, retries=retries, on_error=on_error, progress=progress)
     finally:
-        crew.close()
+        pool.close()
 
 
 def check_tries(retries: Any, on_error: Any) -> None:
-    """Raise `OptionError` if it is not said sensibly what to do about regions that fail."""
+    """Raise `OptionError` if `retries` or `on_error` is invalid."""
     if on_error not in ("raise", "collect"):
         raise OptionError(
             f"on_error={on_error!r} must be 'raise' (stop at the first region that fails) or 'collect' (list them all)"
@@ -235,7 +234,7 @@ def _check_flag(name: str, value: Any) -> None:
 def _plan(
     da: xr.DataArray,
     target: Any,
-    crew: Crew,
+    pool: WorkerPool,
     overwrite: bool,
     scratch: Any,
     square: bool | None,
@@ -245,14 +244,14 @@ def _plan(
     folder = check_scratch(scratch)
     if square is not None and not isinstance(square, bool):
         raise OptionError(f"square={square!r} must be True, False or None")
-    # The formats are loaded by whoever exports.
+    # imported here, because the formats load slowly
     from imageryxr.export.targets.registry import choose_target
 
-    array = _checked(da)
+    array = _check_array(da)
     layer_type = layer_type_of(array)
-    read = in_native_order(box_reader(array))
-    read = replace(read, volume=replace(read.volume, splits=None))  # which may be long, and no region needs
-    beyond = outside(read.volume.expr, read.volume.grid)
+    read = to_native_order(box_reader(array))
+    read = replace(read, volume=replace(read.volume, splits=None))  # long, and not needed by regions
+    beyond = coverage_warning(read.volume.expr, read.volume.grid)
     if beyond:
         warn(beyond)
     if square:
@@ -272,11 +271,11 @@ def _plan(
     places = source_places(volume.expr, *volume.dask_inputs.values(), array.variable._data)
     refuse_sources(chosen, places)
     _check_square(chosen, square)
-    _warn_of_cut_lines(array, getattr(chosen, "axis", None))
-    what = _what(chosen, volume)
+    _warn_of_cut_outlines(array, getattr(chosen, "axis", None))
+    what = _describe_call(chosen, volume)
     token = _token(chosen, read)
     shown = tuple(clean_message(place) if "://" in place else place for place in places)
-    return make_plan(chosen, read, crew, token, what, overwrite=overwrite, scratch=folder, sources=shown)
+    return make_plan(chosen, read, pool, token, what, overwrite=overwrite, scratch=folder, sources=shown)
 
 
 def _check_square(chosen: Target, square: bool | None) -> None:
@@ -293,18 +292,18 @@ def _check_square(chosen: Target, square: bool | None) -> None:
         rows, columns = (axes[a].resolution for a in range(3) if a != chosen.axis)
         if rows != columns:
             warn(
-                f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, and programs show "
-                "them as squares: give square=True to resample them, or square=False for a voxel a pixel",
+                f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, but programs show "
+                "them as squares: give square=True to resample them, or square=False for one pixel per voxel",
             )
 
 
-def _warn_of_cut_lines(da: xr.DataArray, axis: int | None) -> None:
-    # Lines that were drawn in one plane are broken into dots and dashes when they are cut along another.
+def _warn_of_cut_outlines(da: xr.DataArray, axis: int | None) -> None:
+    # Outlines that were drawn in one plane break into dots and dashes in slices along another.
     drawn = da.attrs.get("outline_axis")
     if axis is not None and drawn is not None and drawn != DIMS[axis]:
         warn(
-            f"the outlines were drawn in slices across {drawn}, and the stack is sliced across {DIMS[axis]}: they will "
-            f"look broken; draw them with axis={DIMS[axis]!r}",
+            f"the outlines were drawn in slices across {drawn}, but the stack is sliced across {DIMS[axis]}, where "
+            f"they look broken: draw them with axis={DIMS[axis]!r}",
         )
 
 
@@ -316,30 +315,30 @@ def _token(target: Target, read: BoxReader) -> str:
     return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.identity()))
 
 
-def _what(target: Target, volume: Volume) -> dict[str, Any]:
-    """Return the call in words, for the manifest and for those who meet another's export."""
-    sources = sorted(set(_sources(volume.expr, volume.dask_inputs)))
+def _describe_call(target: Target, volume: Volume) -> dict[str, Any]:
+    """Return a readable description of the call, for the manifest and for errors about another call's export."""
+    sources = sorted(set(_source_names(volume.expr, volume.dask_inputs)))
     return {**target.describe(), "sources": sources, "box": str(volume.grid.bbox)}
 
 
-def _sources(expr: Expr, dask_inputs: dict[str, Any]) -> list[str]:
+def _source_names(expr: Expr, dask_inputs: dict[str, Any]) -> list[str]:
     if isinstance(expr, LevelLeaf):
         when = expr.source.attrs.get("timestamp")
         return [f"{expr.source.name}, mip {expr.mip}{f', at {when}' if when else ''}"]
     if isinstance(expr, DaskLeaf):
-        return [_dask_array(dask_inputs.get(expr.name))]
+        return [_dask_array_name(dask_inputs.get(expr.name))]
     if isinstance(expr, Leaf):
         return ["an array in memory"]
-    return [name for child in expr.inputs for name in _sources(child, dask_inputs)]
+    return [name for child in expr.inputs for name in _source_names(child, dask_inputs)]
 
 
-def _dask_array(array: Any) -> str:
+def _dask_array_name(array: Any) -> str:
     below = [] if array is None else exprs_below(array)
-    names = sorted({name for expr in below for name in _sources(expr, {})})
+    names = sorted({name for expr in below for name in _source_names(expr, {})})
     return f"a dask array of {' and '.join(names)}" if names else "a dask array"
 
 
-def _checked(da: Any) -> xr.DataArray:
+def _check_array(da: Any) -> xr.DataArray:
     if isinstance(da, xr.DataArray):
         _check_colors(da)
         return da
@@ -354,13 +353,13 @@ def _checked(da: Any) -> xr.DataArray:
 
 
 def _check_colors(da: xr.DataArray) -> None:
-    # Formats tell colours by their number alone: those that a file cannot hold, its target refuses.
+    # Only the order of the colours is checked here; the target checks their number.
     if "rgba" not in da.dims or "rgba" not in da.coords:
         return
     names = [str(name) for name in da["rgba"].values]
     if names != list("rgba")[: len(names)]:
         raise LayerError(
-            f"files hold colours in the order r, g, b, a, and this array has {', '.join(names)}: give "
-            "array.sel(rgba=['r', 'g', 'b', 'a']), or one by itself as grey values, such as "
+            f"files store colours in the order r, g, b, a, but this array has {', '.join(names)}: give "
+            "array.sel(rgba=['r', 'g', 'b', 'a']), or one channel as grey values, such as "
             "array.sel(rgba='r', drop=True)"
         )

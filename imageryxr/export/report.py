@@ -1,4 +1,4 @@
-"""What an export tells: while it runs, and when it has ended."""
+"""The report of an export, and its progress bar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FailedRegion:
 
     number: int
     box: str
-    """Where it lies, in nm."""
+    """The box of the region, in nm."""
     error: str
 
     def __str__(self) -> str:
@@ -29,36 +29,36 @@ class FailedRegion:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export did."""
+    """The result of an export."""
 
     target: str
-    """Where the result is."""
+    """Path or URL of the result."""
     regions: int
-    """How many regions of the array were written this time: what a plan's ``regions`` counts."""
+    """Number of regions of the array that this run has written; `ExportPlan.regions` lists them all."""
     bytes_written: int
-    """Bytes on disk, of what was written this time; the size of the file, where the target is one."""
+    """Bytes on disk that this run has written; for a single file, its size."""
     seconds: float
     """Wall time."""
     skipped: int = 0
-    """How many tasks were there already, from an earlier run of the same call."""
+    """Number of tasks that an earlier run of the same call had done."""
     failed: tuple[FailedRegion, ...] = ()
-    """Regions that could not be made; then the target is as it was before, and the same call tries them again."""
+    """Regions that failed. The target is then unchanged, and the same call retries them."""
     holes: tuple[str, ...] = ()
-    """Chunks that a source does not have and that were filled with background, as ``missing=`` says."""
+    """Missing chunks of the sources that were filled with background, according to ``missing=``."""
     retries: int = 0
-    """How often a region was tried again."""
+    """Number of retries of regions."""
     tasks: int = 0
-    """How many tasks were done this time: regions of the array and of a pyramid's coarser levels, as a plan's
-    ``tasks`` counts them. With `skipped` and those that failed they are all of the plan's."""
+    """Number of tasks that this run has done: regions of the array and of a pyramid's coarser levels. `tasks`,
+    `skipped` and the failed tasks add up to `ExportPlan.tasks`."""
     absent_ids: tuple[int, ...] = ()
-    """Ids that were asked for and are nowhere in the data; empty where that is not known: where all was there already,
-    a killed run had left slices of a region, or less is exported than they were asked of."""
+    """Requested ids that do not occur in the data. Empty if this is unknown: an earlier run had done all tasks or left
+    slices of a region, or only a part of the array was exported."""
     result: xr.DataArray | None = field(default=None, repr=False, compare=False)
     """The array, for targets in memory."""
 
     @property
     def complete(self) -> bool:
-        """Whether the result is whole and at its place."""
+        """Whether the export is complete and its result published."""
         return not self.failed
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,21 +83,21 @@ class ExportReport:
     def __repr__(self) -> str:
         rate = f", {show_bytes(self.bytes_written / self.seconds)}/s" if self.seconds > 1 and self.bytes_written else ""
         written = f"{show_bytes(self.bytes_written)} written in {self.seconds:.1f} s{rate}"
-        told = [f"{_tasks(self.tasks, self.regions)}, {written}"]
+        parts = [f"{_tasks(self.tasks, self.regions)}, {written}"]
         if self.skipped:
-            told.append(f"{_count(self.skipped, 'task')} {'was' if self.skipped == 1 else 'were'} there already")
+            parts.append(f"{_count(self.skipped, 'task')} {'was' if self.skipped == 1 else 'were'} done before")
         if self.holes:
-            told.append(f"{_count(len(self.holes), 'missing chunk')} filled with background")
+            parts.append(f"{_count(len(self.holes), 'missing chunk')} filled with background")
         if self.absent_ids:
-            told.append(f"{_count(len(self.absent_ids), 'id')} not in the data")
-        text = f"<ExportReport {self.target}: {'; '.join(told)}>"
+            parts.append(f"{_count(len(self.absent_ids), 'id')} not in the data")
+        text = f"<ExportReport {self.target}: {'; '.join(parts)}>"
         if not self.failed:
             return text
         listed = "\n".join(f"  {f}" for f in self.failed[:20])
         kept = (
-            "Nothing of it is kept: an array in memory is whole, or not there."
+            "No partial result is kept for an array in memory."
             if self.target.startswith("memory:")
-            else "The target is as it was before; run the same call again to make what is missing."
+            else "The target is unchanged; run the same call again to retry the failed tasks."
         )
         more = f"\n  and {len(self.failed) - 20:,} more" if len(self.failed) > 20 else ""
         return f"{text[:-1]}; NOT COMPLETE, {_count(len(self.failed), 'task')} failed>\n{listed}{more}\n{kept}"
@@ -113,7 +113,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def show_bytes(count: float) -> str:
-    """Return a count of bytes as people read it: 3.2 GB."""
+    """Return a number of bytes with a unit, such as 3.2 GB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
@@ -121,64 +121,64 @@ def show_bytes(count: float) -> str:
     raise AssertionError
 
 
-ADVANCE: ContextVar[Callable[[float], None] | None] = ContextVar("imageryxr_advance", default=None)
-"""Takes which share of a region has been made since it was last told, where somebody looks."""
+ON_PROGRESS: ContextVar[Callable[[float], None] | None] = ContextVar("imageryxr_advance", default=None)
+"""A function that receives the share of the region that was made since its last call; None if progress is not shown."""
 
 
-def advance(share: float) -> None:
-    """Tell whoever looks of a share of the region that is under way in this thread."""
-    told = ADVANCE.get()
-    if told is not None:
-        told(share)
+def add_progress(share: float) -> None:
+    """Report that a share of the region of this thread is done."""
+    callback = ON_PROGRESS.get()
+    if callback is not None:
+        callback(share)
 
 
-_FOLLOWER: ContextVar[Callable[[float], Any] | None] = ContextVar("imageryxr_follower", default=None)
+_ON_DONE: ContextVar[Callable[[float], Any] | None] = ContextVar("imageryxr_follower", default=None)
 
 
 @contextmanager
-def following(told: Callable[[float], Any]) -> Iterator[None]:
-    """Report which share of an export, from 0 to 1, is done, while this thread runs one in the block."""
-    before = _FOLLOWER.set(told)
+def report_progress_to(callback: Callable[[float], Any]) -> Iterator[None]:
+    """Call a function with the share, 0 to 1, of an export that is done, for exports of this thread in the block."""
+    before = _ON_DONE.set(callback)
     try:
         yield
     finally:
-        _FOLLOWER.reset(before)
+        _ON_DONE.reset(before)
 
 
-def show_done(shown: Any, done: int, shares: float = 0.0) -> None:
-    """Move a bar to so many tasks and shares of those under way, and report it to a follower."""
+def update_bar(shown: Any, done: int, shares: float = 0.0) -> None:
+    """Move a bar to a number of done tasks plus the shares of running ones; call the function of `report_progress_to`."""
     shown.whole = done
-    shown.update(max(0.0, done + shares - shown.n))  # what a try had made that failed is not taken back
-    told = _FOLLOWER.get()
-    if told is not None and shown.total:
-        shown.reached = max(getattr(shown, "reached", 0.0), done + shares)  # a bar that is not shown counts nothing
-        told(min(1.0, shown.reached / shown.total))
+    shown.update(max(0.0, done + shares - shown.n))  # the share of a failed attempt is not subtracted
+    callback = _ON_DONE.get()
+    if callback is not None and shown.total:
+        shown.reached = max(getattr(shown, "reached", 0.0), done + shares)  # a disabled bar does not count
+        callback(min(1.0, shown.reached / shown.total))
 
 
-def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
-    """Return a bar that counts tasks, and shares of them, with rate and time left; quiet where nobody looks.
+def progress_bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
+    """Return a progress bar of tasks and shares of tasks, with rate and remaining time.
 
     Parameters
     ----------
     place : str
         The target.
     total, skipped : int
-        Tasks, and how many of them were there already: those do not count towards the rate.
+        Number of tasks, and of those that an earlier run had done, which do not count towards the rate.
     shown : bool or None
-        None shows it in a notebook, and if standard error is a terminal.
+        Whether to show the bar. None: in a notebook, and if standard error is a terminal.
     """
     from tqdm.auto import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
-        """Counts whole tasks, while its length is that of shares, too."""
+        """A bar that prints whole tasks, while its length includes shares."""
 
         @property
         def format_dict(self) -> Any:
             return {**super().format_dict, "whole": getattr(self, "whole", skipped)}
 
-    show = _someone_looks() if shown is None else shown
+    show = _is_interactive() if shown is None else shown
     name = os.path.basename(place.rstrip("/"))[:40]
-    # where a terminal says that it has no size, nothing would be seen
+    # tqdm prints nothing in a terminal that reports the size 0
     size = {"ncols": 80, "nrows": 24} if show and _is_sizeless() else {}
     looks = "{l_bar}{bar}| {whole:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
     return Bar(
@@ -186,8 +186,8 @@ def bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
     )
 
 
-def tell(text: str) -> None:
-    """Write a line to standard error, above a bar that may be there."""
+def write_line(text: str) -> None:
+    """Write a line to standard error, above a progress bar if there is one."""
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)
@@ -196,11 +196,11 @@ def tell(text: str) -> None:
 def _is_sizeless() -> bool:
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns == 0
-    except (OSError, ValueError, AttributeError):  # it is no terminal
+    except (OSError, ValueError, AttributeError):  # not a terminal
         return False
 
 
-def _someone_looks() -> bool:
+def _is_interactive() -> bool:
     shell = sys.modules.get("IPython")
     if shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell":
         return True

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import imageryxr as ix
 from imageryxr.cli.demo import _Steps
-from imageryxr.export.report import following
+from imageryxr.export.report import report_progress_to
 from tests.support.cave_server import DATASTACK, OFFSET, TOKEN
 from tests.support.command_line import run, run_process
 
@@ -233,7 +233,7 @@ def test_the_bar_of_the_demo_moves_inside_its_exports(sample, tmp_path, target):
         steps.advance(share)
         seen.append((share, steps._bar.n))
 
-    with following(advance):
+    with report_progress_to(advance):
         ix.export(picture, tmp_path / target, progress=False)
     steps.update()
     shares = [share for share, _ in seen]

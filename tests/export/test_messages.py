@@ -113,7 +113,7 @@ def test_plan_and_report_count_the_same(tmp_path, opened):
     assert f"{plan.tasks} tasks ({len(plan.regions)} region" in repr(report)
     again = ix.export(*call, **options)
     assert (again.regions, again.tasks, again.skipped) == (0, 0, plan.tasks)
-    assert f"{plan.tasks} tasks were there already" in repr(again)
+    assert f"{plan.tasks} tasks were done before" in repr(again)
 
 
 def test_a_plan_says_what_it_counts_and_takes_the_words_that_are_given(tmp_path, opened):
@@ -146,4 +146,4 @@ def test_regions_that_failed_into_memory_are_not_said_to_be_kept():
     report = ix.export(array_of(Computed(fail_above=0)), "memory://", on_error="collect", retries=0)
     assert report.failed
     assert report.result is None
-    assert repr(report).endswith("Nothing of it is kept: an array in memory is whole, or not there.")
+    assert repr(report).endswith("No partial result is kept for an array in memory.")

@@ -11,10 +11,10 @@ from imageryxr.graph.oblique import PlaneSlice
 from imageryxr.graph.strides import Strided
 
 # Per cent of a box that may lie beyond a segmentation unsaid: its edge is seldom just where the image's is.
-FEW = 1.0
+MIN_SEGMENTATION_PERCENT = 1.0
 
 
-def outside(expr: Expr, grid: Grid, verb: str = "exported") -> str:
+def coverage_warning(expr: Expr, grid: Grid, verb: str = "exported") -> str:
     """Return what is to be said of a box that reaches out of its sources; nothing if it does not.
 
     What is drawn over an image is drawn where the image is: of images and segmentations, the images count, and then
@@ -29,21 +29,23 @@ def outside(expr: Expr, grid: Grid, verb: str = "exported") -> str:
     verb : str, default "exported"
         What is done with it, as a participle.
     """
-    found = _extents(expr)
+    found = _level_extents(expr)
     images = [pair for pair in found if pair[0].source.layer_type == "image"]
-    said = _said(images or found, grid)
+    said = _coverage_message(images or found, grid)
     if said:
         return (
             f"{said} are {verb} as 0, which is black and opaque in a picture over an image; give a box inside of it "
             "if that is not meant"
         )
     if images:
-        whole = _extents(expr, cut=False)
-        said = _said([pair for pair in whole if pair[0].source.layer_type != "image"], grid, FEW)
+        whole = _level_extents(expr, cut=False)
+        said = _coverage_message(
+            [pair for pair in whole if pair[0].source.layer_type != "image"], grid, MIN_SEGMENTATION_PERCENT
+        )
     return said and f"{said} show no cell; give a box inside of it if that is not meant"
 
 
-def _said(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, few: float = 0.0) -> str:
+def _coverage_message(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, few: float = 0.0) -> str:
     boxes: dict[LevelLeaf, list[IndexBox]] = {}
     for leaf, box in extents:
         boxes.setdefault(leaf, []).append(box)
@@ -58,13 +60,13 @@ def _said(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, few: float = 0.
     return f"the box {grid.bbox} reaches out of {leaf.source.name}: {where} inside of it, and the other {share:.2g} %"
 
 
-def _extents(expr: Expr, *, cut: bool = True) -> list[tuple[LevelLeaf, IndexBox]]:
+def _level_extents(expr: Expr, *, cut: bool = True) -> list[tuple[LevelLeaf, IndexBox]]:
     """Return where each level ends, in indexes of an expression; of one that is cut at an angle, nothing."""
     if isinstance(expr, LevelLeaf):
         return [(expr, expr.bounds)]
     if isinstance(expr, PlaneSlice):
         return []
-    found = [pair for child in expr.inputs for pair in _extents(child, cut=cut)]
+    found = [pair for child in expr.inputs for pair in _level_extents(child, cut=cut)]
     if isinstance(expr, Shifted):
         return [(leaf, box.shift(expr.by, -1)) for leaf, box in found]
     if isinstance(expr, Clipped) and cut:

@@ -20,11 +20,11 @@ from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
 from imageryxr.graph.to_dask import DaskInputs, blocks_below
 
 # Above this many cuts along one axis, evenly spaced ones stand for all.
-SAMPLED = 128
+MAX_SAMPLES = 128
 # While chunks are fetched and decoded, their compressed bytes and a decoded chunk are held beside the result.
-FETCHING = 1.25
+FETCH_FACTOR = 1.25
 # Of a dask array whose blocks are computed one by one: blocks that are in hand while one is made and put to its place.
-IN_HAND = 3
+BLOCKS_IN_MEMORY = 3
 # What a process takes before it does anything: the interpreter, numpy, xarray, compiled kernels, a client.
 PROCESS_BYTES = 400_000_000
 
@@ -55,20 +55,20 @@ class SourceReads:
         return self.bytes / self.distinct_bytes if self.distinct_bytes else 1.0
 
 
-def source_reads(expr: Expr, regions: Regions | Blocks) -> list[SourceReads]:
+def source_reads(expr: Expr, regions: Regions | BlockGrid) -> list[SourceReads]:
     """Return what the regions of an export read of each source, chunks counted whole.
 
     Blocks of foreign dask arrays count as well, as ``computed``: they are made whole, as often as regions need them.
     """
     found = []
     whole = required_boxes(expr, IndexBox.of_shape(regions.shape))
-    for leaf, axes in _along_axes(expr, regions).items():
+    for leaf, axes in _reads_along_axes(expr, regions).items():
         if not isinstance(leaf, LevelLeaf | DaskLeaf):
             continue
         size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
         voxels = math.prod(sum(extent for extent, _ in axis) for axis in axes)
-        requests = math.prod(sum(count for _, count in axis) for axis in axes) * (not _is_held(leaf))
-        boxes = [_rounded(box, leaf) for box in whole.get(leaf, [])]
+        requests = math.prod(sum(count for _, count in axis) for axis in axes) * (not _is_in_memory(leaf))
+        boxes = [_chunk_extent(box, leaf) for box in whole.get(leaf, [])]
         once = max(1, sum(math.prod(shape) for shape, _ in boxes))
         chunks = max(1, sum(math.prod(number) for _, number in boxes))
         total, count = max(round(voxels), once), max(1, round(requests))
@@ -81,7 +81,7 @@ def source_reads(expr: Expr, regions: Regions | Blocks) -> list[SourceReads]:
     return found
 
 
-def reads_below(expr: Expr, dask_inputs: DaskInputs, regions: Regions) -> list[SourceReads]:
+def dask_input_reads(expr: Expr, dask_inputs: DaskInputs, regions: Regions) -> list[SourceReads]:
     """Return what is read of sources for blocks of foreign dask arrays, as far as their graphs tell.
 
     Blocks of recipes are counted once for each time that the blocks above them are computed.
@@ -90,14 +90,14 @@ def reads_below(expr: Expr, dask_inputs: DaskInputs, regions: Regions) -> list[S
     times = {r.source: r.requests / r.chunks for r in source_reads(expr, regions) if r.computed}
     for name, array in dask_inputs.items():
         for below, splits in blocks_below(array):
-            for reads in source_reads(below, Blocks(splits)):
+            for reads in source_reads(below, BlockGrid(splits)):
                 factor = times.get(str(key_split(name)), 1.0)
                 found.append(replace(reads, bytes=round(reads.bytes * factor), requests=round(reads.requests * factor)))
     return found
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockGrid:
     """Blocks of a dask array, as `source_reads` takes them in place of regions."""
 
     splits: tuple[tuple[int, ...], ...]
@@ -116,13 +116,13 @@ class Blocks:
 
     def __getitem__(self, index: int) -> IndexBox:
         spots = np.unravel_index(index, self.counts)
-        starts = [_starts(s) for s in self.splits]
+        starts = [_block_starts(s) for s in self.splits]
         low = tuple(int(s[i]) for s, i in zip(starts, spots, strict=True))
         high = tuple(int(s[i + 1]) for s, i in zip(starts, spots, strict=True))
         return IndexBox(low, high)  # type: ignore[arg-type]
 
 
-def rereads(expr: Expr, regions: Regions) -> tuple[float, float]:
+def reread_factors(expr: Expr, regions: Regions) -> tuple[float, float]:
     """Return how many times over the regions read what they need: all sources together by bytes, and the worst."""
     reads = source_reads(expr, regions)
     distinct = sum(r.distinct_bytes for r in reads)
@@ -130,35 +130,35 @@ def rereads(expr: Expr, regions: Regions) -> tuple[float, float]:
     return together, max((r.rereads for r in reads), default=1.0)
 
 
-def _along_axes(expr: Expr, regions: Regions | Blocks) -> dict[Leaf, list[list[tuple[float, float]]]]:
+def _reads_along_axes(expr: Expr, regions: Regions | BlockGrid) -> dict[Leaf, list[list[tuple[float, float]]]]:
     # A region's chunks are so many along z, times so many along y, times so many along x: each axis is walked alone.
     found: dict[Leaf, list[list[tuple[float, float]]]] = {}
     counts = regions.counts
     middle = [n // 2 for n in counts]
     for axis in range(3):
-        chosen = range(0, counts[axis], -(-counts[axis] // SAMPLED))
+        chosen = range(0, counts[axis], -(-counts[axis] // MAX_SAMPLES))
         weight = counts[axis] / len(chosen)
         for i in chosen:
             index = [*middle[:axis], i, *middle[axis + 1 :]]
             box = regions[(index[0] * counts[1] + index[1]) * counts[2] + index[2]]
             for leaf, boxes in required_boxes(expr, box).items():
-                shape, number = _rounded(reduce(IndexBox.hull, boxes), leaf)
+                shape, number = _chunk_extent(reduce(IndexBox.hull, boxes), leaf)
                 pairs = found.setdefault(leaf, [[], [], []])[axis]
                 pairs.append((shape[axis] * weight, number[axis] * weight))
     return found
 
 
-def _is_held(leaf: Leaf) -> bool:
+def _is_in_memory(leaf: Leaf) -> bool:
     """Tell whether a leaf is in memory, of which nothing is read as a whole."""
     return isinstance(leaf, LevelLeaf) and isinstance(getattr(leaf.source, "array", None), np.ndarray)
 
 
-def _rounded(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
+def _chunk_extent(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
     """Return the shape of a box rounded out to whole chunks, and how many those are along each axis."""
     if isinstance(leaf, DaskLeaf):
-        ends = [_blocks(s, a, b) for s, a, b in zip(leaf.splits, box.start, box.stop, strict=True)]
+        ends = [_block_extent(s, a, b) for s, a, b in zip(leaf.splits, box.start, box.stop, strict=True)]
         return tuple(n for n, _ in ends), tuple(count for _, count in ends)  # type: ignore[return-value]
-    stored = isinstance(leaf, LevelLeaf) and not _is_held(leaf)
+    stored = isinstance(leaf, LevelLeaf) and not _is_in_memory(leaf)
     chunks = leaf.source.levels[leaf.mip].chunks if stored and isinstance(leaf, LevelLeaf) else (1, 1, 1)
     low = tuple(a // c for a, c in zip(box.start, chunks, strict=True))
     high = tuple(-(-b // c) for b, c in zip(box.stop, chunks, strict=True))
@@ -169,19 +169,19 @@ def _rounded(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
     return whole.clip(leaf.bounds).shape, tuple(b - a for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
 
 
-def _blocks(sizes: tuple[int, ...], start: int, stop: int) -> tuple[int, int]:
-    starts = _starts(sizes)
+def _block_extent(sizes: tuple[int, ...], start: int, stop: int) -> tuple[int, int]:
+    starts = _block_starts(sizes)
     first, last = np.searchsorted(starts, start, "right") - 1, np.searchsorted(starts, stop, "left")
     return int(starts[last] - starts[first]), int(last - first)
 
 
 @lru_cache(maxsize=64)
-def _starts(sizes: tuple[int, ...]) -> Any:
+def _block_starts(sizes: tuple[int, ...]) -> Any:
     return np.array([0, *accumulate(sizes)])
 
 
 @dataclass(frozen=True)
-class Computing:
+class ComputeCost:
     """What computing blocks of a foreign dask array takes, beside the blocks."""
 
     apart: bool
@@ -192,19 +192,19 @@ class Computing:
     """Bytes in hand, where that is all blocks at once, for each byte of theirs: none of what is in memory anyway."""
 
 
-def computing(dask_inputs: DaskInputs) -> dict[str, Computing]:
+def compute_costs(dask_inputs: DaskInputs) -> dict[str, ComputeCost]:
     """Return what computing blocks of each foreign array takes."""
     found = {}
     for name, array in dask_inputs.items():
-        recipes = [region_memory(expr, box, box.voxels, 0.0) for expr, box in map(_largest, blocks_below(array))]
+        recipes = [region_memory(expr, box, box.voxels, 0.0) for expr, box in map(_largest_block, blocks_below(array))]
         if has_computed_blocks(array):
-            found[name] = Computing(apart=False, below=0, held=0.0 if is_in_memory(array) else 1.0)
+            found[name] = ComputeCost(apart=False, below=0, held=0.0 if is_in_memory(array) else 1.0)
         else:
-            found[name] = Computing(has_independent_blocks(array), max(recipes, default=0))
+            found[name] = ComputeCost(has_independent_blocks(array), max(recipes, default=0))
     return found
 
 
-def _largest(below: tuple[Expr, tuple[tuple[int, ...], ...]]) -> tuple[Expr, IndexBox]:
+def _largest_block(below: tuple[Expr, tuple[tuple[int, ...], ...]]) -> tuple[Expr, IndexBox]:
     expr, splits = below
     box = IndexBox.of_shape(tuple(map(max, splits)))
     return expr, box
@@ -219,7 +219,7 @@ def region_memory(
     piece: IndexBox | None = None,
     spared: int = 0,
     page: int = 0,
-    inputs: Mapping[str, Computing] | None = None,
+    inputs: Mapping[str, ComputeCost] | None = None,
 ) -> int:
     """Return the most bytes that a region takes while it is read, drawn, encoded and written.
 
@@ -245,19 +245,21 @@ def region_memory(
     """
     piece = box if piece is None else piece
     needs = required_boxes(expr, box)
-    given = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if isinstance(leaf, DaskLeaf))
-    stored = sum(bytes_of(leaf, b) for leaf, boxes in needs.items() for b in boxes if not isinstance(leaf, DaskLeaf))
+    given = sum(box_bytes(leaf, b) for leaf, boxes in needs.items() for b in boxes if isinstance(leaf, DaskLeaf))
+    stored = sum(box_bytes(leaf, b) for leaf, boxes in needs.items() for b in boxes if not isinstance(leaf, DaskLeaf))
     stored -= spared
-    flight = _in_flight({leaf: boxes for leaf, boxes in needs.items() if isinstance(leaf, DaskLeaf)}, inputs or {})
+    flight = _compute_bytes({leaf: boxes for leaf, boxes in needs.items() if isinstance(leaf, DaskLeaf)}, inputs or {})
     part = min(1.0, brick / max(1, piece.voxels))
-    drawing = part * sum(bytes_of(e, b) for e, b in steps(expr, piece))
+    drawing = part * sum(box_bytes(e, b) for e, b in intermediate_boxes(expr, piece))
     # what is exported as it was read is not drawn
-    result = bytes_of(expr, piece)
+    result = box_bytes(expr, piece)
     drawn = 0 if isinstance(expr, Leaf) else result
-    return int(max(given + flight, given + FETCHING * stored + max(drawn + drawing, drawn + encoding * result + page)))
+    return int(
+        max(given + flight, given + FETCH_FACTOR * stored + max(drawn + drawing, drawn + encoding * result + page))
+    )
 
 
-def _in_flight(needs: Mapping[DaskLeaf, list[IndexBox]], dask_inputs: Mapping[str, Computing]) -> int:
+def _compute_bytes(needs: Mapping[DaskLeaf, list[IndexBox]], dask_inputs: Mapping[str, ComputeCost]) -> int:
     """Return the bytes of what is computed for boxes of foreign arrays: blocks are, whole, whatever is wanted of them.
 
     Those that are computed apart come one after the other, whichever array they are of; what blocks share is there
@@ -266,25 +268,25 @@ def _in_flight(needs: Mapping[DaskLeaf, list[IndexBox]], dask_inputs: Mapping[st
     apart, together = [0], 0
     for leaf, boxes in needs.items():
         size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
-        how = dask_inputs.get(leaf.name, Computing(apart=False, below=0))
-        whole = int(how.held * size * sum(math.prod(_rounded(box, leaf)[0]) for box in boxes))
+        how = dask_inputs.get(leaf.name, ComputeCost(apart=False, below=0))
+        whole = int(how.held * size * sum(math.prod(_chunk_extent(box, leaf)[0]) for box in boxes))
         if how.apart:
-            apart.append(min(IN_HAND * size * math.prod(map(max, leaf.splits)), whole) + how.below)
+            apart.append(min(BLOCKS_IN_MEMORY * size * math.prod(map(max, leaf.splits)), whole) + how.below)
         else:
             together += whole + how.below
     return max(apart) + together
 
 
-def steps(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
+def intermediate_boxes(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
     """Return all that is made on the way to a box, but what is read."""
     box = box.clip(expr.bounds)
     if isinstance(expr, Leaf) or not box.voxels:
         return
     yield expr, box
     for child, need in zip(expr.inputs, expr.needs(box), strict=True):
-        yield from steps(child, need)
+        yield from intermediate_boxes(child, need)
 
 
-def bytes_of(expr: Expr, box: IndexBox) -> int:
+def box_bytes(expr: Expr, box: IndexBox) -> int:
     """Return the bytes of a box of an expression."""
     return box.voxels * expr.dtype.itemsize * math.prod((*expr.lead, *expr.tail))

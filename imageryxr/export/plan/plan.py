@@ -14,11 +14,11 @@ from imageryxr.export.commit.preflight import check_writable
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.estimate import PROCESS_BYTES, SourceReads
 from imageryxr.export.plan.regions import Regions
-from imageryxr.export.plan.slab_regions import SpillSpace
-from imageryxr.export.read.slabs import Slicewise
+from imageryxr.export.plan.slab_regions import ScratchUse
+from imageryxr.export.read.slabs import SlabSettings
 from imageryxr.export.read.spill import free_bytes
 from imageryxr.export.report import show_bytes
-from imageryxr.export.run.workers import Crew, available_memory
+from imageryxr.export.run.workers import WorkerPool, available_memory
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.targets.slices import SliceTarget
@@ -53,17 +53,17 @@ class ExportPlan:
     that are there already."""
     peak_memory: int
     """Bytes that a worker takes at the most, estimated: all its threads, and the process itself."""
-    crew: Crew
+    pool: WorkerPool
     """Who will do the work."""
     sources: tuple[str, ...] = ()
     """URLs and paths that the array is read from, as far as they are known; the target lies on none of them."""
     done: int = 0
     """Tasks that are done already, by an earlier run of the same call, by its own account."""
-    scratch: SpillSpace | None = None
+    scratch: ScratchUse | None = None
     """What waits on a local disk, where memory is too little to read each chunk once; None if nothing does."""
     scratch_given: str | None = field(repr=False, default=None)
     refuses_scratch: bool = field(repr=False, default=False)
-    how: Slicewise | None = field(repr=False, default=None)
+    slab_settings: SlabSettings | None = field(repr=False, default=None)
     read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
     workspace: Workspace | None = field(repr=False, default=None)
     overwrite: bool = False
@@ -114,17 +114,17 @@ class ExportPlan:
         TargetExistsError
             If it is there, of another call, and may not be replaced.
         """
-        if self.scratch_given is not None and self.crew.kind != "cluster":
+        if self.scratch_given is not None and self.pool.kind != "cluster":
             free_bytes(self.scratch_given)  # also where it is not needed this time: who names a folder wants to use it
-        scratch = [] if self.scratch is None else self.scratch.problems(self.crew)
-        problems = [*self.target.problems(), *self._lost(), *self._too_large(), *scratch]
+        scratch = [] if self.scratch is None else self.scratch.problems(self.pool)
+        problems = [*self.target.problems(), *self._lost_blocks(), *self._memory_problems(), *scratch]
         if problems:
             raise OptionError(f"{self.target.place} cannot be written: {'; and '.join(problems)}")
         if self.workspace is not None:
             self.workspace.refuse(self.workspace.load(self.overwrite), self.overwrite)
             check_writable(self.workspace, self.bytes_to_write + self.pyramid_bytes, self.target)
 
-    def _lost(self) -> list[str]:
+    def _lost_blocks(self) -> list[str]:
         lost = count_lost_blocks(self.read.volume.dask_inputs)
         if not lost:
             return []
@@ -133,11 +133,11 @@ class ExportPlan:
             "with that cluster's Client open, or export it as it was before persist()"
         ]
 
-    def _too_large(self) -> list[str]:
-        limit, in_memory = self.crew.memory, self.target.kind == "memory"
+    def _memory_problems(self) -> list[str]:
+        limit, in_memory = self.pool.memory, self.target.kind == "memory"
         result = self.bytes_to_write if in_memory else 0
         have = available_memory()
-        if in_memory and self.crew.kind == "threads" and limit is not None:
+        if in_memory and self.pool.kind == "threads" and limit is not None:
             have = limit if have is None else min(have, limit)
         if have is not None and result > have:
             return [
@@ -164,7 +164,7 @@ class ExportPlan:
         again = max(self.reads, key=lambda r: r.bytes - r.distinct_bytes, default=None)
         if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
             return
-        ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.crew.threads > 1 else [])
+        ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.pool.threads > 1 else [])
         if isinstance(self.target, SliceTarget):
             ways += ["a folder for scratch=…, where what was read waits"] if self.refuses_scratch else []
             ways.append("export to .ome.zarr, whose regions need not be whole slices")
@@ -205,7 +205,9 @@ class ExportPlan:
     def _less_memory(self) -> str:
         granule = self.target.granule
         process = f"{show_bytes(PROCESS_BYTES)} of that are the process itself, with its libraries"
-        busy = self.crew.threads if self.how is None else self.how.at_once * self.how.threads
+        busy = (
+            self.pool.threads if self.slab_settings is None else self.slab_settings.at_once * self.slab_settings.threads
+        )
         advice = ["fewer threads a worker (workers=…)"] if busy > 1 else []
         if isinstance(self.target, SliceTarget):
             advice.append("export to .ome.zarr, whose regions need not be whole slices")
@@ -217,7 +219,7 @@ class ExportPlan:
         """Return the plan's numbers as plain data."""
         return {
             "target": self.target.place,
-            **{k: v for k, v in self._said().items() if v is not None},
+            **{k: v for k, v in self._options().items() if v is not None},
             "shape": list(self.shape),
             "regions": len(self.regions),
             "region": list(self.regions.largest().shape),
@@ -243,48 +245,48 @@ class ExportPlan:
                 {"array": r.source, "blocks": r.chunks, "computed": r.requests, "bytes": r.bytes} for r in self.computes
             ],
             "peak_memory": self.peak_memory,
-            "workers": self.crew.workers,
-            "threads": self.crew.threads,
-            "memory": self.crew.memory,
+            "workers": self.pool.workers,
+            "threads": self.pool.threads,
+            "memory": self.pool.memory,
             "scratch": None if self.scratch is None else self.scratch.to_dict(),
         }
 
-    def _said(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """Return the format and its options in the words in which they are given."""
-        said = self.target.describe()
-        return {**said, "axis": DIMS[said["axis"]]} if "axis" in said else said
+        options = self.target.describe()
+        return {**options, "axis": DIMS[options["axis"]]} if "axis" in options else options
 
-    def _tasks_are(self) -> str:
+    def _tasks_text(self) -> str:
         later = self.tasks - len(self.regions)
         of_pyramid = f", and {later:,} of a pyramid's coarser levels" if later else ""
         return f"one a region{of_pyramid}" + (f", {self.done:,} of them done before" if self.done else "")
 
-    def _idle(self) -> str | None:
+    def _idle_workers(self) -> str | None:
         """Tell of processes that no region is left for."""
-        idle = self.crew.workers - len(self.regions)
-        if self.crew.kind == "threads" or idle <= 0:
+        idle = self.pool.workers - len(self.regions)
+        if self.pool.kind == "threads" or idle <= 0:
             return None
-        kind = "workers" if self.crew.kind == "cluster" else "processes"
+        kind = "workers" if self.pool.kind == "cluster" else "processes"
         return (
-            f"{idle:,} of {self.crew.workers:,} {kind} will have nothing to do, as more regions would read the same "
+            f"{idle:,} of {self.pool.workers:,} {kind} will have nothing to do, as more regions would read the same "
             "chunks again: fewer are as fast"
         )
 
-    def _coming(self) -> str:
+    def _expected_text(self) -> str:
         """Tell of workers that are not there yet."""
-        coming, count = self.crew.coming, self.crew.workers
-        if not coming:
+        expected, count = self.pool.expected, self.pool.workers
+        if not expected:
             return ""
-        here = count - coming
+        here = count - expected
         return f", {f'{here:,}' if here else 'none'} of them {'is' if here < 2 else 'are'} there yet"
 
-    def _regions_are(self) -> str:
+    def _regions_text(self) -> str:
         return "1 region of " if len(self.regions) == 1 else f"{len(self.regions):,} regions of up to "
 
-    def _crew_is(self) -> str:
-        count, kind = self.crew.workers * self.crew.threads, self.crew.kind
+    def _workers_text(self) -> str:
+        count, kind = self.pool.workers * self.pool.threads, self.pool.kind
         if kind == "cluster":
-            return f"{self.crew.workers:,} × {self.crew.threads:,} {kind}{self._coming()}"
+            return f"{self.pool.workers:,} × {self.pool.threads:,} {kind}{self._expected_text()}"
         return f"{count:,} {kind if count > 1 else kind.removesuffix('es' if kind == 'processes' else 's')}"
 
     def _read_rows(self) -> Iterator[tuple[str, str]]:
@@ -296,13 +298,13 @@ class ExportPlan:
     def _rows(self) -> list[tuple[str, str]]:
         z, y, x = self.shape
         dz, dy, dx = self.regions.largest().shape
-        said = {k: v for k, v in self._said().items() if v is not None and k != "format"}
-        options = ", ".join(f"{k}={v}{' (z, y, x)' * (k in ('chunks', 'shards'))}" for k, v in said.items())
+        options = {k: v for k, v in self._options().items() if v is not None and k != "format"}
+        options = ", ".join(f"{k}={v}{' (z, y, x)' * (k in ('chunks', 'shards'))}" for k, v in options.items())
         rows = [
             ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
             ("voxels", f"{x:,} × {y:,} × {z:,} (x, y, z)"),
-            ("regions", f"{self._regions_are()}{dx:,} × {dy:,} × {dz:,} voxels"),
-            ("tasks", f"{self.tasks:,}: {self._tasks_are()}"),
+            ("regions", f"{self._regions_text()}{dx:,} × {dy:,} × {dz:,} voxels"),
+            ("tasks", f"{self.tasks:,}: {self._tasks_text()}"),
             *self._read_rows(),
         ]
         rows += [
@@ -314,11 +316,13 @@ class ExportPlan:
         also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
         files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
         rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
-        advice = (self._fewer_files(), self._idle(), self.target.advice())
+        advice = (self._fewer_files(), self._idle_workers(), self.target.advice())
         rows += [("advice", text) for text in advice if text is not None]
-        have = f" of {show_bytes(self.crew.memory)}" if self.crew.memory is not None else ""
+        have = f" of {show_bytes(self.pool.memory)}" if self.pool.memory is not None else ""
         process = f"{show_bytes(PROCESS_BYTES)} for the process itself included"
-        rows.append(("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {process}; {self._crew_is()}"))
+        rows.append(
+            ("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {process}; {self._workers_text()}")
+        )
         if self.scratch is not None:
             rows.append(("scratch", str(self.scratch)))
         return rows

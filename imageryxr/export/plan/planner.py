@@ -14,34 +14,34 @@ from imageryxr.export.commit.session import Stages, Workspace
 from imageryxr.export.plan.estimate import (
     PROCESS_BYTES,
     SourceReads,
-    computing,
-    reads_below,
+    compute_costs,
+    dask_input_reads,
     region_memory,
-    rereads,
+    reread_factors,
     source_reads,
 )
 from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.plan.regions import Regions, choose_regions
-from imageryxr.export.plan.slab_regions import cutter_of
+from imageryxr.export.plan.slab_regions import slab_planner
 from imageryxr.export.read.buffers import BRICK_VOXELS, bricks
-from imageryxr.export.read.rolling_window import cut
-from imageryxr.export.run.workers import Crew, available_memory
+from imageryxr.export.read.rolling_window import choose_strips
+from imageryxr.export.run.workers import WorkerPool, available_memory
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import has_computed_blocks
 from imageryxr.graph.labelled import BoxReader
 
 # Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
-MOST_COARSE = 1 << 26
+MAX_COARSE_VOXELS = 1 << 26
 # Tasks at the most, a petavoxel's: each takes some bytes, of the account of what is done and of what is handed out.
-MOST_TASKS = 1 << 28
+MAX_TASKS = 1 << 28
 TASK_BYTES = 24
 
 
 def make_plan(
     target: Target,
     read: BoxReader,
-    crew: Crew,
+    pool: WorkerPool,
     token: str,
     what: dict[str, Any],
     *,
@@ -50,21 +50,21 @@ def make_plan(
     sources: tuple[str, ...] = (),
 ) -> ExportPlan:
     """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
-    cutter, given = cutter_of(target, read, crew, scratch), computing(read.volume.dask_inputs)
+    slabs, costs = slab_planner(target, read, pool, scratch), compute_costs(read.volume.dask_inputs)
     encoding, page = target.encoding, target.page_bytes
 
     def memory_of(box: Any) -> int:
         expr, piece, spared = read.volume.expr, None, 0
         if target.kind != "memory":
-            strips = cut(expr, box, target.granule)
+            strips = choose_strips(expr, box, target.granule)
             piece, spared = next(bricks(strips.boxes[0], target.granule)), strips.spared
-        return region_memory(expr, box, BRICK_VOXELS, encoding, piece=piece, spared=spared, page=page, inputs=given)
+        return region_memory(expr, box, BRICK_VOXELS, encoding, piece=piece, spared=spared, page=page, inputs=costs)
 
-    share = crew.share()
+    share = pool.memory_per_region()
     # how large blocks are is known, not estimated
-    most = share if share is None or not given else 2 * share
-    regions = cutter.regions() if cutter else _regions(target, read, crew, memory_of, most)
-    target = _in_coarse(target, crew.budget, crew.workers * crew.threads)
+    most = share if share is None or not costs else 2 * share
+    regions = slabs.regions() if slabs else _choose_volume_regions(target, read, pool, memory_of, most)
+    target = _enlarge_coarse_regions(target, pool.budget, pool.workers * pool.threads)
     workspace, done = None, 0
     stages = Stages.of(regions, target)
     if target.kind != "memory":
@@ -76,10 +76,13 @@ def make_plan(
         regions = stages.parts[0]
         if header is not None and header.token == token:
             done = len({e.number for e in workspace.manifest.entries(header.run)})
-    how = cutter.how(regions) if cutter else None
-    each = memory_of if cutter is None or how is None else partial(cutter.memory, how)
-    working = max(map(each, [regions.largest(), regions[0]])) * (how.at_once if how else crew.at_once(regions))
-    reads, computes = _reads(read, regions)
+    slab_settings = slabs.settings(regions) if slabs else None
+    each = memory_of if slabs is None or slab_settings is None else partial(slabs.memory, slab_settings)
+    working = max(map(each, [regions.largest(), regions[0]])) * (
+        slab_settings.at_once if slab_settings else pool.at_once(regions)
+    )
+    spilled = slab_settings if slab_settings and slab_settings.spilled else None
+    reads, computes = _reads_and_computes(read, regions)
     return ExportPlan(
         target=target,
         shape=target.layer.grid.shape,
@@ -88,14 +91,14 @@ def make_plan(
         tasks=len(stages),
         reads=reads,
         computes=computes,
-        peak_memory=_peak(target, crew, max(working, crew.threads * _later(target))),
-        crew=crew,
+        peak_memory=_peak_memory(target, pool, max(working, pool.threads * _coarse_memory(target))),
+        pool=pool,
         sources=sources,
         done=done,
-        scratch=cutter.scratch(how, regions) if cutter and how and how.spilled else None,
+        scratch=slabs.scratch_use(spilled, regions) if slabs and spilled else None,
         scratch_given=scratch if isinstance(scratch, str) else None,
         refuses_scratch=scratch is False,
-        how=how,
+        slab_settings=slab_settings,
         read=read,
         workspace=workspace,
         overwrite=overwrite,
@@ -105,7 +108,7 @@ def make_plan(
 def _check_count(stages: Stages, target: Target) -> None:
     """Raise `OptionError` if an export has more tasks than can be kept account of."""
     have = available_memory()
-    most = MOST_TASKS if have is None else min(MOST_TASKS, have // TASK_BYTES)
+    most = MAX_TASKS if have is None else min(MAX_TASKS, have // TASK_BYTES)
     if len(stages) <= most:
         return
     ways = "larger chunks=… or shards=…, " if isinstance(target, Pyramid) else ""
@@ -116,53 +119,55 @@ def _check_count(stages: Stages, target: Target) -> None:
     )
 
 
-def _regions(target: Target, read: BoxReader, crew: Crew, memory_of: Callable[[Any], int], most: int | None) -> Regions:
+def _choose_volume_regions(
+    target: Target, read: BoxReader, pool: WorkerPool, memory_of: Callable[[Any], int], most: int | None
+) -> Regions:
     expr = read.volume.expr
     return choose_regions(
         expr,
         target.layer.grid.shape,
         target.granule,
         memory_of=memory_of,
-        reads_of=lambda r: rereads(expr, r),
-        budget=crew.budget,
-        least=crew.workers * crew.threads,
+        reads_of=lambda r: reread_factors(expr, r),
+        budget=pool.budget,
+        least=pool.workers * pool.threads,
         most=most,
-        threads=crew.threads,
+        threads=pool.threads,
     )
 
 
-def _reads(read: BoxReader, regions: Regions) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
+def _reads_and_computes(read: BoxReader, regions: Regions) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
     """Return what is read of sources, and what is computed of foreign dask arrays."""
     expr, dask_inputs = read.volume.expr, read.volume.dask_inputs
-    found = [*source_reads(expr, regions), *reads_below(expr, dask_inputs, regions)]
+    found = [*source_reads(expr, regions), *dask_input_reads(expr, dask_inputs, regions)]
     held = {key_split(name) for name, array in dask_inputs.items() if has_computed_blocks(array)}
     computes = tuple(r for r in found if r.computed and r.source not in held)
     return tuple(r for r in found if not r.computed), computes
 
 
-def _in_coarse(target: Target, budget: int, slots: int) -> Target:
+def _enlarge_coarse_regions(target: Target, budget: int, slots: int) -> Target:
     """Return a target whose coarser levels are made in regions as large as memory allows, and enough for all."""
     voxels = target.coarse
-    while voxels < MOST_COARSE:
+    while voxels < MAX_COARSE_VOXELS:
         voxels *= 2
         larger = target.in_coarse(voxels)
-        if not larger.later or len(larger.later[0]) < 8 * slots or _later(larger) > budget:
+        if not larger.later or len(larger.later[0]) < 8 * slots or _coarse_memory(larger) > budget:
             break
         target = larger
     return target
 
 
-def _peak(target: Target, crew: Crew, working: int) -> int:
+def _peak_memory(target: Target, pool: WorkerPool, working: int) -> int:
     """Return the most bytes of a process that works, of which its regions take some."""
     # files are put together by the process that leads the export: on a cluster, that is no worker
-    assembling = 0 if crew.kind == "cluster" else target.assembling_bytes
+    assembling = 0 if pool.kind == "cluster" else target.assembling_bytes
     # a result in memory lies beside threads
-    beside = target.kind == "memory" and crew.kind == "threads"
+    beside = target.kind == "memory" and pool.kind == "threads"
     result = target.layer.grid.box.voxels * target.layer.voxel_bytes if beside else 0
     return PROCESS_BYTES + result + max(working, assembling)
 
 
-def _later(target: Target) -> int:
+def _coarse_memory(target: Target) -> int:
     """Return the most that a region of a pyramid's coarser levels takes."""
     most = 0
     for stage, regions in enumerate(target.later, 1):

@@ -15,7 +15,7 @@ from imageryxr.graph.to_dask import dask_leaves
 # What one region may take in memory, unless the caller or the machine says less.
 REGION_BYTES = 1 << 30
 # What may be read, against what is needed, before a region may take more than that.
-MUCH_AGAIN = 1.15
+REREAD_LIMIT = 1.15
 # A region starts out as a block does: CloudVolume reads at full speed from there on.
 START_VOXELS = 1 << 22
 
@@ -127,22 +127,24 @@ def choose_regions(
     budget : int
         Bytes that a region may take.
     least : int
-        How many regions there should be, so that no worker idles, where that does not read more than `MUCH_AGAIN`.
+        How many regions there should be, so that no worker idles, where that does not read more than `REREAD_LIMIT`.
     most : int, optional
-        Bytes that a region may take where more than `MUCH_AGAIN` would be read twice else.
+        Bytes that a region may take where more than `REREAD_LIMIT` would be read twice else.
     threads : int, default 1
         Regions that share the memory of a worker; of fewer each may take more.
     """
-    axes = [_start(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
+    axes = [_initial_size(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
     start = best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
     # Blocks of a foreign dask array are computed whole, whatever is wanted of them.
     own = bool(dask_leaves(expr))
     room = max(budget, most or 0) if own else budget
-    best = _shrunk(best, granule, lambda r: (own or _volume(r) <= 2 * START_VOXELS) and memory_of(r.largest()) <= room)
+    best = _shrink(
+        best, granule, lambda r: (own or _largest_voxels(r) <= 2 * START_VOXELS) and memory_of(r.largest()) <= room
+    )
     reads, worst = reads_of(best)
     while reads > 1.02:
-        grown = [_grown(best, axis, start, granule[axis]) for axis in (2, 1, 0)]
-        much = worst > MUCH_AGAIN
+        grown = [_grow(best, axis, start, granule[axis]) for axis in (2, 1, 0)]
+        much = worst > REREAD_LIMIT
         limit = max(budget, most or 0) if much else budget
         fitting = [
             g
@@ -185,10 +187,10 @@ def choose_slabs(
     fits : callable
         Whether there is room for thicker ones.
     """
-    start = best = _with(Regions(shape, shape, shape), axis, *_start(expr, axis, shape[axis], 1))
+    start = best = _replace_axis(Regions(shape, shape, shape), axis, *_initial_size(expr, axis, shape[axis], 1))
     reads, worst = reads_of(best)
-    while worst > MUCH_AGAIN:
-        grown = _grown(best, axis, start, 1)
+    while worst > REREAD_LIMIT:
+        grown = _grow(best, axis, start, 1)
         cost = reads_of(grown)
         if grown == best or cost[0] > reads * 0.99 or not fits(grown):
             break
@@ -196,7 +198,7 @@ def choose_slabs(
     return best
 
 
-def _start(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int]:
+def _initial_size(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int]:
     edges = expr.edges(axis, 0, n)
     if not edges:
         step = min(-(-n // granule), max(1, 512 // granule)) * granule
@@ -213,18 +215,18 @@ def _start(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int]:
     return step, first or step
 
 
-def _volume(regions: Regions) -> int:
+def _largest_voxels(regions: Regions) -> int:
     return regions.largest().voxels
 
 
-def _shrunk(regions: Regions, granule: Index3, fits: Callable[[Regions], bool]) -> Regions:
+def _shrink(regions: Regions, granule: Index3, fits: Callable[[Regions], bool]) -> Regions:
     start = regions
     while not fits(regions):
         axis = max(range(3), key=lambda a: regions.step[a] / granule[a])
         half = _half(regions.step[axis], granule[axis])
         if half >= regions.step[axis]:
             break
-        regions = _stepped(regions, axis, half, start, granule[axis])
+        regions = _resize(regions, axis, half, start, granule[axis])
     return regions
 
 
@@ -232,7 +234,7 @@ def _half(step: int, granule: int) -> int:
     return max(granule, -(-(step // 2) // granule) * granule)
 
 
-def _grown(regions: Regions, axis: int, start: Regions, granule: int) -> Regions:
+def _grow(regions: Regions, axis: int, start: Regions, granule: int) -> Regions:
     step, n = regions.step[axis], regions.shape[axis]
     if step >= n:
         return regions
@@ -241,16 +243,16 @@ def _grown(regions: Regions, axis: int, start: Regions, granule: int) -> Regions
         double = start.step[axis]
         while _half(double, granule) > step:
             double = _half(double, granule)
-    return _stepped(regions, axis, double, start, granule)
+    return _resize(regions, axis, double, start, granule)
 
 
-def _stepped(regions: Regions, axis: int, step: int, start: Regions, granule: int) -> Regions:
+def _resize(regions: Regions, axis: int, step: int, start: Regions, granule: int) -> Regions:
     """Return regions of another size, cut where those are that follow the chunks."""
     edge = start.first[axis] % start.step[axis] if step < regions.shape[axis] else 0
-    return _with(regions, axis, step, edge % step // granule * granule or step)
+    return _replace_axis(regions, axis, step, edge % step // granule * granule or step)
 
 
-def _with(regions: Regions, axis: int, step: int, first: int) -> Regions:
+def _replace_axis(regions: Regions, axis: int, step: int, first: int) -> Regions:
     steps, firsts = list(regions.step), list(regions.first)
     steps[axis], firsts[axis] = step, min(first, regions.shape[axis])
     return replace(regions, step=tuple(steps), first=tuple(firsts))  # type: ignore[arg-type]

@@ -8,28 +8,28 @@ from typing import Any
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import ScratchError
-from imageryxr.export.plan.estimate import rereads
-from imageryxr.export.plan.regions import MUCH_AGAIN, REGION_BYTES, Regions, choose_regions, choose_slabs
+from imageryxr.export.plan.estimate import reread_factors
+from imageryxr.export.plan.regions import REGION_BYTES, REREAD_LIMIT, Regions, choose_regions, choose_slabs
 from imageryxr.export.read.buffers import BRICK_VOXELS
-from imageryxr.export.read.slabs import Slicewise, drawing_bytes, fitted, scratch_bytes, slicewise_memory
-from imageryxr.export.read.spill import MORE_ROOM, free_bytes, scratch_folder
+from imageryxr.export.read.slabs import SlabSettings, drawing_bytes, fit_memory, scratch_bytes, slab_memory
+from imageryxr.export.read.spill import SCRATCH_ADVICE, free_bytes, scratch_folder
 from imageryxr.export.report import show_bytes
-from imageryxr.export.run.workers import Crew
+from imageryxr.export.run.workers import WorkerPool
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.graph.expr import Expr
 from imageryxr.graph.labelled import BoxReader
 
 
-def cutter_of(target: Target, read: BoxReader, crew: Crew, scratch: str | bool | None) -> Cutter | None:
+def slab_planner(target: Target, read: BoxReader, pool: WorkerPool, scratch: str | bool | None) -> SlabPlanner | None:
     """Return what cuts an export that is made slice by slice; blocks of a foreign dask graph come as they come."""
     if not isinstance(target, SliceTarget) or read.volume.dask_inputs:
         return None
-    return Cutter(target, read.volume.expr, crew, scratch)
+    return SlabPlanner(target, read.volume.expr, pool, scratch)
 
 
 @dataclass(frozen=True)
-class SpillSpace:
+class ScratchUse:
     """What an export puts on local disks while it runs."""
 
     folder: str | None
@@ -46,21 +46,21 @@ class SpillSpace:
         """Return plain data."""
         return {"folder": self.folder, "bytes": self.bytes}
 
-    def problems(self, crew: Crew) -> list[str]:
+    def problems(self, pool: WorkerPool) -> list[str]:
         """Return why there is no room, with what to do; raises `ScratchError` where nothing can be written."""
         if self.folder is None:
             return []
-        if crew.kind == "cluster":
-            return self._lacking(crew.ask(free_bytes, self.folder))
+        if pool.kind == "cluster":
+            return self._unusable_workers(pool.run_on_workers(free_bytes, self.folder))
         free, takes = free_bytes(self.folder), self.bytes * self.workers
         if takes <= free:
             return []
         return [
-            f"{show_bytes(takes)} of what is read would wait in the scratch folder {self.folder}, where "
-            f"{show_bytes(free)} are free: {'start fewer processes (workers=…), or ' * (self.workers > 1)}{MORE_ROOM}"
+            f"the export needs {show_bytes(takes)} in the scratch folder {self.folder}; {show_bytes(free)} are free: "
+            f"{'start fewer processes (workers=…), or ' * (self.workers > 1)}{SCRATCH_ADVICE}"
         ]
 
-    def _lacking(self, answers: dict[str, Any]) -> list[str]:
+    def _unusable_workers(self, answers: dict[str, Any]) -> list[str]:
         """Return which of a cluster's workers cannot use the folder, by what they answer."""
         lacking = {worker: answer.reason for worker, answer in answers.items() if isinstance(answer, ScratchError)}
         if not lacking:
@@ -69,18 +69,18 @@ class SpillSpace:
         named = ", ".join(workers[:4]) + (f" and {len(workers) - 4} more" if len(workers) > 4 else "")
         return [
             f"the scratch folder {self.folder} cannot be used on {len(lacking)} of {len(answers)} workers ({named}: "
-            f"{lacking[workers[0]]}): {MORE_ROOM}"
+            f"{lacking[workers[0]]}): {SCRATCH_ADVICE}"
         ]
 
 
 @dataclass(frozen=True)
-class Cutter:
+class SlabPlanner:
     """Cuts an export of slices into regions."""
 
     target: SliceTarget
     expr: Expr
-    crew: Crew
-    given: str | bool | None
+    pool: WorkerPool
+    scratch_option: str | bool | None
     """The scratch folder that was asked for; False for none."""
 
     def regions(self) -> Regions:
@@ -90,51 +90,51 @@ class Cutter:
             self.expr,
             shape,
             self.target.granule,
-            memory_of=self._least,
+            memory_of=self._min_memory,
             reads_of=self._reads,
-            budget=self.crew.budget,
-            least=self.crew.workers * self.crew.threads,
-            most=self.crew.share(),
-            threads=self.crew.threads,
+            budget=self.pool.budget,
+            least=self.pool.workers * self.pool.threads,
+            most=self.pool.memory_per_region(),
+            threads=self.pool.threads,
         )
         worst = self._reads(kept)[1]
-        if worst <= MUCH_AGAIN or self.given is False:
+        if worst <= REREAD_LIMIT or self.scratch_option is False:
             return kept
         slabs = choose_slabs(self.expr, shape, self.target.axis, reads_of=self._reads, fits=self._has_room)
         return slabs if self._reads(slabs)[1] < worst else kept
 
-    def how(self, regions: Regions) -> Slicewise:
+    def settings(self, regions: Regions) -> SlabSettings:
         """Return how such regions are made: in memory if that is enough, else with a scratch file."""
         box = regions.largest()
-        plain = self._fitted(box, regions, self.crew.at_once(regions))
+        plain = self._fit_settings(box, regions, self.pool.at_once(regions))
         limit = self._limit(plain.at_once)
-        if self.given is False or self.memory(plain, box) <= limit:
+        if self.scratch_option is False or self.memory(plain, box) <= limit:
             return plain
-        at_once = self.crew.at_once(regions)
-        if self.crew.kind == "threads":
+        at_once = self.pool.at_once(regions)
+        if self.pool.kind == "threads":
             # one is read while another is drawn; more would only take more of the disk
             at_once = min(at_once, 2 if self._has_room(regions, 2) else 1)
-        spilled = self._fitted(box, regions, at_once, spilled=True)
-        takes = [how.at_once * self.memory(how, box) for how in (spilled, plain)]
+        spilled = self._fit_settings(box, regions, at_once, spilled=True)
+        takes = [settings.at_once * self.memory(settings, box) for settings in (spilled, plain)]
         return spilled if takes[0] < takes[1] else plain
 
-    def _fitted(self, box: IndexBox, regions: Regions, at_once: int, *, spilled: bool = False) -> Slicewise:
+    def _fit_settings(self, box: IndexBox, regions: Regions, at_once: int, *, spilled: bool = False) -> SlabSettings:
         # a cluster's other workers are on other machines
-        workers = self.crew.workers if self.crew.kind != "cluster" else 1
-        slots, under_way = self.crew.threads * workers, min(at_once * workers, len(regions))
+        workers = self.pool.workers if self.pool.kind != "cluster" else 1
+        slots, under_way = self.pool.threads * workers, min(at_once * workers, len(regions))
         threads, limit = slots // under_way, self._limit(at_once)
         if spilled:
             threads = -(-slots // under_way)
             # what waits on a disk takes no memory, and of what is left to take, little is an estimate
             limit += limit // 2
-        how = Slicewise(
+        settings = SlabSettings(
             self.target.axis, self._slices(box), at_once, threads, spilled=spilled,
             folder=self._folder if spilled else None,
         )  # fmt: skip
-        return fitted(how, lambda how: self.memory(how, box), limit)
+        return fit_memory(settings, lambda settings: self.memory(settings, box), limit)
 
     def _limit(self, at_once: int) -> int:
-        share = self.crew.share(at_once)
+        share = self.pool.memory_per_region(at_once)
         return REGION_BYTES if share is None else share
 
     def _slices(self, box: IndexBox) -> int:
@@ -153,31 +153,31 @@ class Cutter:
             best *= 2
         return best
 
-    def memory(self, how: Slicewise, box: IndexBox) -> int:
+    def memory(self, settings: SlabSettings, box: IndexBox) -> int:
         """Return the most bytes that a region takes."""
-        return slicewise_memory(how, self.expr, box, self.target.page_bytes)
+        return slab_memory(settings, self.expr, box, self.target.page_bytes)
 
-    def scratch(self, how: Slicewise, regions: Regions) -> SpillSpace:
+    def scratch_use(self, settings: SlabSettings, regions: Regions) -> ScratchUse:
         """Return what waits on disks."""
-        local = self.crew.kind != "cluster"
-        folder = how.folder if not local else os.path.abspath(scratch_folder(how.folder))
-        count = min(self.crew.workers, -(-len(regions) // how.at_once))
-        return SpillSpace(folder, how.at_once * scratch_bytes(how, self.expr, regions.largest()), count)
+        local = self.pool.kind != "cluster"
+        folder = settings.folder if not local else os.path.abspath(scratch_folder(settings.folder))
+        count = min(self.pool.workers, -(-len(regions) // settings.at_once))
+        return ScratchUse(folder, settings.at_once * scratch_bytes(settings, self.expr, regions.largest()), count)
 
-    def _least(self, box: IndexBox) -> int:
+    def _min_memory(self, box: IndexBox) -> int:
         """Return what a region takes that is read into memory, in parts as small as they should be."""
-        how = Slicewise(self.target.axis, self._slices(box))
-        return self.memory(fitted(how, lambda how: self.memory(how, box), self.crew.budget), box)
+        settings = SlabSettings(self.target.axis, self._slices(box))
+        return self.memory(fit_memory(settings, lambda settings: self.memory(settings, box), self.pool.budget), box)
 
     def _reads(self, regions: Regions) -> tuple[float, float]:
-        return rereads(self.expr, regions)
+        return reread_factors(self.expr, regions)
 
     def _has_room(self, regions: Regions, at_once: int = 1) -> bool:
-        if self.crew.kind == "cluster":
+        if self.pool.kind == "cluster":
             return True
-        box, threads = regions.largest(), -(-self.crew.threads // at_once)
-        how = Slicewise(self.target.axis, self._slices(box), at_once, threads)
-        takes = at_once * self.crew.workers * scratch_bytes(how, self.expr, box)
+        box, threads = regions.largest(), -(-self.pool.threads // at_once)
+        settings = SlabSettings(self.target.axis, self._slices(box), at_once, threads)
+        takes = at_once * self.pool.workers * scratch_bytes(settings, self.expr, box)
         try:
             return takes < free_bytes(scratch_folder(self._folder)) * 3 // 4
         except ScratchError:  # which is for `validate` to tell
@@ -185,4 +185,4 @@ class Cutter:
 
     @property
     def _folder(self) -> str | None:
-        return self.given if isinstance(self.given, str) else None
+        return self.scratch_option if isinstance(self.scratch_option, str) else None

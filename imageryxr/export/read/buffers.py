@@ -36,11 +36,11 @@ KEPT_BYTES = 24_000_000
 PART_BYTES = 8_000_000
 
 
-def _references(held: list[Array], index: int) -> int:
+def _count_references(held: list[Array], index: int) -> int:
     return sys.getrefcount(held[index])
 
 
-_IDLE = _references([np.empty(1, np.uint8)], 0)
+_IDLE = _count_references([np.empty(1, np.uint8)], 0)
 
 
 class Buffers:
@@ -59,7 +59,7 @@ class Buffers:
         if size < KEPT_BYTES:
             return np.empty(shape, dtype)
         with self._lock:
-            idle = [i for i in range(len(self._held)) if _references(self._held, i) <= _IDLE]
+            idle = [i for i in range(len(self._held)) if _count_references(self._held, i) <= _IDLE]
             fits = [i for i in idle if self._held[i].nbytes >= size]
             if fits:
                 chosen = self._held[min(fits, key=lambda i: self._held[i].nbytes)]
@@ -80,7 +80,7 @@ BUFFERS = Buffers()
 """Those of this process."""
 
 
-def in_native_order(read: BoxReader) -> BoxReader:
+def to_native_order(read: BoxReader) -> BoxReader:
     """Return a reader whose values have their bytes as this machine has them: what formats and encoders take for given.
 
     Parameters
@@ -91,11 +91,11 @@ def in_native_order(read: BoxReader) -> BoxReader:
     expr = read.volume.expr
     if expr.dtype.isnative:
         return read
-    native = Mapped(expr, _native, expr.dtype.newbyteorder("=").str, expr.lead, expr.tail)
+    native = Mapped(expr, _to_native, expr.dtype.newbyteorder("=").str, expr.lead, expr.tail)
     return replace(read, volume=replace(read.volume, expr=native))
 
 
-def _native(values: Array) -> Array:
+def _to_native(values: Array) -> Array:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
@@ -139,14 +139,14 @@ def draw(expr: Expr, box: IndexBox, readings: Readings) -> Array:
 
 def read_leaf(leaf: Leaf, box: IndexBox) -> Array:
     """Return the voxels of a box of a source, those of a large one from the disk part by part."""
-    if not by_parts(leaf, box):
+    if not is_read_in_parts(leaf, box):
         return leaf.read(box)
     out = BUFFERS.empty(box.shape, leaf.dtype)
     read_into(out, leaf, box)
     return out
 
 
-def by_parts(leaf: Leaf, box: IndexBox) -> TypeGuard[LevelLeaf]:
+def is_read_in_parts(leaf: Leaf, box: IndexBox) -> TypeGuard[LevelLeaf]:
     """Tell whether a box of a source is large and on the disk."""
     # Over a network the more chunks are asked for at a time, the better; CloudVolume reads files one by one anyway.
     on_disk = isinstance(leaf, LevelLeaf) and str(getattr(leaf.source, "url", "")).startswith("file://")
@@ -160,28 +160,28 @@ def read_into(out: Array, leaf: LevelLeaf, box: IndexBox) -> None:
         out[tile.slices(box)] = leaf.read(tile)
 
 
-class UnreadError(Exception):
+class SourceReadError(Exception):
     """Carries what went wrong with a source past those who tell of the target's disk."""
 
 
 @contextmanager
-def telling_unread() -> Iterator[None]:
+def wrap_source_errors() -> Iterator[None]:
     """Give an `OSError` of a source a name of its own, where files are written while sources are read."""
     try:
         yield
     except ImageryError:
         raise
     except OSError as error:
-        raise UnreadError(error) from error
+        raise SourceReadError(error) from error
 
 
 @contextmanager
-def unread_apart() -> Iterator[None]:
+def unwrap_source_errors() -> Iterator[None]:
     """Raise what went wrong with a source as it was, once nobody takes it for the target's disk."""
     try:
         yield
         return
-    except UnreadError as error:
+    except SourceReadError as error:
         unread: OSError = error.args[0]
     raise unread  # out here, or each of the two would come of the other
 

@@ -19,7 +19,7 @@ from imageryxr.graph.expr import Array, Expr, LevelLeaf
 
 
 @dataclass(frozen=True, eq=False)
-class Wish:
+class SourceBox:
     """A box of a source that a region needs, and in which parts it is read."""
 
     leaf: LevelLeaf
@@ -38,99 +38,99 @@ class Wish:
         return IndexBox(tuple(start), tuple(stop)).clip(self.box)  # type: ignore[arg-type]
 
 
-def wishes(expr: Expr, box: IndexBox, tile: int) -> list[Wish]:
+def source_boxes(expr: Expr, box: IndexBox, tile: int) -> list[SourceBox]:
     """Return what a region needs of sources that are read; arrays in memory wait where they are."""
     return [
-        Wish(leaf, b, whole_chunks(b, leaf.source.levels[leaf.mip].chunks, tile // leaf.dtype.itemsize))
+        SourceBox(leaf, b, whole_chunks(b, leaf.source.levels[leaf.mip].chunks, tile // leaf.dtype.itemsize))
         for leaf, boxes in required_boxes(expr, box).items()
         if isinstance(leaf, LevelLeaf) and not isinstance(getattr(leaf.source, "array", None), np.ndarray)
         for b in boxes
     ]
 
 
-Need = tuple[Wish, IndexBox]
+BoxRead = tuple[SourceBox, IndexBox]
 
 
-class Shelf(Protocol):
+class ReadCache(Protocol):
     """Boxes of sources that were read."""
 
-    def missing(self, needs: list[Need]) -> list[Need]:
+    def missing(self, needs: list[BoxRead]) -> list[BoxRead]:
         """Make room for what is needed and not there; return the parts to read."""
 
-    def put(self, wish: Wish, tile: IndexBox, values: Array) -> None:
+    def put(self, wish: SourceBox, tile: IndexBox, values: Array) -> None:
         """Keep a part."""
 
-    def get(self, wish: Wish, box: IndexBox) -> Array | None:
+    def get(self, wish: SourceBox, box: IndexBox) -> Array | None:
         """Return what was read of a box; None if not all of it is there."""
 
-    def forget(self, wish: Wish, low: int) -> None:
+    def forget(self, wish: SourceBox, low: int) -> None:
         """Let go of what lies before an index along the axis of the slices."""
 
 
-class InMemory:
+class MemoryCache:
     """Readings in memory that is used again: all of a region's."""
 
-    def __init__(self, asked: list[Wish]) -> None:
+    def __init__(self, asked: list[SourceBox]) -> None:
         self._asked = asked
-        self._held: dict[Wish, Array] = {}
+        self._held: dict[SourceBox, Array] = {}
 
-    def missing(self, needs: list[Need]) -> list[Need]:
+    def missing(self, needs: list[BoxRead]) -> list[BoxRead]:
         """Return all at the first time."""
         if self._held:
             return []
         self._held = {wish: BUFFERS.empty(wish.box.shape, wish.leaf.dtype) for wish in self._asked}
         return [(wish, tile) for wish in self._asked for tile in tiles(wish.box, wish.part)]
 
-    def put(self, wish: Wish, tile: IndexBox, values: Array) -> None:
+    def put(self, wish: SourceBox, tile: IndexBox, values: Array) -> None:
         """Copy a part to its place."""
         self._held[wish][tile.slices(wish.box)] = values
 
-    def get(self, wish: Wish, box: IndexBox) -> Array:
+    def get(self, wish: SourceBox, box: IndexBox) -> Array:
         """Return a view."""
         return self._held[wish][box.slices(wish.box)]
 
-    def forget(self, wish: Wish, low: int) -> None:
+    def forget(self, wish: SourceBox, low: int) -> None:
         """Keep it: it is one array."""
 
 
 @dataclass
-class ScratchLayer:
+class ChunkLayer:
     """A layer of parts of a box, as thick as one: part after part, and of each, slice after slice."""
 
     file: ScratchFile
     begins: dict[Index3, int] = field(default_factory=dict)
 
 
-class OnDisk:
+class DiskCache:
     """Readings in scratch files, which are made when slices come to a layer of parts, and given back behind it."""
 
     def __init__(self, folder: str, axis: int) -> None:
         self._folder, self._axis = folder, axis
-        self._layers: dict[tuple[Wish, int], ScratchLayer] = {}
+        self._layers: dict[tuple[SourceBox, int], ChunkLayer] = {}
 
-    def missing(self, needs: list[Need]) -> list[Need]:
+    def missing(self, needs: list[BoxRead]) -> list[BoxRead]:
         """Begin layers; return all of their parts."""
-        parts: list[Need] = []
+        parts: list[BoxRead] = []
         for wish, box in needs:
             for number in self._numbers(wish, box):
                 if (wish, number) not in self._layers:
                     layer = wish.layer(self._axis, number)
                     file = ScratchFile(self._folder, layer.voxels * wish.leaf.dtype.itemsize)
-                    self._layers[wish, number] = ScratchLayer(file)
+                    self._layers[wish, number] = ChunkLayer(file)
                     parts += [(wish, tile) for tile in tiles(layer, wish.part)]
         return parts
 
-    def _numbers(self, wish: Wish, box: IndexBox) -> range:
+    def _numbers(self, wish: SourceBox, box: IndexBox) -> range:
         size = wish.part[self._axis]
         return range(box.start[self._axis] // size, -(-box.stop[self._axis] // size))
 
-    def put(self, wish: Wish, tile: IndexBox, values: Array) -> None:
+    def put(self, wish: SourceBox, tile: IndexBox, values: Array) -> None:
         """Write a part."""
         (number,) = self._numbers(wish, tile)
         layer = self._layers[wish, number]
         layer.begins[tile.start] = layer.file.put(np.ascontiguousarray(np.moveaxis(values, self._axis, 0)))
 
-    def get(self, wish: Wish, box: IndexBox) -> Array | None:
+    def get(self, wish: SourceBox, box: IndexBox) -> Array | None:
         """Read a part of a box, wherever the parts that were written end."""
         if any((wish, number) not in self._layers for number in self._numbers(wish, box)):
             return None
@@ -143,7 +143,7 @@ class OnDisk:
             self._fill(planes[self._ordered(piece.slices(box))], wish, tile, piece)
         return out
 
-    def forget(self, wish: Wish, low: int) -> None:
+    def forget(self, wish: SourceBox, low: int) -> None:
         """Give files back."""
         size = wish.part[self._axis]
         for key in [key for key in self._layers if key[0] is wish and (key[1] + 1) * size <= low]:
@@ -158,7 +158,7 @@ class OnDisk:
         first, second, third = values[self._axis], *(v for a, v in enumerate(values) if a != self._axis)
         return first, second, third
 
-    def _fill(self, planes: Array, wish: Wish, tile: IndexBox, piece: IndexBox) -> None:
+    def _fill(self, planes: Array, wish: SourceBox, tile: IndexBox, piece: IndexBox) -> None:
         _, rows, columns = self._ordered(tile.shape)
         slices, kept, across = self._ordered(piece.slices(tile))
         (number,), size = self._numbers(wish, tile), wish.leaf.dtype.itemsize

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.export.read.buffers import BUFFERS, KEPT_BYTES, by_parts, read_into, read_sources, telling_unread
+from imageryxr.export.read.buffers import (
+    BUFFERS,
+    KEPT_BYTES,
+    is_read_in_parts,
+    read_into,
+    read_sources,
+    wrap_source_errors,
+)
 from imageryxr.graph.evaluate import Readings, required_boxes
 from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf
 from imageryxr.graph.labelled import BoxReader
@@ -22,13 +29,13 @@ from imageryxr.graph.labelled import BoxReader
 # A strip has at least so many voxels: what is moved from strip to strip is little against what is read then.
 STRIP_VOXELS = 1 << 24
 # While a part is read it is there twice, and malloc keeps the room of one for the next.
-BESIDE_BYTES = 2 * KEPT_BYTES
+EXTRA_BYTES = 2 * KEPT_BYTES
 # No region is cut into more strips, as each takes some time to plan.
-MOST_STRIPS = 16
+MAX_STRIPS = 16
 
 
 @dataclass(frozen=True)
-class Roll:
+class Window:
     """What of a leaf is in memory while each strip is drawn."""
 
     leaf: LevelLeaf
@@ -48,7 +55,7 @@ class Strips:
     """How a region is cut."""
 
     boxes: tuple[IndexBox, ...]
-    rolls: dict[Leaf, Roll] = field(default_factory=dict)
+    rolls: dict[Leaf, Window] = field(default_factory=dict)
     """Leaves that are read strip by strip; all others are read once for the whole region."""
     spared: int = 0
     """Bytes of sources that the region needs and that are not in memory at the same time."""
@@ -57,7 +64,7 @@ class Strips:
 Hulls = dict[LevelLeaf, IndexBox]
 
 
-def cut(expr: Expr, box: IndexBox, granule: Index3) -> Strips:
+def choose_strips(expr: Expr, box: IndexBox, granule: Index3) -> Strips:
     """Return strips of a region such that the least is in memory at a time.
 
     Parameters
@@ -75,66 +82,66 @@ def cut(expr: Expr, box: IndexBox, granule: Index3) -> Strips:
         One, the region, where nothing is gained by more.
     """
     best = Strips((box,))
-    count = min(MOST_STRIPS, box.voxels // STRIP_VOXELS)
+    count = min(MAX_STRIPS, box.voxels // STRIP_VOXELS)
     if count < 2:
         return best
     whole: Hulls = {
         leaf: boxes[0]
         for leaf, boxes in required_boxes(expr, box).items()
-        if len(boxes) == 1 and by_parts(leaf, boxes[0])
+        if len(boxes) == 1 and is_read_in_parts(leaf, boxes[0])
     }
-    taken = sum(_bytes(leaf, hull.shape) for leaf, hull in whole.items())
+    taken = sum(_shape_bytes(leaf, hull.shape) for leaf, hull in whole.items())
     for axis in range(3):
         step = -(-box.shape[axis] // (granule[axis] * count)) * granule[axis]
-        found = _cut_along(expr, box, axis, step, whole)
+        found = _strips_along(expr, box, axis, step, whole)
         if found.spared > best.spared + taken // 10:
             best = found
     return best
 
 
-def _bytes(leaf: Leaf, shape: Index3) -> int:
+def _shape_bytes(leaf: Leaf, shape: Index3) -> int:
     return math.prod(shape) * leaf.dtype.itemsize
 
 
-def _cut_along(expr: Expr, box: IndexBox, axis: int, step: int, whole: Hulls) -> Strips:
+def _strips_along(expr: Expr, box: IndexBox, axis: int, step: int, whole: Hulls) -> Strips:
     boxes = []
     for low in range(box.start[axis], box.stop[axis], step):
         start, stop = list(box.start), list(box.stop)
         start[axis], stop[axis] = low, min(low + step, box.stop[axis])
         boxes.append(IndexBox(tuple(start), tuple(stop)))  # type: ignore[arg-type]
     needs = [required_boxes(expr, strip) for strip in boxes]
-    rolls, spared = dict[Leaf, Roll](), 0
+    rolls, spared = dict[Leaf, Window](), 0
     for leaf, hull in whole.items():
         parts = [need.get(leaf, []) for need in needs]
         if all(len(part) <= 1 for part in parts):
-            held = _rolled(leaf, hull, axis, [part[0] if part else None for part in parts])
+            held = _window_boxes(leaf, hull, axis, [part[0] if part else None for part in parts])
             if held:
-                rolls[leaf] = Roll(leaf, axis, held)
-                spared += _bytes(leaf, hull.shape) - _bytes(leaf, rolls[leaf].shape)
-    return Strips(tuple(boxes), rolls, max(0, spared - BESIDE_BYTES))
+                rolls[leaf] = Window(leaf, axis, held)
+                spared += _shape_bytes(leaf, hull.shape) - _shape_bytes(leaf, rolls[leaf].shape)
+    return Strips(tuple(boxes), rolls, max(0, spared - EXTRA_BYTES))
 
 
-def _rolled(leaf: LevelLeaf, hull: IndexBox, axis: int, needs: list[IndexBox | None]) -> tuple[IndexBox, ...]:
+def _window_boxes(leaf: LevelLeaf, hull: IndexBox, axis: int, needs: list[IndexBox | None]) -> tuple[IndexBox, ...]:
     """Return what is held for each strip; nothing where one strip does not simply follow the other."""
     chunk = leaf.source.levels[leaf.mip].chunks[axis]
     held = []
     for need in needs:
         low = hull.start[axis] if need is None else need.start[axis]
         high = low if need is None else min(hull.stop[axis], -(-need.stop[axis] // chunk) * chunk)
-        held.append(_between(hull, axis, low, high))
+        held.append(_cut_axis(hull, axis, low, high))
         if need is not None and not held[-1].contains(need):
             return ()  # along the other axes it is not as wide as another strip's
     ends = [(box.start[axis], box.stop[axis]) for box in held if box.voxels]
     return tuple(held) if all(a <= c and b <= d for (a, b), (c, d) in pairwise(ends)) else ()
 
 
-def _between(box: IndexBox, axis: int, low: int, high: int) -> IndexBox:
+def _cut_axis(box: IndexBox, axis: int, low: int, high: int) -> IndexBox:
     start, stop = list(box.start), list(box.stop)
     start[axis], stop[axis] = low, high
     return IndexBox(tuple(start), tuple(stop))  # type: ignore[arg-type]
 
 
-def strip_by_strip(
+def read_strips(
     read: BoxReader, box: IndexBox, strips: Strips, given: Readings | None = None
 ) -> Iterator[tuple[IndexBox, Readings]]:
     """Give the strips of a region, each with what it needs of the sources: until the next one is asked for.
@@ -151,20 +158,20 @@ def strip_by_strip(
         What is in hand of foreign dask arrays.
     """
     # the largest first, for the same reason as in `read_sources`
-    rolls = sorted(strips.rolls.values(), key=lambda roll: -_bytes(roll.leaf, roll.shape))
-    rolling = {roll.leaf: _Rolling(roll) for roll in rolls}
-    with telling_unread():
+    rolls = sorted(strips.rolls.values(), key=lambda roll: -_shape_bytes(roll.leaf, roll.shape))
+    rolling = {roll.leaf: _WindowReader(roll) for roll in rolls}
+    with wrap_source_errors():
         still = read_sources(read, box, given, without=strips.rolls)
     for number, strip in enumerate(strips.boxes):
-        with telling_unread():
+        with wrap_source_errors():
             held: Readings = {leaf: part.at(number) for leaf, part in rolling.items()}
         yield strip, {**still, **held}
 
 
-class _Rolling:
+class _WindowReader:
     """A leaf that is read on, from strip to strip."""
 
-    def __init__(self, roll: Roll) -> None:
+    def __init__(self, roll: Window) -> None:
         self._roll = roll
         self._buffer: Array = BUFFERS.empty(roll.shape, roll.leaf.dtype)
         self._box: IndexBox | None = None
@@ -180,7 +187,7 @@ class _Rolling:
             there = self._box.stop[axis]
             self._move(low - self._box.start[axis], there - low)
         if there < high:
-            read_into(self._part(there - low, high - low), self._roll.leaf, _between(need, axis, there, high))
+            read_into(self._part(there - low, high - low), self._roll.leaf, _cut_axis(need, axis, there, high))
         self._box = need
         return [(need, self._part(0, high - low))]
 

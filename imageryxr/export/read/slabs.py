@@ -1,7 +1,7 @@
 """Regions of whole slices: each source is read once, in whole chunks; then a few slices are drawn at a time.
 
-What is read waits in memory, or where it does not fit, in a scratch file: slices may be wide and chunks deep then, and
-still each chunk is read once.
+The voxels that are read are cached in memory, or in a scratch file if they do not fit, so that each chunk is read once
+even if the slices are wide and the chunks are deep.
 """
 
 from __future__ import annotations
@@ -16,59 +16,59 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.export.plan.estimate import FETCHING, bytes_of, steps
+from imageryxr.export.plan.estimate import FETCH_FACTOR, box_bytes, intermediate_boxes
 from imageryxr.export.plan.regions import tiles
-from imageryxr.export.read.buffers import BRICK_VOXELS, BUFFERS, telling_unread, unread_apart
-from imageryxr.export.read.cache import InMemory, Need, OnDisk, Shelf, Wish, wishes
+from imageryxr.export.read.buffers import BRICK_VOXELS, BUFFERS, unwrap_source_errors, wrap_source_errors
+from imageryxr.export.read.cache import BoxRead, DiskCache, MemoryCache, ReadCache, SourceBox, source_boxes
 from imageryxr.export.read.spill import scratch_folder
 from imageryxr.export.run.daemon_threads import DaemonPool, check_stop
 from imageryxr.graph.evaluate import Readings, evaluate, required_boxes
 from imageryxr.graph.expr import Array, Expr
 
-# What is read of a source at a time: enough chunks that a network is busy.
+# Bytes of a source that are read at a time: enough chunks to keep a network busy.
 TILE_BYTES = 1 << 27
-LEAST_TILE_BYTES = 1 << 22
-LEAST_STRIP_VOXELS = 1 << 18
+MIN_TILE_BYTES = 1 << 22
+MIN_STRIP_VOXELS = 1 << 18
 
 Encode = Callable[[int, IndexBox, Array], Iterator[tuple[str, bytes]]]
 Files = Iterator[tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
-class Slicewise:
-    """How a region of whole slices is made."""
+class SlabSettings:
+    """Settings for the export of a region of whole slices."""
 
     axis: int
-    """Which of z, y, x the slices lie across."""
+    """The axis (0, 1, 2 for z, y, x) that the slices are perpendicular to."""
     slices: int = 1
-    """How many are drawn at a time."""
+    """Slices that are drawn at a time."""
     at_once: int = 1
-    """How many regions a worker has under way at a time."""
+    """Regions that a worker processes at a time."""
     threads: int = 1
-    """How many threads are at one region: where fewer regions are under way than there are threads, they share it."""
+    """Threads per region: more than one if a worker has more threads than regions."""
     tile: int = TILE_BYTES
     """Bytes of a source that are read at a time."""
     strip: int = BRICK_VOXELS
-    """Voxels that are drawn at a time, of slices that have more."""
+    """Voxels that are drawn at a time; larger slices are drawn in strips."""
     spilled: bool = False
-    """Whether what is read waits in a scratch file, not in memory."""
+    """Whether the voxels that are read are cached in a scratch file instead of memory."""
     folder: str | None = None
-    """Where that lies; None for the usual place of whoever makes the region."""
+    """The folder of the scratch file; None for the default of the worker."""
 
     def slabs(self, box: IndexBox) -> Iterator[IndexBox]:
-        """Return what is drawn and encoded at a time."""
-        return tiles(box, _sized(box.stop, self.axis, self.slices))
+        """Return the groups of slices that are drawn and encoded together."""
+        return tiles(box, _with_length(box.stop, self.axis, self.slices))
 
 
-def _sized(shape: Index3, axis: int, size: int) -> Index3:
+def _with_length(shape: Index3, axis: int, size: int) -> Index3:
     z, y, x = (size if a == axis else max(1, n) for a, n in enumerate(shape))
     return z, y, x
 
 
-def strips(how: Slicewise, expr: Expr, slab: IndexBox) -> Iterator[IndexBox]:
-    """Return pieces of a few slices that are drawn one by one: whole rows of them."""
-    across = 1 if how.axis == 0 else 0
-    voxels = max(LEAST_STRIP_VOXELS, int(how.strip / expr.density))
+def drawing_strips(settings: SlabSettings, expr: Expr, slab: IndexBox) -> Iterator[IndexBox]:
+    """Return the strips of whole rows in which a few slices are drawn."""
+    across = 1 if settings.axis == 0 else 0
+    voxels = max(MIN_STRIP_VOXELS, int(settings.strip / expr.density))
     step = max(1, voxels // max(1, slab.voxels // max(1, slab.shape[across])))
     for low in range(slab.start[across], slab.stop[across], step):
         start, stop = list(slab.start), list(slab.stop)
@@ -80,63 +80,69 @@ def strips(how: Slicewise, expr: Expr, slab: IndexBox) -> Iterator[IndexBox]:
 # a region
 
 
-def _none(box: IndexBox) -> bool:
+def _is_never_written(box: IndexBox) -> bool:
     return False
 
 
 @contextmanager
-def files_of(
-    how: Slicewise, expr: Expr, box: IndexBox, encode: Encode, there: Callable[[IndexBox], bool] = _none
+def slab_files(
+    settings: SlabSettings,
+    expr: Expr,
+    box: IndexBox,
+    encode: Encode,
+    is_written: Callable[[IndexBox], bool] = _is_never_written,
 ) -> Iterator[Files]:
-    """Give the files of a region: what they need is read, drawn and encoded as they are asked for.
+    """Yield an iterator of the files of a region, which reads, draws and encodes slices on demand.
 
-    Of slices that are there, only the sources are read, which may have holes to tell of.
+    For slices that are already written, only the sources are read, to record missing chunks.
     """
-    asked = wishes(expr, box, how.tile)
+    sources = source_boxes(expr, box, settings.tile)
     with ExitStack() as kept:
-        shelf: Any = InMemory(asked)
-        if how.spilled:
-            shelf = OnDisk(scratch_folder(how.folder), how.axis)
-            kept.callback(shelf.close)
-        pool = DaemonPool(how.threads, "imageryxr-slices")
-        # whoever still reads or writes must be done before files are given back
+        cache: Any = MemoryCache(sources)
+        if settings.spilled:
+            cache = DiskCache(scratch_folder(settings.folder), settings.axis)
+            kept.callback(cache.close)
+        pool = DaemonPool(settings.threads, "imageryxr-slices")
+        # threads that still read or write must end before scratch files are closed
         kept.callback(pool.shutdown, cancel_futures=True)
-        with unread_apart():
-            yield _encoded(how, expr, box, encode, there, (asked, shelf), pool)
+        with unwrap_source_errors():
+            yield _encode_slabs(settings, expr, box, encode, is_written, (sources, cache), pool)
 
 
-def _ready(how: Slicewise, expr: Expr, box: IndexBox, asked: list[Wish], shelf: Shelf, pool: Executor) -> Any:
-    """Give slices when what they need is there, and let go of what none needs any more."""
+def _prefetched_slabs(
+    settings: SlabSettings, expr: Expr, box: IndexBox, sources: list[SourceBox], cache: ReadCache, pool: Executor
+) -> Any:
+    """Yield slabs whose source voxels are cached, and discard cached voxels that no later slab needs."""
 
-    def read(part: Need) -> None:
-        wish, tile = part
-        with telling_unread():
-            shelf.put(wish, tile, wish.leaf.read(tile))
+    def read(part: BoxRead) -> None:
+        source, tile = part
+        with wrap_source_errors():
+            cache.put(source, tile, source.leaf.read(tile))
 
-    # those that may be under way while the next ones are made ready, and these
-    recent: deque[list[Need]] = deque(maxlen=how.threads + 1)
-    for slab in how.slabs(box):
-        recent.append(_needs(expr, slab, asked))
-        for _ in _results(read, shelf.missing(recent[-1]), pool, how.threads):
+    # reads of the slabs that may be in progress while the next one is read, and of that one
+    recent: deque[list[BoxRead]] = deque(maxlen=settings.threads + 1)
+    for slab in settings.slabs(box):
+        recent.append(_needed_reads(expr, slab, sources))
+        for _ in _map_in_order(read, cache.missing(recent[-1]), pool, settings.threads):
             pass
-        for wish in {wish for wish, _ in recent[-1]}:
-            shelf.forget(wish, min(b.start[how.axis] for needs in recent for w, b in needs if w is wish))
+        for source in {source for source, _ in recent[-1]}:
+            cache.forget(source, min(b.start[settings.axis] for needs in recent for w, b in needs if w is source))
         yield slab
 
 
-def _needs(expr: Expr, box: IndexBox, asked: list[Wish]) -> list[Need]:
-    """Return what a box needs of what was asked for."""
+def _needed_reads(expr: Expr, box: IndexBox, sources: list[SourceBox]) -> list[BoxRead]:
+    """Return the boxes that a box of the result needs, each with the source box that contains it."""
     return [
-        (home, b)
-        for leaf, boxes in required_boxes(expr, box).items()
-        for b in boxes
-        for home in [next((w for w in asked if w.leaf == leaf and w.box.contains(b)), None)]
-        if home is not None
+        (source, need)
+        for leaf, needs in required_boxes(expr, box).items()
+        for need in needs
+        for source in [next((s for s in sources if s.leaf == leaf and s.box.contains(need)), None)]
+        if source is not None
     ]
 
 
-def _results(act: Callable[[Any], Any], jobs: Iterable[Any], pool: Executor, threads: int) -> Iterator[Any]:
-    """Do jobs in threads, and give what they return in their order; no more are under way than there are threads."""
+def _map_in_order(act: Callable[[Any], Any], jobs: Iterable[Any], pool: Executor, threads: int) -> Iterator[Any]:
+    """Yield the results of jobs in order; at most `threads` jobs run at a time."""
     if threads == 1:
         for job in jobs:
             check_stop()
@@ -147,118 +153,125 @@ def _results(act: Callable[[Any], Any], jobs: Iterable[Any], pool: Executor, thr
         check_stop()
         if len(under_way) >= threads:
             yield under_way.popleft().result()
-        # with the context of the caller, who may be recording holes
+        # in the context of the caller, which may record missing chunks
         under_way.append(pool.submit(copy_context().run, act, job))
     while under_way:
         yield under_way.popleft().result()
 
 
-def _encoded(
-    how: Slicewise,
+def _encode_slabs(
+    settings: SlabSettings,
     expr: Expr,
     box: IndexBox,
     encode: Encode,
-    there: Callable[[IndexBox], bool],
-    read: tuple[list[Wish], Shelf],
+    is_written: Callable[[IndexBox], bool],
+    read: tuple[list[SourceBox], ReadCache],
     pool: Executor,
 ) -> Files:
 
-    def made(slab: IndexBox) -> Files:
-        if there(slab):
+    def encode_slab(slab: IndexBox) -> Files:
+        if is_written(slab):
             return iter(())
-        files = encode(0, slab, _drawn(how, expr, slab, *read))
-        # one after the other, where they need not wait for each other
-        return files if how.threads == 1 else iter(list(files))
+        files = encode(0, slab, _draw_slab(settings, expr, slab, *read))
+        # encode in this thread, in parallel with other slabs
+        return files if settings.threads == 1 else iter(list(files))
 
-    for files in _results(made, _ready(how, expr, box, *read, pool), pool, how.threads):
+    for files in _map_in_order(
+        encode_slab, _prefetched_slabs(settings, expr, box, *read, pool), pool, settings.threads
+    ):
         yield from files
 
 
-def _drawn(how: Slicewise, expr: Expr, slab: IndexBox, asked: list[Wish], shelf: Shelf) -> Array:
-    pieces = list(strips(how, expr, slab))
+def _draw_slab(settings: SlabSettings, expr: Expr, slab: IndexBox, sources: list[SourceBox], cache: ReadCache) -> Array:
+    pieces = list(drawing_strips(settings, expr, slab))
     if len(pieces) == 1:
-        return evaluate(expr, slab, _given(expr, slab, asked, shelf))
+        return evaluate(expr, slab, _slab_readings(expr, slab, sources, cache))
     out = BUFFERS.empty((*slab.shape, *expr.tail), expr.dtype)
     for piece in pieces:
-        out[piece.slices(slab)] = evaluate(expr, piece, _given(expr, piece, asked, shelf))
+        out[piece.slices(slab)] = evaluate(expr, piece, _slab_readings(expr, piece, sources, cache))
     return out
 
 
-def _given(expr: Expr, box: IndexBox, asked: list[Wish], shelf: Shelf) -> Readings:
-    held: dict[Expr, list[tuple[IndexBox, Array | None]]] = {}
-    for wish, b in _needs(expr, box, asked):
-        held.setdefault(wish.leaf, []).append((b, shelf.get(wish, b)))
-    # Two boxes that were asked for may be wanted as one that holds what lies between, which was not: it is read then.
-    counts = {leaf: len(boxes) for leaf, boxes in required_boxes(expr, box).items()}
-    whole = {leaf: [(b, v) for b, v in found if v is not None] for leaf, found in held.items()}
-    return {leaf: found for leaf, found in whole.items() if len(found) == counts.get(leaf)}  # type: ignore[call-overload]
+def _slab_readings(expr: Expr, box: IndexBox, sources: list[SourceBox], cache: ReadCache) -> Readings:
+    readings: Readings = {}
+    for source, need in _needed_reads(expr, box, sources):
+        values = cache.get(source, need)
+        if values is not None:
+            readings.setdefault(source.leaf, []).append((need, values))
+    # A box that spans two cached boxes may also need voxels between them; its leaf is then read from the source.
+    counts = {leaf: len(needs) for leaf, needs in required_boxes(expr, box).items()}
+    return {leaf: read for leaf, read in readings.items() if len(read) == counts.get(leaf)}
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what it takes
+# memory and disk space
 
 
-def scratch_bytes(how: Slicewise, expr: Expr, box: IndexBox) -> int:
-    """Return the most that a region has in scratch files: the layers of parts that its slices are in, and come to."""
-    axis, total = how.axis, 0
-    near = box.clip(IndexBox(box.start, _sized(box.stop, axis, box.start[axis] + (how.threads + 1) * how.slices)))
+def scratch_bytes(settings: SlabSettings, expr: Expr, box: IndexBox) -> int:
+    """Return the most bytes that a region has in scratch files: the chunk layers of its current and next slices."""
+    axis, total = settings.axis, 0
+    near = box.clip(
+        IndexBox(box.start, _with_length(box.stop, axis, box.start[axis] + (settings.threads + 1) * settings.slices))
+    )
     needs = required_boxes(expr, near)
-    for wish in wishes(expr, box, how.tile):
-        size = wish.part[axis]
-        reach = max((b.shape[axis] for b in needs.get(wish.leaf, [])), default=1)
+    for source in source_boxes(expr, box, settings.tile):
+        size = source.part[axis]
+        reach = max((b.shape[axis] for b in needs.get(source.leaf, [])), default=1)
         layers = -(-reach // size) + 1
-        total += min(wish.bytes, layers * size * wish.bytes // max(1, wish.box.shape[axis]))
+        total += min(source.bytes, layers * size * source.bytes // max(1, source.box.shape[axis]))
     return total
 
 
 def drawing_bytes(expr: Expr, box: IndexBox) -> int:
-    """Return the bytes of all that is made on the way to a box."""
-    return sum(bytes_of(e, b) for e, b in steps(expr, box))
+    """Return the bytes of all intermediate results of a box."""
+    return sum(box_bytes(e, b) for e, b in intermediate_boxes(expr, box))
 
 
-def slicewise_memory(how: Slicewise, expr: Expr, box: IndexBox, page: int) -> int:
+def slab_memory(settings: SlabSettings, expr: Expr, box: IndexBox, page: int) -> int:
     """Return the most bytes that a region takes while it is read, drawn, encoded and written.
 
     Parameters
     ----------
-    how : Slicewise
-        How it is made.
+    settings : SlabSettings
+        How the region is made.
     expr : Expr
-        What is exported.
+        The exported expression.
     box : IndexBox
         The region.
     page : int
-        Bytes that the target takes to encode a slice.
+        Bytes that the target needs to encode a slice.
     """
-    asked = wishes(expr, box, how.tile)
-    held = 0 if how.spilled else sum(wish.bytes for wish in asked)
-    # a part that is read, and the same in the order of slices
-    turned = how.spilled and how.axis != 0
-    tile = max((min(math.prod(w.part), w.box.voxels) * w.leaf.dtype.itemsize for w in asked), default=0)
-    slab = box.clip(IndexBox(box.start, _sized(box.stop, how.axis, box.start[how.axis] + how.slices)))
-    strip = next(strips(how, expr, slab))
+    sources = source_boxes(expr, box, settings.tile)
+    cached = 0 if settings.spilled else sum(source.bytes for source in sources)
+    # a tile that was read, and its copy in slice order
+    turned = settings.spilled and settings.axis != 0
+    tile = max((min(math.prod(w.part), w.box.voxels) * w.leaf.dtype.itemsize for w in sources), default=0)
+    slab = box.clip(
+        IndexBox(box.start, _with_length(box.stop, settings.axis, box.start[settings.axis] + settings.slices))
+    )
+    strip = next(drawing_strips(settings, expr, slab))
     needs = sum(b.voxels * leaf.dtype.itemsize for leaf, bs in required_boxes(expr, strip).items() for b in bs)
-    needs *= how.spilled  # what waits in memory is looked at there
+    needs *= settings.spilled  # voxels that are cached in memory are not copied
     drawing = needs + drawing_bytes(expr, strip)
-    out = bytes_of(expr, slab)
-    waiting = out if how.threads > 1 else 0
+    out = box_bytes(expr, slab)
+    waiting = out if settings.threads > 1 else 0
     making = out + waiting + max(drawing, page)
-    return int(held + how.threads * max((FETCHING + turned) * tile, making))
+    return int(cached + settings.threads * max((FETCH_FACTOR + turned) * tile, making))
 
 
-def fitted(how: Slicewise, memory_of: Callable[[Slicewise], int], limit: int) -> Slicewise:
-    """Return the same in smaller parts, and then with fewer threads, until it takes no more than it may."""
-    large = how
-    while memory_of(how) > limit:
+def fit_memory(settings: SlabSettings, memory_of: Callable[[SlabSettings], int], limit: int) -> SlabSettings:
+    """Return settings with smaller parts, then with fewer threads, so that a region fits into a memory limit."""
+    large = settings
+    while memory_of(settings) > limit:
         smaller = replace(
-            how,
-            slices=max(1, how.slices // 2),
-            tile=max(LEAST_TILE_BYTES, how.tile // 2),
-            strip=max(LEAST_STRIP_VOXELS, how.strip // 2),
+            settings,
+            slices=max(1, settings.slices // 2),
+            tile=max(MIN_TILE_BYTES, settings.tile // 2),
+            strip=max(MIN_STRIP_VOXELS, settings.strip // 2),
         )
-        if smaller == how:
-            if how.threads == 1:
+        if smaller == settings:
+            if settings.threads == 1:
                 break
-            smaller = replace(large, threads=how.threads - 1)
-        how = smaller
-    return how
+            smaller = replace(large, threads=settings.threads - 1)
+        settings = smaller
+    return settings

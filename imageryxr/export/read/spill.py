@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from imageryxr.errors import ImageryError, OptionError, ScratchError
 
-MORE_ROOM = (
+SCRATCH_ADVICE = (
     "give scratch=… a local folder with more room, workers more memory, or scratch=False, which reads the same chunks "
     "again and again instead"
 )
@@ -30,7 +30,7 @@ _FULL = {
     errno.EFBIG: "it is full, as a file there may not be larger",
 }
 # Windows has no reading at a place: there one thread at a time moves the file's only position.
-_AT_A_PLACE = hasattr(os, "preadv")
+_HAS_POSITIONED_IO = hasattr(os, "preadv")
 
 
 def check_scratch(value: Any) -> str | bool | None:
@@ -102,7 +102,7 @@ class ScratchFile:
 
     def put(self, values: npt.NDArray[Any]) -> int:
         """Put an array of C order behind all others; return the place where it begins."""
-        data = _bytes(values)
+        data = _as_bytes(values)
         with self._lock:
             begin = at = self._end
             self._end += len(data)
@@ -114,7 +114,7 @@ class ScratchFile:
 
     def get(self, out: npt.NDArray[Any], at: int) -> None:
         """Fill an array of C order with what begins at a place."""
-        data = _bytes(out)
+        data = _as_bytes(out)
         with _disk_errors(self.folder):
             while data:
                 count = self._read(data, at)
@@ -123,21 +123,21 @@ class ScratchFile:
                 data, at = data[count:], at + count
 
     def _write(self, data: memoryview, at: int) -> int:
-        if _AT_A_PLACE:
+        if _HAS_POSITIONED_IO:
             return os.pwrite(self._file.fileno(), data, at)
         with self._lock:
             self._file.seek(at)
             return int(self._file.write(data))
 
     def _read(self, data: memoryview, at: int) -> int:
-        if _AT_A_PLACE:
+        if _HAS_POSITIONED_IO:
             return os.preadv(self._file.fileno(), [data], at)
         with self._lock:
             self._file.seek(at)
             return int(self._file.readinto(data))
 
 
-def _bytes(values: npt.NDArray[Any]) -> memoryview:
+def _as_bytes(values: npt.NDArray[Any]) -> memoryview:
     flat: Any = values.reshape(-1).view(np.uint8)
     return memoryview(flat)
 
@@ -150,11 +150,11 @@ def _disk_errors(folder: str) -> Iterator[None]:
         raise
     except OSError as error:
         reason = _FULL.get(error.errno or 0, error.strerror or str(error))
-        raise _unusable(folder, reason, error.errno in _FULL) from error
+        raise _scratch_error(folder, reason, error.errno in _FULL) from error
 
 
 @contextmanager
-def on_a_worker() -> Iterator[None]:
+def name_worker_in_errors() -> Iterator[None]:
     """Let errors of the scratch folder of a cluster's worker say whose it is: other workers may have a better one."""
     try:
         yield
@@ -167,10 +167,10 @@ def on_a_worker() -> Iterator[None]:
             address = str(get_worker().address)
         except ValueError:  # a process of this machine
             raise error from error.__cause__
-        raise _unusable(error.folder, error.reason, error.full, worker=address) from error.__cause__
+        raise _scratch_error(error.folder, error.reason, error.full, worker=address) from error.__cause__
 
 
-def _unusable(folder: str, reason: str, full: bool, worker: str | None = None) -> ScratchError:
+def _scratch_error(folder: str, reason: str, full: bool, worker: str | None = None) -> ScratchError:
     whose = "" if worker is None else f" of the worker {worker} on {socket.gethostname()}"
-    said = f"the scratch folder {folder}{whose} cannot be used: {reason}; {MORE_ROOM}"
+    said = f"the scratch folder {folder}{whose} cannot be used: {reason}; {SCRATCH_ADVICE}"
     return ScratchError(said, folder=folder, reason=reason, full=full, worker=worker)

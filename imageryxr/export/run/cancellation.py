@@ -1,4 +1,4 @@
-"""Tasks of a dask worker that end when their client cancels them, whatever they wait for."""
+"""Cancellation of tasks on dask workers, including tasks that wait for a network request."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ POLL_SECONDS = 0.1
 def run_cancellable(function: Callable[[], Any], *, own_thread: bool) -> Any:
     """Run a function; on a dask worker, stop when the task is cancelled or the worker closes.
 
-    A worker's thread that hangs keeps the worker from closing, and so an interrupted script from ending.
+    A thread that hangs would keep its worker from closing, and thereby an interrupted script from ending.
 
     Parameters
     ----------
     function : callable
-        Without arguments.
+        A function without arguments.
     own_thread : bool
-        Whether the function may run in another thread, which is left alone when the task is cancelled. Functions of
-        the user's own may need the worker's thread; then only requests over a network are given up.
+        Whether the function may run in a separate thread, which is abandoned when the task is cancelled. User-defined
+        functions may need the worker's thread; for them, cancellation only stops network requests.
     """
-    is_cancelled = _cancelled_on_worker()
+    is_cancelled = _cancellation_check()
     if is_cancelled is None:
         return function()
     stop = threading.Event()
     if own_thread:
-        return _in_own_thread(function, is_cancelled, stop)
+        return _run_in_own_thread(function, is_cancelled, stop)
     ended = threading.Event()
 
     def watch() -> None:
@@ -52,7 +52,7 @@ def run_cancellable(function: Callable[[], Any], *, own_thread: bool) -> Any:
         STOP.reset(before)
 
 
-def _in_own_thread(function: Callable[[], Any], is_cancelled: Callable[[], bool], stop: threading.Event) -> Any:
+def _run_in_own_thread(function: Callable[[], Any], is_cancelled: Callable[[], bool], stop: threading.Event) -> Any:
     pool, before = DaemonPool(1, "imageryxr-task"), STOP.set(stop)
     try:
         future = pool.submit(copy_context().run, function)
@@ -66,8 +66,8 @@ def _in_own_thread(function: Callable[[], Any], is_cancelled: Callable[[], bool]
     return future.result()
 
 
-def _cancelled_on_worker() -> Callable[[], bool] | None:
-    """Return what tells whether the task of this thread is cancelled; None outside a dask worker."""
+def _cancellation_check() -> Callable[[], bool] | None:
+    """Return a function that checks whether the task of this thread is cancelled; None outside a dask worker."""
     module = sys.modules.get("distributed.worker")
     state = getattr(module, "thread_state", None)
     key, execution = getattr(state, "key", None), getattr(state, "execution_state", None)

@@ -1,4 +1,4 @@
-"""Threads that end an export at once: Python does not wait for them, and what they read is given up."""
+"""Daemon threads, which Python does not join at exit, so that an interrupted export ends at once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 from imageryxr.sources.fetch.threads import stop_on
 
 STOP: ContextVar[threading.Event | None] = ContextVar("imageryxr_stop", default=None)
-"""The event that ends the region of this thread; it is set when an export is interrupted or has failed."""
+"""The event that stops the region of this thread. It is set when the export is interrupted or fails."""
 
 
 def check_stop() -> None:
-    """Raise `CancelledError` if the region of this thread is not needed any more."""
+    """Raise `CancelledError` if the region of this thread is no longer needed."""
     stop = STOP.get()
     if stop is not None and stop.is_set():
         raise CancelledError("the export has ended")
@@ -26,15 +26,15 @@ def check_stop() -> None:
 class DaemonPool(Executor):
     """A pool of daemon threads.
 
-    `concurrent.futures` joins the threads of its pools when Python ends: a thread that reads from a server that hangs
-    would hold the process until the request times out.
+    `concurrent.futures` joins the threads of its pools at exit, so a request to a server that hangs would delay the
+    exit until the request times out.
 
     Parameters
     ----------
     count : int
-        Threads at the most.
+        Maximum number of threads.
     name : str
-        First part of their names.
+        Prefix of the thread names.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -46,7 +46,7 @@ class DaemonPool(Executor):
         self._closed = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a function in a thread, with the stop event of this one; return its future."""
+        """Run a function in a thread of the pool, with the stop event of the calling thread; return its future."""
         stop, future = STOP.get(), Future[Any]()
 
         def run() -> Any:
@@ -75,12 +75,12 @@ class DaemonPool(Executor):
                     future.set_result(run())
                 except BaseException as error:
                     future.set_exception(error)
-            del job, future, run  # what a region was made of is not kept until the next one comes
+            del job, future, run  # release the arrays of the region before the next job arrives
             with self._lock:
                 self._idle += 1
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
-        """Take no more jobs; wait for those under way, as long as a timeout allows."""
+        """Accept no more jobs; wait for running jobs until the timeout."""
         with self._lock:
             self._closed = True
         if cancel_futures:

@@ -1,7 +1,7 @@
-"""Who does the work: threads, processes of this machine, or the workers of a dask cluster.
+"""Executors of regions: threads, local processes, or the workers of a dask cluster.
 
-All of them take one region at a time and give a future; how many are under way is the caller's part, and who they are
-is found in `crew`.
+An executor takes one region per call and returns a future. The scheduler limits how many regions run at a time, and
+`workers` chooses the executor.
 """
 
 from __future__ import annotations
@@ -21,80 +21,80 @@ from typing import Any
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import TargetError
 from imageryxr.export.read.buffers import BUFFERS
-from imageryxr.export.report import ADVANCE
+from imageryxr.export.report import ON_PROGRESS
 from imageryxr.export.run.daemon_threads import STOP, DaemonPool
-from imageryxr.export.run.task import Job, Piece, holds_array, pack, part_of, work
-from imageryxr.export.run.worker_probe import Probe
+from imageryxr.export.run.task import Job, RegionInput, has_arrays, pickle_job, restrict_reader, run_task
+from imageryxr.export.run.worker_probe import ImportProbe
 from imageryxr.graph.dask_inputs import gather_futures
 
-# Exit code of a process that found itself running the script of its parent.
-UNGUARDED = 78
-# How long it is waited for how the processes of a broken pool ended, all of which are told to.
-ENDING_SECONDS = 5.0
-# How long an export that is interrupted waits for its threads and processes.
+# Exit code of a process that runs the script of its parent because the script has no `__main__` guard.
+UNGUARDED_EXIT_CODE = 78
+# How long to wait for the exit codes of the processes of a broken pool.
+EXIT_CODE_SECONDS = 5.0
+# How long an interrupted export waits for its threads and processes.
 ABORT_SECONDS = 0.3
 
 
-class Workers(ABC):
-    """Those who make regions."""
+class RegionExecutor(ABC):
+    """Base class of the executors of regions."""
 
     kind: str
 
     @abstractmethod
     def slots(self) -> int:
-        """Return how many regions may be under way now."""
+        """Return how many regions may run or wait in the executor now."""
 
     @abstractmethod
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:
-        """Hand a region out; return a future with ``add_done_callback``, ``result`` and ``cancel``."""
+        """Submit a region; return a future with ``add_done_callback``, ``result`` and ``cancel``."""
 
     @abstractmethod
     def close(self) -> None:
-        """Wait for what is under way, and let go of the workers."""
+        """Wait for running regions and release the workers."""
 
     def abort(self) -> None:
-        """Stop as soon as can be."""
+        """Stop without waiting for running regions."""
         self.close()
 
-    def check(self) -> None:  # noqa: B027 - most have nothing to find
-        """Raise `TargetError` if nobody is there who could make a region, or one failed as any other try would."""
+    def check(self) -> None:  # noqa: B027 - most executors have nothing to check
+        """Raise `TargetError` if no worker can make regions, or a retry would fail in the same way."""
 
-    def lacks(self) -> str:
-        """Return what is missing so that nothing comes back, for whoever waits; nothing if all is there."""
+    def missing_workers_message(self) -> str:
+        """Return a message if no region can finish because workers are missing; an empty string otherwise."""
         return ""
 
-    def elsewhere(self, number: int, worker: str | None) -> bool:
-        """Keep a region away from a worker that cannot make it; return whether there are others."""
+    def avoid_worker(self, number: int, worker: str | None) -> bool:
+        """Submit a region to other workers than this one from now on; return whether there are any."""
         return False
 
-    def under_way(self) -> float:
-        """Return how much of regions that are not done is there, in regions, as far as it is known here."""
+    def partial_progress(self) -> float:
+        """Return the completed share of unfinished regions, in regions, as far as this process has recorded it."""
         return 0.0
 
     def cancel(self, futures: Iterable[Any]) -> None:
-        """Take regions back that were handed out, as far as nobody has begun them."""
+        """Cancel submitted regions that no worker has started."""
         for future in futures:
             future.cancel()
 
 
-class Threads(Workers):
-    """Threads of this process: kernels and decoders run side by side in them."""
+class ThreadExecutor(RegionExecutor):
+    """Threads of this process; kernels and decoders release Python's lock and run in parallel."""
 
     kind = "threads"
 
     def __init__(self, job: Job, count: int) -> None:
         self._job = job
-        self._count = min(count, job.how.at_once) if job.how is not None else count
+        self._count = min(count, job.slab_settings.at_once) if job.slab_settings is not None else count
         self._pool = DaemonPool(self._count, "imageryxr-export")
         self._stop = threading.Event()
         self._shares: dict[int, float] = {}
 
     def slots(self) -> int:
-        """One a thread, or fewer where threads share one."""
+        """Return one slot per thread, or fewer if several threads share a region."""
         return self._count
 
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:
-        """Hand a region to a thread."""
+        """Submit a region to a thread."""
         before = STOP.set(self._stop)
         try:
             return self._pool.submit(self._work, number, stage, box)
@@ -104,60 +104,62 @@ class Threads(Workers):
     def _work(self, number: int, stage: int, box: IndexBox) -> Any:
         self._shares[number] = 0.0
 
-        def told(share: float) -> None:
+        def add_share(share: float) -> None:
             self._shares[number] += share
 
-        before = ADVANCE.set(told)
+        before = ON_PROGRESS.set(add_share)
         try:
             return self._job(number, stage, box)
         finally:
-            ADVANCE.reset(before)
+            ON_PROGRESS.reset(before)
             del self._shares[number]
 
-    def under_way(self) -> float:
-        """Add up what threads tell."""
+    def partial_progress(self) -> float:
+        """Return the sum of the shares that the threads have reported."""
         return sum(list(self._shares.values()))
 
     def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for running regions."""
         self._pool.shutdown(cancel_futures=True)
         BUFFERS.clear()
 
     def abort(self) -> None:
-        """Give up what is read; wait a moment for files that are being written."""
+        """Cancel reads; wait briefly for files that are being written."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True, timeout=ABORT_SECONDS)
         BUFFERS.clear()
 
 
-class _Packed(Workers):
-    """Workers in other processes: the job is pickled once, and a region that carries voxels brings only its own."""
+class _PicklingExecutor(RegionExecutor):
+    """Executor of other processes: the job is pickled once; a region carries only its own voxels."""
 
     def __init__(self, job: Job) -> None:
         self._read = job.read
-        self._parts = job.read is not None and bool(job.read.volume.dask_inputs or holds_array(job.read.volume.expr))
-        self._blob = pack(replace(job, read=None) if self._parts else job)
+        self._has_inputs = job.read is not None and bool(
+            job.read.volume.dask_inputs or has_arrays(job.read.volume.expr)
+        )
+        self._pickled_job = pickle_job(replace(job, read=None) if self._has_inputs else job)
 
     def _arguments(self, number: int, stage: int, box: IndexBox) -> tuple[Any, ...]:
         import cloudpickle
 
-        if not self._parts or stage or self._read is None:
-            return (self._blob, number, stage, tuple(box))
-        part = part_of(self._read, box)
-        kept: tuple[Any, ...] = ()
-        if isinstance(part, Piece) and part.parts.futures:
+        if not self._has_inputs or stage or self._read is None:
+            return (self._pickled_job, number, stage, tuple(box))
+        part = restrict_reader(self._read, box)
+        values: tuple[Any, ...] = ()
+        if isinstance(part, RegionInput) and part.parts.futures:
             futures = part.parts.futures
             part = replace(part, parts=replace(part.parts, futures=dict.fromkeys(futures)))
-            kept = (cloudpickle.dumps(list(futures)), self._kept(futures))
-        return (self._blob, number, stage, tuple(box), cloudpickle.dumps(part), *kept)
+            values = (cloudpickle.dumps(list(futures)), self._worker_values(futures))
+        return (self._pickled_job, number, stage, tuple(box), cloudpickle.dumps(part), *values)
 
-    def _kept(self, futures: dict[Any, Any]) -> list[Any]:
-        """Return what the worker will find in place of futures."""
+    def _worker_values(self, futures: dict[Any, Any]) -> list[Any]:
+        """Return the values that replace futures on the worker."""
         return list(gather_futures(futures).values())
 
 
-class Processes(_Packed):
-    """Processes of this machine, each on its own: for work that holds Python's lock."""
+class ProcessExecutor(_PicklingExecutor):
+    """Processes of this machine, for work that holds Python's lock."""
 
     kind = "processes"
 
@@ -169,49 +171,49 @@ class Processes(_Packed):
     def _new_pool(self) -> ProcessPoolExecutor:
         from multiprocessing import get_context
 
-        # "spawn": connections and compiled code do not survive a fork
-        return ProcessPoolExecutor(self._count, mp_context=get_context("spawn"), initializer=_begin_process)
+        # "spawn", because connections and compiled code do not survive a fork
+        return ProcessPoolExecutor(self._count, mp_context=get_context("spawn"), initializer=_initialize_process)
 
     def slots(self) -> int:
-        """One a process, and one in waiting each, so that none idles while results travel."""
+        """Return two slots per process, so that no process idles while results are transferred."""
         return 2 * self._count
 
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:
-        """Hand a region to a process."""
+        """Submit a region to a process."""
         arguments = self._arguments(number, stage, box)
         try:
-            return self._pool.submit(work, *arguments)
+            return self._pool.submit(run_task, *arguments)
         except BrokenProcessPool:
             self.check()
-            self._mend()
-            return self._pool.submit(work, *arguments)
+            self._restart_pool()
+            return self._pool.submit(run_task, *arguments)
 
-    def _mend(self) -> None:
-        """Start new processes: one that is killed takes the whole pool with it, and with that only its regions."""
+    def _restart_pool(self) -> None:
+        """Replace the pool, which breaks as a whole when one of its processes is killed."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool = self._new_pool()
 
     def check(self) -> None:
-        """Raise `TargetError` if the processes ran the caller's script in the place of regions."""
-        processes = self._processes()  # those of the pool that is broken
-        until = time.monotonic() + ENDING_SECONDS
-        # a pool is broken when a process closes its pipes, and the system knows a moment later how it ended
+        """Raise `TargetError` if the processes ran the caller's script instead of regions."""
+        processes = self._processes()
+        until = time.monotonic() + EXIT_CODE_SECONDS
+        # a pool breaks when a process closes its pipes; the exit code is available a moment later
         while getattr(self._pool, "_broken", False) and time.monotonic() < until:
             if all(process.exitcode is not None for process in processes):
                 break
             time.sleep(0.01)
-        if any(process.exitcode == UNGUARDED for process in processes):
+        if any(process.exitcode == UNGUARDED_EXIT_CODE for process in processes):
             raise TargetError(
-                "the processes of client='processes' began by running this script again, up to its export: put what "
-                "the script does under `if __name__ == '__main__':`"
+                "the processes of client='processes' ran this script again up to its export: put the script's code "
+                "under `if __name__ == '__main__':`"
             ) from None
 
     def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for running regions."""
         self._pool.shutdown(cancel_futures=True)
 
     def abort(self) -> None:
-        """End the processes: Python would wait at its end for what they are at."""
+        """Terminate the processes, because Python would wait for them at exit."""
         processes = self._processes()
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
@@ -222,18 +224,18 @@ class Processes(_Packed):
             process.kill()
 
     def _processes(self) -> list[Any]:
-        # CPython tells of them nowhere else
+        # CPython has no public attribute for them
         return list((getattr(self._pool, "_processes", None) or {}).values())
 
 
-def _begin_process() -> None:
-    # Ctrl-C reaches all processes of a terminal; the parent decides what it means.
+def _initialize_process() -> None:
+    # Ctrl-C reaches all processes of a terminal; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    _exit_with_parent()
 
 
-def _end_with_parent() -> None:
-    # A worker of a parent that was killed waits for work for ever: it holds the other end of its own pipe.
+def _exit_with_parent() -> None:
+    # A process whose parent was killed would wait for work forever, because it holds the other end of its own pipe.
     from multiprocessing import connection, parent_process
 
     parent = parent_process()
@@ -247,8 +249,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
 
 
-class Cluster(_Packed):
-    """The workers of a `distributed.Client`, which may come and go."""
+class ClusterExecutor(_PicklingExecutor):
+    """The workers of a `distributed.Client`, which may join and leave."""
 
     kind = "cluster"
 
@@ -256,82 +258,82 @@ class Cluster(_Packed):
         super().__init__(job)
         self._client = client
         self._count = count
-        # one group of keys whatever their number: the scheduler keeps a record of every group
+        # one key group for all regions, because the scheduler keeps a record of every group
         self._name = f"imageryxr-export-{uuid.uuid4().hex[:12]}"
         self._submitted = 0
         self._slots = 2
-        self._unable: dict[int, set[str]] = {}
-        """Workers that could not make a region."""
-        self._probe = Probe(client)
+        self._failed_on: dict[int, set[str]] = {}
+        """Workers on which a region has failed."""
+        self._probe = ImportProbe(client)
 
     def slots(self) -> int:
-        """Two a thread of the cluster as it is now, or as many as were asked for; none before one was checked."""
+        """Return the requested number of slots, or two per thread; 0 until one worker can import the package."""
         if not self._probe.is_passed():
             return 0
         if self._count:
             return self._count
         try:
             self._slots = 2 * sum(self._client.nthreads().values()) or 2
-        except OSError:  # a scheduler that is away for a moment may come back
+        except OSError:  # the connection to the scheduler may recover
             self.check()
         return self._slots
 
     def check(self) -> None:
-        """Raise if the client has given its scheduler up."""
+        """Raise `TargetError` if the client has lost its scheduler or a worker cannot import the package."""
         if self._client.status in ("closing", "closed"):
             raise TargetError(
-                f"the scheduler at {self._client.scheduler.address} does not answer any more; start it again, with its "
-                "workers, and give its address"
+                f"the scheduler at {self._client.scheduler.address} no longer responds; restart it with its workers "
+                "and give its address"
             )
         self._probe.check()
 
     def cancel(self, futures: Iterable[Any]) -> None:
-        """Take regions back, if there still is somebody to tell."""
+        """Cancel submitted regions if the scheduler is still connected."""
         if self._client.status == "running":
             super().cancel(futures)
 
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:
-        """Hand a region to the scheduler."""
+        """Submit a region to the scheduler."""
         self.check()
         arguments = self._arguments(number, stage, box)
         self._submitted += 1
         where: dict[str, Any] = {}
-        if number in self._unable and (others := self._others(number)):
-            where = {"workers": others, "allow_other_workers": True}  # if those others go, better any than none
+        if number in self._failed_on and (untried := self._untried_workers(number)):
+            where = {"workers": untried, "allow_other_workers": True}  # in case the untried workers leave
         try:
             return self._client.submit(
-                work, *arguments, key=(self._name, self._submitted), pure=False, retries=0, **where
+                run_task, *arguments, key=(self._name, self._submitted), pure=False, retries=0, **where
             )
         except Exception:
             self.check()
             raise
 
-    def elsewhere(self, number: int, worker: str | None) -> bool:
-        """Have the scheduler give a region to other workers, if there are any that have not tried it."""
+    def avoid_worker(self, number: int, worker: str | None) -> bool:
+        """Submit a region to workers that have not tried it from now on; return whether there are any."""
         if worker is not None:
-            self._unable.setdefault(number, set()).add(worker)
-        return bool(self._others(number))
+            self._failed_on.setdefault(number, set()).add(worker)
+        return bool(self._untried_workers(number))
 
-    def _others(self, number: int) -> list[str]:
+    def _untried_workers(self, number: int) -> list[str]:
         try:
-            return sorted(set(self._client.nthreads()) - self._unable.get(number, set()))
-        except OSError:  # a scheduler that is away for a moment
+            return sorted(set(self._client.nthreads()) - self._failed_on.get(number, set()))
+        except OSError:  # the connection to the scheduler may recover
             return []
 
-    def _kept(self, futures: dict[Any, Any]) -> list[Any]:
-        # of its own, the scheduler hands them to the worker, wherever they are
+    def _worker_values(self, futures: dict[Any, Any]) -> list[Any]:
+        # the scheduler itself transfers the values of its own futures to the worker
         mine = all(future.client is self._client for future in futures.values())
-        return list(futures.values()) if mine else super()._kept(futures)
+        return list(futures.values()) if mine else super()._worker_values(futures)
 
     def close(self) -> None:
-        """Do nothing: the client is the caller's."""
+        """Do nothing: the caller closes the client."""
 
-    def lacks(self) -> str:
-        """Tell that there are no workers, which may be on their way, or which nobody has started."""
+    def missing_workers_message(self) -> str:
+        """Return a message if the scheduler has no workers."""
         try:
             if self._client.nthreads():
                 return ""
-        except OSError:  # a scheduler that is away is another matter
+        except OSError:  # `check` handles a lost scheduler
             return ""
         place = self._client.scheduler.address
         return f"the scheduler {place} has no worker yet: waiting for one, such as `dask worker {place}` starts"

@@ -1,11 +1,11 @@
-"""What a worker keeps between regions: memory that goes to the next one, until none comes.
+"""Thresholds of glibc's malloc, raised on dask workers so that regions reuse freed memory.
 
-dask's nannies start workers with ``MALLOC_TRIM_THRESHOLD_`` set. By that glibc also stops learning which sizes come
-again and again: each array from 128 KiB on is mapped anew, and the system clears it page by page, while what an export
-takes and gives back all the time is of just such sizes. That can take a third of a worker's time. So while there are
-regions to make, the thresholds are about those that glibc learns by itself in other processes; afterwards they are
-dask's again. What a thread keeps at the end of its own heap, `TRIM_BYTES` at the most, goes when it frees something the
-next time: glibc trims those of others only inside.
+dask's nannies start workers with ``MALLOC_TRIM_THRESHOLD_`` set, which also turns off the dynamic mmap threshold of
+glibc. Each array of 128 KiB or more is then mapped anew and cleared page by page by the system. An export allocates and
+frees such arrays constantly, and this can take a third of a worker's time. While regions are made, the thresholds are
+therefore set to about the values that glibc reaches by itself in other processes; afterwards dask's values are
+restored. A thread may keep up to `TRIM_BYTES` at the end of its own heap until it next frees memory, because
+``malloc_trim`` does not trim the ends of the heaps of other threads.
 
 mallopt(3): https://man7.org/linux/man-pages/man3/mallopt.3.html.
 """
@@ -20,32 +20,32 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-GIVEN = "MALLOC_TRIM_THRESHOLD_"
-# Who sets one of these knows what malloc is to do.
-CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+TRIM_VARIABLE = "MALLOC_TRIM_THRESHOLD_"
+# If the user has set one of these, malloc is left alone.
+USER_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 # malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 DEFAULT_MMAP_BYTES = 128 << 10
-# As glibc learns, it takes up to 32 MiB; what is larger than this, exports keep by themselves (`reading.BUFFERS`).
+# glibc's dynamic threshold is at most 32 MiB; `buffers.BUFFERS` keeps arrays larger than this value.
 MMAP_BYTES = 23_900_000
 TRIM_BYTES = 2 * MMAP_BYTES
-# What fits the C integer that mallopt takes.
-MOST = 2**31 - 1
+# The largest C integer, the type of mallopt's arguments.
+MAX_C_INT = 2**31 - 1
 
 
 class _Malloc(NamedTuple):
     libc: Any
     trim: int
-    """Bytes that dask has set."""
+    """The trim threshold in bytes that dask has set."""
 
 
 @cache
-def _malloc() -> _Malloc | None:
-    """Return what there is to change where dask has set one of glibc's thresholds; else None."""
-    given = started_with() if sys.platform.startswith("linux") else {}
-    trim = given.get(GIVEN, "")
-    if not (trim.isascii() and trim.isdigit() and int(trim) <= MOST) or set(CHOSEN) & set(given):
+def _load_malloc() -> _Malloc | None:
+    """Return glibc and its trim threshold if dask has set it; None otherwise."""
+    given = initial_environment() if sys.platform.startswith("linux") else {}
+    trim = given.get(TRIM_VARIABLE, "")
+    if not (trim.isascii() and trim.isdigit() and int(trim) <= MAX_C_INT) or set(USER_VARIABLES) & set(given):
         return None
     import ctypes
 
@@ -56,10 +56,10 @@ def _malloc() -> _Malloc | None:
     return _Malloc(libc, int(trim))
 
 
-def started_with() -> dict[str, str]:
-    """Return the environment that this process started with, which is what its C library has read.
+def initial_environment() -> dict[str, str]:
+    """Return the environment that this process started with, which its C library has read.
 
-    dask leaves in ``os.environ`` of who starts a cluster what is meant for the workers.
+    ``os.environ`` may differ: in a process that starts a cluster, dask adds variables for the workers to it.
     """
     try:
         lines = Path("/proc/self/environ").read_bytes().split(b"\0")
@@ -69,26 +69,26 @@ def started_with() -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def keep_freed() -> None:
-    """Have malloc keep what is freed for what comes next."""
-    malloc = _malloc()
-    if malloc is not None and malloc.libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES):  # 32 bits allow no such size
+def raise_thresholds() -> None:
+    """Raise malloc's thresholds so that freed memory is reused."""
+    malloc = _load_malloc()
+    if malloc is not None and malloc.libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES):  # fails on 32-bit systems
         malloc.libc.mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
 
 
-def give_back() -> None:
-    """Have malloc do again as it was told when the process started, and return what it keeps."""
-    malloc = _malloc()
+def restore_thresholds() -> None:
+    """Restore malloc's initial thresholds and return unused memory to the system."""
+    malloc = _load_malloc()
     if malloc is not None:
         malloc.libc.mallopt(M_MMAP_THRESHOLD, DEFAULT_MMAP_BYTES)
         malloc.libc.mallopt(M_TRIM_THRESHOLD, malloc.trim)
         malloc.libc.malloc_trim(0)
 
 
-class Lingering:
-    """Something that is there while it is used and some seconds longer: nobody tells a worker that no more will come.
+class DelayedCleanup:
+    """A resource that is released some seconds after its last use, because a worker cannot detect its last region.
 
-    Safe to use from many threads.
+    Thread-safe.
     """
 
     def __init__(self, begin: Callable[[], None], end: Callable[[], None], seconds: float) -> None:
@@ -98,8 +98,8 @@ class Lingering:
         self._timer: threading.Timer | None = None
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Have it there inside the block."""
+    def hold(self) -> Iterator[None]:
+        """Keep the resource during the block."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
@@ -116,15 +116,15 @@ class Lingering:
                     self._end_later()
 
     def _end_later(self) -> None:
-        self._timer = threading.Timer(self._seconds, self._rest)
+        self._timer = threading.Timer(self._seconds, self._end_if_idle)
         self._timer.daemon = True
         try:
             self._timer.start()
-        except RuntimeError:  # no more threads: that does not undo what was made
+        except RuntimeError:  # no thread can be started; the region itself has succeeded
             self._timer = None
             self._end()
 
-    def _rest(self) -> None:
+    def _end_if_idle(self) -> None:
         with self._lock:
-            if not self._users:  # one may have come while this waited for the lock
+            if not self._users:  # a user may have started while this thread waited for the lock
                 self._end()

@@ -1,4 +1,4 @@
-"""Ids that were asked for and are nowhere: each region tells which it has, wherever it is made."""
+"""Requested ids that do not occur in the data: regions return which ids they contain, and the export combines them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from imageryxr.graph.oblique import PlaneSlice
 from imageryxr.graph.strides import Strided
 from imageryxr.ops.labels import RequestedIds
 
-Told = tuple[tuple[str, bytes], ...]
-"""Of each set of ids, by the start of its digest, a bit an id: whether it was there."""
-Found = tuple[tuple[str, tuple[int, ...]], ...]
-"""Of each set of ids, the places of some."""
+SeenBits = tuple[tuple[str, bytes], ...]
+"""Per set of requested ids: the start of its digest, and one bit per id that is set if the id occurs."""
+FoundPlaces = tuple[tuple[str, tuple[int, ...]], ...]
+"""Per set of requested ids: the start of its digest, and the indices of some of its ids."""
 
 
-def told(seen: dict[bytes, npt.NDArray[np.bool_]]) -> Told:
-    """Return what travels with a region of what it has seen."""
-    return tuple((_name(packed), np.packbits(found).tobytes()) for packed, found in seen.items())
+def pack_seen(seen: dict[bytes, npt.NDArray[np.bool_]]) -> SeenBits:
+    """Return the ids that a region contains in the form that is sent with its outcome."""
+    return tuple((_short_digest(packed), np.packbits(found).tobytes()) for packed, found in seen.items())
 
 
-def _name(packed: bytes) -> str:
+def _short_digest(packed: bytes) -> str:
     return hashlib.sha256(packed).hexdigest()[:16]
 
 
-def _wholly_read(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
-    """Return all that is made on the way to a box of which every voxel is, however the box is cut.
+def _fully_read_nodes(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
+    """Yield the expressions below one whose voxels are all read for a box, each with its box.
 
-    A plane at an angle passes most of them by, and a coarser grid those between two of its own voxels.
+    An oblique plane reads few voxels of its input, and a coarser grid skips voxels; what lies below them is left out.
     """
     box = box.clip(expr.bounds)
     if not box.voxels:
@@ -42,34 +42,35 @@ def _wholly_read(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
     if isinstance(expr, PlaneSlice | Strided) or (isinstance(expr, Resampled) and any(m.scale > 1 for m in expr.maps)):
         return
     for child, need in zip(expr.inputs, expr.needs(box), strict=True):
-        yield from _wholly_read(child, need)
+        yield from _fully_read_nodes(child, need)
 
 
-class Asked:
-    """Which of the ids that were asked for the regions of an export have.
+class IdTracker:
+    """Records which requested ids the regions of an export contain.
 
     Parameters
     ----------
     expr : Expr
-        What is exported.
+        The exported expression.
     box : IndexBox
-        All of it. Nothing is said of ids that were asked of more than that.
+        The exported box. Sets of ids that were requested of a larger box are ignored.
     """
 
     def __init__(self, expr: Expr, box: IndexBox) -> None:
         self._ids: dict[str, RequestedIds] = {}
         self._found: dict[str, npt.NDArray[np.bool_]] = {}
         self._unseen = False
-        for node, part in _wholly_read(expr, box):
-            asks, whole = getattr(node, "requested", None), getattr(node, "whole", None)
-            if isinstance(asks, RequestedIds) and isinstance(whole, IndexBox) and part.contains(whole):
-                self._ids[_name(asks.packed)] = asks
-                self._found[_name(asks.packed)] = np.zeros(len(asks.array), np.bool_)
+        for node, part in _fully_read_nodes(expr, box):
+            requested, whole = getattr(node, "requested", None), getattr(node, "whole", None)
+            if isinstance(requested, RequestedIds) and isinstance(whole, IndexBox) and part.contains(whole):
+                self._ids[_short_digest(requested.packed)] = requested
+                self._found[_short_digest(requested.packed)] = np.zeros(len(requested.array), np.bool_)
 
-    def note(self, region: Told | None) -> Found | None:
-        """Note what a region has; return the places of ids that none before it had, None if that is not known.
+    def record(self, region: SeenBits | None) -> FoundPlaces | None:
+        """Record the ids of a region; return the indices of those that no earlier region contained.
 
-        It is not if parts of the region were made before, which is told by None.
+        `region` is None if parts of the region were made by an earlier run, so that its ids are unknown. The result
+        is then None.
         """
         if region is None or not self._ids:
             self._unseen |= region is None
@@ -84,22 +85,22 @@ class Asked:
         return tuple((name, places) for name, places in new if places)
 
     def resume(self, ids: dict[str, set[int]], known: bool) -> None:
-        """Note what regions have that were made before, if it is known of all of them."""
+        """Record the ids of regions that an earlier run has made; `known` states that they are complete."""
         self._unseen |= not known
         for name, places in ids.items():
             if name in self._found and max(places, default=0) < len(self._found[name]):
                 self._found[name][list(places)] = True
 
     def absent(self) -> tuple[int, ...]:
-        """Return the ids that no region has, ascending; none if not all of them are known."""
+        """Return the requested ids that no region contains, ascending; empty if the ids of a region are unknown."""
         return tuple(sorted(set(self._absent(self._ids))))
 
     def _absent(self, names: Iterable[str]) -> list[int]:
         return [] if self._unseen else [i for n in names for i in self._ids[n].array[~self._found[n]].tolist()]
 
     def warn(self) -> None:
-        """Warn of them."""
-        for name, asks in self._ids.items():
+        """Warn of the requested ids that no region contains."""
+        for name, requested in self._ids.items():
             absent = self._absent([name])
             if absent:
-                warn(asks.missing_message(absent), MissingIdsWarning)
+                warn(requested.missing_message(absent), MissingIdsWarning)

@@ -1,4 +1,4 @@
-"""Carrying out a plan: regions handed out a few at a time, noted when done, tried again when they fail."""
+"""Run a plan: submit a few regions at a time, record those that are done, retry those that fail."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from imageryxr.errors import (
 )
 from imageryxr.export.commit.session import Stages, Workspace
 from imageryxr.export.plan.plan import ExportPlan
-from imageryxr.export.report import ExportReport, FailedRegion, bar, show_done, tell
-from imageryxr.export.run.executors import Workers
-from imageryxr.export.run.requested_ids import Asked
+from imageryxr.export.report import ExportReport, FailedRegion, progress_bar, update_bar, write_line
+from imageryxr.export.run.executors import RegionExecutor
+from imageryxr.export.run.requested_ids import IdTracker
 from imageryxr.export.run.task import Job, Outcome
 from imageryxr.graph.labelled import attrs_on_grid, label_array
 from imageryxr.sources.base import clean_message
 
 OnError = Literal["raise", "collect"]
 
-# Seconds before a region is tried again whose failure may pass: longer than a network is commonly away.
-WAITS = (2.0, 15.0, 60.0)
-# How often nothing comes back, a second each, before it is asked why.
-PATIENCE = 2
-# What no second try can mend.
-FINAL = (MissingChunkError, AuthError, CodecError, OptionError, LayerError)
-# What may pass by itself, by the names of the classes of clients that need not be loaded here.
-PASSING = (
+# Seconds before the retries of a region after a transient error: longer than most network outages.
+RETRY_DELAYS = (2.0, 15.0, 60.0)
+# How many seconds pass without a result before missing workers are reported.
+IDLE_ROUNDS = 2
+# Errors that a retry cannot fix.
+PERMANENT_ERRORS = (MissingChunkError, AuthError, CodecError, OptionError, LayerError)
+# Transient errors, by class name, because the client libraries that define them may not be loaded.
+TRANSIENT_ERRORS = (
     "ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "ProtocolError", "MaxRetryError",
     "ChunkedEncodingError", "ServerError", "KilledWorker", "CommClosedError", "CancelledError", "GenericError",
     "ConnectionResetError",
@@ -49,8 +49,8 @@ PASSING = (
 
 
 @dataclass
-class _Under:
-    """A region that somebody is at."""
+class _Attempt:
+    """A submitted region and the number of its failed attempts."""
 
     number: int
     tries: int
@@ -74,32 +74,32 @@ def run_plan(
     on_error: OnError,
     progress: bool | None,
 ) -> ExportReport:
-    """Make every region that is not there, and bring the result to its place."""
+    """Make every region that is not done, and publish the result."""
     began = time.perf_counter()
     if plan.workspace is None:
         return _run_in_memory(plan, retries, on_error, progress, began)
     space = plan.workspace
     with space.opened(overwrite=overwrite, resume=resume):
         skipped = int(space.progress.done.sum())
-        tally, asked = _Tally(), _asked(plan)
+        tally, tracker = _Tally(), _id_tracker(plan)
         if skipped:
-            asked.resume(space.progress.ids, space.progress.all_ids)
+            tracker.resume(space.progress.ids, space.progress.all_ids)
         try:
             if skipped < len(space.stages):
-                _run_stages(plan, space, tally, asked, skipped, retries, on_error, progress)
+                _run_stages(plan, space, tally, tracker, skipped, retries, on_error, progress)
             if not tally.failed:
                 published = space.publish()
-                # of one file, what it was put together from is gone again
+                # a single file is assembled from temporary files, which do not count
                 tally.bytes = published if plan.target.kind == "single" else tally.bytes + published
         except BaseException as error:
             if space.abandon():
-                error.add_note(_kept(space))
+                error.add_note(_resume_note(space))
             raise
         if tally.failed:
             space.abandon()
     if not tally.failed:
         plan.target.done()
-        asked.warn()
+        tracker.warn()
     return ExportReport(
         plan.target.place,
         tally.regions,
@@ -110,11 +110,11 @@ def run_plan(
         tuple(sorted(space.progress.holes)),
         tally.retries,
         tally.tasks,
-        () if tally.failed else asked.absent(),
+        () if tally.failed else tracker.absent(),
     )
 
 
-def _kept(space: Workspace) -> str:
+def _resume_note(space: Workspace) -> str:
     done, total = int(space.progress.done.sum()), len(space.stages)
     what = f"{done:,} of {total:,} tasks of {space.target.place} are done" if done else "slices that were finished are"
     return f"{what} {'and ' * bool(done)}kept: run the same call again to continue"
@@ -124,44 +124,44 @@ def _run_stages(
     plan: ExportPlan,
     space: Workspace,
     tally: _Tally,
-    asked: Asked,
+    tracker: IdTracker,
     skipped: int,
     retries: int,
     on_error: OnError,
-    shown: bool | None,
+    show_progress: bool | None,
 ) -> None:
-    workers = plan.crew.make(Job(plan.target, space.data, plan.read, plan.how, space.continued))
-    loop = _Loop(workers, space.stages, space.box, plan, tally, retries, on_error)
+    workers = plan.pool.make(Job(plan.target, space.data, plan.read, plan.how, space.continued))
+    loop = _Scheduler(workers, space.stages, space.box, plan, tally, retries, on_error)
     try:
-        with bar(plan.target.place, len(space.stages), skipped, shown) as shown_bar:
-            loop.tick = lambda: show_done(shown_bar, skipped + tally.tasks, workers.under_way())
+        with progress_bar(plan.target.place, len(space.stages), skipped, show_progress) as bar:
+            loop.tick = lambda: update_bar(bar, skipped + tally.tasks, workers.partial_progress())
             for stage in range(len(space.stages.parts)):
                 first = space.stages.start(stage)
                 todo = np.flatnonzero(~space.progress.done[first : first + len(space.stages.parts[stage])]) + first
                 for outcome in loop.outcomes(todo):
-                    space.note(replace(outcome.entry, ids=asked.note(outcome.ids)))
+                    space.note(replace(outcome.entry, ids=tracker.record(outcome.ids)))
                     tally.tasks += 1
                     tally.regions += stage == 0
                     tally.bytes += outcome.entry.size
                     loop.tick()
                 if tally.failed:
-                    break  # what follows is made from all of this stage
+                    break  # the next stage needs all regions of this one
     except BaseException:
         workers.abort()
         raise
     workers.close()
 
 
-def _asked(plan: ExportPlan) -> Asked:
-    return Asked(plan.read.volume.expr, plan.read.volume.grid.box)
+def _id_tracker(plan: ExportPlan) -> IdTracker:
+    return IdTracker(plan.read.volume.expr, plan.read.volume.grid.box)
 
 
-class _Loop:
-    """Hands regions out and takes them back, whoever makes them."""
+class _Scheduler:
+    """Submits regions to an executor and collects their outcomes."""
 
     def __init__(
         self,
-        workers: Workers,
+        workers: RegionExecutor,
         stages: Stages,
         box_of: Any,
         plan: ExportPlan,
@@ -172,32 +172,32 @@ class _Loop:
         self.workers, self.stages, self.box_of = workers, stages, box_of
         self.plan, self.tally, self.retries, self.on_error = plan, tally, retries, on_error
         self.back: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.under_way: dict[Any, _Under] = {}
+        self.under_way: dict[Any, _Attempt] = {}
         self.waiting: list[tuple[float, int, int]] = []
-        """When, which region, how many tries: a heap."""
+        """Regions that wait for a retry: a heap of (time, region number, failed attempts)."""
         self.idle = 0
-        """How often in a row there was nothing to take back."""
-        self.told = False
+        """How often in a row no future had finished."""
+        self.is_wait_reported = False
         self.tick: Callable[[], None] = lambda: None
-        """Called every second, while nothing comes back."""
+        """Called every second while no region finishes."""
 
     def outcomes(self, numbers: Any) -> Iterator[Outcome]:
-        """Return what becomes of regions, in the order in which they are done."""
-        todo = map(int, numbers)  # of which there may be too many for a list
+        """Yield the outcomes of regions as they finish."""
+        todo = map(int, numbers)  # an iterator, because a list of all numbers may be too large
         last = not len(numbers)
         try:
             while True:
                 while len(self.under_way) < self.workers.slots():
-                    following = self._next(todo) if not last else self._due()
+                    following = self._next_region(todo) if not last else self._pop_due()
                     if following is None:
                         last = True
-                        following = self._due()
+                        following = self._pop_due()
                     if following is None:
                         break
-                    self._hand_out(*following)
+                    self._submit(*following)
                 if last and not self.under_way and not self.waiting:
                     return
-                outcome = self._take_back()
+                outcome = self._collect()
                 if outcome is not None:
                     yield outcome
         finally:
@@ -205,32 +205,32 @@ class _Loop:
             self.under_way.clear()
             self.waiting.clear()
 
-    def _due(self) -> tuple[int, int] | None:
+    def _pop_due(self) -> tuple[int, int] | None:
         if self.waiting and self.waiting[0][0] <= time.monotonic():
             _, number, tries = heapq.heappop(self.waiting)
             return number, tries
         return None
 
-    def _next(self, todo: Iterator[int]) -> tuple[int, int] | None:
-        due = self._due()
+    def _next_region(self, todo: Iterator[int]) -> tuple[int, int] | None:
+        due = self._pop_due()
         if due is not None:
             return due
         number = next(todo, None)
         return None if number is None else (number, 0)
 
-    def _hand_out(self, number: int, tries: int) -> None:
+    def _submit(self, number: int, tries: int) -> None:
         stage, box = self.box_of(number)
         future = self.workers.submit(number, stage, box)
-        self.under_way[future] = _Under(number, tries)
+        self.under_way[future] = _Attempt(number, tries)
         future.add_done_callback(self.back.put)
 
-    def _take_back(self) -> Outcome | None:
+    def _collect(self) -> Outcome | None:
         wait = 1.0 if not self.waiting else min(1.0, max(0.01, self.waiting[0][0] - time.monotonic()))
         try:
             future = self.back.get(timeout=wait)
         except queue.Empty:
-            self._look_for_lost()
-            self._tell_of_waiting()
+            self._collect_cancelled()
+            self._report_waiting()
             self.tick()
             return None
         self.idle = 0
@@ -240,83 +240,83 @@ class _Loop:
         try:
             outcome: Outcome = future.result()
         except Exception as error:
-            self._failed(region, error)
+            self._handle_failure(region, error)
             return None
         return outcome
 
-    def _tell_of_waiting(self) -> None:
-        """Say once what is waited for, to whoever sees nothing happen, also where no bar is shown."""
+    def _report_waiting(self) -> None:
+        """Report missing workers once, even if no progress bar is shown."""
         self.idle += 1
-        lacking = "" if self.told or self.idle < PATIENCE else self.workers.lacks()
-        if lacking:
-            tell(lacking)
-            self.told = True
+        is_due = not self.is_wait_reported and self.idle >= IDLE_ROUNDS
+        if is_due and (message := self.workers.missing_workers_message()):
+            write_line(message)
+            self.is_wait_reported = True
 
-    def _look_for_lost(self) -> None:
-        # A client that has lost its scheduler forgets what it was asked for, and calls nobody back.
+    def _collect_cancelled(self) -> None:
+        # A client that has lost its scheduler cancels its futures without calling their callbacks.
         self.workers.check()
         for future in list(self.under_way):
             if future.cancelled():
                 self.back.put(future)
 
-    def _failed(self, region: _Under, error: Exception) -> None:
+    def _handle_failure(self, region: _Attempt, error: Exception) -> None:
         self.workers.check()
-        wait = self._wait(region, error) if region.tries < self.retries else None
+        wait = self._retry_delay(region, error) if region.tries < self.retries else None
         if wait is not None:
             heapq.heappush(self.waiting, (time.monotonic() + wait, region.number, region.tries + 1))
             self.tally.retries += 1
             return
         stage, box = self.box_of(region.number)
-        where = _where(self.plan, stage, box)
-        if self.on_error == "raise" or self._ends_all(error):
+        where = _describe_box(self.plan, stage, box)
+        if self.on_error == "raise" or self._is_fatal(error):
             error.add_note(f"in task {region.number + 1:,} of {len(self.stages):,}, {where}, try {region.tries + 1}")
-            if not isinstance(error, ImageryError) and type(error).__name__ in (*PASSING, "BrokenProcessPool"):
-                raise TargetError(_lost(region.number, where, error)) from error
+            if not isinstance(error, ImageryError) and type(error).__name__ in (*TRANSIENT_ERRORS, "BrokenProcessPool"):
+                raise TargetError(_lost_worker_message(region.number, where, error)) from error
             raise error
         message = clean_message(str(error)) or type(error).__name__
         self.tally.failed.append(FailedRegion(region.number, where, message))
 
-    def _wait(self, region: _Under, error: Exception) -> float | None:
-        """Return the seconds after which a region is tried again; None where that is of no use."""
-        patient = WAITS[min(region.tries, len(WAITS) - 1)]
+    def _retry_delay(self, region: _Attempt, error: Exception) -> float | None:
+        """Return the seconds to wait before a region is retried; None if a retry is useless."""
+        patient = RETRY_DELAYS[min(region.tries, len(RETRY_DELAYS) - 1)]
         if isinstance(error, ScratchError):
-            if self.workers.elsewhere(region.number, error.worker):
+            if self.workers.avoid_worker(region.number, error.worker):
                 return 0.0
-            # other regions give room back; a folder that is not there does not come
+            # other regions will free space on a full disk; a missing folder stays missing
             return patient if error.full and error.worker is not None else None
-        if isinstance(error, FINAL) or self._ends_all(error):
+        if isinstance(error, PERMANENT_ERRORS) or self._is_fatal(error):
             return None
-        # What may pass gets time to; what may not is tried at once, in case it was chance.
-        return patient if _may_pass(error) else 0.0
+        # Transient errors are retried after a delay, all others at once.
+        return patient if _is_transient(error) else 0.0
 
-    def _ends_all(self, error: Exception) -> bool:
-        """Tell whether an error is that of all regions that are still to come."""
+    def _is_fatal(self, error: Exception) -> bool:
+        """Return whether an error would occur in all remaining regions."""
         if isinstance(error, ScratchError):
             return error.worker is None
         return isinstance(error, TargetError) and (error.full or error.taken)
 
 
-def _lost(number: int, where: str, error: Exception) -> str:
-    guard = "; a script that uses processes needs `if __name__ == '__main__':` around what it does"
+def _lost_worker_message(number: int, where: str, error: Exception) -> str:
+    guard = "; a script that uses processes needs its code under `if __name__ == '__main__':`"
     return (
-        f"task {number + 1:,}, {where}, was lost with its worker again and again ({type(error).__name__}: "
-        f"{clean_message(str(error))}); the likeliest cause is too little memory: plan_export tells what a worker takes"
+        f"task {number + 1:,}, {where}, failed repeatedly because its worker died ({type(error).__name__}: "
+        f"{clean_message(str(error))}); the likeliest cause is too little memory: plan_export returns what a worker needs"
         + (guard if type(error).__name__ == "BrokenProcessPool" else "")
     )
 
 
-def _where(plan: ExportPlan, stage: int, box: IndexBox) -> str:
+def _describe_box(plan: ExportPlan, stage: int, box: IndexBox) -> str:
     grid = plan.target.layer.grid if not stage else getattr(plan.target, "grids", [plan.target.layer.grid])[stage]
     return f"{f'level {stage}, ' if stage else ''}{grid.crop(box).bbox}"
 
 
-def _may_pass(error: BaseException | None) -> bool:
-    seen = set[int]()  # what users raise may go round in circles
+def _is_transient(error: BaseException | None) -> bool:
+    seen = set[int]()  # chains of user-defined errors may be circular
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         names = {c.__name__ for c in type(error).__mro__}
         status = getattr(getattr(error, "response", None), "status_code", 0) or 0
-        if names & set(PASSING) or status in (408, 429) or status >= 500:
+        if names & set(TRANSIENT_ERRORS) or status in (408, 429) or status >= 500:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -332,37 +332,37 @@ def _run_in_memory(
     layer, tally, holes = plan.target.layer, _Tally(), set[str]()
     tail = (layer.channels,) if layer.channels else ()
     out = np.zeros((*plan.shape, *tail), layer.dtype)
-    workers = plan.crew.make(Job(plan.target, None, plan.read))
+    workers = plan.pool.make(Job(plan.target, None, plan.read))
     stages = Stages((plan.regions,))
-    loop = _Loop(workers, stages, lambda n: (0, plan.regions[n]), plan, tally, retries, on_error)
-    asked = _asked(plan)
+    loop = _Scheduler(workers, stages, lambda n: (0, plan.regions[n]), plan, tally, retries, on_error)
+    tracker = _id_tracker(plan)
     try:
-        with bar(plan.target.place, len(stages), 0, progress) as shown_bar:
+        with progress_bar(plan.target.place, len(stages), 0, progress) as bar:
             for outcome in loop.outcomes(np.arange(len(stages))):
                 assert outcome.values is not None
                 out[plan.regions[outcome.entry.number].slices()] = outcome.values
                 holes.update(outcome.entry.holes)
-                asked.note(outcome.ids)
+                tracker.record(outcome.ids)
                 tally.tasks += 1
                 tally.regions += 1
                 tally.bytes += outcome.values.nbytes
-                show_done(shown_bar, tally.tasks)
+                update_bar(bar, tally.tasks)
     except BaseException:
         workers.abort()
         raise
     workers.close()
     if not tally.failed:
-        asked.warn()
+        tracker.warn()
     volume = plan.read.volume
     name = str(volume.name or "export")
     if layer.channels in (0, 4):
         array = label_array(out, layer.grid, volume.attrs, name, tail="rgba" if layer.channels else None)
-    else:  # some of r, g, b and a, without their names
+    else:  # a subset of the channels r, g, b and a
         attrs = attrs_on_grid(volume.attrs, layer.grid)
         array = xr.DataArray(out, dims=(*DIMS, "rgba"), coords=layer.grid.coords(), attrs=attrs, name=name)
     seconds = time.perf_counter() - began
     failed = tuple(sorted(tally.failed, key=lambda f: f.number))
     return ExportReport(
         plan.target.place, tally.regions, tally.bytes, seconds, 0, failed, tuple(sorted(holes)), tally.retries,
-        tally.tasks, () if failed else asked.absent(), None if failed else array,
+        tally.tasks, () if failed else tracker.absent(), None if failed else array,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""What a worker does: one region, from the sources to files that are whole.
+"""The task of a worker: one region, from the sources to complete files.
 
-A `Job` is all that a worker needs, and pickles to a few kilobytes; what it makes of a region depends on nothing else,
-so that a region may be made twice, by any worker, and is the same.
+A `Job` holds everything that a worker needs and pickles to a few kilobytes. Its result for a region depends on nothing
+else, so any worker may make a region, even twice, with the same result.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.commit.journal import Entry, crc_of_sizes
-from imageryxr.export.read.buffers import BUFFERS, bricks, draw, read_sources, unread_apart
-from imageryxr.export.read.rolling_window import cut, strip_by_strip
-from imageryxr.export.read.slabs import Slicewise, files_of
-from imageryxr.export.read.spill import on_a_worker
-from imageryxr.export.report import advance
+from imageryxr.export.read.buffers import BUFFERS, bricks, draw, read_sources, unwrap_source_errors
+from imageryxr.export.read.rolling_window import choose_strips, read_strips
+from imageryxr.export.read.slabs import SlabSettings, slab_files
+from imageryxr.export.read.spill import name_worker_in_errors
+from imageryxr.export.report import add_progress
 from imageryxr.export.run.cancellation import run_cancellable
 from imageryxr.export.run.daemon_threads import check_stop
-from imageryxr.export.run.malloc import Lingering, give_back, keep_freed
-from imageryxr.export.run.requested_ids import Told, told
+from imageryxr.export.run.malloc import DelayedCleanup, raise_thresholds, restore_thresholds
+from imageryxr.export.run.requested_ids import SeenBits, pack_seen
 from imageryxr.export.store.local import Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
@@ -35,124 +35,125 @@ from imageryxr.sources.base import record_missing_chunks
 
 EMPTY = IndexBox((0, 0, 0), (0, 0, 0))
 
-# How long a worker keeps memory for a region that does not come.
-KEPT_SECONDS = 10.0
+# How long a worker keeps memory for the next region.
+IDLE_MEMORY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a region."""
+    """The outcome of a region."""
 
     entry: Entry
     values: Array | None = field(default=None, compare=False)
-    """For targets in memory."""
-    ids: Told | None = ()
-    """Which of the ids that were asked for it has, in bits; None if a part of it was there already."""
+    """The voxels, for targets in memory."""
+    ids: SeenBits | None = ()
+    """The requested ids that the region contains, as bits; None if an earlier run had made a part of it."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a region is made from where foreign dask arrays are in it: it travels with the region."""
+class RegionInput:
+    """The input of a region that reads dask arrays of the user's own; it is sent with the region."""
 
     read: BoxReader
     parts: InputBoxes
     values: Any = None
-    """What a cluster kept of them, once it is there."""
+    """Persisted values of `parts`, set on the worker that receives them from the cluster."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """An export, as a worker sees it."""
+    """The part of an export that workers need."""
 
     target: Target
     place: Place | None
     read: BoxReader | None
-    """None if each region brings its own."""
-    how: Slicewise | None = None
-    """How regions of slices are made; None for all others."""
+    """None if each region carries its own input."""
+    slab_settings: SlabSettings | None = None
+    """Settings for regions of whole slices; None for other regions."""
     continued: bool = False
-    """Whether files of regions that are not done may be there: each is whole, as it came to its place at once."""
+    """Whether an earlier run may have left files of unfinished regions. Files are renamed into place, so each is
+    complete."""
 
     def __call__(self, number: int, stage: int, box: IndexBox, read: Any = None) -> Outcome:
         """Make a region and write it."""
         read = read or self.read
-        if self.how is not None and not stage and self.place is not None and isinstance(read, BoxReader):
-            return self._slicewise(number, box, read, self.place)
+        if self.slab_settings is not None and not stage and self.place is not None and isinstance(read, BoxReader):
+            return self._write_slices(number, box, read, self.place)
         values, sizes = None, list[int]()
         with record_missing_chunks() as holes, record_ids() as seen:
             if self.place is None:
-                reader, given = _given(read)
-                values = draw(reader.volume.expr, box, read_sources(reader, box, given))
+                reader, readings = _unpack_input(read)
+                values = draw(reader.volume.expr, box, read_sources(reader, box, readings))
             elif stage:
-                sizes = self._derive(stage, box, self.place)
+                sizes = self._write_coarse(stage, box, self.place)
             else:
-                sizes = self._stripwise(box, read, self.place)
-        return Outcome(Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes))), values, told(seen))
+                sizes = self._write_in_strips(box, read, self.place)
+        return Outcome(Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes))), values, pack_seen(seen))
 
-    def _stripwise(self, box: IndexBox, read: Any, place: Place) -> list[int]:
-        """Write a region while it is read, drawn and encoded; return sizes in the order of its keys."""
-        reader, given = _given(read)
-        parts = strip_by_strip(reader, box, cut(reader.volume.expr, box, self.target.granule), given)
+    def _write_in_strips(self, box: IndexBox, read: Any, place: Place) -> list[int]:
+        """Write a region in strips that are read, drawn and encoded one by one; return file sizes in key order."""
+        reader, readings = _unpack_input(read)
+        parts = read_strips(reader, box, choose_strips(reader.volume.expr, box, self.target.granule), readings)
         keys = list[str]()
-        # what goes wrong while the sources are read is not the target's disk
-        with unread_apart(), disk_errors(self.target.place):
-            drawn = self._drawn(reader.volume.expr, parts, keys, box.voxels)
+        # errors of the sources must not be reported as errors of the target's disk
+        with unwrap_source_errors(), disk_errors(self.target.place):
+            drawn = self._encode_parts(reader.volume.expr, parts, keys, box.voxels)
             sizes = dict(zip(keys, place.put(drawn), strict=True))
         return [sizes[key] for key in self.target.keys(0, box)]
 
-    def _drawn(
+    def _encode_parts(
         self, expr: Expr, parts: Iterator[tuple[IndexBox, Readings]], keys: list[str], voxels: int
     ) -> Iterator[tuple[str, bytes]]:
-        for part, held in parts:
+        for part, readings in parts:
             for piece in bricks(part, self.target.granule):
                 check_stop()
-                for key, data in self.target.encode(0, piece, draw(expr, piece, held)):
+                for key, data in self.target.encode(0, piece, draw(expr, piece, readings)):
                     keys.append(key)
                     yield key, data
-                advance(piece.voxels / voxels)
+                add_progress(piece.voxels / voxels)
 
-    def _slicewise(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
-        assert self.how is not None
-        sizes: dict[str, int] = self._there(box) if self.continued else {}
+    def _write_slices(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
+        assert self.slab_settings is not None
+        sizes: dict[str, int] = self._existing_sizes(box) if self.continued else {}
         new, known = list[str](), not sizes
 
-        def there(slab: IndexBox) -> bool:
+        def is_written(slab: IndexBox) -> bool:
             return bool(sizes) and all(key in sizes for key in self.target.keys(0, slab))
 
         count = len(self.target.keys(0, box))
 
-        def noted(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+        def record_keys(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
             for key, data in files:
                 new.append(key)
                 yield key, data
-                advance(1 / count)
+                add_progress(1 / count)
 
-        made = files_of(self.how, read.volume.expr, box, self.target.encode, there)
-        with record_missing_chunks() as holes, record_ids() as seen, made as files, disk_errors(self.target.place):
-            written = place.put(noted(files))
+        slab_files_ = slab_files(self.slab_settings, read.volume.expr, box, self.target.encode, is_written)
+        with record_missing_chunks() as holes, record_ids() as seen, slab_files_ as files, disk_errors(self.target.place):
+            written = place.put(record_keys(files))
         sizes.update(zip(new, written, strict=True))
         ordered = [sizes[key] for key in self.target.keys(0, box)]
         entry = Entry(number, sum(ordered), crc_of_sizes(ordered), tuple(sorted(holes)))
-        return Outcome(entry, ids=told(seen) if known else None)
+        return Outcome(entry, ids=pack_seen(seen) if known else None)
 
-    def _there(self, box: IndexBox) -> dict[str, int]:
+    def _existing_sizes(self, box: IndexBox) -> dict[str, int]:
         sizes = {key: self._size_of(key) for key in self.target.keys(0, box)}
         return {key: size for key, size in sizes.items() if size is not None}
 
     @cached_property
     def _size_of(self) -> Callable[[str], int | None]:
-        # of a bucket it looks in a listing, which is made once: what comes later is of regions that are under way
+        # a bucket is listed once; files that appear later belong to regions in progress
         assert self.place is not None
         return self.place.own_size_lookup()
 
-    def _derive(self, stage: int, box: IndexBox, place: Place) -> list[int]:
-        BUFFERS.clear()  # all regions of the finest level are there: what was kept for them would come on top
+    def _write_coarse(self, stage: int, box: IndexBox, place: Place) -> list[int]:
+        BUFFERS.clear()  # the buffers of the finest level, which is complete, would add to the memory of this one
         with disk_errors(self.target.place):
             return place.put(self.target.encode(stage, box, self.target.derive(stage, box, place)))
 
 
-def _given(read: Any) -> tuple[BoxReader, Readings | None]:
-    if isinstance(read, Piece):
+def _unpack_input(read: Any) -> tuple[BoxReader, Readings | None]:
+    if isinstance(read, RegionInput):
         with suspend_id_recording():
             return read.read, read.parts.compute(read.values)
     return read, None
@@ -162,17 +163,17 @@ def _given(read: Any) -> tuple[BoxReader, Readings | None]:
 # for other processes
 
 
-def part_of(read: BoxReader, box: IndexBox) -> Any:
-    """Return what gives a box and nothing else: of arrays that are in memory or in a dask graph, the part it needs."""
+def restrict_reader(read: BoxReader, box: IndexBox) -> Any:
+    """Return a reader of one box that holds only the needed parts of arrays in memory and of dask graphs."""
     expr, dask_inputs = read.volume.expr, read.volume.dask_inputs
-    small = _with_parts(expr, required_boxes(expr, box)) if holds_array(expr) else expr
+    small = _restrict_arrays(expr, required_boxes(expr, box)) if has_arrays(expr) else expr
     part = replace(read, volume=replace(read.volume, expr=small, dask_inputs={}))
-    return Piece(part, input_boxes(expr, dask_inputs, box)) if dask_inputs else part
+    return RegionInput(part, input_boxes(expr, dask_inputs, box)) if dask_inputs else part
 
 
 @dataclass(frozen=True, eq=False)
-class _Part(ArrayLeaf):
-    """A box of an array that is elsewhere, which it stands for."""
+class _ArrayPart(ArrayLeaf):
+    """A box of an array in another process, in the indexes of the whole array."""
 
     origin: tuple[int, int, int] = (0, 0, 0)
     whole: IndexBox = EMPTY
@@ -185,33 +186,33 @@ class _Part(ArrayLeaf):
         return super().read(box.shift(self.origin, -1))
 
 
-def _with_parts(expr: Expr, needs: dict[Leaf, list[IndexBox]]) -> Expr:
+def _restrict_arrays(expr: Expr, needs: dict[Leaf, list[IndexBox]]) -> Expr:
     def part(leaf: Leaf) -> Expr:
-        if not (isinstance(leaf, ArrayLeaf) or (isinstance(leaf, LevelLeaf) and holds_array(leaf))):
+        if not (isinstance(leaf, ArrayLeaf) or (isinstance(leaf, LevelLeaf) and has_arrays(leaf))):
             return leaf
         hull = reduce(IndexBox.hull, needs.get(leaf, [EMPTY]))
-        return _Part(np.ascontiguousarray(leaf.read(hull)), leaf.lead, leaf.tail, hull.start, leaf.bounds)
+        return _ArrayPart(np.ascontiguousarray(leaf.read(hull)), leaf.lead, leaf.tail, hull.start, leaf.bounds)
 
     return replace_leaves(expr, part)
 
 
-def holds_array(expr: Expr) -> bool:
-    """Tell whether a recipe carries voxels with it, which should not travel with every region."""
+def has_arrays(expr: Expr) -> bool:
+    """Return whether an expression contains voxels, which should not be sent with every region."""
     if isinstance(expr, LevelLeaf):
         return hasattr(expr.source, "array")
-    return isinstance(expr, ArrayLeaf) or any(holds_array(child) for child in expr.inputs)
+    return isinstance(expr, ArrayLeaf) or any(has_arrays(child) for child in expr.inputs)
 
 
-def _rest() -> None:
+def _free_memory() -> None:
     BUFFERS.clear()
-    give_back()
+    restore_thresholds()
 
 
-KEPT = Lingering(keep_freed, _rest, KEPT_SECONDS)
-"""The memory of this process, where it works for another."""
+WORKER_MEMORY = DelayedCleanup(raise_thresholds, _free_memory, IDLE_MEMORY_SECONDS)
+"""The memory that this process keeps between regions if it is a worker."""
 
 
-def pack(job: Job) -> bytes:
+def pickle_job(job: Job) -> bytes:
     """Pickle a job."""
     import cloudpickle
 
@@ -220,14 +221,14 @@ def pack(job: Job) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def _unpack(blob: bytes) -> Job:
+def _unpickle_job(blob: bytes) -> Job:
     import cloudpickle
 
     job: Job = cloudpickle.loads(blob)
     return job
 
 
-def work(
+def run_task(
     blob: bytes,
     number: int,
     stage: int,
@@ -236,7 +237,7 @@ def work(
     keys: Any = (),
     values: Any = (),
 ) -> Outcome:
-    """Make a region in another process: the task of a worker, which the cluster gives what it keeps of it."""
+    """Make a region on a worker; `values` are the persisted values that the cluster passes for `keys`."""
     import cloudpickle
 
     read: Any = None if part is None else cloudpickle.loads(part)
@@ -244,8 +245,8 @@ def work(
         read = replace(read, values=dict(zip(cloudpickle.loads(keys), values, strict=True)))
 
     def make() -> Outcome:
-        with KEPT.used(), on_a_worker():
-            return _unpack(blob)(number, stage, IndexBox(*box), read)
+        with WORKER_MEMORY.hold(), name_worker_in_errors():
+            return _unpickle_job(blob)(number, stage, IndexBox(*box), read)
 
-    outcome: Outcome = run_cancellable(make, own_thread=not isinstance(read, Piece))
+    outcome: Outcome = run_cancellable(make, own_thread=not isinstance(read, RegionInput))
     return outcome

@@ -1,4 +1,4 @@
-"""Whether the workers of a cluster, and its scheduler, can import the package."""
+"""Check that the workers and the scheduler of a cluster can import the package."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from imageryxr.errors import TargetError
 # Pickled by name from Python itself, so that a process without the package can run it.
 _IMPORT = "__import__('imageryxr') and ''"
 ANSWER_SECONDS = 15.0
-"""Seconds that answers are waited for; a worker that does not answer is left to the scheduler."""
+"""Seconds to wait for answers; the scheduler handles workers that do not answer."""
 PAUSE_SECONDS, FIRST_PAUSE_SECONDS = 2.0, 0.2
-"""Seconds between two looks for workers that have joined, and between those for the first one."""
+"""Seconds between checks for new workers, and between checks for the first worker."""
 
 
-class Probe:
+class ImportProbe:
     """Checks that each process of a cluster can import the package.
 
-    A worker without the package ends when it gets a task of an export, and its nanny starts it again for ever. So no
-    region is handed out before one worker has passed; where there is none yet, a task that needs no package waits for
-    the first one, so that clusters that grow with their tasks start one.
+    A worker without the package exits when it gets a task of an export, and its nanny restarts it forever. So no region
+    is submitted before one worker has passed. While there is no worker, a task that needs no package is submitted, so
+    that adaptive clusters start one.
 
     Parameters
     ----------
@@ -57,18 +57,18 @@ class Probe:
         if time.monotonic() < self._next or self._client.status != "running":
             return
         answers: dict[str, Any] = {}
-        asking = threading.Thread(target=self._collect, args=(answers,), daemon=True)
-        asking.start()
-        asking.join(ANSWER_SECONDS)
+        thread = threading.Thread(target=self._collect, args=(answers,), daemon=True)
+        thread.start()
+        thread.join(ANSWER_SECONDS)
         self._next = time.monotonic() + (PAUSE_SECONDS if self._checked else FIRST_PAUSE_SECONDS)
         lacking = {place: error for place, error in list(answers.items()) if isinstance(error, ImportError)}
         if lacking:
-            raise TargetError(_message(lacking))
-        if asking.is_alive():
-            self._checked.add("no answer")  # the scheduler finds out what has become of its workers
+            raise TargetError(_import_error_message(lacking))
+        if thread.is_alive():
+            self._checked.add("no answer")  # the scheduler handles workers that do not answer
 
     def _collect(self, answers: dict[str, Any]) -> None:
-        with suppress(Exception):  # a cluster may forbid it, or be away for a moment
+        with suppress(Exception):  # a cluster may forbid it, or the connection may be down for a moment
             if not self._scheduler_checked:
                 self._scheduler_checked = True
                 answers["scheduler"] = _scheduler_answer(self._client)
@@ -76,7 +76,7 @@ class Probe:
             if new:
                 found = self._client.run(eval, _IMPORT, workers=new, on_error="return")
                 answers.update(found)
-                # a connection that was lost is no answer
+                # workers whose connection was lost are checked again
                 self._checked.update(place for place, answer in found.items() if not isinstance(answer, OSError))
 
 
@@ -87,7 +87,7 @@ def _scheduler_answer(client: Any) -> Any:
         return error
 
 
-def _message(lacking: dict[str, Any]) -> str:
+def _import_error_message(lacking: dict[str, Any]) -> str:
     names = [f"the {name} {'of the cluster ' * (name == 'scheduler')}".strip() for name in lacking if "://" not in name]
     workers = [name for name in lacking if "://" in name]
     if workers:
@@ -95,6 +95,6 @@ def _message(lacking: dict[str, Any]) -> str:
         names.append(f"{'worker' if len(workers) == 1 else 'workers'} {', '.join(workers[:3])}{more}")
     error = next(iter(lacking.values()))
     return (
-        f"{' and '.join(names)} cannot import imageryxr ({error}): install it there as it is installed here, in the "
-        "same version, and start them again; or leave them out of the cluster"
+        f"{' and '.join(names)} cannot import imageryxr ({error}): install the same version there as here and restart "
+        "them; or remove them from the cluster"
     )

@@ -1,4 +1,4 @@
-"""Who will do the work of an export, found before it is planned: how many they are, and what memory they have."""
+"""The workers of an export, as needed to plan it: their number, their threads and their memory."""
 
 from __future__ import annotations
 
@@ -18,36 +18,44 @@ from dask.utils import parse_bytes
 from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.plan.estimate import PROCESS_BYTES
 from imageryxr.export.plan.regions import REGION_BYTES, Regions
-from imageryxr.export.run.executors import UNGUARDED, Cluster, Processes, Threads, Workers
+from imageryxr.export.run.executors import (
+    UNGUARDED_EXIT_CODE,
+    ClusterExecutor,
+    ProcessExecutor,
+    RegionExecutor,
+    ThreadExecutor,
+)
 from imageryxr.export.run.task import Job
 
-# How many workers are asked about themselves at the most, and how long their answers are waited for.
-MOST_ASKED = 64
+# Maximum number of workers that run a query of `WorkerPool.run_on_workers`, and how long to wait for them.
+MAX_QUERIED_WORKERS = 64
 ANSWER_SECONDS = 20.0
-# How many workers are planned for where nobody is there yet, and nobody knows how many will be.
-SOME_WORKERS = 8
-# Bytes of memory of which fewer were meant in another unit.
-LEAST_MEMORY = 100_000
+# Number of workers to plan for if none has joined and the cluster does not state how many will.
+ASSUMED_WORKERS = 8
+# A smaller number of bytes is assumed to be a mistake in the unit.
+MIN_MEMORY = 100_000
 
 
 def is_client(value: Any) -> bool:
-    """Tell whether a value is a `distributed.Client`, without importing distributed."""
+    """Return whether a value is a `distributed.Client`, without importing distributed."""
     return any(c.__module__.startswith("distributed") and c.__name__ == "Client" for c in type(value).__mro__)
 
 
 def open_client(client: Any) -> tuple[Any, bool]:
-    """Return the client that a value stands for, and whether it was made here.
+    """Return the client for a `client` argument, and whether this function has created it.
 
     Raises
     ------
     OptionError
-        If it is none.
+        If the value is neither a client nor the address of a scheduler.
     TargetError
         If no scheduler answers at the address.
     """
     if is_client(client):
         if getattr(client, "asynchronous", False):
-            raise OptionError("client=… is asynchronous; export waits for its regions: give a Client() made without it")
+            raise OptionError(
+                "client=… is asynchronous; export needs a synchronous one: give Client(asynchronous=False)"
+            )
         return client, False
     if not isinstance(client, str) or "://" not in client:
         raise OptionError(
@@ -63,93 +71,95 @@ def open_client(client: Any) -> tuple[Any, bool]:
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Who will do the work."""
+class WorkerPool:
+    """The workers of an export."""
 
     kind: str
     """"threads", "processes" or "cluster"."""
     workers: int
-    """Processes that work."""
+    """Number of worker processes."""
     threads: int
-    """Regions that one of them has under way at a time."""
+    """Threads per worker: the regions that it processes at a time."""
     memory: int | None
-    """Bytes that one of them may take, as far as is known."""
-    make: Callable[[Job], Workers] = field(repr=False, compare=False)
-    """Starts them."""
+    """Bytes of memory per worker; None if unknown."""
+    make: Callable[[Job], RegionExecutor] = field(repr=False, compare=False)
+    """Creates the executor of a job."""
     close: Callable[[], Any] = field(repr=False, compare=False, default=lambda: None)
-    """Lets go of what was opened to ask for these numbers."""
-    ask: Callable[..., dict[str, Any]] = field(repr=False, compare=False, default=lambda function, *arguments: {})
-    """Calls a function on some of a cluster's workers: what it gave or raised, by address, of those that answer."""
-    coming: int = 0
-    """How many of the workers are not there yet."""
+    """Closes the client if it was opened from an address."""
+    run_on_workers: Callable[..., dict[str, Any]] = field(
+        repr=False, compare=False, default=lambda function, *arguments: {}
+    )
+    """Runs a function on some workers of a cluster; returns results or errors by address, of those that answer."""
+    expected: int = 0
+    """Number of workers that have not joined yet."""
 
     def at_once(self, regions: Regions) -> int:
-        """Return how many regions one of them has under way at the most."""
+        """Return how many regions a worker processes at a time."""
         return min(self.threads, len(regions))
 
-    def share(self, at_once: int | None = None) -> int | None:
-        """Return the bytes that a region may take; None where nobody knows."""
+    def memory_per_region(self, at_once: int | None = None) -> int | None:
+        """Return the bytes of memory that a region may use; None if unknown."""
         if self.memory is None:
             return None
-        # half of what there is, as the rest is an estimate, too
+        # half of the available memory, because the memory of a region is an estimate
         return max(1 << 24, (self.memory - PROCESS_BYTES) // (at_once or self.threads) // 2)
 
     @property
     def budget(self) -> int:
-        """Bytes that a region takes where more does not spare much."""
-        return min(REGION_BYTES, self.share() or REGION_BYTES)
+        """Bytes of memory that a region should use unless more avoids many repeated reads."""
+        return min(REGION_BYTES, self.memory_per_region() or REGION_BYTES)
 
 
-def find_crew(client: Any, count: int | None, memory: Any) -> Crew:
-    """Return who will do the work; connects to a scheduler only where its address is given.
+def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
+    """Return the workers of an export; connect to a scheduler if its address is given.
 
     Raises
     ------
     OptionError
-        If an argument is outside its set.
+        If an argument is invalid.
     TargetError
         If no scheduler answers.
     """
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise OptionError(f"workers={count!r} must be a whole number from 1, or None for one a core")
-    limit = _memory(memory)
+        raise OptionError(f"workers={count!r} must be a whole number from 1, or None for one per core")
+    limit = _parse_memory(memory)
     number = count or CPU_COUNT
     if client is None or client == "threads":
-        return Crew("threads", 1, number, limit or available_memory(), lambda job: Threads(job, number))
+        return WorkerPool("threads", 1, number, limit or available_memory(), lambda job: ThreadExecutor(job, number))
     if isinstance(client, str) and client == "processes":
         _check_script()
-        have = available_memory()
-        share = None if have is None else have // number
-        return Crew("processes", number, 1, limit or share, lambda job: Processes(job, number))
+        available = available_memory()
+        memory_per_region = None if available is None else available // number
+        return WorkerPool("processes", number, 1, limit or memory_per_region, lambda job: ProcessExecutor(job, number))
     opened, owned = open_client(client)
     threads = opened.nthreads().values()
-    coming = max(len(threads), _coming(opened)) or SOME_WORKERS
+    expected = max(len(threads), _expected_workers(opened)) or ASSUMED_WORKERS
     known = _worker_infos(opened)
     limits = [w["memory_limit"] for w in known if w.get("memory_limit")]
-    return Crew(
+    return WorkerPool(
         "cluster",
-        coming,
+        expected,
         max(threads, default=1),
         limit or min(limits, default=None),
-        lambda job: Cluster(job, opened, count),
+        lambda job: ClusterExecutor(job, opened, count),
         opened.close if owned else lambda: None,
-        partial(_ask, client, opened),
-        coming - len(threads),
+        partial(_run_on_workers, client, opened),
+        expected - len(threads),
     )
 
 
-def _coming(client: Any) -> int:
-    """Return how many workers a cluster is about to have, as far as it is known to its client: those asked for."""
+def _expected_workers(client: Any) -> int:
+    """Return how many workers a cluster is configured to have, or 0 if its client has no such information."""
     cluster = getattr(client, "cluster", None)
-    asked = [len(getattr(cluster, "worker_spec", None) or ())]
-    most = getattr(getattr(cluster, "_adaptive", None), "maximum", 0)
-    if isinstance(most, int):  # else there is no end
-        asked.append(most)
-    return max(asked)
+    counts = [len(getattr(cluster, "worker_spec", None) or ())]
+    maximum = getattr(getattr(cluster, "_adaptive", None), "maximum", 0)
+    if isinstance(maximum, int):  # otherwise there is no upper limit
+        counts.append(maximum)
+    return max(counts)
 
 
 def _check_script() -> None:
-    """Raise `OptionError` if processes could not begin as they do, by reading the script of this one."""
+    """Raise `OptionError` if new processes cannot import the running script, because it is not a file."""
     from multiprocessing import process
 
     main = sys.modules.get("__main__")
@@ -158,57 +168,55 @@ def _check_script() -> None:
         return
     if not os.path.exists(os.path.join(getattr(process, "ORIGINAL_DIR", None) or "", path)):
         raise OptionError(
-            f"client='processes' starts Python anew, which reads this script again, and {path} is no file: write it "
-            "to one, or leave client= away for threads"
+            f"client='processes' starts new processes, which import this script, but {path} is not a file: save the "
+            "script to a file, or omit client= to use threads"
         )
 
 
-def _ask(client: Any, opened: Any, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+def _run_on_workers(client: Any, opened: Any, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     answers: dict[str, Any] = {}
 
-    def ask() -> None:
-        with suppress(Exception):  # who does not answer has no say
+    def run_on_workers() -> None:
+        with suppress(Exception):  # workers that do not answer are left out
             asked, owned = (opened, False) if opened.status == "running" else open_client(client)
             try:
-                some = list(asked.nthreads())[:MOST_ASKED]
+                some = list(asked.nthreads())[:MAX_QUERIED_WORKERS]
                 answers.update(asked.run(function, *arguments, workers=some, on_error="return"))
             finally:
                 if owned:
                     asked.close()
 
-    # a daemon, as a worker that hangs answers never
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(ANSWER_SECONDS)
+    # a daemon thread, because a worker that hangs never answers
+    thread = threading.Thread(target=run_on_workers, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
     return dict(answers)
 
 
 def _worker_infos(client: Any) -> list[dict[str, Any]]:
     try:
         info = client.scheduler_info(n_workers=-1)
-    except TypeError:  # before 2025.5 it tells of all anyway
+    except TypeError:  # before distributed 2025.5, which returns all workers by default
         info = client.scheduler_info()
     return list(info["workers"].values())
 
 
-def _memory(value: Any) -> int | None:
+def _parse_memory(value: Any) -> int | None:
     if value is None:
         return None
     try:
         limit = 0 if isinstance(value, bool) else int(parse_bytes(value))
     except (ValueError, TypeError, OverflowError):
         limit = 0
-    if 0 < limit < LEAST_MEMORY:
-        raise OptionError(
-            f"memory={value!r} is {limit:,} bytes, in which nothing works; write the unit, such as '4 GB'"
-        )
+    if 0 < limit < MIN_MEMORY:
+        raise OptionError(f"memory={value!r} is {limit:,} bytes, which is too little; give a unit, such as '4 GB'")
     if limit <= 0:
-        raise OptionError(f"memory={value!r} must be the bytes that a worker may take, such as '4 GB'")
+        raise OptionError(f"memory={value!r} must be the memory of a worker in bytes, such as '4 GB'")
     return limit
 
 
 def available_memory() -> int | None:
-    """Return how many bytes this process may still take: what the machine has free, or its container allows."""
+    """Return the bytes of memory available to this process: of the machine, or the limit of its container."""
     import psutil
 
     found = [int(psutil.virtual_memory().available)]
@@ -217,9 +225,9 @@ def available_memory() -> int | None:
     return min(found)
 
 
-def leave_script_of_parent(crew: Crew) -> None:
-    """End this process if it is one of a parent's processes and runs the parent's script, up to the same export."""
+def exit_if_spawned(pool: WorkerPool) -> None:
+    """Exit if this is a process of a parent's export that runs the parent's script again because of a missing guard."""
     from multiprocessing import current_process
 
-    if crew.kind == "processes" and getattr(current_process(), "_inheriting", False):
-        os._exit(UNGUARDED)
+    if pool.kind == "processes" and getattr(current_process(), "_inheriting", False):
+        os._exit(UNGUARDED_EXIT_CODE)

@@ -57,7 +57,7 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
     plan = ix.plan_export(drawn(), place, square=False)
     count = len(plan.target.keys(0, plan.regions[0]))
     assert len(plan.regions) == 1
-    assert plan.how.slices <= 2
+    assert plan.slab_settings.slices <= 2
     killed(place, 6)
     first = at_work(tmp_path, "data")
     killed(place, 4)

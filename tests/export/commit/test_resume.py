@@ -223,7 +223,7 @@ class Shaky(Computed):
 
 def test_a_network_that_goes_away_comes_back(tmp_path, monkeypatch):
     Shaky.calls.clear()
-    monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "WAITS", (0.05, 0.3, 1.0))
+    monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (0.05, 0.3, 1.0))
     report = ix.export(array_of(Shaky()), tmp_path / "o.zarr", chunks=(2, 16, 16), workers=2)
     assert report.retries == 7
     assert report.complete

@@ -112,7 +112,7 @@ def test_what_is_read_is_what_was_planned(tmp_path, crop, target, start, monkeyp
         assert reads.requests in (_count("image"), _count("segmentation")), (reads, layer)
     assert plan.requests == Counting.fetched.total()
     assert sum(r.distinct_bytes for r in plan.reads) <= plan.bytes_to_read
-    budget = plan.crew.memory
+    budget = plan.pool.memory
     assert plan.peak_memory <= budget
 
 
@@ -240,7 +240,7 @@ def test_regions_fit_into_the_memory_there_is(tmp_path, memory):
     em = array_of(Computed((512, 2048, 2048), chunks=(64, 64, 64)))
     seg = array_of(Computed((512, 2048, 2048), chunks=(64, 64, 64), layer_type="segmentation"))
     plan = ix.plan_export(ix.overlay(em, seg), tmp_path / "o.zarr", workers=2, memory=memory)
-    assert plan.peak_memory <= plan.crew.memory
+    assert plan.peak_memory <= plan.pool.memory
     plan.validate()
 
 
@@ -357,15 +357,15 @@ def test_a_cluster_whose_workers_are_on_their_way(tmp_path):
         Client(cluster) as client,
     ):
         plan = planned(client)
-        assert plan.crew.workers == 8
+        assert plan.pool.workers == 8
         assert "8 × 1 cluster, none of them is there yet" in repr(plan)
         assert len(plan.regions) >= 8
         cluster.adapt(minimum=1, maximum=5)
         client.wait_for_workers(1)
         plan = planned(client)
-        assert plan.crew.workers == 5
+        assert plan.pool.workers == 5
         assert "5 × 1 cluster, 1 of them is there yet" in repr(plan)
-        assert planned(client.scheduler.address).crew.workers == 1
+        assert planned(client.scheduler.address).pool.workers == 1
 
 
 @pytest.mark.slow
@@ -375,6 +375,6 @@ def test_processes_need_a_script_that_is_a_file(tmp_path):
     root = Path(__file__).parents[3]
     options = {"capture_output": True, "text": True, "cwd": root, "env": {**os.environ, "PYTHONPATH": str(root)}}
     done = subprocess.run([sys.executable, "-"], input=code, **options)
-    assert "starts Python anew, which reads this script again, and <stdin> is no file: write it to one" in done.stderr
+    assert "starts new processes, which import this script, but <stdin> is not a file" in done.stderr
     assert not list(tmp_path.iterdir())
     assert subprocess.run([sys.executable, "-c", code], **options).returncode == 0

@@ -18,10 +18,10 @@ from imageryxr.core.grid import grid_of
 from imageryxr.export.commit.session import Stages
 from imageryxr.export.plan.planner import make_plan
 from imageryxr.export.report import ExportReport
-from imageryxr.export.run.executors import Cluster
-from imageryxr.export.run.scheduler import _Loop, _Tally, run_plan
+from imageryxr.export.run.executors import ClusterExecutor
+from imageryxr.export.run.scheduler import _Scheduler, _Tally, run_plan
 from imageryxr.export.run.task import Job
-from imageryxr.export.run.workers import find_crew
+from imageryxr.export.run.workers import find_workers
 from imageryxr.export.targets.base import ArrayInfo, Target
 from imageryxr.graph.labelled import box_reader
 from tests.support.export_jobs import Computed, array_of
@@ -55,7 +55,7 @@ class OneByte(Target):
 def planned(shape, folder, workers=2):
     array = array_of(Flat(shape, chunks=(64, 512, 512)))
     target = OneByte(f"{folder}/out", f"{folder}/out", ArrayInfo(grid_of(array), 0, array.dtype, "image"))
-    return make_plan(target, box_reader(array), find_crew(None, workers, "1 GB"), str(shape), {}, overwrite=False)
+    return make_plan(target, box_reader(array), find_workers(None, workers, "1 GB"), str(shape), {}, overwrite=False)
 
 
 def peak_of(shape, folder):
@@ -109,8 +109,8 @@ def test_a_hundred_thousand_regions_take_no_more_of_a_scheduler_than_a_hundred(t
             plan = planned(shape, tmp_path / str(shape[0]), workers=1)
             (tmp_path / str(shape[0])).mkdir()
             with plan.workspace.opened(overwrite=False, resume=True):
-                workers = Cluster(Job(plan.target, plan.workspace.data, plan.read), client, None)
-                loop = _Loop(
+                workers = ClusterExecutor(Job(plan.target, plan.workspace.data, plan.read), client, None)
+                loop = _Scheduler(
                     workers,
                     Stages((plan.regions,)),
                     lambda n, plan=plan: (0, plan.regions[n]),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.read.buffers import BUFFERS
-from imageryxr.export.read.rolling_window import cut, strip_by_strip
+from imageryxr.export.read.rolling_window import choose_strips, read_strips
 from imageryxr.graph.evaluate import evaluate, required_boxes
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import box_reader
@@ -61,7 +61,7 @@ def small(monkeypatch):
     monkeypatch.setattr(READING, "KEPT_BYTES", 100)
     monkeypatch.setattr(READING, "PART_BYTES", 100)
     monkeypatch.setattr(ROLLING, "STRIP_VOXELS", 2000)
-    monkeypatch.setattr(ROLLING, "BESIDE_BYTES", 0)
+    monkeypatch.setattr(ROLLING, "EXTRA_BYTES", 0)
     yield monkeypatch
     BUFFERS.clear()
 
@@ -92,13 +92,13 @@ def test_strips_are_whole_granules_and_hold_all_that_is_drawn(shape, chunk, othe
         patch.setattr(READING, "KEPT_BYTES", 1)
         patch.setattr(READING, "PART_BYTES", 1)
         patch.setattr(ROLLING, "STRIP_VOXELS", voxels)
-        patch.setattr(ROLLING, "BESIDE_BYTES", 0)
-        strips = cut(expr, box, granule)
+        patch.setattr(ROLLING, "EXTRA_BYTES", 0)
+        strips = choose_strips(expr, box, granule)
         hits = np.zeros(box.shape, int)
         OnDisk.fetched.clear()
         found = np.empty((*box.shape, 4), np.uint8)
         taken = 0
-        for strip, held in strip_by_strip(read, box, strips):
+        for strip, held in read_strips(read, box, strips):
             hits[strip.slices(box)] += 1
             assert all((a - b) % g == 0 for a, b, g in zip(strip.start, box.start, granule, strict=True))
             found[strip.slices(box)] = evaluate(expr, strip, held)
@@ -115,13 +115,16 @@ def test_a_region_is_cut_along_the_axis_that_spares_most(small, axis):
     shape = [16, 48, 48]
     chunk = [shape[a] if a != axis else 8 for a in range(3)]
     expr = box_reader(drawn_of(tuple(shape), tuple(chunk), tuple(chunk), None)).volume.expr
-    strips = cut(expr, IndexBox.of_shape(shape), (1, 1, 1))
+    strips = choose_strips(expr, IndexBox.of_shape(shape), (1, 1, 1))
     assert len(strips.boxes) > 1
     assert {roll.axis for roll in strips.rolls.values()} == {axis}
     needed = 9 * np.prod(shape)
     assert strips.spared > needed // 3
     large = tuple(shape)
-    assert cut(box_reader(drawn_of(large, large, large)).volume.expr, IndexBox.of_shape(shape), (1, 1, 1)).spared == 0
+    assert (
+        choose_strips(box_reader(drawn_of(large, large, large)).volume.expr, IndexBox.of_shape(shape), (1, 1, 1)).spared
+        == 0
+    )
 
 
 @pytest.mark.slow
@@ -151,11 +154,11 @@ def test_levels_that_meet_by_interpolation(small, sample, tmp_path):
     read = box_reader(drawn)
     for start, size in (((0, 0, 0), (40, 256, 256)), ((3, 17, 7), (50, 290, 275))):
         box = IndexBox(start, tuple(a + s for a, s in zip(start, size, strict=True))).clip(read.volume.expr.bounds)
-        strips = cut(read.volume.expr, box, (4, 8, 8))
+        strips = choose_strips(read.volume.expr, box, (4, 8, 8))
         assert len(strips.boxes) > 1
         assert strips.rolls
         found = np.empty((*box.shape, 4), np.uint8)
-        for strip, held in strip_by_strip(read, box, strips):
+        for strip, held in read_strips(read, box, strips):
             found[strip.slices(box)] = evaluate(read.volume.expr, strip, held)
         np.testing.assert_array_equal(found, evaluate(read.volume.expr, box))
 
@@ -198,7 +201,7 @@ def test_the_largest_is_asked_for_first(small, monkeypatch):
     for granule in ((4, 16, 16), (12, 64, 64)):
         asked.clear()
         box = IndexBox.of_shape((12, 64, 64))
-        for _ in strip_by_strip(read, box, cut(read.volume.expr, box, granule)):
+        for _ in read_strips(read, box, choose_strips(read.volume.expr, box, granule)):
             pass
         sizes = [a.nbytes for a in asked]
         assert len(sizes) == 2

@@ -38,9 +38,9 @@ def _little_memory(monkeypatch, request):
     """Make regions of small arrays too large for memory, and what is read and drawn at a time, parts of them."""
     if "really" in request.node.name:
         return
-    monkeypatch.setattr(workers.Crew, "share", lambda self, at_once=None: 1 << 20)
-    monkeypatch.setattr(slabs, "LEAST_TILE_BYTES", 1 << 16)
-    monkeypatch.setattr(slabs, "LEAST_STRIP_VOXELS", 1 << 14)
+    monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None: 1 << 20)
+    monkeypatch.setattr(slabs, "MIN_TILE_BYTES", 1 << 16)
+    monkeypatch.setattr(slabs, "MIN_STRIP_VOXELS", 1 << 14)
 
 
 class Counting(Computed):
@@ -197,11 +197,11 @@ def test_many_threads_share_few_regions(tmp_path, monkeypatch):
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
     assert len(plan.regions) == 10
     assert plan.scratch.bytes == 2 * 8 * 192 * 224 * 9
-    assert (plan.how.at_once, plan.how.threads) == (2, 1), "as little memory as there is here"
-    monkeypatch.setattr(workers.Crew, "share", lambda self, at_once=None: 2_900_000)
+    assert (plan.slab_settings.at_once, plan.slab_settings.threads) == (2, 1), "as little memory as there is here"
+    monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None: 2_900_000)
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
-    assert plan.how.at_once == 2
-    assert 1 < plan.how.threads <= 8
+    assert plan.slab_settings.at_once == 2
+    assert 1 < plan.slab_settings.threads <= 8
     ix.export(array, tmp_path / "z{z:02d}.png", workers=16)
     np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
 
@@ -231,7 +231,7 @@ def test_thick_regions_take_no_more_of_the_disk(tmp_path, monkeypatch):
     assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
     assert plan.regions.step[0] >= 28
     # two layers of either source, not the eight and more of a region; of each of the regions under way
-    assert plan.scratch.bytes <= plan.how.at_once * 2 * 8 * 192 * 224 * 9
+    assert plan.scratch.bytes <= plan.slab_settings.at_once * 2 * 8 * 192 * 224 * 9
     Counting.fetched.clear()
     Weighing.most[0] = 0
     ix.export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
@@ -243,14 +243,14 @@ def test_thick_regions_take_no_more_of_the_disk(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:the outlines were drawn")
 def test_slices_that_look_at_each_other_are_drawn_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(slabs, "LEAST_STRIP_VOXELS", 1 << 18)
-    monkeypatch.setattr(workers.Crew, "share", lambda self, at_once=None: 50_000_000)
+    monkeypatch.setattr(slabs, "MIN_STRIP_VOXELS", 1 << 18)
+    monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None: 50_000_000)
     shape = (40, 2048, 4096)
     for target, together in (("z{z}.png", False), ("y{y}.png", True)):
         array = array_of(Computed(shape, chunks=(40, 64, 64), layer_type="segmentation"))
         plan = ix.plan_export(ix.overlay(None, array, outline=6), tmp_path / target, square=False, workers=1)
         assert plan.scratch is not None
-        assert (plan.how.slices > 4) == together
+        assert (plan.slab_settings.slices > 4) == together
 
 
 @pytest.mark.parametrize("memories", [(1 << 20, 1 << 30), (1 << 30, 1 << 20)])
@@ -260,7 +260,7 @@ def test_continued_with_other_memory(tmp_path, memories, monkeypatch):
     sound = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 17)
     for memory, seg in zip(memories, (failing, sound), strict=True):
-        monkeypatch.setattr(workers.Crew, "share", lambda self, at_once=None, memory=memory: memory)
+        monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None, memory=memory: memory)
         plan = ix.plan_export(seg, tmp_path / "a" / "z{z:02d}.tif", workers=1)
         assert (plan.scratch is not None) == (memory == 1 << 20)
         report = ix.export(seg, tmp_path / "a" / "z{z:02d}.tif", workers=1, retries=0, on_error="collect")
@@ -311,8 +311,8 @@ def spied(notes):
 
 def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
     """Export as a process does that gets killed."""
-    workers.Crew.share = lambda self, at_once=None: 1 << 18
-    slabs.LEAST_TILE_BYTES = 1 << 15
+    workers.WorkerPool.share = lambda self, at_once=None: 1 << 18
+    slabs.MIN_TILE_BYTES = 1 << 15
     array = array_of(Computed(shape, chunks=(8, 64, 64), seconds=seconds))
     return ix.export(array, f"{folder}/z{{z:02d}}.png", scratch=scratch, workers=1)
 
@@ -401,7 +401,7 @@ class Flaky(Computed):
 
 
 def test_a_network_that_is_away_is_no_target_that_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "WAITS", (0.1,))
+    monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (0.1,))
     array = array_of(Flaky((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
     assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
     with pytest.raises(ix.TargetError, match="region . of 5|was lost|the network is away") as caught:

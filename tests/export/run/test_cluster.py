@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
-from imageryxr.export.run.task import Job, pack
+from imageryxr.export.run.task import Job, pickle_job
 from tests.conftest import volume
 from tests.support.export_jobs import Computed, array_of, cluster_of, digest, picture
 from tests.support.volumes import FINE, IMAGE
@@ -90,18 +90,18 @@ def test_a_region_brings_only_its_own_voxels(cluster, tmp_path):
             sent.append(len(pickle.dumps(args)))
             return submit(*args, **kwargs)
 
-    from imageryxr.export.run.executors import Cluster
-    from imageryxr.export.run.workers import find_crew
+    from imageryxr.export.run.executors import ClusterExecutor
+    from imageryxr.export.run.workers import find_workers
     from imageryxr.graph.labelled import box_reader
 
     plan = ix.plan_export(big, tmp_path / "z{z}.png")
     job = Job(plan.target, None, box_reader(big))
-    workers = Cluster(job, Spy(), None)
+    workers = ClusterExecutor(job, Spy(), None)
     futures = [workers.submit(i, 0, plan.regions[i]) for i in range(4)]
     assert sum(f.result().values.sum() for f in futures) == 0
     largest = max(plan.regions[i].voxels for i in range(4))
     assert max(sent) < largest + 20_000
-    assert find_crew(cluster, None, None).workers == 2
+    assert find_workers(cluster, None, None).workers == 2
 
 
 def test_the_task_pickles_small():
@@ -109,7 +109,7 @@ def test_the_task_pickles_small():
     seg = array_of(Computed((10_000, 100_000, 100_000), layer_type="segmentation"))
     plan = ix.plan_export(ix.overlay(huge, seg, outline=3), "/tmp/nothing-there/o.ome.zarr")
     assert plan.tasks > 1_000_000
-    assert len(pack(Job(plan.target, plan.workspace.data, plan.read))) < 10_000
+    assert len(pickle_job(Job(plan.target, plan.workspace.data, plan.read))) < 10_000
 
 
 def _kill_one_worker_soon(pids, folder):
@@ -163,7 +163,7 @@ def test_errors_come_back_as_they_are(tmp_path, cluster):
 def test_memory_of_the_workers_is_asked_for(tmp_path, cluster):
     plan = ix.plan_export(picture(), tmp_path / "o.zarr", client=cluster)
     info = cluster.scheduler_info(n_workers=-1)["workers"]
-    assert plan.crew.memory == min(w["memory_limit"] for w in info.values())
+    assert plan.pool.memory == min(w["memory_limit"] for w in info.values())
     assert "2 × 1 cluster" in repr(plan)
 
 
@@ -255,7 +255,7 @@ def test_a_script_that_does_not_ask_whether_it_is_main(tmp_path):
     assert done.stdout.count("begun") <= 3, "no second try"
     assert done.stderr.count("Traceback") == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.endswith("put what the script does under `if __name__ == '__main__':`")
+    assert last.endswith("put the script's code under `if __name__ == '__main__':`")
     assert "memory" not in last
     assert not (tmp_path / "o.zarr").exists()
 
@@ -356,5 +356,5 @@ def test_a_dead_scheduler_is_told_in_one_message(tmp_path):
     kept, error = err.splitlines()
     assert "tasks of" in kept
     assert "are done and kept: run the same call again to continue" in kept
-    assert error.startswith(f"error: the scheduler at {address} does not answer any more; start it again")
+    assert error.startswith(f"error: the scheduler at {address} no longer responds; restart it")
     assert not target.exists()

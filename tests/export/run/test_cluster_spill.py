@@ -28,9 +28,9 @@ NAMES = ["half-res", "full-res", "quota", "a full disk"]
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    monkeypatch.setattr(workers.Crew, "share", lambda self, at_once=None: 1 << 20)
-    monkeypatch.setattr(slabs, "LEAST_TILE_BYTES", 1 << 16)
-    monkeypatch.setattr(slabs, "LEAST_STRIP_VOXELS", 1 << 14)
+    monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None: 1 << 20)
+    monkeypatch.setattr(slabs, "MIN_TILE_BYTES", 1 << 16)
+    monkeypatch.setattr(slabs, "MIN_STRIP_VOXELS", 1 << 14)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_another_worker_may_have_room(tmp_path, two_workers, truth):
 
 @pytest.mark.usefixtures("little_memory")
 def test_where_none_has_room_it_is_said_whose_disk_it_is(tmp_path, two_workers, monkeypatch):
-    monkeypatch.setattr(run, "WAITS", (0.0,))
+    monkeypatch.setattr(run, "RETRY_DELAYS", (0.0,))
     two_workers.run(limit, 100_000)
     try:
         with pytest.raises(ix.TargetError) as caught:

@@ -14,7 +14,7 @@ import distributed
 import pytest
 
 import imageryxr as ix
-from imageryxr.export.run.malloc import CHOSEN, GIVEN, MMAP_BYTES, Lingering, started_with
+from imageryxr.export.run.malloc import MMAP_BYTES, TRIM_VARIABLE, USER_VARIABLES, DelayedCleanup, initial_environment
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 
@@ -51,7 +51,7 @@ print(json.dumps(found))
 
 
 def _found(first="", **given):
-    kept = {k: v for k, v in os.environ.items() if k not in (GIVEN, *CHOSEN)}
+    kept = {k: v for k, v in os.environ.items() if k not in (TRIM_VARIABLE, *USER_VARIABLES)}
     command = [sys.executable, "-c", first + FAULTS]
     run = subprocess.run(command, env={**kept, **given}, capture_output=True, text=True)
     assert not run.returncode, run.stderr
@@ -60,7 +60,7 @@ def _found(first="", **given):
 
 @glibc
 def test_memory_is_not_mapped_anew_for_each_array():
-    before, kept, returned, after = _found(**{GIVEN: "65536"})
+    before, kept, returned, after = _found(**{TRIM_VARIABLE: "65536"})
     assert before > 50, "dask's setting does that"
     assert kept < before / 10
     assert returned > 20 << 20, "what was kept at the end goes back"
@@ -70,7 +70,7 @@ def test_memory_is_not_mapped_anew_for_each_array():
 @glibc
 @pytest.mark.parametrize("other", [{"MALLOC_MMAP_THRESHOLD_": "100000"}, {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}])
 def test_what_others_chose_stays(other):
-    before, kept, _, after = _found(**{GIVEN: "65536"}, **other)
+    before, kept, _, after = _found(**{TRIM_VARIABLE: "65536"}, **other)
     assert before > 50
     assert min(kept, after) > before / 2
 
@@ -78,7 +78,7 @@ def test_what_others_chose_stays(other):
 @glibc
 @pytest.mark.parametrize("given", ["", "²", str(2**70)])
 def test_what_is_no_threshold_is_let_be(given):
-    _found(**{GIVEN: given})
+    _found(**{TRIM_VARIABLE: given})
 
 
 @glibc
@@ -95,29 +95,29 @@ def test_dask_sets_it_where_it_is_looked_for():
         distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
-        (found,) = client.run(started_with).values()
-    assert found[GIVEN].isdigit()
+        (found,) = client.run(initial_environment).values()
+    assert found[TRIM_VARIABLE].isdigit()
 
 
 def test_it_is_there_while_it_is_used_and_a_while_longer():
     told = []
-    kept = Lingering(lambda: told.append("begin"), lambda: told.append("end"), 1000)
-    with kept.used():
-        with kept.used():
+    kept = DelayedCleanup(lambda: told.append("begin"), lambda: told.append("end"), 1000)
+    with kept.hold():
+        with kept.hold():
             pass
         kept._rest()  # a timer that comes late
         assert told == ["begin"], "somebody is at it"
     first = kept._timer
-    with kept.used():
+    with kept.hold():
         assert first.finished.is_set()
         assert told == ["begin", "begin"]
-    with pytest.raises(KeyError), kept.used():
+    with pytest.raises(KeyError), kept.hold():
         raise KeyError
     kept._timer.cancel()
     kept._rest()
     assert told[-1] == "end"
-    short = Lingering(lambda: None, lambda: told.append("in time"), 0.01)
-    with short.used():
+    short = DelayedCleanup(lambda: None, lambda: told.append("in time"), 0.01)
+    with short.hold():
         pass
     short._timer.join(60)
     assert told[-1] == "in time"
@@ -128,9 +128,9 @@ def test_what_was_made_stays_made_where_no_thread_can_be_started(monkeypatch):
         raise RuntimeError("can't start new thread")
 
     told = []
-    kept = Lingering(lambda: told.append("begin"), lambda: told.append("end"), 1000)
+    kept = DelayedCleanup(lambda: told.append("begin"), lambda: told.append("end"), 1000)
     monkeypatch.setattr(threading.Timer, "start", start)
-    with kept.used():
+    with kept.hold():
         pass
     assert told == ["begin", "end"]
 
@@ -143,10 +143,10 @@ def test_what_could_not_begin_begins_the_next_time():
         if len(tries) == 1:
             raise OSError("not now")
 
-    kept = Lingering(begin, lambda: None, 0.01)
-    with pytest.raises(OSError, match="not now"), kept.used():
+    kept = DelayedCleanup(begin, lambda: None, 0.01)
+    with pytest.raises(OSError, match="not now"), kept.hold():
         pass
-    with kept.used():
+    with kept.hold():
         pass
     assert len(tries) == 2
 
@@ -155,8 +155,8 @@ def test_a_worker_lets_go_of_what_it_kept(sample, monkeypatch):
     monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
     monkeypatch.setattr(READING, "PART_BYTES", 1000)
     told = []
-    kept = Lingering(lambda: told.append("begin"), JOB._rest, 1000)
-    monkeypatch.setattr(JOB, "KEPT", kept)
+    kept = DelayedCleanup(lambda: told.append("begin"), JOB._rest, 1000)
+    monkeypatch.setattr(JOB, "WORKER_MEMORY", kept)
     plan = ix.plan_export(ix.open_segmentation(sample.segmentation), "memory://")
     JOB.work(JOB.pack(JOB.Job(plan.target, None, plan.read)), 0, 0, tuple(plan.regions[0]))
     assert told == ["begin"]
@@ -172,11 +172,11 @@ def test_arrays_that_exports_keep_are_mapped_apart():
 
 def test_many_threads_begin_once():
     told = []
-    kept = Lingering(lambda: told.append("begin"), lambda: told.append("end"), 0.05)
+    kept = DelayedCleanup(lambda: told.append("begin"), lambda: told.append("end"), 0.05)
     gate = threading.Barrier(8)
 
     def one(_):
-        with kept.used():
+        with kept.hold():
             gate.wait(10)
 
     with ThreadPoolExecutor(8) as pool:

@@ -52,7 +52,9 @@ def test_a_worker_without_the_package_is_named_before_the_export(tmp_path, other
         foreign_worker(cluster.scheduler_address, tmp_path),
     ):
         client.wait_for_workers(others + 1, timeout=60)
-        with pytest.raises(TargetError, match=r"worker tcp://.* cannot import imageryxr .*install it there"):
+        with pytest.raises(
+            TargetError, match=r"worker tcp://.* cannot import imageryxr .*install the same version there"
+        ):
             ix.export(IMAGE, tmp_path / "out.zarr", client=client)
     assert not (tmp_path / "out.zarr").exists()
 
