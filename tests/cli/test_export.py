@@ -132,7 +132,7 @@ def test_what_cannot_work_is_told_by_a_dry_run(tmp_path, sources):
     done = run(tmp_path / "z{z}.png", *sources, "--dry-run", "--memory", "401 MB")
     assert "regions" in done.stdout
     assert done.returncode == 2
-    assert "a worker would take" in done.stderr
+    assert "a worker needs" in done.stderr
 
 
 def test_lines_and_the_rest_as_python_draws_them(tmp_path, sample):
@@ -151,8 +151,8 @@ def test_lines_and_the_rest_as_python_draws_them(tmp_path, sample):
 
 
 REFUSALS = {
-    "a plan": (["--dry-run", "--memory", "401 MB"], "z{z}.png", "OptionError", "a worker would take"),
-    "an export": (["--memory", "401 MB"], "z{z}.png", "OptionError", "a worker would take"),
+    "a plan": (["--dry-run", "--memory", "401 MB"], "z{z}.png", "OptionError", "a worker needs"),
+    "an export": (["--memory", "401 MB"], "z{z}.png", "OptionError", "a worker needs"),
     "an option": (["--fps", "3"], "o.zarr", "OptionError", "no option"),
     "a source": (["--image", "/no/where"], "o.zarr", "SourceNotFoundError", "no such folder"),
     "memory": ([], "memory://", "OptionError", "is for Python"),

@@ -116,7 +116,7 @@ WRONG = {
     "retries": (["--image", "IM", "--retries", "-1"], ["--retries -1"]),
     "workers": (["--image", "IM", "--workers", "0"], ["--workers 0 must be", "or be left out"]),
     "memory": (["--image", "IM", "--memory", "plenty"], ["--memory plenty must be"]),
-    "little memory": (["--image", "IM", "--memory", "1MB"], ["a worker would take", "the process itself"]),
+    "little memory": (["--image", "IM", "--memory", "1MB"], ["a worker needs", "the process itself"]),
     "alpha": (["--image", "IM", "--segmentation", "SEG", "--alpha", "3"], ["--alpha 3"]),
     "outline": (["--image", "IM", "--segmentation", "SEG", "--outline", "-1"], ["--outline -1"]),
     "a side": (

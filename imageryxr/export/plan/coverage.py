@@ -1,4 +1,4 @@
-"""Whether what is exported lies inside of its sources: beyond them it is 0, which nobody tells from data."""
+"""Warn of an export that reaches beyond its sources, where it is 0 and cannot be distinguished from data."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from imageryxr.graph.expr import Clipped, Expr, LevelLeaf, Resampled, Shifted
 from imageryxr.graph.oblique import PlaneSlice
 from imageryxr.graph.strides import Strided
 
-# Per cent of a box that may lie beyond a segmentation unsaid: its edge is seldom just where the image's is.
+# A smaller percentage outside a segmentation is not reported, because its edge seldom matches that of the image.
 MIN_SEGMENTATION_PERCENT = 1.0
 
 
 def coverage_warning(expr: Expr, grid: Grid, verb: str = "exported") -> str:
-    """Return what is to be said of a box that reaches out of its sources; nothing if it does not.
+    """Return a warning about a box that reaches beyond its sources; an empty string if it does not.
 
-    What is drawn over an image is drawn where the image is: of images and segmentations, the images count, and then
-    the segmentations as they are, whatever was cut from them. Of several, the one that covers the most.
+    The images are checked first, because overlays are drawn over them; then the segmentations, without the boxes that
+    they were cropped to. Of several sources, the one that covers most of the box is reported.
 
     Parameters
     ----------
     expr : Expr
-        What is exported.
+        The exported expression.
     grid : Grid
-        Where it lies.
+        The grid of the expression.
     verb : str, default "exported"
-        What is done with it, as a participle.
+        The action in the warning, as a participle.
     """
     found = _level_extents(expr)
     images = [pair for pair in found if pair[0].source.layer_type == "image"]
-    said = _coverage_message(images or found, grid)
-    if said:
+    message = _coverage_message(images or found, grid)
+    if message:
         return (
-            f"{said} are {verb} as 0, which is black and opaque in a picture over an image; give a box inside of it "
-            "if that is not meant"
+            f"{message} are {verb} as 0, which is black and opaque in a picture over an image; give a box inside the "
+            "source to avoid this"
         )
     if images:
         whole = _level_extents(expr, cut=False)
-        said = _coverage_message(
+        message = _coverage_message(
             [pair for pair in whole if pair[0].source.layer_type != "image"], grid, MIN_SEGMENTATION_PERCENT
         )
-    return said and f"{said} show no cell; give a box inside of it if that is not meant"
+    return message and f"{message} show no cell; give a box inside the source to avoid this"
 
 
-def _coverage_message(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, few: float = 0.0) -> str:
+def _coverage_message(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, least_percent: float = 0.0) -> str:
     boxes: dict[LevelLeaf, list[IndexBox]] = {}
     for leaf, box in extents:
         boxes.setdefault(leaf, []).append(box)
@@ -54,14 +54,16 @@ def _coverage_message(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, few
         return ""
     leaf, box = max(inside.items(), key=lambda pair: pair[1].voxels)
     share = 100 * (1 - box.voxels / grid.box.voxels)
-    if box == grid.box or share < few:
+    if box == grid.box or share < least_percent:
         return ""
     where = f"only {grid.crop(box).bbox} lies" if box.voxels else "nothing lies"
-    return f"the box {grid.bbox} reaches out of {leaf.source.name}: {where} inside of it, and the other {share:.2g} %"
+    return (
+        f"the box {grid.bbox} reaches beyond {leaf.source.name}: {where} inside the source, and the other {share:.2g} %"
+    )
 
 
 def _level_extents(expr: Expr, *, cut: bool = True) -> list[tuple[LevelLeaf, IndexBox]]:
-    """Return where each level ends, in indexes of an expression; of one that is cut at an angle, nothing."""
+    """Return the bounds of each level in the indexes of an expression; levels below an oblique plane are left out."""
     if isinstance(expr, LevelLeaf):
         return [(expr, expr.bounds)]
     if isinstance(expr, PlaneSlice):

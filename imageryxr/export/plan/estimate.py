@@ -1,4 +1,4 @@
-"""What an export will read and hold in memory, told from its recipe before anything is read."""
+"""Estimates of what an export will read and hold in memory, computed from its expression."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
 from imageryxr.graph.to_dask import DaskInputs, blocks_below
 
-# Above this many cuts along one axis, evenly spaced ones stand for all.
+# If there are more regions along an axis, this many evenly spaced ones are sampled.
 MAX_SAMPLES = 128
-# While chunks are fetched and decoded, their compressed bytes and a decoded chunk are held beside the result.
+# Memory of a read per byte of its result, which includes compressed bytes and a decoded chunk.
 FETCH_FACTOR = 1.25
-# Of a dask array whose blocks are computed one by one: blocks that are in hand while one is made and put to its place.
+# Blocks in memory at a time, for a dask array whose blocks are computed one by one.
 BLOCKS_IN_MEMORY = 3
-# What a process takes before it does anything: the interpreter, numpy, xarray, compiled kernels, a client.
+# Memory of an idle process: the interpreter, numpy, xarray, compiled kernels, a client.
 PROCESS_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
 class SourceReads:
-    """What is read of one level of one source."""
+    """The reads of one level of one source."""
 
     source: str
-    """Its address."""
+    """Address of the source."""
     mip: int
     resolution: tuple[float, float, float]
     """(x, y, z) nm."""
     bytes: int
-    """Uncompressed, of all chunks that are fetched, each as often as it is."""
+    """Uncompressed bytes of all fetched chunks; a chunk that is fetched twice counts twice."""
     distinct_bytes: int
-    """The same with every chunk counted once."""
+    """Uncompressed bytes of all fetched chunks, each counted once."""
     requests: int
-    """Chunks fetched, or blocks computed."""
+    """Number of fetched chunks or computed blocks, with repetitions."""
     chunks: int = 0
-    """The same with every one counted once."""
+    """Number of fetched chunks or computed blocks, each counted once."""
     computed: bool = False
-    """Whether these are blocks of a dask array of the user's own, computed for the export."""
+    """Whether the reads are blocks of a user's dask array, computed for the export."""
 
     @property
     def rereads(self) -> float:
@@ -56,9 +56,10 @@ class SourceReads:
 
 
 def source_reads(expr: Expr, regions: Regions | BlockGrid) -> list[SourceReads]:
-    """Return what the regions of an export read of each source, chunks counted whole.
+    """Return what the regions of an export read of each source, in whole chunks.
 
-    Blocks of foreign dask arrays count as well, as ``computed``: they are made whole, as often as regions need them.
+    Blocks of foreign dask arrays are included, as ``computed``: they are computed whole, once per region that needs
+    them.
     """
     found = []
     whole = required_boxes(expr, IndexBox.of_shape(regions.shape))
@@ -82,9 +83,9 @@ def source_reads(expr: Expr, regions: Regions | BlockGrid) -> list[SourceReads]:
 
 
 def dask_input_reads(expr: Expr, dask_inputs: DaskInputs, regions: Regions) -> list[SourceReads]:
-    """Return what is read of sources for blocks of foreign dask arrays, as far as their graphs tell.
+    """Return what blocks of foreign dask arrays read of sources, as far as their graphs contain expressions.
 
-    Blocks of recipes are counted once for each time that the blocks above them are computed.
+    Reads are counted once for each time that the blocks are computed.
     """
     found = []
     times = {r.source: r.requests / r.chunks for r in source_reads(expr, regions) if r.computed}
@@ -98,7 +99,7 @@ def dask_input_reads(expr: Expr, dask_inputs: DaskInputs, regions: Regions) -> l
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """Blocks of a dask array, as `source_reads` takes them in place of regions."""
+    """The blocks of a dask array, which `source_reads` accepts in place of regions."""
 
     splits: tuple[tuple[int, ...], ...]
 
@@ -123,7 +124,7 @@ class BlockGrid:
 
 
 def reread_factors(expr: Expr, regions: Regions) -> tuple[float, float]:
-    """Return how many times over the regions read what they need: all sources together by bytes, and the worst."""
+    """Return how many times the regions read each byte on average, over all sources and for the worst source."""
     reads = source_reads(expr, regions)
     distinct = sum(r.distinct_bytes for r in reads)
     together = sum(r.bytes for r in reads) / distinct if distinct else 1.0
@@ -131,7 +132,7 @@ def reread_factors(expr: Expr, regions: Regions) -> tuple[float, float]:
 
 
 def _reads_along_axes(expr: Expr, regions: Regions | BlockGrid) -> dict[Leaf, list[list[tuple[float, float]]]]:
-    # A region's chunks are so many along z, times so many along y, times so many along x: each axis is walked alone.
+    # The number of chunks of a region is a product over the axes, so each axis is sampled on its own.
     found: dict[Leaf, list[list[tuple[float, float]]]] = {}
     counts = regions.counts
     middle = [n // 2 for n in counts]
@@ -149,12 +150,12 @@ def _reads_along_axes(expr: Expr, regions: Regions | BlockGrid) -> dict[Leaf, li
 
 
 def _is_in_memory(leaf: Leaf) -> bool:
-    """Tell whether a leaf is in memory, of which nothing is read as a whole."""
+    """Return whether a leaf is an array in memory, which has no chunks to read."""
     return isinstance(leaf, LevelLeaf) and isinstance(getattr(leaf.source, "array", None), np.ndarray)
 
 
 def _chunk_extent(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
-    """Return the shape of a box rounded out to whole chunks, and how many those are along each axis."""
+    """Return the shape of a box rounded out to whole chunks, and the number of chunks along each axis."""
     if isinstance(leaf, DaskLeaf):
         ends = [_block_extent(s, a, b) for s, a, b in zip(leaf.splits, box.start, box.stop, strict=True)]
         return tuple(n for n, _ in ends), tuple(count for _, count in ends)  # type: ignore[return-value]
@@ -182,25 +183,25 @@ def _block_starts(sizes: tuple[int, ...]) -> Any:
 
 @dataclass(frozen=True)
 class ComputeCost:
-    """What computing blocks of a foreign dask array takes, beside the blocks."""
+    """The memory that computing blocks of a foreign dask array needs in addition to the blocks."""
 
     apart: bool
-    """Whether each block is computed by itself."""
+    """Whether each block is computed on its own."""
     below: int
-    """Bytes that the recipe takes that its graph reads, for a block of it."""
+    """Bytes that the expressions in its graph need per block."""
     held: float = 2.0
-    """Bytes in hand, where that is all blocks at once, for each byte of theirs: none of what is in memory anyway."""
+    """Bytes in memory per byte of the blocks if all are computed at once; 0 if they are in memory anyway."""
 
 
 def compute_costs(dask_inputs: DaskInputs) -> dict[str, ComputeCost]:
-    """Return what computing blocks of each foreign array takes."""
+    """Return the memory that computing blocks of each foreign array needs."""
     found = {}
     for name, array in dask_inputs.items():
-        recipes = [region_memory(expr, box, box.voxels, 0.0) for expr, box in map(_largest_block, blocks_below(array))]
+        below = [region_memory(expr, box, box.voxels, 0.0) for expr, box in map(_largest_block, blocks_below(array))]
         if has_computed_blocks(array):
             found[name] = ComputeCost(apart=False, below=0, held=0.0 if is_in_memory(array) else 1.0)
         else:
-            found[name] = ComputeCost(has_independent_blocks(array), max(recipes, default=0))
+            found[name] = ComputeCost(has_independent_blocks(array), max(below, default=0))
     return found
 
 
@@ -221,27 +222,27 @@ def region_memory(
     page: int = 0,
     inputs: Mapping[str, ComputeCost] | None = None,
 ) -> int:
-    """Return the most bytes that a region takes while it is read, drawn, encoded and written.
+    """Return the most bytes of memory that a region needs while it is read, drawn, encoded and written.
 
     Parameters
     ----------
     expr : Expr
-        What is exported.
+        The exported expression.
     box : IndexBox
         The region.
     brick : int
         Voxels that are drawn at a time.
     encoding : float
-        Bytes that the target holds while it encodes, for each byte of what it is given at a time.
+        Bytes that the target needs to encode a piece, per byte of the piece.
     piece : IndexBox, optional
-        What it is given at a time; the region unless said.
+        The part of the region that the target encodes at a time; default: the region.
     spared : int
-        Bytes of what is read that are not in memory at the same time.
+        Bytes that are read but not in memory at the same time.
     page : int
-        Bytes that it takes beside that for one of the files.
+        Bytes that the target needs in addition for one file.
     inputs : mapping, optional
-        How foreign dask arrays are computed, by name. What their own functions take beyond the blocks that go in and
-        come out cannot be known, and is not counted.
+        The cost of computing foreign dask arrays, by name. Memory that user-defined functions need beyond their
+        inputs and outputs is unknown and not counted.
     """
     piece = box if piece is None else piece
     needs = required_boxes(expr, box)
@@ -251,7 +252,7 @@ def region_memory(
     flight = _compute_bytes({leaf: boxes for leaf, boxes in needs.items() if isinstance(leaf, DaskLeaf)}, inputs or {})
     part = min(1.0, brick / max(1, piece.voxels))
     drawing = part * sum(box_bytes(e, b) for e, b in intermediate_boxes(expr, piece))
-    # what is exported as it was read is not drawn
+    # a leaf is exported as it was read, without drawing
     result = box_bytes(expr, piece)
     drawn = 0 if isinstance(expr, Leaf) else result
     return int(
@@ -260,10 +261,10 @@ def region_memory(
 
 
 def _compute_bytes(needs: Mapping[DaskLeaf, list[IndexBox]], dask_inputs: Mapping[str, ComputeCost]) -> int:
-    """Return the bytes of what is computed for boxes of foreign arrays: blocks are, whole, whatever is wanted of them.
+    """Return the bytes of memory that computing boxes of foreign arrays needs; blocks are computed whole.
 
-    Those that are computed apart come one after the other, whichever array they are of; what blocks share is there
-    until the last of them, and as much as they are, as far as can be known.
+    Independent blocks are computed one after the other. Blocks with shared inputs are assumed to be in memory at the
+    same time, with inputs of the same size.
     """
     apart, together = [0], 0
     for leaf, boxes in needs.items():
@@ -278,7 +279,7 @@ def _compute_bytes(needs: Mapping[DaskLeaf, list[IndexBox]], dask_inputs: Mappin
 
 
 def intermediate_boxes(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
-    """Return all that is made on the way to a box, but what is read."""
+    """Yield the intermediate results of a box, without its sources."""
     box = box.clip(expr.bounds)
     if isinstance(expr, Leaf) or not box.voxels:
         return

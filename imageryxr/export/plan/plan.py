@@ -1,4 +1,4 @@
-"""What an export will do, as a value with numbers, before it does it."""
+"""The plan of an export: what it will read, write and need."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.graph.dask_inputs import count_lost_blocks
 from imageryxr.graph.labelled import BoxReader
 
-# Files from which on a file system, a bucket's bill and a listing suffer.
+# With more files, file systems and listings become slow and buckets expensive.
 MANY_FILES = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class ExportPlan:
-    """An export, planned: what is read and written, in which regions, and what that takes.
+    """The plan of an export: what it reads and writes, its regions, and the resources that it needs.
 
-    Nothing was read or written yet. Bytes are those of uncompressed voxels, and estimates where that is said.
+    Planning reads no voxels and writes nothing. Bytes are those of uncompressed voxels.
     """
 
     target: Target
-    """What is written to."""
+    """The target of the export."""
     shape: Index3
     """Voxels (z, y, x)."""
     voxel_bytes: int
     """Bytes of one voxel in memory."""
     regions: Regions
-    """Boxes (z, y, x) of the array, each made by one worker; whole numbers of the target's chunks."""
+    """Boxes (z, y, x) of the array, each made by one worker; multiples of the target's chunks."""
     tasks: int
     """Regions of all stages: those of the array, and those of a pyramid's coarser levels."""
     reads: tuple[SourceReads, ...]
-    """What is read of each source, chunks counted whole and as often as they are fetched."""
+    """The reads of each source, in whole chunks; a chunk that is fetched twice counts twice."""
     computes: tuple[SourceReads, ...]
-    """Which blocks of dask arrays of the user's own are computed, counted whole and as often as they are; none of those
-    that are there already."""
+    """The blocks of the user's dask arrays that are computed; a block that is computed twice counts twice, and
+    persisted blocks do not count."""
     peak_memory: int
-    """Bytes that a worker takes at the most, estimated: all its threads, and the process itself."""
+    """Estimate of the most bytes of memory that a worker process needs, with all its threads."""
     pool: WorkerPool
-    """Who will do the work."""
+    """The workers of the export."""
     sources: tuple[str, ...] = ()
-    """URLs and paths that the array is read from, as far as they are known; the target lies on none of them."""
+    """URLs and paths that the array is read from, if known; the target overlaps none of them."""
     done: int = 0
-    """Tasks that are done already, by an earlier run of the same call, by its own account."""
+    """Tasks that the manifest of an earlier run of the same call lists as done."""
     scratch: ScratchUse | None = None
-    """What waits on a local disk, where memory is too little to read each chunk once; None if nothing does."""
+    """Scratch space on local disks, if memory is too small to read each chunk once; None if none is needed."""
     scratch_given: str | None = field(repr=False, default=None)
     refuses_scratch: bool = field(repr=False, default=False)
     slab_settings: SlabSettings | None = field(repr=False, default=None)
@@ -75,12 +75,12 @@ class ExportPlan:
 
     @property
     def pyramid_bytes(self) -> int:
-        """Bytes of a pyramid's coarser levels, which come on top, before compression."""
+        """Bytes of a pyramid's coarser levels, before compression; `bytes_to_write` does not include them."""
         return sum(math.prod(regions.shape) for regions in self.target.later) * self.voxel_bytes
 
     @property
     def files_to_write(self) -> int:
-        """Files that are written, about, those of a pyramid included: into a bucket each is a request."""
+        """Approximate number of written files, with those of a pyramid; in a bucket each is a request."""
         count = 0.0
         for stage, regions in enumerate((self.regions, *self.target.later)):
             box = regions.largest()
@@ -89,12 +89,12 @@ class ExportPlan:
 
     @property
     def bytes_to_read(self) -> int:
-        """Bytes that are read of all sources together, re-reads included."""
+        """Bytes that are read of all sources, with repeated reads."""
         return sum(r.bytes for r in self.reads)
 
     @property
     def requests(self) -> int:
-        """Chunks that are fetched, about: over a network each is a request."""
+        """Approximate number of fetched chunks; over a network each is a request."""
         return sum(r.requests for r in self.reads)
 
     @property
@@ -103,19 +103,19 @@ class ExportPlan:
         return self.regions.largest().voxels * self.voxel_bytes
 
     def validate(self) -> None:
-        """Raise if the export cannot work: memory, rights, limits of the format. Reads and leaves nothing.
+        """Raise an error if the export cannot succeed: memory, permissions, limits of the format. Reads no voxels.
 
         Raises
         ------
         OptionError
-            If the format cannot hold this, or a worker has too little memory.
+            If the format cannot hold the array, or a worker has too little memory.
         TargetError
-            If the target cannot be written to.
+            If the target cannot be written.
         TargetExistsError
-            If it is there, of another call, and may not be replaced.
+            If the target exists, was written by another call, and may not be replaced.
         """
         if self.scratch_given is not None and self.pool.kind != "cluster":
-            free_bytes(self.scratch_given)  # also where it is not needed this time: who names a folder wants to use it
+            free_bytes(self.scratch_given)  # a folder that was given must be usable, even if it is not needed
         scratch = [] if self.scratch is None else self.scratch.problems(self.pool)
         problems = [*self.target.problems(), *self._lost_blocks(), *self._memory_problems(), *scratch]
         if problems:
@@ -129,49 +129,50 @@ class ExportPlan:
         if not lost:
             return []
         return [
-            f"{lost:,} blocks of a dask array that was persisted are not on their cluster any more: persist() it again "
-            "with that cluster's Client open, or export it as it was before persist()"
+            f"{lost:,} blocks of a persisted dask array are no longer on their cluster: persist() it again with that "
+            "cluster's Client open, or export the array from before persist()"
         ]
 
     def _memory_problems(self) -> list[str]:
         limit, in_memory = self.pool.memory, self.target.kind == "memory"
         result = self.bytes_to_write if in_memory else 0
-        have = available_memory()
+        available = available_memory()
         if in_memory and self.pool.kind == "threads" and limit is not None:
-            have = limit if have is None else min(have, limit)
-        if have is not None and result > have:
+            available = limit if available is None else min(available, limit)
+        if available is not None and result > available:
             return [
-                f"the array would take {show_bytes(result)} of memory, and there are {show_bytes(have)}: export it to "
-                ".ome.zarr, or a smaller box, or a coarser level (mip=…)"
+                f"the array needs {show_bytes(result)} of memory; {show_bytes(available)} are available: export it to "
+                ".ome.zarr, or export a smaller box or a coarser level (mip=…)"
             ]
         if limit is None or self.peak_memory <= limit:
             return []
         assembling = PROCESS_BYTES + self.target.assembling_bytes
         if self.target.assembling_bytes and assembling == self.peak_memory:
             return [
-                f"putting the file together takes {show_bytes(assembling)}, and there are {show_bytes(limit)}: give "
-                "more memory, a smaller box, or a coarser level (mip=…)"
+                f"assembling the file needs {show_bytes(assembling)} of memory; {show_bytes(limit)} are available: "
+                "give more memory, a smaller box, or a coarser level (mip=…)"
             ]
         return [
-            f"a worker would take {show_bytes(self.peak_memory)} and has {show_bytes(limit)}: {self._less_memory()}"
+            f"a worker needs {show_bytes(self.peak_memory)} of memory and has {show_bytes(limit)}: "
+            f"{self._memory_advice()}"
         ]
 
     def warn_of_rereads(self) -> None:
-        """Warn if much is read or computed again and again: that takes long, and there are ways around it."""
+        """Warn if many chunks are read or blocks computed repeatedly, with advice on how to avoid it."""
         self._warn_of_computing()
         if (advice := self._fewer_files()) is not None:
             warn(f"{self.target.place}: {advice}")
         again = max(self.reads, key=lambda r: r.bytes - r.distinct_bytes, default=None)
         if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
             return
-        ways = ["more memory a worker"] + (["fewer threads a worker (workers=…)"] if self.pool.threads > 1 else [])
+        ways = ["more memory per worker"] + (["fewer threads per worker (workers=…)"] if self.pool.threads > 1 else [])
         if isinstance(self.target, SliceTarget):
-            ways += ["a folder for scratch=…, where what was read waits"] if self.refuses_scratch else []
+            ways += ["a folder for scratch files (scratch=…)"] if self.refuses_scratch else []
             ways.append("export to .ome.zarr, whose regions need not be whole slices")
         warn(
-            f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} where "
-            f"{show_bytes(again.distinct_bytes)} are needed, as what a worker has memory for is thinner than its "
-            f"chunks; less is read with {', or '.join(ways)}"
+            f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} instead of "
+            f"{show_bytes(again.distinct_bytes)}, because the regions that fit into a worker's memory are thinner than "
+            f"its chunks; to read less, use {', or '.join(ways)}"
         )
 
     def _warn_of_computing(self) -> None:
@@ -182,15 +183,15 @@ class ExportPlan:
             axis = DIMS[self.target.axis]
             chunks = ", ".join(f"{d}={self.regions.step[i] if d == axis else -1}" for i, d in enumerate(DIMS))
             way = (
-                f"make its blocks thin along {axis} where they are first made (array.chunk({chunks}) before what is "
-                "costly), or export it to .ome.zarr first and that to slices"
+                f"make its blocks thin along {axis} before costly operations (array.chunk({chunks})), or export it to "
+                ".ome.zarr first and export that to slices"
             )
         else:
-            way = "give chunks=… or shards=… that its blocks are whole numbers of"
+            way = "give chunks=… or shards=… that divide its blocks"
         warn(
             f"each block of the dask array {again.source!r} is computed {again.requests / again.chunks:.1f} times, "
-            f"{again.requests:,} blocks where there are {again.chunks:,}, as a worker has no memory for regions as "
-            f"large as they are: give workers more memory; or {way}; or persist() it"
+            f"{again.requests:,} computations of {again.chunks:,} blocks, because regions as large as its blocks do "
+            f"not fit into a worker's memory: give workers more memory; or {way}; or persist() it"
         )
 
     def _fewer_files(self) -> str | None:
@@ -199,16 +200,16 @@ class ExportPlan:
         ways = ["larger chunks=…"]
         if self.target.describe().get("shards", 0) is None and self.target.describe()["format"] != "OME-Zarr 0.4":
             z, y, x = (c * n for c, n in zip(self.target.granule, (8, 8, 8), strict=True))
-            ways = [f"shards=({z}, {y}, {x}), which keeps the chunks in one file for 512 of them"]
-        return f"about {self.files_to_write:,} files are many for a disk or a bucket: give {' or '.join(ways)}"
+            ways = [f"shards=({z}, {y}, {x}), which stores 512 chunks per file"]
+        return f"about {self.files_to_write:,} files are slow on a disk or a bucket: give {' or '.join(ways)}"
 
-    def _less_memory(self) -> str:
+    def _memory_advice(self) -> str:
         granule = self.target.granule
-        process = f"{show_bytes(PROCESS_BYTES)} of that are the process itself, with its libraries"
+        process = f"{show_bytes(PROCESS_BYTES)} of that are the process itself and its libraries"
         busy = (
             self.pool.threads if self.slab_settings is None else self.slab_settings.at_once * self.slab_settings.threads
         )
-        advice = ["fewer threads a worker (workers=…)"] if busy > 1 else []
+        advice = ["fewer threads per worker (workers=…)"] if busy > 1 else []
         if isinstance(self.target, SliceTarget):
             advice.append("export to .ome.zarr, whose regions need not be whole slices")
         elif granule != (1, 1, 1):
@@ -252,28 +253,28 @@ class ExportPlan:
         }
 
     def _options(self) -> dict[str, Any]:
-        """Return the format and its options in the words in which they are given."""
+        """Return the format and its options as the caller gives them."""
         options = self.target.describe()
         return {**options, "axis": DIMS[options["axis"]]} if "axis" in options else options
 
     def _tasks_text(self) -> str:
         later = self.tasks - len(self.regions)
         of_pyramid = f", and {later:,} of a pyramid's coarser levels" if later else ""
-        return f"one a region{of_pyramid}" + (f", {self.done:,} of them done before" if self.done else "")
+        return f"one per region{of_pyramid}" + (f", {self.done:,} of them done before" if self.done else "")
 
     def _idle_workers(self) -> str | None:
-        """Tell of processes that no region is left for."""
+        """Return advice if there are more workers than regions; None otherwise."""
         idle = self.pool.workers - len(self.regions)
         if self.pool.kind == "threads" or idle <= 0:
             return None
         kind = "workers" if self.pool.kind == "cluster" else "processes"
         return (
-            f"{idle:,} of {self.pool.workers:,} {kind} will have nothing to do, as more regions would read the same "
-            "chunks again: fewer are as fast"
+            f"{idle:,} of {self.pool.workers:,} {kind} will be idle, because more regions would read the same chunks "
+            f"twice: fewer {kind} are as fast"
         )
 
     def _expected_text(self) -> str:
-        """Tell of workers that are not there yet."""
+        """Return how many workers have joined, if some are expected."""
         expected, count = self.pool.expected, self.pool.workers
         if not expected:
             return ""
@@ -312,16 +313,16 @@ class ExportPlan:
             for r in self.computes
             for noun in ["block" if r.chunks == 1 else "blocks"]
         ]
-        each = f"{show_bytes(self.region_bytes)} a region"
+        each = f"{show_bytes(self.region_bytes)} per region"
         also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""
         files = f", about {self.files_to_write:,} files" if self.files_to_write else ""
         rows.append(("write", f"{show_bytes(self.bytes_to_write)}{also} before compression, {each}{files}"))
         advice = (self._fewer_files(), self._idle_workers(), self.target.advice())
         rows += [("advice", text) for text in advice if text is not None]
-        have = f" of {show_bytes(self.pool.memory)}" if self.pool.memory is not None else ""
+        limit = f" of {show_bytes(self.pool.memory)}" if self.pool.memory is not None else ""
         process = f"{show_bytes(PROCESS_BYTES)} for the process itself included"
         rows.append(
-            ("memory", f"up to {show_bytes(self.peak_memory)}{have} a worker, {process}; {self._workers_text()}")
+            ("memory", f"up to {show_bytes(self.peak_memory)}{limit} per worker, {process}; {self._workers_text()}")
         )
         if self.scratch is not None:
             rows.append(("scratch", str(self.scratch)))

@@ -1,4 +1,4 @@
-"""How an export is planned: in which regions, by whom, with what in memory and on disks; reads no voxel."""
+"""Plan an export: its regions, workers, memory and scratch space. Planning reads no voxels."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import has_computed_blocks
 from imageryxr.graph.labelled import BoxReader
 
-# Voxels of a region of a coarser level at the most: what is lost with a worker is no more.
+# Maximum voxels of a region of a coarser level, which is what the loss of a worker costs.
 MAX_COARSE_VOXELS = 1 << 26
-# Tasks at the most, a petavoxel's: each takes some bytes, of the account of what is done and of what is handed out.
+# Maximum number of tasks, enough for a petavoxel: each needs some bytes of memory to keep track of.
 MAX_TASKS = 1 << 28
 TASK_BYTES = 24
 
@@ -49,7 +49,7 @@ def make_plan(
     scratch: str | bool | None = None,
     sources: tuple[str, ...] = (),
 ) -> ExportPlan:
-    """Return the plan of an export; looks for what an earlier run of the same call has left, and reads no voxel."""
+    """Return the plan of an export; look up what an earlier run of the same call has done. Reads no voxels."""
     slabs, costs = slab_planner(target, read, pool, scratch), compute_costs(read.volume.dask_inputs)
     encoding, page = target.encoding, target.page_bytes
 
@@ -61,7 +61,7 @@ def make_plan(
         return region_memory(expr, box, BRICK_VOXELS, encoding, piece=piece, spared=spared, page=page, inputs=costs)
 
     share = pool.memory_per_region()
-    # how large blocks are is known, not estimated
+    # the sizes of dask blocks are known exactly, so no reserve for estimates is needed
     most = share if share is None or not costs else 2 * share
     regions = slabs.regions() if slabs else _choose_volume_regions(target, read, pool, memory_of, most)
     target = _enlarge_coarse_regions(target, pool.budget, pool.workers * pool.threads)
@@ -106,7 +106,7 @@ def make_plan(
 
 
 def _check_count(stages: Stages, target: Target) -> None:
-    """Raise `OptionError` if an export has more tasks than can be kept account of."""
+    """Raise `OptionError` if an export has more tasks than memory can keep track of."""
     have = available_memory()
     most = MAX_TASKS if have is None else min(MAX_TASKS, have // TASK_BYTES)
     if len(stages) <= most:
@@ -114,8 +114,8 @@ def _check_count(stages: Stages, target: Target) -> None:
     ways = "larger chunks=… or shards=…, " if isinstance(target, Pyramid) else ""
     size = format_triple(target.layer.grid.shape[::-1])
     raise OptionError(
-        f"{target.place} would be made in {len(stages):,} tasks, and more than {most:,} cannot be kept account of: "
-        f"it would be {size} voxels; give {ways}a smaller box, or a coarser level (mip=…)"
+        f"{target.place} has {size} voxels and needs {len(stages):,} tasks, more than the maximum of {most:,}: give "
+        f"{ways}a smaller box, or a coarser level (mip=…)"
     )
 
 
@@ -137,7 +137,7 @@ def _choose_volume_regions(
 
 
 def _reads_and_computes(read: BoxReader, regions: Regions) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
-    """Return what is read of sources, and what is computed of foreign dask arrays."""
+    """Return the reads of sources, and the computed blocks of foreign dask arrays."""
     expr, dask_inputs = read.volume.expr, read.volume.dask_inputs
     found = [*source_reads(expr, regions), *dask_input_reads(expr, dask_inputs, regions)]
     held = {key_split(name) for name, array in dask_inputs.items() if has_computed_blocks(array)}
@@ -146,7 +146,7 @@ def _reads_and_computes(read: BoxReader, regions: Regions) -> tuple[tuple[Source
 
 
 def _enlarge_coarse_regions(target: Target, budget: int, slots: int) -> Target:
-    """Return a target whose coarser levels are made in regions as large as memory allows, and enough for all."""
+    """Return a target whose coarser levels are made in regions as large as memory allows, with work for all workers."""
     voxels = target.coarse
     while voxels < MAX_COARSE_VOXELS:
         voxels *= 2
@@ -158,17 +158,17 @@ def _enlarge_coarse_regions(target: Target, budget: int, slots: int) -> Target:
 
 
 def _peak_memory(target: Target, pool: WorkerPool, working: int) -> int:
-    """Return the most bytes of a process that works, of which its regions take some."""
-    # files are put together by the process that leads the export: on a cluster, that is no worker
+    """Return the peak memory of a worker process in bytes."""
+    # the calling process assembles files; on a cluster, it is not a worker
     assembling = 0 if pool.kind == "cluster" else target.assembling_bytes
-    # a result in memory lies beside threads
+    # with threads, a result in memory is in the same process
     beside = target.kind == "memory" and pool.kind == "threads"
     result = target.layer.grid.box.voxels * target.layer.voxel_bytes if beside else 0
     return PROCESS_BYTES + result + max(working, assembling)
 
 
 def _coarse_memory(target: Target) -> int:
-    """Return the most that a region of a pyramid's coarser levels takes."""
+    """Return the most bytes of memory that a region of a pyramid's coarser levels needs."""
     most = 0
     for stage, regions in enumerate(target.later, 1):
         box = regions.largest()

@@ -1,4 +1,4 @@
-"""Regions: the boxes that an export is made of, and how large they best are."""
+"""Regions: the boxes that an export is divided into, and the choice of their size."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.graph.expr import Expr
 from imageryxr.graph.to_dask import dask_leaves
 
-# What one region may take in memory, unless the caller or the machine says less.
+# Memory of a region, unless the caller or the machine allows less.
 REGION_BYTES = 1 << 30
-# What may be read, against what is needed, before a region may take more than that.
+# If the regions read more than this multiple of what they need, a region may use more memory.
 REREAD_LIMIT = 1.15
-# A region starts out as a block does: CloudVolume reads at full speed from there on.
+# Initial size of a region, from which on CloudVolume reads at full speed.
 START_VOXELS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Regions(Sequence[IndexBox]):
-    """A grid of boxes that cover a shape, computed when asked for: a million take no more memory than one."""
+    """A grid of boxes that cover a shape, computed on access so that a million need no more memory than one."""
 
     shape: Index3
     """Voxels (z, y, x) covered."""
     step: Index3
     """Size of a region."""
     first: Index3
-    """Size of the first region along each axis, where it is cut short so that the others follow the source's chunks."""
+    """Size of the first region along each axis; it may be smaller, to align the others with the source's chunks."""
 
     @property
     def counts(self) -> Index3:
@@ -50,7 +50,7 @@ class Regions(Sequence[IndexBox]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
-            raise IndexError(f"there are {len(self)} regions, and none has number {index}")
+            raise IndexError(f"region {index} is out of range; there are {len(self)} regions")
         _, ny, nx = self.counts
         rest, x = divmod(index % len(self), nx)
         z, y = divmod(rest, ny)
@@ -66,15 +66,15 @@ class Regions(Sequence[IndexBox]):
 
     @classmethod
     def uniform(cls, shape: Index3, step: Index3) -> Regions:
-        """Return the regions of one size, from index 0 on."""
+        """Return regions of one size that start at index 0."""
         size: Index3 = tuple(max(1, min(s, n)) for s, n in zip(step, shape, strict=True))  # type: ignore[assignment]
         return cls(shape, size, size)
 
     def largest(self) -> IndexBox:
-        """Return a region that is as large as any."""
+        """Return one of the largest regions."""
         index = []
         for n, step, first, count in zip(self.shape, self.step, self.first, self.counts, strict=True):
-            # the second one is whole unless it is the last
+            # the second region has full size unless it is the last
             index.append(1 if count > 1 and min(step, n - first) > first else 0)
         z, y, x = index
         _, ny, nx = self.counts
@@ -82,14 +82,14 @@ class Regions(Sequence[IndexBox]):
 
 
 def tiles(box: IndexBox, size: Index3) -> Iterator[IndexBox]:
-    """Return the pieces of a box between multiples of a size."""
+    """Yield the pieces of a box cut at multiples of a size."""
     ranges = [range(a - a % s, b, s) for a, b, s in zip(box.start, box.stop, size, strict=True)]
     for z, y, x in product(*ranges):
         yield IndexBox((z, y, x), (z + size[0], y + size[1], x + size[2])).clip(box)
 
 
 def whole_chunks(box: IndexBox, chunk: Index3, voxels: int) -> Index3:
-    """Return the size of parts of a box that are whole chunks, in so many voxels if one is no more, long along x."""
+    """Return the size of parts of a box: whole chunks, long along x, at most `voxels` unless a chunk is larger."""
     size = list(chunk)
     for axis in (2, 1, 0):
         count = max(1, voxels // math.prod(size))
@@ -109,33 +109,33 @@ def choose_regions(
     most: int | None = None,
     threads: int = 1,
 ) -> Regions:
-    """Return regions that are whole target chunks, that follow the source's chunks, and that read little twice.
+    """Return regions of whole target chunks that are aligned with the source's chunks and read little twice.
 
     Parameters
     ----------
     expr : Expr
-        What is exported.
+        The exported expression.
     shape : tuple of 3 int
         Voxels (z, y, x).
     granule : tuple of 3 int
-        What must be written together.
+        Voxels (z, y, x) that must be written together.
     memory_of : callable
-        Bytes that a region takes while it is under way.
+        Returns the bytes of memory that a region needs.
     reads_of : callable
-        How many times over, about, the regions of a choice read what they need: of all sources together, and of that
-        of which most is read again.
+        Returns `reread_factors` for some regions: about how many times they read each byte, for all sources together
+        and for the worst source.
     budget : int
-        Bytes that a region may take.
+        Bytes of memory that a region may use.
     least : int
-        How many regions there should be, so that no worker idles, where that does not read more than `REREAD_LIMIT`.
+        Number of regions that keeps all workers busy. Fewer are chosen only to stay below `REREAD_LIMIT`.
     most : int, optional
-        Bytes that a region may take where more than `REREAD_LIMIT` would be read twice else.
+        Bytes of memory that a region may use if it would exceed `REREAD_LIMIT` otherwise.
     threads : int, default 1
-        Regions that share the memory of a worker; of fewer each may take more.
+        Regions that share the memory of a worker; if there are fewer, each may use more.
     """
     axes = [_initial_size(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
     start = best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
-    # Blocks of a foreign dask array are computed whole, whatever is wanted of them.
+    # Blocks of a foreign dask array are computed whole, however small the region.
     own = bool(dask_leaves(expr))
     room = max(budget, most or 0) if own else budget
     best = _shrink(
@@ -155,7 +155,7 @@ def choose_regions(
         ]
         if not fitting:
             break
-        # What a larger region spares, against what it takes: equal gains go to the axis along which memory is one run.
+        # Of equal gains, the axis that is contiguous in memory comes first.
         costs = [reads_of(g) for g in fitting]
         cost = min(costs)
         if cost[0] > reads * 0.99:
@@ -172,20 +172,20 @@ def choose_slabs(
     reads_of: Callable[[Regions], tuple[float, float]],
     fits: Callable[[Regions], bool],
 ) -> Regions:
-    """Return regions of whole slices across an axis, as thick as chunks are, or thicker where too much is read twice.
+    """Return regions of whole slices that are as thick as chunks, or thicker if too much would be read twice.
 
     Parameters
     ----------
     expr : Expr
-        What is exported.
+        The exported expression.
     shape : tuple of 3 int
         Voxels (z, y, x).
     axis : int
-        Which of z, y, x the slices lie across.
+        The axis (0, 1, 2 for z, y, x) that the slices are perpendicular to.
     reads_of : callable
-        As of `choose_regions`.
+        As in `choose_regions`.
     fits : callable
-        Whether there is room for thicker ones.
+        Returns whether there is room for thicker regions.
     """
     start = best = _replace_axis(Regions(shape, shape, shape), axis, *_initial_size(expr, axis, shape[axis], 1))
     reads, worst = reads_of(best)
@@ -206,11 +206,11 @@ def _initial_size(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int
     stored = max((b - a for a, b in pairwise(edges)), default=max(edges[0], n - edges[0]))
     step = -(-stored // granule) * granule
     if stored < step and step % stored:
-        # whole numbers of both, where that is not much more
+        # a multiple of both, unless it is much larger
         both = math.lcm(stored, granule)
         step = both if both <= 4 * step else step
     step = min(step, -(-n // granule) * granule)
-    # where the chunks begin with the array, so do the regions
+    # cut the first region short so that the others are aligned with the chunks
     first = edges[0] % stored // granule * granule if step < n else step
     return step, first or step
 
@@ -239,7 +239,7 @@ def _grow(regions: Regions, axis: int, start: Regions, granule: int) -> Regions:
     if step >= n:
         return regions
     double = min(2 * step, -(-n // granule) * granule)
-    if step < start.step[axis]:  # the way back from where chunks end, whatever number that is
+    if step < start.step[axis]:  # retrace the halvings of `_shrink`, so that regions end where chunks end
         double = start.step[axis]
         while _half(double, granule) > step:
             double = _half(double, granule)
@@ -247,7 +247,7 @@ def _grow(regions: Regions, axis: int, start: Regions, granule: int) -> Regions:
 
 
 def _resize(regions: Regions, axis: int, step: int, start: Regions, granule: int) -> Regions:
-    """Return regions of another size, cut where those are that follow the chunks."""
+    """Return regions of another size along an axis, aligned with the chunks as `start` is."""
     edge = start.first[axis] % start.step[axis] if step < regions.shape[axis] else 0
     return _replace_axis(regions, axis, step, edge % step // granule * granule or step)
 

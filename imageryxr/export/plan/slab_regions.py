@@ -1,4 +1,4 @@
-"""How exports of slices are cut into regions, and where what they read waits."""
+"""Divide exports of slices into regions, and choose between memory and scratch files for the source voxels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from imageryxr.graph.labelled import BoxReader
 
 
 def slab_planner(target: Target, read: BoxReader, pool: WorkerPool, scratch: str | bool | None) -> SlabPlanner | None:
-    """Return what cuts an export that is made slice by slice; blocks of a foreign dask graph come as they come."""
+    """Return a planner for exports of slices; None for other targets and for foreign dask arrays."""
     if not isinstance(target, SliceTarget) or read.volume.dask_inputs:
         return None
     return SlabPlanner(target, read.volume.expr, pool, scratch)
@@ -30,24 +30,24 @@ def slab_planner(target: Target, read: BoxReader, pool: WorkerPool, scratch: str
 
 @dataclass(frozen=True)
 class ScratchUse:
-    """What an export puts on local disks while it runs."""
+    """The scratch space of an export on local disks."""
 
     folder: str | None
-    """Where; None for each worker's own folder."""
+    """The folder; None for each worker's own folder."""
     bytes: int
-    """What the regions take that a worker has under way at a time."""
+    """Bytes for the regions that a worker processes at a time."""
     workers: int
-    """How many workers share the folder, as far as is known."""
+    """Number of workers that share the folder."""
 
     def __str__(self) -> str:
-        return f"up to {show_bytes(self.bytes)} a worker in {self.folder or 'its own local folder'}"
+        return f"up to {show_bytes(self.bytes)} per worker in {self.folder or 'its own local folder'}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
         return {"folder": self.folder, "bytes": self.bytes}
 
     def problems(self, pool: WorkerPool) -> list[str]:
-        """Return why there is no room, with what to do; raises `ScratchError` where nothing can be written."""
+        """Return errors about too little space, with advice; raise `ScratchError` if the folder is not writable."""
         if self.folder is None:
             return []
         if pool.kind == "cluster":
@@ -61,7 +61,7 @@ class ScratchUse:
         ]
 
     def _unusable_workers(self, answers: dict[str, Any]) -> list[str]:
-        """Return which of a cluster's workers cannot use the folder, by what they answer."""
+        """Return an error that lists the workers of a cluster that cannot use the folder, from their answers."""
         lacking = {worker: answer.reason for worker, answer in answers.items() if isinstance(answer, ScratchError)}
         if not lacking:
             return []
@@ -75,16 +75,16 @@ class ScratchUse:
 
 @dataclass(frozen=True)
 class SlabPlanner:
-    """Cuts an export of slices into regions."""
+    """Divides an export of slices into regions."""
 
     target: SliceTarget
     expr: Expr
     pool: WorkerPool
     scratch_option: str | bool | None
-    """The scratch folder that was asked for; False for none."""
+    """The `scratch` argument: a folder, None for the default, or False for no scratch files."""
 
     def regions(self) -> Regions:
-        """Return regions whose readings fit into memory; or where that reads much again, into a scratch file."""
+        """Return regions whose source voxels fit into memory, or into scratch files if that avoids repeated reads."""
         shape = self.target.layer.grid.shape
         kept = choose_regions(
             self.expr,
@@ -104,7 +104,7 @@ class SlabPlanner:
         return slabs if self._reads(slabs)[1] < worst else kept
 
     def settings(self, regions: Regions) -> SlabSettings:
-        """Return how such regions are made: in memory if that is enough, else with a scratch file."""
+        """Return the settings for regions: source voxels are cached in memory if they fit, else in scratch files."""
         box = regions.largest()
         plain = self._fit_settings(box, regions, self.pool.at_once(regions))
         limit = self._limit(plain.at_once)
@@ -112,20 +112,20 @@ class SlabPlanner:
             return plain
         at_once = self.pool.at_once(regions)
         if self.pool.kind == "threads":
-            # one is read while another is drawn; more would only take more of the disk
+            # one region is read while another is drawn; more would only use more disk space
             at_once = min(at_once, 2 if self._has_room(regions, 2) else 1)
         spilled = self._fit_settings(box, regions, at_once, spilled=True)
         takes = [settings.at_once * self.memory(settings, box) for settings in (spilled, plain)]
         return spilled if takes[0] < takes[1] else plain
 
     def _fit_settings(self, box: IndexBox, regions: Regions, at_once: int, *, spilled: bool = False) -> SlabSettings:
-        # a cluster's other workers are on other machines
+        # the workers of a cluster are on different machines
         workers = self.pool.workers if self.pool.kind != "cluster" else 1
         slots, under_way = self.pool.threads * workers, min(at_once * workers, len(regions))
         threads, limit = slots // under_way, self._limit(at_once)
         if spilled:
             threads = -(-slots // under_way)
-            # what waits on a disk takes no memory, and of what is left to take, little is an estimate
+            # without cached voxels, the estimate of the memory is more exact
             limit += limit // 2
         settings = SlabSettings(
             self.target.axis, self._slices(box), at_once, threads, spilled=spilled,
@@ -138,7 +138,7 @@ class SlabPlanner:
         return REGION_BYTES if share is None else share
 
     def _slices(self, box: IndexBox) -> int:
-        """Return how many slices to draw at a time: more than one of wide ones, where that spares much drawing."""
+        """Return how many slices to draw at a time: more than fit into a brick if that avoids much drawing."""
         axis = self.target.axis
         each = max(1, box.voxels // max(1, box.shape[axis]))
         best = max(1, min(BRICK_VOXELS // each, box.shape[axis]))
@@ -154,18 +154,18 @@ class SlabPlanner:
         return best
 
     def memory(self, settings: SlabSettings, box: IndexBox) -> int:
-        """Return the most bytes that a region takes."""
+        """Return the most bytes of memory that a region needs."""
         return slab_memory(settings, self.expr, box, self.target.page_bytes)
 
     def scratch_use(self, settings: SlabSettings, regions: Regions) -> ScratchUse:
-        """Return what waits on disks."""
+        """Return the scratch space that regions need."""
         local = self.pool.kind != "cluster"
         folder = settings.folder if not local else os.path.abspath(scratch_folder(settings.folder))
         count = min(self.pool.workers, -(-len(regions) // settings.at_once))
         return ScratchUse(folder, settings.at_once * scratch_bytes(settings, self.expr, regions.largest()), count)
 
     def _min_memory(self, box: IndexBox) -> int:
-        """Return what a region takes that is read into memory, in parts as small as they should be."""
+        """Return the bytes of memory that a region needs if its source voxels are in memory and its parts are small."""
         settings = SlabSettings(self.target.axis, self._slices(box))
         return self.memory(fit_memory(settings, lambda settings: self.memory(settings, box), self.pool.budget), box)
 
@@ -180,7 +180,7 @@ class SlabPlanner:
         takes = at_once * self.pool.workers * scratch_bytes(settings, self.expr, box)
         try:
             return takes < free_bytes(scratch_folder(self._folder)) * 3 // 4
-        except ScratchError:  # which is for `validate` to tell
+        except ScratchError:  # `validate` raises it later
             return False
 
     @property

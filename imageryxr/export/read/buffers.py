@@ -1,9 +1,9 @@
-"""Reading and drawing a region, in memory that is used again from region to region.
+"""Read and draw a region, in buffers that are reused from region to region.
 
-A region is drawn and encoded piece by piece: so its picture is never there as a whole. What is read for it takes
-hundreds of megabytes, less where strips of it will do (`rolling`). Memory of that size goes back to the system when it
-is freed, and the system clears it again page by page when it is asked for: that can take as long as the reading. So
-what a region needs is kept for the next one.
+A region is drawn and encoded piece by piece, so its whole picture is never in memory. Its source voxels need hundreds
+of megabytes, or less if it is read in strips (`rolling_window`). Memory of that size is returned to the system when it
+is freed, and cleared page by page when it is allocated again, which can take as long as reading. The buffers of a
+region are therefore kept for the next one.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf, Mapped
 from imageryxr.graph.labelled import BoxReader
 from imageryxr.ops.labels import suspend_id_recording
 
-# What is drawn at a time, of a region that was read in one go: what lies between is small then.
+# Voxels of a region that are drawn at a time, which limits the memory of intermediate results.
 BRICK_VOXELS = 1 << 22
-# From here on memory is kept; what is smaller, malloc keeps by itself (up to 32 MB each).
+# Buffers of at least this size are kept; malloc itself reuses smaller ones (up to 32 MB each).
 KEPT_BYTES = 24_000_000
-# What is read at a time of a large box: little enough to lie in a cache when it is put in its place.
+# Bytes of a large box that are read at a time: few enough to be in the CPU cache when they are copied.
 PART_BYTES = 8_000_000
 
 
@@ -44,9 +44,9 @@ _IDLE = _count_references([np.empty(1, np.uint8)], 0)
 
 
 class Buffers:
-    """Large arrays whose memory is used again once nobody looks at them: whoever holds one, or a view of it, keeps it.
+    """Large arrays whose memory is reused as soon as there is no reference to them or to a view of them.
 
-    Safe to use from many threads.
+    Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -64,29 +64,29 @@ class Buffers:
             if fits:
                 chosen = self._held[min(fits, key=lambda i: self._held[i].nbytes)]
             else:
-                # what lies idle and is too small would come on top
+                # drop idle buffers that are too small, which would add to the memory
                 self._held = [a for i, a in enumerate(self._held) if i not in idle]
                 chosen = np.empty(size, np.uint8)
                 self._held.append(chosen)
             return chosen[:size].view(dtype).reshape(shape)
 
     def clear(self) -> None:
-        """Forget all; what somebody still looks at lives as long as that."""
+        """Drop all buffers; those that are still referenced stay valid."""
         with self._lock:
             self._held = []
 
 
 BUFFERS = Buffers()
-"""Those of this process."""
+"""The buffers of this process."""
 
 
 def to_native_order(read: BoxReader) -> BoxReader:
-    """Return a reader whose values have their bytes as this machine has them: what formats and encoders take for given.
+    """Return a reader whose values have native byte order, which formats and encoders require.
 
     Parameters
     ----------
     read : BoxReader
-        Of any array.
+        A reader of any array.
     """
     expr = read.volume.expr
     if expr.dtype.isnative:
@@ -102,18 +102,18 @@ def _to_native(values: Array) -> Array:
 def read_sources(
     read: BoxReader, box: IndexBox, given: Readings | None = None, without: Collection[Leaf] = ()
 ) -> Readings:
-    """Return what a box needs of the sources, each read once.
+    """Read the source voxels that a box needs, each source once.
 
     Parameters
     ----------
     read : BoxReader
-        Of what is exported.
+        The reader of the exported array.
     box : IndexBox
         The region.
     given : dict, optional
-        What is in hand of foreign dask arrays; else they are computed here.
+        Computed values of foreign dask arrays; by default, they are computed here.
     without : collection of Leaf
-        Those that somebody else reads.
+        Leaves that are read elsewhere.
     """
     expr = read.volume.expr
     if given is None:
@@ -121,14 +121,14 @@ def read_sources(
             given = input_boxes(expr, read.volume.dask_inputs, box).compute() if read.volume.dask_inputs else {}
     readings: Readings = dict(given)
     needs = {k: v for k, v in required_boxes(expr, box).items() if k not in readings and k not in without}
-    # the largest first, or a smaller one may get the memory that was kept for it
+    # the largest first, or a smaller one may get its buffer
     for leaf in sorted(needs, key=lambda leaf: -leaf.dtype.itemsize * max(b.voxels for b in needs[leaf])):
         readings[leaf] = [(b, read_leaf(leaf, b)) for b in needs[leaf]]
     return readings
 
 
 def draw(expr: Expr, box: IndexBox, readings: Readings) -> Array:
-    """Return the values of a box from what was read, brick by brick where it is large."""
+    """Return the values of a box from source voxels; a large box is drawn brick by brick."""
     if box.voxels <= BRICK_VOXELS or isinstance(expr, Leaf):
         return evaluate(expr, box, readings)
     out = BUFFERS.empty((*box.shape, *expr.tail), expr.dtype)
@@ -138,7 +138,7 @@ def draw(expr: Expr, box: IndexBox, readings: Readings) -> Array:
 
 
 def read_leaf(leaf: Leaf, box: IndexBox) -> Array:
-    """Return the voxels of a box of a source, those of a large one from the disk part by part."""
+    """Return the voxels of a box of a source; a large box on disk is read part by part."""
     if not is_read_in_parts(leaf, box):
         return leaf.read(box)
     out = BUFFERS.empty(box.shape, leaf.dtype)
@@ -147,8 +147,8 @@ def read_leaf(leaf: Leaf, box: IndexBox) -> Array:
 
 
 def is_read_in_parts(leaf: Leaf, box: IndexBox) -> TypeGuard[LevelLeaf]:
-    """Tell whether a box of a source is large and on the disk."""
-    # Over a network the more chunks are asked for at a time, the better; CloudVolume reads files one by one anyway.
+    """Return whether a box of a source is large and on disk."""
+    # Over a network, more chunks per request are faster; CloudVolume reads files one by one anyway.
     on_disk = isinstance(leaf, LevelLeaf) and str(getattr(leaf.source, "url", "")).startswith("file://")
     return on_disk and box.voxels * leaf.dtype.itemsize >= 2 * KEPT_BYTES
 
@@ -161,12 +161,12 @@ def read_into(out: Array, leaf: LevelLeaf, box: IndexBox) -> None:
 
 
 class SourceReadError(Exception):
-    """Carries what went wrong with a source past those who tell of the target's disk."""
+    """Wraps an error of a source, so that it is not handled as an error of the target's disk."""
 
 
 @contextmanager
 def wrap_source_errors() -> Iterator[None]:
-    """Give an `OSError` of a source a name of its own, where files are written while sources are read."""
+    """Wrap each `OSError` of a source in a `SourceReadError`, for code that writes files at the same time."""
     try:
         yield
     except ImageryError:
@@ -177,27 +177,27 @@ def wrap_source_errors() -> Iterator[None]:
 
 @contextmanager
 def unwrap_source_errors() -> Iterator[None]:
-    """Raise what went wrong with a source as it was, once nobody takes it for the target's disk."""
+    """Raise the error inside a `SourceReadError`, outside the handler of errors of the target's disk."""
     try:
         yield
         return
     except SourceReadError as error:
         unread: OSError = error.args[0]
-    raise unread  # out here, or each of the two would come of the other
+    raise unread  # outside the except block, or the two errors would be chained
 
 
 def bricks(box: IndexBox, granule: Index3 = (1, 1, 1), voxels: int | None = None) -> Iterator[IndexBox]:
-    """Return pieces of a box: slabs of it, rows of a slab, or parts of a row, in C order.
+    """Yield pieces of a box: slabs of the box, rows of a slab, or parts of a row, in C order.
 
     Parameters
     ----------
     box : IndexBox
-        What to cut.
+        The box to cut.
     granule : tuple of 3 int
-        Voxels (z, y, x) that stay together, counted from where the box begins. Those of a piece follow each other in
-        the C order of those of the box.
+        Voxels (z, y, x) that stay together, counted from the start of the box. The granules of a piece are consecutive
+        in the C order of the granules of the box.
     voxels : int, optional
-        How many a piece has at the most, if a granule is no more; `BRICK_VOXELS` unless given.
+        Maximum voxels of a piece, unless a granule is larger; default: `BRICK_VOXELS`.
     """
     voxels = BRICK_VOXELS if voxels is None else voxels
     size = list(granule)

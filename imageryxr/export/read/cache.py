@@ -1,6 +1,6 @@
-"""Where what a region reads waits for its slices: in memory, or in scratch files.
+"""Caches of the source voxels of a region of slices: in memory, or in scratch files.
 
-A source is read in parts that are whole chunks, each of them once; a shelf gives any box of what is there.
+A source is read in tiles of whole chunks, each once. A cache returns any box of the tiles that it holds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from imageryxr.graph.expr import Array, Expr, LevelLeaf
 
 @dataclass(frozen=True, eq=False)
 class SourceBox:
-    """A box of a source that a region needs, and in which parts it is read."""
+    """A box of a source that a region needs, and the size of the tiles in which it is read."""
 
     leaf: LevelLeaf
     box: IndexBox
@@ -32,14 +32,14 @@ class SourceBox:
         return self.box.voxels * self.leaf.dtype.itemsize
 
     def layer(self, axis: int, number: int) -> IndexBox:
-        """Return all parts that lie side by side, the so many-th from index 0."""
+        """Return the layer of tiles with a number along an axis, counted from index 0."""
         start, stop = list(self.box.start), list(self.box.stop)
         start[axis], stop[axis] = number * self.part[axis], (number + 1) * self.part[axis]
         return IndexBox(tuple(start), tuple(stop)).clip(self.box)  # type: ignore[arg-type]
 
 
 def source_boxes(expr: Expr, box: IndexBox, tile: int) -> list[SourceBox]:
-    """Return what a region needs of sources that are read; arrays in memory wait where they are."""
+    """Return the boxes of sources that a region reads; arrays in memory are left out."""
     return [
         SourceBox(leaf, b, whole_chunks(b, leaf.source.levels[leaf.mip].chunks, tile // leaf.dtype.itemsize))
         for leaf, boxes in required_boxes(expr, box).items()
@@ -52,105 +52,105 @@ BoxRead = tuple[SourceBox, IndexBox]
 
 
 class ReadCache(Protocol):
-    """Boxes of sources that were read."""
+    """A cache of source voxels."""
 
     def missing(self, needs: list[BoxRead]) -> list[BoxRead]:
-        """Make room for what is needed and not there; return the parts to read."""
+        """Make room for boxes that are not cached; return the tiles to read."""
 
-    def put(self, wish: SourceBox, tile: IndexBox, values: Array) -> None:
-        """Keep a part."""
+    def put(self, source: SourceBox, tile: IndexBox, values: Array) -> None:
+        """Store a tile."""
 
-    def get(self, wish: SourceBox, box: IndexBox) -> Array | None:
-        """Return what was read of a box; None if not all of it is there."""
+    def get(self, source: SourceBox, box: IndexBox) -> Array | None:
+        """Return the voxels of a box; None if not all of them are cached."""
 
-    def forget(self, wish: SourceBox, low: int) -> None:
-        """Let go of what lies before an index along the axis of the slices."""
+    def discard(self, source: SourceBox, low: int) -> None:
+        """Discard the voxels before an index along the axis of the slices, if that frees space."""
 
 
 class MemoryCache:
-    """Readings in memory that is used again: all of a region's."""
+    """A cache in reused memory that holds all source voxels of a region."""
 
-    def __init__(self, asked: list[SourceBox]) -> None:
-        self._asked = asked
-        self._held: dict[SourceBox, Array] = {}
+    def __init__(self, sources: list[SourceBox]) -> None:
+        self._sources = sources
+        self._arrays: dict[SourceBox, Array] = {}
 
     def missing(self, needs: list[BoxRead]) -> list[BoxRead]:
-        """Return all at the first time."""
-        if self._held:
+        """Return all tiles on the first call, none later."""
+        if self._arrays:
             return []
-        self._held = {wish: BUFFERS.empty(wish.box.shape, wish.leaf.dtype) for wish in self._asked}
-        return [(wish, tile) for wish in self._asked for tile in tiles(wish.box, wish.part)]
+        self._arrays = {source: BUFFERS.empty(source.box.shape, source.leaf.dtype) for source in self._sources}
+        return [(source, tile) for source in self._sources for tile in tiles(source.box, source.part)]
 
-    def put(self, wish: SourceBox, tile: IndexBox, values: Array) -> None:
-        """Copy a part to its place."""
-        self._held[wish][tile.slices(wish.box)] = values
+    def put(self, source: SourceBox, tile: IndexBox, values: Array) -> None:
+        """Copy a tile into the array of its box."""
+        self._arrays[source][tile.slices(source.box)] = values
 
-    def get(self, wish: SourceBox, box: IndexBox) -> Array:
+    def get(self, source: SourceBox, box: IndexBox) -> Array:
         """Return a view."""
-        return self._held[wish][box.slices(wish.box)]
+        return self._arrays[source][box.slices(source.box)]
 
-    def forget(self, wish: SourceBox, low: int) -> None:
-        """Keep it: it is one array."""
+    def discard(self, source: SourceBox, low: int) -> None:
+        """Do nothing: a box is one array."""
 
 
 @dataclass
 class ChunkLayer:
-    """A layer of parts of a box, as thick as one: part after part, and of each, slice after slice."""
+    """A layer of tiles in a scratch file: tile after tile, each slice after slice."""
 
     file: ScratchFile
     begins: dict[Index3, int] = field(default_factory=dict)
 
 
 class DiskCache:
-    """Readings in scratch files, which are made when slices come to a layer of parts, and given back behind it."""
+    """A cache in scratch files, one per layer of tiles: created when slices reach it, deleted when they have passed."""
 
     def __init__(self, folder: str, axis: int) -> None:
         self._folder, self._axis = folder, axis
         self._layers: dict[tuple[SourceBox, int], ChunkLayer] = {}
 
     def missing(self, needs: list[BoxRead]) -> list[BoxRead]:
-        """Begin layers; return all of their parts."""
+        """Create the files of new layers; return all tiles of these layers."""
         parts: list[BoxRead] = []
-        for wish, box in needs:
-            for number in self._numbers(wish, box):
-                if (wish, number) not in self._layers:
-                    layer = wish.layer(self._axis, number)
-                    file = ScratchFile(self._folder, layer.voxels * wish.leaf.dtype.itemsize)
-                    self._layers[wish, number] = ChunkLayer(file)
-                    parts += [(wish, tile) for tile in tiles(layer, wish.part)]
+        for source, box in needs:
+            for number in self._numbers(source, box):
+                if (source, number) not in self._layers:
+                    layer = source.layer(self._axis, number)
+                    file = ScratchFile(self._folder, layer.voxels * source.leaf.dtype.itemsize)
+                    self._layers[source, number] = ChunkLayer(file)
+                    parts += [(source, tile) for tile in tiles(layer, source.part)]
         return parts
 
-    def _numbers(self, wish: SourceBox, box: IndexBox) -> range:
-        size = wish.part[self._axis]
+    def _numbers(self, source: SourceBox, box: IndexBox) -> range:
+        size = source.part[self._axis]
         return range(box.start[self._axis] // size, -(-box.stop[self._axis] // size))
 
-    def put(self, wish: SourceBox, tile: IndexBox, values: Array) -> None:
-        """Write a part."""
-        (number,) = self._numbers(wish, tile)
-        layer = self._layers[wish, number]
+    def put(self, source: SourceBox, tile: IndexBox, values: Array) -> None:
+        """Write a tile."""
+        (number,) = self._numbers(source, tile)
+        layer = self._layers[source, number]
         layer.begins[tile.start] = layer.file.put(np.ascontiguousarray(np.moveaxis(values, self._axis, 0)))
 
-    def get(self, wish: SourceBox, box: IndexBox) -> Array | None:
-        """Read a part of a box, wherever the parts that were written end."""
-        if any((wish, number) not in self._layers for number in self._numbers(wish, box)):
+    def get(self, source: SourceBox, box: IndexBox) -> Array | None:
+        """Read a box, which may span several tiles."""
+        if any((source, number) not in self._layers for number in self._numbers(source, box)):
             return None
-        out = BUFFERS.empty(box.shape, wish.leaf.dtype)
+        out = BUFFERS.empty(box.shape, source.leaf.dtype)
         planes = np.moveaxis(out, self._axis, 0)
-        for piece in tiles(box, wish.part):
-            start: Any = tuple(a - a % s for a, s in zip(piece.start, wish.part, strict=True))
-            stop: Any = tuple(a + s for a, s in zip(start, wish.part, strict=True))
-            tile = IndexBox(start, stop).clip(wish.box)
-            self._fill(planes[self._ordered(piece.slices(box))], wish, tile, piece)
+        for piece in tiles(box, source.part):
+            start: Any = tuple(a - a % s for a, s in zip(piece.start, source.part, strict=True))
+            stop: Any = tuple(a + s for a, s in zip(start, source.part, strict=True))
+            tile = IndexBox(start, stop).clip(source.box)
+            self._fill(planes[self._ordered(piece.slices(box))], source, tile, piece)
         return out
 
-    def forget(self, wish: SourceBox, low: int) -> None:
-        """Give files back."""
-        size = wish.part[self._axis]
-        for key in [key for key in self._layers if key[0] is wish and (key[1] + 1) * size <= low]:
+    def discard(self, source: SourceBox, low: int) -> None:
+        """Delete the files of layers before an index."""
+        size = source.part[self._axis]
+        for key in [key for key in self._layers if key[0] is source and (key[1] + 1) * size <= low]:
             self._layers.pop(key).file.close()
 
     def close(self) -> None:
-        """Give all files back; nobody may be reading or writing."""
+        """Delete all files; no thread may read or write them any more."""
         while self._layers:
             self._layers.popitem()[1].file.close()
 
@@ -158,12 +158,12 @@ class DiskCache:
         first, second, third = values[self._axis], *(v for a, v in enumerate(values) if a != self._axis)
         return first, second, third
 
-    def _fill(self, planes: Array, wish: SourceBox, tile: IndexBox, piece: IndexBox) -> None:
+    def _fill(self, planes: Array, source: SourceBox, tile: IndexBox, piece: IndexBox) -> None:
         _, rows, columns = self._ordered(tile.shape)
         slices, kept, across = self._ordered(piece.slices(tile))
-        (number,), size = self._numbers(wish, tile), wish.leaf.dtype.itemsize
-        layer = self._layers[wish, number]
-        room = np.empty((kept.stop - kept.start, columns), wish.leaf.dtype)
+        (number,), size = self._numbers(source, tile), source.leaf.dtype.itemsize
+        layer = self._layers[source, number]
+        room = np.empty((kept.stop - kept.start, columns), source.leaf.dtype)
         for plane, i in zip(planes, range(slices.start, slices.stop), strict=True):
             at = layer.begins[tile.start] + (i * rows + kept.start) * columns * size
             if plane.flags.c_contiguous and plane.shape == room.shape:

@@ -1,9 +1,10 @@
-"""Reading a region strip by strip: no more of a source is in memory than a strip needs, and each chunk is read once.
+"""Read a region strip by strip: only the voxels that a strip needs are in memory, and each chunk is read once.
 
-A region is as large as it takes to read little twice, which for ids is hundreds of megabytes. What is drawn at a time
-needs a part of that. So the region is cut into strips; what two strips need in common stays, the rest makes room.
+Regions are large, so that little is read twice; for ids, that is hundreds of megabytes. Only a part of a region is
+drawn at a time. The region is therefore cut into strips: voxels that two consecutive strips share stay in memory, the
+others are replaced.
 
-Only sources on a disk are read so: of a network, the more is asked for at a time the better, and they are read whole.
+Only sources on disk are read in strips. Over a network, large requests are faster, so these sources are read whole.
 """
 
 from __future__ import annotations
@@ -26,60 +27,60 @@ from imageryxr.graph.evaluate import Readings, required_boxes
 from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf
 from imageryxr.graph.labelled import BoxReader
 
-# A strip has at least so many voxels: what is moved from strip to strip is little against what is read then.
+# Minimum voxels of a strip, so that few voxels are moved between strips compared to those that are read.
 STRIP_VOXELS = 1 << 24
-# While a part is read it is there twice, and malloc keeps the room of one for the next.
+# While a part is read, there are two copies of it, and malloc keeps the memory of one for the next part.
 EXTRA_BYTES = 2 * KEPT_BYTES
-# No region is cut into more strips, as each takes some time to plan.
+# Maximum number of strips of a region, because planning a strip takes time.
 MAX_STRIPS = 16
 
 
 @dataclass(frozen=True)
 class Window:
-    """What of a leaf is in memory while each strip is drawn."""
+    """The boxes of a leaf that are in memory while each strip is drawn."""
 
     leaf: LevelLeaf
     axis: int
     held: tuple[IndexBox, ...]
-    """For each strip what it needs, to where chunks end; empty where it needs nothing."""
+    """For each strip the box that it needs, rounded up to whole chunks; empty if it needs nothing."""
 
     @property
     def shape(self) -> Index3:
-        """The most voxels (z, y, x) that are in memory."""
+        """Voxels (z, y, x) of the buffer that holds any of the boxes."""
         z, y, x = (max(box.shape[axis] for box in self.held) for axis in range(3))
         return z, y, x
 
 
 @dataclass(frozen=True)
 class Strips:
-    """How a region is cut."""
+    """The strips of a region."""
 
     boxes: tuple[IndexBox, ...]
     rolls: dict[Leaf, Window] = field(default_factory=dict)
     """Leaves that are read strip by strip; all others are read once for the whole region."""
     spared: int = 0
-    """Bytes of sources that the region needs and that are not in memory at the same time."""
+    """Bytes of source voxels that the region needs but that are not in memory at the same time."""
 
 
 Hulls = dict[LevelLeaf, IndexBox]
 
 
 def choose_strips(expr: Expr, box: IndexBox, granule: Index3) -> Strips:
-    """Return strips of a region such that the least is in memory at a time.
+    """Return the strips of a region that need the least memory.
 
     Parameters
     ----------
     expr : Expr
-        What is drawn.
+        The expression to draw.
     box : IndexBox
         The region.
     granule : tuple of 3 int
-        Voxels (z, y, x) that stay together, counted from where the box begins.
+        Voxels (z, y, x) that stay together, counted from the start of the box.
 
     Returns
     -------
     Strips
-        One, the region, where nothing is gained by more.
+        A single strip, the region, if more strips save no memory.
     """
     best = Strips((box,))
     count = min(MAX_STRIPS, box.voxels // STRIP_VOXELS)
@@ -122,7 +123,7 @@ def _strips_along(expr: Expr, box: IndexBox, axis: int, step: int, whole: Hulls)
 
 
 def _window_boxes(leaf: LevelLeaf, hull: IndexBox, axis: int, needs: list[IndexBox | None]) -> tuple[IndexBox, ...]:
-    """Return what is held for each strip; nothing where one strip does not simply follow the other."""
+    """Return the box in memory for each strip; an empty tuple if the boxes do not advance from strip to strip."""
     chunk = leaf.source.levels[leaf.mip].chunks[axis]
     held = []
     for need in needs:
@@ -130,7 +131,7 @@ def _window_boxes(leaf: LevelLeaf, hull: IndexBox, axis: int, needs: list[IndexB
         high = low if need is None else min(hull.stop[axis], -(-need.stop[axis] // chunk) * chunk)
         held.append(_cut_axis(hull, axis, low, high))
         if need is not None and not held[-1].contains(need):
-            return ()  # along the other axes it is not as wide as another strip's
+            return ()  # it differs from the other strips along another axis
     ends = [(box.start[axis], box.stop[axis]) for box in held if box.voxels]
     return tuple(held) if all(a <= c and b <= d for (a, b), (c, d) in pairwise(ends)) else ()
 
@@ -144,18 +145,18 @@ def _cut_axis(box: IndexBox, axis: int, low: int, high: int) -> IndexBox:
 def read_strips(
     read: BoxReader, box: IndexBox, strips: Strips, given: Readings | None = None
 ) -> Iterator[tuple[IndexBox, Readings]]:
-    """Give the strips of a region, each with what it needs of the sources: until the next one is asked for.
+    """Yield the strips of a region with their source voxels, which are valid until the next strip is requested.
 
     Parameters
     ----------
     read : BoxReader
-        Of what is exported.
+        The reader of the exported array.
     box : IndexBox
         The region.
     strips : Strips
-        How it is cut.
+        The strips of the region.
     given : dict, optional
-        What is in hand of foreign dask arrays.
+        Computed values of foreign dask arrays.
     """
     # the largest first, for the same reason as in `read_sources`
     rolls = sorted(strips.rolls.values(), key=lambda roll: -_shape_bytes(roll.leaf, roll.shape))
@@ -169,7 +170,7 @@ def read_strips(
 
 
 class _WindowReader:
-    """A leaf that is read on, from strip to strip."""
+    """Reads a leaf into a buffer, strip after strip."""
 
     def __init__(self, roll: Window) -> None:
         self._roll = roll
@@ -177,7 +178,7 @@ class _WindowReader:
         self._box: IndexBox | None = None
 
     def at(self, number: int) -> list[tuple[IndexBox, Array]]:
-        """Return what a strip needs; those before it are gone."""
+        """Return the source voxels of a strip; those of earlier strips become invalid."""
         need, axis = self._roll.held[number], self._roll.axis
         if not need.voxels:
             return []
@@ -192,10 +193,10 @@ class _WindowReader:
         return [(need, self._part(0, high - low))]
 
     def _move(self, distance: int, count: int) -> None:
-        """Bring what is kept to where the buffer begins."""
+        """Move the voxels that stay in memory to the start of the buffer."""
         if not distance:
             return
-        # Between places that overlap numpy copies by way of a second array: layer by layer that is small.
+        # numpy copies between overlapping views through a temporary array, which is small for a single layer.
         if self._roll.axis == 0:
             for number in range(count):
                 self._buffer[number] = self._buffer[number + distance]

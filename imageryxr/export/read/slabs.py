@@ -126,7 +126,7 @@ def _prefetched_slabs(
         for _ in _map_in_order(read, cache.missing(recent[-1]), pool, settings.threads):
             pass
         for source in {source for source, _ in recent[-1]}:
-            cache.forget(source, min(b.start[settings.axis] for needs in recent for w, b in needs if w is source))
+            cache.discard(source, min(b.start[settings.axis] for needs in recent for w, b in needs if w is source))
         yield slab
 
 

@@ -1,4 +1,4 @@
-"""Room on a local disk for what does not fit into memory: a file without a name, which is gone when its process is."""
+"""Spill voxels that do not fit into memory to a nameless scratch file, which is deleted with its process."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ import numpy.typing as npt
 from imageryxr.errors import ImageryError, OptionError, ScratchError
 
 SCRATCH_ADVICE = (
-    "give scratch=… a local folder with more room, workers more memory, or scratch=False, which reads the same chunks "
-    "again and again instead"
+    "give scratch=… a local folder with more space, give workers more memory, or give scratch=False, which reads the "
+    "same chunks repeatedly"
 )
-"""What to do where a scratch folder is too small."""
+"""Advice for a scratch folder that is too small."""
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "it is full, as a file there may not be larger",
+    errno.EFBIG: "the maximum file size is reached",
 }
-# Windows has no reading at a place: there one thread at a time moves the file's only position.
+# Windows has no pread and pwrite: there, one thread at a time moves the position of the file.
 _HAS_POSITIONED_IO = hasattr(os, "preadv")
 
 
 def check_scratch(value: Any) -> str | bool | None:
-    """Return a folder, None for the usual one, or False for none at all; or raise `OptionError`."""
+    """Return a `scratch` argument: a folder, None for the default, or False for none; or raise `OptionError`."""
     if value is None or value is False:
         return value
     if not isinstance(value, str | os.PathLike):
@@ -50,13 +50,13 @@ def check_scratch(value: Any) -> str | bool | None:
 
 
 def scratch_folder(given: str | None) -> str:
-    """Return where scratch files go: the folder that is given, a dask worker's own, dask's, or the system's."""
+    """Return the folder of scratch files: the given one, that of the dask worker, that of dask, or the system's."""
     if given is not None:
         return given
     if "distributed" in sys.modules:
         from distributed import get_worker
 
-        with suppress(ValueError):  # this is no worker
+        with suppress(ValueError):  # this process is not a worker
             return str(get_worker().local_directory)
     from dask import config
 
@@ -64,26 +64,26 @@ def scratch_folder(given: str | None) -> str:
 
 
 def free_bytes(folder: str) -> int:
-    """Return how much room a scratch folder has.
+    """Return the free bytes of a scratch folder.
 
     Raises
     ------
     ScratchError
-        If no file can be made in it.
+        If no file can be created in the folder.
     """
     with _disk_errors(folder), tempfile.TemporaryFile(dir=folder):
         return shutil.disk_usage(folder).free
 
 
 class ScratchFile:
-    """A file without a name, which arrays are put into one behind the other; many threads may use it.
+    """A file without a name that arrays are appended to. Thread-safe.
 
     Parameters
     ----------
     folder : str
-        Where it lies.
+        The folder of the file.
     size : int
-        Bytes that will come: where there is too little room for them, that is told before any are made.
+        Bytes that will be written. If the disk has too little space, a `ScratchError` is raised at once.
     """
 
     def __init__(self, folder: str, size: int) -> None:
@@ -97,11 +97,11 @@ class ScratchFile:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Give the room back; nobody may be reading or writing."""
+        """Delete the file; no thread may read or write it any more."""
         self._file.close()
 
     def put(self, values: npt.NDArray[Any]) -> int:
-        """Put an array of C order behind all others; return the place where it begins."""
+        """Append a C-contiguous array; return its offset in the file."""
         data = _as_bytes(values)
         with self._lock:
             begin = at = self._end
@@ -113,13 +113,13 @@ class ScratchFile:
         return begin
 
     def get(self, out: npt.NDArray[Any], at: int) -> None:
-        """Fill an array of C order with what begins at a place."""
+        """Fill a C-contiguous array with the bytes at an offset."""
         data = _as_bytes(out)
         with _disk_errors(self.folder):
             while data:
                 count = self._read(data, at)
                 if not count:
-                    raise OSError(errno.EIO, "what was written there is not there any more")
+                    raise OSError(errno.EIO, "the file is shorter than what was written to it")
                 data, at = data[count:], at + count
 
     def _write(self, data: memoryview, at: int) -> int:
@@ -155,7 +155,7 @@ def _disk_errors(folder: str) -> Iterator[None]:
 
 @contextmanager
 def name_worker_in_errors() -> Iterator[None]:
-    """Let errors of the scratch folder of a cluster's worker say whose it is: other workers may have a better one."""
+    """Add the address of a dask worker to errors of its scratch folder, because other workers may have more space."""
     try:
         yield
     except ScratchError as error:
@@ -165,12 +165,12 @@ def name_worker_in_errors() -> Iterator[None]:
 
         try:
             address = str(get_worker().address)
-        except ValueError:  # a process of this machine
+        except ValueError:  # not a dask worker
             raise error from error.__cause__
         raise _scratch_error(error.folder, error.reason, error.full, worker=address) from error.__cause__
 
 
 def _scratch_error(folder: str, reason: str, full: bool, worker: str | None = None) -> ScratchError:
     whose = "" if worker is None else f" of the worker {worker} on {socket.gethostname()}"
-    said = f"the scratch folder {folder}{whose} cannot be used: {reason}; {SCRATCH_ADVICE}"
-    return ScratchError(said, folder=folder, reason=reason, full=full, worker=worker)
+    message = f"the scratch folder {folder}{whose} cannot be used: {reason}; {SCRATCH_ADVICE}"
+    return ScratchError(message, folder=folder, reason=reason, full=full, worker=worker)

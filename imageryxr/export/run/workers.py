@@ -53,9 +53,7 @@ def open_client(client: Any) -> tuple[Any, bool]:
     """
     if is_client(client):
         if getattr(client, "asynchronous", False):
-            raise OptionError(
-                "client=… is asynchronous; export needs a synchronous one: give Client(asynchronous=False)"
-            )
+            raise OptionError("client=… is asynchronous; export waits for its regions: give a synchronous Client")
         return client, False
     if not isinstance(client, str) or "://" not in client:
         raise OptionError(

@@ -1,4 +1,4 @@
-"""A box that reaches out of its volume is exported, and told."""
+"""A box that reaches beyond its volume is exported with a warning."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_told_where_it_reaches_out(tmp_path, case):
         ix.plan_export(WARNED[case](OUT), tmp_path / "o.ome.zarr")
     (said,) = [str(w.message) for w in told]
     assert re.search(
-        r"reaches out of computed://ramp: only .* lies inside of it, and the other 25 % are exported as 0", said
+        r"reaches beyond computed://ramp: only .* lies inside the source, and the other 25 % are exported as 0", said
     )
     assert told[0].filename == __file__
     ix.plan_export(WARNED[case](INSIDE), tmp_path / "o.ome.zarr")  # warnings are errors here
@@ -63,7 +63,9 @@ def test_told_where_no_cell_can_be(tmp_path, array, share):
     with pytest.warns(ix.ImageryWarning) as told:
         ix.plan_export(array(), tmp_path / "o.ome.zarr")
     (said,) = [str(w.message) for w in told]
-    assert re.search(rf"computed://ramp: only .* lies inside of it, and the other {share} % show no cell", said), said
+    assert re.search(rf"computed://ramp: only .* lies inside the source, and the other {share} % show no cell", said), (
+        said
+    )
 
 
 def test_what_is_told_to_lie_inside_does(tmp_path):

@@ -276,7 +276,7 @@ def test_a_folder_that_is_not_there_or_too_small_is_refused(tmp_path, monkeypatc
     array = drawn((64, 400_000, 400_000), chunks=(64, 512, 512))
     plan = ix.plan_export(array, tmp_path / "z{z}.tif", workers=1, memory="4 TB")
     with pytest.raises(
-        ix.OptionError, match=r"92\.2 TB of what is read would wait in the scratch folder .* are free: give"
+        ix.OptionError, match=r"92\.2 TB in the scratch folder .* are free: give"
     ):
         plan.validate()
     assert os.listdir(tmp_path) == []
@@ -370,7 +370,7 @@ def test_a_full_disk_is_told_of_and_no_second_try_is_made(tmp_path):
     assert process.returncode == 1
     last = err.strip().splitlines()
     assert f"ScratchError: the scratch folder {tmp_path} cannot be used: it is full" in "\n".join(last)
-    assert "give scratch=… a local folder with more room" in err
+    assert "give scratch=… a local folder with more space" in err
     assert "try 1" in err
     assert os.listdir(tmp_path) in ([], ["a"])
     assert digest(tmp_path) == {}
