@@ -146,7 +146,7 @@ def report_progress_to(callback: Callable[[float], Any]) -> Iterator[None]:
 
 
 def update_bar(shown: Any, done: int, shares: float = 0.0) -> None:
-    """Move a bar to a number of done tasks plus the shares of running ones; call the function of `report_progress_to`."""
+    """Move a bar to a number of done tasks plus shares of running ones, and report the share of the export."""
     shown.whole = done
     shown.update(max(0.0, done + shares - shown.n))  # the share of a failed attempt is not subtracted
     callback = _ON_DONE.get()

@@ -14,7 +14,7 @@ from imageryxr.export.commit.preflight import check_writable
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.estimate import PROCESS_BYTES, SourceReads
 from imageryxr.export.plan.regions import Regions
-from imageryxr.export.plan.slab_regions import ScratchUse
+from imageryxr.export.plan.slab_regions import SpillSpace
 from imageryxr.export.read.slabs import SlabSettings
 from imageryxr.export.read.spill import free_bytes
 from imageryxr.export.report import show_bytes
@@ -59,7 +59,7 @@ class ExportPlan:
     """URLs and paths that the array is read from, if known; the target overlaps none of them."""
     done: int = 0
     """Tasks that the manifest of an earlier run of the same call lists as done."""
-    scratch: ScratchUse | None = None
+    scratch: SpillSpace | None = None
     """Scratch space on local disks, if memory is too small to read each chunk once; None if none is needed."""
     scratch_given: str | None = field(repr=False, default=None)
     refuses_scratch: bool = field(repr=False, default=False)

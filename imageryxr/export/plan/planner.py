@@ -95,7 +95,7 @@ def make_plan(
         pool=pool,
         sources=sources,
         done=done,
-        scratch=slabs.scratch_use(spilled, regions) if slabs and spilled else None,
+        scratch=slabs.spill_space(spilled, regions) if slabs and spilled else None,
         scratch_given=scratch if isinstance(scratch, str) else None,
         refuses_scratch=scratch is False,
         slab_settings=slab_settings,

@@ -29,7 +29,7 @@ def slab_planner(target: Target, read: BoxReader, pool: WorkerPool, scratch: str
 
 
 @dataclass(frozen=True)
-class ScratchUse:
+class SpillSpace:
     """The scratch space of an export on local disks."""
 
     folder: str | None
@@ -157,12 +157,12 @@ class SlabPlanner:
         """Return the most bytes of memory that a region needs."""
         return slab_memory(settings, self.expr, box, self.target.page_bytes)
 
-    def scratch_use(self, settings: SlabSettings, regions: Regions) -> ScratchUse:
+    def spill_space(self, settings: SlabSettings, regions: Regions) -> SpillSpace:
         """Return the scratch space that regions need."""
         local = self.pool.kind != "cluster"
         folder = settings.folder if not local else os.path.abspath(scratch_folder(settings.folder))
         count = min(self.pool.workers, -(-len(regions) // settings.at_once))
-        return ScratchUse(folder, settings.at_once * scratch_bytes(settings, self.expr, regions.largest()), count)
+        return SpillSpace(folder, settings.at_once * scratch_bytes(settings, self.expr, regions.largest()), count)
 
     def _min_memory(self, box: IndexBox) -> int:
         """Return the bytes of memory that a region needs if its source voxels are in memory and its parts are small."""

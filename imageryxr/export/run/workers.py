@@ -174,7 +174,7 @@ def _check_script() -> None:
 def _run_on_workers(client: Any, opened: Any, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     answers: dict[str, Any] = {}
 
-    def run_on_workers() -> None:
+    def collect_answers() -> None:
         with suppress(Exception):  # workers that do not answer are left out
             asked, owned = (opened, False) if opened.status == "running" else open_client(client)
             try:
@@ -185,7 +185,7 @@ def _run_on_workers(client: Any, opened: Any, function: Callable[..., Any], *arg
                     asked.close()
 
     # a daemon thread, because a worker that hangs never answers
-    thread = threading.Thread(target=run_on_workers, daemon=True)
+    thread = threading.Thread(target=collect_answers, daemon=True)
     thread.start()
     thread.join(ANSWER_SECONDS)
     return dict(answers)

@@ -275,9 +275,7 @@ def test_a_folder_that_is_not_there_or_too_small_is_refused(tmp_path, monkeypatc
         plan.validate()
     array = drawn((64, 400_000, 400_000), chunks=(64, 512, 512))
     plan = ix.plan_export(array, tmp_path / "z{z}.tif", workers=1, memory="4 TB")
-    with pytest.raises(
-        ix.OptionError, match=r"92\.2 TB in the scratch folder .* are free: give"
-    ):
+    with pytest.raises(ix.OptionError, match=r"92\.2 TB in the scratch folder .* are free: give"):
         plan.validate()
     assert os.listdir(tmp_path) == []
 
