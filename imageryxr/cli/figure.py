@@ -12,7 +12,7 @@ import typer
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.cli.options import numbers_of
+from imageryxr.cli.options import parse_numbers
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.plan.coverage import coverage_warning
 from imageryxr.graph.labelled import box_reader
@@ -137,7 +137,7 @@ def inset_box(text: str, unit: list[float], axis: str, grid: ix.Grid) -> ix.BBox
     corners = text.split(":")
     if len(corners) != 2:
         raise OptionError(f"--inset {text} is not two corners; write x0,y0,z0:x1,y1,z1, or x0,y0:x1,y1")
-    lo, hi = (numbers_of(corner, "--inset", (2, 3)) for corner in corners)
+    lo, hi = (parse_numbers(corner, "--inset", (2, 3)) for corner in corners)
     number = "xyz".index(axis)
     edges = grid.axes["zyx".index(axis)].edges()
     for corner, edge in ((lo, edges[0]), (hi, edges[1])):

@@ -28,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Connectomics volumes: what they are, pictures of them, exports.",
+    help="Inspect, draw and export connectomics volumes.",
 )
 
 
@@ -41,10 +41,10 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Connectomics volumes: what they are, pictures of them, exports."""
+    """Inspect, draw and export connectomics volumes."""
 
 
 @app.command()
@@ -55,14 +55,14 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     timestamp: given.Timestamp = None,
     reads: Annotated[
-        bool, typer.Option("--read/--no-read", help="Read one chunk of each level, in its middle, but for graphene.")
+        bool, typer.Option("--read/--no-read", help="Read the middle chunk of each level (not for graphene).")
     ] = True,
     allow_local: Annotated[bool, typer.Option("--allow-local", help="Let a link lead to this machine.")] = False,
 ) -> None:
     """Print the levels, sizes, resolutions and chunks of a source, or of the layers of a link.
 
-    Levels that are sparse (their middle chunk is missing), damaged or unreadable are marked, and levels listed from
-    coarse to fine. Exit codes: 0 all can be read; 1 a source, a layer of the link or a level cannot be opened or read.
+    Levels that are sparse (their middle chunk is missing), damaged or unreadable are marked, and so are levels that are
+    listed from coarse to fine. Exit codes: 0 everything can be read; 1 a source, a layer or a level cannot be read.
     """
     if described.is_link(source):
         is_whole = described.show_link(source, allow_local=allow_local, as_json=as_json, reads=reads)
@@ -74,10 +74,10 @@ def info(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to write.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder.")],
     overwrite: given.Overwrite = False,
 ) -> None:
-    """Make a sample volume and run the whole pipeline on it: figures, a PNG stack, an OME-Zarr. Needs no network."""
+    """Make a sample volume and from it figures, a PNG stack and an OME-Zarr. Needs no network."""
     run_demo(folder, overwrite=overwrite, say=print)
 
 
@@ -86,7 +86,7 @@ def figure(
     context: typer.Context,
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="[LINK] OUT", help="A Neuroglancer link or state, if any; the picture to write."),
+        typer.Argument(metavar="[LINK] OUT", help="A Neuroglancer link or state (optional), and the picture to write."),
     ],
     image: given.Image = None,
     segmentation: given.Segmentation = None,
@@ -126,10 +126,10 @@ def figure(
     dpi: drawing.Dpi = None,
     square: drawing.Square = True,
     link_layers: Annotated[
-        str | None, typer.Option("--layers", help="Of a link, draw these layers only: name,name,…")
+        str | None, typer.Option("--layers", help="Draw only these layers of a link: name,name,…")
     ] = None,
     link_group: Annotated[
-        int | None, typer.Option("--group", help="Of a link that shows several panels, draw this one; the first is 0.")
+        int | None, typer.Option("--group", help="Panel of a link with several panels to draw, from 0.")
     ] = None,
     allow_local: Annotated[bool, typer.Option("--allow-local", help="Let a link lead to this machine.")] = False,
     max_state_size: Annotated[
@@ -137,18 +137,18 @@ def figure(
     ] = "4 MB",
     overwrite: given.Overwrite = False,
 ) -> None:
-    """Draw one slice: the image, with segments coloured or outlined over it; or what a Neuroglancer link shows.
+    """Draw one slice: an image with coloured or outlined segments, or the view of a Neuroglancer link.
 
-    Without --bbox or --center: the middle of the volume, or the position of the link. A link's --center and --size
-    count in its own voxels, and it has its own colours, alphas and contrast unless they are given.
+    Default position: the middle of the volume, or the position of the link. For a link, --center and --size are in
+    voxels of the link, and colours, opacities and contrast are those of the link unless they are given.
     """
     link, out = _link_and_target(paths)
     if out.exists() and not overwrite:
         raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
     check_suffix(out)
     style = drawing.Decoration(scale, scale_bar, legend, inset, inset_zoom, label_pt, width_mm, dpi)
-    given.check_lines(context, outline)
-    lines = given.lines_of(outline, outline_side, merge, outline_alpha, outline_unit)
+    given.check_outline_options(context, outline)
+    lines = given.make_outline(outline, outline_side, merge, outline_alpha, outline_unit)
     options = given.overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, given.check_axis(axis))
     if link is not None:
         _refuse_sources(image, segmentation, bbox, to, channel, time)
@@ -162,13 +162,13 @@ def figure(
             server_address=server_address, timestamp=timestamp, agglomerate=agglomerate, channel=channel, time=time,
             assume=assume,
         )  # fmt: skip
-        box = given.box_of(bbox, center, size, resolution, axis, unit)
+        box = given.make_box(bbox, center, size, resolution, axis, unit)
         layers = given.cut_layers(opened, box, plane=axis, to=to)
         given.check_one_slice(layers, axis)
-        rgba = given.drawn(layers, options)
+        rgba = given.draw_layers(layers, options)
     drawing.warn_outside(rgba)
     rgba = drawing.shaped(rgba, axis, square=square)
-    picture = drawing.decorated(rgba, layers.values(), ids, given.unit_of(resolution, unit), axis, style)
+    picture = drawing.decorated(rgba, layers.values(), ids, given.parse_resolution(resolution, unit), axis, style)
     drawing.write(picture, out, style, overwrite=overwrite, where=ix.grid_of(rgba).bbox)
 
 
@@ -183,15 +183,16 @@ def _link_and_target(paths: list[str]) -> tuple[str | None, Path]:
 def _refuse_sources(*given: Any) -> None:
     if any(value is not None for value in given):
         raise OptionError(
-            "a link says what is drawn and where; leave out --image, --segmentation, --bbox, --to, --channel and --time"
+            "a link defines the layers and the position; omit --image, --segmentation, --bbox, --to, --channel and "
+            "--time"
         )
 
 
 def _link_view(link: str, center: str | None, size: str | None, layers: str | None, **options: Any) -> xr.Dataset:
     names = None if layers is None else [name.strip() for name in layers.split(",")]
     tree = ix.open_neuroglancer(link, layers=names, **options)
-    shape = (512, 512) if size is None else given.numbers_of(size, "--size", (2, 3))
-    point = None if center is None else given.numbers_of(center, "--center", (3,))
+    shape = (512, 512) if size is None else given.parse_numbers(size, "--size", (2, 3))
+    point = None if center is None else given.parse_numbers(center, "--center", (3,))
     dataset: xr.Dataset = tree.imagery.view(size=shape, center=point)
     return dataset
 
@@ -200,7 +201,8 @@ def _link_view(link: str, center: str | None, size: str | None, layers: str | No
 def export(
     context: typer.Context,
     target: Annotated[
-        str, typer.Argument(help="'stack/z{z:04d}.png', or what ends in .ome.zarr, .tif, .mp4 …; precomputed://….")
+        str,
+        typer.Argument(help="'stack/z{z:04d}.png', precomputed://…, or a path that ends in .ome.zarr, .tif, .mp4 …"),
     ],
     config: engine.Config = None,
     image: given.Image = None,
@@ -226,17 +228,15 @@ def export(
     rest_alpha: given.RestAlpha = None,
     contrast: given.Contrast = None,
     axis: Annotated[
-        str | None, typer.Option(help="The axis across the slices of one TIFF or film, and across outlines: z, y or x.")
+        str | None, typer.Option(help="Axis that the slices of a TIFF or video, and outlines, are perpendicular to.")
     ] = None,
     missing: given.MissingChunks = None,
     datastack: given.Datastack = None,
     server_address: given.Server = None,
     timestamp: given.Timestamp = None,
     agglomerate: given.Agglomerate = True,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Export the voxels of the one source given, not a picture.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Export the voxels of the only source, not a picture.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     overwrite: given.Overwrite = False,
     resume: engine.Resume = True,
     scheduler: engine.Scheduler = None,
@@ -263,35 +263,34 @@ def export(
     fps: engine.Fps = None,
     crf: engine.Crf = None,
 ) -> None:
-    """Write an OME-Zarr, a precomputed layer, a stack of pictures, a TIFF or a video, and continue where it stopped.
+    """Write an OME-Zarr, a precomputed layer, a stack of pictures, a TIFF or a video; continue after an interruption.
 
-    Exit codes: 0 done; 1 something went wrong at work (a source, a server, a disk), or the target is there already; 2
-    what was typed, or stands in the job file, cannot work; 3 regions failed (--on-error collect); 130 interrupted.
-    Without --bbox or --center: all that the sources cover. A stack of pictures is sliced along the axis that its
-    pattern names, and outlines are drawn across it.
+    Exit codes: 0 done; 1 an error of a source, a server or a disk, or the target exists; 2 an invalid option or job
+    file; 3 regions failed (--on-error collect); 130 interrupted; 143 terminated. Default box: the whole extent of the
+    sources. A stack of pictures is sliced along the axis in its pattern, and outlines are drawn in these slices.
     """
     with engine.errors_as_json(as_json):
-        given.check_lines(context, outline)
-        lines = given.lines_of(outline, outline_side, merge, outline_alpha, outline_unit)
+        given.check_outline_options(context, outline)
+        lines = given.make_outline(outline, outline_side, merge, outline_alpha, outline_unit)
         one_file = target.lower().endswith((".tif", ".tiff", ".mp4", ".webm", ".gif")) and "{" not in target
         options = engine.format_options(
             axis if one_file else None, ome_version, chunks=chunks, shards=shards, levels=levels, compressor=compressor,
             layer_type=layer_type, encoding=encoding, quality=quality, gzip=gzip, compress_level=compress_level,
             compression=compression, bigtiff=bigtiff, fps=fps, crf=crf,
         )  # fmt: skip
-        options, square = engine.fitting(context, target, options, square)
-        axis = given.check_axis(axis or given.axis_of(target))
+        options, square = engine.drop_unsupported(context, target, options, square)
+        axis = given.check_axis(axis or given.slicing_axis(target))
         opened, unit = given.open_layers(
             image, segmentation, image_mip=image_mip, seg_mip=seg_mip, missing=missing, datastack=datastack,
             server_address=server_address, timestamp=timestamp, agglomerate=agglomerate, channel=channel, time=time,
             assume=assume,
         )  # fmt: skip
-        layers = given.cut_layers(opened, given.box_of(bbox, center, size, resolution, axis, unit), to=to)
+        layers = given.cut_layers(opened, given.make_box(bbox, center, size, resolution, axis, unit), to=to)
         if raw and len(layers) != 1:
             raise OptionError("--raw exports one source; give --image or --segmentation, not both")
         one = next(iter(layers.values()))
         look = given.overlay_options(ids, colors, alpha, rest_alpha, lines, contrast, axis)
-        array = one if raw else given.drawn(layers, look)
+        array = one if raw else given.draw_layers(layers, look)
         engine.run_export(
             array, target, dry_run=dry_run, as_json=as_json, overwrite=overwrite, resume=resume, scheduler=scheduler,
             workers=workers, memory=memory, scratch=scratch, retries=retries, on_error=on_error, progress=progress,
@@ -312,7 +311,7 @@ def _plain_errors() -> Iterator[None]:
             yield
     except ImageryError as error:
         if "--json" in sys.argv[1:]:
-            engine.tell_as_json(error)
+            engine.print_as_json(error)
         print(f"error: {as_options(str(error))}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from None
     except KeyboardInterrupt as error:
@@ -320,12 +319,12 @@ def _plain_errors() -> Iterator[None]:
         raise SystemExit(engine.stopped_code(error)) from None
 
 
-# What the parser itself refuses; typer shows only this kind of it.
+# Errors of the option parser; typer exposes only this subclass of their base class.
 _USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main() -> None:
-    """Run the command line; our errors end it with one line, and an exit code that tells what they are of."""
+    """Run the command line; errors of imageryxr are printed in one line and set the exit code."""
     with _plain_errors():
         try:
             code = app(standalone_mode=False)

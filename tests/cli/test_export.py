@@ -73,7 +73,7 @@ def test_a_job_file_that_is_wrong(tmp_path):
     job.write_text("colour = 'red'\n")
     done = run("--config", job, "o.zarr")
     assert done.returncode == 2
-    assert "'colour', which is no option of export" in done.stderr
+    assert "'colour', which is not an option of export" in done.stderr
     job.write_text("outline = \n")
     assert "cannot be read" in run("--config", job, "o.zarr").stderr
     assert run("--config", tmp_path / "none.toml", "o.zarr").returncode == 2

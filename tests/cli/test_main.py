@@ -200,7 +200,7 @@ def test_figure_formats(sample, tmp_path, name, said):
         (["export", "a.ome.zarr", "--image", "IM", "--image-mip", "7"], "open one of mip 0"),
         (["figure", "{}", "a.png", "--to", "8,8,40"], "leave out --image, --segmentation, --bbox, --to"),
         (["figure", "{}", "a.png", "--channel", "0"], "leave out --image, --segmentation, --bbox, --to"),
-        (["export", "a.ome.zarr", "--datastack", "d", "--channel", "0"], "--channel and --time are of an --image"),
+        (["export", "a.ome.zarr", "--datastack", "d", "--channel", "0"], "--channel and --time need --image"),
     ],
 )
 def test_messages_speak_of_options(sample, tmp_path, arguments, said):

@@ -234,7 +234,7 @@ def test_a_job_file_for_another_target(tmp_path, sample, command):
     assert code == 0, err
     assert (
         err
-        == f"note: --chunks, --shards of the job file are not of use to the target {tmp_path}/z{{z}}.png, and left out\n"
+        == f"note: --chunks, --shards of the job file do not apply to the target {tmp_path}/z{{z}}.png and are ignored\n"
     )
     assert (tmp_path / "z1.png").exists()
     # what is typed for it is not left out, nor what the file says for its own target
@@ -247,7 +247,7 @@ def test_a_job_file_for_another_target(tmp_path, sample, command):
     job.write_text(job.read_text().replace("fps = 3", "square = true").replace("o.ome.zarr", "y{y}.tif"))
     code, _, err = command("export", "--config", job, tmp_path / "v.ome.zarr", "--dry-run")
     assert code == 0, err
-    assert "--square of the job file is not of use" in err
+    assert "--square of the job file does not apply" in err
     assert "chunks" not in err
 
 

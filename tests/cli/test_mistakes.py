@@ -87,7 +87,7 @@ def test_how_lines_look_where_there_are_none(tmp_path, sample, command, job, typ
     for verb, target in (("export", "o.zarr"), ("figure", "o.png")):
         code, _, err = command(verb, tmp_path / target, *sources, *typed)
         assert code == 2
-        assert "give --outline WIDTH, too" in err
+        assert "also give --outline WIDTH" in err
     # a job file may be one for many: what is typed adds the width
     lines = "outline-side = 'in'\nmerge = false"
     assert command("export", "--config", job(lines), "--dry-run")[0] == 0

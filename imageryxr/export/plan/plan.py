@@ -299,8 +299,8 @@ class ExportPlan:
     def _rows(self) -> list[tuple[str, str]]:
         z, y, x = self.shape
         dz, dy, dx = self.regions.largest().shape
-        options = {k: v for k, v in self._options().items() if v is not None and k != "format"}
-        options = ", ".join(f"{k}={v}{' (z, y, x)' * (k in ('chunks', 'shards'))}" for k, v in options.items())
+        given = {k: v for k, v in self._options().items() if v is not None and k != "format"}
+        options = ", ".join(f"{k}={v}{' (z, y, x)' * (k in ('chunks', 'shards'))}" for k, v in given.items())
         rows = [
             ("format", f"{self.target.describe()['format']}{f' ({options})' if options else ''}"),
             ("voxels", f"{x:,} × {y:,} × {z:,} (x, y, z)"),

@@ -193,7 +193,7 @@ def _draw_slab(settings: SlabSettings, expr: Expr, slab: IndexBox, sources: list
 
 
 def _slab_readings(expr: Expr, box: IndexBox, sources: list[SourceBox], cache: ReadCache) -> Readings:
-    readings: Readings = {}
+    readings: dict[Any, list[tuple[IndexBox, Array]]] = {}
     for source, need in _needed_reads(expr, box, sources):
         values = cache.get(source, need)
         if values is not None:

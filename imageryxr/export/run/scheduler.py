@@ -130,7 +130,7 @@ def _run_stages(
     on_error: OnError,
     show_progress: bool | None,
 ) -> None:
-    workers = plan.pool.make(Job(plan.target, space.data, plan.read, plan.how, space.continued))
+    workers = plan.pool.make(Job(plan.target, space.data, plan.read, plan.slab_settings, space.continued))
     loop = _Scheduler(workers, space.stages, space.box, plan, tally, retries, on_error)
     try:
         with progress_bar(plan.target.place, len(space.stages), skipped, show_progress) as bar:

@@ -309,7 +309,7 @@ def spied(notes):
 
 def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
     """Export as a process does that gets killed."""
-    workers.WorkerPool.share = lambda self, at_once=None: 1 << 18
+    workers.WorkerPool.memory_per_region = lambda self, at_once=None: 1 << 18
     slabs.MIN_TILE_BYTES = 1 << 15
     array = array_of(Computed(shape, chunks=(8, 64, 64), seconds=seconds))
     return ix.export(array, f"{folder}/z{{z:02d}}.png", scratch=scratch, workers=1)
