@@ -300,7 +300,7 @@ def _lost_worker_message(number: int, where: str, error: Exception) -> str:
     guard = "; a script that uses processes needs its code under `if __name__ == '__main__':`"
     return (
         f"task {number + 1:,}, {where}, failed repeatedly because its worker died ({type(error).__name__}: "
-        f"{clean_message(str(error))}); the likeliest cause is too little memory: plan_export returns what a worker needs"
+        f"{clean_message(str(error))}); probably it has too little memory: plan_export returns what a worker needs"
         + (guard if type(error).__name__ == "BrokenProcessPool" else "")
     )
 

@@ -128,8 +128,13 @@ class Job:
                 yield key, data
                 add_progress(1 / count)
 
-        slab_files_ = slab_files(self.slab_settings, read.volume.expr, box, self.target.encode, is_written)
-        with record_missing_chunks() as holes, record_ids() as seen, slab_files_ as files, disk_errors(self.target.place):
+        opened = slab_files(self.slab_settings, read.volume.expr, box, self.target.encode, is_written)
+        with (
+            record_missing_chunks() as holes,
+            record_ids() as seen,
+            opened as files,
+            disk_errors(self.target.place),
+        ):
             written = place.put(record_keys(files))
         sizes.update(zip(new, written, strict=True))
         ordered = [sizes[key] for key in self.target.keys(0, box)]
