@@ -51,14 +51,15 @@ def make_plan(
 ) -> ExportPlan:
     """Return the plan of an export; look up what an earlier run of the same call has done. Reads no voxels."""
     slabs, costs = slab_planner(target, read, pool, scratch), compute_costs(read.volume.dask_inputs)
-    encoding, page = target.encoding, target.page_bytes
 
     def memory_of(box: Any) -> int:
         expr, piece, spared = read.volume.expr, None, 0
         if target.kind != "memory":
             strips = choose_strips(expr, box, target.granule)
             piece, spared = next(bricks(strips.boxes[0], target.granule)), strips.spared
-        return region_memory(expr, box, BRICK_VOXELS, encoding, piece=piece, spared=spared, page=page, inputs=costs)
+        return region_memory(
+            expr, box, BRICK_VOXELS, target.encoding, piece=piece, spared=spared, page=target.page_bytes, inputs=costs
+        )
 
     share = pool.memory_per_region()
     # the sizes of dask blocks are known exactly, so no reserve for estimates is needed
@@ -78,10 +79,8 @@ def make_plan(
             done = len({e.number for e in workspace.manifest.entries(header.run)})
     slab_settings = slabs.settings(regions) if slabs else None
     each = memory_of if slabs is None or slab_settings is None else partial(slabs.memory, slab_settings)
-    working = max(map(each, [regions.largest(), regions[0]])) * (
-        slab_settings.at_once if slab_settings else pool.at_once(regions)
-    )
-    spilled = slab_settings if slab_settings and slab_settings.spilled else None
+    at_once = slab_settings.at_once if slab_settings else pool.at_once(regions)
+    working = at_once * max(map(each, [regions.largest(), regions[0]]))
     reads, computes = _reads_and_computes(read, regions)
     return ExportPlan(
         target=target,
@@ -95,7 +94,7 @@ def make_plan(
         pool=pool,
         sources=sources,
         done=done,
-        scratch=slabs.spill_space(spilled, regions) if slabs and spilled else None,
+        scratch=slabs.spill_space(slab_settings, regions) if slabs and slab_settings else None,
         scratch_given=scratch if isinstance(scratch, str) else None,
         refuses_scratch=scratch is False,
         slab_settings=slab_settings,

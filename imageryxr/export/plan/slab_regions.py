@@ -157,8 +157,10 @@ class SlabPlanner:
         """Return the most bytes of memory that a region needs."""
         return slab_memory(settings, self.expr, box, self.target.page_bytes)
 
-    def spill_space(self, settings: SlabSettings, regions: Regions) -> SpillSpace:
-        """Return the scratch space that regions need."""
+    def spill_space(self, settings: SlabSettings, regions: Regions) -> SpillSpace | None:
+        """Return the scratch space that regions need; None if they are not spilled."""
+        if not settings.spilled:
+            return None
         local = self.pool.kind != "cluster"
         folder = settings.folder if not local else os.path.abspath(scratch_folder(settings.folder))
         count = min(self.pool.workers, -(-len(regions) // settings.at_once))
