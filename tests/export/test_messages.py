@@ -136,7 +136,7 @@ def test_a_dataset_is_told_what_to_export(tmp_path, opened):
         opened.imagery.export(tmp_path / "o.zarr")
     with pytest.raises(AttributeError, match=r"needs an array.*ds\['image'\]\.imagery\.to_pil"):
         opened.imagery.to_pil()
-    with pytest.raises(AttributeError, match="has no 'nothing'"):
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         opened.imagery.nothing()
 
 
