@@ -184,10 +184,10 @@ def _public_link(text: str) -> str:
 def check_trusted(url: str, what: str, access: Access) -> None:
     """Raise `AuthError` unless the server of a URL may receive the user's CAVE token."""
     server = parse_web_url(url)
-    held = find_token(server.netloc)
+    token = find_token(server.netloc)
     if can_receive(url, access, given_for=(), is_cave_token=True):
         return
-    if held is None or held.header_for(url, access) is None:
+    if token is None or token.header_for(url, access) is None:
         raise AuthError(f"{what} would send your CAVE token to {server.netloc}: {unsent_token_reason(server, access)}")
 
 
@@ -197,9 +197,9 @@ def _fetch(url: str, access: Access, limit: int) -> str:
     server = _check_server(address, access)
     if url.startswith(MIDDLEAUTH):
         check_trusted(address, f"the state at {server.netloc}", access)
-    held = find_token(server.netloc)
-    with_token = held is not None and held.header_for(address, access) is not None
-    credential: Credential | None = held if with_token else find_password(address)
+    token = find_token(server.netloc)
+    with_token = token is not None and token.header_for(address, access) is not None
+    credential: Credential | None = token if with_token else find_password(address)
     # A state server redirects a request without a valid token to its login page.
     may_redirect = not with_token and not is_cave_server(server)
     for _ in range(MAX_REDIRECTS):

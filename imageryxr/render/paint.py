@@ -118,7 +118,7 @@ class PaintedSegments(Expr):
     def requested(self) -> RequestedIds | None:
         """The requested ids, if there are any."""
         paint = self.fill or self.line
-        return None if paint is None else paint.asked
+        return None if paint is None else paint.requested
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box of the segments, grown by the halo of the lines, and the box of the image."""
@@ -157,7 +157,13 @@ class PaintedSegments(Expr):
     def _warn_if_merged(self, labels: Array) -> None:
         """Warn once per process if merged outlines of dense tissue are invisible."""
         line = self.line
-        if line is None or not self.merge or self.side != "out" or line.selected is not None or line.asked is not None:
+        if (
+            line is None
+            or not self.merge
+            or self.side != "out"
+            or line.selected is not None
+            or line.requested is not None
+        ):
             return
         if _HAS_WARNED or not line.colors.shows_all or not _is_dense(labels):
             return
@@ -197,7 +203,7 @@ class Paint:
     colors: Colors
     alpha: float
     """Alpha of the selected segments."""
-    asked: RequestedIds | None = None
+    requested: RequestedIds | None = None
     """Requested ids; those that do not occur in the data are reported."""
     selected: RequestedIds | None = None
     """Segments that have ``alpha``; None for all."""
@@ -319,12 +325,12 @@ def _paint_named(
             return Paint(found, alpha, None, named, rest, _pack_alphas(own))
     if chosen is None:
         return Paint(found, alpha, own=_pack_alphas(own))
-    asked = RequestedIds.of(chosen)
-    own = {i: a for i, a in own.items() if i in set(asked.array.tolist())}
+    requested = RequestedIds.of(chosen)
+    own = {i: a for i, a in own.items() if i in set(requested.array.tolist())}
     if rest > 0 and not found.shows_all:
         found = _add_other_colors(found, resolve_colors(colors))
     needed = found.shows_all or rest > 0
-    return Paint(found, alpha, asked, asked if needed else None, rest, _pack_alphas(own))
+    return Paint(found, alpha, requested, requested if needed else None, rest, _pack_alphas(own))
 
 
 def _add_other_colors(chosen: Colors, everyone: Colors) -> Colors:

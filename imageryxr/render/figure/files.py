@@ -86,16 +86,16 @@ def save_figure(
         with suppress(OptionError):  # an array without coordinates can also be saved
             step = pixel_size(picture, None)
     picture = as_picture(picture)
-    held = geometry_of(picture)
-    if step is None and held is not None and held.nm is not None:
-        step = held.nm[0]
+    geometry = geometry_of(picture)
+    if step is None and geometry is not None and geometry.nm is not None:
+        step = geometry.nm[0]
     dpi = None if dpi is None else check_length("dpi", dpi, "pixels per inch")
     inches = None if width_mm is None else check_length("width_mm", width_mm, "mm") / 25.4
     native = PRINT_DPI if dpi is None else dpi
     if inches is not None:
         native = picture.width / inches
-    if held is not None and held.text and (width_mm, dpi) != (None, None):
-        _warn_of_small_text(held.text, native, picture.width / native * 25.4)
+    if geometry is not None and geometry.text and (width_mm, dpi) != (None, None):
+        _warn_of_small_text(geometry.text, native, picture.width / native * 25.4)
     if dpi is not None and inches is not None:
         before = picture.width
         picture = _resample(picture, max(1, round(inches * dpi)))

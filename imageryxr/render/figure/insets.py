@@ -122,9 +122,10 @@ def inset(
     if step is not None:
         _, bar, other = draw_bar(whole, step, None, None, None, label=True, text_size=size, taken=frames)
         frames, text = [*frames, bar], smallest_text(text, other)
-    opaque = whole.getchannel("A").getextrema()[0] == 255
-    held = geometry_of(plain)
-    return attach_geometry(whole.convert("RGB") if opaque else whole, None if held is None else held.nm, frames, text)
+    is_opaque = whole.getchannel("A").getextrema()[0] == 255
+    geometry = geometry_of(plain)
+    nm = None if geometry is None else geometry.nm
+    return attach_geometry(whole.convert("RGB") if is_opaque else whole, nm, frames, text)
 
 
 def _draw_frame(whole: Image, box: Rect, color: Any, line: int) -> Rect:

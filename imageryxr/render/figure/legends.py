@@ -104,11 +104,11 @@ def legend(
     out = PilImage.new("RGB", (picture.width + width, picture.height), ground[:3])
     out.paste(picture.convert("RGB"), (0, 0))
     _draw_list(out, picture.width, shown, title, f"and {rest:,} more" if rest else "", size, ink)
-    held = geometry_of(picture)
+    geometry = geometry_of(picture)
     beside = (picture.width, 0, out.width, out.height)
-    if held is None:
+    if geometry is None:
         return attach_geometry(out, None, [beside], size)
-    return attach_geometry(out, held.nm, [*held.taken, beside], smallest_text(size, held.text))
+    return attach_geometry(out, geometry.nm, [*geometry.taken, beside], smallest_text(size, geometry.text))
 
 
 def _draw_list(

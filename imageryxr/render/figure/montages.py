@@ -105,9 +105,9 @@ def montage(
         check_count("label_size", label_size, 1)
 
     pictures = list(_iter_pictures(images, dim, scale))
-    held = [geometry_of(picture) for picture in pictures]
+    geometries = [geometry_of(picture) for picture in pictures]
     tiles = [picture.convert("RGBA") for picture in pictures]
-    written: list[int | None] = [one.text for one in held if one is not None]
+    written: list[int | None] = [one.text for one in geometries if one is not None]
     if texts:
         whole = _arrange_tiles(tiles, columns, spacing, fill).width if label_pt is not None else 0
         size = label_pixels(label_size, label_pt, width_mm, whole)
@@ -115,13 +115,13 @@ def montage(
         tiles = [_label_tile(tile, text, size, fill) for tile, text in zip(tiles, texts, strict=True)]
         written += [one.text for one in map(geometry_of, tiles) if one is not None]
     return attach_geometry(
-        _arrange_tiles(tiles, columns, spacing, fill), _common_pixel_size(held), (), smallest_text(*written)
+        _arrange_tiles(tiles, columns, spacing, fill), _common_pixel_size(geometries), (), smallest_text(*written)
     )
 
 
-def _common_pixel_size(held: list[Geometry | None]) -> tuple[float, float] | None:
+def _common_pixel_size(geometries: list[Geometry | None]) -> tuple[float, float] | None:
     """Return the pixel size of the tiles; None if it differs between tiles or is unknown."""
-    sizes = {None if one is None else one.nm for one in held}
+    sizes = {None if one is None else one.nm for one in geometries}
     return sizes.pop() if len(sizes) == 1 else None
 
 

@@ -113,16 +113,16 @@ def scale_bar(
     else:
         picture = image
     size = label_pixels(label_size, label_pt, width_mm, picture.width)
-    held = geometry_of(picture)
-    taken = () if held is None else held.taken
+    geometry = geometry_of(picture)
+    taken = () if geometry is None else geometry.taken
     canvas = picture.convert("RGBA")
     ink, at, text = draw_bar(canvas, step, length, position, color, label=label, text_size=size, taken=taken)
     if picture.mode == "L" and ink[0] == ink[1] == ink[2]:
         canvas = canvas.convert("L")
     elif picture.mode != "RGBA":
         canvas = canvas.convert("RGB")
-    nm = held.nm if held is not None and held.nm is not None and held.nm[0] == step else (step, step)
-    return attach_geometry(canvas, nm, (*taken, at), smallest_text(None if held is None else held.text, text))
+    nm = geometry.nm if geometry is not None and geometry.nm is not None and geometry.nm[0] == step else (step, step)
+    return attach_geometry(canvas, nm, (*taken, at), smallest_text(None if geometry is None else geometry.text, text))
 
 
 def check_position(position: Any) -> None:
@@ -153,8 +153,8 @@ def draw_bar(
         )
     thick = max(2, min(canvas.size) // 80)
     text = format_length(length) if label else ""
-    asked = max(12, min(canvas.size) // 22) if text_size is None else check_count("label_size", text_size, 1)
-    size = fit_text_size(text, asked, canvas.width - 2 * margin, canvas.height - 2 * margin - thick) if text else 0
+    max_size = max(12, min(canvas.size) // 22) if text_size is None else check_count("label_size", text_size, 1)
+    size = fit_text_size(text, max_size, canvas.width - 2 * margin, canvas.height - 2 * margin - thick) if text else 0
     text = text if size else ""
     width, height = text_extent(text, size) if text else (0, 0)
     gap = max(1, thick // 2) if text else 0
@@ -225,15 +225,15 @@ def pixel_size(image: Any, nm_per_pixel: float | None) -> float:
 
 
 def _stored_pixel_size(picture: Any) -> float:
-    held, outdated = geometry_of(picture), stale_pixel_size(picture)
-    if held is None and outdated is not None:
+    geometry, outdated = geometry_of(picture), stale_pixel_size(picture)
+    if geometry is None and outdated is not None:
         raise OptionError(
             f"the picture was drawn with {outdated} nm per pixel and may have been resized since; give "
             f"nm_per_pixel={outdated} if it was only cropped, or the new pixel size"
         )
-    if held is None or held.nm is None:
+    if geometry is None or geometry.nm is None:
         raise OptionError("the picture has no known pixel size; give nm_per_pixel=…")
-    across, down = held.nm
+    across, down = geometry.nm
     if across != down:
         warn(
             f"the pixels are {across:g} × {down:g} nm but are drawn as squares, so the bar is correct only along rows; "
