@@ -111,10 +111,10 @@ _PHRASES = {
     r"mip=…": "--image-mip or --seg-mip",
     r"client=… is asynchronous.*": "the scheduler's client is asynchronous",
     r"must be a distributed\.Client, a scheduler's": "must be a scheduler's",
-    r"make them with to_rgba\(image, contrast_limits=…\) or overlay\(image, segmentation\)": (
+    r"make a picture with to_rgba\(image, contrast_limits=…\) or overlay\(image, segmentation\)": (
         "leave --raw out, which draws them (with --contrast low,high for deep images)"
     ),
-    r"bring it onto such a grid with regrid\(array, \([^()]*\)\), or ": "",
+    r"move the array to such a grid with regrid\(array, \([^()]*\)\), or ": "",
     r"leave square out, or bring the array onto another grid first with regrid\(array, resolution\)": (
         "leave --square out"
     ),

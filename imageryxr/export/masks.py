@@ -1,4 +1,4 @@
-"""Masks as files: a picture for each mask and slice."""
+"""Masks as picture files, one for each mask and slice."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from imageryxr.export.store.local import disk_errors
 from imageryxr.export.targets.slices import INDEX_SLACK
 from imageryxr.render.figure import array_to_pil
 
-# Bytes of masks that are held at once, unless a slice of all takes more.
-_HELD = 256_000_000
+# Bytes of masks in memory at once, unless one slice of all masks needs more.
+_MAX_BYTES = 256_000_000
 
 
 def save_masks(
@@ -36,20 +36,20 @@ def save_masks(
 ) -> list[Path]:
     """Write masks as pictures, one for each mask and slice.
 
-    Computes the masks a few slices at a time, all masks together: what they read is read once.
+    Computes a few slices of all masks at a time, so that each chunk of their source is read once.
 
     Parameters
     ----------
     masks : DataArray, mapping or iterable of DataArray
-        As `split_masks` returns them, with the dim ``segment``. A dict id → mask. Or several masks, whose id is their
-        ``segment`` coordinate; where they have none, it is their place in the list, from 0. Values: bool or 0, 1.
+        An array with the dim ``segment``, as `split_masks` returns it, a dict id → mask, or several masks. The id of
+        one of several masks is its ``segment`` coordinate, or else its position, from 0. Values are bool or 0 and 1.
     path : str or path
         ``….png`` or ``….tif``, with ``{id}`` for the id and ``{z}`` for the slice, such as ``"out/{z:04d}_{id}.png"``.
         ``{z}`` counts from 0 in the array, ``{z_index}`` is the index in the volume, ``{z_nm:.0f}`` the coordinate;
         ``{y}`` or ``{x}`` slices along that axis. ``{id}`` may be left out for one mask, the slice for one slice.
     colors : dict, palette name or None, default None
-        None writes grey pictures with 0 and 255. Otherwise each mask has its colour, as `palette` takes it, and the
-        rest is transparent, as in ImageryClient's files; those that a dict leaves out are white.
+        None writes grey pictures with 0 and 255. Otherwise each mask has a colour, in a form that `palette` accepts, on
+        a transparent background, as in ImageryClient's files. Masks that a dict leaves out are white.
     overwrite : bool, default False
         Whether to replace files that exist.
 
@@ -61,9 +61,9 @@ def save_masks(
     Raises
     ------
     OptionError
-        If the path names no format, or two pictures would have one name.
+        If the path has an unknown ending, or two pictures would have the same name.
     LayerError
-        If there is something that is no mask.
+        If an array is not a mask.
     TargetExistsError, TargetError
         If a file exists, or cannot be written. Nothing is written if one exists.
 
@@ -82,27 +82,27 @@ def save_masks(
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     if not str(text).lower().endswith((".png", ".tif", ".tiff")):
-        raise OptionError(f"path={path!r} is of no picture format of masks; write 'out/{{z}}_{{id}}.png', or .tif")
+        raise OptionError(f"path={path!r} has no picture format of masks; write 'out/{{z}}_{{id}}.png', or .tif")
     fields = _fields(text)
-    named = _named(masks)
+    named = _masks_by_id(masks)
     axis = _axis_of(fields, [mask for _, mask in named])
     arrays = [(name, mask if axis in mask.dims else mask.expand_dims(axis)) for name, mask in named]
     count = arrays[0][1].sizes[axis]
     files = [
-        [Path(_filled(text, fields, name, axis, i, place)) for name, _ in arrays]
-        for i, place in enumerate(_places(fields, axis, arrays[0][1]))
+        [Path(_file_name(text, fields, name, axis, i, place)) for name, _ in arrays]
+        for i, place in enumerate(_slice_positions(fields, axis, arrays[0][1]))
     ]
     _check_files(text, [file for row in files for file in row], axis, overwrite)
-    inks = _inks([name for name, _ in named], colors)
+    mask_colors = _mask_colors([name for name, _ in named], colors)
     values = [mask for _, mask in arrays]
     start = 0
     while start < count:
-        depth = _depth(values, axis, start)
+        depth = _slab_depth(values, axis, start)
         slabs = compute(*(mask.isel({axis: slice(start, start + depth)}) for mask in values))
         for i in range(depth):
-            for file, slab, ink in zip(files[start + i], slabs, inks, strict=True):
+            for file, slab, color in zip(files[start + i], slabs, mask_colors, strict=True):
                 dims = [dim for dim in DIMS if dim in slab.dims and dim != axis]
-                _write(file, np.asarray(slab.isel({axis: i}).transpose(*dims).values) != 0, ink)
+                _write(file, np.asarray(slab.isel({axis: i}).transpose(*dims).values) != 0, color)
         start += depth
     return [file for row in files for file in row]
 
@@ -111,52 +111,53 @@ def _fields(text: str) -> set[str]:
     try:
         found = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
     except ValueError as error:
-        raise OptionError(f"path={text!r} is no pattern: {error}; write 'out/{{z}}_{{id}}.png'") from None
+        raise OptionError(f"path={text!r} is not a valid pattern: {error}; write 'out/{{z}}_{{id}}.png'") from None
     known = {"id", *DIMS, *(f"{dim}_{kind}" for dim in DIMS for kind in ("index", "nm"))}
     if found - known:
         raise OptionError(
-            f"path={text!r} names {{{min(found - known)}}}; a mask has {{id}}, and a slice {{z}}, {{z_index}} or "
-            "{z_nm}, or the same of y or x"
+            f"path={text!r} has the unknown field {{{min(found - known)}}}; write {{id}} for the mask, and {{z}}, "
+            "{z_index} or {z_nm}, or the same of y or x, for the slice"
         )
     return found
 
 
-def _named(masks: Any) -> list[tuple[Any, xr.DataArray]]:
-    """Return the masks with their ids, in order."""
+def _masks_by_id(masks: Any) -> list[tuple[Any, xr.DataArray]]:
+    """Return pairs of id and mask, in order."""
     if isinstance(masks, xr.DataArray):
         if "segment" not in masks.dims:
             masks = [masks]
         else:
             ids = masks.coords["segment"].values if "segment" in masks.coords else range(masks.sizes["segment"])
-            masks = {_name(value): masks.isel(segment=i, drop=True) for i, value in enumerate(ids)}
+            masks = {_mask_id(value): masks.isel(segment=i, drop=True) for i, value in enumerate(ids)}
     if isinstance(masks, Mapping):
-        named = [(_name(key), mask) for key, mask in masks.items()]
+        named = [(_mask_id(key), mask) for key, mask in masks.items()]
     elif isinstance(masks, Iterable) and not isinstance(masks, str | bytes | np.ndarray | xr.Dataset):
-        named = [(_name_in_list(mask, i), mask) for i, mask in enumerate(masks)]
+        named = [(_mask_id_in_list(mask, i), mask) for i, mask in enumerate(masks)]
     else:
         raise LayerError(
-            f"a {type(masks).__name__} is no masks; give what split_masks returns, a dict id → mask or a list"
+            f"a {type(masks).__name__} is not a collection of masks; give the result of split_masks, a dict id → mask, "
+            "or a list"
         )
     if not named:
-        raise OptionError("save_masks was given no masks; give at least one")
+        raise OptionError("save_masks received no masks; give at least one")
     for name, mask in named:
         _check_mask(name, mask)
     return named
 
 
-def _name(key: Any) -> Any:
+def _mask_id(key: Any) -> Any:
     key = key.item() if isinstance(key, np.generic) else key
     if isinstance(key, int) and not isinstance(key, bool):
         return int(key)
     name = str(key)
     if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
-        raise OptionError(f"the mask {name!r} has a name that no file can have; use an id, or a name without / and \\")
+        raise OptionError(f"the mask {name!r} cannot be part of a file name; use an id, or a name without / and \\")
     return name
 
 
-def _name_in_list(mask: Any, place: int) -> Any:
-    held = mask.coords.get("segment") if isinstance(mask, xr.DataArray) else None
-    return _name(held.values.reshape(-1)[0]) if held is not None and held.size == 1 else place
+def _mask_id_in_list(mask: Any, place: int) -> Any:
+    segment = mask.coords.get("segment") if isinstance(mask, xr.DataArray) else None
+    return _mask_id(segment.values.reshape(-1)[0]) if segment is not None and segment.size == 1 else place
 
 
 def _check_mask(name: Any, mask: Any) -> None:
@@ -165,44 +166,46 @@ def _check_mask(name: Any, mask: Any) -> None:
     ids = mask.attrs.get("layer_type") == "segmentation" and mask.dtype != np.bool_
     if ids or mask.dtype.kind not in "biu" or mask.dtype.itemsize > 4:
         raise LayerError(
-            f"the mask {name!r} has dtype {mask.dtype}, and a mask is bool; write split_masks(segmentation, ids), or "
+            f"the mask {name!r} has dtype {mask.dtype} instead of bool; write split_masks(segmentation, ids), or "
             "segmentation == id"
         )
     if not {"y", "x", "z"} >= set(mask.dims) or len(mask.dims) < 2:
-        raise LayerError(f"the mask {name!r} has the dims {tuple(map(str, mask.dims))}; a mask has z, y and x")
+        raise LayerError(f"the mask {name!r} has the dims {tuple(map(str, mask.dims))} instead of z, y and x")
     if 0 in mask.shape:
         raise OptionError(f"the mask {name!r} is empty {mask.shape}; widen the selection")
 
 
 def _axis_of(fields: set[str], masks: list[xr.DataArray]) -> str:
-    """Return the axis across the slices, after checking that all masks have the same slices."""
+    """Return the axis across the slices, after a check that all masks have the same slices."""
     axes = {field[0] for field in fields - {"id"}}
     if len(axes) > 1:
-        raise OptionError(f"the path names slices along {' and '.join(sorted(axes))}; name one axis, such as {{z}}")
+        raise OptionError(f"the path has fields for {' and '.join(sorted(axes))}; use one axis, such as {{z}}")
     first = masks[0]
     axis = axes.pop() if axes else next((d for d in DIMS if first.sizes.get(d, 1) == 1), "z")
     for mask in masks:
         if dict(mask.sizes) != dict(first.sizes):
-            raise OptionError(f"masks of the sizes {dict(first.sizes)} and {dict(mask.sizes)}; give masks of one size")
+            raise OptionError(
+                f"masks have different sizes, {dict(first.sizes)} and {dict(mask.sizes)}; give masks of equal size"
+            )
         if (axis not in mask.dims and len(mask.dims) == 3) or (axis in mask.dims and len(mask.dims) == 2):
-            raise OptionError(f"a slice across {axis} of the dims {tuple(map(str, mask.dims))} is no picture")
+            raise OptionError(f"a slice across {axis} of the dims {tuple(map(str, mask.dims))} is not a picture")
     return axis
 
 
-def _places(fields: set[str], axis: str, mask: xr.DataArray) -> list[tuple[int, float]]:
-    """Return the index in the volume and the coordinate of each slice, where the path names one."""
+def _slice_positions(fields: set[str], axis: str, mask: xr.DataArray) -> list[tuple[int, float]]:
+    """Return the index in the volume and the coordinate of each slice, zeros unless the path has a field for them."""
     count = mask.sizes[axis]
     if not fields & {f"{axis}_index", f"{axis}_nm"}:
         return [(0, 0.0)] * count
     try:
         along: Axis = grid_of(mask).axes[DIMS.index(axis)]
     except GridError as error:
-        raise OptionError(f"the place of a slice cannot be read from the masks: {error}; or write {{{axis}}}") from None
+        raise OptionError(f"the masks do not have the position of a slice: {error}; or write {{{axis}}}") from None
     centers = along.centers()
     return [(math.floor(along.offset + i + INDEX_SLACK), float(centers[i])) for i in range(count)]
 
 
-def _filled(text: str, fields: set[str], name: Any, axis: str, number: int, place: tuple[int, float]) -> str:
+def _file_name(text: str, fields: set[str], name: Any, axis: str, number: int, place: tuple[int, float]) -> str:
     try:
         return text.format(id=name, **{axis: number, f"{axis}_index": place[0], f"{axis}_nm": place[1]})
     except (ValueError, LookupError, AttributeError) as error:
@@ -212,41 +215,43 @@ def _filled(text: str, fields: set[str], name: Any, axis: str, number: int, plac
 def _check_files(text: str, files: list[Path], axis: str, overwrite: bool) -> None:
     if len(set(files)) < len(files):
         raise OptionError(
-            f"path={text!r} gives two pictures one name; write {{id}} for the id and {{{axis}}} for the slice, such as "
-            f"'out/{{{axis}}}_{{id}}.png'"
+            f"path={text!r} gives two pictures the same name; write {{id}} for the id and {{{axis}}} for the slice, "
+            f"such as 'out/{{{axis}}}_{{id}}.png'"
         )
     there = [] if overwrite else [file for file in files if file.exists()]
     if there:
         more = f" (and {len(there) - 1:,} more)" if len(there) > 1 else ""
-        raise TargetExistsError(f"{there[0]}{more} exists; give overwrite=True to replace, or another name")
+        raise TargetExistsError(f"{there[0]}{more} exists; give overwrite=True to replace, or give another name")
 
 
-def _inks(names: list[Any], colors: Any) -> list[RGBA | None]:
+def _mask_colors(names: list[Any], colors: Any) -> list[RGBA | None]:
     if colors is None:
         return [None] * len(names)
     if isinstance(colors, Mapping):
         return [parse_color(colors.get(name, "white")) for name in names]
     ids = [name for name in names if isinstance(name, int) and name > 0]
     if len(ids) < len(names):
-        raise OptionError(f"colors={colors!r} is for ids, and a mask is called {names[0]!r}; give a dict name → colour")
+        raise OptionError(
+            f"colors={colors!r} needs ids, but a mask has the name {names[0]!r}; give a dict name → colour"
+        )
     found = palette(ids, colors)
     return [parse_color(found[i]) for i in names]
 
 
-def _depth(masks: list[xr.DataArray], axis: str, start: int) -> int:
-    """Return how many slices to compute together: up to the end of a block, if memory allows."""
+def _slab_depth(masks: list[xr.DataArray], axis: str, start: int) -> int:
+    """Return the number of slices to compute together: up to the end of a block, if memory allows."""
     ends = np.cumsum(masks[0].chunksizes.get(axis, (masks[0].sizes[axis],)))
     in_block = int(ends[np.searchsorted(ends, start, side="right")]) - start
     slice_bytes = sum(mask.nbytes // mask.sizes[axis] for mask in masks)
-    return max(1, min(in_block, _HELD // max(1, slice_bytes)))
+    return max(1, min(in_block, _MAX_BYTES // max(1, slice_bytes)))
 
 
-def _write(file: Path, mask: Any, ink: RGBA | None) -> None:
-    """Write one picture, whole or not at all."""
+def _write(file: Path, mask: Any, color: RGBA | None) -> None:
+    """Write one picture atomically."""
     pixels: Any = mask
-    if ink is not None:
+    if color is not None:
         pixels = np.zeros((*mask.shape, 4), np.uint8)
-        pixels[mask] = ink
+        pixels[mask] = color
     beside = file.with_name(f".{uuid.uuid4().hex[:12]}{file.suffix}")
     with disk_errors(str(file)):
         file.parent.mkdir(parents=True, exist_ok=True)

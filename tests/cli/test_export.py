@@ -88,7 +88,7 @@ def test_formats(tmp_path, sample, sources):
         assert tif.is_bigtiff
     done = run(tmp_path / "o.tif", *sources, *PLACE, "--fps", 3)
     assert done.returncode == 2
-    assert "--fps … is no option" in done.stderr
+    assert "--fps … is not an option" in done.stderr
     done = run(tmp_path / "x.zarr", *sources, *PLACE, "--chunks", "2,x,2")
     assert "--chunks 2,x,2 is not three whole numbers" in done.stderr
 

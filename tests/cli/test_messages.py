@@ -139,7 +139,7 @@ WRONG = {
     "a time": (["--segmentation", "SEG", "--timestamp", "2024-05-01T12:00:00Z"], ["--timestamp"]),
     "ids as image": (["--image", "SEG"], ["--segmentation"]),
     "raw of two": (["--image", "IM", "--segmentation", "SEG", "--raw"], ["--raw"]),
-    "another's option": (["--image", "IM", "--fps", "3"], ["--fps … is no option", "--shards", "--ome-version"]),
+    "another's option": (["--image", "IM", "--fps", "3"], ["--fps … is not an option", "--shards", "--ome-version"]),
     "chunks": (["--image", "IM", "--chunks", "0,1,1"], ["--chunks 0,1,1"]),
     "words as chunks": (["--image", "IM", "--chunks", "a"], ["--chunks a"]),
     "shards": (["--image", "IM", "--chunks", "2,8,8", "--shards", "3,8,8"], ["--shards 3,8,8", "--chunks 2,8,8"]),
@@ -150,7 +150,7 @@ WRONG = {
     "a type": (["--image", "IM", "--layer-type", "mesh"], ["--layer-type mesh"]),
     "square volumes": (["--image", "IM", "--square"], ["--square is for slices", "leave --square out"]),
     "in memory": (["memory://", "--image", "IM"], ["memory://"]),
-    "a format": (["o.doc", "--image", "IM"], ["the target o.doc is of no format"]),
+    "a format": (["o.doc", "--image", "IM"], ["the target o.doc has no format"]),
     "a bucket's scheme": (["az://b/o.zarr", "--image", "IM"], ["the scheme 'az'"]),
     "a pattern": (["{w}.png", "--image", "IM"], ["the target '{w}.png' must name one axis"]),
     "ids as PNG": (["{z}.png", "--segmentation", "SEG", "--raw"], ["leave --raw out"]),
@@ -240,9 +240,9 @@ def test_a_job_file_for_another_target(tmp_path, sample, command):
     # what is typed for it is not left out, nor what the file says for its own target
     code, _, err = command("export", "--config", job, tmp_path / "y{y}.png", "--shards", "2,64,64")
     assert code == 2
-    assert "--shards … is no option of a .png pattern target" in err
+    assert "--shards … is not an option of a .png pattern target" in err
     job.write_text(job.read_text() + "fps = 3\n")
-    assert "--fps … is no option" in command("export", "--config", job)[2]
+    assert "--fps … is not an option" in command("export", "--config", job)[2]
     # slices that are to be square, and a volume that cannot be
     job.write_text(job.read_text().replace("fps = 3", "square = true").replace("o.ome.zarr", "y{y}.tif"))
     code, _, err = command("export", "--config", job, tmp_path / "v.ome.zarr", "--dry-run")

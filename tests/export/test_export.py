@@ -158,9 +158,13 @@ def test_a_rename_that_fails_midway_is_taken_back(tmp_path, picture, name, monke
 def test_slices_that_are_not_of_a_stack_are_told_of(tmp_path, picture):
     for name in ("zebra.png", "z007.png"):
         (tmp_path / name).write_bytes(b"somebody's")
-    with pytest.warns(ix.ImageryWarning, match=r"1 file beside the 3 of this stack has a name .*z007\.png; remove it"):
+    with pytest.warns(
+        ix.ImageryWarning, match=r"1 file beside the 3 of this stack matches its pattern .*z007\.png; remove it"
+    ):
         ix.export(picture, tmp_path / "z{z:03d}.png")
     # of the longer stack that is replaced nothing is left
-    with pytest.warns(ix.ImageryWarning, match=r"1 file beside the 2 of this stack has a name .*z007\.png; remove it"):
+    with pytest.warns(
+        ix.ImageryWarning, match=r"1 file beside the 2 of this stack matches its pattern .*z007\.png; remove it"
+    ):
         ix.export(picture.isel(z=slice(0, 2)), tmp_path / "z{z:03d}.png", overwrite=True)
     assert names_in(tmp_path) == ["z000.png", "z001.png", "z007.png", "zebra.png"]

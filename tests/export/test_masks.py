@@ -108,12 +108,12 @@ def test_nothing_is_read_before_the_names_are_right(tmp_path):
     ("masks", "error", "says"),
     [
         (lambda: segmentation(), LayerError, r"split_masks\(segmentation, ids\)"),
-        (lambda: "masks", LayerError, "a str is no masks"),
+        (lambda: "masks", LayerError, "a str is not a collection of masks"),
         (list, OptionError, "at least one"),
-        (lambda: {"../a": segmentation() == 1}, OptionError, "no file can have"),
+        (lambda: {"../a": segmentation() == 1}, OptionError, "cannot be part of a file name"),
         (lambda: [np.zeros((3, 3), bool)], LayerError, "a ndarray; give a DataArray"),
         (lambda: segmentation().astype("float32"), LayerError, "dtype float32"),
-        (lambda: [segmentation() == 1, segmentation((2, 5, 7)) == 1], OptionError, "masks of one size"),
+        (lambda: [segmentation() == 1, segmentation((2, 5, 7)) == 1], OptionError, "masks of equal size"),
     ],
 )
 def test_what_is_no_mask_is_our_own_error(masks, error, says, tmp_path):

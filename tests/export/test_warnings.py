@@ -34,7 +34,7 @@ def volume(values, **kwargs):
 def test_what_precomputed_readers_do_not_know_is_refused(tmp_path, layer_type):
     array = volume(np.zeros((4, 8, 8), np.int64), attrs={"layer_type": layer_type})
     with pytest.raises(
-        ix.OptionError, match=r"int64 cannot be .*float32: give array.astype\('uint64'\) if none of them is"
+        ix.OptionError, match=r"int64 cannot be .*float32: give array.astype\('uint64'\) if no value is"
     ):
         ix.export(array, f"precomputed://{tmp_path}/pc")
     assert ix.export(array.astype("uint64"), f"precomputed://{tmp_path}/pc").complete
@@ -81,7 +81,7 @@ def test_flags_are_true_or_false(tmp_path, name):
 def test_names_by_nm_are_advised_by_nm(tmp_path):
     with pytest.raises(ix.OptionError, match=r"write e.g. '\{z_nm:.0f\}.png'"):
         ix.export(A, tmp_path / "{z_nm:d}.png")
-    with pytest.raises(ix.OptionError, match=r"its name says which way it is sliced, such as 'y\{y:04d\}.png'"):
+    with pytest.raises(ix.OptionError, match=r"the field in its name determines the axis, such as 'y\{y:04d\}.png'"):
         ix.export(A, tmp_path / "{z}.png", axis="y")
 
 

@@ -1,4 +1,4 @@
-"""What an export can write: each format is a `Target` in a module of its own."""
+"""The formats that exports write: a `Target` each, in a module of its own."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What every export target owes: the `Target` contract.
+"""The base class of export targets.
 
-A target says which files a region becomes, and what is in them; it is a small picklable value that opens nothing. Where
-the files go, that each is whole or not there, what is done already and what is missing: that is the engine's part.
-So a new format is one module here, and every format can be resumed and written by many machines.
+A target defines the files of a region and their content. It is a small picklable value that opens nothing. The engine
+writes the files atomically and records the finished regions, so a new format is one module here, and every format can
+be continued and written by several machines.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, TargetError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.graph.expr import Array
 
-# Voxels of a region of a pyramid's coarser level, unless a chunk is larger, or there is memory for more.
+# Voxels of a region of a pyramid's coarser level, unless a chunk is larger or memory allows more.
 REGION_VOXELS = 1 << 20
 
 Kind = Literal["tree", "files", "single", "memory"]
@@ -30,15 +30,15 @@ Kind = Literal["tree", "files", "single", "memory"]
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """What there is to export: all that a target needs to know of the array."""
+    """The properties of the exported array that a target needs."""
 
     grid: Grid
     channels: int
-    """4 for RGBA, 0 for arrays without such an axis."""
+    """Size of the channel axis, 4 for RGBA; 0 without such an axis."""
     dtype: np.dtype[Any]
     layer_type: str
     contrast: tuple[float, float] | None = None
-    """The grey values that are black and white."""
+    """The grey values that are shown as black and white."""
 
     @property
     def voxel_bytes(self) -> int:
@@ -48,74 +48,74 @@ class ArrayInfo:
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """A format at a place.
+    """A format at a path or URL.
 
-    Keys name files below ``root``. The same region always becomes the same keys, and the same values the same bytes.
+    Keys are names of files below ``root``. Equal regions have equal keys, and equal values give equal bytes.
     """
 
     place: str
-    """Where the result will be, as people name it."""
+    """The path or URL of the result, as the caller gave it."""
     root: str
-    """The folder or prefix that keys are relative to; the file itself for a target of one file."""
+    """The folder or prefix that keys are relative to; the file itself for a single-file target."""
     layer: ArrayInfo
 
     kind: ClassVar[Kind] = "tree"
-    """Whether the result is a folder of its own, files among others, one file, or no file."""
+    """Whether the result is a folder, several files of a shared folder, a single file, or an array in memory."""
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Which endings name the format."""
+    """Endings or schemes of targets of this format."""
     encoding: ClassVar[float] = 1.5
-    """Bytes held while a region is encoded, for each of its own."""
+    """Bytes of memory while a region is encoded, for each byte of the region."""
     earlier: ClassVar[dict[str, Any]] = {}
-    """What `describe` said nothing of in earlier versions, as it was then."""
+    """Options that earlier versions did not have in `describe`, with the value that they used."""
 
     @property
     def granule(self) -> Index3:
-        """Voxels (z, y, x) that must be written together: a region is a whole number of them."""
+        """Voxels (z, y, x) that must be written together. Sizes of regions are multiples of it."""
         return (1, 1, 1)
 
     @property
     def coarse(self) -> int:
-        """Voxels of a region of the later stages, about."""
+        """Approximate voxels of a region of the later stages."""
         return REGION_VOXELS
 
     def in_coarse(self, voxels: int) -> Target:
-        """Return the same target with later stages in regions of so many voxels, about."""
+        """Return the same target with later stages in regions of about `voxels` voxels."""
         return self
 
     @property
     def later(self) -> tuple[Regions, ...]:
-        """Regions of the stages after the first, which are made from what was written before: a pyramid's levels."""
+        """Regions of the stages after the first, such as the coarser levels of a pyramid."""
         return ()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return the format and its options as plain data: what, beside the voxels, decides the bytes."""
+        """Return the format and its options as plain data: everything besides the voxels that determines the bytes."""
 
     def identity(self) -> dict[str, Any]:
-        """Return what `describe` says, as earlier versions would: their exports of the same bytes are continued."""
+        """Return `describe` as earlier versions would, so that their exports of the same bytes are continued."""
         return {k: v for k, v in self.describe().items() if self.earlier.get(k) != v or k not in self.earlier}
 
     @property
     def plain(self) -> bool:
-        """Whether the result is as large as the voxels are, at the least."""
+        """Whether the result is uncompressed, so that it needs at least the bytes of the voxels."""
         return False
 
     @property
     def page_bytes(self) -> int:
-        """Bytes that making one of a region's files takes, beside what `encoding` counts."""
+        """Bytes of memory to make one file of a region, in addition to `encoding`."""
         return 0
 
     @property
     def assembling_bytes(self) -> int:
-        """Bytes that `assemble` takes, in the process that leads the export."""
+        """Bytes of memory that `assemble` needs, in the process that runs the export."""
         return 0
 
     def problems(self) -> list[str]:
-        """Return why the format cannot hold this, each with what to do; nothing if it can."""
+        """Return the reasons why the format cannot store the array, each with advice."""
         return []
 
     def advice(self) -> str | None:
-        """Return what whoever reads the plan should know of the format, if there is something."""
+        """Return a note on the format for the plan, if there is one."""
         return None
 
     def preamble(self) -> dict[str, bytes]:
@@ -123,51 +123,63 @@ class Target(ABC):
         return {}
 
     def commit(self) -> dict[str, bytes]:
-        """Return the files that are written last: without them nothing opens what is there."""
+        """Return the files that are written last, without which readers cannot open the result."""
         return {}
 
     def occupied(self) -> list[str]:
-        """Return the keys of which any, if it is there, means that the target exists."""
+        """Return the keys whose files show that the target exists."""
         return list(self.commit())
 
     def names(self) -> dict[str, Any] | None:
-        """Return what `named` lists all files by, as plain data, for a target whose files lie among others."""
+        """Return plain data from which `named` lists all files, for a target whose files are in a shared folder."""
         return None
 
     def named(self, names: dict[str, Any]) -> list[str]:
-        """Return the keys of another export to this place, by what its `names` gave."""
+        """Return the keys of another export to this place, from the result of its `names`."""
         return []
 
     @abstractmethod
     def keys(self, stage: int, box: IndexBox) -> list[str]:
-        """Return the files that a region becomes."""
+        """Return the files of a region."""
 
     @abstractmethod
     def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
-        """Return the files of a region with their content, in the order of `keys`."""
+        """Iterate over the files of a region with their content, in the order of `keys`."""
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
-        """Return the values of a region of a later stage, from what is at ``place``."""
+        """Return the values of a region of a later stage, from the files at ``place``."""
         raise NotImplementedError
 
     def derived_bytes(self, stage: int, box: IndexBox) -> int:
-        """Return the bytes that `derive` takes at the most, its result included."""
+        """Return the maximal bytes of memory that `derive` needs, its result included."""
         return 0
 
     def assemble(self, regions: Regions, place: Place, path: str) -> None:
-        """Write the one file of a target of that kind from what the regions became."""
+        """Write the file of a single-file target from the files of the regions."""
         raise NotImplementedError
 
-    def done(self) -> None:  # noqa: B027 - most have nothing to tell
-        """Tell of what a user should know now that the result is at its place."""
+    def done(self) -> None:  # noqa: B027 - most targets have no warnings
+        """Issue warnings about the published result."""
+
+
+def lost_object(place: Place, key: str) -> TargetError:
+    """Return the error for a file of this export that does not exist any more."""
+    return TargetError(
+        f"{place.url}/{key} was removed by another program during the export; run the same call again to restore it"
+    )
+
+
+def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype that volumes store: uint8 for bool."""
+    return np.dtype(np.uint8) if dtype == np.bool_ else dtype
 
 
 def refuse_fractions(layer: ArrayInfo, layer_type: str | None) -> None:
-    """Raise `OptionError` if a segmentation has values that are no ids."""
+    """Raise `OptionError` if a segmentation has values that are not ids."""
     if (layer_type or layer.layer_type) == "segmentation" and layer.dtype.kind not in "uib":
         raise OptionError(
-            f"values of dtype {layer.dtype} are no ids of a segmentation: give array.astype('uint64'), or "
-            "layer_type='image' if they are none"
+            f"values of dtype {layer.dtype} are not ids of a segmentation: give array.astype('uint64'), or "
+            "layer_type='image' for an image"
         )
 
 

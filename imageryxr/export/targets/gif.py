@@ -1,4 +1,4 @@
-"""Animated GIFs: a slice a frame, through Pillow."""
+"""Animated GIFs with a frame per slice, written with Pillow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imageryxr.errors import OptionError, TargetError
+from imageryxr.errors import OptionError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import ArrayInfo
@@ -20,7 +20,7 @@ from imageryxr.graph.expr import Array
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What the format's own 16-bit sizes hold.
+# The format has 16-bit sizes.
 LARGEST = 65535
 
 
@@ -34,26 +34,26 @@ class Gif(SliceTarget):
     suffixes = (".gif",)
 
     def describe(self) -> dict[str, Any]:
-        """Return format and speed."""
+        """Return the format and its options."""
         return {"format": "gif", "axis": self.axis, "fps": self.fps}
 
     def problems(self) -> list[str]:
-        """Refuse frames that are larger than the format holds."""
+        """Return an error for frames that are larger than the format allows."""
         rows, columns = self.picture_shape
         if max(rows, columns) <= LARGEST:
             return []
-        return [f"a frame would be {columns} × {rows} pixels, and GIFs go up to {LARGEST}: export a smaller box"]
+        return [f"a frame would be {columns} × {rows} pixels; GIFs have at most {LARGEST}: export a smaller box"]
 
     def occupied(self) -> list[str]:
         """Return the file itself."""
         return [""]
 
     def key(self, index: int) -> str:
-        """Return the name of a frame that waits for the file to be put together."""
+        """Return the name of a frame's temporary file."""
         return f"{index:08d}.frame"
 
     def page(self, index: int, plane: Array) -> bytes:
-        """Return the frame's grey values, or its colours over black: GIFs have no partial transparency."""
+        """Return the frame's grey values, or its colours over black, because GIFs have no partial transparency."""
         if plane.dtype == np.bool_:
             plane = plane.astype(np.uint8) * 255
         if self.layer.channels:
@@ -61,7 +61,7 @@ class Gif(SliceTarget):
         return zlib.compress(np.ascontiguousarray(plane).tobytes(), 1)
 
     def assemble(self, regions: Regions, place: Place, path: str) -> None:
-        """Write the frames in order, for ever repeated; colours are reduced to 256 for each frame."""
+        """Write the frames in order, repeated for ever, with at most 256 colours per frame."""
         frames = self._frames(place)
         first = next(frames)
         first.save(
@@ -75,10 +75,8 @@ class Gif(SliceTarget):
         rows, columns = self.picture_shape
         shape = (rows, columns, 3) if self.layer.channels else (rows, columns)
         for i in range(self.layer.grid.shape[self.axis]):
-            data = place.get(self.key(i))
-            if data is None:
-                raise TargetError(f"frame {i} of {self.place} is lost: {place.url}/{self.key(i)} is not there any more")
-            frame = Image.fromarray(np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape))
+            data = zlib.decompress(self.read_page(place, i))
+            frame = Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape))
             yield frame.quantize(256) if self.layer.channels else frame
 
 
@@ -88,13 +86,13 @@ def gif(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 
     Raises
     ------
     OptionError
-        If the values are no picture, or an option is outside its range.
+        If the values are not a picture, or an option is outside its range.
     """
     if layer.channels not in (0, 4) or layer.dtype not in (np.uint8, np.bool_):
         raise OptionError(
-            f"values of dtype {layer.dtype} are no frames of a GIF; make them with to_rgba(image, contrast_limits=…) "
-            "or overlay(image, segmentation)"
+            f"values of dtype {layer.dtype} cannot be frames of a GIF; make a picture with "
+            "to_rgba(image, contrast_limits=…) or overlay(image, segmentation)"
         )
     if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) <= 50:
-        raise OptionError(f"fps={fps!r} must be frames per second, above 0 and up to 50, which is what viewers play")
+        raise OptionError(f"fps={fps!r} must be frames per second, above 0 and up to 50, the limit of viewers")
     return Gif(place, root, layer, single_file_axis(axis), float(fps))

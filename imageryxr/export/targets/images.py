@@ -1,4 +1,4 @@
-"""Stacks of pictures: a PNG or TIFF a slice."""
+"""Stacks of pictures: a PNG or TIFF per slice."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from imageryxr.graph.expr import Array
 
 @dataclass(frozen=True)
 class PngStack(Stack):
-    """A PNG a slice."""
+    """A PNG per slice."""
 
     compress_level: int = 3
 
     suffixes = (".png",)
 
     def describe(self) -> dict[str, Any]:
-        """Return the pattern and how hard it is compressed."""
+        """Return the format and its options."""
         return {"format": "PNG", "pattern": self.pattern, "compress_level": self.compress_level}
 
     def page(self, index: int, plane: Array) -> bytes:
-        """Return the PNG; pixels per metre say how large a pixel is, as far as the format can."""
+        """Return the PNG, with the pixel size in pixels per metre if the format can represent it."""
         from imageryxr.render.figure import array_to_pil
 
         width, height, _ = self.pixel
-        # Whole pixels per metre fit into 31 bits down to half a nanometre; Pillow takes dots per inch.
+        # Pixels per metre are whole 31-bit numbers, enough down to half a nanometre; Pillow takes dots per inch.
         dpi = tuple(1e9 / size * 0.0254 for size in (width, height))
         extra: dict[str, Any] = {"dpi": dpi} if max(dpi) / 0.0254 < 2**31 else {}
         file = io.BytesIO()
@@ -41,23 +41,23 @@ class PngStack(Stack):
 
 
 def png_stack(place: str, layer: ArrayInfo, *, compress_level: int = 3) -> PngStack:
-    """Return the stack that a pattern describes.
+    """Return the PNG stack of a name pattern.
 
     Raises
     ------
     OptionError
-        If the pattern names no axis, two, or something else, or the values are no picture.
+        If the pattern does not name exactly one axis, or the values are not a picture.
     """
     root, pattern, axis = split_pattern(place)
     if layer.channels not in (0, 4) or (layer.channels and layer.dtype not in (np.uint8, np.bool_)):
         raise OptionError(
-            f"{layer.channels} channels of dtype {layer.dtype} are no PNG pictures: it takes RGBA of uint8, or grey "
-            "values of up to 16 bits (array.isel(rgba=0)); export others to .ome.zarr"
+            f"{layer.channels} channels of dtype {layer.dtype} cannot be stored as PNG, which stores RGBA of uint8 or "
+            "grey values of up to 16 bits (array.isel(rgba=0)); export other arrays to .ome.zarr"
         )
     if layer.dtype not in (np.uint8, np.uint16, np.bool_):
         raise OptionError(
-            f"values of dtype {layer.dtype} are no PNG pictures; make them with to_rgba(image, contrast_limits=…) or "
-            "overlay(image, segmentation), or export ids to .ome.zarr"
+            f"values of dtype {layer.dtype} cannot be stored as PNG; make a picture with "
+            "to_rgba(image, contrast_limits=…) or overlay(image, segmentation), or export ids to .ome.zarr"
         )
     if isinstance(compress_level, bool) or not isinstance(compress_level, int) or not 0 <= compress_level <= 9:
         raise OptionError(f"compress_level={compress_level!r} must be 0 (large and fast) to 9 (small and slow)")
@@ -68,23 +68,23 @@ def png_stack(place: str, layer: ArrayInfo, *, compress_level: int = 3) -> PngSt
 
 @dataclass(frozen=True)
 class TiffStack(Stack):
-    """A TIFF a slice."""
+    """A TIFF per slice."""
 
     compression: str | None = "zlib"
 
     suffixes = (".tif", ".tiff")
 
     def describe(self) -> dict[str, Any]:
-        """Return the pattern and the compression."""
+        """Return the format and its options."""
         return {"format": "TIFF", "pattern": self.pattern, "compression": self.compression}
 
     @property
     def plain(self) -> bool:
-        """Where slices are not compressed."""
+        """Whether slices are uncompressed."""
         return self.compression is None
 
     def page(self, index: int, plane: Array) -> bytes:
-        """Return the TIFF, with the size of a pixel as ImageJ reads it."""
+        """Return the TIFF, with the pixel size in the form that ImageJ reads."""
         import tifffile
 
         file = io.BytesIO()
@@ -96,12 +96,12 @@ class TiffStack(Stack):
 
 
 def tiff_stack(place: str, layer: ArrayInfo, *, compression: str | None = "zlib") -> TiffStack:
-    """Return the stack that a pattern describes; any numbers will do.
+    """Return the TIFF stack of a name pattern.
 
     Raises
     ------
     OptionError
-        If the pattern names no axis, two, or something else, the compression is not known, or values are no numbers.
+        If the pattern does not name exactly one axis, the compression is unknown, or the values are not numbers.
     """
     root, pattern, axis = split_pattern(place)
     check_type(layer)

@@ -1,4 +1,4 @@
-"""Memory as a target: the values of an array, computed with all that an export has."""
+"""Memory as a target: a NumPy array, computed by the workers of an export."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from imageryxr.graph.expr import Array
 
 @dataclass(frozen=True)
 class InMemory(Target):
-    """A NumPy array in this process; regions come back from the workers."""
+    """A NumPy array in this process, to which the workers return their regions."""
 
     kind = "memory"
     suffixes = ("memory://",)
     encoding = 1.0
 
     def describe(self) -> dict[str, Any]:
-        """Return that it is memory."""
+        """Return the format."""
         return {"format": "memory"}
 
     def keys(self, stage: int, box: IndexBox) -> list[str]:
-        """Return nothing: no file is written."""
+        """Return an empty list: no file is written."""
         return []
 
     def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
-        """Return nothing."""
+        """Return an empty iterator: no file is written."""
         return iter(())

@@ -1,4 +1,4 @@
-"""OME-Zarr as an export target: 0.5 (Zarr v3, with shards where asked for) and 0.4 (Zarr v2), a pyramid, units.
+"""OME-Zarr as an export target: version 0.5 (Zarr v3, optionally with shards) and 0.4 (Zarr v2).
 
 The format: https://ngff.openmicroscopy.org. The translation of a level is the centre of its first voxel.
 """
@@ -14,11 +14,19 @@ import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Grid
-from imageryxr.errors import OptionError, TargetError
+from imageryxr.errors import OptionError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo, refuse_fractions, three_counts
-from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
+from imageryxr.export.targets.base import ArrayInfo, lost_object, refuse_fractions, stored_dtype, three_counts
+from imageryxr.export.targets.pyramid import (
+    FinerLevel,
+    Pyramid,
+    check_levels,
+    derive_level,
+    derived_bytes,
+    level_regions,
+    pyramid,
+)
 from imageryxr.export.targets.zarr_array import ZarrArray
 from imageryxr.graph.expr import Array
 
@@ -31,7 +39,7 @@ class OmeZarr(Pyramid):
     """An OME-Zarr image or label, written level by level."""
 
     grids: tuple[Grid, ...]
-    """Where each level lies, finest first."""
+    """The grid of each level, finest first."""
     chunk: Index3
     shard: Index3 | None
     compressor: str
@@ -42,7 +50,7 @@ class OmeZarr(Pyramid):
     encoding = 2.0
 
     def describe(self) -> dict[str, Any]:
-        """Return version, layout and compression."""
+        """Return the format and its options."""
         return {
             "format": f"OME-Zarr {self.version}",
             "levels": len(self.grids),
@@ -55,27 +63,27 @@ class OmeZarr(Pyramid):
 
     @property
     def plain(self) -> bool:
-        """Where chunks are not compressed."""
+        """Whether chunks are uncompressed."""
         return self.compressor == "none"
 
     @property
     def granule(self) -> Index3:
-        """A stored object: a chunk or a shard."""
-        return self.stored(0)
+        """The shape of a stored object: a chunk or a shard."""
+        return self.object_shape(0)
 
     @property
     def later(self) -> tuple[Regions, ...]:
-        """The coarser levels, each made from the one below."""
-        return tuple(level_regions(g.shape, self.stored(i), self.coarse) for i, g in enumerate(self.grids) if i)
+        """The coarser levels, each derived from the next finer one."""
+        return tuple(level_regions(g.shape, self.object_shape(i), self.coarse) for i, g in enumerate(self.grids) if i)
 
-    def chunk_of(self, level: int) -> Index3:
+    def chunk_shape(self, level: int) -> Index3:
         """Return the shape of a chunk of a level."""
         z, y, x = (min(c, n) for c, n in zip(self.chunk, self.grids[level].shape, strict=True))
         return z, y, x
 
-    def stored(self, level: int) -> Index3:
+    def object_shape(self, level: int) -> Index3:
         """Return the shape of a stored object of a level."""
-        chunk = self.chunk_of(level)
+        chunk = self.chunk_shape(level)
         if self.shard is None:
             return chunk
         shape = self.grids[level].shape
@@ -85,25 +93,25 @@ class OmeZarr(Pyramid):
         return z, y, x
 
     def array(self, level: int) -> ZarrArray:
-        """Return how a level is stored."""
+        """Return the array of a level."""
         return ZarrArray(
             self.grids[level].shape,
             self.layer.channels,
-            _kept(self.layer.dtype),
-            self.chunk_of(level),
-            self.stored(level),
+            stored_dtype(self.layer.dtype),
+            self.chunk_shape(level),
+            self.object_shape(level),
             self.shard is not None,
             self.compressor,
             self.version == "0.4",
         )
 
     def preamble(self) -> dict[str, bytes]:
-        """Return the description of each array."""
+        """Return the metadata of each array."""
         levels = range(len(self.grids))
         return {f"{level}/{k}": data for level in levels for k, data in self.array(level).description().items()}
 
     def commit(self) -> dict[str, bytes]:
-        """Return the description of the group, without which nobody takes the arrays for an image."""
+        """Return the metadata of the group, without which readers do not find the image."""
         ome = self._ome()
         if self.version == "0.4":
             return {".zgroup": _json({"zarr_format": 2}), ".zattrs": _json(ome)}
@@ -114,44 +122,42 @@ class OmeZarr(Pyramid):
         return [f"{stage}/{key}" for key in self.array(stage).keys(box)]
 
     def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
-        """Encode the objects, one after the other."""
+        """Iterate over the encoded objects."""
         for key, data in self.array(stage).encode(box, values):
             yield f"{stage}/{key}", data
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
-        """Make a box of a level from the level below."""
-        held: dict[str, bytes] = {}
-        return derived(
-            self._below(stage),
+        """Return a box of a level, derived from the next finer level."""
+        objects: dict[str, bytes] = {}
+        return derive_level(
+            self._finer_level(stage),
             self.grids[stage],
             box,
-            lambda need: self._load(stage - 1, need, place, held),
+            lambda need: self._load(stage - 1, need, place, objects),
             layer_type=self.layer.layer_type,
             channels=self.layer.channels,
-            dtype=_kept(self.layer.dtype),
+            dtype=stored_dtype(self.layer.dtype),
         )
 
     def derived_bytes(self, stage: int, box: IndexBox) -> int:
-        """Return what making a box of a level takes."""
-        return derived_bytes(self._below(stage), self.grids[stage], box, self.layer.voxel_bytes)
+        """Return the maximal bytes of memory that `derive` needs, its result included."""
+        return derived_bytes(self._finer_level(stage), self.grids[stage], box, self.layer.voxel_bytes)
 
-    def _below(self, stage: int) -> Below:
-        return Below(self.grids[stage - 1], self.stored(stage - 1), self.chunk_of(stage - 1))
+    def _finer_level(self, stage: int) -> FinerLevel:
+        return FinerLevel(self.grids[stage - 1], self.object_shape(stage - 1), self.chunk_shape(stage - 1))
 
-    def _load(self, level: int, box: IndexBox, place: Place, held: dict[str, bytes]) -> Array:
-        # zarr takes an object that is not there for background: so they are fetched here, and must be there
+    def _load(self, level: int, box: IndexBox, place: Place, objects: dict[str, bytes]) -> Array:
+        # zarr reads a missing object as background, so objects are read here, where a missing one is an error
         array = self.array(level)
         keys = array.keys(box)
-        for key in set(held) - set(keys):
-            del held[key]  # only what several parts in a row need is kept
-        for key in set(keys) - set(held):
+        for key in set(objects) - set(keys):
+            del objects[key]  # consecutive parts share objects; others are released
+        for key in set(keys) - set(objects):
             data = place.get(f"{level}/{key}")
             if data is None:
-                raise TargetError(
-                    f"{place.url}/{level}/{key} was written, and is not there any more: run the same call again"
-                )
-            held[key] = data
-        return array.decode(box, held, f"{place.url}/{level}")
+                raise lost_object(place, f"{level}/{key}")
+            objects[key] = data
+        return array.decode(box, objects, f"{place.url}/{level}")
 
     def _ome(self) -> dict[str, Any]:
         axes: list[dict[str, str]] = [{"name": d, "type": "space", "unit": "nanometer"} for d in ("z", "y", "x")]
@@ -189,7 +195,7 @@ class OmeZarr(Pyramid):
     def _channels(self) -> list[dict[str, Any]]:
         limits = self.layer.contrast or _range_of(self.layer.dtype)
         if limits is None:
-            return []  # a window that nobody gave would be taken for one that somebody did
+            return []  # a guessed window would look like a chosen one
         low, high = limits
         window = {"start": tidy(low), "end": tidy(high), "min": tidy(low), "max": tidy(high)}
         colors = {"gray": "FFFFFF"}
@@ -199,10 +205,6 @@ class OmeZarr(Pyramid):
         elif self.layer.channels:
             colors = {f"channel {i}": "FFFFFF" for i in range(self.layer.channels)}
         return [{"label": n, "color": c, "active": n != "alpha", "window": window} for n, c in colors.items()]
-
-
-def _kept(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype(np.uint8) if dtype == np.bool_ else dtype
 
 
 def _json(value: Any) -> bytes:
@@ -230,21 +232,20 @@ def ome_zarr(
     Raises
     ------
     OptionError
-        If the values cannot be stored so, or an option is none.
+        If the format cannot store the values, or an option is invalid.
     """
     if layer.dtype.kind not in "uifb" or layer.dtype.itemsize > 8:
         raise OptionError(
-            f"values of dtype {layer.dtype} cannot be stored as OME-Zarr; it holds whole and real numbers"
+            f"values of dtype {layer.dtype} cannot be stored as OME-Zarr, which stores integers and floats"
         )
     refuse_fractions(layer, layer_type)
     if str(version) not in VERSIONS:
-        raise OptionError(f"version={version!r} must be '0.5' (Zarr v3) or '0.4' (Zarr v2), for readers that are older")
-    asked = three_counts(chunks, "chunks")
+        raise OptionError(f"version={version!r} must be '0.5' (Zarr v3), or '0.4' (Zarr v2) for older readers")
+    requested = three_counts(chunks, "chunks")
     shape = layer.grid.shape
-    chunk: Index3 = tuple(min(c, n) for c, n in zip(asked, shape, strict=True))  # type: ignore[assignment]
-    shard = None if shards is None else _shard(three_counts(shards, "shards"), asked, chunk, str(version))
-    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
-        raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
+    chunk: Index3 = tuple(min(c, n) for c, n in zip(requested, shape, strict=True))  # type: ignore[assignment]
+    shard = None if shards is None else _shard_shape(three_counts(shards, "shards"), requested, chunk, str(version))
+    check_levels(levels)
     grids = tuple(pyramid(layer.grid, levels, max(chunk)))
     if layer_type not in (None, "image", "segmentation"):
         raise OptionError(f"layer_type={layer_type!r} is neither 'image' nor 'segmentation'")
@@ -253,12 +254,12 @@ def ome_zarr(
     return OmeZarr(place, root, layer, grids, chunk, shard, _compressor(compressor), str(version))
 
 
-def _shard(shards: Index3, asked: Index3, chunk: Index3, version: str) -> Index3:
+def _shard_shape(shards: Index3, requested: Index3, chunk: Index3, version: str) -> Index3:
     if version == "0.4":
-        raise OptionError("shards=… needs version='0.5': Zarr v2 has none")
-    if any(s % c for s, c in zip(shards, asked, strict=True)):
-        raise OptionError(f"shards={shards} must be whole numbers of chunks={asked} along each axis")
-    z, y, x = (s // a * c for s, a, c in zip(shards, asked, chunk, strict=True))
+        raise OptionError("shards=… needs version='0.5', because Zarr v2 has no shards")
+    if any(s % c for s, c in zip(shards, requested, strict=True)):
+        raise OptionError(f"shards={shards} must be multiples of chunks={requested} along each axis")
+    z, y, x = (s // a * c for s, a, c in zip(shards, requested, chunk, strict=True))
     return z, y, x
 
 
@@ -267,8 +268,8 @@ def _compressor(value: Any) -> str:
     top = {"zstd": 22, "lz4": 9, "gzip": 9, "none": 0}.get(name)
     if top is None or not (level or "0").isdigit() or int(level or 0) > top:
         raise OptionError(
-            f"compressor={value!r} must be 'zstd', 'lz4', 'gzip' or None, with a level behind a colon where wanted, "
-            "e.g. 'zstd:5'"
+            f"compressor={value!r} must be 'zstd', 'lz4', 'gzip' or None, optionally with a level after a colon, e.g. "
+            "'zstd:5'"
         )
     default = {"zstd": "1", "lz4": "5", "gzip": "5"}.get(name, "")
     return name if name == "none" else f"{name}:{level or default}"

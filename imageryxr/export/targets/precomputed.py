@@ -1,7 +1,7 @@
-"""Neuroglancer precomputed layers as an export target; CloudVolume says what the ``info`` is and encodes chunks.
+"""Neuroglancer precomputed layers as an export target, with CloudVolume's ``info`` and chunk encoders.
 
-The format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. CloudVolume's own writing
-is not used: it writes files in place, so that a crash leaves half a chunk.
+The format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. CloudVolume does not write
+the files, because it writes in place, so that a crash leaves incomplete chunks.
 """
 
 from __future__ import annotations
@@ -18,19 +18,27 @@ import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox, format_triple
 from imageryxr.core.grid import Grid
-from imageryxr.errors import OptionError, TargetError, warn
+from imageryxr.errors import OptionError, warn
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo, refuse_fractions, three_counts
-from imageryxr.export.targets.pyramid import Below, Pyramid, derived, derived_bytes, level_regions, pyramid
+from imageryxr.export.targets.base import ArrayInfo, lost_object, refuse_fractions, stored_dtype, three_counts
+from imageryxr.export.targets.pyramid import (
+    FinerLevel,
+    Pyramid,
+    check_levels,
+    derive_level,
+    derived_bytes,
+    level_regions,
+    pyramid,
+)
 from imageryxr.graph.expr import Array
 
 CHUNK: Index3 = (64, 64, 64)
 ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")
-# Those that gzip makes smaller: the others are compressed.
+# Uncompressed encodings, which gzip makes smaller.
 ZIPPABLE = ("raw", "compressed_segmentation")
 QUALITY = 85
-# Of these Neuroglancer's specification speaks; CloudVolume writes int64 as well, which TensorStore cannot open.
+# The types of Neuroglancer's specification. CloudVolume also writes int64, which TensorStore cannot open.
 TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32")
 
 
@@ -41,20 +49,20 @@ class Precomputed(Pyramid):
     grids: tuple[Grid, ...]
     chunk: Index3
     codec: str
-    """How chunks are encoded."""
+    """The encoding of chunks."""
     quality: int
-    """Of JPEG."""
+    """JPEG quality."""
     gzip: bool = False
-    """Whether chunks are gzipped: CloudVolume finds those on disk by names in ``.gz``, and nobody else does."""
+    """Whether chunks are gzipped. On a disk, only CloudVolume finds such chunks, whose names end in ``.gz``."""
 
-    # So it was before there was a choice: such exports can be continued with gzip=True, and are refused without.
+    # Earlier versions always gzipped: their exports can be continued with gzip=True only.
     earlier: ClassVar[dict[str, Any]] = {"gzip": True}
     kind = "tree"
     suffixes = ("precomputed://",)
     encoding = 2.0
 
     def describe(self) -> dict[str, Any]:
-        """Return layout and encoding."""
+        """Return the format and its options."""
         return {
             "format": "precomputed",
             "levels": len(self.grids),
@@ -67,22 +75,22 @@ class Precomputed(Pyramid):
 
     @property
     def granule(self) -> Index3:
-        """A chunk."""
+        """The shape of a chunk."""
         return self.chunk
 
     @property
     def later(self) -> tuple[Regions, ...]:
-        """The coarser scales, each made from the one below."""
+        """The coarser scales, each derived from the next finer one."""
         return tuple(level_regions(g.shape, self.chunk, self.coarse) for g in self.grids[1:])
 
     def problems(self) -> list[str]:
-        """Refuse what lies between whole voxels: the format has whole offsets."""
+        """Return an error for arrays whose offset is not a whole number of voxels."""
         offset = self.layer.grid.voxel_offset
         if all(isinstance(o, int) for o in offset):
             return []
         return [
-            f"the array begins at voxel {offset}, and a precomputed layer can only begin at whole voxels: bring it "
-            f"onto such a grid with regrid(array, {tuple(self.layer.grid.resolution)}), or export to .ome.zarr"
+            f"the array begins at voxel {offset}; a precomputed layer can only begin at whole voxels: move the array "
+            f"to such a grid with regrid(array, {tuple(self.layer.grid.resolution)}), or export to .ome.zarr"
         ]
 
     def commit(self) -> dict[str, bytes]:
@@ -96,7 +104,7 @@ class Precomputed(Pyramid):
         info: dict[str, Any] = CloudVolume.create_new_info(
             num_channels=max(1, self.layer.channels),
             layer_type=self.layer.layer_type,
-            data_type=str(_kept(self.layer.dtype)),
+            data_type=str(stored_dtype(self.layer.dtype)),
             encoding=self.codec,
             resolution=[_number(r) for r in self.layer.grid.resolution],
             voxel_offset=[int(o) for o in self.layer.grid.voxel_offset],
@@ -134,69 +142,65 @@ class Precomputed(Pyramid):
         return f"{_key(grid)}/{name}{'.gz' if self.gzip else ''}"
 
     def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
-        """Let CloudVolume encode the chunks, one after the other."""
+        """Iterate over the chunks, encoded by CloudVolume."""
         from cloudvolume import chunks
 
         for part in self._parts(stage, box):
-            voxels = values[part.slices(box)].astype(_kept(self.layer.dtype), copy=False)
+            voxels = values[part.slices(box)].astype(stored_dtype(self.layer.dtype), copy=False)
             if not self.layer.channels:
                 voxels = voxels[..., np.newaxis]
-            # CloudVolume counts x, y, z, channel
+            # CloudVolume's order is x, y, z, channel
             data = chunks.encode(
                 np.asfortranarray(voxels.transpose(2, 1, 0, 3)),
                 self.codec,
                 block_size=(8, 8, 8),
                 compression_params={"level": self.quality} if self.codec == "jpeg" else {},
             )
-            # no time stamp: the same voxels are the same bytes
+            # without a timestamp, so that equal voxels give equal bytes
             yield self._file(stage, part), gzip.compress(data, 5, mtime=0) if self.gzip else bytes(data)
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
-        """Make a box of a scale from the scale below."""
-        held: dict[str, bytes] = {}
-        return derived(
-            self._below(stage),
+        """Return a box of a scale, derived from the next finer scale."""
+        objects: dict[str, bytes] = {}
+        return derive_level(
+            self._finer_level(stage),
             self.grids[stage],
             box,
-            lambda need: self._load(stage - 1, need, place, held),
+            lambda need: self._load(stage - 1, need, place, objects),
             layer_type=self.layer.layer_type,
             channels=self.layer.channels,
-            dtype=_kept(self.layer.dtype),
+            dtype=stored_dtype(self.layer.dtype),
         )
 
     def derived_bytes(self, stage: int, box: IndexBox) -> int:
-        """Return what making a box of a scale takes."""
-        return derived_bytes(self._below(stage), self.grids[stage], box, self.layer.voxel_bytes)
+        """Return the maximal bytes of memory that `derive` needs, its result included."""
+        return derived_bytes(self._finer_level(stage), self.grids[stage], box, self.layer.voxel_bytes)
 
-    def _below(self, stage: int) -> Below:
-        return Below(self.grids[stage - 1], self.chunk, self.chunk)
+    def _finer_level(self, stage: int) -> FinerLevel:
+        return FinerLevel(self.grids[stage - 1], self.chunk, self.chunk)
 
-    def _load(self, stage: int, box: IndexBox, place: Place, held: dict[str, bytes]) -> Array:
+    def _load(self, stage: int, box: IndexBox, place: Place, objects: dict[str, bytes]) -> Array:
         from imageryxr.sources.codecs.chunk_decoder import decode_chunk
 
-        for key in set(held) - set(self.keys(stage, box)):
-            del held[key]  # only what several parts in a row need is kept
+        for key in set(objects) - set(self.keys(stage, box)):
+            del objects[key]  # consecutive parts share objects; others are released
 
         count = max(1, self.layer.channels)
-        dtype = _kept(self.layer.dtype)
-        out = np.moveaxis(np.empty((count, *box.shape), dtype), 0, -1)  # as chunks have it
+        dtype = stored_dtype(self.layer.dtype)
+        out = np.moveaxis(np.empty((count, *box.shape), dtype), 0, -1)  # channels first in memory, as in chunks
         for part in self._parts(stage, box):
             key = self._file(stage, part)
-            data = held.get(key) or place.get(key)
+            data = objects.get(key) or place.get(key)
             if data is None:
-                raise TargetError(f"{place.url}/{key} was written, and is not there any more: run the same call again")
-            held[key] = data
-            if self.gzip and data[:2] == b"\x1f\x8b":  # a store may have unpacked it
+                raise lost_object(place, key)
+            objects[key] = data
+            if self.gzip and data[:2] == b"\x1f\x8b":  # a bucket may already have decompressed the chunk
                 data = gzip.decompress(data)
             depth, height, width = part.shape
             voxels = decode_chunk(data, self.codec, (width, height, depth, count), dtype, (8, 8, 8))
             inner = part.clip(box)
             out[inner.slices(box)] = voxels.transpose(2, 1, 0, 3)[inner.slices(part)]
         return out if self.layer.channels else out[..., 0]
-
-
-def _kept(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype(np.uint8) if dtype == np.bool_ else dtype
 
 
 def _number(value: float) -> int | float:
@@ -225,21 +229,21 @@ def precomputed(
     Raises
     ------
     OptionError
-        If the values cannot be stored so, or an option is none.
+        If the format cannot store the values, or an option is invalid.
     """
     kind = layer_type or layer.layer_type
-    dtype = str(_kept(layer.dtype))
+    dtype = str(stored_dtype(layer.dtype))
     if dtype not in TYPES:
-        instead = ": give array.astype('uint64') if none of them is negative" if dtype == "int64" else ""
+        instead = ": give array.astype('uint64') if no value is negative" if dtype == "int64" else ""
         raise OptionError(
-            f"values of dtype {layer.dtype} cannot be stored as precomputed, which holds {', '.join(TYPES)}{instead}"
+            f"values of dtype {layer.dtype} cannot be stored as precomputed, which stores {', '.join(TYPES)}{instead}"
         )
     refuse_fractions(layer, layer_type)
     if encoding is None:
         encoding = "compressed_segmentation" if kind == "segmentation" and dtype in ("uint32", "uint64") else "raw"
     fits = {
         "jpeg": dtype == "uint8" and not layer.channels,  # a JPEG has no alpha
-        # what libspng writes
+        # the types that libspng writes
         "png": layer.channels <= 4 and dtype in (("uint8", "uint16") if layer.channels in (2, 4) else ("uint8",)),
         "compressed_segmentation": dtype in ("uint32", "uint64"),
         "raw": True,
@@ -251,31 +255,30 @@ def precomputed(
     _check_extras(encoding, quality, gzip)
     if encoding == "png" and layer.channels:
         warn(
-            "CloudVolume mixes up the channels of PNG chunks when it reads them; Neuroglancer, TensorStore and "
-            "imageryxr do not. If somebody is to read this with CloudVolume, give encoding='raw'",
+            "CloudVolume reads PNG chunks with their channels mixed up; Neuroglancer, TensorStore and imageryxr read "
+            "them correctly. Give encoding='raw' if CloudVolume must read this layer",
         )
     z, y, x = three_counts(chunks, "chunks")
-    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
-        raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
+    check_levels(levels)
     layer = ArrayInfo(layer.grid, layer.channels, layer.dtype, kind, layer.contrast)
     whole = all(isinstance(o, int) for o in layer.grid.voxel_offset)
     grids = pyramid(layer.grid, levels, 2 * max(z, y, x), whole_offsets=True) if whole else [layer.grid]
     if len({_key(g) for g in grids}) < len(grids):
-        raise OptionError(f"levels of {format_triple(layer.grid.resolution)} nm cannot be told apart by their names")
+        raise OptionError(f"levels of {format_triple(layer.grid.resolution)} nm would have equal names")
     return Precomputed(place, root, layer, tuple(grids), (z, y, x), encoding, quality or QUALITY, gzip)
 
 
 def _check_extras(encoding: str, quality: Any, zipped: Any) -> None:
     if quality is not None and encoding != "jpeg":
         raise OptionError(
-            f"quality={quality!r} is of JPEG, and the encoding here is {encoding!r}, which loses nothing: leave "
-            "quality out, or give encoding='jpeg'"
+            f"quality={quality!r} is an option of JPEG, but encoding={encoding!r} is lossless: leave quality out, or "
+            "give encoding='jpeg'"
         )
     if quality is not None and (isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100):
         raise OptionError(f"quality={quality!r} must be a whole number from 1 to 100")
     if not isinstance(zipped, bool):
-        raise OptionError(f"gzip={zipped!r} must be True (smaller) or False (what any reader finds)")
+        raise OptionError(f"gzip={zipped!r} must be True (smaller) or False (readable by all programs)")
     if zipped and encoding not in ZIPPABLE:
         raise OptionError(
-            f"gzip=True is for the encodings {' and '.join(ZIPPABLE)}: {encoding!r} is compressed by itself"
+            f"gzip=True is for the encodings {' and '.join(ZIPPABLE)}; {encoding!r} is already compressed"
         )

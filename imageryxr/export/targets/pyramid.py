@@ -1,4 +1,4 @@
-"""Pyramids: which levels there are, and how a voxel follows from those below it."""
+"""Pyramids: the grids of the levels, and the derivation of a level from the next finer one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import numpy as np
 from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Axis, Grid
+from imageryxr.errors import OptionError
 from imageryxr.export.plan.regions import Regions, tiles
 from imageryxr.export.targets.base import REGION_VOXELS, Target
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Resampled
 
-# Voxels of a coarser level that are made at a time; below them lie up to eight times as many.
+# Voxels of a coarser level that are derived at a time, from up to eight times as many finer ones.
 PART_VOXELS = 1 << 18
 
 
 def pyramid(grid: Grid, levels: int | None, largest: int, *, whole_offsets: bool = False) -> list[Grid]:
-    """Return the grids of a pyramid: each level halves the axes with the smallest voxels, so voxels grow isotropic.
+    """Return the grids of a pyramid. Each level halves the axes with the smallest voxels, towards isotropic voxels.
 
-    The lower corner stays in its place and odd sizes round up; with ``whole_offsets`` voxel edges lie at whole voxels
-    from 0 nm instead, and a level covers what the one below does and up to a voxel more on both sides.
+    All levels have the same lower corner, and odd sizes round up. With ``whole_offsets``, offsets are whole numbers
+    instead, and a level extends beyond the finer one by up to a voxel on each side.
     """
     grids = [grid]
     while levels is None or len(grids) < levels:
@@ -34,12 +35,12 @@ def pyramid(grid: Grid, levels: int | None, largest: int, *, whole_offsets: bool
         halve = [a.resolution < 2 * finest and a.size > 1 for a in last.axes]
         if not any(halve) or (levels is None and max(last.shape) <= largest):
             break
-        axes = [_halved(a, whole_offsets) if h else a for a, h in zip(last.axes, halve, strict=True)]
+        axes = [_halve_axis(a, whole_offsets) if h else a for a, h in zip(last.axes, halve, strict=True)]
         grids.append(Grid.from_axes(axes))
     return grids
 
 
-def _halved(axis: Axis, whole: bool) -> Axis:
+def _halve_axis(axis: Axis, whole: bool) -> Axis:
     if not whole:
         return Axis(-(-axis.size // 2), axis.resolution * 2, tidy(axis.offset / 2))
     low, high = math.floor(axis.offset / 2), math.ceil((axis.offset + axis.size) / 2)
@@ -48,17 +49,23 @@ def _halved(axis: Axis, whole: bool) -> Axis:
 
 @dataclass(frozen=True)
 class Pyramid(Target):
-    """A target of several levels, each made from the one below."""
+    """A target of several levels, each derived from the next finer one."""
 
     coarse: int = field(default=REGION_VOXELS, kw_only=True)
 
     def in_coarse(self, voxels: int) -> Pyramid:
-        """Return the same target with coarser levels in regions of so many voxels, about."""
+        """Return the same target with coarser levels in regions of about `voxels` voxels."""
         return replace(self, coarse=voxels)
 
 
+def check_levels(levels: int | None) -> None:
+    """Raise `OptionError` if a number of levels is invalid."""
+    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
+        raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
+
+
 def level_regions(shape: Index3, granule: Index3, voxels: int = REGION_VOXELS) -> Regions:
-    """Return the regions of a coarser level: whole chunks, of some number of voxels or of one chunk."""
+    """Return the regions of a coarser level: whole chunks, of at most `voxels` voxels or of one chunk."""
     step = list(granule)
     while True:
         axis = min((a for a in range(3) if step[a] < shape[a]), key=lambda a: step[a], default=None)
@@ -68,18 +75,18 @@ def level_regions(shape: Index3, granule: Index3, voxels: int = REGION_VOXELS) -
 
 
 @dataclass(frozen=True)
-class Below:
-    """The level that a coarser one is made from: where it lies, and in what pieces it is stored."""
+class FinerLevel:
+    """The level that a coarser one is derived from: its grid and its stored objects."""
 
     grid: Grid
     stored: Index3
     """Voxels of a stored object."""
     chunk: Index3
-    """Voxels that are decoded at a time, of which an object holds whole numbers."""
+    """Voxels that are decoded at a time. The shape of an object is a multiple of it."""
 
 
-def derived(
-    below: Below,
+def derive_level(
+    finer: FinerLevel,
     grid: Grid,
     box: IndexBox,
     load: Callable[[IndexBox], Array],
@@ -88,38 +95,37 @@ def derived(
     channels: int,
     dtype: np.dtype[Any],
 ) -> Array:
-    """Return a box of a level part by part, so that little of the level below is in memory at a time.
+    """Return a box of a level, derived in parts, so that little of the finer level is in memory at a time.
 
     Parameters
     ----------
-    below, grid, box, load, layer_type, channels
-        As `shrink` takes them. ``load`` is asked for one stored object after the other, and for few of its chunks at a
-        time.
+    finer, grid, box, load, layer_type, channels
+        See `shrink`. ``load`` reads one stored object after the other, a few chunks at a time.
     dtype : dtype
-        Of the voxels.
+        Dtype of the result.
     """
     if box.voxels <= PART_VOXELS:
-        return shrink(below.grid, grid, box, load, layer_type=layer_type, channels=channels)
+        return shrink(finer.grid, grid, box, load, layer_type=layer_type, channels=channels)
     out = np.empty(box.shape, dtype)
-    if channels:  # in planes, as they are stored
+    if channels:  # channels first in memory, as they are stored
         out = np.moveaxis(np.empty((channels, *box.shape), dtype), 0, -1)
-    for part in _parts(below, grid, box):
-        out[part.slices(box)] = shrink(below.grid, grid, part, load, layer_type=layer_type, channels=channels)
+    for part in _part_boxes(finer, grid, box):
+        out[part.slices(box)] = shrink(finer.grid, grid, part, load, layer_type=layer_type, channels=channels)
     return out
 
 
-def derived_bytes(below: Below, grid: Grid, box: IndexBox, voxel_bytes: int) -> int:
-    """Return the bytes that `derived` takes at the most for a box, its result included."""
-    part = max(math.prod(_part(below, grid, box)), min(box.voxels, PART_VOXELS))
-    # Above a part lie up to eight voxels for each: as they are loaded, and as they are weighted.
-    return voxel_bytes * (box.voxels + 8 * 3 * part) + voxel_bytes * math.prod(below.stored)
+def derived_bytes(finer: FinerLevel, grid: Grid, box: IndexBox, voxel_bytes: int) -> int:
+    """Return the maximal bytes of memory that `derive_level` needs for a box, its result included."""
+    part = max(math.prod(_part_shape(finer, grid, box)), min(box.voxels, PART_VOXELS))
+    # A part derives from up to eight voxels for each of its own, which are loaded, padded and weighted.
+    return voxel_bytes * (box.voxels + 8 * 3 * part) + voxel_bytes * math.prod(finer.stored)
 
 
-def _part(below: Below, grid: Grid, box: IndexBox) -> Index3:
-    """Return how much of a level is made at a time: what lies over whole chunks of the level below."""
-    factors = [round(t.resolution / s.resolution) for t, s in zip(grid.axes, below.grid.axes, strict=True)]
-    most = [max(1, min(n, s // f)) for n, s, f in zip(box.shape, below.stored, factors, strict=True)]
-    size = [min(m, max(1, c // f)) for m, c, f in zip(most, below.chunk, factors, strict=True)]
+def _part_shape(finer: FinerLevel, grid: Grid, box: IndexBox) -> Index3:
+    """Return the shape of the parts that are derived at a time: they cover whole chunks of the finer level."""
+    factors = [round(t.resolution / s.resolution) for t, s in zip(grid.axes, finer.grid.axes, strict=True)]
+    most = [max(1, min(n, s // f)) for n, s, f in zip(box.shape, finer.stored, factors, strict=True)]
+    size = [min(m, max(1, c // f)) for m, c, f in zip(most, finer.chunk, factors, strict=True)]
     while True:
         axis = min((a for a in range(3) if 2 * size[a] <= most[a]), key=lambda a: size[a], default=None)
         if axis is None or math.prod(size) * 2 > PART_VOXELS:
@@ -127,64 +133,64 @@ def _part(below: Below, grid: Grid, box: IndexBox) -> Index3:
         size[axis] *= 2
 
 
-def _parts(below: Below, grid: Grid, box: IndexBox) -> Iterator[IndexBox]:
-    factors = [round(t.resolution / s.resolution) for t, s in zip(grid.axes, below.grid.axes, strict=True)]
-    cell = [max(1, s // f) for s, f in zip(below.stored, factors, strict=True)]
+def _part_boxes(finer: FinerLevel, grid: Grid, box: IndexBox) -> Iterator[IndexBox]:
+    factors = [round(t.resolution / s.resolution) for t, s in zip(grid.axes, finer.grid.axes, strict=True)]
+    cell = [max(1, s // f) for s, f in zip(finer.stored, factors, strict=True)]
     for outer in tiles(box, (cell[0], cell[1], cell[2])):
-        yield from tiles(outer, _part(below, grid, box))
+        yield from tiles(outer, _part_shape(finer, grid, box))
 
 
 def shrink(
-    below: Grid, grid: Grid, box: IndexBox, load: Callable[[IndexBox], Array], *, layer_type: str, channels: int
+    finer: Grid, grid: Grid, box: IndexBox, load: Callable[[IndexBox], Array], *, layer_type: str, channels: int
 ) -> Array:
-    """Return a box of a level, from the voxels of the level below.
+    """Return a box of a level, derived from the voxels of the finer level.
 
-    Images are averaged, NaN counting as what is not known: a voxel is NaN where all of it is. Ids take the most
-    frequent one, colours are weighted by their alpha. A voxel that the level below covers in part follows from that
-    part.
+    Images are averaged without NaN; a voxel is NaN if all its finer voxels are. Segmentations take the most frequent
+    id. Colours are weighted by their alpha. A voxel that the finer level covers in part derives from that part.
 
     Parameters
     ----------
-    below, grid : Grid
-        Of the level below and this one.
+    finer, grid : Grid
+        Grids of the finer level and of this one.
     box : IndexBox
-        What to make, in indexes of this level.
+        The box, in indexes of this level.
     load : callable
-        Gives a box of the level below, (z, y, x) or (z, y, x, rgba).
+        Returns a box of the finer level, (z, y, x) or (z, y, x, rgba).
     layer_type : {"image", "segmentation"}
     channels : int
-        Size of the last axis, 4 for RGBA; 0 if there is none. What is no RGBA of 8 bits is averaged channel by channel.
+        Size of the last axis, 4 for RGBA; 0 if there is none. Channels other than RGBA of 8 bits are averaged one by
+        one.
     """
-    maps = tuple(AxisMap.from_axes(t, s) for t, s in zip(grid.axes, below.axes, strict=True))
-    reach = [m.source_range(a, b, "mean") for m, a, b in zip(maps, box.start, box.stop, strict=True)]
-    need = IndexBox(tuple(a for a, _ in reach), tuple(b for _, b in reach))  # type: ignore[arg-type]
-    held = need.clip(below.box)
-    # The voxels at the edge stand for those beyond it, so that half a voxel counts as a whole one of the same value.
+    maps = tuple(AxisMap.from_axes(t, s) for t, s in zip(grid.axes, finer.axes, strict=True))
+    ranges = [m.source_range(a, b, "mean") for m, a, b in zip(maps, box.start, box.stop, strict=True)]
+    need = IndexBox(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))  # type: ignore[arg-type]
+    held = need.clip(finer.box)
+    # Edge padding gives a partly covered voxel the value of its covered part.
     missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
     values = load(held)
     if any(map(any, missing)):
         values = np.pad(values, [*missing, *([(0, 0)] if channels else [])], mode="edge")
     moved = tuple(AxisMap(m.a, m.b - o * m.c, m.c) for m, o in zip(maps, need.start, strict=True))
     if channels == 4 and values.dtype == np.uint8:
-        return _shrunk_rgba(values, moved, box)
+        return _shrink_rgba(values, moved, box)
     if channels:
-        return np.stack([_shrunk(values[..., i], moved, box, "mean") for i in range(channels)], axis=-1)
-    return _shrunk(values, moved, box, "mode" if layer_type == "segmentation" else "mean")
+        return np.stack([_shrink_channel(values[..., i], moved, box, "mean") for i in range(channels)], axis=-1)
+    return _shrink_channel(values, moved, box, "mode" if layer_type == "segmentation" else "mean")
 
 
-def _shrunk(values: Array, maps: tuple[AxisMap, ...], box: IndexBox, method: str) -> Array:
+def _shrink_channel(values: Array, maps: tuple[AxisMap, ...], box: IndexBox, method: str) -> Array:
     if method == "mean" and values.dtype.kind == "f":
         unknown = np.isnan(values)
         if unknown.any():
-            known = _shrunk((~unknown).astype(np.float64), maps, box, method)
-            total = _shrunk(np.where(unknown, 0, values).astype(np.float64), maps, box, method)
+            known = _shrink_channel((~unknown).astype(np.float64), maps, box, method)
+            total = _shrink_channel(np.where(unknown, 0, values).astype(np.float64), maps, box, method)
             mean: Array = np.where(known > 0, total / np.where(known > 0, known, 1), np.nan).astype(values.dtype)
             return mean
     leaf: Expr = ArrayLeaf(np.ascontiguousarray(values))
     return evaluate(Resampled(leaf, maps, method), box)  # type: ignore[arg-type]
 
 
-def _shrunk_rgba(values: Array, maps: tuple[AxisMap, ...], box: IndexBox) -> Array:
+def _shrink_rgba(values: Array, maps: tuple[AxisMap, ...], box: IndexBox) -> Array:
     from imageryxr.kernels.downsample_rgba import mean_rgba
 
     axes = zip(maps, box.start, box.stop, values.shape[:3], strict=True)

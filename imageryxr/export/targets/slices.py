@@ -1,4 +1,4 @@
-"""What targets share whose files are slices: stacks of pictures, and single files that slices go into one by one."""
+"""Base classes of targets whose files are slices: stacks of pictures, and single files assembled from slices."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Axis
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.store.bucket import open_place
-from imageryxr.export.targets.base import Target
+from imageryxr.export.store.local import Place
+from imageryxr.export.targets.base import Target, lost_object
 from imageryxr.graph.expr import Array
 
-# An offset that coordinates give may lie this much below the whole number that it stands for, in voxels.
+# Rounding error of offsets that are computed from coordinates, in voxels.
 INDEX_SLACK = 1e-6
 
 
@@ -29,7 +30,7 @@ class SliceTarget(Target):
     """A target whose regions are whole slices across one axis."""
 
     axis: int
-    """Which of z, y, x the slices lie across."""
+    """Number of the axis across the slices: z, y, x."""
 
     encoding = 0.0  # slice by slice: see `page_bytes`
 
@@ -54,13 +55,13 @@ class SliceTarget(Target):
 
     @property
     def page_bytes(self) -> int:
-        """A slice as it is cut out, as bytes, and compressed."""
+        """Bytes of a slice, three times: its values, its bytes, and compressed."""
         rows, columns = self.picture_shape
         return 3 * rows * columns * self.layer.voxel_bytes
 
     @property
     def assembling_bytes(self) -> int:
-        """The same: slices go into the file one by one."""
+        """The same for a single file, because its slices are appended one by one."""
         return self.page_bytes if self.kind == "single" else 0
 
     @abstractmethod
@@ -72,18 +73,25 @@ class SliceTarget(Target):
         """Return the content of a slice's file."""
 
     def keys(self, stage: int, box: IndexBox) -> list[str]:
-        """Return a file a slice."""
+        """Return one file per slice."""
         return [self.key(i) for i in range(box.start[self.axis], box.stop[self.axis])]
 
     def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
-        """Return the slices, one after the other."""
+        """Iterate over the files of the slices."""
         first = box.start[self.axis]
         for i in range(first, box.stop[self.axis]):
             yield self.key(i), self.page(i, np.take(values, i - first, axis=self.axis))
 
+    def read_page(self, place: Place, index: int) -> bytes:
+        """Return the temporary file of a slice, for the assembly of a single file."""
+        data = place.get(self.key(index))
+        if data is None:
+            raise lost_object(place, self.key(index))
+        return data
+
 
 def single_file_axis(axis: Any) -> int:
-    """Return the number of the axis that a file of slices goes along."""
+    """Return the number of the axis across the slices of a single file."""
     if axis not in DIMS:
         raise OptionError(f"axis={axis!r} must be 'z', 'y' or 'x': the axis across the slices")
     return DIMS.index(axis)
@@ -91,38 +99,38 @@ def single_file_axis(axis: Any) -> int:
 
 @dataclass(frozen=True)
 class Stack(SliceTarget):
-    """A picture a slice, named by a pattern."""
+    """A stack of pictures, one per slice, named by a pattern."""
 
     pattern: str
-    """The part of the place below ``root``, with fields."""
+    """The pattern, relative to ``root``."""
 
     kind = "files"
 
     def key(self, index: int) -> str:
-        """Fill the pattern in."""
-        return self._named(index, self.layer.grid.axes[self.axis])
+        """Return the name of a slice's file."""
+        return self._slice_name(index, self.layer.grid.axes[self.axis])
 
-    def _named(self, index: int, axis: Axis) -> str:
-        return _filled(self.pattern, DIMS[self.axis], index, axis)
+    def _slice_name(self, index: int, axis: Axis) -> str:
+        return _fill_pattern(self.pattern, DIMS[self.axis], index, axis)
 
     def names(self) -> dict[str, Any]:
-        """Return the pattern, and what it is filled in with."""
+        """Return the pattern, and the slices that it is filled in with."""
         axis = self.layer.grid.axes[self.axis]
         place = {"count": axis.size, "resolution": axis.resolution, "offset": axis.offset}
         return {"pattern": self.pattern, "axis": DIMS[self.axis], **place}
 
     def named(self, names: dict[str, Any]) -> list[str]:
-        """Return the pictures of another stack of this pattern."""
+        """Return the files of another stack of this pattern."""
         if (names.get("pattern"), names.get("axis")) != (self.pattern, DIMS[self.axis]):
             return []
         return slice_names(names)
 
     def occupied(self) -> list[str]:
-        """Return all pictures."""
+        """Return the names of all files."""
         return [self.key(i) for i in range(self.layer.grid.shape[self.axis])]
 
     def check_names(self) -> None:
-        """Raise `OptionError` if the pattern cannot be filled in, or gives two slices one name."""
+        """Raise `OptionError` if the pattern cannot be filled in, or gives two slices the same name."""
         try:
             names = self.occupied()
         except (ValueError, KeyError, IndexError) as error:
@@ -132,16 +140,16 @@ class Stack(SliceTarget):
                 f"target={self.place!r} cannot be filled in ({error}); write e.g. '{field}.png'"
             ) from None
         if any("\0" in name for name in names):
-            raise OptionError(
-                f"target={self.place!r} gives a slice a name with a NUL byte; write e.g. 'z{{z:04d}}.png'"
-            )
+            raise OptionError(f"target={self.place!r} gives slices names with a NUL byte; write e.g. 'z{{z:04d}}.png'")
         if len(set(names)) < len(names):
             name = DIMS[self.axis]
-            raise OptionError(f"target={self.place!r} gives two slices one name; write {{{name}:04d}} for the index")
+            raise OptionError(
+                f"target={self.place!r} gives two slices the same name; write {{{name}:04d}} for the index"
+            )
 
     def done(self) -> None:
-        """Warn of pictures of a longer stack that was replaced."""
-        # They would pass for slices of this one; they may also be somebody's, and so are left alone.
+        """Warn of other files that match the pattern, such as those of a longer stack that was replaced."""
+        # They look like slices of this stack, but may belong to the user, so they are not removed.
         fields = re.split(r"{[^}]*}", os.path.basename(self.pattern))
         like = re.compile(r"-?[\d.]+".join(map(re.escape, fields)))
         mine = {f"{self.root}/{name}" for name in self.occupied()}
@@ -154,13 +162,13 @@ class Stack(SliceTarget):
             one = len(strays) == 1
             warn(
                 f"{len(strays)} {'file' if one else 'files'} beside the {len(mine)} of this stack "
-                f"{'has a name' if one else 'have names'} of its pattern and {'is' if one else 'are'} not part of it: "
-                f"{', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove {'it' if one else 'them'} if an "
-                "earlier export made that"
+                f"{'matches' if one else 'match'} its pattern but {'was' if one else 'were'} not written by this "
+                f"export: {', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove {'it' if one else 'them'} "
+                f"if an earlier export wrote {'it' if one else 'them'}"
             )
 
 
-def _filled(pattern: str, dim: str, index: int, axis: Axis) -> str:
+def _fill_pattern(pattern: str, dim: str, index: int, axis: Axis) -> str:
     values: dict[str, int | float] = {dim: index}
     if f"{{{dim}_index" in pattern:
         values[f"{dim}_index"] = math.floor(axis.offset + index + INDEX_SLACK)
@@ -170,35 +178,35 @@ def _filled(pattern: str, dim: str, index: int, axis: Axis) -> str:
 
 
 def slice_names(names: dict[str, Any]) -> list[str]:
-    """Return the pictures of any stack by what its `Stack.names` gave; none if that is no pattern."""
+    """Return the files of a stack from the result of its `Stack.names`; none if its pattern is invalid."""
     axis = Axis(names["count"], names["resolution"], names["offset"])
     try:
         split_pattern(names["pattern"])
-        return [_filled(names["pattern"], names["axis"], i, axis) for i in range(axis.size)]
+        return [_fill_pattern(names["pattern"], names["axis"], i, axis) for i in range(axis.size)]
     except (ValueError, LookupError, AttributeError, TypeError):
         return []
 
 
 def split_pattern(text: str) -> tuple[str, str, int]:
-    """Return root folder, pattern below it and axis of a name pattern.
+    """Return the root folder, the pattern below it, and the axis of a name pattern.
 
     Raises
     ------
     OptionError
-        If the pattern names no axis, two, or something else.
+        If the pattern does not name exactly one axis.
     """
     try:
         parts = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
     except ValueError as error:
         raise OptionError(f"target={text!r} cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'") from None
     if re.search(r"[1-9]\d{3,}", "".join(spec or "" for _, _, spec, _ in string.Formatter().parse(text))):
-        raise OptionError(f"target={text!r} fills its names up to thousands of characters; write e.g. 'z{{z:04d}}.png'")
+        raise OptionError(f"target={text!r} has a field of thousands of characters; write e.g. 'z{{z:04d}}.png'")
     axes = {name.removesuffix("_nm").removesuffix("_index") for name in parts}
     if len(axes) != 1 or not axes <= set(DIMS):
-        named = f"; it names {sorted(axes)}" if axes else ""
+        found = f"; it names {sorted(axes)}" if axes else ""
         raise OptionError(
             f"target={text!r} must name one axis to slice along, by index or by nm: e.g. 'stack/z{{z:04d}}.png', "
-            f"'stack/z{{z_index:06d}}.png', 'stack/{{x_nm:.0f}}nm.png'{named}"
+            f"'stack/z{{z_index:06d}}.png', 'stack/{{x_nm:.0f}}nm.png'{found}"
         )
     text = os.path.expanduser(text) if text.startswith("~") else text
     fixed = text.split("{", 1)[0]

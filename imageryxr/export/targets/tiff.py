@@ -1,4 +1,4 @@
-"""One TIFF of all slices: as ImageJ reads it, as OME-TIFF, and as BigTIFF where it is large."""
+"""A TIFF of all slices: for ImageJ, as OME-TIFF, or as BigTIFF."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import OptionError, TargetError
+from imageryxr.errors import OptionError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import ArrayInfo
@@ -18,42 +18,44 @@ from imageryxr.export.targets.slices import SliceTarget, single_file_axis
 from imageryxr.graph.expr import Array
 
 COMPRESSIONS = (None, "zlib")
-# A classic TIFF counts its bytes in 32 bits; what is not pixels takes some of them.
+# A classic TIFF has 32-bit offsets; some bytes are needed for tags.
 CLASSIC_BYTES = 2**32 - 2**25
 
 
 def check_compression(compression: Any) -> str | None:
-    """Return how a TIFF is compressed, or raise `OptionError`."""
+    """Return the compression of a TIFF, or raise `OptionError`."""
     value = None if compression in ("none", "None") else compression
     if value not in COMPRESSIONS:
-        raise OptionError(f"compression={compression!r} must be 'zlib' (lossless, which every reader knows) or None")
+        raise OptionError(f"compression={compression!r} must be 'zlib' (lossless, supported by all readers) or None")
     return value
 
 
 def check_type(layer: ArrayInfo) -> None:
-    """Raise `OptionError` if a TIFF has no such values."""
+    """Raise `OptionError` if a TIFF cannot store values of this type."""
     if layer.dtype.kind not in "uifbc" or layer.dtype.itemsize > (16 if layer.dtype.kind == "c" else 8):
-        raise OptionError(f"values of dtype {layer.dtype} cannot be stored as TIFF; it holds numbers of up to 64 bits")
+        raise OptionError(
+            f"values of dtype {layer.dtype} cannot be stored as TIFF, which stores numbers of up to 64 bits"
+        )
     if layer.channels not in (0, 3, 4):
         raise OptionError(
-            f"a TIFF of {layer.channels} channels is no picture that programs know: export grey values "
-            "(array.isel(rgba=0)), RGB or RGBA, or all channels to .ome.zarr"
+            f"a TIFF of {layer.channels} channels is not a picture that programs support: export grey values "
+            "(array.isel(rgba=0)), RGB or RGBA, or export all channels to .ome.zarr"
         )
 
 
 def is_imagej_type(layer: ArrayInfo) -> bool:
-    """Tell whether ImageJ's kind of TIFF holds such values: colours it has of 8 bits only."""
+    """Return whether ImageJ's kind of TIFF can store values of this type; its colours have 8 bits."""
     return layer.dtype in (np.uint8, np.bool_) or (not layer.channels and layer.dtype in (np.uint16, np.float32))
 
 
 def tiff_page_tags(layer: ArrayInfo, pixel: tuple[float, float, float], *, imagej: bool) -> dict[str, Any]:
-    """Return what `tifffile` is to write of colours and voxel size: for ImageJ its ``spacing`` and ``unit``."""
+    """Return the arguments of `tifffile` for colours and voxel size; for ImageJ with ``spacing`` and ``unit``."""
     width, height, depth = pixel
     tags: dict[str, Any] = {"photometric": "rgb" if layer.channels else "minisblack"}
     if layer.channels == 4:
         tags["extrasamples"] = ["unassalpha"]
     if imagej:
-        # per nm, the unit that is named: that is how ImageJ understands them
+        # ImageJ expects the resolution per unit, here per nm
         return {
             **tags,
             "resolution": (1 / width, 1 / height),
@@ -80,7 +82,7 @@ class TiffFile(SliceTarget):
     suffixes = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
 
     def describe(self) -> dict[str, Any]:
-        """Return what the file is like."""
+        """Return the format and its options."""
         return {
             "format": "OME-TIFF" if self.ome else "TIFF",
             "axis": self.axis,
@@ -89,29 +91,29 @@ class TiffFile(SliceTarget):
         }
 
     def problems(self) -> list[str]:
-        """Refuse more than fits into 32 bits."""
+        """Return an error for arrays that exceed 32-bit offsets."""
         total = self.layer.grid.box.voxels * self.layer.voxel_bytes
         if self.bigtiff or total <= CLASSIC_BYTES:
             return []
         return [
-            f"a TIFF holds at most 4 GiB, and these are {total / 2**30:,.1f} GiB before compression: give "
-            "bigtiff=True, or a pattern such as 'stack/z{z:04d}.tif' for a file a slice"
+            f"a TIFF has at most 4 GiB; the array has {total / 2**30:,.1f} GiB before compression: give "
+            "bigtiff=True, or a pattern such as 'stack/z{z:04d}.tif' for one file per slice"
         ]
 
     def advice(self) -> str | None:
-        """Tell where programs do not find how far apart slices are."""
+        """Return a note if most programs cannot read the distance of the slices."""
         if self.ome or self._imagej or self.layer.grid.shape[self.axis] == 1:
             return None
-        why = "ImageJ has no BigTIFF" if self.bigtiff and is_imagej_type(self.layer) else "ImageJ has no such values"
-        other = ".ome.zarr" if _not_in_ome(self.layer) else ".ome.tif"
+        why = "BigTIFF" if self.bigtiff and is_imagej_type(self.layer) else f"values of dtype {self.layer.dtype}"
+        other = ".ome.zarr" if _is_unsupported_by_ome(self.layer) else ".ome.tif"
         return (
-            f"how far apart the slices are, {self.pixel[2]:g} nm, stands only where tifffile reads it, as {why}; a "
-            f"name that ends in {other} has it for others"
+            f"only tifffile reads the distance of the slices, {self.pixel[2]:g} nm, from this file, because ImageJ "
+            f"does not support {why}; a name that ends in {other} stores it for other programs"
         )
 
     @property
     def plain(self) -> bool:
-        """Where pages are not compressed."""
+        """Whether pages are uncompressed."""
         return self.compression is None
 
     def occupied(self) -> list[str]:
@@ -119,11 +121,11 @@ class TiffFile(SliceTarget):
         return [""]
 
     def key(self, index: int) -> str:
-        """Return the name of a slice that waits for the file to be put together."""
+        """Return the name of a slice's temporary file."""
         return f"{index:08d}.page"
 
     def page(self, index: int, plane: Array) -> bytes:
-        """Return the pixels of a slice, compressed as they will stand in the file."""
+        """Return the pixels of a slice, compressed as in the file."""
         data = (plane if plane.dtype != np.bool_ else plane.astype(np.uint8) * 255).tobytes()
         return zlib.compress(data, 6) if self.compression else data
 
@@ -135,7 +137,7 @@ class TiffFile(SliceTarget):
         dtype = np.dtype(np.uint8) if self.layer.dtype == np.bool_ else self.layer.dtype
         samples = (self.layer.channels,) if self.layer.channels else (1,) if self._one_wide and self._imagej else ()
         shape = (count, *self.picture_shape, *samples)
-        # unless it is told, tifffile takes slices one voxel wide for the rows of a single page
+        # without these, tifffile takes slices that are one voxel wide for the rows of a single page
         narrow: dict[str, Any] = {"planarconfig": "contig", "extrasamples": ()} if self._one_wide else {}
         with tifffile.TiffWriter(path, bigtiff=self.bigtiff, ome=self.ome, imagej=self._imagej) as writer:
             writer.write(
@@ -143,7 +145,7 @@ class TiffFile(SliceTarget):
                 shape=shape,
                 dtype=dtype,
                 compression=self.compression,
-                # one strip a page: the pages are compressed already, each on its own
+                # one strip per page, because each page is already compressed as a whole
                 rowsperstrip=self.picture_shape[0],
                 **self._tags(count),
                 **({} if self._imagej else narrow),
@@ -157,7 +159,7 @@ class TiffFile(SliceTarget):
         tags = tiff_page_tags(self.layer, self.pixel, imagej=self._imagej)
         width, height, depth = self.pixel
         if self.ome:
-            # the identifier is part of the file: the same export gives the same bytes
+            # a fixed identifier, so that equal exports give equal bytes
             name = f"imageryxr {self.layer.grid} {self.describe()}"
             tags["metadata"] = {
                 "axes": "ZYXS" if self.layer.channels else "ZYX",
@@ -173,19 +175,17 @@ class TiffFile(SliceTarget):
 
     @property
     def _one_wide(self) -> bool:
-        """Whether slices are of grey values or ids, and one voxel wide."""
+        """Whether slices have no channels and are one voxel wide."""
         return not self.layer.channels and self.picture_shape[1] == 1
 
     def _pages(self, place: Place, count: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Any]:
         for i in range(count):
-            data = place.get(self.key(i))
-            if data is None:
-                raise TargetError(f"slice {i} of {self.place} is lost: {place.url}/{self.key(i)} is not there any more")
+            data = self.read_page(place, i)
             yield data if self.compression else np.frombuffer(data, dtype).reshape(shape)
 
 
-def _not_in_ome(layer: ArrayInfo) -> bool:
-    """Tell whether OME-TIFF has no such values."""
+def _is_unsupported_by_ome(layer: ArrayInfo) -> bool:
+    """Return whether OME-TIFF cannot store values of this type."""
     return (layer.dtype.itemsize > 4 and layer.dtype.kind in "iu") or layer.dtype == np.float16
 
 
@@ -197,15 +197,17 @@ def tiff_file(
     Raises
     ------
     OptionError
-        If an option is none, or OME-TIFF cannot hold the values.
+        If an option is invalid, or OME-TIFF cannot store the values.
     """
     check_type(layer)
     ome = place.lower().endswith((".ome.tif", ".ome.tiff"))
-    if ome and _not_in_ome(layer) and layer.dtype.kind in "iu":
+    if ome and _is_unsupported_by_ome(layer) and layer.dtype.kind in "iu":
         raise OptionError(
-            f"OME-TIFF holds no ids of dtype {layer.dtype} (its whole numbers have 32 bits at the most); export them "
-            "to .ome.zarr, precomputed:// or a plain .tif"
+            f"ids of dtype {layer.dtype} cannot be stored as OME-TIFF, whose integers have at most 32 bits; export "
+            "them to .ome.zarr, precomputed:// or a plain .tif"
         )
-    if ome and _not_in_ome(layer):
-        raise OptionError("OME-TIFF holds no values of dtype float16: give array.astype('float32'), or a plain .tif")
+    if ome and _is_unsupported_by_ome(layer):
+        raise OptionError(
+            "values of dtype float16 cannot be stored as OME-TIFF: give array.astype('float32'), or a plain .tif"
+        )
     return TiffFile(place, root, layer, single_file_axis(axis), check_compression(compression), bool(bigtiff), ome)

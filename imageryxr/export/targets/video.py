@@ -1,4 +1,4 @@
-"""Videos: a slice a frame, through PyAV."""
+"""Videos with a frame per slice, written with PyAV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import CodecError, OptionError, TargetError
+from imageryxr.errors import CodecError, OptionError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import ArrayInfo
@@ -21,13 +21,13 @@ from imageryxr.export.targets.slices import SliceTarget, single_file_axis
 from imageryxr.graph.expr import Array
 
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9"}
-# Bytes that an encoder keeps of a pixel of each frame that it looks at, and how many those are beside its threads'.
+# Memory of the encoder: bytes per pixel of each buffered frame, buffered frames besides those of threads, and a base.
 FRAME_BYTES = 3.5
 FRAMES = 52
 ENCODER_BYTES = 64_000_000
-# What H.264 and VP9 hold, and what players take.
+# Limit of H.264, VP9 and players.
 LARGEST = 16384
-# Rows of a frame whose colours are converted at a time: an even number.
+# Rows of a frame that are converted at a time; must be even.
 BAND_ROWS = 64
 
 
@@ -43,32 +43,32 @@ class Video(SliceTarget):
 
     @property
     def container(self) -> str:
-        """The format, by the ending."""
+        """The container format, from the ending."""
         return self.place.lower().rpartition(".")[2]
 
     def describe(self) -> dict[str, Any]:
-        """Return format, speed and quality."""
+        """Return the format and its options."""
         return {"format": self.container, "axis": self.axis, "fps": self.fps, "crf": self.crf}
 
     def problems(self) -> list[str]:
-        """Refuse frames that are larger than videos are."""
+        """Return an error for frames that are larger than videos allow."""
         rows, columns = self.picture_shape
         if max(rows, columns) <= LARGEST:
             return []
         return [
-            f"a frame would be {columns} × {rows} pixels, and videos go up to {LARGEST}: export a smaller box, or a "
+            f"a frame would be {columns} × {rows} pixels; videos have at most {LARGEST}: export a smaller box, or a "
             "coarser level (mip=…)"
         ]
 
     @property
     def page_bytes(self) -> int:
-        """A frame as it is cut out, in three colours, of even size, as brightness and colour, and compressed."""
+        """Bytes of a frame in each stage of its conversion: slice, RGB, padded, YUV and compressed."""
         rows, columns = self.picture_shape
         return 16 * rows * columns
 
     @property
     def assembling_bytes(self) -> int:
-        """What the encoder keeps: it looks many frames ahead, and more with more threads."""
+        """Memory of the encoder, which buffers frames, and more of them with more threads."""
         rows, columns = self.picture_shape
         frames = min(self.layer.grid.shape[self.axis], FRAMES + 3 * (os.cpu_count() or 1))
         return int(FRAME_BYTES * frames * rows * columns) + ENCODER_BYTES
@@ -78,11 +78,11 @@ class Video(SliceTarget):
         return [""]
 
     def key(self, index: int) -> str:
-        """Return the name of a frame that waits for the film to be put together."""
+        """Return the name of a frame's temporary file."""
         return f"{index:08d}.frame"
 
     def page(self, index: int, plane: Array) -> bytes:
-        """Return the frame's colours, over black where they are transparent: videos have no alpha."""
+        """Return the frame's colours, over black where they are transparent, because videos have no alpha."""
         if plane.dtype == np.bool_:
             plane = plane.astype(np.uint8) * 255
         if not self.layer.channels:
@@ -92,7 +92,7 @@ class Video(SliceTarget):
         else:
             frame = ((plane[..., :3].astype(np.uint16) * plane[..., 3:] + 127) // 255).astype(np.uint8)
         rows, columns = self.picture_shape
-        # colours are stored for two by two pixels: an odd side gets its last row or column twice
+        # colours are stored per 2 × 2 pixels, so the last row or column of an odd side is repeated
         even = np.pad(frame, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
         return zlib.compress(yuv420(even).tobytes(), 1)
 
@@ -118,10 +118,8 @@ class Video(SliceTarget):
 
     def _frames(self, place: Place, rows: int, columns: int) -> Iterator[Array]:
         for i in range(self.layer.grid.shape[self.axis]):
-            data = place.get(self.key(i))
-            if data is None:
-                raise TargetError(f"frame {i} of {self.place} is lost: {place.url}/{self.key(i)} is not there any more")
-            yield np.frombuffer(zlib.decompress(data), np.uint8).reshape(rows * 3 // 2, columns)
+            data = zlib.decompress(self.read_page(place, i))
+            yield np.frombuffer(data, np.uint8).reshape(rows * 3 // 2, columns)
 
 
 def yuv420(rgb: Array) -> Array:
@@ -133,11 +131,11 @@ def yuv420(rgb: Array) -> Array:
     out = np.empty(rows * columns * 3 // 2, np.uint8)
     y = out[: rows * columns].reshape(rows, columns)
     colors = out[rows * columns :].reshape(2, rows // 2, columns // 2)
-    # A few rows at a time: in floats a frame is many times its size.
+    # a few rows at a time, because floats need many times the memory of the frame
     for top in range(0, rows, BAND_ROWS):
         band = slice(top, top + BAND_ROWS)
         half = slice(top // 2, (top + BAND_ROWS) // 2)
-        y[band], colors[0, half], colors[1, half] = map(_rounded, _yuv(rgb[band]))
+        y[band], colors[0, half], colors[1, half] = map(_round_to_uint8, _yuv(rgb[band]))
     return out.reshape(rows * 3 // 2, columns)
 
 
@@ -152,7 +150,7 @@ def _yuv(rgb: Array) -> tuple[Array, Array, Array]:
     return 16 + y * (219 / 255), halves[0], halves[1]
 
 
-def _rounded(values: Array) -> Array:
+def _round_to_uint8(values: Array) -> Array:
     return np.asarray(np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8))
 
 
@@ -162,18 +160,18 @@ def video(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any 
     Raises
     ------
     OptionError
-        If the values are no picture, or an option is outside its range.
+        If the values are not a picture, or an option is outside its range.
     CodecError
         If PyAV is not installed.
     """
     if find_spec("av") is None:
-        raise CodecError("videos are written with PyAV, which is not installed; run pip install 'imageryxr[video]'")
+        raise CodecError("videos need PyAV, which is not installed; run pip install 'imageryxr[video]'")
     if layer.channels not in (0, 4):
-        raise OptionError(f"{layer.channels} channels of dtype {layer.dtype} are no frames of a video: give RGBA")
+        raise OptionError(f"{layer.channels} channels of dtype {layer.dtype} cannot be frames of a video: give RGBA")
     if layer.dtype not in (np.uint8, np.bool_):
         raise OptionError(
-            f"values of dtype {layer.dtype} are no frames of a video; make them with to_rgba(image, contrast_limits=…) "
-            "or overlay(image, segmentation)"
+            f"values of dtype {layer.dtype} cannot be frames of a video; make a picture with "
+            "to_rgba(image, contrast_limits=…) or overlay(image, segmentation)"
         )
     if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) <= 1000:
         raise OptionError(f"fps={fps!r} must be frames per second, above 0 and up to 1000")

@@ -1,8 +1,7 @@
-"""An array of a Zarr group, object by object: chunks or shards as zarr makes them.
+"""Encoding and decoding of the stored objects of a Zarr array, one chunk or shard at a time.
 
 Zarr v3: https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html; v2:
-https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html. Channels, where there are any, come first and are all in one
-chunk.
+https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html. Channels are the first axis, and each chunk has all of them.
 """
 
 from __future__ import annotations
@@ -22,55 +21,55 @@ from imageryxr.graph.expr import Array
 from imageryxr.sources.omezarr.object_check import ObjectFormat, check_object, object_format
 
 
-def _zstd(level: int, chunk: Array) -> Any:
+def _encode_zstd(level: int, chunk: Array) -> Any:
     from numcodecs.zstd import Zstd
 
     return Zstd(level).encode(chunk)
 
 
-def _unzstd(data: bytes) -> Any:
+def _decode_zstd(data: bytes) -> Any:
     from numcodecs.zstd import Zstd
 
     return Zstd().decode(data)
 
 
-def _gzip(level: int, chunk: Array) -> Any:
-    # without the time, so that the same voxels are the same bytes whenever they are written
+def _encode_gzip(level: int, chunk: Array) -> Any:
+    # without a timestamp, so that equal voxels give equal bytes
     return gzip.compress(chunk.data, level, mtime=0)
 
 
-# Of these the chunk's bytes are one call away, and back; of the others zarr knows the settings.
+# Compressors with a direct encoder and decoder. The others go through zarr.
 DIRECT: dict[str, tuple[Callable[[int, Array], Any], Callable[[bytes], Any]]] = {
-    "zstd": (_zstd, _unzstd),
-    "gzip": (_gzip, gzip.decompress),
+    "zstd": (_encode_zstd, _decode_zstd),
+    "gzip": (_encode_gzip, gzip.decompress),
     "none": (lambda _, chunk: chunk.tobytes(), lambda data: data),
 }
 
 
 @dataclass(frozen=True)
 class ZarrArray:
-    """How an array is stored; its objects' names are relative to it."""
+    """The layout of a stored array. Names of objects are relative to the array."""
 
     shape: Index3
     channels: int
-    """0 if there is no such axis."""
+    """Size of the channel axis; 0 without such an axis."""
     dtype: np.dtype[Any]
     chunk: Index3
-    stored: Index3
-    """Voxels of an object: a chunk, or a shard of whole ones."""
+    object_shape: Index3
+    """Voxels of an object: a chunk, or a shard of whole chunks."""
     sharded: bool
     compressor: str
-    """Its name, and its level behind a colon."""
+    """The name, with the level after a colon."""
     old: bool
-    """Whether it is Zarr v2."""
+    """Whether the format is Zarr v2."""
 
     @property
     def _lead(self) -> tuple[int, ...]:
         return (self.channels,) if self.channels else ()
 
     @property
-    def _direct(self) -> bool:
-        """Whether chunks are made as zarr would make them, without its one thread that all workers would wait for."""
+    def _is_direct(self) -> bool:
+        """Whether chunks are encoded without zarr, whose single event loop thread would limit all workers."""
         return not self.sharded and self.compressor.partition(":")[0] in DIRECT
 
     @property
@@ -78,34 +77,34 @@ class ZarrArray:
         return self.dtype if self.old else self.dtype.newbyteorder("<")
 
     def description(self) -> dict[str, bytes]:
-        """Return the files that say what the array is."""
+        """Return the metadata files of the array."""
         return {name: buffer.to_bytes() for name, buffer in self._metadata().to_buffer_dict(_prototype()).items()}
 
     def keys(self, box: IndexBox) -> list[str]:
         """Return the names of the objects that a box touches, in C order."""
         lead = f"{'' if self.old else 'c/'}{'0/' if self.channels else ''}"
-        return [f"{lead}{z}/{y}/{x}" for z, y, x in self._spots(box)]
+        return [f"{lead}{z}/{y}/{x}" for z, y, x in self._object_indices(box)]
 
-    def _spots(self, box: IndexBox) -> Iterator[Index3]:
-        zs, ys, xs = (range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, self.stored, strict=True))
+    def _object_indices(self, box: IndexBox) -> Iterator[Index3]:
+        zs, ys, xs = (range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, self.object_shape, strict=True))
         return ((z, y, x) for z in zs for y in ys for x in xs)
 
     def _objects(self, box: IndexBox) -> Iterator[tuple[str, IndexBox]]:
-        """Return the objects that a box touches, with where each lies, beyond the edge of the array where it does."""
-        for key, spot in zip(self.keys(box), self._spots(box), strict=True):
-            start = tuple(i * s for i, s in zip(spot, self.stored, strict=True))
-            stop = tuple(a + s for a, s in zip(start, self.stored, strict=True))
+        """Iterate over the objects that a box touches, with their boxes, which may extend beyond the array."""
+        for key, spot in zip(self.keys(box), self._object_indices(box), strict=True):
+            start = tuple(i * s for i, s in zip(spot, self.object_shape, strict=True))
+            stop = tuple(a + s for a, s in zip(start, self.object_shape, strict=True))
             yield key, IndexBox(start, stop)  # type: ignore[arg-type]
 
     def encode(self, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
-        """Encode the objects of a box, one after the other: all of them whole, save at the edge of the array."""
+        """Iterate over the encoded objects of a box, which must cover whole objects up to the edge of the array."""
         for key, whole in self._objects(box):
             part = whole.clip(box)
-            yield key, self._encoded(key, part, values[part.slices(box)])
+            yield key, self._encode_object(key, part, values[part.slices(box)])
 
-    def _encoded(self, key: str, box: IndexBox, values: Array) -> bytes:
-        if not self._direct:
-            return self._by_zarr(key, box, values)
+    def _encode_object(self, key: str, box: IndexBox, values: Array) -> bytes:
+        if not self._is_direct:
+            return self._encode_with_zarr(key, box, values)
         chunk = np.empty((*self._lead, *self.chunk), self._stored_dtype)
         if values.shape[:3] != self.chunk:
             chunk[...] = 0
@@ -115,28 +114,28 @@ class ZarrArray:
         data: bytes = DIRECT[name][0](int(strength or 0), chunk)
         return data
 
-    def _by_zarr(self, key: str, box: IndexBox, values: Array) -> bytes:
+    def _encode_with_zarr(self, key: str, box: IndexBox, values: Array) -> bytes:
         from zarr.core.buffer import Buffer
 
-        held: dict[str, Buffer] = {}
-        array = self._opened(held)
+        written: dict[str, Buffer] = {}
+        array = self._open_array(written)
         if self.channels:
             array[(slice(None), *box.slices())] = np.moveaxis(values, -1, 0)
         else:
             array[box.slices()] = values.astype(self.dtype, copy=False)
-        if list(held) != [key]:
-            raise TargetError(f"zarr wrote {sorted(held)} where {key} was expected; report this as a fault")
-        data: bytes = held[key].to_bytes()
-        timed = self.sharded and self.compressor.startswith("gzip")
-        return _timeless(data, self.stored, self.chunk) if timed else data
+        if list(written) != [key]:
+            raise TargetError(f"zarr wrote {sorted(written)} instead of {key}; please report this bug")
+        data: bytes = written[key].to_bytes()
+        has_timestamps = self.sharded and self.compressor.startswith("gzip")
+        return _without_timestamps(data, self.object_shape, self.chunk) if has_timestamps else data
 
     def decode(self, box: IndexBox, objects: Mapping[str, bytes], where: str) -> Array:
-        """Return the values of a box from all objects that it touches, each colour in a plane of its own.
+        """Return the values of a box from all objects that it touches, with channels first in memory.
 
         Raises
         ------
         TargetError
-            If an object is not what was written; ``where`` is the folder of the array, for the message.
+            If an object is damaged. The message names ``where``, the folder of the array.
         """
         out = np.empty((*self._lead, *box.shape), self.dtype)
         for key, whole in self._objects(box):
@@ -144,15 +143,17 @@ class ZarrArray:
             try:
                 self._decode_into(out[(..., *part.slices(box))], key, objects[key], whole, part)
             except Exception as error:
-                said = f"{where}/{key} was written, and is damaged ({type(error).__name__}: {error})"
-                raise TargetError(f"{said}: remove it and run the same call again, which makes it anew") from error
+                raise TargetError(
+                    f"{where}/{key} is damaged ({type(error).__name__}: {error}): remove it and run the same call "
+                    "again, which restores it"
+                ) from error
         return np.moveaxis(out, 0, -1) if self.channels else out
 
     def _decode_into(self, out: Array, key: str, data: bytes, whole: IndexBox, part: IndexBox) -> None:
-        if not self._direct:
-            check_object(_form(self), key, data, (None, None))  # Blosc itself does not look
-            array = self._opened({key: _prototype().buffer.from_bytes(data)})
-            # what zarr returned would be in memory twice
+        if not self._is_direct:
+            check_object(_object_format(self), key, data, (None, None))  # Blosc does not check sizes
+            array = self._open_array({key: _prototype().buffer.from_bytes(data)})
+            # decoding into `out` avoids a second copy in memory
             selection = (*(slice(None) for _ in self._lead), *part.slices())
             array.get_basic_selection(selection, out=_prototype().nd_buffer.from_numpy_array(out))
             return
@@ -160,11 +161,11 @@ class ZarrArray:
         chunk = np.frombuffer(decode(data), self._stored_dtype).reshape(*self._lead, *self.chunk)
         out[...] = chunk[(..., *part.slices(whole))]
 
-    def _opened(self, objects: dict[str, Any]) -> Any:
+    def _open_array(self, objects: dict[str, Any]) -> Any:
         import zarr
         from zarr.storage import MemoryStore, StorePath
 
-        # An absent chunk could be black or lost: every chunk is written, so that absence is a fault.
+        # Empty chunks are written, so that a missing chunk is always an error.
         config: Any = {"order": "C", "write_empty_chunks": True}
         return zarr.Array(zarr.AsyncArray(self._metadata(), StorePath(MemoryStore(objects)), config))
 
@@ -172,7 +173,7 @@ class ZarrArray:
         return _array_metadata(
             (*self._lead, *self.shape),
             (*self._lead, *self.chunk),
-            (*self._lead, *self.stored) if self.sharded else None,
+            (*self._lead, *self.object_shape) if self.sharded else None,
             str(self.dtype),
             self.compressor,
             self.old,
@@ -180,14 +181,14 @@ class ZarrArray:
 
 
 @lru_cache(maxsize=64)
-def _form(array: ZarrArray) -> ObjectFormat:
+def _object_format(array: ZarrArray) -> ObjectFormat:
     return object_format(array.description()[".zarray" if array.old else "zarr.json"].decode())
 
 
-def _timeless(shard: bytes, stored: Index3, chunk: Index3) -> bytes:
-    """Return a shard of gzipped chunks without the time that each says it was written at, in its bytes 4 to 8.
+def _without_timestamps(shard: bytes, stored: Index3, chunk: Index3) -> bytes:
+    """Return a shard of gzipped chunks with their timestamps, bytes 4 to 8 of each chunk, set to 0.
 
-    The index is the end of the shard: offset and size of each chunk, and a checksum of these
+    The index at the end of the shard has the offset and size of each chunk, and a checksum of these
     (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html).
     """
     count = math.prod(s // c for s, c in zip(stored, chunk, strict=True))

@@ -199,7 +199,7 @@ def test_the_pyramid_of_a_petavoxel_has_fewer_tasks_than_the_volume(tmp_path):
     assert plan.peak_memory <= 16e9
     for stage, regions in enumerate(plan.target.later, 1):
         box = regions.largest()
-        for step, stored, n in zip(box.shape, plan.target.stored(stage), regions.shape, strict=True):
+        for step, stored, n in zip(box.shape, plan.target.object_shape(stage), regions.shape, strict=True):
             assert step % stored == 0 or step == n
     little = ix.plan_export(array, tmp_path / "o.ome.zarr", memory="600 MB", workers=2)
     assert little.peak_memory <= 600e6

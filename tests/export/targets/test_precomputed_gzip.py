@@ -47,7 +47,9 @@ def test_cloudvolume_and_tensorstore_see_the_same_voxels(tmp_path, name, encodin
 
 def test_colours_as_png(tmp_path):
     target = f"precomputed://{tmp_path}/pc"
-    with pytest.warns(ix.ImageryWarning, match="CloudVolume mixes up the channels.*encoding='raw'"):
+    with pytest.warns(
+        ix.ImageryWarning, match="CloudVolume reads PNG chunks with their channels mixed up.*encoding='raw'"
+    ):
         ix.export(ARRAYS["rgba"], target, encoding="png", chunks=(4, 16, 16), levels=2)
     ix.export(ARRAYS["rgba"], f"precomputed://{tmp_path}/raw", chunks=(4, 16, 16), levels=2)
     for mip in (0, 1):
@@ -142,10 +144,10 @@ def test_what_is_compressed_by_itself_is_the_same_call_as_before(tmp_path, encod
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"gzip": True, "encoding": "jpeg"}, "gzip=True is for the encodings raw and compressed_segmentation: 'jpeg'"),
+        ({"gzip": True, "encoding": "jpeg"}, "gzip=True is for the encodings raw and compressed_segmentation; 'jpeg'"),
         ({"gzip": "yes"}, "gzip='yes' must be True .* or False"),
-        ({"quality": 80}, "quality=80 is of JPEG, and the encoding here is 'raw'.*encoding='jpeg'"),
-        ({"quality": 80, "encoding": "png"}, "the encoding here is 'png'"),
+        ({"quality": 80}, "quality=80 is an option of JPEG, but encoding='raw' is lossless.*encoding='jpeg'"),
+        ({"quality": 80, "encoding": "png"}, "encoding='png' is lossless"),
         ({"quality": 0, "encoding": "jpeg"}, "from 1 to 100"),
         ({"quality": True, "encoding": "jpeg"}, "from 1 to 100"),
     ],

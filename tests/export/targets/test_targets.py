@@ -89,7 +89,7 @@ def test_a_chunk_has_the_bytes_that_zarr_gives_it(tmp_path, version, compressor)
         for key, data in stored.encode(IndexBox.of_shape(plan.shape), values):
             z, y, x = map(int, key.split("/")[-3:])
             box = IndexBox((2 * z, 16 * y, 16 * x), (2 * z + 2, 16 * y + 16, 16 * x + 16)).clip(ix.grid_of(array).box)
-            theirs = stored._by_zarr(key, box, values[box.slices()])
+            theirs = stored._encode_with_zarr(key, box, values[box.slices()])
             if compressor == "gzip:3":  # which holds the time, and what wrote it
                 data, theirs = gzip.decompress(data), gzip.decompress(theirs)
             assert data == theirs
@@ -127,7 +127,7 @@ def test_a_damaged_object_is_named_when_a_pyramid_is_made_from_it(tmp_path, monk
 
     monkeypatch.setattr(Folder, "get", damaged)
     target = tmp_path / "o.ome.zarr"
-    with pytest.raises(ix.TargetError, match=r"0/c/0/0/0 was written, and is damaged \(.*: remove it and run the same"):
+    with pytest.raises(ix.TargetError, match=r"0/c/0/0/0 is damaged \(.*: remove it and run the same"):
         ix.export(FINE, target, chunks=(2, 16, 16), levels=2, **kw)
     monkeypatch.undo()
     ix.export(FINE, target, chunks=(2, 16, 16), levels=2, **kw)
@@ -172,7 +172,7 @@ def test_a_level_made_in_parts_is_that_made_at_once(tmp_path, name, target, monk
 @pytest.mark.parametrize("options", [{"chunks": (16, 32, 32), "shards": (32, 512, 512)}, {"chunks": (32, 256, 256)}])
 @pytest.mark.parametrize("ids", [False, True])
 def test_a_level_takes_the_memory_that_was_planned(tmp_path, options, ids):
-    """Below a voxel lie up to eight: what all of a shard follows from is never in memory at once."""
+    """A coarse voxel derives from up to eight finer ones; the finer voxels of a whole shard are never in memory."""
     # in a process of its own: threads that other tests left behind would be counted
     code = f"from tests.support.export_jobs import level_memory; level_memory({str(tmp_path)!r}, {options!r}, {ids!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -308,7 +308,7 @@ def test_tiff_stack(tmp_path, name, axis):
 def test_tiff_file(tmp_path, name, options, suffix):
     array, path = ARRAYS[name], tmp_path / f"one{suffix}"
     if suffix == ".ome.tif" and name == "ids":
-        with pytest.raises(ix.OptionError, match="OME-TIFF holds no ids of dtype uint64"):
+        with pytest.raises(ix.OptionError, match="ids of dtype uint64 cannot be stored as OME-TIFF"):
             ix.export(array, path, **options)
         return
     report = ix.export(array, path, **options)
@@ -508,7 +508,7 @@ def test_memory(name):
 
 CASES = {
     "version": ({"version": "0.6"}, "o.zarr", "'0.5'"),
-    "shards": ({"shards": (10, 256, 256)}, "o.zarr", "whole numbers of chunks"),
+    "shards": ({"shards": (10, 256, 256)}, "o.zarr", "multiples of chunks"),
     "old shards": ({"shards": (16, 256, 256), "version": "0.4"}, "o.zarr", "version='0.5'"),
     "compressor": ({"compressor": "snappy"}, "o.zarr", "'zstd', 'lz4', 'gzip'"),
     "compressor level": ({"compressor": "zstd:99"}, "o.zarr", "'zstd:5'"),
@@ -539,7 +539,7 @@ def test_what_cannot_be_is_told(tmp_path, case):
 
 
 def test_a_video_of_numbers_that_are_no_grey_values(tmp_path):
-    with pytest.raises(ix.OptionError, match=r"uint16 are no frames.*to_rgba"):
+    with pytest.raises(ix.OptionError, match=r"uint16 cannot be frames.*to_rgba"):
         ix.export(GREY16, tmp_path / "film.mp4")
 
 
@@ -585,7 +585,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("target", [3, None, b"x.zarr"])
 def test_what_is_no_path_is_told(target):
-    with pytest.raises(ix.OptionError, match="no path or URL"):
+    with pytest.raises(ix.OptionError, match="is not a path or URL"):
         ix.export(IMAGE, target)
 
 
