@@ -218,7 +218,7 @@ def test_processes_that_would_idle_are_told_of(tmp_path):
     drawn = picture(shape=(12, 48, 64), chunks=(16, 64, 64))
     plan = ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=8)
     assert len(plan.regions) == 1
-    assert "7 of 8 processes will have nothing to do" in repr(plan)
+    assert "7 of 8 processes will be idle" in repr(plan)
     assert "nothing to do" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", workers=8)), "threads share it"
     assert "nothing to do" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=1))
 
@@ -229,7 +229,7 @@ def test_what_is_read_many_times_is_told_of(tmp_path):
     )
     assert plan.reads[0].rereads > 2
     with pytest.warns(
-        ix.ImageryWarning, match=r"is read [\d.]+ times, .*GB where 8\.6 GB are needed.*scratch=….*\.ome\.zarr"
+        ix.ImageryWarning, match=r"is read [\d.]+ times, .*GB instead of 8\.6 GB.*scratch=….*\.ome\.zarr"
     ):
         plan.warn_of_rereads()
     ix.plan_export(array_of(Computed((128, 64, 64))), tmp_path / "z{z}.png").warn_of_rereads()

@@ -146,9 +146,9 @@ def test_an_array_that_does_not_fit_into_memory_is_refused():
     small = virtual((64, 512, 512))
     for array in (virtual((6400, 20_000, 20_000)), array_of(Computed((200_000, 50_000, 50_000)))):
         for more in ({}, {"memory": "4 GB"}, {"client": "processes"}, {"memory": "900 TB"}):
-            with pytest.raises(ix.OptionError, match=r"would take .*TB of memory, and there are .*GB.*\.ome\.zarr"):
+            with pytest.raises(ix.OptionError, match=r"needs .*TB of memory; .*GB are available.*\.ome\.zarr"):
                 ix.plan_export(array, "memory://", **more).validate()
-    with pytest.raises(ix.OptionError, match=r"would take 5\.1 GB of memory, and there are 2\.0 GB"):
+    with pytest.raises(ix.OptionError, match=r"needs 5\.1 GB of memory; 2\.0 GB are available"):
         ix.plan_export(virtual((80, 8000, 8000)), "memory://", memory="2 GB").validate()
     plan = ix.plan_export(small, "memory://", memory="1 GB", workers=1)
     plan.validate()

@@ -180,8 +180,8 @@ def test_what_stays_is_moved_without_a_second_array(monkeypatch):
     monkeypatch.setattr(ROLLING, "read_into", lambda out, leaf, box: out.__setitem__(..., want[box.slices()]))
     for axis in range(3):
         whole = IndexBox.of_shape(shape)
-        held = tuple(ROLLING._between(whole, axis, *ends) for ends in ((0, 80), (16, 96), (17, 96)))
-        rolling = ROLLING._Rolling(ROLLING.Roll(leaf, axis, held))
+        held = tuple(ROLLING._cut_axis(whole, axis, *ends) for ends in ((0, 80), (16, 96), (17, 96)))
+        rolling = ROLLING._WindowReader(ROLLING.Window(leaf, axis, held))
         for number, need in enumerate(held):
             tracemalloc.start()
             ((there, values),) = rolling.at(number)

@@ -158,8 +158,8 @@ def test_the_plan_tells_of_it(tmp_path, monkeypatch):
     # of both regions that are under way, each source's voxels as they are
     takes = 2 * 8 * 192 * 224 * 9
     assert plan.scratch.bytes == takes
-    assert f"scratch: up to 6.2 MB a worker in {tmp_path}" in repr(plan)
-    assert f"up to 6.2 MB a worker in {tmp_path}" in plan._repr_html_()
+    assert f"scratch: up to 6.2 MB per worker in {tmp_path}" in repr(plan)
+    assert f"up to 6.2 MB per worker in {tmp_path}" in plan._repr_html_()
     assert plan.to_dict()["scratch"] == {"folder": str(tmp_path), "bytes": takes}
     assert plan.peak_memory < PROCESS_BYTES + takes
     none = ix.plan_export(drawn(), tmp_path / "z{z}.png", scratch=False)
@@ -367,7 +367,9 @@ def test_a_full_disk_is_told_of_and_no_second_try_is_made(tmp_path):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     last = err.strip().splitlines()
-    assert f"ScratchError: the scratch folder {tmp_path} cannot be used: it is full" in "\n".join(last)
+    assert f"ScratchError: the scratch folder {tmp_path} cannot be used: the maximum file size is reached" in "\n".join(
+        last
+    )
     assert "give scratch=… a local folder with more space" in err
     assert "try 1" in err
     assert os.listdir(tmp_path) in ([], ["a"])
@@ -459,7 +461,7 @@ def test_on_a_cluster_each_worker_uses_its_own_folder(tmp_path, monkeypatch):
         Client(cluster) as client,
     ):
         plan = ix.plan_export(array, tmp_path / "a" / "z{z:02d}.tif", client=client)
-        assert "a worker in its own local folder" in repr(plan)
+        assert "per worker in its own local folder" in repr(plan)
         ix.export(array, tmp_path / "a" / "z{z:02d}.tif", client=client)
         theirs = {info["local_directory"] for info in client.scheduler_info()["workers"].values()}
         mine = tmp_path / "mine"

@@ -126,7 +126,10 @@ def test_where_none_has_room_it_is_said_whose_disk_it_is(tmp_path, two_workers, 
     error = caught.value
     assert error.full
     assert error.worker in two_workers.nthreads()
-    assert f"of the worker {error.worker} on {socket.gethostname()} cannot be used: it is full" in str(error)
+    assert (
+        f"of the worker {error.worker} on {socket.gethostname()} cannot be used: the maximum file size is reached"
+        in str(error)
+    )
     assert "try 4" in error.__notes__[0]
 
 
