@@ -158,7 +158,7 @@ def test_a_worker_lets_go_of_what_it_kept(sample, monkeypatch):
     kept = DelayedCleanup(lambda: told.append("begin"), JOB._rest, 1000)
     monkeypatch.setattr(JOB, "WORKER_MEMORY", kept)
     plan = ix.plan_export(ix.open_segmentation(sample.segmentation), "memory://")
-    JOB.work(JOB.pack(JOB.Job(plan.target, None, plan.read)), 0, 0, tuple(plan.regions[0]))
+    JOB.run_task(JOB.pickle_job(JOB.Job(plan.target, None, plan.read)), 0, 0, tuple(plan.regions[0]))
     assert told == ["begin"]
     assert READING.BUFFERS._held
     kept._timer.cancel()
