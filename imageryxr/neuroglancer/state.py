@@ -403,7 +403,7 @@ def _list_sources(source: Any, where: str) -> list[tuple[str, Mapping[str, Any]]
         entry = {"url": item} if isinstance(item, str) else as_mapping(item, f"{where}.source")
         url = entry.get("url")
         if not isinstance(url, str):
-            raise LinkError(f"{where}.source={short_repr(item)} has no url")
+            raise LinkError(f"{where}.source has no url: {short_repr(item)}")
         out.append((url.strip(), entry))
     return out
 

@@ -153,7 +153,7 @@ def test_lines_and_the_rest_as_python_draws_them(tmp_path, sample):
 REFUSALS = {
     "a plan": (["--dry-run", "--memory", "401 MB"], "z{z}.png", "OptionError", "a worker needs"),
     "an export": (["--memory", "401 MB"], "z{z}.png", "OptionError", "a worker needs"),
-    "an option": (["--fps", "3"], "o.zarr", "OptionError", "no option"),
+    "an option": (["--fps", "3"], "o.zarr", "OptionError", "is not an option of"),
     "a source": (["--image", "/no/where"], "o.zarr", "SourceNotFoundError", "no such folder"),
     "memory": ([], "memory://", "OptionError", "is for Python"),
 }

@@ -54,7 +54,7 @@ def test_sparse_and_damaged_levels_are_marked(tmp_path):
     assert "raw, sparse" in done.stdout
     assert "raw, damaged" in done.stdout
     assert "note: mip 1 is sparse: the chunk in its middle is missing" in done.stdout
-    assert "it holds 191 bytes where 192 should be" in done.stdout
+    assert "it holds 191 bytes instead of 192" in done.stdout
     levels = json.loads(run("info", "--json", folder).stdout)["levels"]
     assert [level["state"] for level in levels] == [None, "sparse", "damaged"]
     unread = run("info", "--no-read", folder)

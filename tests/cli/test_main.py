@@ -103,7 +103,7 @@ def test_ids_as_people_type_them(sample, tmp_path):
     one = int(ids[counts.argmax()])
     done = run("figure", tmp_path / "a.png", "--segmentation", sample.segmentation, "--ids", f"{one}, 5", "--alpha", 1)
     assert done.returncode == 0, done.stderr
-    assert "warning: 1 of the 2 ids" in done.stderr
+    assert "warning: 1 of the 2 requested ids" in done.stderr
     assert "not in the data: 5" in done.stderr
 
 
@@ -198,8 +198,8 @@ def test_figure_formats(sample, tmp_path, name, said):
         ),
         (["figure", "a.png", "--image", "SEG"], "--segmentation"),
         (["export", "a.ome.zarr", "--image", "IM", "--image-mip", "7"], "open one of mip 0"),
-        (["figure", "{}", "a.png", "--to", "8,8,40"], "leave out --image, --segmentation, --bbox, --to"),
-        (["figure", "{}", "a.png", "--channel", "0"], "leave out --image, --segmentation, --bbox, --to"),
+        (["figure", "{}", "a.png", "--to", "8,8,40"], "omit --image, --segmentation, --bbox, --to"),
+        (["figure", "{}", "a.png", "--channel", "0"], "omit --image, --segmentation, --bbox, --to"),
         (["export", "a.ome.zarr", "--datastack", "d", "--channel", "0"], "--channel and --time need --image"),
     ],
 )
@@ -274,7 +274,7 @@ class TestCave:
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), drawn)
         box = ["--center", "70,60,40", "--size", "10,10", "--resolution", "viewer"]
         for wrong, says in (
-            ([*stack, "--image", cave.image], "leave --image and --segmentation out"),
+            ([*stack, "--image", cave.image], "omit --image and --segmentation"),
             (["--image", cave.image, *box], "--datastack, or nm per unit"),
         ):
             failed = run("figure", tmp_path / "b.png", *wrong)
@@ -332,4 +332,4 @@ def test_the_figure_of_a_link(sample, tmp_path):
         np.testing.assert_array_equal(np.asarray(picture)[::3, ::3], ds.imagery.overlay().values[0, ..., :3])
     one = run("figure", json.dumps(state), tmp_path / "b.png", "--allow-local", "--layers", "em", "--size", "64,64")
     assert one.returncode == 0, one.stderr
-    assert "leave out" in run("figure", link, tmp_path / "c.png", "--image", sample.image).stderr
+    assert "omit --image" in run("figure", link, tmp_path / "c.png", "--image", sample.image).stderr

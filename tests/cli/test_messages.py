@@ -62,7 +62,7 @@ def python_in(text):
 @pytest.mark.slow
 def test_no_message_names_what_cannot_be_typed():
     said = [(name, text) for name, text in messages() if " " in text and "<" not in text]
-    said = [(name, text) for name, text in said if name not in ("cli_words.py", "report.py")]
+    said = [(name, text) for name, text in said if name not in ("messages.py", "report.py")]
     assert len([text for _, text in said if python_in(text)]) > 80, "the test finds the messages"
     left = {text: python_in(as_options(text)) for _, text in said}
     assert not {text: names for text, names in left.items() if names}
@@ -166,7 +166,7 @@ WRONG = {
     "a job file": (["--config", "none.toml"], ["--config none.toml cannot be read"]),
     "a job file's key": (["--config", "typo.toml"], ["'targt'", "is target meant?", "outline-side", "json"]),
     "a job file's keys": (["--config", "twice.toml"], ["outline-side twice"]),
-    "no datastack": (["--datastack", "d", "--image", "IM"], ["leave --image and --segmentation out"]),
+    "no datastack": (["--datastack", "d", "--image", "IM"], ["omit --image and --segmentation"]),
     "viewer": (["--image", "IM", "--resolution", "viewer"], ["--resolution viewer"]),
 }
 

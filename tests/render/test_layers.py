@@ -182,7 +182,7 @@ def test_split_masks_are_drawn_as_the_segments_are():
         ({"a": np.zeros((3, 4), bool)}, {}, ix.GridMismatchError, r"shape \(3, 4\)"),
         ({"a": np.zeros((52, 40, 3), bool)}, {}, ix.GridMismatchError, r"give mask\.T"),
         ({"a": IMAGE.astype(float)}, {}, ix.LayerError, "float64"),
-        ({"a": "red"}, {}, ix.LayerError, "is a str"),
+        ({"a": "red"}, {}, ix.LayerError, "mask .* is a str; give a bool DataArray"),
         ({"a": IMAGE > 3}, {"colors": {"b": "red"}}, ix.ColorError, "mask 'a'"),
         ([IMAGE > 3], {"colors": ["red", "blue"]}, ix.ColorError, "2 colours for 1 masks"),
         ({"a": IMAGE > 3}, {"ids": ["c"]}, ix.OptionError, "'c'"),

@@ -93,7 +93,7 @@ def test_a_legend_lists_the_drawn_segments():
     assert ix.legend(wide).tobytes() == ix.legend(wide, [5, 1]).tobytes() == want.tobytes()
     with pytest.raises(ix.errors.OptionError, match=r"the second argument, for example imageryxr\.unique_ids"):
         ix.legend(ix.overlay(EM, SEG))
-    with pytest.raises(ix.errors.OptionError, match="no id that is drawn"):
+    with pytest.raises(ix.errors.OptionError, match="none of the ids in colors is drawn"):
         ix.legend(wide, [999])
     with pytest.raises(ix.ColorError, match="does not record"):
         ix.legend(ix.to_pil(wide))

@@ -219,8 +219,8 @@ def test_processes_that_would_idle_are_told_of(tmp_path):
     plan = ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=8)
     assert len(plan.regions) == 1
     assert "7 of 8 processes will be idle" in repr(plan)
-    assert "nothing to do" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", workers=8)), "threads share it"
-    assert "nothing to do" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=1))
+    assert "will be idle" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", workers=8)), "threads share it"
+    assert "will be idle" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=1))
 
 
 def test_what_is_read_many_times_is_told_of(tmp_path):

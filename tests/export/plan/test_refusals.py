@@ -210,7 +210,7 @@ def test_many_files_are_told_of(tmp_path):
     array = array_of(Computed((10_000, 100_000, 100_000), chunks=(64, 512, 512)))
     plan = ix.plan_export(array, tmp_path / "o.ome.zarr", memory="16 GB")
     assert plan.files_to_write > 1e7
-    advice = r"files are many .* shards=\(128, 2048, 2048\)"
+    advice = r"files are slow on a disk or a bucket: .* shards=\(128, 2048, 2048\)"
     with pytest.warns(ix.ImageryWarning, match=advice):
         plan.warn_of_rereads()
     assert "advice:" in repr(plan)

@@ -26,7 +26,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc's t
 FAULTS = """
 import json, resource
 import numpy as np
-from imageryxr.export.run.malloc import give_back, keep_freed
+from imageryxr.export.run.malloc import raise_thresholds, restore_thresholds
 
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -38,13 +38,13 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 found = [pages()]
-keep_freed()
+raise_thresholds()
 pages()
 found.append(pages())
 held = [np.ones(1 << 20, np.uint8) for _ in range(40)]
 del held
 keeping = resident()
-give_back()
+restore_thresholds()
 found += [keeping - resident(), pages()]
 print(json.dumps(found))
 """
@@ -105,7 +105,7 @@ def test_it_is_there_while_it_is_used_and_a_while_longer():
     with kept.hold():
         with kept.hold():
             pass
-        kept._rest()  # a timer that comes late
+        kept._end_if_idle()  # a timer that comes late
         assert told == ["begin"], "somebody is at it"
     first = kept._timer
     with kept.hold():
@@ -114,7 +114,7 @@ def test_it_is_there_while_it_is_used_and_a_while_longer():
     with pytest.raises(KeyError), kept.hold():
         raise KeyError
     kept._timer.cancel()
-    kept._rest()
+    kept._end_if_idle()
     assert told[-1] == "end"
     short = DelayedCleanup(lambda: None, lambda: told.append("in time"), 0.01)
     with short.hold():
@@ -155,14 +155,14 @@ def test_a_worker_lets_go_of_what_it_kept(sample, monkeypatch):
     monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
     monkeypatch.setattr(READING, "PART_BYTES", 1000)
     told = []
-    kept = DelayedCleanup(lambda: told.append("begin"), JOB._rest, 1000)
+    kept = DelayedCleanup(lambda: told.append("begin"), JOB._free_memory, 1000)
     monkeypatch.setattr(JOB, "WORKER_MEMORY", kept)
     plan = ix.plan_export(ix.open_segmentation(sample.segmentation), "memory://")
     JOB.run_task(JOB.pickle_job(JOB.Job(plan.target, None, plan.read)), 0, 0, tuple(plan.regions[0]))
     assert told == ["begin"]
     assert READING.BUFFERS._held
     kept._timer.cancel()
-    kept._rest()
+    kept._end_if_idle()
     assert READING.BUFFERS._held == []
 
 

@@ -475,7 +475,7 @@ def test_masks_are_black_and_white_in_slices_and_counted_in_volumes(tmp_path):
 def test_colours_in_another_order_are_not_taken_for_red_green_blue(tmp_path, target, order):
     array = ARRAYS["rgba"].compute().isel(rgba=order)
     with pytest.raises(
-        ix.LayerError, match=rf"order r, g, b, a, and this array has {', '.join('rgba'[i] for i in order)}:"
+        ix.LayerError, match=rf"order r, g, b, a, but this array has {', '.join('rgba'[i] for i in order)}:"
     ):
         ix.plan_export(array, target if "//" in target else tmp_path / target)
 

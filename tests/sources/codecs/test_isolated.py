@@ -285,7 +285,7 @@ def test_chunks_are_decoded_in_threads_and_processes(tmp_path):
 
 FORKED = """
 import os, sys
-from imageryxr.sources import apart
+from imageryxr.sources.codecs import isolated
 from tests.sources.codecs.test_isolated import encoded, decoded, voxels
 values = voxels("uint64")
 stored = encoded("crackle", values)
@@ -293,15 +293,15 @@ assert (decoded(stored, "crackle", values) == values).all()
 child = os.fork()
 if not child:
     try:
-        assert not apart._POOL.idle
+        assert not isolated._POOL.idle
         good = all((decoded(stored, "crackle", values) == values).all() for _ in range(3))
-        apart._POOL.end()
+        isolated._POOL.end()
         os._exit(0 if good else 1)
     finally:
         os._exit(2)
 for _ in range(20):
     assert (decoded(stored, "crackle", values) == values).all()
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), apart._POOL.idle[0].process.pid)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), isolated._POOL.idle[0].process.pid)
 """
 
 
@@ -327,7 +327,7 @@ def test_a_forked_process_starts_its_own_decoders_and_ends_them():
 def test_decoders_end_when_their_process_is_killed():
     pytest.importorskip("crackle")
     done = run(
-        FORKED.split("child =")[0] + "print(apart._POOL.idle[0].process.pid, flush=True)\nos.kill(os.getpid(), 9)"
+        FORKED.split("child =")[0] + "print(isolated._POOL.idle[0].process.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
     assert done.returncode == -signal.SIGKILL
     pid = int(done.stdout)
