@@ -255,7 +255,7 @@ def huge(shape, **kwargs):
 REFUSED = {
     "4 GiB": (lambda: (huge((5000, 1000, 1000)), "o.tif", {}), r"at most 4 GiB.*4\.7 GiB.*bigtiff=True"),
     "4 GiB OME": (lambda: (huge((5000, 1000, 1000)), "o.ome.tif", {}), r"at most 4 GiB"),
-    "memory": (lambda: (huge((4, 60_000, 60_000)), "z{z}.png", {"memory": "4 GB", "workers": 1}), r"would take .* GB and has 4.0 GB.*\.ome\.zarr"),
+    "memory": (lambda: (huge((4, 60_000, 60_000)), "z{z}.png", {"memory": "4 GB", "workers": 1}), r"needs .* GB of memory and has 4.0 GB.*\.ome\.zarr"),
     "memory of many": (lambda: (huge((64, 8_000, 8_000)), "o.zarr", {"chunks": (64, 1000, 1000), "memory": "1 GB", "workers": 16}), r"fewer threads"),
     "frames": (lambda: (huge((4, 200, 20_000)), "o.mp4", {}), r"20000 × 200 pixels.*16384"),
 }  # fmt: skip
