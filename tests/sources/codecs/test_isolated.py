@@ -295,7 +295,7 @@ if not child:
     try:
         assert not isolated._POOL.idle
         good = all((decoded(stored, "crackle", values) == values).all() for _ in range(3))
-        isolated._POOL.end()
+        isolated._POOL.close()
         os._exit(0 if good else 1)
     finally:
         os._exit(2)
