@@ -49,7 +49,7 @@ CASES = {
     "too many dims": (lambda s: ix.to_rgba(ix.split_masks(FINE, [1])), ix.LayerError, TypeError, ["'segment'", ".isel(segment=0)"]),
     "target format": (lambda s: ix.export(EM, "out.jpg"), ix.OptionError, ValueError, ["'out.jpg'", ".ome.zarr"]),
     "no axis": (lambda s: ix.export(EM, "out.png"), ix.OptionError, ValueError, ["{z:04d}"]),
-    "same name": (lambda s: ix.export(EM, "{z_nm:.0e}.png"), ix.OptionError, ValueError, ["one name"]),
+    "same name": (lambda s: ix.export(EM, "{z_nm:.0e}.png"), ix.OptionError, ValueError, ["the same name"]),
     "ids as png": (lambda s: ix.export(FINE, "z{z}.png"), ix.OptionError, ValueError, ["overlay"]),
     "remote target": (lambda s: ix.export(EM, "ftp://b/o.zarr"), ix.OptionError, ValueError, ["'ftp'", "local path", "s3://"]),
     "dataset": (lambda s: ix.export(IMAGE.to_dataset(name="image"), "o.zarr"), ix.LayerError, TypeError, ["DataArray"]),

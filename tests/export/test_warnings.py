@@ -105,7 +105,7 @@ def test_pixels_that_are_not_square_are_told_of_where_lengths_are(tmp_path):
     attrs = {"resolution": grid.resolution}
     whole = xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords(), attrs=attrs)
     side = whole.isel(y=[1])
-    told = "the pixels are 10 × 40 nm and are shown as squares: lengths hold along x alone; .*regrid"
+    told = "the pixels are 10 × 40 nm but are drawn as squares, so the bar is correct only along x; .*regrid"
     with pytest.warns(ix.ImageryWarning, match=told):
         ix.scale_bar(side)
     with pytest.warns(ix.ImageryWarning, match=told):

@@ -13,6 +13,7 @@ from imageryxr.errors import OptionError
 from imageryxr.export.commit.session import Stages, Workspace
 from imageryxr.export.plan.estimate import (
     PROCESS_BYTES,
+    ComputeCost,
     SourceReads,
     compute_costs,
     dask_input_reads,
@@ -61,9 +62,7 @@ def make_plan(
             expr, box, BRICK_VOXELS, target.encoding, piece=piece, spared=spared, page=target.page_bytes, inputs=costs
         )
 
-    share = pool.memory_per_region()
-    # the sizes of dask blocks are known exactly, so no reserve for estimates is needed
-    most = share if share is None or not costs else 2 * share
+    most = _max_region_memory(pool, costs)
     regions = slabs.regions() if slabs else _choose_volume_regions(target, read, pool, memory_of, most)
     target = _enlarge_coarse_regions(target, pool.budget, pool.workers * pool.threads)
     workspace, done = None, 0
@@ -102,6 +101,13 @@ def make_plan(
         workspace=workspace,
         overwrite=overwrite,
     )
+
+
+def _max_region_memory(pool: WorkerPool, costs: dict[str, ComputeCost]) -> int | None:
+    """Return the bytes of memory that a region may use; None if unknown."""
+    share = pool.memory_per_region()
+    # the sizes of dask blocks are known exactly, so no reserve for estimates is needed
+    return share if share is None or not costs else 2 * share
 
 
 def _check_count(stages: Stages, target: Target) -> None:
