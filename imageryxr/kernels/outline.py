@@ -65,9 +65,9 @@ def halo_size(limit: float, steps: tuple[float, float] = (1.0, 1.0)) -> tuple[in
 
     Examples
     --------
-    >>> reach(10)
+    >>> halo_size(10)
     (10, 10)
-    >>> reach(14.1, steps=(4.7, 8.0))
+    >>> halo_size(14.1, steps=(4.7, 8.0))
     (3, 1)
     """
     metric = _integer_metric(limit, steps)
@@ -175,8 +175,8 @@ def outline(
 
     Examples
     --------
-    >>> from imageryxr.kernels.color_table import build_table
-    >>> table = build_table([7], np.array([[255, 0, 0, 255]], np.uint8))
+    >>> from imageryxr.kernels.color_table import build_color_table
+    >>> table = build_color_table([7], np.array([[255, 0, 0, 255]], np.uint8))
     >>> labels = np.array([[[0, 0, 0, 7, 7, 7]]])
     >>> outline(labels, table, limit=2)[0, 0, :, 3]
     array([  0, 255, 255,   0,   0,   0], dtype=uint8)

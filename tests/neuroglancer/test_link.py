@@ -511,7 +511,7 @@ def test_a_rotated_cross_section_warns(sample):
         tree.attrs["orientation"] = turn
         tree.imagery.view(size=(8, 8))
     tree.attrs["orientation"] = [0.5, 0, 0, 0.9]
-    with pytest.warns(ix.LinkWarning, match=r"turned.*imagery\.plane"):
+    with pytest.warns(ix.LinkWarning, match=r"rotated.*imagery\.plane"):
         tree.imagery.view(size=(8, 8))
 
 
@@ -566,7 +566,7 @@ def _hashable(layer):
 
 @pytest.mark.parametrize("turned", [None, [0.1, 0.2, 0.3, 0.9]])
 @pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
-@pytest.mark.filterwarnings("ignore:.*cross section that is turned:imageryxr.errors.LinkWarning")
+@pytest.mark.filterwarnings("ignore:.*rotated cross section.*:imageryxr.errors.LinkWarning")
 def test_a_link_of_an_opened_link_shows_the_same(sample, turned):
     state = on_sample({**NEW, **({"crossSectionOrientation": turned} if turned else {})}, sample)
     tree = ix.open_neuroglancer(state, allow_local=True)
