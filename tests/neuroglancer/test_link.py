@@ -892,7 +892,7 @@ def test_links_above_the_size_limit_raise(tmp_path):
     for size in ("much", 0, -1, True, None, [1], "0 MB", float("nan"), "1e999 MB"):
         with pytest.raises(ix.OptionError, match="max_state_size="):
             ix.open_neuroglancer({"layers": []}, max_state_size=size)
-    with pytest.raises(ix.LinkError, match="more than the limit of 100 "):
+    with pytest.raises(ix.LinkError, match="larger than the limit of 100 "):
         ix.open_neuroglancer({"layers": [], "title": "x" * 90}, max_state_size=100)
 
 
