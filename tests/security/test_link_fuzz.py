@@ -194,7 +194,7 @@ def odd(tmp_path):
     return [o.replace("/LOOP", str(loop)) if isinstance(o, str) else o for o in ODD]
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [250, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_links_open_or_end_in_our_error(sample, odd, count, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", _no_names)
     rng = random.Random(count)

@@ -19,8 +19,8 @@ from imageryxr.neuroglancer.state_json import url_safe_to_json
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.base import clean_message
 
-SIZE = 200_000
-SECONDS = 30  # a quadratic scanner takes minutes
+SIZE = 400_000
+SECONDS = 30  # a quadratic scanner takes many minutes
 
 SHADERS = {
     "calls that never close": "emitGrayscale(",
