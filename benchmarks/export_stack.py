@@ -101,7 +101,7 @@ def _time_parallel(act, count: int, threads: int | None = None) -> float:
 def throughput(folder: Path, slices: int) -> dict[str, float]:
     """Compare an export with its slowest part: reading, drawing or writing alone, on all cores.
 
-    Each part is run as the engine runs it, region by region, in reused memory. Reading with plain calls is timed, too.
+    Each part is run as the engine runs it, region by region, in reused memory. Reading with plain calls is also timed.
     If all parts use all cores, an export takes at least the sum of the parts. "at best" is then the limit for "of the
     slowest part", and "of the sum of parts" shows the overhead of the engine. The slowest part is also timed on one
     core.

@@ -32,7 +32,7 @@ def describe_colors(
     selected : iterable of int or None
         The selected segments; None for all.
     has_rest : bool
-        Whether the other segments are drawn, too.
+        Whether the other segments are also drawn.
     saturation : float
         Saturation of the colours: 1 leaves them unchanged, 0 is white.
 
