@@ -66,6 +66,7 @@ from imageryxr.export.report import ExportReport
 from imageryxr.neuroglancer.link import neuroglancer_link
 from imageryxr.neuroglancer.open import open_neuroglancer
 from imageryxr.ops.align import align, regrid
+from imageryxr.ops.annotations import as_annotations
 from imageryxr.ops.datastack import open_datastack
 from imageryxr.ops.labels import select_ids, split_masks, unique_ids
 from imageryxr.ops.open import crop, open_image, open_multiscale, open_segmentation
@@ -133,6 +134,7 @@ __all__ = [
     "TimestampError",
     "UnitError",
     "align",
+    "as_annotations",
     "colors_of",
     "composite",
     "contrast_limits",

@@ -1,0 +1,239 @@
+"""Convert tables to Datasets of annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.annotations import AnnotationType, annotation_type_of, as_triples, make_annotations, property_values
+from imageryxr.core.bbox import Triple, check_resolution, format_triple, tidy
+from imageryxr.core.colors.parse import suggest_names
+from imageryxr.errors import BoxError, OptionError, warn
+
+_DEFAULT = ("x", "y", "z")
+
+
+def as_annotations(
+    table: Any,
+    *,
+    position: Any = _DEFAULT,
+    end: Any = None,
+    radius: Any = None,
+    resolution: Sequence[float] = (1, 1, 1),
+    annotation_type: AnnotationType | None = None,
+) -> xr.Dataset:
+    """Convert a table of positions to a Dataset of annotations, which `annotate` draws.
+
+    Reads the table; there is nothing lazy about the result. A point at voxel position p lies at p × resolution, as in
+    Neuroglancer, so the centre of a voxel has positions that end in .5.
+
+    Parameters
+    ----------
+    table : DataFrame, dict, or array_like of shape (n, 3)
+        A table with a row per annotation; or an array of positions (x, y, z).
+    position : three names, or a name, default ("x", "y", "z")
+        The columns of the positions. A single name means a column of triples, as in CAVE tables
+        (``"pre_pt_position"``), or the prefix of three columns (``pre_pt_position_x``, ``…_y`` and ``…_z``). If the
+        table has no columns x, y and z, but one such column or prefix, the default means that.
+    end : three names, a name, or array_like of shape (n, 3), optional
+        Second ends of lines or opposite corners of boxes, named as ``position``.
+    radius : three names, a name, a number, or array_like of shape (n,) or (n, 3), optional
+        Radii of ellipsoids along (x, y, z), or one for all axes, in units of ``resolution``.
+    resolution : sequence of 3 numbers, default (1, 1, 1)
+        Nanometres per unit (x, y, z) of positions, ends and radii. ``(1, 1, 1)`` means that they are in nanometres.
+    annotation_type : {"point", "line", "box", "ellipsoid"}, optional
+        Default: "line" if there is an ``end``, "ellipsoid" if there is a ``radius``, otherwise "point".
+
+    Returns
+    -------
+    Dataset
+        Dim ``annotation``; variables ``z``, ``y``, ``x`` (float64, nm), for lines and boxes also ``z_end``, ``y_end``,
+        ``x_end``, for ellipsoids ``z_radius``, ``y_radius``, ``x_radius``; the coordinate ``id`` (the column or index
+        of this name, otherwise 0 to n - 1); every other column as a variable. A column whose name is taken, such as
+        ``x``, becomes ``x_column``. Columns of ids (``id``, ``…_id``) are uint64, also if the table stores them as
+        objects, digits or nullable integers, and a missing id is 0. Other missing values are NaN, NaT or None.
+        Columns of triples that are not the position keep their numbers, with dims (annotation, axis).
+
+    Raises
+    ------
+    BoxError
+        If a position is missing, not finite or not three numbers, or a radius is negative.
+    OptionError
+        If a column does not exist, or columns differ in length.
+    LayerError
+        If a column of ids was converted to floats and has lost digits.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> synapses = {"pre_pt_position": [[4600, 2560, 130], [4700, 2600, 130]], "pre_pt_root_id": [1, 2]}
+    >>> points = ix.as_annotations(synapses, position="pre_pt_position", resolution=(8, 8, 40))
+    >>> points.x.values, points.pre_pt_root_id.dtype
+    (array([36800., 37600.]), dtype('uint64'))
+    """
+    if isinstance(table, xr.Dataset) and "annotation" in table.dims:
+        annotation_type_of(table)
+        return table
+    unit = check_resolution(resolution)
+    columns, names = _columns(table)
+    used: set[Any] = set()
+    if columns is None:
+        places = table
+    else:
+        _warn_other_resolution(table, unit)
+        places = _named_triples(columns, names, position, "position", used)
+    places = _scaled(places, unit, "positions")
+    if end is not None and radius is not None:
+        raise OptionError("end= and radius= were both given; a line or box has an end, an ellipsoid has a radius")
+    ends = None if end is None else _scaled(_triples(columns, names, end, "end", used), unit, "ends")
+    radii = None if radius is None else _radii(columns, names, radius, len(places), unit, used)
+    kind: AnnotationType = annotation_type or (
+        "line" if end is not None else "point" if radius is None else "ellipsoid"
+    )
+    rest = {} if columns is None else {name: columns[name] for name in names if name not in used}
+    ids = rest.pop("id", None)
+    if ids is None and getattr(getattr(table, "index", None), "name", None) == "id":
+        ids = table.index
+    return make_annotations(kind, places, ends=ends, radii=radii, ids=ids, properties=rest, attrs=_table_attrs(table))
+
+
+def _columns(table: Any) -> tuple[Any, list[Any]]:
+    """Return a table as a mapping with its column names; (None, []) for an array of positions."""
+    if isinstance(table, np.ndarray) and table.dtype.names:
+        table = {name: table[name] for name in table.dtype.names}
+    if isinstance(table, xr.Dataset):
+        table = {name: variable for name, variable in table.variables.items() if variable.ndim}
+    if isinstance(table, Mapping) or hasattr(table, "columns"):
+        names = list(getattr(table, "columns", table))
+        repeated = next((name for name in names if names.count(name) > 1), None) if len(names) < 10_000 else None
+        if repeated is not None:
+            raise OptionError(f"the table has several columns named {repeated!r}; rename them so that each is unique")
+        return table, names
+    return None, []
+
+
+def _named_triples(columns: Any, names: list[Any], given: Any, what: str, used: set[Any]) -> Any:
+    """Return the values of the columns that an argument names, and add the columns to ``used``."""
+    if isinstance(given, str):
+        if given in names:
+            used.add(given)
+            return _column_triples(columns[given], given, what)
+        three = [f"{given}_{axis}" for axis in "xyz"]
+        if set(three) - {*names}:
+            raise _unknown_columns([given], names, columns, what)
+    else:
+        three = list(given) if isinstance(given, Sequence) else []
+        if len(three) != 3 or not all(isinstance(name, str | int) for name in three):
+            raise OptionError(f"{what}={given!r} is not the name of a column or of three columns (x, y, z)")
+        absent = [name for name in three if name not in names]
+        if absent and tuple(three) == _DEFAULT:
+            candidates = _position_columns(columns, names)
+            if len(candidates) == 1:
+                return _named_triples(columns, names, candidates[0], what, used)
+        if absent:
+            raise _unknown_columns(absent, names, columns, what)
+    used.update(three)
+    parts = [_numbers(columns[name], name, what) for name in three]
+    if len({len(part) for part in parts}) > 1:
+        sizes = ", ".join(f"{name!r} has {len(part):,}" for name, part in zip(three, parts, strict=True))
+        raise OptionError(f"the columns of {what} differ in length: {sizes} values; give one of each per annotation")
+    return np.stack(parts, axis=1)
+
+
+def _triples(columns: Any, names: list[Any], given: Any, what: str, used: set[Any]) -> Any:
+    """Return the values of an argument that names columns or is an array."""
+    is_name = isinstance(given, str) or (isinstance(given, Sequence) and all(isinstance(name, str) for name in given))
+    if not is_name:
+        return given
+    if columns is None:
+        raise OptionError(f"{what}={given!r} names columns, but the table is an array; give {what} as an array (n, 3)")
+    return _named_triples(columns, names, given, what, used)
+
+
+def _radii(columns: Any, names: list[Any], given: Any, count: int, unit: Triple, used: set[Any]) -> Any:
+    if isinstance(given, str) and columns is not None and given in names and as_triples(columns[given]) is None:
+        used.add(given)
+        given = _numbers(columns[given], given, "radius")
+    else:
+        given = _triples(columns, names, given, "radius", used)
+    try:
+        values = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        values = np.empty((0, 0))
+    if values.ndim == 0:
+        values = np.full(count, float(values))
+    if values.ndim == 1:
+        values = np.repeat(values[:, np.newaxis], 3, axis=1)
+    return _scaled(values, unit, "radii")
+
+
+def _column_triples(values: Any, name: str, what: str) -> Any:
+    triples = as_triples(values)
+    if triples is None and len(values):
+        first = next(iter(np.asarray(values, dtype=object)), None)
+        raise BoxError(
+            f"the column {what}={name!r} does not hold triples (x, y, z): its first value is {str(first)[:60]!r}; name "
+            "a column of triples, or three columns of numbers"
+        )
+    return np.empty((0, 3)) if triples is None else triples
+
+
+def _numbers(values: Any, name: Any, what: str) -> npt.NDArray[np.float64]:
+    plain = property_values(values)
+    if plain.dtype.kind not in "iuf" and (plain.size and not all(v is None for v in plain.tolist())):
+        raise BoxError(
+            f"the column {name!r} of {what} does not hold numbers (dtype {plain.dtype}); name another column"
+        )
+    return plain.astype(np.float64)
+
+
+def _scaled(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float64]:
+    triples = as_triples(values)
+    if triples is None:
+        if not np.size(values):
+            return np.empty((0, 3))
+        shape = np.shape(values)
+        raise BoxError(
+            f"{what} of shape {shape} are not an array of numbers (n, 3); give (x, y, z) for each annotation"
+        )
+    return triples * np.array(unit, np.float64)
+
+
+def _position_columns(columns: Any, names: list[Any]) -> list[str]:
+    """Return what may be given as ``position``: columns of triples, and prefixes of three columns."""
+    triples = [name for name in names if isinstance(name, str) and as_triples(columns[name]) is not None]
+    stems = [name[:-2] for name in names if isinstance(name, str) and name.endswith("_x")]
+    return triples + [stem for stem in stems if not {f"{stem}_{axis}" for axis in "xyz"} - {*names}]
+
+
+def _unknown_columns(absent: list[Any], names: list[Any], columns: Any, what: str) -> OptionError:
+    hint = suggest_names(str(absent[0]), map(str, names))
+    candidates = _position_columns(columns, names)
+    shown = ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "")
+    advice = f"give {what}=" + " or ".join(map(repr, candidates[:4])) if candidates else f"name three of: {shown}"
+    return OptionError(f"the table has no column {absent[0]!r} for {what}{hint}; {advice}")
+
+
+def _warn_other_resolution(table: Any, unit: Triple) -> None:
+    """Warn if caveclient has recorded that the positions of a table have another resolution."""
+    stated = getattr(table, "attrs", {}).get("dataframe_resolution")
+    try:
+        other = check_resolution(stated)
+    except BoxError:
+        return
+    if other != unit:
+        given = tuple(tidy(u) for u in other)
+        warn(
+            f"the table states that its positions are in units of {format_triple(other)} nm, but resolution is "
+            f"{format_triple(unit)} nm; give resolution={given}"
+        )
+
+
+def _table_attrs(table: Any) -> dict[str, Any]:
+    attrs = getattr(table, "attrs", {})
+    found = {name: attrs.get(name) for name in ("source", "timestamp")}
+    return {name: value if isinstance(value, str) else str(value) for name, value in found.items() if value is not None}

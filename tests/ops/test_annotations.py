@@ -1,0 +1,212 @@
+"""Tables become Datasets of annotations: positions in nm, properties and ids unchanged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+from imageryxr.core.annotations import make_annotations
+from imageryxr.errors import BoxError, ImageryWarning, LayerError, OptionError
+
+BIG = 2**64 - 3
+PLACES = np.array([[10.5, 20, 3], [0, -4, 7.25]])
+TRIPLES = PLACES.tolist()
+
+
+def split(prefix="", ends=("x", "y", "z")):
+    return {f"{prefix}{axis}": PLACES[:, i] for i, axis in enumerate(ends)}
+
+
+TABLES = {
+    "array": (PLACES, {}),
+    "list of rows": (TRIPLES, {}),
+    "dict": (split(), {}),
+    "frame": (pd.DataFrame(split()), {}),
+    "other names": (pd.DataFrame(split(ends="abc")), {"position": ("a", "b", "c")}),
+    "triples": (pd.DataFrame({"pre_pt_position": TRIPLES}), {"position": "pre_pt_position"}),
+    "arrays": (pd.DataFrame({"pre_pt_position": list(PLACES)}), {"position": "pre_pt_position"}),
+    "split": (pd.DataFrame(split("pre_pt_position_")), {"position": "pre_pt_position"}),
+    "only triples": (pd.DataFrame({"pt_position": TRIPLES}), {}),
+    "only split": (pd.DataFrame(split("pt_")), {}),
+    "records": (np.array([tuple(row) for row in TRIPLES], dtype=[(axis, "f8") for axis in "xyz"]), {}),
+    "nullable": (pd.DataFrame(split()).convert_dtypes(), {}),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_positions_times_resolution_are_nanometres(name):
+    table, options = TABLES[name]
+    points = ix.as_annotations(table, resolution=(4.04, 4.04, 40), **options)
+    for i, dim in enumerate("xyz"):
+        np.testing.assert_array_equal(points[dim], PLACES[:, i] * (4.04, 4.04, 40)[i])
+        assert points[dim].dtype == np.float64
+        assert points[dim].attrs["units"] == "nm"
+    assert set(points.data_vars) == {"x", "y", "z"}
+    assert points.attrs["annotation_type"] == "point"
+    assert points.id.values.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.array([BIG, 5], np.uint64),
+        [BIG, 5],
+        pd.array([BIG, 5], dtype="UInt64"),
+        pd.Series([str(BIG), "5"]),
+        pd.Series([str(BIG), "5"], dtype="string"),
+        np.array([BIG, 5], object),
+        pd.Categorical([str(BIG), "5"]),
+    ],
+)
+def test_ids_are_exact_uint64_however_the_table_stores_them(ids):
+    points = ix.as_annotations(pd.DataFrame({**split(), "id": ids, "pt_root_id": ids, "segment": ids}))
+    for name in ("id", "pt_root_id", "segment"):
+        assert points[name].dtype == np.uint64
+        assert points[name].values.tolist() == [BIG, 5]
+    assert "id" in points.coords
+
+
+@pytest.mark.parametrize(
+    "ids", [pd.array([BIG, None], dtype="UInt64"), [BIG, None], [str(BIG), None], np.array([BIG, np.nan], object)]
+)
+def test_a_missing_id_is_0_and_the_others_stay_exact(ids):
+    points = ix.as_annotations({**split(), "pt_root_id": ids})
+    assert points.pt_root_id.dtype == np.uint64
+    assert points.pt_root_id.values.tolist() == [BIG, 0]
+
+
+def test_ids_that_are_floats_are_read_if_exact_and_refused_if_they_have_lost_digits():
+    assert ix.as_annotations({**split(), "pt_root_id": [7.0, np.nan]}).pt_root_id.values.tolist() == [7, 0]
+    with pytest.raises(LayerError, match="'UInt64'"):
+        ix.as_annotations({**split(), "pt_root_id": [864691135617152361.0, np.nan]})
+
+
+def test_properties_keep_their_values_and_missing_values_stay_missing():
+    frame = pd.DataFrame(
+        {
+            **split(),
+            "kind": ["soma", None],
+            "note": pd.Series([None, "ü"], dtype="string"),
+            "count": pd.array([3, None], dtype="Int64"),
+            "size": np.array([3, -4]),
+            "score": [0.5, np.nan],
+            "valid": [True, False],
+            "maybe": pd.array([True, None], dtype="boolean"),
+            "created": pd.to_datetime(["2024-05-01T10:00:00+02:00", None], utc=True),
+            "group": pd.Categorical(["b", "a"]),
+            "post_pt_position": TRIPLES,
+            "tags": [["a", "b"], None],
+            7: [1, 2],
+        }
+    )
+    points = ix.as_annotations(frame)
+    assert points.kind.values.tolist() == ["soma", None]
+    assert points.note.values.tolist() == [None, "ü"]
+    np.testing.assert_array_equal(points["count"], [3, np.nan])
+    assert points["size"].values.tolist() == [3, -4]
+    assert points["size"].dtype.kind == "i"
+    np.testing.assert_array_equal(points.score, [0.5, np.nan])
+    assert points.valid.dtype == bool
+    np.testing.assert_array_equal(points.maybe, [1, np.nan])
+    assert points.created.values[0] == np.datetime64("2024-05-01T08:00:00")
+    assert np.isnat(points.created.values[1])
+    assert points.group.values.tolist() == ["b", "a"]
+    assert points.post_pt_position.dims == ("annotation", "axis")
+    np.testing.assert_array_equal(points.post_pt_position, PLACES)
+    assert points.tags.values.tolist() == ['["a", "b"]', None]
+    assert points["7"].values.tolist() == [1, 2]
+
+
+def test_a_column_whose_name_is_taken_is_renamed():
+    points = ix.as_annotations({"pt_position": TRIPLES, "x": [1, 2]}, position="pt_position")
+    assert points.x_column.values.tolist() == [1, 2]
+    assert points.x.values.tolist() == PLACES[:, 0].tolist()
+
+
+def test_ends_make_lines_or_boxes_and_radii_ellipsoids():
+    table = {**split(), **split("end_"), "radius": [2, 3]}
+    lines = ix.as_annotations(table, end="end", resolution=(4, 4, 40))
+    assert lines.attrs["annotation_type"] == "line"
+    np.testing.assert_array_equal(lines.z_end, PLACES[:, 2] * 40)
+    boxes = ix.as_annotations(PLACES, end=PLACES + 1, annotation_type="box")
+    assert boxes.attrs["annotation_type"] == "box"
+    np.testing.assert_array_equal(boxes.x_end, PLACES[:, 0] + 1)
+    spheres = ix.as_annotations(table, radius="radius", resolution=(4, 4, 40))
+    assert spheres.attrs["annotation_type"] == "ellipsoid"
+    np.testing.assert_array_equal(spheres.z_radius, [80, 120])
+    np.testing.assert_array_equal(spheres.x_radius, [8, 12])
+    np.testing.assert_array_equal(ix.as_annotations(PLACES, radius=5).y_radius, [5, 5])
+
+
+@pytest.mark.parametrize(
+    "table", [np.empty((0, 3)), [], {axis: [] for axis in "xyz"}, pd.DataFrame(columns=[*"xyz", "id", "n"])]
+)
+def test_an_empty_table_has_no_annotations(table):
+    points = ix.as_annotations(table)
+    assert points.sizes["annotation"] == 0
+    assert points.x.dtype == np.float64
+
+
+ERRORS = {
+    "missing position": ({**split(), "x": [1, np.nan]}, {}, BoxError, "row 1"),
+    "missing triple": ({"pt_position": [[1, 2, 3], None]}, {}, BoxError, "dropna"),
+    "unknown column": (pd.DataFrame({"pre_pt_position": TRIPLES}), {"position": "pre_pt_postion"}, OptionError, "did you mean 'pre_pt_position'"),
+    "unknown columns": (pd.DataFrame(split("soma_")), {"position": ("soma_x", "soma_y", "soma_zz")}, OptionError, "did you mean 'soma_z'"),
+    "several positions": (pd.DataFrame({"pre_pt_position": TRIPLES, "post_pt_position": TRIPLES}), {}, OptionError, "position='pre_pt_position' or 'post_pt_position'"),
+    "lengths": ({"x": [1, 2], "y": [1, 2], "z": [1]}, {}, OptionError, "'z' has 1"),
+    "property's length": ({**split(), "n": [1]}, {}, OptionError, "'n' has 1 values"),
+    "negative radius": ({**split(), "r": [1, -1]}, {"radius": "r"}, BoxError, "negative"),
+    "strings": ({"x": ["a", "b"], "y": [1, 2], "z": [1, 2]}, {}, BoxError, "'x'"),
+    "two columns": (np.zeros((4, 2)), {}, BoxError, "(n, 3)"),
+    "no triples": ({"p": [1, 2]}, {"position": "p"}, BoxError, "does not hold triples"),
+    "both": (split(), {"end": ("x", "y", "z"), "radius": 1}, OptionError, "either|both"),
+    "box without end": (split(), {"annotation_type": "box"}, OptionError, "need ends"),
+    "unknown type": (split(), {"annotation_type": "cube"}, OptionError, "'ellipsoid'"),
+    "one number as resolution": (split(), {"resolution": 4}, BoxError, "(4, 4, 4)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_the_value_and_the_remedy(name):
+    import re
+
+    table, options, error, words = ERRORS[name]
+    with pytest.raises(error, match=words if "|" in words else re.escape(words)):
+        ix.as_annotations(table, **options)
+
+
+def test_the_resolution_that_caveclient_records_is_compared():
+    frame = pd.DataFrame(split())
+    frame.attrs["dataframe_resolution"] = [4, 4, 40]
+    with pytest.warns(ImageryWarning, match=r"resolution=\(4, 4, 40\)"):
+        ix.as_annotations(frame)
+    ix.as_annotations(frame, resolution=(4, 4, 40))
+
+
+def test_annotations_survive_netcdf(tmp_path):
+    frame = pd.DataFrame(
+        {
+            **split(),
+            "id": [BIG, 1],
+            "kind": ["a", None],
+            "score": [1.5, np.nan],
+            "post_pt_position": TRIPLES,
+            "ok": [True, False],
+        }
+    )
+    points = ix.as_annotations(frame, radius=4)
+    points.to_netcdf(tmp_path / "points.nc", engine="h5netcdf")
+    back = xr.load_dataset(tmp_path / "points.nc", engine="h5netcdf")
+    assert back.id.values.tolist() == [BIG, 1]
+    assert back.attrs == points.attrs
+    assert back.kind.values.tolist()[0] == "a"
+    xr.testing.assert_equal(back.drop_vars("kind"), points.drop_vars("kind"))
+    assert ix.as_annotations(back) is back
+
+
+def test_the_constructor_records_where_annotations_come_from():
+    points = make_annotations("point", PLACES, attrs={"source": "precomputed://x", "timestamp": None})
+    assert points.attrs == {"annotation_type": "point", "source": "precomputed://x"}
