@@ -28,6 +28,8 @@ class Placement:
     """Size in nm of the finest voxels before scaling; None where the link does not override the source."""
     shift: Triple = (0.0, 0.0, 0.0)
     """Translation in nm, applied after scaling."""
+    order: tuple[int, int, int] = (0, 1, 2)
+    """For each of x, y and z, the axis of the source along it (0, 1, 2 for x, y, z)."""
 
     def place(self, grid: Grid, finest: Triple) -> Grid:
         """Return the grid of a level in the coordinates of the link.
@@ -35,9 +37,9 @@ class Placement:
         Parameters
         ----------
         grid : Grid
-            The level's grid in the source.
+            The level's grid in the source, with its axes in the placement's order.
         finest : tuple of float
-            Resolution (x, y, z) of the source's finest level.
+            Resolution (x, y, z) of the source's finest level, in the same order.
         """
         if self == NATIVE:
             return grid

@@ -12,6 +12,7 @@ from imageryxr.neuroglancer.state import LinkLayer, LinkState
 from imageryxr.neuroglancer.transform import AxisPlace, Transform
 from imageryxr.sources.base import Source
 from imageryxr.sources.resolve import resolve_source
+from imageryxr.sources.transposed import TransposedSource
 
 _AXIS = {"channel": "c", "time": "t"}
 
@@ -60,7 +61,8 @@ def resolve_layer_source(layer: LinkLayer, state: LinkState, **options: Any) -> 
         picks[what] = _displayed_index(name, placed.others, count, layer, state, own)
     if any(picks.values()):
         source = resolve_source(layer.source, kind, **options, **picks)
-    return source, placed.placement
+    order = placed.placement.order
+    return (source if order == (0, 1, 2) else TransposedSource(source, order)), placed.placement
 
 
 def viewer_axes(source: Source, counts: Any = ()) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ from imageryxr.sources.cave.graphene import GrapheneSource, resolve_root_ids
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.policy import Access, is_local_address
 from imageryxr.sources.fetch.threads import current_stop_event, stop_on
+from imageryxr.sources.transposed import TransposedSource
 
 LINK_SECONDS, LAYER_SECONDS = 300, 90
 """Time limits for opening all layers of a link and each single layer."""
@@ -261,6 +262,7 @@ def _open_array(layer: LinkLayer, source: Source, placement: Placement) -> xr.Da
 def _warn_of_stale_roots(layer: LinkLayer, source: Source) -> None:
     """Warn if selected roots are not current at the layer's timestamp: such roots have no voxels to colour."""
     selected = [i for i in layer.look.selected_ids if i]
+    source = source.inner if isinstance(source, TransposedSource) else source
     if not isinstance(source, GrapheneSource) or not selected:
         return
     what = f"the layer {layer.name!r} of the link"

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from imageryxr.errors import LinkError
 from imageryxr.neuroglancer.dimensions import AXES, Placement, read_dimensions, si_scale
 from imageryxr.neuroglancer.validate import as_list, as_number, as_numbers, short_repr
 
-ROTATED_REASON = (
-    "its transform rotates, shears, mirrors or exchanges axes; only scaling and moving along the axes is drawn"
-)
-RENAMED_REASON = "its transform exchanges or renames axes"
+ROTATED_REASON = "its transform rotates, shears or mirrors the data; only scaling, moving and exchanging axes is drawn"
+RENAMED_REASON = "its transform leaves no axis of the data along x, y or z"
+
+T = TypeVar("T")
 
 Dimension = tuple[str, float, str]
 """Name, scale (nm for lengths), unit ("nm" for lengths)."""
@@ -94,22 +94,38 @@ class Transform:
         if len(set(names)) < len(names):  # the viewer ignores a transform with duplicate names
             return Transform().apply(axes)
         scale, size, shift = [1.0] * 3, list[float | None]([None] * 3), [0.0] * 3
+        order = [-1] * 3
         for number, axis in enumerate(AXES):
             if axis not in names:
-                if axis in axes:
-                    return RENAMED_REASON
                 continue
-            row = names.index(axis)
-            own = list(axes).index(axis) if axis in axes else row
-            factors, shift[number] = self._row(at, row)
-            if any(abs(v) > 1e-9 for j, v in enumerate(factors) if j != own) or factors[own] <= 1e-9:
-                return RENAMED_REASON if self.matrix is None else ROTATED_REASON
-            scale[number], size[number] = factors[own], self._size(at[own], in_source=axis in axes)
-        placement = Placement(
-            (scale[0], scale[1], scale[2]), (size[0], size[1], size[2]), (shift[0], shift[1], shift[2])
-        )
+            factors, shift[number] = self._row(at, names.index(axis))
+            used = [j for j, factor in enumerate(factors) if abs(factor) > 1e-9]
+            if len(used) != 1 or factors[used[0]] < 0:
+                return ROTATED_REASON
+            own = used[0]
+            scale[number], size[number] = factors[own], self._size(at[own], in_source=own < len(axes))
+            if own < len(axes):
+                order[number] = AXES.find(axes[own])
+                if order[number] < 0:  # an axis of time or channels is shown along x, y or z
+                    return RENAMED_REASON
+        if not self._complete(order, axes):
+            return RENAMED_REASON
+        placement = Placement(_triple(scale), _triple(size), _triple(shift), _triple(order))
         others = {axis: self._other(at, i, names[i]) for i, axis in enumerate(axes) if axis not in AXES}
         return AppliedTransform(placement, others)
+
+    @staticmethod
+    def _complete(order: list[int], axes: Sequence[str]) -> bool:
+        """Fill the entries of axes that the source lacks, or return False if one of its axes is not used once."""
+        used = [i for i in order if i >= 0]
+        if len(set(used)) < len(used) or any(axis in axes and i not in used for i, axis in enumerate(AXES)):
+            return False
+        free = [i for i in range(3) if i not in used]
+        for number in range(3):
+            if order[number] < 0:
+                order[number] = number if number in free else free[0]
+                free.remove(order[number])
+        return True
 
     def _size(self, place: int, *, in_source: bool) -> float | None:
         """Return the size of a voxel in nm along an axis of the source or an added axis; None if it is not set."""
@@ -142,6 +158,11 @@ class Transform:
         shift = 0.0 if self.matrix is None else self.matrix[place][-1]
         step = None if self.inputs is None else si_scale(*self.inputs[place][1:])
         return AxisPlace(name, factors[row] or 1.0, shift, si_scale(*self.outputs[place][1:]), step)
+
+
+def _triple(values: Sequence[T]) -> tuple[T, T, T]:
+    x, y, z = values
+    return x, y, z
 
 
 def read_transform(transform: Any, where: str) -> Transform | None:

@@ -29,7 +29,7 @@ BAD = {
     "alpha": {"selectedAlpha": None},
     "colours": {"segmentColors": {"1": "rde"}},
     "a transform": {"source": {"url": "SEGMENTATION", "transform": {"outputDimensions": {}, "matrix": [[1]]}}},
-    "a turn": {"source": {"url": "SEGMENTATION", "transform": [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]}},
+    "a turn": {"source": {"url": "SEGMENTATION", "transform": [[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]}},
     "a kind": {"type": 7},
     "many sources": {"source": ["SEGMENTATION"] * 1000},
     "an image of ids": {"type": "image"},

@@ -353,7 +353,7 @@ def test_a_transform_moves_and_scales_a_layer(sample):
 
 
 def test_transforms_that_cannot_be_drawn_warn(sample):
-    turned = {"outputDimensions": NEW["dimensions"], "matrix": [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]}
+    turned = {"outputDimensions": NEW["dimensions"], "matrix": [[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]}
     state = {
         **NEW,
         "layers": [
@@ -451,7 +451,10 @@ def test_custom_shaders_warn(sample):
     [
         ({"url": "IMAGE", "subsources": {"bounds": True}, "enableDefaultSubsources": False}, "disables the voxels"),
         ({"url": "IMAGE", "subsources": {"default": False}}, "disables the voxels"),
-        ({"url": "IMAGE", "transform": {"outputDimensions": {a: [8e-9, "m"] for a in "yxz"}}}, "exchanges or renames"),
+        (
+            {"url": "IMAGE", "transform": {"outputDimensions": {a: [8e-9, "m"] for a in "abz"}}},
+            "no axis of the data along",
+        ),
         (["IMAGE", "IMAGE"], "has 2 volumes; only the first one is drawn"),
     ],
 )

@@ -6,6 +6,7 @@ layer_groups_layout.ts.
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 
@@ -442,12 +443,45 @@ def test_rotated_and_mirrored_layers_are_left_out(image):
     left_out({**image, "transform": {"rotation": [0, 0, 0.6, 0.8]}}, "its transform rotates")
     left_out({**image, "transform": {"scale": [-1, 1, 1]}}, "its transform rotates")
     left_out({**image, "transform": [1, 0.1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]}, "its transform rotates")
-    swapped = {"outputDimensions": {k: DIMS[k] for k in "zyx"}}
-    left_out({**image, "source": {"url": image["source"], "transform": swapped}}, "its transform exchanges")
+    turned = {"outputDimensions": DIMS, "matrix": [[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]}
+    left_out({**image, "source": {"url": image["source"], "transform": turned}}, "its transform rotates")
+    renamed = {"outputDimensions": {"x": DIMS["x"], "y": DIMS["y"], "depth": DIMS["z"]}}
+    left_out(
+        {**image, "source": {"url": image["source"], "transform": renamed}},
+        "its transform leaves no axis of the data along",
+    )
     with pytest.raises(ix.LinkError, match="rotation"):
         opened({**image, "transform": {"rotation": [0, 0, 0, 0]}})
     with pytest.raises(ix.LinkError, match="sourceRank"):
         opened({**image, "source": {"url": image["source"], "transform": {"outputDimensions": DIMS, "sourceRank": 4}}})
+
+
+def test_exchanged_axes_of_a_layer_are_drawn_as_in_the_viewer(image):
+    """The matrix of the transform moves the stored axis y along x, with a factor and a translation."""
+    rows = [[0, 2, 0, 10], [0, 0, 1, 0], [0.5, 0, 0, -3]]
+    there = {"outputDimensions": DIMS, "matrix": rows}
+    tree = opened({**image, "source": {"url": image["source"], "transform": there}})
+    em, stored = tree["em/image"], ix.open_image(image["source"])
+    (rx, ry, rz), shape = ix.grid_of(stored).resolution, stored.shape
+    assert em.shape == (shape[2], shape[0], shape[1])
+    assert ix.grid_of(em).resolution == (2 * ry, rz, rx / 2)
+    np.testing.assert_allclose(em.x.values, 2 * stored.y.values + 10 * DIMS["x"][0] * 1e9)
+    np.testing.assert_allclose(em.z.values, stored.x.values / 2 - 3 * DIMS["z"][0] * 1e9)
+    part = em.isel(z=slice(100, 103), y=slice(5, 9), x=slice(200, 230))
+    expected = stored.isel(x=slice(100, 103), z=slice(5, 9), y=slice(200, 230)).transpose("x", "z", "y")
+    np.testing.assert_array_equal(part.values, expected.values)
+    again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
+    assert again["em/image"].identical(em)
+    picked = em.isel(z=[3, 1], y=2, x=[0, 4])
+    np.testing.assert_array_equal(picked.values, stored.isel(x=[3, 1], z=2, y=[0, 4]).transpose("x", "y").values)
+
+
+def test_a_layer_with_exchanged_axes_is_no_target_of_its_own_export(image):
+    there = {"outputDimensions": {k: DIMS[k] for k in "zyx"}}
+    em = opened({**image, "source": {"url": image["source"], "transform": there}})["em/image"]
+    part = em.isel(z=slice(0, 2), y=slice(0, 8), x=slice(0, 8))
+    with pytest.raises(ix.ImageryError, match="source|reads"):
+        ix.export(part, image["source"], overwrite=True)
 
 
 def test_input_dimensions_name_the_axes_of_a_source(image):
@@ -475,8 +509,17 @@ def ome(path, data, axes, scale):
 def test_output_dimensions_name_the_axes_of_a_zarr_by_position(tmp_path):
     url = ome(str(tmp_path / "a.zarr"), np.arange(8 * 16 * 32, dtype="uint16").reshape(8, 16, 32), "zyx", (40, 8, 8))
     layer = {"type": "image", "name": "em"}
-    left_out({**layer, "source": {"url": url, "transform": {"outputDimensions": DIMS}}}, "its transform exchanges")
-    left_out({**layer, "source": url, "transform": {"translation": [8, 0, 0]}}, "its transform rotates")
+    stored = ix.open_image(url)
+    for names in itertools.permutations("xyz"):  # the stored axes z, y, x are shown along these
+        there = {"outputDimensions": {name: DIMS[name] for name in names}}
+        em = opened({**layer, "source": {"url": url, "transform": there}})["em/image"]
+        expected = stored.rename(dict(zip("zyx", names, strict=True))).transpose("z", "y", "x")
+        np.testing.assert_array_equal(em.values, expected.values)
+        for axis in "xyz":
+            np.testing.assert_array_equal(em[axis].values, expected[axis].values)
+    em = opened({**layer, "source": url, "transform": {"translation": [8, 0, 0]}})["em/image"]
+    assert em.shape == (32, 16, 8)
+    np.testing.assert_array_equal(em.x.values, stored.z.values + 8)
     order = {k: DIMS[k] for k in "zyx"}
     moved = {"outputDimensions": order, "matrix": [[1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 5]]}
     em = opened({**layer, "source": {"url": url, "transform": moved}})["em/image"]
