@@ -79,7 +79,6 @@ def _segmentation_method(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-@xr.register_dataarray_accessor("imagery")
 class ImageryArray:
     """The functions of imageryxr as methods of an array: ``da.imagery.crop(bbox)`` is ``imageryxr.crop(da, bbox)``.
 
@@ -135,7 +134,6 @@ class ImageryArray:
     neuroglancer_link = _method(neuroglancer_link)
 
 
-@xr.register_dataset_accessor("imagery")
 class ImageryDataset:
     """The functions of imageryxr as methods of a Dataset of an image and a segmentation.
 
@@ -184,7 +182,6 @@ class ImageryDataset:
         raise AttributeError(f"{name} needs an array, but this is a Dataset; write {arrays or f'da.imagery.{name}(…)'}")
 
 
-@xr.register_datatree_accessor("imagery")
 class ImageryTree:
     """The functions of imageryxr as methods of a tree of layers from `open_neuroglancer` or `open_datastack`.
 

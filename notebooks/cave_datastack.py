@@ -71,7 +71,7 @@ ix.montage(
 # %%
 try:
     ix.open_segmentation(cave.table, ids=[first], timestamp="2023-11-18T12:00:00Z", token=TOKEN)
-except ix.StaleRootError as error:
+except ix.errors.StaleRootError as error:
     print(error)
 
 # %%

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import pickle
+import pydoc
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import imageryxr
+from imageryxr import errors
 
 ROOT = Path(imageryxr.__file__).parent
 
@@ -94,22 +97,42 @@ def test_function_bodies_are_under_50_lines(name):
             assert lines <= 50, f"{name}.{node.name} has {lines} lines"
 
 
-def test_importing_imageryxr_does_not_import_heavy_packages():
-    heavy = [
-        "numba",
-        "cloudvolume",
-        "cloudfiles",
-        "caveclient",
-        "zarr",
-        "matplotlib",
-        "PIL",
-        "distributed",
-        "tqdm",
-        "typer",
-    ]
-    code = f"import xarray, dask.array, sys; before = set(sys.modules); import imageryxr; print([m for m in {heavy} if m in set(sys.modules) - before])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def modules_after(code: str) -> set[str]:
+    """Return the modules that code loads in a new process."""
+    code += "\nimport sys; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+HEAVY = {
+    "numba",
+    "cloudvolume",
+    "cloudfiles",
+    "caveclient",
+    "zarr",
+    "matplotlib",
+    "PIL",
+    "distributed",
+    "tqdm",
+    "typer",
+}
+ALL_NAMES = "import imageryxr as ix\nfor name in ix.__all__: getattr(ix, name)"
+
+
+def test_importing_imageryxr_loads_few_modules_and_no_heavy_packages():
+    loaded = modules_after("import imageryxr") - modules_after("import xarray")
+    assert len([name for name in loaded if name.startswith("imageryxr")]) <= 10  # the limit we promise is 60
+    assert loaded & (HEAVY | {"scipy", "dask", "imageryxr.kernels"}) == set()
+
+
+def test_loading_all_public_names_imports_no_heavy_packages():
+    loaded = modules_after(ALL_NAMES) - modules_after("import xarray, dask.array")
+    assert loaded & HEAVY == set()
+
+
+def test_accessors_exist_whatever_is_imported_first():
+    for order in ("imageryxr, xarray", "xarray, imageryxr"):
+        code = f"import {order}; xarray.DataArray([[0]]).imagery; xarray.Dataset().imagery; xarray.DataTree().imagery"
+        assert "imageryxr.accessor" in modules_after(code)
 
 
 def test_all_lists_documented_public_names_in_order():
@@ -117,4 +140,50 @@ def test_all_lists_documented_public_names_in_order():
     assert len(set(imageryxr.__all__)) == len(imageryxr.__all__)
     for name in imageryxr.__all__:
         assert getattr(imageryxr, name).__doc__
-    assert {n for n in vars(imageryxr) if not n.startswith("_")} >= set(imageryxr.__all__)
+    assert set(dir(imageryxr)) >= set(imageryxr.__all__)
+
+
+def test_type_checkers_find_each_public_name_in_the_module_from_which_it_is_loaded():
+    seen = {}
+    for node in ast.walk(ast.parse(MODULES["imageryxr"].read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("imageryxr."):
+            seen |= {alias.name: node.module for alias in node.names}
+    own = {"errors": None, "ImageryError": "imageryxr.errors", "ImageryWarning": "imageryxr.errors"}
+    assert {name: seen.get(name) for name in imageryxr.__all__} == imageryxr._MODULES | own
+
+
+def test_the_top_level_exports_only_the_base_classes_of_errors_and_warnings():
+    kinds = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__
+    }
+    assert {"MipError", "LinkWarning"} < kinds
+    assert kinds & set(imageryxr.__all__) == {"ImageryError", "ImageryWarning"}
+    for name in kinds - set(imageryxr.__all__):
+        with pytest.raises(AttributeError, match=rf"write imageryxr\.errors\.{name}$"):
+            getattr(imageryxr, name)
+
+
+def test_an_unknown_name_is_an_attribute_error_with_a_suggestion():
+    code = "import imageryxr as ix\nix.opn_image"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+    assert "module 'imageryxr' has no attribute 'opn_image'. Did you mean: 'open_image'?" in said
+
+
+@pytest.mark.parametrize("name", [n for n in imageryxr.__all__ if f"imageryxr.{n}" in MODULES and n != "errors"])
+def test_a_function_is_not_replaced_by_its_subpackage(name):
+    code = f"import imageryxr.{name} as package, imageryxr.export.plan.planner, imageryxr as ix, sys\n"
+    code += f"from imageryxr import *\nassert ix.{name} is {name} and callable({name})\n"
+    code += f"import importlib; assert importlib.import_module('imageryxr.{name}').{name} is {name}"
+    assert f"imageryxr.{name}" in modules_after(code)
+
+
+def test_public_functions_are_pickled_by_name():
+    for name in set(imageryxr.__all__) - {"errors"}:
+        value = getattr(imageryxr, name)
+        assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_help_lists_the_public_functions():
+    text = pydoc.plain(pydoc.render_doc(imageryxr))
+    assert "open_image(" in text
+    assert "crop(" in pydoc.plain(pydoc.render_doc(imageryxr.crop))

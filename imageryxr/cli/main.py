@@ -144,7 +144,7 @@ def figure(
     """
     link, out = _link_and_target(paths)
     if out.exists() and not overwrite:
-        raise ix.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
+        raise ix.errors.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
     check_suffix(out)
     style = drawing.Decoration(scale, scale_bar, legend, inset, inset_zoom, label_pt, width_mm, dpi)
     given.check_outline_options(context, outline)

@@ -95,12 +95,12 @@ def test_how_lines_look_where_there_are_none(tmp_path, sample, command, job, typ
 
 @pytest.mark.parametrize("value", [True, 4, "4"])
 def test_memory_without_its_unit(tmp_path, value):
-    with pytest.raises(ix.OptionError, match="'4 GB'"):
+    with pytest.raises(ix.errors.OptionError, match="'4 GB'"):
         ix.plan_export(array_of(Computed()), tmp_path / "o.zarr", memory=value)
 
 
 def test_square_is_yes_or_no(tmp_path):
-    with pytest.raises(ix.OptionError, match="square='yes' must be True, False or None"):
+    with pytest.raises(ix.errors.OptionError, match="square='yes' must be True, False or None"):
         ix.plan_export(array_of(Computed()), tmp_path / "z{z}.png", square="yes")
 
 
@@ -110,7 +110,7 @@ LONG = ["a" * 300 + ".tif", "a" * 240 + ".tif", "a" * 240 + "{z}.png", "{z:0300d
 
 @pytest.mark.parametrize("name", [*LONG, "{z:099999999d}.png", "a\0b.tif", "a\0b{z}.png", "{z:c}.png"])
 def test_names_that_no_disk_takes(tmp_path, name):
-    with pytest.raises(ix.OptionError, match="too long for file systems|NUL byte|thousands of characters"):
+    with pytest.raises(ix.errors.OptionError, match="too long for file systems|NUL byte|thousands of characters"):
         ix.export(array_of(Computed()), f"{tmp_path}/{name}")
     assert not list(tmp_path.iterdir())
 

@@ -126,7 +126,7 @@ def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o
     ],
 )
 def test_invalid_boxes_raise_with_a_reason(lo, hi, word):
-    with pytest.raises(ix.BoxError, match=word):
+    with pytest.raises(ix.errors.BoxError, match=word):
         ix.BBox(lo, hi)
 
 
@@ -136,14 +136,14 @@ def test_the_error_for_a_box_outside_states_the_volume_in_the_unit_of_the_box():
         np.zeros(grid.shape, "uint8"), dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": (10, 10, 10)}
     )
     box = ix.BBox((9162, 1026, 1472), (9542, 1406, 1473), resolution=(5, 5, 10))
-    with pytest.raises(ix.OutOfVolumeError) as caught:
+    with pytest.raises(ix.errors.OutOfVolumeError) as caught:
         ix.crop(da, box)
     message = str(caught.value)
     assert "which is (1,280, 1,024, 320) to (1,664, 1,408, 384) in voxels of 5 × 5 × 10 nm" in message
     assert "give corners inside it, in the unit of the box" in message
     assert "resolution=(10, 10, 10)" not in message
     own = ix.BBox((0, 0, 0), (9, 9, 9), resolution=(10, 10, 10))
-    with pytest.raises(ix.OutOfVolumeError, match=r"384\) in voxels of 10 × 10 × 10 nm; give"):
+    with pytest.raises(ix.errors.OutOfVolumeError, match=r"384\) in voxels of 10 × 10 × 10 nm; give"):
         ix.crop(da, own)
 
 
@@ -152,15 +152,15 @@ def test_uneven_and_descending_coordinates_raise():
     da = xr.DataArray(
         np.zeros(grid.shape), dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": (8, 8, 40)}
     )
-    with pytest.raises(ix.GridError, match="not evenly spaced"):
+    with pytest.raises(ix.errors.GridError, match="not evenly spaced"):
         ix.grid_of(da.isel(x=[0, 1, 3]))
-    with pytest.raises(ix.GridError, match="does not ascend"):
+    with pytest.raises(ix.errors.GridError, match="does not ascend"):
         ix.grid_of(da.isel(x=slice(None, None, -1)))
 
 
 @pytest.mark.parametrize("size", [5e-324, 1e-300, 1e-12])
 def test_a_tiny_voxel_size_raises_before_it_overflows(size):
-    with pytest.raises(ix.BoxError, match="too small for a voxel size"):
+    with pytest.raises(ix.errors.BoxError, match="too small for a voxel size"):
         ix.BBox((0, 0, 0), (1, 1, 1), resolution=(size, 8, 8))
     with pytest.raises(ix.ImageryError, match="too small for a voxel size"):
         ix.Grid((1, 1, 1), (8, size, 8), (0, 0, 0))

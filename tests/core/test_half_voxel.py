@@ -34,7 +34,9 @@ def test_labels_half_a_voxel_away_from_the_image_warn(labels):
         ix.align(image, cells)
     with pytest.warns(ix.ImageryWarning, match="assume='corner'"):
         ix.regrid(cells, like=image)
-    with pytest.raises(ix.GridMismatchError, match="half a voxel apart, so if one is an OME-Zarr.*assume='corner'"):
+    with pytest.raises(
+        ix.errors.GridMismatchError, match="half a voxel apart, so if one is an OME-Zarr.*assume='corner'"
+    ):
         ix.overlay(image, cells)
 
 

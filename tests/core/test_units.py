@@ -84,10 +84,10 @@ def test_the_error_for_layers_that_do_not_overlap_suggests_missing_micrometres(s
     given.attrs = {"layer_type": which}
     layers[which] = given
     message = rf"set {which}\[dim\].attrs\['units'\] = 'um' for dim in 'zyx'"
-    with pytest.raises(ix.GridMismatchError, match=message):
+    with pytest.raises(ix.errors.GridMismatchError, match=message):
         ix.align(layers["image"], layers["segmentation"])
     box = ix.BBox.around((4600, 2560, 105), (8, 8, 2), resolution=(8, 8, 40))
-    with pytest.raises(ix.OutOfVolumeError, match=message):
+    with pytest.raises(ix.errors.OutOfVolumeError, match=message):
         ix.align(layers["image"], layers["segmentation"], bbox=box)
     for dim in "zyx":
         given[dim].attrs["units"] = "um"
@@ -99,5 +99,5 @@ def test_the_error_for_distant_layers_does_not_suggest_units():
     first, second = (ix.Grid((2, 2, 2), (8, 8, 40), (x, 0, 0)) for x in (100, 300))
     image = xr.DataArray(np.zeros((2, 2, 2), np.uint8), dims=("z", "y", "x"), coords=first.coords())
     labels = xr.DataArray(np.zeros((2, 2, 2), np.uint64), dims=("z", "y", "x"), coords=second.coords())
-    with pytest.raises(ix.GridMismatchError, match="check that both show the same volume"):
+    with pytest.raises(ix.errors.GridMismatchError, match="check that both show the same volume"):
         ix.align(image, labels)

@@ -93,7 +93,7 @@ def test_an_existing_target_is_refused_then_replaced_whole(tmp_path, picture):
     for target in (tmp_path / "s" / "z{z}.png", tmp_path / "o.ome.zarr"):
         ix.export(picture, target)
         other = ix.to_rgba(IMAGE)
-        with pytest.raises(ix.TargetExistsError, match="overwrite=True"):
+        with pytest.raises(ix.errors.TargetExistsError, match="overwrite=True"):
             ix.export(other, target)
         ix.export(other, target, overwrite=True)
     assert names_in(tmp_path) == ["o.ome.zarr", "s"]
@@ -110,10 +110,10 @@ def test_what_was_there_survives_a_failure(tmp_path, picture, name, monkeypatch)
 
     def failing(self, mip, box):
         calls.append(box)
-        raise ix.ChunkReadError("the disk that it lies on is gone")
+        raise ix.errors.ChunkReadError("the disk that it lies on is gone")
 
     monkeypatch.setattr(memory.MemorySource, "read", failing)
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture, tmp_path / name, overwrite=True)
     assert calls
     assert files_in(tmp_path) == files
@@ -124,7 +124,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, picture, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(ix.TargetError, match="disk is full"):
+    with pytest.raises(ix.errors.TargetError, match="disk is full"):
         ix.export(picture, tmp_path / "s" / "z{z}.png")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
@@ -150,7 +150,7 @@ def test_a_rename_that_fails_midway_is_taken_back(tmp_path, picture, name, monke
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(ix.TargetError, match="untouched"):
+    with pytest.raises(ix.errors.TargetError, match="untouched"):
         ix.export(picture, tmp_path / name, overwrite=True)
     assert files_in(tmp_path) == before
 

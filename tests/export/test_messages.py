@@ -25,7 +25,7 @@ def opened(sample):
 def test_another_call_of_an_array_made_from_lazy_ones_names_the_sources_whole(tmp_path, sample, opened):
     picture = ix.overlay(opened.image, opened.segmentation)
     ix.export(picture, tmp_path / "o.ome.zarr")
-    with pytest.raises(ix.TargetExistsError) as caught:
+    with pytest.raises(ix.errors.TargetExistsError) as caught:
         ix.export(picture.copy(data=picture.data + np.uint8(0)), tmp_path / "o.ome.zarr")
     said = str(caught.value)
     assert "in memory" not in said
@@ -35,7 +35,7 @@ def test_another_call_of_an_array_made_from_lazy_ones_names_the_sources_whole(tm
     assert said.count("[") == said.count("]")
     # of the same sources, only the box is another
     for part in (slice(0, 4), slice(None, None, 2)):
-        with pytest.raises(ix.TargetExistsError, match=r"\(box: ") as caught:
+        with pytest.raises(ix.errors.TargetExistsError, match=r"\(box: ") as caught:
             ix.export(picture.isel(z=part), tmp_path / "o.ome.zarr")
         assert sample.image not in str(caught.value)
 
@@ -43,7 +43,7 @@ def test_another_call_of_an_array_made_from_lazy_ones_names_the_sources_whole(tm
 def test_another_call_of_a_foreign_dask_array_says_that_it_is_one(tmp_path, opened):
     ix.export(opened.image, tmp_path / "o.ome.zarr")
     foreign = xr.zeros_like(opened.image.load()).copy(data=da.zeros(opened.image.shape, dtype=np.uint8, chunks=16))
-    with pytest.raises(ix.TargetExistsError, match="a dask array here"):
+    with pytest.raises(ix.errors.TargetExistsError, match="a dask array here"):
         ix.export(foreign, tmp_path / "o.ome.zarr")
 
 
@@ -58,7 +58,7 @@ def test_of_many_sources_the_rest_is_counted():
 @pytest.mark.parametrize(("target", "zarr"), [("o.ome.zarr", False), ("{z}.png", True), ("o.tif", True)])
 def test_advice_on_memory_fits_the_target(tmp_path, opened, target, zarr):
     plan = ix.plan_export(opened.image, tmp_path / target, memory="1 MB", workers=2)
-    with pytest.raises(ix.OptionError) as caught:
+    with pytest.raises(ix.errors.OptionError) as caught:
         plan.validate()
     assert ("export to .ome.zarr" in str(caught.value)) == zarr
     assert "more memory" in str(caught.value)
@@ -77,20 +77,20 @@ def test_a_job_file_is_told_of_options_as_they_are_typed(tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc here")
 def test_an_unwritable_place_is_named_as_it_was_typed(opened):
-    with pytest.raises(ix.TargetError) as caught:
+    with pytest.raises(ix.errors.TargetError) as caught:
         ix.save_figure(Image.new("L", (600, 600)), "/proc/x.png")
     said = str(caught.value)
     assert said.startswith("/proc/x.png cannot be written")
     assert ".x-" not in said
     assert "choose another" in said
-    with pytest.raises(ix.TargetError, match=r"no file can be created in the folder /proc .*choose another"):
+    with pytest.raises(ix.errors.TargetError, match=r"no file can be created in the folder /proc .*choose another"):
         ix.export(opened.image, "/proc/foo/o.ome.zarr")
 
 
 @pytest.mark.parametrize("target", ["o.ome.zarr", "memory://"])
 def test_square_is_for_slices(tmp_path, opened, target):
     place = target if "://" in target else tmp_path / target
-    with pytest.raises(ix.OptionError, match="square=True is for slices.*volume"):
+    with pytest.raises(ix.errors.OptionError, match="square=True is for slices.*volume"):
         ix.plan_export(opened.image, place, square=True)
 
 
@@ -124,15 +124,15 @@ def test_a_plan_says_what_it_counts_and_takes_the_words_that_are_given(tmp_path,
     assert "400 MB for the process itself included" in said
     plan = ix.plan_export(opened.image, tmp_path / "o.ome.zarr", chunks=(1, 8, 8), memory="1 MB")
     assert "1 region of 64 × 48 × 8 voxels" in repr(ix.plan_export(opened.image, tmp_path / "o.ome.zarr"))
-    with pytest.raises(ix.OptionError, match="400 MB of that are the process itself"):
+    with pytest.raises(ix.errors.OptionError, match="400 MB of that are the process itself"):
         plan.validate()
     ix.export(opened.image, tmp_path / "o.tif", axis="y")
-    with pytest.raises(ix.TargetExistsError, match="axis: y there, z here"):
+    with pytest.raises(ix.errors.TargetExistsError, match="axis: y there, z here"):
         ix.export(opened.image, tmp_path / "o.tif")
 
 
 def test_a_dataset_is_told_what_to_export(tmp_path, opened):
-    with pytest.raises(ix.LayerError, match=r"not a Dataset; give one variable, or draw it first"):
+    with pytest.raises(ix.errors.LayerError, match=r"not a Dataset; give one variable, or draw it first"):
         opened.imagery.export(tmp_path / "o.zarr")
     with pytest.raises(AttributeError, match=r"needs an array.*ds\['image'\]\.imagery\.to_pil"):
         opened.imagery.to_pil()

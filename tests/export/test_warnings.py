@@ -34,7 +34,7 @@ def volume(values, **kwargs):
 def test_what_precomputed_readers_do_not_know_is_refused(tmp_path, layer_type):
     array = volume(np.zeros((4, 8, 8), np.int64), attrs={"layer_type": layer_type})
     with pytest.raises(
-        ix.OptionError, match=r"int64 cannot be .*float32: give array.astype\('uint64'\) if no value is"
+        ix.errors.OptionError, match=r"int64 cannot be .*float32: give array.astype\('uint64'\) if no value is"
     ):
         ix.export(array, f"precomputed://{tmp_path}/pc")
     assert ix.export(array.astype("uint64"), f"precomputed://{tmp_path}/pc").complete
@@ -45,7 +45,7 @@ def test_a_folder_of_somebodys_is_told_at_once_to_stay(tmp_path):
     (tmp_path / "o.zarr" / "precious.txt").write_text("")
     for overwrite in (False, True):
         with pytest.raises(
-            ix.TargetExistsError, match="contains precious.txt and no volume; it is not replaced, even with over"
+            ix.errors.TargetExistsError, match="contains precious.txt and no volume; it is not replaced, even with over"
         ):
             ix.export(A, tmp_path / "o.zarr", overwrite=overwrite)
 
@@ -68,20 +68,22 @@ def test_a_folder_of_somebodys_is_told_at_once_to_stay(tmp_path):
     ],
 )
 def test_what_is_no_array_of_voxels(tmp_path, given, told):
-    with pytest.raises(ix.LayerError, match=told):
+    with pytest.raises(ix.errors.LayerError, match=told):
         ix.export(given, tmp_path / "o.zarr")
 
 
 @pytest.mark.parametrize("name", ["overwrite", "resume"])
 def test_flags_are_true_or_false(tmp_path, name):
-    with pytest.raises(ix.OptionError, match=f"{name}='no' must be True or False"):
+    with pytest.raises(ix.errors.OptionError, match=f"{name}='no' must be True or False"):
         ix.export(A, tmp_path / "o.zarr", **{name: "no"})
 
 
 def test_names_by_nm_are_advised_by_nm(tmp_path):
-    with pytest.raises(ix.OptionError, match=r"write e.g. '\{z_nm:.0f\}.png'"):
+    with pytest.raises(ix.errors.OptionError, match=r"write e.g. '\{z_nm:.0f\}.png'"):
         ix.export(A, tmp_path / "{z_nm:d}.png")
-    with pytest.raises(ix.OptionError, match=r"the field in its name determines the axis, such as 'y\{y:04d\}.png'"):
+    with pytest.raises(
+        ix.errors.OptionError, match=r"the field in its name determines the axis, such as 'y\{y:04d\}.png'"
+    ):
         ix.export(A, tmp_path / "{z}.png", axis="y")
 
 

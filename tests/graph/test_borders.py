@@ -127,12 +127,12 @@ def test_values_outside_an_array_are_background(first, second, how):
     for em in forms(GREY).values():
         try:
             part = ix.crop(em, a)
-        except ix.OutOfVolumeError:
+        except ix.errors.OutOfVolumeError:
             return
         if how == "view":
             try:
                 results.append(ix.crop(part, b))
-            except ix.OutOfVolumeError:
+            except ix.errors.OutOfVolumeError:
                 return
         else:
             results.append(
@@ -170,7 +170,7 @@ def test_masks_are_filled_outside_and_stay_masks():
 
 def test_regrid_to_voxels_without_a_centre_in_the_array_raises():
     slab = volume(GREY, (8, 8, 40), (0, 0, 0)).isel(z=[0])
-    with pytest.raises(ix.GridMismatchError, match="has its centre within the array"):
+    with pytest.raises(ix.errors.GridMismatchError, match="has its centre within the array"):
         ix.regrid(slab, (8, 8, 100), method="mean")
     assert ix.regrid(volume(GREY, (8, 8, 40)).isel(z=[1]), (8, 8, 100), method="nearest").values.any()
 
@@ -178,9 +178,9 @@ def test_regrid_to_voxels_without_a_centre_in_the_array_raises():
 def test_missing_ids_warn_when_the_whole_array_is_computed():
     seg = ix.open_segmentation(volume(LABELS, (8, 8, 40), (3, -4, 2)).chunk({"z": 1, "y": 9}))
     chosen = ix.select_ids(seg, [2**62, 5])
-    with pytest.warns(ix.MissingIdsWarning, match="1 of the 2 requested ids are not in the data: 5"):
+    with pytest.warns(ix.errors.MissingIdsWarning, match="1 of the 2 requested ids are not in the data: 5"):
         chosen.compute()
-    with pytest.warns(ix.MissingIdsWarning, match="not in the data: 5"):
+    with pytest.warns(ix.errors.MissingIdsWarning, match="not in the data: 5"):
         ix.overlay(None, seg, ids=[5, 2**62], outline=2).compute()
     # Computing a part does not warn.
     ix.select_ids(seg, ix.unique_ids(seg)).isel(z=0, y=slice(0, 2), x=slice(0, 2)).compute()

@@ -33,7 +33,7 @@ def test_distinct_ids_and_relabel_equal_numpy(seed, shape, dtype):
 
 
 def test_a_missing_value_raises():
-    with pytest.raises(ix.GridMismatchError, match="2 ids need as many values, got 1"):
+    with pytest.raises(ix.errors.GridMismatchError, match="2 ids need as many values, got 1"):
         relabel.build_relabel_table(np.array([1, 2], np.uint64), np.array([1], np.uint64))
 
 

@@ -41,7 +41,7 @@ BAD = {
 def test_a_layer_that_fails_to_open_does_not_prevent_the_others(sample, case, visible):
     bad = {**CELLS, "name": "bad", "visible": visible, **BAD[case]}
     state = {**NEW, "layers": [EM, bad, {**CELLS, "segments": ["12"]}]}
-    with pytest.warns(ix.LinkWarning, match="the layer 'bad' of the link is left out: ") as told:
+    with pytest.warns(ix.errors.LinkWarning, match="the layer 'bad' of the link is left out: ") as told:
         tree = opened(state, sample)
     assert len(told) == 1
     assert list(tree.children) == ["em", "cells"]
@@ -63,20 +63,20 @@ def test_a_layer_that_fails_to_open_does_not_prevent_the_others(sample, case, vi
 
 @pytest.mark.parametrize("layer", [3, None, [], "n5://x"])
 def test_an_invalid_layer_entry_does_not_prevent_the_others(sample, layer):
-    with pytest.warns(ix.LinkWarning, match="left out"):
+    with pytest.warns(ix.errors.LinkWarning, match="left out"):
         assert list(opened({"layers": [layer, EM]}, sample).children) == ["em"]
-    with pytest.warns(ix.LinkWarning, match="left out"):
+    with pytest.warns(ix.errors.LinkWarning, match="left out"):
         assert list(opened({"layers": {"x": layer, "em": EM}}, sample).children) == ["em"]
 
 
 def test_a_link_without_any_layer_that_opens_raises(sample):
     gone = {**EM, "source": "precomputed:///nowhere"}
-    with pytest.raises(ix.SourceNotFoundError, match="the layer 'em' of the link: .*nowhere"):
+    with pytest.raises(ix.errors.SourceNotFoundError, match="the layer 'em' of the link: .*nowhere"):
         opened({"layers": [gone]}, sample)
     notes = {"type": "annotation", "name": "notes", "source": "local://annotations"}
-    with pytest.raises(ix.SourceNotFoundError):
+    with pytest.raises(ix.errors.SourceNotFoundError):
         opened({"layers": [notes, gone]}, sample)
-    with pytest.warns(ix.LinkWarning):
+    with pytest.warns(ix.errors.LinkWarning):
         assert not opened({"layers": [notes]}, sample).children
 
 
@@ -127,15 +127,15 @@ def test_meshes_and_properties_are_not_counted_as_volumes(sample, tmp_path, case
 
 
 def test_a_second_volume_and_an_absent_source_warn(sample):
-    with pytest.warns(ix.LinkWarning, match="has 2 volumes; only the first one is drawn"):
+    with pytest.warns(ix.errors.LinkWarning, match="has 2 volumes; only the first one is drawn"):
         opened({"layers": [{**EM, "source": ["IMAGE", "SEGMENTATION"]}]}, sample)
-    with pytest.warns(ix.LinkWarning, match="another source of .* cannot be opened: .*nowhere"):
+    with pytest.warns(ix.errors.LinkWarning, match="another source of .* cannot be opened: .*nowhere"):
         tree = opened({"layers": [{**EM, "source": ["precomputed:///nowhere", "IMAGE"]}]}, sample)
     assert list(tree.children) == ["em"]
     alone = {**EM, "source": [str(_skeletons(sample.path.parent))]}
-    with pytest.warns(ix.LinkWarning, match="it holds skeletons"):
+    with pytest.warns(ix.errors.LinkWarning, match="it holds skeletons"):
         assert not opened({"layers": [alone]}, sample).children
-    with pytest.raises(ix.NoVolumeError, match="'em'"):
+    with pytest.raises(ix.errors.NoVolumeError, match="'em'"):
         opened({"layers": [alone]}, sample, layers=["em"])
 
 
@@ -170,12 +170,12 @@ def test_missing_chunks_are_background_as_in_the_viewer(tmp_path):
     (tree,) = [ix.open_neuroglancer({"layers": [layer]}, allow_local=True)]
     np.testing.assert_array_equal(tree["cells/segmentation"].values, ids)
     strict = ix.open_neuroglancer({"layers": [layer]}, allow_local=True, missing="raise")
-    with pytest.raises(ix.MissingChunkError):
+    with pytest.raises(ix.errors.MissingChunkError):
         strict["cells/segmentation"].values  # noqa: B018
     loud = ix.open_neuroglancer({"layers": [layer]}, allow_local=True, missing="warn")
-    with pytest.warns(ix.MissingChunkWarning):
+    with pytest.warns(ix.errors.MissingChunkWarning):
         np.testing.assert_array_equal(loud["cells/segmentation"].values, ids)
-    with pytest.raises(ix.OptionError, match="missing="):
+    with pytest.raises(ix.errors.OptionError, match="missing="):
         ix.open_neuroglancer({"layers": [layer]}, allow_local=True, missing="black")
 
 
@@ -194,10 +194,10 @@ def test_channels_are_chosen_for_all_layers_or_by_name(sample, tmp_path):
     for channel, wanted in ((None, 0), (2, 2), ({"rgb": 1}, 1), ({"em": 0, "rgb": 2}, 2), ({}, 0)):
         tree = opened(state, sample, channel=channel)
         np.testing.assert_array_equal(tree["rgb/image"].values, values[..., wanted].transpose())
-    with pytest.raises(ix.ChoiceError, match="channel=3"):
+    with pytest.raises(ix.errors.ChoiceError, match="channel=3"):
         opened(state, sample, channel=3)
-    with pytest.raises(ix.ChoiceError, match="em|image"):
+    with pytest.raises(ix.errors.ChoiceError, match="em|image"):
         opened(state, sample, channel={"em": 1})
-    with pytest.raises(ix.OptionError, match="channel names the layer 'blue', but the link has 'em', 'rgb'"):
+    with pytest.raises(ix.errors.OptionError, match="channel names the layer 'blue', but the link has 'em', 'rgb'"):
         opened(state, sample, channel={"blue": 1})
     assert list(opened(state, sample, time=5).children) == ["em", "rgb"]

@@ -91,13 +91,14 @@ def test_brackets_at_the_end_of_a_link_are_kept():
     link = "https://host/#!" + json.dumps(state)
     assert load_state(link)["title"] == "(a)"
     assert load_state("(" + link + ")")["title"] == "(a)"
-    with pytest.raises(ix.LinkError):
+    with pytest.raises(ix.errors.LinkError):
         load_state("[](" * 3000 + link + ")" * 3000)
 
 
 def test_a_bare_state_id_raises_an_error_with_its_url():
     with pytest.raises(
-        ix.LinkError, match=r"'5560000195854336' .*https://global\.daf-apis\.com/nglstate/api/v1/5560000195854336"
+        ix.errors.LinkError,
+        match=r"'5560000195854336' .*https://global\.daf-apis\.com/nglstate/api/v1/5560000195854336",
     ):
         ix.open_neuroglancer("5560000195854336")
 
@@ -127,7 +128,7 @@ def test_zero_width_characters_around_a_link_are_removed():
 
 @pytest.mark.parametrize("number", [6480952892063744, np.int64(6480952892063744), np.uint64(6480952892063744)])
 def test_a_number_is_treated_as_a_state_id(number):
-    with pytest.raises(ix.LinkError, match=r"https://global\.daf-apis\.com/nglstate/api/v1/6480952892063744"):
+    with pytest.raises(ix.errors.LinkError, match=r"https://global\.daf-apis\.com/nglstate/api/v1/6480952892063744"):
         ix.open_neuroglancer(number)
 
 
@@ -179,7 +180,7 @@ def cells(**entries):
     ],
 )
 def test_values_that_json_cannot_hold_are_named(value, says):
-    with pytest.raises(ix.LinkError, match=says):
+    with pytest.raises(ix.errors.LinkError, match=says):
         ix.open_neuroglancer({"layers": [cells(segments=value)]}, allow_local=True)
 
 
@@ -219,7 +220,7 @@ def test_the_older_form_of_a_state_is_read(sample):
 
 def test_the_tree_has_a_child_per_layer_and_the_camera_as_attrs(sample):
     with (
-        pytest.warns(ix.LinkWarning, match="'notes' of the link is left out: layers of type 'annotation'"),
+        pytest.warns(ix.errors.LinkWarning, match="'notes' of the link is left out: layers of type 'annotation'"),
         no_compute(),
     ):
         tree = opened(NEW, sample)
@@ -238,7 +239,7 @@ def test_the_tree_has_a_child_per_layer_and_the_camera_as_attrs(sample):
 
 def test_layers_are_chosen_by_name(sample):
     assert list(opened(NEW, sample, layers=["cells"]).children) == ["cells"]
-    with pytest.raises(ix.OptionError, match="'celles'"):
+    with pytest.raises(ix.errors.OptionError, match="'celles'"):
         opened(NEW, sample, layers=["celles"])
 
 
@@ -253,7 +254,7 @@ def test_layer_names_that_a_tree_cannot_have_are_changed(sample):
 
 
 def test_the_view_is_the_aligned_box_around_the_position(sample):
-    with pytest.warns(ix.LinkWarning):
+    with pytest.warns(ix.errors.LinkWarning):
         tree = opened(NEW, sample)
     with no_compute():
         ds = tree.imagery.view(size=(200, 100, 3))
@@ -266,7 +267,7 @@ def test_the_view_is_the_aligned_box_around_the_position(sample):
 
 
 def test_the_overlay_of_a_view_looks_like_the_viewer(sample):
-    with pytest.warns(ix.LinkWarning):
+    with pytest.warns(ix.errors.LinkWarning):
         tree = opened(NEW, sample)
     ds = tree.imagery.view(size=(24, 20))
     ids = np.unique(ds.cells.values)
@@ -286,7 +287,7 @@ def test_a_coarse_view_reads_a_coarse_level(sample):
         "dimensions": {"x": [3.2e-8, "m"], "y": [3.2e-8, "m"], "z": [4e-8, "m"]},
         "position": [1150, 640, 130],
     }
-    with pytest.warns(ix.LinkWarning):
+    with pytest.warns(ix.errors.LinkWarning):
         tree = opened(coarse, sample)
     ds = tree.imagery.view(size=(64, 64))
     assert ds.em.attrs["mip"] == 2
@@ -306,10 +307,10 @@ def test_layers_outside_the_view_are_left_out(sample):
     }
     state = {**NEW, "layers": [*NEW["layers"][:1], {"type": "segmentation", "name": "far", "source": far}]}
     tree = opened(state, sample)
-    with pytest.warns(ix.LinkWarning, match="'far' does not overlap the view"):
+    with pytest.warns(ix.errors.LinkWarning, match="'far' does not overlap the view"):
         ds = tree.imagery.view(size=(8, 8))
     assert list(ds.data_vars) == ["em"]
-    with pytest.raises(ix.OutOfVolumeError):
+    with pytest.raises(ix.errors.OutOfVolumeError):
         tree.imagery.view(size=(8, 8), center=(0, 0, 0))
 
 
@@ -361,7 +362,7 @@ def test_transforms_that_cannot_be_drawn_warn(sample):
             {"type": "image", "name": "turned", "source": {"url": "IMAGE", "transform": turned}},
         ],
     }
-    with pytest.warns(ix.LinkWarning, match="'turned' of the link is left out: its transform rotates"):
+    with pytest.warns(ix.errors.LinkWarning, match="'turned' of the link is left out: its transform rotates"):
         assert list(opened(state, sample).children) == ["em"]
     older = {
         "layers": {
@@ -442,7 +443,7 @@ def test_custom_shaders_warn(sample):
         shader = f"{slider}void main() {{ emitGrayscale({value}); }}"
         layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": shader}
         layer["shaderControls"] = {"brightness": 0.1}
-        with pytest.warns(ix.LinkWarning, match="has a custom shader"):
+        with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
             opened({"layers": [layer]}, sample)
 
 
@@ -460,7 +461,7 @@ def test_custom_shaders_warn(sample):
 )
 def test_parts_of_a_source_that_are_not_drawn_are_reported(sample, source, said):
     layers = [{"type": "image", "name": "em", "source": source}, {"type": "image", "name": "b", "source": "IMAGE"}]
-    with pytest.warns(ix.LinkWarning, match=f"'em' .*{said}"):
+    with pytest.warns(ix.errors.LinkWarning, match=f"'em' .*{said}"):
         tree = opened({"layers": layers}, sample)
     assert ("em" in tree.children) == isinstance(source, list)
 
@@ -489,7 +490,7 @@ def test_contrast_limits_are_read_from_shaders(sample):
         shader="#uicontrol invlerp a\n#uicontrol invlerp normalized\nvoid main(){emitGrayscale(a());}",
         shaderControls={"a": {"range": [1, 2]}, "normalized": {"range": [3, 4]}},
     ) == (1, 2)  # the one that it shows
-    with pytest.warns(ix.LinkWarning, match="has a custom shader"):
+    with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
         limits(shader="void main() { emitRGB(colormapJet(toNormalized(getDataValue()))); }")
 
 
@@ -500,9 +501,9 @@ void main() { emitGrayscale(toNormalized(getDataValue()) + brightness); }"""
 def test_a_slider_that_is_not_drawn_warns(sample):
     layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": BRIGHTER}
     opened({"layers": [layer]}, sample)  # as it stands, it adds nothing
-    with pytest.warns(ix.LinkWarning, match="has a custom shader"):
+    with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
         opened({"layers": [{**layer, "shaderControls": {"brightness": 0.2}}]}, sample)
-    with pytest.warns(ix.LinkWarning, match="has a custom shader"):
+    with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
         opened({"layers": [{**layer, "shader": BRIGHTER.replace("0.0", "-0.3")}]}, sample)
 
 
@@ -514,7 +515,7 @@ def test_a_rotated_cross_section_warns(sample):
         tree.attrs["orientation"] = turn
         tree.imagery.view(size=(8, 8))
     tree.attrs["orientation"] = [0.5, 0, 0, 0.9]
-    with pytest.warns(ix.LinkWarning, match=r"rotated.*imagery\.plane"):
+    with pytest.warns(ix.errors.LinkWarning, match=r"rotated.*imagery\.plane"):
         tree.imagery.view(size=(8, 8))
 
 
@@ -525,7 +526,7 @@ def test_a_layout_of_another_plane_is_cut_along_that_plane(sample, layout, turne
     if turned:
         state["crossSectionOrientation"] = turned
     tree = opened(state, sample)
-    with pytest.warns(ix.LinkWarning, match=r"imagery\.plane\(\(width, height\)\)"):
+    with pytest.warns(ix.errors.LinkWarning, match=r"imagery\.plane\(\(width, height\)\)"):
         tree.imagery.view(size=(8, 8))
     cut = tree.imagery.plane((40, 30)).em
     panel = {"xz": [0.5**0.5, 0, 0, 0.5**0.5]}.get(str(layout), [0, 0.5**0.5, 0, 0.5**0.5])
@@ -592,9 +593,9 @@ def test_arrays_that_were_not_opened_from_a_link_can_be_linked(sample):
     assert state.position == (4600.5, 2560.5, 130.5)
     assert state.resolution == (8, 8, 40)
     assert state.layers[1].look.selected_ids == (5, 2**64 - 1)
-    with pytest.raises(ix.LinkError, match="on this machine"):
+    with pytest.raises(ix.errors.LinkError, match="on this machine"):
         ix.neuroglancer_link(ds)
-    with pytest.raises(ix.LinkError, match="in memory"):
+    with pytest.raises(ix.errors.LinkError, match="in memory"):
         ix.neuroglancer_link(ds.compute().assign(image=ds.image.assign_attrs(source="an array")))
 
 
@@ -613,7 +614,7 @@ def test_arrays_that_were_not_opened_from_a_link_can_be_linked(sample):
 )  # fmt: skip
 def test_a_link_may_not_access_this_machine(source):
     for kind in ("image", "segmentation"):
-        with pytest.raises(ix.LinkError, match="allow_local=True"):
+        with pytest.raises(ix.errors.LinkError, match="allow_local=True"):
             ix.open_neuroglancer({"layers": [{"type": kind, "name": "x", "source": source}]})
 
 
@@ -631,7 +632,7 @@ def test_public_hosts_are_not_local(host):
 )
 def test_tokens_are_not_sent_to_untrusted_hosts(source):
     (layer,) = parse_state({"layers": [{"type": "segmentation", "name": "s", "source": source}]}).layers
-    with pytest.raises(ix.AuthError, match="trusted_hosts"):
+    with pytest.raises(ix.errors.AuthError, match="trusted_hosts"):
         check_source(layer, allow_local=False, trusted_hosts=())
     check_source(layer, allow_local=False, trusted_hosts=["evil.example.com", "daf-apis.com.evil.org"])
     (cave,) = parse_state(
@@ -654,7 +655,7 @@ def test_errors_contain_no_passwords():
         {"layers": [{"type": "image", "name": "x", "source": {"url": [secret]}}]},
         f"https://me:hunter2@host/{secret}",
     ):
-        with pytest.raises(ix.LinkError) as caught:
+        with pytest.raises(ix.errors.LinkError) as caught:
             ix.open_neuroglancer(link)
         assert "hunter2" not in str(caught.value)
 
@@ -690,7 +691,7 @@ def test_text_that_is_not_a_link_raises(no_network, case):
     if case == "a circle":
         link = {"layers": []}
         link["layers"] += [link, link, link["layers"]]
-    with pytest.raises(ix.LinkError):
+    with pytest.raises(ix.errors.LinkError):
         ix.open_neuroglancer(link)
 
 
@@ -711,7 +712,7 @@ def test_an_invalid_entry_is_named(case):
     layers, says = ENTRIES[case]
     if isinstance(layers, list) and isinstance(layers[0], dict):
         layers = [{"name": "x", "source": "precomputed://gs://b/x", **layers[0]}]
-    with pytest.raises(ix.LinkError, match=says):
+    with pytest.raises(ix.errors.LinkError, match=says):
         ix.open_neuroglancer({"layers": layers})
 
 
@@ -871,7 +872,7 @@ def test_passwords_in_a_link_do_not_appear_in_messages(sample):
     url = {"url": "precomputed://https://me:hunter2@example.com/mesh"}
     notes = {"type": "annotation", "name": "notes", "source": "https://me:hunter2@example.com/notes"}
     layers = [{"type": "image", "name": "em", "source": [{"url": "IMAGE"}, url]}, notes]
-    with pytest.warns(ix.LinkWarning):
+    with pytest.warns(ix.errors.LinkWarning):
         tree = opened({"layers": layers}, sample)
     told = json.dumps(dict(tree.attrs)) + json.dumps(dict(tree["em/image"].attrs))
     told += ix.neuroglancer_link(tree, allow_local=True, site="https://spelunker.cave-explorer.org/#!")
@@ -881,21 +882,21 @@ def test_passwords_in_a_link_do_not_appear_in_messages(sample):
 
 def test_links_above_the_size_limit_raise(tmp_path):
     many = {"layers": [{"type": "image", "source": "precomputed://gs://b/x"}] * 501}
-    with pytest.raises(ix.LinkError, match="501 layers"):
+    with pytest.raises(ix.errors.LinkError, match="501 layers"):
         ix.open_neuroglancer(many)
     text = json.dumps({"title": "x" * 4_000_000, "layers": []})
     (tmp_path / "huge.json").write_text(text)
     for link in (text, "https://site/#!" + text, tmp_path / "huge.json", json.loads(text)):
         with pytest.raises(
-            ix.LinkError, match=r"than the limit of 4,000,000 .* give max_state_size='\d+ MB'"
+            ix.errors.LinkError, match=r"than the limit of 4,000,000 .* give max_state_size='\d+ MB'"
         ) as caught:
             ix.open_neuroglancer(link)
         more = re.search(r"max_state_size='(.*)'", str(caught.value)).group(1)
         assert ix.open_neuroglancer(link, max_state_size=more).attrs["title"] == "x" * 4_000_000
     for size in ("much", 0, -1, True, None, [1], "0 MB", float("nan"), "1e999 MB"):
-        with pytest.raises(ix.OptionError, match="max_state_size="):
+        with pytest.raises(ix.errors.OptionError, match="max_state_size="):
             ix.open_neuroglancer({"layers": []}, max_state_size=size)
-    with pytest.raises(ix.LinkError, match="larger than the limit of 100 "):
+    with pytest.raises(ix.errors.LinkError, match="larger than the limit of 100 "):
         ix.open_neuroglancer({"layers": [], "title": "x" * 90}, max_state_size=100)
 
 
@@ -922,7 +923,7 @@ def test_a_tree_without_a_link_has_a_view(sample):
         {"/em": None, **{f"/em/{k}": v.to_dataset() for k, v in ix.open_multiscale(sample.image).children.items()}}
     )
     assert list(levels.imagery.view(size=(64, 32)).data_vars) == ["em"]
-    with pytest.raises(ix.LayerError, match="no images"):
+    with pytest.raises(ix.errors.LayerError, match="no images"):
         xr.DataTree().imagery.view(size=(4, 4))
 
 
@@ -957,7 +958,7 @@ def test_linked_layers_share_a_selection():
 
 
 def test_additive_blending_warns(sample):
-    with pytest.warns(ix.LinkWarning, match="the viewer blends the layer 'em' of the link additively"):
+    with pytest.warns(ix.errors.LinkWarning, match="the viewer blends the layer 'em' of the link additively"):
         opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", "blend": "additive"}]}, sample)
 
 

@@ -44,12 +44,12 @@ def test_a_link_with_a_graphene_layer(cave, state):
 
 
 def test_no_token_is_sent_to_a_host_that_a_link_names(cave, state):
-    with pytest.raises(ix.LinkError, match="allow_local"):
+    with pytest.raises(ix.errors.LinkError, match="allow_local"):
         ix.open_neuroglancer(state)
     state["layers"] = [
         {"type": "segmentation", "name": "s", "source": "graphene://https://evil.example.com/segmentation/table/t"}
     ]
-    with pytest.raises(ix.AuthError, match="evil.example.com"):
+    with pytest.raises(ix.errors.AuthError, match="evil.example.com"):
         ix.open_neuroglancer(state)
     assert cave.log == []
 
@@ -80,7 +80,7 @@ class TestStaleRoots:
 
     def test_a_stale_root_warns_with_its_successor_and_advice(self, cave, state):
         old = _before_the_merge(cave)
-        with pytest.warns(ix.LinkWarning) as told:
+        with pytest.warns(ix.errors.LinkWarning) as told:
             ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, old), allow_local=True)
         (said,) = [str(w.message) for w in told]
         assert "the layer 'cells' of the link selects a root that is not current at" in said
@@ -98,7 +98,7 @@ class TestStaleRoots:
         assert cave.count("is_latest_roots") == asked
 
     def test_an_id_that_is_not_a_root_warns(self, cave, state):
-        with pytest.warns(ix.LinkWarning, match=r"selects ids that have no voxels: 7 is not an id of a graph"):
+        with pytest.warns(ix.errors.LinkWarning, match=r"selects ids that have no voxels: 7 is not an id of a graph"):
             ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, 7), allow_local=True)
 
 

@@ -127,7 +127,7 @@ def test_a_state_behind_a_token(server, token, form, sample):
 
 
 def test_a_state_that_requires_a_token_raises_without_one(server):
-    with pytest.raises(ix.AuthError, match="requires a valid token"):
+    with pytest.raises(ix.errors.AuthError, match="requires a valid token"):
         ix.open_neuroglancer(f"{server.url}/nglstate/api/v1/1", allow_local=True)
 
 
@@ -146,17 +146,17 @@ def test_requests_to_untrusted_hosts_have_no_token(server, token):
     ["middleauth+https://evil.example.com/nglstate/api/v1/1", "https://x/#!middleauth+https://evil.example.com/1"],
 )
 def test_a_middleauth_state_at_an_untrusted_host_raises(url, token):
-    with pytest.raises(ix.AuthError, match="evil.example.com"):
+    with pytest.raises(ix.errors.AuthError, match="evil.example.com"):
         ix.open_neuroglancer(url)
 
 
 @pytest.mark.parametrize(
     ("path", "error", "says"),
     [
-        ("/nglstate/api/v1/9", ix.LinkError, "status 404"),
-        ("/elsewhere", ix.AuthError, "status 302"),
-        ("/binary", ix.LinkError, "is not text"),
-        ("/huge", ix.LinkError, r"is larger than the limit of 500,000 .* max_state_size='2 MB'"),
+        ("/nglstate/api/v1/9", ix.errors.LinkError, "status 404"),
+        ("/elsewhere", ix.errors.AuthError, "status 302"),
+        ("/binary", ix.errors.LinkError, "is not text"),
+        ("/huge", ix.errors.LinkError, r"is larger than the limit of 500,000 .* max_state_size='2 MB'"),
     ],
 )
 def test_states_that_cannot_be_loaded_raise(server, token, path, error, says):
@@ -166,7 +166,7 @@ def test_states_that_cannot_be_loaded_raise(server, token, path, error, says):
 
 
 def test_a_state_on_this_machine_raises(server):
-    with pytest.raises(ix.LinkError, match="allow_local=True"):
+    with pytest.raises(ix.errors.LinkError, match="allow_local=True"):
         ix.open_neuroglancer(f"https://site/#!{server.url}/nglstate/api/v1/1")
     assert server.seen == []
 
@@ -197,14 +197,14 @@ def test_a_short_link_is_followed(server, own_token):
 @pytest.mark.parametrize(
     ("place", "error", "says"),
     [
-        ("{url}/short", ix.LinkError, "more than 5 times"),
-        ("ftp://elsewhere/state", ix.AuthError, "status 302"),
-        ("http://h ost/x", ix.LinkError, "is invalid"),
-        ("http://a\\@b/x", ix.LinkError, "is invalid"),
-        ("{url}/page", ix.LinkError, "a web page instead of a state; open it in a browser"),
-        ("https://site/", ix.LinkError, "could not be fetched"),
-        ("{url}/binary", ix.LinkError, "is not text"),
-        ("{state}", ix.AuthError, "requires a valid token"),
+        ("{url}/short", ix.errors.LinkError, "more than 5 times"),
+        ("ftp://elsewhere/state", ix.errors.AuthError, "status 302"),
+        ("http://h ost/x", ix.errors.LinkError, "is invalid"),
+        ("http://a\\@b/x", ix.errors.LinkError, "is invalid"),
+        ("{url}/page", ix.errors.LinkError, "a web page instead of a state; open it in a browser"),
+        ("https://site/", ix.errors.LinkError, "could not be fetched"),
+        ("{url}/binary", ix.errors.LinkError, "is not text"),
+        ("{state}", ix.errors.AuthError, "requires a valid token"),
     ],
 )
 def test_a_short_link_without_a_valid_target_raises(server, own_token, place, error, says):
@@ -218,7 +218,7 @@ def test_a_short_link_without_a_valid_target_raises(server, own_token, place, er
 def test_a_short_link_may_not_lead_to_this_machine(server, monkeypatch):
     replies = iter([("", f"{server.url}/public/a.json")])
     monkeypatch.setattr(fetch, "_download", lambda *args: next(replies))
-    with pytest.raises(ix.LinkError, match="allow_local=True"):
+    with pytest.raises(ix.errors.LinkError, match="allow_local=True"):
         ix.open_neuroglancer("https://short.example.com/a")
     assert server.seen == []
 
@@ -239,7 +239,7 @@ class StrangerServer(StateServer):
 
 
 def test_an_unreachable_server_raises():
-    with pytest.raises(ix.LinkError, match="could not be fetched"):
+    with pytest.raises(ix.errors.LinkError, match="could not be fetched"):
         ix.open_neuroglancer("http://127.0.0.1:9/state.json", allow_local=True)
 
 
@@ -248,12 +248,12 @@ def test_an_absent_layer_is_left_out(server, token):
     server.states["1"]["layers"][0]["source"] = f"precomputed://{server.url}/nowhere"
     for visible in (True, False):
         server.states["1"]["layers"][0]["visible"] = visible
-        with pytest.warns(ix.LinkWarning) as told:
+        with pytest.warns(ix.errors.LinkWarning) as told:
             tree = ix.open_neuroglancer(link, allow_local=True)
         assert "the layer 'em' of the link is left out: " in str(told[0].message)
         assert "nowhere" in str(told[0].message)
         assert list(tree.children) == ["cells"]
         assert [u["name"] for u in json.loads(tree.attrs["unsupported_layers"])] == ["em", "notes"]
     assert list(ix.open_neuroglancer(link, allow_local=True, layers=["cells"]).children) == ["cells"]
-    with pytest.raises(ix.SourceNotFoundError, match=r"the layer 'em' .*nowhere.*leave it out of layers=\[…\]"):
+    with pytest.raises(ix.errors.SourceNotFoundError, match=r"the layer 'em' .*nowhere.*leave it out of layers=\[…\]"):
         ix.open_neuroglancer(link, allow_local=True, layers=["em", "cells"])

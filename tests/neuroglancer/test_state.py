@@ -38,7 +38,7 @@ def opened(*layers, group=None, **state):
     """Return the tree of a state; a warning is an error."""
     whole = {"dimensions": DIMS, "position": PLACE, **state, "layers": list(layers)}
     with warnings.catch_warnings():
-        warnings.simplefilter("error", ix.LinkWarning)
+        warnings.simplefilter("error", ix.errors.LinkWarning)
         return ix.open_neuroglancer(whole, group=group, allow_local=True)
 
 
@@ -107,10 +107,10 @@ def test_the_viewer_decides_which_segments_are_visible(cells, said, rule):
 
 
 def test_segment_settings_that_are_not_drawn_are_reported(cells):
-    with pytest.warns(ix.LinkWarning, match="hideSegmentZero"):
+    with pytest.warns(ix.errors.LinkWarning, match="hideSegmentZero"):
         ix.open_neuroglancer({"layers": [{**cells, "hideSegmentZero": False}]}, allow_local=True)
     layer = {**cells, "baseSegmentColoring": True, "equivalences": [["1", "2"]]}
-    with pytest.warns(ix.LinkWarning, match="baseSegmentColoring"):
+    with pytest.warns(ix.errors.LinkWarning, match="baseSegmentColoring"):
         ix.open_neuroglancer({"layers": [layer]}, allow_local=True)
     opened({**cells, "hideSegmentZero": False, "segments": ["5"], "baseSegmentColoring": True})
 
@@ -191,7 +191,7 @@ def test_a_selection_comes_from_a_root_that_cannot_be_opened(cells):
     one = min(there)
     root = {"type": "segmentation", "name": "root", "source": "dvid://https://server/uuid/seg", "segments": [str(one)]}
     linked = {**cells, "linkedSegmentationGroup": "root"}
-    with pytest.warns(ix.LinkWarning, match="'root' of the link is left out"):
+    with pytest.warns(ix.errors.LinkWarning, match="'root' of the link is left out"):
         tree = ix.open_neuroglancer({"dimensions": DIMS, "position": PLACE, "layers": [root, linked]}, allow_local=True)
     assert tree["cells/segmentation"].attrs["selected_ids"] == [one]
     assert drawn(tree)[0] == {one}
@@ -259,7 +259,7 @@ def test_layouts_name_the_display_dimensions(image, state, screen, layout, turne
 
 def test_a_view_reports_other_display_dimensions(image):
     tree = opened(image, displayDimensions=["x", "z", "y"])
-    with pytest.warns(ix.LinkWarning, match=r"x, z, y.*imagery\.plane"):
+    with pytest.warns(ix.errors.LinkWarning, match=r"x, z, y.*imagery\.plane"):
         ds = tree.imagery.view(size=(16, 12))
     assert load_state(ix.neuroglancer_link(ds, allow_local=True))["displayDimensions"] == ["x", "z", "y"]
     cut = tree.imagery.plane((16, 12)).em
@@ -280,7 +280,7 @@ def test_display_dimensions_that_are_not_drawn_are_reported_and_written_back(ima
             moved = {"outputDimensions": {**DIMS, "t": [1, "s"]}, "sourceRank": 3}
             state["position"] = [0, *PLACE]
             state["layers"] = [{**image, "source": {"url": image["source"], "transform": moved}}]
-        with pytest.warns(ix.LinkWarning, match=message):
+        with pytest.warns(ix.errors.LinkWarning, match=message):
             tree = ix.open_neuroglancer(state, allow_local=True)
         written = back(tree)
         assert {k: written[k] for k in (*said, "position")} == {**said, "position": state["position"]}
@@ -296,7 +296,7 @@ def test_the_zoom_counts_the_smallest_displayed_side(image):
 def test_the_error_about_hidden_layers_says_how_to_draw_them(image, cells):
     state = {"dimensions": DIMS, "position": PLACE, "layers": [image, {**cells, "visible": False}]}
     off = ix.open_neuroglancer(state, layers=["cells"], allow_local=True).imagery.view(size=(6, 4))
-    with pytest.raises(ix.LayerError, match=r"switched off.*set ds\['cells'\]\.attrs\['visible'\] = True"):
+    with pytest.raises(ix.errors.LayerError, match=r"switched off.*set ds\['cells'\]\.attrs\['visible'\] = True"):
         off.imagery.overlay()
     off["cells"].attrs["visible"] = True
     assert off.imagery.overlay().shape == (1, 4, 6, 4)
@@ -326,7 +326,7 @@ def test_a_layer_group_has_its_own_position(image, cells):
     }
     state = {"dimensions": DIMS, "position": PLACE, "crossSectionScale": 2, "layers": [image, cells], "layout": layout}
     with pytest.warns(
-        ix.LinkWarning, match=r"2 groups of layers side by side; this is group 0 \('cells', 'em'\); give"
+        ix.errors.LinkWarning, match=r"2 groups of layers side by side; this is group 0 \('cells', 'em'\); give"
     ):
         first = ix.open_neuroglancer(state, allow_local=True)
     assert list(first.children) == ["cells", "em"]  # in the order of the group
@@ -345,7 +345,7 @@ def test_a_layer_group_has_its_own_position(image, cells):
         assert all("visible" not in layer for layer in written["layers"])
         assert [layer["name"] for layer in written["layers"]] == ["em", "cells"]
     for number in (2, -1, True, "cells"):
-        with pytest.raises(ix.OptionError, match="layer groups are 0 to 1"):
+        with pytest.raises(ix.errors.OptionError, match="layer groups are 0 to 1"):
             ix.open_neuroglancer(state, group=number, allow_local=True)
 
 
@@ -355,7 +355,7 @@ def test_a_single_viewer_has_no_groups(image, layout):
     tree = opened(image, **state)
     assert back(tree)["layout"] == (layout or "xy")
     assert opened(image, **state, group=0).identical(tree)  # the whole is its only group
-    with pytest.raises(ix.OptionError, match="no layer groups: leave group out"):
+    with pytest.raises(ix.errors.OptionError, match="no layer groups: leave group out"):
         opened(image, **state, group=1)
 
 
@@ -373,7 +373,7 @@ def test_changes_of_a_tree_are_written_to_its_group(image, cells):
     viewer = {"type": "viewer", "layers": ["em"], "layout": "xy", "position": unlinked([1.5, 2.5, 3.5])}
     other = {"type": "viewer", "layers": ["cells"], "layout": "3d"}
     layout = {"type": "row", "children": [viewer, other]}
-    with pytest.warns(ix.LinkWarning, match="2 groups"):
+    with pytest.warns(ix.errors.LinkWarning, match="2 groups"):
         tree = ix.open_neuroglancer(
             {"dimensions": DIMS, "position": PLACE, "layers": [image, cells], "layout": layout}, allow_local=True
         )
@@ -384,7 +384,7 @@ def test_changes_of_a_tree_are_written_to_its_group(image, cells):
     assert written["layout"]["children"] == [{**viewer, **changed}, other]
     assert written["position"] == PLACE
     tree.attrs["layout"] = "sideways"
-    with pytest.raises(ix.LinkError, match="sideways"):
+    with pytest.raises(ix.errors.LinkError, match="sideways"):
         ix.neuroglancer_link(tree, allow_local=True)
 
 
@@ -402,7 +402,7 @@ def test_a_view_of_a_group_is_a_link_to_a_single_viewer(image, cells):
 
 
 def left_out(layer, reason):
-    with pytest.warns(ix.LinkWarning, match=f"'em' of the link is left out: {reason}"):
+    with pytest.warns(ix.errors.LinkWarning, match=f"'em' of the link is left out: {reason}"):
         tree = ix.open_neuroglancer({"dimensions": DIMS, "position": PLACE, "layers": [layer]}, allow_local=True)
     assert json.loads(tree.attrs["unsupported_layers"])[0]["name"] == "em"
 
@@ -432,7 +432,7 @@ def test_older_transforms_move_and_scale_in_nm(image, transform, scale, shift):
 def test_older_transforms_are_ignored_if_the_source_is_an_object(image):
     layer = {**image, "source": {"url": image["source"]}, "transform": {"translation": [80, 0, 0]}}
     assert ix.grid_of(opened(layer)["em/image"]) == ix.grid_of(ix.open_image(image["source"]))
-    with pytest.warns(ix.LinkWarning, match="no outputDimensions"):
+    with pytest.warns(ix.errors.LinkWarning, match="no outputDimensions"):
         ix.open_neuroglancer(
             {"layers": [{**image, "source": {"url": image["source"], "transform": {"scale": [2, 2, 2]}}}]},
             allow_local=True,
@@ -450,9 +450,9 @@ def test_rotated_and_mirrored_layers_are_left_out(image):
         {**image, "source": {"url": image["source"], "transform": renamed}},
         "its transform leaves no axis of the data along",
     )
-    with pytest.raises(ix.LinkError, match="rotation"):
+    with pytest.raises(ix.errors.LinkError, match="rotation"):
         opened({**image, "transform": {"rotation": [0, 0, 0, 0]}})
-    with pytest.raises(ix.LinkError, match="sourceRank"):
+    with pytest.raises(ix.errors.LinkError, match="sourceRank"):
         opened({**image, "source": {"url": image["source"], "transform": {"outputDimensions": DIMS, "sourceRank": 4}}})
 
 
@@ -609,7 +609,7 @@ def test_times_are_in_the_units_of_the_source(tmp_path):
 
 def test_a_channel_or_time_outside_the_data_leaves_the_layer_out(film):
     layer = {"type": "image", "name": "em", "source": film, "localPosition": [3]}
-    with pytest.warns(ix.LinkWarning, match="c' = 3, but the data have 0 to 2"):
+    with pytest.warns(ix.errors.LinkWarning, match="c' = 3, but the data have 0 to 2"):
         ix.open_neuroglancer({**FILM, "layers": [layer]}, allow_local=True)
 
 
@@ -646,7 +646,7 @@ def test_unknown_entries_are_written_back_unchanged(image, cells):
         "velocity": {},
     }
     state = {"dimensions": DIMS, "position": PLACE, "layers": [em, seg], **more}
-    with pytest.warns(ix.LinkWarning, match="has a custom shader"):
+    with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
         tree = ix.open_neuroglancer(state, allow_local=True)
     for obj in (tree, tree.imagery.view(size=(8, 8))):
         written = load_state(ix.neuroglancer_link(obj, allow_local=True))
@@ -662,7 +662,7 @@ def test_unknown_entries_are_written_back_unchanged(image, cells):
 def test_a_custom_shader_of_16_bit_data_is_written_back(tmp_path):
     url = ome(str(tmp_path / "a.zarr"), np.zeros((2, 8, 8), "uint16"), "zyx", (40, 8, 8))
     layer = {"type": "image", "name": "em", "source": url, "shader": "void main() { emitRGB(vec3(0, 1, 0)); }"}
-    with pytest.warns(ix.LinkWarning, match="has a custom shader"):
+    with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
         tree = ix.open_neuroglancer({"layers": [layer]}, allow_local=True)
     assert back(tree)["layers"][0]["shader"] == layer["shader"]
 

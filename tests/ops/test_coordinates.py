@@ -82,7 +82,7 @@ def test_an_unknown_unit_raises_with_its_name(unit):
     ],
 )
 def test_an_outdated_resolution_attr_does_not_decide_an_axis_of_one_voxel(changed):
-    with pytest.raises(ix.GridError, match=r"one voxel.*assign_attrs\(resolution="):
+    with pytest.raises(ix.errors.GridError, match=r"one voxel.*assign_attrs\(resolution="):
         ix.grid_of(changed(IMAGE.astype(float)))
 
 
@@ -157,7 +157,7 @@ def test_layer_order_decides_and_may_draw_the_image_on_top():
 def test_layers_of_one_kind_need_an_order(names):
     layers = {"em": IMAGE, "cells": LABELS, "mito": LABELS.copy(data=LABELS.values // 2)}
     ds = xr.Dataset({name: layers[name] for name in names})
-    with pytest.raises(ix.LayerError, match="layer_order"):
+    with pytest.raises(ix.errors.LayerError, match="layer_order"):
         ds.imagery.overlay()
     ds.attrs["layer_order"] = ["em", "cells", "mito"]
     want = ix.overlay(layers["em"], [layers["cells"], layers["mito"]])
@@ -245,7 +245,7 @@ def test_unique_ids_of_a_signed_segmentation_select_its_segments(dtype):
     assert one.values[0, 0, 0].tolist() == [255, 0, 0, 255]
     assert not one.values[0, 0, 1].any()
     assert len(ix.palette(ids)) == 3
-    with pytest.raises(ix.SegmentError, match="-5"):
+    with pytest.raises(ix.errors.SegmentError, match="-5"):
         ix.select_ids(seg, [-5])
 
 

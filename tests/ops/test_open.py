@@ -85,11 +85,11 @@ def test_a_missing_chunk_raises_by_default(layer):
     path, (voxels, _) = layer
     gone = chunk_files(path)[0]
     gone.unlink()
-    with pytest.raises(ix.MissingChunkError, match=r"em, mip 0 .*missing='fill'") as caught:
+    with pytest.raises(ix.errors.MissingChunkError, match=r"em, mip 0 .*missing='fill'") as caught:
         ix.open_image(path).load()
     assert isinstance(caught.value, FileNotFoundError)
     filled = ix.open_image(path, missing="fill").values
-    with pytest.warns(ix.MissingChunkWarning, match="1 missing chunk is"):
+    with pytest.warns(ix.errors.MissingChunkWarning, match="1 missing chunk is"):
         warned = ix.open_image(path, missing="warn").values
     np.testing.assert_array_equal(filled, warned)
     assert (filled != voxels).sum() == 16 * 16 * 8
@@ -101,7 +101,7 @@ def test_a_truncated_chunk_is_never_black(layer):
     bad = chunk_files(path)[3]
     bad.write_bytes(bad.read_bytes()[:20])
     for missing in ("raise", "fill"):
-        with pytest.raises(ix.ChunkReadError, match="could not read precomputed://.*em, mip 0"):
+        with pytest.raises(ix.errors.ChunkReadError, match="could not read precomputed://.*em, mip 0"):
             ix.open_image(path, missing=missing).load()
 
 
@@ -110,7 +110,7 @@ def test_an_empty_chunk_file_is_never_black(layer):
     bad = chunk_files(path)[3]
     bad.unlink()
     bad.with_suffix("").write_bytes(b"")
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         ix.open_image(path, missing="fill").load()
 
 
@@ -123,7 +123,7 @@ def test_placeholder_levels_are_skipped_and_raise_if_requested(layer):
     (path / "info").write_text(json.dumps(info))
     assert ix.open_image(path).attrs["mip"] == 1
     np.testing.assert_array_equal(ix.open_image(path).values, coarse)
-    with pytest.raises(ix.MipError, match=r"mip=0 .* placeholder .* mip 1 \(8 × 8 × 40 nm\)"):
+    with pytest.raises(ix.errors.MipError, match=r"mip=0 .* placeholder .* mip 1 \(8 × 8 × 40 nm\)"):
         ix.open_image(path, mip=0)
     assert list(ix.open_multiscale(path).children) == ["1"]
 
@@ -207,7 +207,7 @@ def test_a_handwritten_omezarr_opens(tmp_path, version, axes, unit):
     corner = ix.open_image(f"zarr://{tmp_path}/a.zarr", assume="corner", **picks)
     assert corner.y.values[0] == pytest.approx(8)
     if picks:
-        with pytest.raises(ix.SourceError, match="channel=0 to channel=2"):
+        with pytest.raises(ix.errors.SourceError, match="channel=0 to channel=2"):
             ix.open_image(tmp_path / "a.zarr")
 
 
@@ -218,18 +218,20 @@ def test_a_missing_zarr_chunk_follows_missing(tmp_path):
     chunks = [p for p in Path(tmp_path, "a.ome.zarr", "0").rglob("*") if p.is_file() and p.name != "zarr.json"]
     assert len(chunks) == 4
     chunks[0].unlink()
-    with pytest.raises(ix.MissingChunkError, match="missing='fill'"):
+    with pytest.raises(ix.errors.MissingChunkError, match="missing='fill'"):
         ix.open_image(tmp_path / "a.ome.zarr", missing="raise").load()
     for missing in ("fill", None):
         assert (ix.open_image(tmp_path / "a.ome.zarr", missing=missing).values == 0).sum() == 4 * 16 * 16
 
 
 def test_a_folder_of_volumes_raises_with_the_addresses_that_open(sample):
-    with pytest.raises(ix.SourceNotFoundError, match=r"its folders image and segmentation are volumes: give .*/image"):
+    with pytest.raises(
+        ix.errors.SourceNotFoundError, match=r"its folders image and segmentation are volumes: give .*/image"
+    ):
         ix.open_image(sample.path)
     with pytest.raises(
-        ix.SourceError, match=r"\(Sample\) is not an address; give one of its layers, e\.g\. sample\.image"
+        ix.errors.SourceError, match=r"\(Sample\) is not an address; give one of its layers, e\.g\. sample\.image"
     ):
         ix.open_image(sample)
-    with pytest.raises(ix.LinkError, match=r"address of a layer, not a link.*open_image"):
+    with pytest.raises(ix.errors.LinkError, match=r"address of a layer, not a link.*open_image"):
         ix.open_neuroglancer(sample.image)

@@ -209,16 +209,16 @@ def test_the_plane_of_a_link_follows_its_orientation(sample):
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"size": (5,)}, ix.OptionError, "2 or 3 whole numbers"),
-        ({"size": (5, 2.5)}, ix.OptionError, "2 or 3 whole numbers"),
-        ({"center": (1, 2)}, ix.BoxError, "3 numbers"),
-        ({"center": (1, 2, float("nan"))}, ix.BoxError, "finite"),
-        ({"normal": "w"}, ix.OptionError, "'w'"),
-        ({"normal": (0, 0, 0)}, ix.OptionError, "has length 0"),
-        ({"normal": (0, 0, 1), "up": (0, 0, 1)}, ix.OptionError, "is parallel to"),
-        ({"orientation": (0, 0, 0, 0)}, ix.OptionError, "quaternion"),
-        ({"nm_per_pixel": 0}, ix.OptionError, "nm_per_pixel"),
-        ({"method": "mean"}, ix.OptionError, "'mean'"),
+        ({"size": (5,)}, ix.errors.OptionError, "2 or 3 whole numbers"),
+        ({"size": (5, 2.5)}, ix.errors.OptionError, "2 or 3 whole numbers"),
+        ({"center": (1, 2)}, ix.errors.BoxError, "3 numbers"),
+        ({"center": (1, 2, float("nan"))}, ix.errors.BoxError, "finite"),
+        ({"normal": "w"}, ix.errors.OptionError, "'w'"),
+        ({"normal": (0, 0, 0)}, ix.errors.OptionError, "has length 0"),
+        ({"normal": (0, 0, 1), "up": (0, 0, 1)}, ix.errors.OptionError, "is parallel to"),
+        ({"orientation": (0, 0, 0, 0)}, ix.errors.OptionError, "quaternion"),
+        ({"nm_per_pixel": 0}, ix.errors.OptionError, "nm_per_pixel"),
+        ({"method": "mean"}, ix.errors.OptionError, "'mean'"),
     ],
 )
 def test_invalid_planes_raise(options, error, says):
@@ -227,7 +227,7 @@ def test_invalid_planes_raise(options, error, says):
 
 
 def test_planes_never_interpolate_labels():
-    with pytest.raises(ix.OptionError, match="'linear' cannot cut a segmentation"):
+    with pytest.raises(ix.errors.OptionError, match="'linear' cannot cut a segmentation"):
         ix.plane(SEG, (1, 1, 1), (4, 4), method="linear")
 
 
@@ -237,26 +237,26 @@ def test_a_plane_outside_the_volume_raises():
     center = point(far, 6, 15, 17)
     for obj in (far, far.to_dataset(name="image")):
         assert obj.imagery.plane(center, (9, 9)).sizes["x"] == 9
-        with pytest.raises(ix.OutOfVolumeError, match="fit the other way round"):
+        with pytest.raises(ix.errors.OutOfVolumeError, match="fit the other way round"):
             ix.plane(obj, center[::-1], (2, 2), normal=(1, 1, 0.2))
-        with pytest.raises(ix.OutOfVolumeError, match="Its numbers fit if they are nanometres"):
+        with pytest.raises(ix.errors.OutOfVolumeError, match="Its numbers fit if they are nanometres"):
             ix.plane(obj, center, (9, 9), resolution=(8, 8, 40))
 
 
 def test_a_plane_wholly_outside_raises_and_layers_outside_warn(sample):
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
     options = {"normal": (0.2, 1, 1), "resolution": (8, 8, 40)}
-    with pytest.raises(ix.OutOfVolumeError, match="wholly outside the volume"):
+    with pytest.raises(ix.errors.OutOfVolumeError, match="wholly outside the volume"):
         ix.plane(em, (1e7, 2560, 130), (64, 48), **options)
-    with pytest.raises(ix.OutOfVolumeError, match="nanometres"):
+    with pytest.raises(ix.errors.OutOfVolumeError, match="nanometres"):
         ix.plane(em, (4600 * 8, 2560 * 8, 130 * 40), (64, 48), **options)
     ds = ix.align(em, seg)
-    with pytest.raises(ix.OutOfVolumeError):
+    with pytest.raises(ix.errors.OutOfVolumeError):
         ix.plane(ds, (1e7, 2560, 130), (64, 48), **options)
     moved = em.assign_coords(x=em.x + 1e6)
     there = xr.Dataset(attrs={"position": (4600.5 + 125000, 2560.5, 130.5)})
     tree = xr.DataTree.from_dict({"/": there, "/a": moved.to_dataset(name="image"), "/b": em.to_dataset(name="image")})
-    with pytest.warns(ix.LinkWarning, match="'b' does not overlap the picture"):
+    with pytest.warns(ix.errors.LinkWarning, match="'b' does not overlap the picture"):
         assert list(tree.imagery.plane((64, 48))) == ["a"]
     assert ix.plane(em, (4096, 2560, 130), (64, 48), **options).shape == (1, 48, 64)  # half of it outside
 

@@ -178,7 +178,7 @@ def test_points_are_read_from_tables():
     np.testing.assert_array_equal(ix.sample_points(opened(), columns), want)
     triples = pd.Series(list(xyz))
     np.testing.assert_array_equal(ix.sample_points(opened(), triples, resolution=GRID.resolution), want)
-    with pytest.raises(ix.BoxError, match=r"lacks \['x'\]"):
+    with pytest.raises(ix.errors.BoxError, match=r"lacks \['x'\]"):
         ix.sample_points(opened(), table.rename(columns={"x": "pt_x"}))
 
 
@@ -187,11 +187,11 @@ def test_points_outside_are_background_and_all_outside_are_an_error():
     points = [first, first - 1, first + np.array(SHAPE[::-1]), first + np.array(SHAPE[::-1]) - 1]
     got = ix.sample_points(opened(), points, resolution=GRID.resolution).values
     assert got.tolist() == [int(VALUES[0, 0, 0]), 0, 0, int(VALUES[-1, -1, -1])]
-    with pytest.raises(ix.OutOfVolumeError, match=r"none of 1 points lies in the array 'segmentation'"):
+    with pytest.raises(ix.errors.OutOfVolumeError, match=r"none of 1 points lies in the array 'segmentation'"):
         ix.sample_points(opened(), [first - 1], resolution=GRID.resolution)
-    with pytest.raises(ix.OutOfVolumeError, match=r"give resolution=\(8, 8, 40\)"):
+    with pytest.raises(ix.errors.OutOfVolumeError, match=r"give resolution=\(8, 8, 40\)"):
         ix.sample_points(opened(), [first + 1])
-    with pytest.raises(ix.OutOfVolumeError, match=r"points are \(x, y, z\)"):
+    with pytest.raises(ix.errors.OutOfVolumeError, match=r"points are \(x, y, z\)"):
         ix.sample_points(held(), [(7.5, 45, 50)][::1], resolution=(8, 8, 40)[::1])
 
 
@@ -199,7 +199,7 @@ def test_points_outside_are_background_and_all_outside_are_an_error():
     "points", [[(1, 2)], [[[1, 2, 3]]], "abc", [(1, 2, np.nan)], [(1, 2, np.inf)], 3, None, [("a", "b", "c")]]
 )
 def test_invalid_points_raise(points):
-    with pytest.raises(ix.BoxError):
+    with pytest.raises(ix.errors.BoxError):
         ix.sample_points(opened(), points)
 
 
@@ -248,9 +248,9 @@ def test_each_layer_of_a_dataset_is_sampled(sample):
     assert list(found.data_vars) == ["image", "segmentation"]
     for name, values in found.data_vars.items():
         xr.testing.assert_identical(values, ix.sample_points(ds[name], points, resolution=(8, 8, 40)))
-    with pytest.raises(ix.OutOfVolumeError):
+    with pytest.raises(ix.errors.OutOfVolumeError):
         ds.imagery.sample_points([(0, 0, 0)])
-    with pytest.raises(ix.LayerError, match="none of which has the dims z, y and x"):
+    with pytest.raises(ix.errors.LayerError, match="none of which has the dims z, y and x"):
         ix.sample_points(xr.Dataset({"a": ("t", [1, 2])}), points)
 
 
@@ -273,10 +273,12 @@ def test_a_table_with_ambiguous_positions_raises_with_advice(sample):
     seg = ix.open_segmentation(sample.segmentation)
     rows = [(4600, 2560, 130), (4200, 2200, 110)]
     table = pd.DataFrame({"pre_pt_position": rows, "post_pt_position": rows})
-    with pytest.raises(ix.BoxError, match=r"2 of which are positions: give one of them, table\['pre_pt_position'\]"):
+    with pytest.raises(
+        ix.errors.BoxError, match=r"2 of which are positions: give one of them, table\['pre_pt_position'\]"
+    ):
         ix.sample_points(seg, table, resolution=(8, 8, 40))
     table = pd.DataFrame({f"pt_position_{axis}": np.array(rows)[:, i] for i, axis in enumerate("xyz")})
-    with pytest.raises(ix.BoxError, match="give table") as error:
+    with pytest.raises(ix.errors.BoxError, match="give table") as error:
         ix.sample_points(seg, table, resolution=(8, 8, 40))
     typed = str(error.value).partition("give ")[2]
     found = ix.sample_points(seg, eval(typed, {"table": table}), resolution=(8, 8, 40))

@@ -248,9 +248,9 @@ def test_nothing_is_read_twice_and_a_halo_is_a_larger_read(monkeypatch):
 
 def test_missing_ids_are_listed():
     for origin in (FINE, as_source(FINE)):
-        with pytest.warns(ix.MissingIdsWarning, match="2 of the 3 requested ids are not in the data: 77, 78"):
+        with pytest.warns(ix.errors.MissingIdsWarning, match="2 of the 3 requested ids are not in the data: 77, 78"):
             ix.select_ids(origin, [5, 77, 78]).load()
-        with pytest.warns(ix.MissingIdsWarning, match="not in the data: 77"):
+        with pytest.warns(ix.errors.MissingIdsWarning, match="not in the data: 77"):
             ix.overlay(None, origin, ids=[5, 77]).load()
 
 

@@ -107,7 +107,7 @@ def test_a_dict_sets_the_alpha_of_single_ids():
     assert set(picture[labels == 5][:, 3].tolist()) == {230}
     assert set(picture[labels == IDS[-1]][:, 3].tolist()) == {0}
     assert set(picture[labels == IDS[4]][:, 3].tolist()) == {51}
-    with pytest.raises(ix.OptionError, match=r"alpha\[5\]=2"):
+    with pytest.raises(ix.errors.OptionError, match=r"alpha\[5\]=2"):
         ix.overlay(None, FINE, alpha={5: 2})
 
 
@@ -177,15 +177,15 @@ def test_split_masks_are_drawn_as_the_segments_are():
 @pytest.mark.parametrize(
     ("masks", "options", "error", "says"),
     [
-        ({}, {}, ix.OptionError, "no masks"),
-        ([], {}, ix.OptionError, "empty list"),
-        ({"a": np.zeros((3, 4), bool)}, {}, ix.GridMismatchError, r"shape \(3, 4\)"),
-        ({"a": np.zeros((52, 40, 3), bool)}, {}, ix.GridMismatchError, r"give mask\.T"),
-        ({"a": IMAGE.astype(float)}, {}, ix.LayerError, "float64"),
-        ({"a": "red"}, {}, ix.LayerError, "mask .* is a str; give a bool DataArray"),
-        ({"a": IMAGE > 3}, {"colors": {"b": "red"}}, ix.ColorError, "mask 'a'"),
-        ([IMAGE > 3], {"colors": ["red", "blue"]}, ix.ColorError, "2 colours for 1 masks"),
-        ({"a": IMAGE > 3}, {"ids": ["c"]}, ix.OptionError, "'c'"),
+        ({}, {}, ix.errors.OptionError, "no masks"),
+        ([], {}, ix.errors.OptionError, "empty list"),
+        ({"a": np.zeros((3, 4), bool)}, {}, ix.errors.GridMismatchError, r"shape \(3, 4\)"),
+        ({"a": np.zeros((52, 40, 3), bool)}, {}, ix.errors.GridMismatchError, r"give mask\.T"),
+        ({"a": IMAGE.astype(float)}, {}, ix.errors.LayerError, "float64"),
+        ({"a": "red"}, {}, ix.errors.LayerError, "mask .* is a str; give a bool DataArray"),
+        ({"a": IMAGE > 3}, {"colors": {"b": "red"}}, ix.errors.ColorError, "mask 'a'"),
+        ([IMAGE > 3], {"colors": ["red", "blue"]}, ix.errors.ColorError, "2 colours for 1 masks"),
+        ({"a": IMAGE > 3}, {"ids": ["c"]}, ix.errors.OptionError, "'c'"),
     ],
 )
 def test_invalid_masks_raise(masks, options, error, says):
@@ -194,7 +194,7 @@ def test_invalid_masks_raise(masks, options, error, says):
 
 
 def test_masks_without_coordinates_need_an_image():
-    with pytest.raises(ix.LayerError, match="no image that has them"):
+    with pytest.raises(ix.errors.LayerError, match="no image that has them"):
         ix.overlay(None, {"a": np.zeros((3, 40, 52), bool)})
 
 
@@ -259,9 +259,9 @@ SEG16 = volume(IDS[rng.integers(0, 6, (3, 20, 26))], (16, 16, 40), (5, -3, 2), l
 
 def test_invalid_display_attrs_raise():
     for name, value in [("selected_ids", [1.5]), ("color_seed", -1), ("selected_alpha", 2), ("colors", {"x": "red"})]:
-        with pytest.raises(ix.OptionError, match=name):
+        with pytest.raises(ix.errors.OptionError, match=name):
             ix.overlay(None, FINE.assign_attrs({name: value}))
-    with pytest.raises(ix.ColorError):
+    with pytest.raises(ix.errors.ColorError):
         ix.overlay(None, FINE.assign_attrs(default_color="rde"))
 
 

@@ -74,12 +74,12 @@ def test_contrast_limits_are_percentiles_of_the_coarsest_level(sample, reads):
     box = ix.grid_of(part).bbox
     inner = ix.open_image(sample.image, mip=2, bbox=box).values
     assert ix.contrast_limits(part) == tuple(np.percentile(inner[inner != 0], (1, 99)))
-    with pytest.raises(ix.LayerError, match="ids"):
+    with pytest.raises(ix.errors.LayerError, match="ids"):
         ix.contrast_limits(seg)
     for bad in ((99, 1), (1,), "ab", (-1, 50)):
-        with pytest.raises(ix.OptionError, match="percentiles"):
+        with pytest.raises(ix.errors.OptionError, match="percentiles"):
             ix.contrast_limits(em, bad)
-    with pytest.raises(ix.LayerError, match="0 everywhere"):
+    with pytest.raises(ix.errors.LayerError, match="0 everywhere"):
         ix.contrast_limits(IMAGE * 0)
     flat = volume(np.full((1, 4, 4), 7.0, np.float32), layer_type="image")
     assert ix.contrast_limits(flat) == (6.5, 7.5)
@@ -173,9 +173,9 @@ def test_every_kind_of_array_can_be_plotted(tmp_path):
     fig.savefig(tmp_path / "a.pdf")
     assert "<image" in (tmp_path / "a.svg").read_text()
     plt.close(fig)
-    with pytest.raises(ix.OptionError, match="3 slices"):
+    with pytest.raises(ix.errors.OptionError, match="3 slices"):
         IMAGE.imagery.plot()
-    with pytest.raises(ix.OptionError, match="unit"):
+    with pytest.raises(ix.errors.OptionError, match="unit"):
         IMAGE.isel(slice_).imagery.plot(unit="mm")
     plt.close("all")
 
@@ -211,7 +211,7 @@ def test_a_thumbnail_of_a_volume_without_coarse_levels_reads_few_voxels(tmp_path
     assert em.imagery.thumbnail(100).size == (100, 100)
     assert sum(v for _, v in reads) <= 400 * 400
     reads.clear()
-    with pytest.raises(ix.LayerError, match="0 everywhere"):
+    with pytest.raises(ix.errors.LayerError, match="0 everywhere"):
         ix.contrast_limits(em)
     assert sum(v for _, v in reads) <= 1 << 24
     reads.clear()

@@ -140,7 +140,7 @@ def test_ambiguous_addresses_are_errors(url):
         is None
     )
     link = {"layers": [{"type": "image", "name": "x", "source": f"precomputed://{url}"}]}
-    with pytest.warns(ix.LinkWarning, match="left out"):
+    with pytest.warns(ix.errors.LinkWarning, match="left out"):
         assert list(ix.open_neuroglancer(link, trusted_hosts=["trusted.org", "minnie.microns-daf.com"]).children) == []
 
 

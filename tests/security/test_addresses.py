@@ -131,7 +131,7 @@ def test_hosts_that_parsers_read_differently_are_refused(local, form):
 )
 def test_a_public_name_of_a_private_address_is_refused(local, names, addresses):
     names["public.example"] = [addresses]
-    with pytest.raises(ix.ServerError, match="host public.example is this machine or in its network") as caught:
+    with pytest.raises(ix.errors.ServerError, match="host public.example is this machine or in its network") as caught:
         ask(f"http://public.example:{local.port}/secret/path")
     assert local.connections == 0
     assert "allow_local=True" in str(caught.value)
@@ -147,11 +147,11 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_used(local, names, m
         raise ConnectionRefusedError(111, "refused")
 
     monkeypatch.setattr("imageryxr.sources.fetch.sockets._Socket.connect_within_limits", refuse)
-    with pytest.raises(ix.ServerError, match="refused"):
+    with pytest.raises(ix.errors.ServerError, match="refused"):
         ask(f"http://rebinding.example:{local.port}/")
     assert dialled == [("8.8.8.8", local.port)]
     assert names["asked"].count("rebinding.example") == 1
-    with pytest.raises(ix.ServerError, match="this machine"):
+    with pytest.raises(ix.errors.ServerError, match="this machine"):
         ask(f"http://rebinding.example:{local.port}/")
     assert len(dialled) == 1
 
@@ -159,7 +159,7 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_used(local, names, m
 def test_a_resolver_that_answers_with_a_name_is_not_resolved_again(local, monkeypatch):
     fake = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("localhost", local.port))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: fake)
-    with pytest.raises(ix.ServerError, match="this machine"):
+    with pytest.raises(ix.errors.ServerError, match="this machine"):
         ask("http://public.example/")
     assert local.connections == 0
 
@@ -193,7 +193,7 @@ def test_a_redirect_to_this_machine_is_not_followed(local, public, names, status
         ask(public.name + "/info")
     assert (local.connections, len(public.requests)) == (0, 1)
     if form == "127.0.0.1":
-        with pytest.raises(ix.ServerError, match="this machine"):  # a typed address as well
+        with pytest.raises(ix.errors.ServerError, match="this machine"):  # a typed address as well
             ask(public.name + "/info", OPEN)
         assert local.connections == 0
         assert ask(public.name + "/info", ALLOWED).body == b"{}"
@@ -201,7 +201,7 @@ def test_a_redirect_to_this_machine_is_not_followed(local, public, names, status
 
 def test_connections_of_policies_are_not_shared(local):
     assert ask(local.url, OPEN).status == 200
-    with pytest.raises(ix.ServerError, match="this machine"):
+    with pytest.raises(ix.errors.ServerError, match="this machine"):
         ask(local.url)
     assert local.connections == 1
 
@@ -288,7 +288,7 @@ def test_a_proxy_does_not_lead_to_this_machine(local, names, monkeypatch):
         "10.0.0.1",
         "public.example",
     ):
-        with pytest.raises(ix.ServerError, match="this machine"):
+        with pytest.raises(ix.errors.ServerError, match="this machine"):
             ask(f"http://{host}/info")
     assert local.connections == 0
     # What only the proxy can resolve is the proxy's to judge.
@@ -300,7 +300,7 @@ def test_https_goes_through_a_tunnel_of_the_proxy(local, monkeypatch):
     monkeypatch.setenv("https_proxy", f"http://me:se%20cret@127.0.0.1:{local.port}")
     monkeypatch.setenv("no_proxy", "")
     local.answer = lambda sock, head: reply(sock, status="407 Proxy Authentication Required")
-    with pytest.raises(ix.ServerError, match="HTTP 407") as caught:
+    with pytest.raises(ix.errors.ServerError, match="HTTP 407") as caught:
         ask("https://imageryxr.invalid/info")
     assert local.requests[0].startswith("CONNECT imageryxr.invalid:443 HTTP/1.1")
     assert "Proxy-Authorization: Basic bWU6c2UgY3JldA==" in local.requests[0]
@@ -311,7 +311,7 @@ def test_messages_show_no_secret_of_an_address(local):
     url = f"http://me:secret1@127.0.0.1:{local.port}/x?key=secret2"
     for connection in (CLOSED, OPEN):
         local.answer = lambda sock, head: reply(sock, status="500 Oops")
-        with pytest.raises(ix.ServerError) as caught:
+        with pytest.raises(ix.errors.ServerError) as caught:
             ask(url, connection)
         assert "secret" not in str(caught.value)
         assert "secret" not in repr(caught.value.__cause__) + repr(caught.value.__context__)
@@ -324,7 +324,7 @@ def test_no_log_shows_a_query_or_a_secret(local, caplog):
         else reply(sock, status="503 Busy", x="y: z")
     )
     again = ix.Connection(timeout=5, retries=1, backoff=0)
-    with caplog.at_level("DEBUG"), pytest.raises(ix.ServerError):
+    with caplog.at_level("DEBUG"), pytest.raises(ix.errors.ServerError):
         ask(f"http://me:secret1@127.0.0.1:{local.port}/x?key=secret2", again)
     shown = [record.getMessage() + repr(record.args) + repr(record.__dict__) for record in caplog.records]
     assert shown

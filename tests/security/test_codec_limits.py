@@ -156,7 +156,7 @@ def test_the_largest_chunk_of_a_server_is_bounded():
     array |= {"filters": None, "compressor": {"id": "gzip", "level": 1}, "fill_value": 0}
     layout = layout_of("x", array, 2)
     with HostileServer(lambda sock, head: reply(sock, b"\0" * 100)) as server:
-        with pytest.raises(ix.ChunkReadError, match="16 GiB; the limit for a server is 4 GiB"):
+        with pytest.raises(ix.errors.ChunkReadError, match="16 GiB; the limit for a server is 4 GiB"):
             open_array(server.url, None, "", layout.document, ix.Connection(retries=0, timeout=5))
         assert server.connections == 0
 
@@ -185,17 +185,17 @@ def test_a_file_does_not_name_the_limit_itself(name):
     array = {"zarr_format": 3, "node_type": "array", "shape": [8], "data_type": "uint8", "fill_value": 0}
     array |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [8]}}, "chunk_key_encoding": "default"}
     array["codecs"] = [{"name": "bytes"}, {"name": name, "configuration": own}]
-    with pytest.raises(ix.CodecError, match="not a codec for files"):
+    with pytest.raises(ix.errors.CodecError, match="not a codec for files"):
         layout_of("x", array, 3)
     old = {"zarr_format": 2, "shape": [8], "chunks": [8], "dtype": "|u1", "order": "C", "filters": None}
-    with pytest.raises(ix.CodecError, match="not a codec for files"):
+    with pytest.raises(ix.errors.CodecError, match="not a codec for files"):
         layout_of("x", old | {"compressor": own | {"id": name}, "fill_value": 0}, 2)
 
 
 @pytest.mark.parametrize("codec", ["imagecodecs_png", "imagecodecs_zlib", "pcodec", "zfpy"])
 def test_a_link_does_not_lead_to_a_codec_without_a_limit(codec):
     metadata = json.dumps({"zarr_format": 2, "compressor": {"id": codec}, "filters": None})
-    with pytest.raises(ix.CodecError, match=f"the codec '{codec}', which may decompress to any size"):
+    with pytest.raises(ix.errors.CodecError, match=f"the codec '{codec}', which may decompress to any size"):
         check_bounded("x", metadata, Access(from_link=True))
     check_bounded("x", metadata, Access())
     for known in (*OLD, "delta", "crc32"):

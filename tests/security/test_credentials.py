@@ -182,7 +182,7 @@ def test_http_secrets_go_to_the_host_that_they_name(secrets, tls):
 def test_an_error_explains_why_http_secret_was_not_sent(secrets, tls):
     (secrets / "http-secret.json").write_text(json.dumps({"user": "me", "password": "hunter2"}))
     tls.answer = lambda request: (401, b"", {})
-    with pytest.raises(ix.AuthError, match=r"names no host.*rename it to HOST-http-secret.json") as caught:
+    with pytest.raises(ix.errors.AuthError, match=r"names no host.*rename it to HOST-http-secret.json") as caught:
         ix.open_image(f"precomputed://{tls.url('good.example')}/x")
     assert "hunter2" not in str(caught.value)
 

@@ -37,7 +37,7 @@ def test_deeply_nested_json_is_our_error(secrets, stranger, status):
 def test_the_layer_numbers_of_a_graph_are_checked(secrets, stranger, name, value):
     graph_info(stranger, "x", f"precomputed://{stranger.url()}/data")
     stranger.files[f"{TABLE}/info"]["graph"][name] = value
-    with pytest.raises(ix.SourceError, match=f"has {name} "):
+    with pytest.raises(ix.errors.SourceError, match=f"has {name} "):
         ix.open_segmentation(f"graphene://{stranger.url()}{TABLE}", connection=HASTY)
 
 
@@ -52,7 +52,7 @@ def test_a_lineage_without_ids_is_our_error(secrets, stranger, nodes):
         return (200, json.dumps(found[0]).encode(), {}) if found else None
 
     stranger.answer = answer
-    with pytest.raises(ix.ServerError, match="whose nodes have no ids"):
+    with pytest.raises(ix.errors.ServerError, match="whose nodes have no ids"):
         ix.open_segmentation(f"graphene://{stranger.url()}{TABLE}", connection=HASTY, ids=[4 << 56 | 1])
 
 
@@ -62,7 +62,7 @@ def test_versions_that_are_not_a_list_are_our_error(secrets, stranger, versions)
     info = {"aligned_volume": {"image_source": layer}, "segmentation_source": layer}
     stranger.files["/info/api/v2/datastack/full/stack"] = info
     stranger.files["/materialize/api/v3/datastack/stack/versions"] = versions
-    with pytest.raises(ix.SourceNotFoundError, match="there is no materialization 3"):
+    with pytest.raises(ix.errors.SourceNotFoundError, match="there is no materialization 3"):
         ix.open_datastack("stack", server_address=stranger.url(), version=3, connection=HASTY)
 
 

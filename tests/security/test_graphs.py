@@ -54,7 +54,9 @@ def test_a_graph_key_in_an_info_sends_no_token(secrets, stranger, tls, spelling,
         graph_info(server, "evil.example", f"precomputed://{server.url('evil.example')}/data")
         source = spelling.format(server.url("evil.example"))
         for way in (ix.open_segmentation, ix.open_image, ix.open_multiscale):
-            with pytest.raises(ix.SourceError, match=r"open graphene://https?://evil.example:\d+/segmentation/table/t"):
+            with pytest.raises(
+                ix.errors.SourceError, match=r"open graphene://https?://evil.example:\d+/segmentation/table/t"
+            ):
                 way(source, connection=HASTY)
         tree = ix.open_neuroglancer(link(source), allow_local=True)
         assert list(tree.children) == []
@@ -86,10 +88,10 @@ def test_figure_of_a_link_sends_no_token(secrets, stranger, tmp_path, monkeypatc
 def test_no_token_goes_over_plain_http(secrets, stranger, source):
     stranger.answer = lambda request: (401, b"{}", {})
     for host in ("good.example", "minnie.microns-daf.com"):
-        with pytest.raises(ix.AuthError, match="tokens are sent over https only.*write https://"):
+        with pytest.raises(ix.errors.AuthError, match="tokens are sent over https only.*write https://"):
             ix.open_segmentation(source.format(stranger.url(host)), connection=HASTY)
         for options in ({}, {"allow_local": True}, {"trusted_hosts": [host]}):
-            with pytest.raises(ix.AuthError, match="https only"):
+            with pytest.raises(ix.errors.AuthError, match="https only"):
                 ix.open_neuroglancer(link(source.format(stranger.url(host))), **options)
     assert stranger.requests
     assert not stranger.secrets
@@ -98,7 +100,9 @@ def test_no_token_goes_over_plain_http(secrets, stranger, source):
 def test_a_typed_graph_of_another_server_is_not_sent_the_token_of_cave(secrets, tls):
     graph_info(tls, "good.example", f"precomputed://{tls.url('good.example')}/data")
     tls.answer = lambda request: (401, b"{}", {})
-    with pytest.raises(ix.AuthError, match=r"not one of CAVE.s servers.*give token=.*good\.example.*cave-secret\.json"):
+    with pytest.raises(
+        ix.errors.AuthError, match=r"not one of CAVE.s servers.*give token=.*good\.example.*cave-secret\.json"
+    ):
         ix.open_segmentation(f"graphene://{tls.url('good.example')}{TABLE}", connection=HASTY)
     assert tls.requests
     assert not tls.secrets
@@ -119,7 +123,7 @@ def test_a_graph_of_a_link_needs_a_trusted_host(secrets, tls):
     graph_info(tls, "good.example", f"precomputed://{tls.url('good.example')}/data")
     source = f"graphene://{tls.url('good.example')}{TABLE}"
     for options in ({}, {"trusted_hosts": ["other.example"]}, {"trusted_hosts": [f"good.example:{tls.port + 1}"]}):
-        with pytest.raises(ix.AuthError, match="trusted_hosts="):
+        with pytest.raises(ix.errors.AuthError, match="trusted_hosts="):
             ix.open_neuroglancer(link(source), **options)
     assert not tls.requests
     for trusted in ("good.example", f"good.example:{tls.port}"):
@@ -142,7 +146,7 @@ def test_a_graph_elsewhere_cannot_name_data_of_this_machine(secrets, tls, data_d
     with recording() as local:
         graph_info(tls, "good.example", data_dir.format(port=local.port))
         source = f"graphene://{tls.url('good.example')}{TABLE}"
-        with pytest.raises(ix.SourceError, match="good.example.*names .* on this machine or its network"):
+        with pytest.raises(ix.errors.SourceError, match="good.example.*names .* on this machine or its network"):
             ix.open_segmentation(source, connection=HASTY)
         tree = ix.open_neuroglancer(link(source), trusted_hosts=["good.example"], allow_local=True)
         assert list(tree.children) == []

@@ -60,7 +60,7 @@ def test_reading_ends_at_the_limit(way):
     with HostileServer(lambda sock, head: endless(server, sock, start, piece)) as server:
         with (
             little_memory(),
-            pytest.raises(ix.ServerError, match="1,000,000 bytes|answer exceeds the limit|non-negative"),
+            pytest.raises(ix.errors.ServerError, match="1,000,000 bytes|answer exceeds the limit|non-negative"),
         ):
             client.send_interruptible_request("GET", server.url, HASTY, limit=1_000_000)
         assert len(server.requests) == 1
@@ -69,7 +69,7 @@ def test_reading_ends_at_the_limit(way):
 def test_a_body_that_is_too_large_by_its_header_is_not_read():
     with (
         HostileServer(lambda sock, head: sock.sendall(OK + b"Content-Length: 1000001\r\n\r\n")) as server,
-        pytest.raises(ix.ServerError, match="has 1,000,001 bytes.*limit for this request is 1,000,000"),
+        pytest.raises(ix.errors.ServerError, match="has 1,000,001 bytes.*limit for this request is 1,000,000"),
     ):
         client.send_interruptible_request("GET", server.url, HASTY, limit=1_000_000)
 
@@ -79,7 +79,7 @@ def test_an_endless_error_page_is_an_error_page(status):
     start = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\n\r\n".encode()
     with HostileServer(lambda sock, head: endless(server, sock, start)) as server:
         if status == "200 OK":
-            with pytest.raises(ix.ServerError, match="more than 67,108,864"):
+            with pytest.raises(ix.errors.ServerError, match="more than 67,108,864"):
                 client.send_interruptible_request("GET", server.url, ix.Connection(timeout=60, retries=0))
             return
         found = client.send_interruptible_request("GET", server.url, HASTY)
@@ -91,7 +91,7 @@ def test_an_invalid_content_length_is_an_error(lengths):
     head = OK + b"".join(b"Content-Length: %s\r\n" % length.encode() for length in lengths) + b"\r\n"
     with (
         HostileServer(lambda sock, _: sock.sendall(head + b"hello")) as server,
-        pytest.raises(ix.ServerError, match="Content-Length is not valid"),
+        pytest.raises(ix.errors.ServerError, match="Content-Length is not valid"),
     ):
         client.send_interruptible_request("GET", server.url, HASTY)
 
@@ -101,7 +101,7 @@ def test_an_unknown_transfer_encoding_is_an_error(encoding):
     head = OK + f"Transfer-Encoding: {encoding}\r\n\r\n".encode() + b"5\r\nhello\r\n0\r\n\r\n"
     with (
         HostileServer(lambda sock, _: sock.sendall(head)) as server,
-        pytest.raises(ix.ServerError, match="transfer encoding"),
+        pytest.raises(ix.errors.ServerError, match="transfer encoding"),
     ):
         client.send_interruptible_request("GET", server.url, HASTY)
 
@@ -115,7 +115,7 @@ def test_an_interim_status_does_not_shift_later_answers(status):
 
     with HostileServer(answer) as server:
         for path in ("/a", "/b"):
-            with pytest.raises(ix.ServerError, match="HTTP 10"):
+            with pytest.raises(ix.errors.ServerError, match="HTTP 10"):
                 client.send_interruptible_request("GET", server.url + path, HASTY)
 
 
@@ -201,7 +201,7 @@ def test_a_bomb_for_a_chunk_is_refused(encoding):
 
     with HostileServer(answer) as server:
         em = ix.open_image(f"precomputed://{server.url}", connection=HASTY)
-        with pytest.raises(ix.ChunkReadError, match="more than the limit of 1,064,960 bytes"):
+        with pytest.raises(ix.errors.ChunkReadError, match="more than the limit of 1,064,960 bytes"):
             em.load()
 
 
@@ -220,5 +220,5 @@ def test_a_chunk_that_never_ends_is_refused():
 
     with HostileServer(answer) as server:
         em = ix.open_image(f"precomputed://{server.url}", connection=HASTY)
-        with pytest.raises(ix.ChunkReadError, match="more than 1,064,960 bytes"):
+        with pytest.raises(ix.errors.ChunkReadError, match="more than 1,064,960 bytes"):
             em.load()

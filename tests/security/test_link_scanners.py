@@ -67,7 +67,7 @@ def test_a_shader_is_scanned_in_linear_time(case, end):
 def test_a_quoted_link_is_scanned_in_linear_time(case):
     text = "{" + repeated(QUOTED[case])
     url_safe_to_json(text)
-    with pytest.raises(ix.LinkError):
+    with pytest.raises(ix.errors.LinkError):
         load_state("https://site/#!" + text)
 
 
@@ -78,7 +78,7 @@ def test_a_message_is_scanned_in_linear_time(text):
 
 @pytest.mark.parametrize("wrapping", ["[](", "![a](", "<", '"', "(", "#!", "https://a#!", "https://a?json_url="])
 def test_text_around_a_link_is_scanned_in_linear_time(wrapping):
-    with pytest.raises(ix.LinkError):
+    with pytest.raises(ix.errors.LinkError):
         load_state("https://site/" + repeated(wrapping))
 
 

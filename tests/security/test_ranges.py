@@ -85,7 +85,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_another_range_than_the_requested_one_is_an_error(name):
-    with pytest.raises(ix.ServerError, match="returned|Content-Range|several ranges|limit"):
+    with pytest.raises(ix.errors.ServerError, match="returned|Content-Range|several ranges|limit"):
         ask(ByteRange(10, 20), lambda sock, head: served(sock, head, **WRONG[name]))
 
 
@@ -100,13 +100,13 @@ def test_another_range_than_the_requested_one_is_an_error(name):
     ],
 )
 def test_another_end_of_a_file_than_the_requested_one_is_an_error(part, given, body):
-    with pytest.raises(ix.ServerError, match="returned .* instead of"):
+    with pytest.raises(ix.errors.ServerError, match="returned .* instead of"):
         ask(part, lambda sock, head: served(sock, head, given=given, body=body))
 
 
 def test_a_range_instead_of_the_whole_file_is_an_error():
     answer = lambda sock, head: reply(sock, WHOLE[:10], "206 Partial Content", Content_Range="bytes 0-9/100")  # noqa: E731
-    with pytest.raises(ix.ServerError, match="returned only a part of the file"):
+    with pytest.raises(ix.errors.ServerError, match="returned only a part of the file"):
         ask(None, answer)
 
 
@@ -114,7 +114,7 @@ def test_a_range_instead_of_the_whole_file_is_an_error():
 def test_a_range_beyond_the_file_is_an_error(given):
     headers = {"Content_Range": given} if given else {}
     with pytest.raises(
-        ix.ServerError, match="100-109 were requested, but the file " + ("has 100" if given else "is shorter")
+        ix.errors.ServerError, match="100-109 were requested, but the file " + ("has 100" if given else "is shorter")
     ):
         ask(ByteRange(100, 110), lambda sock, head: reply(sock, b"", "416 Range Not Satisfiable", **headers))
 

@@ -69,7 +69,7 @@ def test_shifted_ranges_are_errors(tmp_path, form):
         source = resolve_source(f"{form}://{server.url}", None, connection=HASTY)
         for shift[0] in (64, -64, 1):
             shards.clear_indexes()
-            with pytest.raises(ix.ChunkReadError, match="instead of|beyond its file|Content-Range"):
+            with pytest.raises(ix.errors.ChunkReadError, match="instead of|beyond its file|Content-Range"):
                 source.read(0, box)
         shift[0] = 0
         np.testing.assert_array_equal(source.read(0, box), values[box.slices()])

@@ -107,7 +107,7 @@ WAYS = [value for value in list(globals().values()) if getattr(value, "__module_
 def test_an_answer_ends_at_its_deadline(way):
     with HostileServer(lambda sock, head: way(server, sock, head)) as server:
         began = time.monotonic()
-        with pytest.raises(ix.ServerError):
+        with pytest.raises(ix.errors.ServerError):
             client.send_interruptible_request("GET", server.url + "/info", ONCE)
         # Five times the timeout at most, and that only while many bytes come.
         assert time.monotonic() - began < (8 if way.__name__.startswith("fast") else 4)
@@ -116,7 +116,7 @@ def test_an_answer_ends_at_its_deadline(way):
 
 def test_a_slow_answer_is_not_retried():
     with HostileServer(lambda sock, head: slow_body(server, sock, head)) as server:
-        with pytest.raises(ix.ServerError, match="not complete within 1 s"):
+        with pytest.raises(ix.errors.ServerError, match="not complete within 1 s"):
             client.send_interruptible_request("GET", server.url, ix.Connection(timeout=1, retries=5, backoff=0))
         assert len(server.requests) == 1
 
@@ -141,7 +141,7 @@ def test_a_handshake_ends_at_its_deadline(step):
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         began = time.monotonic()
-        with pytest.raises(ix.ServerError, match="no answer within the timeout"):
+        with pytest.raises(ix.errors.ServerError, match="no answer within the timeout"):
             client.send_interruptible_request("GET", f"https://127.0.0.1:{listening.getsockname()[1]}/", ONCE)
         assert time.monotonic() - began < 4
         stop.set()
@@ -151,7 +151,7 @@ def test_slow_name_resolution_times_out(monkeypatch):
     stop = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: stop.wait(60))
     began = time.monotonic()
-    with pytest.raises(ix.ServerError, match="no answer within the timeout"):
+    with pytest.raises(ix.errors.ServerError, match="no answer within the timeout"):
         client.send_interruptible_request("GET", "http://slow.example/", ONCE)
     assert time.monotonic() - began < 4
     stop.set()

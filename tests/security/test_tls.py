@@ -86,7 +86,7 @@ def test_the_host_name_is_verified_and_the_connection_reused(server):
 
 def test_a_certificate_of_another_name_is_an_error_without_a_retry(server):
     port, names = server
-    with pytest.raises(ix.ServerError, match=r"other\.example.*certificate"):
+    with pytest.raises(ix.errors.ServerError, match=r"other\.example.*certificate"):
         client.send_interruptible_request("GET", f"https://other.example:{port}/", ix.Connection(timeout=5, retries=5))
     assert names == ["other.example"]
 
@@ -94,5 +94,5 @@ def test_a_certificate_of_another_name_is_an_error_without_a_retry(server):
 def test_an_unsigned_certificate_is_an_error(server, tmp_path, monkeypatch):
     port, _ = server
     monkeypatch.setenv("SSL_CERT_FILE", str(write_certificate(tmp_path / "other.pem", "public.example")))
-    with pytest.raises(ix.ServerError, match="certificate verify failed"):
+    with pytest.raises(ix.errors.ServerError, match="certificate verify failed"):
         client.send_interruptible_request("GET", f"https://public.example:{port}/", HASTY)

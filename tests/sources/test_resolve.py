@@ -104,7 +104,7 @@ def test_paths_that_the_file_system_rejects_are_errors(tmp_path):
     for place in places:
         for form in ("", "precomputed://", "zarr://", "zarr2://"):
             for way in (ix.open_image, ix.open_segmentation, ix.open_multiscale):
-                with pytest.raises(ix.SourceError) as caught:
+                with pytest.raises(ix.errors.SourceError) as caught:
                     way(form + place)
                 assert len(str(caught.value)) < 1500
     with pytest.raises(AddressError, match="cannot be opened: Too many levels of symbolic links"):
@@ -125,5 +125,5 @@ def test_a_path_of_bytes_is_an_error():
             return b"/tmp"
 
     assert isinstance(Odd(), os.PathLike)
-    with pytest.raises(ix.SourceError):
+    with pytest.raises(ix.errors.SourceError):
         ix.open_image(Odd())

@@ -69,7 +69,7 @@ class Computed:
     def read(self, mip, box):
         time.sleep(self.seconds)
         if box.start[0] >= self.fail_above:
-            raise ix.ChunkReadError(f"could not read {self.name}: z={box.start[0]} is on a broken disk")
+            raise ix.errors.ChunkReadError(f"could not read {self.name}: z={box.start[0]} is on a broken disk")
         z, y, x = np.ogrid[tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))]
         values = (z * 31 + y * 7 + x * 3 + (y // 5) * (x // 7) + self.seed) % 251
         if self.layer_type == "segmentation":

@@ -49,12 +49,12 @@ def test_a_merge_changes_only_later_timestamps(cave):
     merged = cave.merge(a, b, EDIT)
     np.testing.assert_array_equal(roots_of(cave, BEFORE), before)
     np.testing.assert_array_equal(roots_of(cave, AFTER), np.where(np.isin(before, [a, b]), np.uint64(merged), before))
-    with pytest.raises(ix.StaleRootError, match=str(merged)):
+    with pytest.raises(ix.errors.StaleRootError, match=str(merged)):
         ix.open_segmentation(cave.table, ids=[a], timestamp=AFTER, token=TOKEN)
     with pytest.raises(ValueError, match="two current roots"):
         cave.merge(a, b, AFTER)
 
 
 def test_an_unknown_token_is_rejected(cave):
-    with pytest.raises(ix.AuthError):
+    with pytest.raises(ix.errors.AuthError):
         ix.open_datastack(cave.datastack, server_address=cave.address, token="f" * 32)

@@ -95,20 +95,20 @@ def test_a_legend_lists_the_drawn_segments():
         ix.legend(ix.overlay(EM, SEG))
     with pytest.raises(ix.errors.OptionError, match="none of the ids in colors is drawn"):
         ix.legend(wide, [999])
-    with pytest.raises(ix.ColorError, match="does not record"):
+    with pytest.raises(ix.errors.ColorError, match="does not record"):
         ix.legend(ix.to_pil(wide))
 
 
 def test_palette_accepts_every_form_of_colors():
     assert ix.palette(IDS, None) == ix.palette(IDS, "stable")
     assert ix.palette(IDS) == ix.palette(IDS, "husl")
-    with pytest.raises(ix.ColorError, match="no colour for 4"):
+    with pytest.raises(ix.errors.ColorError, match="no colour for 4"):
         ix.palette(IDS, {1: "red"})
     for bad in (("tab10", 3), ("neuroglancer", -1), ["red", "blue"], 5):
-        with pytest.raises(ix.ColorError):
+        with pytest.raises(ix.errors.ColorError):
             ix.palette(IDS, bad)
 
 
 def test_a_dataset_instead_of_an_array_raises_with_its_variables():
-    with pytest.raises(ix.LayerError, match=r"variables \['image', 'segmentation'\].*such as ds\['image'\]"):
+    with pytest.raises(ix.errors.LayerError, match=r"variables \['image', 'segmentation'\].*such as ds\['image'\]"):
         ix.unique_ids(xr.Dataset({"image": EM, "segmentation": SEG}))

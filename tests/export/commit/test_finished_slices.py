@@ -124,7 +124,7 @@ def test_what_was_harmed_before_the_rest_came_is_not_kept(tmp_path, harm):
     """A region that was done, and of which a file was cut short or lost, is made again with all of its files."""
     place = str(tmp_path / "a" / TARGETS["png"])
     parts = {**THICK, "chunks": (32, 64, 64)}
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         ix.export(array_of(Computed(**parts, fail_above=32)), place, workers=1, retries=0)
     (work,) = (tmp_path / "a").rglob("*-work-*")
     assert len(list((work / "data").iterdir())) == 32

@@ -38,7 +38,7 @@ def export(array, target, **kwargs):
 
 def stopped(target, seed=0, **kwargs):
     """Leave an export that is not finished."""
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture(fail_above=7, seed=seed), target, workers=1, retries=0, **kwargs)
 
 
@@ -51,23 +51,23 @@ def test_what_another_pattern_replaced_is_not_passed_for_there(tmp_path, other, 
     theirs = array.values if array is not B else np.moveaxis(B.values, 1, 0)
     export(A, tmp_path / Z)
     export(array, tmp_path / other, overwrite=True)
-    with pytest.raises(ix.TargetExistsError, match=r"export to s\{.*replaced files of this call; .*overwrite"):
+    with pytest.raises(ix.errors.TargetExistsError, match=r"export to s\{.*replaced files of this call; .*overwrite"):
         export(A, tmp_path / Z)
     np.testing.assert_array_equal(slices(tmp_path), theirs)
     assert export(array, tmp_path / other).tasks == 0
     assert export(A, tmp_path / Z, overwrite=True).complete
     np.testing.assert_array_equal(slices(tmp_path), A.values)
-    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
+    with pytest.raises(ix.errors.TargetExistsError, match="replaced files of this call"):
         export(array, tmp_path / other)
 
 
 def test_one_file_and_a_stack_with_a_slice_of_its_name(tmp_path):
     export(A[:1], tmp_path / "s003.tif")
     export(A, tmp_path / Z, overwrite=True)
-    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
+    with pytest.raises(ix.errors.TargetExistsError, match="replaced files of this call"):
         export(A[:1], tmp_path / "s003.tif")
     export(A[:1], tmp_path / "s003.tif", overwrite=True)
-    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
+    with pytest.raises(ix.errors.TargetExistsError, match="replaced files of this call"):
         export(A, tmp_path / Z)
 
 
@@ -86,7 +86,7 @@ def test_what_would_be_replaced_is_asked_for_again(tmp_path):
     ix.export(B, tmp_path / "z{y}.png", overwrite=True, square=False)
     assert work
     assert list(tmp_path.rglob("*-work-*/data/*")) == work, "nobody's work is removed"
-    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
+    with pytest.raises(ix.errors.TargetExistsError, match="replaced files of this call"):
         ix.export(picture(), tmp_path / "z{z}.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "z3.png")), B.values[:, 3])
     assert ix.export(picture(), tmp_path / "z{z}.png", overwrite=True).skipped > 0
@@ -103,7 +103,9 @@ def test_files_of_a_stack_that_was_replaced_are_not_removed_with_it(tmp_path):
 @pytest.mark.slow
 def test_who_shares_files_with_one_that_is_written_now_waits(tmp_path):
     process = writing(tmp_path, "png")
-    with pytest.raises(ix.TargetError, match=rf"same names as another export.*\(process {process.pid}, which holds"):
+    with pytest.raises(
+        ix.errors.TargetError, match=rf"same names as another export.*\(process {process.pid}, which holds"
+    ):
         ix.export(picture(), tmp_path / "stack" / "z{z:03}.png", overwrite=True)
     process.kill()
     process.wait()
@@ -201,7 +203,7 @@ def test_a_folder_where_a_file_was_is_somebodys(tmp_path, kind):
     file = tmp_path / sorted(digest(tmp_path))[0]
     file.unlink()
     (file / "mine").mkdir(parents=True)
-    with pytest.raises(ix.TargetExistsError, match="is a folder, but the export writes a file of this name"):
+    with pytest.raises(ix.errors.TargetExistsError, match="is a folder, but the export writes a file of this name"):
         run(kind, tmp_path)
     assert (file / "mine").is_dir()
 
@@ -269,7 +271,7 @@ def test_wrong_values_are_told_and_overwrite_begins_anew(tmp_path, complete, kin
     complete(kind, tmp_path)
     truth = digest(tmp_path)
     edit(manifest(tmp_path), **values)
-    with pytest.raises(ix.ManifestError, match="is not a manifest that this version can read") as caught:
+    with pytest.raises(ix.errors.ManifestError, match="is not a manifest that this version can read") as caught:
         run(kind, tmp_path)
     said = str(caught.value)
     assert said.startswith(str(manifest(tmp_path)))
@@ -287,7 +289,7 @@ def test_a_torn_manifest_is_told_and_overwrite_begins_anew(tmp_path, complete, k
     complete(kind, tmp_path)
     truth = digest(tmp_path)
     manifest(tmp_path).write_bytes(text)
-    with pytest.raises(ix.ManifestError, match="give overwrite=True to start over"):
+    with pytest.raises(ix.errors.ManifestError, match="give overwrite=True to start over"):
         run(kind, tmp_path)
     run(kind, tmp_path, overwrite=True)
     assert digest(tmp_path) == truth
@@ -309,7 +311,9 @@ def test_a_folder_in_place_of_a_manifest_is_told(tmp_path, end, overwrite):
     path = tmp_path / f"one.tif.manifest{end}"
     path.unlink()
     path.mkdir()
-    with pytest.raises(ix.TargetError, match=r"is a folder, but the export needs this name for a file of its manifest"):
+    with pytest.raises(
+        ix.errors.TargetError, match=r"is a folder, but the export needs this name for a file of its manifest"
+    ):
         run("tiff", tmp_path, overwrite=overwrite)
     assert path.is_dir()
 
@@ -332,14 +336,14 @@ def writing(folder, kind):
 def test_who_is_writing_is_told_first(tmp_path, kwargs):
     process = writing(tmp_path, "omezarr")
     try:
-        with pytest.raises(ix.TargetError) as caught:
+        with pytest.raises(ix.errors.TargetError) as caught:
             run("omezarr", tmp_path, seed=1, **kwargs)
         assert f"process {process.pid}" in str(caught.value)
         assert "wait for it to end, or stop it" in str(caught.value)
         assert "overwrite" not in str(caught.value)
         assert process.poll() is None
         manifest(tmp_path).write_text("")
-        with pytest.raises(ix.TargetError, match=f"process {process.pid}"):
+        with pytest.raises(ix.errors.TargetError, match=f"process {process.pid}"):
             run("omezarr", tmp_path, seed=1, **kwargs)
     finally:
         process.kill()
@@ -351,7 +355,7 @@ def test_who_was_writing_and_died_is_not_waited_for(tmp_path):
     process = writing(tmp_path, "omezarr")
     process.kill()
     process.wait()
-    with pytest.raises(ix.TargetExistsError, match=r"unfinished work of another export .*overwrite=True"):
+    with pytest.raises(ix.errors.TargetExistsError, match=r"unfinished work of another export .*overwrite=True"):
         run("omezarr", tmp_path, seed=1)
 
 
@@ -367,13 +371,15 @@ def test_files_that_another_root_names_as_well_are_not_passed_for_there(tmp_path
     other = A + np.uint8(1)
     ix.export(A, above, **options)
     ix.export(other, below, overwrite=True, **options)
-    with pytest.raises(ix.TargetExistsError, match=r"export to \{z\}\.tif has since replaced files of this call"):
+    with pytest.raises(
+        ix.errors.TargetExistsError, match=r"export to \{z\}\.tif has since replaced files of this call"
+    ):
         ix.export(A, above, **options)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "a" / "3" / "3.tif"), other.values[3])
     with pytest.warns(ix.ImageryWarning, match="11 files beside the 12"):
         ix.export(A, above, overwrite=True, **options)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "a" / "3" / "3.tif"), A.values[3])
-    with pytest.raises(ix.TargetExistsError, match=r"export to \{z\}/\{z\}\.tif has since replaced"):
+    with pytest.raises(ix.errors.TargetExistsError, match=r"export to \{z\}/\{z\}\.tif has since replaced"):
         ix.export(other, below, **options)
 
 
@@ -405,7 +411,7 @@ def test_what_appeared_while_a_result_was_brought_to_its_place_is_not_replaced(t
     mine = tmp_path / "a" / sorted(truth)[-1]
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_bytes(b"mine")
-    with pytest.raises(ix.TargetExistsError, match="appeared during this export and is not replaced"):
+    with pytest.raises(ix.errors.TargetExistsError, match="appeared during this export and is not replaced"):
         run(kind, tmp_path / "a")
     assert mine.read_bytes() == b"mine"
     mine.unlink()
@@ -419,7 +425,7 @@ def test_what_appeared_while_a_result_was_brought_to_its_place_is_not_replaced(t
 @pytest.mark.parametrize("kind", ["omezarr", "png"])
 def test_bookkeeping_that_a_killed_process_left_half_written_goes(tmp_path, kind):
     target, options = place(kind, tmp_path)
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture(fail_above=7), target, workers=1, retries=0, **options)
     base = str(next(tmp_path.rglob("*.manifest.json"))).removesuffix(".json")
     for end in ("-0123abcd.json", "-probe-0123abcd"):

@@ -139,7 +139,7 @@ def test_a_finished_stack_of_an_earlier_version_is_complete_and_replaced(tmp_pat
     as_earlier(tmp_path)
     assert ix.export(LONG, tmp_path / "z{z:02d}.png").tasks == 0
     short = LONG.isel(z=slice(0, 3))
-    with pytest.raises(ix.TargetExistsError):
+    with pytest.raises(ix.errors.TargetExistsError):
         ix.export(short, tmp_path / "z{z:02d}.png")
     ix.export(short, tmp_path / "z{z:02d}.png", overwrite=True)
     assert [p.name for p in sorted(tmp_path.iterdir()) if p.suffix == ".png"] == names(0, 1, 2)
@@ -154,7 +154,7 @@ def test_stacks_of_two_patterns_share_a_hidden_folder(tmp_path):
 
 def test_an_export_that_makes_nothing_leaves_no_hidden_folder(tmp_path):
     broken = array_of(Computed((9, 16, 16), fail_above=-1))
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         ix.export(broken, tmp_path / "z{z:02d}.png", retries=0)
     assert list(tmp_path.iterdir()) == []
 

@@ -139,7 +139,7 @@ def test_a_target_that_was_removed_is_made_anew(tmp_path):
 def test_another_call_is_refused_and_may_replace(tmp_path, kind):
     run(kind, tmp_path)
     before = digest(tmp_path)
-    with pytest.raises(ix.TargetExistsError, match=r"of another export .*overwrite=True"):
+    with pytest.raises(ix.errors.TargetExistsError, match=r"of another export .*overwrite=True"):
         run(kind, tmp_path, seed=1)
     assert digest(tmp_path) == before
     run(kind, tmp_path, seed=1, overwrite=True)
@@ -150,23 +150,23 @@ def test_another_call_is_refused_and_may_replace(tmp_path, kind):
 
 def test_what_differs_is_told(tmp_path):
     run("omezarr", tmp_path)
-    with pytest.raises(ix.TargetExistsError, match="compressor: zstd:1 there, lz4:5 here"):
+    with pytest.raises(ix.errors.TargetExistsError, match="compressor: zstd:1 there, lz4:5 here"):
         run("omezarr", tmp_path, compressor="lz4")
 
 
 def test_an_unfinished_export_is_not_for_another_call(tmp_path):
     broken = picture(fail_above=7)
     target = tmp_path / "z{z}.png"
-    with pytest.raises(ix.ChunkReadError, match="broken disk"):
+    with pytest.raises(ix.errors.ChunkReadError, match="broken disk"):
         ix.export(broken, target, workers=1, retries=0)
-    with pytest.raises(ix.TargetExistsError, match="unfinished work of another export"):
+    with pytest.raises(ix.errors.TargetExistsError, match="unfinished work of another export"):
         ix.export(picture(seed=2), target)
     ix.export(picture(seed=2), target, overwrite=True)
     assert len(list(tmp_path.glob("*.png"))) == 12
 
 
 def test_resume_false_begins_anew(tmp_path):
-    with pytest.raises(ix.ChunkReadError) as caught:
+    with pytest.raises(ix.errors.ChunkReadError) as caught:
         ix.export(picture(fail_above=7), tmp_path / "z{z}.png", workers=1, retries=0)
     assert "are done and kept: run the same call again" in "".join(caught.value.__notes__)
     report = ix.export(picture(), tmp_path / "z{z}.png", resume=False)
@@ -176,7 +176,7 @@ def test_resume_false_begins_anew(tmp_path):
 def test_what_was_not_of_an_export_is_never_taken_for_one(tmp_path):
     (tmp_path / "o.ome.zarr").mkdir()
     (tmp_path / "o.ome.zarr" / "mine").write_text("x")
-    with pytest.raises(ix.TargetExistsError):
+    with pytest.raises(ix.errors.TargetExistsError):
         run("omezarr", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["o.ome.zarr"]
 
@@ -217,7 +217,7 @@ class Shaky(Computed):
     def read(self, mip, box):
         self.calls.append(box)
         if 2 <= len(self.calls) < 9:
-            raise ix.ChunkReadError("could not read it") from requests.ConnectionError("no route to host")
+            raise ix.errors.ChunkReadError("could not read it") from requests.ConnectionError("no route to host")
         return super().read(mip, box)
 
 
@@ -240,7 +240,7 @@ def test_a_missing_chunk_is_an_error_at_once_or_a_hole_that_is_counted(tmp_path,
     scale = next(p for p in (tmp_path / "em").iterdir() if p.name.startswith("8_8"))
     for name in sorted(os.listdir(scale))[:3]:
         (scale / name).unlink()
-    with pytest.raises(ix.MissingChunkError):
+    with pytest.raises(ix.errors.MissingChunkError):
         ix.export(ix.open_image(tmp_path / "em"), tmp_path / "a.zarr")
     report = ix.export(ix.open_image(tmp_path / "em", missing="fill"), tmp_path / "a.zarr", levels=1)
     assert len(report.holes) == 3
@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up(tmp_path, kind, files, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(ix.TargetError, match="disk is full"):
+        with pytest.raises(ix.errors.TargetError, match="disk is full"):
             run(kind, tmp_path / "a", on_error="collect", workers=1)
     assert digest(tmp_path / "a") == {}
     report = run(kind, tmp_path / "a")
@@ -287,7 +287,7 @@ def small_disk(folder, size):
 @pytest.mark.parametrize(("kind", "size"), [("omezarr", "240k"), ("png", "40k")])
 def test_a_disk_that_is_really_full(tmp_path, kind, size):
     with small_disk(tmp_path / "a", size):
-        with pytest.raises(ix.TargetError, match="disk is full"):
+        with pytest.raises(ix.errors.TargetError, match="disk is full"):
             run(kind, tmp_path / "a")
         subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path / "a")], check=True)
         assert run(kind, tmp_path / "a").skipped > 0
@@ -306,7 +306,7 @@ def test_two_exports_of_one_target_at_once(tmp_path, kind):
     def one():
         try:
             outcomes.append(run(kind, tmp_path / "a", seconds=0.05))
-        except ix.TargetError as error:
+        except ix.errors.TargetError as error:
             outcomes.append(error)
 
     threads = [threading.Thread(target=one) for _ in range(2)]
@@ -314,7 +314,7 @@ def test_two_exports_of_one_target_at_once(tmp_path, kind):
         thread.start()
     for thread in threads:
         thread.join()
-    refused = [o for o in outcomes if isinstance(o, ix.TargetError)]
+    refused = [o for o in outcomes if isinstance(o, ix.errors.TargetError)]
     assert len(refused) == 1
     assert "another process is exporting to this target" in str(refused[0])
     run(kind, tmp_path / "b")
@@ -367,9 +367,9 @@ def test_a_line_of_the_log_that_was_cut_short_counts_for_nothing():
 def test_a_manifest_that_makes_no_sense_is_told(tmp_path):
     run("omezarr", tmp_path)
     (tmp_path / MANIFEST[0]).write_text('{"token": 3')
-    with pytest.raises(ix.TargetError, match="is not a manifest that this version can read"):
+    with pytest.raises(ix.errors.TargetError, match="is not a manifest that this version can read"):
         run("omezarr", tmp_path)
-    with pytest.raises(ix.TargetError):
+    with pytest.raises(ix.errors.TargetError):
         Header.parse(b'{"step": [1, 2, 3], "first": [1, 2, 3], "from_the_future": 1}', "x")
 
 
@@ -406,7 +406,7 @@ def test_an_array_in_memory_is_known_by_its_values(tmp_path):
     ix.export(volume(values, layer_type="image"), tmp_path / "o.zarr")
     assert ix.export(volume(values.copy(), layer_type="image"), tmp_path / "o.zarr").regions == 0
     values[0, 0, 0] ^= 1
-    with pytest.raises(ix.TargetExistsError, match="of other voxels"):
+    with pytest.raises(ix.errors.TargetExistsError, match="of other voxels"):
         ix.export(volume(values, layer_type="image"), tmp_path / "o.zarr")
     assert zarr.open_group(tmp_path / "o.zarr", mode="r")["0"][0, 0, 0] == values[0, 0, 0] ^ 1
 

@@ -63,13 +63,13 @@ def test_what_another_pattern_replaced_is_not_passed_for_there(bucket, tmp_path)
     truth = {Z: A.values, Y: np.moveaxis(B.values, 1, 0)}
     export(A, bucket.url(Z))
     export(B, bucket.url(Y), overwrite=True)
-    with pytest.raises(ix.TargetExistsError, match=r"export to s\{.*replaced files of this call; .*overwrite"):
+    with pytest.raises(ix.errors.TargetExistsError, match=r"export to s\{.*replaced files of this call; .*overwrite"):
         export(A, bucket.url(Z))
     np.testing.assert_array_equal(slices(bucket, tmp_path), truth[Y])
     assert export(B, bucket.url(Y)).tasks == 0
     assert export(A, bucket.url(Z), overwrite=True).complete
     np.testing.assert_array_equal(slices(bucket, tmp_path), truth[Z])
-    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
+    with pytest.raises(ix.errors.TargetExistsError, match="replaced files of this call"):
         export(B, bucket.url(Y))
 
 
@@ -114,7 +114,7 @@ def test_who_is_writing_is_told_first(bucket):
     options = {"chunks": (2, 16, 16), "levels": 1}
     with writing(bucket, "o.zarr", **options) as process:
         for kwargs in ({}, {"resume": False}, {"overwrite": True}, {}, {"overwrite": True}):
-            with pytest.raises(ix.TargetError) as caught:
+            with pytest.raises(ix.errors.TargetError) as caught:
                 ix.export(picture(seed=1), bucket.url("o.zarr"), **options, **kwargs)
             said = str(caught.value)
             assert f"process {process.pid}" in said
@@ -128,11 +128,11 @@ def test_who_is_writing_is_told_first(bucket):
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_who_shares_files_with_one_that_is_written_now_waits(bucket):
-    with writing(bucket, "z{z:03d}.png") as process, pytest.raises(ix.TargetError) as caught:
+    with writing(bucket, "z{z:03d}.png") as process, pytest.raises(ix.errors.TargetError) as caught:
         ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True)
     assert re.search(rf"same names as another export.*process {process.pid} on", str(caught.value))
     assert ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True).complete
-    with pytest.raises(ix.TargetExistsError, match="replaced files of this call"):
+    with pytest.raises(ix.errors.TargetExistsError, match="replaced files of this call"):
         ix.export(picture(), bucket.url("z{z:03d}.png"))
 
 
@@ -294,7 +294,7 @@ def test_what_was_collected_and_is_lost_is_told_of_before_anything_is_replaced(b
     with monkeypatch.context() as patched:
         patched.setattr(site, "publish", losing)
         with pytest.raises(
-            ix.TargetError, match=r"is not complete: .* was removed by another program.*before is untouched"
+            ix.errors.TargetError, match=r"is not complete: .* was removed by another program.*before is untouched"
         ):
             ix.export(picture(), bucket.url(target), overwrite=True)
     assert bucket.contents() == before
@@ -319,7 +319,9 @@ def test_what_is_lost_while_it_is_copied(bucket, monkeypatch, target):
 
     with monkeypatch.context() as patched:
         patched.setattr(place, "copy", losing)
-        with pytest.raises(ix.TargetError, match="was removed by another program.*part old and part new") as caught:
+        with pytest.raises(
+            ix.errors.TargetError, match="was removed by another program.*part old and part new"
+        ) as caught:
             ix.export(picture(), bucket.url(target), overwrite=True, **options)
     assert "untouched" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -344,7 +346,7 @@ def test_what_was_lost_after_a_kill_in_the_last_step_is_made_again(bucket, monke
             ix.export(picture(), bucket.url(target), overwrite=True)
     lost = [n for n in bucket.names() if "/data/" in n and not n.endswith("zarr.json")][-1]
     bucket.client.delete_object(Bucket=bucket.name, Key=lost)
-    with pytest.raises(ix.TargetError, match="the same call restores the missing files"):
+    with pytest.raises(ix.errors.TargetError, match="the same call restores the missing files"):
         ix.export(picture(), bucket.url(target))
     assert {name: bucket.read(name) for name in before} == before
     report = ix.export(picture(), bucket.url(target))

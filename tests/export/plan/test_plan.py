@@ -147,7 +147,7 @@ def test_a_plan_tells_all(tmp_path):
 
 def test_a_plan_knows_what_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture(fail_above=7), tmp_path / "z{z}.png", workers=1, retries=0)
     plan = ix.plan_export(picture(), tmp_path / "z{z}.png")
     assert 0 < plan.done < plan.tasks
@@ -266,9 +266,9 @@ def test_what_cannot_work_is_refused_before_it_begins(tmp_path, case):
     make, words = REFUSED[case]
     array, target, options = make()
     plan = ix.plan_export(array, tmp_path / target, **options)
-    with pytest.raises(ix.OptionError, match=words):
+    with pytest.raises(ix.errors.OptionError, match=words):
         plan.validate()
-    with pytest.raises(ix.OptionError, match=words):
+    with pytest.raises(ix.errors.OptionError, match=words):
         ix.export(array, tmp_path / target, **options)
     assert os.listdir(tmp_path) == []
 
@@ -279,16 +279,16 @@ def test_what_fits_with_bigtiff(tmp_path):
 
 def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ix.TargetError, match="is a file, not a folder"):
+    with pytest.raises(ix.errors.TargetError, match="is a file, not a folder"):
         ix.plan_export(picture(), tmp_path / "file" / "o.zarr").validate()
-    with pytest.raises(ix.TargetError, match="could not write /proc/"):
+    with pytest.raises(ix.errors.TargetError, match="could not write /proc/"):
         ix.plan_export(picture(), "/proc/o.zarr").validate()
 
 
 @pytest.mark.slow
 def test_no_room_for_what_will_surely_be_written(tmp_path):
     array = huge((200_000, 50_000, 50_000))
-    with pytest.raises(ix.TargetError, match=r"it needs 500 TB; .* are free"):
+    with pytest.raises(ix.errors.TargetError, match=r"it needs 500 TB; .* are free"):
         ix.plan_export(array, tmp_path / "z{z}.tif", compression=None, memory="100 GB").validate()
 
 

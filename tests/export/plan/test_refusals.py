@@ -108,7 +108,7 @@ def test_every_type_is_kept_or_refused_at_once(tmp_path, name, dtype, kind):
     place = target.format(tmp_path) if "://" in target else tmp_path / target.format()
     refused = refusal(array, place, options)
     if refused is not None:
-        assert isinstance(refused, ix.OptionError | ix.LayerError)
+        assert isinstance(refused, ix.errors.OptionError | ix.errors.LayerError)
         assert str(values.dtype) in str(refused)
         assert os.listdir(tmp_path) == []
         with pytest.raises(type(refused)):
@@ -146,9 +146,9 @@ def test_an_array_that_does_not_fit_into_memory_is_refused():
     small = virtual((64, 512, 512))
     for array in (virtual((6400, 20_000, 20_000)), array_of(Computed((200_000, 50_000, 50_000)))):
         for more in ({}, {"memory": "4 GB"}, {"client": "processes"}, {"memory": "900 TB"}):
-            with pytest.raises(ix.OptionError, match=r"needs .*TB of memory; .*GB are available.*\.ome\.zarr"):
+            with pytest.raises(ix.errors.OptionError, match=r"needs .*TB of memory; .*GB are available.*\.ome\.zarr"):
                 ix.plan_export(array, "memory://", **more).validate()
-    with pytest.raises(ix.OptionError, match=r"needs 5\.1 GB of memory; 2\.0 GB are available"):
+    with pytest.raises(ix.errors.OptionError, match=r"needs 5\.1 GB of memory; 2\.0 GB are available"):
         ix.plan_export(virtual((80, 8000, 8000)), "memory://", memory="2 GB").validate()
     plan = ix.plan_export(small, "memory://", memory="1 GB", workers=1)
     plan.validate()
@@ -169,7 +169,7 @@ def test_what_is_not_compressed_must_fit_the_disk(tmp_path, monkeypatch, case):
     array = virtual((64, 512, 512))
     takes = int(array.nbytes * times)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, takes - 1))
-    with pytest.raises(ix.TargetError, match=r"it needs .* MB; .* MB are free in"):
+    with pytest.raises(ix.errors.TargetError, match=r"it needs .* MB; .* MB are free in"):
         ix.plan_export(array, tmp_path / target, **options).validate()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, takes))
     ix.plan_export(array, tmp_path / target, **options).validate()
@@ -226,7 +226,7 @@ def test_many_files_are_told_of(tmp_path):
 def test_the_cut_of_coarser_levels_stays_as_it_was_begun(tmp_path):
     """Whoever continues has other memory, and must not take one region for another."""
     source = Computed((8, 512, 512), fail_above=4)
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         ix.export(array_of(source), tmp_path / "o.zarr", chunks=(2, 32, 32), workers=1, retries=0, memory="410 MB")
     plan = ix.plan_export(array_of(source), tmp_path / "o.zarr", chunks=(2, 32, 32), workers=1, memory="8 GB")
     assert plan.done > 0

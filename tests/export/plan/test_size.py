@@ -138,7 +138,7 @@ def test_a_new_format_is_one_class(tmp_path):
     report = run_plan(plan, overwrite=False, resume=True, retries=0, on_error="raise", progress=False)
     assert report.regions == 4
     assert sorted(os.listdir(tmp_path / "out")) == ["0_0_0", "0_512_0", "64_0_0", "64_512_0"]
-    with pytest.raises(ix.TargetExistsError):
+    with pytest.raises(ix.errors.TargetExistsError):
         run_plan(
             planned((128, 1024, 1024), tmp_path),
             overwrite=False,

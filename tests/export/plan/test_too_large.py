@@ -36,12 +36,12 @@ def test_a_box_far_beyond_its_volume(sample, high):
         lambda: ix.crop(em.chunk(), box),
         lambda: ix.align(em, seg, bbox=box),
     ):
-        with pytest.raises(ix.BoxError, match=f"would be {size} voxels.* has 1,024 × 1,024 × 64"):
+        with pytest.raises(ix.errors.BoxError, match=f"would be {size} voxels.* has 1,024 × 1,024 × 64"):
             way()
 
 
 def test_a_long_row_of_voxels(sample):
-    with pytest.raises(ix.BoxError, match="500,000,000 × 1 × 1 voxels"):
+    with pytest.raises(ix.errors.BoxError, match="500,000,000 × 1 × 1 voxels"):
         ix.open_image(sample.image, bbox=ix.BBox((4096, 2100, 110), (500_004_096, 2101, 111), resolution=(8, 8, 40)))
 
 
@@ -60,7 +60,8 @@ def test_too_many_tasks_to_keep_account_of(tmp_path, target):
     array = array_of(Computed((10_000, 1_000_000, 1_000_000)))
     place = target.format(tmp_path) if "//" in target else tmp_path / target
     with pytest.raises(
-        ix.OptionError, match=r"1,000,000 × 1,000,000 × 10,000 voxels and needs [0-9,]+ tasks.*: give .*a smaller box"
+        ix.errors.OptionError,
+        match=r"1,000,000 × 1,000,000 × 10,000 voxels and needs [0-9,]+ tasks.*: give .*a smaller box",
     ):
         ix.plan_export(array, place, workers=2, memory="4 GB")
 

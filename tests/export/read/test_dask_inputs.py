@@ -297,7 +297,7 @@ def test_blocks_that_a_cluster_would_shuffle(cluster):
 def test_rechunked_is_the_same_call(tmp_path):
     ix.export(picture(), tmp_path / "o.zarr")
     assert ix.export(picture().chunk(z=5), tmp_path / "o.zarr").regions == 0
-    with pytest.raises(ix.TargetExistsError, match=r"another export \(box: "):
+    with pytest.raises(ix.errors.TargetExistsError, match=r"another export \(box: "):
         ix.export(picture(seed=3).isel(z=slice(0, 5)), tmp_path / "o.zarr")
 
 
@@ -349,10 +349,10 @@ def test_blocks_that_a_cluster_has_lost_are_told_of_first(tmp_path):
         array = picture().persist()
         client.cancel(array.data)
         plan = ix.plan_export(array, tmp_path / "o.zarr")
-        with pytest.raises(ix.OptionError, match=r"no longer on their cluster: persist\(\) it again"):
+        with pytest.raises(ix.errors.OptionError, match=r"no longer on their cluster: persist\(\) it again"):
             plan.validate()
         array = picture(seed=1).persist()
-    with pytest.raises(ix.OptionError, match="no longer on their cluster"):
+    with pytest.raises(ix.errors.OptionError, match="no longer on their cluster"):
         ix.plan_export(array, tmp_path / "o.zarr").validate()
     assert not list(tmp_path.iterdir())
 
@@ -373,7 +373,7 @@ def test_what_is_in_memory_takes_no_more_of_it(tmp_path):
         plan.validate()
         assert plan.peak_memory < 600e6
     made = labelled(da.zeros((1024, 1024, 1024), chunks=-1, dtype="uint8").map_blocks(lambda b: b, name="one"))
-    with pytest.raises(ix.OptionError, match=r"needs .* GB of memory and has 600 MB"):
+    with pytest.raises(ix.errors.OptionError, match=r"needs .* GB of memory and has 600 MB"):
         ix.plan_export(made, tmp_path / "o.zarr", memory="600 MB", workers=2).validate()
 
 

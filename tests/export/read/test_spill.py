@@ -179,7 +179,7 @@ def test_the_folder(tmp_path):
     assert folder(scratch="~/here") == os.path.expanduser("~/here")
     assert folder() == tempfile.gettempdir()
     for wrong in (True, 7, "s3://bucket/scratch"):
-        with pytest.raises(ix.OptionError, match="scratch=.* must be a folder on a local disk"):
+        with pytest.raises(ix.errors.OptionError, match="scratch=.* must be a folder on a local disk"):
             folder(scratch=wrong)
 
 
@@ -271,11 +271,13 @@ def test_continued_with_other_memory(tmp_path, memories, monkeypatch):
 
 def test_a_folder_that_is_not_there_or_too_small_is_refused(tmp_path, monkeypatch):
     plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", scratch=tmp_path / "nowhere")
-    with pytest.raises(ix.TargetError, match="scratch folder .*nowhere cannot be used: No such file.* give scratch="):
+    with pytest.raises(
+        ix.errors.TargetError, match="scratch folder .*nowhere cannot be used: No such file.* give scratch="
+    ):
         plan.validate()
     array = drawn((64, 400_000, 400_000), chunks=(64, 512, 512))
     plan = ix.plan_export(array, tmp_path / "z{z}.tif", workers=1, memory="4 TB")
-    with pytest.raises(ix.OptionError, match=r"92\.2 TB in the scratch folder .* are free: give"):
+    with pytest.raises(ix.errors.OptionError, match=r"92\.2 TB in the scratch folder .* are free: give"):
         plan.validate()
     assert os.listdir(tmp_path) == []
 
@@ -379,7 +381,7 @@ def test_a_full_disk_is_told_of_and_no_second_try_is_made(tmp_path):
 def test_a_source_that_fails_is_told_of_as_such(tmp_path):
     array = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", fail_above=16))
     assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
-    with pytest.raises(ix.ChunkReadError, match="is on a broken disk"):
+    with pytest.raises(ix.errors.ChunkReadError, match="is on a broken disk"):
         ix.export(array, tmp_path / "z{z:02d}.tif", workers=2, retries=0)
     assert digest(tmp_path) == {}
     report = ix.export(array, tmp_path / "z{z:02d}.tif", workers=2, retries=0, on_error="collect")
@@ -404,7 +406,7 @@ def test_a_network_that_is_away_is_no_target_that_cannot_be_written(tmp_path, mo
     monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (0.1,))
     array = array_of(Flaky((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
     assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
-    with pytest.raises(ix.TargetError, match="region . of 5|was lost|the network is away") as caught:
+    with pytest.raises(ix.errors.TargetError, match="region . of 5|was lost|the network is away") as caught:
         ix.export(array, tmp_path / "z{z:02d}.tif", workers=1, retries=0)
     assert "could not write" not in str(caught.value)
     Flaky.broken[0] = False

@@ -150,7 +150,7 @@ def test_a_killed_process_costs_only_its_regions(tmp_path, truth):
 
 
 def test_errors_come_back_as_they_are(tmp_path, cluster):
-    with pytest.raises(ix.ChunkReadError, match="broken disk") as caught:
+    with pytest.raises(ix.errors.ChunkReadError, match="broken disk") as caught:
         ix.export(picture(fail_above=7), tmp_path / "o.zarr", client=cluster, retries=0, **OPTIONS)
     assert any("in task" in note for note in caught.value.__notes__)
     report = ix.export(
@@ -168,7 +168,7 @@ def test_memory_of_the_workers_is_asked_for(tmp_path, cluster):
 
 
 def test_no_scheduler_there():
-    with pytest.raises(ix.TargetError, match="no scheduler answers at tcp://127.0.0.1:9"):
+    with pytest.raises(ix.errors.TargetError, match="no scheduler answers at tcp://127.0.0.1:9"):
         ix.plan_export(IMAGE, "o.zarr", client="tcp://127.0.0.1:9")
 
 

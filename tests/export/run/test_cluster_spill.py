@@ -79,7 +79,7 @@ def test_what_passes_is_tried_again_whatever_the_target_is_called(tmp_path, monk
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_ends_the_export_at_once(tmp_path, monkeypatch, number):
     disk = Failing(monkeypatch, number, 10**9)
-    with pytest.raises(ix.TargetError, match="free some space") as caught:
+    with pytest.raises(ix.errors.TargetError, match="free some space") as caught:
         ix.export(array_of(Computed()), tmp_path / "z{z}.tif", workers=1, on_error="collect")
     assert caught.value.full
     assert "try 1" in caught.value.__notes__[0]
@@ -87,14 +87,14 @@ def test_a_full_disk_ends_the_export_at_once(tmp_path, monkeypatch, number):
 
 
 def test_errors_of_disks_travel():
-    there = pickle.loads(pickle.dumps(ix.TargetError("no room", full=True)))
+    there = pickle.loads(pickle.dumps(ix.errors.TargetError("no room", full=True)))
     assert (str(there), there.full) == ("no room", True)
-    error = ix.ScratchError("no room", folder="/scratch", reason="it is full", full=True, worker="tcp://a:1")
+    error = ix.errors.ScratchError("no room", folder="/scratch", reason="it is full", full=True, worker="tcp://a:1")
     there = pickle.loads(pickle.dumps(error))
-    assert type(there) is ix.ScratchError
+    assert type(there) is ix.errors.ScratchError
     assert (str(there), vars(there)) == ("no room", vars(error))
     assert (there.folder, there.reason, there.full, there.worker) == ("/scratch", "it is full", True, "tcp://a:1")
-    assert not ix.TargetExistsError("it is there").full
+    assert not ix.errors.TargetExistsError("it is there").full
 
 
 def limit(size):
@@ -119,7 +119,7 @@ def test_where_none_has_room_it_is_said_whose_disk_it_is(tmp_path, two_workers, 
     monkeypatch.setattr(run, "RETRY_DELAYS", (0.0,))
     two_workers.run(limit, 100_000)
     try:
-        with pytest.raises(ix.TargetError) as caught:
+        with pytest.raises(ix.errors.TargetError) as caught:
             ix.export(wide(), tmp_path / "a" / "z{z:02d}.tif", client=two_workers)
     finally:
         two_workers.run(limit, resource.RLIM_INFINITY)
@@ -153,10 +153,10 @@ def test_workers_are_asked_whether_they_have_the_folder(tmp_path, two_workers, h
         plan = ix.plan_export(wide(), target, client=scheduler, scratch="/proc/self/cwd/scratch")
         assert plan.scratch is not None
         with pytest.raises(
-            ix.OptionError, match=rf"on 1 of 2 workers \({homes[1]}: No such file or directory\): give scratch="
+            ix.errors.OptionError, match=rf"on 1 of 2 workers \({homes[1]}: No such file or directory\): give scratch="
         ):
             plan.validate()
-        with pytest.raises(ix.OptionError, match="on 2 of 2 workers"):
+        with pytest.raises(ix.errors.OptionError, match="on 2 of 2 workers"):
             ix.export(wide(), target, client=scheduler, scratch="/nowhere/at/all")
     assert not target.parent.exists()
 
@@ -170,7 +170,7 @@ def test_a_folder_that_a_worker_lacks_is_looked_for_at_the_others_only(tmp_path,
     assert report.retries
     assert digest(tmp_path / "a") == truth
     plan = ix.plan_export(wide(), tmp_path / "b" / "z{z:02d}.tif", client=two_workers, scratch="/nowhere/at/all")
-    with pytest.raises(ix.TargetError, match="/nowhere/at/all of the worker tcp") as caught:
+    with pytest.raises(ix.errors.TargetError, match="/nowhere/at/all of the worker tcp") as caught:
         run_plan(plan, **kept)
     assert "try 2" in caught.value.__notes__[0]
     assert caught.value.worker in homes
@@ -181,8 +181,8 @@ def test_a_mistyped_folder_is_refused_where_it_is_not_needed_this_time(tmp_path,
     place = target if "//" in target else tmp_path / target
     plan = ix.plan_export(array_of(Computed()), place, scratch=tmp_path / "nowhere")
     assert plan.scratch is None
-    with pytest.raises(ix.TargetError, match="nowhere cannot be used: No such file"):
+    with pytest.raises(ix.errors.TargetError, match="nowhere cannot be used: No such file"):
         plan.validate()
     for empty in ("", "  "):
-        with pytest.raises(ix.OptionError, match="names no folder; give one on a local disk"):
+        with pytest.raises(ix.errors.OptionError, match="names no folder; give one on a local disk"):
             ix.plan_export(array_of(Computed()), place, scratch=empty)

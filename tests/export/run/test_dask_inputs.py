@@ -225,7 +225,7 @@ def made_by(function, dtype=np.uint8, parts=None):
 @pytest.mark.parametrize("target", ["o.ome.zarr", "z{z:03d}.tif", "memory://"])
 def test_a_block_that_is_not_what_the_array_says_is_named(tmp_path, function, target):
     place = target if "//" in target else tmp_path / target
-    with pytest.raises(ix.LayerError, match=WRONG[function]) as caught:
+    with pytest.raises(ix.errors.LayerError, match=WRONG[function]) as caught:
         ix.export(made_by(function), place, progress=False)
     assert caught.match(rf"^block \(\d, 0, 0\) of the dask array '{function.__name__.strip('_')}', at z=")
     assert any("try 1" in note for note in caught.value.__notes__ if "in task" in note)  # and no second one
@@ -233,7 +233,7 @@ def test_a_block_that_is_not_what_the_array_says_is_named(tmp_path, function, ta
 
 @pytest.mark.parametrize("function", [_none, _thin, _thick, _real])
 def test_a_part_of_a_wrong_block_is_wrong(function):
-    with pytest.raises(ix.LayerError, match=r"block \(\d, 0, 0\)"):
+    with pytest.raises(ix.errors.LayerError, match=r"block \(\d, 0, 0\)"):
         exported(ix.crop(made_by(function), box((3, 0, 4), (9, 24, 5))))
 
 
@@ -242,7 +242,7 @@ def test_wrong_blocks_below_a_verb_are_told_of(function):
     """Where dask stands on a verb, blocks go through the verb's tasks; computed by dask they must be refused, too."""
     finer = ix.regrid(made_by(function), (4, 4, 40), method="nearest")
     for act in (exported, lambda a: exported(a // 2), lambda a: a.compute()):
-        with pytest.raises(ix.LayerError, match=f"of the dask array '{function.__name__.strip('_')}', at z="):
+        with pytest.raises(ix.errors.LayerError, match=f"of the dask array '{function.__name__.strip('_')}', at z="):
             act(finer)
 
 
@@ -271,7 +271,7 @@ class Short:
 )
 def test_every_voxel_is_put(source, told):
     array = volume(VALUES, RESOLUTION).copy(data=da.from_array(source, chunks=(4, 24, 32), name="file"))
-    with pytest.raises(ix.LayerError, match=f"the dask array 'file', .*{told}"):
+    with pytest.raises(ix.errors.LayerError, match=f"the dask array 'file', .*{told}"):
         exported(array, workers=1)  # of two at once the second may be the first to fail
 
 
@@ -281,7 +281,7 @@ def test_every_voxel_is_put(source, told):
 def test_wrong_blocks_that_a_cluster_keeps(cluster, function, client):
     array = made_by(function).persist()
     with pytest.raises(
-        ix.LayerError, match=f"of the dask array '{function.__name__.strip('_')}', at z=.* dtype uint8: "
+        ix.errors.LayerError, match=f"of the dask array '{function.__name__.strip('_')}', at z=.* dtype uint8: "
     ):
         exported(array, client=cluster if client == "cluster" else client, workers=1)
 

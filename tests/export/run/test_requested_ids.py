@@ -39,7 +39,7 @@ def small(monkeypatch):
 @pytest.mark.parametrize("array", ARRAYS)
 def test_told_once_and_reported(tmp_path, array, crew):
     options = {"chunks": (2, 16, 16), "levels": 2, **CREWS[crew]}
-    with pytest.warns(ix.MissingIdsWarning, match=SAID) as told:
+    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID) as told:
         report = ix.export(ARRAYS[array](), tmp_path / "o.ome.zarr", **options)
     assert len(told) == 1
     assert told[0].filename == __file__
@@ -54,7 +54,7 @@ def test_told_of_a_cluster(tmp_path):
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
-        pytest.warns(ix.MissingIdsWarning, match=SAID),
+        pytest.warns(ix.errors.MissingIdsWarning, match=SAID),
     ):
         report = ix.export(ARRAYS["fill"](), tmp_path / "s" / "{z}.png", client=client, square=False)
     assert report.absent_ids == (12345678901, TOP)
@@ -63,7 +63,7 @@ def test_told_of_a_cluster(tmp_path):
 @pytest.mark.parametrize("target", ["memory://", "s/{z}.png", "s/{y}.tif", "one.tif"])
 def test_told_whatever_is_written(tmp_path, target):
     place = target if target == "memory://" else str(tmp_path / target)
-    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         report = ix.export(ARRAYS["fill"](), place, **({} if target == "memory://" else {"square": False}))
     assert report.absent_ids == (12345678901, TOP)
 
@@ -91,17 +91,17 @@ def test_what_a_run_before_had_seen_counts(tmp_path, monkeypatch, array):
 
     def failing(self, mip, box):
         if box.start[0] >= 8:
-            raise ix.ChunkReadError("a broken disk")
+            raise ix.errors.ChunkReadError("a broken disk")
         return read(self, mip, box)
 
     with monkeypatch.context() as patched:
         patched.setattr(Computed, "read", failing)
-        with pytest.raises(ix.ChunkReadError, match="a broken disk"):
+        with pytest.raises(ix.errors.ChunkReadError, match="a broken disk"):
             ix.export(ARRAYS[array](), target, retries=0, **options)
     log = next(tmp_path.rglob("*.log"))
     told = log.read_bytes()
     assert b'"ids"' in told
-    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         report = ix.export(ARRAYS[array](), target, **options)
     assert report.skipped > 0
     assert report.absent_ids == (12345678901, TOP)
@@ -116,7 +116,7 @@ def test_of_what_an_earlier_version_made_nothing_is_known(tmp_path, monkeypatch)
     target, options = tmp_path / "o.ome.zarr", {"chunks": (2, 16, 16), "levels": 1, "workers": 1}
     with monkeypatch.context() as patched:
         patched.setattr(Entry, "line", lambda self, run: LINE(replace(self, ids=None), run))
-        with pytest.warns(ix.MissingIdsWarning):
+        with pytest.warns(ix.errors.MissingIdsWarning):
             ix.export(ARRAYS["fill"](), target, **options)
     assert b'"ids"' not in next(tmp_path.rglob("*.log")).read_bytes()
     (target / "0" / "c" / "0" / "5" / "2" / "3").unlink()
@@ -143,15 +143,15 @@ def test_of_what_passes_voxels_by_nothing_is_known(tmp_path, array, target):
 
 
 def test_finer_it_is_known(tmp_path):
-    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         report = ix.export(ix.overlay(EM, SEG, ids=ASKED), tmp_path / "{z}.png", square=True)
-    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         finer = ix.export(ix.regrid(ix.select_ids(SEG, ASKED), (4, 4, 20)), tmp_path / "o.zarr", levels=1)
     assert report.absent_ids == finer.absent_ids == (12345678901, TOP)
 
 
 def test_what_lies_in_a_graph_of_ones_own_warns_by_itself(tmp_path):
-    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         report = ix.export(ix.select_ids(SEG, ASKED) + 0, tmp_path / "o.zarr", levels=1, workers=1)
     assert report.absent_ids == ()
 
@@ -159,16 +159,16 @@ def test_what_lies_in_a_graph_of_ones_own_warns_by_itself(tmp_path):
 def test_who_takes_warnings_for_errors_has_the_result(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ix.MissingIdsWarning, match=SAID):
+        with pytest.raises(ix.errors.MissingIdsWarning, match=SAID):
             ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
     assert (tmp_path / "o.zarr" / "zarr.json").exists()
-    with pytest.warns(ix.MissingIdsWarning, match=SAID):  # the log knows
+    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):  # the log knows
         report = ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
     assert (report.tasks, report.absent_ids) == (0, (12345678901, TOP))
 
 
 def test_outside_of_exports_it_is_as_it_was():
-    with pytest.warns(ix.MissingIdsWarning, match=SAID):
+    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         found = ARRAYS["select"]().compute()
     np.testing.assert_array_equal(found, np.where(np.isin(SEG.values, THERE), SEG.values, 0))
     with warnings.catch_warnings():

@@ -142,16 +142,16 @@ def test_what_travels_asks_the_manifest(bucket):
     assert lease.asked == 1
     taken = replace(header, replaced="another")  # some of its files are another's
     bucket.client.put_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json", Body=taken.to_bytes())
-    with pytest.raises(ix.TargetError, match="another one started"):
+    with pytest.raises(ix.errors.TargetError, match="another one started"):
         pickle.loads(pickle.dumps(place)).put([("a", b"0")])
     other = picture(seed=1)
     ix.export(other, f"{url}/o.zarr", overwrite=True, **OPTIONS)
-    with pytest.raises(ix.TargetError, match="another one started: the region .* is not written") as caught:
+    with pytest.raises(ix.errors.TargetError, match="another one started: the region .* is not written") as caught:
         away.put([("a", b"4")])  # it is there: whether it may go is asked now
     assert caught.value.taken
     bucket.client.delete_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json")
     again = pickle.loads(pickle.dumps(place))
-    with pytest.raises(ix.TargetError, match=r"o.zarr.manifest.json was removed"):
+    with pytest.raises(ix.errors.TargetError, match=r"o.zarr.manifest.json was removed"):
         again.put([("c", b"5")])
     assert {k: bucket.read(f"x/y/{k}") for k in "ab"} == {"a": b"2", "b": b"3"}
 
@@ -162,7 +162,7 @@ def test_what_is_taken_is_not_tried_again(bucket, monkeypatch):
 
     def taken(self):
         tried.append(True)
-        raise ix.TargetError("another took over", taken=True)
+        raise ix.errors.TargetError("another took over", taken=True)
 
     put = Bucket.put
 
@@ -173,6 +173,6 @@ def test_what_is_taken_is_not_tried_again(bucket, monkeypatch):
         return put(self, files)
 
     monkeypatch.setattr(Bucket, "put", chunks)
-    with pytest.raises(ix.TargetError, match="another took over"):
+    with pytest.raises(ix.errors.TargetError, match="another took over"):
         ix.export(picture(), bucket.url("o.zarr"), workers=1, on_error="collect", **OPTIONS)
     assert len(tried) == 1

@@ -118,7 +118,7 @@ class Watch:
     def ensure(self):
         self.asked += 1
         if self.asked == self.last:
-            raise ix.TargetError("another took over")
+            raise ix.errors.TargetError("another took over")
 
     check = ensure
 
@@ -164,7 +164,7 @@ def test_what_comes_between_looking_and_sending_stays(bucket, monkeypatch, there
         return send(self, name, *args)
 
     monkeypatch.setattr(Bucket, "_send", overtaken)
-    with pytest.raises(ix.TargetError, match="another took over"):
+    with pytest.raises(ix.errors.TargetError, match="another took over"):
         place.put([("a", b"mine")])
     assert bucket.read("x/a") == b"theirs 2"
 
@@ -184,7 +184,7 @@ def test_broken_connections(between, bucket, when, there):
 def test_connections_that_break_for_long(between, bucket, monkeypatch):
     monkeypatch.setattr(buckets, "_WAITS", (0.01, 0.01, None))
     between.break_before = 3
-    with pytest.raises(ix.TargetError, match="could not write s3://.*x: Generic S3 error"):
+    with pytest.raises(ix.errors.TargetError, match="could not write s3://.*x: Generic S3 error"):
         Bucket(bucket.url("x")).put([("a", b"new")])
     assert len(between.uploads) == 3
     assert bucket.names() == []
@@ -192,7 +192,7 @@ def test_connections_that_break_for_long(between, bucket, monkeypatch):
 
 def test_nothing_is_sent_again_by_who_may_not(between, bucket):
     between.break_before = 2
-    with pytest.raises(ix.TargetError, match="another took over"):
+    with pytest.raises(ix.errors.TargetError, match="another took over"):
         Bucket(bucket.url("x"), Watch(2)).put([("a", b"new")])
     assert len(between.uploads) == 1
 
@@ -218,7 +218,7 @@ def test_a_transient_bad_request_is_not_reported_as_missing_conditional_writes(b
     place = Bucket(bucket.url("x"))
     place.put([("a", b"1")])
     between.bad = 1
-    with pytest.raises(ix.TargetError, match="RequestTimeout"):
+    with pytest.raises(ix.errors.TargetError, match="RequestTimeout"):
         place.put([("b", b"2")])
     place.put([("b", b"2")])
     assert bucket.read("x/b") == b"2"
@@ -230,7 +230,7 @@ def test_an_object_is_not_replaced_when_the_server_stops_supporting_conditions(b
     _, mark = place.get_with_mark("a")
     bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"theirs")
     between.conditions = 400
-    with pytest.raises(ix.TargetError, match="does not support conditional writes"):
+    with pytest.raises(ix.errors.TargetError, match="does not support conditional writes"):
         place.replace("a", b"late", mark)
     assert bucket.read("x/a") == b"theirs"
 
@@ -244,7 +244,9 @@ def test_an_object_that_others_keep_changing_is_an_error(bucket, monkeypatch):
         return send(self, name, *args)
 
     monkeypatch.setattr(Bucket, "_send", overtaken)
-    with pytest.raises(ix.TargetError, match=r"x/a: another program changed this object during each of 4 attempts"):
+    with pytest.raises(
+        ix.errors.TargetError, match=r"x/a: another program changed this object during each of 4 attempts"
+    ):
         Bucket(bucket.url("x")).put([("a", b"mine")])
     assert bucket.read("x/a") == b"theirs 4"
 
@@ -257,7 +259,7 @@ def test_a_live_holder_keeps_its_lease_and_a_dead_one_loses_it(bucket, impatient
             time.sleep(1.5)
             other = Lease(place, "o.lock")
             assert other.live_holder()
-        with pytest.raises(ix.TargetError, match="another process is exporting"), other.hold():
+        with pytest.raises(ix.errors.TargetError, match="another process is exporting"), other.hold():
             pass
     assert bucket.names() == []
 
@@ -267,7 +269,7 @@ def test_a_live_holder_keeps_its_lease_and_a_dead_one_loses_it(bucket, impatient
 )
 def test_a_server_without_conditional_writes_is_refused_before_anything_is_written(between, bucket, conditions):
     between.conditions = conditions
-    with pytest.raises(ix.TargetError) as caught:
+    with pytest.raises(ix.errors.TargetError) as caught:
         ix.export(picture(), bucket.url("o.zarr"), workers=1, **OPTIONS)
     message = str(caught.value)
     assert message.startswith(f"could not write s3://{bucket.name}: its server does not support conditional writes")
@@ -280,7 +282,7 @@ def test_an_existing_result_stays_where_conditional_writes_are_missing(between, 
     ix.export(picture(seed=1), bucket.url("o.zarr"), workers=1, **OPTIONS)
     before = bucket.contents()
     between.conditions = "ignored"
-    with pytest.raises(ix.TargetError, match="does not support conditional writes"):
+    with pytest.raises(ix.errors.TargetError, match="does not support conditional writes"):
         ix.export(picture(), bucket.url("o.zarr"), workers=1, overwrite=True, **OPTIONS)
     assert bucket.contents() == before
 
@@ -317,7 +319,7 @@ def test_one_of_several_exports_takes_a_free_lease(bucket, monkeypatch):
                 with Lease(place, "o.lock").hold():
                     held.append(True)
                     ended.wait()
-            except ix.TargetError:
+            except ix.errors.TargetError:
                 ended.wait()
 
         monkeypatch.setattr(Lease, "_create", late)
@@ -335,7 +337,7 @@ def test_many_objects_are_deleted_as_long_as_one_may(bucket, monkeypatch):
     monkeypatch.setattr(buckets, "MAX_DELETE", 4)
     names = [f"{i:02d}" for i in range(10)]
     Bucket(bucket.url("x")).put((name, b"1") for name in names)
-    with pytest.raises(ix.TargetError, match="another took over"):
+    with pytest.raises(ix.errors.TargetError, match="another took over"):
         Bucket(bucket.url("x"), Watch(3)).delete(names)
     assert bucket.names() == ["x/08", "x/09"]
     Bucket(bucket.url("x"), Watch(4)).delete(names)
@@ -347,7 +349,7 @@ def test_a_server_that_answers_nothing_is_given_up(between, bucket, monkeypatch)
     monkeypatch.setattr(buckets, "_WAITS", (*[0.01] * 100, None))
     monkeypatch.setattr(buckets, "_PATIENCE", 0.5)
     between.break_before = 1000
-    with pytest.raises(ix.TargetError, match="could not write"):
+    with pytest.raises(ix.errors.TargetError, match="could not write"):
         Bucket(bucket.url("x")).put([("a", b"new")])
     assert 1 < len(between.uploads) < 90
 
@@ -398,7 +400,7 @@ def test_of_several_that_find_a_holder_dead_one_takes_over(between, bucket, impa
                 held.append(lease)
                 time.sleep(3)  # others look for a sign of life so long
                 lease.check()
-        except ix.TargetError as error:
+        except ix.errors.TargetError as error:
             refused.append(str(error))
 
     threads = [threading.Thread(target=take, args=(lease,)) for lease in leases]

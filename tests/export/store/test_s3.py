@@ -92,9 +92,9 @@ def test_what_is_there_stays_until_the_new_is_whole(bucket, kind):
     put(kind, bucket)
     before = bucket.contents()
     other = picture(seed=1)
-    with pytest.raises(ix.TargetExistsError, match="of another export"):
+    with pytest.raises(ix.errors.TargetExistsError, match="of another export"):
         put(kind, bucket, array=other)
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         put(kind, bucket, array=picture(seed=1, fail_above=7), overwrite=True, workers=1, retries=0)
     assert bucket.contents() == before
     report = put(kind, bucket, array=other, overwrite=True)
@@ -107,10 +107,10 @@ def test_what_is_there_stays_until_the_new_is_whole(bucket, kind):
 
 
 def test_nothing_opens_what_is_not_whole(bucket):
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         put("omezarr", bucket, array=picture(fail_above=7), workers=1, retries=0)
     assert "o.ome.zarr/zarr.json" not in bucket.names()
-    with pytest.raises(ix.SourceNotFoundError):
+    with pytest.raises(ix.errors.SourceNotFoundError):
         ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}")
     report = put("omezarr", bucket)
     assert report.skipped > 0
@@ -129,11 +129,11 @@ def test_torn_and_lost_objects_are_made_again(bucket):
 
 
 def test_a_bucket_that_is_not_there(bucket):
-    with pytest.raises(ix.TargetError, match="could not write s3://no-such-bucket-here"):
+    with pytest.raises(ix.errors.TargetError, match="could not write s3://no-such-bucket-here"):
         ix.export(picture(), "s3://no-such-bucket-here/o.zarr")
-    with pytest.raises(ix.TargetError, match="is a whole bucket"):
+    with pytest.raises(ix.errors.TargetError, match="is a whole bucket"):
         ix.export(picture(), f"precomputed://s3://{bucket.name}")
-    with pytest.raises(ix.OptionError, match="'ftp', which cannot be written to"):
+    with pytest.raises(ix.errors.OptionError, match="'ftp', which cannot be written to"):
         ix.export(picture(), "ftp://host/o.zarr")
 
 
@@ -173,7 +173,7 @@ def test_of_two_exports_at_once_one_is_refused(bucket, impatient, seed, overwrit
     found = at_once(*(lambda a=a: put("omezarr", bucket, array=a, overwrite=overwrite) for a in arrays))
     refused = [error for error in found if isinstance(error, ix.ImageryError)]
     assert len(refused) == 1, found
-    assert isinstance(refused[0], ix.TargetError | ix.TargetExistsError)
+    assert isinstance(refused[0], ix.errors.TargetError | ix.errors.TargetExistsError)
     winner = arrays[1 - found.index(refused[0])]
     there = bucket.contents()
     assert not [name for name in bucket.names() if ".lock" in name]
@@ -183,7 +183,7 @@ def test_of_two_exports_at_once_one_is_refused(bucket, impatient, seed, overwrit
 
 def test_one_that_joins_is_not_undone_by_one_that_stops(bucket, impatient):
     # who had just begun removed all that it had put there, and with it what the other one needs
-    stop = ix.ChunkReadError("stopped")
+    stop = ix.errors.ChunkReadError("stopped")
 
     def first():
         return put("omezarr", bucket, array=picture(seconds=3, seed=3, fail_above=0), retries=0)
@@ -195,7 +195,7 @@ def test_one_that_joins_is_not_undone_by_one_that_stops(bucket, impatient):
 
     found = at_once(first, second)
     assert isinstance(found[0], type(stop))
-    assert isinstance(found[1], ix.TargetError)
+    assert isinstance(found[1], ix.errors.TargetError)
     assert bucket.names() == []
 
 
@@ -243,7 +243,7 @@ def test_who_lost_the_lease_brings_nothing_to_its_place(bucket, impatient):
         Place(bucket.url("x").rpartition("/")[0]).put([("o.ome.zarr.manifest.lock", json.dumps(holder).encode())])
 
     found = at_once(lambda: put("omezarr", bucket, array=picture(seconds=0.6)), thief)
-    assert isinstance(found[0], ix.TargetError)
+    assert isinstance(found[0], ix.errors.TargetError)
     assert "process 1 on another-machine took over" in str(found[0])
     assert "o.ome.zarr/zarr.json" not in bucket.names()
 
@@ -273,7 +273,7 @@ def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):
 
 def test_no_such_bucket(bucket):
     """What the server says, without its XML."""
-    with pytest.raises(ix.TargetError) as caught:
+    with pytest.raises(ix.errors.TargetError) as caught:
         ix.export(picture(), "s3://no-such-bucket/o.zarr", retries=0)
     assert str(caught.value) == (
         "could not write s3://no-such-bucket/o.zarr: the bucket s3://no-such-bucket does not exist; create it, or check "
@@ -298,6 +298,6 @@ def test_no_such_bucket(bucket):
 def test_what_a_server_says(said, told):
     from imageryxr.export.store.bucket import _bucket_errors
 
-    with pytest.raises(ix.TargetError) as caught, _bucket_errors("s3://b/x"):
+    with pytest.raises(ix.errors.TargetError) as caught, _bucket_errors("s3://b/x"):
         raise RuntimeError(said)
     assert str(caught.value) == f"could not write s3://b/x: {told}"

@@ -60,7 +60,7 @@ def test_colours_as_png(tmp_path):
             np.testing.assert_array_equal(ours.values, truth[..., channel].T)
             np.testing.assert_array_equal(ours[3:4, 5:6, 7:8].values, truth[7:8, 5:6, 3:4, channel].T)
     wide = ARRAYS["grey"].astype(np.uint16)
-    with pytest.raises(ix.OptionError, match="encoding='png' cannot be used for uint16; choose one of 'raw'"):
+    with pytest.raises(ix.errors.OptionError, match="encoding='png' cannot be used for uint16; choose one of 'raw'"):
         ix.export(wide, f"precomputed://{tmp_path}/x", encoding="png")
 
 
@@ -123,12 +123,14 @@ def begun_by_an_earlier_version(folder):
 def test_what_an_earlier_version_began_is_continued_as_it_was_or_refused(tmp_path):
     target, done = begun_by_an_earlier_version(tmp_path)
     array = array_of(Computed())
-    with pytest.raises(ix.TargetExistsError, match="unfinished work of another export .gzip: True there, False here"):
+    with pytest.raises(
+        ix.errors.TargetExistsError, match="unfinished work of another export .gzip: True there, False here"
+    ):
         ix.export(array, target, chunks=(4, 16, 16))
     report = ix.export(array, target, chunks=(4, 16, 16), gzip=True)
     assert (report.skipped, report.complete) == (done, True)
     np.testing.assert_array_equal(by_cloudvolume(tmp_path / "pc")[..., 0].T, array.values)
-    with pytest.raises(ix.TargetExistsError, match="gzip: True there, False here"):
+    with pytest.raises(ix.errors.TargetExistsError, match="gzip: True there, False here"):
         ix.export(array, target, chunks=(4, 16, 16))
     ix.export(array, target, chunks=(4, 16, 16), overwrite=True)
     assert not list(tmp_path.rglob("*.gz"))
@@ -153,5 +155,5 @@ def test_what_is_compressed_by_itself_is_the_same_call_as_before(tmp_path, encod
     ],
 )
 def test_options_that_mean_nothing_are_refused(tmp_path, options, said):
-    with pytest.raises(ix.OptionError, match=said):
+    with pytest.raises(ix.errors.OptionError, match=said):
         ix.plan_export(IMAGE, f"precomputed://{tmp_path}/pc", **options)

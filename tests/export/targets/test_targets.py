@@ -127,7 +127,7 @@ def test_a_damaged_object_is_named_when_a_pyramid_is_made_from_it(tmp_path, monk
 
     monkeypatch.setattr(Folder, "get", damaged)
     target = tmp_path / "o.ome.zarr"
-    with pytest.raises(ix.TargetError, match=r"0/c/0/0/0 is damaged \(.*: remove it and run the same"):
+    with pytest.raises(ix.errors.TargetError, match=r"0/c/0/0/0 is damaged \(.*: remove it and run the same"):
         ix.export(FINE, target, chunks=(2, 16, 16), levels=2, **kw)
     monkeypatch.undo()
     ix.export(FINE, target, chunks=(2, 16, 16), levels=2, **kw)
@@ -268,13 +268,13 @@ def test_precomputed_encodings(tmp_path):
         found = np.asarray(vol[:])[..., 0].T
         assert np.abs(found.astype(int) - grey.values).max() <= tolerance
         assert CloudVolume(f"file://{tmp_path}/{encoding}", mip=1, progress=False)[:].shape[:3] == (17, 17, 4)
-    with pytest.raises(ix.OptionError, match="'compressed_segmentation'.*uint8.*'raw', 'jpeg', 'png'"):
+    with pytest.raises(ix.errors.OptionError, match="'compressed_segmentation'.*uint8.*'raw', 'jpeg', 'png'"):
         ix.export(grey, f"precomputed://{tmp_path}/x", encoding="compressed_segmentation")
 
 
 def test_precomputed_holds_no_half_voxels(tmp_path):
     half = volume(np.ones((2, 4, 4), np.uint8), (8, 8, 40), (0.5, 0, 0), layer_type="image")
-    with pytest.raises(ix.OptionError, match=r"begins at voxel \(0\.5, 0, 0\).*regrid"):
+    with pytest.raises(ix.errors.OptionError, match=r"begins at voxel \(0\.5, 0, 0\).*regrid"):
         ix.export(half, f"precomputed://{tmp_path}/pc")
 
 
@@ -308,7 +308,7 @@ def test_tiff_stack(tmp_path, name, axis):
 def test_tiff_file(tmp_path, name, options, suffix):
     array, path = ARRAYS[name], tmp_path / f"one{suffix}"
     if suffix == ".ome.tif" and name == "ids":
-        with pytest.raises(ix.OptionError, match="ids of dtype uint64 cannot be stored as OME-TIFF"):
+        with pytest.raises(ix.errors.OptionError, match="ids of dtype uint64 cannot be stored as OME-TIFF"):
             ix.export(array, path, **options)
         return
     report = ix.export(array, path, **options)
@@ -475,7 +475,7 @@ def test_masks_are_black_and_white_in_slices_and_counted_in_volumes(tmp_path):
 def test_colours_in_another_order_are_not_taken_for_red_green_blue(tmp_path, target, order):
     array = ARRAYS["rgba"].compute().isel(rgba=order)
     with pytest.raises(
-        ix.LayerError, match=rf"order r, g, b, a, but this array has {', '.join('rgba'[i] for i in order)}:"
+        ix.errors.LayerError, match=rf"order r, g, b, a, but this array has {', '.join('rgba'[i] for i in order)}:"
     ):
         ix.plan_export(array, target if "//" in target else tmp_path / target)
 
@@ -492,7 +492,7 @@ def test_colours_in_another_order_are_not_taken_for_red_green_blue(tmp_path, tar
     ids=["PNG of RGB", "PNG of 16 bits", "film of RGB", "TIFF of two", "TIFF of one"],
 )
 def test_colours_that_a_format_has_not_are_refused_with_what_it_has(tmp_path, target, change):
-    with pytest.raises(ix.OptionError, match="RGBA"):
+    with pytest.raises(ix.errors.OptionError, match="RGBA"):
         ix.plan_export(change(ARRAYS["rgba"].compute()), tmp_path / target)
 
 
@@ -533,19 +533,19 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_cannot_be_is_told(tmp_path, case):
     options, target, words = CASES[case]
-    with pytest.raises(ix.OptionError, match=words):
+    with pytest.raises(ix.errors.OptionError, match=words):
         ix.export(IMAGE, tmp_path / target, **options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_video_of_numbers_that_are_no_grey_values(tmp_path):
-    with pytest.raises(ix.OptionError, match=r"uint16 cannot be frames.*to_rgba"):
+    with pytest.raises(ix.errors.OptionError, match=r"uint16 cannot be frames.*to_rgba"):
         ix.export(GREY16, tmp_path / "film.mp4")
 
 
 def test_floats_that_ome_tiff_lacks_are_refused_before_it_begins(tmp_path):
     half = FLOATS.astype(np.float16)
-    with pytest.raises(ix.OptionError, match=r"float16.*astype\('float32'\)"):
+    with pytest.raises(ix.errors.OptionError, match=r"float16.*astype\('float32'\)"):
         ix.plan_export(half, tmp_path / "o.ome.tif")
     ix.export(half, tmp_path / "o.tif")
     assert (tifffile.imread(tmp_path / "o.tif") == half.values).all()
@@ -557,7 +557,7 @@ def test_no_contrast_is_made_up(tmp_path, dtype):
     ix.export(em, tmp_path / "a.ome.zarr", progress=False)
     back = ix.open_image(tmp_path / "a.ome.zarr")
     assert "contrast_limits" not in back.attrs
-    with pytest.raises(ix.LayerError, match="contrast_limits="):
+    with pytest.raises(ix.errors.LayerError, match="contrast_limits="):
         ix.to_rgba(back)
 
 
@@ -576,7 +576,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch):
         return block
 
     slow = em.copy(data=em.chunk().data.map_blocks(meddle, meta=np.empty((0, 0, 0), np.uint8), name="meddled"))
-    with pytest.raises(ix.TargetExistsError, match="appeared during this export"):
+    with pytest.raises(ix.errors.TargetExistsError, match="appeared during this export"):
         ix.export(slow, target, progress=False)
     assert (target / "zarr.json").read_text() == "theirs"
     ix.export(slow, target, progress=False, overwrite=True)
@@ -585,7 +585,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("target", [3, None, b"x.zarr"])
 def test_what_is_no_path_is_told(target):
-    with pytest.raises(ix.OptionError, match="is not a path or URL"):
+    with pytest.raises(ix.errors.OptionError, match="is not a path or URL"):
         ix.export(IMAGE, target)
 
 
@@ -600,9 +600,9 @@ def test_overwrite_removes_no_folder_that_has_the_name_of_a_file(tmp_path, targe
     folder = tmp_path / target.format(z=0)
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ix.TargetExistsError, match="is a folder, but the export writes a file of this name"):
+    with pytest.raises(ix.errors.TargetExistsError, match="is a folder, but the export writes a file of this name"):
         ix.export(IMAGE, tmp_path / target, overwrite=True)
-    with pytest.raises(ix.TargetExistsError):
+    with pytest.raises(ix.errors.TargetExistsError):
         ix.export(IMAGE, tmp_path / target)
     assert (folder / "thesis.txt").read_text() == "years of work"
 
@@ -612,6 +612,6 @@ def test_overwrite_removes_no_folder_of_other_things(tmp_path):
     target.mkdir()
     (target / "thesis.txt").write_text("years of work")
     em = volume(np.zeros((2, 8, 8), np.uint8), layer_type="image")
-    with pytest.raises(ix.TargetExistsError, match=r"thesis\.txt"):
+    with pytest.raises(ix.errors.TargetExistsError, match=r"thesis\.txt"):
         ix.export(em, target, overwrite=True, progress=False)
     assert (target / "thesis.txt").read_text() == "years of work"

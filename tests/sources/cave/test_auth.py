@@ -114,14 +114,14 @@ def test_a_token_from_each_place_opens_a_layer(cave, home, monkeypatch, way):
 )
 def test_invalid_token_files_are_errors(cave, home, text, says):
     (home / "cave-secret.json").write_text(text)
-    with pytest.raises(ix.AuthError, match=says) as caught:
+    with pytest.raises(ix.errors.AuthError, match=says) as caught:
         seg_of(cave)
     assert "cave-secret.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("token", ["", "  ", "two words", "line\nbreak", "ümlaut", 17])
 def test_invalid_tokens_are_errors(cave, token):
-    with pytest.raises(ix.InvalidTokenError, match="the token from token= is not valid") as caught:
+    with pytest.raises(ix.errors.InvalidTokenError, match="the token from token= is not valid") as caught:
         seg_of(cave, token=token)
     assert not str(token).strip() or str(token) not in str(caught.value)
 
@@ -131,10 +131,10 @@ def test_invalid_tokens_are_errors(cave, token):
 
 
 CASES = {
-    "missing": (None, ix.MissingTokenError, ["none was found", "token=…", "CAVE_TOKEN", "-cave-secret.json", "/settings/tokens"]),
-    "wrong": (OTHER, ix.InvalidTokenError, ["rejected the token from token=", "/settings/tokens"]),
-    "forbidden": (FORBIDDEN, ix.ForbiddenError, ["no permission to read", "missing permission: view", "request it"]),
-    "terms": (NO_TERMS, ix.TermsError, ["has not accepted the terms of service", "/auth/tos/1"]),
+    "missing": (None, ix.errors.MissingTokenError, ["none was found", "token=…", "CAVE_TOKEN", "-cave-secret.json", "/settings/tokens"]),
+    "wrong": (OTHER, ix.errors.InvalidTokenError, ["rejected the token from token=", "/settings/tokens"]),
+    "forbidden": (FORBIDDEN, ix.errors.ForbiddenError, ["no permission to read", "missing permission: view", "request it"]),
+    "terms": (NO_TERMS, ix.errors.TermsError, ["has not accepted the terms of service", "/auth/tos/1"]),
 }  # fmt: skip
 
 
@@ -178,12 +178,12 @@ def test_a_failing_client_is_a_server_error(cave, home):
     client = Client(TOKEN)
     client.datastack_name, client.server_address, client.info = DATASTACK, cave.url, Info()
     with pytest.raises(
-        ix.ServerError, match="the Client returned no info.*OSError: 401 Client Error.*create a new client"
+        ix.errors.ServerError, match="the Client returned no info.*OSError: 401 Client Error.*create a new client"
     ) as caught:
         ix.open_datastack(client)
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
     client.info.get_datastack_info = lambda: None
-    with pytest.raises(ix.ServerError, match="its info is a NoneType"):
+    with pytest.raises(ix.errors.ServerError, match="its info is a NoneType"):
         ix.open_datastack(client)
 
 
@@ -216,17 +216,17 @@ def test_a_token_is_sent_only_to_its_servers(cave, home):
     # a server that sends elsewhere gets no token carried there
     cave.log.clear()
     cave.fault("/segmentation/table", "login")
-    with pytest.raises(ix.InvalidTokenError, match="login page"):
+    with pytest.raises(ix.errors.InvalidTokenError, match="login page"):
         seg_of(cave, token=TOKEN)
 
 
 def test_a_redirect_to_another_server_carries_no_token(cave, home):
     with serving(cave.folder) as other:
         cave.fault("/segmentation/table", "status", status=302, headers={"Location": f"{other.url}/em/info"})
-        with pytest.raises(ix.SourceError, match="it lacks 'graph'"):  # there is an info, of another kind
+        with pytest.raises(ix.errors.SourceError, match="it lacks 'graph'"):  # there is an info, of another kind
             seg_of(cave, token=TOKEN)
         other.needs = f"Bearer {TOKEN}"
-        with pytest.raises(ix.InvalidTokenError, match="HTTP 401"):
+        with pytest.raises(ix.errors.InvalidTokenError, match="HTTP 401"):
             seg_of(cave, token=TOKEN)
         assert other.asked == ["/em/info", "/em/info"]
 
@@ -353,10 +353,10 @@ def test_sources_with_different_tokens_are_equal(cave):
 
 
 def test_an_auth_error_of_a_worker_reaches_the_caller(cave):
-    stale = ix.StaleRootError("x", {1: [2]})
+    stale = ix.errors.StaleRootError("x", {1: [2]})
     again = pickle.loads(pickle.dumps(stale))
     assert (str(again), again.successors) == ("x", {1: [2]})
-    with pytest.raises(ix.SourceNotFoundError) as caught:
+    with pytest.raises(ix.errors.SourceNotFoundError) as caught:
         ix.open_segmentation(cave.table.replace(TABLE, "none"), token=TOKEN, connection=HASTY)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert voxels((0, 0, 0), (1, 1, 1)).size_nm == (10, 10, 10)

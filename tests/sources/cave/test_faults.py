@@ -161,7 +161,7 @@ def test_reading_with_a_fault_returns_the_truth_or_raises_our_error(cave, truths
     cave.fault(PLACES[place], **FAULTS[fault])
     error = attempt(lambda: (READS | SEGMENTATION_READS)[verb](em, seg, tmp_path))
     assert_ours(error, cave)
-    if isinstance(error, ix.ChunkReadError):
+    if isinstance(error, ix.errors.ChunkReadError):
         assert "mip 0 (10 × 10 × 10 nm), box (" in str(error)
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
     cave.faults.clear()
@@ -187,7 +187,7 @@ def test_retries_are_limited(cave, fault, count):
     assert cave.count("roots_binary") == count
 
 
-@pytest.mark.parametrize(("policy", "error"), [("raise", ix.MissingChunkError), ("fill", None), ("warn", None)])
+@pytest.mark.parametrize(("policy", "error"), [("raise", ix.errors.MissingChunkError), ("fill", None), ("warn", None)])
 def test_a_missing_chunk_is_an_error(cave, policy, error):
     seg = ix.open_segmentation(cave.table, timestamp=utc(NOW), token=TOKEN, bbox=BOX, missing=policy, connection=HASTY)
     cave.fault("/data/ws/10_10_10/640-704_512-576", "missing")
@@ -198,7 +198,7 @@ def test_a_missing_chunk_is_an_error(cave, policy, error):
     truth = cave.truth(NOW, PART)
     truth[:, : 64 - 5, : 64 - 3] = 0
     if policy == "warn":
-        with pytest.warns(ix.MissingChunkWarning, match="1 missing chunk is"):
+        with pytest.warns(ix.errors.MissingChunkWarning, match="1 missing chunk is"):
             found = seg.values
     else:
         found = seg.values
@@ -211,7 +211,7 @@ def test_a_block_without_chunks_is_an_error(cave, status):
     filled, warned = (ix.open_segmentation(cave.table, missing=m, **options) for m in ("fill", "warn"))
     cave.fault("/data/ws/10_10_10/", "status", status=status)
     assert not filled.values.any()
-    with pytest.warns(ix.MissingChunkWarning, match="4 missing chunks"):
+    with pytest.warns(ix.errors.MissingChunkWarning, match="4 missing chunks"):
         assert not warned.values.any()
     assert cave.count("roots_binary") == 0
 
@@ -284,7 +284,7 @@ class TestWrongRoots:
         _, seg = opened(cave, "")
         true = cave.graph.roots
         monkeypatch.setattr(cave.graph, "roots", lambda ids, when: change(true(ids, when), ids))
-        with pytest.raises(ix.ChunkReadError, match=says) as caught:
+        with pytest.raises(ix.errors.ChunkReadError, match=says) as caught:
             seg.compute()
         assert cave.table in str(caught.value)
         monkeypatch.undo()
@@ -293,7 +293,7 @@ class TestWrongRoots:
     def test_roots_of_another_graph_are_an_error(self, cave, monkeypatch):
         _, seg = opened(cave, "")
         monkeypatch.setattr(cave.graph, "ids", cave.graph.ids + np.uint64(1))
-        with pytest.raises(ix.ChunkReadError, match="belong to another table"):
+        with pytest.raises(ix.errors.ChunkReadError, match="belong to another table"):
             seg.compute()
 
 
@@ -301,7 +301,7 @@ def test_responses_compressed_by_a_proxy_are_decompressed(cave):
     cave.zips = True
     seg = ix.open_segmentation(cave.table, timestamp=utc(NOW), token=TOKEN, bbox=BOX, connection=HASTY)
     np.testing.assert_array_equal(seg.values, cave.truth(NOW, PART))
-    with pytest.raises(ix.ForbiddenError, match="missing permission"):
+    with pytest.raises(ix.errors.ForbiddenError, match="missing permission"):
         ix.open_segmentation(cave.table, timestamp=utc(NOW), token=FORBIDDEN, connection=HASTY)
 
 
@@ -319,7 +319,7 @@ def test_nothing_is_printed(cave, capfd):
 def test_no_thread_remains_after_a_fault(cave):
     em, _ = opened(cave, "")
     cave.fault(PLACES["image"], "status")
-    with pytest.raises(ix.ChunkReadError):
+    with pytest.raises(ix.errors.ChunkReadError):
         em.compute()
     for thread in threading.enumerate():
         if thread.name == "imageryxr-web":

@@ -104,7 +104,7 @@ class TestDatastack:
         pixels = tree.imagery.around(lo, (64, 64), size_resolution="image")
         assert ix.crop(tree["image/image"], pixels).shape == (1, 64, 64)
         with pytest.raises(
-            ix.OptionError, match=r"'voxel' is not defined in this tree.*'viewer', 'image', 'segmentation'"
+            ix.errors.OptionError, match=r"'voxel' is not defined in this tree.*'viewer', 'image', 'segmentation'"
         ):
             tree.imagery.bbox(lo, hi, resolution="voxel")
 
@@ -126,24 +126,26 @@ class TestDatastack:
         assert self.open(cave, version=np.int64(7)).attrs["version"] == 7
 
     def test_an_unknown_version_lists_the_existing_ones(self, cave):
-        with pytest.raises(ix.SourceNotFoundError, match=r"no materialization 8 of 'fib25_public': there are 7, 9"):
+        with pytest.raises(
+            ix.errors.SourceNotFoundError, match=r"no materialization 8 of 'fib25_public': there are 7, 9"
+        ):
             self.open(cave, version=8)
-        with pytest.raises(ix.OptionError, match="both define the instant"):
+        with pytest.raises(ix.errors.OptionError, match="both define the instant"):
             self.open(cave, version=7, timestamp=utc(MERGE))
 
     def test_unknown_datastacks_and_tables_are_errors(self, cave):
-        with pytest.raises(ix.SourceNotFoundError, match=f"no datastack 'fib52' on {cave.url}.*server_address="):
+        with pytest.raises(ix.errors.SourceNotFoundError, match=f"no datastack 'fib52' on {cave.url}.*server_address="):
             ix.open_datastack("fib52", server_address=cave.url, token=TOKEN)
-        with pytest.raises(ix.SourceNotFoundError, match="no table 'other' on .*open_datastack"):
+        with pytest.raises(ix.errors.SourceNotFoundError, match="no table 'other' on .*open_datastack"):
             ix.open_segmentation(cave.table.replace(TABLE, "other"), token=TOKEN, connection=HASTY)
         with pytest.raises(
-            ix.SourceError, match="not the address of a table.*graphene://https://HOST/segmentation/table/TABLE"
+            ix.errors.SourceError, match="not the address of a table.*graphene://https://HOST/segmentation/table/TABLE"
         ):
             ix.open_segmentation(f"graphene://{cave.url}/tables/{TABLE}", token=TOKEN)
 
     @pytest.mark.parametrize("name", ["../x", "a/b", "a?b#c", "ä b"])
     def test_a_datastack_name_is_quoted_in_the_url(self, cave, name):
-        with pytest.raises(ix.SourceNotFoundError, match="there is no datastack"):
+        with pytest.raises(ix.errors.SourceNotFoundError, match="there is no datastack"):
             ix.open_datastack(name, server_address=cave.url, token=TOKEN, connection=HASTY)
         assert [line.path for line in cave.log] == [f"/info/api/v2/datastack/full/{quote(name, safe='')}"]
 
@@ -162,9 +164,9 @@ class TestDatastack:
         monkeypatch.setattr(type(cave), "table", f"precomputed://{cave.url}/data/ws")
         tree = self.open(cave, bbox=BOX)
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.tissue.supervoxels[PART])
-        with pytest.raises(ix.OptionError, match="does not change in time"):
+        with pytest.raises(ix.errors.OptionError, match="does not change in time"):
             self.open(cave, timestamp=utc(MERGE))
-        with pytest.raises(ix.OptionError, match="is static and has no versions"):
+        with pytest.raises(ix.errors.OptionError, match="is static and has no versions"):
             self.open(cave, version=7)
 
     def test_a_datastack_opens_selected_ids(self, cave):
@@ -174,7 +176,7 @@ class TestDatastack:
         found = tree["segmentation/segmentation"]
         assert found.attrs["ids"] == [cave.graph.merged]
         np.testing.assert_array_equal(found.values, np.where(truth == cave.graph.merged, truth, 0))
-        with pytest.raises(ix.StaleRootError):
+        with pytest.raises(ix.errors.StaleRootError):
             self.open(cave, ids=[a], timestamp=utc(MERGE + 1))
         assert tree["image"].imagery.bbox((0, 0, 0), (1, 1, 1)).resolution == VIEWER
 
@@ -182,7 +184,7 @@ class TestDatastack:
         from caveclient import CAVEclient
 
         client = CAVEclient(server_address=cave.url, auth_token=TOKEN, write_server_cache=False)
-        with pytest.raises(ix.OptionError, match="has no datastack"):
+        with pytest.raises(ix.errors.OptionError, match="has no datastack"):
             ix.open_datastack(client)
 
 
@@ -230,9 +232,9 @@ class TestClient:
             np.testing.assert_array_equal(ours, held.chunkedgraph.get_roots(ids, timestamp=utc(when)))
 
     def test_other_objects_are_rejected_as_clients(self):
-        with pytest.raises(ix.OptionError, match="int is neither the name of a datastack nor a CAVEclient"):
+        with pytest.raises(ix.errors.OptionError, match="int is neither the name of a datastack nor a CAVEclient"):
             ix.open_datastack(7)
-        with pytest.raises(ix.OptionError, match="NoneType is neither"):
+        with pytest.raises(ix.errors.OptionError, match="NoneType is neither"):
             ix.open_datastack(None)
 
 
@@ -282,7 +284,7 @@ class TestInstant:
     def test_an_open_source_keeps_its_instant(self, cave):
         source = resolve_source(cave.table, None, token=TOKEN, timestamp=utc(MERGE))
         np.testing.assert_array_equal(ix.open_segmentation(source, bbox=BOX).values, cave.truth(MERGE, PART))
-        with pytest.raises(ix.OptionError, match="already open at 2023-11-16T02:00:00.250"):
+        with pytest.raises(ix.errors.OptionError, match="already open at 2023-11-16T02:00:00.250"):
             ix.open_segmentation(source, timestamp=utc(SPLIT))
 
     def test_an_open_source_opens_as_supervoxels(self, cave):
@@ -294,27 +296,29 @@ class TestInstant:
     def test_supervoxels_reject_an_invalid_timestamp(self, cave):
         assert "timestamp" not in segmentation(cave, MERGE, agglomerate=False).attrs
         for when in ("yesterday", float("nan")):
-            with pytest.raises(ix.TimestampError):
+            with pytest.raises(ix.errors.TimestampError):
                 segmentation(cave, when, agglomerate=False)
 
     def test_timestamps_before_the_first_state_or_in_the_future_are_errors(self, cave):
-        with pytest.raises(ix.TimestampError, match="before the first state of graphene://.*2023-11-14T22:13:20.125"):
+        with pytest.raises(
+            ix.errors.TimestampError, match="before the first state of graphene://.*2023-11-14T22:13:20.125"
+        ):
             segmentation(cave, BEGIN - 0.001)
         assert segmentation(cave, BEGIN).attrs["timestamp"] == "2023-11-14T22:13:20.125000+00:00"
-        with pytest.raises(ix.TimestampError, match="lies in the future"):
+        with pytest.raises(ix.errors.TimestampError, match="lies in the future"):
             segmentation(cave, datetime.now(UTC).timestamp() + 3600)
 
     def test_a_server_without_an_oldest_timestamp_fails_when_reading(self, cave):
         cave.without.add("oldest_timestamp")
         early = segmentation(cave, BEGIN - 100, bbox=BOX)
-        with pytest.raises(ix.ChunkReadError, match="not a root id.*before the graph's first"):
+        with pytest.raises(ix.errors.ChunkReadError, match="not a root id.*before the graph's first"):
             early.compute()
 
     @pytest.mark.parametrize("when", [None, "now"])
     @pytest.mark.parametrize(("shift", "word"), [(-3600.0, "ahead of"), (3600.0, "behind")])
     def test_now_is_the_time_of_the_servers_clock(self, cave, when, shift, word):
         cave.date_shift = shift
-        with pytest.warns(ix.ClockWarning, match=rf"{word} that of .* by 3\d\d\d s"):
+        with pytest.warns(ix.errors.ClockWarning, match=rf"{word} that of .* by 3\d\d\d s"):
             seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=when)
         apart = datetime.fromisoformat(seg.attrs["timestamp"]).timestamp() - datetime.now(UTC).timestamp()
         assert abs(apart - shift) < 100
@@ -363,30 +367,30 @@ class TestIds:
 
     def test_a_stale_root_names_its_successors(self, cave):
         a, b = cave.graph.merged_from
-        with pytest.raises(ix.StaleRootError, match=f"{a} is {cave.graph.merged} then") as caught:
+        with pytest.raises(ix.errors.StaleRootError, match=f"{a} is {cave.graph.merged} then") as caught:
             segmentation(cave, MERGE + 1, ids=[a])
         assert caught.value.successors == {a: [cave.graph.merged]}
         for word in ("stale='update'", "stale='keep'", utc(MERGE + 1).isoformat()):
             assert word in str(caught.value)
-        with pytest.raises(ix.StaleRootError) as caught:
+        with pytest.raises(ix.errors.StaleRootError) as caught:
             segmentation(cave, NOW, ids=[a, b])
         assert caught.value.successors == dict.fromkeys((a, b), sorted(cave.graph.split_into))
 
     def test_a_newer_root_names_its_predecessors(self, cave):
-        with pytest.raises(ix.StaleRootError) as caught:
+        with pytest.raises(ix.errors.StaleRootError) as caught:
             segmentation(cave, MERGE - 1, ids=[cave.graph.merged])
         assert caught.value.successors == {cave.graph.merged: sorted(cave.graph.merged_from)}
 
     def test_several_stale_roots_are_resolved_together(self, cave):
         a, b = cave.graph.merged_from
         stale = [a, b, cave.graph.merged]
-        with pytest.raises(ix.StaleRootError) as caught:
+        with pytest.raises(ix.errors.StaleRootError) as caught:
             segmentation(cave, NOW, ids=[*stale, int(cave.graph.state(NOW)[0])])
         assert caught.value.successors == dict.fromkeys(sorted(stale), sorted(cave.graph.split_into))
         assert cave.count("is_latest") == 2
         assert cave.count("root_timestamps") == 1
         unknown = [(4 << 56) + 999_998, (4 << 56) + 999_999]
-        with pytest.raises(ix.SegmentError, match=f"{unknown[0]}, {unknown[1]} are no roots of"):
+        with pytest.raises(ix.errors.SegmentError, match=f"{unknown[0]}, {unknown[1]} are no roots of"):
             segmentation(cave, NOW, ids=[*stale, *unknown])
 
     def test_stale_update_selects_the_successors(self, cave):
@@ -426,7 +430,7 @@ class TestIds:
             assert whole == sorted(ids)
         with warnings.catch_warnings():
             # an old root all of whose voxels others bear is nowhere, which is told
-            warnings.simplefilter("error" if whole == sorted(ids) else "ignore", ix.MissingIdsWarning)
+            warnings.simplefilter("error" if whole == sorted(ids) else "ignore", ix.errors.MissingIdsWarning)
             np.testing.assert_array_equal(found.values, truth)
         current = np.unique(graph.state(when)).tolist()
         assert found.attrs.get("stale_ids", []) == sorted(i for i in ids if i not in current)
@@ -468,30 +472,32 @@ class TestIds:
 
     @pytest.mark.parametrize("options", [{}, {"ids": []}, {"ids": [2**60]}])
     def test_an_unknown_stale_policy_is_an_error(self, cave, sample, options):
-        with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
+        with pytest.raises(ix.errors.OptionError, match="stale='ubdate' is not one of"):
             segmentation(cave, stale="ubdate", **options)
-        with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
+        with pytest.raises(ix.errors.OptionError, match="stale='ubdate' is not one of"):
             ix.open_segmentation(sample.segmentation, stale="ubdate", **options)
-        with pytest.raises(ix.OptionError, match="stale='ubdate' is not one of"):
+        with pytest.raises(ix.errors.OptionError, match="stale='ubdate' is not one of"):
             ix.open_datastack(DATASTACK, server_address=cave.url, token=TOKEN, stale="ubdate", **options)
 
     def test_ids_that_are_not_roots_are_errors(self, cave):
         unknown, supervoxel = (4 << 56) + 999_999, int(cave.graph.ids[5])
-        with pytest.raises(ix.SegmentError, match=f"{unknown} is no root of .* at any time") as caught:
+        with pytest.raises(ix.errors.SegmentError, match=f"{unknown} is no root of .* at any time") as caught:
             segmentation(cave, NOW, ids=[unknown])
-        assert not isinstance(caught.value, ix.StaleRootError)
-        with pytest.raises(ix.SegmentError, match=f"{supervoxel} is a supervoxel.*agglomerate=False"):
+        assert not isinstance(caught.value, ix.errors.StaleRootError)
+        with pytest.raises(ix.errors.SegmentError, match=f"{supervoxel} is a supervoxel.*agglomerate=False"):
             segmentation(cave, NOW, ids=[supervoxel])
-        with pytest.raises(ix.SegmentError, match="17 is not an id of a graph"):
+        with pytest.raises(ix.errors.SegmentError, match="17 is not an id of a graph"):
             segmentation(cave, NOW, ids=[17])
-        with pytest.raises(ix.OptionError, match="stale='drop'"):
+        with pytest.raises(ix.errors.OptionError, match="stale='drop'"):
             segmentation(cave, NOW, ids=[cave.graph.merged], stale="drop")
 
     def test_a_root_among_requested_supervoxels_is_an_error(self, cave):
         root, supervoxel = int(cave.graph.state(NOW)[0]), int(cave.graph.ids[5])
-        with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*agglomerate=False opens supervoxels.*leave"):
+        with pytest.raises(
+            ix.errors.SegmentError, match=f"{root} is a root of .*agglomerate=False opens supervoxels.*leave"
+        ):
             ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[root])
-        with pytest.raises(ix.SegmentError, match=f"{root} is a root of .*give supervoxels only"):
+        with pytest.raises(ix.errors.SegmentError, match=f"{root} is a root of .*give supervoxels only"):
             ix.open_segmentation(cave.table, token=TOKEN, agglomerate=False, ids=[supervoxel, root])
 
     def test_any_supervoxel_ids_can_be_selected(self, cave):

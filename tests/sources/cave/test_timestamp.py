@@ -58,7 +58,8 @@ def test_a_naive_time_is_utc_with_a_warning(value, zone, monkeypatch):
     time.tzset()
     try:
         with pytest.warns(
-            ix.NaiveTimestampWarning, match="no time zone and is interpreted as UTC; write 2023-11-16T02:00:00.25"
+            ix.errors.NaiveTimestampWarning,
+            match="no time zone and is interpreted as UTC; write 2023-11-16T02:00:00.25",
         ):
             assert instant_of(value) == Instant(MICROS)
     finally:
@@ -92,7 +93,7 @@ def test_a_naive_time_is_utc_with_a_warning(value, zone, monkeypatch):
     ],
 )
 def test_invalid_timestamps_are_errors(value, says):
-    with pytest.raises(ix.TimestampError, match=says) as caught:
+    with pytest.raises(ix.errors.TimestampError, match=says) as caught:
         instant_of(value)
     assert isinstance(caught.value, ValueError)
 

@@ -177,10 +177,10 @@ def test_an_error_of_a_worker_is_raised_by_the_caller(cave):
         Client(cluster),
     ):
         cave.fault("/data/em/10_10_10", "missing")
-        with pytest.raises(ix.MissingChunkError, match="mip 0"):
+        with pytest.raises(ix.errors.MissingChunkError, match="mip 0"):
             em.compute()
         cave.fault("roots", "status", status=401)
-        with pytest.raises(ix.InvalidTokenError, match="rejected the token from token="):
+        with pytest.raises(ix.errors.InvalidTokenError, match="rejected the token from token="):
             seg.compute()
 
 
@@ -257,9 +257,9 @@ def test_a_silent_server_times_out():
     listener, url = stall_forever()
     with listener:
         short = ix.Connection(timeout=0.2, retries=1, backoff=0)
-        with pytest.raises(ix.ServerError, match="after 2 attempts: no answer within the timeout"):
+        with pytest.raises(ix.errors.ServerError, match="after 2 attempts: no answer within the timeout"):
             ix.open_segmentation(f"graphene://{url}/segmentation/table/t", token=TOKEN, connection=short)
-        with pytest.raises(ix.ServerError, match="no answer within the timeout"):
+        with pytest.raises(ix.errors.ServerError, match="no answer within the timeout"):
             ix.open_datastack("x", server_address=url, token=TOKEN, connection=short)
-        with pytest.raises(ix.ChunkReadError, match="no answer within the timeout"):
+        with pytest.raises(ix.errors.ChunkReadError, match="no answer within the timeout"):
             ix.open_image(f"precomputed://{url}/em", connection=short)

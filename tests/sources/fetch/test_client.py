@@ -27,7 +27,7 @@ def test_invalid_connection_options_are_errors(name, value):
     if value == 0 and not isinstance(value, bool) and name in ("retries", "backoff"):
         ix.Connection(**{name: value})
         return
-    with pytest.raises(ix.OptionError, match=f"{name}="):
+    with pytest.raises(ix.errors.OptionError, match=f"{name}="):
         ix.Connection(**{name: value})
 
 
@@ -45,7 +45,7 @@ def test_waits_between_retries_grow(cave, monkeypatch):
     waits = []
     monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
     cave.fault("info", "status", status=503)
-    with pytest.raises(ix.ServerError, match=r"after 6 attempts: HTTP 503 \(a fault"):
+    with pytest.raises(ix.errors.ServerError, match=r"after 6 attempts: HTTP 503 \(a fault"):
         client.send_request("GET", cave.url + "/data/em/info", ix.Connection())
     assert len(waits) == 5
     for number, seconds in enumerate(waits):
@@ -57,7 +57,7 @@ def test_retries_are_logged(cave, caplog):
     cave.fault("info", "status", status=503, times=1)
     with caplog.at_level("INFO", logger="imageryxr"):
         ask(cave, credential=Token(secret, "a test"))
-        with pytest.raises(ix.ServerError, match="refused"):
+        with pytest.raises(ix.errors.ServerError, match="refused"):
             client.send_interruptible_request("GET", dead_url(), HASTY)
     told = [record.getMessage() for record in caplog.records]
     assert "HTTP 503" in told[0]
@@ -113,7 +113,7 @@ def test_a_redirect_of_a_post_is_not_followed(cave):
 
 def test_a_redirect_loop_is_an_error(cave):
     cave.fault("info", "status", status=302, headers={"Location": "/data/em/info"})
-    with pytest.raises(ix.ServerError, match="redirects too often"):
+    with pytest.raises(ix.errors.ServerError, match="redirects too often"):
         ask(cave)
 
 
@@ -125,15 +125,15 @@ def test_a_redirect_to_another_protocol_is_not_followed(cave, place):
 
 
 def test_a_refused_connection_is_retried_and_fails():
-    with pytest.raises(ix.ServerError, match="after 3 attempts.*refused"):
+    with pytest.raises(ix.errors.ServerError, match="after 3 attempts.*refused"):
         client.send_interruptible_request("GET", dead_url() + "/x", HASTY)
 
 
 @pytest.mark.parametrize("host", ["[::1", "host:port", "", "host:99999999", ":80"])
 def test_invalid_hosts_are_errors(host):
-    with pytest.raises(ix.SourceError, match="not a web address|has no location"):
+    with pytest.raises(ix.errors.SourceError, match="not a web address|has no location"):
         ix.open_image(f"precomputed://https://{host}/em")
-    with pytest.raises(ix.OptionError, match="server_address=.*is not a web address"):
+    with pytest.raises(ix.errors.OptionError, match="server_address=.*is not a web address"):
         ix.open_datastack("x", server_address=f"https://{host}")
 
 
@@ -150,10 +150,10 @@ def test_the_first_error_stops_all_jobs():
     def work(job, stop):
         started.append(job)
         if job == 0:
-            raise ix.ServerError("the first")
+            raise ix.errors.ServerError("the first")
         assert stop.wait(60)  # what still runs is told
 
-    with pytest.raises(ix.ServerError, match="the first"):
+    with pytest.raises(ix.errors.ServerError, match="the first"):
         threads.run_in_parallel(work, range(100), 3)
     assert len(started) <= 4
 
@@ -169,10 +169,10 @@ def test_nested_jobs_stop_with_the_outer_ones():
         if job == 0:
             while len(inner) < 2:
                 stop.wait(0.01)
-            raise ix.ServerError("the first")
+            raise ix.errors.ServerError("the first")
         threads.run_in_parallel(within, range(2), 2)
 
-    with pytest.raises(ix.ServerError, match="the first"):
+    with pytest.raises(ix.errors.ServerError, match="the first"):
         threads.run_in_parallel(work, range(2), 2)
     for stop in inner:
         assert stop.wait(60)
@@ -184,7 +184,7 @@ def test_cancelled_requests_do_not_count_as_concurrent(cave):
     stop = threading.Event()
 
     def give_up():
-        with suppress(ix.ServerError):
+        with suppress(ix.errors.ServerError):
             client.send_request("GET", f"{cave.url}/data/em/info", narrow, stop=stop)
 
     given_up = threading.Thread(target=give_up, daemon=True)

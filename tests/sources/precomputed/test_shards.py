@@ -95,7 +95,7 @@ class TestHoles:
     def test_missing_chunks_raise(self, holed):
         server, values = holed
         with pytest.raises(
-            ix.MissingChunkError, match="has no chunk 8_8_40/-5-11_37-53_3-11|has no chunk 8_8_40/43-46"
+            ix.errors.MissingChunkError, match="has no chunk 8_8_40/-5-11_37-53_3-11|has no chunk 8_8_40/43-46"
         ):
             opened(server.url).read(0, GRID.box)
         beside = IndexBox((0, 0, 0), (8, 30, 60))
@@ -104,7 +104,7 @@ class TestHoles:
     def test_missing_chunks_are_filled_or_warned_about(self, holed):
         server, values = holed
         np.testing.assert_array_equal(opened(server.url, missing="fill").read(0, GRID.box), values)
-        with pytest.warns(ix.MissingChunkWarning, match="2 missing chunks"):
+        with pytest.warns(ix.errors.MissingChunkWarning, match="2 missing chunks"):
             np.testing.assert_array_equal(opened(server.url, missing="warn").read(0, GRID.box), values)
 
     def test_the_chunks_of_a_missing_shard_are_missing(self, tmp_path):
@@ -112,7 +112,7 @@ class TestHoles:
         write(tmp_path, values, spec())
         next((tmp_path / "8_8_40").iterdir()).unlink()
         with serving(tmp_path) as server:
-            with pytest.raises(ix.MissingChunkError):
+            with pytest.raises(ix.errors.MissingChunkError):
                 opened(server.url).read(0, GRID.box)
             found = opened(server.url, missing="fill").read(0, GRID.box)
         assert 0 < (found == 0).sum() < found.size
@@ -128,7 +128,8 @@ class TestFaults:
             yield server, values
 
     @pytest.mark.parametrize(
-        ("status", "error"), [(500, ix.ChunkReadError), (401, ix.AuthError), (0, ix.ChunkReadError)]
+        ("status", "error"),
+        [(500, ix.errors.ChunkReadError), (401, ix.errors.AuthError), (0, ix.errors.ChunkReadError)],
     )
     def test_failing_requests_are_errors(self, served, status, error):
         server, _ = served
@@ -148,9 +149,9 @@ class TestFaults:
         for path in (server.folder / "8_8_40").iterdir():
             body = path.read_bytes()
             path.write_bytes(body[: int(keep * len(body)) if keep < 1 else keep])
-        with pytest.raises(ix.ChunkReadError, match="mip 0") as caught:
+        with pytest.raises(ix.errors.ChunkReadError, match="mip 0") as caught:
             opened(server.url, missing="fill", connection=ix.Connection(retries=0)).read(0, GRID.box)
-        assert not isinstance(caught.value, ix.MissingChunkError)
+        assert not isinstance(caught.value, ix.errors.MissingChunkError)
 
     def test_a_damaged_shard_is_an_error(self, served):
         server, _ = served
@@ -158,5 +159,5 @@ class TestFaults:
             body = np.frombuffer(path.read_bytes(), np.uint8).copy()
             body[64:] ^= 0x5A
             path.write_bytes(body.tobytes())
-        with pytest.raises(ix.ChunkReadError, match="mip 0"):
+        with pytest.raises(ix.errors.ChunkReadError, match="mip 0"):
             opened(server.url, missing="fill").read(0, GRID.box)
