@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from imageryxr.export.masks import save_masks
     from imageryxr.export.plan.plan import ExportPlan
     from imageryxr.export.report import ExportReport
+    from imageryxr.measure.cutouts import cutouts
     from imageryxr.neuroglancer.link import neuroglancer_link
     from imageryxr.neuroglancer.open import open_neuroglancer
     from imageryxr.ops.align import align, regrid
@@ -71,6 +72,7 @@ __all__ = [
     "composite",
     "contrast_limits",
     "crop",
+    "cutouts",
     "errors",
     "export",
     "grid_of",
@@ -123,6 +125,7 @@ _MODULES = {
     "composite": "imageryxr.render.overlay",
     "contrast_limits": "imageryxr.render.thumbnail",
     "crop": "imageryxr.ops.open",
+    "cutouts": "imageryxr.measure.cutouts",
     "export": "imageryxr.export",
     "grid_of": "imageryxr.core.grid",
     "inset": "imageryxr.render.figure",

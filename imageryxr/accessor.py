@@ -15,6 +15,7 @@ from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export
 from imageryxr.export.masks import save_masks
+from imageryxr.measure.cutouts import cutouts
 from imageryxr.neuroglancer.link import neuroglancer_link
 from imageryxr.ops.align import align, aligned_names, regrid
 from imageryxr.ops.datastack import align_tree, around, bbox
@@ -107,6 +108,7 @@ class ImageryArray:
 
     around = _method(box_around)
     crop = _method(crop)
+    cutouts = _method(cutouts)
     plane = _method(plane)
     align = _method(align)
     regrid = _method(regrid)
@@ -162,6 +164,7 @@ class ImageryDataset:
 
     around = _method(box_around)
     crop = _method(crop)
+    cutouts = _method(cutouts)
     plane = _method(plane)
     align = _layers_method(align)
     overlay = _method(overlay_dataset)
@@ -208,6 +211,7 @@ class ImageryTree:
     around = _method(around)
     align = _method(align_tree)
     view = _method(view)
+    cutouts = _method(cutouts)
     plane = _method(tree_plane)
     thumbnail = _method(thumbnail)
     neuroglancer_link = _method(neuroglancer_link)

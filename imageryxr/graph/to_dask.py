@@ -158,7 +158,7 @@ def to_dask(
     reads = _shared_reads_layers(expr, shape, splits)
     layers: dict[str, Any] = dict(reads)
     if dask_inputs:
-        tasks = dict(_input_tasks(key, expr, splits, dask_inputs, list(reads)))
+        tasks = dict(_input_tasks(key, expr, splits, list(reads)))
         layers[key] = DaskInputLayer(tasks, expr, splits)
     else:
         layers[key] = _flat_layer(key, expr, splits, list(reads))
@@ -247,9 +247,7 @@ class _InputBlock:
     box: IndexBox
 
 
-def _input_tasks(
-    key: str, expr: Expr, splits: Splits, dask_inputs: Mapping[str, da.Array], reads: Sequence[str]
-) -> Iterator[tuple[Any, Any]]:
+def _input_tasks(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> Iterator[tuple[Any, Any]]:
     lead, tail = (0,) * len(expr.lead), (0,) * len(expr.tail)
     starts = block_starts(splits)
     for idx in product(*(range(len(s)) for s in splits)):
@@ -257,21 +255,22 @@ def _input_tasks(
         pieces, keys = [], []
         for leaf, boxes in required_boxes(expr, box).items():
             if isinstance(leaf, DaskLeaf):
-                for part, source_key in _touched_blocks(leaf, boxes, dask_inputs[leaf.name]):
+                for part, source_key in touched_blocks(leaf, boxes):
                     pieces.append(_InputBlock(leaf, part))
                     keys.append(source_key)
         shared = [(name, *idx) for name in reads]
-        yield (key, *lead, *idx, *tail), (_run_with_inputs, expr, _Opaque((box, tuple(pieces))), keys, shared)
+        yield (key, *lead, *idx, *tail), (_run_with_inputs, expr, Opaque((box, tuple(pieces))), keys, shared)
 
 
 @dataclass(frozen=True)
-class _Opaque:
+class Opaque:
     """Wrapper that hides a value from dask's search for keys."""
 
     value: Any
 
 
-def _touched_blocks(leaf: DaskLeaf, boxes: list[IndexBox], array: da.Array) -> Iterator[tuple[IndexBox, Any]]:
+def touched_blocks(leaf: DaskLeaf, boxes: list[IndexBox]) -> Iterator[tuple[IndexBox, Any]]:
+    """Yield the box and the key of each block of a dask array that boxes overlap."""
     starts = block_starts(leaf.splits)
     lead, tail = (0,) * len(leaf.lead), (0,) * len(leaf.tail)
     seen = set()
@@ -283,10 +282,10 @@ def _touched_blocks(leaf: DaskLeaf, boxes: list[IndexBox], array: da.Array) -> I
         for idx in product(*ranges):
             if idx not in seen:
                 seen.add(idx)
-                yield _block_box(starts, idx), (array.name, *lead, *map(int, idx), *tail)
+                yield _block_box(starts, idx), (leaf.name, *lead, *map(int, idx), *tail)
 
 
-def _run_with_inputs(expr: Expr, opaque: _Opaque, blocks: list[Array], reads: list[SharedReads]) -> Array:
+def _run_with_inputs(expr: Expr, opaque: Opaque, blocks: list[Array], reads: list[SharedReads]) -> Array:
     box, pieces = opaque.value
     readings: Readings = {}
     for leaf, boxes in required_boxes(expr, box).items():
@@ -297,7 +296,7 @@ def _run_with_inputs(expr: Expr, opaque: _Opaque, blocks: list[Array], reads: li
 
 
 def _assemble(leaf: DaskLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Array]]) -> Array:
-    checked = [(box, check_block(values, block_spec(leaf), _block_position(leaf, box))) for box, values in blocks]
+    checked = [(box, check_block(values, block_spec(leaf), block_position(leaf, box))) for box, values in blocks]
     for box, values in checked:
         if box.contains(target):
             return values[spatial_index(leaf, target.slices(box))]
@@ -314,7 +313,8 @@ def block_spec(leaf: DaskLeaf) -> BlockSpec:
     return BlockSpec(leaf.name, leaf.type, len(leaf.lead))
 
 
-def _block_position(leaf: DaskLeaf, box: IndexBox) -> BlockPosition:
+def block_position(leaf: DaskLeaf, box: IndexBox) -> BlockPosition:
+    """Return the position of a box in a leaf's dask array."""
     start = (*(0 for _ in leaf.lead), *box.start, *(0 for _ in leaf.tail))
     return BlockPosition(start, (*leaf.lead, *box.shape, *leaf.tail))
 

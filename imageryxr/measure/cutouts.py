@@ -1,0 +1,273 @@
+"""Cut many boxes of one size out of a volume, as one lazy array."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import index
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.annotations import AXIS, DIM, ENDS, as_triples, stack_axes
+from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution
+from imageryxr.core.grid import Axis, Grid
+from imageryxr.core.grid_checks import check_extent, check_same_grid, out_of_volume_error
+from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
+from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
+from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, volume_of
+from imageryxr.ops.align import align, layer_type_of
+from imageryxr.ops.annotations import as_annotations
+from imageryxr.ops.multiscale import coarsest_level_for
+from imageryxr.ops.tree import layers_of
+
+CUTOUT = "cutout"
+CENTER = "center"
+Points = npt.NDArray[np.float64]
+
+
+def cutouts(
+    source: Any,
+    centers: Any,
+    size: Sequence[int],
+    *,
+    resolution: Sequence[float] = (1, 1, 1),
+    to: Any = "finest",
+) -> Any:
+    """Cut boxes of one size around many points out of a volume, as one array with the dim ``cutout``.
+
+    Lazy: reads nothing. Cutout i has the voxels of ``crop(source, center=centers[i], size=size)``: the voxel that
+    contains the centre has the index ``size // 2`` along each axis. Computing all cutouts reads each storage chunk
+    once, whatever the order of the centres; computing some of them reads their chunks only. A block contains
+    neighbouring cutouts that follow each other in the table.
+
+    Parameters
+    ----------
+    source : DataArray, Dataset or DataTree
+        An image, a segmentation or a picture, dims (z, y, x) or (z, y, x, rgba); a Dataset of layers on one grid, as
+        `align` returns it; or a tree with an image and a segmentation, which are aligned first.
+    centers : array_like of shape (n, 3), DataFrame, dict or Dataset
+        Points (x, y, z) in units of ``resolution``; or a table with the columns ``x``, ``y`` and ``z``, or with one
+        column of triples, such as ``pt_position``; or a Dataset from `as_annotations` or a CAVE table, whose positions
+        are in nm. The centre of a line or a box is its middle.
+    size : sequence of 2 or 3 int
+        Voxels (x, y, z) of each cutout, in voxels of ``source``; 2 numbers (x, y) mean one slice.
+    resolution : sequence of 3 numbers, default (1, 1, 1)
+        Nanometres per unit (x, y, z) of ``centers``. ``(1, 1, 1)`` means that they are in nanometres.
+    to : optional
+        For a tree, the grid of the aligned layers, as in `align`: "finest" (default), "coarsest", "image",
+        "segmentation", a `Grid`, or a resolution (x, y, z) in nm. For a resolution, each layer is read from its
+        coarsest level that is at least as fine.
+
+    Returns
+    -------
+    DataArray or Dataset
+        Dims (cutout, z, y, x), and ``rgba`` for a picture, in the order of the table, with the dtype of ``source``; 0
+        outside the volume, as in `crop`. ``z``, ``y`` and ``x`` are offsets in nm from the middle of the voxel that
+        contains the centre, from ``-(size // 2)`` voxels on. Coordinates along ``cutout``: the number of the row;
+        ``center_x``, ``center_y`` and ``center_z`` in nm; and the columns of the table, a column of triples as three
+        coordinates with these endings. A Dataset also has ``center`` (cutout, axis), in nm. If ``source`` is in memory,
+        so is the result.
+
+    Raises
+    ------
+    BoxError
+        If a centre is not three finite numbers, there are none, or a size is not a positive integer.
+    OutOfVolumeError
+        If a box lies wholly outside the volume; the message states its row.
+    LayerError
+        If ``source`` has other dims, or a tree lacks an image or a segmentation.
+    GridMismatchError
+        If the variables of a Dataset lie on different grids.
+    OptionError
+        If a column of the table has the name of a dim or a variable of the result.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
+    >>> synapses = {"x": [4300, 4650], "y": [2300, 2500], "z": [110, 131], "pre_id": [7, 9]}
+    >>> boxes = ix.cutouts(ds, synapses, (64, 48, 5), resolution=(8, 8, 40))
+    >>> boxes.segmentation.dims, boxes.segmentation.shape
+    (('cutout', 'z', 'y', 'x'), (2, 5, 48, 64))
+    >>> float(boxes.x[0]), boxes.pre_id.values
+    (-256.0, array([7, 9], dtype=uint64))
+    """
+    shape = _check_size(size)
+    points, columns = _read_centers(centers, check_resolution(resolution))
+    if isinstance(source, xr.DataTree):
+        source = _align_tree(source, to)
+    arrays = {name: source[name] for name in _spatial_names(source)} if isinstance(source, xr.Dataset) else {"": source}
+    volumes = {name: _volume(array) for name, array in arrays.items()}
+    grid = next(iter(volumes.values())).grid
+    for name, volume in volumes.items():
+        check_same_grid(volume.grid, grid, f"the variables {name!r} and {next(iter(volumes))!r}")
+    starts = _first_voxels(points, grid, shape)
+    _check_inside(starts, points, grid, shape, next(iter(arrays.values())).name)
+    coords = _coordinates(points, columns, grid, shape, {str(a.name) for a in arrays.values()})
+    rows = split_rows([v.expr for v in volumes.values()], starts, shape)
+    found = {
+        name: _label_cutouts(volume, starts, shape, rows, coords, arrays[name].name) for name, volume in volumes.items()
+    }
+    if not isinstance(source, xr.Dataset):
+        return found[""]
+    # xarray allows no coordinate with a dim that a DataArray lacks, so only a Dataset has this one.
+    center = {AXIS: list("xyz"), CENTER: ((CUTOUT, AXIS), points, {"units": "nm"})}
+    return xr.Dataset(found, attrs=source.attrs).assign_coords(center)
+
+
+def _label_cutouts(
+    volume: Volume, starts: npt.NDArray[np.int64], shape: Index3, rows: Sequence[int], coords: xr.Coordinates, name: Any
+) -> xr.DataArray:
+    if volume.in_memory:
+        data: Any = evaluate_cutouts(volume.expr, starts, shape)
+    else:
+        data = cutouts_to_dask(volume.expr, starts, shape, dask_inputs=volume.dask_inputs, rows=rows)
+    tail = ("rgba",) if volume.expr.tail else ()
+    attrs = attrs_on_grid(volume.attrs, volume.grid)
+    attrs.pop("voxel_offset", None)  # The coordinates are offsets from the centres.
+    array = xr.DataArray(data, coords, (CUTOUT, *DIMS, *tail), name, attrs)
+    return array.assign_coords(rgba=list(RGBA)) if tail else array
+
+
+def _check_size(size: Any) -> Index3:
+    try:
+        numbers = [index(n) for n in size]
+    except TypeError:
+        numbers = []
+    if len(numbers) not in (2, 3) or min(numbers) < 1:
+        raise BoxError(
+            f"size={size!r} is not 2 or 3 positive integers; give the voxels (x, y, z) of each cutout, such as "
+            "(128, 128, 16)"
+        )
+    x, y, z = (*numbers, 1)[:3]
+    return z, y, x
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the source
+
+
+def _volume(array: xr.DataArray) -> Volume:
+    return volume_of(array, tail=("rgba",) if "rgba" in getattr(array, "dims", ()) else ())
+
+
+def _spatial_names(dataset: xr.Dataset) -> list[Any]:
+    names = [name for name, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}]
+    if not names:
+        raise LayerError(
+            f"the Dataset has the variables {list(map(str, dataset.data_vars))}, none of which has the dims z, y and x"
+        )
+    return names
+
+
+def _align_tree(tree: xr.DataTree, to: Any) -> xr.Dataset:
+    """Return the image and the segmentation of a tree on one grid."""
+    layers = layers_of(tree)
+    found = {}
+    for kind in ("image", "segmentation"):
+        own = {name: layer for name, layer in layers.items() if layer_type_of(layer) == kind}
+        if len(own) != 1 and kind not in own:
+            raise LayerError(
+                f"the tree has {len(own)} layers of type {kind}{' ' + ', '.join(map(repr, own)) if own else ''}; give "
+                "an image and a segmentation: cutouts(align(image, segmentation), …)"
+            )
+        found[kind] = own.get(kind, next(iter(own.values())))
+    if not isinstance(to, str | Grid):
+        target = check_resolution(to, "to")
+        found = {kind: coarsest_level_for(layer, target) for kind, layer in found.items()}
+    dataset = align(found["image"], found["segmentation"], to=to)
+    return dataset.assign_attrs({**tree.attrs, **dataset.attrs})
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the table
+
+
+def _read_centers(centers: Any, unit: Triple) -> tuple[Points, dict[str, Any]]:
+    """Return the centres (n, 3) as (x, y, z) in nm, and the other columns as variables along ``cutout``."""
+    is_annotations = isinstance(centers, xr.Dataset) and DIM in centers.dims
+    if is_annotations and unit != (1.0, 1.0, 1.0):
+        raise OptionError(
+            f"resolution={unit} was given, but the positions of annotations are in nm; leave resolution out"
+        )
+    table = as_annotations(_single_point(centers), resolution=unit)
+    if not table.sizes[DIM]:
+        raise BoxError("centers has no rows; give at least one point (x, y, z)")
+    points = stack_axes(table, (DIMS[2], DIMS[1], DIMS[0]))
+    if table.attrs.get("annotation_type") in ("line", "box"):
+        points = (points + stack_axes(table, (ENDS[2], ENDS[1], ENDS[0]))) / 2
+    is_named = is_annotations or _has_ids(centers)
+    columns: dict[str, Any] = {}
+    for name, variable in table.variables.items():
+        if name in DIMS or DIM not in variable.dims or (name == "id" and not is_named):
+            continue
+        if variable.ndim == 1:
+            columns[str(name)] = (CUTOUT, variable.values, variable.attrs)
+        else:
+            columns |= {f"{name}_{axis}": (CUTOUT, variable.values[:, i]) for i, axis in enumerate("xyz")}
+    return points, columns
+
+
+def _single_point(centers: Any) -> Any:
+    """Return an array (1, 3) for one point, and other centres unchanged."""
+    if isinstance(centers, xr.Dataset | Mapping) or hasattr(centers, "columns"):
+        return centers
+    array = np.asarray(centers)
+    if array.shape == (3,) and array.dtype.kind in "iuf":
+        return array[np.newaxis]
+    return centers if as_triples(centers) is None else np.asarray(as_triples(centers))
+
+
+def _has_ids(table: Any) -> bool:
+    names = getattr(table, "columns", table if isinstance(table, Mapping) else ())
+    return "id" in names or getattr(getattr(table, "index", None), "name", None) == "id"
+
+
+def _coordinates(
+    points: Points, columns: Mapping[str, Any], grid: Grid, shape: Index3, variables: set[str]
+) -> xr.Coordinates:
+    # Voxel size // 2 contains the centre, and its offset is 0.
+    axes = [Axis(n, own.resolution, -(n // 2) - 0.5) for n, own in zip(shape, grid.axes, strict=True)]
+    own = {f"{CENTER}_{axis}": (CUTOUT, points[:, i], {"units": "nm"}) for i, axis in enumerate("xyz")}
+    taken = {CUTOUT, CENTER, AXIS, "rgba", *own, *variables} & {*columns}
+    if taken:
+        name = sorted(taken)[0]
+        raise OptionError(f"the column {name!r} of centers has the name of a part of the result; rename the column")
+    return xr.Coordinates({**Grid.from_axes(axes).coords(), CUTOUT: np.arange(len(points)), **own, **columns})
+
+
+# ---------------------------------------------------------------------------------------------------------
+# positions
+
+
+def _first_voxels(points: Points, grid: Grid, shape: Index3) -> npt.NDArray[np.int64]:
+    """Return the index (z, y, x) of the first voxel of each box, by the rules of `BBox.around` and `Grid.select`."""
+    found = np.empty((len(points), 3), np.int64)
+    for axis, (own, size) in enumerate(zip(grid.axes, shape, strict=True)):
+        low = np.floor(_snap(points[:, 2 - axis] / own.resolution)) - size // 2
+        found[:, axis] = np.ceil(_snap(low - own.offset - 0.5))
+    return found
+
+
+def _snap(places: Points) -> Points:
+    whole = np.rint(places)
+    return np.where(np.abs(places - whole) < float(SNAP), whole, places)
+
+
+def _check_inside(starts: npt.NDArray[np.int64], points: Points, grid: Grid, shape: Index3, name: Any) -> None:
+    what = "the array" if name is None else f"the array {name!r}"
+    box = IndexBox.of_shape(shape)
+    check_extent(box, BBox((0, 0, 0), shape[::-1], resolution=grid.resolution), grid, what)
+    outside = np.flatnonzero(((starts + shape <= 0) | (starts >= grid.shape)).any(axis=1))
+    if not len(outside):
+        return
+    row = int(outside[0])
+    where = BBox.around(points[row].tolist(), shape[::-1], size_resolution=grid.resolution)
+    error = out_of_volume_error(where, grid, what)
+    raise OutOfVolumeError(
+        f"{len(outside):,} of {len(points):,} cutouts lie wholly outside {what}; row {row}: {error}; or remove these "
+        "rows"
+    )

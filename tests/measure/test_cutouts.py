@@ -1,0 +1,247 @@
+"""Cutouts equal crops around their centres, and read each storage chunk once."""
+
+from __future__ import annotations
+
+import pickle
+
+import dask
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
+from imageryxr.graph.cutouts import cutout_layers
+from tests.conftest import volume
+from tests.support import counted_source
+from tests.support.volumes import IDS, as_source
+
+rng = np.random.default_rng(11)
+
+
+def oracle(array, center, size, resolution=(1, 1, 1)):
+    """Return the values of one cutout, voxel by voxel: 0 outside."""
+    grid = ix.grid_of(array)
+    box = grid.select(ix.BBox.around(center, size, resolution=resolution, size_resolution=grid.resolution))
+    out = np.zeros(box.shape, array.dtype)
+    values = np.asarray(array.transpose("z", "y", "x").values)
+    for at in np.ndindex(*out.shape):
+        voxel = tuple(a + b for a, b in zip(at, box.start, strict=True))
+        if all(0 <= v < n for v, n in zip(voxel, values.shape, strict=True)):
+            out[at] = values[voxel]
+    return out
+
+
+def points_in(grid, count, *, resolution=(1, 1, 1)):
+    """Return random points in the volume, some of them on the edges between voxels."""
+    lo, hi = np.array(grid.bbox.lo_nm), np.array(grid.bbox.hi_nm)
+    inside = lo + rng.random((count, 3)) * (hi - lo)
+    inside[::2] = np.round(inside[::2] / grid.resolution * 2) / 2 * grid.resolution
+    return np.clip(inside, lo + grid.resolution, hi - 1e-3) / resolution
+
+
+VOLUMES = {
+    "negative offset": volume(IDS[rng.integers(0, 6, (7, 20, 23))], (8, 8, 40), (-9, 4, -3), layer_type="segmentation"),
+    "fractional voxels": volume(
+        IDS[rng.integers(0, 6, (7, 20, 23))], (4.04, 4.04, 40), (1000, 17, 3), layer_type="segmentation"
+    ),
+    "half a voxel": volume(
+        IDS[rng.integers(0, 6, (7, 20, 23))], (10, 10, 25), (0.5, -1.5, 2), layer_type="segmentation"
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [(6, 5, 3), (1, 1, 1), (7, 8), (30, 4, 2)])
+@pytest.mark.parametrize("name", VOLUMES)
+@pytest.mark.parametrize("source", ["in memory", "lazy", "dask"])
+def test_each_cutout_equals_a_crop_around_its_centre(name, source, size):
+    held = VOLUMES[name]
+    array = {"in memory": held, "lazy": as_source(held), "dask": held.chunk({"z": 3, "y": 7, "x": 9})}[source]
+    centers = points_in(ix.grid_of(held), 9)
+    centers[4] = centers[1]
+    found = ix.cutouts(array, centers, size)
+    assert found.dims == ("cutout", "z", "y", "x")
+    assert found.dtype == np.uint64
+    for values, center in zip(found.values, centers, strict=True):
+        np.testing.assert_array_equal(values, oracle(held, center, size))
+
+
+def test_centres_in_voxels_of_another_size_are_converted():
+    held = VOLUMES["fractional voxels"]
+    centers = points_in(ix.grid_of(held), 8, resolution=(4.04, 8.08, 40))
+    found = ix.cutouts(as_source(held), centers, (4, 4, 2), resolution=(4.04, 8.08, 40))
+    for values, center in zip(found.values, centers, strict=True):
+        np.testing.assert_array_equal(values, oracle(held, center, (4, 4, 2), (4.04, 8.08, 40)))
+    np.testing.assert_allclose(found.center_x, centers[:, 0] * 4.04)
+    np.testing.assert_allclose(found.center_z, centers[:, 2] * 40)
+
+
+def test_offsets_count_from_the_voxel_that_contains_the_centre():
+    held = VOLUMES["negative offset"]
+    found = ix.cutouts(held, (20.0, 70.0, 10.0), (4, 3, 1))
+    assert found.x.values.tolist() == [-16, -8, 0, 8]
+    assert found.y.values.tolist() == [-8, 0, 8]
+    assert found.z.values.tolist() == [0]
+    at_centre = found.sel(z=0, y=0, x=0).values[0]
+    assert at_centre == held.sel(x=20, y=70, z=10, method="nearest").values
+    assert ix.grid_of(found.isel(cutout=0)).resolution == (8, 8, 40)
+
+
+def reads_of(array):
+    counted_source.READS.clear()
+    values = array.compute()
+    return values, dict(counted_source.READS)
+
+
+def chunks_needed(centers, size):
+    found = set()
+    for center in centers:
+        box = counted_source.GRID.select(
+            ix.BBox.around(center, size, size_resolution=counted_source.GRID.resolution)
+        ).clip(counted_source.GRID.box)
+        spans = zip(box.start, box.stop, counted_source.CHUNKS, strict=True)
+        z, y, x = (range(a // c, -(-b // c)) for a, b, c in spans)
+        found |= {(i, j, k) for i in z for j in y for k in x}
+    return found
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+@pytest.mark.parametrize("layer_type", ["segmentation", "image"])
+def test_all_cutouts_together_read_each_chunk_once(scheduler, layer_type):
+    centers = points_in(counted_source.GRID, 300)
+    found = ix.cutouts(counted_source.opened(layer_type=layer_type), centers, (9, 7, 3))
+    with dask.config.set(scheduler=scheduler):
+        values, reads = reads_of(found)
+    assert set(reads) == chunks_needed(centers, (9, 7, 3))
+    assert set(reads.values()) == {1}
+    held = counted_source.held(layer_type)
+    for i in range(0, 300, 37):
+        np.testing.assert_array_equal(values[i], oracle(held, centers[i], (9, 7, 3)))
+
+
+def test_a_selection_reads_no_chunks_of_distant_cutouts():
+    centers = np.concatenate([points_in(counted_source.GRID, 1), points_in(counted_source.GRID, 40)])
+    found = ix.cutouts(counted_source.opened(), centers, (3, 3, 1))
+    chosen = found.isel(cutout=[40, 2])
+    layers = cutout_layers(chosen.data)
+    rows = {
+        row for layer in layers for b in layer.blocks for row in range(layer.spec.edges[b], layer.spec.edges[b + 1])
+    }
+    _, reads = reads_of(chosen)
+    assert set(reads) == chunks_needed(centers[sorted(rows)], (3, 3, 1))
+    assert len(rows) <= 16
+
+
+def test_selections_that_are_computed_together_are_right():
+    found = ix.cutouts(counted_source.opened(), points_in(counted_source.GRID, 60), (5, 5, 2))
+    first, last = dask.compute(found.isel(cutout=slice(0, 9)), found.sel(cutout=[59, 3]))
+    np.testing.assert_array_equal(first, found.values[:9])
+    np.testing.assert_array_equal(last, found.values[[59, 3]])
+
+
+def test_a_graph_survives_pickling():
+    found = ix.cutouts(counted_source.opened(), points_in(counted_source.GRID, 20), (5, 5, 2))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).values, found.values)
+
+
+def test_equal_calls_have_equal_names():
+    centers = points_in(counted_source.GRID, 20)
+    names = {
+        ix.cutouts(counted_source.opened(), c, (5, 5, 2)).data.name for c in (centers, centers.copy(), centers[::-1])
+    }
+    assert len(names) == 2
+
+
+def test_a_dataset_keeps_its_layers_on_one_grid():
+    ds = xr.Dataset({"image": counted_source.opened(layer_type="image"), "segmentation": counted_source.opened()})
+    centers = points_in(counted_source.GRID, 12)
+    found = ix.cutouts(ds, centers, (6, 6, 2))
+    assert found.image.chunks == found.segmentation.chunks
+    assert found.image.dtype == np.uint8
+    np.testing.assert_array_equal(found.center, centers)
+    np.testing.assert_array_equal(found.segmentation[7], oracle(counted_source.held(), centers[7], (6, 6, 2)))
+
+
+def test_an_aligned_dataset_equals_its_crops():
+    image = volume(rng.integers(0, 255, (6, 40, 40), dtype=np.uint8), (8, 8, 40), layer_type="image")
+    labels = volume(IDS[rng.integers(0, 6, (6, 20, 20))], (16, 16, 40), layer_type="segmentation")
+    ds = ix.align(as_source(image), as_source(labels))
+    centers = points_in(ix.grid_of(ds), 6)
+    found = ix.cutouts(ds, centers, (9, 6, 2))
+    for i, center in enumerate(centers):
+        box = ix.BBox.around(center, (9, 6, 2), size_resolution=(8, 8, 40))
+        for name in ("image", "segmentation"):
+            np.testing.assert_array_equal(found[name][i], ix.crop(ds[name], box))
+
+
+def test_a_tree_is_aligned_at_a_resolution():
+    image = volume(rng.integers(0, 255, (6, 40, 40), dtype=np.uint8), (8, 8, 40), layer_type="image")
+    labels = volume(IDS[rng.integers(0, 6, (6, 20, 20))], (16, 16, 40), layer_type="segmentation")
+    tree = xr.DataTree.from_dict({"/image": as_source(image).to_dataset(), "/seg": as_source(labels).to_dataset()})
+    found = ix.cutouts(tree, [(100, 100, 100)], (4, 4, 1), to=(16, 16, 40))
+    assert ix.grid_of(found.isel(cutout=0)).resolution == (16, 16, 40)
+    np.testing.assert_array_equal(found.segmentation[0], oracle(labels, (100, 100, 100), (4, 4, 1)))
+    with pytest.raises(LayerError, match="0 layers of type segmentation"):
+        ix.cutouts(tree.drop_nodes("seg"), [(100, 100, 100)], (4, 4, 1))
+
+
+def test_pictures_are_cut_out_with_their_colours():
+    picture = ix.outline(counted_source.opened(), width=2)
+    centers = points_in(counted_source.GRID, 5)
+    found = ix.cutouts(picture, centers, (8, 8, 1))
+    assert found.dims == ("cutout", "z", "y", "x", "rgba")
+    whole = ix.outline(counted_source.held(), width=2)
+    for channel in range(4):
+        np.testing.assert_array_equal(found[3, ..., channel], oracle(whole.isel(rgba=channel), centers[3], (8, 8, 1)))
+
+
+def test_columns_of_the_table_become_coordinates_with_exact_ids():
+    held = VOLUMES["negative offset"]
+    table = pd.DataFrame({"x": [0, 8], "y": [60, 70], "z": [0, 9], "pre_id": IDS[-2:], "kind": ["a", "b"]})
+    found = ix.cutouts(held, table, (4, 4, 1))
+    assert found.pre_id.values.tolist() == IDS[-2:].tolist()
+    assert found.pre_id.dtype == np.uint64
+    assert found.kind.dims == ("cutout",)
+    assert found.isel(cutout=1).kind.item() == "b"
+    triples = {"pt_position": [[0, 60, 0], [8, 70, 9]], "id": [5, 2**64 - 1]}
+    again = ix.cutouts(held, triples, (4, 4, 1))
+    np.testing.assert_array_equal(again, found)
+    assert again.id.values.tolist() == [5, 2**64 - 1]
+
+
+def test_annotations_are_centres_and_boxes_lie_around_their_middles():
+    held = VOLUMES["negative offset"]
+    points = ix.as_annotations({"x": [0, 8], "y": [60, 70], "z": [0, 9]})
+    np.testing.assert_array_equal(
+        ix.cutouts(held, points, (4, 4, 1)), ix.cutouts(held, [[0, 60, 0], [8, 70, 9]], (4, 4, 1))
+    )
+    boxes = ix.as_annotations(np.array([[0, 60, 0]]), end=np.array([[16, 80, 20]]), annotation_type="box")
+    np.testing.assert_array_equal(ix.cutouts(held, boxes, (4, 4, 1)), ix.cutouts(held, (8, 70, 10), (4, 4, 1)))
+    with pytest.raises(OptionError, match="leave resolution out"):
+        ix.cutouts(held, points, (4, 4, 1), resolution=(8, 8, 40))
+
+
+def test_a_box_outside_the_volume_is_an_error_that_states_the_row():
+    held = VOLUMES["negative offset"]
+    with pytest.raises(OutOfVolumeError, match="1 of 3 cutouts lie wholly outside .*; row 2: "):
+        ix.cutouts(held, [(0, 60, 0), (8, 60, 0), (9000, 60, 0)], (4, 4, 1))
+    with pytest.raises(OutOfVolumeError, match=r"or with resolution=\(8, 8, 40\)"):
+        ix.cutouts(held, [(9, 23, 900)], (4, 4, 1))
+
+
+@pytest.mark.parametrize("size", [(4, 4.5, 1), 4, (0, 4, 4), (1, 2, 3, 4)])
+def test_sizes_are_positive_integers(size):
+    with pytest.raises(BoxError, match="is not 2 or 3 positive integers"):
+        ix.cutouts(VOLUMES["negative offset"], [(0, 60, 0)], size)
+
+
+def test_a_table_without_rows_is_an_error():
+    with pytest.raises(BoxError, match="has no rows"):
+        ix.cutouts(VOLUMES["negative offset"], np.empty((0, 3)), (4, 4, 1))
+
+
+def test_a_column_with_the_name_of_a_dim_is_an_error():
+    table = {"x": [0], "y": [60], "z": [0], "center": [3]}
+    with pytest.raises(OptionError, match="rename the column"):
+        ix.cutouts(VOLUMES["negative offset"], table, (4, 4, 1))
