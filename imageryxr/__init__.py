@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from imageryxr.ops.datastack import open_datastack
     from imageryxr.ops.labels import select_ids, split_masks, unique_ids
     from imageryxr.ops.open import crop, open_image, open_multiscale, open_segmentation
+    from imageryxr.ops.open_annotations import open_annotations
     from imageryxr.ops.plane import plane
     from imageryxr.ops.points import sample_points
+    from imageryxr.ops.skeletons import open_skeletons
     from imageryxr.render.figure import inset, legend, montage, save_figure, scale_bar, to_pil
     from imageryxr.render.layers import Layer
     from imageryxr.render.overlay import Outline, composite, outline, overlay, to_rgba
@@ -81,11 +83,13 @@ __all__ = [
     "load_palette",
     "montage",
     "neuroglancer_link",
+    "open_annotations",
     "open_datastack",
     "open_image",
     "open_multiscale",
     "open_neuroglancer",
     "open_segmentation",
+    "open_skeletons",
     "outline",
     "overlay",
     "palette",
@@ -133,11 +137,13 @@ _MODULES = {
     "load_palette": "imageryxr.core.colors",
     "montage": "imageryxr.render.figure",
     "neuroglancer_link": "imageryxr.neuroglancer.link",
+    "open_annotations": "imageryxr.ops.open_annotations",
     "open_datastack": "imageryxr.ops.datastack",
     "open_image": "imageryxr.ops.open",
     "open_multiscale": "imageryxr.ops.open",
     "open_neuroglancer": "imageryxr.neuroglancer.open",
     "open_segmentation": "imageryxr.ops.open",
+    "open_skeletons": "imageryxr.ops.skeletons",
     "outline": "imageryxr.render.overlay",
     "overlay": "imageryxr.render.overlay",
     "palette": "imageryxr.core.colors",

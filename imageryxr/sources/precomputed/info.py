@@ -19,7 +19,16 @@ from imageryxr.errors import ImageryError
 from imageryxr.sources.base import Level
 from imageryxr.sources.json_members import format_value
 
-__all__ = ["CODECS", "ENCODINGS", "checked_members", "complete_info", "info_level", "info_problem", "is_placeholder"]
+__all__ = [
+    "CODECS",
+    "ENCODINGS",
+    "checked_members",
+    "complete_info",
+    "info_level",
+    "info_problem",
+    "is_placeholder",
+    "sharding_problem",
+]
 
 # The module that decodes each encoding, and the package that contains the module.
 CODECS = {
@@ -113,7 +122,7 @@ def _scale_problem(scale: Any, dtype: np.dtype[Any], channels: int) -> str:
         or _resolution_problem(scale["resolution"])
         or _extent_problem(scale, dtype, channels)
         or _encoding_problem(encoding.lower(), dtype, channels)
-        or _sharding_problem(scale.get("sharding"))
+        or sharding_problem(scale.get("sharding"))
     )
     if problem:
         return problem
@@ -192,7 +201,8 @@ def _encoding_problem(encoding: str, dtype: np.dtype[Any], channels: int) -> str
     return f"is stored as {encoding}, which holds {' or '.join(types)} in {allowed}, not {dtype.name} in {channels}"
 
 
-def _sharding_problem(sharding: Any) -> str:
+def sharding_problem(sharding: Any) -> str:
+    """Return the problem of a sharding specification, or an empty string; None is no sharding."""
     if sharding is None:
         return ""
     if not isinstance(sharding, dict):

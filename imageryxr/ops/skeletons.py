@@ -1,0 +1,101 @@
+"""Open precomputed skeletons as lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.annotations import make_annotations
+from imageryxr.core.colors.ids import list_unique_ids
+from imageryxr.errors import MissingIdsWarning, warn
+from imageryxr.sources.annotations.folder import open_folder
+from imageryxr.sources.annotations.skeletons import find_skeletons, read_skeletons
+from imageryxr.sources.fetch.client import Connection
+
+
+def open_skeletons(
+    source: str | os.PathLike[str],
+    ids: Iterable[int],
+    *,
+    token: str | None = None,
+    connection: Connection | None = None,
+) -> xr.Dataset:
+    """Open precomputed skeletons of segments as annotations: a line for each edge.
+
+    Reads the skeletons; the Dataset is in memory. Sharded and unsharded skeletons are read, several at a time.
+
+    Parameters
+    ----------
+    source : str or path
+        ``precomputed://…`` with a URL or a local path: a segmentation whose ``info`` names its skeletons, or the
+        folder of the skeletons.
+    ids : iterable of int
+        Segments.
+    token : str, optional
+        Token for ``middleauth`` servers. Default: as in `open_image`.
+    connection : Connection, optional
+        Timeouts, retries and concurrent requests.
+
+    Returns
+    -------
+    Dataset
+        As in `as_annotations`, with annotation_type "line": the ends of each edge in nm, after the transform of the
+        ``info``; ``segment`` (uint64); ``radius`` (nm), the mean of both ends, NaN where the file has no radii. The
+        coordinate ``id`` counts the edges.
+
+    Raises
+    ------
+    SourceNotFoundError, SourceError, NoVolumeError
+        If there is nothing at the address, or there are no skeletons.
+    AuthError
+        If access is denied.
+    ChunkReadError
+        If a skeleton cannot be read or is damaged.
+
+    Warns
+    -----
+    MissingIdsWarning
+        If segments have no skeleton.
+
+    Notes
+    -----
+    CloudVolume decodes the skeletons. The format is described in
+    https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/skeletons.md.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> lines = ix.open_skeletons("precomputed://gs://bucket/segmentation", [720575940605102694])  # doctest: +SKIP
+    """
+    requested = list_unique_ids(ids)
+    folder, info = find_skeletons(*open_folder(source, token, connection))
+    found = read_skeletons(folder, info, requested)
+    absent = [number for number in requested if number not in found]
+    if absent:
+        shown = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5:,} more" if len(absent) > 5 else "")
+        warn(f"{folder.name} has no skeleton of the segment {shown}", MissingIdsWarning)
+    starts, ends, radii, segments = [np.empty((0, 3))], [np.empty((0, 3))], [np.empty(0)], [np.empty(0, np.uint64)]
+    for number in requested:
+        if number not in found:
+            continue
+        skeleton = found[number]
+        first, second = skeleton.edges[:, 0], skeleton.edges[:, 1]
+        starts.append(skeleton.vertices[first])
+        ends.append(skeleton.vertices[second])
+        radii.append((skeleton.radii[first] + skeleton.radii[second]) / 2)
+        segments.append(np.full(len(first), number, np.uint64))
+    properties: dict[str, npt.NDArray[Any]] = {"segment": np.concatenate(segments), "radius": np.concatenate(radii)}
+    lines = make_annotations(
+        "line",
+        np.concatenate(starts),
+        ends=np.concatenate(ends),
+        properties=properties,
+        attrs={"source": folder.name},
+    )
+    lines["radius"].attrs["units"] = "nm"
+    return lines

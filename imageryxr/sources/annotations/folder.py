@@ -1,0 +1,233 @@
+"""Bytes of the small files and shards of a folder of annotations or skeletons, local or remote.
+
+All bytes of annotations and skeletons are read here, with the timeouts, retries and credentials of `sources.fetch`.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from imageryxr.errors import ChunkReadError, ImageryError, ServerError, SourceError, SourceNotFoundError
+from imageryxr.sources.address import Address, has_no_bucket_credentials, parse_address
+from imageryxr.sources.base import clean_message, is_html_page
+from imageryxr.sources.fetch.auth import Token, find_token
+from imageryxr.sources.fetch.byte_ranges import ByteRange
+from imageryxr.sources.fetch.client import Connection, Reply, send_request
+from imageryxr.sources.fetch.decompress import decompress
+from imageryxr.sources.fetch.json_service import decompress_body, web_folder
+from imageryxr.sources.fetch.threads import run_in_parallel
+from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
+from imageryxr.sources.precomputed import chunks, shards
+from imageryxr.sources.precomputed.source import fetch_info
+
+MOST_BYTES = 1 << 30
+"""Largest size in bytes of a file, compressed or not."""
+_BUCKET_HOSTS = re.compile(r"https://(storage\.googleapis\.com|[^/]*\.amazonaws\.com)/")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of files, whose ``info`` was read from `url`."""
+
+    url: str = field(repr=False)
+    """Location ``protocol://…``; a web address may contain a password."""
+    name: str
+    """Address without secrets, for messages."""
+    token: Token | None = None
+    """Token for ``middleauth`` servers."""
+    connection: Connection = field(default=Connection(), repr=False)
+
+    def child(self, key: str) -> Folder:
+        """Return the folder at a relative path, which may contain "..".
+
+        Raises
+        ------
+        SourceError
+            If the path leads out of the server or bucket.
+        """
+        scheme, _, place = self.url.partition("://")
+        host, _, path = place.partition("/") if scheme != "file" else ("", "/", place)
+        joined = posixpath.normpath(posixpath.join(path or ".", key))
+        if joined.startswith("..") or posixpath.normpath(key).count("..") > len([p for p in path.split("/") if p]):
+            raise SourceError(f"{self.name} names the folder {key!r}, which lies outside its server or bucket")
+        location = joined if scheme == "file" else f"{host}/{joined}".removesuffix("/.")
+        return replace(self, url=f"{scheme}://{location}", name=f"{self.name}/{key}")
+
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the contents of files, None for each that does not exist; files are requested in parallel.
+
+        Raises
+        ------
+        AuthError
+            If access is denied.
+        ChunkReadError
+            If a file cannot be read.
+        """
+        with self._errors():
+            if web_folder(self.url) is not None:
+                return run_in_parallel(self._request, list(keys), self.connection.concurrency)
+            return [self._read_stored(key, 0, None) for key in keys]
+
+    def read_sharded(self, sharding: dict[str, Any], ids: Sequence[int]) -> dict[int, bytes]:
+        """Return the contents of the shards for ids; ids that do not occur are omitted.
+
+        Raises
+        ------
+        AuthError
+            If access is denied.
+        ChunkReadError
+            If a shard cannot be read or is damaged.
+        """
+        with self._errors():
+            get = self._request_range if web_folder(self.url) is not None else self._read_range
+            where = shards.fetch_shards(self._version(), sharding, ids, get, self.connection)
+            places = {number: where(number) for number in ids}
+            found: dict[int, bytes] = {}
+
+            def fetch(bundle: tuple[str, int, int, list[tuple[int, int, int]]], stop: threading.Event) -> None:
+                name, first, last, inside = bundle
+                if last - first > MOST_BYTES:
+                    raise ValueError(f"{name} is damaged: its index states an entry of {last - first:,} bytes")
+                body = get(name, first, last, stop) if last > first else b""
+                if body is None or len(body) != last - first:
+                    raise ValueError(f"{name} ends before byte {last}, although its index lists entries up to there")
+                for number, start, end in inside:
+                    stored = body[start - first : end - first]
+                    found[number] = shards.decompress_chunk(sharding, stored, MOST_BYTES)
+
+            run_in_parallel(fetch, shards.group_ranges(places), self.connection.concurrency)
+            return found
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ServerError as error:
+            raise ChunkReadError(f"could not read {self.name}: {error}") from error
+        except ImageryError:
+            raise
+        except (OSError, ValueError, OverflowError) as error:
+            raise ChunkReadError(f"could not read {self.name}: {clean_message(error)}") from error
+
+    def _version(self) -> str:
+        """Return the key under which indexes of shards are cached; that of a local folder changes with its files."""
+        if not self.url.startswith("file://"):
+            return self.url
+        files = sorted(Path(self.url.removeprefix("file://")).glob("*.shard"))
+        return f"{self.url}#{hash(tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files))}"
+
+    # --- web servers ---
+
+    def _request(self, key: str, stop: threading.Event, part: ByteRange | None = None) -> bytes | None:
+        folder = web_folder(self.url)
+        reply = send_request(
+            "GET",
+            f"{folder}/{quote(key)}",
+            self.connection,
+            headers=chunks.HEADERS if part is None else None,
+            credential=chunks.credential_of(self.url, self.token),
+            stop=stop,
+            limit=MOST_BYTES,
+            part=part,
+        )
+        if self._is_absent(reply):
+            return None
+        chunks.check_reply(reply, self.name, self.url, self.token, self.connection.access)
+        return reply.body if part is not None else decompress_body(reply, MOST_BYTES)
+
+    def _request_range(self, key: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
+        return self._request(key, stopped, ByteRange(start, stop))
+
+    def _is_absent(self, reply: Reply) -> bool:
+        # Only buckets answer 403 for missing objects. Elsewhere a file that may not be read is an error.
+        is_bucket = _BUCKET_HOSTS.match(web_folder(self.url) or "") is not None
+        return not reply.redirected_to and (reply.status == 404 or (reply.status == 403 and is_bucket))
+
+    # --- local files, and buckets with credentials ---
+
+    def _read_range(self, key: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
+        return self._read_stored(key, start, stop)
+
+    def _read_stored(self, key: str, start: int, stop: int | None) -> bytes | None:
+        if not self.url.startswith("file://"):
+            return _read_object(self.url, key, start, stop)
+        path = Path(self.url.removeprefix("file://"), key)
+        for suffix, encoding in (("", ""), (".gz", "gzip"), (".br", "br")):
+            try:
+                with open(f"{path}{suffix}", "rb") as file:
+                    if not encoding and stop is not None:
+                        file.seek(start)
+                        return file.read(stop - start)
+                    body = file.read(MOST_BYTES + 1)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            whole = decompress(body, encoding, MOST_BYTES) if encoding else body
+            if is_html_page(whole):
+                raise ValueError(f"{key} contains HTML instead of data")
+            return whole if stop is None else whole[start:stop]
+        return None
+
+
+def open_folder(
+    source: str | os.PathLike[str], token: str | Token | None, connection: Connection | None
+) -> tuple[Folder, dict[str, Any]]:
+    """Return the folder at an address, and the content of its ``info`` file; makes one request.
+
+    Raises
+    ------
+    AddressError, SourceError
+        If the address names another format than precomputed.
+    SourceNotFoundError
+        If there is no ``info`` file.
+    AuthError, ChunkReadError
+        If it cannot be read.
+    """
+    address = parse_address(source)
+    if address.format not in (None, "precomputed"):
+        raise SourceError(
+            f"{address.public} is given as {address.format}, but annotations and skeletons are read from precomputed "
+            "folders; write precomputed://…"
+        )
+    connection = connection or Connection()
+    login = None
+    if address.url.startswith(MIDDLEAUTH):
+        login = find_token(parse_web_url(address.url).netloc, given=token)
+    folder = Folder(address.url, f"precomputed://{address.public}", login, connection)
+    return folder, read_info(folder)
+
+
+def read_info(folder: Folder) -> dict[str, Any]:
+    """Return the content of the ``info`` file of a folder.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there is none.
+    """
+    info = fetch_info(Address("precomputed", folder.url), folder.connection, folder.token)
+    if info is None:
+        raise SourceNotFoundError(f"there is no {folder.name}/info, or it cannot be read; check the address")
+    return info
+
+
+def _read_object(url: str, key: str, start: int, stop: int | None) -> bytes | None:
+    from cloudfiles import CloudFiles
+
+    files = CloudFiles(url, progress=False, use_https=has_no_bucket_credentials(url))
+    wanted = {"path": key} if stop is None else {"path": key, "start": start, "end": stop}
+    try:
+        found: bytes | None = files.get([wanted])[0]["content"]
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # each store has its own exceptions
+        raise ValueError(f"{key}: {type(error).__name__}: {clean_message(error)}") from error
+    return found

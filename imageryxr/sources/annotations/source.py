@@ -1,0 +1,131 @@
+"""Precomputed annotations, read through their indexes: by cell, by id and by segment.
+
+Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/annotations.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from imageryxr.core.bbox import BBox
+from imageryxr.errors import OptionError, SourceError
+from imageryxr.sources.annotations.folder import Folder
+from imageryxr.sources.annotations.info import AnnotationInfo, Index, SpatialLevel
+from imageryxr.sources.annotations.records import Ids, Records, decode_list, decode_single, join_records
+
+MOST_CELLS = 1_000_000
+"""Largest number of cells that are read for one box."""
+
+Cell = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class AnnotationSource:
+    """A collection of precomputed annotations."""
+
+    folder: Folder
+    info: AnnotationInfo
+
+    def read_ids(self, ids: Sequence[int]) -> tuple[Records, list[list[Ids]]]:
+        """Return the annotations of ids, and for each relationship the segments of each annotation.
+
+        Ids that do not occur are omitted.
+        """
+        if self.info.by_id is None:
+            raise SourceError(f"{self.folder.name} has no index of ids; select annotations with bbox= or segments=")
+        bodies = self._read_entries(self.info.by_id, ids)
+        parts, related = [], []
+        for number, body in bodies.items():
+            name = f"annotation {number} in {self.folder.name}/{self.info.by_id.key}"
+            record, segments = decode_single(self.info, number, body, name)
+            parts.append(record)
+            related.append(segments)
+        columns = [[row[i] for row in related] for i in range(len(self.info.relationships))]
+        return join_records(self.info, parts), columns
+
+    def read_segments(self, number: int, segments: Sequence[int]) -> dict[int, Records]:
+        """Return the annotations related to each segment by the relationship of a number."""
+        relationship = self.info.relationships[number]
+        bodies = self._read_entries(relationship.index, segments)
+        what = f"{self.folder.name}/{relationship.index.key}"
+        return {s: decode_list(self.info, body, f"the entry of segment {s} in {what}") for s, body in bodies.items()}
+
+    def read_box(self, bbox: BBox | None) -> Records:
+        """Return all annotations of the cells that meet a box, each once; further annotations of these cells, too.
+
+        Raises
+        ------
+        OptionError
+            If the box meets too many cells.
+        """
+        if not self.info.spatial:
+            raise SourceError(f"{self.folder.name} has no spatial index; select annotations with ids= or segments=")
+        spans = [self._cells(level, bbox) for level in self.info.spatial]
+        count = sum(math.prod(len(span) for span in level) for level in spans)
+        if count > MOST_CELLS:
+            raise OptionError(
+                f"{'the box' if bbox is not None else 'the whole collection'} {bbox or self.folder.name} meets "
+                f"{count:,} cells of the spatial index; the limit is {MOST_CELLS:,}: give a smaller bbox"
+            )
+        parts = []
+        for level, ranges in zip(self.info.spatial, spans, strict=True):
+            parts += self._read_cells(level, [(a, b, c) for a, b, c in itertools.product(*ranges)])
+        return join_records(self.info, parts).unique()
+
+    def _cells(self, level: SpatialLevel, bbox: BBox | None) -> list[range]:
+        """Return the ranges of cells of a level that a box meets, along each stored dimension."""
+        if bbox is None:
+            return [range(n) for n in level.grid_shape]
+        ranges = []
+        for axis in range(3):
+            lo, hi = self._interval(bbox, axis)
+            low, size, count = self.info.lower_bound[axis], level.chunk_size[axis], level.grid_shape[axis]
+            first, last = ((edge - low) / size for edge in (lo, hi))
+            # Positions are stored as float32, so those within a rounding error of a border may be in either cell.
+            slack = 1e-6 * (1 + max(abs(first), abs(last), abs(low / size)))
+            # Annotations beyond the bounds are in the outermost cells: some writers state bounds of centres only.
+            start, stop = (min(max(math.floor(f), 0), count - 1) for f in (first - slack, last + slack))
+            ranges.append(range(start, stop + 1))
+        return ranges
+
+    def _interval(self, bbox: BBox, stored_axis: int) -> tuple[float, float]:
+        """Return the interval of a box along a stored dimension, in its units."""
+        axis, unit = self.info.axes.index(stored_axis), self.info.units[stored_axis]
+        return bbox.lo_nm[axis] / unit, bbox.hi_nm[axis] / unit
+
+    def _read_cells(self, level: SpatialLevel, cells: list[Cell]) -> list[Records]:
+        """Return the annotations of cells; cells without annotations need not be stored."""
+        folder = self.folder.child(level.index.key)
+        if level.index.sharding is None:
+            names = ["_".join(map(str, cell)) for cell in cells]
+            bodies = dict(zip(names, folder.read(names), strict=True))
+        else:
+            codes = _morton_codes(cells, level.grid_shape)
+            stored = folder.read_sharded(level.index.sharding, codes)
+            bodies = {"_".join(map(str, c)): stored.get(code) for c, code in zip(cells, codes, strict=True)}
+        return [
+            decode_list(self.info, body, f"the cell {name} of {folder.name}")
+            for name, body in bodies.items()
+            if body is not None
+        ]
+
+    def _read_entries(self, index: Index, ids: Sequence[int]) -> dict[int, bytes]:
+        folder = self.folder.child(index.key)
+        if index.sharding is not None:
+            found = folder.read_sharded(index.sharding, ids)
+            return {number: found[number] for number in ids if number in found}
+        bodies = folder.read([str(number) for number in ids])
+        return {number: body for number, body in zip(ids, bodies, strict=True) if body is not None}
+
+
+def _morton_codes(cells: Sequence[Cell], shape: Cell) -> list[int]:
+    from cloudvolume.datasource.precomputed.common import compressed_morton_code
+
+    codes: Any = compressed_morton_code(np.array(cells, np.uint32).reshape(-1, 3), shape)
+    return [int(code) for code in codes]
