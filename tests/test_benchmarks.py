@@ -8,7 +8,20 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks import figures, first_use, graphs, isolated, kernels, overlays, pictures, reading, report, stacks, work
+from benchmarks import (
+    crossings,
+    figures,
+    first_use,
+    graphs,
+    isolated,
+    kernels,
+    overlays,
+    pictures,
+    reading,
+    report,
+    stacks,
+    work,
+)
 
 KINDS = [kind for kind, _, _ in report.rows([], quick=True)] + [figures.Figure]
 
@@ -92,3 +105,12 @@ def test_a_process_loads_the_kernels_that_another_compiled():
             "print(sum(sum(m.values()) for m in found))"
         )
         assert compiled.splitlines()[-1] == "0"
+
+
+def test_figures_and_exports_use_few_modules(sample):
+    calls = crossings.count(crossings.figure, sample)
+    assert 20 < len(calls.modules) <= 48
+    assert calls.crossings["ops.align", "core.grid.Grid.select"] > 0
+    assert calls.crossings.total() <= 800
+    calls = crossings.count(crossings.export, sample)
+    assert 20 < len(calls.modules) <= 62

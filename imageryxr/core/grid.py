@@ -122,7 +122,7 @@ class Grid:
         if len(shape) != 3 or min(shape) < 1:
             raise GridError(f"shape={self.shape!r} is not three positive counts of voxels (z, y, x)")
         try:
-            offset = tuple(tidy(o) for o in self.voxel_offset)
+            offset = tuple(o if type(o) is int else tidy(o) for o in self.voxel_offset)
         except (TypeError, ValueError, OverflowError):
             offset = ()
         if len(offset) != 3 or not all(map(math.isfinite, offset)):
@@ -156,7 +156,7 @@ class Grid:
     @property
     def box(self) -> IndexBox:
         """The box of all voxel indexes, from 0."""
-        return IndexBox.of_shape(self.shape)
+        return IndexBox((0, 0, 0), self.shape)
 
     def coords(self) -> dict[str, xr.Variable]:
         """Return the coordinates of the voxel centres, ``{"z", "y", "x"}``, float64 nm.
@@ -276,7 +276,7 @@ def _check_even(dim: str, values: npt.NDArray[np.float64]) -> None:
 def _nm_per_unit(da: xr.DataArray | xr.Dataset, dim: str) -> float:
     """Return the number of nanometres per unit of a coordinate."""
     stated = da[dim].attrs.get("units", da[dim].attrs.get("unit"))
-    if not has_unit(stated):
+    if stated == "nm" or not has_unit(stated):  # `Grid.coords` states nm
         return 1.0
     try:
         return length_in_nm(stated)

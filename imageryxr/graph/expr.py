@@ -15,6 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -310,7 +311,7 @@ class Resampled(Expr):
         """Type of the child: resampling keeps it."""
         return self.child.dtype
 
-    @property
+    @cached_property
     def bounds(self) -> IndexBox:
         """The voxels whose centre lies within the child's bounds."""
         return self.box_from_child(self.child.bounds)
