@@ -16,6 +16,7 @@ from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionErro
 from imageryxr.graph.expr import Expr, Resampled, clip_to_array, view_expr, widen_to
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.graph.to_dask import choose_splits
+from imageryxr.ops.cutout_verbs import accepts_cutouts
 
 Method = Literal["nearest", "mode", "linear", "mean"]
 Target = Literal["finest", "coarsest", "image", "segmentation"]
@@ -25,6 +26,7 @@ METHODS: dict[str, tuple[Method, ...]] = {
 }
 
 
+@accepts_cutouts(slicewise=False)
 def regrid(
     da: xr.DataArray,
     like: xr.DataArray | xr.Dataset | Grid | tuple[float, float, float],

@@ -21,6 +21,7 @@ from imageryxr.graph.composite import LayerStack
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.ops.align import layer_type_of
+from imageryxr.ops.cutout_verbs import accepts_cutouts
 from imageryxr.ops.labels import segmentation_volume
 from imageryxr.render.layers import Layer, describe_paint, draw_layers, grey_to_rgba
 from imageryxr.render.paint import Outline, Side, paint_segments, parse_paint
@@ -28,6 +29,7 @@ from imageryxr.render.paint import Outline, Side, paint_segments, parse_paint
 __all__ = ["Layer", "Outline", "composite", "outline", "overlay", "overlay_dataset", "to_rgba"]
 
 
+@accepts_cutouts()
 def overlay(
     image: xr.DataArray | None,
     segmentation: Any,
@@ -50,14 +52,16 @@ def overlay(
     Parameters
     ----------
     image : DataArray or None
-        Grey values (z, y, x): uint8, or another type with contrast limits. None draws the segments without an image.
+        Grey values (z, y, x), or (cutout, z, y, x) from `cutouts`: uint8, or another type with contrast limits. None
+        draws the segments without an image.
     segmentation : DataArray, masks, `Layer`, or list of these
         Ids (z, y, x) on the grid of the image; use `align` first if the grids differ. Or masks, which may overlap: a
         dict name → bool array, a list of bool arrays, or a result of `split_masks`; NumPy arrays get the image's
         coordinates. In a list, later layers are drawn over earlier ones; a `Layer` has its own options.
     ids : iterable of int, optional
         Only these segments are drawn. Default: those that ``colors`` lists, those selected in the layer's link, or
-        all.
+        all. For `cutouts`: also an array along ``cutout``, or a list of these, which draws the cells of each cutout,
+        such as ``ids=[boxes.pre_id, boxes.post_id]``; ``colors`` may then be a list with a colour for each.
     colors : optional
         None for the colours in the layer's attrs, or for colours that depend only on the id and are the same in every
         figure; a dict id → colour; the name of a palette; ``"neuroglancer"`` or ``("neuroglancer", seed)`` for the
@@ -237,6 +241,7 @@ def _draw_image(image: xr.DataArray, limits: tuple[float, float] | None, *, opaq
     return _label_rgba(grey_to_rgba(volume.expr, opacity), [volume], volume.attrs, "picture")
 
 
+@accepts_cutouts()
 def outline(
     segmentation: xr.DataArray,
     *,
@@ -289,6 +294,7 @@ def outline(
     return _label_rgba(expr, [labels], attrs, "outline")
 
 
+@accepts_cutouts()
 def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None = None) -> xr.DataArray:
     """Convert grey values to an opaque RGBA picture.
 
@@ -322,6 +328,7 @@ def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None 
     return _label_rgba(grey_to_rgba(volume.expr), [volume], volume.attrs, "picture")
 
 
+@accepts_cutouts()
 def composite(*layers: xr.DataArray) -> xr.DataArray:
     """Draw RGBA layers over each other, the first at the bottom.
 

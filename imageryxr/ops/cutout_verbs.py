@@ -1,0 +1,258 @@
+"""Apply the verbs of volumes to arrays of cutouts, which have the leading dim ``cutout``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.colors.ids import to_unsigned
+from imageryxr.core.grid import Grid, grid_of
+from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.graph.expr import Array
+from imageryxr.graph.labelled import is_dask, is_lazy
+from imageryxr.graph.map_cutouts import map_cutouts
+from imageryxr.ops.labels import record_ids
+
+CUTOUT = "cutout"
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def accepts_cutouts(*, slicewise: bool = True) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator that applies a verb of volumes to each cutout, if its arrays have the dim ``cutout``.
+
+    The verb gets the arrays of one block in memory, so a cutout has no data beyond its border.
+
+    Parameters
+    ----------
+    slicewise : bool
+        Whether the verb treats each z slice alone, unless its argument ``axis`` names another axis. Then all slices of
+        a block are computed in one call.
+    """
+
+    def decorate(verb: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(verb)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not any(_has_cutouts(value) for value in (*args, *kwargs.values())):
+                return verb(*args, **kwargs)
+            bound = inspect.signature(verb).bind(*args, **kwargs)
+            options = _apply_ids(dict(bound.arguments))
+            arrays: list[xr.DataArray] = []
+            call = _Call(wrapper, {name: _extract(value, arrays) for name, value in options.items()})
+            by_slice = slicewise and bound.arguments.get("axis", "z") == "z"
+            return _apply(call, arrays, by_slice)  # type: ignore[return-value]
+
+        return wrapper
+
+    return decorate
+
+
+def _has_cutouts(value: Any) -> bool:
+    if isinstance(value, xr.DataArray):
+        return CUTOUT in value.dims and not set(DIMS) - {*value.dims}
+    if isinstance(value, Mapping):
+        return any(map(_has_cutouts, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_cutouts, value))
+    return is_dataclass(value) and any(_has_cutouts(getattr(value, f.name)) for f in fields(value))
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Place of an array in the arguments of a call."""
+
+    number: int
+
+
+def _extract(value: Any, arrays: list[xr.DataArray]) -> Any:
+    """Return an argument with its arrays of cutouts replaced by slots, and append the arrays to a list."""
+    if isinstance(value, xr.DataArray) and _has_cutouts(value):
+        arrays.append(value.transpose(CUTOUT, *DIMS, ...))
+        return _Slot(len(arrays) - 1)
+    return _map_inside(value, lambda part: _extract(part, arrays))
+
+
+def _fill(value: Any, arrays: list[xr.DataArray]) -> Any:
+    if isinstance(value, _Slot):
+        return arrays[value.number]
+    return _map_inside(value, lambda part: _fill(part, arrays))
+
+
+def _map_inside(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: change(part) for key, part in value.items()}
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(map(change, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        changed = {name: change(part) for name, part in parts.items()}
+        if any(changed[name] is not parts[name] for name in parts):
+            return replace(value, **changed)
+    return value
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a verb whose arrays are given later."""
+
+    verb: Callable[..., Any]
+    arguments: dict[str, Any]
+
+    def __call__(self, arrays: list[xr.DataArray]) -> xr.DataArray:
+        """Return the result of the verb for arrays in memory, without warnings about ids that a block lacks."""
+        filled = {name: _fill(value, arrays) for name, value in self.arguments.items()}
+        bound = inspect.BoundArguments(inspect.signature(self.verb), OrderedDict(filled))
+        with record_ids():
+            found: xr.DataArray = self.verb(*bound.args, **bound.kwargs)
+        return found
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of a cutout's array, without its values."""
+
+    grid: Grid
+    attrs: dict[str, Any]
+    name: Any
+    tail: tuple[str, ...]
+
+    @classmethod
+    def of(cls, array: xr.DataArray) -> _Labels:
+        """Return the labels of an array of cutouts."""
+        one = array.isel({CUTOUT: 0})
+        return cls(grid_of(one), dict(array.attrs), array.name, tuple(map(str, array.dims[4:])))
+
+    def label(self, values: Array) -> xr.DataArray:
+        """Return values (z, y, x) with these labels; there may be more slices than in one cutout."""
+        grid = Grid((len(values), *self.grid.shape[1:]), self.grid.resolution, self.grid.voxel_offset)
+        array = xr.DataArray(values, grid.coords(), (*DIMS, *self.tail), self.name, dict(self.attrs))
+        return array.assign_coords(rgba=list("rgba")) if "rgba" in self.tail else array
+
+
+def _apply(call: _Call, arrays: list[xr.DataArray], by_slice: bool) -> xr.DataArray:
+    first = arrays[0]
+    if any(a.sizes[CUTOUT] != first.sizes[CUTOUT] for a in arrays):
+        sizes = ", ".join(str(a.sizes[CUTOUT]) for a in arrays)
+        raise GridMismatchError(f"the arrays have {sizes} cutouts; give arrays of the same cutouts")
+    labels = [_Labels.of(a) for a in arrays]
+    zeros = [one.label(np.zeros(a.shape[1:], a.dtype)) for one, a in zip(labels, arrays, strict=True)]
+    template = call(zeros)
+    run = _Block(call, tuple(labels), by_slice)
+    if any(is_dask(a) or is_lazy(a) for a in arrays):
+        data: Any = map_cutouts(
+            run, [_as_blocks(a) for a in arrays], template.shape, template.dtype, name=str(template.name or "cutouts")
+        )
+    else:
+        data = run(*(a.values for a in arrays))
+    rows = {n: c.variable for a in arrays for n, c in a.coords.items() if c.dims == (CUTOUT,)}
+    coords = {**{name: c.variable for name, c in template.coords.items()}, **rows}
+    return xr.DataArray(data, coords, (CUTOUT, *template.dims), template.name, template.attrs)
+
+
+def _as_blocks(array: xr.DataArray) -> Any:
+    return array.chunk({CUTOUT: 8}).data if is_lazy(array) else array.data
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Function of the blocks of several arrays of cutouts, which a task calls."""
+
+    call: _Call
+    labels: tuple[_Labels, ...]
+    by_slice: bool
+
+    def __call__(self, *blocks: Array) -> Array:
+        """Return the results of all cutouts of a block."""
+        if self.by_slice:
+            stacks = [b.reshape(-1, *b.shape[2:]) for b in blocks]
+            found = self._run(stacks)
+            return found.reshape(len(blocks[0]), -1, *found.shape[1:])
+        return np.stack([self._run(list(values)) for values in zip(*blocks, strict=True)])
+
+    def _run(self, values: list[Array]) -> Array:
+        result = self.call([one.label(v) for one, v in zip(self.labels, values, strict=True)])
+        return np.asarray(result.values)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# ids of each cutout
+
+
+def _apply_ids(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a drawing verb with ids of each cutout applied to its segmentation."""
+    ids = arguments.get("ids")
+    columns = [ids] if isinstance(ids, xr.DataArray) else list(ids) if isinstance(ids, list | tuple) else []
+    if not any(_is_column(column) for column in columns):
+        return arguments
+    segmentation = arguments["segmentation"]
+    if not isinstance(segmentation, xr.DataArray) or not all(map(_is_column, columns)):
+        raise OptionError(
+            "ids of each cutout need one segmentation, and every item of ids must have the dim 'cutout'; give "
+            "ids=[boxes.pre_id, boxes.post_id] with one segmentation of the same cutouts"
+        )
+    if arguments.get("rest_alpha"):
+        raise OptionError(
+            "rest_alpha cannot be combined with ids of each cutout; draw the rest first: composite(overlay(image, "
+            "segmentation, alpha=…), overlay(None, segmentation, ids=…))"
+        )
+    colors = arguments.get("colors")
+    listed = list(colors) if isinstance(colors, list | tuple) and "neuroglancer" not in colors else None
+    if listed is not None and len(listed) != len(columns):
+        raise OptionError(f"colors has {len(listed)} colours for {len(columns)} columns of ids; give one for each")
+    values = np.stack([_column_values(column, segmentation) for column in columns], axis=1)
+    kept = {n: v for n, v in arguments.items() if n != "ids"}
+    kept["segmentation"] = _select_rows(segmentation, values, as_numbers=listed is not None)
+    if listed is not None:
+        kept["colors"] = dict(enumerate(listed, 1))
+    return kept
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, xr.DataArray) and value.dims == (CUTOUT,)
+
+
+def _column_values(column: xr.DataArray, segmentation: xr.DataArray) -> npt.NDArray[np.uint64]:
+    if column.sizes[CUTOUT] != segmentation.sizes.get(CUTOUT):
+        raise OptionError(
+            f"ids {column.name!r} has {column.sizes[CUTOUT]:,} values for {segmentation.sizes.get(CUTOUT, 0):,} "
+            "cutouts; take it from the same array, such as boxes.pre_id"
+        )
+    values = np.asarray(column.values)
+    if values.dtype.kind not in "iu":
+        raise LayerError(f"ids {column.name!r} has dtype {values.dtype}, but ids are integers; give uint64")
+    return to_unsigned(values).astype(np.uint64)
+
+
+def _select_rows(segmentation: xr.DataArray, ids: npt.NDArray[np.uint64], *, as_numbers: bool) -> xr.DataArray:
+    """Return the segmentation with the ids of each cutout only: unchanged, or replaced by the number of their column.
+
+    Where two columns have the same id, the later one counts.
+    """
+    array = segmentation.transpose(CUTOUT, *DIMS)
+    if array.dtype.kind not in "iu":
+        raise LayerError(f"{array.name!r} has dtype {array.dtype}, but a segmentation has integers")
+    select = functools.partial(_select_block, as_numbers=as_numbers)
+    if is_dask(array) or is_lazy(array):
+        data: Any = map_cutouts(select, [_as_blocks(array)], array.shape[1:], np.uint64, rows=ids, name="select-ids")
+    else:
+        data = select(array.values, ids)
+    return array.copy(data=data)
+
+
+def _select_block(labels: Array, ids: npt.NDArray[np.uint64], *, as_numbers: bool) -> Array:
+    out = np.zeros(labels.shape, np.uint64)
+    unsigned = to_unsigned(labels)
+    for row, (values, wanted) in enumerate(zip(unsigned, ids, strict=True)):
+        for number, one in enumerate(wanted.tolist(), 1):
+            if one:
+                out[row][values == np.uint64(one)] = number if as_numbers else one
+    return out

@@ -1,0 +1,146 @@
+"""Verbs of arrays of cutouts equal the verbs of each cutout."""
+
+from __future__ import annotations
+
+import pickle
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+from imageryxr.errors import GridMismatchError, OptionError
+from tests.support import counted_source
+
+CENTERS = np.array([(60, 90, 320), (300, 200, 500), (62, 91, 330), (410, 320, 610), (60, 90, 320)])
+IDS = np.unique(counted_source.VALUES)[1:]
+PRE = IDS[[0, 1, 2, 3, 0]]
+POST = np.array([IDS[1], 0, IDS[0], IDS[4], IDS[1]], np.uint64)
+SIZE = (16, 12, 3)
+
+
+def boxes(kind):
+    ds = xr.Dataset({"image": counted_source.opened(layer_type="image"), "segmentation": counted_source.opened()})
+    table = {"x": CENTERS[:, 0], "y": CENTERS[:, 1], "z": CENTERS[:, 2], "pre_id": PRE, "post_id": POST}
+    found = ix.cutouts(ds, table, SIZE)
+    return found if kind == "dask" else found.compute()
+
+
+def one_by_one(found, verb, *arrays):
+    """Check that each cutout of a result equals the verb of that cutout in memory."""
+    held = [a.compute().drop_vars([n for n, c in a.coords.items() if n not in "zyx"]) for a in arrays]
+    assert found.dims[:4] == ("cutout", "z", "y", "x")
+    values = found.values
+    for i in range(len(CENTERS)):
+        expected = verb(*(a.isel(cutout=i) for a in held))
+        np.testing.assert_array_equal(values[i], expected.values)
+        assert found.dtype == expected.dtype
+        assert found.attrs == expected.attrs
+        xr.testing.assert_equal(found.coords["x"].variable, expected.coords["x"].variable)
+
+
+@pytest.mark.parametrize("kind", ["dask", "in memory"])
+@pytest.mark.parametrize("axis", ["z", "y"])
+def test_an_overlay_of_cutouts_equals_overlays_of_each(kind, axis):
+    ds = boxes(kind)
+
+    def draw(image, segmentation):
+        return ix.overlay(image, segmentation, alpha=0.4, outline=2, axis=axis)
+
+    found = draw(ds.image, ds.segmentation)
+    one_by_one(found, draw, ds.image, ds.segmentation)
+    assert found.pre_id.values.tolist() == PRE.tolist()
+    assert found.rgba.values.tolist() == list("rgba")
+
+
+# The expected pictures of single cutouts warn about ids that the cutout lacks.
+lacks_ids = pytest.mark.filterwarnings("ignore::imageryxr.errors.MissingIdsWarning")
+
+
+@lacks_ids
+@pytest.mark.parametrize("kind", ["dask", "in memory"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda s: ix.outline(s, width=2, side="in", merge=False),
+        lambda s: ix.outline(s, width=12, unit="nm", ids=IDS[:2].tolist()),
+        lambda s: ix.overlay(None, [ix.Layer(s, alpha=0.1), ix.Layer(s, ids=IDS[:1].tolist(), outline=1)]),
+        lambda s: ix.regrid(s, (16, 16, 40)),
+    ],
+)
+def test_verbs_of_a_segmentation_equal_verbs_of_each_cutout(kind, verb):
+    segmentation = boxes(kind).segmentation
+    one_by_one(verb(segmentation), verb, segmentation)
+
+
+@pytest.mark.parametrize("kind", ["dask", "in memory"])
+def test_pictures_of_images_and_composites_equal_those_of_each_cutout(kind):
+    ds = boxes(kind)
+
+    def grey(image):
+        return ix.to_rgba(image, contrast_limits=(20, 220))
+
+    def both(image, segmentation):
+        return ix.composite(grey(image), ix.outline(segmentation, width=1))
+
+    one_by_one(grey(ds.image), grey, ds.image)
+    one_by_one(both(ds.image, ds.segmentation), both, ds.image, ds.segmentation)
+    np.testing.assert_array_equal(ds.imagery.overlay(alpha=0.3), ix.overlay(ds.image, ds.segmentation, alpha=0.3))
+
+
+@pytest.mark.parametrize("kind", ["dask", "in memory"])
+def test_each_cutout_shows_its_own_cells_in_the_colours_of_their_columns(kind):
+    ds = boxes(kind)
+    picture = ix.overlay(
+        ds.image, ds.segmentation, ids=[ds.pre_id, ds.post_id], colors=["red", "cyan"], alpha=1, outline=False
+    ).values
+    for i in range(len(CENTERS)):
+        labels = ds.segmentation.values[i]
+        for id_, color in ((PRE[i], (255, 0, 0)), (POST[i], (0, 255, 255))):
+            where = labels == id_
+            if id_:
+                assert (picture[i][where][:, :3] == color).all()
+        rest = (labels != PRE[i]) & ((labels != POST[i]) | (POST[i] == 0))
+        grey = picture[i][rest]
+        assert (grey[:, 0] == ds.image.values[i][rest]).all()
+        assert (grey[:, 1] == grey[:, 2]).all()
+
+
+@lacks_ids
+def test_the_cell_of_each_cutout_has_the_colour_of_its_id():
+    ds = boxes("dask")
+    picture = ix.overlay(None, ds.segmentation, ids=ds.pre_id, alpha=1).values
+    for i, id_ in enumerate(PRE):
+        expected = ix.overlay(None, ds.segmentation.isel(cutout=i).compute(), ids=[id_], alpha=1)
+        np.testing.assert_array_equal(picture[i], expected.values)
+
+
+def test_drawn_cutouts_read_each_chunk_once_and_keep_selections_cheap():
+    ds = boxes("dask")
+    picture = ix.overlay(ds.image, ds.segmentation, ids=ds.pre_id)
+    counted_source.READS.clear()
+    pickle.loads(pickle.dumps(picture)).compute(scheduler="threads")
+    assert set(counted_source.READS.values()) <= {1, 2}  # the image and the segmentation have equal chunk numbers
+    names = [
+        ix.overlay(boxes("dask").image, boxes("dask").segmentation, ids=boxes("dask").pre_id).data.name for _ in "ab"
+    ]
+    assert names[0] == names[1]
+
+
+def test_ids_that_some_cutouts_lack_cause_no_warning(recwarn):
+    ds = boxes("dask")
+    dask.compute(ix.overlay(ds.image, ds.segmentation, ids=[int(IDS[0]), 12345]))
+    assert not [w for w in recwarn if "12345" in str(w.message)]
+
+
+def test_wrong_arguments_are_errors():
+    ds = boxes("in memory")
+    with pytest.raises(GridMismatchError, match="have 5, 3 cutouts"):
+        ix.overlay(ds.image, ds.segmentation[:3])
+    with pytest.raises(OptionError, match="has 5 values for 3 cutouts"):
+        ix.outline(ds.segmentation[:3], ids=ds.pre_id)
+    with pytest.raises(OptionError, match="1 colours for 2 columns"):
+        ix.overlay(ds.image, ds.segmentation, ids=[ds.pre_id, ds.post_id], colors=["red"])
+    with pytest.raises(OptionError, match="rest_alpha cannot be combined"):
+        ix.overlay(ds.image, ds.segmentation, ids=ds.pre_id, rest_alpha=0.1)
