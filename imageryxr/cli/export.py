@@ -246,7 +246,9 @@ def run_export(
         raise OptionError("target memory:// is for Python, where the report holds the array; give a path or a URL")
     check_tries(retries, on_error)
     if dry_run:
-        _dry_run(plan_export(array, target, **common), as_json)
+        plan = plan_export(array, target, **common)
+        assert isinstance(plan, ExportPlan)  # the command line has no cutouts
+        _dry_run(plan, as_json)
         return
     if scheduler is not None and "://" in scheduler:
         import distributed  # noqa: F401 - the import sets its log levels, which are changed below

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import astuple, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
@@ -26,8 +26,12 @@ from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
 from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
 from imageryxr.graph.to_dask import exprs_below
 from imageryxr.ops.align import layer_type_of
+from imageryxr.ops.cutout_verbs import has_cutouts
 from imageryxr.ops.square_pixels import square_reader
 from imageryxr.sources.base import clean_message
+
+if TYPE_CHECKING:
+    from imageryxr.export.cutouts.cutout_plan import CutoutPlan
 
 
 def plan_export(
@@ -41,7 +45,7 @@ def plan_export(
     scratch: str | os.PathLike[str] | Literal[False] | None = None,
     square: bool | None = None,
     **options: Any,
-) -> ExportPlan:
+) -> ExportPlan | CutoutPlan:
     """Plan an export without running it. Reads no voxels and writes nothing.
 
     Parameters
@@ -51,7 +55,7 @@ def plan_export(
 
     Returns
     -------
-    ExportPlan
+    ExportPlan or, for cutouts, CutoutPlan
         Regions, tasks, bytes to read from each source, bytes to write, requests, peak memory of a worker. Its
         ``validate()`` raises an error if the export cannot succeed; `export` calls it first.
 
@@ -70,6 +74,11 @@ def plan_export(
     >>> plan.reads[0].rereads
     1.0
     """
+    if has_cutouts(da):
+        from imageryxr.export.cutouts.jobs import plan_cutout_export
+
+        others = {"memory": memory, "scratch": scratch, "square": square}
+        return plan_cutout_export(da, target, overwrite=overwrite, client=client, workers=workers, **options, **others)
     pool = find_workers(client, workers, memory)
     try:
         return _plan(da, target, pool, overwrite, scratch, square, options)
@@ -103,9 +112,9 @@ def export(
     Parameters
     ----------
     da : DataArray
-        Dims (z, y, x), or (z, y, x, rgba) as `overlay` returns. Each block of a dask array of your own is computed once
-        if memory allows; the plan shows how often. A sliced or rechunked picture is exported like the picture itself.
-        Persisted blocks are read from their workers.
+        Dims (z, y, x), or (z, y, x, rgba) as `overlay` returns, or `cutouts` (see ``target``). Each block of a dask
+        array of your own is computed once if memory allows; the plan shows how often. A sliced or rechunked picture is
+        exported like the picture itself. Persisted blocks are read from their workers.
     target : str or path
         On local disk, or in a bucket (``s3://…``, ``gs://…``):
 
@@ -124,6 +133,12 @@ def export(
             A video with one slice per frame.
         ``"memory://"``
             The report's ``result``, a DataArray.
+
+        Cutouts, on a local disk: ``"boxes.zarr"``, a group with an array per variable, the columns of the table, and
+        one chunk per cutout; ``"gallery/{cutout:05d}.png"`` or ``"gallery/{id}.png"``, a picture of the slice through
+        each centre, named by columns of the table; ``"gallery.html"``, one page with all pictures, which can be sorted
+        by the columns (``labels=`` names the column of the captions). They are written in one pass, each chunk read
+        once; ``client`` may also be a `distributed.Client`.
     overwrite : bool, default False
         Whether to replace a target that another call has written or begun to write. When the new stack is complete,
         files of the old one that it does not replace are deleted, as listed in the old manifest. An unfinished export
@@ -205,6 +220,11 @@ def export(
     """
     check_tries(retries, on_error)
     _check_flag("resume", resume)
+    if has_cutouts(da):
+        from imageryxr.export.cutouts.jobs import export_cutouts
+
+        call = {"overwrite": overwrite, "resume": resume, "client": client, "workers": workers, "progress": progress}
+        return export_cutouts(da, target, **call, memory=memory, scratch=scratch, square=square, **options)
     pool = find_workers(client, workers, memory)
     exit_if_spawned(pool)
     try:

@@ -56,6 +56,11 @@ def accepts_cutouts(*, slicewise: bool = True) -> Callable[[Callable[P, R]], Cal
     return decorate
 
 
+def has_cutouts(obj: Any) -> bool:
+    """Return whether an array or a Dataset has the dim ``cutout``."""
+    return isinstance(obj, xr.DataArray | xr.Dataset) and CUTOUT in obj.dims
+
+
 def _has_cutouts(value: Any) -> bool:
     if isinstance(value, xr.DataArray):
         return CUTOUT in value.dims and not set(DIMS) - {*value.dims}
@@ -181,6 +186,11 @@ class _Block:
     def _run(self, values: list[Array]) -> Array:
         result = self.call([one.label(v) for one, v in zip(self.labels, values, strict=True)])
         return np.asarray(result.values)
+
+
+def central_slices(array: xr.DataArray) -> xr.DataArray:
+    """Return the slice of each cutout that contains the centre: the dims (cutout, y, x), and ``rgba`` if present."""
+    return array.isel(z=array.sizes["z"] // 2) if "z" in array.dims else array
 
 
 # ---------------------------------------------------------------------------------------------------------

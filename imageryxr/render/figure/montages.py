@@ -15,6 +15,7 @@ from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import OptionError
 from imageryxr.graph.labelled import as_dask, is_lazy
+from imageryxr.ops.cutout_verbs import CUTOUT, central_slices, has_cutouts
 from imageryxr.render.figure.geometry import Geometry, attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.print_size import label_pixels
 from imageryxr.render.figure.slice_image import squeeze_slice, to_pil
@@ -43,9 +44,10 @@ def montage(
     Parameters
     ----------
     images : DataArray, or iterable of DataArray and PIL.Image.Image
-        A stack, whose slices along `dim` are the tiles, or a list of tiles, each as in `to_pil`. A stack is computed
-        chunk by chunk along `dim`, so that each chunk is read once. Tiles in a list are computed together, so that
-        those of the same region share their reads.
+        `cutouts`, each of which is a tile that shows the slice through its centre; a stack, whose slices along `dim`
+        are the tiles; or a list of tiles, each as in `to_pil`. A stack is computed chunk by chunk along `dim`, so that
+        each chunk is read once. Tiles in a list are computed together, so that those of the same region share their
+        reads.
     columns : int, optional
         Number of tiles per row; 1 stacks the tiles vertically. Default: all in one row.
     rows : int, optional
@@ -55,9 +57,10 @@ def montage(
     background : colour or None, default "white"
         Colour between and behind the tiles, in any form that `parse_color` reads. None keeps the tiles' transparency
         and makes the gaps transparent.
-    labels : None, True, "slice" or sequence of str, default None
+    labels : None, True, "slice", name of a coordinate, or sequence of str, default None
         Text in the upper left corner of each tile. True: the coordinate of the slice, such as "z = 4,020 nm", or its
-        number if it has no coordinate. "slice": its index as in Neuroglancer, such as "z 100".
+        number if it has no coordinate. "slice": its index as in Neuroglancer, such as "z 100". A name: the values of
+        this coordinate along `dim`, such as "id" for `cutouts`.
     label_size : int, optional
         Height of the text in pixels. Default: 1/16 of the smallest tile, at least 10. Text that is wider than its tile
         is made smaller.
@@ -96,6 +99,10 @@ def montage(
     (64, 44)
     """
     check_count("spacing", spacing, 0)
+    if has_cutouts(images) and dim == "z":
+        images, dim = _central_pictures(images), CUTOUT
+    if isinstance(labels, str) and labels != "slice":
+        labels = _column_texts(images, dim, labels)
     fill = None if background is None else parse_color(background)
     images = images if isinstance(images, xr.DataArray) else _list_images(images)
     names = _tile_names(images, dim, as_index=isinstance(labels, str) and labels == "slice")
@@ -117,6 +124,25 @@ def montage(
     return attach_geometry(
         _arrange_tiles(tiles, columns, spacing, fill), _common_pixel_size(geometries), (), smallest_text(*written)
     )
+
+
+def _central_pictures(cutouts: Any) -> xr.DataArray:
+    """Return the slice through the centre of each cutout; computed in one pass, so that each chunk is read once."""
+    if isinstance(cutouts, xr.Dataset):
+        raise OptionError(
+            "montage was given a Dataset of cutouts; draw it first: montage(overlay(boxes.image, boxes.segmentation))"
+        )
+    computed: xr.DataArray = central_slices(cutouts).transpose(CUTOUT, ...).compute()
+    return computed
+
+
+def _column_texts(images: Any, dim: str, name: str) -> list[str]:
+    """Return the texts of a coordinate along the dim of a stack."""
+    columns = [str(n) for n, c in images.coords.items() if c.dims == (dim,)] if isinstance(images, xr.DataArray) else []
+    if name not in columns:
+        known = f"{', '.join(map(repr, columns))}, a list of texts, " if columns else "a list of texts, "
+        raise OptionError(f"labels={name!r} is not a column of the tiles; give {known}True or 'slice'")
+    return [str(value) for value in images.coords[name].values]
 
 
 def _common_pixel_size(geometries: list[Geometry | None]) -> tuple[float, float] | None:

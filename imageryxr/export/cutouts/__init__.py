@@ -1,0 +1,1 @@
+"""Export arrays of cutouts: as Zarr with one chunk per cutout, as pictures, or as a page."""

@@ -1,0 +1,129 @@
+"""A page of cutouts: one HTML file that contains all pictures and loads each when it is scrolled into view."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.export.store.local import disk_errors
+
+_STYLE = """
+body { font: 14px system-ui, sans-serif; margin: 0; background: #fff; color: #222 }
+header { position: sticky; top: 0; background: #fffd; padding: 8px 12px; border-bottom: 1px solid #ddd; z-index: 1 }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--width), 1fr)); gap: 8px; padding: 12px }
+figure { margin: 0; text-align: center; overflow-wrap: anywhere }
+img { width: var(--width); height: var(--height); background: #eee; image-rendering: pixelated }
+figcaption { font-size: 12px; color: #555 }
+@media (prefers-color-scheme: dark) { body, header { background: #111; color: #ddd } figcaption { color: #aaa } }
+"""
+
+_SCRIPT = """
+const table = JSON.parse(document.getElementById("table").textContent);
+const main = document.querySelector("main"), column = document.getElementById("column");
+const figures = [...main.children];
+const picture = i => "data:image/png;base64," + document.getElementById("p" + i).textContent;
+const observer = new IntersectionObserver(entries => {
+  for (const entry of entries) {
+    const image = entry.target, i = image.dataset.row;
+    if (entry.isIntersecting && !image.src) image.src = picture(i);
+    if (!entry.isIntersecting && image.src) image.removeAttribute("src");
+  }
+}, { rootMargin: "800px" });
+figures.forEach(figure => observer.observe(figure.querySelector("img")));
+function sort() {
+  const ranks = table[column.value], sign = document.getElementById("descending").checked ? -1 : 1;
+  const order = figures.map((_, i) => i).sort((a, b) => sign * (ranks[a] - ranks[b]) || a - b);
+  main.append(...order.map(i => figures[i]));
+  document.body.dataset.sorted = column.value;
+}
+column.addEventListener("change", sort);
+document.getElementById("descending").addEventListener("change", sort);
+const wanted = new URLSearchParams(location.hash.slice(1)).get("sort");
+if (wanted in table) { column.value = wanted; sort(); }
+"""
+
+
+def write_page(
+    path: Path,
+    pictures: Sequence[Path],
+    columns: Mapping[str, npt.NDArray[Any]],
+    labels: Sequence[str],
+    title: str,
+    token: str,
+) -> int:
+    """Write the page of pictures atomically and return its size in bytes.
+
+    Parameters
+    ----------
+    path : Path
+        The HTML file.
+    pictures : sequence of Path
+        The PNG file of each cutout, of equal sizes.
+    columns : mapping of arrays of shape (n,)
+        The columns of the table, by which the page can be sorted.
+    labels : sequence of str
+        Text below each picture.
+    title : str
+        Title of the page.
+    token : str
+        Identifies the export, in the head of the page.
+    """
+    from PIL import Image
+
+    with Image.open(pictures[0]) as first:
+        width, height = first.size
+    scale = max(1, round(128 / width))
+    ranks = {name: _ranks(values) for name, values in columns.items()}
+    options = "".join(f"<option>{escape(name)}</option>" for name in ranks)
+    size = f"--width: {scale * width}px; --height: {scale * height}px"
+    beside = path.with_name(f".{uuid.uuid4().hex[:12]}.html")
+    with disk_errors(str(path)):
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                file.write(
+                    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+                    f'<meta name="imageryxr-cutouts" content="{token}"><title>{escape(title)}</title>'
+                    f'<style>{_STYLE}</style></head>\n<body style="{size}"><header>{escape(title)}: '
+                    f'{len(pictures):,} cutouts. <label>Sort by <select id="column">{options}</select></label> '
+                    '<label><input type="checkbox" id="descending"> descending</label></header>\n<main>\n'
+                )
+                for row, label in enumerate(labels):
+                    tip = "\n".join(f"{name}: {values[row]}" for name, values in columns.items())
+                    file.write(
+                        f'<figure title="{escape(tip)}"><img data-row="{row}" alt="{escape(label)}">'
+                        f"<figcaption>{escape(label)}</figcaption></figure>\n"
+                    )
+                file.write("</main>\n")
+                # Scripts of an unknown type are neither run nor decoded, so pictures out of view cost little memory.
+                for row, picture in enumerate(pictures):
+                    text = base64.b64encode(picture.read_bytes()).decode()
+                    file.write(f'<script type="text/plain" id="p{row}">{text}</script>\n')
+                table = json.dumps(ranks).replace("<", "\\u003c")
+                file.write(f'<script type="application/json" id="table">{table}</script>\n')
+                file.write(f"<script>{_SCRIPT}</script></body></html>\n")
+            size_written = beside.stat().st_size
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    return size_written
+
+
+def _ranks(values: npt.NDArray[Any]) -> list[int]:
+    """Return the position of each value in ascending order; equal values have equal ranks.
+
+    Numbers in JavaScript are floats, which cannot represent ids beyond 2**53, so Python sorts.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind == "O":
+        array = np.array([str(v) for v in array])
+    ranks: list[int] = np.unique(array, return_inverse=True)[1].ravel().tolist()
+    return ranks

@@ -1,0 +1,239 @@
+"""Exports of cutouts: Zarr with one chunk per cutout, pictures, pages, and their resumption."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+import imageryxr as ix
+from imageryxr.errors import LayerError, OptionError, TargetExistsError
+from imageryxr.export.cutouts import writers
+from tests.support import counted_source
+
+CENTERS = np.array([(60, 90, 320), (300, 200, 500), (62, 91, 330), (410, 320, 610), (60, 90, 320), (200, 100, 400)])
+IDS = np.array([7, 2**64 - 1, 3, 2**63, 12, 5], np.uint64)
+SIZE = (16, 12, 3)
+
+
+def boxes(times=1):
+    ds = xr.Dataset({"image": counted_source.opened(layer_type="image"), "segmentation": counted_source.opened()})
+    x, y, z = np.tile(CENTERS, (times, 1)).T
+    columns = {"x": x, "y": y, "z": z, "id": np.tile(IDS, times), "kind": list("abcabc") * times}
+    return ix.cutouts(ds, columns, SIZE)
+
+
+def pictures(times=1):
+    ds = boxes(times)
+    return ix.overlay(ds.image, ds.segmentation, alpha=0.5)
+
+
+@pytest.fixture
+def dies_after(monkeypatch):
+    """Return a function that makes writers raise an error after some cutouts."""
+
+    def limit(count):
+        written = []
+        for kind in (writers.PictureWriter, writers.ZarrWriter):
+            original = kind.write
+
+            def write(self, rows, block, original=original):
+                if len(written) >= count:
+                    raise KeyboardInterrupt
+                written.extend(rows)
+                original(self, rows, block)
+
+            monkeypatch.setattr(kind, "write", write)
+
+    return limit
+
+
+def test_a_zarr_of_cutouts_has_one_chunk_for_each_and_the_columns_of_the_table(tmp_path):
+    ds = boxes()
+    report = ix.export(ds, tmp_path / "boxes.zarr")
+    assert report.complete
+    found = xr.open_zarr(tmp_path / "boxes.zarr", consolidated=False)
+    xr.testing.assert_equal(found.compute(), ds.compute())
+    assert found.segmentation.dtype == np.uint64
+    assert found.image.dtype == np.uint8
+    assert found.id.values.tolist() == IDS.tolist()
+    assert found.segmentation.data.chunksize == (1, 3, 12, 16)
+    assert found.image.attrs["layer_type"] == "image"
+    again = ix.export(ds, tmp_path / "boxes.zarr")
+    assert (again.regions, again.skipped) == (0, 12)
+    assert os.listdir(tmp_path) == ["boxes.zarr"]
+
+
+def test_an_export_reads_each_chunk_once(tmp_path):
+    counted_source.READS.clear()
+    ix.export(boxes().segmentation, tmp_path / "boxes.zarr")
+    assert set(counted_source.READS.values()) == {1}
+
+
+@pytest.mark.parametrize("target", ["boxes.zarr", "gallery/{cutout:05d}.png", "gallery.html"])
+def test_an_interrupted_export_continues_and_equals_an_uninterrupted_one(tmp_path, target, dies_after, monkeypatch):
+    array = boxes(4).segmentation if target.endswith("zarr") else pictures(4)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    ix.export(array, whole / target)
+    dies_after(9)
+    with pytest.raises(KeyboardInterrupt):
+        ix.export(array, broken / target, workers=1)
+    monkeypatch.undo()
+    final = broken / target
+    assert target.endswith("png") or not final.exists()
+    report = ix.export(array, broken / target)
+    assert report.skipped == 16
+    assert report.regions + report.skipped == 24
+    for file in sorted(p for p in whole.rglob("*") if p.is_file() and ".imageryxr" not in p.parts):
+        assert (broken / file.relative_to(whole)).read_bytes() == file.read_bytes()
+    assert not list(broken.glob(".*partial"))
+
+
+def test_pictures_are_named_by_columns_and_show_the_slice_through_the_centre(tmp_path):
+    array = pictures()
+    ix.export(array, tmp_path / "gallery" / "{id}_{kind}.png")
+    for i, id_ in enumerate(IDS.tolist()):
+        with Image.open(tmp_path / "gallery" / f"{id_}_{'abcabc'[i]}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), array.values[i, 1])
+    os.unlink(tmp_path / "gallery" / "7_a.png")
+    report = ix.export(array, tmp_path / "gallery" / "{id}_{kind}.png")
+    assert (report.regions, report.skipped) == (1, 5)
+
+
+def test_files_of_others_are_not_replaced_without_overwrite(tmp_path):
+    array = pictures()
+    for target, name in (("g/{cutout}.png", "g/2.png"), ("page.html", "page.html"), ("b.zarr", "b.zarr")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(TargetExistsError, match="give overwrite=True"):
+            ix.export(array, tmp_path / target)
+        assert (tmp_path / name).read_text() == "mine"
+        ix.export(array, tmp_path / target, overwrite=True)
+        assert (tmp_path / name).is_dir() or (tmp_path / name).read_bytes() != b"mine"
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.figures, self.options, self.addresses = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.addresses += [v for k, v in attrs.items() if k in ("src", "href")]
+        if tag == "figure":
+            self.figures.append(attrs["title"])
+
+    def handle_data(self, data):
+        if data in ("id", "kind", "cutout", "center_x"):
+            self.options.append(data)
+
+
+def test_a_page_contains_everything_and_escapes_the_table(tmp_path):
+    array = pictures().assign_coords(note=("cutout", ["</script><b>", '"', "'", "&", "<", "plain"]))
+    ix.export(array, tmp_path / "gallery.html")
+    text = (tmp_path / "gallery.html").read_text()
+    page = _Page()
+    page.feed(text)
+    assert len(page.figures) == 6
+    assert "</script><b>" in page.figures[0]
+    assert "<b>" not in text
+    assert page.addresses == []
+    assert {"id", "kind", "cutout", "center_x"} <= set(page.options)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# Scrolls to the last picture, waits until it is loaded, and writes what is shown into the title.
+PROBE = """<script>
+addEventListener("load", () => { scrollTo(0, document.body.scrollHeight); setTimeout(() => {
+  const images = [...document.querySelectorAll("img")], last = images.at(-1);
+  document.title = JSON.stringify({first: !!images[0].src, last: last.naturalWidth,
+    order: images.map(i => +i.dataset.row), sorted: document.body.dataset.sorted});
+}, 500) });
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_sorts_the_page_exactly_and_loads_pictures_when_they_are_scrolled_into_view(tmp_path):
+    table = {"x": np.full(120, 60), "y": np.full(120, 90), "z": np.full(120, 320)}
+    ids = np.uint64(2**64 - 1) - np.random.default_rng(0).permutation(120).astype(np.uint64)
+    cut = ix.cutouts(counted_source.held("image"), {**table, "id": ids}, (64, 64))
+    ix.export(ix.to_rgba(cut), tmp_path / "gallery.html")
+    page = tmp_path / "probe.html"
+    page.write_text((tmp_path / "gallery.html").read_text().replace("</body>", PROBE + "</body>"))
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=800,600", "--virtual-time-budget=8000",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{page.as_uri()}#sort=id"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    import json
+    import re
+
+    shown = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1].replace("&quot;", '"'))
+    assert shown["sorted"] == "id"
+    assert shown["order"] == np.argsort(ids, kind="stable").tolist()
+    assert shown["last"] == 64
+    assert not shown["first"]
+
+
+def test_a_plan_counts_the_chunks_that_an_export_reads(tmp_path):
+    cut = boxes().segmentation
+    counted_source.READS.clear()
+    plan = ix.plan_export(cut, tmp_path / "boxes.zarr")
+    assert not counted_source.READS
+    cut.compute()
+    assert plan.requests == sum(counted_source.READS.values())
+    assert plan.cutouts == 6
+    assert plan.bytes_to_write == cut.nbytes
+    assert plan.bytes_to_read >= plan.requests
+    drawn = ix.plan_export(pictures(), tmp_path / "gallery.html")
+    assert drawn.requests == 2 * plan.requests
+    assert "6 cutouts; reads" in repr(drawn)
+
+
+def test_a_contact_sheet_shows_the_centres_with_a_column_as_labels():
+    sheet = ix.montage(pictures(), columns=4, spacing=2)
+    assert sheet.size == (4 * 16 + 3 * 2, 2 * 12 + 2)
+    np.testing.assert_array_equal(np.asarray(sheet)[:12, :16], pictures().values[0, 1, ..., :3])
+    table = {"x": CENTERS[:, 0], "y": CENTERS[:, 1], "z": CENTERS[:, 2], "id": IDS % 10}
+    large = ix.to_rgba(ix.cutouts(counted_source.held("image"), table, (40, 40)))
+    assert ix.montage(large, columns=3, labels="id", label_size=10).size == (140, 90)
+    with pytest.raises(OptionError, match="is not a column of the tiles; give"):
+        ix.montage(pictures(), labels="colour")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("s3://bucket/boxes.zarr", "is not on a local disk"),
+        ("boxes.tif", "is not a format of cutouts"),
+        ("gallery.png", "is not a format of cutouts"),
+        ("gallery/{name}.png", "has the unknown field {name}; the table has"),
+        ("gallery/{kind}.png", "gives two cutouts the name"),
+    ],
+)
+def test_impossible_targets_are_errors(tmp_path, target, message):
+    with pytest.raises(OptionError, match=message):
+        ix.export(pictures(), target if "://" in target else tmp_path / target)
+
+
+def test_ids_and_datasets_are_no_pictures(tmp_path):
+    with pytest.raises(LayerError, match="draw it first with overlay"):
+        ix.export(boxes().segmentation, tmp_path / "gallery.html")
+    with pytest.raises(LayerError, match="a Dataset with the variables"):
+        ix.export(boxes(), tmp_path / "gallery.html")
+    with pytest.raises(OptionError, match="memory=… is not an option of cutouts"):
+        ix.export(pictures(), tmp_path / "gallery.html", memory="4 GB")
+
+
+def test_a_name_in_the_table_cannot_leave_the_folder(tmp_path):
+    array = pictures().assign_coords(kind=("cutout", ["../x", *"bcdef"]))
+    with pytest.raises(OptionError, match="cannot be part of a file name"):
+        ix.export(array, tmp_path / "gallery" / "{kind}.png")
