@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from imageryxr.export.plan.plan import ExportPlan
     from imageryxr.export.report import ExportReport
     from imageryxr.measure.cutouts import cutouts
+    from imageryxr.measure.segments import measure
     from imageryxr.neuroglancer.link import neuroglancer_link
     from imageryxr.neuroglancer.open import open_neuroglancer
     from imageryxr.ops.align import align, regrid
@@ -81,6 +82,7 @@ __all__ = [
     "inset",
     "legend",
     "load_palette",
+    "measure",
     "montage",
     "neuroglancer_link",
     "open_annotations",
@@ -135,6 +137,7 @@ _MODULES = {
     "inset": "imageryxr.render.figure",
     "legend": "imageryxr.render.figure",
     "load_palette": "imageryxr.core.colors",
+    "measure": "imageryxr.measure.segments",
     "montage": "imageryxr.render.figure",
     "neuroglancer_link": "imageryxr.neuroglancer.link",
     "open_annotations": "imageryxr.ops.open_annotations",

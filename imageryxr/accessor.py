@@ -16,6 +16,8 @@ from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export
 from imageryxr.export.masks import save_masks
 from imageryxr.measure.cutouts import cutouts
+from imageryxr.measure.segments import measure
+from imageryxr.measure.table import to_dataframe
 from imageryxr.neuroglancer.link import neuroglancer_link
 from imageryxr.ops.align import align, aligned_names, regrid
 from imageryxr.ops.datastack import align_tree, around, bbox
@@ -80,6 +82,17 @@ def _segmentation_method(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
+def _measure_method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Convert a function of (segmentation, image) to a method of a Dataset that contains both."""
+
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        image, segmentation = aligned_names(self._obj)
+        return function(self._obj[segmentation], self._obj[image], *args, **kwargs)
+
+    return method
+
+
 class ImageryArray:
     """The functions of imageryxr as methods of an array: ``da.imagery.crop(bbox)`` is ``imageryxr.crop(da, bbox)``.
 
@@ -113,6 +126,7 @@ class ImageryArray:
     align = _method(align)
     regrid = _method(regrid)
     unique_ids = _method(unique_ids)
+    measure = _method(measure)
     sample_points = _method(sample_points)
     select_ids = _method(select_ids)
     split_masks = _method(split_masks)
@@ -170,6 +184,8 @@ class ImageryDataset:
     overlay = _method(overlay_dataset)
     outline = _segmentation_method(outline)
     unique_ids = _segmentation_method(unique_ids)
+    measure = _measure_method(measure)
+    to_dataframe = _method(to_dataframe)
     split_masks = _segmentation_method(split_masks)
     sample_points = _method(sample_points)
     export = _method(export)

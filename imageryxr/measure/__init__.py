@@ -1,1 +1,1 @@
-"""Measurements and cutouts."""
+"""Measurements of segmentations, and cutouts."""

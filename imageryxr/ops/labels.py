@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 from typing import Any, Literal, overload
@@ -132,9 +132,7 @@ def unique_ids(
     (True, True)
     """
     volume = segmentation_volume(seg)
-    volume = replace(volume, splits=volume.below_splits or volume.splits, below_splits=None)
-    array = label_result(volume.expr, volume.grid, volume, attrs={}, name="segmentation")
-    ids, voxels = count_ids(array.data) if counts else (find_ids(array.data), np.empty(0, np.int64))
+    ids, voxels = count_ids(volume) if counts else (find_ids(volume), np.empty(0, np.int64))
     shown = ids != 0
     ids = np.asarray(ids[shown], dtype=volume.expr.dtype)
     return (ids, voxels[shown]) if counts else ids

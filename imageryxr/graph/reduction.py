@@ -1,0 +1,196 @@
+"""Reduce the blocks of arrays on one grid to one value, with a tree of tasks.
+
+Each block becomes a partial result in the task that reads it. Blocks that are neighbours in space are merged first, so
+the partial results in memory are those of a few branches of the tree, however many blocks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import product
+from typing import Any, TypeVar
+
+import dask
+import dask.array as da
+from dask.base import tokenize
+from dask.blockwise import BlockwiseDep, blockwise, optimize_blockwise
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
+
+from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.graph.block_check import block_starts
+from imageryxr.graph.expr import Array, ArrayLeaf, widen_to
+from imageryxr.graph.labelled import Volume, crop_volume
+from imageryxr.graph.to_dask import Splits, choose_splits, to_dask
+
+T = TypeVar("T")
+
+_FAN = 16
+"""Number of results that one task of the tree merges."""
+_SPACE = ("z", "y", "x")
+_SLAB = 1 << 21
+"""Voxels of the slabs in which an array in memory is reduced: enough for each thread, and rows stay contiguous."""
+
+
+def reduce_volumes(
+    volumes: Sequence[Volume],
+    one: Callable[..., T],
+    merge: Callable[[list[T]], T],
+    *,
+    box: IndexBox | None = None,
+) -> T:
+    """Return the reduction of volumes on one grid; computes.
+
+    Arrays that are opened from a source are read in blocks of whole storage chunks, each once. Arrays in memory are
+    reduced in slabs, by threads of this process.
+
+    Parameters
+    ----------
+    volumes : sequence of Volume
+        Volumes on one grid.
+    one : callable
+        ``one(box, *arrays)`` returns the partial result of a block, given its box and a numpy array per volume.
+    merge : callable
+        Returns the merged result of a list of partial results; associative, in any order.
+    box : IndexBox, optional
+        The part of the grid to reduce. Default: all of it.
+    """
+    box = volumes[0].box if box is None else box
+    if all(v.in_memory for v in volumes):
+        splits = _slabs(box.shape)
+        if all(len(s) == 1 for s in splits):
+            return merge([one(box, *(_values(v)[box.slices()] for v in volumes))])
+        arrays = [da.from_array(_values(v)[box.slices()], chunks=splits, name=False) for v in volumes]
+        # A client of a cluster would send the values to its workers.
+        chosen = dask.config.get("scheduler", None)
+        scheduler = "threads" if chosen in (None, "dask.distributed", "distributed") else None
+    else:
+        arrays, scheduler = block_arrays(volumes, box), None
+    one = partial(_at_offset, one, box.start) if any(box.start) else one
+    found: T = reduce_blocks(arrays, one, merge).compute(scheduler=scheduler)
+    return found
+
+
+def _at_offset(one: Callable[..., T], start: Index3, box: IndexBox, *arrays: Array) -> T:
+    return one(box.shift(start), *arrays)
+
+
+def _values(volume: Volume) -> Array:
+    assert isinstance(volume.expr, ArrayLeaf)
+    return volume.expr.array
+
+
+def _slabs(shape: Index3) -> Splits:
+    plane = shape[1] * shape[2]
+    depth, height = (1, max(1, _SLAB // shape[2])) if plane > 2 * _SLAB else (max(1, _SLAB // plane), shape[1])
+    return tuple(da.core.normalize_chunks((depth, height, shape[2]), shape))
+
+
+def block_arrays(volumes: Sequence[Volume], box: IndexBox) -> list[da.Array]:
+    """Return the dask arrays of a box of volumes, in the same blocks of whole storage chunks; reads nothing."""
+    shifted = [view_of_box(v, box) for v in volumes]
+    foreign = any(v.dask_inputs for v in volumes)
+    splits = choose_splits([v.expr for v in shifted], box.shape, group=not foreign)
+    return [
+        da.from_array(_values(volume)[box.slices()], chunks=splits, name=False)
+        if volume.in_memory
+        else to_dask(part.expr, box.shape, dask_inputs=volume.dask_inputs, chunks=splits, name="labels")
+        for volume, part in zip(volumes, shifted, strict=True)
+    ]
+
+
+def view_of_box(volume: Volume, box: IndexBox) -> Volume:
+    """Return the volume of a box of indexes within a volume."""
+    if box == volume.box:
+        return replace(volume, expr=widen_to(volume.expr, box))
+    return crop_volume(volume, box)
+
+
+@dataclass(frozen=True)
+class _BoxDep(BlockwiseDep):
+    """Pass its box to each block of a layer."""
+
+    splits: Splits
+    produces_tasks: bool = False
+
+    @property
+    def numblocks(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(len(s) for s in self.splits)
+
+    def __getitem__(self, idx: tuple[int, ...]) -> IndexBox:
+        z, y, x = ((s[i], s[i + 1]) for s, i in zip(self._starts, idx, strict=True))
+        return IndexBox((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+
+    @cached_property
+    def _starts(self) -> Splits:
+        return block_starts(self.splits)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_BoxDep, (self.splits,))
+
+
+def reduce_blocks(arrays: Sequence[da.Array], one: Callable[..., T], merge: Callable[[list[T]], T]) -> Delayed:
+    """Return the delayed reduction of dask arrays (z, y, x) with the same blocks; reads nothing.
+
+    The graph, and the time to build it, grow with the number of blocks.
+    """
+    splits: Splits = arrays[0].chunks
+    counts = tuple(len(s) for s in splits)
+    token = tokenize(*(a.name for a in arrays), one, merge)
+    name = f"partial-{token}"
+    layer = blockwise(
+        partial(_run_one, one),
+        name,
+        _SPACE,
+        _BoxDep(splits),
+        _SPACE,
+        *(part for array in arrays for part in (array.name, _SPACE)),
+        numblocks={array.name: counts for array in arrays},
+    )
+    below = HighLevelGraph.merge(*(a.dask for a in arrays))
+    graph = HighLevelGraph(
+        {**below.layers, name: layer}, {**below.dependencies, name: {array.name for array in arrays}}
+    )
+    graph = optimize_blockwise(graph, keys=[(name, 0, 0, 0)])
+    top = f"merged-{token}"
+    tasks, root = _merge_tree(name, top, counts, merge)
+    return Delayed(root, HighLevelGraph({**graph.layers, top: tasks}, {**graph.dependencies, top: {name}}), layer=top)
+
+
+def _run_one(one: Callable[..., T], box: IndexBox, *arrays: Array) -> T:
+    return one(IndexBox(*box), *arrays)
+
+
+def _merge_tree(
+    name: str, top: str, counts: tuple[int, ...], merge: Callable[..., Any]
+) -> tuple[dict[Any, Any], tuple[Any, ...]]:
+    """Return the tasks that merge all blocks, and the key of the last one."""
+    tasks: dict[Any, Any] = {}
+    level = 0
+    while level == 0 or max(counts) > 1:
+        sizes = _group_shape(counts)
+        new = tuple(-(-n // size) for n, size in zip(counts, sizes, strict=True))
+        source = (name,) if level == 0 else (top, level - 1)
+        for idx in product(*map(range, new)):
+            parts = [(*source, *at) for at in _members(idx, sizes, counts)]
+            tasks[(top, level, *idx)] = (merge, parts)
+        counts, level = new, level + 1
+    return tasks, (top, level - 1, 0, 0, 0)
+
+
+def _members(idx: Sequence[int], sizes: Sequence[int], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    ranges = zip(idx, sizes, counts, strict=True)
+    return product(*(range(i * size, min(n, (i + 1) * size)) for i, size, n in ranges))
+
+
+def _group_shape(counts: Sequence[int]) -> list[int]:
+    """Return how many blocks to merge along each axis: up to `_FAN` in all, about as many along each axis."""
+    sizes = [1, 1, 1]
+    while 2 * sizes[0] * sizes[1] * sizes[2] <= _FAN:
+        open_axes = [axis for axis in (2, 1, 0) if sizes[axis] < counts[axis]]
+        if not open_axes:
+            break
+        sizes[min(open_axes, key=lambda axis: sizes[axis])] *= 2
+    return sizes

@@ -1,0 +1,274 @@
+"""Sum the voxels, positions and grey values of each segment of a block."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imageryxr.errors import GridMismatchError
+from imageryxr.kernels.color_table import as_labels
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import as_kernel_input, fill_run, make_run_buffers, run_ends
+from imageryxr.kernels.tally import Tally, find_or_add, make_tally, reserve_rows, tally_rows
+
+# Columns of the sums: voxels, doubled sum of x, sums of y and z, then the first and last x, y and z.
+_COLUMNS = 10
+
+
+class BlockSums(NamedTuple):
+    """Sums of the segments of a block; axes are (z, y, x), and indexes count from the start of the block."""
+
+    ids: NDArray[np.uint64]
+    voxels: NDArray[np.int64]
+    sums: NDArray[np.int64]
+    """int64[k, 3], the sums of the indexes of all voxels."""
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    """int64[k, 3], the smallest and the largest index."""
+
+
+class GreySums(NamedTuple):
+    """Sums of the grey values of the segments of a block."""
+
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+    """The sum of squared deviations from the mean."""
+    low: NDArray[Any]
+    high: NDArray[Any]
+    """The smallest and the largest value, of the dtype of the image."""
+
+
+def sum_segments(labels: NDArray[Any], ids: NDArray[np.uint64] | None = None) -> tuple[BlockSums, Tally]:
+    """Return the sums of the segments of a block in ascending order of id, and their hash table.
+
+    Parameters
+    ----------
+    labels
+        Ids (z, y, x), any integer dtype. 0 is background.
+    ids
+        The distinct ids to sum, none of which is 0. Default: all.
+    """
+    block = as_labels(labels)
+    tally = _sum_segments(block, make_tally(_COLUMNS, ids), ids is None)
+    pairs, sums = tally_rows(tally)
+    order = np.argsort(pairs[:, 0], kind="stable")
+    order = order[sums[order, 0] > 0]
+    found = sums[order]
+    positions = np.stack([found[:, 3], found[:, 2], found[:, 1] // 2], axis=1)
+    return BlockSums(pairs[order, 0], found[:, 0], positions, found[:, [8, 6, 4]], found[:, [9, 7, 5]]), tally
+
+
+@compile_kernel
+def _sum_segments(labels: NDArray[Any], tally: Tally, add: bool) -> Tally:
+    depth, height, width = labels.shape
+    buffers = make_run_buffers(width)
+    for z in range(depth):
+        for y in range(height):
+            row = labels[z, y]
+            runs = run_ends(row, buffers)
+            if add:
+                tally = reserve_rows(tally, runs)
+            begin = 0
+            for k in range(runs):
+                end = buffers.ends[k]
+                label = np.uint64(row[begin])
+                if label != np.uint64(0):
+                    at = find_or_add(tally, label, np.uint64(0), add)
+                    if at >= 0:
+                        _add_run(tally.sums[at], z, y, begin, end)
+                begin = end
+    return tally
+
+
+@compile_kernel
+def _add_run(sums: NDArray[np.int64], z: int, y: int, begin: int, end: int) -> None:
+    voxels = end - begin
+    if sums[0] == 0:
+        sums[4], sums[5], sums[6], sums[7], sums[8] = begin, end - 1, y, y, z
+    else:
+        sums[4] = min(sums[4], begin)
+        sums[5] = max(sums[5], end - 1)
+        sums[6] = min(sums[6], y)
+        sums[7] = max(sums[7], y)
+    sums[9] = z  # rows are visited in ascending order of z
+    sums[0] += voxels
+    sums[1] += voxels * (begin + end - 1)
+    sums[2] += voxels * y
+    sums[3] += voxels * z
+
+
+def sum_grey(labels: NDArray[Any], image: NDArray[Any], segments: BlockSums, tally: Tally) -> GreySums:
+    """Return the sums of the grey values of the segments of a block, in the order of `segments`.
+
+    Integers of 8 and 16 bits are summed exactly; other values are summed as float64, run by run.
+
+    Parameters
+    ----------
+    labels, image
+        Arrays (z, y, x) of the same shape; `image` is of any integer, boolean or float dtype.
+    segments, tally
+        The results of `sum_segments`.
+
+    Raises
+    ------
+    GridMismatchError
+        If the shapes differ.
+    """
+    if labels.shape != image.shape:
+        raise GridMismatchError(f"image {image.shape} and labels {labels.shape} must have the same shape")
+    block, rows = as_labels(labels), _rows_of(segments, tally)
+    dtype = image.dtype.newbyteorder("=")
+    if dtype.kind == "b" or (dtype.kind in "iu" and dtype.itemsize <= 2):
+        values = image.view(np.uint8) if dtype.kind == "b" else image
+        found = _sum_integers(block, as_kernel_input(values), tally)[rows]
+        return _exact_sums(segments.voxels, found, dtype)
+    values = as_kernel_input(image if dtype in (np.float32, np.float64) else image.astype(np.float64))
+    sums = _sum_floats(block, values, tally)[rows]
+    return GreySums(sums[:, 1], sums[:, 2], sums[:, 3].astype(dtype), sums[:, 4].astype(dtype))
+
+
+def _rows_of(segments: BlockSums, tally: Tally) -> NDArray[np.intp]:
+    """Return the row in the tally of each segment."""
+    pairs, _ = tally_rows(tally)
+    order = np.argsort(pairs[:, 0], kind="stable")
+    found: NDArray[np.intp] = order[np.searchsorted(pairs[order, 0], segments.ids)]
+    return found
+
+
+def _exact_sums(voxels: NDArray[np.int64], found: NDArray[np.int64], dtype: np.dtype[Any]) -> GreySums:
+    total, squares = found[:, 0], found[:, 1]
+    # n·Σv² - (Σv)² may exceed int64, and as float64 it would cancel where the mean is large beside the deviation.
+    count = voxels.astype(object)
+    exact = count * squares.astype(object) - total.astype(object) ** 2
+    deviation = np.array(exact / count, np.float64) if len(count) else np.empty(0)
+    return GreySums(total / voxels, deviation, found[:, 2].astype(dtype), found[:, 3].astype(dtype))
+
+
+@compile_kernel
+def _sum_integers(labels: NDArray[Any], image: NDArray[Any], tally: Tally) -> NDArray[np.int64]:
+    """Return the sum, the sum of squares, the minimum and the maximum of each row of the tally."""
+    depth, height, width = labels.shape
+    out = np.zeros((tally.pairs.shape[0], 4), np.int64)
+    for row in range(out.shape[0]):
+        out[row, 2] = 1 << 40
+        out[row, 3] = -(1 << 40)
+    buffers = make_run_buffers(width)
+    for z in range(depth):
+        for y in range(height):
+            row, grey = labels[z, y], image[z, y]
+            begin = 0
+            for k in range(run_ends(row, buffers)):
+                end = buffers.ends[k]
+                label = np.uint64(row[begin])
+                at = find_or_add(tally, label, np.uint64(0), False) if label != np.uint64(0) else -1
+                if at >= 0:
+                    total, squares = np.int64(0), np.int64(0)
+                    low = high = np.int64(grey[begin])
+                    for value in grey[begin:end]:
+                        v = np.int64(value)
+                        total += v
+                        squares += v * v
+                        low = min(low, v)
+                        high = max(high, v)
+                    out[at, 0] += total
+                    out[at, 1] += squares
+                    out[at, 2] = min(out[at, 2], low)
+                    out[at, 3] = max(out[at, 3], high)
+                begin = end
+    return out
+
+
+@compile_kernel
+def _sum_floats(labels: NDArray[Any], image: NDArray[Any], tally: Tally) -> NDArray[np.float64]:
+    """Return the voxels, the mean, the sum of squared deviations, the minimum and the maximum of each row.
+
+    Runs are merged with the update of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+    computing sample variances" (1979).
+    """
+    depth, height, width = labels.shape
+    out = np.zeros((tally.pairs.shape[0], 5), np.float64)
+    buffers = make_run_buffers(width)
+    for z in range(depth):
+        for y in range(height):
+            row, grey = labels[z, y], image[z, y]
+            begin = 0
+            for k in range(run_ends(row, buffers)):
+                end = buffers.ends[k]
+                label = np.uint64(row[begin])
+                at = find_or_add(tally, label, np.uint64(0), False) if label != np.uint64(0) else -1
+                if at >= 0:
+                    _add_floats(out[at], grey[begin:end])
+                begin = end
+    return out
+
+
+@compile_kernel
+def _add_floats(sums: NDArray[np.float64], values: NDArray[Any]) -> None:
+    total = 0.0
+    low = high = np.float64(values[0])
+    for value in values:
+        v = np.float64(value)
+        total += v
+        # NaN is the minimum and the maximum, as in numpy.
+        low = v if v < low or v != v else low
+        high = v if v > high or v != v else high
+    mean = total / values.size
+    deviation = 0.0
+    for value in values:
+        deviation += (np.float64(value) - mean) ** 2
+    before = sums[0]
+    count = before + values.size
+    if before == 0:
+        sums[1], sums[2], sums[3], sums[4] = mean, deviation, low, high
+    else:
+        shift = mean - sums[1]
+        sums[1] += shift * values.size / count
+        sums[2] += deviation + shift * shift * before * values.size / count
+        sums[3] = low if low < sums[3] or low != low else sums[3]
+        sums[4] = high if high > sums[4] or high != high else sums[4]
+    sums[0] = count
+
+
+def count_values(
+    labels: NDArray[Any], image: NDArray[Any], tally: Tally
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Return the histogram of each segment of a block: pairs of id and grey value, and their numbers of voxels.
+
+    Parameters
+    ----------
+    labels, image
+        Arrays (z, y, x) of the same shape; `image` is uint8 or uint16.
+    tally
+        The hash table of the segments, from `sum_segments`.
+    """
+    import fastremap
+
+    rows = np.empty(labels.size + 64, np.int32)
+    _find_rows(as_labels(labels), tally, rows)
+    rows = rows[: labels.size]
+    shown = rows >= 0
+    keys = rows[shown].astype(np.uint64) << np.uint64(16)
+    keys |= np.asarray(image).reshape(-1)[shown].astype(np.uint64)
+    pairs, counts = fastremap.unique(keys, return_counts=True) if len(keys) else (keys, np.empty(0, np.int64))
+    ids = tally.pairs[(pairs >> np.uint64(16)).astype(np.intp), 0]
+    return np.stack([ids, pairs & np.uint64(0xFFFF)], axis=1), counts.astype(np.int64)
+
+
+@compile_kernel
+def _find_rows(labels: NDArray[Any], tally: Tally, out: NDArray[np.int32]) -> None:
+    depth, height, width = labels.shape
+    buffers = make_run_buffers(width)
+    start = 0
+    for z in range(depth):
+        for y in range(height):
+            row = labels[z, y]
+            begin = 0
+            for k in range(run_ends(row, buffers)):
+                end = buffers.ends[k]
+                label = np.uint64(row[begin])
+                at = find_or_add(tally, label, np.uint64(0), False) if label != np.uint64(0) else -1
+                fill_run(out, start + begin, start + end, at)
+                begin = end
+            start += width
