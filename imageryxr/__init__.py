@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from imageryxr.export.masks import save_masks
     from imageryxr.export.plan.plan import ExportPlan
     from imageryxr.export.report import ExportReport
+    from imageryxr.measure.contacts import contacts
     from imageryxr.measure.cutouts import cutouts
+    from imageryxr.measure.overlaps import overlaps
     from imageryxr.measure.segments import measure
     from imageryxr.neuroglancer.link import neuroglancer_link
     from imageryxr.neuroglancer.open import open_neuroglancer
@@ -73,6 +75,7 @@ __all__ = [
     "as_annotations",
     "colors_of",
     "composite",
+    "contacts",
     "contrast_limits",
     "crop",
     "cutouts",
@@ -93,6 +96,7 @@ __all__ = [
     "open_segmentation",
     "open_skeletons",
     "outline",
+    "overlaps",
     "overlay",
     "palette",
     "plan_export",
@@ -129,6 +133,7 @@ _MODULES = {
     "as_annotations": "imageryxr.ops.annotations",
     "colors_of": "imageryxr.core.colors.record",
     "composite": "imageryxr.render.overlay",
+    "contacts": "imageryxr.measure.contacts",
     "contrast_limits": "imageryxr.render.thumbnail",
     "crop": "imageryxr.ops.open",
     "cutouts": "imageryxr.measure.cutouts",
@@ -148,6 +153,7 @@ _MODULES = {
     "open_segmentation": "imageryxr.ops.open",
     "open_skeletons": "imageryxr.ops.skeletons",
     "outline": "imageryxr.render.overlay",
+    "overlaps": "imageryxr.measure.overlaps",
     "overlay": "imageryxr.render.overlay",
     "palette": "imageryxr.core.colors",
     "plan_export": "imageryxr.export",

@@ -15,7 +15,9 @@ from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export
 from imageryxr.export.masks import save_masks
+from imageryxr.measure.contacts import contacts
 from imageryxr.measure.cutouts import cutouts
+from imageryxr.measure.overlaps import overlaps
 from imageryxr.measure.segments import measure
 from imageryxr.measure.table import to_dataframe
 from imageryxr.neuroglancer.link import neuroglancer_link
@@ -127,6 +129,8 @@ class ImageryArray:
     regrid = _method(regrid)
     unique_ids = _method(unique_ids)
     measure = _method(measure)
+    contacts = _method(contacts)
+    overlaps = _method(overlaps)
     sample_points = _method(sample_points)
     select_ids = _method(select_ids)
     split_masks = _method(split_masks)
@@ -185,6 +189,7 @@ class ImageryDataset:
     outline = _segmentation_method(outline)
     unique_ids = _segmentation_method(unique_ids)
     measure = _measure_method(measure)
+    contacts = _segmentation_method(contacts)
     to_dataframe = _method(to_dataframe)
     split_masks = _segmentation_method(split_masks)
     sample_points = _method(sample_points)

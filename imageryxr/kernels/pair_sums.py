@@ -1,0 +1,174 @@
+"""Sum the faces between neighbouring segments, and the voxels that two segmentations share, by pair of ids.
+
+Two rows are walked along their runs together: within an interval, both have one id each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imageryxr.errors import GridMismatchError
+from imageryxr.kernels.color_table import as_labels
+from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.run_length import PIECE, make_run_buffers, run_ends
+from imageryxr.kernels.tally import Tally, find_or_add, make_tally, reserve_rows, tally_rows
+
+PairTable = tuple[NDArray[np.uint64], NDArray[np.int64]]
+"""Pairs of ids, uint64[n, 2], and their sums, int64[n, columns]."""
+
+_ZERO = np.uint64(0)
+
+
+def sum_contacts(labels: NDArray[Any]) -> PairTable:
+    """Return the faces between the voxels of different segments of a block, by pair of ids.
+
+    Parameters
+    ----------
+    labels
+        Ids (z, y, x), any integer dtype. 0 is background.
+
+    Returns
+    -------
+    pairs
+        uint64[n, 2], the smaller id first.
+    sums
+        int64[n, 12]: for faces across z, then y, then x, their number and the sums of the doubled positions (z, y, x)
+        of their centres, in voxels from the corner of the block.
+    """
+    pairs, sums = tally_rows(_sum_contacts(as_labels(labels), make_tally(12)))
+    return pairs, sums
+
+
+@compile_kernel
+def _sum_contacts(labels: NDArray[Any], tally: Tally) -> Tally:
+    depth, height, width = labels.shape
+    here, above, behind = make_run_buffers(width), make_run_buffers(width), make_run_buffers(width)
+    for z in range(depth):
+        for y in range(height):
+            row = labels[z, y]
+            runs = run_ends(row, here)
+            tally = reserve_rows(tally, runs)
+            _add_along_row(row, here.ends, runs, tally, z, y)
+            if y > 0:
+                count = run_ends(labels[z, y - 1], above)
+                tally = reserve_rows(tally, runs + count)
+                _add_between(labels[z, y - 1], above.ends, row, here.ends, tally, 4, 2 * z + 1, 2 * y)
+            if z > 0:
+                count = run_ends(labels[z - 1, y], behind)
+                tally = reserve_rows(tally, runs + count)
+                _add_between(labels[z - 1, y], behind.ends, row, here.ends, tally, 0, 2 * z, 2 * y + 1)
+    return tally
+
+
+@compile_kernel
+def _add_along_row(row: NDArray[Any], ends: NDArray[np.int64], runs: int, tally: Tally, z: int, y: int) -> None:
+    for k in range(runs - 1):
+        end = ends[k]
+        a, b = np.uint64(row[end - 1]), np.uint64(row[end])
+        if a != _ZERO and b != _ZERO:
+            sums = tally.sums[find_or_add(tally, min(a, b), max(a, b), True)]
+            sums[8] += 1
+            sums[9] += 2 * z + 1
+            sums[10] += 2 * y + 1
+            sums[11] += 2 * end
+
+
+@compile_kernel
+def _add_between(
+    one: NDArray[Any],
+    one_ends: NDArray[np.int64],
+    other: NDArray[Any],
+    other_ends: NDArray[np.int64],
+    tally: Tally,
+    column: int,
+    first: int,
+    second: int,
+) -> None:
+    """Add the faces between two rows; `first` and `second` are the doubled positions of the faces' other axes."""
+    begin = i = j = 0
+    while begin < one.size:
+        end = min(one_ends[i], other_ends[j])
+        a, b = np.uint64(one[begin]), np.uint64(other[begin])
+        if a != b and a != _ZERO and b != _ZERO:
+            faces = end - begin
+            sums = tally.sums[find_or_add(tally, min(a, b), max(a, b), True)]
+            sums[column] += faces
+            sums[column + 1] += faces * first
+            sums[column + 2] += faces * second
+            sums[column + 3] += faces * (begin + end)
+        i += one_ends[i] == end
+        j += other_ends[j] == end
+        begin = end
+
+
+def sum_plane_contacts(one: NDArray[Any], other: NDArray[Any]) -> PairTable:
+    """Return the faces between two planes of voxels that touch each other, by pair of ids.
+
+    Parameters
+    ----------
+    one, other
+        Ids (rows, columns), any integer dtype and the same shape.
+
+    Returns
+    -------
+    pairs
+        uint64[n, 2], the smaller id first.
+    sums
+        int64[n, 3]: the number of faces, and the sums of the doubled positions (row, column) of their centres, in
+        voxels from the corner of the planes.
+    """
+    if one.shape != other.shape:
+        raise GridMismatchError(f"planes {one.shape} and {other.shape} must have the same shape")
+    pairs, sums = tally_rows(_sum_plane_contacts(as_labels(one), as_labels(other), make_tally(4)))
+    return pairs, sums[:, [0, 2, 3]]
+
+
+@compile_kernel
+def _sum_plane_contacts(one: NDArray[Any], other: NDArray[Any], tally: Tally) -> Tally:
+    height, width = one.shape
+    here, there = make_run_buffers(width), make_run_buffers(width)
+    for y in range(height):
+        tally = reserve_rows(tally, run_ends(one[y], here) + run_ends(other[y], there))
+        _add_between(one[y], here.ends, other[y], there.ends, tally, 0, 0, 2 * y + 1)
+    return tally
+
+
+def sum_overlaps(one: NDArray[Any], other: NDArray[Any]) -> PairTable:
+    """Return the number of voxels of each pair of ids at the same place in two arrays, 0 included.
+
+    Parameters
+    ----------
+    one, other
+        Ids, any integer dtype and the same shape.
+
+    Returns
+    -------
+    pairs
+        uint64[n, 2], the id of `one` first.
+    sums
+        int64[n, 1], the number of voxels.
+    """
+    if one.shape != other.shape:
+        raise GridMismatchError(f"labels {one.shape} and {other.shape} must have the same shape")
+    flat = as_labels(one).reshape(-1), as_labels(other).reshape(-1)
+    return tally_rows(_sum_overlaps(*flat, make_tally(1)))
+
+
+@compile_kernel
+def _sum_overlaps(one: NDArray[Any], other: NDArray[Any], tally: Tally) -> Tally:
+    here, there = make_run_buffers(PIECE), make_run_buffers(PIECE)
+    for start in range(0, one.size, PIECE):
+        a, b = one[start : start + PIECE], other[start : start + PIECE]
+        tally = reserve_rows(tally, run_ends(a, here) + run_ends(b, there))
+        begin = i = j = 0
+        while begin < a.size:
+            end = min(here.ends[i], there.ends[j])
+            row = find_or_add(tally, np.uint64(a[begin]), np.uint64(b[begin]), True)
+            tally.sums[row, 0] += end - begin
+            i += here.ends[i] == end
+            j += there.ends[j] == end
+            begin = end
+    return tally

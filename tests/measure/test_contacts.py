@@ -1,0 +1,120 @@
+"""Tests of `contacts` against a loop over all faces, and cc3d."""
+
+from __future__ import annotations
+
+import cc3d
+import dask
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import imageryxr as ix
+from imageryxr.errors import LayerError, SegmentError
+from tests.conftest import FIB25, volume
+from tests.support.counted_source import READS, held, opened
+from tests.support.measured import IDS, RESOLUTION, as_segmentation, chunkings, corners_nm, count_faces, label_arrays
+
+X, Y, Z = RESOLUTION
+AREAS = np.array([X * Y, X * Z, Y * Z])  # across z, y, x
+
+
+@given(labels=label_arrays(), chunks=chunkings)
+def test_contacts_equal_a_count_of_all_faces_for_every_chunking(labels, chunks):
+    found, want = ix.contacts(as_segmentation(labels, chunks)), count_faces(labels)
+    pairs = list(zip(found.segment_a.values.tolist(), found.segment_b.values.tolist(), strict=True))
+    assert pairs == list(want)
+    for i, faces in enumerate(want.values()):
+        contact, rows = found.isel(contact=i), np.array(faces)
+        areas = AREAS[rows[:, 0].astype(int)]
+        assert contact.faces == len(faces)
+        np.testing.assert_allclose(contact.area, areas.sum(), rtol=1e-12)
+        center = np.average(rows[:, 1:], axis=0, weights=areas)
+        np.testing.assert_allclose(contact.centroid, corners_nm(center), rtol=1e-12, atol=1e-9)
+
+
+@given(labels=label_arrays(), one=chunkings, other=chunkings)
+def test_every_chunking_gives_the_same_contacts_bit_for_bit(labels, one, other):
+    assert ix.contacts(as_segmentation(labels, one)).identical(ix.contacts(as_segmentation(labels, other)))
+
+
+@given(labels=label_arrays(), chunks=chunkings, requested=st.sets(st.sampled_from(IDS[1:].tolist()), min_size=1))
+def test_requested_ids_have_all_their_contacts(labels, chunks, requested):
+    every = ix.contacts(as_segmentation(labels, chunks))
+    some = ix.contacts(as_segmentation(labels, chunks), ids=requested)
+    pairs = zip(every.segment_a.values.tolist(), every.segment_b.values.tolist(), strict=True)
+    assert some.identical(every.isel(contact=[bool({a, b} & requested) for a, b in pairs]))
+
+
+def check_against_cc3d(found, labels, resolution):
+    """Compare areas with `cc3d.contacts`, which takes arrays (x, y, z) and weighs the faces."""
+    ids, small = np.unique(labels, return_inverse=True)
+    small = small.reshape(labels.shape).astype(np.uint32) + (ids[0] != 0)
+    names = ids if ids[0] == 0 else np.append(np.uint64(0), ids)
+    want = cc3d.contacts(small.T, connectivity=6, surface_area=True, anisotropy=resolution)
+    want = {(int(names[a]), int(names[b])): area for (a, b), area in want.items() if a}
+    pairs = zip(found.segment_a.values.tolist(), found.segment_b.values.tolist(), strict=True)
+    areas = dict(zip(pairs, found.area.values.tolist(), strict=True))
+    assert areas.keys() == want.keys()
+    np.testing.assert_allclose([areas[pair] for pair in want], list(want.values()), rtol=1e-4)  # cc3d adds float32
+    faces = cc3d.contacts(small.T, connectivity=6, surface_area=False)
+    want_faces = {(int(names[a]), int(names[b])): n for (a, b), n in faces.items() if a}
+    pairs = zip(found.segment_a.values.tolist(), found.segment_b.values.tolist(), strict=True)
+    assert dict(zip(pairs, found.faces.values.tolist(), strict=True)) == want_faces
+
+
+def test_contacts_equal_cc3d_on_the_sample(sample):
+    seg = ix.open_segmentation(sample.segmentation).isel(z=slice(0, 10))
+    check_against_cc3d(ix.contacts(seg), seg.values, ix.grid_of(seg).resolution)
+
+
+@pytest.mark.skipif(not FIB25.exists(), reason="the FIB-25 sample is not beside this checkout")
+@pytest.mark.parametrize("chunks", [None, {"z": 17, "y": 100, "x": 61}])
+def test_contacts_equal_cc3d_on_real_tissue(chunks):
+    labels = np.load(FIB25)["supervoxels"][:50].astype(np.uint64) + np.uint64(2**63)
+    seg = volume(labels, (10, 12, 40), layer_type="segmentation")
+    check_against_cc3d(ix.contacts(seg if chunks is None else seg.chunk(chunks)), labels, (10, 12, 40))
+
+
+@pytest.mark.parametrize("chunks", [None, {"z": 5, "y": 20, "x": 17}, {"z": 1}])
+def test_each_storage_chunk_is_read_once(chunks):
+    READS.clear()
+    found = ix.contacts(opened() if chunks is None else opened().chunk(chunks))
+    assert set(READS.values()) == {1}
+    assert found.drop_attrs().identical(ix.contacts(held()).drop_attrs())
+
+
+def test_threads_and_one_thread_give_the_same_contacts():
+    for scheduler in ("synchronous", "threads"):
+        with dask.config.set(scheduler=scheduler):
+            assert ix.contacts(held().chunk(z=5, y=7)).identical(ix.contacts(held()))
+
+
+def test_slabs_of_an_array_in_memory_meet_at_their_borders(monkeypatch):
+    from imageryxr.graph import reduction
+
+    want = ix.contacts(held())
+    for voxels in (100, 5000):
+        monkeypatch.setattr(reduction, "_SLAB", voxels)
+        assert ix.contacts(held()).identical(want)
+
+
+def test_a_segmentation_without_contacts_has_an_empty_table():
+    for labels in (np.zeros((2, 3, 4), np.uint8), np.ones((1, 1, 1), np.uint8)):
+        found = ix.contacts(as_segmentation(labels))
+        assert found.sizes == {"contact": 0, "axis": 3}
+        assert list(found.imagery.to_dataframe())[:2] == ["segment_a", "segment_b"]
+
+
+def test_methods_of_arrays_and_datasets_equal_the_function():
+    seg = held()
+    assert seg.imagery.contacts().identical(ix.contacts(seg))
+    ds = (seg % 251).astype("u1").assign_attrs(layer_type="image").to_dataset(name="image").assign(segmentation=seg)
+    assert ds.imagery.contacts().identical(ix.contacts(seg))
+
+
+def test_wrong_arguments_are_errors():
+    with pytest.raises(SegmentError, match="ids are integers from 1"):
+        ix.contacts(held(), ids=[0])
+    with pytest.raises(LayerError, match="ids are integers"):
+        ix.contacts(held().astype(float))
