@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from imageryxr.export.masks import save_masks
     from imageryxr.export.plan.plan import ExportPlan
     from imageryxr.export.report import ExportReport
+    from imageryxr.measure import measure
     from imageryxr.measure.contacts import contacts
     from imageryxr.measure.cutouts import cutouts
     from imageryxr.measure.overlaps import overlaps
-    from imageryxr.measure.segments import measure
     from imageryxr.neuroglancer.link import neuroglancer_link
     from imageryxr.neuroglancer.open import open_neuroglancer
     from imageryxr.ops.align import align, regrid
@@ -142,7 +142,7 @@ _MODULES = {
     "inset": "imageryxr.render.figure",
     "legend": "imageryxr.render.figure",
     "load_palette": "imageryxr.core.colors",
-    "measure": "imageryxr.measure.segments",
+    "measure": "imageryxr.measure",
     "montage": "imageryxr.render.figure",
     "neuroglancer_link": "imageryxr.neuroglancer.link",
     "open_annotations": "imageryxr.ops.open_annotations",

@@ -40,7 +40,7 @@ def overlaps(a: xr.DataArray, b: xr.DataArray, *, background: bool = False) -> x
         - ``voxels`` (overlap): int64, the number of voxels with both ids.
         - ``volume`` (overlap): nm³.
 
-        The attrs are in bits, and 0 for equal segmentations (Meilă, "Comparing clusterings", 2007):
+        ``attrs`` has, in bits and 0 for equal segmentations (Meilă, "Comparing clusterings", 2007):
 
         - ``split``: conditional entropy H(b | a); high if segments of ``a`` are split in ``b``.
         - ``merge``: conditional entropy H(a | b); high if segments of ``a`` are merged in ``b``.

@@ -41,24 +41,25 @@ def test_split_and_merge_equal_the_variation_of_information_of_skimage(labels, b
     found = ix.overlaps(as_segmentation(labels), as_segmentation(other), background=background)
     shown = np.full(labels.shape, True) if background else (labels != 0) & (other != 0)
     if not shown.any():
-        assert found.split == found.merge == 0
+        assert found.attrs["split"] == found.attrs["merge"] == 0
         return
     one, two = (np.unique(a[shown], return_inverse=True)[1] for a in (labels, other))
-    merge, split = variation_of_information(one, two)
-    np.testing.assert_allclose([found.merge, found.split], [merge, split], rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(found.variation_of_information, merge + split, atol=1e-12)
+    split, merge = variation_of_information(one, two)
+    np.testing.assert_allclose([found.attrs["merge"], found.attrs["split"]], [merge, split], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.attrs["variation_of_information"], merge + split, atol=1e-12)
 
 
 def test_merged_segments_are_a_merge_and_split_segments_a_split():
     one = as_segmentation(np.array([[[1, 1, 2, 2]]], np.uint8))
     other = as_segmentation(np.array([[[5, 5, 5, 5]]], np.uint8))
-    assert (ix.overlaps(one, other).split, ix.overlaps(one, other).merge) == (0, 1)
-    assert (ix.overlaps(other, one).split, ix.overlaps(other, one).merge) == (1, 0)
+    for pair, split, merge in (((one, other), 0, 1), ((other, one), 1, 0)):
+        attrs = ix.overlaps(*pair).attrs
+        assert (attrs["split"], attrs["merge"], attrs["variation_of_information"]) == (split, merge, 1)
 
 
 def test_equal_segmentations_have_no_variation_of_information():
     same = ix.overlaps(held(), held().chunk(z=5))
-    assert same.variation_of_information == same.split == same.merge == 0
+    assert [same.attrs[name] for name in ("split", "merge", "variation_of_information")] == [0, 0, 0]
     cells = ix.measure(held())
     assert same.segment_a.values.tolist() == same.segment_b.values.tolist() == cells.segment.values.tolist()
     np.testing.assert_array_equal(same.voxels, cells.voxels)
