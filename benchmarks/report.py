@@ -14,9 +14,9 @@ import platform
 import warnings
 from collections.abc import Iterator
 
-from benchmarks import figures, first_use, graphene, graphs, kernels, overlays, reading, stacks, work
+from benchmarks import figures, first_use, graphene, graphs, kernels, measure, overlays, reading, stacks, work
 
-MODULES = (kernels, overlays, reading, graphene, figures, stacks, graphs, first_use)
+MODULES = (kernels, overlays, measure, reading, graphene, figures, stacks, graphs, first_use)
 ONE_CORE = (kernels, overlays)
 
 
