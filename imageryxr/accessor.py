@@ -22,6 +22,7 @@ from imageryxr.measure.segments import measure
 from imageryxr.measure.table import to_dataframe
 from imageryxr.neuroglancer.link import neuroglancer_link
 from imageryxr.ops.align import align, aligned_names, regrid
+from imageryxr.ops.cave_table import table
 from imageryxr.ops.datastack import align_tree, around, bbox
 from imageryxr.ops.labels import select_ids, split_masks, unique_ids
 from imageryxr.ops.open import box_around, crop
@@ -232,6 +233,7 @@ class ImageryTree:
     around = _method(around)
     align = _method(align_tree)
     view = _method(view)
+    table = _method(table)
     cutouts = _method(cutouts)
     plane = _method(tree_plane)
     thumbnail = _method(thumbnail)

@@ -31,18 +31,27 @@ def annotations_in_box(annotations: xr.Dataset, bbox: BBox) -> npt.NDArray[np.bo
         Bool, shape (n,).
     """
     kind = annotation_type_of(annotations)
-    tolerance = float(SNAP)
-    # Both borders move down, so that a position on a border is above it, whatever its rounding.
-    lo, hi = (np.array(corner[::-1]) - tolerance for corner in (bbox.lo_nm, bbox.hi_nm))
     start = stack_axes(annotations, DIMS)
     if kind == "point":
-        return np.asarray(((start >= lo) & (start < hi)).all(axis=1))
+        return points_in_box(start[:, ::-1], bbox)
+    lo, hi = (corner[::-1] for corner in _borders(bbox))
     if kind == "ellipsoid":
         return _ellipsoids_in_box(start, stack_axes(annotations, RADII), lo, hi)
     end = stack_axes(annotations, ENDS)
     if kind == "box":
         return np.asarray(((np.maximum(start, end) >= lo) & (np.minimum(start, end) < hi)).all(axis=1))
     return _lines_in_box(start, end, lo, hi)
+
+
+def points_in_box(points: Floats, bbox: BBox) -> npt.NDArray[np.bool_]:
+    """Return which points (x, y, z) in nm lie in a box, as in `annotations_in_box`; NaN lies in none."""
+    lo, hi = _borders(bbox)
+    return np.asarray(((points >= lo) & (points < hi)).all(axis=1))
+
+
+def _borders(bbox: BBox) -> tuple[Floats, Floats]:
+    # Both borders move down, so that a position on a border is above it, whatever its rounding.
+    return np.array(bbox.lo_nm) - float(SNAP), np.array(bbox.hi_nm) - float(SNAP)
 
 
 def _lines_in_box(start: Floats, end: Floats, lo: Floats, hi: Floats) -> npt.NDArray[np.bool_]:

@@ -26,6 +26,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from tests.support.cave_tables import Tables
+
 # Sub-second parts on purpose: they show who rounds.
 BEGIN, MERGE, SPLIT = 1_700_000_000.125, 1_700_100_000.25, 1_700_200_000.5
 LAYERS = 4
@@ -260,6 +262,10 @@ class CaveServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.tissue, self.ws_info = folder, tissue, info
         self.graph = Graph(tissue)
+        self.tables = Tables(tissue, OFFSET)
+        self.versions = dict(VERSIONS)
+        self.parent_version: int | None = None
+        """Version of another datastack that the newest ones of this one are."""
         self.log: list[Asked] = []
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
@@ -301,6 +307,8 @@ class CaveServer(ThreadingHTTPServer):
         self.faults.clear()
         self.log.clear()
         self.graph = Graph(self.tissue)
+        self.tables = Tables(self.tissue, OFFSET)
+        self.versions, self.parent_version = dict(VERSIONS), None
         self.before_roots, self.secret_data, self.date_shift, self.without = None, False, 0.0, set()
         self.zips = False
         self.peak = 0
@@ -421,6 +429,7 @@ class Handler(BaseHTTPRequestHandler):
                 "/segmentation/api/versions": [0, 1],
                 "/segmentation/api/version": "2.21.1",
                 "/info/version": "4.7.2",
+                "/materialize/version": "5.14.0",
             }
             return 200, values.get(path, [2, 3] if path.endswith("versions") else "5.0.0"), JSON
         refused = self._refusal(asked)
@@ -540,19 +549,28 @@ class Handler(BaseHTTPRequestHandler):
         past, future = (float(asked.query.get(f"timestamp_{w}", d)) for w, d in (("past", 0), ("future", time.time())))
         return 200, self.server.graph.lineage(json.loads(asked.body)["root_ids"], past, future), JSON
 
-    def versions(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
-        return 200, sorted(VERSIONS), JSON
+    def version_numbers(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
+        return 200, sorted(self.server.versions), JSON
 
     def version(self, asked: Asked, name: str, number: str) -> tuple[int, Any, dict[str, str]]:
-        if int(number) not in VERSIONS:
+        if int(number) not in self.server.versions:
             return 404, {"message": "version not found"}, JSON
-        when = datetime.fromtimestamp(VERSIONS[int(number)], UTC).replace(tzinfo=None).isoformat()
-        found = {"version": int(number), "time_stamp": when, "expires_on": "2121-01-01T00:00:00.000001", "valid": True}
-        return (
-            200,
-            found | {"datastack": name, "is_merged": True, "status": "AVAILABLE", "id": 1, "parent_version": None},
-            JSON,
-        )
+        return 200, self._version_entry(name, int(number)), JSON
+
+    def all_versions(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
+        return 200, [self._version_entry(name, number) for number in self.server.versions], JSON
+
+    def _version_entry(self, name: str, number: int) -> dict[str, Any]:
+        when = datetime.fromtimestamp(self.server.versions[number], UTC).replace(tzinfo=None)
+        found = {"version": number, "time_stamp": when.isoformat(timespec="microseconds"), "valid": True, "id": number}
+        found |= {"expires_on": "2121-01-01T00:00:00.000001", "is_merged": True, "status": "AVAILABLE"}
+        return found | {"datastack": name, "parent_version": self.server.parent_version}
+
+    def rows(self, asked: Asked, name: str, number: str, place: str) -> tuple[int, Any, dict[str, str]]:
+        return self.server.tables.answer(self.server, asked, place, int(number), self.server.versions)
+
+    def live_rows(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
+        return self.server.tables.live(self.server, json.loads(asked.body))
 
     def _when(self, asked: Asked) -> float:
         return float(asked.query.get("timestamp", time.time()))
@@ -572,7 +590,10 @@ ROUTES = [
     (f"{_TABLE}/root_timestamps", Handler.timestamps),
     (f"{_TABLE}/oldest_timestamp", Handler.oldest),
     (f"{_TABLE}/lineage_graph_multiple", Handler.lineage),
-    ("/materialize/api/v3/datastack/([^/]+)/versions", Handler.versions),
+    ("/materialize/api/v3/datastack/([^/]+)/versions", Handler.version_numbers),
+    ("/materialize/api/v3/datastack/([^/]+)/metadata", Handler.all_versions),
+    ("/materialize/api/v3/datastack/([^/]+)/query", Handler.live_rows),
+    ("/materialize/api/v[23]/datastack/([^/]+)/version/(\\d+)/(.+)", Handler.rows),
     ("/materialize/api/v3/datastack/([^/]+)/version/(\\d+)", Handler.version),
 ]
 
