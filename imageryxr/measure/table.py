@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xarray as xr
 
 from imageryxr.errors import LayerError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _ROWS = ("segment", "contact", "overlap")
 
 
-def to_dataframe(measurements: xr.Dataset) -> pd.DataFrame:
+def to_dataframe(measurements: xr.Dataset) -> Any:
     """Return measurements as a table with one row per segment, contact or overlap.
 
     In memory: a Dataset that is lazy is computed. `xarray.Dataset.to_dataframe` would repeat each row for every axis.
