@@ -45,12 +45,130 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A parameter in a message, with its value if the message states one."""
+
+    name: str
+    value: Any = None
+    has_value: bool = False
+    text: str | None = None
+    """The value as the message shows it; None for its repr."""
+
+    def __str__(self) -> str:
+        if not self.has_value:
+            return self.name
+        if self.text is not None:
+            return f"{self.name}={self.text}"
+        return f"{self.name}={'…' if self.value is ... else repr(self.value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """A phrase that differs between Python and the command line."""
+
+    python: str
+    command: str
+
+    def __str__(self) -> str:
+        return self.python
+
+
+Part = str | Param | Wording
+
+
+class Message(str):
+    """The text of an error or warning in Python's wording, with its parts.
+
+    Parameters
+    ----------
+    *parts : str, Param, Wording or Message
+        Parts of the text, which are joined without separators.
+    """
+
+    __slots__ = ("parts",)
+    parts: tuple[Part, ...]
+
+    def __new__(cls, *parts: Part) -> Message:
+        """Join the parts in Python's wording."""
+        message = super().__new__(cls, "".join(map(str, parts)))
+        message.parts = tuple(parts)
+        return message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Message, self.parts)
+
+    def render(self, render_param: Callable[[Param], str]) -> str:
+        """Return the text in the wording of the command line.
+
+        Parameters
+        ----------
+        render_param : callable
+            Returns the text of a parameter.
+        """
+        return "".join(render_part(part, render_param) for part in self.parts)
+
+
+def render_part(part: Any, render_param: Callable[[Param], str]) -> str:
+    """Return a message, a part of one, or a plain string in the wording of the command line."""
+    if isinstance(part, Message):
+        return part.render(render_param)
+    if isinstance(part, Wording):
+        return render_part(part.command, render_param)
+    return render_param(part) if isinstance(part, Param) else str(part)
+
+
+def join_messages(separator: str, items: Iterable[str]) -> Message:
+    """Return strings or messages joined with a separator."""
+    parts: list[Part] = []
+    for item in items:
+        parts += [separator, item] if parts else [item]
+    return Message(*parts)
+
+
+_ABSENT = object()
+
+
+def param(name: str, value: Any = _ABSENT, *, text: str | None = None) -> Param:
+    """Return a parameter for a message: ``name``, or ``name=value``.
+
+    Parameters
+    ----------
+    name : str
+        Name of the parameter in Python.
+    value : object, optional
+        Its value; ``...`` stands for any value. Without it the message contains only the name.
+    text : str, optional
+        The value as the message shows it, instead of the value's repr.
+    """
+    has_value = value is not _ABSENT or text is not None
+    return Param(name, None if value is _ABSENT else value, has_value, text)
+
+
 class ImageryError(Exception):
-    """Base class of all errors that imageryxr raises."""
+    """Base class of all errors that imageryxr raises.
+
+    Parameters
+    ----------
+    *parts : str, Param, Wording or Message
+        The message, or its parts, which are joined without separators. A `Param` names a parameter of the caller, and
+        each front end renders it in its own terms: ``overwrite=True`` or ``--overwrite``.
+    """
+
+    def __init__(self, *parts: Part) -> None:
+        is_text = len(parts) == 1 and isinstance(parts[0], str)
+        super().__init__(*(parts if is_text or not parts else (Message(*parts),)))
+
+    @property
+    def message(self) -> str:
+        """The message; a `Message` if it has parts that front ends render differently."""
+        return self.args[0] if self.args else ""
 
     def __str__(self) -> str:
         # KeyError would return the repr of its argument, with quotes and escaped newlines.
@@ -110,7 +228,7 @@ class StaleRootError(SegmentError):
         """The ids that cover the same object at that timestamp, for each stale id."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (StaleRootError, (str(self), self.successors))
+        return (StaleRootError, (self.message, self.successors))
 
 
 class SourceError(ImageryError, ValueError):
@@ -143,18 +261,12 @@ class ChoiceError(SourceError):
     """
 
     def __init__(self, message: str, what: Literal["channel", "time"], count: int) -> None:
-        super().__init__(message, what, count)  # exceptions are pickled with their arguments
+        super().__init__(message)
+        self.what = what
+        self.count = count
 
-    @property
-    def what(self) -> Literal["channel", "time"]:
-        """The keyword that selects one."""
-        keyword: Literal["channel", "time"] = self.args[1]
-        return keyword
-
-    @property
-    def count(self) -> int:
-        """The number of channels or times."""
-        return int(self.args[2])
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ChoiceError, (self.message, self.what, self.count))
 
 
 class TimestampError(ImageryError, ValueError):

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 import xarray as xr
 
-from imageryxr.cli.messages import FLAGS, as_options, exit_code
+from imageryxr.cli.messages import FLAGS, command_text, exit_code
 from imageryxr.errors import ImageryError, OptionError
 from imageryxr.export import check_tries, export, plan_export
 from imageryxr.export.plan.plan import ExportPlan
@@ -42,7 +42,7 @@ def _handle_sigterm(number: int, frame: Any) -> None:
 
 
 @contextmanager
-def raise_on_sigterm() -> Iterator[None]:
+def _raise_on_sigterm() -> Iterator[None]:
     """Raise `Terminated` in the block when this process receives SIGTERM."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
@@ -256,14 +256,14 @@ def run_export(
         for name in ("distributed", "distributed.client"):  # our own error already reports a lost scheduler
             logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with raise_on_sigterm():
+        with _raise_on_sigterm():
             report = export(
                 array, target, resume=resume, retries=retries, on_error=on_error, progress=progress, **common
             )
     except (ImageryError, KeyboardInterrupt) as error:
         _print_notes(error)
         raise
-    failed = tuple(replace(f, error=as_options(f.error)) for f in report.failed)
+    failed = tuple(replace(f, error=command_text(f.error)) for f in report.failed)
     report = replace(report, failed=failed)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
     if not report.complete:
@@ -305,7 +305,7 @@ def print_as_json(error: BaseException) -> None:
         return
     plan = getattr(error, "plan", None)
     fields = {} if plan is None else plan.to_dict()
-    message = as_options(str(error)) or "stopped"
+    message = command_text(error) or "stopped"
     code = exit_code(error) if isinstance(error, ImageryError) else stopped_code(error)
     print_error(type(error).__name__, message, code, **fields)
     error.is_printed = True  # type: ignore[attr-defined]
@@ -323,4 +323,4 @@ def print_error(kind: str, message: str, code: int, **plan: Any) -> None:
 
 def _print_notes(error: BaseException) -> None:
     for note in getattr(error, "__notes__", ()):
-        print(as_options(note), file=sys.stderr)
+        print(command_text(note), file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from imageryxr.cli.messages import as_options
+from imageryxr.cli.messages import command_text
 from imageryxr.core.bbox import IndexBox, format_triple
 from imageryxr.core.grid import Grid
 from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkError
@@ -64,7 +64,7 @@ def show_link(link: str, *, allow_local: bool, as_json: bool, reads: bool) -> bo
                 layer, choices = _described(link_layer.source, None, connection)
         except ImageryError as error:
             is_whole = False
-            reason = as_options(str(error))
+            reason = command_text(error)
             found.append({"name": link_layer.name, "error": reason})
             _show(as_json, f"{link_layer.name!r} cannot be opened: {reason}")
             continue
@@ -117,7 +117,7 @@ def _level_state(layer: Source, level: Level, reads: bool) -> LevelState:
         return LevelState("sparse", "the chunk in its middle is missing")
     except ImageryError as error:
         is_damaged = not isinstance(error, AuthError) and any(w in str(error) for w in ("damaged", "cut short"))
-        return LevelState("damaged" if is_damaged else "unreadable", as_options(str(error)))
+        return LevelState("damaged" if is_damaged else "unreadable", command_text(error))
     return LevelState()
 
 

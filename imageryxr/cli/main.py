@@ -1,4 +1,4 @@
-"""The command line: ``imageryxr info | demo | figure | export | measure``."""
+"""The command line: ``imageryxr info | demo | figure | export``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ import imageryxr as ix
 from imageryxr.cli import export as engine
 from imageryxr.cli import figure as drawing
 from imageryxr.cli import info as described
-from imageryxr.cli import measure as measuring
 from imageryxr.cli import options as given
 from imageryxr.cli.demo import run_demo
 from imageryxr.cli.help_groups import GroupedCommand
-from imageryxr.cli.messages import as_options, exit_code
+from imageryxr.cli.messages import command_text, exit_code
 from imageryxr.errors import ImageryError, ImageryWarning, OptionError
 from imageryxr.render.figure.files import check_suffix
 
@@ -299,58 +298,8 @@ def export(
         )  # fmt: skip
 
 
-@app.command(cls=GroupedCommand)
-def measure(
-    output: measuring.Output,
-    image: given.Image = None,
-    segmentation: given.Segmentation = None,
-    bbox: given.Bbox = None,
-    center: given.Center = None,
-    size: given.Size = None,
-    resolution: given.Resolution = "1,1,1",
-    image_mip: given.ImageMip = None,
-    seg_mip: given.SegMip = None,
-    to: measuring.To = None,
-    channel: given.Channel = None,
-    time: given.Time = None,
-    assume: given.Assume = "center",
-    ids: measuring.Ids = None,
-    percentiles: measuring.Percentiles = None,
-    missing: given.MissingChunks = None,
-    datastack: given.Datastack = None,
-    server_address: given.Server = None,
-    timestamp: given.Timestamp = None,
-    agglomerate: given.Agglomerate = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
-    overwrite: given.Overwrite = False,
-    resume: measuring.Resume = True,
-    scheduler: measuring.Scheduler = None,
-    workers: measuring.WorkerCount = None,
-    progress: engine.ShowProgress = None,
-    as_json: engine.AsJson = False,
-) -> None:
-    """Write a table of the segments: size, position and, with an image, grey values; continue after an interruption.
-
-    Exit codes: 0 done; 1 an error of a source, a server or a disk, or the target exists; 2 an invalid option;
-    130 interrupted; 143 terminated. Default box: the whole extent of the sources.
-    """
-    with engine.errors_as_json(as_json):
-        opened, unit = given.open_layers(
-            image, segmentation, image_mip=image_mip, seg_mip=seg_mip, missing=missing, datastack=datastack,
-            server_address=server_address, timestamp=timestamp, agglomerate=agglomerate, channel=channel, time=time,
-            assume=assume,
-        )  # fmt: skip
-        to = to or ("segmentation" if len(opened) == 2 else None)
-        layers = given.cut_layers(opened, given.make_box(bbox, center, size, resolution, "z", unit), to=to)
-        plan = measuring.make_plan(layers, output, ids, percentiles)
-        measuring.run_measure(
-            plan, dry_run=dry_run, as_json=as_json, progress=progress, scheduler=scheduler, workers=workers,
-            overwrite=overwrite, resume=resume,
-        )  # fmt: skip
-
-
 def _warn(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-    print(f"warning: {as_options(str(message))}", file=sys.stderr)
+    print(f"warning: {command_text(message)}", file=sys.stderr)
 
 
 @contextmanager
@@ -363,7 +312,7 @@ def _plain_errors() -> Iterator[None]:
     except ImageryError as error:
         if "--json" in sys.argv[1:]:
             engine.print_as_json(error)
-        print(f"error: {as_options(str(error))}", file=sys.stderr)
+        print(f"error: {command_text(error)}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from None
     except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)

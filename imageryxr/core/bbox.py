@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imageryxr.errors import BoxError
+from imageryxr.errors import BoxError, Wording, param
 
 DIMS = ("z", "y", "x")
 
@@ -68,14 +68,19 @@ def _check_numbers(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tupl
     if len(items) not in count:
         if isinstance(value, int | float) and name.endswith("resolution"):
             raise BoxError(
-                f"{name}={value!r} is one number, but voxels have a size along each of x, y and z; write "
-                f"{name}=({value!r}, {value!r}, {value!r}) for cubic voxels, or e.g. {name}=(8, 8, 40)"
+                param(name, value),
+                " is one number, but voxels have a size along each of x, y and z; write ",
+                *(param(name, (value,) * 3), " for cubic voxels, or e.g. ", param(name, (8, 8, 40))),
             )
         example = "(8, 8, 40)" if name.endswith("resolution") else "(512, 512)" if 2 in count else "(4100, 2100, 110)"
-        raise BoxError(f"{name}={value!r} is not {allowed} numbers (x, y, z); write e.g. {name}={example}")
+        raise BoxError(
+            param(name, value), f" is not {allowed} numbers (x, y, z); write e.g. ", param(name, text=str(example))
+        )
     for item in items:
         if isinstance(item, bool) or not isinstance(item, int | float) or not -_FARTHEST < item < _FARTHEST:
-            raise BoxError(f"{name}={value!r} contains {item!r}, which is not a finite number; give (x, y, z) numbers")
+            raise BoxError(
+                param(name, value), f" contains {item!r}, which is not a finite number; give (x, y, z) numbers"
+            )
     return tuple(items)
 
 
@@ -83,10 +88,11 @@ def check_resolution(value: Any, name: str = "resolution") -> Triple:
     """Return a resolution (x, y, z in nm) as floats; raise `BoxError` if it is invalid."""
     numbers = _check_numbers(value, name)
     if min(numbers) <= 0:
-        raise BoxError(f"{name}={value!r} must be positive: nanometres per unit as (x, y, z), e.g. (8, 8, 40)")
+        raise BoxError(param(name, value), " must be positive: nanometres per unit as (x, y, z), e.g. (8, 8, 40)")
     if min(numbers) < _SMALLEST_UNIT:
         raise BoxError(
-            f"{name}={value!r} is too small for a voxel size; give nanometres per unit as (x, y, z), e.g. (8, 8, 40)"
+            *(param(name, value), " is too small for a voxel size; give nanometres per unit as (x, y, z), "),
+            "e.g. (8, 8, 40)",
         )
     return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
 
@@ -208,13 +214,16 @@ class BBox:
         for name, a, b in zip("xyz", lower, upper, strict=True):
             if b < a:
                 raise BoxError(
-                    f"the box lo={lower}, hi={upper} is inverted along {name} ({a} > {b}); "
-                    "give the lower corner first: BBox(lo, hi) with lo < hi on every axis"
+                    *("the box ", param("lo", lower), Wording(", ", " "), param("hi", upper)),
+                    f" is inverted along {name} ({a} > {b}); give the lower corner first",
+                    Wording(": BBox(lo, hi) with lo < hi on every axis", ""),
                 )
             if a == b:
                 raise BoxError(
-                    f"the box lo={lower}, hi={upper} is empty along {name} ({a} to {b}, and hi is exclusive); "
-                    f"for one voxel write hi {name} = {a + 1}, or use BBox.around(center, size)"
+                    *("the box ", param("lo", lower), Wording(", ", " "), param("hi", upper)),
+                    f" is empty along {name} ({a} to {b}, and hi is exclusive); for one voxel write hi ",
+                    f"{name} = {a + 1}",
+                    Wording(", or use BBox.around(center, size)", ", or give --center and --size"),
                 )
         object.__setattr__(self, "lo", lower)
         object.__setattr__(self, "hi", upper)
@@ -266,7 +275,7 @@ class BBox:
         point, extent = _check_numbers(center, "center"), _check_numbers(size, "size", (2, 3))
         extent = extent if len(extent) == 3 else (*extent, 1)
         if min(extent) <= 0:
-            raise BoxError(f"size={size!r} must be positive along every axis, e.g. size=(512, 512)")
+            raise BoxError(param("size", size), " must be positive along every axis, e.g. ", param("size", (512, 512)))
         unit = check_resolution(resolution)
         target = unit if size_resolution is None else check_resolution(size_resolution, "size_resolution")
         lo: list[int | float] = []

@@ -31,7 +31,7 @@ from imageryxr.core.bbox import (
     to_fraction,
 )
 from imageryxr.core.units import has_unit, length_in_nm
-from imageryxr.errors import BoxError, GridError, UnitError
+from imageryxr.errors import BoxError, GridError, UnitError, Wording, param
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class Grid:
         """Return the box of indexes of the voxels whose centre lies in a box, not clipped to this grid."""
         if not isinstance(bbox, BBox):
             raise BoxError(
-                f"bbox={bbox!r} is not a BBox; write imageryxr.BBox(lo, hi, resolution=(x, y, z nm per unit))"
+                param("bbox", bbox), " is not a BBox; write imageryxr.BBox(lo, hi, resolution=(x, y, z nm per unit))"
             )
         ranges = [axis.select(lo, hi) for axis, (lo, hi) in zip(self.axes, reversed(bbox.edges()), strict=True)]
         (z0, z1), (y0, y1), (x0, x1) = ranges
@@ -238,9 +238,9 @@ def _centers(da: xr.DataArray | xr.Dataset, dim: str) -> npt.NDArray[np.float64]
     """Return the voxel centres along an axis in nm."""
     if dim not in da.coords:
         raise GridError(
-            f"the array has no coordinate {dim!r} (it has {sorted(map(str, da.coords))}); give it one in nm: "
-            "imageryxr.open_image(array) with attrs resolution and voxel_offset, or "
-            "array.assign_coords(imageryxr.Grid(shape, resolution, voxel_offset).coords())"
+            f"the array has no coordinate {dim!r} (it has {sorted(map(str, da.coords))}); give it one in nm: ",
+            "imageryxr.open_image(array) with attrs resolution and voxel_offset, or ",
+            "array.assign_coords(imageryxr.Grid(shape, resolution, voxel_offset).coords())",
         )
     try:
         values = np.atleast_1d(np.asarray(da[dim].values, dtype=np.float64))
@@ -248,8 +248,9 @@ def _centers(da: xr.DataArray | xr.Dataset, dim: str) -> npt.NDArray[np.float64]
         raise GridError(f"the coordinate {dim!r} has {da[dim].dtype} values; a grid needs numbers in nm") from None
     if len(values) == 0:
         raise GridError(
-            f"the array is empty: it has no voxel along {dim!r} (sizes {dict(da.sizes)}); a selection by coordinate "
-            "takes nm; to select by voxel numbers, crop with BBox(lo, hi, resolution=(x, y, z))"
+            f"the array is empty: it has no voxel along {dim!r} (sizes {dict(da.sizes)}); a selection by ",
+            "coordinate takes nm; to select by voxel numbers, ",
+            Wording("crop with BBox(lo, hi, resolution=(x, y, z))", "give --resolution x,y,z"),
         )
     if not np.isfinite(values).all():
         raise GridError(f"the coordinate {dim!r} has values that are not finite: {values[:4]}…")

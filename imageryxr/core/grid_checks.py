@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from imageryxr.core.bbox import SNAP, BBox, IndexBox, Triple, format_triple, tidy, to_fraction
 from imageryxr.core.grid import Grid
-from imageryxr.errors import BoxError, GridMismatchError, OutOfVolumeError
+from imageryxr.errors import BoxError, GridMismatchError, Message, OutOfVolumeError, param
 
 
 def check_same_grid(a: Grid, b: Grid, what: str) -> None:
@@ -16,10 +16,12 @@ def check_same_grid(a: Grid, b: Grid, what: str) -> None:
         return
     steps = [abs(to_fraction(m) - to_fraction(n)) for m, n in zip(a.voxel_offset, b.voxel_offset, strict=True)]
     half = a.resolution == b.resolution and all(abs(step % 1 - Fraction(1, 2)) < SNAP for step in steps[:2])
-    hint = "they are half a voxel apart, so if one is an OME-Zarr, open it with assume='corner'; or " if half else ""
+    corner = param("assume", "corner")
+    hint = Message("they are half a voxel apart, so if one is an OME-Zarr, open it with ", corner, "; or ")
     raise GridMismatchError(
-        f"{what} do not lie on one grid: {a} against {b}; {hint}align them with "
-        "imageryxr.align(image, segmentation) or imageryxr.regrid(array, like=other)"
+        f"{what} do not lie on one grid: {a} against {b}; ",
+        hint if half else "",
+        "align them with imageryxr.align(image, segmentation) or imageryxr.regrid(array, like=other)",
     )
 
 
@@ -37,14 +39,14 @@ def out_of_volume_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid
         if unit != bbox.resolution and again.intersection(grid.bbox):
             kind = "nanometres" if unit == units[0] else f"voxels of {format_triple(unit)} nm"
             given = tuple(tidy(u) for u in unit)
-            return OutOfVolumeError(f"{message}. Its numbers fit if they are {kind}: give resolution={given}")
+            return OutOfVolumeError(f"{message}. Its numbers fit if they are {kind}: give ", param("resolution", given))
     repair = _reversed_axes_hint(bbox, grid, units)
     if repair:
-        return OutOfVolumeError(f"{message}. {repair}")
+        return OutOfVolumeError(f"{message}. ", repair)
     size = tuple(tidy(r) for r in grid.resolution)
     is_other_unit = bbox.resolution not in (units[0], grid.resolution)
-    unit_hint = "in the unit of the box" if is_other_unit else f"in nm or with resolution={size}"
-    return OutOfVolumeError(f"{message}; give corners inside it, {unit_hint} (points are x, y, z)")
+    unit_hint = Message("in nm or with ", param("resolution", size)) if not is_other_unit else "in the unit of the box"
+    return OutOfVolumeError(f"{message}; give corners inside it, ", unit_hint, " (points are x, y, z)")
 
 
 # A box may extend beyond its volume, within limits: it must not have both more voxels than any real volume and this
@@ -70,8 +72,9 @@ def _reversed_axes_hint(bbox: BBox, grid: Grid, units: Sequence[Triple]) -> str:
     """Return a hint if a box would fit with its corners read as (z, y, x), otherwise an empty string."""
     for unit in (bbox.resolution, bbox.resolution[::-1], *units):
         if BBox(bbox.lo[::-1], bbox.hi[::-1], resolution=unit).intersection(grid.bbox):
-            also = "" if unit == bbox.resolution else f", with resolution={tuple(tidy(u) for u in unit)}"
-            return f"Its numbers fit the other way round{also}: points are (x, y, z), not (z, y, x)"
+            also = Message(", with ", param("resolution", tuple(tidy(u) for u in unit)))
+            changes = () if unit == bbox.resolution else (also,)
+            return Message("Its numbers fit the other way round", *changes, ": points are (x, y, z), not (z, y, x)")
     return ""
 
 

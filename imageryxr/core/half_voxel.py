@@ -7,7 +7,7 @@ from typing import Any
 
 from imageryxr.core.bbox import SNAP, to_fraction
 from imageryxr.core.grid import Grid
-from imageryxr.errors import warn
+from imageryxr.errors import Message, param, warn
 
 _ASSUME = "writers differ in whether the translation is the centre or the corner of a voxel"
 
@@ -23,8 +23,11 @@ def warn_half_voxel(first: Grid, first_attrs: Mapping[str, Any], second: Grid, s
         if source.startswith("zarr") and _has_offset(own, 0.5) and _has_offset(other, 0):
             half = " × ".join(f"{r / 2:g}" for r in own.resolution)
             warn(
-                f"the grid of {source} is exactly half a voxel ({half} nm) away from the grid of the other layer: "
-                f"{_ASSUME}. If they should share a grid, open it with assume='corner'"
+                Message(
+                    f"the grid of {source} is exactly half a voxel ({half} nm) away from the grid of the ",
+                    f"other layer: {_ASSUME}. If they should share a grid, open it with ",
+                    param("assume", "corner"),
+                )
             )
             return
 

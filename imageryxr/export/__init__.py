@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.errors import LayerError, OptionError, warn
+from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.export.commit.manifest import FORMAT
 from imageryxr.export.commit.source_overlap import refuse_sources
 from imageryxr.export.commit.source_paths import source_places
@@ -240,15 +240,17 @@ def check_tries(retries: Any, on_error: Any) -> None:
     """Raise `OptionError` if `retries` or `on_error` is invalid."""
     if on_error not in ("raise", "collect"):
         raise OptionError(
-            f"on_error={on_error!r} must be 'raise' (stop at the first region that fails) or 'collect' (list them all)"
+            param("on_error", on_error),
+            " must be 'raise' (stop at the first region that fails) or 'collect' (list ",
+            "them all)",
         )
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise OptionError(f"retries={retries!r} must be a whole number from 0")
+        raise OptionError(param("retries", retries), " must be a whole number from 0")
 
 
 def _check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise OptionError(f"{name}={value!r} must be True or False")
+        raise OptionError(param(name, value), " must be True or False")
 
 
 def _plan(
@@ -263,7 +265,7 @@ def _plan(
     _check_flag("overwrite", overwrite)
     folder = check_scratch(scratch)
     if square is not None and not isinstance(square, bool):
-        raise OptionError(f"square={square!r} must be True, False or None")
+        raise OptionError(param("square", square), " must be True, False or None")
     # imported here, because the formats load slowly
     from imageryxr.export.targets.registry import choose_target
 
@@ -303,17 +305,26 @@ def _check_square(chosen: Target, square: bool | None) -> None:
 
     if square and not isinstance(chosen, SliceTarget):
         raise OptionError(
-            f"square=True is for slices (a stack of pictures, a TIFF, a video), and {chosen.place} is a volume, whose "
-            "voxels keep their size; leave square out, or bring the array onto another grid first with "
-            "regrid(array, resolution)"
+            param("square", True),
+            f" is for slices (a stack of pictures, a TIFF, a video), and {chosen.place} is a volume, ",
+            "whose voxels keep their size; leave ",
+            param("square"),
+            " out",
+            Wording(", or bring the array onto another grid first with regrid(array, resolution)", ""),
         )
     if square is None and isinstance(chosen, Stack):
         axes = chosen.layer.grid.axes
         rows, columns = (axes[a].resolution for a in range(3) if a != chosen.axis)
         if rows != columns:
             warn(
-                f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, but programs show "
-                "them as squares: give square=True to resample them, or square=False for one pixel per voxel",
+                Message(
+                    f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, but programs ",
+                    "show them as squares: give ",
+                    param("square", True),
+                    " to resample them, or ",
+                    param("square", False),
+                    " for one pixel per voxel",
+                ),
             )
 
 
@@ -322,8 +333,11 @@ def _warn_of_cut_outlines(da: xr.DataArray, axis: int | None) -> None:
     drawn = da.attrs.get("outline_axis")
     if axis is not None and drawn is not None and drawn != DIMS[axis]:
         warn(
-            f"the outlines were drawn in slices across {drawn}, but the stack is sliced across {DIMS[axis]}, where "
-            f"they look broken: draw them with axis={DIMS[axis]!r}",
+            Message(
+                f"the outlines were drawn in slices across {drawn}, but the stack is sliced across ",
+                f"{DIMS[axis]}, where they look broken: draw them with ",
+                param("axis", DIMS[axis]),
+            ),
         )
 
 

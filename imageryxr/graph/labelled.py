@@ -91,8 +91,8 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
         )
     if not isinstance(array, xr.DataArray):
         raise LayerError(
-            f"an array of type {type(array).__name__} has no coordinates; give an xarray.DataArray from "
-            f"imageryxr.open_image or open_segmentation, or {COORDS_ADVICE}"
+            f"an array of type {type(array).__name__} has no coordinates; give an xarray.DataArray from ",
+            f"imageryxr.open_image or open_segmentation, or {COORDS_ADVICE}",
         )
     dropped = tuple(d for d in DIMS if d not in array.dims and d in array.coords)
     extra = [str(d) for d in array.dims if d not in (*DIMS, *tail)]

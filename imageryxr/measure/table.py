@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from imageryxr.errors import LayerError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _ROWS = ("segment", "contact", "overlap")
 
 
-def to_dataframe(measurements: xr.Dataset) -> Any:
+def to_dataframe(measurements: xr.Dataset) -> pd.DataFrame:
     """Return measurements as a table with one row per segment, contact or overlap.
 
     In memory: a Dataset that is lazy is computed. `xarray.Dataset.to_dataframe` would repeat each row for every axis.

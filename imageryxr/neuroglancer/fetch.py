@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import AddressError, AuthError, LinkError, LinkServerError, ServerError
+from imageryxr.errors import AddressError, AuthError, LinkError, LinkServerError, ServerError, Wording, param
 from imageryxr.neuroglancer.state_json import (
     DEFAULT_SIZE,
     decode_text,
@@ -149,8 +149,10 @@ def _state_from_text(text: str, access: Access, limit: int, fetched: int = 0) ->
         target = _json_url(scheme) or scheme
     if text.split("://")[0] in FORMAT_NAMES:
         raise LinkError(
-            f"{_public_link(text)} is the address of a layer, not a link; open it with imageryxr.open_image or "
-            "imageryxr.open_segmentation"
+            f"{_public_link(text)} is the address of a layer, not a link; open it with ",
+            Wording("imageryxr.open_image", "--image"),
+            " or ",
+            Wording("imageryxr.open_segmentation", "--segmentation"),
         )
     if fetched == MAX_FETCHES or not _STATE_URL.fullmatch(target):
         raise LinkError(
@@ -217,8 +219,9 @@ def _check_server(address: str, access: Access) -> WebURL:
     server = parse_web_url(address)
     if is_local_host(server.host) and not access.allow_local:
         raise LinkError(
-            f"the state is at {server.netloc}, on this machine or its network, which links may not access by default; "
-            "if you trust the link, give allow_local=True"
+            f"the state is at {server.netloc}, on this machine or its network, which links may not ",
+            "access by default; if you trust the link, give ",
+            param("allow_local", True),
         )
     return server
 

@@ -35,11 +35,13 @@ from imageryxr.errors import (
     LayerError,
     LinkError,
     LinkWarning,
+    Message,
     NoVolumeError,
     OptionError,
     SegmentError,
     ServerError,
     StaleRootError,
+    param,
     warn,
 )
 from imageryxr.graph.expr import Array, Mapped
@@ -127,9 +129,11 @@ def limit_time(began: float) -> Iterator[None]:
         yield
         return
     seconds = min(LAYER_SECONDS, began + LINK_SECONDS - time.monotonic())
-    late = (
-        f"its servers did not answer in time ({LAYER_SECONDS} s for a layer, {LINK_SECONDS} s for a link); open it "
-        "alone with layers=[…], or by its address"
+    late = Message(
+        f"its servers did not answer in time ({LAYER_SECONDS} s for a layer, {LINK_SECONDS} s for a link); ",
+        "open it alone with ",
+        param("layers", text="[…]"),
+        ", or by its address",
     )
     if seconds <= 0:
         raise ServerError(late)
@@ -173,8 +177,9 @@ def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collecti
         return  # opening the layer raises an error about its address
     if is_local_address(address) and not allow_local:
         raise LinkError(
-            f"{what} refers to {address.public}, on this machine or its network, which links may not access by "
-            "default; if you trust the link, give allow_local=True"
+            f"{what} refers to {address.public}, on this machine or its network, which links may not access ",
+            "by default; if you trust the link, give ",
+            param("allow_local", True),
         )
     if address.format == "graphene" or address.protocol.startswith("middleauth"):
         if address.protocol not in WEB_PROTOCOLS:

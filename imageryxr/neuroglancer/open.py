@@ -29,9 +29,11 @@ from imageryxr.errors import (
     ImageryError,
     LayerError,
     LinkWarning,
+    Message,
     OptionError,
     SourceError,
     SourceNotFoundError,
+    param,
     warn,
 )
 from imageryxr.neuroglancer.fetch import load_state
@@ -150,7 +152,10 @@ def open_neuroglancer(
     chosen = _select_layers(state, layers)
     opened, failed = open_layers(state, chosen, options)
     if failed and layers is not None:
-        raise _add_layer_name(*next(iter(failed.items())), "; leave it out of layers=[…] to open the others")
+        raise _add_layer_name(
+            *next(iter(failed.items())),
+            Message("; leave it out of ", param("layers", text="[…]"), " to open the others"),
+        )
     errors: dict[str, ImageryError] = {o.name: o.error for o in state.skipped if o.error is not None}
     errors |= {name: error for name, error in failed.items() if not _is_unsupported(error)}
     if errors and not opened:
@@ -171,13 +176,13 @@ def _is_unsupported(error: ImageryError) -> bool:
 
 def _add_layer_name(name: str, error: ImageryError, advice: str) -> ImageryError:
     """Return the error of a layer, with the layer's name added to the message."""
-    error.args = (_layer_message(name, str(error), "") + advice, *error.args[1:])
+    error.args = (Message(_layer_message(name, error.message, ""), advice), *error.args[1:])
     return error
 
 
 def _layer_message(name: str, message: str, what: str) -> str:
     prefix = f"the layer {name!r} of the link"
-    return f"{prefix}{what}: {message}" if what or not message.startswith(prefix) else message
+    return Message(f"{prefix}{what}: ", message) if what or not message.startswith(prefix) else message
 
 
 def _unsupported_layers(state: LinkState, failed: Mapping[str, ImageryError]) -> list[dict[str, str]]:
@@ -185,18 +190,19 @@ def _unsupported_layers(state: LinkState, failed: Mapping[str, ImageryError]) ->
     found = {o.name: {"type": o.type, "reason": o.reason, "json": o.raw} for o in state.skipped}
     for layer in state.layers:
         if layer.name in failed:
-            found[layer.name] = {"type": layer.kind, "reason": str(failed[layer.name]), "json": layer.spec}
+            found[layer.name] = {"type": layer.kind, "reason": failed[layer.name].message, "json": layer.spec}
     return [{"name": name, **found[name]} for name in state.order if name in found]
 
 
 def undrawn_features(state: LinkState, *, group_was_chosen: bool) -> list[str]:
     """Return messages about features of a link that a picture does not reproduce."""
-    out = []
+    out: list[str] = []
     count, shown = len(state.groups), state.pose.display
     if count > 1 and not group_was_chosen:
         names = ", ".join(map(repr, state.shown))
-        others = "group=1 for the other" if count == 2 else f"group=1 to group={count - 1} for the others"
-        out.append(f"the link shows {count} groups of layers side by side; this is group 0 ({names}); give {others}")
+        others = (" for the other",) if count == 2 else (" to ", param("group", count - 1), " for the others")
+        text = f"the link shows {count} groups of layers side by side; this is group 0 ({names}); give "
+        out.append(Message(text, param("group", 1), *others))
     dims = screen_dimensions(shown)
     if dims is None:
         out.append(f"the link displays the dimensions {', '.join(shown)}; a picture shows x, y and z")

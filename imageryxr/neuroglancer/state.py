@@ -14,7 +14,7 @@ from typing import Any
 
 from imageryxr.core.bbox import Triple
 from imageryxr.core.display import SegmentDisplay
-from imageryxr.errors import LinkError, OptionError
+from imageryxr.errors import LinkError, Message, OptionError, param
 from imageryxr.neuroglancer.dimensions import AXES, NATIVE, Placement, read_dimensions
 from imageryxr.neuroglancer.layout import LayerGroup, read_groups, read_panel
 from imageryxr.neuroglancer.linked_segments import (
@@ -206,8 +206,9 @@ def _check_group(groups: Sequence[LayerGroup], group: int | None) -> int:
         return 0
     # a link without groups counts as one group
     if isinstance(group, bool) or not isinstance(group, int) or not 0 <= group < max(count, 1):
-        have = f"its layer groups are 0 to {count - 1}" if count else "it has no layer groups: leave group out"
-        raise OptionError(f"group={group!r}: the link has no such group; {have}")
+        have = f"its layer groups are 0 to {count - 1}"
+        none = Message("it has no layer groups: leave ", param("group"), " out")
+        raise OptionError(param("group", group), ": the link has no such group; ", have if count else none)
     return group
 
 

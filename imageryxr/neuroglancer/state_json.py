@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from dask.utils import parse_bytes
 
-from imageryxr.errors import LinkError, OptionError
+from imageryxr.errors import LinkError, OptionError, param
 from imageryxr.neuroglancer.validate import closing_quote, short_repr
 
 DEFAULT_SIZE = "4 MB"
@@ -46,7 +46,8 @@ def parse_size_limit(value: Any) -> int:
         size = 0
     if not size > 0:
         raise OptionError(
-            f"max_state_size={short_repr(value)} is not a size; give a number of bytes above 0, or text such as '16 MB'"
+            param("max_state_size", text=f"{short_repr(value)}"),
+            " is not a size; give a number of bytes above 0, or text such as '16 MB'",
         )
     return int(size)
 
@@ -56,7 +57,9 @@ def size_error(what: str, size: int | None, limit: int) -> LinkError:
     has = "is larger than" if size is None else f"has {size:,} characters, more than"
     suggestion = math.ceil((4 * limit if size is None else size) / 1e6)
     return LinkError(
-        f"{what} {has} the limit of {limit:,} characters; to read it anyway, give max_state_size='{suggestion} MB'"
+        f"{what} {has} the limit of {limit:,} characters; to read it anyway, give ",
+        "max_state_size=",
+        f"'{suggestion} MB'",
     )
 
 

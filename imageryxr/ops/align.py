@@ -12,7 +12,15 @@ from imageryxr.core.bbox import DIMS, BBox, check_resolution, to_fraction
 from imageryxr.core.grid import Axis, Grid, grid_of
 from imageryxr.core.grid_checks import check_extent, out_of_volume_error
 from imageryxr.core.half_voxel import warn_half_voxel
-from imageryxr.errors import BoxError, GridMismatchError, LayerError, OptionError, OutOfVolumeError
+from imageryxr.errors import (
+    BoxError,
+    GridMismatchError,
+    LayerError,
+    OptionError,
+    OutOfVolumeError,
+    Wording,
+    param,
+)
 from imageryxr.graph.expr import Expr, Resampled, clip_to_array, view_expr, widen_to
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.graph.to_dask import choose_splits
@@ -218,8 +226,8 @@ def _target_grid(like: Any, own: Grid) -> Grid:
         resolution = check_resolution(like, "like")
     except BoxError as error:
         raise OptionError(
-            f"like={like!r} is not a target grid: give an array with coordinates, a Grid, or a resolution (x, y, z) in "
-            "nm, such as (8, 8, 40)"
+            f"like={like!r} is not a target grid: give an array with coordinates",
+            Wording(", a Grid, or a resolution (x, y, z) in nm, such as (8, 8, 40)", ", or nm: --to 8,8,40"),
         ) from error
     axes = [_covering_axis(axis, r) for axis, r in zip(own.axes, resolution[::-1], strict=True)]
     return Grid.from_axes(axes)
@@ -276,7 +284,9 @@ def _parse_target(to: Any, image: Grid) -> Grid:
 def _target_error(to: Any) -> OptionError:
     options = "'finest', 'coarsest', 'image', 'segmentation'"
     return OptionError(
-        f"to={to!r} is not a target grid; choose {options}, a Grid, or a resolution (x, y, z) in nm, such as (8, 8, 40)"
+        param("to", to),
+        f" is not a target grid; choose {options}",
+        Wording(", a Grid, or a resolution (x, y, z) in nm, such as (8, 8, 40)", ", or nm: --to 8,8,40"),
     )
 
 
@@ -310,7 +320,11 @@ def _check_inside_both(bbox: BBox, image: xr.DataArray, segmentation: xr.DataArr
             error = out_of_volume_error(bbox, grid, f"the {name}")
             first, second = grid_of(image), grid_of(segmentation)
             hint = "" if first.bbox.intersection(second.bbox) else _unit_hint(first, second)
-            raise OutOfVolumeError(f"{error}. The image and the segmentation do not overlap; {hint}") if hint else error
+            raise (
+                OutOfVolumeError(error.message, f". The image and the segmentation do not overlap; {hint}")
+                if hint
+                else error
+            )
     return bbox
 
 

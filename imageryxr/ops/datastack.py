@@ -10,7 +10,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import BBox
 from imageryxr.core.grid import grid_of
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.errors import LayerError, OptionError, param
 from imageryxr.ops.align import align
 from imageryxr.ops.labels import select_ids
 from imageryxr.ops.open import Mip, check_requested_ids, open_level
@@ -106,7 +106,7 @@ def open_datastack(
     >>> tree.imagery.align(bbox=box).imagery.overlay(alpha=0.3)  # doctest: +SKIP
     """
     if version is not None and timestamp is not None:
-        raise OptionError("version= and timestamp= both define the instant; give only one of them")
+        raise OptionError("version=", " and ", "timestamp=", " both define the instant; give only one of them")
     check_missing(missing)
     check_stale(stale)
     connection = connection or Connection()
@@ -116,8 +116,10 @@ def open_datastack(
     has_versions = is_graphene_address(stack.segmentation_source)
     if version is not None and not has_versions:
         raise OptionError(
-            f"version={version}: the segmentation of {stack.name} ({stack.segmentation_source}) is static and has no "
-            "versions; leave version out"
+            param("version", text=f"{version}"),
+            f": the segmentation of {stack.name} ({stack.segmentation_source}) is static and has no versions; leave ",
+            param("version"),
+            " out",
         )
     when = stack.instant if timestamp is None and has_versions else timestamp
     options: dict[str, Any] = {"missing": missing, "token": stack.token}
@@ -194,8 +196,8 @@ def resolution_of(tree: xr.DataTree, resolution: Unit = "viewer") -> tuple[float
         return grid_of(_layer(tree, resolution)).resolution
     words = [*(["'viewer'"] if "viewer_resolution" in tree.attrs else []), *(f"{c!r}" for c in tree.children)]
     raise OptionError(
-        f"resolution={resolution!r} is not defined in this tree; give one of {', '.join(words)}, or (x, y, z) "
-        "nm per unit"
+        param("resolution", resolution),
+        f" is not defined in this tree; give one of {', '.join(words)}, or (x, y, z) nm per unit",
     )
 
 

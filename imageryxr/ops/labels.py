@@ -18,7 +18,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import IndexBox, is_covered_by
 from imageryxr.core.colors.ids import to_unsigned
-from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
+from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError, Wording, param
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.id_counts import count_ids, find_ids
 from imageryxr.graph.labelled import Volume, label_result, volume_of
@@ -44,9 +44,10 @@ def segmentation_volume(seg: xr.DataArray) -> Volume:
         )
     if volume.expr.dtype.kind not in "iu":
         raise LayerError(
-            f"the segmentation {seg.name!r} has dtype {volume.expr.dtype}, but ids are integers, and floats cannot "
-            "represent ids above 2**53; open it with imageryxr.open_segmentation, or cast it with .astype('uint64') if "
-            "its values are integers below 2**53"
+            f"the segmentation {seg.name!r} has dtype {volume.expr.dtype}, but ids are integers, and floats cannot ",
+            "represent ids above 2**53; open it with ",
+            Wording("imageryxr.open_segmentation", "--segmentation"),
+            ", or cast it with .astype('uint64') if its values are integers below 2**53",
         )
     return volume
 
@@ -75,7 +76,7 @@ def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
     try:
         values = to_unsigned(np.asarray(ids).ravel()).tolist() if hasattr(ids, "__array__") else list(ids)
     except TypeError:
-        raise SegmentError(f"{what}={ids!r} is not a list of ids; give one, such as [864691135617152361]") from None
+        raise SegmentError(param(what, ids), " is not a list of ids; give one, such as [864691135617152361]") from None
     numbers = []
     for value in values:
         text = str(to_unsigned(np.array([value]))[0] if isinstance(value, np.signedinteger) else value)

@@ -13,7 +13,7 @@ import xarray as xr
 from imageryxr.core.bbox import BBox, IndexBox
 from imageryxr.core.grid import grid_of
 from imageryxr.core.grid_checks import check_extent, out_of_volume_error
-from imageryxr.errors import ImageryWarning, LayerError, OptionError, warn
+from imageryxr.errors import ImageryWarning, LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.graph.labelled import as_dask, crop_array, is_lazy, level_array
 from imageryxr.ops.labels import id_array, select_ids
 from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, dtype_of, find_level, level_attrs
@@ -365,8 +365,12 @@ def _box_of(obj: xr.DataArray | xr.Dataset, bbox: BBox | None, center: Any, size
     if bbox is None and center is not None and size is not None:
         return box_around(obj, center, size, resolution=resolution)
     raise OptionError(
-        f"crop was given {' and '.join([*(['bbox'] if bbox is not None else []), *given]) or 'no box'}; give either a "
-        "BBox, or center=(x, y, z) and size=(width, height) in voxels of the array"
+        f"crop was given {' and '.join([*(['bbox'] if bbox is not None else []), *given]) or 'no box'}; ",
+        "give either a BBox, or ",
+        param("center", text="(x, y, z)"),
+        " and ",
+        param("size", text="(width, height)"),
+        " in voxels of the array",
     )
 
 
@@ -395,8 +399,11 @@ def _resolve(
     layer = resolve_source(source, layer_type, missing=check_missing(missing), **choices)
     if layer_type == "segmentation" and getattr(layer, "declared_type", None) == "image":
         warnings.warn(
-            f"{layer.name} is declared an image, but its {layer.dtype} values are opened as ids; open it with "
-            "imageryxr.open_image if they are grey values",
+            Message(
+                f"{layer.name} is declared an image, but its {layer.dtype} values are opened as ids; open it with ",
+                Wording("imageryxr.open_image", "--image"),
+                " if they are grey values",
+            ),
             ImageryWarning,
             stacklevel=3,
         )
@@ -410,8 +417,9 @@ def _label_level(
     dtype = dtype_of(layer, level.mip)
     if layer.layer_type == "segmentation" and dtype.kind not in "iu":
         raise LayerError(
-            f"mip {level.mip} of {layer.name} has dtype {dtype}, but ids are whole numbers; open another level, or "
-            "open this one with imageryxr.open_image"
+            f"mip {level.mip} of {layer.name} has dtype {dtype}, but ids are whole numbers; open another level, ",
+            "or open this one with ",
+            Wording("imageryxr.open_image", "--image"),
         )
     if bbox is None:
         return level_array(layer, level, chunks)

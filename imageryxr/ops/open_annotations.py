@@ -14,7 +14,7 @@ from imageryxr.core.annotation_boxes import annotations_in_box
 from imageryxr.core.annotations import DIM, make_annotations
 from imageryxr.core.bbox import BBox
 from imageryxr.core.colors.ids import list_unique_ids, parse_id
-from imageryxr.errors import MissingIdsWarning, OptionError, SourceError, warn
+from imageryxr.errors import MissingIdsWarning, OptionError, SourceError, param, warn
 from imageryxr.sources.annotations.folder import open_folder
 from imageryxr.sources.annotations.info import GEOMETRY, AnnotationInfo, Property, parse_info
 from imageryxr.sources.annotations.records import Ids, Records, join_records
@@ -95,7 +95,12 @@ def open_annotations(
     >>> ix.open_annotations("precomputed://gs://bucket/synapses", segments=[864691135617152361])  # doctest: +SKIP
     """
     if bbox is not None and not isinstance(bbox, BBox):
-        raise OptionError(f"bbox={bbox!r} is not a BBox; write ix.BBox((x, y, z), (x, y, z), resolution=(x, y, z))")
+        raise OptionError(
+            param("bbox", bbox),
+            " is not a BBox; write ix.BBox((x, y, z), (x, y, z), ",
+            param("resolution", text="(x, y, z)"),
+            ")",
+        )
     folder, info = open_folder(source, token, connection)
     layer = AnnotationSource(folder, parse_info(info, folder.name))
     return read_annotations(layer, bbox, segments, ids)
@@ -107,7 +112,7 @@ def read_annotations(
     """Return the selected annotations of a layer; see `open_annotations`."""
     requested = None if segments is None else list_unique_ids(segments)
     if requested is not None and not layer.info.relationships:
-        raise SourceError(f"{layer.folder.name} has no relationship to segments; select with bbox= or ids=")
+        raise SourceError(f"{layer.folder.name} has no relationship to segments; select with ", "bbox=", " or ", "ids=")
     related: list[Pairs] | None = None
     if ids is not None:
         records, related = _read_ids(layer, _check_ids(ids))

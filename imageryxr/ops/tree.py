@@ -17,7 +17,7 @@ from imageryxr.core.display import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIE
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.core.grid_checks import out_of_volume_error
 from imageryxr.core.orientation import Floats, screen_axes, screen_dimensions
-from imageryxr.errors import LayerError, LinkWarning, OptionError
+from imageryxr.errors import LayerError, LinkWarning, OptionError, param
 from imageryxr.ops.align import layer_type_of, regrid
 from imageryxr.ops.multiscale import coarsest_level_for
 
@@ -198,7 +198,7 @@ def _choose_layers(arrays: dict[str, xr.DataArray], names: Iterable[str] | None)
     wanted = [names] if isinstance(names, str) else list(names)
     absent = [n for n in wanted if n not in arrays]
     if absent or not wanted:
-        raise OptionError(f"layers={wanted!r}: the tree has {', '.join(map(repr, arrays))}")
+        raise OptionError(param("layers", wanted), f": the tree has {', '.join(map(repr, arrays))}")
     return {n: arrays[n].assign_attrs({VISIBLE: True}) for n in wanted}
 
 

@@ -16,7 +16,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
 from imageryxr.core.grid_checks import check_same_grid
-from imageryxr.errors import LayerError, OptionError, warn
+from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.graph.composite import LayerStack
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_result, volume_of
@@ -393,8 +393,11 @@ def _grey_volume(image: xr.DataArray, limits: tuple[float, float] | None) -> Vol
         return volume
     if limits is None:
         raise LayerError(
-            f"the image {image.name!r} has dtype {dtype} and no contrast limits; give "
-            "contrast_limits=(low, high), e.g. contrast_limits=(0, 4095), or set them in its attrs"
+            f"the image {image.name!r} has dtype {dtype} and no contrast limits; give ",
+            param("contrast_limits", text="(low, high)"),
+            ", e.g. ",
+            param("contrast_limits", (0, 4095)),
+            Wording(", or set them in its attrs", ""),
         )
     if dtype.kind not in "uif" or dtype.itemsize > 8:
         raise LayerError(f"the image {image.name!r} has dtype {dtype}, which cannot be shown as grey values")
@@ -406,9 +409,11 @@ def _check_limits(limits: Any) -> tuple[float, float]:
     try:
         low, high = (float(v) for v in limits)
     except (TypeError, ValueError):
-        raise OptionError(f"contrast_limits={limits!r} is not a pair of numbers (low, high), e.g. (60, 200)") from None
+        raise OptionError(
+            param("contrast_limits", limits), " is not a pair of numbers (low, high), e.g. (60, 200)"
+        ) from None
     if not (math.isfinite(low) and math.isfinite(high)) or low == high:
-        raise OptionError(f"contrast_limits={limits!r} must be two different finite numbers (low, high)")
+        raise OptionError(param("contrast_limits", limits), " must be two different finite numbers (low, high)")
     return low, high
 
 
@@ -436,7 +441,11 @@ def _warn_if_outside(smallest: float, largest: float, low: float, high: float, w
     if largest < bottom or smallest > top:
         shown = "black" if (largest < bottom) == (low < high) else "white"
         warn(
-            f"contrast_limits=({low:g}, {high:g}) lie wholly outside {what}, so the picture is all {shown}; limits in "
-            "attrs apply to the stored values: after arithmetic, give contrast_limits= for the new values, or compute "
-            "them with imageryxr.contrast_limits(image)"
+            Message(
+                param("contrast_limits", text=f"({low:g}, {high:g})"),
+                f" lie wholly outside {what}, so the picture is all {shown}; limits in attrs ",
+                "apply to the stored values: after arithmetic, give ",
+                param("contrast_limits"),
+                " for the new values, or compute them with imageryxr.contrast_limits(image)",
+            )
         )

@@ -15,7 +15,7 @@ from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.core.colors import Colors, resolve_colors
 from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.grid import Grid
-from imageryxr.errors import OptionError, warn
+from imageryxr.errors import Message, OptionError, Wording, param, warn
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.labelled import Volume
 from imageryxr.ops.labels import RequestedIds, id_array, id_list
@@ -67,16 +67,32 @@ class Outline:
     def __post_init__(self) -> None:
         if isinstance(self.width, bool) or not _is_number(self.width) or not 0 < self.width < math.inf:
             raise OptionError(
-                f"an outline cannot have width={self.width!r}: give a positive number of {self.unit}, e.g. width=3"
+                "an outline cannot have ",
+                param("width", self.width),
+                f": give a positive number of {self.unit}, e.g. ",
+                param("width", 3),
             )
         if self.side not in ("out", "in"):
-            raise OptionError(f"an outline cannot have side={self.side!r}: its side is 'out' or 'in'")
+            raise OptionError("an outline cannot have ", param("side", self.side), ": its side is 'out' or 'in'")
         if self.unit not in ("px", "nm"):
             raise OptionError(
-                f"an outline cannot have unit={self.unit!r}: give unit='px' (pixels) or unit='nm' (nanometres)"
+                "an outline cannot have ",
+                param("unit", self.unit),
+                ": give ",
+                param("unit", "px"),
+                " (pixels) or ",
+                param("unit", "nm"),
+                " (nanometres)",
             )
         if not isinstance(self.merge, bool | np.bool_):
-            raise OptionError(f"an outline cannot have merge={self.merge!r}: give merge=True or merge=False")
+            raise OptionError(
+                "an outline cannot have ",
+                param("merge", self.merge),
+                ": give ",
+                param("merge", True),
+                " or ",
+                param("merge", False),
+            )
         check_alpha(self.alpha, "alpha of an outline")
 
 
@@ -172,8 +188,12 @@ class PaintedSegments(Expr):
                 return
             _HAS_WARNED.append(True)
         warn(
-            "the cells of the segmentation touch each other and are outlined as one, so outlines appear only where the "
-            "segmentation ends; give outline=Outline(2, side='in', merge=False) to outline each cell"
+            Message(
+                "the cells of the segmentation touch each other and are outlined as one, so ",
+                "outlines appear only where the segmentation ends; give ",
+                Wording("outline=Outline(2, side='in', merge=False)", "--outline 2 --outline-side in --no-merge"),
+                " to outline each cell",
+            )
         )
 
 
@@ -369,7 +389,9 @@ def parse_outline(outline: Any) -> Outline | None:
         return outline
     if _is_number(outline):
         return Outline(outline)
-    raise OptionError(f"outline={outline!r} must be an Outline, a width in pixels, True or None; e.g. outline=3")
+    raise OptionError(
+        param("outline", outline), " must be an Outline, a width in pixels, True or None; e.g. ", param("outline", 3)
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -379,12 +401,12 @@ def _is_number(value: Any) -> bool:
 def check_alpha(alpha: Any, what: str) -> float:
     """Return an alpha, or raise `OptionError`."""
     if not _is_number(alpha) or not 0 <= alpha <= 1:
-        raise OptionError(f"{what}={alpha!r} must be a number from 0 (nothing) to 1 (opaque)")
+        raise OptionError(param(what, alpha), " must be a number from 0 (nothing) to 1 (opaque)")
     return float(alpha)
 
 
 def check_axis(axis: Any) -> int:
     """Return the number of the axis across the slices, or raise `OptionError`."""
     if axis not in DIMS:
-        raise OptionError(f"axis={axis!r} must be 'z', 'y' or 'x': the axis across the slices")
+        raise OptionError(param("axis", axis), " must be 'z', 'y' or 'x': the axis across the slices")
     return DIMS.index(axis)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote
 
-from imageryxr.errors import AddressError
+from imageryxr.errors import AddressError, Message, Param, param
 from imageryxr.sources.fetch.url import hide_secrets, parse_web_url
 
 Format = Literal["precomputed", "zarr", "graphene"]
@@ -97,7 +97,7 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     """
     given = os.fspath(text)
     if not isinstance(given, str):
-        raise AddressError(f"source={given!r} is bytes; give the path as text")
+        raise AddressError(param("source", given), " is bytes; give the path as text")
     base, *stages = given.strip().split("|")
     base, stages = _join_archive_path(base, stages)
     name, rest = _split_format(base)
@@ -105,25 +105,26 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     if stages:
         if name:
             raise AddressError(
-                f"{_format_source(given)} names a format twice, {name}:// before the place and '|' after it; write "
-                "PLACE|FORMAT: or FORMAT://PLACE"
+                _format_source(given),
+                f" names a format twice, {name}:// before the place and '|' after it; write "
+                "PLACE|FORMAT: or FORMAT://PLACE",
             )
         name, suffix = _last_stage(stages, given)
     elif FORMAT_NAMES.get(name) == "zarr" and (option := _ZARR_OPTIONS.fullmatch(rest)):
         rest, suffix = option[1], "#" + option[3]
     if not rest or ("://" in rest and not rest.partition("://")[2].strip("/")):
         raise AddressError(
-            f"{_format_source(given)} has no location; give a URL or a path, such as precomputed://gs://bucket/layer"
+            _format_source(given), " has no location; give a URL or a path, such as precomputed://gs://bucket/layer"
         )
     if re.search("[?#]dimension_separator=", rest):
         raise AddressError(
-            f"{_format_source(given)}: the Zarr option dimension_separator must come last; write "
-            "PLACE|zarr2:#dimension_separator=/"
+            _format_source(given),
+            ": the Zarr option dimension_separator must come last; write PLACE|zarr2:#dimension_separator=/",
         )
     inner, separator = _suffix_parts(name, suffix, given)
     url = _base_url(_decode_key(rest, given) if stages else rest, given)
     if not url.startswith("file://") and re.search("[\ud800-\udfff]", given):
-        raise AddressError(f"{_format_source(given)} has an incomplete character (a lone surrogate); copy it again")
+        raise AddressError(_format_source(given), " has an incomplete character (a lone surrogate); copy it again")
     if inner:
         url = _join_path(url, inner, given)
     version: Literal[2, 3] | None = 2 if name == "zarr2" else 3 if name == "zarr3" else None
@@ -152,14 +153,15 @@ def _last_stage(stages: list[str], given: str) -> tuple[str, str]:
         found = _STAGE.fullmatch(stage)
         scheme = found[1] if found else stage.partition(":")[0]
         if scheme in _ADAPTERS:
-            raise AddressError(f"{_format_source(given)}: '|{scheme}:' is not supported; {_ADAPTERS[scheme]}")
+            raise AddressError(_format_source(given), f": '|{scheme}:' is not supported; {_ADAPTERS[scheme]}")
         if found is None or scheme not in FORMAT_NAMES:
             raise _unknown_scheme_error(given, scheme)
         suffix = found[2] or ""
         if number < len(stages) - 1:
             raise AddressError(
-                f"{_format_source(given)}: '|{stages[number + 1]}' follows the format '|{scheme}:', which must be the "
-                f"last part; write a path inside after its colon: PLACE|{scheme}:inner/path/"
+                _format_source(given),
+                f": '|{stages[number + 1]}' follows the format '|{scheme}:', which must be the "
+                f"last part; write a path inside after its colon: PLACE|{scheme}:inner/path/",
             )
     return scheme, suffix
 
@@ -168,17 +170,17 @@ def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/",
     """Return the inner path and the dimension separator after a format's colon."""
     found = _SUFFIX.fullmatch(suffix)
     path, query, fragment = found.groups() if found else ("", None, None)
-    part = f"{_format_source(given)}: "
+    part = Message(_format_source(given), ": ")
     if FORMAT_NAMES.get(name) != "zarr":
         if suffix:
             inner = f"PLACE/{path.strip('/')}|{name}:" if path.strip("/") else f"PLACE|{name}:"
-            raise AddressError(f"{part}'|{name}:' takes nothing after its colon; write {inner}")
+            raise AddressError(part, f"'|{name}:' takes nothing after its colon; write {inner}")
         return "", None
     if query is not None:
-        raise AddressError(f"{part}'|{name}:' takes no query; options come after a '#'")
+        raise AddressError(part, f"'|{name}:' takes no query; options come after a '#'")
     if ".." in path.split("/"):
         raise AddressError(
-            f"{part}the path {path!r} after '|{name}:' contains '..'; write the address of the folder itself"
+            part, f"the path {path!r} after '|{name}:' contains '..'; write the address of the folder itself"
         )
     inner = "/".join(piece for piece in path.split("/") if piece not in ("", "."))
     options = dict(parse_qsl(fragment or "", keep_blank_values=True))
@@ -186,16 +188,14 @@ def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/",
         [fragment] if fragment and not options else []
     )
     if unknown:
-        raise AddressError(f"{part}the option {unknown[0]!r} is unknown; '|{name}:' takes #dimension_separator=/ or .")
+        raise AddressError(part, f"the option {unknown[0]!r} is unknown; '|{name}:' takes #dimension_separator=/ or .")
     separator = options.get("dimension_separator")
     if separator is None:
         return inner, None
     if name == "zarr3":
-        raise AddressError(
-            f"{part}dimension_separator is an option of Zarr v2; zarr3 metadata contain it: leave it out"
-        )
+        raise AddressError(part, "dimension_separator is an option of Zarr v2; zarr3 metadata contain it: leave it out")
     if separator not in ("/", "."):
-        raise AddressError(f"{part}dimension_separator={separator!r} is neither '/' nor '.'")
+        raise AddressError(part, f"dimension_separator={separator!r} is neither '/' nor '.'")
     return inner, separator
 
 
@@ -209,16 +209,17 @@ def _base_url(rest: str, given: str) -> str:
     parts = re.findall(r":/+(?=([^/]*))", tail if separator else rest)
     if any("@" in part.partition(":")[2] for part in parts):
         raise AddressError(
-            f"{_format_source(given)} has an address with a password inside its path; give only that address"
+            _format_source(given), " has an address with a password inside its path; give only that address"
         )
     if not separator:
         if re.match(r"[a-z+]*https?:|(gs|s3):/", rest):
-            raise AddressError(f"{_format_source(given)} is neither a web address nor a path; write https://HOST/PATH")
+            raise AddressError(_format_source(given), " is neither a web address nor a path; write https://HOST/PATH")
         return _file_url(rest, given)
     if scheme.startswith(("ngauth+", "gs+ngauth+", "s3+ngauth+")):
         raise AddressError(
-            f"{_format_source(given)}: {scheme}:// needs an ngauth login, which is not supported; write "
-            "gs://BUCKET/PATH, and for a private bucket store google-secret.json in ~/.cloudvolume/secrets"
+            _format_source(given),
+            f": {scheme}:// needs an ngauth login, which is not supported; write "
+            "gs://BUCKET/PATH, and for a private bucket store google-secret.json in ~/.cloudvolume/secrets",
         )
     if scheme not in PROTOCOLS:
         raise _unknown_scheme_error(given, scheme)
@@ -227,9 +228,9 @@ def _base_url(rest: str, given: str) -> str:
     if scheme in WEB_PROTOCOLS:
         return _web_url(rest)
     if scheme in ("gs", "s3") and not re.fullmatch(r"[A-Za-z0-9._-]+", tail.split("/")[0]):
-        raise AddressError(f"{_format_source(given)} names no bucket; write {scheme}://BUCKET/PATH")
+        raise AddressError(_format_source(given), f" names no bucket; write {scheme}://BUCKET/PATH")
     if re.search(r"[\x00-\x1f\x7f\\]", tail):
-        raise AddressError(f"{_format_source(given)} has a control character or a backslash; check the path")
+        raise AddressError(_format_source(given), " has a control character or a backslash; check the path")
     return rest
 
 
@@ -246,7 +247,7 @@ def _decode_key(rest: str, given: str) -> str:
         return rest
     key = unquote(rest, errors="replace")
     if "%" in key or "\ufffd" in key:
-        raise AddressError(f"{_format_source(given)} has a percent sign in its key, which is not supported")
+        raise AddressError(_format_source(given), " has a percent sign in its key, which is not supported")
     return key
 
 
@@ -269,7 +270,7 @@ def _file_url(path: str, given: str) -> str:
         os.fsencode(whole)
         return "file://" + whole
     except (ValueError, OSError, RuntimeError) as error:  # characters that cannot be encoded, a deleted folder
-        raise AddressError(f"{_format_source(given)} is not a valid path ({error}); give a URL or a path") from None
+        raise AddressError(_format_source(given), f" is not a valid path ({error}); give a URL or a path") from None
 
 
 def bucket_url(url: str) -> str:
@@ -307,11 +308,12 @@ def _unknown_scheme_error(given: str, scheme: str) -> AddressError:
     formats = ", ".join(f"{name}://" for name in ("precomputed", "zarr", "graphene"))
     places = ", ".join(f"{name}://" for name in PROTOCOLS)
     return AddressError(
-        f"{_format_source(given)} has the unknown scheme {scheme[:80]!r}; the formats are {formats} and the places "
+        _format_source(given),
+        f" has the unknown scheme {scheme[:80]!r}; the formats are {formats} and the places "
         f"{places}, or a local path: e.g. precomputed://gs://bucket/layer, zarr://s3://bucket/image.ome.zarr, "
-        "data/em.ome.zarr"
+        "data/em.ome.zarr",
     )
 
 
-def _format_source(given: str) -> str:
-    return f"source={hide_secrets(given)!r}"
+def _format_source(given: str) -> Param:
+    return param("source", hide_secrets(given))

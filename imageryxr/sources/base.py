@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox, format_triple, tidy, to_fraction
 from imageryxr.core.grid import Grid
-from imageryxr.errors import ChoiceError, ChunkReadError, MipError, OptionError
+from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, OptionError, Wording, param
 
 LayerType = Literal["image", "segmentation"]
 Missing = Literal["raise", "fill", "warn"] | None
@@ -106,7 +106,7 @@ def read_error(
     grid = source.levels[mip].grid
     where = f"{source.name}, mip {mip} ({format_triple(grid.resolution)} nm), box {grid.crop(box).bbox}"
     reason = clean_message(str(cause)) or type(cause).__name__
-    return kind(f"could not read {where}: {reason}{'; ' + hint if hint else ''}")
+    return kind(f"could not read {where}: {reason}", *(("; ", hint) if hint else ()))
 
 
 _MISSING_CHUNKS: ContextVar[set[str] | None] = ContextVar("imageryxr_holes", default=None)
@@ -188,12 +188,14 @@ def find_level(source: Source, mip: Any) -> Level:
     if isinstance(mip, int | np.integer) and not isinstance(mip, bool):
         found = [lv for lv in source.levels if lv.mip == mip]
         if found and found[0].placeholder:
-            raise MipError(f"mip={mip} of {source.name} is a placeholder without voxels; open one of mip {have}")
+            raise MipError(
+                param("mip", int(mip)),
+                f" of {source.name} is a placeholder without voxels; open one of mip {have}",
+            )
     else:
         found = [lv for lv in real if is_same_resolution(lv.grid.resolution, mip)]
     if not found:
-        given = f"mip={mip!r}"
-        raise MipError(f"{source.name} has no level {given}; open one of mip {have}")
+        raise MipError(f"{source.name} has no level ", param("mip", mip), f"; open one of mip {have}")
     return found[0]
 
 
@@ -202,7 +204,9 @@ def is_same_resolution(resolution: tuple[float, ...], given: Any) -> bool:
     try:
         values = [float(v) for v in given]
     except (TypeError, ValueError):
-        raise MipError(f"mip={given!r} is neither the number of a level nor a resolution (x, y, z) in nm") from None
+        raise MipError(
+            param("mip", given), " is neither the number of a level nor a resolution (x, y, z) in nm"
+        ) from None
     return len(values) == 3 and all(abs(a - b) <= 1e-6 * a for a, b in zip(resolution, values, strict=True))
 
 
@@ -214,13 +218,14 @@ def pick_index(name: str, what: Literal["channel", "time"], count: int, index: i
     ChoiceError
         If the index is out of range, or None although there are several channels or times.
     """
-    choices = f"{what}=0" + (f" to {what}={count - 1}" if count > 1 else ", or nothing")
+    choices = Message(param(what, 0), *((" to ", param(what, count - 1)) if count > 1 else (", or nothing",)))
     if index is None and count > 1:
-        raise ChoiceError(f"{name} has {count} {what}s; choose one with {choices}", what, count)
+        raise ChoiceError(Message(f"{name} has {count} {what}s; choose one with ", choices), what, count)
     number = 0 if index is None else index
     if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < count:
         have = f"its {what}s are 0 to {count - 1}" if count > 1 else f"it has one {what}"
-        raise ChoiceError(f"{name} has no {what}={index!r}: {have}; give {choices}", what, count)
+        message = Message(f"{name} has no ", param(what, index), f": {have}; give ", choices)
+        raise ChoiceError(message, what, count)
     return int(number)
 
 
@@ -228,9 +233,11 @@ def check_missing(missing: Any) -> Missing:
     """Return the policy for missing chunks, or raise `OptionError`."""
     if missing not in ("raise", "fill", "warn", None):
         raise OptionError(
-            f"missing={missing!r} is not a policy; None follows the format (the fill value in Zarr, an error in "
-            "precomputed), 'raise' raises an error for a missing chunk, 'fill' fills it with background, 'warn' fills "
-            "it and warns"
+            param("missing", missing),
+            " is not a policy; ",
+            Wording("None follows the format (", "leave it out to follow the format ("),
+            "the fill value in Zarr, an error in precomputed), 'raise' raises an error for ",
+            "a missing chunk, 'fill' fills it with background, 'warn' fills it and warns",
         )
     policy: Missing = missing
     return policy
@@ -240,8 +247,9 @@ def check_assume(assume: Any) -> Assume:
     """Return the point of the first voxel that an OME-Zarr translation refers to, or raise `OptionError`."""
     if assume not in ("center", "corner"):
         raise OptionError(
-            f"assume={assume!r} is neither 'center' nor 'corner': it selects whether an OME-Zarr translation is the "
-            "position of the centre of the first voxel, or of its lower corner"
+            param("assume", assume),
+            " is neither 'center' nor 'corner': it selects whether an OME-Zarr translation ",
+            "is the position of the centre of the first voxel, or of its lower corner",
         )
     place: Assume = assume
     return place

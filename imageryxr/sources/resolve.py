@@ -11,7 +11,16 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 
-from imageryxr.errors import AddressError, AuthError, LayerError, OptionError, SourceError, SourceNotFoundError
+from imageryxr.errors import (
+    AddressError,
+    AuthError,
+    LayerError,
+    OptionError,
+    SourceError,
+    SourceNotFoundError,
+    Wording,
+    param,
+)
 from imageryxr.sources import memory
 from imageryxr.sources.address import WEB_PROTOCOLS, Address, parse_address
 from imageryxr.sources.base import Assume, LayerType, Missing, Source, check_assume, check_missing, pick_index
@@ -87,11 +96,13 @@ def resolve_source(
             "give a URL or a path, or a DataArray with coordinates in nm"
         )  # fmt: skip
         shown = repr(source).splitlines()[0][:80]
-        raise SourceError(f"source={shown} ({type(source).__name__}) is not an address; {advice}")
+        raise SourceError(param("source", text=shown), f" ({type(source).__name__}) is not an address; {advice}")
     if timestamp is not None and not isinstance(found, graphene.GrapheneSource):
         raise OptionError(
-            f"timestamp={timestamp!r}: {found.name} does not change in time, so there is no state to select; leave "
-            "timestamp out"
+            param("timestamp", timestamp),
+            f": {found.name} does not change in time, so there is no state to select; leave ",
+            param("timestamp"),
+            " out",
         )
     return _with_layer_type(found, layer_type)
 
@@ -248,12 +259,14 @@ def _with_layer_type(source: Source, layer_type: LayerType | None) -> Source:
     holds_ids = np.dtype(source.dtype).kind in "iu"
     wanted = layer_type or (source.layer_type if holds_ids else "image")
     if wanted == "image" and source.layer_type == "segmentation" and holds_ids:
-        raise LayerError(f"{source.name} is a segmentation: open it with imageryxr.open_segmentation")
+        raise LayerError(
+            f"{source.name} is a segmentation: open it with ", Wording("imageryxr.open_segmentation", "--segmentation")
+        )
     if wanted == "segmentation" and not holds_ids:
         mask = " (for a mask give array.astype('uint8'))" if np.dtype(source.dtype).kind == "b" else ""
         raise LayerError(
-            f"{source.name} holds {source.dtype}, but ids are integers{mask}; it is an image: open it with "
-            "imageryxr.open_image"
+            f"{source.name} holds {source.dtype}, but ids are integers{mask}; it is an image: open it with ",
+            Wording("imageryxr.open_image", "--image"),
         )
     if source.layer_type == wanted:
         return source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import typer.main
 
 import imageryxr as ix
 from imageryxr.cli import main
-from imageryxr.cli.messages import FLAGS, as_options
+from imageryxr.cli.messages import FLAGS, command_text
+from imageryxr.errors import Message, OptionError, Wording, param
+from imageryxr.export.targets.base import COARSER
 from imageryxr.export.targets.registry import PATHS, PATTERNS, precomputed
 from tests.conftest import volume
 from tests.support.command_line import PLACE
@@ -59,13 +62,51 @@ def python_in(text):
     return re.findall(rf"\b({'|'.join(sorted(keywords()))})=", text)
 
 
+# Texts that are Python code, and messages of verbs that the command line does not call.
+PYTHON_ONLY = {
+    "other_formats.py",
+    "memory.py",
+    "xarray_engine.py",
+    "masks.py",
+    "points.py",
+    "block_check.py",
+    "plot.py",
+}
+PYTHON_ONLY |= {"annotations.py", "open_annotations.py", "cutouts.py", "thumbnail.py", "montages.py", "plane.py"}
+PYTHON_ONLY |= {
+    "link.py",
+    "report.py",
+    "cutout_verbs.py",
+    "jobs.py",
+    "cave_table.py",
+    "table_rows.py",
+    "materialization.py",
+}
+CODE = re.compile(r"\w+\([^()]*(\([^()]*\)[^()]*)*\)")
+
+
 @pytest.mark.slow
-def test_no_message_names_what_cannot_be_typed():
-    said = [(name, text) for name, text in messages() if " " in text and "<" not in text]
-    said = [(name, text) for name, text in said if name not in ("messages.py", "report.py")]
-    assert len([text for _, text in said if python_in(text)]) > 80, "the test finds the messages"
-    left = {text: python_in(as_options(text)) for _, text in said}
-    assert not {text: names for text, names in left.items() if names}
+def test_messages_mark_the_parameters_that_they_name():
+    """The command line can only name the flag of a parameter that is marked by `imageryxr.errors.param`."""
+    texts = [(name, text) for name, text in messages() if " " in text and "<" not in text]
+    plain = [(name, text) for name, text in texts if name not in PYTHON_ONLY and python_in(CODE.sub("", text))]
+    assert [text for name, text in plain if name == "state.py"] == ["layers=thing is not a list of layers"]  # JSON
+    wordings = "outline=Outline(2, side='in', merge=False)", "it may have expired; give timestamp= instead"
+    assert not [text for name, text in plain if name not in ("state.py", "source.py") and text not in wordings]
+
+
+def test_every_marked_parameter_has_a_flag():
+    names = set()
+    for file in Path(ix.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "param"
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                names.add(node.args[0].value)
+    assert len(names) > 40
+    assert names - set(FLAGS) == {"target", "source", "path", "lo", "hi", "mip"}
 
 
 def test_flags_are_those_that_there_are():
@@ -75,26 +116,36 @@ def test_flags_are_those_that_there_are():
 
 
 @pytest.mark.parametrize(
-    ("python", "typed"),
+    ("parts", "python", "typed"),
     [
-        ("give overwrite=True to replace it", "give --overwrite to replace it"),
-        ("with square=False a voxel", "with --no-square a voxel"),
-        ("client='tcp://a:1' is none", "--scheduler tcp://a:1 is none"),
-        ("give chunks=(16, 256, 256)", "give --chunks 16,256,256"),
-        ("memory='4 GB' is little", "--memory '4 GB' is little"),
-        ("workers=0 must be 1, or None for one a core", "--workers 0 must be 1, or be left out for one a core"),
-        ("compression='x' must be 'zlib' or None", "--compression x must be 'zlib' or 'none'"),
-        ("the box lo=(1, 2, 3), hi=(0, 2, 3) is inverted", "the box from 1,2,3 to 0,2,3 is inverted"),
-        ("target='{q}.png' is odd", "the target '{q}.png' is odd"),
-        ("give scratch=… a folder, or scratch=False, which", "give --scratch … a folder, or --scratch none, which"),
-        ("mip=9 is not there", "mip 9 is not there"),
-        ("a coarser level (mip=…)", "a coarser level (--image-mip or --seg-mip)"),
-        ("/data/alpha=3/em and https://a/b?size=4 stay", "/data/alpha=3/em and https://a/b?size=4 stay"),
-        ("its options are chunks, version; more", "its options are --chunks, --ome-version; more"),
+        (("give ", param("overwrite", True)), "give overwrite=True", "give --overwrite"),
+        (("with ", param("square", False), " a"), "with square=False a", "with --no-square a"),
+        ((param("client", "tcp://a:1"), " is none"), "client='tcp://a:1' is none", "--scheduler tcp://a:1 is none"),
+        (("give ", param("chunks", (16, 256, 256))), "give chunks=(16, 256, 256)", "give --chunks 16,256,256"),
+        (("give ", param("size", text="(x, y, z)")), "give size=(x, y, z)", "give --size x,y,z"),
+        ((param("memory", "4 GB"), " is little"), "memory='4 GB' is little", "--memory '4 GB' is little"),
+        (
+            (param("compression", "x"), Wording(" or None", " or 'none'")),
+            "compression='x' or None",
+            "--compression x or 'none'",
+        ),
+        ((param("target", "{q}.png"), " is odd"), "target='{q}.png' is odd", "the target '{q}.png' is odd"),
+        (
+            (param("scratch", ...), ", ", param("scratch", False)),
+            "scratch=…, scratch=False",
+            "--scratch …, --scratch none",
+        ),
+        ((param("mip", 9), " is absent"), "mip=9 is absent", "mip 9 is absent"),
+        ((COARSER,), "a coarser level (mip=…)", "a coarser level (--image-mip or --seg-mip)"),
+        (("leave ", param("version"), " out"), "leave version out", "leave --ome-version out"),
+        ((param("stale", "keep"), " works"), "stale='keep' works", "stale='keep' works"),
+        (("a plain text with alpha=3",), "a plain text with alpha=3", "a plain text with alpha=3"),
     ],
 )
-def test_words(python, typed):
-    assert as_options(python) == typed
+def test_python_names_become_flags(parts, python, typed):
+    error = pickle.loads(pickle.dumps(OptionError("so: ", Message(*parts))))
+    assert str(error) == f"so: {python}"
+    assert command_text(error) == f"so: {typed}"
 
 
 # what is typed behind `export TARGET`; IM and SEG stand for the sources; which words must be there

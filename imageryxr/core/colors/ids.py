@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.errors import ColorError, LayerError, OptionError
+from imageryxr.errors import ColorError, LayerError, OptionError, param
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
@@ -39,7 +39,7 @@ def parse_id(value: Any) -> int:
 def list_unique_ids(ids: Any) -> list[int]:
     """Return the distinct ids in the order given, without the background."""
     if isinstance(ids, (str, bytes, np.generic)) or not (isinstance(ids, Iterable) or hasattr(ids, "__array__")):
-        raise LayerError(f"ids={ids!r} is not a list of ids. Write a list, such as [864691135617152361].")
+        raise LayerError(param("ids", ids), " is not a list of ids. Write a list, such as [864691135617152361].")
     if hasattr(ids, "__array__"):
         flat = to_unsigned(np.asarray(ids).ravel())
         if flat.dtype.kind in "iu":

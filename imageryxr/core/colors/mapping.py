@@ -23,7 +23,7 @@ from imageryxr.core.colors.ids import (
 from imageryxr.core.colors.neuroglancer import neuroglancer_colors, neuroglancer_seed
 from imageryxr.core.colors.palettes import palette_colors, palette_table
 from imageryxr.core.colors.parse import RGBA, parse_color
-from imageryxr.errors import ColorError, ImageryWarning
+from imageryxr.errors import ColorError, ImageryWarning, Message, param
 
 #: Values of ``colors=``: None, a palette name, a dict id → colour, or ``("neuroglancer", seed)``.
 ColorSpec: TypeAlias = str | Mapping[Any, Any] | tuple[str, int] | None
@@ -209,7 +209,7 @@ def _spec_message(colors: Any) -> str:
         hint += "ids one colour."
     elif hasattr(colors, "to_dict"):
         hint = " Write colors.to_dict()."
-    return f"colors={colors!r} ({type(colors).__name__}) is not {kinds}.{hint}"
+    return Message(param("colors", colors), f" ({type(colors).__name__}) is not {kinds}.{hint}")
 
 
 def _from_mapping(colors: Mapping[Any, Any], ids: Any) -> Colors:

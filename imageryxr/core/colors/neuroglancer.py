@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.colors.ids import UInt8Array, UInt64Array
-from imageryxr.errors import ColorError
+from imageryxr.errors import ColorError, param
 
 MAX_SEED = 2**32 - 1
 
@@ -52,10 +52,14 @@ def neuroglancer_seed(colors: Any) -> int | None:
     if name != "neuroglancer" and isinstance(seed, str):
         return None
     if name != "neuroglancer":
-        raise ColorError(f"colors={colors!r}: only 'neuroglancer' takes a seed. Write ('neuroglancer', 0) or {name!r}.")
+        raise ColorError(
+            param("colors", colors), f": only 'neuroglancer' takes a seed. Write ('neuroglancer', 0) or {name!r}."
+        )
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
         raise ColorError(
-            f"colors={colors!r}: a seed is an integer from 0 to 2**32 - 1, like the layer's 'segmentColorSeed'. "
-            "Write ('neuroglancer', 0) for the viewer's default colours."
+            param("colors", colors),
+            ": a seed is an integer from 0 to 2**32 - 1, like the layer's ",
+            "'segmentColorSeed'. Write ('neuroglancer', 0) for the viewer's default ",
+            "colours.",
         )
     return int(seed)

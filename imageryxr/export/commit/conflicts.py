@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.errors import TargetExistsError
+from imageryxr.errors import Message, TargetExistsError, param
 from imageryxr.export.commit.manifest import Header
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import Target
@@ -18,7 +18,7 @@ def refuse_foreign_folder(target: Target) -> None:
     `overwrite=True` permits replacing images and volumes, not other folders.
     """
     root = target.root
-    reason = "is not replaced, even with overwrite=True"
+    reason = Message("is not replaced, even with ", param("overwrite", True))
     if is_remote(root):
         return
     if target.kind != "tree":
@@ -46,9 +46,10 @@ def exists_message(target: Target, existing: list[str], header: Header | None) -
     since = ""
     if header is not None and header.replaced:
         since = f", and the export to {header.replaced} has since replaced files of this call"
-    return (
-        f"{existing[0]} exists{count}{since}; give overwrite=True to replace {'them' if count else 'it'} when the "
-        "export is complete, or give another target"
+    return Message(
+        f"{existing[0]} exists{count}{since}; give ",
+        param("overwrite", True),
+        f" to replace {'them' if count else 'it'} when the export is complete, or give another target",
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from imageryxr.core.bbox import DIMS, Index3
-from imageryxr.errors import ManifestError
+from imageryxr.errors import ManifestError, Message, param
 
 FORMAT = 1
 Phase = Literal["writing", "publishing", "finished"]
@@ -95,8 +95,11 @@ class Header:
 
 def _invalid_manifest(where: str, reason: str) -> ManifestError:
     return ManifestError(
-        f"{where} is not a manifest that this version can read ({reason}); give overwrite=True to start over and "
-        "replace the target, or give another target"
+        Message(
+            f"{where} is not a manifest that this version can read ({reason}); give ",
+            param("overwrite", True),
+            " to start over and replace the target, or give another target",
+        )
     )
 
 

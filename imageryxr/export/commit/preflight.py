@@ -8,11 +8,11 @@ import shutil
 import uuid
 from contextlib import suppress
 
-from imageryxr.errors import TargetError, warn
+from imageryxr.errors import Message, TargetError, warn
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.report import show_bytes
 from imageryxr.export.store.bucket import Bucket
-from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.base import COARSER, Target
 
 # Compression ratio above which a warning doubts that the export fits on the disk.
 MAX_COMPRESSION = 20
@@ -60,7 +60,9 @@ def _check_free_space(free: int, takes: int, target: Target, folder: str) -> Non
         )
     if takes > MAX_COMPRESSION * free:
         warn(
-            f"{target.place} needs {show_bytes(takes)} before compression; {show_bytes(free)} are free in {folder}, "
-            f"which suffices only at a compression ratio of {math.ceil(takes / max(1, free)):,}; choose another disk, "
-            "a smaller box, or a coarser level (mip=…)"
+            Message(
+                f"{target.place} needs {show_bytes(takes)} before compression; {show_bytes(free)} are free in ",
+                f"{folder}, which suffices only at a compression ratio of {math.ceil(takes / max(1, free)):,}; ",
+                *("choose another disk, a smaller box, or ", COARSER),
+            )
         )

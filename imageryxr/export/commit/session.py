@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from imageryxr.errors import ManifestError, TargetError, TargetExistsError
+from imageryxr.errors import ManifestError, Message, TargetError, TargetExistsError, param
 from imageryxr.export.commit.conflicts import describe_difference, exists_message, refuse_foreign_folder
 from imageryxr.export.commit.journal import Entry, Progress, crc_of_sizes
 from imageryxr.export.commit.manifest import FORMAT, Header
@@ -114,8 +114,11 @@ class Workspace:
             self._check_not_being_written(f", for another export ({other})")
             state = "is the result" if header.phase == "finished" else "is the unfinished work"
             raise TargetExistsError(
-                f"{self.target.place} {state} of another export ({other}); give overwrite=True to replace it "
-                "when this one is complete, or give another target"
+                Message(
+                    f"{self.target.place} {state} of another export ({other}); give ",
+                    param("overwrite", True),
+                    " to replace it when this one is complete, or give another target",
+                )
             )
 
     def _check_not_being_written(self, other: str = "") -> None:
@@ -135,8 +138,11 @@ class Workspace:
         )
         if there:
             raise TargetExistsError(
-                f"{there[0]} appeared during this export and is not replaced; the finished regions are kept: move that "
-                "file away and make the same call again, or add overwrite=True"
+                Message(
+                    f"{there[0]} appeared during this export and is not replaced; the finished regions are ",
+                    "kept: move that file away and make the same call again, or add ",
+                    param("overwrite", True),
+                )
             )
 
     def _is_mine(self, header: Header) -> bool:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from imageryxr.errors import TargetExistsError
+from imageryxr.errors import Message, TargetExistsError, param
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import Target
 from imageryxr.sources.base import clean_message
@@ -55,10 +55,11 @@ def refuse_sources(target: Target, places: Iterable[str]) -> None:
 
 
 def _message(target: Target, relation: Relation, place: str) -> str:
-    return (
-        f"the target {target.place} {relation} {clean_message(place)}, a source of the exported array: writing there "
-        "would destroy the source, so this is refused even with overwrite=True; give another target, and move the "
-        "result when the export is complete"
+    return Message(
+        f"the target {target.place} {relation} {clean_message(place)}, a source of the exported array: writing there ",
+        "would destroy the source, so this is refused even with ",
+        param("overwrite", True),
+        "; give another target, and move the result when the export is complete",
     )
 
 

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from imageryxr.core.bbox import DIMS, Index3
-from imageryxr.errors import OptionError, warn
+from imageryxr.errors import Message, OptionError, join_messages, param, warn
 from imageryxr.export.commit.preflight import check_writable
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.estimate import PROCESS_BYTES, SourceReads
@@ -19,13 +19,14 @@ from imageryxr.export.read.slabs import SlabSettings
 from imageryxr.export.read.spill import free_bytes
 from imageryxr.export.report import show_bytes
 from imageryxr.export.run.workers import WorkerPool, available_memory
-from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.base import COARSER, Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.graph.dask_inputs import count_lost_blocks
 from imageryxr.graph.labelled import BoxReader
 
 # With more files, file systems and listings become slow and buckets expensive.
+FEWER_THREADS = Message("fewer threads per worker (", param("workers", ...), ")")
 MANY_FILES = 10_000_000
 
 
@@ -119,7 +120,7 @@ class ExportPlan:
         scratch = [] if self.scratch is None else self.scratch.problems(self.pool)
         problems = [*self.target.problems(), *self._lost_blocks(), *self._memory_problems(), *scratch]
         if problems:
-            raise OptionError(f"{self.target.place} cannot be written: {'; and '.join(problems)}")
+            raise OptionError(f"{self.target.place} cannot be written: ", join_messages("; and ", problems))
         if self.workspace is not None:
             self.workspace.refuse(self.workspace.load(self.overwrite), self.overwrite)
             check_writable(self.workspace, self.bytes_to_write + self.pyramid_bytes, self.target)
@@ -141,39 +142,49 @@ class ExportPlan:
             available = limit if available is None else min(available, limit)
         if available is not None and result > available:
             return [
-                f"the array needs {show_bytes(result)} of memory; {show_bytes(available)} are available: export it to "
-                ".ome.zarr, or export a smaller box or a coarser level (mip=…)"
+                Message(
+                    f"the array needs {show_bytes(result)} of memory; {show_bytes(available)} are available: export ",
+                    " it to .ome.zarr, or export a smaller box or ",
+                    COARSER,
+                )
             ]
         if limit is None or self.peak_memory <= limit:
             return []
         assembling = PROCESS_BYTES + self.target.assembling_bytes
         if self.target.assembling_bytes and assembling == self.peak_memory:
             return [
-                f"assembling the file needs {show_bytes(assembling)} of memory; {show_bytes(limit)} are available: "
-                "give more memory, a smaller box, or a coarser level (mip=…)"
+                Message(
+                    f"assembling the file needs {show_bytes(assembling)} of memory; {show_bytes(limit)} are ",
+                    "available: give more memory, a smaller box, or ",
+                    COARSER,
+                )
             ]
         return [
-            f"a worker needs {show_bytes(self.peak_memory)} of memory and has {show_bytes(limit)}: "
-            f"{self._memory_advice()}"
+            Message(
+                f"a worker needs {show_bytes(self.peak_memory)} of memory and has {show_bytes(limit)}: ",
+                self._memory_advice(),
+            )
         ]
 
     def warn_of_rereads(self) -> None:
         """Warn if many chunks are read or blocks computed repeatedly, with advice on how to avoid it."""
         self._warn_of_computing()
         if (advice := self._fewer_files()) is not None:
-            warn(f"{self.target.place}: {advice}")
+            warn(Message(f"{self.target.place}: ", advice))
         again = max(self.reads, key=lambda r: r.bytes - r.distinct_bytes, default=None)
         if again is None or again.rereads < 2 or again.bytes - again.distinct_bytes < 1e9:
             return
-        ways = ["more memory per worker"] + (["fewer threads per worker (workers=…)"] if self.pool.threads > 1 else [])
+        ways = ["more memory per worker"] + ([FEWER_THREADS] if self.pool.threads > 1 else [])
         if isinstance(self.target, SliceTarget):
-            ways += ["a folder for scratch files (scratch=…)"] if self.refuses_scratch else []
+            scratch = Message("a folder for scratch files (", param("scratch", ...), ")")
+            ways += [scratch] if self.refuses_scratch else []
             ways.append("export to .ome.zarr, whose regions need not be whole slices")
-        warn(
+        text = (
             f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} instead of "
             f"{show_bytes(again.distinct_bytes)}, because the regions that fit into a worker's memory are thinner than "
-            f"its chunks; to read less, use {', or '.join(ways)}"
+            "its chunks; to read less, use "
         )
+        warn(Message(text, join_messages(", or ", ways)))
 
     def _warn_of_computing(self) -> None:
         again = max(self.computes, key=lambda r: r.requests - r.chunks, default=None)
@@ -187,21 +198,22 @@ class ExportPlan:
                 ".ome.zarr first and export that to slices"
             )
         else:
-            way = "give chunks=… or shards=… that divide its blocks"
-        warn(
+            way = Message("give ", param("chunks", ...), " or ", param("shards", ...), " that divide its blocks")
+        text = (
             f"each block of the dask array {again.source!r} is computed {again.requests / again.chunks:.1f} times, "
             f"{again.requests:,} computations of {again.chunks:,} blocks, because regions as large as its blocks do "
-            f"not fit into a worker's memory: give workers more memory; or {way}; or persist() it"
+            "not fit into a worker's memory: give workers more memory; or "
         )
+        warn(Message(text, way, "; or persist() it"))
 
     def _fewer_files(self) -> str | None:
         if self.files_to_write < MANY_FILES or not isinstance(self.target, Pyramid):
             return None
-        ways = ["larger chunks=…"]
+        ways = Message("larger ", param("chunks", ...))
         if self.target.describe().get("shards", 0) is None and self.target.describe()["format"] != "OME-Zarr 0.4":
             z, y, x = (c * n for c, n in zip(self.target.granule, (8, 8, 8), strict=True))
-            ways = [f"shards=({z}, {y}, {x}), which stores 512 chunks per file"]
-        return f"about {self.files_to_write:,} files are slow on a disk or a bucket: give {' or '.join(ways)}"
+            ways = Message(param("shards", (z, y, x)), ", which stores 512 chunks per file")
+        return Message(f"about {self.files_to_write:,} files are slow on a disk or a bucket: give ", ways)
 
     def _memory_advice(self) -> str:
         granule = self.target.granule
@@ -209,12 +221,12 @@ class ExportPlan:
         busy = (
             self.pool.threads if self.slab_settings is None else self.slab_settings.at_once * self.slab_settings.threads
         )
-        advice = ["fewer threads per worker (workers=…)"] if busy > 1 else []
+        advice: list[str] = [FEWER_THREADS] if busy > 1 else []
         if isinstance(self.target, SliceTarget):
             advice.append("export to .ome.zarr, whose regions need not be whole slices")
         elif granule != (1, 1, 1):
-            advice.append("smaller chunks=… or shards=…")
-        return f"{process}; {', or '.join(['give workers with more memory', *advice])}"
+            advice.append(Message("smaller ", param("chunks", ...), " or ", param("shards", ...)))
+        return Message(f"{process}; ", join_messages(", or ", ["give workers with more memory", *advice]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan's numbers as plain data."""

@@ -9,7 +9,7 @@ from typing import Any
 from dask.utils import key_split
 
 from imageryxr.core.bbox import format_triple
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, param
 from imageryxr.export.commit.session import Stages, Workspace
 from imageryxr.export.plan.estimate import (
     PROCESS_BYTES,
@@ -27,7 +27,7 @@ from imageryxr.export.plan.slab_regions import slab_planner
 from imageryxr.export.read.buffers import BRICK_VOXELS, bricks
 from imageryxr.export.read.rolling_window import choose_strips
 from imageryxr.export.run.workers import WorkerPool, available_memory
-from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.base import COARSER, Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import has_computed_blocks
 from imageryxr.graph.labelled import BoxReader
@@ -116,11 +116,12 @@ def _check_count(stages: Stages, target: Target) -> None:
     most = MAX_TASKS if have is None else min(MAX_TASKS, have // TASK_BYTES)
     if len(stages) <= most:
         return
-    ways = "larger chunks=… or shards=…, " if isinstance(target, Pyramid) else ""
+    ways = ("larger ", param("chunks", ...), " or ", param("shards", ...), ", ") if isinstance(target, Pyramid) else ()
     size = format_triple(target.layer.grid.shape[::-1])
     raise OptionError(
-        f"{target.place} has {size} voxels and needs {len(stages):,} tasks, more than the maximum of {most:,}: give "
-        f"{ways}a smaller box, or a coarser level (mip=…)"
+        f"{target.place} has {size} voxels and needs {len(stages):,} tasks, more than the maximum of {most:,}: give ",
+        *ways,
+        *("a smaller box, or ", COARSER),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.errors import ScratchError
+from imageryxr.errors import Message, ScratchError, param
 from imageryxr.export.plan.estimate import reread_factors
 from imageryxr.export.plan.regions import REGION_BYTES, REREAD_LIMIT, Regions, choose_regions, choose_slabs
 from imageryxr.export.read.buffers import BRICK_VOXELS
@@ -55,10 +55,11 @@ class SpillSpace:
         free, takes = free_bytes(self.folder), self.bytes * self.workers
         if takes <= free:
             return []
-        return [
+        problem = (
             f"the export needs {show_bytes(takes)} in the scratch folder {self.folder}; {show_bytes(free)} are free: "
-            f"{'start fewer processes (workers=…), or ' * (self.workers > 1)}{SCRATCH_ADVICE}"
-        ]
+        )
+        fewer = ("start fewer processes (", param("workers", ...), "), or ") if self.workers > 1 else ()
+        return [Message(problem, *fewer, SCRATCH_ADVICE)]
 
     def _unusable_workers(self, answers: dict[str, Any]) -> list[str]:
         """Return an error that lists the workers of a cluster that cannot use the folder, from their answers."""
@@ -68,8 +69,10 @@ class SpillSpace:
         workers = sorted(lacking)
         named = ", ".join(workers[:4]) + (f" and {len(workers) - 4} more" if len(workers) > 4 else "")
         return [
-            f"the scratch folder {self.folder} cannot be used on {len(lacking)} of {len(answers)} workers ({named}: "
-            f"{lacking[workers[0]]}): {SCRATCH_ADVICE}"
+            Message(
+                f"the scratch folder {self.folder} cannot be used on {len(lacking)} of {len(answers)} workers ",
+                *(f"({named}: {lacking[workers[0]]}): ", SCRATCH_ADVICE),
+            )
         ]
 
 

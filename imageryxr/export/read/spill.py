@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.errors import ImageryError, OptionError, ScratchError
+from imageryxr.errors import ImageryError, Message, OptionError, ScratchError, Wording, param
 
-SCRATCH_ADVICE = (
-    "give scratch=… a local folder with more space, give workers more memory, or give scratch=False, which reads the "
-    "same chunks repeatedly"
+SCRATCH_ADVICE = Message(
+    "give ",
+    param("scratch", ...),
+    " a local folder with more space, give workers more memory, or give ",
+    param("scratch", False),
+    ", which reads the same chunks repeatedly",
 )
 """Advice for a scratch folder that is too small."""
 
@@ -38,14 +41,20 @@ def check_scratch(value: Any) -> str | bool | None:
     if value is None or value is False:
         return value
     if not isinstance(value, str | os.PathLike):
-        raise OptionError(f"scratch={value!r} must be a folder on a local disk, None for the usual one, or False")
+        raise OptionError(
+            param("scratch", value),
+            " must be a folder on ",
+            Wording("a local disk, None for the usual one, or False", "a local disk, or 'none'"),
+        )
     if not os.fspath(value).strip():
         raise OptionError(
-            f"scratch={os.fspath(value)!r} names no folder; give one on a local disk, None for the usual one, or False"
+            param("scratch", os.fspath(value)),
+            " names no folder; give one on ",
+            Wording("a local disk, None for the usual one, or False", "a local disk, or 'none'"),
         )
     path = os.path.abspath(os.path.expanduser(os.fspath(value)))
     if "://" in os.fspath(value):
-        raise OptionError(f"scratch={os.fspath(value)!r} must be a folder on a local disk, not a URL")
+        raise OptionError(param("scratch", os.fspath(value)), " must be a folder on a local disk, not a URL")
     return path
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.errors import TargetError
+from imageryxr.errors import Message, TargetError, param
 from imageryxr.export.read.buffers import BUFFERS
 from imageryxr.export.report import ON_PROGRESS
 from imageryxr.export.run.daemon_threads import STOP, DaemonPool
@@ -204,8 +204,12 @@ class ProcessExecutor(_PicklingExecutor):
             time.sleep(0.01)
         if any(process.exitcode == UNGUARDED_EXIT_CODE for process in processes):
             raise TargetError(
-                "the processes of client='processes' ran this script again up to its export: put the script's code "
-                "under `if __name__ == '__main__':`"
+                Message(
+                    "the processes of ",
+                    param("client", "processes"),
+                    " ran this script again up to its export: put the script's code under ",
+                    "`if __name__ == '__main__':`",
+                )
             ) from None
 
     def close(self) -> None:

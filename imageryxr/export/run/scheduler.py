@@ -18,10 +18,12 @@ from imageryxr.errors import (
     CodecError,
     ImageryError,
     LayerError,
+    Message,
     MissingChunkError,
     OptionError,
     ScratchError,
     TargetError,
+    Wording,
 )
 from imageryxr.export.commit.session import Stages, Workspace
 from imageryxr.export.plan.plan import ExportPlan
@@ -298,10 +300,11 @@ class _Scheduler:
 
 def _lost_worker_message(number: int, where: str, error: Exception) -> str:
     guard = "; a script that uses processes needs its code under `if __name__ == '__main__':`"
-    return (
-        f"task {number + 1:,}, {where}, failed repeatedly because its worker died ({type(error).__name__}: "
-        f"{clean_message(str(error))}); probably it has too little memory: plan_export returns what a worker needs"
-        + (guard if type(error).__name__ == "BrokenProcessPool" else "")
+    return Message(
+        f"task {number + 1:,}, {where}, failed repeatedly because its worker died ({type(error).__name__}: ",
+        f"{clean_message(str(error))}); probably it has too little memory: ",
+        Wording("plan_export returns what a worker needs", "--dry-run shows what a worker needs"),
+        guard if type(error).__name__ == "BrokenProcessPool" else "",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 
-from imageryxr.errors import OptionError, TargetError
+from imageryxr.errors import OptionError, TargetError, Wording, param
 from imageryxr.export.plan.estimate import PROCESS_BYTES
 from imageryxr.export.plan.regions import REGION_BYTES, Regions
 from imageryxr.export.run.executors import (
@@ -53,12 +53,16 @@ def open_client(client: Any) -> tuple[Any, bool]:
     """
     if is_client(client):
         if getattr(client, "asynchronous", False):
-            raise OptionError("client=… is asynchronous; export waits for its regions: give a synchronous Client")
+            raise OptionError(
+                param("client", ...), " is asynchronous; export waits for its regions: give a synchronous Client"
+            )
         return client, False
     if not isinstance(client, str) or "://" not in client:
         raise OptionError(
-            f"client={client!r} must be a distributed.Client, a scheduler's address such as 'tcp://host:8786', "
-            "'threads' or 'processes'"
+            param("client", client),
+            " ",
+            Wording("must be a distributed.Client, a scheduler's", "must be a scheduler's"),
+            " address such as 'tcp://host:8786', 'threads' or 'processes'",
         )
     from distributed import Client
 
@@ -119,7 +123,12 @@ def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
         If no scheduler answers.
     """
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise OptionError(f"workers={count!r} must be a whole number from 1, or None for one per core")
+        raise OptionError(
+            param("workers", count),
+            " must be a whole number from 1",
+            Wording(", or None", ", or be left out"),
+            " for one per core",
+        )
     limit = _parse_memory(memory)
     number = count or CPU_COUNT
     if client is None or client == "threads":
@@ -166,8 +175,11 @@ def _check_script() -> None:
         return
     if not os.path.exists(os.path.join(getattr(process, "ORIGINAL_DIR", None) or "", path)):
         raise OptionError(
-            f"client='processes' starts new processes, which import this script, but {path} is not a file: save the "
-            "script to a file, or omit client= to use threads"
+            param("client", "processes"),
+            f" starts new processes, which import this script, but {path} is not a file: save ",
+            "the script to a file, or omit ",
+            param("client"),
+            " to use threads",
         )
 
 
@@ -207,9 +219,11 @@ def _parse_memory(value: Any) -> int | None:
     except (ValueError, TypeError, OverflowError):
         limit = 0
     if 0 < limit < MIN_MEMORY:
-        raise OptionError(f"memory={value!r} is {limit:,} bytes, which is too little; give a unit, such as '4 GB'")
+        raise OptionError(
+            param("memory", value), f" is {limit:,} bytes, which is too little; give a unit, such as '4 GB'"
+        )
     if limit <= 0:
-        raise OptionError(f"memory={value!r} must be the memory of a worker in bytes, such as '4 GB'")
+        raise OptionError(param("memory", value), " must be the memory of a worker in bytes, such as '4 GB'")
     return limit
 
 

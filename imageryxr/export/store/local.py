@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from imageryxr.errors import ImageryError, OptionError, TargetError
+from imageryxr.errors import ImageryError, OptionError, TargetError, param
 
 BUCKETS = ("s3", "gs")
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -207,8 +207,9 @@ def is_remote(target: str) -> bool:
     if scheme in BUCKETS:
         return True
     raise OptionError(
-        f"target={target!r} has the scheme {scheme!r}, which cannot be written to; give a local path, "
-        f"{' or '.join(f'{b}://bucket/…' for b in BUCKETS)}"
+        param("target", target),
+        f" has the scheme {scheme!r}, which cannot be written to; give a local path, ",
+        " or ".join(f"{b}://bucket/…" for b in BUCKETS),
     )
 
 

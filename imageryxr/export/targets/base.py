@@ -17,7 +17,7 @@ import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.errors import OptionError, TargetError
+from imageryxr.errors import Message, OptionError, TargetError, param
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.graph.expr import Array
@@ -26,6 +26,9 @@ from imageryxr.graph.expr import Array
 REGION_VOXELS = 1 << 20
 
 Kind = Literal["tree", "files", "single", "memory"]
+
+COARSER = Message("a coarser level (", param("mip", ...), ")")
+"""Advice for exports that are too large."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,10 @@ def refuse_fractions(layer: ArrayInfo, layer_type: str | None) -> None:
     """Raise `OptionError` if a segmentation has values that are not ids."""
     if (layer_type or layer.layer_type) == "segmentation" and layer.dtype.kind not in "uib":
         raise OptionError(
-            f"values of dtype {layer.dtype} are not ids of a segmentation: give array.astype('uint64'), or "
-            "layer_type='image' for an image"
+            f"values of dtype {layer.dtype} are not ids of a segmentation: give ",
+            "array.astype('uint64'), or ",
+            param("layer_type", "image"),
+            " for an image",
         )
 
 
@@ -190,5 +195,5 @@ def three_counts(value: Any, name: str) -> Index3:
     except (TypeError, ValueError):
         z = y = x = 0
     if min(z, y, x) < 1:
-        raise OptionError(f"{name}={value!r} is not three positive counts of voxels (z, y, x)")
+        raise OptionError(param(name, value), " is not three positive counts of voxels (z, y, x)")
     return z, y, x

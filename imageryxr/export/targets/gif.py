@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, Wording, param
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import ArrayInfo
@@ -90,9 +90,12 @@ def gif(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 
     """
     if layer.channels not in (0, 4) or layer.dtype not in (np.uint8, np.bool_):
         raise OptionError(
-            f"values of dtype {layer.dtype} cannot be frames of a GIF; make a picture with "
-            "to_rgba(image, contrast_limits=…) or overlay(image, segmentation)"
+            f"values of dtype {layer.dtype} cannot be frames of a GIF; ",
+            Wording(
+                "make a picture with to_rgba(image, contrast_limits=…) or overlay(image, segmentation)",
+                "leave --raw out, which draws them (with --contrast low,high for deep images)",
+            ),
         )
     if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) <= 50:
-        raise OptionError(f"fps={fps!r} must be frames per second, above 0 and up to 50, the limit of viewers")
+        raise OptionError(param("fps", fps), " must be frames per second, above 0 and up to 50, the limit of viewers")
     return Gif(place, root, layer, single_file_axis(axis), float(fps))

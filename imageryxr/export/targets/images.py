@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, Wording, param
 from imageryxr.export.targets.base import ArrayInfo
 from imageryxr.export.targets.slices import Stack, split_pattern
 from imageryxr.export.targets.tiff import check_compression, check_type, is_imagej_type, tiff_page_tags
@@ -56,11 +56,15 @@ def png_stack(place: str, layer: ArrayInfo, *, compress_level: int = 3) -> PngSt
         )
     if layer.dtype not in (np.uint8, np.uint16, np.bool_):
         raise OptionError(
-            f"values of dtype {layer.dtype} cannot be stored as PNG; make a picture with "
-            "to_rgba(image, contrast_limits=…) or overlay(image, segmentation), or export ids to .ome.zarr"
+            f"values of dtype {layer.dtype} cannot be stored as PNG; ",
+            Wording(
+                "make a picture with to_rgba(image, contrast_limits=…) or overlay(image, segmentation)",
+                "leave --raw out, which draws them (with --contrast low,high for deep images)",
+            ),
+            ", or export ids to .ome.zarr",
         )
     if isinstance(compress_level, bool) or not isinstance(compress_level, int) or not 0 <= compress_level <= 9:
-        raise OptionError(f"compress_level={compress_level!r} must be 0 (large and fast) to 9 (small and slow)")
+        raise OptionError(param("compress_level", compress_level), " must be 0 (large and fast) to 9 (small and slow)")
     target = PngStack(place, root, layer, axis, pattern, compress_level)
     target.check_names()
     return target

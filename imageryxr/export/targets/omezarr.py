@@ -14,7 +14,7 @@ import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Grid
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, Wording, param
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import ArrayInfo, lost_object, refuse_fractions, stored_dtype, three_counts
@@ -240,7 +240,7 @@ def ome_zarr(
         )
     refuse_fractions(layer, layer_type)
     if str(version) not in VERSIONS:
-        raise OptionError(f"version={version!r} must be '0.5' (Zarr v3), or '0.4' (Zarr v2) for older readers")
+        raise OptionError(param("version", version), " must be '0.5' (Zarr v3), or '0.4' (Zarr v2) for older readers")
     requested = three_counts(chunks, "chunks")
     shape = layer.grid.shape
     chunk: Index3 = tuple(min(c, n) for c, n in zip(requested, shape, strict=True))  # type: ignore[assignment]
@@ -248,7 +248,7 @@ def ome_zarr(
     check_levels(levels)
     grids = tuple(pyramid(layer.grid, levels, max(chunk)))
     if layer_type not in (None, "image", "segmentation"):
-        raise OptionError(f"layer_type={layer_type!r} is neither 'image' nor 'segmentation'")
+        raise OptionError(param("layer_type", layer_type), " is neither 'image' nor 'segmentation'")
     if layer_type is not None:
         layer = ArrayInfo(layer.grid, layer.channels, layer.dtype, layer_type, layer.contrast)
     return OmeZarr(place, root, layer, grids, chunk, shard, _compressor(compressor), str(version))
@@ -256,9 +256,14 @@ def ome_zarr(
 
 def _shard_shape(shards: Index3, requested: Index3, chunk: Index3, version: str) -> Index3:
     if version == "0.4":
-        raise OptionError("shards=… needs version='0.5', because Zarr v2 has no shards")
+        raise OptionError(param("shards", ...), " needs ", param("version", "0.5"), ", because Zarr v2 has no shards")
     if any(s % c for s, c in zip(shards, requested, strict=True)):
-        raise OptionError(f"shards={shards} must be multiples of chunks={requested} along each axis")
+        raise OptionError(
+            param("shards", shards),
+            " must be multiples of ",
+            param("chunks", requested),
+            " along each axis",
+        )
     z, y, x = (s // a * c for s, a, c in zip(shards, requested, chunk, strict=True))
     return z, y, x
 
@@ -268,8 +273,10 @@ def _compressor(value: Any) -> str:
     top = {"zstd": 22, "lz4": 9, "gzip": 9, "none": 0}.get(name)
     if top is None or not (level or "0").isdigit() or int(level or 0) > top:
         raise OptionError(
-            f"compressor={value!r} must be 'zstd', 'lz4', 'gzip' or None, optionally with a level after a colon, e.g. "
-            "'zstd:5'"
+            param("compressor", value),
+            " must be 'zstd', 'lz4', 'gzip'",
+            Wording(" or None", " or 'none'"),
+            ", optionally with a level after a colon, e.g. 'zstd:5'",
         )
     default = {"zstd": "1", "lz4": "5", "gzip": "5"}.get(name, "")
     return name if name == "none" else f"{name}:{level or default}"

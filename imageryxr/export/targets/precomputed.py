@@ -18,7 +18,7 @@ import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox, format_triple
 from imageryxr.core.grid import Grid
-from imageryxr.errors import OptionError, warn
+from imageryxr.errors import Message, OptionError, param, warn
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import ArrayInfo, lost_object, refuse_fractions, stored_dtype, three_counts
@@ -251,12 +251,16 @@ def precomputed(
     if encoding not in ENCODINGS or not fits[encoding]:
         able = ", ".join(repr(e) for e in ENCODINGS if fits[e])
         what = f"{dtype}{f' with {layer.channels} channels' if layer.channels else ''}"
-        raise OptionError(f"encoding={encoding!r} cannot be used for {what}; choose one of {able}")
+        raise OptionError(param("encoding", encoding), f" cannot be used for {what}; choose one of {able}")
     _check_extras(encoding, quality, gzip)
     if encoding == "png" and layer.channels:
         warn(
-            "CloudVolume reads PNG chunks with their channels mixed up; Neuroglancer, TensorStore and imageryxr read "
-            "them correctly. Give encoding='raw' if CloudVolume must read this layer",
+            Message(
+                "CloudVolume reads PNG chunks with their channels mixed up; Neuroglancer, ",
+                "TensorStore and imageryxr read them correctly. Give ",
+                param("encoding", "raw"),
+                " if CloudVolume must read this layer",
+            ),
         )
     z, y, x = three_counts(chunks, "chunks")
     check_levels(levels)
@@ -271,14 +275,19 @@ def precomputed(
 def _check_extras(encoding: str, quality: Any, zipped: Any) -> None:
     if quality is not None and encoding != "jpeg":
         raise OptionError(
-            f"quality={quality!r} is an option of JPEG, but encoding={encoding!r} is lossless: leave quality out, or "
-            "give encoding='jpeg'"
+            param("quality", quality),
+            " is an option of JPEG, but ",
+            param("encoding", encoding),
+            " is lossless: leave ",
+            param("quality"),
+            " out, or give ",
+            param("encoding", "jpeg"),
         )
     if quality is not None and (isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100):
-        raise OptionError(f"quality={quality!r} must be a whole number from 1 to 100")
+        raise OptionError(param("quality", quality), " must be a whole number from 1 to 100")
     if not isinstance(zipped, bool):
-        raise OptionError(f"gzip={zipped!r} must be True (smaller) or False (readable by all programs)")
+        raise OptionError(param("gzip", zipped), " must be True (smaller) or False (readable by all programs)")
     if zipped and encoding not in ZIPPABLE:
         raise OptionError(
-            f"gzip=True is for the encodings {' and '.join(ZIPPABLE)}; {encoding!r} is already compressed"
+            param("gzip", True), f" is for the encodings {' and '.join(ZIPPABLE)}; {encoding!r} is already compressed"
         )

@@ -12,7 +12,7 @@ import numpy as np
 from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Axis, Grid
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, Wording, param
 from imageryxr.export.plan.regions import Regions, tiles
 from imageryxr.export.targets.base import REGION_VOXELS, Target
 from imageryxr.graph.evaluate import evaluate
@@ -61,7 +61,11 @@ class Pyramid(Target):
 def check_levels(levels: int | None) -> None:
     """Raise `OptionError` if a number of levels is invalid."""
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
-        raise OptionError(f"levels={levels!r} must be a whole number from 1 (no pyramid), or None")
+        raise OptionError(
+            param("levels", levels),
+            " must be a whole number from 1 (no pyramid)",
+            Wording(", or None", ", or be left out"),
+        )
 
 
 def level_regions(shape: Index3, granule: Index3, voxels: int = REGION_VOXELS) -> Regions:

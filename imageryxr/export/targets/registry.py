@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
-from imageryxr.errors import OptionError
+from imageryxr.errors import Message, OptionError, Wording, join_messages, param
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import ArrayInfo, Target
 from imageryxr.export.targets.gif import gif
@@ -21,9 +21,11 @@ from imageryxr.export.targets.slices import Stack
 from imageryxr.export.targets.tiff import tiff_file
 from imageryxr.export.targets.video import video
 
-KINDS = (
-    "a path that ends in .ome.zarr or .zarr, precomputed://…, a name pattern such as 'stack/z{z:04d}.png' or .tif (one "
-    "picture per slice), a path that ends in .tif, .ome.tif, .mp4, .webm or .gif (one file), or 'memory://'"
+KINDS = Message(
+    "a path that ends in .ome.zarr or .zarr, precomputed://…, a name pattern such ",
+    "as 'stack/z{z:04d}.png' or .tif (one picture per slice), a path that ends in ",
+    ".tif, .ome.tif, .mp4, .webm or .gif (one file)",
+    Wording(", or 'memory://'", ""),
 )
 # Limits of file systems for the bytes of a name and of a path, and the bytes of ".manifest-work-0123456789ab".
 MAX_NAME, MAX_PATH = 255, 4096
@@ -48,10 +50,10 @@ def choose_target(target: str | os.PathLike[str], layer: ArrayInfo, **options: A
         If the format is unknown, or does not have one of the options.
     """
     if not isinstance(target, str | os.PathLike):
-        raise OptionError(f"target={target!r} is not a path or URL; give {KINDS}")
+        raise OptionError(param("target", target), " is not a path or URL; give ", KINDS)
     text = os.fspath(target)
     if "\0" in text:
-        raise OptionError(f"target={text!r} contains a NUL byte, which paths cannot; remove it")
+        raise OptionError(param("target", text), " contains a NUL byte, which paths cannot; remove it")
     chosen = _create_target(text, layer, options)
     if chosen.kind != "memory" and not is_remote(chosen.root):
         _check_lengths(chosen, text)
@@ -70,9 +72,10 @@ def _check_lengths(chosen: Target, text: str) -> None:
     if max(*names, beside) > MAX_NAME or max(len(os.fsencode(p)) for p in paths) + MAX_NAME > MAX_PATH:
         short = text if len(text) < 60 else f"{text[:30]}…{text[-20:]}"
         raise OptionError(
-            f"target={short!r} has a name that is too long for file systems; give a name of at most "
-            f"{MAX_NAME - WORK_SUFFIX} bytes, which leaves room for the suffix of the work folder, and a path of less "
-            f"than {MAX_PATH - MAX_NAME}"
+            param("target", short),
+            f" has a name that is too long for file systems; give a name of at most {MAX_NAME - WORK_SUFFIX} ",
+            "bytes, which leaves room for the suffix of the work folder, and a path of ",
+            f"less than {MAX_PATH - MAX_NAME}",
         )
 
 
@@ -114,7 +117,7 @@ def _find_factory(text: str) -> tuple[str, Callable[..., Target], str]:
     pattern = "{" in text
     makers = PATTERNS if pattern or suffix == ".png" else PATHS
     if suffix not in makers:
-        raise OptionError(f"target={text!r} has no format that this version writes; give {KINDS}")
+        raise OptionError(param("target", text), " has no format that this version writes; give ", KINDS)
     return f"{suffix} {'pattern' if pattern else 'path'}", makers[suffix], text
 
 
@@ -130,7 +133,8 @@ def _keyword_names(factory: Callable[..., Any]) -> tuple[str, ...]:
 def _check_options(what: str, options: dict[str, Any], known: tuple[str, ...]) -> None:
     unknown = sorted(set(options) - set(known))
     if unknown:
-        advice = f"its options are {', '.join(known)}" if known else "it has none"
+        names = join_messages(", ", (Message(param(name)) for name in known))
+        advice = Message("its options are ", names) if known else "it has none"
         if unknown[0] == "axis" and "pattern" in what:
             advice = "the field in its name determines the axis, such as 'y{y:04d}.png'"
-        raise OptionError(f"{unknown[0]}=… is not an option of a {what} target; {advice}")
+        raise OptionError(param(unknown[0], ...), f" is not an option of a {what} target; ", advice)

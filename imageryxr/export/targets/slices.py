@@ -15,7 +15,7 @@ import numpy as np
 
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Axis
-from imageryxr.errors import OptionError, warn
+from imageryxr.errors import OptionError, param, warn
 from imageryxr.export.store.bucket import open_place
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import Target, lost_object
@@ -93,7 +93,7 @@ class SliceTarget(Target):
 def single_file_axis(axis: Any) -> int:
     """Return the number of the axis across the slices of a single file."""
     if axis not in DIMS:
-        raise OptionError(f"axis={axis!r} must be 'z', 'y' or 'x': the axis across the slices")
+        raise OptionError(param("axis", axis), " must be 'z', 'y' or 'x': the axis across the slices")
     return DIMS.index(axis)
 
 
@@ -137,14 +137,16 @@ class Stack(SliceTarget):
             name = DIMS[self.axis]
             field = f"{{{name}_nm:.0f}}" if f"{{{name}_nm" in self.pattern else f"{{{name}:04d}}"
             raise OptionError(
-                f"target={self.place!r} cannot be filled in ({error}); write e.g. '{field}.png'"
+                param("target", self.place), f" cannot be filled in ({error}); write e.g. '{field}.png'"
             ) from None
         if any("\0" in name for name in names):
-            raise OptionError(f"target={self.place!r} gives slices names with a NUL byte; write e.g. 'z{{z:04d}}.png'")
+            raise OptionError(
+                param("target", self.place), " gives slices names with a NUL byte; write e.g. 'z{z:04d}.png'"
+            )
         if len(set(names)) < len(names):
             name = DIMS[self.axis]
             raise OptionError(
-                f"target={self.place!r} gives two slices the same name; write {{{name}:04d}} for the index"
+                param("target", self.place), f" gives two slices the same name; write {{{name}:04d}} for the index"
             )
 
     def done(self) -> None:
@@ -198,15 +200,18 @@ def split_pattern(text: str) -> tuple[str, str, int]:
     try:
         parts = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
     except ValueError as error:
-        raise OptionError(f"target={text!r} cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'") from None
+        raise OptionError(
+            param("target", text), f" cannot be filled in ({error}); write e.g. 'z{{z:04d}}.png'"
+        ) from None
     if re.search(r"[1-9]\d{3,}", "".join(spec or "" for _, _, spec, _ in string.Formatter().parse(text))):
-        raise OptionError(f"target={text!r} has a field of thousands of characters; write e.g. 'z{{z:04d}}.png'")
+        raise OptionError(param("target", text), " has a field of thousands of characters; write e.g. 'z{z:04d}.png'")
     axes = {name.removesuffix("_nm").removesuffix("_index") for name in parts}
     if len(axes) != 1 or not axes <= set(DIMS):
         found = f"; it names {sorted(axes)}" if axes else ""
         raise OptionError(
-            f"target={text!r} must name one axis to slice along, by index or by nm: e.g. 'stack/z{{z:04d}}.png', "
-            f"'stack/z{{z_index:06d}}.png', 'stack/{{x_nm:.0f}}nm.png'{found}"
+            param("target", text),
+            " must name one axis to slice along, by index or by nm: e.g. ",
+            f"'stack/z{{z:04d}}.png', 'stack/z{{z_index:06d}}.png', 'stack/{{x_nm:.0f}}nm.png'{found}",
         )
     text = os.path.expanduser(text) if text.startswith("~") else text
     fixed = text.split("{", 1)[0]

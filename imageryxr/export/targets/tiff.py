@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import OptionError
+from imageryxr.errors import Message, OptionError, Wording, param
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import ArrayInfo
@@ -26,7 +26,11 @@ def check_compression(compression: Any) -> str | None:
     """Return the compression of a TIFF, or raise `OptionError`."""
     value = None if compression in ("none", "None") else compression
     if value not in COMPRESSIONS:
-        raise OptionError(f"compression={compression!r} must be 'zlib' (lossless, supported by all readers) or None")
+        raise OptionError(
+            param("compression", compression),
+            " must be 'zlib' (lossless, supported by all readers)",
+            Wording(" or None", " or 'none'"),
+        )
     return value
 
 
@@ -96,8 +100,11 @@ class TiffFile(SliceTarget):
         if self.bigtiff or total <= CLASSIC_BYTES:
             return []
         return [
-            f"a TIFF has at most 4 GiB; the array has {total / 2**30:,.1f} GiB before compression: give "
-            "bigtiff=True, or a pattern such as 'stack/z{z:04d}.tif' for one file per slice"
+            Message(
+                f"a TIFF has at most 4 GiB; the array has {total / 2**30:,.1f} GiB before compression: give ",
+                param("bigtiff", True),
+                ", or a pattern such as 'stack/z{z:04d}.tif' for one file per slice",
+            )
         ]
 
     def advice(self) -> str | None:
@@ -208,6 +215,7 @@ def tiff_file(
         )
     if ome and _is_unsupported_by_ome(layer):
         raise OptionError(
-            "values of dtype float16 cannot be stored as OME-TIFF: give array.astype('float32'), or a plain .tif"
+            "values of dtype float16 cannot be stored as OME-TIFF",
+            Wording(": give array.astype('float32'), or a plain .tif", "; write a plain .tif"),
         )
     return TiffFile(place, root, layer, single_file_axis(axis), check_compression(compression), bool(bigtiff), ome)

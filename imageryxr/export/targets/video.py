@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import CodecError, OptionError
+from imageryxr.errors import CodecError, Message, OptionError, Wording, param
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo
+from imageryxr.export.targets.base import COARSER, ArrayInfo
 from imageryxr.export.targets.slices import SliceTarget, single_file_axis
 from imageryxr.graph.expr import Array
 
@@ -55,10 +55,10 @@ class Video(SliceTarget):
         rows, columns = self.picture_shape
         if max(rows, columns) <= LARGEST:
             return []
-        return [
-            f"a frame would be {columns} × {rows} pixels; videos have at most {LARGEST}: export a smaller box, or a "
-            "coarser level (mip=…)"
-        ]
+        problem = (
+            f"a frame would be {columns} × {rows} pixels; videos have at most {LARGEST}: export a smaller box, or "
+        )
+        return [Message(problem, COARSER)]
 
     @property
     def page_bytes(self) -> int:
@@ -170,11 +170,14 @@ def video(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any 
         raise OptionError(f"{layer.channels} channels of dtype {layer.dtype} cannot be frames of a video: give RGBA")
     if layer.dtype not in (np.uint8, np.bool_):
         raise OptionError(
-            f"values of dtype {layer.dtype} cannot be frames of a video; make a picture with "
-            "to_rgba(image, contrast_limits=…) or overlay(image, segmentation)"
+            f"values of dtype {layer.dtype} cannot be frames of a video; ",
+            Wording(
+                "make a picture with to_rgba(image, contrast_limits=…) or overlay(image, segmentation)",
+                "leave --raw out, which draws them (with --contrast low,high for deep images)",
+            ),
         )
     if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) <= 1000:
-        raise OptionError(f"fps={fps!r} must be frames per second, above 0 and up to 1000")
+        raise OptionError(param("fps", fps), " must be frames per second, above 0 and up to 1000")
     if isinstance(crf, bool) or not isinstance(crf, int) or not 0 <= crf <= 51:
-        raise OptionError(f"crf={crf!r} must be a whole number from 0 (best) to 51 (smallest)")
+        raise OptionError(param("crf", crf), " must be a whole number from 0 (best) to 51 (smallest)")
     return Video(place, root, layer, single_file_axis(axis), float(fps), crf)

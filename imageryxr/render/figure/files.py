@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.errors import OptionError, TargetError, TargetExistsError, warn
+from imageryxr.errors import Message, OptionError, TargetError, TargetExistsError, Wording, param, warn
 from imageryxr.render.figure.geometry import geometry_of
 from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length, text_points
 from imageryxr.render.figure.scale_bars import pixel_size
@@ -102,13 +102,11 @@ def save_figure(
         step = None if step is None else step * before / picture.width
     else:
         dpi = native
-    if dpi < 150:
-        warn(
-            f"{target.name} is {picture.width} pixels wide, only {dpi:.0f} per inch at that printed width, which is "
-            f"coarse; enlarge it before adding text, with to_pil(rgba, scale={int(np.ceil(PRINT_DPI / dpi))})"
-        )
+    _warn_of_few_pixels(target.name, picture.width, dpi)
     if target.exists() and not overwrite:
-        raise TargetExistsError(f"{target} exists; give overwrite=True to replace it, or another name")
+        raise TargetExistsError(
+            Message(f"{target} exists; give ", param("overwrite", True), " to replace it, or another name")
+        )
     # Alpha is dropped from opaque pictures because JPEG does not support it and journals reject it.
     if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
         picture = picture.convert("RGB")
@@ -129,13 +127,30 @@ def save_figure(
     return target
 
 
+def _warn_of_few_pixels(name: str, width: int, dpi: float) -> None:
+    if dpi < 150:
+        enlarge = int(np.ceil(PRINT_DPI / dpi))
+        warn(
+            Message(
+                f"{name} is {width} pixels wide, only {dpi:.0f} per inch at that printed width, which is coarse; ",
+                "enlarge it before adding text, with ",
+                Wording(f"to_pil(rgba, scale={enlarge})", f"--scale {enlarge}"),
+            )
+        )
+
+
 def _warn_of_small_text(pixels: int, dpi: float, width_mm: float) -> None:
     """Warn if text of some pixels' height is too small in print."""
     points = text_points(pixels, dpi)
     if points < LEAST_POINTS - 0.05:
         warn(
-            f"text on the picture is {points:.1f} pt high at the printed width of {width_mm:.0f} mm; less than "
-            f"{LEAST_POINTS:g} pt is hard to read; draw it with label_pt=7, width_mm={width_mm:.0f}"
+            Message(
+                f"text on the picture is {points:.1f} pt high at the printed width of {width_mm:.0f} mm; less than ",
+                f"{LEAST_POINTS:g} pt is hard to read; draw it with ",
+                param("label_pt", 7),
+                ", ",
+                param("width_mm", text=f"{width_mm:.0f}"),
+            )
         )
 
 
@@ -162,8 +177,9 @@ def check_suffix(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix.lower() not in (".png", ".tif", ".tiff", ".jpg", ".jpeg"):
         raise OptionError(
-            f"path={str(target)!r} has no supported picture format; end it in .png, .tif or .jpg (use "
-            "array.imagery.plot() for SVG and PDF)"
+            param("path", str(target)),
+            " has no supported picture format; end it in .png, .tif or .jpg (use ",
+            "array.imagery.plot() for SVG and PDF)",
         )
     return target
 

@@ -9,7 +9,7 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
-from imageryxr.errors import OptionError, OutOfVolumeError, warn
+from imageryxr.errors import OptionError, OutOfVolumeError, param, warn
 from imageryxr.render.figure.geometry import Rect, attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.print_size import label_pixels
 from imageryxr.render.figure.scale_bars import Position, check_position, draw_bar, pixel_size
@@ -99,8 +99,9 @@ def inset(
     margin = 2 * line
     if zoom < 1 or width + 2 * margin > whole.width or height + 2 * margin > whole.height:
         raise OptionError(
-            f"zoom={zoom} makes an inset of {width} × {height} pixels, which does not fit into the picture of "
-            f"{whole.width} × {whole.height}; make the part or the zoom smaller"
+            param("zoom", text=f"{zoom}"),
+            f" makes an inset of {width} × {height} pixels, which does not fit into the picture of ",
+            f"{whole.width} × {whole.height}; make the part or the zoom smaller",
         )
     part = whole.crop((left, top, right, bottom)) if detail is None else _crop_detail(detail, bbox)
     part = part.resize((width, height), PilImage.Resampling.NEAREST if detail is None else PilImage.Resampling.LANCZOS)

@@ -9,7 +9,7 @@ import xarray as xr
 
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.record import colors_of
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, param
 from imageryxr.render.figure.geometry import attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.montages import check_count
 from imageryxr.render.figure.print_size import check_legible, pixels_per_point
@@ -77,8 +77,10 @@ def legend(
 
     if isinstance(colors, str) or not (colors is None or isinstance(colors, Iterable)):
         raise OptionError(
-            f"colors={str(colors)[:60]!r} is neither a dict nor a list of ids; give a dict id → colour, such as "
-            "imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl'), or the ids alone"
+            param("colors", str(colors)[:60]),
+            " is neither a dict nor a list of ids; give a dict id → colour, such as ",
+            "imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl'), or the ids ",
+            "alone",
         )
     if not isinstance(colors, Mapping):
         colors = colors_of(picture, colors)
@@ -147,7 +149,10 @@ def _text_height(picture: Image, texts: list[str], label_size: Any, label_pt: An
     size = next((n for n in range(1, 4 * picture.height) if n >= share * (picture.width + _list_width(texts, n))), 0)
     if not size:
         raise OptionError(
-            f"label_pt={label_pt:g} is too large for a legend on width_mm={width_mm:g}: the list alone would be as "
-            "wide as the print; give smaller text, a wider print or shorter names"
+            param("label_pt", text=f"{label_pt:g}"),
+            " is too large for a legend on ",
+            param("width_mm", text=f"{width_mm:g}"),
+            ": the list alone would be as wide as the print; give smaller text, a wider ",
+            "print or shorter names",
         )
     return check_legible(label_pt, size)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import OptionError, warn
+from imageryxr.errors import Message, OptionError, param, warn
 from imageryxr.render.figure.text import LEGIBLE
 
 #: Pixels per inch that journals require of pictures with text.
@@ -19,7 +19,7 @@ LEAST_POINTS = 5.0
 def check_length(name: str, value: Any, unit: str = "nm") -> float:
     """Return a positive length, or raise `OptionError`."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-        raise OptionError(f"{name}={value!r} is not a length in {unit}; write a number above 0")
+        raise OptionError(param(name, value), f" is not a length in {unit}; write a number above 0")
     return float(value)
 
 
@@ -33,7 +33,9 @@ def pixels_per_point(label_size: Any, label_pt: Any, width_mm: Any, width: float
     """
     if label_pt is None:
         if width_mm is not None:
-            raise OptionError(f"width_mm={width_mm!r} is only used together with label_pt; give label_pt=7")
+            raise OptionError(
+                param("width_mm", width_mm), " is only used together with label_pt; give ", param("label_pt", 7)
+            )
         return None
     if label_size is not None:
         raise OptionError("label_size (pixels) and label_pt (points) cannot be combined; give one of them")
@@ -52,8 +54,12 @@ def check_legible(label_pt: float, pixels: int) -> int:
     """Return the height of text in pixels; warn if the text is illegible."""
     if pixels < LEGIBLE:
         warn(
-            f"label_pt={label_pt:g} is {pixels} pixels on this picture; text of less than {LEGIBLE} pixels is "
-            f"illegible; enlarge the picture first, with scale={math.ceil(LEGIBLE / pixels)}"
+            Message(
+                param("label_pt", text=f"{label_pt:g}"),
+                f" is {pixels} pixels on this picture; text of less than {LEGIBLE} pixels is illegible; ",
+                "enlarge the picture first, with ",
+                param("scale", text=f"{math.ceil(LEGIBLE / pixels)}"),
+            )
         )
     return pixels
 

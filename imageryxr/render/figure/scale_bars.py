@@ -11,7 +11,7 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
-from imageryxr.errors import GridError, OptionError, warn
+from imageryxr.errors import GridError, Message, OptionError, param, warn
 from imageryxr.render.figure.geometry import (
     Rect,
     attach_geometry,
@@ -109,7 +109,7 @@ def scale_bar(
         picture = to_pil(image, scale=scale)
         step = step if nm_per_pixel is not None else step / scale
     elif scale != 1:
-        raise OptionError(f"scale={scale!r} only enlarges arrays, but this is a picture; give the array")
+        raise OptionError(param("scale", scale), " only enlarges arrays, but this is a picture; give the array")
     else:
         picture = image
     size = label_pixels(label_size, label_pt, width_mm, picture.width)
@@ -182,8 +182,9 @@ def _choose_corner(
     chosen = min(covered, key=covered.__getitem__) if position is None else position
     if covered[chosen]:
         free = [f"position={name!r}" for name, pixels in covered.items() if not pixels]
-        advice = f"give {' or '.join(free)}" if free else "no corner is free: enlarge the picture, with scale=2"
-        warn(f"the scale bar in the {chosen} corner covers an inset, a legend or another bar; {advice}")
+        enlarge = Message("no corner is free: enlarge the picture, with ", param("scale", 2))
+        advice = f"give {' or '.join(free)}" if free else enlarge
+        warn(Message(f"the scale bar in the {chosen} corner covers an inset, a legend or another bar; ", advice))
     return places[chosen]
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.grid import grid_of
-from imageryxr.errors import ImageryError, LayerError, OptionError
+from imageryxr.errors import ImageryError, LayerError, OptionError, param
 from imageryxr.render.figure.geometry import attach_geometry
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     (60, 5)
     """
     if isinstance(scale, bool) or not isinstance(scale, int | np.integer) or not 1 <= scale <= 100:
-        raise OptionError(f"scale={scale!r} is not a whole number of pixels per voxel from 1 to 100")
+        raise OptionError(param("scale", scale), " is not a whole number of pixels per voxel from 1 to 100")
     flat = squeeze_slice(rgba)
     plane = np.asarray(flat.values)
     picture = array_to_pil(plane if scale == 1 else plane.repeat(scale, axis=0).repeat(scale, axis=1))
@@ -150,11 +150,11 @@ def _check_values(da: Any) -> None:
         return
     if da.attrs.get("layer_type") == "segmentation" or da.dtype in (np.uint64, np.int64):
         raise LayerError(
-            f"the array holds segment ids ({da.dtype}), which have no colours yet; "
-            "write to_pil(overlay(image, segmentation)), or overlay(None, segmentation, alpha=1) without an image"
+            f"the array holds segment ids ({da.dtype}), which have no colours yet; write ",
+            "to_pil(overlay(image, segmentation)), or overlay(None, segmentation, alpha=1) without an image",
         )
     if da.dtype != np.uint8:
         raise LayerError(
-            f"grey values of dtype {da.dtype} need contrast limits; "
-            "write to_pil(to_rgba(image, contrast_limits=(black, white)))"
+            f"grey values of dtype {da.dtype} need contrast limits; write "
+            "to_pil(to_rgba(image, contrast_limits=(black, white)))"
         )

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from imageryxr.core.colors import RGBA
-from imageryxr.errors import warn
+from imageryxr.errors import Message, Wording, warn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,8 +60,11 @@ def fit_text_size(text: str, size: int, width: int, height: int) -> int:
         if wide <= width and high <= height:
             return fits
     warn(
-        f"the text {text!r} is left out because it would be less than {LEGIBLE} pixels high, which is illegible; "
-        "enlarge the picture first, e.g. with to_pil(rgba, scale=4)"
+        Message(
+            f"the text {text!r} is left out because it would be less than {LEGIBLE} pixels high, which ",
+            "is illegible; enlarge the picture first, e.g. with ",
+            Wording("to_pil(rgba, scale=4)", "--scale 4"),
+        )
     )
     return 0
 

@@ -19,7 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.errors import ClockWarning, ServerError, SourceError, SourceNotFoundError, TimestampError
+from imageryxr.errors import (
+    ClockWarning,
+    ServerError,
+    SourceError,
+    SourceNotFoundError,
+    TimestampError,
+    param,
+)
 from imageryxr.sources.address import Address
 from imageryxr.sources.cave.timestamp import Instant, instant_of
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_token
@@ -295,14 +302,20 @@ def pin_instant(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> I
         return now
     if instant > now.after(CLOCK_SECONDS):
         raise TimestampError(
-            f"timestamp={instant} lies in the future (it is now {now}): the graph may still change until then; leave "
-            "timestamp out for the current time"
+            param("timestamp", text=str(instant)),
+            f" lies in the future (it is now {now}): the graph may still change until then; ",
+            "leave ",
+            param("timestamp"),
+            " out for the current time",
         )
     oldest = graph.oldest()
     if oldest is not None and instant < oldest:
         raise TimestampError(
-            f"timestamp={instant} lies before the first state of {graph.name}, {oldest}, when there were no roots yet; "
-            "give a later timestamp, or agglomerate=False for supervoxels"
+            param("timestamp", text=str(instant)),
+            f" lies before the first state of {graph.name}, {oldest}, when there were no roots yet; give ",
+            "a later timestamp, or ",
+            param("agglomerate", False),
+            " for supervoxels",
         )
     return instant
 

@@ -16,7 +16,15 @@ from urllib.parse import quote
 import numpy as np
 
 from imageryxr.core.bbox import Triple, check_resolution
-from imageryxr.errors import AddressError, OptionError, ServerError, SourceError, SourceNotFoundError
+from imageryxr.errors import (
+    AddressError,
+    OptionError,
+    ServerError,
+    SourceError,
+    SourceNotFoundError,
+    Wording,
+    param,
+)
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.cave.timestamp import Instant, instant_of
@@ -161,8 +169,8 @@ def _info_from_client(client: Any, name: str, token: Token | None) -> dict[str, 
             return found
         problem = f"its info is a {type(found).__name__}"
     raise ServerError(
-        f"the {type(client).__name__} returned no info of the datastack {name!r}: {problem}; create a new client, or "
-        "give the name of the datastack and server_address="
+        f"the {type(client).__name__} returned no info of the datastack {name!r}: {problem}; create a new client, or ",
+        "give the name of the datastack and server_address=",
     )
 
 
@@ -176,8 +184,8 @@ def _web_address(server: str) -> str:
             raise AddressError("it contains a user or a password; CAVE servers require tokens: give token=…")
     except AddressError as error:
         raise OptionError(
-            f"server_address={hide_secrets(server)!r} is not a web address ({error}); write e.g. "
-            "'https://global.daf-apis.com'"
+            param("server_address", hide_secrets(server)),
+            f" is not a web address ({error}); write e.g. 'https://global.daf-apis.com'",
         ) from None
     return url
 
@@ -198,8 +206,8 @@ def _request_info(name: str, server: str, token: Token | None, connection: Conne
     reply = _request(url, f"the datastack {name!r}", server, token, connection)
     if reply.status == 404:
         raise SourceNotFoundError(
-            f"there is no datastack {name!r} on {server}; check the name, or give its server: "
-            "open_datastack(…, server_address='https://…')"
+            f"there is no datastack {name!r} on {server}; check the name, or give its server: ",
+            Wording("open_datastack(…, server_address='https://…')", "--server-address https://…"),
         )
     return _json_object(reply, f"{server} (datastack {name!r})")
 
@@ -259,7 +267,9 @@ def _hosts_of(*addresses: str) -> list[str]:
 
 def _pin_version(stack: Datastack, version: int, connection: Connection) -> Datastack:
     if isinstance(version, bool) or not isinstance(version, int | np.integer):
-        raise OptionError(f"version={version!r} is not a materialization; give a whole number, e.g. version=1078")
+        raise OptionError(
+            param("version", version), " is not a materialization; give a whole number, e.g. ", param("version", 1078)
+        )
     version = int(version)
     base = f"{stack.local_server}/materialize/api/v3/datastack/{quote(stack.name, safe='')}"
     what = f"version {version} of {stack.name}"

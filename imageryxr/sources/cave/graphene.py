@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.errors import OptionError, SegmentError, ServerError, SourceError, StaleRootError
+from imageryxr.errors import (
+    Message,
+    OptionError,
+    SegmentError,
+    ServerError,
+    SourceError,
+    StaleRootError,
+    param,
+)
 from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.base import LayerType, Level, Missing, Source, clean_message, read_error, read_filled
 from imageryxr.sources.cave.chunkedgraph import ChunkedGraph, graph_at, parse_timestamp, pin_instant
@@ -307,17 +315,25 @@ def _check_id_layers(source: GrapheneSource, ids: npt.NDArray[np.uint64]) -> Non
     wrong = ids[layers != np.uint64(source.root_layer)]
     if len(wrong):
         raise SegmentError(
-            f"{int(wrong[0])} is {_node_kind(source, wrong[0])}, not a root of {source.name}; give root ids (layer "
-            f"{source.root_layer}), or agglomerate=False to open supervoxels"
+            f"{int(wrong[0])} is {_node_kind(source, wrong[0])}, not a root of {source.name}; give root ids ",
+            f"(layer {source.root_layer}), or ",
+            param("agglomerate", False),
+            " to open supervoxels",
         )
 
 
 def _check_no_roots(source: GrapheneSource, roots: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) -> None:
     if len(roots):
-        advice = "give supervoxels only" if len(others) else "leave agglomerate=False out to open roots"
+        advice = (
+            "give supervoxels only"
+            if len(others)
+            else Message("leave ", param("agglomerate", False), " out to open roots")
+        )
         raise SegmentError(
-            f"{int(roots[0])} is {_node_kind(source, roots[0])} of {source.graph.name}, but agglomerate=False opens "
-            f"supervoxels (layer 1); {advice}"
+            f"{int(roots[0])} is {_node_kind(source, roots[0])} of {source.graph.name}, but ",
+            param("agglomerate", False),
+            " opens supervoxels (layer 1); ",
+            advice,
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import NaiveTimestampWarning, TimestampError
+from imageryxr.errors import Message, NaiveTimestampWarning, TimestampError, param
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
@@ -97,31 +97,37 @@ def _from_text(text: str) -> datetime:
         return datetime.fromisoformat(text.strip())
     except ValueError:
         raise TimestampError(
-            f"timestamp={text!r} is not a time in ISO 8601; write e.g. '2024-05-01T12:00:00Z' or "
-            "'2024-05-01T12:00:00.250+00:00'"
+            param("timestamp", text),
+            " is not a time in ISO 8601; write e.g. '2024-05-01T12:00:00Z' or ",
+            "'2024-05-01T12:00:00.250+00:00'",
         ) from None
 
 
 def _from_numpy(value: np.datetime64) -> datetime:
     if np.isnat(value):
-        raise TimestampError("timestamp=NaT is not a time; give a time, or leave timestamp out for the current one")
+        raise TimestampError(
+            param("timestamp", text="NaT"),
+            " is not a time; give a time, or leave ",
+            param("timestamp"),
+            " out for the current one",
+        )
     # Rounded down, so that edits after the instant are excluded.
     found = value.astype("datetime64[us]").item()
     if not isinstance(found, datetime):
-        raise TimestampError(f"timestamp={value!r} lies outside the years 1 to 9999")
+        raise TimestampError(param("timestamp", value), " lies outside the years 1 to 9999")
     return found
 
 
 def _from_epoch(value: Any) -> Instant:
     if isinstance(value, np.floating) and value.dtype.itemsize < 8:
         raise TimestampError(
-            f"timestamp={value!r} is a {value.dtype}, whose precision is worse than a minute; give float64"
+            param("timestamp", value), f" is a {value.dtype}, whose precision is worse than a minute; give float64"
         )
     seconds = int(value) if isinstance(value, int | np.integer) else float(value)
     if not 0 <= seconds < _TOO_LATE:
         unit = next((u for u, n in _SMALLER.items() if _TOO_LATE <= seconds < _TOO_LATE * n), None)
         hint = f"; it looks like {unit}: divide by {_SMALLER[unit]:.0f}" if unit else ""
-        raise TimestampError(f"timestamp={value!r} is not seconds since 1970{hint}")
+        raise TimestampError(param("timestamp", value), f" is not seconds since 1970{hint}")
     return Instant(seconds * _SECOND if isinstance(seconds, int) else round(seconds * _SECOND))
 
 
@@ -131,8 +137,11 @@ def _from_datetime(value: datetime) -> Instant:
 
 def _warn_naive(value: datetime) -> None:
     warnings.warn(
-        f"timestamp={value.isoformat()} has no time zone and is interpreted as UTC; write {value.isoformat()}Z, or "
-        "give a datetime with tzinfo",
+        Message(
+            param("timestamp", text=f"{value.isoformat()}"),
+            f" has no time zone and is interpreted as UTC; write {value.isoformat()}Z, or give a datetime ",
+            "with tzinfo",
+        ),
         NaiveTimestampWarning,
         stacklevel=3,
     )

@@ -10,7 +10,15 @@ from typing import Any
 from urllib.parse import unquote
 from uuid import uuid4
 
-from imageryxr.errors import AddressError, AuthError, ForbiddenError, InvalidTokenError, MissingTokenError, TermsError
+from imageryxr.errors import (
+    AddressError,
+    AuthError,
+    ForbiddenError,
+    InvalidTokenError,
+    MissingTokenError,
+    TermsError,
+    Wording,
+)
 from imageryxr.sources.fetch.client import Reply, SecretText
 from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.url import Origin, WebURL, origins_of, parse_web_url
@@ -281,8 +289,10 @@ def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access
         )
     if token is None:
         raise MissingTokenError(
-            f"{name} requires a token, and none was found; get one from {pages}, then give token=…, set {_VARIABLE}, "
-            f'or write {{"token": "…"}} to ~/.cloudvolume/secrets/{host}-cave-secret.json (also on every worker)'
+            f"{name} requires a token, and none was found; get one from {pages}, then ",
+            Wording("give token=…, set ", "set "),
+            f'{_VARIABLE}, or write {{"token": "…"}} to ~/.cloudvolume/secrets/{host}-cave-secret.json ',
+            "(also on every worker)",
         )
     if login:
         raise InvalidTokenError(

@@ -11,7 +11,7 @@ import socket
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
-from imageryxr.errors import ServerError
+from imageryxr.errors import ServerError, param
 from imageryxr.sources.fetch.url import is_local_host
 
 # Networks that `ipaddress` does not report as private, multicast or reserved: protocol assignments (including Oracle's
@@ -98,8 +98,11 @@ def check_host_name(host: str) -> None:
 def private_host_error(host: str) -> ServerError:
     """Return the error for a private host in a link or a redirect."""
     return ServerError(
-        f"the host {host} is this machine or in its network, which links and public servers may not access; if it is "
-        "your own server, open its address directly, or give allow_local=True with the link"
+        f"the host {host} is this machine or in its network, which links and public ",
+        "servers may not access; if it is your own server, open its address directly, ",
+        "or give ",
+        param("allow_local", True),
+        " with the link",
     )
 
 

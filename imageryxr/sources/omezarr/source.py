@@ -21,10 +21,13 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import (
     AuthError,
     ImageryError,
+    Message,
     MissingChunkError,
     MissingChunkWarning,
     SourceError,
     SourceNotFoundError,
+    Wording,
+    param,
 )
 from imageryxr.sources.address import Address
 from imageryxr.sources.base import (
@@ -154,9 +157,11 @@ class OmeZarrSource:
         boxes = [str(grid.crop(self._missing_box(mip, key)).bbox) for key in sorted(keys)]
         shown = "; ".join(boxes[:3]) + (f"; and {len(boxes) - 3} more" if len(boxes) > 3 else "")
         if self.missing is None or self.missing == "raise":
-            hint = (
-                "a Zarr store may leave out chunks that hold only the fill value: missing='fill' reads missing chunks "
-                "as the fill value, 'warn' also lists them"
+            hint = Message(
+                "a Zarr store may leave out chunks that hold only the fill value: ",
+                param("missing", "fill"),
+                " reads missing chunks as the fill value, ",
+                Wording("'warn' also lists them", "--missing warn also lists them"),
             )
             state = "denies access (HTTP 403) to" if forbidden_keys else "does not have"
             cause = f"the store {state} {len(boxes)} of the chunks it needs: {shown}"

@@ -24,12 +24,15 @@ from imageryxr.errors import (
     ChunkReadError,
     CodecError,
     ImageryError,
+    Message,
     MissingChunkError,
     MissingChunkWarning,
     NoVolumeError,
     ServerError,
     SourceError,
     SourceNotFoundError,
+    Wording,
+    param,
 )
 from imageryxr.sources.address import Address, has_no_bucket_credentials
 from imageryxr.sources.base import (
@@ -145,7 +148,11 @@ class PrecomputedSource:
         except EmptyVolumeException as error:
             if self.missing not in (None, "raise"):
                 return self._read_with_missing_chunks(mip, box, on_chunk)
-            hint = "missing='fill' fills missing chunks with background, 'warn' also lists them"
+            hint = Message(
+                param("missing", "fill"),
+                " fills missing chunks with background, ",
+                Wording("'warn' also lists them", "--missing warn also lists them"),
+            )
             cause = f"the store has no chunk {error}, or denies access to it"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
 
