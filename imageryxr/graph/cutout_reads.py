@@ -1,17 +1,17 @@
-"""Group the storage chunks that many boxes need, so that each chunk is read once.
+"""Read the storage chunks that batches of boxes need, each chunk once if memory allows.
 
-Chunks are sorted along a space-filling curve and cut into groups of a fixed number of bytes. One task reads all chunks
-of a group, with many requests in flight, and passes them to all boxes that contain a part of them. Boxes that are close
-together mostly need the same groups.
+Boxes are batched along a space-filling curve. A batch reads all chunks that it needs at once, with many requests in
+flight. A chunk that a later batch needs as well is kept until then, as long as all kept chunks fit in a fixed number of
+bytes; those that are needed last are dropped first and read again. So memory does not grow with the number of boxes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,71 +20,137 @@ from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.graph.expr import Array, Leaf, LevelLeaf, spatial_index
 from imageryxr.sources.fetch.threads import run_in_parallel
 
-# Decoded bytes of a group of chunks: large enough for dozens of requests in flight, small enough for one per thread.
-GROUP_BYTES = 1 << 26
-# Number of boxes of a group that are read concurrently.
+# Decoded bytes of the chunks of a batch: enough for dozens of requests in flight, and few enough for one per thread.
+BATCH_BYTES = 1 << 26
+# Decoded bytes of the chunks that are kept for later batches.
+KEPT_BYTES = 1 << 29
+# Number of boxes that a batch reads concurrently.
 _WIDTH = 32
 
 Pieces = Sequence[tuple[IndexBox, Array]]
 Indexes = npt.NDArray[np.int64]
+ChunkId = tuple[int, Index3]
+"""Number of a leaf, and numbers of one of its chunks along (z, y, x)."""
 
 
-@dataclass(frozen=True)
-class ChunkGroup:
-    """Storage chunks of one leaf that one task reads."""
+class _Pending:
+    """A chunk that another thread is reading."""
 
-    leaf: LevelLeaf
-    chunks: tuple[Index3, ...]
-    """Numbers of the chunks along (z, y, x)."""
-
-    @cached_property
-    def boxes(self) -> tuple[IndexBox, ...]:
-        """Disjoint boxes that cover the chunks, and nothing else, within the level."""
-        size, whole = chunk_shape(self.leaf), self.leaf.bounds
-        boxes = [IndexBox(chunk, tuple(c + 1 for c in chunk)) for chunk in self.chunks]  # type: ignore[arg-type]
-        return tuple(
-            IndexBox(
-                tuple(a * n for a, n in zip(box.start, size, strict=True)),  # type: ignore[arg-type]
-                tuple(b * n for b, n in zip(box.stop, size, strict=True)),  # type: ignore[arg-type]
-            ).clip(whole)
-            for box in merge_boxes(boxes)
-        )
-
-    @property
-    def bytes(self) -> int:
-        """Decoded bytes of the chunks."""
-        return sum(box.voxels for box in self.boxes) * self.leaf.dtype.itemsize
-
-    def read(self) -> Pieces:
-        """Read the chunks, several boxes at a time."""
-        jobs = [(box, copy_context()) for box in self.boxes]
-        if len(jobs) == 1:
-            return [(jobs[0][0], self.leaf.read(jobs[0][0]))]
-        done = run_in_parallel(lambda job, stop: job[1].run(self.leaf.read, job[0]), jobs, min(_WIDTH, len(jobs)))
-        return [(box, values) for (box, _), values in zip(jobs, done, strict=True)]
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.values: Array | None = None
 
 
-def group_chunks(leaf: LevelLeaf, boxes: Sequence[Sequence[IndexBox]]) -> tuple[list[ChunkGroup], list[list[int]]]:
-    """Return groups of the chunks that boxes of a leaf need, and the numbers of the groups that each item needs.
+class ChunkCache:
+    """The chunks that several batches need, from their first to their last use; thread-safe.
+
+    A pickled instance is empty and keeps nothing: batches that run in other processes read all their chunks.
 
     Parameters
     ----------
-    leaf : LevelLeaf
-        A level of a source.
-    boxes : sequence of sequences of IndexBox
-        The boxes within the level that each item needs.
+    leaves : sequence of LevelLeaf
+        The levels that are read.
+    uses : mapping
+        The numbers of the batches that need a chunk, for chunks that several batches need.
     """
-    size = chunk_shape(leaf)
-    needed = [_chunks_of(own, size) for own in boxes]
-    distinct = sorted(set().union(*needed))
-    if not distinct:
-        return [], [[] for _ in boxes]
-    order = np.argsort(morton_codes(np.array(distinct)), kind="stable")
-    ordered = [distinct[i] for i in order]
-    count = max(1, GROUP_BYTES // (size[0] * size[1] * size[2] * leaf.dtype.itemsize))
-    groups = [ChunkGroup(leaf, tuple(sorted(ordered[i : i + count]))) for i in range(0, len(ordered), count)]
-    number = {chunk: i // count for i, chunk in enumerate(ordered)}
-    return groups, [sorted({number[chunk] for chunk in own}) for own in needed]
+
+    def __init__(self, leaves: Sequence[LevelLeaf], uses: Mapping[ChunkId, Sequence[int]]) -> None:
+        self.leaves = tuple(leaves)
+        self._left = {chunk: set(batches) for chunk, batches in uses.items()}
+        self._kept: dict[ChunkId, _Pending] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ChunkCache, (self.leaves, {}))
+
+    def read(self, batch: int, chunks: Sequence[ChunkId]) -> dict[LevelLeaf, list[tuple[IndexBox, Array]]]:
+        """Return pieces that cover the chunks of a batch; read those that are not kept."""
+        mine: list[ChunkId] = []
+        others: dict[ChunkId, _Pending] = {}
+        with self._lock:
+            for chunk in chunks:
+                if chunk in self._kept:
+                    others[chunk] = self._kept[chunk]
+                else:
+                    mine.append(chunk)
+                    if chunk in self._left:
+                        self._kept[chunk] = _Pending()
+        try:
+            found = self._read_now(mine)
+        finally:
+            # After an error, waiting threads read the chunks themselves.
+            for chunk in mine:
+                if chunk in self._left:
+                    self._kept[chunk].done.set()
+        for chunk, pending in others.items():
+            pending.done.wait()
+            leaf = self.leaves[chunk[0]]
+            box = _chunk_box(leaf, chunk[1])
+            values = leaf.read(box) if pending.values is None else pending.values
+            found.setdefault(leaf, []).append((box, values))
+        self._release(batch, chunks)
+        return found
+
+    def _read_now(self, chunks: Sequence[ChunkId]) -> dict[LevelLeaf, list[tuple[IndexBox, Array]]]:
+        jobs = []
+        for number, leaf in enumerate(self.leaves):
+            own = [IndexBox(at, tuple(c + 1 for c in at)) for n, at in chunks if n == number]  # type: ignore[arg-type]
+            jobs += [(leaf, _voxel_box(leaf, box), copy_context()) for box in merge_boxes(own)]
+        if len(jobs) == 1:
+            done = [jobs[0][0].read(jobs[0][1])]
+        else:
+            done = run_in_parallel(
+                lambda job, stop: job[2].run(job[0].read, job[1]), jobs, max(1, min(_WIDTH, len(jobs)))
+            )
+        found: dict[LevelLeaf, list[tuple[IndexBox, Array]]] = {}
+        for (leaf, box, _), values in zip(jobs, done, strict=True):
+            found.setdefault(leaf, []).append((box, values))
+        for chunk in chunks:
+            if chunk in self._left:
+                leaf = self.leaves[chunk[0]]
+                # A copy, since the piece that contains the chunk is released with the batch.
+                self._kept[chunk].values = assemble_box(leaf, _chunk_box(leaf, chunk[1]), found[leaf]).copy()
+        return found
+
+    def _release(self, batch: int, chunks: Sequence[ChunkId]) -> None:
+        """Drop the chunks that no later batch needs, and then those that are needed last, down to the limit."""
+        with self._lock:
+            for chunk in chunks:
+                left = self._left.get(chunk)
+                if left is not None:
+                    left.discard(batch)
+                    if not left:
+                        del self._left[chunk]
+                        self._kept.pop(chunk, None)
+            held = {c: p.values.nbytes for c, p in self._kept.items() if p.done.is_set() and p.values is not None}
+            surplus = sum(held.values()) - KEPT_BYTES
+            failed = [c for c, p in self._kept.items() if p.done.is_set() and p.values is None]
+            for chunk in failed:
+                del self._kept[chunk]
+            if surplus > 0:
+                for chunk in sorted(held, key=lambda c: min(self._left[c]), reverse=True):
+                    del self._kept[chunk]
+                    surplus -= held[chunk]
+                    if surplus <= 0:
+                        break
+
+
+def _chunk_box(leaf: LevelLeaf, chunk: Index3) -> IndexBox:
+    z, y, x = chunk
+    return _voxel_box(leaf, IndexBox(chunk, (z + 1, y + 1, x + 1)))
+
+
+def _voxel_box(leaf: LevelLeaf, chunks: IndexBox) -> IndexBox:
+    """Return the voxels of a box of chunks, within the level."""
+    (z0, y0, x0), (z1, y1, x1) = chunks
+    z, y, x = chunk_shape(leaf)
+    return IndexBox((z0 * z, y0 * y, x0 * x), (z1 * z, y1 * y, x1 * x)).clip(leaf.bounds)
+
+
+def chunk_bytes(leaf: LevelLeaf) -> int:
+    """Return the decoded bytes of a whole chunk."""
+    z, y, x = chunk_shape(leaf)
+    return z * y * x * leaf.dtype.itemsize
 
 
 def chunk_shape(leaf: LevelLeaf) -> Index3:
@@ -92,7 +158,8 @@ def chunk_shape(leaf: LevelLeaf) -> Index3:
     return leaf.source.levels[leaf.mip].chunks
 
 
-def _chunks_of(boxes: Iterable[IndexBox], size: Index3) -> set[Index3]:
+def chunks_of(boxes: Iterable[IndexBox], size: Index3) -> set[Index3]:
+    """Return the numbers of the chunks of a shape that boxes overlap."""
     found: set[Index3] = set()
     for box in boxes:
         z, y, x = (range(a // n, -(-b // n)) for a, b, n in zip(box.start, box.stop, size, strict=True))

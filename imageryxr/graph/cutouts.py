@@ -1,9 +1,10 @@
 """Build the dask array of many boxes of one expression, stacked along a new first axis.
 
-The layer has two kinds of tasks: tasks that read groups of storage chunks, and one task per block of boxes, which
-evaluates the expression on chunks that were read already. So each storage chunk is read once, however many boxes
-contain a part of it and in whatever order the boxes are. The tasks are made when dask culls the layer: an array that is
-sliced along its first axis reads the chunks of the remaining boxes only.
+The layer has a task for each batch of blocks that are neighbours in space, which reads the storage chunks of all their
+boxes and cuts the boxes out of them, and a task for each block, which takes its boxes from the batch. So the order of
+the boxes does not matter. Batches share a `ChunkCache`, and markers between them keep them nearly in order.
+The tasks are made when dask culls the layer: an array that is sliced along its first axis reads the chunks of the
+remaining boxes only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from operator import getitem
 from typing import Any
 
 import dask.array as da
@@ -21,7 +23,16 @@ from dask.highlevelgraph import HighLevelGraph, Layer
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.graph.block_check import check_block
-from imageryxr.graph.cutout_reads import ChunkGroup, Pieces, assemble_box, group_chunks, morton_codes
+from imageryxr.graph.cutout_reads import (
+    BATCH_BYTES,
+    ChunkCache,
+    ChunkId,
+    assemble_box,
+    chunk_bytes,
+    chunk_shape,
+    chunks_of,
+    morton_codes,
+)
 from imageryxr.graph.evaluate import Readings, evaluate, required_boxes
 from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf, LevelLeaf
 from imageryxr.graph.to_dask import (
@@ -37,6 +48,8 @@ Indexes = npt.NDArray[np.int64]
 
 # Boxes of a block. Few, so that a selection of one box computes few others.
 _MAX_ROWS = 8
+# Batches that may run at the same time. Dask runs independent tasks in any order, but distant batches share no chunks.
+_WINDOW = 16
 # Bytes of the boxes that count as neighbours.
 _NEIGHBOUR_BYTES = 1 << 26
 
@@ -123,7 +136,7 @@ class CutoutSpec:
 
 
 class CutoutLayer(Layer):
-    """Tasks that read groups of chunks, and tasks that cut boxes out of them; made when the layer is culled."""
+    """Tasks of batches and blocks of cutouts; made when the layer is culled."""
 
     def __init__(self, name: str, spec: CutoutSpec, blocks: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -131,9 +144,9 @@ class CutoutLayer(Layer):
         self.blocks = tuple(range(len(spec.rows)) if blocks is None else blocks)
 
     @cached_property
-    def reads(self) -> BlockReads:
+    def reads(self) -> ReadPlan:
         """What the blocks of the layer read."""
-        return BlockReads.of(self.spec, self.blocks)
+        return ReadPlan.of(self.spec, self.blocks)
 
     @cached_property
     def _tasks(self) -> dict[Any, Any]:
@@ -141,16 +154,21 @@ class CutoutLayer(Layer):
 
     def _iter_tasks(self) -> Iterator[tuple[Any, Any]]:
         reads = self.reads
-        # A selection reads fewer chunks, so the key contains what a task reads: a cluster keeps values by key.
-        keys = [(f"cutout-reads-{tokenize(group)}", 0) for group in reads.groups]
-        for key, group in zip(keys, reads.groups, strict=True):
-            yield key, (_read_group, Opaque(group))
-        for number, groups, inputs in zip(self.blocks, reads.of_block, reads.inputs, strict=True):
-            labels: list[Any] = [reads.groups[g].leaf for g in groups]
-            labels += [(leaf, box) for leaf, box, _ in inputs]
-            values = [*(keys[g] for g in groups), *(key for _, _, key in inputs)]
-            work = Opaque((self.spec.expr, self.spec.block(number), self.spec.shape, tuple(labels)))
-            yield self._key(number), (_cut_boxes, work, values)
+        # A selection has other batches, and a cluster keeps values by key.
+        suffix = tokenize(self.name, self.blocks)
+        cache = f"cutout-chunks-{suffix}"
+        yield cache, (_make_cache, Opaque(reads))
+        for number, batch in enumerate(reads.batches):
+            key = (f"cutout-batch-{suffix}", number)
+            labels = tuple((leaf, box) for leaf, box, _ in batch.inputs)
+            starts = tuple(self.spec.block(block) for block in batch.blocks)
+            work = Opaque(BatchWork(number, self.spec.expr, starts, self.spec.shape, batch.chunks, labels))
+            before = (f"cutout-order-{suffix}", number - _WINDOW) if number >= _WINDOW else cache
+            yield key, (_cut_batch, work, cache, [before, *(k for _, _, k in batch.inputs)])
+            previous = (f"cutout-order-{suffix}", number - 1) if number else cache
+            yield (f"cutout-order-{suffix}", number), (_mark_done, previous, key)
+            for place, block in enumerate(batch.blocks):
+                yield self._key(block), (getitem, key, place)
 
     def _key(self, number: int) -> tuple[Any, ...]:
         return (self.name, number, 0, 0, 0, *(0 for _ in self.spec.expr.tail))
@@ -167,7 +185,7 @@ class CutoutLayer(Layer):
         """Return the layer of some of the blocks, and the keys that each of its tasks requires."""
         needed = sorted(key[1] for key in keys if key[0] == self.name)
         culled = self if tuple(needed) == self.blocks else CutoutLayer(self.name, self.spec, needed)
-        return culled, {key: set(task[2]) if len(task) > 2 else set() for key, task in culled.items()}
+        return culled, {key: _required_keys(task) for key, task in culled.items()}
 
     def __getitem__(self, key: Any) -> Any:
         return self._tasks[key]
@@ -182,44 +200,96 @@ class CutoutLayer(Layer):
         return (CutoutLayer, (self.name, self.spec, self.blocks))
 
 
-@dataclass(frozen=True)
-class BlockReads:
-    """The chunks and the blocks of input arrays that some blocks need."""
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Blocks that are computed by one task."""
 
-    groups: list[ChunkGroup]
-    of_block: list[list[int]]
-    """Numbers of the groups that each block needs."""
-    inputs: list[list[tuple[DaskLeaf, IndexBox, Any]]]
-    """For each block: leaf, box and key of the input blocks that it needs."""
+    blocks: list[int]
+    chunks: list[ChunkId]
+    inputs: list[tuple[DaskLeaf, IndexBox, Any]]
+    """Leaf, box and key of the input blocks that the batch needs."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPlan:
+    """The batches of some blocks of cutouts, and the chunks that several of them need."""
+
+    leaves: tuple[LevelLeaf, ...]
+    batches: list[Batch]
+    uses: dict[ChunkId, list[int]]
+    """The numbers of the batches that need a chunk, for chunks that several batches need."""
+
+    @property
+    def chunks(self) -> set[ChunkId]:
+        """All chunks that are read."""
+        return {chunk for batch in self.batches for chunk in batch.chunks}
 
     @classmethod
-    def of(cls, spec: CutoutSpec, blocks: Sequence[int]) -> BlockReads:
-        """Return what blocks of cutouts need."""
-        needs: list[dict[Leaf, list[IndexBox]]] = []
-        for number in blocks:
-            found: dict[Leaf, list[IndexBox]] = {}
-            for start in spec.block(number):
-                for leaf, boxes in required_boxes(spec.expr, _box_at(start, spec.shape)).items():
-                    found.setdefault(leaf, []).extend(boxes)
-            needs.append(found)
-        groups: list[ChunkGroup] = []
-        of_block: list[list[int]] = [[] for _ in blocks]
-        for leaf in dict.fromkeys(leaf for need in needs for leaf in need):
-            if isinstance(leaf, LevelLeaf):
-                own, numbers = group_chunks(leaf, [need.get(leaf, []) for need in needs])
-                for mine, found_numbers in zip(of_block, numbers, strict=True):
-                    mine.extend(len(groups) + n for n in found_numbers)
-                groups += own
-        inputs = [
-            [
-                (leaf, box, key)
-                for leaf, boxes in need.items()
-                if isinstance(leaf, DaskLeaf)
-                for box, key in touched_blocks(leaf, boxes)
-            ]
+    def of(cls, spec: CutoutSpec, blocks: Sequence[int]) -> ReadPlan:
+        """Return the plan for some blocks."""
+        needs = [_required_by_block(spec, number) for number in blocks]
+        distinct = dict.fromkeys(leaf for need in needs for leaf in need if isinstance(leaf, LevelLeaf))
+        leaves = tuple(leaf for leaf in distinct if isinstance(leaf, LevelLeaf))
+        chunks = [
+            [(n, at) for n, leaf in enumerate(leaves) for at in chunks_of(need.get(leaf, []), chunk_shape(leaf))]
             for need in needs
         ]
-        return cls(groups, of_block, inputs)
+        firsts = [spec.block(number)[0] // np.array(spec.shape) for number in blocks]
+        if leaves:
+            firsts = [min((at for n, at in own if n == 0), default=(0, 0, 0)) for own in chunks]
+        order = np.argsort(morton_codes(np.array(firsts, np.int64)), kind="stable").tolist()
+        batches = []
+        for members in _split_batches(spec, blocks, chunks, leaves, order):
+            inputs = {
+                key: (leaf, box, key)
+                for i in members
+                for leaf, boxes in needs[i].items()
+                if isinstance(leaf, DaskLeaf)
+                for box, key in touched_blocks(leaf, boxes)
+            }
+            own = sorted({chunk for i in members for chunk in chunks[i]})
+            batches.append(Batch([blocks[i] for i in members], own, list(inputs.values())))
+        uses: dict[ChunkId, list[int]] = {}
+        for number, batch in enumerate(batches):
+            for chunk in batch.chunks:
+                uses.setdefault(chunk, []).append(number)
+        return cls(leaves, batches, {chunk: numbers for chunk, numbers in uses.items() if len(numbers) > 1})
+
+
+def _required_by_block(spec: CutoutSpec, number: int) -> dict[Leaf, list[IndexBox]]:
+    found: dict[Leaf, list[IndexBox]] = {}
+    for start in spec.block(number):
+        for leaf, boxes in required_boxes(spec.expr, _box_at(start, spec.shape)).items():
+            found.setdefault(leaf, []).extend(boxes)
+    return found
+
+
+def _split_batches(
+    spec: CutoutSpec,
+    blocks: Sequence[int],
+    chunks: Sequence[Sequence[ChunkId]],
+    leaves: Sequence[LevelLeaf],
+    order: Sequence[int],
+) -> Iterator[list[int]]:
+    """Yield batches of places in ``blocks``, in order, that read and return a limited number of bytes."""
+    sizes = [chunk_bytes(leaf) for leaf in leaves]
+    cutout = spec.expr.dtype.itemsize * int(np.prod((*spec.shape, *spec.expr.tail)))
+    members: list[int] = []
+    own: set[ChunkId] = set()
+    read = made = 0
+    for place in order:
+        new = [chunk for chunk in chunks[place] if chunk not in own]
+        more, rows = sum(sizes[n] for n, _ in new), spec.rows[blocks[place]] * cutout
+        if members and max(read + more, made + rows) > BATCH_BYTES:
+            yield members
+            members, own, read, made = [], set(), 0, 0
+            more = sum(sizes[n] for n, _ in chunks[place])
+            new = list(chunks[place])
+        members.append(place)
+        own.update(new)
+        read, made = read + more, made + rows
+    if members:
+        yield members
 
 
 def cutout_layers(array: da.Array) -> list[CutoutLayer]:
@@ -233,24 +303,51 @@ def _box_at(start: Any, shape: Index3) -> IndexBox:
     return IndexBox((z, y, x), (z + shape[0], y + shape[1], x + shape[2]))
 
 
-def _read_group(group: Opaque) -> Pieces:
-    pieces: Pieces = group.value.read()
-    return pieces
+@dataclass(frozen=True, eq=False)
+class BatchWork:
+    """What the task of a batch does."""
+
+    number: int
+    expr: Expr
+    starts: tuple[Indexes, ...]
+    """First voxels of the boxes of each block."""
+    shape: Index3
+    chunks: list[ChunkId]
+    labels: tuple[tuple[DaskLeaf, IndexBox], ...]
+    """Leaf and box of each input block."""
 
 
-def _cut_boxes(work: Opaque, values: list[Any]) -> Array:
-    expr, starts, shape, labels = work.value
-    pieces: dict[Leaf, list[tuple[IndexBox, Array]]] = {}
-    for label, value in zip(labels, values, strict=True):
-        if isinstance(label, Leaf):
-            pieces.setdefault(label, []).extend(value)
-        else:
-            leaf, box = label
-            checked = check_block(value, block_spec(leaf), block_position(leaf, box))
-            pieces.setdefault(leaf, []).append((box, checked))
-    out = np.empty((len(starts), *shape, *expr.tail), expr.dtype)
+def _required_keys(task: tuple[Any, ...]) -> set[Any]:
+    if task[0] is getitem:
+        return {task[1]}
+    if task[0] is _mark_done:
+        return set(task[1:])
+    return {task[2], *task[3]} if task[0] is _cut_batch else set()
+
+
+def _mark_done(*batches: Any) -> None:
+    """Return nothing: the marker of a batch and of all batches before it holds no cutouts."""
+
+
+def _make_cache(opaque: Opaque) -> ChunkCache:
+    reads: ReadPlan = opaque.value
+    return ChunkCache(reads.leaves, reads.uses)
+
+
+def _cut_batch(opaque: Opaque, cache: ChunkCache, values: list[Any]) -> list[Array]:
+    """Return the cutouts of each block of a batch; the first of ``values`` only orders the batches."""
+    work: BatchWork = opaque.value
+    pieces: dict[Leaf, list[tuple[IndexBox, Array]]] = {**cache.read(work.number, work.chunks)}
+    for (leaf, box), value in zip(work.labels, values[1:], strict=True):
+        checked = check_block(value, block_spec(leaf), block_position(leaf, box))
+        pieces.setdefault(leaf, []).append((box, checked))
+    return [_cut_boxes(work, starts, pieces) for starts in work.starts]
+
+
+def _cut_boxes(work: BatchWork, starts: Indexes, pieces: Mapping[Leaf, list[tuple[IndexBox, Array]]]) -> Array:
+    expr, out = work.expr, np.empty((len(starts), *work.shape, *work.expr.tail), work.expr.dtype)
     for row, start in zip(out, starts, strict=True):
-        box = _box_at(start, shape)
+        box = _box_at(start, work.shape)
         given: Readings = {
             leaf: [(target, assemble_box(leaf, target, pieces[leaf])) for target in boxes]
             for leaf, boxes in required_boxes(expr, box).items()

@@ -12,6 +12,8 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
+from imageryxr.graph import cutout_reads
+from imageryxr.graph import cutouts as graph
 from imageryxr.graph.cutouts import cutout_layers
 from tests.conftest import volume
 from tests.support import counted_source
@@ -245,3 +247,35 @@ def test_a_column_with_the_name_of_a_dim_is_an_error():
     table = {"x": [0], "y": [60], "z": [0], "center": [3]}
     with pytest.raises(OptionError, match="rename the column"):
         ix.cutouts(VOLUMES["negative offset"], table, (4, 4, 1))
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 12, 1 << 30])
+def test_many_batches_read_at_most_a_tenth_twice_if_memory_allows(monkeypatch, kept):
+    monkeypatch.setattr(graph, "BATCH_BYTES", 1 << 15)
+    monkeypatch.setattr(cutout_reads, "KEPT_BYTES", kept)
+    centers = points_in(counted_source.GRID, 200)
+    found = ix.cutouts(counted_source.opened(), centers, (9, 7, 3))
+    counted_source.READS.clear()
+    values = found.compute(scheduler="threads", num_workers=3)
+    assert len(cutout_layers(found.data)[0].reads.batches) > 10
+    if kept == 1 << 30:
+        assert set(counted_source.READS.values()) == {1}
+    for i in range(0, 200, 23):
+        np.testing.assert_array_equal(values[i], oracle(counted_source.held(), centers[i], (9, 7, 3)))
+
+
+def test_a_failed_read_is_an_error_of_the_computation(monkeypatch):
+    def fail(self, mip, box):
+        raise OSError("the server is gone")
+
+    monkeypatch.setattr(graph, "BATCH_BYTES", 1 << 15)
+    found = ix.cutouts(counted_source.opened(), points_in(counted_source.GRID, 50), (9, 7, 3))
+    monkeypatch.setattr(counted_source.Recorded, "read", fail)
+    with pytest.raises(OSError, match="the server is gone"):
+        found.compute(scheduler="threads", num_workers=3)
+
+
+@pytest.mark.slow
+def test_cutouts_are_computed_in_processes():
+    found = ix.cutouts(counted_source.opened(), points_in(counted_source.GRID, 20), (9, 7, 3))
+    np.testing.assert_array_equal(found.compute(scheduler="processes", num_workers=2), found)

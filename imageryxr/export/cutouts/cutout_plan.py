@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import dask.array as da
 import xarray as xr
 
 from imageryxr.export.report import show_bytes
-from imageryxr.graph.cutouts import CutoutLayer, cutout_layers
+from imageryxr.graph.cutout_reads import BATCH_BYTES, KEPT_BYTES, ChunkId, chunk_bytes
+from imageryxr.graph.cutouts import CutoutLayer, ReadPlan, cutout_layers
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class CutoutPlan:
     cutouts: int
     """Number of cutouts."""
     requests: int
-    """Number of storage chunks that are read, each once."""
+    """Number of distinct storage chunks that are read. Where cutouts are dense, some chunks are read twice."""
     bytes_to_read: int
     """Decoded bytes of these chunks."""
     bytes_to_write: int
@@ -48,35 +49,24 @@ def plan_cutouts(arrays: Mapping[str, xr.DataArray], target: str, threads: int |
     count = next(iter(arrays.values())).sizes["cutout"]
     per_cutout = written // max(1, count)
     width = threads or os.cpu_count() or 1
-    reads = [layer.reads for layer in layers.values()]
+    plans = [layer.reads for layer in layers.values()]
     return CutoutPlan(
         target,
         count,
-        sum(len(group.chunks) for read in reads for group in read.groups),
-        sum(group.bytes for read in reads for group in read.groups),
+        sum(len(plan.chunks) for plan in plans),
+        sum(_bytes_of(plan, plan.chunks) for plan in plans),
         written,
-        sum(_peak_bytes(layer, width) for layer in layers.values()) + 2 * width * 8 * per_cutout,
+        sum(_peak_bytes(plan, width) for plan in plans) + 2 * width * 8 * per_cutout,
     )
 
 
-def _peak_bytes(layer: CutoutLayer, width: int) -> int:
-    """Return the bytes of the groups of chunks in memory, if blocks run in the order of their first group."""
-    reads = layer.reads
-    uses = [0] * len(reads.groups)
-    for groups in reads.of_block:
-        for group in groups:
-            uses[group] += 1
-    held = peak = 0
-    seen: set[int] = set()
-    for groups in sorted(reads.of_block):
-        for group in groups:
-            if group not in seen:
-                seen.add(group)
-                held += reads.groups[group].bytes
-        peak = max(peak, held)
-        for group in groups:
-            uses[group] -= 1
-            if not uses[group]:
-                held -= reads.groups[group].bytes
-    # Each other thread may have read one more group.
-    return peak + (width - 1) * max((group.bytes for group in reads.groups), default=0)
+def _bytes_of(plan: ReadPlan, chunks: Iterable[ChunkId]) -> int:
+    sizes = [chunk_bytes(leaf) for leaf in plan.leaves]
+    return sum(sizes[number] for number, _ in chunks)
+
+
+def _peak_bytes(plan: ReadPlan, width: int) -> int:
+    """Return the bytes of the chunks of one batch per thread, of their cutouts, and of the chunks that are kept."""
+    batch = max((_bytes_of(plan, batch.chunks) for batch in plan.batches), default=0)
+    kept = min(KEPT_BYTES, _bytes_of(plan, plan.uses))
+    return min(width, len(plan.batches)) * (batch + BATCH_BYTES) + kept
