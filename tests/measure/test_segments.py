@@ -13,8 +13,11 @@ from skimage.measure import regionprops_table
 
 import imageryxr as ix
 from imageryxr.errors import GridMismatchError, LayerError, MissingIdsWarning, OptionError, SegmentError
+from imageryxr.graph.expr import LevelLeaf
+from imageryxr.graph.labelled import lazy_array
+from imageryxr.graph.reduction import reduce_blocks
 from tests.conftest import FIB25, volume
-from tests.support.counted_source import READS, held, opened
+from tests.support.counted_source import READS, _Endless, held, opened
 from tests.support.measured import IDS, RESOLUTION, as_segmentation, chunkings, corners_nm, label_arrays
 
 
@@ -150,14 +153,19 @@ def test_any_scheduler_gives_the_same_segments(scheduler):
             assert ix.measure(seg).identical(want)
 
 
-def test_the_graph_of_100000_blocks_is_two_tasks_per_block_at_most():
-    from imageryxr.graph.expr import LevelLeaf
-    from imageryxr.graph.labelled import lazy_array
-    from tests.support.counted_source import _Endless
+@pytest.mark.slow
+def test_workers_of_a_cluster_give_the_same_segments():
+    from distributed import Client
 
-    seg = lazy_array(LevelLeaf(_Endless(ix.Grid((184,) * 3, (8, 8, 40), (0, 0, 0)), "segmentation"), 0), ix.Grid((184,) * 3, (8, 8, 40), (0, 0, 0)), {}, "seg", (4, 4, 4))  # fmt: skip
-    from imageryxr.graph.reduction import reduce_blocks
+    want = ix.measure(held())
+    with Client(n_workers=1, threads_per_worker=2, dashboard_address=":0"):
+        for seg in (held().chunk(z=5), held()):
+            assert ix.measure(seg).identical(want)
 
+
+def test_the_graph_of_100000_blocks_has_about_one_task_per_block():
+    grid = ix.Grid((184,) * 3, (8, 8, 40), (0, 0, 0))
+    seg = lazy_array(LevelLeaf(_Endless(grid, "segmentation"), 0), grid, {}, "seg", (4, 4, 4))
     graph = reduce_blocks([seg.data], max, max).__dask_graph__()
     assert 46**3 < len(graph) < 1.2 * 46**3
 
