@@ -21,6 +21,7 @@ PAGES = [
     "cave",
     "annotations",
     "measurements",
+    "cutouts",
     "exports",
     "clusters",
     "performance",
