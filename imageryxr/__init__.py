@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from imageryxr.ops.plane import plane
     from imageryxr.ops.points import sample_points
     from imageryxr.ops.skeletons import open_skeletons
+    from imageryxr.render.annotate import annotate
     from imageryxr.render.figure import inset, legend, montage, save_figure, scale_bar, to_pil
     from imageryxr.render.layers import Layer
     from imageryxr.render.overlay import Outline, composite, outline, overlay, to_rgba
@@ -72,6 +73,7 @@ __all__ = [
     "Sample",
     "Source",
     "align",
+    "annotate",
     "as_annotations",
     "colors_of",
     "composite",
@@ -130,6 +132,7 @@ _MODULES = {
     "Sample": "imageryxr.testing.sample",
     "Source": "imageryxr.sources.base",
     "align": "imageryxr.ops.align",
+    "annotate": "imageryxr.render.annotate",
     "as_annotations": "imageryxr.ops.annotations",
     "colors_of": "imageryxr.core.colors.record",
     "composite": "imageryxr.render.overlay",

@@ -29,6 +29,7 @@ from imageryxr.ops.open import box_around, crop
 from imageryxr.ops.plane import plane, tree_plane
 from imageryxr.ops.points import sample_points
 from imageryxr.ops.tree import view
+from imageryxr.render.annotate import annotate
 from imageryxr.render.figure import inset, legend, montage, save_figure, scale_bar, to_pil
 from imageryxr.render.overlay import composite, outline, overlay, overlay_dataset, to_rgba
 from imageryxr.render.plot import plot
@@ -140,6 +141,7 @@ class ImageryArray:
     overlay = _method(overlay)
     to_rgba = _method(to_rgba)
     composite = _method(composite)
+    annotate = _method(annotate)
     colors_of = _method(colors_of)
     to_pil = _method(to_pil)
     montage = _method(montage)

@@ -58,6 +58,9 @@ LINK_LAYER = "link_layer"
 #: Shader of an image.
 SHADER = "shader"
 
+#: The colour map of annotations on a picture, with its limits and the name of the column, as JSON.
+ANNOTATION_SCALE = "annotation_scale"
+
 # Attributes of a whole link:
 #: Nanometres per unit of the positions, by axis, as JSON.
 DIMENSIONS = "dimensions"

@@ -34,6 +34,7 @@ from imageryxr.graph.block_check import BlockPosition, BlockSpec, block_starts, 
 from imageryxr.graph.evaluate import Readings, core_boxes, evaluate, required_boxes
 from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, is_plain, spatial_index
 from imageryxr.graph.shared_reads import SharedReads
+from imageryxr.graph.tables import has_tables, restrict_tables
 
 Splits = tuple[tuple[int, ...], ...]
 DaskInputs = Mapping[str, da.Array]
@@ -65,10 +66,27 @@ class BoxDep(BlockwiseDep):
         return block_starts(self.splits)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (BoxDep, (self.expr, self.splits))
+        return (type(self), (self.expr, self.splits))
 
     def __dask_tokenize__(self) -> object:
         return ("imageryxr.BoxDep", tokenize(self.expr), self.splits)
+
+
+@dataclass(frozen=True)
+class _BlockExpr:
+    """The box of a block, and the expression with only the rows of its tables that the block needs."""
+
+    box: IndexBox
+    expr: Expr
+
+
+@dataclass(frozen=True)
+class TableBoxDep(BoxDep):
+    """Map each block to its box and an expression of its own, so that no task contains a whole table."""
+
+    def __getitem__(self, idx: tuple[int, ...]) -> Any:
+        box = _block_box(self._starts, idx)
+        return _BlockExpr(box, restrict_tables(self.expr, box))
 
 
 def _block_box(starts: Splits, idx: Sequence[int]) -> IndexBox:
@@ -79,6 +97,10 @@ def _block_box(starts: Splits, idx: Sequence[int]) -> IndexBox:
 
 def _run_block(box: IndexBox, *reads: SharedReads, expr: Expr) -> Array:
     return _evaluate_shared(expr, IndexBox(*box), {}, reads)
+
+
+def _run_own_block(block: _BlockExpr, *reads: SharedReads) -> Array:
+    return _evaluate_shared(block.expr, block.box, {}, reads)
 
 
 def _evaluate_shared(expr: Expr, box: IndexBox, given: Readings, reads: Sequence[SharedReads]) -> Array:
@@ -182,16 +204,17 @@ def check_query_planning() -> None:
 def _flat_layer(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> Blockwise:
     lead = tuple(f"lead{i}" for i in range(len(expr.lead)))
     tail = tuple(f"tail{i}" for i in range(len(expr.tail)))
+    own = has_tables(expr)
     layer: Blockwise = blockwise(
-        _run_block,
+        _run_own_block if own else _run_block,
         key,
         (*lead, *_SPACE, *tail),
-        BoxDep(expr, splits),
+        TableBoxDep(expr, splits) if own else BoxDep(expr, splits),
         _SPACE,
         *(part for name in reads for part in (name, _SPACE)),
         new_axes=dict.fromkeys((*lead, *tail), 1),
         numblocks=dict.fromkeys(reads, tuple(map(len, splits))),
-        expr=expr,
+        **({} if own else {"expr": expr}),
     )
     return layer
 
@@ -259,7 +282,8 @@ def _input_tasks(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> 
                     pieces.append(_InputBlock(leaf, part))
                     keys.append(source_key)
         shared = [(name, *idx) for name in reads]
-        yield (key, *lead, *idx, *tail), (_run_with_inputs, expr, Opaque((box, tuple(pieces))), keys, shared)
+        own = restrict_tables(expr, box) if has_tables(expr) else expr
+        yield (key, *lead, *idx, *tail), (_run_with_inputs, own, Opaque((box, tuple(pieces))), keys, shared)
 
 
 @dataclass(frozen=True)

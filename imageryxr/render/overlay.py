@@ -132,7 +132,7 @@ def overlay(
     if any(layer.is_outlined for layer in layers):
         attrs["outline_axis"] = axis
     attrs[DRAWN_COLORS] = json.dumps([layer.colors for layer in layers])
-    return _label_rgba(exprs[0] if len(exprs) == 1 else LayerStack(tuple(exprs)), volumes, attrs, "overlay")
+    return label_rgba(exprs[0] if len(exprs) == 1 else LayerStack(tuple(exprs)), volumes, attrs, "overlay")
 
 
 def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
@@ -238,7 +238,7 @@ def _drawn_kind(layer: xr.DataArray) -> str:
 def _draw_image(image: xr.DataArray, limits: tuple[float, float] | None, *, opaque: bool) -> xr.DataArray:
     volume = _grey_volume(image, limits)
     opacity = 1.0 if opaque else float(volume.attrs.get(OPACITY, 1.0))
-    return _label_rgba(grey_to_rgba(volume.expr, opacity), [volume], volume.attrs, "picture")
+    return label_rgba(grey_to_rgba(volume.expr, opacity), [volume], volume.attrs, "picture")
 
 
 @accepts_cutouts()
@@ -291,7 +291,7 @@ def outline(
     paint = parse_paint(colors, ids, None, None, labels)
     expr = paint_segments(labels.expr, labels.grid, None, None, paint.line(style.alpha), style, axis)
     attrs = {**labels.attrs, "outline_axis": axis, DRAWN_COLORS: json.dumps([describe_paint(replace(paint, rest=0.0))])}
-    return _label_rgba(expr, [labels], attrs, "outline")
+    return label_rgba(expr, [labels], attrs, "outline")
 
 
 @accepts_cutouts()
@@ -325,7 +325,7 @@ def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None 
     ('z', 'y', 'x', 'rgba')
     """
     volume = _grey_volume(image, contrast_limits)
-    return _label_rgba(grey_to_rgba(volume.expr), [volume], volume.attrs, "picture")
+    return label_rgba(grey_to_rgba(volume.expr), [volume], volume.attrs, "picture")
 
 
 @accepts_cutouts()
@@ -363,19 +363,20 @@ def composite(*layers: xr.DataArray) -> xr.DataArray:
     """
     if not layers:
         raise OptionError("composite was given no layers; give RGBA arrays, the bottom one first")
-    volumes = [_rgba_volume(layer, i) for i, layer in enumerate(layers)]
+    volumes = [rgba_volume(layer, f"layer {i}") for i, layer in enumerate(layers)]
     for i, volume in enumerate(volumes[1:], 1):
         check_same_grid(volume.grid, volumes[0].grid, f"layers {i} and 0")
     drawn = [entry for v in volumes for entry in json.loads(v.attrs.get(DRAWN_COLORS, "[]"))]
     attrs = {**volumes[0].attrs, **({DRAWN_COLORS: json.dumps(drawn)} if drawn else {})}
-    return _label_rgba(LayerStack(tuple(v.expr for v in volumes)), volumes, attrs, "composite")
+    return label_rgba(LayerStack(tuple(v.expr for v in volumes)), volumes, attrs, "composite")
 
 
 # ---------------------------------------------------------------------------------------------------------
 # arguments
 
 
-def _label_rgba(expr: Expr, volumes: list[Volume], attrs: dict[str, Any], name: str) -> xr.DataArray:
+def label_rgba(expr: Expr, volumes: list[Volume], attrs: dict[str, Any], name: str) -> xr.DataArray:
+    """Return the labelled picture of an expression on the grid of the first volume."""
     # layer_type is "image" or "segmentation"; RGBA is neither
     kept = {k: v for k, v in attrs.items() if k != "layer_type"}
     return label_result(expr, volumes[0].grid, *volumes, attrs=kept, name=name, tail="rgba")
@@ -417,8 +418,8 @@ def _check_limits(limits: Any) -> tuple[float, float]:
     return low, high
 
 
-def _rgba_volume(layer: xr.DataArray, number: int) -> Volume:
-    what = f"layer {number}"
+def rgba_volume(layer: xr.DataArray, what: str) -> Volume:
+    """Return the volume of an RGBA array, after checking its dtype and channels."""
     if not isinstance(layer, xr.DataArray) or "rgba" not in layer.dims:
         raise LayerError(f"{what} is not an RGBA array; convert it with to_rgba(image), overlay(…) or outline(…)")
     if layer.sizes["rgba"] != 4 or layer.dtype != np.uint8:

@@ -110,6 +110,38 @@ def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
     return {i: color for i, color in found.items() if color is not None}
 
 
+def recorded_colors(picture: Any, ids: Any) -> tuple[Any, Any]:
+    """Return the colours of many segments in a picture, without reading data.
+
+    Parameters
+    ----------
+    picture : DataArray
+        As in `colors_of`.
+    ids : uint64 array, shape (n,)
+        Distinct ids.
+
+    Returns
+    -------
+    tuple of arrays
+        The colours, uint8 (n, 3), and whether each segment is drawn, bool (n,). A picture without a record draws none.
+    """
+    rgb, found = np.zeros((len(ids), 3), np.uint8), np.zeros(len(ids), bool)
+    try:
+        layers = _parse_layers(picture)
+    except ColorError:
+        return rgb, found
+    for layer in layers:
+        listed = {int(name): parse_color(color)[:3] for name, color in layer["ids"].items() if name.isdecimal()}
+        shown = Colors(np.array(list(listed), np.uint64), np.array(list(listed.values()), np.uint8).reshape(-1, 3))
+        for colors, saturation in ((shown, 1.0), (layer["others"], layer["saturation"])):
+            if colors is None:
+                continue
+            own = colors if isinstance(colors, Colors) else _parse_others(colors)
+            new = own.is_shown(ids) & ~found
+            rgb[new], found[new] = _desaturate(own.colors_for(ids[new]), saturation), True
+    return rgb, found
+
+
 def _parse_layers(picture: Any) -> list[dict[str, Any]]:
     text = getattr(picture, "attrs", {}).get(DRAWN_COLORS)
     try:

@@ -26,6 +26,7 @@ from imageryxr.export.run.daemon_threads import STOP, DaemonPool
 from imageryxr.export.run.task import Job, RegionInput, has_arrays, pickle_job, restrict_reader, run_task
 from imageryxr.export.run.worker_probe import ImportProbe
 from imageryxr.graph.dask_inputs import gather_futures
+from imageryxr.graph.tables import has_tables
 
 # Exit code of a process that runs the script of its parent because the script has no `__main__` guard.
 UNGUARDED_EXIT_CODE = 78
@@ -136,7 +137,7 @@ class _PicklingExecutor(RegionExecutor):
     def __init__(self, job: Job) -> None:
         self._read = job.read
         self._has_inputs = job.read is not None and bool(
-            job.read.volume.dask_inputs or has_arrays(job.read.volume.expr)
+            job.read.volume.dask_inputs or has_arrays(job.read.volume.expr) or has_tables(job.read.volume.expr)
         )
         self._pickled_job = pickle_job(replace(job, read=None) if self._has_inputs else job)
 

@@ -30,6 +30,7 @@ from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
 from imageryxr.graph.evaluate import Readings, required_boxes
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, replace_leaves
 from imageryxr.graph.labelled import BoxReader
+from imageryxr.graph.tables import has_tables, restrict_tables
 from imageryxr.ops.labels import record_ids, suspend_id_recording
 from imageryxr.sources.base import record_missing_chunks
 
@@ -171,7 +172,8 @@ def _unpack_input(read: Any) -> tuple[BoxReader, Readings | None]:
 def restrict_reader(read: BoxReader, box: IndexBox) -> Any:
     """Return a reader of one box that holds only the needed parts of arrays in memory and of dask graphs."""
     expr, dask_inputs = read.volume.expr, read.volume.dask_inputs
-    small = _restrict_arrays(expr, required_boxes(expr, box)) if has_arrays(expr) else expr
+    small = restrict_tables(expr, box) if has_tables(expr) else expr
+    small = _restrict_arrays(small, required_boxes(small, box)) if has_arrays(small) else small
     part = replace(read, volume=replace(read.volume, expr=small, dask_inputs={}))
     return RegionInput(part, input_boxes(expr, dask_inputs, box)) if dask_inputs else part
 

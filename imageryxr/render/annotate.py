@@ -1,0 +1,297 @@
+"""Draw annotations on pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, stack_axes
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.colors import parse_color
+from imageryxr.core.colors.parse import suggest_names
+from imageryxr.core.colors.record import DRAWN_COLORS
+from imageryxr.core.grid import Grid
+from imageryxr.errors import LayerError, OptionError
+from imageryxr.ops.annotations import as_annotations
+from imageryxr.render.figure.text import LEGIBLE
+from imageryxr.render.mark_colors import mark_colors
+from imageryxr.render.mark_labels import LabelStyle
+from imageryxr.render.mark_shapes import Marker, MarkStyle
+from imageryxr.render.marks import Annotated, Marks, snap_places
+from imageryxr.render.overlay import label_rgba, rgba_volume
+
+Floats = npt.NDArray[np.float64]
+
+
+def annotate(
+    picture: xr.DataArray,
+    annotations: Any,
+    *,
+    color: Any = "yellow",
+    colors: Any = None,
+    cmap: str | None = None,
+    limits: tuple[float, float] | None = None,
+    size: float | str = 8,
+    unit: Literal["px", "nm"] = "px",
+    marker: Marker = "circle",
+    width: float | None = None,
+    edgecolor: Any = None,
+    edgewidth: float = 1,
+    fill: float = 0,
+    alpha: float = 1.0,
+    depth: float | None = None,
+    fade: bool = False,
+    labels: str | None = None,
+    label_size: int = 12,
+    label_color: Any = "white",
+    axis: Literal["z", "y", "x"] | None = None,
+) -> xr.DataArray:
+    """Draw points, lines, boxes and ellipsoids on a picture, at their position in nanometres.
+
+    Lazy: reads nothing. Any blocks of the picture give the same result, and a block receives only its own annotations.
+    On a stack, an annotation is drawn in the slices in which it lies. On a result of `plane`, distances are those to
+    the plane.
+
+    Parameters
+    ----------
+    picture : DataArray
+        RGBA (z, y, x, rgba), as `overlay` and `to_rgba` return it: a slice, a stack or a plane at any angle. Annotate a
+        stack before arranging it with `montage`.
+    annotations : Dataset, DataFrame or other table
+        Result of `as_annotations` or of a function that opens annotations, or a table of points in nm.
+    color : colour, str or dict, default "yellow"
+        One colour; or the name of a column; or a dict annotation id → colour. A column of segment ids, such as
+        ``"pre_pt_root_id"``, gives each annotation the colour of its segment in the picture. A column of numbers is
+        drawn with a colour map. Any other column holds categories. Missing values are grey.
+    colors : optional
+        For a column: a dict value → colour, in which absent values are grey; or the name of a palette, as in `palette`.
+        For a column of segment ids: any form of ``colors`` of `overlay`.
+    cmap : str, default "viridis"
+        Colour map of a column of numbers.
+    limits : (low, high), optional
+        The numbers at the ends of the colour map. Default: the least and the greatest.
+    size : float or str, default 8
+        Diameter of markers in ``unit``, or the name of a column of diameters.
+    unit : {"px", "nm"}, default "px"
+        Unit of ``size``: pixels of the picture, or nanometres in the volume.
+    marker : {"circle", "ring", "cross", "x", "square", "triangle"}, default "circle"
+        Shape of points.
+    width : float, optional
+        Width in pixels of lines, of outlines of boxes and ellipsoids, and of strokes of markers. Default: 2; for rings
+        and crosses a fifth of their size, at least 1.5.
+    edgecolor : colour, optional
+        Colour of an edge around each mark.
+    edgewidth : float, default 1
+        Width of the edge in pixels.
+    fill : float, default 0
+        Opacity of the interior of boxes and ellipsoids, relative to ``alpha``.
+    alpha : float, default 1.0
+        Opacity of the marks.
+    depth : float, optional
+        Draw what lies within this distance of the centre of the slice, in nm. Default: the slice itself, so that each
+        point is drawn in exactly one slice. Ellipsoids and boxes are drawn as their section at the centre of the slice,
+        or where they are nearest to it; with a depth, as their section nearest to their own centre.
+    fade : bool, default False
+        Whether marks fade with their distance, to nothing at ``depth``.
+    labels : str, optional
+        Name of the column whose text is written beside each mark, moved apart so that no two labels overlap. Labels
+        without room are left out, with one warning.
+    label_size : int, default 12
+        Height of the labels in pixels.
+    label_color : colour or None, default "white"
+        Colour of the labels, which have a contrasting halo. None: the colour of each mark.
+    axis : {"z", "y", "x"}, optional
+        The axis across the slices. Default: the first one that was dropped or has size 1, otherwise z.
+
+    Returns
+    -------
+    DataArray
+        uint8, dims of ``picture``, straight alpha. The attrs record the colours of categories and the colour map, which
+        `legend` draws.
+
+    Raises
+    ------
+    LayerError
+        If ``picture`` is not RGBA, or ``annotations`` are not.
+    ColorError
+        If a colour or palette is invalid.
+    OptionError
+        If another argument is invalid.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> slice_ = ix.to_rgba(ix.crop(em, ix.BBox.around((4600, 2560, 130), (64, 64), resolution=(8, 8, 40))))
+    >>> points = ix.as_annotations([[4600.5, 2560.5, 130.5]], resolution=(8, 8, 40))
+    >>> ix.annotate(slice_, points, color="red").values[0, 32, 32]
+    array([255,   0,   0, 255], dtype=uint8)
+    """
+    volume = rgba_volume(_check_picture(picture), "the picture")
+    table = as_annotations(annotations)
+    across = _slice_axis(picture, axis)
+    made = mark_colors(table, picture, color, colors, cmap, limits)
+    opacity = _check_number("alpha", alpha, 0, 1)
+    rgba = made.rgba.copy()
+    rgba[:, 3] = np.rint(rgba[:, 3] * opacity).astype(np.uint8)
+    sizes = _sizes(table, size)
+    stroke = _stroke_width(width, annotation_type_of(table), marker, unit, sizes)
+    look = _Look(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill)
+    style = look.style(_directions(picture, across), volume.grid, across)
+    marks = _place_marks(table, volume.grid, style, across, rgba, sizes)
+    marks = _add_labels(marks, table, labels, label_size, label_color)
+    attrs = {**volume.attrs, **made.attrs}
+    if made.record is not None:
+        attrs[DRAWN_COLORS] = json.dumps([*json.loads(volume.attrs.get(DRAWN_COLORS, "[]")), made.record])
+    name = str(picture.name) if picture.name is not None else "picture"
+    return label_rgba(Annotated(volume.expr, marks, across), [volume], attrs, name)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The arguments that define how marks are drawn."""
+
+    marker: Any
+    unit: Any
+    width: float
+    edgecolor: Any
+    edgewidth: float
+    depth: float | None
+    fade: bool
+    fill: float
+
+    def style(self, directions: Floats, grid: Grid, axis: int) -> MarkStyle:
+        """Return the style on a picture, after checking the arguments."""
+        if self.fade and self.depth is None:
+            raise OptionError("fade=True needs depth=, the distance in nm at which marks have faded to nothing")
+        depth = None if self.depth is None else _check_number("depth", self.depth, 0)
+        order = _turned_axes(axis)
+        spacing = grid.resolution[::-1]
+        turned = tuple(tuple(float(v) for v in row) for row in directions)
+        return MarkStyle(
+            self.marker,
+            self.unit,
+            self.width,
+            None if self.edgecolor is None else parse_color(self.edgecolor),
+            0.0 if self.edgecolor is None else _check_number("edgewidth", self.edgewidth, 0),
+            depth,
+            bool(self.fade),
+            _check_number("fill", self.fill, 0, 1),
+            tuple(spacing[i] for i in order),  # type: ignore[arg-type]
+            turned,  # type: ignore[arg-type]
+            (grid.shape[order[1]], grid.shape[order[2]]),
+        )
+
+
+def _check_picture(picture: Any) -> xr.DataArray:
+    if isinstance(picture, xr.DataArray):
+        return picture
+    raise LayerError(
+        f"annotate needs an array with coordinates in nm, but was given a {type(picture).__name__}; annotate the "
+        "result of overlay(…) or to_rgba(…) first, then draw the scale bar, inset or montage"
+    )
+
+
+def _slice_axis(picture: xr.DataArray, axis: Any) -> int:
+    if axis is not None:
+        if axis not in DIMS:
+            raise OptionError(f"axis={axis!r} must be 'z', 'y' or 'x'")
+        return DIMS.index(axis)
+    thin = [dim for dim in DIMS if dim not in picture.dims] or [dim for dim in DIMS if picture.sizes.get(dim, 1) == 1]
+    return DIMS.index(thin[0]) if thin else 0
+
+
+def _turned_axes(axis: int) -> list[int]:
+    """Return the axes of the array in the order (slice, row, column)."""
+    return [axis, *(other for other in range(3) if other != axis)]
+
+
+def _directions(picture: xr.DataArray, axis: int) -> Floats:
+    """Return the directions (x, y, z) of the picture's axes (slice, row, column) in the volume."""
+    stated = picture.attrs.get("plane_axes")
+    axes = np.eye(3) if stated is None else np.asarray(stated, np.float64).reshape(3, 3)
+    return axes[::-1][_turned_axes(axis)]
+
+
+def _check_number(name: str, value: Any, least: float, most: float = math.inf) -> float:
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not least <= value <= most:
+        limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise OptionError(f"{name}={value!r} is not a number {limits}")
+    return float(value)
+
+
+def _column(table: xr.Dataset, name: str, what: str) -> npt.NDArray[Any]:
+    if name in table.variables and table[name].dims == (DIM,):
+        return np.asarray(table[name].values)
+    columns = [str(key) for key in table.variables if table[key].dims == (DIM,)]
+    raise OptionError(
+        f"{what}={name!r} is not a column of the annotations{suggest_names(str(name), columns)}; their columns are "
+        f"{columns[:12]}"
+    )
+
+
+def _sizes(table: xr.Dataset, size: Any) -> npt.NDArray[np.float32]:
+    if not isinstance(size, str):
+        return np.array([_check_number("size", size, 0)], np.float32)
+    values = _column(table, size, "size")
+    if values.dtype.kind not in "iuf":
+        raise OptionError(f"the column size={size!r} holds {values.dtype} values; give a column of numbers")
+    return np.nan_to_num(np.maximum(values.astype(np.float64), 0)).astype(np.float32)
+
+
+def _stroke_width(width: Any, kind: str, marker: Any, unit: Any, sizes: npt.NDArray[np.float32]) -> float:
+    if marker not in get_args(Marker):
+        raise OptionError(f"marker={marker!r} must be one of {', '.join(map(repr, get_args(Marker)))}")
+    if unit not in ("px", "nm"):
+        raise OptionError(f"unit={unit!r} must be 'px' or 'nm'")
+    if width is not None:
+        return _check_number("width", width, 0)
+    if kind != "point" or unit == "nm" or len(sizes) > 1:
+        return 2.0
+    return max(1.5, float(sizes[0]) / 5)
+
+
+def _place_marks(
+    table: xr.Dataset,
+    grid: Grid,
+    style: MarkStyle,
+    axis: int,
+    rgba: npt.NDArray[np.uint8],
+    sizes: npt.NDArray[np.float32],
+) -> Marks:
+    """Return annotations in the pixels of a picture."""
+    offset = np.array(grid.voxel_offset[::-1], np.float64)[_turned_axes(axis)]
+    turned = np.array(style.directions).T
+
+    def places(names: tuple[str, str, str]) -> Floats:
+        return snap_places(stack_axes(table, (names[2], names[1], names[0])) @ turned / style.spacing - offset)
+
+    kind, start = annotation_type_of(table), places(("z", "y", "x"))
+    extent = np.empty((0, 3))
+    if kind == "line":
+        extent = places(ENDS)
+    elif kind == "box":
+        first, last = stack_axes(table, ("x", "y", "z")), stack_axes(table, ENDS[::-1])
+        extent = np.abs(last - first) / 2
+        start = (first + last) / 2 @ turned / style.spacing - offset
+    elif kind == "ellipsoid":
+        extent = stack_axes(table, RADII[::-1])
+    return Marks(kind, style, start, extent, rgba, sizes)
+
+
+def _add_labels(marks: Marks, table: xr.Dataset, labels: Any, size: Any, color: Any) -> Marks:
+    if labels is None:
+        return marks
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < LEGIBLE:
+        raise OptionError(f"label_size={size!r} is not a whole number of pixels of at least {LEGIBLE}")
+    values = _column(table, labels, "labels")
+    texts = np.array(["" if v is None or v != v else str(v) for v in values.tolist()], dtype=object)
+    style = LabelStyle(int(size), None if color is None else parse_color(color))
+    return replace(marks, texts=texts, labels=style)

@@ -1,0 +1,169 @@
+"""Colours of annotations: one, by category, by number, or those of the segments that a column names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.annotations import DIM, is_id_name
+from imageryxr.core.colors import RGBA, parse_color, resolve_colors
+from imageryxr.core.colors.palettes import colormap, ranked_colors
+from imageryxr.core.colors.parse import hex_color, suggest_names
+from imageryxr.core.colors.record import describe_masks, recorded_colors
+from imageryxr.core.display import ANNOTATION_SCALE
+from imageryxr.errors import ColorError, OptionError
+
+# The colour of annotations whose value is missing, or has no colour in a dict.
+MISSING: RGBA = (160, 160, 160, 255)
+# Categories of a legend at most.
+_MOST_NAMES = 1000
+
+
+@dataclass(frozen=True)
+class MarkColors:
+    """The colours of annotations, and what a legend shows."""
+
+    rgba: npt.NDArray[np.uint8]
+    """Uint8 (n, 4), or (1, 4) if all have one colour."""
+    record: dict[str, Any] | None = None
+    """The colours of categories, as `describe_masks` returns them."""
+    attrs: dict[str, Any] = field(default_factory=dict)
+    """Further attributes of the picture."""
+
+
+def mark_colors(
+    annotations: xr.Dataset, picture: xr.DataArray, color: Any, colors: Any, cmap: Any, limits: Any
+) -> MarkColors:
+    """Return the colours of annotations; see `imageryxr.annotate`."""
+    if isinstance(color, Mapping):
+        if colors is not None:
+            raise OptionError(
+                "color is a dict, so colors= has no effect; give color='column' and colors={value: colour}"
+            )
+        return _by_value(annotations["id"].values, "id", {_plain(k): v for k, v in color.items()})
+    if not (isinstance(color, str) and color in annotations.variables):
+        if colors is not None or limits is not None:
+            raise OptionError(f"colors= and limits= need the name of a column in color=, but color={color!r}")
+        return MarkColors(np.array([_one_color(color, annotations)], np.uint8))
+    values = annotations[color]
+    if values.dims != (DIM,):
+        raise OptionError(
+            f"the column color={color!r} has dims {values.dims}; give a column with one value per annotation"
+        )
+    plain = np.asarray(values.values)
+    if is_id_name(color) and plain.dtype.kind in "iu" and not (isinstance(colors, Mapping) and color == "id"):
+        return _by_segment(plain, picture, colors)
+    if plain.dtype.kind in "iuf" and not isinstance(colors, Mapping):
+        return _by_number(plain.astype(np.float64), color, cmap if colors is None else colors, limits)
+    if limits is not None:
+        raise OptionError(f"limits={limits!r} apply to columns of numbers, but {color!r} holds categories")
+    return _by_category(plain, color, colors)
+
+
+def _one_color(color: Any, annotations: xr.Dataset) -> RGBA:
+    try:
+        return parse_color(color)
+    except ColorError as error:
+        columns = [str(name) for name in annotations.variables if annotations[name].dims == (DIM,)]
+        hint = suggest_names(color, columns) if isinstance(color, str) else ""
+        raise ColorError(
+            f"color={color!r} is neither a column of the annotations{hint} nor a colour: {error}"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value or value == ""
+
+
+def _by_value(values: npt.NDArray[Any], name: str, colors: Mapping[Any, Any]) -> MarkColors:
+    distinct, inverse = _distinct(values)
+    table = np.array([parse_color(colors[v]) if v in colors else MISSING for v in distinct], np.uint8).reshape(-1, 4)
+    used = {v: colors[v] for v in distinct if v in colors}
+    if distinct and not used:
+        raise ColorError(
+            f"none of the values of {name!r}, such as {distinct[0]!r}, has a colour in the dict, whose keys are "
+            f"{list(colors)[:5]}; give a dict value → colour"
+        )
+    return MarkColors(table[inverse], _record(used, name))
+
+
+def _distinct(values: npt.NDArray[Any]) -> tuple[list[Any], npt.NDArray[np.intp]]:
+    """Return the distinct values in order, missing ones last, and the index of each value among them."""
+    if values.dtype.kind != "O":
+        numbers, inverse = np.unique(values, return_inverse=True)
+        return numbers.tolist(), inverse.reshape(-1)
+    plain = [None if _is_missing(v) else v for v in values.tolist()]
+    found = sorted({v for v in plain if v is not None}, key=lambda v: (str(type(v)), v))
+    places = {v: i for i, v in enumerate([*found, None])}
+    return [*found, *([None] if None in plain else [])], np.array([places[v] for v in plain], np.intp)
+
+
+def _by_category(values: npt.NDArray[Any], name: str, colors: Any) -> MarkColors:
+    if isinstance(colors, Mapping):
+        return _by_value(values, name, {_plain(k): v for k, v in colors.items()})
+    distinct, _ = _distinct(values)
+    return _by_value(values, name, category_colors([v for v in distinct if v is not None], colors))
+
+
+def category_colors(values: list[Any], name: Any = None) -> dict[Any, tuple[int, int, int]]:
+    """Return a colour for each category, in order: distinct ones by default, or those of a palette."""
+    chosen = name or ("colorblind" if len(values) <= 7 else "glasbey_light")
+    table = ranked_colors(chosen, len(values)).tolist()
+    return {value: (r, g, b) for value, (r, g, b) in zip(values, table, strict=True)}
+
+
+def _record(colors: Mapping[Any, Any], name: str) -> dict[str, Any] | None:
+    if len(colors) > _MOST_NAMES:
+        return None
+    # A name of digits would be read as the id of a segment.
+    texts = {value: str(value) for value in colors}
+    return describe_masks({f"{name} {t}" if t.isdecimal() else t: parse_color(colors[v]) for v, t in texts.items()})
+
+
+def _by_segment(ids: npt.NDArray[Any], picture: xr.DataArray, colors: Any) -> MarkColors:
+    distinct, inverse = np.unique(ids.astype(np.uint64), return_inverse=True)
+    table = np.full((len(distinct), 4), 255, np.uint8)
+    found = resolve_colors(colors)
+    table[:, :3], table[:, 3] = found.colors_for(distinct), found.alphas_for(distinct)
+    if colors is None:
+        rgb, is_drawn = recorded_colors(picture, distinct)
+        table[is_drawn, :3] = rgb[is_drawn]
+    table[~found.is_shown(distinct)] = MISSING
+    return MarkColors(table[inverse.reshape(-1)])
+
+
+def _by_number(values: npt.NDArray[np.float64], name: str, cmap: Any, limits: Any) -> MarkColors:
+    table, _ = colormap("viridis" if cmap is None else cmap)
+    is_known = np.isfinite(values)
+    low, high = _check_limits(values[is_known], limits)
+    place = np.zeros(len(values))
+    place[is_known] = np.clip((values[is_known] - low) / (high - low), 0, 1)
+    rgba = np.full((len(values), 4), 255, np.uint8)
+    rgba[:, :3] = table[np.minimum((place * len(table)).astype(np.intp), len(table) - 1)]
+    rgba[~is_known] = MISSING
+    steps = table[np.linspace(0, len(table) - 1, 32).round().astype(np.intp)].tolist()
+    scale = {"title": name, "low": low, "high": high, "colors": [hex_color((r, g, b, 255)) for r, g, b in steps]}
+    return MarkColors(rgba, None, {ANNOTATION_SCALE: json.dumps(scale)})
+
+
+def _check_limits(values: npt.NDArray[np.float64], limits: Any) -> tuple[float, float]:
+    if limits is None:
+        low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+        return (low, high) if low < high else (low, low + 1.0)
+    try:
+        low, high = (float(v) for v in limits)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not (np.isfinite([low, high]).all() and low != high):
+        raise OptionError(f"limits={limits!r} is not a pair of different finite numbers (low, high), e.g. (0, 1)")
+    return low, high

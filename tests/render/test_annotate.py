@@ -1,0 +1,344 @@
+"""Annotations on pictures: every pixel against a slow drawing, and the same bits for any blocks."""
+
+from __future__ import annotations
+
+import dask
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
+from tests.conftest import no_compute, volume
+from tests.support.annotation_oracle import draw_oracle
+
+RNG = np.random.default_rng(20)
+MARKERS = ["circle", "ring", "cross", "x", "square", "triangle"]
+
+
+def picture(shape=(3, 40, 48), resolution=(8, 8, 40), offset=(0, 0, 0), chunks=None, transparent=False):
+    values = np.random.default_rng(1).integers(0, 255, shape, np.uint8)
+    rgba = ix.to_rgba(volume(values, resolution, offset))
+    if transparent:
+        rgba = rgba.copy(data=np.where([True, True, True, False], rgba.values, values[..., np.newaxis]))
+    return rgba if chunks is None else rgba.chunk(dict(zip("zyx", chunks, strict=True)))
+
+
+def random_points(rgba, count=12, seed=3):
+    grid = ix.grid_of(rgba)
+    rng = np.random.default_rng(seed)
+    low = np.array(grid.voxel_offset) * grid.resolution
+    return low + rng.uniform(0, 1, (count, 3)) * np.array(grid.shape[::-1]) * grid.resolution
+
+
+def assert_like_oracle(drawn, oracle):
+    """Compare with samples: equal where a pixel is wholly inside or outside, close at the edges."""
+    difference = np.abs(drawn.values.astype(float) - oracle)
+    assert difference.max() < 85  # the corners of thin strokes
+    assert np.percentile(difference, 99.5) < 45
+    assert (difference > 1).mean() < 0.25
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+@pytest.mark.parametrize(("unit", "size"), [("px", 9.0), ("nm", 100.0)])
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+def test_markers_cover_the_pixels_of_a_slow_drawing(marker, unit, size, axis):
+    shape = {"z": (2, 30, 34), "y": (30, 2, 34), "x": (30, 34, 2)}[axis]
+    rgba = picture(shape, (8, 10, 12))
+    points = ix.as_annotations(random_points(rgba, 5))
+    drawn = ix.annotate(rgba, points, marker=marker, size=size, unit=unit, axis=axis, width=2.5)
+    oracle = draw_oracle(rgba, points, axis="zyx".index(axis), marker=marker, size=size, unit=unit, width=2.5)
+    assert (drawn.values != rgba.values).any()
+    assert_like_oracle(drawn, oracle)
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+@pytest.mark.parametrize("depth", [None, 90.0])
+@pytest.mark.parametrize("kind", ["line", "box", "ellipsoid"])
+def test_sections_cover_the_pixels_of_a_slow_drawing(kind, depth, axis):
+    rgba = picture((3, 26, 28), (8, 8, 40), (-20, 7, -3))
+    places = random_points(rgba, 4)
+    extra = (
+        {"radius": np.random.default_rng(4).uniform(70, 110, (4, 3))}
+        if kind == "ellipsoid"
+        else {"end": random_points(rgba, 4, 9)}
+    )
+    table = ix.as_annotations(places, annotation_type=kind, **extra)
+    drawn = ix.annotate(rgba, table, depth=depth, axis=axis, width=3)
+    assert_like_oracle(drawn, draw_oracle(rgba, table, axis="zyx".index(axis), depth=depth, width=3.0))
+
+
+@pytest.mark.parametrize("kind", ["point", "line", "box", "ellipsoid"])
+@pytest.mark.parametrize("depth", [None, 60.0])
+def test_on_an_oblique_plane_distances_are_those_to_the_plane(kind, depth):
+    image = volume(RNG.integers(0, 255, (20, 60, 60), np.uint8), (8, 8, 40), (5, -9, 2))
+    cut = ix.plane(image, (35, 20, 12), (28, 26, 3), normal=(1, -0.4, 0.7), resolution=(8, 8, 40), nm_per_pixel=9)
+    rgba = ix.to_rgba(cut)
+    axes = np.array(rgba.attrs["plane_axes"]).reshape(3, 3)
+    grid = ix.grid_of(rgba)
+    low = np.array(grid.voxel_offset) * grid.resolution
+    local = low + RNG.uniform(0.2, 0.8, (6, 3)) * np.array(grid.shape[::-1]) * grid.resolution
+    places = local @ axes
+    extra = {"point": {}, "ellipsoid": {"radius": RNG.uniform(30, 90, (6, 3))}}.get(kind)
+    extra = {"end": places + RNG.uniform(-120, 120, (6, 3)), "annotation_type": kind} if extra is None else extra
+    table = ix.as_annotations(places, **extra)
+    drawn = ix.annotate(rgba, table, depth=depth, width=3, size=9, axis="z")
+    oracle = draw_oracle(rgba.compute(), table, depth=depth, width=3.0, size=9)
+    assert (drawn.values != rgba.values).any()
+    assert_like_oracle(drawn, oracle)
+
+
+def test_marks_fade_with_their_distance_and_blend_over_transparent_pixels():
+    rgba = picture((4, 30, 30), transparent=True)
+    points = ix.as_annotations(random_points(rgba, 8))
+    drawn = ix.annotate(rgba, points, size=9, depth=70, fade=True, alpha=0.7)
+    # the opacity of a mark has 256 steps
+    assert_like_oracle(drawn, draw_oracle(rgba, points, size=9, depth=70, fade=True, alpha=0.7))
+
+
+def test_a_point_at_a_voxel_position_lies_at_the_lower_corner_of_the_voxel_as_in_neuroglancer():
+    rgba = picture((3, 20, 20), (4.04, 4.04, 40), (100, 200, 5))
+    corner = ix.annotate(rgba, ix.as_annotations([[110, 210, 6]], resolution=(4.04, 4.04, 40)), size=2, marker="square")
+    changed = (corner.values != rgba.values).any(axis=-1)
+    assert np.argwhere(changed).tolist() == [[1, 9, 9], [1, 9, 10], [1, 10, 9], [1, 10, 10]]
+    center = ix.annotate(
+        rgba, ix.as_annotations([[110.5, 210.5, 6.5]], resolution=(4.04, 4.04, 40)), size=1, marker="square"
+    )
+    assert np.argwhere((center.values != rgba.values).any(axis=-1)).tolist() == [[1, 10, 10]]
+
+
+@pytest.mark.parametrize("offset", [0, -7, 123_456, 2**31])
+@pytest.mark.parametrize("resolution", [4.04, 8, 40, 1e-3])
+def test_a_point_on_a_border_of_slices_or_blocks_is_drawn_once(offset, resolution):
+    rgba = picture((6, 12, 12), (resolution, resolution, resolution), (0, 0, offset), chunks=(2, 4, 4))
+    places = [[6, 6, offset + z] for z in range(6)]
+    points = ix.as_annotations(places, resolution=(resolution,) * 3)
+    for k in range(6):
+        drawn = ix.annotate(rgba, points.isel(annotation=[k]), size=6)
+        shown = (drawn.values != rgba.values).any(axis=(1, 2, 3))
+        assert np.flatnonzero(shown).tolist() == [k]
+
+
+TABLES = {
+    "point": lambda p: {},
+    "line": lambda p: {"end": p[::-1]},
+    "box": lambda p: {"end": p[::-1], "annotation_type": "box"},
+    "ellipsoid": lambda p: {"radius": 45},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*labels of slice")
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize(
+    "options", [{}, {"depth": 70, "fade": True}, {"edgecolor": "black", "alpha": 0.5, "fill": 0.3}]
+)
+def test_any_blocks_give_the_same_bits(kind, options):
+    rgba = picture((5, 40, 48))
+    places = random_points(rgba, 400)
+    table = ix.as_annotations(places, **TABLES[kind](places))
+    table["name"] = ("annotation", [f"s{i}" if i % 80 == 0 else None for i in range(400)])
+    whole = ix.annotate(rgba, table, labels="name", label_size=9, axis="z", **options)
+    assert (whole.values != rgba.values).any()
+    for chunks in [(1, 7, 48), (2, 40, 5), (5, 13, 11)]:
+        for source in (rgba.chunk(dict(zip("zyx", chunks, strict=True))), rgba):
+            lazy = ix.annotate(source, table, labels="name", label_size=9, axis="z", **options)
+            xr.testing.assert_identical(lazy.compute(), whole)
+    lazy = ix.annotate(picture((5, 40, 48), chunks=(2, 9, 48)), table, labels="name", label_size=9, axis="z", **options)
+    part = {"z": slice(1, 4), "y": slice(3, 37), "x": slice(5, 44)}
+    np.testing.assert_array_equal(lazy.isel(part).values, whole.isel(part).values)
+
+
+def test_drawing_from_a_source_is_lazy_and_equals_drawing_in_memory(sample):
+    em = ix.open_image(sample.image, mip=1)
+    rgba = ix.to_rgba(em)
+    table = ix.as_annotations(random_points(rgba, 5000))
+    with no_compute():
+        lazy = ix.annotate(rgba, table, color="red").isel(z=slice(3, 9))
+    np.testing.assert_array_equal(
+        lazy.values, ix.annotate(rgba.compute(), table, color="red").isel(z=slice(3, 9)).values
+    )
+
+
+def test_no_task_contains_the_table():
+    rgba = picture((8, 64, 64), chunks=(1, 32, 32))
+    table = ix.as_annotations(random_points(rgba, 20_000))
+    drawn = ix.annotate(rgba, table)
+    import cloudpickle
+
+    tasks = {key: task for key, task in drawn.__dask_graph__().items() if key[0] == drawn.data.name}
+    assert len(tasks) == 32
+    assert max(len(cloudpickle.dumps(task)) for task in tasks.values()) < 200_000  # of 20,000 rows, 800 kB
+
+
+def test_equal_calls_have_equal_names_and_others_do_not():
+    rgba = picture(chunks=(1, 40, 48))
+    points = ix.as_annotations(random_points(rgba))
+    name = ix.annotate(rgba, points).data.name
+    assert ix.annotate(rgba, points.copy()).data.name == name
+    for other in ({"size": 9}, {"color": "red"}, {"depth": 5}, {"marker": "x"}):
+        assert ix.annotate(rgba, points, **other).data.name != name
+
+
+@pytest.mark.parametrize("client", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
+def test_an_exported_stack_has_the_annotations(tmp_path, client):
+    rgba = picture((6, 40, 48), chunks=(2, 20, 48))
+    table = ix.as_annotations(random_points(rgba, 60))
+    table["name"] = ("annotation", [f"n{i}" if i % 6 == 0 else "" for i in range(60)])
+    drawn = ix.annotate(rgba, table, labels="name", label_size=9)
+    ix.export(drawn, str(tmp_path / "z{z:02d}.png"), client=client, workers=2)
+    from PIL import Image
+
+    with dask.config.set(scheduler="synchronous"):
+        values = drawn.values
+    for z in range(6):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"z{z:02d}.png").convert("RGBA")), values[z])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# colours
+
+
+def center_colors(rgba, table, **options):
+    """Return the colour at the centre of each point, of points that do not overlap."""
+    drawn = ix.annotate(rgba, table, size=5, **options)
+    grid = ix.grid_of(rgba)
+    found = []
+    for k in range(table.sizes["annotation"]):
+        at = [
+            int(float(table[d][k]) / r - o) for d, r, o in zip("xyz", grid.resolution, grid.voxel_offset, strict=True)
+        ]
+        found.append(tuple(drawn.values[at[2], at[1], at[0], :3].tolist()))
+    return found, drawn
+
+
+@pytest.fixture
+def row():
+    """Return a picture and five points in a row, with properties."""
+    rgba = picture((1, 20, 80))
+    frame = pd.DataFrame(
+        {
+            "x": [8.5, 24.5, 40.5, 56.5, 72.5],
+            "y": 10.5,
+            "z": 0.5,
+            "kind": ["b", "a", "b", None, "c"],
+            "score": [0.0, 1.0, 2.0, np.nan, 4.0],
+            "pre_pt_root_id": np.array([2**64 - 2, 7, 2**64 - 2, 0, 9], np.uint64),
+        }
+    )
+    return rgba, ix.as_annotations(frame, resolution=(8, 8, 40))
+
+
+def test_one_colour_a_dict_and_categories(row):
+    rgba, table = row
+    assert set(center_colors(rgba, table, color="#102030")[0]) == {(16, 32, 48)}
+    by_id = center_colors(rgba, table, color={0: "red", 4: "blue"})[0]
+    assert by_id == [(255, 0, 0), (160, 160, 160), (160, 160, 160), (160, 160, 160), (0, 0, 255)]
+    kinds, drawn = center_colors(rgba, table, color="kind", colors={"a": "red", "b": "lime", "c": "blue"})
+    assert kinds == [(0, 255, 0), (255, 0, 0), (0, 255, 0), (160, 160, 160), (0, 0, 255)]
+    assert ix.colors_of(drawn) == {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
+    default = center_colors(rgba, table, color="kind")[0]
+    assert default[0] == default[2]
+    assert len(set(default)) == 4
+
+
+def test_numbers_follow_the_colour_map_within_the_limits(row):
+    from matplotlib import colormaps
+
+    rgba, table = row
+    found = center_colors(rgba, table, color="score", cmap="magma", limits=(1, 2))[0]
+    low, high = (tuple(round(255 * c) for c in colormaps["magma"](v)[:3]) for v in (0, 255))
+    assert found == [low, low, high, (160, 160, 160), high]
+
+
+def test_a_column_of_ids_has_the_colours_of_its_segments_in_the_picture(row):
+    rgba, table = row
+    found = center_colors(rgba, table, color="pre_pt_root_id")[0]
+    stable = ix.palette([2**64 - 2, 7, 9], None)
+    assert found == [stable[2**64 - 2], stable[7], stable[2**64 - 2], (160, 160, 160), stable[9]]
+    labels = volume(np.full((1, 20, 80), 7, np.uint64))
+    drawn = ix.overlay(None, labels, ids=[7], colors={7: "#123456"})
+    assert center_colors(drawn, table, color="pre_pt_root_id")[0][1] == (0x12, 0x34, 0x56)
+    chosen = center_colors(rgba, table, color="pre_pt_root_id", colors={2**64 - 2: "red"})[0]
+    assert chosen[:2] == [(255, 0, 0), (160, 160, 160)]
+
+
+def test_a_legend_lists_the_categories(row):
+    rgba, table = row
+    drawn = ix.annotate(rgba, table, color="kind")
+    tall = ix.to_pil(drawn, scale=8)
+    assert ix.legend(tall, ix.colors_of(drawn)).width > tall.width
+
+
+# ---------------------------------------------------------------------------------------------------------
+# labels
+
+
+def test_no_two_labels_overlap_and_each_lies_in_the_picture():
+    rgba = picture((1, 120, 160))
+    places = random_points(rgba, 18)
+    table = ix.as_annotations(places).assign(name=("annotation", [f"cell {i}" for i in range(18)]))
+    from imageryxr.render.figure.text import text_extent
+    from imageryxr.render.overlay import rgba_volume
+
+    lazy = ix.annotate(rgba.chunk(x=80), table, labels="name", label_size=9, size=5)
+    expr = rgba_volume(lazy, "it").expr
+    labels = expr.marks.labels_in((0, 0, 0), (1, 120, 160))
+    boxes = [(label.column, label.row, *text_extent(label.text, label.size)) for label in labels]
+    assert len(boxes) == 18
+    for i, (x, y, w, h) in enumerate(boxes):
+        assert 0 <= x <= 160 - w
+        assert 0 <= y <= 120 - h
+        for x2, y2, w2, h2 in boxes[i + 1 :]:
+            assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
+
+
+def test_labels_without_room_are_left_out_with_one_warning():
+    rgba = picture((3, 24, 60), chunks=(1, 24, 30))
+    places = random_points(rgba, 60)
+    table = ix.as_annotations(places).assign(name=("annotation", ["a long name"] * 60))
+    with pytest.warns(ImageryWarning, match="left out") as caught:
+        ix.annotate(rgba, table, labels="name").compute(scheduler="synchronous")
+    assert len(caught) == 1
+
+
+ERRORS = {
+    "a PIL image": (lambda r, t: ix.annotate(ix.to_pil(r.isel(z=0)), t), LayerError, "montage"),
+    "grey values": (lambda r, t: ix.annotate(volume(np.zeros((1, 4, 4), np.uint8)), t), LayerError, "to_rgba"),
+    "a column that is absent": (lambda r, t: ix.annotate(r, t, color="knid"), ColorError, "did you mean 'kind'"),
+    "a label that is absent": (lambda r, t: ix.annotate(r, t, labels="knid"), OptionError, "did you mean 'kind'"),
+    "a marker": (lambda r, t: ix.annotate(r, t, marker="star"), OptionError, "'triangle'"),
+    "a unit": (lambda r, t: ix.annotate(r, t, unit="um"), OptionError, "'nm'"),
+    "a negative size": (lambda r, t: ix.annotate(r, t, size=-1), OptionError, "size=-1"),
+    "alpha": (lambda r, t: ix.annotate(r, t, alpha=2), OptionError, "from 0 to 1"),
+    "fade without depth": (lambda r, t: ix.annotate(r, t, fade=True), OptionError, "depth="),
+    "limits of categories": (lambda r, t: ix.annotate(r, t, color="kind", limits=(0, 1)), OptionError, "categories"),
+    "limits": (lambda r, t: ix.annotate(r, t, color="score", limits=(1, 1)), OptionError, "limits=(1, 1)"),
+    "a text as size": (lambda r, t: ix.annotate(r, t, size="kind"), OptionError, "numbers"),
+    "no annotations": (lambda r, t: ix.annotate(r, t.drop_vars("z")), LayerError, "lacks 'z'"),
+    "a size of text": (lambda r, t: ix.annotate(r, t, labels="kind", label_size=4), OptionError, "label_size=4"),
+    "colors without a column": (lambda r, t: ix.annotate(r, t, colors={"a": "red"}), OptionError, "color="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_the_value_and_the_remedy(row, name):
+    import re
+
+    call, error, words = ERRORS[name]
+    with pytest.raises(error, match=re.escape(words)):
+        call(*row)
+
+
+def test_an_empty_table_leaves_the_picture_unchanged(row):
+    rgba, table = row
+    xr.testing.assert_equal(ix.annotate(rgba, table.isel(annotation=[])), rgba)
+    xr.testing.assert_equal(rgba.imagery.annotate(np.empty((0, 3))), rgba)
+
+
+def test_a_slice_that_was_selected_keeps_its_dims(row):
+    rgba = picture((4, 20, 30))
+    points = ix.as_annotations([[100, 80, 60]])
+    flat = ix.annotate(rgba.isel(z=1), points)
+    assert flat.dims == ("y", "x", "rgba")
+    np.testing.assert_array_equal(flat.values, ix.annotate(rgba, points).values[1])
