@@ -270,6 +270,31 @@ def test_a_legend_lists_the_categories(row):
     assert ix.legend(tall, ix.colors_of(drawn)).width > tall.width
 
 
+def test_a_legend_of_numbers_shows_the_colour_map(row):
+    rgba, table = row
+    tall = rgba.isel(y=np.zeros(200, int)).assign_coords(y=4 + 8.0 * np.arange(200))
+    drawn = ix.annotate(tall, table, color="score", cmap="magma")
+    listed = np.asarray(ix.legend(drawn))
+    assert listed.shape[1] > 80
+    for color in [(252, 253, 191), (0, 0, 4)]:
+        assert (listed[:, 80:] == color).all(axis=-1).any()
+
+
+def test_a_palette_by_type_colours_ids_and_its_legend_lists_the_types():
+    frame = pd.DataFrame({"pt_root_id": [2**64 - 2, 7, 9, 0], "cell_type": ["exc", "inh", "exc", "exc"]}, dtype=object)
+    colors = ix.palette(frame, by="cell_type", id="pt_root_id")
+    assert list(colors) == [2**64 - 2, 7, 9]
+    assert colors[9] == colors[2**64 - 2] != colors[7]
+    assert colors.types == {"exc": colors[9], "inh": colors[7]}
+    tall = ix.to_pil(picture((1, 200, 60)))
+    listed = np.asarray(ix.legend(tall, colors))[:, 60:]
+    assert (listed == colors[7]).all(axis=-1).any()
+    with pytest.raises(OptionError, match="did you mean 'cell_type'"):
+        ix.palette(frame, by="celltype", id="pt_root_id")
+    with pytest.raises(ColorError, match="remove one"):
+        ix.palette({"id": [1, 1], "type": ["a", "b"]}, by="type", id="id")
+
+
 # ---------------------------------------------------------------------------------------------------------
 # labels
 

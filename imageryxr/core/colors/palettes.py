@@ -13,6 +13,7 @@ from imageryxr.core.colors.ids import UInt8Array, UInt64Array, hash_rows, list_u
 from imageryxr.core.colors.lab import lab_to_rgb
 from imageryxr.core.colors.neuroglancer import neuroglancer_colors, neuroglancer_seed
 from imageryxr.core.colors.parse import RGB, parse_color, suggest_names
+from imageryxr.core.colors.types import palette_by_type
 from imageryxr.errors import ColorError, OptionError
 
 
@@ -21,6 +22,8 @@ def palette(
     name: Any = "auto",
     *,
     distinct: bool = False,
+    by: str | None = None,
+    id: str | None = None,
     h: float | None = None,
     s: float | None = None,
     l: float | None = None,  # noqa: E741  (ImageryClient's keyword)
@@ -32,8 +35,9 @@ def palette(
 
     Parameters
     ----------
-    ids : iterable of int, or integer array of any shape
-        Segment ids up to 2**64 - 1. Duplicates and the background, 0, are ignored.
+    ids : iterable of int, integer array of any shape, or table
+        Segment ids up to 2**64 - 1. Duplicates and the background, 0, are ignored. With ``by`` and ``id``, a DataFrame
+        or dict with a row per segment.
     name : str, mapping, ("neuroglancer", seed) or None
         By default "husl" for up to a dozen ids and "glasbey" for more. None is ``"stable"``, as in `overlay`. A mapping
         id → colour is used as it is. ``("neuroglancer", seed)`` gives the colours of a layer with that
@@ -58,6 +62,10 @@ def palette(
         Give ids that touch in `ids`, which must be a segmentation of at least two dims, visibly different colours. An
         id whose colour is too similar to that of a neighbour gets another colour of the palette; all others keep
         theirs. The result depends on the ids and the array alone.
+    by, id : str, optional
+        Columns of a table, such as ``by="cell_type", id="pt_root_id"``: each id has the colour of its type, and
+        `legend` lists the types. Ids without a type are left out. By default, ``"colorblind"`` for up to seven types
+        and ``"glasbey_light"`` for more.
     h, s, l : float, optional
         First hue, saturation and lightness of ``"husl"`` and ``"hls"``, from 0 to 1; by default 0.01, 1.0 and 0.65.
 
@@ -82,6 +90,8 @@ def palette(
     >>> palette([5], "stable") == {5: palette(range(100), "stable")[5]}
     True
     """
+    if by is not None or id is not None:
+        return _by_type(ids, name, by, id, distinct=distinct)
     if distinct:
         ids = np.asarray(ids)
         contacts = find_contacts(ids)
@@ -98,6 +108,15 @@ def palette(
     if distinct:
         colors = separate_neighbors(wanted, colors, contacts, _spare_colors(chosen, hsl))
     return {segment: (r, g, b) for segment, (r, g, b) in zip(known, colors.tolist(), strict=True)}
+
+
+def _by_type(table: Any, name: Any, by: str | None, id: str | None, *, distinct: bool) -> dict[int, RGB]:
+    if by is None or id is None or distinct:
+        raise OptionError(f"by={by!r} and id={id!r} name two columns of a table, and cannot be combined with distinct")
+    chosen = None if name == "auto" else name
+    return palette_by_type(
+        table, by, id, lambda n: ranked_colors(chosen or ("colorblind" if n <= 7 else "glasbey_light"), n)
+    )
 
 
 def _resolve_name(name: Any, count: int, has_hues: bool) -> str | int | Mapping[Any, Any]:

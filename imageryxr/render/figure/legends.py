@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import xarray as xr
 
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.record import colors_of
+from imageryxr.core.colors.types import TypePalette
+from imageryxr.core.display import ANNOTATION_SCALE
 from imageryxr.errors import OptionError, param
 from imageryxr.render.figure.geometry import attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.montages import check_count
@@ -38,10 +41,11 @@ def legend(
     picture : PIL.Image.Image or DataArray
         Any picture, or one slice as `overlay` returns it.
     colors : mapping or iterable of int, optional
-        Id → colour, as `palette` returns it, in the order of the list; the last line counts those for which there is
-        no room. For ids without colours, the colours with which ``picture`` was drawn are used, as `colors_of` returns
-        them. Default: all ids whose colours ``picture`` records. Without colours, ``picture`` must be an array that
-        `overlay` returned.
+        Id → colour, as `palette` returns it, in the order of the list; of a palette by type, its types. The last line
+        counts those for which there is no room. For ids without colours, the colours with which ``picture`` was drawn
+        are used, as `colors_of` returns them. Default: all ids whose colours ``picture`` records, or five numbers of
+        the colour map of its annotations. Without colours, ``picture`` must be an array that `overlay` or `annotate`
+        returned.
     names : mapping, optional
         Id → text of its line. Default: the id.
     title : str, optional
@@ -82,6 +86,11 @@ def legend(
             "imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl'), or the ids ",
             "alone",
         )
+    scale = getattr(picture, "attrs", {}).get(ANNOTATION_SCALE)
+    if colors is None and scale is not None:
+        colors, title = _scale_colors(json.loads(scale), title)
+    if isinstance(colors, TypePalette):
+        colors = colors.types
     if not isinstance(colors, Mapping):
         colors = colors_of(picture, colors)
         if not colors:
@@ -111,6 +120,15 @@ def legend(
     if geometry is None:
         return attach_geometry(out, None, [beside], size)
     return attach_geometry(out, geometry.nm, [*geometry.taken, beside], smallest_text(size, geometry.text))
+
+
+def _scale_colors(scale: Mapping[str, Any], title: str) -> tuple[dict[str, str], str]:
+    """Return five numbers of the colour map of annotations with their colours, and the title of the legend."""
+    low, high, steps = scale["low"], scale["high"], scale["colors"]
+    shares = (1.0, 0.75, 0.5, 0.25, 0.0)
+    return {f"{low + t * (high - low):.4g}": steps[round(t * (len(steps) - 1))] for t in shares}, title or scale[
+        "title"
+    ]
 
 
 def _draw_list(
