@@ -31,10 +31,11 @@ from imageryxr.core.display import (
 from imageryxr.errors import LayerError, LinkError
 from imageryxr.neuroglancer.layers import displayed_limits
 from imageryxr.neuroglancer.linked_layers import restore_links
+from imageryxr.neuroglancer.local_annotations import annotation_specs
 from imageryxr.neuroglancer.shaders import displayed_invlerp, image_options
 from imageryxr.neuroglancer.state_writer import saved_link, state_of_dataset, state_of_tree
 from imageryxr.ops.align import layer_type_of
-from imageryxr.ops.tree import layers_of
+from imageryxr.ops.tree import dimensions_of, layers_of
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch.policy import is_local_address
 
@@ -86,7 +87,9 @@ def neuroglancer_link(
     ours = {name: _layer_spec(name, array, allow_local) for name, array in arrays.items()}
     kept = [entry for name in (UNSUPPORTED, UNOPENED) for entry in list_from_attr(parse_json_attr(obj.attrs.get(name)))]
     others = {o["name"]: json.loads(o["json"]) for o in kept if o.get("json")}
-    if not isinstance(obj, xr.DataTree):
+    if isinstance(obj, xr.DataTree):
+        others |= annotation_specs(obj, dimensions_of(obj, arrays))
+    else:
         others = {}
     order = [
         n

@@ -28,6 +28,7 @@ from imageryxr.errors import (
     GridError,
     ImageryError,
     LayerError,
+    LinkError,
     LinkWarning,
     Message,
     OptionError,
@@ -36,6 +37,7 @@ from imageryxr.errors import (
     param,
     warn,
 )
+from imageryxr.neuroglancer.annotation_layers import is_annotation_layer, open_annotation_layers
 from imageryxr.neuroglancer.fetch import load_state
 from imageryxr.neuroglancer.layers import LayerOptions, open_layers
 from imageryxr.neuroglancer.navigation import NO_ROTATION
@@ -57,10 +59,10 @@ def open_neuroglancer(
     time: int | Mapping[str, int] | None = None,
     max_state_size: int | str = "4 MB",
 ) -> xr.DataTree:
-    """Open the images and segmentations of a Neuroglancer link with their display settings.
+    """Open the images, segmentations and annotations of a Neuroglancer link with their display settings.
 
     Reads metadata only: the state if the link is a URL, the metadata of each layer, and for graphene layers whether
-    the selected roots are current.
+    the selected roots are current. Annotations are read.
 
     Parameters
     ----------
@@ -68,8 +70,9 @@ def open_neuroglancer(
         A link (``https://…/#!{…}``, ``https://…/#!middleauth+https://…/state/ID``), the URL of a state, the JSON state
         itself as text or parsed, a file that holds either, or a ``neuroglancer.ViewerState``.
     layers : iterable of str, optional
-        Names of the layers to open; an error is raised if one of them cannot be opened. Default: all images and
-        segmentations that can be opened. The data determine the type of a layer whose type the link omits.
+        Names of the layers to open; an error is raised if one of them cannot be opened. Default: all images,
+        segmentations and annotations that can be opened. The data determine the type of a layer whose type the link
+        omits.
     group : int, optional
         Layer group whose position, zoom, plane and layers are used, if the link shows several groups side by side.
         Groups are numbered from 0, from left to right and top to bottom. Default: the first. A link without groups is
@@ -93,7 +96,10 @@ def open_neuroglancer(
     -------
     DataTree
         One child per layer, from bottom to top, named after the layer, with the variable ``image`` or ``segmentation``
-        at its finest level. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units,
+        at its finest level. A layer of annotations is a Dataset as in `as_annotations`, with the attr ``color``, or
+        ``color_column`` if a property gives the colours; if it has several types, the child has a child per type. Local
+        and precomputed annotations are read; those with more than 1000 cells only if the link filters them by
+        segments. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units,
         ``nm_per_pixel``, ``orientation``, ``display_dimensions`` if they are not x, y and z, ``unsupported_layers``,
         each with the ``reason`` why it was skipped, and ``unopened_layers``, which were not requested. Dicts and lists
         of dicts are JSON text (`json.loads` reads them), so that ``to_netcdf`` and ``to_zarr`` can store them. Attrs
@@ -149,9 +155,13 @@ def open_neuroglancer(
         allow_local, tuple(trusted_hosts), check_missing(missing or "fill"), channel, time, connection
     )
     options.check_names(state.order)
-    chosen = _select_layers(state, layers)
+    names = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    chosen = _select_layers(state, names)
     opened, failed = open_layers(state, chosen, options)
-    if failed and layers is not None:
+    annotations, reasons = open_annotation_layers(state, names, options)
+    if reasons and names is not None:
+        raise LinkError("; ".join(_layer_message(name, reason, "") for name, reason in reasons.items()))
+    if failed and names is not None:
         raise _add_layer_name(
             *next(iter(failed.items())),
             Message("; leave it out of ", param("layers", text="[…]"), " to open the others"),
@@ -160,12 +170,12 @@ def open_neuroglancer(
     errors |= {name: error for name, error in failed.items() if not _is_unsupported(error)}
     if errors and not opened:
         raise _add_layer_name(*next(iter(errors.items())), "")
-    unsupported = _unsupported_layers(state, failed)
-    for entry in unsupported if layers is None else ():
+    unsupported = _unsupported_layers(state, failed, annotations, reasons)
+    for entry in unsupported if names is None else ():
         warn(_layer_message(entry["name"], entry["reason"], " is left out"), LinkWarning)
     for message in undrawn_features(state, group_was_chosen=group is not None):
         warn(message, LinkWarning)
-    return _build_tree(state, opened, unsupported)
+    return _build_tree(state, opened, unsupported, annotations)
 
 
 def _is_unsupported(error: ImageryError) -> bool:
@@ -185,9 +195,15 @@ def _layer_message(name: str, message: str, what: str) -> str:
     return Message(f"{prefix}{what}: ", message) if what or not message.startswith(prefix) else message
 
 
-def _unsupported_layers(state: LinkState, failed: Mapping[str, ImageryError]) -> list[dict[str, str]]:
+def _unsupported_layers(
+    state: LinkState, failed: Mapping[str, ImageryError], annotations: Collection[str], reasons: Mapping[str, str]
+) -> list[dict[str, str]]:
     """Return the layers of a link that cannot be opened, from bottom to top, with reason and JSON entry."""
-    found = {o.name: {"type": o.type, "reason": o.reason, "json": o.raw} for o in state.skipped}
+    found = {
+        o.name: {"type": o.type, "reason": reasons.get(o.name, o.reason), "json": o.raw}
+        for o in state.skipped
+        if o.name not in annotations
+    }
     for layer in state.layers:
         if layer.name in failed:
             found[layer.name] = {"type": layer.kind, "reason": failed[layer.name].message, "json": layer.spec}
@@ -214,22 +230,28 @@ def undrawn_features(state: LinkState, *, group_was_chosen: bool) -> list[str]:
     return out
 
 
-def _select_layers(state: LinkState, names: Iterable[str] | None) -> list[LinkLayer]:
-    if names is None:
+def _select_layers(state: LinkState, requested: Collection[str] | None) -> list[LinkLayer]:
+    if requested is None:
         return list(state.layers)
-    requested = [names] if isinstance(names, str) else list(names)
-    available = {layer.name: layer for layer in state.layers}
+    available = {layer.name for layer in state.layers}
+    available |= {layer.name for layer in state.skipped if is_annotation_layer(layer)}
     absent = [n for n in requested if n not in available]
     for skipped in (o for o in state.skipped if o.name in absent):
         raise OptionError(f"layers names {skipped.name!r}, which cannot be opened: {skipped.reason}") from skipped.error
     if absent:
         raise OptionError(
-            f"layers names {absent[0]!r}, but the link has {', '.join(map(repr, available)) or 'none to open'}"
+            f"layers names {absent[0]!r}, but the link has "
+            f"{', '.join(repr(n) for n in state.order if n in available) or 'none to open'}"
         )
     return [layer for layer in state.layers if layer.name in requested]
 
 
-def _build_tree(state: LinkState, opened: Mapping[str, xr.DataArray], unsupported: list[dict[str, str]]) -> xr.DataTree:
+def _build_tree(
+    state: LinkState,
+    opened: Mapping[str, xr.DataArray],
+    unsupported: list[dict[str, str]],
+    annotations: Mapping[str, list[xr.Dataset]],
+) -> xr.DataTree:
     resolution = state.resolution
     if resolution is None and opened:
         resolution = grid_of(next(iter(opened.values()))).resolution
@@ -258,6 +280,12 @@ def _build_tree(state: LinkState, opened: Mapping[str, xr.DataArray], unsupporte
     for name in (n for n in order if n in opened):
         array, node = opened[name], _node_name(name, nodes)
         nodes[node] = array.to_dataset(name=array.attrs["layer_type"]).assign_attrs({LAYER: name})
+    for name in (n for n in order if n in annotations):
+        node, parts = _node_name(name, nodes), annotations[name]
+        if len(parts) == 1:
+            nodes[node] = parts[0]
+        else:
+            nodes |= {f"{node}/{part.attrs['annotation_type']}": part for part in parts}
     return xr.DataTree.from_dict(nodes)
 
 

@@ -246,6 +246,8 @@ def _set_segments(layer: LinkLayer, segments: LayerSegments) -> LinkLayer:
     undrawn = list(layer.undrawn)
     if segments.shows_zero:
         undrawn.append("it colours the background, id 0 (hideSegmentZero)")
+    if '"segmentPropertyColors":' in layer.rest:
+        undrawn.append("it colours segments by a property (segmentPropertyColors)")
     joined = segments.equivalences or "graphene" in layer.source
     if layer.entry is not None and layer.entry.base_coloring and joined:
         undrawn.append("it colours the parts of a joined segment differently (baseSegmentColoring)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -205,7 +205,18 @@ def make_dataset(info: AnnotationInfo, records: Records, name: str, related: lis
         properties=properties,
         attrs={"source": name},
     )
-    return found.assign({key: ((DIM, f"{key}_segment"), segments) for key, segments in wide.items()})
+    return assign_tables(found, wide)
+
+
+def assign_tables(annotations: xr.Dataset, tables: Mapping[str, npt.NDArray[np.uint64]]) -> xr.Dataset:
+    """Return annotations with tables of several segments for each annotation; a name that is taken ends in _column."""
+    found: dict[str, Any] = {}
+    for key, segments in tables.items():
+        name = key
+        while name in annotations.variables or name in found:
+            name += "_column"
+        found[name] = ((DIM, f"{name}_segment"), segments)
+    return annotations.assign(found)
 
 
 def _property_values(prop: Property, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -220,7 +220,7 @@ def test_the_older_form_of_a_state_is_read(sample):
 
 def test_the_tree_has_a_child_per_layer_and_the_camera_as_attrs(sample):
     with (
-        pytest.warns(ix.errors.LinkWarning, match="'notes' of the link is left out: layers of type 'annotation'"),
+        pytest.warns(ix.errors.LinkWarning, match="'notes' of the link is left out: layers of type 'mesh'"),
         no_compute(),
     ):
         tree = opened(NEW, sample)

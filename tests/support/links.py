@@ -23,7 +23,7 @@ NEW = {
             "segments": ["18446744073709551615", "!7", 12], "segmentColors": {"12": "#ff8000", "99": "red"},
             "colorSeed": 77, "selectedAlpha": 0.6, "notSelectedAlpha": 0.1, "saturation": 0.8,
         },
-        {"type": "annotation", "name": "notes", "source": "local://annotations", "annotations": [{"point": [1, 2, 3], "type": "point", "id": "a"}]},
+        {"type": "mesh", "name": "notes", "source": "vtk://gs://bucket/notes.vtk"},
     ],
     "selectedLayer": {"layer": "cells", "visible": True},
     "layout": "xy",

@@ -1,0 +1,212 @@
+"""Open the annotation layers of a Neuroglancer link as Datasets.
+
+The rules are those of Neuroglancer's ``annotation/index.ts`` and ``layer/annotation/index.ts``: coordinates of local
+annotations are in units of the output dimensions of their source, or of the link's dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.annotations import DIM, ENDS, RADII
+from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.bbox import DIMS
+from imageryxr.core.display import LAYER, LINK_LAYER, VISIBLE
+from imageryxr.errors import ImageryError, LinkError, LinkWarning, warn
+from imageryxr.neuroglancer.annotation_colors import annotation_color
+from imageryxr.neuroglancer.dimensions import AXES
+from imageryxr.neuroglancer.layers import LayerOptions, check_source, limit_time
+from imageryxr.neuroglancer.local_annotations import is_local, read_local_annotations
+from imageryxr.neuroglancer.state import LinkLayer, LinkState, SkippedLayer
+from imageryxr.neuroglancer.transform import Transform, read_transform
+from imageryxr.neuroglancer.validate import as_mapping, short_repr
+from imageryxr.ops.open_annotations import read_annotations
+from imageryxr.sources.address import parse_address
+from imageryxr.sources.annotations.folder import open_folder
+from imageryxr.sources.annotations.info import parse_info
+from imageryxr.sources.annotations.source import AnnotationSource
+
+MOST_CELLS = 1000
+"""Largest number of cells of a spatial index that are read for a link."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    url: str
+    transform: Transform | None
+
+
+def is_annotation_layer(layer: SkippedLayer) -> bool:
+    """Return whether a layer that has no voxels holds annotations."""
+    return layer.type == "annotation" and layer.error is None and bool(layer.raw)
+
+
+def open_annotation_layers(
+    state: LinkState, names: Sequence[str] | None, options: LayerOptions
+) -> tuple[dict[str, list[xr.Dataset]], dict[str, str]]:
+    """Return the Datasets of annotation layers by name, one for each type, and why other layers cannot be opened.
+
+    Parameters
+    ----------
+    state : LinkState
+        The link.
+    names : sequence of str, optional
+        Layers to open. Default: all.
+    options : LayerOptions
+        Limits of the requests.
+    """
+    opened: dict[str, list[xr.Dataset]] = {}
+    failed: dict[str, str] = {}
+    began = time.monotonic()
+    for layer in filter(is_annotation_layer, state.skipped):
+        if names is not None and layer.name not in names:
+            continue
+        try:
+            with limit_time(began):
+                opened[layer.name] = _open_layer(layer, json.loads(layer.raw), state, options)
+        except ImageryError as error:
+            failed[layer.name] = error.message
+    return opened, failed
+
+
+def _open_layer(
+    layer: SkippedLayer, spec: Mapping[str, Any], state: LinkState, options: LayerOptions
+) -> list[xr.Dataset]:
+    where = f"layers[{layer.name!r}]"
+    source = _read_source(spec, where)
+    if is_local(source.url):
+        dims = {n: (scale, unit) for n, scale, unit in _check_identity(source.transform)} or dict(state.dimensions)
+        found = read_local_annotations(spec, dims, where)
+        filters = _segment_filters(layer, spec, state)
+        found = [_filtered(part, filters) for part in found] if filters is not None else found
+    else:
+        found = [_open_precomputed(layer, source, spec, state, options)]
+    color, column, problem = annotation_color(spec, found, where)
+    if problem:
+        warn(f"the layer {layer.name!r} of the link looks different in the viewer: {problem}", LinkWarning)
+    is_visible = spec.get("visible", True) is not False and not spec.get("archived") and layer.name in state.shown
+    attrs = {LAYER: layer.name, VISIBLE: is_visible, LINK_LAYER: layer.raw, "color": color, "color_column": column}
+    kept = plain_attrs({key: value for key, value in attrs.items() if value is not None})
+    # A tree has no variables whose names contain a slash.
+    slashes = [
+        {str(n): str(n).replace("/", "∕") for n in [*part.variables, *part.dims] if "/" in str(n)} for part in found
+    ]
+    return [part.rename(names).assign_attrs(kept) for part, names in zip(found, slashes, strict=True)]
+
+
+def _read_source(spec: Mapping[str, Any], where: str) -> _Source:
+    """Return the first source of a layer; the viewer allows one source of annotations."""
+    source = spec.get("source")
+    item = source[0] if isinstance(source, list) and source else source
+    entry = {"url": item} if isinstance(item, str) else as_mapping(item, f"{where}.source")
+    url = entry.get("url")
+    if not isinstance(url, str):
+        raise LinkError(f"{where}.source has no url: {short_repr(item)}")
+    transform = entry.get("transform")
+    is_whole = isinstance(transform, Mapping) and transform.get("outputDimensions") is not None
+    return _Source(url.strip(), read_transform(transform, where) if is_whole else None)
+
+
+def _check_identity(transform: Transform | None) -> Sequence[tuple[str, float, str]]:
+    """Return the output dimensions of a source, whose transform must not move its coordinates."""
+    if transform is None:
+        return ()
+    rows = transform.matrix or ()
+    is_moved = any(value != (i == j) for i, row in enumerate(rows) for j, value in enumerate(row))
+    scales = [d[1:] for d in transform.inputs or transform.outputs]
+    if is_moved or scales != [d[1:] for d in transform.outputs]:
+        raise LinkError("its transform moves or scales local annotations, which is not supported")
+    return transform.outputs
+
+
+def _open_precomputed(
+    layer: SkippedLayer, source: _Source, spec: Mapping[str, Any], state: LinkState, options: LayerOptions
+) -> xr.Dataset:
+    address = parse_address(source.url)
+    if address.format != "precomputed":
+        raise LinkError(
+            f"its source is {address.public}; annotations are read from local:// and precomputed:// sources"
+        )
+    link_layer = LinkLayer(layer.name, "annotation", source.url)
+    check_source(link_layer, allow_local=options.allow_local, trusted_hosts=options.trusted_hosts)
+    placed = (source.transform or Transform()).apply(AXES)
+    if isinstance(placed, str):
+        raise LinkError(placed)
+    folder, info = open_folder(source.url, None, options.connection)
+    opened = AnnotationSource(folder, parse_info(info, folder.name))
+    filters = _segment_filters(layer, spec, state)
+    if filters is None:
+        cells = sum(math.prod(level.grid_shape) for level in opened.info.spatial)
+        if cells > MOST_CELLS:
+            raise LinkError(
+                f"it has {cells:,} cells of annotations, and at most {MOST_CELLS:,} are read for a link; open a part "
+                f"with imageryxr.open_annotations({folder.name!r}, bbox=…)"
+            )
+        found = read_annotations(opened, None, None, None)
+    else:
+        selected = sorted(set().union(*filters.values()))
+        found = _filtered(read_annotations(opened, None, selected, None), filters)
+    by_axis = [opened.info.units[number] for number in opened.info.axes]
+    scales = [
+        factor * (1.0 if size is None else size / unit)
+        for factor, size, unit in zip(placed.placement.scale, placed.placement.voxel_size, by_axis, strict=True)
+    ]
+    return _moved(found, scales, placed.placement.shift)
+
+
+def _moved(annotations: xr.Dataset, scales: Sequence[float], shift: Sequence[float]) -> xr.Dataset:
+    """Return annotations scaled about the origin and then moved, along x, y and z."""
+    changed: dict[str, Any] = {}
+    for names, is_place in ((DIMS, True), (ENDS, True), (RADII, False)):
+        for name, scale, offset in zip(names[::-1], scales, shift, strict=True):
+            if name in annotations:
+                moved = annotations[name] * scale + offset if is_place else annotations[name] * abs(scale)
+                changed[name] = moved.assign_attrs(annotations[name].attrs)
+    return annotations.assign(changed)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# segments
+
+
+def _segment_filters(layer: SkippedLayer, spec: Mapping[str, Any], state: LinkState) -> dict[str, set[int]] | None:
+    """Return the visible segments of the linked layer for each relationship that filters, or None without a filter."""
+    wanted = spec.get("filterBySegmentation")
+    names = wanted if isinstance(wanted, list) else ["segments"] if wanted is True else []
+    linked = spec.get("linkedSegmentationLayer")
+    linked = {"segments": linked} if isinstance(linked, str) else linked
+    by_layer = {entry.name: entry for entry in state.layers}
+    found: dict[str, set[int]] = {}
+    for name in (n for n in names if isinstance(n, str)):
+        other = linked.get(name) if isinstance(linked, Mapping) else None
+        if not isinstance(other, str):
+            continue
+        if other not in by_layer:
+            warn(
+                f"the layer {layer.name!r} of the link is filtered by the segments of {other!r}, which cannot be "
+                "opened, and is shown unfiltered",
+                LinkWarning,
+            )
+            continue
+        found[name] = set(by_layer[other].look.selected_ids)
+    return found or None
+
+
+def _filtered(annotations: xr.Dataset, filters: Mapping[str, set[int]]) -> xr.Dataset:
+    """Return the annotations that are related to one of the segments, by any of the relationships."""
+    chosen = np.zeros(annotations.sizes[DIM], bool)
+    for name, segments in filters.items():
+        if name not in annotations:
+            continue
+        related: npt.NDArray[Any] = annotations[name].values.reshape(len(chosen), -1)
+        chosen |= (np.isin(related, np.array(sorted(segments), np.uint64)) & (related != 0)).any(axis=1)
+    return annotations.isel({DIM: np.flatnonzero(chosen)})

@@ -1,0 +1,248 @@
+"""Annotation layers of links: local and precomputed, their colours, segments and the way back into a link."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from imageryxr.errors import LinkError, LinkWarning, OptionError
+from imageryxr.neuroglancer import annotation_layers
+from imageryxr.neuroglancer.fetch import load_state
+from tests.support.annotations import UNIT, some_annotations, write_levels
+
+DIMENSIONS = {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]}
+POINTS = [
+    {"type": "point", "point": [4600.5, 2560.5, 130.5], "id": "a1", "segments": [["7", "18446744073709551615"]]},
+    {"type": "point", "point": [4610.25, 2570, 131], "id": "b2", "description": "a bouton", "segments": [["12"]]},
+]
+NOTES = {"type": "annotation", "name": "notes", "source": "local://annotations", "annotations": POINTS}
+CELLS = {"type": "segmentation", "name": "cells", "source": "SEGMENTATION", "segments": ["12", "!7"]}
+
+
+def opened(sample, *layers, **options):
+    layers = [{"type": "image", "name": "em", "source": sample.image}, *layers]
+    state = {"dimensions": DIMENSIONS, "position": [4600.5, 2560.5, 130.5], "layers": layers}
+    state = json.loads(json.dumps(state).replace("SEGMENTATION", sample.segmentation))
+    return ix.open_neuroglancer(state, allow_local=True, **options)
+
+
+def written(tree) -> dict:
+    """The layers of the link of a tree, by name."""
+    return {layer["name"]: layer for layer in load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]}
+
+
+def test_local_points_lie_at_their_position_times_the_resolution(sample):
+    notes = opened(sample, NOTES)["notes"].to_dataset()
+    assert notes.attrs["annotation_type"] == "point"
+    np.testing.assert_array_equal(notes.x, [4600.5 * 8, 4610.25 * 8])
+    np.testing.assert_array_equal(notes.z, [130.5 * 40, 131 * 40])
+    assert notes.link_id.values.tolist() == ["a1", "b2"]
+    assert notes.description.values.tolist() == ["", "a bouton"]
+    assert notes.segments.dtype == np.uint64
+    assert notes.segments.values.tolist() == [[7, 2**64 - 1], [12, 0]]
+    assert notes.attrs["color"] == "#ffff00"
+    json.dumps(dict(notes.attrs))
+
+
+def test_the_types_of_a_layer_are_children_and_polylines_are_lines(sample):
+    more = [
+        {"type": "line", "pointA": [1, 2, 3], "pointB": [4, 5, 6], "id": "l"},
+        {"type": "axis_aligned_bounding_box", "pointA": [1, 2, 3], "pointB": [4, 5, 6], "id": "b"},
+        {"type": "ellipsoid", "center": [1, 2, 3], "radii": [4, 5, 6], "id": "e"},
+        {"type": "polyline", "points": [[0, 0, 0], [1, 0, 0], [1, 1, 0]], "id": "p"},
+    ]
+    tree = opened(sample, {**NOTES, "annotations": [*POINTS, *more]})
+    assert set(tree["notes"].children) == {"point", "line", "box", "ellipsoid"}
+    lines = tree["notes/line"].to_dataset()
+    assert lines.x_end.values.tolist() == [32, 8, 8]
+    assert lines.link_id.values.tolist() == ["l", "p", "p"]
+    assert tree["notes/ellipsoid"].z_radius.values.tolist() == [240]
+    assert written(tree)["notes"]["annotations"] == [*POINTS, *more]
+
+
+def test_coordinates_are_in_units_of_the_sources_dimensions_in_their_order(sample):
+    dims = {"z": [1e-8, "m"], "y": [4e-9, "m"], "x": [4e-3, "um"]}
+    source = {"url": "local://annotations", "transform": {"outputDimensions": dims}}
+    notes = opened(sample, {**NOTES, "source": source})["notes"]
+    assert [float(notes[a][0]) for a in "xyz"] == [130.5 * 4, 2560.5 * 4, 4600.5 * 10]
+
+
+def test_properties_have_their_values_labels_and_colours(sample):
+    properties = [
+        {"id": "score", "type": "float32"},
+        {"id": "kind", "type": "uint8", "enum_values": [0, 1], "enum_labels": ["axon", "soma"]},
+        {"id": "tint", "type": "rgb", "default": "#102030"},
+    ]
+    points = [{**POINTS[0], "props": [0.5, 1, "#ff0000"]}, {**POINTS[1], "props": [0.25, 0]}]
+    shader = "void main() {\n  setColor(prop_tint()); // as measured\n}"
+    notes = opened(sample, {**NOTES, "annotations": points, "annotationProperties": properties, "shader": shader})[
+        "notes"
+    ]
+    assert notes.score.values.tolist() == [0.5, 0.25]
+    assert notes.kind.values.tolist() == ["soma", "axon"]
+    assert notes.tint.values.tolist() == ["#ff0000", "#102030"]
+    assert notes.attrs["color_column"] == "tint"
+
+
+@pytest.mark.parametrize(
+    ("more", "color"),
+    [
+        ({"annotationColor": "#00ff80"}, "#00ff80"),
+        ({"annotationColor": "red", "shader": "void main() { setColor(defaultColor()); }"}, "#ff0000"),
+        ({"shader": "void main() { setColor(vec3(1.0, 0.5, 0)); }"}, "#ff8000"),
+        ({"shader": "void main() { setColor(vec4(0, 0, 1, 0.5)); }"}, "#0000ff80"),
+        ({"shader": '#uicontrol vec3 tint color(default="lime")\nvoid main() { setColor(tint); }'}, "#00ff00"),
+        (
+            {
+                "shader": '#uicontrol vec3 tint color(default="lime")\nvoid main() { setColor(tint); }',
+                "shaderControls": {"tint": "#123456"},
+            },
+            "#123456",
+        ),
+    ],
+)
+def test_constant_colours_are_those_of_the_viewer(sample, more, color):
+    assert opened(sample, {**NOTES, **more})["notes"].attrs["color"] == color
+
+
+def test_a_shader_that_computes_colours_is_a_warning(sample):
+    shader = "void main() { setColor(colormapJet(prop_score())); }"
+    with pytest.warns(LinkWarning, match="its shader computes colours"):
+        assert opened(sample, {**NOTES, "shader": shader})["notes"].attrs["color"] == "#ffff00"
+
+
+@pytest.mark.parametrize("linked", ["cells", {"segments": "cells"}])
+@pytest.mark.parametrize("wanted", [True, ["segments"]])
+def test_a_layer_linked_to_a_segmentation_shows_only_annotations_of_its_visible_segments(sample, linked, wanted):
+    layer = {**NOTES, "linkedSegmentationLayer": linked, "filterBySegmentation": wanted}
+    tree = opened(sample, CELLS, layer)
+    assert tree["notes"].link_id.values.tolist() == ["b2"]
+    gone = {"segments": "gone"} if isinstance(linked, dict) else "gone"
+    with pytest.warns(LinkWarning, match="shown unfiltered"):
+        assert opened(sample, CELLS, {**layer, "linkedSegmentationLayer": gone})["notes"].sizes["annotation"] == 2
+
+
+def test_precomputed_annotations_are_opened_moved_and_filtered(sample, tmp_path, monkeypatch):
+    entries = some_annotations("line", 30)
+    write_levels(tmp_path / "a", "line", entries)
+    address = f"precomputed://file://{tmp_path}/a"
+    layer = {"type": "annotation", "name": "lines", "source": address, "annotationColor": "#00ffff"}
+    lines = opened(sample, layer)["lines"].to_dataset()
+    whole = ix.open_annotations(address)
+    assert lines.drop_attrs().identical(whole.drop_attrs())
+    assert lines.attrs["color"] == "#00ffff"
+    dims = {"x": [2 * UNIT[0], "nm"], "y": [UNIT[1], "nm"], "z": [UNIT[2], "nm"]}
+    dims = {axis: [scale * 1e-9, "m"] for axis, (scale, _) in dims.items()}
+    moved = {
+        "url": address,
+        "transform": {"outputDimensions": dims, "matrix": [[1, 0, 0, 10], [0, 1, 0, 0], [0, 0, 1, 0]]},
+    }
+    again = opened(sample, {**layer, "source": moved})["lines"]
+    np.testing.assert_allclose(again.x, whole.x + 10 * 2 * UNIT[0])
+    np.testing.assert_allclose(again.z_end, whole.z_end)
+    monkeypatch.setattr(annotation_layers, "MOST_CELLS", 20)
+    with pytest.warns(LinkWarning, match=r"'lines' of the link is left out: it has 31 cells.*open_annotations"):
+        assert "lines" not in opened(sample, layer).children
+    cells = {**CELLS, "segments": ["3"]}
+    filtered = {**layer, "linkedSegmentationLayer": {"post": "cells"}, "filterBySegmentation": ["post"]}
+    some = opened(sample, cells, filtered)["lines"]
+    assert set(some.id.values.tolist()) == {e["id"] for e in entries if 3 in e["post"]}
+
+
+def test_a_link_may_not_read_annotations_of_this_machine_unless_allowed(tmp_path):
+    write_levels(tmp_path / "a", "point", some_annotations("point", 3))
+    layer = {"type": "annotation", "name": "points", "source": f"precomputed://file://{tmp_path}/a"}
+    with pytest.warns(LinkWarning, match="on this machine"):
+        assert not ix.open_neuroglancer({"layers": [layer]}).children
+
+
+def test_layers_are_written_back_and_removed_annotations_are_left_out(sample):
+    extra = {
+        **NOTES,
+        "annotationColor": "#00ff00",
+        "shader": "void main() { setColor(defaultColor()); }",
+        "tab": "annotations",
+    }
+    tree = opened(sample, extra)
+    assert written(tree)["notes"] == extra
+    tree["notes"] = tree["notes"].to_dataset().isel(annotation=[1])
+    assert written(tree)["notes"] == {**extra, "annotations": POINTS[1:]}
+    tree["mine"] = ix.as_annotations([[36804, 20484, 5220]]).assign_attrs(color="#ff00ff")
+    mine = written(tree)["mine"]
+    assert mine["annotations"] == [{"type": "point", "id": "0", "point": [4600.5, 2560.5, 130.5]}]
+    assert mine["annotationColor"] == "#ff00ff"
+    again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
+    assert again["mine"].x.values.tolist() == [36804]
+
+
+def test_layers_are_chosen_by_name(sample):
+    assert set(opened(sample, NOTES, layers=["notes", "em"]).children) == {"notes", "em"}
+    assert set(opened(sample, NOTES, layers=["em"]).children) == {"em"}
+    assert set(written(opened(sample, NOTES, layers=["em"]))) == {"notes", "em"}
+    with pytest.raises(LinkError, match="'notes' of the link: .*annotations"):
+        opened(sample, {**NOTES, "annotations": [{"type": "blob"}]}, layers=["notes"])
+    with pytest.raises(OptionError, match="'em', 'notes'"):
+        opened(sample, NOTES, layers=["nots"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"annotations": []},
+        {"annotations": 7},
+        {"annotations": [{"type": "point", "point": [1, 2]}]},
+        {"annotations": [{"type": "point", "point": [1, 2, "x"]}]},
+        {"annotations": [{"type": "ellipsoid", "center": [1, 2, 3], "radii": [1, 1, -1]}]},
+        {"annotations": [{**POINTS[0], "segments": [["x"]]}]},
+        {"annotationColor": "no colour"},
+        {"annotationProperties": [{"type": "rgb"}]},
+        {"source": {"url": "local://annotations", "transform": {"outputDimensions": {"t": [1, "s"]}}}},
+        {"source": {"url": "local://annotations", "transform": {"outputDimensions": DIMENSIONS, "matrix": [[1, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 0]]}}},
+        {"source": "brainmaps://somewhere"},
+        {"source": []},
+    ],
+)  # fmt: skip
+def test_an_invalid_layer_is_left_out_with_its_reason_and_written_back(sample, change):
+    layer = {**NOTES, **change}
+    with pytest.warns(LinkWarning, match="'notes' of the link is left out"):
+        tree = opened(sample, layer)
+    assert list(tree.children) == ["em"]
+    assert written(tree)["notes"] == layer
+
+
+def test_colours_by_segment_properties_are_a_warning(sample):
+    cells = {**CELLS, "segmentPropertyColors": {"property": "cell_type"}}
+    with pytest.warns(LinkWarning, match="segmentPropertyColors"):
+        tree = opened(sample, cells)
+    assert written(tree)["cells"]["segmentPropertyColors"] == {"property": "cell_type"}
+
+
+ODD = [None, True, -1, 2**64, 1e308, float("nan"), "", "x" * 999, "\ud800", [], {}, [[]], [None], [1, 2, 3, 4], {"x": 1}, {"url": None}, "local://x", "precomputed://"]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["source", "annotations", "annotationColor", "annotationProperties", "annotationRelationships", "shader", "shaderControls", "linkedSegmentationLayer", "filterBySegmentation"])  # fmt: skip
+def test_odd_entries_open_or_leave_out_the_layer(sample, key):
+    shader = '#uicontrol vec3 tint color(default="lime")\nvoid main() { setColor(tint); }'
+    for odd in ODD:
+        layer = {**NOTES, "shader": shader, "filterBySegmentation": True, "linkedSegmentationLayer": "em", key: odd}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LinkWarning)
+            assert "em" in opened(sample, layer).children
+
+
+@pytest.mark.parametrize("key", ["type", "point", "id", "segments", "props", "description"])
+def test_odd_entries_of_annotations_open_or_leave_out_the_layer(sample, key):
+    properties = [{"id": "x", "type": "float32"}, {"id": "a/b", "type": "rgb"}]
+    for odd in ODD:
+        layer = {
+            **NOTES,
+            "annotationProperties": properties,
+            "annotations": [{**POINTS[0], "props": [1, "#fff"], key: odd}],
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LinkWarning)
+            assert "em" in opened(sample, layer).children
