@@ -337,7 +337,8 @@ def _make_cache(opaque: Opaque) -> ChunkCache:
 def _cut_batch(opaque: Opaque, cache: ChunkCache, values: list[Any]) -> list[Array]:
     """Return the cutouts of each block of a batch; the first of ``values`` only orders the batches."""
     work: BatchWork = opaque.value
-    pieces: dict[Leaf, list[tuple[IndexBox, Array]]] = {**cache.read(work.number, work.chunks)}
+    pieces: dict[Leaf, list[tuple[IndexBox, Array]]] = {}
+    pieces.update(cache.read(work.number, work.chunks).items())
     for (leaf, box), value in zip(work.labels, values[1:], strict=True):
         checked = check_block(value, block_spec(leaf), block_position(leaf, box))
         pieces.setdefault(leaf, []).append((box, checked))

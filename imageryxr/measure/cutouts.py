@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.annotations import AXIS, DIM, ENDS, as_triples, stack_axes
-from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution
+from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, tidy
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.grid_checks import check_extent, check_same_grid, out_of_volume_error
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
@@ -19,6 +19,7 @@ from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_row
 from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, volume_of
 from imageryxr.ops.align import align, layer_type_of
 from imageryxr.ops.annotations import as_annotations
+from imageryxr.ops.cutout_align import PHASE
 from imageryxr.ops.multiscale import coarsest_level_for
 from imageryxr.ops.tree import layers_of
 
@@ -128,6 +129,9 @@ def _label_cutouts(
     tail = ("rgba",) if volume.expr.tail else ()
     attrs = attrs_on_grid(volume.attrs, volume.grid)
     attrs.pop("voxel_offset", None)  # The coordinates are offsets from the centres.
+    phase = [_phase(axis.offset) for axis in reversed(volume.grid.axes)]
+    if any(phase):
+        attrs[PHASE] = phase
     array = xr.DataArray(data, coords, (CUTOUT, *DIMS, *tail), name, attrs)
     return array.assign_coords(rgba=list(RGBA)) if tail else array
 
@@ -250,6 +254,11 @@ def _first_voxels(points: Points, grid: Grid, shape: Index3) -> npt.NDArray[np.i
         low = np.floor(_snap(points[:, 2 - axis] / own.resolution)) - size // 2
         found[:, axis] = np.ceil(_snap(low - own.offset - 0.5))
     return found
+
+
+def _phase(offset: float) -> float:
+    """Return the distance of the first voxel of a cutout from the index that it has in a grid of integer offsets."""
+    return float(tidy(np.ceil(_snap(np.array([-offset - 0.5])))[0] + offset))
 
 
 def _snap(places: Points) -> Points:

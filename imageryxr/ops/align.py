@@ -24,7 +24,8 @@ from imageryxr.errors import (
 from imageryxr.graph.expr import Expr, Resampled, clip_to_array, view_expr, widen_to
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.graph.to_dask import choose_splits
-from imageryxr.ops.cutout_verbs import accepts_cutouts
+from imageryxr.ops.cutout_align import align_cutouts
+from imageryxr.ops.cutout_verbs import accepts_cutouts, has_cutouts
 
 Method = Literal["nearest", "mode", "linear", "mean"]
 Target = Literal["finest", "coarsest", "image", "segmentation"]
@@ -108,7 +109,7 @@ def align(
     Parameters
     ----------
     image, segmentation : DataArray
-        Layers with dims (z, y, x), at any resolutions and offsets.
+        Layers with dims (z, y, x), at any resolutions and offsets; or `cutouts` of both around the same centres.
     to : {"finest", "coarsest", "image", "segmentation"}, Grid or (x, y, z), default "finest"
         The target grid. "finest" and "coarsest" choose, along each axis, the layer with the smaller or larger voxels;
         use "finest" for figures and "coarsest" to read less. "image" and "segmentation" choose the grid of that layer.
@@ -137,6 +138,8 @@ def align(
     >>> ix.align(em, seg, bbox=box).sizes
     Frozen({'z': 1, 'y': 256, 'x': 256})
     """
+    if has_cutouts(image) and has_cutouts(segmentation) and bbox is None:
+        return align_cutouts(image, segmentation, to, regrid)
     image_volume, labels = _image_volume(image), _segmentation_volume(segmentation)
     warn_half_voxel(image_volume.grid, image_volume.attrs, labels.grid, labels.attrs)
     whole = _common_grid(image_volume.grid, labels.grid, to)

@@ -11,7 +11,9 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.errors import GridMismatchError, OptionError
+from tests.conftest import volume
 from tests.support import counted_source
+from tests.support.volumes import as_source
 
 CENTERS = np.array([(60, 90, 320), (300, 200, 500), (62, 91, 330), (410, 320, 610), (60, 90, 320)])
 IDS = np.unique(counted_source.VALUES)[1:]
@@ -144,3 +146,54 @@ def test_wrong_arguments_are_errors():
         ix.overlay(ds.image, ds.segmentation, ids=[ds.pre_id, ds.post_id], colors=["red"])
     with pytest.raises(OptionError, match="rest_alpha cannot be combined"):
         ix.overlay(ds.image, ds.segmentation, ids=ds.pre_id, rest_alpha=0.1)
+
+
+LAYERS = {
+    "image": volume(
+        np.random.default_rng(2).integers(0, 255, (9, 60, 64), dtype=np.uint8),
+        (8, 8, 40),
+        (4, 2, 1),
+        layer_type="image",
+    ),
+    "segmentation": volume(
+        np.random.default_rng(3).integers(1, 9, (9, 30, 32)).astype(np.uint64) * np.uint64(2**60),
+        (16, 16, 40),
+        (2, 0.5, 1),
+        layer_type="segmentation",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["lazy", "in memory"])
+@pytest.mark.parametrize("to", ["finest", "coarsest", "image"])
+def test_aligned_cutouts_equal_crops_of_the_aligned_volume(kind, to):
+    image, seg = (as_source(a) if kind == "lazy" else a for a in LAYERS.values())
+    centers = np.random.default_rng(5).uniform((200, 200, 160), (400, 350, 300), (9, 3))
+    size = (30, 26, 3) if to == "coarsest" else (12, 10, 3)  # as large as the cutouts of the segmentation
+    ds = ix.align(ix.cutouts(image, centers, size), ix.cutouts(seg, centers, (12, 10, 3)), to=to)
+    whole = ix.align(*LAYERS.values(), to=to)
+    for i in range(9):
+        offsets = {d: ds[d].values for d in "zyx"}
+        middle = {}
+        for axis, d in enumerate("xyz"):
+            own = whole[d].values
+            size = own[1] - own[0]
+            cells = np.floor((centers[i, axis] - own[0]) / size + 0.5)
+            middle[d] = own[0] + cells * size
+        places = {d: middle[d] + offsets[d] for d in "zyx"}
+        if to == "coarsest":
+            # The voxel of the segmentation that contains the centre, counted from 0 nm, has the offset 0.
+            shift = ds.segmentation.attrs.get("cutout_phase", [0, 0, 0])
+            places["y"] = (np.floor(centers[i, 1] / 16) + 0.5 + shift[1]) * 16 + offsets["y"]
+        for name in ("image", "segmentation"):
+            expected = whole[name].sel(places, method="nearest").values
+            inner = (slice(None), slice(2, -2), slice(2, -2))
+            np.testing.assert_array_equal(ds[name].values[i][inner], expected[inner])
+
+
+def test_layers_cut_out_around_different_centres_cannot_be_aligned():
+    one, other = (ix.cutouts(LAYERS["image"], c, (4, 4)) for c in ([(300, 300, 200)], [(310, 300, 200)]))
+    with pytest.raises(GridMismatchError, match="around different centres"):
+        ix.align(one, other)
+    with pytest.raises(OptionError, match="cannot be used for cutouts"):
+        ix.align(one, one, to=(8, 8, 40))

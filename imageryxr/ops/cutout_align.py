@@ -1,0 +1,129 @@
+"""Align an image and a segmentation that were cut out of their volumes around the same points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.bbox import DIMS, SNAP, Index3, Triple
+from imageryxr.core.grid import Axis, Grid, grid_of
+from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.graph.expr import Array
+from imageryxr.graph.labelled import attrs_on_grid, is_dask, is_lazy
+from imageryxr.graph.map_cutouts import map_cutouts
+
+CUTOUT = "cutout"
+PHASE = "cutout_phase"
+"""Attr of cutouts of a volume whose voxels do not lie at multiples of their size: the remainder (x, y, z) in voxels."""
+_TARGETS = ("finest", "coarsest", "image", "segmentation")
+
+
+def align_cutouts(
+    image: xr.DataArray, segmentation: xr.DataArray, to: Any, regrid: Callable[..., xr.DataArray]
+) -> xr.Dataset:
+    """Return cutouts of two layers on one grid, by the position of each voxel in its volume; reads nothing.
+
+    Parameters
+    ----------
+    image, segmentation : DataArray
+        Cutouts (cutout, z, y, x) around the same centres.
+    to : {"finest", "coarsest", "image", "segmentation"}
+        The layer whose voxels the result has, along each axis.
+    regrid : callable
+        The verb that resamples a cutout in memory.
+    """
+    if to not in _TARGETS:
+        raise OptionError(f"to={to!r} cannot be used for cutouts; give one of {', '.join(map(repr, _TARGETS))}")
+    layers = {"image": image.transpose(CUTOUT, *DIMS), "segmentation": segmentation.transpose(CUTOUT, *DIMS)}
+    places = {name: _Placement.of(array) for name, array in layers.items()}
+    if not np.array_equal(places["image"].centers, places["segmentation"].centers):
+        raise GridMismatchError("the image and the segmentation were cut out around different centres; cut both alike")
+    picked = [_pick_layer(places, axis, to) for axis in range(3)]
+    grid = Grid.from_axes([places[name].grid.axes[axis] for axis, name in enumerate(picked)])
+    firsts = np.stack([places[name].firsts[:, axis] for axis, name in enumerate(picked)], axis=1)
+    coords: dict[Any, xr.Variable] = {n: c.variable for layer in layers.values() for n, c in layer.coords.items()}
+    coords |= grid.coords()
+    found = {}
+    for name, array in layers.items():
+        own = places[name]
+        if set(picked) == {name}:
+            data: Any = array.variable._data
+        else:
+            method = "linear" if name == "image" and array.dtype.kind != "b" else "nearest"
+            run = _Resampling(regrid, dict(array.attrs), own.grid.resolution, grid.shape, grid.resolution, method)
+            rows = np.concatenate([own.firsts, firsts], axis=1)
+            if is_dask(array) or is_lazy(array):
+                blocks = array.chunk({CUTOUT: 8}).data if is_lazy(array) else array.data
+                data = map_cutouts(run, [blocks], grid.shape, array.dtype, rows=rows, name=name)
+            else:
+                data = run(array.values, rows)
+        found[name] = xr.Variable((CUTOUT, *DIMS), data, attrs_on_grid(array.attrs, grid))
+    return xr.Dataset(found, coords)
+
+
+def _pick_layer(places: dict[str, _Placement], axis: int, to: str) -> str:
+    if to in places:
+        return to
+    pick = min if to == "finest" else max
+    return pick(places, key=lambda name: places[name].grid.axes[axis].resolution)
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """The positions of the cutouts of a layer in its volume."""
+
+    grid: Grid
+    """The grid of the offsets from the centres."""
+    centers: npt.NDArray[np.float64]
+    """(z, y, x) in nm."""
+    firsts: npt.NDArray[np.float64]
+    """Index (z, y, x) of the first voxel of each cutout, counted from 0 nm."""
+
+    @classmethod
+    def of(cls, array: xr.DataArray) -> _Placement:
+        """Return the positions of an array of cutouts."""
+        names = [f"center_{dim}" for dim in DIMS]
+        absent = [name for name in names if name not in array.coords]
+        if absent:
+            raise LayerError(f"the cutouts {array.name!r} lack the coordinate {absent[0]!r}, which ix.cutouts sets")
+        grid = grid_of(array.isel({CUTOUT: 0}))
+        centers = np.stack([np.asarray(array.coords[name].values, np.float64) for name in names], axis=1)
+        phase = list(array.attrs.get(PHASE, (0, 0, 0)))[::-1]
+        firsts = [_first(centers[:, a], own, float(phase[a])) for a, own in enumerate(grid.axes)]
+        return cls(grid, centers, np.stack(firsts, axis=1))
+
+
+def _first(centers: npt.NDArray[np.float64], own: Axis, phase: float) -> npt.NDArray[np.float64]:
+    places = centers / own.resolution
+    whole = np.rint(places)
+    middle = np.where(np.abs(places - whole) < float(SNAP), whole, np.floor(places))
+    # The middle of the voxel that contains the centre has the offset 0.
+    found: npt.NDArray[np.float64] = middle + round(float(own.offset) + 0.5) + phase
+    return found
+
+
+@dataclass(frozen=True)
+class _Resampling:
+    """Function that resamples the cutouts of a block, each at its own position."""
+
+    regrid: Callable[..., xr.DataArray]
+    attrs: dict[str, Any]
+    resolution: Triple
+    shape: Index3
+    target: Triple
+    method: str
+
+    def __call__(self, block: Array, rows: npt.NDArray[np.float64]) -> Array:
+        """Return the resampled cutouts; ``rows`` has the first voxels before and after, each (z, y, x)."""
+        out = np.empty((len(block), *self.shape), block.dtype)
+        for i, (values, row) in enumerate(zip(block, rows, strict=True)):
+            z, y, x, new_z, new_y, new_x = (float(v) for v in row)
+            own = Grid(values.shape, self.resolution, (x, y, z))
+            array = xr.DataArray(values, own.coords(), DIMS, None, self.attrs)
+            out[i] = self.regrid(array, Grid(self.shape, self.target, (new_x, new_y, new_z)), method=self.method).values
+        return out
