@@ -17,7 +17,7 @@ from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import TargetExistsError
 from imageryxr.export import export
 from imageryxr.export.report import report_progress_to
-from imageryxr.export.targets import disk_errors
+from imageryxr.export.store.local import disk_errors
 from imageryxr.ops.align import align, regrid
 from imageryxr.ops.open import open_image, open_segmentation
 from imageryxr.render.figure import legend, montage, scale_bar, to_pil

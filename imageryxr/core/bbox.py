@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,6 +156,24 @@ class IndexBox(NamedTuple):
     def contains(self, other: IndexBox) -> bool:
         """Return whether another box lies entirely within this one."""
         return self.clip(other) == other
+
+    def with_axis(self, axis: int, start: int, stop: int) -> IndexBox:
+        """Return the box with another range of indexes along an axis: a slab of it, if the range lies inside."""
+        low, high = list(self.start), list(self.stop)
+        low[axis], high[axis] = start, stop
+        return IndexBox((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+    def round_out(self, size: Index3) -> IndexBox:
+        """Return the smallest box that contains this one and whose edges are multiples of a size."""
+        (z0, y0, x0), (z1, y1, x1) = self
+        z, y, x = size
+        return IndexBox((z0 - z0 % z, y0 - y0 % y, x0 - x0 % x), (z1 + -z1 % z, y1 + -y1 % y, x1 + -x1 % x))
+
+    def cells(self, size: Index3) -> Iterator[IndexBox]:
+        """Iterate, in C order, over the boxes of a size at multiples of the size that overlap this box."""
+        whole = self.round_out(size)
+        for z, y, x in product(*map(range, whole.start, whole.stop, size)):
+            yield IndexBox((z, y, x), (z + size[0], y + size[1], x + size[2]))
 
     def slices(self, within: IndexBox | None = None) -> tuple[slice, slice, slice]:
         """Return slices that select this box in an array that covers ``within`` (from index 0 if None)."""

@@ -346,7 +346,7 @@ def _token(target: Target, read: BoxReader) -> str:
 
     layer = target.layer
     place = astuple(layer.grid)
-    return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.identity()))
+    return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.describe()))
 
 
 def _describe_call(target: Target, volume: Volume) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 from dask.utils import key_split
 
-from imageryxr.core.bbox import DIMS
+from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.errors import LayerError
 from imageryxr.graph.expr import Array
 
@@ -126,6 +126,12 @@ class OutputArray:
 def block_starts(chunks: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """Return the starts of blocks along each axis, followed by the end of the last block."""
     return tuple((0, *accumulate(sizes)) for sizes in chunks)
+
+
+def block_box(starts: Sequence[Sequence[int]], idx: Sequence[int]) -> IndexBox:
+    """Return the box (z, y, x) of a block, from the result of `block_starts`."""
+    (z0, z1), (y0, y1), (x0, x1) = ((int(s[i]), int(s[i + 1])) for s, i in zip(starts, idx, strict=True))
+    return IndexBox((z0, y0, x0), (z1, y1, x1))
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,8 @@ class SharedReads:
 
 def boxes_around(box: IndexBox, core: IndexBox) -> Iterator[IndexBox]:
     """Yield disjoint boxes that cover ``box`` except for ``core``, which lies within it."""
-    low, high = list(box.start), list(box.stop)
     for axis in range(3):
-        for a, b in ((low[axis], core.start[axis]), (core.stop[axis], high[axis])):
+        for a, b in ((box.start[axis], core.start[axis]), (core.stop[axis], box.stop[axis])):
             if a < b:
-                start, stop = list(low), list(high)
-                start[axis], stop[axis] = a, b
-                yield IndexBox(tuple(start), tuple(stop))  # type: ignore[arg-type]
-        low[axis], high[axis] = core.start[axis], core.stop[axis]
+                yield box.with_axis(axis, a, b)
+        box = box.with_axis(axis, core.start[axis], core.stop[axis])

@@ -30,7 +30,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import OptionError
-from imageryxr.graph.block_check import BlockPosition, BlockSpec, block_starts, check_block
+from imageryxr.graph.block_check import BlockPosition, BlockSpec, block_box, block_starts, check_block
 from imageryxr.graph.evaluate import Readings, core_boxes, evaluate, required_boxes
 from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, is_plain, spatial_index
 from imageryxr.graph.shared_reads import SharedReads
@@ -59,7 +59,7 @@ class BoxDep(BlockwiseDep):
         return tuple(len(s) for s in self.splits)
 
     def __getitem__(self, idx: tuple[int, ...]) -> IndexBox:
-        return _block_box(self._starts, idx)
+        return block_box(self._starts, idx)
 
     @cached_property
     def _starts(self) -> Splits:
@@ -85,14 +85,8 @@ class TableBoxDep(BoxDep):
     """Map each block to its box and an expression of its own, so that no task contains a whole table."""
 
     def __getitem__(self, idx: tuple[int, ...]) -> Any:
-        box = _block_box(self._starts, idx)
+        box = block_box(self._starts, idx)
         return _BlockExpr(box, restrict_tables(self.expr, box))
-
-
-def _block_box(starts: Splits, idx: Sequence[int]) -> IndexBox:
-    start = tuple(s[i] for s, i in zip(starts, idx, strict=True))
-    stop = tuple(s[i + 1] for s, i in zip(starts, idx, strict=True))
-    return IndexBox(start, stop)  # type: ignore[arg-type]
 
 
 def _run_block(box: IndexBox, *reads: SharedReads, expr: Expr) -> Array:
@@ -274,7 +268,7 @@ def _input_tasks(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> 
     lead, tail = (0,) * len(expr.lead), (0,) * len(expr.tail)
     starts = block_starts(splits)
     for idx in product(*(range(len(s)) for s in splits)):
-        box = _block_box(starts, idx)
+        box = block_box(starts, idx)
         pieces, keys = [], []
         for leaf, boxes in required_boxes(expr, box).items():
             if isinstance(leaf, DaskLeaf):
@@ -306,7 +300,7 @@ def touched_blocks(leaf: DaskLeaf, boxes: list[IndexBox]) -> Iterator[tuple[Inde
         for idx in product(*ranges):
             if idx not in seen:
                 seen.add(idx)
-                yield _block_box(starts, idx), (leaf.name, *lead, *map(int, idx), *tail)
+                yield block_box(starts, idx), (leaf.name, *lead, *map(int, idx), *tail)
 
 
 def _run_with_inputs(expr: Expr, opaque: Opaque, blocks: list[Array], reads: list[SharedReads]) -> Array:

@@ -1,70 +1,63 @@
 """The manifest and the journal of an export: which call it is, and which regions are finished.
 
 ``<target>.manifest.json`` names the call and its phase: "writing" regions, "publishing" the result, or "finished". The
-file is replaced as a whole. ``<target>.manifest.log``, the journal, has a line for each finished region, written after
-the region's files. A checksum detects a line that a crash truncated; such lines are skipped. In a bucket, where objects
-cannot be appended to, the journal is a series of objects. A finished region that the journal lacks is made again.
+file is replaced as a whole. ``<target>.manifest.log``, the journal, has a line for each finished region, with the size
+and the checksum of each of its files. The line is written after the files. Lines that a crash truncated are not JSON
+and are skipped; their regions are made again. In a bucket, where objects cannot be appended to, the journal is a series
+of objects.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
-import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
+import msgspec
 import numpy as np
 
 from imageryxr.errors import TargetError
 from imageryxr.export.commit.manifest import Header
 from imageryxr.export.store.bucket import Bucket
-from imageryxr.export.store.file_locks import lock, lock_holder
 from imageryxr.export.store.lease import Lease
-from imageryxr.export.store.local import Folder
+from imageryxr.export.store.local import FileRecord, Folder, TargetLock
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A finished region: bytes of its files, a checksum of their sizes, and the missing chunks that it read."""
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A finished region: its files, and the missing chunks that it read."""
 
     number: int
-    size: int
-    """Bytes of all its files."""
-    sizes: int
-    """CRC of the files' sizes."""
+    files: dict[str, FileRecord]
+    """The size and the checksum of each file."""
     holes: tuple[str, ...] = ()
-    ids: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    ids: dict[str, tuple[int, ...]] | None = None
     """For each set of requested ids, the ones that the region contains and no earlier region did; None if no ids were
     requested, or the ids are unknown."""
+    run: str = ""
+    """The run that made the region; the journal sets it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(record.size for record in self.files.values())
 
     def line(self, run: str) -> bytes:
         """Return the line of the journal."""
-        notes = list(self.holes) if self.ids is None else {"holes": self.holes, "ids": dict(self.ids)}
-        text = f"{run} {self.number} {self.size} {self.sizes:08x} {json.dumps(notes)}"
-        return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
+        return msgspec.json.encode(msgspec.structs.replace(self, run=run)) + b"\n"
 
     @classmethod
     def parse(cls, line: bytes, run: str) -> Entry | None:
         """Return the entry of a line, or None if the line is of another run or truncated."""
-        text, _, check = line.decode("utf-8", "replace").rpartition(" ")
-        if not text.startswith(run + " ") or check != f"{zlib.crc32(text.encode()):08x}":
+        try:
+            entry = msgspec.json.decode(line, type=cls)
+        except (msgspec.MsgspecError, ValueError):
             return None
-        _, number, size, sizes, noted = text.split(" ", 4)
-        notes, ids = json.loads(noted), None
-        if isinstance(notes, dict):
-            ids = tuple((name, tuple(found)) for name, found in notes["ids"].items())
-            notes = notes["holes"]
-        return cls(int(number), int(size), int(sizes, 16), tuple(notes), ids)
-
-
-def crc_of_sizes(sizes: Iterable[int]) -> int:
-    """Return the checksum of the sizes of a region's files."""
-    return zlib.crc32(",".join(map(str, sizes)).encode())
+        return entry if entry.run == run else None
 
 
 class Progress:
@@ -72,8 +65,6 @@ class Progress:
 
     def __init__(self, regions: int) -> None:
         self.done = np.zeros(regions, np.bool_)
-        self.bytes = np.zeros(regions, np.int64)
-        self.sizes = np.zeros(regions, np.uint32)
         self.holes: set[str] = set()
         self.ids: dict[str, set[int]] = {}
         """Requested ids that the finished regions contain."""
@@ -84,66 +75,94 @@ class Progress:
         """Record a finished region."""
         if 0 <= entry.number < len(self.done):
             self.done[entry.number] = True
-            self.bytes[entry.number] = entry.size
-            self.sizes[entry.number] = entry.sizes
             self.holes.update(entry.holes)
             self.all_ids &= entry.ids is not None
-            for name, found in entry.ids or ():
+            for name, found in (entry.ids or {}).items():
                 self.ids.setdefault(name, set()).update(found)
 
-    def forget(self, number: int) -> None:
-        """Mark a region as unfinished."""
-        self.done[number] = False
 
+class ManifestStore(ABC):
+    """The manifest and journal of one target, on a disk or in a bucket.
 
-class ManifestStore(Protocol):
-    """The manifest and journal of one target, on a disk or in a bucket."""
+    Parameters
+    ----------
+    base : str
+        Path or URL of the manifest without its ending.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.base = base
 
     def load(self) -> Header | None:
         """Return the header, None if there is no manifest."""
-
-    def save(self, header: Header) -> None:
-        """Replace the header, atomically."""
+        text = self._read()
+        return None if text is None else Header.parse(text, f"{self.base}.json")
 
     def entries(self, run: str) -> Iterator[Entry]:
         """Iterate over the journal of a run."""
+        found = (Entry.parse(line, run) for line in self._lines())
+        return (entry for entry in found if entry is not None)
 
+    @abstractmethod
+    def _read(self) -> bytes | None:
+        """Return the text of the manifest, None if there is none."""
+
+    @abstractmethod
+    def _lines(self) -> Iterable[bytes]:
+        """Return the lines of the journal."""
+
+    @abstractmethod
+    def save(self, header: Header) -> None:
+        """Replace the header, atomically."""
+
+    def saved(self) -> float:
+        """Return the time of the last `save`, by the clock of the files' modification times; infinity if unknown."""
+        return float("inf")
+
+    @abstractmethod
     def append(self, run: str, entry: Entry) -> None:
         """Add an entry to the journal; it is durable after `flush`."""
 
+    @abstractmethod
     def flush(self) -> None:
         """Make the added entries durable."""
 
+    @abstractmethod
     def remove(self) -> None:
         """Remove manifest and journal."""
 
+    @abstractmethod
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Exclude other processes from this target."""
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - on a disk, none can
         """Raise `TargetError` if another process has taken the target over."""
 
-    def ensure(self) -> None:
+    def ensure(self) -> None:  # noqa: B027
         """Do the same unless a recent check succeeded; called before each change."""
 
+    @abstractmethod
     def holder(self) -> str:
         """Return which other process is exporting to this target, in words; empty if none is."""
 
 
-class LocalManifest:
-    """A manifest in a folder; the journal file is locked while an export runs."""
+class LocalManifest(ManifestStore):
+    """A manifest in a folder; a lock file beside it is locked while an export runs."""
 
     def __init__(self, base: str) -> None:
-        self.base = base
+        super().__init__(base)
+        self._lock = TargetLock(f"{base}.lock")
         self._log: int | None = None
 
-    def load(self) -> Header | None:
-        """Read the header."""
+    def _read(self) -> bytes | None:
         folder, name = os.path.split(self.base + ".json")
         with _no_folder(self.base + ".json"):
-            text = Folder(folder, folder).get(name)
-        return None if text is None else Header.parse(text, self.base + ".json")
+            return Folder(folder, folder).get(name)
+
+    def _lines(self) -> Iterator[bytes]:
+        with suppress(FileNotFoundError), _no_folder(self.base + ".log"), open(self.base + ".log", "rb") as file:
+            yield from file
 
     def save(self, header: Header) -> None:
         """Replace the header."""
@@ -160,16 +179,9 @@ class LocalManifest:
                 os.unlink(temporary)
             raise
 
-    def entries(self, run: str) -> Iterator[Entry]:
-        """Read the journal."""
-        try:
-            with _no_folder(self.base + ".log"), open(self.base + ".log", "rb") as file:
-                for line in file:
-                    entry = Entry.parse(line.rstrip(b"\n"), run)
-                    if entry is not None:
-                        yield entry
-        except FileNotFoundError:
-            return
+    def saved(self) -> float:
+        """Return the modification time of the manifest."""
+        return os.path.getmtime(self.base + ".json")
 
     def append(self, run: str, entry: Entry) -> None:
         """Write a line to the kernel's buffers, where it survives a kill of this process."""
@@ -184,60 +196,35 @@ class LocalManifest:
     def remove(self) -> None:
         """Remove both files."""
         for end in (".json", ".log"):
-            if os.path.exists(self.base + end):
+            with suppress(FileNotFoundError):
                 os.unlink(self.base + end)
-        if os.path.basename(os.path.dirname(self.base)).startswith("."):
-            with suppress(OSError):  # the folder may contain manifests of other stacks
-                os.rmdir(os.path.dirname(self.base))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the journal file; the system releases the lock when the process ends, however it ends."""
-        with _no_folder(self.base + ".log"):
-            self._log = _locked_file(self.base + ".log")
-        try:
-            # separates a line that a crash truncated from the next one
-            if os.fstat(self._log).st_size:
-                os.write(self._log, b"\n")
-            yield
-        finally:
-            os.close(self._log)
-            self._log = None
-
-    def check(self) -> None:
-        """Do nothing: a live process keeps its file lock."""
-
-    def ensure(self) -> None:
-        """Do nothing: a live process keeps its file lock."""
+        """Lock the target; the system releases the lock when the process ends, however it ends."""
+        with self._lock.hold(), _no_folder(self.base + ".log"):
+            self._log = os.open(self.base + ".log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                # separates a line that a crash truncated from the next one
+                if os.fstat(self._log).st_size:
+                    os.write(self._log, b"\n")
+                yield
+            finally:
+                os.close(self._log)
+                self._log = None
 
     def holder(self) -> str:
-        """Return which other process has locked the journal file."""
-        return "" if self._log is not None else lock_holder(self.base + ".log")
-
-
-def _locked_file(path: str) -> int:
-    while True:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except FileNotFoundError:  # another process removed the empty folder
-            continue
-        try:
-            lock(handle, path)
-            # the process that held the lock before may have removed the file
-            if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
-                return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+        """Return which other process has locked the target."""
+        return "" if self._log is not None else self._lock.holder()
 
 
 @contextmanager
 def _no_folder(path: str) -> Iterator[None]:
     try:
         yield
-    except IsADirectoryError:
+    except (IsADirectoryError, PermissionError):  # Windows denies the permission to open a folder
+        if not os.path.isdir(path):
+            raise
         raise TargetError(
             f"{path} is a folder, but the export needs this name for a file of its manifest; remove the folder, or "
             "choose another target"
@@ -286,29 +273,27 @@ class ManifestWatch:
             self._confirmed = requested
             return
         if self.work is not None and (now is None or now.run != self.run or now.phase == "finished"):
-            leftover = Bucket(self.work)  # files that workers wrote after the work folder was removed
-            leftover.delete(list(leftover.names()))
+            Bucket(self.work).clear()  # files that workers wrote after the work folder was removed
         change = "was removed" if now is None else "shows that this export ended or another one started"
         raise TargetError(f"{place} {change}: the region that a worker was still processing is not written", taken=True)
 
 
-class BucketManifest:
+class BucketManifest(ManifestStore):
     """A manifest in a bucket; a `Lease` excludes other processes while an export runs."""
 
     EVERY = 15.0
     """Seconds between uploads of the journal: a crash loses the entries of this time at most."""
 
     def __init__(self, url: str, name: str) -> None:
+        super().__init__(f"{url}/{name}")
         self.name = name
-        self._lines: list[bytes] = []
+        self._buffered: list[bytes] = []
         self._last = time.monotonic()
         self._lease = Lease(Bucket(url, fresh=True), f"{name}.lock")
         self.bucket = Bucket(url, self._lease, fresh=True)
 
-    def load(self) -> Header | None:
-        """Download the header."""
-        text = self.bucket.get(self.name + ".json")
-        return None if text is None else Header.parse(text, f"{self.bucket.url}/{self.name}.json")
+    def _read(self) -> bytes | None:
+        return self.bucket.get(self.name + ".json")
 
     def save(self, header: Header) -> None:
         """Upload the header."""
@@ -316,30 +301,26 @@ class BucketManifest:
         self.bucket.put([(self.name + ".json", header.to_bytes())])
 
     def _pieces(self) -> list[str]:
-        return sorted(f"{self.name}.log/{key}" for key in Bucket(f"{self.bucket.url}/{self.name}.log").names())
+        return sorted(f"{self.name}.log/{key}" for key in Bucket(f"{self.base}.log").names())
 
-    def entries(self, run: str) -> Iterator[Entry]:
-        """Download the journal."""
+    def _lines(self) -> Iterator[bytes]:
         for key in self._pieces():
-            for line in (self.bucket.get(key) or b"").splitlines():
-                entry = Entry.parse(line, run)
-                if entry is not None:
-                    yield entry
+            yield from (self.bucket.get(key) or b"").splitlines()
 
     def append(self, run: str, entry: Entry) -> None:
         """Add a line, and upload the buffered lines if the last upload is long ago."""
         self.ensure()
-        self._lines.append(entry.line(run))
+        self._buffered.append(entry.line(run))
         if time.monotonic() - self._last > self.EVERY:
             self.flush()
 
     def flush(self) -> None:
         """Upload the buffered lines."""
         self._last = time.monotonic()
-        if self._lines:
+        if self._buffered:
             key = f"{self.name}.log/manifest-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
-            self.bucket.put([(key, b"".join(self._lines))])
-            self._lines = []
+            self.bucket.put([(key, b"".join(self._buffered))])
+            self._buffered = []
 
     def remove(self) -> None:
         """Delete manifest and journal."""

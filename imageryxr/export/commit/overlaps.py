@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from imageryxr.errors import ManifestError, TargetError
 from imageryxr.export.commit.journal import BucketManifest, LocalManifest, ManifestStore
@@ -29,31 +29,19 @@ FIELD = re.compile(r"_(?=([zyx](?:_nm)?)(?:_(\d+(?:\.\d+)?[a-zA-Z]?|(?:\.\d+)?[a
 def manifest_name(target: Target) -> tuple[str, str]:
     """Return the folder of a target's manifest, and the name without its ending.
 
-    The manifest of a stack is named after the pattern, with characters that file names cannot have replaced, and with
-    a short hash where two patterns would have the same name. It is in a hidden folder. A manifest that an earlier
-    version wrote beside the files stays there.
+    The manifest of a stack is in a hidden folder. It is named after the pattern, with characters that file names cannot
+    have replaced, and with a short hash unless the pattern follows from the name.
     """
-    if not isinstance(target, Stack):
-        folder, _, name = target.root.rstrip("/").rpartition("/")
-        if is_remote(target.root) and folder.endswith(":/"):
-            raise TargetError(f"{target.place} is a whole bucket; give a path in it, such as {target.place}/overlay")
-        return folder or "/", name + END
-    earlier = _stack_name(target.root, target.pattern)
-    if _read_manifest(target.root, earlier) is not None:
-        return target.root, earlier + END
-    hidden = f"{target.root.rstrip('/')}/{HIDDEN}"
-    return hidden, _stack_name(hidden, target.pattern) + END
-
-
-def _stack_name(folder: str, pattern: str) -> str:
-    """Return the name of a pattern's manifest in a folder."""
-    readable = re.sub(r"[^\w.-]+", "_", pattern)
-    hashed = f"{readable}-{hashlib.sha256(pattern.encode()).hexdigest()[:8]}"
-    there = _read_manifest(folder, readable)
-    owner = None if there is None else _pattern_of(there)
-    other = owner not in (None, pattern) or _read_manifest(folder, hashed) is not None
-    plain = owner == pattern or (not other and _pattern_without_hash(readable) == pattern)
-    return readable if plain else hashed
+    root = target.root.rstrip("/")
+    if isinstance(target, Stack):
+        readable = re.sub(r"[^\w.-]+", "_", target.pattern)
+        digest = hashlib.sha256(target.pattern.encode()).hexdigest()[:8]
+        plain = _pattern_without_hash(readable) == target.pattern
+        return f"{root}/{HIDDEN}", f"{readable if plain else f'{readable}-{digest}'}{END}"
+    folder, _, name = root.rpartition("/")
+    if is_remote(target.root) and folder.endswith(":/"):
+        raise TargetError(f"{target.place} is a whole bucket; give a path in it, such as {target.place}/overlay")
+    return folder or "/", name + END
 
 
 def _files_folder(folder: str) -> str:
@@ -70,22 +58,6 @@ def _pattern_without_hash(readable: str) -> str:
         start, stop = match.end(), match.end() + len(field)
         found.append((len(field), f"{readable[: start - 1]}{{{field}}}{readable[stop + 1 :]}"))
     return max(found, key=lambda f: f[0], default=(0, ""))[1]
-
-
-def _read_manifest(folder: str, name: str) -> bytes | None:
-    try:
-        return open_place(folder).get(f"{name}{END}.json")
-    except (IsADirectoryError, PermissionError):  # reported when the manifest is loaded
-        return None
-
-
-def _pattern_of(manifest: bytes) -> str | None:
-    """Return the pattern in a manifest, None if it has none."""
-    try:
-        pattern = json.loads(manifest)["names"]["pattern"]
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return None
-    return pattern if isinstance(pattern, str) else None
 
 
 def open_manifest(folder: str, name: str) -> ManifestStore:
@@ -139,7 +111,7 @@ class OverlappingExports:
             # the result of an interrupted "publishing" may exist in part
             phase: Phase = "writing" if header.phase == "publishing" else header.phase
             # its permissions to replace and remove files concerned the former files
-            manifest.save(replace(header, phase=phase, replaces=False, direct=False, outdated=[], replaced=by))
+            manifest.save(replace(header, phase=phase, replaces=False, direct=False, outdated=(), replaced=by))
 
     def _overlapping_manifests(self) -> list[tuple[str, str]]:
         target = self._target

@@ -21,7 +21,7 @@ from imageryxr.errors import TargetError
 from imageryxr.export.commit.journal import ManifestWatch
 from imageryxr.export.commit.manifest import Header
 from imageryxr.export.plan.regions import Regions
-from imageryxr.export.store.bucket import Bucket, Watch
+from imageryxr.export.store.bucket import Bucket, Watch, open_place
 from imageryxr.export.store.local import Folder, Place, is_remote, move_into_place, sync
 from imageryxr.export.targets.base import Target
 
@@ -57,30 +57,30 @@ class Site(ABC):
     def _is_there(self) -> bool:
         """Return whether anything is at the place of a target that is one file or folder."""
 
+    def file_size(self) -> int | None:
+        """Return the bytes of the file of a single-file target, None if there is none."""
+        folder, _, name = self._target.root.rpartition("/")
+        return open_place(folder).size_lookup()(name)
+
     @property
     @abstractmethod
     def final(self) -> Place:
-        """The folder that the target's keys are relative to after publishing."""
-
-    @abstractmethod
-    def file_size(self) -> int | None:
-        """Return the bytes of the file of a single-file target, None if there is none."""
+        """The folder or prefix that the target's keys are relative to after publishing."""
 
     @abstractmethod
     def data(self, header: Header) -> Place:
         """Return the folder or prefix that contains the files of regions."""
 
-    @abstractmethod
     def can_continue(self, header: Header) -> bool:
         """Return whether the files of an unfinished export may still exist."""
+        return True
 
-    @abstractmethod
-    def prepare(self, header: Header) -> None:
+    def prepare(self, header: Header) -> None:  # noqa: B027 - in a bucket, prefixes are not created
         """Create the work folder, and remove incomplete files of a killed run."""
 
     @abstractmethod
     def assemble(self, header: Header, regions: Regions) -> int:
-        """Write the file of a single-file target; return its bytes."""
+        """Write the file of a single-file target into the work folder; return its bytes."""
 
     @abstractmethod
     def publish(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
@@ -116,11 +116,6 @@ class DiskSite(Site):
     def final(self) -> Folder:
         """The folder that the target's keys are relative to after publishing."""
         return Folder(self._target.root, self._target.root)
-
-    def file_size(self) -> int | None:
-        """Return the bytes of the file of a single-file target, None if there is none."""
-        folder, _, name = self._target.root.rpartition("/")
-        return Folder(folder, folder).size_lookup()(name)
 
     def data(self, header: Header) -> Folder:
         """Return the work folder's data, or the target once it is finished."""
@@ -206,11 +201,6 @@ class BucketSite(Site):
     def _bucket(self, url: str) -> Bucket:
         return Bucket(url, self._watch)
 
-    def file_size(self) -> int | None:
-        """Return the bytes of the file of a single-file target, None if there is none."""
-        folder, _, name = self._target.root.rpartition("/")
-        return Bucket(folder).size_lookup()(name)
-
     def data(self, header: Header) -> Bucket:
         """Return the work folder's data, or the target's prefix if it is finished or nothing was there before."""
         settled = header.phase == "finished" or header.direct
@@ -218,13 +208,6 @@ class BucketSite(Site):
         run = ManifestWatch(folder, name, header.run, header.phase, None if settled else self.work(header))
         place = Bucket(self._target.root if settled else f"{self.work(header)}/data", self._watch, run)
         return replace(place, run=header.run) if settled else place
-
-    def can_continue(self, header: Header) -> bool:
-        """Return True: the objects of each finished region are verified in any case."""
-        return True
-
-    def prepare(self, header: Header) -> None:
-        """Do nothing: prefixes need not be created, and objects are never incomplete."""
 
     def assemble(self, header: Header, regions: Regions) -> int:
         """Write the file to a local temporary folder, and upload it to the work folder; return its bytes."""
@@ -274,12 +257,10 @@ class BucketSite(Site):
 
     def remove_leftovers(self, header: Header) -> None:
         """Remove the collected objects without a check of ownership: no other export uses this work folder."""
-        leftover = Bucket(self.work(header))
-        leftover.delete(list(leftover.names()))
+        Bucket(self.work(header)).clear()
 
     def _remove(self, header: Header) -> None:
-        work = self._bucket(self.work(header))
-        work.delete(list(work.names()))
+        self._bucket(self.work(header)).clear()
 
 
 def _lost_message(target: Target, url: str) -> str:

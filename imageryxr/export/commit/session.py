@@ -7,37 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from imageryxr.errors import ManifestError, Message, TargetError, TargetExistsError, param
 from imageryxr.export.commit.conflicts import describe_difference, exists_message, refuse_foreign_folder
-from imageryxr.export.commit.journal import Entry, Progress, crc_of_sizes
-from imageryxr.export.commit.manifest import FORMAT, Header
+from imageryxr.export.commit.journal import Entry, Progress
+from imageryxr.export.commit.manifest import FORMAT, Header, SliceNames
 from imageryxr.export.commit.overlaps import OverlappingExports, manifest_name, open_manifest
 from imageryxr.export.commit.publish import Site, open_site
-from imageryxr.export.plan.regions import Regions
+from imageryxr.export.plan.regions import Regions, Stages
 from imageryxr.export.store.local import Place, disk_errors, is_remote
 from imageryxr.export.targets.base import Target
-
-
-@dataclass(frozen=True)
-class Stages:
-    """All regions of an export, numbered consecutively: first the array's, then those of each later stage."""
-
-    parts: tuple[Regions, ...]
-
-    @classmethod
-    def of(cls, first: Regions, target: Target) -> Stages:
-        """Return the stages of a target."""
-        return cls((first, *target.later))
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def start(self, stage: int) -> int:
-        """Return the number of a stage's first region."""
-        return sum(len(p) for p in self.parts[:stage])
 
 
 class Workspace:
@@ -64,12 +46,19 @@ class Workspace:
         self.base = f"{self.folder}/{self.name}"
         self.manifest = open_manifest(self.folder, self.name)
         self.overlapping = OverlappingExports(target, self.folder, self.name)
-        self.header = Header(token, what, *_step_and_first(stages), len(stages), kind=target.kind, coarse=target.coarse)
+        self.header = self._new_header()
         self.progress = Progress(len(stages))
         self._before: Header | None = None
         self._began_here = False
         self._is_invalid = False
         """Whether the manifest is invalid."""
+
+    def _new_header(self) -> Header:
+        target, first = self.target, self.stages.parts[0]
+        return Header(
+            self.token, self.what, first.step, first.first, len(self.stages), kind=target.kind, coarse=target.coarse,
+            names=target.names(),
+        )  # fmt: skip
 
     # ---- reading the target
 
@@ -110,7 +99,7 @@ class Workspace:
                 raise TargetExistsError(exists_message(self.target, there, header))
             return
         if there or header.phase != "finished":
-            other = describe_difference({**self.target.earlier, **header.what}, self.what)
+            other = self._describe_other(header)
             self._check_not_being_written(f", for another export ({other})")
             state = "is the result" if header.phase == "finished" else "is the unfinished work"
             raise TargetExistsError(
@@ -120,6 +109,11 @@ class Workspace:
                     " to replace it when this one is complete, or give another target",
                 )
             )
+
+    def _describe_other(self, header: Header) -> str:
+        if header.format != FORMAT:
+            return "made by an earlier version, whose exports this version does not continue"
+        return describe_difference(header.what, self.what)
 
     def _check_not_being_written(self, other: str = "") -> None:
         holder = self.manifest.holder()
@@ -154,7 +148,7 @@ class Workspace:
         if header is not None and self._is_mine(header):
             first = Regions(self.stages.parts[0].shape, header.step, header.first)
             self.target = self.target.in_coarse(header.coarse)
-            self.stages = Stages.of(first, self.target)
+            self.stages = Stages((first, *self.target.later))
             self.progress = Progress(len(self.stages))
         return header
 
@@ -221,11 +215,8 @@ class Workspace:
         direct = self.remote and not there and self.target.kind != "single"
         # The target may be the damaged result of this same call.
         replaces = overwrite or (before is not None and self._is_mine(before) and not before.replaced)
-        self.header = Header(
-            self.token, self.what, *_step_and_first(self.stages), len(self.stages), replaces=replaces, direct=direct,
-            kind=self.target.kind, coarse=self.target.coarse,
-            names=self.target.names(), outdated=_replaced_names(before) if overwrite else [],
-        )  # fmt: skip
+        outdated = _replaced_names(before) if overwrite else ()
+        self.header = replace(self._new_header(), replaces=replaces, direct=direct, outdated=outdated)
         self.progress = Progress(len(self.stages))
         self._began_here, self._before = True, before
         self.manifest.save(self.header)
@@ -245,37 +236,35 @@ class Workspace:
         return not self._began_here and self.header.phase == "writing"
 
     def _verify_finished_regions(self) -> None:
-        """Read the journal, and mark regions as unfinished whose files are missing or of another size."""
+        """Read the journal, and mark regions as unfinished whose files are missing or not as recorded."""
         self.site.prepare(self.header)
-        for entry in self.manifest.entries(self.header.run):
-            self.progress.note(entry)
-        if self.header.phase == "finished" and self.target.kind == "single":
+        finished = self.header.phase == "finished"
+        if finished and self.target.kind == "single":
+            for entry in self.manifest.entries(self.header.run):
+                self.progress.note(entry)
             self.progress.done[:] = True  # the file's size was checked; the journal may be lost
             return
-        size = self.data.size_lookup()
-        for files in (self.target.preamble(), self.target.commit() if self.header.phase == "finished" else {}):
+        for files in (self.target.preamble(), self.target.commit() if finished else {}):
             self.data.put([(k, v) for k, v in files.items() if self.data.get(k) != v])
-        for number in self.progress.done.nonzero()[0]:
-            stage, box = self.box(int(number))
-            sizes = [size(key) for key in self.target.keys(stage, box)]
-            if None in sizes or crc_of_sizes(s for s in sizes if s is not None) != self.progress.sizes[number]:
-                self.progress.forget(int(number))
-                if self.continued:
-                    # existing files of an unfinished region are taken for complete
-                    self.data.delete(self.target.keys(stage, box))
-
-    def box(self, number: int) -> tuple[int, Any]:
-        """Return stage and box of a region."""
-        stage = 0
-        while number >= len(self.stages.parts[stage]):
-            number -= len(self.stages.parts[stage])
-            stage += 1
-        return stage, self.stages.parts[stage][number]
+        damaged = set[int]()
+        # unfinished regions are written after the manifest, and a kill does not change the contents of their files
+        is_intact = self.data.record_check(self.manifest.saved() if finished else float("inf"))
+        for entry in self.manifest.entries(self.header.run):
+            self.progress.note(entry)
+            if not all(is_intact(key, record) for key, record in entry.files.items()):
+                damaged.add(entry.number)
+            else:  # an earlier entry of a region that was damaged and made again
+                damaged.discard(entry.number)
+        for number in damaged & set(range(len(self.progress.done))):
+            self.progress.done[number] = False
+            if self.continued:
+                # existing files of an unfinished region are taken for complete
+                self.data.delete(self.target.keys(*self.stages.box(number)))
 
     def _keys(self) -> Iterator[str]:
         """Iterate over the files of all regions."""
         for number in range(len(self.stages)):
-            yield from self.target.keys(*self.box(number))
+            yield from self.target.keys(*self.stages.box(number))
 
     # ---- writing
 
@@ -330,10 +319,17 @@ class Workspace:
         for names in self.header.outdated:
             theirs = set(self.target.named(names))
             if theirs & mine:  # otherwise their files are elsewhere, and none was replaced
-                self.site.remove_files(sorted(theirs - mine))
+                self.site.remove_files(self._unchanged(theirs - mine, names.run))
         if self.header.outdated:
-            self.header = replace(self.header, outdated=[])
+            self.header = replace(self.header, outdated=())
             self.manifest.save(self.header)
+
+    def _unchanged(self, keys: set[str], run: str | None) -> list[str]:
+        """Return the files whose content is as a run recorded it, or of which the journal has no record."""
+        entries = self.manifest.entries(run) if run else ()
+        records = {key: record for entry in entries for key, record in entry.files.items()}
+        is_intact = self.site.final.record_check(float("-inf"))
+        return sorted(key for key in keys if key not in records or is_intact(key, records[key]))
 
     def _move_result(self) -> None:
         self.site.publish(self.header, self._keys)
@@ -359,8 +355,8 @@ class Workspace:
         if self.target.kind == "tree":
             return False
         if self.header.direct:
-            size = self.data.own_size_lookup()
-            return any(size(key) is not None for key in self._keys())
+            record = self.data.own_records()
+            return any(record(key) is not None for key in self._keys())
         return next(self.data.names(), None) is not None
 
     def _remove_leftovers(self) -> None:
@@ -379,15 +375,9 @@ class Workspace:
             self.manifest.remove()
 
 
-def _replaced_names(before: Header | None) -> list[dict[str, Any]]:
+def _replaced_names(before: Header | None) -> tuple[SliceNames, ...]:
     """Return how the existing files of earlier exports are named, by their manifest."""
-    if before is None:
-        return []
-    if before.replaced:  # some of those files belong to another export
-        return []
-    there = before.names is not None and (before.phase != "writing" or before.direct)
-    return [*before.outdated, *([before.names] if before.names is not None and there else [])]
-
-
-def _step_and_first(stages: Stages) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    return stages.parts[0].step, stages.parts[0].first
+    if before is None or before.replaced:  # some of those files belong to another export
+        return ()
+    there = before.phase != "writing" or before.direct
+    return (*before.outdated, *([replace(before.names, run=before.run)] if before.names is not None and there else []))

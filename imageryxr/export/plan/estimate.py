@@ -14,6 +14,7 @@ from dask.utils import key_split
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.export.plan.regions import Regions
+from imageryxr.graph.block_check import block_box
 from imageryxr.graph.dask_inputs import has_computed_blocks, has_independent_blocks, is_in_memory
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
@@ -116,11 +117,7 @@ class BlockGrid:
         return z, y, x
 
     def __getitem__(self, index: int) -> IndexBox:
-        spots = np.unravel_index(index, self.counts)
-        starts = [_block_starts(s) for s in self.splits]
-        low = tuple(int(s[i]) for s, i in zip(starts, spots, strict=True))
-        high = tuple(int(s[i + 1]) for s, i in zip(starts, spots, strict=True))
-        return IndexBox(low, high)  # type: ignore[arg-type]
+        return block_box([_block_starts(s) for s in self.splits], tuple(map(int, np.unravel_index(index, self.counts))))
 
 
 def reread_factors(expr: Expr, regions: Regions) -> tuple[float, float]:
@@ -161,13 +158,9 @@ def _chunk_extent(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
         return tuple(n for n, _ in ends), tuple(count for _, count in ends)  # type: ignore[return-value]
     stored = isinstance(leaf, LevelLeaf) and not _is_in_memory(leaf)
     chunks = leaf.source.levels[leaf.mip].chunks if stored and isinstance(leaf, LevelLeaf) else (1, 1, 1)
-    low = tuple(a // c for a, c in zip(box.start, chunks, strict=True))
-    high = tuple(-(-b // c) for b, c in zip(box.stop, chunks, strict=True))
-    whole = IndexBox(
-        tuple(a * c for a, c in zip(low, chunks, strict=True)),  # type: ignore[arg-type]
-        tuple(b * c for b, c in zip(high, chunks, strict=True)),  # type: ignore[arg-type]
-    )
-    return whole.clip(leaf.bounds).shape, tuple(b - a for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
+    whole = box.round_out(chunks)
+    number = tuple(n // c for n, c in zip(whole.shape, chunks, strict=True))
+    return whole.clip(leaf.bounds).shape, number  # type: ignore[return-value]
 
 
 def _block_extent(sizes: tuple[int, ...], start: int, stop: int) -> tuple[int, int]:

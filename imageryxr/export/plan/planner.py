@@ -10,7 +10,7 @@ from dask.utils import key_split
 
 from imageryxr.core.bbox import format_triple
 from imageryxr.errors import OptionError, param
-from imageryxr.export.commit.session import Stages, Workspace
+from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.estimate import (
     PROCESS_BYTES,
     ComputeCost,
@@ -22,7 +22,7 @@ from imageryxr.export.plan.estimate import (
     source_reads,
 )
 from imageryxr.export.plan.plan import ExportPlan
-from imageryxr.export.plan.regions import Regions, choose_regions
+from imageryxr.export.plan.regions import Regions, Stages, choose_regions
 from imageryxr.export.plan.slab_regions import slab_planner
 from imageryxr.export.read.buffers import BRICK_VOXELS, bricks
 from imageryxr.export.read.rolling_window import choose_strips
@@ -66,7 +66,7 @@ def make_plan(
     regions = slabs.regions() if slabs else _choose_volume_regions(target, read, pool, memory_of, most)
     target = _enlarge_coarse_regions(target, pool.budget, pool.workers * pool.threads)
     workspace, done = None, 0
-    stages = Stages.of(regions, target)
+    stages = Stages((regions, *target.later))
     if target.kind != "memory":
         _check_count(stages, target)
         workspace = Workspace(target, stages, token, what)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import overload
 
 from imageryxr.core.bbox import Index3, IndexBox
@@ -81,11 +81,31 @@ class Regions(Sequence[IndexBox]):
         return self[(z * ny + y) * nx + x]
 
 
+@dataclass(frozen=True)
+class Stages:
+    """All regions of an export, numbered consecutively: first the array's, then those of each later stage."""
+
+    parts: tuple[Regions, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def start(self, stage: int) -> int:
+        """Return the number of a stage's first region."""
+        return sum(len(p) for p in self.parts[:stage])
+
+    def box(self, number: int) -> tuple[int, IndexBox]:
+        """Return stage and box of a region."""
+        stage = 0
+        while number >= len(self.parts[stage]):
+            number -= len(self.parts[stage])
+            stage += 1
+        return stage, self.parts[stage][number]
+
+
 def tiles(box: IndexBox, size: Index3) -> Iterator[IndexBox]:
-    """Yield the pieces of a box cut at multiples of a size."""
-    ranges = [range(a - a % s, b, s) for a, b, s in zip(box.start, box.stop, size, strict=True)]
-    for z, y, x in product(*ranges):
-        yield IndexBox((z, y, x), (z + size[0], y + size[1], x + size[2])).clip(box)
+    """Iterate over the pieces of a box cut at multiples of a size."""
+    return (cell.clip(box) for cell in box.cells(size))
 
 
 def whole_chunks(box: IndexBox, chunk: Index3, voxels: int) -> Index3:

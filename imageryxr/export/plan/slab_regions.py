@@ -147,9 +147,7 @@ class SlabPlanner:
         best = max(1, min(BRICK_VOXELS // each, box.shape[axis]))
 
         def per_slice(count: int) -> float:
-            stop = list(box.stop)
-            stop[axis] = min(box.start[axis] + count, stop[axis])
-            slab = IndexBox(box.start, tuple(stop))  # type: ignore[arg-type]
+            slab = box.with_axis(axis, box.start[axis], min(box.start[axis] + count, box.stop[axis]))
             return drawing_bytes(self.expr, slab) / max(1, slab.shape[axis])
 
         while best < min(16, box.shape[axis]) and per_slice(2 * best) < 0.8 * per_slice(best):

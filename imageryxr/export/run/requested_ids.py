@@ -17,7 +17,7 @@ from imageryxr.ops.labels import RequestedIds
 
 SeenBits = tuple[tuple[str, bytes], ...]
 """Per set of requested ids: the start of its digest, and one bit per id that is set if the id occurs."""
-FoundPlaces = tuple[tuple[str, tuple[int, ...]], ...]
+FoundPlaces = dict[str, tuple[int, ...]]
 """Per set of requested ids: the start of its digest, and the indices of some of its ids."""
 
 
@@ -75,14 +75,14 @@ class IdTracker:
         if region is None or not self._ids:
             self._unseen |= region is None
             return None
-        new = []
+        new = {}
         for name, bits in region:
             if name in self._found:
                 found = self._found[name]
                 here = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(found)).astype(np.bool_)
-                new.append((name, tuple(np.flatnonzero(here & ~found).tolist())))
+                new[name] = tuple(np.flatnonzero(here & ~found).tolist())
                 found |= here
-        return tuple((name, places) for name, places in new if places)
+        return {name: places for name, places in new.items() if places}
 
     def resume(self, ids: dict[str, set[int]], known: bool) -> None:
         """Record the ids of regions that an earlier run has made; `known` states that they are complete."""

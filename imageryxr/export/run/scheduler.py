@@ -6,11 +6,12 @@ import heapq
 import queue
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from msgspec.structs import replace
 
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.errors import (
@@ -25,8 +26,9 @@ from imageryxr.errors import (
     TargetError,
     Wording,
 )
-from imageryxr.export.commit.session import Stages, Workspace
+from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.plan import ExportPlan
+from imageryxr.export.plan.regions import Stages
 from imageryxr.export.report import ExportReport, FailedRegion, progress_bar, update_bar, write_line
 from imageryxr.export.run.executors import RegionExecutor
 from imageryxr.export.run.requested_ids import IdTracker
@@ -133,7 +135,7 @@ def _run_stages(
     show_progress: bool | None,
 ) -> None:
     workers = plan.pool.make(Job(plan.target, space.data, plan.read, plan.slab_settings, space.continued))
-    loop = _Scheduler(workers, space.stages, space.box, plan, tally, retries, on_error)
+    loop = _Scheduler(workers, space.stages, space.stages.box, plan, tally, retries, on_error)
     try:
         with progress_bar(plan.target.place, len(space.stages), skipped, show_progress) as bar:
             loop.tick = lambda: update_bar(bar, skipped + tally.tasks, workers.partial_progress())

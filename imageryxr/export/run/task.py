@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.export.commit.journal import Entry, crc_of_sizes
+from imageryxr.export.commit.journal import Entry
 from imageryxr.export.read.buffers import BUFFERS, bricks, draw, read_sources, unwrap_source_errors
 from imageryxr.export.read.rolling_window import choose_strips, read_strips
 from imageryxr.export.read.slabs import SlabSettings, slab_files
@@ -24,7 +24,7 @@ from imageryxr.export.run.cancellation import run_cancellable
 from imageryxr.export.run.daemon_threads import check_stop
 from imageryxr.export.run.malloc import DelayedCleanup, raise_thresholds, restore_thresholds
 from imageryxr.export.run.requested_ids import SeenBits, pack_seen
-from imageryxr.export.store.local import Place, disk_errors
+from imageryxr.export.store.local import FileRecord, Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
 from imageryxr.graph.evaluate import Readings, required_boxes
@@ -80,53 +80,46 @@ class Job:
         read = read or self.read
         if self.slab_settings is not None and not stage and self.place is not None and isinstance(read, BoxReader):
             return self._write_slices(number, box, read, self.place)
-        values, sizes = None, list[int]()
+        values, files = None, dict[str, FileRecord]()
         with record_missing_chunks() as holes, record_ids() as seen:
             if self.place is None:
                 reader, readings = _unpack_input(read)
                 values = draw(reader.volume.expr, box, read_sources(reader, box, readings))
             elif stage:
-                sizes = self._write_coarse(stage, box, self.place)
+                files = self._write_coarse(stage, box, self.place)
             else:
-                sizes = self._write_in_strips(box, read, self.place)
-        return Outcome(Entry(number, sum(sizes), crc_of_sizes(sizes), tuple(sorted(holes))), values, pack_seen(seen))
+                files = self._write_in_strips(box, read, self.place)
+        return Outcome(Entry(number, files, tuple(sorted(holes))), values, pack_seen(seen))
 
-    def _write_in_strips(self, box: IndexBox, read: Any, place: Place) -> list[int]:
-        """Write a region in strips that are read, drawn and encoded one by one; return file sizes in key order."""
+    def _write_in_strips(self, box: IndexBox, read: Any, place: Place) -> dict[str, FileRecord]:
+        """Write a region in strips that are read, drawn and encoded one by one."""
         reader, readings = _unpack_input(read)
         parts = read_strips(reader, box, choose_strips(reader.volume.expr, box, self.target.granule), readings)
-        keys = list[str]()
         # errors of the sources must not be reported as errors of the target's disk
         with unwrap_source_errors(), disk_errors(self.target.place):
-            drawn = self._encode_parts(reader.volume.expr, parts, keys, box.voxels)
-            sizes = dict(zip(keys, place.put(drawn), strict=True))
-        return [sizes[key] for key in self.target.keys(0, box)]
+            return place.put(self._encode_parts(reader.volume.expr, parts, box.voxels))
 
     def _encode_parts(
-        self, expr: Expr, parts: Iterator[tuple[IndexBox, Readings]], keys: list[str], voxels: int
+        self, expr: Expr, parts: Iterator[tuple[IndexBox, Readings]], voxels: int
     ) -> Iterator[tuple[str, bytes]]:
         for part, readings in parts:
             for piece in bricks(part, self.target.granule):
                 check_stop()
-                for key, data in self.target.encode(0, piece, draw(expr, piece, readings)):
-                    keys.append(key)
-                    yield key, data
+                yield from self.target.encode(0, piece, draw(expr, piece, readings))
                 add_progress(piece.voxels / voxels)
 
     def _write_slices(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
         assert self.slab_settings is not None
-        sizes: dict[str, int] = self._existing_sizes(box) if self.continued else {}
-        new, known = list[str](), not sizes
+        existing = self._existing_files(box) if self.continued else {}
 
         def is_written(slab: IndexBox) -> bool:
-            return bool(sizes) and all(key in sizes for key in self.target.keys(0, slab))
+            return bool(existing) and all(key in existing for key in self.target.keys(0, slab))
 
         count = len(self.target.keys(0, box))
 
-        def record_keys(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-            for key, data in files:
-                new.append(key)
-                yield key, data
+        def show_progress(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+            for file in files:
+                yield file
                 add_progress(1 / count)
 
         opened = slab_files(self.slab_settings, read.volume.expr, box, self.target.encode, is_written)
@@ -136,23 +129,21 @@ class Job:
             opened as files,
             disk_errors(self.target.place),
         ):
-            written = place.put(record_keys(files))
-        sizes.update(zip(new, written, strict=True))
-        ordered = [sizes[key] for key in self.target.keys(0, box)]
-        entry = Entry(number, sum(ordered), crc_of_sizes(ordered), tuple(sorted(holes)))
-        return Outcome(entry, ids=pack_seen(seen) if known else None)
+            written = place.put(show_progress(files))
+        entry = Entry(number, {**existing, **written}, tuple(sorted(holes)))
+        return Outcome(entry, ids=None if existing else pack_seen(seen))
 
-    def _existing_sizes(self, box: IndexBox) -> dict[str, int]:
-        sizes = {key: self._size_of(key) for key in self.target.keys(0, box)}
-        return {key: size for key, size in sizes.items() if size is not None}
+    def _existing_files(self, box: IndexBox) -> dict[str, FileRecord]:
+        found = {key: self._own_record(key) for key in self.target.keys(0, box)}
+        return {key: record for key, record in found.items() if record is not None}
 
     @cached_property
-    def _size_of(self) -> Callable[[str], int | None]:
+    def _own_record(self) -> Callable[[str], FileRecord | None]:
         # a bucket is listed once; files that appear later belong to regions in progress
         assert self.place is not None
-        return self.place.own_size_lookup()
+        return self.place.own_records()
 
-    def _write_coarse(self, stage: int, box: IndexBox, place: Place) -> list[int]:
+    def _write_coarse(self, stage: int, box: IndexBox, place: Place) -> dict[str, FileRecord]:
         BUFFERS.clear()  # the buffers of the finest level, which is complete, would add to the memory of this one
         with disk_errors(self.target.place):
             return place.put(self.target.encode(stage, box, self.target.derive(stage, box, place)))

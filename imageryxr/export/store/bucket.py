@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from imageryxr.errors import ImageryError, TargetError
-from imageryxr.export.store.local import Folder, Place, is_remote
+from imageryxr.export.store.local import FileRecord, Folder, Place, is_remote
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.omezarr.stores import RETRY, bucket_options
 
@@ -73,7 +73,7 @@ class Bucket:
     """Whether to forbid caching, for objects that change: Google's servers cache public objects for an hour
     (https://cloud.google.com/storage/docs/caching)."""
     run: str | None = field(default=None, compare=False, repr=False)
-    """Identifier of the export, stored in the metadata of each object: see `own_size_lookup`."""
+    """Identifier of the export, stored in the metadata of each object: see `own_records`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Bucket, (self.url, self.worker_watch, self.worker_watch, self.fresh, self.run))
@@ -82,18 +82,18 @@ class Bucket:
         if self.watch is not None:
             self.watch.ensure()
 
-    def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
+    def put(self, files: Iterable[tuple[str, bytes]]) -> dict[str, FileRecord]:
         """Upload objects. Each may replace the object that exists now, but none that appears during the upload."""
-        sizes = []
+        records = {}
         for key, data in files:
             self._watch()
             encoding = "gzip" if key.endswith(".gz") else None
             with _bucket_errors(self.url):
                 self._put(key.removesuffix(".gz"), data, encoding)
-            sizes.append(len(data))
+            records[key] = FileRecord.of(data)
         if self.worker_watch is not None and self.watch is self.worker_watch:
             self.watch.check()  # an export that was taken over must not count these regions as finished
-        return sizes
+        return records
 
     def _put(self, name: str, data: bytes, encoding: str | None) -> None:
         if len(data) > ONE_REQUEST:
@@ -200,14 +200,16 @@ class Bucket:
 
     def get_with_mark(self, key: str) -> tuple[bytes | None, dict[str, str] | None]:
         """Download an object with its mark; None for both if there is none."""
+        data, found = self._download(key)
+        return data, None if data is None else _mark_from(found.meta)
+
+    def _download(self, key: str) -> tuple[bytes | None, Any]:
         import obstore
 
-        with _bucket_errors(self.url):
-            try:
-                found = obstore.get(self._store, key.removesuffix(".gz"))
-                return bytes(found.bytes()), _mark_from(found.meta)
-            except FileNotFoundError:
-                return None, None
+        with _bucket_errors(self.url), suppress(FileNotFoundError):
+            found = obstore.get(self._store, key.removesuffix(".gz"))
+            return bytes(found.bytes()), found
+        return None, None
 
     def get(self, key: str) -> bytes | None:
         """Download an object; return None if there is none."""
@@ -218,25 +220,26 @@ class Bucket:
         listed = self.sizes()
         return lambda key: listed.get(key.removesuffix(".gz"))
 
-    def own_size_lookup(self) -> Callable[[str], int | None]:
-        """Return the same for objects whose metadata name this export, which takes one request per object.
+    def record_check(self, since: float) -> Callable[[str, FileRecord], bool]:
+        """Return a function that returns whether an object has the recorded size; contents are not downloaded."""
+        size = self.size_lookup()
+        return lambda key, record: size(key) == record.size
+
+    def own_records(self) -> Callable[[str], FileRecord | None]:
+        """Return a function that downloads an object whose metadata name this export, and returns its record.
 
         An object of another export may have appeared under a free name.
         """
-        size_lookup = self.size_lookup()
-        return lambda key: size_lookup(key) if size_lookup(key) is not None and self._is_own(key) else None
+        size = self.size_lookup()
 
-    def _is_own(self, key: str) -> bool:
-        import obstore
+        def record(key: str) -> FileRecord | None:
+            if size(key) is None:
+                return None
+            data, found = self._download(key)
+            own = data is not None and self.run in (None, found.attributes.get(RUN))
+            return FileRecord.of(data) if data is not None and own else None
 
-        if self.run is None:
-            return True
-        with _bucket_errors(self.url):
-            try:
-                found = obstore.get(self._store, key.removesuffix(".gz"), options={"head": True})
-            except FileNotFoundError:
-                return False
-        return found.attributes.get(RUN) == self.run
+        return record
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects. Deletions cannot be conditional, so ownership is checked before each request."""
@@ -249,14 +252,17 @@ class Bucket:
             with _bucket_errors(self.url):
                 obstore.delete(self._store, batch)
 
+    def clear(self) -> None:
+        """Delete all objects of this prefix."""
+        self.delete(list(self.names()))
+
     def sizes(self) -> dict[str, int]:
         """Return the size of each object."""
         return {entry["path"]: int(entry["size"]) for entry in self._listing()}
 
     def names(self) -> Iterator[str]:
         """Iterate over the names of all objects."""
-        for entry in self._listing():
-            yield entry["path"]
+        return (entry["path"] for entry in self._listing())
 
     def top_level_files(self) -> list[str]:
         """Return the names of objects without a slash."""
@@ -270,7 +276,7 @@ class Bucket:
         import obstore
 
         final._watch()
-        root = self._root
+        root = "/".join(self.url.split("/")[:3])
         store, inside = bucket_store(root), [url.removeprefix(root).strip("/") for url in (self.url, final.url)]
         old, new = (f"{prefix}/{key}".strip("/") for prefix in inside)
         with _bucket_errors(final.url):
@@ -306,10 +312,6 @@ class Bucket:
                 yield from batch
 
     @property
-    def _root(self) -> str:
-        return "/".join(self.url.split("/")[:3])
-
-    @property
     def _store(self) -> Any:
         return bucket_store(self.url)
 
@@ -340,9 +342,7 @@ def _open_bucket(url: str, pid: int) -> Any:
 def _bucket_errors(url: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise
-    except ImageryError:
+    except (FileNotFoundError, ImageryError):
         raise
     except Exception as error:
         code, message = _error_fields(error)

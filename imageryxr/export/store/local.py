@@ -1,4 +1,4 @@
-"""Local folders that exports write to, in which each file is complete or absent, and the `Place` protocol."""
+"""Local folders that exports write to, in which each file is complete or absent; locks; and the `Place` protocol."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import errno
 import os
 import time
 import uuid
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from imageryxr.errors import ImageryError, OptionError, TargetError, param
 
@@ -23,6 +24,20 @@ WAITING = 32
 SETTLED_SECONDS = 2.0
 
 
+class FileRecord(NamedTuple):
+    """What the journal records of a file."""
+
+    size: int
+    """Bytes."""
+    checksum: int
+    """CRC-32 of the content."""
+
+    @classmethod
+    def of(cls, data: bytes) -> FileRecord:
+        """Return the record of a file with this content."""
+        return cls(len(data), zlib.crc32(data))
+
+
 class Place(Protocol):
     """A folder or a prefix of a bucket that files are written to: small, picklable and thread-safe."""
 
@@ -30,8 +45,8 @@ class Place(Protocol):
     def url(self) -> str:
         """The path or URL."""
 
-    def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
-        """Write files, each atomically and durably; return their sizes."""
+    def put(self, files: Iterable[tuple[str, bytes]]) -> dict[str, FileRecord]:
+        """Write files, each atomically and durably; return their records by key."""
 
     def get(self, key: str) -> bytes | None:
         """Return the content of a file, None if there is none."""
@@ -39,8 +54,14 @@ class Place(Protocol):
     def size_lookup(self) -> Callable[[str], int | None]:
         """Return a function that returns the size of a file, None if there is none; it may cache a listing."""
 
-    def own_size_lookup(self) -> Callable[[str], int | None]:
-        """Return the same for files of this export only."""
+    def record_check(self, since: float) -> Callable[[str, FileRecord], bool]:
+        """Return a function that returns whether a file is as recorded.
+
+        It compares the sizes, and the contents of local files that were modified after the time `since`.
+        """
+
+    def own_records(self) -> Callable[[str], FileRecord | None]:
+        """Return a function that reads a file of this export and returns its record, None if there is none."""
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files; missing ones are ignored."""
@@ -84,10 +105,10 @@ class Folder:
         """The path."""
         return self.root
 
-    def put(self, files: Iterable[tuple[str, bytes]]) -> list[int]:
+    def put(self, files: Iterable[tuple[str, bytes]]) -> dict[str, FileRecord]:
         """Write files under temporary names, flush them to the disk, then rename; the last few are flushed late."""
         waiting: deque[tuple[float, str, str]] = deque()
-        folders, sizes = set[str](), []
+        folders, records = set[str](), dict[str, FileRecord]()
 
         def settle(left: int, until: float = 0.0) -> None:
             while len(waiting) > left or (waiting and waiting[0][0] < until):
@@ -104,7 +125,7 @@ class Folder:
                 temporary = os.path.join(self.scratch, uuid.uuid4().hex)
                 _write(temporary, data)
                 waiting.append((time.monotonic(), temporary, os.path.join(self.root, key)))
-                sizes.append(len(data))
+                records[key] = FileRecord.of(data)
                 settle(WAITING, time.monotonic() - SETTLED_SECONDS)
             settle(0)
             for folder in folders:
@@ -114,7 +135,7 @@ class Folder:
                 with suppress(OSError):
                     settle(0)
             raise
-        return sizes
+        return records
 
     def get(self, key: str) -> bytes | None:
         """Return the content of a file, None if there is none."""
@@ -134,9 +155,25 @@ class Folder:
 
         return size
 
-    def own_size_lookup(self) -> Callable[[str], int | None]:
-        """Return the same: the folder is this export's own."""
-        return self.size_lookup()
+    def record_check(self, since: float) -> Callable[[str, FileRecord], bool]:
+        """Return a function that returns whether a file is as recorded; only changed files are read."""
+
+        def is_intact(key: str, record: FileRecord) -> bool:
+            try:
+                found = os.stat(os.path.join(self.root, key))
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return found.st_size == record.size and (found.st_mtime <= since or self._record(key) == record)
+
+        return is_intact
+
+    def own_records(self) -> Callable[[str], FileRecord | None]:
+        """Return a function that reads a file and returns its record: the folder is this export's own."""
+        return self._record
+
+    def _record(self, key: str) -> FileRecord | None:
+        data = self.get(key)
+        return None if data is None else FileRecord.of(data)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files."""
@@ -245,3 +282,78 @@ def move_into_place(moves: Sequence[tuple[str, str]], aside: str) -> None:
         raise
     for folder in {os.path.dirname(final) for _, final in moves}:
         sync(folder)
+
+
+class TargetLock:
+    """A lock file of a target, which contains the id of its process. The system unlocks it when the process ends.
+
+    Parameters
+    ----------
+    path : str
+    """
+
+    PATIENCE = 0.1
+    """Seconds to wait for another process, which may lock the file for a moment to look up its holder."""
+
+    def __init__(self, path: str) -> None:
+        from filelock import FileLock
+
+        self._path = Path(path)
+        self._lock = FileLock(path, mode=0o666, thread_local=False)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Lock the file, and remove it at the end, with its folder if that is hidden and empty.
+
+        Raises
+        ------
+        TargetError
+            If another process has locked it.
+        """
+        if not self._acquire():
+            raise TargetError(
+                f"another process is exporting to this target ({self._process()}, which holds {self._path}); wait for "
+                "it to end, or stop it: the same call continues where it stopped"
+            )
+        try:
+            self._path.write_text(str(os.getpid()))
+            yield
+        finally:
+            self._remove()
+
+    def holder(self) -> str:
+        """Return which process has locked the file, in words; empty if none has."""
+        if not self._path.exists():
+            return ""
+        if self._acquire():
+            self._remove()
+            return ""
+        return self._process()
+
+    def _process(self) -> str:
+        """Return which process has locked the file, with its id if the file can be read."""
+        with suppress(OSError, ValueError):
+            pid = int(self._path.read_text())
+            return "this process" if pid == os.getpid() else f"process {pid}"
+        return "a process"
+
+    def _acquire(self) -> bool:
+        from filelock import Timeout
+
+        while True:
+            os.makedirs(self._path.parent, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=self.PATIENCE, poll_interval=self.PATIENCE / 5)
+            except FileNotFoundError:  # another process removed the empty folder
+                continue
+            except Timeout:
+                return False
+            return True
+
+    def _remove(self) -> None:
+        with suppress(OSError):  # Windows removes no open files; there filelock removes the file
+            self._path.unlink()
+        self._lock.release()
+        if self._path.parent.name.startswith("."):
+            with suppress(OSError):  # the folder may contain manifests of other stacks
+                self._path.parent.rmdir()

@@ -11,21 +11,21 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.errors import Message, OptionError, TargetError, param
+from imageryxr.errors import Message, OptionError, Part, TargetError, param
+from imageryxr.export.commit.manifest import Kind, SliceNames
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.graph.expr import Array
 
 # Voxels of a region of a pyramid's coarser level, unless a chunk is larger or memory allows more.
 REGION_VOXELS = 1 << 20
-
-Kind = Literal["tree", "files", "single", "memory"]
 
 COARSER = Message("a coarser level (", param("mip", ...), ")")
 """Advice for exports that are too large."""
@@ -68,8 +68,6 @@ class Target(ABC):
     """Endings or schemes of targets of this format."""
     encoding: ClassVar[float] = 1.5
     """Bytes of memory while a region is encoded, for each byte of the region."""
-    earlier: ClassVar[dict[str, Any]] = {}
-    """Options that earlier versions did not have in `describe`, with the value that they used."""
 
     @property
     def granule(self) -> Index3:
@@ -93,10 +91,6 @@ class Target(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return the format and its options as plain data: everything besides the voxels that determines the bytes."""
-
-    def identity(self) -> dict[str, Any]:
-        """Return `describe` as earlier versions would, so that their exports of the same bytes are continued."""
-        return {k: v for k, v in self.describe().items() if self.earlier.get(k) != v or k not in self.earlier}
 
     @property
     def plain(self) -> bool:
@@ -133,11 +127,11 @@ class Target(ABC):
         """Return the keys whose files show that the target exists."""
         return list(self.commit())
 
-    def names(self) -> dict[str, Any] | None:
-        """Return plain data from which `named` lists all files, for a target whose files are in a shared folder."""
+    def names(self) -> SliceNames | None:
+        """Return a value from which `named` lists all files, for a target whose files are in a shared folder."""
         return None
 
-    def named(self, names: dict[str, Any]) -> list[str]:
+    def named(self, names: SliceNames) -> list[str]:
         """Return the keys of another export to this place, from the result of its `names`."""
         return []
 
@@ -186,6 +180,13 @@ def refuse_fractions(layer: ArrayInfo, layer_type: str | None) -> None:
             param("layer_type", "image"),
             " for an image",
         )
+
+
+def check_number(name: str, value: Any, low: float, high: float, *expected: Part, whole: bool = True) -> None:
+    """Raise `OptionError` unless an option is a number of a range; `expected` describes valid values."""
+    is_number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        raise OptionError(param(name, value), " must be ", *expected)
 
 
 def three_counts(value: Any, name: str) -> Index3:

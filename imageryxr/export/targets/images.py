@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import OptionError, Wording, param
-from imageryxr.export.targets.base import ArrayInfo
-from imageryxr.export.targets.slices import Stack, split_pattern
+from imageryxr.errors import OptionError, Wording
+from imageryxr.export.targets.base import ArrayInfo, check_number
+from imageryxr.export.targets.slices import Stack, shown_values, split_pattern
 from imageryxr.export.targets.tiff import check_compression, check_type, is_imagej_type, tiff_page_tags
 from imageryxr.graph.expr import Array
 
@@ -63,8 +63,7 @@ def png_stack(place: str, layer: ArrayInfo, *, compress_level: int = 3) -> PngSt
             ),
             ", or export ids to .ome.zarr",
         )
-    if isinstance(compress_level, bool) or not isinstance(compress_level, int) or not 0 <= compress_level <= 9:
-        raise OptionError(param("compress_level", compress_level), " must be 0 (large and fast) to 9 (small and slow)")
+    check_number("compress_level", compress_level, 0, 9, "0 (large and fast) to 9 (small and slow)")
     target = PngStack(place, root, layer, axis, pattern, compress_level)
     target.check_names()
     return target
@@ -92,7 +91,7 @@ class TiffStack(Stack):
         import tifffile
 
         file = io.BytesIO()
-        plane = np.ascontiguousarray(plane if plane.dtype != np.bool_ else plane.astype(np.uint8) * 255)
+        plane = np.ascontiguousarray(shown_values(plane))
         imagej = is_imagej_type(self.layer)
         tags = tiff_page_tags(self.layer, self.pixel, imagej=imagej)
         tifffile.imwrite(file, plane, compression=self.compression, imagej=imagej, **tags)

@@ -6,27 +6,17 @@ The format: https://ngff.openmicroscopy.org. The translation of a level is the c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox, tidy
-from imageryxr.core.grid import Grid
 from imageryxr.errors import OptionError, Wording, param
-from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo, lost_object, refuse_fractions, stored_dtype, three_counts
-from imageryxr.export.targets.pyramid import (
-    FinerLevel,
-    Pyramid,
-    check_levels,
-    derive_level,
-    derived_bytes,
-    level_regions,
-    pyramid,
-)
+from imageryxr.export.targets.base import ArrayInfo, refuse_fractions, stored_dtype, three_counts
+from imageryxr.export.targets.pyramid import Pyramid, check_levels, pyramid
 from imageryxr.export.targets.zarr_array import ZarrArray
 from imageryxr.graph.expr import Array
 
@@ -38,16 +28,12 @@ VERSIONS = ("0.5", "0.4")
 class OmeZarr(Pyramid):
     """An OME-Zarr image or label, written level by level."""
 
-    grids: tuple[Grid, ...]
-    """The grid of each level, finest first."""
-    chunk: Index3
     shard: Index3 | None
     compressor: str
     version: str
 
     kind = "tree"
     suffixes = (".zarr",)
-    encoding = 2.0
 
     def describe(self) -> dict[str, Any]:
         """Return the format and its options."""
@@ -65,16 +51,6 @@ class OmeZarr(Pyramid):
     def plain(self) -> bool:
         """Whether chunks are uncompressed."""
         return self.compressor == "none"
-
-    @property
-    def granule(self) -> Index3:
-        """The shape of a stored object: a chunk or a shard."""
-        return self.object_shape(0)
-
-    @property
-    def later(self) -> tuple[Regions, ...]:
-        """The coarser levels, each derived from the next finer one."""
-        return tuple(level_regions(g.shape, self.object_shape(i), self.coarse) for i, g in enumerate(self.grids) if i)
 
     def chunk_shape(self, level: int) -> Index3:
         """Return the shape of a chunk of a level."""
@@ -126,38 +102,11 @@ class OmeZarr(Pyramid):
         for key, data in self.array(stage).encode(box, values):
             yield f"{stage}/{key}", data
 
-    def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
-        """Return a box of a level, derived from the next finer level."""
-        objects: dict[str, bytes] = {}
-        return derive_level(
-            self._finer_level(stage),
-            self.grids[stage],
-            box,
-            lambda need: self._load(stage - 1, need, place, objects),
-            layer_type=self.layer.layer_type,
-            channels=self.layer.channels,
-            dtype=stored_dtype(self.layer.dtype),
-        )
-
-    def derived_bytes(self, stage: int, box: IndexBox) -> int:
-        """Return the maximal bytes of memory that `derive` needs, its result included."""
-        return derived_bytes(self._finer_level(stage), self.grids[stage], box, self.layer.voxel_bytes)
-
-    def _finer_level(self, stage: int) -> FinerLevel:
-        return FinerLevel(self.grids[stage - 1], self.object_shape(stage - 1), self.chunk_shape(stage - 1))
-
-    def _load(self, level: int, box: IndexBox, place: Place, objects: dict[str, bytes]) -> Array:
+    def decode(self, level: int, box: IndexBox, objects: Mapping[str, bytes], place: Place) -> Array:
+        """Return the values of a box of a level from its stored objects."""
         # zarr reads a missing object as background, so objects are read here, where a missing one is an error
-        array = self.array(level)
-        keys = array.keys(box)
-        for key in set(objects) - set(keys):
-            del objects[key]  # consecutive parts share objects; others are released
-        for key in set(keys) - set(objects):
-            data = place.get(f"{level}/{key}")
-            if data is None:
-                raise lost_object(place, f"{level}/{key}")
-            objects[key] = data
-        return array.decode(box, objects, f"{place.url}/{level}")
+        inside = {key.removeprefix(f"{level}/"): data for key, data in objects.items()}
+        return self.array(level).decode(box, inside, f"{place.url}/{level}")
 
     def _ome(self) -> dict[str, Any]:
         axes: list[dict[str, str]] = [{"name": d, "type": "space", "unit": "nanometer"} for d in ("z", "y", "x")]
@@ -249,8 +198,7 @@ def ome_zarr(
     grids = tuple(pyramid(layer.grid, levels, max(chunk)))
     if layer_type not in (None, "image", "segmentation"):
         raise OptionError(param("layer_type", layer_type), " is neither 'image' nor 'segmentation'")
-    if layer_type is not None:
-        layer = ArrayInfo(layer.grid, layer.channels, layer.dtype, layer_type, layer.contrast)
+    layer = replace(layer, layer_type=layer_type or layer.layer_type)
     return OmeZarr(place, root, layer, grids, chunk, shard, _compressor(compressor), str(version))
 
 

@@ -8,29 +8,19 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox, format_triple
 from imageryxr.core.grid import Grid
 from imageryxr.errors import Message, OptionError, param, warn
-from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo, lost_object, refuse_fractions, stored_dtype, three_counts
-from imageryxr.export.targets.pyramid import (
-    FinerLevel,
-    Pyramid,
-    check_levels,
-    derive_level,
-    derived_bytes,
-    level_regions,
-    pyramid,
-)
+from imageryxr.export.targets.base import ArrayInfo, check_number, refuse_fractions, stored_dtype, three_counts
+from imageryxr.export.targets.pyramid import Pyramid, check_levels, pyramid
 from imageryxr.graph.expr import Array
 
 CHUNK: Index3 = (64, 64, 64)
@@ -46,8 +36,6 @@ TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float
 class Precomputed(Pyramid):
     """A precomputed layer, written scale by scale."""
 
-    grids: tuple[Grid, ...]
-    chunk: Index3
     codec: str
     """The encoding of chunks."""
     quality: int
@@ -55,11 +43,8 @@ class Precomputed(Pyramid):
     gzip: bool = False
     """Whether chunks are gzipped. On a disk, only CloudVolume finds such chunks, whose names end in ``.gz``."""
 
-    # Earlier versions always gzipped: their exports can be continued with gzip=True only.
-    earlier: ClassVar[dict[str, Any]] = {"gzip": True}
     kind = "tree"
     suffixes = ("precomputed://",)
-    encoding = 2.0
 
     def describe(self) -> dict[str, Any]:
         """Return the format and its options."""
@@ -72,16 +57,6 @@ class Precomputed(Pyramid):
             "layer_type": self.layer.layer_type,
             **({"gzip": self.gzip} if self.codec in ZIPPABLE else {}),
         }
-
-    @property
-    def granule(self) -> Index3:
-        """The shape of a chunk."""
-        return self.chunk
-
-    @property
-    def later(self) -> tuple[Regions, ...]:
-        """The coarser scales, each derived from the next finer one."""
-        return tuple(level_regions(g.shape, self.chunk, self.coarse) for g in self.grids[1:])
 
     def problems(self) -> list[str]:
         """Return an error for arrays whose offset is not a whole number of voxels."""
@@ -129,10 +104,7 @@ class Precomputed(Pyramid):
         return [self._file(stage, part) for part in self._parts(stage, box)]
 
     def _parts(self, stage: int, box: IndexBox) -> Iterator[IndexBox]:
-        ranges = [range(a - a % c, b, c) for a, b, c in zip(box.start, box.stop, self.chunk, strict=True)]
-        for start in product(*ranges):
-            stop = tuple(a + c for a, c in zip(start, self.chunk, strict=True))
-            yield IndexBox(start, stop).clip(self.grids[stage].box)  # type: ignore[arg-type]
+        return (part.clip(self.grids[stage].box) for part in box.cells(self.chunk))
 
     def _file(self, stage: int, part: IndexBox) -> str:
         grid = self.grids[stage]
@@ -159,41 +131,15 @@ class Precomputed(Pyramid):
             # without a timestamp, so that equal voxels give equal bytes
             yield self._file(stage, part), gzip.compress(data, 5, mtime=0) if self.gzip else bytes(data)
 
-    def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
-        """Return a box of a scale, derived from the next finer scale."""
-        objects: dict[str, bytes] = {}
-        return derive_level(
-            self._finer_level(stage),
-            self.grids[stage],
-            box,
-            lambda need: self._load(stage - 1, need, place, objects),
-            layer_type=self.layer.layer_type,
-            channels=self.layer.channels,
-            dtype=stored_dtype(self.layer.dtype),
-        )
-
-    def derived_bytes(self, stage: int, box: IndexBox) -> int:
-        """Return the maximal bytes of memory that `derive` needs, its result included."""
-        return derived_bytes(self._finer_level(stage), self.grids[stage], box, self.layer.voxel_bytes)
-
-    def _finer_level(self, stage: int) -> FinerLevel:
-        return FinerLevel(self.grids[stage - 1], self.chunk, self.chunk)
-
-    def _load(self, stage: int, box: IndexBox, place: Place, objects: dict[str, bytes]) -> Array:
+    def decode(self, level: int, box: IndexBox, objects: Mapping[str, bytes], place: Place) -> Array:
+        """Return the values of a box of a scale from its chunks."""
         from imageryxr.sources.codecs.chunk_decoder import decode_chunk
-
-        for key in set(objects) - set(self.keys(stage, box)):
-            del objects[key]  # consecutive parts share objects; others are released
 
         count = max(1, self.layer.channels)
         dtype = stored_dtype(self.layer.dtype)
         out = np.moveaxis(np.empty((count, *box.shape), dtype), 0, -1)  # channels first in memory, as in chunks
-        for part in self._parts(stage, box):
-            key = self._file(stage, part)
-            data = objects.get(key) or place.get(key)
-            if data is None:
-                raise lost_object(place, key)
-            objects[key] = data
+        for part in self._parts(level, box):
+            data = objects[self._file(level, part)]
             if self.gzip and data[:2] == b"\x1f\x8b":  # a bucket may already have decompressed the chunk
                 data = gzip.decompress(data)
             depth, height, width = part.shape
@@ -264,7 +210,7 @@ def precomputed(
         )
     z, y, x = three_counts(chunks, "chunks")
     check_levels(levels)
-    layer = ArrayInfo(layer.grid, layer.channels, layer.dtype, kind, layer.contrast)
+    layer = replace(layer, layer_type=kind)
     whole = all(isinstance(o, int) for o in layer.grid.voxel_offset)
     grids = pyramid(layer.grid, levels, 2 * max(z, y, x), whole_offsets=True) if whole else [layer.grid]
     if len({_key(g) for g in grids}) < len(grids):
@@ -283,8 +229,8 @@ def _check_extras(encoding: str, quality: Any, zipped: Any) -> None:
             " out, or give ",
             param("encoding", "jpeg"),
         )
-    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100):
-        raise OptionError(param("quality", quality), " must be a whole number from 1 to 100")
+    if quality is not None:
+        check_number("quality", quality, 1, 100, "a whole number from 1 to 100")
     if not isinstance(zipped, bool):
         raise OptionError(param("gzip", zipped), " must be True (smaller) or False (readable by all programs)")
     if zipped and encoding not in ZIPPABLE:

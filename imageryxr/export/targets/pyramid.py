@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Axis, Grid
-from imageryxr.errors import OptionError, Wording, param
+from imageryxr.errors import Wording
 from imageryxr.export.plan.regions import Regions, tiles
-from imageryxr.export.targets.base import REGION_VOXELS, Target
+from imageryxr.export.store.local import Place
+from imageryxr.export.targets.base import REGION_VOXELS, Target, check_number, lost_object, stored_dtype
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Resampled
 
@@ -51,21 +53,81 @@ def _halve_axis(axis: Axis, whole: bool) -> Axis:
 class Pyramid(Target):
     """A target of several levels, each derived from the next finer one."""
 
+    grids: tuple[Grid, ...]
+    """The grid of each level, finest first."""
+    chunk: Index3
     coarse: int = field(default=REGION_VOXELS, kw_only=True)
+
+    encoding = 2.0
 
     def in_coarse(self, voxels: int) -> Pyramid:
         """Return the same target with coarser levels in regions of about `voxels` voxels."""
         return replace(self, coarse=voxels)
 
+    def chunk_shape(self, level: int) -> Index3:
+        """Return the shape of a chunk of a level."""
+        return self.chunk
+
+    def object_shape(self, level: int) -> Index3:
+        """Return the shape of a stored object of a level: a multiple of its chunk."""
+        return self.chunk_shape(level)
+
+    @property
+    def granule(self) -> Index3:
+        """The shape of a stored object."""
+        return self.object_shape(0)
+
+    @property
+    def later(self) -> tuple[Regions, ...]:
+        """The coarser levels, each derived from the next finer one."""
+        return tuple(level_regions(g.shape, self.object_shape(i), self.coarse) for i, g in enumerate(self.grids) if i)
+
+    def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
+        """Return a box of a level, derived from the next finer level."""
+        objects: dict[str, bytes] = {}
+
+        def load(need: IndexBox) -> Array:
+            read_objects(place, self.keys(stage - 1, need), objects)
+            return self.decode(stage - 1, need, objects, place)
+
+        return derive_level(
+            self._finer_level(stage),
+            self.grids[stage],
+            box,
+            load,
+            layer_type=self.layer.layer_type,
+            channels=self.layer.channels,
+            dtype=stored_dtype(self.layer.dtype),
+        )
+
+    @abstractmethod
+    def decode(self, level: int, box: IndexBox, objects: Mapping[str, bytes], place: Place) -> Array:
+        """Return the values of a box from all stored objects that it touches, by key; errors name ``place``."""
+
+    def derived_bytes(self, stage: int, box: IndexBox) -> int:
+        """Return the maximal bytes of memory that `derive` needs, its result included."""
+        return derived_bytes(self._finer_level(stage), self.grids[stage], box, self.layer.voxel_bytes)
+
+    def _finer_level(self, stage: int) -> FinerLevel:
+        return FinerLevel(self.grids[stage - 1], self.object_shape(stage - 1), self.chunk_shape(stage - 1))
+
+
+def read_objects(place: Place, keys: list[str], objects: dict[str, bytes]) -> None:
+    """Read the missing objects of a dictionary, and release those that are not needed; parts share objects."""
+    for key in set(objects) - set(keys):
+        del objects[key]
+    for key in set(keys) - set(objects):
+        data = place.get(key)
+        if data is None:
+            raise lost_object(place, key)
+        objects[key] = data
+
 
 def check_levels(levels: int | None) -> None:
     """Raise `OptionError` if a number of levels is invalid."""
-    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
-        raise OptionError(
-            param("levels", levels),
-            " must be a whole number from 1 (no pyramid)",
-            Wording(", or None", ", or be left out"),
-        )
+    if levels is not None:
+        none = Wording(", or None", ", or be left out")
+        check_number("levels", levels, 1, math.inf, "a whole number from 1 (no pyramid)", none)
 
 
 def level_regions(shape: Index3, granule: Index3, voxels: int = REGION_VOXELS) -> Regions:

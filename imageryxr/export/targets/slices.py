@@ -16,6 +16,7 @@ import numpy as np
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Axis
 from imageryxr.errors import OptionError, param, warn
+from imageryxr.export.commit.manifest import SliceNames
 from imageryxr.export.store.bucket import open_place
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import Target, lost_object
@@ -59,11 +60,6 @@ class SliceTarget(Target):
         rows, columns = self.picture_shape
         return 3 * rows * columns * self.layer.voxel_bytes
 
-    @property
-    def assembling_bytes(self) -> int:
-        """The same for a single file, because its slices are appended one by one."""
-        return self.page_bytes if self.kind == "single" else 0
-
     @abstractmethod
     def key(self, index: int) -> str:
         """Return the name of a slice's file."""
@@ -82,12 +78,38 @@ class SliceTarget(Target):
         for i in range(first, box.stop[self.axis]):
             yield self.key(i), self.page(i, np.take(values, i - first, axis=self.axis))
 
-    def read_page(self, place: Place, index: int) -> bytes:
-        """Return the temporary file of a slice, for the assembly of a single file."""
-        data = place.get(self.key(index))
-        if data is None:
-            raise lost_object(place, self.key(index))
-        return data
+
+def shown_values(plane: Array) -> Array:
+    """Return the values of a slice as programs show them: booleans as 0 and 255."""
+    return plane if plane.dtype != np.bool_ else plane.astype(np.uint8) * 255
+
+
+@dataclass(frozen=True)
+class SingleFile(SliceTarget):
+    """A file that is assembled from temporary files of its slices."""
+
+    kind = "single"
+
+    @property
+    def assembling_bytes(self) -> int:
+        """The bytes of one slice, because slices are appended one by one."""
+        return self.page_bytes
+
+    def occupied(self) -> list[str]:
+        """Return the file itself."""
+        return [""]
+
+    def key(self, index: int) -> str:
+        """Return the name of a slice's temporary file."""
+        return f"{index:08d}.page"
+
+    def read_pages(self, place: Place) -> Iterator[bytes]:
+        """Iterate over the temporary files of the slices, in order."""
+        for index in range(self.layer.grid.shape[self.axis]):
+            data = place.get(self.key(index))
+            if data is None:
+                raise lost_object(place, self.key(index))
+            yield data
 
 
 def single_file_axis(axis: Any) -> int:
@@ -113,17 +135,14 @@ class Stack(SliceTarget):
     def _slice_name(self, index: int, axis: Axis) -> str:
         return _fill_pattern(self.pattern, DIMS[self.axis], index, axis)
 
-    def names(self) -> dict[str, Any]:
+    def names(self) -> SliceNames:
         """Return the pattern, and the slices that it is filled in with."""
         axis = self.layer.grid.axes[self.axis]
-        place = {"count": axis.size, "resolution": axis.resolution, "offset": axis.offset}
-        return {"pattern": self.pattern, "axis": DIMS[self.axis], **place}
+        return SliceNames(self.pattern, DIMS[self.axis], axis.size, axis.resolution, axis.offset)
 
-    def named(self, names: dict[str, Any]) -> list[str]:
+    def named(self, names: SliceNames) -> list[str]:
         """Return the files of another stack of this pattern."""
-        if (names.get("pattern"), names.get("axis")) != (self.pattern, DIMS[self.axis]):
-            return []
-        return slice_names(names)
+        return slice_names(names) if (names.pattern, names.axis) == (self.pattern, DIMS[self.axis]) else []
 
     def occupied(self) -> list[str]:
         """Return the names of all files."""
@@ -179,12 +198,12 @@ def _fill_pattern(pattern: str, dim: str, index: int, axis: Axis) -> str:
     return pattern.format(**values)
 
 
-def slice_names(names: dict[str, Any]) -> list[str]:
+def slice_names(names: SliceNames) -> list[str]:
     """Return the files of a stack from the result of its `Stack.names`; none if its pattern is invalid."""
-    axis = Axis(names["count"], names["resolution"], names["offset"])
+    axis = Axis(names.count, names.resolution, names.offset)
     try:
-        split_pattern(names["pattern"])
-        return [_fill_pattern(names["pattern"], names["axis"], i, axis) for i in range(axis.size)]
+        split_pattern(names.pattern)
+        return [_fill_pattern(names.pattern, names.axis, i, axis) for i in range(axis.size)]
     except (ValueError, LookupError, AttributeError, TypeError):
         return []
 

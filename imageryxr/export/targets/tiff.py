@@ -14,7 +14,7 @@ from imageryxr.errors import Message, OptionError, Wording, param
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import ArrayInfo
-from imageryxr.export.targets.slices import SliceTarget, single_file_axis
+from imageryxr.export.targets.slices import SingleFile, shown_values, single_file_axis
 from imageryxr.graph.expr import Array
 
 COMPRESSIONS = (None, "zlib")
@@ -58,31 +58,20 @@ def tiff_page_tags(layer: ArrayInfo, pixel: tuple[float, float, float], *, image
     tags: dict[str, Any] = {"photometric": "rgb" if layer.channels else "minisblack"}
     if layer.channels == 4:
         tags["extrasamples"] = ["unassalpha"]
-    if imagej:
-        # ImageJ expects the resolution per unit, here per nm
-        return {
-            **tags,
-            "resolution": (1 / width, 1 / height),
-            "resolutionunit": "NONE",
-            "metadata": {"spacing": depth, "unit": "nm"},
-        }
-    return {
-        **tags,
-        "resolution": (1e7 / width, 1e7 / height),
-        "resolutionunit": "CENTIMETER",
-        "metadata": {"spacing": depth, "unit": "nm"},
-    }
+    # ImageJ expects the resolution per unit, here per nm
+    unit, per = ("NONE", 1.0) if imagej else ("CENTIMETER", 1e7)
+    resolution = {"resolution": (per / width, per / height), "resolutionunit": unit}
+    return {**tags, **resolution, "metadata": {"spacing": depth, "unit": "nm"}}
 
 
 @dataclass(frozen=True)
-class TiffFile(SliceTarget):
+class TiffFile(SingleFile):
     """All slices in one TIFF."""
 
     compression: str | None = "zlib"
     bigtiff: bool = False
     ome: bool = False
 
-    kind = "single"
     suffixes = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
 
     def describe(self) -> dict[str, Any]:
@@ -123,17 +112,9 @@ class TiffFile(SliceTarget):
         """Whether pages are uncompressed."""
         return self.compression is None
 
-    def occupied(self) -> list[str]:
-        """Return the file itself."""
-        return [""]
-
-    def key(self, index: int) -> str:
-        """Return the name of a slice's temporary file."""
-        return f"{index:08d}.page"
-
     def page(self, index: int, plane: Array) -> bytes:
         """Return the pixels of a slice, compressed as in the file."""
-        data = (plane if plane.dtype != np.bool_ else plane.astype(np.uint8) * 255).tobytes()
+        data = shown_values(plane).tobytes()
         return zlib.compress(data, 6) if self.compression else data
 
     def assemble(self, regions: Regions, place: Place, path: str) -> None:
@@ -148,7 +129,7 @@ class TiffFile(SliceTarget):
         narrow: dict[str, Any] = {"planarconfig": "contig", "extrasamples": ()} if self._one_wide else {}
         with tifffile.TiffWriter(path, bigtiff=self.bigtiff, ome=self.ome, imagej=self._imagej) as writer:
             writer.write(
-                self._pages(place, count, shape[1:], dtype),
+                self._pages(place, shape[1:], dtype),
                 shape=shape,
                 dtype=dtype,
                 compression=self.compression,
@@ -185,9 +166,8 @@ class TiffFile(SliceTarget):
         """Whether slices have no channels and are one voxel wide."""
         return not self.layer.channels and self.picture_shape[1] == 1
 
-    def _pages(self, place: Place, count: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Any]:
-        for i in range(count):
-            data = self.read_page(place, i)
+    def _pages(self, place: Place, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Any]:
+        for data in self.read_pages(place):
             yield data if self.compression else np.frombuffer(data, dtype).reshape(shape)
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import CodecError, Message, OptionError, Wording, param
+from imageryxr.errors import CodecError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import COARSER, ArrayInfo
-from imageryxr.export.targets.slices import SliceTarget, single_file_axis
+from imageryxr.export.targets.base import ArrayInfo, check_number
+from imageryxr.export.targets.frames import Film, check_film
+from imageryxr.export.targets.slices import single_file_axis
 from imageryxr.graph.expr import Array
 
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9"}
@@ -25,21 +24,19 @@ CODECS = {"mp4": "libx264", "webm": "libvpx-vp9"}
 FRAME_BYTES = 3.5
 FRAMES = 52
 ENCODER_BYTES = 64_000_000
-# Limit of H.264, VP9 and players.
-LARGEST = 16384
 # Rows of a frame that are converted at a time; must be even.
 BAND_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Video(SliceTarget):
+class Video(Film):
     """A video whose frames are slices."""
 
-    fps: float = 12.0
     crf: int = 18
 
-    kind = "single"
     suffixes = (".mp4", ".webm")
+    noun = "videos"
+    largest = 16384  # the limit of H.264, VP9 and players
 
     @property
     def container(self) -> str:
@@ -49,16 +46,6 @@ class Video(SliceTarget):
     def describe(self) -> dict[str, Any]:
         """Return the format and its options."""
         return {"format": self.container, "axis": self.axis, "fps": self.fps, "crf": self.crf}
-
-    def problems(self) -> list[str]:
-        """Return an error for frames that are larger than videos allow."""
-        rows, columns = self.picture_shape
-        if max(rows, columns) <= LARGEST:
-            return []
-        problem = (
-            f"a frame would be {columns} × {rows} pixels; videos have at most {LARGEST}: export a smaller box, or "
-        )
-        return [Message(problem, COARSER)]
 
     @property
     def page_bytes(self) -> int:
@@ -73,24 +60,11 @@ class Video(SliceTarget):
         frames = min(self.layer.grid.shape[self.axis], FRAMES + 3 * (os.cpu_count() or 1))
         return int(FRAME_BYTES * frames * rows * columns) + ENCODER_BYTES
 
-    def occupied(self) -> list[str]:
-        """Return the file itself."""
-        return [""]
-
-    def key(self, index: int) -> str:
-        """Return the name of a frame's temporary file."""
-        return f"{index:08d}.frame"
-
     def page(self, index: int, plane: Array) -> bytes:
-        """Return the frame's colours, over black where they are transparent, because videos have no alpha."""
-        if plane.dtype == np.bool_:
-            plane = plane.astype(np.uint8) * 255
+        """Return the frame's colours as YUV."""
+        frame = self.frame(plane)
         if not self.layer.channels:
-            frame = np.repeat(plane[..., np.newaxis], 3, axis=-1)
-        elif (plane[..., 3] == 255).all():
-            frame = plane[..., :3]
-        else:
-            frame = ((plane[..., :3].astype(np.uint16) * plane[..., 3:] + 127) // 255).astype(np.uint8)
+            frame = np.repeat(frame[..., np.newaxis], 3, axis=-1)
         rows, columns = self.picture_shape
         # colours are stored per 2 × 2 pixels, so the last row or column of an odd side is repeated
         even = np.pad(frame, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
@@ -109,17 +83,12 @@ class Video(SliceTarget):
             context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
             rate = {"b:v": "0"} if self.container == "webm" else {}
             stream.options = {"crf": str(self.crf), "flags": "bitexact", **rate}
-            for pixels in self._frames(place, rows, columns):
+            for pixels in self.read_frames(place, (rows * 3 // 2, columns)):
                 frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
                 for packet in stream.encode(frame):
                     film.mux(packet)
             for packet in stream.encode(None):
                 film.mux(packet)
-
-    def _frames(self, place: Place, rows: int, columns: int) -> Iterator[Array]:
-        for i in range(self.layer.grid.shape[self.axis]):
-            data = zlib.decompress(self.read_page(place, i))
-            yield np.frombuffer(data, np.uint8).reshape(rows * 3 // 2, columns)
 
 
 def yuv420(rgb: Array) -> Array:
@@ -166,18 +135,6 @@ def video(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any 
     """
     if find_spec("av") is None:
         raise CodecError("videos need PyAV, which is not installed; run pip install 'imageryxr[video]'")
-    if layer.channels not in (0, 4):
-        raise OptionError(f"{layer.channels} channels of dtype {layer.dtype} cannot be frames of a video: give RGBA")
-    if layer.dtype not in (np.uint8, np.bool_):
-        raise OptionError(
-            f"values of dtype {layer.dtype} cannot be frames of a video; ",
-            Wording(
-                "make a picture with to_rgba(image, contrast_limits=…) or overlay(image, segmentation)",
-                "leave --raw out, which draws them (with --contrast low,high for deep images)",
-            ),
-        )
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) <= 1000:
-        raise OptionError(param("fps", fps), " must be frames per second, above 0 and up to 1000")
-    if isinstance(crf, bool) or not isinstance(crf, int) or not 0 <= crf <= 51:
-        raise OptionError(param("crf", crf), " must be a whole number from 0 (best) to 51 (smallest)")
-    return Video(place, root, layer, single_file_axis(axis), float(fps), crf)
+    rate = check_film(layer, "a video", fps, 1000)
+    check_number("crf", crf, 0, 51, "a whole number from 0 (best) to 51 (smallest)")
+    return Video(place, root, layer, single_file_axis(axis), rate, crf)

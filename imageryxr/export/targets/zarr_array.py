@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import floordiv
 from typing import Any
 
 import numpy as np
@@ -83,18 +84,12 @@ class ZarrArray:
     def keys(self, box: IndexBox) -> list[str]:
         """Return the names of the objects that a box touches, in C order."""
         lead = f"{'' if self.old else 'c/'}{'0/' if self.channels else ''}"
-        return [f"{lead}{z}/{y}/{x}" for z, y, x in self._object_indices(box)]
-
-    def _object_indices(self, box: IndexBox) -> Iterator[Index3]:
-        zs, ys, xs = (range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, self.object_shape, strict=True))
-        return ((z, y, x) for z in zs for y in ys for x in xs)
+        indices = (map(floordiv, cell.start, self.object_shape) for cell in box.cells(self.object_shape))
+        return [lead + "/".join(map(str, index)) for index in indices]
 
     def _objects(self, box: IndexBox) -> Iterator[tuple[str, IndexBox]]:
         """Iterate over the objects that a box touches, with their boxes, which may extend beyond the array."""
-        for key, spot in zip(self.keys(box), self._object_indices(box), strict=True):
-            start = tuple(i * s for i, s in zip(spot, self.object_shape, strict=True))
-            stop = tuple(a + s for a, s in zip(start, self.object_shape, strict=True))
-            yield key, IndexBox(start, stop)  # type: ignore[arg-type]
+        return zip(self.keys(box), box.cells(self.object_shape), strict=True)
 
     def encode(self, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
         """Iterate over the encoded objects of a box, which must cover whole objects up to the edge of the array."""

@@ -154,21 +154,6 @@ def test_patterns_that_differ_in_marks_alone_are_apart(tmp_path):
         assert ix.export(picture(seed=seed), tmp_path / pattern).tasks == 0
 
 
-def test_what_an_earlier_version_called_otherwise_is_continued(tmp_path):
-    stopped(tmp_path / "a b{z}.png")
-    hashed = next(tmp_path.rglob("*.manifest.json")).name.removesuffix(".json")
-    for path in list((tmp_path / ".imageryxr").iterdir()):
-        path.rename(tmp_path / path.name.replace(hashed, "a_b_z_.png.manifest"))
-    # that name was also of this one
-    assert ix.export(picture(seed=3), tmp_path / "a_b{z}.png").complete
-    assert ix.export(picture(), tmp_path / "a b{z}.png").skipped > 0
-    assert (tmp_path / "a_b_z_.png.manifest.json").exists()
-    for pattern, seed in (("a b{z}.png", 0), ("a_b{z}.png", 3)):
-        assert ix.export(picture(seed=seed), tmp_path / pattern).tasks == 0
-    (tmp_path / "a_b_z_.png.manifest.json").unlink()
-    assert ix.export(picture(seed=3), tmp_path / "a_b{z}.png").tasks == 0
-
-
 # ---------------------------------------------------------------------------------------------------------
 # one file
 
@@ -331,7 +316,6 @@ def writing(folder, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the system does not tell who holds a lock")
 @pytest.mark.parametrize("kwargs", [{}, {"resume": False}, {"overwrite": True}], ids=str)
 def test_who_is_writing_is_told_first(tmp_path, kwargs):
     process = writing(tmp_path, "omezarr")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -52,6 +53,42 @@ def test_what_it_did_not_write_stays(longer):
     assert told[0].filename == __file__
     assert there(longer) == sorted([*names(0, 1, 2), *own])
     assert all((longer / name).read_bytes() == b"mine" for name in own)
+
+
+def test_slices_of_the_longer_stack_that_changed_since_stay(longer):
+    (longer / "z05.png").write_bytes(b"mine")
+    data = (longer / "z06.png").read_bytes()
+    (longer / "z06.png").write_bytes(data[::-1])
+    with pytest.warns(ix.ImageryWarning, match=r"2 files beside the 3 .* not written by this export: z05.png, z06.png"):
+        shorter(longer)
+    assert there(longer) == names(0, 1, 2, 5, 6)
+    assert (longer / "z05.png").read_bytes() == b"mine"
+
+
+def as_previous_version(folder, **values):
+    """Rewrite the manifest and the journal in the format of the previous version."""
+    path = next(folder.rglob("*.manifest.json"))
+    header = {**json.loads(path.read_text()), "format": 1, "token": "5" * 32, **values}
+    path.write_text(json.dumps(header))
+    text = f"{header['run']} 0 2500 {zlib.crc32(b'2500'):08x} []"
+    path.with_suffix(".log").write_text(f"{text} {zlib.crc32(text.encode()):08x}\n")
+
+
+@pytest.mark.parametrize("phase", ["writing", "finished"])
+def test_an_export_of_the_previous_version_is_refused_and_replaced(longer, phase):
+    as_previous_version(longer, phase=phase)
+    with pytest.raises(
+        ix.errors.TargetExistsError, match="made by an earlier version, .* give overwrite=True to replace it"
+    ):
+        ix.export(LONG, longer / "z{z:02d}.png")
+    assert ix.export(LONG, longer / "z{z:02d}.png", overwrite=True).skipped == 0
+    assert ix.export(LONG, longer / "z{z:02d}.png").tasks == 0
+
+
+def test_slices_of_a_longer_stack_of_the_previous_version_go(longer):
+    as_previous_version(longer)
+    assert shorter(longer).complete
+    assert there(longer) == names(0, 1, 2)
 
 
 def test_of_a_manifest_that_lists_nothing_all_stays(longer):
@@ -103,46 +140,9 @@ def test_by_coordinate(tmp_path):
     assert there(tmp_path) == [f"{float(z):06.0f}.png" for z in LONG.z[2:5]]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# where the bookkeeping lies
-
-
-def as_earlier(folder):
-    """Put the bookkeeping of stacks where earlier versions had it: beside the pictures."""
-    for path in (folder / ".imageryxr").iterdir():
-        path.rename(folder / path.name)
-    (folder / ".imageryxr").rmdir()
-
-
 def test_a_finished_stack_is_pictures_and_one_hidden_folder(tmp_path):
     ix.export(LONG, tmp_path / "z{z:02d}.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".imageryxr", *names(*range(9))]
-
-
-def test_a_stack_of_an_earlier_version_is_continued(tmp_path, monkeypatch):
-    def stop(space):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Workspace, "publish", stop)
-        with pytest.raises(KeyboardInterrupt):
-            ix.export(LONG, tmp_path / "z{z:02d}.png")
-    as_earlier(tmp_path)
-    report = ix.export(LONG, tmp_path / "z{z:02d}.png")
-    assert report.complete
-    assert report.skipped == len(ix.plan_export(LONG, tmp_path / "z{z:02d}.png").regions)
-    assert [p.name for p in sorted(tmp_path.glob("*.png"))] == names(*range(9))
-
-
-def test_a_finished_stack_of_an_earlier_version_is_complete_and_replaced(tmp_path):
-    ix.export(LONG, tmp_path / "z{z:02d}.png")
-    as_earlier(tmp_path)
-    assert ix.export(LONG, tmp_path / "z{z:02d}.png").tasks == 0
-    short = LONG.isel(z=slice(0, 3))
-    with pytest.raises(ix.errors.TargetExistsError):
-        ix.export(short, tmp_path / "z{z:02d}.png")
-    ix.export(short, tmp_path / "z{z:02d}.png", overwrite=True)
-    assert [p.name for p in sorted(tmp_path.iterdir()) if p.suffix == ".png"] == names(0, 1, 2)
 
 
 def test_stacks_of_two_patterns_share_a_hidden_folder(tmp_path):

@@ -18,6 +18,7 @@ import zarr
 
 import imageryxr as ix
 from imageryxr.export.commit.journal import Entry, Header
+from imageryxr.export.store.local import FileRecord
 from imageryxr.sources.resolve import resolve_source
 from tests.conftest import volume
 from tests.support.export_jobs import TARGETS, Computed, array_of, digest, picture, place, run
@@ -88,7 +89,7 @@ def test_the_same_call_finds_that_all_is_there(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "precomputed", "png", "tiffs"])
-@pytest.mark.parametrize("harm", ["cut", "gone", "empty", "longer"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "empty", "longer", "changed"])
 def test_a_torn_region_is_made_again(tmp_path, kind, harm):
     first = run(kind, tmp_path)
     truth = digest(tmp_path)
@@ -98,7 +99,9 @@ def test_a_torn_region_is_made_again(tmp_path, kind, harm):
         victim.unlink()
     else:
         data = victim.read_bytes()
-        victim.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "longer": data + b"x"}[harm])
+        victim.write_bytes(
+            {"cut": data[: len(data) // 2], "empty": b"", "longer": data + b"x", "changed": data[::-1]}[harm]
+        )
     assert digest(tmp_path) != truth
     report = run(kind, tmp_path)
     assert digest(tmp_path) == truth
@@ -114,6 +117,12 @@ def test_a_torn_file_is_made_again(tmp_path, kind):
     victim.write_bytes(victim.read_bytes()[:-10])
     assert run(kind, tmp_path).skipped == 0
     assert digest(tmp_path) == truth
+
+
+def test_files_that_did_not_change_are_not_read_again(tmp_path, monkeypatch):
+    run("png", tmp_path)
+    monkeypatch.setattr(sys.modules["imageryxr.export.store.local"].Folder, "_record", None)
+    assert run("png", tmp_path).tasks == 0
 
 
 def test_metadata_that_were_lost_are_written_again(tmp_path):
@@ -355,9 +364,10 @@ def test_a_worker_of_a_dead_export_cannot_write_into_the_next(tmp_path):
 # the manifest
 
 
-def test_a_line_of_the_log_that_was_cut_short_counts_for_nothing():
-    line = Entry(7, 1000, 0xABC, ("a hole, and more",)).line("0123456789ab").rstrip(b"\n")
-    assert Entry.parse(line, "0123456789ab") == Entry(7, 1000, 0xABC, ("a hole, and more",))
+def test_a_truncated_line_of_the_journal_is_skipped():
+    files = {"z003.png": FileRecord(1000, 0xABC)}
+    line = Entry(7, files, ("a hole, and more",)).line("0123456789ab").rstrip(b"\n")
+    assert Entry.parse(line, "0123456789ab") == Entry(7, files, ("a hole, and more",), run="0123456789ab")
     assert Entry.parse(line, "ba9876543210") is None
     for end in range(len(line)):
         assert Entry.parse(line[:end], "0123456789ab") is None

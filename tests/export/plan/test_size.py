@@ -15,8 +15,8 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.core.grid import grid_of
-from imageryxr.export.commit.session import Stages
 from imageryxr.export.plan.planner import make_plan
+from imageryxr.export.plan.regions import Stages
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run.executors import ClusterExecutor
 from imageryxr.export.run.scheduler import _Scheduler, _Tally, run_plan

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
+from msgspec.structs import replace
 
 import imageryxr as ix
 from imageryxr.export.commit.journal import Entry
@@ -107,12 +108,12 @@ def test_what_a_run_before_had_seen_counts(tmp_path, monkeypatch, array):
     assert report.absent_ids == (12345678901, TOP)
     assert log.read_bytes().startswith(told)
     # each is noted with the first region that has it
-    entries = [Entry.parse(line, line.split(b" ")[0].decode()) for line in log.read_bytes().split(b"\n") if line]
-    noted = [i for entry in entries for _, found in entry.ids for i in found]
+    entries = [msgspec.json.decode(line, type=Entry) for line in log.read_bytes().split(b"\n") if line]
+    noted = [i for entry in entries for found in entry.ids.values() for i in found]
     assert sorted(sorted(ASKED)[i] for i in noted) == THERE
 
 
-def test_of_what_an_earlier_version_made_nothing_is_known(tmp_path, monkeypatch):
+def test_of_regions_without_recorded_ids_nothing_is_known(tmp_path, monkeypatch):
     target, options = tmp_path / "o.ome.zarr", {"chunks": (2, 16, 16), "levels": 1, "workers": 1}
     with monkeypatch.context() as patched:
         patched.setattr(Entry, "line", lambda self, run: LINE(replace(self, ids=None), run))

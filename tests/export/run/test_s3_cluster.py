@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import psutil
 import pytest
 from distributed import Client, LocalCluster
+from msgspec.structs import replace
 
 import imageryxr as ix
 from imageryxr.export.commit.journal import ManifestWatch

@@ -19,6 +19,7 @@ import imageryxr as ix
 from imageryxr.export.store import bucket as buckets
 from imageryxr.export.store.bucket import Bucket
 from imageryxr.export.store.lease import Lease
+from imageryxr.export.store.local import FileRecord
 from tests.support.export_jobs import Computed, array_of, picture
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
@@ -134,8 +135,8 @@ def between(s3, bucket, monkeypatch):
 
 def test_an_object_is_replaced_by_who_may(between, bucket):
     place = Bucket(bucket.url("x"))
-    assert place.put([("a", b"1"), ("b.gz", b"22")]) == [1, 2]
-    assert place.put([("a", b"3")]) == [1]
+    assert place.put([("a", b"1"), ("b.gz", b"22")]) == {"a": FileRecord.of(b"1"), "b.gz": FileRecord.of(b"22")}
+    assert place.put([("a", b"3")])["a"] == FileRecord.of(b"3")
     assert {name: bucket.read(name) for name in bucket.names()} == {"x/a": b"3", "x/b": b"22"}
     asked = [asks for path, asks in between.uploads if path.endswith("x/a")]
     assert asked[:2] == ["*", "*"]
@@ -176,7 +177,7 @@ def test_broken_connections(between, bucket, when, there):
     if there:
         place.put([("a", b"old")])
     setattr(between, when, 3)
-    assert place.put([("a", b"new")]) == [3]
+    assert place.put([("a", b"new")])["a"].size == 3
     assert getattr(between, when) == 0
     assert bucket.read("x/a") == b"new"
 
@@ -299,7 +300,7 @@ def test_an_object_of_many_parts(between, bucket, monkeypatch):
     monkeypatch.setattr(buckets, "ONE_REQUEST", 1 << 20)
     place, data = Bucket(bucket.url("x")), np.random.default_rng(0).bytes(12 << 20)
     for _ in range(2):
-        assert place.put([("a", data)]) == [len(data)]
+        assert place.put([("a", data)])["a"] == FileRecord.of(data)
     assert bucket.read("x/a") == data
     assert sum("partNumber" in path for path, _ in between.uploads) >= 4
 
