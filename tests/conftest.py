@@ -24,6 +24,7 @@ import imageryxr as ix
 from imageryxr.export.store.lease import Lease
 from imageryxr.render import paint
 from imageryxr.sources.cave import chunkedgraph
+from imageryxr.sources.fetch import index_cache, memory_cache
 from tests.support import cave_server, s3_server
 from tests.support.sample_volume import session_sample
 
@@ -47,6 +48,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def _reset_warnings_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test see the warnings that a process issues only once."""
     monkeypatch.setattr(paint, "_HAS_WARNED", [])
+
+
+@pytest.fixture(autouse=True)
+def _clear_memory_cache() -> None:
+    """Let each test request its own chunks and indexes."""
+    memory_cache.cache.clear()
+    index_cache.clear()
 
 
 @pytest.fixture(scope="session")

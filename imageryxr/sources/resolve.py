@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from imageryxr.sources.cave import graphene
 from imageryxr.sources.fetch.auth import Token, find_token, unsent_token_reason
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.policy import Access, can_receive
+from imageryxr.sources.fetch.threads import run_all
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.omezarr import source as omezarr
 from imageryxr.sources.omezarr.stores import fetch_json
@@ -142,7 +144,15 @@ def _open_address(
     login = None
     if address.url.startswith(MIDDLEAUTH):
         login = find_token(parse_web_url(address.url).netloc, given=token)
-    info = precomputed.fetch_info(address, connection, login)
+    ask_info: Any = partial(precomputed.fetch_info, address, connection, login)
+    ask_zarr: Any = partial(
+        omezarr.open_omezarr, address, missing=missing, token=plain_token, connection=connection, **choices
+    )
+    can_be_zarr = address.format != "precomputed" and address.protocol in omezarr.PROTOCOLS
+    if can_be_zarr and address.local_path is None:
+        # A server answers the requests for both formats in the time of one.
+        ask_info, ask_zarr = run_all([ask_info, ask_zarr])
+    info = ask_info()
     if info is not None and "graph" in info:
         _check_graph(address, token, connection.access)
         return _open_graphene(address, missing, token, choices, graph_options, connection)
@@ -152,9 +162,9 @@ def _open_address(
         )
         pick_index(found.name, "time", 1, choices["time"])
         return found
-    if address.protocol in omezarr.PROTOCOLS:
+    if can_be_zarr:
         with suppress(SourceNotFoundError):
-            return omezarr.open_omezarr(address, missing=missing, token=plain_token, connection=connection, **choices)
+            return cast(Source, ask_zarr())
     path = address.local_path
     where = "there is no such folder" if path is not None and not path.exists() else (
         f"none of {address.public}/info (precomputed), {address.public}/zarr.json and {address.public}/.zattrs "

@@ -15,8 +15,8 @@ import zarr
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.fetch import client, ip_filter
+from imageryxr.sources.fetch.object_stores import WebFolder
 from imageryxr.sources.fetch.policy import Access
-from imageryxr.sources.omezarr import web_objects
 from imageryxr.sources.resolve import resolve_source
 from tests.support.hostile import HostileServer, reply
 
@@ -334,7 +334,7 @@ def test_no_log_shows_a_query_or_a_secret(local, caplog):
 def test_a_zarr_store_requests_keys_unchanged(local):
     local.answer = lambda sock, head: reply(sock, head.split()[1].encode())
     for key in ("a b/c", "a?b#c", "a%41", "é", "a;b=c"):
-        found = web_objects.fetch_object(local.url, key, OPEN, None)
+        found = WebFolder(local.url, OPEN).get(key, None, 1000, None).body
         assert "?" not in found.decode()
         assert "#" not in found.decode()
     assert json.loads(json.dumps(local.requests[2].split()[1])) == "/a%2541"

@@ -21,7 +21,7 @@ import imageryxr as ix
 from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.omezarr.array_metadata import layout_of
 from imageryxr.sources.omezarr.bounded_codecs import bounded_metadata, check_bounded
-from imageryxr.sources.omezarr.stores import open_array
+from imageryxr.sources.omezarr.stores import open_local_array, remote_store
 from tests.support.hostile import HostileServer, reply
 
 MB = 1 << 20
@@ -38,7 +38,7 @@ def opened(path):
     """Return an array opened like the arrays of an OME-Zarr."""
     name, version = ("zarr.json", 3) if (path / "zarr.json").is_file() else (".zarray", 2)
     layout = layout_of(str(path), json.loads((path / name).read_text()), version)
-    return open_array(f"file://{path}", None, "", layout.document, ix.Connection())[0]
+    return open_local_array(f"file://{path}", "", layout.document)[0]
 
 
 def stored(path, compressors, version=3, **options):
@@ -157,7 +157,7 @@ def test_the_largest_chunk_of_a_server_is_bounded():
     layout = layout_of("x", array, 2)
     with HostileServer(lambda sock, head: reply(sock, b"\0" * 100)) as server:
         with pytest.raises(ix.errors.ChunkReadError, match="16 GiB; the limit for a server is 4 GiB"):
-            open_array(server.url, None, "", layout.document, ix.Connection(retries=0, timeout=5))
+            remote_store(server.url, None, ix.Connection(retries=0, timeout=5), layout.document)
         assert server.connections == 0
 
 

@@ -14,7 +14,6 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.errors import ImageryError, SourceError
-from imageryxr.sources.precomputed import source as precomputed
 from imageryxr.sources.resolve import resolve_source
 from tests.support.source_suite import serving
 
@@ -203,17 +202,6 @@ def test_a_chunk_is_not_allocated_before_its_file_has_that_length(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 50 << 20
     finally:
         tracemalloc.stop()
-
-
-def test_cloudvolume_sees_the_checked_members_only(tmp_path):
-    """CloudVolume would request the addresses in other members."""
-    info = plain_info() | {"mesh": "../../../elsewhere", "skeletons": "file:///etc", "graph": None, "mip": "x"}
-    info.pop("graph")
-    folder = write(tmp_path, info)
-    source = resolve_source(folder, "image")
-    volume = precomputed._open_volume(source.url, source.info_text, 0)
-    assert set(volume.info) == {"type", "data_type", "num_channels", "scales"}
-    np.testing.assert_array_equal(source._read_with_cloudvolume(0, source.levels[0].grid.box), VALUES)
 
 
 def test_names_are_read_in_any_case_and_null_is_left_out(tmp_path):

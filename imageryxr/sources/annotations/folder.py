@@ -12,18 +12,25 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
 
 from imageryxr.errors import ChunkReadError, ImageryError, ServerError, SourceError, SourceNotFoundError
 from imageryxr.sources.address import Address, has_no_bucket_credentials, parse_address
 from imageryxr.sources.base import clean_message, is_html_page
 from imageryxr.sources.fetch.auth import Token, find_token
+from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import Connection, Reply, send_request
 from imageryxr.sources.fetch.decompress import decompress
+from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
 from imageryxr.sources.fetch.json_service import decompress_body, web_folder
+from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.precomputed import chunks, shards
@@ -74,7 +81,7 @@ class Folder:
         """
         with self._errors():
             if web_folder(self.url) is not None:
-                return run_in_parallel(self._request, list(keys), self.connection.concurrency)
+                return run_in_parallel(self._request, list(keys), _FolderStore(self).width)
             return [self._read_stored(key, 0, None) for key in keys]
 
     def read_sharded(self, sharding: dict[str, Any], ids: Sequence[int]) -> dict[int, bytes]:
@@ -88,23 +95,27 @@ class Folder:
             If a shard cannot be read or is damaged.
         """
         with self._errors():
-            get = self._request_range if web_folder(self.url) is not None else self._read_range
-            where = shards.fetch_shards(self._version(), sharding, ids, get, self.connection)
-            places = {number: where(number) for number in ids}
+            store = _FolderStore(self)
+            where = shards.fetch_shards(store, "", sharding, ids)
+            requests = []
+            for number, place in ((number, where(number)) for number in ids):
+                if place is None:
+                    continue
+                name, start, stop = place
+                if stop - start > MOST_BYTES:
+                    raise ValueError(f"{name} is damaged: its index states an entry of {stop - start:,} bytes")
+                requests.append(ObjectRequest(name, MOST_BYTES, 4 * (stop - start), (start, stop), number))
             found: dict[int, bytes] = {}
 
-            def fetch(bundle: tuple[str, int, int, list[tuple[int, int, int]]], stop: threading.Event) -> None:
-                name, first, last, inside = bundle
-                if last - first > MOST_BYTES:
-                    raise ValueError(f"{name} is damaged: its index states an entry of {last - first:,} bytes")
-                body = get(name, first, last, stop) if last > first else b""
-                if body is None or len(body) != last - first:
-                    raise ValueError(f"{name} ends before byte {last}, although its index lists entries up to there")
-                for number, start, end in inside:
-                    stored = body[start - first : end - first]
-                    found[number] = shards.decompress_chunk(sharding, stored, MOST_BYTES)
+            def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[np.uint8]:
+                body = shards.decompress_chunk(sharding, bytes(stored.body), MOST_BYTES)
+                return np.frombuffer(body, np.uint8)
 
-            run_in_parallel(fetch, shards.group_ranges(places), self.connection.concurrency)
+            def use(request: ObjectRequest, data: npt.NDArray[np.uint8] | None) -> None:
+                if data is not None:
+                    found[request.tag] = data.tobytes()
+
+            read_objects(store, requests, decode, use, replace(self.connection, memory_cache=0))
             return found
 
     @contextmanager
@@ -134,6 +145,7 @@ class Folder:
             f"{folder}/{quote(key)}",
             self.connection,
             headers=chunks.HEADERS if part is None else None,
+            width=SERVICE_REQUESTS if self.url.startswith(MIDDLEAUTH) else None,
             credential=chunks.credential_of(self.url, self.token),
             stop=stop,
             limit=MOST_BYTES,
@@ -144,18 +156,12 @@ class Folder:
         chunks.check_reply(reply, self.name, self.url, self.token, self.connection.access)
         return reply.body if part is not None else decompress_body(reply, MOST_BYTES)
 
-    def _request_range(self, key: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
-        return self._request(key, stopped, ByteRange(start, stop))
-
     def _is_absent(self, reply: Reply) -> bool:
         # Only buckets answer 403 for missing objects. Elsewhere a file that may not be read is an error.
         is_bucket = _BUCKET_HOSTS.match(web_folder(self.url) or "") is not None
         return not reply.redirected_to and (reply.status == 404 or (reply.status == 403 and is_bucket))
 
     # --- local files, and buckets with credentials ---
-
-    def _read_range(self, key: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
-        return self._read_stored(key, start, stop)
 
     def _read_stored(self, key: str, start: int, stop: int | None) -> bytes | None:
         if not self.url.startswith("file://"):
@@ -175,6 +181,28 @@ class Folder:
                 raise ValueError(f"{key} contains HTML instead of data")
             return whole if stop is None else whole[start:stop]
         return None
+
+
+class _FolderStore:
+    """The files of a folder, for the engine."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        is_service = folder.url.startswith(MIDDLEAUTH)
+        self.width = folder.connection.concurrency or (SERVICE_REQUESTS if is_service else FILE_REQUESTS)
+
+    @cached_property
+    def identity(self) -> str:
+        """Key of the cached indexes of shards."""
+        return self.folder._version()
+
+    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
+        """Return a file or a range of it, or None if it does not exist."""
+        if web_folder(self.folder.url) is not None:
+            body = self.folder._request(key, stop, part)
+        else:
+            body = self.folder._read_stored(key, 0 if part is None else part.start, None if part is None else part.stop)
+        return None if body is None else Stored(body)
 
 
 def open_folder(

@@ -30,6 +30,7 @@ from imageryxr.errors import (
 from imageryxr.sources.address import Address
 from imageryxr.sources.cave.timestamp import Instant, instant_of
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_token
+from imageryxr.sources.fetch.budget import SERVICE_REQUESTS
 from imageryxr.sources.fetch.client import Connection, Reply, server_message
 from imageryxr.sources.fetch.json_service import json_problem, request_service
 from imageryxr.sources.fetch.threads import run_in_parallel
@@ -150,7 +151,9 @@ class ChunkedGraph:
         found = self._times(roots)
         # The server omits ids that are not roots, without naming them.
         if len(found) != len(roots):
-            each = run_in_parallel(lambda root, stop: self._times([root]), roots, self.connection.concurrency)
+            each = run_in_parallel(
+                lambda root, stop: self._times([root]), roots, self.connection.concurrency or SERVICE_REQUESTS
+            )
             return {root: times[0] for root, times in zip(roots, each, strict=True) if times}
         return dict(zip(roots, found, strict=True))
 
@@ -165,7 +168,9 @@ class ChunkedGraph:
             Instant at which the relatives are current.
         """
         lines = run_in_parallel(
-            lambda item, stop: self._lineage(*item, instant), list(made.items()), self.connection.concurrency
+            lambda item, stop: self._lineage(*item, instant),
+            list(made.items()),
+            self.connection.concurrency or SERVICE_REQUESTS,
         )
         everyone = np.array(sorted(set().union(*lines)), np.uint64)
         current = set(everyone[self.are_current(everyone, instant)].tolist()) if len(everyone) else set()

@@ -25,6 +25,7 @@ from imageryxr.sources.cave.chunkedgraph import ChunkedGraph, graph_at, parse_ti
 from imageryxr.sources.cave.timestamp import Instant
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.policy import access_for_named_address
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
@@ -134,7 +135,7 @@ class GrapheneSource:
             table = relabel.build_relabel_table(ids, roots)
             step = -(-len(labels) // max(1, labels.size // RELABELLED))
             parts = [labels[i : i + step] for i in range(0, len(labels), step)]
-            run_in_parallel(lambda part, stop: relabel.relabel(part, table), parts, self.graph.connection.concurrency)
+            run_in_parallel(lambda part, stop: relabel.relabel(part, table), parts, cpu_count())
         return labels
 
     def _roots(self, ids: npt.NDArray[np.uint64], instant: Instant) -> npt.NDArray[np.uint64]:

@@ -2,147 +2,28 @@
 
 The decoders of several encodings trust the stored bytes: they read beyond the end of a truncated chunk, which returns
 wrong ids or crashes the process. Therefore chunks are checked first, and encodings that no check makes safe are decoded
-in another process (see `isolated`). CloudVolume passes every stored chunk to one function. This module wraps that
-function, for volumes that `enable_chunk_checks` marked only.
+in another process (see `isolated`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import warnings
-from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.errors import ImageryWarning
 from imageryxr.sources.base import clean_message, is_html_page
 from imageryxr.sources.codecs.images import PICTURE_ENCODINGS, decode_picture, picture_problem
 from imageryxr.sources.codecs.isolated import ISOLATED_ENCODINGS, DecoderStartError, decode_in_process
 from imageryxr.sources.codecs.stream_lengths import stream_problem
 
 _EMPTY = "it is empty (0 bytes): it was truncated when written"
-_MARK = "watched_by_imageryxr"
 
 
 class DamagedChunkError(ValueError):
     """A stored chunk that contradicts the metadata of its layer; `PrecomputedSource` adds the box."""
-
-
-def enable_chunk_checks(volume: Any) -> Any:
-    """Check every chunk of a CloudVolume when it is decoded; return the volume.
-
-    A damaged chunk then raises `DamagedChunkError`. Without this, CloudVolume prints an error and raises another, reads
-    beyond the end of the chunk, or treats an empty chunk as missing.
-    """
-    _wrap_decoding()
-    _wrap_shards()
-    setattr(volume.image.meta, _MARK, True)
-    return volume
-
-
-@lru_cache(maxsize=1)
-def _wrap_decoding() -> None:
-    from cloudvolume.datasource.precomputed.image import rx
-
-    inner = getattr(rx, "_decode_helper", None)
-    if inner is None:
-        _warn_unknown_version()
-        return
-
-    def helper(decoder: Any, meta: Any, where: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
-        # CloudVolume prints exceptions raised within its function, and treats empty chunks as missing.
-        failures: list[DamagedChunkError | ImportError | DecoderStartError] = []
-
-        def quiet(stored: Any, *, encoding: str, shape: Any, dtype: Any, block_size: Any, **options: Any) -> Any:
-            x, y, z, channels = (int(n) for n in shape)
-            layout = (encoding, (x, y, z, channels), np.dtype(dtype), block_size)
-            try:
-                return decode_chunk(stored, *layout, decoder=decoder, **options)
-            except (DamagedChunkError, ImportError, DecoderStartError) as error:
-                failures.append(error)
-
-        if not hasattr(meta, _MARK) or isinstance(content, np.ndarray):
-            return inner(decoder, meta, where, content, *args, **kwargs)
-        if content is not None and len(content) == 0:
-            raise _damaged_chunk_error(where, _EMPTY)
-        found = inner(quiet, meta, where, content, *args, **kwargs)
-        if failures:
-            raise (
-                _damaged_chunk_error(where, failures[0]) if isinstance(failures[0], DamagedChunkError) else failures[0]
-            )
-        return found
-
-    rx._decode_helper = helper
-
-
-@lru_cache(maxsize=1)
-def _wrap_shards() -> None:
-    from cloudvolume import cacheservice
-    from cloudvolume.datasource.precomputed import sharding
-
-    if not (hasattr(sharding, "CloudFiles") and hasattr(cacheservice, "CloudFiles")) or not hasattr(
-        sharding.ShardReader, "decode_index"
-    ):
-        _warn_unknown_version()
-        return
-    inner = sharding.ShardReader.decode_index
-
-    def decode_index(self: Any, binary: Any, filename: str = "Shard") -> Any:
-        # CloudVolume treats an empty shard as missing.
-        if binary is not None and len(binary) == 0:
-            raise DamagedChunkError(f"the shard {filename} is empty (0 bytes), so it was truncated when written")
-        return inner(self, binary, filename)
-
-    class WholeRanges(sharding.CloudFiles):  # type: ignore[misc]
-        """CloudFiles that raises if a byte range is incomplete, as it is in a truncated shard."""
-
-        def get(self, paths: Any, *args: Any, **kwargs: Any) -> Any:
-            found = super().get(paths, *args, **kwargs)
-            for answer in found if isinstance(found, list) else ():
-                start, end = answer["byte_range"]
-                content = answer["content"]
-                if content is not None and end is not None and len(content) != end - (start or 0):
-                    cause = "the server returned HTML" if is_html_page(content) else "it was truncated or overwritten"
-                    raise DamagedChunkError(
-                        f"the shard {answer['path']} returned {len(content)} bytes instead of {end - (start or 0)}: "
-                        f"{cause}"
-                    )
-            return found
-
-    stock = sharding.compression
-
-    def decompress(content: Any, encoding: Any, filename: str = "N/A") -> Any:
-        # CloudVolume's own function prints the name of a shard whose gzip stream is damaged.
-        if encoding == "gzip" and len(content) == 0:
-            raise DamagedChunkError(f"the shard {filename} ends before its index: it was truncated or overwritten")
-        gunzip = getattr(stock, "gunzip", None)
-        return gunzip(content) if encoding == "gzip" and gunzip else stock.decompress(content, encoding, filename)
-
-    sharding.compression = SimpleNamespace(**{**vars(stock), "decompress": decompress})
-    # CloudVolume reads chunks through one module and indexes through the other.
-    sharding.CloudFiles = cacheservice.CloudFiles = WholeRanges
-    sharding.ShardReader.decode_index = decode_index
-
-
-def _warn_unknown_version() -> None:
-    warnings.warn(
-        "imageryxr does not support the chunk decoding of this release of CloudVolume, so damaged chunks may go "
-        "unnoticed; pip install 'cloud-volume<13', or a newer imageryxr",
-        ImageryWarning,
-        stacklevel=2,
-    )
-
-
-def _damaged_chunk_error(where: Any, problem: object) -> DamagedChunkError:
-    from cloudvolume import Bbox
-
-    box = Bbox.create(where)
-    lo, hi = (tuple(int(v) for v in corner) for corner in (box.minpt, box.maxpt))
-    return DamagedChunkError(f"the stored chunk {box.to_filename()}, box {lo} to {hi}, is damaged: {problem}")
 
 
 def decode_chunk(
@@ -151,9 +32,6 @@ def decode_chunk(
     shape: tuple[int, int, int, int],
     dtype: np.dtype[Any],
     block: Any = None,
-    *,
-    decoder: Any = None,
-    **options: Any,
 ) -> npt.NDArray[Any]:
     """Return the voxels (x, y, z, channel) of a stored chunk, decoded by CloudVolume's codecs.
 
@@ -169,10 +47,6 @@ def decode_chunk(
         Data type of the layer.
     block : sequence of int, optional
         Voxels (x, y, z) of a block of compressed_segmentation.
-    decoder : callable, optional
-        Function that decodes after the check; None selects ``cloudvolume.chunks.decode``.
-    **options
-        Passed to the decoder.
 
     Raises
     ------
@@ -183,18 +57,19 @@ def decode_chunk(
     DecoderStartError
         If the decoder process cannot be started.
     """
+    from cloudvolume import chunks
+
     named, problem = encoding, _chunk_problem(stored, encoding, shape, dtype, block)
     if problem:
         raise DamagedChunkError(problem)
     try:
         if encoding in ISOLATED_ENCODINGS:
-            # The steps below, including CloudVolume's reading of a single voxel, treat decoded voxels as raw ones.
             stored, encoding = _decode_isolated(stored, encoding, shape, dtype), "raw"
         elif encoding in PICTURE_ENCODINGS:
             stored, encoding = decode_picture(stored, encoding, shape, dtype), "raw"
         elif encoding == "compressed_segmentation" and shape[3] > 1:
             stored, encoding = _decode_channels(stored, shape, dtype, block), "raw"
-        found = _decoder(decoder)(stored, encoding=encoding, shape=shape, dtype=dtype, block_size=block, **options)
+        found = chunks.decode(stored, encoding=encoding, shape=shape, dtype=dtype, block_size=block)
     except (ImportError, DecoderStartError, DamagedChunkError):
         raise
     except Exception as error:
@@ -209,14 +84,6 @@ def decode_chunk(
     if found.dtype != dtype:
         raise DamagedChunkError(f"it decodes to {found.dtype} instead of {dtype}")
     return np.asarray(found)
-
-
-def _decoder(given: Any) -> Any:
-    if given is not None:
-        return given
-    from cloudvolume import chunks
-
-    return chunks.decode
 
 
 def _decode_isolated(

@@ -16,18 +16,18 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin
 
 from imageryxr.errors import AddressError, OptionError, ServerError
+from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS, RequestBudget
 from imageryxr.sources.fetch.byte_ranges import ByteRange, file_size_message
 from imageryxr.sources.fetch.decompress import TooLargeError, decompress
-from imageryxr.sources.fetch.policy import Access, Credential
-from imageryxr.sources.fetch.sockets import POLL_SECONDS, ProtocolError, RequestLimits, SlowError, StoppedError
+from imageryxr.sources.fetch.policy import Access, Credential, is_cave_server
+from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, SlowError, StoppedError
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.transport import ConnectionPool, exchange
 from imageryxr.sources.fetch.url import WebURL, parse_web_url
@@ -55,15 +55,19 @@ class Connection:
         Seconds that a response may take, from the first byte sent to the last byte received, including redirects. Every
         16 kB received extend it by a second, up to five times the timeout. A response that is still arriving at that
         time is an error without a retry; a request to a silent server is retried.
-    concurrency : int, default 8
-        Simultaneous requests to one server from all threads of a process. Use less if a server throttles, and note that
-        every worker process has its own limit.
+    concurrency : int, optional
+        Simultaneous requests to one server from all threads of a process; every worker process has its own limit.
+        Default: 64 for object stores and file servers, 8 for CAVE services. If a server throttles (429, 503), the
+        number halves and recovers gradually.
     retries : int, default 5
         Largest number of retries after transient errors: 429, 5xx, timeouts, dropped connections and truncated bodies.
         401, 403 and 404 are final. Each retry is logged at level INFO by the loggers under ``imageryxr``.
     backoff : float, default 0.25
         Seconds before the first retry; the wait doubles with each further retry. A Retry-After header takes precedence,
         up to 30 s.
+    memory_cache : int or str, default "256 MB"
+        Size of the process's cache of encoded chunks of remote volumes, which all arrays share; the largest size given
+        in a process applies. 0 reads without the cache. Missing chunks and local files are never cached.
 
     Raises
     ------
@@ -74,25 +78,48 @@ class Connection:
     --------
     >>> import imageryxr as ix
     >>> ix.Connection(timeout=10, concurrency=2)
-    Connection(timeout=10, concurrency=2, retries=5, backoff=0.25)
+    Connection(timeout=10, concurrency=2, retries=5, backoff=0.25, memory_cache='256 MB')
     """
 
     timeout: float = 60.0
-    concurrency: int = 8
+    concurrency: int | None = None
     retries: int = 5
     backoff: float = 0.25
+    memory_cache: int | str = "256 MB"
     access: Access = field(default=Access(), repr=False, compare=False)
     """Servers that the requests may reach; set when a link is opened, not by callers."""
 
     def __post_init__(self) -> None:
         for name, least in (("concurrency", 1), ("retries", 0)):
             value = getattr(self, name)
+            if name == "concurrency" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise OptionError(f"{name}={value!r} is not a whole number of at least {least}; write e.g. {name}=8")
         for name, low in (("timeout", 1e-3), ("backoff", 0.0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < 1e6:
                 raise OptionError(f"{name}={value!r} is not a number of seconds; write e.g. {name}=60")
+        _ = self.cache_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the memory cache in bytes."""
+        return _parse_size("memory_cache", self.memory_cache)
+
+
+def _parse_size(name: str, value: Any) -> int:
+    from dask.utils import parse_bytes
+
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        size = int(parse_bytes(value))
+        if size < 0:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise OptionError(f"{name}={value!r} is not a number of bytes; write e.g. {name}='256 MB', or 0") from None
+    return size
 
 
 class SecretText(str):
@@ -141,6 +168,7 @@ def send_request(
     follow: bool = True,
     limit: int = METADATA_BYTES,
     part: ByteRange | None = None,
+    width: int | None = None,
 ) -> Reply:
     """Return the response to a request, of any status, after retries of transient errors.
 
@@ -166,6 +194,9 @@ def send_request(
     part : ByteRange, optional
         Range of the file to return. The response has status 206 and that range, even if the server ignores ranges; it
         is shorter if the file ends within the range.
+    width : int, optional
+        Simultaneous requests to the server, unless the connection states them. Default: 8 for CAVE's servers, 64 for
+        others.
 
     Raises
     ------
@@ -173,7 +204,8 @@ def send_request(
         If all attempts fail.
     """
     stop = stop or threading.Event()
-    request = _Request(method, url, connection, body, dict(headers or {}), credential, stop, follow, limit, part)
+    width = connection.concurrency or width or default_width(parse_web_url(url))
+    request = _Request(method, url, connection, body, dict(headers or {}), credential, stop, follow, limit, part, width)
     problem = ""
     for attempt in range(connection.retries + 1):
         pause = 0.0
@@ -208,6 +240,11 @@ def send_request(
     raise ServerError(f"the request to {_public_url(url)} failed{attempts}: {problem}")
 
 
+def default_width(url: WebURL) -> int:
+    """Return the default number of simultaneous requests to a server."""
+    return SERVICE_REQUESTS if is_cave_server(url) else FILE_REQUESTS
+
+
 def send_interruptible_request(method: str, url: str, connection: Connection, **options: Any) -> Reply:
     """Return the response to a request that Ctrl-C can interrupt; see `send_request`."""
     return run_in_parallel(lambda _, stop: send_request(method, url, connection, stop=stop, **options), [None], 1)[0]
@@ -229,6 +266,7 @@ class _Request:
     follow: bool
     limit: int
     part: ByteRange | None
+    width: int
     secret: str = ""
     """Secret that was sent; it is removed from error messages of the server."""
 
@@ -277,7 +315,7 @@ def _send_once(
     request: _Request, url: WebURL, headers: dict[str, str], limits: RequestLimits, *, local: bool
 ) -> tuple[Reply, bool]:
     """Return the response to one request without redirects, and whether it came from a public address."""
-    connection, part = request.connection, request.part
+    part = request.part
     if part is not None:
         headers = {**headers, "Range": part.header, "Accept-Encoding": "identity"}
 
@@ -288,10 +326,12 @@ def _send_once(
             return _NO_FILE_BYTES, True
         return (request.limit, False) if part is None else _limit_of_whole(part, found)
 
-    waited = time.monotonic()
-    with _request_slot(url.netloc, connection.concurrency, request.stop):
-        limits.start += time.monotonic() - waited
+    waited, budget = time.monotonic(), _state.budget(url.netloc)
+    with budget.slot(request.width, request.stop, url.netloc):
+        began = time.monotonic()
+        limits.start += began - waited
         answer = exchange(_state.connections, request.method, url, headers, request.body, limits, limit, local=local)
+    budget.record(answer.status, request.width, began)
     return Reply(answer.status, answer.headers, answer.body), answer.is_public
 
 
@@ -386,26 +426,18 @@ def _public_url(url: str) -> str:
 # state of a process: idle connections, and the number of requests to each server
 
 
-class _Gate:
-    """The running requests to one server."""
-
-    def __init__(self) -> None:
-        self.free = threading.Condition()
-        self.waits: list[threading.Event] = []
-
-    @property
-    def busy(self) -> int:
-        """Number of requests that are not cancelled; a cancelled request may last until its timeout."""
-        return sum(not stop.is_set() for stop in self.waits)
-
-
 class _ProcessState:
     """State of a process; a forked child starts with a new one, because sockets and locks belong to its parent."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.gates: dict[str, _Gate] = {}
+        self.budgets: dict[str, RequestBudget] = {}
         self.connections = ConnectionPool()
+
+    def budget(self, host: str) -> RequestBudget:
+        """Return the budget of requests to a server."""
+        with self.lock:
+            return self.budgets.setdefault(host, RequestBudget())
 
 
 _state = _ProcessState()
@@ -422,21 +454,3 @@ atexit.register(lambda: _state.connections.close())
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)
-
-
-@contextmanager
-def _request_slot(host: str, limit: int, stop: threading.Event) -> Iterator[None]:
-    with _state.lock:
-        gate = _state.gates.setdefault(host, _Gate())
-    with gate.free:
-        while gate.busy >= limit:
-            if stop.is_set():
-                raise StoppedError(f"{host}: stopped")
-            gate.free.wait(POLL_SECONDS)
-        gate.waits.append(stop)
-    try:
-        yield
-    finally:
-        with gate.free:
-            gate.waits.remove(stop)
-            gate.free.notify()

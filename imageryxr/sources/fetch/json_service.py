@@ -6,6 +6,7 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 from imageryxr.sources.address import has_no_bucket_credentials
+from imageryxr.sources.fetch.budget import SERVICE_REQUESTS
 from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, send_interruptible_request
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.policy import Credential
@@ -104,7 +105,14 @@ def request_service(
             return str(error)
 
     reply = send_interruptible_request(
-        method, url, connection, body=body, headers=headers, credential=credential, check=checked
+        method,
+        url,
+        connection,
+        body=body,
+        headers=headers,
+        credential=credential,
+        check=checked,
+        width=SERVICE_REQUESTS,
     )
     try:
         return reply._replace(body=decompress_body(reply))

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -54,6 +55,25 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
     finally:
         stop.set()
     return results
+
+
+def run_all(calls: Sequence[Callable[[], Result]]) -> list[Callable[[], Result]]:
+    """Run functions at once, and return for each a function that returns its result or raises its error."""
+
+    def outcome(call: Callable[[], Result], stop: threading.Event) -> Callable[[], Result]:
+        try:
+            result = call()
+        except StoppedError:
+            raise
+        except Exception as error:
+            return partial(_raise, error)
+        return lambda: result
+
+    return run_in_parallel(outcome, calls, len(calls))
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 def current_stop_event() -> threading.Event | None:

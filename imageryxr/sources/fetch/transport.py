@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import base64
 import http.client
+import os
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -239,11 +242,22 @@ def _check_behind_proxy(url: WebURL, limits: RequestLimits) -> None:
     ip_filter.check_candidates(url.host, found)
 
 
+_PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "REQUEST_METHOD")
+_PROXY_SECONDS = 10
+
+
 def _proxy_of(url: WebURL) -> str:
+    variables = (os.environ.get(name) for low in _PROXY_VARIABLES for name in (low, low.upper()))
+    return _find_proxy(url.scheme, url.host, tuple(variables), int(time.monotonic() / _PROXY_SECONDS))
+
+
+@lru_cache(maxsize=256)
+def _find_proxy(scheme: str, host: str, variables: tuple[str | None, ...], moment: int) -> str:
+    # urllib reads the whole environment, or the settings of the system, which takes longer than the rest of a request.
     from urllib.request import getproxies, proxy_bypass
 
-    proxy = getproxies().get(url.scheme, "")
-    return "" if not proxy or proxy_bypass(url.host) else proxy
+    proxy = getproxies().get(scheme, "")
+    return "" if not proxy or proxy_bypass(host) else proxy
 
 
 def _tunnel(sock: Any, url: WebURL, secret: dict[str, str]) -> None:

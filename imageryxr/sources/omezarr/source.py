@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -43,12 +42,20 @@ from imageryxr.sources.base import (
     report_missing_chunks,
 )
 from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.threads import run_all, run_in_parallel
 from imageryxr.sources.omezarr import groups
 from imageryxr.sources.omezarr import metadata as ngff
 from imageryxr.sources.omezarr.array_metadata import Layout, layout_of
 from imageryxr.sources.omezarr.bounded_codecs import check_bounded
 from imageryxr.sources.omezarr.codec_metadata import codec_error
-from imageryxr.sources.omezarr.stores import fetch, fetch_json, open_array, parse_array_metadata, translate_errors
+from imageryxr.sources.omezarr.stores import (
+    fetch,
+    fetch_json,
+    open_local_array,
+    parse_array_metadata,
+    remote_store,
+    translate_errors,
+)
 from imageryxr.sources.omezarr.transforms import grid_of_level, other_axes_of
 from imageryxr.sources.omezarr.zip_store import find_archive
 
@@ -129,17 +136,30 @@ class OmeZarrSource:
     def read_inside(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
         """Return the voxels of a box that lies inside the array."""
         self.check(mip)
-        where: dict[str, Any] = {**dict(self.picks), **dict(zip(DIMS, box.slices(), strict=True))}
         stored = self.arrays[mip]
         with translate_errors(self.name, lambda error: read_error(self, mip, box, error)):
-            array, absent = open_array(self.url, self.token, stored.path, stored.metadata, self.connection)
-            values = np.asarray(array[tuple(where[axis] for axis in self.axes)])
+            if self.url.startswith("file://"):
+                where: dict[str, Any] = {**dict(self.picks), **dict(zip(DIMS, box.slices(), strict=True))}
+                array, absent = open_local_array(self.url, stored.path, stored.metadata)
+                values = np.asarray(array[tuple(where[axis] for axis in self.axes)])
+            else:
+                values, absent = self._read_remote(stored, box)
         if absent:
             self._check_absent(mip, box, absent)
         if "z" not in self.axes:
             values = values[np.newaxis]
         order = [axis for axis in ("z", *self.axes) if axis in DIMS][-3:]
         return np.ascontiguousarray(values.transpose([order.index(d) for d in DIMS]), dtype=dtype_of(self, mip))
+
+    def _read_remote(self, stored: ZarrLevel, box: IndexBox) -> tuple[npt.NDArray[Any], dict[str, bool]]:
+        from imageryxr.sources.omezarr.chunks import read_slices
+
+        picks = {axis: slice(index, index + 1) for axis, index in self.picks}
+        where = {**picks, **dict(zip(DIMS, box.slices(), strict=True))}
+        store = remote_store(self.url, self.token, self.connection, stored.metadata)
+        slices = tuple(where[axis] for axis in self.axes)
+        values, absent = read_slices(store, stored.path, stored.metadata, slices, self.connection)
+        return values[tuple(0 if axis in picks else slice(None) for axis in self.axes)], absent
 
     def _check_absent(self, mip: int, box: IndexBox, absent: dict[str, bool]) -> None:
         """Apply the policy ``missing`` to objects that zarr-python has read as the fill value."""
@@ -267,8 +287,10 @@ def _ome_metadata(address: Address, token: str | None, connection: Connection) -
     if path is not None and not path.is_dir() and find_archive(path) is None:
         raise SourceNotFoundError(f"there is no folder {path}, so no OME-Zarr at {name}; check the path")
     found: dict[int, dict[str, Any]] = {}
-    for version in (3, 2):
-        document = fetch_json(address, token, "zarr.json" if version == 3 else ".zattrs", connection)
+    calls: list[Any] = [partial(fetch_json, address, token, key, connection) for key in ("zarr.json", ".zattrs")]
+    # A server answers both requests in the time of one.
+    for version, ask in zip((3, 2), calls if path is not None else run_all(calls), strict=True):
+        document = ask()
         if document is None:
             continue
         if version == 3 and document.get("node_type") == "array":
@@ -336,10 +358,11 @@ def _build_source(
         name, ome, multiscale, f"open a level and place it: {groups.array_advice(address, paths[0], None)}"
     )
     axes = ngff.axes_of(name, multiscale)
-    with ThreadPoolExecutor(8) as pool:
-        layouts = list(
-            pool.map(lambda path: _array_layout(address, token, path, (version, len(axes.names)), connection), paths)
-        )
+    layouts = run_in_parallel(
+        lambda path, stop: _array_layout(address, token, path, (version, len(axes.names)), connection),
+        paths,
+        len(paths),
+    )
     picks = ngff.picks_of(name, axes.names, layouts[0].shape, requested)
     grids = [grid_of_level(name, multiscale, mip, lay.shape, axes, assume) for mip, lay in enumerate(layouts)]
     if "z" not in axes.names:  # a single slice has the same thickness at all levels

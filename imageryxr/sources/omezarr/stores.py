@@ -1,4 +1,4 @@
-"""Zarr stores: zarr-python's for local folders, zip archives and private buckets, `WebStore` for everything else.
+"""Zarr stores: zarr-python's for local folders and zip archives, the engine's for web servers and buckets.
 
 Every object is checked before it is decoded, and missing objects are recorded.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +22,14 @@ from imageryxr.sources.address import Address, has_no_bucket_credentials
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.fetch import ip_filter
 from imageryxr.sources.fetch.auth import Token, find_password
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.budget import FILE_REQUESTS
+from imageryxr.sources.fetch.byte_ranges import ByteRange
+from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply
+from imageryxr.sources.fetch.decompress import TooLargeError, decompress
+from imageryxr.sources.fetch.engine import ObjectStore
 from imageryxr.sources.fetch.json_service import web_folder
+from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.object_stores import ForbiddenObjectError, WebFolder
 from imageryxr.sources.fetch.policy import Credential
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
@@ -29,7 +37,6 @@ from imageryxr.sources.json_members import parse_json
 from imageryxr.sources.omezarr.bounded_codecs import bounded_metadata
 from imageryxr.sources.omezarr.codec_metadata import register_codecs
 from imageryxr.sources.omezarr.object_check import ObjectFormat, check_object, object_format
-from imageryxr.sources.omezarr.web_objects import fetch_object
 from imageryxr.sources.omezarr.zip_store import find_archive, open_archive, read_entry
 
 # Retries of transient errors of object stores.
@@ -44,8 +51,6 @@ RETRY: dict[str, Any] = {
 ENDPOINTS = {"AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
 # Largest size in bytes of a remote chunk: reading one voxel reads the whole chunk, whose shape is not trusted.
 _MOST_CHUNK_BYTES = 4 << 30
-# Exceptions of buckets and web servers for denied access.
-_FORBIDDEN = ("PermissionDeniedError", "ForbiddenObjectError")
 
 
 @lru_cache(maxsize=1024)
@@ -59,30 +64,94 @@ def parse_array_metadata(text: str) -> Any:
     return AsyncArray(metadata, StorePath(MemoryStore())).metadata
 
 
-def open_array(
-    url: str, token: str | None, path: str, metadata: str, connection: Connection
-) -> tuple[Any, dict[str, bool]]:
-    """Return an array with given metadata, and a dict that reads fill with the keys of missing objects.
+def open_local_array(url: str, path: str, metadata: str) -> tuple[Any, dict[str, bool]]:
+    """Return an array on this machine with given metadata, and a dict that reads fill with the keys of missing objects.
 
-    Opening reads nothing. The value of a key is True if the store denied access (403).
+    Opening reads nothing. The value of a key is True if access is denied.
     """
     import zarr
-    from zarr.storage import StorePath
+    from zarr.storage import LocalStore, StorePath
 
-    folder = _object_folder(url, connection)
-    archive = find_archive(url.removeprefix("file://")) if url.startswith("file://") else None
-    if archive is not None:
-        store = open_archive(archive)
-    elif folder is None:
-        store = open_store(url, os.getpid())
-    else:
-        from imageryxr.sources.omezarr.web_store import WebStore
-
-        _check_size(url, metadata)
-        store = WebStore(folder, connection, credential_of(folder, token), object_limit(metadata))
+    place = url.removeprefix("file://")
+    archive = find_archive(place)
+    store = LocalStore(place, read_only=True) if archive is None else open_archive(archive)
     recorder = _recorder_class()(store, object_format(metadata))
     array = zarr.Array(zarr.AsyncArray(parse_array_metadata(metadata), StorePath(recorder, path)))
     return array, recorder.absent
+
+
+def remote_store(url: str, token: str | None, connection: Connection, metadata: str = "") -> ObjectStore:
+    """Return the store of a group on a web server or in a bucket.
+
+    Parameters
+    ----------
+    url : str
+        Location of the group.
+    token : str or None
+        Token for web servers.
+    connection : Connection
+        Options of requests.
+    metadata : str
+        Metadata of the array that is read; empty for metadata.
+
+    Raises
+    ------
+    ChunkReadError
+        If the chunks of the array are too large.
+    """
+    if metadata:
+        _check_size(url, metadata)
+    folder = _object_folder(url, connection)
+    if folder is None:
+        return BucketFolder(url, connection, metadata)
+    return WebFolder(folder, connection, credential_of(folder, token), False, metadata, "identity")
+
+
+@dataclass(frozen=True)
+class BucketFolder:
+    """A folder in a bucket that obstore reads with stored credentials."""
+
+    url: str = field(repr=False)
+    connection: Connection
+    version: str = ""
+    """Text that changes if the objects change."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Key in the memory cache; the endpoint is in the environment."""
+        return (self.url, self.version, *(os.environ.get(name) for name in sorted(ENDPOINTS)))
+
+    @property
+    def width(self) -> int:
+        """Number of simultaneous requests."""
+        return self.connection.concurrency or FILE_REQUESTS
+
+    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
+        """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
+        import obstore
+
+        options: Any = {"range": _obstore_range(part)} if part is not None else None
+        for last in (False, False, True):
+            try:
+                found = obstore.get(open_bucket(self.url, os.getpid()), key, options=options)
+                if part is None and found.meta["size"] > limit:
+                    raise TooLargeError(f"{key} has {found.meta['size']:,} bytes; the limit is {limit:,}")
+                return Stored(bytes(found.bytes()))
+            except FileNotFoundError:
+                return None
+            except Exception as error:
+                if type(error).__name__ == "PermissionDeniedError":
+                    raise ForbiddenObjectError(key, Reply(403, {}, b"")) from error
+                # obstore does not retry a transfer that is interrupted.
+                if last or "body error" not in str(error):
+                    raise
+        raise AssertionError
+
+
+def _obstore_range(part: ByteRange) -> Any:
+    if part.suffix is not None:
+        return {"suffix": part.suffix}
+    return {"offset": part.start} if part.stop is None else (part.start, part.stop)
 
 
 def _check_size(url: str, metadata: str) -> None:
@@ -143,19 +212,7 @@ def _recorder_class() -> Any:
             self.absent: dict[str, bool] = {}
 
         async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
-            for last in (False, False, True):
-                try:
-                    found = await self._store.get(key, *args, **kwargs)
-                except Exception as error:
-                    # Buckets without list permission answer 403 for missing objects; `_check_absent` distinguishes.
-                    if type(error).__name__ in _FORBIDDEN:
-                        self.absent[key] = True
-                        return None
-                    # obstore does not retry a transfer that is interrupted.
-                    if last or "body error" not in str(error):
-                        raise
-                else:
-                    break
+            found = await self._store.get(key, *args, **kwargs)
             if found is None:
                 self.absent[key] = False
             else:
@@ -172,13 +229,8 @@ def _requested_span(prototype: Any = None, byte_range: Any = None) -> tuple[int 
 
 
 @lru_cache(maxsize=64)
-def open_store(url: str, pid: int) -> Any:
-    """Return the Zarr store of a local folder or a bucket; `pid`, the id of this process, makes one per process."""
-    from zarr.storage import LocalStore, ObjectStore
-
-    scheme, _, rest = url.partition("://")
-    if scheme == "file":
-        return LocalStore(rest, read_only=True)
+def open_bucket(url: str, pid: int) -> Any:
+    """Return obstore's store of a folder in a bucket; `pid`, the id of this process, makes one per process."""
     if _fork_marks():
         raise ChunkReadError(
             "this process was forked from one that had already read from a bucket, and its connections do not survive "
@@ -188,10 +240,11 @@ def open_store(url: str, pid: int) -> Any:
 
     client: dict[str, Any] = {"allow_http": True, "connect_timeout": "15s", "timeout": "180s"}
     common: dict[str, Any] = {"client_options": client, "retry_config": RETRY}
+    scheme, _, rest = url.partition("://")
     bucket, _, prefix = rest.partition("/")
     options = bucket_options(url, bucket)
     kind: Any = S3Store if scheme == "s3" else GCSStore
-    return ObjectStore(kind(bucket, prefix=prefix or None, **common, **options), read_only=True)
+    return kind(bucket, prefix=prefix or None, **common, **options)
 
 
 def bucket_options(url: str, bucket: str) -> dict[str, Any]:
@@ -242,7 +295,10 @@ def translate_errors(name: str, otherwise: Any) -> Iterator[None]:
         raise
     except Exception as error:
         message = clean_message(str(error).split("Debug source:")[0])  # the rest is internal state of the client
-        if isinstance(error, PermissionError) or type(error).__name__ in ("UnauthenticatedError", *_FORBIDDEN):
+        if isinstance(error, PermissionError) or type(error).__name__ in (
+            "UnauthenticatedError",
+            "PermissionDeniedError",
+        ):
             raise AuthError(f"access to {name} was denied ({message}); check the token and your permissions") from error
         raise otherwise(message or type(error).__name__) from error
 
@@ -257,18 +313,12 @@ def fetch(url: str, token: str | None, key: str, name: str, connection: Connecti
                 path = url.removeprefix("file://")
                 archive = find_archive(path)
                 return (Path(path) / key).read_bytes() if archive is None else read_entry(archive, key)
-            folder = _object_folder(url, connection)
-            if folder is not None:
-                jobs = [(folder, key, connection, credential_of(folder, token))]
-                return run_in_parallel(lambda job, stop: fetch_object(*job, stop=stop), jobs, 1)[0]
-            import obstore
-
-            return bytes(obstore.get(open_store(url, os.getpid()).store, key).bytes())
+            store = remote_store(url, token, connection)
+            found = run_in_parallel(lambda key, stop: store.get(key, None, METADATA_BYTES, stop), [key], 1)[0]
+            return None if found is None else decompress(found.body, found.encoding, METADATA_BYTES)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
-        except Exception as error:
-            if type(error).__name__ not in _FORBIDDEN:
-                raise
+        except ForbiddenObjectError:
             return None
 
 

@@ -1,12 +1,10 @@
-"""Reading of precomputed chunks over http, with timeouts and retries; CloudVolume's codecs decode them."""
+"""Reading of precomputed chunks through the engine; CloudVolume's codecs decode them."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,17 +13,32 @@ import numpy.typing as npt
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
 from imageryxr.sources.base import Level, clean_message
-from imageryxr.sources.codecs.chunk_decoder import decode_chunk
+from imageryxr.sources.codecs.chunk_decoder import DamagedChunkError, decode_chunk
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_password, unsent_password_hint
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import Connection, Reply, send_interruptible_request, send_request
-from imageryxr.sources.fetch.json_service import decompress_body, web_folder
+from imageryxr.sources.fetch.client import Connection, Reply, send_interruptible_request
+from imageryxr.sources.fetch.decompress import decompress
+from imageryxr.sources.fetch.engine import ObjectRequest, ObjectStore, Use, read_objects
+from imageryxr.sources.fetch.json_service import web_folder
+from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.object_stores import (
+    CloudFolder,
+    DeniedError,
+    ForbiddenObjectError,
+    LocalFolder,
+    WebFolder,
+    checksum_problem,
+)
 from imageryxr.sources.fetch.policy import Access, Credential
-from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
 
 ChunkCallback = Callable[[npt.NDArray[Any]], None]
+
+
+class AbsentChunkError(Exception):
+    """A chunk that the store does not have; `PrecomputedSource` applies the policy ``missing``."""
+
 
 HEADERS = {"Accept-Encoding": "gzip, br, zstd"}
 
@@ -44,6 +57,10 @@ class StoredLayer(Protocol):
     @property
     def info(self) -> dict[str, Any]:
         """Content of the ``info`` file."""
+
+    @property
+    def info_text(self) -> str:
+        """Content of the ``info`` file as JSON text."""
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -80,128 +97,133 @@ def get_file(url: str, name: str, connection: Connection, token: Token | None) -
         connection,
         headers=HEADERS,
         credential=credential_of(url, token),
-        check=_checksum_problem,
+        check=checksum_problem,
     )
 
 
-def fetch_box(
+def read_box(
     source: StoredLayer,
     mip: int,
     box: IndexBox,
     missing_boxes: list[IndexBox] | None = None,
     on_chunk: ChunkCallback | None = None,
 ) -> npt.NDArray[Any]:
-    """Return the voxels of a box inside a layer; the chunks of a box are requested in parallel.
+    """Return the voxels of a box inside a layer; the chunks of a box are read in parallel.
 
     Parameters
     ----------
     source : PrecomputedSource
-        A layer on a web server.
+        The layer.
     mip, box
         Level and box to read.
     missing_boxes : list, optional
         The boxes of missing chunks are appended to it, and their voxels are 0. Without it a missing chunk raises.
     on_chunk : callable, optional
-        Called with the part of each chunk in the box, in the thread that fetched the chunk.
+        Called with the part of each chunk in the box, in the thread that read the chunk; it must not change the part.
 
     Raises
     ------
-    EmptyVolumeException
-        CloudVolume's exception for a missing chunk.
+    AbsentChunkError
+        If a chunk is missing.
     """
-    if "sharding" in source.info["scales"][mip]:
-        return _fetch_sharded(source, mip, box, missing_boxes, on_chunk)
-    from cloudvolume.exceptions import EmptyVolumeException
+    scale, store = source.info["scales"][mip], store_of(source)
+    decode_voxels, out = make_chunk_decoder(source, mip), np.zeros(box.shape, source.dtype)
+    sharding = scale.get("sharding")
 
-    level, scale = source.levels[mip], source.info["scales"][mip]
-    folder = web_folder(source.url)
-    options: dict[str, Any] = {"headers": HEADERS, "credential": credential_of(source.url, source.token)}
-    decode = make_chunk_decoder(source, mip)
-    out = np.zeros(box.shape, source.dtype)
+    def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[Any]:
+        whole: IndexBox = request.tag
+        try:
+            if not stored.body:
+                raise ValueError("it is empty (0 bytes): it was truncated when written")
+            body = decompress(stored.body, stored.encoding, request.limit)
+            if sharding is not None:
+                body = shards.decompress_chunk(sharding, body, request.limit)
+            return decode_voxels(body, whole.shape)
+        except ValueError as error:
+            name = chunk_name(source.levels[mip].grid.voxel_offset, whole)
+            offset = [int(o) for o in source.levels[mip].grid.voxel_offset]
+            lo, hi = (tuple(o + i for o, i in zip(offset, c[::-1], strict=True)) for c in (whole.start, whole.stop))
+            raise DamagedChunkError(f"the stored chunk {name}, box {lo} to {hi}, is damaged: {error}") from error
 
-    def fetch(chunk: IndexBox, stop: threading.Event) -> None:
-        whole = chunk.clip(level.grid.box)
-        key = f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}"
-        most = chunk_limit(whole.shape, source)
-        reply = send_request(
-            "GET", f"{folder}/{key}", source.connection, check=_checksum_problem, stop=stop, limit=most, **options
-        )
-        if is_absent(reply, source.url):
+    def use(request: ObjectRequest, voxels: npt.NDArray[Any] | None) -> None:
+        whole: IndexBox = request.tag
+        if voxels is None:
             if missing_boxes is None:
-                raise EmptyVolumeException(key)
+                raise AbsentChunkError(request.key)
             missing_boxes.append(whole)
             return
-        check_reply(reply, source.name, source.url, source.token, source.connection.access)
-        if not reply.body:
-            raise ValueError(f"the stored chunk {key} is empty (0 bytes): it was truncated when written")
         part = whole.clip(box)
-        voxels = decode(decompress_body(reply, most), whole.shape)[part.slices(whole)]
         if on_chunk is not None:
-            on_chunk(voxels)
-        out[part.slices(box)] = voxels
+            on_chunk(voxels[part.slices(whole)])
+        out[part.slices(box)] = voxels[part.slices(whole)]
 
-    run_in_parallel(fetch, list(chunks_of(box, level.chunks)), source.connection.concurrency)
+    try:
+        requests = _requests(source, mip, box) if sharding is None else _shard_requests(source, mip, box, store, use)
+        read_objects(store, requests, decode, use, source.connection)
+    except DeniedError as error:
+        check_reply(error.reply, source.name, source.url, source.token, source.connection.access)
+        raise
     return out
 
 
-def _fetch_sharded(
-    source: StoredLayer, mip: int, box: IndexBox, missing_boxes: list[IndexBox] | None, on_chunk: ChunkCallback | None
-) -> npt.NDArray[Any]:
-    from cloudvolume.exceptions import EmptyVolumeException
+def _requests(source: StoredLayer, mip: int, box: IndexBox) -> list[ObjectRequest]:
+    level, key = source.levels[mip], source.info["scales"][mip]["key"]
+    wholes = (chunk.clip(level.grid.box) for chunk in chunks_of(box, level.chunks))
+    return [_request(source, f"{key}/{chunk_name(level.grid.voxel_offset, whole)}", whole, None) for whole in wholes]
 
+
+def _request(source: StoredLayer, key: str, whole: IndexBox, span: tuple[int, int] | None) -> ObjectRequest:
+    decoded = whole.voxels * int(source.info.get("num_channels", 1)) * source.dtype.itemsize
+    # The stored chunk and its voxels are in memory at the same time.
+    return ObjectRequest(key, chunk_limit(whole.shape, source), 2 * decoded, span, whole, source.channel)
+
+
+def _shard_requests(source: StoredLayer, mip: int, box: IndexBox, store: ObjectStore, use: Use) -> list[ObjectRequest]:
+    """Return the requests for the chunks of a box in shards; passes missing chunks to ``use``."""
     level, scale = source.levels[mip], source.info["scales"][mip]
-    sharding, get = scale["sharding"], _byte_ranges(source, mip)
     parts = list(chunks_of(box, level.chunks))
     points = [tuple(a // c for a, c in zip(p.start, level.chunks, strict=True)) for p in parts]
     ids = shards.chunk_ids(points, level.grid.shape, level.chunks)  # type: ignore[arg-type]
-    where = shards.fetch_shards(f"{source.url}/{scale['key']}", sharding, ids, get, source.connection)
-    places, wanted = {i: where(i) for i in ids}, dict(zip(ids, parts, strict=True))
-    for number, place in places.items():
-        whole = wanted[number].clip(level.grid.box)
-        most = chunk_limit(whole.shape, source)
-        if place is not None and place[2] - place[1] > most:
-            size = place[2] - place[1]
-            raise ValueError(f"the index of {place[0]} states a chunk of {size:,} bytes; the limit is {most:,}")
-        if place is not None:
+    where = shards.fetch_shards(store, scale["key"], scale["sharding"], ids)
+    found = []
+    for number, part in zip(ids, parts, strict=True):
+        whole, place = part.clip(level.grid.box), where(number)
+        if place is None:
+            name = chunk_name(level.grid.voxel_offset, whole)
+            use(_request(source, f"{scale['key']}/{name}", whole, None), None)
             continue
-        if missing_boxes is None:
-            raise EmptyVolumeException(f"{scale['key']}/{chunk_name(level.grid.voxel_offset, whole)}")
-        missing_boxes.append(whole)
-    decode, out = make_chunk_decoder(source, mip), np.zeros(box.shape, source.dtype)
-
-    def fetch(bundle: tuple[str, int, int, list[tuple[int, int, int]]], stop: threading.Event) -> None:
-        name, first, last, inside = bundle
-        body = get(name, first, last, stop)
-        if body is None or len(body) != last - first:
-            raise ValueError(f"{name} ends before byte {last}, although its index lists chunks up to there")
-        for number, start, end in inside:
-            whole = wanted[number].clip(level.grid.box)
-            stored = shards.decompress_chunk(
-                sharding, body[start - first : end - first], chunk_limit(whole.shape, source)
+        name, start, stop = place
+        request = _request(source, name, whole, (start, stop))
+        if stop - start > request.limit:
+            raise ValueError(
+                f"the index of {name} states a chunk of {stop - start:,} bytes; the limit is {request.limit:,}"
             )
-            voxels = decode(stored, whole.shape)
-            part = whole.clip(box)
-            if on_chunk is not None:
-                on_chunk(voxels[part.slices(whole)])
-            out[part.slices(box)] = voxels[part.slices(whole)]
-
-    run_in_parallel(fetch, shards.group_ranges(places), source.connection.concurrency)
-    return out
+        found.append(request)
+    return found
 
 
-def _byte_ranges(source: StoredLayer, mip: int) -> shards.GetBytes:
-    folder = f"{web_folder(source.url)}/{source.info['scales'][mip]['key']}"
-    credential = credential_of(source.url, source.token)
+def store_of(source: StoredLayer) -> ObjectStore:
+    """Return the store of the chunks of a layer."""
+    folder, url, connection = web_folder(source.url), source.url, source.connection
+    if folder is not None:
+        is_service = url.startswith(MIDDLEAUTH)
+        return LayerFolder(folder, connection, credential_of(url, source.token), is_service, source.info_text)
+    if url.startswith("file://"):
+        return LocalFolder(url.removeprefix("file://").rstrip("/"))
+    return CloudFolder(url, connection)
 
-    def get(name: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
-        part, url = ByteRange(start, stop), f"{folder}/{name}"
-        reply = send_request("GET", url, source.connection, credential=credential, stop=stopped, part=part)
-        if is_absent(reply, source.url):
+
+class LayerFolder(WebFolder):
+    """A folder on a web server, where a bucket may also answer 403 for a missing chunk."""
+
+    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
+        """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
+        try:
+            return super().get(key, part, limit, stop)
+        except ForbiddenObjectError:
+            if self.is_service:  # servers that check tokens do not answer 403 for missing objects
+                raise
             return None
-        check_reply(reply, source.name, source.url, source.token, source.connection.access)
-        return reply.body
-
-    return get
 
 
 def chunk_limit(shape: Index3, source: StoredLayer) -> int:
@@ -278,18 +300,3 @@ def is_absent(reply: Reply, url: str) -> bool:
     """Return whether a response means that a file is missing, and not that access is denied."""
     # Buckets also answer 403 for missing objects; servers that check tokens do not.
     return not reply.redirected_to and (reply.status == 404 or (reply.status == 403 and not url.startswith(MIDDLEAUTH)))
-
-
-def _checksum_problem(reply: Reply) -> str:
-    """Return the problem of a body that differs from the MD5 in its headers, which Google's servers send."""
-    sums = dict(part.strip().split("=", 1) for part in reply.headers.get("x-goog-hash", "").split(",") if "=" in part)
-    if "md5" not in sums or not _is_body_as_stored(reply.headers):
-        return ""
-    found = base64.b64encode(hashlib.md5(reply.body, usedforsecurity=False).digest()).decode()
-    return "" if found == sums["md5"] else "the body does not match its checksum"
-
-
-def _is_body_as_stored(headers: Mapping[str, str]) -> bool:
-    # A server may decompress an object before it sends it. The checksum is that of the compressed object.
-    stored = headers.get("x-goog-stored-content-encoding", "identity")
-    return stored == headers.get("content-encoding", "identity")

@@ -22,7 +22,6 @@ from imageryxr.sources.json_members import format_value
 __all__ = [
     "CODECS",
     "ENCODINGS",
-    "checked_members",
     "complete_info",
     "info_level",
     "info_problem",
@@ -60,7 +59,6 @@ _HOLDS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
 }
 _TYPES = (*_IDS, "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 _PLACES = ("size", "voxel_offset", "chunk_sizes", "compressed_segmentation_block_size")
-_SCALE = ("key", "resolution", "encoding", "sharding", *_PLACES)
 
 _LONGEST = 1 << 24
 """Largest number of voxels along an axis, whose coordinates are in memory. A whole mouse brain at 1 nm has fewer."""
@@ -250,12 +248,6 @@ def _complete_scale(scale: dict[str, Any]) -> dict[str, Any]:
         defaults = {"minishard_index_encoding": "raw", "data_encoding": "raw"}
         more["sharding"] = {**defaults, **sharding, **bits}
     return {**{key: value for key, value in scale.items() if key != "sharding"}, **whole, **more}
-
-
-def checked_members(info: dict[str, Any]) -> dict[str, Any]:
-    """Return the checked members of a completed ``info``: CloudVolume would use others, such as ``mesh``, unchecked."""
-    scales = [{key: scale[key] for key in _SCALE if key in scale} for scale in info["scales"]]
-    return {**{key: info[key] for key in ("type", "data_type", "num_channels")}, "scales": scales}
 
 
 def is_placeholder(scale: dict[str, Any]) -> bool:

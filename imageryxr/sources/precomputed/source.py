@@ -1,18 +1,16 @@
-"""Neuroglancer precomputed layers, read through CloudVolume.
+"""Neuroglancer precomputed layers.
 
 Format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. The metadata are read once, when
-the layer is opened, and passed to every CloudVolume, so that a worker requests chunks only. CloudVolume fetches and
-decodes chunks, with two exceptions: `chunks` fetches them over http, with timeouts, and `raw_files` reads raw chunks
-from local files.
+the layer is opened, and pickled with the source, so that a worker requests chunks only. `chunks` reads chunks through
+the engine, and CloudVolume's codecs decode them; `raw_files` reads raw chunks from local files.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -46,7 +44,6 @@ from imageryxr.sources.base import (
     read_filled,
     report_missing_chunks,
 )
-from imageryxr.sources.codecs.chunk_decoder import enable_chunk_checks
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.json_service import decompress_body, web_folder
@@ -56,11 +53,9 @@ from imageryxr.sources.precomputed.chunks import ChunkCallback
 from imageryxr.sources.precomputed.info import (
     CODECS,
     ENCODINGS,
-    checked_members,
     complete_info,
     info_level,
     info_problem,
-    is_placeholder,
 )
 from imageryxr.sources.precomputed.raw_files import read_raw
 
@@ -141,11 +136,9 @@ class PrecomputedSource:
         ``on_chunk`` is called with the part of each chunk in the box, in the thread that fetched the chunk. It is not
         called for missing chunks.
         """
-        from cloudvolume.exceptions import EmptyVolumeException
-
         try:
             return self._download(mip, box, on_chunk=on_chunk)
-        except EmptyVolumeException as error:
+        except chunks.AbsentChunkError as error:
             if self.missing not in (None, "raise"):
                 return self._read_with_missing_chunks(mip, box, on_chunk)
             hint = Message(
@@ -156,9 +149,6 @@ class PrecomputedSource:
             cause = f"the store has no chunk {error}, or denies access to it"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint) from None
 
-    def _is_on_web(self) -> bool:
-        return web_folder(self.url) is not None
-
     def _download(
         self,
         mip: int,
@@ -166,20 +156,16 @@ class PrecomputedSource:
         missing_boxes: list[IndexBox] | None = None,
         on_chunk: ChunkCallback | None = None,
     ) -> npt.NDArray[Any]:
-        from cloudvolume.exceptions import EmptyVolumeException
-
         try:
-            if self._is_on_web():
-                return chunks.fetch_box(self, mip, box, missing_boxes, on_chunk)
             whole = read_raw(self, mip, box)
             if whole is None:
-                whole = self._read_with_cloudvolume(mip, box)
+                return chunks.read_box(self, mip, box, missing_boxes, on_chunk)
             if on_chunk is not None:
                 on_chunk(whole)
             return whole
         except ServerError as error:
             raise read_error(self, mip, box, error) from error
-        except (EmptyVolumeException, ImageryError):
+        except (chunks.AbsentChunkError, ImageryError):
             raise
         except ImportError as error:
             raise CodecError(f"{self.name}: {error}; pip install 'imageryxr[codecs]' installs all encodings") from error
@@ -188,20 +174,10 @@ class PrecomputedSource:
                 raise chunks.access_denied_error(self.name, error) from error
             raise read_error(self, mip, box, error) from error
 
-    def _read_with_cloudvolume(self, mip: int, box: IndexBox) -> npt.NDArray[Any]:
-        from cloudvolume import Bbox
-
-        offset = np.array(self.levels[mip].grid.voxel_offset)
-        bounds = Bbox(np.array(box.start[::-1]) + offset, np.array(box.stop[::-1]) + offset)
-        # CloudVolume returns (x, y, z, channel) in Fortran order; its transpose is in C order without a copy.
-        voxels = np.asarray(_open_volume(self.url, self.info_text, os.getpid()).download(bounds, mip=mip))
-        return voxels.reshape(*box.shape[::-1], -1)[..., self.channel].T
-
     def _read_with_missing_chunks(self, mip: int, box: IndexBox, on_chunk: ChunkCallback | None) -> npt.NDArray[Any]:
         level = self.levels[mip]
         found: list[IndexBox] = []
-        read = self._download if self._is_on_web() else self._read_each_chunk
-        out = read(mip, box, found, on_chunk)
+        out = self._download(mip, box, found, on_chunk)
         boxes = [str(level.grid.crop(missing).bbox) for missing in sorted(found)]
         # CloudVolume treats 403 like 404, because buckets without list permission answer 403 for missing objects. If
         # the metadata are not readable either, access was denied.
@@ -219,49 +195,11 @@ class PrecomputedSource:
             )
         return out
 
-    def _read_each_chunk(
-        self, mip: int, box: IndexBox, missing_boxes: list[IndexBox], on_chunk: ChunkCallback | None
-    ) -> npt.NDArray[Any]:
-        from cloudvolume.exceptions import EmptyVolumeException
-
-        level = self.levels[mip]
-        out = np.zeros(box.shape, self.dtype)
-        for chunk in chunks.chunks_of(box, level.chunks):
-            part, whole = chunk.clip(box), chunk.clip(level.grid.box)
-            try:
-                out[part.slices(box)] = self._download(mip, part, on_chunk=on_chunk)
-            except EmptyVolumeException:
-                missing_boxes.append(whole)
-        return out
-
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # cached properties are computed again
 
     def __dask_tokenize__(self) -> object:
         return ("imageryxr.precomputed", self.url, self.info_text, self.missing, self.channel, self.layer_type)
-
-
-@lru_cache(maxsize=64)
-def _open_volume(url: str, info_text: str, pid: int) -> Any:
-    # The threads of a process share one volume; a forked child gets its own, by its pid. CloudVolume is thread-safe as
-    # long as mip is passed as an argument and neither its cache nor `parallel` is used.
-    from cloudvolume import CloudVolume
-
-    info = checked_members(json.loads(info_text))
-    real = next((i for i, scale in enumerate(info["scales"]) if not is_placeholder(scale)), 0)
-    volume = CloudVolume(
-        f"precomputed://{url}",
-        mip=real,  # CloudVolume prints a warning when it starts on a placeholder
-        info=info,
-        provenance={},
-        bounded=False,  # CloudVolume checks bounds at another mip than the requested one; boxes are clipped here
-        fill_missing=False,
-        progress=False,
-        parallel=1,
-        cache=False,
-        use_https=has_no_bucket_credentials(url),
-    )
-    return enable_chunk_checks(volume)
 
 
 def _is_remote(url: str) -> bool:

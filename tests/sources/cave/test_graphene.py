@@ -617,7 +617,7 @@ class TestRequests:
 
     @pytest.mark.parametrize("limit", [8, 2])
     def test_concurrent_requests_are_limited(self, cave, limit):
-        connection = {} if limit == 8 else {"connection": ix.Connection(concurrency=limit)}
+        connection = {"connection": ix.Connection(concurrency=limit, memory_cache=0)}
         seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=utc(NOW), **connection)
         em = ix.open_image(cave.image, **connection)
         cave.fault("/data/|roots", "delay", seconds=0.02)

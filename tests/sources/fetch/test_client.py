@@ -22,9 +22,12 @@ def ask(cave, path="/data/em/info", connection=HASTY, **options):
 
 
 @pytest.mark.parametrize("value", [0, -1, "5", True, float("nan"), float("inf"), None])
-@pytest.mark.parametrize("name", ["timeout", "concurrency", "backoff", "retries"])
+@pytest.mark.parametrize("name", ["timeout", "concurrency", "backoff", "retries", "memory_cache"])
 def test_invalid_connection_options_are_errors(name, value):
-    if value == 0 and not isinstance(value, bool) and name in ("retries", "backoff"):
+    if (name, value) in (("concurrency", None), ("memory_cache", "5")):
+        ix.Connection(**{name: value})
+        return
+    if value == 0 and not isinstance(value, bool) and name in ("retries", "backoff", "memory_cache"):
         ix.Connection(**{name: value})
         return
     with pytest.raises(ix.errors.OptionError, match=f"{name}="):

@@ -604,9 +604,10 @@ class TestHttp:
         server.needs = "Bearer verysecret"
         with pytest.raises(AuthError, match="check the token"):
             opened(server.url)
-        source = resolve_source(f"zarr://{server.url}", "image", token="verysecret")
+        options = {"token": "verysecret", "connection": web.Connection(memory_cache=0)}
+        source = resolve_source(f"zarr://{server.url}", "image", **options)
         np.testing.assert_array_equal(source.read(0, BOX), values)
-        other = resolve_source(f"zarr://{server.url}", "image", token="verysecret")
+        other = resolve_source(f"zarr://{server.url}", "image", **options)
         assert source == other
         for shown in (repr(source), source.name, str(source.attrs), str(source.__dask_tokenize__()), tokenize(source)):
             assert "verysecret" not in shown

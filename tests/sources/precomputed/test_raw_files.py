@@ -11,8 +11,9 @@ import pytest
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ChunkReadError, MissingChunkError, MissingChunkWarning
+from imageryxr.sources.precomputed import chunks
+from imageryxr.sources.precomputed.chunks import read_box
 from imageryxr.sources.precomputed.raw_files import read_raw
-from imageryxr.sources.precomputed.source import PrecomputedSource
 from tests.support.precomputed import Layers, opened, write_layer
 from tests.support.source_suite import boxes_of, noise
 
@@ -50,8 +51,11 @@ def chunk(layer):
 
 
 def test_every_box_is_what_was_written_and_what_cloudvolume_reads(layer, monkeypatch):
+    from cloudvolume import Bbox, CloudVolume
+
     values, folder = layer
-    theirs = PrecomputedSource._read_with_cloudvolume
+    theirs = CloudVolume(f"precomputed://file://{folder}", progress=False, bounded=False)
+    offset = np.array(GRID.voxel_offset, int)
     for channel, truth in enumerate(values):
         source = opened(folder, channel=channel)
         for box in [*boxes_of(GRID.shape), WHOLE, IndexBox((3, 3, 3), (4, 4, 4)), IndexBox((18, 34, 36), GRID.shape)]:
@@ -62,12 +66,15 @@ def test_every_box_is_what_was_written_and_what_cloudvolume_reads(layer, monkeyp
             assert found is not None
             assert found.dtype == values.dtype
             np.testing.assert_array_equal(found, truth[inside.slices()])
-            np.testing.assert_array_equal(found, theirs(source, 0, inside))
-    monkeypatch.setattr(PrecomputedSource, "_read_with_cloudvolume", None)
+            bounds = Bbox(offset + inside.start[::-1], offset + inside.stop[::-1])
+            peer = np.asarray(theirs.download(bounds)).reshape(*inside.shape[::-1], -1)
+            np.testing.assert_array_equal(found, peer[..., channel].T)
+            np.testing.assert_array_equal(found, read_box(source, 0, inside))
+    monkeypatch.setattr(chunks, "read_box", None)
     np.testing.assert_array_equal(opened(folder, channel=0).read(0, WHOLE), values[0])
 
 
-def test_compressed_files_are_left_to_cloudvolume(layer, chunk):
+def test_compressed_files_are_left_to_the_engine(layer, chunk):
     values, folder = layer
     chunk.with_name(chunk.name + ".gz").write_bytes(gzip.compress(chunk.read_bytes()))
     chunk.unlink()
@@ -114,7 +121,7 @@ def test_a_folder_instead_of_a_chunk_is_an_error(layer, chunk):
 
 
 @pytest.mark.parametrize("encoding", ["png", "compressed_segmentation"])
-def test_encoded_chunks_are_left_to_cloudvolume(tmp_path, encoding):
+def test_encoded_chunks_are_left_to_the_engine(tmp_path, encoding):
     dtype = "uint64" if "seg" in encoding else "uint8"
     values = noise(GRID.shape, dtype, 0)
     kind = "segmentation" if "seg" in encoding else "image"

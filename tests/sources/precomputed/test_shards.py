@@ -8,8 +8,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.address import parse_address
-from imageryxr.sources.fetch import client
-from imageryxr.sources.precomputed import shards
+from imageryxr.sources.fetch import client, index_cache
 from imageryxr.sources.precomputed.source import open_precomputed
 from tests.support.shards import GRID, spec, write
 from tests.support.source_suite import SourceSuite, boxes_of, noise, padded, serving
@@ -17,7 +16,7 @@ from tests.support.source_suite import SourceSuite, boxes_of, noise, padded, ser
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
-    shards.clear_indexes()
+    index_cache.clear()
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.0)
 
 
@@ -54,7 +53,7 @@ class TestSharded(SourceSuite):
         return [opened(self.SERVER.url, missing="fill")]
 
     def test_a_second_block_requests_chunks_only(self, folder):
-        source = self.open(folder)
+        source = opened(self.SERVER.url, connection=ix.Connection(memory_cache=0))
         source.read(0, GRID.box)
         first = len(self.SERVER.asked)
         self.SERVER.asked.clear()

@@ -1,0 +1,92 @@
+"""Limits of a process: requests in flight to each server, and bytes in memory of the chunks that are being read.
+
+The number of requests follows TCP's rule (additive increase, multiplicative decrease): it halves when a server
+throttles, and grows by one after as many successful requests as are in flight.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from imageryxr.sources.fetch.sockets import POLL_SECONDS, StoppedError
+
+FILE_REQUESTS, SERVICE_REQUESTS = 64, 8
+"""Default number of simultaneous requests to an object store or file server, and to a CAVE service."""
+MOST_BYTES = 256 << 20
+"""Largest number of bytes of chunks that are being fetched or decoded."""
+THROTTLED = (429, 503)
+
+
+class RequestBudget:
+    """The running requests to one server, and how many it accepts."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._running: list[threading.Event] = []
+        self._accepted = float("inf")
+        self._halved_at = 0.0
+
+    def limit(self, most: int) -> int:
+        """Return the number of requests that may run at once; it is less than ``most`` after throttling."""
+        return max(1, int(min(most, self._accepted)))
+
+    @contextmanager
+    def slot(self, most: int, stop: threading.Event, host: str) -> Iterator[None]:
+        """Wait until fewer requests run than the limit, and count one more."""
+        with self._free:
+            while self._busy >= self.limit(most):
+                if stop.is_set():
+                    raise StoppedError(f"{host}: stopped")
+                self._free.wait(POLL_SECONDS)
+            self._running.append(stop)
+        try:
+            yield
+        finally:
+            with self._free:
+                self._running.remove(stop)
+                self._free.notify()
+
+    def record(self, status: int, most: int, began: float) -> None:
+        """Adapt the limit to the status of a response whose request began at a monotonic time."""
+        with self._free:
+            if status in THROTTLED:
+                # The requests that were in flight together with a throttled one are throttled for the same reason.
+                if began >= self._halved_at:
+                    self._accepted = max(1.0, min(self._accepted, most) / 2)
+                    self._halved_at = time.monotonic()
+            elif self._accepted < most:
+                self._accepted += 1 / self._accepted
+                self._free.notify()
+
+    @property
+    def _busy(self) -> int:
+        # A cancelled request may last until its timeout.
+        return sum(not stop.is_set() for stop in self._running)
+
+
+class ByteBudget:
+    """The bytes that chunks take while they are fetched and decoded."""
+
+    def __init__(self, most: int = MOST_BYTES) -> None:
+        self.most, self.used, self.peak = most, 0, 0
+        self._free = threading.Condition()
+
+    @contextmanager
+    def reserve(self, count: int, stop: threading.Event) -> Iterator[None]:
+        """Wait until there is room for a number of bytes; one above the limit waits until nothing else is reserved."""
+        with self._free:
+            while self.used and self.used + count > self.most:
+                if stop.is_set():
+                    raise StoppedError("stopped")
+                self._free.wait(POLL_SECONDS)
+            self.used += count
+            self.peak = max(self.peak, self.used)
+        try:
+            yield
+        finally:
+            with self._free:
+                self.used -= count
+                self._free.notify_all()

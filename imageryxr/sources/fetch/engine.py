@@ -1,0 +1,209 @@
+"""The engine that reads many objects of a store at once: every source of stored chunks reads through `read_objects`.
+
+Object stores answer a request after tens of milliseconds, so many requests run at once. Each object is decoded in the
+thread that fetched it while other requests run. Neighbouring ranges of one object are fetched with one request.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from imageryxr.sources.fetch import memory_cache
+from imageryxr.sources.fetch.budget import ByteBudget
+from imageryxr.sources.fetch.byte_ranges import ByteRange
+from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.threads import run_in_parallel
+
+LARGEST_RANGE, LARGEST_GAP = 2 << 20, 64 << 10
+"""Largest range that is fetched with one request for several chunks, and largest gap between two of them, in bytes."""
+
+
+class ObjectStore(Protocol):
+    """A folder of objects on a disk, in a bucket or on a web server."""
+
+    @property
+    def identity(self) -> Hashable | None:
+        """Key of the store in the memory cache, without secrets; None if its objects are not cached."""
+
+    @property
+    def width(self) -> int:
+        """Number of threads that read from it at once."""
+
+    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
+        """Return an object or a range of it, of at most ``limit`` bytes; None if the store does not have it.
+
+        Raises
+        ------
+        PermissionError
+            If access is denied.
+        ServerError, OSError, ValueError
+            If the request fails, or the object is damaged.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRequest:
+    """An object, or a range of one, that is to be read."""
+
+    key: str
+    """Path in the store."""
+    limit: int
+    """Largest number of bytes, before and after decompression."""
+    memory: int
+    """Approximate number of bytes that the object takes while it is fetched and decoded."""
+    span: tuple[int, int] | None = None
+    """First byte and end of a range."""
+    tag: Any = None
+    """What the object is for; the caller's own."""
+    form: Hashable = None
+    """What distinguishes arrays that are decoded from the same bytes, such as the channel."""
+
+
+Voxels = npt.NDArray[Any]
+Decode = Callable[[ObjectRequest, Stored], Voxels]
+Use = Callable[[ObjectRequest, Voxels | None], None]
+
+
+class _ProcessState:
+    def __init__(self) -> None:
+        self.memory = ByteBudget()
+        # More decoders than cores would only compete for the interpreter.
+        self.decoders = threading.BoundedSemaphore(cpu_count())
+
+
+def cpu_count() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_state = _ProcessState()
+
+
+def _reset_after_fork() -> None:
+    global _state
+    _state = _ProcessState()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+def read_objects(
+    store: ObjectStore, requests: Sequence[ObjectRequest], decode: Decode, use: Use, connection: Connection
+) -> None:
+    """Fetch objects, decode them and pass each to a function, in several threads; the first error is raised at once.
+
+    Objects in the memory cache are not fetched. An object enters the cache after it was decoded, so that a damaged
+    object is fetched again.
+
+    Parameters
+    ----------
+    store : ObjectStore
+        Store that has the objects.
+    requests : sequence of ObjectRequest
+        Objects to read.
+    decode : callable
+        Returns the voxels of an object.
+    use : callable
+        Receives the voxels of an object, which it must not change, or None if the object is missing.
+    connection : Connection
+        Options of requests.
+    """
+    identity = store.identity if connection.cache_bytes else None
+    cache, waiting = memory_cache.cache, []
+    for request in requests:
+        voxels = None if identity is None else cache.get_decoded((*_key(identity, request), request.form))
+        if voxels is None:
+            waiting.append(request)
+        else:
+            use(request, voxels)
+
+    def pass_on(request: ObjectRequest, stored: Stored | None) -> None:
+        if stored is None:
+            use(request, None)
+            return
+        with _state.decoders:
+            voxels = decode(request, stored)
+            use(request, voxels)
+        if identity is not None:
+            key = _key(identity, request)
+            cache.put(key, stored, connection.cache_bytes)
+            cache.put_decoded((*key, request.form), voxels)
+
+    def work(bundle: list[ObjectRequest], stop: threading.Event) -> None:
+        with _state.memory.reserve(_bytes_in_memory(bundle), stop):
+            for request, stored in _fetch(store, identity, bundle, stop):
+                pass_on(request, stored)
+
+    run_in_parallel(work, list(_bundles(waiting, identity)), store.width)
+
+
+def _key(identity: Hashable, request: ObjectRequest) -> tuple[Hashable, ...]:
+    return (identity, request.key, request.span)
+
+
+def _bytes_in_memory(bundle: list[ObjectRequest]) -> int:
+    # The ranges of a bundle are fetched together, and decoded one after the other.
+    spans = [request.span for request in bundle if request.span is not None]
+    fetched = max(stop for _, stop in spans) - min(start for start, _ in spans) if spans else 0
+    return fetched + max(request.memory for request in bundle)
+
+
+def _fetch(
+    store: ObjectStore, identity: Hashable | None, bundle: list[ObjectRequest], stop: threading.Event
+) -> Iterator[tuple[ObjectRequest, Stored | None]]:
+    """Yield the objects of a bundle, which are one object or neighbouring ranges of one, with one request."""
+    if identity is not None and len(bundle) == 1:
+        found = memory_cache.cache.get(_key(identity, bundle[0]))
+        if found is not None:
+            yield bundle[0], found
+            return
+    first = bundle[0]
+    if first.span is None:
+        yield first, store.get(first.key, None, first.limit, stop)
+        return
+    start, end = first.span[0], max(request.span[1] for request in bundle if request.span)
+    stored = store.get(first.key, ByteRange(start, end), end - start, stop) if end > start else Stored(b"")
+    if stored is not None and len(stored.body) != end - start:
+        raise ValueError(f"{first.key} ends before byte {end}, although its index lists chunks up to there")
+    for request in bundle:
+        if stored is None or request.span is None:
+            yield request, None
+        else:
+            yield request, Stored(memoryview(stored.body)[request.span[0] - start : request.span[1] - start])
+
+
+def _bundles(requests: Sequence[ObjectRequest], identity: Hashable | None) -> Iterator[list[ObjectRequest]]:
+    """Yield the requests, joined where they are neighbouring ranges of one object that the cache does not have."""
+    ranges: defaultdict[str, list[ObjectRequest]] = defaultdict(list)
+    for request in requests:
+        is_cached = identity is not None and (memory_cache.cache.get((identity, request.key, request.span)) is not None)
+        if request.span is None or is_cached:
+            yield [request]
+        else:
+            ranges[request.key].append(request)
+    for found in ranges.values():
+        yield from join_ranges(found)
+
+
+def join_ranges(requests: Sequence[ObjectRequest]) -> Iterator[list[ObjectRequest]]:
+    """Yield ranges of one object in groups that are fetched with one request each."""
+    group: list[ObjectRequest] = []
+    start = end = 0
+    for request in sorted(requests, key=lambda request: request.span or (0, 0)):
+        low, high = request.span or (0, 0)
+        if group and (low - end > LARGEST_GAP or max(high, end) - start > LARGEST_RANGE):
+            yield group
+            group = []
+        start, end = (start, max(high, end)) if group else (low, high)
+        group.append(request)
+    if group:
+        yield group

@@ -1,0 +1,196 @@
+"""Folders of stored objects that `engine.read_objects` reads: on a web server, on a local disk, in other stores.
+
+Public buckets are folders on web servers. Buckets with stored credentials and the rarer stores are read by CloudFiles,
+which finds the credentials.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import secrets
+import threading
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote
+
+from imageryxr.errors import ServerError
+from imageryxr.sources.address import has_no_bucket_credentials
+from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
+from imageryxr.sources.fetch.byte_ranges import ByteRange
+from imageryxr.sources.fetch.client import Connection, Reply, send_request
+from imageryxr.sources.fetch.decompress import TooLargeError
+from imageryxr.sources.fetch.engine import cpu_count
+from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.policy import Credential, is_cave_server
+from imageryxr.sources.fetch.url import parse_web_url
+
+# Characters, besides letters and digits, that are not percent-encoded in the path of a URL.
+SAFE = "/!$&'()*+,;=:@-._~"
+_SUFFIXES = {"": "", ".gz": "gzip", ".br": "br", ".zstd": "zstd"}
+_SALT = secrets.token_bytes(16)
+_CLOUD_FILES_WIDTH = 20
+
+
+class DeniedError(PermissionError):
+    """A response that denies access to an object."""
+
+    def __init__(self, key: str, reply: Reply) -> None:
+        cause = "the server returned HTML" if reply.status in (200, 206) else f"HTTP {reply.status}"
+        if reply.redirected_to:
+            cause = f"redirected to {reply.redirected_to}, which may be a login page"
+        super().__init__(f"{cause}: {key}")
+        self.reply = reply
+
+
+class ForbiddenObjectError(DeniedError):
+    """An object for which the server answers 403; buckets also answer 403 for missing objects."""
+
+
+@dataclass(frozen=True)
+class WebFolder:
+    """A folder on a web server."""
+
+    folder: str = field(repr=False)
+    """Its address, ``http(s)://…``."""
+    connection: Connection
+    """Options of requests."""
+    credential: Credential | None = None
+    """Credential for the server."""
+    is_service: bool = False
+    """Whether the server is a CAVE service, which accepts fewer requests at once than a file server."""
+    version: str = ""
+    """Text that changes if the objects change, such as the metadata of the layer."""
+    encodings: str = "gzip, br, zstd"
+    """Accepted compressions of a whole object."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Key in the memory cache: address, metadata, access, and a digest of the credential."""
+        access = self.connection.access
+        header = None if self.credential is None else self.credential.header_for(f"{self.folder}/", access)
+        secret = hashlib.blake2b((header or "").encode(), key=_SALT).hexdigest()
+        return (self.folder, secret, access.allow_local, access.from_link, self.version)
+
+    @property
+    def width(self) -> int:
+        """Number of simultaneous requests."""
+        is_service = self.is_service or _is_service(self.folder)
+        return self.connection.concurrency or (SERVICE_REQUESTS if is_service else FILE_REQUESTS)
+
+    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
+        """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
+        reply = send_request(
+            "GET",
+            f"{self.folder}/{quote(key, safe=SAFE)}",
+            self.connection,
+            headers={"Accept-Encoding": "identity" if part is not None else self.encodings},
+            credential=self.credential,
+            check=checksum_problem if part is None else None,
+            part=part,
+            limit=limit,
+            stop=stop,
+            width=self.width,
+        )
+        if reply.redirected_to and reply.status in (403, 404):
+            raise DeniedError(key, reply)
+        if reply.status == 404:
+            return None
+        if reply.status in (401, 403) or (reply.is_html and reply.status in (200, 206)):
+            raise (ForbiddenObjectError if reply.status == 403 else DeniedError)(key, reply)
+        if reply.status not in (200, 206):
+            raise ServerError(f"HTTP {reply.status} for {key}")
+        return Stored(reply.body, "" if part is not None else reply.headers.get("content-encoding", ""))
+
+
+@lru_cache(maxsize=256)
+def _is_service(folder: str) -> bool:
+    return is_cave_server(parse_web_url(folder))
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder on a disk of this machine; files may have the suffix of their compression, as CloudFiles writes them."""
+
+    path: str
+
+    @property
+    def identity(self) -> None:
+        """None: the operating system caches local files."""
+
+    @property
+    def width(self) -> int:
+        """Number of threads: one per core."""
+        return cpu_count()
+
+    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
+        """Return a file or a range of it, or None if it does not exist; see `ObjectStore`."""
+        for suffix, encoding in _SUFFIXES.items() if part is None else {"": ""}.items():
+            try:
+                with open(f"{self.path}/{key}{suffix}", "rb", buffering=0 if part is None else -1) as file:
+                    size = os.fstat(file.fileno()).st_size
+                    if part is None:
+                        if size > limit:
+                            raise TooLargeError(f"the file {key} has {size:,} bytes; the limit is {limit:,}")
+                        return Stored(file.readall(), encoding)  # type: ignore[attr-defined]
+                    file.seek(part.start if part.suffix is None else max(0, size - part.suffix))
+                    return Stored(file.read(part.size if part.size is not None else -1))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return None
+
+
+@dataclass(frozen=True)
+class CloudFolder:
+    """A folder in any store of CloudFiles, read with the credentials that CloudFiles finds."""
+
+    url: str = field(repr=False)
+    connection: Connection
+
+    @property
+    def identity(self) -> Hashable | None:
+        """Key in the memory cache."""
+        return None if self.url.startswith("mem://") else self.url
+
+    @property
+    def width(self) -> int:
+        """Number of simultaneous requests: as many as CloudFiles itself makes."""
+        return min(self.connection.concurrency or _CLOUD_FILES_WIDTH, _CLOUD_FILES_WIDTH)
+
+    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
+        """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
+        start, end = (None, None) if part is None else (part.start, part.stop)
+        found = _cloud_files(self.url, os.getpid()).get([{"path": key, "start": start, "end": end}], raw=True)[0]
+        if found["error"] is not None:
+            raise found["error"]
+        body = found["content"]
+        if body is None:
+            return None
+        if len(body) > limit:
+            raise TooLargeError(f"{key} has {len(body):,} bytes; the limit is {limit:,}")
+        return Stored(body, str(found["compress"] or "") if part is None else "")
+
+
+@lru_cache(maxsize=64)
+def _cloud_files(url: str, pid: int) -> Any:
+    from cloudfiles import CloudFiles
+
+    return CloudFiles(url, progress=False, use_https=has_no_bucket_credentials(url))
+
+
+def checksum_problem(reply: Reply) -> str:
+    """Return the problem of a body that differs from the MD5 in its headers, which Google's servers send."""
+    sums = dict(part.strip().split("=", 1) for part in reply.headers.get("x-goog-hash", "").split(",") if "=" in part)
+    if reply.status != 200 or "md5" not in sums or not _is_body_as_stored(reply.headers):
+        return ""
+    found = base64.b64encode(hashlib.md5(reply.body, usedforsecurity=False).digest()).decode()
+    return "" if found == sums["md5"] else "the body does not match its checksum"
+
+
+def _is_body_as_stored(headers: Mapping[str, str]) -> bool:
+    # A server may decompress an object before it sends it. The checksum is that of the compressed object.
+    stored = headers.get("x-goog-stored-content-encoding", "identity")
+    return stored == headers.get("content-encoding", "identity")

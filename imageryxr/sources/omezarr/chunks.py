@@ -1,0 +1,280 @@
+"""Reading of the chunks of remote Zarr arrays through the engine; zarr-python's codecs decode them.
+
+zarr-python limits its concurrency for the whole process, and reads the chunks of a shard one after the other. So the
+engine fetches the chunks, also those in shards, and each is decoded with the codecs of an array whose chunks are the
+smallest chunks that can be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from imageryxr.sources.fetch.byte_ranges import ByteRange
+from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.decompress import decompress
+from imageryxr.sources.fetch.engine import ObjectRequest, ObjectStore, read_objects
+from imageryxr.sources.fetch.index_cache import Index, Key, get_indexes
+from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.object_stores import ForbiddenObjectError
+from imageryxr.sources.omezarr.object_check import DamagedObjectError, ObjectFormat, check_object, object_format
+
+Coords = tuple[int, ...]
+Slices = tuple[slice, ...]
+# Offset and size of a chunk that its shard does not contain.
+_LEFT_OUT = np.uint64(2**64 - 1)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the chunks of an array are stored."""
+
+    array: Any
+    """Array of zarr-python whose chunks are the smallest chunks that can be read, to decode them."""
+    outer: Any
+    """Metadata of the stored array, for the keys of its objects."""
+    chunks: Coords
+    """Shape of the smallest chunks."""
+    per_object: Coords
+    """Number of chunks along each axis of an object; 1 unless the objects are shards."""
+    form: ObjectFormat
+    index: Any = None
+    """Array of zarr-python to decode the index of a shard; None for objects that are chunks."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Size in bytes of a decoded chunk."""
+        return math.prod(self.chunks) * int(self.array.dtype.itemsize)
+
+    @property
+    def limit(self) -> int:
+        """Largest size in bytes of a stored chunk."""
+        return 4 * self.chunk_bytes + (1 << 20)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A chunk of a box."""
+
+    key: str
+    """Key of its object."""
+    inner: Coords
+    """Its position in the object."""
+    source: Slices
+    """Its part in the box."""
+    target: Slices
+    """Where this part lies in the result."""
+
+
+def read_slices(
+    store: ObjectStore, path: str, metadata: str, where: Slices, connection: Connection
+) -> tuple[npt.NDArray[Any], dict[str, bool]]:
+    """Return a part of an array, and the keys of missing objects, whose voxels are the fill value.
+
+    Parameters
+    ----------
+    store : ObjectStore
+        Store of the group.
+    path : str
+        Path of the array in the store.
+    metadata : str
+        Metadata of the array, as in `ZarrLevel`.
+    where : tuple of slice
+        Start and stop along each axis, inside the array.
+    connection : Connection
+        Options of requests.
+
+    Returns
+    -------
+    values : ndarray
+    absent : dict
+        The value of a key is True if the store denied access (403).
+    """
+    layout = _layout(metadata)
+    parts, absent = list(_parts(layout, path, where)), dict[str, bool]()
+    shape = tuple(s.stop - s.start for s in where)
+    out = np.full(shape, layout.array.metadata.fill_value, layout.array.dtype)
+    guarded = _Guarded(store, absent)
+    if layout.index is None:
+        requests = [ObjectRequest(p.key, layout.limit, 2 * layout.chunk_bytes, None, p) for p in parts]
+    else:
+        requests = list(_shard_requests(layout, guarded, parts))
+
+    def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[Any]:
+        body = decompress(stored.body, stored.encoding, request.limit) if stored.encoding else stored.body
+        check_object(layout.form, request.key, body, request.span or (None, None))
+        return _decode(layout.array, body)
+
+    def use(request: ObjectRequest, voxels: npt.NDArray[Any] | None) -> None:
+        part: _Part = request.tag
+        if voxels is not None:
+            out[part.target] = voxels[part.source]
+
+    read_objects(guarded, requests, decode, use, connection)
+    return out, absent
+
+
+class _Guarded:
+    """A store that records missing objects, and those for which it answers 403."""
+
+    def __init__(self, store: ObjectStore, absent: dict[str, bool]) -> None:
+        self.store, self.absent = store, absent
+        self.identity, self.width = store.identity, store.width
+
+    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
+        """Return an object or a range of it, or None if it does not exist."""
+        try:
+            found = self.store.get(key, part, limit, stop)
+        except ForbiddenObjectError:
+            # Buckets without list permission answer 403 for missing objects; `_check_absent` distinguishes.
+            self.absent[key] = True
+            return None
+        if found is None:
+            self.absent[key] = False
+        return found
+
+
+@lru_cache(maxsize=256)
+def _layout(metadata: str) -> _Layout:
+    from imageryxr.sources.omezarr.stores import parse_array_metadata
+
+    document, form = json.loads(metadata), object_format(metadata)
+    outer = parse_array_metadata(metadata)
+    if document["zarr_format"] == 2:
+        chunks = tuple(document["chunks"])
+        return _Layout(_array(metadata), outer, chunks, (1,) * len(chunks), form)
+    objects = tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
+    shard = document["codecs"][0].get("configuration") or {}
+    is_sharded = form.index_size and "sharding_indexed" not in [c["name"] for c in shard["codecs"]]
+    if not is_sharded:  # also shards in shards and transposed shards, which are read whole
+        return _Layout(_array(metadata), outer, objects, (1,) * len(objects), form)
+    chunks = tuple(shard["chunk_shape"])
+    per_object = tuple(n // m for n, m in zip(objects, chunks, strict=True))
+    inner = _with_chunks(document, document["shape"], chunks, shard["codecs"])
+    rows = [*per_object, 2]
+    more = {"data_type": "uint64", "fill_value": 2**64 - 1}
+    index = _with_chunks({**document, **more}, rows, tuple(rows), shard["index_codecs"])
+    return _Layout(_array(inner), outer, chunks, per_object, form, _array(index))
+
+
+def _with_chunks(document: dict[str, Any], shape: list[int], chunks: Coords, codecs: list[Any]) -> str:
+    grid = {"name": "regular", "configuration": {"chunk_shape": list(chunks)}}
+    return json.dumps({**document, "shape": shape, "chunk_grid": grid, "codecs": codecs}, sort_keys=True)
+
+
+def _array(metadata: str) -> Any:
+    from zarr import AsyncArray
+    from zarr.storage import MemoryStore, StorePath
+
+    from imageryxr.sources.omezarr.stores import parse_array_metadata
+
+    return AsyncArray(parse_array_metadata(metadata), StorePath(MemoryStore()))
+
+
+def _parts(layout: _Layout, path: str, where: Slices) -> Iterator[_Part]:
+    """Yield the chunks that a box overlaps."""
+    spans = [range(s.start // c, -(-s.stop // c)) for s, c in zip(where, layout.chunks, strict=True)]
+    for coords in product(*spans):
+        places = tuple(i // n for i, n in zip(coords, layout.per_object, strict=True))
+        inner = tuple(i % n for i, n in zip(coords, layout.per_object, strict=True))
+        source, target = [], []
+        for i, c, s in zip(coords, layout.chunks, where, strict=True):
+            low, high = max(s.start, i * c), min(s.stop, (i + 1) * c)
+            source.append(slice(low - i * c, high - i * c))
+            target.append(slice(low - s.start, high - s.start))
+        key = layout.outer.encode_chunk_key(places)
+        yield _Part(f"{path}/{key}" if path else key, inner, tuple(source), tuple(target))
+
+
+def _shard_requests(layout: _Layout, store: ObjectStore, parts: list[_Part]) -> Iterator[ObjectRequest]:
+    """Yield the requests for chunks in shards; a chunk that its shard does not contain is the fill value."""
+    size, form = layout.form.index_size, layout.form
+    place = ByteRange(0, size) if form.index_first else ByteRange(suffix=size)
+
+    def fetch(key: Key, stop: threading.Event) -> Index | None:
+        found = store.get(key[0], place, size, stop)
+        if found is None:
+            return None
+        check_object(form, key[0], found.body, (0, size) if form.index_first else (None, size))
+        return _decode(layout.index, found.body).reshape(-1, 2)
+
+    indexes = get_indexes(store, {(part.key,) for part in parts}, fetch)
+    for part in parts:
+        index = indexes[(part.key,)]
+        if index is None:
+            continue
+        row = index[int(np.ravel_multi_index(part.inner, layout.per_object))]
+        if row[0] == _LEFT_OUT and row[1] == _LEFT_OUT:
+            continue
+        start, count = int(row[0]), int(row[1])
+        if count > layout.limit or start > 1 << 62:
+            raise DamagedObjectError(
+                f"the index of {part.key} states a chunk of {count:,} bytes; the limit is {layout.limit:,}"
+            )
+        yield ObjectRequest(part.key, layout.limit, 2 * layout.chunk_bytes, (start, start + count), part)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# decoding
+
+
+class _InlineLoop(asyncio.SelectorEventLoop):
+    """An event loop whose executor is the calling thread: the engine decodes in threads already."""
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        """Return a future with the result of a function."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+_loops: deque[_InlineLoop] = deque()
+
+
+def _close_loops() -> None:
+    while _loops:
+        _loops.pop().close()
+
+
+atexit.register(_close_loops)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_loops.clear)  # the child must not change the parent's selectors
+
+
+def _decode(array: Any, body: bytes | memoryview) -> npt.NDArray[Any]:
+    """Return the voxels of a chunk of an array."""
+    from zarr.core.buffer import default_buffer_prototype
+
+    prototype = default_buffer_prototype()
+    # In Zarr 2 the order of the voxels in a chunk belongs to the array, not to a codec.
+    config = replace(array.config, order=array.metadata.order) if array.metadata.zarr_format == 2 else array.config
+    spec = array.metadata.get_chunk_spec((0,) * len(array.shape), config, prototype)
+    stored = prototype.buffer.from_bytes(bytes(body))
+    try:
+        loop = _loops.pop()
+    except IndexError:
+        loop = _InlineLoop()
+    try:
+        decoded = list(loop.run_until_complete(array.codec_pipeline.decode([(stored, spec)])))
+    finally:
+        _loops.append(loop)
+    found = decoded[0].as_numpy_array()
+    if found.shape != spec.shape:
+        raise DamagedObjectError(f"a chunk decodes to {found.shape} voxels instead of {spec.shape}")
+    return cast(npt.NDArray[Any], found)

@@ -1,0 +1,89 @@
+"""Limits of requests in flight and of bytes in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import imageryxr as ix
+from imageryxr.sources.fetch import client
+from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS, ByteBudget, RequestBudget
+from imageryxr.sources.fetch.url import parse_web_url
+
+GO = threading.Event()
+
+
+def test_the_limit_halves_once_for_requests_that_were_in_flight_together():
+    budget, began = RequestBudget(), time.monotonic()
+    for _ in range(64):
+        budget.record(429, 64, began)
+    assert budget.limit(64) == 32
+    budget.record(503, 64, time.monotonic())
+    assert budget.limit(64) == 16
+
+
+def test_the_limit_never_falls_below_one():
+    budget = RequestBudget()
+    for _ in range(20):
+        budget.record(429, 8, time.monotonic())
+    assert budget.limit(8) == 1
+
+
+def test_the_limit_recovers_by_one_per_round_of_successes():
+    budget = RequestBudget()
+    budget.record(429, 64, time.monotonic())
+    for limit in range(32, 64):
+        assert budget.limit(64) == limit
+        for _ in range(limit + 1):
+            budget.record(200, 64, time.monotonic())
+    assert budget.limit(64) == 64
+
+
+def test_other_statuses_do_not_change_the_limit():
+    budget = RequestBudget()
+    for status in (200, 404, 403, 500):
+        budget.record(status, 64, time.monotonic())
+    assert budget.limit(64) == 64
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://storage.googleapis.com/bucket", FILE_REQUESTS),
+        ("http://127.0.0.1:80/em", FILE_REQUESTS),
+        ("https://minnie.microns-daf.com/segmentation", SERVICE_REQUESTS),
+    ],
+)
+def test_services_get_fewer_requests_than_file_servers(url, expected):
+    assert client.default_width(parse_web_url(url)) == expected
+
+
+def test_a_throttled_server_gets_fewer_requests_at_once(cave):
+    cave.fault("/data/em/info", "status", status=429, times=1)
+    connection = ix.Connection(concurrency=8, backoff=0)
+    assert client.send_request("GET", f"{cave.url}/data/em/info", connection).status == 200
+    budget = client._state.budget(parse_web_url(cave.url).netloc)
+    assert budget.limit(8) == 4
+
+
+def test_bytes_in_memory_stay_below_the_limit():
+    budget = ByteBudget(100)
+
+    def work(size):
+        with budget.reserve(size, GO):
+            time.sleep(1e-3)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [30] * 40))
+    assert 30 <= budget.peak <= 100
+    assert budget.used == 0
+
+
+def test_a_chunk_above_the_limit_is_read_alone():
+    budget = ByteBudget(100)
+    with budget.reserve(500, GO):
+        assert budget.used == 500
+    assert budget.used == 0
