@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from imageryxr.graph.labelled import attrs_on_grid, is_dask, is_lazy
 from imageryxr.graph.map_cutouts import map_cutouts
 
 CUTOUT = "cutout"
+P = ParamSpec("P")
 PHASE = "cutout_phase"
 """Attr of cutouts of a volume whose voxels do not lie at multiples of their size: the remainder (x, y, z) in voxels."""
 _TARGETS = ("finest", "coarsest", "image", "segmentation")
@@ -127,3 +130,53 @@ class _Resampling:
             array = xr.DataArray(values, own.coords(), DIMS, None, self.attrs)
             out[i] = self.regrid(array, Grid(self.shape, self.target, (new_x, new_y, new_z)), method=self.method).values
         return out
+
+
+def accepts_placed_cutouts(verb: Callable[P, xr.DataArray]) -> Callable[P, xr.DataArray]:
+    """Return a verb of a picture that also draws cutouts of pictures, each at its position in the volume."""
+
+    @functools.wraps(verb)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> xr.DataArray:
+        bound = inspect.signature(verb).bind(*args, **kwargs)
+        picture, *_ = bound.arguments.values()
+        if not (isinstance(picture, xr.DataArray) and CUTOUT in picture.dims):
+            return verb(*args, **kwargs)
+        options = dict(list(bound.arguments.items())[1:])
+        return _draw_placed(picture, functools.partial(wrapper, **options))
+
+    return wrapper
+
+
+def _draw_placed(picture: xr.DataArray, draw: Callable[[xr.DataArray], xr.DataArray]) -> xr.DataArray:
+    tail = tuple(str(dim) for dim in picture.dims if dim not in (CUTOUT, *DIMS))
+    array = picture.transpose(CUTOUT, *DIMS, *tail)
+    place = _Placement.of(array)
+    run = _PlacedDrawing(draw, dict(array.attrs), place.grid.resolution, tail)
+    template = run.draw_one(np.zeros(array.shape[1:], array.dtype), place.firsts[0])
+    if is_dask(array) or is_lazy(array):
+        blocks = array.chunk({CUTOUT: 8}).data if is_lazy(array) else array.data
+        data: Any = map_cutouts(run, [blocks], array.shape[1:], array.dtype, rows=place.firsts, name="annotate")
+    else:
+        data = run(array.values, place.firsts)
+    return array.copy(data=data).assign_attrs(template.attrs).rename(template.name)
+
+
+@dataclass(frozen=True)
+class _PlacedDrawing:
+    """Function that draws on the pictures of a block, each at its own position."""
+
+    draw: Callable[[xr.DataArray], xr.DataArray]
+    attrs: dict[str, Any]
+    resolution: Triple
+    tail: tuple[str, ...]
+
+    def __call__(self, block: Array, rows: npt.NDArray[np.float64]) -> Array:
+        """Return the drawn pictures; ``rows`` has the first voxel (z, y, x) of each."""
+        return np.stack([self.draw_one(values, row).values for values, row in zip(block, rows, strict=True)])
+
+    def draw_one(self, values: Array, first: npt.NDArray[np.float64]) -> xr.DataArray:
+        """Return one drawn picture."""
+        z, y, x = (float(v) for v in first)
+        grid = Grid((values.shape[0], values.shape[1], values.shape[2]), self.resolution, (x, y, z))
+        array = xr.DataArray(values, grid.coords(), (*DIMS, *self.tail), None, self.attrs)
+        return self.draw(array.assign_coords(rgba=list("rgba")) if "rgba" in self.tail else array)

@@ -19,6 +19,7 @@ from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.grid import Grid
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.ops.annotations import as_annotations
+from imageryxr.ops.cutout_align import accepts_placed_cutouts
 from imageryxr.render.figure.text import LEGIBLE
 from imageryxr.render.mark_colors import mark_colors
 from imageryxr.render.mark_labels import LabelStyle
@@ -29,6 +30,7 @@ from imageryxr.render.overlay import label_rgba, rgba_volume
 Floats = npt.NDArray[np.float64]
 
 
+@accepts_placed_cutouts
 def annotate(
     picture: xr.DataArray,
     annotations: Any,
@@ -61,8 +63,8 @@ def annotate(
     Parameters
     ----------
     picture : DataArray
-        RGBA (z, y, x, rgba), as `overlay` and `to_rgba` return it: a slice, a stack or a plane at any angle. Annotate a
-        stack before arranging it with `montage`.
+        RGBA (z, y, x, rgba), as `overlay` and `to_rgba` return it: a slice, a stack, a plane at any angle, or `cutouts`
+        (cutout, z, y, x, rgba). Annotate a stack before arranging it with `montage`.
     annotations : Dataset, DataFrame or other table
         Result of `as_annotations` or of a function that opens annotations, or a table of points in nm.
     color : colour, str or dict, default "yellow"

@@ -197,3 +197,17 @@ def test_layers_cut_out_around_different_centres_cannot_be_aligned():
         ix.align(one, other)
     with pytest.raises(OptionError, match="cannot be used for cutouts"):
         ix.align(one, one, to=(8, 8, 40))
+
+
+@pytest.mark.parametrize("kind", ["dask", "in memory"])
+def test_annotations_are_drawn_at_their_positions_in_each_cutout(kind):
+    whole = ix.to_rgba(counted_source.held("image"))
+    points = ix.as_annotations(CENTERS + np.array([8, -16, 0]))
+    found = ix.annotate(ix.to_rgba(boxes(kind).image), points, color="red", size=4)
+    drawn = ix.annotate(whole, points, color="red", size=4)
+    assert (drawn != whole).any()
+    expected = ix.cutouts(drawn, CENTERS, SIZE)
+    # Marks near the border of the volume are not drawn outside of it.
+    inside = ix.cutouts(xr.ones_like(counted_source.held("image")), CENTERS, SIZE).values == 1
+    np.testing.assert_array_equal(found.values[inside], expected.values[inside])
+    assert found.dims == expected.dims
