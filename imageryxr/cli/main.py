@@ -17,6 +17,7 @@ from imageryxr.cli import export as engine
 from imageryxr.cli import figure as drawing
 from imageryxr.cli import info as described
 from imageryxr.cli import options as given
+from imageryxr.cli import points as marks
 from imageryxr.cli.demo import run_demo
 from imageryxr.cli.help_groups import GroupedCommand
 from imageryxr.cli.messages import command_text, exit_code
@@ -125,6 +126,9 @@ def figure(
     scale: drawing.Scale = 1,
     dpi: drawing.Dpi = None,
     square: drawing.Square = True,
+    points: marks.Points = None,
+    points_column: marks.PointsColumn = None,
+    points_resolution: marks.PointsResolution = "1,1,1",
     link_layers: Annotated[
         str | None, typer.Option("--layers", help="Draw only these layers of a link: name,name,…")
     ] = None,
@@ -168,6 +172,7 @@ def figure(
         rgba = given.draw_layers(layers, options)
     drawing.warn_outside(rgba)
     rgba = drawing.shaped(rgba, axis, square=square)
+    rgba = marks.draw_points(rgba, points, points_column, points_resolution)
     picture = drawing.decorated(rgba, layers.values(), ids, given.parse_resolution(resolution, unit), axis, style)
     drawing.write(picture, out, style, overwrite=overwrite, where=ix.grid_of(rgba).bbox)
 

@@ -44,6 +44,7 @@ def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
         (["--inset", "1,2:3,4,5,6"], "--inset 3,4,5,6 is not 2 or 3 numbers"),
         (["--width-mm", "0"], "--width-mm 0.0 is not a length in mm"),
         (["--label-pt", "-7"], "--label-pt -7.0 is not a length in points"),
+        (["--points", "points.txt"], "--points points.txt is not a table"),
         (["--dpi", "0"], "--dpi 0.0 is not a length in pixels per inch"),
         (
             ["--outline", "2", "--outline-side", "inside"],
@@ -56,6 +57,41 @@ def test_mistakes_are_named_as_they_are_typed(sample, tmp_path, args, says):
     assert failed.returncode == 2
     assert f"error: {says}" in failed.stderr
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("stored", ["columns", "triples"])
+def test_points_of_a_table_are_drawn_as_in_python(sample, tmp_path, stored):
+    places = [(4590, 2555, 130), (4610.5, 2570.5, 130.5), (4600, 2560, 131)]
+    if stored == "columns":
+        rows, column = (
+            ["id,px,py,pz", *(f"{2**64 - 1 - i},{x},{y},{z}" for i, (x, y, z) in enumerate(places))],
+            "px,py,pz",
+        )
+    else:
+        rows, column = (
+            ["id,pt_position", *(f'{i},"[{x}, {y}, {z}]"' for i, (x, y, z) in enumerate(places))],
+            "pt_position",
+        )
+    (tmp_path / "points.csv").write_text("\n".join(rows))
+    sources = [
+        "--image",
+        sample.image,
+        "--resolution",
+        "8,8,40",
+        "--center",
+        "4600,2560,130",
+        "--size",
+        "80,60",
+        "--no-scale-bar",
+    ]
+    some = ["--points", tmp_path / "points.csv", "--points-column", column, "--points-resolution", "8,8,40"]
+    done = run("figure", tmp_path / "a.png", *sources, *some)
+    assert (done.returncode, done.stderr) == (0, "")
+    box = ix.BBox.around((4600, 2560, 130), (80, 60), resolution=(8, 8, 40))
+    rgba = ix.to_rgba(ix.crop(ix.open_image(sample.image), box))
+    truth = ix.annotate(rgba, ix.as_annotations(places, resolution=(8, 8, 40)), edgecolor="black")
+    with Image.open(tmp_path / "a.png") as drawn:
+        np.testing.assert_array_equal(np.asarray(drawn.convert("RGB")), truth.values[0, ..., :3])
 
 
 @pytest.mark.parametrize("command", ["figure", "export"])

@@ -1,0 +1,75 @@
+"""Points from a table on the picture of ``imageryxr figure``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import xarray as xr
+
+import imageryxr as ix
+from imageryxr.cli.options import parse_numbers
+from imageryxr.errors import OptionError
+
+Points = Annotated[
+    str | None, typer.Option("--points", help="Draw the points of a table on the slice: points.csv or points.parquet.")
+]
+PointsColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--points-column",
+        help="Column of their positions, such as pre_pt_position, or three columns: x,y,z. Default: x,y,z or the only "
+        "one.",
+    ),
+]
+PointsResolution = Annotated[
+    str, typer.Option("--points-resolution", help="Nanometres per unit of the positions: x,y,z; 1,1,1 means nm.")
+]
+
+
+def draw_points(rgba: xr.DataArray, path: str | None, column: str | None, resolution: str) -> xr.DataArray:
+    """Return a picture with the points of a table, or unchanged without a table."""
+    if path is None:
+        return rgba
+    table = _read_table(path)
+    position: Any = ("x", "y", "z") if column is None else column
+    if column is not None and column not in table.columns and "," in column:
+        position = tuple(name.strip() for name in column.split(","))
+    for name in table.columns:
+        table[name] = _parse_triples(table[name])
+    unit = parse_numbers(resolution, "--points-resolution", (3,))
+    points = ix.as_annotations(table, position=position, resolution=unit)
+    return ix.annotate(rgba, points, edgecolor="black")
+
+
+def _read_table(path: str) -> Any:
+    import pandas as pd
+
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise OptionError(f"--points {path} is not a table; give a file that ends in .csv or .parquet")
+    if not Path(path).is_file():
+        raise OptionError(f"--points {path} does not exist; give the path of a .csv or .parquet file")
+    try:
+        return pd.read_csv(path, dtype_backend="numpy_nullable") if suffix == ".csv" else pd.read_parquet(path)
+    except ImportError:
+        raise OptionError(
+            f"--points {path} needs a reader of Parquet: pip install pyarrow, or give a .csv file"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise OptionError(f"--points {path} cannot be read: {str(error)[:200]}") from None
+
+
+def _parse_triples(column: Any) -> Any:
+    """Return a column of triples that a CSV file stores as text, such as "[1, 2, 3]" or "[1 2 3]"; others unchanged."""
+    texts = [value for value in column if isinstance(value, str)]
+    if not texts or not all(re.fullmatch(r"\s*[\[(][^\[\]()]*[\])]\s*", text) for text in texts[:1000]):
+        return column
+    rows = [re.findall(r"[-+0-9.eE]+", value) if isinstance(value, str) else None for value in column]
+    try:
+        triples = [None if row is None else [float(number) for number in row] for row in rows]
+    except ValueError:
+        return column
+    return triples if all(row is None or len(row) == 3 for row in triples) else column
