@@ -30,7 +30,7 @@ T = TypeVar("T")
 _FAN = 16
 """Number of results that one task of the tree merges."""
 _SPACE = ("z", "y", "x")
-_SLAB = 1 << 21
+_SLAB = 1 << 22
 """Voxels of the slabs in which an array in memory is reduced: enough for each thread, and rows stay contiguous."""
 
 
@@ -59,17 +59,29 @@ def reduce_volumes(
     """
     box = volumes[0].box if box is None else box
     if all(v.in_memory for v in volumes):
-        splits = _slabs(box.shape)
-        if all(len(s) == 1 for s in splits):
-            return merge([one(box, *(_values(v)[box.slices()] for v in volumes))])
-        arrays = [da.from_array(_values(v)[box.slices()], chunks=splits, name=False) for v in volumes]
-        # A client of a cluster would send the values to its workers.
-        chosen = dask.config.get("scheduler", None)
-        scheduler = "threads" if chosen in (None, "dask.distributed", "distributed") else None
-    else:
-        arrays, scheduler = block_arrays(volumes, box), None
+        return _reduce_arrays([_values(v) for v in volumes], one, merge, box)
     one = partial(_at_offset, one, box.start) if any(box.start) else one
-    found: T = reduce_blocks(arrays, one, merge).compute(scheduler=scheduler)
+    found: T = reduce_blocks(block_arrays(volumes, box), one, merge).compute()
+    return found
+
+
+def _reduce_arrays(arrays: Sequence[Array], one: Callable[..., T], merge: Callable[[list[T]], T], box: IndexBox) -> T:
+    """Return the reduction of a box of arrays in memory, by threads unless dask is configured otherwise."""
+    boxes = _BoxDep(_slabs(box.shape))
+    counts = boxes.numblocks
+    if counts == (1, 1, 1):
+        return merge([one(box, *(a[box.slices()] for a in arrays))])
+    tasks: dict[Any, Any] = {}
+    for idx in product(*map(range, counts)):
+        slab = boxes[idx].shift(box.start)
+        # Views in the tasks; `dask.array.from_array` would copy the arrays.
+        tasks[("slab", *idx)] = (partial(one, slab, *(a[slab.slices()] for a in arrays)),)
+    tree, root = _merge_tree("slab", "merged", counts, merge)
+    graph = HighLevelGraph({"slab": tasks, "merged": tree}, {"slab": set(), "merged": {"slab"}})
+    # A client of a cluster would send the values to its workers.
+    chosen = dask.config.get("scheduler", None)
+    scheduler = "threads" if chosen in (None, "dask.distributed", "distributed") else None
+    found: T = Delayed(root, graph, layer="merged").compute(scheduler=scheduler)
     return found
 
 

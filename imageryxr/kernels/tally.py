@@ -18,7 +18,7 @@ from imageryxr.kernels.run_length import as_kernel_input
 _ONE = np.uint64(1)
 _SPREAD = np.uint64(0xD6E8FEB86659FD93)
 
-_FIRST_ROWS = 256
+_FIRST_ROWS = 2048
 
 
 class Tally(NamedTuple):
