@@ -31,7 +31,8 @@ from imageryxr.ops.points import sample_points
 from imageryxr.ops.tree import view
 from imageryxr.render.annotate import annotate
 from imageryxr.render.figure import inset, legend, montage, save_figure, scale_bar, to_pil
-from imageryxr.render.overlay import composite, outline, overlay, overlay_dataset, to_rgba
+from imageryxr.render.overlay import composite, outline, overlay, to_rgba
+from imageryxr.render.overlay_view import overlay_view
 from imageryxr.render.plot import plot
 from imageryxr.render.thumbnail import contrast_limits, describe_tree, thumbnail, tree_html
 
@@ -188,7 +189,7 @@ class ImageryDataset:
     cutouts = _method(cutouts)
     plane = _method(plane)
     align = _layers_method(align)
-    overlay = _method(overlay_dataset)
+    overlay = _method(overlay_view)
     outline = _segmentation_method(outline)
     unique_ids = _segmentation_method(unique_ids)
     measure = _measure_method(measure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -20,6 +20,7 @@ from imageryxr.core.orientation import Floats, screen_axes, screen_dimensions
 from imageryxr.errors import LayerError, LinkWarning, OptionError, param
 from imageryxr.ops.align import layer_type_of, regrid
 from imageryxr.ops.multiscale import coarsest_level_for
+from imageryxr.ops.tree_annotations import annotation_layers, view_annotations
 
 
 def view(
@@ -54,7 +55,8 @@ def view(
     -------
     Dataset
         A variable per layer, with the name of the layer and dims (z, y, x). Its attrs have the layer's contrast,
-        colours, alphas and selection, which ``ds.imagery.overlay()`` uses.
+        colours, alphas and selection, which ``ds.imagery.overlay()`` uses. The attr ``annotation_layers`` has the
+        annotations in the view, as JSON, which it draws on top.
 
     Raises
     ------
@@ -78,7 +80,8 @@ def view(
     >>> tree.imagery.view(size=(100, 50, 4)).em.shape
     (4, 50, 100)
     """
-    arrays = _choose_layers(layers_of(tree), layers)
+    names = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    arrays = _choose_layers(layers_of(tree), names, annotation_layers(tree))
     other = _plane_warning(tree)
     if other:
         warnings.warn(other, LinkWarning, stacklevel=2)
@@ -98,7 +101,7 @@ def view(
         raise out_of_volume_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layer {next(iter(arrays))!r}")
     for name in outside:
         warnings.warn(f"the layer {name!r} does not overlap the view and is left out", LinkWarning, stacklevel=2)
-    attrs = {**tree.attrs, POSITION: [float(v) for v in point]}
+    attrs = {**tree.attrs, POSITION: [float(v) for v in point], **view_annotations(tree, grid, names)}
     if layers is not None or LAYER_ORDER not in attrs:
         attrs[LAYER_ORDER] = list(arrays)
     return xr.Dataset(shown, attrs=plain_attrs(attrs))
@@ -191,15 +194,17 @@ def _is_turned(tree: xr.DataTree) -> bool:
     return max(abs(x), abs(y), abs(z)) > 1e-6 * abs(w)
 
 
-def _choose_layers(arrays: dict[str, xr.DataArray], names: Iterable[str] | None) -> dict[str, xr.DataArray]:
-    if names is None:
+def _choose_layers(
+    arrays: dict[str, xr.DataArray], wanted: list[str] | None, annotations: Collection[str]
+) -> dict[str, xr.DataArray]:
+    if wanted is None:
         on = {name: array for name, array in arrays.items() if array.attrs.get(VISIBLE, True)}
         return on or arrays
-    wanted = [names] if isinstance(names, str) else list(names)
-    absent = [n for n in wanted if n not in arrays]
-    if absent or not wanted:
+    absent = [n for n in wanted if n not in arrays and n not in annotations]
+    chosen = {n: arrays[n].assign_attrs({VISIBLE: True}) for n in wanted if n in arrays}
+    if absent or not chosen:
         raise OptionError(param("layers", wanted), f": the tree has {', '.join(map(repr, arrays))}")
-    return {n: arrays[n].assign_attrs({VISIBLE: True}) for n in wanted}
+    return chosen
 
 
 def regrid_layer(array: xr.DataArray, grid: Grid) -> xr.DataArray:

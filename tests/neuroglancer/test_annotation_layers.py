@@ -12,6 +12,7 @@ import imageryxr as ix
 from imageryxr.errors import LinkError, LinkWarning, OptionError
 from imageryxr.neuroglancer import annotation_layers
 from imageryxr.neuroglancer.fetch import load_state
+from tests.conftest import no_compute
 from tests.support.annotations import UNIT, some_annotations, write_levels
 
 DIMENSIONS = {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]}
@@ -246,3 +247,33 @@ def test_odd_entries_of_annotations_open_or_leave_out_the_layer(sample, key):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LinkWarning)
             assert "em" in opened(sample, layer).children
+
+
+def test_overlay_of_a_view_draws_the_annotations_of_visible_layers(sample):
+    properties = [{"id": "tint", "type": "rgb"}]
+    points = [
+        {**POINTS[0], "props": ["#ff0000"]},
+        {**POINTS[1], "point": [4610.5, 2570.5, 130.5], "props": ["#0000ff"]},
+    ]
+    shader = "void main() { setColor(prop_tint()); }"
+    tinted = {**NOTES, "name": "tinted", "annotationProperties": properties, "annotations": points, "shader": shader}
+    off = {**NOTES, "name": "off", "visible": False, "annotations": [{"point": [4590.5, 2550.5, 130.5]}]}
+    tree = opened(sample, {**NOTES, "annotations": [{"point": [4580.5, 2550.5, 130.5]}]}, tinted, off)
+    with no_compute():
+        picture = tree.imagery.view(size=(64, 64)).imagery.overlay()
+    plain = opened(sample).imagery.view(size=(64, 64)).imagery.overlay().values[0]
+    drawn = picture.values[0]
+
+    def pixel(x, y):
+        return drawn[y - (2560 - 32), x - (4600 - 32)].tolist()
+
+    assert pixel(4600, 2560) == [255, 0, 0, 255]
+    assert pixel(4610, 2570) == [0, 0, 255, 255]
+    assert pixel(4580, 2550) == [255, 255, 0, 255]
+    assert (drawn[2550 - 2528 - 4 : 2550 - 2528 + 5, 4590 - 4568 - 4 : 4590 - 4568 + 5] == plain[18:27, 18:27]).all()
+    other = tree.imagery.view(size=(64, 64), layers=["em", "off"]).imagery.overlay().values[0]
+    assert other[2550 - 2528, 4590 - 4568].tolist() == [255, 255, 0, 255]
+    assert (other[32, 32] == plain[32, 32]).all()
+    below = tree.imagery.view(size=(64, 64), center=(4600.5, 2560.5, 131.5)).imagery.overlay()
+    assert "annotation_layers" not in tree.imagery.view(size=(64, 64), center=(4600.5, 2560.5, 131.5)).attrs
+    assert (below.values[..., 3] == 255).all()

@@ -1,0 +1,94 @@
+"""Annotations of a tree that a view shows, stored in the attrs of the view."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from imageryxr.core.annotation_boxes import annotations_in_box
+from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, make_annotations, stack_axes
+from imageryxr.core.bbox import DIMS, BBox
+from imageryxr.core.display import LAYER, VISIBLE
+from imageryxr.core.grid import Grid
+from imageryxr.errors import LayerError
+
+ANNOTATIONS = "annotation_layers"
+"""Attr of a view with the annotations in it, as JSON."""
+_MARGIN = 32
+"""Pixels around a view; markers of annotations there may reach into it."""
+
+
+def annotation_layers(tree: xr.DataTree) -> dict[str, list[xr.Dataset]]:
+    """Return the Datasets of annotations of a tree, by the name of their layer."""
+    found: dict[str, list[xr.Dataset]] = {}
+    for node in tree.subtree:
+        if DIM not in node.dims:
+            continue
+        dataset = node.to_dataset(inherit=False)
+        try:
+            annotation_type_of(dataset)
+        except LayerError:
+            continue
+        found.setdefault(str(dataset.attrs.get(LAYER, node.name)), []).append(dataset)
+    return found
+
+
+def view_annotations(tree: xr.DataTree, grid: Grid, names: Collection[str] | None) -> dict[str, str]:
+    """Return the attr of a view with the annotations in it, or an empty dict without any.
+
+    Parameters
+    ----------
+    tree : DataTree
+        Tree with Datasets of annotations.
+    grid : Grid
+        Grid of the view.
+    names : collection of str, optional
+        Layers to show. Default: those that are visible.
+    """
+    lo, hi = (np.array(corner) for corner in (grid.bbox.lo_nm, grid.bbox.hi_nm))
+    margin = np.array(grid.resolution) * (_MARGIN, _MARGIN, 0)
+    box = BBox((lo - margin).tolist(), (hi + margin).tolist())
+    entries = []
+    for name, parts in annotation_layers(tree).items():
+        for part in parts:
+            is_shown = name in names if names is not None else bool(part.attrs.get(VISIBLE, True))
+            inside = np.flatnonzero(annotations_in_box(part, box) & is_shown)
+            if len(inside):
+                entries.append({"layer": name, **_to_json(part.isel({DIM: inside}))})
+    return {ANNOTATIONS: json.dumps(entries)} if entries else {}
+
+
+def _to_json(part: xr.Dataset) -> dict[str, Any]:
+    kind = annotation_type_of(part)
+    entry: dict[str, Any] = {"type": kind, "positions": stack_axes(part, DIMS)[:, ::-1].tolist()}
+    if kind in ("line", "box"):
+        entry["ends"] = stack_axes(part, ENDS)[:, ::-1].tolist()
+    if kind == "ellipsoid":
+        entry["radii"] = stack_axes(part, RADII)[:, ::-1].tolist()
+    column = part.attrs.get("color_column")
+    if column in part:
+        entry["colors"] = [str(value) for value in part[column].values.tolist()]
+    entry["color"] = str(part.attrs.get("color", "yellow"))
+    entry["ids"] = part["id"].values.tolist()
+    return entry
+
+
+def annotations_of_view(dataset: xr.Dataset) -> list[tuple[xr.Dataset, str, list[str] | None]]:
+    """Return the annotations of a view, the colour of each Dataset, and those of its annotations if they differ."""
+    found = []
+    for entry in json.loads(dataset.attrs.get(ANNOTATIONS) or "[]"):
+        properties = {"color": entry["colors"]} if "colors" in entry else {}
+        part = make_annotations(
+            entry["type"],
+            entry["positions"],
+            ends=entry.get("ends"),
+            radii=entry.get("radii"),
+            ids=entry["ids"],
+            properties=properties,
+        )
+        found.append((part, str(entry["color"]), entry.get("colors")))
+    return found
