@@ -162,7 +162,8 @@ class ImageryBackend(BackendEntrypoint):
         """Return whether an address has the prefix of a supported format, or is a local folder in one.
 
         If netCDF4 is installed, xarray tries it first, and netCDF4 accepts every URL: then a URL requires
-        ``engine="imageryxr"``.
+        ``engine="imageryxr"``, or an order of engines without netCDF4:
+        ``xr.set_options(netcdf_engine_order=["h5netcdf"])`` and ``xr.backends.refresh_engines()``.
         """
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
