@@ -187,7 +187,7 @@ def to_dask(
 
 def check_query_planning() -> None:
     """Raise `OptionError` if dask's array query planning is on: its arrays have no graph to build on."""
-    if getattr(da, "ARRAY_EXPR_ENABLED", False):
+    if da.array_expr_enabled():
         raise OptionError(
             "dask's option array.query-planning is on, but imageryxr builds dask graphs, which query planning does not "
             "support; set DASK_ARRAY__QUERY_PLANNING=False, or call dask.config.set({'array.query-planning': False}) "
