@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,14 @@ from unittest.mock import patch
 import numpy as np
 
 import imageryxr as ix
-from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.export.read.buffers import BUFFERS, bricks, draw, read_leaf, read_sources
+from imageryxr.export.read.buffers import BUFFERS
+from imageryxr.export.read.drawing import bricks, draw
+from imageryxr.export.read.sweep import whole_sweep
+from imageryxr.export.read.windows import SweepReader
 from imageryxr.export.store.local import Folder
 from imageryxr.graph.evaluate import required_boxes
-from imageryxr.graph.expr import Leaf, LevelLeaf
+from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import box_reader, lazy_array
 from imageryxr.sources.base import Level
 
@@ -109,23 +110,23 @@ def throughput(folder: Path, slices: int) -> dict[str, float]:
     drawn = overlay(folder, slices)
     plan = ix.plan_export(drawn, folder / "plan.ome.zarr", levels=1)
     read, regions = box_reader(drawn), plan.regions
-    first = draw(read.volume.expr, regions[0], read_sources(read, regions[0])).copy()
 
-    def reading(by: Callable[[Leaf, IndexBox], object]) -> Callable[[int], None]:
-        def one(i: int) -> None:
-            for leaf, boxes in required_boxes(read.volume.expr, regions[i]).items():
-                for box in boxes:
-                    by(leaf, box)
+    def reading(i: int) -> SweepReader:
+        sources = SweepReader(read.volume.expr, whole_sweep(read.volume.expr, regions[i]))
+        sources.advance(0)
+        return sources
 
-        return one
+    def reading_plainly(i: int) -> None:
+        for leaf, boxes in required_boxes(read.volume.expr, regions[i]).items():
+            for box in boxes:
+                leaf.read(box)
 
-    held = {
-        leaf: [(b, leaf.read(b)) for b in boxes] for leaf, boxes in required_boxes(read.volume.expr, regions[0]).items()
-    }
+    held = reading(0).readings(regions[0])
+    first = draw(read.volume.expr, regions[0], lambda _: held).copy()
 
     def drawing(_: int) -> None:
         for piece in bricks(regions[0], plan.target.granule):
-            draw(read.volume.expr, piece, held)
+            draw(read.volume.expr, piece, lambda _: held)
 
     scratch = folder / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -136,10 +137,10 @@ def throughput(folder: Path, slices: int) -> dict[str, float]:
     def writing(i: int) -> None:
         place.put((f"{i}-{k}", v) for k, v in plan.target.encode(0, regions[0], first))
 
-    parts = {"read": reading(read_leaf), "draw": drawing, "write": writing}
+    parts = {"read": reading, "draw": drawing, "write": writing}
     found = {name: min(_time_parallel(part, len(regions)) for _ in range(3)) for name, part in parts.items()}
     alone = _time_parallel(max(parts.items(), key=lambda part: found[part[0]])[1], len(regions), 1)
-    plain = _time_parallel(reading(lambda leaf, box: leaf.read(box)), len(regions))
+    plain = _time_parallel(reading_plainly, len(regions))
     shutil.rmtree(scratch)
     BUFFERS.clear()
     times = []

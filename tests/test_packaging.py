@@ -19,6 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_IMPORTED = {
     "scipy",  # the k-d trees of annotations
     "caveclient",  # the tables of CAVE
+    "cryptography",  # the certificates of `distributed.Security.temporary`
     "click",  # restricts the version that typer uses
 }
 IMPORTED_IF_INSTALLED = {"h5py"}

@@ -16,7 +16,7 @@ from imageryxr.export.commit.source_paths import source_places
 from imageryxr.export.plan.coverage import coverage_warning
 from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.plan.planner import make_plan
-from imageryxr.export.read.buffers import to_native_order
+from imageryxr.export.read.drawing import to_native_order
 from imageryxr.export.read.spill import check_scratch
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run.scheduler import run_plan

@@ -152,7 +152,7 @@ def test_a_bar_is_seen_in_a_terminal_without_a_size(tmp_path, size):
 def test_a_bar_moves_within_a_region(tmp_path, monkeypatch, capsys, target):
     """Of one region nothing would be seen before its end."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
-    monkeypatch.setattr(sys.modules["imageryxr.export.run.task"], "bricks", lambda box, _: tiles(box, (4, 48, 64)))
+    monkeypatch.setattr(sys.modules["imageryxr.export.run.task"], "bricks", lambda box, *_: tiles(box, (4, 48, 64)))
     storage = sys.modules["imageryxr.export.store.local"]
     write = storage._write
     monkeypatch.setattr(storage, "_write", lambda *file: (time.sleep(4.5 / 36), write(*file)))

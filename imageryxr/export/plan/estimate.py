@@ -69,7 +69,7 @@ def source_reads(expr: Expr, regions: Regions | BlockGrid) -> list[SourceReads]:
             continue
         size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
         voxels = math.prod(sum(extent for extent, _ in axis) for axis in axes)
-        requests = math.prod(sum(count for _, count in axis) for axis in axes) * (not _is_in_memory(leaf))
+        requests = math.prod(sum(count for _, count in axis) for axis in axes) * (not is_array_in_memory(leaf))
         boxes = [_chunk_extent(box, leaf) for box in whole.get(leaf, [])]
         once = max(1, sum(math.prod(shape) for shape, _ in boxes))
         chunks = max(1, sum(math.prod(number) for _, number in boxes))
@@ -146,7 +146,7 @@ def _reads_along_axes(expr: Expr, regions: Regions | BlockGrid) -> dict[Leaf, li
     return found
 
 
-def _is_in_memory(leaf: Leaf) -> bool:
+def is_array_in_memory(leaf: Leaf) -> bool:
     """Return whether a leaf is an array in memory, which has no chunks to read."""
     return isinstance(leaf, LevelLeaf) and isinstance(getattr(leaf.source, "array", None), np.ndarray)
 
@@ -156,7 +156,7 @@ def _chunk_extent(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
     if isinstance(leaf, DaskLeaf):
         ends = [_block_extent(s, a, b) for s, a, b in zip(leaf.splits, box.start, box.stop, strict=True)]
         return tuple(n for n, _ in ends), tuple(count for _, count in ends)  # type: ignore[return-value]
-    stored = isinstance(leaf, LevelLeaf) and not _is_in_memory(leaf)
+    stored = isinstance(leaf, LevelLeaf) and not is_array_in_memory(leaf)
     chunks = leaf.source.levels[leaf.mip].chunks if stored and isinstance(leaf, LevelLeaf) else (1, 1, 1)
     whole = box.round_out(chunks)
     number = tuple(n // c for n, c in zip(whole.shape, chunks, strict=True))

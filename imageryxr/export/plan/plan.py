@@ -15,8 +15,8 @@ from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.estimate import PROCESS_BYTES, SourceReads
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.plan.slab_regions import SpillSpace
-from imageryxr.export.read.slabs import SlabSettings
 from imageryxr.export.read.spill import free_bytes
+from imageryxr.export.read.sweep import SlabSettings
 from imageryxr.export.report import show_bytes
 from imageryxr.export.run.workers import WorkerPool, available_memory
 from imageryxr.export.targets.base import COARSER, Target

@@ -24,8 +24,8 @@ from imageryxr.export.plan.estimate import (
 from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.plan.regions import Regions, Stages, choose_regions
 from imageryxr.export.plan.slab_regions import slab_planner
-from imageryxr.export.read.buffers import BRICK_VOXELS, bricks
-from imageryxr.export.read.rolling_window import choose_strips
+from imageryxr.export.read.drawing import BRICK_VOXELS, bricks
+from imageryxr.export.read.sweep import volume_sweep
 from imageryxr.export.run.workers import WorkerPool, available_memory
 from imageryxr.export.targets.base import COARSER, Target
 from imageryxr.export.targets.pyramid import Pyramid
@@ -56,8 +56,8 @@ def make_plan(
     def memory_of(box: Any) -> int:
         expr, piece, spared = read.volume.expr, None, 0
         if target.kind != "memory":
-            strips = choose_strips(expr, box, target.granule)
-            piece, spared = next(bricks(strips.boxes[0], target.granule)), strips.spared
+            sweep = volume_sweep(expr, box, target.granule)
+            piece, spared = next(bricks(sweep.slabs[0], target.granule)), sweep.spared
         return region_memory(
             expr, box, BRICK_VOXELS, target.encoding, piece=piece, spared=spared, page=target.page_bytes, inputs=costs
         )

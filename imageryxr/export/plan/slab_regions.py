@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import Message, ScratchError, param
-from imageryxr.export.plan.estimate import reread_factors
+from imageryxr.export.plan.estimate import FETCH_FACTOR, box_bytes, intermediate_boxes, reread_factors
 from imageryxr.export.plan.regions import REGION_BYTES, REREAD_LIMIT, Regions, choose_regions, choose_slabs
-from imageryxr.export.read.buffers import BRICK_VOXELS
-from imageryxr.export.read.slabs import SlabSettings, drawing_bytes, fit_memory, scratch_bytes, slab_memory
+from imageryxr.export.read.drawing import BRICK_VOXELS, bricks
 from imageryxr.export.read.spill import SCRATCH_ADVICE, free_bytes, scratch_folder
+from imageryxr.export.read.sweep import SlabSettings, slice_windows
 from imageryxr.export.report import show_bytes
 from imageryxr.export.run.workers import WorkerPool
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import SliceTarget
+from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Expr
 from imageryxr.graph.labelled import BoxReader
 
@@ -147,7 +150,7 @@ class SlabPlanner:
         best = max(1, min(BRICK_VOXELS // each, box.shape[axis]))
 
         def per_slice(count: int) -> float:
-            slab = box.with_axis(axis, box.start[axis], min(box.start[axis] + count, box.stop[axis]))
+            slab = _first_slices(box, axis, count)
             return drawing_bytes(self.expr, slab) / max(1, slab.shape[axis])
 
         while best < min(16, box.shape[axis]) and per_slice(2 * best) < 0.8 * per_slice(best):
@@ -162,10 +165,10 @@ class SlabPlanner:
         """Return the scratch space that regions need; None if they are not spilled."""
         if not settings.spilled:
             return None
-        local = self.pool.kind != "cluster"
-        folder = settings.folder if not local else os.path.abspath(scratch_folder(settings.folder))
         count = min(self.pool.workers, -(-len(regions) // settings.at_once))
-        return SpillSpace(folder, settings.at_once * scratch_bytes(settings, self.expr, regions.largest()), count)
+        return SpillSpace(
+            settings.folder, settings.at_once * scratch_bytes(settings, self.expr, regions.largest()), count
+        )
 
     def _min_memory(self, box: IndexBox) -> int:
         """Return the bytes of memory that a region needs if its source voxels are in memory and its parts are small."""
@@ -182,10 +185,79 @@ class SlabPlanner:
         settings = SlabSettings(self.target.axis, self._slices(box), at_once, threads)
         takes = at_once * self.pool.workers * scratch_bytes(settings, self.expr, box)
         try:
-            return takes < free_bytes(scratch_folder(self._folder)) * 3 // 4
+            return takes < free_bytes(self._folder or "") * 3 // 4
         except ScratchError:  # `validate` raises it later
             return False
 
     @property
     def _folder(self) -> str | None:
-        return self.scratch_option if isinstance(self.scratch_option, str) else None
+        """The folder of scratch files; None for each worker's own."""
+        given = self.scratch_option if isinstance(self.scratch_option, str) else None
+        return given if self.pool.kind == "cluster" else os.path.abspath(scratch_folder(given))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# memory and disk space
+
+
+def scratch_bytes(settings: SlabSettings, expr: Expr, box: IndexBox) -> int:
+    """Return the most bytes that a region has in scratch files: the chunk layers of its current and next slices."""
+    axis, total = settings.axis, 0
+    needs = required_boxes(expr, _first_slices(box, axis, settings.threads * settings.slices))
+    for window in slice_windows(settings, expr, box):
+        reach = max((b.shape[axis] for b in needs.get(window.leaf, [])), default=1)
+        layers = -(-reach // window.chunk) + 1
+        total += min(window.bytes, layers * window.chunk * window.bytes // max(1, window.box.shape[axis]))
+    return total
+
+
+def _first_slices(box: IndexBox, axis: int, count: int) -> IndexBox:
+    return box.with_axis(axis, box.start[axis], min(box.start[axis] + count, box.stop[axis]))
+
+
+def drawing_bytes(expr: Expr, box: IndexBox) -> int:
+    """Return the bytes of all intermediate results of a box."""
+    return sum(box_bytes(e, b) for e, b in intermediate_boxes(expr, box))
+
+
+def slab_memory(settings: SlabSettings, expr: Expr, box: IndexBox, page: int) -> int:
+    """Return the most bytes that a region takes while it is read, drawn, encoded and written.
+
+    Parameters
+    ----------
+    settings : SlabSettings
+        How the region is made.
+    expr : Expr
+        The exported expression.
+    box : IndexBox
+        The region.
+    page : int
+        Bytes that the target needs to encode a slice.
+    """
+    windows = slice_windows(settings, expr, box)
+    cached = 0 if settings.spilled else sum(window.bytes for window in windows)
+    # a tile that was read, and its copy in slice order
+    turned = settings.spilled and settings.axis != 0
+    tile = max((min(math.prod(w.tile or ()), w.box.voxels) * w.leaf.dtype.itemsize for w in windows), default=0)
+    slab = _first_slices(box, settings.axis, settings.slices)
+    strip = next(bricks(slab, *settings.strips(expr, slab)))
+    needs = sum(b.voxels * leaf.dtype.itemsize for leaf, bs in required_boxes(expr, strip).items() for b in bs)
+    needs *= settings.spilled  # voxels that are cached in memory are not copied
+    drawing = needs + drawing_bytes(expr, strip)
+    out = box_bytes(expr, slab)
+    waiting = out if settings.threads > 1 else 0
+    making = out + waiting + max(drawing, page)
+    return int(cached + settings.threads * max((FETCH_FACTOR + turned) * tile, making))
+
+
+def fit_memory(settings: SlabSettings, memory_of: Callable[[SlabSettings], int], limit: int) -> SlabSettings:
+    """Return settings with smaller parts, then with fewer threads, so that a region fits into a memory limit."""
+    large = settings
+    while memory_of(settings) > limit:
+        smaller = settings.smaller()
+        if smaller == settings:
+            if settings.threads == 1:
+                break
+            smaller = replace(large, threads=settings.threads - 1)
+        settings = smaller
+    return settings

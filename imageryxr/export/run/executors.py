@@ -1,45 +1,35 @@
-"""Executors of regions: threads, local processes, or the workers of a dask cluster.
+"""Executors of regions: threads, or the workers of a dask cluster.
 
 An executor takes one region per call and returns a future. The scheduler limits how many regions run at a time, and
-`workers` chooses the executor.
+`workers` chooses the executor. `local_cluster` has the executor for processes of this machine.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
-import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.errors import Message, TargetError, param
+from imageryxr.errors import TargetError
 from imageryxr.export.read.buffers import BUFFERS
 from imageryxr.export.report import ON_PROGRESS
-from imageryxr.export.run.daemon_threads import STOP, DaemonPool
 from imageryxr.export.run.task import Job, RegionInput, has_arrays, pickle_job, restrict_reader, run_task
+from imageryxr.export.run.threads import start_thread
 from imageryxr.export.run.worker_probe import ImportProbe
 from imageryxr.graph.dask_inputs import gather_futures
 from imageryxr.graph.tables import has_tables
 
-# Exit code of a process that runs the script of its parent because the script has no `__main__` guard.
-UNGUARDED_EXIT_CODE = 78
-# How long to wait for the exit codes of the processes of a broken pool.
-EXIT_CODE_SECONDS = 5.0
-# How long an interrupted export waits for its threads and processes.
+# How long an interrupted export waits for its threads or processes.
 ABORT_SECONDS = 0.3
 
 
 class RegionExecutor(ABC):
     """Base class of the executors of regions."""
-
-    kind: str
 
     @abstractmethod
     def slots(self) -> int:
@@ -81,12 +71,10 @@ class RegionExecutor(ABC):
 class ThreadExecutor(RegionExecutor):
     """Threads of this process; kernels and decoders release Python's lock and run in parallel."""
 
-    kind = "threads"
-
     def __init__(self, job: Job, count: int) -> None:
         self._job = job
         self._count = min(count, job.slab_settings.at_once) if job.slab_settings is not None else count
-        self._pool = DaemonPool(self._count, "imageryxr-export")
+        self._running = set[Future[Any]]()
         self._stop = threading.Event()
         self._shares: dict[int, float] = {}
 
@@ -95,12 +83,11 @@ class ThreadExecutor(RegionExecutor):
         return self._count
 
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:
-        """Submit a region to a thread."""
-        before = STOP.set(self._stop)
-        try:
-            return self._pool.submit(self._work, number, stage, box)
-        finally:
-            STOP.reset(before)
+        """Make a region in a thread of its own."""
+        future = start_thread(self._work, number, stage, box, stop=self._stop)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return future
 
     def _work(self, number: int, stage: int, box: IndexBox) -> Any:
         self._shares[number] = 0.0
@@ -121,146 +108,28 @@ class ThreadExecutor(RegionExecutor):
 
     def close(self) -> None:
         """Wait for running regions."""
-        self._pool.shutdown(cancel_futures=True)
+        wait(set(self._running))
         BUFFERS.clear()
 
     def abort(self) -> None:
         """Cancel reads; wait briefly for files that are being written."""
         self._stop.set()
-        self._pool.shutdown(cancel_futures=True, timeout=ABORT_SECONDS)
+        wait(set(self._running), ABORT_SECONDS)
         BUFFERS.clear()
 
 
-class _PicklingExecutor(RegionExecutor):
-    """Executor of other processes: the job is pickled once; a region carries only its own voxels."""
+class ClusterExecutor(RegionExecutor):
+    """The workers of a `distributed.Client`, which may join and leave.
 
-    def __init__(self, job: Job) -> None:
+    The job is pickled once; a region carries only its own voxels.
+    """
+
+    def __init__(self, job: Job, client: Any, count: int | None) -> None:
         self._read = job.read
         self._has_inputs = job.read is not None and bool(
             job.read.volume.dask_inputs or has_arrays(job.read.volume.expr) or has_tables(job.read.volume.expr)
         )
         self._pickled_job = pickle_job(replace(job, read=None) if self._has_inputs else job)
-
-    def _arguments(self, number: int, stage: int, box: IndexBox) -> tuple[Any, ...]:
-        import cloudpickle
-
-        if not self._has_inputs or stage or self._read is None:
-            return (self._pickled_job, number, stage, tuple(box))
-        part = restrict_reader(self._read, box)
-        values: tuple[Any, ...] = ()
-        if isinstance(part, RegionInput) and part.parts.futures:
-            futures = part.parts.futures
-            part = replace(part, parts=replace(part.parts, futures=dict.fromkeys(futures)))
-            values = (cloudpickle.dumps(list(futures)), self._worker_values(futures))
-        return (self._pickled_job, number, stage, tuple(box), cloudpickle.dumps(part), *values)
-
-    def _worker_values(self, futures: dict[Any, Any]) -> list[Any]:
-        """Return the values that replace futures on the worker."""
-        return list(gather_futures(futures).values())
-
-
-class ProcessExecutor(_PicklingExecutor):
-    """Processes of this machine, for work that holds Python's lock."""
-
-    kind = "processes"
-
-    def __init__(self, job: Job, count: int) -> None:
-        super().__init__(job)
-        self._count = count
-        self._pool = self._new_pool()
-
-    def _new_pool(self) -> ProcessPoolExecutor:
-        from multiprocessing import get_context
-
-        # "spawn", because connections and compiled code do not survive a fork
-        return ProcessPoolExecutor(self._count, mp_context=get_context("spawn"), initializer=_initialize_process)
-
-    def slots(self) -> int:
-        """Return two slots per process, so that no process idles while results are transferred."""
-        return 2 * self._count
-
-    def submit(self, number: int, stage: int, box: IndexBox) -> Any:
-        """Submit a region to a process."""
-        arguments = self._arguments(number, stage, box)
-        try:
-            return self._pool.submit(run_task, *arguments)
-        except BrokenProcessPool:
-            self.check()
-            self._restart_pool()
-            return self._pool.submit(run_task, *arguments)
-
-    def _restart_pool(self) -> None:
-        """Replace the pool, which breaks as a whole when one of its processes is killed."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = self._new_pool()
-
-    def check(self) -> None:
-        """Raise `TargetError` if the processes ran the caller's script instead of regions."""
-        processes = self._processes()
-        until = time.monotonic() + EXIT_CODE_SECONDS
-        # a pool breaks when a process closes its pipes; the exit code is available a moment later
-        while getattr(self._pool, "_broken", False) and time.monotonic() < until:
-            if all(process.exitcode is not None for process in processes):
-                break
-            time.sleep(0.01)
-        if any(process.exitcode == UNGUARDED_EXIT_CODE for process in processes):
-            raise TargetError(
-                Message(
-                    "the processes of ",
-                    param("client", "processes"),
-                    " ran this script again up to its export: put the script's code under ",
-                    "`if __name__ == '__main__':`",
-                )
-            ) from None
-
-    def close(self) -> None:
-        """Wait for running regions."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def abort(self) -> None:
-        """Terminate the processes, because Python would wait for them at exit."""
-        processes = self._processes()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        until = time.monotonic() + ABORT_SECONDS
-        for process in processes:
-            process.join(max(0.0, until - time.monotonic()))
-            process.kill()
-
-    def _processes(self) -> list[Any]:
-        # CPython has no public attribute for them
-        return list((getattr(self._pool, "_processes", None) or {}).values())
-
-
-def _initialize_process() -> None:
-    # Ctrl-C reaches all processes of a terminal; only the parent handles it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _exit_with_parent()
-
-
-def _exit_with_parent() -> None:
-    # A process whose parent was killed would wait for work forever, because it holds the other end of its own pipe.
-    from multiprocessing import connection, parent_process
-
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def watch(sentinel: Any) -> None:
-        connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
-
-
-class ClusterExecutor(_PicklingExecutor):
-    """The workers of a `distributed.Client`, which may join and leave."""
-
-    kind = "cluster"
-
-    def __init__(self, job: Job, client: Any, count: int | None) -> None:
-        super().__init__(job)
         self._client = client
         self._count = count
         # one key group for all regions, because the scheduler keeps a record of every group
@@ -325,10 +194,24 @@ class ClusterExecutor(_PicklingExecutor):
         except OSError:  # the connection to the scheduler may recover
             return []
 
+    def _arguments(self, number: int, stage: int, box: IndexBox) -> tuple[Any, ...]:
+        import cloudpickle
+
+        if not self._has_inputs or stage or self._read is None:
+            return (self._pickled_job, number, stage, tuple(box))
+        part = restrict_reader(self._read, box)
+        values: tuple[Any, ...] = ()
+        if isinstance(part, RegionInput) and part.parts.futures:
+            futures = part.parts.futures
+            part = replace(part, parts=replace(part.parts, futures=dict.fromkeys(futures)))
+            values = (cloudpickle.dumps(list(futures)), self._worker_values(futures))
+        return (self._pickled_job, number, stage, tuple(box), cloudpickle.dumps(part), *values)
+
     def _worker_values(self, futures: dict[Any, Any]) -> list[Any]:
+        """Return the values that replace futures on the worker."""
         # the scheduler itself transfers the values of its own futures to the worker
         mine = all(future.client is self._client for future in futures.values())
-        return list(futures.values()) if mine else super()._worker_values(futures)
+        return list((futures if mine else gather_futures(futures)).values())
 
     def close(self) -> None:
         """Do nothing: the caller closes the client."""

@@ -274,7 +274,7 @@ class _Scheduler:
         where = _describe_box(self.plan, stage, box)
         if self.on_error == "raise" or self._is_fatal(error):
             error.add_note(f"in task {region.number + 1:,} of {len(self.stages):,}, {where}, try {region.tries + 1}")
-            if not isinstance(error, ImageryError) and type(error).__name__ in (*TRANSIENT_ERRORS, "BrokenProcessPool"):
+            if not isinstance(error, ImageryError) and type(error).__name__ in TRANSIENT_ERRORS:
                 raise TargetError(_lost_worker_message(region.number, where, error)) from error
             raise error
         message = clean_message(str(error)) or type(error).__name__
@@ -301,12 +301,10 @@ class _Scheduler:
 
 
 def _lost_worker_message(number: int, where: str, error: Exception) -> str:
-    guard = "; a script that uses processes needs its code under `if __name__ == '__main__':`"
     return Message(
         f"task {number + 1:,}, {where}, failed repeatedly because its worker died ({type(error).__name__}: ",
         f"{clean_message(str(error))}); probably it has too little memory: ",
         Wording("plan_export returns what a worker needs", "--dry-run shows what a worker needs"),
-        guard if type(error).__name__ == "BrokenProcessPool" else "",
     )
 
 

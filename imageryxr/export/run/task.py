@@ -6,24 +6,25 @@ else, so any worker may make a region, even twice, with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.commit.journal import Entry
-from imageryxr.export.read.buffers import BUFFERS, bricks, draw, read_sources, unwrap_source_errors
-from imageryxr.export.read.rolling_window import choose_strips, read_strips
-from imageryxr.export.read.slabs import SlabSettings, slab_files
-from imageryxr.export.read.spill import name_worker_in_errors
+from imageryxr.export.read.buffers import BUFFERS
+from imageryxr.export.read.drawing import bricks, draw
+from imageryxr.export.read.spill import name_worker_in_errors, scratch_folder
+from imageryxr.export.read.sweep import SlabSettings, slice_sweep, volume_sweep, whole_sweep
+from imageryxr.export.read.windows import SweepReader, unwrap_source_errors
 from imageryxr.export.report import add_progress
-from imageryxr.export.run.cancellation import run_cancellable
-from imageryxr.export.run.daemon_threads import check_stop
 from imageryxr.export.run.malloc import DelayedCleanup, raise_thresholds, restore_thresholds
 from imageryxr.export.run.requested_ids import SeenBits, pack_seen
+from imageryxr.export.run.threads import map_in_order, run_cancellable
 from imageryxr.export.store.local import FileRecord, Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
@@ -78,60 +79,66 @@ class Job:
     def __call__(self, number: int, stage: int, box: IndexBox, read: Any = None) -> Outcome:
         """Make a region and write it."""
         read = read or self.read
-        if self.slab_settings is not None and not stage and self.place is not None and isinstance(read, BoxReader):
-            return self._write_slices(number, box, read, self.place)
-        values, files = None, dict[str, FileRecord]()
+        if stage:
+            assert self.place is not None
+            return Outcome(Entry(number, self._write_coarse(stage, box, self.place)))
+        values, files, kept = None, dict[str, FileRecord](), dict[str, FileRecord]()
         with record_missing_chunks() as holes, record_ids() as seen:
+            reader, given = _unpack_input(read, box)
             if self.place is None:
-                reader, readings = _unpack_input(read)
-                values = draw(reader.volume.expr, box, read_sources(reader, box, readings))
-            elif stage:
-                files = self._write_coarse(stage, box, self.place)
+                sources = SweepReader(reader.volume.expr, whole_sweep(reader.volume.expr, box), given)
+                with unwrap_source_errors():
+                    sources.advance(0)
+                values = draw(reader.volume.expr, box, sources.readings)
             else:
-                files = self._write_in_strips(box, read, self.place)
-        return Outcome(Entry(number, files, tuple(sorted(holes))), values, pack_seen(seen))
+                kept = self._existing_files(box) if self.continued and self.slab_settings is not None else {}
+                files = {**kept, **self._write(reader.volume.expr, box, given, kept, self.place)}
+        entry = Entry(number, files, tuple(sorted(holes)))
+        return Outcome(entry, values, None if kept else pack_seen(seen))
 
-    def _write_in_strips(self, box: IndexBox, read: Any, place: Place) -> dict[str, FileRecord]:
-        """Write a region in strips that are read, drawn and encoded one by one."""
-        reader, readings = _unpack_input(read)
-        parts = read_strips(reader, box, choose_strips(reader.volume.expr, box, self.target.granule), readings)
+    def _write(
+        self, expr: Expr, box: IndexBox, given: Readings, kept: dict[str, FileRecord], place: Place
+    ) -> dict[str, FileRecord]:
+        """Write the files of a region that are not kept from an earlier run."""
+        settings, threads, folder = self.slab_settings, 1, None
+        if settings is None:
+            sweep = volume_sweep(expr, box, self.target.granule)
+        else:
+            sweep, threads = slice_sweep(settings, expr, box), settings.threads
+            folder = scratch_folder(settings.folder) if settings.spilled else None
         # errors of the sources must not be reported as errors of the target's disk
-        with unwrap_source_errors(), disk_errors(self.target.place):
-            return place.put(self._encode_parts(reader.volume.expr, parts, box.voxels))
+        with unwrap_source_errors(), SweepReader(expr, sweep, given, threads=threads, folder=folder) as sources:
+            encode = partial(self._encode, expr, sources, kept)
 
-    def _encode_parts(
-        self, expr: Expr, parts: Iterator[tuple[IndexBox, Readings]], voxels: int
-    ) -> Iterator[tuple[str, bytes]]:
-        for part, readings in parts:
-            for piece in bricks(part, self.target.granule):
-                check_stop()
-                yield from self.target.encode(0, piece, draw(expr, piece, readings))
-                add_progress(piece.voxels / voxels)
+            def files() -> Iterator[tuple[str, bytes]]:
+                for number, slab in enumerate(sweep.slabs):
+                    sources.advance(number)
+                    pieces = list(self._pieces(slab))
+                    for piece, encoded in zip(pieces, map_in_order(encode, pieces, threads), strict=True):
+                        yield from encoded
+                        add_progress(piece.voxels / box.voxels)
 
-    def _write_slices(self, number: int, box: IndexBox, read: BoxReader, place: Place) -> Outcome:
-        assert self.slab_settings is not None
-        existing = self._existing_files(box) if self.continued else {}
+            with disk_errors(self.target.place):
+                return place.put(files())
 
-        def is_written(slab: IndexBox) -> bool:
-            return bool(existing) and all(key in existing for key in self.target.keys(0, slab))
+    def _pieces(self, slab: IndexBox) -> Iterator[IndexBox]:
+        """Return the pieces of a slab that are drawn and encoded together."""
+        granule, settings = self.target.granule, self.slab_settings
+        return bricks(slab, granule, None if settings is None else settings.slices * math.prod(granule))
 
-        count = len(self.target.keys(0, box))
-
-        def show_progress(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-            for file in files:
-                yield file
-                add_progress(1 / count)
-
-        opened = slab_files(self.slab_settings, read.volume.expr, box, self.target.encode, is_written)
-        with (
-            record_missing_chunks() as holes,
-            record_ids() as seen,
-            opened as files,
-            disk_errors(self.target.place),
-        ):
-            written = place.put(show_progress(files))
-        entry = Entry(number, {**existing, **written}, tuple(sorted(holes)))
-        return Outcome(entry, ids=None if existing else pack_seen(seen))
+    def _encode(
+        self, expr: Expr, sources: SweepReader, kept: dict[str, FileRecord], piece: IndexBox
+    ) -> Iterable[tuple[str, bytes]]:
+        """Draw a piece and encode its files, unless an earlier run has written them."""
+        settings = self.slab_settings
+        if kept and all(key in kept for key in self.target.keys(0, piece)):
+            return ()
+        if settings is None:
+            return self.target.encode(0, piece, draw(expr, piece, sources.readings))
+        values = draw(expr, piece, sources.readings, *settings.strips(expr, piece))
+        files = self.target.encode(0, piece, values)
+        # encode in this thread, in parallel with other pieces
+        return files if settings.threads == 1 else list(files)
 
     def _existing_files(self, box: IndexBox) -> dict[str, FileRecord]:
         found = {key: self._own_record(key) for key in self.target.keys(0, box)}
@@ -149,11 +156,13 @@ class Job:
             return place.put(self.target.encode(stage, box, self.target.derive(stage, box, place)))
 
 
-def _unpack_input(read: Any) -> tuple[BoxReader, Readings | None]:
-    if isinstance(read, RegionInput):
-        with suspend_id_recording():
+def _unpack_input(read: Any, box: IndexBox) -> tuple[BoxReader, Readings]:
+    """Return the reader of a region, and the values of foreign dask arrays."""
+    with suspend_id_recording():
+        if isinstance(read, RegionInput):
             return read.read, read.parts.compute(read.values)
-    return read, None
+        inputs = read.volume.dask_inputs
+        return read, input_boxes(read.volume.expr, inputs, box).compute() if inputs else {}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,13 +18,7 @@ from dask.utils import parse_bytes
 from imageryxr.errors import OptionError, TargetError, Wording, param
 from imageryxr.export.plan.estimate import PROCESS_BYTES
 from imageryxr.export.plan.regions import REGION_BYTES, Regions
-from imageryxr.export.run.executors import (
-    UNGUARDED_EXIT_CODE,
-    ClusterExecutor,
-    ProcessExecutor,
-    RegionExecutor,
-    ThreadExecutor,
-)
+from imageryxr.export.run.executors import ClusterExecutor, RegionExecutor, ThreadExecutor
 from imageryxr.export.run.task import Job
 
 # Maximum number of workers that run a query of `WorkerPool.run_on_workers`, and how long to wait for them.
@@ -137,7 +131,7 @@ def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
         _check_script()
         available = available_memory()
         memory_per_region = None if available is None else available // number
-        return WorkerPool("processes", number, 1, limit or memory_per_region, lambda job: ProcessExecutor(job, number))
+        return WorkerPool("processes", number, 1, limit or memory_per_region, partial(_start_processes, number))
     opened, owned = open_client(client)
     threads = opened.nthreads().values()
     expected = max(len(threads), _expected_workers(opened)) or ASSUMED_WORKERS
@@ -153,6 +147,12 @@ def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
         partial(_run_on_workers, client, opened),
         expected - len(threads),
     )
+
+
+def _start_processes(count: int, job: Job) -> RegionExecutor:
+    from imageryxr.export.run.local_cluster import LocalExecutor  # imports distributed, which loads slowly
+
+    return LocalExecutor(job, count)
 
 
 def _expected_workers(client: Any) -> int:
@@ -239,7 +239,8 @@ def available_memory() -> int | None:
 
 def exit_if_spawned(pool: WorkerPool) -> None:
     """Exit if this is a process of a parent's export that runs the parent's script again because of a missing guard."""
-    from multiprocessing import current_process
-
-    if pool.kind == "processes" and getattr(current_process(), "_inheriting", False):
-        os._exit(UNGUARDED_EXIT_CODE)
+    # multiprocessing imports the script under this name, and makes it `__main__` afterwards
+    script = sys.modules.get("__mp_main__")
+    is_imported = script is None or script.__name__ != "__mp_main__" or script is sys.modules["__main__"]
+    if pool.kind == "processes" and not is_imported:
+        os._exit(1)

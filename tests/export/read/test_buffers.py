@@ -12,21 +12,25 @@ import zarr
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.export.read.buffers import BUFFERS, Buffers, draw, read_leaf, read_sources
+from imageryxr.export.read.buffers import BUFFERS, Buffers
+from imageryxr.export.read.drawing import draw
+from imageryxr.export.read.sweep import whole_sweep
+from imageryxr.export.read.windows import SweepReader
 from imageryxr.export.targets.omezarr import OmeZarr
-from imageryxr.graph.evaluate import evaluate, required_boxes
+from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.labelled import box_reader
 from tests.support.export_jobs import Computed, array_of, digest, picture, place
 
-READING = sys.modules["imageryxr.export.read.buffers"]
+READING, DRAWING, SWEEP = (sys.modules[f"imageryxr.export.read.{name}"] for name in ("buffers", "drawing", "sweep"))
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Everything is large."""
     monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
-    monkeypatch.setattr(READING, "PART_BYTES", 1000)
-    monkeypatch.setattr(READING, "BRICK_VOXELS", 5000)
+    monkeypatch.setattr(SWEEP, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(SWEEP, "PART_BYTES", 1000)
+    monkeypatch.setattr(DRAWING, "BRICK_VOXELS", 5000)
     yield
     BUFFERS.clear()
 
@@ -81,17 +85,19 @@ def test_idle_memory_does_not_pile_up(small):
 @pytest.mark.parametrize("part", [1000, 50_000, 10**9])
 @pytest.mark.parametrize("start", [(0, 0, 0), (3, 17, 70)])
 def test_part_by_part_is_as_at_once(sample, small, monkeypatch, part, start):
-    monkeypatch.setattr(READING, "KEPT_BYTES", part)
-    monkeypatch.setattr(READING, "PART_BYTES", part)
+    monkeypatch.setattr(SWEEP, "KEPT_BYTES", part)
+    monkeypatch.setattr(SWEEP, "PART_BYTES", part)
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation, mip=1)
     drawn = ix.overlay(em, ix.regrid(seg, em), outline=3)
     read = box_reader(drawn)
     for size in ((20, 90, 150), (1, 1, 1), (5, 200, 30)):
         box = IndexBox(start, tuple(a + s for a, s in zip(start, size, strict=True)))
-        for leaf, boxes in required_boxes(read.volume.expr, box).items():
-            for b in boxes:
-                np.testing.assert_array_equal(read_leaf(leaf, b), leaf.read(b))
-        found = draw(read.volume.expr, box, read_sources(read, box))
+        sources = SweepReader(read.volume.expr, whole_sweep(read.volume.expr, box))
+        sources.advance(0)
+        for leaf, parts in sources.readings(box).items():
+            for b, values in parts:
+                np.testing.assert_array_equal(values, leaf.read(b))
+        found = draw(read.volume.expr, box, sources.readings)
         np.testing.assert_array_equal(found, evaluate(read.volume.expr, box))
 
 
@@ -127,7 +133,7 @@ def test_piece_by_piece_is_as_at_once(tmp_path, monkeypatch, kind, what):
     array = {"picture": picture(shape=(13, 45, 70)), "ids": seg, "own": own}[what]
     written = []
     for voxels in (10**9, 3000, 500):
-        monkeypatch.setattr(READING, "BRICK_VOXELS", voxels)
+        monkeypatch.setattr(DRAWING, "BRICK_VOXELS", voxels)
         target, options = place(kind, tmp_path / str(voxels))
         report = ix.export(array, target, **options)
         written.append((digest(tmp_path / str(voxels)), report.bytes_written))

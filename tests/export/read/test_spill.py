@@ -24,7 +24,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.export.plan.estimate import PROCESS_BYTES
-from imageryxr.export.read import slabs
+from imageryxr.export.read import sweep
 from imageryxr.export.run import workers
 from tests.conftest import volume
 from tests.support.export_jobs import Computed, array_of, digest
@@ -39,8 +39,8 @@ def _little_memory(monkeypatch, request):
     if "really" in request.node.name:
         return
     monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None: 1 << 20)
-    monkeypatch.setattr(slabs, "MIN_TILE_BYTES", 1 << 16)
-    monkeypatch.setattr(slabs, "MIN_STRIP_VOXELS", 1 << 14)
+    monkeypatch.setattr(sweep, "MIN_TILE_BYTES", 1 << 16)
+    monkeypatch.setattr(sweep, "MIN_STRIP_VOXELS", 1 << 14)
 
 
 class Counting(Computed):
@@ -243,7 +243,7 @@ def test_thick_regions_take_no_more_of_the_disk(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:the outlines were drawn")
 def test_slices_that_look_at_each_other_are_drawn_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(slabs, "MIN_STRIP_VOXELS", 1 << 18)
+    monkeypatch.setattr(sweep, "MIN_STRIP_VOXELS", 1 << 18)
     monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None: 50_000_000)
     shape = (40, 2048, 4096)
     for target, together in (("z{z}.png", False), ("y{y}.png", True)):
@@ -312,7 +312,7 @@ def spied(notes):
 def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
     """Export as a process does that gets killed."""
     workers.WorkerPool.memory_per_region = lambda self, at_once=None: 1 << 18
-    slabs.MIN_TILE_BYTES = 1 << 15
+    sweep.MIN_TILE_BYTES = 1 << 15
     array = array_of(Computed(shape, chunks=(8, 64, 64), seconds=seconds))
     return ix.export(array, f"{folder}/z{{z:02d}}.png", scratch=scratch, workers=1)
 

@@ -112,13 +112,16 @@ def test_the_task_pickles_small():
     assert len(pickle_job(Job(plan.target, plan.workspace.data, plan.read))) < 10_000
 
 
-def _kill_one_worker_soon(pids, folder):
+def _kill_workers_soon(pids, folder, done=3):
+    """Kill the workers with these pids when some tasks are done."""
+
     def kill():
-        for _ in range(2000):
-            if any(len(p.read_bytes().splitlines()) > 2 for p in folder.rglob("*.manifest.log")):
+        for _ in range(6000):
+            if any(len(p.read_bytes().splitlines()) >= done for p in folder.rglob("*.manifest.log")):
                 break
             time.sleep(0.005)
-        os.kill(pids()[0], signal.SIGKILL)
+        for pid in pids():
+            os.kill(pid, signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -127,7 +130,7 @@ def _kill_one_worker_soon(pids, folder):
 
 def test_a_killed_worker_of_a_cluster_costs_only_its_regions(tmp_path, cluster, truth):
     (tmp_path / "a").mkdir()
-    killer = _kill_one_worker_soon(lambda: list(cluster.run(os.getpid).values()), tmp_path / "a")
+    killer = _kill_workers_soon(lambda: list(cluster.run(os.getpid).values())[:1], tmp_path / "a")
     report = ix.export(picture(seconds=0.05), tmp_path / "a" / "o.zarr", client=cluster, **OPTIONS)
     killer.join()
     assert report.complete
@@ -135,17 +138,21 @@ def test_a_killed_worker_of_a_cluster_costs_only_its_regions(tmp_path, cluster, 
 
 
 @pytest.mark.slow
-def test_a_killed_process_costs_only_its_regions(tmp_path, truth):
-    import multiprocessing
+def test_killed_processes_cost_only_their_regions(tmp_path, truth):
+    import psutil
 
     (tmp_path / "a").mkdir()
-    before = {p.pid for p in multiprocessing.active_children()}
-    killer = _kill_one_worker_soon(
-        lambda: [p.pid for p in multiprocessing.active_children() if p.pid not in before], tmp_path / "a"
-    )
-    report = ix.export(picture(seconds=0.1), tmp_path / "a" / "o.zarr", client="processes", workers=2, **OPTIONS)
+    before = set(psutil.Process().children())
+
+    def workers():
+        new = set(psutil.Process().children()) - before
+        return [child.pid for child in new if any("spawn_main" in part for part in child.cmdline())]
+
+    killer = _kill_workers_soon(workers, tmp_path / "a", done=1)
+    report = ix.export(picture(seconds=1), tmp_path / "a" / "o.zarr", client="processes", workers=2, **OPTIONS)
     killer.join()
     assert report.retries > 0
+    assert report.complete
     assert digest(tmp_path / "a") == truth
 
 
@@ -216,7 +223,7 @@ def test_a_dead_driver_leaves_no_processes(tmp_path):
     assert len(pids) >= 2
     driver.kill()
     driver.wait()
-    for _ in range(200):
+    for _ in range(1200):
         alive = [
             p for p in pids if Path(f"/proc/{p}").exists() and Path(f"/proc/{p}/stat").read_text().split()[2] != "Z"
         ]
@@ -353,7 +360,8 @@ def test_a_dead_scheduler_is_told_in_one_message(tmp_path):
             process.wait()
     assert driver.returncode == 1
     assert out == ""
-    kept, error = err.splitlines()
+    # a message about a missing worker precedes if the worker needs longer to start than the driver
+    kept, error = (line for line in err.splitlines() if "has no worker yet" not in line)
     assert "tasks of" in kept
     assert "are done and kept: run the same call again to continue" in kept
     assert error.startswith(f"error: the scheduler at {address} no longer responds; restart it")

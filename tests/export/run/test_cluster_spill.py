@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import imageryxr as ix
-from imageryxr.export.read import slabs
+from imageryxr.export.read import sweep
 from imageryxr.export.run import scheduler as run
 from imageryxr.export.run import workers
 from imageryxr.export.run.scheduler import run_plan
@@ -29,8 +29,8 @@ NAMES = ["half-res", "full-res", "quota", "a full disk"]
 @pytest.fixture
 def little_memory(monkeypatch):
     monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None: 1 << 20)
-    monkeypatch.setattr(slabs, "MIN_TILE_BYTES", 1 << 16)
-    monkeypatch.setattr(slabs, "MIN_STRIP_VOXELS", 1 << 14)
+    monkeypatch.setattr(sweep, "MIN_TILE_BYTES", 1 << 16)
+    monkeypatch.setattr(sweep, "MIN_STRIP_VOXELS", 1 << 14)
 
 
 @pytest.fixture(scope="module")

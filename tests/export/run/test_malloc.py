@@ -18,7 +18,7 @@ from imageryxr.export.run.malloc import MMAP_BYTES, TRIM_VARIABLE, USER_VARIABLE
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 
-JOB, READING = (sys.modules[f"imageryxr.export.{name}"] for name in ("run.task", "read.buffers"))
+JOB, READING, SWEEP = (sys.modules[f"imageryxr.export.{name}"] for name in ("run.task", "read.buffers", "read.sweep"))
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc's thresholds are those of glibc")
 
@@ -153,7 +153,8 @@ def test_what_could_not_begin_begins_the_next_time():
 
 def test_a_worker_lets_go_of_what_it_kept(sample, monkeypatch):
     monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
-    monkeypatch.setattr(READING, "PART_BYTES", 1000)
+    monkeypatch.setattr(SWEEP, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(SWEEP, "PART_BYTES", 1000)
     told = []
     kept = DelayedCleanup(lambda: told.append("begin"), JOB._free_memory, 1000)
     monkeypatch.setattr(JOB, "WORKER_MEMORY", kept)

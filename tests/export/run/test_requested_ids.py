@@ -42,7 +42,7 @@ def test_told_once_and_reported(tmp_path, array, crew):
     options = {"chunks": (2, 16, 16), "levels": 2, **CREWS[crew]}
     with pytest.warns(ix.errors.MissingIdsWarning, match=SAID) as told:
         report = ix.export(ARRAYS[array](), tmp_path / "o.ome.zarr", **options)
-    assert len(told) == 1
+    assert len(told) == 1, [str(w) for w in told]
     assert told[0].filename == __file__
     assert report.regions > 1
     assert report.absent_ids == (12345678901, TOP)

@@ -1,4 +1,4 @@
-"""Regions that are read strip by strip: the same voxels in less memory, and each chunk is read once."""
+"""Regions that are read slab by slab: the same voxels in less memory, and each chunk is read once."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ from itertools import product
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.read.buffers import BUFFERS
-from imageryxr.export.read.rolling_window import choose_strips, read_strips
+from imageryxr.export.read.sweep import SlabSettings, Sweep, Window, slice_sweep, volume_sweep
+from imageryxr.export.read.windows import SweepReader
 from imageryxr.graph.evaluate import evaluate, required_boxes
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import box_reader
 from tests.support.export_jobs import Computed, array_of, digest, place
 
-READING = sys.modules["imageryxr.export.read.buffers"]
-ROLLING = sys.modules["imageryxr.export.read.rolling_window"]
+SWEEP = sys.modules["imageryxr.export.read.sweep"]
+
+
+def swept(expr, sweep, **options):
+    """Yield each slab of a sweep and its source voxels."""
+    with SweepReader(expr, sweep, **options) as sources:
+        for number, slab in enumerate(sweep.slabs):
+            sources.advance(number)
+            yield slab, sources.readings(slab)
 
 
 class OnDisk(Computed):
@@ -58,10 +66,11 @@ class Broken(OnDisk):
 def small(monkeypatch):
     """All is large, and strips are small."""
     OnDisk.fetched.clear()
-    monkeypatch.setattr(READING, "KEPT_BYTES", 100)
-    monkeypatch.setattr(READING, "PART_BYTES", 100)
-    monkeypatch.setattr(ROLLING, "STRIP_VOXELS", 2000)
-    monkeypatch.setattr(ROLLING, "EXTRA_BYTES", 0)
+    monkeypatch.setattr(sys.modules["imageryxr.export.read.buffers"], "KEPT_BYTES", 100)
+    monkeypatch.setattr(SWEEP, "KEPT_BYTES", 100)
+    monkeypatch.setattr(SWEEP, "PART_BYTES", 100)
+    monkeypatch.setattr(SWEEP, "STRIP_VOXELS", 2000)
+    monkeypatch.setattr(SWEEP, "EXTRA_BYTES", 0)
     yield monkeypatch
     BUFFERS.clear()
 
@@ -89,16 +98,16 @@ def test_strips_are_whole_granules_and_hold_all_that_is_drawn(shape, chunk, othe
     read = box_reader(drawn_of(shape, chunk, other, outline or None))
     expr = read.volume.expr
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(READING, "KEPT_BYTES", 1)
-        patch.setattr(READING, "PART_BYTES", 1)
-        patch.setattr(ROLLING, "STRIP_VOXELS", voxels)
-        patch.setattr(ROLLING, "EXTRA_BYTES", 0)
-        strips = choose_strips(expr, box, granule)
+        patch.setattr(SWEEP, "KEPT_BYTES", 1)
+        patch.setattr(SWEEP, "PART_BYTES", 1)
+        patch.setattr(SWEEP, "STRIP_VOXELS", voxels)
+        patch.setattr(SWEEP, "EXTRA_BYTES", 0)
+        sweep = volume_sweep(expr, box, granule)
         hits = np.zeros(box.shape, int)
         OnDisk.fetched.clear()
         found = np.empty((*box.shape, 4), np.uint8)
         taken = 0
-        for strip, held in read_strips(read, box, strips):
+        for strip, held in swept(expr, sweep):
             hits[strip.slices(box)] += 1
             assert all((a - b) % g == 0 for a, b, g in zip(strip.start, box.start, granule, strict=True))
             found[strip.slices(box)] = evaluate(expr, strip, held)
@@ -106,7 +115,7 @@ def test_strips_are_whole_granules_and_hold_all_that_is_drawn(shape, chunk, othe
         assert max(OnDisk.fetched.values(), default=0) <= 1
     assert (hits == 1).all()
     needed = sum(b.voxels * leaf.dtype.itemsize for leaf, boxes in required_boxes(expr, box).items() for b in boxes)
-    assert taken <= needed - strips.spared
+    assert taken <= needed - sweep.spared
     np.testing.assert_array_equal(found, evaluate(expr, box))
 
 
@@ -115,16 +124,34 @@ def test_a_region_is_cut_along_the_axis_that_spares_most(small, axis):
     shape = [16, 48, 48]
     chunk = [shape[a] if a != axis else 8 for a in range(3)]
     expr = box_reader(drawn_of(tuple(shape), tuple(chunk), tuple(chunk), None)).volume.expr
-    strips = choose_strips(expr, IndexBox.of_shape(shape), (1, 1, 1))
-    assert len(strips.boxes) > 1
-    assert {roll.axis for roll in strips.rolls.values()} == {axis}
+    sweep = volume_sweep(expr, IndexBox.of_shape(shape), (1, 1, 1))
+    assert len(sweep.slabs) > 1
+    assert {window.axis for window in sweep.windows} == {axis}
     needed = 9 * np.prod(shape)
-    assert strips.spared > needed // 3
+    assert sweep.spared > needed // 3
     large = tuple(shape)
-    assert (
-        choose_strips(box_reader(drawn_of(large, large, large)).volume.expr, IndexBox.of_shape(shape), (1, 1, 1)).spared
-        == 0
-    )
+    whole = box_reader(drawn_of(large, large, large)).volume.expr
+    assert volume_sweep(whole, IndexBox.of_shape(shape), (1, 1, 1)).spared == 0
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=sizes, chunk=chunks, other=chunks, outline=st.integers(0, 4), axis=st.integers(0, 2),
+    slices=st.integers(1, 5), threads=st.integers(1, 3), spilled=st.booleans(), data=st.data(),
+)  # fmt: skip
+def test_slices_are_drawn_from_chunks_that_are_read_once(
+    tmp_path, shape, chunk, other, outline, axis, slices, threads, spilled, data
+):
+    start = [data.draw(st.integers(0, n - 1)) for n in shape]
+    box = IndexBox(tuple(start), tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True)))
+    expr = box_reader(drawn_of(shape, chunk, other, outline or None)).volume.expr
+    sweep = slice_sweep(SlabSettings(axis, slices, threads=threads, tile=1, spilled=spilled), expr, box)
+    found = np.empty((*box.shape, 4), np.uint8)
+    OnDisk.fetched.clear()
+    for slab, held in swept(expr, sweep, threads=threads, folder=str(tmp_path) if spilled else None):
+        found[slab.slices(box)] = evaluate(expr, slab, held)
+    assert max(OnDisk.fetched.values()) == 1
+    np.testing.assert_array_equal(found, evaluate(expr, box))
 
 
 @pytest.mark.slow
@@ -133,7 +160,7 @@ def test_exports_are_the_same_and_are_found_done(small, tmp_path, kind):
     drawn = drawn_of((13, 75, 70), (4, 16, 16), (8, 8, 32))
     written = []
     for voxels in (10**9, 3000, 1000):
-        small.setattr(ROLLING, "STRIP_VOXELS", voxels)
+        small.setattr(SWEEP, "STRIP_VOXELS", voxels)
         OnDisk.fetched.clear()
         target, options = place(kind, tmp_path / str(voxels))
         plan = ix.plan_export(drawn, target, **options)
@@ -154,11 +181,11 @@ def test_levels_that_meet_by_interpolation(small, sample, tmp_path):
     read = box_reader(drawn)
     for start, size in (((0, 0, 0), (40, 256, 256)), ((3, 17, 7), (50, 290, 275))):
         box = IndexBox(start, tuple(a + s for a, s in zip(start, size, strict=True))).clip(read.volume.expr.bounds)
-        strips = choose_strips(read.volume.expr, box, (4, 8, 8))
-        assert len(strips.boxes) > 1
-        assert strips.rolls
+        sweep = volume_sweep(read.volume.expr, box, (4, 8, 8))
+        assert len(sweep.slabs) > 1
+        assert any(window.ends for window in sweep.windows)
         found = np.empty((*box.shape, 4), np.uint8)
-        for strip, held in read_strips(read, box, strips):
+        for strip, held in swept(read.volume.expr, sweep):
             found[strip.slices(box)] = evaluate(read.volume.expr, strip, held)
         np.testing.assert_array_equal(found, evaluate(read.volume.expr, box))
 
@@ -170,25 +197,29 @@ def test_what_a_source_cannot_give_is_not_told_of_the_target(small, tmp_path):
     assert "free some space or choose another target" not in str(caught.value)
 
 
-def test_what_stays_is_moved_without_a_second_array(monkeypatch):
-    """What a strip leaves to the next one overlaps with where it goes, along any axis."""
+def test_voxels_that_stay_are_moved_without_a_second_array():
+    """The voxels that a slab leaves to the next one overlap with where they go, along any axis."""
     import tracemalloc
 
     shape = (96, 96, 96)
-    leaf = LevelLeaf(OnDisk(shape, chunks=(32, 32, 32), layer_type="segmentation"), 0)
-    want = leaf.read(IndexBox.of_shape(shape))
-    monkeypatch.setattr(ROLLING, "read_into", lambda out, leaf, box: out.__setitem__(..., want[box.slices()]))
+    want = OnDisk(shape, layer_type="segmentation").read(0, IndexBox.of_shape(shape))
+
+    class Views(OnDisk):
+        def read(self, mip, box):
+            return want[box.slices()]
+
+    leaf, whole = LevelLeaf(Views(shape, chunks=(32, 32, 32), layer_type="segmentation"), 0), IndexBox.of_shape(shape)
     for axis in range(3):
-        whole = IndexBox.of_shape(shape)
-        held = tuple(ROLLING._cut_axis(whole, axis, *ends) for ends in ((0, 80), (16, 96), (17, 96)))
-        rolling = ROLLING._WindowReader(ROLLING.Window(leaf, axis, held))
-        for number, need in enumerate(held):
+        window = Window(leaf, whole, (32, 32, 32), axis, ((0, 80), (16, 96), (17, 96)))
+        sources = SweepReader(leaf, Sweep((whole,) * 3, (window,)))
+        for number in range(3):
             tracemalloc.start()
-            ((there, values),) = rolling.at(number)
-            assert tracemalloc.get_traced_memory()[1] < want.nbytes / 48
+            sources.advance(number)
+            assert number == 0 or tracemalloc.get_traced_memory()[1] < want.nbytes / 48
             tracemalloc.stop()
-            assert there == need
-            np.testing.assert_array_equal(values, want[need.slices()])
+            ((there, values),) = sources.readings(whole)[leaf]
+            assert there == window.kept(number)
+            np.testing.assert_array_equal(values, want[there.slices()])
 
 
 def test_the_largest_is_asked_for_first(small, monkeypatch):
@@ -201,7 +232,7 @@ def test_the_largest_is_asked_for_first(small, monkeypatch):
     for granule in ((4, 16, 16), (12, 64, 64)):
         asked.clear()
         box = IndexBox.of_shape((12, 64, 64))
-        for _ in read_strips(read, box, choose_strips(read.volume.expr, box, granule)):
+        for _ in swept(read.volume.expr, volume_sweep(read.volume.expr, box, granule)):
             pass
         sizes = [a.nbytes for a in asked]
         assert len(sizes) == 2

@@ -1,0 +1,218 @@
+"""Read the sources of a region in one sweep.
+
+A region is made slab by slab along one axis. The source voxels that a slab needs, and those that the next slab still
+needs, are kept in memory or in scratch files. So each chunk is read once, and no more than these voxels takes memory.
+
+Volumes on disk are read in slabs of strips; over a network, large requests are faster, so these sources are read whole.
+Slices are read whole if the region fits into memory; otherwise they are spilled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.export.plan.estimate import box_bytes, is_array_in_memory
+from imageryxr.export.plan.regions import whole_chunks
+from imageryxr.export.read.buffers import KEPT_BYTES
+from imageryxr.export.read.drawing import BRICK_VOXELS
+from imageryxr.graph.evaluate import required_boxes
+from imageryxr.graph.expr import Expr, Leaf, LevelLeaf
+
+# Bytes of a large box on disk that are read at a time: few enough to be in the CPU cache when they are copied.
+PART_BYTES = 8_000_000
+# Bytes of a source that are read at a time for slices: enough chunks to keep a network busy.
+TILE_BYTES = 1 << 27
+MIN_TILE_BYTES = 1 << 22
+# Minimum voxels of a strip, so that few voxels are moved between strips compared to those that are read.
+STRIP_VOXELS = 1 << 24
+MIN_STRIP_VOXELS = 1 << 18
+# Maximum number of strips of a region, because planning a strip takes time.
+MAX_STRIPS = 16
+# While a part is read, there are two copies of it, and malloc keeps the memory of one for the next part.
+EXTRA_BYTES = 2 * KEPT_BYTES
+
+Needs = dict[Leaf, list[IndexBox]]
+
+
+@dataclass(frozen=True)
+class SlabSettings:
+    """Settings for the export of a region of whole slices."""
+
+    axis: int
+    """The axis (0, 1, 2 for z, y, x) that the slices are perpendicular to."""
+    slices: int = 1
+    """Slices that are drawn at a time."""
+    at_once: int = 1
+    """Regions that a worker processes at a time."""
+    threads: int = 1
+    """Threads per region: more than one if a worker has more threads than regions."""
+    tile: int = TILE_BYTES
+    """Bytes of a source that are read at a time."""
+    strip: int = BRICK_VOXELS
+    """Voxels that are drawn at a time; larger slices are drawn in strips."""
+    spilled: bool = False
+    """Whether source voxels are kept in scratch files instead of memory."""
+    folder: str | None = None
+    """The folder of the scratch files; None for the default of the worker."""
+
+    def smaller(self) -> SlabSettings:
+        """Return settings with parts of half the size, if they are not at their minimum."""
+        return replace(
+            self,
+            slices=max(1, self.slices // 2),
+            tile=max(MIN_TILE_BYTES, self.tile // 2),
+            strip=max(MIN_STRIP_VOXELS, self.strip // 2),
+        )
+
+    def strips(self, expr: Expr, slab: IndexBox) -> tuple[Index3, int]:
+        """Return the granule of the strips that a slab is drawn in, whole rows of all slices, and their voxels."""
+        z, y, x = (n if axis == self.axis else 1 for axis, n in enumerate(slab.shape))
+        return (z, y, x), max(MIN_STRIP_VOXELS, int(self.strip / expr.density))
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A box of a source that a region needs, and the part of it that is kept for each slab."""
+
+    leaf: Leaf
+    box: IndexBox
+    tile: Index3 | None = None
+    """Voxels (z, y, x) that are read at a time, whole chunks; None reads all at once."""
+    axis: int = 0
+    ends: tuple[tuple[int, int], ...] = ()
+    """For each slab, the interval along the axis that is kept. Both ends ascend, and the second is the end of a chunk.
+    Empty if the whole box is kept."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole box."""
+        return box_bytes(self.leaf, self.box)
+
+    @property
+    def chunk(self) -> int:
+        """Length of the source's chunks along the axis."""
+        assert isinstance(self.leaf, LevelLeaf)
+        return self.leaf.source.levels[self.leaf.mip].chunks[self.axis]
+
+    @property
+    def length(self) -> int:
+        """The longest interval that is kept."""
+        return max((high - low for low, high in self.ends), default=self.box.shape[self.axis])
+
+    def kept(self, slab: int) -> IndexBox:
+        """Return the part that is kept for a slab."""
+        return self.box.with_axis(self.axis, *self.ends[slab]) if self.ends else self.box
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The slabs of a region in order, and what is kept of each source."""
+
+    slabs: tuple[IndexBox, ...]
+    windows: tuple[Window, ...]
+
+    @property
+    def spared(self) -> int:
+        """Bytes of source voxels that the region needs but that are not in memory at the same time."""
+        saved = sum(w.bytes - w.bytes // max(1, w.box.shape[w.axis]) * w.length for w in self.windows)
+        return max(0, saved - EXTRA_BYTES)
+
+
+def whole_sweep(expr: Expr, box: IndexBox) -> Sweep:
+    """Return a sweep of one slab, the region. Large boxes on disk are read part by part."""
+    return Sweep((box,), tuple(_volume_windows(required_boxes(expr, box))))
+
+
+def volume_sweep(expr: Expr, box: IndexBox, granule: Index3) -> Sweep:
+    """Return the sweep of a region of a volume that needs the least memory.
+
+    Parameters
+    ----------
+    expr : Expr
+        The exported expression.
+    box : IndexBox
+        The region.
+    granule : tuple of 3 int
+        Voxels (z, y, x) that stay together, counted from the start of the box.
+    """
+    windows = tuple(_volume_windows(required_boxes(expr, box)))
+    best = Sweep((box,), windows)
+    count = min(MAX_STRIPS, box.voxels // STRIP_VOXELS)
+    rolling = sum(window.bytes for window in windows if window.tile is not None)
+    for axis in range(3) if count > 1 and rolling else ():
+        step = -(-box.shape[axis] // (granule[axis] * count)) * granule[axis]
+        slabs = tuple(_cut_slabs(box, axis, step))
+        found = Sweep(slabs, _with_intervals(expr, slabs, axis, windows))
+        if found.spared > best.spared + rolling // 10:
+            best = found
+    return best
+
+
+def slice_sweep(settings: SlabSettings, expr: Expr, box: IndexBox) -> Sweep:
+    """Return the sweep of a region of slices: one slab if its sources are kept in memory, thin ones if spilled."""
+    windows = slice_windows(settings, expr, box)
+    if not settings.spilled:
+        return Sweep((box,), windows)
+    slabs = tuple(_cut_slabs(box, settings.axis, settings.threads * settings.slices))
+    return Sweep(slabs, _with_intervals(expr, slabs, settings.axis, windows))
+
+
+def slice_windows(settings: SlabSettings, expr: Expr, box: IndexBox) -> tuple[Window, ...]:
+    """Return the boxes of sources that a region of slices needs; arrays in memory are left out."""
+    return tuple(
+        Window(leaf, need, _tile(leaf, need, settings.tile), settings.axis)
+        for leaf, needs in required_boxes(expr, box).items()
+        if isinstance(leaf, LevelLeaf) and not is_array_in_memory(leaf)
+        for need in needs
+    )
+
+
+def _volume_windows(needs: Needs) -> Iterator[Window]:
+    for leaf, boxes in needs.items():
+        for box in boxes:
+            on_disk = isinstance(leaf, LevelLeaf) and str(getattr(leaf.source, "url", "")).startswith("file://")
+            large = box.voxels * leaf.dtype.itemsize >= 2 * KEPT_BYTES
+            # over a network, more chunks per request are faster; CloudVolume reads files one by one anyway
+            yield Window(leaf, box, _tile(leaf, box, PART_BYTES) if on_disk and large else None)
+
+
+def _tile(leaf: Any, box: IndexBox, size: int) -> Index3:
+    return whole_chunks(box, leaf.source.levels[leaf.mip].chunks, size // leaf.dtype.itemsize)
+
+
+def _cut_slabs(box: IndexBox, axis: int, step: int) -> Iterator[IndexBox]:
+    for low in range(box.start[axis], box.stop[axis], step):
+        yield box.with_axis(axis, low, min(low + step, box.stop[axis]))
+
+
+def _with_intervals(
+    expr: Expr, slabs: tuple[IndexBox, ...], axis: int, windows: tuple[Window, ...]
+) -> tuple[Window, ...]:
+    """Return the windows with the intervals that the slabs need; those that are read at once stay whole."""
+    needs = [required_boxes(expr, slab) for slab in slabs]
+    found = []
+    for window in windows:
+        if window.tile is not None:
+            boxes = [other.box for other in windows if other.leaf == window.leaf]
+            window = replace(window, axis=axis)
+            window = replace(window, ends=_intervals(window, boxes, needs))
+        found.append(window)
+    return tuple(found)
+
+
+def _intervals(window: Window, boxes: list[IndexBox], needs: list[Needs]) -> tuple[tuple[int, int], ...]:
+    """Return the interval of a window that is kept for each slab."""
+    axis, chunk, whole = window.axis, window.chunk, (window.box.start[window.axis], window.box.stop[window.axis])
+    own = [[need for need in slab.get(window.leaf, []) if window.box.contains(need)] for slab in needs]
+    if any(not any(box.contains(need) for box in boxes) for slab in needs for need in slab.get(window.leaf, [])):
+        return (whole,) * len(needs)  # a slab needs voxels of two boxes
+    lows = [min((need.start[axis] for need in slab), default=whole[1]) for slab in own]
+    highs = [max((-(-need.stop[axis] // chunk) * chunk for need in slab), default=whole[0]) for slab in own]
+    # kept until no later slab needs it
+    lows = list(accumulate(reversed(lows), min))[::-1]
+    highs = [min(high, whole[1]) for high in accumulate(highs, max)]
+    return tuple((min(low, high), high) for low, high in zip(lows, highs, strict=True))

@@ -1,0 +1,270 @@
+"""Keep the source voxels of a region while it is made: in memory, or in scratch files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.errors import ImageryError
+from imageryxr.export.plan.regions import tiles
+from imageryxr.export.read.buffers import BUFFERS
+from imageryxr.export.read.spill import ScratchFile
+from imageryxr.export.read.sweep import Sweep, Window
+from imageryxr.export.run.threads import map_in_order
+from imageryxr.graph.evaluate import Readings, required_boxes
+from imageryxr.graph.expr import Array, Expr
+
+
+class SourceReadError(Exception):
+    """Wraps an error of a source, so that it is not handled as an error of the target's disk."""
+
+
+@contextmanager
+def wrap_source_errors() -> Iterator[None]:
+    """Wrap each `OSError` of a source in a `SourceReadError`, for code that writes files at the same time."""
+    try:
+        yield
+    except ImageryError:
+        raise
+    except OSError as error:
+        raise SourceReadError(error) from error
+
+
+@contextmanager
+def unwrap_source_errors() -> Iterator[None]:
+    """Raise the error inside a `SourceReadError`, outside the handler of errors of the target's disk."""
+    try:
+        yield
+        return
+    except SourceReadError as error:
+        unread: OSError = error.args[0]
+    raise unread  # outside the except block, or the two errors would be chained
+
+
+class SweepReader:
+    """Reads the sources of a region, slab after slab. A context manager, which deletes scratch files.
+
+    Parameters
+    ----------
+    expr : Expr
+        The exported expression.
+    sweep : Sweep
+        The slabs of the region.
+    given : dict, optional
+        Computed values of foreign dask arrays.
+    threads : int, default 1
+        Reads at a time.
+    folder : str, optional
+        The folder of scratch files; by default, voxels are kept in memory.
+    """
+
+    def __init__(
+        self,
+        expr: Expr,
+        sweep: Sweep,
+        given: Readings | None = None,
+        *,
+        threads: int = 1,
+        folder: str | None = None,
+    ) -> None:
+        self._expr, self._given, self._threads = expr, given or {}, threads
+        self._spilled = folder is not None
+        windows = [w for w in sweep.windows if w.leaf not in self._given]
+        # the largest first, or a smaller one may get its buffer
+        windows.sort(key=lambda window: -window.bytes)
+        self._stores = [_InMemory(w) if folder is None else _InScratch(w, folder) for w in windows]
+
+    def __enter__(self) -> SweepReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for store in self._stores:
+            store.close()
+
+    def advance(self, slab: int) -> None:
+        """Read what a slab needs and is not kept; voxels that no later slab needs become invalid."""
+        reads = [(store, tile) for store in self._stores for tile in store.advance(slab)]
+        for _ in map_in_order(_read, reads, self._threads):
+            pass
+
+    def readings(self, box: IndexBox) -> Readings:
+        """Return the source voxels of a box that lies in the current slab."""
+        found: Readings = dict(self._given)
+        needs: dict[Any, list[IndexBox]] = required_boxes(self._expr, box) if self._spilled else {}
+        for store in self._stores:
+            leaf = store.window.leaf
+            found.setdefault(leaf, []).extend(store.values(needs.get(leaf, [])))
+        # a box that spans two windows may also need voxels between them; its leaf is then read from the source
+        return {leaf: values for leaf, values in found.items() if len(values) >= len(needs.get(leaf, []))}
+
+
+def _read(job: tuple[_Store, IndexBox]) -> None:
+    store, tile = job
+    with wrap_source_errors():
+        values = store.window.leaf.read(tile)
+    store.put(tile, values)
+
+
+class _Store(ABC):
+    """The kept voxels of a window."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.kept = window.box.with_axis(window.axis, window.box.start[window.axis], window.box.start[window.axis])
+        """What is kept now; nothing before the first slab."""
+
+    @abstractmethod
+    def advance(self, slab: int) -> list[IndexBox]:
+        """Discard what no slab from this one on needs; return the tiles to read."""
+
+    @abstractmethod
+    def put(self, tile: IndexBox, values: Array) -> None:
+        """Store a tile."""
+
+    @abstractmethod
+    def values(self, needs: list[IndexBox]) -> list[tuple[IndexBox, Array]]:
+        """Return the kept voxels, or those of the needed boxes."""
+
+    def close(self) -> None:  # noqa: B027 - memory needs no closing
+        """Release the voxels."""
+
+
+class _InMemory(_Store):
+    """Voxels in a buffer as long as the longest kept interval."""
+
+    def __init__(self, window: Window) -> None:
+        super().__init__(window)
+        self._array: Array | None = None
+
+    def advance(self, slab: int) -> list[IndexBox]:
+        """Move the voxels that stay to the start of the buffer; return the tiles that fill the rest."""
+        axis, before, self.kept = self.window.axis, self.kept, self.window.kept(slab)
+        low = self.kept.start[axis]
+        if before.stop[axis] > low:
+            self._move(low - before.start[axis], before.stop[axis] - low)
+        new = self.kept.with_axis(axis, max(low, before.stop[axis]), self.kept.stop[axis])
+        if self.window.tile is None or not new.voxels:
+            return [new] if new.voxels else []
+        if self._array is None:
+            size = self.window.box.shape
+            shape = (*size[:axis], self.window.length, *size[axis + 1 :])
+            self._array = BUFFERS.empty(shape, self.window.leaf.dtype)
+        return list(tiles(new, self.window.tile))
+
+    def _move(self, distance: int, count: int) -> None:
+        if not distance or self._array is None:
+            return
+        # numpy copies between overlapping views through a temporary array, which is small for a single layer
+        if self.window.axis == 0:
+            for number in range(count):
+                self._array[number] = self._array[number + distance]
+            return
+        for layer, after in zip(self._part(0, count), self._part(distance, distance + count), strict=True):
+            layer[...] = after
+
+    def _part(self, low: int, high: int) -> Array:
+        assert self._array is not None
+        return self._array[(slice(None),) * self.window.axis + (slice(low, high),)]
+
+    def put(self, tile: IndexBox, values: Array) -> None:
+        """Copy a tile into the buffer; keep the values themselves if they are the whole window."""
+        if self.window.tile is None:
+            self._array = values
+            return
+        assert self._array is not None
+        self._array[tile.slices(self.kept)] = values
+
+    def values(self, needs: list[IndexBox]) -> list[tuple[IndexBox, Array]]:
+        """Return a view of all kept voxels."""
+        if not self.kept.voxels or self._array is None:
+            return []
+        if self.window.tile is None:
+            return [(self.kept, self._array)]
+        return [(self.kept, self._part(0, self.kept.shape[self.window.axis]))]
+
+
+class _InScratch(_Store):
+    """Voxels in scratch files, one per layer of chunks; each has tile after tile, each of them slice after slice."""
+
+    def __init__(self, window: Window, folder: str) -> None:
+        super().__init__(window)
+        self._folder = folder
+        self._layers: dict[int, tuple[IndexBox, ScratchFile]] = {}
+        """The layers by number: their boxes and files."""
+        self._begins: dict[Index3, int] = {}
+        """The offsets of tiles by their first voxels."""
+
+    def advance(self, slab: int) -> list[IndexBox]:
+        """Delete the files of layers that have passed; create those of new layers, and return their tiles."""
+        axis, before, self.kept = self.window.axis, self.kept, self.window.kept(slab)
+        for number, (box, file) in list(self._layers.items()):
+            if box.stop[axis] <= self.kept.start[axis]:
+                del self._layers[number]
+                file.close()
+        new = self.kept.with_axis(axis, max(self.kept.start[axis], before.stop[axis]), self.kept.stop[axis])
+        if not new.voxels:
+            return []
+        found = []
+        for layer in tiles(new, self._layer_shape):
+            file = ScratchFile(self._folder, layer.voxels * self.window.leaf.dtype.itemsize)
+            self._layers[layer.start[axis] // self.window.chunk] = layer, file
+            found += list(tiles(layer, self._tile))
+        return found
+
+    @property
+    def _tile(self) -> Index3:
+        assert self.window.tile is not None
+        return self.window.tile
+
+    @property
+    def _layer_shape(self) -> Index3:
+        z, y, x = (self.window.chunk if a == self.window.axis else n for a, n in enumerate(self.window.box.stop))
+        return z, y, x
+
+    def put(self, tile: IndexBox, values: Array) -> None:
+        """Append a tile to the file of its layer."""
+        _, file = self._layers[tile.start[self.window.axis] // self.window.chunk]
+        self._begins[tile.start] = file.put(np.ascontiguousarray(np.moveaxis(values, self.window.axis, 0)))
+
+    def values(self, needs: list[IndexBox]) -> list[tuple[IndexBox, Array]]:
+        """Read the needed boxes."""
+        return [(need, self._load(need)) for need in needs if self.kept.contains(need)]
+
+    def _load(self, box: IndexBox) -> Array:
+        out = BUFFERS.empty(box.shape, self.window.leaf.dtype)
+        planes = np.moveaxis(out, self.window.axis, 0)
+        for layer, file in self._layers.values():
+            part = layer.clip(box)
+            for piece in tiles(part, self._tile) if part.voxels else ():
+                start = tuple(a - a % s for a, s in zip(piece.start, self._tile, strict=True))
+                stop = tuple(a + s for a, s in zip(start, self._tile, strict=True))
+                tile = IndexBox(start, stop).clip(layer)  # type: ignore[arg-type]
+                self._fill(planes[self._ordered(piece.slices(box))], file, tile, piece)
+        return out
+
+    def _fill(self, planes: Array, file: ScratchFile, tile: IndexBox, piece: IndexBox) -> None:
+        _, rows, columns = self._ordered(tile.shape)
+        slices, kept, across = self._ordered(piece.slices(tile))
+        size = self.window.leaf.dtype.itemsize
+        rest = np.empty((kept.stop - kept.start, columns), self.window.leaf.dtype)
+        for plane, i in zip(planes, range(slices.start, slices.stop), strict=True):
+            at = self._begins[tile.start] + (i * rows + kept.start) * columns * size
+            if plane.flags.c_contiguous and plane.shape == rest.shape:
+                file.get(plane, at)
+            else:
+                file.get(rest, at)
+                plane[...] = rest[:, across]
+
+    def _ordered(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        first, second, third = values[self.window.axis], *(v for a, v in enumerate(values) if a != self.window.axis)
+        return first, second, third
+
+    def close(self) -> None:
+        """Delete all files; no thread may read or write them any more."""
+        while self._layers:
+            self._layers.popitem()[1][1].close()

@@ -1,0 +1,136 @@
+"""Threads of an export, which end when the export is interrupted or the task of their dask worker is cancelled."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, wait
+from contextvars import ContextVar, copy_context
+from typing import Any
+
+from imageryxr.sources.fetch.threads import stop_on
+
+POLL_SECONDS = 0.1
+
+STOP: ContextVar[threading.Event | None] = ContextVar("imageryxr_stop", default=None)
+"""The event that stops the region of this thread. It is set when the export is interrupted or fails."""
+
+
+def check_stop() -> None:
+    """Raise `CancelledError` if the region of this thread is no longer needed."""
+    stop = STOP.get()
+    if stop is not None and stop.is_set():
+        raise CancelledError("the export has ended")
+
+
+def start_thread(function: Callable[..., Any], *args: Any, stop: threading.Event | None = None) -> Future[Any]:
+    """Run a function in a daemon thread; return its future.
+
+    `concurrent.futures` joins the threads of its pools at exit, so a request to a server that hangs would delay the
+    exit until the request times out.
+
+    Parameters
+    ----------
+    function, *args
+        What the thread calls.
+    stop : Event, optional
+        Stops the function and its requests when it is set; default: the stop event of the calling thread.
+    """
+    future = Future[Any]()
+    future.set_running_or_notify_cancel()
+    arguments = (future, stop or STOP.get(), function, args)
+    threading.Thread(target=_run, args=arguments, name="imageryxr-export", daemon=True).start()
+    return future
+
+
+def _run(future: Future[Any], stop: threading.Event | None, function: Callable[..., Any], args: Any) -> None:
+    STOP.set(stop)
+    try:
+        with stop_on(stop):
+            result = function(*args)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+    del future  # the traceback of an error refers to this frame, which would keep the arrays of the region
+
+
+def map_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], threads: int) -> Iterator[Any]:
+    """Yield the results of jobs in order; at most `threads` jobs run at a time."""
+    if threads == 1:
+        for job in jobs:
+            check_stop()
+            yield function(job)
+        return
+    running: deque[Future[Any]] = deque()
+    try:
+        for job in jobs:
+            check_stop()
+            if len(running) >= threads:
+                yield running.popleft().result()
+            # in the context of the caller, which may record missing chunks
+            running.append(start_thread(copy_context().run, function, job))
+        while running:
+            yield running.popleft().result()
+    finally:
+        wait(running)  # a thread that still reads or writes must end before its files are closed
+
+
+def run_cancellable(function: Callable[[], Any], *, own_thread: bool) -> Any:
+    """Run a function; on a dask worker, stop when the task is cancelled or the worker closes.
+
+    A thread that hangs would keep its worker from closing, and thereby an interrupted script from ending.
+
+    Parameters
+    ----------
+    function : callable
+        A function without arguments.
+    own_thread : bool
+        Whether the function may run in a separate thread, which is abandoned when the task is cancelled. User-defined
+        functions may need the worker's thread; for them, cancellation only stops network requests.
+    """
+    is_cancelled = _cancellation_check()
+    if is_cancelled is None:
+        return function()
+    stop, ended = threading.Event(), Future[Any]()
+    if own_thread:
+        ended = start_thread(copy_context().run, function, stop=stop)
+        _wait_until(ended, is_cancelled, stop)
+        if not ended.done():
+            raise CancelledError("the export has ended")
+        return ended.result()
+    threading.Thread(target=_wait_until, args=(ended, is_cancelled, stop), daemon=True).start()
+    before = STOP.set(stop)
+    try:
+        with stop_on(stop):
+            return function()
+    finally:
+        ended.set_result(None)
+        STOP.reset(before)
+
+
+def _wait_until(ended: Future[Any], is_cancelled: Callable[[], bool], stop: threading.Event) -> None:
+    """Wait for a future; set the stop event and return if the task is cancelled."""
+    while not wait([ended], POLL_SECONDS).done:
+        if is_cancelled():
+            stop.set()
+            return
+
+
+def _cancellation_check() -> Callable[[], bool] | None:
+    """Return a function that checks whether the task of this thread is cancelled; None outside a dask worker."""
+    module = sys.modules.get("distributed.worker")
+    state = getattr(module, "thread_state", None)
+    key, execution = getattr(state, "key", None), getattr(state, "execution_state", None)
+    worker = execution.get("worker") if isinstance(execution, dict) else None
+    if key is None or worker is None:
+        return None
+
+    def is_cancelled() -> bool:
+        task = worker.state.tasks.get(key)
+        closing = str(getattr(worker.status, "name", "")) in ("closing", "closed", "failed")
+        return closing or task is None or task.state in ("cancelled", "released", "forgotten")
+
+    return is_cancelled
