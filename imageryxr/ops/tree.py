@@ -101,7 +101,7 @@ def view(
         raise out_of_volume_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layer {next(iter(arrays))!r}")
     for name in outside:
         warnings.warn(f"the layer {name!r} does not overlap the view and is left out", LinkWarning, stacklevel=2)
-    attrs = {**tree.attrs, POSITION: [float(v) for v in point], **view_annotations(tree, grid, names)}
+    attrs: dict[Any, Any] = {**tree.attrs, POSITION: [float(v) for v in point], **view_annotations(tree, grid, names)}
     if layers is not None or LAYER_ORDER not in attrs:
         attrs[LAYER_ORDER] = list(arrays)
     return xr.Dataset(shown, attrs=plain_attrs(attrs))
