@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
@@ -36,13 +36,80 @@ from imageryxr.render.overlay_view import overlay_view
 from imageryxr.render.plot import plot
 from imageryxr.render.thumbnail import contrast_limits, describe_tree, thumbnail, tree_html
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def _method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Convert a function of an xarray object to a method of its accessor, with the same docstring and signature."""
+
+def _array_method(
+    function: Callable[Concatenate[xr.DataArray, P], R],
+) -> Callable[Concatenate[ImageryArray, P], R]:
+    """Convert a function of an array to a method, with the same docstring and signature."""
 
     @functools.wraps(function)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def method(self: ImageryArray, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return function(self._obj, *args, **kwargs)
+
+    return method
+
+
+def _dataset_method(
+    function: Callable[Concatenate[xr.Dataset, P], R],
+) -> Callable[Concatenate[ImageryDataset, P], R]:
+    """Convert a function of a Dataset to a method."""
+
+    @functools.wraps(function)
+    def method(self: ImageryDataset, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return function(self._obj, *args, **kwargs)
+
+    return method
+
+
+def _tree_method(
+    function: Callable[Concatenate[xr.DataTree, P], R],
+) -> Callable[Concatenate[ImageryTree, P], R]:
+    """Convert a function of a tree to a method."""
+
+    @functools.wraps(function)
+    def method(self: ImageryTree, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return function(self._obj, *args, **kwargs)
+
+    return method
+
+
+def _layers_method(
+    function: Callable[Concatenate[xr.DataArray, xr.DataArray, P], R],
+) -> Callable[Concatenate[ImageryDataset, P], R]:
+    """Convert a function of (image, segmentation) to a method of a Dataset that contains both."""
+
+    @functools.wraps(function)
+    def method(self: ImageryDataset, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        image, segmentation = aligned_names(self._obj)
+        return function(self._obj[image], self._obj[segmentation], *args, **kwargs)
+
+    return method
+
+
+def _segmentation_method(
+    function: Callable[Concatenate[xr.DataArray, P], R],
+) -> Callable[Concatenate[ImageryDataset, P], R]:
+    """Convert a function of a segmentation to a method of a Dataset of an image and a segmentation."""
+
+    @functools.wraps(function)
+    def method(self: ImageryDataset, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return function(self._obj[aligned_names(self._obj)[1]], *args, **kwargs)
+
+    return method
+
+
+def _measure_method(
+    function: Callable[Concatenate[xr.DataArray, xr.DataArray, P], R],
+) -> Callable[Concatenate[ImageryDataset, P], R]:
+    """Convert a function of (segmentation, image) to a method of a Dataset that contains both."""
+
+    @functools.wraps(function)
+    def method(self: ImageryDataset, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        image, segmentation = aligned_names(self._obj)
+        return function(self._obj[segmentation], self._obj[image], *args, **kwargs)
 
     return method
 
@@ -64,38 +131,6 @@ def _array_text(array: xr.DataArray) -> str:
         return f"{text}, voxels of {format_triple(grid_of(array).resolution)} nm"
     except ImageryError:
         return f"{text}, without a grid in nm"
-
-
-def _layers_method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Convert a function of (image, segmentation) to a method of a Dataset that contains both."""
-
-    @functools.wraps(function)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        image, segmentation = aligned_names(self._obj)
-        return function(self._obj[image], self._obj[segmentation], *args, **kwargs)
-
-    return method
-
-
-def _segmentation_method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Convert a function of a segmentation to a method of a Dataset of an image and a segmentation."""
-
-    @functools.wraps(function)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(self._obj[aligned_names(self._obj)[1]], *args, **kwargs)
-
-    return method
-
-
-def _measure_method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Convert a function of (segmentation, image) to a method of a Dataset that contains both."""
-
-    @functools.wraps(function)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        image, segmentation = aligned_names(self._obj)
-        return function(self._obj[segmentation], self._obj[image], *args, **kwargs)
-
-    return method
 
 
 class ImageryArray:
@@ -124,38 +159,38 @@ class ImageryArray:
     def __repr__(self) -> str:
         return _describe(self, _array_text(self._obj))
 
-    around = _method(box_around)
-    crop = _method(crop)
-    cutouts = _method(cutouts)
-    plane = _method(plane)
-    align = _method(align)
-    regrid = _method(regrid)
-    unique_ids = _method(unique_ids)
-    measure = _method(measure)
-    contacts = _method(contacts)
-    overlaps = _method(overlaps)
-    sample_points = _method(sample_points)
-    select_ids = _method(select_ids)
-    split_masks = _method(split_masks)
-    save_masks = _method(save_masks)
-    outline = _method(outline)
-    overlay = _method(overlay)
-    to_rgba = _method(to_rgba)
-    composite = _method(composite)
-    annotate = _method(annotate)
-    colors_of = _method(colors_of)
-    to_pil = _method(to_pil)
-    montage = _method(montage)
-    scale_bar = _method(scale_bar)
-    inset = _method(inset)
-    legend = _method(legend)
-    save_figure = _method(save_figure)
-    export = _method(export)
-    plan_export = _method(plan_export)
-    plot = _method(plot)
-    thumbnail = _method(thumbnail)
-    contrast_limits = _method(contrast_limits)
-    neuroglancer_link = _method(neuroglancer_link)
+    around = _array_method(box_around)
+    crop = _array_method(crop)
+    cutouts = _array_method(cutouts)
+    plane = _array_method(plane)
+    align = _array_method(align)
+    regrid = _array_method(regrid)
+    unique_ids = _array_method(unique_ids)
+    measure = _array_method(measure)
+    contacts = _array_method(contacts)
+    overlaps = _array_method(overlaps)
+    sample_points = _array_method(sample_points)
+    select_ids = _array_method(select_ids)
+    split_masks = _array_method(split_masks)
+    save_masks = _array_method(save_masks)
+    annotate = _array_method(annotate)
+    outline = _array_method(outline)
+    overlay = _array_method(overlay)
+    to_rgba = _array_method(to_rgba)
+    composite = _array_method(composite)
+    colors_of = _array_method(colors_of)
+    to_pil = _array_method(to_pil)
+    montage = _array_method(montage)
+    scale_bar = _array_method(scale_bar)
+    inset = _array_method(inset)
+    legend = _array_method(legend)
+    save_figure = _array_method(save_figure)
+    export = _array_method(export)
+    plan_export = _array_method(plan_export)
+    plot = _array_method(plot)
+    thumbnail = _array_method(thumbnail)
+    contrast_limits = _array_method(contrast_limits)
+    neuroglancer_link = _array_method(neuroglancer_link)
 
 
 class ImageryDataset:
@@ -184,30 +219,34 @@ class ImageryDataset:
         arrays = "; ".join(_array_text(array) for array in self._obj.data_vars.values())
         return _describe(self, f"a Dataset with {arrays or 'no arrays'}")
 
-    around = _method(box_around)
-    crop = _method(crop)
-    cutouts = _method(cutouts)
-    plane = _method(plane)
+    around = _dataset_method(box_around)
+    crop = _dataset_method(crop)
+    cutouts = _dataset_method(cutouts)
+    plane = _dataset_method(plane)
     align = _layers_method(align)
-    overlay = _method(overlay_view)
+    overlay = _dataset_method(overlay_view)
     outline = _segmentation_method(outline)
     unique_ids = _segmentation_method(unique_ids)
     measure = _measure_method(measure)
     contacts = _segmentation_method(contacts)
-    to_dataframe = _method(to_dataframe)
+    to_dataframe = _dataset_method(to_dataframe)
     split_masks = _segmentation_method(split_masks)
-    sample_points = _method(sample_points)
-    export = _method(export)
-    plan_export = _method(plan_export)
-    plot = _method(plot)
-    thumbnail = _method(thumbnail)
-    neuroglancer_link = _method(neuroglancer_link)
+    sample_points = _dataset_method(sample_points)
+    export = _dataset_method(export)
+    plan_export = _dataset_method(plan_export)
+    plot = _dataset_method(plot)
+    thumbnail = _dataset_method(thumbnail)
+    neuroglancer_link = _dataset_method(neuroglancer_link)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or not hasattr(ImageryArray, name):
-            raise AttributeError(f"the imagery accessor of a Dataset has no attribute {name!r}")
-        arrays = " or ".join(f"ds[{str(key)!r}].imagery.{name}(…)" for key in list(self._obj.data_vars)[:3])
-        raise AttributeError(f"{name} needs an array, but this is a Dataset; write {arrays or f'da.imagery.{name}(…)'}")
+    if not TYPE_CHECKING:  # a type checker would accept every name
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or not hasattr(ImageryArray, name):
+                raise AttributeError(f"the imagery accessor of a Dataset has no attribute {name!r}")
+            arrays = " or ".join(f"ds[{str(key)!r}].imagery.{name}(…)" for key in list(self._obj.data_vars)[:3])
+            raise AttributeError(
+                f"{name} needs an array, but this is a Dataset; write {arrays or f'da.imagery.{name}(…)'}"
+            )
 
 
 class ImageryTree:
@@ -232,15 +271,15 @@ class ImageryTree:
     def __init__(self, obj: xr.DataTree) -> None:
         self._obj = obj
 
-    bbox = _method(bbox)
-    around = _method(around)
-    align = _method(align_tree)
-    view = _method(view)
-    table = _method(table)
-    cutouts = _method(cutouts)
-    plane = _method(tree_plane)
-    thumbnail = _method(thumbnail)
-    neuroglancer_link = _method(neuroglancer_link)
+    bbox = _tree_method(bbox)
+    around = _tree_method(around)
+    align = _tree_method(align_tree)
+    view = _tree_method(view)
+    table = _tree_method(table)
+    cutouts = _tree_method(cutouts)
+    plane = _tree_method(tree_plane)
+    thumbnail = _tree_method(thumbnail)
+    neuroglancer_link = _tree_method(neuroglancer_link)
 
     def __repr__(self) -> str:
         return describe_tree(self._obj)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import astuple, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import xarray as xr
 
@@ -22,6 +22,7 @@ from imageryxr.export.report import ExportReport
 from imageryxr.export.run.scheduler import run_plan
 from imageryxr.export.run.workers import WorkerPool, exit_if_spawned, find_workers
 from imageryxr.export.targets.base import ArrayInfo, Target
+from imageryxr.export.targets.options import Client, FormatOptions
 from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
 from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
 from imageryxr.graph.to_dask import exprs_below
@@ -35,16 +36,16 @@ if TYPE_CHECKING:
 
 
 def plan_export(
-    da: xr.DataArray,
+    da: xr.DataArray | xr.Dataset,
     target: str | os.PathLike[str],
     *,
     overwrite: bool = False,
-    client: Any = None,
+    client: Client = None,
     workers: int | None = None,
     memory: int | str | None = None,
     scratch: str | os.PathLike[str] | Literal[False] | None = None,
     square: bool | None = None,
-    **options: Any,
+    **options: Unpack[FormatOptions],
 ) -> ExportPlan | CutoutPlan:
     """Plan an export without running it. Reads no voxels and writes nothing.
 
@@ -81,18 +82,18 @@ def plan_export(
         return plan_cutout_export(da, target, overwrite=overwrite, client=client, workers=workers, **options, **others)
     pool = find_workers(client, workers, memory)
     try:
-        return _plan(da, target, pool, overwrite, scratch, square, options)
+        return _plan(da, target, pool, overwrite, scratch, square, {**options})
     finally:
         pool.close()
 
 
 def export(
-    da: xr.DataArray,
+    da: xr.DataArray | xr.Dataset,
     target: str | os.PathLike[str],
     *,
     overwrite: bool = False,
     resume: bool = True,
-    client: Any = None,
+    client: Client = None,
     workers: int | None = None,
     memory: int | str | None = None,
     scratch: str | os.PathLike[str] | Literal[False] | None = None,
@@ -100,7 +101,7 @@ def export(
     on_error: Literal["raise", "collect"] = "raise",
     progress: bool | None = None,
     square: bool | None = None,
-    **options: Any,
+    **options: Unpack[FormatOptions],
 ) -> ExportReport:
     """Write an array as OME-Zarr, precomputed, pictures, TIFF or video, on this machine or on a cluster.
 
@@ -223,12 +224,20 @@ def export(
     if has_cutouts(da):
         from imageryxr.export.cutouts.jobs import export_cutouts
 
-        call = {"overwrite": overwrite, "resume": resume, "client": client, "workers": workers, "progress": progress}
-        return export_cutouts(da, target, **call, memory=memory, scratch=scratch, square=square, **options)
+        call: dict[str, Any] = {
+            "overwrite": overwrite,
+            "resume": resume,
+            "client": client,
+            "workers": workers,
+            "progress": progress,
+        }
+        return export_cutouts(
+            da, target, **call, progress=progress, memory=memory, scratch=scratch, square=square, **options
+        )
     pool = find_workers(client, workers, memory)
     exit_if_spawned(pool)
     try:
-        plan = _plan(da, target, pool, overwrite, scratch, square, options)
+        plan = _plan(da, target, pool, overwrite, scratch, square, {**options})
         plan.validate()
         plan.warn_of_rereads()
         return run_plan(plan, overwrite=overwrite, resume=resume, retries=retries, on_error=on_error, progress=progress)
@@ -254,7 +263,7 @@ def _check_flag(name: str, value: Any) -> None:
 
 
 def _plan(
-    da: xr.DataArray,
+    da: xr.DataArray | xr.Dataset,
     target: Any,
     pool: WorkerPool,
     overwrite: bool,

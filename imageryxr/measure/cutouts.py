@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import index
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import xarray as xr
 
 from imageryxr.core.annotations import AXIS, DIM, ENDS, as_triples, stack_axes
 from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, tidy
+from imageryxr.core.datasets import spatial_arrays
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.grid_checks import check_extent, check_same_grid, out_of_volume_error
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
@@ -28,14 +29,36 @@ CENTER = "center"
 Points = npt.NDArray[np.float64]
 
 
+@overload
 def cutouts(
-    source: Any,
+    source: xr.DataArray,
     centers: Any,
     size: Sequence[int],
     *,
     resolution: Sequence[float] = (1, 1, 1),
     to: Any = "finest",
-) -> Any:
+) -> xr.DataArray: ...
+
+
+@overload
+def cutouts(
+    source: xr.Dataset | xr.DataTree,
+    centers: Any,
+    size: Sequence[int],
+    *,
+    resolution: Sequence[float] = (1, 1, 1),
+    to: Any = "finest",
+) -> xr.Dataset: ...
+
+
+def cutouts(
+    source: xr.DataArray | xr.Dataset | xr.DataTree,
+    centers: Any,
+    size: Sequence[int],
+    *,
+    resolution: Sequence[float] = (1, 1, 1),
+    to: Any = "finest",
+) -> xr.DataArray | xr.Dataset:
     """Cut boxes of one size around many points out of a volume, as one array with the dim ``cutout``.
 
     Lazy: reads nothing. Cutout i has the voxels of ``crop(source, center=centers[i], size=size)``: the voxel that
@@ -159,7 +182,7 @@ def _volume(array: xr.DataArray) -> Volume:
 
 
 def _spatial_names(dataset: xr.Dataset) -> list[Any]:
-    names = [name for name, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}]
+    names = list(spatial_arrays(dataset))
     if not names:
         raise LayerError(
             f"the Dataset has the variables {list(map(str, dataset.data_vars))}, none of which has the dims z, y and x"

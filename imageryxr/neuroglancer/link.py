@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.attrs import list_from_attr, parse_json_attr
-from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.parse import hex_color
+from imageryxr.core.datasets import spatial_arrays
 from imageryxr.core.display import (
     CONTRAST_LIMITS,
     EQUIVALENCES,
@@ -107,11 +107,7 @@ def neuroglancer_link(
 
 
 def _dataset_layers(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
-    found = {
-        str(v.attrs.get(LAYER, name)): v
-        for name, v in dataset.data_vars.items()
-        if not set(DIMS) - {*v.dims, *v.coords} and "rgba" not in v.dims
-    }
+    found = {str(v.attrs.get(LAYER, name)): v for name, v in spatial_arrays(dataset).items() if "rgba" not in v.dims}
     if not found:
         raise LayerError(
             f"none of the Dataset's variables {list(map(str, dataset.data_vars))} is an image or a segmentation"

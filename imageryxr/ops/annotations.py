@@ -11,7 +11,7 @@ import xarray as xr
 
 from imageryxr.core.annotations import AnnotationType, annotation_type_of, as_triples, make_annotations, property_values
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, tidy
-from imageryxr.core.colors.parse import suggest_names
+from imageryxr.core.validate import suggest_names
 from imageryxr.errors import BoxError, OptionError, warn
 
 _DEFAULT = ("x", "y", "z")

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import xarray as xr
 
 from imageryxr.core.bbox import BBox
-from imageryxr.core.grid import grid_of
+from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import LayerError, OptionError, param
-from imageryxr.ops.align import align
+from imageryxr.ops.align import Target, align
 from imageryxr.ops.labels import select_ids
-from imageryxr.ops.open import Mip, check_requested_ids, open_level
+from imageryxr.ops.open import Chunks, Mip, check_requested_ids, open_level
 from imageryxr.sources.base import Missing, check_missing
 from imageryxr.sources.cave import datastack
 from imageryxr.sources.cave.graphene import Stale, check_stale
@@ -36,7 +36,7 @@ def open_datastack(
     image_mip: Mip = None,
     segmentation_mip: Mip = None,
     bbox: BBox | None = None,
-    chunks: Any = None,
+    chunks: Chunks = None,
     missing: Missing = None,
     connection: Connection | None = None,
 ) -> xr.DataTree:
@@ -265,7 +265,9 @@ def around(
     return BBox.around(center, size, resolution=resolution_of(tree, resolution), size_resolution=unit)
 
 
-def align_tree(tree: xr.DataTree, *, to: Any = "finest", bbox: BBox | None = None) -> xr.Dataset:
+def align_tree(
+    tree: xr.DataTree, *, to: Target | Grid | tuple[float, float, float] = "finest", bbox: BBox | None = None
+) -> xr.Dataset:
     """Align the image and the segmentation of a tree on one grid.
 
     Lazy: reads nothing.

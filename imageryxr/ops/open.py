@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import xarray as xr
 
 from imageryxr.core.bbox import BBox, IndexBox
+from imageryxr.core.datasets import ArrayOrDataset
 from imageryxr.core.grid import grid_of
 from imageryxr.core.grid_checks import check_extent, out_of_volume_error
 from imageryxr.errors import ImageryWarning, LayerError, Message, OptionError, Wording, param, warn
@@ -21,7 +22,16 @@ from imageryxr.sources.cave.graphene import GrapheneSource, Stale, check_stale, 
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.resolve import resolve_source
 
-SourceLike = str | os.PathLike[str] | xr.DataArray | Source | Any
+
+class ArrayInMemory(Protocol):
+    """An array of NumPy, dask, Zarr or another library."""
+
+    def __array__(self) -> Any:
+        """Return the values."""
+
+
+SourceLike = str | os.PathLike[str] | xr.DataArray | Source | ArrayInMemory
+Chunks = int | str | tuple[Any, ...] | Mapping[Any, Any] | None
 Mip = int | tuple[float, float, float] | None
 Assume = Literal["center", "corner"]
 
@@ -31,7 +41,7 @@ def open_image(
     *,
     mip: Mip = None,
     bbox: BBox | None = None,
-    chunks: Any = None,
+    chunks: Chunks = None,
     missing: Missing = None,
     token: str | None = None,
     channel: int | None = None,
@@ -109,7 +119,7 @@ def open_segmentation(
     *,
     mip: Mip = None,
     bbox: BBox | None = None,
-    chunks: Any = None,
+    chunks: Chunks = None,
     ids: Iterable[int] | None = None,
     agglomerate: bool = True,
     timestamp: datetime | str | float | None = None,
@@ -186,7 +196,7 @@ def open_multiscale(
     source: SourceLike,
     *,
     bbox: BBox | None = None,
-    chunks: Any = None,
+    chunks: Chunks = None,
     agglomerate: bool = True,
     timestamp: datetime | str | float | None = None,
     missing: Missing = None,
@@ -303,13 +313,13 @@ def box_around(
 
 
 def crop(
-    obj: Any,
+    obj: ArrayOrDataset,
     bbox: BBox | None = None,
     *,
     center: Sequence[float] | None = None,
     size: Sequence[float] | None = None,
     resolution: Sequence[float] | None = None,
-) -> Any:
+) -> ArrayOrDataset:
     """Crop an array to a box: the voxels whose centre lies in ``[lo, hi)``.
 
     Lazy: reads nothing. A lazily indexed array becomes a dask array whose blocks follow the storage chunks; a numpy

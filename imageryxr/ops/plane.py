@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.attrs import plain_attrs
-from imageryxr.core.bbox import DIMS, BBox, Index3, Triple, check_resolution, to_fraction
+from imageryxr.core.bbox import BBox, Index3, Triple, check_resolution, to_fraction
+from imageryxr.core.datasets import ArrayOrDataset, spatial_arrays
 from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.core.grid_checks import out_of_volume_error
@@ -32,7 +33,7 @@ _AXES: dict[str, tuple[str, str, str]] = {"z": ("x", "y", "z"), "y": ("x", "z", 
 
 
 def plane(
-    obj: Any,
+    obj: ArrayOrDataset,
     center: Sequence[float],
     size: Sequence[int],
     *,
@@ -42,7 +43,7 @@ def plane(
     nm_per_pixel: float | None = None,
     resolution: Sequence[float] = (1, 1, 1),
     method: Method | None = None,
-) -> Any:
+) -> ArrayOrDataset:
     """Cut a plane, or a stack of parallel planes, through a volume at any angle, with square pixels.
 
     Lazy: reads nothing. When computed, the part around the plane of each storage chunk that it crosses is read once.
@@ -102,11 +103,15 @@ def plane(
     ((1, 200, 256), (8.0, 8.0, 8.0))
     """
     if isinstance(obj, xr.Dataset):
-        layers = {n: v for n, v in obj.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+        layers = spatial_arrays(obj)
         if nm_per_pixel is None and layers:
             nm_per_pixel = min(min(grid_of(v).resolution) for v in layers.values())
         common: dict[str, Any] = {"normal": normal, "up": up, "orientation": orientation, "resolution": resolution}
-        cuts = _cut_layers(layers, lambda v: plane(v, center, size, nm_per_pixel=nm_per_pixel, **common))
+
+        def cut(layer: xr.DataArray) -> xr.DataArray:
+            return plane(layer, center, size, nm_per_pixel=nm_per_pixel, **common)
+
+        cuts = _cut_layers(layers, cut)
         return xr.Dataset(cuts, attrs=plain_attrs(obj.attrs))
     step = min(grid_of(obj).resolution) if nm_per_pixel is None else _check_positive(nm_per_pixel)
     axes = axes_of_quaternion(orientation) if orientation is not None else _plane_axes(normal, up)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.bbox import DIMS, SNAP, Triple, check_resolution, format_triple, tidy
+from imageryxr.core.bbox import SNAP, Triple, check_resolution, format_triple, tidy
+from imageryxr.core.datasets import ArrayOrDataset, spatial_arrays
 from imageryxr.core.grid import Grid
 from imageryxr.errors import BoxError, LayerError, OutOfVolumeError
 from imageryxr.graph.expr import Array, ArrayLeaf
@@ -21,7 +22,7 @@ from imageryxr.graph.to_dask import to_dask
 Places = npt.NDArray[np.float64]
 
 
-def sample_points(obj: Any, points: Any, *, resolution: Sequence[float] = (1, 1, 1)) -> Any:
+def sample_points(obj: ArrayOrDataset, points: Any, *, resolution: Sequence[float] = (1, 1, 1)) -> ArrayOrDataset:
     """Return the values of an array, or of each layer of a Dataset, at points.
 
     Computes: reads each storage chunk (or dask block) that contains points once, and no others. A point has the value
@@ -66,7 +67,7 @@ def sample_points(obj: Any, points: Any, *, resolution: Sequence[float] = (1, 1,
     (('point',), dtype('uint64'), 0)
     """
     places, unit = _points_array(points), check_resolution(resolution)
-    layers: Mapping[Any, Any] = _spatial_variables(obj) if isinstance(obj, xr.Dataset) else {None: obj}
+    layers: Mapping[Any, Any] = _sampled_arrays(obj) if isinstance(obj, xr.Dataset) else {None: obj}
     volumes = {name: volume_of(array, tail=_tail_dims(array)) for name, array in layers.items()}
     if len(places) and not any(_any_inside(places, unit, volume.grid) for volume in volumes.values()):
         name, volume = next(iter(volumes.items()))
@@ -79,9 +80,9 @@ def _tail_dims(array: Any) -> tuple[str, ...]:
     return ("rgba",) if "rgba" in getattr(array, "dims", ()) else ()
 
 
-def _spatial_variables(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
+def _sampled_arrays(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
     """Return the variables of a Dataset that have the dims or coordinates z, y and x."""
-    found = {name: v for name, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+    found = spatial_arrays(dataset)
     if not found:
         names = list(map(str, dataset.data_vars))
         raise LayerError(f"the Dataset has the variables {names}, none of which has the dims z, y and x")

@@ -14,9 +14,9 @@ import xarray as xr
 from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, stack_axes
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import parse_color
-from imageryxr.core.colors.parse import suggest_names
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.grid import Grid
+from imageryxr.core.validate import suggest_names
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.ops.annotations import as_annotations
 from imageryxr.ops.cutout_align import accepts_placed_cutouts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.colors import parse_color, resolve_colors
+from imageryxr.core.colors.mapping import ColorSpec
 from imageryxr.core.colors.record import describe_colors, describe_masks
 from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
@@ -45,8 +46,8 @@ class Layer:
 
     segmentation: Any = field(repr=False)
     ids: Iterable[int] | None = None
-    colors: Any = None
-    alpha: Any = None
+    colors: ColorSpec | Sequence[Any] = None
+    alpha: float | Mapping[Any, float] | None = None
     rest_alpha: float | None = None
     outline: Outline | int | bool | None = None
     overlap: bool | None = None

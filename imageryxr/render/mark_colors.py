@@ -14,9 +14,10 @@ import xarray as xr
 from imageryxr.core.annotations import DIM, is_id_name
 from imageryxr.core.colors import RGBA, parse_color, resolve_colors
 from imageryxr.core.colors.palettes import colormap, ranked_colors
-from imageryxr.core.colors.parse import hex_color, suggest_names
+from imageryxr.core.colors.parse import hex_color
 from imageryxr.core.colors.record import describe_masks, recorded_colors
 from imageryxr.core.display import ANNOTATION_SCALE
+from imageryxr.core.validate import suggest_names
 from imageryxr.errors import ColorError, OptionError
 
 # The colour of annotations whose value is missing, or has no colour in a dict.

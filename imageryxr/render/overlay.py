@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.bbox import DIMS
+from imageryxr.core.colors.mapping import ColorSpec
 from imageryxr.core.colors.record import DRAWN_COLORS
+from imageryxr.core.datasets import spatial_arrays
 from imageryxr.core.display import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
 from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
@@ -28,15 +30,31 @@ from imageryxr.render.paint import Outline, Side, paint_segments, parse_paint
 
 __all__ = ["Layer", "Outline", "composite", "outline", "overlay", "overlay_dataset", "to_rgba"]
 
+Masks = Mapping[Any, xr.DataArray | npt.NDArray[Any]] | npt.NDArray[Any]
+Drawable = xr.DataArray | Layer | Masks
+"""What `overlay` draws over an image."""
+
+
+class OverlayOptions(TypedDict, total=False):
+    """The options of `overlay` for segmentations."""
+
+    ids: Iterable[int] | None
+    colors: ColorSpec | Sequence[Any]
+    alpha: float | Mapping[Any, float] | None
+    rest_alpha: float | None
+    outline: Outline | int | bool | None
+    overlap: bool | None
+    axis: str
+
 
 @accepts_cutouts()
 def overlay(
     image: xr.DataArray | None,
-    segmentation: Any,
+    segmentation: Drawable | Sequence[Drawable],
     *,
     ids: Iterable[int] | None = None,
-    colors: Any = None,
-    alpha: Any = None,
+    colors: ColorSpec | Sequence[Any] = None,
+    alpha: float | Mapping[Any, float] | None = None,
     rest_alpha: float | None = None,
     outline: Outline | int | bool | None = None,
     overlap: bool | None = None,
@@ -135,7 +153,9 @@ def overlay(
     return label_rgba(exprs[0] if len(exprs) == 1 else LayerStack(tuple(exprs)), volumes, attrs, "overlay")
 
 
-def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
+def overlay_dataset(
+    dataset: xr.Dataset, *, contrast_limits: tuple[float, float] | None = None, **options: Unpack[OverlayOptions]
+) -> xr.DataArray:
     """Draw all layers of a Dataset over each other, as in the viewer.
 
     Lazy: reads nothing. The image is drawn below the segmentation; the order of the variables does not matter, because
@@ -148,7 +168,7 @@ def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
     ----------
     dataset : Dataset
         Images and segmentations on the same grid; a boolean variable is drawn like a segmentation with one segment.
-    **options
+    contrast_limits, **options
         As in `overlay`.
 
     Returns
@@ -173,11 +193,10 @@ def overlay_dataset(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
     """
     layers = _sort_layers(dataset)
     kinds = [_drawn_kind(v) for v in layers]
-    limits = options.pop("contrast_limits", None)
     if kinds[0] == "image" and len(kinds) > 1 and set(kinds[1:]) == {"segmentation"}:
-        return overlay(layers[0], layers[1:], contrast_limits=limits, **options)
+        return overlay(layers[0], layers[1:], contrast_limits=contrast_limits, **options)
     pictures = [
-        overlay(None, layer, **options) if kind == "segmentation" else _draw_image(layer, limits, opaque=i == 0)
+        _draw_image(layer, contrast_limits, opaque=i == 0) if kind == "image" else overlay(None, layer, **options)
         for i, (layer, kind) in enumerate(zip(layers, kinds, strict=True))
     ]
     return pictures[0] if len(pictures) == 1 else composite(*pictures)
@@ -191,7 +210,7 @@ def _sort_layers(dataset: xr.Dataset) -> list[xr.DataArray]:
     LayerError
         If there are no visible layers, or their order is not defined.
     """
-    found = {str(n): v for n, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+    found = {str(name): v for name, v in spatial_arrays(dataset).items()}
     layers = [v for v in found.values() if v.attrs.get(VISIBLE, True)]
     if found and not layers:
         name = next(iter(found))
@@ -248,7 +267,7 @@ def outline(
     width: float = 10,
     side: Side = "out",
     merge: bool = True,
-    colors: Any = None,
+    colors: ColorSpec | Sequence[Any] = None,
     alpha: float = 1.0,
     unit: Literal["px", "nm"] = "px",
     ids: Iterable[int] | None = None,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import xarray as xr
 
 from imageryxr.ops.tree_annotations import annotations_of_view
 from imageryxr.render.annotate import annotate
-from imageryxr.render.overlay import overlay_dataset
+from imageryxr.render.overlay import OverlayOptions, overlay_dataset
 
 
-def overlay_view(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
+def overlay_view(
+    dataset: xr.Dataset, *, contrast_limits: tuple[float, float] | None = None, **options: Unpack[OverlayOptions]
+) -> xr.DataArray:
     """Draw all layers of a Dataset over each other, as in the viewer.
 
     Lazy: reads nothing. The image is drawn below the segmentation; the order of the variables does not matter, because
@@ -25,7 +27,7 @@ def overlay_view(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
     ----------
     dataset : Dataset
         Images and segmentations on the same grid; a boolean variable is drawn like a segmentation with one segment.
-    **options
+    contrast_limits, **options
         As in `overlay`.
 
     Returns
@@ -48,7 +50,7 @@ def overlay_view(dataset: xr.Dataset, **options: Any) -> xr.DataArray:
     >>> ds.imagery.overlay(alpha=0.3).sizes["rgba"]
     4
     """
-    picture = overlay_dataset(dataset, **options)
+    picture = overlay_dataset(dataset, contrast_limits=contrast_limits, **options)
     for part, color, colors in annotations_of_view(dataset):
         if colors is None:
             picture = annotate(picture, part, color=color)

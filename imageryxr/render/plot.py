@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 def plot(
     obj: xr.DataArray | xr.Dataset,
+    /,
     ax: Axes | None = None,
     *,
     unit: str = "µm",

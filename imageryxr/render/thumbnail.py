@@ -13,6 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS, BBox, format_triple
+from imageryxr.core.datasets import spatial_arrays
 from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentDisplay
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError
@@ -194,7 +195,7 @@ def _set_contrast_limits(array: xr.DataArray) -> xr.DataArray:
 
 
 def _dataset_layers(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
-    found = {str(n): v for n, v in dataset.data_vars.items() if not set(DIMS) - {*v.dims, *v.coords}}
+    found = {str(name): v for name, v in spatial_arrays(dataset).items()}
     if not found:
         raise LayerError(f"none of the Dataset's variables {list(map(str, dataset.data_vars))} has dims z, y and x")
     return found

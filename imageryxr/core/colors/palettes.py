@@ -12,8 +12,9 @@ from imageryxr.core.colors.distinct import find_contacts, separate_neighbors
 from imageryxr.core.colors.ids import UInt8Array, UInt64Array, hash_rows, list_unique_ids, make_read_only, parse_key
 from imageryxr.core.colors.lab import lab_to_rgb
 from imageryxr.core.colors.neuroglancer import neuroglancer_colors, neuroglancer_seed
-from imageryxr.core.colors.parse import RGB, parse_color, suggest_names
+from imageryxr.core.colors.parse import RGB, parse_color
 from imageryxr.core.colors.types import palette_by_type
+from imageryxr.core.validate import suggest_names
 from imageryxr.errors import ColorError, OptionError
 
 

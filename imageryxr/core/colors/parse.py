@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from imageryxr.core.validate import suggest_names
 from imageryxr.errors import ColorError
 
 RGB: TypeAlias = tuple[int, int, int]
@@ -121,10 +121,3 @@ def _named_color(value: str) -> RGBA:
 def hex_color(color: RGBA) -> str:
     """Return a colour as "#rrggbb", or as "#rrggbbaa" if it is not opaque."""
     return "#" + bytes(color if color[3] < 255 else color[:3]).hex()
-
-
-def suggest_names(name: str, names: Iterable[str]) -> str:
-    """Return a hint with the known names most similar to an unknown one, or an empty string."""
-    by_fold = {known.casefold(): known for known in names}
-    close = difflib.get_close_matches(name.casefold(), by_fold, n=3)
-    return f" (did you mean {' or '.join(repr(by_fold[match]) for match in close)}?)" if close else ""

@@ -7,7 +7,8 @@ from typing import Any
 
 from imageryxr.core.annotations import property_values
 from imageryxr.core.colors.ids import UInt8Array
-from imageryxr.core.colors.parse import RGB, suggest_names
+from imageryxr.core.colors.parse import RGB
+from imageryxr.core.validate import suggest_names
 from imageryxr.errors import ColorError, OptionError
 
 

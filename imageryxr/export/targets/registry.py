@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
+from imageryxr.core.validate import suggest_names
 from imageryxr.errors import Message, OptionError, Wording, join_messages, param
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import ArrayInfo, Target
@@ -30,6 +31,19 @@ KINDS = Message(
 # Limits of file systems for the bytes of a name and of a path, and the bytes of ".manifest-work-0123456789ab".
 MAX_NAME, MAX_PATH = 255, 4096
 WORK_SUFFIX = 27
+# The keywords of `export` for all formats, of which one may be misspelt.
+EXPORT_KEYWORDS = (
+    "client",
+    "memory",
+    "on_error",
+    "overwrite",
+    "progress",
+    "resume",
+    "retries",
+    "scratch",
+    "square",
+    "workers",
+)
 PATTERNS: dict[str, Callable[..., Target]] = {".png": png_stack, ".tif": tiff_stack, ".tiff": tiff_stack}
 PATHS: dict[str, Callable[..., Target]] = {
     ".zarr": ome_zarr,
@@ -133,8 +147,9 @@ def _keyword_names(factory: Callable[..., Any]) -> tuple[str, ...]:
 def _check_options(what: str, options: dict[str, Any], known: tuple[str, ...]) -> None:
     unknown = sorted(set(options) - set(known))
     if unknown:
+        hint = suggest_names(unknown[0], [*known, *EXPORT_KEYWORDS])
         names = join_messages(", ", (Message(param(name)) for name in known))
         advice = Message("its options are ", names) if known else "it has none"
         if unknown[0] == "axis" and "pattern" in what:
             advice = "the field in its name determines the axis, such as 'y{y:04d}.png'"
-        raise OptionError(param(unknown[0], ...), f" is not an option of a {what} target; ", advice)
+        raise OptionError(param(unknown[0], ...), f" is not an option of a {what} target{hint}; ", advice)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from imageryxr.core.bbox import Triple, check_resolution
-from imageryxr.core.colors.parse import suggest_names
+from imageryxr.core.validate import suggest_names
 from imageryxr.errors import BoxError, ServerError, SourceError, SourceNotFoundError, TimestampError
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.cave.datastack import Datastack

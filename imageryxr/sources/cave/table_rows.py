@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import BBox, Triple
-from imageryxr.core.colors.parse import suggest_names
+from imageryxr.core.validate import suggest_names
 from imageryxr.errors import OptionError, ServerError, SourceError
 from imageryxr.sources.cave.materialization import Materialization, Snapshot, TableInfo
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import json
 import os
 import subprocess
@@ -21,7 +22,10 @@ from PIL import Image
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
+from imageryxr.errors import OptionError
 from imageryxr.export.store.local import Folder
+from imageryxr.export.targets import registry
+from imageryxr.export.targets.options import FormatOptions, PageOptions
 from tests.conftest import volume
 from tests.support.export_jobs import Computed, array_of, digest, picture
 from tests.support.volumes import FINE, IMAGE
@@ -615,3 +619,20 @@ def test_overwrite_removes_no_folder_of_other_things(tmp_path):
     with pytest.raises(ix.errors.TargetExistsError, match=r"thesis\.txt"):
         ix.export(em, target, overwrite=True, progress=False)
     assert (target / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(("written", "meant"), [("compresor", "compressor"), ("resum", "resume"), ("level", "levels")])
+def test_the_error_for_an_unknown_option_names_the_nearest(tmp_path, written, meant):
+    em = volume(np.zeros((2, 4, 4), np.uint8))
+    with pytest.raises(
+        OptionError, match=rf"^{written}=… is not an option of a \.zarr path target \(did you mean '{meant}'"
+    ):
+        ix.export(em, tmp_path / "o.zarr", **{written: 1})
+
+
+def test_type_checkers_see_the_options_that_the_formats_take():
+    keywords = set(inspect.signature(ix.export).parameters) - {"da", "target", "options"}
+    assert keywords == set(registry.EXPORT_KEYWORDS)
+    factories = [*registry.PATTERNS.values(), *registry.PATHS.values(), registry.precomputed]
+    taken = {name for factory in factories for name in registry._keyword_names(factory)}
+    assert taken | set(PageOptions.__annotations__) == set(FormatOptions.__annotations__)
