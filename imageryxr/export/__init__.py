@@ -24,10 +24,9 @@ from imageryxr.export.run.workers import WorkerPool, exit_if_spawned, find_worke
 from imageryxr.export.targets.base import ArrayInfo, Target
 from imageryxr.export.targets.options import Client, FormatOptions
 from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
-from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
+from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader, has_cutouts
 from imageryxr.graph.to_dask import exprs_below
 from imageryxr.ops.align import layer_type_of
-from imageryxr.ops.cutout_verbs import has_cutouts
 from imageryxr.ops.square_pixels import square_reader
 from imageryxr.sources.base import clean_message
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache, wraps
 from itertools import accumulate
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import dask.array as da
 import numpy as np
@@ -378,3 +378,42 @@ def box_reader(array: xr.DataArray) -> BoxReader:
         expr, dask_inputs = recover_inputs(volume.expr, volume.dask_inputs)
         volume = replace(volume, expr=expr, dask_inputs=dask_inputs)
     return BoxReader(volume, tuple(array.sizes[t] for t in tail))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# cutouts
+
+CUTOUT = "cutout"
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def has_cutouts(obj: Any) -> bool:
+    """Return whether an array or a Dataset has the dim ``cutout``."""
+    return isinstance(obj, xr.DataArray | xr.Dataset) and CUTOUT in obj.dims
+
+
+def contains_cutouts(value: Any) -> bool:
+    """Return whether an argument of a verb is, or contains, an array of cutouts (cutout, z, y, x)."""
+    if isinstance(value, xr.DataArray):
+        return CUTOUT in value.dims and not set(DIMS) - {*value.dims}
+    if isinstance(value, Mapping):
+        return any(map(contains_cutouts, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(contains_cutouts, value))
+    return is_dataclass(value) and any(contains_cutouts(getattr(value, f.name)) for f in fields(value))
+
+
+def route_cutouts(apply: Callable[[Any, Any, Any], Any]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Return a decorator that passes a verb, its args and its kwargs to ``apply`` if they contain cutouts."""
+
+    def decorate(verb: Callable[_P, _R]) -> Callable[_P, _R]:
+        @wraps(verb)
+        def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            if any(contains_cutouts(value) for value in (*args, *kwargs.values())):
+                return cast("_R", apply(wrapper, args, kwargs))
+            return verb(*args, **kwargs)
+
+        return wrapper
+
+    return decorate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,11 +18,10 @@ from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
 from imageryxr.graph.expr import Array
-from imageryxr.graph.labelled import is_dask, is_lazy
+from imageryxr.graph.labelled import CUTOUT, contains_cutouts, is_dask, is_lazy, route_cutouts
 from imageryxr.graph.map_cutouts import map_cutouts
 from imageryxr.ops.labels import record_ids
 
-CUTOUT = "cutout"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -38,37 +37,15 @@ def accepts_cutouts(*, slicewise: bool = True) -> Callable[[Callable[P, R]], Cal
         Whether the verb treats each z slice alone, unless its argument ``axis`` names another axis. Then all slices of
         a block are computed in one call.
     """
-
-    def decorate(verb: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(verb)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not any(_has_cutouts(value) for value in (*args, *kwargs.values())):
-                return verb(*args, **kwargs)
-            bound = inspect.signature(verb).bind(*args, **kwargs)
-            options = _apply_ids(dict(bound.arguments))
-            arrays: list[xr.DataArray] = []
-            call = _Call(wrapper, {name: _extract(value, arrays) for name, value in options.items()})
-            by_slice = slicewise and bound.arguments.get("axis", "z") == "z"
-            return _apply(call, arrays, by_slice)  # type: ignore[return-value]
-
-        return wrapper
-
-    return decorate
+    return route_cutouts(functools.partial(_apply_verb, slicewise=slicewise))
 
 
-def has_cutouts(obj: Any) -> bool:
-    """Return whether an array or a Dataset has the dim ``cutout``."""
-    return isinstance(obj, xr.DataArray | xr.Dataset) and CUTOUT in obj.dims
-
-
-def _has_cutouts(value: Any) -> bool:
-    if isinstance(value, xr.DataArray):
-        return CUTOUT in value.dims and not set(DIMS) - {*value.dims}
-    if isinstance(value, Mapping):
-        return any(map(_has_cutouts, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_cutouts, value))
-    return is_dataclass(value) and any(_has_cutouts(getattr(value, f.name)) for f in fields(value))
+def _apply_verb(verb: Callable[..., Any], args: Any, kwargs: Any, slicewise: bool) -> xr.DataArray:
+    bound = inspect.signature(verb).bind(*args, **kwargs)
+    options = _apply_ids(dict(bound.arguments))
+    arrays: list[xr.DataArray] = []
+    call = _Call(verb, {name: _extract(value, arrays) for name, value in options.items()})
+    return _apply(call, arrays, slicewise and bound.arguments.get("axis", "z") == "z")
 
 
 @dataclass(frozen=True)
@@ -80,7 +57,7 @@ class _Slot:
 
 def _extract(value: Any, arrays: list[xr.DataArray]) -> Any:
     """Return an argument with its arrays of cutouts replaced by slots, and append the arrays to a list."""
-    if isinstance(value, xr.DataArray) and _has_cutouts(value):
+    if isinstance(value, xr.DataArray) and contains_cutouts(value):
         arrays.append(value.transpose(CUTOUT, *DIMS, ...))
         return _Slot(len(arrays) - 1)
     return _map_inside(value, lambda part: _extract(part, arrays))

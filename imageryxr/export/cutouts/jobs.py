@@ -25,7 +25,8 @@ from imageryxr.export.cutouts.row_journal import RowJournal
 from imageryxr.export.cutouts.writers import PictureWriter, RowWriter, ZarrWriter
 from imageryxr.export.report import ExportReport, progress_bar
 from imageryxr.export.store.local import disk_errors
-from imageryxr.ops.cutout_verbs import CUTOUT, central_slices
+from imageryxr.graph.labelled import CUTOUT
+from imageryxr.ops.cutout_verbs import central_slices
 
 _KINDS = "'boxes.zarr', 'gallery/{cutout:05d}.png' or 'gallery.html'"
 

@@ -14,8 +14,8 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
 from imageryxr.errors import OptionError
-from imageryxr.graph.labelled import as_dask, is_lazy
-from imageryxr.ops.cutout_verbs import CUTOUT, central_slices, has_cutouts
+from imageryxr.graph.labelled import CUTOUT, as_dask, has_cutouts, is_lazy
+from imageryxr.ops.cutout_verbs import central_slices
 from imageryxr.render.figure.geometry import Geometry, attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.print_size import label_pixels
 from imageryxr.render.figure.slice_image import squeeze_slice, to_pil
