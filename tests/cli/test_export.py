@@ -38,7 +38,7 @@ def truth(sample, **kwargs):
     return ix.overlay(ds.image, ds.segmentation, **kwargs).values
 
 
-def test_a_job_file_and_what_is_typed(tmp_path, sample):
+def test_command_line_options_override_a_job_file(tmp_path, sample):
     job = tmp_path / "job.toml"
     job.write_text(
         f"target = '{tmp_path}/o.ome.zarr'\nimage = '{sample.image}'\nsegmentation = '{sample.segmentation}'\n"
@@ -68,7 +68,7 @@ def test_a_job_file_and_what_is_typed(tmp_path, sample):
     assert "--overwrite" in other.stderr
 
 
-def test_a_job_file_that_is_wrong(tmp_path):
+def test_a_wrong_job_file_is_an_error(tmp_path):
     job = tmp_path / "job.toml"
     job.write_text("colour = 'red'\n")
     done = run("--config", job, "o.zarr")
@@ -93,7 +93,7 @@ def test_formats(tmp_path, sample, sources):
     assert "--chunks 2,x,2 is not three whole numbers" in done.stderr
 
 
-def test_regions_that_fail_are_listed_and_told_by_the_exit_code(tmp_path, sample):
+def test_failed_regions_are_listed_and_set_the_exit_code(tmp_path, sample):
     shutil.copytree(sample.path / "image", tmp_path / "em")
     scale = next(p for p in (tmp_path / "em").iterdir() if p.name.startswith("8_8"))
     victim = sorted(scale.iterdir())[0]
@@ -128,14 +128,14 @@ def test_regions_that_fail_are_listed_and_told_by_the_exit_code(tmp_path, sample
     )
 
 
-def test_what_cannot_work_is_told_by_a_dry_run(tmp_path, sources):
+def test_a_dry_run_reports_what_cannot_work(tmp_path, sources):
     done = run(tmp_path / "z{z}.png", *sources, "--dry-run", "--memory", "401 MB")
     assert "regions" in done.stdout
     assert done.returncode == 2
     assert "a worker needs" in done.stderr
 
 
-def test_lines_and_the_rest_as_python_draws_them(tmp_path, sample):
+def test_outlines_and_other_segments_equal_those_of_python(tmp_path, sample):
     box = ix.BBox.around((4600, 2560, 130), (200, 100, 6), resolution=(8, 8, 40))
     ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
     ids = [int(i) for i in ix.unique_ids(ds.segmentation) if i][:2]
@@ -160,7 +160,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_machines_are_told_why_in_json(tmp_path, sources, case):
+def test_errors_are_printed_as_json(tmp_path, sources, case):
     options, target, kind, words = REFUSALS[case]
     done = run(target if "//" in target else tmp_path / target, *sources, *options, "--json")
     assert done.returncode == (1 if case == "a source" else 2)
@@ -173,7 +173,7 @@ def test_machines_are_told_why_in_json(tmp_path, sources, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_and_continued(tmp_path, sources, number, code):
+def test_an_interrupted_export_is_continued(tmp_path, sources, number, code):
     target = tmp_path / "y{y:03d}.png"
     options = [*sources, "--no-square", "--workers", 4, "--json"]
     program = "from imageryxr.cli.main import main; main()"

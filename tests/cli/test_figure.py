@@ -52,7 +52,7 @@ def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
         ),
     ],
 )
-def test_mistakes_are_named_as_they_are_typed(sample, tmp_path, args, says):
+def test_errors_name_options_as_flags(sample, tmp_path, args, says):
     failed = run("figure", tmp_path / "a.png", "--image", sample.image, "--image-mip", 2, *args)
     assert failed.returncode == 2
     assert f"error: {says}" in failed.stderr
@@ -106,7 +106,7 @@ def test_the_help_lists_every_option_in_a_group(command):
 
 @pytest.mark.parametrize("colors", ["husl", "tab10", "stable"])
 @pytest.mark.parametrize("chosen", [False, True], ids=["all", "ids"])
-def test_a_palette_draws_what_it_does_in_python(sample, tmp_path, colors, chosen):
+def test_a_palette_draws_the_same_as_in_python(sample, tmp_path, colors, chosen):
     box = ix.BBox.around((4600, 2560, 130), (80, 60), resolution=(8, 8, 40))
     both = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
     ids = ix.unique_ids(both.segmentation)[:3][::-1].tolist() if chosen else None

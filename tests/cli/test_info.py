@@ -39,7 +39,7 @@ def test_a_whole_layer_has_no_notes(tmp_path):
     assert "note:" not in done.stdout
 
 
-def test_levels_from_coarse_to_fine_are_said(tmp_path):
+def test_levels_listed_from_coarse_to_fine_are_reported(tmp_path):
     folder = write(tmp_path, [("a", (16, 16, 40), VOXELS), ("b", (8, 8, 40), VOXELS)])
     done = run("info", folder)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_sparse_and_damaged_levels_are_marked(tmp_path):
     assert (unread.returncode, "note:" in unread.stdout) == (0, False)
 
 
-def test_a_sparse_layer_is_no_failure(tmp_path):
+def test_a_sparse_layer_exits_with_0(tmp_path):
     assert run("info", write(tmp_path, [("a", (8, 8, 40), None)])).returncode == 0
 
 
@@ -77,7 +77,7 @@ def test_a_layer_that_cannot_be_opened_fails(tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_the_layers_of_a_link_are_listed_also_beside_one_that_cannot_be_opened(tmp_path):
+def test_a_layer_that_cannot_be_opened_does_not_hide_the_others(tmp_path):
     good = write(tmp_path / "good", [("a", (8, 8, 40), VOXELS)])
     state = {
         "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
@@ -102,7 +102,7 @@ def test_the_layers_of_a_link_are_listed_also_beside_one_that_cannot_be_opened(t
     assert run("info", file, "--allow-local").returncode == 0
 
 
-def test_a_link_does_not_lead_to_this_machine_unless_allowed(tmp_path):
+def test_a_link_reads_no_local_file_unless_allowed(tmp_path):
     good = write(tmp_path / "good", [("a", (8, 8, 40), VOXELS)])
     state = {"layers": [{"type": "image", "name": "em", "source": f"precomputed://{good}"}]}
     done = run("info", json.dumps(state))
@@ -111,7 +111,7 @@ def test_a_link_does_not_lead_to_this_machine_unless_allowed(tmp_path):
     assert "--allow-local" in done.stdout
 
 
-def test_the_messages_of_info_speak_of_flags(tmp_path):
+def test_messages_of_info_name_flags(tmp_path):
     from tests.support.encodings import values
     from tests.support.encodings import write as write_encoded
 

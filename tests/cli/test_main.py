@@ -39,7 +39,7 @@ def test_figure_and_export(sample, tmp_path):
     assert done.returncode == 0, done.stderr
     box = ix.BBox.around((4600, 2560, 130), (200, 100), resolution=(8, 8, 40))
     ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
-    # what is opaque is written without an alpha
+    # opaque pictures are written without alpha
     truth = ix.overlay(ds.image, ds.segmentation, alpha=0.4, outline=2).values[0, ..., :3]
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), truth)
     again = run("figure", tmp_path / "a.png", *sources, *place)
@@ -95,7 +95,7 @@ def test_a_scale_that_draws_nothing_is_refused(sample, tmp_path, scale):
 
 
 @pytest.mark.slow
-def test_ids_as_people_type_them(sample, tmp_path):
+def test_ids_are_accepted_with_spaces(sample, tmp_path):
     seg = ix.open_segmentation(sample.segmentation)
     ids, counts = np.unique(
         seg.isel(z=seg.sizes["z"] // 2, x=slice(100, 300), y=slice(100, 300)).values, return_counts=True
@@ -135,7 +135,7 @@ def test_a_channel_of_several_is_exported(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["32,32,40", "coarsest", "segmentation"])
-def test_the_voxels_of_what_is_exported(sample, tmp_path, to):
+def test_the_exported_voxels_equal_those_of_python(sample, tmp_path, to):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--seg-mip", 1]
     place = ["--center", "4600,2560,130", "--size", "200,100,3", "--resolution", "8,8,40"]
     done = run("export", tmp_path / "a.ome.zarr", *sources, *place, "--to", to, "--outline", 2, "--levels", 1)
@@ -203,7 +203,7 @@ def test_figure_formats(sample, tmp_path, name, said):
         (["export", "a.ome.zarr", "--datastack", "d", "--channel", "0"], "--channel and --time need --image"),
     ],
 )
-def test_messages_speak_of_options(sample, tmp_path, arguments, said):
+def test_messages_name_options_as_flags(sample, tmp_path, arguments, said):
     given = [
         {"IM": sample.image, "SEG": sample.segmentation, "a.png": str(tmp_path / "a.png")}.get(a, a) for a in arguments
     ]
@@ -215,15 +215,15 @@ def test_messages_speak_of_options(sample, tmp_path, arguments, said):
 
 
 @pytest.mark.slow
-def test_what_the_demo_compiles_ahead_is_what_it_draws_with():
-    # the demo runs this in a process whose failure it would not see
+def test_the_demo_compiles_the_kernels_that_it_uses():
+    # the demo runs this in a process and ignores its failure
     code = "from imageryxr.cli.demo import compile_kernels; compile_kernels()"
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("target", ["stack/z{z:04d}.png", "a.ome.zarr"])
-def test_the_bar_of_the_demo_moves_inside_its_exports(sample, tmp_path, target):
+def test_the_progress_bar_of_the_demo_includes_its_exports(sample, tmp_path, target):
     picture = ix.open_image(sample.image).isel(z=slice(0, 24)).imagery.to_rgba()
     steps, seen = _Steps(3), []
     steps._bar = tqdm(total=3, file=io.StringIO(), disable=False)

@@ -23,7 +23,7 @@ from tests.conftest import volume
 from tests.support.command_line import PLACE
 
 COMMANDS = typer.main.get_command(main.app).commands
-# What Python has and the command line has not; messages about these cannot come of anything that is typed.
+# Python parameters without a flag; messages about them cannot result from the command line.
 NEVER_TYPED = {"stale", "token", "connection", "da", "link", "like"}
 NEVER_TYPED |= {"overlap", "image", "segmentation", "trusted_hosts", "chunks_", "options"}
 
@@ -109,7 +109,7 @@ def test_every_marked_parameter_has_a_flag():
     assert names - set(FLAGS) == {"target", "source", "path", "lo", "hi", "mip"}
 
 
-def test_flags_are_those_that_there_are():
+def test_every_flag_in_the_table_exists():
     typed = {flag for command in COMMANDS.values() for param in command.params for flag in param.opts}
     assert set(FLAGS.values()) - typed == set()
     assert set(inspect.signature(ix.export).parameters) - set(FLAGS) == {"da", "target", "options"}
@@ -148,7 +148,7 @@ def test_python_names_become_flags(parts, python, typed):
     assert command_text(error) == f"so: {typed}"
 
 
-# what is typed behind `export TARGET`; IM and SEG stand for the sources; which words must be there
+# arguments after `export TARGET` (IM and SEG are the sources), and words of the message
 WRONG = {
     "no source": ([], ["--image SOURCE"]),
     "a box": (["--image", "IM", "--bbox", "1,2:3"], ["--bbox 1,2 is not 3 numbers x,y,z"]),
@@ -223,7 +223,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_typed_wrong(tmp_path, sample, command, monkeypatch, case):
+def test_invalid_options_exit_with_2(tmp_path, sample, command, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     Path("typo.toml").write_text("targt = 'o.zarr'\n")
     Path("twice.toml").write_text("outline-side = 'in'\noutline_side = 'out'\n")
@@ -243,7 +243,7 @@ def test_what_is_typed_wrong(tmp_path, sample, command, monkeypatch, case):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["twice.toml", "typo.toml"]
 
 
-def test_what_typer_refuses(command):
+def test_errors_of_the_option_parser_exit_with_2(command):
     for typed in (["--no-such-flag"], [], ["o.zarr", "--retries", "many"]):
         assert command("export", *typed)[0] == 2
 
@@ -253,7 +253,7 @@ def test_a_job_file_of_the_wrong_type(tmp_path, command):
     assert command("export", "--config", tmp_path / "job.toml", "o.zarr")[0] == 2
 
 
-def test_what_goes_wrong_at_work(tmp_path, sample, command):
+def test_errors_while_reading_or_writing_exit_with_1(tmp_path, sample, command):
     image = ["--image", sample.image, *PLACE]
     (tmp_path / "there.tif").write_bytes(b"old")
     (tmp_path / "file").write_bytes(b"")
@@ -275,7 +275,7 @@ def test_what_goes_wrong_at_work(tmp_path, sample, command):
     assert command("figure", "https://127.0.0.1:1/#!https://127.0.0.1:1/state/1", "a.png", "--allow-local")[0] == 1
 
 
-def test_a_job_file_for_another_target(tmp_path, sample, command):
+def test_options_of_a_job_file_for_another_target_are_ignored(tmp_path, sample, command):
     job = tmp_path / "job.toml"
     job.write_text(
         f"target = '{tmp_path}/o.ome.zarr'\nimage = '{sample.image}'\nbbox = [[4500, 2510, 127], [4700, 2610, 129]]\n"
@@ -288,13 +288,13 @@ def test_a_job_file_for_another_target(tmp_path, sample, command):
         == f"note: --chunks, --shards of the job file do not apply to the target {tmp_path}/z{{z}}.png and are ignored\n"
     )
     assert (tmp_path / "z1.png").exists()
-    # what is typed for it is not left out, nor what the file says for its own target
+    # options on the command line are kept, and so are options of the file for its own target
     code, _, err = command("export", "--config", job, tmp_path / "y{y}.png", "--shards", "2,64,64")
     assert code == 2
     assert "--shards … is not an option of a .png pattern target" in err
     job.write_text(job.read_text() + "fps = 3\n")
     assert "--fps … is not an option" in command("export", "--config", job)[2]
-    # slices that are to be square, and a volume that cannot be
+    # `square` applies to slices, not to volumes
     job.write_text(job.read_text().replace("fps = 3", "square = true").replace("o.ome.zarr", "y{y}.tif"))
     code, _, err = command("export", "--config", job, tmp_path / "v.ome.zarr", "--dry-run")
     assert code == 0, err
@@ -302,7 +302,7 @@ def test_a_job_file_for_another_target(tmp_path, sample, command):
     assert "chunks" not in err
 
 
-def test_warnings_speak_of_flags_too(tmp_path, command):
+def test_warnings_name_options_as_flags(tmp_path, command):
     array = volume(np.zeros((4, 8, 8), np.uint8), (8, 8, 40), layer_type="image")
     ix.export(array, f"precomputed://{tmp_path}/em")
     code, _, err = command("export", tmp_path / "y{y}.png", "--image", tmp_path / "em")

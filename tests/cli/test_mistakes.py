@@ -29,7 +29,7 @@ def job(tmp_path, sample):
 
 
 @pytest.mark.parametrize("typed", [["--workers", "two"], ["--nosuch", "3"], ["--retries", "many"]])
-def test_what_the_parser_refuses_is_told_as_json(command, typed):
+def test_errors_of_the_option_parser_are_printed_as_json(command, typed):
     code, out, err = command("export", "o.zarr", *typed, "--json")
     told = json.loads(out)
     assert (code, told["exit_code"], set(told)) == (2, 2, {"error", "message", "exit_code"})
@@ -40,7 +40,7 @@ def test_what_the_parser_refuses_is_told_as_json(command, typed):
 
 
 @pytest.mark.parametrize("lines", ["outline = 'three'", "workers = 'two'", "outline = 'three'\njson = true"])
-def test_a_wrong_type_in_a_job_file_is_told_as_json(command, job, lines):
+def test_a_wrong_type_in_a_job_file_is_printed_as_json(command, job, lines):
     more = [] if "json" in lines else ["--json"]
     code, out, _ = command("export", "--config", job(lines), *more)
     assert (code, json.loads(out)["exit_code"]) == (2, 2)
@@ -50,18 +50,18 @@ def test_a_wrong_type_in_a_job_file_is_told_as_json(command, job, lines):
     "lines", ["outline = true", "workers = true", "levels = true", "retries = true", "compress-level = true",
               "memory = true", "scratch = true", "scratch = 3", "scratch = ['a']", "scratch = ''"],
 )  # fmt: skip
-def test_truth_values_and_numbers_are_no_others(command, job, lines):
+def test_booleans_and_numbers_of_a_job_file_are_not_mixed_up(command, job, lines):
     code, out, err = command("export", "--config", job(lines), "--json")
     assert code == 2, err
     assert lines.split(" = ")[0] in json.loads(out)["message"]
 
 
-def test_no_scratch_as_python_says_it(command, job):
+def test_scratch_false_in_a_job_file_means_none(command, job):
     code, _, err = command("export", "--config", job("scratch = false"), "--dry-run")
     assert code == 0, err
 
 
-def test_shards_of_a_job_file_are_undone(command, job):
+def test_the_command_line_removes_the_shards_of_a_job_file(command, job):
     path = job("chunks = [2, 64, 64]\nshards = [2, 64, 128]")
     assert json.loads(command("export", "--config", path, "--dry-run", "--json")[1])["shards"] == [2, 64, 128]
     code, out, err = command("export", "--config", path, "--dry-run", "--json", "--shards", "none")
@@ -70,7 +70,7 @@ def test_shards_of_a_job_file_are_undone(command, job):
 
 
 @pytest.mark.parametrize("typed", [["--on-error", "maybe"], ["--retries", "-3"]])
-def test_a_dry_run_refuses_what_the_run_would(tmp_path, sample, command, typed):
+def test_a_dry_run_raises_the_errors_of_the_export(tmp_path, sample, command, typed):
     said = []
     for dry in ([], ["--dry-run"]):
         target = tmp_path / "o.zarr"
@@ -82,24 +82,24 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path, sample, command, typed):
 @pytest.mark.parametrize(
     "typed", [["--outline-side", "in"], ["--merge"], ["--no-merge"], ["--outline-alpha", "1"], ["--outline-unit", "nm"]]
 )
-def test_how_lines_look_where_there_are_none(tmp_path, sample, command, job, typed):
+def test_outline_options_without_outlines_are_refused(tmp_path, sample, command, job, typed):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation, *PLACE]
     for verb, target in (("export", "o.zarr"), ("figure", "o.png")):
         code, _, err = command(verb, tmp_path / target, *sources, *typed)
         assert code == 2
         assert "also give --outline WIDTH" in err
-    # a job file may be one for many: what is typed adds the width
+    # a job file may be shared: the command line adds the width
     lines = "outline-side = 'in'\nmerge = false"
     assert command("export", "--config", job(lines), "--dry-run")[0] == 0
 
 
 @pytest.mark.parametrize("value", [True, 4, "4"])
-def test_memory_without_its_unit(tmp_path, value):
+def test_memory_without_a_unit_is_refused(tmp_path, value):
     with pytest.raises(ix.errors.OptionError, match="'4 GB'"):
         ix.plan_export(array_of(Computed()), tmp_path / "o.zarr", memory=value)
 
 
-def test_square_is_yes_or_no(tmp_path):
+def test_square_must_be_true_or_false(tmp_path):
     with pytest.raises(ix.errors.OptionError, match="square='yes' must be True, False or None"):
         ix.plan_export(array_of(Computed()), tmp_path / "z{z}.png", square="yes")
 
@@ -109,19 +109,19 @@ LONG = ["a" * 300 + ".tif", "a" * 240 + ".tif", "a" * 240 + "{z}.png", "{z:0300d
 
 
 @pytest.mark.parametrize("name", [*LONG, "{z:099999999d}.png", "a\0b.tif", "a\0b{z}.png", "{z:c}.png"])
-def test_names_that_no_disk_takes(tmp_path, name):
+def test_file_names_that_are_too_long_are_refused(tmp_path, name):
     with pytest.raises(ix.errors.OptionError, match="too long for file systems|NUL byte|thousands of characters"):
         ix.export(array_of(Computed()), f"{tmp_path}/{name}")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["a" * 224 + ".tif", "a" * 210 + "{z}.png"])
-def test_names_that_are_just_short_enough(tmp_path, name):
+def test_file_names_of_the_maximum_length_are_accepted(tmp_path, name):
     assert ix.export(array_of(Computed()), f"{tmp_path}/{name}").complete
 
 
 @pytest.mark.slow
-def test_the_package_runs_as_the_command_line_does(sample):
+def test_python_m_imageryxr_equals_the_command_line(sample):
     made = [
         subprocess.run([sys.executable, "-m", name, "info", sample.image], capture_output=True, text=True, check=True)
         for name in ("imageryxr", "imageryxr.cli.main")

@@ -44,7 +44,7 @@ def test_png_stack_along_any_axis(tmp_path, picture, axis):
 
 
 @pytest.mark.parametrize("axis", ["y", "x"])
-def test_lines_that_a_stack_would_cut_are_told_of(tmp_path, picture, axis):
+def test_a_stack_that_cuts_outlines_warns(tmp_path, picture, axis):
     with pytest.warns(ix.ImageryWarning, match=f"draw them with axis='{axis}'"):
         ix.plan_export(picture, tmp_path / f"{{{axis}}}.png", square=False)
     ix.plan_export(
@@ -89,7 +89,7 @@ def test_a_pyramid_keeps_its_lower_corner(tmp_path):
         assert inner.values[0, 0] == pytest.approx((inner.x.values - 24) / 8 - 0.5)
 
 
-def test_an_existing_target_is_refused_then_replaced_whole(tmp_path, picture):
+def test_an_existing_target_is_replaced_only_with_overwrite(tmp_path, picture):
     for target in (tmp_path / "s" / "z{z}.png", tmp_path / "o.ome.zarr"):
         ix.export(picture, target)
         other = ix.to_rgba(IMAGE)
@@ -100,7 +100,7 @@ def test_an_existing_target_is_refused_then_replaced_whole(tmp_path, picture):
 
 
 @pytest.mark.parametrize("name", ["z{z}.png", "o.ome.zarr"])
-def test_what_was_there_survives_a_failure(tmp_path, picture, name, monkeypatch):
+def test_the_previous_result_survives_a_failed_export(tmp_path, picture, name, monkeypatch):
     before = ix.to_rgba(IMAGE)
     ix.export(before, tmp_path / name)
     files = files_in(tmp_path)
@@ -119,7 +119,7 @@ def test_what_was_there_survives_a_failure(tmp_path, picture, name, monkeypatch)
     assert files_in(tmp_path) == files
 
 
-def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, picture, monkeypatch):
+def test_a_full_disk_is_an_error_and_leaves_no_files(tmp_path, picture, monkeypatch):
     def full(self, *args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -129,7 +129,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, picture, monkeypatch):
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_a_plan_tells_and_does_nothing(tmp_path, picture):
+def test_a_plan_writes_nothing(tmp_path, picture):
     plan = ix.plan_export(picture, tmp_path / "z{z:04d}.png")
     assert plan.bytes_to_write == picture.nbytes
     assert sum(r.voxels for r in plan.regions) == picture.size // 4
@@ -138,7 +138,7 @@ def test_a_plan_tells_and_does_nothing(tmp_path, picture):
 
 
 @pytest.mark.parametrize("name", ["z{z}.png", "o.ome.zarr"])
-def test_a_rename_that_fails_midway_is_taken_back(tmp_path, picture, name, monkeypatch):
+def test_a_failed_rename_is_undone(tmp_path, picture, name, monkeypatch):
     ix.export(ix.to_rgba(IMAGE), tmp_path / name)
     before = files_in(tmp_path)
     rename, left = os.rename, [3 if name.endswith("png") else 1]
@@ -155,14 +155,14 @@ def test_a_rename_that_fails_midway_is_taken_back(tmp_path, picture, name, monke
     assert files_in(tmp_path) == before
 
 
-def test_slices_that_are_not_of_a_stack_are_told_of(tmp_path, picture):
+def test_files_of_the_pattern_from_elsewhere_are_reported(tmp_path, picture):
     for name in ("zebra.png", "z007.png"):
         (tmp_path / name).write_bytes(b"somebody's")
     with pytest.warns(
         ix.ImageryWarning, match=r"1 file beside the 3 of this stack matches its pattern .*z007\.png; remove it"
     ):
         ix.export(picture, tmp_path / "z{z:03d}.png")
-    # of the longer stack that is replaced nothing is left
+    # nothing of the longer, replaced stack is left
     with pytest.warns(
         ix.ImageryWarning, match=r"1 file beside the 2 of this stack matches its pattern .*z007\.png; remove it"
     ):

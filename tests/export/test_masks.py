@@ -21,7 +21,7 @@ def segmentation(shape=(3, 5, 7)):
 
 @pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("kind", ["array", "dict", "list", "method"])
-def test_each_mask_and_slice_is_a_file(tmp_path, kind, chunked):
+def test_each_slice_of_each_mask_is_a_file(tmp_path, kind, chunked):
     seg = segmentation()
     masks = ix.split_masks(seg.chunk(2) if chunked else seg, IDS)
     path = tmp_path / "out" / "{z}_{id}.png"
@@ -73,7 +73,7 @@ def test_one_mask_of_one_slice_needs_no_fields(tmp_path):
     assert [f.name for f in names] == ["axon.png", "soma.png"]
 
 
-def test_files_are_replaced_only_if_wanted(tmp_path):
+def test_existing_files_are_replaced_only_with_overwrite(tmp_path):
     masks = ix.split_masks(segmentation(), IDS)
     (tmp_path / f"1_{IDS[1]}.png").write_text("mine")
     with pytest.raises(TargetExistsError, match="overwrite=True"):
@@ -82,7 +82,7 @@ def test_files_are_replaced_only_if_wanted(tmp_path):
     assert len(ix.save_masks(masks, tmp_path / "{z}_{id}.png", overwrite=True)) == 6
 
 
-def test_nothing_is_read_before_the_names_are_right(tmp_path):
+def test_invalid_file_names_raise_before_anything_is_read(tmp_path):
     import dask.array as da
 
     def fail(block):
@@ -116,12 +116,12 @@ def test_nothing_is_read_before_the_names_are_right(tmp_path):
         (lambda: [segmentation() == 1, segmentation((2, 5, 7)) == 1], OptionError, "masks of equal size"),
     ],
 )
-def test_what_is_no_mask_is_our_own_error(masks, error, says, tmp_path):
+def test_an_array_that_is_no_mask_is_an_error_of_imageryxr(masks, error, says, tmp_path):
     with pytest.raises(error, match=says):
         ix.save_masks(masks(), tmp_path / "{z}_{id}.png")
 
 
-def test_a_folder_that_cannot_be_made_is_our_own_error(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error_of_imageryxr(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TargetError):
         ix.save_masks(ix.split_masks(segmentation(), IDS), tmp_path / "file" / "{z}_{id}.png")

@@ -22,7 +22,7 @@ def opened(sample):
     return ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
 
 
-def test_another_call_of_an_array_made_from_lazy_ones_names_the_sources_whole(tmp_path, sample, opened):
+def test_the_refusal_of_another_call_names_its_sources(tmp_path, sample, opened):
     picture = ix.overlay(opened.image, opened.segmentation)
     ix.export(picture, tmp_path / "o.ome.zarr")
     with pytest.raises(ix.errors.TargetExistsError) as caught:
@@ -33,21 +33,21 @@ def test_another_call_of_an_array_made_from_lazy_ones_names_the_sources_whole(tm
     assert f"{' and '.join(names)} there" in said
     assert f"a dask array of {' and '.join(names)} here" in said
     assert said.count("[") == said.count("]")
-    # of the same sources, only the box is another
+    # the same sources with another box
     for part in (slice(0, 4), slice(None, None, 2)):
         with pytest.raises(ix.errors.TargetExistsError, match=r"\(box: ") as caught:
             ix.export(picture.isel(z=part), tmp_path / "o.ome.zarr")
         assert sample.image not in str(caught.value)
 
 
-def test_another_call_of_a_foreign_dask_array_says_that_it_is_one(tmp_path, opened):
+def test_the_refusal_of_another_call_names_a_users_dask_array(tmp_path, opened):
     ix.export(opened.image, tmp_path / "o.ome.zarr")
     foreign = xr.zeros_like(opened.image.load()).copy(data=da.zeros(opened.image.shape, dtype=np.uint8, chunks=16))
     with pytest.raises(ix.errors.TargetExistsError, match="a dask array here"):
         ix.export(foreign, tmp_path / "o.ome.zarr")
 
 
-def test_of_many_sources_the_rest_is_counted():
+def test_a_message_lists_some_of_many_sources_and_counts_the_others():
     from imageryxr.export.commit.conflicts import describe_difference
 
     names = [f"precomputed://https://example.org/a-long-name-of-a-layer-{i}, mip 0" for i in range(6)]
@@ -64,7 +64,7 @@ def test_advice_on_memory_fits_the_target(tmp_path, opened, target, zarr):
     assert "more memory" in str(caught.value)
 
 
-def test_a_job_file_is_told_of_options_as_they_are_typed(tmp_path):
+def test_errors_in_a_job_file_name_its_keys(tmp_path):
     job = tmp_path / "job.toml"
     job.write_text("tarjet = 'o.zarr'\n")
     done = subprocess.run(
@@ -76,7 +76,7 @@ def test_a_job_file_is_told_of_options_as_they_are_typed(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc here")
-def test_an_unwritable_place_is_named_as_it_was_typed(opened):
+def test_an_unwritable_folder_is_named_as_given(opened):
     with pytest.raises(ix.errors.TargetError) as caught:
         ix.save_figure(Image.new("L", (600, 600)), "/proc/x.png")
     said = str(caught.value)
@@ -94,16 +94,16 @@ def test_square_is_for_slices(tmp_path, opened, target):
         ix.plan_export(opened.image, place, square=True)
 
 
-def test_pictures_of_flat_pixels_are_warned_of_once(tmp_path, opened):
+def test_pixels_that_are_not_square_warn_once(tmp_path, opened):
     with pytest.warns(ix.ImageryWarning, match=r"across y are 8 × 40 nm.*square=True") as told:
         ix.plan_export(opened.image, tmp_path / "{y}.png")
     assert len(told) == 1
-    for square in (True, False):  # whoever has said so knows
+    for square in (True, False):  # the user chose it
         ix.plan_export(opened.image, tmp_path / "{y}.png", square=square)
     ix.plan_export(opened.image, tmp_path / "{z}.png")
 
 
-def test_plan_and_report_count_the_same(tmp_path, opened):
+def test_plan_and_report_contain_equal_counts(tmp_path, opened):
     call = (opened.image, tmp_path / "o.ome.zarr")
     options = {"chunks": (4, 32, 32), "levels": 2}
     plan = ix.plan_export(*call, **options)
@@ -116,7 +116,7 @@ def test_plan_and_report_count_the_same(tmp_path, opened):
     assert f"{plan.tasks} tasks were done before" in repr(again)
 
 
-def test_a_plan_says_what_it_counts_and_takes_the_words_that_are_given(tmp_path, opened):
+def test_a_plan_uses_the_words_of_its_target(tmp_path, opened):
     said = repr(ix.plan_export(opened.image, tmp_path / "o.tif", axis="y", square=False, workers=1))
     assert "axis=y" in said
     assert "regions of up to" in said
@@ -131,7 +131,7 @@ def test_a_plan_says_what_it_counts_and_takes_the_words_that_are_given(tmp_path,
         ix.export(opened.image, tmp_path / "o.tif")
 
 
-def test_a_dataset_is_told_what_to_export(tmp_path, opened):
+def test_a_dataset_as_input_is_an_error_with_advice(tmp_path, opened):
     with pytest.raises(ix.errors.LayerError, match=r"not a Dataset; give one variable, or draw it first"):
         opened.imagery.export(tmp_path / "o.zarr")
     with pytest.raises(AttributeError, match=r"needs an array.*ds\['image'\]\.imagery\.to_pil"):
@@ -140,7 +140,7 @@ def test_a_dataset_is_told_what_to_export(tmp_path, opened):
         opened.imagery.nothing()
 
 
-def test_regions_that_failed_into_memory_are_not_said_to_be_kept():
+def test_failed_exports_to_memory_do_not_claim_to_be_resumable():
     from tests.support.export_jobs import Computed, array_of
 
     report = ix.export(array_of(Computed(fail_above=0)), "memory://", on_error="collect", retries=0)

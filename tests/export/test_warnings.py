@@ -31,7 +31,7 @@ def volume(values, **kwargs):
 
 
 @pytest.mark.parametrize("layer_type", ["image", "segmentation"])
-def test_what_precomputed_readers_do_not_know_is_refused(tmp_path, layer_type):
+def test_dtypes_that_precomputed_readers_lack_are_refused(tmp_path, layer_type):
     array = volume(np.zeros((4, 8, 8), np.int64), attrs={"layer_type": layer_type})
     with pytest.raises(
         ix.errors.OptionError, match=r"int64 cannot be .*float32: give array.astype\('uint64'\) if no value is"
@@ -40,7 +40,7 @@ def test_what_precomputed_readers_do_not_know_is_refused(tmp_path, layer_type):
     assert ix.export(array.astype("uint64"), f"precomputed://{tmp_path}/pc").complete
 
 
-def test_a_folder_of_somebodys_is_told_at_once_to_stay(tmp_path):
+def test_a_folder_that_no_export_wrote_is_not_replaced(tmp_path):
     (tmp_path / "o.zarr").mkdir()
     (tmp_path / "o.zarr" / "precious.txt").write_text("")
     for overwrite in (False, True):
@@ -67,7 +67,7 @@ def test_a_folder_of_somebodys_is_told_at_once_to_stay(tmp_path):
         ),
     ],
 )
-def test_what_is_no_array_of_voxels(tmp_path, given, told):
+def test_values_that_are_no_volume_are_refused(tmp_path, given, told):
     with pytest.raises(ix.errors.LayerError, match=told):
         ix.export(given, tmp_path / "o.zarr")
 
@@ -78,7 +78,7 @@ def test_flags_are_true_or_false(tmp_path, name):
         ix.export(A, tmp_path / "o.zarr", **{name: "no"})
 
 
-def test_names_by_nm_are_advised_by_nm(tmp_path):
+def test_advice_about_file_names_uses_the_fields_of_the_pattern(tmp_path):
     with pytest.raises(ix.errors.OptionError, match=r"write e.g. '\{z_nm:.0f\}.png'"):
         ix.export(A, tmp_path / "{z_nm:d}.png")
     with pytest.raises(
@@ -87,14 +87,14 @@ def test_names_by_nm_are_advised_by_nm(tmp_path):
         ix.export(A, tmp_path / "{z}.png", axis="y")
 
 
-def test_a_plan_says_which_axis_is_which(tmp_path):
+def test_a_plan_names_its_axes(tmp_path):
     plan = ix.plan_export(A, tmp_path / "o.ome.zarr", chunks=(4, 32, 32), shards=(16, 64, 64))
     assert "chunks=[4, 32, 32] (z, y, x), shards=[16, 64, 64] (z, y, x)" in repr(plan)
     assert "64 × 48 × 12 (x, y, z)" in repr(plan)
     assert plan.to_dict()["region"] == plan.to_dict()["shape"] == [12, 48, 64]
 
 
-def test_a_report_is_whole_in_a_notebook(tmp_path, monkeypatch):
+def test_a_report_is_complete_in_a_notebook(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
     report = ix.export(picture(fail_above=7), tmp_path / "<b>.zarr", chunks=(2, 16, 16), on_error="collect", retries=0)
     html = report._repr_html_()
@@ -102,7 +102,7 @@ def test_a_report_is_whole_in_a_notebook(tmp_path, monkeypatch):
     assert "NOT COMPLETE" in html
 
 
-def test_pixels_that_are_not_square_are_told_of_where_lengths_are(tmp_path):
+def test_pixels_that_are_not_square_warn_in_formats_without_a_voxel_size(tmp_path):
     grid = ix.Grid((100, 3, 300), (10, 10, 40), (0, 0, 0))
     attrs = {"resolution": grid.resolution}
     whole = xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords(), attrs=attrs)
@@ -116,7 +116,7 @@ def test_pixels_that_are_not_square_are_told_of_where_lengths_are(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_speaks_of_its_own(tmp_path, sample):
+def test_warnings_of_the_command_line_name_flags(tmp_path, sample):
     done = run("export", "--image", sample.image, tmp_path / "a.tfi")
     assert done.returncode == 2
     assert "memory" not in done.stderr
@@ -134,8 +134,8 @@ def test_the_command_line_speaks_of_its_own(tmp_path, sample):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(0, 0), (24, 100)])
-def test_a_bar_is_seen_in_a_terminal_without_a_size(tmp_path, size):
-    """As `script` and some job systems make them."""
+def test_the_progress_bar_appears_in_a_terminal_without_a_size(tmp_path, size):
+    """As `script` and some job schedulers create them."""
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     code = f"from tests.support.export_jobs import run; run('omezarr', {str(tmp_path)!r}, seconds=0.05)"
@@ -149,8 +149,8 @@ def test_a_bar_is_seen_in_a_terminal_without_a_size(tmp_path, size):
 
 
 @pytest.mark.parametrize("target", ["o.ome.zarr", "s/z{z:03d}.png"])
-def test_a_bar_moves_within_a_region(tmp_path, monkeypatch, capsys, target):
-    """Of one region nothing would be seen before its end."""
+def test_the_progress_bar_advances_within_a_region(tmp_path, monkeypatch, capsys, target):
+    """With one region, a bar that counts regions would not move before the end."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     monkeypatch.setattr(sys.modules["imageryxr.export.run.task"], "bricks", lambda box, *_: tiles(box, (4, 48, 64)))
     storage = sys.modules["imageryxr.export.store.local"]

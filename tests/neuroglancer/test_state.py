@@ -543,7 +543,7 @@ def film(tmp_path):
     return ome(str(tmp_path / "film.zarr"), np.ascontiguousarray(data), "tczyx", (1, 1, 40, 8, 8))
 
 
-# An index of a Zarr is a point of these axes, too: index 3 reaches from 2.5 to 3.5.
+# An index of a Zarr is the centre of a voxel on these axes: index 3 reaches from 2.5 to 3.5.
 FILM = {"dimensions": {**DIMS, "t": [1, "s"]}, "position": [4.5, 4.5, 1, 3], "displayDimensions": ["x", "y", "z"]}
 
 

@@ -1,4 +1,4 @@
-"""A CAVE deployment on the loopback: info service, chunked graph, materialization, storage; and faults.
+"""A CAVE deployment on 127.0.0.1: info service, chunked graph, materialization, storage and faults.
 
 It speaks the protocols to the real caveclient and cloud-volume. The graph is that of real tissue where it lies beside
 the checkout, with a history: roots made at `BEGIN`, two of them merged at `MERGE`, the result split at `SPLIT`, and
@@ -28,7 +28,7 @@ import numpy as np
 
 from tests.support.cave_tables import Tables
 
-# Sub-second parts on purpose: they show who rounds.
+# Fractions of a second reveal code that rounds.
 BEGIN, MERGE, SPLIT = 1_700_000_000.125, 1_700_100_000.25, 1_700_200_000.5
 LAYERS = 4
 OFFSET = (640, 512, 320)
@@ -43,7 +43,7 @@ DATASTACK, TABLE = "fib25_public", "fib25_table"
 
 @dataclass
 class Tissue:
-    """Voxels (z, y, x), and which supervoxels make which body."""
+    """Voxels (z, y, x), and the supervoxels of each body."""
 
     em: np.ndarray
     supervoxels: np.ndarray
@@ -55,7 +55,7 @@ class Tissue:
 
 
 def encoded(labels: np.ndarray, chunk: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return labels as graph ids, these ids ascending, and the labels that they were."""
+    """Return labels as graph ids, the graph ids in ascending order, and their original labels."""
     known, first, where = np.unique(labels, return_index=True, return_inverse=True)
     z, y, x = (np.asarray(i, np.uint64) // np.uint64(chunk) for i in np.unravel_index(first, labels.shape))
     ids = (np.uint64(1) << np.uint64(56)) | (x << np.uint64(46)) | (y << np.uint64(36)) | (z << np.uint64(26))
@@ -67,7 +67,7 @@ def encoded(labels: np.ndarray, chunk: int = 64) -> tuple[np.ndarray, np.ndarray
 
 
 def fib25_tissue(path: Path) -> Tissue:
-    """Real tissue: 21,317 supervoxels that make 526 bodies."""
+    """Real tissue: 21,317 supervoxels in 526 bodies."""
     data = np.load(path)
     voxels, ids, old = encoded(data["supervoxels"].astype(np.uint64))
     table = dict(data["sv_to_body"].tolist())
@@ -92,7 +92,7 @@ def sample_tissue(sample: Any) -> Tissue:
 
 
 def write_layers(folder: Path, tissue: Tissue) -> dict[str, Any]:
-    """Write image and supervoxels as precomputed layers; returns the ``info`` of the latter."""
+    """Write the image and the supervoxels as precomputed layers; return the ``info`` of the supervoxels."""
     from cloudvolume import CloudVolume
 
     def write(
@@ -122,12 +122,12 @@ def write_layers(folder: Path, tissue: Tissue) -> dict[str, Any]:
 
 
 def tiles(tissue: Tissue) -> int:
-    """How many whole chunks of 64 voxels lie side by side."""
+    """Number of whole chunks of 64 voxels along each axis."""
     return min(tissue.em.shape[1:]) // 64
 
 
 def wide(info: dict[str, Any]) -> dict[str, Any]:
-    """The ``info`` of a layer 1024 voxels wide and high that repeats these chunks."""
+    """Return the ``info`` of a layer 1024 voxels wide and high that repeats these chunks."""
     scale = info["scales"][0]
     return {**info, "scales": [{**scale, "size": [1024, 1024, scale["size"][2]]}]}
 
@@ -137,7 +137,7 @@ def wide(info: dict[str, Any]) -> dict[str, Any]:
 
 
 class Graph:
-    """Which root each supervoxel had when; edits make new roots and leave old ones behind."""
+    """Root of each supervoxel over time; edits create new roots and retire old ones."""
 
     def __init__(self, tissue: Tissue) -> None:
         self.ids = tissue.ids
@@ -166,11 +166,11 @@ class Graph:
         return root
 
     def merge(self, a: int, b: int, when: float | None = None) -> int:
-        """Join two roots; returns the new one."""
+        """Merge two roots and return the new root."""
         return self._edit([a, b], when, lambda roots: [np.isin(roots, np.array([a, b], np.uint64))])[0]
 
     def split(self, root: int, supervoxels: np.ndarray, when: float | None = None) -> tuple[int, int]:
-        """Part some supervoxels from a root; returns the two new ones."""
+        """Split supervoxels off a root and return the two new roots."""
         inside = np.isin(self.ids, supervoxels)
         a, b = self._edit([root], when, lambda roots: [(roots == root) & inside, (roots == root) & ~inside])
         return a, b
@@ -190,12 +190,12 @@ class Graph:
             return new
 
     def state(self, when: float) -> np.ndarray | None:
-        """Roots of all supervoxels at a time; an edit counts from its own instant on."""
+        """Return the roots of all supervoxels at a timestamp; an edit applies from its own timestamp on."""
         held = [roots for made, roots in self.states if made <= when]
         return held[-1] if held else None
 
     def roots(self, supervoxels: np.ndarray, when: float) -> np.ndarray:
-        """As PyChunkedGraph answers: supervoxels unchanged before the first state, 0 for an unknown one."""
+        """Return roots as PyChunkedGraph does: supervoxels unchanged before the first state, 0 for unknown ids."""
         state = self.state(when)
         if state is None:
             return supervoxels
@@ -203,7 +203,7 @@ class Graph:
         return np.where(self.ids[at] == supervoxels, state[at], np.uint64(0))
 
     def lineage(self, roots: list[int], past: float, future: float) -> dict[str, Any]:
-        """Forebears and descendants, within times."""
+        """Return the ancestors and descendants of roots within a range of timestamps."""
         found, links = set(roots), []
         for forward in (True, False):
             todo = list(roots)
@@ -225,7 +225,7 @@ class Graph:
 
 @dataclass
 class Fault:
-    """What goes wrong with requests whose ``METHOD path`` a pattern finds."""
+    """A fault of requests whose ``METHOD path`` matches a pattern."""
 
     pattern: str
     kind: str
@@ -240,7 +240,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Asked:
-    """A line of the log."""
+    """A logged request."""
 
     method: str
     path: str
@@ -253,7 +253,7 @@ class Asked:
 
 
 class CaveServer(ThreadingHTTPServer):
-    """Everything on one port of the loopback."""
+    """All services on one port of 127.0.0.1."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -284,7 +284,7 @@ class CaveServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Its address, without a slash."""
+        """Address without a trailing slash."""
         return f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -298,12 +298,12 @@ class CaveServer(ThreadingHTTPServer):
         return f"precomputed://{self.url}/data/em"
 
     def fault(self, pattern: str, kind: str, **options: Any) -> Fault:
-        """Let requests go wrong from now on."""
+        """Add a fault."""
         self.faults.append(Fault(pattern, kind, **options))
         return self.faults[-1]
 
     def reset(self) -> None:
-        """Forget faults and the log."""
+        """Clear faults and the log."""
         self.faults.clear()
         self.log.clear()
         self.graph = Graph(self.tissue)
@@ -314,17 +314,17 @@ class CaveServer(ThreadingHTTPServer):
         self.peak = 0
 
     def truth(self, when: float, box: tuple[slice, slice, slice] = (slice(None),) * 3) -> np.ndarray:
-        """Roots at a time, voxel by voxel; index (z, y, x) from the first voxel."""
+        """Return the roots of voxels (z, y, x) at a timestamp, looked up voxel by voxel."""
         voxels = self.tissue.supervoxels[box]
         roots = self.graph.state(when)[np.minimum(np.searchsorted(self.graph.ids, voxels), len(self.graph.ids) - 1)]
         return np.where(voxels > 0, roots, np.uint64(0))
 
     def count(self, pattern: str) -> int:
-        """How many requests in the log a pattern finds."""
+        """Return the number of logged requests that match a pattern."""
         return sum(re.search(pattern, str(line)) is not None for line in self.log)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that go away."""
+        """Do not report clients that disconnect."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -409,11 +409,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def date_time_string(self, timestamp: float | None = None) -> str:
-        """The clock that Date tells."""
+        """Return the time for the Date header."""
         return super().date_time_string(time.time() + self.server.date_shift if timestamp is None else timestamp)
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Do not log."""
 
     # -----------------------------------------------------------------------------------------------------
 
@@ -442,7 +442,7 @@ class Handler(BaseHTTPRequestHandler):
         return 404, {"message": "no such place"}, JSON
 
     def _refusal(self, asked: Asked) -> tuple[int, Any, dict[str, str]] | None:
-        if asked.token is None:  # a browser, to a server that checks
+        if asked.token is None:  # a server that checks tokens redirects a browser to its login
             return 302, b"", {"Location": f"{self.server.url}/auth/login"}
         known = self.server.tokens.get(asked.token)
         if known is None:
@@ -468,7 +468,7 @@ class Handler(BaseHTTPRequestHandler):
         return 200, body, {"x-goog-hash": f"crc32c=AAAAAA==,md5={b64encode(md5(body).digest()).decode()}"}
 
     def _wide(self, layer: str, rest: str) -> tuple[int, Any, dict[str, str]]:
-        # The first chunks of a layer over and over: tissue 1024 voxels wide, without a file of its own.
+        # Repeats the first chunks of a layer, so that a layer 1024 voxels wide needs no further files.
         if rest == "info":
             return 200, wide(json.loads((self.server.folder / layer / "info").read_text())), JSON
         spans = [int(n) for n in re.findall(r"\d+", rest.rpartition("/")[2])]
@@ -577,7 +577,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 JSON = {"Content-Type": "application/json"}
-# Materializations: one between the edits, one after both.
+# Materialization versions: one between the two edits, one after both.
 VERSIONS = {7: MERGE + 0.125, 9: SPLIT + 10}
 _TABLE = "/segmentation/api/v1/table/([^/]+)"
 ROUTES = [

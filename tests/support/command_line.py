@@ -1,4 +1,4 @@
-"""The command line: in this process, or as a user's shell runs it."""
+"""Run the command line in this process, or in a new one as a shell does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imageryxr.cli import main
 
 
 def run(*args: object) -> CompletedProcess[str]:
-    """Run a command in this process, which takes a fraction of the time that a new process needs to import."""
+    """Run a command in this process, which saves the imports of a new process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     arguments = mock.patch.object(sys, "argv", ["imageryxr", *map(str, args)])
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), arguments:
@@ -25,10 +25,10 @@ def run(*args: object) -> CompletedProcess[str]:
 
 
 def run_process(*args: object) -> CompletedProcess[str]:
-    """Run a command in a process of its own."""
+    """Run a command in a new process."""
     command = [sys.executable, "-m", "imageryxr.cli.main", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
-# What a figure of the sample shows.
+# Box of the sample that figures show.
 PLACE = ["--center", "4600,2560,130", "--size", "64,48,4", "--resolution", "8,8,40"]

@@ -1,4 +1,4 @@
-"""A source that counts what is read of it."""
+"""A source that counts the reads of its chunks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ VALUES = ids()
 
 @dataclass(frozen=True)
 class Recorded:
-    """A source that counts in how many calls each of its chunks is read."""
+    """A source that counts the calls that read each of its chunks."""
 
     layer_type: str = "segmentation"
     name = "recorded://cells"

@@ -1,4 +1,4 @@
-"""Exports that end in the middle."""
+"""Exports that are interrupted."""
 
 from __future__ import annotations
 

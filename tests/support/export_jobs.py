@@ -1,4 +1,4 @@
-"""Exports that tests start in other processes, and what they compare."""
+"""Exports that tests run in other processes, and the comparison of their results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Computed:
-    """A source whose voxels follow from their place, however large it is; reading takes a while if it should."""
+    """A source of any size whose voxels are computed from their position, optionally with slow reads."""
 
     shape: tuple[int, int, int] = (12, 48, 64)
     seconds: float = 0.0
@@ -90,7 +90,7 @@ def array_of(source):
 
 
 def picture(seconds=0.0, seed=0, **kwargs):
-    """Return an overlay that takes a while a region."""
+    """Return an overlay whose regions take a while."""
     em = array_of(Computed(seconds=seconds, seed=seed, **kwargs))
     seg = array_of(Computed(layer_type="segmentation", **{k: v for k, v in kwargs.items() if k == "shape"}))
     drawn = ix.overlay(em, seg, alpha=0.4, outline=2)
@@ -114,7 +114,7 @@ def run(kind, folder, *, seed=0, seconds=0.0, region=1 << 11, **kwargs):
 
 @contextmanager
 def cluster_of(workers, **options):
-    """Give the client of worker processes that import the tests, to know their sources."""
+    """Return a client of worker processes that can import the sources of the tests."""
     from distributed import Client, LocalCluster
 
     before = os.environ.get("PYTHONPATH")
@@ -132,7 +132,7 @@ def cluster_of(workers, **options):
 
 @dataclass(frozen=True, eq=False)
 class DecodedVideo:
-    """The frames of a video; equal to others that differ by what an encoder may do differently each time."""
+    """The frames of a video; equal to those of another encoding of the same pictures."""
 
     frames: np.ndarray
 
@@ -152,7 +152,7 @@ class DecodedVideo:
 
 
 def file_digest(name, data):
-    """Return what files of equal content have in common: a checksum, or the decoded frames of a video."""
+    """Return a value that is equal for files of equal content: a checksum, or the decoded frames of a video."""
     return DecodedVideo.of(data) if name.endswith((".mp4", ".webm")) else hashlib.sha256(data).hexdigest()
 
 
@@ -167,11 +167,11 @@ def digest(folder):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# killing: the process that runs this imports everything once, and forks the exports that are killed
+# kills: the process that runs this imports everything once, and forks the exports that are killed
 
 
 def forked(act):
-    """Run in a child; return its pid."""
+    """Run a function in a child process and return its pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -196,9 +196,9 @@ def killed(pid):
 
 
 def kill_at_random(kind, folder, times, seed):
-    """Kill exports at random instants, some of them twice; continued, each must be as one that was not disturbed."""
+    """Kill exports at random times, some of them twice, and check that each continued result equals an undisturbed one."""
     luck = random.Random(seed)
-    # Once for the kernels to be compiled: with that time in `takes` most exports would end before they are killed.
+    # The first run compiles the kernels; with that time in `takes`, most exports would end before they are killed.
     assert ended_well(forked(lambda: run(kind, f"{folder}/compiled", seconds=0.02, region=1 << 12)))
     began = time.monotonic()
     assert ended_well(forked(lambda: run(kind, f"{folder}/whole", seconds=0.02, region=1 << 12)))
@@ -241,7 +241,7 @@ def die_at_call(number):
 
 
 def kill_at_every_call(kind, folder, step):
-    """Kill an export that replaces another before each of its calls; each time the old or the new must come out."""
+    """Kill an export that replaces another before each of its calls; either the old or the new result must remain."""
     assert ended_well(forked(lambda: run(kind, f"{folder}/old", seed=1, region=1 << 14)))
     assert ended_well(forked(lambda: run(kind, f"{folder}/new", region=1 << 14)))
     old, new = digest(f"{folder}/old"), digest(f"{folder}/new")
@@ -262,7 +262,7 @@ def kill_at_every_call(kind, folder, step):
             return
         found = digest(at)
         if found not in (old, new):
-            # half of a stack is renamed, or a file is just between: nothing else may be
+            # only a half-renamed stack or a file in transit may remain
             assert all(found[name] in (old.get(name), new.get(name)) for name in found), f"strange at call {number}"
             mixed += 1
         assert ended_well(forked(lambda at=at, again=found != new: run(kind, at, overwrite=again, region=1 << 14)))
@@ -271,7 +271,7 @@ def kill_at_every_call(kind, folder, step):
 
 
 def level_memory(folder, options, ids):
-    """Print the peak of memory in which a level is derived, what was planned for it, and the bytes of its voxels."""
+    """Print the peak memory of computing a level, the planned memory, and the bytes of its voxels."""
     sys.modules["imageryxr.export.targets.pyramid"].PART_VOXELS = 1 << 16
     layer = np.random.default_rng(2).integers(0, 255, (64, 512, 512)).astype(np.uint64 if ids else np.uint8)
     grid = Grid(layer.shape, (8, 8, 8), (0, 0, 0))
@@ -288,7 +288,7 @@ def level_memory(folder, options, ids):
 
 
 if __name__ == "__main__":
-    # what a child would import in its turn
+    # modules that each child would import otherwise
     import av  # noqa: F401
     import cloudvolume.chunks  # noqa: F401
     import numcodecs  # noqa: F401

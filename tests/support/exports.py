@@ -1,4 +1,4 @@
-"""Two exports that differ."""
+"""Two different exports."""
 
 from __future__ import annotations
 

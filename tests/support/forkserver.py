@@ -56,13 +56,13 @@ class Forked:
         return self.returncode
 
     def poll(self) -> int | None:
-        """Return the exit code, or None of a process that runs."""
+        """Return the exit code, or None if the process is running."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str | None, str | None]:
-        """Return all that the process writes."""
+        """Return the output of the process."""
         read: dict[int, str] = {}
         streams = dict(enumerate((self.stdout, self.stderr)))
 
@@ -86,7 +86,7 @@ class Forked:
 
 
 def _stream(given: object, number: int) -> tuple[int | None, int]:
-    """Return the end of a stream that this process reads, if any, and the end that the other one writes."""
+    """Return the end of a stream that this process reads, or None, and the end that the forked process writes."""
     if given == subprocess.PIPE:
         return os.pipe()
     if given == subprocess.DEVNULL:
@@ -101,7 +101,7 @@ def _devnull() -> int:
 
 @cache
 def _server() -> socket.socket:
-    """Start the server, which ends with this process."""
+    """Start the server; it ends with this process."""
     ours, theirs = socket.socketpair()
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.support.forkserver", str(theirs.fileno())]
@@ -115,7 +115,7 @@ def _server() -> socket.socket:
 
 
 def _serve(requests: socket.socket) -> list[str]:
-    """Fork a process for each request; return, in the forked process only, what it is to run."""
+    """Fork a process for each request. Return the request, in the forked process only."""
     running: dict[int, tuple[int, int]] = {}
     with selectors.DefaultSelector() as waiting:
         waiting.register(requests, selectors.EVENT_READ)
@@ -150,7 +150,7 @@ def _tell_end(watch: int, pid: int, status: int) -> None:
 
 
 def _become(request: dict, fds: list[int], foreign: list[int]) -> None:
-    """Take over the streams, environment and session that a request names."""
+    """Set the streams, environment and session that a request names."""
     os.dup2(fds[0], 1)
     os.dup2(fds[1], 2)
     for end in {*fds, *foreign}:
@@ -163,7 +163,7 @@ def _become(request: dict, fds: list[int], foreign: list[int]) -> None:
 
 
 def _load() -> None:
-    """Import what exports use, and load the compiled kernels; neither starts a thread."""
+    """Import the modules that exports use and load the compiled kernels, without starting a thread."""
     import cloudvolume.chunks  # noqa: F401
     import numcodecs  # noqa: F401
     import obstore  # noqa: F401
@@ -204,7 +204,7 @@ def main() -> None:
 
 
 def _end(code: int) -> None:
-    """End as an interpreter does, but leave the memory to the system: freeing it takes a second."""
+    """Exit as an interpreter does, but without freeing memory, which takes a second."""
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -9,12 +9,12 @@ from contextlib import suppress
 
 
 class HostileServer:
-    """Accepts connections on 127.0.0.1 and hands each request to a function that writes to the socket itself.
+    """Accept connections on 127.0.0.1 and pass each request to a function that writes to the socket.
 
     Parameters
     ----------
     answer : callable
-        Gets the connection and the head of the request as text. The connection is closed when it returns False or None.
+        Called with the connection and the head of the request as text. If it returns False or None, the connection is closed.
     """
 
     def __init__(self, answer: Callable[[socket.socket, str], object], family: int = socket.AF_INET) -> None:
@@ -71,7 +71,7 @@ class HostileServer:
 
 
 def reply(sock: socket.socket, body: bytes = b"", status: str = "200 OK", **headers: str) -> bool:
-    """Send a whole answer, and keep the connection."""
+    """Send a complete response and keep the connection."""
     given = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in given.items())]
     sock.sendall("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)

@@ -27,7 +27,7 @@ def level(path: str, scale, translation=None) -> dict:
 def write_ome(
     folder: Path, arrays, multiscale: dict, *, version: str = "0.5", more: dict | None = None, **kwargs
 ) -> None:
-    """Write arrays, as they are stored, and their metadata by hand: what NGFF says, in plain zarr-python."""
+    """Write arrays with zarr-python, and their NGFF metadata by hand."""
     form = 3 if version == "0.5" else 2
     group = zarr.open_group(str(folder), mode="w", zarr_format=form)
     for entry, values in zip(multiscale["datasets"], arrays, strict=True):

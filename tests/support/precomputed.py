@@ -16,7 +16,7 @@ CHUNK = (16, 16, 8)
 
 
 def scale(grid: Grid, encoding: str = "raw", key: str | None = None) -> dict:
-    """The scale of an ``info``, written by hand: what the format says, not what this package or CloudVolume thinks."""
+    """Return a scale of an ``info`` file, written from the format's specification."""
     (nz, ny, nx), offset = grid.shape, [int(o) for o in grid.voxel_offset]
     key = key or "_".join(f"{r:g}" for r in grid.resolution)
     found = {"key": key, "size": [nx, ny, nz], "resolution": list(grid.resolution), "voxel_offset": offset}
@@ -35,7 +35,7 @@ def write_layer(
     encoding: str = "raw",
     compress: bool = True,
 ) -> dict:
-    """Write levels (z, y, x) or (c, z, y, x) through CloudVolume; returns the ``info``."""
+    """Write levels (z, y, x) or (c, z, y, x) with CloudVolume; return the ``info``."""
     from cloudvolume import CloudVolume
 
     channels = values[0].shape[0] if values[0].ndim == 4 else 1
@@ -53,7 +53,7 @@ def opened(folder: Path, **options):
 
 
 class Layers(SourceSuite):
-    """The suite over a stored layer; subclasses say of what."""
+    """The source suite for a stored layer; subclasses define its voxels."""
 
     GRIDS = (Grid((19, 35, 37), (4.04, 4.04, 40), (-21, 5, 3)), Grid((19, 18, 19), (8.08, 8.08, 40), (-11, 2, 3)))
     KIND, DTYPE, ENCODING = "image", "uint8", "raw"

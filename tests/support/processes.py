@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(*args, stdout=None, stderr=None, session=False):
-    """Start a process: of a module (-m) an interpreter, of a program (-c) or script on Linux a fork of a warm one."""
+    """Start a process: an interpreter for a module (-m); for a program (-c) or script on Linux, a fork of a warm process."""
     env, command = {**os.environ, "PYTHONPATH": str(ROOT)}, [str(arg) for arg in args]
     if sys.platform == "linux" and command[0] != "-m":
         return Forked(command, env, stdout, stderr, session)

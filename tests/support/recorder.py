@@ -1,4 +1,4 @@
-"""A web server, also with TLS, that records every request with its headers, under any name that a test makes up."""
+"""A web server, optionally with TLS, that records every request with its headers under any host name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Recorded:
 
 
 class Recorder(ThreadingHTTPServer):
-    """Answers with what `files` has for a path, else what `answer` returns, else 404."""
+    """Responds with the entry of `files` for a path, otherwise with the result of `answer`, otherwise with 404."""
 
     daemon_threads = True
 
@@ -52,20 +52,20 @@ class Recorder(ThreadingHTTPServer):
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Port of the server."""
         return self.server_port
 
     def url(self, host: str = "127.0.0.1") -> str:
-        """Return its address under a name."""
+        """Return the server's address under a host name."""
         return f"{self.scheme}://{host}:{self.port}"
 
     @property
     def secrets(self) -> list[str]:
-        """Every credential that was received."""
+        """All credentials that the server received."""
         return [text for r in self.requests for text in (r.authorization, r.cookie) if text]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that go away."""
+        """Do not report clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Do not log."""
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def recording(tls: tuple[Path, Path] | None = None) -> Iterator[Recorder]:
 
 
 def resolve_here(monkeypatch: Any, names: str = r".*\.(example|com|org)") -> None:
-    """Let names that a pattern matches resolve to 127.0.0.1, in this process."""
+    """Resolve host names that match a pattern to 127.0.0.1 in this process."""
     real = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
@@ -127,7 +127,7 @@ def resolve_here(monkeypatch: Any, names: str = r".*\.(example|com|org)") -> Non
 
 
 def certificate(folder: Path, *names: str) -> tuple[Path, Path]:
-    """Write a certificate of an authority of its own for some names, and its key."""
+    """Write a certificate of a new authority for some host names, and its key."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -14,7 +14,7 @@ NUMBERS = itertools.count()
 
 @contextmanager
 def serving_s3():
-    """Give the address of a server."""
+    """Return the address of a server."""
     module = pytest.importorskip("moto.server", reason="moto is not installed: no S3 to talk to")
     server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
@@ -24,7 +24,7 @@ def serving_s3():
 
 
 def fresh_bucket(server, monkeypatch):
-    """Return a new bucket of a server, which this process and its children have the keys to."""
+    """Return a new bucket of a server; this process and its children have its keys."""
     boto3 = pytest.importorskip("boto3")
     for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": SECRET, "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)

@@ -13,8 +13,8 @@ from imageryxr.testing.sample import Sample, sample
 
 
 def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of this session's sample volume, which all its processes share."""
-    # Writing it takes longer than most single tests: IMAGERYXR_TEST_SAMPLE=folder keeps it while one works on them.
+    """Return the folder of the sample volume that all processes of the session share."""
+    # Writing the volume takes longer than most tests. IMAGERYXR_TEST_SAMPLE=folder keeps it between sessions.
     kept = os.environ.get("IMAGERYXR_TEST_SAMPLE")
     base = tmp_path_factory.getbasetemp()
     session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -1,4 +1,4 @@
-"""Stacks of slices whose drawing is counted."""
+"""Stacks of slices that count how often each slice is drawn."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import imageryxr as ix
 from imageryxr.sources.base import report_missing_chunks
 from tests.support.export_jobs import Computed, array_of
 
-# of chunks that are thicker than the stack, so that all is one region
+# chunks thicker than the stack, so that it is one region
 THICK = {"shape": (70, 48, 33), "chunks": (128, 64, 64)}
 
 
 class Holed(Computed):
-    """A source of which a chunk is missing, wherever it is asked for."""
+    """A source with a missing chunk in every read."""
 
     def read(self, mip, box):
         report_missing_chunks(self, mip, ["0-64"])

@@ -1,4 +1,4 @@
-"""What every source owes, as a class that the tests of each kind of source inherit; and a web server for files."""
+"""A suite of tests for every kind of source, as a base class; and a web server for files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from imageryxr.sources.base import Source
 
 
 def noise(shape: tuple[int, int, int], dtype: str = "uint8", seed: int = 0) -> np.ndarray:
-    """Voxels that tell every place from every other, without a 0."""
+    """Return voxels that are all different and not 0."""
     values = np.random.default_rng(seed).integers(1, 2**8 if dtype == "uint8" else 2**16, shape, dtype="uint64")
     if dtype == "uint64":
         values = np.uint64(2**64 - 1) - values
@@ -32,7 +32,7 @@ def noise(shape: tuple[int, int, int], dtype: str = "uint8", seed: int = 0) -> n
 
 
 def padded(truth: np.ndarray, box: IndexBox) -> np.ndarray:
-    """What a box of an array holds, 0 outside: an oracle without any arithmetic of the package's own."""
+    """Return the voxels of a box of an array, 0 outside: an oracle that uses no code of the package."""
     axes = [np.arange(a, b) for a, b in zip(box.start, box.stop, strict=True)]
     inside = [(i >= 0) & (i < n) for i, n in zip(axes, truth.shape, strict=True)]
     values = truth[np.ix_(*(np.clip(i, 0, n - 1) for i, n in zip(axes, truth.shape, strict=True)))]
@@ -40,7 +40,7 @@ def padded(truth: np.ndarray, box: IndexBox) -> np.ndarray:
 
 
 def boxes_of(shape: tuple[int, ...], count: int = 12) -> list[IndexBox]:
-    """Boxes inside, partly and wholly outside, one voxel, and the whole."""
+    """Return boxes inside, partly outside and wholly outside, of one voxel, and of the whole array."""
     z, y, x = shape
     found = [
         IndexBox.of_shape(shape),
@@ -72,15 +72,15 @@ class SourceSuite:
         raise NotImplementedError
 
     def open(self, folder: Path) -> Source:
-        """Open what `write` stored, anew at each call."""
+        """Open the layer that `write` stored; a new source at each call."""
         raise NotImplementedError
 
     def truth(self) -> list[np.ndarray]:
-        """Voxels (z, y, x) of each level."""
+        """Return the voxels (z, y, x) of each level."""
         raise NotImplementedError
 
     def grids(self) -> list[Grid]:
-        """Where each level lies."""
+        """Return the grid of each level."""
         raise NotImplementedError
 
     def open_without_voxels(self, folder: Path, empty: Path) -> Source:
@@ -88,7 +88,7 @@ class SourceSuite:
         raise NotImplementedError
 
     def others(self, folder: Path) -> list[Source]:
-        """Sources that differ from `open`'s in one thing each."""
+        """Return sources that differ from that of `open` in one property each."""
         raise NotImplementedError
 
     @pytest.fixture(scope="class")
@@ -176,12 +176,12 @@ class SourceSuite:
 
 @lru_cache(maxsize=1)
 def other_process() -> ProcessPoolExecutor:
-    """A process that was started afresh, not forked."""
+    """A spawned process."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def read_elsewhere(blob: bytes, box: IndexBox) -> tuple[str, np.ndarray]:
-    """Unpickle a source and read it: what a worker does."""
+    """Unpickle a source and read it, as a worker does."""
     source = pickle.loads(blob)
     return tokenize(source), source.read(0, box)
 
@@ -191,7 +191,7 @@ def read_elsewhere(blob: bytes, box: IndexBox) -> tuple[str, np.ndarray]:
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves a folder as object stores do: exact lengths, ranges, ``NAME.gz`` as gzipped ``NAME``; and faults."""
+    """Serves a folder as object stores do, with exact lengths, ranges, ``NAME.gz`` as gzipped ``NAME``, and faults."""
 
     daemon_threads = True
 
@@ -209,18 +209,18 @@ class FileServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Its address, without a slash."""
+        """Address without a trailing slash."""
         return f"http://127.0.0.1:{self.server_port}"
 
     def status(self, path: str) -> int:
-        """Return the status of the next answer; 200 where there is no fault."""
+        """Return the status of the next response; 200 without a fault."""
         fault = next((f for part, f in self.faults.items() if part in path), 200)
         if isinstance(fault, list):
             return fault.pop(0) if fault else 200
         return fault
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that go away."""
+        """Do not report clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -269,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Do not log."""
 
 
 @contextmanager

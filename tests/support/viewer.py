@@ -6,7 +6,7 @@ import numpy as np
 
 
 def viewer_rule(labels, look):
-    """Colour labels as Neuroglancer's shader does, one by one, with the colours of its own package."""
+    """Colour labels one by one as Neuroglancer's shader does, with the colours of the neuroglancer package."""
     from neuroglancer.segment_colors import hex_string_from_segment_id
 
     out = np.zeros((*labels.shape, 4), np.uint8)

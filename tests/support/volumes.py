@@ -29,6 +29,6 @@ FINE = ix.regrid(SEG, IMAGE)
 
 
 def as_source(da):
-    """Return an array as one that is read from a source, lazily."""
+    """Return an array as if it was opened lazily from a source."""
     source = memory_source(da, da.attrs["layer_type"])
     return lazy_array(LevelLeaf(source, 0), source.grid, da.attrs, da.attrs["layer_type"])

@@ -51,7 +51,7 @@ def at_work(folder, part):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", TARGETS)
 def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, threads):
-    # a slice or two are drawn at a time, or all would be, as small as they are
+    # limits the number of slices that are drawn at a time
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     place, other = (str(tmp_path / name / TARGETS[kind]) for name in "ab")
     plan = ix.plan_export(drawn(), place, square=False)
@@ -72,7 +72,7 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
     report = export(place, workers=threads)
     assert report.complete
     assert len(pages) == count - len(kept)
-    # what they were drawn from may have had holes, of which the run that was killed told nobody
+    # the killed run may have filled missing chunks without reporting them
     assert report.holes == export(other).holes == ("computed://ramp, mip 0, box 0-64",)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     if kind != "tiff":
@@ -82,8 +82,8 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
 @pytest.mark.slow
 @pytest.mark.parametrize("crew", [{"workers": 1}, {"workers": 2}, {"workers": 2, "client": "processes"}])
 @pytest.mark.parametrize("kind", TARGETS)
-def test_who_is_interrupted_keeps_finished_slices_too(tmp_path, monkeypatch, kind, crew):
-    """Of the one region there is, which is not finished."""
+def test_an_interrupt_keeps_finished_slices(tmp_path, monkeypatch, kind, crew):
+    """The only region is unfinished, but some of its slices are complete."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     place = str(tmp_path / TARGETS[kind])
     code = (
@@ -110,7 +110,7 @@ def test_who_is_interrupted_keeps_finished_slices_too(tmp_path, monkeypatch, kin
     assert "slices that were finished are kept: run the same call again to continue" in said, errors
     kept = at_work(tmp_path, "data")
     assert 5 <= len(kept) < 70
-    if "client" not in crew:  # other processes end with the one that they work for
+    if "client" not in crew:  # worker processes end with the main process
         assert at_work(tmp_path, "new") == {}
     assert export(place).complete
     assert export(str(tmp_path / "other" / TARGETS[kind])).complete
@@ -120,8 +120,8 @@ def test_who_is_interrupted_keeps_finished_slices_too(tmp_path, monkeypatch, kin
 
 
 @pytest.mark.parametrize("harm", [b"", None])
-def test_what_was_harmed_before_the_rest_came_is_not_kept(tmp_path, harm):
-    """A region that was done, and of which a file was cut short or lost, is made again with all of its files."""
+def test_damaged_slices_of_an_unfinished_export_are_written_again(tmp_path, harm):
+    """A finished region with a truncated or lost file is written again with all of its files."""
     place = str(tmp_path / "a" / TARGETS["png"])
     parts = {**THICK, "chunks": (32, 64, 64)}
     with pytest.raises(ix.errors.ChunkReadError):
@@ -138,8 +138,8 @@ def test_what_was_harmed_before_the_rest_came_is_not_kept(tmp_path, harm):
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
-def test_what_was_harmed_when_all_was_there_is_not_kept(tmp_path):
-    """The same where the result was complete."""
+def test_damaged_slices_of_a_finished_export_are_written_again(tmp_path):
+    """The same for a complete result."""
     place = str(tmp_path / "a" / TARGETS["png"])
     export(place)
     want = digest(tmp_path / "a")

@@ -47,7 +47,7 @@ def stopped(target, seed=0, **kwargs):
 
 
 @pytest.mark.parametrize(("other", "array"), [(Y, B), ("s{z:03}.tif", A + np.uint8(1))])
-def test_what_another_pattern_replaced_is_not_passed_for_there(tmp_path, other, array):
+def test_slices_replaced_by_another_pattern_are_written_again(tmp_path, other, array):
     theirs = array.values if array is not B else np.moveaxis(B.values, 1, 0)
     export(A, tmp_path / Z)
     export(array, tmp_path / other, overwrite=True)
@@ -61,7 +61,7 @@ def test_what_another_pattern_replaced_is_not_passed_for_there(tmp_path, other, 
         export(array, tmp_path / other)
 
 
-def test_one_file_and_a_stack_with_a_slice_of_its_name(tmp_path):
+def test_a_file_and_a_stack_with_a_slice_of_its_name_are_kept_apart(tmp_path):
     export(A[:1], tmp_path / "s003.tif")
     export(A, tmp_path / Z, overwrite=True)
     with pytest.raises(ix.errors.TargetExistsError, match="replaced files of this call"):
@@ -71,15 +71,15 @@ def test_one_file_and_a_stack_with_a_slice_of_its_name(tmp_path):
         export(A, tmp_path / Z)
 
 
-def test_what_shares_no_file_is_still_there(tmp_path):
+def test_exports_without_common_files_remain_complete(tmp_path):
     export(A, tmp_path / Z)
     export(B, tmp_path / "t{y:03d}.tif")
     export(A[:1], tmp_path / "one.tif")
     assert export(A, tmp_path / Z).tasks == 0
 
 
-def test_what_would_be_replaced_is_asked_for_again(tmp_path):
-    # overwrite=True of an unfinished export was said of what was there then
+def test_replacing_files_of_another_export_needs_overwrite(tmp_path):
+    # overwrite=True of the unfinished export referred to the earlier files
     ix.export(A, tmp_path / "z{z}.png")
     stopped(tmp_path / "z{z}.png", overwrite=True)
     work = list(tmp_path.rglob("*-work-*/data/*"))
@@ -92,7 +92,7 @@ def test_what_would_be_replaced_is_asked_for_again(tmp_path):
     assert ix.export(picture(), tmp_path / "z{z}.png", overwrite=True).skipped > 0
 
 
-def test_files_of_a_stack_that_was_replaced_are_not_removed_with_it(tmp_path):
+def test_files_of_a_replaced_stack_that_others_wrote_remain(tmp_path):
     export(A, tmp_path / Z)
     export(B, tmp_path / Y, overwrite=True)
     with pytest.warns(ix.ImageryWarning, match="7 files beside the 5"):
@@ -101,7 +101,7 @@ def test_files_of_a_stack_that_was_replaced_are_not_removed_with_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_who_shares_files_with_one_that_is_written_now_waits(tmp_path):
+def test_an_export_waits_for_one_with_common_files(tmp_path):
     process = writing(tmp_path, "png")
     with pytest.raises(
         ix.errors.TargetError, match=rf"same names as another export.*\(process {process.pid}, which holds"
@@ -130,12 +130,12 @@ def name_of(folder, pattern):
         ("z_z_{z:02d}.png", "z_z__z_02d_.png"),
     ],
 )
-def test_usual_patterns_are_readable_names(tmp_path, pattern, name):
+def test_usual_patterns_give_readable_manifest_names(tmp_path, pattern, name):
     assert name_of(tmp_path, pattern) == f"{name}.manifest"
 
 
 @pytest.mark.slow
-def test_no_two_patterns_have_one_name(tmp_path):
+def test_different_patterns_have_different_manifest_names(tmp_path):
     patterns = [
         f"{a}{{{field}}}{b}.png"
         for field in ("z", "z:d", "z:03d", "z:03", "z:>3", "z_nm", "z_nm:.0f", "y", "y:03d")
@@ -146,7 +146,7 @@ def test_no_two_patterns_have_one_name(tmp_path):
     assert len(set(names)) == len(set(patterns)) == len(patterns)
 
 
-def test_patterns_that_differ_in_marks_alone_are_apart(tmp_path):
+def test_patterns_that_differ_in_punctuation_have_different_manifest_names(tmp_path):
     stopped(tmp_path / "a b{z}.png")
     assert ix.export(picture(seed=3), tmp_path / "a+b{z}.png").complete
     assert ix.export(picture(), tmp_path / "a b{z}.png").skipped > 0
@@ -160,7 +160,7 @@ def test_patterns_that_differ_in_marks_alone_are_apart(tmp_path):
 
 @pytest.mark.parametrize("harm", ["gone", "empty", "half"])
 @pytest.mark.parametrize("kind", ["tiff", "mp4"])
-def test_one_file_is_complete_without_its_log(tmp_path, kind, harm):
+def test_a_single_file_is_complete_without_its_journal(tmp_path, kind, harm):
     first = run(kind, tmp_path)
     truth = digest(tmp_path)
     log = next(tmp_path.rglob("*.log"))
@@ -173,7 +173,7 @@ def test_one_file_is_complete_without_its_log(tmp_path, kind, harm):
     assert digest(tmp_path) == truth
 
 
-def test_one_file_that_became_a_link_to_nothing_is_made_anew(tmp_path):
+def test_a_file_replaced_by_a_dangling_symlink_is_written_again(tmp_path):
     run("tiff", tmp_path)
     truth = digest(tmp_path)
     (tmp_path / "one.tif").unlink()
@@ -183,7 +183,7 @@ def test_one_file_that_became_a_link_to_nothing_is_made_anew(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tiff", "png"])
-def test_a_folder_where_a_file_was_is_somebodys(tmp_path, kind):
+def test_a_folder_in_place_of_a_file_is_kept(tmp_path, kind):
     run(kind, tmp_path)
     file = tmp_path / sorted(digest(tmp_path))[0]
     file.unlink()
@@ -194,7 +194,7 @@ def test_a_folder_where_a_file_was_is_somebodys(tmp_path, kind):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# manifests that make no sense
+# invalid manifests
 
 
 def manifest(folder):
@@ -252,7 +252,7 @@ SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("precomput
 
 @pytest.mark.parametrize("kind", ["omezarr", "png", *SLOW_KINDS])
 @pytest.mark.parametrize("values", VALUES, ids=str)
-def test_wrong_values_are_told_and_overwrite_begins_anew(tmp_path, complete, kind, values):
+def test_wrong_values_in_a_manifest_are_errors_and_overwrite_starts_again(tmp_path, complete, kind, values):
     complete(kind, tmp_path)
     truth = digest(tmp_path)
     edit(manifest(tmp_path), **values)
@@ -270,7 +270,7 @@ def test_wrong_values_are_told_and_overwrite_begins_anew(tmp_path, complete, kin
 
 @pytest.mark.parametrize("text", [b"", b'{"token": 3', b"\x93\x00\xff", b"null", b"[]", b'"x"', b"{}"])
 @pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
-def test_a_torn_manifest_is_told_and_overwrite_begins_anew(tmp_path, complete, kind, text):
+def test_a_truncated_manifest_is_an_error_and_overwrite_starts_again(tmp_path, complete, kind, text):
     complete(kind, tmp_path)
     truth = digest(tmp_path)
     manifest(tmp_path).write_bytes(text)
@@ -281,7 +281,7 @@ def test_a_torn_manifest_is_told_and_overwrite_begins_anew(tmp_path, complete, k
 
 
 @pytest.mark.parametrize("pattern", ["{z[0]}", "{z:9999999999d}", "{0}", "{z", "{z.real.imag.x}", ""])
-def test_patterns_that_name_nothing_harm_no_neighbour(tmp_path, pattern):
+def test_invalid_patterns_do_not_damage_other_exports(tmp_path, pattern):
     export(A, tmp_path / Z)
     edit(manifest(tmp_path), names={"pattern": pattern, "axis": "z", "count": 3, "resolution": 1, "offset": 0})
     assert export(B, tmp_path / "t{y:03d}.tif").complete
@@ -291,7 +291,7 @@ def test_patterns_that_name_nothing_harm_no_neighbour(tmp_path, pattern):
 
 @pytest.mark.parametrize("end", [".json", ".log"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_in_place_of_a_manifest_is_told(tmp_path, end, overwrite):
+def test_a_folder_in_place_of_a_manifest_is_an_error(tmp_path, end, overwrite):
     run("tiff", tmp_path)
     path = tmp_path / f"one.tif.manifest{end}"
     path.unlink()
@@ -304,7 +304,7 @@ def test_a_folder_in_place_of_a_manifest_is_told(tmp_path, end, overwrite):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# a process that is writing
+# a running export
 
 
 def writing(folder, kind):
@@ -317,7 +317,7 @@ def writing(folder, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kwargs", [{}, {"resume": False}, {"overwrite": True}], ids=str)
-def test_who_is_writing_is_told_first(tmp_path, kwargs):
+def test_a_running_export_is_reported_first(tmp_path, kwargs):
     process = writing(tmp_path, "omezarr")
     try:
         with pytest.raises(ix.errors.TargetError) as caught:
@@ -335,7 +335,7 @@ def test_who_is_writing_is_told_first(tmp_path, kwargs):
 
 
 @pytest.mark.slow
-def test_who_was_writing_and_died_is_not_waited_for(tmp_path):
+def test_an_export_does_not_wait_for_a_dead_one(tmp_path):
     process = writing(tmp_path, "omezarr")
     process.kill()
     process.wait()
@@ -344,12 +344,12 @@ def test_who_was_writing_and_died_is_not_waited_for(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# patterns with a folder a slice
+# patterns with a folder per slice
 
 
 @pytest.mark.parametrize("compression", ["zlib", None])
-def test_files_that_another_root_names_as_well_are_not_passed_for_there(tmp_path, compression):
-    """Where voxels take the same bytes, the size of a file tells nothing."""
+def test_files_written_under_another_root_are_written_again(tmp_path, compression):
+    """Uncompressed files have equal sizes, so that the size does not identify a file."""
     options = {"square": False, "compression": compression, "workers": 1}
     above, below = tmp_path / "a" / "{z}" / "{z}.tif", tmp_path / "a" / "3" / "{z}.tif"
     other = A + np.uint8(1)
@@ -367,7 +367,7 @@ def test_files_that_another_root_names_as_well_are_not_passed_for_there(tmp_path
         ix.export(other, below, **options)
 
 
-def test_folders_of_slices_that_are_no_more_go_with_them(tmp_path):
+def test_empty_folders_of_removed_slices_are_removed(tmp_path):
     pattern = tmp_path / "a" / "{z}" / "{z}.tif"
     export(A, pattern)
     (tmp_path / "a" / "7" / "mine").write_text("")
@@ -382,8 +382,8 @@ def test_folders_of_slices_that_are_no_more_go_with_them(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
-def test_what_appeared_while_a_result_was_brought_to_its_place_is_not_replaced(tmp_path, kind):
-    """The process was killed as that began; then somebody put something there."""
+def test_a_file_that_appears_during_publishing_is_not_replaced(tmp_path, kind):
+    """The process is killed at the start of publishing; then another program creates the target."""
     code = (
         "import os, sys; from tests.support.export_jobs import run\n"
         "sys.modules['imageryxr.export.commit.publish'].move_into_place = lambda *a: os.kill(os.getpid(), 9)\n"
@@ -407,7 +407,7 @@ def test_what_appeared_while_a_result_was_brought_to_its_place_is_not_replaced(t
 
 
 @pytest.mark.parametrize("kind", ["omezarr", "png"])
-def test_bookkeeping_that_a_killed_process_left_half_written_goes(tmp_path, kind):
+def test_half_written_bookkeeping_of_a_killed_process_is_removed(tmp_path, kind):
     target, options = place(kind, tmp_path)
     with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture(fail_above=7), target, workers=1, retries=0, **options)

@@ -36,7 +36,7 @@ def shorter(folder, count=3, **kwargs):
     return ix.export(LONG[-count:], folder / "z{z:02d}.png", overwrite=True, workers=1, **kwargs)
 
 
-def test_the_rest_of_the_longer_one_goes(longer):
+def test_slices_of_a_longer_replaced_stack_are_removed(longer):
     assert shorter(longer).complete
     assert there(longer) == names(0, 1, 2)
     for i in range(3):
@@ -44,7 +44,7 @@ def test_the_rest_of_the_longer_one_goes(longer):
     assert json.loads(next(longer.rglob("*.manifest.json")).read_text())["outdated"] == []
 
 
-def test_what_it_did_not_write_stays(longer):
+def test_files_that_the_export_did_not_write_are_kept(longer):
     own = [*names(9, 10), "z1.png", "notes.png", "z03.tif"]
     for name in own:
         (longer / name).write_bytes(b"mine")
@@ -91,10 +91,10 @@ def test_slices_of_a_longer_stack_of_the_previous_version_go(longer):
     assert there(longer) == names(0, 1, 2)
 
 
-def test_of_a_manifest_that_lists_nothing_all_stays(longer):
+def test_an_empty_manifest_removes_no_files(longer):
     manifest = next(longer.rglob("*.manifest.json"))
     said = json.loads(manifest.read_text())
-    assert said.pop("names")["count"] == 9  # as earlier versions wrote it
+    assert said.pop("names")["count"] == 9  # as written by earlier versions
     assert said.pop("outdated") == []
     manifest.write_text(json.dumps(said))
     with pytest.warns(ix.ImageryWarning, match="6 files beside the 3"):
@@ -102,7 +102,7 @@ def test_of_a_manifest_that_lists_nothing_all_stays(longer):
     assert there(longer) == names(*range(9))
 
 
-def test_nothing_goes_before_the_new_one_is_complete(tmp_path, monkeypatch):
+def test_old_files_are_removed_after_the_new_ones_are_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
     ix.export(array_of(Computed((12, 48, 64))), tmp_path / "z{z:02d}.png")
     broken = array_of(Computed((12, 48, 64), fail_above=4))[:8]
@@ -110,12 +110,12 @@ def test_nothing_goes_before_the_new_one_is_complete(tmp_path, monkeypatch):
     assert report.failed
     assert report.regions, "so that its manifest is in the place of the first one's"
     assert there(tmp_path) == names(*range(12))
-    # another one in its place knows of both
+    # an export that replaces it finds both
     shorter(tmp_path, 2)
     assert there(tmp_path) == names(0, 1)
 
 
-def test_stopped_before_the_rest_was_removed(longer, monkeypatch):
+def test_an_export_stopped_before_the_removal_is_continued(longer, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Workspace, "_remove_outdated", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -133,14 +133,14 @@ def test_a_stack_of_another_place_is_not_replaced(tmp_path):
     assert len(there(tmp_path)) == 7
 
 
-def test_by_coordinate(tmp_path):
+def test_stacks_named_by_nm_are_replaced(tmp_path):
     target = tmp_path / "{z_nm:06.0f}.png"
     ix.export(LONG, target)
     ix.export(LONG[2:5], target, overwrite=True)
     assert there(tmp_path) == [f"{float(z):06.0f}.png" for z in LONG.z[2:5]]
 
 
-def test_a_finished_stack_is_pictures_and_one_hidden_folder(tmp_path):
+def test_a_finished_stack_is_its_pictures_and_one_hidden_folder(tmp_path):
     ix.export(LONG, tmp_path / "z{z:02d}.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".imageryxr", *names(*range(9))]
 
@@ -152,14 +152,14 @@ def test_stacks_of_two_patterns_share_a_hidden_folder(tmp_path):
     assert ix.export(LONG, tmp_path / "a{z:02d}.tif").tasks == 0
 
 
-def test_an_export_that_makes_nothing_leaves_no_hidden_folder(tmp_path):
+def test_a_failed_export_leaves_no_hidden_folder(tmp_path):
     broken = array_of(Computed((9, 16, 16), fail_above=-1))
     with pytest.raises(ix.errors.ChunkReadError):
         ix.export(broken, tmp_path / "z{z:02d}.png", retries=0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_by_the_index_in_the_volume(tmp_path):
+def test_slices_can_be_named_by_their_index_in_the_volume(tmp_path):
     image = volume(np.zeros((3, 4, 4), np.uint8), (8, 8, 40), (7, 11, -1))
     ix.export(image, tmp_path / "z{z_index:03d}.png")
     ix.export(image, tmp_path / "x{x}_{x_index}_{x_nm:.0f}.tif", square=False)

@@ -45,20 +45,20 @@ def checked(process, seconds=600):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "precomputed", "png", "tiffs", "tiff", "mp4"])
-def test_killed_at_random_and_continued(tmp_path, kind):
+def test_an_export_killed_at_random_is_continued(tmp_path, kind):
     checked(python("-m", "tests.support.export_jobs", "random", kind, tmp_path, 20, 1, stdout=-1, stderr=-1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "step"), [("omezarr", 61), ("png", 7), ("ometiff", 7)])
-def test_killed_before_any_of_its_calls(tmp_path, kind, step):
-    # of the system, while it replaces another: also those in which the result is moved to its place
+def test_an_export_killed_before_each_call_is_continued(tmp_path, kind, step):
+    # system calls while it replaces another result, including those that publish it
     checked(python("-m", "tests.support.export_jobs", "calls", kind, tmp_path, step, 0, stdout=-1, stderr=-1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "png"])
-def test_killed_once(tmp_path, kind):
+def test_an_export_killed_once_is_continued(tmp_path, kind):
     code = f"from tests.support.export_jobs import run; run({kind!r}, {str(tmp_path / 'a')!r}, seconds=0.2)"
     process = python("-c", code)
     log = next(iter(_wait_for(tmp_path / "a", "*.manifest.log", lines=1)))
@@ -80,7 +80,7 @@ def test_killed_once(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_the_same_call_finds_that_all_is_there(tmp_path, kind):
+def test_the_same_call_finds_a_complete_result(tmp_path, kind):
     first = run(kind, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and "manifest" not in p.name}
     again = run(kind, tmp_path)
@@ -90,7 +90,7 @@ def test_the_same_call_finds_that_all_is_there(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "precomputed", "png", "tiffs"])
 @pytest.mark.parametrize("harm", ["cut", "gone", "empty", "longer", "changed"])
-def test_a_torn_region_is_made_again(tmp_path, kind, harm):
+def test_a_truncated_region_is_written_again(tmp_path, kind, harm):
     first = run(kind, tmp_path)
     truth = digest(tmp_path)
     files = [n for n in truth if not n.endswith((".json", "info"))]
@@ -110,7 +110,7 @@ def test_a_torn_region_is_made_again(tmp_path, kind, harm):
 
 
 @pytest.mark.parametrize("kind", ["tiff", "mp4"])
-def test_a_torn_file_is_made_again(tmp_path, kind):
+def test_a_truncated_file_is_written_again(tmp_path, kind):
     run(kind, tmp_path)
     truth = digest(tmp_path)
     victim = tmp_path / next(iter(truth))
@@ -125,7 +125,7 @@ def test_files_that_did_not_change_are_not_read_again(tmp_path, monkeypatch):
     assert run("png", tmp_path).tasks == 0
 
 
-def test_metadata_that_were_lost_are_written_again(tmp_path):
+def test_lost_metadata_are_written_again(tmp_path):
     run("omezarr", tmp_path)
     truth = digest(tmp_path)
     for name in ("zarr.json", "1/zarr.json"):
@@ -134,7 +134,7 @@ def test_metadata_that_were_lost_are_written_again(tmp_path):
     assert digest(tmp_path) == truth
 
 
-def test_a_target_that_was_removed_is_made_anew(tmp_path):
+def test_a_removed_target_is_written_again(tmp_path):
     import shutil
 
     first = run("omezarr", tmp_path)
@@ -145,7 +145,7 @@ def test_a_target_that_was_removed_is_made_anew(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
-def test_another_call_is_refused_and_may_replace(tmp_path, kind):
+def test_another_call_is_refused_without_overwrite(tmp_path, kind):
     run(kind, tmp_path)
     before = digest(tmp_path)
     with pytest.raises(ix.errors.TargetExistsError, match=r"of another export .*overwrite=True"):
@@ -157,13 +157,13 @@ def test_another_call_is_refused_and_may_replace(tmp_path, kind):
     assert digest(tmp_path / "b") == {k: v for k, v in digest(tmp_path).items() if not k.startswith("b/")}
 
 
-def test_what_differs_is_told(tmp_path):
+def test_the_error_names_the_differences_between_calls(tmp_path):
     run("omezarr", tmp_path)
     with pytest.raises(ix.errors.TargetExistsError, match="compressor: zstd:1 there, lz4:5 here"):
         run("omezarr", tmp_path, compressor="lz4")
 
 
-def test_an_unfinished_export_is_not_for_another_call(tmp_path):
+def test_an_unfinished_export_is_not_continued_by_another_call(tmp_path):
     broken = picture(fail_above=7)
     target = tmp_path / "z{z}.png"
     with pytest.raises(ix.errors.ChunkReadError, match="broken disk"):
@@ -174,7 +174,7 @@ def test_an_unfinished_export_is_not_for_another_call(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 12
 
 
-def test_resume_false_begins_anew(tmp_path):
+def test_resume_false_writes_everything_again(tmp_path):
     with pytest.raises(ix.errors.ChunkReadError) as caught:
         ix.export(picture(fail_above=7), tmp_path / "z{z}.png", workers=1, retries=0)
     assert "are done and kept: run the same call again" in "".join(caught.value.__notes__)
@@ -182,7 +182,7 @@ def test_resume_false_begins_anew(tmp_path):
     assert report.skipped == 0
 
 
-def test_what_was_not_of_an_export_is_never_taken_for_one(tmp_path):
+def test_files_of_other_programs_are_never_taken_as_results(tmp_path):
     (tmp_path / "o.ome.zarr").mkdir()
     (tmp_path / "o.ome.zarr" / "mine").write_text("x")
     with pytest.raises(ix.errors.TargetExistsError):
@@ -194,7 +194,7 @@ def test_what_was_not_of_an_export_is_never_taken_for_one(tmp_path):
 # failures
 
 
-def test_failed_regions_are_listed_and_made_later(tmp_path):
+def test_failed_regions_are_listed_and_written_by_the_next_call(tmp_path):
     report = ix.export(picture(fail_above=7), tmp_path / "o.zarr", chunks=(2, 16, 16), on_error="collect", retries=1)
     assert not report.complete
     assert {f.error for f in report.failed} == {"could not read computed://ramp: z=8 is on a broken disk"}
@@ -212,7 +212,7 @@ def test_failed_regions_are_listed_and_made_later(tmp_path):
     )
 
 
-def test_if_nothing_could_be_made_nothing_is_left(tmp_path):
+def test_an_export_without_results_leaves_no_files(tmp_path):
     report = ix.export(picture(fail_above=0), tmp_path / "o.zarr", on_error="collect", retries=0)
     assert report.failed
     assert list(tmp_path.iterdir()) == []
@@ -230,7 +230,7 @@ class Shaky(Computed):
         return super().read(mip, box)
 
 
-def test_a_network_that_goes_away_comes_back(tmp_path, monkeypatch):
+def test_an_export_survives_a_lost_connection(tmp_path, monkeypatch):
     Shaky.calls.clear()
     monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (0.05, 0.3, 1.0))
     report = ix.export(array_of(Shaky()), tmp_path / "o.zarr", chunks=(2, 16, 16), workers=2)
@@ -242,7 +242,7 @@ def test_a_network_that_goes_away_comes_back(tmp_path, monkeypatch):
     }
 
 
-def test_a_missing_chunk_is_an_error_at_once_or_a_hole_that_is_counted(tmp_path, sample):
+def test_a_missing_chunk_is_an_error_or_is_counted(tmp_path, sample):
     import shutil
 
     shutil.copytree(sample.path / "image", tmp_path / "em")
@@ -260,8 +260,8 @@ def test_a_missing_chunk_is_an_error_at_once_or_a_hole_that_is_counted(tmp_path,
 
 
 @pytest.mark.parametrize(("kind", "files"), [("omezarr", 50), ("png", 9), ("tiff", 9)])
-def test_a_disk_that_fills_up(tmp_path, kind, files, monkeypatch):
-    """A failing file system: after so many files there is no room."""
+def test_an_export_continues_after_a_full_disk(tmp_path, kind, files, monkeypatch):
+    """A file system that is full after a number of files."""
     fsync, left = os.fsync, [files]
 
     def full(handle):
@@ -294,7 +294,7 @@ def small_disk(folder, size):
 
 
 @pytest.mark.parametrize(("kind", "size"), [("omezarr", "240k"), ("png", "40k")])
-def test_a_disk_that_is_really_full(tmp_path, kind, size):
+def test_an_export_continues_after_a_really_full_disk(tmp_path, kind, size):
     with small_disk(tmp_path / "a", size):
         with pytest.raises(ix.errors.TargetError, match="disk is full"):
             run(kind, tmp_path / "a")
@@ -309,7 +309,7 @@ def test_a_disk_that_is_really_full(tmp_path, kind, size):
 
 
 @pytest.mark.parametrize("kind", ["omezarr", "png"])
-def test_two_exports_of_one_target_at_once(tmp_path, kind):
+def test_of_two_exports_to_one_target_one_is_refused(tmp_path, kind):
     outcomes = []
 
     def one():
@@ -330,14 +330,14 @@ def test_two_exports_of_one_target_at_once(tmp_path, kind):
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
-def test_a_folder_that_appears_while_it_is_looked_at_is_a_folder(tmp_path, monkeypatch):
+def test_a_folder_created_during_the_check_is_accepted(tmp_path, monkeypatch):
     plan = ix.plan_export(picture(), tmp_path / "new" / "o.zarr")
     isdir, asked = os.path.isdir, []
 
     def late(path):
         asked.append(path)
         if len(asked) == 1:
-            os.makedirs(tmp_path / "new")  # by another process, after the question
+            os.makedirs(tmp_path / "new")  # by another process, after the check
             return False
         return isdir(path)
 
@@ -374,7 +374,7 @@ def test_a_truncated_line_of_the_journal_is_skipped():
     assert Entry.parse(b"", "0123456789ab") is None
 
 
-def test_a_manifest_that_makes_no_sense_is_told(tmp_path):
+def test_an_invalid_manifest_is_an_error(tmp_path):
     run("omezarr", tmp_path)
     (tmp_path / MANIFEST[0]).write_text('{"token": 3')
     with pytest.raises(ix.errors.TargetError, match="is not a manifest that this version can read"):
@@ -383,7 +383,7 @@ def test_a_manifest_that_makes_no_sense_is_told(tmp_path):
         Header.parse(b'{"step": [1, 2, 3], "first": [1, 2, 3], "from_the_future": 1}', "x")
 
 
-def test_bookkeeping_stands_apart(tmp_path):
+def test_bookkeeping_lies_beside_the_target(tmp_path):
     for kind in TARGETS:
         run(kind, tmp_path / kind)
         apart = {str(p.relative_to(tmp_path / kind)) for p in (tmp_path / kind).rglob("*manifest*")}
@@ -394,7 +394,7 @@ def test_bookkeeping_stands_apart(tmp_path):
             assert not [p for p in Path(target).rglob("*") if "manifest" in p.name]
 
 
-def test_no_token_is_written_down(tmp_path):
+def test_no_token_is_written_to_disk(tmp_path):
     ix.export(IMAGE, tmp_path / "em.ome.zarr")
     source = replace(resolve_source(tmp_path / "em.ome.zarr", None), token="5ec7e75ec7e7")
     report = ix.export(array_of(source), tmp_path / "out" / "o.zarr")
@@ -404,14 +404,14 @@ def test_no_token_is_written_down(tmp_path):
         assert b"5ec7e7" not in path.read_bytes()
 
 
-def test_a_stack_takes_no_notice_of_another_in_its_folder(tmp_path):
+def test_two_stacks_in_one_folder_are_independent(tmp_path):
     ix.export(picture(), tmp_path / "a{z:02d}.png")
     ix.export(picture(seed=3), tmp_path / "b{z:02d}.png")
     assert len(list(tmp_path.glob("a*.png"))) == len(list(tmp_path.glob("b*.png"))) == 12
     assert ix.export(picture(), tmp_path / "a{z:02d}.png").regions == 0
 
 
-def test_an_array_in_memory_is_known_by_its_values(tmp_path):
+def test_arrays_in_memory_are_identified_by_their_values(tmp_path):
     values = IMAGE.values.copy()
     ix.export(volume(values, layer_type="image"), tmp_path / "o.zarr")
     assert ix.export(volume(values.copy(), layer_type="image"), tmp_path / "o.zarr").regions == 0
@@ -422,10 +422,10 @@ def test_an_array_in_memory_is_known_by_its_values(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what is told meanwhile
+# messages during the export
 
 
-def test_a_bar_where_somebody_looks_and_silence_where_nobody_does(tmp_path, capsys):
+def test_the_progress_bar_appears_only_in_terminals(tmp_path, capsys):
     run("png", tmp_path / "a")
     assert capsys.readouterr().err == ""
     report = run("png", tmp_path / "b", progress=True, seconds=0.01)
@@ -435,7 +435,7 @@ def test_a_bar_where_somebody_looks_and_silence_where_nobody_does(tmp_path, caps
     assert "z{z:03d}.png" in shown
 
 
-def test_an_error_of_a_source_is_not_taken_for_one_of_the_target(tmp_path):
+def test_errors_of_a_source_are_not_errors_of_the_target(tmp_path):
     class Broken(Computed):
         def read(self, mip, box):
             raise PermissionError("not for you")

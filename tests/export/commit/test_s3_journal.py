@@ -38,7 +38,7 @@ def slices(bucket, folder, count=12):
 def test_finished_slices_are_not_drawn_again(bucket, monkeypatch, tmp_path, replacing):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     url, options = bucket.url("s/z{z:03d}.png"), {"square": False, "overwrite": replacing}
-    if replacing:  # then they are collected beside what is there
+    if replacing:  # then slices are collected beside the existing ones
         ix.export(array_of(Computed(**THICK, seed=5)), url)
     code = DYING.replace("export(sys.argv[1])", f"export(sys.argv[1], overwrite={replacing})")
     for count in (6, 4):
@@ -59,7 +59,7 @@ def test_finished_slices_are_not_drawn_again(bucket, monkeypatch, tmp_path, repl
     assert not [name for name in bucket.names() if "-work-" in name]
 
 
-def test_what_another_pattern_replaced_is_not_passed_for_there(bucket, tmp_path):
+def test_slices_replaced_by_another_pattern_are_written_again(bucket, tmp_path):
     truth = {Z: A.values, Y: np.moveaxis(B.values, 1, 0)}
     export(A, bucket.url(Z))
     export(B, bucket.url(Y), overwrite=True)
@@ -73,7 +73,7 @@ def test_what_another_pattern_replaced_is_not_passed_for_there(bucket, tmp_path)
         export(B, bucket.url(Y))
 
 
-def test_slices_that_a_shorter_stack_has_not_go_and_those_of_others_stay(bucket, tmp_path):
+def test_slices_beyond_a_shorter_stack_are_removed_and_others_kept(bucket, tmp_path):
     export(A, bucket.url(Z))
     bucket.client.put_object(Bucket=bucket.name, Key="s099.tif", Body=b"mine")
     with pytest.warns(ix.ImageryWarning, match="1 file beside the 5"):
@@ -110,7 +110,7 @@ def writing(bucket, target, *, seconds=1.0, dead=30.0, seed=0, goes_on=False, **
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
-def test_who_is_writing_is_told_first(bucket):
+def test_a_running_export_is_reported_first(bucket):
     options = {"chunks": (2, 16, 16), "levels": 1}
     with writing(bucket, "o.zarr", **options) as process:
         for kwargs in ({}, {"resume": False}, {"overwrite": True}, {}, {"overwrite": True}):
@@ -120,14 +120,14 @@ def test_who_is_writing_is_told_first(bucket):
             assert f"process {process.pid}" in said
             assert "wait for it to end, or stop it" in said
             assert "overwrite" not in said
-            if kwargs.get("overwrite"):  # a manifest that makes no sense says nothing against it
+            if kwargs.get("overwrite"):  # an invalid manifest does not prevent it
                 bucket.client.put_object(Bucket=bucket.name, Key="o.zarr.manifest.json", Body=b"")
         assert process.poll() is None
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
-def test_who_shares_files_with_one_that_is_written_now_waits(bucket):
+def test_an_export_waits_for_one_with_common_files(bucket):
     with writing(bucket, "z{z:03d}.png") as process, pytest.raises(ix.errors.TargetError) as caught:
         ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True)
     assert re.search(rf"same names as another export.*process {process.pid} on", str(caught.value))
@@ -137,15 +137,15 @@ def test_who_shares_files_with_one_that_is_written_now_waits(bucket):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# who was stopped for a while
+# suspended processes
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
 @pytest.mark.parametrize(("target", "replacing"), [("o.zarr", True), ("o.zarr", False), ("s/{z:02d}.tif", False)])
-def test_who_slept_while_another_took_over_changes_nothing(bucket, target, replacing, other):
-    """As a laptop that was closed, or a machine that was stopped: nobody hears of it, and then it goes on."""
+def test_a_suspended_process_changes_nothing_after_another_took_over(bucket, target, replacing, other):
+    """Like a laptop that is closed: the process is suspended without notice and continues later."""
     options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
     if replacing:
         ix.export(picture(seed=9), bucket.url(target), **options)
@@ -202,8 +202,8 @@ def asleep(*what):
 @pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
 @pytest.mark.parametrize(("target", "replacing"), [("o.zarr", True), ("o.zarr", False), ("s/{z:02d}.tif", False)])
 @pytest.mark.parametrize("count", [1, 6])
-def test_what_was_on_its_way_when_it_fell_asleep_takes_no_place(bucket, target, replacing, other, count):
-    """All that it asked for was answered long ago: whether it may is for the bucket to say."""
+def test_an_upload_of_a_suspended_process_replaces_nothing(bucket, target, replacing, other, count):
+    """The process checked its lease before it was suspended, so that only the bucket's condition can refuse the upload."""
     options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
     if replacing:
         ix.export(picture(seed=9), bucket.url(target), **options)
@@ -221,8 +221,8 @@ def test_what_was_on_its_way_when_it_fell_asleep_takes_no_place(bucket, target, 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
-def test_what_came_under_a_free_name_is_not_passed_for_a_slice_of_another_call(bucket, monkeypatch, tmp_path):
-    """No condition keeps it away: one is asleep with a slice on its way, another begins, and is killed."""
+def test_a_late_upload_is_not_taken_as_a_slice_of_another_call(bucket, monkeypatch, tmp_path):
+    """No condition refuses the upload: one process is suspended during an upload, another starts and is killed."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     url, other = bucket.url("s/z{z:03d}.png"), array_of(Computed(**THICK, seed=1))
     code = DOZING.replace("ix.export(picture()", "ix.export(array").replace(
@@ -261,7 +261,7 @@ def test_what_came_under_a_free_name_is_not_passed_for_a_slice_of_another_call(b
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("needle", [r"\.lock", r"\.manifest\.json"])
 @pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
-def test_nor_does_a_sign_of_life(bucket, needle, other):
+def test_a_late_lease_renewal_changes_nothing(bucket, needle, other):
     options = {"chunks": (2, 16, 16), "levels": 1}
     process = asleep(bucket.url("o.zarr"), "put", needle, 2, False, options)
     with writing(
@@ -278,8 +278,8 @@ def test_nor_does_a_sign_of_life(bucket, needle, other):
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("target", ["o.zarr", "s/z{z:02d}.png", "one.tif"])
-def test_what_was_collected_and_is_lost_is_told_of_before_anything_is_replaced(bucket, monkeypatch, target):
-    """Just before it is copied to its place."""
+def test_lost_slices_are_reported_before_anything_is_replaced(bucket, monkeypatch, target):
+    """The slice is lost just before it is published."""
     ix.export(picture(seed=9), bucket.url(target))
     before = bucket.contents()
     site = sys.modules["imageryxr.export.commit.publish"].BucketSite
@@ -304,8 +304,8 @@ def test_what_was_collected_and_is_lost_is_told_of_before_anything_is_replaced(b
 
 
 @pytest.mark.parametrize("target", ["o.zarr", "s/z{z:02d}.png"])
-def test_what_is_lost_while_it_is_copied(bucket, monkeypatch, target):
-    """What was there before is not untouched any more, and nobody says so."""
+def test_slices_lost_during_the_copy_are_reported(bucket, monkeypatch, target):
+    """The error must not claim that the previous result is untouched."""
     options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
     ix.export(picture(seed=9), bucket.url(target), **options)
     place = sys.modules["imageryxr.export.store.bucket"].Bucket
@@ -332,7 +332,7 @@ def test_what_is_lost_while_it_is_copied(bucket, monkeypatch, target):
 
 
 @pytest.mark.parametrize("target", ["o.zarr", "s/z{z:02d}.png"])
-def test_what_was_lost_after_a_kill_in_the_last_step_is_made_again(bucket, monkeypatch, target):
+def test_slices_lost_after_a_kill_during_publishing_are_written_again(bucket, monkeypatch, target):
     ix.export(picture(seed=9), bucket.url(target))
     before = bucket.contents()
     site = sys.modules["imageryxr.export.commit.publish"].BucketSite

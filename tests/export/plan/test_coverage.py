@@ -32,7 +32,7 @@ WARNED = {
 
 
 @pytest.mark.parametrize("case", WARNED)
-def test_told_where_it_reaches_out(tmp_path, case):
+def test_a_box_that_reaches_out_of_its_volume_warns(tmp_path, case):
     with pytest.warns(ix.ImageryWarning) as told:
         ix.plan_export(WARNED[case](OUT), tmp_path / "o.ome.zarr")
     (said,) = [str(w.message) for w in told]
@@ -56,7 +56,7 @@ def small(depth, size):
         (lambda: ix.overlay(*ix.align(EM, SEG, bbox=INSIDE).data_vars.values(), outline=2), 0),
     ],
 )
-def test_told_where_no_cell_can_be(tmp_path, array, share):
+def test_a_box_that_reaches_out_of_the_segmentation_warns(tmp_path, array, share):
     if not share:
         ix.plan_export(array(), tmp_path / "o.ome.zarr")  # warnings are errors here
         return
@@ -68,7 +68,7 @@ def test_told_where_no_cell_can_be(tmp_path, array, share):
     )
 
 
-def test_what_is_told_to_lie_inside_does(tmp_path):
+def test_a_box_inside_its_volume_does_not_warn(tmp_path):
     cut = ix.crop(EM, OUT)
     with pytest.warns(ix.ImageryWarning, match=r"only \(3, 5, 7\) to \(51, 53, 19\) in voxels of 8 × 8 × 40 nm lies"):
         ix.export(cut, tmp_path / "o.ome.zarr", levels=1)

@@ -53,7 +53,7 @@ def test_bricks_cover_a_region_once(shape, voxels):
 
 
 @given(shape=sizes, granule=sizes, voxels=st.integers(1, 5000))
-def test_pieces_are_whole_granules_in_order(shape, granule, voxels):
+def test_parts_are_whole_granules_in_order(shape, granule, voxels):
     box = IndexBox.of_shape(shape).shift((3, 5, 7))
 
     def granules(part):
@@ -83,11 +83,11 @@ LOCK = threading.Lock()
 CROPS = [((0, 0, 0), (200, 200, 50)), ((5, 9, 3), (131, 120, 37)), ((16, 16, 4), (112, 112, 44))]
 
 
-@pytest.mark.filterwarnings("ignore:the box .* reaches beyond")  # as some of the crops do, to be counted as well
+@pytest.mark.filterwarnings("ignore:the box .* reaches beyond")  # some crops reach out as well
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("target", ["o.zarr", "z{z}.png", "x{x}.png"])
 @pytest.mark.parametrize("start", [1 << 10, 1 << 22])
-def test_what_is_read_is_what_was_planned(tmp_path, crop, target, start, monkeypatch):
+def test_the_planned_reads_are_the_actual_reads(tmp_path, crop, target, start, monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", start)
     shape = (40, 128, 128)
     em = array_of(Counting(shape, chunks=(8, 32, 32)))
@@ -121,7 +121,7 @@ def _count(layer):
 
 
 def test_rereads_stay_small(tmp_path):
-    """The figure of the issue: at most 1.15 times what the box needs, for stacks and for OME-Zarr."""
+    """Stacks and OME-Zarr read at most 1.15 times the voxels of the box."""
     shape = (512, 1024, 1024)
     em = array_of(Computed(shape, chunks=(64, 64, 64)))
     seg = array_of(Computed(shape, chunks=(64, 128, 128), layer_type="segmentation"))
@@ -131,7 +131,7 @@ def test_rereads_stay_small(tmp_path):
         assert len(plan.regions) >= 4
 
 
-def test_a_plan_tells_all(tmp_path):
+def test_a_plan_contains_all_figures(tmp_path):
     plan = ix.plan_export(picture(), tmp_path / "o.ome.zarr", workers=3)
     text, html = repr(plan), plan._repr_html_()
     for word in ("64 × 48 × 12", "regions", "tasks", "computed://ramp", "requests", "before compression", "3 threads"):
@@ -145,21 +145,21 @@ def test_a_plan_tells_all(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_plan_knows_what_is_done(tmp_path, monkeypatch):
+def test_a_plan_lists_finished_regions(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
     with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture(fail_above=7), tmp_path / "z{z}.png", workers=1, retries=0)
     plan = ix.plan_export(picture(), tmp_path / "z{z}.png")
     assert 0 < plan.done < plan.tasks
     assert f"{plan.done} of them done before" in repr(plan)
-    # the cut stays as it was begun, whoever continues
+    # a continued export keeps its regions
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 22)
     assert ix.plan_export(picture(), tmp_path / "z{z}.png", workers=7).regions == plan.regions
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["o.ome.zarr", "z{z}.png", "o.tif"])
-def test_memory_is_about_what_was_planned(tmp_path, target):
+def test_peak_memory_is_close_to_the_plan(tmp_path, target):
     em = array_of(Computed((64, 256, 256), chunks=(32, 64, 64)))
     seg = array_of(Computed((64, 256, 256), chunks=(32, 64, 64), layer_type="segmentation"))
     drawn = ix.overlay(em, seg, outline=3)
@@ -172,7 +172,7 @@ def test_memory_is_about_what_was_planned(tmp_path, target):
     finally:
         tracemalloc.stop()
     planned = plan.peak_memory - PROCESS_BYTES
-    # this source makes its voxels out of larger arrays than those of a file
+    # this source needs larger temporary arrays than a file
     assert peak < 2.5 * planned
     assert planned < 4 * peak
 
@@ -186,7 +186,7 @@ PLANNED = {
 
 
 @pytest.mark.parametrize("kind", PLANNED)
-def test_what_is_written_is_what_was_planned(tmp_path, kind):
+def test_the_planned_files_are_the_written_files(tmp_path, kind):
     target, options = PLANNED[kind]
     target = target.format(tmp_path) if "//" in target else tmp_path / target
     drawn = picture(shape=(16, 64, 64))
@@ -210,11 +210,11 @@ def test_rereads_of_wide_volumes_stay_small_where_there_is_memory(tmp_path, chun
     plan = ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=2, memory="32 GB")
     assert all(r.rereads <= 1.15 for r in plan.reads), plan
     assert plan.peak_memory <= 32e9
-    # and where there is none to spare, a region takes what it may
+    # without spare memory, a region uses its limit
     assert ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=2, memory="4 GB").peak_memory <= 4e9
 
 
-def test_processes_that_would_idle_are_told_of(tmp_path):
+def test_more_workers_than_regions_warn(tmp_path):
     drawn = picture(shape=(12, 48, 64), chunks=(16, 64, 64))
     plan = ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=8)
     assert len(plan.regions) == 1
@@ -223,7 +223,7 @@ def test_processes_that_would_idle_are_told_of(tmp_path):
     assert "will be idle" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=1))
 
 
-def test_what_is_read_many_times_is_told_of(tmp_path):
+def test_chunks_that_are_read_many_times_warn(tmp_path):
     plan = ix.plan_export(
         array_of(Computed((128, 8192, 8192), chunks=(64, 64, 64))), tmp_path / "z{z}.png", memory="1 GB", scratch=False
     )
@@ -236,7 +236,7 @@ def test_what_is_read_many_times_is_told_of(tmp_path):
 
 
 @pytest.mark.parametrize("memory", ["500 MB", "700 MB", "2 GB"])
-def test_regions_fit_into_the_memory_there_is(tmp_path, memory):
+def test_regions_fit_into_the_available_memory(tmp_path, memory):
     em = array_of(Computed((512, 2048, 2048), chunks=(64, 64, 64)))
     seg = array_of(Computed((512, 2048, 2048), chunks=(64, 64, 64), layer_type="segmentation"))
     plan = ix.plan_export(ix.overlay(em, seg), tmp_path / "o.zarr", workers=2, memory=memory)
@@ -262,7 +262,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_work_is_refused_before_it_begins(tmp_path, case):
+def test_impossible_exports_are_refused_before_they_begin(tmp_path, case):
     make, words = REFUSED[case]
     array, target, options = make()
     plan = ix.plan_export(array, tmp_path / target, **options)
@@ -273,11 +273,11 @@ def test_what_cannot_work_is_refused_before_it_begins(tmp_path, case):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_fits_with_bigtiff(tmp_path):
+def test_large_tiff_files_need_bigtiff(tmp_path):
     ix.plan_export(huge((5000, 1000, 1000)), tmp_path / "o.tif", bigtiff=True).validate()
 
 
-def test_a_place_that_cannot_be_written_to(tmp_path):
+def test_an_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ix.errors.TargetError, match="is a file, not a folder"):
         ix.plan_export(picture(), tmp_path / "file" / "o.zarr").validate()
@@ -286,7 +286,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_room_for_what_will_surely_be_written(tmp_path):
+def test_an_export_larger_than_the_disk_is_refused(tmp_path):
     array = huge((200_000, 50_000, 50_000))
     with pytest.raises(ix.errors.TargetError, match=r"it needs 500 TB; .* are free"):
         ix.plan_export(array, tmp_path / "z{z}.tif", compression=None, memory="100 GB").validate()
@@ -296,7 +296,7 @@ def test_no_room_for_what_will_surely_be_written(tmp_path):
 # size
 
 
-def test_a_million_regions_take_no_more_than_one(tmp_path):
+def test_the_memory_of_a_plan_does_not_grow_with_its_regions(tmp_path):
     tracemalloc.start()
     try:
         plan = ix.plan_export(
@@ -307,7 +307,7 @@ def test_a_million_regions_take_no_more_than_one(tmp_path):
         tracemalloc.stop()
     assert len(plan.regions) > 1_000_000 / 16
     assert plan.tasks > 1_000_000 / 16
-    # two small numbers a region, in the account of what is done
+    # two small numbers per region in the journal
     assert peak < 20_000_000 + 32 * plan.tasks
     assert math.prod(plan.regions.counts) == len(plan.regions)
 
@@ -344,8 +344,8 @@ def test_the_plan_notes_where_only_tifffile_reads_the_distance_of_slices(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_cluster_whose_workers_are_on_their_way(tmp_path):
-    """It is planned for them, not for the one or none that is there."""
+def test_a_plan_counts_the_requested_workers_of_a_cluster(tmp_path):
+    """The plan counts the requested workers, not those that have already started."""
     from distributed import Client, LocalCluster
 
     array = array_of(Computed((64, 512, 512), chunks=(4, 64, 64)))
@@ -370,7 +370,7 @@ def test_a_cluster_whose_workers_are_on_their_way(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_need_a_script_that_is_a_file(tmp_path):
+def test_worker_processes_need_a_script_in_a_file(tmp_path):
     code = "import imageryxr as ix\nfrom tests.support.export_jobs import picture\nif __name__ == '__main__':\n"
     code += f"    ix.export(picture(), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=1)\n"
     root = Path(__file__).parents[3]

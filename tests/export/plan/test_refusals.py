@@ -101,7 +101,7 @@ def refusal(array, place, options):
 @pytest.mark.parametrize("kind", ["image", "segmentation", "rgba", "rgb"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TARGETS)
-def test_every_type_is_kept_or_refused_at_once(tmp_path, name, dtype, kind):
+def test_every_dtype_is_kept_or_refused_at_once(tmp_path, name, dtype, kind):
     values = values_of(dtype)
     array = labelled(values, kind)
     target, options = TARGETS[name]
@@ -164,7 +164,7 @@ RAW = {
 
 
 @pytest.mark.parametrize("case", RAW)
-def test_what_is_not_compressed_must_fit_the_disk(tmp_path, monkeypatch, case):
+def test_uncompressed_data_must_fit_on_the_disk(tmp_path, monkeypatch, case):
     target, options, times = RAW[case]
     array = virtual((64, 512, 512))
     takes = int(array.nbytes * times)
@@ -176,7 +176,7 @@ def test_what_is_not_compressed_must_fit_the_disk(tmp_path, monkeypatch, case):
 
 
 @pytest.mark.parametrize("target", ["z{z}.png", "o.zarr", "o.tif", "precomputed://{}/pc"])
-def test_what_is_compressed_may_fit(tmp_path, monkeypatch, target):
+def test_compressed_data_may_be_larger_than_the_disk(tmp_path, monkeypatch, target):
     array = virtual((64, 512, 512))
     place = target.format(tmp_path) if "//" in target else tmp_path / target
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, array.nbytes // 40))
@@ -206,7 +206,7 @@ def test_the_pyramid_of_a_petavoxel_has_fewer_tasks_than_the_volume(tmp_path):
     assert little.tasks > plan.tasks
 
 
-def test_many_files_are_told_of(tmp_path):
+def test_many_files_warn(tmp_path):
     array = array_of(Computed((10_000, 100_000, 100_000), chunks=(64, 512, 512)))
     plan = ix.plan_export(array, tmp_path / "o.ome.zarr", memory="16 GB")
     assert plan.files_to_write > 1e7
@@ -223,8 +223,8 @@ def test_many_files_are_told_of(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_cut_of_coarser_levels_stays_as_it_was_begun(tmp_path):
-    """Whoever continues has other memory, and must not take one region for another."""
+def test_a_continued_export_keeps_the_regions_of_its_coarser_levels(tmp_path):
+    """A continued export may have another memory limit, but its regions must stay the same."""
     source = Computed((8, 512, 512), fail_above=4)
     with pytest.raises(ix.errors.ChunkReadError):
         ix.export(array_of(source), tmp_path / "o.zarr", chunks=(2, 32, 32), workers=1, retries=0, memory="410 MB")
@@ -241,7 +241,7 @@ def test_the_cut_of_coarser_levels_stays_as_it_was_begun(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_nan_counts_as_what_is_not_known(tmp_path, dtype):
+def test_downsampling_ignores_nan(tmp_path, dtype):
     rng = np.random.default_rng(3)
     values = rng.integers(0, 64, (8, 20, 30)).astype(dtype)
     values[rng.random(values.shape) < 0.4] = np.nan
@@ -264,13 +264,13 @@ def test_nan_counts_as_what_is_not_known(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("target", ["o.zarr", "z{z}.png", "o.tif"])
-def test_not_to_resume_begins_anew(tmp_path, target):
+def test_resume_false_starts_again(tmp_path, target):
     array = array_of(Computed())
     first = ix.export(array, tmp_path / target)
     files = {p: p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file() and "manifest" not in p.name}
     assert ix.export(array, tmp_path / target).regions == 0
     for path in list(files)[:1]:
-        path.write_bytes(bytes(len(files[path])))  # torn, of the right size
+        path.write_bytes(bytes(len(files[path])))  # damaged, of the right size
     again = ix.export(array, tmp_path / target, resume=False)
     assert (again.regions, again.skipped) == (first.regions, 0)
     assert {p: p.read_bytes() for p in files} == files

@@ -97,7 +97,7 @@ def test_forty_gigabytes_take_no_more_memory_than_four(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_regions_take_no_more_of_a_scheduler_than_a_hundred(tmp_path):
+def test_the_load_of_the_scheduler_does_not_grow_with_the_regions(tmp_path):
     from distributed import Client, LocalCluster
 
     tasks, grown = {}, {}
@@ -133,7 +133,7 @@ def test_a_hundred_thousand_regions_take_no_more_of_a_scheduler_than_a_hundred(t
 
 
 def test_a_new_format_is_one_class(tmp_path):
-    # what the tests above stand on: a target that knows nothing of manifests, retries or workers
+    # the target of the tests above, which implements no manifests, retries or workers
     plan = planned((128, 1024, 512), tmp_path)
     report = run_plan(plan, overwrite=False, resume=True, retries=0, on_error="raise", progress=False)
     assert report.regions == 4

@@ -56,7 +56,7 @@ def test_boxes_that_reach_out_and_large_volumes_still_work(sample, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["o.ome.zarr", "precomputed://{}/pc"])
-def test_too_many_tasks_to_keep_account_of(tmp_path, target):
+def test_too_many_regions_are_refused(tmp_path, target):
     array = array_of(Computed((10_000, 1_000_000, 1_000_000)))
     place = target.format(tmp_path) if "//" in target else tmp_path / target
     with pytest.raises(

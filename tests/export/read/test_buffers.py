@@ -35,7 +35,7 @@ def small(monkeypatch):
     BUFFERS.clear()
 
 
-def test_memory_that_nobody_looks_at_is_used_again(small):
+def test_unreferenced_buffers_are_reused(small):
     buffers = Buffers()
     first = buffers.empty((10, 20, 30), np.dtype(np.uint64))
     where = first.ctypes.data
@@ -56,7 +56,7 @@ def test_memory_that_nobody_looks_at_is_used_again(small):
     assert buffers.empty((10, 20, 30), np.dtype(np.uint64)).ctypes.data != np.frombuffer(kept, np.uint64).ctypes.data
 
 
-def test_no_two_threads_get_the_same_memory(small):
+def test_threads_never_share_a_buffer(small):
     buffers = Buffers()
 
     def one(number):
@@ -73,7 +73,7 @@ def test_no_two_threads_get_the_same_memory(small):
     assert sum(a.nbytes for a in buffers._held) <= 9 * 70 * 100 * 4
 
 
-def test_idle_memory_does_not_pile_up(small):
+def test_idle_buffers_are_freed(small):
     buffers = Buffers()
     for size in range(1000, 100_000, 1000):
         buffers.empty((size,), np.dtype(np.uint8))
@@ -84,7 +84,7 @@ def test_idle_memory_does_not_pile_up(small):
 
 @pytest.mark.parametrize("part", [1000, 50_000, 10**9])
 @pytest.mark.parametrize("start", [(0, 0, 0), (3, 17, 70)])
-def test_part_by_part_is_as_at_once(sample, small, monkeypatch, part, start):
+def test_reading_in_parts_equals_reading_at_once(sample, small, monkeypatch, part, start):
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", part)
     monkeypatch.setattr(SWEEP, "PART_BYTES", part)
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation, mip=1)
@@ -102,7 +102,7 @@ def test_part_by_part_is_as_at_once(sample, small, monkeypatch, part, start):
 
 
 @pytest.mark.parametrize("kind", ["ids", "rgba"])
-def test_what_comes_of_an_export_is_not_written_over(sample, small, kind):
+def test_results_of_an_export_are_not_overwritten(sample, small, kind):
     seg = ix.open_segmentation(sample.segmentation, mip=1).isel(z=slice(0, 32))
     array = seg if kind == "ids" else ix.overlay(None, seg)
     want = array.compute().values
@@ -114,7 +114,7 @@ def test_what_comes_of_an_export_is_not_written_over(sample, small, kind):
     assert BUFFERS._held == []
 
 
-def test_coarser_levels_do_not_find_it_in_their_way(sample, small, tmp_path, monkeypatch):
+def test_coarser_levels_work_beside_reused_buffers(sample, small, tmp_path, monkeypatch):
     finest, coarser = list[int](), list[int]()
     empty, derive = Buffers.empty, OmeZarr.derive
     monkeypatch.setattr(Buffers, "empty", lambda self, *a: (empty(self, *a), finest.append(len(self._held)))[0])
@@ -127,7 +127,7 @@ def test_coarser_levels_do_not_find_it_in_their_way(sample, small, tmp_path, mon
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["picture", "ids", "own"])
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "zarr2", "precomputed"])
-def test_piece_by_piece_is_as_at_once(tmp_path, monkeypatch, kind, what):
+def test_reading_in_pieces_equals_reading_at_once(tmp_path, monkeypatch, kind, what):
     seg = array_of(Computed((13, 45, 70), layer_type="segmentation"))
     own = (seg.chunk(z=5, y=20, x=33) + np.uint64(1)).astype(np.uint64)
     array = {"picture": picture(shape=(13, 45, 70)), "ids": seg, "own": own}[what]

@@ -87,7 +87,7 @@ def test_each_block_is_computed_once(tmp_path, monkeypatch, target, chunks):
     assert (plan.reads, plan.requests, plan.bytes_to_read) == ((), 0, 0)
 
 
-def test_blocks_that_are_computed_many_times_are_told_of(tmp_path):
+def test_blocks_that_are_computed_many_times_warn(tmp_path):
     array = labelled(
         da.zeros((64, 4096, 4096), chunks=(32, 512, 512), dtype="uint8").map_blocks(lambda b: b, name="thick")
     )
@@ -103,7 +103,7 @@ def test_blocks_that_are_computed_many_times_are_told_of(tmp_path):
 
 
 def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch):
-    """Halos of outlines reach into neighbours: in regions of one recipe, not block by block."""
+    """Halos of outlines reach into neighbouring blocks, so that regions of the whole expression are drawn, not single blocks."""
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 10)
     em, _ = own()
     seg, _ = own(dtype="uint64", name="ids", kind="segmentation")
@@ -112,7 +112,7 @@ def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch
     CALLS.clear()
     report = ix.export(drawn, "memory://", workers=1, memory="1 GB")
     np.testing.assert_array_equal(report.result.values, want)
-    assert max(CALLS.values()) <= 2 * report.regions  # of each of two arrays
+    assert max(CALLS.values()) <= 2 * report.regions  # for each of two arrays
     CALLS.clear()
     plan = ix.plan_export(drawn, tmp_path / "z{z}.png")
     ix.export(drawn, tmp_path / "z{z}.png")
@@ -122,8 +122,8 @@ def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("client", ["threads", "processes"])
-def test_what_blocks_share_is_right_as_well(client):
-    """Tasks that join neighbours, and the same blocks in two branches."""
+def test_shared_tasks_of_blocks_give_the_same_voxels(client):
+    """Tasks that join neighbouring blocks, and blocks that two branches use."""
     array, want = own(function=_plus_seven)
     smooth = array.rolling(z=3, min_periods=1, center=True).max().astype("uint8") // 2 + array // 3
     report = ix.export(smooth, "memory://", client=client, workers=2)
@@ -157,7 +157,7 @@ OTHER = {
 
 @pytest.mark.parametrize("how", MOVED)
 @pytest.mark.parametrize("make", ["picture", "own"])
-def test_a_part_of_a_recipe_is_the_recipe(tmp_path, how, make):
+def test_a_cropped_expression_equals_the_expression_of_a_crop(tmp_path, how, make):
     drawn = _drawn(make)
     move, where = MOVED[how]
     part = move(drawn)
@@ -210,7 +210,7 @@ STEPS = st.lists(
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS, make=st.sampled_from(["picture", "own"]))
-def test_whatever_was_done_the_voxels_are_those_of_dask(steps, make):
+def test_exported_voxels_equal_those_that_dask_computes(steps, make):
     part = _drawn(make)
     for what, dim, a, n in steps:
         if what == "half":
@@ -229,7 +229,7 @@ def test_whatever_was_done_the_voxels_are_those_of_dask(steps, make):
 
 
 @pytest.mark.parametrize("how", OTHER)
-def test_of_what_is_no_part_the_sources_are_told(tmp_path, how):
+def test_sources_of_other_dask_arrays_are_reported(tmp_path, how):
     drawn = picture()
     move, where = OTHER[how]
     part = move(drawn)
@@ -244,8 +244,8 @@ def test_of_what_is_no_part_the_sources_are_told(tmp_path, how):
     np.testing.assert_array_equal(got.values, want)
 
 
-def test_square_pixels_of_a_part_are_a_part_of_those_of_the_whole():
-    """Linear resampling at its border takes in what lies beyond the part."""
+def test_square_pixels_of_a_crop_equal_a_crop_of_square_pixels():
+    """Linear resampling at the border of a part uses voxels beyond it."""
     from imageryxr.ops.square_pixels import square_reader
 
     em = array_of(Computed((6, 20, 30))).chunk({"z": 3, "y": 10, "x": 10})
@@ -259,8 +259,8 @@ def test_square_pixels_of_a_part_are_a_part_of_those_of_the_whole():
 
 @pytest.mark.parametrize("chunks", [{"z": 1}, {"z": 3, "y": 30, "x": 50}, {"z": 2, "x": 7}])
 @pytest.mark.parametrize("target", ["z{z:03d}.png", "o.zarr"])
-def test_thinner_chunks_hide_no_costly_blocks(tmp_path, monkeypatch, chunks, target):
-    """What is rechunked is computed in the blocks that it had before, and regions follow those."""
+def test_rechunked_arrays_are_read_in_their_original_blocks(tmp_path, monkeypatch, chunks, target):
+    """A rechunked array is computed in its original blocks, and regions follow those."""
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 10)
     array, want = own()
     thin = array.chunk(chunks)
@@ -276,8 +276,8 @@ def test_thinner_chunks_hide_no_costly_blocks(tmp_path, monkeypatch, chunks, tar
 
 
 @pytest.mark.slow
-def test_blocks_that_a_cluster_would_shuffle(cluster):
-    """With a Client open dask may rechunk by a shuffle between its workers, which no region can take part in."""
+def test_arrays_rechunked_by_a_shuffle_are_exported(cluster):
+    """With an open Client, dask may rechunk by a shuffle between its workers, which a single region cannot run."""
     import dask
 
     drawn = picture()
@@ -294,7 +294,7 @@ def test_blocks_that_a_cluster_would_shuffle(cluster):
         np.testing.assert_array_equal(found, want // 2)
 
 
-def test_rechunked_is_the_same_call(tmp_path):
+def test_a_rechunked_array_continues_the_same_export(tmp_path):
     ix.export(picture(), tmp_path / "o.zarr")
     assert ix.export(picture().chunk(z=5), tmp_path / "o.zarr").regions == 0
     with pytest.raises(ix.errors.TargetExistsError, match=r"another export \(box: "):
@@ -302,7 +302,7 @@ def test_rechunked_is_the_same_call(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what a cluster keeps
+# blocks persisted on a cluster
 
 PERSISTED = {
     "picture": lambda p: p.persist(),
@@ -326,7 +326,7 @@ def cluster():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", PERSISTED)
-def test_what_was_persisted_is_exported(tmp_path, cluster, how, monkeypatch):
+def test_persisted_arrays_are_exported(tmp_path, cluster, how, monkeypatch):
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 11)
     array = PERSISTED[how](picture().chunk(z=3))
     want = array.compute().values
@@ -339,7 +339,7 @@ def test_what_was_persisted_is_exported(tmp_path, cluster, how, monkeypatch):
     assert cluster.scheduler_info()["workers"]
 
 
-def test_blocks_that_a_cluster_has_lost_are_told_of_first(tmp_path):
+def test_lost_blocks_of_a_cluster_are_an_error_at_the_start(tmp_path):
     from distributed import Client, LocalCluster
 
     with (
@@ -357,15 +357,15 @@ def test_blocks_that_a_cluster_has_lost_are_told_of_first(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_blocks_that_are_there_are_not_computed(tmp_path):
+def test_persisted_blocks_are_not_computed_again(tmp_path):
     plan = ix.plan_export(own(function=_plus_seven)[0].persist(), tmp_path / "o.zarr")
     assert plan.computes == ()
     assert "compute:" not in repr(plan)
 
 
 @pytest.mark.slow
-def test_what_is_in_memory_takes_no_more_of_it(tmp_path):
-    """One block of a gigabyte, of which a region looks at a part."""
+def test_arrays_in_memory_are_not_copied(tmp_path):
+    """A region uses a part of a block of one gigabyte."""
     values = np.broadcast_to(np.uint8(3), (1024, 1024, 1024))
     array = labelled(da.from_array(values, chunks=-1))
     for target in ("o.zarr", "z{z}.png"):
@@ -412,7 +412,7 @@ print(plan.peak_memory, peak)
         ("o.ome.zarr", "uint8", "drawn", "-"),
     ],
 )
-def test_memory_stays_under_what_was_planned(tmp_path, target, dtype, drawn, memory):
+def test_peak_memory_stays_below_the_plan(tmp_path, target, dtype, drawn, memory):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MEASURE, str(tmp_path / target), dtype, drawn, memory],
         capture_output=True, text=True, check=False,

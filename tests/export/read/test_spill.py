@@ -101,7 +101,7 @@ ALONG = {"z{z:03d}.png": "z", "y{y:03d}.tif": "y", "x{x:03d}.png": "x", "one.tif
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ALONG)
 @pytest.mark.parametrize("case", CASES)
-def test_every_voxel_and_each_chunk_once(tmp_path, case, target):
+def test_every_voxel_is_written_and_each_chunk_read_once(tmp_path, case, target):
     make, most = CASES[case]
     axis = ALONG[target]
     array = make(axis)
@@ -117,7 +117,7 @@ def test_every_voxel_and_each_chunk_once(tmp_path, case, target):
 
 
 @pytest.mark.filterwarnings("ignore:the outlines were drawn")
-def test_outlines_across_the_slices_read_what_lies_beside_them(tmp_path):
+def test_outlines_across_slices_read_a_halo(tmp_path):
     array = drawn((20, 192, 448), chunks=(8, 64, 32))
     Counting.fetched.clear()
     plan = ix.plan_export(array, tmp_path / "x{x:03d}.png", workers=2, square=False)
@@ -127,7 +127,7 @@ def test_outlines_across_the_slices_read_what_lies_beside_them(tmp_path):
     np.testing.assert_array_equal(planes("x{x}.png", tmp_path, 2), array.compute().values)
 
 
-def test_a_film(tmp_path):
+def test_a_video_is_written_through_the_scratch_folder(tmp_path):
     import av
 
     def frames(path):
@@ -142,20 +142,20 @@ def test_a_film(tmp_path):
     assert rereads() == 1
     found = frames(tmp_path / "o.mp4")
     assert found.shape == (20, 192, 224, 3)
-    # frame by frame as it should be, as far as a film is
+    # each frame is correct within the loss of the codec
     assert np.abs(found - array.values[..., :3]).mean() < 8
     assert np.abs(found - array.values[::-1, ..., :3]).mean() > 20
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what is told, what is refused
+# messages and refusals
 
 
-def test_the_plan_tells_of_it(tmp_path, monkeypatch):
+def test_the_plan_contains_the_scratch_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", workers=2)
-    # of both regions that are under way, each source's voxels as they are
+    # for both running regions, the voxels of each source
     takes = 2 * 8 * 192 * 224 * 9
     assert plan.scratch.bytes == takes
     assert f"scratch: up to 6.2 MB per worker in {tmp_path}" in repr(plan)
@@ -169,7 +169,7 @@ def test_the_plan_tells_of_it(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_the_folder(tmp_path):
+def test_the_scratch_folder_is_removed(tmp_path):
     def folder(**kwargs):
         return ix.plan_export(drawn(), tmp_path / "z{z}.png", **kwargs).scratch.folder
 
@@ -183,16 +183,16 @@ def test_the_folder(tmp_path):
             folder(scratch=wrong)
 
 
-def test_it_decides_nothing_about_the_bytes(tmp_path):
+def test_scratch_does_not_change_the_files(tmp_path):
     ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png", scratch=tmp_path)
     ix.export(drawn(), tmp_path / "b" / "z{z:02d}.png", scratch=False)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
-    # and is no part of the call
+    # it is not part of the call's identity
     assert ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png").tasks == 0
 
 
-def test_many_threads_share_few_regions(tmp_path, monkeypatch):
-    # each region that is under way takes its part of the disk
+def test_threads_share_regions(tmp_path, monkeypatch):
+    # each running region uses its share of the disk
     array = drawn((80, 192, 224))
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
     assert len(plan.regions) == 10
@@ -217,8 +217,8 @@ class Weighing(Counting):
         return super().read(mip, box)
 
 
-def test_thick_regions_take_no_more_of_the_disk(tmp_path, monkeypatch):
-    # each slice takes two of the source's, and the last of a chunk one of the next: that is read twice for each region
+def test_the_scratch_size_does_not_grow_with_thick_regions(tmp_path, monkeypatch):
+    # each slice needs two source slices, the last one of a chunk one of the next chunk, which each region reads again
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(Weighing, "folder", str(scratch), raising=False)
@@ -230,7 +230,7 @@ def test_thick_regions_take_no_more_of_the_disk(tmp_path, monkeypatch):
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
     assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
     assert plan.regions.step[0] >= 28
-    # two layers of either source, not the eight and more of a region; of each of the regions under way
+    # two layers of each source per running region, not the eight or more of a whole region
     assert plan.scratch.bytes <= plan.slab_settings.at_once * 2 * 8 * 192 * 224 * 9
     Counting.fetched.clear()
     Weighing.most[0] = 0
@@ -242,7 +242,7 @@ def test_thick_regions_take_no_more_of_the_disk(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:the outlines were drawn")
-def test_slices_that_look_at_each_other_are_drawn_together(tmp_path, monkeypatch):
+def test_slices_within_a_halo_are_drawn_together(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "MIN_STRIP_VOXELS", 1 << 18)
     monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None: 50_000_000)
     shape = (40, 2048, 4096)
@@ -254,8 +254,8 @@ def test_slices_that_look_at_each_other_are_drawn_together(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("memories", [(1 << 20, 1 << 30), (1 << 30, 1 << 20)])
-def test_continued_with_other_memory(tmp_path, memories, monkeypatch):
-    # the cut stays as it was begun; where readings wait is decided anew
+def test_an_export_is_continued_with_other_memory(tmp_path, memories, monkeypatch):
+    # a continued export keeps its regions, but not its scratch folder
     failing = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", fail_above=24))
     sound = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 17)
@@ -269,7 +269,7 @@ def test_continued_with_other_memory(tmp_path, memories, monkeypatch):
     np.testing.assert_array_equal(planes("z{z}.tif", tmp_path / "a", 0), sound.compute().values)
 
 
-def test_a_folder_that_is_not_there_or_too_small_is_refused(tmp_path, monkeypatch):
+def test_an_absent_or_small_scratch_folder_is_refused(tmp_path, monkeypatch):
     plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", scratch=tmp_path / "nowhere")
     with pytest.raises(
         ix.errors.TargetError, match="scratch folder .*nowhere cannot be used: No such file.* give scratch="
@@ -334,7 +334,7 @@ def nameless(pid, folder):
 
 
 @pytest.mark.parametrize("done", [0, 2])
-def test_killed_while_it_reads(tmp_path, done):
+def test_an_export_killed_while_reading_is_continued(tmp_path, done):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     process = python(
@@ -358,7 +358,7 @@ def test_killed_while_it_reads(tmp_path, done):
     assert not list(tmp_path.rglob("*-work-*"))
 
 
-def test_a_full_disk_is_told_of_and_no_second_try_is_made(tmp_path):
+def test_a_full_scratch_disk_is_an_error_without_a_retry(tmp_path):
     code = (
         "import resource, imageryxr as ix\n"
         "from tests.export.read.test_spill import slow_export\n"
@@ -378,7 +378,7 @@ def test_a_full_disk_is_told_of_and_no_second_try_is_made(tmp_path):
     assert digest(tmp_path) == {}
 
 
-def test_a_source_that_fails_is_told_of_as_such(tmp_path):
+def test_errors_of_a_source_are_reported_as_such(tmp_path):
     array = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", fail_above=16))
     assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
     with pytest.raises(ix.errors.ChunkReadError, match="is on a broken disk"):
@@ -402,7 +402,7 @@ class Flaky(Computed):
         return super().read(mip, box)
 
 
-def test_a_network_that_is_away_is_no_target_that_cannot_be_written(tmp_path, monkeypatch):
+def test_network_errors_of_a_source_are_not_blamed_on_the_target(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (0.1,))
     array = array_of(Flaky((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
     assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
@@ -415,7 +415,7 @@ def test_a_network_that_is_away_is_no_target_that_cannot_be_written(tmp_path, mo
     np.testing.assert_array_equal(planes("z{z}.tif", tmp_path, 0), array.compute().values)
 
 
-def test_holes_are_reported(tmp_path):
+def test_missing_chunks_are_reported(tmp_path):
     values = np.random.default_rng(0).integers(1, 2**60, (16, 128, 256), np.uint64)
     ix.export(volume(values, layer_type="segmentation"), f"precomputed://{tmp_path}/seg", chunks=(8, 64, 64), levels=1)
     next((tmp_path / "seg").rglob("64-128_0-64_8-16*")).unlink()
@@ -428,8 +428,8 @@ def test_holes_are_reported(tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_in_the_middle_of_a_region(tmp_path):
-    # of which the rest would take minutes: whoever presses Ctrl-C does not wait for that
+def test_an_export_stopped_within_a_region_is_continued(tmp_path):
+    # the rest would take minutes, and Ctrl-C must not wait for it
     code = (
         "from tests.export.read.test_spill import slow_export; "
         f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0.2, shape=(8, 2048, 2048))"
@@ -477,7 +477,7 @@ def test_on_a_cluster_each_worker_uses_its_own_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("client", ["threads", "processes"])
-def test_arrays_in_memory_wait_where_they_are(tmp_path, client, monkeypatch):
+def test_arrays_in_memory_are_not_spilled(tmp_path, client, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     image = np.random.default_rng(0).integers(0, 255, (20, 96, 112), np.uint8)
     em = xr.DataArray(image, dims=("z", "y", "x"), coords=ix.Grid(image.shape, (8, 8, 40), (3, 5, 7)).coords())
@@ -511,14 +511,14 @@ def peak_of(folder, memory):
     plan = ix.plan_export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
     Counting.fetched.clear()
     ix.export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
-    # what getrusage tells of begins with what the process took that started this one
+    # getrusage includes the peak of the parent process before the fork
     status = Path("/proc/self/status").read_text().splitlines()
     (peak,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     return {"peak": peak, "rereads": rereads(), "scratch": plan.scratch and plan.scratch.bytes}
 
 
 @pytest.mark.slow
-def test_memory_is_really_as_little_as_was_said(tmp_path):
+def test_peak_memory_with_scratch_matches_the_plan(tmp_path):
     process = python(
         "import json; from tests.export.read.test_spill import peak_of; "
         f"print(json.dumps(peak_of({str(tmp_path)!r}, '600 MB')))",

@@ -49,7 +49,7 @@ class OnDisk(Computed):
 
 
 class Swapped(OnDisk):
-    """The same with large greys and small ids."""
+    """The same with wide grey values and narrow ids."""
 
     @property
     def dtype(self):
@@ -92,7 +92,7 @@ chunks = st.tuples(st.integers(1, 9), st.integers(1, 33), st.integers(1, 33))
     shape=sizes, chunk=chunks, other=chunks, granule=chunks, outline=st.integers(0, 4), voxels=st.integers(50, 5000),
     data=st.data(),
 )  # fmt: skip
-def test_strips_are_whole_granules_and_hold_all_that_is_drawn(shape, chunk, other, granule, outline, voxels, data):
+def test_strips_are_whole_granules_and_cover_the_region(shape, chunk, other, granule, outline, voxels, data):
     start = [data.draw(st.integers(0, n - 1)) for n in shape]
     box = IndexBox(tuple(start), tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True)))
     read = box_reader(drawn_of(shape, chunk, other, outline or None))
@@ -120,7 +120,7 @@ def test_strips_are_whole_granules_and_hold_all_that_is_drawn(shape, chunk, othe
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_region_is_cut_along_the_axis_that_spares_most(small, axis):
+def test_a_region_is_cut_along_the_axis_that_saves_most_memory(small, axis):
     shape = [16, 48, 48]
     chunk = [shape[a] if a != axis else 8 for a in range(3)]
     expr = box_reader(drawn_of(tuple(shape), tuple(chunk), tuple(chunk), None)).volume.expr
@@ -156,7 +156,7 @@ def test_slices_are_drawn_from_chunks_that_are_read_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "zarr2", "precomputed"])
-def test_exports_are_the_same_and_are_found_done(small, tmp_path, kind):
+def test_exports_with_other_memory_are_equal_and_complete(small, tmp_path, kind):
     drawn = drawn_of((13, 75, 70), (4, 16, 16), (8, 8, 32))
     written = []
     for voxels in (10**9, 3000, 1000):
@@ -174,7 +174,7 @@ def test_exports_are_the_same_and_are_found_done(small, tmp_path, kind):
         np.testing.assert_array_equal(np.moveaxis(zarr.open(target, mode="r")["0"][:], 0, -1), drawn.values)
 
 
-def test_levels_that_meet_by_interpolation(small, sample, tmp_path):
+def test_levels_joined_by_interpolation_are_equal(small, sample, tmp_path):
     em = ix.open_image(sample.image)
     seg = ix.open_segmentation(sample.segmentation, mip=1)
     drawn = ix.overlay(em, ix.regrid(seg, em), outline=3)
@@ -190,7 +190,7 @@ def test_levels_that_meet_by_interpolation(small, sample, tmp_path):
         np.testing.assert_array_equal(found, evaluate(read.volume.expr, box))
 
 
-def test_what_a_source_cannot_give_is_not_told_of_the_target(small, tmp_path):
+def test_errors_of_a_source_do_not_name_the_target(small, tmp_path):
     drawn = drawn_of((12, 64, 64), (4, 16, 16), (4, 16, 16), kind=Broken)
     with pytest.raises(OSError, match="what the source keeps") as caught:
         ix.export(drawn, tmp_path / "o.ome.zarr", chunks=(4, 16, 16), retries=0)
@@ -222,8 +222,8 @@ def test_voxels_that_stay_are_moved_without_a_second_array():
             np.testing.assert_array_equal(values, want[there.slices()])
 
 
-def test_the_largest_is_asked_for_first(small, monkeypatch):
-    """Else what is smaller gets the memory that was kept for it, and all that is held grows."""
+def test_the_largest_buffer_is_allocated_first(small, monkeypatch):
+    """Otherwise a smaller array takes the buffer of a larger one, and the memory grows."""
     asked = []
     empty = type(BUFFERS).empty
     monkeypatch.setattr(type(BUFFERS), "empty", lambda self, *a: (asked.append(empty(self, *a)), asked[-1])[1])
@@ -256,7 +256,7 @@ def in_a_circle():
 
 @pytest.mark.parametrize("retries", [0, 1])
 @pytest.mark.parametrize("error", [on_a_disk, in_a_circle, lambda: KeyError("gone")])
-def test_what_a_dask_array_raises_is_raised(tmp_path, error, retries):
+def test_errors_of_a_dask_array_are_raised(tmp_path, error, retries):
     array = array_of(Computed()).chunk(dict.fromkeys("zyx", 16))
     own = array.copy(data=array.data.map_blocks(failing, error, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)))
     with pytest.raises(type(error()), match=str(error())[-8:]) as caught:
@@ -264,7 +264,7 @@ def test_what_a_dask_array_raises_is_raised(tmp_path, error, retries):
     assert f"try {retries + 1}" in caught.value.__notes__[0]
 
 
-def test_the_plan_tells_of_less_memory(tmp_path):
+def test_the_plan_contains_the_reduced_memory(tmp_path):
     plans = [
         ix.plan_export(
             drawn_of((64, 1024, 1024), (64, 64, 64), (64, 64, 64), kind=kind), tmp_path / "o.ome.zarr", workers=1

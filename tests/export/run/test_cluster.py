@@ -71,13 +71,13 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_any_array_travels(cluster, name):
+def test_every_kind_of_array_is_exported_by_workers(cluster, name):
     array = ARRAYS[name]()
     report = ix.export(array, "memory://", client=cluster)
     np.testing.assert_array_equal(report.result.values, array.values)
 
 
-def test_a_region_brings_only_its_own_voxels(cluster, tmp_path):
+def test_a_task_contains_only_the_voxels_of_its_region(cluster, tmp_path):
     big = volume(np.zeros((64, 256, 256), np.uint8), layer_type="image")
     sent = []
     submit = cluster.submit
@@ -156,7 +156,7 @@ def test_killed_processes_cost_only_their_regions(tmp_path, truth):
     assert digest(tmp_path / "a") == truth
 
 
-def test_errors_come_back_as_they_are(tmp_path, cluster):
+def test_errors_of_workers_keep_their_type(tmp_path, cluster):
     with pytest.raises(ix.errors.ChunkReadError, match="broken disk") as caught:
         ix.export(picture(fail_above=7), tmp_path / "o.zarr", client=cluster, retries=0, **OPTIONS)
     assert any("in task" in note for note in caught.value.__notes__)
@@ -167,14 +167,14 @@ def test_errors_come_back_as_they_are(tmp_path, cluster):
     assert report.skipped > 0
 
 
-def test_memory_of_the_workers_is_asked_for(tmp_path, cluster):
+def test_the_memory_of_workers_is_requested(tmp_path, cluster):
     plan = ix.plan_export(picture(), tmp_path / "o.zarr", client=cluster)
     info = cluster.scheduler_info(n_workers=-1)["workers"]
     assert plan.pool.memory == min(w["memory_limit"] for w in info.values())
     assert "2 × 1 cluster" in repr(plan)
 
 
-def test_no_scheduler_there():
+def test_an_unreachable_scheduler_is_an_error():
     with pytest.raises(ix.errors.TargetError, match="no scheduler answers at tcp://127.0.0.1:9"):
         ix.plan_export(IMAGE, "o.zarr", client="tcp://127.0.0.1:9")
 
@@ -207,7 +207,7 @@ def test_a_scheduler_and_workers_from_the_command_line(tmp_path, truth):
 
 
 @pytest.mark.slow
-def test_a_dead_driver_leaves_no_processes(tmp_path):
+def test_a_killed_driver_leaves_no_worker_processes(tmp_path):
     code = (
         "from tests.support.export_jobs import picture\nimport imageryxr as ix, multiprocessing, sys, threading, time\n"
         "import imageryxr.export\nsys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
@@ -235,7 +235,7 @@ def test_a_dead_driver_leaves_no_processes(tmp_path):
     assert report.complete
 
 
-def test_a_foreign_graph_stays_lazy_until_it_is_written(tmp_path):
+def test_a_users_dask_graph_is_computed_region_by_region(tmp_path):
     calls = []
 
     def block(block_info=None):
@@ -250,8 +250,8 @@ def test_a_foreign_graph_stays_lazy_until_it_is_written(tmp_path):
     assert len(calls) == 8
 
 
-def test_a_script_that_does_not_ask_whether_it_is_main(tmp_path):
-    """Its processes run it from the beginning: that is told at once, by name, and once."""
+def test_a_script_without_a_main_guard_is_an_error(tmp_path):
+    """Its worker processes would run the script again; one error names the script at once."""
     script = tmp_path / "script.py"
     script.write_text(
         "import imageryxr as ix\nfrom tests.support.export_jobs import picture\nprint('begun', flush=True)\n"
@@ -267,7 +267,7 @@ def test_a_script_that_does_not_ask_whether_it_is_main(tmp_path):
     assert not (tmp_path / "o.zarr").exists()
 
 
-def test_a_plan_may_be_made_by_such_a_script(tmp_path):
+def test_a_script_without_a_main_guard_can_plan(tmp_path):
     script = tmp_path / "script.py"
     target = str(tmp_path / "o.zarr")
     script.write_text(
@@ -280,8 +280,8 @@ def test_a_plan_may_be_made_by_such_a_script(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_worker_yet(tmp_path, truth):
-    """What waits says so once, quiet or not, and goes on when somebody comes."""
+def test_an_export_waits_for_workers_with_one_message(tmp_path, truth):
+    """An export that waits reports that once and continues when a worker connects."""
     code = (
         "import sys\nimport imageryxr as ix\nfrom tests.support.export_jobs import picture\n"
         "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
@@ -316,8 +316,8 @@ def test_no_worker_yet(tmp_path, truth):
 
 
 @pytest.mark.slow
-def test_a_dead_scheduler_is_told_in_one_message(tmp_path):
-    """The command line: no traceback, no waiting for ever, and what is done is kept."""
+def test_a_killed_scheduler_is_one_error_message(tmp_path):
+    """The command line prints no traceback, does not wait for ever, and keeps finished regions."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     options = {"env": env, "cwd": ROOT, "text": True}
     scheduler = subprocess.Popen(

@@ -65,7 +65,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_passes_is_tried_again_whatever_the_target_is_called(tmp_path, monkeypatch, name):
+def test_transient_errors_are_retried_for_every_target(tmp_path, monkeypatch, name):
     array = array_of(Computed())
     Failing(monkeypatch, errno.EIO, 1)
     report = ix.export(array, tmp_path / name / "z{z}.tif", workers=1)
@@ -86,7 +86,7 @@ def test_a_full_disk_ends_the_export_at_once(tmp_path, monkeypatch, number):
     assert disk.left == 10**9 - 1
 
 
-def test_errors_of_disks_travel():
+def test_disk_errors_of_workers_keep_their_type():
     there = pickle.loads(pickle.dumps(ix.errors.TargetError("no room", full=True)))
     assert (str(there), there.full) == ("no room", True)
     error = ix.errors.ScratchError("no room", folder="/scratch", reason="it is full", full=True, worker="tcp://a:1")
@@ -102,7 +102,7 @@ def limit(size):
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_another_worker_may_have_room(tmp_path, two_workers, truth):
+def test_a_full_scratch_disk_moves_the_region_to_another_worker(tmp_path, two_workers, truth):
     small = sorted(two_workers.nthreads())[0]
     two_workers.run(limit, 100_000, workers=[small])
     try:
@@ -115,7 +115,7 @@ def test_another_worker_may_have_room(tmp_path, two_workers, truth):
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_where_none_has_room_it_is_said_whose_disk_it_is(tmp_path, two_workers, monkeypatch):
+def test_the_error_names_the_worker_with_the_full_disk(tmp_path, two_workers, monkeypatch):
     monkeypatch.setattr(run, "RETRY_DELAYS", (0.0,))
     two_workers.run(limit, 100_000)
     try:
@@ -147,7 +147,7 @@ def homes(tmp_path, two_workers):
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_workers_are_asked_whether_they_have_the_folder(tmp_path, two_workers, homes):
+def test_the_scratch_folder_is_checked_on_workers(tmp_path, two_workers, homes):
     target = tmp_path / "a" / "z{z:02d}.tif"
     for scheduler in (two_workers, two_workers.scheduler.address):
         plan = ix.plan_export(wide(), target, client=scheduler, scratch="/proc/self/cwd/scratch")
@@ -162,7 +162,7 @@ def test_workers_are_asked_whether_they_have_the_folder(tmp_path, two_workers, h
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_a_folder_that_a_worker_lacks_is_looked_for_at_the_others_only(tmp_path, two_workers, homes, truth):
+def test_a_worker_without_the_scratch_folder_gets_no_regions(tmp_path, two_workers, homes, truth):
     kept = {"overwrite": False, "resume": True, "retries": 9, "on_error": "raise", "progress": False}
     plan = ix.plan_export(wide(), tmp_path / "a" / "z{z:02d}.tif", client=two_workers, scratch="/proc/self/cwd/scratch")
     report = run_plan(plan, **kept)
@@ -177,7 +177,7 @@ def test_a_folder_that_a_worker_lacks_is_looked_for_at_the_others_only(tmp_path,
 
 
 @pytest.mark.parametrize("target", ["o.ome.zarr", "z{z}.png", "memory://"])
-def test_a_mistyped_folder_is_refused_where_it_is_not_needed_this_time(tmp_path, target):
+def test_an_absent_scratch_folder_is_refused_even_if_unused(tmp_path, target):
     place = target if "//" in target else tmp_path / target
     plan = ix.plan_export(array_of(Computed()), place, scratch=tmp_path / "nowhere")
     assert plan.scratch is None

@@ -38,7 +38,7 @@ def box(lo, hi):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# an array ends where it ends
+# there is nothing beyond the end of an array
 
 BASES = ["own image", "own ids", "sources", "ids of sources"]
 
@@ -67,7 +67,7 @@ def step(array, what, dim, start, size):
     if what == "crop":
         return ix.crop(array, inner(array, start, size))
     if what == "regrid" and "rgba" not in array.dims:
-        # of very few voxels regrid refuses to make larger ones
+        # regrid refuses to downsample arrays of very few voxels
         factor = (0.5, 0.75, 2)[start[0] % (3 if min(array.sizes["y"], array.sizes["x"]) > 3 else 2)]
         x, y, z = ix.grid_of(array).resolution
         return ix.regrid(array, (x * factor, y * factor, z)) if array.size < 200_000 else array
@@ -94,12 +94,12 @@ CHAIN = st.lists(
 )
 
 
-# what reaches out of a crop is told of
+# boxes that reach out of a crop warn
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the box")
 @settings(max_examples=150, deadline=None)
 @given(kind=st.sampled_from(BASES), chain=CHAIN)
-def test_whatever_verbs_were_chained_the_voxels_are_those_of_compute(kind, chain):
+def test_exports_of_chained_verbs_equal_compute(kind, chain):
     array = base(kind)
     for what in chain:
         array = step(array, *what)
@@ -119,8 +119,8 @@ CHAINS = {
 @pytest.mark.filterwarnings("ignore:the box")
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("kind", ["own image", "sources"])
-def test_what_is_made_of_a_crop_knows_no_more_than_it(kind, chain):
-    offset = (3, 5, 7) if kind == "sources" else (0, 0, 0)  # where the array begins
+def test_verbs_on_a_crop_read_nothing_beyond_it(kind, chain):
+    offset = (3, 5, 7) if kind == "sources" else (0, 0, 0)  # the first voxels of the array
     array = base(kind)
     moved = array.assign_coords(ix.Grid(SHAPE, RESOLUTION, (0, 0, 0)).coords()) if any(offset) else array
     made = CHAINS[chain](moved)
@@ -128,8 +128,8 @@ def test_what_is_made_of_a_crop_knows_no_more_than_it(kind, chain):
 
 
 @pytest.mark.parametrize(("kind", "cut"), [("own image", False), ("own image", True), ("sources", True)])
-def test_square_pixels_of_a_crop_are_a_crop_of_those_of_the_whole(tmp_path, kind, cut):
-    """As for regrid: what lies beyond a crop counts at its border, whether dask cut it since or not."""
+def test_square_pixels_of_a_crop_equal_a_crop_of_the_square_pixels(tmp_path, kind, cut):
+    """As for regrid, voxels beyond a crop count at its border, whether or not dask has sliced the array since."""
     whole = base(kind)
     first = ix.grid_of(whole).voxel_offset
     low, high = [a + 6 for a in first], [a + n for a, n in zip(first, (30, 24, 10), strict=True)]
@@ -149,8 +149,8 @@ def _stack(folder, suffix):
 
 
 @pytest.mark.parametrize("kind", ["own ids", "ids of sources"])
-def test_a_picture_that_a_verb_gave_is_read_as_that(tmp_path, kind):
-    """Its outlines know what lies beyond a crop, as they do when it is computed, and its sources are told."""
+def test_pictures_of_verbs_are_read_with_their_halo(tmp_path, kind):
+    """Its outlines use the voxels beyond a crop, as compute does, and its sources are reported."""
     drawn = ix.overlay(None, base(kind), outline=4)
     part = ix.crop(drawn, inner(drawn, (9, 9, 3), (16, 14, 5)))
     for array in (drawn, part, part.chunk(z=2)):
@@ -160,13 +160,13 @@ def test_a_picture_that_a_verb_gave_is_read_as_that(tmp_path, kind):
         told = plan.computes if kind == "own ids" else plan.reads
         assert {r.source for r in told} == {"mine" if kind == "own ids" else "computed://ramp"}
         assert bool(plan.computes) == (kind == "own ids")
-    # and the same crop in other blocks is the same call
+    # the same crop in other blocks continues the same export
     ix.export(part, tmp_path / "o.zarr")
     assert ix.export(part.chunk(z=2), tmp_path / "o.zarr").regions == 0
 
 
 # ---------------------------------------------------------------------------------------------------------
-# blocks that are not what the array says
+# blocks of another shape or dtype
 
 VALUES = np.random.default_rng(0).integers(1, 255, (12, 24, 32)).astype(np.uint8)
 
@@ -223,7 +223,7 @@ def made_by(function, dtype=np.uint8, parts=None):
 
 @pytest.mark.parametrize("function", WRONG)
 @pytest.mark.parametrize("target", ["o.ome.zarr", "z{z:03d}.tif", "memory://"])
-def test_a_block_that_is_not_what_the_array_says_is_named(tmp_path, function, target):
+def test_a_block_of_another_shape_or_dtype_is_named(tmp_path, function, target):
     place = target if "//" in target else tmp_path / target
     with pytest.raises(ix.errors.LayerError, match=WRONG[function]) as caught:
         ix.export(made_by(function), place, progress=False)
@@ -232,14 +232,14 @@ def test_a_block_that_is_not_what_the_array_says_is_named(tmp_path, function, ta
 
 
 @pytest.mark.parametrize("function", [_none, _thin, _thick, _real])
-def test_a_part_of_a_wrong_block_is_wrong(function):
+def test_a_crop_of_a_wrong_block_is_an_error(function):
     with pytest.raises(ix.errors.LayerError, match=r"block \(\d, 0, 0\)"):
         exported(ix.crop(made_by(function), box((3, 0, 4), (9, 24, 5))))
 
 
 @pytest.mark.parametrize("function", [_none, _thin, _real])
-def test_wrong_blocks_below_a_verb_are_told_of(function):
-    """Where dask stands on a verb, blocks go through the verb's tasks; computed by dask they must be refused, too."""
+def test_wrong_blocks_below_a_verb_are_errors(function):
+    """If dask operations follow a verb, dask runs the verb's tasks; wrong blocks must be refused there as well."""
     finer = ix.regrid(made_by(function), (4, 4, 40), method="nearest")
     for act in (exported, lambda a: exported(a // 2), lambda a: a.compute()):
         with pytest.raises(ix.errors.LayerError, match=f"of the dask array '{function.__name__.strip('_')}', at z="):
@@ -247,7 +247,7 @@ def test_wrong_blocks_below_a_verb_are_told_of(function):
 
 
 @pytest.mark.parametrize(("given", "said"), [("u1", "u2"), ("u1", "f4"), ("f4", "f8"), ("?", "u1"), (">u2", "<u2")])
-def test_what_holds_all_values_is_converted(given, said):
+def test_safe_dtype_conversions_of_blocks_are_allowed(given, said):
     array = made_by(lambda b: (b % 2 if given == "?" else b).astype(given), np.dtype(said))
     found = exported(array)
     assert found.dtype == said
@@ -269,16 +269,16 @@ class Short:
 @pytest.mark.parametrize(
     ("source", "told"), [(Short(8), r"lacks 3,072 of "), (Short(7), r"\(3, 24, 32\).*\(4, 24, 32\)")]
 )
-def test_every_voxel_is_put(source, told):
+def test_every_voxel_is_written(source, told):
     array = volume(VALUES, RESOLUTION).copy(data=da.from_array(source, chunks=(4, 24, 32), name="file"))
     with pytest.raises(ix.errors.LayerError, match=f"the dask array 'file', .*{told}"):
-        exported(array, workers=1)  # of two at once the second may be the first to fail
+        exported(array, workers=1)  # with two concurrent regions, the second may fail first
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("function", [_none, _thin, _real])
 @pytest.mark.parametrize("client", ["cluster", None, "processes"])
-def test_wrong_blocks_that_a_cluster_keeps(cluster, function, client):
+def test_wrong_persisted_blocks_of_a_cluster_are_errors(cluster, function, client):
     array = made_by(function).persist()
     with pytest.raises(
         ix.errors.LayerError, match=f"of the dask array '{function.__name__.strip('_')}', at z=.* dtype uint8: "
@@ -298,7 +298,7 @@ def cluster():
 
 
 # ---------------------------------------------------------------------------------------------------------
-# blocks without a voxel
+# empty blocks
 
 
 @pytest.mark.parametrize("sizes", [(5, 0, 7), (0, 5, 7), (5, 7, 0), (0, 0, 12), (4, 0, 0, 4, 4)])
@@ -312,7 +312,7 @@ def cluster():
         lambda a: ix.crop(a, box((2, 2, 2), (9, 9, 12))).chunk(z=3),
     ],
 )
-def test_blocks_without_a_voxel(tmp_path, sizes, act):
+def test_empty_blocks_are_skipped(tmp_path, sizes, act):
     parts = da.from_array(VALUES, chunks=(sizes, (0, 24), 10))
     array = act(made_by(lambda b: b, parts=parts))
     want = array.compute().values
@@ -354,8 +354,8 @@ def _written(target, folder, array, options):
 @pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", ["numpy", "dask"])
-def test_byte_orders_make_no_difference(tmp_path, target, dtype, kind):
-    """Whatever is written of values of this machine's order is written of the same in the other: or both are refused."""
+def test_byte_orders_do_not_change_the_files(tmp_path, target, dtype, kind):
+    """Arrays of either byte order give the same files, or both are refused."""
     values = (VALUES.astype("i8") * 100 - 3).astype(dtype)
     swapped = np.dtype(dtype).newbyteorder("S")
     found = []

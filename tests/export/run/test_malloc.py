@@ -22,7 +22,7 @@ JOB, READING, SWEEP = (sys.modules[f"imageryxr.export.{name}"] for name in ("run
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc's thresholds are those of glibc")
 
-# A page is counted when it is touched for the first time since the system gave it.
+# A page fault is counted at the first access to a page.
 FAULTS = """
 import json, resource
 import numpy as np
@@ -59,7 +59,7 @@ def _found(first="", **given):
 
 
 @glibc
-def test_memory_is_not_mapped_anew_for_each_array():
+def test_large_arrays_reuse_mapped_memory():
     before, kept, returned, after = _found(**{TRIM_VARIABLE: "65536"})
     assert before > 50, "dask's setting does that"
     assert kept < before / 10
@@ -69,7 +69,7 @@ def test_memory_is_not_mapped_anew_for_each_array():
 
 @glibc
 @pytest.mark.parametrize("other", [{"MALLOC_MMAP_THRESHOLD_": "100000"}, {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}])
-def test_what_others_chose_stays(other):
+def test_a_malloc_threshold_of_the_user_is_kept(other):
     before, kept, _, after = _found(**{TRIM_VARIABLE: "65536"}, **other)
     assert before > 50
     assert min(kept, after) > before / 2
@@ -77,20 +77,20 @@ def test_what_others_chose_stays(other):
 
 @glibc
 @pytest.mark.parametrize("given", ["", "²", str(2**70)])
-def test_what_is_no_threshold_is_let_be(given):
+def test_invalid_malloc_thresholds_are_ignored(given):
     _found(**{TRIM_VARIABLE: given})
 
 
 @glibc
-def test_who_starts_a_cluster_is_not_changed():
-    """dask leaves the variable in ``os.environ`` of the process that started it, whose malloc never saw it."""
+def test_the_process_that_starts_a_cluster_keeps_its_malloc_settings():
+    """dask sets the variable in ``os.environ`` of the process that started the cluster, whose malloc has not read it."""
     _, kept, _, after = _found("import os; os.environ['MALLOC_TRIM_THRESHOLD_'] = '65536'")
     each = 50 * (1 << 20) // os.sysconf("SC_PAGESIZE")
     assert max(kept, after) < each / 10, "glibc learns by itself"
 
 
 @pytest.mark.slow
-def test_dask_sets_it_where_it_is_looked_for():
+def test_the_malloc_setting_of_dask_is_recognised():
     with (
         distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
@@ -99,13 +99,13 @@ def test_dask_sets_it_where_it_is_looked_for():
     assert found[TRIM_VARIABLE].isdigit()
 
 
-def test_it_is_there_while_it_is_used_and_a_while_longer():
+def test_memory_is_kept_for_a_while_after_its_last_use():
     told = []
     kept = DelayedCleanup(lambda: told.append("begin"), lambda: told.append("end"), 1000)
     with kept.hold():
         with kept.hold():
             pass
-        kept._end_if_idle()  # a timer that comes late
+        kept._end_if_idle()  # a late timer
         assert told == ["begin"], "somebody is at it"
     first = kept._timer
     with kept.hold():
@@ -123,7 +123,7 @@ def test_it_is_there_while_it_is_used_and_a_while_longer():
     assert told[-1] == "in time"
 
 
-def test_what_was_made_stays_made_where_no_thread_can_be_started(monkeypatch):
+def test_memory_is_kept_if_no_thread_can_be_started(monkeypatch):
     def start(self):
         raise RuntimeError("can't start new thread")
 
@@ -135,7 +135,7 @@ def test_what_was_made_stays_made_where_no_thread_can_be_started(monkeypatch):
     assert told == ["begin", "end"]
 
 
-def test_what_could_not_begin_begins_the_next_time():
+def test_a_failed_start_is_tried_again():
     tries = []
 
     def begin():
@@ -151,7 +151,7 @@ def test_what_could_not_begin_begins_the_next_time():
     assert len(tries) == 2
 
 
-def test_a_worker_lets_go_of_what_it_kept(sample, monkeypatch):
+def test_a_worker_frees_its_kept_memory(sample, monkeypatch):
     monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "PART_BYTES", 1000)
@@ -167,11 +167,11 @@ def test_a_worker_lets_go_of_what_it_kept(sample, monkeypatch):
     assert READING.BUFFERS._held == []
 
 
-def test_arrays_that_exports_keep_are_mapped_apart():
+def test_kept_arrays_are_mapped_separately():
     assert MMAP_BYTES < READING.KEPT_BYTES
 
 
-def test_many_threads_begin_once():
+def test_many_threads_start_it_once():
     told = []
     kept = DelayedCleanup(lambda: told.append("begin"), lambda: told.append("end"), 0.05)
     gate = threading.Barrier(8)

@@ -38,7 +38,7 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("crew", [pytest.param(c, marks=[pytest.mark.slow] * (c == "processes")) for c in CREWS])
 @pytest.mark.parametrize("array", ARRAYS)
-def test_told_once_and_reported(tmp_path, array, crew):
+def test_absent_ids_warn_once_and_are_reported(tmp_path, array, crew):
     options = {"chunks": (2, 16, 16), "levels": 2, **CREWS[crew]}
     with pytest.warns(ix.errors.MissingIdsWarning, match=SAID) as told:
         report = ix.export(ARRAYS[array](), tmp_path / "o.ome.zarr", **options)
@@ -51,7 +51,7 @@ def test_told_once_and_reported(tmp_path, array, crew):
 
 
 @pytest.mark.slow
-def test_told_of_a_cluster(tmp_path):
+def test_absent_ids_are_reported_from_a_cluster(tmp_path):
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
@@ -62,7 +62,7 @@ def test_told_of_a_cluster(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["memory://", "s/{z}.png", "s/{y}.tif", "one.tif"])
-def test_told_whatever_is_written(tmp_path, target):
+def test_absent_ids_are_reported_for_every_target(tmp_path, target):
     place = target if target == "memory://" else str(tmp_path / target)
     with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         report = ix.export(ARRAYS["fill"](), place, **({} if target == "memory://" else {"square": False}))
@@ -73,7 +73,7 @@ def test_told_whatever_is_written(tmp_path, target):
     "array",
     [
         lambda: ix.overlay(EM, SEG, ids=THERE),
-        lambda: ix.overlay(EM, SEG, ids=ASKED)[:6],  # they may be in the other half
+        lambda: ix.overlay(EM, SEG, ids=ASKED)[:6],  # the ids may occur in the other half
         lambda: ix.overlay(EM, SEG),
         lambda: EM,
     ],
@@ -85,8 +85,8 @@ def test_nothing_to_tell(tmp_path, array):
 
 
 @pytest.mark.parametrize("array", ["select", "fill"])
-def test_what_a_run_before_had_seen_counts(tmp_path, monkeypatch, array):
-    """Those that its regions have are in the log; the others are nowhere."""
+def test_ids_found_by_an_interrupted_run_count(tmp_path, monkeypatch, array):
+    """The journal lists the ids that its regions contain; the other requested ids do not occur."""
     target, options = tmp_path / "o.ome.zarr", {"chunks": (2, 16, 16), "levels": 1, "workers": 1}
     read = Computed.read
 
@@ -107,7 +107,7 @@ def test_what_a_run_before_had_seen_counts(tmp_path, monkeypatch, array):
     assert report.skipped > 0
     assert report.absent_ids == (12345678901, TOP)
     assert log.read_bytes().startswith(told)
-    # each is noted with the first region that has it
+    # each id is recorded with the first region that contains it
     entries = [msgspec.json.decode(line, type=Entry) for line in log.read_bytes().split(b"\n") if line]
     noted = [i for entry in entries for found in entry.ids.values() for i in found]
     assert sorted(sorted(ASKED)[i] for i in noted) == THERE
@@ -138,12 +138,12 @@ def test_of_regions_without_recorded_ids_nothing_is_known(tmp_path, monkeypatch)
     ],
     ids=["coarser", "a slanted plane", "of blocks"],
 )
-def test_of_what_passes_voxels_by_nothing_is_known(tmp_path, array, target):
+def test_strided_arrays_do_not_warn_of_absent_ids(tmp_path, array, target):
     options = {"chunks": (1, 16, 16), "levels": 1} if "zarr" in target else {"square": False}
     assert ix.export(array(), str(tmp_path / target), workers=1, **options).absent_ids == ()  # warnings are errors here
 
 
-def test_finer_it_is_known(tmp_path):
+def test_ids_are_recorded_at_finer_resolutions(tmp_path):
     with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         report = ix.export(ix.overlay(EM, SEG, ids=ASKED), tmp_path / "{z}.png", square=True)
     with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
@@ -151,13 +151,13 @@ def test_finer_it_is_known(tmp_path):
     assert report.absent_ids == finer.absent_ids == (12345678901, TOP)
 
 
-def test_what_lies_in_a_graph_of_ones_own_warns_by_itself(tmp_path):
+def test_ids_in_a_users_dask_graph_warn_separately(tmp_path):
     with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         report = ix.export(ix.select_ids(SEG, ASKED) + 0, tmp_path / "o.zarr", levels=1, workers=1)
     assert report.absent_ids == ()
 
 
-def test_who_takes_warnings_for_errors_has_the_result(tmp_path):
+def test_with_warnings_as_errors_the_result_is_complete(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ix.errors.MissingIdsWarning, match=SAID):
@@ -168,7 +168,7 @@ def test_who_takes_warnings_for_errors_has_the_result(tmp_path):
     assert (report.tasks, report.absent_ids) == (0, (12345678901, TOP))
 
 
-def test_outside_of_exports_it_is_as_it_was():
+def test_outside_of_exports_absent_ids_warn_as_before():
     with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         found = ARRAYS["select"]().compute()
     np.testing.assert_array_equal(found, np.where(np.isin(SEG.values, THERE), SEG.values, 0))

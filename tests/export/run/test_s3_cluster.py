@@ -82,7 +82,7 @@ def stopped(client, *what):
         pytest.param(True, 12, 1, id="beside it"),
     ],
 )
-def test_a_worker_that_outlived_its_export_writes_into_no_other(bucket, worker, replacing, depth, count):
+def test_a_worker_of_a_dead_export_writes_into_no_other_export(bucket, worker, replacing, depth, count):
     url, other = bucket.url("o.zarr"), picture(seed=1)[:depth]
     if replacing:
         ix.export(picture(seed=9), url, **OPTIONS)
@@ -102,8 +102,8 @@ def test_a_worker_that_outlived_its_export_writes_into_no_other(bucket, worker, 
 
 
 @pytest.mark.slow
-def test_workers_continue_what_another_pattern_had_replaced(bucket, monkeypatch):
-    """The manifest says so no more, which they ask."""
+def test_workers_continue_slices_that_another_pattern_replaced(bucket, monkeypatch):
+    """Workers check the manifest, which no longer lists the slices as complete."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     url = bucket.url("s/z{z:03d}.png")
     process = python("-c", DYING, url, 6)
@@ -115,8 +115,8 @@ def test_workers_continue_what_another_pattern_had_replaced(bucket, monkeypatch)
     assert [bucket.read(f"s/{name}") for name in names] == [bucket.read(f"other/{name}") for name in names]
 
 
-def test_what_travels_asks_the_manifest(bucket):
-    """And what stays asks the lease."""
+def test_tasks_on_workers_check_the_manifest(bucket):
+    """Tasks in the main process check the lease."""
     url = bucket.url("x")
 
     class Lease:
@@ -140,14 +140,14 @@ def test_what_travels_asks_the_manifest(bucket):
     assert away == place
     away.put([("a", b"2"), ("b", b"3")])
     assert lease.asked == 1
-    taken = replace(header, replaced="another")  # some of its files are another's
+    taken = replace(header, replaced="another")  # some of its files belong to another export
     bucket.client.put_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json", Body=taken.to_bytes())
     with pytest.raises(ix.errors.TargetError, match="another one started"):
         pickle.loads(pickle.dumps(place)).put([("a", b"0")])
     other = picture(seed=1)
     ix.export(other, f"{url}/o.zarr", overwrite=True, **OPTIONS)
     with pytest.raises(ix.errors.TargetError, match="another one started: the region .* is not written") as caught:
-        away.put([("a", b"4")])  # it is there: whether it may go is asked now
+        away.put([("a", b"4")])  # it exists; the lease is checked before it is deleted
     assert caught.value.taken
     bucket.client.delete_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json")
     again = pickle.loads(pickle.dumps(place))
@@ -156,8 +156,8 @@ def test_what_travels_asks_the_manifest(bucket):
     assert {k: bucket.read(f"x/y/{k}") for k in "ab"} == {"a": b"2", "b": b"3"}
 
 
-def test_what_is_taken_is_not_tried_again(bucket, monkeypatch):
-    """Also where what failed is to be collected: all of it would."""
+def test_a_lost_lease_is_not_retried(bucket, monkeypatch):
+    """Also with on_error="collect", where every region would fail."""
     tried = []
 
     def taken(self):

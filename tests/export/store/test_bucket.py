@@ -133,7 +133,7 @@ def between(s3, bucket, monkeypatch):
     server.shutdown()
 
 
-def test_an_object_is_replaced_by_who_may(between, bucket):
+def test_an_object_is_replaced_only_by_the_lease_holder(between, bucket):
     place = Bucket(bucket.url("x"))
     assert place.put([("a", b"1"), ("b.gz", b"22")]) == {"a": FileRecord.of(b"1"), "b.gz": FileRecord.of(b"22")}
     assert place.put([("a", b"3")])["a"] == FileRecord.of(b"3")
@@ -152,8 +152,8 @@ def test_an_object_is_replaced_by_who_may(between, bucket):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_what_comes_between_looking_and_sending_stays(bucket, monkeypatch, there):
-    """Whoever put it there has the right to; this process is asked for its own before each try."""
+def test_an_object_created_before_the_upload_is_not_replaced(bucket, monkeypatch, there):
+    """The other writer may own the target; this process checks its lease before each attempt."""
     watch = Watch(3)
     place = Bucket(bucket.url("x"), watch)
     if there:
@@ -172,7 +172,7 @@ def test_what_comes_between_looking_and_sending_stays(bucket, monkeypatch, there
 
 @pytest.mark.parametrize("when", ["break_before", "break_after"])
 @pytest.mark.parametrize("there", [False, True])
-def test_broken_connections(between, bucket, when, there):
+def test_uploads_survive_broken_connections(between, bucket, when, there):
     place = Bucket(bucket.url("x"))
     if there:
         place.put([("a", b"old")])
@@ -182,7 +182,7 @@ def test_broken_connections(between, bucket, when, there):
     assert bucket.read("x/a") == b"new"
 
 
-def test_connections_that_break_for_long(between, bucket, monkeypatch):
+def test_long_outages_end_the_export(between, bucket, monkeypatch):
     monkeypatch.setattr(buckets, "_WAITS", (0.01, 0.01, None))
     between.break_before = 3
     with pytest.raises(ix.errors.TargetError, match="could not write s3://.*x: Generic S3 error"):
@@ -191,15 +191,15 @@ def test_connections_that_break_for_long(between, bucket, monkeypatch):
     assert bucket.names() == []
 
 
-def test_nothing_is_sent_again_by_who_may_not(between, bucket):
+def test_uploads_are_not_repeated_without_the_lease(between, bucket):
     between.break_before = 2
     with pytest.raises(ix.errors.TargetError, match="another took over"):
         Bucket(bucket.url("x"), Watch(2)).put([("a", b"new")])
     assert len(between.uploads) == 1
 
 
-def test_bookkeeping_is_kept_by_nobody_between(bucket):
-    """Google's servers keep what all may read for an hour, unless they are told."""
+def test_bookkeeping_objects_are_not_cached_by_proxies(bucket):
+    """Google's servers cache public objects for an hour unless their metadata forbid it."""
     ix.export(picture(), bucket.url("o.zarr"))
     heads = {name: bucket.client.head_object(Bucket=bucket.name, Key=name) for name in bucket.names()}
     assert {name for name, head in heads.items() if head.get("CacheControl") == "no-store"} == {
@@ -296,7 +296,7 @@ def test_broken_connections_are_not_taken_for_missing_conditional_writes(between
     assert bucket.names() == []
 
 
-def test_an_object_of_many_parts(between, bucket, monkeypatch):
+def test_large_objects_are_uploaded_in_parts(between, bucket, monkeypatch):
     monkeypatch.setattr(buckets, "ONE_REQUEST", 1 << 20)
     place, data = Bucket(bucket.url("x")), np.random.default_rng(0).bytes(12 << 20)
     for _ in range(2):
@@ -312,7 +312,7 @@ def test_one_of_several_exports_takes_a_free_lease(bucket, monkeypatch):
         begin, ended, held = threading.Barrier(3), threading.Barrier(3), []
 
         def late(lease, begin=begin):
-            begin.wait()  # all have looked, and seen nothing
+            begin.wait()  # all processes found no lease
             return create(lease)
 
         def take(ended=ended, held=held):
@@ -334,7 +334,7 @@ def test_one_of_several_exports_takes_a_free_lease(bucket, monkeypatch):
             bucket.client.delete_object(Bucket=bucket.name, Key=name)
 
 
-def test_many_objects_are_deleted_as_long_as_one_may(bucket, monkeypatch):
+def test_objects_are_deleted_only_while_the_lease_is_held(bucket, monkeypatch):
     monkeypatch.setattr(buckets, "MAX_DELETE", 4)
     names = [f"{i:02d}" for i in range(10)]
     Bucket(bucket.url("x")).put((name, b"1") for name in names)
@@ -345,8 +345,8 @@ def test_many_objects_are_deleted_as_long_as_one_may(bucket, monkeypatch):
     assert bucket.names() == []
 
 
-def test_a_server_that_answers_nothing_is_given_up(between, bucket, monkeypatch):
-    """After so much time, not after so many tries, each of which may take minutes."""
+def test_a_silent_server_is_an_error_after_a_time_limit(between, bucket, monkeypatch):
+    """The limit is a time, not a number of attempts, each of which may take minutes."""
     monkeypatch.setattr(buckets, "_WAITS", (*[0.01] * 100, None))
     monkeypatch.setattr(buckets, "_PATIENCE", 0.5)
     between.break_before = 1000
@@ -356,8 +356,8 @@ def test_a_server_that_answers_nothing_is_given_up(between, bucket, monkeypatch)
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_one_file_of_more_than_a_server_copies(between, bucket, monkeypatch, tmp_path, there):
-    """As of 5 GiB: it goes by way of this process, in parts of which there may be so many."""
+def test_files_beyond_the_copy_limit_are_uploaded_again(between, bucket, monkeypatch, tmp_path, there):
+    """From 5 GiB on, the object is downloaded and uploaded in a limited number of parts."""
     if there:
         ix.export(picture(seed=1), bucket.url("o.tif"))
     monkeypatch.setattr(buckets, "MAX_COPY", 1000)
@@ -378,7 +378,7 @@ def test_parts_of_a_large_file():
     assert -(-size // buckets._part_size(size)) <= 10_000
 
 
-def test_a_lease_that_makes_no_sense_is_taken(bucket, impatient):
+def test_an_invalid_lease_is_replaced(bucket, impatient):
     for text in (b"", b"[]", b"{", b"null"):
         bucket.client.put_object(Bucket=bucket.name, Key="o.lock", Body=text)
         with Lease(Bucket(bucket.url("o").rpartition("/")[0]), "o.lock").hold():
@@ -386,8 +386,8 @@ def test_a_lease_that_makes_no_sense_is_taken(bucket, impatient):
         assert bucket.names() == []
 
 
-def test_of_several_that_find_a_holder_dead_one_takes_over(between, bucket, impatient):
-    """None of the others does it again after it, however late."""
+def test_one_of_several_processes_takes_over_a_dead_lease(between, bucket, impatient):
+    """No other process takes the lease over again, however late it tries."""
     place = Bucket(bucket.url("o").rpartition("/")[0])
     dead = json.dumps({"key": "theirs", "host": "another-machine", "pid": 1}).encode()
     place.put([("o.lock", dead)])
@@ -399,7 +399,7 @@ def test_of_several_that_find_a_holder_dead_one_takes_over(between, bucket, impa
         try:
             with lease.hold():
                 held.append(lease)
-                time.sleep(3)  # others look for a sign of life so long
+                time.sleep(3)  # other processes wait so long for a renewal
                 lease.check()
         except ix.errors.TargetError as error:
             refused.append(str(error))
@@ -415,7 +415,7 @@ def test_of_several_that_find_a_holder_dead_one_takes_over(between, bucket, impa
     assert bucket.names() == []
 
 
-def test_zarr_reads_what_was_sent_again(between, bucket, tmp_path):
+def test_zarr_reads_repeated_uploads(between, bucket, tmp_path):
     between.break_before, between.break_after = 2, 2
     assert ix.export(picture(), bucket.url("o.zarr"), workers=2, **OPTIONS).complete
     bucket.fetch(tmp_path)

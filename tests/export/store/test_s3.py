@@ -33,7 +33,7 @@ def put(kind, bucket, **kwargs):
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_the_same_bytes_as_on_a_disk(bucket, tmp_path, kind):
+def test_objects_equal_the_files_of_a_local_export(bucket, tmp_path, kind):
     report = put(kind, bucket)
     assert report.complete
     run(kind, tmp_path)
@@ -45,7 +45,7 @@ def test_the_same_bytes_as_on_a_disk(bucket, tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_independent_readers(bucket, tmp_path):
+def test_other_libraries_read_the_result(bucket, tmp_path):
     from cloudvolume import CloudVolume
 
     truth = picture().values
@@ -80,7 +80,7 @@ def _store(bucket, prefix):
     return S3Store(bucket.name, prefix=prefix, client_options={"allow_http": True})
 
 
-def test_ids_there_and_back(bucket):
+def test_ids_survive_the_bucket(bucket):
     ix.export(FINE, f"precomputed://{bucket.url('ids')}", chunks=(4, 16, 16))
     bucket.open_to_all()
     store = f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/ids"
@@ -88,7 +88,7 @@ def test_ids_there_and_back(bucket):
 
 
 @pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
-def test_what_is_there_stays_until_the_new_is_whole(bucket, kind):
+def test_the_previous_result_stays_until_the_new_one_is_complete(bucket, kind):
     put(kind, bucket)
     before = bucket.contents()
     other = picture(seed=1)
@@ -106,7 +106,7 @@ def test_what_is_there_stays_until_the_new_is_whole(bucket, kind):
     assert put(kind, bucket, array=other).tasks == 0
 
 
-def test_nothing_opens_what_is_not_whole(bucket):
+def test_an_incomplete_result_cannot_be_opened(bucket):
     with pytest.raises(ix.errors.ChunkReadError):
         put("omezarr", bucket, array=picture(fail_above=7), workers=1, retries=0)
     assert "o.ome.zarr/zarr.json" not in bucket.names()
@@ -117,7 +117,7 @@ def test_nothing_opens_what_is_not_whole(bucket):
     assert "o.ome.zarr/zarr.json" in bucket.names()
 
 
-def test_torn_and_lost_objects_are_made_again(bucket):
+def test_truncated_and_lost_objects_are_written_again(bucket):
     put("omezarr", bucket)
     before = bucket.contents()
     chunks = [k for k in before if "/c/" in k]
@@ -128,7 +128,7 @@ def test_torn_and_lost_objects_are_made_again(bucket):
     assert bucket.contents() == before
 
 
-def test_a_bucket_that_is_not_there(bucket):
+def test_an_absent_bucket_is_an_error(bucket):
     with pytest.raises(ix.errors.TargetError, match="could not write s3://no-such-bucket-here"):
         ix.export(picture(), "s3://no-such-bucket-here/o.zarr")
     with pytest.raises(ix.errors.TargetError, match="is a whole bucket"):
@@ -137,7 +137,7 @@ def test_a_bucket_that_is_not_there(bucket):
         ix.export(picture(), "ftp://host/o.zarr")
 
 
-def test_no_secret_is_written_down(bucket):
+def test_no_secret_is_written_to_the_bucket(bucket):
     plan = ix.plan_export(picture(), bucket.url("o.zarr"))
     report = put("omezarr", bucket)
     assert SECRET not in repr(plan) + repr(report)
@@ -166,7 +166,7 @@ def at_once(*calls):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_of_two_exports_at_once_one_is_refused(bucket, impatient, seed, overwrite):
-    """Two of the same call, and of different ones: never a mixture, and never a hole."""
+    """Two equal calls and two different calls never give a mixture or a missing file."""
     if overwrite:
         put("omezarr", bucket, array=picture(seed=7))
     arrays = [picture(seconds=0.4), picture(seconds=0.4, seed=seed)]
@@ -181,8 +181,8 @@ def test_of_two_exports_at_once_one_is_refused(bucket, impatient, seed, overwrit
     assert there == bucket.contents()
 
 
-def test_one_that_joins_is_not_undone_by_one_that_stops(bucket, impatient):
-    # who had just begun removed all that it had put there, and with it what the other one needs
+def test_a_second_export_is_not_undone_by_one_that_stops(bucket, impatient):
+    # the export that had just begun removed its files, including those that the other one needs
     stop = ix.errors.ChunkReadError("stopped")
 
     def first():
@@ -205,7 +205,7 @@ def test_a_lease_of_a_process_elsewhere_that_is_dead_is_taken_over(bucket, impat
     from imageryxr.export.store.bucket import Bucket as Place
     from imageryxr.export.store.lease import Lease
 
-    # machines that go by one name are not one, and no number of a process tells of another's
+    # machines with equal names differ, and process ids are not comparable between machines
     pid = max(psutil.pids()) + 10**6
     holder = {"key": "theirs", "host": socket.gethostname(), "machine": "another", "pid": pid}
     lock = bucket.url("o.ome.zarr").rpartition("/")[0]
@@ -231,7 +231,7 @@ def test_a_lease_of_a_process_of_this_machine_that_is_dead_is_taken_over_at_once
     assert put("omezarr", bucket).complete
 
 
-def test_who_lost_the_lease_brings_nothing_to_its_place(bucket, impatient):
+def test_a_process_without_the_lease_publishes_nothing(bucket, impatient):
     import json
 
     from imageryxr.export.store.bucket import Bucket as Place
@@ -250,7 +250,7 @@ def test_who_lost_the_lease_brings_nothing_to_its_place(bucket, impatient):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
-def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):
+def test_a_killed_export_is_continued(bucket, kind, tmp_path, monkeypatch):
     target, options = TARGETS[kind]
     code = (
         "import sys, imageryxr as ix, imageryxr.export.commit.journal as m\nfrom tests.support.export_jobs import picture\n"
@@ -271,8 +271,8 @@ def test_killed_and_continued(bucket, kind, tmp_path, monkeypatch):
     assert found == bucket.contents()
 
 
-def test_no_such_bucket(bucket):
-    """What the server says, without its XML."""
+def test_the_error_for_an_absent_bucket_contains_the_servers_reason(bucket):
+    """The message of the server, without its XML."""
     with pytest.raises(ix.errors.TargetError) as caught:
         ix.export(picture(), "s3://no-such-bucket/o.zarr", retries=0)
     assert str(caught.value) == (
@@ -295,7 +295,7 @@ def test_no_such_bucket(bucket):
         ),
     ],
 )
-def test_what_a_server_says(said, told):
+def test_the_error_contains_the_servers_reason(said, told):
     from imageryxr.export.store.bucket import _bucket_errors
 
     with pytest.raises(ix.errors.TargetError) as caught, _bucket_errors("s3://b/x"):

@@ -51,7 +51,7 @@ def test_coloured_slices_keep_few_colours_exactly(tmp_path, axis):
     assert abs(read.astype(int) - truth).max() <= 8
 
 
-def test_what_is_no_film_is_our_own_error(tmp_path):
+def test_arrays_that_are_no_film_are_an_error_of_imageryxr(tmp_path):
     with pytest.raises(OptionError, match=r"fps=0 must be"):
         ix.export(stack(np.zeros((2, 3, 4), np.uint8)), tmp_path / "a.gif", fps=0)
     with pytest.raises(OptionError, match="cannot be frames of a GIF"):

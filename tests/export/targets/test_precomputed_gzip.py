@@ -83,7 +83,7 @@ def test_colours_that_tensorstore_wrote(tmp_path, encoding):
 
 
 @pytest.mark.parametrize(("name", "encoding"), [("rgba", "raw"), ("ids", "compressed_segmentation")])
-def test_gzipped_it_is_smaller_and_the_same_voxels(tmp_path, name, encoding):
+def test_gzip_keeps_the_voxels_and_is_smaller(tmp_path, name, encoding):
     array = ARRAYS[name]
     for gzip in (False, True):
         ix.export(array, f"precomputed://{tmp_path}/{gzip}", encoding=encoding, gzip=gzip, chunks=(4, 16, 16), levels=2)
@@ -97,7 +97,7 @@ def test_gzipped_it_is_smaller_and_the_same_voxels(tmp_path, name, encoding):
         np.testing.assert_array_equal(ix.open_segmentation(f"precomputed://{tmp_path}/True").values, array.values)
 
 
-def test_voxels_that_begin_as_gzip_does(tmp_path):
+def test_voxels_that_start_like_a_gzip_header_are_kept(tmp_path):
     array = volume(np.tile(np.array([0x1F, 0x8B, 8, 0], np.uint8), (4, 8, 4)), (8, 8, 40), layer_type="image")
     ix.export(array, f"precomputed://{tmp_path}/pc", chunks=(4, 8, 8), levels=2)
     np.testing.assert_array_equal(by_cloudvolume(tmp_path / "pc")[..., 0].T, array.values)
@@ -124,6 +124,6 @@ def test_gzip_makes_another_call_of_uncompressed_encodings_only(tmp_path):
         ({"quality": True, "encoding": "jpeg"}, "from 1 to 100"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(tmp_path, options, said):
+def test_options_without_effect_are_refused(tmp_path, options, said):
     with pytest.raises(ix.errors.OptionError, match=said):
         ix.plan_export(IMAGE, f"precomputed://{tmp_path}/pc", **options)

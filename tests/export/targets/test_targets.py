@@ -94,14 +94,14 @@ def test_a_chunk_has_the_bytes_that_zarr_gives_it(tmp_path, version, compressor)
             z, y, x = map(int, key.split("/")[-3:])
             box = IndexBox((2 * z, 16 * y, 16 * x), (2 * z + 2, 16 * y + 16, 16 * x + 16)).clip(ix.grid_of(array).box)
             theirs = stored._encode_with_zarr(key, box, values[box.slices()])
-            if compressor == "gzip:3":  # which holds the time, and what wrote it
+            if compressor == "gzip:3":  # the header contains the time and the writer
                 data, theirs = gzip.decompress(data), gzip.decompress(theirs)
             assert data == theirs
 
 
 @pytest.mark.parametrize("compressor", ["zstd", "gzip:3", None, "lz4"])
 @pytest.mark.parametrize("options", [{}, {"shards": (4, 32, 16)}, {"version": "0.4"}])
-def test_what_a_pyramid_is_made_from_is_what_was_written(tmp_path, options, compressor):
+def test_a_pyramid_is_computed_from_the_written_voxels(tmp_path, options, compressor):
     rng = np.random.default_rng(0)
     for name, array in ARRAYS.items():
         plan = ix.plan_export(array, tmp_path / "o.ome.zarr", chunks=(2, 16, 16), compressor=compressor, **options)
@@ -117,7 +117,7 @@ def test_what_a_pyramid_is_made_from_is_what_was_written(tmp_path, options, comp
 
 @pytest.mark.parametrize("compressor", ["zstd", "gzip:3", None, "lz4", "shards of lz4"])
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: bytes(len(data)), lambda data: b""])
-def test_a_damaged_object_is_named_when_a_pyramid_is_made_from_it(tmp_path, monkeypatch, compressor, damage):
+def test_a_pyramid_names_a_damaged_object(tmp_path, monkeypatch, compressor, damage):
     if compressor is None and len(damage(b"12345")) == 5:
         pytest.skip("zeros are voxels")
     kw = {"compressor": compressor}
@@ -139,7 +139,7 @@ def test_a_damaged_object_is_named_when_a_pyramid_is_made_from_it(tmp_path, monk
 
 
 @pytest.mark.parametrize("options", [{}, {"shards": (4, 32, 16)}, {"version": "0.4"}])
-def test_gzip_does_not_tell_the_time(tmp_path, monkeypatch, options):
+def test_gzip_files_contain_no_time(tmp_path, monkeypatch, options):
     made = []
     for moment in (1e9, 2e9):
         monkeypatch.setattr(time, "time", lambda moment=moment: moment)
@@ -149,7 +149,7 @@ def test_gzip_does_not_tell_the_time(tmp_path, monkeypatch, options):
     assert made[0] == made[1]
 
 
-def test_omezarr_shards_are_fewer_files(tmp_path):
+def test_shards_of_omezarr_reduce_the_number_of_files(tmp_path):
     array = array_of(Computed((16, 64, 64)))
     ix.export(array, tmp_path / "a.zarr", chunks=(4, 16, 16), levels=1)
     ix.export(array, tmp_path / "b.zarr", chunks=(4, 16, 16), shards=(8, 32, 32), levels=1)
@@ -159,7 +159,7 @@ def test_omezarr_shards_are_fewer_files(tmp_path):
 
 @pytest.mark.parametrize("target", ["o.ome.zarr", "precomputed://{}/pc"])
 @pytest.mark.parametrize("name", ["grey", "ids", "rgba", "deep"])
-def test_a_level_made_in_parts_is_that_made_at_once(tmp_path, name, target, monkeypatch):
+def test_a_level_computed_in_parts_equals_one_computed_at_once(tmp_path, name, target, monkeypatch):
     options = {"chunks": (2, 4, 8)} if "//" in target else {"chunks": (1, 4, 8), "shards": (2, 8, 16)}
     array = ARRAYS[name].isel(z=slice(0, 5), y=slice(0, 21), x=slice(0, 31))
     whole, parts = (
@@ -177,7 +177,7 @@ def test_a_level_made_in_parts_is_that_made_at_once(tmp_path, name, target, monk
 @pytest.mark.parametrize("ids", [False, True])
 def test_a_level_takes_the_memory_that_was_planned(tmp_path, options, ids):
     """A coarse voxel derives from up to eight finer ones; the finer voxels of a whole shard are never in memory."""
-    # in a process of its own: threads that other tests left behind would be counted
+    # in a new process, because threads of other tests would be counted
     code = f"from tests.support.export_jobs import level_memory; level_memory({str(tmp_path)!r}, {options!r}, {ids!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak, planned, size = json.loads(done.stdout.splitlines()[-1])
@@ -185,15 +185,15 @@ def test_a_level_takes_the_memory_that_was_planned(tmp_path, options, ids):
     assert planned < (6 if "shards" in options else 30) * size
 
 
-def test_a_plan_counts_what_the_levels_take(tmp_path):
+def test_a_plan_counts_the_memory_of_levels(tmp_path):
     array = array_of(Computed((512, 512, 512)))
     small, large = (ix.plan_export(array, tmp_path / "o.zarr", levels=n, chunks=(256, 256, 256)) for n in (1, 2))
     assert large.peak_memory > 1.2 * small.peak_memory
 
 
 @pytest.mark.parametrize("name", ["grey", "ids", "rgba", "deep"])
-def test_a_coarser_level_is_the_one_below_shrunk(tmp_path, name):
-    # odd sizes too: half a voxel at the edge follows from what there is of it
+def test_each_level_is_the_downsampled_finer_one(tmp_path, name):
+    # with odd sizes, the last voxel is computed from the available half
     array = ARRAYS[name].isel(z=slice(0, 3), y=slice(0, 19), x=slice(0, 23))
     ix.export(array, tmp_path / "o.zarr", chunks=(2, 8, 8), levels=2)
     group = zarr.open_group(tmp_path / "o.zarr", mode="r")
@@ -214,7 +214,7 @@ def test_a_coarser_level_is_the_one_below_shrunk(tmp_path, name):
             assert abs(float(value) - block.astype(float).mean()) <= 0.5
 
 
-def test_omezarr_says_how_it_is_to_be_shown(tmp_path):
+def test_omezarr_contains_the_display_range(tmp_path):
     ix.export(GREY16.assign_attrs(contrast_limits=(100, 4000)), tmp_path / "o.zarr")
     ome = json.loads((tmp_path / "o.zarr" / "zarr.json").read_text())["attributes"]["ome"]
     assert ome["omero"]["channels"][0]["window"] == {"start": 100, "end": 4000, "min": 100, "max": 4000}
@@ -243,7 +243,7 @@ def test_precomputed(tmp_path, name):
     assert vol.num_channels == (4 if name == "rgba" else 1)
     opened = ix.open_multiscale(f"precomputed://{tmp_path}/pc") if name != "rgba" else None
     if opened is not None:
-        # every level covers the array, and lies where the one below does
+        # every level covers the array and starts at the same corner
         for child in opened.children.values():
             level = ix.grid_of(child)
             for axis, whole in zip(level.axes, grid.axes, strict=True):
@@ -252,7 +252,7 @@ def test_precomputed(tmp_path, name):
                 assert whole.edges()[0] - axis.edges()[0] < axis.resolution
 
 
-def test_precomputed_levels_lie_where_they_should(tmp_path):
+def test_levels_of_precomputed_have_the_right_positions(tmp_path):
     ramp = volume(np.tile(np.arange(40, dtype=np.float32), (4, 12, 1)), (8, 8, 40), (3, 4, 0), layer_type="image")
     ix.export(ramp, f"precomputed://{tmp_path}/pc", levels=3, chunks=(4, 8, 8))
     tree = ix.open_multiscale(f"precomputed://{tmp_path}/pc")
@@ -276,7 +276,7 @@ def test_precomputed_encodings(tmp_path):
         ix.export(grey, f"precomputed://{tmp_path}/x", encoding="compressed_segmentation")
 
 
-def test_precomputed_holds_no_half_voxels(tmp_path):
+def test_half_voxel_offsets_are_refused_by_precomputed(tmp_path):
     half = volume(np.ones((2, 4, 4), np.uint8), (8, 8, 40), (0.5, 0, 0), layer_type="image")
     with pytest.raises(ix.errors.OptionError, match=r"begins at voxel \(0\.5, 0, 0\).*regrid"):
         ix.export(half, f"precomputed://{tmp_path}/pc")
@@ -339,8 +339,8 @@ def test_tiff_file(tmp_path, name, options, suffix):
     assert report.complete
 
 
-def test_bigtiff_says_how_large_a_pixel_is(tmp_path):
-    # it is no ImageJ TIFF, whatever the voxels: then nm per pixel without a unit is understood by nobody
+def test_bigtiff_contains_the_pixel_size(tmp_path):
+    # not an ImageJ TIFF, in which no reader would understand nm per pixel without a unit
     ix.export(IMAGE, tmp_path / "o.tif", bigtiff=True)
     with tifffile.TiffFile(tmp_path / "o.tif") as file:
         tags = file.pages[0].tags
@@ -350,7 +350,7 @@ def test_bigtiff_says_how_large_a_pixel_is(tmp_path):
         assert 1e7 / (count / per) == pytest.approx(ix.grid_of(IMAGE).resolution[0])
 
 
-def test_png_says_how_large_a_pixel_is(tmp_path):
+def test_png_contains_the_pixel_size(tmp_path):
     ix.export(IMAGE, tmp_path / "z{z}.png")
     dpi = Image.open(tmp_path / "z0.png").info["dpi"]
     assert 0.0254 / dpi[0] * 1e9 == pytest.approx(8, rel=1e-6)
@@ -384,7 +384,7 @@ def test_square_pixels(tmp_path, axis, name):
         np.testing.assert_array_equal(found, ix.regrid(array, (8, 8, 8)).values)
 
 
-def test_square_leaves_what_is_square(tmp_path):
+def test_square_keeps_square_pixels(tmp_path):
     ix.export(GREY16, tmp_path / "{z}.tif", square=True)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "2.tif"), GREY16.values[2])
 
@@ -397,7 +397,7 @@ def test_square_leaves_what_is_square(tmp_path):
 def test_video(tmp_path, suffix):
     import av
 
-    # smooth, as codecs keep no noise
+    # smooth, because codecs do not preserve noise
     ramp = np.add.outer(np.arange(7) * 20, np.add.outer(np.arange(33) * 2, np.arange(65))).astype(np.uint8)
     report = ix.export(volume(ramp, layer_type="image"), tmp_path / f"film.{suffix}", fps=7, crf=4)
     assert report.bytes_written == (tmp_path / f"film.{suffix}").stat().st_size
@@ -423,7 +423,7 @@ def test_a_video_is_encoded_once(tmp_path, monkeypatch):
     assert len(opened) == 1
 
 
-def test_videos_of_equal_and_of_different_frames_are_told_apart(tmp_path):
+def test_videos_of_equal_frames_have_all_frames(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         ix.export(picture(seed=seed), tmp_path / name / "film.mp4")
     first, same, other = (digest(tmp_path / name) for name in "abc")
@@ -447,7 +447,7 @@ def test_video_keeps_colours(tmp_path):
             assert np.abs(shown.astype(int) - color).mean() < 8
 
 
-def test_video_over_black_where_it_is_transparent(tmp_path):
+def test_transparent_pixels_of_a_video_are_black(tmp_path):
     import av
 
     clear = ix.outline(array_of(Computed((2, 32, 32), layer_type="segmentation")), width=2) * 0
@@ -476,7 +476,7 @@ def test_masks_are_black_and_white_in_slices_and_counted_in_volumes(tmp_path):
 
 @pytest.mark.parametrize("target", ["{z}.png", "{z}.tif", "o.tif", "o.mp4", "o.ome.zarr", "memory://"])
 @pytest.mark.parametrize("order", [[2, 1, 0, 3], [1, 2, 3], [3]])
-def test_colours_in_another_order_are_not_taken_for_red_green_blue(tmp_path, target, order):
+def test_channels_in_another_order_are_not_taken_as_rgb(tmp_path, target, order):
     array = ARRAYS["rgba"].compute().isel(rgba=order)
     with pytest.raises(
         ix.errors.LayerError, match=rf"order r, g, b, a, but this array has {', '.join('rgba'[i] for i in order)}:"
@@ -495,7 +495,7 @@ def test_colours_in_another_order_are_not_taken_for_red_green_blue(tmp_path, tar
     ],
     ids=["PNG of RGB", "PNG of 16 bits", "film of RGB", "TIFF of two", "TIFF of one"],
 )
-def test_colours_that_a_format_has_not_are_refused_with_what_it_has(tmp_path, target, change):
+def test_unsupported_channels_are_refused_with_the_supported_ones(tmp_path, target, change):
     with pytest.raises(ix.errors.OptionError, match="RGBA"):
         ix.plan_export(change(ARRAYS["rgba"].compute()), tmp_path / target)
 
@@ -535,19 +535,19 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_cannot_be_is_told(tmp_path, case):
+def test_impossible_targets_are_errors(tmp_path, case):
     options, target, words = CASES[case]
     with pytest.raises(ix.errors.OptionError, match=words):
         ix.export(IMAGE, tmp_path / target, **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_video_of_numbers_that_are_no_grey_values(tmp_path):
+def test_a_video_of_ids_is_refused(tmp_path):
     with pytest.raises(ix.errors.OptionError, match=r"uint16 cannot be frames.*to_rgba"):
         ix.export(GREY16, tmp_path / "film.mp4")
 
 
-def test_floats_that_ome_tiff_lacks_are_refused_before_it_begins(tmp_path):
+def test_float_types_that_ome_tiff_lacks_are_refused(tmp_path):
     half = FLOATS.astype(np.float16)
     with pytest.raises(ix.errors.OptionError, match=r"float16.*astype\('float32'\)"):
         ix.plan_export(half, tmp_path / "o.ome.tif")
@@ -556,7 +556,7 @@ def test_floats_that_ome_tiff_lacks_are_refused_before_it_begins(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32", "int8"])
-def test_no_contrast_is_made_up(tmp_path, dtype):
+def test_contrast_limits_are_not_invented(tmp_path, dtype):
     em = volume(np.arange(64).reshape(1, 8, 8).repeat(2, 0).astype(dtype), layer_type="image")
     ix.export(em, tmp_path / "a.ome.zarr", progress=False)
     back = ix.open_image(tmp_path / "a.ome.zarr")
@@ -565,12 +565,12 @@ def test_no_contrast_is_made_up(tmp_path, dtype):
         ix.to_rgba(back)
 
 
-def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+def test_a_target_that_appears_during_the_export_is_not_replaced(tmp_path, monkeypatch):
     em = volume(np.arange(64, dtype=np.uint8).reshape(1, 8, 8).repeat(3, 0), layer_type="image")
     target = tmp_path / "a.ome.zarr"
     monkeypatch.setenv(
         "IMAGERYXR_TEST_MEDDLED", str(target)
-    )  # a path that the function held would be one of its sources
+    )  # a path in the function's closure would count as one of its sources
 
     def meddle(block):
         if block.size:
@@ -588,19 +588,19 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("target", [3, None, b"x.zarr"])
-def test_what_is_no_path_is_told(target):
+def test_values_that_are_no_path_are_errors(target):
     with pytest.raises(ix.errors.OptionError, match="is not a path or URL"):
         ix.export(IMAGE, target)
 
 
-def test_a_pattern_at_home(monkeypatch, tmp_path):
+def test_a_tilde_in_a_pattern_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     ix.export(IMAGE.isel(z=[0]), "~/stack/z{z}.tif")
     assert (tmp_path / "stack" / "z0.tif").exists()
 
 
 @pytest.mark.parametrize("target", ["o.tif", "stack/z{z}.png"])
-def test_overwrite_removes_no_folder_that_has_the_name_of_a_file(tmp_path, target):
+def test_overwrite_keeps_a_folder_with_the_name_of_a_file(tmp_path, target):
     folder = tmp_path / target.format(z=0)
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("years of work")
@@ -611,7 +611,7 @@ def test_overwrite_removes_no_folder_that_has_the_name_of_a_file(tmp_path, targe
     assert (folder / "thesis.txt").read_text() == "years of work"
 
 
-def test_overwrite_removes_no_folder_of_other_things(tmp_path):
+def test_overwrite_keeps_a_folder_with_other_files(tmp_path):
     target = tmp_path / "thesis.zarr"
     target.mkdir()
     (target / "thesis.txt").write_text("years of work")

@@ -1,4 +1,4 @@
-"""One TIFF of slices that are one voxel wide, high or deep: every voxel is in it, where readers look for it."""
+"""A TIFF of slices that are one voxel wide, high or deep has every voxel at its position."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_narrow_slices(tmp_path, kind, file):
                 np.testing.assert_array_equal(page.asarray().reshape(plane.shape), plane)
             assert len(tiff.series) == 1
             np.testing.assert_array_equal(tiff.series[0].asarray().reshape(expected.shape), expected)
-        if kind == "uint64":  # which Pillow does not know
+        if kind == "uint64":  # Pillow cannot read these
             continue
         with Image.open(path) as picture:
             assert picture.n_frames == shape[0], shape

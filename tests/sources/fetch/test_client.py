@@ -154,7 +154,7 @@ def test_the_first_error_stops_all_jobs():
         started.append(job)
         if job == 0:
             raise ix.errors.ServerError("the first")
-        assert stop.wait(60)  # what still runs is told
+        assert stop.wait(60)  # running requests are stopped
 
     with pytest.raises(ix.errors.ServerError, match="the first"):
         threads.run_in_parallel(work, range(100), 3)
