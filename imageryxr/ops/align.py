@@ -10,8 +10,7 @@ import xarray as xr
 from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import DIMS, BBox, check_resolution, to_fraction
 from imageryxr.core.grid import Axis, Grid, grid_of
-from imageryxr.core.grid_checks import check_extent, out_of_volume_error
-from imageryxr.core.half_voxel import warn_half_voxel
+from imageryxr.core.grid_checks import check_extent, out_of_volume_error, warn_half_voxel
 from imageryxr.errors import (
     BoxError,
     GridMismatchError,

@@ -153,9 +153,10 @@ def read_box(
             missing_boxes.append(whole)
             return
         part = whole.clip(box)
+        inside = voxels[part.slices(whole)]
         if on_chunk is not None:
-            on_chunk(voxels[part.slices(whole)])
-        out[part.slices(box)] = voxels[part.slices(whole)]
+            on_chunk(inside)
+        out[part.slices(box)] = inside
 
     try:
         requests = _requests(source, mip, box) if sharding is None else _shard_requests(source, mip, box, store, use)
@@ -168,7 +169,8 @@ def read_box(
 
 def _requests(source: StoredLayer, mip: int, box: IndexBox) -> list[ObjectRequest]:
     level, key = source.levels[mip], source.info["scales"][mip]["key"]
-    wholes = (chunk.clip(level.grid.box) for chunk in chunks_of(box, level.chunks))
+    bounds = level.grid.box
+    wholes = (chunk.clip(bounds) for chunk in chunks_of(box, level.chunks))
     return [_request(source, f"{key}/{chunk_name(level.grid.voxel_offset, whole)}", whole, None) for whole in wholes]
 
 

@@ -34,10 +34,11 @@ def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] |
         return None
     channels, dtype = int(source.info.get("num_channels", 1)), source.dtype.newbyteorder("<")
     folder = f"{source.url.removeprefix('file://').rstrip('/')}/{scale['key']}"
+    bounds = level.grid.box
     out: npt.NDArray[Any] | None = None
     stored = np.empty(0, np.uint8)
     for chunk in chunks_of(box, level.chunks):
-        whole, part = chunk.clip(level.grid.box), chunk.clip(box)
+        whole, part = chunk.clip(bounds), chunk.clip(box)
         size = whole.voxels * channels * dtype.itemsize
         path = f"{folder}/{chunk_name(level.grid.voxel_offset, whole)}"
         if not _has_size(path, size):  # checked before memory of that size is allocated
