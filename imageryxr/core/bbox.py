@@ -144,6 +144,11 @@ class IndexBox(NamedTuple):
             return IndexBox(self.start, self.start)
         return IndexBox(start, stop)
 
+    def overlap(self, other: IndexBox) -> tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]:
+        """Return the slices of the intersection in an array of this box, and in one of another box."""
+        part = self.clip(other)
+        return part.slices(self), part.slices(other)
+
     def hull(self, other: IndexBox) -> IndexBox:
         """Return the smallest box that contains this one and another; empty boxes are ignored."""
         if not self.voxels or not other.voxels:

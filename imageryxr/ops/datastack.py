@@ -14,9 +14,8 @@ from imageryxr.errors import LayerError, OptionError, param
 from imageryxr.ops.align import Target, align
 from imageryxr.ops.labels import select_ids
 from imageryxr.ops.open import Chunks, Mip, check_requested_ids, open_level
-from imageryxr.sources.base import Missing, check_missing
+from imageryxr.sources.base import Missing, Stale, check_missing, check_stale
 from imageryxr.sources.cave import datastack
-from imageryxr.sources.cave.graphene import Stale, check_stale
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.resolve import is_graphene_address, resolve_source
 

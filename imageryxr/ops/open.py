@@ -17,8 +17,19 @@ from imageryxr.core.grid_checks import check_extent, out_of_volume_error
 from imageryxr.errors import ImageryWarning, LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.graph.labelled import as_dask, crop_array, is_lazy, level_array
 from imageryxr.ops.labels import id_array, select_ids
-from imageryxr.sources.base import LayerType, Level, Missing, Source, check_missing, dtype_of, find_level, level_attrs
-from imageryxr.sources.cave.graphene import GrapheneSource, Stale, check_stale, resolve_root_ids
+from imageryxr.sources.base import (
+    LayerType,
+    Level,
+    Missing,
+    Source,
+    Stale,
+    check_missing,
+    check_stale,
+    dtype_of,
+    find_level,
+    level_attrs,
+)
+from imageryxr.sources.cave.graphene import GrapheneSource, resolve_root_ids
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.resolve import resolve_source
 

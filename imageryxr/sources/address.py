@@ -14,10 +14,11 @@ from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote
 
 from imageryxr.errors import AddressError, Message, Param, param
-from imageryxr.sources.fetch.url import hide_secrets, parse_web_url
+from imageryxr.sources.fetch.url import MIDDLEAUTH, hide_secrets, parse_web_url
 
 Format = Literal["precomputed", "zarr", "graphene"]
 
+_SAFE = "/!$&'()*+,;=:@-._~"
 FORMAT_NAMES: dict[str, Format] = {
     "precomputed": "precomputed",
     "neuroglancer-precomputed": "precomputed",
@@ -317,3 +318,25 @@ def _unknown_scheme_error(given: str, scheme: str) -> AddressError:
 
 def _format_source(given: str) -> Param:
     return param("source", hide_secrets(given))
+
+
+def web_folder(url: str) -> str | None:
+    """Return the http(s) address of a folder, or None if it is not read over http(s).
+
+    Public buckets are read over https, with the same checks as other servers. Buckets with stored credentials are read
+    by their own clients.
+    """
+    plain = url.removeprefix(MIDDLEAUTH)
+    if plain.startswith(("http://", "https://")):
+        return plain
+    if not has_no_bucket_credentials(url):
+        return None
+    scheme, _, place = url.partition("://")
+    bucket, _, key = place.partition("/")
+    if scheme == "gs":
+        folder = f"https://storage.googleapis.com/{bucket}"
+    elif "." in bucket:  # the certificate of amazonaws.com does not cover host names with a further dot
+        folder = f"https://s3.amazonaws.com/{bucket}"
+    else:
+        folder = f"https://{bucket}.s3.amazonaws.com"
+    return f"{folder}/{quote(key, safe=_SAFE)}" if key else folder

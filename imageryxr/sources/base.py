@@ -20,6 +20,7 @@ from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, Opt
 LayerType = Literal["image", "segmentation"]
 Missing = Literal["raise", "fill", "warn"] | None
 Assume = Literal["center", "corner"]
+Stale = Literal["raise", "update", "keep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +254,17 @@ def check_assume(assume: Any) -> Assume:
         )
     place: Assume = assume
     return place
+
+
+def check_stale(stale: Any) -> Stale:
+    """Return the policy for roots that are not current, or raise `OptionError`."""
+    if stale not in ("raise", "update", "keep"):
+        raise OptionError(
+            f"stale={stale!r} is not one of 'raise' (an error that names the successors), 'update' (use the "
+            "successors) and 'keep' (draw the root as it was when it was current)"
+        )
+    chosen: Stale = stale
+    return chosen
 
 
 def level_attrs(source: Source, level: Level) -> dict[str, Any]:

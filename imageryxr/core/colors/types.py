@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from imageryxr.core.annotations import property_values
 from imageryxr.core.colors.ids import UInt8Array
 from imageryxr.core.colors.parse import RGB
 from imageryxr.core.validate import suggest_names
@@ -33,6 +32,8 @@ class TypePalette(dict[int, RGB]):
 
 def palette_by_type(table: Any, by: str, id: str, colors_of_rank: Callable[[int], UInt8Array]) -> TypePalette:
     """Return the colours of the ids of a table by their type; ids without a type are left out."""
+    from imageryxr.core.annotations import property_values  # imports xarray
+
     names = [str(name) for name in getattr(table, "columns", table)]
     for name, argument in ((by, "by"), (id, "id")):
         if name not in names:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.errors import ChunkReadError, ImageryError, ServerError, SourceError, SourceNotFoundError
-from imageryxr.sources.address import Address, has_no_bucket_credentials, parse_address
+from imageryxr.sources.address import Address, has_no_bucket_credentials, parse_address, web_folder
 from imageryxr.sources.base import clean_message, is_html_page
 from imageryxr.sources.fetch.auth import Token, find_token
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
@@ -29,7 +29,7 @@ from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import Connection, Reply, send_request
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
-from imageryxr.sources.fetch.json_service import decompress_body, web_folder
+from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url

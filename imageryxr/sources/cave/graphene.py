@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,6 @@ import numpy.typing as npt
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import (
     Message,
-    OptionError,
     SegmentError,
     ServerError,
     SourceError,
@@ -20,7 +19,7 @@ from imageryxr.errors import (
     param,
 )
 from imageryxr.sources.address import Address, parse_address
-from imageryxr.sources.base import LayerType, Level, Missing, Source, clean_message, read_error, read_filled
+from imageryxr.sources.base import LayerType, Level, Missing, Source, Stale, clean_message, read_error, read_filled
 from imageryxr.sources.cave.chunkedgraph import ChunkedGraph, graph_at, parse_timestamp, pin_instant
 from imageryxr.sources.cave.timestamp import Instant
 from imageryxr.sources.fetch.auth import Token
@@ -35,7 +34,6 @@ from imageryxr.sources.precomputed.source import PrecomputedSource, open_precomp
 # Number of voxels that a thread relabels at a time.
 RELABELLED = 1 << 20
 
-Stale = Literal["raise", "update", "keep"]
 
 # Members of a table's info that reading supervoxels requires. The others may be large, and are not sent to workers.
 _STORED = ("@type", "type", "data_type", "num_channels", "scales")
@@ -228,17 +226,6 @@ def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) ->
     found = open_precomputed(place, missing=missing, info=stored, token=token, connection=connection, channel=0)
     name = f"{graph.name} (supervoxels at {found.name})"
     return replace(found, name=name, layer_type="segmentation")
-
-
-def check_stale(stale: Any) -> Stale:
-    """Return the policy for roots that are not current, or raise `OptionError`."""
-    if stale not in ("raise", "update", "keep"):
-        raise OptionError(
-            f"stale={stale!r} is not one of 'raise' (an error that names the successors), 'update' (use the "
-            "successors) and 'keep' (draw the root as it was when it was current)"
-        )
-    chosen: Stale = stale
-    return chosen
 
 
 def resolve_root_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[GrapheneSource, list[int]]:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import quote
 
-from imageryxr.sources.address import has_no_bucket_credentials
 from imageryxr.sources.fetch.budget import SERVICE_REQUESTS
 from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply, send_interruptible_request
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.policy import Credential
-from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.json_members import parse_json
-
-_SAFE = "/!$&'()*+,;=:@-._~"
 
 
 def decompress_body(reply: Reply, limit: int = METADATA_BYTES) -> bytes:
@@ -32,28 +27,6 @@ def decompress_body(reply: Reply, limit: int = METADATA_BYTES) -> bytes:
         If the body contradicts its headers or is too large.
     """
     return decompress(reply.body, reply.headers.get("content-encoding", ""), limit)
-
-
-def web_folder(url: str) -> str | None:
-    """Return the http(s) address of a folder, or None if it is not read over http(s).
-
-    Public buckets are read over https, with the same checks as other servers. Buckets with stored credentials are read
-    by their own clients.
-    """
-    plain = url.removeprefix(MIDDLEAUTH)
-    if plain.startswith(("http://", "https://")):
-        return plain
-    if not has_no_bucket_credentials(url):
-        return None
-    scheme, _, place = url.partition("://")
-    bucket, _, key = place.partition("/")
-    if scheme == "gs":
-        folder = f"https://storage.googleapis.com/{bucket}"
-    elif "." in bucket:  # the certificate of amazonaws.com does not cover host names with a further dot
-        folder = f"https://s3.amazonaws.com/{bucket}"
-    else:
-        folder = f"https://{bucket}.s3.amazonaws.com"
-    return f"{folder}/{quote(key, safe=_SAFE)}" if key else folder
 
 
 def json_problem(reply: Reply) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from imageryxr.errors import AuthError, ChunkReadError, ImageryError, ServerError, SourceError
-from imageryxr.sources.address import Address, has_no_bucket_credentials
+from imageryxr.sources.address import Address, has_no_bucket_credentials, web_folder
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.fetch import ip_filter
 from imageryxr.sources.fetch.auth import Token, find_password
@@ -27,7 +27,6 @@ from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply
 from imageryxr.sources.fetch.decompress import TooLargeError, decompress
 from imageryxr.sources.fetch.engine import ObjectStore
-from imageryxr.sources.fetch.json_service import web_folder
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import ForbiddenObjectError, WebFolder
 from imageryxr.sources.fetch.policy import Credential

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
+from imageryxr.sources.address import web_folder
 from imageryxr.sources.base import Level, clean_message
 from imageryxr.sources.codecs.chunk_decoder import DamagedChunkError, decode_chunk
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_password, unsent_password_hint
@@ -19,7 +20,6 @@ from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import Connection, Reply, send_interruptible_request
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.engine import ObjectRequest, ObjectStore, Use, read_objects
-from imageryxr.sources.fetch.json_service import web_folder
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import (
     CloudFolder,
@@ -131,32 +131,34 @@ def read_box(
     sharding = scale.get("sharding")
 
     def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[Any]:
-        whole: IndexBox = request.tag
+        chunk: StoredChunk = request.tag
         try:
             if not stored.body:
                 raise ValueError("it is empty (0 bytes): it was truncated when written")
-            body = decompress(stored.body, stored.encoding, request.limit)
+            body = bytes(stored.body)
+            if stored.encoding:
+                body = decompress(body, stored.encoding, request.limit)
             if sharding is not None:
                 body = shards.decompress_chunk(sharding, body, request.limit)
-            return decode_voxels(body, whole.shape)
+            return decode_voxels(body, chunk.shape)
         except ValueError as error:
-            name = chunk_name(source.levels[mip].grid.voxel_offset, whole)
+            name, whole = chunk.name, chunk.box
             offset = [int(o) for o in source.levels[mip].grid.voxel_offset]
             lo, hi = (tuple(o + i for o, i in zip(offset, c[::-1], strict=True)) for c in (whole.start, whole.stop))
             raise DamagedChunkError(f"the stored chunk {name}, box {lo} to {hi}, is damaged: {error}") from error
 
     def use(request: ObjectRequest, voxels: npt.NDArray[Any] | None) -> None:
-        whole: IndexBox = request.tag
+        chunk: StoredChunk = request.tag
         if voxels is None:
             if missing_boxes is None:
                 raise AbsentChunkError(request.key)
-            missing_boxes.append(whole)
+            missing_boxes.append(chunk.box)
             return
-        part = whole.clip(box)
-        inside = voxels[part.slices(whole)]
+        taken, place = chunk.box.overlap(box)
+        inside = voxels[taken]
         if on_chunk is not None:
             on_chunk(inside)
-        out[part.slices(box)] = inside
+        out[place] = inside
 
     try:
         requests = _requests(source, mip, box) if sharding is None else _shard_requests(source, mip, box, store, use)
@@ -168,34 +170,31 @@ def read_box(
 
 
 def _requests(source: StoredLayer, mip: int, box: IndexBox) -> list[ObjectRequest]:
-    level, key = source.levels[mip], source.info["scales"][mip]["key"]
-    bounds = level.grid.box
-    wholes = (chunk.clip(bounds) for chunk in chunks_of(box, level.chunks))
-    return [_request(source, f"{key}/{chunk_name(level.grid.voxel_offset, whole)}", whole, None) for whole in wholes]
+    key = source.info["scales"][mip]["key"]
+    return [_request(source, f"{key}/{chunk.name}", chunk, None) for chunk in stored_chunks(source.levels[mip], box)]
 
 
-def _request(source: StoredLayer, key: str, whole: IndexBox, span: tuple[int, int] | None) -> ObjectRequest:
-    decoded = whole.voxels * int(source.info.get("num_channels", 1)) * source.dtype.itemsize
+def _request(source: StoredLayer, key: str, chunk: StoredChunk, span: tuple[int, int] | None) -> ObjectRequest:
+    decoded = math.prod(chunk.shape) * int(source.info.get("num_channels", 1)) * source.dtype.itemsize
     # The stored chunk and its voxels are in memory at the same time.
-    return ObjectRequest(key, chunk_limit(whole.shape, source), 2 * decoded, span, whole, source.channel)
+    return ObjectRequest(key, chunk_limit(chunk.shape, source), 2 * decoded, span, chunk, source.channel)
 
 
 def _shard_requests(source: StoredLayer, mip: int, box: IndexBox, store: ObjectStore, use: Use) -> list[ObjectRequest]:
     """Return the requests for the chunks of a box in shards; passes missing chunks to ``use``."""
     level, scale = source.levels[mip], source.info["scales"][mip]
-    parts = list(chunks_of(box, level.chunks))
-    points = [tuple(a // c for a, c in zip(p.start, level.chunks, strict=True)) for p in parts]
+    chunks = stored_chunks(level, box)
+    points = [tuple(a // c for a, c in zip(chunk.box.start, level.chunks, strict=True)) for chunk in chunks]
     ids = shards.chunk_ids(points, level.grid.shape, level.chunks)  # type: ignore[arg-type]
     where = shards.fetch_shards(store, scale["key"], scale["sharding"], ids)
     found = []
-    for number, part in zip(ids, parts, strict=True):
-        whole, place = part.clip(level.grid.box), where(number)
+    for number, chunk in zip(ids, chunks, strict=True):
+        place = where(number)
         if place is None:
-            name = chunk_name(level.grid.voxel_offset, whole)
-            use(_request(source, f"{scale['key']}/{name}", whole, None), None)
+            use(_request(source, f"{scale['key']}/{chunk.name}", chunk, None), None)
             continue
         name, start, stop = place
-        request = _request(source, name, whole, (start, stop))
+        request = _request(source, name, chunk, (start, stop))
         if stop - start > request.limit:
             raise ValueError(
                 f"the index of {name} states a chunk of {stop - start:,} bytes; the limit is {request.limit:,}"
@@ -280,6 +279,29 @@ def make_chunk_decoder(source: StoredLayer, mip: int) -> Callable[[bytes, Index3
         return found.reshape(whole)[..., source.channel].T
 
     return decode
+
+
+class StoredChunk(NamedTuple):
+    """A chunk of a level, cut off at the end of the level."""
+
+    name: str
+    """File name, which contains its position in absolute voxels."""
+    box: IndexBox
+    shape: Index3
+
+
+def stored_chunks(level: Level, box: IndexBox) -> list[StoredChunk]:
+    """Return the chunks of a level that overlap a box inside the level."""
+    end, offset = level.grid.shape, level.grid.voxel_offset
+    found = []
+    for chunk in chunks_of(box, level.chunks):
+        (z, y, x), stop = (
+            chunk.start,
+            (min(chunk.stop[0], end[0]), min(chunk.stop[1], end[1]), min(chunk.stop[2], end[2])),
+        )
+        whole = IndexBox(chunk.start, stop)
+        found.append(StoredChunk(chunk_name(offset, whole), whole, (stop[0] - z, stop[1] - y, stop[2] - x)))
+    return found
 
 
 def chunk_name(offset: tuple[float, ...], chunk: IndexBox) -> str:

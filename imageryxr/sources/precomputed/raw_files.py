@@ -6,6 +6,7 @@ of the time, so this module reads them directly into the result.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.base import is_html_page
-from imageryxr.sources.precomputed.chunks import StoredLayer, chunk_name, chunks_of
+from imageryxr.sources.precomputed.chunks import StoredLayer, stored_chunks
 
 
 def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] | None:
@@ -34,13 +35,11 @@ def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] |
         return None
     channels, dtype = int(source.info.get("num_channels", 1)), source.dtype.newbyteorder("<")
     folder = f"{source.url.removeprefix('file://').rstrip('/')}/{scale['key']}"
-    bounds = level.grid.box
     out: npt.NDArray[Any] | None = None
     stored = np.empty(0, np.uint8)
-    for chunk in chunks_of(box, level.chunks):
-        whole, part = chunk.clip(bounds), chunk.clip(box)
-        size = whole.voxels * channels * dtype.itemsize
-        path = f"{folder}/{chunk_name(level.grid.voxel_offset, whole)}"
+    for chunk in stored_chunks(level, box):
+        size = math.prod(chunk.shape) * channels * dtype.itemsize
+        path = f"{folder}/{chunk.name}"
         if not _has_size(path, size):  # checked before memory of that size is allocated
             return None
         if len(stored) != size + 1:
@@ -49,8 +48,9 @@ def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] |
             return None
         out = np.empty(box.shape, source.dtype) if out is None else out
         # x varies fastest, then y, z and the channel
-        voxels = stored[:size].view(dtype).reshape(channels, *whole.shape)[source.channel]
-        out[part.slices(box)] = voxels[part.slices(whole)]
+        voxels = stored[:size].view(dtype).reshape(channels, *chunk.shape)[source.channel]
+        taken, place = chunk.box.overlap(box)
+        out[place] = voxels[taken]
     return out
 
 

@@ -32,7 +32,7 @@ from imageryxr.errors import (
     Wording,
     param,
 )
-from imageryxr.sources.address import Address, has_no_bucket_credentials
+from imageryxr.sources.address import Address, has_no_bucket_credentials, web_folder
 from imageryxr.sources.base import (
     LayerType,
     Level,
@@ -46,7 +46,7 @@ from imageryxr.sources.base import (
 )
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.client import Connection
-from imageryxr.sources.fetch.json_service import decompress_body, web_folder
+from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.json_members import parse_json
 from imageryxr.sources.precomputed import chunks
 from imageryxr.sources.precomputed.chunks import ChunkCallback
