@@ -230,9 +230,7 @@ def export(
             "workers": workers,
             "progress": progress,
         }
-        return export_cutouts(
-            da, target, **call, progress=progress, memory=memory, scratch=scratch, square=square, **options
-        )
+        return export_cutouts(da, target, **call, memory=memory, scratch=scratch, square=square, **options)
     pool = find_workers(client, workers, memory)
     exit_if_spawned(pool)
     try:
