@@ -33,8 +33,10 @@ from imageryxr.export.report import ExportReport, FailedRegion, progress_bar, up
 from imageryxr.export.run.executors import RegionExecutor
 from imageryxr.export.run.requested_ids import IdTracker
 from imageryxr.export.run.task import Job, Outcome
+from imageryxr.export.store.local import is_remote
 from imageryxr.graph.labelled import attrs_on_grid, label_array
 from imageryxr.sources.base import clean_message
+from imageryxr.sources.fetch import memory_cache
 
 OnError = Literal["raise", "collect"]
 
@@ -102,6 +104,8 @@ def run_plan(
         if tally.failed:
             space.abandon()
     if not tally.failed:
+        if is_remote(plan.target.root):
+            memory_cache.cache.clear()  # it may contain chunks of the replaced result
         plan.target.done()
         tracker.warn()
     return ExportReport(

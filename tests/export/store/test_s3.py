@@ -87,6 +87,16 @@ def test_ids_survive_the_bucket(bucket):
     np.testing.assert_array_equal(ix.open_segmentation(store).values, FINE.values)
 
 
+def test_a_replaced_result_is_read_anew(bucket):
+    """Chunks of the replaced result, with equal metadata, are in the memory cache of the process."""
+    store = f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/ids"
+    other = FINE.copy(data=FINE.values + np.uint64(1))
+    for number, array in enumerate((FINE, other)):
+        ix.export(array, f"precomputed://{bucket.url('ids')}", chunks=(4, 16, 16), overwrite=number > 0)
+        bucket.open_to_all()
+        np.testing.assert_array_equal(ix.open_segmentation(store).values, array.values)
+
+
 @pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
 def test_the_previous_result_stays_until_the_new_one_is_complete(bucket, kind):
     put(kind, bucket)
