@@ -19,7 +19,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Picture": (
         "square", "scale", "scale_bar", "legend", "inset", "inset_zoom", "label_pt", "width_mm", "dpi",
-        "points", "points_column", "points_resolution",
+        "points", "points_column", "points_resolution", "table",
     ),
     "Format": (
         "chunks", "shards", "levels", "compressor", "ome_version", "layer_type", "encoding", "quality", "gzip",

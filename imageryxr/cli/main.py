@@ -129,6 +129,7 @@ def figure(
     points: marks.Points = None,
     points_column: marks.PointsColumn = None,
     points_resolution: marks.PointsResolution = "1,1,1",
+    table: marks.Table = None,
     link_layers: Annotated[
         str | None, typer.Option("--layers", help="Draw only these layers of a link: name,name,…")
     ] = None,
@@ -173,6 +174,8 @@ def figure(
     drawing.warn_outside(rgba)
     rgba = drawing.shaped(rgba, axis, square=square)
     rgba = marks.draw_points(rgba, points, points_column, points_resolution)
+    stack = {"datastack": datastack, "server_address": server_address, "timestamp": timestamp}
+    rgba = marks.draw_table(rgba, table, ids, points_column, **stack)
     picture = drawing.decorated(rgba, layers.values(), ids, given.parse_resolution(resolution, unit), axis, style)
     drawing.write(picture, out, style, overwrite=overwrite, where=ix.grid_of(rgba).bbox)
 

@@ -75,6 +75,7 @@ FLAGS = {
     "on_error": "--on-error",
     "outline": "--outline",
     "overwrite": "--overwrite",
+    "position": "--points-column",
     "progress": "--progress",
     "quality": "--quality",
     "resolution": "--resolution",

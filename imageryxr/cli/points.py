@@ -28,6 +28,25 @@ PointsResolution = Annotated[
     str, typer.Option("--points-resolution", help="Nanometres per unit of the positions: x,y,z; 1,1,1 means nm.")
 ]
 
+Table = Annotated[
+    str | None,
+    typer.Option("--table", help="Draw the rows of a CAVE table or view of --datastack, such as synapses_pni_2."),
+]
+
+
+def draw_table(
+    rgba: xr.DataArray, name: str | None, ids: str | None, column: str | None, **datastack: Any
+) -> xr.DataArray:
+    """Return a picture with the rows of a CAVE table in it: those of the root ids, if any are given."""
+    if name is None:
+        return rgba
+    if datastack["datastack"] is None:
+        raise OptionError(f"--table {name} is a table of a CAVE datastack; also give --datastack NAME")
+    tree = ix.open_datastack(datastack.pop("datastack"), **datastack)
+    roots = None if ids is None else [number.strip() for number in ids.split(",")]
+    rows = tree.imagery.table(name, bbox=ix.grid_of(rgba).bbox, ids=roots, position=column)
+    return ix.annotate(rgba, rows, edgecolor="black")
+
 
 def draw_points(rgba: xr.DataArray, path: str | None, column: str | None, resolution: str) -> xr.DataArray:
     """Return a picture with the points of a table, or unchanged without a table."""

@@ -16,7 +16,8 @@ from tqdm import tqdm
 import imageryxr as ix
 from imageryxr.cli.demo import _Steps
 from imageryxr.export.report import report_progress_to
-from tests.support.cave_server import DATASTACK, OFFSET, TOKEN
+from tests.support.cave import utc
+from tests.support.cave_server import DATASTACK, OFFSET, TOKEN, VERSIONS
 from tests.support.command_line import run, run_process
 
 
@@ -280,6 +281,27 @@ class TestCave:
             failed = run("figure", tmp_path / "b.png", *wrong)
             assert failed.returncode == 2
             assert says in failed.stderr
+
+    @pytest.mark.slow
+    def test_the_rows_of_a_table_are_drawn_on_a_figure_of_a_datastack(self, cave, tmp_path):
+        x, y, z = (2 * OFFSET[0] + 301, 2 * OFFSET[1] + 251, OFFSET[2] + 11)
+        when = utc(VERSIONS[9]).isoformat()
+        stack = ["--datastack", DATASTACK, "--server-address", cave.url, "--timestamp", when]
+        place = ["--center", f"{x},{y},{z}", "--size", "400,300", "--resolution", "viewer", "--no-scale-bar"]
+        table = ["--table", "synapses", "--points-column", "ctr_pt"]
+        done = run("figure", tmp_path / "a.png", *stack, *place, *table)
+        assert done.returncode == 0, done.stderr
+        tree = ix.open_datastack(DATASTACK, server_address=cave.url, timestamp=when)
+        ds = tree.imagery.align(bbox=tree.imagery.around((x, y, z), (400, 300)))
+        rows = tree.imagery.table("synapses", bbox=ix.grid_of(ds.image).bbox, position="ctr_pt")
+        assert rows.sizes["annotation"] > 0
+        drawn = ds.imagery.overlay().imagery.annotate(rows, edgecolor="black").values[0, ..., :3]
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), drawn)
+        failed = run("figure", tmp_path / "b.png", *stack, *place, *table[:2])
+        assert failed.returncode == 2
+        assert "several position columns; give --points-column" in failed.stderr
+        failed = run("figure", tmp_path / "b.png", "--image", cave.image, *table)
+        assert "also give --datastack NAME" in failed.stderr
 
     @pytest.mark.slow
     def test_figure_of_a_table(self, cave, tmp_path, monkeypatch):

@@ -282,6 +282,8 @@ class _Scheduler:
                 raise TargetError(_lost_worker_message(region.number, where, error)) from error
             raise error
         message = clean_message(str(error)) or type(error).__name__
+        if isinstance(error, ImageryError) and message == error.message:
+            message = error.message  # with its parts, which the command line renders
         self.tally.failed.append(FailedRegion(region.number, where, message))
 
     def _retry_delay(self, region: _Attempt, error: Exception) -> float | None:
