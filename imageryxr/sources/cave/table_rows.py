@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import BBox, Triple
 from imageryxr.core.validate import suggest_names
-from imageryxr.errors import Message, OptionError, ServerError, SourceError, join_messages, param
+from imageryxr.errors import OptionError, ServerError, SourceError, param
 from imageryxr.sources.cave.materialization import Materialization, Snapshot, TableInfo
 
 if TYPE_CHECKING:
@@ -75,14 +75,14 @@ class TableReader:
             hint = suggest_names(str(given), labels)
             raise OptionError(
                 f"{self.info.name!r} has no position column {given!r}{hint}; give ",
-                join_messages(" or ", (Message(param("position", label)) for label in labels)),
+                param("position", text=" or ".join(map(repr, labels))),
             )
         # Schemas of cells have the corners of a bounding box beside the position.
         main = [label for label in labels if not label.startswith(("bb_start", "bb_end"))] or list(labels)
         if len(main) > 1:
             raise OptionError(
                 f"{self.info.name!r} has several position columns; give ",
-                join_messages(" or ", (Message(param("position", label)) for label in main)),
+                param("position", text=" or ".join(map(repr, main))),
             )
         return labels[main[0]]
 
