@@ -159,24 +159,24 @@ def figure(
         _refuse_sources(image, segmentation, bbox, to, channel, time)
         limits: dict[str, Any] = {"allow_local": allow_local, "max_state_size": max_state_size}
         dataset = _link_view(link, center, size, link_layers, group=link_group, **limits)
-        unit = None
+        tree = None
         rgba, layers = dataset.imagery.overlay(**options), {str(n): v for n, v in dataset.data_vars.items()}
     else:
-        opened, unit = given.open_layers(
+        opened, tree = given.open_layers(
             image, segmentation, image_mip=image_mip, seg_mip=seg_mip, missing=missing, datastack=datastack,
             server_address=server_address, timestamp=timestamp, agglomerate=agglomerate, channel=channel, time=time,
             assume=assume,
         )  # fmt: skip
-        box = given.make_box(bbox, center, size, resolution, axis, unit)
+        box = given.make_box(bbox, center, size, resolution, axis, given.viewer_resolution(tree))
         layers = given.cut_layers(opened, box, plane=axis, to=to)
         given.check_one_slice(layers, axis)
         rgba = given.draw_layers(layers, options)
     drawing.warn_outside(rgba)
     rgba = drawing.shaped(rgba, axis, square=square)
     rgba = marks.draw_points(rgba, points, points_column, points_resolution)
-    stack = {"datastack": datastack, "server_address": server_address, "timestamp": timestamp}
-    rgba = marks.draw_table(rgba, table, ids, points_column, **stack)
-    picture = drawing.decorated(rgba, layers.values(), ids, given.parse_resolution(resolution, unit), axis, style)
+    rgba = marks.draw_table(rgba, table, ids, points_column, tree)
+    unit = given.parse_resolution(resolution, given.viewer_resolution(tree))
+    picture = drawing.decorated(rgba, layers.values(), ids, unit, axis, style)
     drawing.write(picture, out, style, overwrite=overwrite, where=ix.grid_of(rgba).bbox)
 
 
@@ -288,11 +288,12 @@ def export(
         )  # fmt: skip
         options, square = engine.drop_unsupported(context, target, options, square)
         axis = given.check_axis(axis or given.slicing_axis(target))
-        opened, unit = given.open_layers(
+        opened, tree = given.open_layers(
             image, segmentation, image_mip=image_mip, seg_mip=seg_mip, missing=missing, datastack=datastack,
             server_address=server_address, timestamp=timestamp, agglomerate=agglomerate, channel=channel, time=time,
             assume=assume,
         )  # fmt: skip
+        unit = given.viewer_resolution(tree)
         layers = given.cut_layers(opened, given.make_box(bbox, center, size, resolution, axis, unit), to=to)
         if raw and len(layers) != 1:
             raise OptionError("--raw exports one source; give --image or --segmentation, not both")

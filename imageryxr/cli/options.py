@@ -82,8 +82,8 @@ def open_layers(
     timestamp: str | None,
     agglomerate: bool,
     **choices: Any,
-) -> tuple[dict[str, xr.DataArray], Any]:
-    """Open the layers; return them with the viewer resolution of a datastack, or None for other sources.
+) -> tuple[dict[str, xr.DataArray], xr.DataTree | None]:
+    """Open the layers; return them with the tree of a datastack, or None for other sources.
 
     `choices` (channel, time, assume) apply to the image, or to the segmentation if there is no image.
     """
@@ -109,10 +109,15 @@ def open_layers(
     return opened, None
 
 
-def _open_datastack_layers(name: str, **options: Any) -> tuple[dict[str, xr.DataArray], Any]:
+def _open_datastack_layers(name: str, **options: Any) -> tuple[dict[str, xr.DataArray], xr.DataTree]:
     tree = ix.open_datastack(name, **options)
     layers = {name: tree[name][name] for name in ("image", "segmentation")}
-    return layers, tree.attrs.get("viewer_resolution")  # type: ignore[return-value]
+    return layers, tree  # type: ignore[return-value]
+
+
+def viewer_resolution(tree: xr.DataTree | None) -> Any:
+    """Return the viewer resolution of a datastack; None if there is no datastack, or it states none."""
+    return None if tree is None else tree.attrs.get("viewer_resolution")
 
 
 def cut_layers(

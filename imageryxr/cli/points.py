@@ -35,14 +35,13 @@ Table = Annotated[
 
 
 def draw_table(
-    rgba: xr.DataArray, name: str | None, ids: str | None, column: str | None, **datastack: Any
+    rgba: xr.DataArray, name: str | None, ids: str | None, column: str | None, tree: xr.DataTree | None
 ) -> xr.DataArray:
     """Return a picture with the rows of a CAVE table in it: those of the root ids, if any are given."""
     if name is None:
         return rgba
-    if datastack["datastack"] is None:
+    if tree is None:
         raise OptionError(f"--table {name} is a table of a CAVE datastack; also give --datastack NAME")
-    tree = ix.open_datastack(datastack.pop("datastack"), **datastack)
     roots = None if ids is None else [number.strip() for number in ids.split(",")]
     rows = tree.imagery.table(name, bbox=ix.grid_of(rgba).bbox, ids=roots, position=column)
     return ix.annotate(rgba, rows, edgecolor="black")

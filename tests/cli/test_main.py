@@ -289,8 +289,12 @@ class TestCave:
         stack = ["--datastack", DATASTACK, "--server-address", cave.url, "--timestamp", when]
         place = ["--center", f"{x},{y},{z}", "--size", "400,300", "--resolution", "viewer", "--no-scale-bar"]
         table = ["--table", "synapses", "--points-column", "ctr_pt"]
+        before = cave.count("datastack/full")
         done = run("figure", tmp_path / "a.png", *stack, *place, *table)
         assert done.returncode == 0, done.stderr
+        # The datastack is opened once, so that cells and rows are of one instant also without --timestamp; the table
+        # requests the datastack's info for itself.
+        assert cave.count("datastack/full") == before + 2
         tree = ix.open_datastack(DATASTACK, server_address=cave.url, timestamp=when)
         ds = tree.imagery.align(bbox=tree.imagery.around((x, y, z), (400, 300)))
         rows = tree.imagery.table("synapses", bbox=ix.grid_of(ds.image).bbox, position="ctr_pt")
