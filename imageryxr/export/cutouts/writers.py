@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from imageryxr.render.figure import array_to_pil
 
 
 @dataclass(frozen=True, eq=False)
-class RowWriter:
+class RowWriter(ABC):
     """Writer of one variable, for `dask.array.store`; small and picklable.
 
     Block ``[a:b]`` of the stored array contains the cutouts ``rows[a:b]`` of the whole table.
@@ -33,9 +34,9 @@ class RowWriter:
         self.write(rows, block)
         self.journal.add(self.name, rows)
 
+    @abstractmethod
     def write(self, rows: list[int], block: npt.NDArray[Any]) -> None:
         """Write the cutouts of some rows."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,7 +57,7 @@ class AnnotationSource:
         return {s: decode_list(self.info, body, f"the entry of segment {s} in {what}") for s, body in bodies.items()}
 
     def read_box(self, bbox: BBox | None) -> Records:
-        """Return all annotations of the cells that meet a box, each once; further annotations of these cells, too.
+        """Return all annotations of the cells that meet a box, each once, and other annotations of these cells.
 
         Raises
         ------

@@ -1,7 +1,7 @@
 """Fast reading of raw chunks from local files.
 
-CloudVolume copies every chunk twice to assemble a box. For raw chunks, which need no decoding, these copies take most
-of the time, so this module reads them directly into the result.
+Raw chunks need no decoding, so copying them takes most of the time. This module reads each file into one buffer and
+copies it once, into the result.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from imageryxr.sources.precomputed.chunks import StoredLayer, stored_chunks
 
 
 def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] | None:
-    """Return the voxels of a box inside a layer, or None if CloudVolume must read it.
+    """Return the voxels of a box inside a layer, or None if `chunks.read_box` must read it.
 
-    CloudVolume reads layers that are remote, encoded or sharded, and boxes with compressed, missing or damaged chunks,
-    for which it raises the error.
+    `chunks.read_box` reads layers that are remote, encoded or sharded, and boxes with compressed, missing or damaged
+    chunks, for which it raises the error.
 
     Parameters
     ----------
