@@ -156,41 +156,7 @@ def overlay(
 def overlay_dataset(
     dataset: xr.Dataset, *, contrast_limits: tuple[float, float] | None = None, **options: Unpack[OverlayOptions]
 ) -> xr.DataArray:
-    """Draw all layers of a Dataset over each other, as in the viewer.
-
-    Lazy: reads nothing. The image is drawn below the segmentation; the order of the variables does not matter, because
-    merging or writing to Zarr changes it. ``attrs["layer_order"]`` of the Dataset (names from bottom to top) overrides
-    this order and is required if there are several layers of one kind; ``view`` sets it. Layers that are switched off
-    in their attrs are not drawn. The first image is opaque; later images have the opacity in their attrs, as in
-    Neuroglancer. ``options``, as in `overlay`, apply to all segmentations, and ``contrast_limits`` to all images.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Images and segmentations on the same grid; a boolean variable is drawn like a segmentation with one segment.
-    contrast_limits, **options
-        As in `overlay`.
-
-    Returns
-    -------
-    DataArray
-        uint8, dims (z, y, x, rgba).
-
-    Raises
-    ------
-    LayerError
-        If there is no layer to draw, or the order of several layers of one kind is not defined.
-    ImageryError
-        As `overlay`.
-
-    Examples
-    --------
-    >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
-    >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
-    >>> ds.imagery.overlay(alpha=0.3).sizes["rgba"]
-    4
-    """
+    """Draw the images and segmentations of a Dataset over each other; see `overlay_view`."""
     layers = _sort_layers(dataset)
     kinds = [_drawn_kind(v) for v in layers]
     if kinds[0] == "image" and len(kinds) > 1 and set(kinds[1:]) == {"segmentation"}:

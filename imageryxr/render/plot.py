@@ -15,7 +15,8 @@ from imageryxr.ops.align import layer_type_of
 from imageryxr.render.figure import array_to_pil
 from imageryxr.render.figure.scale_bars import format_length, largest_round_length
 from imageryxr.render.figure.slice_image import squeeze_slice
-from imageryxr.render.overlay import overlay, overlay_dataset, to_rgba
+from imageryxr.render.overlay import overlay, to_rgba
+from imageryxr.render.overlay_view import overlay_view
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +79,7 @@ def plot(
     factor = {"µm": 1e-3, "um": 1e-3, "nm": 1.0}.get(unit)
     if factor is None:
         raise OptionError(f"unit={unit!r} must be 'µm' or 'nm'")
-    picture = overlay_dataset(obj) if isinstance(obj, xr.Dataset) else _to_picture(obj, contrast_limits)
+    picture = overlay_view(obj) if isinstance(obj, xr.Dataset) else _to_picture(obj, contrast_limits)
     flat = squeeze_slice(picture)
     rows, columns = (str(d) for d in flat.dims if d != "rgba")
     grid = grid_of(picture)

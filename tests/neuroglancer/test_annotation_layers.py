@@ -267,6 +267,8 @@ def test_overlay_of_a_view_draws_the_annotations_of_visible_layers(sample):
     def pixel(x, y):
         return drawn[y - (2560 - 32), x - (4600 - 32)].tolist()
 
+    plotted = tree.imagery.view(size=(64, 64)).imagery.plot().get_array()
+    np.testing.assert_array_equal(np.asarray(plotted)[..., :3], drawn[..., :3])
     assert pixel(4600, 2560) == [255, 0, 0, 255]
     assert pixel(4610, 2570) == [0, 0, 255, 255]
     assert pixel(4580, 2550) == [255, 255, 0, 255]
