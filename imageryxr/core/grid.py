@@ -228,34 +228,35 @@ def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
     >>> grid_of(array.isel(z=[2])).resolution
     (4.04, 4.04, 40.0)
     """
-    centers = {dim: _centers(da, dim) for dim in DIMS}
+    coords, shape = da.coords.variables, da.sizes  # da[dim] would copy the coordinate and its attributes
+    centers = {dim: _centers(coords, dim, shape) for dim in DIMS}
     sizes = _stated_sizes(da, centers)
     offsets = dict(zip(DIMS, _triple_attr(da, "voxel_offset")[::-1], strict=True))
     return Grid.from_axes([_make_axis(dim, centers[dim], sizes[dim], offsets[dim]) for dim in DIMS])
 
 
-def _centers(da: xr.DataArray | xr.Dataset, dim: str) -> npt.NDArray[np.float64]:
+def _centers(coords: Mapping[Any, xr.Variable], dim: str, sizes: Mapping[Any, int]) -> npt.NDArray[np.float64]:
     """Return the voxel centres along an axis in nm."""
-    if dim not in da.coords:
+    if dim not in coords:
         raise GridError(
-            f"the array has no coordinate {dim!r} (it has {sorted(map(str, da.coords))}); give it one in nm: ",
+            f"the array has no coordinate {dim!r} (it has {sorted(map(str, coords))}); give it one in nm: ",
             "imageryxr.open_image(array) with attrs resolution and voxel_offset, or ",
             "array.assign_coords(imageryxr.Grid(shape, resolution, voxel_offset).coords())",
         )
     try:
-        values = np.atleast_1d(np.asarray(da[dim].values, dtype=np.float64))
+        values = np.atleast_1d(np.asarray(coords[dim].values, dtype=np.float64))
     except (TypeError, ValueError):
-        raise GridError(f"the coordinate {dim!r} has {da[dim].dtype} values; a grid needs numbers in nm") from None
+        raise GridError(f"the coordinate {dim!r} has {coords[dim].dtype} values; a grid needs numbers in nm") from None
     if len(values) == 0:
         raise GridError(
-            f"the array is empty: it has no voxel along {dim!r} (sizes {dict(da.sizes)}); a selection by ",
+            f"the array is empty: it has no voxel along {dim!r} (sizes {dict(sizes)}); a selection by ",
             "coordinate takes nm; to select by voxel numbers, ",
             Wording("crop with BBox(lo, hi, resolution=(x, y, z))", "give --resolution x,y,z"),
         )
     if not np.isfinite(values).all():
         raise GridError(f"the coordinate {dim!r} has values that are not finite: {values[:4]}…")
     _check_even(dim, values)
-    unit = _nm_per_unit(da, dim)
+    unit = _nm_per_unit(coords, dim)
     return values if unit == 1 else values * unit
 
 
@@ -274,9 +275,9 @@ def _check_even(dim: str, values: npt.NDArray[np.float64]) -> None:
         )
 
 
-def _nm_per_unit(da: xr.DataArray | xr.Dataset, dim: str) -> float:
+def _nm_per_unit(coords: Mapping[Any, xr.Variable], dim: str) -> float:
     """Return the number of nanometres per unit of a coordinate."""
-    stated = da[dim].attrs.get("units", da[dim].attrs.get("unit"))
+    stated = coords[dim].attrs.get("units", coords[dim].attrs.get("unit"))
     if stated == "nm" or not has_unit(stated):  # `Grid.coords` states nm
         return 1.0
     try:
@@ -311,14 +312,15 @@ def _stated_sizes(
     The attributes of the array take precedence over those of the coordinates, which users do not set.
     """
     array_sizes = dict(zip(DIMS, _triple_attr(da, "resolution")[::-1], strict=True))
-    coord_sizes = {dim: _size_attr(da, dim) for dim in DIMS}
+    coords = da.coords.variables
+    coord_sizes = {dim: _size_attr(coords, dim) for dim in DIMS}
     trusted: dict[str, float | None] = dict.fromkeys(DIMS)
     for stated in (coord_sizes, array_sizes):
         if not _is_outdated(stated, centers):
             trusted.update({dim: size for dim, size in stated.items() if size is not None})
     offsets = dict(zip(DIMS, _triple_attr(da, "voxel_offset")[::-1], strict=True))
     for dim, values in centers.items():
-        if trusted[dim] is None and da[dim].ndim == 0:
+        if trusted[dim] is None and coords[dim].ndim == 0:
             # Only a selection of one voxel leaves a scalar coordinate, so no stride or mean can have changed its size.
             trusted[dim] = coord_sizes[dim] or array_sizes[dim]
         size = trusted[dim]
@@ -332,11 +334,11 @@ def _stated_sizes(
     return trusted
 
 
-def _size_attr(da: xr.DataArray | xr.Dataset, dim: str) -> float | None:
-    value = da[dim].attrs.get("resolution")
+def _size_attr(coords: Mapping[Any, xr.Variable], dim: str) -> float | None:
+    value = coords[dim].attrs.get("resolution")
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return None
-    size = float(value) * _nm_per_unit(da, dim)
+    size = float(value) * _nm_per_unit(coords, dim)
     return size if math.isfinite(size) and size > 0 else None
 
 
@@ -377,6 +379,8 @@ def _spacing(values: npt.NDArray[np.float64], step: float, resolution: Any) -> f
     # Choose the simplest spacing that reproduces the first and the last coordinate: within float64 noise, or, for
     # rounded coordinates, within a tolerance that moves no voxel.
     noise = 4 * np.finfo(float).eps * (float(np.abs(values).max()) / (len(values) - 1) + step)
+    if resolution is not None and abs(float(resolution) - step) <= noise:
+        return float(resolution)
     candidates = [] if resolution is None else [float(resolution)]
     candidates += [float(f"{step:.{digits}g}") for digits in range(1, 7)]
     candidates += [float(Fraction(step).limit_denominator(most)) for most in (10, 100, 1000)]

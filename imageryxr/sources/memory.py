@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class MemorySource:
         dtype: np.dtype[Any] = np.dtype(self.array.dtype).newbyteorder("=")
         return dtype
 
-    @property
+    @cached_property
     def levels(self) -> tuple[Level, ...]:
         """The one level."""
         chunks = getattr(self.array, "chunksize", self.grid.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,7 +40,7 @@ class TransposedSource:
         """Data type of the voxels."""
         return self.inner.dtype
 
-    @property
+    @cached_property
     def levels(self) -> tuple[Level, ...]:
         """The levels with their axes exchanged."""
         return tuple(

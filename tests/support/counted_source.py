@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -51,7 +52,7 @@ class Recorded:
     def dtype(self):
         return np.dtype(np.uint64 if self.layer_type == "segmentation" else np.uint8)
 
-    @property
+    @cached_property
     def levels(self):
         return (Level(0, GRID, CHUNKS),)
 
@@ -97,7 +98,7 @@ class _Endless:
     attrs = {}  # noqa: RUF012
     dtype = np.dtype(np.uint8)
 
-    @property
+    @cached_property
     def levels(self):
         return (Level(0, self.grid, (64, 64, 64)),)
 

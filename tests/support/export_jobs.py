@@ -14,6 +14,7 @@ import time
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ class Computed:
     def dtype(self):
         return np.dtype(np.uint8 if self.layer_type == "image" else np.uint64)
 
-    @property
+    @cached_property
     def levels(self):
         return (Level(0, Grid(self.shape, (8.0, 8.0, 40.0), (3, 5, 7)), self.chunks),)
 
