@@ -144,7 +144,7 @@ def _open_address(
     login = None
     if address.url.startswith(MIDDLEAUTH):
         login = find_token(parse_web_url(address.url).netloc, given=token)
-    ask_info: Any = partial(precomputed.fetch_info, address, connection, login)
+    ask_info: Any = partial(precomputed.fetch_info_file, address, connection, login)
     ask_zarr: Any = partial(
         omezarr.open_omezarr, address, missing=missing, token=plain_token, connection=connection, **choices
     )
@@ -153,7 +153,7 @@ def _open_address(
         # A server answers the requests for both formats in the time of one.
         ask_info, ask_zarr = run_all([ask_info, ask_zarr])
     info = ask_info()
-    if info is not None and "graph" in info:
+    if info is not None and "graph" in info.content:
         _check_graph(address, token, connection.access)
         return _open_graphene(address, missing, token, choices, graph_options, connection)
     if info is not None or address.format == "precomputed":

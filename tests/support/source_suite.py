@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from email.utils import formatdate
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -206,6 +207,8 @@ class FileServer(ThreadingHTTPServer):
         """Where requests are sent on to, by a part of the path."""
         self.needs: str | None = None
         """An Authorization header without which everything is 401."""
+        self.stamps: tuple[str, ...] = ()
+        """Headers of files, ETag and Last-Modified, that state their version."""
 
     @property
     def url(self) -> str:
@@ -243,7 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
         if status not in (200, 0) or found is None:
             self._answer(status if status not in (200, 0) else 404, b"<html>no</html>", {})
             return
-        self._send_file(found, status == 0, {"Content-Encoding": "gzip"} if found == zipped else {})
+        headers = {"Content-Encoding": "gzip"} if found == zipped else {}
+        time = found.stat().st_mtime_ns
+        versions = {"ETag": f'"{time:x}"', "Last-Modified": formatdate(time // 10**9, usegmt=True)}
+        self._send_file(found, status == 0, headers | {name: versions[name] for name in self.server.stamps})
 
     do_HEAD = do_GET
 

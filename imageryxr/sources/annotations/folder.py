@@ -34,7 +34,7 @@ from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.precomputed import chunks, shards
-from imageryxr.sources.precomputed.source import fetch_info
+from imageryxr.sources.precomputed.source import fetch_info_file
 
 MOST_BYTES = 1 << 30
 """Largest size in bytes of a file, compressed or not."""
@@ -52,6 +52,8 @@ class Folder:
     token: Token | None = None
     """Token for ``middleauth`` servers."""
     connection: Connection = field(default=Connection(), repr=False)
+    stamp: str = field(default="", compare=False, repr=False)
+    """Text that changes when the ``info`` file is written; part of the keys of cached indexes."""
 
     def child(self, key: str) -> Folder:
         """Return the folder at a relative path, which may contain "..".
@@ -132,7 +134,7 @@ class Folder:
     def _version(self) -> str:
         """Return the key under which indexes of shards are cached; that of a local folder changes with its files."""
         if not self.url.startswith("file://"):
-            return self.url
+            return f"{self.url} {self.stamp}"
         files = sorted(Path(self.url.removeprefix("file://")).glob("*.shard"))
         return f"{self.url}#{hash(tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files))}"
 
@@ -229,22 +231,21 @@ def open_folder(
     login = None
     if address.url.startswith(MIDDLEAUTH):
         login = find_token(parse_web_url(address.url).netloc, given=token)
-    folder = Folder(address.url, f"precomputed://{address.public}", login, connection)
-    return folder, read_info(folder)
+    return read_info(Folder(address.url, f"precomputed://{address.public}", login, connection))
 
 
-def read_info(folder: Folder) -> dict[str, Any]:
-    """Return the content of the ``info`` file of a folder.
+def read_info(folder: Folder) -> tuple[Folder, dict[str, Any]]:
+    """Return a folder with the stamp of its ``info`` file, and the content of the file.
 
     Raises
     ------
     SourceNotFoundError
         If there is none.
     """
-    info = fetch_info(Address("precomputed", folder.url), folder.connection, folder.token)
+    info = fetch_info_file(Address("precomputed", folder.url), folder.connection, folder.token)
     if info is None:
         raise SourceNotFoundError(f"there is no {folder.name}/info, or it cannot be read; check the address")
-    return info
+    return replace(folder, stamp=info.stamp), info.content
 
 
 def _read_object(url: str, key: str, start: int, stop: int | None) -> bytes | None:

@@ -45,8 +45,7 @@ def find_skeletons(folder: Folder, info: dict[str, Any]) -> tuple[Folder, dict[s
             f"{folder.name} has no skeletons: its info, of type {kind}, names none; give the folder of the skeletons"
         )
     index = parse_index({"key": info["skeletons"]}, "skeletons")
-    child = folder.child(index.key)
-    found = read_info(child)
+    child, found = read_info(folder.child(index.key))
     if found.get("@type") != _KIND:
         raise NoVolumeError(
             f"{child.name} holds no skeletons: the @type of its info is {format_value(found.get('@type'))}"

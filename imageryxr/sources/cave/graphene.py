@@ -26,6 +26,7 @@ from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.policy import access_for_named_address
+from imageryxr.sources.fetch.stamps import MetadataFile
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.json_members import format_value
@@ -223,7 +224,9 @@ def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) ->
         # The graph server receives the token and could pass it on, so its storage server may receive it.
         token = token.with_hosts(parse_web_url(place.url).netloc)
     stored = {key: info[key] for key in _STORED if key in info}
-    found = open_precomputed(place, missing=missing, info=stored, token=token, connection=connection, channel=0)
+    found = open_precomputed(
+        place, missing=missing, info=MetadataFile(stored), token=token, connection=connection, channel=0
+    )
     name = f"{graph.name} (supervoxels at {found.name})"
     return replace(found, name=name, layer_type="segmentation")
 

@@ -21,6 +21,8 @@ class Stored(NamedTuple):
     body: bytes | memoryview
     encoding: str = ""
     """Compression on top of the format's own, as in Content-Encoding."""
+    stamp: str = ""
+    """ETag and Last-Modified, which change when the object is written; empty if the store sends neither."""
 
 
 class _Entries:
@@ -81,7 +83,7 @@ class MemoryCache:
         with self._lock:
             self.limit = max(self.limit, limit)
             if len(body) <= self.limit:
-                self._encoded.put(key, Stored(body, value.encoding), len(body))
+                self._encoded.put(key, value._replace(body=body), len(body))
                 self._encoded.drop_until(self.limit)
                 self._decoded.drop_until(self.limit - self._encoded.size)
 

@@ -26,6 +26,7 @@ from imageryxr.sources.fetch.decompress import TooLargeError
 from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.policy import Credential, is_cave_server
+from imageryxr.sources.fetch.stamps import stamp_of
 from imageryxr.sources.fetch.url import parse_web_url
 
 # Characters, besides letters and digits, that are not percent-encoded in the path of a URL.
@@ -63,7 +64,7 @@ class WebFolder:
     is_service: bool = False
     """Whether the server is a CAVE service, which accepts fewer requests at once than a file server."""
     version: str = ""
-    """Text that changes if the objects change, such as the metadata of the layer."""
+    """Text that changes if the objects change: the metadata of the layer and their stamp."""
     encodings: str = "gzip, br, zstd"
     """Accepted compressions of a whole object."""
 
@@ -103,7 +104,8 @@ class WebFolder:
             raise (ForbiddenObjectError if reply.status == 403 else DeniedError)(key, reply)
         if reply.status not in (200, 206):
             raise ServerError(f"HTTP {reply.status} for {key}")
-        return Stored(reply.body, "" if part is not None else reply.headers.get("content-encoding", ""))
+        encoding = "" if part is not None else reply.headers.get("content-encoding", "")
+        return Stored(reply.body, encoding, stamp_of(reply.headers))
 
 
 @lru_cache(maxsize=256)
@@ -149,11 +151,13 @@ class CloudFolder:
 
     url: str = field(repr=False)
     connection: Connection
+    version: str = ""
+    """Text that changes if the objects change."""
 
     @property
     def identity(self) -> Hashable | None:
         """Key in the memory cache."""
-        return None if self.url.startswith("mem://") else self.url
+        return None if self.url.startswith("mem://") else (self.url, self.version)
 
     @property
     def width(self) -> int:

@@ -42,6 +42,7 @@ from imageryxr.sources.base import (
     report_missing_chunks,
 )
 from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.stamps import MetadataFile
 from imageryxr.sources.fetch.threads import run_all, run_in_parallel
 from imageryxr.sources.omezarr import groups
 from imageryxr.sources.omezarr import metadata as ngff
@@ -51,6 +52,7 @@ from imageryxr.sources.omezarr.codec_metadata import codec_error
 from imageryxr.sources.omezarr.stores import (
     fetch,
     fetch_json,
+    fetch_json_file,
     open_local_array,
     parse_array_metadata,
     remote_store,
@@ -74,6 +76,8 @@ class ZarrLevel:
     """Shape along all axes of a stored object, which is a chunk or a shard."""
     has_separator: bool = True
     """Whether the metadata state the separator of the indexes in chunk names."""
+    stamp: str = field(default="", compare=False, repr=False)
+    """Text that changes when the metadata of the group or array are written; part of the keys of cached chunks."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ class OmeZarrSource:
 
         picks = {axis: slice(index, index + 1) for axis, index in self.picks}
         where = {**picks, **dict(zip(DIMS, box.slices(), strict=True))}
-        store = remote_store(self.url, self.token, self.connection, stored.metadata)
+        store = remote_store(self.url, self.token, self.connection, stored.metadata, stored.stamp)
         slices = tuple(where[axis] for axis in self.axes)
         values, absent = read_slices(store, stored.path, stored.metadata, slices, self.connection)
         return values[tuple(0 if axis in picks else slice(None) for axis in self.axes)], absent
@@ -223,7 +227,7 @@ class OmeZarrSource:
 
     def __dask_tokenize__(self) -> object:
         levels = [(astuple(lv.grid), lv.chunks, lv.dtype) for lv in self.levels]
-        stored = [astuple(a) for a in self.arrays]
+        stored = [(a.path, a.metadata, a.objects, a.has_separator) for a in self.arrays]
         layout = (self.axes, self.picks, self.layer_type, self.type, self.window)
         return ("imageryxr.omezarr", self.url, levels, stored, layout, self.missing)
 
@@ -272,32 +276,35 @@ def open_omezarr(
     if address.protocol not in PROTOCOLS:
         raise SourceError(f"{name}: OME-Zarr is supported on {', '.join(PROTOCOLS)}, not on {address.protocol}://")
     connection = connection or Connection()
-    ome, version = _ome_metadata(address, token, connection)
+    ome, version, stamp = _ome_metadata(address, token, connection)
     try:
-        return _build_source(address, ome, version, missing, token, {"c": channel, "t": time}, assume, connection)
+        return _build_source(
+            address, MetadataFile(ome, stamp), version, missing, token, {"c": channel, "t": time}, assume, connection
+        )
     except ImageryError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         raise SourceError(f"the OME metadata of {name} are not valid: {type(error).__name__}: {error}") from error
 
 
-def _ome_metadata(address: Address, token: str | None, connection: Connection) -> tuple[dict[str, Any], int]:
-    """Return the OME metadata of an image's group, and the version of its Zarr format."""
+def _ome_metadata(address: Address, token: str | None, connection: Connection) -> tuple[dict[str, Any], int, str]:
+    """Return the OME metadata of an image's group, the version of its Zarr format, and the stamp of the metadata."""
     name, path = address.zarr_name, address.local_path
     if path is not None and not path.is_dir() and find_archive(path) is None:
         raise SourceNotFoundError(f"there is no folder {path}, so no OME-Zarr at {name}; check the path")
     found: dict[int, dict[str, Any]] = {}
-    calls: list[Any] = [partial(fetch_json, address, token, key, connection) for key in ("zarr.json", ".zattrs")]
+    calls: list[Any] = [partial(fetch_json_file, address, token, key, connection) for key in ("zarr.json", ".zattrs")]
     # A server answers both requests in the time of one.
     for version, ask in zip((3, 2), calls if path is not None else run_all(calls), strict=True):
-        document = ask()
-        if document is None:
+        file = ask()
+        if file is None:
             continue
+        document = file.content
         if version == 3 and document.get("node_type") == "array":
             raise SourceError(f"{name} {groups.bare_array_message(address, document)}")
         found[version] = _ome_of(document.get("attributes") if version == 3 else document)
         if found[version].get("multiscales"):
-            return found[version], version
+            return found[version], version, file.stamp
     array = fetch_json(address, token, ".zarray", connection) if not found.get(2) and 3 not in found else None
     if array is not None:
         raise SourceError(f"{name} {groups.bare_array_message(address, array)}")
@@ -343,7 +350,7 @@ def _not_found_error(address: Address) -> SourceNotFoundError:
 
 def _build_source(
     address: Address,
-    ome: dict[str, Any],
+    group: MetadataFile,
     version: int,
     missing: Missing,
     token: str | None,
@@ -351,18 +358,19 @@ def _build_source(
     assume: str,
     connection: Connection,
 ) -> OmeZarrSource:
-    name = address.zarr_name
+    name, ome = address.zarr_name, group.content
     multiscale = ngff.first_multiscale(name, ome)
     paths = ngff.dataset_paths(name, multiscale)
     ngff.check_version(
         name, ome, multiscale, f"open a level and place it: {groups.array_advice(address, paths[0], None)}"
     )
     axes = ngff.axes_of(name, multiscale)
-    layouts = run_in_parallel(
+    arrays = run_in_parallel(
         lambda path, stop: _array_layout(address, token, path, (version, len(axes.names)), connection),
         paths,
         len(paths),
     )
+    layouts = [layout for layout, _ in arrays]
     picks = ngff.picks_of(name, axes.names, layouts[0].shape, requested)
     grids = [grid_of_level(name, multiscale, mip, lay.shape, axes, assume) for mip, lay in enumerate(layouts)]
     if "z" not in axes.names:  # a single slice has the same thickness at all levels
@@ -382,8 +390,8 @@ def _build_source(
             for mip, (grid, lay) in enumerate(zip(grids, layouts, strict=True))
         ),
         arrays=tuple(
-            ZarrLevel(path, lay.document, lay.objects, lay.has_separator)
-            for path, lay in zip(paths, layouts, strict=True)
+            ZarrLevel(path, lay.document, lay.objects, lay.has_separator, f"{group.stamp} {stamp}".strip())
+            for path, (lay, stamp) in zip(paths, arrays, strict=True)
         ),
         axes=axes.names,
         picks=picks,
@@ -402,16 +410,17 @@ def _chunks(layout: Layout, axes: tuple[str, ...]) -> tuple[int, int, int]:
 
 def _array_layout(
     address: Address, token: str | None, path: str, form: tuple[int, int], connection: Connection
-) -> Layout:
+) -> tuple[Layout, str]:
+    """Return the layout of the array of a level, and the stamp of its metadata."""
     version, count = form
     name, key = address.zarr_name, f"{path}/{'zarr.json' if version == 3 else '.zarray'}".lstrip("/")
-    found = fetch_json(address, token, key, connection)
+    found = fetch_json_file(address, token, key, connection)
     if found is None:
         raise SourceError(f"{name} lists the level {path!r}, but there is no {address.public}/{key}")
-    layout = layout_of(f"{name}/{path}", found, version)
+    layout = layout_of(f"{name}/{path}", found.content, version)
     if len(layout.shape) != count:
         raise SourceError(f"{name}: the array {path!r} has {len(layout.shape)} axes, but the metadata list {count}")
-    return layout
+    return layout, found.stamp
 
 
 def _is_label(address: Address, ome: dict[str, Any], token: str | None, connection: Connection) -> bool:

@@ -30,6 +30,7 @@ from imageryxr.sources.fetch.engine import ObjectStore
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import ForbiddenObjectError, WebFolder
 from imageryxr.sources.fetch.policy import Credential
+from imageryxr.sources.fetch.stamps import MetadataFile, opening_stamp, stamp_of
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.json_members import parse_json
@@ -79,7 +80,9 @@ def open_local_array(url: str, path: str, metadata: str) -> tuple[Any, dict[str,
     return array, recorder.absent
 
 
-def remote_store(url: str, token: str | None, connection: Connection, metadata: str = "") -> ObjectStore:
+def remote_store(
+    url: str, token: str | None, connection: Connection, metadata: str = "", stamp: str = ""
+) -> ObjectStore:
     """Return the store of a group on a web server or in a bucket.
 
     Parameters
@@ -92,6 +95,8 @@ def remote_store(url: str, token: str | None, connection: Connection, metadata: 
         Options of requests.
     metadata : str
         Metadata of the array that is read; empty for metadata.
+    stamp : str
+        Text that changes when the metadata are written; see `opening_stamp`.
 
     Raises
     ------
@@ -100,10 +105,10 @@ def remote_store(url: str, token: str | None, connection: Connection, metadata: 
     """
     if metadata:
         _check_size(url, metadata)
-    folder = _object_folder(url, connection)
+    folder, version = _object_folder(url, connection), f"{stamp} {metadata}"
     if folder is None:
-        return BucketFolder(url, connection, metadata)
-    return WebFolder(folder, connection, credential_of(folder, token), False, metadata, "identity")
+        return BucketFolder(url, connection, version)
+    return WebFolder(folder, connection, credential_of(folder, token), False, version, "identity")
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class BucketFolder:
                 found = obstore.get(open_bucket(self.url, os.getpid()), key, options=options)
                 if part is None and found.meta["size"] > limit:
                     raise TooLargeError(f"{key} has {found.meta['size']:,} bytes; the limit is {limit:,}")
-                return Stored(bytes(found.bytes()))
+                return Stored(bytes(found.bytes()), "", _stamp(found.meta))
             except FileNotFoundError:
                 return None
             except Exception as error:
@@ -145,6 +150,10 @@ class BucketFolder:
                 if last or "body error" not in str(error):
                     raise
         raise AssertionError
+
+
+def _stamp(meta: Any) -> str:
+    return stamp_of({"etag": meta["e_tag"] or "", "last-modified": str(meta["last_modified"] or "")})
 
 
 def _obstore_range(part: ByteRange) -> Any:
@@ -303,7 +312,13 @@ def translate_errors(name: str, otherwise: Any) -> Iterator[None]:
 
 
 def fetch(url: str, token: str | None, key: str, name: str, connection: Connection) -> bytes | None:
-    """Return an object of a store, or None if it does not exist or access is denied."""
+    """Return the bytes of an object of a store, or None if it does not exist or access is denied."""
+    found = _fetch_stored(url, token, key, name, connection)
+    return None if found is None else bytes(found.body)
+
+
+def _fetch_stored(url: str, token: str | None, key: str, name: str, connection: Connection) -> Stored | None:
+    """Return an object of a store without its Content-Encoding, or None if it does not exist or access is denied."""
     with translate_errors(
         name, lambda error: ChunkReadError(f"could not read the metadata of {name} ({key}): {error}")
     ):
@@ -311,10 +326,13 @@ def fetch(url: str, token: str | None, key: str, name: str, connection: Connecti
             if url.startswith("file://"):
                 path = url.removeprefix("file://")
                 archive = find_archive(path)
-                return (Path(path) / key).read_bytes() if archive is None else read_entry(archive, key)
+                body = (Path(path) / key).read_bytes() if archive is None else read_entry(archive, key)
+                return None if body is None else Stored(body)
             store = remote_store(url, token, connection)
             found = run_in_parallel(lambda key, stop: store.get(key, None, METADATA_BYTES, stop), [key], 1)[0]
-            return None if found is None else decompress(found.body, found.encoding, METADATA_BYTES)
+            if found is None:
+                return None
+            return Stored(decompress(found.body, found.encoding, METADATA_BYTES), "", found.stamp)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except ForbiddenObjectError:
@@ -322,6 +340,12 @@ def fetch(url: str, token: str | None, key: str, name: str, connection: Connecti
 
 
 def fetch_json(address: Address, token: str | None, key: str, connection: Connection) -> dict[str, Any] | None:
+    """Return the content of a JSON object at a key, or None; see `fetch_json_file`."""
+    found = fetch_json_file(address, token, key, connection)
+    return None if found is None else found.content
+
+
+def fetch_json_file(address: Address, token: str | None, key: str, connection: Connection) -> MetadataFile | None:
     """Return the JSON object at a key, or None if it does not exist or access is denied.
 
     The address restricts the result: metadata of another Zarr version than in the address are ignored, and the
@@ -330,16 +354,18 @@ def fetch_json(address: Address, token: str | None, key: str, connection: Connec
     other = {2: ("zarr.json",), 3: (".zattrs", ".zarray", ".zgroup")}.get(address.version or 0, ())
     if key.rpartition("/")[2] in other:
         return None
-    data = fetch(address.url, token, key, f"zarr://{address.public}", connection)
+    stored = _fetch_stored(address.url, token, key, f"zarr://{address.public}", connection)
+    if stored is None:
+        return None
     try:
-        found = None if data is None else parse_json(data)
+        found = parse_json(bytes(stored.body))
     except ValueError as error:
         raise SourceError(f"{address.public}/{key} is not JSON ({error}); it may be a login page or damaged") from None
-    if found is not None and not isinstance(found, dict):
+    if not isinstance(found, dict):
         raise SourceError(f"{address.public}/{key} contains a {type(found).__name__} instead of a JSON object")
-    if found is not None and address.separator:
+    if address.separator:
         _check_separator(address, key, found)
-    return found
+    return MetadataFile(found, opening_stamp(address.url, stored.stamp))
 
 
 def _check_separator(address: Address, key: str, document: dict[str, Any]) -> None:

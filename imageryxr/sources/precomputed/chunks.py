@@ -63,6 +63,10 @@ class StoredLayer(Protocol):
         """Content of the ``info`` file as JSON text."""
 
     @property
+    def stamp(self) -> str:
+        """Text that changes when the ``info`` file is written; see `opening_stamp`."""
+
+    @property
     def levels(self) -> tuple[Level, ...]:
         """All levels."""
 
@@ -206,12 +210,13 @@ def _shard_requests(source: StoredLayer, mip: int, box: IndexBox, store: ObjectS
 def store_of(source: StoredLayer) -> ObjectStore:
     """Return the store of the chunks of a layer."""
     folder, url, connection = web_folder(source.url), source.url, source.connection
+    version = f"{source.stamp} {source.info_text}"
     if folder is not None:
         is_service = url.startswith(MIDDLEAUTH)
-        return LayerFolder(folder, connection, credential_of(url, source.token), is_service, source.info_text)
+        return LayerFolder(folder, connection, credential_of(url, source.token), is_service, version)
     if url.startswith("file://"):
         return LocalFolder(url.removeprefix("file://").rstrip("/"))
-    return CloudFolder(url, connection)
+    return CloudFolder(url, connection, version)
 
 
 class LayerFolder(WebFolder):

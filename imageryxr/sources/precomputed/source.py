@@ -47,6 +47,7 @@ from imageryxr.sources.base import (
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.json_service import decompress_body
+from imageryxr.sources.fetch.stamps import MetadataFile, opening_stamp, stamp_of
 from imageryxr.sources.json_members import parse_json
 from imageryxr.sources.precomputed import chunks
 from imageryxr.sources.precomputed.chunks import ChunkCallback
@@ -80,6 +81,8 @@ class PrecomputedSource:
     """Token for ``middleauth`` servers."""
     connection: Connection = field(default=Connection(), compare=False, repr=False)
     """Options of requests to web servers."""
+    stamp: str = field(default="", compare=False, repr=False)
+    """Text that changes when the ``info`` file is written; part of the keys of cached chunks."""
 
     @cached_property
     def info(self) -> dict[str, Any]:
@@ -223,6 +226,14 @@ _VOLUME = "neuroglancer_multiscale_volume"
 def fetch_info(
     address: Address, connection: Connection | None = None, token: Token | None = None
 ) -> dict[str, Any] | None:
+    """Return the content of the ``info`` file at an address, or None if there is none; see `fetch_info_file`."""
+    found = fetch_info_file(address, connection, token)
+    return None if found is None else found.content
+
+
+def fetch_info_file(
+    address: Address, connection: Connection | None = None, token: Token | None = None
+) -> MetadataFile | None:
     """Return the ``info`` file at an address, or None if there is none; makes one request.
 
     Raises
@@ -238,7 +249,7 @@ def fetch_info(
     if path is not None and not path.is_dir():
         return None
     try:
-        info = _read_info(address, connection or Connection(), token)
+        info, stamp = _read_info(address, connection or Connection(), token)
     except ImageryError as error:
         if not isinstance(error, ServerError):
             raise
@@ -253,17 +264,18 @@ def fetch_info(
         ) from error
     if info is not None and not isinstance(info, dict):
         raise SourceError(f"{address.public}/info contains a {type(info).__name__} instead of a JSON object")
-    return info
+    return None if info is None else MetadataFile(info, opening_stamp(address.url, stamp))
 
 
-def _read_info(address: Address, connection: Connection, token: Token | None) -> Any:
+def _read_info(address: Address, connection: Connection, token: Token | None) -> tuple[Any, str]:
+    """Return the parsed ``info`` file, None if there is none, and its stamp."""
     if web_folder(address.url) is None:
-        return _cloud_files(address.url).get_json("info")
+        return _cloud_files(address.url).get_json("info"), ""
     reply = chunks.get_file(address.url, "info", connection, token)
     if chunks.is_absent(reply, address.url):
-        return None
+        return None, ""
     chunks.check_reply(reply, address.public, address.url, token, connection.access)
-    return parse_json(decompress_body(reply))
+    return parse_json(decompress_body(reply)), stamp_of(reply.headers)
 
 
 def open_precomputed(
@@ -271,7 +283,7 @@ def open_precomputed(
     *,
     missing: Missing = None,
     channel: int | None = None,
-    info: dict[str, Any] | None = None,
+    info: MetadataFile | None = None,
     token: Token | None = None,
     connection: Connection | None = None,
 ) -> PrecomputedSource:
@@ -285,22 +297,22 @@ def open_precomputed(
         If the ``info`` does not describe a volume.
     """
     connection = connection or Connection()
-    info = fetch_info(address, connection, token) if info is None else info
+    file = fetch_info_file(address, connection, token) if info is None else info
     name = f"precomputed://{address.public}"
-    if info is None:
+    if file is None:
         raise SourceNotFoundError(
             f"there is no precomputed layer at {name}: {address.public}/info does not exist or cannot be read; check "
             "the path, or name another format, e.g. zarr://…"
         )
-    problem = info_problem(info)
+    problem = info_problem(file.content)
     if problem:
-        kind = SourceError if info.get("@type", _VOLUME) == _VOLUME else NoVolumeError
+        kind = SourceError if file.content.get("@type", _VOLUME) == _VOLUME else NoVolumeError
         raise kind(f"the info file of {name} does not describe a precomputed volume: {problem}")
-    info = complete_info(info)
-    number = pick_index(name, "channel", info["num_channels"], channel)
-    layer_type: LayerType = "segmentation" if info["type"] == "segmentation" else "image"
-    text = json.dumps(info, sort_keys=True)
-    return PrecomputedSource(address.url, name, text, missing, number, layer_type, token, connection)
+    content = complete_info(file.content)
+    number = pick_index(name, "channel", content["num_channels"], channel)
+    layer_type: LayerType = "segmentation" if content["type"] == "segmentation" else "image"
+    text = json.dumps(content, sort_keys=True)
+    return PrecomputedSource(address.url, name, text, missing, number, layer_type, token, connection, file.stamp)
 
 
 _: type[Source] = PrecomputedSource

@@ -1,0 +1,142 @@
+"""A volume that others rewrite while its chunks are in the memory cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
+from imageryxr.sources.address import parse_address
+from imageryxr.sources.annotations.folder import open_folder
+from imageryxr.sources.fetch.stamps import stamp_of
+from imageryxr.sources.precomputed.source import open_precomputed
+from tests.support import omezarr, precomputed, shards
+from tests.support.source_suite import noise, serving
+
+GRID = Grid((8, 20, 18), (8, 8, 40), (0, 0, 0))
+STAMPS = {
+    "ETag": ("ETag",), "Last-Modified": ("Last-Modified",), "both": ("ETag", "Last-Modified"), "neither": (),
+}  # fmt: skip
+
+
+def write_precomputed(folder: Path, seed: int) -> np.ndarray:
+    values = noise(GRID.shape, seed=seed)
+    precomputed.write_layer(folder, [values], [GRID])
+    return values
+
+
+def write_sharded(folder: Path, seed: int) -> np.ndarray:
+    # Raw chunks of other sizes than before: a stale index would cut them wrongly.
+    values = noise(shards.GRID.shape, "uint64", seed)
+    values[: 4 * seed] = 7
+    shards.write(folder, values, shards.spec())
+    return values
+
+
+def write_zarr(folder: Path, seed: int, **options) -> np.ndarray:
+    values = noise(GRID.shape, seed=seed)
+    image = {"axes": omezarr.axes_of("zyx"), "datasets": [omezarr.level("s0", (40, 8, 8))]}
+    omezarr.write_ome(folder, [values], image, **options)
+    return values
+
+
+def write_zarr_shards(folder: Path, seed: int) -> np.ndarray:
+    return write_zarr(folder, seed, chunks=(8, 4, 4), shards=(8, 20, 20))
+
+
+def write_zarr2(folder: Path, seed: int) -> np.ndarray:
+    return write_zarr(folder, seed, version="0.4")
+
+
+WRITERS = {
+    "precomputed": write_precomputed, "sharded": write_sharded, "zarr3": write_zarr, "zarr shards": write_zarr_shards,
+    "zarr2": write_zarr2,
+}  # fmt: skip
+
+
+def rewrite(folder: Path, form: str, seed: int, *, seconds: float = 0) -> np.ndarray:
+    """Write a volume anew; its files are younger than the previous ones by at least some seconds."""
+    shutil.rmtree(folder, ignore_errors=True)
+    values = WRITERS[form](folder, seed)
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        then = path.stat().st_mtime + seconds
+        os.utime(path, (then, then))
+    return values
+
+
+def opened(form: str, url: str):
+    if form.startswith("zarr"):
+        return omezarr.opened(url)
+    return open_precomputed(parse_address(f"precomputed://{url}"))
+
+
+def whole(source) -> np.ndarray:
+    return source.read(0, IndexBox.of_shape(source.levels[0].grid.shape))
+
+
+@pytest.mark.parametrize("stamps", STAMPS)
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_rewritten_volume_that_is_opened_again_shows_its_new_voxels(tmp_path, form, stamps):
+    folder = tmp_path / "volume"
+    before = rewrite(folder, form, 1)
+    with serving(folder) as server:
+        server.stamps = STAMPS[stamps]
+        np.testing.assert_array_equal(whole(opened(form, server.url)), before)
+        after = rewrite(folder, form, 2, seconds=10)
+        np.testing.assert_array_equal(whole(opened(form, server.url)), after)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_an_unchanged_volume_that_is_opened_again_makes_no_request_for_chunks(tmp_path, form):
+    rewrite(tmp_path / "volume", form, 1)
+    with serving(tmp_path / "volume") as server:
+        server.stamps = STAMPS["both"]
+        whole(opened(form, server.url))
+        again = opened(form, server.url)
+        server.asked.clear()
+        whole(again)
+        assert server.asked == []
+
+
+def test_a_server_without_stamps_is_asked_again_by_each_opening_only(tmp_path):
+    rewrite(tmp_path / "volume", "precomputed", 1)
+    with serving(tmp_path / "volume") as server:
+        source = opened("precomputed", server.url)
+        first = whole(source)
+        server.asked.clear()
+        np.testing.assert_array_equal(whole(source), first)
+        assert server.asked == []
+        whole(opened("precomputed", server.url))
+        assert len(server.asked) == 1 + 4
+
+
+def test_tokens_and_equality_do_not_depend_on_the_stamp(tmp_path):
+    # An export is resumed although a server sends another ETag or none.
+    from dask.base import tokenize
+
+    for form in ("precomputed", "zarr3"):
+        rewrite(tmp_path / form, form, 1)
+        with serving(tmp_path / form) as server:
+            first, second = opened(form, server.url), opened(form, server.url)
+            assert first == second
+            assert tokenize(first) == tokenize(second)
+
+
+def test_indexes_of_rewritten_skeletons_are_read_again(tmp_path):
+    (tmp_path / "info").write_text('{"@type": "neuroglancer_skeletons"}')
+    with serving(tmp_path) as server:
+        server.stamps = ("ETag",)
+        first = open_folder(server.url, None, None)[0]
+        os.utime(tmp_path / "info", (1, 1))
+        assert first._version() != open_folder(server.url, None, None)[0]._version()
+
+
+def test_a_stamp_is_both_headers():
+    assert stamp_of({"etag": '"a"', "last-modified": "now", "date": "x"}) == '"a" now'
+    assert stamp_of({"etag": '"a"'}) == '"a"'
+    assert stamp_of({"etag": ""}) == ""
