@@ -42,7 +42,7 @@ def _handle_sigterm(number: int, frame: Any) -> None:
 
 
 @contextmanager
-def _raise_on_sigterm() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """Raise `Terminated` in the block when this process receives SIGTERM."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
@@ -256,7 +256,7 @@ def run_export(
         for name in ("distributed", "distributed.client"):  # our own error already reports a lost scheduler
             logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with _raise_on_sigterm():
+        with raise_on_sigterm():
             report = export(
                 array, target, resume=resume, retries=retries, on_error=on_error, progress=progress, **common
             )

@@ -15,7 +15,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Place": ("bbox", "center", "size", "resolution", "axis", "to"),
     "Segments and contrast": (
         "ids", "colors", "alpha", "rest_alpha", "outline", "outline_side", "merge", "outline_alpha", "outline_unit",
-        "contrast", "raw",
+        "contrast", "raw", "percentiles",
     ),
     "Picture": (
         "square", "scale", "scale_bar", "legend", "inset", "inset_zoom", "label_pt", "width_mm", "dpi",
@@ -26,8 +26,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "compress_level", "compression", "bigtiff", "fps", "crf",
     ),
     "Run": (
-        "config", "dry_run", "overwrite", "resume", "scheduler", "workers", "memory", "scratch", "retries", "on_error",
-        "progress", "as_json",
+        "output", "config", "dry_run", "overwrite", "resume", "scheduler", "workers", "memory", "scratch", "retries",
+        "on_error", "progress", "as_json",
     ),
 }  # fmt: skip
 """The names of options by what they are about; those of no group come last."""

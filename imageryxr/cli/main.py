@@ -1,4 +1,4 @@
-"""The command line: ``imageryxr info | demo | figure | export``."""
+"""The command line: ``imageryxr info | demo | figure | export | measure``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import imageryxr as ix
 from imageryxr.cli import export as engine
 from imageryxr.cli import figure as drawing
 from imageryxr.cli import info as described
+from imageryxr.cli import measure as measuring
 from imageryxr.cli import options as given
 from imageryxr.cli import points as marks
 from imageryxr.cli.demo import run_demo
@@ -29,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Inspect, draw and export connectomics volumes.",
+    help="Inspect, draw, measure and export connectomics volumes.",
 )
 
 
@@ -304,6 +305,57 @@ def export(
             array, target, dry_run=dry_run, as_json=as_json, overwrite=overwrite, resume=resume, scheduler=scheduler,
             workers=workers, memory=memory, scratch=scratch, retries=retries, on_error=on_error, progress=progress,
             square=square, options=options,
+        )  # fmt: skip
+
+
+@app.command(cls=GroupedCommand)
+def measure(
+    output: measuring.Output,
+    image: given.Image = None,
+    segmentation: given.Segmentation = None,
+    bbox: given.Bbox = None,
+    center: given.Center = None,
+    size: given.Size = None,
+    resolution: given.Resolution = "1,1,1",
+    image_mip: given.ImageMip = None,
+    seg_mip: given.SegMip = None,
+    to: measuring.To = None,
+    channel: given.Channel = None,
+    time: given.Time = None,
+    assume: given.Assume = "center",
+    ids: measuring.Ids = None,
+    percentiles: measuring.Percentiles = None,
+    missing: given.MissingChunks = None,
+    datastack: given.Datastack = None,
+    server_address: given.Server = None,
+    timestamp: given.Timestamp = None,
+    agglomerate: given.Agglomerate = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
+    overwrite: given.Overwrite = False,
+    resume: measuring.Resume = True,
+    scheduler: measuring.Scheduler = None,
+    workers: measuring.WorkerCount = None,
+    progress: engine.ShowProgress = None,
+    as_json: engine.AsJson = False,
+) -> None:
+    """Write a table of the segments: size, position and, with an image, grey values; continue after an interruption.
+
+    Exit codes: 0 done; 1 an error of a source, a server or a disk, or the target exists; 2 an invalid option;
+    130 interrupted; 143 terminated. Default box: the whole extent of the sources.
+    """
+    with engine.errors_as_json(as_json):
+        opened, tree = given.open_layers(
+            image, segmentation, image_mip=image_mip, seg_mip=seg_mip, missing=missing, datastack=datastack,
+            server_address=server_address, timestamp=timestamp, agglomerate=agglomerate, channel=channel, time=time,
+            assume=assume,
+        )  # fmt: skip
+        unit = given.viewer_resolution(tree)
+        to = to or ("segmentation" if len(opened) == 2 else None)
+        layers = given.cut_layers(opened, given.make_box(bbox, center, size, resolution, "z", unit), to=to)
+        plan = measuring.make_plan(layers, output, ids, percentiles)
+        measuring.run_measure(
+            plan, dry_run=dry_run, as_json=as_json, progress=progress, scheduler=scheduler, workers=workers,
+            overwrite=overwrite, resume=resume,
         )  # fmt: skip
 
 

@@ -103,14 +103,21 @@ def _slabs(shape: Index3) -> Splits:
 def block_arrays(volumes: Sequence[Volume], box: IndexBox) -> list[da.Array]:
     """Return the dask arrays of a box of volumes, in the same blocks of whole storage chunks; reads nothing."""
     shifted = [view_of_box(v, box) for v in volumes]
-    foreign = any(v.dask_inputs for v in volumes)
-    splits = choose_splits([v.expr for v in shifted], box.shape, group=not foreign)
+    splits = block_splits(volumes, box)
     return [
         da.from_array(_values(volume)[box.slices()], chunks=splits, name=False)
         if volume.in_memory
         else to_dask(part.expr, box.shape, dask_inputs=volume.dask_inputs, chunks=splits, name="labels")
         for volume, part in zip(volumes, shifted, strict=True)
     ]
+
+
+def block_splits(volumes: Sequence[Volume], box: IndexBox) -> Splits:
+    """Return the sizes of the blocks in which a box of volumes is reduced."""
+    if all(v.in_memory for v in volumes):
+        return _slabs(box.shape)
+    foreign = any(v.dask_inputs for v in volumes)
+    return choose_splits([view_of_box(v, box).expr for v in volumes], box.shape, group=not foreign)
 
 
 def view_of_box(volume: Volume, box: IndexBox) -> Volume:
@@ -182,7 +189,7 @@ def _merge_tree(
     tasks: dict[Any, Any] = {}
     level = 0
     while level == 0 or max(counts) > 1:
-        sizes = _group_shape(counts)
+        sizes = group_shape(counts, _FAN)
         new = tuple(-(-n // size) for n, size in zip(counts, sizes, strict=True))
         source = (name,) if level == 0 else (top, level - 1)
         for idx in product(*map(range, new)):
@@ -197,10 +204,10 @@ def _members(idx: Sequence[int], sizes: Sequence[int], counts: Sequence[int]) ->
     return product(*(range(i * size, min(n, (i + 1) * size)) for i, size, n in ranges))
 
 
-def _group_shape(counts: Sequence[int]) -> list[int]:
-    """Return how many blocks to merge along each axis: up to `_FAN` in all, about as many along each axis."""
+def group_shape(counts: Sequence[int], most: int) -> list[int]:
+    """Return how many blocks to group along each axis: up to `most` in all, about as many along each axis."""
     sizes = [1, 1, 1]
-    while 2 * sizes[0] * sizes[1] * sizes[2] <= _FAN:
+    while 2 * sizes[0] * sizes[1] * sizes[2] <= most:
         open_axes = [axis for axis in (2, 1, 0) if sizes[axis] < counts[axis]]
         if not open_axes:
             break

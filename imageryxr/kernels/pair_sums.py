@@ -46,15 +46,16 @@ def sum_contacts(labels: NDArray[Any]) -> PairTable:
 def _sum_contacts(labels: NDArray[Any], tally: Tally) -> Tally:
     depth, height, width = labels.shape
     here, above, behind = make_run_buffers(width), make_run_buffers(width), make_run_buffers(width)
+    runs = 0
     for z in range(depth):
         for y in range(height):
             row = labels[z, y]
+            here, above, before = above, here, runs
             runs = run_ends(row, here)
             tally = reserve_rows(tally, runs)
             _add_along_row(row, here.ends, runs, tally, z, y)
             if y > 0:
-                count = run_ends(labels[z, y - 1], above)
-                tally = reserve_rows(tally, runs + count)
+                tally = reserve_rows(tally, runs + before)
                 _add_between(labels[z, y - 1], above.ends, row, here.ends, tally, 4, 2 * z + 1, 2 * y)
             if z > 0:
                 count = run_ends(labels[z - 1, y], behind)

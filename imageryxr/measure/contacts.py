@@ -66,7 +66,7 @@ def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) ->
     """
     volume = segmentation_volume(segmentation)
     requested = None if ids is None else RequestedIds.of(ids)
-    task = partial(contacts_of_block, whole=volume.box, requested=requested)
+    task = partial(contacts_of_block, whole=volume.box, requested=requested, compact=not volume.in_memory)
     found = reduce_volumes([volume], task, partial(merge_contacts, requested=requested))
     return label_contacts(found.pairs, volume)
 
@@ -75,8 +75,8 @@ def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) ->
 # partial results
 
 
-class _Plane(NamedTuple):
-    """The voxels on one side of a border between blocks, as runs."""
+class _Runs(NamedTuple):
+    """The voxels on one side of a border between blocks, as runs: small, and independent of the block."""
 
     values: Array
     ends: npt.NDArray[np.int64]
@@ -87,6 +87,7 @@ class _Plane(NamedTuple):
         return np.repeat(self.values, sizes).reshape(self.shape)
 
 
+_Plane = _Runs | Array
 _Border = tuple[int, Index3]
 """The axis across a border between two blocks, and its first voxel (z, y, x) on the upper side."""
 
@@ -100,9 +101,9 @@ class BlockContacts:
 
 
 def contacts_of_block(
-    box: IndexBox, labels: Array, *, whole: IndexBox, requested: RequestedIds | None
+    box: IndexBox, labels: Array, *, whole: IndexBox, requested: RequestedIds | None, compact: bool
 ) -> BlockContacts:
-    """Return the contacts of a block, and its planes at borders with other blocks."""
+    """Return the contacts of a block, and its planes at borders with other blocks: compact, or views of the block."""
     from imageryxr.kernels import pair_sums
 
     pairs, sums = pair_sums.sum_contacts(labels)
@@ -116,15 +117,15 @@ def contacts_of_block(
             place = box.stop[axis] if is_upper else box.start[axis]
             if whole.start[axis] < place < whole.stop[axis]:
                 start = tuple(place if a == axis else s for a, s in enumerate(box.start))
-                plane = labels.take(-1 if is_upper else 0, axis=axis)
-                planes[axis, start] = _as_runs(plane)
+                plane = labels[(*[slice(None)] * axis, -1 if is_upper else 0)]
+                planes[axis, start] = _as_runs(plane) if compact else plane
     return BlockContacts(_keep_requested(merge_pairs([PairSums(pairs, sums)]), requested), planes)  # type: ignore[arg-type]
 
 
-def _as_runs(plane: Array) -> _Plane:
+def _as_runs(plane: Array) -> _Runs:
     flat = plane.reshape(-1)
     ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
-    return _Plane(flat[ends - 1], ends, (plane.shape[0], plane.shape[1]))
+    return _Runs(flat[ends - 1], ends, (plane.shape[0], plane.shape[1]))
 
 
 def _keep_requested(table: PairSums, requested: RequestedIds | None) -> PairSums:
@@ -150,11 +151,15 @@ def merge_contacts(parts: list[BlockContacts], *, requested: RequestedIds | None
     return BlockContacts(merge_pairs(tables), waiting)
 
 
+def _labels_of(plane: _Plane) -> Array:
+    return plane.labels() if isinstance(plane, _Runs) else plane
+
+
 def _border_contacts(border: _Border, one: _Plane, other: _Plane) -> PairSums:
     from imageryxr.kernels import pair_sums
 
     axis, start = border
-    pairs, found = pair_sums.sum_plane_contacts(one.labels(), other.labels())
+    pairs, found = pair_sums.sum_plane_contacts(_labels_of(one), _labels_of(other))
     faces, sums = found[:, 0], np.zeros((len(pairs), 12), np.int64)
     along = iter(found[:, 1:].T)
     sums[:, 4 * axis] = faces

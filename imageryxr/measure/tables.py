@@ -1,0 +1,307 @@
+"""Measure a segmentation region by region into a file; continue after an interruption.
+
+The sums of each region are stored in a folder beside the target. A measurement that was stopped continues with the
+regions that are not stored. The sums of all regions are merged at the end, and the folder is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.bbox import IndexBox, format_triple
+from imageryxr.errors import OptionError, TargetError, TargetExistsError, param
+from imageryxr.graph.block_check import block_starts
+from imageryxr.graph.expr import Array
+from imageryxr.graph.labelled import Volume
+from imageryxr.graph.reduction import block_splits, group_shape, reduce_volumes
+from imageryxr.measure.groups import PairSums
+from imageryxr.measure.segments import Grey, SegmentSums, label_segments, merge_segments, prepare_measurement
+from imageryxr.measure.table import to_dataframe
+from imageryxr.ops.labels import RequestedIds
+
+FORMATS = (".parquet", ".csv", ".zarr")
+_REGION_VOXELS = 1 << 28
+"""Voxels of a region: the work that an interruption may repeat."""
+_MERGED_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class MeasurementPlan:
+    """What a measurement reads and writes, from `plan_measurement`; creating it reads no voxels.
+
+    Attributes
+    ----------
+    target
+        The file to write.
+    regions
+        The boxes of voxels (z, y, x) that are measured one after the other.
+    done
+        The regions that an earlier run has stored.
+    """
+
+    target: Path
+    regions: tuple[IndexBox, ...]
+    volumes: tuple[Volume, ...]
+    task: Callable[..., SegmentSums]
+    requested: RequestedIds | None
+    percentiles: tuple[float, ...] | None
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels to measure."""
+        return self.volumes[0].box.voxels
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the decoded voxels of all layers."""
+        return self.voxels * sum(volume.expr.dtype.itemsize for volume in self.volumes)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the sums of finished regions."""
+        return self.target.with_name(f"{self.target.name}.partial")
+
+    @property
+    def done(self) -> frozenset[IndexBox]:
+        """The regions that are stored already."""
+        return frozenset(box for box in self.regions if self.part(box).exists())
+
+    def part(self, box: IndexBox) -> Path:
+        """Return the file of the sums of a region."""
+        return self.folder / f"z{box.start[0]}_y{box.start[1]}_x{box.start[2]}.npz"
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What is measured, as JSON: an unfinished measurement continues only if it is the same."""
+        layers = [
+            {
+                **{name: str(volume.attrs.get(name)) for name in ("source", "mip", "timestamp")},
+                "grid": str(volume.grid),
+                "dtype": str(volume.expr.dtype),
+            }
+            for volume in self.volumes
+        ]
+        ids = None if self.requested is None else self.requested.array.tolist()
+        levels = None if self.percentiles is None else list(self.percentiles)
+        return {"layers": layers, "ids": ids, "percentiles": levels, "regions": len(self.regions)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {
+            "target": str(self.target),
+            "regions": len(self.regions),
+            "regions_done": len(self.done),
+            "voxels": self.voxels,
+            "read_bytes": self.read_bytes,
+            "layers": self.description["layers"],
+        }
+
+    def __str__(self) -> str:
+        sizes = format_triple(self.volumes[0].grid.shape[::-1])
+        lines = [
+            f"measurement of {sizes} voxels to {self.target}",
+            f"  reads: {self.read_bytes / 1e9:,.3g} GB of {len(self.volumes)} layer(s), each chunk once",
+            f"  regions: {len(self.regions):,}, of which {len(self.done):,} are done",
+        ]
+        return "\n".join(lines)
+
+
+def plan_measurement(
+    segmentation: xr.DataArray,
+    target: str | Path,
+    image: xr.DataArray | None = None,
+    *,
+    ids: Iterable[int] | None = None,
+    percentiles: Sequence[float] | None = None,
+) -> MeasurementPlan:
+    """Return the plan of a measurement to a file; reads no voxels.
+
+    Parameters
+    ----------
+    segmentation, image, ids, percentiles
+        As in `measure`.
+    target : str or Path
+        A file that ends in .parquet or .csv, or a folder that ends in .zarr.
+
+    Raises
+    ------
+    OptionError
+        If the ending is another one, or pyarrow is missing for .parquet.
+    ImageryError
+        As `measure`.
+    """
+    path = Path(target)
+    if path.suffix not in FORMATS or "://" in str(target):
+        raise OptionError(f"the target {str(target)!r} must be a local path that ends in {', '.join(FORMATS)}")
+    if path.suffix == ".parquet":
+        _check_pyarrow()
+    volumes, task, requested = prepare_measurement(segmentation, image, ids=ids, percentiles=percentiles)
+    levels = None if percentiles is None else tuple(float(p) for p in percentiles)
+    return MeasurementPlan(path, tuple(_regions(volumes)), tuple(volumes), task, requested, levels)
+
+
+def _check_pyarrow() -> None:
+    if find_spec("pyarrow") is None:
+        raise OptionError(
+            "a .parquet file needs pyarrow, which is not installed: pip install 'imageryxr[parquet]'; or write .csv"
+        )
+
+
+def _regions(volumes: Sequence[Volume]) -> list[IndexBox]:
+    """Return boxes of whole blocks, of about `_REGION_VOXELS` each, that cover the grid."""
+    whole = volumes[0].box
+    starts = block_starts(block_splits(volumes, whole))
+    counts = [len(s) - 1 for s in starts]
+    largest = [max(b - a for a, b in pairwise(s)) for s in starts]
+    sizes = group_shape(counts, max(1, _REGION_VOXELS // (largest[0] * largest[1] * largest[2])))
+    cuts = [[*s[:-1:n], s[-1]] for s, n in zip(starts, sizes, strict=True)]
+    spans = [list(pairwise(c)) for c in cuts]
+    return [IndexBox((z[0], y[0], x[0]), (z[1], y[1], x[1])) for z, y, x in product(*spans)]
+
+
+def run_measurement(
+    plan: MeasurementPlan,
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    report: Callable[[int], None] = lambda done: None,
+) -> xr.Dataset:
+    """Measure all regions of a plan, write the target and return the measurements; computes.
+
+    Parameters
+    ----------
+    plan : MeasurementPlan
+        From `plan_measurement`.
+    overwrite : bool, default False
+        Whether to replace a target that exists.
+    resume : bool, default True
+        Whether to continue an unfinished measurement of the same layers and options, or to start again.
+    report : callable, optional
+        Called with the number of finished regions after each region.
+
+    Raises
+    ------
+    TargetExistsError
+        If the target exists, or an unfinished measurement beside it has other layers or options.
+    TargetError
+        If a file cannot be written.
+    """
+    if plan.target.exists() and not overwrite:
+        overwrite_it = param("overwrite", True)
+        raise TargetExistsError(f"{plan.target} exists; give ", overwrite_it, " to replace it, or another name")
+    try:
+        _open_folder(plan, resume)
+        done = plan.done
+        report(len(done))
+        for number, box in enumerate([box for box in plan.regions if box not in done], len(done) + 1):
+            _save(reduce_volumes(plan.volumes, plan.task, merge_segments, box=box), plan.part(box))
+            report(number)
+        found = _merge_files([plan.part(box) for box in plan.regions])
+        result = label_segments(found, list(plan.volumes), plan.requested, plan.percentiles)
+        write_measurements(result, plan.target)
+        shutil.rmtree(plan.folder)
+    except OSError as error:
+        if isinstance(error, TargetError):
+            raise
+        raise TargetError(f"{plan.target} cannot be written: {error}") from error
+    return result
+
+
+def _open_folder(plan: MeasurementPlan, resume: bool) -> None:
+    """Create the folder of finished regions, or check that it belongs to the same measurement."""
+    manifest = plan.folder / "measurement.json"
+    if plan.folder.exists() and not resume:
+        shutil.rmtree(plan.folder)
+    if manifest.exists() and json.loads(manifest.read_text()) != plan.description:
+        raise TargetExistsError(
+            f"{plan.folder} contains an unfinished measurement of other layers, options or timestamps; give the same "
+            "ones, ",
+            param("resume", False),
+            " to delete it and start again, or another name",
+        )
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    _replace(manifest, lambda path: path.write_text(json.dumps(plan.description)))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file or folder under another name and then rename it, so that it is never incomplete."""
+    new = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    try:
+        write(new)
+        if path.is_dir():
+            shutil.rmtree(path)
+        new.replace(path)
+    finally:
+        if new.is_dir():
+            shutil.rmtree(new, ignore_errors=True)
+        else:
+            new.unlink(missing_ok=True)
+
+
+def write_measurements(measurements: xr.Dataset, target: Path) -> None:
+    """Write measurements to a Parquet or CSV table, or to a Zarr group, which keeps their dims and attrs."""
+    writers: dict[str, Callable[[Path], Any]] = {
+        ".parquet": lambda path: to_dataframe(measurements).to_parquet(path),
+        ".csv": lambda path: to_dataframe(measurements).to_csv(path),
+        ".zarr": lambda path: _as_zarr(measurements).to_zarr(path, mode="w", consolidated=False),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _replace(target, writers[target.suffix])
+
+
+def _as_zarr(measurements: xr.Dataset) -> xr.Dataset:
+    # Zarr 3 specifies strings of variable length only.
+    return measurements.assign_coords(axis=measurements["axis"].astype(object))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# files of regions
+
+
+def _save(sums: SegmentSums, path: Path) -> None:
+    arrays: dict[str, Array] = {name: getattr(sums, name) for name in ("ids", "voxels", "first", "last")}
+    # Sums may be Python integers; two int64 hold them.
+    arrays["high"], arrays["low"] = ((part).astype(np.int64) for part in (sums.sums >> 32, sums.sums & 0xFFFFFFFF))
+    arrays["is_exact"] = np.array(sums.sums.dtype != object)
+    if sums.grey is not None:
+        arrays |= {f"grey_{name}": value for name, value in vars(sums.grey).items()}
+    if sums.histogram is not None:
+        arrays |= {"histogram_pairs": sums.histogram.pairs, "histogram_sums": sums.histogram.sums}
+
+    def write(new: Path) -> None:
+        with new.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    _replace(path, write)
+
+
+def _load(path: Path) -> SegmentSums:
+    with np.load(path) as file:
+        arrays = dict(file)
+    kind: npt.DTypeLike = np.int64 if arrays["is_exact"] else object
+    sums = (arrays["high"].astype(kind) << 32) + arrays["low"].astype(kind)
+    names = ("mean", "deviation", "low", "high")
+    grey = Grey(*(arrays[f"grey_{name}"] for name in names)) if "grey_mean" in arrays else None
+    pairs = arrays.get("histogram_pairs")
+    histogram = None if pairs is None else PairSums(pairs, arrays["histogram_sums"])
+    return SegmentSums(arrays["ids"], arrays["voxels"], sums, arrays["first"], arrays["last"], grey, histogram)
+
+
+def _merge_files(paths: list[Path]) -> SegmentSums:
+    found = _load(paths[0])
+    for i in range(1, len(paths), _MERGED_AT_ONCE):
+        found = merge_segments([found, *map(_load, paths[i : i + _MERGED_AT_ONCE])])
+    return found

@@ -1,0 +1,72 @@
+"""``imageryxr measure``: tables, plans and exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+from tests.support import command_line
+
+PLACE = ["--center", "4600,2560,130", "--size", "64,48,4", "--resolution", "8,8,40"]
+
+
+def run(*args):
+    return command_line.run("measure", *args)
+
+
+@pytest.fixture
+def sources(sample):
+    return ["--image", sample.image, "--segmentation", sample.segmentation]
+
+
+@pytest.fixture
+def want(sample):
+    box = ix.BBox.around((4600, 2560, 130), (64, 48, 4), resolution=(8, 8, 40))
+    em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
+    return ix.align(em, seg, bbox=box, to="segmentation").imagery.measure(percentiles=[50])
+
+
+def test_a_table_equals_measure_on_the_grid_of_the_segmentation(tmp_path, sources, want):
+    target = tmp_path / "cells.csv"
+    done = run(*sources, *PLACE, "--percentiles", 50, "--output", target)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{want.sizes['segment']} segments in {target}\n"
+    table = pd.read_csv(target, index_col="segment")
+    pd.testing.assert_frame_equal(table, want.imagery.to_dataframe(), check_dtype=False, check_index_type=False)
+
+
+def test_a_zarr_holds_the_requested_ids(tmp_path, sources, want):
+    ids = want.segment.values[:2].tolist()
+    done = run(*sources[2:], *PLACE, "--ids", ",".join(map(str, ids)), "--output", tmp_path / "c.zarr", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["segments"] == 2
+    with xr.open_zarr(tmp_path / "c.zarr", consolidated=False) as cells:
+        assert cells.segment.values.tolist() == ids
+        assert cells.voxels.values.tolist() == want.voxels.values[:2].tolist()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, sources):
+    plan = run(*sources, *PLACE, "--output", tmp_path / "cells.csv", "--dry-run", "--json")
+    fields = json.loads(plan.stdout)
+    assert (fields["regions"], fields["regions_done"]) == (1, 0)
+    assert fields["read_bytes"] == 9 * fields["voxels"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_one_line_in_the_words_of_the_command_line(tmp_path, sources):
+    (tmp_path / "cells.csv").write_text("")
+    cases = [
+        ([*sources, *PLACE, "--output", tmp_path / "cells.csv"], 1, "give --overwrite"),
+        ([*sources[:2], *PLACE, "--output", tmp_path / "new.csv"], 2, "give --segmentation SOURCE"),
+        ([*sources, *PLACE, "--output", tmp_path / "cells.txt"], 2, "ends in .parquet, .csv, .zarr"),
+        ([*sources, *PLACE, "--output", tmp_path / "new.csv", "--scheduler", "x"], 2, "tcp://host:8786"),
+    ]
+    for arguments, code, words in cases:
+        done = run(*arguments)
+        assert done.returncode == code
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
