@@ -23,6 +23,7 @@ from imageryxr.ops.cutout_align import accepts_placed_cutouts
 from imageryxr.render.figure.text import LEGIBLE
 from imageryxr.render.mark_colors import mark_colors
 from imageryxr.render.mark_labels import LabelStyle
+from imageryxr.render.mark_selection import rows_near_picture
 from imageryxr.render.mark_shapes import Marker, MarkStyle
 from imageryxr.render.marks import Annotated, Marks, snap_places
 from imageryxr.render.overlay import label_rgba, rgba_volume
@@ -146,6 +147,10 @@ def annotate(
     stroke = _stroke_width(width, annotation_type_of(table), marker, unit, sizes)
     look = _Look(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill)
     style = look.style(_directions(picture, across), volume.grid, across)
+    rows = rows_near_picture(table, volume.grid, style, _turned_axes(across), sizes)
+    if rows is not None:
+        rgba, sizes = (values if len(values) == 1 else values[rows] for values in (rgba, sizes))
+        table = table.isel({DIM: rows})
     marks = _place_marks(table, volume.grid, style, across, rgba, sizes)
     marks = _add_labels(marks, table, labels, label_size, label_color)
     attrs = {**volume.attrs, **made.attrs}
