@@ -1,0 +1,59 @@
+"""Large tables on small pictures: nothing that reaches into a picture is left out, and little else is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from imageryxr.render import annotate as module
+from tests.conftest import volume
+
+RNG = np.random.default_rng(21)
+
+
+@pytest.fixture
+def rgba():
+    return ix.to_rgba(volume(np.zeros((9, 48, 56), np.uint8), (4.04, 8, 40), (-30, -11, -4)))
+
+
+def table_of(kind: str):
+    places = RNG.uniform([-150, -120, -200], [120, 330, 240], (300, 3))
+    if kind == "ellipsoid":
+        return ix.as_annotations(places, radius=RNG.uniform(0, 60, (300, 3)))
+    if kind == "point":
+        return ix.as_annotations(places)
+    return ix.as_annotations(places, end=places + RNG.normal(0, 60, (300, 3)), annotation_type=kind)
+
+
+@pytest.mark.parametrize("depth", [None, 60.0])
+@pytest.mark.parametrize("kind", ["point", "line", "box", "ellipsoid"])
+def test_drawing_on_a_crop_equals_a_crop_of_the_drawing(rgba, kind, depth):
+    table = table_of(kind)
+    look = {"depth": depth, "size": 14, "marker": "triangle", "edgecolor": "red", "edgewidth": 2, "axis": "z"}
+    whole = ix.annotate(rgba, table, **look)
+    for part in [{"z": [4]}, {"z": slice(2, 5), "y": slice(10, 30), "x": slice(20, 30)}, {"x": [0], "y": slice(3)}]:
+        drawn = ix.annotate(rgba.isel(part), table, **look)
+        np.testing.assert_array_equal(drawn.values, whole.isel(part).values)
+    assert (whole.values != rgba.values).any()
+
+
+@pytest.mark.parametrize("kind", ["point", "line", "box", "ellipsoid"])
+def test_drawing_on_a_small_plane_equals_the_middle_of_a_large_one(kind):
+    em = volume(np.zeros((9, 48, 56), np.uint8), (8, 8, 40), (-30, -11, -4))
+    table = table_of(kind)
+    center, look = (-24.0, 100.0, 20.0), {"depth": 30.0, "size": 10, "edgecolor": "red"}
+    large, small = (
+        ix.annotate(ix.to_rgba(ix.plane(em, center, (n, n), normal=(1, 2, 0.5))), table, **look) for n in (40, 12)
+    )
+    np.testing.assert_array_equal(small.values, large.isel(y=slice(14, 26), x=slice(14, 26)).values)
+    assert (small.values[..., :3] != 0).any()
+
+
+def test_only_annotations_near_the_picture_are_placed(rgba, monkeypatch):
+    placed = []
+    place = module._place_marks
+    monkeypatch.setattr(module, "_place_marks", lambda table, *rest: placed.append(table) or place(table, *rest))
+    table = ix.as_annotations(RNG.uniform(-1e5, 1e5, (100_000, 3)))
+    ix.annotate(rgba.isel(z=[3]), table)
+    assert placed[0].sizes["annotation"] < 10
