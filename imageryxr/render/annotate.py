@@ -149,7 +149,7 @@ def annotate(
     style = look.style(_directions(picture, across), volume.grid, across)
     rows = rows_near_picture(table, volume.grid, style, _turned_axes(across), sizes)
     if rows is not None:
-        rgba, sizes = (values if len(values) == 1 else values[rows] for values in (rgba, sizes))
+        rgba, sizes = rgba if len(rgba) == 1 else rgba[rows], sizes if len(sizes) == 1 else sizes[rows]
         table = table.isel({DIM: rows})
     marks = _place_marks(table, volume.grid, style, across, rgba, sizes)
     marks = _add_labels(marks, table, labels, label_size, label_color)
