@@ -7,6 +7,7 @@ whatever a test edits later. It is no PyChunkedGraph, but answers as one was mea
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import re
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -52,6 +54,18 @@ class Tissue:
     """All supervoxels, ascending."""
     bodies: np.ndarray
     """Number from 1 on of the body of each; 0 for those that nobody joined to anything."""
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """For each voxel, 1 + the index of its supervoxel in ``ids``; 0 where there is none."""
+        known = np.concatenate([[np.uint64(0)], self.ids])
+        places = np.searchsorted(known, self.supervoxels)
+        assert np.array_equal(known[places], self.supervoxels)
+        return places.astype(np.int32)
+
+    def spread(self, values: np.ndarray, box: tuple[slice, slice, slice] = (slice(None),) * 3) -> np.ndarray:
+        """Return the voxels (z, y, x) with the value of their supervoxel, 0 where there is none."""
+        return np.concatenate([[values.dtype.type(0)], values])[self.places[box]]
 
 
 def encoded(labels: np.ndarray, chunk: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -159,6 +173,13 @@ class Graph:
         members = self.ids[self.states[-1][1] == self.merged]
         self.split_into = self.split(self.merged, members[: len(members) // 3], SPLIT)
 
+    def copy(self) -> Graph:
+        """Return a graph with the same history, whose edits do not change this one."""
+        other = copy.copy(self)
+        other.lock, other.made = threading.Lock(), dict(self.made)
+        other.links, other.states = list(self.links), list(self.states)
+        return other
+
     def _new(self, when: float) -> int:
         root = (LAYERS << 56) | self._next
         self._next += 1
@@ -261,8 +282,8 @@ class CaveServer(ThreadingHTTPServer):
     def __init__(self, folder: Path, tissue: Tissue, info: dict[str, Any]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.tissue, self.ws_info = folder, tissue, info
-        self.graph = Graph(tissue)
-        self.tables = Tables(tissue, OFFSET)
+        self.first_graph, self.first_tables = Graph(tissue), Tables(tissue, OFFSET)
+        self.graph, self.tables = self.first_graph.copy(), self.first_tables.copy()
         self.versions = dict(VERSIONS)
         self.parent_version: int | None = None
         """Version of another datastack that the newest ones of this one are."""
@@ -306,8 +327,7 @@ class CaveServer(ThreadingHTTPServer):
         """Clear faults and the log."""
         self.faults.clear()
         self.log.clear()
-        self.graph = Graph(self.tissue)
-        self.tables = Tables(self.tissue, OFFSET)
+        self.graph, self.tables = self.first_graph.copy(), self.first_tables.copy()
         self.versions, self.parent_version = dict(VERSIONS), None
         self.before_roots, self.secret_data, self.date_shift, self.without = None, False, 0.0, set()
         self.zips = False
@@ -315,9 +335,7 @@ class CaveServer(ThreadingHTTPServer):
 
     def truth(self, when: float, box: tuple[slice, slice, slice] = (slice(None),) * 3) -> np.ndarray:
         """Return the roots of voxels (z, y, x) at a timestamp, looked up voxel by voxel."""
-        voxels = self.tissue.supervoxels[box]
-        roots = self.graph.state(when)[np.minimum(np.searchsorted(self.graph.ids, voxels), len(self.graph.ids) - 1)]
-        return np.where(voxels > 0, roots, np.uint64(0))
+        return self.tissue.spread(self.graph.state(when), box)
 
     def count(self, pattern: str) -> int:
         """Return the number of logged requests that match a pattern."""

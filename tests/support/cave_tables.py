@@ -6,6 +6,7 @@ The answers follow the real service: rows in no order, at most `MOST` of them, p
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -57,6 +58,13 @@ class Tables:
             25, target_id=np.arange(25, 0, -1) * 10, cell_type=["exc", "inh", None, "glia", "exc"] * 5
         )
         self.frames["plain"] = frame(5, tag=list("abcde"))
+
+    def copy(self) -> Tables:
+        """Return tables of the same content, whose changes do not change these."""
+        other = copy.copy(self)
+        other.frames = {name: frame.copy() for name, frame in self.frames.items()}
+        other.references, other.views = dict(self.references), dict(self.views)
+        return other
 
     def answer(
         self, server: Any, asked: Any, place: str, version: int, versions: dict[int, float]
