@@ -25,10 +25,8 @@ import numpy as np
 
 import imageryxr as ix
 from imageryxr.core.grid import Grid
-from imageryxr.export.read.buffers import BUFFERS
-from imageryxr.export.read.drawing import bricks, draw
-from imageryxr.export.read.sweep import whole_sweep
-from imageryxr.export.read.windows import SweepReader
+from imageryxr.export.read.reader import BUFFERS, SweepReader, draw
+from imageryxr.export.read.sweep import bricks, whole_sweep
 from imageryxr.export.store.local import Folder
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import LevelLeaf

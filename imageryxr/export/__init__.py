@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import xarray as xr
 
-from imageryxr.core.bbox import DIMS
-from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
-from imageryxr.export.commit.manifest import FORMAT
-from imageryxr.export.commit.source_overlap import refuse_sources
-from imageryxr.export.commit.source_paths import source_places
-from imageryxr.export.plan.coverage import coverage_warning
+from imageryxr.errors import OptionError, param
 from imageryxr.export.plan.plan import ExportPlan
-from imageryxr.export.plan.planner import make_plan
-from imageryxr.export.read.drawing import to_native_order
-from imageryxr.export.read.spill import check_scratch
+from imageryxr.export.plan.planner import plan_array
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run.scheduler import run_plan
-from imageryxr.export.run.workers import WorkerPool, exit_if_spawned, find_workers
-from imageryxr.export.targets.base import ArrayInfo, Target
+from imageryxr.export.run.workers import exit_if_spawned, find_workers
 from imageryxr.export.targets.options import Client, FormatOptions
-from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
-from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader, has_cutouts
-from imageryxr.graph.to_dask import exprs_below
-from imageryxr.ops.align import layer_type_of
-from imageryxr.ops.square_pixels import square_reader
-from imageryxr.sources.base import clean_message
+from imageryxr.graph.labelled import has_cutouts
 
 if TYPE_CHECKING:
     from imageryxr.export.cutouts.cutout_plan import CutoutPlan
@@ -74,6 +60,7 @@ def plan_export(
     >>> plan.reads[0].rereads
     1.0
     """
+    _check_flag("overwrite", overwrite)
     if has_cutouts(da):
         from imageryxr.export.cutouts.jobs import plan_cutout_export
 
@@ -81,7 +68,7 @@ def plan_export(
         return plan_cutout_export(da, target, overwrite=overwrite, client=client, workers=workers, **options, **others)
     pool = find_workers(client, workers, memory)
     try:
-        return _plan(da, target, pool, overwrite, scratch, square, {**options})
+        return plan_array(da, target, pool, overwrite=overwrite, scratch=scratch, square=square, options={**options})
     finally:
         pool.close()
 
@@ -219,6 +206,7 @@ def export(
     ['.imageryxr', 'z00.png', 'z01.png', 'z02.png']
     """
     check_tries(retries, on_error)
+    _check_flag("overwrite", overwrite)
     _check_flag("resume", resume)
     if has_cutouts(da):
         from imageryxr.export.cutouts.jobs import export_cutouts
@@ -234,7 +222,7 @@ def export(
     pool = find_workers(client, workers, memory)
     exit_if_spawned(pool)
     try:
-        plan = _plan(da, target, pool, overwrite, scratch, square, {**options})
+        plan = plan_array(da, target, pool, overwrite=overwrite, scratch=scratch, square=square, options={**options})
         plan.validate()
         plan.warn_of_rereads()
         return run_plan(plan, overwrite=overwrite, resume=resume, retries=retries, on_error=on_error, progress=progress)
@@ -257,149 +245,3 @@ def check_tries(retries: Any, on_error: Any) -> None:
 def _check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise OptionError(param(name, value), " must be True or False")
-
-
-def _plan(
-    da: xr.DataArray | xr.Dataset,
-    target: Any,
-    pool: WorkerPool,
-    overwrite: bool,
-    scratch: Any,
-    square: bool | None,
-    options: dict[str, Any],
-) -> ExportPlan:
-    _check_flag("overwrite", overwrite)
-    folder = check_scratch(scratch)
-    if square is not None and not isinstance(square, bool):
-        raise OptionError(param("square", square), " must be True, False or None")
-    # imported here, because the formats load slowly
-    from imageryxr.export.targets.registry import choose_target
-
-    array = _check_array(da)
-    layer_type = layer_type_of(array)
-    read = to_native_order(box_reader(array))
-    read = replace(read, volume=replace(read.volume, splits=None))  # long, and not needed by regions
-    beyond = coverage_warning(read.volume.expr, read.volume.grid)
-    if beyond:
-        warn(beyond)
-    if square:
-        axis = options.get("axis") or next((d for d in "zyx" if f"{{{d}" in str(target)), "z")
-        read = square_reader(read, axis, layer_type)
-    channels = read.tail[0] if read.tail else 0
-    volume = read.volume
-    contrast = volume.attrs.get("contrast_limits")
-    layer = ArrayInfo(
-        volume.grid,
-        channels,
-        volume.expr.dtype,
-        "image" if channels else layer_type,
-        None if contrast is None or channels else (float(contrast[0]), float(contrast[1])),
-    )
-    chosen = choose_target(target, layer, **options)
-    places = source_places(volume.expr, *volume.dask_inputs.values(), array.variable._data)
-    refuse_sources(chosen, places)
-    _check_square(chosen, square)
-    _warn_of_cut_outlines(array, getattr(chosen, "axis", None))
-    what = _describe_call(chosen, volume)
-    token = _token(chosen, read)
-    shown = tuple(clean_message(place) if "://" in place else place for place in places)
-    return make_plan(chosen, read, pool, token, what, overwrite=overwrite, scratch=folder, sources=shown)
-
-
-def _check_square(chosen: Target, square: bool | None) -> None:
-    from imageryxr.export.targets.slices import SliceTarget, Stack
-
-    if square and not isinstance(chosen, SliceTarget):
-        raise OptionError(
-            param("square", True),
-            f" is for slices (a stack of pictures, a TIFF, a video), and {chosen.place} is a volume, ",
-            "whose voxels keep their size; leave ",
-            param("square"),
-            " out",
-            Wording(", or bring the array onto another grid first with regrid(array, resolution)", ""),
-        )
-    if square is None and isinstance(chosen, Stack):
-        axes = chosen.layer.grid.axes
-        rows, columns = (axes[a].resolution for a in range(3) if a != chosen.axis)
-        if rows != columns:
-            warn(
-                Message(
-                    f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, but programs ",
-                    "show them as squares: give ",
-                    param("square", True),
-                    " to resample them, or ",
-                    param("square", False),
-                    " for one pixel per voxel",
-                ),
-            )
-
-
-def _warn_of_cut_outlines(da: xr.DataArray, axis: int | None) -> None:
-    # Outlines that were drawn in one plane break into dots and dashes in slices along another.
-    drawn = da.attrs.get("outline_axis")
-    if axis is not None and drawn is not None and drawn != DIMS[axis]:
-        warn(
-            Message(
-                f"the outlines were drawn in slices across {drawn}, but the stack is sliced across ",
-                f"{DIMS[axis]}, where they look broken: draw them with ",
-                param("axis", DIMS[axis]),
-            ),
-        )
-
-
-def _token(target: Target, read: BoxReader) -> str:
-    from dask.base import tokenize
-
-    layer = target.layer
-    place = astuple(layer.grid)
-    return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.describe()))
-
-
-def _describe_call(target: Target, volume: Volume) -> dict[str, Any]:
-    """Return a readable description of the call, for the manifest and for errors about another call's export."""
-    sources = sorted(set(_source_names(volume.expr, volume.dask_inputs)))
-    return {**target.describe(), "sources": sources, "box": str(volume.grid.bbox)}
-
-
-def _source_names(expr: Expr, dask_inputs: dict[str, Any]) -> list[str]:
-    if isinstance(expr, LevelLeaf):
-        when = expr.source.attrs.get("timestamp")
-        return [f"{expr.source.name}, mip {expr.mip}{f', at {when}' if when else ''}"]
-    if isinstance(expr, DaskLeaf):
-        return [_dask_array_name(dask_inputs.get(expr.name))]
-    if isinstance(expr, Leaf):
-        return ["an array in memory"]
-    return [name for child in expr.inputs for name in _source_names(child, dask_inputs)]
-
-
-def _dask_array_name(array: Any) -> str:
-    below = [] if array is None else exprs_below(array)
-    names = sorted({name for expr in below for name in _source_names(expr, {})})
-    return f"a dask array of {' and '.join(names)}" if names else "a dask array"
-
-
-def _check_array(da: Any) -> xr.DataArray:
-    if isinstance(da, xr.DataArray):
-        _check_colors(da)
-        return da
-    advice = "give one as open_image, open_segmentation and the verbs return it"
-    if isinstance(da, xr.Dataset):
-        advice = "give one variable, or draw it first: export(overlay(ds.image, ds.segmentation), target)"
-    elif isinstance(da, str | os.PathLike):
-        advice = "the array comes first, then the target: export(array, target)"
-    elif hasattr(da, "__array__"):
-        advice = COORDS_ADVICE
-    raise LayerError(f"export takes an xarray.DataArray, not a {type(da).__name__}; {advice}")
-
-
-def _check_colors(da: xr.DataArray) -> None:
-    # Only the order of the colours is checked here; the target checks their number.
-    if "rgba" not in da.dims or "rgba" not in da.coords:
-        return
-    names = [str(name) for name in da["rgba"].values]
-    if names != list("rgba")[: len(names)]:
-        raise LayerError(
-            f"files store colours in the order r, g, b, a, but this array has {', '.join(names)}: give "
-            "array.sel(rgba=['r', 'g', 'b', 'a']), or one channel as grey values, such as "
-            "array.sel(rgba='r', drop=True)"
-        )

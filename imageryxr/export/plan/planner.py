@@ -1,16 +1,23 @@
-"""Plan an export: its regions, workers, memory and scratch space. Planning reads no voxels."""
+"""Plan an export: its target, regions, workers, memory and scratch space. Planning reads no voxels."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
 
+import xarray as xr
 from dask.utils import key_split
 
-from imageryxr.core.bbox import format_triple
-from imageryxr.errors import OptionError, param
+from imageryxr.core.bbox import DIMS, format_triple
+from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
+from imageryxr.export.commit.manifest import FORMAT
 from imageryxr.export.commit.session import Workspace
+from imageryxr.export.commit.source_overlap import refuse_sources
+from imageryxr.export.commit.source_paths import source_places
+from imageryxr.export.plan.coverage import coverage_warning
 from imageryxr.export.plan.estimate import (
     PROCESS_BYTES,
     ComputeCost,
@@ -24,19 +31,71 @@ from imageryxr.export.plan.estimate import (
 from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.plan.regions import Regions, Stages, choose_regions
 from imageryxr.export.plan.slab_regions import slab_planner
-from imageryxr.export.read.drawing import BRICK_VOXELS, bricks
-from imageryxr.export.read.sweep import volume_sweep
+from imageryxr.export.read.spill import check_scratch
+from imageryxr.export.read.sweep import BRICK_VOXELS, bricks, volume_sweep
 from imageryxr.export.run.workers import WorkerPool, available_memory
-from imageryxr.export.targets.base import COARSER, Target
+from imageryxr.export.targets.base import COARSER, ArrayInfo, Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import has_computed_blocks
-from imageryxr.graph.labelled import BoxReader
+from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf, LevelLeaf, Mapped
+from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
+from imageryxr.graph.to_dask import exprs_below
+from imageryxr.ops.align import layer_type_of
+from imageryxr.ops.square_pixels import square_reader
+from imageryxr.sources.base import clean_message
 
 # Maximum voxels of a region of a coarser level, which is what the loss of a worker costs.
 MAX_COARSE_VOXELS = 1 << 26
 # Maximum number of tasks, enough for a petavoxel: each needs some bytes of memory to keep track of.
 MAX_TASKS = 1 << 28
 TASK_BYTES = 24
+
+
+def plan_array(
+    da: xr.DataArray | xr.Dataset,
+    target: Any,
+    pool: WorkerPool,
+    *,
+    overwrite: bool,
+    scratch: Any,
+    square: bool | None,
+    options: dict[str, Any],
+) -> ExportPlan:
+    """Return the plan of an export; see `imageryxr.plan_export`."""
+    folder = check_scratch(scratch)
+    if square is not None and not isinstance(square, bool):
+        raise OptionError(param("square", square), " must be True, False or None")
+    # imported here, because the formats load slowly
+    from imageryxr.export.targets.registry import choose_target
+
+    array = _check_array(da)
+    layer_type = layer_type_of(array)
+    read = _to_native_order(box_reader(array))
+    read = replace(read, volume=replace(read.volume, splits=None))  # long, and not needed by regions
+    beyond = coverage_warning(read.volume.expr, read.volume.grid)
+    if beyond:
+        warn(beyond)
+    if square:
+        axis = options.get("axis") or next((d for d in "zyx" if f"{{{d}" in str(target)), "z")
+        read = square_reader(read, axis, layer_type)
+    channels = read.tail[0] if read.tail else 0
+    volume = read.volume
+    contrast = volume.attrs.get("contrast_limits")
+    layer = ArrayInfo(
+        volume.grid,
+        channels,
+        volume.expr.dtype,
+        "image" if channels else layer_type,
+        None if contrast is None or channels else (float(contrast[0]), float(contrast[1])),
+    )
+    chosen = choose_target(target, layer, **options)
+    places = source_places(volume.expr, *volume.dask_inputs.values(), array.variable._data)
+    refuse_sources(chosen, places)
+    _check_square(chosen, square)
+    _warn_of_cut_outlines(array, getattr(chosen, "axis", None))
+    shown = tuple(clean_message(place) if "://" in place else place for place in places)
+    call = _token(chosen, read), _describe_call(chosen, volume)
+    return make_plan(chosen, read, pool, *call, overwrite=overwrite, scratch=folder, sources=shown)
 
 
 def make_plan(
@@ -181,3 +240,119 @@ def _coarse_memory(target: Target) -> int:
         encoding = int((1 + target.encoding) * box.voxels * target.layer.voxel_bytes)
         most = max(most, target.derived_bytes(stage, box), encoding)
     return most
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the array and the call
+
+
+def _to_native_order(read: BoxReader) -> BoxReader:
+    """Return a reader whose values have native byte order, which formats and encoders require."""
+    expr = read.volume.expr
+    if expr.dtype.isnative:
+        return read
+    native = Mapped(expr, _native_values, expr.dtype.newbyteorder("=").str, expr.lead, expr.tail)
+    return replace(read, volume=replace(read.volume, expr=native))
+
+
+def _native_values(values: Array) -> Array:
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _check_square(chosen: Target, square: bool | None) -> None:
+    from imageryxr.export.targets.slices import SliceTarget, Stack
+
+    if square and not isinstance(chosen, SliceTarget):
+        raise OptionError(
+            param("square", True),
+            f" is for slices (a stack of pictures, a TIFF, a video), and {chosen.place} is a volume, ",
+            "whose voxels keep their size; leave ",
+            param("square"),
+            " out",
+            Wording(", or bring the array onto another grid first with regrid(array, resolution)", ""),
+        )
+    if square is None and isinstance(chosen, Stack):
+        axes = chosen.layer.grid.axes
+        rows, columns = (axes[a].resolution for a in range(3) if a != chosen.axis)
+        if rows != columns:
+            warn(
+                Message(
+                    f"the pixels of slices across {DIMS[chosen.axis]} are {columns:g} × {rows:g} nm, but programs ",
+                    "show them as squares: give ",
+                    param("square", True),
+                    " to resample them, or ",
+                    param("square", False),
+                    " for one pixel per voxel",
+                ),
+            )
+
+
+def _warn_of_cut_outlines(da: xr.DataArray, axis: int | None) -> None:
+    # Outlines that were drawn in one plane break into dots and dashes in slices along another.
+    drawn = da.attrs.get("outline_axis")
+    if axis is not None and drawn is not None and drawn != DIMS[axis]:
+        warn(
+            Message(
+                f"the outlines were drawn in slices across {drawn}, but the stack is sliced across ",
+                f"{DIMS[axis]}, where they look broken: draw them with ",
+                param("axis", DIMS[axis]),
+            ),
+        )
+
+
+def _token(target: Target, read: BoxReader) -> str:
+    from dask.base import tokenize
+
+    layer = target.layer
+    place = astuple(layer.grid)
+    return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.describe()))
+
+
+def _describe_call(target: Target, volume: Volume) -> dict[str, Any]:
+    """Return a readable description of the call, for the manifest and for errors about another call's export."""
+    sources = sorted(set(_source_names(volume.expr, volume.dask_inputs)))
+    return {**target.describe(), "sources": sources, "box": str(volume.grid.bbox)}
+
+
+def _source_names(expr: Expr, dask_inputs: dict[str, Any]) -> list[str]:
+    if isinstance(expr, LevelLeaf):
+        when = expr.source.attrs.get("timestamp")
+        return [f"{expr.source.name}, mip {expr.mip}{f', at {when}' if when else ''}"]
+    if isinstance(expr, DaskLeaf):
+        return [_dask_array_name(dask_inputs.get(expr.name))]
+    if isinstance(expr, Leaf):
+        return ["an array in memory"]
+    return [name for child in expr.inputs for name in _source_names(child, dask_inputs)]
+
+
+def _dask_array_name(array: Any) -> str:
+    below = [] if array is None else exprs_below(array)
+    names = sorted({name for expr in below for name in _source_names(expr, {})})
+    return f"a dask array of {' and '.join(names)}" if names else "a dask array"
+
+
+def _check_array(da: Any) -> xr.DataArray:
+    if isinstance(da, xr.DataArray):
+        _check_colors(da)
+        return da
+    advice = "give one as open_image, open_segmentation and the verbs return it"
+    if isinstance(da, xr.Dataset):
+        advice = "give one variable, or draw it first: export(overlay(ds.image, ds.segmentation), target)"
+    elif isinstance(da, str | os.PathLike):
+        advice = "the array comes first, then the target: export(array, target)"
+    elif hasattr(da, "__array__"):
+        advice = COORDS_ADVICE
+    raise LayerError(f"export takes an xarray.DataArray, not a {type(da).__name__}; {advice}")
+
+
+def _check_colors(da: xr.DataArray) -> None:
+    # Only the order of the colours is checked here; the target checks their number.
+    if "rgba" not in da.dims or "rgba" not in da.coords:
+        return
+    names = [str(name) for name in da["rgba"].values]
+    if names != list("rgba")[: len(names)]:
+        raise LayerError(
+            f"files store colours in the order r, g, b, a, but this array has {', '.join(names)}: give "
+            "array.sel(rgba=['r', 'g', 'b', 'a']), or one channel as grey values, such as "
+            "array.sel(rgba='r', drop=True)"
+        )

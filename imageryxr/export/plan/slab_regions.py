@@ -12,9 +12,8 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import Message, ScratchError, param
 from imageryxr.export.plan.estimate import FETCH_FACTOR, box_bytes, intermediate_boxes, reread_factors
 from imageryxr.export.plan.regions import REGION_BYTES, REREAD_LIMIT, Regions, choose_regions, choose_slabs
-from imageryxr.export.read.drawing import BRICK_VOXELS, bricks
 from imageryxr.export.read.spill import SCRATCH_ADVICE, free_bytes, scratch_folder
-from imageryxr.export.read.sweep import SlabSettings, slice_windows
+from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings, bricks, slice_windows
 from imageryxr.export.report import show_bytes
 from imageryxr.export.run.workers import WorkerPool
 from imageryxr.export.targets.base import Target

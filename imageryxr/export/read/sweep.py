@@ -9,19 +9,22 @@ Slices are read whole if the region fits into memory; otherwise they are spilled
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.export.plan.estimate import box_bytes, is_array_in_memory
 from imageryxr.export.plan.regions import whole_chunks
-from imageryxr.export.read.buffers import KEPT_BYTES
-from imageryxr.export.read.drawing import BRICK_VOXELS
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Expr, Leaf, LevelLeaf
 
+# Voxels of a region that are drawn at a time, which limits the memory of intermediate results.
+BRICK_VOXELS = 1 << 22
+# Buffers of at least this size are kept; malloc itself reuses smaller ones (up to 32 MB each).
+KEPT_BYTES = 24_000_000
 # Bytes of a large box on disk that are read at a time: few enough to be in the CPU cache when they are copied.
 PART_BYTES = 8_000_000
 # Bytes of a source that are read at a time for slices: enough chunks to keep a network busy.
@@ -216,3 +219,28 @@ def _intervals(window: Window, boxes: list[IndexBox], needs: list[Needs]) -> tup
     lows = list(accumulate(reversed(lows), min))[::-1]
     highs = [min(high, whole[1]) for high in accumulate(highs, max)]
     return tuple((min(low, high), high) for low, high in zip(lows, highs, strict=True))
+
+
+def bricks(box: IndexBox, granule: Index3 = (1, 1, 1), voxels: int | None = None) -> Iterator[IndexBox]:
+    """Yield pieces of a box: slabs of the box, rows of a slab, or parts of a row, in C order.
+
+    Parameters
+    ----------
+    box : IndexBox
+        The box to cut.
+    granule : tuple of 3 int
+        Voxels (z, y, x) that stay together, counted from the start of the box. The granules of a piece are consecutive
+        in the C order of the granules of the box.
+    voxels : int, optional
+        Maximum voxels of a piece, unless a granule is larger; default: `BRICK_VOXELS`.
+    """
+    voxels = BRICK_VOXELS if voxels is None else voxels
+    size = list(granule)
+    for axis in (2, 1, 0):
+        whole = -(-box.shape[axis] // granule[axis])
+        size[axis] = min(whole, max(1, voxels // math.prod(size))) * granule[axis]
+        if size[axis] < box.shape[axis]:
+            break
+    ranges = (range(a, b, s) for a, b, s in zip(box.start, box.stop, size, strict=True))
+    for z, y, x in product(*ranges):
+        yield IndexBox((z, y, x), (z + size[0], y + size[1], x + size[2])).clip(box)

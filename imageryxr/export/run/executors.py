@@ -1,31 +1,32 @@
-"""Executors of regions: threads, or the workers of a dask cluster.
+"""Executors of regions: the base class, and threads of this process. `cluster` has those of other processes.
 
 An executor takes one region per call and returns a future. The scheduler limits how many regions run at a time, and
-`workers` chooses the executor. `local_cluster` has the executor for processes of this machine.
+`workers` chooses the executor. Threads end when the export is interrupted or the task of their dask worker is
+cancelled.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from concurrent.futures import Future, wait
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, wait
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.errors import TargetError
-from imageryxr.export.read.buffers import BUFFERS
 from imageryxr.export.report import ON_PROGRESS
-from imageryxr.export.run.task import Job, RegionInput, has_arrays, pickle_job, restrict_reader, run_task
-from imageryxr.export.run.threads import start_thread
-from imageryxr.export.run.worker_probe import ImportProbe
-from imageryxr.graph.dask_inputs import gather_futures
-from imageryxr.graph.tables import has_tables
+from imageryxr.sources.fetch.threads import stop_on
 
 # How long an interrupted export waits for its threads or processes.
 ABORT_SECONDS = 0.3
+# Seconds between checks whether the task of a dask worker is cancelled.
+POLL_SECONDS = 0.1
+
+STOP: ContextVar[threading.Event | None] = ContextVar("imageryxr_stop", default=None)
+"""The event that stops the region of this thread. It is set when the export is interrupted or fails."""
 
 
 class RegionExecutor(ABC):
@@ -71,15 +72,14 @@ class RegionExecutor(ABC):
 class ThreadExecutor(RegionExecutor):
     """Threads of this process; kernels and decoders release Python's lock and run in parallel."""
 
-    def __init__(self, job: Job, count: int) -> None:
-        self._job = job
-        self._count = min(count, job.slab_settings.at_once) if job.slab_settings is not None else count
+    def __init__(self, job: Callable[[int, int, IndexBox], Any], count: int) -> None:
+        self._job, self._count = job, count
         self._running = set[Future[Any]]()
         self._stop = threading.Event()
         self._shares: dict[int, float] = {}
 
     def slots(self) -> int:
-        """Return one slot per thread, or fewer if several threads share a region."""
+        """Return one slot per thread."""
         return self._count
 
     def submit(self, number: int, stage: int, box: IndexBox) -> Any:
@@ -109,119 +109,130 @@ class ThreadExecutor(RegionExecutor):
     def close(self) -> None:
         """Wait for running regions."""
         wait(set(self._running))
-        BUFFERS.clear()
 
     def abort(self) -> None:
         """Cancel reads; wait briefly for files that are being written."""
         self._stop.set()
         wait(set(self._running), ABORT_SECONDS)
-        BUFFERS.clear()
 
 
-class ClusterExecutor(RegionExecutor):
-    """The workers of a `distributed.Client`, which may join and leave.
+# ---------------------------------------------------------------------------------------------------------
+# threads
 
-    The job is pickled once; a region carries only its own voxels.
+
+def check_stop() -> None:
+    """Raise `CancelledError` if the region of this thread is no longer needed."""
+    stop = STOP.get()
+    if stop is not None and stop.is_set():
+        raise CancelledError("the export has ended")
+
+
+def start_thread(function: Callable[..., Any], *args: Any, stop: threading.Event | None = None) -> Future[Any]:
+    """Run a function in a daemon thread; return its future.
+
+    `concurrent.futures` joins the threads of its pools at exit, so a request to a server that hangs would delay the
+    exit until the request times out.
+
+    Parameters
+    ----------
+    function, *args
+        What the thread calls.
+    stop : Event, optional
+        Stops the function and its requests when it is set; default: the stop event of the calling thread.
     """
+    future = Future[Any]()
+    future.set_running_or_notify_cancel()
+    arguments = (future, stop or STOP.get(), function, args)
+    threading.Thread(target=_run, args=arguments, name="imageryxr-export", daemon=True).start()
+    return future
 
-    def __init__(self, job: Job, client: Any, count: int | None) -> None:
-        self._read = job.read
-        self._has_inputs = job.read is not None and bool(
-            job.read.volume.dask_inputs or has_arrays(job.read.volume.expr) or has_tables(job.read.volume.expr)
-        )
-        self._pickled_job = pickle_job(replace(job, read=None) if self._has_inputs else job)
-        self._client = client
-        self._count = count
-        # one key group for all regions, because the scheduler keeps a record of every group
-        self._name = f"imageryxr-export-{uuid.uuid4().hex[:12]}"
-        self._submitted = 0
-        self._slots = 2
-        self._failed_on: dict[int, set[str]] = {}
-        """Workers on which a region has failed."""
-        self._probe = ImportProbe(client)
 
-    def slots(self) -> int:
-        """Return the requested number of slots, or two per thread; 0 until one worker can import the package."""
-        if not self._probe.is_passed():
-            return 0
-        if self._count:
-            return self._count
-        try:
-            self._slots = 2 * sum(self._client.nthreads().values()) or 2
-        except OSError:  # the connection to the scheduler may recover
-            self.check()
-        return self._slots
+def _run(future: Future[Any], stop: threading.Event | None, function: Callable[..., Any], args: Any) -> None:
+    STOP.set(stop)
+    try:
+        with stop_on(stop):
+            result = function(*args)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+    del future  # the traceback of an error refers to this frame, which would keep the arrays of the region
 
-    def check(self) -> None:
-        """Raise `TargetError` if the client has lost its scheduler or a worker cannot import the package."""
-        if self._client.status in ("closing", "closed"):
-            raise TargetError(
-                f"the scheduler at {self._client.scheduler.address} no longer responds; restart it with its workers "
-                "and give its address"
-            )
-        self._probe.check()
 
-    def cancel(self, futures: Iterable[Any]) -> None:
-        """Cancel submitted regions if the scheduler is still connected."""
-        if self._client.status == "running":
-            super().cancel(futures)
+def map_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], threads: int) -> Iterator[Any]:
+    """Yield the results of jobs in order; at most `threads` jobs run at a time."""
+    if threads == 1:
+        for job in jobs:
+            check_stop()
+            yield function(job)
+        return
+    running: deque[Future[Any]] = deque()
+    try:
+        for job in jobs:
+            check_stop()
+            if len(running) >= threads:
+                yield running.popleft().result()
+            # in the context of the caller, which may record missing chunks
+            running.append(start_thread(copy_context().run, function, job))
+        while running:
+            yield running.popleft().result()
+    finally:
+        wait(running)  # a thread that still reads or writes must end before its files are closed
 
-    def submit(self, number: int, stage: int, box: IndexBox) -> Any:
-        """Submit a region to the scheduler."""
-        self.check()
-        arguments = self._arguments(number, stage, box)
-        self._submitted += 1
-        where: dict[str, Any] = {}
-        if number in self._failed_on and (untried := self._untried_workers(number)):
-            where = {"workers": untried, "allow_other_workers": True}  # in case the untried workers leave
-        try:
-            return self._client.submit(
-                run_task, *arguments, key=(self._name, self._submitted), pure=False, retries=0, **where
-            )
-        except Exception:
-            self.check()
-            raise
 
-    def avoid_worker(self, number: int, worker: str | None) -> bool:
-        """Submit a region to workers that have not tried it from now on; return whether there are any."""
-        if worker is not None:
-            self._failed_on.setdefault(number, set()).add(worker)
-        return bool(self._untried_workers(number))
+def run_cancellable(function: Callable[[], Any], *, own_thread: bool) -> Any:
+    """Run a function; on a dask worker, stop when the task is cancelled or the worker closes.
 
-    def _untried_workers(self, number: int) -> list[str]:
-        try:
-            return sorted(set(self._client.nthreads()) - self._failed_on.get(number, set()))
-        except OSError:  # the connection to the scheduler may recover
-            return []
+    A thread that hangs would keep its worker from closing, and thereby an interrupted script from ending.
 
-    def _arguments(self, number: int, stage: int, box: IndexBox) -> tuple[Any, ...]:
-        import cloudpickle
+    Parameters
+    ----------
+    function : callable
+        A function without arguments.
+    own_thread : bool
+        Whether the function may run in a separate thread, which is abandoned when the task is cancelled. User-defined
+        functions may need the worker's thread; for them, cancellation only stops network requests.
+    """
+    is_cancelled = _cancellation_check()
+    if is_cancelled is None:
+        return function()
+    stop, ended = threading.Event(), Future[Any]()
+    if own_thread:
+        ended = start_thread(copy_context().run, function, stop=stop)
+        _wait_until(ended, is_cancelled, stop)
+        if not ended.done():
+            raise CancelledError("the export has ended")
+        return ended.result()
+    threading.Thread(target=_wait_until, args=(ended, is_cancelled, stop), daemon=True).start()
+    before = STOP.set(stop)
+    try:
+        with stop_on(stop):
+            return function()
+    finally:
+        ended.set_result(None)
+        STOP.reset(before)
 
-        if not self._has_inputs or stage or self._read is None:
-            return (self._pickled_job, number, stage, tuple(box))
-        part = restrict_reader(self._read, box)
-        values: tuple[Any, ...] = ()
-        if isinstance(part, RegionInput) and part.parts.futures:
-            futures = part.parts.futures
-            part = replace(part, parts=replace(part.parts, futures=dict.fromkeys(futures)))
-            values = (cloudpickle.dumps(list(futures)), self._worker_values(futures))
-        return (self._pickled_job, number, stage, tuple(box), cloudpickle.dumps(part), *values)
 
-    def _worker_values(self, futures: dict[Any, Any]) -> list[Any]:
-        """Return the values that replace futures on the worker."""
-        # the scheduler itself transfers the values of its own futures to the worker
-        mine = all(future.client is self._client for future in futures.values())
-        return list((futures if mine else gather_futures(futures)).values())
+def _wait_until(ended: Future[Any], is_cancelled: Callable[[], bool], stop: threading.Event) -> None:
+    """Wait for a future; set the stop event and return if the task is cancelled."""
+    while not wait([ended], POLL_SECONDS).done:
+        if is_cancelled():
+            stop.set()
+            return
 
-    def close(self) -> None:
-        """Do nothing: the caller closes the client."""
 
-    def missing_workers_message(self) -> str:
-        """Return a message if the scheduler has no workers."""
-        try:
-            if self._client.nthreads():
-                return ""
-        except OSError:  # `check` handles a lost scheduler
-            return ""
-        place = self._client.scheduler.address
-        return f"the scheduler {place} has no worker yet: waiting for one, such as `dask worker {place}` starts"
+def _cancellation_check() -> Callable[[], bool] | None:
+    """Return a function that checks whether the task of this thread is cancelled; None outside a dask worker."""
+    module = sys.modules.get("distributed.worker")
+    state = getattr(module, "thread_state", None)
+    key, execution = getattr(state, "key", None), getattr(state, "execution_state", None)
+    worker = execution.get("worker") if isinstance(execution, dict) else None
+    if key is None or worker is None:
+        return None
+
+    def is_cancelled() -> bool:
+        task = worker.state.tasks.get(key)
+        closing = str(getattr(worker.status, "name", "")) in ("closing", "closed", "failed")
+        return closing or task is None or task.state in ("cancelled", "released", "forgotten")
+
+    return is_cancelled

@@ -26,14 +26,16 @@ from imageryxr.errors import (
     TargetError,
     Wording,
 )
+from imageryxr.export.commit.journal import Entry, Progress
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.plan.regions import Stages
+from imageryxr.export.read.reader import BUFFERS
 from imageryxr.export.report import ExportReport, FailedRegion, progress_bar, update_bar, write_line
 from imageryxr.export.run.executors import RegionExecutor
 from imageryxr.export.run.requested_ids import IdTracker
 from imageryxr.export.run.task import Job, Outcome
-from imageryxr.export.store.local import is_remote
+from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import attrs_on_grid, label_array
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.fetch import memory_cache
@@ -82,32 +84,22 @@ def run_plan(
 ) -> ExportReport:
     """Make every region that is not done, and publish the result."""
     began = time.perf_counter()
-    if plan.workspace is None:
-        return _run_in_memory(plan, retries, on_error, progress, began)
-    space = plan.workspace
-    with space.opened(overwrite=overwrite, resume=resume):
-        skipped = int(space.progress.done.sum())
-        tally, tracker = _Tally(), _id_tracker(plan)
-        if skipped:
-            tracker.resume(space.progress.ids, space.progress.all_ids)
-        try:
-            if skipped < len(space.stages):
-                _run_stages(plan, space, tally, tracker, skipped, retries, on_error, progress)
-            if not tally.failed:
-                published = space.publish()
-                # a single file is assembled from temporary files, which do not count
-                tally.bytes = published if plan.target.kind == "single" else tally.bytes + published
-        except BaseException as error:
-            if space.abandon():
-                error.add_note(_resume_note(space))
-            raise
-        if tally.failed:
-            space.abandon()
+    run = _Run(plan, retries, on_error, progress)
+    array, space, skipped = None, plan.workspace, 0
+    if space is None:
+        done = Progress(len(plan.regions))
+        array = run.make_array(done)
+    else:
+        with space.opened(overwrite=overwrite, resume=resume):
+            skipped = int(space.progress.done.sum())
+            run.write_files(space)
+        done = space.progress
+    tally = run.tally
     if not tally.failed:
-        if is_remote(plan.target.root):
+        if space is not None and space.remote:
             memory_cache.cache.clear()  # it may contain chunks of the replaced result
         plan.target.done()
-        tracker.warn()
+        run.tracker.warn()
     return ExportReport(
         plan.target.place,
         tally.regions,
@@ -115,53 +107,94 @@ def run_plan(
         time.perf_counter() - began,
         skipped,
         tuple(sorted(tally.failed, key=lambda f: f.number)),
-        tuple(sorted(space.progress.holes)),
+        tuple(sorted(done.holes)),
         tally.retries,
         tally.tasks,
-        () if tally.failed else tracker.absent(),
+        () if tally.failed else run.tracker.absent(),
+        None if tally.failed else array,
     )
+
+
+class _Run:
+    """One run of a plan."""
+
+    def __init__(self, plan: ExportPlan, retries: int, on_error: OnError, show_progress: bool | None) -> None:
+        self.plan, self.retries, self.on_error, self.show_progress = plan, retries, on_error, show_progress
+        self.tally = _Tally()
+        self.tracker = IdTracker(plan.read.volume.expr, plan.read.volume.grid.box)
+
+    def write_files(self, space: Workspace) -> None:
+        """Write the regions that are not done, and publish the result unless a region failed."""
+        done, tally = space.progress, self.tally
+        if done.done.any():
+            self.tracker.resume(done.ids, done.all_ids)
+        try:
+            if not done.done.all():
+                job = Job(self.plan.target, space.data, self.plan.read, self.plan.slab_settings, space.continued)
+                self._make_regions(job, space.stages, done, lambda entry, _: space.note(entry))
+            if not tally.failed:
+                published = space.publish()
+                # a single file is assembled from temporary files, which do not count
+                tally.bytes = published if self.plan.target.kind == "single" else tally.bytes + published
+        except BaseException as error:
+            if space.abandon():
+                error.add_note(_resume_note(space))
+            raise
+        if tally.failed:
+            space.abandon()
+
+    def make_array(self, done: Progress) -> xr.DataArray:
+        """Return the array, made in memory; incomplete if a region failed."""
+        plan, layer = self.plan, self.plan.target.layer
+        out = np.zeros((*plan.shape, *((layer.channels,) if layer.channels else ())), layer.dtype)
+
+        def keep(entry: Entry, values: Array | None) -> None:
+            out[plan.regions[entry.number].slices()] = values
+            done.note(entry)
+
+        self._make_regions(Job(plan.target, None, plan.read), Stages((plan.regions,)), done, keep)
+        volume = plan.read.volume
+        name = str(volume.name or "export")
+        if layer.channels in (0, 4):
+            return label_array(out, layer.grid, volume.attrs, name, tail="rgba" if layer.channels else None)
+        # a subset of the channels r, g, b and a
+        attrs = attrs_on_grid(volume.attrs, layer.grid)
+        return xr.DataArray(out, dims=(*DIMS, "rgba"), coords=layer.grid.coords(), attrs=attrs, name=name)
+
+    def _make_regions(
+        self, job: Job, stages: Stages, done: Progress, keep: Callable[[Entry, Array | None], None]
+    ) -> None:
+        """Make the regions that are not done, stage by stage; `keep` receives each and its values in memory."""
+        tally, skipped = self.tally, int(done.done.sum())
+        workers = self.plan.pool.make(job)
+        loop = _Scheduler(workers, stages, self.plan, tally, self.retries, self.on_error)
+        try:
+            with progress_bar(self.plan.target.place, len(stages), skipped, self.show_progress) as bar:
+                loop.tick = lambda: update_bar(bar, skipped + tally.tasks, workers.partial_progress())
+                for stage, regions in enumerate(stages.parts):
+                    first = stages.start(stage)
+                    todo = np.flatnonzero(~done.done[first : first + len(regions)]) + first
+                    for outcome in loop.outcomes(todo):
+                        keep(replace(outcome.entry, ids=self.tracker.record(outcome.ids)), outcome.values)
+                        tally.tasks += 1
+                        tally.regions += stage == 0
+                        tally.bytes += outcome.entry.size if outcome.values is None else outcome.values.nbytes
+                        loop.tick()
+                    if tally.failed:
+                        break  # the next stage needs all regions of this one
+        except BaseException:
+            workers.abort()
+            raise
+        else:
+            workers.close()
+        finally:
+            BUFFERS.clear()
 
 
 def _resume_note(space: Workspace) -> str:
     done, total = int(space.progress.done.sum()), len(space.stages)
     what = f"{done:,} of {total:,} tasks of {space.target.place} are done" if done else "slices that were finished are"
     return f"{what} {'and ' * bool(done)}kept: run the same call again to continue"
-
-
-def _run_stages(
-    plan: ExportPlan,
-    space: Workspace,
-    tally: _Tally,
-    tracker: IdTracker,
-    skipped: int,
-    retries: int,
-    on_error: OnError,
-    show_progress: bool | None,
-) -> None:
-    workers = plan.pool.make(Job(plan.target, space.data, plan.read, plan.slab_settings, space.continued))
-    loop = _Scheduler(workers, space.stages, space.stages.box, plan, tally, retries, on_error)
-    try:
-        with progress_bar(plan.target.place, len(space.stages), skipped, show_progress) as bar:
-            loop.tick = lambda: update_bar(bar, skipped + tally.tasks, workers.partial_progress())
-            for stage in range(len(space.stages.parts)):
-                first = space.stages.start(stage)
-                todo = np.flatnonzero(~space.progress.done[first : first + len(space.stages.parts[stage])]) + first
-                for outcome in loop.outcomes(todo):
-                    space.note(replace(outcome.entry, ids=tracker.record(outcome.ids)))
-                    tally.tasks += 1
-                    tally.regions += stage == 0
-                    tally.bytes += outcome.entry.size
-                    loop.tick()
-                if tally.failed:
-                    break  # the next stage needs all regions of this one
-    except BaseException:
-        workers.abort()
-        raise
-    workers.close()
-
-
-def _id_tracker(plan: ExportPlan) -> IdTracker:
-    return IdTracker(plan.read.volume.expr, plan.read.volume.grid.box)
 
 
 class _Scheduler:
@@ -171,13 +204,12 @@ class _Scheduler:
         self,
         workers: RegionExecutor,
         stages: Stages,
-        box_of: Any,
         plan: ExportPlan,
         tally: _Tally,
         retries: int,
         on_error: OnError,
     ) -> None:
-        self.workers, self.stages, self.box_of = workers, stages, box_of
+        self.workers, self.stages = workers, stages
         self.plan, self.tally, self.retries, self.on_error = plan, tally, retries, on_error
         self.back: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.under_way: dict[Any, _Attempt] = {}
@@ -227,7 +259,7 @@ class _Scheduler:
         return None if number is None else (number, 0)
 
     def _submit(self, number: int, tries: int) -> None:
-        stage, box = self.box_of(number)
+        stage, box = self.stages.box(number)
         future = self.workers.submit(number, stage, box)
         self.under_way[future] = _Attempt(number, tries)
         future.add_done_callback(self.back.put)
@@ -274,7 +306,7 @@ class _Scheduler:
             heapq.heappush(self.waiting, (time.monotonic() + wait, region.number, region.tries + 1))
             self.tally.retries += 1
             return
-        stage, box = self.box_of(region.number)
+        stage, box = self.stages.box(region.number)
         where = _describe_box(self.plan, stage, box)
         if self.on_error == "raise" or self._is_fatal(error):
             error.add_note(f"in task {region.number + 1:,} of {len(self.stages):,}, {where}, try {region.tries + 1}")
@@ -329,49 +361,3 @@ def _is_transient(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-# ---------------------------------------------------------------------------------------------------------
-# into memory
-
-
-def _run_in_memory(
-    plan: ExportPlan, retries: int, on_error: OnError, progress: bool | None, began: float
-) -> ExportReport:
-    layer, tally, holes = plan.target.layer, _Tally(), set[str]()
-    tail = (layer.channels,) if layer.channels else ()
-    out = np.zeros((*plan.shape, *tail), layer.dtype)
-    workers = plan.pool.make(Job(plan.target, None, plan.read))
-    stages = Stages((plan.regions,))
-    loop = _Scheduler(workers, stages, lambda n: (0, plan.regions[n]), plan, tally, retries, on_error)
-    tracker = _id_tracker(plan)
-    try:
-        with progress_bar(plan.target.place, len(stages), 0, progress) as bar:
-            for outcome in loop.outcomes(np.arange(len(stages))):
-                assert outcome.values is not None
-                out[plan.regions[outcome.entry.number].slices()] = outcome.values
-                holes.update(outcome.entry.holes)
-                tracker.record(outcome.ids)
-                tally.tasks += 1
-                tally.regions += 1
-                tally.bytes += outcome.values.nbytes
-                update_bar(bar, tally.tasks)
-    except BaseException:
-        workers.abort()
-        raise
-    workers.close()
-    if not tally.failed:
-        tracker.warn()
-    volume = plan.read.volume
-    name = str(volume.name or "export")
-    if layer.channels in (0, 4):
-        array = label_array(out, layer.grid, volume.attrs, name, tail="rgba" if layer.channels else None)
-    else:  # a subset of the channels r, g, b and a
-        attrs = attrs_on_grid(volume.attrs, layer.grid)
-        array = xr.DataArray(out, dims=(*DIMS, "rgba"), coords=layer.grid.coords(), attrs=attrs, name=name)
-    seconds = time.perf_counter() - began
-    failed = tuple(sorted(tally.failed, key=lambda f: f.number))
-    return ExportReport(
-        plan.target.place, tally.regions, tally.bytes, seconds, 0, failed, tuple(sorted(holes)), tally.retries,
-        tally.tasks, () if failed else tracker.absent(), None if failed else array,
-    )  # fmt: skip

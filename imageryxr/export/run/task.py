@@ -16,15 +16,13 @@ import numpy as np
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.commit.journal import Entry
-from imageryxr.export.read.buffers import BUFFERS
-from imageryxr.export.read.drawing import bricks, draw
+from imageryxr.export.read.reader import BUFFERS, SweepReader, draw, unwrap_source_errors
 from imageryxr.export.read.spill import name_worker_in_errors, scratch_folder
-from imageryxr.export.read.sweep import SlabSettings, slice_sweep, volume_sweep, whole_sweep
-from imageryxr.export.read.windows import SweepReader, unwrap_source_errors
+from imageryxr.export.read.sweep import SlabSettings, bricks, slice_sweep, volume_sweep, whole_sweep
 from imageryxr.export.report import add_progress
+from imageryxr.export.run.executors import map_in_order, run_cancellable
 from imageryxr.export.run.malloc import DelayedCleanup, raise_thresholds, restore_thresholds
 from imageryxr.export.run.requested_ids import SeenBits, pack_seen
-from imageryxr.export.run.threads import map_in_order, run_cancellable
 from imageryxr.export.store.local import FileRecord, Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
@@ -75,6 +73,10 @@ class Job:
     continued: bool = False
     """Whether an earlier run may have left files of unfinished regions. Files are renamed into place, so each is
     complete."""
+
+    def at_once(self, threads: int) -> int:
+        """Return how many regions threads of one process make at a time; several threads may share a region."""
+        return threads if self.slab_settings is None else min(threads, self.slab_settings.at_once)
 
     def __call__(self, number: int, stage: int, box: IndexBox, read: Any = None) -> Outcome:
         """Make a region and write it."""

@@ -18,7 +18,8 @@ from dask.utils import parse_bytes
 from imageryxr.errors import OptionError, TargetError, Wording, param
 from imageryxr.export.plan.estimate import PROCESS_BYTES
 from imageryxr.export.plan.regions import REGION_BYTES, Regions
-from imageryxr.export.run.executors import ClusterExecutor, RegionExecutor, ThreadExecutor
+from imageryxr.export.run.cluster import ClusterExecutor, LocalExecutor
+from imageryxr.export.run.executors import RegionExecutor, ThreadExecutor
 from imageryxr.export.run.task import Job
 
 # Maximum number of workers that run a query of `WorkerPool.run_on_workers`, and how long to wait for them.
@@ -126,12 +127,13 @@ def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
     limit = _parse_memory(memory)
     number = count or CPU_COUNT
     if client is None or client == "threads":
-        return WorkerPool("threads", 1, number, limit or available_memory(), lambda job: ThreadExecutor(job, number))
+        limit = limit or available_memory()
+        return WorkerPool("threads", 1, number, limit, lambda job: ThreadExecutor(job, job.at_once(number)))
     if isinstance(client, str) and client == "processes":
         _check_script()
         available = available_memory()
         memory_per_region = None if available is None else available // number
-        return WorkerPool("processes", number, 1, limit or memory_per_region, partial(_start_processes, number))
+        return WorkerPool("processes", number, 1, limit or memory_per_region, lambda job: LocalExecutor(job, number))
     opened, owned = open_client(client)
     threads = opened.nthreads().values()
     expected = max(len(threads), _expected_workers(opened)) or ASSUMED_WORKERS
@@ -147,12 +149,6 @@ def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
         partial(_run_on_workers, client, opened),
         expected - len(threads),
     )
-
-
-def _start_processes(count: int, job: Job) -> RegionExecutor:
-    from imageryxr.export.run.local_cluster import LocalExecutor  # imports distributed, which loads slowly
-
-    return LocalExecutor(job, count)
 
 
 def _expected_workers(client: Any) -> int:

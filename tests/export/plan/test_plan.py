@@ -21,7 +21,7 @@ import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.plan.estimate import PROCESS_BYTES
 from imageryxr.export.plan.regions import Regions
-from imageryxr.export.read.drawing import bricks
+from imageryxr.export.read.sweep import bricks
 from tests.conftest import no_compute
 from tests.support.export_jobs import Computed, array_of, picture
 

@@ -18,7 +18,7 @@ from imageryxr.core.grid import grid_of
 from imageryxr.export.plan.planner import make_plan
 from imageryxr.export.plan.regions import Stages
 from imageryxr.export.report import ExportReport
-from imageryxr.export.run.executors import ClusterExecutor
+from imageryxr.export.run.cluster import ClusterExecutor
 from imageryxr.export.run.scheduler import _Scheduler, _Tally, run_plan
 from imageryxr.export.run.task import Job
 from imageryxr.export.run.workers import find_workers
@@ -113,7 +113,6 @@ def test_the_load_of_the_scheduler_does_not_grow_with_the_regions(tmp_path):
                 loop = _Scheduler(
                     workers,
                     Stages((plan.regions,)),
-                    lambda n, plan=plan: (0, plan.regions[n]),
                     plan,
                     _Tally(),
                     0,

@@ -12,25 +12,24 @@ import zarr
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.export.read.buffers import BUFFERS, Buffers
-from imageryxr.export.read.drawing import draw
+from imageryxr.export.read.reader import BUFFERS, Buffers, SweepReader, draw
 from imageryxr.export.read.sweep import whole_sweep
-from imageryxr.export.read.windows import SweepReader
 from imageryxr.export.targets.omezarr import OmeZarr
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.labelled import box_reader
 from tests.support.export_jobs import Computed, array_of, digest, picture, place
 
-READING, DRAWING, SWEEP = (sys.modules[f"imageryxr.export.read.{name}"] for name in ("buffers", "drawing", "sweep"))
+READER, SWEEP = (sys.modules[f"imageryxr.export.read.{name}"] for name in ("reader", "sweep"))
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Everything is large."""
-    monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(READER, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "PART_BYTES", 1000)
-    monkeypatch.setattr(DRAWING, "BRICK_VOXELS", 5000)
+    for module in (READER, SWEEP):
+        monkeypatch.setattr(module, "BRICK_VOXELS", 5000)
     yield
     BUFFERS.clear()
 
@@ -133,7 +132,8 @@ def test_reading_in_pieces_equals_reading_at_once(tmp_path, monkeypatch, kind, w
     array = {"picture": picture(shape=(13, 45, 70)), "ids": seg, "own": own}[what]
     written = []
     for voxels in (10**9, 3000, 500):
-        monkeypatch.setattr(DRAWING, "BRICK_VOXELS", voxels)
+        for module in (READER, SWEEP):
+            monkeypatch.setattr(module, "BRICK_VOXELS", voxels)
         target, options = place(kind, tmp_path / str(voxels))
         report = ix.export(array, target, **options)
         written.append((digest(tmp_path / str(voxels)), report.bytes_written))

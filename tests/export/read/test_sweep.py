@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.export.read.buffers import BUFFERS
+from imageryxr.export.read.reader import BUFFERS, SweepReader
 from imageryxr.export.read.sweep import SlabSettings, Sweep, Window, slice_sweep, volume_sweep
-from imageryxr.export.read.windows import SweepReader
 from imageryxr.graph.evaluate import evaluate, required_boxes
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import box_reader
@@ -66,7 +65,7 @@ class Broken(OnDisk):
 def small(monkeypatch):
     """All is large, and strips are small."""
     OnDisk.fetched.clear()
-    monkeypatch.setattr(sys.modules["imageryxr.export.read.buffers"], "KEPT_BYTES", 100)
+    monkeypatch.setattr(sys.modules["imageryxr.export.read.reader"], "KEPT_BYTES", 100)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 100)
     monkeypatch.setattr(SWEEP, "PART_BYTES", 100)
     monkeypatch.setattr(SWEEP, "STRIP_VOXELS", 2000)

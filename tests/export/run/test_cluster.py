@@ -90,7 +90,7 @@ def test_a_task_contains_only_the_voxels_of_its_region(cluster, tmp_path):
             sent.append(len(pickle.dumps(args)))
             return submit(*args, **kwargs)
 
-    from imageryxr.export.run.executors import ClusterExecutor
+    from imageryxr.export.run.cluster import ClusterExecutor
     from imageryxr.export.run.workers import find_workers
     from imageryxr.graph.labelled import box_reader
 

@@ -18,7 +18,7 @@ from imageryxr.export.run.malloc import MMAP_BYTES, TRIM_VARIABLE, USER_VARIABLE
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 
-JOB, READING, SWEEP = (sys.modules[f"imageryxr.export.{name}"] for name in ("run.task", "read.buffers", "read.sweep"))
+JOB, READER, SWEEP = (sys.modules[f"imageryxr.export.{name}"] for name in ("run.task", "read.reader", "read.sweep"))
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc's thresholds are those of glibc")
 
@@ -152,7 +152,7 @@ def test_a_failed_start_is_tried_again():
 
 
 def test_a_worker_frees_its_kept_memory(sample, monkeypatch):
-    monkeypatch.setattr(READING, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(READER, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "PART_BYTES", 1000)
     told = []
@@ -161,14 +161,14 @@ def test_a_worker_frees_its_kept_memory(sample, monkeypatch):
     plan = ix.plan_export(ix.open_segmentation(sample.segmentation), "memory://")
     JOB.run_task(JOB.pickle_job(JOB.Job(plan.target, None, plan.read)), 0, 0, tuple(plan.regions[0]))
     assert told == ["begin"]
-    assert READING.BUFFERS._held
+    assert READER.BUFFERS._held
     kept._timer.cancel()
     kept._end_if_idle()
-    assert READING.BUFFERS._held == []
+    assert READER.BUFFERS._held == []
 
 
 def test_kept_arrays_are_mapped_separately():
-    assert MMAP_BYTES < READING.KEPT_BYTES
+    assert MMAP_BYTES < READER.KEPT_BYTES
 
 
 def test_many_threads_start_it_once():

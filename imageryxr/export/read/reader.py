@@ -1,9 +1,15 @@
-"""Keep the source voxels of a region while it is made: in memory, or in scratch files."""
+"""Read the sources of a region slab by slab, keep their voxels in memory or in scratch files, and draw the region.
+
+A region needs hundreds of megabytes. Memory of that size is returned to the system when it is freed, and cleared page
+by page when it is allocated again, which can take as long as reading. So large buffers are reused by later regions.
+"""
 
 from __future__ import annotations
 
+import sys
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,12 +18,39 @@ import numpy as np
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import ImageryError
 from imageryxr.export.plan.regions import tiles
-from imageryxr.export.read.buffers import BUFFERS
 from imageryxr.export.read.spill import ScratchFile
-from imageryxr.export.read.sweep import Sweep, Window
-from imageryxr.export.run.threads import map_in_order
-from imageryxr.graph.evaluate import Readings, required_boxes
-from imageryxr.graph.expr import Array, Expr
+from imageryxr.export.read.sweep import BRICK_VOXELS, KEPT_BYTES, Sweep, Window, bricks
+from imageryxr.export.run.executors import map_in_order
+from imageryxr.graph.evaluate import Readings, evaluate, required_boxes
+from imageryxr.graph.expr import Array, Expr, Leaf
+
+
+def draw(
+    expr: Expr,
+    box: IndexBox,
+    readings: Callable[[IndexBox], Readings],
+    granule: Index3 = (1, 1, 1),
+    voxels: int | None = None,
+) -> Array:
+    """Return the values of a box; a large box is drawn brick by brick.
+
+    Parameters
+    ----------
+    expr : Expr
+        The exported expression.
+    box : IndexBox
+        Any box.
+    readings : callable
+        Returns the source voxels of a brick.
+    granule, voxels
+        The size of a brick, as in `bricks`.
+    """
+    if isinstance(expr, Leaf) or box.voxels <= (BRICK_VOXELS if voxels is None else voxels):
+        return evaluate(expr, box, readings(box))
+    out = BUFFERS.empty((*box.shape, *expr.tail), expr.dtype)
+    for brick in bricks(box, granule, voxels):
+        out[brick.slices(box)] = evaluate(expr, brick, readings(brick))
+    return out
 
 
 class SourceReadError(Exception):
@@ -268,3 +301,51 @@ class _InScratch(_Store):
         """Delete all files; no thread may read or write them any more."""
         while self._layers:
             self._layers.popitem()[1][1].close()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# reused memory
+
+
+def _count_references(held: list[Array], index: int) -> int:
+    return sys.getrefcount(held[index])
+
+
+_IDLE = _count_references([np.empty(1, np.uint8)], 0)
+
+
+class Buffers:
+    """Large arrays whose memory is reused as soon as there is no reference to them or to a view of them.
+
+    Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: list[Array] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return an array of undefined values."""
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if size < KEPT_BYTES:
+            return np.empty(shape, dtype)
+        with self._lock:
+            idle = [i for i in range(len(self._held)) if _count_references(self._held, i) <= _IDLE]
+            fits = [i for i in idle if self._held[i].nbytes >= size]
+            if fits:
+                chosen = self._held[min(fits, key=lambda i: self._held[i].nbytes)]
+            else:
+                # drop idle buffers that are too small, which would add to the memory
+                self._held = [a for i, a in enumerate(self._held) if i not in idle]
+                chosen = np.empty(size, np.uint8)
+                self._held.append(chosen)
+            return chosen[:size].view(dtype).reshape(shape)
+
+    def clear(self) -> None:
+        """Drop all buffers; those that are still referenced stay valid."""
+        with self._lock:
+            self._held = []
+
+
+BUFFERS = Buffers()
+"""The buffers of this process."""
