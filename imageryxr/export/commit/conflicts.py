@@ -1,15 +1,189 @@
-"""Targets that an export must not replace, and the messages about them."""
+"""What else is at a target: files that must not be replaced, and other exports whose files have the same names."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from msgspec.structs import replace
+
 from imageryxr.core.bbox import DIMS
-from imageryxr.errors import Message, TargetExistsError, param
-from imageryxr.export.commit.manifest import Header
+from imageryxr.errors import ManifestError, Message, TargetError, TargetExistsError, param
+from imageryxr.export.commit.bucket_manifest import BucketManifest
+from imageryxr.export.commit.manifest import Header, LocalManifest, ManifestStore, Phase
+from imageryxr.export.store.bucket import open_place
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.slices import Stack, slice_names
+
+END = ".manifest"
+# The folder beside the files of a stack that contains its manifest and journal.
+HIDDEN = ".imageryxr"
+# Levels of parent folders that are searched for manifests that may list files of a target.
+FOLDERS_ABOVE = 2
+# A field of a pattern in the name of a manifest: an axis, optionally in nm, optionally with a format.
+FIELD = re.compile(r"_(?=([zyx](?:_nm)?)(?:_(\d+(?:\.\d+)?[a-zA-Z]?|(?:\.\d+)?[a-zA-Z]))?_)")
+
+
+def manifest_name(target: Target) -> tuple[str, str]:
+    """Return the folder of a target's manifest, and the name without its ending.
+
+    The manifest of a stack is in a hidden folder. It is named after the pattern, with characters that file names cannot
+    have replaced, and with a short hash unless the pattern follows from the name.
+    """
+    root = target.root.rstrip("/")
+    if isinstance(target, Stack):
+        readable = re.sub(r"[^\w.-]+", "_", target.pattern)
+        digest = hashlib.sha256(target.pattern.encode()).hexdigest()[:8]
+        plain = _pattern_without_hash(readable) == target.pattern
+        return f"{root}/{HIDDEN}", f"{readable if plain else f'{readable}-{digest}'}{END}"
+    folder, _, name = root.rpartition("/")
+    if is_remote(target.root) and folder.endswith(":/"):
+        raise TargetError(f"{target.place} is a whole bucket; give a path in it, such as {target.place}/overlay")
+    return folder or "/", name + END
+
+
+def _files_folder(folder: str) -> str:
+    """Return the folder of the files that the manifests in a folder describe."""
+    return folder.removesuffix(f"/{HIDDEN}")
+
+
+def _pattern_without_hash(readable: str) -> str:
+    """Return the pattern whose manifest has a name without a hash: the one with the longest field of all candidates."""
+    found = []
+    for match in FIELD.finditer(readable):
+        axis, how = match.groups()
+        field = axis if how is None else f"{axis}:{how}"
+        start, stop = match.end(), match.end() + len(field)
+        found.append((len(field), f"{readable[: start - 1]}{{{field}}}{readable[stop + 1 :]}"))
+    return max(found, key=lambda f: f[0], default=(0, ""))[1]
+
+
+def open_manifest(folder: str, name: str) -> ManifestStore:
+    """Return access to the manifest and journal of a name in a folder."""
+    return BucketManifest(folder, name) if is_remote(folder) else LocalManifest(f"{folder}/{name}")
+
+
+class OverlappingExports:
+    """Other exports whose files have the names of a target's files: in its folder, a parent folder or a subfolder.
+
+    Parameters
+    ----------
+    target : Target
+    folder, name : str
+        Folder and name of the target's own manifest.
+    """
+
+    def __init__(self, target: Target, folder: str, name: str) -> None:
+        self._target, self._folder, self._name = target, folder, name
+
+    @contextmanager
+    def locked(self) -> Iterator[list[tuple[ManifestStore, Header]]]:
+        """Exclude other processes from these exports until the block ends.
+
+        Raises
+        ------
+        TargetError
+            If a process is writing one of them.
+        """
+        with ExitStack() as locks:
+            found = []
+            for folder, name in self._overlapping_manifests():
+                manifest = open_manifest(folder, name)
+                try:
+                    locks.enter_context(manifest.locked())
+                except TargetError as error:
+                    raise TargetError(
+                        f"{self._target.place} has files of the same names as another export that is being written, "
+                        f"with the manifest {folder}/{name}.json: {error}"
+                    ) from error
+                header = manifest.load()
+                if header is not None:
+                    found.append((manifest, header))
+            yield found
+
+    def replace(self, others: list[tuple[ManifestStore, Header]]) -> None:
+        """Record in their manifests that this export replaced some of their files."""
+        target = self._target
+        by = target.pattern if isinstance(target, Stack) else target.root.rpartition("/")[2]
+        for manifest, header in others:
+            # the result of an interrupted "publishing" may exist in part
+            phase: Phase = "writing" if header.phase == "publishing" else header.phase
+            # its permissions to replace and remove files concerned the former files
+            manifest.save(replace(header, phase=phase, replaces=False, direct=False, outdated=(), replaced=by))
+
+    def _overlapping_manifests(self) -> list[tuple[str, str]]:
+        target = self._target
+        if target.kind not in ("files", "single"):
+            return []
+        mine = {f"{target.root}/{key}" for key in target.occupied()} if target.kind == "files" else {target.root}
+        return [
+            (folder, name)
+            for folder, name in self._candidate_manifests(mine)
+            if not mine.isdisjoint(_listed_files(folder, name, needed=folder.startswith(_files_folder(self._folder))))
+        ]
+
+    def _candidate_manifests(self, files: set[str]) -> list[tuple[str, str]]:
+        """Return folder and name of the manifests that could list some of these files."""
+        home = _files_folder(self._folder)
+        found = _files_at(home)
+        above = _parent_folders(home)
+        for folder in above:
+            with suppress(TargetError, OSError):  # parent folders need not be readable
+                found |= _files_at(folder)
+        inside = {file.rpartition("/")[0] for file in files} - {home, *above}
+        if inside and is_remote(home):  # one listing of the prefix instead of one per folder
+            parts = (f"{home}/{name}".rpartition("/") for name in open_place(home).names())
+            found |= {(folder, n) for folder, _, n in parts if _files_folder(folder) in inside}
+        else:
+            for folder in inside:
+                found |= _files_at(folder)
+        names = {(folder, n.removesuffix(".json")) for folder, n in found if n.endswith(f"{END}.json")}
+        return sorted(names - {(self._folder, self._name)})
+
+
+def _files_at(folder: str) -> set[tuple[str, str]]:
+    """Return the files of a folder and of the hidden folder in it."""
+    hidden = f"{folder.rstrip('/')}/{HIDDEN}"
+    return {(place, name) for place in (folder, hidden) for name in open_place(place).top_level_files()}
+
+
+def _parent_folders(folder: str) -> list[str]:
+    """Return the nearest parent folders: patterns in them, with a folder per slice, may have files in this one."""
+    found = []
+    for _ in range(FOLDERS_ABOVE):
+        folder = folder.rpartition("/")[0]
+        if not folder or folder.endswith("/"):
+            break
+        found.append(folder)
+    return found
+
+
+def _listed_files(folder: str, name: str, *, needed: bool) -> list[str]:
+    """Return the files that a manifest lists; none if it cannot be read, unless it is needed and in a bucket."""
+    try:
+        header = open_manifest(folder, name).load()
+    except ManifestError:  # reported when that export continues
+        return []
+    except TargetError:
+        if needed and is_remote(folder):
+            raise
+        return []
+    except PermissionError:  # another user's manifest
+        return []
+    if header is None or header.kind == "tree":
+        return []
+    if header.kind == "single":
+        return [f"{folder}/{name.removesuffix(END)}"]
+    return [] if header.names is None else [f"{_files_folder(folder)}/{key}" for key in slice_names(header.names)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# targets that exist
 
 
 def refuse_foreign_folder(target: Target) -> None:

@@ -1,16 +1,29 @@
-"""The manifest of an export: its call, its regions and its phase. `msgspec` validates every value that is read."""
+"""The manifest and the journal of an export: which call it is, and which regions are finished.
+
+``<target>.manifest.json`` names the call and its phase: "writing" regions, "publishing" the result, or "finished". The
+file is replaced as a whole, and `msgspec` validates every value that is read. ``<target>.manifest.log``, the journal,
+has a line for each finished region, with the size and the checksum of each of its files. The line is written after the
+files. Lines that a crash truncated are not JSON and are skipped; their regions are made again. In a bucket, where
+objects cannot be appended to, the journal is a series of objects: see `bucket_manifest`.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from imageryxr.core.bbox import Index3
-from imageryxr.errors import ManifestError, Message, param
+from imageryxr.errors import ManifestError, Message, TargetError, param
+from imageryxr.export.store.local import FileRecord, Folder, TargetLock
 
 FORMAT: Final = 2
 """Part of the hash of a call, so that exports of another format are neither continued nor taken for complete."""
@@ -108,3 +121,214 @@ def _invalid_manifest(where: str, reason: str) -> ManifestError:
             " to start over and replace the target, or give another target",
         )
     )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the journal
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A finished region: its files, and the missing chunks that it read."""
+
+    number: int
+    files: dict[str, FileRecord]
+    """The size and the checksum of each file."""
+    holes: tuple[str, ...] = ()
+    ids: dict[str, tuple[int, ...]] | None = None
+    """For each set of requested ids, the ones that the region contains and no earlier region did; None if no ids were
+    requested, or the ids are unknown."""
+    run: str = ""
+    """The run that made the region; the journal sets it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(record.size for record in self.files.values())
+
+    def line(self, run: str) -> bytes:
+        """Return the line of the journal."""
+        return msgspec.json.encode(msgspec.structs.replace(self, run=run)) + b"\n"
+
+    @classmethod
+    def parse(cls, line: bytes, run: str) -> Entry | None:
+        """Return the entry of a line, or None if the line is of another run or truncated."""
+        try:
+            entry = msgspec.json.decode(line, type=cls)
+        except (msgspec.MsgspecError, ValueError):
+            return None
+        return entry if entry.run == run else None
+
+
+class Progress:
+    """The finished regions, in a few bytes each."""
+
+    def __init__(self, regions: int) -> None:
+        self.done = np.zeros(regions, np.bool_)
+        self.holes: set[str] = set()
+        self.ids: dict[str, set[int]] = {}
+        """Requested ids that the finished regions contain."""
+        self.all_ids = True
+        """Whether the ids of each finished region are known."""
+
+    def note(self, entry: Entry) -> None:
+        """Record a finished region."""
+        if 0 <= entry.number < len(self.done):
+            self.done[entry.number] = True
+            self.holes.update(entry.holes)
+            self.all_ids &= entry.ids is not None
+            for name, found in (entry.ids or {}).items():
+                self.ids.setdefault(name, set()).update(found)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# on a disk
+
+
+class ManifestStore(ABC):
+    """The manifest and journal of one target, on a disk or in a bucket.
+
+    Parameters
+    ----------
+    base : str
+        Path or URL of the manifest without its ending.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def load(self) -> Header | None:
+        """Return the header, None if there is no manifest."""
+        text = self._read()
+        return None if text is None else Header.parse(text, f"{self.base}.json")
+
+    def entries(self, run: str) -> Iterator[Entry]:
+        """Iterate over the journal of a run."""
+        found = (Entry.parse(line, run) for line in self._lines())
+        return (entry for entry in found if entry is not None)
+
+    @abstractmethod
+    def _read(self) -> bytes | None:
+        """Return the text of the manifest, None if there is none."""
+
+    @abstractmethod
+    def _lines(self) -> Iterable[bytes]:
+        """Return the lines of the journal."""
+
+    @abstractmethod
+    def save(self, header: Header) -> None:
+        """Replace the header, atomically."""
+
+    def saved(self) -> float:
+        """Return the time of the last `save`, by the clock of the files' modification times; infinity if unknown."""
+        return float("inf")
+
+    @abstractmethod
+    def append(self, run: str, entry: Entry) -> None:
+        """Add an entry to the journal; it is durable after `flush`."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make the added entries durable."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove manifest and journal."""
+
+    @abstractmethod
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Exclude other processes from this target."""
+
+    def check(self) -> None:  # noqa: B027 - on a disk, none can
+        """Raise `TargetError` if another process has taken the target over."""
+
+    def ensure(self) -> None:  # noqa: B027
+        """Do the same unless a recent check succeeded; called before each change."""
+
+    @abstractmethod
+    def holder(self) -> str:
+        """Return which other process is exporting to this target, in words; empty if none is."""
+
+
+class LocalManifest(ManifestStore):
+    """A manifest in a folder; a lock file beside it is locked while an export runs."""
+
+    def __init__(self, base: str) -> None:
+        super().__init__(base)
+        self._lock = TargetLock(f"{base}.lock")
+        self._log: int | None = None
+
+    def _read(self) -> bytes | None:
+        folder, name = os.path.split(self.base + ".json")
+        with _no_folder(self.base + ".json"):
+            return Folder(folder, folder).get(name)
+
+    def _lines(self) -> Iterator[bytes]:
+        with suppress(FileNotFoundError), _no_folder(self.base + ".log"), open(self.base + ".log", "rb") as file:
+            yield from file
+
+    def save(self, header: Header) -> None:
+        """Replace the header."""
+        folder, name = os.path.split(self.base)
+        temporary = os.path.join(folder, f"{name}-{uuid.uuid4().hex[:8]}.json")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(header.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.base + ".json")
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+
+    def saved(self) -> float:
+        """Return the modification time of the manifest."""
+        return os.path.getmtime(self.base + ".json")
+
+    def append(self, run: str, entry: Entry) -> None:
+        """Write a line to the kernel's buffers, where it survives a kill of this process."""
+        assert self._log is not None, "the manifest is not locked"
+        os.write(self._log, entry.line(run))
+
+    def flush(self) -> None:
+        """Flush the journal to the disk."""
+        if self._log is not None:
+            os.fsync(self._log)
+
+    def remove(self) -> None:
+        """Remove both files."""
+        for end in (".json", ".log"):
+            with suppress(FileNotFoundError):
+                os.unlink(self.base + end)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the target; the system releases the lock when the process ends, however it ends."""
+        with self._lock.hold(), _no_folder(self.base + ".log"):
+            self._log = os.open(self.base + ".log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                # separates a line that a crash truncated from the next one
+                if os.fstat(self._log).st_size:
+                    os.write(self._log, b"\n")
+                yield
+            finally:
+                os.close(self._log)
+                self._log = None
+
+    def holder(self) -> str:
+        """Return which other process has locked the target."""
+        return "" if self._log is not None else self._lock.holder()
+
+
+@contextmanager
+def _no_folder(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (IsADirectoryError, PermissionError):  # Windows denies the permission to open a folder
+        if not os.path.isdir(path):
+            raise
+        raise TargetError(
+            f"{path} is a folder, but the export needs this name for a file of its manifest; remove the folder, or "
+            "choose another target"
+        ) from None

@@ -8,22 +8,28 @@ objects are collected in a work folder and copied when all exist.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 import tempfile
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from imageryxr.errors import TargetError
-from imageryxr.export.commit.journal import ManifestWatch
+from imageryxr.errors import Message, TargetError, warn
+from imageryxr.export.commit.bucket_manifest import ManifestWatch
 from imageryxr.export.commit.manifest import Header
 from imageryxr.export.plan.regions import Regions
+from imageryxr.export.report import show_bytes
 from imageryxr.export.store.bucket import Bucket, Watch, open_place
 from imageryxr.export.store.local import Folder, Place, is_remote, move_into_place, sync
-from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.base import COARSER, Target
+
+# Compression ratio above which a warning doubts that the export fits on the disk.
+MAX_COMPRESSION = 20
 
 
 class Site(ABC):
@@ -74,6 +80,21 @@ class Site(ABC):
     def can_continue(self, header: Header) -> bool:
         """Return whether the files of an unfinished export may still exist."""
         return True
+
+    @abstractmethod
+    def check_writable(self, takes: int) -> None:
+        """Raise `TargetError` if nothing can be written; leave nothing behind. Warn if the disk may be too small.
+
+        Parameters
+        ----------
+        takes : int
+            Bytes of all voxels, before compression.
+        """
+
+    @property
+    def _probe(self) -> str:
+        """A new name for a file that is written and removed."""
+        return f"{self._base.rpartition('/')[2]}-probe-{uuid.uuid4().hex[:8]}"
 
     def prepare(self, header: Header) -> None:  # noqa: B027 - in a bucket, prefixes are not created
         """Create the work folder, and remove incomplete files of a killed run."""
@@ -126,6 +147,26 @@ class DiskSite(Site):
     def can_continue(self, header: Header) -> bool:
         """Return whether the work folder exists."""
         return os.path.isdir(self.work(header))
+
+    def check_writable(self, takes: int) -> None:
+        """Create and remove a file beside the manifest, and compare the free space."""
+        place, folder = self._target.place, self._base.rpartition("/")[0] or "/"
+        while not os.path.isdir(folder):
+            if os.path.lexists(folder) and not os.path.isdir(folder):  # another process may have created it just now
+                raise TargetError(f"could not write {place}: {folder} is a file, not a folder")
+            folder = os.path.dirname(folder)
+        try:
+            path = os.path.join(folder, self._probe)
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            with suppress(FileNotFoundError):  # another export that starts here removes probes
+                os.unlink(path)
+        except OSError as error:
+            # /proc reports "no such file" for an existing folder, so the message names the folder
+            raise TargetError(
+                f"could not write {place}: no file can be created in the folder {folder} ({error.strerror}); choose "
+                "another target, or get permission to write there"
+            ) from error
+        _check_free_space(shutil.disk_usage(folder).free, takes, self._target, folder)
 
     def prepare(self, header: Header) -> None:
         """Create the work folder, and remove incomplete files, which still have temporary names."""
@@ -201,6 +242,10 @@ class BucketSite(Site):
     def _bucket(self, url: str) -> Bucket:
         return Bucket(url, self._watch)
 
+    def check_writable(self, takes: int) -> None:
+        """Check that the server supports conditional writes."""
+        Bucket(self._base.rpartition("/")[0]).check_conditional_writes(self._probe)
+
     def data(self, header: Header) -> Bucket:
         """Return the work folder's data, or the target's prefix if it is finished or nothing was there before."""
         settled = header.phase == "finished" or header.direct
@@ -261,6 +306,23 @@ class BucketSite(Site):
 
     def _remove(self, header: Header) -> None:
         self._bucket(self.work(header)).clear()
+
+
+def _check_free_space(free: int, takes: int, target: Target, folder: str) -> None:
+    # a single file is assembled from files of its slices, so both exist at once
+    least = takes * (2 if target.kind == "single" else 1)
+    if target.plain and least > free:
+        raise TargetError(
+            f"could not write {target.place}: it needs {show_bytes(least)}; {show_bytes(free)} are free in {folder}"
+        )
+    if takes > MAX_COMPRESSION * free:
+        warn(
+            Message(
+                f"{target.place} needs {show_bytes(takes)} before compression; {show_bytes(free)} are free in ",
+                f"{folder}, which suffices only at a compression ratio of {math.ceil(takes / max(1, free)):,}; ",
+                *("choose another disk, a smaller box, or ", COARSER),
+            )
+        )
 
 
 def _lost_message(target: Target, url: str) -> str:

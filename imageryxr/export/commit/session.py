@@ -12,10 +12,15 @@ from typing import Any
 from msgspec.structs import replace
 
 from imageryxr.errors import ManifestError, Message, TargetError, TargetExistsError, param
-from imageryxr.export.commit.conflicts import describe_difference, exists_message, refuse_foreign_folder
-from imageryxr.export.commit.journal import Entry, Progress
-from imageryxr.export.commit.manifest import FORMAT, Header, SliceNames
-from imageryxr.export.commit.overlaps import OverlappingExports, manifest_name, open_manifest
+from imageryxr.export.commit.conflicts import (
+    OverlappingExports,
+    describe_difference,
+    exists_message,
+    manifest_name,
+    open_manifest,
+    refuse_foreign_folder,
+)
+from imageryxr.export.commit.manifest import FORMAT, Entry, Header, Progress, SliceNames
 from imageryxr.export.commit.publish import Site, open_site
 from imageryxr.export.plan.regions import Regions, Stages
 from imageryxr.export.store.local import Place, disk_errors, is_remote

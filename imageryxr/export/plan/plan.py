@@ -10,7 +10,6 @@ from typing import Any
 
 from imageryxr.core.bbox import DIMS, Index3
 from imageryxr.errors import Message, OptionError, join_messages, param, warn
-from imageryxr.export.commit.preflight import check_writable
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.estimate import PROCESS_BYTES, SourceReads
 from imageryxr.export.plan.regions import Regions
@@ -123,7 +122,7 @@ class ExportPlan:
             raise OptionError(f"{self.target.place} cannot be written: ", join_messages("; and ", problems))
         if self.workspace is not None:
             self.workspace.refuse(self.workspace.load(self.overwrite), self.overwrite)
-            check_writable(self.workspace, self.bytes_to_write + self.pyramid_bytes, self.target)
+            self.workspace.site.check_writable(self.bytes_to_write + self.pyramid_bytes)
 
     def _lost_blocks(self) -> list[str]:
         lost = count_lost_blocks(self.read.volume.dask_inputs)

@@ -15,8 +15,7 @@ from imageryxr.core.bbox import DIMS, format_triple
 from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.export.commit.manifest import FORMAT
 from imageryxr.export.commit.session import Workspace
-from imageryxr.export.commit.source_overlap import refuse_sources
-from imageryxr.export.commit.source_paths import source_places
+from imageryxr.export.commit.source_overlap import refuse_sources, source_places
 from imageryxr.export.plan.coverage import coverage_warning
 from imageryxr.export.plan.estimate import (
     PROCESS_BYTES,

@@ -26,7 +26,7 @@ from imageryxr.errors import (
     TargetError,
     Wording,
 )
-from imageryxr.export.commit.journal import Entry, Progress
+from imageryxr.export.commit.manifest import Entry, Progress
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.plan.regions import Stages

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.export.commit.journal import Entry
+from imageryxr.export.commit.manifest import Entry
 from imageryxr.export.read.reader import BUFFERS, SweepReader, draw, unwrap_source_errors
 from imageryxr.export.read.spill import name_worker_in_errors, scratch_folder
 from imageryxr.export.read.sweep import SlabSettings, bricks, slice_sweep, volume_sweep, whole_sweep

@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 import imageryxr as ix
-from imageryxr.export.commit.overlaps import manifest_name
+from imageryxr.export.commit.conflicts import manifest_name
 from tests.support.export_jobs import digest, picture, place, run
 from tests.support.exports import A, B
 from tests.support.processes import _wait_for, python

@@ -17,7 +17,7 @@ import requests
 import zarr
 
 import imageryxr as ix
-from imageryxr.export.commit.journal import Entry, Header
+from imageryxr.export.commit.manifest import Entry, Header
 from imageryxr.export.store.local import FileRecord
 from imageryxr.sources.resolve import resolve_source
 from tests.conftest import volume

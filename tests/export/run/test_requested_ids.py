@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 from msgspec.structs import replace
 
 import imageryxr as ix
-from imageryxr.export.commit.journal import Entry
+from imageryxr.export.commit.manifest import Entry
 from tests.support.export_jobs import Computed, array_of
 
 EM = array_of(Computed((12, 48, 64)))

@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 from msgspec.structs import replace
 
 import imageryxr as ix
-from imageryxr.export.commit.journal import ManifestWatch
+from imageryxr.export.commit.bucket_manifest import ManifestWatch
 from imageryxr.export.store.bucket import Bucket
 from tests.support.dying import DYING
 from tests.support.export_jobs import picture

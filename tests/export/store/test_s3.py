@@ -263,7 +263,7 @@ def test_a_process_without_the_lease_publishes_nothing(bucket, impatient):
 def test_a_killed_export_is_continued(bucket, kind, tmp_path, monkeypatch):
     target, options = TARGETS[kind]
     code = (
-        "import sys, imageryxr as ix, imageryxr.export.commit.journal as m\nfrom tests.support.export_jobs import picture\n"
+        "import sys, imageryxr as ix, imageryxr.export.commit.bucket_manifest as m\nfrom tests.support.export_jobs import picture\n"
         "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\nm.BucketManifest.EVERY = 0.1\n"
         f"ix.export(picture(seconds=0.1), {bucket.url(target)!r}, workers=2, **{options!r})\n"
     )

@@ -1,0 +1,133 @@
+"""The manifest and the journal of an export to a bucket, where a lease excludes other processes."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from imageryxr.errors import TargetError
+from imageryxr.export.commit.manifest import Entry, Header, ManifestStore
+from imageryxr.export.store.bucket import Bucket
+from imageryxr.export.store.lease import Lease
+
+
+class BucketManifest(ManifestStore):
+    """A manifest in a bucket; a `Lease` excludes other processes while an export runs."""
+
+    EVERY = 15.0
+    """Seconds between uploads of the journal: a crash loses the entries of this time at most."""
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__(f"{url}/{name}")
+        self.name = name
+        self._buffered: list[bytes] = []
+        self._last = time.monotonic()
+        self._lease = Lease(Bucket(url, fresh=True), f"{name}.lock")
+        self.bucket = Bucket(url, self._lease, fresh=True)
+
+    def _read(self) -> bytes | None:
+        return self.bucket.get(self.name + ".json")
+
+    def save(self, header: Header) -> None:
+        """Upload the header."""
+        self.ensure()
+        self.bucket.put([(self.name + ".json", header.to_bytes())])
+
+    def _pieces(self) -> list[str]:
+        return sorted(f"{self.name}.log/{key}" for key in Bucket(f"{self.base}.log").names())
+
+    def _lines(self) -> Iterator[bytes]:
+        for key in self._pieces():
+            yield from (self.bucket.get(key) or b"").splitlines()
+
+    def append(self, run: str, entry: Entry) -> None:
+        """Add a line, and upload the buffered lines if the last upload is long ago."""
+        self.ensure()
+        self._buffered.append(entry.line(run))
+        if time.monotonic() - self._last > self.EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Upload the buffered lines."""
+        self._last = time.monotonic()
+        if self._buffered:
+            key = f"{self.name}.log/manifest-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+            self.bucket.put([(key, b"".join(self._buffered))])
+            self._buffered = []
+
+    def remove(self) -> None:
+        """Delete manifest and journal."""
+        self.bucket.delete([self.name + ".json", *self._pieces()])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lease; at the end upload the rest of the journal if the lease is still held."""
+        with self._lease.hold():
+            try:
+                yield
+            finally:
+                if not self._lease.is_lost():
+                    self.flush()
+
+    def check(self) -> None:
+        """Raise `TargetError` if another process holds the lease."""
+        self._lease.check()
+
+    def ensure(self) -> None:
+        """Do the same, without a request while the last renewal is recent."""
+        self._lease.ensure()
+
+    def holder(self) -> str:
+        """Return which other live process holds the lease; this waits for half a minute if the holder is dead."""
+        return self._lease.live_holder()
+
+
+@dataclass
+class ManifestWatch:
+    """A check by workers, which hold no lease, that their export still runs, by its manifest.
+
+    The process that started the export may die, and another export may start or even complete, before a worker has
+    finished its region.
+
+    Parameters
+    ----------
+    url, name : str
+        Folder and name of the manifest.
+    run, phase : str
+        Run and phase in the manifest when the region was submitted.
+    work : str, optional
+        The work folder of the export, which no other export writes to.
+    """
+
+    VALID_SECONDS: ClassVar[float] = 2.0
+    """Seconds for which the result of a check is reused."""
+
+    url: str
+    name: str
+    run: str
+    phase: str
+    work: str | None = None
+    _confirmed: float = 0.0
+
+    def ensure(self) -> None:
+        """Check unless the last check is recent."""
+        if abs(time.time() - self._confirmed) > self.VALID_SECONDS:
+            self.check()
+
+    def check(self) -> None:
+        """Read the manifest; raise `TargetError` if the export has ended or another one has started."""
+        requested = time.time()
+        place = f"{self.url}/{self.name}.json"
+        text = Bucket(self.url).get(self.name + ".json")
+        now = None if text is None else Header.parse(text, place)
+        if now is not None and (now.run, now.phase) == (self.run, self.phase) and not now.replaced:
+            self._confirmed = requested
+            return
+        if self.work is not None and (now is None or now.run != self.run or now.phase == "finished"):
+            Bucket(self.work).clear()  # files that workers wrote after the work folder was removed
+        change = "was removed" if now is None else "shows that this export ended or another one started"
+        raise TargetError(f"{place} {change}: the region that a worker was still processing is not written", taken=True)
