@@ -14,7 +14,7 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.cli.options import parse_numbers
 from imageryxr.errors import OptionError, warn
-from imageryxr.export.plan.coverage import coverage_warning
+from imageryxr.export.plan.reads import coverage_warning
 from imageryxr.graph.labelled import box_reader
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_pixels

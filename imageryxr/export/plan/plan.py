@@ -11,13 +11,13 @@ from typing import Any
 from imageryxr.core.bbox import DIMS, Index3
 from imageryxr.errors import Message, OptionError, join_messages, param, warn
 from imageryxr.export.commit.session import Workspace
-from imageryxr.export.plan.estimate import PROCESS_BYTES, SourceReads
+from imageryxr.export.plan.reads import SourceReads
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.plan.slab_regions import SpillSpace
 from imageryxr.export.read.spill import free_bytes
 from imageryxr.export.read.sweep import SlabSettings
 from imageryxr.export.report import show_bytes
-from imageryxr.export.run.workers import WorkerPool, available_memory
+from imageryxr.export.run.workers import PROCESS_BYTES, WorkerPool, available_memory
 from imageryxr.export.targets.base import COARSER, Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.targets.slices import SliceTarget

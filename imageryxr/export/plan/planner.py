@@ -16,23 +16,12 @@ from imageryxr.errors import LayerError, Message, OptionError, Wording, param, w
 from imageryxr.export.commit.manifest import FORMAT
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.commit.source_overlap import refuse_sources, source_places
-from imageryxr.export.plan.coverage import coverage_warning
-from imageryxr.export.plan.estimate import (
-    PROCESS_BYTES,
-    ComputeCost,
-    SourceReads,
-    compute_costs,
-    dask_input_reads,
-    region_memory,
-    reread_factors,
-    source_reads,
-)
+from imageryxr.export.plan.memory import ComputeCost, coarse_memory, compute_costs, region_memory
 from imageryxr.export.plan.plan import ExportPlan
+from imageryxr.export.plan.reads import SourceReads, coverage_warning, dask_input_reads, reread_factors, source_reads
 from imageryxr.export.plan.regions import Regions, Stages, choose_regions
-from imageryxr.export.plan.slab_regions import slab_planner
-from imageryxr.export.read.spill import check_scratch
-from imageryxr.export.read.sweep import BRICK_VOXELS, bricks, volume_sweep
-from imageryxr.export.run.workers import WorkerPool, available_memory
+from imageryxr.export.plan.slab_regions import check_scratch, slab_planner
+from imageryxr.export.run.workers import PROCESS_BYTES, WorkerPool, available_memory
 from imageryxr.export.targets.base import COARSER, ArrayInfo, Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import has_computed_blocks
@@ -111,15 +100,7 @@ def make_plan(
     """Return the plan of an export; look up what an earlier run of the same call has done. Reads no voxels."""
     slabs, costs = slab_planner(target, read, pool, scratch), compute_costs(read.volume.dask_inputs)
 
-    def memory_of(box: Any) -> int:
-        expr, piece, spared = read.volume.expr, None, 0
-        if target.kind != "memory":
-            sweep = volume_sweep(expr, box, target.granule)
-            piece, spared = next(bricks(sweep.slabs[0], target.granule)), sweep.spared
-        return region_memory(
-            expr, box, BRICK_VOXELS, target.encoding, piece=piece, spared=spared, page=target.page_bytes, inputs=costs
-        )
-
+    memory_of = partial(region_memory, read.volume.expr, target=target, costs=costs)
     most = _max_region_memory(pool, costs)
     regions = slabs.regions() if slabs else _choose_volume_regions(target, read, pool, memory_of, most)
     target = _enlarge_coarse_regions(target, pool.budget, pool.workers * pool.threads)
@@ -147,7 +128,7 @@ def make_plan(
         tasks=len(stages),
         reads=reads,
         computes=computes,
-        peak_memory=_peak_memory(target, pool, max(working, pool.threads * _coarse_memory(target))),
+        peak_memory=_peak_memory(target, pool, max(working, pool.threads * coarse_memory(target))),
         pool=pool,
         sources=sources,
         done=done,
@@ -215,7 +196,7 @@ def _enlarge_coarse_regions(target: Target, budget: int, slots: int) -> Target:
     while voxels < MAX_COARSE_VOXELS:
         voxels *= 2
         larger = target.in_coarse(voxels)
-        if not larger.later or len(larger.later[0]) < 8 * slots or _coarse_memory(larger) > budget:
+        if not larger.later or len(larger.later[0]) < 8 * slots or coarse_memory(larger) > budget:
             break
         target = larger
     return target
@@ -229,16 +210,6 @@ def _peak_memory(target: Target, pool: WorkerPool, working: int) -> int:
     beside = target.kind == "memory" and pool.kind == "threads"
     result = target.layer.grid.box.voxels * target.layer.voxel_bytes if beside else 0
     return PROCESS_BYTES + result + max(working, assembling)
-
-
-def _coarse_memory(target: Target) -> int:
-    """Return the most bytes of memory that a region of a pyramid's coarser levels needs."""
-    most = 0
-    for stage, regions in enumerate(target.later, 1):
-        box = regions.largest()
-        encoding = int((1 + target.encoding) * box.voxels * target.layer.voxel_bytes)
-        most = max(most, target.derived_bytes(stage, box), encoding)
-    return most
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.errors import Message, ScratchError, param
-from imageryxr.export.plan.estimate import FETCH_FACTOR, box_bytes, intermediate_boxes, reread_factors
+from imageryxr.errors import Message, OptionError, ScratchError, Wording, param
+from imageryxr.export.plan.memory import drawing_bytes, first_slices, fit_memory, scratch_bytes, slab_memory
+from imageryxr.export.plan.reads import reread_factors
 from imageryxr.export.plan.regions import REGION_BYTES, REREAD_LIMIT, Regions, choose_regions, choose_slabs
 from imageryxr.export.read.spill import SCRATCH_ADVICE, free_bytes, scratch_folder
-from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings, bricks, slice_windows
+from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings
 from imageryxr.export.report import show_bytes
 from imageryxr.export.run.workers import WorkerPool
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import SliceTarget
-from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Expr
 from imageryxr.graph.labelled import BoxReader
+
+
+def check_scratch(value: Any) -> str | bool | None:
+    """Return a `scratch` argument: a folder, None for the default, or False for none; or raise `OptionError`."""
+    if value is None or value is False:
+        return value
+    if not isinstance(value, str | os.PathLike):
+        raise OptionError(
+            param("scratch", value),
+            " must be a folder on ",
+            Wording("a local disk, None for the usual one, or False", "a local disk, or 'none'"),
+        )
+    if not os.fspath(value).strip():
+        raise OptionError(
+            param("scratch", os.fspath(value)),
+            " names no folder; give one on ",
+            Wording("a local disk, None for the usual one, or False", "a local disk, or 'none'"),
+        )
+    path = os.path.abspath(os.path.expanduser(os.fspath(value)))
+    if "://" in os.fspath(value):
+        raise OptionError(param("scratch", os.fspath(value)), " must be a folder on a local disk, not a URL")
+    return path
 
 
 def slab_planner(target: Target, read: BoxReader, pool: WorkerPool, scratch: str | bool | None) -> SlabPlanner | None:
@@ -149,7 +169,7 @@ class SlabPlanner:
         best = max(1, min(BRICK_VOXELS // each, box.shape[axis]))
 
         def per_slice(count: int) -> float:
-            slab = _first_slices(box, axis, count)
+            slab = first_slices(box, axis, count)
             return drawing_bytes(self.expr, slab) / max(1, slab.shape[axis])
 
         while best < min(16, box.shape[axis]) and per_slice(2 * best) < 0.8 * per_slice(best):
@@ -193,70 +213,3 @@ class SlabPlanner:
         """The folder of scratch files; None for each worker's own."""
         given = self.scratch_option if isinstance(self.scratch_option, str) else None
         return given if self.pool.kind == "cluster" else os.path.abspath(scratch_folder(given))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# memory and disk space
-
-
-def scratch_bytes(settings: SlabSettings, expr: Expr, box: IndexBox) -> int:
-    """Return the most bytes that a region has in scratch files: the chunk layers of its current and next slices."""
-    axis, total = settings.axis, 0
-    needs = required_boxes(expr, _first_slices(box, axis, settings.threads * settings.slices))
-    for window in slice_windows(settings, expr, box):
-        reach = max((b.shape[axis] for b in needs.get(window.leaf, [])), default=1)
-        layers = -(-reach // window.chunk) + 1
-        total += min(window.bytes, layers * window.chunk * window.bytes // max(1, window.box.shape[axis]))
-    return total
-
-
-def _first_slices(box: IndexBox, axis: int, count: int) -> IndexBox:
-    return box.with_axis(axis, box.start[axis], min(box.start[axis] + count, box.stop[axis]))
-
-
-def drawing_bytes(expr: Expr, box: IndexBox) -> int:
-    """Return the bytes of all intermediate results of a box."""
-    return sum(box_bytes(e, b) for e, b in intermediate_boxes(expr, box))
-
-
-def slab_memory(settings: SlabSettings, expr: Expr, box: IndexBox, page: int) -> int:
-    """Return the most bytes that a region takes while it is read, drawn, encoded and written.
-
-    Parameters
-    ----------
-    settings : SlabSettings
-        How the region is made.
-    expr : Expr
-        The exported expression.
-    box : IndexBox
-        The region.
-    page : int
-        Bytes that the target needs to encode a slice.
-    """
-    windows = slice_windows(settings, expr, box)
-    cached = 0 if settings.spilled else sum(window.bytes for window in windows)
-    # a tile that was read, and its copy in slice order
-    turned = settings.spilled and settings.axis != 0
-    tile = max((min(math.prod(w.tile or ()), w.box.voxels) * w.leaf.dtype.itemsize for w in windows), default=0)
-    slab = _first_slices(box, settings.axis, settings.slices)
-    strip = next(bricks(slab, *settings.strips(expr, slab)))
-    needs = sum(b.voxels * leaf.dtype.itemsize for leaf, bs in required_boxes(expr, strip).items() for b in bs)
-    needs *= settings.spilled  # voxels that are cached in memory are not copied
-    drawing = needs + drawing_bytes(expr, strip)
-    out = box_bytes(expr, slab)
-    waiting = out if settings.threads > 1 else 0
-    making = out + waiting + max(drawing, page)
-    return int(cached + settings.threads * max((FETCH_FACTOR + turned) * tile, making))
-
-
-def fit_memory(settings: SlabSettings, memory_of: Callable[[SlabSettings], int], limit: int) -> SlabSettings:
-    """Return settings with smaller parts, then with fewer threads, so that a region fits into a memory limit."""
-    large = settings
-    while memory_of(settings) > limit:
-        smaller = settings.smaller()
-        if smaller == settings:
-            if settings.threads == 1:
-                break
-            smaller = replace(large, threads=settings.threads - 1)
-        settings = smaller
-    return settings

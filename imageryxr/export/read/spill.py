@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.errors import ImageryError, Message, OptionError, ScratchError, Wording, param
+from imageryxr.errors import ImageryError, Message, ScratchError, param
 
 SCRATCH_ADVICE = Message(
     "give ",
@@ -34,28 +34,6 @@ _FULL = {
 }
 # Windows has no pread and pwrite: there, one thread at a time moves the position of the file.
 _HAS_POSITIONED_IO = hasattr(os, "preadv")
-
-
-def check_scratch(value: Any) -> str | bool | None:
-    """Return a `scratch` argument: a folder, None for the default, or False for none; or raise `OptionError`."""
-    if value is None or value is False:
-        return value
-    if not isinstance(value, str | os.PathLike):
-        raise OptionError(
-            param("scratch", value),
-            " must be a folder on ",
-            Wording("a local disk, None for the usual one, or False", "a local disk, or 'none'"),
-        )
-    if not os.fspath(value).strip():
-        raise OptionError(
-            param("scratch", os.fspath(value)),
-            " names no folder; give one on ",
-            Wording("a local disk, None for the usual one, or False", "a local disk, or 'none'"),
-        )
-    path = os.path.abspath(os.path.expanduser(os.fspath(value)))
-    if "://" in os.fspath(value):
-        raise OptionError(param("scratch", os.fspath(value)), " must be a folder on a local disk, not a URL")
-    return path
 
 
 def scratch_folder(given: str | None) -> str:

@@ -16,7 +16,7 @@ from itertools import accumulate, product
 from typing import Any
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.export.plan.estimate import box_bytes, is_array_in_memory
+from imageryxr.export.plan.reads import is_array_in_memory
 from imageryxr.export.plan.regions import whole_chunks
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Expr, Leaf, LevelLeaf
@@ -39,6 +39,11 @@ MAX_STRIPS = 16
 EXTRA_BYTES = 2 * KEPT_BYTES
 
 Needs = dict[Leaf, list[IndexBox]]
+
+
+def box_bytes(expr: Expr, box: IndexBox) -> int:
+    """Return the bytes of a box of an expression."""
+    return box.voxels * expr.dtype.itemsize * math.prod((*expr.lead, *expr.tail))
 
 
 @dataclass(frozen=True)

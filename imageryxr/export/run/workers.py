@@ -16,7 +16,6 @@ from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 
 from imageryxr.errors import OptionError, TargetError, Wording, param
-from imageryxr.export.plan.estimate import PROCESS_BYTES
 from imageryxr.export.plan.regions import REGION_BYTES, Regions
 from imageryxr.export.run.cluster import ClusterExecutor, LocalExecutor
 from imageryxr.export.run.executors import RegionExecutor, ThreadExecutor
@@ -25,6 +24,8 @@ from imageryxr.export.run.task import Job
 # Maximum number of workers that run a query of `WorkerPool.run_on_workers`, and how long to wait for them.
 MAX_QUERIED_WORKERS = 64
 ANSWER_SECONDS = 20.0
+# Memory of an idle process: the interpreter, numpy, xarray, compiled kernels, a client.
+PROCESS_BYTES = 400_000_000
 # Number of workers to plan for if none has joined and the cluster does not state how many will.
 ASSUMED_WORKERS = 8
 # A smaller number of bytes is assumed to be a mistake in the unit.

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.export.plan.estimate import PROCESS_BYTES
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.read.sweep import bricks
+from imageryxr.export.run.workers import PROCESS_BYTES
 from tests.conftest import no_compute
 from tests.support.export_jobs import Computed, array_of, picture
 

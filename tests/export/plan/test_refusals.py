@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 
 import imageryxr as ix
-from imageryxr.export.plan.estimate import PROCESS_BYTES
+from imageryxr.export.run.workers import PROCESS_BYTES
 from tests.support.export_jobs import Computed, array_of
 
 DTYPES = [

@@ -23,9 +23,9 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.export.plan.estimate import PROCESS_BYTES
 from imageryxr.export.read import sweep
 from imageryxr.export.run import workers
+from imageryxr.export.run.workers import PROCESS_BYTES
 from tests.conftest import volume
 from tests.support.export_jobs import Computed, array_of, digest
 

@@ -1,9 +1,8 @@
-"""Estimates of what an export will read and hold in memory, computed from its expression."""
+"""What an export reads of its sources, computed from its expression, and what of its box they do not cover."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from itertools import accumulate
@@ -13,21 +12,19 @@ import numpy as np
 from dask.utils import key_split
 
 from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.grid import Grid
 from imageryxr.export.plan.regions import Regions
 from imageryxr.graph.block_check import block_box
-from imageryxr.graph.dask_inputs import has_computed_blocks, has_independent_blocks, is_in_memory
 from imageryxr.graph.evaluate import required_boxes
-from imageryxr.graph.expr import DaskLeaf, Expr, Leaf, LevelLeaf
+from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, LevelLeaf, Resampled, Shifted
+from imageryxr.graph.oblique import PlaneSlice
+from imageryxr.graph.strides import Strided
 from imageryxr.graph.to_dask import DaskInputs, blocks_below
 
 # If there are more regions along an axis, this many evenly spaced ones are sampled.
 MAX_SAMPLES = 128
-# Memory of a read per byte of its result, which includes compressed bytes and a decoded chunk.
-FETCH_FACTOR = 1.25
-# Blocks in memory at a time, for a dask array whose blocks are computed one by one.
-BLOCKS_IN_MEMORY = 3
-# Memory of an idle process: the interpreter, numpy, xarray, compiled kernels, a client.
-PROCESS_BYTES = 400_000_000
+# A smaller percentage outside a segmentation is not reported, because its edge seldom matches that of the image.
+MIN_SEGMENTATION_PERCENT = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def source_reads(expr: Expr, regions: Regions | BlockGrid) -> list[SourceReads]:
         size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
         voxels = math.prod(sum(extent for extent, _ in axis) for axis in axes)
         requests = math.prod(sum(count for _, count in axis) for axis in axes) * (not is_array_in_memory(leaf))
-        boxes = [_chunk_extent(box, leaf) for box in whole.get(leaf, [])]
+        boxes = [chunk_extent(box, leaf) for box in whole.get(leaf, [])]
         once = max(1, sum(math.prod(shape) for shape, _ in boxes))
         chunks = max(1, sum(math.prod(number) for _, number in boxes))
         total, count = max(round(voxels), once), max(1, round(requests))
@@ -140,7 +137,7 @@ def _reads_along_axes(expr: Expr, regions: Regions | BlockGrid) -> dict[Leaf, li
             index = [*middle[:axis], i, *middle[axis + 1 :]]
             box = regions[(index[0] * counts[1] + index[1]) * counts[2] + index[2]]
             for leaf, boxes in required_boxes(expr, box).items():
-                shape, number = _chunk_extent(reduce(IndexBox.hull, boxes), leaf)
+                shape, number = chunk_extent(reduce(IndexBox.hull, boxes), leaf)
                 pairs = found.setdefault(leaf, [[], [], []])[axis]
                 pairs.append((shape[axis] * weight, number[axis] * weight))
     return found
@@ -151,7 +148,7 @@ def is_array_in_memory(leaf: Leaf) -> bool:
     return isinstance(leaf, LevelLeaf) and isinstance(getattr(leaf.source, "array", None), np.ndarray)
 
 
-def _chunk_extent(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
+def chunk_extent(box: IndexBox, leaf: Leaf) -> tuple[Index3, Index3]:
     """Return the shape of a box rounded out to whole chunks, and the number of chunks along each axis."""
     if isinstance(leaf, DaskLeaf):
         ends = [_block_extent(s, a, b) for s, a, b in zip(leaf.splits, box.start, box.stop, strict=True)]
@@ -174,113 +171,69 @@ def _block_starts(sizes: tuple[int, ...]) -> Any:
     return np.array([0, *accumulate(sizes)])
 
 
-@dataclass(frozen=True)
-class ComputeCost:
-    """The memory that computing blocks of a foreign dask array needs in addition to the blocks."""
-
-    apart: bool
-    """Whether each block is computed on its own."""
-    below: int
-    """Bytes that the expressions in its graph need per block."""
-    held: float = 2.0
-    """Bytes in memory per byte of the blocks if all are computed at once; 0 if they are in memory anyway."""
+# ---------------------------------------------------------------------------------------------------------
+# what the sources do not cover, which is 0 and cannot be distinguished from data
 
 
-def compute_costs(dask_inputs: DaskInputs) -> dict[str, ComputeCost]:
-    """Return the memory that computing blocks of each foreign array needs."""
-    found = {}
-    for name, array in dask_inputs.items():
-        below = [region_memory(expr, box, box.voxels, 0.0) for expr, box in map(_largest_block, blocks_below(array))]
-        if has_computed_blocks(array):
-            found[name] = ComputeCost(apart=False, below=0, held=0.0 if is_in_memory(array) else 1.0)
-        else:
-            found[name] = ComputeCost(has_independent_blocks(array), max(below, default=0))
-    return found
+def coverage_warning(expr: Expr, grid: Grid, verb: str = "exported") -> str:
+    """Return a warning about a box that reaches beyond its sources; an empty string if it does not.
 
-
-def _largest_block(below: tuple[Expr, tuple[tuple[int, ...], ...]]) -> tuple[Expr, IndexBox]:
-    expr, splits = below
-    box = IndexBox.of_shape(tuple(map(max, splits)))
-    return expr, box
-
-
-def region_memory(
-    expr: Expr,
-    box: IndexBox,
-    brick: int,
-    encoding: float,
-    *,
-    piece: IndexBox | None = None,
-    spared: int = 0,
-    page: int = 0,
-    inputs: Mapping[str, ComputeCost] | None = None,
-) -> int:
-    """Return the most bytes of memory that a region needs while it is read, drawn, encoded and written.
+    The images are checked first, because overlays are drawn over them; then the segmentations, without the boxes that
+    they were cropped to. Of several sources, the one that covers most of the box is reported.
 
     Parameters
     ----------
     expr : Expr
         The exported expression.
-    box : IndexBox
-        The region.
-    brick : int
-        Voxels that are drawn at a time.
-    encoding : float
-        Bytes that the target needs to encode a piece, per byte of the piece.
-    piece : IndexBox, optional
-        The part of the region that the target encodes at a time; default: the region.
-    spared : int
-        Bytes that are read but not in memory at the same time.
-    page : int
-        Bytes that the target needs in addition for one file.
-    inputs : mapping, optional
-        The cost of computing foreign dask arrays, by name. Memory that user-defined functions need beyond their
-        inputs and outputs is unknown and not counted.
+    grid : Grid
+        The grid of the expression.
+    verb : str, default "exported"
+        The action in the warning, as a participle.
     """
-    piece = box if piece is None else piece
-    needs = required_boxes(expr, box)
-    given = sum(box_bytes(leaf, b) for leaf, boxes in needs.items() for b in boxes if isinstance(leaf, DaskLeaf))
-    stored = sum(box_bytes(leaf, b) for leaf, boxes in needs.items() for b in boxes if not isinstance(leaf, DaskLeaf))
-    stored -= spared
-    flight = _compute_bytes({leaf: boxes for leaf, boxes in needs.items() if isinstance(leaf, DaskLeaf)}, inputs or {})
-    part = min(1.0, brick / max(1, piece.voxels))
-    drawing = part * sum(box_bytes(e, b) for e, b in intermediate_boxes(expr, piece))
-    # a leaf is exported as it was read, without drawing
-    result = box_bytes(expr, piece)
-    drawn = 0 if isinstance(expr, Leaf) else result
-    return int(
-        max(given + flight, given + FETCH_FACTOR * stored + max(drawn + drawing, drawn + encoding * result + page))
+    found = _level_extents(expr)
+    images = [pair for pair in found if pair[0].source.layer_type == "image"]
+    message = _coverage_message(images or found, grid)
+    if message:
+        return (
+            f"{message} are {verb} as 0, which is black and opaque in a picture over an image; give a box inside the "
+            "source to avoid this"
+        )
+    if images:
+        whole = _level_extents(expr, cut=False)
+        message = _coverage_message(
+            [pair for pair in whole if pair[0].source.layer_type != "image"], grid, MIN_SEGMENTATION_PERCENT
+        )
+    return message and f"{message} show no cell; give a box inside the source to avoid this"
+
+
+def _coverage_message(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, least_percent: float = 0.0) -> str:
+    boxes: dict[LevelLeaf, list[IndexBox]] = {}
+    for leaf, box in extents:
+        boxes.setdefault(leaf, []).append(box)
+    inside = {leaf: reduce(IndexBox.hull, found).clip(grid.box) for leaf, found in boxes.items()}
+    if not inside:
+        return ""
+    leaf, box = max(inside.items(), key=lambda pair: pair[1].voxels)
+    share = 100 * (1 - box.voxels / grid.box.voxels)
+    if box == grid.box or share < least_percent:
+        return ""
+    where = f"only {grid.crop(box).bbox} lies" if box.voxels else "nothing lies"
+    return (
+        f"the box {grid.bbox} reaches beyond {leaf.source.name}: {where} inside the source, and the other {share:.2g} %"
     )
 
 
-def _compute_bytes(needs: Mapping[DaskLeaf, list[IndexBox]], dask_inputs: Mapping[str, ComputeCost]) -> int:
-    """Return the bytes of memory that computing boxes of foreign arrays needs; blocks are computed whole.
-
-    Independent blocks are computed one after the other. Blocks with shared inputs are assumed to be in memory at the
-    same time, with inputs of the same size.
-    """
-    apart, together = [0], 0
-    for leaf, boxes in needs.items():
-        size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
-        how = dask_inputs.get(leaf.name, ComputeCost(apart=False, below=0))
-        whole = int(how.held * size * sum(math.prod(_chunk_extent(box, leaf)[0]) for box in boxes))
-        if how.apart:
-            apart.append(min(BLOCKS_IN_MEMORY * size * math.prod(map(max, leaf.splits)), whole) + how.below)
-        else:
-            together += whole + how.below
-    return max(apart) + together
-
-
-def intermediate_boxes(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
-    """Yield the intermediate results of a box, without its sources."""
-    box = box.clip(expr.bounds)
-    if isinstance(expr, Leaf) or not box.voxels:
-        return
-    yield expr, box
-    for child, need in zip(expr.inputs, expr.needs(box), strict=True):
-        yield from intermediate_boxes(child, need)
-
-
-def box_bytes(expr: Expr, box: IndexBox) -> int:
-    """Return the bytes of a box of an expression."""
-    return box.voxels * expr.dtype.itemsize * math.prod((*expr.lead, *expr.tail))
+def _level_extents(expr: Expr, *, cut: bool = True) -> list[tuple[LevelLeaf, IndexBox]]:
+    """Return the bounds of each level in the indexes of an expression; levels below an oblique plane are left out."""
+    if isinstance(expr, LevelLeaf):
+        return [(expr, expr.bounds)]
+    if isinstance(expr, PlaneSlice):
+        return []
+    found = [pair for child in expr.inputs for pair in _level_extents(child, cut=cut)]
+    if isinstance(expr, Shifted):
+        return [(leaf, box.shift(expr.by, -1)) for leaf, box in found]
+    if isinstance(expr, Clipped) and cut:
+        return [(leaf, box.clip(expr.box)) for leaf, box in found]
+    if isinstance(expr, Resampled | Strided):
+        return [(leaf, expr.box_from_child(box)) for leaf, box in found]
+    return found
