@@ -12,10 +12,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.errors import ManifestError, Message, TargetError, TargetExistsError, param
+from imageryxr.errors import ManifestError, Message, TargetError, TargetExistsError, param, warn
 from imageryxr.export.commit.bucket_manifest import BucketManifest
 from imageryxr.export.commit.manifest import Header, LocalManifest, ManifestStore, Phase
-from imageryxr.export.store.bucket import open_place
+from imageryxr.export.commit.publish import open_place
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.slices import Stack, slice_names
@@ -244,3 +244,24 @@ def _shorten(value: Any, name: str = "") -> str:
         return (", ".join(value[:3]) + more) if more else " and ".join(value)
     text = str(value)
     return text if len(text) < 80 else text[:77] + "…"
+
+
+def warn_of_strays(target: Target) -> None:
+    """Warn of other files that match the pattern of a stack, such as those of a longer stack that was replaced."""
+    if not isinstance(target, Stack):
+        return
+    # They look like slices of this stack, but may belong to the user, so they are not removed.
+    fields = re.split(r"{[^}]*}", os.path.basename(target.pattern))
+    like = re.compile(r"-?[\d.]+".join(map(re.escape, fields)))
+    mine = {f"{target.root}/{name}" for name in target.occupied()}
+    folders = {name.rpartition("/")[0] for name in mine}
+    there = {f"{folder}/{f}" for folder in folders for f in open_place(folder).top_level_files() if like.fullmatch(f)}
+    strays = sorted(os.path.basename(f) for f in there - mine)
+    if strays:
+        one = len(strays) == 1
+        warn(
+            f"{len(strays)} {'file' if one else 'files'} beside the {len(mine)} of this stack "
+            f"{'matches' if one else 'match'} its pattern but {'was' if one else 'were'} not written by this "
+            f"export: {', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove {'it' if one else 'them'} "
+            f"if an earlier export wrote {'it' if one else 'them'}"
+        )

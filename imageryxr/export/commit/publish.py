@@ -24,7 +24,7 @@ from imageryxr.export.commit.bucket_manifest import ManifestWatch
 from imageryxr.export.commit.manifest import Header
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.report import show_bytes
-from imageryxr.export.store.bucket import Bucket, Watch, open_place
+from imageryxr.export.store.bucket import Bucket, Watch
 from imageryxr.export.store.local import Folder, Place, is_remote, move_into_place, sync
 from imageryxr.export.targets.base import COARSER, Target
 
@@ -335,3 +335,8 @@ def _lost_message(target: Target, url: str) -> str:
 def open_site(target: Target, base: str, watch: Watch) -> Site:
     """Return the site of a target."""
     return (BucketSite if is_remote(target.root) else DiskSite)(target, base, watch)
+
+
+def open_place(folder: str) -> Place:
+    """Return a local folder or a prefix of a bucket, for reading."""
+    return Bucket(folder) if is_remote(folder) else Folder(folder, folder)

@@ -26,6 +26,7 @@ from imageryxr.errors import (
     TargetError,
     Wording,
 )
+from imageryxr.export.commit.conflicts import warn_of_strays
 from imageryxr.export.commit.manifest import Entry, Progress
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.plan import ExportPlan
@@ -98,7 +99,7 @@ def run_plan(
     if not tally.failed:
         if space is not None and space.remote:
             memory_cache.cache.clear()  # it may contain chunks of the replaced result
-        plan.target.done()
+        warn_of_strays(plan.target)
         run.tracker.warn()
     return ExportReport(
         plan.target.place,

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from imageryxr.errors import ImageryError, TargetError
-from imageryxr.export.store.local import FileRecord, Folder, Place, is_remote
+from imageryxr.export.store.local import FileRecord
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.omezarr.stores import RETRY, bucket_options
 
@@ -392,8 +392,3 @@ def _error_reason(url: str, error: Exception, code: str | None, message: str | N
         return f"the server returned {answer}; check the bucket's name and your credentials"
     reason = clean_message(str(error).split("Debug source:")[0].partition("<?xml")[0]) or type(error).__name__
     return f"{reason}; check the bucket's name and your credentials"
-
-
-def open_place(folder: str) -> Place:
-    """Return a local folder or a prefix of a bucket, for reading."""
-    return Bucket(folder) if is_remote(folder) else Folder(folder, folder)

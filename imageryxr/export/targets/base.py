@@ -155,9 +155,6 @@ class Target(ABC):
         """Write the file of a single-file target from the files of the regions."""
         raise NotImplementedError
 
-    def done(self) -> None:  # noqa: B027 - most targets have no warnings
-        """Issue warnings about the published result."""
-
 
 def lost_object(place: Place, key: str) -> TargetError:
     """Return the error for a file of this export that does not exist any more."""

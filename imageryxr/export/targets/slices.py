@@ -15,9 +15,8 @@ import numpy as np
 
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Axis
-from imageryxr.errors import OptionError, param, warn
+from imageryxr.errors import OptionError, param
 from imageryxr.export.commit.manifest import SliceNames
-from imageryxr.export.store.bucket import open_place
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import Target, lost_object
 from imageryxr.graph.expr import Array
@@ -166,26 +165,6 @@ class Stack(SliceTarget):
             name = DIMS[self.axis]
             raise OptionError(
                 param("target", self.place), f" gives two slices the same name; write {{{name}:04d}} for the index"
-            )
-
-    def done(self) -> None:
-        """Warn of other files that match the pattern, such as those of a longer stack that was replaced."""
-        # They look like slices of this stack, but may belong to the user, so they are not removed.
-        fields = re.split(r"{[^}]*}", os.path.basename(self.pattern))
-        like = re.compile(r"-?[\d.]+".join(map(re.escape, fields)))
-        mine = {f"{self.root}/{name}" for name in self.occupied()}
-        folders = {name.rpartition("/")[0] for name in mine}
-        there = {
-            f"{folder}/{f}" for folder in folders for f in open_place(folder).top_level_files() if like.fullmatch(f)
-        }
-        strays = sorted(os.path.basename(f) for f in there - mine)
-        if strays:
-            one = len(strays) == 1
-            warn(
-                f"{len(strays)} {'file' if one else 'files'} beside the {len(mine)} of this stack "
-                f"{'matches' if one else 'match'} its pattern but {'was' if one else 'were'} not written by this "
-                f"export: {', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}; remove {'it' if one else 'them'} "
-                f"if an earlier export wrote {'it' if one else 'them'}"
             )
 
 
