@@ -50,6 +50,7 @@ class Workspace:
         self.folder, self.name = manifest_name(target)
         self.base = f"{self.folder}/{self.name}"
         self.manifest = open_manifest(self.folder, self.name)
+        self.site: Site = open_site(target, self.base, self.manifest)
         self.overlapping = OverlappingExports(target, self.folder, self.name)
         self.header = self._new_header()
         self.progress = Progress(len(stages))
@@ -66,11 +67,6 @@ class Workspace:
         )  # fmt: skip
 
     # ---- reading the target
-
-    @property
-    def site(self) -> Site:
-        """The work folder and the final place."""
-        return open_site(self.target, self.base, self.manifest)
 
     def load(self, overwrite: bool) -> Header | None:
         """Return the manifest, None if there is none. An invalid one raises unless it may be overwritten."""
@@ -153,6 +149,7 @@ class Workspace:
         if header is not None and self._is_mine(header):
             first = Regions(self.stages.parts[0].shape, header.step, header.first)
             self.target = self.target.in_coarse(header.coarse)
+            self.site = open_site(self.target, self.base, self.manifest)
             self.stages = Stages((first, *self.target.later))
             self.progress = Progress(len(self.stages))
         return header

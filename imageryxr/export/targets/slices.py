@@ -145,7 +145,8 @@ class Stack(SliceTarget):
 
     def occupied(self) -> list[str]:
         """Return the names of all files."""
-        return [self.key(i) for i in range(self.layer.grid.shape[self.axis])]
+        axis = self.layer.grid.axes[self.axis]
+        return [self._slice_name(i, axis) for i in range(axis.size)]
 
     def check_names(self) -> None:
         """Raise `OptionError` if the pattern cannot be filled in, or gives two slices the same name."""
