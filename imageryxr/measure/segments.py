@@ -18,7 +18,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.errors import LayerError, MissingIdsWarning, OptionError
 from imageryxr.graph.expr import Array
-from imageryxr.graph.labelled import Volume, volume_of
+from imageryxr.graph.labelled import Volume, contains_cutouts, volume_of
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.groups import Groups, PairSums, group_rows, merge_pairs
 from imageryxr.ops.labels import RequestedIds, segmentation_volume
@@ -42,11 +42,13 @@ def measure(
     Parameters
     ----------
     segmentation : DataArray
-        Ids with dims (z, y, x), any integer dtype. 0 is background and not measured.
+        Ids with dims (z, y, x), any integer dtype. 0 is background and not measured. Or `cutouts`, with dims (cutout,
+        z, y, x): then each cutout is measured alone.
     image : DataArray, optional
         Grey values on the grid of ``segmentation``; `align` resamples an image onto it.
     ids : iterable of int, optional
-        The ids to measure. Default: all.
+        The ids to measure. Default: all. For cutouts also those of each cutout: a column such as ``boxes.pre_id``, or a
+        list of columns.
     percentiles : sequence of float, optional
         Percentiles of the grey values, from 0 to 100, computed from exact histograms; requires an ``image`` of dtype
         uint8 or uint16. Percentiles between two values are interpolated linearly, as in `numpy.percentile`.
@@ -68,16 +70,21 @@ def measure(
 
         ``.imagery.to_dataframe()`` returns a table with one row per segment.
 
+        Of cutouts, there is a row per cutout and segment, in the order of the cutouts, with the values of `measure` of
+        that cutout's `crop`: positions are those in the volume. The number ``cutout`` and the columns of the table are
+        coordinates along ``segment``, whose ids then repeat.
+
     Raises
     ------
     LayerError
         If ``segmentation`` is not of an integer type, or ``image`` is a segmentation or not numeric.
     GridMismatchError
-        If ``image`` is on another grid.
+        If ``image`` is on another grid, or has cutouts around other centres.
     SegmentError
         If an id is not an integer from 1 to 2**64 - 1.
     OptionError
-        If percentiles are outside 0 to 100, or there is no image of dtype uint8 or uint16.
+        If percentiles are outside 0 to 100, there is no image of dtype uint8 or uint16, or a column of the cutouts has
+        the name of a measurement.
 
     Warns
     -----
@@ -95,6 +102,10 @@ def measure(
     >>> cells.imagery.to_dataframe().columns[:5].tolist()
     ['voxels', 'volume', 'centroid_x', 'centroid_y', 'centroid_z']
     """
+    if contains_cutouts(segmentation) or contains_cutouts(image):
+        from imageryxr.measure.cutout_segments import measure_cutouts  # imports this module
+
+        return measure_cutouts(segmentation, image, ids=ids, percentiles=percentiles)
     volumes, task, requested = prepare_measurement(segmentation, image, ids=ids, percentiles=percentiles)
     found = reduce_volumes(volumes, task, merge_segments)
     return label_segments(found, volumes, requested, percentiles)
@@ -249,20 +260,23 @@ def label_segments(
     volumes: list[Volume],
     requested: RequestedIds | None,
     percentiles: Sequence[float] | None,
+    *,
+    origin: npt.NDArray[np.float64] | None = None,
+    stacklevel: int = 3,
 ) -> xr.Dataset:
-    """Return the Dataset of the sums of all segments."""
+    """Return the Dataset of the sums of all segments; ``origin`` is the first voxel (x, y, z) of the array or row."""
     labels = volumes[0]
-    if requested is not None and len(found.ids) < len(requested.array):
-        absent = np.setdiff1d(requested.array, found.ids).tolist()
-        warnings.warn(requested.missing_message(absent), MissingIdsWarning, stacklevel=3)
+    absent = [] if requested is None else np.setdiff1d(requested.array, found.ids).tolist()
+    if requested is not None and absent:
+        warnings.warn(requested.missing_message(absent), MissingIdsWarning, stacklevel=stacklevel)
     grid, count = labels.grid, np.maximum(found.voxels, 1)[:, np.newaxis]
     centers = np.asarray(found.sums / count, np.float64).reshape(-1, 3)
     data: dict[str, Any] = {
         "voxels": ("segment", found.voxels),
         "volume": ("segment", found.voxels * voxel_volume(grid), {"units": "nm3"}),
-        "centroid": (("segment", "axis"), positions(centers + 0.5, grid), {"units": "nm"}),
-        "bbox_min": (("segment", "axis"), positions(found.first, grid), {"units": "nm"}),
-        "bbox_max": (("segment", "axis"), positions(found.last + 1, grid), {"units": "nm"}),
+        "centroid": (("segment", "axis"), positions(centers + 0.5, grid, origin), {"units": "nm"}),
+        "bbox_min": (("segment", "axis"), positions(found.first, grid, origin), {"units": "nm"}),
+        "bbox_max": (("segment", "axis"), positions(found.last + 1, grid, origin), {"units": "nm"}),
         "touches_edge": ("segment", _touches_edge(found, grid.shape, labels.dropped)),
     }
     if found.grey is not None:
@@ -289,9 +303,15 @@ def voxel_volume(grid: Grid) -> float:
     return x * y * z
 
 
-def positions(indexes: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.float64]:
-    """Return positions (n, 3) along x, y, z in nm of places (z, y, x) in voxels from the corner of a grid."""
-    offset, resolution = np.array(grid.voxel_offset, np.float64), np.array(grid.resolution, np.float64)
+def positions(
+    indexes: npt.NDArray[Any], grid: Grid, origin: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.float64]:
+    """Return positions (n, 3) along x, y, z in nm of places (z, y, x) in voxels from a voxel (x, y, z).
+
+    The default of ``origin`` is the first voxel of the grid.
+    """
+    offset = np.array(grid.voxel_offset, np.float64) if origin is None else origin
+    resolution = np.array(grid.resolution, np.float64)
     found: npt.NDArray[np.float64] = (indexes[:, ::-1] + offset) * resolution
     return found
 

@@ -101,6 +101,11 @@ class _Placement:
         return cls(grid, centers, np.stack(firsts, axis=1))
 
 
+def first_voxels(array: xr.DataArray) -> npt.NDArray[np.float64]:
+    """Return the index (z, y, x) of the first voxel of each cutout (cutout, z, y, x), counted from 0 nm."""
+    return _Placement.of(array).firsts
+
+
 def _first(centers: npt.NDArray[np.float64], own: Axis, phase: float) -> npt.NDArray[np.float64]:
     places = centers / own.resolution
     whole = np.rint(places)

@@ -37,10 +37,11 @@ def accepts_cutouts(*, slicewise: bool = True) -> Callable[[Callable[P, R]], Cal
         Whether the verb treats each z slice alone, unless its argument ``axis`` names another axis. Then all slices of
         a block are computed in one call.
     """
-    return route_cutouts(functools.partial(_apply_verb, slicewise=slicewise))
+    return route_cutouts(functools.partial(apply_verb, slicewise=slicewise))
 
 
-def _apply_verb(verb: Callable[..., Any], args: Any, kwargs: Any, slicewise: bool) -> xr.DataArray:
+def apply_verb(verb: Callable[..., Any], args: Any, kwargs: Any, slicewise: bool) -> xr.DataArray:
+    """Return the result of a verb for each cutout; see `accepts_cutouts`."""
     bound = inspect.signature(verb).bind(*args, **kwargs)
     options = _apply_ids(dict(bound.arguments))
     arrays: list[xr.DataArray] = []
@@ -131,7 +132,7 @@ def _apply(call: _Call, arrays: list[xr.DataArray], by_slice: bool) -> xr.DataAr
     run = _Block(call, tuple(labels), by_slice)
     if any(is_dask(a) or is_lazy(a) for a in arrays):
         data: Any = map_cutouts(
-            run, [_as_blocks(a) for a in arrays], template.shape, template.dtype, name=str(template.name or "cutouts")
+            run, [as_blocks(a) for a in arrays], template.shape, template.dtype, name=str(template.name or "cutouts")
         )
     else:
         data = run(*(a.values for a in arrays))
@@ -140,7 +141,8 @@ def _apply(call: _Call, arrays: list[xr.DataArray], by_slice: bool) -> xr.DataAr
     return xr.DataArray(data, coords, (CUTOUT, *template.dims), template.name, template.attrs)
 
 
-def _as_blocks(array: xr.DataArray) -> Any:
+def as_blocks(array: xr.DataArray) -> Any:
+    """Return the dask or numpy array of cutouts; arrays that are not loaded become dask arrays."""
     return array.chunk({CUTOUT: 8}).data if is_lazy(array) else array.data
 
 
@@ -203,6 +205,20 @@ def _apply_ids(arguments: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def select_columns(segmentation: xr.DataArray, ids: Any) -> tuple[xr.DataArray, Any]:
+    """Return cutouts of a segmentation with the ids of each cutout only, and None; or all ids, and ids of all cutouts.
+
+    Parameters
+    ----------
+    segmentation : DataArray
+        Ids (cutout, z, y, x).
+    ids : column, list of columns, iterable of int or None
+        Ids of each cutout, or of all of them.
+    """
+    found = _apply_ids({"segmentation": segmentation, "ids": ids})
+    return found["segmentation"], found.get("ids")
+
+
 def _is_column(value: Any) -> bool:
     return isinstance(value, xr.DataArray) and value.dims == (CUTOUT,)
 
@@ -229,7 +245,7 @@ def _select_rows(segmentation: xr.DataArray, ids: npt.NDArray[np.uint64], *, as_
         raise LayerError(f"{array.name!r} has dtype {array.dtype}, but a segmentation has integers")
     select = functools.partial(_select_block, as_numbers=as_numbers)
     if is_dask(array) or is_lazy(array):
-        data: Any = map_cutouts(select, [_as_blocks(array)], array.shape[1:], np.uint64, rows=ids, name="select-ids")
+        data: Any = map_cutouts(select, [as_blocks(array)], array.shape[1:], np.uint64, rows=ids, name="select-ids")
     else:
         data = select(array.values, ids)
     return array.copy(data=data)

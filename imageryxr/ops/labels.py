@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError, Wording, param
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.id_counts import count_ids, find_ids
-from imageryxr.graph.labelled import Volume, label_result, volume_of
+from imageryxr.graph.labelled import Volume, label_result, route_cutouts, volume_of
 
 
 def segmentation_volume(seg: xr.DataArray) -> Volume:
@@ -139,6 +140,15 @@ def unique_ids(
     return (ids, voxels[shown]) if counts else ids
 
 
+def _apply_to_cutouts(verb: Callable[..., xr.DataArray], args: Any, kwargs: Any) -> xr.DataArray:
+    from imageryxr.ops.cutout_verbs import apply_verb, select_columns  # imports this module
+
+    bound = inspect.signature(verb).bind(*args, **kwargs).arguments
+    seg, ids = select_columns(bound["seg"], bound["ids"])
+    return seg if ids is None else apply_verb(verb, (seg, ids), {}, slicewise=False)
+
+
+@route_cutouts(_apply_to_cutouts)
 def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     """Keep some ids of a segmentation; all others become 0.
 
@@ -147,9 +157,10 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     Parameters
     ----------
     seg : DataArray
-        Segmentation with dims (z, y, x) and any integer type.
+        Segmentation with dims (z, y, x) and any integer type, or `cutouts` of one.
     ids : iterable of int
-        Ids from 1 to 2**64 - 1. An empty list gives background only.
+        Ids from 1 to 2**64 - 1. An empty list gives background only. For cutouts also the ids of each cutout: a column
+        such as ``boxes.pre_id``, or a list of columns; the result is then uint64.
 
     Returns
     -------

@@ -1,0 +1,95 @@
+"""Measure the segments of each cutout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.graph.expr import Array
+from imageryxr.graph.labelled import CUTOUT, contains_cutouts, is_dask, is_lazy
+from imageryxr.graph.map_cutouts import map_cutouts
+from imageryxr.measure.groups import PairSums
+from imageryxr.measure.segments import Grey, SegmentSums, label_segments, prepare_measurement
+from imageryxr.ops.cutout_align import first_voxels
+from imageryxr.ops.cutout_verbs import as_blocks, select_columns
+
+_SEGMENT = "segment"
+
+
+def measure_cutouts(
+    segmentation: xr.DataArray,
+    image: xr.DataArray | None,
+    *,
+    ids: Any,
+    percentiles: Sequence[float] | None,
+) -> xr.Dataset:
+    """Return the measurements of each segment of each cutout, in the order of the cutouts; see `measure`."""
+    segmentation, ids = select_columns(segmentation, ids)
+    arrays = _check_arrays(segmentation, image)
+    firsts = first_voxels(arrays[0])
+    ones = [array.isel({CUTOUT: 0}, drop=True) for array in arrays]
+    volumes, task, requested = prepare_measurement(*ones, ids=ids, percentiles=percentiles)
+    box = volumes[0].box
+    run = partial(_sum_cutouts, task=task, box=box)
+    if any(is_dask(a) or is_lazy(a) for a in arrays):
+        table: Array = map_cutouts(run, [as_blocks(a) for a in arrays], (), object, name="measure").compute()
+    else:
+        table = run(*(a.values for a in arrays))
+    rows = np.repeat(np.arange(len(table)), [len(part.ids) for part in table])
+    found = label_segments(
+        _join(table.tolist()), volumes, requested, percentiles, origin=firsts[rows][:, ::-1], stacklevel=4
+    )
+    columns = {n: c.variable for n, c in segmentation.coords.items() if c.dims == (CUTOUT,)}
+    taken = sorted(str(n) for n in columns if n in found.variables or n in found.dims)
+    if taken:
+        raise OptionError(
+            f"the column {taken[0]!r} of the cutouts has the name of a measurement; rename the column: "
+            f"boxes.rename({taken[0]}='{taken[0]}_of_cutout')"
+        )
+    numbers = np.arange(len(table)) if CUTOUT not in columns else columns.pop(CUTOUT).values
+    kept = {n: (_SEGMENT, v.values[rows], v.attrs) for n, v in columns.items()}
+    return found.assign_coords({CUTOUT: (_SEGMENT, numbers[rows]), **kept})
+
+
+def _check_arrays(segmentation: xr.DataArray, image: xr.DataArray | None) -> list[xr.DataArray]:
+    arrays = [segmentation] if image is None else [segmentation, image]
+    for array in arrays:
+        if not contains_cutouts(array):
+            raise LayerError(
+                f"{array.name!r} has dims {array.dims}, and the other array has the dim 'cutout'; cut both out around "
+                "the same centres: ix.cutouts(ix.align(image, segmentation), …)"
+            )
+    if not segmentation.sizes[CUTOUT]:
+        raise LayerError("the segmentation has no cutouts; select at least one")
+    found = [array.transpose(CUTOUT, *DIMS) for array in arrays]
+    # Equal first voxels of equal sizes: the centres lie in the same voxels.
+    if not all(np.array_equal(first_voxels(array), first_voxels(found[0])) for array in found[1:]):
+        raise GridMismatchError("the image and the segmentation were cut out around different centres; cut both alike")
+    return found
+
+
+def _sum_cutouts(*blocks: Array, task: Any, box: IndexBox) -> Array:
+    """Return the sums of the segments of each cutout of a block, as an array of objects."""
+    out = np.empty(len(blocks[0]), object)
+    for i, values in enumerate(zip(*blocks, strict=True)):
+        out[i] = task(box, *values)
+    return out
+
+
+def _join(parts: list[SegmentSums]) -> SegmentSums:
+    """Return the rows of all parts one after the other; equal ids of different parts stay apart."""
+    names = ("ids", "voxels", "sums", "first", "last")
+    ids, voxels, sums, first, last = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    greys = [part.grey for part in parts if part.grey is not None]
+    grey = None
+    if greys:
+        grey = Grey(*(np.concatenate([getattr(g, n) for g in greys]) for n in ("mean", "deviation", "low", "high")))
+    tables = [part.histogram for part in parts if part.histogram is not None]
+    histogram = PairSums(*(np.concatenate(columns) for columns in zip(*tables, strict=True))) if tables else None
+    return SegmentSums(ids, voxels, sums, first, last, grey, histogram)
