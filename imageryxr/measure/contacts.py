@@ -17,8 +17,8 @@ from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.groups import PairSums, merge_pairs
-from imageryxr.measure.segments import AXES, kept_attrs, positions
-from imageryxr.ops.labels import RequestedIds, segmentation_volume
+from imageryxr.measure.segment_tables import AXES, kept_attrs, positions
+from imageryxr.ops.segment_ids import RequestedIds, segmentation_volume
 
 
 def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) -> xr.Dataset:

@@ -15,7 +15,7 @@ from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import CUTOUT, contains_cutouts, is_dask, is_lazy
 from imageryxr.graph.map_cutouts import map_cutouts
 from imageryxr.measure.groups import PairSums
-from imageryxr.measure.segments import Grey, SegmentSums, label_segments, prepare_measurement
+from imageryxr.measure.segment_tables import Grey, SegmentSums, label_segments, prepare_measurement
 from imageryxr.ops.cutout_align import first_voxels
 from imageryxr.ops.cutout_verbs import as_blocks, select_columns
 

@@ -14,8 +14,8 @@ from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.graph.expr import Array
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.groups import PairSums, group_rows, merge_pairs
-from imageryxr.measure.segments import kept_attrs, voxel_volume
-from imageryxr.ops.labels import segmentation_volume
+from imageryxr.measure.segment_tables import kept_attrs, voxel_volume
+from imageryxr.ops.segment_ids import segmentation_volume
 
 
 def overlaps(a: xr.DataArray, b: xr.DataArray, *, background: bool = False) -> xr.Dataset:

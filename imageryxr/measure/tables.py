@@ -28,9 +28,9 @@ from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume
 from imageryxr.graph.reduction import block_splits, group_shape, reduce_volumes
 from imageryxr.measure.groups import PairSums
-from imageryxr.measure.segments import Grey, SegmentSums, label_segments, merge_segments, prepare_measurement
+from imageryxr.measure.segment_tables import Grey, SegmentSums, label_segments, merge_segments, prepare_measurement
 from imageryxr.measure.table import to_dataframe
-from imageryxr.ops.labels import RequestedIds
+from imageryxr.ops.segment_ids import RequestedIds
 
 FORMATS = (".parquet", ".csv", ".zarr")
 _REGION_VOXELS = 1 << 28

@@ -20,7 +20,7 @@ from imageryxr.errors import GridMismatchError, LayerError, OptionError
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import CUTOUT, contains_cutouts, is_dask, is_lazy, route_cutouts
 from imageryxr.graph.map_cutouts import map_cutouts
-from imageryxr.ops.labels import record_ids
+from imageryxr.ops.segment_ids import record_ids
 
 P = ParamSpec("P")
 R = TypeVar("R")

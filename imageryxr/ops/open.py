@@ -16,7 +16,8 @@ from imageryxr.core.grid import grid_of
 from imageryxr.core.grid_checks import check_extent, out_of_volume_error
 from imageryxr.errors import ImageryWarning, LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.graph.labelled import as_dask, crop_array, is_lazy, level_array
-from imageryxr.ops.labels import id_array, select_ids
+from imageryxr.ops.labels import select_ids
+from imageryxr.ops.segment_ids import id_array
 from imageryxr.sources.base import (
     LayerType,
     Level,

@@ -18,7 +18,7 @@ from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionEr
 from imageryxr.graph.composite import LayerStack, MaskedLayer, MaskUnion
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_array, volume_of
-from imageryxr.ops.labels import segmentation_volume
+from imageryxr.ops.segment_ids import segmentation_volume
 from imageryxr.render.paint import Outline, Paint, check_alpha, paint_segments, parse_outline, parse_paint
 
 

@@ -24,7 +24,7 @@ from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.cutout_verbs import accepts_cutouts
-from imageryxr.ops.labels import segmentation_volume
+from imageryxr.ops.segment_ids import segmentation_volume
 from imageryxr.render.layers import Layer, describe_paint, draw_layers, grey_to_rgba
 from imageryxr.render.paint import Outline, Side, paint_segments, parse_paint
 

@@ -18,7 +18,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import Message, OptionError, Wording, param, warn
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.labelled import Volume
-from imageryxr.ops.labels import RequestedIds, id_array, id_list
+from imageryxr.ops.segment_ids import RequestedIds, id_array, id_list
 
 Side = Literal["out", "in"]
 

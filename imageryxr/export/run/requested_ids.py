@@ -13,7 +13,7 @@ from imageryxr.errors import MissingIdsWarning, warn
 from imageryxr.graph.expr import Expr, Resampled
 from imageryxr.graph.oblique import PlaneSlice
 from imageryxr.graph.strides import Strided
-from imageryxr.ops.labels import RequestedIds
+from imageryxr.ops.segment_ids import RequestedIds
 
 SeenBits = tuple[tuple[str, bytes], ...]
 """Per set of requested ids: the start of its digest, and one bit per id that is set if the id occurs."""

@@ -19,7 +19,7 @@ import pytest
 import imageryxr as ix
 from imageryxr import errors
 from imageryxr.core.bbox import IndexBox
-from imageryxr.ops import labels as segments
+from imageryxr.ops import segment_ids as segments
 from imageryxr.sources.cave import chunkedgraph
 from imageryxr.sources.fetch import client
 from imageryxr.sources.resolve import resolve_source

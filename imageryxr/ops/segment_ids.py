@@ -1,0 +1,194 @@
+"""Ids that a caller requests of a segmentation: checks, and which of them occur in the data."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.bbox import IndexBox, is_covered_by
+from imageryxr.core.colors.ids import to_unsigned
+from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError, Wording, param
+from imageryxr.graph.expr import Array, Expr
+from imageryxr.graph.labelled import Volume, volume_of
+
+
+def segmentation_volume(seg: xr.DataArray) -> Volume:
+    """Return the volume of a segmentation.
+
+    Raises
+    ------
+    LayerError
+        If the values are not integers, or the attrs declare the array an image.
+    """
+    volume = volume_of(seg)
+    if volume.attrs.get("layer_type") == "image":
+        raise LayerError(
+            f"{seg.name!r} is an image, not a segmentation; give the segmentation, or set "
+            "array.attrs['layer_type'] = 'segmentation' if its values are ids"
+        )
+    if volume.expr.dtype == np.bool_:
+        raise LayerError(
+            f"{seg.name!r} is a mask (dtype bool); convert it to ids, e.g. mask.astype('uint8') for a segment with id 1"
+        )
+    if volume.expr.dtype.kind not in "iu":
+        raise LayerError(
+            f"the segmentation {seg.name!r} has dtype {volume.expr.dtype}, but ids are integers, and floats cannot ",
+            "represent ids above 2**53; open it with ",
+            Wording("imageryxr.open_segmentation", "--segmentation"),
+            ", or cast it with .astype('uint64') if its values are integers below 2**53",
+        )
+    return volume
+
+
+def id_array(ids: Iterable[Any] | int, what: str = "ids") -> npt.NDArray[np.uint64]:
+    """Return ids as sorted, distinct uint64, without converting them to floats.
+
+    Raises
+    ------
+    SegmentError
+        If an id is not an integer from 1 to 2**64 - 1.
+    """
+    return np.array(sorted(set(id_list(ids, what))), dtype=np.uint64)
+
+
+def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
+    """Return ids as ints in their given order, without converting them to floats; a single id becomes a list.
+
+    Raises
+    ------
+    SegmentError
+        If an id is not an integer from 1 to 2**64 - 1.
+    """
+    if isinstance(ids, str | int | np.integer):
+        ids = [ids]
+    try:
+        values = to_unsigned(np.asarray(ids).ravel()).tolist() if hasattr(ids, "__array__") else list(ids)
+    except TypeError:
+        raise SegmentError(param(what, ids), " is not a list of ids; give one, such as [864691135617152361]") from None
+    numbers = []
+    for value in values:
+        text = str(to_unsigned(np.array([value]))[0] if isinstance(value, np.signedinteger) else value)
+        number = int(text) if text.isdecimal() else None
+        if isinstance(value, bool) or number is None or not 0 < number < 2**64:
+            raise SegmentError(
+                f"{what} contains {value!r}, which is not a segment id: ids are integers from 1 to 2**64 - 1 (0 is "
+                "background); floats cannot represent ids above 2**53, so give int, str or numpy.uint64"
+            )
+        numbers.append(number)
+    return numbers
+
+
+_SEEN: ContextVar[dict[bytes, npt.NDArray[np.bool_]] | None] = ContextVar("imageryxr_ids_seen", default=None)
+
+
+@contextmanager
+def suspend_id_recording() -> Iterator[None]:
+    """Disable `record_ids` in the block, so that `RequestedIds.record` warns about missing ids itself."""
+    before = _SEEN.set(None)
+    try:
+        yield
+    finally:
+        _SEEN.reset(before)
+
+
+@contextmanager
+def record_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
+    """Collect, in this context, which requested ids occur in computed blocks: flags by `RequestedIds.packed`."""
+    seen: dict[bytes, npt.NDArray[np.bool_]] = {}
+    before = _SEEN.set(seen)
+    try:
+        yield seen
+    finally:
+        _SEEN.reset(before)
+
+
+@dataclass(frozen=True)
+class RequestedIds:
+    """The requested ids of a selection, in a form that tasks can compare, hash and pickle."""
+
+    packed: bytes
+    """The ids as ascending uint64."""
+
+    @classmethod
+    def of(cls, ids: Iterable[Any]) -> RequestedIds:
+        """Return the requested ids; `id_array` checks them."""
+        return cls(id_array(ids).tobytes())
+
+    @property
+    def array(self) -> npt.NDArray[np.uint64]:
+        """The ids in ascending order."""
+        return np.frombuffer(self.packed, np.uint64)
+
+    def record(self, array: Expr, whole: IndexBox, box: IndexBox, labels: Array) -> None:
+        """Record which requested ids occur in a box.
+
+        Within `record_ids`, the caller combines the results, possibly of several processes. Otherwise this method warns
+        about missing ids when this process has computed all boxes of the array.
+        """
+        from imageryxr.kernels import isin
+
+        here, seen = isin.is_present(labels, self.array), _SEEN.get()
+        if seen is not None:
+            seen.setdefault(self.packed, np.zeros(len(here), np.bool_))[here] = True
+            return
+        found = _TALLIES.add(array, whole, box, here)
+        absent = [] if found is None else self.array[~found].tolist()
+        if absent:
+            warnings.warn(self.missing_message(absent), MissingIdsWarning, stacklevel=2)
+
+    def missing_message(self, absent: list[int]) -> str:
+        """Return the warning about requested ids that do not occur in the data."""
+        shown = ", ".join(map(str, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+        return (
+            f"{len(absent)} of the {len(self.array)} requested ids are not in the data: {shown}; "
+            "imageryxr.unique_ids(segmentation) lists the ids that are"
+        )
+
+
+class _IdTallies:
+    """Flags of the requested ids found so far, per array, until the computed boxes cover all of that array."""
+
+    most_arrays, most_boxes = 64, 1024
+    """Limits on the memory for arrays that are never computed completely; entries beyond them are dropped."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Clear all flags and create a new lock; in a forked child the old lock may be held by a missing thread."""
+        self._lock = Lock()
+        self._open: dict[Expr, tuple[set[IndexBox], npt.NDArray[np.bool_]]] = {}
+
+    def add(
+        self, array: Expr, whole: IndexBox, box: IndexBox, found: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_] | None:
+        """Add the flags of a box; return the combined flags if the boxes now cover the array, otherwise None."""
+        part = box.clip(whole)
+        if part == whole:
+            return found
+        with self._lock:
+            boxes, flags = self._open.pop(array, (set(), np.zeros_like(found)))
+            boxes.add(part)
+            flags = flags | found
+            if is_covered_by(boxes, whole):
+                return flags
+            if len(boxes) < self.most_boxes:
+                self._open[array] = boxes, flags
+            while len(self._open) > self.most_arrays:
+                del self._open[next(iter(self._open))]
+            return None
+
+
+_TALLIES = _IdTallies()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_TALLIES.forget)
